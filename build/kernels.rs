@@ -1,0 +1,3 @@
+//! Composes, validates and tabulates the WGSL kernels.
+
+pub fn compile() {}

@@ -1,0 +1,1 @@
+//! The CPU backend: one twin a kernel, same name, same bindings.

@@ -1,0 +1,221 @@
+//! The backend-free op list that a model family emits: what one step computes,
+//! over which buffers and weights, and nothing about how.
+//!
+//! A step runs the ops in order for a batch of consecutive tokens of one
+//! sequence (decode: one token). Activations are f32, row-major `[rows, width]`.
+//! Indices into the graph's tables are newtypes; a graph is immutable once built.
+
+use crate::store::DType;
+
+/// Index into [`Graph::buffers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Buf(pub u16);
+
+/// Index into [`Graph::weights`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// Index into [`Graph::ropes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RopeId(pub u8);
+
+/// Index into [`Graph::kv`]: an attention layer's key/value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KvId(pub u16);
+
+/// Index into [`Graph::moe`]: a mixture-of-experts layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MoeId(pub u16);
+
+/// An activation buffer: `width` f32 for each token of the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Buffer {
+    pub name: &'static str,
+    pub width: usize,
+}
+
+/// A resident tensor of the trunk: a matrix `[rows, cols]`, or a vector with `rows == 1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weight {
+    /// The tensor's name in the manifest.
+    pub tensor: String,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// Rotary position embedding of the "rotate half" form: pair `i` of a head is
+/// `(x[i], x[i + rotary_dim / 2])`, turned by `position * inv_freq[i]` and
+/// scaled by `attention_factor`. Elements past `rotary_dim` pass through.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// `rotary_dim / 2` inverse frequencies, scaling already applied.
+    pub inv_freq: Vec<f32>,
+    pub attention_factor: f32,
+}
+
+/// One attention layer's cache: keys and values of `kv_heads * head_dim` a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kv {
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// Tensor names of one expert in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertTensors {
+    /// `[ff, hidden]`
+    pub gate: String,
+    /// `[ff, hidden]`
+    pub up: String,
+    /// `[hidden, ff]`
+    pub down: String,
+}
+
+/// A mixture-of-experts layer: its experts are paged, its router is in the trunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moe {
+    /// The model's layer number.
+    pub layer: usize,
+    pub top_k: usize,
+    pub hidden: usize,
+    /// The experts' inner width.
+    pub ff: usize,
+    pub activation: Activation,
+    /// One entry an expert.
+    pub experts: Vec<ExpertTensors>,
+}
+
+/// The gate's activation in a gated feed-forward: `act(gate) * up`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+}
+
+/// How router logits become the weights of the chosen experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Softmax over all experts; the chosen top-k renormalised to sum 1 if asked.
+    /// (Mixtral; Qwen3-MoE with `norm_topk_prob`.) Ties go to the lower expert id.
+    Softmax { renormalise: bool },
+}
+
+/// One operation. Shapes use `T` for the batch's tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `out[T, cols] = table[token] * scale`; `table` is `[vocab, cols]`.
+    Embed { table: WeightId, out: Buf, scale: f32 },
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` over each `group` consecutive
+    /// elements (`group` = `weight.cols`): the whole row, or each head of it.
+    /// `x` and `out` may be the same buffer.
+    RmsNorm { x: Buf, weight: WeightId, out: Buf, eps: f32 },
+    /// `out[T, rows] = x[T, cols] . weight^T (+ bias)`.
+    Linear { x: Buf, weight: WeightId, bias: Option<WeightId>, out: Buf },
+    /// Turns each of `heads` heads of `head_dim` in place by its token's position.
+    Rope { x: Buf, heads: usize, head_dim: usize, rope: RopeId },
+    /// Appends the batch's keys and values, `[T, kv_heads * head_dim]` each, at its positions.
+    KvWrite { kv: KvId, k: Buf, v: Buf },
+    /// Causal grouped-query attention of `q [T, heads * head_dim]` over the cache,
+    /// the batch's own positions included: `softmax(scale * q.k) v`.
+    /// With `window = w` a token sees the last `w` positions, itself included.
+    Attention { kv: KvId, q: Buf, out: Buf, heads: usize, scale: f32, window: Option<usize> },
+    /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
+    Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
+    /// `x += y`.
+    Add { x: Buf, y: Buf },
+    /// Chooses `top_k` experts a token from `logits [T, experts]`; ids and weights
+    /// stay with the backend for the next `Experts` op of the same layer.
+    /// Choices are ordered by falling logit, ties by rising id.
+    Route { moe: MoeId, logits: Buf, scoring: Scoring },
+    /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, summed
+    /// in the order of choice `j = 0..top_k` whatever order the experts were run in,
+    /// so that paging never changes a bit of the result.
+    Experts { moe: MoeId, x: Buf, out: Buf },
+    /// The logits `[wanted rows, vocab]` of the rows the step asked for.
+    Logits { x: Buf, weight: WeightId },
+}
+
+/// One model's step, for any backend.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Graph {
+    pub buffers: Vec<Buffer>,
+    pub weights: Vec<Weight>,
+    pub ropes: Vec<Rope>,
+    pub kv: Vec<Kv>,
+    pub moe: Vec<Moe>,
+    pub ops: Vec<Op>,
+    pub vocab: usize,
+    /// The longest context the model was made for, tokens.
+    pub context_max: usize,
+}
+
+impl Graph {
+    /// Adds an activation buffer.
+    pub fn buffer(&mut self, name: &'static str, width: usize) -> Buf {
+        let id = u16::try_from(self.buffers.len()).expect("a graph has few buffers");
+        self.buffers.push(Buffer { name, width });
+        Buf(id)
+    }
+
+    /// The id of a trunk tensor, added once however often it is used (tied embeddings).
+    pub fn weight(&mut self, tensor: impl Into<String>, rows: usize, cols: usize) -> WeightId {
+        let weight = Weight { tensor: tensor.into(), rows, cols };
+        let found = self.weights.iter().position(|w| *w == weight);
+        let index = found.unwrap_or_else(|| {
+            self.weights.push(weight);
+            self.weights.len() - 1
+        });
+        WeightId(u32::try_from(index).expect("a graph has fewer than 2^32 weights"))
+    }
+
+    /// Width in f32 of a buffer.
+    pub fn width(&self, buf: Buf) -> usize {
+        self.buffers[usize::from(buf.0)].width
+    }
+
+    pub fn weight_spec(&self, id: WeightId) -> &Weight {
+        &self.weights[id.0 as usize]
+    }
+
+    pub fn moe_spec(&self, id: MoeId) -> &Moe {
+        &self.moe[usize::from(id.0)]
+    }
+
+    pub fn kv_spec(&self, id: KvId) -> Kv {
+        self.kv[usize::from(id.0)]
+    }
+
+    pub fn rope_spec(&self, id: RopeId) -> &Rope {
+        &self.ropes[usize::from(id.0)]
+    }
+}
+
+/// A matrix inside a larger run of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MatrixSpec {
+    pub dtype: DType,
+    pub rows: usize,
+    pub cols: usize,
+    /// Where it starts, bytes.
+    pub offset: usize,
+}
+
+impl MatrixSpec {
+    /// Bytes it takes: whole rows of whole blocks.
+    pub const fn bytes(&self) -> usize {
+        self.rows * self.dtype.row_bytes(self.cols)
+    }
+}
+
+/// How one expert's stored bytes divide into its three matrices. Layers whose
+/// experts share a layout share a slot size class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExpertLayout {
+    pub gate: MatrixSpec,
+    pub up: MatrixSpec,
+    pub down: MatrixSpec,
+    /// Bytes of the whole expert as stored.
+    pub bytes: usize,
+}

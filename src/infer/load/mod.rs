@@ -1,0 +1,1 @@
+//! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.

@@ -1,0 +1,170 @@
+//! Content addresses and byte ranges: the newtypes everything else speaks in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Text that is not a 64-digit hexadecimal BLAKE3 hash.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a BLAKE3 hash (64 hexadecimal digits)")]
+pub struct BadHash(pub String);
+
+/// Parses the 64 hexadecimal digits of a 32-byte hash.
+fn parse_hash(text: &str) -> Result<[u8; 32], BadHash> {
+    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| BadHash(text.to_owned()))
+}
+
+macro_rules! hash_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// The id of these bytes: their BLAKE3 hash.
+            pub fn of(bytes: &[u8]) -> Self {
+                Self(*blake3::hash(bytes).as_bytes())
+            }
+
+            /// The raw 32 bytes.
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// The first ten hexadecimal digits, for people.
+            pub fn short(&self) -> String {
+                self.to_string()[..10].to_owned()
+            }
+        }
+
+        impl From<[u8; 32]> for $name {
+            fn from(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadHash;
+            fn from_str(text: &str) -> Result<Self, BadHash> {
+                parse_hash(text).map(Self)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+hash_id! {
+    /// The BLAKE3 hash of a content-addressed object: a shard of at most
+    /// 64 MiB, a manifest, or a tokenizer file.
+    ShardId
+}
+
+hash_id! {
+    /// The BLAKE3 hash of a model's `manifest.json`: the model's id.
+    ModelId
+}
+
+impl ModelId {
+    /// The manifest itself is an object in the store; this is its address.
+    pub const fn manifest(&self) -> ShardId {
+        ShardId(self.0)
+    }
+}
+
+/// A half-open, never empty range of bytes `start..end` within one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ByteRange {
+    start: u64,
+    end: u64,
+}
+
+impl ByteRange {
+    /// `None` if the range would be empty or reversed.
+    pub const fn new(start: u64, end: u64) -> Option<Self> {
+        if start < end { Some(Self { start, end }) } else { None }
+    }
+
+    /// `len` bytes from `start`; `None` if empty or past `u64::MAX`.
+    pub const fn at(start: u64, len: u64) -> Option<Self> {
+        match start.checked_add(len) {
+            Some(end) => Self::new(start, end),
+            None => None,
+        }
+    }
+
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Bytes in the range, at least 1.
+    #[allow(clippy::len_without_is_empty)] // never empty by construction
+    pub const fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub const fn contains(&self, other: &Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+}
+
+impl fmt::Display for ByteRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start, self.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_survives_its_text_form_and_bad_text_is_refused() {
+        let id = ShardId::of(b"shard");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("abc".parse::<ShardId>().is_err());
+        assert!("z".repeat(64).parse::<ModelId>().is_err());
+    }
+
+    #[test]
+    fn ranges_are_never_empty_or_reversed() {
+        assert_eq!(ByteRange::new(4, 4), None);
+        assert_eq!(ByteRange::new(5, 4), None);
+        assert_eq!(ByteRange::at(u64::MAX, 1), None);
+        let whole = ByteRange::new(0, 10).unwrap();
+        let tail = ByteRange::at(8, 2).unwrap();
+        assert!(whole.contains(&tail) && !tail.contains(&whole));
+        assert!(whole.overlaps(&tail) && !tail.overlaps(&ByteRange::new(0, 8).unwrap()));
+    }
+}

@@ -1,0 +1,16 @@
+//! The content-addressed weight store: ids, the RDRR manifest, verified
+//! ranges and the tiers they are read through.
+//!
+//! Knows `wire` only: never wgpu, never libp2p, never a wall clock. Every byte
+//! that leaves a tier here was proved against its BLAKE3 root where it entered.
+
+pub mod dtype;
+pub mod ids;
+pub mod tier;
+pub mod verified;
+
+pub use dtype::DType;
+pub use ids::{ByteRange, ModelId, ShardId};
+pub use tier::{
+    Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,
+};

@@ -1,0 +1,127 @@
+//! The seams between tiers: what a read asks for, what it can answer, and the
+//! traits the ladder, the mesh and the engine meet at.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use serde::Serialize;
+
+use super::verified::{Encoded, VerifiedRange};
+use super::{ByteRange, ShardId};
+
+/// Where bytes were found, fastest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    Vram,
+    Ram,
+    Disk,
+    Peer,
+}
+
+/// Who waits for a read; the order in which a source serves competing reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// A token waits for it.
+    Token,
+    /// It will probably be needed soon.
+    Prefetch,
+    /// Nobody waits: replication, import, healing.
+    Bulk,
+}
+
+/// One read of one range of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadRequest {
+    pub shard: ShardId,
+    pub range: ByteRange,
+    pub priority: Priority,
+    /// When the caller stops waiting; `None` leaves it to the source's own time-out.
+    pub deadline: Option<Instant>,
+}
+
+impl ReadRequest {
+    /// A read that a token waits for, without a deadline of its own.
+    pub const fn token(shard: ShardId, range: ByteRange) -> Self {
+        Self { shard, range, priority: Priority::Token, deadline: None }
+    }
+}
+
+/// Verified bytes of exactly the range asked for, and the tier that had them.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub bytes: Bytes,
+    pub tier: Tier,
+}
+
+/// Why a read failed, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No tier and no peer has it. With peers, `waited` says how long a holder was looked for.
+    #[error("shard {shard}: nobody has it (looked for {:.1} s)", waited.as_secs_f64())]
+    NotFound { shard: ShardId, waited: Duration },
+    /// Bytes did not match their hash and no other source was left.
+    #[error("shard {shard}: its bytes do not match its hash ({detail})")]
+    Corrupt { shard: ShardId, detail: String },
+    /// A holder is known but the bytes did not come in time.
+    #[error("shard {shard}: not fetched within {:.1} s ({detail})", waited.as_secs_f64())]
+    Deadline { shard: ShardId, waited: Duration, detail: String },
+    /// A bounded queue is full; try again later.
+    #[error("overloaded: {0}")]
+    Overloaded(String),
+    /// The other side, or a budget, will not do this.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The range lies outside the object.
+    #[error("shard {shard}: range {range} is outside its {size} bytes")]
+    OutOfRange { shard: ShardId, range: ByteRange, size: u64 },
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+impl ReadError {
+    /// A stable name for metrics and JSON.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Deadline { .. } => "deadline",
+            Self::Overloaded(_) => "overloaded",
+            Self::Refused(_) => "refused",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::Io { .. } => "io",
+        }
+    }
+}
+
+/// Anything that can be read by content address: the ladder, a directory, memory.
+///
+/// Futures may rely on being polled inside a tokio runtime.
+pub trait RangeReader: Send + Sync {
+    /// Reads exactly `request.range`. Bytes returned are verified.
+    fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>>;
+}
+
+/// The tier below the disk: peers. Implemented by the mesh.
+pub trait ShardSource: Send + Sync {
+    /// Fetches at least `request.range`, grown to whole 16 KiB groups, with the
+    /// hash-tree nodes that prove it, so that the caller can keep and serve it.
+    fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>>;
+}
+
+/// What a node offers its peers. Implemented by the ladder, called by the mesh.
+pub trait ShardServe: Send + Sync {
+    /// The object's total size and the bao encoding of `range` grown to whole
+    /// 16 KiB groups, from what is held here (never from peers).
+    /// `NotFound` if any of it is missing. At most [`super::verified::SERVE_BYTES_MAX`] a call.
+    fn encode(&self, shard: ShardId, range: ByteRange)
+    -> BoxFuture<'_, Result<Encoded, ReadError>>;
+
+    /// Ids of the objects held whole, in no particular order.
+    fn complete(&self) -> Vec<ShardId>;
+
+    /// Changes whenever `complete` may have changed.
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
+}

@@ -1,0 +1,1 @@
+//! The prost types of `proto/` and their conversions, nothing else.
