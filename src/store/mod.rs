@@ -6,11 +6,18 @@
 
 pub mod dtype;
 pub mod ids;
+pub mod manifest;
+mod manifest_check;
+mod manifest_read;
+#[cfg(test)]
+mod manifest_tests;
+mod manifest_write;
 pub mod tier;
 pub mod verified;
 
 pub use dtype::DType;
 pub use ids::{ByteRange, ModelId, ShardId};
+pub use manifest::{Manifest, ManifestError};
 pub use tier::{
     Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,
 };

@@ -1,1 +1,304 @@
 //! The CPU backend: one twin a kernel, same name, same bindings.
+//!
+//! Weights and experts stay in their stored block format; arithmetic is f32.
+//! A row's inner product is computed the same way whichever thread, wave or
+//! slot it meets, so paging experts changes no bit of the result.
+
+pub mod add;
+pub mod attention;
+pub mod embed;
+pub mod expert_down;
+pub mod expert_gate_up;
+pub mod expert_sum;
+pub mod gated;
+pub mod kv_write;
+pub mod linear;
+pub mod matrix;
+mod moe;
+pub mod rms_norm;
+pub mod rope;
+pub mod route;
+mod simd;
+
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+
+use attention::Attention;
+use kv_write::Cache;
+use matrix::Matrix;
+use moe::{Pairs, SlotBytes};
+use rope::Angles;
+
+use super::backend::{
+    Backend, BackendError, Capacity, Device, LogitRows, Result, Slot, SlotClass, Step,
+};
+use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, Op, WeightId};
+
+/// Makes [`CpuBackend`]s. Threads are those of rayon's current pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuDevice;
+
+impl Device for CpuDevice {
+    fn backend(&self, graph: Arc<Graph>, capacity: Capacity) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(CpuBackend::new(graph, capacity)))
+    }
+}
+
+/// A trunk tensor as stored; vectors (norms, biases) also as f32.
+struct Weight {
+    spec: MatrixSpec,
+    bytes: Vec<u8>,
+    vector: Vec<f32>,
+}
+
+/// One sequence's state on the CPU.
+pub struct CpuBackend {
+    graph: Arc<Graph>,
+    capacity: Capacity,
+    /// One per graph buffer, `[batch, width]`.
+    buffers: Vec<Vec<f32>>,
+    weights: Vec<Option<Weight>>,
+    caches: Vec<Cache>,
+    slots: Vec<SlotBytes>,
+    /// The present step's tokens and first position.
+    tokens: Vec<u32>,
+    position: usize,
+    wanted: LogitRows,
+    /// One per graph rope, for the present step's positions.
+    angles: Vec<Angles>,
+    /// The layer between its `Route` and its `finish_experts`.
+    pairs: Pairs,
+    logits: Vec<f32>,
+}
+
+impl CpuBackend {
+    pub fn new(graph: Arc<Graph>, capacity: Capacity) -> Self {
+        let cache = |kv: &super::graph::Kv| Cache::new(kv.kv_heads, kv.head_dim, capacity.context);
+        Self {
+            buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
+            weights: graph.weights.iter().map(|_| None).collect(),
+            caches: graph.kv.iter().map(cache).collect(),
+            slots: Vec::new(),
+            tokens: Vec::new(),
+            position: 0,
+            wanted: LogitRows::None,
+            angles: Vec::new(),
+            pairs: Pairs::default(),
+            logits: Vec::new(),
+            graph,
+            capacity,
+        }
+    }
+
+    /// The batch's rows of a buffer.
+    fn rows(&self, buf: Buf) -> &[f32] {
+        &self.buffers[usize::from(buf.0)][..self.tokens.len() * self.graph.width(buf)]
+    }
+
+    /// Runs `kernel` on the batch's rows of `out`; meanwhile `self` sees `out` empty.
+    fn with_out(
+        &mut self,
+        out: Buf,
+        kernel: impl FnOnce(&Self, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let len = self.tokens.len() * self.graph.width(out);
+        let mut buffer = mem::take(&mut self.buffers[usize::from(out.0)]);
+        let result = kernel(self, &mut buffer[..len]);
+        self.buffers[usize::from(out.0)] = buffer;
+        result
+    }
+
+    fn weight(&self, id: WeightId) -> Result<&Weight> {
+        self.weights[id.0 as usize].as_ref().ok_or_else(|| {
+            let name = &self.graph.weight_spec(id).tensor;
+            BackendError::Unsupported(format!("a step before weight {name} was loaded"))
+        })
+    }
+
+    fn matrix(&self, id: WeightId) -> Result<Matrix<'_>> {
+        self.weight(id).map(|weight| Matrix::new(&weight.spec, &weight.bytes))
+    }
+
+    fn op(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed { table, out, scale } => self.with_out(out, |this, out| {
+                embed::embed(&this.tokens, this.matrix(table)?, scale, out);
+                Ok(())
+            }),
+            Op::RmsNorm { x, weight, out, eps } => self.with_out(out, |this, rows| {
+                if x != out {
+                    rows.copy_from_slice(this.rows(x));
+                }
+                rms_norm::rms_norm(rows, &this.weight(weight)?.vector, eps);
+                Ok(())
+            }),
+            Op::Linear { x, weight, bias, out } => self.with_out(out, |this, out| {
+                let bias = bias.map(|id| this.weight(id)).transpose()?;
+                let bias = bias.map(|weight| weight.vector.as_slice());
+                linear::linear(this.rows(x), this.matrix(weight)?, bias, out);
+                Ok(())
+            }),
+            Op::Rope { x, heads, head_dim, rope } => self.with_out(x, |this, x| {
+                let half = this.graph.rope_spec(rope).inv_freq.len();
+                let angles = &this.angles[usize::from(rope.0)];
+                rope::rope(x, heads, head_dim, half, angles);
+                Ok(())
+            }),
+            Op::KvWrite { kv, k, v } => {
+                let mut cache = mem::take(&mut self.caches[usize::from(kv.0)]);
+                kv_write::kv_write(self.rows(k), self.rows(v), self.position, &mut cache);
+                self.caches[usize::from(kv.0)] = cache;
+                Ok(())
+            }
+            Op::Attention { kv, q, out, heads, scale, window } => {
+                self.with_out(out, |this, out| {
+                    let params = Attention { heads, scale, window, position: this.position };
+                    attention::attention(
+                        this.rows(q),
+                        &this.caches[usize::from(kv.0)],
+                        &params,
+                        out,
+                    );
+                    Ok(())
+                })
+            }
+            Op::Gated { gate, up, out, activation } => {
+                // In place on the gate's copy in `out`; where `out` is `up`, `up` is copied first.
+                let up_rows = (out == up).then(|| self.rows(up).to_vec());
+                self.with_out(out, |this, rows| {
+                    if out != gate {
+                        rows.copy_from_slice(this.rows(gate));
+                    }
+                    gated::gated(rows, up_rows.as_deref().unwrap_or(this.rows(up)), activation);
+                    Ok(())
+                })
+            }
+            Op::Add { x, y } => self.with_out(x, |this, x| {
+                add::add(x, this.rows(y));
+                Ok(())
+            }),
+            Op::Route { moe, logits, scoring } => {
+                let moe = self.graph.moe_spec(moe);
+                let mut pairs = mem::take(&mut self.pairs);
+                pairs.route(self.rows(logits), moe, scoring);
+                self.pairs = pairs;
+                Ok(())
+            }
+            Op::Experts { .. } => {
+                Err(BackendError::Unsupported("an Experts op inside a plain run".into()))
+            }
+            Op::Logits { x, weight } => self.project_logits(x, weight),
+        }
+    }
+
+    fn project_logits(&mut self, x: Buf, weight: WeightId) -> Result<()> {
+        let width = self.graph.width(x);
+        let first = match self.wanted {
+            LogitRows::None => return Ok(()),
+            LogitRows::Last => self.tokens.len() - 1,
+            LogitRows::All => 0,
+        };
+        let mut logits = mem::take(&mut self.logits);
+        let matrix = self.matrix(weight)?;
+        logits.resize((self.tokens.len() - first) * matrix.rows, 0.0);
+        linear::linear(&self.rows(x)[first * width..], matrix, None, &mut logits);
+        self.logits = logits;
+        Ok(())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> String {
+        format!("cpu ({} threads, {})", rayon::current_num_threads(), simd::name())
+    }
+
+    fn weight_bytes(&self, spec: &MatrixSpec) -> u64 {
+        spec.bytes() as u64
+    }
+
+    fn slot_bytes(&self, layout: &ExpertLayout) -> u64 {
+        layout.bytes as u64
+    }
+
+    fn fixed_bytes(&self) -> u64 {
+        let buffers: usize = self.buffers.iter().map(Vec::len).sum();
+        let caches: usize = self.caches.iter().map(|cache| cache.k.len() + cache.v.len()).sum();
+        ((buffers + caches) * size_of::<f32>()) as u64
+    }
+
+    fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
+        let mut vector = Vec::new();
+        if spec.rows == 1 {
+            vector.resize(spec.cols, 0.0);
+            Matrix::new(spec, bytes).unpack_row(0, &mut vector);
+        }
+        let weight = Weight { spec: *spec, bytes: bytes.to_vec(), vector };
+        self.weights[id.0 as usize] = Some(weight);
+        Ok(())
+    }
+
+    fn alloc_slots(&mut self, classes: &[SlotClass]) -> Result<()> {
+        self.slots = classes.iter().map(SlotBytes::new).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
+        self.slots[usize::from(slot.class)].expert_mut(slot.index).copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn begin(&mut self, step: &Step<'_>) -> Result<()> {
+        let (tokens, end) = (step.tokens.len(), step.position + step.tokens.len());
+        if !(1..=self.capacity.batch).contains(&tokens) || end > self.capacity.context {
+            return Err(BackendError::Unsupported(format!(
+                "a step of {tokens} tokens at position {} (batch {}, context {})",
+                step.position, self.capacity.batch, self.capacity.context
+            )));
+        }
+        if let Some(token) = step.tokens.iter().find(|token| **token as usize >= self.graph.vocab) {
+            let vocab = self.graph.vocab;
+            return Err(BackendError::Unsupported(format!(
+                "token {token} of a {vocab} vocabulary"
+            )));
+        }
+        self.tokens = step.tokens.to_vec();
+        self.position = step.position;
+        self.wanted = step.logits;
+        self.logits.clear();
+        let ropes = self.graph.ropes.iter();
+        self.angles = ropes.map(|rope| Angles::new(rope, step.position, tokens)).collect();
+        Ok(())
+    }
+
+    fn run(&mut self, ops: Range<usize>) -> Result<()> {
+        let graph = Arc::clone(&self.graph);
+        graph.ops[ops].iter().try_for_each(|op| self.op(op))
+    }
+
+    fn routing(&mut self, _op: usize) -> Result<Vec<u32>> {
+        Ok(self.pairs.ids().to_vec())
+    }
+
+    fn run_experts(&mut self, op: usize, slots: &[Option<Slot>]) -> Result<()> {
+        let graph = Arc::clone(&self.graph);
+        let Op::Experts { moe, x, .. } = graph.ops[op] else {
+            return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
+        };
+        let mut pairs = mem::take(&mut self.pairs);
+        pairs.run(self.rows(x), graph.moe_spec(moe), &self.slots, slots);
+        self.pairs = pairs;
+        Ok(())
+    }
+
+    fn finish_experts(&mut self, op: usize) -> Result<()> {
+        let Op::Experts { out, .. } = self.graph.ops[op] else {
+            return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
+        };
+        self.with_out(out, |this, out| this.pairs.finish(out))
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        Ok(mem::take(&mut self.logits))
+    }
+}

@@ -1,0 +1,70 @@
+//! Causal grouped-query attention over the cache: `softmax(scale * q.k) v`.
+//!
+//! Query head `h` reads key/value head `h / (heads / kv_heads)`. With a window
+//! `w` a token sees the last `w` positions, itself included.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::kv_write::Cache;
+use super::simd;
+
+/// What stays the same over a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    pub heads: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    /// The first token's position.
+    pub position: usize,
+}
+
+/// `q` and `out` are `[T, heads * head_dim]`; the cache holds the batch's positions already.
+pub fn attention(q: &[f32], cache: &Cache, params: &Attention, out: &mut [f32]) {
+    let head_dim = cache.head_dim;
+    let group = params.heads / cache.kv_heads;
+    let one = |scores: &mut Vec<f32>, (i, (q, out)): (usize, (&[f32], &mut [f32]))| {
+        let (token, head) = (i / params.heads, i % params.heads);
+        let end = params.position + token + 1;
+        let start = params.window.map_or(0, |window| end.saturating_sub(window));
+        let keys = cache.head(&cache.k, head / group, start..end);
+        let values = cache.head(&cache.v, head / group, start..end);
+        attend(q, keys, values, params.scale, scores, out);
+    };
+    let tokens = q.len() / (params.heads * head_dim);
+    let work = params.heads * tokens * (params.position + tokens) * head_dim;
+    if work < 1 << 14 {
+        let mut scores = Vec::new();
+        let pairs = q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
+        pairs.enumerate().for_each(|pair| one(&mut scores, pair));
+    } else {
+        q.par_chunks_exact(head_dim)
+            .zip(out.par_chunks_exact_mut(head_dim))
+            .enumerate()
+            .for_each_init(Vec::new, one);
+    }
+}
+
+/// One query of one token over its visible positions.
+fn attend(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    scale: f32,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let arch = Arch::new();
+    scores.clear();
+    scores.extend(keys.chunks_exact(q.len()).map(|key| scale * simd::dot(arch, q, key)));
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = (*score - max).exp();
+        sum += *score;
+    }
+    out.fill(0.0);
+    for (value, score) in values.chunks_exact(q.len()).zip(&*scores) {
+        simd::add_scaled(arch, out, value, *score / sum);
+    }
+}

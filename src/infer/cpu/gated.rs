@@ -1,0 +1,24 @@
+//! `act(gate) * up`, element by element.
+
+use crate::infer::graph::Activation;
+
+/// Replaces `gate` by `act(gate) * up`.
+pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = activate(*gate, activation) * up;
+    }
+}
+
+#[inline]
+pub fn activate(x: f32, activation: Activation) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        // Hendrycks and Gimpel, 2016: the tanh approximation, with sqrt(2 / pi).
+        Activation::GeluTanh => {
+            let inner = std::f32::consts::FRAC_2_SQRT_PI
+                * std::f32::consts::FRAC_1_SQRT_2
+                * (x + 0.044_715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+    }
+}

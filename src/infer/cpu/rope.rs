@@ -1,0 +1,43 @@
+//! Rotary position embedding, "rotate half" form (Su et al., 2021).
+//!
+//! Pair `i` of a head is `(x[i], x[i + half])`, turned by `position * inv_freq[i]`.
+
+use crate::infer::graph::Rope;
+
+/// Sines and cosines of a batch of consecutive positions, `[T, half]` each,
+/// the attention factor already in them.
+#[derive(Debug, Clone, Default)]
+pub struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    pub fn new(rope: &Rope, position: usize, tokens: usize) -> Self {
+        let mut angles = Self::default();
+        for p in position..position + tokens {
+            for freq in &rope.inv_freq {
+                let (sin, cos) = (p as f32 * freq).sin_cos();
+                angles.cos.push(cos * rope.attention_factor);
+                angles.sin.push(sin * rope.attention_factor);
+            }
+        }
+        angles
+    }
+}
+
+/// Turns `x [T, heads, head_dim]` in place; elements past `2 * half` pass through.
+pub fn rope(x: &mut [f32], heads: usize, head_dim: usize, half: usize, angles: &Angles) {
+    let rows = x.chunks_exact_mut(heads * head_dim);
+    let turns = angles.cos.chunks_exact(half).zip(angles.sin.chunks_exact(half));
+    for (row, (cos, sin)) in rows.zip(turns) {
+        for head in row.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..2 * half].split_at_mut(half);
+            for i in 0..half {
+                let (a, b) = (low[i], high[i]);
+                low[i] = a * cos[i] - b * sin[i];
+                high[i] = b * cos[i] + a * sin[i];
+            }
+        }
+    }
+}

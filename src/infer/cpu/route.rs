@@ -1,0 +1,39 @@
+//! Router: from a token's logits to its experts and their weights.
+//!
+//! Choices are ordered by falling logit, ties by rising expert id.
+
+use crate::infer::graph::Scoring;
+
+/// `logits` is `[T, experts]`; `ids` and `weights` are `[T, top_k]`, `top_k <= experts`.
+pub fn route(
+    logits: &[f32],
+    experts: usize,
+    scoring: Scoring,
+    ids: &mut [u32],
+    weights: &mut [f32],
+    top_k: usize,
+) {
+    let Scoring::Softmax { renormalise } = scoring;
+    let mut order: Vec<u32> = Vec::with_capacity(experts);
+    let choices = ids.chunks_exact_mut(top_k).zip(weights.chunks_exact_mut(top_k));
+    for (logits, (ids, weights)) in logits.chunks_exact(experts).zip(choices) {
+        order.clear();
+        order.extend(0..experts as u32);
+        let better =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if top_k < experts {
+            order.select_nth_unstable_by(top_k, better);
+        }
+        order[..top_k].sort_unstable_by(better);
+        ids.copy_from_slice(&order[..top_k]);
+        let max = logits[ids[0] as usize];
+        for (weight, id) in weights.iter_mut().zip(&*ids) {
+            *weight = (logits[*id as usize] - max).exp();
+        }
+        let sum: f32 = match renormalise {
+            true => weights.iter().sum(),
+            false => logits.iter().map(|logit| (logit - max).exp()).sum(),
+        };
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+    }
+}

@@ -1,0 +1,1 @@
+//! Families: shapes, names and refusals.

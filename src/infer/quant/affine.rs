@@ -1,0 +1,200 @@
+//! The super-block that Q4_K and Q5_K share: 256 weights in eight groups of 32,
+//! `w = d * scale * level - dmin * min`, with 6-bit scales and mins and f16 `d`,
+//! `dmin` (ggml's `block_q4_K`, `block_q5_K`).
+
+use half::f16;
+
+use super::fit::{affine_error, affine_levels, fit_affine, importance, scale_f16};
+
+/// Weights of a group.
+pub const GROUP: usize = 32;
+const GROUPS: usize = 8;
+/// The largest 6-bit value.
+const SIX: f32 = 63.0;
+/// How often scales and super-scales are fitted in turn.
+const ROUNDS: usize = 2;
+
+/// What a super-block stores, unpacked. Levels are `0..=15` or `0..=31`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Affine {
+    pub d: f16,
+    pub dmin: f16,
+    pub scales: [u8; GROUPS],
+    pub mins: [u8; GROUPS],
+}
+
+impl Affine {
+    /// Multiplier and offset of each group: `w = a * level - b`.
+    pub fn groups(&self) -> [(f32, f32); GROUPS] {
+        let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
+        std::array::from_fn(|g| (d * f32::from(self.scales[g]), dmin * f32::from(self.mins[g])))
+    }
+
+    /// The four first fields of a block: d, dmin and twelve bytes of scales.
+    ///
+    /// Byte `g < 4` holds scale `g` in its low six bits and the two high bits
+    /// of scale `g + 4` above; byte `g + 4` likewise for mins; byte `g + 8`
+    /// the low four bits of scale and min `g + 4`.
+    pub fn header(&self) -> [u8; 16] {
+        let mut out = [0; 16];
+        out[..2].copy_from_slice(&self.d.to_le_bytes());
+        out[2..4].copy_from_slice(&self.dmin.to_le_bytes());
+        for g in 0..4 {
+            let (scale, min) = (self.scales[g + 4], self.mins[g + 4]);
+            out[4 + g] = self.scales[g] | (scale >> 4) << 6;
+            out[8 + g] = self.mins[g] | (min >> 4) << 6;
+            out[12 + g] = scale & 15 | (min & 15) << 4;
+        }
+        out
+    }
+
+    pub fn from_header(bytes: &[u8; 16]) -> Self {
+        let (mut scales, mut mins) = ([0; GROUPS], [0; GROUPS]);
+        for g in 0..4 {
+            let (s, m, low) = (bytes[4 + g], bytes[8 + g], bytes[12 + g]);
+            scales[g] = s & 63;
+            mins[g] = m & 63;
+            scales[g + 4] = low & 15 | (s >> 6) << 4;
+            mins[g + 4] = low >> 4 | (m >> 6) << 4;
+        }
+        Self {
+            d: f16::from_le_bytes([bytes[0], bytes[1]]),
+            dmin: f16::from_le_bytes([bytes[2], bytes[3]]),
+            scales,
+            mins,
+        }
+    }
+}
+
+/// Fits a super-block of weights of magnitude up to `MAGNITUDE_MAX` to levels
+/// `0..=top`; returns it with the levels.
+pub fn fit(x: &[f32; 256], top: f32) -> (Affine, [u8; 256]) {
+    let x: &[[f32; GROUP]; GROUPS] = bytemuck::cast_ref(x);
+    let w = x.each_ref().map(importance);
+    let ideal: [(f32, f32); GROUPS] = std::array::from_fn(|g| fit_affine(&x[g], &w[g], top));
+    let scale_max = ideal.iter().fold(0.0, |max: f32, fit| max.max(fit.0));
+    let min_max = ideal.iter().fold(0.0, |max: f32, fit| max.max(-fit.1));
+    let mut d = scale_f16(scale_max / SIX);
+    let mut dmin = scale_f16(min_max / SIX);
+    let mut best: Option<(f32, Affine)> = None;
+    for _ in 0..ROUNDS {
+        let block = choose_scales(x, &w, &ideal, d, dmin, top);
+        let error = total_error(x, &w, &block, top);
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, block.clone()));
+        }
+        let Some((new_d, new_dmin)) = refit(x, &w, &block, top) else { break };
+        let refitted = Affine { d: new_d, dmin: new_dmin, ..block };
+        let error = total_error(x, &w, &refitted, top);
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, refitted));
+        }
+        (d, dmin) = (new_d, new_dmin);
+    }
+    // One round always runs; the fallback is the block of zeros.
+    let zero = Affine { d: f16::ZERO, dmin: f16::ZERO, scales: [0; GROUPS], mins: [0; GROUPS] };
+    let block = best.map_or(zero, |(_, block)| block);
+    let mut levels = [0; 256];
+    for (g, out) in levels.chunks_exact_mut(GROUP).enumerate() {
+        let nearest = nearest(&x[g], block.groups()[g], top);
+        for (out, level) in out.iter_mut().zip(nearest) {
+            *out = level as u8; // 0..=31
+        }
+    }
+    (block, levels)
+}
+
+/// The nearest levels for `w = a * level - b`.
+fn nearest(x: &[f32; GROUP], (a, b): (f32, f32), top: f32) -> [f32; GROUP] {
+    if a > 0.0 { affine_levels(x, -b, a.recip(), top) } else { [0.0; GROUP] }
+}
+
+fn group_error(x: &[f32; GROUP], w: &[f32; GROUP], ab: (f32, f32), top: f32) -> f32 {
+    affine_error(x, w, &nearest(x, ab, top), ab.0, -ab.1)
+}
+
+fn total_error(
+    x: &[[f32; GROUP]; GROUPS],
+    w: &[[f32; GROUP]; GROUPS],
+    block: &Affine,
+    top: f32,
+) -> f32 {
+    let groups = block.groups();
+    (0..GROUPS).map(|g| group_error(&x[g], &w[g], groups[g], top)).sum()
+}
+
+/// For each group the 6-bit scale and min next to its ideal that lose least.
+fn choose_scales(
+    x: &[[f32; GROUP]; GROUPS],
+    w: &[[f32; GROUP]; GROUPS],
+    ideal: &[(f32, f32); GROUPS],
+    d: f16,
+    dmin: f16,
+    top: f32,
+) -> Affine {
+    let (df, dminf) = (d.to_f32(), dmin.to_f32());
+    let mut block = Affine { d, dmin, scales: [0; GROUPS], mins: [0; GROUPS] };
+    for g in 0..GROUPS {
+        let mut least = f32::INFINITY;
+        for scale in around(ideal[g].0, df) {
+            for min in around(-ideal[g].1, dminf) {
+                let error = group_error(&x[g], &w[g], (df * scale, dminf * min), top);
+                if error < least {
+                    least = error;
+                    (block.scales[g], block.mins[g]) = (scale as u8, min as u8); // 0..=63
+                }
+            }
+        }
+    }
+    block
+}
+
+/// The 6-bit integer nearest to `value / unit` and its two neighbours.
+fn around(value: f32, unit: f32) -> impl Iterator<Item = f32> {
+    let middle = if unit > 0.0 { (value / unit).round().clamp(0.0, SIX) } else { 0.0 };
+    let wide = if unit > 0.0 { 1.0 } else { 0.0 };
+    [0.0, -wide, wide]
+        .into_iter()
+        .map(move |step| middle + step)
+        .filter(|n| (0.0..=SIX).contains(n))
+}
+
+/// The d and dmin that fit the block's scales, mins and levels best, as f16:
+/// minimises `sum w (d * u - dmin * m - x)^2` with `u = scale * level`.
+fn refit(
+    x: &[[f32; GROUP]; GROUPS],
+    w: &[[f32; GROUP]; GROUPS],
+    block: &Affine,
+    top: f32,
+) -> Option<(f16, f16)> {
+    let groups = block.groups();
+    let (mut uu, mut um, mut mm, mut xu, mut xm) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
+    for g in 0..GROUPS {
+        let levels = nearest(&x[g], groups[g], top);
+        let (scale, m) = (f32::from(block.scales[g]), f32::from(block.mins[g]));
+        let (mut guu, mut gu, mut gw, mut gxu, mut gx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for i in 0..GROUP {
+            let (w, u) = (w[g][i], scale * levels[i]);
+            guu += w * u * u;
+            gu += w * u;
+            gw += w;
+            gxu += w * x[g][i] * u;
+            gx += w * x[g][i];
+        }
+        uu += f64::from(guu);
+        um += f64::from(gu * m);
+        mm += f64::from(gw * m * m);
+        xu += f64::from(gxu);
+        xm += f64::from(gx * m);
+    }
+    let det = uu * mm - um * um;
+    let (d, dmin) = if det > uu * mm * 1e-9 {
+        ((xu * mm - xm * um) / det, (xu * um - xm * uu) / det)
+    } else if uu > 0.0 {
+        (xu / uu, 0.0)
+    } else {
+        return None;
+    };
+    let fits = |value: f64| (0.0..60_000.0).contains(&value);
+    (fits(d) && fits(dmin)).then(|| (f16::from_f64(d), f16::from_f64(dmin)))
+}
