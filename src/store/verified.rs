@@ -139,6 +139,25 @@ impl Outboard {
         })
     }
 
+    /// Hashes the next `size` bytes of `reader`, a group at a time.
+    pub fn of_reader(reader: impl io::Read, size: u64) -> io::Result<Self> {
+        if size > OBJECT_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{size} bytes is more than an object may have ({OBJECT_BYTES_MAX})"),
+            ));
+        }
+        let tree = BaoTree::new(size, BLOCK);
+        let mut made = bao_tree::io::outboard::PreOrderMemOutboard {
+            root: blake3::Hash::from_bytes([0; 32]),
+            tree,
+            data: vec![0; outboard_bytes(size) as usize],
+        };
+        let root = bao_tree::io::sync::outboard(reader, tree, &mut made)?;
+        let shard = ShardId::from(*root.as_bytes());
+        Ok(Self { shard, size, nodes: Bytes::from(made.data) })
+    }
+
     /// Stored nodes of an object of `size` bytes. Only the length is checked here.
     pub fn parse(shard: ShardId, size: u64, nodes: Bytes) -> Result<Self, DecodeError> {
         check_size(shard, size)?;

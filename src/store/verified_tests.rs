@@ -80,7 +80,7 @@ fn ranges_of_every_shape_round_trip() {
             let got = got.unwrap();
             assert_eq!(taken, sent, "size {size} range {want}");
             let grown = align(want, size).unwrap();
-            assert!(grown.contains(&want) && grown.start() % G == 0);
+            assert!(grown.contains(&want) && grown.start().is_multiple_of(G));
             assert_eq!((got.range(), got.size(), got.shard()), (grown, size, outboard.shard()));
             assert_eq!(got.bytes()[..], data[grown.start() as usize..grown.end() as usize]);
             let cut = got.slice(want).unwrap();
