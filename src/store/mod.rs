@@ -6,6 +6,7 @@
 
 pub mod dtype;
 pub mod ids;
+pub mod signature;
 pub mod tier;
 pub mod verified;
 
