@@ -10,3 +10,4 @@ pub mod gpu;
 pub mod graph;
 pub mod load;
 pub mod quant;
+pub mod tokenizer;
