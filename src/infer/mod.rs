@@ -20,3 +20,4 @@ pub mod residency;
 pub mod sampler;
 pub mod session;
 pub mod slots;
+pub mod tokenizer;
