@@ -4,9 +4,19 @@
 //! Knows `store`. Never the mesh: bytes come through `store::RangeReader`.
 
 pub mod backend;
+pub mod check;
 pub mod cpu;
 pub mod families;
+pub mod generate;
 pub mod gpu;
 pub mod graph;
 pub mod load;
+pub mod model;
+pub mod pager;
+pub mod perplexity;
 pub mod quant;
+pub mod reader;
+pub mod residency;
+pub mod sampler;
+pub mod session;
+pub mod slots;

@@ -334,18 +334,41 @@ pub struct ManifestBody {
     pub tokenizer: Option<TokenizerEntry>,
 }
 
-/// One expert's tensors and where they lie.
+/// One tensor of an expert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertPart {
+    pub name: String,
+    /// Where it starts in the expert's bytes: its pieces, one after another.
+    pub offset: u64,
+    pub size: u64,
+}
+
+/// One expert: what to read, and how the bytes divide into tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertGroup {
     pub layer: u32,
     pub expert: u32,
-    /// Names, in the order of their bytes.
-    pub tensors: Vec<String>,
-    /// Bytes of the tensors, padding excluded.
-    pub size: u64,
-    /// The shard and the range from the first to the last of its bytes;
-    /// `None` if the expert lies in more than one shard.
-    pub place: Option<(u32, ByteRange)>,
+    /// In the order of their bytes.
+    pub parts: Vec<ExpertPart>,
+    /// Shard and range of each piece, to be read in this order; exactly one
+    /// unless the expert is larger than a shard. What lies between two of its
+    /// tensors (alignment) belongs to a piece.
+    pub pieces: Vec<(u32, ByteRange)>,
+}
+
+impl ExpertGroup {
+    /// Bytes of all pieces.
+    pub fn size(&self) -> u64 {
+        self.pieces.iter().map(|(_, range)| range.len()).sum()
+    }
+
+    /// The one piece of an expert that lies in one shard.
+    pub fn place(&self) -> Option<(u32, ByteRange)> {
+        match self.pieces[..] {
+            [piece] => Some(piece),
+            _ => None,
+        }
+    }
 }
 
 /// A checked manifest.
@@ -424,7 +447,8 @@ fn is_expert(tensor: &TensorEntry) -> bool {
     tensor.role == Role::Expert || tensor.expert().is_some()
 }
 
-/// Collects the groups `layer.L.expert.E`. Sizes were checked, so sums fit.
+/// Collects the groups `layer.L.expert.E`. Spans were checked, so ends fit. A
+/// group whose bytes, shard by shard, would not give each tensor whole is left out.
 fn group_experts(tensors: &Tensors) -> BTreeMap<(u32, u32), ExpertGroup> {
     let mut spans: BTreeMap<(u32, u32), Vec<(Span, &str)>> = BTreeMap::new();
     for (name, tensor) in tensors.iter() {
@@ -433,23 +457,37 @@ fn group_experts(tensors: &Tensors) -> BTreeMap<(u32, u32), ExpertGroup> {
             of.extend(tensor.spans.iter().map(|&span| (span, name)));
         }
     }
-    spans.into_iter().map(|(key, spans)| (key, group_expert(key, spans))).collect()
+    spans.into_iter().filter_map(|(key, spans)| Some((key, group_expert(key, spans)?))).collect()
 }
 
-fn group_expert((layer, expert): (u32, u32), mut spans: Vec<(Span, &str)>) -> ExpertGroup {
+fn group_expert((layer, expert): (u32, u32), mut spans: Vec<(Span, &str)>) -> Option<ExpertGroup> {
     spans.sort_by_key(|(span, _)| (span.shard, span.offset));
-    let size = spans.iter().map(|(span, _)| span.size).sum();
-    let mut tensors: Vec<String> = Vec::new();
-    for (_, name) in &spans {
-        if !tensors.iter().any(|known| known == name) {
-            tensors.push((*name).to_owned());
+    let mut pieces: Vec<(u32, ByteRange)> = Vec::new();
+    let mut parts: Vec<ExpertPart> = Vec::new();
+    let mut read = 0; // bytes of the pieces before the last one
+    for (span, name) in spans {
+        let end = span.offset.checked_add(span.size)?;
+        match pieces.last_mut() {
+            Some((shard, range)) if *shard == span.shard => {
+                *range = ByteRange::new(range.start(), end)?;
+            }
+            last => {
+                read += last.map_or(0, |(_, range)| range.len());
+                pieces.push((span.shard, ByteRange::new(span.offset, end)?));
+            }
+        }
+        let start = pieces.last().map_or(0, |(_, range)| range.start());
+        let offset = read + span.offset - start;
+        if let Some(part) = parts.last_mut().filter(|part| part.name == name) {
+            if part.offset + part.size != offset {
+                return None;
+            }
+            part.size += span.size;
+        } else if parts.iter().any(|part| part.name == name) {
+            return None;
+        } else {
+            parts.push(ExpertPart { name: name.to_owned(), offset, size: span.size });
         }
     }
-    let place = match (spans.first(), spans.last()) {
-        (Some((first, _)), Some((last, _))) if first.shard == last.shard => {
-            ByteRange::new(first.offset, last.offset + last.size).map(|range| (first.shard, range))
-        }
-        _ => None,
-    };
-    ExpertGroup { layer, expert, tensors, size, place }
+    Some(ExpertGroup { layer, expert, parts, pieces })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::manifest::{HashAlgorithm, Role, ShardHash};
+use super::manifest::{ExpertPart, HashAlgorithm, Role, ShardHash};
 use super::{ByteRange, DType, Manifest, ManifestError, ModelId, ShardId};
 
 fn real(name: &str) -> (Vec<u8>, Manifest) {
@@ -95,12 +95,39 @@ fn both_forms_of_a_place_and_the_experts_are_understood() {
     let names: Vec<&str> = manifest.tensors.iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["norm", "wide", "gate", "down"], "the file's order is kept");
     let expert = manifest.expert(0, 3).unwrap();
-    assert_eq!(expert.tensors, ["gate", "down"]);
-    assert_eq!(expert.place, Some((1, ByteRange::new(4096, 4418).unwrap())));
-    assert_eq!((expert.size, manifest.expert_bytes()), (322, 322));
+    let part = |name: &str, offset, size| ExpertPart { name: name.into(), offset, size };
+    assert_eq!(expert.parts, [part("gate", 0, 288), part("down", 288, 34)]);
+    assert_eq!(expert.place(), Some((1, ByteRange::new(4096, 4418).unwrap())));
+    assert_eq!((expert.size(), manifest.expert_bytes()), (322, 322));
     assert_eq!(manifest.expert_groups().len(), 1);
     assert_eq!(manifest.expert(0, 2), None);
     assert_eq!(manifest.shard_id(1), Ok(ShardId::from([2; 32])));
+}
+
+#[test]
+fn an_expert_larger_than_a_shard_is_read_in_pieces() {
+    let mut value = sample();
+    for (name, spans, size, shape) in [
+        ("gate", json!([[0, 8000, 192], [1, 4096, 96]]), 288, json!([2, 5])),
+        ("down", json!([[1, 4200, 34]]), 34, json!([7])),
+        ("wide", json!([[0, 128, 40]]), 40, json!([20])),
+    ] {
+        let span = |s: &Value| json!({ "shardIndex": s[0], "offset": s[1], "size": s[2] });
+        let spans: Vec<Value> = spans.as_array().unwrap().iter().map(span).collect();
+        let tensor = &mut value["tensors"][name];
+        (tensor["spans"], tensor["size"], tensor["shape"]) = (json!(spans), json!(size), shape);
+    }
+    let manifest = parse(&value).unwrap();
+    let expert = manifest.expert(0, 3).unwrap();
+    let range = |start, end| ByteRange::new(start, end).unwrap();
+    assert_eq!(expert.pieces, [(0, range(8000, 8192)), (1, range(4096, 4234))]);
+    assert_eq!((expert.place(), expert.size()), (None, 330));
+    let part = |name: &str, offset, size| ExpertPart { name: name.into(), offset, size };
+    assert_eq!(expert.parts, [part("gate", 0, 288), part("down", 296, 34)]);
+
+    // A tensor torn apart by another is not offered as one run of bytes.
+    value["tensors"]["down"]["spans"][0] = json!({ "shardIndex": 1, "offset": 9, "size": 34 });
+    assert_eq!(parse(&value).unwrap().expert(0, 3), None);
 }
 
 #[test]

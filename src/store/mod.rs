@@ -12,6 +12,7 @@ mod manifest_read;
 #[cfg(test)]
 mod manifest_tests;
 mod manifest_write;
+pub mod policy;
 pub mod tier;
 pub mod verified;
 

@@ -3,6 +3,7 @@
 //! Weights stay in their stored format in memory; nothing here keeps an f32 copy.
 
 use crate::infer::graph::MatrixSpec;
+use crate::infer::quant;
 use crate::store::DType;
 
 /// A matrix over stored bytes.
@@ -55,7 +56,7 @@ pub fn unpack(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 *out = half_to_f32(u16::from_le_bytes([b[0], b[1]]));
             }
         }
-        _ => out.fill(f32::NAN),
+        quantised => quant::dequantize(quantised, bytes, out.len(), out),
     }
 }
 
