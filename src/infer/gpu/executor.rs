@@ -411,15 +411,7 @@ impl GpuBackend {
     pub(super) fn get(&self, buf: crate::infer::graph::Buf, rows: usize) -> Vec<f32> {
         let width = self.graph.width(buf);
         let stride = super::buffers::stride(width);
-        let bytes = (rows * stride * 4) as u64;
-        let mut readback =
-            super::readback::Readback::new(&self.device, "a test's buffer", bytes).unwrap();
-        let mut encoder = self.device.wgpu().create_command_encoder(&Default::default());
-        readback.copy(&self.device, &mut encoder, self.buffers.activation(buf), bytes).unwrap();
-        let submission = self.device.submit(encoder).unwrap();
-        readback.submitted(bytes, &submission);
-        let all: Vec<f32> =
-            bytemuck::pod_collect_to_vec(&readback.take(&self.device).unwrap().unwrap());
+        let all = self.read(self.buffers.activation(buf), rows * stride);
         let (mut kept, mut padding) = (Vec::new(), Vec::new());
         for row in all.chunks_exact(stride) {
             kept.extend_from_slice(&row[..width]);
@@ -427,5 +419,21 @@ impl GpuBackend {
         }
         assert!(padding.iter().all(|v| *v == 0.0), "padding was written");
         kept
+    }
+
+    /// The weights of a MoE layer's first `pairs` choices.
+    pub(super) fn shares(&self, moe: usize, pairs: usize) -> Vec<f32> {
+        self.read(&self.buffers.routing[moe].shares, pairs)
+    }
+
+    fn read(&self, buffer: &wgpu::Buffer, elements: usize) -> Vec<f32> {
+        let bytes = elements as u64 * 4;
+        let mut readback =
+            super::readback::Readback::new(&self.device, "a test's buffer", bytes).unwrap();
+        let mut encoder = self.device.wgpu().create_command_encoder(&Default::default());
+        readback.copy(&self.device, &mut encoder, buffer, bytes).unwrap();
+        let submission = self.device.submit(encoder).unwrap();
+        readback.submitted(bytes, &submission);
+        bytemuck::pod_collect_to_vec(&readback.take(&self.device).unwrap().unwrap())
     }
 }

@@ -28,10 +28,6 @@ impl Readback {
         Ok(Self { what, buffer: device.buffer(what, bytes, usage)?, pending: None })
     }
 
-    pub fn size(&self) -> u64 {
-        self.buffer.size()
-    }
-
     /// Records the copy of the first `bytes` of `from`. What an earlier copy
     /// brought and nobody took is dropped.
     pub fn copy(
