@@ -55,12 +55,18 @@ impl Layout {
         }
         fs::create_dir_all(&tmp).map_err(StoreError::file(&tmp))?;
         let objects = layout.objects_dir();
+        let mut made = false;
         for first in 0..=u8::MAX {
             let dir = objects.join(format!("{first:02x}"));
-            fs::create_dir_all(&dir).map_err(StoreError::file(&dir))?;
+            if !dir.is_dir() {
+                fs::create_dir_all(&dir).map_err(StoreError::file(&dir))?;
+                made = true;
+            }
         }
-        sync_dir(&objects).map_err(StoreError::file(&objects))?;
-        sync_dir(root).map_err(StoreError::file(root))?;
+        if made {
+            sync_dir(&objects).map_err(StoreError::file(&objects))?;
+            sync_dir(root).map_err(StoreError::file(root))?;
+        }
         Ok(layout)
     }
 
