@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::infer::generate::StopReason;
+use crate::infer::sampler::SamplerOptions;
+
 /// How a running node is found: written to `control.json` in its data directory, mode 0600.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ControlFile {
@@ -52,6 +55,18 @@ pub struct Hits {
     pub peer: u64,
 }
 
+impl Hits {
+    /// What was counted since `earlier`, a previous reading.
+    pub const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            vram: self.vram.saturating_sub(earlier.vram),
+            ram: self.ram.saturating_sub(earlier.ram),
+            disk: self.disk.saturating_sub(earlier.disk),
+            peer: self.peer.saturating_sub(earlier.peer),
+        }
+    }
+}
+
 /// What a stretch of work took from which tier and peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
@@ -75,7 +90,7 @@ impl Traffic {
             .filter(|(_, bytes)| *bytes > 0)
             .collect();
         Self {
-            hits: self.hits,
+            hits: self.hits.since(&earlier.hits),
             peer_bytes,
             verified_bytes: self.verified_bytes.saturating_sub(earlier.verified_bytes),
             rejected_bytes: self.rejected_bytes.saturating_sub(earlier.rejected_bytes),
@@ -98,6 +113,24 @@ pub struct ModelInfo {
     pub shards_reachable: usize,
     /// False until the manifest itself has arrived.
     pub manifest: bool,
+}
+
+/// One line of `GET /v1/peers`: a connected peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Peer {
+    pub id: String,
+    pub addresses: Vec<String>,
+    /// Its `NAME/VERSION`; empty until it has identified itself.
+    pub agent: String,
+    pub connected_s: f64,
+    /// Verified bytes received from it.
+    pub bytes_in: u64,
+    /// Bytes of objects sent to it.
+    pub bytes_out: u64,
+    /// 0 (worst) to 1.
+    pub score: f64,
+    /// Objects that it says it holds.
+    pub shards_held: u64,
 }
 
 /// `POST /v1/publish`
@@ -138,6 +171,19 @@ pub struct GenerateRequest {
     pub context: Option<usize>,
 }
 
+impl GenerateRequest {
+    pub fn sampler(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..SamplerOptions::default()
+        }
+    }
+}
+
 fn one() -> f32 {
     1.0
 }
@@ -145,13 +191,27 @@ fn one() -> f32 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GenerateEvent {
-    /// The trunk is being loaded.
-    Loading { done_bytes: u64, total_bytes: u64 },
     /// The model is ready, the prompt is being read.
-    Start { prompt_tokens: usize, backend: String },
-    Token { id: u32, text: String, traffic: Traffic },
-    End { tokens: usize, text: String, stop: String, seconds: f64, tok_s: f64, traffic: Traffic },
-    Error { message: String },
+    Start {
+        prompt_tokens: usize,
+        backend: String,
+    },
+    Token {
+        id: u32,
+        text: String,
+        traffic: Traffic,
+    },
+    End {
+        tokens: usize,
+        text: String,
+        stop: StopReason,
+        seconds: f64,
+        tok_s: f64,
+        traffic: Traffic,
+    },
+    Error {
+        message: String,
+    },
 }
 
 /// The body of every answer that is not 200.

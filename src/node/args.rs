@@ -57,16 +57,26 @@ pub struct DataArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BudgetArgs {
     /// Device memory for a running model: trunk, KV cache and expert slots (main memory with the CPU backend)
-    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = Self::default().vram_budget)]
     pub vram_budget: ByteSize,
 
     /// Main memory for cached weights
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = Self::default().ram_budget)]
     pub ram_budget: ByteSize,
 
     /// Disk for stored shards
-    #[arg(long, value_name = "SIZE", default_value = "50GiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = Self::default().disk_budget)]
     pub disk_budget: ByteSize,
+}
+
+impl Default for BudgetArgs {
+    fn default() -> Self {
+        Self {
+            vram_budget: ByteSize(2 << 30),
+            ram_budget: ByteSize(4 << 30),
+            disk_budget: ByteSize(50 << 30),
+        }
+    }
 }
 
 /// How a node meets others.

@@ -8,9 +8,19 @@ use super::size::ByteSize;
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum NodeEvent {
     /// The node listens and its control API answers.
-    Ready { peer_id: String, swarm: String, addresses: Vec<String>, control: String },
+    Ready {
+        peer_id: String,
+        swarm: String,
+        addresses: Vec<String>,
+        control: String,
+    },
     /// A model was learned from the swarm and its manifest checked.
-    Model { id: String, name: String, bytes: u64, publisher: String },
+    Model {
+        id: String,
+        name: String,
+        bytes: u64,
+        publisher: String,
+    },
     Stopped,
 }
 
@@ -18,11 +28,8 @@ impl NodeEvent {
     /// Prints the event; a closed standard output is nobody's loss.
     pub fn print(&self, json: bool) {
         use std::io::Write;
-        let text = if json {
-            serde_json::to_string(self).unwrap_or_default()
-        } else {
-            self.to_string()
-        };
+        let text =
+            if json { serde_json::to_string(self).unwrap_or_default() } else { self.to_string() };
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 }

@@ -72,8 +72,7 @@ impl NodeProcess {
             let last = log.lines().last().unwrap_or("it said nothing");
             bail!("{name} did not start: {last}");
         };
-        let mut node =
-            Self { name: name.to_owned(), peer_id, address: String::new(), data, child };
+        let mut node = Self { name: name.to_owned(), peer_id, address: String::new(), data, child };
         node.address = addresses.into_iter().next().context("the node listens nowhere")?;
         Ok(node)
     }

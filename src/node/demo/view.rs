@@ -27,15 +27,16 @@ fn style(template: &str) -> ProgressStyle {
 impl View {
     /// `seeders`: peer id and name of each.
     pub fn new(quiet: bool, tokens: u64, seeders: &[(String, String)]) -> Self {
-        let target =
-            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(15) };
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(15)
+        };
         let bars = MultiProgress::with_draw_target(target);
         let line = |bar: ProgressBar, template: &str| bars.add(bar.with_style(style(template)));
         let stage = line(ProgressBar::new_spinner(), "{spinner:.cyan} {msg}");
-        let tokens = line(
-            ProgressBar::new(tokens),
-            "  tokens   {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}",
-        );
+        let tokens =
+            line(ProgressBar::new(tokens), "  tokens   {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}");
         let tiers = line(ProgressBar::new_spinner(), "  experts  {msg}");
         let peers = seeders
             .iter()
