@@ -19,6 +19,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod route;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use std::mem;
 use std::ops::Range;
