@@ -20,6 +20,7 @@ pub mod residency;
 pub mod sampler;
 pub mod session;
 pub mod slots;
+pub mod tokenizer;
 
 #[cfg(test)]
 mod golden_tests;
