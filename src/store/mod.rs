@@ -31,8 +31,8 @@ pub use disk::{DiskOptions, DiskStats, DiskTier};
 pub use dtype::DType;
 pub use error::StoreError;
 pub use ids::{ByteRange, ModelId, ShardId};
-pub use manifest::{Manifest, ManifestError};
 pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
+pub use manifest::{Manifest, ManifestError};
 pub use tier::{
     Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,
 };

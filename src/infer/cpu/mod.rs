@@ -21,6 +21,7 @@ pub mod route;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use std::mem;
 use std::ops::Range;

@@ -255,3 +255,29 @@ fn an_expert_is_gate_up_down_and_the_sum_goes_by_choice() {
         (0..tokens * hidden).map(|n| (0..top_k).map(|j| term(n / hidden, j, n % hidden)).sum());
     assert_close(&sum, &sums.collect::<Vec<f64>>());
 }
+
+/// Run by hand: `cargo test --release --lib matvec_speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn matvec_speed() {
+    let mut rng = rng();
+    for dtype in DType::ALL {
+        let (rows, cols) = (2048, 4096);
+        let mut row = Vec::new();
+        quantize(dtype, &random(&mut rng, cols), &mut row).unwrap();
+        let bytes = row.repeat(rows);
+        let spec = MatrixSpec { dtype, rows, cols, offset: 0 };
+        for tokens in [1, 32] {
+            let x = random(&mut rng, tokens * cols);
+            let mut out = vec![0.0; tokens * rows];
+            let mut best = f64::INFINITY;
+            for _ in 0..20 {
+                let started = std::time::Instant::now();
+                linear::linear(&x, Matrix::new(&spec, &bytes), None, &mut out);
+                best = best.min(started.elapsed().as_secs_f64());
+            }
+            let weights = (rows * cols * tokens) as f64 / best / 1e9;
+            println!("{dtype} x {tokens}: {:.2} ms, {weights:.1} G weights/s", best * 1e3);
+        }
+    }
+}
