@@ -4,10 +4,27 @@
 //! Knows `store`. Never the mesh: bytes come through `store::RangeReader`.
 
 pub mod backend;
+pub mod check;
 pub mod cpu;
 pub mod families;
+pub mod generate;
 pub mod gpu;
 pub mod graph;
 pub mod load;
+pub mod model;
+pub mod pager;
+pub mod perplexity;
 pub mod quant;
+pub mod reader;
+pub mod residency;
+pub mod sampler;
+pub mod session;
+pub mod slots;
 pub mod tokenizer;
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod paging_tests;
+#[cfg(test)]
+pub mod testing;

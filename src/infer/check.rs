@@ -1,0 +1,175 @@
+//! The `check` command's library half: a model's logits and greedy continuation
+//! against reference outputs of another implementation.
+//!
+//! Reference file (safetensors): `input_ids [n]` and `greedy [m]` in I64 or I32,
+//! `logits [n, vocab]` in F32; a leading dimension of 1 is accepted. `greedy`
+//! continues the first [`GREEDY_PROMPT`] input ids.
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+
+use super::backend::LogitRows;
+use super::sampler::greedy;
+use super::session::{Session, SessionError};
+
+/// How many of the input ids the reference's greedy continuation starts from.
+pub const GREEDY_PROMPT: usize = 8;
+
+/// The largest `rel` that passes: bf16 weights, f32 arithmetic in another order.
+pub const REL_MAX: f64 = 1e-3;
+
+/// Why a comparison could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("the reference file is not valid safetensors: {0}")]
+    Format(String),
+    #[error("the reference file has no tensor {0:?}")]
+    Missing(&'static str),
+    #[error("the reference file's {name}: {problem}")]
+    Tensor { name: &'static str, problem: String },
+    #[error("the reference has logits for {expected} tokens a position, the model for {model}")]
+    Vocab { expected: usize, model: usize },
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Reference outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expected {
+    pub input_ids: Vec<u32>,
+    /// `[input_ids, vocab]`
+    pub logits: Vec<f32>,
+    pub vocab: usize,
+    /// The greedy continuation of the first [`GREEDY_PROMPT`] input ids.
+    pub greedy: Vec<u32>,
+}
+
+/// How close a model came. Keys as `check --json` prints them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CheckReport {
+    /// The largest difference of two logits.
+    pub max_abs: f64,
+    /// `max_abs` over the standard deviation of the reference logits.
+    pub rel: f64,
+    /// The share of positions whose likeliest token is the same.
+    pub top1_agree: f64,
+    /// Every token of the greedy continuation is the same.
+    pub greedy_match: bool,
+}
+
+impl CheckReport {
+    /// Whether this passes: `rel` at most [`REL_MAX`], every top token and the continuation equal.
+    pub fn passes(&self) -> bool {
+        self.rel <= REL_MAX && self.top1_agree == 1.0 && self.greedy_match
+    }
+}
+
+impl Expected {
+    pub fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
+        let file =
+            SafeTensors::deserialize(bytes).map_err(|e| CheckError::Format(e.to_string()))?;
+        let (_, input_ids) = ids(&file, "input_ids")?;
+        let (_, greedy) = ids(&file, "greedy")?;
+        let name = "logits";
+        let tensor = file.tensor(name).map_err(|_| CheckError::Missing(name))?;
+        let wrong = |problem: String| CheckError::Tensor { name, problem };
+        let shape = strip(tensor.shape());
+        let vocab = match *shape {
+            [rows, vocab] if rows == input_ids.len() && vocab > 0 => vocab,
+            _ => return Err(wrong(format!("shape {shape:?} is not [{}, vocab]", input_ids.len()))),
+        };
+        if tensor.dtype() != Dtype::F32 {
+            return Err(wrong(format!("type {:?} is not F32", tensor.dtype())));
+        }
+        let (words, _) = tensor.data().as_chunks::<4>();
+        let logits = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        if input_ids.is_empty() {
+            return Err(CheckError::Tensor { name: "input_ids", problem: "it is empty".into() });
+        }
+        Ok(Self { input_ids, logits, vocab, greedy })
+    }
+}
+
+/// A list of token ids.
+fn ids(file: &SafeTensors<'_>, name: &'static str) -> Result<(usize, Vec<u32>), CheckError> {
+    let tensor = file.tensor(name).map_err(|_| CheckError::Missing(name))?;
+    let wrong = |problem: String| CheckError::Tensor { name, problem };
+    let [len] = *strip(tensor.shape()) else {
+        return Err(wrong(format!("shape {:?} is not a list", tensor.shape())));
+    };
+    let wide: Vec<i64> = match tensor.dtype() {
+        Dtype::I64 => {
+            tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+        }
+        Dtype::I32 => {
+            let words = tensor.data().as_chunks::<4>().0.iter();
+            words.map(|b| i64::from(i32::from_le_bytes(*b))).collect()
+        }
+        other => return Err(wrong(format!("type {other:?} is not I64 or I32"))),
+    };
+    let narrow = wide
+        .iter()
+        .map(|id| u32::try_from(*id).map_err(|_| wrong(format!("{id} is not a token id"))));
+    Ok((len, narrow.collect::<Result<_, _>>()?))
+}
+
+/// The shape without a leading batch dimension of 1.
+fn strip(shape: &[usize]) -> &[usize] {
+    match shape {
+        [1, rest @ ..] if !rest.is_empty() => rest,
+        whole => whole,
+    }
+}
+
+/// Runs the reference's input through the session (from its start) and compares.
+pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, CheckError> {
+    if expected.vocab != session.vocab() {
+        return Err(CheckError::Vocab { expected: expected.vocab, model: session.vocab() });
+    }
+    let vocab = expected.vocab;
+    session.reset();
+    let mut max_abs: f64 = 0.0;
+    let mut agreeing = 0_usize;
+    let mut reference = expected.logits.chunks_exact(vocab);
+    for batch in expected.input_ids.chunks(session.batch()) {
+        let logits = session.step(batch, LogitRows::All)?;
+        for (ours, theirs) in logits.chunks_exact(vocab).zip(&mut reference) {
+            for (a, b) in ours.iter().zip(theirs) {
+                let difference = (f64::from(*a) - f64::from(*b)).abs();
+                // `max` would drop a NaN, which must never look like agreement.
+                max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
+            }
+            agreeing += usize::from(greedy(ours) == greedy(theirs));
+        }
+    }
+    Ok(CheckReport {
+        max_abs,
+        rel: max_abs / deviation(&expected.logits),
+        top1_agree: agreeing as f64 / expected.input_ids.len() as f64,
+        greedy_match: continues(session, expected)?,
+    })
+}
+
+/// Whether greedy decoding reproduces the reference's continuation.
+fn continues(session: &mut Session, expected: &Expected) -> Result<bool, SessionError> {
+    session.reset();
+    let prompt = &expected.input_ids[..GREEDY_PROMPT.min(expected.input_ids.len())];
+    let mut logits = session.prefill(prompt)?;
+    for (i, token) in expected.greedy.iter().enumerate() {
+        if greedy(&logits) != *token {
+            return Ok(false);
+        }
+        if i + 1 < expected.greedy.len() {
+            logits = session.step(&[*token], LogitRows::Last)?;
+        }
+    }
+    Ok(true)
+}
+
+/// Population standard deviation.
+fn deviation(values: &[f32]) -> f64 {
+    let count = values.len() as f64;
+    let mean = values.iter().copied().map(f64::from).sum::<f64>() / count;
+    let squares = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>();
+    (squares / count).sqrt()
+}

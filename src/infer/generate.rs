@@ -1,0 +1,111 @@
+//! Prompt in, tokens out: prefill, then one step a token until something ends it.
+//!
+//! Knows tokens only; text is the tokenizer's. The last token generated is not
+//! fed back, so the session's position is that of the token before it.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::backend::LogitRows;
+use super::sampler::{Sampler, SamplerOptions};
+use super::session::{Session, SessionError};
+
+/// When to stop and how to choose.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerateOptions {
+    /// The most tokens generated.
+    pub max_tokens: usize,
+    /// Tokens that end the text; they are not reported.
+    pub stop: Vec<u32>,
+    pub sampler: SamplerOptions,
+}
+
+/// What ended the generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model chose one of the stop tokens.
+    StopToken,
+    MaxTokens,
+    /// The cache is full.
+    ContextFull,
+    /// The callback asked for it.
+    Cancelled,
+}
+
+/// The result of one generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// Without the prompt and without a stop token.
+    pub tokens: Vec<u32>,
+    pub reason: StopReason,
+    pub prompt_tokens: usize,
+    /// From the call to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+impl Generated {
+    /// Decoded tokens a second, the first one (which prefill made) not counted; 0 without any.
+    pub fn decode_tok_s(&self) -> f64 {
+        let tokens = self.tokens.len().saturating_sub(1) as f64;
+        if tokens == 0.0 { 0.0 } else { tokens / self.decode.as_secs_f64().max(1e-9) }
+    }
+}
+
+/// Continues the session's sequence by `prompt` and what follows it, calling
+/// `on_token` for each token as it is chosen.
+pub fn generate(
+    session: &mut Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generated, SessionError> {
+    if prompt.is_empty() {
+        return Err(SessionError::EmptyPrompt);
+    }
+    let (position, context) = (session.position(), session.context());
+    if prompt.len() > context - position {
+        return Err(SessionError::Full { position, context, tokens: prompt.len() });
+    }
+    let mut sampler = Sampler::new(options.sampler)?;
+    prompt.iter().for_each(|token| sampler.accept(*token));
+    let started = Instant::now();
+    let mut tokens = Vec::new();
+    let mut first = None;
+    let mut logits = session.prefill(prompt)?;
+    let reason = loop {
+        if tokens.len() >= options.max_tokens {
+            break StopReason::MaxTokens;
+        }
+        let token = sampler.sample(&logits);
+        first.get_or_insert_with(Instant::now);
+        if options.stop.contains(&token) {
+            break StopReason::StopToken;
+        }
+        sampler.accept(token);
+        tokens.push(token);
+        if on_token(token).is_break() {
+            break StopReason::Cancelled;
+        }
+        if tokens.len() == options.max_tokens {
+            break StopReason::MaxTokens;
+        }
+        if session.position() == session.context() {
+            break StopReason::ContextFull;
+        }
+        logits = session.step(&[token], LogitRows::Last)?;
+    };
+    let ended = Instant::now();
+    let first = first.unwrap_or(ended);
+    Ok(Generated {
+        tokens,
+        reason,
+        prompt_tokens: prompt.len(),
+        prefill: first - started,
+        decode: ended - first,
+    })
+}

@@ -1,0 +1,180 @@
+//! A model opened from its manifest: graph, and where every weight's bytes lie.
+//!
+//! Reads no weights. Refuses a manifest whose tensors do not fit the graph its
+//! config describes: missing, of another shape, without a content address, or
+//! an expert whose tensors do not make one run of bytes.
+
+use std::sync::Arc;
+
+use super::families::{self, FamilyError, Spec};
+use super::graph::{ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe};
+use super::reader::{Piece, WeightReader};
+use crate::store::manifest::TensorEntry;
+use crate::store::{Manifest, ManifestError};
+
+/// Bytes that may lie unused between an expert's tensors: alignment, no more.
+const EXPERT_GAP_MAX: u64 = 16 * 1024;
+
+/// The largest expert, bytes: its run is held in memory while it is read.
+const EXPERT_BYTES_MAX: u64 = 1 << 32;
+
+/// Why a model cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("the manifest carries no config.json of the model: convert it again")]
+    NoConfig,
+    #[error("the manifest has no tensor {name:?}, which the config calls for")]
+    Missing { name: String },
+    #[error("tensor {name:?} is {found}, the config calls for {wanted}")]
+    Shape { name: String, found: String, wanted: String },
+    #[error("layer {layer} expert {expert}: {problem}")]
+    Expert { layer: usize, expert: usize, problem: String },
+}
+
+/// A trunk tensor: its form and its bytes' places, in order.
+#[derive(Debug, Clone)]
+pub struct TrunkTensor {
+    pub spec: MatrixSpec,
+    pub pieces: Vec<Piece>,
+}
+
+/// One mixture-of-experts layer: its experts share a layout.
+#[derive(Debug, Clone)]
+pub struct MoeLayer {
+    pub layout: ExpertLayout,
+    /// One an expert: a single piece, unless the expert is larger than a shard.
+    pub places: Vec<Vec<Piece>>,
+}
+
+/// A model ready to be loaded into sessions.
+#[derive(Clone)]
+pub struct Model {
+    pub manifest: Arc<Manifest>,
+    pub spec: Spec,
+    pub graph: Arc<Graph>,
+    /// One per graph weight.
+    pub trunk: Vec<TrunkTensor>,
+    /// One per graph MoE layer.
+    pub moe: Vec<MoeLayer>,
+    pub reader: WeightReader,
+}
+
+impl Model {
+    /// Matches the manifest's tensors to the graph of its config.
+    pub fn open(manifest: Manifest, reader: WeightReader) -> Result<Self, LoadError> {
+        if manifest.config.is_null() {
+            return Err(LoadError::NoConfig);
+        }
+        let spec = families::from_config(&manifest.config)?;
+        let graph = families::graph(&spec);
+        let trunk = graph.weights.iter().map(|weight| {
+            let tensor = find(&manifest, &weight.tensor, weight.rows, weight.cols)?;
+            let pieces = tensor.spans.iter().map(|span| {
+                let range = span.range();
+                let range =
+                    range.ok_or_else(|| LoadError::Missing { name: weight.tensor.clone() })?;
+                Ok(Piece { shard: manifest.shard_id(span.shard)?, range })
+            });
+            let (rows, cols) = (weight.rows, weight.cols);
+            let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
+            Ok(TrunkTensor { spec, pieces: pieces.collect::<Result<_, LoadError>>()? })
+        });
+        let trunk = trunk.collect::<Result<_, LoadError>>()?;
+        let moe = graph.moe.iter().map(|moe| layer(&manifest, moe));
+        let moe = moe.collect::<Result<_, LoadError>>()?;
+        Ok(Self { manifest: Arc::new(manifest), spec, graph: Arc::new(graph), trunk, moe, reader })
+    }
+
+    /// Experts over all layers.
+    pub fn experts(&self) -> usize {
+        self.moe.iter().map(|layer| layer.places.len()).sum()
+    }
+
+    /// Stored bytes of all experts.
+    pub fn expert_bytes(&self) -> u64 {
+        self.moe.iter().map(|layer| layer.layout.bytes as u64 * layer.places.len() as u64).sum()
+    }
+}
+
+/// The tensor `name`, if it is a `[rows, cols]` matrix (or a vector where `rows` is 1).
+fn find<'a>(
+    manifest: &'a Manifest,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> Result<&'a TensorEntry, LoadError> {
+    let tensor =
+        manifest.tensors.get(name).ok_or_else(|| LoadError::Missing { name: name.to_owned() })?;
+    let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
+    if tensor.rows_cols() != (rows as u64, cols as u64) || tensor.size != spec.bytes() as u64 {
+        return Err(LoadError::Shape {
+            name: name.to_owned(),
+            found: format!("{:?} of {} bytes", tensor.shape, tensor.size),
+            wanted: format!("[{rows}, {cols}] of {} bytes in {}", spec.bytes(), tensor.dtype),
+        });
+    }
+    Ok(tensor)
+}
+
+/// All experts of a layer; they must share one layout.
+fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, LoadError> {
+    let mut places = Vec::with_capacity(moe.experts.len());
+    let mut shared: Option<ExpertLayout> = None;
+    for number in 0..moe.experts.len() {
+        let fail =
+            |problem: String| LoadError::Expert { layer: moe.layer, expert: number, problem };
+        let (layout, place) = expert(manifest, moe, number, &fail)?;
+        if *shared.get_or_insert(layout) != layout {
+            return Err(fail("its layout differs from that of its layer's other experts".into()));
+        }
+        places.push(place);
+    }
+    let layout = shared.ok_or_else(|| LoadError::Expert {
+        layer: moe.layer,
+        expert: 0,
+        problem: "the layer has no experts".into(),
+    })?;
+    Ok(MoeLayer { layout, places })
+}
+
+/// One expert: its three matrices as offsets into one run of bytes.
+fn expert(
+    manifest: &Manifest,
+    moe: &Moe,
+    number: usize,
+    fail: &impl Fn(String) -> LoadError,
+) -> Result<(ExpertLayout, Vec<Piece>), LoadError> {
+    let ids = (u32::try_from(moe.layer), u32::try_from(number));
+    let group = match ids {
+        (Ok(layer), Ok(expert)) => manifest.expert(layer, expert),
+        _ => None,
+    };
+    let group = group.ok_or_else(|| {
+        fail("the manifest groups no tensors as it; convert the model again".into())
+    })?;
+    let matrix = |name: &str, rows: usize, cols: usize| -> Result<MatrixSpec, LoadError> {
+        let tensor = find(manifest, name, rows, cols)?;
+        let part = group.parts.iter().find(|p| p.name == name && p.size == tensor.size);
+        let part = part.ok_or_else(|| fail(format!("tensor {name:?} is not in its group")))?;
+        Ok(MatrixSpec { dtype: tensor.dtype, rows, cols, offset: part.offset as usize })
+    };
+    let ExpertTensors { gate, up, down } = &moe.experts[number];
+    let gate = matrix(gate, moe.ff, moe.hidden)?;
+    let up = matrix(up, moe.ff, moe.hidden)?;
+    let down = matrix(down, moe.hidden, moe.ff)?;
+    let used = [gate, up, down].iter().map(|m| m.bytes() as u64).sum::<u64>();
+    let bytes = group.size();
+    if bytes > EXPERT_BYTES_MAX || bytes > used + EXPERT_GAP_MAX {
+        return Err(fail("its tensors are not adjacent; convert the model again".into()));
+    }
+    let pieces = group
+        .pieces
+        .iter()
+        .map(|(shard, range)| Ok(Piece { shard: manifest.shard_id(*shard)?, range: *range }));
+    let pieces = pieces.collect::<Result<_, LoadError>>()?;
+    Ok((ExpertLayout { gate, up, down, bytes: bytes as usize }, pieces))
+}

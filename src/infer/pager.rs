@@ -1,0 +1,137 @@
+//! The pager: brings the experts a layer needs into slots, wave by wave.
+//!
+//! `residency` decides, `reader` fetches, the backend is filled; this file ties
+//! them and counts. Invariant: `demands` equals the sum of hits over the tiers.
+
+use serde::Serialize;
+
+use super::backend::{Backend, Slot};
+use super::graph::MoeId;
+use super::model::{Model, MoeLayer};
+use super::reader::{Piece, WeightReader};
+use super::residency::{ExpertKey, Residency};
+use super::session::SessionError;
+use super::slots::SlotPlan;
+use crate::store::Tier;
+
+/// Experts served, by where they were when they were needed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TierHits {
+    pub vram: u64,
+    pub ram: u64,
+    pub disk: u64,
+    pub peer: u64,
+}
+
+impl TierHits {
+    pub const fn total(&self) -> u64 {
+        self.vram + self.ram + self.disk + self.peer
+    }
+
+    fn count(&mut self, tier: Tier) {
+        match tier {
+            Tier::Vram => self.vram += 1,
+            Tier::Ram => self.ram += 1,
+            Tier::Disk => self.disk += 1,
+            Tier::Peer => self.peer += 1,
+        }
+    }
+}
+
+/// What paging did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PagerStats {
+    /// Experts asked for: one for each distinct expert of each layer of each step.
+    pub demands: u64,
+    pub hits: TierHits,
+    pub evictions: u64,
+    /// Bytes put into slots.
+    pub filled_bytes: u64,
+    /// Waves beyond a layer's first: its experts did not fit the slots at once.
+    pub extra_waves: u64,
+}
+
+/// Expert slots and the way to fill them.
+pub struct Pager {
+    residency: Residency,
+    layers: Vec<MoeLayer>,
+    reader: WeightReader,
+    stats: PagerStats,
+    /// By expert id: the slots of the present wave.
+    wave: Vec<Option<Slot>>,
+}
+
+impl Pager {
+    pub fn new(model: &Model, plan: &SlotPlan) -> Self {
+        let counts: Vec<usize> = plan.classes.iter().map(|class| class.count).collect();
+        Self {
+            residency: Residency::new(&counts, plan.class_of.clone()),
+            layers: model.moe.clone(),
+            reader: model.reader.clone(),
+            stats: PagerStats::default(),
+            wave: Vec::new(),
+        }
+    }
+
+    pub const fn stats(&self) -> PagerStats {
+        self.stats
+    }
+
+    /// Experts that have a slot now.
+    pub fn resident(&self) -> usize {
+        self.residency.resident()
+    }
+
+    /// Makes as many of `waiting` (distinct experts of one layer) resident as fit
+    /// at once, fetching the missing ones concurrently. Returns their slots by
+    /// expert id and leaves in `waiting` those that did not fit.
+    pub fn next_wave(
+        &mut self,
+        moe: MoeId,
+        waiting: &mut Vec<u32>,
+        backend: &mut dyn Backend,
+    ) -> Result<&[Option<Slot>], SessionError> {
+        let wave = self.residency.wave(moe, waiting);
+        self.stats.evictions += wave.evictions;
+        self.stats.extra_waves += u64::from(!wave.waiting.is_empty());
+        if let Err(error) = self.fill(moe, &wave.fills, backend) {
+            for (expert, _) in &wave.fills {
+                self.residency.forget(ExpertKey { moe, expert: *expert });
+            }
+            return Err(error);
+        }
+        let served = (wave.hits.len() + wave.fills.len()) as u64;
+        self.stats.demands += served;
+        self.stats.hits.vram += wave.hits.len() as u64;
+        self.wave.clear();
+        self.wave.resize(self.layers[usize::from(moe.0)].places.len(), None);
+        for (expert, slot) in wave.hits.iter().chain(&wave.fills) {
+            self.wave[*expert as usize] = Some(*slot);
+        }
+        *waiting = wave.waiting;
+        Ok(&self.wave)
+    }
+
+    /// Fetches experts and puts each into its slot as it comes.
+    fn fill(
+        &mut self,
+        moe: MoeId,
+        fills: &[(u32, Slot)],
+        backend: &mut dyn Backend,
+    ) -> Result<(), SessionError> {
+        let layer = &self.layers[usize::from(moe.0)];
+        let places = fills.iter().map(|(expert, _)| layer.places[*expert as usize].as_slice());
+        let runs: Vec<&[Piece]> = places.collect();
+        let mut hits = self.stats.hits;
+        let mut filled_bytes = 0;
+        self.reader.read_runs(&runs, |i, bytes, tier| -> Result<(), SessionError> {
+            backend.fill_slot(fills[i].1, bytes)?;
+            hits.count(tier);
+            filled_bytes += bytes.len() as u64;
+            Ok(())
+        })?;
+        self.stats.hits = hits;
+        self.stats.filled_bytes += filled_bytes;
+        Ok(())
+    }
+}

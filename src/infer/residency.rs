@@ -1,0 +1,183 @@
+//! Which expert is in which slot: pure decisions, no bytes and no I/O.
+//!
+//! Invariants: a slot holds at most one expert; an expert needed by the wave
+//! being planned is never evicted for another of the same wave; whatever a
+//! layer asks for is served after finitely many waves, for every class has at
+//! least one slot.
+
+use std::collections::HashMap;
+
+use super::backend::Slot;
+use super::graph::MoeId;
+use crate::store::policy::{Lru, Policy};
+
+/// One expert of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExpertKey {
+    pub moe: MoeId,
+    pub expert: u32,
+}
+
+/// What one wave does. Every expert asked for is in exactly one of the lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wave {
+    /// Resident already.
+    pub hits: Vec<(u32, Slot)>,
+    /// To be filled now; counted resident from here on (see [`Residency::forget`]).
+    pub fills: Vec<(u32, Slot)>,
+    /// How many experts lost their slot to these.
+    pub evictions: u64,
+    /// For a later wave: no slot was left.
+    pub waiting: Vec<u32>,
+}
+
+/// The slots of one size class.
+struct Class {
+    free: Vec<u32>,
+    slots: HashMap<ExpertKey, u32>,
+    /// Costs are slots: each expert costs 1.
+    policy: Box<dyn Policy<ExpertKey>>,
+}
+
+/// Slots and what they hold, over all classes.
+pub struct Residency {
+    classes: Vec<Class>,
+    /// The class of each MoE layer.
+    class_of: Vec<u16>,
+}
+
+impl Residency {
+    /// `counts` slots a class (each at least 1), least recently used evicted first.
+    pub fn new(counts: &[usize], class_of: Vec<u16>) -> Self {
+        let classes = counts.iter().map(|count| Class {
+            free: (0..u32::try_from(*count).unwrap_or(u32::MAX)).rev().collect(),
+            slots: HashMap::new(),
+            policy: Box::new(Lru::new()),
+        });
+        Self { classes: classes.collect(), class_of }
+    }
+
+    /// The slot of a resident expert.
+    pub fn slot(&self, key: ExpertKey) -> Option<Slot> {
+        let class = self.class_of[usize::from(key.moe.0)];
+        let index = *self.classes[usize::from(class)].slots.get(&key)?;
+        Some(Slot { class, index })
+    }
+
+    /// Experts resident, over all classes.
+    pub fn resident(&self) -> usize {
+        self.classes.iter().map(|class| class.slots.len()).sum()
+    }
+
+    /// Plans slots for as many of `wanted` (distinct experts of one layer) as fit at once.
+    pub fn wave(&mut self, moe: MoeId, wanted: &[u32]) -> Wave {
+        let id = self.class_of[usize::from(moe.0)];
+        let class = &mut self.classes[usize::from(id)];
+        let mut wave = Wave::default();
+        let mut missing = Vec::new();
+        for expert in wanted {
+            let key = ExpertKey { moe, expert: *expert };
+            match class.slots.get(&key) {
+                Some(index) => {
+                    class.policy.touch(&key);
+                    wave.hits.push((*expert, Slot { class: id, index: *index }));
+                }
+                None => missing.push(*expert),
+            }
+        }
+        for expert in missing {
+            let needed = |key: &ExpertKey| key.moe == moe && wanted.contains(&key.expert);
+            let index = match class.free.pop() {
+                Some(index) => Some(index),
+                None => class.evict(&needed).inspect(|_| wave.evictions += 1),
+            };
+            match index {
+                Some(index) => {
+                    let key = ExpertKey { moe, expert };
+                    class.slots.insert(key, index);
+                    class.policy.insert(key, 1);
+                    wave.fills.push((expert, Slot { class: id, index }));
+                }
+                None => wave.waiting.push(expert),
+            }
+        }
+        wave
+    }
+
+    /// A fill failed: the slot holds nothing.
+    pub fn forget(&mut self, key: ExpertKey) {
+        let class = &mut self.classes[usize::from(self.class_of[usize::from(key.moe.0)])];
+        if let Some(index) = class.slots.remove(&key) {
+            class.policy.remove(&key);
+            class.free.push(index);
+        }
+    }
+}
+
+impl Class {
+    /// Takes the slot of the worst expert that is not needed; `None` if all are.
+    fn evict(&mut self, needed: &dyn Fn(&ExpertKey) -> bool) -> Option<u32> {
+        let victim = *self.policy.victims(1, needed)?.first()?;
+        self.policy.remove(&victim);
+        self.slots.remove(&victim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: MoeId = MoeId(0);
+
+    fn fill(residency: &mut Residency, moe: MoeId, wanted: &[u32]) -> Wave {
+        let wave = residency.wave(moe, wanted);
+        let mut all: Vec<u32> = wave.hits.iter().chain(&wave.fills).map(|(e, _)| *e).collect();
+        all.extend(&wave.waiting);
+        all.sort_unstable();
+        let mut asked = wanted.to_vec();
+        asked.sort_unstable();
+        assert_eq!(all, asked, "each expert in exactly one list");
+        wave
+    }
+
+    #[test]
+    fn the_least_recently_used_expert_gives_up_its_slot() {
+        let mut residency = Residency::new(&[2], vec![0, 0]);
+        fill(&mut residency, LAYER, &[3, 5]);
+        assert_eq!(fill(&mut residency, LAYER, &[3]).hits.len(), 1);
+        let wave = fill(&mut residency, MoeId(1), &[3]);
+        assert_eq!(
+            (wave.evictions, wave.fills.len()),
+            (1, 1),
+            "another layer's 3 is another expert"
+        );
+        assert!(residency.slot(ExpertKey { moe: LAYER, expert: 5 }).is_none());
+        assert!(residency.slot(ExpertKey { moe: LAYER, expert: 3 }).is_some());
+        assert_eq!(residency.resident(), 2);
+    }
+
+    #[test]
+    fn more_experts_than_slots_come_in_waves_and_none_of_a_wave_evicts_another() {
+        let mut residency = Residency::new(&[3], vec![0]);
+        fill(&mut residency, LAYER, &[6]);
+        let first = fill(&mut residency, LAYER, &[0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!((first.hits.len(), first.fills.len(), first.waiting.len()), (1, 2, 4));
+        let second = fill(&mut residency, LAYER, &first.waiting);
+        assert_eq!((second.fills.len(), second.evictions, second.waiting.len()), (3, 3, 1));
+        let third = fill(&mut residency, LAYER, &second.waiting);
+        assert_eq!((third.fills.len(), third.waiting.len()), (1, 0));
+        let mut slots: Vec<Slot> = second.fills.iter().map(|(_, slot)| *slot).collect();
+        slots.dedup();
+        assert_eq!(slots.len(), 3, "three experts, three slots");
+    }
+
+    #[test]
+    fn a_failed_fill_leaves_its_slot_free() {
+        let mut residency = Residency::new(&[1], vec![0]);
+        fill(&mut residency, LAYER, &[0]);
+        residency.forget(ExpertKey { moe: LAYER, expert: 0 });
+        assert_eq!(residency.resident(), 0);
+        let wave = fill(&mut residency, LAYER, &[1]);
+        assert_eq!((wave.fills.len(), wave.evictions), (1, 0));
+    }
+}

@@ -1,0 +1,253 @@
+//! One sequence on one device: load the trunk, then token after token.
+//!
+//! [`Session::step`] is the whole story of a token: ops run on the backend up to
+//! a layer's experts, the router says which, the pager makes them resident wave
+//! by wave, they run, and so on to the logits. A step that fails leaves the
+//! position where it was and can be tried again.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use super::backend::{Backend, BackendError, Capacity, Device, LogitRows, Step};
+use super::graph::{Graph, MoeId, Op, WeightId};
+use super::model::Model;
+use super::pager::{Pager, PagerStats};
+use super::reader::Piece;
+use super::sampler::SamplerError;
+use super::slots::{SlotBudget, SlotPlan};
+use crate::store::ReadError;
+
+/// Why a session could not be made or a step not done.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(
+        "{given} for experts are less than one token needs: \
+         the smallest budget that works is {smallest_bytes} bytes ({smallest_slots} slots)"
+    )]
+    BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
+    #[error("a context of {context} tokens: this model was made for 1..={max}")]
+    Context { context: usize, max: usize },
+    #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
+    Full { position: usize, context: usize, tokens: usize },
+    #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
+    Batch { tokens: usize, batch: usize },
+    #[error("token {token} is not in the vocabulary of {vocab}")]
+    Token { token: u32, vocab: usize },
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+}
+
+/// Sizes chosen when a session is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Positions the cache holds; `None` is the model's own maximum, at most 4096.
+    pub context: Option<usize>,
+    /// The most tokens a step carries; prompts are cut into steps of this.
+    pub batch: usize,
+    pub slots: SlotBudget,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { context: None, batch: 256, slots: SlotBudget::All }
+    }
+}
+
+/// The context when none is asked for, unless the model's is shorter.
+const CONTEXT_DEFAULT: usize = 4096;
+
+/// A session's memory and what its pager did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SessionStats {
+    pub pager: PagerStats,
+    pub slots: usize,
+    pub resident: usize,
+    /// Device bytes of expert slots.
+    pub slot_bytes: u64,
+    /// Device bytes of everything else: trunk, activations, KV cache.
+    pub trunk_bytes: u64,
+}
+
+/// A stretch of the graph between two decisions of the host.
+#[derive(Debug, Clone)]
+enum Part {
+    Run(Range<usize>),
+    Experts { op: usize, moe: MoeId },
+}
+
+/// One sequence of a model on a device.
+pub struct Session {
+    backend: Box<dyn Backend>,
+    pager: Pager,
+    parts: Vec<Part>,
+    capacity: Capacity,
+    vocab: usize,
+    position: usize,
+    plan: SlotPlan,
+    trunk_bytes: u64,
+}
+
+impl Session {
+    /// Loads the trunk and allocates slots; experts come when they are needed.
+    pub fn new(
+        model: &Model,
+        device: &dyn Device,
+        options: &SessionOptions,
+    ) -> Result<Self, SessionError> {
+        let max = model.graph.context_max;
+        let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(max));
+        if context == 0 || context > max {
+            return Err(SessionError::Context { context, max });
+        }
+        let capacity = Capacity { batch: options.batch.clamp(1, context), context };
+        let mut backend = device.backend(model.graph.clone(), capacity)?;
+        let plan = SlotPlan::new(model, backend.as_ref(), options.slots)?;
+        let weights = model.trunk.iter().map(|tensor| backend.weight_bytes(&tensor.spec));
+        let trunk_bytes = weights.sum::<u64>() + backend.fixed_bytes();
+        load_trunk(model, backend.as_mut())?;
+        backend.alloc_slots(&plan.classes)?;
+        Ok(Self {
+            pager: Pager::new(model, &plan),
+            parts: parts(&model.graph),
+            vocab: model.graph.vocab,
+            backend,
+            capacity,
+            position: 0,
+            plan,
+            trunk_bytes,
+        })
+    }
+
+    /// Runs 1..=batch tokens at the present position and returns the logits
+    /// asked for, `[rows, vocab]`.
+    pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
+        self.check(tokens)?;
+        self.backend.begin(&Step { tokens, position: self.position, logits })?;
+        for part in &self.parts {
+            match part {
+                Part::Run(ops) => self.backend.run(ops.clone())?,
+                Part::Experts { op, moe } => {
+                    experts(self.backend.as_mut(), &mut self.pager, *op, *moe)?;
+                }
+            }
+        }
+        let logits = self.backend.logits()?;
+        self.position += tokens.len();
+        Ok(logits)
+    }
+
+    /// Runs any number of tokens, batch by batch; logits of the last one, `[vocab]`.
+    /// Empty if there are no tokens.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<Vec<f32>, SessionError> {
+        let mut logits = Vec::new();
+        let batches = tokens.chunks(self.capacity.batch);
+        let last = batches.len().saturating_sub(1);
+        for (i, batch) in batches.enumerate() {
+            let rows = if i == last { LogitRows::Last } else { LogitRows::None };
+            logits = self.step(batch, rows)?;
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
+        let Capacity { batch, context } = self.capacity;
+        if !(1..=batch).contains(&tokens.len()) {
+            return Err(SessionError::Batch { tokens: tokens.len(), batch });
+        }
+        if tokens.len() > context - self.position {
+            let (position, tokens) = (self.position, tokens.len());
+            return Err(SessionError::Full { position, context, tokens });
+        }
+        match tokens.iter().find(|token| **token as usize >= self.vocab) {
+            Some(token) => Err(SessionError::Token { token: *token, vocab: self.vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets the sequence; experts stay resident.
+    pub const fn reset(&mut self) {
+        self.position = 0;
+    }
+
+    /// Tokens in the cache.
+    pub const fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Positions the cache holds.
+    pub const fn context(&self) -> usize {
+        self.capacity.context
+    }
+
+    /// The most tokens a step carries.
+    pub const fn batch(&self) -> usize {
+        self.capacity.batch
+    }
+
+    pub const fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// The device, for people.
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    pub fn stats(&self) -> SessionStats {
+        SessionStats {
+            pager: self.pager.stats(),
+            slots: self.plan.slots(),
+            resident: self.pager.resident(),
+            slot_bytes: self.plan.bytes,
+            trunk_bytes: self.trunk_bytes,
+        }
+    }
+}
+
+/// One layer's experts: who is needed, then wave after wave until all have run.
+fn experts(
+    backend: &mut dyn Backend,
+    pager: &mut Pager,
+    op: usize,
+    moe: MoeId,
+) -> Result<(), SessionError> {
+    let mut waiting = backend.routing(op)?;
+    waiting.sort_unstable();
+    waiting.dedup();
+    while !waiting.is_empty() {
+        let slots = pager.next_wave(moe, &mut waiting, backend)?;
+        backend.run_experts(op, slots)?;
+    }
+    Ok(backend.finish_experts(op)?)
+}
+
+/// Cuts the graph at its `Experts` ops.
+fn parts(graph: &Graph) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for (op, kind) in graph.ops.iter().enumerate() {
+        if let Op::Experts { moe, .. } = kind {
+            parts.push(Part::Run(start..op));
+            parts.push(Part::Experts { op, moe: *moe });
+            start = op + 1;
+        }
+    }
+    parts.push(Part::Run(start..graph.ops.len()));
+    parts
+}
+
+/// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
+fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionError> {
+    let runs: Vec<&[Piece]> = model.trunk.iter().map(|t| t.pieces.as_slice()).collect();
+    model.reader.read_runs(&runs, |tensor, bytes, _| {
+        let id = WeightId(tensor as u32);
+        Ok(backend.load_weight(id, &model.trunk[tensor].spec, bytes)?)
+    })
+}

@@ -1,0 +1,146 @@
+//! Which of the things kept should go when room is needed: one trait for VRAM
+//! slots, RAM, disk and the trace replayer.
+//!
+//! A policy is pure: it holds keys and costs, knows no clock and no bytes, and
+//! two policies given the same calls give the same victims. It never evicts by
+//! itself: the owner asks for [`Policy::victims`], drops what they stand for and
+//! then calls [`Policy::remove`], so that a victim that turns out to be in use
+//! can be left alone.
+
+use std::hash::Hash;
+
+use lru::LruCache;
+
+/// Keeps the order in which keys may go. `cost` is in whatever unit the owner
+/// budgets (bytes for RAM and disk, slots for VRAM).
+pub trait Policy<K>: Send {
+    /// Whether a key not held yet is worth `cost` of room. Asked before victims
+    /// are sought; a policy that resists scans says no here.
+    fn admit(&mut self, key: &K, cost: u64) -> bool;
+
+    /// The key is held from now on, as the most recently used; a key held
+    /// already gets the new cost.
+    fn insert(&mut self, key: K, cost: u64);
+
+    /// The key was used. False if it is not held.
+    fn touch(&mut self, key: &K) -> bool;
+
+    /// The key is not held any more; its cost if it was.
+    fn remove(&mut self, key: &K) -> Option<u64>;
+
+    /// The cost of a held key.
+    fn cost(&self, key: &K) -> Option<u64>;
+
+    /// The sum of the costs held.
+    fn total(&self) -> u64;
+
+    /// The fewest keys, worst first, whose costs add up to at least `room`,
+    /// passing over those that `keep` says are pinned or needed now.
+    /// `None` if there are not enough; then nothing should be evicted.
+    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>>;
+}
+
+/// Least recently used goes first. Admits everything.
+pub struct Lru<K: Hash + Eq> {
+    /// Most recently used first; the value is the cost.
+    order: LruCache<K, u64>,
+    total: u64,
+}
+
+impl<K: Hash + Eq> Default for Lru<K> {
+    fn default() -> Self {
+        Self { order: LruCache::unbounded(), total: 0 }
+    }
+}
+
+impl<K: Hash + Eq> Lru<K> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<K: Hash + Eq + Clone + Send> Policy<K> for Lru<K> {
+    fn admit(&mut self, _: &K, _: u64) -> bool {
+        true
+    }
+
+    fn insert(&mut self, key: K, cost: u64) {
+        let before = self.order.put(key, cost).unwrap_or(0);
+        self.total = self.total.saturating_sub(before).saturating_add(cost);
+    }
+
+    fn touch(&mut self, key: &K) -> bool {
+        self.order.get(key).is_some()
+    }
+
+    fn remove(&mut self, key: &K) -> Option<u64> {
+        let cost = self.order.pop(key)?;
+        self.total = self.total.saturating_sub(cost);
+        Some(cost)
+    }
+
+    fn cost(&self, key: &K) -> Option<u64> {
+        self.order.peek(key).copied()
+    }
+
+    fn total(&self) -> u64 {
+        self.total
+    }
+
+    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+        let mut victims = Vec::new();
+        let mut freed = 0_u64;
+        let mut worst_first = self.order.iter().rev();
+        while freed < room {
+            let (key, cost) = worst_first.next()?;
+            if !keep(key) {
+                victims.push(key.clone());
+                freed = freed.saturating_add(*cost);
+            }
+        }
+        Some(victims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn abc() -> Lru<char> {
+        let mut lru = Lru::new();
+        for key in ['a', 'b', 'c'] {
+            lru.insert(key, 10);
+        }
+        lru
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_only_as_many_as_needed() {
+        let mut lru = abc();
+        assert!(lru.touch(&'a'));
+        assert_eq!(lru.victims(0, &|_| false), Some(vec![]));
+        assert_eq!(lru.victims(1, &|_| false), Some(vec!['b']));
+        assert_eq!(lru.victims(11, &|_| false), Some(vec!['b', 'c']));
+        assert_eq!(lru.victims(30, &|_| false), Some(vec!['b', 'c', 'a']));
+        assert_eq!(lru.victims(31, &|_| false), None, "more than there is");
+    }
+
+    #[test]
+    fn what_is_needed_now_is_passed_over() {
+        let lru = abc();
+        assert_eq!(lru.victims(10, &|key| *key == 'a'), Some(vec!['b']));
+        assert_eq!(lru.victims(21, &|key| *key == 'a'), None);
+        assert_eq!(lru.victims(1, &|_| true), None);
+    }
+
+    #[test]
+    fn costs_add_up_through_insert_recost_and_remove() {
+        let mut lru = abc();
+        lru.insert('b', 25);
+        assert_eq!((lru.total(), lru.cost(&'b')), (45, Some(25)));
+        assert_eq!(lru.remove(&'b'), Some(25));
+        assert_eq!(lru.remove(&'b'), None);
+        assert!(!lru.touch(&'b'));
+        assert_eq!(lru.total(), 20);
+    }
+}
