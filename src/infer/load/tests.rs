@@ -24,7 +24,7 @@ use crate::store::{
 const PAGE: u64 = 4096;
 
 /// The shared test material, or `None` with a word of why a test is skipped.
-fn shared(what: &str) -> Option<PathBuf> {
+pub fn shared(what: &str) -> Option<PathBuf> {
     let root = std::env::var_os("DOPPLER_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let path = root.join(what);
@@ -45,7 +45,7 @@ fn to_dir(source: &Path, quantization: Quantization, shard: u64, out: &Path) -> 
     convert(source, quantization, shard, &mut sink, &mut |_| {})
 }
 
-fn to_memory(source: &Path, quantization: Quantization) -> Result<(Manifest, MemorySink)> {
+pub fn to_memory(source: &Path, quantization: Quantization) -> Result<(Manifest, MemorySink)> {
     let mut sink = MemorySink::default();
     let shard = SHARD_BYTES_DEFAULT;
     let manifest = convert(source, quantization, shard, &mut sink, &mut |_| {})?;
