@@ -21,3 +21,8 @@ pub mod sampler;
 pub mod session;
 pub mod slots;
 pub mod tokenizer;
+
+#[cfg(test)]
+mod golden_tests;
+mod paging_tests;
+pub mod testing;
