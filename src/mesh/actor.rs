@@ -44,7 +44,8 @@ impl Actor {
         let mut listeners = BTreeSet::new();
         schedule.change(now);
         // Leases and dials are looked at a few times per lease; reads look for themselves.
-        let mut upkeep = tokio::time::interval(self.timing.lease.min(self.timing.announce_every) / 8);
+        let mut upkeep =
+            tokio::time::interval(self.timing.lease.min(self.timing.announce_every) / 8);
         upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -177,20 +178,16 @@ impl Actor {
         };
         let (models, holdings) = {
             let mut state = self.shared.lock();
-            let say = state
-                .announcements
-                .to_say(now, quiet, |model| held.contains(&model.manifest()));
+            let say =
+                state.announcements.to_say(now, quiet, |model| held.contains(&model.manifest()));
             (say, state.own_holdings(held))
         };
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
-        let holdings = holdings_messages(
-            self.swarm.peer(),
-            self.timing.lease,
-            &addresses,
-            holdings,
-            || sequence.next(unix_ms()),
-        );
+        let holdings =
+            holdings_messages(self.swarm.peer(), self.timing.lease, &addresses, holdings, || {
+                sequence.next(unix_ms())
+            });
         for message in announcements.chain(holdings) {
             if let Err(error) = self.swarm.publish(&self.topic, message) {
                 // Said again with the next round.

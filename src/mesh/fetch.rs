@@ -252,7 +252,8 @@ fn gave_up(
             }
             FailureKind::NotFound if known == 0 => ReadError::NotFound { shard, waited },
             _ => {
-                let detail = format!("{known} holders known; the last asked, {peer}, {}", failure.detail);
+                let detail =
+                    format!("{known} holders known; the last asked, {peer}, {}", failure.detail);
                 deadline_error(request, started, detail)
             }
         },
@@ -291,4 +292,3 @@ impl Drop for Ticket {
         self.shared.ring();
     }
 }
-

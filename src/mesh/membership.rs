@@ -163,8 +163,7 @@ impl Membership {
         let running = member.models.values().filter(|entry| entry.until > now);
         running
             .map(|entry| {
-                let bits: u64 =
-                    entry.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
+                let bits: u64 = entry.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
                 bits + u64::from(entry.manifest)
             })
             .sum()
@@ -281,7 +280,10 @@ mod tests {
         assert!(members.expire(half + LEASE));
         assert_eq!(members.peers().count(), 0);
         // A restarted peer whose clock went back is believed again once forgotten.
-        assert_eq!(members.hear(half + LEASE, peer(1), says(1, model, false, &[1])), Heard::Changed);
+        assert_eq!(
+            members.hear(half + LEASE, peer(1), says(1, model, false, &[1])),
+            Heard::Changed
+        );
     }
 
     #[test]

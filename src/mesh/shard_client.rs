@@ -147,9 +147,7 @@ impl Client {
         let reply = ask(&mut reader, request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
-        answer(&mut reader, request, reply)
-            .await
-            .map_err(|failure| (failure, Progress::Answered))
+        answer(&mut reader, request, reply).await.map_err(|failure| (failure, Progress::Answered))
     }
 
     fn take(&self, peer: PeerId) -> Option<Stream> {

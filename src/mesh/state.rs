@@ -104,9 +104,8 @@ impl State {
     /// Takes in an announcement; its models' holders protect them from being pushed out.
     pub(super) fn learn(&mut self, now: Instant, signed: SignedModel, own: bool) -> Learned {
         let Self { announcements, membership, .. } = self;
-        let learned = announcements.learn(now, signed, own, |model| {
-            membership.holders_of_model(now, model) > 0
-        });
+        let learned = announcements
+            .learn(now, signed, own, |model| membership.holders_of_model(now, model) > 0);
         match learned {
             Learned::Bad(_) => self.counts.bad_signatures += 1,
             Learned::Full => self.counts.ignored_messages += 1,

@@ -89,9 +89,8 @@ impl SignedModel {
     /// Checks every field and the signature over them.
     pub fn verify(&self) -> Result<(), SignatureError> {
         check_fields(self.model, &self.name, self.manifest_size)?;
-        let key = VerifyingKey::from_bytes(&self.publisher.0).map_err(|_| {
-            SignatureError::BadKey { model: self.model, publisher: self.publisher }
-        })?;
+        let key = VerifyingKey::from_bytes(&self.publisher.0)
+            .map_err(|_| SignatureError::BadKey { model: self.model, publisher: self.publisher })?;
         let signature = DalekSignature::from_bytes(&self.signature.0);
         // Strict: refuses weak keys, under which one signature fits several messages.
         key.verify_strict(&message(self.model, &self.name, self.manifest_size), &signature)

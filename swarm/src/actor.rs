@@ -96,6 +96,7 @@ impl Actor {
     fn start(options: Options, outputs: Outputs) -> Result<Self, SwarmError> {
         let mut swarm = build(&options)?;
         for address in &options.listen {
+            refuse_taken_port(address)?;
             swarm.listen_on(address.0.clone()).map_err(|error| SwarmError::Listen {
                 address: address.clone(),
                 reason: error.to_string(),
@@ -357,6 +358,18 @@ impl Actor {
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
     }
+}
+
+/// libp2p listens with SO_REUSEPORT, so that a second node on the same port would
+/// silently take every other connection. A plain bind first tells.
+fn refuse_taken_port(address: &Address) -> Result<(), SwarmError> {
+    let Some(socket) = address.tcp_socket() else { return Ok(()) };
+    if socket.port() == 0 {
+        return Ok(());
+    }
+    std::net::TcpListener::bind(socket)
+        .map(drop)
+        .map_err(|error| SwarmError::Listen { address: address.clone(), reason: error.to_string() })
 }
 
 /// True if the message is out, or can never be.

@@ -135,11 +135,7 @@ impl SwarmHandle {
 
     /// Says whether a message is sound: it is passed on, or its forwarder is held to account.
     pub fn judge(&self, message: &Message, sound: bool) -> Result<(), SwarmError> {
-        self.command(Command::Judge {
-            id: message.id.clone(),
-            forwarder: message.forwarder,
-            sound,
-        })
+        self.command(Command::Judge { id: message.id.clone(), forwarder: message.forwarder, sound })
     }
 
     /// Dials a peer unless it is connected or being dialled.
