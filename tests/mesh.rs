@@ -37,6 +37,8 @@ enum Manner {
     Flip(usize),
     /// Answers so many requests, then leaves the rest waiting for ever.
     HangAfter(u64),
+    /// Says that objects are this many bytes longer; their first parts still prove themselves.
+    Longer(u64),
 }
 
 /// Objects in memory.
@@ -94,6 +96,7 @@ impl ShardServe for Memory {
                     bytes[at] ^= 1;
                     Ok(Encoded { size, bytes: bytes.freeze() })
                 }
+                Manner::Longer(by) => Ok(Encoded { size: size + by, ..encoded }),
                 Manner::HangAfter(count) if asked <= count => Ok(encoded),
                 Manner::HangAfter(_) => std::future::pending().await,
             }
@@ -248,7 +251,7 @@ async fn a_node_learns_a_model_and_fetches_what_proves_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_waits_for_a_holder_and_follows_what_it_comes_to_hold() {
     let model = Model::random(&[70_000]);
-    let store = Memory::new(Manner::Honest, &[model.manifest.clone()]);
+    let store = Memory::new(Manner::Honest, std::slice::from_ref(&model.manifest));
     let holder = node("late", &[], store.clone()).await;
     holder.register_model(model.id, model.list()).unwrap();
     let reader = node("late", &[&holder], nothing()).await;
@@ -313,6 +316,35 @@ async fn wrong_bytes_and_no_other_holder_are_corruption() {
     let error = reader.fetch(whole(&model.shards[0])).await.unwrap_err();
     assert_eq!(error.label(), "corrupt", "{error}");
     assert!(error.to_string().contains(&liar.peer_id().to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_lies_about_the_size_is_found_out() {
+    // 7 MiB and 7 MiB + 16 KiB have the same first 4 MiB subtree, but not the same end.
+    let model = Model::random(&[7 * 1024 * 1024]);
+    let liar = node("size", &[], Memory::new(Manner::Longer(GROUP_BYTES), &model.all())).await;
+    let honest = node("size", &[], Memory::new(Manner::Honest, &model.all())).await;
+    let reader = node("size", &[&liar, &honest], nothing()).await;
+    for node in [&liar, &honest, &reader] {
+        node.register_model(model.id, model.list()).unwrap();
+    }
+    let shard = ShardId::of(&model.shards[0]);
+    until("both holdings", &reader, |node| node.holders(shard).len() == 2).await;
+    for _ in 0..20 {
+        let part = reader.fetch(whole(&model.shards[0])).await.unwrap();
+        assert_eq!((part.bytes(), part.size()), (&model.shards[0], 7 * 1024 * 1024));
+    }
+    assert_eq!(reader.stats().counts.bans, 1);
+    assert!(reader.peers().iter().any(|peer| peer.id == honest.peer_id()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_is_dropped_stops_its_node() {
+    let first = node("dropped", &[], nothing()).await;
+    let second = node("dropped", &[&first], nothing()).await;
+    until("the connection", &first, |node| node.peers().len() == 1).await;
+    drop(second);
+    until("the disconnection", &first, |node| node.peers().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -520,10 +552,10 @@ impl Rogue {
         let mut stream = incoming.expect("asked").unwrap().stream;
         let mut frame = vec![0; usize::from(stream.read_u16().await.unwrap())];
         stream.read_exact(&mut frame).await.unwrap();
-        stream.write_all(answer).await.unwrap();
-        stream.flush().await.unwrap();
-        // Closing, not dropping, so that what was written arrives.
-        stream.shutdown().await.unwrap();
+        // The reader hangs up as soon as it has seen enough. Closing, not
+        // dropping, so that what was written arrives.
+        let _ = stream.write_all(answer).await;
+        let _ = stream.shutdown().await;
         ShardRequest::decode(&frame).unwrap()
     }
 }

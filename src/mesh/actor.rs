@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use doppler_swarm::{Address, Message, Peers, SwarmEvents, SwarmHandle};
 use tokio::sync::{Notify, watch};
@@ -42,7 +42,7 @@ impl Actor {
         let mut sequence = Sequence::default();
         let mut held: BTreeSet<ShardId> = self.serve.complete().into_iter().collect();
         let mut listeners = BTreeSet::new();
-        schedule.change(now);
+        schedule.change(now, Due::Everything);
         // Leases and dials are looked at a few times per lease; reads look for themselves.
         let mut upkeep =
             tokio::time::interval(self.timing.lease.min(self.timing.announce_every) / 8);
@@ -58,24 +58,26 @@ impl Actor {
                     Ok(()) => {
                         let peers = peers.borrow_and_update().clone();
                         if self.on_peers(peers, &mut listeners) {
-                            schedule.change(Instant::now());
+                            schedule.change(Instant::now(), Due::Everything);
                         }
                     }
                     Err(_) => return,
                 },
                 Ok(()) = listening.changed() => {
                     listening.mark_unchanged();
-                    schedule.change(Instant::now());
+                    schedule.change(Instant::now(), Due::Holdings);
                 }
                 Ok(()) = held_changed.changed() => {
                     held_changed.mark_unchanged();
                     held = self.serve.complete().into_iter().collect();
-                    schedule.change(Instant::now());
+                    schedule.change(Instant::now(), Due::Holdings);
                 }
-                () = self.poke.notified() => schedule.change(Instant::now()),
+                () = self.poke.notified() => schedule.change(Instant::now(), Due::Everything),
                 () = sleep_until(schedule.next().into()) => {
-                    if let Some(due) = schedule.due(Instant::now()) {
-                        self.say(due, &held, &listening, &mut sequence);
+                    let now = Instant::now();
+                    if let Some(due) = schedule.due(now) {
+                        let messages = self.say(due, &held, &listening, &mut sequence);
+                        schedule.said(now, messages);
                     }
                 }
                 _ = upkeep.tick() => self.upkeep(Instant::now()),
@@ -163,23 +165,28 @@ impl Actor {
         news
     }
 
+    /// Says what is due; how many messages that took.
     fn say(
         &self,
         due: Due,
         held: &BTreeSet<ShardId>,
         listening: &watch::Receiver<Vec<Address>>,
         sequence: &mut Sequence,
-    ) {
+    ) -> usize {
         let now = Instant::now();
         let addresses = listening.borrow().clone();
         let quiet = match due {
-            Due::Changed => std::time::Duration::ZERO,
-            Due::Round => self.timing.announce_every / 2,
+            Due::Everything => Duration::ZERO,
+            Due::Holdings => self.timing.announce_every / 2,
         };
         let (models, holdings) = {
             let mut state = self.shared.lock();
             let say =
+<<<<<<< HEAD
                 state.announcements.to_say(now, quiet, |model| held.contains(&model.manifest()));
+=======
+                state.announcements.take_due(now, quiet, |model| held.contains(&model.manifest()));
+>>>>>>> mesh
             (say, state.own_holdings(held))
         };
         let announcements =
@@ -188,13 +195,19 @@ impl Actor {
             holdings_messages(self.swarm.peer(), self.timing.lease, &addresses, holdings, || {
                 sequence.next(unix_ms())
             });
+<<<<<<< HEAD
+=======
+        let mut said = 0;
+>>>>>>> mesh
         for message in announcements.chain(holdings) {
             if let Err(error) = self.swarm.publish(&self.topic, message) {
                 // Said again with the next round.
                 debug!(%error, "not published");
-                return;
+                break;
             }
+            said += 1;
         }
+        said
     }
 
     fn upkeep(&self, now: Instant) {
@@ -209,7 +222,7 @@ impl Actor {
         let dial = {
             let mut state = self.shared.lock();
             let wanted = state.worth_dialling(self.swarm.peer());
-            state.to_dial(now, &wanted)
+            state.take_dials(now, &wanted)
         };
         for (peer, addresses) in dial {
             // A full command queue: dialled again later.

@@ -80,7 +80,7 @@ impl Announcements {
 
     /// What this node should say: its own models and those whose manifest it `holds`,
     /// unless somebody said it within `quiet`. Marks what it returns as said.
-    pub(super) fn to_say(
+    pub(super) fn take_due(
         &mut self,
         now: Instant,
         quiet: Duration,
@@ -144,10 +144,10 @@ mod tests {
         all.learn(now, signed(0), true, |_| false);
         all.learn(now, signed(1), false, |_| false);
         let held = signed(1).model;
-        assert_eq!(all.to_say(now + quiet / 2, quiet, |_| true), []);
-        assert_eq!(all.to_say(now + quiet, quiet, |_| false), [signed(0)]);
-        assert_eq!(all.to_say(now + quiet, quiet, |model| model == held), [signed(1)]);
-        assert_eq!(all.to_say(now + quiet, quiet, |_| true), []);
-        assert_eq!(all.to_say(now + quiet, Duration::ZERO, |_| true).len(), 2);
+        assert_eq!(all.take_due(now + quiet / 2, quiet, |_| true), []);
+        assert_eq!(all.take_due(now + quiet, quiet, |_| false), [signed(0)]);
+        assert_eq!(all.take_due(now + quiet, quiet, |model| model == held), [signed(1)]);
+        assert_eq!(all.take_due(now + quiet, quiet, |_| true), []);
+        assert_eq!(all.take_due(now + quiet, Duration::ZERO, |_| true).len(), 2);
     }
 }

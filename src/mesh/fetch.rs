@@ -20,7 +20,7 @@ use super::picker::{Begun, split};
 use super::shard_client::{Client, Failure, FailureKind};
 use super::state::{Holders, Shared};
 use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, VerifiedRange};
-use crate::store::{ReadError, ReadRequest};
+use crate::store::{ByteRange, ReadError, ReadRequest};
 use crate::wire::ShardRequest;
 
 /// What every read needs; shared by all of them.
@@ -33,6 +33,13 @@ pub(super) struct Fetcher {
 
 /// A deadline beyond any: used where the caller has none.
 const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// A proved piece, and who sent it.
+#[derive(Clone)]
+struct Part {
+    peer: PeerId,
+    range: VerifiedRange,
+}
 
 /// A peer that failed this piece: asked again only after a while.
 struct Failed {
@@ -58,33 +65,68 @@ impl Fetcher {
         }
         let holders = self.shared.lock().holders(Instant::now(), shard).ready.len();
         let pieces = split(range, holders);
-        let count = pieces.len();
-        let mut waiting = pieces.into_iter().enumerate();
-        let mut parts: Vec<Option<VerifiedRange>> = vec![None; count];
+        let mut parts = vec![None; pieces.len()];
+        // Once more if a part came under a size that another part disproves.
+        for _ in 0..2 {
+            self.fill(&request, &pieces, &mut parts).await?;
+            let whole: Vec<VerifiedRange> =
+                parts.iter().flatten().map(|part: &Part| part.range.clone()).collect();
+            if let Some(joined) = VerifiedRange::join(&whole) {
+                return Ok(joined);
+            }
+            self.drop_disproved(&request, &mut parts);
+        }
+        Err(ReadError::Corrupt { shard, detail: "peers disagree about its size".into() })
+    }
+
+    /// Fetches the parts that are missing, several at once.
+    async fn fill(
+        self: &Arc<Self>,
+        request: &ReadRequest,
+        pieces: &[ByteRange],
+        parts: &mut [Option<Part>],
+    ) -> Result<(), ReadError> {
+        let missing: Vec<usize> = (0..parts.len()).filter(|at| parts[*at].is_none()).collect();
+        let mut missing = missing.into_iter();
         // Dropping the set aborts what it runs.
         let mut running = JoinSet::new();
         loop {
             while running.len() < PIECES_AT_ONCE {
-                let Some((index, piece)) = waiting.next() else { break };
+                let Some(at) = missing.next() else { break };
                 let this = self.clone();
-                let request = ReadRequest { range: piece, ..request };
-                running.spawn(async move { (index, this.piece(request).await) });
+                let request = ReadRequest { range: pieces[at], ..*request };
+                running.spawn(async move { (at, this.piece(request).await) });
             }
-            let Some(done) = running.join_next().await else { break };
-            let (index, part) = done.map_err(|error| {
+            let Some(done) = running.join_next().await else { return Ok(()) };
+            let (at, part) = done.map_err(|error| {
                 ReadError::Overloaded(format!("a transfer was abandoned: {error}"))
             })?;
-            parts[index] = Some(part?);
+            parts[at] = Some(part?);
         }
-        let parts: Vec<VerifiedRange> = parts.into_iter().flatten().collect();
-        VerifiedRange::join(&parts).ok_or_else(|| ReadError::Corrupt {
-            shard,
-            detail: "peers disagree about its size".into(),
-        })
+    }
+
+    /// A part that reaches the object's end proves its size. Whoever sent another part
+    /// under another size lied about it: banned, and the part is dropped.
+    fn drop_disproved(&self, request: &ReadRequest, parts: &mut [Option<Part>]) {
+        let proved = parts.iter().flatten().find(|part| part.range.proves_size());
+        let Some(size) = proved.map(|part| part.range.size()) else { return };
+        for part in parts {
+            if let Some(Part { peer, range }) = part
+                && range.size() != size
+            {
+                let failure = Failure {
+                    kind: FailureKind::Wrong,
+                    bytes: range.range().len(),
+                    detail: format!("said {} bytes of an object of {size}", range.size()),
+                };
+                self.failed(*peer, request, &failure, &mut BTreeMap::new());
+                *part = None;
+            }
+        }
     }
 
     /// Fetches a range that fits one wire request.
-    async fn piece(&self, request: ReadRequest) -> Result<VerifiedRange, ReadError> {
+    async fn piece(&self, request: ReadRequest) -> Result<Part, ReadError> {
         let started = Instant::now();
         let deadline = request.deadline.unwrap_or(started + FAR);
         let mut changed = self.shared.changed();
@@ -105,9 +147,9 @@ impl Fetcher {
             };
             let answer = timeout_at(deadline.into(), self.client.request(peer, wire)).await;
             match answer {
-                Ok(Ok(part)) => {
-                    ticket.delivered(part.bytes().len() as u64);
-                    return Ok(part);
+                Ok(Ok(range)) => {
+                    ticket.delivered(range.bytes().len() as u64);
+                    return Ok(Part { peer, range });
                 }
                 Ok(Err(failure)) => {
                     drop(ticket);
@@ -171,7 +213,7 @@ impl Fetcher {
         let mut until = None;
         if candidates.is_empty() {
             // Nobody to ask now: those who are away are called, those who failed come round.
-            for (peer, addresses) in state.to_dial(now, &holders.away) {
+            for (peer, addresses) in state.take_dials(now, &holders.away) {
                 // A full command queue: tried again at the next dial time.
                 let _ = self.swarm.dial(peer, addresses);
             }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use doppler_swarm::{Address, PeerId};
 
 use super::options::{
-    GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW, HOLDINGS_BYTES_TARGET, PEERS_REMEMBERED_MAX, Timing,
+    GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW, HOLDINGS_BYTES_TARGET,
+    PEERS_REMEMBERED_MAX, Timing,
 };
 use crate::wire::{
     ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings,
@@ -20,45 +21,56 @@ use crate::wire::{
 const ENTRY_BYTES: usize = 48;
 
 /// What is due to be said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
-    /// Something changed, or somebody new listens: say everything at once.
-    Changed,
-    /// Anti-entropy: say holdings, and what announcements nobody said lately.
-    Round,
+    /// Holdings, and the announcements that nobody said lately: the rounds of anti-entropy,
+    /// and what is held has changed.
+    Holdings,
+    /// Everything at once: somebody new listens, or a model was published.
+    Everything,
 }
 
 /// When to speak.
 pub(super) struct Schedule {
     timing: Timing,
     round: Instant,
-    changed: Option<Instant>,
+    changed: Option<(Instant, Due)>,
+    /// Not before this, whatever changes: what was said last sets the pace.
+    quiet_until: Instant,
 }
 
 impl Schedule {
     pub(super) fn new(timing: Timing, now: Instant) -> Self {
-        Self { timing, round: now + timing.announce_every, changed: None }
+        Self { timing, round: now + timing.announce_every, changed: None, quiet_until: now }
     }
 
     /// Something changed: due after `settle`, counted from the first such change.
-    pub(super) fn change(&mut self, now: Instant) {
-        self.changed.get_or_insert(now + self.timing.settle);
+    pub(super) fn change(&mut self, now: Instant, what: Due) {
+        let (at, due) = self.changed.unwrap_or((now + self.timing.settle, what));
+        self.changed = Some((at.max(self.quiet_until), due.max(what)));
+    }
+
+    /// So many messages were said: a pause in proportion keeps this node's pace
+    /// well below what others heed.
+    pub(super) fn said(&mut self, now: Instant, messages: usize) {
+        let pause = GOSSIP_PAUSE.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
+        self.quiet_until = now + pause;
     }
 
     /// When `due` should be asked next.
     pub(super) fn next(&self) -> Instant {
-        self.changed.map_or(self.round, |changed| changed.min(self.round))
+        self.changed.map_or(self.round, |(at, _)| at.min(self.round))
     }
 
     /// What is due now; asking takes it.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
-        let changed = self.changed.is_some_and(|at| at <= now);
-        if !changed && self.round > now {
+        let changed = self.changed.filter(|(at, _)| *at <= now).map(|(_, due)| due);
+        if changed.is_none() && self.round > now {
             return None;
         }
-        self.changed = None;
+        let due = self.changed.take().map_or(Due::Holdings, |(_, due)| due);
         self.round = now + self.timing.announce_every;
-        Some(if changed { Due::Changed } else { Due::Round })
+        Some(due)
     }
 }
 
@@ -156,13 +168,33 @@ mod tests {
         let timing = Timing::default();
         let mut schedule = Schedule::new(timing, start);
         assert_eq!(schedule.due(start), None);
-        schedule.change(start);
-        schedule.change(start + timing.settle / 2);
+        schedule.change(start, Due::Holdings);
+        schedule.change(start + timing.settle / 2, Due::Everything);
+        schedule.change(start + timing.settle / 2, Due::Holdings);
         assert_eq!(schedule.next(), start + timing.settle, "the first change counts");
-        assert_eq!(schedule.due(schedule.next()), Some(Due::Changed));
-        assert_eq!(schedule.due(start + timing.settle), None);
-        assert_eq!(schedule.next(), start + timing.settle + timing.announce_every);
-        assert_eq!(schedule.due(schedule.next()), Some(Due::Round));
+        assert_eq!(schedule.due(schedule.next()), Some(Due::Everything));
+        let said = start + timing.settle;
+        assert_eq!(schedule.due(said), None);
+        assert_eq!(schedule.next(), said + timing.announce_every);
+        assert_eq!(schedule.due(schedule.next()), Some(Due::Holdings));
+    }
+
+    #[test]
+    fn a_busy_node_keeps_a_pace_that_others_heed() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let mut schedule = Schedule::new(timing, start);
+        let mut messages = 0;
+        // Something changes every millisecond, and each time there is much to say.
+        for ms in 0..GOSSIP_WINDOW.as_millis() as u64 {
+            let now = start + Duration::from_millis(ms);
+            schedule.change(now, Due::Everything);
+            if schedule.due(now).is_some() {
+                messages += 7;
+                schedule.said(now, 7);
+            }
+        }
+        assert!(messages > 50 && messages < GOSSIP_PER_WINDOW_MAX as usize, "{messages}");
     }
 
     #[test]

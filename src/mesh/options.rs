@@ -86,9 +86,11 @@ pub(super) const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// Peers whose conduct and traffic are remembered.
 pub(super) const PEERS_REMEMBERED_MAX: usize = 4096;
 
-/// Gossip messages heeded per author and window; an honest node sends a handful.
+/// Gossip messages heeded per author and window. An honest node pauses `GOSSIP_PAUSE` for
+/// each message it said, which is at most 200 in a window, and usually a handful.
 pub(super) const GOSSIP_WINDOW: Duration = Duration::from_secs(10);
-pub(super) const GOSSIP_PER_WINDOW_MAX: u32 = 128;
+pub(super) const GOSSIP_PER_WINDOW_MAX: u32 = 512;
+pub(super) const GOSSIP_PAUSE: Duration = Duration::from_millis(50);
 /// Holdings bytes packed into one message, below the envelope's limit with its other fields.
 pub(super) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
 

@@ -156,7 +156,7 @@ impl State {
     }
 
     /// Of `wanted`, who should be dialled now and where. Each dial puts the next one off.
-    pub(super) fn to_dial(
+    pub(super) fn take_dials(
         &mut self,
         now: Instant,
         wanted: &[PeerId],

@@ -18,9 +18,9 @@ use crate::behaviour::{Behaviour, BehaviourEvent, setup};
 use crate::handle::{Drops, Message, Peer, Peers};
 use crate::ids::keypair;
 use crate::options::{
-    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, CONNECTION_STREAMS_MAX, GOSSIP_BYTES_MAX,
-    IDLE_CONNECTION, NEGOTIATING_STREAMS_MAX, OUTBOX, Options, PEER_ADDRESSES_MAX, REDIAL_FIRST,
-    REDIAL_MAX, TICK,
+    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, CONNECTION_STREAMS_MAX, FOREIGN_BAN,
+    GOSSIP_BYTES_MAX, IDLE_CONNECTION, NEGOTIATING_STREAMS_MAX, OUTBOX, Options,
+    PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, TICK,
 };
 use crate::outbox::Outbox;
 use crate::redial::Redial;
@@ -96,6 +96,7 @@ impl Actor {
     fn start(options: Options, outputs: Outputs) -> Result<Self, SwarmError> {
         let mut swarm = build(&options)?;
         for address in &options.listen {
+            refuse_taken_port(address)?;
             swarm.listen_on(address.0.clone()).map_err(|error| SwarmError::Listen {
                 address: address.clone(),
                 reason: error.to_string(),
@@ -156,16 +157,7 @@ impl Actor {
                 // An error means that it is not connected, which is what was asked.
                 let _ = self.swarm.disconnect_peer_id(peer.0);
             }
-            Command::Ban { peer, until } => {
-                self.bans.insert(peer, until);
-                if self.bans.len() > BANS_MAX {
-                    let first = self.bans.iter().min_by_key(|(_, until)| **until).map(|(p, _)| *p);
-                    if let Some(first) = first {
-                        self.unban(first);
-                    }
-                }
-                self.swarm.behaviour_mut().bans.block_peer(peer.0);
-            }
+            Command::Ban { peer, until } => self.ban(peer, until),
             // Handled by the loop itself.
             Command::Shutdown { .. } => {}
         }
@@ -223,6 +215,17 @@ impl Actor {
                 try_publish(swarm, gossipsub::IdentTopic::new(topic).hash(), data)
             });
         }
+    }
+
+    fn ban(&mut self, peer: PeerId, until: Instant) {
+        if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&peer) {
+            let first = self.bans.iter().min_by_key(|(_, until)| **until).map(|(peer, _)| *peer);
+            if let Some(first) = first {
+                self.unban(first);
+            }
+        }
+        self.bans.insert(peer, until);
+        self.swarm.behaviour_mut().bans.block_peer(peer.0);
     }
 
     fn unban(&mut self, peer: PeerId) {
@@ -332,7 +335,7 @@ impl Actor {
     fn on_identified(&mut self, peer: PeerId, info: identify::Info) {
         if info.protocol_version != self.protocol_version {
             info!(%peer, theirs = %shown(&info.protocol_version), "speaks another protocol; disconnecting");
-            let _ = self.swarm.disconnect_peer_id(peer.0);
+            self.ban(peer, Instant::now() + FOREIGN_BAN);
             return;
         }
         if let Some(entry) = self.peers.get_mut(&peer) {
@@ -357,6 +360,18 @@ impl Actor {
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
     }
+}
+
+/// libp2p listens with SO_REUSEPORT, so that a second node on the same port would
+/// silently take every other connection. A plain bind first tells.
+fn refuse_taken_port(address: &Address) -> Result<(), SwarmError> {
+    let Some(socket) = address.tcp_socket() else { return Ok(()) };
+    if socket.port() == 0 {
+        return Ok(());
+    }
+    std::net::TcpListener::bind(socket)
+        .map(drop)
+        .map_err(|error| SwarmError::Listen { address: address.clone(), reason: error.to_string() })
 }
 
 /// True if the message is out, or can never be.

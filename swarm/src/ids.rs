@@ -1,6 +1,7 @@
 //! Peer ids and addresses as plain values, so that callers never name libp2p.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use libp2p::Multiaddr;
@@ -76,6 +77,20 @@ impl Address {
     pub fn peer(&self) -> Option<PeerId> {
         match self.0.iter().last() {
             Some(Protocol::P2p(peer)) => Some(PeerId(peer)),
+            _ => None,
+        }
+    }
+
+    /// The socket of a plain `/ip4|ip6/.../tcp/...` address.
+    pub(crate) fn tcp_socket(&self) -> Option<SocketAddr> {
+        let mut parts = self.0.iter();
+        let ip: IpAddr = match parts.next()? {
+            Protocol::Ip4(ip) => ip.into(),
+            Protocol::Ip6(ip) => ip.into(),
+            _ => return None,
+        };
+        match parts.next()? {
+            Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
             _ => None,
         }
     }

@@ -118,6 +118,9 @@ pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
 /// Streams of one connection in use: gossip, ping, identify and shard streams.
 pub(crate) const CONNECTION_STREAMS_MAX: usize = 256;
 
+/// How long a node that speaks another protocol is left alone.
+pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
+
 /// Bans remembered; beyond it the one that ends first gives way.
 pub(crate) const BANS_MAX: usize = 4096;
 

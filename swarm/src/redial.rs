@@ -93,7 +93,7 @@ mod tests {
         let later = start + Duration::from_secs(100);
         assert!(redial.due(later, |other| other == peer).is_empty());
         // Lost again: dialled after the first, short wait.
-        assert_eq!(redial.due(later + first, |_| false), [address.clone()]);
+        assert_eq!(redial.due(later + first, |_| false), std::slice::from_ref(&address));
         redial.forget_self(&address);
         assert!(redial.due(later + max * 9, |_| false).is_empty());
     }
