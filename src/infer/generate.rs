@@ -57,7 +57,7 @@ impl Generated {
 }
 
 /// Continues the session's sequence by `prompt` and what follows it, calling
-/// `on_token` for each token as it is chosen.
+/// `on_token` with the session (for its counters) for each token as it is chosen.
 pub fn generate(
     session: &mut Session,
     prompt: &[u32],
