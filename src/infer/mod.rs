@@ -24,5 +24,7 @@ pub mod tokenizer;
 
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
 mod paging_tests;
+#[cfg(test)]
 pub mod testing;

@@ -182,11 +182,7 @@ impl Actor {
         let (models, holdings) = {
             let mut state = self.shared.lock();
             let say =
-<<<<<<< HEAD
-                state.announcements.to_say(now, quiet, |model| held.contains(&model.manifest()));
-=======
                 state.announcements.take_due(now, quiet, |model| held.contains(&model.manifest()));
->>>>>>> mesh
             (say, state.own_holdings(held))
         };
         let announcements =
@@ -195,10 +191,7 @@ impl Actor {
             holdings_messages(self.swarm.peer(), self.timing.lease, &addresses, holdings, || {
                 sequence.next(unix_ms())
             });
-<<<<<<< HEAD
-=======
         let mut said = 0;
->>>>>>> mesh
         for message in announcements.chain(holdings) {
             if let Err(error) = self.swarm.publish(&self.topic, message) {
                 // Said again with the next round.
