@@ -69,48 +69,73 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 }
 
 /// Q4_K, and Q5_K with its 32 bytes of fifth bits: `w = d * scale * q - dmin * min`.
+///
+/// Shifts are constants (a vector of bytes has no variable shift), so the fifth
+/// bits move down by one from group to group.
 #[inline(always)]
 fn affine<const FIFTH: bool>(block: &[u8], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    let (groups, _) = out.as_chunks_mut::<32>();
-    let nibbles = &block[if FIFTH { 48 } else { 16 }..];
-    let (nibbles, _) = nibbles.as_chunks::<32>();
-    for (g, out) in groups.iter_mut().enumerate() {
-        // Twelve bytes of six-bit scales and mins; the last four groups' are split.
-        let (scale, min) = if g < 4 {
-            (block[4 + g] & 63, block[8 + g] & 63)
-        } else {
-            let (s, m, low) = (block[g], block[4 + g], block[8 + g]);
-            (low & 15 | s >> 6 << 4, low >> 4 | m >> 6 << 4)
-        };
-        let (a, b) = (d * f32::from(scale), dmin * f32::from(min));
-        let (quants, shift) = (&nibbles[g / 2], 4 * (g % 2));
+    let (nibbles, _) = block[if FIFTH { 48 } else { 16 }..].as_chunks::<32>();
+    let mut fifth = [0; 32];
+    if FIFTH {
+        fifth.copy_from_slice(&block[16..48]);
+    }
+    for (pair, (quants, out)) in nibbles.iter().zip(out.as_chunks_mut::<64>().0).enumerate() {
+        let (low, high) = out.split_at_mut(32);
+        let ((a, b), (c, e)) = (scale_min(block, 2 * pair), scale_min(block, 2 * pair + 1));
+        let (a, b, c, e) = (d * a, dmin * b, d * c, dmin * e);
         for i in 0..32 {
-            let mut q = quants[i] >> shift & 15;
-            if FIFTH {
-                q |= (block[16 + i] >> g & 1) << 4;
-            }
-            out[i] = a * f32::from(q) - b;
+            let q = quants[i] & 15 | (fifth[i] & 1) << 4;
+            low[i] = a * f32::from(q) - b;
+        }
+        for i in 0..32 {
+            let q = quants[i] >> 4 | (fifth[i] & 2) << 3;
+            high[i] = c * f32::from(q) - e;
+        }
+        if FIFTH {
+            fifth.iter_mut().for_each(|bits| *bits >>= 2);
         }
     }
+}
+
+/// Scale and min of group `g`, six bits each in twelve bytes; those of the last
+/// four groups are split.
+#[inline(always)]
+fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
+    let (scale, min) = if g < 4 {
+        (block[4 + g] & 63, block[8 + g] & 63)
+    } else {
+        let (s, m, low) = (block[g], block[4 + g], block[8 + g]);
+        (low & 15 | s >> 6 << 4, low >> 4 | m >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(min))
 }
 
 /// `w = d * scale * (q - 32)`: two halves of four quarters of 32, 16 weights a scale.
 #[inline(always)]
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = half_at(block, 208);
-    let (low, _) = block.as_chunks::<16>();
-    let (out, _) = out.as_chunks_mut::<16>();
-    for (g, out) in out.iter_mut().enumerate() {
-        // Group `g` of 16 weights: half, quarter, and which half of the quarter.
-        let (half, quarter, side) = (g / 8, g / 2 % 4, g % 2);
-        let low = &low[4 * half + 2 * (quarter % 2) + side];
-        let high: &[u8; 16] = block[128 + 32 * half + 16 * side..].first_chunk().expect("in block");
-        let scale = d * f32::from(block[192 + g].cast_signed());
-        let (low_shift, high_shift) = (4 * (quarter / 2), 2 * quarter);
-        for i in 0..16 {
-            let q = low[i] >> low_shift & 15 | (high[i] >> high_shift & 3) << 4;
-            out[i] = scale * (f32::from(q) - 32.0);
+    let (rows, _) = block.as_chunks::<32>();
+    let (halves, _) = out.as_chunks_mut::<128>();
+    for (half, out) in halves.iter_mut().enumerate() {
+        let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
+        let scale = |i: usize| d * f32::from(block[192 + 8 * half + i].cast_signed());
+        let (quarters, _) = out.as_chunks_mut::<32>();
+        for i in 0..32 {
+            let q = low0[i] & 15 | (high[i] & 3) << 4;
+            quarters[0][i] = scale(i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low1[i] & 15 | (high[i] >> 2 & 3) << 4;
+            quarters[1][i] = scale(2 + i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low0[i] >> 4 | (high[i] >> 4 & 3) << 4;
+            quarters[2][i] = scale(4 + i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low1[i] >> 4 | (high[i] >> 6) << 4;
+            quarters[3][i] = scale(6 + i / 16) * (f32::from(q) - 32.0);
         }
     }
 }
