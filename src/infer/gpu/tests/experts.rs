@@ -34,8 +34,7 @@ impl TinyMoe {
         let table = graph.weight("table", VOCAB, hidden);
         let router = graph.weight("router", EXPERTS, hidden);
         let head = graph.weight("head", VOCAB, hidden);
-        let expert =
-            || ExpertTensors { gate: "gate".into(), up: "up".into(), down: "down".into() };
+        let expert = || ExpertTensors { gate: "gate".into(), up: "up".into(), down: "down".into() };
         graph.moe.push(Moe {
             layer: 0,
             top_k: TOP_K,
@@ -138,8 +137,7 @@ fn experts_match_the_cpu_in_every_format_and_waves_change_no_bit() {
             gpu.limit(stride * 2 + 16, 1);
             tiny.load(&mut gpu, EXPERTS);
             for tokens in [1, 5] {
-                let tokens: Vec<u32> =
-                    (0..tokens).map(|_| random.below(VOCAB) as u32).collect();
+                let tokens: Vec<u32> = (0..tokens).map(|_| random.below(VOCAB) as u32).collect();
                 let want = tiny.step(&mut cpu, &tokens, EXPERTS);
                 let got = tiny.step(&mut gpu, &tokens, EXPERTS);
                 assert_close(&got, &want, 1e-5, &format!("{inner}/{outer} {reduction:?}"));

@@ -45,8 +45,12 @@ fn linear_matches_its_twin_in_every_format() {
                 let weight = graph.weight("w", rows, cols);
                 let bias_id = graph.weight("b", 1, rows);
                 graph.ops.push(Op::Linear { x, weight, bias: biased.then_some(bias_id), out });
-                let bias_spec =
-                    crate::infer::graph::MatrixSpec { dtype: DType::F32, rows: 1, cols: rows, offset: 0 };
+                let bias_spec = crate::infer::graph::MatrixSpec {
+                    dtype: DType::F32,
+                    rows: 1,
+                    cols: rows,
+                    offset: 0,
+                };
                 let bias_bytes: &[u8] = bytemuck::cast_slice(&bias);
                 let weights = [(weight, spec, &bytes[..]), (bias_id, bias_spec, bias_bytes)];
                 let mut gpu = backend(&device, &graph, CAPACITY, &weights);
@@ -204,7 +208,8 @@ fn attention_and_its_cache_match_their_twins() {
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         graph.kv.push(Kv { kv_heads, head_dim });
         let (q, out) = (graph.buffer("q", heads * head_dim), graph.buffer("out", heads * head_dim));
-        let (k, v) = (graph.buffer("k", kv_heads * head_dim), graph.buffer("v", kv_heads * head_dim));
+        let (k, v) =
+            (graph.buffer("k", kv_heads * head_dim), graph.buffer("v", kv_heads * head_dim));
         let kv = KvId(0);
         graph.ops.push(Op::KvWrite { kv, k, v });
         graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
@@ -262,7 +267,8 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
     use crate::infer::backend::Backend;
     let mut random = Random::new("route");
     let Some(device) = device(Reduction::Lane) else { return };
-    for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)] {
+    for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)]
+    {
         let scoring = Scoring::Softmax { renormalise };
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         let x = graph.buffer("x", 32);
@@ -282,8 +288,8 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
         let mut gpu = backend(&device, &graph, CAPACITY, &[]);
         for tokens in [1, 5] {
             let mut values = random.floats(tokens * experts);
-            // Coarse values tie often.
-            values.iter_mut().for_each(|v| *v = (*v * 4.0).round());
+            // Coarse values tie often. (No -0: the twin's total order puts it below 0.)
+            values.iter_mut().for_each(|v| *v = (*v * 4.0).round() + 0.0);
             let mut ids = vec![0; tokens * top_k];
             let mut weights = vec![0.0; tokens * top_k];
             route(&values, experts, scoring, &mut ids, &mut weights, top_k);

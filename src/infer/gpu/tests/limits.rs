@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::experts::TinyMoe;
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::{
-    Backend, BackendError, Capacity, Device, LogitRows, SlotClass, Step,
-};
+use crate::infer::backend::{Backend, BackendError, Capacity, Device, LogitRows, SlotClass, Step};
 use crate::infer::cpu::{embed::embed, linear::linear, matrix::Matrix};
 use crate::infer::gpu::executor::GpuBackend;
 use crate::infer::gpu::{Kernel, Reduction};
@@ -152,7 +150,8 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     // Shapes that do not fit, and an op that would read what it writes.
     let wide = MatrixSpec { dtype: DType::F32, rows: 64, cols: 64, offset: 0 };
     graph.ops[1] = Op::Linear { x, weight: square, bias: None, out: x };
-    let weights = [(norm, MatrixSpec { rows: 1, ..wide }, &[0; 256][..]), (square, wide, &[0; 16384])];
+    let weights =
+        [(norm, MatrixSpec { rows: 1, ..wide }, &[0; 256][..]), (square, wide, &[0; 16384])];
     let mut gpu = backend(&device, &graph, capacity, &weights);
     refused(gpu.begin(&step(&[1], 0)), "reads the buffer it writes");
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });

@@ -6,7 +6,6 @@
 mod experts;
 mod kernels;
 mod limits;
-mod model;
 mod models;
 
 use std::sync::{Arc, OnceLock};
@@ -103,8 +102,7 @@ pub(super) fn backend(
     capacity: Capacity,
     weights: &[(WeightId, MatrixSpec, &[u8])],
 ) -> GpuBackend {
-    let mut backend =
-        GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
+    let mut backend = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
     for (id, spec, bytes) in weights {
         backend.load_weight(*id, spec, bytes).unwrap();
     }
