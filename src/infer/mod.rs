@@ -20,3 +20,11 @@ pub mod residency;
 pub mod sampler;
 pub mod session;
 pub mod slots;
+pub mod tokenizer;
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod paging_tests;
+#[cfg(test)]
+pub mod testing;

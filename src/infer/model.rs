@@ -2,18 +2,21 @@
 //!
 //! Reads no weights. Refuses a manifest whose tensors do not fit the graph its
 //! config describes: missing, of another shape, without a content address, or
-//! an expert that is not one range of one shard.
+//! an expert whose tensors do not make one run of bytes.
 
 use std::sync::Arc;
 
 use super::families::{self, FamilyError, Spec};
 use super::graph::{ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe};
-use super::reader::WeightReader;
+use super::reader::{Piece, WeightReader};
 use crate::store::manifest::TensorEntry;
-use crate::store::{ByteRange, Manifest, ManifestError, ShardId};
+use crate::store::{Manifest, ManifestError};
 
 /// Bytes that may lie unused between an expert's tensors: alignment, no more.
 const EXPERT_GAP_MAX: u64 = 16 * 1024;
+
+/// The largest expert, bytes: its run is held in memory while it is read.
+const EXPERT_BYTES_MAX: u64 = 1 << 32;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -36,22 +39,15 @@ pub enum LoadError {
 #[derive(Debug, Clone)]
 pub struct TrunkTensor {
     pub spec: MatrixSpec,
-    pub spans: Vec<(ShardId, ByteRange)>,
-}
-
-/// Where one expert's bytes lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExpertPlace {
-    pub shard: ShardId,
-    pub range: ByteRange,
+    pub pieces: Vec<Piece>,
 }
 
 /// One mixture-of-experts layer: its experts share a layout.
 #[derive(Debug, Clone)]
 pub struct MoeLayer {
     pub layout: ExpertLayout,
-    /// One an expert.
-    pub places: Vec<ExpertPlace>,
+    /// One an expert: a single piece, unless the expert is larger than a shard.
+    pub places: Vec<Vec<Piece>>,
 }
 
 /// A model ready to be loaded into sessions.
@@ -77,15 +73,15 @@ impl Model {
         let graph = families::graph(&spec);
         let trunk = graph.weights.iter().map(|weight| {
             let tensor = find(&manifest, &weight.tensor, weight.rows, weight.cols)?;
-            let spans = tensor.spans.iter().map(|span| {
-                let range = ByteRange::at(span.offset, span.size);
+            let pieces = tensor.spans.iter().map(|span| {
+                let range = span.range();
                 let range =
                     range.ok_or_else(|| LoadError::Missing { name: weight.tensor.clone() })?;
-                Ok((manifest.shard_id(span.shard)?, range))
+                Ok(Piece { shard: manifest.shard_id(span.shard)?, range })
             });
             let (rows, cols) = (weight.rows, weight.cols);
             let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
-            Ok(TrunkTensor { spec, spans: spans.collect::<Result<_, LoadError>>()? })
+            Ok(TrunkTensor { spec, pieces: pieces.collect::<Result<_, LoadError>>()? })
         });
         let trunk = trunk.collect::<Result<_, LoadError>>()?;
         let moe = graph.moe.iter().map(|moe| layer(&manifest, moe));
@@ -128,10 +124,10 @@ fn find<'a>(
 fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, LoadError> {
     let mut places = Vec::with_capacity(moe.experts.len());
     let mut shared: Option<ExpertLayout> = None;
-    for (number, tensors) in moe.experts.iter().enumerate() {
+    for number in 0..moe.experts.len() {
         let fail =
             |problem: String| LoadError::Expert { layer: moe.layer, expert: number, problem };
-        let (layout, place) = expert(manifest, moe, tensors, &fail)?;
+        let (layout, place) = expert(manifest, moe, number, &fail)?;
         if *shared.get_or_insert(layout) != layout {
             return Err(fail("its layout differs from that of its layer's other experts".into()));
         }
@@ -145,42 +141,40 @@ fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, LoadError> {
     Ok(MoeLayer { layout, places })
 }
 
-/// One expert: its three matrices as offsets into one range.
+/// One expert: its three matrices as offsets into one run of bytes.
 fn expert(
     manifest: &Manifest,
     moe: &Moe,
-    tensors: &ExpertTensors,
+    number: usize,
     fail: &impl Fn(String) -> LoadError,
-) -> Result<(ExpertLayout, ExpertPlace), LoadError> {
-    let parts = [
-        (&tensors.gate, moe.ff, moe.hidden),
-        (&tensors.up, moe.ff, moe.hidden),
-        (&tensors.down, moe.hidden, moe.ff),
-    ];
-    let mut spans = Vec::with_capacity(3);
-    for (name, rows, cols) in parts {
+) -> Result<(ExpertLayout, Vec<Piece>), LoadError> {
+    let ids = (u32::try_from(moe.layer), u32::try_from(number));
+    let group = match ids {
+        (Ok(layer), Ok(expert)) => manifest.expert(layer, expert),
+        _ => None,
+    };
+    let group = group.ok_or_else(|| {
+        fail("the manifest groups no tensors as it; convert the model again".into())
+    })?;
+    let matrix = |name: &str, rows: usize, cols: usize| -> Result<MatrixSpec, LoadError> {
         let tensor = find(manifest, name, rows, cols)?;
-        let [span] = tensor.spans[..] else {
-            return Err(fail(format!("tensor {name:?} crosses shards; convert the model again")));
-        };
-        spans.push((span, MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 }));
-    }
-    let shard = spans[0].0.shard;
-    if spans.iter().any(|(span, _)| span.shard != shard) {
-        return Err(fail("its tensors lie in different shards; convert the model again".into()));
-    }
-    // Spans lie within shards of at most 64 MiB, so sums and casts are exact.
-    let start = spans.iter().map(|(span, _)| span.offset).min().unwrap_or(0);
-    let end = spans.iter().map(|(span, _)| span.offset + span.size).max().unwrap_or(0);
-    let used: u64 = spans.iter().map(|(span, _)| span.size).sum();
-    let range = ByteRange::new(start, end).ok_or_else(|| fail("it has no bytes".into()))?;
-    if range.len() > used + EXPERT_GAP_MAX {
+        let part = group.parts.iter().find(|p| p.name == name && p.size == tensor.size);
+        let part = part.ok_or_else(|| fail(format!("tensor {name:?} is not in its group")))?;
+        Ok(MatrixSpec { dtype: tensor.dtype, rows, cols, offset: part.offset as usize })
+    };
+    let ExpertTensors { gate, up, down } = &moe.experts[number];
+    let gate = matrix(gate, moe.ff, moe.hidden)?;
+    let up = matrix(up, moe.ff, moe.hidden)?;
+    let down = matrix(down, moe.hidden, moe.ff)?;
+    let used = [gate, up, down].iter().map(|m| m.bytes() as u64).sum::<u64>();
+    let bytes = group.size();
+    if bytes > EXPERT_BYTES_MAX || bytes > used + EXPERT_GAP_MAX {
         return Err(fail("its tensors are not adjacent; convert the model again".into()));
     }
-    let at = |i: usize| {
-        let (span, spec) = spans[i];
-        MatrixSpec { offset: (span.offset - start) as usize, ..spec }
-    };
-    let layout = ExpertLayout { gate: at(0), up: at(1), down: at(2), bytes: range.len() as usize };
-    Ok((layout, ExpertPlace { shard: manifest.shard_id(shard)?, range }))
+    let pieces = group
+        .pieces
+        .iter()
+        .map(|(shard, range)| Ok(Piece { shard: manifest.shard_id(*shard)?, range: *range }));
+    let pieces = pieces.collect::<Result<_, LoadError>>()?;
+    Ok((ExpertLayout { gate, up, down, bytes: bytes as usize }, pieces))
 }

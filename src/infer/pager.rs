@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::backend::{Backend, Slot};
 use super::graph::MoeId;
 use super::model::{Model, MoeLayer};
-use super::reader::WeightReader;
+use super::reader::{Piece, WeightReader};
 use super::residency::{ExpertKey, Residency};
 use super::session::SessionError;
 use super::slots::SlotPlan;
-use crate::store::{ReadRequest, Tier};
+use crate::store::Tier;
 
 /// Experts served, by where they were when they were needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -120,17 +120,14 @@ impl Pager {
         backend: &mut dyn Backend,
     ) -> Result<(), SessionError> {
         let layer = &self.layers[usize::from(moe.0)];
-        let requests: Vec<ReadRequest> = fills
-            .iter()
-            .map(|(expert, _)| layer.places[*expert as usize])
-            .map(|place| ReadRequest::token(place.shard, place.range))
-            .collect();
+        let places = fills.iter().map(|(expert, _)| layer.places[*expert as usize].as_slice());
+        let runs: Vec<&[Piece]> = places.collect();
         let mut hits = self.stats.hits;
         let mut filled_bytes = 0;
-        self.reader.read_each(&requests, |i, found| -> Result<(), SessionError> {
-            backend.fill_slot(fills[i].1, &found.bytes)?;
-            hits.count(found.tier);
-            filled_bytes += found.bytes.len() as u64;
+        self.reader.read_runs(&runs, |i, bytes, tier| -> Result<(), SessionError> {
+            backend.fill_slot(fills[i].1, bytes)?;
+            hits.count(tier);
+            filled_bytes += bytes.len() as u64;
             Ok(())
         })?;
         self.stats.hits = hits;

@@ -3,12 +3,13 @@
 //! Invariant: at most [`READS_MAX`] reads are under way, so at most that many
 //! results wait in memory, however much is asked for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use tokio::runtime::Handle;
 
-use crate::store::{Found, RangeReader, ReadError, ReadRequest};
+use crate::store::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
 
 /// Reads under way at a time: enough to keep several peers busy.
 const READS_MAX: usize = 16;
@@ -60,13 +61,63 @@ impl WeightReader {
         Ok(())
     }
 
-    /// Reads all requests concurrently; results in the order of the requests.
-    pub fn read_many(&self, requests: &[ReadRequest]) -> Result<Vec<Found>, ReadError> {
-        let mut found: Vec<Option<Found>> = vec![None; requests.len()];
-        self.read_each(requests, |i, result| -> Result<(), ReadError> {
-            found[i] = Some(result);
-            Ok(())
-        })?;
-        Ok(found.into_iter().flatten().collect())
+    /// Reads runs of bytes, each made of the pieces given for it, all concurrently;
+    /// hands each run to `each` once it is whole, with its index and the slowest
+    /// tier that any of its pieces came from.
+    pub fn read_runs<E: From<ReadError>>(
+        &self,
+        runs: &[&[Piece]],
+        mut each: impl FnMut(usize, &[u8], Tier) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut requests = Vec::new();
+        // The run of each request, and its first byte's place in the run.
+        let mut targets = Vec::new();
+        for (run, pieces) in runs.iter().enumerate() {
+            let mut offset = 0;
+            for piece in *pieces {
+                requests.push(ReadRequest::token(piece.shard, piece.range));
+                targets.push((run, offset));
+                offset += piece.range.len() as usize;
+            }
+        }
+        let mut partials: HashMap<usize, Partial> = HashMap::new();
+        self.read_each(&requests, |i, found| {
+            let (run, offset) = targets[i];
+            if runs[run].len() == 1 {
+                return each(run, &found.bytes, found.tier);
+            }
+            let partial = partials.entry(run).or_insert_with(|| Partial::new(runs[run]));
+            partial.bytes[offset..offset + found.bytes.len()].copy_from_slice(&found.bytes);
+            partial.missing -= 1;
+            partial.tier = partial.tier.max(found.tier);
+            if partial.missing > 0 {
+                return Ok(());
+            }
+            match partials.remove(&run) {
+                Some(whole) => each(run, &whole.bytes, whole.tier),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// A range of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub shard: ShardId,
+    pub range: ByteRange,
+}
+
+/// A run of which not all pieces have come.
+struct Partial {
+    bytes: Vec<u8>,
+    missing: usize,
+    tier: Tier,
+}
+
+impl Partial {
+    fn new(pieces: &[Piece]) -> Self {
+        let len: u64 = pieces.iter().map(|piece| piece.range.len()).sum();
+        Self { bytes: vec![0; len as usize], missing: pieces.len(), tier: Tier::Vram }
     }
 }

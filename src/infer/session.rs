@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::backend::{Backend, BackendError, Capacity, Device, LogitRows, Step};
 use super::graph::{Graph, MoeId, Op, WeightId};
-use super::model::{Model, TrunkTensor};
+use super::model::Model;
 use super::pager::{Pager, PagerStats};
+use super::reader::Piece;
 use super::sampler::SamplerError;
 use super::slots::{SlotBudget, SlotPlan};
-use crate::store::{ReadError, ReadRequest};
+use crate::store::ReadError;
 
 /// Why a session could not be made or a step not done.
 #[derive(Debug, thiserror::Error)]
@@ -242,40 +243,11 @@ fn parts(graph: &Graph) -> Vec<Part> {
     parts
 }
 
-/// Reads every trunk tensor, all spans concurrently, each given to the backend
-/// as soon as it is whole.
+/// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
 fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionError> {
-    struct Partial {
-        bytes: Vec<u8>,
-        missing: usize,
-    }
-    let mut requests = Vec::new();
-    // (tensor, offset within it) of each request
-    let mut targets = Vec::new();
-    for (tensor, TrunkTensor { spans, .. }) in model.trunk.iter().enumerate() {
-        let mut offset = 0;
-        for (shard, range) in spans {
-            requests.push(ReadRequest::token(*shard, *range));
-            targets.push((tensor, offset));
-            offset += range.len() as usize;
-        }
-    }
-    let mut partials: Vec<Option<Partial>> = model.trunk.iter().map(|_| None).collect();
-    model.reader.read_each(&requests, |i, found| {
-        let (tensor, offset) = targets[i];
-        let TrunkTensor { spec, spans } = &model.trunk[tensor];
+    let runs: Vec<&[Piece]> = model.trunk.iter().map(|t| t.pieces.as_slice()).collect();
+    model.reader.read_runs(&runs, |tensor, bytes, _| {
         let id = WeightId(tensor as u32);
-        if spans.len() == 1 {
-            return Ok(backend.load_weight(id, spec, &found.bytes)?);
-        }
-        let partial = partials[tensor]
-            .get_or_insert_with(|| Partial { bytes: vec![0; spec.bytes()], missing: spans.len() });
-        partial.bytes[offset..offset + found.bytes.len()].copy_from_slice(&found.bytes);
-        partial.missing -= 1;
-        if partial.missing == 0 {
-            backend.load_weight(id, spec, &partial.bytes)?;
-            partials[tensor] = None;
-        }
-        Ok(())
+        Ok(backend.load_weight(id, &model.trunk[tensor].spec, bytes)?)
     })
 }

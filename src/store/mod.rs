@@ -4,20 +4,34 @@
 //! Knows `wire` only: never wgpu, never libp2p, never a wall clock. Every byte
 //! that leaves a tier here was proved against its BLAKE3 root where it entered.
 
+pub mod dir;
+pub mod disk;
 pub mod dtype;
+mod error;
+mod files;
+mod flights;
+pub mod groups;
 pub mod ids;
+mod index;
+pub mod ladder;
 pub mod manifest;
 mod manifest_check;
 mod manifest_read;
 #[cfg(test)]
 mod manifest_tests;
 mod manifest_write;
+mod object;
 pub mod policy;
+pub mod ram;
 pub mod tier;
 pub mod verified;
 
+pub use dir::{DirReader, DirShard, MemReader};
+pub use disk::{DiskOptions, DiskStats, DiskTier};
 pub use dtype::DType;
+pub use error::StoreError;
 pub use ids::{ByteRange, ModelId, ShardId};
+pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
 pub use manifest::{Manifest, ManifestError};
 pub use tier::{
     Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,

@@ -1,10 +1,25 @@
 //! Ranges of an object that carry their own proof: the bao encoding over
 //! 16 KiB groups, made by a holder and checked by whoever receives it.
 //!
+//! The tree is BLAKE3's own (chunks of 1 KiB, BLAKE3 paper section 2.1) cut off
+//! at groups of 16 chunks, so an object's id is the tree's root. An outboard is
+//! the inner nodes in pre-order, 64 bytes (left hash, right hash) each. An
+//! encoded range is the nodes on the way to its groups and the groups' bytes,
+//! in pre-order; every item is checked before the next one is read.
+//!
 //! Invariant: a [`VerifiedRange`] exists only if its bytes were checked against
-//! the object's BLAKE3 root, group by group.
+//! the object's BLAKE3 root, group by group. Its *size* is proved only where
+//! the last group is covered ([`VerifiedRange::proves_size`]): the hash tree
+//! binds the length nowhere else.
 
-use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+
+use bao_tree::iter::{BaoChunk, ResponseIter};
+use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{ByteRange, ShardId};
 
@@ -17,12 +32,248 @@ pub const SERVE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The largest object: RDRR's shard size.
 pub const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// Bytes of one inner node of the hash tree: the hashes of its two children.
+pub const NODE_BYTES: usize = 64;
+
+/// The most bytes one encoded range is decoded to: a full wire request that
+/// starts and ends inside a group.
+pub const DECODE_BYTES_MAX: u64 = SERVE_BYTES_MAX + 2 * GROUP_BYTES;
+
+/// Groups of 2^4 chunks of 1 KiB.
+const BLOCK: BlockSize = BlockSize::from_chunk_log(4);
+
+/// Why bytes were not accepted as a range of an object.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// A hash-tree node that does not belong to the object (or to one of this size).
+    #[error("shard {shard}: wrong hash-tree node at byte {at}")]
+    Node { shard: ShardId, at: u64 },
+    /// A group whose bytes do not match their hash.
+    #[error("shard {shard}: wrong bytes in the group at byte {at}")]
+    Group { shard: ShardId, at: u64 },
+    /// The encoding ended before the range did.
+    #[error("shard {shard}: the encoding ended early, before byte {at}")]
+    Truncated { shard: ShardId, at: u64 },
+    #[error("shard {shard}: {size} bytes is more than an object may have ({OBJECT_BYTES_MAX})")]
+    TooLarge { shard: ShardId, size: u64 },
+    #[error("shard {shard}: range {range} is outside its {size} bytes")]
+    OutOfRange { shard: ShardId, range: ByteRange, size: u64 },
+    #[error("shard {shard}: range {range} is longer than {DECODE_BYTES_MAX} bytes")]
+    TooLong { shard: ShardId, range: ByteRange },
+    /// An outboard whose length does not fit the object's size.
+    #[error("shard {shard}: outboard of {got} bytes where {expected} are needed")]
+    OutboardLength { shard: ShardId, got: usize, expected: usize },
+    #[error("shard {shard}: reading its encoding: {source}")]
+    Io { shard: ShardId, source: io::Error },
+}
+
+impl DecodeError {
+    /// Whether whoever sent the bytes sent wrong ones (not merely too few, or nothing).
+    pub const fn is_wrong_bytes(&self) -> bool {
+        matches!(self, Self::Node { .. } | Self::Group { .. })
+    }
+
+    /// A stable name for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Node { .. } => "wrong_node",
+            Self::Group { .. } => "wrong_group",
+            Self::Truncated { .. } => "truncated",
+            Self::TooLarge { .. } => "too_large",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::TooLong { .. } => "too_long",
+            Self::OutboardLength { .. } => "outboard_length",
+            Self::Io { .. } => "io",
+        }
+    }
+}
+
+/// Grows `range` to whole groups; the last group ends where the object does.
+/// `None` if the range lies outside the object.
+pub const fn align(range: ByteRange, size: u64) -> Option<ByteRange> {
+    if range.end() > size {
+        return None;
+    }
+    let start = range.start() / GROUP_BYTES * GROUP_BYTES;
+    let end = match range.end().checked_next_multiple_of(GROUP_BYTES) {
+        Some(end) if end < size => end,
+        _ => size,
+    };
+    ByteRange::new(start, end)
+}
+
+/// Bytes of the outboard of an object of `size` bytes: a node between every two groups.
+pub const fn outboard_bytes(size: u64) -> u64 {
+    size.div_ceil(GROUP_BYTES).saturating_sub(1) * NODE_BYTES as u64
+}
+
 /// A bao response: parents and leaves in pre-order, without the size prefix.
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// The whole object's size in bytes.
     pub size: u64,
     pub bytes: Bytes,
+}
+
+/// An object's inner hash-tree nodes. Not trusted: every use checks the nodes
+/// it touches against the root.
+#[derive(Debug, Clone)]
+pub struct Outboard {
+    shard: ShardId,
+    size: u64,
+    nodes: Bytes,
+}
+
+impl Outboard {
+    /// Hashes a whole object; its root is the object's id.
+    pub fn of(data: &[u8]) -> Result<Self, DecodeError> {
+        let size = data.len() as u64;
+        if size > OBJECT_BYTES_MAX {
+            return Err(DecodeError::TooLarge { shard: ShardId::of(data), size });
+        }
+        let made = bao_tree::io::outboard::PreOrderMemOutboard::create(data, BLOCK);
+        Ok(Self {
+            shard: ShardId::from(*made.root.as_bytes()),
+            size,
+            nodes: Bytes::from(made.data),
+        })
+    }
+
+    /// Hashes the next `size` bytes of `reader`, a group at a time.
+    pub fn of_reader(reader: impl io::Read, size: u64) -> io::Result<Self> {
+        if size > OBJECT_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{size} bytes is more than an object may have ({OBJECT_BYTES_MAX})"),
+            ));
+        }
+        let tree = BaoTree::new(size, BLOCK);
+        let mut made = bao_tree::io::outboard::PreOrderMemOutboard {
+            root: blake3::Hash::from_bytes([0; 32]),
+            tree,
+            data: vec![0; outboard_bytes(size) as usize],
+        };
+        let root = bao_tree::io::sync::outboard(reader, tree, &mut made)?;
+        let shard = ShardId::from(*root.as_bytes());
+        Ok(Self { shard, size, nodes: Bytes::from(made.data) })
+    }
+
+    /// Stored nodes of an object of `size` bytes. Only the length is checked here.
+    pub fn parse(shard: ShardId, size: u64, nodes: Bytes) -> Result<Self, DecodeError> {
+        check_size(shard, size)?;
+        let expected = outboard_bytes(size) as usize;
+        if nodes.len() != expected {
+            return Err(DecodeError::OutboardLength { shard, got: nodes.len(), expected });
+        }
+        Ok(Self { shard, size, nodes })
+    }
+
+    /// The root of the tree: the object's id.
+    pub const fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The nodes in pre-order, 64 bytes each.
+    pub const fn nodes(&self) -> &Bytes {
+        &self.nodes
+    }
+
+    fn node(&self, index: u64) -> Option<[u8; NODE_BYTES]> {
+        let at = usize::try_from(index).ok()?.checked_mul(NODE_BYTES)?;
+        self.nodes.get(at..at.checked_add(NODE_BYTES)?)?.try_into().ok()
+    }
+
+    /// Checks `bytes`, which must be exactly those of the whole groups `range`,
+    /// against the root, through this outboard's nodes.
+    pub fn prove(&self, range: ByteRange, bytes: Bytes) -> Result<VerifiedRange, DecodeError> {
+        let (shard, size) = (self.shard, self.size);
+        let range = aligned(shard, range, size)?;
+        if bytes.len() as u64 != range.len() {
+            return Err(DecodeError::Truncated { shard, at: range.start() + bytes.len() as u64 });
+        }
+        let mut check = Check::new(shard, size);
+        let mut nodes = Vec::new();
+        for item in walk(size, range) {
+            match item {
+                BaoChunk::Parent { node, is_root, left, right, .. } => {
+                    let (index, at) = check.place(node)?;
+                    let pair = self.node(index).ok_or(DecodeError::Node { shard, at })?;
+                    check.node(&pair, at, is_root, left, right)?;
+                    nodes.push(ProofNode { index, pair });
+                }
+                BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                    let at = start_chunk.to_bytes();
+                    let from = (at - range.start()) as usize;
+                    check.group(&bytes[from..from + size], at, is_root)?;
+                }
+            }
+        }
+        Ok(VerifiedRange { shard, size, range, bytes, nodes: nodes.into() })
+    }
+}
+
+/// Encodes `range` of a whole object in memory, grown to whole groups, checking
+/// bytes and nodes on the way: damaged data is an error, never sent.
+pub fn encode(data: &Bytes, outboard: &Outboard, range: ByteRange) -> Result<Encoded, DecodeError> {
+    let (shard, size) = (outboard.shard, outboard.size);
+    if data.len() as u64 != size {
+        return Err(DecodeError::Truncated { shard, at: data.len() as u64 });
+    }
+    let range = aligned(shard, range, size)?;
+    let bytes = data.slice(range.start() as usize..range.end() as usize);
+    Ok(outboard.prove(range, bytes)?.encode())
+}
+
+/// Reads the encoding of `range` (grown to whole groups) of an object of `size`
+/// bytes. Reads exactly the encoding, nothing after it, and stops at most one
+/// group after the first wrong byte. Allocates one buffer for the range
+/// (at most [`DECODE_BYTES_MAX`]) and its proof.
+pub async fn decode(
+    shard: ShardId,
+    size: u64,
+    range: ByteRange,
+    reader: &mut (impl AsyncRead + Unpin),
+) -> Result<VerifiedRange, DecodeError> {
+    check_size(shard, size)?;
+    let range = aligned(shard, range, size)?;
+    if range.len() > DECODE_BYTES_MAX {
+        return Err(DecodeError::TooLong { shard, range });
+    }
+    let mut check = Check::new(shard, size);
+    let mut nodes = Vec::new();
+    let mut bytes = BytesMut::zeroed(range.len() as usize);
+    for item in walk(size, range) {
+        match item {
+            BaoChunk::Parent { node, is_root, left, right, .. } => {
+                let (index, at) = check.place(node)?;
+                let mut pair = [0; NODE_BYTES];
+                reader.read_exact(&mut pair).await.map_err(|e| read_error(shard, at, e))?;
+                check.node(&pair, at, is_root, left, right)?;
+                nodes.push(ProofNode { index, pair });
+            }
+            BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                let at = start_chunk.to_bytes();
+                let from = (at - range.start()) as usize;
+                let group = &mut bytes[from..from + size];
+                reader.read_exact(group).await.map_err(|e| read_error(shard, at, e))?;
+                check.group(group, at, is_root)?;
+            }
+        }
+    }
+    Ok(VerifiedRange { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() })
+}
+
+/// One inner node of an object's hash tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProofNode {
+    /// Its place in the outboard: byte `index * 64`.
+    pub index: u64,
+    /// The hashes of its left and right child.
+    pub pair: [u8; NODE_BYTES],
 }
 
 /// Proved bytes of one object and the hash-tree nodes on their path to the root.
@@ -32,6 +283,8 @@ pub struct VerifiedRange {
     size: u64,
     range: ByteRange,
     bytes: Bytes,
+    /// Ascending by index, which is the order of the encoding.
+    nodes: Arc<[ProofNode]>,
 }
 
 impl VerifiedRange {
@@ -39,9 +292,15 @@ impl VerifiedRange {
         self.shard
     }
 
-    /// The whole object's size in bytes.
+    /// The whole object's size in bytes, as claimed when the range was checked;
+    /// see [`Self::proves_size`].
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the range reaches the object's end, which proves the size too.
+    pub const fn proves_size(&self) -> bool {
+        self.range.end() == self.size
     }
 
     /// What is covered: whole groups, the last one possibly short.
@@ -53,4 +312,162 @@ impl VerifiedRange {
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }
+
+    /// The nodes that prove the bytes, ascending by index.
+    pub fn nodes(&self) -> &[ProofNode] {
+        &self.nodes
+    }
+
+    /// The bytes of a range within this one, without copying.
+    pub fn slice(&self, range: ByteRange) -> Option<Bytes> {
+        if !self.range.contains(&range) {
+            return None;
+        }
+        let from = (range.start() - self.range.start()) as usize;
+        Some(self.bytes.slice(from..from + range.len() as usize))
+    }
+
+    /// The bao encoding of `range()`, to send to a peer.
+    pub fn encode(&self) -> Encoded {
+        let mut out = BytesMut::with_capacity(self.nodes.len() * NODE_BYTES + self.bytes.len());
+        let mut nodes = self.nodes.iter();
+        for item in walk(self.size, self.range) {
+            match item {
+                BaoChunk::Parent { .. } => {
+                    // As many nodes as parents: both come from the same walk.
+                    if let Some(node) = nodes.next() {
+                        out.extend_from_slice(&node.pair);
+                    }
+                }
+                BaoChunk::Leaf { start_chunk, size, .. } => {
+                    let from = (start_chunk.to_bytes() - self.range.start()) as usize;
+                    out.extend_from_slice(&self.bytes[from..from + size]);
+                }
+            }
+        }
+        Encoded { size: self.size, bytes: out.freeze() }
+    }
+
+    /// Joins adjacent ranges of one object, in order, into one. `None` if there
+    /// are none, or they are not adjacent, or not of one object.
+    pub fn join(parts: &[Self]) -> Option<Self> {
+        let first = parts.first()?;
+        if parts.len() == 1 {
+            return Some(first.clone());
+        }
+        let mut end = first.range.start();
+        for part in parts {
+            if (part.shard, part.size, part.range.start()) != (first.shard, first.size, end) {
+                return None;
+            }
+            end = part.range.end();
+        }
+        let range = ByteRange::new(first.range.start(), end)?;
+        let mut bytes = BytesMut::with_capacity(range.len() as usize);
+        let mut nodes: Vec<ProofNode> = Vec::new();
+        for part in parts {
+            bytes.extend_from_slice(&part.bytes);
+            nodes.extend_from_slice(&part.nodes);
+        }
+        nodes.sort_unstable_by_key(|node| node.index);
+        nodes.dedup_by_key(|node| node.index);
+        let (shard, size) = (first.shard, first.size);
+        Some(Self { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() })
+    }
 }
+
+/// The nodes and groups of `range` (whole groups) in pre-order.
+fn walk(size: u64, range: ByteRange) -> ResponseIter {
+    let chunks =
+        ChunkRanges::from(ChunkNum::full_chunks(range.start())..ChunkNum::chunks(range.end()));
+    // A range that reaches the end is open, so that a short last group counts as whole.
+    let chunks = if range.end() == size {
+        ChunkRanges::from(ChunkNum::full_chunks(range.start())..)
+    } else {
+        chunks
+    };
+    ResponseIter::new(BaoTree::new(size, BLOCK), chunks)
+}
+
+fn check_size(shard: ShardId, size: u64) -> Result<(), DecodeError> {
+    if size > OBJECT_BYTES_MAX {
+        return Err(DecodeError::TooLarge { shard, size });
+    }
+    Ok(())
+}
+
+fn aligned(shard: ShardId, range: ByteRange, size: u64) -> Result<ByteRange, DecodeError> {
+    align(range, size).ok_or(DecodeError::OutOfRange { shard, range, size })
+}
+
+fn read_error(shard: ShardId, at: u64, source: io::Error) -> DecodeError {
+    if source.kind() == io::ErrorKind::UnexpectedEof {
+        return DecodeError::Truncated { shard, at };
+    }
+    DecodeError::Io { shard, source }
+}
+
+/// The hashes still expected on a walk in pre-order, the next one last.
+struct Check {
+    shard: ShardId,
+    tree: BaoTree,
+    expected: Vec<[u8; 32]>,
+}
+
+impl Check {
+    fn new(shard: ShardId, size: u64) -> Self {
+        Self { shard, tree: BaoTree::new(size, BLOCK), expected: vec![*shard.as_bytes()] }
+    }
+
+    /// A node's place in the outboard and the first byte below it.
+    fn place(&self, node: bao_tree::TreeNode) -> Result<(u64, u64), DecodeError> {
+        let at = node.chunk_range().start.to_bytes();
+        let index =
+            self.tree.pre_order_offset(node).ok_or(DecodeError::Node { shard: self.shard, at })?;
+        Ok((index, at))
+    }
+
+    fn node(
+        &mut self,
+        pair: &[u8; NODE_BYTES],
+        at: u64,
+        is_root: bool,
+        left: bool,
+        right: bool,
+    ) -> Result<(), DecodeError> {
+        let [mut l, mut r] = [[0; 32]; 2];
+        l.copy_from_slice(&pair[..32]);
+        r.copy_from_slice(&pair[32..]);
+        let hash = if is_root {
+            *merge_subtrees_root(&l, &r, Mode::Hash).as_bytes()
+        } else {
+            merge_subtrees_non_root(&l, &r, Mode::Hash)
+        };
+        if self.expected.pop() != Some(hash) {
+            return Err(DecodeError::Node { shard: self.shard, at });
+        }
+        if right {
+            self.expected.push(r);
+        }
+        if left {
+            self.expected.push(l);
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, bytes: &[u8], at: u64, is_root: bool) -> Result<(), DecodeError> {
+        let hash = if is_root {
+            *blake3::hash(bytes).as_bytes()
+        } else {
+            blake3::Hasher::new().set_input_offset(at).update(bytes).finalize_non_root()
+        };
+        if self.expected.pop() != Some(hash) {
+            return Err(DecodeError::Group { shard: self.shard, at });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "verified_tests.rs"]
+mod tests;

@@ -6,8 +6,9 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, unpack};
+use super::matrix::Matrix;
 use super::simd::{self, Accumulator};
+use super::unpack::unpack;
 
 /// Weights unpacked at a time: a multiple of every block length, small enough for L1.
 const CHUNK: usize = 512;

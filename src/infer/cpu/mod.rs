@@ -19,6 +19,9 @@ pub mod rms_norm;
 pub mod rope;
 pub mod route;
 mod simd;
+#[cfg(test)]
+mod tests;
+mod unpack;
 
 use std::mem;
 use std::ops::Range;

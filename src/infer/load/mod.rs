@@ -1,1 +1,54 @@
 //! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
+//!
+//! Owns reading safetensors (`hf`), choosing types (`mixture`), placing tensors
+//! (`layout`), writing shards (`convert`, `sink`) and summing manifests up
+//! (`inspect`). Refuses whatever it does not understand by name, before a byte
+//! is written. Invariant: an output directory either appears whole or not at all.
+
+mod convert;
+mod describe;
+mod hf;
+pub mod inspect;
+mod layout;
+mod mixture;
+mod sink;
+#[cfg(test)]
+mod tests;
+
+use super::families::FamilyError;
+use super::quant::QuantizeError;
+use crate::store::ManifestError;
+
+pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
+pub use hf::{Checkpoint, Source};
+pub use mixture::{Quantization, UnknownQuantization};
+pub use sink::{DirSink, MemorySink, ShardSink};
+
+/// Why a checkpoint was not converted. Each message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    /// A file of the checkpoint is not what it should be.
+    #[error("{file}: {problem}")]
+    File { file: String, problem: String },
+    #[error("tensor {tensor}: {problem}")]
+    Tensor { tensor: String, problem: String },
+    #[error("tensor {tensor}, row {row}: {source}")]
+    Quantize { tensor: String, row: u64, source: QuantizeError },
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+    #[error("the output would not be a valid model: {0}")]
+    Manifest(#[from] ManifestError),
+    #[error("{0} exists and is not an empty directory: choose another output")]
+    OutputExists(String),
+    #[error("shards of {0} bytes are not possible: choose 4096 to 67108864, a multiple of 4096")]
+    ShardBytes(u64),
+}
+
+pub type Result<T> = std::result::Result<T, LoadError>;
+
+fn io_error(path: &std::path::Path) -> impl Fn(std::io::Error) -> LoadError + use<> {
+    let path = path.display().to_string();
+    move |source| LoadError::Io { path: path.clone(), source }
+}

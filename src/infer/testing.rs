@@ -1,0 +1,205 @@
+//! Models in memory for tests: any config, weights from a function or a checkpoint.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::families;
+use super::model::Model;
+use super::quant::quantize;
+use super::reader::WeightReader;
+use crate::store::manifest::{HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span};
+use crate::store::manifest::{TensorEntry, Tensors};
+use crate::store::{DType, Found, Manifest, RangeReader, ReadError, ReadRequest, ShardId, Tier};
+
+/// Tests' readers run here.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"))
+}
+
+/// Shards in memory, claimed to be on disk; can be told to lose what it has.
+#[derive(Default)]
+pub struct MemoryReader {
+    shards: HashMap<ShardId, Bytes>,
+    pub broken: AtomicBool,
+}
+
+impl RangeReader for MemoryReader {
+    fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>> {
+        let shard = self.shards.get(&request.shard);
+        let shard = shard.filter(|_| !self.broken.load(Ordering::Relaxed));
+        let range = request.range.start() as usize..request.range.end() as usize;
+        let found = shard.map(|bytes| Found { bytes: bytes.slice(range), tier: Tier::Disk });
+        let missing = ReadError::NotFound { shard: request.shard, waited: Default::default() };
+        Box::pin(async move { found.ok_or(missing) })
+    }
+}
+
+/// A tensor of the model to build.
+pub struct Wanted<'a> {
+    pub name: &'a str,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// Shards being filled: the trunk's, then the experts'.
+#[derive(Default)]
+struct Builder {
+    shards: Vec<Vec<u8>>,
+    tensors: Tensors,
+}
+
+impl Builder {
+    fn add(&mut self, wanted: &Wanted<'_>, dtype: DType, bytes: &[u8], group: &str, role: Role) {
+        let room = |shard: &Vec<u8>| shard.len() + bytes.len() <= 32 << 20;
+        if !self.shards.last().is_some_and(room) {
+            self.shards.push(Vec::new());
+        }
+        let index = self.shards.len() - 1;
+        let shard = &mut self.shards[index];
+        let span =
+            Span { shard: index as u32, offset: shard.len() as u64, size: bytes.len() as u64 };
+        shard.extend_from_slice(bytes);
+        let shape = match wanted.rows {
+            1 => vec![wanted.cols as u64],
+            rows => vec![rows as u64, wanted.cols as u64],
+        };
+        let entry = TensorEntry {
+            spans: vec![span],
+            size: span.size,
+            shape,
+            dtype,
+            role,
+            group: group.to_owned(),
+            layout: dtype.is_quantised().then(|| "row".to_owned()),
+        };
+        self.tensors.insert(wanted.name.to_owned(), entry).unwrap();
+    }
+}
+
+/// A model of this config whose tensors come from `values`, stored as `dtype` says.
+pub fn model(
+    config: &Value,
+    mut values: impl FnMut(&Wanted<'_>) -> Vec<f32>,
+    dtype: impl Fn(&Wanted<'_>) -> DType,
+) -> (Model, Arc<MemoryReader>) {
+    let spec = families::from_config(config).unwrap();
+    let graph = families::graph(&spec);
+    let mut builder = Builder::default();
+    let mut add = |builder: &mut Builder, wanted: &Wanted<'_>, group: &str, role: Role| {
+        let values = values(wanted);
+        assert_eq!(values.len(), wanted.rows * wanted.cols, "{}", wanted.name);
+        let dtype = dtype(wanted);
+        let mut bytes = Vec::new();
+        for row in values.chunks_exact(wanted.cols) {
+            quantize(dtype, row, &mut bytes).unwrap();
+        }
+        builder.add(wanted, dtype, &bytes, group, role);
+    };
+    for weight in &graph.weights {
+        let wanted = Wanted { name: &weight.tensor, rows: weight.rows, cols: weight.cols };
+        add(&mut builder, &wanted, "trunk", Role::Other);
+    }
+    builder.shards.push(Vec::new());
+    for moe in &graph.moe {
+        for (number, expert) in moe.experts.iter().enumerate() {
+            let group = format!("layer.{}.expert.{number}", moe.layer);
+            for (name, rows, cols) in [
+                (&expert.gate, moe.ff, moe.hidden),
+                (&expert.up, moe.ff, moe.hidden),
+                (&expert.down, moe.hidden, moe.ff),
+            ] {
+                add(&mut builder, &Wanted { name, rows, cols }, &group, Role::Expert);
+            }
+        }
+    }
+    builder.shards.retain(|shard| !shard.is_empty());
+    let mut offset = 0;
+    let mut reader = MemoryReader::default();
+    let shards = builder.shards.into_iter().enumerate().map(|(index, bytes)| {
+        let shard = Shard {
+            index: index as u32,
+            filename: format!("shard_{index:05}.bin"),
+            size: bytes.len() as u64,
+            hash: ShardHash::of(HashAlgorithm::Blake3, &bytes),
+            offset,
+        };
+        offset += shard.size;
+        reader.shards.insert(ShardId::of(&bytes), Bytes::from(bytes));
+        shard
+    });
+    let body = ManifestBody {
+        version: 1,
+        model_id: "test".into(),
+        model_type: "transformer".into(),
+        quantization: "test".into(),
+        architecture: Default::default(),
+        moe: None,
+        inference: Value::Null,
+        config: config.clone(),
+        shards: shards.collect(),
+        tensors: builder.tensors,
+        total_size: offset,
+        eos_token_ids: Vec::new(),
+        tokenizer: None,
+    };
+    let reader = Arc::new(reader);
+    let weights = WeightReader::new(reader.clone(), runtime().handle().clone());
+    (Model::open(Manifest::new(body).unwrap(), weights).unwrap(), reader)
+}
+
+/// A model of random weights, small enough that activations stay tame.
+pub fn random(config: &Value, seed: u64, dtype: impl Fn(&Wanted<'_>) -> DType) -> Model {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let values = |wanted: &Wanted<'_>| {
+        let scale = if wanted.rows == 1 { 1.0 } else { 2.0 / (wanted.cols as f32).sqrt() };
+        (0..wanted.rows * wanted.cols).map(|_| rng.random_range(-scale..scale)).collect()
+    };
+    model(config, values, dtype).0
+}
+
+/// The shared folder, or `None` with a printed reason where there is none.
+pub fn shared(what: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("DOPPLER_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let path = root.join(what);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {} is not here (set DOPPLER_SHARED)", path.display());
+    None
+}
+
+/// A checkpoint in the Hugging Face layout, its bf16 weights as they are.
+pub fn checkpoint(dir: &Path, dtype: impl Fn(&Wanted<'_>) -> DType) -> Model {
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.starts_with("model") && name.ends_with(".safetensors")
+        })
+        .collect();
+    files.sort();
+    let mut tensors: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for file in files {
+        let bytes = std::fs::read(file).unwrap();
+        for (name, tensor) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            let (halves, _) = tensor.data().as_chunks::<2>();
+            let values = halves.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32());
+            tensors.insert(name, values.collect());
+        }
+    }
+    model(&config, |wanted| tensors[wanted.name].clone(), dtype).0
+}

@@ -1,0 +1,279 @@
+//! Text to token ids and back, by a Hugging Face `tokenizer.json`.
+//!
+//! Owns the end-of-text ids and streaming: text is given out only when it is
+//! whole characters, and exactly as the whole sequence would decode.
+
+/// The longest prompt, bytes; a model's context is far smaller.
+pub const PROMPT_BYTES_MAX: usize = 16 << 20;
+
+/// How many tokens a character may be spread over before its bytes are given
+/// out as they are (a UTF-8 character has at most four).
+const HELD_TOKENS_MAX: usize = 16;
+
+/// Why text was not tokenized or tokens not turned to text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizerError {
+    #[error("tokenizer.json is not usable: {0}")]
+    File(String),
+    #[error("the text could not be tokenized: {0}")]
+    Encode(String),
+    #[error("tokens could not be turned to text: {0}")]
+    Decode(String),
+    #[error("the text is {0} bytes long, more than {PROMPT_BYTES_MAX}")]
+    TooLong(usize),
+}
+
+/// A tokenizer and the ids that end a text.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    eos: Vec<u32>,
+}
+
+fn line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+impl Tokenizer {
+    /// Reads the bytes of a `tokenizer.json`; `eos` are the ids that end a text.
+    pub fn from_bytes(bytes: &[u8], eos: Vec<u32>) -> Result<Self, TokenizerError> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|error| TokenizerError::File(line(&error)))?;
+        Ok(Self { inner, eos })
+    }
+
+    /// Ids of the text, special tokens that the tokenizer puts around it included.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if text.len() > PROMPT_BYTES_MAX {
+            return Err(TokenizerError::TooLong(text.len()));
+        }
+        let encoding = self.inner.encode(text, true);
+        let encoding = encoding.map_err(|error| TokenizerError::Encode(line(&error)))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of the ids, special tokens left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, true).map_err(|error| TokenizerError::Decode(line(&error)))
+    }
+
+    /// Tokens in the vocabulary, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    pub fn is_eos(&self, id: u32) -> bool {
+        self.eos.contains(&id)
+    }
+
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// A stream of text, token by token, that goes on after `context` (a prompt's
+    /// tokens, whose text it does not repeat).
+    pub fn stream(&self, context: &[u32]) -> TextStream<'_> {
+        let keep = context.len().min(HELD_TOKENS_MAX);
+        let window = context[context.len() - keep..].to_vec();
+        TextStream { tokenizer: self, window, given: keep }
+    }
+}
+
+/// Turns tokens into text as they come.
+///
+/// A token's text may depend on the one before it (a leading space) and its
+/// bytes may be part of a character. So each step decodes a short window twice,
+/// without and with what is new, and gives out the difference. Ids that the
+/// tokenizer does not know (a padded vocabulary) have no text.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The last tokens whose text is out, then those still held back.
+    window: Vec<u32>,
+    /// How many of the window are out.
+    given: usize,
+}
+
+impl TextStream<'_> {
+    /// The text that this token completes, possibly none yet.
+    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
+        self.window.push(id);
+        self.give_out(self.window.len() - self.given >= HELD_TOKENS_MAX)
+    }
+
+    /// What is still held back: bytes that never became a character, as U+FFFD.
+    pub fn finish(mut self) -> Result<String, TokenizerError> {
+        self.give_out(true)
+    }
+
+    fn give_out(&mut self, whatever: bool) -> Result<String, TokenizerError> {
+        let before = self.tokenizer.decode(&self.window[..self.given])?;
+        let after = self.tokenizer.decode(&self.window)?;
+        if after.ends_with('\u{fffd}') && !whatever {
+            return Ok(String::new());
+        }
+        let text = match after.strip_prefix(&before) {
+            Some(text) => text.to_owned(),
+            // Bytes that seemed a character turned out to be none. What is out is out.
+            None => after.chars().skip(before.chars().count()).collect(),
+        };
+        let out = self.window.len();
+        self.window.drain(..out.saturating_sub(HELD_TOKENS_MAX));
+        self.given = self.window.len();
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    use serde_json::json;
+
+    use super::*;
+
+    /// Every byte a token, as GPT-2 spells bytes, and one merge-free special token.
+    fn bytes_tokenizer() -> Tokenizer {
+        let spelled: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
+        let mut vocab = serde_json::Map::new();
+        let mut next = 256;
+        for byte in 0..256_u32 {
+            let code = if spelled.contains(&byte) { byte } else { next };
+            next += u32::from(code >= 256);
+            vocab.insert(char::from_u32(code).unwrap().to_string(), json!(byte));
+        }
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [{ "id": 256, "content": "<end>", "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false, "special": true }],
+            "normalizer": null, "post_processor": null,
+            "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false,
+                "trim_offsets": true, "use_regex": true },
+            "decoder": { "type": "ByteLevel", "add_prefix_space": false,
+                "trim_offsets": true, "use_regex": true },
+            "model": { "type": "BPE", "dropout": null, "unk_token": null,
+                "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
+        });
+        Tokenizer::from_bytes(file.to_string().as_bytes(), vec![256]).unwrap()
+    }
+
+    /// SentencePiece's form: `<0xNN>` for bytes, U+2581 for a space, a stripped first space.
+    fn fallback_tokenizer() -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        for byte in 0..256 {
+            vocab.insert(format!("<0x{byte:02X}>"), json!(byte));
+        }
+        for (i, word) in ["\u{2581}call", "\u{2581}me", "\u{2581}", "x"].iter().enumerate() {
+            vocab.insert((*word).to_string(), json!(256 + i));
+        }
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+                { "type": "ByteFallback" }, { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 } ] },
+            "model": { "type": "BPE", "dropout": null, "unk_token": null,
+                "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                "fuse_unk": false, "byte_fallback": true, "vocab": vocab, "merges": [] },
+        });
+        Tokenizer::from_bytes(file.to_string().as_bytes(), vec![]).unwrap()
+    }
+
+    fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> (String, Vec<String>) {
+        let mut stream = tokenizer.stream(context);
+        let mut pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        pieces.push(stream.finish().unwrap());
+        (pieces.concat(), pieces)
+    }
+
+    #[test]
+    fn characters_are_given_out_whole() {
+        let tokenizer = bytes_tokenizer();
+        let text = "na\u{ef}ve \u{2014} \u{1f433} ok";
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(ids.len(), text.len(), "a token a byte");
+        let (all, pieces) = streamed(&tokenizer, &[], &ids);
+        assert_eq!(all, text);
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+        assert_eq!(pieces.iter().filter(|piece| piece.is_empty()).count(), 1 + 2 + 3 + 1);
+    }
+
+    #[test]
+    fn random_texts_stream_as_they_decode_after_any_context() {
+        let tokenizer = bytes_tokenizer();
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        for _ in 0..200 {
+            let length = rng.random_range(1..80);
+            let text: String = (0..length)
+                .map(|_| match rng.random_range(0..4) {
+                    0 => rng.random_range('\u{1f300}'..'\u{1f5ff}'),
+                    1 => rng.random_range('\u{4e00}'..'\u{9fff}'),
+                    2 => ' ',
+                    _ => rng.random_range('a'..'z'),
+                })
+                .collect();
+            let ids = tokenizer.encode(&text).unwrap();
+            assert_eq!(streamed(&tokenizer, &[], &ids).0, text);
+            let cut = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+            let (context, rest) = ids.split_at(cut);
+            assert_eq!(streamed(&tokenizer, context, rest).0, text[cut..]);
+        }
+    }
+
+    #[test]
+    fn broken_bytes_come_out_as_replacements_and_end() {
+        let tokenizer = bytes_tokenizer();
+        let (all, _) = streamed(&tokenizer, &[], &[0xe2, 0x80]);
+        assert_eq!(all, "\u{fffd}");
+        let (all, pieces) = streamed(&tokenizer, &[], &[0x80; 100]);
+        assert_eq!(all.chars().count(), 100);
+        assert!(pieces[..40].iter().any(|piece| !piece.is_empty()), "held back for ever");
+        let (all, _) = streamed(&tokenizer, &[], &[u32::from(b'a'), 256, 99_999, u32::from(b'b')]);
+        assert_eq!(all, "ab", "special and unknown tokens have no text");
+    }
+
+    #[test]
+    fn byte_fallback_and_leading_spaces_join_right() {
+        let tokenizer = fallback_tokenizer();
+        let ids = [256, 257, 0xe2, 0x82, 0xac, 258, 259];
+        let (all, pieces) = streamed(&tokenizer, &[], &ids);
+        assert_eq!(all, "call me\u{20ac} x");
+        assert_eq!(all, tokenizer.decode(&ids).unwrap());
+        assert_eq!(pieces[2..5], ["", "", "\u{20ac}"]);
+        assert_eq!(streamed(&tokenizer, &ids[..1], &ids[1..]).0, " me\u{20ac} x");
+        // A character that is not finished takes the bytes before it along.
+        let (all, _) = streamed(&tokenizer, &[], &[256, 0xc3, 0xa9, 0xc3, 259]);
+        assert!(all.starts_with("call\u{e9}") && all.ends_with('x'), "{all:?}");
+    }
+
+    #[test]
+    fn the_trained_tokenizer_works_and_rubbish_is_refused() {
+        for rubbish in [&b""[..], b"{}", b"\xff", b"{\"model\": 3}"] {
+            let error = Tokenizer::from_bytes(rubbish, vec![]).unwrap_err().to_string();
+            assert!(error.starts_with("tokenizer.json") && error.lines().count() == 1, "{error}");
+        }
+        assert!(matches!(
+            bytes_tokenizer().encode(&"a".repeat(PROMPT_BYTES_MAX + 1)),
+            Err(TokenizerError::TooLong(_))
+        ));
+        let shared = std::env::var_os("DOPPLER_SHARED").map_or_else(
+            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+            Into::into,
+        );
+        let Ok(bytes) = std::fs::read(shared.join("models/tiny-mixtral/tokenizer.json")) else {
+            println!("skipped: no trained model under {}", shared.display());
+            return;
+        };
+        let tokenizer = Tokenizer::from_bytes(&bytes, vec![0]).unwrap();
+        assert_eq!((tokenizer.vocab_size(), tokenizer.is_eos(0)), (4096, true));
+        for text in ["ROMEO:\nBut soft", "Once upon a time, \u{201c}said\u{201d} \u{2014} \u{e9}"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            assert_eq!(streamed(&tokenizer, &[], &ids).0, text);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Opening a data directory: what its files amount to, salvaged where they were
+//! damaged while nobody ran. The files decide; the index only adds the order of use.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::{Arc, RwLock};
+
+use super::{Inner, Object};
+use crate::store::ShardId;
+use crate::store::error::StoreError;
+use crate::store::files::{self, FileKind};
+use crate::store::groups::Groups;
+use crate::store::index::Record;
+use crate::store::object::{self, Health, Held};
+use crate::store::verified::{OBJECT_BYTES_MAX, outboard_bytes};
+
+/// The files found of one object; lengths in bytes.
+#[derive(Debug, Default)]
+struct Names {
+    whole: Option<u64>,
+    part: Option<u64>,
+    have: bool,
+    outboard: Option<u64>,
+    pin: bool,
+}
+
+impl Inner {
+    /// Fills the table from what the files say; the index adds the order of use.
+    pub(super) fn load(&self, records: HashMap<ShardId, Record>) -> Result<(), StoreError> {
+        let mut found: HashMap<ShardId, Names> = HashMap::new();
+        self.layout.scan(|shard, kind, entry| {
+            let names = found.entry(shard).or_default();
+            let len = || entry.metadata().map_or(0, |meta| meta.len());
+            match kind {
+                FileKind::Whole => names.whole = Some(len()),
+                FileKind::Part => names.part = Some(len()),
+                FileKind::Have => names.have = true,
+                FileKind::Outboard => names.outboard = Some(len()),
+                FileKind::Pin => names.pin = true,
+            }
+        })?;
+        let mut order: Vec<_> = found
+            .into_iter()
+            .map(|(shard, names)| (records.get(&shard).map_or(0, |r| r.last_use), shard, names))
+            .collect();
+        order.sort_unstable_by_key(|(last_use, shard, _)| (*last_use, *shard));
+        let mut fresh = Vec::new();
+        for (last_use, shard, names) in order {
+            let Some(held) = self.adopt(shard, &names, records.get(&shard))? else {
+                if names.whole.is_some() {
+                    tracing::warn!(%shard, "nothing in its file proves itself; removed");
+                }
+                object::erase(&self.layout, shard)
+                    .map_err(StoreError::file(&self.layout.dir(shard)))?;
+                continue;
+            };
+            let record = Record {
+                size: held.groups.size(),
+                held: held.groups.held_bytes(),
+                last_use,
+                pinned: names.pin,
+            };
+            if records.get(&shard) != Some(&record) {
+                fresh.push((shard, record));
+            }
+            let mut table = self.table();
+            table.charge(shard, held.charge());
+            if held.whole {
+                table.whole.insert(shard);
+            }
+            if names.pin {
+                table.pinned.insert(shard);
+            }
+            table.objects.insert(shard, Arc::new(Object { held: RwLock::new(held) }));
+        }
+        for shard in records.keys().filter(|shard| !self.knows(**shard)) {
+            self.index.remove(*shard);
+        }
+        self.index.put_all(fresh);
+        // A budget smaller than last time: let go of what was used least.
+        self.make_room(0, None)
+    }
+
+    /// What an object's files amount to; `None` if they hold nothing.
+    fn adopt(
+        &self,
+        shard: ShardId,
+        names: &Names,
+        record: Option<&Record>,
+    ) -> Result<Option<Held>, StoreError> {
+        if let Some(len) = names.whole {
+            for kind in [FileKind::Part, FileKind::Have] {
+                let _ = files::remove(&self.layout.path(shard, kind));
+            }
+            let fits = |size: u64| names.outboard.unwrap_or(0) == outboard_bytes(size);
+            let as_recorded = record.is_none_or(|record| record.size == len);
+            if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded {
+                return Ok(Some(Held::whole(len)));
+            }
+            let recorded = record.map(|record| record.size).filter(|size| *size != len);
+            return self.salvage(shard, recorded.into_iter().chain([len]));
+        }
+        let (Some(len), true) = (names.part, names.have) else { return Ok(None) };
+        let path = self.layout.path(shard, FileKind::Have);
+        let have = fs::read(&path).map_err(StoreError::file(&path))?;
+        let groups = match Groups::from_file(shard, &have) {
+            Some(groups) => groups,
+            None if len > OBJECT_BYTES_MAX => return Ok(None),
+            None => {
+                tracing::warn!(%shard, "its have-file is damaged; proving its groups");
+                let claimed = Held { groups: Groups::all(len), ..Held::empty(len) };
+                match object::examine(&self.layout, shard, &claimed)? {
+                    Health::Sound => claimed.groups,
+                    Health::Damaged(sound) => sound,
+                }
+            }
+        };
+        Ok((groups.held_bytes() > 0).then_some(Held { groups, ..Held::empty(0) }))
+    }
+
+    /// Of a whole object's file that was cut short, grew, or lost its outboard:
+    /// what proves itself if it has one of these sizes.
+    fn salvage(
+        &self,
+        shard: ShardId,
+        sizes: impl Iterator<Item = u64>,
+    ) -> Result<Option<Held>, StoreError> {
+        let mut best = Groups::none(0);
+        for size in sizes.filter(|size| *size <= OBJECT_BYTES_MAX) {
+            match object::examine(&self.layout, shard, &Held::whole(size))? {
+                Health::Sound => return Ok(Some(Held::whole(size))),
+                Health::Damaged(sound) if sound.held_bytes() > best.held_bytes() => best = sound,
+                Health::Damaged(_) => {}
+            }
+        }
+        if best.held_bytes() == 0 {
+            return Ok(None);
+        }
+        tracing::warn!(%shard, bytes = best.held_bytes(), "damaged; what proves itself is kept");
+        let mut held = Held::whole(best.size());
+        object::demote(&self.layout, shard, &mut held, best)?;
+        Ok(Some(held))
+    }
+}

@@ -1,0 +1,438 @@
+//! The disk tier: objects as plain files named by hash (see `files` for the
+//! layout), whole or in part, within a byte budget.
+//!
+//! Owns one data directory, locked against a second process. Promises: a byte
+//! read here was proved against the object's id in this very read; what `put`,
+//! `import` and `flush` report stored survives a crash; a pinned object is never
+//! evicted; damage that a read finds takes the damaged groups out of what is
+//! held (so that they can be fetched again) and never reaches the reader.
+//! Blocking work runs on tokio's blocking threads. Lock order: an object's lock,
+//! then the table's; no two objects' locks are held at once.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::watch;
+
+mod load;
+mod read;
+mod table;
+mod write;
+
+use self::table::{Outboards, Table};
+use super::error::StoreError;
+use super::files::{self, FileKind, Layout};
+use super::groups::Groups;
+use super::index::{Index, Record};
+use super::object::{self, Held};
+use super::policy::{Lru, Policy};
+use super::verified::{VerifiedRange, outboard_bytes};
+use super::{ByteRange, ReadError, ShardId};
+
+/// Bytes of outboards of whole objects kept in memory (a 64 MiB shard's is 256 KiB).
+const OUTBOARD_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Uses noted in memory before they are written to the index together.
+const USES_BATCH: usize = 256;
+
+/// How often an operation starts over because the object was evicted under it,
+/// or room that was made is taken by another.
+const RETRIES_MAX: usize = 8;
+
+/// Options of a [`DiskTier`].
+#[derive(Debug, Clone, Copy)]
+pub struct DiskOptions {
+    /// Bytes of objects and outboards kept, at most.
+    pub budget: u64,
+}
+
+/// What a disk tier holds and has done since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct DiskStats {
+    pub whole_objects: u64,
+    pub part_objects: u64,
+    /// Bytes counted against the budget, of which `pinned_bytes` are pinned.
+    pub used_bytes: u64,
+    pub pinned_bytes: u64,
+    pub budget_bytes: u64,
+    pub evictions: u64,
+    /// Objects in which a read found damage.
+    pub quarantines: u64,
+}
+
+/// What became of a range offered to [`DiskTier::keep`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It was written; the object is not whole yet.
+    Part,
+    /// It was written and the object is whole.
+    Whole,
+    /// It was here already.
+    Already,
+    /// It claims another size than what is held does, and proves neither.
+    SizeConflict,
+}
+
+/// The disk tier. Clones share it; the directory is unlocked with the last one.
+#[derive(Clone)]
+pub struct DiskTier {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    layout: Layout,
+    root: PathBuf,
+    budget: u64,
+    index: Index,
+    table: Mutex<Table>,
+    outboards: Mutex<Outboards>,
+    changes: watch::Sender<u64>,
+    uses: AtomicU64,
+    _lock: File,
+}
+
+struct Object {
+    held: RwLock<Held>,
+}
+
+impl DiskTier {
+    /// Opens (or makes) the store in `dir`. Blocks: it lists the directory.
+    pub fn open(dir: &Path, options: DiskOptions) -> Result<Self, StoreError> {
+        Self::with_policy(dir, options, Box::new(Lru::new()))
+    }
+
+    pub fn with_policy(
+        dir: &Path,
+        options: DiskOptions,
+        policy: Box<dyn Policy<ShardId>>,
+    ) -> Result<Self, StoreError> {
+        let lock = files::lock(dir)?;
+        let layout = Layout::create(dir)?;
+        let (index, records) = Index::open(&layout.index_dir());
+        let inner = Inner {
+            layout,
+            root: dir.to_owned(),
+            budget: options.budget,
+            index,
+            table: Mutex::new(Table::new(policy)),
+            outboards: Mutex::default(),
+            changes: watch::Sender::new(0),
+            uses: AtomicU64::new(records.values().map(|r| r.last_use).max().unwrap_or(0)),
+            _lock: lock,
+        };
+        inner.load(records)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The data directory.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// Reads `range` grown to whole groups, with its proof. `None` if any of it
+    /// is not held. Damage found is taken out of what is held and reported as
+    /// `Corrupt`.
+    pub async fn read(
+        &self,
+        shard: ShardId,
+        range: ByteRange,
+    ) -> Result<Option<VerifiedRange>, ReadError> {
+        if !self.inner.knows(shard) {
+            return Ok(None);
+        }
+        self.blocking(move |inner| inner.read(shard, range)).await?
+    }
+
+    /// Keeps a proved range, evicting unpinned objects for it if need be.
+    /// It is durable after the object is whole or after [`Self::flush`].
+    pub async fn keep(&self, range: VerifiedRange) -> Result<Kept, StoreError> {
+        self.blocking(move |inner| inner.keep(&range)).await?
+    }
+
+    /// Stores an object whole; durable when this returns.
+    pub async fn put(&self, bytes: Bytes, pin: bool) -> Result<ShardId, StoreError> {
+        self.blocking(move |inner| inner.put(&bytes, pin)).await?
+    }
+
+    /// Stores a file whose BLAKE3 must be `expected`, by a hard link where the
+    /// file system allows, else by a copy; durable when this returns. Returns its size.
+    pub async fn import(
+        &self,
+        path: PathBuf,
+        expected: ShardId,
+        pin: bool,
+    ) -> Result<u64, StoreError> {
+        self.blocking(move |inner| inner.import(&path, expected, pin)).await?
+    }
+
+    /// Whether these objects (id and size) fit if all of them are pinned; the
+    /// error says how much is missing. Ask before importing a model's shards.
+    pub fn check_room(
+        &self,
+        objects: impl IntoIterator<Item = (ShardId, u64)>,
+    ) -> Result<(), StoreError> {
+        let table = self.inner.table();
+        let new = objects.into_iter().filter(|(shard, _)| !table.pinned.contains(shard));
+        let needed = new.fold(0_u64, |sum, (_, size)| {
+            sum.saturating_add(size).saturating_add(outboard_bytes(size))
+        });
+        let budget = self.inner.budget;
+        let available = budget.saturating_sub(table.pinned_bytes());
+        if needed > available {
+            return Err(StoreError::Budget { needed, available, budget });
+        }
+        Ok(())
+    }
+
+    /// Never evict this object, of which something must be held.
+    pub async fn pin(&self, shard: ShardId) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.pin(shard)).await?
+    }
+
+    pub async fn unpin(&self, shard: ShardId) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.unpin(shard)).await?
+    }
+
+    /// Removes an object, pinned or not, and its files.
+    pub async fn remove(&self, shard: ShardId) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.remove(shard)).await?
+    }
+
+    /// Makes every range kept so far durable and writes the index.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.blocking(|inner| inner.flush()).await?
+    }
+
+    /// Ids of the objects held whole.
+    pub fn complete(&self) -> Vec<ShardId> {
+        self.inner.table().whole.iter().copied().collect()
+    }
+
+    pub fn is_whole(&self, shard: ShardId) -> bool {
+        self.inner.table().whole.contains(&shard)
+    }
+
+    pub fn is_pinned(&self, shard: ShardId) -> bool {
+        self.inner.table().pinned.contains(&shard)
+    }
+
+    /// What is held of an object, if anything is.
+    pub async fn groups(&self, shard: ShardId) -> Option<Groups> {
+        let object = self.inner.object(shard)?;
+        self.blocking(move |_| read_lock(&object.held).groups.clone()).await.ok()
+    }
+
+    /// Changes whenever [`Self::complete`] does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    pub fn stats(&self) -> DiskStats {
+        let table = self.inner.table();
+        DiskStats {
+            whole_objects: table.whole.len() as u64,
+            part_objects: (table.objects.len() - table.whole.len().min(table.objects.len())) as u64,
+            used_bytes: table.used,
+            pinned_bytes: table.pinned_bytes(),
+            budget_bytes: self.inner.budget,
+            evictions: table.evictions,
+            quarantines: table.quarantines,
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .map_err(|e| StoreError::io("a file operation was stopped", io::Error::other(e)))
+    }
+}
+
+impl Inner {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn knows(&self, shard: ShardId) -> bool {
+        self.table().objects.contains_key(&shard)
+    }
+
+    fn object(&self, shard: ShardId) -> Option<Arc<Object>> {
+        self.table().objects.get(&shard).cloned()
+    }
+
+    fn object_or_new(&self, shard: ShardId, size: u64) -> Arc<Object> {
+        let mut table = self.table();
+        let new = || Arc::new(Object { held: RwLock::new(Held::empty(size)) });
+        Arc::clone(table.objects.entry(shard).or_insert_with(new))
+    }
+
+    fn announce(&self) {
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    fn pin(&self, shard: ShardId) -> Result<(), StoreError> {
+        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
+        let held = write_lock(&object.held);
+        if held.dead {
+            return Err(StoreError::NotHeld(shard));
+        }
+        let path = self.layout.path(shard, FileKind::Pin);
+        self.layout.write_atomic(&path, b"")?;
+        let dir = self.layout.dir(shard);
+        files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
+        self.table().pinned.insert(shard);
+        Ok(())
+    }
+
+    fn unpin(&self, shard: ShardId) -> Result<(), StoreError> {
+        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
+        let _held = write_lock(&object.held);
+        let path = self.layout.path(shard, FileKind::Pin);
+        files::remove(&path).map_err(StoreError::file(&path))?;
+        self.table().pinned.remove(&shard);
+        Ok(())
+    }
+
+    fn remove(&self, shard: ShardId) -> Result<(), StoreError> {
+        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
+        self.drop_object(shard, &object, DropWhy::Asked)
+    }
+
+    fn drop_object(&self, shard: ShardId, object: &Object, why: DropWhy) -> Result<(), StoreError> {
+        let mut held = write_lock(&object.held);
+        if held.dead {
+            return Ok(());
+        }
+        if why == DropWhy::Room {
+            // A pin takes the object's lock too, so it came before or comes too late.
+            let mut table = self.table();
+            if table.pinned.contains(&shard) {
+                return Ok(());
+            }
+            table.evictions += 1;
+        }
+        held.dead = true;
+        self.forget_outboard(shard);
+        let erased =
+            object::erase(&self.layout, shard).map_err(StoreError::file(&self.layout.dir(shard)));
+        let was_whole = self.table().forget(shard);
+        drop(held);
+        self.index.remove(shard);
+        if was_whole {
+            self.announce();
+        }
+        erased
+    }
+
+    /// Promises `room` bytes of the budget (they count as used from here),
+    /// evicting what was used least; never `keep`, never what is pinned.
+    fn make_room(&self, room: u64, keep: Option<ShardId>) -> Result<(), StoreError> {
+        for _ in 0..RETRIES_MAX {
+            let victims = {
+                let mut table = self.table();
+                let over = table.used.saturating_add(room).saturating_sub(self.budget);
+                if over == 0 {
+                    table.used += room;
+                    return Ok(());
+                }
+                let spared = |shard: &ShardId| {
+                    Some(*shard) == keep
+                        || table.pinned.contains(shard)
+                        || table.evicting.contains(shard)
+                };
+                let Some(victims) = table.policy.victims(over, &spared) else {
+                    let available = self.budget.saturating_sub(table.pinned_bytes());
+                    let budget = self.budget;
+                    // Opening with a smaller budget: nothing is asked for, too much is pinned.
+                    let needed = if room == 0 { table.pinned_bytes() } else { room };
+                    let available = if room == 0 { budget } else { available };
+                    return Err(StoreError::Budget { needed, available, budget });
+                };
+                table.evicting.extend(victims.iter().copied());
+                victims
+            };
+            let evicted = victims.iter().try_for_each(|shard| match self.object(*shard) {
+                Some(object) => self.drop_object(*shard, &object, DropWhy::Room),
+                None => Ok(()),
+            });
+            self.table().evicting.retain(|shard| !victims.contains(shard));
+            evicted?;
+        }
+        let available = self.budget.saturating_sub(self.table().used);
+        Err(StoreError::Budget { needed: room, available, budget: self.budget })
+    }
+
+    fn note_use(&self, shard: ShardId) {
+        let number = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut table = self.table();
+        table.policy.touch(&shard);
+        table.used_lately.insert(shard, number);
+        if table.used_lately.len() < USES_BATCH {
+            return;
+        }
+        drop(table);
+        self.write_uses();
+    }
+
+    fn write_uses(&self) {
+        let mut table = self.table();
+        let lately = std::mem::take(&mut table.used_lately);
+        let pinned: HashSet<_> =
+            lately.keys().filter(|shard| table.pinned.contains(shard)).copied().collect();
+        drop(table);
+        let record = |(shard, last_use): (ShardId, u64)| {
+            let object = self.object(shard)?;
+            // Not waited for: the record is a copy, and its object may be locked by this thread.
+            let held = object.held.try_read().ok()?;
+            let (size, held) = (held.groups.size(), held.groups.held_bytes());
+            Some((shard, Record { size, held, last_use, pinned: pinned.contains(&shard) }))
+        };
+        self.index.put_all(lately.into_iter().filter_map(record));
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let objects: Vec<_> = {
+            let table = self.table();
+            let parts = table.objects.iter().filter(|(shard, _)| !table.whole.contains(shard));
+            parts.map(|(shard, object)| (*shard, Arc::clone(object))).collect()
+        };
+        for (shard, object) in objects {
+            let mut held = write_lock(&object.held);
+            if !held.dead {
+                object::sync(&self.layout, shard, &mut held)?;
+            }
+        }
+        self.write_uses();
+        self.index.flush();
+        Ok(())
+    }
+}
+
+/// Why an object is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DropWhy {
+    /// Room is needed; not if it is pinned by now.
+    Room,
+    /// Someone asked for it.
+    Asked,
+    /// Its files are gone already.
+    Gone,
+}
+
+fn read_lock(held: &RwLock<Held>) -> std::sync::RwLockReadGuard<'_, Held> {
+    held.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_lock(held: &RwLock<Held>) -> std::sync::RwLockWriteGuard<'_, Held> {
+    held.write().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,117 @@
+//! Reading with proof, and what is done when the proof fails: damaged groups
+//! leave what is held, a damaged outboard is made anew from sound bytes.
+
+use std::sync::PoisonError;
+
+use super::{DropWhy, Inner, OUTBOARD_CACHE_BYTES, Object, read_lock, write_lock};
+use crate::store::error::StoreError;
+use crate::store::object::{self, Health, ReadFault};
+use crate::store::policy::Policy;
+use crate::store::verified::{Outboard, VerifiedRange};
+use crate::store::{ByteRange, ReadError, ShardId};
+
+impl Inner {
+    pub(super) fn read(
+        &self,
+        shard: ShardId,
+        range: ByteRange,
+    ) -> Result<Option<VerifiedRange>, ReadError> {
+        // Twice: damage may turn out to be the outboard's, which is then made anew.
+        for _ in 0..2 {
+            let Some(object) = self.object(shard) else { return Ok(None) };
+            let fault = {
+                let held = read_lock(&object.held);
+                let size = held.groups.size();
+                if held.dead || !held.groups.holds(range) {
+                    if range.end() > size && held.groups.proves_size() && !held.dead {
+                        return Err(ReadError::OutOfRange { shard, range, size });
+                    }
+                    return Ok(None);
+                }
+                let cached = held.whole.then(|| self.cached_outboard(shard)).flatten();
+                match object::read(&self.layout, shard, &held, range, cached) {
+                    Ok((verified, outboard)) => {
+                        if held.whole {
+                            self.cache_outboard(outboard);
+                        }
+                        drop(held);
+                        self.note_use(shard);
+                        return Ok(Some(verified));
+                    }
+                    Err(fault) => fault,
+                }
+            };
+            match fault {
+                ReadFault::Io(e) => return Err(e.into()),
+                ReadFault::Vanished => {
+                    tracing::warn!(%shard, "its files were removed by someone else");
+                    self.drop_object(shard, &object, DropWhy::Gone)?;
+                    return Ok(None);
+                }
+                ReadFault::Damaged(error) => {
+                    tracing::warn!(%shard, %range, %error, "damaged on disk");
+                    if !self.quarantine(shard, &object, range)? {
+                        let detail = format!("on disk in {}: {error}", self.root.display());
+                        return Err(ReadError::Corrupt { shard, detail });
+                    }
+                }
+            }
+        }
+        let detail = format!("on disk in {}, again after mending", self.root.display());
+        Err(ReadError::Corrupt { shard, detail })
+    }
+
+    /// Takes damaged groups out of what is held. True if `range` is sound after all.
+    fn quarantine(
+        &self,
+        shard: ShardId,
+        object: &Object,
+        range: ByteRange,
+    ) -> Result<bool, StoreError> {
+        let mut held = write_lock(&object.held);
+        if held.dead || !held.groups.holds(range) {
+            return Ok(false);
+        }
+        self.forget_outboard(shard);
+        let health = object::examine(&self.layout, shard, &held)?;
+        let Health::Damaged(sound) = health else { return Ok(true) };
+        self.table().quarantines += 1;
+        object::demote(&self.layout, shard, &mut held, sound)?;
+        let mut table = self.table();
+        table.charge(shard, held.charge());
+        let was_whole = table.whole.remove(&shard);
+        drop(table);
+        if was_whole {
+            self.announce();
+        }
+        Ok(held.groups.holds(range))
+    }
+
+    fn cached_outboard(&self, shard: ShardId) -> Option<Outboard> {
+        let mut cache = self.outboards.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.order.touch(&shard);
+        cache.nodes.get(&shard).cloned()
+    }
+
+    fn cache_outboard(&self, outboard: Outboard) {
+        let (shard, cost) = (outboard.shard(), outboard.nodes().len() as u64);
+        let mut cache = self.outboards.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.nodes.contains_key(&shard) {
+            return;
+        }
+        let over = (cache.order.total() + cost).saturating_sub(OUTBOARD_CACHE_BYTES);
+        for victim in cache.order.victims(over, &|_| false).unwrap_or_default() {
+            cache.order.remove(&victim);
+            cache.nodes.remove(&victim);
+        }
+        // Small objects have empty outboards; each still costs its entry.
+        cache.order.insert(shard, cost.max(64));
+        cache.nodes.insert(shard, outboard);
+    }
+
+    pub(super) fn forget_outboard(&self, shard: ShardId) {
+        let mut cache = self.outboards.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.order.remove(&shard);
+        cache.nodes.remove(&shard);
+    }
+}

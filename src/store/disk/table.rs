@@ -1,0 +1,66 @@
+//! What the disk tier knows in memory of all its objects: which there are, what
+//! they count against the budget, and who may go first. No file is touched here.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::Object;
+use crate::store::ShardId;
+use crate::store::policy::{Lru, Policy};
+use crate::store::verified::Outboard;
+
+pub(super) struct Table {
+    pub objects: HashMap<ShardId, Arc<Object>>,
+    pub whole: BTreeSet<ShardId>,
+    pub pinned: HashSet<ShardId>,
+    pub evicting: HashSet<ShardId>,
+    pub policy: Box<dyn Policy<ShardId>>,
+    /// Sum of the objects' charges and of room promised to writes under way.
+    pub used: u64,
+    /// Objects used since the index was last told, with the use's number.
+    pub used_lately: HashMap<ShardId, u64>,
+    pub evictions: u64,
+    pub quarantines: u64,
+}
+
+impl Table {
+    pub fn new(policy: Box<dyn Policy<ShardId>>) -> Self {
+        Self {
+            objects: HashMap::new(),
+            whole: BTreeSet::new(),
+            pinned: HashSet::new(),
+            evicting: HashSet::new(),
+            policy,
+            used: 0,
+            used_lately: HashMap::new(),
+            evictions: 0,
+            quarantines: 0,
+        }
+    }
+
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pinned.iter().filter_map(|shard| self.policy.cost(shard)).sum()
+    }
+
+    /// Sets what an object counts against the budget.
+    pub fn charge(&mut self, shard: ShardId, bytes: u64) {
+        let before = self.policy.cost(&shard).unwrap_or(0);
+        self.used = self.used.saturating_sub(before) + bytes;
+        self.policy.insert(shard, bytes);
+    }
+
+    pub fn forget(&mut self, shard: ShardId) -> bool {
+        self.objects.remove(&shard);
+        self.pinned.remove(&shard);
+        self.used_lately.remove(&shard);
+        self.used = self.used.saturating_sub(self.policy.remove(&shard).unwrap_or(0));
+        self.whole.remove(&shard)
+    }
+}
+
+/// Outboards of whole objects, kept so that a read need not read them again.
+#[derive(Default)]
+pub(super) struct Outboards {
+    pub nodes: HashMap<ShardId, Outboard>,
+    pub order: Lru<ShardId>,
+}

@@ -1,0 +1,204 @@
+//! Putting objects and proved ranges in, each within room promised beforehand.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::{Inner, Kept, RETRIES_MAX, read_lock, write_lock};
+use crate::store::error::StoreError;
+use crate::store::files::{self, FileKind};
+use crate::store::object::{self, Held};
+use crate::store::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, outboard_bytes};
+use crate::store::{ByteRange, ShardId};
+
+impl Inner {
+    pub(super) fn keep(&self, range: &VerifiedRange) -> Result<Kept, StoreError> {
+        let (shard, size) = (range.shard(), range.size());
+        let promised = range.range().len() + outboard_bytes(size);
+        self.make_room(promised, Some(shard))?;
+        let kept = self.keep_promised(range);
+        let mut table = self.table();
+        table.used = table.used.saturating_sub(promised);
+        drop(table);
+        if matches!(kept, Ok(Kept::Whole)) {
+            self.announce();
+        }
+        kept
+    }
+
+    fn keep_promised(&self, range: &VerifiedRange) -> Result<Kept, StoreError> {
+        let (shard, size) = (range.shard(), range.size());
+        for _ in 0..RETRIES_MAX {
+            let object = self.object_or_new(shard, size);
+            let mut held = write_lock(&object.held);
+            if held.dead {
+                continue;
+            }
+            if held.whole || (held.groups.size() == size && held.groups.holds(range.range())) {
+                return Ok(Kept::Already);
+            }
+            if held.groups.size() != size {
+                if held.groups.proves_size() && held.groups.held_bytes() > 0
+                    || !range.proves_size() && held.groups.held_bytes() > 0
+                {
+                    return Ok(Kept::SizeConflict);
+                }
+                // What is held claimed a size that is now disproved.
+                object::erase(&self.layout, shard)
+                    .map_err(StoreError::file(&self.layout.dir(shard)))?;
+                *held = Held::empty(size);
+                self.table().pinned.remove(&shard);
+            }
+            let written = object::write(&self.layout, &mut held, range);
+            if written.is_err() && held.groups.held_bytes() == 0 {
+                held.dead = true;
+                let _ = object::erase(&self.layout, shard);
+                self.table().forget(shard);
+            }
+            written?;
+            let mut table = self.table();
+            table.charge(shard, held.charge());
+            let whole = held.whole;
+            if whole {
+                table.whole.insert(shard);
+            }
+            drop(table);
+            drop(held);
+            self.note_use(shard);
+            return Ok(if whole { Kept::Whole } else { Kept::Part });
+        }
+        Ok(Kept::Already)
+    }
+
+    pub(super) fn put(&self, bytes: &Bytes, pin: bool) -> Result<ShardId, StoreError> {
+        let size = bytes.len() as u64;
+        if size > OBJECT_BYTES_MAX {
+            return Err(StoreError::TooLarge { what: "an object".to_owned(), size });
+        }
+        let outboard = Outboard::of(bytes)
+            .map_err(|e| StoreError::io("hashing an object", io::Error::other(e)))?;
+        let temp = self.layout.temp();
+        self.store_whole(&outboard, pin, &temp, || {
+            File::create(&temp)
+                .and_then(|mut file| file.write_all(bytes))
+                .map_err(StoreError::file(&temp))
+        })?;
+        Ok(outboard.shard())
+    }
+
+    pub(super) fn import(
+        &self,
+        path: &Path,
+        expected: ShardId,
+        pin: bool,
+    ) -> Result<u64, StoreError> {
+        let source = fs::canonicalize(path).map_err(StoreError::file(path))?;
+        let length = |file: &Path| {
+            let size = fs::metadata(file).map_err(StoreError::file(path))?.len();
+            if size > OBJECT_BYTES_MAX {
+                return Err(StoreError::TooLarge { what: path.display().to_string(), size });
+            }
+            Ok(size)
+        };
+        length(&source)?;
+        let temp = self.layout.temp();
+        let checked = (|| {
+            // First the name or the copy, then the hash of that: what is hashed is what is kept.
+            if fs::hard_link(&source, &temp).is_err() {
+                fs::copy(&source, &temp).map_err(StoreError::file(path))?;
+            }
+            let size = length(&temp)?;
+            let file = File::open(&temp).map_err(StoreError::file(path))?;
+            let outboard = Outboard::of_reader(file, size).map_err(StoreError::file(path))?;
+            if outboard.shard() != expected {
+                let actual = outboard.shard();
+                return Err(StoreError::Mismatch { path: path.to_owned(), expected, actual });
+            }
+            self.store_whole(&outboard, pin, &temp, || Ok(())).map(|()| size)
+        })();
+        if checked.is_err() {
+            let _ = fs::remove_file(&temp);
+        }
+        checked
+    }
+
+    /// Puts an object in place whose bytes `fill` writes to `temp`, pinned or not.
+    fn store_whole(
+        &self,
+        outboard: &Outboard,
+        pin: bool,
+        temp: &Path,
+        fill: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let (shard, size) = (outboard.shard(), outboard.size());
+        if self.table().whole.contains(&shard) && self.is_sound(shard) {
+            let _ = fs::remove_file(temp);
+            return if pin { self.pin(shard) } else { Ok(()) };
+        }
+        let promised = size + outboard_bytes(size);
+        self.make_room(promised, Some(shard))?;
+        let placed = fill().and_then(|()| self.place_promised(outboard, pin, temp));
+        let mut table = self.table();
+        table.used = table.used.saturating_sub(promised);
+        drop(table);
+        if placed.is_err() {
+            let _ = fs::remove_file(temp);
+        }
+        placed?;
+        self.announce();
+        Ok(())
+    }
+
+    fn place_promised(
+        &self,
+        outboard: &Outboard,
+        pin: bool,
+        temp: &Path,
+    ) -> Result<(), StoreError> {
+        let shard = outboard.shard();
+        for _ in 0..RETRIES_MAX {
+            let object = self.object_or_new(shard, outboard.size());
+            let mut held = write_lock(&object.held);
+            if held.dead {
+                continue;
+            }
+            let pin_path = self.layout.path(shard, FileKind::Pin);
+            if pin {
+                self.layout.write_atomic(&pin_path, b"")?;
+            }
+            if let Err(e) = object::place(&self.layout, outboard, temp, &mut held) {
+                if !self.table().pinned.contains(&shard) {
+                    let _ = files::remove(&pin_path);
+                }
+                if held.groups.held_bytes() == 0 {
+                    held.dead = true;
+                    let _ = object::erase(&self.layout, shard);
+                    self.table().forget(shard);
+                }
+                return Err(e);
+            }
+            self.forget_outboard(shard);
+            let mut table = self.table();
+            table.charge(shard, held.charge());
+            table.whole.insert(shard);
+            if pin {
+                table.pinned.insert(shard);
+            }
+            drop(table);
+            drop(held);
+            self.note_use(shard);
+            return Ok(());
+        }
+        Err(StoreError::NotHeld(shard))
+    }
+
+    /// Whether an object said to be whole still proves itself; damage is taken out.
+    fn is_sound(&self, shard: ShardId) -> bool {
+        let Some(object) = self.object(shard) else { return false };
+        let size = read_lock(&object.held).groups.size();
+        let Some(whole) = ByteRange::new(0, size) else { return true };
+        matches!(self.read(shard, whole), Ok(Some(_)))
+    }
+}

@@ -1,0 +1,70 @@
+//! What can go wrong when bytes are put into the store or the store is opened.
+//! Reads have their own [`ReadError`](super::ReadError).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::verified::OBJECT_BYTES_MAX;
+use super::{ReadError, ShardId};
+
+/// Why the store was not opened, or did not take an object.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(
+        "{} is in use by another doppler-node{}; stop it or choose another data directory",
+        dir.display(), holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Locked { dir: PathBuf, holder: Option<u32> },
+    /// What is to be pinned does not fit beside what is pinned already.
+    #[error(
+        "disk budget too small: {needed} bytes needed, {available} available \
+         (budget {budget} bytes, the rest is pinned or in use)"
+    )]
+    Budget { needed: u64, available: u64, budget: u64 },
+    /// The same for a store that has only memory.
+    #[error("RAM budget too small: {needed} bytes needed, {available} available")]
+    Memory { needed: u64, available: u64 },
+    #[error("{what}: {size} bytes is more than an object may have ({OBJECT_BYTES_MAX})")]
+    TooLarge { what: String, size: u64 },
+    #[error("{}: its BLAKE3 is {actual}, not {expected}", path.display())]
+    Mismatch { path: PathBuf, expected: ShardId, actual: ShardId },
+    #[error("shard {0} is not in the store")]
+    NotHeld(ShardId),
+    #[error("the store needs a data directory to {0}")]
+    NoDisk(&'static str),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+impl StoreError {
+    pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { what: what.into(), source }
+    }
+
+    /// An I/O error with the file it happened to.
+    pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { what: path.display().to_string(), source }
+    }
+
+    /// A stable name for metrics and JSON.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => "locked",
+            Self::Budget { .. } | Self::Memory { .. } => "budget",
+            Self::TooLarge { .. } => "too_large",
+            Self::Mismatch { .. } => "mismatch",
+            Self::NotHeld(_) => "not_held",
+            Self::NoDisk(_) => "no_disk",
+            Self::Io { .. } => "io",
+        }
+    }
+}
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io { what, source } => Self::Io { what, source },
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}

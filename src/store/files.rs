@@ -1,0 +1,273 @@
+//! Where things lie in a data directory, and the few file operations the disk
+//! tier is made of. All of it blocks: call it off the async threads.
+//!
+//! ```text
+//! DIR/lock                      held while a node runs here; contains its process id
+//! DIR/index/                    the sled index, a cache of what follows
+//! DIR/tmp/                      what is being written; emptied at start
+//! DIR/objects/ab/abcd..         a whole object, named by its BLAKE3
+//! DIR/objects/ab/abcd...part    an object of which some groups are held
+//! DIR/objects/ab/abcd...have    which groups (see `groups`); written after they are synced
+//! DIR/objects/ab/abcd...obao    its outboard (absent where it would be empty)
+//! DIR/objects/ab/abcd...pin     present if it must never be evicted
+//! ```
+//!
+//! A name without `.part` is whole: it appears by rename, after its bytes and
+//! its outboard are synced.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::ShardId;
+use super::error::StoreError;
+
+/// The most bytes of the lock file that are looked at for a process id.
+const LOCK_BYTES_MAX: u64 = 32;
+
+/// Paths within one data directory.
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    temps: AtomicU64,
+}
+
+/// What a file in `objects/` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Whole,
+    Part,
+    Have,
+    Outboard,
+    Pin,
+}
+
+impl Layout {
+    /// Makes the directories that are missing and empties `tmp`.
+    pub fn create(root: &Path) -> Result<Self, StoreError> {
+        let layout = Self { root: root.to_owned(), temps: AtomicU64::new(0) };
+        let tmp = layout.tmp_dir();
+        if let Err(e) = fs::remove_dir_all(&tmp)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(StoreError::io(tmp.display().to_string(), e));
+        }
+        fs::create_dir_all(&tmp).map_err(StoreError::file(&tmp))?;
+        let objects = layout.objects_dir();
+        let mut made = false;
+        for first in 0..=u8::MAX {
+            let dir = objects.join(format!("{first:02x}"));
+            if !dir.is_dir() {
+                fs::create_dir_all(&dir).map_err(StoreError::file(&dir))?;
+                made = true;
+            }
+        }
+        if made {
+            sync_dir(&objects).map_err(StoreError::file(&objects))?;
+            sync_dir(root).map_err(StoreError::file(root))?;
+        }
+        Ok(layout)
+    }
+
+    pub fn index_dir(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    fn tmp_dir(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn objects_dir(&self) -> PathBuf {
+        self.root.join("objects")
+    }
+
+    /// A name for a new temporary file on the same file system.
+    pub fn temp(&self) -> PathBuf {
+        let n = self.temps.fetch_add(1, Ordering::Relaxed);
+        self.tmp_dir().join(n.to_string())
+    }
+
+    /// The directory that an object's files are in.
+    pub fn dir(&self, shard: ShardId) -> PathBuf {
+        self.objects_dir().join(format!("{:02x}", shard.as_bytes()[0]))
+    }
+
+    pub fn path(&self, shard: ShardId, kind: FileKind) -> PathBuf {
+        let suffix = match kind {
+            FileKind::Whole => "",
+            FileKind::Part => ".part",
+            FileKind::Have => ".have",
+            FileKind::Outboard => ".obao",
+            FileKind::Pin => ".pin",
+        };
+        self.dir(shard).join(format!("{shard}{suffix}"))
+    }
+
+    /// Every object file there is, by what its name says; other names are passed over.
+    pub fn scan(
+        &self,
+        mut found: impl FnMut(ShardId, FileKind, fs::DirEntry),
+    ) -> Result<(), StoreError> {
+        for first in 0..=u8::MAX {
+            let dir = self.objects_dir().join(format!("{first:02x}"));
+            for entry in fs::read_dir(&dir).map_err(StoreError::file(&dir))? {
+                let entry = entry.map_err(StoreError::file(&dir))?;
+                let name = entry.file_name();
+                let Some(name) = name.to_str() else { continue };
+                let (id, kind) = match name.split_once('.') {
+                    None => (name, FileKind::Whole),
+                    Some((id, "part")) => (id, FileKind::Part),
+                    Some((id, "have")) => (id, FileKind::Have),
+                    Some((id, "obao")) => (id, FileKind::Outboard),
+                    Some((id, "pin")) => (id, FileKind::Pin),
+                    Some(_) => continue,
+                };
+                if let Ok(shard) = id.parse::<ShardId>()
+                    && shard.as_bytes()[0] == first
+                {
+                    found(shard, kind, entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` so that `to` holds either all of them or what it held
+    /// before: temporary file, sync, rename. The caller syncs the directory.
+    pub fn write_atomic(&self, to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let temp = self.temp();
+        let written = (|| {
+            let mut file = File::create(&temp)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temp, to)
+        })();
+        written.map_err(|e| {
+            let _ = fs::remove_file(&temp);
+            StoreError::io(to.display().to_string(), e)
+        })
+    }
+}
+
+/// Takes the data directory for this process; held until the file is dropped.
+pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
+    fs::create_dir_all(root).map_err(StoreError::file(root))?;
+    let path = root.join("lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(StoreError::file(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = file.take(LOCK_BYTES_MAX).read_to_string(&mut text);
+            let holder = text.trim().parse().ok();
+            return Err(StoreError::Locked { dir: root.to_owned(), holder });
+        }
+        Err(TryLockError::Error(e)) => return Err(StoreError::io(path.display().to_string(), e)),
+    }
+    // Only for the message another process prints; a failure to write it harms nothing.
+    let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// Makes renames and new names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+/// Removes a file; one that is not there is fine.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a file for reading and writing at positions, making it `size` bytes long.
+pub(super) fn open_sized(path: &Path, size: u64) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    if file.metadata()?.len() != size {
+        file.set_len(size)?;
+    }
+    Ok(file)
+}
+
+#[cfg(unix)]
+pub(super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buf, at)
+}
+
+#[cfg(unix)]
+pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, buf, at)
+}
+
+/// Elsewhere through a handle's own position. Callers open a file for each
+/// operation, so no two threads move one position.
+#[cfg(not(unix))]
+pub(super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(buf)
+}
+
+#[cfg(not(unix))]
+pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file;
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(buf)
+}
+
+/// Whether another name shares this file's bytes (a hard link made on import).
+pub(super) fn is_shared(path: &Path) -> io::Result<bool> {
+    #[cfg(unix)]
+    return Ok(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(path)?) > 1);
+    #[cfg(not(unix))]
+    return fs::metadata(path).map(|_| true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_names_the_directory_and_the_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err();
+        assert!(matches!(&error, StoreError::Locked { holder: Some(pid), .. }
+            if *pid == std::process::id()));
+        assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+        drop(held);
+        assert!(lock(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn scan_finds_objects_by_name_and_passes_over_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let shard = ShardId::of(b"x");
+        let kinds = [FileKind::Whole, FileKind::Part, FileKind::Have, FileKind::Outboard];
+        for kind in kinds {
+            layout.write_atomic(&layout.path(shard, kind), b"x").unwrap();
+        }
+        fs::write(layout.dir(shard).join("README"), "not ours").unwrap();
+        fs::write(layout.dir(shard).join(format!("{shard}.bak")), "not ours").unwrap();
+        let mut found = Vec::new();
+        layout.scan(|id, kind, _| found.push((id, kind))).unwrap();
+        assert_eq!(found.len(), kinds.len());
+        assert!(kinds.iter().all(|kind| found.contains(&(shard, *kind))));
+        let temp = layout.temp();
+        fs::write(&temp, "left over").unwrap();
+        Layout::create(dir.path()).unwrap();
+        assert!(!temp.exists());
+    }
+}

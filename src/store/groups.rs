@@ -1,0 +1,209 @@
+//! Which 16 KiB groups of an object are held: a bitmap, and its file form.
+//!
+//! File: `DNHAVE1\n`, size (u64, little-endian), one bit a group (least
+//! significant first), then the first 16 bytes of BLAKE3 over the object's id
+//! and all before. A file that does not check says nothing.
+
+use super::verified::{GROUP_BYTES, OBJECT_BYTES_MAX};
+use super::{ByteRange, ShardId};
+
+const MAGIC: &[u8; 8] = b"DNHAVE1\n";
+const HEADER_BYTES: usize = 16;
+const CHECK_BYTES: usize = 16;
+
+/// The groups held of an object of `size` bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Groups {
+    size: u64,
+    bits: Vec<u8>,
+    held: u64,
+}
+
+impl Groups {
+    /// None held. `size` is at most [`OBJECT_BYTES_MAX`].
+    pub fn none(size: u64) -> Self {
+        debug_assert!(size <= OBJECT_BYTES_MAX);
+        let groups = size.min(OBJECT_BYTES_MAX).div_ceil(GROUP_BYTES);
+        Self { size, bits: vec![0; groups.div_ceil(8) as usize], held: 0 }
+    }
+
+    /// All held.
+    pub fn all(size: u64) -> Self {
+        let mut all = Self::none(size);
+        if let Some(whole) = ByteRange::new(0, size) {
+            all.set(whole);
+        }
+        all
+    }
+
+    /// The object's size in bytes.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes in the groups held.
+    pub const fn held_bytes(&self) -> u64 {
+        self.held
+    }
+
+    pub const fn is_whole(&self) -> bool {
+        self.held == self.size
+    }
+
+    /// Whether the last group is held, which proves the size.
+    pub fn proves_size(&self) -> bool {
+        self.size == 0 || self.has((self.size - 1) / GROUP_BYTES)
+    }
+
+    /// Marks the groups that lie whole within `range` as held.
+    pub fn set(&mut self, range: ByteRange) {
+        let end = if range.end() >= self.size {
+            self.size.div_ceil(GROUP_BYTES)
+        } else {
+            range.end() / GROUP_BYTES
+        };
+        for group in range.start().div_ceil(GROUP_BYTES)..end {
+            if !self.has(group) {
+                self.bits[(group / 8) as usize] |= 1 << (group % 8);
+                self.held += self.group_bytes(group);
+            }
+        }
+    }
+
+    /// Whether every group that `range` touches is held.
+    pub fn holds(&self, range: ByteRange) -> bool {
+        range.end() <= self.size
+            && (range.start() / GROUP_BYTES..range.end().div_ceil(GROUP_BYTES))
+                .all(|group| self.has(group))
+    }
+
+    /// `range` grown to whole groups and cut into stretches that are held or
+    /// not, in order, each at most `longest` bytes (a multiple of a group).
+    pub fn stretches(&self, range: ByteRange, longest: u64) -> Vec<(ByteRange, bool)> {
+        let mut stretches: Vec<(ByteRange, bool)> = Vec::new();
+        for group in range.start() / GROUP_BYTES..range.end().div_ceil(GROUP_BYTES) {
+            let held = self.has(group);
+            let start = group * GROUP_BYTES;
+            let end = (start + GROUP_BYTES).min(self.size.max(start + 1));
+            match stretches.last_mut() {
+                Some((last, same)) if *same == held && end - last.start() <= longest => {
+                    *last = ByteRange::new(last.start(), end).unwrap_or(*last);
+                }
+                _ => stretches.extend(ByteRange::new(start, end).map(|range| (range, held))),
+            }
+        }
+        stretches
+    }
+
+    /// The file form; `shard` binds it to its object.
+    pub fn to_file(&self, shard: ShardId) -> Vec<u8> {
+        let mut file = Vec::with_capacity(HEADER_BYTES + self.bits.len() + CHECK_BYTES);
+        file.extend_from_slice(MAGIC);
+        file.extend_from_slice(&self.size.to_le_bytes());
+        file.extend_from_slice(&self.bits);
+        let check = checksum(shard, &file);
+        file.extend_from_slice(&check);
+        file
+    }
+
+    /// `None` if the file is damaged or another object's.
+    pub fn from_file(shard: ShardId, file: &[u8]) -> Option<Self> {
+        let (content, check) = file.split_at_checked(file.len().checked_sub(CHECK_BYTES)?)?;
+        if checksum(shard, content) != check || content.get(..8)? != MAGIC {
+            return None;
+        }
+        let size = u64::from_le_bytes(content.get(8..HEADER_BYTES)?.try_into().ok()?);
+        if size > OBJECT_BYTES_MAX {
+            return None;
+        }
+        let mut groups = Self::none(size);
+        let bits = &content[HEADER_BYTES..];
+        if bits.len() != groups.bits.len() {
+            return None;
+        }
+        for group in 0..size.div_ceil(GROUP_BYTES) {
+            if bits[(group / 8) as usize] >> (group % 8) & 1 == 1 {
+                groups.bits[(group / 8) as usize] |= 1 << (group % 8);
+                groups.held += groups.group_bytes(group);
+            }
+        }
+        Some(groups)
+    }
+
+    fn has(&self, group: u64) -> bool {
+        self.bits.get((group / 8) as usize).is_some_and(|byte| byte >> (group % 8) & 1 == 1)
+    }
+
+    fn group_bytes(&self, group: u64) -> u64 {
+        (self.size - group * GROUP_BYTES).min(GROUP_BYTES)
+    }
+}
+
+fn checksum(shard: ShardId, content: &[u8]) -> [u8; CHECK_BYTES] {
+    let hash = blake3::Hasher::new().update(shard.as_bytes()).update(content).finalize();
+    let mut check = [0; CHECK_BYTES];
+    check.copy_from_slice(&hash.as_bytes()[..CHECK_BYTES]);
+    check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: u64 = GROUP_BYTES;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end).unwrap()
+    }
+
+    #[test]
+    fn groups_add_up_to_the_whole() {
+        let size = 11 * G + 5;
+        let mut groups = Groups::none(size);
+        groups.set(range(2 * G, 4 * G));
+        assert!(groups.holds(range(2 * G + 1, 4 * G)) && !groups.holds(range(2 * G, 4 * G + 1)));
+        groups.set(range(4 * G + 1, 5 * G));
+        assert_eq!(groups.held_bytes(), 2 * G, "half a group is not held");
+        groups.set(range(11 * G, size));
+        assert_eq!(groups.held_bytes(), 2 * G + 5);
+        assert!(groups.proves_size() && !groups.is_whole());
+        assert!(!groups.holds(range(11 * G, size + 1)), "past the end");
+        groups.set(range(0, size));
+        assert_eq!(groups, Groups::all(size));
+        assert!(groups.is_whole());
+        assert!(Groups::all(0).is_whole() && Groups::none(0).proves_size());
+    }
+
+    #[test]
+    fn stretches_cover_the_range_in_order() {
+        let size = 9 * G + 1;
+        let mut groups = Groups::none(size);
+        groups.set(range(2 * G, 5 * G));
+        let cut = groups.stretches(range(G + 3, size), 2 * G);
+        let expected = [
+            (range(G, 2 * G), false),
+            (range(2 * G, 4 * G), true),
+            (range(4 * G, 5 * G), true),
+            (range(5 * G, 7 * G), false),
+            (range(7 * G, 9 * G), false),
+            (range(9 * G, size), false),
+        ];
+        assert_eq!(cut, expected);
+    }
+
+    #[test]
+    fn the_file_form_survives_and_any_damage_voids_it() {
+        let shard = ShardId::of(b"object");
+        let mut groups = Groups::none(20 * G + 1);
+        groups.set(range(3 * G, 9 * G));
+        let file = groups.to_file(shard);
+        assert_eq!(Groups::from_file(shard, &file), Some(groups));
+        assert_eq!(Groups::from_file(ShardId::of(b"other"), &file), None);
+        for at in 0..file.len() {
+            let mut bad = file.clone();
+            bad[at] ^= 0x10;
+            assert_eq!(Groups::from_file(shard, &bad), None, "byte {at}");
+            assert_eq!(Groups::from_file(shard, &file[..at]), None, "cut at {at}");
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! The ladder: one read over RAM, disk (and local sources) and peers.
+//!
+//! Owns which tier is asked when and what moves up: peers' bytes are kept on
+//! disk and in RAM, disk bytes in RAM (except what nobody waits for: a bulk scan
+//! must not flush what decoding uses). Readers of one range share one flight.
+//! Refuses to hand out a byte that was not proved where it entered. Bytes of
+//! peers on their way to disk are bounded; when the disk cannot keep up, bulk
+//! reads wait for it and reads that a token waits for go on without being kept.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use serde::Serialize;
+use tokio::sync::{Semaphore, watch};
+
+use super::dir::MemReader;
+use super::disk::{DiskStats, DiskTier, Kept};
+use super::error::StoreError;
+use super::flights::{Flights, copy_error};
+use super::ram::RamTier;
+use super::verified::{
+    DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange, align,
+};
+use super::{
+    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardServe,
+    ShardSource, Tier,
+};
+
+/// Bytes from peers that may wait to be written to disk.
+const WRITE_BEHIND_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Pieces of one read that are asked of peers at a time.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// How often a reader that joined another's flight starts over when that one gives up.
+const REBOARD_MAX: usize = 4;
+
+/// Options of a [`Ladder`].
+#[derive(Debug, Clone, Copy)]
+pub struct LadderOptions {
+    /// Bytes of the RAM tier.
+    pub ram_budget: u64,
+}
+
+/// Reads answered by a tier, and the bytes that came from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TierStats {
+    /// Reads whose slowest part came from this tier.
+    pub hits: u64,
+    /// Bytes read from it (whole groups where they were proved).
+    pub bytes: u64,
+}
+
+/// What the ladder has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LadderStats {
+    pub ram: TierStats,
+    pub disk: TierStats,
+    pub peer: TierStats,
+    pub ram_used_bytes: u64,
+    pub ram_budget_bytes: u64,
+    pub ram_evictions: u64,
+    /// Reads that found damage on disk and went on to a peer.
+    pub healed: u64,
+    /// Ranges from peers that were not kept on disk: no room, or it could not keep up.
+    pub unkept: u64,
+    pub disk_tier: Option<DiskStats>,
+}
+
+/// The tiers of a node. Clones share them.
+#[derive(Clone)]
+pub struct Ladder {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ram: Mutex<RamTier>,
+    memory: MemReader,
+    disk: Option<Arc<DiskTier>>,
+    local: RwLock<Vec<Arc<dyn RangeReader>>>,
+    peers: RwLock<Option<Arc<dyn ShardSource>>>,
+    sizes: Mutex<HashMap<ShardId, u64>>,
+    flights: Arc<Flights>,
+    /// One permit a group.
+    write_behind: Arc<Semaphore>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: [AtomicU64; 3],
+    bytes: [AtomicU64; 3],
+    healed: AtomicU64,
+    unkept: Arc<AtomicU64>,
+}
+
+impl Counts {
+    fn slot(tier: Tier) -> usize {
+        match tier {
+            Tier::Vram | Tier::Ram => 0,
+            Tier::Disk => 1,
+            Tier::Peer => 2,
+        }
+    }
+
+    fn hit(&self, tier: Tier) {
+        self.hits[Self::slot(tier)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn bytes(&self, tier: Tier, bytes: usize) {
+        self.bytes[Self::slot(tier)].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn tier(&self, tier: Tier) -> TierStats {
+        let slot = Self::slot(tier);
+        TierStats {
+            hits: self.hits[slot].load(Ordering::Relaxed),
+            bytes: self.bytes[slot].load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Ladder {
+    /// Without a disk tier, what is put is kept in memory within the RAM budget.
+    pub fn new(
+        options: LadderOptions,
+        disk: Option<Arc<DiskTier>>,
+        peers: Option<Arc<dyn ShardSource>>,
+        local: Vec<Arc<dyn RangeReader>>,
+    ) -> Self {
+        let permits = (WRITE_BEHIND_BYTES / GROUP_BYTES) as usize;
+        let inner = Inner {
+            ram: Mutex::new(RamTier::new(options.ram_budget)),
+            memory: MemReader::new(),
+            disk,
+            local: RwLock::new(local),
+            peers: RwLock::new(peers),
+            sizes: Mutex::default(),
+            flights: Arc::default(),
+            write_behind: Arc::new(Semaphore::new(permits)),
+            counts: Counts::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Sets (or replaces) the tier below the disk; the mesh is made after the ladder.
+    pub fn set_peers(&self, peers: Arc<dyn ShardSource>) {
+        *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = Some(peers);
+    }
+
+    /// Adds a local source, asked after the disk tier.
+    pub fn add_local(&self, reader: Arc<dyn RangeReader>) {
+        self.inner.local.write().unwrap_or_else(PoisonError::into_inner).push(reader);
+    }
+
+    /// Notes the sizes a trusted manifest gives its shards: a peer's range of an
+    /// object that claims another size is then refused.
+    pub fn expect_sizes(&self, sizes: impl IntoIterator<Item = (ShardId, u64)>) {
+        lock(&self.inner.sizes).extend(sizes);
+    }
+
+    /// Stores an object; durable on return if there is a disk tier.
+    pub async fn put(&self, bytes: Bytes, pin: bool) -> Result<ShardId, StoreError> {
+        if let Some(disk) = &self.inner.disk {
+            return disk.put(bytes, pin).await;
+        }
+        let (shard, needed) = (ShardId::of(&bytes), bytes.len() as u64);
+        if !self.inner.memory.contains(shard) {
+            let reserved = lock(&self.inner.ram).reserve(needed);
+            reserved.map_err(|available| StoreError::Memory { needed, available })?;
+            self.inner.memory.insert(bytes)?;
+        }
+        Ok(shard)
+    }
+
+    /// Stores a file of known id on disk, linked where possible. Returns its size.
+    pub async fn import_file(
+        &self,
+        path: PathBuf,
+        expected: ShardId,
+        pin: bool,
+    ) -> Result<u64, StoreError> {
+        let disk = self.inner.disk.as_ref().ok_or(StoreError::NoDisk("import files"))?;
+        disk.import(path, expected, pin).await
+    }
+
+    /// A whole object of known size (a manifest, a tokenizer file), checked
+    /// against its id once more, so that a wrong size cannot cut it short.
+    pub async fn get_whole(
+        &self,
+        shard: ShardId,
+        size: u64,
+        priority: Priority,
+        deadline: Option<Instant>,
+    ) -> Result<Bytes, ReadError> {
+        let bytes = match ByteRange::new(0, size) {
+            Some(range) => self.read(ReadRequest { shard, range, priority, deadline }).await?.bytes,
+            None => Bytes::new(),
+        };
+        if ShardId::of(&bytes) != shard {
+            let detail = format!("it does not have {size} bytes");
+            return Err(ReadError::Corrupt { shard, detail });
+        }
+        Ok(bytes)
+    }
+
+    pub fn disk(&self) -> Option<&Arc<DiskTier>> {
+        self.inner.disk.as_ref()
+    }
+
+    pub fn stats(&self) -> LadderStats {
+        let counts = &self.inner.counts;
+        let ram = lock(&self.inner.ram);
+        LadderStats {
+            ram: counts.tier(Tier::Ram),
+            disk: counts.tier(Tier::Disk),
+            peer: counts.tier(Tier::Peer),
+            ram_used_bytes: ram.used(),
+            ram_budget_bytes: ram.budget(),
+            ram_evictions: ram.evictions(),
+            healed: counts.healed.load(Ordering::Relaxed),
+            unkept: counts.unkept.load(Ordering::Relaxed),
+            disk_tier: self.inner.disk.as_ref().map(|disk| disk.stats()),
+        }
+    }
+
+    /// Waits for what is being written and makes it durable.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let Some(disk) = &self.inner.disk else { return Ok(()) };
+        let all = (WRITE_BEHIND_BYTES / GROUP_BYTES) as u32;
+        // The semaphore is never closed; an error could only mean nothing is pending.
+        drop(self.inner.write_behind.acquire_many(all).await);
+        disk.flush().await
+    }
+}
+
+impl RangeReader for Ladder {
+    fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>> {
+        async move {
+            let ReadRequest { shard, range, .. } = request;
+            if range.end() > OBJECT_BYTES_MAX {
+                return Err(ReadError::OutOfRange { shard, range, size: OBJECT_BYTES_MAX });
+            }
+            if let Some(found) = self.inner.in_memory(shard, range) {
+                return found;
+            }
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                let start = || Arc::clone(&self.inner).climb(request).boxed();
+                let (flight, joined) = self.inner.flights.board(request, start);
+                match flight.await {
+                    Ok(found) => {
+                        self.inner.counts.hit(found.tier);
+                        return Ok(found);
+                    }
+                    // Another's deadline passed, not this reader's.
+                    Err(error)
+                        if joined
+                            && tries < REBOARD_MAX
+                            && matches!(*error, ReadError::Deadline { .. }) => {}
+                    Err(error) => return Err(copy_error(&error)),
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+impl ShardServe for Ladder {
+    fn encode(
+        &self,
+        shard: ShardId,
+        range: ByteRange,
+    ) -> BoxFuture<'_, Result<Encoded, ReadError>> {
+        async move {
+            if range.len() > SERVE_BYTES_MAX {
+                let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
+                return Err(ReadError::Refused(what));
+            }
+            if let Some(disk) = &self.inner.disk
+                && let Some(proved) = disk.read(shard, range).await?
+            {
+                return Ok(proved.encode());
+            }
+            let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
+                return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
+            };
+            let size = outboard.size();
+            let range = align(range, size).ok_or(ReadError::OutOfRange { shard, range, size })?;
+            let slice = bytes.slice(range.start() as usize..range.end() as usize);
+            let proved = tokio::task::spawn_blocking(move || outboard.prove(range, slice)).await;
+            match proved {
+                Ok(Ok(proved)) => Ok(proved.encode()),
+                Ok(Err(error)) => Err(ReadError::Corrupt { shard, detail: error.to_string() }),
+                Err(error) => Err(ReadError::Refused(error.to_string())),
+            }
+        }
+        .boxed()
+    }
+
+    fn complete(&self) -> Vec<ShardId> {
+        match &self.inner.disk {
+            Some(disk) => disk.complete(),
+            None => self.inner.memory.ids(),
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        match &self.inner.disk {
+            Some(disk) => disk.changes(),
+            None => self.inner.memory.changes(),
+        }
+    }
+}
+
+impl Inner {
+    /// A read that RAM answers.
+    fn in_memory(&self, shard: ShardId, range: ByteRange) -> Option<Result<Found, ReadError>> {
+        let cached = lock(&self.ram).get(shard, range).map(Ok);
+        let bytes = match cached.or_else(|| self.memory.get(shard, range))? {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Err(error)),
+        };
+        self.counts.hit(Tier::Ram);
+        self.counts.bytes(Tier::Ram, bytes.len());
+        Some(Ok(Found { bytes, tier: Tier::Ram }))
+    }
+
+    /// One flight: the tiers below RAM, from the fastest.
+    async fn climb(self: Arc<Self>, request: ReadRequest) -> Result<Found, ReadError> {
+        let ReadRequest { shard, range, .. } = request;
+        // A flight may have landed between the look into RAM and the start of this one.
+        let landed = lock(&self.ram).get(shard, range);
+        if let Some(bytes) = landed {
+            self.counts.bytes(Tier::Ram, bytes.len());
+            return Ok(Found { bytes, tier: Tier::Ram });
+        }
+        let mut fault = None;
+        if let Some(disk) = &self.disk {
+            match disk.read(shard, range).await {
+                Ok(Some(proved)) => {
+                    self.counts.bytes(Tier::Disk, proved.bytes().len());
+                    return self.found(request, &proved, Tier::Disk);
+                }
+                Ok(None) => {}
+                Err(error @ ReadError::OutOfRange { .. }) => return Err(error),
+                Err(error) => fault = Some(error),
+            }
+        }
+        let local = self.local.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for reader in local {
+            match reader.read(request).await {
+                Ok(found) => {
+                    self.counts.bytes(found.tier, found.bytes.len());
+                    if found.tier != Tier::Ram {
+                        self.promote(request, &found.bytes);
+                    }
+                    return Ok(found);
+                }
+                Err(ReadError::NotFound { .. }) => {}
+                Err(error @ ReadError::OutOfRange { .. }) => return Err(error),
+                Err(error) => fault = Some(error),
+            }
+        }
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(peers) = peers else {
+            let waited = Duration::ZERO;
+            return Err(fault.unwrap_or(ReadError::NotFound { shard, waited }));
+        };
+        match self.climb_to_peers(&peers, request).await {
+            Ok(found) => {
+                if let Some(fault) = fault {
+                    self.counts.healed.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(%shard, %range, %fault, "healed from a peer");
+                }
+                Ok(found)
+            }
+            // That nobody else has it says less than what is wrong with ours.
+            Err(ReadError::NotFound { shard, waited }) => {
+                Err(fault.unwrap_or(ReadError::NotFound { shard, waited }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fetches a range in pieces of at most one wire request, taking from disk
+    /// what is there.
+    async fn climb_to_peers(
+        &self,
+        peers: &Arc<dyn ShardSource>,
+        request: ReadRequest,
+    ) -> Result<Found, ReadError> {
+        let ReadRequest { shard, range, .. } = request;
+        let pieces = self.pieces(shard, range).await;
+        if let [(piece, false)] = pieces[..] {
+            let proved = self.fetch(peers, ReadRequest { range: piece, ..request }).await?;
+            return self.found(request, &proved, Tier::Peer);
+        }
+        let parts: Vec<(VerifiedRange, ByteRange)> = futures::stream::iter(pieces)
+            .map(|(piece, held)| async move {
+                let on_disk = match &self.disk {
+                    Some(disk) if held => disk.read(shard, piece).await.unwrap_or(None),
+                    _ => None,
+                };
+                if let Some(proved) = on_disk {
+                    self.counts.bytes(Tier::Disk, proved.bytes().len());
+                    return Ok((proved, piece));
+                }
+                let proved = self.fetch(peers, ReadRequest { range: piece, ..request }).await?;
+                Ok::<_, ReadError>((proved, piece))
+            })
+            .buffered(PIECES_IN_FLIGHT)
+            .try_collect()
+            .await?;
+        let mut bytes = BytesMut::with_capacity(range.len() as usize);
+        for (proved, piece) in &parts {
+            let from = piece.start().max(range.start());
+            let part = ByteRange::new(from, piece.end().min(range.end()))
+                .and_then(|wanted| proved.slice(wanted));
+            bytes.extend_from_slice(&part.unwrap_or_default());
+        }
+        let bytes = bytes.freeze();
+        if bytes.len() as u64 != range.len() {
+            let size = parts.last().map_or(0, |(proved, _)| proved.size());
+            return Err(ReadError::OutOfRange { shard, range, size });
+        }
+        self.promote(request, &bytes);
+        Ok(Found { bytes, tier: Tier::Peer })
+    }
+
+    /// The range cut at group boundaries into pieces, each on disk or not.
+    async fn pieces(&self, shard: ShardId, range: ByteRange) -> Vec<(ByteRange, bool)> {
+        if let Some(disk) = &self.disk
+            && let Some(groups) = disk.groups(shard).await
+            && range.end() <= groups.size()
+        {
+            return groups.stretches(range, SERVE_BYTES_MAX);
+        }
+        let mut pieces = Vec::new();
+        let mut start = range.start() / GROUP_BYTES * GROUP_BYTES;
+        while let Some(piece) = ByteRange::new(start, (start + SERVE_BYTES_MAX).min(range.end())) {
+            pieces.push((piece, false));
+            start = piece.end();
+        }
+        pieces
+    }
+
+    /// One wire request, checked against what is known, and kept on disk behind
+    /// the reader's back.
+    async fn fetch(
+        &self,
+        peers: &Arc<dyn ShardSource>,
+        request: ReadRequest,
+    ) -> Result<VerifiedRange, ReadError> {
+        let ReadRequest { shard, range, .. } = request;
+        let proved = peers.fetch(request).await?;
+        let size = proved.size();
+        let expected = lock(&self.sizes).get(&shard).copied();
+        if let Some(expected) = expected.filter(|expected| *expected != size) {
+            let detail = format!("a peer says it has {size} bytes, its manifest {expected}");
+            return Err(ReadError::Corrupt { shard, detail });
+        }
+        if range.end() > size {
+            return Err(ReadError::OutOfRange { shard, range, size });
+        }
+        if proved.shard() != shard || !proved.range().contains(&range) {
+            let detail = format!("asked for {range}, got {} of {}", proved.range(), proved.shard());
+            return Err(ReadError::Corrupt { shard, detail });
+        }
+        self.counts.bytes(Tier::Peer, proved.bytes().len());
+        self.keep(&proved, request.priority).await;
+        Ok(proved)
+    }
+
+    /// Hands a range to the disk tier; the reader does not wait for the write.
+    async fn keep(&self, proved: &VerifiedRange, priority: Priority) {
+        let Some(disk) = self.disk.clone() else { return };
+        let groups = proved.range().len().div_ceil(GROUP_BYTES);
+        let permits = groups.min(WRITE_BEHIND_BYTES / GROUP_BYTES) as u32;
+        let waiting = Arc::clone(&self.write_behind);
+        let permit = if priority == Priority::Token {
+            waiting.try_acquire_many_owned(permits).ok()
+        } else {
+            waiting.acquire_many_owned(permits).await.ok()
+        };
+        let unkept = Arc::clone(&self.counts.unkept);
+        let Some(permit) = permit else {
+            unkept.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let proved = proved.clone();
+        tokio::spawn(async move {
+            let (shard, range) = (proved.shard(), proved.range());
+            match disk.keep(proved).await {
+                Ok(Kept::Part | Kept::Whole | Kept::Already) => {}
+                Ok(Kept::SizeConflict) => {
+                    unkept.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    unkept.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(%shard, %range, %error, "not kept on disk");
+                }
+            }
+            drop(permit);
+        });
+    }
+
+    fn found(
+        &self,
+        request: ReadRequest,
+        proved: &VerifiedRange,
+        tier: Tier,
+    ) -> Result<Found, ReadError> {
+        let ReadRequest { shard, range, .. } = request;
+        let size = proved.size();
+        let bytes = proved.slice(range).ok_or(ReadError::OutOfRange { shard, range, size })?;
+        // A short slice would keep the whole groups it lies in alive, uncounted.
+        let slack = proved.range().len() - range.len();
+        let bytes = if slack > range.len() / 8 { Bytes::copy_from_slice(&bytes) } else { bytes };
+        self.promote(request, &bytes);
+        Ok(Found { bytes, tier })
+    }
+
+    /// Keeps bytes in RAM, unless nobody waits for them and they are elsewhere too.
+    fn promote(&self, request: ReadRequest, bytes: &Bytes) {
+        if request.priority != Priority::Bulk || self.disk.is_none() {
+            lock(&self.ram).insert(request.shard, request.range, bytes.clone());
+        }
+    }
+}
+
+const _: () = assert!(SERVE_BYTES_MAX + 2 * GROUP_BYTES <= DECODE_BYTES_MAX);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

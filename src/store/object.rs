@@ -1,0 +1,326 @@
+//! One object's files: reading with proof, writing proved ranges, completing,
+//! examining and demoting after damage. All of it blocks; the caller holds the
+//! object's lock, shared for reads and exclusive for the rest.
+//!
+//! Order of durability: bytes and outboard are synced, then the have-file is
+//! renamed into place; when all groups are there, the `.part` name becomes the
+//! whole one. So what a name claims is on disk, whatever moment a crash hits.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use bytes::{Bytes, BytesMut};
+
+use super::error::StoreError;
+use super::files::{self, FileKind, Layout};
+use super::groups::Groups;
+use super::verified::{
+    DecodeError, GROUP_BYTES, NODE_BYTES, Outboard, VerifiedRange, align, outboard_bytes,
+};
+use super::{ByteRange, ShardId};
+
+/// Bytes written to a part between two syncs.
+pub(super) const SYNC_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What is known of an object on disk. Guarded by its lock.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Groups whose bytes and nodes are in the files (not necessarily synced).
+    pub groups: Groups,
+    /// The files carry the whole name.
+    pub whole: bool,
+    /// Bytes written since the have-file was.
+    pub unsynced: u64,
+    /// The files are gone and the entry is about to be; start over with a new one.
+    pub dead: bool,
+}
+
+impl Held {
+    pub fn empty(size: u64) -> Self {
+        Self { groups: Groups::none(size), whole: false, unsynced: 0, dead: false }
+    }
+
+    pub fn whole(size: u64) -> Self {
+        Self { groups: Groups::all(size), whole: true, unsynced: 0, dead: false }
+    }
+
+    /// What it counts against the budget: bytes held and the outboard.
+    pub fn charge(&self) -> u64 {
+        match self.groups.held_bytes() {
+            0 if !self.whole => 0,
+            held => held + outboard_bytes(self.groups.size()),
+        }
+    }
+}
+
+/// Why a range that should be here was not read.
+#[derive(Debug)]
+pub(super) enum ReadFault {
+    /// The bytes or the nodes do not prove themselves, or the file is too short.
+    Damaged(DecodeError),
+    /// The files are gone.
+    Vanished,
+    Io(StoreError),
+}
+
+/// Reads whole groups and proves them against the root.
+pub(super) fn read(
+    layout: &Layout,
+    shard: ShardId,
+    held: &Held,
+    range: ByteRange,
+    outboard: Option<Outboard>,
+) -> Result<(VerifiedRange, Outboard), ReadFault> {
+    let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
+    let fault = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => ReadFault::Vanished,
+        io::ErrorKind::UnexpectedEof => {
+            ReadFault::Damaged(DecodeError::Truncated { shard, at: range.start() })
+        }
+        _ => ReadFault::Io(StoreError::io(path.display().to_string(), e)),
+    };
+    let size = held.groups.size();
+    let range = align(range, size).ok_or(ReadFault::Damaged(DecodeError::OutOfRange {
+        shard,
+        range,
+        size,
+    }))?;
+    let file = File::open(&path).map_err(fault)?;
+    let mut bytes = BytesMut::zeroed(range.len() as usize);
+    files::read_at(&file, &mut bytes, range.start()).map_err(fault)?;
+    let outboard = match outboard {
+        Some(outboard) => outboard,
+        None => read_outboard(layout, shard, size)?,
+    };
+    let verified = outboard.prove(range, bytes.freeze()).map_err(ReadFault::Damaged)?;
+    Ok((verified, outboard))
+}
+
+fn read_outboard(layout: &Layout, shard: ShardId, size: u64) -> Result<Outboard, ReadFault> {
+    let expected = outboard_bytes(size) as usize;
+    let length = |got| ReadFault::Damaged(DecodeError::OutboardLength { shard, got, expected });
+    if expected == 0 {
+        return Outboard::parse(shard, size, Bytes::new()).map_err(ReadFault::Damaged);
+    }
+    let path = layout.path(shard, FileKind::Outboard);
+    let mut nodes = BytesMut::zeroed(expected);
+    match File::open(&path).and_then(|file| files::read_at(&file, &mut nodes, 0)) {
+        Ok(()) => Outboard::parse(shard, size, nodes.freeze()).map_err(ReadFault::Damaged),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(length(0)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(length(fs::metadata(&path).map_or(0, |meta| meta.len() as usize)))
+        }
+        Err(e) => Err(ReadFault::Io(StoreError::io(path.display().to_string(), e))),
+    }
+}
+
+/// Writes a proved range of an object that is not whole, syncing every
+/// [`SYNC_BATCH_BYTES`], and gives it the whole name when nothing is missing.
+pub(super) fn write(
+    layout: &Layout,
+    held: &mut Held,
+    range: &VerifiedRange,
+) -> Result<(), StoreError> {
+    let (shard, size) = (range.shard(), range.size());
+    let part = layout.path(shard, FileKind::Part);
+    let file = files::open_sized(&part, size).map_err(StoreError::file(&part))?;
+    files::write_at(&file, range.bytes(), range.range().start())
+        .map_err(StoreError::file(&part))?;
+    if !range.nodes().is_empty() {
+        let path = layout.path(shard, FileKind::Outboard);
+        write_nodes(&path, range).map_err(StoreError::file(&path))?;
+    }
+    let before = held.groups.held_bytes();
+    held.groups.set(range.range());
+    held.unsynced += held.groups.held_bytes() - before;
+    if held.groups.is_whole() {
+        complete(layout, shard, held)
+    } else if held.unsynced >= SYNC_BATCH_BYTES {
+        sync(layout, shard, held)
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes nodes at their places, runs of neighbours in one call.
+fn write_nodes(path: &Path, range: &VerifiedRange) -> io::Result<()> {
+    let file = files::open_sized(path, outboard_bytes(range.size()))?;
+    let mut run: Vec<u8> = Vec::new();
+    let mut first = 0;
+    for node in range.nodes() {
+        if first + (run.len() / NODE_BYTES) as u64 != node.index {
+            files::write_at(&file, &run, first * NODE_BYTES as u64)?;
+            run.clear();
+        }
+        if run.is_empty() {
+            first = node.index;
+        }
+        run.extend_from_slice(&node.pair);
+    }
+    files::write_at(&file, &run, first * NODE_BYTES as u64)
+}
+
+/// Makes the groups of a part durable: bytes and outboard first, then the have-file.
+pub(super) fn sync(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), StoreError> {
+    if held.whole || held.unsynced == 0 {
+        return Ok(());
+    }
+    sync_contents(layout, shard, held.groups.size())?;
+    let have = layout.path(shard, FileKind::Have);
+    layout.write_atomic(&have, &held.groups.to_file(shard))?;
+    let dir = layout.dir(shard);
+    files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
+    held.unsynced = 0;
+    Ok(())
+}
+
+fn sync_contents(layout: &Layout, shard: ShardId, size: u64) -> Result<(), StoreError> {
+    let mut paths = vec![layout.path(shard, FileKind::Part)];
+    if outboard_bytes(size) > 0 {
+        paths.push(layout.path(shard, FileKind::Outboard));
+    }
+    for path in paths {
+        File::open(&path).and_then(|f| f.sync_all()).map_err(StoreError::file(&path))?;
+    }
+    Ok(())
+}
+
+/// Gives a part of which every group is held the whole name.
+fn complete(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), StoreError> {
+    sync_contents(layout, shard, held.groups.size())?;
+    let (part, whole) = (layout.path(shard, FileKind::Part), layout.path(shard, FileKind::Whole));
+    fs::rename(&part, &whole).map_err(StoreError::file(&part))?;
+    let dir = layout.dir(shard);
+    files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
+    held.whole = true;
+    held.unsynced = 0;
+    // Left behind by a crash it would only be removed at the next start.
+    let _ = files::remove(&layout.path(shard, FileKind::Have));
+    Ok(())
+}
+
+/// Puts a whole object in place from a temporary file whose bytes `outboard`
+/// was computed from. The file is synced and renamed; on failure it is removed.
+pub(super) fn place(
+    layout: &Layout,
+    outboard: &Outboard,
+    temp: &Path,
+    held: &mut Held,
+) -> Result<(), StoreError> {
+    let shard = outboard.shard();
+    let placed = (|| {
+        File::open(temp).and_then(|f| f.sync_all()).map_err(StoreError::file(temp))?;
+        if !outboard.nodes().is_empty() {
+            layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
+        }
+        let whole = layout.path(shard, FileKind::Whole);
+        fs::rename(temp, &whole).map_err(StoreError::file(&whole))?;
+        let dir = layout.dir(shard);
+        files::sync_dir(&dir).map_err(StoreError::file(&dir))
+    })();
+    if let Err(e) = placed {
+        let _ = fs::remove_file(temp);
+        return Err(e);
+    }
+    for kind in [FileKind::Part, FileKind::Have] {
+        let _ = files::remove(&layout.path(shard, kind));
+    }
+    *held = Held::whole(outboard.size());
+    Ok(())
+}
+
+/// Removes an object's files; its whole or part name first, so that what is
+/// left after a crash claims nothing.
+pub(super) fn erase(layout: &Layout, shard: ShardId) -> io::Result<()> {
+    use FileKind::{Have, Outboard, Part, Pin, Whole};
+    for kind in [Whole, Have, Part, Outboard, Pin] {
+        files::remove(&layout.path(shard, kind))?;
+    }
+    Ok(())
+}
+
+/// What an examination of an object's files found.
+pub(super) enum Health {
+    /// Every group claimed proves itself (the outboard was rewritten if it had to be).
+    Sound,
+    /// Only these do.
+    Damaged(Groups),
+}
+
+/// Checks every group that is claimed to be held.
+pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<Health, StoreError> {
+    let size = held.groups.size();
+    let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Ok(Health::Damaged(Groups::none(size)));
+        }
+        Err(e) => return Err(StoreError::io(path.display().to_string(), e)),
+    };
+    if held.whole
+        && let Ok(outboard) = Outboard::of_reader(&file, size)
+        && outboard.shard() == shard
+    {
+        // The bytes are right, so the outboard was not.
+        if !outboard.nodes().is_empty() {
+            layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
+        }
+        return Ok(Health::Sound);
+    }
+    let outboard = match read_outboard(layout, shard, size) {
+        Ok(outboard) => outboard,
+        Err(ReadFault::Io(e)) => return Err(e),
+        Err(_) => return Ok(Health::Damaged(Groups::none(size))),
+    };
+    let mut sound = Groups::none(size);
+    for at in (0..size).step_by(GROUP_BYTES as usize) {
+        let Some(group) = ByteRange::new(at, (at + GROUP_BYTES).min(size)) else { continue };
+        if !held.groups.holds(group) {
+            continue;
+        }
+        let mut bytes = BytesMut::zeroed(group.len() as usize);
+        let proved = files::read_at(&file, &mut bytes, at).is_ok()
+            && outboard.prove(group, bytes.freeze()).is_ok();
+        if proved {
+            sound.set(group);
+        }
+    }
+    Ok(if sound == held.groups { Health::Sound } else { Health::Damaged(sound) })
+}
+
+/// Takes back what is no longer proved: the object becomes a part that holds
+/// only `sound`. A file shared with its import's source is copied first, so
+/// that healing never writes to the source.
+pub(super) fn demote(
+    layout: &Layout,
+    shard: ShardId,
+    held: &mut Held,
+    sound: Groups,
+) -> Result<(), StoreError> {
+    layout.write_atomic(&layout.path(shard, FileKind::Have), &sound.to_file(shard))?;
+    if held.whole {
+        let (part, whole) =
+            (layout.path(shard, FileKind::Part), layout.path(shard, FileKind::Whole));
+        if files::is_shared(&whole).unwrap_or(false) {
+            let temp = layout.temp();
+            let copied = fs::copy(&whole, &temp)
+                .and_then(|_| File::open(&temp)?.sync_all())
+                .and_then(|()| fs::rename(&temp, &part))
+                .and_then(|()| fs::remove_file(&whole));
+            copied.map_err(|e| {
+                let _ = fs::remove_file(&temp);
+                StoreError::io(whole.display().to_string(), e)
+            })?;
+        } else if let Err(e) = fs::rename(&whole, &part)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(StoreError::io(whole.display().to_string(), e));
+        }
+    }
+    let dir = layout.dir(shard);
+    files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
+    *held = Held { groups: sound, whole: false, unsynced: 0, dead: false };
+    Ok(())
+}

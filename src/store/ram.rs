@@ -1,0 +1,208 @@
+//! The RAM tier: verified byte ranges of objects, within a byte budget.
+//!
+//! A read that lies within a range held is a hit. An item larger than the
+//! budget is not admitted (its reader still gets the bytes; they are served
+//! through). Invariant: the bytes held, plus what is reserved for pinned
+//! objects, never exceed the budget.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::policy::{Lru, Policy};
+use super::{ByteRange, ShardId};
+
+/// How many ranges that start before a read are looked through for one that covers it.
+const OVERLAP_LOOKUPS_MAX: usize = 16;
+
+type Key = (ShardId, ByteRange);
+
+/// A byte-budgeted cache of (shard, range) -> bytes.
+pub struct RamTier {
+    budget: u64,
+    reserved: u64,
+    /// Ranges by their start; of two with one start the longer is kept.
+    shards: HashMap<ShardId, BTreeMap<u64, (u64, Bytes)>>,
+    policy: Box<dyn Policy<Key>>,
+    evictions: u64,
+}
+
+impl RamTier {
+    /// `budget` in bytes, least recently used first out.
+    pub fn new(budget: u64) -> Self {
+        Self::with_policy(budget, Box::new(Lru::new()))
+    }
+
+    pub fn with_policy(budget: u64, policy: Box<dyn Policy<(ShardId, ByteRange)>>) -> Self {
+        Self { budget, reserved: 0, shards: HashMap::new(), policy, evictions: 0 }
+    }
+
+    /// The bytes of `range`, if a range that contains it is held.
+    pub fn get(&mut self, shard: ShardId, range: ByteRange) -> Option<Bytes> {
+        let (held, bytes) = find(self.shards.get(&shard)?, range)?;
+        self.policy.touch(&(shard, held));
+        let from = (range.start() - held.start()) as usize;
+        Some(bytes.slice(from..from + range.len() as usize))
+    }
+
+    /// Keeps `bytes`, which must be those of `range`. False if they were not admitted.
+    pub fn insert(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> bool {
+        let cost = range.len();
+        if bytes.len() as u64 != cost || cost > self.budget.saturating_sub(self.reserved) {
+            return false;
+        }
+        if let Some((held, _)) = self.shards.get(&shard).and_then(|ranges| find(ranges, range)) {
+            return self.policy.touch(&(shard, held));
+        }
+        if !self.policy.admit(&(shard, range), cost) {
+            return false;
+        }
+        self.drop_within(shard, range);
+        if !self.make_room(cost) {
+            return false;
+        }
+        self.shards.entry(shard).or_default().insert(range.start(), (range.end(), bytes));
+        self.policy.insert((shard, range), cost);
+        true
+    }
+
+    /// Sets `bytes` of the budget aside for objects held elsewhere in memory,
+    /// evicting as needed. On refusal says how many bytes are available.
+    pub fn reserve(&mut self, bytes: u64) -> Result<(), u64> {
+        let available = self.budget.saturating_sub(self.reserved);
+        if bytes > available {
+            return Err(available);
+        }
+        self.make_room(bytes);
+        self.reserved += bytes;
+        Ok(())
+    }
+
+    /// Bytes held, without those reserved.
+    pub fn used(&self) -> u64 {
+        self.policy.total()
+    }
+
+    pub const fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Ranges evicted for room since the start.
+    pub const fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    fn make_room(&mut self, cost: u64) -> bool {
+        let limit = self.budget.saturating_sub(self.reserved).saturating_sub(cost);
+        let over = self.policy.total().saturating_sub(limit);
+        let Some(victims) = self.policy.victims(over, &|_| false) else { return false };
+        for key in victims {
+            self.drop_key(key);
+            self.evictions += 1;
+        }
+        true
+    }
+
+    /// Drops the ranges that lie within `range`: it replaces them.
+    fn drop_within(&mut self, shard: ShardId, range: ByteRange) {
+        let Some(ranges) = self.shards.get(&shard) else { return };
+        let within: Vec<Key> = ranges
+            .range(range.start()..range.end())
+            .filter(|(_, (end, _))| *end <= range.end())
+            .filter_map(|(start, (end, _))| Some((shard, ByteRange::new(*start, *end)?)))
+            .collect();
+        for key in within {
+            self.drop_key(key);
+        }
+    }
+
+    fn drop_key(&mut self, key: Key) {
+        self.policy.remove(&key);
+        if let Some(ranges) = self.shards.get_mut(&key.0) {
+            ranges.remove(&key.1.start());
+            if ranges.is_empty() {
+                self.shards.remove(&key.0);
+            }
+        }
+    }
+}
+
+/// A held range that contains `range`.
+fn find(ranges: &BTreeMap<u64, (u64, Bytes)>, range: ByteRange) -> Option<(ByteRange, &Bytes)> {
+    ranges
+        .range(..=range.start())
+        .rev()
+        .take(OVERLAP_LOOKUPS_MAX)
+        .find(|(_, (end, _))| *end >= range.end())
+        .and_then(|(start, (end, bytes))| Some((ByteRange::new(*start, *end)?, bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> ShardId {
+        ShardId::of(&[n])
+    }
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end).unwrap()
+    }
+
+    fn bytes(range: ByteRange) -> Bytes {
+        (range.start()..range.end()).map(|i| i as u8).collect()
+    }
+
+    fn put(ram: &mut RamTier, shard: ShardId, at: ByteRange) -> bool {
+        ram.insert(shard, at, bytes(at))
+    }
+
+    #[test]
+    fn the_budget_holds_and_the_least_used_goes() {
+        let mut ram = RamTier::new(100);
+        for n in 0..4 {
+            assert!(put(&mut ram, id(n), range(0, 25)));
+        }
+        assert!(ram.get(id(0), range(0, 25)).is_some());
+        assert!(put(&mut ram, id(9), range(0, 30)));
+        assert!(ram.used() <= 100, "{}", ram.used());
+        assert_eq!(ram.evictions(), 2);
+        assert!(ram.get(id(1), range(0, 25)).is_none() && ram.get(id(2), range(0, 25)).is_none());
+        assert!(ram.get(id(0), range(0, 25)).is_some() && ram.get(id(3), range(0, 25)).is_some());
+    }
+
+    #[test]
+    fn what_cannot_fit_is_not_admitted_and_evicts_nothing() {
+        let mut ram = RamTier::new(100);
+        assert!(put(&mut ram, id(1), range(0, 90)));
+        assert!(!put(&mut ram, id(2), range(0, 101)));
+        assert_eq!(ram.evictions(), 0);
+        assert!(ram.get(id(1), range(0, 90)).is_some());
+        assert!(!ram.insert(id(3), range(0, 10), Bytes::from_static(b"short")), "wrong length");
+        assert!(!put(&mut RamTier::new(0), id(1), range(0, 1)));
+    }
+
+    #[test]
+    fn a_range_within_a_held_one_is_a_hit_and_a_larger_one_replaces() {
+        let mut ram = RamTier::new(100);
+        assert!(put(&mut ram, id(1), range(10, 20)));
+        assert!(put(&mut ram, id(1), range(30, 40)));
+        assert_eq!(ram.get(id(1), range(12, 15)).unwrap(), bytes(range(12, 15)));
+        assert!(ram.get(id(1), range(15, 35)).is_none(), "a hole");
+        assert!(put(&mut ram, id(1), range(5, 45)));
+        assert_eq!(ram.used(), 40, "the parts went with the whole");
+        assert_eq!(ram.get(id(1), range(10, 40)).unwrap(), bytes(range(10, 40)));
+        assert!(put(&mut ram, id(1), range(6, 7)), "covered already");
+        assert_eq!((ram.used(), ram.evictions()), (40, 0));
+    }
+
+    #[test]
+    fn reserved_bytes_leave_less_for_the_cache() {
+        let mut ram = RamTier::new(100);
+        assert!(put(&mut ram, id(1), range(0, 80)));
+        assert_eq!(ram.reserve(50), Ok(()));
+        assert!(ram.get(id(1), range(0, 80)).is_none());
+        assert!(!put(&mut ram, id(1), range(0, 51)) && put(&mut ram, id(1), range(0, 50)));
+        assert_eq!(ram.reserve(51), Err(50));
+    }
+}

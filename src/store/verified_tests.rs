@@ -1,0 +1,229 @@
+//! Tests of verified ranges: what is whole decodes to itself, and every kind of
+//! damage is refused within a group of where it begins.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::executor::block_on;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use tokio::io::ReadBuf;
+
+use super::*;
+
+/// An in-memory stream that counts what was taken from it.
+struct Wire {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let n = buf.remaining().min(self.bytes.len() - self.taken);
+        buf.put_slice(&self.bytes[self.taken..self.taken + n]);
+        self.taken += n;
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn random(seed: u64, len: usize) -> Bytes {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    Bytes::from(bytes)
+}
+
+fn range(start: u64, end: u64) -> ByteRange {
+    ByteRange::new(start, end).unwrap()
+}
+
+fn receive(
+    shard: ShardId,
+    size: u64,
+    range: ByteRange,
+    bytes: Vec<u8>,
+) -> (Result<VerifiedRange, DecodeError>, usize) {
+    let mut wire = Wire { bytes, taken: 0 };
+    let got = block_on(decode(shard, size, range, &mut wire));
+    (got, wire.taken)
+}
+
+const G: u64 = GROUP_BYTES;
+
+#[test]
+fn ranges_of_every_shape_round_trip() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut sizes = vec![1, 1023, 1024, 1025, G - 1, G, G + 1, 2 * G, 2 * G + 1, 3 * G, 5 * G - 7];
+    sizes.extend((0..20).map(|_| rng.random_range(1..40 * G)));
+    for size in sizes {
+        let data = random(size, size as usize);
+        let outboard = Outboard::of(&data).unwrap();
+        assert_eq!(outboard.shard(), ShardId::of(&data), "the root is the object's BLAKE3");
+        assert_eq!(outboard.nodes().len() as u64, outboard_bytes(size));
+        let mut ranges = vec![range(0, size), range(0, 1), range(size - 1, size)];
+        for _ in 0..8 {
+            let start = rng.random_range(0..size);
+            ranges.push(range(start, rng.random_range(start + 1..=size)));
+        }
+        for want in ranges {
+            let encoded = encode(&data, &outboard, want).unwrap();
+            let sent = encoded.bytes.len();
+            // Bytes after the encoding belong to someone else and must not be taken.
+            let mut wire = encoded.bytes.to_vec();
+            wire.extend([0xEE; 100]);
+            let (got, taken) = receive(outboard.shard(), size, want, wire);
+            let got = got.unwrap();
+            assert_eq!(taken, sent, "size {size} range {want}");
+            let grown = align(want, size).unwrap();
+            assert!(grown.contains(&want) && grown.start().is_multiple_of(G));
+            assert_eq!((got.range(), got.size(), got.shard()), (grown, size, outboard.shard()));
+            assert_eq!(got.bytes()[..], data[grown.start() as usize..grown.end() as usize]);
+            let cut = got.slice(want).unwrap();
+            assert_eq!(cut[..], data[want.start() as usize..want.end() as usize]);
+            assert_eq!(got.encode().bytes, encoded.bytes, "what was received can be served on");
+            for node in got.nodes() {
+                let at = node.index as usize * NODE_BYTES;
+                assert_eq!(outboard.nodes()[at..at + NODE_BYTES], node.pair);
+            }
+        }
+    }
+}
+
+#[test]
+fn any_flipped_byte_is_refused_within_a_group() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    for (size, want) in [
+        (1, range(0, 1)),
+        (G, range(3, 9)),
+        (3 * G + 17, range(0, 3 * G + 17)),
+        (37 * G + 5, range(4 * G + 1, 9 * G)),
+        (37 * G + 5, range(36 * G, 37 * G + 5)),
+    ] {
+        let data = random(rng.random(), size as usize);
+        let outboard = Outboard::of(&data).unwrap();
+        let good = encode(&data, &outboard, want).unwrap().bytes;
+        // Every byte of the first kilobyte (nodes first), then a stride over all of it.
+        let places = (0..good.len().min(1024)).chain((1024..good.len()).step_by(977));
+        for at in places.chain([good.len() - 1]) {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1 << rng.random_range(0..8);
+            let (got, taken) = receive(outboard.shard(), size, want, bad);
+            let error = got.unwrap_err();
+            assert!(error.is_wrong_bytes(), "byte {at} of {}: {error}", good.len());
+            assert!(taken >= at && taken - at <= G as usize, "byte {at}: {taken} taken");
+        }
+    }
+}
+
+#[test]
+fn a_short_encoding_is_truncated_and_a_foreign_one_wrong() {
+    let data = random(1, 9 * G as usize + 3);
+    let size = data.len() as u64;
+    let outboard = Outboard::of(&data).unwrap();
+    let want = range(2 * G, 7 * G);
+    let good = encode(&data, &outboard, want).unwrap().bytes;
+    for cut in [0, 1, 63, 64, 200, good.len() / 2, good.len() - 1] {
+        let (got, _) = receive(outboard.shard(), size, want, good[..cut].to_vec());
+        let error = got.unwrap_err();
+        assert!(matches!(error, DecodeError::Truncated { .. }), "cut at {cut}: {error}");
+        assert!(!error.is_wrong_bytes());
+    }
+    let (got, taken) = receive(ShardId::of(b"another"), size, want, good.to_vec());
+    assert!(matches!(got, Err(DecodeError::Node { .. })));
+    assert_eq!(taken, NODE_BYTES);
+    // The proof of another range of the same object proves nothing here.
+    let (got, _) = receive(outboard.shard(), size, range(3 * G, 8 * G), good.to_vec());
+    assert!(got.unwrap_err().is_wrong_bytes());
+}
+
+#[test]
+fn a_wrong_size_is_refused_where_the_end_is_read() {
+    let data = random(2, 5 * G as usize + 100);
+    let size = data.len() as u64;
+    let outboard = Outboard::of(&data).unwrap();
+    let good = encode(&data, &outboard, range(0, size)).unwrap().bytes;
+    for wrong in [1, G, 3 * G, 5 * G, size - 1, size + 1, 6 * G, 7 * G, 11 * G, 40 * G] {
+        let want = range(0, wrong);
+        let (got, _) = receive(outboard.shard(), wrong, want, good.to_vec());
+        assert!(got.is_err(), "size {wrong} passed");
+    }
+    // Inside, the length is bound nowhere: the bytes are right, the size stays a claim.
+    let inner = encode(&data, &outboard, range(0, G)).unwrap().bytes;
+    let got = receive(outboard.shard(), size + 1, range(0, G), inner.to_vec()).0.unwrap();
+    assert_eq!(got.bytes()[..], data[..G as usize]);
+    assert!(!got.proves_size());
+    let last = encode(&data, &outboard, range(size - 1, size)).unwrap().bytes;
+    assert!(
+        receive(outboard.shard(), size, range(size - 1, size), last.to_vec())
+            .0
+            .unwrap()
+            .proves_size()
+    );
+}
+
+#[test]
+fn bounds_hold_before_anything_is_read_or_allocated() {
+    let shard = ShardId::of(b"x");
+    let check = |size, want| receive(shard, size, want, vec![0; 4096]);
+    let (got, taken) = check(OBJECT_BYTES_MAX + 1, range(0, 1));
+    assert!(matches!(got, Err(DecodeError::TooLarge { .. })) && taken == 0);
+    let (got, taken) = check(u64::MAX, range(0, u64::MAX));
+    assert!(matches!(got, Err(DecodeError::TooLarge { .. })) && taken == 0);
+    let (got, taken) = check(100, range(0, 101));
+    assert!(matches!(got, Err(DecodeError::OutOfRange { .. })) && taken == 0);
+    let (got, taken) = check(0, range(0, 1));
+    assert!(matches!(got, Err(DecodeError::OutOfRange { .. })) && taken == 0);
+    let (got, taken) = check(OBJECT_BYTES_MAX, range(1, DECODE_BYTES_MAX + 1));
+    assert!(matches!(got, Err(DecodeError::TooLong { .. })) && taken == 0);
+    assert!(matches!(
+        Outboard::parse(shard, 2 * G, Bytes::new()),
+        Err(DecodeError::OutboardLength { got: 0, expected: 64, .. })
+    ));
+}
+
+#[test]
+fn damaged_data_or_outboard_is_never_encoded() {
+    let data = random(3, 6 * G as usize + 1);
+    let size = data.len() as u64;
+    let outboard = Outboard::of(&data).unwrap();
+    let mut bad = data.to_vec();
+    bad[4 * G as usize] ^= 1;
+    let bad = Bytes::from(bad);
+    let error = encode(&bad, &outboard, range(0, size)).unwrap_err();
+    assert!(matches!(error, DecodeError::Group { at, .. } if at == 4 * G), "{error}");
+    assert!(encode(&bad, &outboard, range(0, 4 * G)).is_ok(), "the other groups are whole");
+    let mut nodes = outboard.nodes().to_vec();
+    nodes[5] ^= 1;
+    let damaged = Outboard::parse(outboard.shard(), size, Bytes::from(nodes)).unwrap();
+    assert!(matches!(encode(&data, &damaged, range(0, 1)), Err(DecodeError::Node { .. })));
+    assert!(matches!(
+        encode(&data.slice(1..), &outboard, range(0, 1)),
+        Err(DecodeError::Truncated { .. })
+    ));
+}
+
+#[test]
+fn adjacent_ranges_join_into_one_that_can_be_served() {
+    let data = random(4, 21 * G as usize + 9);
+    let size = data.len() as u64;
+    let outboard = Outboard::of(&data).unwrap();
+    let part = |a, b| {
+        let encoded = encode(&data, &outboard, range(a, b)).unwrap().bytes;
+        receive(outboard.shard(), size, range(a, b), encoded.to_vec()).0.unwrap()
+    };
+    let (a, b, c) = (part(3 * G, 8 * G), part(8 * G, 9 * G), part(9 * G, size));
+    let joined = VerifiedRange::join(&[a.clone(), b.clone(), c.clone()]).unwrap();
+    assert_eq!(joined.range(), range(3 * G, size));
+    assert_eq!(joined.bytes()[..], data[3 * G as usize..]);
+    let direct = encode(&data, &outboard, range(3 * G, size)).unwrap();
+    assert_eq!(joined.encode().bytes, direct.bytes);
+    assert!(VerifiedRange::join(&[a, c]).is_none(), "a hole");
+    assert!(VerifiedRange::join(&[]).is_none());
+}
