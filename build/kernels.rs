@@ -1,3 +1,153 @@
-//! Composes, validates and tabulates the WGSL kernels.
+//! Composes, validates and tabulates the WGSL kernels of `kernels/`.
+//!
+//! A kernel file is plain WGSL; three kinds of comment lines direct its composition:
+//! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
+//!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
+//!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
+//!   however often it is named. Included files may include others.
+//!
+//! Every composed kernel must pass naga's validation with no extension at all
+//! (the portable WebGPU core), keep to the portable limits, and follow the binding
+//! convention: group 0 holds the step (0) and the kernel's parameters (1), both
+//! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
 
-pub fn compile() {}
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess};
+
+/// WebGPU's default `maxStorageBuffersPerShaderStage`.
+const STORAGE_BUFFERS_MAX: usize = 8;
+/// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
+const WORKGROUP_MAX: u32 = 256;
+/// One slot of the parameter arena (`ARENA_SLOT` in src/infer/gpu/params.rs).
+const PARAMS_MAX: u32 = 256;
+
+/// `unpack2x16float` is WebGPU core; naga makes it a capability for WebGL's sake.
+const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+pub fn compile() {
+    println!("cargo:rerun-if-changed=kernels");
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("kernels");
+    let mut files: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("kernels: {e}"))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "wgsl"))
+        .collect();
+    files.sort();
+    let mut table =
+        String::from("/// Every kernel, by rising name.\npub static KERNELS: &[Kernel] = &[\n");
+    let mut composed: Vec<(String, String)> =
+        files.iter().flat_map(|file| compose_all(&root, file)).collect();
+    composed.sort();
+    for (name, source) in &composed {
+        emit(&mut table, name, source);
+    }
+    table.push_str("];\n");
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap()).join("kernels.rs");
+    fs::write(out, table).unwrap();
+}
+
+/// The name and text of each kernel that a file makes.
+fn compose_all(root: &Path, file: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(file).unwrap();
+    let stem = file.file_stem().unwrap().to_str().unwrap();
+    let mut kernels = vec![(stem.to_owned(), Vec::new())];
+    for line in text.lines().filter_map(|line| line.strip_prefix("//!for ")) {
+        let (name, choices) =
+            line.split_once(" in ").unwrap_or_else(|| panic!("{stem}: //!for NAME in A B C"));
+        kernels = kernels
+            .iter()
+            .flat_map(|(kernel, picked)| {
+                choices.split_whitespace().map(move |choice| {
+                    let mut picked: Vec<(String, String)> = picked.clone();
+                    picked.push((format!("{{{name}}}"), choice.to_owned()));
+                    (format!("{kernel}_{choice}"), picked)
+                })
+            })
+            .collect();
+    }
+    kernels
+        .into_iter()
+        .map(|(name, picked)| {
+            let mut source = String::new();
+            include(root, &text, &picked, &mut BTreeSet::new(), &mut source);
+            (name, source)
+        })
+        .collect()
+}
+
+/// Appends `text` with its includes in place of their lines.
+fn include(
+    root: &Path,
+    text: &str,
+    picked: &[(String, String)],
+    seen: &mut BTreeSet<String>,
+    source: &mut String,
+) {
+    for line in text.lines() {
+        let Some(path) = line.strip_prefix("//!include ") else {
+            if !line.starts_with("//!") {
+                source.push_str(line);
+                source.push('\n');
+            }
+            continue;
+        };
+        let path = picked.iter().fold(path.trim().to_owned(), |p, (from, to)| p.replace(from, to));
+        if seen.insert(path.clone()) {
+            let text = fs::read_to_string(root.join(&path))
+                .unwrap_or_else(|e| panic!("kernels/{path}: {e}"));
+            include(root, &text, picked, seen, source);
+        }
+    }
+}
+
+/// Validates one kernel and appends its entry of the table.
+fn emit(table: &mut String, name: &str, source: &str) {
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), PORTABLE)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    drop(info);
+    assert_eq!(module.entry_points.len(), 1, "{name}: one entry point");
+    let entry = &module.entry_points[0];
+    assert_eq!(entry.name, "main", "{name}: the entry point is main");
+    let workgroup: u32 = entry.workgroup_size.iter().product();
+    assert!(workgroup <= WORKGROUP_MAX, "{name}: a workgroup of {workgroup}");
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+
+    let mut storage: Vec<(u32, String, bool)> = Vec::new();
+    let mut params = 0;
+    for (_, global) in module.global_variables.iter() {
+        let Some(binding) = global.binding else { continue };
+        let label = global.name.clone().unwrap_or_default();
+        match (binding.group, binding.binding, global.space) {
+            (0, 0, AddressSpace::Uniform) => {}
+            (0, 1, AddressSpace::Uniform) => params = layouter[global.ty].size,
+            (1, index, AddressSpace::Storage { access }) => {
+                storage.push((index, label, access.contains(StorageAccess::STORE)));
+            }
+            (group, index, space) => {
+                panic!("{name}: {label} at group {group}, binding {index} in {space:?}")
+            }
+        }
+    }
+    storage.sort();
+    assert!((1..=PARAMS_MAX).contains(&params), "{name}: {params} bytes of parameters");
+    assert!(storage.len() <= STORAGE_BUFFERS_MAX, "{name}: {} storage buffers", storage.len());
+    for (place, (index, label, _)) in storage.iter().enumerate() {
+        assert_eq!(place, *index as usize, "{name}: {label} leaves a gap in group 1");
+    }
+    writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
+    writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
+    for (_, label, write) in &storage {
+        writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();
+    }
+    writeln!(table, "        ],\n    }},").unwrap();
+}

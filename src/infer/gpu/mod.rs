@@ -1,1 +1,25 @@
-//! The wgpu backend: device, pools, pipelines, executor.
+//! The wgpu backend: device, pools, pipelines, plan, executor.
+//!
+//! A graph becomes a plan once: for each op a list of dispatches, each with its
+//! pipeline, its bind group and its slot of the parameter arena. A step then
+//! writes 16 bytes of step description and the token ids, and replays the plan;
+//! only a `Route`, whose choice the pager must see, ends a submission.
+//! Plain WebGPU core: no extension is asked for, so every adapter runs the same kernels.
+
+mod buffers;
+mod device;
+mod executor;
+mod experts;
+mod kernels;
+mod params;
+mod pipelines;
+mod plan;
+mod readback;
+mod repack;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub use device::{AdapterChoice, GpuDevice};
+pub use kernels::{KERNELS, Kernel, Storage};
+pub use pipelines::Reduction;

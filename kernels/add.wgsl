@@ -1,0 +1,21 @@
+// x += y over padded rows (padding stays zero).
+// Grid: four elements an invocation.
+//!include shared/step.wgsl
+
+struct Params {
+    // vec4s of a row of both.
+    stride: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> y: array<vec4<f32>>;
+@group(1) @binding(1) var<storage, read_write> x: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = flat(group, grid) * 64u + local;
+    if (item < now.tokens * params.stride) {
+        x[item] = x[item] + y[item];
+    }
+}

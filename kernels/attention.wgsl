@@ -1,0 +1,108 @@
+// Causal grouped-query attention over the cache with a running softmax:
+// 64 positions at a time, a score for each invocation, then each invocation
+// adds up its dimensions. head_dim is a multiple of 4, at most 256.
+// Grid: one workgroup for each (token, head).
+//!include shared/step.wgsl
+
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    // f32s from one row of q and of result to the next.
+    q_stride: u32,
+    result_stride: u32,
+    // Positions a token sees, itself included; 0 for all.
+    window: u32,
+    scale: f32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
+@group(1) @binding(1) var<storage, read> keys: array<vec4<f32>>;
+@group(1) @binding(2) var<storage, read> values: array<f32>;
+@group(1) @binding(3) var<storage, read_write> result: array<f32>;
+
+var<workgroup> query: array<vec4<f32>, 64>;
+var<workgroup> scores: array<f32, 64>;
+
+const LEAST: f32 = -3.0e38;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = flat(group, grid);
+    let token = item / params.heads;
+    let head = item % params.heads;
+    if (token >= now.tokens) {
+        return;
+    }
+    let kv_head = head / (params.heads / params.kv_heads);
+    let quads = params.head_dim / 4u;
+    let kv_stride = params.kv_heads * params.head_dim;
+    if (local < quads) {
+        query[local] = q[(token * params.q_stride + head * params.head_dim) / 4u + local];
+    }
+    workgroupBarrier();
+
+    // Positions first .. end.
+    let end = now.position + token + 1u;
+    var first = 0u;
+    if (params.window > 0u && end > params.window) {
+        first = end - params.window;
+    }
+    var highest = LEAST;
+    var total = 0.0;
+    // Dimensions local, local + 64, local + 128, local + 192.
+    var sums = vec4<f32>(0.0);
+    for (var start = first; start < end; start += 64u) {
+        let count = min(64u, end - start);
+        var score = LEAST;
+        if (local < count) {
+            let at = ((start + local) * kv_stride + kv_head * params.head_dim) / 4u;
+            var sum = 0.0;
+            for (var i = 0u; i < quads; i++) {
+                sum += dot(query[i], keys[at + i]);
+            }
+            score = sum * params.scale;
+        }
+        scores[local] = score;
+        workgroupBarrier();
+        var tile = highest;
+        for (var j = 0u; j < count; j++) {
+            tile = max(tile, scores[j]);
+        }
+        workgroupBarrier();
+        scores[local] = select(0.0, exp(score - tile), local < count);
+        workgroupBarrier();
+        let shrink = exp(highest - tile);
+        highest = tile;
+        total *= shrink;
+        sums *= shrink;
+        var at = start * kv_stride + kv_head * params.head_dim + local;
+        for (var j = 0u; j < count; j++) {
+            let weight = scores[j];
+            total += weight;
+            if (local < params.head_dim) {
+                sums.x += weight * values[at];
+            }
+            if (local + 64u < params.head_dim) {
+                sums.y += weight * values[at + 64u];
+            }
+            if (local + 128u < params.head_dim) {
+                sums.z += weight * values[at + 128u];
+            }
+            if (local + 192u < params.head_dim) {
+                sums.w += weight * values[at + 192u];
+            }
+            at += kv_stride;
+        }
+        workgroupBarrier();
+    }
+    let to = token * params.result_stride + head * params.head_dim;
+    for (var i = 0u; i < 4u; i++) {
+        let d = local + i * 64u;
+        if (d < params.head_dim) {
+            result[to + d] = sums[i] / total;
+        }
+    }
+}

@@ -1,0 +1,63 @@
+// result[pair, row] = act(gate_e[row] . x[t]) * (up_e[row] . x[t]) for each
+// (token, choice) pair whose expert e is in this wave. Other pairs keep what they have.
+// Grid: one row of the reduction for each (pair, row).
+//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for reduce in lane group
+//!include shared/step.wgsl
+//!include shared/matrix.wgsl
+//!include shared/{format}.wgsl
+//!include shared/dot.wgsl
+//!include shared/{reduce}.wgsl
+//!include shared/slots.wgsl
+//!include shared/activation.wgsl
+
+struct Params {
+    // Bases are words within a slot.
+    gate: Matrix,
+    up: Matrix,
+    rows: u32,
+    top_k: u32,
+    // Words from one slot to the next.
+    slot_stride: u32,
+    // Where this layer's and chunk's experts begin in slot_table.
+    slots_at: u32,
+    // vec4s from one row of `x` to the next.
+    x_stride: u32,
+    result_stride: u32,
+    activation: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(1) var<storage, read> weights: array<u32>;
+@group(1) @binding(2) var<storage, read> ids: array<u32>;
+@group(1) @binding(3) var<storage, read> slot_table: array<u32>;
+@group(1) @binding(4) var<storage, read_write> result: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = item_of(flat(group, grid), local);
+    let pair = item / params.rows;
+    let row = item % params.rows;
+    var slot = EMPTY;
+    if (pair < now.tokens * params.top_k) {
+        slot = slot_table[params.slots_at + ids[pair]];
+    }
+    var gate_sum = 0.0;
+    var up_sum = 0.0;
+    if (slot != EMPTY) {
+        let gate = in_slot(params.gate, slot, params.slot_stride);
+        let up = in_slot(params.up, slot, params.slot_stride);
+        let at = (pair / params.top_k) * params.x_stride;
+        for (var unit = lane_of(local); unit < gate.units; unit += LANES) {
+            gate_sum += dot_unit(unit_at(gate, row, unit), at + unit * 8u);
+            up_sum += dot_unit(unit_at(up, row, unit), at + unit * 8u);
+        }
+    }
+    gate_sum = reduce(gate_sum, local);
+    up_sum = reduce(up_sum, local);
+    if (slot != EMPTY && lane_of(local) == 0u) {
+        result[pair * params.result_stride + row] = activate(gate_sum, params.activation) * up_sum;
+    }
+}

@@ -1,0 +1,55 @@
+// out[t, row] = x[t] . weight[row] + bias[row], for the rows that this piece holds.
+// Grid: one row of the reduction for each (token, row).
+//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for reduce in lane group
+//!include shared/step.wgsl
+//!include shared/matrix.wgsl
+//!include shared/{format}.wgsl
+//!include shared/dot.wgsl
+//!include shared/{reduce}.wgsl
+
+struct Params {
+    weight: Matrix,
+    // The piece holds rows row_start .. row_start + rows of the whole matrix.
+    row_start: u32,
+    rows: u32,
+    // vec4s from one row of `x` to the next.
+    x_stride: u32,
+    // f32s from one row of `result` to the next.
+    result_stride: u32,
+    // 1 if there is a bias; the binding is a dummy otherwise.
+    has_bias: u32,
+    // 1 for the Logits op: the step says which rows of `x`.
+    logits: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(1) var<storage, read> weights: array<u32>;
+@group(1) @binding(2) var<storage, read> bias: array<f32>;
+@group(1) @binding(3) var<storage, read_write> result: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let item = item_of(flat(group, grid), local);
+    let token = item / params.rows;
+    let row = item % params.rows;
+    let live = token < select(now.tokens, now.logit_rows, params.logits == 1u);
+    let source = token + select(0u, now.logit_start, params.logits == 1u);
+    var sum = 0.0;
+    if (live) {
+        let at = source * params.x_stride;
+        for (var unit = lane_of(local); unit < params.weight.units; unit += LANES) {
+            sum += dot_unit(unit_at(params.weight, row, unit), at + unit * 8u);
+        }
+    }
+    sum = reduce(sum, local);
+    if (live && lane_of(local) == 0u) {
+        let to = params.row_start + row;
+        if (params.has_bias == 1u) {
+            sum += bias[to];
+        }
+        result[token * params.result_stride + to] = sum;
+    }
+}

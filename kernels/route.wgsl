@@ -1,0 +1,66 @@
+// Chooses top_k experts a token: falling logit, ties to the lower id. The
+// weights are the softmax over all experts, renormalised over the chosen if asked.
+// Grid: one token an invocation.
+//!include shared/step.wgsl
+
+struct Params {
+    experts: u32,
+    top_k: u32,
+    stride: u32,
+    renormalise: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> logits: array<f32>;
+@group(1) @binding(1) var<storage, read_write> ids: array<u32>;
+@group(1) @binding(2) var<storage, read_write> shares: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let token = flat(group, grid) * 64u + local;
+    if (token >= now.tokens) {
+        return;
+    }
+    let row = token * params.stride;
+    let to = token * params.top_k;
+    var highest = 0.0;
+    var last = 0.0;
+    var last_id = 0u;
+    var chosen = 0.0;
+    for (var j = 0u; j < params.top_k; j++) {
+        // The greatest of those that come after the last choice. Logits that
+        // are not numbers are never greatest; then the id is j, which is valid.
+        var best = -3.0e38;
+        var best_id = j;
+        var found = false;
+        for (var e = 0u; e < params.experts; e++) {
+            let l = logits[row + e];
+            let after = j == 0u || l < last || (l == last && e > last_id);
+            if (after && (!found || l > best)) {
+                best = l;
+                best_id = e;
+                found = true;
+            }
+        }
+        if (j == 0u) {
+            highest = best;
+        }
+        last = best;
+        last_id = best_id;
+        ids[to + j] = best_id;
+        let share = exp(best - highest);
+        shares[to + j] = share;
+        chosen += share;
+    }
+    var total = chosen;
+    if (params.renormalise == 0u) {
+        total = 0.0;
+        for (var e = 0u; e < params.experts; e++) {
+            total += exp(logits[row + e] - highest);
+        }
+    }
+    for (var j = 0u; j < params.top_k; j++) {
+        shares[to + j] = shares[to + j] / total;
+    }
+}

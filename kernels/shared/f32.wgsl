@@ -1,0 +1,12 @@
+// F32: one plane, 32 words a unit.
+
+struct Unit { at: u32 }
+
+fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
+    return Unit(m.base + (row * m.row_blocks + unit) * 32u);
+}
+
+fn quad(u: Unit, i: u32) -> vec4<f32> {
+    let at = u.at + i * 4u;
+    return bitcast<vec4<f32>>(vec4<u32>(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]));
+}

@@ -1,0 +1,7 @@
+// Elements are replaced where they are. Same names as split.wgsl.
+@group(1) @binding(0) var<storage, read_write> result: array<f32>;
+@group(1) @binding(1) var<storage, read> other: array<f32>;
+
+fn load(i: u32) -> f32 {
+    return result[i];
+}

@@ -1,0 +1,17 @@
+// Q4_K: planes of nibbles (32 words a block) and of d, dmin, scales (4 words).
+// A unit is a sub-block: w = d * scale * q - dmin * low.
+//!include shared/k_scales.wgsl
+
+struct Unit { at: u32, shift: u32, scale: f32, low: f32 }
+
+fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
+    let block = row * m.row_blocks + unit / 8u;
+    let j = unit % 8u;
+    let s = scale_and_low(m.base + m.blocks * 32u + block * 4u, j);
+    return Unit(m.base + block * 32u + (j / 2u) * 8u, (j % 2u) * 4u, s.x, s.y);
+}
+
+fn quad(u: Unit, i: u32) -> vec4<f32> {
+    let q = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
+    return u.scale * vec4<f32>(q) - u.low;
+}

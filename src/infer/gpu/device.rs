@@ -1,0 +1,313 @@
+//! One opened adapter: choosing it, allocating on it, submitting to it, and
+//! turning every way it can fail into a [`BackendError`].
+//!
+//! A software adapter (lavapipe, WARP, SwiftShader) is opened only when it is
+//! asked for: it is slower than the CPU backend. Nothing here panics on what a
+//! driver does; an error that no scope caught is kept and returned by the next call.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wgpu::{BufferUsages, DeviceType};
+
+use super::executor::GpuBackend;
+use super::pipelines::{Pipelines, Reduction};
+use crate::infer::backend::{Backend, BackendError, Capacity, Device, Result};
+use crate::infer::graph::Graph;
+
+/// How long one submission may take before the device counts as lost. A driver's
+/// own watchdog is far quicker; this only bounds a wait on a driver without one.
+pub(super) const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Which adapters may be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AdapterChoice {
+    /// A GPU: discrete, else integrated, else virtual.
+    #[default]
+    Hardware,
+    /// A GPU if there is one, else a software adapter.
+    Any,
+    /// A software adapter, for tests.
+    Software,
+}
+
+/// An opened device; cheap to clone. Makes a backend for each graph.
+#[derive(Clone)]
+pub struct GpuDevice {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    limits: wgpu::Limits,
+    faults: Arc<Mutex<Faults>>,
+    pipelines: Pipelines,
+}
+
+/// What the driver reported outside of any scope.
+#[derive(Default)]
+struct Faults {
+    /// Stays: a lost device never comes back.
+    lost: Option<String>,
+    /// The first uncaught error since the last check.
+    error: Option<wgpu::Error>,
+}
+
+impl GpuDevice {
+    /// Opens the best adapter of the choice.
+    pub fn open(choice: AdapterChoice) -> Result<Self> {
+        Self::open_with(choice, None)
+    }
+
+    /// As `open`, with the way rows are summed chosen by the caller instead of by
+    /// the adapter's type.
+    pub fn open_with(choice: AdapterChoice, reduction: Option<Reduction>) -> Result<Self> {
+        let mut wanted = wgpu::InstanceDescriptor::new_without_display_handle();
+        wanted.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        let instance = wgpu::Instance::new(wanted);
+        let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        adapters.retain(|adapter| rank(adapter.get_info().device_type, choice).is_some());
+        // Stable: among equals the driver's own order stands.
+        adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type, choice));
+        let Some(adapter) = adapters.first() else {
+            return Err(BackendError::NoDevice(match choice {
+                AdapterChoice::Hardware => "no GPU adapter found; use the CPU backend".into(),
+                AdapterChoice::Any => "no GPU or software adapter found".into(),
+                AdapterChoice::Software => "no software adapter found (Mesa's lavapipe?)".into(),
+            }));
+        };
+        Self::from_adapter(adapter, reduction)
+    }
+
+    fn from_adapter(adapter: &wgpu::Adapter, reduction: Option<Reduction>) -> Result<Self> {
+        let info = adapter.get_info();
+        let offered = adapter.limits();
+        // WebGPU's defaults, and of memory as much as there is.
+        let limits = wgpu::Limits {
+            max_buffer_size: offered.max_buffer_size,
+            max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+            ..wgpu::Limits::default()
+        };
+        let wanted = wgpu::DeviceDescriptor {
+            label: Some("doppler-node"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&wanted))
+            .map_err(|e| BackendError::NoDevice(format!("{}: {e}", info.name)))?;
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let seen = Arc::clone(&faults);
+        device.set_device_lost_callback(move |reason, message| {
+            lock(&seen).lost = Some(format!("{reason:?}: {message}"));
+        });
+        let seen = Arc::clone(&faults);
+        device.on_uncaptured_error(Arc::new(move |error| {
+            lock(&seen).error.get_or_insert(error);
+        }));
+        let reduction = reduction.unwrap_or(match info.device_type {
+            DeviceType::Cpu => Reduction::Lane,
+            _ => Reduction::Group,
+        });
+        let pipelines = Pipelines::new(&device, reduction);
+        Ok(Self { inner: Arc::new(Inner { device, queue, info, limits, faults, pipelines }) })
+    }
+
+    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu)"
+    pub fn describe(&self) -> String {
+        let info = &self.inner.info;
+        format!(
+            "{} ({:?}, {} {}, {:?})",
+            info.name, info.backend, info.driver, info.driver_info, info.device_type
+        )
+    }
+
+    /// Whether the adapter is a software one.
+    pub fn is_software(&self) -> bool {
+        self.inner.info.device_type == DeviceType::Cpu
+    }
+
+    /// The most bytes one binding may hold.
+    pub(super) fn binding_bytes_max(&self) -> u64 {
+        let limits = &self.inner.limits;
+        // Words are counted in u32, and sizes must be a multiple of 4.
+        u64::from(u32::MAX).min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size)
+            / 16
+            * 16
+    }
+
+    pub(super) fn workgroups_max(&self) -> u32 {
+        self.inner.limits.max_compute_workgroups_per_dimension
+    }
+
+    pub(super) fn params_alignment(&self) -> u64 {
+        u64::from(self.inner.limits.min_uniform_buffer_offset_alignment)
+    }
+
+    pub(super) fn pipelines(&self) -> &Pipelines {
+        &self.inner.pipelines
+    }
+
+    pub(super) fn wgpu(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// A zeroed buffer of `bytes`, rounded up to 16. A storage buffer must fit one binding.
+    pub(super) fn buffer(
+        &self,
+        what: &str,
+        bytes: u64,
+        usage: BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        let size = bytes.max(16).next_multiple_of(16);
+        let most = if usage.contains(BufferUsages::STORAGE) {
+            self.binding_bytes_max()
+        } else {
+            self.inner.limits.max_buffer_size
+        };
+        if size > most {
+            let what = format!("{what} (the adapter's limit is {most} bytes a buffer)");
+            return Err(BackendError::OutOfMemory { what, bytes });
+        }
+        let label = Some(what);
+        self.scoped(what, bytes, |device| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label,
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        })
+    }
+
+    /// Runs `make` under error scopes of its own: what it gets wrong is returned, not raised.
+    pub(super) fn scoped<T>(
+        &self,
+        what: &str,
+        bytes: u64,
+        make: impl FnOnce(&wgpu::Device) -> T,
+    ) -> Result<T> {
+        self.check()?;
+        let device = &self.inner.device;
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let made = make(device);
+        let errors = [memory, internal, validation].map(|scope| pollster::block_on(scope.pop()));
+        match errors.into_iter().flatten().next() {
+            None => Ok(made),
+            Some(error) => Err(self.translate(what, bytes, &error)),
+        }
+    }
+
+    /// Writes to a buffer before anything that is submitted later. Offset and
+    /// length are multiples of 4.
+    pub(super) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        self.inner.queue.write_buffer(buffer, offset, bytes);
+    }
+
+    pub(super) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        let index = self.scoped("a submission", 0, |_| {
+            self.inner.queue.submit(std::iter::once(encoder.finish()))
+        })?;
+        self.check()?;
+        Ok(index)
+    }
+
+    /// Sends pending writes on and waits until their staging memory is free again.
+    pub(super) fn flush(&self) -> Result<()> {
+        let index = self.scoped("an upload", 0, |_| self.inner.queue.submit(std::iter::empty()))?;
+        self.wait(Some(index))
+    }
+
+    /// Waits for a submission (the latest, if none is named) and its callbacks.
+    pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let poll =
+            wgpu::PollType::Wait { submission_index: submission, timeout: Some(ANSWER_WAIT_MAX) };
+        let polled = self.inner.device.poll(poll);
+        self.check()?;
+        match polled {
+            Ok(_) => Ok(()),
+            Err(e) => Err(BackendError::Lost(format!("{}: {e}", self.inner.info.name))),
+        }
+    }
+
+    /// The device's loss, for good, or the last uncaught error, once.
+    pub(super) fn check(&self) -> Result<()> {
+        let mut faults = lock(&self.inner.faults);
+        if let Some(lost) = &faults.lost {
+            return Err(BackendError::Lost(lost.clone()));
+        }
+        match faults.error.take() {
+            None => Ok(()),
+            Some(error) => {
+                drop(faults);
+                Err(self.translate("the last step", 0, &error))
+            }
+        }
+    }
+
+    fn translate(&self, what: &str, bytes: u64, error: &wgpu::Error) -> BackendError {
+        if let Some(lost) = &lock(&self.inner.faults).lost {
+            return BackendError::Lost(lost.clone());
+        }
+        match error {
+            wgpu::Error::OutOfMemory { .. } => {
+                BackendError::OutOfMemory { what: what.to_owned(), bytes }
+            }
+            wgpu::Error::Validation { description, .. }
+            | wgpu::Error::Internal { description, .. } => {
+                let words: Vec<&str> = description.split_whitespace().collect();
+                BackendError::Unsupported(format!(
+                    "{what} on {}: {}",
+                    self.inner.info.name,
+                    words.join(" ")
+                ))
+            }
+        }
+    }
+}
+
+impl Device for GpuDevice {
+    fn backend(&self, graph: Arc<Graph>, capacity: Capacity) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(GpuBackend::new(self.clone(), graph, capacity)?))
+    }
+}
+
+/// Lower is better; `None` if the choice leaves this type out.
+fn rank(kind: DeviceType, choice: AdapterChoice) -> Option<u8> {
+    let order = match kind {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    };
+    let software = kind == DeviceType::Cpu;
+    match choice {
+        AdapterChoice::Hardware => (!software).then_some(order),
+        AdapterChoice::Any => Some(order),
+        AdapterChoice::Software => software.then_some(order),
+    }
+}
+
+/// The faults are plain data: a panic elsewhere leaves them usable.
+fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
+    faults.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn hardware_never_means_a_software_adapter() {
+        assert_eq!(rank(DeviceType::Cpu, AdapterChoice::Hardware), None);
+        assert_eq!(rank(DeviceType::DiscreteGpu, AdapterChoice::Software), None);
+        let any = |kind| rank(kind, AdapterChoice::Any).unwrap();
+        assert!(any(DeviceType::DiscreteGpu) < any(DeviceType::IntegratedGpu));
+        assert!(any(DeviceType::Other) < any(DeviceType::Cpu));
+    }
+}

@@ -1,0 +1,439 @@
+//! [`Backend`] on a device: replays the plan.
+//!
+//! What has to run is queued; a submission (one encoder, one compute pass) goes
+//! out at the end of each `run`, and before a write that would change what a
+//! queued dispatch reads. So a MoE layer whose experts are all in place costs one
+//! submission: its experts, their sum, and everything up to the next routing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::buffers::Buffers;
+use super::device::GpuDevice;
+use super::experts::{Experts, SlotShape};
+use super::params::Step as StepParams;
+use super::plan::{Parts, Plan};
+use super::weights::{self, DeviceWeight, Uploads};
+use crate::infer::backend::{
+    Backend, BackendError, Capacity, LogitRows, Result, Slot, SlotClass, Step,
+};
+use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
+
+/// Something queued for the next submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queued {
+    Op(usize),
+    /// An `Experts` op's wave over one chunk of slots.
+    Wave {
+        op: usize,
+        chunk: usize,
+    },
+}
+
+/// What the host knows of a MoE layer's routing in this step.
+#[derive(Default)]
+struct Routed {
+    /// Chosen expert of each pair, once read back.
+    ids: Option<Vec<u32>>,
+    /// By expert: whether a wave has run it.
+    ran: Vec<bool>,
+}
+
+/// The step under way.
+#[derive(Default)]
+struct Running {
+    params: StepParams,
+    /// Rows wanted from `logits` after those in `params`.
+    logit_rows_left: u32,
+    /// Logits read back so far, but for the last piece.
+    logits: Vec<u8>,
+}
+
+pub(super) struct GpuBackend {
+    device: GpuDevice,
+    graph: Arc<Graph>,
+    capacity: Capacity,
+    buffers: Buffers,
+    /// By weight: read as a vector.
+    vectors: Vec<bool>,
+    weights: Vec<Option<DeviceWeight>>,
+    experts: Experts,
+    uploads: Uploads,
+    /// Made at the first step after the last weight or slot change.
+    plan: Option<Plan>,
+    running: Running,
+    routed: Vec<Routed>,
+    queued: Vec<Queued>,
+    /// Larger weights and slot classes are split. The device's limit; tests lower it.
+    binding_bytes_max: u64,
+}
+
+impl GpuBackend {
+    pub fn new(device: GpuDevice, graph: Arc<Graph>, capacity: Capacity) -> Result<Self> {
+        let buffers = Buffers::new(&device, &graph, capacity)?;
+        Ok(Self {
+            vectors: weights::vectors(&graph),
+            weights: graph.weights.iter().map(|_| None).collect(),
+            routed: graph.moe.iter().map(|_| Routed::default()).collect(),
+            experts: Experts::default(),
+            uploads: Uploads::default(),
+            plan: None,
+            running: Running::default(),
+            queued: Vec::new(),
+            binding_bytes_max: device.binding_bytes_max(),
+            device,
+            graph,
+            capacity,
+            buffers,
+        })
+    }
+
+    /// The MoE layer of the `Experts` op at `op`.
+    fn moe_of(&self, op: usize) -> Result<MoeId> {
+        match self.graph.ops.get(op) {
+            Some(Op::Experts { moe, .. }) => Ok(*moe),
+            other => Err(BackendError::Unsupported(format!("op {op} is {other:?}, not Experts"))),
+        }
+    }
+
+    fn make_plan(&mut self) -> Result<()> {
+        if self.plan.is_none() {
+            self.plan = Some(Plan::new(&Parts {
+                device: &self.device,
+                graph: &self.graph,
+                buffers: &self.buffers,
+                weights: &self.weights,
+                experts: &self.experts,
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Submits what is queued: one compute pass, then the copies of what the
+    /// host will want to read.
+    fn submit(&mut self) -> Result<()> {
+        if self.queued.is_empty() {
+            return Ok(());
+        }
+        let queued = std::mem::take(&mut self.queued);
+        let Some(plan) = &self.plan else {
+            return Err(BackendError::Unsupported("a step that was never begun".into()));
+        };
+        let label = Some("step");
+        let mut encoder =
+            self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        {
+            let mut pass = encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+            for item in &queued {
+                let dispatches = match *item {
+                    Queued::Op(op) => plan.ops[op].as_slice(),
+                    Queued::Wave { op, chunk } => match &plan.waves[op][chunk] {
+                        Some(wave) => wave.as_slice(),
+                        None => &[],
+                    },
+                };
+                for dispatch in dispatches {
+                    plan.encode(&self.device, &mut pass, dispatch, &self.running.params)?;
+                }
+            }
+        }
+        let params = self.running.params;
+        let mut chosen = None;
+        let mut logit_bytes = None;
+        for item in &queued {
+            let Queued::Op(op) = *item else { continue };
+            match self.graph.ops[op] {
+                Op::Route { moe, .. } => {
+                    let routing = &mut self.buffers.routing[usize::from(moe.0)];
+                    let top_k = self.graph.moe_spec(moe).top_k;
+                    let bytes = u64::from(params.tokens) * top_k as u64 * 4;
+                    routing.readback.copy(&self.device, &mut encoder, &routing.ids, bytes)?;
+                    chosen.get_or_insert_with(Vec::new).push((moe, bytes));
+                }
+                Op::Logits { .. } => {
+                    let bytes = u64::from(params.logit_rows) * self.graph.vocab as u64 * 4;
+                    let from = &self.buffers.logits;
+                    self.buffers.logits_readback.copy(&self.device, &mut encoder, from, bytes)?;
+                    logit_bytes = Some(bytes);
+                }
+                _ => {}
+            }
+        }
+        let submission = self.device.submit(encoder)?;
+        for (moe, bytes) in chosen.into_iter().flatten() {
+            self.buffers.routing[usize::from(moe.0)].readback.submitted(bytes, &submission);
+        }
+        if let Some(bytes) = logit_bytes {
+            self.buffers.logits_readback.submitted(bytes, &submission);
+        }
+        Ok(())
+    }
+
+    /// Runs the `Logits` op piece by piece; the last piece stays on its way.
+    fn run_logits(&mut self, op: usize) -> Result<()> {
+        if self.running.params.logit_rows == 0 {
+            return Ok(());
+        }
+        self.queued.push(Queued::Op(op));
+        self.submit()?;
+        while self.running.logit_rows_left > 0 {
+            let piece = self.buffers.logits_readback.take(&self.device)?;
+            self.running.logits.extend(piece.unwrap_or_default());
+            let params = &mut self.running.params;
+            params.logit_start += params.logit_rows;
+            params.logit_rows = self.running.logit_rows_left.min(to_u32(self.buffers.logit_rows));
+            self.running.logit_rows_left -= params.logit_rows;
+            self.device.write(&self.buffers.step, 0, bytemuck::bytes_of(params));
+            self.queued.push(Queued::Op(op));
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    fn check_step(&self, step: &Step<'_>) -> Result<()> {
+        let Capacity { batch, context } = self.capacity;
+        let refuse = |what| Err(BackendError::Unsupported(what));
+        let count = step.tokens.len();
+        if count == 0 || count > batch {
+            return refuse(format!("a step of {count} tokens where 1 to {batch} fit"));
+        }
+        if step.position.checked_add(count).is_none_or(|end| end > context) {
+            let position = step.position;
+            return refuse(format!("{count} tokens at {position} in a context of {context}"));
+        }
+        match step.tokens.iter().find(|token| **token as usize >= self.graph.vocab) {
+            Some(token) => refuse(format!("token {token} of a vocabulary of {}", self.graph.vocab)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Backend for GpuBackend {
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn weight_bytes(&self, spec: &MatrixSpec) -> u64 {
+        weights::device_bytes(spec)
+    }
+
+    fn slot_bytes(&self, layout: &ExpertLayout) -> u64 {
+        SlotShape::of(layout).stride as u64
+    }
+
+    fn fixed_bytes(&self) -> u64 {
+        self.buffers.bytes
+    }
+
+    fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
+        let index = id.0 as usize;
+        let name = self.graph.weight_spec(id).tensor.as_str();
+        let vector = self.vectors[index];
+        // Whatever was there goes first, so that a reload needs no second copy's room.
+        self.plan = None;
+        self.weights[index] = None;
+        let Self { device, uploads, .. } = self;
+        let loaded = if vector {
+            weights::load_vector(device, uploads, name, spec, bytes)?
+        } else {
+            let most = self.binding_bytes_max;
+            weights::load_matrix(device, uploads, name, spec, bytes, most)?
+        };
+        self.weights[index] = Some(loaded);
+        Ok(())
+    }
+
+    fn alloc_slots(&mut self, classes: &[SlotClass]) -> Result<()> {
+        self.plan = None;
+        self.experts = Experts::default();
+        self.experts = Experts::alloc(&self.device, &self.graph, classes, self.binding_bytes_max)?;
+        Ok(())
+    }
+
+    fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
+        // A queued wave still reads what the slot held.
+        if self.queued.iter().any(|q| matches!(q, Queued::Wave { .. })) {
+            self.submit()?;
+        }
+        self.experts.fill(&self.device, &mut self.uploads, slot, bytes)
+    }
+
+    fn begin(&mut self, step: &Step<'_>) -> Result<()> {
+        self.check_step(step)?;
+        // Left over from a step that was given up.
+        self.queued.clear();
+        self.make_plan()?;
+        let tokens = to_u32(step.tokens.len());
+        let (logit_start, wanted) = match step.logits {
+            LogitRows::None => (0, 0),
+            LogitRows::Last => (tokens - 1, 1),
+            LogitRows::All => (0, tokens),
+        };
+        let logit_rows = wanted.min(to_u32(self.buffers.logit_rows));
+        let position = to_u32(step.position);
+        self.running = Running {
+            params: StepParams { tokens, position, logit_start, logit_rows },
+            logit_rows_left: wanted - logit_rows,
+            logits: Vec::new(),
+        };
+        for routed in &mut self.routed {
+            *routed = Routed::default();
+        }
+        self.device.write(&self.buffers.step, 0, bytemuck::bytes_of(&self.running.params));
+        self.device.write(&self.buffers.tokens, 0, bytemuck::cast_slice(step.tokens));
+        Ok(())
+    }
+
+    fn run(&mut self, ops: Range<usize>) -> Result<()> {
+        for op in ops {
+            match self.graph.ops.get(op) {
+                Some(Op::Logits { .. }) => self.run_logits(op)?,
+                Some(Op::Experts { .. }) | None => {
+                    return Err(BackendError::Unsupported(format!("running op {op} by itself")));
+                }
+                Some(_) => self.queued.push(Queued::Op(op)),
+            }
+        }
+        self.submit()
+    }
+
+    fn routing(&mut self, op: usize) -> Result<Vec<u32>> {
+        let moe = self.moe_of(op)?;
+        let index = usize::from(moe.0);
+        if let Some(ids) = &self.routed[index].ids {
+            return Ok(ids.clone());
+        }
+        let readback = &mut self.buffers.routing[index].readback;
+        let bytes = readback.take(&self.device)?.ok_or_else(|| {
+            BackendError::Unsupported(format!("op {op} before its Route was run"))
+        })?;
+        let ids: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let experts = self.graph.moe_spec(moe).experts.len();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= experts) {
+            return Err(BackendError::Lost(format!("it chose expert {id} of {experts}")));
+        }
+        self.routed[index].ran = vec![false; experts];
+        self.routed[index].ids = Some(ids.clone());
+        Ok(ids)
+    }
+
+    fn run_experts(&mut self, op: usize, slots: &[Option<Slot>]) -> Result<()> {
+        let moe = self.moe_of(op)?;
+        let index = usize::from(moe.0);
+        let experts = self.graph.moe_spec(moe).experts.len();
+        if slots.len() != experts {
+            let given = slots.len();
+            return Err(BackendError::Unsupported(format!("{given} slots for {experts} experts")));
+        }
+        let rows = self.experts.wave(slots)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if !self.experts.table_holds(index, &rows) {
+            // A queued wave of this layer still reads the old table.
+            if self.queued.iter().any(|q| matches!(q, Queued::Wave { op: o, .. } if *o == op)) {
+                self.submit()?;
+            }
+            self.experts.write_table(&self.device, index, rows.clone());
+        }
+        let routed = &mut self.routed[index];
+        for (ran, slot) in routed.ran.iter_mut().zip(slots) {
+            *ran |= slot.is_some();
+        }
+        let chosen = |row: &[u32]| match &routed.ids {
+            Some(ids) => ids.iter().any(|id| row[*id as usize] != super::experts::EMPTY),
+            None => row.iter().any(|slot| *slot != super::experts::EMPTY),
+        };
+        let Some(plan) = &self.plan else {
+            return Err(BackendError::Unsupported("experts before the step was begun".into()));
+        };
+        for (chunk, row) in rows.iter().enumerate() {
+            if !chosen(row) {
+                continue;
+            }
+            if plan.waves[op][chunk].is_none() {
+                let layer = self.graph.moe_spec(moe).layer;
+                let what = format!("an expert of layer {layer} in a slot of another shape");
+                return Err(BackendError::Unsupported(what));
+            }
+            self.queued.push(Queued::Wave { op, chunk });
+        }
+        Ok(())
+    }
+
+    fn finish_experts(&mut self, op: usize) -> Result<()> {
+        let moe = self.moe_of(op)?;
+        let routed = &self.routed[usize::from(moe.0)];
+        let ids = routed.ids.as_deref().unwrap_or_default();
+        if let Some(id) = ids.iter().find(|id| !routed.ran[**id as usize]) {
+            let layer = self.graph.moe_spec(moe).layer;
+            let what = format!("layer {layer}'s sum before expert {id} was run");
+            return Err(BackendError::Unsupported(what));
+        }
+        self.queued.push(Queued::Op(op));
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        self.submit()?;
+        let last = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
+        let mut bytes = std::mem::take(&mut self.running.logits);
+        bytes.extend(last);
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
+
+/// Sizes of a step are bounded by buffers that u32 can count.
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).expect("a batch and a context below 2^32")
+}
+
+#[cfg(test)]
+impl GpuBackend {
+    /// Splits weights and slots as a device with smaller bindings would.
+    pub(super) fn limit(&mut self, binding_bytes_max: u64, logit_rows: usize) {
+        self.binding_bytes_max = binding_bytes_max;
+        self.buffers.logit_rows = logit_rows;
+    }
+
+    /// Overwrites `rows` rows of an activation buffer.
+    pub(super) fn set(&self, buf: crate::infer::graph::Buf, values: &[f32]) {
+        let width = self.graph.width(buf);
+        let stride = super::buffers::stride(width) * 4;
+        for (row, values) in values.chunks_exact(width).enumerate() {
+            let at = (row * stride) as u64;
+            self.device.write(self.buffers.activation(buf), at, bytemuck::cast_slice(values));
+        }
+    }
+
+    /// The first `rows` rows of an activation buffer; the padding must be zero.
+    pub(super) fn get(&self, buf: crate::infer::graph::Buf, rows: usize) -> Vec<f32> {
+        let width = self.graph.width(buf);
+        let stride = super::buffers::stride(width);
+        let all = self.read(self.buffers.activation(buf), rows * stride);
+        let (mut kept, mut padding) = (Vec::new(), Vec::new());
+        for row in all.chunks_exact(stride) {
+            kept.extend_from_slice(&row[..width]);
+            padding.extend_from_slice(&row[width..]);
+        }
+        assert!(padding.iter().all(|v| *v == 0.0), "padding was written");
+        kept
+    }
+
+    /// The weights of a MoE layer's first `pairs` choices.
+    pub(super) fn shares(&self, moe: usize, pairs: usize) -> Vec<f32> {
+        self.read(&self.buffers.routing[moe].shares, pairs)
+    }
+
+    fn read(&self, buffer: &wgpu::Buffer, elements: usize) -> Vec<f32> {
+        let bytes = elements as u64 * 4;
+        let mut readback =
+            super::readback::Readback::new(&self.device, "a test's buffer", bytes).unwrap();
+        let mut encoder = self.device.wgpu().create_command_encoder(&Default::default());
+        readback.copy(&self.device, &mut encoder, buffer, bytes).unwrap();
+        let submission = self.device.submit(encoder).unwrap();
+        readback.submitted(bytes, &submission);
+        bytemuck::pod_collect_to_vec(&readback.take(&self.device).unwrap().unwrap())
+    }
+}

@@ -1,0 +1,223 @@
+//! Expert slots: device memory of fixed strides that the pager fills, and the
+//! tables through which kernels find them.
+//!
+//! A class (one expert layout) is a run of slots, cut into chunks of one buffer
+//! each where a binding cannot hold them all. A slot is the expert's gate, up and
+//! down planes one after the other. Each MoE layer has a table of `[chunks, experts]`
+//! slot numbers within the chunk, [`EMPTY`] where the expert is not; a wave writes
+//! the rows that changed, and the kernels read them.
+
+use wgpu::BufferUsages;
+
+use super::device::GpuDevice;
+use super::repack::Packed;
+use super::weights::{Uploads, WEIGHT};
+use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
+use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec};
+
+/// shared/slots.wgsl
+pub(super) const EMPTY: u32 = u32::MAX;
+
+/// How an expert lies in its slot, bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SlotShape {
+    pub gate: (Packed, usize),
+    pub up: (Packed, usize),
+    pub down: (Packed, usize),
+    /// From one slot to the next.
+    pub stride: usize,
+}
+
+impl SlotShape {
+    pub fn of(layout: &ExpertLayout) -> Self {
+        let [gate, up, down] = [layout.gate, layout.up, layout.down].map(|m| Packed::of(&m));
+        let up_at = gate.bytes();
+        let down_at = up_at + up.bytes();
+        Self {
+            gate: (gate, 0),
+            up: (up, up_at),
+            down: (down, down_at),
+            stride: down_at + down.bytes(),
+        }
+    }
+}
+
+/// One buffer of slots.
+pub(super) struct Chunk {
+    pub class: usize,
+    pub buffer: wgpu::Buffer,
+}
+
+struct Class {
+    layout: ExpertLayout,
+    shape: SlotShape,
+    count: u32,
+    slots_per_chunk: u32,
+    /// Index into `Experts::chunks`.
+    first_chunk: usize,
+}
+
+/// A MoE layer's table.
+struct Table {
+    buffer: wgpu::Buffer,
+    /// What the buffer holds, by chunk.
+    rows: Vec<Vec<u32>>,
+}
+
+/// All slots of a backend.
+#[derive(Default)]
+pub(super) struct Experts {
+    classes: Vec<Class>,
+    pub chunks: Vec<Chunk>,
+    tables: Vec<Table>,
+    planes: Vec<u8>,
+}
+
+impl Experts {
+    /// A chunk takes at most `binding_bytes_max`.
+    pub fn alloc(
+        device: &GpuDevice,
+        graph: &Graph,
+        classes: &[SlotClass],
+        binding_bytes_max: u64,
+    ) -> Result<Self> {
+        let mut experts = Self::default();
+        for class in classes {
+            experts.add_class(device, class, binding_bytes_max)?;
+        }
+        if experts.chunks.is_empty() {
+            return Ok(experts);
+        }
+        for moe in &graph.moe {
+            let rows = vec![vec![EMPTY; moe.experts.len()]; experts.chunks.len()];
+            let bytes = experts.chunks.len() as u64 * moe.experts.len() as u64 * 4;
+            let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
+            let buffer = device.buffer("a slot table", bytes, usage)?;
+            device.write(&buffer, 0, bytemuck::cast_slice(&rows.concat()));
+            experts.tables.push(Table { buffer, rows });
+        }
+        Ok(experts)
+    }
+
+    fn add_class(
+        &mut self,
+        device: &GpuDevice,
+        class: &SlotClass,
+        binding_bytes_max: u64,
+    ) -> Result<()> {
+        let index = self.classes.len();
+        let SlotClass { layout, count } = *class;
+        for matrix in [layout.gate, layout.up, layout.down] {
+            if !inside(&matrix, layout.bytes) {
+                let what = format!("an expert of {} bytes with {matrix:?} in it", layout.bytes);
+                return Err(BackendError::Unsupported(what));
+            }
+        }
+        let shape = SlotShape::of(&layout);
+        let stride = shape.stride as u64;
+        let most = binding_bytes_max / stride.max(1);
+        if most == 0 {
+            let what = format!("one expert slot (a binding holds {binding_bytes_max})");
+            return Err(BackendError::OutOfMemory { what, bytes: stride });
+        }
+        let too_many = |_| BackendError::OutOfMemory {
+            what: format!("{count} expert slots"),
+            bytes: stride.saturating_mul(count as u64),
+        };
+        let count = u32::try_from(count).map_err(too_many)?;
+        let slots_per_chunk = u32::try_from(most).unwrap_or(u32::MAX).min(count.max(1));
+        let first_chunk = self.chunks.len();
+        let mut left = count;
+        while left > 0 {
+            let slots = left.min(slots_per_chunk);
+            let what = format!("{slots} expert slots");
+            let buffer = device.buffer(&what, stride * u64::from(slots), WEIGHT)?;
+            self.chunks.push(Chunk { class: index, buffer });
+            left -= slots;
+        }
+        self.classes.push(Class { layout, shape, count, slots_per_chunk, first_chunk });
+        Ok(())
+    }
+
+    pub fn shape(&self, chunk: &Chunk) -> &SlotShape {
+        &self.classes[chunk.class].shape
+    }
+
+    /// A MoE layer's table; there is one once there are slots.
+    pub fn table(&self, moe: usize) -> Option<&wgpu::Buffer> {
+        self.tables.get(moe).map(|table| &table.buffer)
+    }
+
+    /// Writes an expert's stored bytes into a slot, before anything submitted later.
+    pub fn fill(
+        &mut self,
+        device: &GpuDevice,
+        uploads: &mut Uploads,
+        slot: Slot,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let (chunk, index) = self.place(slot)?;
+        let class = &self.classes[usize::from(slot.class)];
+        let SlotShape { gate, up, down, stride } = class.shape;
+        if bytes.len() != class.layout.bytes {
+            return Err(BackendError::Unsupported(format!(
+                "{} bytes given for an expert of {}",
+                bytes.len(),
+                class.layout.bytes
+            )));
+        }
+        self.planes.clear();
+        let parts = [(class.layout.gate, gate), (class.layout.up, up), (class.layout.down, down)];
+        for (matrix, (packed, _)) in parts {
+            packed.pack(&bytes[matrix.offset..matrix.offset + matrix.bytes()], &mut self.planes);
+        }
+        let offset = stride as u64 * u64::from(index);
+        uploads.write(device, &self.chunks[chunk].buffer, offset, &self.planes)
+    }
+
+    /// The chunk of a slot and the slot's number in it.
+    fn place(&self, slot: Slot) -> Result<(usize, u32)> {
+        let class = self.classes.get(usize::from(slot.class));
+        let class = class
+            .filter(|class| slot.index < class.count)
+            .ok_or_else(|| BackendError::Unsupported(format!("{slot:?} was never allocated")))?;
+        let chunk = class.first_chunk + (slot.index / class.slots_per_chunk) as usize;
+        Ok((chunk, slot.index % class.slots_per_chunk))
+    }
+
+    /// The table that a wave needs, by chunk: rows of slot numbers.
+    pub fn wave(&self, slots: &[Option<Slot>]) -> Result<Vec<Vec<u32>>> {
+        let mut rows = vec![vec![EMPTY; slots.len()]; self.chunks.len()];
+        for (expert, slot) in slots.iter().enumerate() {
+            if let Some(slot) = slot {
+                let (chunk, index) = self.place(*slot)?;
+                rows[chunk][expert] = index;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Whether the layer's table already says so.
+    pub fn table_holds(&self, moe: usize, rows: &[Vec<u32>]) -> bool {
+        self.tables[moe].rows == rows
+    }
+
+    /// Writes the rows that differ, before anything submitted later.
+    pub fn write_table(&mut self, device: &GpuDevice, moe: usize, rows: Vec<Vec<u32>>) {
+        let table = &mut self.tables[moe];
+        for (chunk, (old, new)) in table.rows.iter().zip(&rows).enumerate() {
+            if old != new {
+                let offset = (chunk * new.len() * 4) as u64;
+                device.write(&table.buffer, offset, bytemuck::cast_slice(new));
+            }
+        }
+        table.rows = rows;
+    }
+}
+
+/// Whether a matrix lies within `bytes`.
+fn inside(matrix: &MatrixSpec, bytes: usize) -> bool {
+    let row = matrix.dtype.row_bytes(matrix.cols);
+    let end = matrix.rows.checked_mul(row).and_then(|size| size.checked_add(matrix.offset));
+    end.is_some_and(|end| end <= bytes)
+}

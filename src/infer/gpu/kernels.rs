@@ -1,0 +1,60 @@
+//! The table of composed kernels that `build/kernels.rs` emits: plain WGSL text,
+//! validated at build time, addressed by name and by content.
+
+/// A storage buffer of a kernel, group 1, in binding order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    pub name: &'static str,
+    /// `read_write` rather than `read`.
+    pub write: bool,
+}
+
+/// One composed kernel. Its entry point is `main`.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// The file's stem and its choices: `linear_q4_k_lane`.
+    pub name: &'static str,
+    pub source: &'static str,
+    /// Size of its `Params`.
+    pub params_bytes: u32,
+    pub storage: &'static [Storage],
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+impl Kernel {
+    /// The kernel of that name, if there is one.
+    pub fn find(name: &str) -> Option<&'static Self> {
+        KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| &KERNELS[at])
+    }
+
+    /// BLAKE3 of the composed text: the kernel's id.
+    pub fn hash(&self) -> blake3::Hash {
+        blake3::hash(self.source.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_found_and_hashes_differ() {
+        assert!(KERNELS.is_sorted_by(|a, b| a.name < b.name));
+        let hashes: HashSet<_> = KERNELS.iter().map(|k| *k.hash().as_bytes()).collect();
+        assert_eq!(hashes.len(), KERNELS.len());
+        assert_eq!(Kernel::find("linear_q4_k_lane").unwrap().storage.len(), 4);
+        assert!(Kernel::find("linear_q3_k_lane").is_none());
+    }
+
+    #[test]
+    fn no_kernel_asks_for_an_extension() {
+        for kernel in KERNELS {
+            for line in kernel.source.lines() {
+                assert!(!line.starts_with("enable ") && !line.starts_with("requires "), "{line}");
+            }
+        }
+    }
+}

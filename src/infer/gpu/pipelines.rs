@@ -1,0 +1,150 @@
+//! Compute pipelines, made once a device and kernel, with explicit layouts.
+//!
+//! Group 0 has one layout for all kernels (the step; the parameters, by dynamic
+//! offset); group 1's layout follows from which of the kernel's storage buffers
+//! it writes. Shader modules keep naga's bounds checks: the unchecked form is
+//! `unsafe`, which this crate forbids.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use wgpu::{BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ShaderStages};
+
+use super::device::GpuDevice;
+use super::kernels::Kernel;
+use super::params::{ARENA_SLOT, Step};
+use crate::infer::backend::{BackendError, Result};
+use crate::store::DType;
+
+/// How the kernels sum a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduction {
+    /// One invocation a row, no barrier: for software adapters.
+    Lane,
+    /// A workgroup of 64 a row: for hardware.
+    Group,
+}
+
+impl Reduction {
+    /// The suffix of the kernels' names.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Group => "group",
+        }
+    }
+
+    /// Rows that one workgroup sums.
+    pub(super) const fn rows_per_workgroup(self) -> u32 {
+        match self {
+            Self::Lane => 64,
+            Self::Group => 1,
+        }
+    }
+}
+
+/// The part of a kernel's name that stands for a weight format.
+pub(super) const fn format_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::Bf16 => "bf16",
+        DType::Q4K => "q4_k",
+        DType::Q5K => "q5_k",
+        DType::Q6K => "q6_k",
+        DType::Q8_0 => "q8_0",
+        DType::Q5_0 => "q5_0",
+    }
+}
+
+/// A kernel ready to run.
+pub(super) struct Pipeline {
+    pub kernel: &'static Kernel,
+    pub pipeline: wgpu::ComputePipeline,
+    /// Layout of group 1.
+    pub storage: BindGroupLayout,
+}
+
+/// A device's pipelines, by kernel name.
+pub(super) struct Pipelines {
+    pub reduction: Reduction,
+    /// Layout of group 0.
+    pub common: BindGroupLayout,
+    made: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+}
+
+impl Pipelines {
+    pub fn new(device: &wgpu::Device, reduction: Reduction) -> Self {
+        let uniform = |binding, dynamic, bytes| {
+            let ty = BindingType::Buffer {
+                ty: BufferBindingType::Uniform,
+                has_dynamic_offset: dynamic,
+                min_binding_size: std::num::NonZeroU64::new(bytes),
+            };
+            BindGroupLayoutEntry { binding, visibility: ShaderStages::COMPUTE, ty, count: None }
+        };
+        let common = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("step and parameters"),
+            entries: &[uniform(0, false, size_of::<Step>() as u64), uniform(1, true, ARENA_SLOT)],
+        });
+        Self { reduction, common, made: Mutex::default() }
+    }
+
+    /// The pipeline of a kernel, made if this is the first call for it.
+    pub fn get(&self, device: &GpuDevice, name: &str) -> Result<Arc<Pipeline>> {
+        let kernel = Kernel::find(name)
+            .ok_or_else(|| BackendError::Unsupported(format!("there is no kernel {name}")))?;
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = made.get(kernel.name) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let pipeline = Arc::new(device.scoped(name, 0, |wgpu| self.make(wgpu, kernel))?);
+        made.insert(kernel.name, Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    fn make(&self, device: &wgpu::Device, kernel: &'static Kernel) -> Pipeline {
+        let label = Some(kernel.name);
+        let entries: Vec<BindGroupLayoutEntry> = kernel
+            .storage
+            .iter()
+            .zip(0..)
+            .map(|(storage, binding)| BindGroupLayoutEntry {
+                binding,
+                visibility: ShaderStages::COMPUTE,
+                ty: BindingType::Buffer {
+                    ty: BufferBindingType::Storage { read_only: !storage.write },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let storage = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label,
+            entries: &entries,
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &[Some(&self.common), Some(&storage)],
+            immediate_size: 0,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // The kernels write every element of workgroup memory that they read.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Pipeline { kernel, pipeline, storage }
+    }
+}

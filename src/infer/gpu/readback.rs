@@ -1,0 +1,73 @@
+//! A mappable buffer that device results are copied to: the copy is recorded in
+//! the submission that computes them, mapping starts right behind it, and the
+//! caller waits only when it takes the bytes.
+
+use std::sync::mpsc;
+
+use wgpu::BufferUsages;
+
+use super::device::{ANSWER_WAIT_MAX, GpuDevice};
+use crate::infer::backend::{BackendError, Result};
+
+/// One such buffer, with at most one copy on its way.
+pub(super) struct Readback {
+    what: &'static str,
+    buffer: wgpu::Buffer,
+    pending: Option<Pending>,
+}
+
+struct Pending {
+    bytes: u64,
+    submission: wgpu::SubmissionIndex,
+    mapped: mpsc::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Readback {
+    pub fn new(device: &GpuDevice, what: &'static str, bytes: u64) -> Result<Self> {
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        Ok(Self { what, buffer: device.buffer(what, bytes, usage)?, pending: None })
+    }
+
+    /// Records the copy of the first `bytes` of `from`. What an earlier copy
+    /// brought and nobody took is dropped.
+    pub fn copy(
+        &mut self,
+        device: &GpuDevice,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        bytes: u64,
+    ) -> Result<()> {
+        if self.pending.is_some() {
+            self.take(device)?;
+        }
+        encoder.copy_buffer_to_buffer(from, 0, &self.buffer, 0, Some(bytes));
+        Ok(())
+    }
+
+    /// To be called once the recorded copy is submitted.
+    pub fn submitted(&mut self, bytes: u64, submission: &wgpu::SubmissionIndex) {
+        let (sender, mapped) = mpsc::channel();
+        self.buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
+            // The receiver is gone only if the backend is.
+            let _ = sender.send(result);
+        });
+        self.pending = Some(Pending { bytes, submission: submission.clone(), mapped });
+    }
+
+    /// Waits for the copy and returns its bytes; `None` if none is on its way.
+    pub fn take(&mut self, device: &GpuDevice) -> Result<Option<Vec<u8>>> {
+        let Some(pending) = self.pending.take() else { return Ok(None) };
+        device.wait(Some(pending.submission))?;
+        let lost = |why: String| BackendError::Lost(format!("reading {}: {why}", self.what));
+        // Whoever polls a shared device runs the callbacks: it may be another thread, just now.
+        match pending.mapped.recv_timeout(ANSWER_WAIT_MAX) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(lost(e.to_string())),
+            Err(e) => return Err(lost(e.to_string())),
+        }
+        let view = self.buffer.get_mapped_range(0..pending.bytes).map_err(|e| lost(e.to_string()));
+        let bytes = view.map(|view| view.to_vec());
+        self.buffer.unmap();
+        bytes.map(Some)
+    }
+}

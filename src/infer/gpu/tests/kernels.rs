@@ -1,0 +1,311 @@
+//! Each trunk kernel as a one-op graph against its CPU twin: odd shapes, one token and five.
+
+use super::{BOTH, Random, assert_close, backend, device, run};
+use crate::infer::backend::Capacity;
+use crate::infer::cpu::{
+    add::add,
+    attention::{Attention, attention},
+    embed::embed,
+    gated::gated,
+    kv_write::{Cache, kv_write},
+    linear::linear,
+    matrix::Matrix,
+    rms_norm::rms_norm,
+    rope::{Angles, rope},
+    route::route,
+};
+use crate::infer::gpu::Reduction;
+use crate::infer::graph::{
+    Activation, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, Rope, RopeId, Scoring,
+};
+use crate::store::DType;
+
+const CAPACITY: Capacity = Capacity { batch: 5, context: 200 };
+
+/// Odd counts of rows, and columns that are no whole number of blocks too.
+fn shapes(dtype: DType) -> [(usize, usize); 3] {
+    match dtype.block_len() {
+        256 => [(67, 768), (3, 256), (130, 300)],
+        32 => [(67, 96), (3, 32), (130, 80)],
+        _ => [(67, 33), (3, 7), (130, 256)],
+    }
+}
+
+#[test]
+fn linear_matches_its_twin_in_every_format() {
+    let mut random = Random::new("linear");
+    for reduction in BOTH {
+        let Some(device) = device(reduction) else { return };
+        for dtype in DType::ALL {
+            for ((rows, cols), biased) in shapes(dtype).into_iter().zip([false, true, true]) {
+                let (spec, bytes) = random.matrix(dtype, rows, cols);
+                let bias = random.floats(rows);
+                let mut graph = Graph { vocab: 1, ..Graph::default() };
+                let (x, out) = (graph.buffer("x", cols), graph.buffer("out", rows));
+                let weight = graph.weight("w", rows, cols);
+                let bias_id = graph.weight("b", 1, rows);
+                graph.ops.push(Op::Linear { x, weight, bias: biased.then_some(bias_id), out });
+                let bias_spec = crate::infer::graph::MatrixSpec {
+                    dtype: DType::F32,
+                    rows: 1,
+                    cols: rows,
+                    offset: 0,
+                };
+                let bias_bytes: &[u8] = bytemuck::cast_slice(&bias);
+                let weights = [(weight, spec, &bytes[..]), (bias_id, bias_spec, bias_bytes)];
+                let mut gpu = backend(&device, &graph, CAPACITY, &weights);
+                for tokens in [1, 5] {
+                    let input = random.floats(tokens * cols);
+                    let mut want = vec![0.0; tokens * rows];
+                    let matrix = Matrix::new(&spec, &bytes);
+                    linear(&input, matrix, biased.then_some(&bias[..]), &mut want);
+                    let got = run(&mut gpu, &graph, tokens, 0, &[(x, &input)], out);
+                    let what = format!("{dtype} {rows}x{cols} T={tokens} {reduction:?}");
+                    assert_close(&got, &want, 3e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_blocks_decode_exactly() {
+    // Any bytes with finite scales are blocks, subnormal scales among them, which
+    // no quantizer of ours may ever write; a one-hot x reads single weights.
+    let mut random = Random::new("blocks");
+    let Some(device) = device(Reduction::Lane) else { return };
+    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_quantised()) {
+        let (rows, cols) = (9, dtype.block_len());
+        let mut bytes = random.bytes(rows * dtype.block_bytes());
+        let scales: &[usize] = match dtype {
+            DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q6K => &[208],
+            _ => &[0],
+        };
+        for (row, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+            for at in scales {
+                // Rows 0, 3, 6 get subnormal scales.
+                let high = if row % 3 == 0 { 0x03 } else { 0x2b };
+                block[at + 1] = (random.next() as u8 & 0x80) | (random.next() as u8 & high);
+            }
+        }
+        let spec = crate::infer::graph::MatrixSpec { dtype, rows, cols, offset: 0 };
+        let mut graph = Graph { vocab: rows, ..Graph::default() };
+        let out = graph.buffer("out", cols);
+        let table = graph.weight("w", rows, cols);
+        graph.ops.push(Op::Embed { table, out, scale: 1.0 });
+        let capacity = Capacity { batch: rows, context: rows };
+        let mut gpu = backend(&device, &graph, capacity, &[(table, spec, &bytes)]);
+        let tokens: Vec<u32> = (0..rows as u32).collect();
+        let step = crate::infer::backend::Step {
+            tokens: &tokens,
+            position: 0,
+            logits: crate::infer::backend::LogitRows::None,
+        };
+        use crate::infer::backend::Backend;
+        gpu.begin(&step).unwrap();
+        gpu.run(0..1).unwrap();
+        let got = gpu.get(out, rows);
+        let mut want = vec![0.0; rows * cols];
+        embed(&tokens, Matrix::new(&spec, &bytes), 1.0, &mut want);
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let off = (got - want).abs();
+            assert!(off <= want.abs() * 1e-6 + 1e-9, "{dtype} [{i}]: {got}, not {want}");
+        }
+        assert!(want[..cols].iter().any(|v| *v != 0.0), "{dtype}: subnormal scales are not zero");
+    }
+}
+
+#[test]
+fn embed_matches_its_twin_in_every_format() {
+    use crate::infer::backend::{Backend, LogitRows, Step};
+    let mut random = Random::new("embed");
+    let Some(device) = device(Reduction::Lane) else { return };
+    for dtype in DType::ALL {
+        for (rows, cols) in shapes(dtype) {
+            let (spec, bytes) = random.matrix(dtype, rows, cols);
+            let mut graph = Graph { vocab: rows, ..Graph::default() };
+            let out = graph.buffer("out", cols);
+            let table = graph.weight("w", rows, cols);
+            graph.ops.push(Op::Embed { table, out, scale: 1.25 });
+            let mut gpu = backend(&device, &graph, CAPACITY, &[(table, spec, &bytes)]);
+            let tokens: Vec<u32> = (0..5).map(|_| random.below(rows) as u32).collect();
+            let mut want = vec![0.0; 5 * cols];
+            embed(&tokens, Matrix::new(&spec, &bytes), 1.25, &mut want);
+            let step = Step { tokens: &tokens, position: 0, logits: LogitRows::None };
+            gpu.begin(&step).unwrap();
+            gpu.run(0..1).unwrap();
+            assert_close(&gpu.get(out, 5), &want, 1e-6, &format!("{dtype} {rows}x{cols}"));
+        }
+    }
+}
+
+#[test]
+fn rms_norm_matches_its_twin_whole_rows_and_heads_in_place_and_not() {
+    let mut random = Random::new("rms_norm");
+    for reduction in BOTH {
+        let Some(device) = device(reduction) else { return };
+        for (width, cols) in [(100, 100), (96, 32), (259, 37)] {
+            for in_place in [false, true] {
+                let mut graph = Graph { vocab: 1, ..Graph::default() };
+                let x = graph.buffer("x", width);
+                let out = if in_place { x } else { graph.buffer("out", width) };
+                let weight = graph.weight("w", 1, cols);
+                graph.ops.push(Op::RmsNorm { x, weight, out, eps: 1e-5 });
+                let (spec, bytes) = random.matrix(DType::Bf16, 1, cols);
+                let mut gpu = backend(&device, &graph, CAPACITY, &[(weight, spec, &bytes)]);
+                let mut scales = vec![0.0; cols];
+                Matrix::new(&spec, &bytes).unpack_row(0, &mut scales);
+                for tokens in [1, 5] {
+                    let input = random.floats(tokens * width);
+                    let mut want = input.clone();
+                    rms_norm(&mut want, &scales, 1e-5);
+                    let got = run(&mut gpu, &graph, tokens, 0, &[(x, &input)], out);
+                    assert_close(&got, &want, 2e-6, &format!("{width}/{cols} {in_place}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rope_matches_its_twin_at_far_positions_and_for_part_of_a_head() {
+    let mut random = Random::new("rope");
+    let Some(device) = device(Reduction::Lane) else { return };
+    for (heads, head_dim, half) in [(3, 16, 8), (1, 128, 64), (5, 32, 8)] {
+        let inv_freq = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
+        let turning = Rope { inv_freq, attention_factor: 1.1 };
+        let mut graph = Graph { vocab: 1, ropes: vec![turning.clone()], ..Graph::default() };
+        let x = graph.buffer("x", heads * head_dim);
+        graph.ops.push(Op::Rope { x, heads, head_dim, rope: RopeId(0) });
+        let capacity = Capacity { batch: 5, context: 5000 };
+        let mut gpu = backend(&device, &graph, capacity, &[]);
+        for (tokens, position) in [(1, 0), (5, 3), (5, 4995)] {
+            let input = random.floats(tokens * heads * head_dim);
+            let mut want = input.clone();
+            let angles = Angles::new(&turning, position, tokens);
+            rope(&mut want, heads, head_dim, half, &angles);
+            let got = run(&mut gpu, &graph, tokens, position, &[(x, &input)], x);
+            assert_close(&got, &want, 1e-6, &format!("{heads}x{head_dim}/{half} at {position}"));
+        }
+    }
+}
+
+#[test]
+fn attention_and_its_cache_match_their_twins() {
+    let mut random = Random::new("attention");
+    let Some(device) = device(Reduction::Lane) else { return };
+    let cases = [
+        (4, 2, 16, None),
+        (3, 3, 32, Some(7)),
+        (6, 2, 64, Some(70)),
+        (2, 1, 128, None),
+        (5, 1, 36, None),
+        (2, 1, 256, None),
+    ];
+    for (heads, kv_heads, head_dim, window) in cases {
+        let scale = 1.3 / (head_dim as f32).sqrt();
+        let mut graph = Graph { vocab: 1, ..Graph::default() };
+        graph.kv.push(Kv { kv_heads, head_dim });
+        let (q, out) = (graph.buffer("q", heads * head_dim), graph.buffer("out", heads * head_dim));
+        let (k, v) =
+            (graph.buffer("k", kv_heads * head_dim), graph.buffer("v", kv_heads * head_dim));
+        let kv = KvId(0);
+        graph.ops.push(Op::KvWrite { kv, k, v });
+        graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+        let mut gpu = backend(&device, &graph, CAPACITY, &[]);
+        let mut cache = Cache::new(kv_heads, head_dim, CAPACITY.context);
+        let mut position = 0;
+        // Past several tiles of 64 positions.
+        while position < 150 {
+            let tokens = if position % 4 == 0 { 5 } else { 1 };
+            let [qs, ks, vs] = [heads, kv_heads, kv_heads]
+                .map(|n| random.floats(tokens * n * head_dim).iter().map(|v| v * 3.0).collect());
+            let (qs, ks, vs): (Vec<f32>, Vec<f32>, Vec<f32>) = (qs, ks, vs);
+            kv_write(&ks, &vs, position, &mut cache);
+            let mut want = vec![0.0; qs.len()];
+            attention(&qs, &cache, &Attention { heads, scale, window, position }, &mut want);
+            let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
+            let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
+            let what = format!("{heads}/{kv_heads}x{head_dim} {window:?} T={tokens} at {position}");
+            assert_close(&got, &want, 5e-6, &what);
+            position += tokens;
+        }
+    }
+}
+
+#[test]
+fn gated_and_add_match_their_twins_in_every_place() {
+    let mut random = Random::new("gated");
+    let Some(device) = device(Reduction::Lane) else { return };
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        for place in 0..3 {
+            let width = 77;
+            let mut graph = Graph { vocab: 1, ..Graph::default() };
+            let (gate, up) = (graph.buffer("gate", width), graph.buffer("up", width));
+            let out = [gate, up, graph.buffer("out", width)][place];
+            graph.ops.push(Op::Gated { gate, up, out, activation });
+            graph.ops.push(Op::Add { x: out, y: if place == 1 { gate } else { up } });
+            let mut gpu = backend(&device, &graph, CAPACITY, &[]);
+            for tokens in [1, 5] {
+                let mut gates = random.floats(tokens * width);
+                gates.iter_mut().for_each(|v| *v *= 30.0);
+                let ups = random.floats(tokens * width);
+                let mut want = gates.clone();
+                gated(&mut want, &ups, activation);
+                add(&mut want, if place == 1 { &gates } else { &ups });
+                let inputs = [(gate, &gates[..]), (up, &ups[..])];
+                let got = run(&mut gpu, &graph, tokens, 0, &inputs, out);
+                assert_close(&got, &want, 2e-6, &format!("{activation:?} place {place}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn route_matches_its_twin_and_breaks_ties_by_id() {
+    use crate::infer::backend::Backend;
+    let mut random = Random::new("route");
+    let Some(device) = device(Reduction::Lane) else { return };
+    for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)]
+    {
+        let scoring = Scoring::Softmax { renormalise };
+        let mut graph = Graph { vocab: 1, ..Graph::default() };
+        let x = graph.buffer("x", 32);
+        let logits = graph.buffer("logits", experts);
+        graph.moe.push(Moe {
+            layer: 0,
+            top_k,
+            hidden: 32,
+            ff: 32,
+            activation: Activation::Silu,
+            experts: (0..experts)
+                .map(|_| ExpertTensors { gate: "g".into(), up: "u".into(), down: "d".into() })
+                .collect(),
+        });
+        graph.ops.push(Op::Route { moe: MoeId(0), logits, scoring });
+        graph.ops.push(Op::Experts { moe: MoeId(0), x, out: x });
+        let mut gpu = backend(&device, &graph, CAPACITY, &[]);
+        for tokens in [1, 5] {
+            let mut values = random.floats(tokens * experts);
+            // Coarse values tie often. (No -0: the twin's total order puts it below 0.)
+            values.iter_mut().for_each(|v| *v = (*v * 4.0).round() + 0.0);
+            let mut ids = vec![0; tokens * top_k];
+            let mut weights = vec![0.0; tokens * top_k];
+            route(&values, experts, scoring, &mut ids, &mut weights, top_k);
+            let zeros = vec![0; tokens];
+            let step = crate::infer::backend::Step {
+                tokens: &zeros,
+                position: 0,
+                logits: crate::infer::backend::LogitRows::None,
+            };
+            gpu.begin(&step).unwrap();
+            gpu.set(logits, &values);
+            gpu.run(0..1).unwrap();
+            assert_eq!(gpu.routing(1).unwrap(), ids, "{experts} choose {top_k}");
+            // Asked again, the answer stands.
+            assert_eq!(gpu.routing(1).unwrap(), ids);
+            assert_close(&gpu.shares(0, tokens * top_k), &weights, 2e-6, "the weights");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The trunk's weights on the device.
+//!
+//! A matrix is repacked into planes; one larger than a binding may be is split
+//! into row ranges, each a buffer and a dispatch of its own. Vectors (norm
+//! weights, biases) become f32, exactly, and must not be quantised.
+
+use half::{bf16, f16};
+use wgpu::BufferUsages;
+
+use super::device::GpuDevice;
+use super::repack::Packed;
+use crate::infer::backend::{BackendError, Result};
+use crate::infer::graph::{Graph, MatrixSpec, Op, WeightId};
+use crate::store::DType;
+
+pub(super) const WEIGHT: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_DST);
+/// Bytes handed to the driver in one write.
+const WRITE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of writes that may wait in staging memory.
+const STAGED_BYTES_MAX: usize = 64 << 20;
+
+/// Rows `row_start ..` of a matrix.
+pub(super) struct Piece {
+    pub buffer: wgpu::Buffer,
+    pub row_start: usize,
+    pub packed: Packed,
+}
+
+pub(super) enum DeviceWeight {
+    /// f32 elements.
+    Vector(wgpu::Buffer),
+    /// In order of rows.
+    Matrix(Vec<Piece>),
+}
+
+/// Writes through the queue's staging memory, of which only so much is in use at a time.
+#[derive(Default)]
+pub(super) struct Uploads {
+    staged: usize,
+}
+
+impl Uploads {
+    /// `offset` and the length are multiples of 4.
+    pub fn write(
+        &mut self,
+        device: &GpuDevice,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let mut at = offset;
+        for part in bytes.chunks(WRITE_BYTES_MAX) {
+            device.write(buffer, at, part);
+            at += part.len() as u64;
+            self.staged += part.len();
+            if self.staged > STAGED_BYTES_MAX {
+                self.staged = 0;
+                device.flush()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of the graph's weights are read as vectors.
+pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
+    let mut vector = vec![false; graph.weights.len()];
+    for op in &graph.ops {
+        match op {
+            Op::RmsNorm { weight, .. } => vector[weight.0 as usize] = true,
+            Op::Linear { bias: Some(bias), .. } => vector[bias.0 as usize] = true,
+            _ => {}
+        }
+    }
+    vector
+}
+
+/// Device bytes of a weight of this shape; rounded up as if it were split.
+pub(super) fn device_bytes(spec: &MatrixSpec) -> u64 {
+    let packed = Packed::of(spec).bytes() as u64;
+    // A vector may be kept as f32.
+    if spec.rows == 1 { packed.max((spec.cols as u64 * 4).next_multiple_of(16)) } else { packed }
+}
+
+/// Puts a vector's stored bytes on the device, as f32.
+pub(super) fn load_vector(
+    device: &GpuDevice,
+    uploads: &mut Uploads,
+    name: &str,
+    spec: &MatrixSpec,
+    bytes: &[u8],
+) -> Result<DeviceWeight> {
+    check_size(name, spec, bytes)?;
+    let values = to_f32(name, spec.dtype, bytes)?;
+    let buffer = device.buffer(name, values.len() as u64 * 4, WEIGHT)?;
+    uploads.write(device, &buffer, 0, bytemuck::cast_slice(&values))?;
+    Ok(DeviceWeight::Vector(buffer))
+}
+
+/// Puts a matrix's stored rows on the device as planes, split into pieces of at
+/// most `binding_bytes_max`.
+pub(super) fn load_matrix(
+    device: &GpuDevice,
+    uploads: &mut Uploads,
+    name: &str,
+    spec: &MatrixSpec,
+    bytes: &[u8],
+    binding_bytes_max: u64,
+) -> Result<DeviceWeight> {
+    check_size(name, spec, bytes)?;
+    let row_bytes = Packed::of(spec).row_bytes();
+    let rows_max = usize::try_from(binding_bytes_max).unwrap_or(usize::MAX) / row_bytes.max(1);
+    if rows_max == 0 {
+        let what = format!("one row of {name} (a binding holds {binding_bytes_max})");
+        return Err(BackendError::OutOfMemory { what, bytes: row_bytes as u64 });
+    }
+    let stored_row = spec.dtype.row_bytes(spec.cols);
+    let mut pieces = Vec::new();
+    let mut planes = Vec::new();
+    for row_start in (0..spec.rows).step_by(rows_max) {
+        let rows = rows_max.min(spec.rows - row_start);
+        let packed = Packed { rows, ..Packed::of(spec) };
+        let buffer = device.buffer(name, packed.bytes() as u64, WEIGHT)?;
+        planes.clear();
+        packed.pack(&bytes[row_start * stored_row..][..rows * stored_row], &mut planes);
+        uploads.write(device, &buffer, 0, &planes)?;
+        pieces.push(Piece { buffer, row_start, packed });
+    }
+    Ok(DeviceWeight::Matrix(pieces))
+}
+
+/// Every later size is computed from the spec.
+fn check_size(name: &str, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
+    if bytes.len() == spec.bytes() {
+        return Ok(());
+    }
+    let MatrixSpec { dtype, rows, cols, .. } = spec;
+    let given = bytes.len();
+    Err(BackendError::Unsupported(format!("{name}: {given} bytes for {rows} x {cols} {dtype}")))
+}
+
+/// Widening is exact.
+fn to_f32(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>> {
+    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        DType::F32 => Ok(bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()),
+        DType::F16 => Ok(pairs().map(|b| f16::from_bits(b).to_f32()).collect()),
+        DType::Bf16 => Ok(pairs().map(|b| bf16::from_bits(b).to_f32()).collect()),
+        _ => Err(BackendError::Unsupported(format!(
+            "{name} is a vector stored as {dtype}; norms and biases must be F32, F16 or BF16"
+        ))),
+    }
+}
+
+/// The matrix of a weight that an op reads as one.
+pub(super) fn matrix<'a>(
+    graph: &Graph,
+    weights: &'a [Option<DeviceWeight>],
+    id: WeightId,
+) -> Result<&'a [Piece]> {
+    match &weights[id.0 as usize] {
+        Some(DeviceWeight::Matrix(pieces)) => Ok(pieces),
+        Some(DeviceWeight::Vector(_)) => Err(BackendError::Unsupported(format!(
+            "{} is used both as a matrix and as a vector",
+            graph.weight_spec(id).tensor
+        ))),
+        None => Err(missing(graph, id)),
+    }
+}
+
+/// The f32 elements of a weight that an op reads as a vector.
+pub(super) fn vector<'a>(
+    graph: &Graph,
+    weights: &'a [Option<DeviceWeight>],
+    id: WeightId,
+) -> Result<&'a wgpu::Buffer> {
+    match &weights[id.0 as usize] {
+        Some(DeviceWeight::Vector(buffer)) => Ok(buffer),
+        // `vectors` marks every weight that is read as a vector.
+        Some(DeviceWeight::Matrix(_)) | None => Err(missing(graph, id)),
+    }
+}
+
+fn missing(graph: &Graph, id: WeightId) -> BackendError {
+    BackendError::Unsupported(format!("{} was never loaded", graph.weight_spec(id).tensor))
+}
