@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::backend::LogitRows;
 use super::sampler::{Sampler, SamplerOptions};
@@ -23,7 +23,7 @@ pub struct GenerateOptions {
 }
 
 /// What ended the generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The model chose one of the stop tokens.
