@@ -120,8 +120,13 @@ impl Node {
         for address in bootstrap {
             command.args(["--bootstrap", address]);
         }
-        let mut child =
-            command.args(extra).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        command.args(extra);
+        Self::spawn(command, data)
+    }
+
+    /// Starts a `join --json` command and waits until the node is ready.
+    pub fn spawn(mut command: Command, data: &Path) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let (sender, lines) = channel();
         let stdout = child.stdout.take().unwrap();
         std::thread::spawn(move || {
