@@ -63,6 +63,9 @@ impl Default for SessionOptions {
 /// The context when none is asked for, unless the model's is shorter.
 const CONTEXT_DEFAULT: usize = 4096;
 
+/// The smallest batch that a short device budget shrinks a session's to.
+const BATCH_MIN: usize = 8;
+
 /// A session's memory and what its pager did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SessionStats {
@@ -106,9 +109,7 @@ impl Session {
         if context == 0 || context > max {
             return Err(SessionError::Context { context, max });
         }
-        let capacity = Capacity { batch: options.batch.clamp(1, context), context };
-        let mut backend = device.backend(model.graph.clone(), capacity)?;
-        let plan = SlotPlan::new(model, backend.as_ref(), options.slots)?;
+        let (mut backend, plan, capacity) = place(model, device, options, context)?;
         let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes)?;
@@ -206,6 +207,30 @@ impl Session {
             resident: self.pager.resident(),
             slot_bytes: self.plan.bytes,
             trunk_bytes: self.trunk_bytes,
+        }
+    }
+}
+
+/// A backend with room for the experts that the budget must hold. Where the whole device's
+/// budget is short, activations give way: a smaller batch costs a prompt's speed only.
+fn place(
+    model: &Model,
+    device: &dyn Device,
+    options: &SessionOptions,
+    context: usize,
+) -> Result<(Box<dyn Backend>, SlotPlan, Capacity), SessionError> {
+    let mut batch = options.batch.clamp(1, context);
+    loop {
+        let capacity = Capacity { batch, context };
+        let backend = device.backend(model.graph.clone(), capacity)?;
+        match SlotPlan::new(model, backend.as_ref(), options.slots) {
+            Ok(plan) => return Ok((backend, plan, capacity)),
+            Err(SessionError::BudgetTooSmall { .. })
+                if matches!(options.slots, SlotBudget::Device(_)) && batch > BATCH_MIN =>
+            {
+                batch = (batch / 2).max(BATCH_MIN);
+            }
+            Err(error) => return Err(error),
         }
     }
 }
