@@ -209,7 +209,7 @@ fn wrong_arguments_are_told_in_one_line() {
     run(["run", "/no/such/model", "-p", "x", "--data", "/no/such/data"]).fails(&["/no/such/model"]);
     run(["run", model, "-p", ""]).fails(&["prompt"]);
     run(["run", model, "-p", "Once upon a time", "--context", "1"]).fails(&["context"]);
-    run(["run", model, "-p", "x", "--temperature", "-1"]).fails(&["temperature"]);
+    run(["run", model, "-p", "x", "--temperature=-1"]).fails(&["temperature"]);
     run(["inspect", "/no/such/dir"]).fails(&["/no/such/dir"]);
     run(["ls", "--data", "/no/such/data"]).fails(&["no node is running", "join"]);
     run(["check", model, "--expected", "/no/such/file"]).fails(&["/no/such/file"]);
