@@ -58,13 +58,19 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    /// Whether this passes: `rel` at most [`REL_MAX`], every top token and the continuation equal.
-    pub fn passes(&self) -> bool {
-        self.rel <= REL_MAX && self.top1_agree == 1.0 && self.greedy_match
+    /// Whether this passes: `rel` at most `rel_max` ([`REL_MAX`] unless the caller knows
+    /// better), every top token and the continuation equal.
+    pub fn passes(&self, rel_max: f64) -> bool {
+        self.rel <= rel_max && self.top1_agree == 1.0 && self.greedy_match
     }
 }
 
 impl Expected {
+    /// Positions a session must hold to be compared with it.
+    pub fn positions(&self) -> usize {
+        self.input_ids.len().max(GREEDY_PROMPT + self.greedy.len())
+    }
+
     pub fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
         let file =
             SafeTensors::deserialize(bytes).map_err(|e| CheckError::Format(e.to_string()))?;

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::backend::LogitRows;
 use super::sampler::{Sampler, SamplerOptions};
@@ -23,7 +23,7 @@ pub struct GenerateOptions {
 }
 
 /// What ended the generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The model chose one of the stop tokens.
@@ -57,12 +57,12 @@ impl Generated {
 }
 
 /// Continues the session's sequence by `prompt` and what follows it, calling
-/// `on_token` for each token as it is chosen.
+/// `on_token` with the session (for its counters) for each token as it is chosen.
 pub fn generate(
     session: &mut Session,
     prompt: &[u32],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    mut on_token: impl FnMut(&Session, u32) -> ControlFlow<()>,
 ) -> Result<Generated, SessionError> {
     if prompt.is_empty() {
         return Err(SessionError::EmptyPrompt);
@@ -88,7 +88,7 @@ pub fn generate(
         }
         sampler.accept(token);
         tokens.push(token);
-        if on_token(token).is_break() {
+        if on_token(session, token).is_break() {
             break StopReason::Cancelled;
         }
         if tokens.len() == options.max_tokens {

@@ -130,7 +130,7 @@ fn generation_stops_for_each_of_its_reasons() {
         session.reset();
         let options = GenerateOptions { max_tokens, stop, ..GenerateOptions::default() };
         let mut seen = Vec::new();
-        let generated = generate(&mut session, &tokens[..20], &options, |token| {
+        let generated = generate(&mut session, &tokens[..20], &options, |_, token| {
             seen.push(token);
             match seen.len() == cancel_after {
                 true => std::ops::ControlFlow::Break(()),
@@ -158,7 +158,7 @@ fn generation_stops_for_each_of_its_reasons() {
     let full = run(1000, vec![], 0);
     assert_eq!((full.reason, full.tokens.len()), (StopReason::ContextFull, 64 - 20 + 1));
     assert!(run(0, vec![], 0).tokens.is_empty());
-    let error = generate(&mut session, &[], &GenerateOptions::default(), |_| unreachable!());
+    let error = generate(&mut session, &[], &GenerateOptions::default(), |_, _| unreachable!());
     assert!(matches!(error, Err(SessionError::EmptyPrompt)));
 }
 

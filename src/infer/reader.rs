@@ -38,7 +38,6 @@ impl WeightReader {
         requests: &[ReadRequest],
         mut each: impl FnMut(usize, Found) -> Result<(), E>,
     ) -> Result<(), E> {
-        let _context = self.runtime.enter();
         let reads = requests.iter().copied().enumerate().map(|(i, request)| {
             let reader = Arc::clone(&self.reader);
             let read = self.runtime.spawn(async move { reader.read(request).await });

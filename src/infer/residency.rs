@@ -85,22 +85,23 @@ impl Residency {
                 None => missing.push(*expert),
             }
         }
-        for expert in missing {
-            let needed = |key: &ExpertKey| key.moe == moe && wanted.contains(&key.expert);
+        let needed = |key: &ExpertKey| key.moe == moe && wanted.contains(&key.expert);
+        let mut missing = missing.into_iter();
+        for expert in missing.by_ref() {
             let index = match class.free.pop() {
                 Some(index) => Some(index),
                 None => class.evict(&needed).inspect(|_| wave.evictions += 1),
             };
-            match index {
-                Some(index) => {
-                    let key = ExpertKey { moe, expert };
-                    class.slots.insert(key, index);
-                    class.policy.insert(key, 1);
-                    wave.fills.push((expert, Slot { class: id, index }));
-                }
-                None => wave.waiting.push(expert),
-            }
+            let Some(index) = index else {
+                wave.waiting.push(expert);
+                break; // every slot is needed by this wave
+            };
+            let key = ExpertKey { moe, expert };
+            class.slots.insert(key, index);
+            class.policy.insert(key, 1);
+            wave.fills.push((expert, Slot { class: id, index }));
         }
+        wave.waiting.extend(missing);
         wave
     }
 

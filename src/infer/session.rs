@@ -15,7 +15,7 @@ use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
 use super::sampler::SamplerError;
-use super::slots::{SlotBudget, SlotPlan};
+use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
 use crate::store::ReadError;
 
 /// Why a session could not be made or a step not done.
@@ -26,7 +26,7 @@ pub enum SessionError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(
-        "{given} for experts are less than one token needs: \
+        "{given} are less than one token needs: \
          the smallest budget that works is {smallest_bytes} bytes ({smallest_slots} slots)"
     )]
     BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
@@ -109,8 +109,7 @@ impl Session {
         let capacity = Capacity { batch: options.batch.clamp(1, context), context };
         let mut backend = device.backend(model.graph.clone(), capacity)?;
         let plan = SlotPlan::new(model, backend.as_ref(), options.slots)?;
-        let weights = model.trunk.iter().map(|tensor| backend.weight_bytes(&tensor.spec));
-        let trunk_bytes = weights.sum::<u64>() + backend.fixed_bytes();
+        let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes)?;
         Ok(Self {

@@ -14,6 +14,8 @@ pub enum SlotBudget {
     /// A slot for every expert.
     #[default]
     All,
+    /// Device bytes of everything: trunk, activations, KV cache and slots.
+    Device(u64),
     /// Device bytes of expert slots; the trunk and the caches are not in it.
     Bytes(u64),
     /// This many experts.
@@ -63,7 +65,17 @@ impl SlotPlan {
             needs[class].experts += layer.places.len();
             class_of.push(u16::try_from(class).expect("no more classes than layers"));
         }
-        let counts = share(&needs, budget)?;
+        let counts = match budget {
+            SlotBudget::Device(bytes) => {
+                let trunk = trunk_bytes(model, backend);
+                let counts = match bytes.checked_sub(trunk) {
+                    Some(left) => share(&needs, SlotBudget::Bytes(left)),
+                    None => Err(too_small(&needs, String::new())),
+                };
+                counts.map_err(|error| with_trunk(error, bytes, trunk))?
+            }
+            budget => share(&needs, budget)?,
+        };
         for (class, count) in classes.iter_mut().zip(&counts) {
             class.count = *count;
         }
@@ -77,23 +89,57 @@ impl SlotPlan {
     }
 }
 
+/// Device bytes of all but the slots: trunk weights, activations, KV cache.
+pub fn trunk_bytes(model: &Model, backend: &dyn Backend) -> u64 {
+    let weights = model.trunk.iter().map(|tensor| backend.weight_bytes(&tensor.spec));
+    weights.sum::<u64>() + backend.fixed_bytes()
+}
+
+/// The refusal of a budget for slots as a refusal of the device's whole budget.
+fn with_trunk(error: SessionError, given: u64, trunk: u64) -> SessionError {
+    match error {
+        SessionError::BudgetTooSmall { smallest_bytes, smallest_slots, .. } => {
+            SessionError::BudgetTooSmall {
+                given: format!("{given} bytes of device memory, {trunk} of them for the trunk,"),
+                smallest_bytes: smallest_bytes + trunk,
+                smallest_slots,
+            }
+        }
+        other => other,
+    }
+}
+
+fn demand_slots(needs: &[Need]) -> usize {
+    needs.iter().map(|need| need.demand).sum()
+}
+
+fn demand_bytes(needs: &[Need]) -> u64 {
+    needs.iter().map(|need| need.demand as u64 * need.slot_bytes).sum()
+}
+
+fn too_small(needs: &[Need], given: String) -> SessionError {
+    let (smallest_bytes, smallest_slots) = (demand_bytes(needs), demand_slots(needs));
+    SessionError::BudgetTooSmall { given, smallest_bytes, smallest_slots }
+}
+
 /// Slots a class: first every class's demand, then the class furthest from
 /// holding all its experts gets the next, while the budget lasts.
 fn share(needs: &[Need], budget: SlotBudget) -> Result<Vec<usize>, SessionError> {
-    let smallest_slots: usize = needs.iter().map(|need| need.demand).sum();
-    let smallest_bytes = needs.iter().map(|n| n.demand as u64 * n.slot_bytes).sum();
-    let refuse =
-        |given: String| Err(SessionError::BudgetTooSmall { given, smallest_bytes, smallest_slots });
+    let smallest_slots = demand_slots(needs);
+    let smallest_bytes = demand_bytes(needs);
+    let refuse = |given: String| Err(too_small(needs, given));
     let mut counts: Vec<usize> = needs.iter().map(|need| need.demand).collect();
     let (mut bytes_left, mut slots_left) = match budget {
         SlotBudget::All => return Ok(needs.iter().map(|need| need.experts).collect()),
-        SlotBudget::Bytes(bytes) if bytes < smallest_bytes => {
+        SlotBudget::Bytes(bytes) | SlotBudget::Device(bytes) if bytes < smallest_bytes => {
             return refuse(format!("{bytes} bytes"));
         }
         SlotBudget::Experts(slots) if slots < smallest_slots => {
             return refuse(format!("{slots} slots"));
         }
-        SlotBudget::Bytes(bytes) => (bytes - smallest_bytes, usize::MAX),
+        SlotBudget::Bytes(bytes) | SlotBudget::Device(bytes) => {
+            (bytes - smallest_bytes, usize::MAX)
+        }
         SlotBudget::Experts(slots) => (u64::MAX, slots - smallest_slots),
     };
     loop {

@@ -213,7 +213,7 @@ mod tests {
                     0 => rng.random_range('\u{1f300}'..'\u{1f5ff}'),
                     1 => rng.random_range('\u{4e00}'..'\u{9fff}'),
                     2 => ' ',
-                    _ => rng.random_range('a'..'z'),
+                    _ => rng.random_range('a'..='z'),
                 })
                 .collect();
             let ids = tokenizer.encode(&text).unwrap();

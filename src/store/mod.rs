@@ -23,6 +23,7 @@ mod manifest_write;
 mod object;
 pub mod policy;
 pub mod ram;
+pub mod signature;
 pub mod tier;
 pub mod verified;
 

@@ -1,1 +1,45 @@
-//! The libp2p swarm behind plain channels.
+//! The libp2p swarm of a node, behind plain channels.
+//!
+//! Owns: transports, encryption, connection limits, peer discovery by bootstrap
+//! address and mDNS, gossip delivery and raw streams. Refuses: any knowledge of
+//! models, shards or who holds what. Invariant: no caller ever waits for the
+//! swarm loop and the loop never waits for a caller; every channel between them
+//! is bounded, and what does not fit is dropped and counted.
+//!
+//! It is a crate of its own because a libp2p swarm is compiled where it is used:
+//! behind this boundary a change elsewhere does not compile it again.
+
+mod actor;
+mod behaviour;
+mod handle;
+mod ids;
+mod options;
+mod outbox;
+mod redial;
+mod stream;
+
+pub use handle::{
+    Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
+};
+pub use ids::{Address, BadAddress, BadPeerId, PeerId};
+pub use options::{Limits, Options};
+pub use stream::Stream;
+
+/// Why the swarm could not be started, or could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SwarmError {
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: Address, reason: String },
+    #[error("cannot set up {what}: {reason}")]
+    Setup { what: &'static str, reason: String },
+    #[error("cannot open a stream to {peer}: {reason}")]
+    Open { peer: PeerId, reason: String },
+    #[error("the protocol {0} is already being served")]
+    AlreadyServed(String),
+    #[error("{0:?} is not a protocol name (it must start with '/')")]
+    BadProtocol(String),
+    #[error("the swarm's command queue is full; try again later")]
+    Busy,
+    #[error("the swarm has been shut down")]
+    Closed,
+}

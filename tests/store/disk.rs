@@ -377,7 +377,7 @@ async fn readers_writers_and_eviction_at_once_never_show_a_wrong_byte() {
             let (disk, objects, seed) = (disk.clone(), objects.clone(), rng.random::<u64>());
             tokio::spawn(async move {
                 let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
-                for _ in 0..60 {
+                for _ in 0..40 {
                     let bytes = &objects[rng.random_range(0..objects.len())];
                     let (shard, size) = (ShardId::of(bytes), bytes.len() as u64);
                     let start = rng.random_range(0..size);

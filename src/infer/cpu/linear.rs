@@ -70,9 +70,9 @@ impl WithSimd for RowDots<'_> {
             let mut acc = Accumulator::new(simd);
             let blocks = weight.row(first + i).chunks(chunk_bytes);
             for (blocks, x) in blocks.zip(x.chunks(CHUNK)) {
-                let unpacked = &mut unpacked[..x.len()];
-                unpack(weight.dtype, blocks, unpacked);
-                acc.add(simd, unpacked, x);
+                let padded = x.len().next_multiple_of(weight.dtype.block_len());
+                unpack(weight.dtype, blocks, &mut unpacked[..padded]);
+                acc.add(simd, &unpacked, x);
             }
             *out = acc.sum(simd);
         }
@@ -87,7 +87,7 @@ fn matmul(x: &[f32], weight: Matrix<'_>, tokens: usize, out: &mut [f32]) {
     let task = |(i, out): (usize, &mut [f32])| {
         let first = i * TASK_ROWS;
         let count = out.len() / tokens;
-        let mut unpacked = vec![0.0; count * cols];
+        let mut unpacked = vec![0.0; count * weight.padded_cols()];
         arch.dispatch(RowTile { x, weight, first, unpacked: &mut unpacked, out });
     };
     if rows * cols * tokens < SERIAL_MAX {
@@ -119,11 +119,12 @@ impl WithSimd for RowTile<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, weight, first, unpacked, out } = self;
         let cols = weight.cols;
-        let (tokens, count) = (x.len() / cols, unpacked.len() / cols);
-        for (i, row) in unpacked.chunks_exact_mut(cols).enumerate() {
+        let stride = weight.padded_cols();
+        let (tokens, count) = (x.len() / cols, unpacked.len() / stride);
+        for (i, row) in unpacked.chunks_exact_mut(stride).enumerate() {
             unpack(weight.dtype, weight.row(first + i), row);
         }
-        let row = |r: usize| &unpacked[r * cols..(r + 1) * cols];
+        let row = |r: usize| &unpacked[r * stride..r * stride + cols];
         let token = |t: usize| &x[t * cols..(t + 1) * cols];
         let mut store = |r: usize, t: usize, value: f32| out[r * tokens + t] = value;
         let (row_fours, token_pairs) = (count / 4 * 4, tokens / 2 * 2);

@@ -123,6 +123,16 @@ impl<'a> Config<'a> {
     pub fn base(&self, defaults: &Defaults) -> Result<Spec, FamilyError> {
         let Defaults { family, rms_eps, rope_theta, .. } = *defaults;
         debug_assert!(FAMILIES.iter().any(|f| f.name == family));
+        for key in ["quantization_config", "quantization"] {
+            if self.get(key).is_some() {
+                return Err(FamilyError::Unsupported {
+                    key: key.into(),
+                    value: "(weights already quantized)".into(),
+                    family: family.into(),
+                    supported: "f32, f16 and bf16 checkpoints".into(),
+                });
+            }
+        }
         let layers = self.required("num_hidden_layers", COUNT_MAX)?;
         let hidden = self.required("hidden_size", DIMENSION_MAX)?;
         let heads = self.required("num_attention_heads", COUNT_MAX)?;

@@ -302,6 +302,8 @@ fn what_no_kernel_computes_is_refused_by_name() {
         Activation::GeluTanh
     );
     assert!(refusal(&with(llama(), json!({ "hidden_act": "relu" }))).contains("\"relu\""));
+    let awq = json!({ "quantization_config": { "quant_method": "awq" } });
+    assert!(refusal(&with(llama(), awq)).contains("quantization_config"));
     for kind in ["yarn", "dynamic", "longrope"] {
         let scaling = json!({ "rope_type": kind, "factor": 2.0 });
         assert!(refusal(&with(llama(), json!({ "rope_scaling": scaling }))).contains(kind));

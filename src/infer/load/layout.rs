@@ -111,7 +111,10 @@ mod tests {
         Item { name, shape: vec![size / 2], dtype: DType::Bf16, size, role: Role::Other, group }
     }
 
-    fn spans(plan: &Plan) -> Vec<(&str, Vec<(u32, u64, u64)>)> {
+    /// Shard, offset and size.
+    type Triple = (u32, u64, u64);
+
+    fn spans(plan: &Plan) -> Vec<(&str, Vec<Triple>)> {
         let triple = |s: &Span| (s.shard, s.offset, s.size);
         plan.tensors
             .iter()

@@ -11,6 +11,8 @@ mod hf;
 pub mod inspect;
 mod layout;
 mod mixture;
+#[cfg(test)]
+mod quality_tests;
 mod sink;
 #[cfg(test)]
 mod tests;

@@ -63,7 +63,7 @@ impl DirSink {
             let unique =
                 format!(".{name}.partial-{}-{:08x}", std::process::id(), rand::random::<u32>());
             let path = self.parent().join(unique);
-            fs::create_dir(&path).map_err(io_error(&path))?;
+            fs::create_dir_all(&path).map_err(io_error(&path))?;
             self.partial = Some(path);
         }
         Ok(self.partial.as_deref().expect("made above"))

@@ -17,6 +17,19 @@ pub fn round(x: f32) -> f32 {
     (x + MAGIC) - MAGIC
 }
 
+/// `term(0) + ... + term(N - 1)`, `N` a multiple of 8, in eight running sums: a
+/// single one could not be vectorized, since float addition may not be reordered.
+#[inline]
+pub fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; 8];
+    for start in (0..N).step_by(8) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+    }
+    lanes.iter().sum()
+}
+
 /// A scale as f16: the nearest, but among subnormals, which are coarse, never
 /// one nearer to zero, so that no level has to grow past its range.
 pub fn scale_f16(scale: f32) -> f16 {
@@ -35,11 +48,12 @@ const ROUNDS_MAX: usize = 4;
 
 /// What an error in each weight costs: its magnitude plus the group's root mean square.
 pub fn importance<const N: usize>(x: &[f32; N]) -> [f32; N] {
-    let rms = (x.iter().map(|x| x * x).sum::<f32>() / N as f32).sqrt();
+    let rms = (sum::<N>(|i| x[i] * x[i]) / N as f32).sqrt();
     x.map(|x| rms + x.abs())
 }
 
-/// The levels `0..=top` nearest to `(x - offset) * inverse`.
+/// The levels `0..=top` nearest to `(x - offset) * inverse`. (`max` and `min`
+/// vectorize where `clamp`, which checks its bounds, does not.)
 #[inline]
 pub fn affine_levels<const N: usize>(
     x: &[f32; N],
@@ -47,7 +61,7 @@ pub fn affine_levels<const N: usize>(
     inverse: f32,
     top: f32,
 ) -> [f32; N] {
-    x.map(|x| round(((x - offset) * inverse).clamp(0.0, top)))
+    x.map(|x| round(((x - offset) * inverse).max(0.0).min(top)))
 }
 
 /// `sum w (scale * l + offset - x)^2`
@@ -59,12 +73,10 @@ pub fn affine_error<const N: usize>(
     scale: f32,
     offset: f32,
 ) -> f32 {
-    let mut sum = 0.0;
-    for i in 0..N {
+    sum::<N>(|i| {
         let e = scale * l[i] + offset - x[i];
-        sum += w[i] * e * e;
-    }
-    sum
+        w[i] * e * e
+    })
 }
 
 /// Weights as `scale * level + offset`, levels `0..=top`, `scale >= 0`, `offset <= 0`.
@@ -102,15 +114,11 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32) -> (f32,
 
 /// The scale and offset (at most 0) that fit these levels best.
 fn solve_affine<const N: usize>(x: &[f32; N], w: &[f32; N], l: &[f32; N]) -> (f32, f32) {
-    let (mut sw, mut sl, mut sll, mut sx, mut sxl) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for i in 0..N {
-        let wl = w[i] * l[i];
-        sw += w[i];
-        sl += wl;
-        sll += wl * l[i];
-        sx += w[i] * x[i];
-        sxl += wl * x[i];
-    }
+    let sw = sum::<N>(|i| w[i]);
+    let sl = sum::<N>(|i| w[i] * l[i]);
+    let sll = sum::<N>(|i| w[i] * l[i] * l[i]);
+    let sx = sum::<N>(|i| w[i] * x[i]);
+    let sxl = sum::<N>(|i| w[i] * x[i] * l[i]);
     let det = sw * sll - sl * sl;
     if det > 0.0 {
         let (scale, offset) = ((sw * sxl - sx * sl) / det, (sll * sx - sl * sxl) / det);
@@ -124,7 +132,7 @@ fn solve_affine<const N: usize>(x: &[f32; N], w: &[f32; N], l: &[f32; N]) -> (f3
 /// The levels `-half..half` nearest to `x * inverse`.
 #[inline]
 pub fn symmetric_levels<const N: usize>(x: &[f32; N], inverse: f32, half: f32) -> [f32; N] {
-    x.map(|x| round((x * inverse).clamp(-half, half - 1.0)))
+    x.map(|x| round((x * inverse).max(-half).min(half - 1.0)))
 }
 
 /// Weights as `scale * level`, levels `-half..half`; the scale may be negative,
@@ -137,11 +145,8 @@ pub fn fit_symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], half: f32) -> f
     // sum w (x - s l)^2 is least at s = sxl / sll, and then sxx - sxl^2 / sll.
     let gain = |inverse: f32| {
         let l = symmetric_levels(x, inverse, half);
-        let (mut sxl, mut sll) = (0.0, 0.0);
-        for i in 0..N {
-            sxl += w[i] * x[i] * l[i];
-            sll += w[i] * l[i] * l[i];
-        }
+        let sxl = sum::<N>(|i| w[i] * x[i] * l[i]);
+        let sll = sum::<N>(|i| w[i] * l[i] * l[i]);
         if sll > 0.0 { (sxl * sxl / sll, sxl / sll) } else { (0.0, 0.0) }
     };
     let mut best = (0.0, 0.0);

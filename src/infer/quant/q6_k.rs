@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use super::fit::{fit_symmetric, importance, scale_f16, symmetric_levels};
+use super::fit::{fit_symmetric, importance, scale_f16, sum, symmetric_levels};
 
 const GROUP: usize = 16;
 const GROUPS: usize = 16;
@@ -51,12 +51,10 @@ fn nearest(x: &[f32; GROUP], step: f32) -> [f32; GROUP] {
 
 fn error(x: &[f32; GROUP], w: &[f32; GROUP], step: f32) -> f32 {
     let levels = nearest(x, step);
-    let mut sum = 0.0;
-    for i in 0..GROUP {
+    sum::<GROUP>(|i| {
         let e = step * levels[i] - x[i];
-        sum += w[i] * e * e;
-    }
-    sum
+        w[i] * e * e
+    })
 }
 
 /// For each group the 8-bit scale next to its ideal that loses least.

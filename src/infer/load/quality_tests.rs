@@ -1,0 +1,63 @@
+//! What a conversion keeps of a model, measured by running it: goldens exactly,
+//! and perplexity close to that of the unquantized weights.
+
+use std::sync::Arc;
+
+use super::Quantization;
+use super::tests::{shared, to_memory};
+use crate::infer::check::{Expected, check};
+use crate::infer::cpu::CpuDevice;
+use crate::infer::model::Model;
+use crate::infer::perplexity::{PerplexityOptions, perplexity};
+use crate::infer::reader::WeightReader;
+use crate::infer::session::{Session, SessionOptions};
+use crate::infer::testing::runtime;
+use crate::infer::tokenizer::Tokenizer;
+
+fn session(source: &std::path::Path, quantization: Quantization, context: usize) -> Session {
+    let (manifest, memory) = to_memory(source, quantization).unwrap();
+    let reader = WeightReader::new(Arc::new(memory), runtime().handle().clone());
+    let model = Model::open(manifest, reader).unwrap();
+    let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
+    Session::new(&model, &CpuDevice, &options).unwrap()
+}
+
+#[test]
+fn a_converted_golden_says_what_the_original_says() {
+    for golden in ["llama3", "llama3-tied", "qwen3", "mixtral", "mixtral-256", "qwen3-moe"] {
+        let Some(source) = shared(&format!("goldens/{golden}")) else { return };
+        let expected = std::fs::read(source.join("expected.safetensors")).unwrap();
+        let expected = Expected::parse(&expected).unwrap();
+        let mut session = session(&source, Quantization::Bf16, 96);
+        let report = check(&mut session, &expected).unwrap();
+        println!("{golden}: {report:?}");
+        assert!(report.passes(crate::infer::check::REL_MAX), "{golden}: {report:?}");
+    }
+}
+
+#[test]
+fn q4_k_m_costs_the_trained_models_at_most_three_percent_of_perplexity() {
+    /// Enough text for a steady ratio, little enough for a test.
+    const TOKENS: usize = 6000;
+    let Some(text) = shared("text/heldout.txt") else { return };
+    let text = std::fs::read_to_string(text).unwrap();
+    for model in ["tiny-mixtral", "tiny-qwen3moe"] {
+        let Some(source) = shared(&format!("models/{model}")) else { return };
+        let tokenizer = std::fs::read(source.join("tokenizer.json")).unwrap();
+        let tokenizer = Tokenizer::from_bytes(&tokenizer, vec![]).unwrap();
+        let tokens = tokenizer.encode(&text).unwrap();
+        let measure = |quantization| {
+            let mut session = session(&source, quantization, 512);
+            let options = PerplexityOptions { window: 512, bos: None };
+            let tokens = &tokens[..TOKENS.min(tokens.len())];
+            perplexity(&mut session, tokens, &options, |_| {}).unwrap().perplexity
+        };
+        let plain = measure(Quantization::Bf16);
+        for (quantization, bound) in [(Quantization::Q8_0, 1.003), (Quantization::Q4KM, 1.03)] {
+            let quantized = measure(quantization);
+            let ratio = quantized / plain;
+            println!("{model}: bf16 {plain:.3}, {quantization} {quantized:.3}, x {ratio:.4}");
+            assert!(ratio < bound, "{model} {quantization}: {ratio}");
+        }
+    }
+}

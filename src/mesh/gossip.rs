@@ -1,0 +1,245 @@
+//! What is said to the swarm and when, and how much of what others say is
+//! heeded. Pure: the time is an argument.
+//!
+//! Invariant: what changed is said once it has settled, everything is said
+//! again every `announce_every`, and no author is heeded more often than the window allows.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use doppler_swarm::{Address, PeerId};
+
+use super::options::{
+    GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW, HOLDINGS_BYTES_TARGET,
+    PEERS_REMEMBERED_MAX, Timing,
+};
+use crate::wire::{
+    ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings,
+};
+
+/// A model's entry costs this much beyond its bitmap: id, flag and framing.
+const ENTRY_BYTES: usize = 48;
+
+/// What is due to be said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    /// Holdings, and the announcements that nobody said lately: the rounds of anti-entropy,
+    /// and what is held has changed.
+    Holdings,
+    /// Everything at once: somebody new listens, or a model was published.
+    Everything,
+}
+
+/// When to speak.
+pub(super) struct Schedule {
+    timing: Timing,
+    round: Instant,
+    changed: Option<(Instant, Due)>,
+    /// Not before this, whatever changes: what was said last sets the pace.
+    quiet_until: Instant,
+}
+
+impl Schedule {
+    pub(super) fn new(timing: Timing, now: Instant) -> Self {
+        Self { timing, round: now + timing.announce_every, changed: None, quiet_until: now }
+    }
+
+    /// Something changed: due after `settle`, counted from the first such change.
+    pub(super) fn change(&mut self, now: Instant, what: Due) {
+        let (at, due) = self.changed.unwrap_or((now + self.timing.settle, what));
+        self.changed = Some((at.max(self.quiet_until), due.max(what)));
+    }
+
+    /// So many messages were said: a pause in proportion keeps this node's pace
+    /// well below what others heed.
+    pub(super) fn said(&mut self, now: Instant, messages: usize) {
+        let pause = GOSSIP_PAUSE.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
+        self.quiet_until = now + pause;
+    }
+
+    /// When `due` should be asked next.
+    pub(super) fn next(&self) -> Instant {
+        self.changed.map_or(self.round, |(at, _)| at.min(self.round))
+    }
+
+    /// What is due now; asking takes it.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+        let changed = self.changed.filter(|(at, _)| *at <= now).map(|(_, due)| due);
+        if changed.is_none() && self.round > now {
+            return None;
+        }
+        let due = self.changed.take().map_or(Due::Holdings, |(_, due)| due);
+        self.round = now + self.timing.announce_every;
+        Some(due)
+    }
+}
+
+/// Counts messages per author over a window.
+pub(super) struct Inbox {
+    window_ends: Instant,
+    counts: BTreeMap<PeerId, u32>,
+}
+
+impl Inbox {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { window_ends: now + GOSSIP_WINDOW, counts: BTreeMap::new() }
+    }
+
+    /// Whether one more message of this author is heeded.
+    pub(super) fn admit(&mut self, now: Instant, author: PeerId) -> bool {
+        if now >= self.window_ends {
+            self.window_ends = now + GOSSIP_WINDOW;
+            self.counts.clear();
+        }
+        if self.counts.len() >= PEERS_REMEMBERED_MAX && !self.counts.contains_key(&author) {
+            return false;
+        }
+        let count = self.counts.entry(author).or_insert(0);
+        *count = count.saturating_add(1);
+        *count <= GOSSIP_PER_WINDOW_MAX
+    }
+}
+
+/// Numbers messages so that later ones are larger, over restarts too unless the
+/// clock went back by more than a lease. `unix_ms` is the wall clock.
+#[derive(Default)]
+pub(super) struct Sequence(u64);
+
+impl Sequence {
+    pub(super) fn next(&mut self, unix_ms: u64) -> u64 {
+        self.0 = unix_ms.max(self.0 + 1);
+        self.0
+    }
+}
+
+/// Packs holdings into as few messages as fit. Says at least one thing for every entry.
+pub(super) fn holdings_messages(
+    peer: PeerId,
+    lease: Duration,
+    addresses: &[Address],
+    models: Vec<ModelHoldings>,
+    mut next_sequence: impl FnMut() -> u64,
+) -> Vec<Vec<u8>> {
+    let addresses = worth_saying(addresses);
+    let mut batches: Vec<Vec<ModelHoldings>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for model in models {
+        let cost = ENTRY_BYTES + model.objects.len();
+        match batches.last_mut() {
+            Some(batch)
+                if bytes + cost <= HOLDINGS_BYTES_TARGET && batch.len() < HOLDINGS_MODELS_MAX =>
+            {
+                bytes += cost;
+                batch.push(model);
+            }
+            _ => {
+                bytes = cost;
+                batches.push(vec![model]);
+            }
+        }
+    }
+    let envelope = |models| {
+        let (peer, sequence, addresses) = (peer.to_bytes(), next_sequence(), addresses.clone());
+        Envelope::Holdings(Holdings { peer, sequence, lease, addresses, models }).encode()
+    };
+    batches.into_iter().map(envelope).collect()
+}
+
+/// Addresses that mean something to others: loopback only if there is nothing else.
+fn worth_saying(addresses: &[Address]) -> Vec<String> {
+    let all: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    let loopback = |text: &str| text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/");
+    let wide: Vec<String> = all.iter().filter(|text| !loopback(text)).cloned().collect();
+    let mut chosen = if wide.is_empty() { all } else { wide };
+    chosen.retain(|text| text.len() <= ADDRESS_BYTES_MAX);
+    chosen.truncate(ADDRESSES_MAX);
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ModelId;
+    use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX};
+
+    #[test]
+    fn changes_settle_and_rounds_come_round() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let mut schedule = Schedule::new(timing, start);
+        assert_eq!(schedule.due(start), None);
+        schedule.change(start, Due::Holdings);
+        schedule.change(start + timing.settle / 2, Due::Everything);
+        schedule.change(start + timing.settle / 2, Due::Holdings);
+        assert_eq!(schedule.next(), start + timing.settle, "the first change counts");
+        assert_eq!(schedule.due(schedule.next()), Some(Due::Everything));
+        let said = start + timing.settle;
+        assert_eq!(schedule.due(said), None);
+        assert_eq!(schedule.next(), said + timing.announce_every);
+        assert_eq!(schedule.due(schedule.next()), Some(Due::Holdings));
+    }
+
+    #[test]
+    fn a_busy_node_keeps_a_pace_that_others_heed() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let mut schedule = Schedule::new(timing, start);
+        let mut messages = 0;
+        // Something changes every millisecond, and each time there is much to say.
+        for ms in 0..GOSSIP_WINDOW.as_millis() as u64 {
+            let now = start + Duration::from_millis(ms);
+            schedule.change(now, Due::Everything);
+            if schedule.due(now).is_some() {
+                messages += 7;
+                schedule.said(now, 7);
+            }
+        }
+        assert!(messages > 50 && messages < GOSSIP_PER_WINDOW_MAX as usize, "{messages}");
+    }
+
+    #[test]
+    fn a_flooder_is_not_heeded_and_others_are() {
+        let now = Instant::now();
+        let (flooder, other) = (PeerId::from_seed([1; 32]), PeerId::from_seed([2; 32]));
+        let mut inbox = Inbox::new(now);
+        let heeded = (0..1000).filter(|_| inbox.admit(now, flooder)).count();
+        assert_eq!(heeded, GOSSIP_PER_WINDOW_MAX as usize);
+        assert!(inbox.admit(now, other));
+        assert!(inbox.admit(now + GOSSIP_WINDOW, flooder));
+    }
+
+    #[test]
+    fn sequences_grow_even_if_the_clock_does_not() {
+        let mut sequence = Sequence::default();
+        assert_eq!([5, 5, 3, 9].map(|ms| sequence.next(ms)), [5, 6, 7, 9]);
+    }
+
+    #[test]
+    fn large_holdings_are_split_into_messages_that_fit() {
+        let peer = PeerId::from_seed([1; 32]);
+        let models: Vec<ModelHoldings> = (0..150u32)
+            .map(|index| ModelHoldings {
+                model: ModelId::of(&index.to_le_bytes()),
+                manifest: true,
+                objects: vec![0xff; if index < 40 { BITMAP_BYTES_MAX } else { 3 }],
+            })
+            .collect();
+        let addresses = ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"].map(|a| a.parse().unwrap());
+        let mut sequence = 0;
+        let messages =
+            holdings_messages(peer, Duration::from_secs(30), &addresses, models.clone(), || {
+                sequence += 1;
+                sequence
+            });
+        let mut seen = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            assert!(message.len() <= ENVELOPE_BYTES_MAX);
+            let Ok(Envelope::Holdings(holdings)) = Envelope::decode(message) else { panic!() };
+            assert_eq!(holdings.sequence, index as u64 + 1);
+            assert_eq!(holdings.addresses, ["/ip4/10.0.0.1/tcp/1"]);
+            seen.extend(holdings.models);
+        }
+        assert_eq!(seen, models);
+        assert!(holdings_messages(peer, Duration::ZERO, &[], Vec::new(), || 0).is_empty());
+    }
+}

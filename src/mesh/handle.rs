@@ -1,0 +1,313 @@
+//! Starting and stopping a mesh, and what others ask of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use doppler_swarm::{Address, Limits, Options, PeerId, SwarmHandle};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::actor::Actor;
+use super::announcements::Learned;
+use super::fetch::Fetcher;
+use super::options::{
+    ANNOUNCEMENTS_MAX, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
+    SWARM_NAME_BYTES_MAX,
+};
+use super::shard_client::Client;
+use super::shard_server::Server;
+use super::state::{Counts, Shared, Traffic};
+use crate::store::signature::SignedModel;
+use crate::store::verified::VerifiedRange;
+use crate::store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
+
+/// How long starting waits for the first listen address.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts meshes.
+pub struct Mesh;
+
+/// A running mesh. Cheap to clone; when the last clone is dropped it stops.
+#[derive(Clone)]
+pub struct MeshHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    swarm: SwarmHandle,
+    shared: Arc<Shared>,
+    fetcher: Arc<Fetcher>,
+    listening: watch::Receiver<Vec<Address>>,
+    poke: Arc<Notify>,
+    cancel: CancellationToken,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    _stop: DropGuard,
+}
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerInfo {
+    #[serde(serialize_with = "as_text")]
+    pub id: PeerId,
+    /// Where it is connected from or to, then where it says it listens.
+    pub addresses: Vec<String>,
+    /// Its `NAME/VERSION`; empty until it has identified itself.
+    pub agent: String,
+    pub connected_s: f64,
+    /// Verified bytes received from it.
+    pub bytes_in: u64,
+    /// Bytes of objects sent to it.
+    pub bytes_out: u64,
+    /// 0 (worst) to 1.
+    pub score: f64,
+    /// Measured bytes per second, if any transfer was long enough.
+    pub rate: Option<f64>,
+    /// Objects that it says it holds.
+    pub shards_held: u64,
+}
+
+/// A model that somebody announced, and how many peers say that they hold some of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KnownModel {
+    #[serde(flatten)]
+    pub signed: SignedModel,
+    pub holders: usize,
+}
+
+/// What has happened since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// By peer id as text; peers that have gone are kept.
+    pub peers: BTreeMap<String, Traffic>,
+    /// Peers banned now.
+    pub banned: usize,
+    /// Gossip messages, publications and streams dropped because a queue was full.
+    pub dropped: u64,
+}
+
+impl Mesh {
+    /// Starts a node of a swarm: returns once it listens (if it was told to).
+    /// `serve` is what it offers to its peers.
+    pub async fn start(
+        options: MeshOptions,
+        serve: Arc<dyn ShardServe>,
+    ) -> Result<MeshHandle, MeshError> {
+        let topic = topic(&options.swarm_name)?;
+        let listens = !options.listen.is_empty();
+        let (swarm, events) = SwarmHandle::spawn(Options {
+            seed: options.seed,
+            listen: options.listen,
+            bootstrap: options.bootstrap,
+            mdns: options.mdns,
+            agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
+            protocol_version: PROTOCOL_VERSION.to_owned(),
+            topics: vec![topic.clone()],
+            limits: Limits::default(),
+        })
+        .await?;
+        let mut listening = events.listening.clone();
+        if listens {
+            let ready = listening.wait_for(|addresses| !addresses.is_empty());
+            let ready = tokio::time::timeout(LISTEN_TIMEOUT, ready).await;
+            if !matches!(ready, Ok(Ok(_))) {
+                return Err(MeshError::NotListening(LISTEN_TIMEOUT));
+            }
+        }
+        let shared = Arc::new(Shared::new());
+        let fetcher = Arc::new(Fetcher {
+            shared: shared.clone(),
+            swarm: swarm.clone(),
+            client: Client::new(swarm.clone(), options.timing.idle),
+            find_timeout: options.find_timeout,
+        });
+        let cancel = CancellationToken::new();
+        let poke = Arc::new(Notify::new());
+        let server = Arc::new(Server::new(
+            serve.clone(),
+            shared.clone(),
+            options.upload_slots,
+            options.timing.idle,
+        ));
+        let incoming = swarm.accept(SHARD_PROTOCOL)?;
+        let actor = Actor {
+            swarm: swarm.clone(),
+            shared: shared.clone(),
+            fetcher: fetcher.clone(),
+            serve,
+            topic,
+            timing: options.timing,
+            poke: poke.clone(),
+            cancel: cancel.clone(),
+        };
+        let tasks = vec![
+            tokio::spawn(server.run(incoming, cancel.clone())),
+            tokio::spawn(actor.run(events)),
+        ];
+        let inner = Inner {
+            swarm,
+            shared,
+            fetcher,
+            listening,
+            poke,
+            _stop: cancel.clone().drop_guard(),
+            cancel,
+            tasks: Mutex::new(tasks),
+        };
+        Ok(MeshHandle { inner: Arc::new(inner) })
+    }
+}
+
+impl MeshHandle {
+    /// This node's id.
+    pub fn peer_id(&self) -> PeerId {
+        self.inner.swarm.peer()
+    }
+
+    /// Where this node listens, each address ending in `/p2p/` and its id: what
+    /// others take as a bootstrap address.
+    pub fn listen_addrs(&self) -> Vec<Address> {
+        self.inner.listening.borrow().clone()
+    }
+
+    /// Announces a model to the swarm, now and for as long as this node runs.
+    pub fn publish(&self, signed: SignedModel) -> Result<(), MeshError> {
+        let learned = self.inner.shared.lock().learn(Instant::now(), signed, true);
+        match learned {
+            Learned::Bad(error) => return Err(error.into()),
+            Learned::Full => {
+                return Err(MeshError::TooMany { what: "known models", max: ANNOUNCEMENTS_MAX });
+            }
+            Learned::New => self.inner.shared.publish_models(),
+            Learned::Known => {}
+        }
+        self.inner.poke.notify_one();
+        Ok(())
+    }
+
+    /// Gives the mesh a model's ordered object list, which bitmaps of holdings
+    /// refer to: the manifest's shards in order, then the other files it names
+    /// by hash. Every node must derive the same list from the same manifest.
+    /// Until a model is registered this node neither says what it holds of it
+    /// nor finds its objects, the manifest excepted.
+    pub fn register_model(&self, model: ModelId, objects: Vec<ShardId>) -> Result<(), MeshError> {
+        self.inner.shared.lock().membership.register(model, objects)?;
+        self.inner.shared.ring();
+        self.inner.poke.notify_one();
+        Ok(())
+    }
+
+    /// The models known to the swarm, with the number of peers that hold some of each.
+    pub fn models(&self) -> Vec<KnownModel> {
+        let state = self.inner.shared.lock();
+        let now = Instant::now();
+        let known = |signed: SignedModel| KnownModel {
+            holders: state.membership.holders_of_model(now, signed.model),
+            signed,
+        };
+        state.announcements.all().into_iter().map(known).collect()
+    }
+
+    /// Watches the list of known models.
+    pub fn watch_models(&self) -> watch::Receiver<Arc<Vec<SignedModel>>> {
+        self.inner.shared.models()
+    }
+
+    /// Changes whenever peers, holdings or loads may have changed.
+    pub fn watch_changes(&self) -> watch::Receiver<u64> {
+        self.inner.shared.changed()
+    }
+
+    /// Peers that say they hold an object, by leases that run, connected or not.
+    pub fn holders(&self, shard: ShardId) -> Vec<PeerId> {
+        let holders = self.inner.shared.lock().holders(Instant::now(), shard);
+        holders.ready.into_iter().chain(holders.away).collect()
+    }
+
+    /// The connected peers, by id.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        let state = self.inner.shared.lock();
+        let now = Instant::now();
+        let info = |(id, peer): (&PeerId, &doppler_swarm::Peer)| {
+            let traffic = state.traffic.get(id).copied().unwrap_or_default();
+            let addresses = std::iter::once(&peer.remote).chain(&peer.listens);
+            PeerInfo {
+                id: *id,
+                addresses: addresses.map(Address::to_string).collect(),
+                agent: peer.agent.clone().unwrap_or_default(),
+                connected_s: now.saturating_duration_since(peer.connected_at).as_secs_f64(),
+                bytes_in: traffic.bytes_in,
+                bytes_out: traffic.bytes_out,
+                score: state.reputation.score(*id),
+                rate: state.picker.rate(*id),
+                shards_held: state.membership.held_by(now, *id),
+            }
+        };
+        state.peers.iter().map(info).collect()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let drops = self.inner.swarm.counters();
+        let state = self.inner.shared.lock();
+        let traffic = state.traffic.iter();
+        Stats {
+            counts: state.counts,
+            peers: traffic.map(|(peer, traffic)| (peer.to_string(), *traffic)).collect(),
+            banned: state.reputation.banned(Instant::now()),
+            dropped: drops.messages_dropped + drops.publications_dropped + drops.streams_dropped,
+        }
+    }
+
+    /// Stops serving, closes every connection and waits until that is done. Reads
+    /// under way fail; a second call does nothing.
+    pub async fn shutdown(&self) {
+        self.inner.cancel.cancel();
+        let tasks: Vec<_> = {
+            let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks.drain(..).collect()
+        };
+        for task in tasks {
+            // An error means that the task panicked: it has ended all the same.
+            let _ = task.await;
+        }
+        self.inner.swarm.shutdown().await;
+    }
+}
+
+impl ShardSource for MeshHandle {
+    fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>> {
+        self.inner.fetcher.clone().fetch(request).boxed()
+    }
+}
+
+/// The gossip topic of a swarm. The name itself is not told to peers outside it.
+pub fn topic(swarm_name: &str) -> Result<String, MeshError> {
+    if swarm_name.is_empty() || swarm_name.len() > SWARM_NAME_BYTES_MAX {
+        return Err(MeshError::BadSwarmName(swarm_name.to_owned()));
+    }
+    let hash = blake3::derive_key("doppler-node 2026 swarm topic v1", swarm_name.as_bytes());
+    Ok(format!("/doppler/swarm/{}/1", blake3::Hash::from_bytes(hash).to_hex()))
+}
+
+fn as_text<S: serde::Serializer>(value: &PeerId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swarms_of_different_names_have_different_topics() {
+        assert_ne!(topic("a").unwrap(), topic("b").unwrap());
+        assert_eq!(topic("a").unwrap(), topic("a").unwrap());
+        assert!(!topic("secret").unwrap().contains("secret"));
+        assert!(topic("").is_err() && topic(&"x".repeat(SWARM_NAME_BYTES_MAX + 1)).is_err());
+    }
+}

@@ -1,0 +1,331 @@
+//! Who holds what: bitmaps of peers' holdings under leases, resolved against
+//! the object lists of the models known here. Pure: the time is an argument.
+//!
+//! The rule for what a holdings entry says:
+//! - bit i of an entry is object i of the model's registered list, which is the
+//!   manifest's shards in order, then the other files it names by hash (the
+//!   tokenizer): every object but the manifest has a bit;
+//! - the manifest, which names the list and so cannot be in it, has a flag.
+//!
+//! A bitmap that arrives before the model is registered is kept as it is: it is
+//! resolved when somebody asks, so registering later needs no second message.
+//! Invariant: what a lease no longer covers is never reported.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use doppler_swarm::{Address, PeerId};
+
+use super::options::{MEMBER_BYTES_MAX, MEMBERS_MAX, MODELS_MAX, MeshError};
+use crate::store::{ModelId, ShardId};
+use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
+
+/// What a holdings message changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Older than what is known; ignored.
+    Stale,
+    /// Nothing but the lease is new.
+    Renewed,
+    Changed,
+    /// No room for another peer.
+    Full,
+}
+
+struct Entry {
+    manifest: bool,
+    objects: Vec<u8>,
+    until: Instant,
+}
+
+struct Member {
+    sequence: u64,
+    addresses: Vec<Address>,
+    models: BTreeMap<ModelId, Entry>,
+}
+
+impl Member {
+    /// Makes room for one model's entry: those whose leases end first give way.
+    fn make_room(&mut self, model: ModelId, bytes: usize) {
+        self.models.remove(&model);
+        let mut held: usize = self.models.values().map(|entry| entry.objects.len()).sum();
+        while self.models.len() >= HOLDINGS_MODELS_MAX || held + bytes > MEMBER_BYTES_MAX {
+            let first = self.models.iter().min_by_key(|(_, entry)| entry.until);
+            let Some(first) = first.map(|(model, _)| *model) else { break };
+            if let Some(entry) = self.models.remove(&first) {
+                held -= entry.objects.len();
+            }
+        }
+    }
+}
+
+/// Peers' holdings and the lists that give them meaning.
+#[derive(Default)]
+pub(super) struct Membership {
+    members: BTreeMap<PeerId, Member>,
+    lists: BTreeMap<ModelId, Vec<ShardId>>,
+    /// Where an object stands: in which models' lists, at which bit.
+    places: HashMap<ShardId, Vec<(ModelId, usize)>>,
+}
+
+impl Membership {
+    /// Takes in what `peer`, the author, says it holds.
+    pub(super) fn hear(&mut self, now: Instant, peer: PeerId, holdings: Holdings) -> Heard {
+        if !self.members.contains_key(&peer) && self.members.len() >= MEMBERS_MAX {
+            self.expire(now);
+            if self.members.len() >= MEMBERS_MAX {
+                return Heard::Full;
+            }
+        }
+        let member = self.members.entry(peer).or_insert_with(|| Member {
+            sequence: 0,
+            addresses: Vec::new(),
+            models: BTreeMap::new(),
+        });
+        if holdings.sequence <= member.sequence {
+            return Heard::Stale;
+        }
+        member.sequence = holdings.sequence;
+        member.addresses =
+            holdings.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let until = now + holdings.lease;
+        let mut changed = false;
+        for ModelHoldings { model, manifest, objects } in holdings.models {
+            let known = member.models.get(&model).filter(|entry| entry.until > now);
+            changed |= known.is_none_or(|old| (old.manifest, &old.objects) != (manifest, &objects));
+            member.make_room(model, objects.len());
+            member.models.insert(model, Entry { manifest, objects, until });
+        }
+        if changed { Heard::Changed } else { Heard::Renewed }
+    }
+
+    /// Gives a model's bitmaps their meaning. Registering again replaces the list.
+    pub(super) fn register(
+        &mut self,
+        model: ModelId,
+        objects: Vec<ShardId>,
+    ) -> Result<(), MeshError> {
+        let objects_max = BITMAP_BYTES_MAX * 8;
+        if objects.len() > objects_max {
+            return Err(MeshError::TooMany { what: "objects of a model", max: objects_max });
+        }
+        if !self.lists.contains_key(&model) && self.lists.len() >= MODELS_MAX {
+            return Err(MeshError::TooMany { what: "registered models", max: MODELS_MAX });
+        }
+        if let Some(old) = self.lists.remove(&model) {
+            for shard in old {
+                if let Some(places) = self.places.get_mut(&shard) {
+                    places.retain(|(other, _)| *other != model);
+                    if places.is_empty() {
+                        self.places.remove(&shard);
+                    }
+                }
+            }
+        }
+        for (bit, shard) in objects.iter().enumerate() {
+            self.places.entry(*shard).or_default().push((model, bit));
+        }
+        self.lists.insert(model, objects);
+        Ok(())
+    }
+
+    /// The registered models and their lists.
+    pub(super) fn lists(&self) -> impl Iterator<Item = (&ModelId, &[ShardId])> {
+        self.lists.iter().map(|(model, list)| (model, list.as_slice()))
+    }
+
+    /// Peers that hold the object, by leases that run.
+    pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Vec<PeerId> {
+        let model = ModelId::from(*shard.as_bytes());
+        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
+        let holds = |member: &Member| {
+            let manifest = member.models.get(&model);
+            manifest.is_some_and(|entry| entry.until > now && entry.manifest)
+                || places.iter().any(|(model, bit)| {
+                    let entry = member.models.get(model);
+                    entry.is_some_and(|entry| entry.until > now && has_bit(&entry.objects, *bit))
+                })
+        };
+        self.members.iter().filter(|(_, member)| holds(member)).map(|(peer, _)| *peer).collect()
+    }
+
+    /// Peers with a running lease that hold anything of the model.
+    pub(super) fn holders_of_model(&self, now: Instant, model: ModelId) -> usize {
+        let holds = |entry: &Entry| {
+            entry.until > now && (entry.manifest || entry.objects.iter().any(|byte| *byte != 0))
+        };
+        self.members.values().filter(|member| member.models.get(&model).is_some_and(holds)).count()
+    }
+
+    /// Objects that a peer says it holds, manifests included.
+    pub(super) fn held_by(&self, now: Instant, peer: PeerId) -> u64 {
+        let Some(member) = self.members.get(&peer) else { return 0 };
+        let running = member.models.values().filter(|entry| entry.until > now);
+        running
+            .map(|entry| {
+                let bits: u64 = entry.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
+                bits + u64::from(entry.manifest)
+            })
+            .sum()
+    }
+
+    /// Peers with a running lease.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.members.keys().copied()
+    }
+
+    /// Where a peer says it listens.
+    pub(super) fn addresses(&self, peer: PeerId) -> Vec<Address> {
+        self.members.get(&peer).map(|member| member.addresses.clone()).unwrap_or_default()
+    }
+
+    /// A peer answered that it does not hold an object: believed until its next message.
+    pub(super) fn retract(&mut self, peer: PeerId, shard: ShardId) {
+        let Some(member) = self.members.get_mut(&peer) else { return };
+        if let Some(entry) = member.models.get_mut(&ModelId::from(*shard.as_bytes())) {
+            entry.manifest = false;
+        }
+        for (model, bit) in self.places.get(&shard).map_or(&[][..], Vec::as_slice) {
+            if let Some(entry) = member.models.get_mut(model)
+                && let Some(byte) = entry.objects.get_mut(bit / 8)
+            {
+                *byte &= !(1 << (bit % 8));
+            }
+        }
+    }
+
+    /// Forgets what a lease no longer covers; true if that was anything.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        let mut changed = false;
+        self.members.retain(|_, member| {
+            let before = member.models.len();
+            member.models.retain(|_, entry| entry.until > now);
+            changed |= member.models.len() != before;
+            !member.models.is_empty()
+        });
+        changed
+    }
+}
+
+fn has_bit(bitmap: &[u8], bit: usize) -> bool {
+    bitmap.get(bit / 8).is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
+}
+
+/// A bitmap with bit i set where `held(i)`, without trailing zero bytes.
+pub(super) fn bitmap(len: usize, held: impl Fn(usize) -> bool) -> Vec<u8> {
+    let mut bytes = vec![0u8; len.div_ceil(8)];
+    for bit in (0..len).filter(|bit| held(*bit)) {
+        bytes[bit / 8] |= 1 << (bit % 8);
+    }
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    fn peer(byte: u8) -> PeerId {
+        PeerId::from_seed([byte; 32])
+    }
+
+    fn says(sequence: u64, model: ModelId, manifest: bool, objects: &[u8]) -> Holdings {
+        Holdings {
+            peer: Vec::new(),
+            sequence,
+            lease: LEASE,
+            addresses: vec!["/ip4/127.0.0.1/tcp/9".into(), "nonsense".into()],
+            models: vec![ModelHoldings { model, manifest, objects: objects.to_vec() }],
+        }
+    }
+
+    #[test]
+    fn bitmaps_mean_something_once_the_list_is_registered() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let objects: Vec<ShardId> = (0..10u8).map(|i| ShardId::of(&[i])).collect();
+        let mut members = Membership::default();
+        assert_eq!(members.hear(now, peer(1), says(1, model, true, &[1, 2])), Heard::Changed);
+        assert_eq!(members.holders(now, objects[0]), []);
+        assert_eq!(members.holders(now, model.manifest()), [peer(1)]);
+        members.register(model, objects.clone()).unwrap();
+        assert_eq!(members.holders(now, objects[0]), [peer(1)]);
+        assert_eq!(members.holders(now, objects[9]), [peer(1)]);
+        assert_eq!(members.holders(now, objects[1]), []);
+        assert_eq!((members.held_by(now, peer(1)), members.holders_of_model(now, model)), (3, 1));
+        assert_eq!(members.addresses(peer(1)).len(), 1);
+        // A shorter list leaves no trace of the longer one.
+        members.register(model, objects[..1].to_vec()).unwrap();
+        assert_eq!(members.holders(now, objects[9]), []);
+    }
+
+    #[test]
+    fn leases_end_and_renewals_and_stale_messages_are_told_apart() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let shard = ShardId::of(b"s");
+        let mut members = Membership::default();
+        members.register(model, vec![shard]).unwrap();
+        members.hear(now, peer(1), says(5, model, false, &[1]));
+        assert_eq!(members.hear(now, peer(1), says(5, model, false, &[0])), Heard::Stale);
+        let half = now + LEASE / 2;
+        assert_eq!(members.hear(half, peer(1), says(6, model, false, &[1])), Heard::Renewed);
+        assert_eq!(members.holders(half + LEASE - Duration::from_millis(1), shard), [peer(1)]);
+        assert_eq!(members.holders(half + LEASE, shard), [], "at the end of its lease");
+        assert!(!members.expire(half + LEASE / 2));
+        assert!(members.expire(half + LEASE));
+        assert_eq!(members.peers().count(), 0);
+        // A restarted peer whose clock went back is believed again once forgotten.
+        assert_eq!(
+            members.hear(half + LEASE, peer(1), says(1, model, false, &[1])),
+            Heard::Changed
+        );
+    }
+
+    #[test]
+    fn a_denied_object_is_not_reported_until_the_next_message() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let shard = ShardId::of(b"s");
+        let mut members = Membership::default();
+        members.register(model, vec![shard, shard]).unwrap();
+        members.hear(now, peer(1), says(1, model, true, &[0b11]));
+        members.retract(peer(1), shard);
+        members.retract(peer(2), shard);
+        assert_eq!(members.holders(now, shard), []);
+        assert_eq!(members.holders(now, model.manifest()), [peer(1)]);
+        members.retract(peer(1), model.manifest());
+        assert_eq!(members.holders(now, model.manifest()), []);
+        members.hear(now, peer(1), says(2, model, true, &[0b11]));
+        assert_eq!(members.holders(now, shard), [peer(1)]);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let mut members = Membership::default();
+        let too_many = vec![ShardId::of(b"s"); BITMAP_BYTES_MAX * 8 + 1];
+        assert!(members.register(model, too_many).is_err());
+        for sequence in 1..=200u64 {
+            let model = ModelId::of(&sequence.to_le_bytes());
+            let later = now + Duration::from_millis(sequence);
+            members.hear(later, peer(1), says(sequence, model, true, &[]));
+        }
+        assert_eq!(members.held_by(now, peer(1)), HOLDINGS_MODELS_MAX as u64);
+        for index in 0..MODELS_MAX {
+            members.register(ModelId::of(&index.to_le_bytes()), Vec::new()).unwrap();
+        }
+        assert!(members.register(ModelId::of(b"one more"), Vec::new()).is_err());
+    }
+
+    #[test]
+    fn bitmaps_are_as_short_as_they_can_be() {
+        assert_eq!(bitmap(20, |bit| bit == 9), [0, 2]);
+        assert_eq!(bitmap(20, |_| false), [] as [u8; 0]);
+        let map = bitmap(20, |bit| bit % 3 == 0);
+        assert!((0..20).all(|bit| has_bit(&map, bit) == (bit % 3 == 0)) && !has_bit(&map, 1000));
+    }
+}

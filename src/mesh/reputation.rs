@@ -1,0 +1,152 @@
+//! How peers behave: a score in 0..=1 and bans. Pure: the time is an argument.
+//!
+//! Invariant: a peer that sent a wrong byte is banned from that moment; it is
+//! never chosen again before its ban ends, and then starts from the bottom.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use doppler_swarm::PeerId;
+
+use super::options::{BAN_FIRST, BAN_MAX, PEERS_REMEMBERED_MAX};
+
+/// What a peer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Conduct {
+    /// Sent a range that proved itself.
+    Delivered,
+    /// Sent a byte that does not match its hash.
+    WrongByte,
+    /// Broke the protocol: a reply out of bounds, or bytes that do not add up.
+    Violation,
+    /// Went silent, or dripped, in the middle of a transfer.
+    Stalled,
+    /// Its connection broke in the middle of a transfer.
+    Lost,
+    /// Said that it holds what it then did not have.
+    Denied,
+}
+
+/// A newcomer's score: better than one that misbehaved, worse than one that delivered.
+const SCORE_NEW: f64 = 0.5;
+/// Lowest score, so that a choice between bad peers remains a choice.
+const SCORE_MIN: f64 = 0.01;
+/// How far one delivery moves the score towards 1.
+const GAIN: f64 = 0.05;
+
+struct Record {
+    score: f64,
+    offences: u32,
+    banned_until: Option<Instant>,
+    seen: u64,
+}
+
+/// Everybody's record.
+#[derive(Default)]
+pub(super) struct Reputation {
+    records: BTreeMap<PeerId, Record>,
+    clock: u64,
+}
+
+impl Reputation {
+    /// Notes what a peer did; the end of its ban, if that earned one.
+    pub(super) fn note(&mut self, now: Instant, peer: PeerId, conduct: Conduct) -> Option<Instant> {
+        self.make_room(now, peer);
+        self.clock += 1;
+        let record = self.records.entry(peer).or_insert(Record {
+            score: SCORE_NEW,
+            offences: 0,
+            banned_until: None,
+            seen: 0,
+        });
+        record.seen = self.clock;
+        let score = match conduct {
+            Conduct::Delivered => record.score + (1.0 - record.score) * GAIN,
+            Conduct::WrongByte => SCORE_MIN,
+            Conduct::Violation => record.score * 0.25,
+            Conduct::Stalled => record.score * 0.6,
+            Conduct::Lost => record.score * 0.8,
+            Conduct::Denied => record.score * 0.9,
+        };
+        record.score = score.max(SCORE_MIN);
+        if conduct != Conduct::WrongByte {
+            return None;
+        }
+        let ban = BAN_FIRST.saturating_mul(1 << record.offences.min(16)).min(BAN_MAX);
+        record.offences += 1;
+        record.banned_until = Some(now + ban);
+        record.banned_until
+    }
+
+    pub(super) fn score(&self, peer: PeerId) -> f64 {
+        self.records.get(&peer).map_or(SCORE_NEW, |record| record.score)
+    }
+
+    pub(super) fn is_banned(&self, now: Instant, peer: PeerId) -> bool {
+        let until = self.records.get(&peer).and_then(|record| record.banned_until);
+        until.is_some_and(|until| until > now)
+    }
+
+    /// Peers banned now.
+    pub(super) fn banned(&self, now: Instant) -> usize {
+        self.records.keys().filter(|peer| self.is_banned(now, **peer)).count()
+    }
+
+    /// The record not touched for longest gives way, banned ones last.
+    fn make_room(&mut self, now: Instant, peer: PeerId) {
+        if self.records.len() < PEERS_REMEMBERED_MAX || self.records.contains_key(&peer) {
+            return;
+        }
+        let banned = |record: &Record| record.banned_until.is_some_and(|until| until > now);
+        let oldest = self.records.iter().min_by_key(|(_, record)| (banned(record), record.seen));
+        if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
+            self.records.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_byte_bans_and_each_further_one_bans_twice_as_long() {
+        let (mut now, peer) = (Instant::now(), PeerId::from_seed([1; 32]));
+        let mut reputation = Reputation::default();
+        for offence in 0..12 {
+            let until = reputation.note(now, peer, Conduct::WrongByte).unwrap();
+            assert_eq!(until - now, (BAN_FIRST * (1 << offence)).min(BAN_MAX));
+            assert!(reputation.is_banned(now, peer) && reputation.banned(now) == 1);
+            now = until;
+            assert!(!reputation.is_banned(now, peer));
+            assert!(reputation.score(peer) < 0.02, "back, but at the bottom");
+        }
+    }
+
+    #[test]
+    fn conduct_orders_peers() {
+        let now = Instant::now();
+        let mut reputation = Reputation::default();
+        let order = [
+            Conduct::WrongByte,
+            Conduct::Violation,
+            Conduct::Stalled,
+            Conduct::Lost,
+            Conduct::Denied,
+            Conduct::Delivered,
+        ];
+        let mut last = 0.0;
+        for (index, conduct) in order.into_iter().enumerate() {
+            let peer = PeerId::from_seed([index as u8; 32]);
+            let banned = reputation.note(now, peer, conduct).is_some();
+            assert_eq!(banned, conduct == Conduct::WrongByte);
+            assert!(reputation.score(peer) > last, "{conduct:?}");
+            last = reputation.score(peer);
+        }
+        let peer = PeerId::from_seed([99; 32]);
+        for _ in 0..1000 {
+            reputation.note(now, peer, Conduct::Delivered);
+        }
+        assert!(reputation.score(peer) > 0.99 && reputation.score(peer) <= 1.0);
+    }
+}

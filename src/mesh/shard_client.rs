@@ -1,0 +1,291 @@
+//! The asking side of the shard protocol: one request on a stream, its answer
+//! proved while it arrives, and the stream kept for the next.
+//!
+//! Invariant: at most one 16 KiB group is read after the first wrong byte; a
+//! stream on which anything went wrong is dropped, never kept.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use doppler_swarm::{PeerId, Stream, SwarmHandle};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::options::{
+    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE, SHARD_PROTOCOL,
+};
+use super::reputation::Conduct;
+use crate::store::verified::{self, VerifiedRange};
+use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
+
+/// Why a request brought nothing.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
+    /// Body bytes read and thrown away.
+    pub(super) bytes: u64,
+    pub(super) detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// A byte did not match its hash.
+    Wrong,
+    /// The reply broke the protocol.
+    Violation,
+    /// Silent, or too slow.
+    Stalled,
+    /// No connection, or it broke.
+    Lost,
+    NotFound,
+    OutOfRange {
+        object_size: u64,
+    },
+    Overloaded,
+    /// It will not, or could not read it.
+    Refused,
+}
+
+impl FailureKind {
+    /// How it counts for the peer's reputation.
+    pub(super) const fn conduct(self) -> Option<Conduct> {
+        match self {
+            Self::Wrong => Some(Conduct::WrongByte),
+            Self::Violation => Some(Conduct::Violation),
+            Self::Stalled => Some(Conduct::Stalled),
+            Self::Lost => Some(Conduct::Lost),
+            Self::NotFound | Self::OutOfRange { .. } => Some(Conduct::Denied),
+            Self::Overloaded | Self::Refused => None,
+        }
+    }
+}
+
+struct Kept {
+    stream: Stream,
+    since: Instant,
+}
+
+/// Asks peers for ranges. Streams are kept per peer, at most
+/// `IDLE_STREAMS_PER_PEER_MAX` each, and dropped when the peer disconnects.
+pub(super) struct Client {
+    swarm: SwarmHandle,
+    idle: Duration,
+    kept: Mutex<HashMap<PeerId, Vec<Kept>>>,
+}
+
+impl Client {
+    pub(super) fn new(swarm: SwarmHandle, idle: Duration) -> Self {
+        Self { swarm, idle, kept: Mutex::default() }
+    }
+
+    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long.
+    pub(super) async fn request(
+        &self,
+        peer: PeerId,
+        request: ShardRequest,
+    ) -> Result<VerifiedRange, Failure> {
+        let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
+        match tokio::time::timeout(limit, self.request_unlimited(peer, request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
+        }
+    }
+
+    async fn request_unlimited(
+        &self,
+        peer: PeerId,
+        request: ShardRequest,
+    ) -> Result<VerifiedRange, Failure> {
+        if let Some(mut stream) = self.take(peer) {
+            match self.exchange(&mut stream, request).await {
+                Ok(range) => {
+                    self.keep(peer, stream);
+                    return Ok(range);
+                }
+                // The server may have dropped a stream that idled: that says nothing about the peer.
+                Err((failure, Progress::Unanswered)) if failure.kind == FailureKind::Lost => {}
+                Err((failure, _)) => return Err(self.after(peer, stream, failure)),
+            }
+        }
+        let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
+        let mut stream =
+            opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
+        match self.exchange(&mut stream, request).await {
+            Ok(range) => {
+                self.keep(peer, stream);
+                Ok(range)
+            }
+            Err((failure, _)) => Err(self.after(peer, stream, failure)),
+        }
+    }
+
+    /// A stream whose peer merely said no is as good as before.
+    fn after(&self, peer: PeerId, stream: Stream, failure: Failure) -> Failure {
+        match failure.kind {
+            FailureKind::NotFound
+            | FailureKind::OutOfRange { .. }
+            | FailureKind::Overloaded
+            | FailureKind::Refused => self.keep(peer, stream),
+            FailureKind::Wrong
+            | FailureKind::Violation
+            | FailureKind::Stalled
+            | FailureKind::Lost => drop(stream),
+        }
+        failure
+    }
+
+    async fn exchange(
+        &self,
+        stream: &mut Stream,
+        request: ShardRequest,
+    ) -> Result<VerifiedRange, (Failure, Progress)> {
+        let mut reader = Watched::new(stream, self.idle);
+        let reply = ask(&mut reader, request)
+            .await
+            .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
+        answer(&mut reader, request, reply).await.map_err(|failure| (failure, Progress::Answered))
+    }
+
+    fn take(&self, peer: PeerId) -> Option<Stream> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = kept.get_mut(&peer)?;
+        streams.retain(|one| one.since.elapsed() < IDLE_STREAM_CLIENT);
+        streams.pop().map(|one| one.stream)
+    }
+
+    fn keep(&self, peer: PeerId, stream: Stream) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = kept.entry(peer).or_default();
+        if streams.len() < IDLE_STREAMS_PER_PEER_MAX {
+            streams.push(Kept { stream, since: Instant::now() });
+        }
+    }
+
+    /// Drops the streams kept to a peer, which has gone.
+    pub(super) fn forget(&self, peer: PeerId) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+    }
+}
+
+/// How far an exchange came.
+enum Progress {
+    Unanswered,
+    Answered,
+}
+
+/// Sends the request and reads the reply's head.
+async fn ask(
+    stream: &mut Watched<'_>,
+    request: ShardRequest,
+) -> io::Result<Result<ShardReply, String>> {
+    let idle = stream.idle;
+    let send = async {
+        stream.stream.write_all(&request.encode()).await?;
+        stream.stream.flush().await
+    };
+    tokio::time::timeout(idle, send).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.rearm();
+    let length = usize::from(stream.read_u16().await?);
+    if length > FRAME_BYTES_MAX {
+        return Ok(Err(format!("a reply of {length} bytes")));
+    }
+    let mut frame = [0; FRAME_BYTES_MAX];
+    stream.read_exact(&mut frame[..length]).await?;
+    Ok(ShardReply::decode(&frame[..length]).map_err(|error| error.to_string()))
+}
+
+/// Reads and proves what the reply announced.
+async fn answer(
+    stream: &mut Watched<'_>,
+    request: ShardRequest,
+    reply: Result<ShardReply, String>,
+) -> Result<VerifiedRange, Failure> {
+    let says = |kind, detail: &str| failure(kind, 0, detail.to_owned());
+    let (object_size, body_bytes) = match reply {
+        Ok(ShardReply::Ok { object_size, body_bytes }) => (object_size, body_bytes),
+        Ok(ShardReply::NotFound) => return Err(says(FailureKind::NotFound, "does not have it")),
+        Ok(ShardReply::OutOfRange { object_size }) => {
+            let kind = FailureKind::OutOfRange { object_size };
+            return Err(says(kind, "says that the range is outside the object"));
+        }
+        Ok(ShardReply::Overloaded) => return Err(says(FailureKind::Overloaded, "is overloaded")),
+        Ok(ShardReply::Refused) => return Err(says(FailureKind::Refused, "refused")),
+        Ok(ShardReply::Failed) => return Err(says(FailureKind::Refused, "could not read it")),
+        Err(detail) => return Err(failure(FailureKind::Violation, 0, detail)),
+    };
+    stream.read = 0;
+    let mut body = stream.take(body_bytes);
+    let decoded = verified::decode(request.shard, object_size, request.range, &mut body).await;
+    let left = body.limit();
+    let read = stream.read;
+    match decoded {
+        Ok(range) if left == 0 => Ok(range),
+        Ok(_) => {
+            Err(failure(FailureKind::Violation, read, format!("{left} bytes more than needed")))
+        }
+        Err(error) if error.is_wrong_bytes() => {
+            Err(failure(FailureKind::Wrong, read, error.to_string()))
+        }
+        Err(verified::DecodeError::Io { source, .. }) => Err(io_failure(&source, read)),
+        // Ended early although the announced bytes came, or lengths that cannot be.
+        Err(error @ verified::DecodeError::Truncated { .. }) if left > 0 => {
+            Err(failure(FailureKind::Lost, read, error.to_string()))
+        }
+        Err(error) => Err(failure(FailureKind::Violation, read, error.to_string())),
+    }
+}
+
+fn failure(kind: FailureKind, bytes: u64, detail: String) -> Failure {
+    Failure { kind, bytes, detail }
+}
+
+fn io_failure(error: &io::Error, bytes: u64) -> Failure {
+    if error.kind() == io::ErrorKind::TimedOut {
+        failure(FailureKind::Stalled, bytes, "went silent".into())
+    } else {
+        failure(FailureKind::Lost, bytes, format!("connection lost: {error}"))
+    }
+}
+
+/// A stream that counts what is read and fails once nothing came for `idle`.
+struct Watched<'a> {
+    stream: &'a mut Stream,
+    idle: Duration,
+    silent: Pin<Box<Sleep>>,
+    read: u64,
+}
+
+impl<'a> Watched<'a> {
+    fn new(stream: &'a mut Stream, idle: Duration) -> Self {
+        Self { stream, idle, silent: Box::pin(sleep(idle)), read: 0 }
+    }
+
+    fn rearm(&mut self) {
+        self.silent.as_mut().reset(tokio::time::Instant::now() + self.idle);
+    }
+}
+
+impl AsyncRead for Watched<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let this = &mut *self;
+        match Pin::new(&mut *this.stream).poll_read(cx, buf) {
+            Poll::Ready(done) => {
+                this.read += (buf.filled().len() - before) as u64;
+                this.rearm();
+                Poll::Ready(done)
+            }
+            Poll::Pending => {
+                this.silent.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}

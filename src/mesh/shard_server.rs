@@ -1,0 +1,208 @@
+//! The answering side of the shard protocol.
+//!
+//! Refuses: more streams than its limits, more replies at once than upload
+//! slots, requests out of bounds. Invariant: what it sends comes from
+//! `ShardServe`, which checks it; nothing is sent that is not held here whole.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use doppler_swarm::{IncomingStream, IncomingStreams, PeerId, Stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::options::{
+    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, SLOT_WAIT, STREAMS_MAX, STREAMS_PER_PEER_MAX, WRITE_BYTES,
+};
+use super::state::Shared;
+use crate::store::verified::Encoded;
+use crate::store::{Priority, ReadError, ShardServe};
+use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
+
+/// Answers peers' requests from what is held here.
+pub(super) struct Server {
+    serve: Arc<dyn ShardServe>,
+    shared: Arc<Shared>,
+    /// Every reply under way holds one.
+    slots: Arc<Semaphore>,
+    /// Replies that no token waits for hold one of these too: a quarter of the
+    /// slots is left for those that one does.
+    patient_slots: Arc<Semaphore>,
+    idle: Duration,
+    streams: Mutex<HashMap<PeerId, usize>>,
+}
+
+impl Server {
+    pub(super) fn new(
+        serve: Arc<dyn ShardServe>,
+        shared: Arc<Shared>,
+        upload_slots: usize,
+        idle: Duration,
+    ) -> Self {
+        let slots = upload_slots.max(1);
+        Self {
+            serve,
+            shared,
+            slots: Arc::new(Semaphore::new(slots)),
+            patient_slots: Arc::new(Semaphore::new((slots - slots / 4).max(1))),
+            idle,
+            streams: Mutex::default(),
+        }
+    }
+
+    /// Serves every stream that arrives until cancelled. The loop only spawns.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut incoming: IncomingStreams,
+        cancel: CancellationToken,
+    ) {
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                next = incoming.recv() => {
+                    let Some(IncomingStream { peer, stream }) = next else { break };
+                    // Finished tasks are cleared before the count is looked at.
+                    while tasks.try_join_next().is_some() {}
+                    if tasks.len() >= STREAMS_MAX || !self.enter(peer) {
+                        debug!(%peer, "too many streams; refused one");
+                        continue;
+                    }
+                    let server = self.clone();
+                    tasks.spawn(async move {
+                        let end = server.stream(peer, stream).await;
+                        server.leave(peer);
+                        if let Err(error) = end {
+                            debug!(%peer, %error, "stream ended");
+                        }
+                    });
+                }
+            }
+        }
+        tasks.shutdown().await;
+    }
+
+    fn enter(&self, peer: PeerId) -> bool {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = streams.entry(peer).or_insert(0);
+        if *count >= STREAMS_PER_PEER_MAX {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    fn leave(&self, peer: PeerId) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = streams.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                streams.remove(&peer);
+            }
+        }
+    }
+
+    /// One stream: requests one after another, until it idles, ends or breaks.
+    async fn stream(&self, peer: PeerId, mut stream: Stream) -> io::Result<()> {
+        loop {
+            let Ok(length) = timeout(IDLE_STREAM_SERVER, stream.read_u16()).await else {
+                return Ok(());
+            };
+            let length = match length {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                length => usize::from(length?),
+            };
+            if length > FRAME_BYTES_MAX {
+                return Err(io::Error::other(format!("a request of {length} bytes")));
+            }
+            let mut frame = [0; FRAME_BYTES_MAX];
+            let read = stream.read_exact(&mut frame[..length]);
+            timeout(self.idle, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            match ShardRequest::decode(&frame[..length]) {
+                Ok(request) => self.reply(peer, &mut stream, request).await?,
+                Err(error) => {
+                    debug!(%peer, %error, "request out of bounds");
+                    self.write(&mut stream, &ShardReply::Refused.encode()).await?;
+                    self.flush(&mut stream).await?;
+                }
+            }
+        }
+    }
+
+    async fn reply(
+        &self,
+        peer: PeerId,
+        stream: &mut Stream,
+        request: ShardRequest,
+    ) -> io::Result<()> {
+        // Held until the reply is written: that is what bounds memory.
+        let slot = timeout(SLOT_WAIT, self.slot(request.priority)).await;
+        let encoded = match slot {
+            Ok(_) => self.encode(request).await,
+            Err(_) => Err(ShardReply::Overloaded),
+        };
+        match encoded {
+            Err(reply) => self.write(stream, &reply.encode()).await?,
+            Ok(encoded) => {
+                let body_bytes = encoded.bytes.len() as u64;
+                let reply = ShardReply::Ok { object_size: encoded.size, body_bytes };
+                self.write(stream, &reply.encode()).await?;
+                for part in encoded.bytes.chunks(WRITE_BYTES) {
+                    self.write(stream, part).await?;
+                }
+                let mut state = self.shared.lock();
+                state.counts.served_bytes += body_bytes;
+                state.traffic(peer).bytes_out += body_bytes;
+            }
+        }
+        self.flush(stream).await
+    }
+
+    async fn slot(&self, priority: Priority) -> [Option<OwnedSemaphorePermit>; 2] {
+        let patient = match priority {
+            Priority::Token => None,
+            Priority::Prefetch | Priority::Bulk => {
+                // An error means a closed semaphore, and these are never closed.
+                self.patient_slots.clone().acquire_owned().await.ok()
+            }
+        };
+        [patient, self.slots.clone().acquire_owned().await.ok()]
+    }
+
+    async fn encode(&self, request: ShardRequest) -> Result<Encoded, ShardReply> {
+        let encode = self.serve.encode(request.shard, request.range);
+        let encoded = match timeout(ENCODE_TIMEOUT, encode).await {
+            Ok(encoded) => encoded,
+            Err(_) => return Err(ShardReply::Overloaded),
+        };
+        match encoded {
+            Ok(encoded) if encoded.bytes.is_empty() => Err(ShardReply::NotFound),
+            Ok(encoded) if encoded.bytes.len() as u64 > BODY_BYTES_MAX => Err(ShardReply::Failed),
+            Ok(encoded) => Ok(encoded),
+            Err(ReadError::NotFound { .. }) => Err(ShardReply::NotFound),
+            Err(ReadError::OutOfRange { size, .. }) => {
+                Err(ShardReply::OutOfRange { object_size: size })
+            }
+            Err(ReadError::Overloaded(_)) => Err(ShardReply::Overloaded),
+            Err(ReadError::Refused(_)) => Err(ShardReply::Refused),
+            Err(error) => {
+                debug!(shard = %request.shard.short(), %error, "cannot serve");
+                Err(ShardReply::Failed)
+            }
+        }
+    }
+
+    async fn write(&self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+        timeout(self.idle, stream.write_all(bytes)).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    async fn flush(&self, stream: &mut Stream) -> io::Result<()> {
+        timeout(self.idle, stream.flush()).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+}

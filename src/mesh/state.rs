@@ -1,0 +1,254 @@
+//! What the mesh knows, behind one lock, and the decisions taken on it.
+//!
+//! The lock is a plain mutex: it is held for a decision, never across an await,
+//! so that a read that is dropped half-way can give back what it took at once.
+//! Whoever waits for a decision to change waits on `changed`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use doppler_swarm::{Address, PeerId, Peers};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::announcements::{Announcements, Learned};
+use super::membership::{Heard, Membership, bitmap};
+use super::options::{DIAL_RETRY_FIRST, DIAL_RETRY_MAX, DIAL_TARGET, PEERS_REMEMBERED_MAX};
+use super::picker::{Begun, Picker};
+use super::reputation::{Conduct, Reputation};
+use crate::store::signature::SignedModel;
+use crate::store::{ModelId, ShardId};
+use crate::wire::ModelHoldings;
+
+/// Bytes of objects exchanged with one peer; kept after it has gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Verified bytes received.
+    pub bytes_in: u64,
+    /// Bytes of objects sent.
+    pub bytes_out: u64,
+    /// Bytes received and thrown away because they did not match their hash.
+    pub rejected: u64,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Bytes received and proved.
+    pub verified_bytes: u64,
+    /// Bytes received from peers whose bytes did not match, and thrown away.
+    pub rejected_bytes: u64,
+    /// Bytes of objects sent to peers.
+    pub served_bytes: u64,
+    /// Announcements dropped because their signature does not verify.
+    pub bad_signatures: u64,
+    /// Gossip messages dropped because they were malformed or not their author's to say.
+    pub bad_messages: u64,
+    /// Gossip messages dropped because their author sends too many, or nothing had room.
+    pub ignored_messages: u64,
+    /// Times a peer was banned.
+    pub bans: u64,
+}
+
+struct Dialling {
+    next: Instant,
+    wait: std::time::Duration,
+}
+
+/// Everything behind the lock.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) membership: Membership,
+    pub(super) announcements: Announcements,
+    pub(super) reputation: Reputation,
+    pub(super) picker: Picker,
+    pub(super) peers: Peers,
+    pub(super) counts: Counts,
+    pub(super) traffic: BTreeMap<PeerId, Traffic>,
+    dialling: BTreeMap<PeerId, Dialling>,
+}
+
+/// Who could serve an object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Holders {
+    /// Connected and trusted.
+    pub(super) ready: Vec<PeerId>,
+    /// Known by a lease, but not connected.
+    pub(super) away: Vec<PeerId>,
+}
+
+impl State {
+    pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Holders {
+        let mut holders = Holders::default();
+        for peer in self.membership.holders(now, shard) {
+            if self.reputation.is_banned(now, peer) {
+                continue;
+            }
+            if self.peers.contains_key(&peer) {
+                holders.ready.push(peer);
+            } else {
+                holders.away.push(peer);
+            }
+        }
+        holders
+    }
+
+    /// Chooses a peer for `len` bytes among those that may be asked, and begins a request.
+    pub(super) fn begin(&mut self, among: &[PeerId], len: u64, salt: u64) -> Option<Begun> {
+        let candidates = among.iter().map(|peer| (*peer, self.reputation.score(*peer)));
+        let peer = self.picker.pick(candidates.collect::<Vec<_>>(), len, salt)?;
+        Some(self.picker.begin(peer, len))
+    }
+
+    /// Takes in an announcement; its models' holders protect them from being pushed out.
+    pub(super) fn learn(&mut self, now: Instant, signed: SignedModel, own: bool) -> Learned {
+        let Self { announcements, membership, .. } = self;
+        let learned = announcements
+            .learn(now, signed, own, |model| membership.holders_of_model(now, model) > 0);
+        match learned {
+            Learned::Bad(_) => self.counts.bad_signatures += 1,
+            Learned::Full => self.counts.ignored_messages += 1,
+            Learned::New | Learned::Known => {}
+        }
+        learned
+    }
+
+    /// Takes in what an author says it holds; true if anybody could act on it.
+    pub(super) fn hear(
+        &mut self,
+        now: Instant,
+        author: PeerId,
+        holdings: crate::wire::Holdings,
+    ) -> bool {
+        let heard = self.membership.hear(now, author, holdings);
+        if heard == Heard::Full {
+            self.counts.ignored_messages += 1;
+        }
+        heard == Heard::Changed
+    }
+
+    /// What this node holds, for gossip.
+    pub(super) fn own_holdings(&self, held: &BTreeSet<ShardId>) -> Vec<ModelHoldings> {
+        let entry = |(model, list): (&ModelId, &[ShardId])| ModelHoldings {
+            model: *model,
+            manifest: held.contains(&model.manifest()),
+            objects: bitmap(list.len(), |bit| list.get(bit).is_some_and(|id| held.contains(id))),
+        };
+        self.membership.lists().map(entry).collect()
+    }
+
+    /// Notes conduct; the end of a ban, if there is a new one.
+    pub(super) fn note(&mut self, now: Instant, peer: PeerId, conduct: Conduct) -> Option<Instant> {
+        let ban = self.reputation.note(now, peer, conduct);
+        self.counts.bans += u64::from(ban.is_some());
+        ban
+    }
+
+    pub(super) fn traffic(&mut self, peer: PeerId) -> &mut Traffic {
+        if self.traffic.len() >= PEERS_REMEMBERED_MAX && !self.traffic.contains_key(&peer) {
+            let least = self.traffic.iter().min_by_key(|(_, t)| t.bytes_in + t.bytes_out);
+            if let Some(least) = least.map(|(peer, _)| *peer) {
+                self.traffic.remove(&least);
+            }
+        }
+        self.traffic.entry(peer).or_default()
+    }
+
+    /// Of `wanted`, who should be dialled now and where. Each dial puts the next one off.
+    pub(super) fn take_dials(
+        &mut self,
+        now: Instant,
+        wanted: &[PeerId],
+    ) -> Vec<(PeerId, Vec<Address>)> {
+        let mut dial = Vec::new();
+        for peer in wanted {
+            if self.peers.contains_key(peer) || self.reputation.is_banned(now, *peer) {
+                continue;
+            }
+            let addresses = self.membership.addresses(*peer);
+            let entry = self
+                .dialling
+                .entry(*peer)
+                .or_insert(Dialling { next: now, wait: DIAL_RETRY_FIRST });
+            if entry.next <= now && !addresses.is_empty() {
+                entry.next = now + entry.wait;
+                entry.wait = (entry.wait * 2).min(DIAL_RETRY_MAX);
+                dial.push((*peer, addresses));
+            }
+        }
+        dial
+    }
+
+    /// Peers worth a connection before anybody needs them.
+    pub(super) fn worth_dialling(&self, own: PeerId) -> Vec<PeerId> {
+        let room = DIAL_TARGET.saturating_sub(self.peers.len());
+        let away = self.membership.peers().filter(|peer| !self.peers.contains_key(peer));
+        away.filter(|peer| *peer != own).take(room).collect()
+    }
+
+    /// When a dial that was put off may be tried again.
+    pub(super) fn next_dial(&self, wanted: &[PeerId]) -> Option<Instant> {
+        wanted.iter().filter_map(|peer| self.dialling.get(peer)).map(|entry| entry.next).min()
+    }
+
+    /// The connected peers changed; returns those that went away.
+    pub(super) fn connected(&mut self, peers: Peers) -> Vec<PeerId> {
+        let gone = self.peers.keys().filter(|peer| !peers.contains_key(peer)).copied().collect();
+        for peer in peers.keys() {
+            self.dialling.remove(peer);
+        }
+        self.peers = peers;
+        gone
+    }
+
+    /// Forgets what no lease covers; true if that was anything.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        let changed = self.membership.expire(now);
+        let members: BTreeSet<PeerId> = self.membership.peers().collect();
+        self.dialling.retain(|peer, _| members.contains(peer));
+        changed
+    }
+}
+
+/// The state, and the bell that rings when a decision on it may come out differently.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    models: watch::Sender<Arc<Vec<SignedModel>>>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            models: watch::Sender::new(Arc::default()),
+        }
+    }
+
+    /// Locks the state. A panic elsewhere leaves counts off by one at worst, so
+    /// a poisoned lock is taken all the same.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes whoever waits for a holder, a peer or room.
+    pub(super) fn ring(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    pub(super) fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Publishes the list of known models to those who watch it.
+    pub(super) fn publish_models(&self) {
+        let models = self.lock().announcements.all();
+        self.models.send_replace(Arc::new(models));
+    }
+
+    pub(super) fn models(&self) -> watch::Receiver<Arc<Vec<SignedModel>>> {
+        self.models.subscribe()
+    }
+}

@@ -1,0 +1,243 @@
+//! What the control API says: the types that go over loopback HTTP as JSON.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::infer::generate::StopReason;
+use crate::infer::sampler::SamplerOptions;
+
+/// How a running node is found: written to `control.json` in its data directory, mode 0600.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ControlFile {
+    /// Loopback `address:port` of the API.
+    pub address: String,
+    /// Sent as `Authorization: Bearer TOKEN`, so that no other user and no web page can ask.
+    pub token: String,
+    pub pid: u32,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub peer_id: String,
+    pub swarm: String,
+    pub version: String,
+    pub addresses: Vec<String>,
+    pub data: PathBuf,
+    pub backend: String,
+    pub uptime_s: f64,
+    pub peers: usize,
+    pub models: usize,
+    /// The model loaded for generation, if any.
+    pub loaded: Option<String>,
+    pub vram_budget: u64,
+    pub ram: TierUse,
+    pub disk: TierUse,
+    pub traffic: Traffic,
+    pub uploaded_bytes: u64,
+}
+
+/// What one tier holds against what it may hold.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct TierUse {
+    pub used: u64,
+    pub budget: u64,
+}
+
+/// Expert demands by the tier that met them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hits {
+    pub vram: u64,
+    pub ram: u64,
+    pub disk: u64,
+    pub peer: u64,
+}
+
+impl Hits {
+    /// What was counted since `earlier`, a previous reading.
+    pub const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            vram: self.vram.saturating_sub(earlier.vram),
+            ram: self.ram.saturating_sub(earlier.ram),
+            disk: self.disk.saturating_sub(earlier.disk),
+            peer: self.peer.saturating_sub(earlier.peer),
+        }
+    }
+}
+
+/// What a stretch of work took from which tier and peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub hits: Hits,
+    /// Verified bytes received, by peer id.
+    pub peer_bytes: BTreeMap<String, u64>,
+    pub verified_bytes: u64,
+    pub rejected_bytes: u64,
+}
+
+impl Traffic {
+    /// What happened since `earlier`, a previous reading of the same counters.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let peer_bytes = self
+            .peer_bytes
+            .iter()
+            .map(|(peer, bytes)| {
+                let before = earlier.peer_bytes.get(peer).copied().unwrap_or(0);
+                (peer.clone(), bytes.saturating_sub(before))
+            })
+            .filter(|(_, bytes)| *bytes > 0)
+            .collect();
+        Self {
+            hits: self.hits.since(&earlier.hits),
+            peer_bytes,
+            verified_bytes: self.verified_bytes.saturating_sub(earlier.verified_bytes),
+            rejected_bytes: self.rejected_bytes.saturating_sub(earlier.rejected_bytes),
+        }
+    }
+}
+
+/// One line of `GET /v1/models`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub id: String,
+    pub name: String,
+    /// Public keys of those who signed it, hexadecimal.
+    pub publishers: Vec<String>,
+    pub bytes: u64,
+    pub shards: usize,
+    /// Shards held whole here.
+    pub shards_here: usize,
+    /// Shards that at least one connected peer, or this node, holds whole.
+    pub shards_reachable: usize,
+    /// False until the manifest itself has arrived.
+    pub manifest: bool,
+}
+
+/// One line of `GET /v1/peers`: a connected peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Peer {
+    pub id: String,
+    pub addresses: Vec<String>,
+    /// Its `NAME/VERSION`; empty until it has identified itself.
+    pub agent: String,
+    pub connected_s: f64,
+    /// Verified bytes received from it.
+    pub bytes_in: u64,
+    /// Bytes of objects sent to it.
+    pub bytes_out: u64,
+    /// 0 (worst) to 1.
+    pub score: f64,
+    /// Objects that it says it holds.
+    pub shards_held: u64,
+}
+
+/// `POST /v1/publish`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PublishRequest {
+    pub dir: PathBuf,
+    /// Shard numbers to store; all when absent.
+    pub shards: Option<Vec<usize>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PublishReply {
+    pub model: String,
+    pub name: String,
+    pub shards_stored: usize,
+    pub bytes_stored: u64,
+}
+
+/// `POST /v1/generate`; answered by [`GenerateEvent`]s, one JSON object a line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    /// Id, unambiguous start of an id, or name.
+    pub model: String,
+    pub prompt: String,
+    pub tokens: usize,
+    #[serde(default)]
+    pub temperature: f32,
+    #[serde(default = "one")]
+    pub top_p: f32,
+    #[serde(default)]
+    pub top_k: usize,
+    #[serde(default = "one")]
+    pub repetition_penalty: f32,
+    #[serde(default)]
+    pub seed: u64,
+    /// Tokens of context to make room for; prompt plus `tokens` when absent.
+    #[serde(default)]
+    pub context: Option<usize>,
+}
+
+impl GenerateRequest {
+    pub fn sampler(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..SamplerOptions::default()
+        }
+    }
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum GenerateEvent {
+    /// The model is ready, the prompt is being read.
+    Start {
+        prompt_tokens: usize,
+        backend: String,
+    },
+    Token {
+        id: u32,
+        text: String,
+        traffic: Traffic,
+    },
+    End {
+        tokens: usize,
+        text: String,
+        stop: StopReason,
+        seconds: f64,
+        tok_s: f64,
+        traffic: Traffic,
+    },
+    Error {
+        message: String,
+    },
+}
+
+/// The body of every answer that is not 200.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApiError {
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_since_counts_only_what_is_new() {
+        let earlier = Traffic {
+            peer_bytes: [("a".into(), 5), ("b".into(), 7)].into(),
+            verified_bytes: 12,
+            ..Traffic::default()
+        };
+        let now = Traffic {
+            peer_bytes: [("a".into(), 5), ("b".into(), 10), ("c".into(), 1)].into(),
+            verified_bytes: 16,
+            ..Traffic::default()
+        };
+        let since = now.since(&earlier);
+        assert_eq!(since.peer_bytes, [("b".into(), 3), ("c".into(), 1)].into());
+        assert_eq!(since.verified_bytes, 4);
+    }
+}

@@ -1,0 +1,160 @@
+//! The models a node knows: who signed them, and the manifest once it has arrived.
+//!
+//! Signatures were verified before anything enters; a manifest enters only if its
+//! bytes hash to the model's id. Bounded: past `MODELS_MAX` new models are refused.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use tokio::sync::watch;
+
+use crate::store::manifest::Manifest;
+use crate::store::signature::SignedModel;
+use crate::store::{ModelId, ShardId};
+
+/// Models known at once; a swarm of flooders cannot take more memory than this.
+const MODELS_MAX: usize = 256;
+/// Publishers remembered for one model.
+const PUBLISHERS_MAX: usize = 16;
+
+/// One model.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Announcements of it, one a publisher.
+    pub signed: Vec<SignedModel>,
+    pub manifest: Option<Arc<Manifest>>,
+}
+
+impl Known {
+    pub fn name(&self) -> &str {
+        self.signed.first().map_or("", |signed| signed.name.as_str())
+    }
+}
+
+/// All models this node knows.
+pub struct Catalog {
+    models: Mutex<BTreeMap<ModelId, Known>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self { models: Mutex::default(), changed: watch::channel(0).0 }
+    }
+}
+
+impl Catalog {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelId, Known>> {
+        // Nothing in here can be left half-changed by a panic.
+        self.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Remembers a verified announcement. True if the model's manifest is still wanted.
+    pub fn announce(&self, signed: SignedModel) -> bool {
+        let mut models = self.lock();
+        if !models.contains_key(&signed.model) && models.len() >= MODELS_MAX {
+            return false;
+        }
+        let known = models
+            .entry(signed.model)
+            .or_insert_with(|| Known { signed: Vec::new(), manifest: None });
+        let publisher_known = known.signed.iter().any(|have| have.publisher == signed.publisher);
+        if !publisher_known && known.signed.len() < PUBLISHERS_MAX {
+            known.signed.push(signed);
+        }
+        let wanted = known.manifest.is_none();
+        drop(models);
+        self.touch();
+        wanted
+    }
+
+    /// Adds the manifest of an announced model.
+    pub fn add_manifest(&self, id: ModelId, manifest: Arc<Manifest>) {
+        if let Some(known) = self.lock().get_mut(&id) {
+            known.manifest = Some(manifest);
+        }
+        self.touch();
+    }
+
+    pub fn list(&self) -> Vec<(ModelId, Known)> {
+        self.lock().iter().map(|(id, known)| (*id, known.clone())).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Finds a model by id, by the start of its id, or by name.
+    ///
+    /// # Errors
+    /// If several match: a name is whatever its publisher chose.
+    pub fn find(&self, text: &str) -> anyhow::Result<Option<(ModelId, Known)>> {
+        let models = self.lock();
+        let mut found = models.iter().filter(|(id, known)| {
+            known.name() == text || (text.len() >= 4 && id.to_string().starts_with(text))
+        });
+        let Some((id, known)) = found.next() else { return Ok(None) };
+        if let Some((other, _)) = found.next() {
+            bail!("{text:?} is more than one model ({id}, {other}): give the id");
+        }
+        Ok(Some((*id, known.clone())))
+    }
+
+    /// Waits until the model and its manifest are known.
+    pub async fn wait_for(
+        &self,
+        text: &str,
+        patience: Duration,
+    ) -> anyhow::Result<(ModelId, Arc<Manifest>)> {
+        let mut changed = self.changed.subscribe();
+        let search = async {
+            loop {
+                changed.mark_unchanged();
+                if let Some((id, Known { manifest: Some(manifest), .. })) = self.find(text)? {
+                    return Ok((id, manifest));
+                }
+                changed.changed().await.map_err(|_| anyhow!("the node is stopping"))?;
+            }
+        };
+        match tokio::time::timeout(patience, search).await {
+            Ok(found) => found,
+            Err(_) => match self.find(text)? {
+                Some((id, _)) => bail!(
+                    "model {id}: announced, but no peer sent its manifest within {:.0} s",
+                    patience.as_secs_f64()
+                ),
+                None => bail!(
+                    "model {text:?}: not announced in this swarm within {:.0} s \
+                     (doppler-node ls shows what is)",
+                    patience.as_secs_f64()
+                ),
+            },
+        }
+    }
+}
+
+/// A model's objects in the order that every node derives from its manifest, which
+/// bitmaps of holdings refer to: shards, then the tokenizer if it has an address.
+pub fn objects(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
+    Ok(sizes(manifest)?.into_iter().map(|(id, _)| id).collect())
+}
+
+/// The same objects with the sizes that the manifest gives them, bytes.
+pub fn sizes(manifest: &Manifest) -> anyhow::Result<Vec<(ShardId, u64)>> {
+    let shards = manifest.shards.iter().map(|shard| Ok((shard.id()?, shard.size)));
+    let mut sizes = shards.collect::<anyhow::Result<Vec<_>>>()?;
+    sizes
+        .extend(manifest.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id.zip(tokenizer.size)));
+    Ok(sizes)
+}
+
+/// The shards' addresses, in the manifest's order.
+pub fn shard_ids(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
+    manifest.shards.iter().map(|shard| Ok(shard.id()?)).collect()
+}

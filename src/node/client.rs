@@ -1,0 +1,125 @@
+//! The other end of the control API: commands asking the node that runs on a data directory.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::api::{ApiError, ControlFile, GenerateEvent, GenerateRequest};
+
+/// The longest line a node may answer with; a generation's closing event carries its whole text.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+/// A connection to one running node.
+pub struct Client {
+    agent: ureq::Agent,
+    base: String,
+    token: String,
+}
+
+/// Where a node running on `data` says how to reach it.
+pub fn control_file(data: &Path) -> PathBuf {
+    data.join("control.json")
+}
+
+impl Client {
+    /// Reads `control.json` of the data directory. Errors if no node runs there.
+    pub fn open(data: &Path) -> anyhow::Result<Self> {
+        let path = control_file(data);
+        let text = std::fs::read(&path).map_err(|_| {
+            anyhow!(
+                "no node is running on {} (start one: doppler-node join --swarm NAME --data {})",
+                data.display(),
+                data.display()
+            )
+        })?;
+        let control: ControlFile = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged; restart the node", path.display()))?;
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .build()
+            .new_agent();
+        Ok(Self { agent, base: format!("http://{}", control.address), token: control.token })
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self
+            .agent
+            .get(format!("{}{path}", self.base))
+            .header("authorization", format!("Bearer {}", self.token))
+            .call()
+            .map_err(|error| self.unreachable(&error))?;
+        read_json(response)
+    }
+
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let response = self.send(path, body)?;
+        read_json(response)
+    }
+
+    /// Generates; `each` sees every event as it comes and may return false to stop listening.
+    pub fn generate(
+        &self,
+        request: &GenerateRequest,
+        mut each: impl FnMut(GenerateEvent) -> bool,
+    ) -> anyhow::Result<()> {
+        let response = self.send("/v1/generate", request)?;
+        if response.status() != 200 {
+            read_json::<serde_json::Value>(response)?;
+            bail!("the node answered without a stream");
+        }
+        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        let mut lines = BufReader::new(body);
+        loop {
+            let mut line = Vec::new();
+            let taken = std::io::Read::take(&mut lines, LINE_BYTES_MAX)
+                .read_until(b'\n', &mut line)
+                .context("the node went away")?;
+            if taken == 0 {
+                return Ok(());
+            }
+            let event = serde_json::from_slice(&line).context("the node sent a damaged event")?;
+            if !each(event) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
+        self.agent
+            .post(format!("{}{path}", self.base))
+            .header("authorization", format!("Bearer {}", self.token))
+            .send_json(body)
+            .map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> anyhow::Error {
+        anyhow!("the node at {} does not answer ({error}); is it still running?", self.base)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(
+    mut response: ureq::http::Response<ureq::Body>,
+) -> anyhow::Result<T> {
+    if response.status() != 200 {
+        let status = response.status();
+        let error: ApiError = response
+            .body_mut()
+            .read_json()
+            .with_context(|| format!("the node answered {status} without saying why"))?;
+        bail!("{}", error.error);
+    }
+    response.body_mut().read_json().context("the node's answer could not be read")
+}

@@ -1,0 +1,137 @@
+//! Commands that ask the running node: `publish`, `ls`, `status`, `peers`.
+
+use anyhow::Context;
+
+use super::print_json;
+use crate::node::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status};
+use crate::node::args::{ControlArgs, PublishArgs};
+use crate::node::client::Client;
+use crate::node::config::data_dir;
+use crate::node::size::ByteSize;
+
+fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
+    Client::open(&data_dir(&args.data)?)
+}
+
+pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
+    let dir = std::path::absolute(&args.dir)
+        .with_context(|| format!("{} is no usable path", args.dir.display()))?;
+    let shards = args.shards.as_deref().map(shard_list).transpose()?;
+    let client = connect(&args.control)?;
+    let reply: PublishReply = client.post("/v1/publish", &PublishRequest { dir, shards })?;
+    if args.control.json {
+        return print_json(&reply);
+    }
+    println!("published {} as {}", reply.name, reply.model);
+    println!("  stored {} shards, {}", reply.shards_stored, ByteSize(reply.bytes_stored));
+    Ok(())
+}
+
+/// Reads `0,2-5` as `[0, 2, 3, 4, 5]`.
+fn shard_list(text: &str) -> anyhow::Result<Vec<usize>> {
+    /// More shards than the largest manifest may have; keeps a typed range from filling memory.
+    const SHARDS_MAX: usize = 1 << 20;
+    let mut shards = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| {
+            text.trim()
+                .parse::<usize>()
+                .ok()
+                .filter(|number| *number < SHARDS_MAX)
+                .with_context(|| format!("--shards: {part:?} is not a shard number or a range"))
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        anyhow::ensure!(first <= last, "--shards: {part:?} runs backwards");
+        shards.extend(first..=last);
+    }
+    shards.sort_unstable();
+    shards.dedup();
+    Ok(shards)
+}
+
+pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
+    let models: Vec<ModelInfo> = connect(args)?.get("/v1/models")?;
+    if args.json {
+        return print_json(&models);
+    }
+    if models.is_empty() {
+        println!("no models yet (publish one: doppler-node publish DIR)");
+        return Ok(());
+    }
+    println!("{:<12} {:<36} {:>11} {:>7} {:>10}", "ID", "NAME", "SIZE", "HERE", "REACHABLE");
+    for model in models {
+        println!(
+            "{:<12} {:<36} {:>11} {:>7} {:>10}",
+            model.id.get(..10).unwrap_or(&model.id),
+            model.name,
+            ByteSize(model.bytes),
+            format!("{}/{}", model.shards_here, model.shards),
+            format!("{}/{}", model.shards_reachable, model.shards),
+        );
+    }
+    Ok(())
+}
+
+pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
+    let status: Status = connect(args)?.get("/v1/status")?;
+    if args.json {
+        return print_json(&status);
+    }
+    let row = |key: &str, value: String| println!("{key:<12} {value}");
+    row("peer id", status.peer_id);
+    row("swarm", status.swarm);
+    for address in status.addresses {
+        row("address", address);
+    }
+    row("data", status.data.display().to_string());
+    row("backend", status.backend);
+    row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
+    row("vram budget", ByteSize(status.vram_budget).to_string());
+    for (name, tier) in [("ram", status.ram), ("disk", status.disk)] {
+        row(name, format!("{} of {}", ByteSize(tier.used), ByteSize(tier.budget)));
+    }
+    row("peers", status.peers.to_string());
+    row("models", status.models.to_string());
+    row("received", format!("{} verified", ByteSize(status.traffic.verified_bytes)));
+    row("refused", format!("{} wrong", ByteSize(status.traffic.rejected_bytes)));
+    row("served", ByteSize(status.uploaded_bytes).to_string());
+    row("up", format!("{:.0} s", status.uptime_s));
+    Ok(())
+}
+
+pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
+    let peers: Vec<Peer> = connect(args)?.get("/v1/peers")?;
+    if args.json {
+        return print_json(&peers);
+    }
+    if peers.is_empty() {
+        println!("no peers (give one with --bootstrap, or start another node on this network)");
+        return Ok(());
+    }
+    println!("{:<54} {:>12} {:>12} {:>6}  ADDRESS", "PEER", "RECEIVED", "SERVED", "SCORE");
+    for peer in peers {
+        println!(
+            "{:<54} {:>12} {:>12} {:>6.2}  {}",
+            peer.id,
+            ByteSize(peer.bytes_in).to_string(),
+            ByteSize(peer.bytes_out).to_string(),
+            peer.score,
+            peer.addresses.first().map_or("", String::as_str),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shard_lists_are_numbers_and_ranges() {
+        assert_eq!(shard_list("0, 2-4,3").unwrap(), [0, 2, 3, 4]);
+        for text in ["", "a", "3-1", "1-", "0-99999999999"] {
+            assert!(shard_list(text).is_err(), "{text}");
+        }
+    }
+}

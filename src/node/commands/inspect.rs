@@ -1,0 +1,27 @@
+//! `inspect`: what an RDRR model or manifest contains.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::print_json;
+use crate::infer::load::inspect::inspect as sum_up;
+use crate::node::args::InspectArgs;
+use crate::store::Manifest;
+
+pub fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+    let manifest = read(&args.path).with_context(|| args.path.display().to_string())?;
+    let summary = sum_up(&manifest);
+    if args.json {
+        return print_json(&summary);
+    }
+    print!("{summary}");
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Manifest> {
+    if path.is_dir() {
+        return Ok(Manifest::read_dir(path)?);
+    }
+    Ok(Manifest::parse(&std::fs::read(path)?)?)
+}

@@ -1,0 +1,77 @@
+//! `check` and `perplexity`: is the model right, and how good is it.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::print_json;
+use crate::infer::check::{Expected, check as compare};
+use crate::infer::perplexity::{PerplexityOptions, perplexity as measure};
+use crate::node::args::{CheckArgs, PerplexityArgs};
+use crate::node::{progress, source};
+
+/// Positions a perplexity window has unless `--context` says otherwise.
+const PERPLEXITY_WINDOW: usize = 512;
+
+pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let expected = Expected::parse(&read(&args.expected)?)
+        .with_context(|| args.expected.display().to_string())?;
+    let opened = source::open(&args.model)?;
+    let context = args.model.context.unwrap_or_else(|| expected.positions());
+    let vram = args.model.vram_budget.map(|size| size.0);
+    let mut session = opened.session(args.model.backend, vram, Some(context))?;
+    let report = compare(&mut session, &expected)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        println!("on {}", session.describe());
+        println!("  max_abs       {:.3e}", report.max_abs);
+        println!("  rel           {:.3e}   (max_abs / std of the reference)", report.rel);
+        println!("  top1_agree    {:.4}", report.top1_agree);
+        println!("  greedy_match  {}", report.greedy_match);
+    }
+    if !report.passes(args.tolerance) {
+        bail!(
+            "outside tolerance: rel {:.3e} (at most {:.0e}), top1_agree {:.4} (1), greedy_match {}",
+            report.rel,
+            args.tolerance,
+            report.top1_agree,
+            report.greedy_match
+        );
+    }
+    Ok(())
+}
+
+pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
+    let text = String::from_utf8(read(&args.text)?)
+        .with_context(|| format!("{} is not UTF-8 text", args.text.display()))?;
+    let opened = source::open(&args.model)?;
+    let tokens = opened.tokenizer()?.encode(&text)?;
+    let window = args.model.context.unwrap_or(PERPLEXITY_WINDOW);
+    let context = window.min(opened.model.graph.context_max);
+    let vram = args.model.vram_budget.map(|size| size.0);
+    let mut session = opened.session(args.model.backend, vram, Some(context))?;
+    let bar = progress::bar(tokens.len() as u64, "measuring");
+    let options = PerplexityOptions { window: context, bos: None };
+    let result = measure(&mut session, &tokens, &options, |so_far| {
+        bar.set_position(so_far.tokens as u64);
+        bar.set_message(format!("perplexity {:.3}", so_far.perplexity));
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        return print_json(&result);
+    }
+    println!("perplexity {:.4}", result.perplexity);
+    println!(
+        "  {:.4} nats a token over {} tokens in {} windows of {context}, on {}",
+        result.mean_nll,
+        result.tokens,
+        result.windows,
+        session.describe()
+    );
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

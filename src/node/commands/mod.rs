@@ -1,0 +1,21 @@
+//! One file a command (or a few that belong together): resolve arguments, do it, print it.
+
+mod control;
+mod convert;
+mod inspect;
+mod join;
+mod measure;
+mod run;
+
+pub use control::{ls, peers, publish, status};
+pub use convert::convert;
+pub use inspect::inspect;
+pub use join::join;
+pub use measure::{check, perplexity};
+pub use run::run;
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! `run`: generate with a model on this disk or in the swarm.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::print_json;
+use crate::infer::generate::GenerateOptions;
+use crate::node::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
+use crate::node::args::{BudgetArgs, RunArgs};
+use crate::node::client::Client;
+use crate::node::config::{Config, data_dir};
+use crate::node::service::Service;
+use crate::node::size::ByteSize;
+use crate::node::{generation, source};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    stop: crate::infer::generate::StopReason,
+    tok_s: f64,
+    seconds: f64,
+    backend: String,
+    hits: Hits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traffic: Option<Traffic>,
+}
+
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let answer = if source::is_local(&args.model.model) {
+        run_local(args)?
+    } else if args.swarm.is_some() {
+        run_in_swarm(args)?
+    } else {
+        let client = Client::open(&data_dir(&args.data)?).with_context(|| {
+            format!(
+                "{:?} is no directory here, so it must be a model of a swarm: \
+                 name the swarm with --swarm, or start a node",
+                args.model.model
+            )
+        })?;
+        let mut listener = Listener::new(args.json);
+        client.generate(&request(args), |event| listener.hear(event))?;
+        listener.answer()?
+    };
+    if args.json {
+        return print_json(&answer);
+    }
+    println!();
+    eprintln!(
+        "{} tokens at {:.1} tokens/s on {}",
+        answer.tokens.len(),
+        answer.tok_s,
+        answer.backend
+    );
+    let Hits { vram, ram, disk, peer } = answer.hits;
+    if vram + ram + disk + peer > 0 {
+        eprintln!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
+    }
+    if let Some(traffic) = &answer.traffic {
+        eprintln!("{} verified from peers", ByteSize(traffic.verified_bytes));
+    }
+    Ok(())
+}
+
+fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
+    let started = Instant::now();
+    let opened = source::open(&args.model)?;
+    let tokenizer = opened.tokenizer()?;
+    let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
+    let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
+    let context = context.min(opened.model.graph.context_max);
+    let vram = args.model.vram_budget.map(|size| size.0);
+    let mut session = opened.session(args.model.backend, vram, Some(context))?;
+    let options = GenerateOptions {
+        max_tokens: args.tokens,
+        stop: opened.model.manifest.eos_token_ids.clone(),
+        sampler: request(args).sampler(),
+    };
+    echo_prompt(args);
+    let done = generation::generate(&mut session, tokenizer, &prompt, &options, |_, _, text| {
+        args.json || echo(text)
+    })?;
+    let hits = session.stats().pager.hits;
+    Ok(Answer {
+        prompt_tokens: prompt.len(),
+        tokens: done.tokens,
+        text: done.text,
+        stop: done.reason,
+        tok_s: done.tok_s,
+        seconds: started.elapsed().as_secs_f64(),
+        backend: session.describe(),
+        hits: Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer },
+        traffic: None,
+    })
+}
+
+/// Joins the swarm for this one run.
+fn run_in_swarm(args: &RunArgs) -> anyhow::Result<Answer> {
+    let swarm = args.swarm.as_deref().context("--swarm is missing")?;
+    let defaults = BudgetArgs::default();
+    let budget = BudgetArgs {
+        vram_budget: args.model.vram_budget.unwrap_or(defaults.vram_budget),
+        ..defaults
+    };
+    let control = ([127, 0, 0, 1], 0).into();
+    let config =
+        Config::resolve(swarm, &args.network, &args.data, &budget, args.model.backend, control)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let answer = runtime.block_on(async {
+        let service = Service::start(config, |_| ()).await?;
+        let answer = async {
+            let mut listener = Listener::new(args.json);
+            let mut events = service.generate(request(args)).await?;
+            while let Some(event) = events.recv().await {
+                if !listener.hear(event) {
+                    break;
+                }
+            }
+            listener.answer()
+        }
+        .await;
+        service.stop().await;
+        answer
+    });
+    // Ctrl-C or an error may leave a read waiting for a peer; it is not worth waiting for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    answer
+}
+
+fn request(args: &RunArgs) -> GenerateRequest {
+    GenerateRequest {
+        model: args.model.model.clone(),
+        prompt: args.prompt.clone(),
+        tokens: args.tokens,
+        temperature: args.sampling.temperature,
+        top_p: args.sampling.top_p,
+        top_k: args.sampling.top_k,
+        repetition_penalty: args.sampling.repetition_penalty,
+        seed: args.sampling.seed,
+        context: args.model.context,
+    }
+}
+
+fn echo_prompt(args: &RunArgs) {
+    if !args.json {
+        echo(&args.prompt);
+    }
+}
+
+/// False once nobody reads any more.
+fn echo(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// Collects a generation's events, printing text as it comes unless quiet.
+struct Listener {
+    quiet: bool,
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    backend: String,
+    end: Option<GenerateEvent>,
+}
+
+impl Listener {
+    const fn new(quiet: bool) -> Self {
+        Self { quiet, tokens: Vec::new(), prompt_tokens: 0, backend: String::new(), end: None }
+    }
+
+    /// False once there is nothing more to hear.
+    fn hear(&mut self, event: GenerateEvent) -> bool {
+        match event {
+            GenerateEvent::Start { prompt_tokens, backend } => {
+                self.prompt_tokens = prompt_tokens;
+                self.backend = backend;
+                true
+            }
+            GenerateEvent::Token { id, text, .. } => {
+                self.tokens.push(id);
+                self.quiet || echo(&text)
+            }
+            end => {
+                self.end = Some(end);
+                false
+            }
+        }
+    }
+
+    fn answer(self) -> anyhow::Result<Answer> {
+        match self.end {
+            Some(GenerateEvent::End { text, stop, seconds, tok_s, traffic, .. }) => Ok(Answer {
+                text,
+                tokens: self.tokens,
+                prompt_tokens: self.prompt_tokens,
+                stop,
+                tok_s,
+                seconds,
+                backend: self.backend,
+                hits: traffic.hits,
+                traffic: Some(traffic),
+            }),
+            Some(GenerateEvent::Error { message }) => bail!("{message}"),
+            _ => bail!("the generation stopped without an answer"),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What the user asked for, validated and resolved once: everything a node is started with.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
+
+/// Names longer than this would not fit the gossip topic's bound.
+const SWARM_NAME_MAX: usize = 64;
+
+/// Everything a node needs to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub swarm: String,
+    pub data: PathBuf,
+    pub listen: Vec<String>,
+    pub bootstrap: Vec<String>,
+    pub mdns: bool,
+    /// How long a missing shard's holder is looked for.
+    pub find_timeout: Duration,
+    pub vram_budget: u64,
+    pub ram_budget: u64,
+    pub disk_budget: u64,
+    pub backend: BackendChoice,
+    pub control: SocketAddr,
+}
+
+impl Config {
+    pub fn for_join(args: &JoinArgs) -> anyhow::Result<Self> {
+        Self::resolve(
+            &args.swarm,
+            &args.network,
+            &args.data,
+            &args.budget,
+            args.backend,
+            args.control,
+        )
+    }
+
+    /// Errors name the argument that is wrong.
+    pub fn resolve(
+        swarm: &str,
+        network: &NetworkArgs,
+        data: &DataArgs,
+        budget: &BudgetArgs,
+        backend: BackendChoice,
+        control: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        ensure!(
+            !swarm.is_empty()
+                && swarm.len() <= SWARM_NAME_MAX
+                && swarm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)),
+            "--swarm {swarm:?}: a name is 1 to {SWARM_NAME_MAX} letters, digits, '-', '_' or '.'"
+        );
+        ensure!(
+            control.ip().is_loopback(),
+            "--control {control}: the control API listens on loopback only"
+        );
+        ensure!(
+            network.find_timeout.is_finite()
+                && network.find_timeout > 0.0
+                && network.find_timeout <= 86_400.0,
+            "--find-timeout {}: give seconds, more than 0 and at most a day",
+            network.find_timeout
+        );
+        let listen = if network.listen.is_empty() {
+            vec!["/ip4/0.0.0.0/tcp/0".to_owned()]
+        } else {
+            network.listen.clone()
+        };
+        Ok(Self {
+            swarm: swarm.to_owned(),
+            data: data_dir(data)?,
+            listen,
+            bootstrap: network.bootstrap.clone(),
+            mdns: !network.no_mdns,
+            find_timeout: Duration::from_secs_f64(network.find_timeout),
+            vram_budget: budget.vram_budget.0,
+            ram_budget: budget.ram_budget.0,
+            disk_budget: budget.disk_budget.0,
+            backend,
+            control,
+        })
+    }
+}
+
+/// `--data`, or the platform's place for an application's data.
+pub fn data_dir(args: &DataArgs) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = &args.data {
+        return Ok(dir.clone());
+    }
+    let base = if cfg!(target_os = "macos") {
+        home()?.join("Library/Application Support")
+    } else if cfg!(windows) {
+        std::env::var_os("LOCALAPPDATA").map(PathBuf::from).context("LOCALAPPDATA is not set")?
+    } else {
+        match std::env::var_os("XDG_DATA_HOME").map(PathBuf::from) {
+            Some(dir) if dir.is_absolute() => dir,
+            _ => home()?.join(".local/share"),
+        }
+    };
+    Ok(base.join("doppler-node"))
+}
+
+fn home() -> anyhow::Result<PathBuf> {
+    match std::env::home_dir() {
+        Some(dir) if dir != Path::new("") => Ok(dir),
+        _ => bail!("there is no home directory; say where to keep data with --data DIR"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::node::args::{Command, RawArgs};
+
+    fn resolve(extra: &[&str]) -> anyhow::Result<Config> {
+        let mut words = vec!["doppler-node", "join", "--data", "/nowhere", "--swarm"];
+        words.extend_from_slice(extra);
+        match RawArgs::try_parse_from(words)?.command {
+            Command::Join(args) => Config::for_join(&args),
+            _ => unreachable!("join was asked for"),
+        }
+    }
+
+    #[test]
+    fn defaults_need_no_flags() {
+        let config = resolve(&["lab"]).unwrap();
+        assert_eq!(config.listen, ["/ip4/0.0.0.0/tcp/0"]);
+        assert!(config.mdns);
+        assert_eq!(config.ram_budget, 4 << 30);
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        for (extra, named) in [
+            (vec!["no spaces"], "--swarm"),
+            (vec![""], "--swarm"),
+            (vec!["lab", "--control", "0.0.0.0:80"], "--control"),
+            (vec!["lab", "--find-timeout", "0"], "--find-timeout"),
+        ] {
+            let error = resolve(&extra).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The control API: HTTP on loopback, JSON in and out, a bearer token from `control.json`.
+//!
+//! Refuses requests without the token, so that neither another user of the
+//! machine nor a web page can steer the node.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::StreamExt;
+use futures::stream;
+use rand::Rng;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::api::{
+    ApiError, ControlFile, GenerateRequest, ModelInfo, Peer, PublishReply, PublishRequest, Status,
+};
+use super::client::control_file;
+use super::identity::write_private;
+use super::service::Service;
+
+/// A running API server; `stop` ends it and removes `control.json`.
+pub struct ControlServer {
+    pub address: SocketAddr,
+    file: PathBuf,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl ControlServer {
+    pub async fn start(
+        listen: SocketAddr,
+        data: &Path,
+        service: Arc<Service>,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("the control API cannot listen on {listen}"))?;
+        let address = listener.local_addr().context("the control API has no address")?;
+        let mut secret = [0; 16];
+        rand::rng().fill_bytes(&mut secret);
+        let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+
+        let routes = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/models", get(models))
+            .route("/v1/peers", get(peers))
+            .route("/v1/publish", post(publish))
+            .route("/v1/generate", post(generate))
+            .with_state(service)
+            .layer(middleware::from_fn_with_state(Arc::new(format!("Bearer {token}")), authorise));
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            axum::serve(listener, routes)
+                .with_graceful_shutdown(async move {
+                    let _ = stopped.await;
+                })
+                .await
+        });
+
+        let file = control_file(data);
+        let control = ControlFile { address: address.to_string(), token, pid: std::process::id() };
+        write_private(&file, &serde_json::to_vec(&control)?)?;
+        Ok(Self { address, file, stop, task })
+    }
+
+    pub async fn stop(self) {
+        let _ = std::fs::remove_file(&self.file);
+        let _ = self.stop.send(());
+        // A client that keeps a stream open does not hold the node up.
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+async fn authorise(State(expected): State<Arc<String>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION);
+    if given.is_some_and(|value| constant_time_equal(value.as_bytes(), expected.as_bytes())) {
+        next.run(request).await
+    } else {
+        Refusal(StatusCode::UNAUTHORIZED, "the token of control.json is missing or wrong".into())
+            .into_response()
+    }
+}
+
+fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
+    blake3::hash(a) == blake3::hash(b)
+}
+
+/// An answer that is not 200.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(ApiError { error: self.1 })).into_response()
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self(StatusCode::UNPROCESSABLE_ENTITY, super::one_line(&error))
+    }
+}
+
+async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
+    Json(service.status().await)
+}
+
+async fn models(State(service): State<Arc<Service>>) -> Json<Vec<ModelInfo>> {
+    Json(service.models())
+}
+
+async fn peers(State(service): State<Arc<Service>>) -> Json<Vec<Peer>> {
+    Json(service.peers())
+}
+
+async fn publish(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<PublishRequest>,
+) -> Result<Json<PublishReply>, Refusal> {
+    Ok(Json(service.publish(request).await?))
+}
+
+async fn generate(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<GenerateRequest>,
+) -> Result<Response, Refusal> {
+    let events = service.generate(request).await?;
+    let lines = stream::unfold(events, |mut events| async move {
+        let event = events.recv().await?;
+        Some((event, events))
+    })
+    .map(|event| {
+        let mut line = serde_json::to_vec(&event).map_err(std::io::Error::other)?;
+        line.push(b'\n');
+        Ok::<_, std::io::Error>(Bytes::from(line))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}

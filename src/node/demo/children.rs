@@ -1,0 +1,95 @@
+//! Nodes as separate operating-system processes: started, waited for, killed by pid.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::node::client::Client;
+use crate::node::events::NodeEvent;
+
+/// A node that has not said it is ready by then has failed.
+const READY_MAX: Duration = Duration::from_secs(20);
+
+/// One `doppler-node join` process; killed when dropped.
+pub struct NodeProcess {
+    pub name: String,
+    pub peer_id: String,
+    /// A dialable address with its `/p2p/` id.
+    pub address: String,
+    pub data: PathBuf,
+    child: Child,
+}
+
+impl NodeProcess {
+    /// Starts `join --swarm SWARM --data DIR/NAME` on loopback and waits until it is ready.
+    pub fn start(
+        dir: &Path,
+        name: &str,
+        swarm: &str,
+        bootstrap: &[String],
+        extra: &[String],
+    ) -> anyhow::Result<Self> {
+        let data = dir.join(name.replace(' ', "-"));
+        let log_path = data.with_extension("log");
+        let log = File::create(&log_path)
+            .with_context(|| format!("cannot write {}", log_path.display()))?;
+        let program = std::env::current_exe().context("cannot find this program's file")?;
+        let mut command = Command::new(program);
+        command.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+        command.args(["--swarm", swarm]).arg("--data").arg(&data);
+        for address in bootstrap {
+            command.args(["--bootstrap", address]);
+        }
+        command.args(extra);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .context("cannot start another node process")?;
+
+        let stdout = child.stdout.take().context("the node's output is not piped")?;
+        let (sender, ready) = mpsc::sync_channel(1);
+        // Reads to the end so that the child never blocks on a full pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Ok(NodeEvent::Ready { peer_id, addresses, .. }) = serde_json::from_str(&line)
+                {
+                    let _ = sender.try_send((peer_id, addresses));
+                }
+            }
+        });
+        let ready = ready.recv_timeout(READY_MAX);
+        let Ok((peer_id, addresses)) = ready else {
+            let _ = child.kill();
+            let _ = child.wait();
+            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+            let last = log.lines().last().unwrap_or("it said nothing");
+            bail!("{name} did not start: {last}");
+        };
+        let mut node = Self { name: name.to_owned(), peer_id, address: String::new(), data, child };
+        node.address = addresses.into_iter().next().context("the node listens nowhere")?;
+        Ok(node)
+    }
+
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Client::open(&self.data)
+    }
+
+    /// SIGKILL: no goodbye, no flush.
+    pub fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}

@@ -1,0 +1,254 @@
+//! `demo`: a fresh node joins a swarm and runs a model whose weights it does not have.
+//!
+//! Four nodes as separate processes on loopback. Three seed the embedded model,
+//! every shard on two of them, all on none. The fourth starts empty, with
+//! less memory than the experts take, and generates; half-way one seeder is killed.
+//! The text must equal what one node holding everything produces.
+
+mod children;
+mod placement;
+mod reference;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use rand::Rng;
+use serde::Serialize;
+
+use super::api::{GenerateEvent, GenerateRequest, Hits, PublishReply, PublishRequest, Traffic};
+use super::args::DemoArgs;
+use super::embedded;
+use crate::store::manifest::Manifest;
+use children::NodeProcess;
+use placement::{SEEDERS, place};
+use view::{Summary, View};
+
+/// The last line of `demo --json`.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    tokens: usize,
+    text: &'a str,
+    identical_to_local: bool,
+    tok_s: f64,
+    hits: Hits,
+    peer_bytes: &'a BTreeMap<String, u64>,
+    verified_bytes: u64,
+    rejected_bytes: u64,
+    killed_peer: &'a str,
+    seconds: f64,
+}
+
+/// What the fourth node may use, bytes: device and RAM each below the experts' total.
+struct Budgets {
+    vram: u64,
+    ram: u64,
+    disk: u64,
+}
+
+impl Budgets {
+    /// Room for the trunk and two fifths of the experts on the device, a quarter
+    /// of the experts in RAM, and half of the model on disk: every tier is too
+    /// small, so bytes come from peers to the end.
+    fn of(manifest: &Manifest) -> anyhow::Result<Self> {
+        let (experts, trunk) = (manifest.expert_bytes(), manifest.trunk_bytes());
+        let budgets = Self {
+            vram: trunk + WORKSPACE_BYTES + experts / 4,
+            ram: experts / 5,
+            disk: manifest.total_size / 2,
+        };
+        ensure!(
+            budgets.vram < experts && budgets.ram < experts,
+            "the embedded model's trunk is too large for this demo"
+        );
+        Ok(budgets)
+    }
+}
+
+/// Activations and KV cache of the embedded model at the demo's context.
+const WORKSPACE_BYTES: u64 = 2 << 20;
+
+/// Positions to make room for beyond the tokens generated: the prompt.
+const CONTEXT_PROMPT: usize = 64;
+
+pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    let began = Instant::now();
+    ensure!(args.tokens >= 3, "-n {}: the demo needs at least 3 tokens", args.tokens);
+    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let model_dir = dir.path().join("model");
+    embedded::extract(&model_dir)?;
+    let manifest = Manifest::read_dir(&model_dir)?;
+    let budgets = Budgets::of(&manifest)?;
+
+    let swarm = format!("demo-{:08x}", rand::rng().next_u32());
+    let (mut seeders, fourth, model) = start(dir.path(), &swarm, &manifest, &budgets)?;
+    let names: BTreeMap<String, String> =
+        seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
+    let ids: Vec<(String, String)> =
+        seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
+    let mut view = View::new(args.json, args.tokens as u64, &ids);
+    view.stage(format!("the fourth node joins swarm {swarm}, empty, and learns the manifest"));
+
+    let request = GenerateRequest {
+        model,
+        prompt: args.prompt.clone(),
+        tokens: args.tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        repetition_penalty: 1.0,
+        seed: 0,
+        context: Some(args.tokens + CONTEXT_PROMPT),
+    };
+    let remote = generate(&fourth, &request, &mut seeders, &mut view)?;
+    view.stage("the same on one node that holds everything");
+    drop((seeders, fourth));
+    let local = reference::generate(&model_dir, &request)?;
+    view.finish();
+
+    let identical = local.text == remote.text && local.tokens == remote.tokens;
+    let seconds = began.elapsed().as_secs_f64();
+    if args.json {
+        let outcome = Outcome {
+            tokens: remote.tokens.len(),
+            text: &remote.text,
+            identical_to_local: identical,
+            tok_s: remote.tok_s,
+            hits: remote.traffic.hits,
+            peer_bytes: &remote.traffic.peer_bytes,
+            verified_bytes: remote.traffic.verified_bytes,
+            rejected_bytes: remote.traffic.rejected_bytes,
+            killed_peer: &remote.killed,
+            seconds,
+        };
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        println!("{}{}\n", args.prompt, remote.text);
+        print!(
+            "{}",
+            view::table(&Summary {
+                model: &manifest.model_id,
+                model_bytes: manifest.total_size,
+                expert_bytes: manifest.expert_bytes(),
+                vram_budget: budgets.vram,
+                ram_budget: budgets.ram,
+                tokens: remote.tokens.len(),
+                tok_s: remote.tok_s,
+                seconds,
+                traffic: &remote.traffic,
+                names: &names,
+                killed: &remote.killed,
+                identical,
+            })
+        );
+    }
+    ensure!(identical, "the swarm's text is not the single node's");
+    Ok(())
+}
+
+/// Starts the seeders with their shards, and the fourth node with nothing.
+/// Returns them and the model's id.
+fn start(
+    dir: &Path,
+    swarm: &str,
+    manifest: &Manifest,
+    budgets: &Budgets,
+) -> anyhow::Result<(Vec<NodeProcess>, NodeProcess, String)> {
+    let mut seeders: Vec<NodeProcess> = Vec::new();
+    let mut model = String::new();
+    for (number, shards) in place(manifest.shards.len()).into_iter().enumerate() {
+        let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
+        let name = format!("seeder {}", number + 1);
+        let node = NodeProcess::start(dir, &name, swarm, &bootstrap, &[])?;
+        let request = PublishRequest { dir: dir.join("model"), shards: Some(shards) };
+        let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
+        model = reply.model;
+        seeders.push(node);
+    }
+    debug_assert_eq!(seeders.len(), SEEDERS);
+    let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
+    let budget = |flag: &str, bytes: u64| [flag.to_owned(), bytes.to_string()];
+    let extra = [
+        budget("--vram-budget", budgets.vram),
+        budget("--ram-budget", budgets.ram),
+        budget("--disk-budget", budgets.disk),
+    ]
+    .concat();
+    let fourth = NodeProcess::start(dir, "fourth", swarm, &bootstrap, &extra)?;
+    Ok((seeders, fourth, model))
+}
+
+/// What the fourth node wrote, and with what.
+struct Remote {
+    tokens: Vec<u32>,
+    text: String,
+    tok_s: f64,
+    traffic: Traffic,
+    killed: String,
+}
+
+/// Generates on the fourth node; after a third of the tokens, kills the seeder
+/// that has sent the most.
+fn generate(
+    fourth: &NodeProcess,
+    request: &GenerateRequest,
+    seeders: &mut [NodeProcess],
+    view: &mut View,
+) -> anyhow::Result<Remote> {
+    let kill_at = request.tokens / 3;
+    let mut tokens = Vec::new();
+    let mut killed = String::new();
+    let mut end = None;
+    let mut failure = None;
+    let mut first: Option<Instant> = None;
+    fourth.client()?.generate(request, |event| {
+        match event {
+            GenerateEvent::Start { prompt_tokens, backend } => {
+                view.stage(format!("generating on {backend} after {prompt_tokens} prompt tokens"));
+            }
+            GenerateEvent::Token { id, text, traffic } => {
+                let since = first.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+                let tok_s = if since > 0.0 { tokens.len() as f64 / since } else { 0.0 };
+                tokens.push(id);
+                view.token(&text, tok_s, &traffic);
+                if tokens.len() == kill_at {
+                    match kill_busiest(seeders, &traffic, view) {
+                        Ok(peer) => killed = peer,
+                        Err(error) => failure = Some(error),
+                    }
+                }
+            }
+            GenerateEvent::End { text, tok_s, traffic, .. } => end = Some((text, tok_s, traffic)),
+            GenerateEvent::Error { message } => {
+                failure = Some(anyhow::anyhow!("the fourth node: {message}"));
+            }
+        }
+        failure.is_none()
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let (text, tok_s, traffic) = end.context("the fourth node stopped without an answer")?;
+    if killed.is_empty() {
+        bail!(
+            "only {} tokens came before the model ended its text: nobody was killed",
+            tokens.len()
+        );
+    }
+    Ok(Remote { tokens, text, tok_s, traffic, killed })
+}
+
+fn kill_busiest(
+    seeders: &mut [NodeProcess],
+    traffic: &Traffic,
+    view: &View,
+) -> anyhow::Result<String> {
+    let sent = |node: &NodeProcess| traffic.peer_bytes.get(&node.peer_id).copied().unwrap_or(0);
+    let victim = seeders.iter_mut().max_by_key(|node| sent(node)).context("no seeder to kill")?;
+    victim.kill().with_context(|| format!("cannot kill {}", victim.name))?;
+    view.mark(&victim.peer_id, "✗");
+    view.note(&format!("  killed {} (SIGKILL) in mid-generation", victim.name));
+    Ok(victim.peer_id.clone())
+}

@@ -1,0 +1,93 @@
+//! Glue between text and the engine's tokens: devices by name, prompts in, text out.
+
+use std::ops::ControlFlow;
+
+use anyhow::ensure;
+
+use super::args::BackendChoice;
+use crate::infer::backend::Device;
+use crate::infer::cpu::CpuDevice;
+use crate::infer::generate::{GenerateOptions, StopReason};
+use crate::infer::gpu::{AdapterChoice, GpuDevice};
+use crate::infer::session::Session;
+use crate::infer::tokenizer::Tokenizer;
+
+/// The device a choice stands for. `Auto` never picks a software GPU: the CPU
+/// backend is ten times faster than one.
+pub fn device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+    match choice {
+        BackendChoice::Cpu => Ok(Box::new(CpuDevice)),
+        BackendChoice::Gpu => Ok(Box::new(GpuDevice::open(AdapterChoice::Any)?)),
+        BackendChoice::Auto => match GpuDevice::open(AdapterChoice::Hardware) {
+            Ok(device) => Ok(Box::new(device)),
+            Err(error) => {
+                tracing::info!("no hardware GPU ({error}): using the CPU");
+                Ok(Box::new(CpuDevice))
+            }
+        },
+    }
+}
+
+/// The choice, before a device is opened.
+pub const fn describe_choice(choice: BackendChoice) -> &'static str {
+    match choice {
+        BackendChoice::Auto => "auto",
+        BackendChoice::Gpu => "gpu",
+        BackendChoice::Cpu => "cpu",
+    }
+}
+
+/// A prompt's tokens, at least one.
+pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    let tokens = tokenizer.encode(prompt)?;
+    ensure!(!tokens.is_empty(), "the prompt is empty: give the model something to continue");
+    Ok(tokens)
+}
+
+/// A finished generation.
+pub struct Done {
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub reason: StopReason,
+    pub tok_s: f64,
+}
+
+/// Generates text; `each` sees every token with the text it completes (empty
+/// while a character is still open) and returns false to stop.
+pub fn generate(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    mut each: impl FnMut(&Session, u32, &str) -> bool,
+) -> anyhow::Result<Done> {
+    let mut stream = tokenizer.stream(prompt);
+    let mut text = String::new();
+    let mut broken = None;
+    let generated =
+        crate::infer::generate::generate(session, prompt, options, |session, token| {
+            let piece = match stream.push(token) {
+                Ok(piece) => piece,
+                Err(error) => {
+                    broken = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            text.push_str(&piece);
+            if each(session, token, &piece) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+    if let Some(error) = broken {
+        return Err(error.into());
+    }
+    text.push_str(&stream.finish()?);
+    Ok(Done {
+        tok_s: generated.decode_tok_s(),
+        tokens: generated.tokens,
+        reason: generated.reason,
+        text,
+    })
+}

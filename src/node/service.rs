@@ -1,0 +1,381 @@
+//! A running node: the store, the mesh, the catalogue and the engine wired together,
+//! started and stopped in order. The control API and the commands call this.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::api::{
+    GenerateEvent, GenerateRequest, ModelInfo, Peer, PublishReply, PublishRequest, Status, TierUse,
+    Traffic,
+};
+use super::catalog::{Catalog, objects, shard_ids, sizes};
+use super::config::Config;
+use super::engine::{Engine, Job};
+use super::events::NodeEvent;
+use super::identity;
+use crate::mesh::{Mesh, MeshHandle, MeshOptions, PeerInfo};
+use crate::store::disk::{DiskOptions, DiskTier};
+use crate::store::ladder::{Ladder, LadderOptions};
+use crate::store::manifest::Manifest;
+use crate::store::signature::SignedModel;
+use crate::store::{ModelId, Priority, ShardId};
+
+/// Manifests fetched at once.
+const LEARNING_MAX: usize = 4;
+
+/// Everything a node is, for as long as it runs.
+pub struct Service {
+    config: Config,
+    seed: [u8; 32],
+    started: Instant,
+    ladder: Ladder,
+    disk: Arc<DiskTier>,
+    mesh: MeshHandle,
+    catalog: Arc<Catalog>,
+    engine: Engine,
+    stopping: CancellationToken,
+}
+
+impl Service {
+    /// Opens the store, joins the swarm and begins to learn its models.
+    /// `report` is told of models learned.
+    pub async fn start(
+        config: Config,
+        report: impl Fn(NodeEvent) + Send + Sync + 'static,
+    ) -> anyhow::Result<Arc<Self>> {
+        std::fs::create_dir_all(&config.data)
+            .with_context(|| format!("cannot create {}", config.data.display()))?;
+        // The disk tier takes the data directory's lock: before anything else is written there.
+        let disk = open_disk(&config).await?;
+        let seed = identity::load_or_create(&config.data)?;
+        let ladder = Ladder::new(
+            LadderOptions { ram_budget: config.ram_budget },
+            Some(disk.clone()),
+            None,
+            Vec::new(),
+        );
+
+        let mut options = MeshOptions::new(config.swarm.clone(), seed);
+        options.listen = addresses("--listen", &config.listen)?;
+        options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
+        options.mdns = config.mdns;
+        options.find_timeout = config.find_timeout;
+        let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
+        ladder.set_peers(Arc::new(mesh.clone()));
+
+        let traffic = {
+            let mesh = mesh.clone();
+            move || traffic_of(&mesh)
+        };
+        let engine = Engine::start(config.backend, config.vram_budget, traffic)?;
+        let service = Arc::new(Self {
+            seed,
+            started: Instant::now(),
+            ladder,
+            disk,
+            mesh,
+            catalog: Arc::default(),
+            engine,
+            stopping: CancellationToken::new(),
+            config,
+        });
+        service.restore_published().await?;
+        tokio::spawn(learn(service.clone(), report));
+        Ok(service)
+    }
+
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn peer_id(&self) -> String {
+        self.mesh.peer_id().to_string()
+    }
+
+    /// Dialable addresses, each with the node's `/p2p/` id.
+    pub fn addresses(&self) -> Vec<String> {
+        self.mesh.listen_addrs().iter().map(ToString::to_string).collect()
+    }
+
+    /// Ends in order: no new work, the engine, the mesh, and the disk last.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        self.engine.stop().await;
+        self.mesh.shutdown().await;
+        if let Err(error) = self.ladder.flush().await {
+            tracing::warn!("the store was not flushed: {error}");
+        }
+    }
+
+    pub async fn status(&self) -> Status {
+        let disk = self.disk.stats();
+        let ladder = self.ladder.stats();
+        Status {
+            peer_id: self.peer_id(),
+            swarm: self.config.swarm.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            addresses: self.addresses(),
+            data: self.config.data.clone(),
+            backend: self.engine.describe(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            peers: self.mesh.peers().len(),
+            models: self.catalog.len(),
+            loaded: self.engine.loaded(),
+            vram_budget: self.config.vram_budget,
+            ram: TierUse { used: ladder.ram_used_bytes, budget: self.config.ram_budget },
+            disk: TierUse { used: disk.used_bytes, budget: self.config.disk_budget },
+            traffic: traffic_of(&self.mesh),
+            uploaded_bytes: self.mesh.stats().peers.values().map(|peer| peer.bytes_out).sum(),
+        }
+    }
+
+    pub fn peers(&self) -> Vec<Peer> {
+        let peer = |info: PeerInfo| Peer {
+            id: info.id.to_string(),
+            addresses: info.addresses,
+            agent: info.agent,
+            connected_s: info.connected_s,
+            bytes_in: info.bytes_in,
+            bytes_out: info.bytes_out,
+            score: info.score,
+            shards_held: info.shards_held,
+        };
+        self.mesh.peers().into_iter().map(peer).collect()
+    }
+
+    pub fn models(&self) -> Vec<ModelInfo> {
+        self.catalog
+            .list()
+            .into_iter()
+            .map(|(id, known)| {
+                let shards =
+                    known.manifest.as_ref().and_then(|m| shard_ids(m).ok()).unwrap_or_default();
+                let here = shards.iter().filter(|shard| self.disk.is_whole(**shard)).count();
+                let reachable = shards
+                    .iter()
+                    .filter(|shard| {
+                        self.disk.is_whole(**shard) || !self.mesh.holders(**shard).is_empty()
+                    })
+                    .count();
+                ModelInfo {
+                    id: id.to_string(),
+                    name: known.name().to_owned(),
+                    publishers: known.signed.iter().map(|s| s.publisher.to_string()).collect(),
+                    bytes: known.manifest.as_ref().map_or(0, |manifest| manifest.total_size),
+                    shards: shards.len(),
+                    shards_here: here,
+                    shards_reachable: reachable,
+                    manifest: known.manifest.is_some(),
+                }
+            })
+            .collect()
+    }
+
+    /// Imports shards of an RDRR directory (pinned), signs its manifest and announces it.
+    ///
+    /// # Errors
+    /// A damaged manifest, a shard whose bytes are not its hash's, or no room: nothing is announced then.
+    pub async fn publish(&self, request: PublishRequest) -> anyhow::Result<PublishReply> {
+        let path = request.dir.join("manifest.json");
+        let bytes = tokio::fs::read(&path)
+            .await
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let manifest = Manifest::parse(&bytes).with_context(|| format!("{}", path.display()))?;
+        let model = ModelId::of(&bytes);
+        let shards = shard_ids(&manifest)?;
+        let chosen = match request.shards {
+            Some(chosen) => chosen,
+            None => (0..shards.len()).collect(),
+        };
+        let mut imports: Vec<(&str, ShardId, u64)> = Vec::new();
+        for index in chosen {
+            let shard = manifest.shards.get(index).with_context(|| {
+                format!("--shards: there is no shard {index}, the model has {}", shards.len())
+            })?;
+            imports.push((&shard.filename, shards[index], shard.size));
+        }
+        let shards_stored = imports.len();
+        if let Some(tokenizer) = &manifest.tokenizer
+            && let (Some(id), Some(size)) = (tokenizer.id, tokenizer.size)
+        {
+            imports.push((&tokenizer.file, id, size));
+        }
+        self.disk.check_room(imports.iter().map(|(_, id, size)| (*id, *size)))?;
+        for (file, id, _) in &imports {
+            self.ladder.import_file(request.dir.join(file), *id, true).await?;
+        }
+        let bytes_stored = imports.iter().map(|(.., size)| size).sum();
+        let manifest_size = bytes.len() as u64;
+        self.ladder.put(bytes.into(), true).await?;
+
+        let signed = SignedModel::sign(&self.seed, model, &manifest.model_id, manifest_size)?;
+        let file = self.published_dir().join(format!("{model}.json"));
+        std::fs::create_dir_all(self.published_dir())?;
+        identity::write_private(&file, &serde_json::to_vec(&signed)?)?;
+        self.announce(signed, Arc::new(manifest))?;
+        let name = self.catalog.find(&model.to_string())?.map(|(_, known)| known.name().to_owned());
+        Ok(PublishReply {
+            model: model.to_string(),
+            name: name.unwrap_or_default(),
+            shards_stored,
+            bytes_stored,
+        })
+    }
+
+    /// Generates; the events arrive on the returned channel, an error as the last of them.
+    pub async fn generate(
+        &self,
+        request: GenerateRequest,
+    ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
+        ensure!(request.tokens > 0, "tokens: ask for at least one");
+        let (model, manifest) =
+            self.catalog.wait_for(&request.model, self.config.find_timeout).await?;
+        let tokenizer = manifest
+            .tokenizer
+            .as_ref()
+            .and_then(|tokenizer| tokenizer.id.zip(tokenizer.size))
+            .with_context(|| format!("model {model} comes without a tokenizer"))?;
+        let tokenizer = self.whole(tokenizer.0, tokenizer.1).await?;
+        self.engine.submit(Job {
+            model,
+            manifest,
+            tokenizer,
+            reader: Arc::new(self.ladder.clone()),
+            runtime: tokio::runtime::Handle::current(),
+            request,
+        })
+    }
+
+    /// A whole object: a manifest or a tokenizer.
+    async fn whole(&self, id: ShardId, size: u64) -> anyhow::Result<Bytes> {
+        Ok(self.ladder.get_whole(id, size, Priority::Token, None).await?)
+    }
+
+    fn announce(&self, signed: SignedModel, manifest: Arc<Manifest>) -> anyhow::Result<()> {
+        let model = signed.model;
+        self.catalog.announce(signed.clone());
+        self.know(model, manifest)?;
+        self.mesh.publish(signed)?;
+        Ok(())
+    }
+
+    /// From here on the model's objects can be found, kept and served.
+    fn know(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<()> {
+        self.ladder.expect_sizes(sizes(&manifest)?);
+        self.mesh.register_model(model, objects(&manifest)?)?;
+        self.catalog.add_manifest(model, manifest);
+        Ok(())
+    }
+
+    fn published_dir(&self) -> PathBuf {
+        self.config.data.join("published")
+    }
+
+    /// Announces again what this node published before it was last stopped.
+    async fn restore_published(&self) -> anyhow::Result<()> {
+        let Ok(entries) = std::fs::read_dir(self.published_dir()) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            if let Err(error) = self.restore(&path).await {
+                tracing::warn!("{}: not announced again: {error:#}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, path: &Path) -> anyhow::Result<()> {
+        let signed: SignedModel = serde_json::from_slice(&std::fs::read(path)?)?;
+        signed.verify()?;
+        let manifest = self.disk_only_manifest(&signed).await?;
+        self.announce(signed, Arc::new(manifest))
+    }
+
+    async fn disk_only_manifest(&self, signed: &SignedModel) -> anyhow::Result<Manifest> {
+        let shard = signed.model.manifest();
+        ensure!(self.disk.is_whole(shard), "its manifest is no longer stored");
+        Ok(Manifest::parse(&self.whole(shard, signed.manifest_size).await?)?)
+    }
+}
+
+async fn open_disk(config: &Config) -> anyhow::Result<Arc<DiskTier>> {
+    let dir = config.data.clone();
+    let options = DiskOptions { budget: config.disk_budget };
+    let disk = tokio::task::spawn_blocking(move || DiskTier::open(&dir, options)).await??;
+    Ok(Arc::new(disk))
+}
+
+fn addresses(flag: &str, texts: &[String]) -> anyhow::Result<Vec<crate::mesh::Address>> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|error| anyhow::anyhow!("{flag} {text}: {error}")))
+        .collect()
+}
+
+fn traffic_of(mesh: &MeshHandle) -> Traffic {
+    let stats = mesh.stats();
+    Traffic {
+        hits: super::api::Hits::default(),
+        verified_bytes: stats.counts.verified_bytes,
+        rejected_bytes: stats.counts.rejected_bytes,
+        peer_bytes: stats.peers.into_iter().map(|(peer, t)| (peer, t.bytes_in)).collect(),
+    }
+}
+
+/// Follows announcements: each new model's manifest is fetched by its hash and checked.
+async fn learn(service: Arc<Service>, report: impl Fn(NodeEvent) + Send + Sync + 'static) {
+    let mut announced = service.mesh.watch_models();
+    let mut fetching: JoinSet<ModelId> = JoinSet::new();
+    let mut under_way: HashSet<ModelId> = HashSet::new();
+    let report = Arc::new(report);
+    loop {
+        let list = announced.borrow_and_update().clone();
+        for signed in list.iter() {
+            let wanted = service.catalog.announce(signed.clone());
+            if !wanted || under_way.len() >= LEARNING_MAX || !under_way.insert(signed.model) {
+                continue;
+            }
+            let (service, report, signed) = (service.clone(), report.clone(), signed.clone());
+            fetching.spawn(async move {
+                match learn_one(&service, &signed).await {
+                    Ok(event) => report(event),
+                    // Gossip says it again, and then it is tried again.
+                    Err(error) => tracing::warn!("model {}: {error:#}", signed.model),
+                }
+                signed.model
+            });
+        }
+        tokio::select! {
+            () = service.stopping.cancelled() => break,
+            Some(done) = fetching.join_next(), if !fetching.is_empty() => {
+                if let Ok(model) = done {
+                    under_way.remove(&model);
+                }
+            }
+            changed = announced.changed() => if changed.is_err() { break },
+        }
+    }
+}
+
+async fn learn_one(service: &Service, signed: &SignedModel) -> anyhow::Result<NodeEvent> {
+    let bytes = service.whole(signed.model.manifest(), signed.manifest_size).await?;
+    let manifest = Manifest::parse(&bytes)?;
+    let bytes = manifest.total_size;
+    service.know(signed.model, Arc::new(manifest))?;
+    Ok(NodeEvent::Model {
+        id: signed.model.to_string(),
+        name: signed.name.clone(),
+        bytes,
+        publisher: signed.publisher.to_string(),
+    })
+}

@@ -1,0 +1,91 @@
+//! Byte sizes as people write them: `2GiB`, `500MB`, `4096`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// A number of bytes. Reads `B`, `KB`/`MB`/`GB`/`TB` (powers of 1000) and
+/// `KiB`/`MiB`/`GiB`/`TiB` (powers of 1024), with a fraction if wanted; prints the latter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ByteSize(pub u64);
+
+const UNITS: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not a size (try 2GiB, 500MB or a number of bytes)");
+        let text_trimmed = text.trim();
+        let digits_end = text_trimmed
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text_trimmed.len());
+        let (number, unit) = text_trimmed.split_at(digits_end);
+        let unit = unit.trim();
+        let scale = if unit.is_empty() {
+            1
+        } else {
+            UNITS
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+                .map(|(_, scale)| *scale)
+                .ok_or_else(bad)?
+        };
+        let bytes = match number.parse::<u64>() {
+            Ok(whole) => whole.checked_mul(scale).ok_or_else(bad)?,
+            Err(_) => {
+                let number: f64 = number.parse().map_err(|_| bad())?;
+                let bytes = number * scale as f64;
+                if !bytes.is_finite() || bytes >= u64::MAX as f64 {
+                    return Err(bad());
+                }
+                bytes as u64
+            }
+        };
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match UNITS[..4].iter().find(|(_, scale)| self.0 >= *scale) {
+            Some((unit, scale)) => format!("{:.2} {unit}", self.0 as f64 / *scale as f64),
+            None => format!("{} B", self.0),
+        };
+        f.pad(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, bytes) in
+            [("4096", 4096), ("2GiB", 2 << 30), ("1.5 MiB", 3 << 19), ("500MB", 500_000_000)]
+        {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "GiB", "-1", "2 parsecs", "1e9", "99999999TiB", "1.2.3"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_print_in_powers_of_1024() {
+        assert_eq!(ByteSize(12).to_string(), "12 B");
+        assert_eq!(ByteSize(3 << 19).to_string(), "1.50 MiB");
+    }
+}

@@ -1,0 +1,137 @@
+//! Models named by a path: an RDRR directory, or a Hugging Face directory converted in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::runtime::Runtime;
+
+use super::args::{BackendChoice, ModelArgs, Quantize};
+use super::generation;
+use super::progress::ConvertBar;
+use crate::infer::load::{MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, convert};
+use crate::infer::model::Model;
+use crate::infer::reader::WeightReader;
+use crate::infer::session::{Session, SessionOptions};
+use crate::infer::slots::SlotBudget;
+use crate::infer::tokenizer::Tokenizer;
+use crate::store::RangeReader;
+use crate::store::dir::{DirReader, DirShard};
+use crate::store::manifest::Manifest;
+
+/// A local model, ready for sessions.
+pub struct Opened {
+    pub model: Model,
+    tokenizer: Option<Tokenizer>,
+    /// Runs the reads; must outlive the sessions.
+    _runtime: Runtime,
+}
+
+/// Whether `text` names something on this disk rather than in the swarm.
+pub fn is_local(text: &str) -> bool {
+    Path::new(text).exists()
+}
+
+/// Opens what `args.model` names on this disk.
+pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
+    let path = Path::new(&args.model);
+    if !path.exists() {
+        bail!("{}: there is no such directory", path.display());
+    }
+    if path.join("manifest.json").is_file() {
+        return open_rdrr(path);
+    }
+    if path.join("config.json").is_file() {
+        return open_hugging_face(path, args.quantize);
+    }
+    bail!(
+        "{} is no model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)",
+        path.display()
+    )
+}
+
+/// Opens an RDRR directory. Shards are verified when they are first read.
+pub fn open_rdrr(dir: &Path) -> anyhow::Result<Opened> {
+    let manifest = Manifest::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
+    let tokenizer = match &manifest.tokenizer {
+        Some(entry) => {
+            let path = dir.join(&entry.file);
+            let bytes =
+                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Some(
+                Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone())
+                    .with_context(|| format!("{}", path.display()))?,
+            )
+        }
+        None => None,
+    };
+    let shards = manifest.shards.iter().map(|shard| {
+        Ok(DirShard { shard: shard.id()?, path: dir.join(&shard.filename), size: shard.size })
+    });
+    let reader = DirReader::new(shards.collect::<anyhow::Result<Vec<_>>>()?);
+    opened(manifest, tokenizer, Arc::new(reader))
+}
+
+fn open_hugging_face(dir: &Path, quantize: Quantize) -> anyhow::Result<Opened> {
+    let mut sink = MemorySink::default();
+    let bar = ConvertBar::new("converting in memory");
+    let manifest = {
+        let mut show = |progress: Progress<'_>| bar.show(progress);
+        convert(dir, quantize.into(), SHARD_BYTES_DEFAULT, &mut sink, &mut show)?
+    };
+    bar.finish();
+    let path = dir.join("tokenizer.json");
+    let tokenizer = match std::fs::read(&path) {
+        Ok(bytes) => Some(
+            Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone())
+                .with_context(|| format!("{}", path.display()))?,
+        ),
+        Err(_) => None,
+    };
+    opened(manifest, tokenizer, Arc::new(sink))
+}
+
+fn opened(
+    manifest: Manifest,
+    tokenizer: Option<Tokenizer>,
+    reader: Arc<dyn RangeReader>,
+) -> anyhow::Result<Opened> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let reader = WeightReader::new(reader, runtime.handle().clone());
+    let model = Model::open(manifest, reader)?;
+    Ok(Opened { model, tokenizer, _runtime: runtime })
+}
+
+impl Opened {
+    pub fn tokenizer(&self) -> anyhow::Result<&Tokenizer> {
+        self.tokenizer.as_ref().context("the model comes without a tokenizer.json")
+    }
+
+    /// A session with this much device memory (all it takes if `None`) and room
+    /// for `context` tokens (the engine's default if `None`).
+    pub fn session(
+        &self,
+        backend: BackendChoice,
+        vram_budget: Option<u64>,
+        context: Option<usize>,
+    ) -> anyhow::Result<Session> {
+        let device = generation::device(backend)?;
+        let slots = vram_budget.map_or(SlotBudget::All, SlotBudget::Device);
+        let options = SessionOptions { context, slots, ..SessionOptions::default() };
+        Ok(Session::new(&self.model, device.as_ref(), &options)?)
+    }
+}
+
+impl From<Quantize> for Quantization {
+    fn from(quantize: Quantize) -> Self {
+        match quantize {
+            Quantize::Q4KM => Self::Q4KM,
+            Quantize::Q8_0 => Self::Q8_0,
+            Quantize::Bf16 => Self::Bf16,
+        }
+    }
+}

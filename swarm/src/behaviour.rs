@@ -1,0 +1,89 @@
+//! The protocols every connection speaks, in the order they may refuse it.
+
+use std::collections::HashSet;
+
+use libp2p::allow_block_list::{self, BlockedPeers};
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::identity::Keypair;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{gossipsub, identify, mdns, ping};
+
+use crate::SwarmError;
+use crate::options::{GOSSIP_BYTES_MAX, Options, PING_INTERVAL, PING_TIMEOUT};
+
+pub(crate) type Gossip =
+    gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
+
+/// `limits` and `bans` stand first: they refuse a connection before any other
+/// protocol spends memory on it.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    pub(crate) bans: allow_block_list::Behaviour<BlockedPeers>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(crate) gossip: Gossip,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(crate) streams: libp2p_stream::Behaviour,
+}
+
+impl Behaviour {
+    pub(crate) fn new(keypair: &Keypair, options: &Options) -> Result<Self, SwarmError> {
+        let peer = keypair.public().to_peer_id();
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(options.limits.pending_incoming))
+            .with_max_pending_outgoing(Some(options.limits.pending_outgoing))
+            .with_max_established_incoming(Some(options.limits.established_incoming))
+            .with_max_established(Some(options.limits.established))
+            .with_max_established_per_peer(Some(options.limits.established_per_peer));
+        let mdns = if options.mdns {
+            let behaviour = mdns::tokio::Behaviour::new(mdns::Config::default(), peer)
+                .map_err(|error| setup("mDNS", &error))?;
+            Some(behaviour)
+        } else {
+            None
+        };
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits),
+            bans: allow_block_list::Behaviour::default(),
+            identify: identify::Behaviour::new(
+                identify::Config::new(options.protocol_version.clone(), keypair.public())
+                    .with_agent_version(options.agent.clone())
+                    .with_push_listen_addr_updates(true),
+            ),
+            ping: ping::Behaviour::new(
+                ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
+            ),
+            gossip: gossip(keypair, &options.topics)?,
+            mdns: mdns.into(),
+            streams: libp2p_stream::Behaviour::new(),
+        })
+    }
+}
+
+/// Signed gossip, on our topics only, forwarded only once the caller has judged it.
+fn gossip(keypair: &Keypair, topics: &[String]) -> Result<Gossip, SwarmError> {
+    let config = gossipsub::ConfigBuilder::default()
+        .max_transmit_size(GOSSIP_BYTES_MAX)
+        .validation_mode(gossipsub::ValidationMode::Strict)
+        .validate_messages()
+        .build()
+        .map_err(|error| setup("gossip", &error))?;
+    let topics: Vec<_> = topics.iter().map(gossipsub::IdentTopic::new).collect();
+    let allowed: HashSet<_> = topics.iter().map(gossipsub::IdentTopic::hash).collect();
+    let mut gossip = Gossip::new_with_subscription_filter(
+        gossipsub::MessageAuthenticity::Signed(keypair.clone()),
+        config,
+        gossipsub::WhitelistSubscriptionFilter(allowed),
+    )
+    .map_err(|error| setup("gossip", &error))?;
+    for topic in &topics {
+        gossip.subscribe(topic).map_err(|error| setup("gossip", &error))?;
+    }
+    Ok(gossip)
+}
+
+pub(crate) fn setup(what: &'static str, reason: &dyn std::fmt::Display) -> SwarmError {
+    SwarmError::Setup { what, reason: reason.to_string() }
+}

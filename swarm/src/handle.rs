@@ -1,0 +1,233 @@
+//! The caller's side: commands in, state and messages out.
+//!
+//! State (peers, listen addresses) is published through watches, so it cannot be
+//! missed; gossip messages come through a bounded queue and can be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::StreamProtocol;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::actor::{self, Command};
+use crate::ids::keypair;
+use crate::options::{
+    COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, SHUTDOWN_TIMEOUT,
+};
+use crate::stream::Stream;
+use crate::{Address, PeerId, SwarmError};
+
+/// A connected peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Where the first of its connections goes to or comes from.
+    pub remote: Address,
+    /// Where it says that it listens, once it has identified itself (at most 8).
+    pub listens: Vec<Address>,
+    /// Its `NAME/VERSION`, once it has identified itself.
+    pub agent: Option<String>,
+    pub connected_at: Instant,
+    /// Those of our topics that it takes part in.
+    pub topics: BTreeSet<String>,
+}
+
+/// Every connected peer.
+pub type Peers = Arc<BTreeMap<PeerId, Peer>>;
+
+/// A gossip message whose author's signature was checked. It is passed on to other
+/// peers only after [`SwarmHandle::judge`] accepted it.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub topic: String,
+    /// Who wrote and signed it.
+    pub author: PeerId,
+    /// Who handed it to us.
+    pub forwarder: PeerId,
+    pub data: Vec<u8>,
+    pub(crate) id: libp2p::gossipsub::MessageId,
+}
+
+/// What the swarm reports.
+#[derive(Debug)]
+pub struct SwarmEvents {
+    pub messages: mpsc::Receiver<Message>,
+    pub peers: watch::Receiver<Peers>,
+    /// Listen addresses, each ending in `/p2p/` and our id.
+    pub listening: watch::Receiver<Vec<Address>>,
+}
+
+/// A stream that a peer opened.
+pub struct IncomingStream {
+    pub peer: PeerId,
+    pub stream: Stream,
+}
+
+/// The streams that peers open for one protocol.
+pub type IncomingStreams = mpsc::Receiver<IncomingStream>;
+
+/// What was dropped because a bounded queue was full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub messages_dropped: u64,
+    pub publications_dropped: u64,
+    pub streams_dropped: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Drops {
+    pub(crate) messages: AtomicU64,
+    pub(crate) publications: AtomicU64,
+    pub(crate) streams: AtomicU64,
+}
+
+/// Commands the swarm. Cheap to clone; when the last clone is gone the swarm stops.
+#[derive(Clone)]
+pub struct SwarmHandle {
+    peer: PeerId,
+    commands: mpsc::Sender<Command>,
+    streams: libp2p_stream::Control,
+    runtime: tokio::runtime::Handle,
+    drops: Arc<Drops>,
+}
+
+impl SwarmHandle {
+    /// Starts a swarm on a thread of its own (its connections are one
+    /// single-threaded runtime: measured faster than a shared one, and inference
+    /// that fills the caller's threads cannot starve pings). Every address in
+    /// `options.listen` is bound when this returns.
+    pub async fn spawn(options: Options) -> Result<(Self, SwarmEvents), SwarmError> {
+        let peer = PeerId(keypair(options.seed).public().to_peer_id());
+        let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
+        let (messages_in, messages) = mpsc::channel(MESSAGE_QUEUE);
+        let (peers_in, peers) = watch::channel(Peers::default());
+        let (listening_in, listening) = watch::channel(Vec::new());
+        let (started_in, started) = oneshot::channel();
+        let drops = Arc::new(Drops::default());
+        let outputs = actor::Outputs {
+            messages: messages_in,
+            peers: peers_in,
+            listening: listening_in,
+            drops: drops.clone(),
+        };
+        thread::Builder::new()
+            .name("swarm".into())
+            .spawn(move || actor::run_thread(options, command_queue, outputs, started_in))
+            .map_err(|error| crate::behaviour::setup("its thread", &error))?;
+        let (streams, runtime) = started.await.map_err(|_| SwarmError::Closed)??;
+        let handle = Self { peer, commands, streams, runtime, drops };
+        Ok((handle, SwarmEvents { messages, peers, listening }))
+    }
+
+    /// This node's id.
+    pub const fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Publishes on one of `Options::topics`, at most 64 KiB; kept and tried again
+    /// while nobody is subscribed. Never waits.
+    pub fn publish(&self, topic: &str, data: Vec<u8>) -> Result<(), SwarmError> {
+        self.command(Command::Publish { topic: topic.to_owned(), data })
+    }
+
+    /// Says whether a message is sound: it is passed on, or its forwarder is held to account.
+    pub fn judge(&self, message: &Message, sound: bool) -> Result<(), SwarmError> {
+        self.command(Command::Judge { id: message.id.clone(), forwarder: message.forwarder, sound })
+    }
+
+    /// Dials a peer unless it is connected or being dialled.
+    pub fn dial(&self, peer: PeerId, addresses: Vec<Address>) -> Result<(), SwarmError> {
+        self.command(Command::Dial { peer, addresses })
+    }
+
+    /// Closes every connection to a peer.
+    pub fn disconnect(&self, peer: PeerId) -> Result<(), SwarmError> {
+        self.command(Command::Disconnect { peer })
+    }
+
+    /// Disconnects a peer and refuses it until `until`.
+    pub fn ban(&self, peer: PeerId, until: Instant) -> Result<(), SwarmError> {
+        self.command(Command::Ban { peer, until })
+    }
+
+    /// Opens a stream, dialling the peer if its address is known.
+    pub async fn open_stream(&self, peer: PeerId, protocol: &str) -> Result<Stream, SwarmError> {
+        let protocol = parse_protocol(protocol)?;
+        // A clone of its own: one control opens one stream at a time.
+        let mut control = self.streams.clone();
+        let opened = timeout(OPEN_TIMEOUT, control.open_stream(peer.0, protocol)).await;
+        match opened {
+            Some(Ok(stream)) => Ok(Stream::new(stream)),
+            Some(Err(error)) => Err(SwarmError::Open { peer, reason: error.to_string() }),
+            None => Err(SwarmError::Open {
+                peer,
+                reason: format!("no answer within {} s", OPEN_TIMEOUT.as_secs()),
+            }),
+        }
+    }
+
+    /// Serves a protocol: streams that peers open for it arrive in the returned
+    /// queue. A stream that finds the queue full is reset and counted.
+    pub fn accept(&self, protocol: &str) -> Result<IncomingStreams, SwarmError> {
+        let name = parse_protocol(protocol)?;
+        let mut incoming = self
+            .streams
+            .clone()
+            .accept(name)
+            .map_err(|_| SwarmError::AlreadyServed(protocol.to_owned()))?;
+        let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
+        let drops = self.drops.clone();
+        // libp2p-stream drops bursts when nobody polls: this task does nothing else.
+        self.runtime.spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = incoming.next() => next,
+                    () = sender.closed() => break,
+                };
+                let Some((peer, stream)) = next else { break };
+                let stream = IncomingStream { peer: PeerId(peer), stream: Stream::new(stream) };
+                if sender.try_send(stream).is_err() {
+                    drops.streams.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    /// What was dropped so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            messages_dropped: self.drops.messages.load(Ordering::Relaxed),
+            publications_dropped: self.drops.publications.load(Ordering::Relaxed),
+            streams_dropped: self.drops.streams.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Closes every connection and listener; returns when the swarm has ended.
+    pub async fn shutdown(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.commands.send(Command::Shutdown { done }).await.is_ok() {
+            // An error means that the loop ended meanwhile, which is what we want.
+            let _ = timeout(SHUTDOWN_TIMEOUT, ended).await;
+        }
+    }
+
+    fn command(&self, command: Command) -> Result<(), SwarmError> {
+        self.commands.try_send(command).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SwarmError::Busy,
+            mpsc::error::TrySendError::Closed(_) => SwarmError::Closed,
+        })
+    }
+}
+
+fn parse_protocol(protocol: &str) -> Result<StreamProtocol, SwarmError> {
+    StreamProtocol::try_from_owned(protocol.to_owned())
+        .map_err(|_| SwarmError::BadProtocol(protocol.to_owned()))
+}
+
+async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(limit, future).await.ok()
+}

@@ -1,0 +1,163 @@
+//! Peer ids and addresses as plain values, so that callers never name libp2p.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+
+/// A node's identity: the hash of its public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub(crate) libp2p::PeerId);
+
+/// Text or bytes that are not a peer id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a peer id (like 12D3KooW...)")]
+pub struct BadPeerId(pub String);
+
+impl PeerId {
+    /// The id of the node whose Ed25519 secret key is `seed`.
+    pub fn from_seed(seed: [u8; 32]) -> Self {
+        Self(keypair(seed).public().to_peer_id())
+    }
+
+    /// The multihash bytes, at most 66 of them.
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.0.to_bytes()
+    }
+
+    /// The inverse of [`Self::to_bytes`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, BadPeerId> {
+        libp2p::PeerId::from_bytes(bytes)
+            .map(Self)
+            .map_err(|_| BadPeerId(format!("{} bytes", bytes.len())))
+    }
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerId({self})")
+    }
+}
+
+impl FromStr for PeerId {
+    type Err = BadPeerId;
+    fn from_str(text: &str) -> Result<Self, BadPeerId> {
+        text.parse().map(Self).map_err(|_| BadPeerId(text.to_owned()))
+    }
+}
+
+/// Expands a 32-byte seed into the Ed25519 key pair of a node.
+pub(crate) fn keypair(mut seed: [u8; 32]) -> libp2p::identity::Keypair {
+    // Any 32 bytes are a valid Ed25519 secret key, so this cannot fail.
+    libp2p::identity::Keypair::ed25519_from_bytes(&mut seed).expect("32 bytes are a secret key")
+}
+
+/// Where a node can be reached, in multiaddr form: `/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(pub(crate) Multiaddr);
+
+/// Text that is not a multiaddr.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a multiaddr such as /ip4/127.0.0.1/tcp/4001: {reason}")]
+pub struct BadAddress {
+    pub text: String,
+    pub reason: String,
+}
+
+impl Address {
+    /// The peer named by a trailing `/p2p/...`, if any.
+    pub fn peer(&self) -> Option<PeerId> {
+        match self.0.iter().last() {
+            Some(Protocol::P2p(peer)) => Some(PeerId(peer)),
+            _ => None,
+        }
+    }
+
+    /// The socket of a plain `/ip4|ip6/.../tcp/...` address.
+    pub(crate) fn tcp_socket(&self) -> Option<SocketAddr> {
+        let mut parts = self.0.iter();
+        let ip: IpAddr = match parts.next()? {
+            Protocol::Ip4(ip) => ip.into(),
+            Protocol::Ip6(ip) => ip.into(),
+            _ => return None,
+        };
+        match parts.next()? {
+            Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
+            _ => None,
+        }
+    }
+
+    /// The same address ending in `/p2p/PEER`.
+    #[must_use]
+    pub fn with_peer(&self, peer: PeerId) -> Self {
+        let mut bare = self.without_peer().0;
+        bare.push(Protocol::P2p(peer.0));
+        Self(bare)
+    }
+
+    /// The same address without a trailing `/p2p/...`.
+    #[must_use]
+    pub fn without_peer(&self) -> Self {
+        let mut address = self.0.clone();
+        if self.peer().is_some() {
+            address.pop();
+        }
+        Self(address)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({self})")
+    }
+}
+
+impl FromStr for Address {
+    type Err = BadAddress;
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        text.parse()
+            .map(Self)
+            .map_err(|error| BadAddress { text: text.to_owned(), reason: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_survive_text_and_bytes_and_follow_from_the_seed() {
+        let peer = PeerId::from_seed([7; 32]);
+        assert_eq!(peer, PeerId::from_seed([7; 32]));
+        assert_ne!(peer, PeerId::from_seed([8; 32]));
+        assert_eq!(peer.to_string().parse(), Ok(peer));
+        assert_eq!(PeerId::from_bytes(&peer.to_bytes()), Ok(peer));
+        assert!(PeerId::from_bytes(b"no").is_err());
+        assert!("no".parse::<PeerId>().is_err());
+    }
+
+    #[test]
+    fn addresses_gain_and_lose_their_peer() {
+        let peer = PeerId::from_seed([1; 32]);
+        let bare: Address = "/ip4/127.0.0.1/tcp/4001".parse().unwrap();
+        let full = bare.with_peer(peer);
+        assert_eq!((bare.peer(), full.peer()), (None, Some(peer)));
+        assert_eq!(full.without_peer(), bare);
+        assert_eq!(full.with_peer(peer), full);
+        assert!("127.0.0.1:4001".parse::<Address>().is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! What a swarm is started with, and every bound it keeps.
+
+use std::time::Duration;
+
+use crate::Address;
+
+/// How to start a swarm.
+#[derive(Clone)]
+pub struct Options {
+    /// The node's Ed25519 secret key.
+    pub seed: [u8; 32],
+    /// Where to listen; an empty list makes a node that only dials.
+    pub listen: Vec<Address>,
+    /// Addresses kept dialled: redialled with backoff whenever they are not connected.
+    pub bootstrap: Vec<Address>,
+    /// Find and be found on the local network.
+    pub mdns: bool,
+    /// `NAME/VERSION`, told to peers.
+    pub agent: String,
+    /// Peers that identify with another protocol version are disconnected.
+    pub protocol_version: String,
+    /// Gossip topics to take part in; peers' other topics are ignored.
+    pub topics: Vec<String>,
+    pub limits: Limits,
+}
+
+impl std::fmt::Debug for Options {
+    /// Leaves the secret key out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("listen", &self.listen)
+            .field("bootstrap", &self.bootstrap)
+            .field("mdns", &self.mdns)
+            .field("agent", &self.agent)
+            .field("protocol_version", &self.protocol_version)
+            .field("topics", &self.topics)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connection limits. The defaults fit a node on a home or office line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Handshakes in progress that others began.
+    pub pending_incoming: u32,
+    /// Dials in progress.
+    pub pending_outgoing: u32,
+    /// Connections that others opened.
+    pub established_incoming: u32,
+    /// All connections.
+    pub established: u32,
+    /// Connections to one peer: two, because both sides may dial at once.
+    pub established_per_peer: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pending_incoming: 64,
+            pending_outgoing: 64,
+            // Below `established`, so that a crowd from outside cannot take
+            // away this node's own dials.
+            established_incoming: 192,
+            established: 256,
+            established_per_peer: 2,
+        }
+    }
+}
+
+/// The largest gossip message; gossipsub's own default, and what peers accept.
+pub const GOSSIP_BYTES_MAX: usize = 64 * 1024;
+
+/// Gossip messages waiting for the caller. At 64 KiB each this bounds 16 MiB; beyond
+/// it messages are dropped, which anti-entropy in the caller must repair anyway.
+pub(crate) const MESSAGE_QUEUE: usize = 256;
+
+/// Commands waiting for the swarm loop; each is small and handled without waiting.
+pub(crate) const COMMAND_QUEUE: usize = 1024;
+
+/// Accepted streams waiting for the caller of one protocol; the accept loop drops
+/// (resets) further ones rather than stall, and the remote tries again.
+pub(crate) const INCOMING_QUEUE: usize = 128;
+
+/// Publications kept while nobody is subscribed; the oldest gives way, since newer
+/// announcements replace older ones.
+pub(crate) const OUTBOX: usize = 64;
+
+/// How often the loop looks at redials, the outbox and bans: short enough that a
+/// node joins within a heartbeat, long enough to cost nothing.
+pub(crate) const TICK: Duration = Duration::from_millis(200);
+
+/// First and longest wait before a bootstrap address is dialled again: a neighbour
+/// process that starts a moment later is met at once, a dead host costs one dial a minute.
+pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
+pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
+
+/// Bootstrap addresses kept; more than anyone types, less than a flood.
+pub(crate) const BOOTSTRAP_MAX: usize = 64;
+
+/// Addresses remembered of one peer.
+pub(crate) const PEER_ADDRESSES_MAX: usize = 8;
+
+/// Bytes of a peer's agent string that are kept and shown.
+pub(crate) const AGENT_BYTES_MAX: usize = 64;
+
+/// A connection without streams is closed after this; gossip keeps mesh peers alive,
+/// and a node waiting between tokens should not have to dial again.
+pub(crate) const IDLE_CONNECTION: Duration = Duration::from_secs(300);
+
+/// Pings notice a silent peer: interval and time-out together bound how long.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams a peer may have half-open at once on one connection.
+pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
+
+/// Streams of one connection in use: gossip, ping, identify and shard streams.
+pub(crate) const CONNECTION_STREAMS_MAX: usize = 256;
+
+/// How long a node that speaks another protocol is left alone.
+pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
+
+/// Bans remembered; beyond it the one that ends first gives way.
+pub(crate) const BANS_MAX: usize = 4096;
+
+/// How long opening a stream may take, negotiation and (if needed) dialling included.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long shutting down may take before the swarm's thread is left to end by itself.
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

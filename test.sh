@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs what the tests need, then runs every check. Needs Rust; no GPU.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/doppler-node/target}"
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "Debian packages"
+# A software Vulkan driver (lavapipe), so that the wgpu kernels run on a machine without a GPU.
+packages=(mesa-vulkan-drivers)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    if ! command -v apt-get >/dev/null; then
+        echo "please install: ${missing[*]} (or your system's software Vulkan driver)" >&2
+        exit 1
+    fi
+    sudo=()
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"
+else
+    echo "have: ${packages[*]}"
+fi
+
+step "formatting"
+cargo fmt --all --check
+
+step "clippy"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "tests (release: one build serves the tests, the demo and the benchmarks)"
+export DOPPLER_REQUIRE_GPU=1
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --release --workspace --locked --no-fail-fast
+else
+    cargo test --release --workspace --locked --no-fail-fast
+fi

@@ -1,0 +1,147 @@
+//! The rules of the house that no compiler checks: who may know whom, how long
+//! a file may be, that every file says what it owns, that every kernel has a twin.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module -> the sibling modules it must never name (ARCHITECTURE.md, "Who may know whom").
+const FORBIDDEN: [(&str, &[&str]); 4] = [
+    ("src/store", &["mesh", "infer", "node"]),
+    ("src/mesh", &["infer", "node"]),
+    ("src/infer", &["mesh", "node", "wire"]),
+    ("src/wire.rs", &["mesh", "infer", "node"]),
+];
+
+/// Crates that stay behind one module.
+const CRATE_HOMES: [(&str, &[&str]); 5] = [
+    ("wgpu::", &["src/infer/gpu"]),
+    ("libp2p", &["swarm/src"]),
+    ("sled::", &["src/store"]),
+    ("anyhow", &["src/node"]),
+    ("axum", &["src/node"]),
+];
+
+const LINES_MAX: usize = 900;
+const LINES_MEDIAN_MAX: usize = 260;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn walk(dir: &Path, extension: &str, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target" && name != "node_modules") {
+                walk(&path, extension, files);
+            }
+        } else if path.extension().is_some_and(|e| e == extension) {
+            files.push(path);
+        }
+    }
+}
+
+/// Paths relative to the repository and their text, in order.
+fn sources(dirs: &[&str], extension: &str) -> Vec<(String, String)> {
+    let root = root();
+    let mut files = Vec::new();
+    for dir in dirs {
+        let path = root.join(dir);
+        if path.is_file() { files.push(path) } else { walk(&path, extension, &mut files) }
+    }
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+            (name, fs::read_to_string(&path).unwrap())
+        })
+        .collect()
+}
+
+fn rust() -> Vec<(String, String)> {
+    let files =
+        sources(&["src", "swarm/src", "simnet", "tests", "benches", "build", "build.rs"], "rs");
+    assert!(files.len() > 30, "the walk found only {} files", files.len());
+    files
+}
+
+/// Code without comments, for looking at what it names.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn modules_know_only_whom_they_may() {
+    let mut wrong = Vec::new();
+    for (file, text) in rust() {
+        for (module, forbidden) in FORBIDDEN {
+            if !file.starts_with(module) {
+                continue;
+            }
+            for (number, line) in code_lines(&text) {
+                for name in forbidden {
+                    if line.contains(&format!("crate::{name}::"))
+                        || line.contains(&format!("crate::{name};"))
+                        || line.contains(&format!("crate::{name},"))
+                    {
+                        wrong.push(format!("{file}:{} names crate::{name}", number + 1));
+                    }
+                }
+            }
+        }
+        if !file.starts_with("src/") && !file.starts_with("swarm/src") {
+            continue;
+        }
+        for (krate, homes) in CRATE_HOMES {
+            if homes.iter().any(|home| file.starts_with(home)) {
+                continue;
+            }
+            for (number, line) in code_lines(&text) {
+                if line.contains(krate) {
+                    wrong.push(format!("{file}:{} names {krate}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let mut lengths: Vec<(usize, String)> =
+        rust().into_iter().map(|(file, text)| (text.lines().count(), file)).collect();
+    lengths.sort();
+    let (longest, file) = lengths.last().unwrap();
+    assert!(*longest <= LINES_MAX, "{file} has {longest} lines");
+    let median = lengths[lengths.len() / 2].0;
+    assert!(median <= LINES_MEDIAN_MAX, "the median file has {median} lines");
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    for (file, text) in rust() {
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//!"), "{file} does not open with `//!`");
+    }
+    for (file, text) in sources(&["kernels"], "wgsl") {
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//"), "{file} does not open with a comment");
+    }
+}
+
+#[test]
+fn every_kernel_has_a_cpu_twin() {
+    let kernels: Vec<_> = fs::read_dir(root().join("kernels"))
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "wgsl"))
+        .map(|entry| entry.path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert!(!kernels.is_empty());
+    for kernel in kernels {
+        let twin = root().join(format!("src/infer/cpu/{kernel}.rs"));
+        assert!(twin.is_file(), "kernels/{kernel}.wgsl has no twin {}", twin.display());
+    }
+}
