@@ -35,8 +35,10 @@ impl View {
         let bars = MultiProgress::with_draw_target(target);
         let line = |bar: ProgressBar, template: &str| bars.add(bar.with_style(style(template)));
         let stage = line(ProgressBar::new_spinner(), "{spinner:.cyan} {msg}");
-        let tokens =
-            line(ProgressBar::new(tokens), "  tokens     {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}");
+        let tokens = line(
+            ProgressBar::new(tokens),
+            "  tokens     {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}",
+        );
         let tiers = line(ProgressBar::new_spinner(), "  experts    {msg}");
         let peers = seeders
             .iter()
