@@ -17,6 +17,13 @@ pub fn bar(total: u64, what: &'static str) -> ProgressBar {
     bar
 }
 
+/// A spinner for work whose length is not known; ends with `finish_and_clear`.
+pub fn spinner(what: impl Into<std::borrow::Cow<'static, str>>) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what);
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}
+
 /// A conversion's bar, in bytes of the source.
 pub struct ConvertBar(ProgressBar);
 

@@ -8,7 +8,8 @@ use tokio::runtime::Runtime;
 
 use super::args::{BackendChoice, ModelArgs, Quantize};
 use super::generation;
-use super::progress::ConvertBar;
+use super::progress::{self, ConvertBar};
+use super::size::ByteSize;
 use crate::infer::load::{MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, convert};
 use crate::infer::model::Model;
 use crate::infer::reader::WeightReader;
@@ -123,7 +124,11 @@ impl Opened {
         let device = generation::device(backend)?;
         let slots = vram_budget.map_or(SlotBudget::All, SlotBudget::Device);
         let options = SessionOptions { context, slots, ..SessionOptions::default() };
-        Ok(Session::new(&self.model, device.as_ref(), &options)?)
+        let bytes = ByteSize(self.model.manifest.trunk_bytes());
+        let loading = progress::spinner(format!("loading {bytes} of resident weights"));
+        let session = Session::new(&self.model, device.as_ref(), &options);
+        loading.finish_and_clear();
+        Ok(session?)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::node::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status};
 use crate::node::args::{ControlArgs, PublishArgs};
 use crate::node::client::Client;
 use crate::node::config::data_dir;
+use crate::node::progress;
 use crate::node::size::ByteSize;
 
 fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
@@ -18,7 +19,10 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         .with_context(|| format!("{} is no usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
-    let reply: PublishReply = client.post("/v1/publish", &PublishRequest { dir, shards })?;
+    let storing = progress::spinner("the node proves and stores the shards");
+    let reply = client.post("/v1/publish", &PublishRequest { dir, shards });
+    storing.finish_and_clear();
+    let reply: PublishReply = reply?;
     if args.control.json {
         return print_json(&reply);
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::print_json;
@@ -14,7 +15,7 @@ use crate::node::client::Client;
 use crate::node::config::{Config, data_dir};
 use crate::node::service::Service;
 use crate::node::size::ByteSize;
-use crate::node::{generation, source};
+use crate::node::{generation, progress, source};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -44,7 +45,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
                 args.model.model
             )
         })?;
-        let mut listener = Listener::new(args.json);
+        let mut listener = Listener::new(args);
         client.generate(&request(args), |event| listener.hear(event))?;
         listener.answer()?
     };
@@ -115,7 +116,7 @@ fn run_in_swarm(args: &RunArgs) -> anyhow::Result<Answer> {
     let answer = runtime.block_on(async {
         let service = Service::start(config, |_| ()).await?;
         let answer = async {
-            let mut listener = Listener::new(args.json);
+            let mut listener = Listener::new(args);
             let mut events = service.generate(request(args)).await?;
             while let Some(event) = events.recv().await {
                 if !listener.hear(event) {
@@ -160,30 +161,42 @@ fn echo(text: &str) -> bool {
 }
 
 /// Collects a generation's events, printing text as it comes unless quiet.
-struct Listener {
-    quiet: bool,
+struct Listener<'a> {
+    args: &'a RunArgs,
     tokens: Vec<u32>,
     prompt_tokens: usize,
     backend: String,
     end: Option<GenerateEvent>,
+    /// Spins until the node has the model's resident weights.
+    waiting: ProgressBar,
 }
 
-impl Listener {
-    const fn new(quiet: bool) -> Self {
-        Self { quiet, tokens: Vec::new(), prompt_tokens: 0, backend: String::new(), end: None }
+impl<'a> Listener<'a> {
+    fn new(args: &'a RunArgs) -> Self {
+        let waiting = progress::spinner("the node finds and loads the model");
+        Self {
+            args,
+            tokens: Vec::new(),
+            prompt_tokens: 0,
+            backend: String::new(),
+            end: None,
+            waiting,
+        }
     }
 
     /// False once there is nothing more to hear.
     fn hear(&mut self, event: GenerateEvent) -> bool {
+        self.waiting.finish_and_clear();
         match event {
             GenerateEvent::Start { prompt_tokens, backend } => {
                 self.prompt_tokens = prompt_tokens;
                 self.backend = backend;
+                echo_prompt(self.args);
                 true
             }
             GenerateEvent::Token { id, text, .. } => {
                 self.tokens.push(id);
-                self.quiet || echo(&text)
+                self.args.json || echo(&text)
             }
             end => {
                 self.end = Some(end);
