@@ -11,13 +11,16 @@ pub mod expert_down;
 pub mod expert_gate_up;
 pub mod expert_sum;
 pub mod gated;
+mod gemm;
 pub mod kv_write;
+mod lanes;
 pub mod linear;
 pub mod matrix;
 mod moe;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;
+mod row_dot;
 mod simd;
 #[cfg(test)]
 mod tests;
