@@ -8,8 +8,9 @@ export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 step() { printf '\n== %s\n' "$*"; }
 
 step "Debian packages"
-# A software Vulkan driver (lavapipe), so that the wgpu kernels run on a machine without a GPU.
-packages=(mesa-vulkan-drivers)
+# mesa-vulkan-drivers: a software Vulkan driver (lavapipe), so that the wgpu kernels run without a GPU.
+# iproute2: network namespaces, in which nodes find each other by mDNS.
+packages=(mesa-vulkan-drivers iproute2)
 missing=()
 for package in "${packages[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

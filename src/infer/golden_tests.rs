@@ -31,7 +31,7 @@ fn agrees(name: &str, model: &Model, batch: usize, slots: SlotBudget) {
     let mut session = Session::new(model, &CpuDevice, &options).unwrap();
     let report = check(&mut session, &expected).unwrap();
     println!("{name}, batch {batch}, {slots:?}: {report:?}");
-    assert!(report.passes(), "{name}, batch {batch}: {report:?}");
+    assert!(report.passes(crate::infer::check::REL_MAX), "{name}, batch {batch}: {report:?}");
 }
 
 /// The checkpoint's weights as they are, converted, and converted into shards so

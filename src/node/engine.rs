@@ -39,9 +39,12 @@ pub struct Job {
     pub request: GenerateRequest,
 }
 
+/// A job and where its events go.
+type Queued = (Job, mpsc::Sender<GenerateEvent>);
+
 /// A handle on the engine's thread.
 pub struct Engine {
-    queue: Mutex<Option<mpsc::Sender<(Job, mpsc::Sender<GenerateEvent>)>>>,
+    queue: Mutex<Option<mpsc::Sender<Queued>>>,
     ended: Mutex<Option<oneshot::Receiver<()>>>,
     shown: Arc<Mutex<Shown>>,
 }
@@ -127,7 +130,7 @@ struct Worker<T> {
 }
 
 impl<T: Fn() -> Traffic> Worker<T> {
-    fn work(mut self, mut jobs: mpsc::Receiver<(Job, mpsc::Sender<GenerateEvent>)>) {
+    fn work(mut self, mut jobs: mpsc::Receiver<Queued>) {
         while let Some((job, events)) = jobs.blocking_recv() {
             if let Err(error) = self.generate(&job, &events) {
                 // After an error the session's state is not worth trusting.

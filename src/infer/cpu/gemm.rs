@@ -110,7 +110,8 @@ impl<const N: usize> Kernel for Tile<'_, N> {
         // The last group's missing rows stay zeros.
         let mut unpacked = vec![[[0.0; DEPTH]; ROWS]; count.div_ceil(ROWS)];
         for depth in 0..x.depths {
-            let cols = DEPTH.min(weight.cols - depth * DEPTH);
+            // Whole blocks; what is past the row meets zeros of `x`.
+            let cols = DEPTH.min(weight.padded_cols() - depth * DEPTH);
             for r in 0..count {
                 let row = &weight.row(first + r)[depth * blocks..];
                 let to = &mut unpacked[r / ROWS][r % ROWS];

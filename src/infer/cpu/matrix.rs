@@ -31,8 +31,15 @@ impl<'a> Matrix<'a> {
         &self.bytes[row * len..(row + 1) * len]
     }
 
+    /// A row's weights as they are unpacked: `cols` rounded up to whole blocks.
+    pub const fn padded_cols(&self) -> usize {
+        self.cols.next_multiple_of(self.dtype.block_len())
+    }
+
     /// Row `row` as f32, `cols` of them.
     pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
-        unpack(self.dtype, self.row(row), &mut out[..self.cols]);
+        let mut padded = vec![0.0; self.padded_cols()];
+        unpack(self.dtype, self.row(row), &mut padded);
+        out.copy_from_slice(&padded[..self.cols]);
     }
 }

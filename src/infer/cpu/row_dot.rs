@@ -151,15 +151,20 @@ fn q5_k<L: Lanes>(l: L, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
     for ((block, x), sums) in blocks.zip(sums.as_chunks::<8>().0) {
         let (scales, mins) = scales_mins(l, block);
         below = l.fma(mins, l.load(sums), below);
-        let fifths: &[u8; 32] = block[16..].first_chunk().expect("in block");
+        let mut fifths: [u8; 32] = *block[16..].first_chunk().expect("in block");
         let (quants, x) = (block[48..].as_chunks::<32>().0, x.as_chunks::<32>().0);
-        for g in 0..8 {
-            let (quants, shift) = (&quants[g / 2], 4 * (g % 2));
-            let mut q = [0_i8; 32];
+        for (pair, quants) in quants.iter().enumerate() {
+            let mut q = [[0_i8; 32]; 2];
+            // Constant shifts: a vector of bytes has no other.
             for i in 0..32 {
-                q[i] = (quants[i] >> shift & 15 | (fifths[i] >> g & 1) << 4).cast_signed();
+                q[0][i] = (quants[i] & 15 | (fifths[i] & 1) << 4).cast_signed();
+                q[1][i] = (quants[i] >> 4 | (fifths[i] & 2) << 3).cast_signed();
             }
-            acc[g % 2] = l.fma(l.splat(scales[g]), products(l, &q, &x[g]), acc[g % 2]);
+            fifths.iter_mut().for_each(|bits| *bits >>= 2);
+            for (side, q) in q.iter().enumerate() {
+                let g = 2 * pair + side;
+                acc[side] = l.fma(l.splat(scales[g]), products(l, q, &x[g]), acc[side]);
+            }
         }
     }
     l.sum(l.fma(l.splat(-1.0), below, l.add(acc[0], acc[1])))
@@ -174,20 +179,20 @@ fn q6_k<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
             bytemuck::cast_ref(block[192..].first_chunk::<16>().expect("in block"));
         let scale = |half: usize| l.store(l.mul(d, l.signed(&eights(stored)[half])));
         let scales = [scale(0), scale(1)];
-        let (low, high) = (block.as_chunks::<32>().0, block[128..].as_chunks::<32>().0);
+        let rows = block.as_chunks::<32>().0;
         let x = x.as_chunks::<16>().0;
         for half in 0..2 {
-            for quarter in 0..4 {
-                let low = &low[2 * half + quarter % 2];
-                let (low_shift, high_shift) = (4 * (quarter / 2), 2 * quarter);
-                let mut q = [0_i8; 32];
-                for i in 0..32 {
-                    let bits = low[i] >> low_shift & 15 | (high[half][i] >> high_shift & 3) << 4;
-                    q[i] = bits.cast_signed() - 32;
-                }
-                for side in 0..2 {
+            let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
+            let mut q = [[0_i8; 32]; 4];
+            for i in 0..32 {
+                q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
+                q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
+                q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
+                q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
+            }
+            for (quarter, q) in q.iter().enumerate() {
+                for (side, q) in q.as_chunks::<16>().0.iter().enumerate() {
                     let group = 2 * quarter + side;
-                    let q: &[i8; 16] = &q.as_chunks::<16>().0[side];
                     let sum = products(l, q, &x[8 * half + group]);
                     acc[side] = l.fma(l.splat(scales[half][group]), sum, acc[side]);
                 }

@@ -6,9 +6,20 @@
 
 use crate::store::DType;
 
-/// Unpacks the start of a row, `out.len()` weights, from whole blocks.
+/// Runs a reader over whole blocks. A macro, so that the reader is inlined where
+/// it stands: as a function of its own it would be compiled without vectors.
+macro_rules! each_block {
+    ($bytes:expr, $out:expr, $read:expr) => {
+        for (block, out) in $bytes.as_chunks().0.iter().zip($out.as_chunks_mut().0) {
+            $read(block, out);
+        }
+    };
+}
+
+/// Unpacks whole blocks: `out.len()` weights, a multiple of the block's length.
 #[inline(always)]
 pub fn unpack(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    debug_assert_eq!(out.len() % dtype.block_len(), 0);
     match dtype {
         DType::F32 => {
             for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
@@ -25,30 +36,11 @@ pub fn unpack(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 *out = half_to_f32(u16::from_le_bytes(*b));
             }
         }
-        DType::Q4K => blocks::<144, 256>(bytes, out, |block, out| affine::<false>(block, out)),
-        DType::Q5K => blocks::<176, 256>(bytes, out, |block, out| affine::<true>(block, out)),
-        DType::Q6K => blocks::<210, 256>(bytes, out, q6_k),
-        DType::Q8_0 => blocks::<34, 32>(bytes, out, q8_0),
-        DType::Q5_0 => blocks::<22, 32>(bytes, out, q5_0),
-    }
-}
-
-/// Block by block; of the last one only what fits in `out`.
-#[inline(always)]
-fn blocks<const BYTES: usize, const LEN: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    read: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    let (whole, rest) = out.as_chunks_mut::<LEN>();
-    for (block, out) in blocks.iter().zip(&mut *whole) {
-        read(block, out);
-    }
-    if let Some(block) = blocks.get(whole.len()).filter(|_| !rest.is_empty()) {
-        let mut last = [0.0; LEN];
-        read(block, &mut last);
-        rest.copy_from_slice(&last[..rest.len()]);
+        DType::Q4K => each_block!(bytes, out, affine::<false, 144>),
+        DType::Q5K => each_block!(bytes, out, affine::<true, 176>),
+        DType::Q6K => each_block!(bytes, out, q6_k),
+        DType::Q8_0 => each_block!(bytes, out, q8_0),
+        DType::Q5_0 => each_block!(bytes, out, q5_0),
     }
 }
 
@@ -69,48 +61,73 @@ pub fn half_at(block: &[u8], at: usize) -> f32 {
 }
 
 /// Q4_K, and Q5_K with its 32 bytes of fifth bits: `w = d * scale * q - dmin * min`.
+///
+/// Shifts are constants (a vector of bytes has no variable shift), so the fifth
+/// bits move down by one from group to group.
 #[inline(always)]
-fn affine<const FIFTH: bool>(block: &[u8], out: &mut [f32; 256]) {
+fn affine<const FIFTH: bool, const BYTES: usize>(block: &[u8; BYTES], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    let (groups, _) = out.as_chunks_mut::<32>();
-    let nibbles = &block[if FIFTH { 48 } else { 16 }..];
-    let (nibbles, _) = nibbles.as_chunks::<32>();
-    for (g, out) in groups.iter_mut().enumerate() {
-        // Twelve bytes of six-bit scales and mins; the last four groups' are split.
-        let (scale, min) = if g < 4 {
-            (block[4 + g] & 63, block[8 + g] & 63)
-        } else {
-            let (s, m, low) = (block[g], block[4 + g], block[8 + g]);
-            (low & 15 | s >> 6 << 4, low >> 4 | m >> 6 << 4)
-        };
-        let (a, b) = (d * f32::from(scale), dmin * f32::from(min));
-        let (quants, shift) = (&nibbles[g / 2], 4 * (g % 2));
+    let (nibbles, _) = block[if FIFTH { 48 } else { 16 }..].as_chunks::<32>();
+    let mut fifth = [0; 32];
+    if FIFTH {
+        fifth.copy_from_slice(&block[16..48]);
+    }
+    for (pair, (quants, out)) in nibbles.iter().zip(out.as_chunks_mut::<64>().0).enumerate() {
+        let (low, high) = out.split_at_mut(32);
+        let ((a, b), (c, e)) = (scale_min(block, 2 * pair), scale_min(block, 2 * pair + 1));
+        let (a, b, c, e) = (d * a, dmin * b, d * c, dmin * e);
         for i in 0..32 {
-            let mut q = quants[i] >> shift & 15;
-            if FIFTH {
-                q |= (block[16 + i] >> g & 1) << 4;
-            }
-            out[i] = a * f32::from(q) - b;
+            let q = quants[i] & 15 | (fifth[i] & 1) << 4;
+            low[i] = a * f32::from(q) - b;
+        }
+        for i in 0..32 {
+            let q = quants[i] >> 4 | (fifth[i] & 2) << 3;
+            high[i] = c * f32::from(q) - e;
+        }
+        if FIFTH {
+            fifth.iter_mut().for_each(|bits| *bits >>= 2);
         }
     }
+}
+
+/// Scale and min of group `g`, six bits each in twelve bytes; those of the last
+/// four groups are split.
+#[inline(always)]
+fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
+    let (scale, min) = if g < 4 {
+        (block[4 + g] & 63, block[8 + g] & 63)
+    } else {
+        let (s, m, low) = (block[g], block[4 + g], block[8 + g]);
+        (low & 15 | s >> 6 << 4, low >> 4 | m >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(min))
 }
 
 /// `w = d * scale * (q - 32)`: two halves of four quarters of 32, 16 weights a scale.
 #[inline(always)]
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = half_at(block, 208);
-    let (low, _) = block.as_chunks::<16>();
-    let (out, _) = out.as_chunks_mut::<16>();
-    for (g, out) in out.iter_mut().enumerate() {
-        // Group `g` of 16 weights: half, quarter, and which half of the quarter.
-        let (half, quarter, side) = (g / 8, g / 2 % 4, g % 2);
-        let low = &low[4 * half + 2 * (quarter % 2) + side];
-        let high: &[u8; 16] = block[128 + 32 * half + 16 * side..].first_chunk().expect("in block");
-        let scale = d * f32::from(block[192 + g].cast_signed());
-        let (low_shift, high_shift) = (4 * (quarter / 2), 2 * quarter);
-        for i in 0..16 {
-            let q = low[i] >> low_shift & 15 | (high[i] >> high_shift & 3) << 4;
-            out[i] = scale * (f32::from(q) - 32.0);
+    let (rows, _) = block.as_chunks::<32>();
+    let (halves, _) = out.as_chunks_mut::<128>();
+    for (half, out) in halves.iter_mut().enumerate() {
+        let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
+        let scale = |i: usize| d * f32::from(block[192 + 8 * half + i].cast_signed());
+        let (quarters, _) = out.as_chunks_mut::<32>();
+        for i in 0..32 {
+            let q = low0[i] & 15 | (high[i] & 3) << 4;
+            quarters[0][i] = scale(i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low1[i] & 15 | (high[i] >> 2 & 3) << 4;
+            quarters[1][i] = scale(2 + i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low0[i] >> 4 | (high[i] >> 4 & 3) << 4;
+            quarters[2][i] = scale(4 + i / 16) * (f32::from(q) - 32.0);
+        }
+        for i in 0..32 {
+            let q = low1[i] >> 4 | (high[i] >> 6) << 4;
+            quarters[3][i] = scale(6 + i / 16) * (f32::from(q) - 32.0);
         }
     }
 }
@@ -162,7 +179,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(seed);
         for dtype in DType::ALL {
             for _ in 0..200 {
-                let cols = rng.random_range(1..700);
+                let cols = rng.random_range(1..4) * 256;
                 let mut bytes = vec![0; dtype.row_bytes(cols)];
                 rng.fill_bytes(&mut bytes);
                 let (mut ours, mut theirs) = (vec![0.0; cols], vec![0.0; cols]);

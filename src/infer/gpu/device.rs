@@ -17,7 +17,7 @@ use crate::infer::graph::Graph;
 
 /// How long one submission may take before the device counts as lost. A driver's
 /// own watchdog is far quicker; this only bounds a wait on a driver without one.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
+pub(super) const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
 
 /// Which adapters may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

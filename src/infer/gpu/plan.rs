@@ -73,7 +73,7 @@ impl Plan {
                 _ => Vec::new(),
             });
         }
-        if ARENA_SLOT % device.params_alignment() != 0 {
+        if !ARENA_SLOT.is_multiple_of(device.params_alignment()) {
             let need = device.params_alignment();
             return Err(BackendError::Unsupported(format!("uniform offsets aligned to {need}")));
         }
@@ -250,7 +250,7 @@ impl Builder<'_> {
             Op::Attention { kv, q, out, heads, scale, window } => {
                 let shape = parts.graph.kv_spec(kv);
                 let head_dim = shape.head_dim;
-                expect(head_dim % 4 == 0 && head_dim <= HEAD_DIM_MAX, op)?;
+                expect(head_dim.is_multiple_of(4) && head_dim <= HEAD_DIM_MAX, op)?;
                 expect(shape.kv_heads > 0 && heads % shape.kv_heads == 0, op)?;
                 let width = heads * head_dim;
                 expect(self.width(q) == width && self.width(out) == width, op)?;
@@ -392,7 +392,10 @@ impl Builder<'_> {
         let parts = self.parts;
         let (reduce, per_workgroup) = self.reduction();
         let cols = parts.graph.weight_spec(weight).cols;
-        expect(cols > 0 && self.width(x) % cols == 0 && self.width(x) == self.width(out), op)?;
+        expect(
+            cols > 0 && self.width(x).is_multiple_of(cols) && self.width(x) == self.width(out),
+            op,
+        )?;
         let groups = self.width(x) / cols;
         let row = word(stride(self.width(x)))?;
         let params = params::RmsNorm {

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use wgpu::BufferUsages;
 
-use super::device::GpuDevice;
+use super::device::{ANSWER_WAIT_MAX, GpuDevice};
 use crate::infer::backend::{BackendError, Result};
 
 /// One such buffer, with at most one copy on its way.
@@ -59,7 +59,8 @@ impl Readback {
         let Some(pending) = self.pending.take() else { return Ok(None) };
         device.wait(Some(pending.submission))?;
         let lost = |why: String| BackendError::Lost(format!("reading {}: {why}", self.what));
-        match pending.mapped.try_recv() {
+        // Whoever polls a shared device runs the callbacks: it may be another thread, just now.
+        match pending.mapped.recv_timeout(ANSWER_WAIT_MAX) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(lost(e.to_string())),
             Err(e) => return Err(lost(e.to_string())),

@@ -288,8 +288,8 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
         let mut gpu = backend(&device, &graph, CAPACITY, &[]);
         for tokens in [1, 5] {
             let mut values = random.floats(tokens * experts);
-            // Coarse values tie often.
-            values.iter_mut().for_each(|v| *v = (*v * 4.0).round());
+            // Coarse values tie often. (No -0: the twin's total order puts it below 0.)
+            values.iter_mut().for_each(|v| *v = (*v * 4.0).round() + 0.0);
             let mut ids = vec![0; tokens * top_k];
             let mut weights = vec![0.0; tokens * top_k];
             route(&values, experts, scoring, &mut ids, &mut weights, top_k);

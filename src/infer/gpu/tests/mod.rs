@@ -6,7 +6,6 @@
 mod experts;
 mod kernels;
 mod limits;
-mod model;
 mod models;
 
 use std::sync::{Arc, OnceLock};

@@ -1,1 +1,140 @@
+//! Whole models: Transformers' reference outputs, and quantized models against the CPU backend.
 
+use std::time::Instant;
+
+use super::{BOTH, Random, device};
+use crate::infer::backend::{Device, LogitRows};
+use crate::infer::check::{Expected, REL_MAX, check};
+use crate::infer::cpu::CpuDevice;
+use crate::infer::gpu::Reduction;
+use crate::infer::model::Model;
+use crate::infer::session::{Session, SessionOptions};
+use crate::infer::slots::SlotBudget;
+use crate::infer::testing::{Wanted, checkpoint, shared};
+use crate::store::DType;
+
+fn golden(name: &str) {
+    let Some(dir) = shared(&format!("goldens/{name}")) else { return };
+    let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
+    let expected = Expected::parse(&expected).unwrap();
+    let model = checkpoint(&dir, |_| DType::Bf16);
+    for (reduction, batch) in [(Reduction::Lane, 64), (Reduction::Lane, 7), (Reduction::Group, 64)]
+    {
+        let Some(device) = device(reduction) else { return };
+        let options = SessionOptions { context: Some(96), batch, ..SessionOptions::default() };
+        let mut session = Session::new(&model, &device, &options).unwrap();
+        let report = check(&mut session, &expected).unwrap();
+        println!("{name}, {reduction:?}, batch {batch}: {report:?}");
+        assert!(report.passes(REL_MAX), "{name}, {reduction:?}: {report:?}");
+    }
+}
+
+macro_rules! goldens {
+    ($($test:ident: $name:literal),+ $(,)?) => {$(
+        #[test]
+        fn $test() {
+            golden($name);
+        }
+    )+};
+}
+
+goldens! {
+    llama3: "llama3",
+    llama3_tied: "llama3-tied",
+    mistral_with_a_window: "mistral",
+    qwen3: "qwen3",
+    mixtral: "mixtral",
+    mixtral_256: "mixtral-256",
+    qwen3_moe: "qwen3-moe",
+}
+
+/// Every format that a Q4_K_M file may hold, in its usual place; norms and the router stay bf16.
+fn mixture(wanted: &Wanted<'_>) -> DType {
+    let whole = wanted.cols % 256 == 0;
+    let is = |part: &str| wanted.name.contains(part);
+    if wanted.rows == 1 || is("block_sparse_moe.gate") || is("mlp.gate.weight") {
+        DType::Bf16
+    } else if is("k_proj") || is("v_proj") {
+        DType::Q8_0
+    } else if is("o_proj") && whole {
+        DType::Q5K
+    } else if is("lm_head") || is("embed") || is("w2") || is("down_proj") {
+        if whole { DType::Q6K } else { DType::Q8_0 }
+    } else if whole {
+        DType::Q4K
+    } else {
+        DType::Q5_0
+    }
+}
+
+fn plain(dtype: DType) -> impl Fn(&Wanted<'_>) -> DType {
+    move |wanted| if mixture(wanted) == DType::Bf16 { DType::Bf16 } else { dtype }
+}
+
+fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
+    let options = SessionOptions { context: Some(80), batch: 33, slots };
+    Session::new(model, device, &options).unwrap()
+}
+
+/// A prefill and some single tokens; all logits.
+fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
+    session.reset();
+    let (prompt, rest) = tokens.split_at(33);
+    let mut logits = session.step(prompt, LogitRows::All).unwrap();
+    for token in rest {
+        logits.extend(session.step(&[*token], LogitRows::Last).unwrap());
+    }
+    logits
+}
+
+/// The largest difference over the reference's standard deviation.
+fn rel(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let n = want.len() as f64;
+    let mean = want.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+    let variance = want.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
+    let off = got.iter().zip(want).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    off / variance.sqrt()
+}
+
+fn against_the_cpu(name: &str) {
+    let mut random = Random::new(name);
+    let Some(dir) = shared(&format!("models/{name}")) else { return };
+    let kinds: [(&str, Box<dyn Fn(&Wanted<'_>) -> DType>); 2] =
+        [("Q4_K_M", Box::new(mixture)), ("Q8_0", Box::new(plain(DType::Q8_0)))];
+    for (kind, dtype) in kinds {
+        let model = checkpoint(&dir, dtype);
+        let vocab = model.graph.vocab;
+        let tokens: Vec<u32> = (0..40).map(|_| random.below(vocab) as u32).collect();
+        let want = logits(&mut session(&model, &CpuDevice, SlotBudget::All), &tokens);
+        for reduction in BOTH {
+            let Some(device) = device(reduction) else { return };
+            let mut gpu = session(&model, &device, SlotBudget::All);
+            let got = logits(&mut gpu, &tokens);
+            let rel = rel(&got, &want);
+            // Warm by now: pipelines compiled, experts in place.
+            let start = Instant::now();
+            let rounds = 8;
+            for token in &tokens[..rounds] {
+                gpu.step(&[*token], LogitRows::Last).unwrap();
+            }
+            let token_ms = start.elapsed().as_secs_f64() * 1e3 / rounds as f64;
+            println!("{name} {kind} {reduction:?}: rel {rel:.2e}, {token_ms:.1} ms a token");
+            assert!(rel <= REL_MAX, "{name} {kind} {reduction:?}: {rel}");
+            // Paged in waves: not a bit differs.
+            let slots = SlotBudget::Experts(model.experts() / 4);
+            let paged = logits(&mut session(&model, &device, slots), &tokens);
+            assert!(paged == got, "{name} {kind} {reduction:?}: paging changed the logits");
+        }
+    }
+}
+
+#[test]
+fn a_quantized_mixtral_agrees_with_the_cpu_and_paging_changes_no_bit() {
+    against_the_cpu("tiny-mixtral");
+}
+
+#[test]
+fn a_quantized_qwen3_moe_agrees_with_the_cpu_and_paging_changes_no_bit() {
+    against_the_cpu("tiny-qwen3moe");
+}

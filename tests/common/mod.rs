@@ -1,0 +1,187 @@
+//! What the tests of the binary share: running it, finding test data, nodes as child processes.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Far above what anything here takes; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a finished command said.
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// The last line of standard output as JSON.
+    pub fn json(&self) -> Value {
+        let line = self.out.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}; {}", self.err))
+    }
+
+    /// Asserts success.
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "out: {}\nerr: {}", self.out, self.err);
+        self
+    }
+
+    /// Asserts a failure told in one line that mentions all of `words`.
+    pub fn fails(self, words: &[&str]) -> String {
+        assert_eq!(self.code, Some(1), "out: {}\nerr: {}", self.out, self.err);
+        // The Vulkan loader's layers may add lines of their own; ours start with "error: ".
+        let ours: Vec<_> =
+            self.err.lines().filter(|line| !line.starts_with("error: XDG_RUNTIME_DIR")).collect();
+        let [line] = ours[..] else { panic!("not one line: {}", self.err) };
+        assert!(line.starts_with("error: "), "{line}");
+        for word in words {
+            assert!(line.contains(word), "{word:?} is not in {line:?}");
+        }
+        line.to_owned()
+    }
+}
+
+/// The binary under test, with this test's environment only.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doppler-node"));
+    command.env_remove("DOPPLER_DATA").env_remove("DOPPLER_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs `doppler-node ARGS` to its end.
+pub fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Said {
+    let output = command().args(args).output().unwrap();
+    Said {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+pub fn golden(name: &str) -> PathBuf {
+    root().join("tests/data/goldens").join(name)
+}
+
+/// The embedded model's directory in the repository.
+pub fn model() -> PathBuf {
+    root().join("models/tiny-mixtral-q4_k_m")
+}
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file or directory of the larger test material that may lie beside the
+/// repository; `None`, with the reason printed, where it does not.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("DOPPLER_SHARED").map_or(root().join("../shared"), PathBuf::from);
+    let path = base.join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {} is not here", path.display());
+    None
+}
+
+/// Copies a directory's files.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        std::fs::copy(entry.path(), &to).unwrap();
+        let mut permissions = std::fs::metadata(&to).unwrap().permissions();
+        #[allow(clippy::permissions_set_readonly_false)] // the copy is this test's own
+        permissions.set_readonly(false);
+        std::fs::set_permissions(&to, permissions).unwrap();
+    }
+}
+
+/// A `join` process; killed by its pid when dropped.
+pub struct Node {
+    pub peer_id: String,
+    pub address: String,
+    pub data: PathBuf,
+    child: Child,
+    lines: Receiver<Value>,
+}
+
+impl Node {
+    /// Starts a node on loopback and waits until it is ready.
+    pub fn start(data: &Path, swarm: &str, bootstrap: &[&str], extra: &[&str]) -> Self {
+        let mut command = command();
+        command.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+        command.args(["--swarm", swarm, "--backend", "cpu"]).arg("--data").arg(data);
+        for address in bootstrap {
+            command.args(["--bootstrap", address]);
+        }
+        command.args(extra);
+        Self::spawn(command, data)
+    }
+
+    /// Starts a `join --json` command and waits until the node is ready.
+    pub fn spawn(mut command: Command, data: &Path) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Ok(event) = serde_json::from_str(&line) {
+                    let _ = sender.send(event);
+                }
+            }
+        });
+        let mut node = Self {
+            peer_id: String::new(),
+            address: String::new(),
+            data: data.into(),
+            child,
+            lines,
+        };
+        let ready = node.event("ready");
+        node.peer_id = ready["peer_id"].as_str().unwrap().to_owned();
+        node.address = ready["addresses"][0].as_str().unwrap().to_owned();
+        node
+    }
+
+    /// Waits for the next event of this kind.
+    pub fn event(&mut self, kind: &str) -> Value {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(event) if event["event"] == kind => return event,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => panic!("no {kind:?} event in {PATIENCE:?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("the node ended before {kind:?}"),
+            }
+        }
+    }
+
+    /// Runs `doppler-node COMMAND --data DIR ARGS` against this node.
+    pub fn ask(&self, args: &[&str]) -> Said {
+        run(args.iter().map(std::ffi::OsStr::new).chain(["--data".as_ref(), self.data.as_os_str()]))
+    }
+
+    /// Sends a signal by name, as `kill -NAME` does.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the process to end; its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
