@@ -10,7 +10,9 @@ use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
+use super::row_dot::{eights, q6_levels, q6_scales, scales_mins};
 use super::unpack::unpack;
+use crate::store::DType;
 
 /// Weights of a row taken at a time: a multiple of every block length.
 const DEPTH: usize = 256;
@@ -39,12 +41,17 @@ impl Panels {
         let depths = cols.div_ceil(DEPTH);
         let panel = depths * DEPTH * width;
         let mut packed = vec![0.0; tokens.div_ceil(width) * panel];
-        for (packed, x) in packed.chunks_exact_mut(panel).zip(x.chunks(width * cols)) {
+        let pack = |(packed, x): (&mut [f32], &[f32])| {
             for (t, x) in x.chunks_exact(cols).enumerate() {
                 for (packed, x) in packed.chunks_exact_mut(width).zip(x) {
                     packed[t] = *x;
                 }
             }
+        };
+        if x.len() < SERIAL_MAX {
+            packed.chunks_exact_mut(panel).zip(x.chunks(width * cols)).for_each(pack);
+        } else {
+            packed.par_chunks_exact_mut(panel).zip(x.par_chunks(width * cols)).for_each(pack);
         }
         Self { x: packed, tokens, width, depths }
     }
@@ -115,7 +122,7 @@ impl<const N: usize> Kernel for Tile<'_, N> {
             for r in 0..count {
                 let row = &weight.row(first + r)[depth * blocks..];
                 let to = &mut unpacked[r / ROWS][r % ROWS];
-                unpack(weight.dtype, &row[..blocks.min(row.len())], &mut to[..cols]);
+                unpack_depth(l, weight.dtype, &row[..blocks.min(row.len())], &mut to[..cols]);
                 to[cols..].fill(0.0);
             }
             let panels = x.x.chunks_exact(x.depths * DEPTH * x.width);
@@ -133,6 +140,58 @@ impl<const N: usize> Kernel for Tile<'_, N> {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One depth of a row, whole blocks, to the bits of `unpack`'s for the two types that
+/// most weights have: inside a tile the compiler makes no vectors of those loops.
+#[inline(always)]
+fn unpack_depth<L: Lanes>(l: L, dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::Q4K => {
+            for (block, out) in bytes.as_chunks::<144>().0.iter().zip(out.as_chunks_mut().0) {
+                q4_k(l, block, out);
+            }
+        }
+        DType::Q6K => {
+            for (block, out) in bytes.as_chunks::<210>().0.iter().zip(out.as_chunks_mut().0) {
+                q6_k(l, block, out);
+            }
+        }
+        _ => unpack(dtype, bytes, out),
+    }
+}
+
+#[inline(always)]
+fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
+    let (scales, mins) = scales_mins(l, block);
+    let mins = l.store(mins);
+    let (quants, _) = block[16..].as_chunks::<8>();
+    let (out, _) = out.as_chunks_mut::<8>();
+    for pair in 0..4 {
+        let group = [2 * pair, 2 * pair + 1];
+        let (scale, below) = (group.map(|g| l.splat(scales[g])), group.map(|g| l.splat(-mins[g])));
+        for i in 0..4 {
+            let numbers = l.nibbles(&quants[4 * pair + i]);
+            for side in 0..2 {
+                let weights = l.add(l.mul(scale[side], numbers[side]), below[side]);
+                out[8 * pair + 4 * side + i] = l.store(weights);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn q6_k<L: Lanes>(l: L, block: &[u8; 210], out: &mut [f32; 256]) {
+    let scales = q6_scales(l, block);
+    let (out, _) = out.as_chunks_mut::<8>();
+    for half in 0..2 {
+        for (quarter, q) in q6_levels(block, half).iter().enumerate() {
+            for (i, q) in eights(q).iter().enumerate() {
+                let scale = l.splat(scales[half][2 * quarter + i / 2]);
+                out[16 * half + 4 * quarter + i] = l.store(l.mul(scale, l.signed(q)));
             }
         }
     }

@@ -10,40 +10,66 @@ use super::matrix::Matrix;
 use super::row_dot::{Input, RowDots};
 
 /// Below this many multiplications, waking another thread costs more than it saves.
-const SERIAL_MAX: usize = 1 << 17;
+const SERIAL_MAX: usize = 1 << 18;
 /// Up to this many tokens are taken one by one.
 const SINGLES_MAX: usize = 3;
+/// Tasks that a thread's share is cut into, so that a late thread takes fewer.
+const TASKS_A_THREAD: usize = 4;
+
+/// One matrix to multiply with: `out` is `[T, weight.rows]`, `bias` `[weight.rows]`.
+pub struct Product<'a> {
+    pub weight: Matrix<'a>,
+    pub bias: Option<&'a [f32]>,
+    pub out: &'a mut [f32],
+}
 
 /// `x` is `[T, weight.cols]`, `out` `[T, weight.rows]`, `bias` `[weight.rows]`.
 pub fn linear(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let (rows, cols) = (weight.rows, weight.cols);
+    linears(x, weight.cols, &mut [Product { weight, bias, out }]);
+}
+
+/// Several products of the same `x [T, cols]`, which is made ready once.
+pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     let tokens = x.len() / cols;
-    debug_assert_eq!(out.len(), tokens * rows);
     if tokens <= SINGLES_MAX {
-        for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(rows)) {
-            matvec(&Input::new(x), weight, out);
+        for (t, x) in x.chunks_exact(cols).enumerate() {
+            matvecs(&Input::new(x), products, t);
         }
     } else {
-        gemm::matmul(&Panels::new(x, cols), weight, out);
+        let panels = Panels::new(x, cols);
+        for product in &mut *products {
+            gemm::matmul(&panels, product.weight, product.out);
+        }
     }
-    if let Some(bias) = bias {
-        for row in out.chunks_exact_mut(rows) {
-            for (out, bias) in row.iter_mut().zip(bias) {
+    for Product { weight, bias, out } in products {
+        let Some(bias) = bias else { continue };
+        for row in out.chunks_exact_mut(weight.rows) {
+            for (out, bias) in row.iter_mut().zip(*bias) {
                 *out += bias;
             }
         }
     }
 }
 
-/// One token. Each row's sum is computed the same way whatever task it falls to.
-pub fn matvec(input: &Input, weight: Matrix<'_>, out: &mut [f32]) {
+/// Token `t` of all products in one parallel region. Each row's sum is computed
+/// the same way whatever task it falls to.
+fn matvecs(input: &Input, products: &mut [Product<'_>], t: usize) {
+    let work: usize = products.iter().map(|p| p.weight.rows * p.weight.cols).sum();
     let threads = rayon::current_num_threads();
-    if threads == 1 || weight.rows * weight.cols < SERIAL_MAX {
-        lanes::run(RowDots { input, weight, first: 0, out });
-        return;
+    let parallel = threads > 1 && work >= SERIAL_MAX;
+    let mut tasks = Vec::with_capacity(threads * TASKS_A_THREAD + products.len());
+    let share = if parallel { work / (threads * TASKS_A_THREAD) } else { work };
+    for Product { weight, out, .. } in products {
+        let weight = *weight;
+        let rows = (share / weight.cols).max(8);
+        let out = &mut out[t * weight.rows..(t + 1) * weight.rows];
+        for (i, out) in out.chunks_mut(rows).enumerate() {
+            tasks.push(RowDots { input, weight, first: i * rows, out });
+        }
     }
-    let task = weight.rows.div_ceil(threads * 4).max(8);
-    out.par_chunks_mut(task).enumerate().for_each(|(i, out)| {
-        lanes::run(RowDots { input, weight, first: i * task, out });
-    });
+    if parallel {
+        tasks.into_par_iter().with_max_len(1).for_each(lanes::run);
+    } else {
+        tasks.into_iter().for_each(lanes::run);
+    }
 }

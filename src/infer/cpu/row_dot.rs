@@ -87,7 +87,7 @@ fn plain<L: Lanes>(l: L, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
 
 /// The eight-wide pieces of a group.
 #[inline(always)]
-fn eights<T, const N: usize>(of: &[T; N]) -> &[[T; 8]] {
+pub fn eights<T, const N: usize>(of: &[T; N]) -> &[[T; 8]] {
     of.as_chunks::<8>().0
 }
 
@@ -104,7 +104,7 @@ fn products<L: Lanes, const N: usize>(l: L, q: &[i8; N], x: &[f32; N]) -> L::V {
 
 /// Eight six-bit scales and eight mins out of twelve bytes, times `d` and `dmin`.
 #[inline(always)]
-fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
+pub fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
     let word =
         |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let (a, b, c) = (word(4), word(8), word(12));
@@ -170,26 +170,38 @@ fn q5_k<L: Lanes>(l: L, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
     l.sum(l.fma(l.splat(-1.0), below, l.add(acc[0], acc[1])))
 }
 
+/// The levels of half a Q6_K block, less 32: four quarters.
+#[inline(always)]
+pub fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
+    let rows = block.as_chunks::<32>().0;
+    let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
+    let mut q = [[0_i8; 32]; 4];
+    for i in 0..32 {
+        q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
+        q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
+        q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
+        q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
+    }
+    q
+}
+
+/// `d * scale` of a Q6_K block's halves, 16 weights each.
+#[inline(always)]
+pub fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
+    let d = l.splat(half_at(block, 208));
+    let stored = block[192..].first_chunk::<16>().expect("in block");
+    let stored: &[i8; 16] = bytemuck::cast_ref(stored);
+    [0, 1].map(|half: usize| l.store(l.mul(d, l.signed(&eights(stored)[half]))))
+}
+
 #[inline(always)]
 fn q6_k<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
     let mut acc = [l.splat(0.0); 2];
     for (block, x) in row.as_chunks::<210>().0.iter().zip(x.as_chunks::<256>().0) {
-        let d = l.splat(half_at(block, 208));
-        let stored: &[i8; 16] =
-            bytemuck::cast_ref(block[192..].first_chunk::<16>().expect("in block"));
-        let scale = |half: usize| l.store(l.mul(d, l.signed(&eights(stored)[half])));
-        let scales = [scale(0), scale(1)];
-        let rows = block.as_chunks::<32>().0;
+        let scales = q6_scales(l, block);
         let x = x.as_chunks::<16>().0;
         for half in 0..2 {
-            let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
-            let mut q = [[0_i8; 32]; 4];
-            for i in 0..32 {
-                q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
-                q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
-                q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
-                q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
-            }
+            let q = q6_levels(block, half);
             for (quarter, q) in q.iter().enumerate() {
                 for (side, q) in q.as_chunks::<16>().0.iter().enumerate() {
                     let group = 2 * quarter + side;
