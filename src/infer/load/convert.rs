@@ -127,9 +127,12 @@ fn refuse_strangers(checkpoint: &Checkpoint, graph: &Graph, spec: &Spec) -> Resu
     }
 }
 
+/// A tensor's shape and type before quantization.
+pub(super) type Original<'a> = dyn Fn(&Weight) -> Result<(Vec<u64>, DType)> + 'a;
+
 /// Places every tensor the graph reads; `source` gives its shape and type before quantization.
 pub(super) fn plan(
-    source: &dyn Fn(&Weight) -> Result<(Vec<u64>, DType)>,
+    source: &Original<'_>,
     graph: &Graph,
     spec: &Spec,
     quantization: Quantization,

@@ -82,7 +82,11 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
         weight_bytes_s: (decoded > 0).then_some(bytes as f64 * tok_s),
         session: session.stats(),
     };
-    if args.json { print_json(&record) } else { Ok(print(&record)) }
+    if args.json {
+        return print_json(&record);
+    }
+    print(&record);
+    Ok(())
 }
 
 fn print(record: &Record) {
