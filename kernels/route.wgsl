@@ -22,19 +22,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (token >= now.tokens) {
         return;
     }
+    // Bounded by the buffers; this also keeps lavapipe from compiling the kernel anew for
+    // each dispatch (6 ms), as it does where a loop's bound is a uniform and nothing else.
+    let experts = min(params.experts, arrayLength(&logits));
+    let top_k = min(params.top_k, arrayLength(&ids));
     let row = token * params.stride;
     let to = token * params.top_k;
     var highest = 0.0;
     var last = 0.0;
     var last_id = 0u;
     var chosen = 0.0;
-    for (var j = 0u; j < params.top_k; j++) {
+    for (var j = 0u; j < top_k; j++) {
         // The greatest of those that come after the last choice. Logits that
         // are not numbers are never greatest; then the id is j, which is valid.
         var best = -3.0e38;
         var best_id = j;
         var found = false;
-        for (var e = 0u; e < params.experts; e++) {
+        for (var e = 0u; e < experts; e++) {
             let l = logits[row + e];
             let after = j == 0u || l < last || (l == last && e > last_id);
             if (after && (!found || l > best)) {
@@ -56,11 +60,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var total = chosen;
     if (params.renormalise == 0u) {
         total = 0.0;
-        for (var e = 0u; e < params.experts; e++) {
+        for (var e = 0u; e < experts; e++) {
             total += exp(logits[row + e] - highest);
         }
     }
-    for (var j = 0u; j < params.top_k; j++) {
+    for (var j = 0u; j < top_k; j++) {
         shares[to + j] = shares[to + j] / total;
     }
 }

@@ -42,6 +42,7 @@ fn the_fourth_node_writes_what_a_whole_node_writes() {
 }
 
 #[test]
-fn a_demo_too_short_to_kill_anyone_is_refused() {
+fn a_demo_too_short_or_too_long_is_refused() {
     common::run(["demo", "-n", "2"]).fails(&["-n 2", "at least 3"]);
+    common::run(["demo", "-n", "1000"]).fails(&["-n 1000", "at most"]);
 }

@@ -64,6 +64,30 @@ fn qwen3_moe() {
     agrees(&common::golden("qwen3-moe"));
 }
 
+/// Linear rope scaling, odd widths, weights stored in f32: kept as they are, not rounded.
+#[test]
+fn llama_linear() {
+    agrees(&common::golden("llama-linear"));
+}
+
+/// Biases everywhere, one key/value head, weights stored in f16.
+#[test]
+fn llama_biased() {
+    agrees(&common::golden("llama-biased"));
+}
+
+/// Sliding windows in some layers.
+#[test]
+fn qwen3_window() {
+    agrees(&common::golden("qwen3-window"));
+}
+
+/// Dense and sparse layers mixed, chosen weights not renormalised, tied embeddings.
+#[test]
+fn qwen3_moe_mixed() {
+    agrees(&common::golden("qwen3-moe-mixed"));
+}
+
 #[test]
 fn a_model_that_is_wrong_fails_the_check() {
     // The tied model's reference asked of the untied one: same shapes, other logits.

@@ -9,8 +9,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use super::backend::LogitRows;
+use super::error::SessionError;
 use super::sampler::greedy;
-use super::session::{Session, SessionError};
+use super::session::Session;
 
 /// How many of the input ids the reference's greedy continuation starts from.
 pub const GREEDY_PROMPT: usize = 8;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::backend::LogitRows;
+use super::error::SessionError;
 use super::sampler::{Sampler, SamplerOptions};
-use super::session::{Session, SessionError};
+use super::session::Session;
 
 /// When to stop and how to choose.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod check;
 pub mod cpu;
+pub mod error;
 pub mod families;
 pub mod generate;
 pub mod gpu;

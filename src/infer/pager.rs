@@ -6,11 +6,11 @@
 use serde::Serialize;
 
 use super::backend::{Backend, Slot};
+use super::error::SessionError;
 use super::graph::MoeId;
 use super::model::{Model, MoeLayer};
 use super::reader::{Piece, WeightReader};
 use super::residency::{ExpertKey, Residency};
-use super::session::SessionError;
 use super::slots::SlotPlan;
 use crate::store::Tier;
 

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::backend::LogitRows;
 use super::cpu::CpuDevice;
+use super::error::SessionError;
 use super::generate::{GenerateOptions, StopReason, generate};
 use super::model::Model;
-use super::session::{Session, SessionError, SessionOptions};
+use super::session::{Session, SessionOptions};
 use super::slots::SlotBudget;
 use super::testing;
 use crate::store::DType;

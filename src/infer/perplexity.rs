@@ -9,7 +9,8 @@
 use serde::Serialize;
 
 use super::backend::LogitRows;
-use super::session::{Session, SessionError};
+use super::error::SessionError;
+use super::session::Session;
 
 /// How the text is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,40 +9,13 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::backend::{Backend, BackendError, Capacity, Device, LogitRows, Step};
+use super::backend::{Backend, Capacity, Device, LogitRows, Step};
+use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
-use super::sampler::SamplerError;
 use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
-use crate::store::ReadError;
-
-/// Why a session could not be made or a step not done.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(
-        "{given} are less than one token needs: \
-         the smallest budget that works is {smallest_bytes} bytes ({smallest_slots} slots)"
-    )]
-    BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
-    #[error("a context of {context} tokens: this model was made for 1..={max}")]
-    Context { context: usize, max: usize },
-    #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
-    Full { position: usize, context: usize, tokens: usize },
-    #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
-    Batch { tokens: usize, batch: usize },
-    #[error("token {token} is not in the vocabulary of {vocab}")]
-    Token { token: u32, vocab: usize },
-    #[error("the prompt has no tokens")]
-    EmptyPrompt,
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-}
 
 /// Sizes chosen when a session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +35,9 @@ impl Default for SessionOptions {
 
 /// The context when none is asked for, unless the model's is shorter.
 const CONTEXT_DEFAULT: usize = 4096;
+
+/// The smallest batch that a short device budget shrinks a session's to.
+const BATCH_MIN: usize = 8;
 
 /// A session's memory and what its pager did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -106,9 +82,7 @@ impl Session {
         if context == 0 || context > max {
             return Err(SessionError::Context { context, max });
         }
-        let capacity = Capacity { batch: options.batch.clamp(1, context), context };
-        let mut backend = device.backend(model.graph.clone(), capacity)?;
-        let plan = SlotPlan::new(model, backend.as_ref(), options.slots)?;
+        let (mut backend, plan, capacity) = place(model, device, options, context)?;
         let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes)?;
@@ -206,6 +180,30 @@ impl Session {
             resident: self.pager.resident(),
             slot_bytes: self.plan.bytes,
             trunk_bytes: self.trunk_bytes,
+        }
+    }
+}
+
+/// A backend with room for the experts that the budget must hold. Where the whole device's
+/// budget is short, activations give way: a smaller batch costs a prompt's speed only.
+fn place(
+    model: &Model,
+    device: &dyn Device,
+    options: &SessionOptions,
+    context: usize,
+) -> Result<(Box<dyn Backend>, SlotPlan, Capacity), SessionError> {
+    let mut batch = options.batch.clamp(1, context);
+    loop {
+        let capacity = Capacity { batch, context };
+        let backend = device.backend(model.graph.clone(), capacity)?;
+        match SlotPlan::new(model, backend.as_ref(), options.slots) {
+            Ok(plan) => return Ok((backend, plan, capacity)),
+            Err(SessionError::BudgetTooSmall { .. })
+                if matches!(options.slots, SlotBudget::Device(_)) && batch > BATCH_MIN =>
+            {
+                batch = (batch / 2).max(BATCH_MIN);
+            }
+            Err(error) => return Err(error),
         }
     }
 }

@@ -5,8 +5,8 @@
 //! class its demand is refused, naming the smallest that can.
 
 use super::backend::{Backend, SlotClass};
+use super::error::SessionError;
 use super::model::Model;
-use super::session::SessionError;
 
 /// How much device memory the experts' slots may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

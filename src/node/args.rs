@@ -199,9 +199,9 @@ pub struct ModelArgs {
     pub model: String,
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
-    /// How to convert a Hugging Face directory in memory
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub quantize: Quantize,
+    /// How to convert a Hugging Face directory in memory [default: weights as they are]
+    #[arg(long, value_enum)]
+    pub quantize: Option<Quantize>,
     /// Device memory for the model [default: whatever it takes]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<ByteSize>,

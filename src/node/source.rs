@@ -72,12 +72,13 @@ pub fn open_rdrr(dir: &Path) -> anyhow::Result<Opened> {
     opened(manifest, tokenizer, Arc::new(reader))
 }
 
-fn open_hugging_face(dir: &Path, quantize: Quantize) -> anyhow::Result<Opened> {
+fn open_hugging_face(dir: &Path, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
+    let quantization = quantize.map_or(Quantization::Keep, Quantization::from);
     let mut sink = MemorySink::default();
     let bar = ConvertBar::new("converting in memory");
     let manifest = {
         let mut show = |progress: Progress<'_>| bar.show(progress);
-        convert(dir, quantize.into(), SHARD_BYTES_DEFAULT, &mut sink, &mut show)?
+        convert(dir, quantization, SHARD_BYTES_DEFAULT, &mut sink, &mut show)?
     };
     bar.finish();
     let path = dir.join("tokenizer.json");

@@ -19,8 +19,9 @@ pub fn route(
     for (logits, (ids, weights)) in logits.chunks_exact(experts).zip(choices) {
         order.clear();
         order.extend(0..experts as u32);
-        let better =
-            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let better = |a: &u32, b: &u32| {
+            rank(logits[*b as usize]).total_cmp(&rank(logits[*a as usize])).then(a.cmp(b))
+        };
         if top_k < experts {
             order.select_nth_unstable_by(top_k, better);
         }
@@ -35,5 +36,24 @@ pub fn route(
             false => logits.iter().map(|logit| (logit - max).exp()).sum(),
         };
         weights.iter_mut().for_each(|weight| *weight /= sum);
+    }
+}
+
+/// A logit as it is ordered: the two zeros tie, what is not a number comes last.
+fn rank(logit: f32) -> f32 {
+    // Adding zero turns -0 into 0.
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_tie_and_what_is_no_number_comes_last() {
+        let (mut ids, mut weights) = ([9; 3], [0.0; 3]);
+        let scoring = Scoring::Softmax { renormalise: true };
+        route(&[f32::NAN, -0.0, 0.0, -1.0], 4, scoring, &mut ids, &mut weights, 3);
+        assert_eq!(ids, [1, 2, 3]);
     }
 }

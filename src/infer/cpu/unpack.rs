@@ -63,7 +63,9 @@ pub fn half_at(block: &[u8], at: usize) -> f32 {
 /// Q4_K, and Q5_K with its 32 bytes of fifth bits: `w = d * scale * q - dmin * min`.
 ///
 /// Shifts are constants (a vector of bytes has no variable shift), so the fifth
-/// bits move down by one from group to group.
+/// bits move down by two from pair to pair. Q4_K goes through the same loops with
+/// fifth bits of zero: without them the compiler unrolls before it vectorises, and
+/// the product takes three times as long (4.3 against 1.5 G weights/s on one core).
 #[inline(always)]
 fn affine<const FIFTH: bool, const BYTES: usize>(block: &[u8; BYTES], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
@@ -104,30 +106,28 @@ fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
 }
 
 /// `w = d * scale * (q - 32)`: two halves of four quarters of 32, 16 weights a scale.
+///
+/// Levels are put together as bytes before any is converted: seven times as fast
+/// as one loop that does both.
 #[inline(always)]
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = half_at(block, 208);
     let (rows, _) = block.as_chunks::<32>();
-    let (halves, _) = out.as_chunks_mut::<128>();
-    for (half, out) in halves.iter_mut().enumerate() {
+    let mut levels = [0; 256];
+    for (half, levels) in levels.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
-        let scale = |i: usize| d * f32::from(block[192 + 8 * half + i].cast_signed());
-        let (quarters, _) = out.as_chunks_mut::<32>();
         for i in 0..32 {
-            let q = low0[i] & 15 | (high[i] & 3) << 4;
-            quarters[0][i] = scale(i / 16) * (f32::from(q) - 32.0);
+            levels[i] = low0[i] & 15 | (high[i] & 3) << 4;
+            levels[32 + i] = low1[i] & 15 | (high[i] >> 2 & 3) << 4;
+            levels[64 + i] = low0[i] >> 4 | (high[i] >> 4 & 3) << 4;
+            levels[96 + i] = low1[i] >> 4 | (high[i] >> 6) << 4;
         }
-        for i in 0..32 {
-            let q = low1[i] & 15 | (high[i] >> 2 & 3) << 4;
-            quarters[1][i] = scale(2 + i / 16) * (f32::from(q) - 32.0);
-        }
-        for i in 0..32 {
-            let q = low0[i] >> 4 | (high[i] >> 4 & 3) << 4;
-            quarters[2][i] = scale(4 + i / 16) * (f32::from(q) - 32.0);
-        }
-        for i in 0..32 {
-            let q = low1[i] >> 4 | (high[i] >> 6) << 4;
-            quarters[3][i] = scale(6 + i / 16) * (f32::from(q) - 32.0);
+    }
+    let groups = levels.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0);
+    for ((levels, out), scale) in groups.zip(&block[192..208]) {
+        let scale = d * f32::from(scale.cast_signed());
+        for i in 0..16 {
+            out[i] = scale * (f32::from(levels[i]) - 32.0);
         }
     }
 }

@@ -49,26 +49,31 @@ struct Budgets {
 }
 
 impl Budgets {
-    /// Room for the trunk and two fifths of the experts on the device, a quarter
-    /// of the experts in RAM, and half of the model on disk: every tier is too
+    /// Room for the trunk and a quarter of the experts on the device, a fifth of the
+    /// experts in RAM, and half of the model on disk: every tier is too
     /// small, so bytes come from peers to the end.
-    fn of(manifest: &Manifest) -> anyhow::Result<Self> {
+    fn of(manifest: &Manifest, tokens: usize) -> anyhow::Result<Self> {
         let (experts, trunk) = (manifest.expert_bytes(), manifest.trunk_bytes());
-        let budgets = Self {
-            vram: trunk + WORKSPACE_BYTES + experts / 4,
+        let fixed = trunk + ACTIVATION_BYTES + experts / 4 + CONTEXT_PROMPT as u64 * KV_BYTES;
+        let tokens_max = (experts - 1).saturating_sub(fixed) / KV_BYTES;
+        ensure!(
+            tokens as u64 <= tokens_max,
+            "-n {tokens}: at most {tokens_max} tokens, or their KV cache would make the device's \
+             budget larger than the experts, which is what the demo is about"
+        );
+        Ok(Self {
+            vram: fixed + tokens as u64 * KV_BYTES,
             ram: experts / 5,
             disk: manifest.total_size / 2,
-        };
-        ensure!(
-            budgets.vram < experts && budgets.ram < experts,
-            "the embedded model's trunk is too large for this demo"
-        );
-        Ok(budgets)
+        })
     }
 }
 
-/// Activations and KV cache of the embedded model at the demo's context.
-const WORKSPACE_BYTES: u64 = 2 << 20;
+/// Device bytes for the embedded model's activations, with repacked weights' padding.
+const ACTIVATION_BYTES: u64 = 1 << 20;
+
+/// KV cache of the embedded model a token: 4 layers of 4 heads of 32, keys and values, f32.
+const KV_BYTES: u64 = 4 * 4 * 32 * 2 * 4;
 
 /// Positions to make room for beyond the tokens generated: the prompt.
 const CONTEXT_PROMPT: usize = 64;
@@ -80,7 +85,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let model_dir = dir.path().join("model");
     embedded::extract(&model_dir)?;
     let manifest = Manifest::read_dir(&model_dir)?;
-    let budgets = Budgets::of(&manifest)?;
+    let budgets = Budgets::of(&manifest, args.tokens)?;
 
     let swarm = format!("demo-{:08x}", rand::rng().next_u32());
     let (mut seeders, fourth, model) = start(dir.path(), &swarm, &manifest, &budgets)?;

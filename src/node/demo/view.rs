@@ -35,13 +35,15 @@ impl View {
         let bars = MultiProgress::with_draw_target(target);
         let line = |bar: ProgressBar, template: &str| bars.add(bar.with_style(style(template)));
         let stage = line(ProgressBar::new_spinner(), "{spinner:.cyan} {msg}");
-        let tokens =
-            line(ProgressBar::new(tokens), "  tokens   {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}");
-        let tiers = line(ProgressBar::new_spinner(), "  experts  {msg}");
+        let tokens = line(
+            ProgressBar::new(tokens),
+            "  tokens     {bar:32.cyan/dim} {pos:>4}/{len:<4} {msg}",
+        );
+        let tiers = line(ProgressBar::new_spinner(), "  experts    {msg}");
         let peers = seeders
             .iter()
             .map(|(id, name)| {
-                let bar = line(ProgressBar::new_spinner(), "  {prefix:<9}{msg}");
+                let bar = line(ProgressBar::new_spinner(), "  {prefix:<11}{msg}");
                 bar.set_prefix(name.clone());
                 (id.clone(), bar)
             })

@@ -123,7 +123,7 @@ fn experts_match_the_cpu_in_every_format_and_waves_change_no_bit() {
         for (i, inner) in DType::ALL.into_iter().enumerate() {
             let outer = DType::ALL[(i + 2) % DType::ALL.len()];
             let (hidden, ff) = if inner.block_len().max(outer.block_len()) == 256 {
-                (256, 512)
+                (256, 256)
             } else {
                 (96, 160)
             };
@@ -141,7 +141,7 @@ fn experts_match_the_cpu_in_every_format_and_waves_change_no_bit() {
                 let want = tiny.step(&mut cpu, &tokens, EXPERTS);
                 let got = tiny.step(&mut gpu, &tokens, EXPERTS);
                 assert_close(&got, &want, 1e-5, &format!("{inner}/{outer} {reduction:?}"));
-                for slots in [1, 3] {
+                for slots in if tokens.len() == 1 { [1, 2] } else { [3, 5] } {
                     let again = tiny.step(&mut gpu, &tokens, slots);
                     assert_eq!(got, again, "{inner}/{outer} in waves of {slots}");
                 }

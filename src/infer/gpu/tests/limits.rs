@@ -7,7 +7,7 @@ use super::{BOTH, Random, assert_close, backend, device, run};
 use crate::infer::backend::{Backend, BackendError, Capacity, Device, LogitRows, SlotClass, Step};
 use crate::infer::cpu::{embed::embed, linear::linear, matrix::Matrix};
 use crate::infer::gpu::executor::GpuBackend;
-use crate::infer::gpu::{Kernel, Reduction};
+use crate::infer::gpu::{AdapterChoice, GpuDevice, Kernel, Reduction};
 use crate::infer::graph::{Graph, Kv, MatrixSpec, Op};
 use crate::store::DType;
 
@@ -171,4 +171,37 @@ fn every_kernel_becomes_a_pipeline_on_this_adapter() {
         assert!(device.pipelines().get(&device, "no_such_kernel").is_err());
     }
     assert!(Kernel::find("attention").is_some());
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on_and_another_one_works() {
+    let mut random = Random::new("lost");
+    if device(Reduction::Lane).is_none() {
+        return;
+    }
+    let tiny = TinyMoe::new(&mut random, 64, 96, DType::Bf16, DType::Bf16);
+    let capacity = Capacity { batch: 2, context: 8 };
+    let open = || {
+        let device = GpuDevice::open(AdapterChoice::Any).unwrap();
+        let mut gpu =
+            GpuBackend::new(device.clone(), Arc::new(tiny.graph.clone()), capacity).unwrap();
+        tiny.load(&mut gpu, 3);
+        (device, gpu)
+    };
+    let (device, mut gpu) = open();
+    tiny.begin(&mut gpu, &[1]);
+    device.wgpu().destroy();
+    // Whichever call meets the loss first says so, and so do all later ones.
+    let lost = |error: &BackendError| matches!(error, BackendError::Lost(_));
+    let met = gpu
+        .routing(super::experts::EXPERTS_OP)
+        .and_then(|_| gpu.begin(&Step { tokens: &[1], position: 0, logits: LogitRows::Last }))
+        .and_then(|()| gpu.run(0..1));
+    let error = met.unwrap_err();
+    assert!(lost(&error), "{error}");
+    assert!(lost(&gpu.logits().and_then(|_| device.flush()).unwrap_err()));
+    assert!(lost(&device.backend(Arc::new(tiny.graph.clone()), capacity).err().unwrap()));
+
+    let (_device, mut gpu) = open();
+    assert_eq!(tiny.step(&mut gpu, &[1, 2], 3).len(), 22);
 }

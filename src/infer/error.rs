@@ -1,0 +1,32 @@
+//! Why a session could not be made or a step not done: one error for the
+//! session, its pager and its slots.
+
+use super::backend::BackendError;
+use super::sampler::SamplerError;
+use crate::store::ReadError;
+
+/// Why a session could not be made or a step not done.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(
+        "{given} are less than one token needs: \
+         the smallest budget that works is {smallest_bytes} bytes ({smallest_slots} slots)"
+    )]
+    BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
+    #[error("a context of {context} tokens: this model was made for 1..={max}")]
+    Context { context: usize, max: usize },
+    #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
+    Full { position: usize, context: usize, tokens: usize },
+    #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
+    Batch { tokens: usize, batch: usize },
+    #[error("token {token} is not in the vocabulary of {vocab}")]
+    Token { token: u32, vocab: usize },
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+}
