@@ -43,6 +43,11 @@ pub enum Command {
     Check(CheckArgs),
     /// Measure a model's perplexity on a text
     Perplexity(PerplexityArgs),
+    /// Write a model of a well-known shape with random weights, for measuring speed
+    Synth(SynthArgs),
+    /// Measure a local model's speed
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// Where a node keeps its data.
@@ -271,6 +276,57 @@ pub struct PerplexityArgs {
     /// The text to measure on
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
+    #[arg(long, value_name = "NAME")]
+    pub arch: String,
+    /// This many layers instead of all
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Same seed, same weights
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to write the model; must not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One token after another
+    Decode {
+        #[command(flatten)]
+        args: BenchArgs,
+        /// Tokens to decode in a run
+        #[arg(short = 'n', long, default_value_t = 64)]
+        tokens: usize,
+    },
+    /// The prompt, in batches
+    Prefill {
+        #[command(flatten)]
+        args: BenchArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens in the prompt
+    #[arg(long, default_value_t = 32)]
+    pub prompt_tokens: usize,
+    /// Measured runs; their median is the result
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -49,6 +49,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => commands::run(&args),
         Command::Check(args) => commands::check(&args),
         Command::Perplexity(args) => commands::perplexity(&args),
+        Command::Synth(args) => commands::synth(&args),
+        Command::Bench(command) => commands::bench(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

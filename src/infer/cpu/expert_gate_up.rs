@@ -1,7 +1,7 @@
 //! The first half of an expert: `act(gate . x) * (up . x)`.
 
 use super::gated::gated;
-use super::linear::linear;
+use super::linear::{Product, linears};
 use super::matrix::Matrix;
 use crate::infer::graph::{Activation, ExpertLayout};
 
@@ -15,8 +15,11 @@ pub fn expert_gate_up(
     let tokens = x.len() / layout.gate.cols;
     let mut gate = vec![0.0; tokens * layout.gate.rows];
     let mut up = vec![0.0; tokens * layout.up.rows];
-    linear(x, Matrix::new(&layout.gate, expert), None, &mut gate);
-    linear(x, Matrix::new(&layout.up, expert), None, &mut up);
+    let products = &mut [
+        Product { weight: Matrix::new(&layout.gate, expert), bias: None, out: &mut gate },
+        Product { weight: Matrix::new(&layout.up, expert), bias: None, out: &mut up },
+    ];
+    linears(x, layout.gate.cols, products);
     gated(&mut gate, &up, activation);
     gate
 }

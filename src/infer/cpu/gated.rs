@@ -1,11 +1,23 @@
 //! `act(gate) * up`, element by element.
 
+use rayon::prelude::*;
+
 use crate::infer::graph::Activation;
+
+/// Elements of one task: fewer are not worth another thread.
+const TASK: usize = 1 << 13;
 
 /// Replaces `gate` by `act(gate) * up`.
 pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = activate(*gate, activation) * up;
+    let part = |(gate, up): (&mut [f32], &[f32])| {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = activate(*gate, activation) * up;
+        }
+    };
+    if gate.len() < 2 * TASK {
+        part((gate, up));
+    } else {
+        gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(part);
     }
 }
 

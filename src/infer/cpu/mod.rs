@@ -11,13 +11,16 @@ pub mod expert_down;
 pub mod expert_gate_up;
 pub mod expert_sum;
 pub mod gated;
+mod gemm;
 pub mod kv_write;
+mod lanes;
 pub mod linear;
 pub mod matrix;
 mod moe;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;
+mod row_dot;
 mod simd;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 
 use attention::Attention;
 use kv_write::Cache;
+use linear::Product;
 use matrix::Matrix;
 use moe::{Pairs, SlotBytes};
 use rope::Angles;
@@ -37,6 +41,10 @@ use super::backend::{
     Backend, BackendError, Capacity, Device, LogitRows, Result, Slot, SlotClass, Step,
 };
 use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, Op, WeightId};
+
+/// Fewer multiplications than this between two decisions of the host run where they
+/// are; more move to the thread pool first.
+const POOL_MIN: usize = 1 << 21;
 
 /// Makes [`CpuBackend`]s. Threads are those of rayon's current pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -121,6 +129,62 @@ impl CpuBackend {
 
     fn matrix(&self, id: WeightId) -> Result<Matrix<'_>> {
         self.weight(id).map(|weight| Matrix::new(&weight.spec, &weight.bytes))
+    }
+
+    /// Multiplications in the linears of `ops`, for the present batch.
+    fn work(&self, ops: &[Op]) -> usize {
+        let weights = ops.iter().map(|op| match op {
+            Op::Linear { weight, .. } | Op::Logits { weight, .. } => {
+                let weight = self.graph.weight_spec(*weight);
+                weight.rows * weight.cols
+            }
+            _ => 0,
+        });
+        weights.sum::<usize>() * self.tokens.len()
+    }
+
+    fn ops(&mut self, mut ops: &[Op]) -> Result<()> {
+        while let Some(op) = ops.first() {
+            let together = linears_together(ops);
+            match together {
+                0 | 1 => self.op(op)?,
+                _ => self.linears(&ops[..together])?,
+            }
+            ops = &ops[together.max(1)..];
+        }
+        Ok(())
+    }
+
+    /// Several linears of one input at once.
+    fn linears(&mut self, ops: &[Op]) -> Result<()> {
+        let parts = ops.iter().filter_map(|op| match op {
+            Op::Linear { x, weight, bias, out } => Some((*x, *weight, *bias, *out)),
+            _ => None,
+        });
+        let parts: Vec<_> = parts.collect();
+        let Some((x, ..)) = parts.first().copied() else { return Ok(()) };
+        let tokens = self.tokens.len();
+        let take =
+            |(_, _, _, out): &(_, _, _, Buf)| mem::take(&mut self.buffers[usize::from(out.0)]);
+        let mut buffers: Vec<Vec<f32>> = parts.iter().map(take).collect();
+        let mut run = || {
+            let mut products = Vec::with_capacity(parts.len());
+            for ((_, weight, bias, out), buffer) in parts.iter().zip(&mut buffers) {
+                let bias = bias.map(|id| self.weight(id)).transpose()?;
+                products.push(Product {
+                    weight: self.matrix(*weight)?,
+                    bias: bias.map(|weight| weight.vector.as_slice()),
+                    out: &mut buffer[..tokens * self.graph.width(*out)],
+                });
+            }
+            linear::linears(self.rows(x), self.graph.width(x), &mut products);
+            Ok(())
+        };
+        let result = run();
+        for ((_, _, _, out), buffer) in parts.iter().zip(buffers) {
+            self.buffers[usize::from(out.0)] = buffer;
+        }
+        result
     }
 
     fn op(&mut self, op: &Op) -> Result<()> {
@@ -211,6 +275,21 @@ impl CpuBackend {
     }
 }
 
+/// How many of the first ops are linears of one input into buffers of their own.
+fn linears_together(ops: &[Op]) -> usize {
+    let mut outs: Vec<Buf> = Vec::new();
+    let mut input = None;
+    for op in ops {
+        let Op::Linear { x, out, .. } = op else { break };
+        let x = *input.get_or_insert(*x) == *x;
+        if !x || input == Some(*out) || outs.contains(out) {
+            break;
+        }
+        outs.push(*out);
+    }
+    outs.len()
+}
+
 impl Backend for CpuBackend {
     fn describe(&self) -> String {
         format!("cpu ({} threads, {})", rayon::current_num_threads(), simd::name())
@@ -276,7 +355,12 @@ impl Backend for CpuBackend {
 
     fn run(&mut self, ops: Range<usize>) -> Result<()> {
         let graph = Arc::clone(&self.graph);
-        graph.ops[ops].iter().try_for_each(|op| self.op(op))
+        let ops = &graph.ops[ops];
+        if self.work(ops) < POOL_MIN {
+            return self.ops(ops);
+        }
+        // On a thread of the pool, so that each parallel region wakes only the others.
+        rayon::scope(|_| self.ops(ops))
     }
 
     fn routing(&mut self, _op: usize) -> Result<Vec<u32>> {

@@ -13,6 +13,10 @@ use super::route::route;
 use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
 use crate::infer::graph::{ExpertLayout, Moe, Scoring};
 
+/// Below this many multiplications in each of an expert's matrices, over all pairs,
+/// waking another thread costs more than it saves.
+const SERIAL_MAX: usize = 1 << 17;
+
 /// The memory of one slot class.
 pub struct SlotBytes {
     layout: ExpertLayout,
@@ -106,7 +110,12 @@ impl Pairs {
             let inner = expert_gate_up(&gathered, &class.layout, bytes, moe.activation);
             expert_down(&inner, &class.layout, bytes)
         };
-        let results: Vec<Vec<f32>> = work.par_iter().map(run_one).collect();
+        let pairs: usize = work.iter().map(|(_, pairs)| pairs.len()).sum();
+        let results: Vec<Vec<f32>> = if pairs * moe.hidden * moe.ff < SERIAL_MAX {
+            work.iter().map(run_one).collect()
+        } else {
+            work.par_iter().map(run_one).collect()
+        };
         for ((_, pairs), rows) in work.iter().zip(results) {
             for (pair, row) in pairs.iter().zip(rows.chunks_exact(moe.hidden)) {
                 self.results[pair * moe.hidden..(pair + 1) * moe.hidden].copy_from_slice(row);

@@ -85,36 +85,3 @@ impl<S: Simd> Accumulator<S> {
         simd.reduce_sum_f32s(simd.add_f32s(low, high)) + self.tail
     }
 }
-
-/// Inner products of `R` rows with `N` vectors of the same length, each element
-/// loaded once: `out[r][n] = rows[r] . xs[n]`.
-#[inline(always)]
-pub fn tile<S: Simd, const R: usize, const N: usize>(
-    simd: S,
-    rows: [&[f32]; R],
-    xs: [&[f32]; N],
-) -> [[f32; N]; R] {
-    let rows = rows.map(S::as_simd_f32s);
-    let xs = xs.map(S::as_simd_f32s);
-    let len = rows.iter().chain(&xs).map(|(vectors, _)| vectors.len()).min().unwrap_or(0);
-    let row_vectors = rows.map(|(vectors, _)| &vectors[..len]);
-    let x_vectors = xs.map(|(vectors, _)| &vectors[..len]);
-    let mut acc = [[simd.splat_f32s(0.0); N]; R];
-    for i in 0..len {
-        let x = x_vectors.map(|vectors| vectors[i]);
-        for r in 0..R {
-            let w = row_vectors[r][i];
-            for n in 0..N {
-                acc[r][n] = simd.mul_add_e_f32s(w, x[n], acc[r][n]);
-            }
-        }
-    }
-    let mut out = [[0.0; N]; R];
-    for r in 0..R {
-        for n in 0..N {
-            let tail: f32 = rows[r].1.iter().zip(xs[n].1).map(|(w, x)| w * x).sum();
-            out[r][n] = simd.reduce_sum_f32s(acc[r][n]) + tail;
-        }
-    }
-    out
-}

@@ -14,7 +14,7 @@ mod qwen3_moe;
 mod rope;
 
 use super::graph::{Activation, Graph};
-pub use config::FamilyError;
+pub use config::{COUNT_MAX, FamilyError};
 pub use rope::{RopeScaling, RopeSpec};
 
 /// The experts of a mixture-of-experts model.

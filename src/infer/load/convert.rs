@@ -55,17 +55,20 @@ pub fn convert(
     sink: &mut dyn ShardSink,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest> {
-    let page = shard_bytes.is_multiple_of(EXPERT_ALIGN);
-    if !page || !(EXPERT_ALIGN..=OBJECT_BYTES_MAX).contains(&shard_bytes) {
-        return Err(LoadError::ShardBytes(shard_bytes));
-    }
+    check_shard_bytes(shard_bytes)?;
     let spec = families::from_config(&Checkpoint::read_config(hf_dir)?)?;
     let checkpoint = Checkpoint::open(hf_dir)?;
     let graph = families::graph(&spec);
     refuse_strangers(&checkpoint, &graph, &spec)?;
-    let plan = plan(&checkpoint, &graph, &spec, quantization, shard_bytes)?;
+    let stored_as = |weight: &Weight| {
+        let source = checkpoint.tensor(&weight.tensor)?;
+        check_shape(weight, source)?;
+        Ok((source.shape.clone(), source.dtype))
+    };
+    let plan = plan(&stored_as, &graph, &spec, quantization, shard_bytes)?;
     let tokenizer = read_tokenizer(&checkpoint)?;
-    let body = body(&checkpoint, &spec, quantization, model_id(hf_dir, quantization))?;
+    let configs = [&checkpoint.generation_config, &checkpoint.config];
+    let body = body(configs, &spec, quantization, model_id(hf_dir, quantization))?;
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 
@@ -81,6 +84,15 @@ pub fn convert(
     let manifest = Manifest::new(with_tensors(body, &plan, shards, tokenizer)?)?;
     sink.finish(manifest.to_json_bytes())?;
     Ok(manifest)
+}
+
+/// Refuses a shard size that is no whole number of pages, or more than an object may have.
+pub(super) fn check_shard_bytes(shard_bytes: u64) -> Result<()> {
+    let page = shard_bytes.is_multiple_of(EXPERT_ALIGN);
+    if !page || !(EXPERT_ALIGN..=OBJECT_BYTES_MAX).contains(&shard_bytes) {
+        return Err(LoadError::ShardBytes(shard_bytes));
+    }
+    Ok(())
 }
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -115,9 +127,12 @@ fn refuse_strangers(checkpoint: &Checkpoint, graph: &Graph, spec: &Spec) -> Resu
     }
 }
 
-/// Checks every tensor the graph reads against the checkpoint and places it.
-fn plan(
-    checkpoint: &Checkpoint,
+/// A tensor's shape and type before quantization.
+pub(super) type Original<'a> = dyn Fn(&Weight) -> Result<(Vec<u64>, DType)> + 'a;
+
+/// Places every tensor the graph reads; `source` gives its shape and type before quantization.
+pub(super) fn plan(
+    source: &Original<'_>,
     graph: &Graph,
     spec: &Spec,
     quantization: Quantization,
@@ -127,13 +142,12 @@ fn plan(
     let mixture = Mixture { quantization, layers: spec.layers, experts };
     let roles = roles(graph);
     let item = |weight: &Weight, role: &Role, layer: Option<usize>, group: String| {
-        let source = checkpoint.tensor(&weight.tensor)?;
-        check_shape(weight, source)?;
+        let (shape, dtype) = source(weight)?;
         let kind = kind(&weight.tensor, role, spec);
-        let dtype = mixture.dtype(kind, layer, source.dtype, weight.cols as u64);
+        let dtype = mixture.dtype(kind, layer, dtype, weight.cols as u64);
         // Bounded by the config's limits on dimensions: 2^20 * 2^20 * 4.
         let size = weight.rows as u64 * dtype.row_bytes(weight.cols) as u64;
-        let (name, shape) = (weight.tensor.clone(), source.shape.clone());
+        let name = weight.tensor.clone();
         Ok::<_, LoadError>(Item { name, shape, dtype, size, role: role.clone(), group })
     };
     let mut trunk = Vec::with_capacity(graph.weights.len());
@@ -252,17 +266,17 @@ fn compact_json(json: &[u8]) -> Vec<u8> {
 }
 
 /// The manifest but for shards, tensors and tokenizer.
-fn body(
-    checkpoint: &Checkpoint,
+/// End-of-sequence tokens are those of the first config that has any; the last
+/// config is the model's own.
+pub(super) fn body(
+    configs: [&Value; 2],
     spec: &Spec,
     quantization: Quantization,
     model_id: String,
 ) -> Result<ManifestBody> {
     let key = "eos_token_id";
-    let eos = [&checkpoint.generation_config, &checkpoint.config]
-        .into_iter()
-        .filter_map(|config| config.get(key))
-        .find(|value| !value.is_null());
+    let eos =
+        configs.into_iter().filter_map(|config| config.get(key)).find(|value| !value.is_null());
     Ok(ManifestBody {
         version: 1,
         model_id,
@@ -271,7 +285,7 @@ fn body(
         architecture: describe::architecture(spec),
         moe: describe::moe_config(spec),
         inference: describe::inference(spec),
-        config: checkpoint.config.clone(),
+        config: configs[1].clone(),
         shards: Vec::new(),
         tensors: Tensors::default(),
         total_size: 0,
@@ -280,7 +294,7 @@ fn body(
     })
 }
 
-fn with_tensors(
+pub(super) fn with_tensors(
     mut body: ManifestBody,
     plan: &Plan,
     shards: Vec<Shard>,
@@ -295,7 +309,7 @@ fn with_tensors(
 }
 
 /// The shards before they have contents: every hash zero.
-fn planned_shards(plan: &Plan) -> Vec<Shard> {
+pub(super) fn planned_shards(plan: &Plan) -> Vec<Shard> {
     let hash = ShardHash { algorithm: HashAlgorithm::Blake3, bytes: [0; 32] };
     let mut shards = Vec::new();
     for &size in &plan.shards {
@@ -323,7 +337,7 @@ fn store(
     }
     let total = sources.iter().map(|source| source.size).sum();
     let mut done = 0;
-    let mut writer = Writer { sizes: &plan.shards, shards: Vec::new(), buffer: Vec::new(), sink };
+    let mut writer = Writer::new(&plan.shards, sink);
     for ((name, tensor), source) in plan.tensors.iter().zip(sources) {
         progress(Progress { tensor: name, done, total });
         let mut place = Place { spans: &tensor.spans, filled: 0 };
@@ -393,23 +407,27 @@ fn requantize(
 }
 
 /// How much of a tensor's spans is filled.
-struct Place<'a> {
-    spans: &'a [Span],
+pub(super) struct Place<'a> {
+    pub spans: &'a [Span],
     /// Bytes of the first of `spans`.
-    filled: u64,
+    pub filled: u64,
 }
 
 /// Fills shards in order and hands each to the sink with its hash.
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     sizes: &'a [u64],
-    shards: Vec<Shard>,
+    pub shards: Vec<Shard>,
     /// The shard being filled.
     buffer: Vec<u8>,
     sink: &'a mut dyn ShardSink,
 }
 
-impl Writer<'_> {
-    fn append(&mut self, place: &mut Place<'_>, mut bytes: &[u8]) -> Result<()> {
+impl<'a> Writer<'a> {
+    pub fn new(sizes: &'a [u64], sink: &'a mut dyn ShardSink) -> Self {
+        Self { sizes, shards: Vec::new(), buffer: Vec::new(), sink }
+    }
+
+    pub fn append(&mut self, place: &mut Place<'_>, mut bytes: &[u8]) -> Result<()> {
         while let Some((span, rest)) = place.spans.split_first().filter(|_| !bytes.is_empty()) {
             if self.shards.len() < span.shard as usize {
                 self.close()?;
@@ -429,7 +447,7 @@ impl Writer<'_> {
     }
 
     /// Hands over the shard being filled.
-    fn close(&mut self) -> Result<()> {
+    pub fn close(&mut self) -> Result<()> {
         let size = self.sizes[self.shards.len()];
         debug_assert_eq!(self.buffer.len() as u64, size);
         let bytes = std::mem::take(&mut self.buffer);

@@ -1,10 +1,11 @@
 //! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
 //!
 //! Owns reading safetensors (`hf`), choosing types (`mixture`), placing tensors
-//! (`layout`), writing shards (`convert`, `sink`) and summing manifests up
-//! (`inspect`). Refuses whatever it does not understand by name, before a byte
+//! (`layout`), writing shards (`convert`, `sink`), models of random weights
+//! (`arch`, `synth`) and summing manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
 //! is written. Invariant: an output directory either appears whole or not at all.
 
+mod arch;
 mod convert;
 mod describe;
 mod hf;
@@ -14,6 +15,7 @@ mod mixture;
 #[cfg(test)]
 mod quality_tests;
 mod sink;
+mod synth;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +23,12 @@ use super::families::FamilyError;
 use super::quant::QuantizeError;
 use crate::store::ManifestError;
 
+pub use arch::Arch;
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use hf::{Checkpoint, Source};
 pub use mixture::{Quantization, UnknownQuantization};
 pub use sink::{DirSink, MemorySink, ShardSink};
+pub use synth::{SynthOptions, synth};
 
 /// Why a checkpoint was not converted. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,10 @@ pub enum LoadError {
     Family(#[from] FamilyError),
     #[error("the output would not be a valid model: {0}")]
     Manifest(#[from] ManifestError),
+    #[error("unknown architecture {name:?} (known: {known})")]
+    UnknownArch { name: String, known: String },
+    #[error("{layers} layers: choose 1 to {max}")]
+    Layers { layers: usize, max: usize },
     #[error("{0} exists and is not an empty directory: choose another output")]
     OutputExists(String),
     #[error("shards of {0} bytes are not possible: choose 4096 to 67108864, a multiple of 4096")]

@@ -1,18 +1,22 @@
 //! One file a command (or a few that belong together): resolve arguments, do it, print it.
 
+mod bench;
 mod control;
 mod convert;
 mod inspect;
 mod join;
 mod measure;
 mod run;
+mod synth;
 
+pub use bench::bench;
 pub use control::{ls, peers, publish, status};
 pub use convert::convert;
 pub use inspect::inspect;
 pub use join::join;
 pub use measure::{check, perplexity};
 pub use run::run;
+pub use synth::synth;
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

@@ -1,0 +1,269 @@
+//! Models of random weights: true shapes and types, no training, no download.
+//!
+//! For measuring speed. Blocks are drawn as bytes, not quantized from floats;
+//! each block's scale is set so that its weights have standard deviation
+//! [`WEIGHT_STD`] and mean near 0, and norms are 1, so activations stay finite.
+//! The same options and seed give the same bytes.
+
+use half::{bf16, f16};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::convert::{
+    Place, Progress, Writer, body, check_shard_bytes, plan, planned_shards, with_tensors,
+};
+use super::mixture::Quantization;
+use super::sink::ShardSink;
+use super::{LoadError, Result};
+use crate::infer::families;
+use crate::infer::graph::Weight;
+use crate::store::manifest::{Role, TensorEntry};
+use crate::store::{DType, Manifest};
+
+/// Standard deviation of every matrix: Transformers' `initializer_range`.
+pub const WEIGHT_STD: f32 = 0.02;
+
+/// Bytes drawn at a time, about: enough for every core.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Blocks that one random stream fills.
+const STREAM_BLOCKS: usize = 512;
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct SynthOptions {
+    /// A `config.json`, for example [`super::Arch::config`].
+    pub config: Value,
+    /// Fewer or more layers than the config says.
+    pub layers: Option<usize>,
+    /// The manifest's `modelId`.
+    pub name: String,
+    pub quantization: Quantization,
+    pub shard_bytes: u64,
+    pub seed: u64,
+}
+
+/// Writes a model of random weights to `sink`.
+///
+/// # Errors
+/// A config that is no model, layers out of 1..=4096, a shard size that is not possible.
+pub fn synth(
+    options: &SynthOptions,
+    sink: &mut dyn ShardSink,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Manifest> {
+    check_shard_bytes(options.shard_bytes)?;
+    let mut config = options.config.clone();
+    if let Some(layers) = options.layers {
+        let max = families::COUNT_MAX;
+        if !(1..=max).contains(&layers) {
+            return Err(LoadError::Layers { layers, max });
+        }
+        if let Value::Object(config) = &mut config {
+            config.insert("num_hidden_layers".into(), json!(layers));
+        }
+    }
+    let spec = families::from_config(&config)?;
+    let graph = families::graph(&spec);
+    let stored_as = |weight: &Weight| {
+        let (rows, cols) = (weight.rows as u64, weight.cols as u64);
+        let shape = if weight.rows == 1 { vec![cols] } else { vec![rows, cols] };
+        Ok((shape, DType::Bf16))
+    };
+    let plan = plan(&stored_as, &graph, &spec, options.quantization, options.shard_bytes)?;
+    let body = body([&Value::Null, &config], &spec, options.quantization, options.name.clone())?;
+    // The plan must be a valid manifest before it is carried out.
+    Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
+
+    let total = plan.tensors.iter().map(|(_, tensor)| tensor.size).sum();
+    let mut done = 0;
+    let mut writer = Writer::new(&plan.shards, sink);
+    for (number, (name, tensor)) in plan.tensors.iter().enumerate() {
+        progress(Progress { tensor: name, done, total });
+        let mut place = Place { spans: &tensor.spans, filled: 0 };
+        let seed = options.seed.wrapping_add((number as u64) << 32);
+        draw(tensor, seed, &mut |bytes| writer.append(&mut place, bytes))?;
+        done += tensor.size;
+    }
+    writer.close()?;
+    let shards = writer.shards;
+    progress(Progress { tensor: "", done, total });
+    let manifest = Manifest::new(with_tensors(body, &plan, shards, None)?)?;
+    sink.finish(manifest.to_json_bytes())?;
+    Ok(manifest)
+}
+
+/// Gives a tensor's bytes to `out`, some blocks at a time.
+fn draw(tensor: &TensorEntry, seed: u64, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let block = tensor.dtype.block_bytes();
+    let stream = STREAM_BLOCKS * block;
+    let chunk = CHUNK_BYTES.next_multiple_of(stream);
+    let mut bytes = Vec::new();
+    let mut done = 0;
+    while done < tensor.size {
+        let left = usize::try_from(tensor.size - done).unwrap_or(usize::MAX);
+        bytes.resize(chunk.min(left), 0);
+        let first = done / stream as u64;
+        bytes.par_chunks_mut(stream).enumerate().for_each(|(i, bytes)| {
+            let mut rng = StdRng::seed_from_u64(seed.wrapping_add(first + i as u64));
+            fill(tensor.dtype, &tensor.role, &mut rng, bytes);
+        });
+        out(&bytes)?;
+        done += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// Whole blocks of one type.
+fn fill(dtype: DType, role: &Role, rng: &mut StdRng, bytes: &mut [u8]) {
+    let plain = |bits: u16| (f32::from(bits) / 32767.5 - 1.0) * WEIGHT_STD * 3_f32.sqrt();
+    if !dtype.is_quantised() {
+        let one = *role == Role::Norm;
+        for out in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let value = if one { 1.0 } else { plain(rng.next_u32() as u16) };
+            match dtype {
+                DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
+                DType::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                _ => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            }
+        }
+        return;
+    }
+    rng.fill_bytes(bytes);
+    let (scale_at, scale, min) = scales(dtype);
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        block[scale_at..scale_at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        if let Some(min) = min {
+            block[2..4].copy_from_slice(&f16::from_f32(min).to_le_bytes());
+        }
+    }
+}
+
+/// Where a block's scale lies, and the scale (and min's scale) that make uniform
+/// bits into weights of mean about 0 and standard deviation [`WEIGHT_STD`].
+fn scales(dtype: DType) -> (usize, f32, Option<f32>) {
+    // sqrt of the variance of a whole number drawn from 0..n, and of one in -n/2..n/2.
+    let spread = |n: f32| ((n * n - 1.0) / 12.0).sqrt();
+    // s * q - m * mean(q), with s and m uniform in 0..64 and q in 0..n.
+    let affine = |n: f32| {
+        let (mean, square) = (31.5_f32, 31.5_f32.powi(2) + spread(64.0).powi(2));
+        let (q_mean, q_square) = ((n - 1.0) / 2.0, ((n - 1.0) / 2.0).powi(2) + spread(n).powi(2));
+        let variance =
+            square * q_square - (mean * q_mean).powi(2) + (q_mean * spread(64.0)).powi(2);
+        let d = WEIGHT_STD / variance.sqrt();
+        (d, Some(d * q_mean))
+    };
+    match dtype {
+        DType::Q4K => (0, affine(16.0).0, affine(16.0).1),
+        DType::Q5K => (0, affine(32.0).0, affine(32.0).1),
+        DType::Q6K => (208, WEIGHT_STD / (spread(256.0) * spread(64.0)), None),
+        DType::Q8_0 => (0, WEIGHT_STD / spread(256.0), None),
+        _ => (0, WEIGHT_STD / spread(32.0), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Arch, DirSink, MemorySink, SHARD_BYTES_DEFAULT};
+    use super::*;
+    use crate::infer::backend::LogitRows;
+    use crate::infer::cpu::CpuDevice;
+    use crate::infer::model::Model;
+    use crate::infer::quant::dequantize;
+    use crate::infer::reader::WeightReader;
+    use crate::infer::session::{Session, SessionOptions};
+    use crate::infer::testing::runtime;
+
+    /// `arch` with everything but its form made small.
+    fn tiny(arch: Arch) -> SynthOptions {
+        let mut config = arch.config();
+        for (key, value) in [
+            ("hidden_size", 256),
+            ("intermediate_size", 512),
+            ("moe_intermediate_size", 256),
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 2),
+            ("head_dim", 64),
+            ("num_experts", 6),
+            ("num_experts_per_tok", 2),
+            ("vocab_size", 300),
+        ] {
+            if config.get(key).is_some() {
+                config[key] = json!(value);
+            }
+        }
+        SynthOptions {
+            config,
+            layers: Some(2),
+            name: arch.name().into(),
+            quantization: Quantization::Q4KM,
+            shard_bytes: SHARD_BYTES_DEFAULT,
+            seed: rand::random(),
+        }
+    }
+
+    #[test]
+    fn a_small_one_of_each_shape_opens_and_runs() {
+        for arch in Arch::ALL {
+            let options = tiny(arch);
+            println!("{}, seed {}", arch.name(), options.seed);
+            let mut sink = MemorySink::default();
+            let manifest = synth(&options, &mut sink, &mut |_| {}).unwrap();
+            let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
+            let model = Model::open(manifest, reader).unwrap();
+            assert_eq!(model.spec.layers, 2);
+            let mut session = Session::new(&model, &CpuDevice, &SessionOptions::default()).unwrap();
+            let logits = session.step(&[3, 299, 0, 7, 7], LogitRows::All).unwrap();
+            let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+            let std = logits.iter().map(|x| (x - mean).powi(2)).sum::<f32>();
+            let std = (std / logits.len() as f32).sqrt();
+            assert!(logits.iter().all(|x| x.is_finite()));
+            assert!((0.03..30.0).contains(&std), "logits of standard deviation {std}");
+        }
+    }
+
+    #[test]
+    fn every_type_has_the_spread_it_should() {
+        for dtype in DType::ALL {
+            let mut bytes = vec![0; dtype.row_bytes(1 << 16)];
+            fill(dtype, &Role::Matmul, &mut StdRng::seed_from_u64(rand::random()), &mut bytes);
+            let mut values = vec![0.0; 1 << 16];
+            dequantize(dtype, &bytes, 1 << 16, &mut values);
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            let std = values.iter().map(|x| (x - mean).powi(2)).sum::<f32>();
+            let std = (std / values.len() as f32).sqrt();
+            assert!((std / WEIGHT_STD - 1.0).abs() < 0.1, "{dtype}: {std}");
+            assert!(mean.abs() < 0.1 * WEIGHT_STD, "{dtype}: mean {mean}");
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_the_bytes() {
+        let make = |options: &SynthOptions| {
+            synth(options, &mut MemorySink::default(), &mut |_| {}).unwrap().model_id_hash()
+        };
+        let options = tiny(Arch::Llama32_1B);
+        let other = SynthOptions { seed: options.seed.wrapping_add(1), ..options.clone() };
+        assert_eq!(make(&options), make(&options));
+        assert_ne!(make(&options), make(&other));
+    }
+
+    #[test]
+    fn what_is_not_possible_is_refused() {
+        assert!("llama-9".parse::<Arch>().unwrap_err().to_string().contains("mixtral-8x7b"));
+        for arch in Arch::ALL {
+            assert_eq!(arch.name().parse::<Arch>().unwrap(), arch);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("kept"), "x").unwrap();
+        assert!(matches!(DirSink::new(dir.path()), Err(LoadError::OutputExists(_))));
+        for layers in [0, usize::MAX] {
+            let options = SynthOptions { layers: Some(layers), ..tiny(Arch::Llama32_1B) };
+            let made = synth(&options, &mut MemorySink::default(), &mut |_| {});
+            assert!(matches!(made, Err(LoadError::Layers { .. })));
+        }
+    }
+}

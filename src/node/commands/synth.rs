@@ -1,0 +1,47 @@
+//! `synth`: a model of a well-known shape with random weights, for measuring speed.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::print_json;
+use crate::infer::load::{
+    Arch, DirSink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions, synth as make,
+};
+use crate::node::args::SynthArgs;
+use crate::node::progress::ConvertBar;
+use crate::node::size::ByteSize;
+
+pub fn synth(args: &SynthArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let arch: Arch = args.arch.parse()?;
+    let mut sink = DirSink::new(&args.out)?;
+    let options = SynthOptions {
+        config: arch.config(),
+        layers: args.layers,
+        name: format!("synth-{}-q4_k_m", arch.name()),
+        quantization: Quantization::Q4KM,
+        shard_bytes: SHARD_BYTES_DEFAULT,
+        seed: args.seed,
+    };
+    let bar = ConvertBar::new("writing");
+    let mut show = |progress: Progress<'_>| bar.show(progress);
+    let manifest = make(&options, &mut sink, &mut show)?;
+    bar.finish();
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        return print_json(&json!({
+            "model": manifest.model_id_hash().to_string(),
+            "name": manifest.model_id,
+            "out": args.out,
+            "shards": manifest.shards.len(),
+            "tensors": manifest.tensors.len(),
+            "bytes": manifest.total_size,
+            "seconds": seconds,
+        }));
+    }
+    println!("{}: random weights -> {}", manifest.model_id, args.out.display());
+    let (size, shards) = (ByteSize(manifest.total_size), manifest.shards.len());
+    println!("  {size} in {} tensors, {shards} shards, {seconds:.1} s", manifest.tensors.len());
+    Ok(())
+}
