@@ -171,8 +171,9 @@ fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
     let (quants, _) = block[16..].as_chunks::<8>();
     let (out, _) = out.as_chunks_mut::<8>();
     for pair in 0..4 {
-        let group = [2 * pair, 2 * pair + 1];
-        let (scale, below) = (group.map(|g| l.splat(scales[g])), group.map(|g| l.splat(-mins[g])));
+        let (g, h) = (2 * pair, 2 * pair + 1);
+        let scale = [l.splat(scales[g]), l.splat(scales[h])];
+        let below = [l.splat(-mins[g]), l.splat(-mins[h])];
         for i in 0..4 {
             let numbers = l.nibbles(&quants[4 * pair + i]);
             for side in 0..2 {

@@ -3,6 +3,9 @@
 //!
 //! A kernel written over [`Lanes`] sums in the same order on every machine; a
 //! fused multiply-add rounds once, an unfused one twice.
+//!
+//! No closures handed to library functions around vector code (`array::map`): one that is not
+//! inlined is compiled without the wide instructions, and each of them becomes a call.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -95,7 +98,8 @@ impl Lanes for pulp::x86::V3 {
         let words = self.avx2._mm256_cvtepu8_epi32(bytes);
         let low = self.avx2._mm256_and_si256(words, self.avx._mm256_set1_epi32(15));
         let high = self.avx2._mm256_srli_epi32::<4>(words);
-        [low, high].map(|words| pulp::cast(self.avx._mm256_cvtepi32_ps(words)))
+        let (low, high) = (self.avx._mm256_cvtepi32_ps(low), self.avx._mm256_cvtepi32_ps(high));
+        [pulp::cast(low), pulp::cast(high)]
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {

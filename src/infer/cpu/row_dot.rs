@@ -191,7 +191,8 @@ pub fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
     let d = l.splat(half_at(block, 208));
     let stored = block[192..].first_chunk::<16>().expect("in block");
     let stored: &[i8; 16] = bytemuck::cast_ref(stored);
-    [0, 1].map(|half: usize| l.store(l.mul(d, l.signed(&eights(stored)[half]))))
+    let [low, high] = [l.signed(&eights(stored)[0]), l.signed(&eights(stored)[1])];
+    [l.store(l.mul(d, low)), l.store(l.mul(d, high))]
 }
 
 #[inline(always)]
