@@ -65,17 +65,7 @@ impl SlotPlan {
             needs[class].experts += layer.places.len();
             class_of.push(u16::try_from(class).expect("no more classes than layers"));
         }
-        let counts = match budget {
-            SlotBudget::Device(bytes) => {
-                let trunk = trunk_bytes(model, backend);
-                let counts = match bytes.checked_sub(trunk) {
-                    Some(left) => share(&needs, SlotBudget::Bytes(left)),
-                    None => Err(too_small(&needs, String::new())),
-                };
-                counts.map_err(|error| with_trunk(error, bytes, trunk))?
-            }
-            budget => share(&needs, budget)?,
-        };
+        let counts = share(&needs, budget, trunk_bytes(model, backend))?;
         for (class, count) in classes.iter_mut().zip(&counts) {
             class.count = *count;
         }
@@ -95,51 +85,31 @@ pub fn trunk_bytes(model: &Model, backend: &dyn Backend) -> u64 {
     weights.sum::<u64>() + backend.fixed_bytes()
 }
 
-/// The refusal of a budget for slots as a refusal of the device's whole budget.
-fn with_trunk(error: SessionError, given: u64, trunk: u64) -> SessionError {
-    match error {
-        SessionError::BudgetTooSmall { smallest_bytes, smallest_slots, .. } => {
-            SessionError::BudgetTooSmall {
-                given: format!("{given} bytes of device memory, {trunk} of them for the trunk,"),
-                smallest_bytes: smallest_bytes + trunk,
-                smallest_slots,
-            }
-        }
-        other => other,
-    }
-}
-
-fn demand_slots(needs: &[Need]) -> usize {
-    needs.iter().map(|need| need.demand).sum()
-}
-
-fn demand_bytes(needs: &[Need]) -> u64 {
-    needs.iter().map(|need| need.demand as u64 * need.slot_bytes).sum()
-}
-
-fn too_small(needs: &[Need], given: String) -> SessionError {
-    let (smallest_bytes, smallest_slots) = (demand_bytes(needs), demand_slots(needs));
-    SessionError::BudgetTooSmall { given, smallest_bytes, smallest_slots }
-}
-
 /// Slots a class: first every class's demand, then the class furthest from
-/// holding all its experts gets the next, while the budget lasts.
-fn share(needs: &[Need], budget: SlotBudget) -> Result<Vec<usize>, SessionError> {
-    let smallest_slots = demand_slots(needs);
-    let smallest_bytes = demand_bytes(needs);
-    let refuse = |given: String| Err(too_small(needs, given));
+/// holding all its experts gets the next, while the budget lasts. `trunk`: device
+/// bytes that a [`SlotBudget::Device`] must hold besides.
+fn share(needs: &[Need], budget: SlotBudget, trunk: u64) -> Result<Vec<usize>, SessionError> {
+    let smallest_slots: usize = needs.iter().map(|need| need.demand).sum();
+    let smallest_bytes: u64 = needs.iter().map(|n| n.demand as u64 * n.slot_bytes).sum();
+    let whole_device = smallest_bytes + trunk;
+    let refuse = |given: String, smallest_bytes: u64| {
+        Err(SessionError::BudgetTooSmall { given, smallest_bytes, smallest_slots })
+    };
     let mut counts: Vec<usize> = needs.iter().map(|need| need.demand).collect();
     let (mut bytes_left, mut slots_left) = match budget {
         SlotBudget::All => return Ok(needs.iter().map(|need| need.experts).collect()),
-        SlotBudget::Bytes(bytes) | SlotBudget::Device(bytes) if bytes < smallest_bytes => {
-            return refuse(format!("{bytes} bytes"));
+        SlotBudget::Device(bytes) if bytes < whole_device => {
+            let given = format!("{bytes} bytes of device memory, {trunk} of them for the trunk,");
+            return refuse(given, whole_device);
+        }
+        SlotBudget::Bytes(bytes) if bytes < smallest_bytes => {
+            return refuse(format!("{bytes} bytes"), smallest_bytes);
         }
         SlotBudget::Experts(slots) if slots < smallest_slots => {
-            return refuse(format!("{slots} slots"));
+            return refuse(format!("{slots} slots"), smallest_bytes);
         }
-        SlotBudget::Bytes(bytes) | SlotBudget::Device(bytes) => {
-            (bytes - smallest_bytes, usize::MAX)
-        }
+        SlotBudget::Device(bytes) => (bytes - whole_device, usize::MAX),
+        SlotBudget::Bytes(bytes) => (bytes - smallest_bytes, usize::MAX),
         SlotBudget::Experts(slots) => (u64::MAX, slots - smallest_slots),
     };
     loop {
@@ -165,12 +135,12 @@ mod tests {
 
     #[test]
     fn a_budget_is_shared_out_evenly_and_never_exceeded() {
-        assert_eq!(share(&NEEDS, SlotBudget::All).unwrap(), [16, 16]);
-        assert_eq!(share(&NEEDS, SlotBudget::Experts(8)).unwrap(), [4, 4]);
-        assert_eq!(share(&NEEDS, SlotBudget::Experts(20)).unwrap(), [10, 10]);
-        assert_eq!(share(&NEEDS, SlotBudget::Experts(1000)).unwrap(), [16, 16]);
+        assert_eq!(share(&NEEDS, SlotBudget::All, 0).unwrap(), [16, 16]);
+        assert_eq!(share(&NEEDS, SlotBudget::Experts(8), 0).unwrap(), [4, 4]);
+        assert_eq!(share(&NEEDS, SlotBudget::Experts(20), 0).unwrap(), [10, 10]);
+        assert_eq!(share(&NEEDS, SlotBudget::Experts(1000), 0).unwrap(), [16, 16]);
         for bytes in 100..=420 {
-            let counts = share(&NEEDS, SlotBudget::Bytes(bytes)).unwrap();
+            let counts = share(&NEEDS, SlotBudget::Bytes(bytes), 0).unwrap();
             let used = counts[0] as u64 * 10 + counts[1] as u64 * 15;
             assert!(used <= bytes, "{used} of {bytes}");
             assert!(used + 15 > bytes || counts == [16, 16], "{used} of {bytes}: room was left");
@@ -180,10 +150,22 @@ mod tests {
     #[test]
     fn less_than_one_tokens_demand_is_refused_naming_the_smallest_budget() {
         for budget in [SlotBudget::Bytes(99), SlotBudget::Bytes(0), SlotBudget::Experts(7)] {
-            let error = share(&NEEDS, budget).unwrap_err();
+            let error = share(&NEEDS, budget, 0).unwrap_err();
             assert!(error.to_string().contains("100 bytes"), "{error}");
             assert!(error.to_string().contains("8 slots"), "{error}");
         }
-        assert!(share(&NEEDS, SlotBudget::Bytes(100)).is_ok());
+        assert!(share(&NEEDS, SlotBudget::Bytes(100), 0).is_ok());
+    }
+    #[test]
+    fn a_whole_devices_budget_holds_the_trunk_too() {
+        let all_but_one = SlotBudget::Device(1099);
+        let error = share(&NEEDS, all_but_one, 1000).unwrap_err().to_string();
+        assert!(error.contains("1100 bytes") && error.contains("1000 of them"), "{error}");
+        for slots in [100, 137, 400] {
+            assert_eq!(
+                share(&NEEDS, SlotBudget::Device(1000 + slots), 1000).unwrap(),
+                share(&NEEDS, SlotBudget::Bytes(slots), 1000).unwrap()
+            );
+        }
     }
 }

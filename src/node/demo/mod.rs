@@ -89,10 +89,9 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
 
     let swarm = format!("demo-{:08x}", rand::rng().next_u32());
     let (mut seeders, fourth, model) = start(dir.path(), &swarm, &manifest, &budgets)?;
-    let names: BTreeMap<String, String> =
-        seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
     let ids: Vec<(String, String)> =
         seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
+    let names: BTreeMap<String, String> = ids.iter().cloned().collect();
     let mut view = View::new(args.json, args.tokens as u64, &ids);
     view.stage(format!("the fourth node joins swarm {swarm}, empty, and learns the manifest"));
 
