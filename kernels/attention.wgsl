@@ -2,7 +2,9 @@
 // 64 positions at a time, a score for each invocation, then each invocation
 // adds up its dimensions. head_dim is a multiple of 4, at most 256.
 // Grid: one workgroup for each (token, head).
+//!for kv in f32 f16
 //!include shared/step.wgsl
+//!include shared/kv_{kv}.wgsl
 
 struct Params {
     heads: u32,
@@ -18,8 +20,6 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(1) @binding(1) var<storage, read> keys: array<vec4<f32>>;
-@group(1) @binding(2) var<storage, read> values: array<f32>;
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 
 var<workgroup> query: array<vec4<f32>, 64>;
@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             let at = ((start + local) * kv_stride + kv_head * params.head_dim) / 4u;
             var sum = 0.0;
             for (var i = 0u; i < quads; i++) {
-                sum += dot(query[i], keys[at + i]);
+                sum += dot(query[i], key_quad(at + i));
             }
             score = sum * params.scale;
         }
@@ -83,16 +83,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             let weight = scores[j];
             total += weight;
             if (local < params.head_dim) {
-                sums.x += weight * values[at];
+                sums.x += weight * value_at(at);
             }
             if (local + 64u < params.head_dim) {
-                sums.y += weight * values[at + 64u];
+                sums.y += weight * value_at(at + 64u);
             }
             if (local + 128u < params.head_dim) {
-                sums.z += weight * values[at + 128u];
+                sums.z += weight * value_at(at + 128u);
             }
             if (local + 192u < params.head_dim) {
-                sums.w += weight * values[at + 192u];
+                sums.w += weight * value_at(at + 192u);
             }
             at += kv_stride;
         }

@@ -1,6 +1,8 @@
 // Appends the batch's keys and values to the cache at their positions.
-// Grid: one element of both an invocation.
+// Grid: two elements of both an invocation (rows are even).
+//!for kv in f32 f16
 //!include shared/step.wgsl
+//!include shared/kv_{kv}_write.wgsl
 
 struct Params {
     // kv_heads * head_dim, which is also the cache's stride.
@@ -12,19 +14,20 @@ struct Params {
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> k: array<f32>;
 @group(1) @binding(1) var<storage, read> v: array<f32>;
-@group(1) @binding(2) var<storage, read_write> keys: array<f32>;
-@group(1) @binding(3) var<storage, read_write> values: array<f32>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
     let item = flat(group, grid) * 64u + local;
-    let token = item / params.width;
-    let i = item % params.width;
+    let pairs = params.width / 2u;
+    let token = item / pairs;
+    let i = item % pairs;
     if (token >= now.tokens) {
         return;
     }
-    let to = (now.position + token) * params.width + i;
-    keys[to] = k[token * params.k_stride + i];
-    values[to] = v[token * params.v_stride + i];
+    let to = (now.position + token) * pairs + i;
+    let from_k = token * params.k_stride + 2u * i;
+    let from_v = token * params.v_stride + 2u * i;
+    keys[to] = kv_pair(vec2<f32>(k[from_k], k[from_k + 1u]));
+    values[to] = kv_pair(vec2<f32>(v[from_v], v[from_v + 1u]));
 }

@@ -11,6 +11,27 @@ use std::ops::Range;
 use super::graph::WeightId;
 use super::graph::{ExpertLayout, Graph, MatrixSpec};
 
+/// How a KV cache keeps its elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvFormat {
+    /// As they were computed.
+    F32,
+    /// Rounded to half precision where they enter, clamped to its finite range:
+    /// half the memory, and half the bytes that attention reads.
+    #[default]
+    F16,
+}
+
+impl KvFormat {
+    /// The suffix of kernels that touch the cache.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+}
+
 /// Sizes fixed when a backend is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
@@ -18,6 +39,7 @@ pub struct Capacity {
     pub batch: usize,
     /// The most positions the KV cache holds.
     pub context: usize,
+    pub kv: KvFormat,
 }
 
 /// Slots of one layout: they all hold experts of this shape.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::backend::{Backend, Capacity, Device, LogitRows, Step};
+use super::backend::{Backend, Capacity, Device, KvFormat, LogitRows, Step};
 use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
@@ -25,11 +25,12 @@ pub struct SessionOptions {
     /// The most tokens a step carries; prompts are cut into steps of this.
     pub batch: usize,
     pub slots: SlotBudget,
+    pub kv: KvFormat,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 256, slots: SlotBudget::All }
+        Self { context: None, batch: 256, slots: SlotBudget::All, kv: KvFormat::default() }
     }
 }
 
@@ -130,7 +131,7 @@ impl Session {
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
-        let Capacity { batch, context } = self.capacity;
+        let Capacity { batch, context, .. } = self.capacity;
         if !(1..=batch).contains(&tokens.len()) {
             return Err(SessionError::Batch { tokens: tokens.len(), batch });
         }
@@ -194,7 +195,7 @@ fn place(
 ) -> Result<(Box<dyn Backend>, SlotPlan, Capacity), SessionError> {
     let mut batch = options.batch.clamp(1, context);
     loop {
-        let capacity = Capacity { batch, context };
+        let capacity = Capacity { batch, context, kv: options.kv };
         let backend = device.backend(model.graph.clone(), capacity)?;
         match SlotPlan::new(model, backend.as_ref(), options.slots) {
             Ok(plan) => return Ok((backend, plan, capacity)),

@@ -192,6 +192,14 @@ pub enum BackendChoice {
     Cpu,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum KvChoice {
+    /// Half precision: half the memory
+    #[default]
+    F16,
+    F32,
+}
+
 /// Which model, and what to run it on.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
@@ -208,6 +216,9 @@ pub struct ModelArgs {
     /// The longest context to make room for, tokens [default: what the task needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
+    /// How the attention cache keeps its elements (local models; a node's are f16)
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: KvChoice,
 }
 
 /// How the next token is chosen.

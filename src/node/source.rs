@@ -6,10 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
 
-use super::args::{BackendChoice, ModelArgs, Quantize};
+use super::args::{KvChoice, ModelArgs, Quantize};
 use super::generation;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
+use crate::infer::backend::KvFormat;
 use crate::infer::load::{MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, convert};
 use crate::infer::model::Model;
 use crate::infer::reader::WeightReader;
@@ -113,17 +114,16 @@ impl Opened {
         self.tokenizer.as_ref().context("the model comes without a tokenizer.json")
     }
 
-    /// A session with this much device memory (all it takes if `None`) and room
-    /// for `context` tokens (the engine's default if `None`).
-    pub fn session(
-        &self,
-        backend: BackendChoice,
-        vram_budget: Option<u64>,
-        context: Option<usize>,
-    ) -> anyhow::Result<Session> {
-        let device = generation::device(backend)?;
-        let slots = vram_budget.map_or(SlotBudget::All, SlotBudget::Device);
-        let options = SessionOptions { context, slots, ..SessionOptions::default() };
+    /// A session on the device that `args` asks for, with room for `context` tokens.
+    pub fn session(&self, args: &ModelArgs, context: usize) -> anyhow::Result<Session> {
+        let device = generation::device(args.backend)?;
+        let slots = args.vram_budget.map_or(SlotBudget::All, |size| SlotBudget::Device(size.0));
+        let kv = match args.kv {
+            KvChoice::F16 => KvFormat::F16,
+            KvChoice::F32 => KvFormat::F32,
+        };
+        let context = Some(context);
+        let options = SessionOptions { context, slots, kv, ..SessionOptions::default() };
         let bytes = ByteSize(self.model.manifest.trunk_bytes());
         let loading = progress::spinner(format!("loading {bytes} of resident weights"));
         let session = Session::new(&self.model, device.as_ref(), &options);

@@ -85,7 +85,8 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     pub fn new(graph: Arc<Graph>, capacity: Capacity) -> Self {
-        let cache = |kv: &super::graph::Kv| Cache::new(kv.kv_heads, kv.head_dim, capacity.context);
+        let Capacity { context, kv: format, .. } = capacity;
+        let cache = |kv: &super::graph::Kv| Cache::new(kv.kv_heads, kv.head_dim, context, format);
         Self {
             buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
             weights: graph.weights.iter().map(|_| None).collect(),

@@ -8,6 +8,7 @@ use super::matrix::Matrix;
 use super::{
     add, embed, expert_down, expert_gate_up, expert_sum, gated, linear, rms_norm, rope, route,
 };
+use crate::infer::backend::KvFormat;
 use crate::infer::graph::{Activation, ExpertLayout, MatrixSpec, Rope, Scoring};
 use crate::infer::quant::{dequantize, quantize};
 use crate::store::DType;
@@ -136,7 +137,7 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
         let (old, tokens, context) = (11, 6, 20);
         let width = kv_heads * head_dim;
         let (k, v) = (random(&mut rng, 17 * width), random(&mut rng, 17 * width));
-        let mut cache = Cache::new(kv_heads, head_dim, context);
+        let mut cache = Cache::new(kv_heads, head_dim, context, KvFormat::F32);
         kv_write(&k[..old * width], &v[..old * width], 0, &mut cache);
         kv_write(&k[old * width..], &v[old * width..], old, &mut cache);
         let q = random(&mut rng, tokens * heads * head_dim);

@@ -10,7 +10,7 @@ use super::device::GpuDevice;
 use super::params::Step;
 use super::readback::Readback;
 use super::repack::UNIT;
-use crate::infer::backend::{BackendError, Capacity, Result};
+use crate::infer::backend::{BackendError, Capacity, KvFormat, Result};
 use crate::infer::graph::{Buf, Graph, KvId, MoeId, RopeId};
 
 /// Device memory for one piece of a batch's logits, at most (but at least one row).
@@ -25,7 +25,8 @@ pub(super) const fn stride(width: usize) -> usize {
     width.next_multiple_of(UNIT)
 }
 
-/// An attention layer's cache, `[context, kv_heads * head_dim]` f32 each.
+/// An attention layer's cache, `[context, kv_heads * head_dim]` each: f32, or f16 in pairs,
+/// the lower element in a word's low bits.
 pub(super) struct KvCache {
     pub keys: wgpu::Buffer,
     pub values: wgpu::Buffer,
@@ -71,7 +72,7 @@ impl Buffers {
             total += buffer.size();
             Ok::<_, BackendError>(buffer)
         };
-        let Capacity { batch, context } = capacity;
+        let Capacity { batch, context, .. } = capacity;
         let activations = graph
             .buffers
             .iter()
@@ -85,10 +86,11 @@ impl Buffers {
             .iter()
             .map(|kv| {
                 let what = format!("the KV cache of one layer for {context} positions");
-                let elements = kv
-                    .kv_heads
-                    .checked_mul(kv.head_dim)
-                    .and_then(|width| width.checked_mul(context));
+                let width = kv.kv_heads.checked_mul(kv.head_dim).map(|width| match capacity.kv {
+                    KvFormat::F32 => width,
+                    KvFormat::F16 => width.div_ceil(2),
+                });
+                let elements = width.and_then(|width| width.checked_mul(context));
                 Ok(KvCache {
                     keys: make(&what, elements, STORAGE)?,
                     values: make(&what, elements, STORAGE)?,

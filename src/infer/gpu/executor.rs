@@ -104,6 +104,7 @@ impl GpuBackend {
                 buffers: &self.buffers,
                 weights: &self.weights,
                 experts: &self.experts,
+                kv: self.capacity.kv,
             })?);
         }
         Ok(())
@@ -192,7 +193,7 @@ impl GpuBackend {
     }
 
     fn check_step(&self, step: &Step<'_>) -> Result<()> {
-        let Capacity { batch, context } = self.capacity;
+        let Capacity { batch, context, .. } = self.capacity;
         let refuse = |what| Err(BackendError::Unsupported(what));
         let count = step.tokens.len();
         if count == 0 || count > batch {
@@ -426,7 +427,17 @@ impl GpuBackend {
         self.read(&self.buffers.routing[moe].shares, pairs)
     }
 
-    fn read(&self, buffer: &wgpu::Buffer, elements: usize) -> Vec<f32> {
+    /// The first words of a layer's cache: keys, values.
+    pub(super) fn cached(
+        &self,
+        kv: crate::infer::graph::KvId,
+        words: usize,
+    ) -> (Vec<u32>, Vec<u32>) {
+        let cache = self.buffers.kv(kv);
+        (self.read(&cache.keys, words), self.read(&cache.values, words))
+    }
+
+    fn read<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer, elements: usize) -> Vec<T> {
         let bytes = elements as u64 * 4;
         let mut readback =
             super::readback::Readback::new(&self.device, "a test's buffer", bytes).unwrap();

@@ -15,7 +15,7 @@ use super::experts::Experts;
 use super::params::{self, ARENA_SLOT, Arena};
 use super::pipelines::{Pipeline, format_name};
 use super::weights::{DeviceWeight, matrix, vector};
-use crate::infer::backend::{BackendError, Result};
+use crate::infer::backend::{BackendError, KvFormat, Result};
 use crate::infer::graph::{Activation, Buf, Graph, Moe, MoeId, Op, Scoring, WeightId};
 
 /// The widest head the attention kernel holds.
@@ -58,6 +58,7 @@ pub(super) struct Parts<'a> {
     pub buffers: &'a Buffers,
     pub weights: &'a [Option<DeviceWeight>],
     pub experts: &'a Experts,
+    pub kv: KvFormat,
 }
 
 impl Plan {
@@ -237,6 +238,7 @@ impl Builder<'_> {
                 let shape = parts.graph.kv_spec(kv);
                 let width = shape.kv_heads * shape.head_dim;
                 expect(self.width(k) == width && self.width(v) == width, op)?;
+                expect(width.is_multiple_of(2), op)?;
                 let params = params::KvWrite {
                     width: word(width)?,
                     k_stride: word(stride(width))?,
@@ -245,7 +247,8 @@ impl Builder<'_> {
                 let cache = parts.buffers.kv(kv);
                 let (k, v) = (parts.buffers.activation(k), parts.buffers.activation(v));
                 let storage = [k, v, &cache.keys, &cache.values];
-                self.dispatch("kv_write", &params, &storage, Rows::Tokens, (width, 64))
+                let kernel = format!("kv_write_{}", parts.kv.name());
+                self.dispatch(&kernel, &params, &storage, Rows::Tokens, (width / 2, 64))
             }
             Op::Attention { kv, q, out, heads, scale, window } => {
                 let shape = parts.graph.kv_spec(kv);
@@ -267,7 +270,8 @@ impl Builder<'_> {
                 let cache = parts.buffers.kv(kv);
                 let (q, out) = (parts.buffers.activation(q), parts.buffers.activation(out));
                 let storage = [q, &cache.keys, &cache.values, out];
-                self.dispatch("attention", &params, &storage, Rows::Tokens, (heads, 1))
+                let kernel = format!("attention_{}", parts.kv.name());
+                self.dispatch(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
             }
             Op::Gated { gate, up, out, activation } => self.gated(op, gate, up, out, activation),
             Op::Add { x, y } => {

@@ -76,8 +76,7 @@ fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
     let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
     let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
     let context = context.min(opened.model.graph.context_max);
-    let vram = args.model.vram_budget.map(|size| size.0);
-    let mut session = opened.session(args.model.backend, vram, Some(context))?;
+    let mut session = opened.session(&args.model, context)?;
     let options = GenerateOptions {
         max_tokens: args.tokens,
         stop: opened.model.manifest.eos_token_ids.clone(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{BOTH, Random, assert_close, device};
-use crate::infer::backend::{Backend, Capacity, LogitRows, Slot, SlotClass, Step};
+use crate::infer::backend::{Backend, Capacity, KvFormat, LogitRows, Slot, SlotClass, Step};
 use crate::infer::cpu::CpuBackend;
 use crate::infer::gpu::executor::GpuBackend;
 use crate::infer::graph::{
@@ -117,7 +117,7 @@ impl TinyMoe {
 #[test]
 fn experts_match_the_cpu_in_every_format_and_waves_change_no_bit() {
     let mut random = Random::new("experts");
-    let capacity = Capacity { batch: 5, context: 64 };
+    let capacity = Capacity { batch: 5, context: 64, kv: KvFormat::F32 };
     for reduction in BOTH {
         let Some(device) = device(reduction) else { return };
         for (i, inner) in DType::ALL.into_iter().enumerate() {
@@ -155,7 +155,7 @@ fn a_sum_before_all_experts_ran_is_refused() {
     let mut random = Random::new("unfinished");
     let Some(device) = device(BOTH[0]) else { return };
     let tiny = TinyMoe::new(&mut random, 64, 96, DType::F16, DType::F16);
-    let capacity = Capacity { batch: 2, context: 8 };
+    let capacity = Capacity { batch: 2, context: 8, kv: KvFormat::F32 };
     let mut gpu = GpuBackend::new(device, Arc::new(tiny.graph.clone()), capacity).unwrap();
     tiny.load(&mut gpu, 2);
     tiny.begin(&mut gpu, &[1]);

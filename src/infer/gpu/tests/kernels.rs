@@ -1,7 +1,9 @@
 //! Each trunk kernel as a one-op graph against its CPU twin: odd shapes, one token and five.
 
+use half::f16;
+
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::Capacity;
+use crate::infer::backend::{Capacity, KvFormat};
 use crate::infer::cpu::{
     add::add,
     attention::{Attention, attention},
@@ -20,7 +22,7 @@ use crate::infer::graph::{
 };
 use crate::store::DType;
 
-const CAPACITY: Capacity = Capacity { batch: 5, context: 200 };
+const CAPACITY: Capacity = Capacity { batch: 5, context: 200, kv: KvFormat::F32 };
 
 /// Odd counts of rows, and columns that are no whole number of blocks too.
 fn shapes(dtype: DType) -> [(usize, usize); 3] {
@@ -94,7 +96,7 @@ fn random_blocks_decode_exactly() {
         let out = graph.buffer("out", cols);
         let table = graph.weight("w", rows, cols);
         graph.ops.push(Op::Embed { table, out, scale: 1.0 });
-        let capacity = Capacity { batch: rows, context: rows };
+        let capacity = Capacity { batch: rows, context: rows, kv: KvFormat::F32 };
         let mut gpu = backend(&device, &graph, capacity, &[(table, spec, &bytes)]);
         let tokens: Vec<u32> = (0..rows as u32).collect();
         let step = crate::infer::backend::Step {
@@ -178,7 +180,7 @@ fn rope_matches_its_twin_at_far_positions_and_for_part_of_a_head() {
         let mut graph = Graph { vocab: 1, ropes: vec![turning.clone()], ..Graph::default() };
         let x = graph.buffer("x", heads * head_dim);
         graph.ops.push(Op::Rope { x, heads, head_dim, rope: RopeId(0) });
-        let capacity = Capacity { batch: 5, context: 5000 };
+        let capacity = Capacity { batch: 5, context: 5000, kv: KvFormat::F32 };
         let mut gpu = backend(&device, &graph, capacity, &[]);
         for (tokens, position) in [(1, 0), (5, 3), (5, 4995)] {
             let input = random.floats(tokens * heads * head_dim);
@@ -203,7 +205,10 @@ fn attention_and_its_cache_match_their_twins() {
         (5, 1, 36, None),
         (2, 1, 256, None),
     ];
-    for (heads, kv_heads, head_dim, window) in cases {
+    for ((heads, kv_heads, head_dim, window), format) in
+        cases.into_iter().flat_map(|case| [(case, KvFormat::F32), (case, KvFormat::F16)])
+    {
+        let capacity = Capacity { kv: format, ..CAPACITY };
         let scale = 1.3 / (head_dim as f32).sqrt();
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         graph.kv.push(Kv { kv_heads, head_dim });
@@ -213,23 +218,72 @@ fn attention_and_its_cache_match_their_twins() {
         let kv = KvId(0);
         graph.ops.push(Op::KvWrite { kv, k, v });
         graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
-        let mut gpu = backend(&device, &graph, CAPACITY, &[]);
-        let mut cache = Cache::new(kv_heads, head_dim, CAPACITY.context);
+        let mut gpu = backend(&device, &graph, capacity, &[]);
+        let mut cache = Cache::new(kv_heads, head_dim, capacity.context, format);
         let mut position = 0;
         // Past several tiles of 64 positions.
         while position < 150 {
             let tokens = if position % 4 == 0 { 5 } else { 1 };
             let [qs, ks, vs] = [heads, kv_heads, kv_heads]
                 .map(|n| random.floats(tokens * n * head_dim).iter().map(|v| v * 3.0).collect());
-            let (qs, ks, vs): (Vec<f32>, Vec<f32>, Vec<f32>) = (qs, ks, vs);
+            let (qs, mut ks, mut vs): (Vec<f32>, Vec<f32>, Vec<f32>) = (qs, ks, vs);
+            if format == KvFormat::F16 {
+                // Exact in half precision: WGSL leaves open which way it rounds.
+                ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
+            }
             kv_write(&ks, &vs, position, &mut cache);
             let mut want = vec![0.0; qs.len()];
             attention(&qs, &cache, &Attention { heads, scale, window, position }, &mut want);
             let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
             let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
-            let what = format!("{heads}/{kv_heads}x{head_dim} {window:?} T={tokens} at {position}");
+            let what = format!(
+                "{heads}/{kv_heads}x{head_dim} {window:?} {format:?} T={tokens} at {position}"
+            );
             assert_close(&got, &want, 5e-6, &what);
             position += tokens;
+        }
+    }
+}
+
+#[test]
+fn a_half_precision_cache_holds_the_nearest_finite_values() {
+    let mut random = Random::new("kv_write");
+    let Some(device) = device(Reduction::Lane) else { return };
+    let (kv_heads, head_dim, tokens, position) = (3, 12, 5, 7);
+    let width = kv_heads * head_dim;
+    let mut graph = Graph { vocab: 1, ..Graph::default() };
+    graph.kv.push(Kv { kv_heads, head_dim });
+    let (k, v) = (graph.buffer("k", width), graph.buffer("v", width));
+    graph.ops.push(Op::KvWrite { kv: KvId(0), k, v });
+    let capacity = Capacity { kv: KvFormat::F16, ..CAPACITY };
+    let mut gpu = backend(&device, &graph, capacity, &[]);
+    let mut ks: Vec<f32> = random.floats(tokens * width);
+    // Every scale that an f16 has, and both ways past its end.
+    ks.iter_mut().enumerate().for_each(|(i, x)| *x *= (i as f32 % 33.0 - 16.0).exp2());
+    (ks[3], ks[8]) = (1e9, -70000.0);
+    let vs: Vec<f32> = ks.iter().rev().copied().collect();
+    run(&mut gpu, &graph, tokens, position, &[(k, &ks), (v, &vs)], k);
+    let mut cache = Cache::new(kv_heads, head_dim, capacity.context, KvFormat::F16);
+    kv_write(&ks, &vs, position, &mut cache);
+    let (keys, values) = gpu.cached(KvId(0), (position + tokens) * width / 2);
+    for (from, words, twin) in [(&ks, keys, &cache.k), (&vs, values, &cache.v)] {
+        let halves: Vec<f32> = words
+            .iter()
+            .flat_map(|word| [*word as u16, (*word >> 16) as u16])
+            .map(|bits| f16::from_bits(bits).to_f32())
+            .collect();
+        assert!(halves[..position * width].iter().all(|x| *x == 0.0), "earlier positions");
+        for (i, (got, exact)) in halves[position * width..].iter().zip(from).enumerate() {
+            let nearest = exact.clamp(-65504.0, 65504.0);
+            // One unit in the last place of 11 bits, or a lost subnormal.
+            let off = (got - nearest).abs();
+            assert!(off <= nearest.abs() / 1024.0 + 6.2e-5, "[{i}]: {got} for {exact}");
+            let (token, head, d) = (i / width, i % width / head_dim, i % head_dim);
+            let at = (head * capacity.context + position + token) * head_dim + d;
+            assert!(
+                (twin[at] - nearest).abs() <= nearest.abs() / 2048.0 + 3e-8,
+                "the twin's [{i}]"
+            );
         }
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::experts::TinyMoe;
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::{Backend, BackendError, Capacity, Device, LogitRows, SlotClass, Step};
+use crate::infer::backend::{
+    Backend, BackendError, Capacity, Device, KvFormat, LogitRows, SlotClass, Step,
+};
 use crate::infer::cpu::{embed::embed, linear::linear, matrix::Matrix};
 use crate::infer::gpu::executor::GpuBackend;
 use crate::infer::gpu::{AdapterChoice, GpuDevice, Kernel, Reduction};
@@ -23,7 +25,7 @@ fn a_weight_beyond_a_binding_is_split_into_row_ranges() {
         let weight = graph.weight("tied", rows, cols);
         graph.ops.push(Op::Embed { table: weight, out: x, scale: 1.0 });
         graph.ops.push(Op::Logits { x, weight });
-        let capacity = Capacity { batch: 5, context: 5 };
+        let capacity = Capacity { batch: 5, context: 5, kv: KvFormat::F32 };
         let mut gpu = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
         // 13 rows a piece, 2 rows of logits at a time.
         gpu.limit(13 * dtype.row_bytes(cols) as u64 + 5, 2);
@@ -53,7 +55,7 @@ fn more_workgroups_than_one_dimension_allows_fold_into_y() {
     let (x, out) = (graph.buffer("x", cols), graph.buffer("out", rows));
     let weight = graph.weight("w", rows, cols);
     graph.ops.push(Op::Linear { x, weight, bias: None, out });
-    let capacity = Capacity { batch: 1, context: 1 };
+    let capacity = Capacity { batch: 1, context: 1, kv: KvFormat::F32 };
     let mut gpu = backend(&device, &graph, capacity, &[(weight, spec, &bytes)]);
     let input = random.floats(cols);
     let mut want = vec![0.0; rows];
@@ -73,21 +75,21 @@ fn an_allocation_that_cannot_be_is_an_error_and_the_next_step_works() {
     let Some(device) = device(Reduction::Lane) else { return };
     let tiny = TinyMoe::new(&mut random, 64, 96, DType::Q8_0, DType::Q8_0);
     let graph = Arc::new(tiny.graph.clone());
-    let capacity = Capacity { batch: 2, context: 8 };
+    let capacity = Capacity { batch: 2, context: 8, kv: KvFormat::F32 };
     let mut gpu = GpuBackend::new(device.clone(), Arc::clone(&graph), capacity).unwrap();
     tiny.load(&mut gpu, 3);
     let before = tiny.step(&mut gpu, &[3, 4], 3);
 
     // Beyond any limit: activations, a cache, and sizes past u64.
     for batch in [1 << 40, usize::MAX] {
-        let capacity = Capacity { batch, context: 8 };
+        let capacity = Capacity { batch, context: 8, kv: KvFormat::F32 };
         let error = device.backend(Arc::clone(&graph), capacity).err().unwrap();
         assert!(out_of_memory(&error), "{error}");
         assert!(!error.to_string().contains('\n'));
     }
     let mut deep = tiny.graph.clone();
     deep.kv.push(Kv { kv_heads: 64, head_dim: 128 });
-    let capacity = Capacity { batch: 2, context: 1 << 30 };
+    let capacity = Capacity { batch: 2, context: 1 << 30, kv: KvFormat::F32 };
     let error = device.backend(Arc::new(deep), capacity).err().unwrap();
     assert!(error.to_string().contains("KV cache"), "{error}");
 
@@ -123,7 +125,7 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     let square = graph.weight("the.square", 64, 64);
     graph.ops.push(Op::RmsNorm { x, weight: norm, out: y, eps: 1e-5 });
     graph.ops.push(Op::Linear { x: y, weight: square, bias: None, out: x });
-    let capacity = Capacity { batch: 3, context: 8 };
+    let capacity = Capacity { batch: 3, context: 8, kv: KvFormat::F32 };
     let mut gpu = backend(&device, &graph, capacity, &[]);
     let step = |tokens, position| Step { tokens, position, logits: LogitRows::None };
     let refused = |result: Result<(), BackendError>, part: &str| {
@@ -170,7 +172,7 @@ fn every_kernel_becomes_a_pipeline_on_this_adapter() {
         }
         assert!(device.pipelines().get(&device, "no_such_kernel").is_err());
     }
-    assert!(Kernel::find("attention").is_some());
+    assert!(Kernel::find("attention_f16").is_some());
 }
 
 #[test]
@@ -180,7 +182,7 @@ fn a_lost_device_is_an_error_from_then_on_and_another_one_works() {
         return;
     }
     let tiny = TinyMoe::new(&mut random, 64, 96, DType::Bf16, DType::Bf16);
-    let capacity = Capacity { batch: 2, context: 8 };
+    let capacity = Capacity { batch: 2, context: 8, kv: KvFormat::F32 };
     let open = || {
         let device = GpuDevice::open(AdapterChoice::Any).unwrap();
         let mut gpu =

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{BOTH, Random, device};
-use crate::infer::backend::{Device, LogitRows};
+use crate::infer::backend::{Device, KvFormat, LogitRows};
 use crate::infer::check::{Expected, REL_MAX, check};
 use crate::infer::cpu::CpuDevice;
 use crate::infer::gpu::Reduction;
@@ -18,13 +18,17 @@ fn golden(name: &str) {
     let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let expected = Expected::parse(&expected).unwrap();
     let model = checkpoint(&dir, |_| DType::Bf16);
-    for (reduction, batch) in [(Reduction::Lane, 64), (Reduction::Lane, 7), (Reduction::Group, 64)]
-    {
+    for (reduction, batch, kv) in [
+        (Reduction::Lane, 64, KvFormat::F16),
+        (Reduction::Lane, 7, KvFormat::F32),
+        (Reduction::Group, 64, KvFormat::F16),
+    ] {
         let Some(device) = device(reduction) else { return };
-        let options = SessionOptions { context: Some(96), batch, ..SessionOptions::default() };
+        let slots = SlotBudget::All;
+        let options = SessionOptions { context: Some(96), batch, slots, kv };
         let mut session = Session::new(&model, &device, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
-        println!("{name}, {reduction:?}, batch {batch}: {report:?}");
+        println!("{name}, {reduction:?}, batch {batch}, {kv:?}: {report:?}");
         assert!(report.passes(REL_MAX), "{name}, {reduction:?}: {report:?}");
     }
 }
@@ -77,7 +81,8 @@ fn q8_0(wanted: &Wanted<'_>) -> DType {
 const PROMPT: usize = 13;
 
 fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
-    let options = SessionOptions { context: Some(80), batch: PROMPT, slots };
+    let kv = KvFormat::F32;
+    let options = SessionOptions { context: Some(80), batch: PROMPT, slots, kv };
     Session::new(model, device, &options).unwrap()
 }
 

@@ -1,0 +1,8 @@
+// A KV cache of f16 in pairs, the lower element in a word's low bits.
+@group(1) @binding(2) var<storage, read_write> keys: array<u32>;
+@group(1) @binding(3) var<storage, read_write> values: array<u32>;
+
+// Clamped: an infinite element would make every later token's attention not a number.
+fn kv_pair(value: vec2<f32>) -> u32 {
+    return pack2x16float(clamp(value, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
+}
