@@ -4,26 +4,11 @@
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
+//!include shared/linear_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl
 
-struct Params {
-    weight: Matrix,
-    // The piece holds rows row_start .. row_start + rows of the whole matrix.
-    row_start: u32,
-    rows: u32,
-    // vec4s from one row of `x` to the next.
-    x_stride: u32,
-    // f32s from one row of `result` to the next.
-    result_stride: u32,
-    // 1 if there is a bias; the binding is a dummy otherwise.
-    has_bias: u32,
-    // 1 for the Logits op: the step says which rows of `x`.
-    logits: u32,
-}
-
-@group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(1) @binding(1) var<storage, read> weights: array<u32>;
 @group(1) @binding(2) var<storage, read> bias: array<f32>;
@@ -35,11 +20,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let item = item_of(flat(group, grid), local);
     let token = item / params.rows;
     let row = item % params.rows;
-    let live = token < select(now.tokens, now.logit_rows, params.logits == 1u);
-    let source = token + select(0u, now.logit_start, params.logits == 1u);
+    let live = token < row_count();
     var sum = 0.0;
     if (live) {
-        let at = source * params.x_stride;
+        let at = source_row(token) * params.x_stride;
         for (var unit = lane_of(local); unit < params.weight.units; unit += LANES) {
             sum += dot_unit(unit_at(params.weight, row, unit), at + unit * 8u);
         }

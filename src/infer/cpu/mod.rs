@@ -15,6 +15,7 @@ mod gemm;
 pub mod kv_write;
 mod lanes;
 pub mod linear;
+pub mod linear_tile;
 pub mod matrix;
 mod moe;
 pub mod rms_norm;

@@ -6,8 +6,10 @@
 //! only a `Route`, whose choice the pager must see, ends a submission.
 //! Plain WebGPU core: no extension is asked for, so every adapter runs the same kernels.
 
+mod batch;
 mod buffers;
 mod device;
+mod dispatch;
 mod executor;
 mod experts;
 mod kernels;

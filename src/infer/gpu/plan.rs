@@ -4,16 +4,16 @@
 //! Shapes are checked here, so a graph that no kernel fits is refused before the
 //! first step. Parameters are static; a grid grows with the step's rows.
 
-use std::sync::Arc;
-
 use bytemuck::Pod;
 use wgpu::BufferUsages;
 
+use super::batch::Product;
 use super::buffers::{Buffers, stride};
 use super::device::GpuDevice;
+use super::dispatch::{Dispatch, Grid, Rows};
 use super::experts::Experts;
 use super::params::{self, ARENA_SLOT, Arena};
-use super::pipelines::{Pipeline, format_name};
+use super::pipelines::format_name;
 use super::weights::{DeviceWeight, matrix, vector};
 use crate::infer::backend::{BackendError, KvFormat, Result};
 use crate::infer::graph::{Activation, Buf, Graph, Moe, MoeId, Op, Scoring, WeightId};
@@ -21,27 +21,8 @@ use crate::infer::graph::{Activation, Buf, Graph, Moe, MoeId, Op, Scoring, Weigh
 /// The widest head the attention kernel holds.
 const HEAD_DIM_MAX: usize = 256;
 
-/// What a grid grows with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rows {
-    Tokens,
-    /// The rows whose logits are wanted.
-    Logits,
-}
-
-/// One dispatch, ready to encode.
-pub(super) struct Dispatch {
-    pipeline: Arc<Pipeline>,
-    storage: wgpu::BindGroup,
-    params: u32,
-    rows: Rows,
-    /// Items of one row, and how many of them a workgroup does.
-    items: u64,
-    items_per_workgroup: u32,
-}
-
 /// A chunk's dispatches of one wave: gate and up, then down.
-pub(super) type Wave = [Dispatch; 2];
+pub(super) type Wave = Vec<Dispatch>;
 
 pub(super) struct Plan {
     common: wgpu::BindGroup,
@@ -107,7 +88,7 @@ impl Plan {
         Ok(Self { common, ops, waves })
     }
 
-    /// Records a dispatch for so many rows.
+    /// Records a dispatch, if it is made for this step.
     pub fn encode(
         &self,
         device: &GpuDevice,
@@ -115,16 +96,11 @@ impl Plan {
         dispatch: &Dispatch,
         step: &params::Step,
     ) -> Result<()> {
-        let rows = match dispatch.rows {
-            Rows::Tokens => step.tokens,
-            Rows::Logits => step.logit_rows,
-        };
         let name = dispatch.pipeline.kernel.name;
-        let (x, y) = grid(dispatch, rows, device.workgroups_max())
-            .ok_or_else(|| BackendError::Unsupported(format!("{name} over {rows} rows at once")))?;
-        if x == 0 {
-            return Ok(());
-        }
+        let grid = dispatch.workgroups(step, device.workgroups_max()).map_err(|rows| {
+            BackendError::Unsupported(format!("{name} over {rows} rows at once"))
+        })?;
+        let Some((x, y)) = grid else { return Ok(()) };
         pass.set_pipeline(&dispatch.pipeline.pipeline);
         pass.set_bind_group(0, &self.common, &[dispatch.params]);
         pass.set_bind_group(1, &dispatch.storage, &[]);
@@ -133,36 +109,32 @@ impl Plan {
     }
 }
 
-/// Workgroups in x and y; `None` if the items cannot be numbered in u32.
-fn grid(dispatch: &Dispatch, rows: u32, most: u32) -> Option<(u32, u32)> {
-    fold(dispatch.items, dispatch.items_per_workgroup, rows, most)
-}
-
-fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u32)> {
-    let groups = items.checked_mul(u64::from(rows))?.div_ceil(u64::from(per_workgroup));
-    let x = groups.min(u64::from(most));
-    let y = if x == 0 { 0 } else { groups.div_ceil(x) };
-    // Invocations past the last item are numbered too.
-    let numbered = x * y * u64::from(per_workgroup);
-    if y > u64::from(most) || numbered > u64::from(u32::MAX) {
-        return None;
-    }
-    Some((u32::try_from(x).ok()?, u32::try_from(y).ok()?))
-}
-
-struct Builder<'a> {
-    parts: &'a Parts<'a>,
+/// What a plan is made with; batch.rs adds the forms for many tokens.
+pub(super) struct Builder<'a> {
+    pub parts: &'a Parts<'a>,
     arena: Arena,
 }
 
 impl Builder<'_> {
-    fn dispatch(
+    pub fn dispatch(
         &mut self,
         kernel: &str,
         params: &impl Pod,
         storage: &[&wgpu::Buffer],
         rows: Rows,
-        (items, items_per_workgroup): (usize, u32),
+        (items, per_workgroup): (usize, u32),
+    ) -> Result<Dispatch> {
+        let items = items as u64;
+        self.dispatch_grid(kernel, params, storage, rows, Grid::Items { items, per_workgroup })
+    }
+
+    pub fn dispatch_grid(
+        &mut self,
+        kernel: &str,
+        params: &impl Pod,
+        storage: &[&wgpu::Buffer],
+        rows: Rows,
+        grid: Grid,
     ) -> Result<Dispatch> {
         let device = self.parts.device;
         let pipeline = device.pipelines().get(device, kernel)?;
@@ -192,11 +164,10 @@ impl Builder<'_> {
             })
         })?;
         let params = self.arena.push(params);
-        let items = items as u64;
-        Ok(Dispatch { pipeline, storage, params, rows, items, items_per_workgroup })
+        Ok(Dispatch { pipeline, storage, params, rows, grid, when: 1..=u32::MAX })
     }
 
-    fn width(&self, buf: Buf) -> usize {
+    pub fn width(&self, buf: Buf) -> usize {
         self.parts.graph.width(buf)
     }
 
@@ -380,7 +351,11 @@ impl Builder<'_> {
             let kernel = format!("linear_{}_{reduce}", format_name(piece.packed.dtype));
             let storage = [parts.buffers.activation(x), &piece.buffer, bias_buffer, result];
             let items = (piece.packed.rows, per_workgroup);
-            dispatches.push(self.dispatch(&kernel, &params, &storage, rows, items)?);
+            let mut single = self.dispatch(&kernel, &params, &storage, rows, items)?;
+            let product = Product { dtype: piece.packed.dtype, params, storage, rows };
+            let many = self.linear_batch(&product)?;
+            single.when = 1..=*many.when.start() - 1;
+            dispatches.extend([single, many]);
         }
         Ok(dispatches)
     }
@@ -514,18 +489,18 @@ impl Builder<'_> {
         let storage = [inner, &chunk.buffer, ids, table, &parts.buffers.pair_outputs];
         let items = (spec.hidden * spec.top_k, per_workgroup);
         let second = self.dispatch(&kernel, &down_params, &storage, Rows::Tokens, items)?;
-        Ok([first, second])
+        Ok(vec![first, second])
     }
 }
 
-const fn activation_code(activation: Activation) -> u32 {
+pub(super) const fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,
     }
 }
 
-fn refused(what: String) -> BackendError {
+pub(super) fn refused(what: String) -> BackendError {
     BackendError::Unsupported(what)
 }
 
@@ -533,20 +508,6 @@ fn expect(holds: bool, op: &Op) -> Result<()> {
     if holds { Ok(()) } else { Err(refused(format!("shapes of {op:?}"))) }
 }
 
-fn word(n: usize) -> Result<u32> {
+pub(super) fn word(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| refused(format!("a size of {n}")))
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn grids_fold_into_y_and_number_every_item() {
-        assert_eq!(fold(1, 64, 0, 65_535), Some((0, 0)));
-        assert_eq!(fold(65, 64, 1, 65_535), Some((2, 1)));
-        assert_eq!(fold(65_536, 1, 1, 65_535), Some((65_535, 2)));
-        assert_eq!(fold(151_936, 1, 5, 65_535), Some((65_535, 12)));
-        assert_eq!(fold(u64::from(u32::MAX), 1, 2, 65_535), None);
-    }
 }

@@ -3,6 +3,7 @@
 //! Without any adapter a test says why it is skipped and passes, unless
 //! `DOPPLER_REQUIRE_GPU=1`. Data is random; `DOPPLER_TEST_SEED` repeats a run.
 
+mod batch;
 mod experts;
 mod kernels;
 mod limits;

@@ -1,0 +1,115 @@
+//! One dispatch: what to bind, for which steps it is made, and how its grid grows
+//! with the step's rows.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::params;
+use super::pipelines::Pipeline;
+
+/// What a grid grows with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rows {
+    Tokens,
+    /// The rows whose logits are wanted.
+    Logits,
+}
+
+/// Workgroups for a number of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grid {
+    /// Items of one row, and how many of them a workgroup does; folded into y.
+    Items { items: u64, per_workgroup: u32 },
+    /// Tiles of `tile` rows (each row of the step is `per_row` of them) and `spare` more in
+    /// x, and so many workgroups for each in y.
+    Tiles { per_row: u32, tile: u32, spare: u32, y: u32 },
+    /// One workgroup, however many rows.
+    One,
+}
+
+impl Grid {
+    /// Tiles of the step's own rows.
+    pub const fn tiles(tile: u32, y: u32) -> Self {
+        Self::Tiles { per_row: 1, tile, spare: 0, y }
+    }
+
+    /// Workgroups in x and y for so many rows; `None` if there are more than `most` in one, or
+    /// the items cannot be numbered in u32.
+    fn workgroups(self, rows: u32, most: u32) -> Option<(u32, u32)> {
+        match self {
+            Self::Items { items, per_workgroup } => fold(items, per_workgroup, rows, most),
+            Self::Tiles { per_row, tile, spare, y } => {
+                let x = rows.checked_mul(per_row)?.div_ceil(tile).checked_add(spare)?;
+                (x <= most && y <= most).then_some((x, y))
+            }
+            Self::One => Some((1, 1)),
+        }
+    }
+}
+
+/// One dispatch, ready to encode.
+pub(super) struct Dispatch {
+    pub pipeline: Arc<Pipeline>,
+    pub storage: wgpu::BindGroup,
+    /// Dynamic offset of its parameters.
+    pub params: u32,
+    pub rows: Rows,
+    pub grid: Grid,
+    /// The numbers of rows that it is made for.
+    pub when: RangeInclusive<u32>,
+}
+
+impl Dispatch {
+    /// The workgroups for this step; `None` if it is not made for so many rows, an error
+    /// names the rows that no grid can hold.
+    pub fn workgroups(
+        &self,
+        step: &params::Step,
+        most: u32,
+    ) -> std::result::Result<Option<(u32, u32)>, u32> {
+        let rows = match self.rows {
+            Rows::Tokens => step.tokens,
+            Rows::Logits => step.logit_rows,
+        };
+        if rows == 0 || !self.when.contains(&rows) {
+            return Ok(None);
+        }
+        self.grid.workgroups(rows, most).map(Some).ok_or(rows)
+    }
+}
+
+fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u32)> {
+    let groups = items.checked_mul(u64::from(rows))?.div_ceil(u64::from(per_workgroup));
+    let x = groups.min(u64::from(most));
+    let y = if x == 0 { 0 } else { groups.div_ceil(x) };
+    // Invocations past the last item are numbered too.
+    let numbered = x * y * u64::from(per_workgroup);
+    if y > u64::from(most) || numbered > u64::from(u32::MAX) {
+        return None;
+    }
+    Some((u32::try_from(x).ok()?, u32::try_from(y).ok()?))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn grids_fold_into_y_and_number_every_item() {
+        assert_eq!(fold(1, 64, 0, 65_535), Some((0, 0)));
+        assert_eq!(fold(65, 64, 1, 65_535), Some((2, 1)));
+        assert_eq!(fold(65_536, 1, 1, 65_535), Some((65_535, 2)));
+        assert_eq!(fold(151_936, 1, 5, 65_535), Some((65_535, 12)));
+        assert_eq!(fold(u64::from(u32::MAX), 1, 2, 65_535), None);
+    }
+
+    #[test]
+    fn tiles_cover_every_row_and_are_refused_beyond_a_dimension() {
+        assert_eq!(Grid::tiles(64, 7).workgroups(64, 65_535), Some((1, 7)));
+        assert_eq!(Grid::tiles(64, 7).workgroups(65, 65_535), Some((2, 7)));
+        let pairs = Grid::Tiles { per_row: 8, tile: 64, spare: 5, y: 2 };
+        assert_eq!(pairs.workgroups(9, 65_535), Some((7, 2)));
+        assert_eq!(Grid::tiles(64, 70_000).workgroups(1, 65_535), None);
+        assert_eq!(pairs.workgroups(u32::MAX, 65_535), None);
+    }
+}
