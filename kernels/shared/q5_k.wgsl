@@ -1,20 +1,19 @@
 // Q5_K: planes of nibbles (32 words a block), fifth bits (8 words) and
-// d, dmin, scales (4 words). A unit is a sub-block; bit j of byte l of the
-// fifth bits belongs to weight l of sub-block j.
+// d, dmin, scales (4 words). A unit is a sub-block. Bits as src/infer/gpu/repack.rs says.
 //!include shared/k_scales.wgsl
 
-struct Unit { at: u32, shift: u32, high: u32, bit: u32, scale: f32, low: f32 }
+struct Unit { at: u32, shift: u32, fifth: u32, scale: f32, low: f32 }
 
 fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
     let block = row * m.row_blocks + unit / 8u;
     let j = unit % 8u;
     let s = scale_and_low(m.base + m.blocks * 40u + block * 4u, j);
     let at = m.base + block * 32u + (j / 2u) * 8u;
-    return Unit(at, (j % 2u) * 4u, m.base + m.blocks * 32u + block * 8u, j, s.x, s.y);
+    return Unit(at, (j % 2u) * 4u, m.base + m.blocks * 32u + block * 8u + (j / 2u) * 2u, s.x, s.y);
 }
 
 fn quad(u: Unit, i: u32) -> vec4<f32> {
     let nibbles = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
-    let fifth = bytes_of(weights[u.high + i] >> u.bit) & vec4<u32>(1u);
+    let fifth = bytes_of(weights[u.fifth + i / 4u] >> (i % 4u + u.shift)) & vec4<u32>(1u);
     return u.scale * vec4<f32>(nibbles | (fifth << vec4<u32>(4u))) - u.low;
 }
