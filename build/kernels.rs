@@ -6,8 +6,10 @@
 //!   kernel's include lines. Without any, there is one kernel, named as the file.
 //! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
 //!   however often it is named. Included files may include others.
+//! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use
+//!   subgroup operations, and is for adapters that have them.
 //!
-//! Every composed kernel must pass naga's validation with no extension at all
+//! Every composed kernel must pass naga's validation with no other extension
 //! (the portable WebGPU core), keep to the portable limits, and follow the binding
 //! convention: group 0 holds the step (0) and the kernel's parameters (1), both
 //! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
@@ -41,19 +43,29 @@ pub fn compile() {
     files.sort();
     let mut table =
         String::from("/// Every kernel, by rising name.\npub static KERNELS: &[Kernel] = &[\n");
-    let mut composed: Vec<(String, String)> =
+    let mut composed: Vec<Composed> =
         files.iter().flat_map(|file| compose_all(&root, file)).collect();
-    composed.sort();
-    for (name, source) in &composed {
-        emit(&mut table, name, source);
+    composed.sort_by(|a, b| a.name.cmp(&b.name));
+    for kernel in &composed {
+        emit(&mut table, kernel);
     }
     table.push_str("];\n");
     let out = PathBuf::from(env::var("OUT_DIR").unwrap()).join("kernels.rs");
     fs::write(out, table).unwrap();
 }
 
-/// The name and text of each kernel that a file makes.
-fn compose_all(root: &Path, file: &Path) -> Vec<(String, String)> {
+/// One kernel's text.
+#[derive(Default)]
+struct Composed {
+    name: String,
+    source: String,
+    subgroups: bool,
+    /// Files included so far.
+    seen: BTreeSet<String>,
+}
+
+/// Each kernel that a file makes.
+fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
     let text = fs::read_to_string(file).unwrap();
     let stem = file.file_stem().unwrap().to_str().unwrap();
     let mut kernels = vec![(stem.to_owned(), Vec::new())];
@@ -74,43 +86,46 @@ fn compose_all(root: &Path, file: &Path) -> Vec<(String, String)> {
     kernels
         .into_iter()
         .map(|(name, picked)| {
-            let mut source = String::new();
-            include(root, &text, &picked, &mut BTreeSet::new(), &mut source);
-            (name, source)
+            let mut composed = Composed { name, ..Composed::default() };
+            include(root, &text, &picked, &mut composed);
+            composed
         })
         .collect()
 }
 
 /// Appends `text` with its includes in place of their lines.
-fn include(
-    root: &Path,
-    text: &str,
-    picked: &[(String, String)],
-    seen: &mut BTreeSet<String>,
-    source: &mut String,
-) {
+fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut Composed) {
     for line in text.lines() {
+        match line.strip_prefix("//!needs ").map(str::trim) {
+            Some("subgroups") => composed.subgroups = true,
+            Some(other) => panic!("{}: //!needs {other}", composed.name),
+            None => {}
+        }
         let Some(path) = line.strip_prefix("//!include ") else {
             if !line.starts_with("//!") {
-                source.push_str(line);
-                source.push('\n');
+                composed.source.push_str(line);
+                composed.source.push('\n');
             }
             continue;
         };
         let path = picked.iter().fold(path.trim().to_owned(), |p, (from, to)| p.replace(from, to));
-        if seen.insert(path.clone()) {
+        if composed.seen.insert(path.clone()) {
             let text = fs::read_to_string(root.join(&path))
                 .unwrap_or_else(|e| panic!("kernels/{path}: {e}"));
-            include(root, &text, picked, seen, source);
+            include(root, &text, picked, composed);
         }
     }
 }
 
 /// Validates one kernel and appends its entry of the table.
-fn emit(table: &mut String, name: &str, source: &str) {
+fn emit(table: &mut String, kernel: &Composed) {
+    let Composed { name, source, subgroups, .. } = kernel;
+    let allowed = if *subgroups { PORTABLE | Capabilities::SUBGROUP } else { PORTABLE };
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), PORTABLE)
+    let info = Validator::new(ValidationFlags::all(), allowed)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
     drop(info);
@@ -145,7 +160,11 @@ fn emit(table: &mut String, name: &str, source: &str) {
         assert_eq!(place, *index as usize, "{name}: {label} leaves a gap in group 1");
     }
     writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
-    writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
+    writeln!(
+        table,
+        "        params_bytes: {params},\n        subgroups: {subgroups},\n        storage: &["
+    )
+    .unwrap();
     for (_, label, write) in &storage {
         writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();
     }

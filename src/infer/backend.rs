@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::graph::WeightId;
-use super::graph::{ExpertLayout, Graph, MatrixSpec};
+use super::graph::{ExpertLayout, Graph, MatrixSpec, MoeId};
 
 /// How a KV cache keeps its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,7 +112,25 @@ pub trait Backend: Send {
     /// Gives trunk weight `id` its stored bytes (`spec.offset` is 0; shape checked by the caller).
     fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()>;
 
-    fn alloc_slots(&mut self, classes: &[SlotClass]) -> Result<()>;
+    /// `class_of`: the class of each MoE layer's experts.
+    fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()>;
+
+    /// Device bytes that one class may take, so that all its slots are within reach at once.
+    fn class_bytes_max(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// The way to run single tokens as one submission each, if this backend has one for the
+    /// graph; to be asked for once weights are loaded and slots allocated.
+    fn decoder(&mut self) -> Result<Option<&mut dyn Decoder>> {
+        Ok(None)
+    }
+
+    /// Says where an expert is, or that it is nowhere, for all that is submitted from now on:
+    /// for backends that look experts up by themselves.
+    fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
+        let _ = (moe, expert, slot);
+    }
 
     /// Puts an expert's stored bytes (`layout.bytes` of them) into a slot.
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()>;
@@ -134,6 +152,47 @@ pub trait Backend: Send {
     fn finish_experts(&mut self, op: usize) -> Result<()>;
 
     /// Logits of the rows that the step asked for, `[rows, vocab]`.
+    fn logits(&mut self) -> Result<Vec<f32>>;
+}
+
+/// What a single token's step is fed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fed {
+    Token(u32),
+    /// The token that the device chose last.
+    Chosen,
+}
+
+/// What became of a single token's step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The MoE layer at which an expert had no slot; what comes after it was not computed.
+    pub halted: Option<MoeId>,
+    /// The token that the device chose, if it was to choose.
+    pub token: u32,
+    /// By MoE layer: the chosen experts. Of this token up to the layer that halted.
+    pub experts: Vec<Vec<u32>>,
+}
+
+/// A device that runs a single token as one submission: the router's choice is looked up
+/// in a table of slots on the device. Only a missing expert needs the host.
+///
+/// Several tokens may be under way. One that halts is begun again with `resume`, after
+/// its experts were filled and placed; those queued behind it did nothing and are gone.
+pub trait Decoder {
+    /// How many more tokens may be submitted now.
+    fn room(&self) -> usize;
+
+    /// Queues one token at `position`; the cache holds all before it.
+    fn submit(&mut self, fed: Fed, position: usize, logits: bool) -> Result<()>;
+
+    /// Waits for the oldest token under way.
+    fn take(&mut self) -> Result<Report>;
+
+    /// Queues the rest of the token that halted, from that layer on.
+    fn resume(&mut self, moe: MoeId) -> Result<()>;
+
+    /// The logits of the last token taken, `[vocab]`, if they were asked for.
     fn logits(&mut self) -> Result<Vec<f32>>;
 }
 

@@ -92,13 +92,19 @@ impl Pager {
         backend: &mut dyn Backend,
     ) -> Result<&[Option<Slot>], SessionError> {
         let wave = self.residency.wave(moe, waiting);
-        self.stats.evictions += wave.evictions;
+        self.stats.evictions += wave.evicted.len() as u64;
+        for ExpertKey { moe, expert } in &wave.evicted {
+            backend.place(*moe, *expert, None);
+        }
         self.stats.extra_waves += u64::from(!wave.waiting.is_empty());
         if let Err(error) = self.fill(moe, &wave.fills, backend) {
             for (expert, _) in &wave.fills {
                 self.residency.forget(ExpertKey { moe, expert: *expert });
             }
             return Err(error);
+        }
+        for (expert, slot) in &wave.fills {
+            backend.place(moe, *expert, Some(*slot));
         }
         let served = (wave.hits.len() + wave.fills.len()) as u64;
         self.stats.demands += served;
@@ -110,6 +116,13 @@ impl Pager {
         }
         *waiting = wave.waiting;
         Ok(&self.wave)
+    }
+
+    /// Counts experts of one layer that the device found in their slots by itself.
+    pub fn found(&mut self, moe: MoeId, experts: &[u32]) {
+        self.residency.touch(moe, experts);
+        self.stats.demands += experts.len() as u64;
+        self.stats.hits.vram += experts.len() as u64;
     }
 
     /// Fetches experts and puts each into its slot as it comes.

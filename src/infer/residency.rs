@@ -25,8 +25,8 @@ pub struct Wave {
     pub hits: Vec<(u32, Slot)>,
     /// To be filled now; counted resident from here on (see [`Residency::forget`]).
     pub fills: Vec<(u32, Slot)>,
-    /// How many experts lost their slot to these.
-    pub evictions: u64,
+    /// The experts that lost their slots to these.
+    pub evicted: Vec<ExpertKey>,
     /// For a later wave: no slot was left.
     pub waiting: Vec<u32>,
 }
@@ -90,7 +90,10 @@ impl Residency {
         for expert in missing.by_ref() {
             let index = match class.free.pop() {
                 Some(index) => Some(index),
-                None => class.evict(&needed).inspect(|_| wave.evictions += 1),
+                None => class.evict(&needed).map(|(victim, index)| {
+                    wave.evicted.push(victim);
+                    index
+                }),
             };
             let Some(index) = index else {
                 wave.waiting.push(expert);
@@ -105,6 +108,14 @@ impl Residency {
         wave
     }
 
+    /// Experts of one layer that were used where they are.
+    pub fn touch(&mut self, moe: MoeId, used: &[u32]) {
+        let class = &mut self.classes[usize::from(self.class_of[usize::from(moe.0)])];
+        for expert in used {
+            class.policy.touch(&ExpertKey { moe, expert: *expert });
+        }
+    }
+
     /// A fill failed: the slot holds nothing.
     pub fn forget(&mut self, key: ExpertKey) {
         let class = &mut self.classes[usize::from(self.class_of[usize::from(key.moe.0)])];
@@ -117,10 +128,10 @@ impl Residency {
 
 impl Class {
     /// Takes the slot of the worst expert that is not needed; `None` if all are.
-    fn evict(&mut self, needed: &dyn Fn(&ExpertKey) -> bool) -> Option<u32> {
+    fn evict(&mut self, needed: &dyn Fn(&ExpertKey) -> bool) -> Option<(ExpertKey, u32)> {
         let victim = *self.policy.victims(1, needed)?.first()?;
         self.policy.remove(&victim);
-        self.slots.remove(&victim)
+        Some((victim, self.slots.remove(&victim)?))
     }
 }
 
@@ -148,7 +159,7 @@ mod tests {
         assert_eq!(fill(&mut residency, LAYER, &[3]).hits.len(), 1);
         let wave = fill(&mut residency, MoeId(1), &[3]);
         assert_eq!(
-            (wave.evictions, wave.fills.len()),
+            (wave.evicted.len(), wave.fills.len()),
             (1, 1),
             "another layer's 3 is another expert"
         );
@@ -164,7 +175,7 @@ mod tests {
         let first = fill(&mut residency, LAYER, &[0, 1, 2, 3, 4, 5, 6]);
         assert_eq!((first.hits.len(), first.fills.len(), first.waiting.len()), (1, 2, 4));
         let second = fill(&mut residency, LAYER, &first.waiting);
-        assert_eq!((second.fills.len(), second.evictions, second.waiting.len()), (3, 3, 1));
+        assert_eq!((second.fills.len(), second.evicted.len(), second.waiting.len()), (3, 3, 1));
         let third = fill(&mut residency, LAYER, &second.waiting);
         assert_eq!((third.fills.len(), third.waiting.len()), (1, 0));
         let mut slots: Vec<Slot> = second.fills.iter().map(|(_, slot)| *slot).collect();
@@ -179,6 +190,6 @@ mod tests {
         residency.forget(ExpertKey { moe: LAYER, expert: 0 });
         assert_eq!(residency.resident(), 0);
         let wave = fill(&mut residency, LAYER, &[1]);
-        assert_eq!((wave.fills.len(), wave.evictions), (1, 0));
+        assert_eq!((wave.fills.len(), wave.evicted.len()), (1, 0));
     }
 }

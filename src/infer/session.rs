@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::backend::{Backend, Capacity, Device, KvFormat, LogitRows, Step};
+use super::backend::{
+    Backend, BackendError, Capacity, Device, Fed, KvFormat, LogitRows, Report, Step,
+};
 use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
@@ -86,7 +88,7 @@ impl Session {
         let (mut backend, plan, capacity) = place(model, device, options, context)?;
         let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
-        backend.alloc_slots(&plan.classes)?;
+        backend.alloc_slots(&plan.classes, &plan.class_of)?;
         Ok(Self {
             pager: Pager::new(model, &plan),
             parts: parts(&model.graph),
@@ -103,6 +105,17 @@ impl Session {
     /// asked for, `[rows, vocab]`.
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         self.check(tokens)?;
+        if let [token] = tokens
+            && let Some(decoder) = self.backend.decoder()?
+        {
+            decoder.submit(Fed::Token(*token), self.position, logits != LogitRows::None)?;
+            self.finish_token()?;
+            self.position += 1;
+            return match (logits, self.backend.decoder()?) {
+                (LogitRows::None, _) | (_, None) => Ok(Vec::new()),
+                (_, Some(decoder)) => Ok(decoder.logits()?),
+            };
+        }
         self.backend.begin(&Step { tokens, position: self.position, logits })?;
         for part in &self.parts {
             match part {
@@ -115,6 +128,36 @@ impl Session {
         let logits = self.backend.logits()?;
         self.position += tokens.len();
         Ok(logits)
+    }
+
+    /// Waits for the oldest token under way; wherever it halted, its experts are brought and it
+    /// goes on from there.
+    fn finish_token(&mut self) -> Result<Report, SessionError> {
+        let backend = self.backend.as_mut();
+        // MoE layers before this one are counted.
+        let mut counted = 0;
+        loop {
+            let Some(decoder) = backend.decoder()? else {
+                return Err(BackendError::Unsupported("a backend without a decoder".into()).into());
+            };
+            let report = decoder.take()?;
+            let reached = report.halted.map_or(report.experts.len(), |moe| usize::from(moe.0));
+            for (layer, experts) in (0..).zip(&report.experts).take(reached).skip(counted) {
+                self.pager.found(MoeId(layer), experts);
+            }
+            let Some(moe) = report.halted else { return Ok(report) };
+            let mut waiting = report.experts[reached].clone();
+            waiting.sort_unstable();
+            self.pager.next_wave(moe, &mut waiting, backend)?;
+            if !waiting.is_empty() {
+                let what = format!("{} experts of one token without a slot", waiting.len());
+                return Err(BackendError::Unsupported(what).into());
+            }
+            counted = reached + 1;
+            if let Some(decoder) = backend.decoder()? {
+                decoder.resume(moe)?;
+            }
+        }
     }
 
     /// Runs any number of tokens, batch by batch; logits of the last one, `[vocab]`.

@@ -1,5 +1,8 @@
 //! How many expert slots of which size: a budget shared out over size classes.
 //!
+//! A class that is larger than what the device can reach at once is divided into classes
+//! of whole layers, so that each layer's slots stay within one reach.
+//!
 //! Invariant: every class has at least one token's demand (top-k experts in each
 //! of its layers) and at most all its experts; a budget that cannot give every
 //! class its demand is refused, naming the smallest that can.
@@ -69,14 +72,82 @@ impl SlotPlan {
         for (class, count) in classes.iter_mut().zip(&counts) {
             class.count = *count;
         }
-        let bytes = counts.iter().zip(&needs).map(|(count, need)| *count as u64 * need.slot_bytes);
-        Ok(Self { classes, class_of, bytes: bytes.sum() })
+        let reach = |class: usize| {
+            let most = backend.class_bytes_max() / needs[class].slot_bytes.max(1);
+            usize::try_from(most).unwrap_or(usize::MAX)
+        };
+        let layers: Vec<Layer> = class_of
+            .iter()
+            .zip(&model.graph.moe)
+            .map(|(class, moe)| Layer {
+                class: usize::from(*class),
+                demand: moe.top_k,
+                experts: moe.experts.len(),
+            })
+            .collect();
+        let (counts, divided, class_of) = divide(&counts, &layers, reach);
+        let bytes = counts
+            .iter()
+            .zip(&divided)
+            .map(|(count, from)| *count as u64 * needs[*from].slot_bytes);
+        let bytes = bytes.sum();
+        let layouts = divided.iter().map(|from| classes[*from].layout);
+        let classes =
+            layouts.zip(&counts).map(|(layout, count)| SlotClass { layout, count: *count });
+        Ok(Self { classes: classes.collect(), class_of, bytes })
     }
 
     /// Slots over all classes.
     pub fn slots(&self) -> usize {
         self.classes.iter().map(|class| class.count).sum()
     }
+}
+
+/// A MoE layer's class and what it asks of it.
+#[derive(Debug, Clone, Copy)]
+struct Layer {
+    class: usize,
+    demand: usize,
+    experts: usize,
+}
+
+/// Divides each class whose slots are out of one `reach` (in slots) by layers. Returns the
+/// slots of each class, the class it comes from, and the class of each layer.
+///
+/// A single layer that is out of reach by itself is cut down to it, if its demand is within.
+fn divide(
+    counts: &[usize],
+    layers: &[Layer],
+    reach: impl Fn(usize) -> usize,
+) -> (Vec<usize>, Vec<usize>, Vec<u16>) {
+    let (mut divided, mut from, mut class_of) = (Vec::new(), Vec::new(), vec![0; layers.len()]);
+    for (class, count) in counts.iter().enumerate() {
+        let reach = reach(class).max(1);
+        let members: Vec<usize> = (0..layers.len()).filter(|i| layers[*i].class == class).collect();
+        let demand: usize = members.iter().map(|i| layers[*i].demand).sum();
+        // As many parts as keep each within reach, of about as many layers each.
+        let parts = count.div_ceil(reach).clamp(1, members.len().max(1));
+        let mut spare = count - demand;
+        let (mut start, mut spread) = (0, members.len());
+        for part in 0..parts {
+            let end = members.len() * (part + 1) / parts;
+            let part_members = &members[start..end];
+            let demand: usize = part_members.iter().map(|i| layers[*i].demand).sum();
+            let experts: usize = part_members.iter().map(|i| layers[*i].experts).sum();
+            let share = spare * part_members.len() / spread.max(1);
+            let most = experts.min(if demand <= reach { reach } else { usize::MAX });
+            let slots = (demand + share).min(most);
+            spare -= slots - demand;
+            spread -= part_members.len();
+            for i in part_members {
+                class_of[*i] = u16::try_from(divided.len()).expect("no more classes than layers");
+            }
+            divided.push(slots);
+            from.push(class);
+            start = end;
+        }
+    }
+    (divided, from, class_of)
 }
 
 /// Device bytes of all but the slots: trunk weights, activations, KV cache.
@@ -145,6 +216,33 @@ mod tests {
             assert!(used <= bytes, "{used} of {bytes}");
             assert!(used + 15 > bytes || counts == [16, 16], "{used} of {bytes}: room was left");
         }
+    }
+
+    #[test]
+    fn a_class_out_of_reach_is_divided_by_layers_and_every_demand_is_kept() {
+        let layers: Vec<Layer> =
+            (0..7).map(|i| Layer { class: usize::from(i == 6), demand: 2, experts: 16 }).collect();
+        // Within reach: as it was.
+        let (counts, from, class_of) = divide(&[96, 16], &layers, |_| 96);
+        assert_eq!((counts, from), (vec![96, 16], vec![0, 1]));
+        assert_eq!(class_of, [0, 0, 0, 0, 0, 0, 1]);
+        for (count, reach) in [(96, 40), (96, 33), (50, 17), (12, 5), (96, 16), (31, 16)] {
+            let (counts, from, class_of) = divide(&[count, 16], &layers, |_| reach);
+            for (class, slots) in counts.iter().enumerate() {
+                let of: Vec<usize> =
+                    (0..7).filter(|i| usize::from(class_of[*i]) == class).collect();
+                assert!(
+                    *slots <= reach && *slots >= of.len() * 2,
+                    "{count} in {reach}: {counts:?}"
+                );
+                assert!(of.iter().all(|i| layers[*i].class == from[class]));
+            }
+            let used: usize = counts[..counts.len() - 1].iter().sum();
+            assert!(used <= count && used + reach > count.min(6 * 16), "{counts:?}");
+        }
+        // One layer's demand is out of reach: left to be reached piece by piece.
+        let (counts, ..) = divide(&[12, 2], &layers, |_| 1);
+        assert_eq!(counts, [2; 7]);
     }
 
     #[test]

@@ -322,7 +322,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn alloc_slots(&mut self, classes: &[SlotClass]) -> Result<()> {
+    fn alloc_slots(&mut self, classes: &[SlotClass], _: &[u16]) -> Result<()> {
         self.slots = classes.iter().map(SlotBytes::new).collect::<Result<_>>()?;
         Ok(())
     }

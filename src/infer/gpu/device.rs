@@ -44,6 +44,8 @@ struct Inner {
     limits: wgpu::Limits,
     faults: Arc<Mutex<Faults>>,
     pipelines: Pipelines,
+    /// Subgroup operations may be used, and subgroups hold at least 32.
+    subgroups: bool,
 }
 
 /// What the driver reported outside of any scope.
@@ -92,7 +94,7 @@ impl GpuDevice {
         };
         let wanted = wgpu::DeviceDescriptor {
             label: Some("doppler-node"),
-            required_features: wgpu::Features::empty(),
+            required_features: wgpu::Features::SUBGROUP & adapter.features(),
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -112,7 +114,10 @@ impl GpuDevice {
             _ => Reduction::Group,
         });
         let pipelines = Pipelines::new(&device, reduction);
-        Ok(Self { inner: Arc::new(Inner { device, queue, info, limits, faults, pipelines }) })
+        let subgroups =
+            device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 32;
+        let inner = Inner { device, queue, info, limits, faults, pipelines, subgroups };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu)"
@@ -148,6 +153,16 @@ impl GpuDevice {
 
     pub(super) fn pipelines(&self) -> &Pipelines {
         &self.inner.pipelines
+    }
+
+    /// How the decode kernels' teams of 32 add up: the suffix of their names.
+    pub(super) fn team(&self) -> &'static str {
+        if self.inner.subgroups { "subgroup" } else { "group" }
+    }
+
+    /// Whether single tokens run fused: not where workgroup memory and barriers are dear.
+    pub(super) fn fuses(&self) -> bool {
+        self.pipelines().reduction == Reduction::Group
     }
 
     pub(super) fn wgpu(&self) -> &wgpu::Device {

@@ -25,6 +25,9 @@ pub(super) enum Grid {
     Tiles { per_row: u32, tile: u32, spare: u32, y: u32 },
     /// One workgroup, however many rows.
     One,
+    /// For one token: `each` workgroups for every split of the positions that it sees, at
+    /// most `window` (0: all) of them (kernels/shared/splits.wgsl).
+    Splits { each: u32, window: u32, most: u32 },
 }
 
 impl Grid {
@@ -43,6 +46,7 @@ impl Grid {
                 (x <= most && y <= most).then_some((x, y))
             }
             Self::One => Some((1, 1)),
+            Self::Splits { .. } => None,
         }
     }
 }
@@ -74,8 +78,19 @@ impl Dispatch {
         if rows == 0 || !self.when.contains(&rows) {
             return Ok(None);
         }
+        if let Grid::Splits { each, window, most } = self.grid {
+            return Ok(Some((each * splits(step.position, window, most), 1)));
+        }
         self.grid.workgroups(rows, most).map(Some).ok_or(rows)
     }
+}
+
+/// Splits of the positions that the token at `position` sees.
+fn splits(position: u32, window: u32, most: u32) -> u32 {
+    let seen = position + 1;
+    let seen = if window > 0 { seen.min(window) } else { seen };
+    let tiles = seen.div_ceil(64);
+    tiles.div_ceil(tiles.div_ceil(most))
 }
 
 fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u32)> {
@@ -101,6 +116,18 @@ mod unit {
         assert_eq!(fold(65_536, 1, 1, 65_535), Some((65_535, 2)));
         assert_eq!(fold(151_936, 1, 5, 65_535), Some((65_535, 12)));
         assert_eq!(fold(u64::from(u32::MAX), 1, 2, 65_535), None);
+    }
+
+    #[test]
+    fn splits_are_whole_tiles_and_never_more_than_allowed() {
+        assert_eq!([0, 63, 64, 640].map(|p| splits(p, 0, 64)), [1, 1, 2, 11]);
+        assert_eq!(splits(1_000_000, 128, 64), 2);
+        for position in (0..200_000).step_by(777) {
+            let tiles = (position + 1_u32).div_ceil(64);
+            let count = splits(position, 0, 64);
+            let each = tiles.div_ceil(64);
+            assert!(count <= 64 && count * each >= tiles && (count - 1) * each < tiles);
+        }
     }
 
     #[test]

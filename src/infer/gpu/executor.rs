@@ -9,13 +9,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
+use super::decode::{Decode, Halted};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
 use super::weights::{self, DeviceWeight, Uploads};
 use crate::infer::backend::{
-    Backend, BackendError, Capacity, LogitRows, Result, Slot, SlotClass, Step,
+    Backend, BackendError, Capacity, Decoder, KvFormat, LogitRows, Result, Slot, SlotClass, Step,
 };
 use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
 
@@ -50,17 +51,21 @@ struct Running {
 }
 
 pub(super) struct GpuBackend {
-    device: GpuDevice,
-    graph: Arc<Graph>,
-    capacity: Capacity,
-    buffers: Buffers,
+    pub(super) device: GpuDevice,
+    pub(super) graph: Arc<Graph>,
+    pub(super) capacity: Capacity,
+    pub(super) buffers: Buffers,
+    /// For a graph whose single tokens run fused.
+    pub(super) decode: Option<Decode>,
+    /// The fused token that waits for an expert.
+    pub(super) halted: Option<Halted>,
     /// By weight: read as a vector.
     vectors: Vec<bool>,
     weights: Vec<Option<DeviceWeight>>,
     experts: Experts,
     uploads: Uploads,
     /// Made at the first step after the last weight or slot change.
-    plan: Option<Plan>,
+    pub(super) plan: Option<Plan>,
     running: Running,
     routed: Vec<Routed>,
     queued: Vec<Queued>,
@@ -70,8 +75,15 @@ pub(super) struct GpuBackend {
 
 impl GpuBackend {
     pub fn new(device: GpuDevice, graph: Arc<Graph>, capacity: Capacity) -> Result<Self> {
-        let buffers = Buffers::new(&device, &graph, capacity)?;
+        let mut buffers = Buffers::new(&device, &graph, capacity)?;
+        let mut decode = None;
+        if device.fuses() && capacity.kv == KvFormat::F16 {
+            decode = Decode::new(&device, &graph)?;
+        }
+        buffers.bytes += decode.as_ref().map_or(0, |decode| decode.buffers.bytes);
         Ok(Self {
+            decode,
+            halted: None,
             vectors: weights::vectors(&graph),
             weights: graph.weights.iter().map(|_| None).collect(),
             routed: graph.moe.iter().map(|_| Routed::default()).collect(),
@@ -96,8 +108,9 @@ impl GpuBackend {
         }
     }
 
-    fn make_plan(&mut self) -> Result<()> {
+    pub(super) fn make_plan(&mut self) -> Result<()> {
         if self.plan.is_none() {
+            self.gather()?;
             self.plan = Some(Plan::new(&Parts {
                 device: &self.device,
                 graph: &self.graph,
@@ -105,7 +118,23 @@ impl GpuBackend {
                 weights: &self.weights,
                 experts: &self.experts,
                 kv: self.capacity.kv,
+                decode: self.decode.as_ref().map(|decode| (&decode.fused, &decode.buffers)),
             })?);
+        }
+        Ok(())
+    }
+
+    /// Brings together what fused dispatches read together; a graph for which that cannot be
+    /// done is not fused.
+    fn gather(&mut self) -> Result<()> {
+        let Some(decode) = &self.decode else { return Ok(()) };
+        let most = self.binding_bytes_max;
+        let mut whole = decode.whole(&self.graph, &self.weights, &self.experts);
+        for group in decode.together() {
+            whole = whole && weights::gather(&self.device, &mut self.weights, &group, most)?;
+        }
+        if !whole {
+            self.decode = None;
         }
         Ok(())
     }
@@ -245,11 +274,27 @@ impl Backend for GpuBackend {
         Ok(())
     }
 
-    fn alloc_slots(&mut self, classes: &[SlotClass]) -> Result<()> {
+    fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()> {
         self.plan = None;
         self.experts = Experts::default();
-        self.experts = Experts::alloc(&self.device, &self.graph, classes, self.binding_bytes_max)?;
+        self.experts =
+            Experts::alloc(&self.device, &self.graph, classes, class_of, self.binding_bytes_max)?;
         Ok(())
+    }
+
+    fn class_bytes_max(&self) -> u64 {
+        self.binding_bytes_max
+    }
+
+    fn decoder(&mut self) -> Result<Option<&mut dyn Decoder>> {
+        self.make_plan()?;
+        Ok(self.decode.is_some().then_some(self as &mut dyn Decoder))
+    }
+
+    fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
+        if let Some(decode) = &mut self.decode {
+            decode.buffers.table.place(moe, expert, slot);
+        }
     }
 
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {

@@ -13,7 +13,7 @@ use super::device::GpuDevice;
 use super::repack::Packed;
 use super::weights::{Uploads, WEIGHT};
 use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
-use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec};
+use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, Moe, MoeId};
 
 /// shared/slots.wgsl
 pub(super) const EMPTY: u32 = u32::MAX;
@@ -71,6 +71,8 @@ pub(super) struct Experts {
     pub chunks: Vec<Chunk>,
     tables: Vec<Table>,
     planes: Vec<u8>,
+    /// The class of each MoE layer.
+    class_of: Vec<u16>,
 }
 
 impl Experts {
@@ -79,9 +81,10 @@ impl Experts {
         device: &GpuDevice,
         graph: &Graph,
         classes: &[SlotClass],
+        class_of: &[u16],
         binding_bytes_max: u64,
     ) -> Result<Self> {
-        let mut experts = Self::default();
+        let mut experts = Self { class_of: class_of.to_vec(), ..Self::default() };
         for class in classes {
             experts.add_class(device, class, binding_bytes_max)?;
         }
@@ -141,6 +144,18 @@ impl Experts {
 
     pub fn shape(&self, chunk: &Chunk) -> &SlotShape {
         &self.classes[chunk.class].shape
+    }
+
+    /// The chunk that holds all slots of a layer, if one does.
+    pub fn home(&self, moe: MoeId, spec: &Moe) -> Option<(&Chunk, &SlotShape)> {
+        let index = usize::from(*self.class_of.get(usize::from(moe.0))?);
+        let class = self.classes.get(index).filter(|class| class.count <= class.slots_per_chunk)?;
+        let shape = &class.shape;
+        let is = |of: &Packed, rows, cols| (of.rows, of.cols) == (rows, cols);
+        let fits = is(&shape.gate.0, spec.ff, spec.hidden)
+            && is(&shape.up.0, spec.ff, spec.hidden)
+            && is(&shape.down.0, spec.hidden, spec.ff);
+        fits.then(|| (&self.chunks[class.first_chunk], shape))
     }
 
     /// A MoE layer's table; there is one once there are slots.

@@ -17,6 +17,8 @@ pub struct Kernel {
     pub source: &'static str,
     /// Size of its `Params`.
     pub params_bytes: u32,
+    /// Uses subgroup operations, and counts on subgroups of at least 32.
+    pub subgroups: bool,
     pub storage: &'static [Storage],
 }
 

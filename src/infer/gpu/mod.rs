@@ -8,6 +8,7 @@
 
 mod batch;
 mod buffers;
+mod decode;
 mod device;
 mod dispatch;
 mod executor;

@@ -9,6 +9,7 @@ use wgpu::BufferUsages;
 
 use super::batch::Product;
 use super::buffers::{Buffers, stride};
+use super::decode::{DecodeBuffers, Fused, Sequence};
 use super::device::GpuDevice;
 use super::dispatch::{Dispatch, Grid, Rows};
 use super::experts::Experts;
@@ -30,6 +31,8 @@ pub(super) struct Plan {
     pub ops: Vec<Vec<Dispatch>>,
     /// By op and chunk; `None` where the chunk's layout is not this layer's.
     pub waves: Vec<Vec<Option<Wave>>>,
+    /// The fused form of one token's step.
+    pub decode: Option<Sequence>,
 }
 
 /// What a plan is made from.
@@ -40,6 +43,8 @@ pub(super) struct Parts<'a> {
     pub weights: &'a [Option<DeviceWeight>],
     pub experts: &'a Experts,
     pub kv: KvFormat,
+    /// For a graph whose single tokens run fused.
+    pub decode: Option<(&'a Fused, &'a DecodeBuffers)>,
 }
 
 impl Plan {
@@ -55,6 +60,10 @@ impl Plan {
                 _ => Vec::new(),
             });
         }
+        let decode = match parts.decode {
+            Some((fused, buffers)) => Some(Sequence::new(&mut builder, fused, buffers)?),
+            None => None,
+        };
         if !ARENA_SLOT.is_multiple_of(device.params_alignment()) {
             let need = device.params_alignment();
             return Err(BackendError::Unsupported(format!("uniform offsets aligned to {need}")));
@@ -85,7 +94,7 @@ impl Plan {
                 ],
             })
         })?;
-        Ok(Self { common, ops, waves })
+        Ok(Self { common, ops, waves, decode })
     }
 
     /// Records a dispatch, if it is made for this step.
@@ -287,7 +296,7 @@ impl Builder<'_> {
         Ok(vec![one?])
     }
 
-    fn embed(&mut self, table: WeightId, out: Buf, scale: f32) -> Result<Vec<Dispatch>> {
+    pub fn embed(&mut self, table: WeightId, out: Buf, scale: f32) -> Result<Vec<Dispatch>> {
         let parts = self.parts;
         let quads = stride(self.width(out)) / 4;
         let result = parts.buffers.activation(out);
@@ -297,7 +306,7 @@ impl Builder<'_> {
                 return Err(refused(format!("an embedding of {} columns", piece.packed.cols)));
             }
             let params = params::Embed {
-                table: piece.packed.matrix(0),
+                table: piece.packed.matrix(piece.at),
                 row_start: word(piece.row_start)?,
                 rows: word(piece.packed.rows)?,
                 cols: word(piece.packed.cols)?,
@@ -340,7 +349,7 @@ impl Builder<'_> {
                 return Err(refused(format!("{name} over {} columns", self.width(x))));
             }
             let params = params::Linear {
-                weight: piece.packed.matrix(0),
+                weight: piece.packed.matrix(piece.at),
                 row_start: word(piece.row_start)?,
                 rows: word(piece.packed.rows)?,
                 x_stride: word(stride(self.width(x)) / 4)?,

@@ -303,9 +303,7 @@ mod tests {
                         let top = (b[128 + 32 * n + l] >> (2 * run)) & 3;
                         (low | (i32::from(top) << 4)) - 32
                     }
-                    DType::Q5_0 => {
-                        (nibble(6, i % 16, i >= 16) | (bit(2, i) << 4)) - 16
-                    }
+                    DType::Q5_0 => (nibble(6, i % 16, i >= 16) | (bit(2, i) << 4)) - 16,
                     _ => i32::from(b[2 + i] as i8),
                 });
             }
@@ -329,7 +327,11 @@ mod tests {
                 assert_eq!(packed.bytes() % 16, 0);
                 for (row, stored) in stored.chunks_exact(dtype.row_bytes(cols)).enumerate() {
                     let got = quants(&packed, &out[4..], row);
-                    assert_eq!(got, stored_quants(dtype, stored), "{dtype} {rows}x{cols} row {row}");
+                    assert_eq!(
+                        got,
+                        stored_quants(dtype, stored),
+                        "{dtype} {rows}x{cols} row {row}"
+                    );
                 }
             }
         }

@@ -13,7 +13,8 @@ use crate::infer::backend::{BackendError, Result};
 use crate::infer::graph::{Graph, MatrixSpec, Op, WeightId};
 use crate::store::DType;
 
-pub(super) const WEIGHT: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_DST);
+pub(super) const WEIGHT: BufferUsages =
+    BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 /// Bytes handed to the driver in one write.
 const WRITE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of writes that may wait in staging memory.
@@ -22,6 +23,8 @@ const STAGED_BYTES_MAX: usize = 64 << 20;
 /// Rows `row_start ..` of a matrix.
 pub(super) struct Piece {
     pub buffer: wgpu::Buffer,
+    /// Where it begins in the buffer, bytes; a multiple of 16.
+    pub at: usize,
     pub row_start: usize,
     pub packed: Packed,
 }
@@ -124,9 +127,75 @@ pub(super) fn load_matrix(
         planes.clear();
         packed.pack(&bytes[row_start * stored_row..][..rows * stored_row], &mut planes);
         uploads.write(device, &buffer, 0, &planes)?;
-        pieces.push(Piece { buffer, row_start, packed });
+        pieces.push(Piece { buffer, at: 0, row_start, packed });
     }
     Ok(DeviceWeight::Matrix(pieces))
+}
+
+/// Moves matrices into one buffer, so that one dispatch may read them all. `false`, and
+/// nothing done, if one of them is split or a binding cannot hold them together.
+pub(super) fn gather(
+    device: &GpuDevice,
+    weights: &mut [Option<DeviceWeight>],
+    ids: &[WeightId],
+    binding_bytes_max: u64,
+) -> Result<bool> {
+    let mut total = 0;
+    for id in ids {
+        match &weights[id.0 as usize] {
+            Some(DeviceWeight::Matrix(pieces)) if pieces.len() == 1 => {
+                total += pieces[0].packed.bytes();
+            }
+            _ => return Ok(false),
+        }
+    }
+    if total as u64 > binding_bytes_max {
+        return Ok(false);
+    }
+    let buffer = device.buffer("weights read together", total as u64, WEIGHT)?;
+    let label = Some("weights read together");
+    let mut encoder =
+        device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+    let mut at = 0;
+    for id in ids {
+        let Some(DeviceWeight::Matrix(pieces)) = &mut weights[id.0 as usize] else { continue };
+        let [piece] = pieces.as_mut_slice() else { continue };
+        let bytes = piece.packed.bytes();
+        encoder.copy_buffer_to_buffer(
+            &piece.buffer,
+            piece.at as u64,
+            &buffer,
+            at as u64,
+            Some(bytes as u64),
+        );
+        (piece.buffer, piece.at) = (buffer.clone(), at);
+        at += bytes;
+    }
+    device.submit(encoder)?;
+    Ok(true)
+}
+
+/// Vectors one after the other in a new buffer, each of as many elements as it has columns.
+pub(super) fn join(
+    device: &GpuDevice,
+    graph: &Graph,
+    weights: &[Option<DeviceWeight>],
+    ids: &[WeightId],
+) -> Result<wgpu::Buffer> {
+    let elements: usize = ids.iter().map(|id| graph.weight_spec(*id).cols).sum();
+    let buffer = device.buffer("vectors read together", elements as u64 * 4, WEIGHT)?;
+    let label = Some("vectors read together");
+    let mut encoder =
+        device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+    let mut at = 0;
+    for id in ids {
+        let bytes = graph.weight_spec(*id).cols as u64 * 4;
+        let vector = vector(graph, weights, *id)?;
+        encoder.copy_buffer_to_buffer(vector, 0, &buffer, at, Some(bytes));
+        at += bytes;
+    }
+    device.submit(encoder)?;
+    Ok(buffer)
 }
 
 /// Every later size is computed from the spec.

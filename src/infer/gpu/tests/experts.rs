@@ -83,7 +83,7 @@ impl TinyMoe {
         for (id, spec, bytes) in &self.weights {
             backend.load_weight(*id, spec, bytes).unwrap();
         }
-        backend.alloc_slots(&[SlotClass { layout: self.layout, count: slots }]).unwrap();
+        backend.alloc_slots(&[SlotClass { layout: self.layout, count: slots }], &[0]).unwrap();
     }
 
     pub fn begin(&self, backend: &mut dyn Backend, tokens: &[u32]) {

@@ -110,7 +110,7 @@ fn an_allocation_that_cannot_be_is_an_error_and_the_next_step_works() {
     assert_eq!(tiny.step(&mut gpu, &[3, 4], 3), before);
     // Slots for more experts than there is memory: none, and then again a few.
     let class = SlotClass { layout: tiny.layout, count: usize::MAX };
-    assert!(out_of_memory(&gpu.alloc_slots(&[class]).unwrap_err()));
+    assert!(out_of_memory(&gpu.alloc_slots(&[class], &[0]).unwrap_err()));
     tiny.load(&mut gpu, 3);
     assert_eq!(tiny.step(&mut gpu, &[3, 4], 3), before);
 }

@@ -1,0 +1,107 @@
+// Chooses one token's experts in a layer (as route.wgsl) and looks up their slots.
+// If one has none, the step is halted: the state says at which layer, the residual is
+// set aside for the layer to be begun again, and what follows finds no slots.
+// Grid: one workgroup. At most 1024 experts.
+//!include shared/step.wgsl
+
+struct Params {
+    experts: u32,
+    top_k: u32,
+    renormalise: u32,
+    // Where the layer's row begins in slot_table.
+    table_at: u32,
+    // Where its choices go in `state`.
+    ids_at: u32,
+    // What word 0 of the state becomes on a miss.
+    halt: u32,
+    // vec4s of the residual.
+    quads: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> logits: array<f32>;
+@group(1) @binding(1) var<storage, read> slot_table: array<u32>;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
+// Word 0: 0, or the layer that halted, counted from 1. Then the chosen ids.
+@group(1) @binding(3) var<storage, read_write> state: array<u32>;
+// By choice: (slot, share).
+@group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
+@group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
+
+const EMPTY: u32 = 0xffffffffu;
+
+var<workgroup> scores: array<f32, 1024>;
+var<workgroup> ids: array<u32, 64>;
+var<workgroup> missing: atomic<u32>;
+var<workgroup> halted: u32;
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) local: u32) {
+    let experts = min(params.experts, arrayLength(&logits));
+    let top_k = min(params.top_k, arrayLength(&routed));
+    if (local == 0u) {
+        halted = state[0];
+        atomicStore(&missing, 0u);
+    }
+    for (var e = local; e < experts; e += 256u) {
+        // What is not a number is never chosen while a number is there.
+        let l = logits[e];
+        scores[e] = select(l, -3.0e38, l != l);
+    }
+    if (local < top_k) {
+        ids[local] = local;
+    }
+    if (workgroupUniformLoad(&halted) != 0u) {
+        if (local < top_k) {
+            routed[local] = vec2<u32>(EMPTY, 0u);
+        }
+        return;
+    }
+    // An expert's place is the number of those before it: falling logit, ties by rising id.
+    for (var e = local; e < experts; e += 256u) {
+        let mine = scores[e];
+        var place = 0u;
+        for (var other = 0u; other < experts; other++) {
+            let l = scores[other];
+            place += select(0u, 1u, l > mine || (l == mine && other < e));
+        }
+        if (place < top_k) {
+            ids[place] = e;
+        }
+    }
+    workgroupBarrier();
+    var share = 0.0;
+    var slot = EMPTY;
+    if (local < top_k) {
+        let highest = scores[ids[0]];
+        var total = 0.0;
+        if (params.renormalise == 1u) {
+            for (var j = 0u; j < top_k; j++) {
+                total += exp(scores[ids[j]] - highest);
+            }
+        } else {
+            for (var e = 0u; e < experts; e++) {
+                total += exp(scores[e] - highest);
+            }
+        }
+        share = exp(scores[ids[local]] - highest) / total;
+        slot = slot_table[params.table_at + ids[local]];
+        state[params.ids_at + local] = ids[local];
+        if (slot == EMPTY) {
+            atomicAdd(&missing, 1u);
+        }
+    }
+    workgroupBarrier();
+    let miss = atomicLoad(&missing) > 0u;
+    if (local < top_k) {
+        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bitcast<u32>(share));
+    }
+    if (miss) {
+        if (local == 0u) {
+            state[0] = params.halt;
+        }
+        for (var i = local; i < params.quads; i += 256u) {
+            aside[i] = x[i];
+        }
+    }
+}

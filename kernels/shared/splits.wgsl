@@ -1,0 +1,15 @@
+// How the positions that one token sees are shared out over workgroups: tiles of 64,
+// the same number of tiles to each split. The host counts workgroups the same way
+// (src/infer/gpu/decode/plan.rs).
+
+const TILE: u32 = 64u;
+
+struct Splits { first: u32, end: u32, count: u32, tiles_each: u32 }
+
+fn splits_of(window: u32, most: u32) -> Splits {
+    let end = now.position + 1u;
+    let first = select(0u, end - min(window, end), window > 0u);
+    let tiles = (end - first + TILE - 1u) / TILE;
+    let each = (tiles + most - 1u) / most;
+    return Splits(first, end, (tiles + each - 1u) / each, each);
+}

@@ -1,0 +1,13 @@
+// Teams of 32 invocations that add up by shuffles. Subgroups must hold at least 32.
+//!needs subgroups
+
+// The team's total, in each of its invocations. Must be reached by the whole workgroup.
+fn sum32(value: f32, local: u32) -> f32 {
+    var sum = value;
+    sum += subgroupShuffleXor(sum, 16u);
+    sum += subgroupShuffleXor(sum, 8u);
+    sum += subgroupShuffleXor(sum, 4u);
+    sum += subgroupShuffleXor(sum, 2u);
+    sum += subgroupShuffleXor(sum, 1u);
+    return sum;
+}

@@ -1,0 +1,234 @@
+//! One token as one submission: fused kernels over packed weights, the router's choice
+//! looked up in a table on the device, so that a full hit needs no word of the host.
+//!
+//! `fuse` recognises the graph, `sequence` makes its dispatches, `buffers` holds what they
+//! share. A token whose expert has no slot halts itself at that layer: the host fills
+//! the slot and begins the layer again from the residual set aside. Tokens queued behind a
+//! halted one find the state set, change nothing that lasts, and are queued again.
+
+mod buffers;
+mod fuse;
+mod params;
+mod sequence;
+
+use std::collections::VecDeque;
+
+pub(super) use buffers::DecodeBuffers;
+use buffers::STATE_HEAD;
+pub(super) use fuse::{FeedForward, Fused};
+pub(super) use sequence::Sequence;
+
+use super::device::GpuDevice;
+use super::executor::GpuBackend;
+use super::experts::Experts;
+use super::params::Step as StepParams;
+use super::readback::Readback;
+use super::weights::{DeviceWeight, matrix};
+use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result};
+use crate::infer::graph::{Graph, MoeId, WeightId};
+
+/// Tokens that may be under way at once.
+const FLIGHTS_MAX: usize = 4;
+
+/// What the decode path keeps for a graph that it can run.
+pub(super) struct Decode {
+    pub fused: Fused,
+    pub buffers: DecodeBuffers,
+    /// One for each token under way.
+    reports: Vec<Readback>,
+    /// Reports on their way, oldest first: which, and its token's step.
+    flights: VecDeque<Flight>,
+    next: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    report: usize,
+    step: StepParams,
+    logits: bool,
+}
+
+impl Decode {
+    /// `None` for a graph that the fused kernels do not fit.
+    pub fn new(device: &GpuDevice, graph: &Graph) -> Result<Option<Self>> {
+        let Some(fused) = Fused::of(graph) else { return Ok(None) };
+        let buffers = DecodeBuffers::new(device, graph, &fused)?;
+        let bytes = buffers.state_words as u64 * 4;
+        let reports = (0..FLIGHTS_MAX).map(|_| Readback::new(device, "a token's report", bytes));
+        let reports = reports.collect::<Result<_>>()?;
+        Ok(Some(Self { fused, buffers, reports, flights: VecDeque::new(), next: 0 }))
+    }
+
+    /// Whether every matrix lies in one binding, and every layer's slots in one.
+    pub fn whole(
+        &self,
+        graph: &Graph,
+        weights: &[Option<DeviceWeight>],
+        experts: &Experts,
+    ) -> bool {
+        let one = |id: WeightId| matrix(graph, weights, id).is_ok_and(|pieces| pieces.len() == 1);
+        self.fused.layers.iter().all(|layer| {
+            let trunk = layer.qkv.iter().all(|(id, _)| one(*id)) && one(layer.out.0);
+            trunk
+                && match layer.ff {
+                    FeedForward::Dense { gate, up, down, .. } => {
+                        let packed =
+                            |id| matrix(graph, weights, id).ok()?.first().map(|piece| piece.packed);
+                        one(gate) && one(up) && one(down.0) && packed(gate) == packed(up)
+                    }
+                    FeedForward::Experts { router, moe, .. } => {
+                        let spec = graph.moe_spec(moe);
+                        let home = experts.home(moe, spec);
+                        one(router.0) && home.is_some_and(|(_, s)| s.gate.0.dtype == s.up.0.dtype)
+                    }
+                }
+        })
+    }
+
+    /// Weights that one dispatch reads together.
+    pub fn together(&self) -> Vec<Vec<WeightId>> {
+        let mut groups = Vec::new();
+        for layer in &self.fused.layers {
+            groups.push(layer.qkv.map(|(id, _)| id).to_vec());
+            if let FeedForward::Dense { gate, up, .. } = layer.ff {
+                groups.push(vec![gate, up]);
+            }
+        }
+        groups
+    }
+}
+
+impl Decoder for GpuBackend {
+    fn room(&self) -> usize {
+        self.decode.as_ref().map_or(0, |decode| FLIGHTS_MAX - decode.flights.len())
+    }
+
+    fn submit(&mut self, fed: Fed, position: usize, logits: bool) -> Result<()> {
+        self.check_decode(fed, position)?;
+        let position = u32::try_from(position).unwrap_or(u32::MAX);
+        let step = StepParams { tokens: 1, position, logit_start: 0, logit_rows: 1 };
+        if let Fed::Token(token) = fed {
+            self.device.write(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
+        }
+        self.fly(step, logits, None)
+    }
+
+    fn resume(&mut self, moe: MoeId) -> Result<()> {
+        let halted = self.halted.take();
+        let Some(flight) = halted else {
+            return Err(BackendError::Unsupported("resuming a step that was not halted".into()));
+        };
+        self.fly(flight.step, flight.logits, Some(moe))
+    }
+
+    fn take(&mut self) -> Result<Report> {
+        let nothing = || BackendError::Unsupported("a report where no token is under way".into());
+        let decode = self.decode.as_mut().ok_or_else(nothing)?;
+        let flight = decode.flights.pop_front().ok_or_else(nothing)?;
+        let bytes = decode.reports[flight.report].take(&self.device)?.ok_or_else(nothing)?;
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let halted = match words[0] {
+            0 => None,
+            layer => Some(MoeId((layer - 1) as u16)),
+        };
+        let experts = self.graph.moe.iter().zip(&decode.buffers.ids_at).map(|(moe, at)| {
+            let ids = words[*at..*at + moe.top_k].to_vec();
+            match ids.iter().find(|id| **id as usize >= moe.experts.len()) {
+                Some(id) => Err(BackendError::Lost(format!("it chose expert {id}"))),
+                None => Ok(ids),
+            }
+        });
+        let experts = experts.collect::<Result<_>>()?;
+        if halted.is_some() {
+            // Those behind it did nothing; their reports say the same.
+            while let Some(behind) = decode.flights.pop_front() {
+                decode.reports[behind.report].take(&self.device)?;
+            }
+            self.halted = Some(Halted { step: flight.step, logits: flight.logits });
+        }
+        Ok(Report { halted, token: words[1], experts })
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        let bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
+
+/// A token to begin again at the layer that halted it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Halted {
+    step: StepParams,
+    logits: bool,
+}
+
+impl GpuBackend {
+    fn check_decode(&self, fed: Fed, position: usize) -> Result<()> {
+        let refuse = |what| Err(BackendError::Unsupported(what));
+        if self.room() == 0 {
+            return refuse(format!("more than {FLIGHTS_MAX} tokens under way"));
+        }
+        if position >= self.capacity.context {
+            return refuse(format!(
+                "position {position} in a context of {}",
+                self.capacity.context
+            ));
+        }
+        match fed {
+            Fed::Token(token) if token as usize >= self.graph.vocab => {
+                refuse(format!("token {token} of a vocabulary of {}", self.graph.vocab))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Submits one token's dispatches: all, or from a MoE layer on.
+    fn fly(&mut self, step: StepParams, logits: bool, from: Option<MoeId>) -> Result<()> {
+        self.make_plan()?;
+        let Self { device, plan, decode, buffers, .. } = self;
+        let (Some(plan), Some(decode)) = (plan.as_ref(), decode.as_mut()) else {
+            return Err(BackendError::Unsupported("a graph that is not fused".into()));
+        };
+        let Some(sequence) = &plan.decode else {
+            return Err(BackendError::Unsupported("a graph that is not fused".into()));
+        };
+        device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
+        decode.buffers.table.flush(device);
+        let label = Some("token");
+        let mut encoder =
+            device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        let mut first = 0;
+        if let Some(moe) = from {
+            first = sequence.resume[usize::from(moe.0)];
+            let stream = buffers.activation(decode.fused.x);
+            let bytes = decode.buffers.aside.size().min(stream.size());
+            encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
+            encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
+        }
+        let end = if logits { sequence.steps.len() } else { sequence.logits };
+        {
+            let mut pass = encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+            for dispatch in &sequence.steps[first..end] {
+                plan.encode(device, &mut pass, dispatch, &step)?;
+            }
+        }
+        let report = decode.next;
+        decode.next = (report + 1) % FLIGHTS_MAX;
+        let bytes = decode.buffers.state.size();
+        decode.reports[report].copy(device, &mut encoder, &decode.buffers.state, bytes)?;
+        let logit_bytes = self.graph.vocab as u64 * 4;
+        if logits {
+            buffers.logits_readback.copy(device, &mut encoder, &buffers.logits, logit_bytes)?;
+        }
+        let submission = device.submit(encoder)?;
+        decode.reports[report].submitted(bytes, &submission);
+        if logits {
+            buffers.logits_readback.submitted(logit_bytes, &submission);
+        }
+        decode.flights.push_back(Flight { report, step, logits });
+        Ok(())
+    }
+}
+
+const _: () = assert!(STATE_HEAD >= 2);

@@ -1,0 +1,362 @@
+//! A fused graph as dispatches: at most nine a dense layer, eleven a MoE layer.
+//!
+//! | | kernel |
+//! |---|---|
+//! | norm, packed | decode_norm |
+//! | queries, keys, values | decode_linear |
+//! | head norms, rotary positions, cache | decode_heads |
+//! | attention, by splits of the context | decode_attention, decode_combine |
+//! | output product, added to the stream | decode_linear |
+//! | norm, packed | decode_norm |
+//! | gate, up, activation; down, added | decode_gate_up, decode_linear |
+//! | or: router, choice | decode_linear, decode_route |
+//! | experts' gate, up, activation; down, weighted sum, added | decode_expert_gate_up, decode_expert_down |
+
+use wgpu::Buffer;
+
+use super::buffers::{DecodeBuffers, SPLITS_MAX};
+use super::fuse::{Biased, FeedForward, Fused, Layer, Norm};
+use super::params::{self, Pieces, pieces};
+use crate::infer::backend::Result;
+use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
+use crate::infer::gpu::plan::{Builder, activation_code, refused, word};
+use crate::infer::gpu::weights::{Piece, join, matrix, vector};
+use crate::infer::graph::{Activation, MoeId, WeightId};
+
+/// One token's dispatches in order.
+pub(in crate::infer::gpu) struct Sequence {
+    pub steps: Vec<Dispatch>,
+    /// By MoE layer: where a step that halted there is begun again.
+    pub resume: Vec<usize>,
+    /// Where the final norm and the logits begin.
+    pub logits: usize,
+}
+
+/// Teams wanted for one dispatch, so that a big GPU is full.
+const TEAMS_WANTED: usize = 5000;
+
+impl Sequence {
+    pub fn new(builder: &mut Builder<'_>, fused: &Fused, buffers: &DecodeBuffers) -> Result<Self> {
+        let parts = builder.parts;
+        let mut make = Make { builder, fused, buffers, steps: Vec::new() };
+        make.steps = make.builder.embed(fused.table, fused.x, fused.scale)?;
+        let mut resume = vec![0; parts.graph.moe.len()];
+        for layer in &fused.layers {
+            make.attention(layer)?;
+            if let FeedForward::Experts { moe, .. } = layer.ff {
+                resume[usize::from(moe.0)] = make.steps.len();
+            }
+            make.feed_forward(layer)?;
+        }
+        let logits = make.steps.len();
+        make.norm(&fused.norm)?;
+        make.output()?;
+        Ok(Self { steps: make.steps, resume, logits })
+    }
+}
+
+struct Make<'a, 'b> {
+    builder: &'a mut Builder<'b>,
+    fused: &'a Fused,
+    buffers: &'a DecodeBuffers,
+    steps: Vec<Dispatch>,
+}
+
+/// What `linear` multiplies and where the result goes.
+struct Product<'a> {
+    x: &'a Buffer,
+    bias: Option<&'a Buffer>,
+    result: &'a Buffer,
+    adds: bool,
+}
+
+impl<'b> Make<'_, 'b> {
+    fn push(
+        &mut self,
+        kernel: &str,
+        params: &impl bytemuck::Pod,
+        storage: &[&Buffer],
+        grid: Grid,
+    ) -> Result<()> {
+        let dispatch = self.builder.dispatch_grid(kernel, params, storage, Rows::Tokens, grid)?;
+        self.steps.push(dispatch);
+        Ok(())
+    }
+
+    /// As `push`, for a kernel that sums in teams.
+    fn push_team(
+        &mut self,
+        kernel: &str,
+        params: &impl bytemuck::Pod,
+        storage: &[&Buffer],
+        workgroups: usize,
+    ) -> Result<()> {
+        let team = self.builder.parts.device.team();
+        self.push(&format!("{kernel}_{team}"), params, storage, workgroups_of(workgroups))
+    }
+
+    fn stream(&self) -> &'b Buffer {
+        self.builder.parts.buffers.activation(self.fused.x)
+    }
+
+    fn norm(&mut self, norm: &Norm) -> Result<()> {
+        let parts = self.builder.parts;
+        let cols = parts.graph.width(self.fused.x);
+        let params = params::Norm { cols: word(cols)?, pieces: word(pieces(cols))?, eps: norm.eps };
+        let weight = vector(parts.graph, parts.weights, norm.weight)?;
+        let storage = [self.stream(), weight, &self.buffers.normed];
+        self.push("decode_norm", &params, &storage, Grid::One)
+    }
+
+    /// The one piece of a matrix that is not split.
+    fn piece(&self, id: WeightId) -> Result<&'b Piece> {
+        let parts = self.builder.parts;
+        match matrix(parts.graph, parts.weights, id)? {
+            [piece] => Ok(piece),
+            _ => Err(refused(format!("{} in pieces", parts.graph.weight_spec(id).tensor))),
+        }
+    }
+
+    /// Up to three pieces of matrices in one buffer; each result goes after the one before,
+    /// or to its own rows if there is one only.
+    fn linear(&mut self, of: &[&'b Piece], product: &Product<'_>) -> Result<()> {
+        let [first, ..] = of else { return Ok(()) };
+        if of.len() > 3 || of.iter().any(|piece| piece.buffer != first.buffer) {
+            return Err(refused("matrices read together in several buffers".into()));
+        }
+        let rows: usize = of.iter().map(|piece| piece.packed.rows).sum();
+        let split = split(rows, pieces(first.packed.cols));
+        let each = 8 / split;
+        let mut params = params::Linear {
+            split: word(split)?,
+            has_bias: u32::from(product.bias.is_some()),
+            adds: u32::from(product.adds),
+            ..params::Linear::default()
+        };
+        let (mut end, mut result_at) = (0, 0);
+        for (segment, i) in params.segments.iter_mut().zip(0..) {
+            // Segments that there are not end where the last one does.
+            let Some(piece) = of.get(i) else {
+                segment.end = u32::MAX;
+                continue;
+            };
+            let m = Pieces::of(&piece.packed, piece.at);
+            end += piece.packed.rows.div_ceil(each);
+            *segment = params::Segment {
+                base: m.base,
+                blocks: m.blocks,
+                row_blocks: m.row_blocks,
+                pieces: m.pieces,
+                format: m.format,
+                rows: word(piece.packed.rows)?,
+                result_at: word(result_at + piece.row_start)?,
+                end: word(end)?,
+            };
+            result_at += piece.packed.rows;
+        }
+        let bias = product.bias.unwrap_or(&self.builder.parts.buffers.empty);
+        let storage = [product.x, &first.buffer, bias, product.result];
+        self.push_team("decode_linear", &params, &storage, end)
+    }
+
+    fn attention(&mut self, layer: &Layer) -> Result<()> {
+        let parts = self.builder.parts;
+        self.norm(&layer.norm)?;
+        self.qkv(layer)?;
+        let cache = parts.buffers.kv(layer.kv);
+        let empty = &parts.buffers.empty;
+        let (norms, eps) = match layer.head_norms {
+            Some((ids, eps)) => {
+                let [q, k] = ids.map(|id| vector(parts.graph, parts.weights, id));
+                (Some([q?, k?]), eps)
+            }
+            None => (None, 0.0),
+        };
+        let [q_norm, k_norm] = norms.unwrap_or([empty, empty]);
+        let [heads, kv_heads, head_dim] =
+            [word(layer.heads)?, word(layer.kv_heads)?, word(layer.head_dim)?];
+        let turned = params::Heads {
+            heads,
+            kv_heads,
+            head_dim,
+            pairs: word(parts.graph.rope_spec(layer.rope).inv_freq.len())?,
+            normed: u32::from(norms.is_some()),
+            eps,
+        };
+        let DecodeBuffers { qkv, q, partial, attended, .. } = self.buffers;
+        let turns = parts.buffers.rope(layer.rope);
+        let storage = [qkv, q_norm, k_norm, turns, q, &cache.keys, &cache.values];
+        let each_head = workgroups_of(layer.heads + 2 * layer.kv_heads);
+        self.push("decode_heads", &turned, &storage, each_head)?;
+        let window = word(layer.window.unwrap_or(0))?;
+        let splits_max = SPLITS_MAX;
+        let scale = layer.scale;
+        let attend = params::Attention { heads, kv_heads, head_dim, window, splits_max, scale };
+        let grid = Grid::Splits { each: kv_heads, window, most: SPLITS_MAX };
+        let storage = [q, &cache.keys, &cache.values, partial];
+        self.push("decode_attention", &attend, &storage, grid)?;
+        let width = layer.heads * layer.head_dim;
+        let pieces = word(pieces(width))?;
+        let combine = params::Combine { heads, head_dim, window, splits_max, pieces };
+        let groups = workgroups_of(width.div_ceil(64));
+        self.push("decode_combine", &combine, &[partial, attended], groups)?;
+        self.onto_stream(layer.out, attended)
+    }
+
+    /// Queries, keys and values one after the other; one dispatch if their matrices lie together.
+    fn qkv(&mut self, layer: &Layer) -> Result<()> {
+        let parts = self.builder.parts;
+        let bias = match layer.qkv[0].1 {
+            Some(_) => {
+                let ids: Vec<WeightId> = layer.qkv.iter().filter_map(|(_, bias)| *bias).collect();
+                Some(join(parts.device, parts.graph, parts.weights, &ids)?)
+            }
+            None => None,
+        };
+        let mut of = Vec::new();
+        for (id, _) in layer.qkv {
+            of.push(self.piece(id)?);
+        }
+        let DecodeBuffers { normed, qkv, .. } = self.buffers;
+        let product = Product { x: normed, bias: bias.as_ref(), result: qkv, adds: false };
+        self.linear(&of, &product)
+    }
+
+    /// The stream plus the product of `x`.
+    fn onto_stream(&mut self, (weight, bias): Biased, x: &Buffer) -> Result<()> {
+        let parts = self.builder.parts;
+        let bias = bias.map(|id| vector(parts.graph, parts.weights, id)).transpose()?;
+        let result = self.stream();
+        let piece = self.piece(weight)?;
+        self.linear(&[piece], &Product { x, bias, result, adds: true })
+    }
+
+    fn feed_forward(&mut self, layer: &Layer) -> Result<()> {
+        self.norm(&layer.ff_norm)?;
+        match layer.ff {
+            FeedForward::Dense { gate, up, down, activation } => {
+                self.gate_up(gate, up, activation)?;
+                let inner = &self.buffers.inner;
+                self.onto_stream(down, inner)
+            }
+            FeedForward::Experts { router, moe, renormalise } => {
+                self.route(router, moe, renormalise)?;
+                self.experts(moe)
+            }
+        }
+    }
+
+    fn gate_up(&mut self, gate: WeightId, up: WeightId, activation: Activation) -> Result<()> {
+        let (gate, up) = (self.piece(gate)?, self.piece(up)?);
+        if gate.buffer != up.buffer || gate.packed != up.packed {
+            return Err(refused("a gate and an up that do not lie together".into()));
+        }
+        let rows = gate.packed.rows;
+        let params = params::GateUp {
+            gate: Pieces::of(&gate.packed, gate.at),
+            up: Pieces::of(&up.packed, up.at),
+            rows: word(rows)?,
+            pieces: word(pieces(rows))?,
+            activation: activation_code(activation),
+            ..params::GateUp::default()
+        };
+        let DecodeBuffers { normed, inner, .. } = self.buffers;
+        let storage = [normed, &gate.buffer, inner];
+        self.push_team("decode_gate_up", &params, &storage, pieces(rows) * 2)
+    }
+
+    fn route(&mut self, router: Biased, moe: MoeId, renormalise: bool) -> Result<()> {
+        let parts = self.builder.parts;
+        let spec = parts.graph.moe_spec(moe);
+        let DecodeBuffers { normed, router: logits, routed, aside, state, table, .. } =
+            self.buffers;
+        let bias = router.1.map(|id| vector(parts.graph, parts.weights, id)).transpose()?;
+        let piece = self.piece(router.0)?;
+        self.linear(&[piece], &Product { x: normed, bias, result: logits, adds: false })?;
+        let params = params::Route {
+            experts: word(spec.experts.len())?,
+            top_k: word(spec.top_k)?,
+            renormalise: u32::from(renormalise),
+            table_at: word(table.row(moe))?,
+            ids_at: word(self.buffers.ids_at[usize::from(moe.0)])?,
+            halt: u32::from(moe.0) + 1,
+            quads: word(spec.hidden.div_ceil(4))?,
+        };
+        let storage = [logits, &table.buffer, self.stream(), state, routed, aside];
+        self.push("decode_route", &params, &storage, Grid::One)
+    }
+
+    fn experts(&mut self, moe: MoeId) -> Result<()> {
+        let parts = self.builder.parts;
+        let spec = parts.graph.moe_spec(moe);
+        let (chunk, shape) = parts
+            .experts
+            .home(moe, spec)
+            .ok_or_else(|| refused(format!("layer {}'s experts in several buffers", spec.layer)))?;
+        let ((gate, gate_at), (up, up_at), (down, down_at)) = (shape.gate, shape.up, shape.down);
+        if gate.dtype != up.dtype {
+            return Err(refused(format!("experts with {} gates and {} ups", gate.dtype, up.dtype)));
+        }
+        let slot_stride = word(shape.stride / 16)?;
+        let inner_pieces = pieces(spec.ff);
+        let first = params::ExpertGateUp {
+            gate: Pieces::of(&gate, gate_at),
+            up: Pieces::of(&up, up_at),
+            rows: word(spec.ff)?,
+            pieces: word(inner_pieces)?,
+            activation: activation_code(spec.activation),
+            slot_stride,
+        };
+        let DecodeBuffers { normed, inner, routed, .. } = self.buffers;
+        let storage = [normed, &chunk.buffer, routed, inner];
+        let groups = inner_pieces * 2 * spec.top_k;
+        self.push_team("decode_expert_gate_up", &first, &storage, groups)?;
+        let second = params::ExpertDown {
+            down: Pieces::of(&down, down_at),
+            rows: word(spec.hidden)?,
+            top_k: word(spec.top_k)?,
+            slot_stride,
+            split: word((8 / spec.top_k).max(1))?,
+        };
+        let storage = [inner, &chunk.buffer, routed, self.stream()];
+        self.push_team("decode_expert_down", &second, &storage, spec.hidden.div_ceil(2))
+    }
+
+    fn output(&mut self) -> Result<()> {
+        let parts = self.builder.parts;
+        let result = &parts.buffers.logits;
+        let normed = &self.buffers.normed;
+        for piece in matrix(parts.graph, parts.weights, self.fused.output)? {
+            self.linear(&[piece], &Product { x: normed, bias: None, result, adds: false })?;
+        }
+        Ok(())
+    }
+}
+
+/// Teams that share a row: enough for a big GPU, while each has a full round of work.
+fn split(rows: usize, pieces: usize) -> usize {
+    let mut split = 1;
+    while split < 8 && rows * split < TEAMS_WANTED && pieces >= split * 2 * 32 {
+        split *= 2;
+    }
+    split
+}
+
+const fn workgroups_of(count: usize) -> Grid {
+    Grid::Items { items: count as u64, per_workgroup: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_shared_only_while_there_is_work_for_each_team() {
+        assert_eq!(split(28_672, 128), 1);
+        assert_eq!(split(4096, 128), 2);
+        assert_eq!(split(2048, 128), 4);
+        assert_eq!(split(128, 64), 2);
+        assert_eq!(split(128, 448), 8);
+        assert_eq!(split(1, 2), 1);
+    }
+}
