@@ -1,0 +1,20 @@
+//! Sampling, the first pass: each logit's key, those of recent tokens penalised.
+
+use crate::infer::odds::{Recipe, key};
+
+/// `logits` and `keys` are `[vocab]`; a token that comes twice in `recent` is penalised once.
+pub fn sample_keys(
+    logits: &[f32],
+    recent: impl Iterator<Item = u32>,
+    recipe: &Recipe,
+    keys: &mut [u32],
+) {
+    for (key_of, logit) in keys.iter_mut().zip(logits) {
+        *key_of = key(*logit);
+    }
+    for token in recent {
+        if let Some(logit) = logits.get(token as usize) {
+            keys[token as usize] = key(recipe.penalised(*logit));
+        }
+    }
+}
