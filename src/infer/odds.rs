@@ -8,6 +8,8 @@
 //!   tokens of one rank count as equally likely, the lower id first;
 //! - a *weight* is `2^31 * 2^(-rank / 65536)`, the relative probability.
 
+use pulp::Arch;
+
 use super::sampler::SamplerOptions;
 
 /// Tokens whose odds one workgroup looks after.
@@ -64,7 +66,7 @@ pub struct Recipe {
     pub window: usize,
     /// Differences of logits are counted in units of `2^-unit`...
     unit: i32,
-    /// ... of which one is `scale / 2^41` ranks; at least `2^31`.
+    /// ... of which one is `scale / 2^35` ranks; at least `2^31`, so a rank is 8 to 16 units.
     scale: u32,
     /// 0 means all.
     pub top_k: u32,
@@ -90,7 +92,7 @@ impl Recipe {
             penalty: options.repetition_penalty,
             relief: 1.0 / options.repetition_penalty,
             window: if penalised { options.repetition_window } else { 0 },
-            unit: 26 + exponent,
+            unit: 20 + exponent,
             scale: (octaves * two_to(31 - exponent)) as u32,
             top_k: u32::try_from(options.top_k).unwrap_or(u32::MAX),
             top_p: match options.top_p < 1.0 {
@@ -121,7 +123,8 @@ const fn two_to(exponent: i32) -> f64 {
 #[derive(Debug, Clone, Copy)]
 pub struct Ruler {
     max: u32,
-    /// `2^unit` of the fixed point that logits are read into.
+    /// Logits are read into fixed point, in units of `2^-unit`.
+    unit: i32,
     factor: f64,
     /// The highest logit in fixed point.
     top: i64,
@@ -139,6 +142,7 @@ impl Ruler {
         let factor = two_to(unit);
         Self {
             max,
+            unit,
             factor,
             top: (f64::from(logit(max)) * factor) as i64,
             lift: (recipe.unit - unit) as u32,
@@ -146,26 +150,55 @@ impl Ruler {
         }
     }
 
+    /// Replaces keys, none of which is above the highest, by their ranks.
+    pub fn measure(&self, arch: Arch, keys: &mut [u32]) {
+        let near = self.lift == 0 && self.top.unsigned_abs() < 1 << 30;
+        if !near || self.unit.abs() > 100 || self.is_edge() {
+            keys.iter_mut().for_each(|key| *key = self.rank(*key));
+            return;
+        }
+        // The same in 32 bits: what saturates is 2^30 units or more below the highest.
+        let (top, scale, factor) = (self.top as u32, self.scale, two_to(self.unit) as f32);
+        arch.dispatch(
+            #[inline(always)]
+            || {
+                for key in keys {
+                    let below = top.wrapping_sub((logit(*key) * factor) as i32 as u32);
+                    *key = rank_of(below, scale);
+                }
+            },
+        );
+    }
+
+    /// Whether the highest is no number.
+    const fn is_edge(&self) -> bool {
+        self.max == INFINITE || self.max == FLOOR
+    }
+
     /// The rank of a key that is not above the highest.
-    #[inline(always)]
     pub fn rank(&self, key: u32) -> u32 {
-        if self.max == INFINITE || self.max == FLOOR {
+        if self.is_edge() {
             return if key == INFINITE { 0 } else { NEVER };
         }
         // Exact but for what is dropped below the unit; -inf saturates.
         let fixed = (f64::from(logit(key)) * self.factor) as i64;
         let below = self.top.wrapping_sub(fixed) as u64;
-        let most = u64::from(u32::MAX);
-        let below = if self.lift < 64 && below <= most >> self.lift {
-            below << self.lift
-        } else if below == 0 {
+        let below = if below == 0 {
             0
+        } else if self.lift < 32 && below <= u64::from(u32::MAX >> self.lift) {
+            (below as u32) << self.lift
         } else {
-            most
+            u32::MAX
         };
-        let rank = (below * u64::from(self.scale)) >> 41;
-        if rank < u64::from(RANK_END) { rank as u32 } else { NEVER }
+        rank_of(below, self.scale)
     }
+}
+
+/// The rank so many units below the highest.
+#[inline(always)]
+const fn rank_of(below: u32, scale: u32) -> u32 {
+    let rank = ((below as u64 * scale as u64) >> 35) as u32;
+    if rank < RANK_END { rank } else { NEVER }
 }
 
 /// `2^31 * 2^(-rank / 65536)` within a relative 5e-7 while it is above `2^22`, falling with the
@@ -219,7 +252,12 @@ mod tests {
     }
 
     fn rank(temperature: f32, max: f32, logit: f32) -> u32 {
-        Ruler::new(&recipe(temperature), key(max)).rank(key(logit))
+        let ruler = Ruler::new(&recipe(temperature), key(max));
+        let one = ruler.rank(key(logit));
+        let mut many = [key(logit); 9];
+        ruler.measure(Arch::new(), &mut many);
+        assert_eq!(many, [one; 9], "both ways, {logit} below {max} at {temperature}");
+        one
     }
 
     #[test]
@@ -255,6 +293,12 @@ mod tests {
                 false => assert_eq!(got, NEVER, "{want}"),
             }
         }
+        for below in 0..4000 {
+            for (max, step) in [(20.0, 0.013), (-7.5, 1.0), (1e3, 3.7), (-1e4, 1e20)] {
+                rank(0.9, max, max - below as f32 * step);
+            }
+        }
+        assert_eq!(rank(1.0, 1.0, f32::NAN), NEVER);
         assert_eq!(rank(1.0, 0.0, -22.0) >> 16, 31);
         assert_eq!(rank(1.0, 0.0, -22.3), NEVER);
         assert_eq!(rank(f32::MAX, f32::INFINITY, f32::MAX), NEVER, "nothing comes near +inf");

@@ -1,6 +1,8 @@
 //! Sampling: the last rank that stays and how many of its tokens, and what that
 //! leaves of each chunk of the vocabulary.
 
+use pulp::Arch;
+
 use super::sample_ranks::{Bins, Within, reach};
 use crate::infer::odds::{CHUNK, FINE_BITS, RANK_END, weight};
 
@@ -50,15 +52,20 @@ pub fn sample_cut(
     };
     let cut = cut.unwrap_or(Cut { rank: RANK_END, keep: 0 });
     parts.clear();
-    parts.extend(ranks.chunks(CHUNK).map(|chunk| {
-        let mut part = Part::default();
-        for rank in chunk {
-            part.ties += u32::from(*rank == cut.rank);
-            if *rank < cut.rank {
-                part.mass += u64::from(weight(*rank));
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for chunk in ranks.chunks(CHUNK) {
+                let mut part = Part::default();
+                for rank in chunk {
+                    part.ties += u32::from(*rank == cut.rank);
+                    if *rank < cut.rank {
+                        part.mass += u64::from(weight(*rank));
+                    }
+                }
+                parts.push(part);
             }
-        }
-        part
-    }));
+        },
+    );
     cut
 }

@@ -1,5 +1,7 @@
 //! Sampling, the first pass: each logit's key, those of recent tokens penalised.
 
+use pulp::Arch;
+
 use crate::infer::odds::{Recipe, key};
 
 /// `logits` and `keys` are `[vocab]`; a token that comes twice in `recent` is penalised once.
@@ -9,9 +11,14 @@ pub fn sample_keys(
     recipe: &Recipe,
     keys: &mut [u32],
 ) {
-    for (key_of, logit) in keys.iter_mut().zip(logits) {
-        *key_of = key(*logit);
-    }
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (to, logit) in keys.iter_mut().zip(logits) {
+                *to = key(*logit);
+            }
+        },
+    );
     for token in recent {
         if let Some(logit) = logits.get(token as usize) {
             keys[token as usize] = key(recipe.penalised(*logit));

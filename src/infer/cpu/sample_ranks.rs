@@ -1,14 +1,16 @@
 //! Sampling, the second pass: how far each token lies below the likeliest, and
-//! how many tokens and how much weight each coarse bin of ranks holds.
+//! how many tokens, or how much weight, each coarse bin of ranks holds.
+
+use pulp::Arch;
 
 use crate::infer::odds::{COARSE, FINE, FINE_BITS, Recipe, Ruler, weight};
 
 /// Histograms of ranks.
 #[derive(Debug, Clone)]
 pub struct Bins {
-    /// `[COARSE]`, as `mass`.
+    /// `[COARSE]`: tokens, for top-k.
     pub counts: Vec<u32>,
-    /// The weights' sums.
+    /// `[COARSE]`: the weights' sums, for top-p.
     pub mass: Vec<u64>,
     /// `[FINE]`: by rank within the bin where top-k ends.
     pub fine_k: Vec<u32>,
@@ -40,17 +42,26 @@ pub struct Within {
 }
 
 /// Replaces `keys`, `[vocab]`, by ranks below `max`; `bins` are cleared ones.
+/// Weights are added up here if top-k will not cut most of them off first.
 pub fn sample_ranks(keys: &mut [u32], max: u32, recipe: &Recipe, bins: &mut Bins) {
-    let ruler = Ruler::new(recipe, max);
-    keys.iter_mut().for_each(|key| *key = ruler.rank(*key));
-    if recipe.top_k == 0 && recipe.top_p == 0 {
-        return;
+    Ruler::new(recipe, max).measure(Arch::new(), keys);
+    if recipe.top_k > 0 {
+        for rank in keys {
+            if let Some(count) = bins.counts.get_mut((*rank >> FINE_BITS) as usize) {
+                *count += 1;
+            }
+        }
+    } else if recipe.top_p > 0 {
+        weigh(keys, COARSE, &mut bins.mass);
     }
-    for rank in keys {
+}
+
+/// Adds up the weights of the coarse bins before `end`.
+pub(super) fn weigh(ranks: &[u32], end: usize, mass: &mut [u64]) {
+    for rank in ranks {
         let bin = (*rank >> FINE_BITS) as usize;
-        if bin < COARSE {
-            bins.counts[bin] += 1;
-            bins.mass[bin] += u64::from(weight(*rank));
+        if bin < end {
+            mass[bin] += u64::from(weight(*rank));
         }
     }
 }
