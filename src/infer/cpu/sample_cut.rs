@@ -1,9 +1,7 @@
 //! Sampling: the last rank that stays and how many of its tokens, and what that
 //! leaves of each chunk of the vocabulary.
 
-use pulp::Arch;
-
-use super::sample_ranks::{Bins, Within, reach};
+use super::sample_ranks::{Bins, Within, below, reach};
 use crate::infer::odds::{CHUNK, FINE_BITS, RANK_END, weight};
 
 /// Tokens that rank above `rank` stay, and the first `keep` at it, by token id.
@@ -52,20 +50,13 @@ pub fn sample_cut(
     };
     let cut = cut.unwrap_or(Cut { rank: RANK_END, keep: 0 });
     parts.clear();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for chunk in ranks.chunks(CHUNK) {
-                let mut part = Part::default();
-                for rank in chunk {
-                    part.ties += u32::from(*rank == cut.rank);
-                    if *rank < cut.rank {
-                        part.mass += u64::from(weight(*rank));
-                    }
-                }
-                parts.push(part);
-            }
-        },
-    );
+    parts.extend(ranks.chunks(CHUNK).map(|chunk| {
+        let mut part = Part::default();
+        below(chunk, cut.rank + 1, |rank| match rank == cut.rank {
+            true => part.ties += 1,
+            false => part.mass += u64::from(weight(rank)),
+        });
+        part
+    }));
     cut
 }

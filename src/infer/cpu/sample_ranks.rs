@@ -3,12 +3,12 @@
 
 use pulp::Arch;
 
-use crate::infer::odds::{COARSE, FINE, FINE_BITS, Recipe, Ruler, weight};
+use crate::infer::odds::{CHUNK, COARSE, FINE, FINE_BITS, NEVER, RANK_END, Recipe, Ruler, weight};
 
 /// Histograms of ranks.
 #[derive(Debug, Clone)]
 pub struct Bins {
-    /// `[COARSE]`: tokens, for top-k.
+    /// `[COARSE]`: tokens, for top-k; complete up to the bin in which it ends.
     pub counts: Vec<u32>,
     /// `[COARSE]`: the weights' sums, for top-p.
     pub mass: Vec<u64>,
@@ -46,33 +46,41 @@ pub struct Within {
 pub fn sample_ranks(keys: &mut [u32], max: u32, recipe: &Recipe, bins: &mut Bins) {
     Ruler::new(recipe, max).measure(Arch::new(), keys);
     if recipe.top_k > 0 {
-        for rank in keys {
-            if let Some(count) = bins.counts.get_mut((*rank >> FINE_BITS) as usize) {
-                *count += 1;
-            }
-        }
+        count(keys, u64::from(recipe.top_k), &mut bins.counts);
     } else if recipe.top_p > 0 {
-        weigh(keys, COARSE, &mut bins.mass);
+        below(keys, RANK_END, |rank| bins.mass[bin(rank)] += u64::from(weight(rank)));
     }
 }
 
-/// Adds up the weights of the coarse bins before `end`.
-pub(super) fn weigh(ranks: &[u32], end: usize, mass: &mut [u64]) {
-    for rank in ranks {
-        let bin = (*rank >> FINE_BITS) as usize;
-        if bin < end {
-            mass[bin] += u64::from(weight(*rank));
-        }
+/// Counts by coarse bin, but not what lies beyond the bin in which the `top_k` likeliest of
+/// the tokens seen so far end.
+fn count(ranks: &[u32], top_k: u64, counts: &mut [u32]) {
+    let mut end = COARSE;
+    for chunk in ranks.chunks(CHUNK) {
+        below(chunk, (end << FINE_BITS) as u32, |rank| counts[bin(rank)] += 1);
+        let seen = counts[..end].iter().map(|count| u64::from(*count));
+        end = reach(seen, top_k).map_or(end, |within| within.bin + 1);
     }
 }
 
-/// Counts the ranks of one coarse bin, one by one.
-pub(super) fn refine(ranks: &[u32], bin: usize, fine: &mut [u32]) {
-    for rank in ranks {
-        if (*rank >> FINE_BITS) as usize == bin {
-            fine[*rank as usize % FINE] += 1;
-        }
-    }
+/// The coarse bin of a rank.
+pub(super) const fn bin(rank: u32) -> usize {
+    (rank >> FINE_BITS) as usize
+}
+
+/// Calls `each` with the ranks below `end`, quickly where they are few.
+#[inline(always)]
+pub(super) fn below(ranks: &[u32], end: u32, mut each: impl FnMut(u32)) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for few in ranks.chunks(64) {
+                if few.iter().fold(NEVER, |least, rank| least.min(*rank)) < end {
+                    few.iter().filter(|rank| **rank < end).for_each(|rank| each(*rank));
+                }
+            }
+        },
+    );
 }
 
 /// The first of `parts` with which their sum reaches `target`, and what is needed

@@ -1,8 +1,8 @@
 //! Sampling: the coarse bin in which the likeliest tokens reach `top_p` of the
 //! weight that top-k left.
 
-use super::sample_ranks::{Bins, Within, reach, refine};
-use crate::infer::odds::{FINE_BITS, Recipe, enough, weight};
+use super::sample_ranks::{Bins, Within, below, reach};
+use crate::infer::odds::{FINE, FINE_BITS, Recipe, enough, weight};
 
 /// `k` is top-k's bin, if it cuts anything. The bin's ranks are counted into
 /// `bins.fine_p`; `None` if no token has a weight. `ranks` is `[vocab]`.
@@ -26,6 +26,11 @@ pub fn sample_top_p(
         }
     };
     let within = reach(bins.mass.iter().copied(), enough(total, recipe.top_p).max(1))?;
-    refine(ranks, within.bin, &mut bins.fine_p);
+    let start = (within.bin as u32) << FINE_BITS;
+    below(ranks, start + FINE as u32, |rank| {
+        if rank >= start {
+            bins.fine_p[(rank - start) as usize] += 1;
+        }
+    });
     Some(within)
 }
