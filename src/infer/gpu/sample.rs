@@ -131,8 +131,13 @@ impl SamplePlan {
     /// Records the choice of one token. Each recording after the first takes the one before
     /// it as accepted, so the host's sampler is to `follow` each token that was not halted.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        self.encode_first(self.stages.len(), pass);
+    }
+
+    /// Records the first kernels of a choice.
+    pub(super) fn encode_first(&self, kernels: usize, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_bind_group(0, &self.common, &[0]);
-        for stage in &self.stages {
+        for stage in &self.stages[..kernels] {
             pass.set_pipeline(&stage.pipeline.pipeline);
             pass.set_bind_group(1, &stage.storage, &[]);
             pass.dispatch_workgroups(stage.workgroups, 1, 1);
