@@ -95,7 +95,7 @@ fn logits(random: &mut Random, n: usize) -> Vec<f32> {
         0 => vec![random.float() * spread; n],
         1 => (0..n).map(|_| random.below(4) as f32 * spread).collect(),
         2 => wild(random, n),
-        3 => (0..n).map(|_| f32::from_bits(random.next() as u32 % 9 | 0x3f80_0000)).collect(),
+        3 => (0..n).map(|_| f32::from_bits((random.next() as u32 % 9) | 0x3f80_0000)).collect(),
         // As of a model: a few stand out.
         4 => (0..n).map(|i| random.float() * 3.0 + if i % 997 == 5 { 12.0 } else { 0.0 }).collect(),
         _ => (0..n).map(|_| (random.float() + random.float() + random.float()) * spread).collect(),
