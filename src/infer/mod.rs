@@ -13,6 +13,7 @@ pub mod gpu;
 pub mod graph;
 pub mod load;
 pub mod model;
+pub mod odds;
 pub mod pager;
 pub mod perplexity;
 pub mod quant;

@@ -1,12 +1,20 @@
 //! From logits to the next token: greedy, or drawn after repetition penalty,
 //! temperature, top-k and top-p, in that order.
 //!
-//! Deterministic: the same options, logits and history give the same token on
-//! every machine with the same floating point. A logit that is not a number is never chosen
-//! while another one is.
+//! Deterministic: the same options, logits and history give the same token on every
+//! machine and device, since odds are integers (`odds`). Nothing is sorted: thresholds come from
+//! histograms. A logit that is not a number is never chosen while another one is.
 
-use std::cmp::Ordering;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+
+use super::cpu::sample_cut::{Part, sample_cut};
+use super::cpu::sample_draw::sample_draw;
+use super::cpu::sample_greedy::sample_greedy;
+use super::cpu::sample_keys::sample_keys;
+use super::cpu::sample_ranks::{Bins, sample_ranks};
+use super::cpu::sample_top_k::sample_top_k;
+use super::cpu::sample_top_p::sample_top_p;
+use super::odds::{Recipe, key, random};
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,7 +25,7 @@ pub struct SamplerOptions {
     pub top_k: usize,
     /// Keep the likeliest whose probabilities reach `top_p` together; 1 means all.
     pub top_p: f32,
-    /// Logits of recent tokens are divided by it where positive, multiplied where
+    /// Logits of recent tokens are multiplied by its reciprocal where positive, by itself where
     /// negative (Keskar et al., 2019); 1 means none.
     pub repetition_penalty: f32,
     /// How many recent tokens count as repetitions.
@@ -50,9 +58,20 @@ pub struct SamplerError {
 /// Chooses one token after another.
 #[derive(Debug, Clone)]
 pub struct Sampler {
-    options: SamplerOptions,
-    rng: Rng,
+    recipe: Recipe,
+    /// Draws made so far.
+    draws: u64,
     recent: VecDeque<u32>,
+    scratch: Scratch,
+}
+
+/// What a choice needs and the next one overwrites.
+#[derive(Debug, Clone, Default)]
+struct Scratch {
+    /// Keys, then ranks.
+    ranks: Vec<u32>,
+    bins: Bins,
+    parts: Vec<Part>,
 }
 
 impl Sampler {
@@ -67,115 +86,73 @@ impl Sampler {
         check("top-p", top_p, top_p > 0.0 && top_p <= 1.0, "more than 0 and at most 1")?;
         let good = penalty.is_finite() && penalty > 0.0;
         check("repetition penalty", penalty, good, "more than 0 (1 is none)")?;
-        Ok(Self { rng: Rng::new(options.seed), options, recent: VecDeque::new() })
+        let recipe = Recipe::new(&options);
+        Ok(Self { recipe, draws: 0, recent: VecDeque::new(), scratch: Scratch::default() })
     }
 
     /// Remembers a token of the sequence, prompt included, for the repetition penalty.
     pub fn accept(&mut self, token: u32) {
-        if self.options.repetition_penalty == 1.0 || self.options.repetition_window == 0 {
+        if self.recipe.window == 0 {
             return;
         }
-        if self.recent.len() == self.options.repetition_window {
+        if self.recent.len() == self.recipe.window {
             self.recent.pop_front();
         }
         self.recent.push_back(token);
     }
 
+    /// Remembers a token that a device chose from this sampler's state: what
+    /// `sample` and `accept` would have left behind.
+    pub fn follow(&mut self, token: u32) {
+        self.draws += u64::from(!self.recipe.greedy);
+        self.accept(token);
+    }
+
     /// The next token; `logits` has one entry a token of the vocabulary, at least one.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let mut logits = logits.to_vec();
-        let penalty = self.options.repetition_penalty;
-        for token in self.recent.iter().copied().collect::<HashSet<u32>>() {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-            }
+        let Self { recipe, recent, scratch: Scratch { ranks, bins, parts }, .. } = self;
+        ranks.resize(logits.len(), 0);
+        sample_keys(logits, recent.iter().copied(), recipe, ranks);
+        let (best, max) = sample_greedy(ranks);
+        if recipe.greedy {
+            return best;
         }
-        if self.options.temperature == 0.0 {
-            return greedy(&logits);
-        }
-        let candidates = self.candidates(&logits);
-        let total: f64 = candidates.iter().map(|(_, p)| p).sum();
-        let mut left = self.rng.unit() * total;
-        for (token, p) in &candidates {
-            left -= p;
-            if left < 0.0 {
-                return *token;
-            }
-        }
-        candidates.last().map_or_else(|| greedy(&logits), |(token, _)| *token)
+        bins.clear();
+        sample_ranks(ranks, max, recipe, bins);
+        let k = if recipe.top_k > 0 { sample_top_k(ranks, recipe, bins) } else { None };
+        let p = if recipe.top_p > 0 { sample_top_p(ranks, recipe, k, bins) } else { None };
+        let cut = sample_cut(ranks, k, p, bins, parts);
+        let random = random(recipe.seed, self.draws);
+        self.draws += 1;
+        sample_draw(ranks, cut, parts, random)
     }
 
-    /// Tokens that may be drawn, likeliest first, with their relative probabilities.
-    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let mut order: Vec<u32> =
-            (0..logits.len() as u32).filter(|i| !logits[*i as usize].is_nan()).collect();
-        let better = |a: &u32, b: &u32| falling(logits, *a, *b);
-        let k = self.options.top_k;
-        if k > 0 && k < order.len() {
-            order.select_nth_unstable_by(k, better);
-            order.truncate(k);
-        }
-        order.sort_unstable_by(better);
-        let Some(best) = order.first() else { return Vec::new() };
-        let (max, temperature) = (logits[*best as usize], self.options.temperature);
-        let weigh = |id: u32| f64::from((logits[id as usize] - max) / temperature).exp();
-        let mut candidates: Vec<(u32, f64)> = order.iter().map(|id| (*id, weigh(*id))).collect();
-        if self.options.top_p < 1.0 {
-            let total: f64 = candidates.iter().map(|(_, p)| p).sum();
-            let enough = total * f64::from(self.options.top_p);
-            let mut sum = 0.0;
-            let keep = candidates.iter().position(|(_, p)| {
-                sum += p;
-                sum >= enough
-            });
-            candidates.truncate(keep.map_or(candidates.len(), |last| last + 1));
-        }
-        candidates
+    /// How it chooses.
+    pub const fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Draws made so far: the number of the next one.
+    pub const fn draws(&self) -> u64 {
+        self.draws
+    }
+
+    /// The tokens that count as repetitions, the oldest first.
+    pub fn recent(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.recent.iter().copied()
     }
 }
 
-/// The token with the highest logit; of equals the lowest.
+/// The token with the highest logit; of equals the lowest. What is not a number counts as -inf.
 pub fn greedy(logits: &[f32]) -> u32 {
-    (0..logits.len() as u32).min_by(|a, b| falling(logits, *a, *b)).unwrap_or(0)
-}
-
-/// By falling logit, then rising token; what is not a number comes last.
-fn falling(logits: &[f32], a: u32, b: u32) -> Ordering {
-    let key = |id: u32| {
-        let logit = logits[id as usize];
-        if logit.is_nan() { f32::NEG_INFINITY } else { logit }
-    };
-    key(b).total_cmp(&key(a)).then(a.cmp(&b))
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014): draw `n` is a hash of `seed + n * step`.
-#[derive(Debug, Clone)]
-struct Rng {
-    state: u64,
-}
-
-impl Rng {
-    const fn new(seed: u64) -> Self {
-        Self { state: seed }
-    }
-
-    const fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..1`, of 53 random bits.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
+    let max = logits.iter().map(|logit| key(*logit)).max();
+    logits.iter().position(|logit| Some(key(*logit)) == max).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::infer::odds::{NEVER, Ruler, below, enough, weight};
 
     fn draws(options: SamplerOptions, logits: &[f32], n: usize) -> Vec<usize> {
         let mut sampler = Sampler::new(options).unwrap();
@@ -220,6 +197,147 @@ mod tests {
         assert!(counts[0] == 0 && counts[3] == 0 && counts[2] > 0, "{counts:?}");
         let counts = draws(SamplerOptions { top_p: 0.01, ..options }, &logits, 100);
         assert_eq!(counts, [0, 100, 0, 0], "at least one stays");
+    }
+
+    /// The rule spelled out: sorted by rank, then token.
+    fn sorted(logits: &[f32], recent: &[u32], options: &SamplerOptions, random: u64) -> u32 {
+        let recipe = Recipe::new(options);
+        let mut logits = logits.to_vec();
+        for token in recent.iter().collect::<std::collections::HashSet<_>>() {
+            logits[*token as usize] = recipe.penalised(logits[*token as usize]);
+        }
+        let keys: Vec<u32> = logits.iter().map(|logit| key(*logit)).collect();
+        let ruler = Ruler::new(&recipe, *keys.iter().max().unwrap());
+        let mut order: Vec<(u32, u32)> = keys.iter().map(|k| ruler.rank(*k)).zip(0..).collect();
+        order.retain(|(rank, _)| *rank != NEVER);
+        order.sort_unstable();
+        if options.top_k > 0 {
+            order.truncate(options.top_k);
+        }
+        let mass = |order: &[(u32, u32)]| -> u64 {
+            order.iter().map(|(rank, _)| u64::from(weight(*rank))).sum()
+        };
+        if recipe.top_p > 0 {
+            let enough = enough(mass(&order), recipe.top_p);
+            let keep = (1..=order.len()).find(|n| mass(&order[..*n]) >= enough);
+            order.truncate(keep.unwrap_or(0));
+        }
+        let mut left = below(random, mass(&order));
+        order.sort_unstable_by_key(|(_, token)| *token);
+        for (rank, token) in order {
+            let here = u64::from(weight(rank));
+            if left < here {
+                return token;
+            }
+            left -= here;
+        }
+        0
+    }
+
+    #[test]
+    fn thresholds_by_histogram_are_those_of_sorting() {
+        let mut draw = 0;
+        let mut any = |n: usize| {
+            draw += 1;
+            random(0x5eed, draw) as usize % n
+        };
+        for case in 0..600 {
+            let vocab = [1, 2, 7, 300, 2500][any(5)];
+            // Few levels make many ties.
+            let levels = [1, 3, 40, 1 << 20][any(4)];
+            let spread = [1e-3, 1.0, 30.0, 1e6][any(4)];
+            let mut logits: Vec<f32> =
+                (0..vocab).map(|_| (any(levels) as f32 / levels as f32 - 0.5) * spread).collect();
+            for odd in [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 1e-40] {
+                if any(4) == 0 {
+                    logits[any(vocab)] = odd;
+                }
+            }
+            let options = SamplerOptions {
+                temperature: [1e-3, 0.7, 1.0, 40.0][any(4)],
+                top_k: [0, 2, 5, 200, 4000][any(5)],
+                top_p: [1.0, 0.95, 0.4, 1e-6][any(4)],
+                repetition_penalty: [1.0, 1.3, 0.6][any(3)],
+                repetition_window: [1, 4, 64][any(3)],
+                seed: any(1 << 30) as u64,
+            };
+            let mut sampler = Sampler::new(options).unwrap();
+            for step in 0..6 {
+                let recent: Vec<u32> = sampler.recent().collect();
+                let want = sorted(&logits, &recent, &options, random(options.seed, step));
+                assert_eq!(sampler.sample(&logits), want, "case {case}, step {step}: {options:?}");
+                assert_eq!(sampler.draws(), step + 1);
+                sampler.accept(want);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_from_a_large_vocabulary_follow_the_softmax() {
+        // A hundred levels, each shared by many tokens: chi-squared over the levels.
+        let (vocab, levels, n) = (8_000, 100, 10_000);
+        let logits: Vec<f32> =
+            (0..vocab).map(|i| ((i * 7919) % levels) as f32 * 0.07 - 3.0).collect();
+        for temperature in [0.8, 1.7] {
+            let options = SamplerOptions { temperature, seed: 11, ..SamplerOptions::default() };
+            let mut want = vec![0.0; levels];
+            for logit in &logits {
+                let level = ((logit + 3.0) / 0.07).round() as usize;
+                want[level] += f64::from(logit / temperature).exp();
+            }
+            let total: f64 = want.iter().sum();
+            let mut got = vec![0.0; levels];
+            for (token, count) in draws(options, &logits, n).into_iter().enumerate() {
+                got[(token * 7919) % levels] += count as f64;
+            }
+            let chi: f64 = got
+                .iter()
+                .zip(&want)
+                .map(|(got, want)| {
+                    let want = want / total * n as f64;
+                    (got - want).powi(2) / want
+                })
+                .sum();
+            // 99 degrees of freedom: mean 99, standard deviation 14.
+            assert!(chi < 99.0 + 4.0 * 14.0, "chi-squared of {chi} at {temperature}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_to_be_chosen_is_not() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let options = SamplerOptions { temperature: 2.0, ..SamplerOptions::default() };
+        assert_eq!(draws(options, &[nan, -inf, -1e30, nan], 50), [0, 0, 50, 0]);
+        assert_eq!(draws(options, &[nan, -inf, nan], 50), [50, 0, 0], "nothing to choose");
+        let both = draws(options, &[3e38, inf, nan, inf], 50);
+        assert!(both[1] > 0 && both[3] > 0 && both[1] + both[3] == 50, "{both:?}");
+        // One token left is the highest, however little it is ahead.
+        let first = SamplerOptions { temperature: 1e3, top_k: 1, ..options };
+        assert_eq!(draws(first, &[1.0, 1.000_001, 1.0], 50), [0, 50, 0]);
+    }
+
+    #[test]
+    fn following_a_device_leaves_what_sampling_leaves() {
+        let options = SamplerOptions {
+            temperature: 1.0,
+            repetition_penalty: 1.5,
+            repetition_window: 3,
+            seed: 5,
+            ..SamplerOptions::default()
+        };
+        let logits = [0.3, 0.1, 0.2, 0.4, 0.0];
+        let mut here = Sampler::new(options).unwrap();
+        let mut there = here.clone();
+        for step in 0..40 {
+            let token = here.sample(&logits);
+            here.accept(token);
+            if step % 2 == 0 {
+                assert_eq!(there.sample(&logits), token);
+                there.accept(token);
+            } else {
+                there.follow(token);
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,13 @@ pub mod rms_norm;
 pub mod rope;
 pub mod route;
 mod row_dot;
+pub mod sample_cut;
+pub mod sample_draw;
+pub mod sample_greedy;
+pub mod sample_keys;
+pub mod sample_ranks;
+pub mod sample_top_k;
+pub mod sample_top_p;
 mod simd;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,9 @@ mod pipelines;
 mod plan;
 mod readback;
 mod repack;
+// The decode loop that keeps tokens on the device is its caller.
+#[cfg_attr(not(test), expect(dead_code))]
+mod sample;
 #[cfg(test)]
 mod tests;
 mod weights;

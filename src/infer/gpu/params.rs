@@ -149,6 +149,23 @@ pub(super) struct ExpertSum {
     pub result_stride: u32,
 }
 
+/// shared/odds.wgsl
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Sample {
+    pub vocab: u32,
+    pub greedy: u32,
+    pub relief: u32,
+    pub penalty: u32,
+    pub window: u32,
+    pub unit: i32,
+    pub scale: u32,
+    pub top_k: u32,
+    pub top_p: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+}
+
 /// Parameters gathered while a plan is made.
 #[derive(Default)]
 pub(super) struct Arena {

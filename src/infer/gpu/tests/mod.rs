@@ -8,6 +8,7 @@ mod experts;
 mod kernels;
 mod limits;
 mod models;
+mod sample;
 
 use std::sync::{Arc, OnceLock};
 

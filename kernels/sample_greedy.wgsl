@@ -1,0 +1,26 @@
+// Sampling without chance, the last pass: the highest of the chunks' highest keys,
+// of equals the lowest token.
+// Grid: one workgroup.
+//!include shared/odds.wgsl
+//!include shared/highest.wgsl
+//!include shared/chosen.wgsl
+
+@group(1) @binding(0) var<storage, read> parts: array<u32>;
+@group(1) @binding(1) var<storage, read> state: array<u32>;
+@group(1) @binding(2) var<storage, read_write> memory: array<u32>;
+@group(1) @binding(3) var<storage, read_write> tokens: array<u32>;
+@group(1) @binding(4) var<storage, read_write> chosen: array<u32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(local_invocation_index) local: u32) {
+    var key = 0u;
+    var token = NEVER;
+    if (local * CHUNK < params.vocab) {
+        key = parts[local * PART];
+        token = parts[local * PART + 1u];
+    }
+    let best = highest(key, token, local);
+    if (local == 0u && state[0] == 0u) {
+        accept(best.y);
+    }
+}

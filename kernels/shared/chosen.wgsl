@@ -1,0 +1,12 @@
+// The end of a choice: where the token goes, and what is remembered of it.
+
+// For one invocation, if the step was not halted.
+fn accept(token: u32) {
+    tokens[0] = token;
+    chosen[0] = token;
+    if (params.window > 0u) {
+        let accepted = memory[ACCEPTED];
+        memory[RING + accepted % params.window] = token;
+        memory[ACCEPTED] = accepted + 1u;
+    }
+}
