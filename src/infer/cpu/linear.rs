@@ -33,7 +33,8 @@ pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     let tokens = x.len() / cols;
     if tokens <= SINGLES_MAX {
         for (t, x) in x.chunks_exact(cols).enumerate() {
-            matvecs(&Input::new(x), products, t);
+            let types = products.iter().map(|product| product.weight.dtype);
+            matvecs(&Input::new(x, types), products, t);
         }
     } else {
         let panels = Panels::new(x, cols);

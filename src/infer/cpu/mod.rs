@@ -18,6 +18,7 @@ pub mod linear;
 pub mod linear_tile;
 pub mod matrix;
 mod moe;
+mod pages;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;
@@ -33,6 +34,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod wide;
 
 use std::mem;
 use std::ops::Range;
@@ -43,6 +45,7 @@ use kv_write::Cache;
 use linear::Product;
 use matrix::Matrix;
 use moe::{Pairs, SlotBytes};
+use pages::{Arena, Place};
 use rope::Angles;
 
 use super::backend::{
@@ -67,7 +70,7 @@ impl Device for CpuDevice {
 /// A trunk tensor as stored; vectors (norms, biases) also as f32.
 struct Weight {
     spec: MatrixSpec,
-    bytes: Vec<u8>,
+    place: Place,
     vector: Vec<f32>,
 }
 
@@ -78,6 +81,7 @@ pub struct CpuBackend {
     /// One per graph buffer, `[batch, width]`.
     buffers: Vec<Vec<f32>>,
     weights: Vec<Option<Weight>>,
+    stored: Arena,
     caches: Vec<Cache>,
     slots: Vec<SlotBytes>,
     /// The present step's tokens and first position.
@@ -98,6 +102,7 @@ impl CpuBackend {
         Self {
             buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
             weights: graph.weights.iter().map(|_| None).collect(),
+            stored: Arena::default(),
             caches: graph.kv.iter().map(cache).collect(),
             slots: Vec::new(),
             tokens: Vec::new(),
@@ -137,7 +142,7 @@ impl CpuBackend {
     }
 
     fn matrix(&self, id: WeightId) -> Result<Matrix<'_>> {
-        self.weight(id).map(|weight| Matrix::new(&weight.spec, &weight.bytes))
+        self.weight(id).map(|weight| Matrix::new(&weight.spec, self.stored.get(weight.place)))
     }
 
     /// Multiplications in the linears of `ops`, for the present batch.
@@ -324,7 +329,11 @@ impl Backend for CpuBackend {
             vector.resize(spec.cols, 0.0);
             Matrix::new(spec, bytes).unpack_row(0, &mut vector);
         }
-        let weight = Weight { spec: *spec, bytes: bytes.to_vec(), vector };
+        let place = self.stored.store(bytes).map_err(|_| BackendError::OutOfMemory {
+            what: format!("weight {}", self.graph.weight_spec(id).tensor),
+            bytes: bytes.len() as u64,
+        })?;
+        let weight = Weight { spec: *spec, place, vector };
         self.weights[id.0 as usize] = Some(weight);
         Ok(())
     }
