@@ -27,7 +27,7 @@ fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Model 
 fn agrees(name: &str, model: &Model, batch: usize, slots: SlotBudget) {
     let Some(file) = shared(&format!("goldens/{name}/expected.safetensors")) else { return };
     let expected = Expected::parse(&std::fs::read(file).unwrap()).unwrap();
-    let options = SessionOptions { context: Some(96), batch, slots };
+    let options = SessionOptions { context: Some(96), batch, slots, ..SessionOptions::default() };
     let mut session = Session::new(model, &CpuDevice, &options).unwrap();
     let report = check(&mut session, &expected).unwrap();
     println!("{name}, batch {batch}, {slots:?}: {report:?}");
@@ -82,7 +82,12 @@ fn trained_models_page_without_changing_a_bit() {
         let prompt = tokenizer.unwrap().encode("Once upon a time there was a whale").unwrap();
         let mut outputs = Vec::new();
         for slots in [SlotBudget::All, SlotBudget::Experts(experts / 4)] {
-            let options = SessionOptions { context: Some(128), batch: 32, slots };
+            let options = SessionOptions {
+                context: Some(128),
+                batch: 32,
+                slots,
+                ..SessionOptions::default()
+            };
             let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
             let mut logits = vec![session.prefill(&prompt).unwrap()];
             for _ in 0..24 {

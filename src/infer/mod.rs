@@ -22,6 +22,7 @@ pub mod sampler;
 pub mod session;
 pub mod slots;
 pub mod tokenizer;
+pub mod trace;
 
 #[cfg(test)]
 mod golden_tests;

@@ -37,7 +37,8 @@ fn two_classes(wanted: &testing::Wanted<'_>) -> DType {
 }
 
 fn session(model: &Model, slots: SlotBudget) -> Result<Session, SessionError> {
-    let options = SessionOptions { context: Some(64), batch: 16, slots };
+    let options =
+        SessionOptions { context: Some(64), batch: 16, slots, ..SessionOptions::default() };
     Session::new(model, &CpuDevice, &options)
 }
 

@@ -16,6 +16,8 @@ use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
 use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
+use super::trace::Trace;
+use crate::store::PolicyKind;
 
 /// Sizes chosen when a session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +27,13 @@ pub struct SessionOptions {
     /// The most tokens a step carries; prompts are cut into steps of this.
     pub batch: usize,
     pub slots: SlotBudget,
+    /// Which expert gives up its slot.
+    pub policy: PolicyKind,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 256, slots: SlotBudget::All }
+        Self { context: None, batch: 256, slots: SlotBudget::All, policy: PolicyKind::default() }
     }
 }
 
@@ -87,7 +91,7 @@ impl Session {
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes)?;
         Ok(Self {
-            pager: Pager::new(model, &plan),
+            pager: Pager::new(model, &plan, options.policy),
             parts: parts(&model.graph),
             vocab: model.graph.vocab,
             backend,
@@ -103,6 +107,7 @@ impl Session {
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         self.check(tokens)?;
         self.backend.begin(&Step { tokens, position: self.position, logits })?;
+        self.pager.begin(tokens.len());
         for part in &self.parts {
             match part {
                 Part::Run(ops) => self.backend.run(ops.clone())?,
@@ -142,6 +147,16 @@ impl Session {
             Some(token) => Err(SessionError::Token { token: *token, vocab: self.vocab }),
             None => Ok(()),
         }
+    }
+
+    /// Records which experts each step asks for, from now on, into `trace`.
+    pub fn record(&mut self, trace: Trace) {
+        self.pager.record(trace);
+    }
+
+    /// What was recorded; recording ends.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.pager.take_trace()
     }
 
     /// Forgets the sequence; experts stay resident.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
 
-use super::args::{BackendChoice, ModelArgs, Quantize};
+use super::args::{ModelArgs, Quantize};
 use super::generation;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
@@ -113,17 +113,17 @@ impl Opened {
         self.tokenizer.as_ref().context("the model comes without a tokenizer.json")
     }
 
-    /// A session with this much device memory (all it takes if `None`) and room
-    /// for `context` tokens (the engine's default if `None`).
+    /// A session on the device and with the policy that `args` name, with these slots and
+    /// room for `context` tokens (the engine's default if `None`).
     pub fn session(
         &self,
-        backend: BackendChoice,
-        vram_budget: Option<u64>,
+        args: &ModelArgs,
+        slots: SlotBudget,
         context: Option<usize>,
     ) -> anyhow::Result<Session> {
-        let device = generation::device(backend)?;
-        let slots = vram_budget.map_or(SlotBudget::All, SlotBudget::Device);
-        let options = SessionOptions { context, slots, ..SessionOptions::default() };
+        let device = generation::device(args.backend)?;
+        let policy = args.policy();
+        let options = SessionOptions { context, slots, policy, ..SessionOptions::default() };
         let bytes = ByteSize(self.model.manifest.trunk_bytes());
         let loading = progress::spinner(format!("loading {bytes} of resident weights"));
         let session = Session::new(&self.model, device.as_ref(), &options);

@@ -53,8 +53,7 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     let opened = source::open(&args.model)?;
     let context = args.prompt_tokens.saturating_add(decoded);
     let context = args.model.context.unwrap_or(context);
-    let vram = args.model.vram_budget.map(|size| size.0);
-    let mut session = opened.session(args.model.backend, vram, Some(context))?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     run(&mut session, args, decoded)?;
     let mut runs = Vec::with_capacity(args.runs);
     for _ in 0..args.runs {

@@ -77,7 +77,8 @@ fn q8_0(wanted: &Wanted<'_>) -> DType {
 const PROMPT: usize = 13;
 
 fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
-    let options = SessionOptions { context: Some(80), batch: PROMPT, slots };
+    let options =
+        SessionOptions { context: Some(80), batch: PROMPT, slots, ..SessionOptions::default() };
     Session::new(model, device, &options).unwrap()
 }
 
