@@ -11,6 +11,7 @@ pub mod families;
 pub mod generate;
 pub mod gpu;
 pub mod graph;
+pub mod kernel_bench;
 pub mod load;
 pub mod model;
 pub mod pager;

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::backend::{Backend, Capacity, Device, LogitRows, Step};
+use super::backend::{Backend, Capacity, Counters, Device, LogitRows, Step};
 use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
@@ -186,6 +186,11 @@ impl Session {
     /// The device, for people.
     pub fn describe(&self) -> String {
         self.backend.describe()
+    }
+
+    /// What the device did so far, loading included.
+    pub fn counters(&self) -> Counters {
+        self.backend.counters()
     }
 
     pub fn stats(&self) -> SessionStats {

@@ -214,7 +214,7 @@ pub struct ModelArgs {
     /// The longest context to make room for, tokens [default: what the task needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-    /// Which expert gives up its slot to another: lru, lfu or slru [default: lru]
+    /// Which expert gives up its slot to another: lru, lfu or slru [default: lfu]
     #[arg(long, value_name = "NAME")]
     pub policy: Option<PolicyKind>,
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::args::ModelArgs;
+use super::args::{BackendChoice, ModelArgs};
 use crate::infer::trace::ReplayPolicy;
+use crate::store::PolicyKind;
 
 #[derive(Debug, Args)]
 pub struct SynthArgs {
@@ -18,6 +19,10 @@ pub struct SynthArgs {
     /// Same seed, same weights
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Skew the experts' popularity by weights: `zipf:S`, or `zipf:S,stick:P` for a share P
+    /// of a token's experts to be the next token's too [default: even]
+    #[arg(long, value_name = "zipf:S[,stick:P]")]
+    pub routing: Option<String>,
     /// Where to write the model; must not exist yet
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -41,18 +46,60 @@ pub enum BenchCommand {
         #[command(flatten)]
         args: BenchArgs,
     },
+    /// Decoding with fewer slots than experts, against all of them resident
+    Paging {
+        #[command(flatten)]
+        args: BenchArgs,
+        /// Tokens to decode in a run
+        #[arg(short = 'n', long, default_value_t = 64)]
+        tokens: usize,
+        /// Slots for experts, a number or a percentage of all experts
+        #[arg(long, value_name = "N|P%", default_value = "50%")]
+        slots: SlotCount,
+        /// Eviction policies to compare, a session each [default: --policy's]
+        #[arg(long, value_name = "NAME,...", value_delimiter = ',', conflicts_with = "policy")]
+        policies: Vec<PolicyKind>,
+    },
+    /// Each kernel that reads weights, at the model's shapes
+    Kernels(KernelArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KernelArgs {
+    /// The model whose shapes to take, a directory; its weights are not read
+    #[arg(required_unless_present = "arch", conflicts_with = "arch")]
+    pub model: Option<String>,
+    /// Shapes of a well-known model instead, in Q4_K_M, as `synth` knows them
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// Only kernels whose name contains this
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// Measured runs; their median is the result
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+    /// Write a record in Markdown as well; the file must not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Tokens in the prompt
-    #[arg(long, default_value_t = 32)]
-    pub prompt_tokens: usize,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
     /// Measured runs; their median is the result
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     pub runs: usize,
+    /// Write a record in Markdown as well; the file must not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

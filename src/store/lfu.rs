@@ -8,18 +8,21 @@
 //! again. Scores outlive eviction, in a bounded list, so that a key that comes back
 //! is judged by its past.
 //!
-//! All scores fade alike, so instead of lowering them a new use is worth more: the
-//! order stays as it is, and a use costs O(log n).
+//! All scores fade alike, so instead of lowering them a new use is worth more, and the
+//! order stays as it is. A use costs O(1): a key is moved to its place in the order only
+//! when it next comes up as a victim, O(log n) once however often it was used since.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use lru::LruCache;
 
 use super::policy::Policy;
 
 /// A use counts half after so many uses for each key held.
-const HALF_LIFE_USES_PER_KEY: f64 = 32.0;
+const HALF_LIFE_USES_PER_KEY: f64 = 16.0;
 
 /// Scores remembered of keys not held; the largest model known has 6,144 experts.
 const REMEMBERED_MAX: usize = 16_384;
@@ -34,12 +37,14 @@ type Rank = (u64, u64);
 struct Held {
     cost: u64,
     rank: Rank,
+    /// Where it stands in the order: no later than its rank.
+    placed: Cell<Rank>,
 }
 
 /// See the module's comment. Admits everything.
 pub struct Lfu<K: Hash + Eq> {
     held: HashMap<K, Held>,
-    order: BTreeMap<Rank, K>,
+    order: RefCell<BTreeMap<Rank, K>>,
     remembered: LruCache<K, f64>,
     /// A use now is worth 2 to the power of this.
     clock: f64,
@@ -51,7 +56,7 @@ impl<K: Hash + Eq> Default for Lfu<K> {
     fn default() -> Self {
         Self {
             held: HashMap::new(),
-            order: BTreeMap::new(),
+            order: RefCell::default(),
             remembered: LruCache::unbounded(),
             clock: 0.0,
             uses: 0,
@@ -80,10 +85,12 @@ impl<K: Hash + Eq + Clone> Lfu<K> {
         }
         let scale = (-self.clock).exp2();
         self.clock = 0.0;
-        self.order.clear();
+        let order = self.order.get_mut();
+        order.clear();
         for (key, held) in &mut self.held {
             held.rank.0 = (f64::from_bits(held.rank.0) * scale).to_bits();
-            self.order.insert(held.rank, key.clone());
+            held.placed.set(held.rank);
+            order.insert(held.rank, key.clone());
         }
         for (_, score) in &mut self.remembered {
             *score *= scale;
@@ -106,8 +113,8 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
         self.tick();
         let score = self.remembered.pop(&key).unwrap_or(0.0);
         let rank = self.used(score);
-        self.order.insert(rank, key.clone());
-        self.held.insert(key, Held { cost, rank });
+        self.order.get_mut().insert(rank, key.clone());
+        self.held.insert(key, Held { cost, rank, placed: Cell::new(rank) });
         self.total = self.total.saturating_add(cost);
     }
 
@@ -115,9 +122,6 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
         self.tick();
         let Some(before) = self.held.get(key).map(|held| held.rank) else { return false };
         let rank = self.used(f64::from_bits(before.0));
-        if let Some(key) = self.order.remove(&before) {
-            self.order.insert(rank, key);
-        }
         if let Some(held) = self.held.get_mut(key) {
             held.rank = rank;
         }
@@ -127,7 +131,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
     fn remove(&mut self, key: &K) -> Option<u64> {
         let held = self.held.remove(key)?;
         self.total = self.total.saturating_sub(held.cost);
-        if let Some(key) = self.order.remove(&held.rank) {
+        if let Some(key) = self.order.get_mut().remove(&held.placed.get()) {
             if self.remembered.len() >= REMEMBERED_MAX {
                 self.remembered.pop_lru();
             }
@@ -147,12 +151,22 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
     fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
         let mut victims = Vec::new();
         let mut freed = 0_u64;
-        let mut worst_first = self.order.values();
+        let mut order = self.order.borrow_mut();
+        let mut after = Unbounded;
         while freed < room {
-            let key = worst_first.next()?;
-            if !keep(key) {
-                victims.push(key.clone());
-                freed = freed.saturating_add(self.held.get(key).map_or(0, |held| held.cost));
+            let (at, key) = order.range((after, Unbounded)).next()?;
+            let (at, held) = (*at, self.held.get(key)?);
+            if held.rank == at {
+                if !keep(key) {
+                    victims.push(key.clone());
+                    freed = freed.saturating_add(held.cost);
+                }
+                after = Excluded(at);
+            } else {
+                // Used since: it stands further on.
+                held.placed.set(held.rank);
+                let key = order.remove(&at)?;
+                order.insert(held.rank, key);
             }
         }
         Some(victims)
@@ -212,7 +226,7 @@ mod tests {
             assert!(lfu.touch(&2));
         }
         assert_eq!(lfu.victims(1, &|_| false), Some(vec![1]));
-        assert!(lfu.clock < CLOCK_MAX && lfu.order.len() == 2);
+        assert!(lfu.clock < CLOCK_MAX && lfu.order.borrow().len() == 2);
     }
 
     #[test]
@@ -233,7 +247,7 @@ mod tests {
     fn costs_add_up_through_insert_recost_and_remove() {
         let mut lfu = held(&[(1, 1), (2, 1)]);
         lfu.insert(2, 25);
-        assert_eq!((lfu.total(), lfu.cost(&2), lfu.order.len()), (26, Some(25), 2));
+        assert_eq!((lfu.total(), lfu.cost(&2), lfu.order.borrow().len()), (26, Some(25), 2));
         assert_eq!((lfu.remove(&2), lfu.total(), lfu.touch(&2)), (Some(25), 1, false));
         assert_eq!(lfu.victims(1, &|_| false), Some(vec![1]));
     }

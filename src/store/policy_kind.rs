@@ -15,9 +15,9 @@ use super::slru::Slru;
 #[serde(rename_all = "lowercase")]
 pub enum PolicyKind {
     /// Least recently used.
-    #[default]
     Lru,
-    /// Least frequently used, counts fading.
+    /// Least frequently used, counts fading: the best for experts, by what was measured.
+    #[default]
     Lfu,
     /// Segmented least recently used.
     Slru,
