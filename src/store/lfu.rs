@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_pass_over_everything_evicts_only_what_it_brought() {
-        let mut lfu = held(&[(1, 3), (2, 3), (3, 3), (4, 1)]);
+        let mut lfu = held(&[(1, 5), (2, 5), (3, 5), (4, 1)]);
         for key in 100..200 {
             bring(&mut lfu, key);
         }

@@ -45,7 +45,7 @@ const STICK_CONTEXT: f64 = 64.0;
 /// The most experts a layer may have here: the fit's memory grows with them.
 const EXPERTS_MAX: usize = 4096;
 /// Normal numbers that one fit draws.
-const FIT_DRAWS: usize = 1 << 19;
+const FIT_DRAWS: usize = 1 << 18;
 const FIT_ROUNDS: usize = 60;
 
 /// How tokens are to be routed.
