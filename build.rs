@@ -1,5 +1,8 @@
-//! Compiles `proto/` and validates `kernels/`; emits Rust for both into OUT_DIR.
+//! Compiles `proto/` and validates `kernels/`; emits Rust for both into OUT_DIR. Tells
+//! the crate its commit.
 
+#[path = "build/commit.rs"]
+mod commit;
 #[path = "build/kernels.rs"]
 mod kernels;
 #[path = "build/proto.rs"]
@@ -8,4 +11,5 @@ mod proto;
 fn main() {
     proto::compile();
     kernels::compile();
+    commit::emit();
 }

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
+
 use super::graph::WeightId;
 use super::graph::{ExpertLayout, Graph, MatrixSpec, MoeId};
 
@@ -93,6 +95,44 @@ pub enum BackendError {
     Unsupported(String),
 }
 
+/// What a backend did since it was made. They only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Counters {
+    /// Kernels started; on the CPU, ops run.
+    pub dispatches: u64,
+    /// Times that work was handed to the device.
+    pub submissions: u64,
+    /// Times that the host waited for a result of the device.
+    pub readbacks: u64,
+    /// Bytes given to the device: weights, experts, parameters.
+    pub uploaded_bytes: u64,
+    /// How long the device computed, where it can tell.
+    pub device_seconds: Option<f64>,
+}
+
+impl Counters {
+    /// What was done after `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        let seconds = self.device_seconds.zip(before.device_seconds);
+        Self {
+            dispatches: self.dispatches - before.dispatches,
+            submissions: self.submissions - before.submissions,
+            readbacks: self.readbacks - before.readbacks,
+            uploaded_bytes: self.uploaded_bytes - before.uploaded_bytes,
+            device_seconds: seconds.map(|(now, before)| now - before),
+        }
+    }
+}
+
+/// What a device's memory does at best.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bandwidth {
+    /// Bytes a second, read plus written, of copies on the device; on the CPU, of reads.
+    pub copy_bytes_s: f64,
+    /// Bytes a second from the host's memory into the device's.
+    pub upload_bytes_s: f64,
+}
+
 pub type Result<T> = std::result::Result<T, BackendError>;
 
 /// A device that executes a [`Graph`].
@@ -153,6 +193,9 @@ pub trait Backend: Send {
 
     /// Logits of the rows that the step asked for, `[rows, vocab]`.
     fn logits(&mut self) -> Result<Vec<f32>>;
+
+    /// What was done so far. May wait for the device, if it was opened to be timed.
+    fn counters(&self) -> Counters;
 }
 
 /// What a single token's step is fed.
@@ -200,4 +243,7 @@ pub trait Decoder {
 pub trait Device {
     fn backend(&self, graph: std::sync::Arc<Graph>, capacity: Capacity)
     -> Result<Box<dyn Backend>>;
+
+    /// Measures the device's memory: takes a second or so, and some hundred megabytes of it.
+    fn bandwidth(&self) -> Result<Bandwidth>;
 }

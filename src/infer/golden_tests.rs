@@ -28,7 +28,8 @@ fn agrees(name: &str, model: &Model, batch: usize, slots: SlotBudget) {
     let Some(file) = shared(&format!("goldens/{name}/expected.safetensors")) else { return };
     let expected = Expected::parse(&std::fs::read(file).unwrap()).unwrap();
     for kv in [KvFormat::F32, KvFormat::F16] {
-        let options = SessionOptions { context: Some(96), batch, slots, kv };
+        let options =
+            SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
         println!("{name}, batch {batch}, {slots:?}, {kv:?}: {report:?}");

@@ -11,6 +11,7 @@ pub mod families;
 pub mod generate;
 pub mod gpu;
 pub mod graph;
+pub mod kernel_bench;
 pub mod load;
 pub mod model;
 pub mod odds;
@@ -23,6 +24,7 @@ pub mod sampler;
 pub mod session;
 pub mod slots;
 pub mod tokenizer;
+pub mod trace;
 
 #[cfg(test)]
 mod golden_tests;

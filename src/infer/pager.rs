@@ -1,7 +1,8 @@
 //! The pager: brings the experts a layer needs into slots, wave by wave.
 //!
 //! `residency` decides, `reader` fetches, the backend is filled; this file ties
-//! them and counts. Invariant: `demands` equals the sum of hits over the tiers.
+//! them, counts and, where asked to, records. Invariant: `demands` equals the sum of
+//! hits over the tiers, and the experts recorded.
 
 use serde::Serialize;
 
@@ -12,7 +13,8 @@ use super::model::{Model, MoeLayer};
 use super::reader::{Piece, WeightReader};
 use super::residency::{ExpertKey, Residency};
 use super::slots::SlotPlan;
-use crate::store::Tier;
+use super::trace::Trace;
+use crate::store::{PolicyKind, Tier};
 
 /// Experts served, by where they were when they were needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -59,17 +61,38 @@ pub struct Pager {
     stats: PagerStats,
     /// By expert id: the slots of the present wave.
     wave: Vec<Option<Slot>>,
+    /// Experts served, once recording was asked for.
+    trace: Option<Trace>,
 }
 
 impl Pager {
-    pub fn new(model: &Model, plan: &SlotPlan) -> Self {
+    /// `policy` says who is evicted, in every class of slots.
+    pub fn new(model: &Model, plan: &SlotPlan, policy: PolicyKind) -> Self {
         let counts: Vec<usize> = plan.classes.iter().map(|class| class.count).collect();
         Self {
-            residency: Residency::new(&counts, plan.class_of.clone()),
+            residency: Residency::new(&counts, plan.class_of.clone(), || policy.make()),
             layers: model.moe.clone(),
             reader: model.reader.clone(),
             stats: PagerStats::default(),
             wave: Vec::new(),
+            trace: None,
+        }
+    }
+
+    /// Records into `trace` from the next step on.
+    pub fn record(&mut self, trace: Trace) {
+        self.trace = Some(trace);
+    }
+
+    /// What was recorded; recording ends.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.trace.take()
+    }
+
+    /// A step of this many tokens begins.
+    pub fn begin(&mut self, tokens: usize) {
+        if let Some(trace) = &mut self.trace {
+            trace.begin(tokens);
         }
     }
 
@@ -114,6 +137,9 @@ impl Pager {
         for (expert, slot) in wave.hits.iter().chain(&wave.fills) {
             self.wave[*expert as usize] = Some(*slot);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.served(moe, wave.hits.iter().chain(&wave.fills).map(|(expert, _)| *expert));
+        }
         *waiting = wave.waiting;
         Ok(&self.wave)
     }
@@ -121,6 +147,9 @@ impl Pager {
     /// Counts experts of one layer that the device found in their slots by itself.
     pub fn found(&mut self, moe: MoeId, experts: &[u32]) {
         self.residency.touch(moe, experts);
+        if let Some(trace) = &mut self.trace {
+            trace.served(moe, experts.iter().copied());
+        }
         self.stats.demands += experts.len() as u64;
         self.stats.hits.vram += experts.len() as u64;
     }

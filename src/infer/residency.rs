@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::backend::Slot;
 use super::graph::MoeId;
-use crate::store::policy::{Lru, Policy};
+use crate::store::policy::Policy;
 
 /// One expert of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,12 +47,16 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// `counts` slots a class (each at least 1), least recently used evicted first.
-    pub fn new(counts: &[usize], class_of: Vec<u16>) -> Self {
+    /// `counts` slots a class (each at least 1); `policy` makes the one that a class evicts by.
+    pub fn new(
+        counts: &[usize],
+        class_of: Vec<u16>,
+        mut policy: impl FnMut() -> Box<dyn Policy<ExpertKey>>,
+    ) -> Self {
         let classes = counts.iter().map(|count| Class {
             free: (0..u32::try_from(*count).unwrap_or(u32::MAX)).rev().collect(),
             slots: HashMap::new(),
-            policy: Box::new(Lru::new()),
+            policy: policy(),
         });
         Self { classes: classes.collect(), class_of }
     }
@@ -138,8 +142,13 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::PolicyKind;
 
     const LAYER: MoeId = MoeId(0);
+
+    fn lru(counts: &[usize], class_of: Vec<u16>) -> Residency {
+        Residency::new(counts, class_of, || PolicyKind::Lru.make())
+    }
 
     fn fill(residency: &mut Residency, moe: MoeId, wanted: &[u32]) -> Wave {
         let wave = residency.wave(moe, wanted);
@@ -154,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_expert_gives_up_its_slot() {
-        let mut residency = Residency::new(&[2], vec![0, 0]);
+        let mut residency = lru(&[2], vec![0, 0]);
         fill(&mut residency, LAYER, &[3, 5]);
         assert_eq!(fill(&mut residency, LAYER, &[3]).hits.len(), 1);
         let wave = fill(&mut residency, MoeId(1), &[3]);
@@ -170,7 +179,7 @@ mod tests {
 
     #[test]
     fn more_experts_than_slots_come_in_waves_and_none_of_a_wave_evicts_another() {
-        let mut residency = Residency::new(&[3], vec![0]);
+        let mut residency = lru(&[3], vec![0]);
         fill(&mut residency, LAYER, &[6]);
         let first = fill(&mut residency, LAYER, &[0, 1, 2, 3, 4, 5, 6]);
         assert_eq!((first.hits.len(), first.fills.len(), first.waiting.len()), (1, 2, 4));
@@ -185,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_failed_fill_leaves_its_slot_free() {
-        let mut residency = Residency::new(&[1], vec![0]);
+        let mut residency = lru(&[1], vec![0]);
         fill(&mut residency, LAYER, &[0]);
         residency.forget(ExpertKey { moe: LAYER, expert: 0 });
         assert_eq!(residency.resident(), 0);

@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::backend::{
-    Backend, BackendError, Capacity, Device, Fed, KvFormat, LogitRows, Report, Step,
+    Backend, BackendError, Capacity, Counters, Device, Fed, KvFormat, LogitRows, Report, Step,
 };
 use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
@@ -18,6 +18,8 @@ use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
 use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
+use super::trace::Trace;
+use crate::store::PolicyKind;
 
 /// Sizes chosen when a session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +30,19 @@ pub struct SessionOptions {
     pub batch: usize,
     pub slots: SlotBudget,
     pub kv: KvFormat,
+    /// Which expert gives up its slot.
+    pub policy: PolicyKind,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 256, slots: SlotBudget::All, kv: KvFormat::default() }
+        Self {
+            context: None,
+            batch: 256,
+            slots: SlotBudget::All,
+            kv: KvFormat::default(),
+            policy: PolicyKind::default(),
+        }
     }
 }
 
@@ -90,7 +100,7 @@ impl Session {
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes, &plan.class_of)?;
         Ok(Self {
-            pager: Pager::new(model, &plan),
+            pager: Pager::new(model, &plan, options.policy),
             parts: parts(&model.graph),
             vocab: model.graph.vocab,
             backend,
@@ -108,6 +118,7 @@ impl Session {
         if let [token] = tokens
             && let Some(decoder) = self.backend.decoder()?
         {
+            self.pager.begin(1);
             decoder.submit(Fed::Token(*token), self.position, logits != LogitRows::None)?;
             self.finish_token()?;
             self.position += 1;
@@ -117,6 +128,7 @@ impl Session {
             };
         }
         self.backend.begin(&Step { tokens, position: self.position, logits })?;
+        self.pager.begin(tokens.len());
         for part in &self.parts {
             match part {
                 Part::Run(ops) => self.backend.run(ops.clone())?,
@@ -188,6 +200,16 @@ impl Session {
         }
     }
 
+    /// Records which experts each step asks for, from now on, into `trace`.
+    pub fn record(&mut self, trace: Trace) {
+        self.pager.record(trace);
+    }
+
+    /// What was recorded; recording ends.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.pager.take_trace()
+    }
+
     /// Forgets the sequence; experts stay resident.
     pub const fn reset(&mut self) {
         self.position = 0;
@@ -215,6 +237,11 @@ impl Session {
     /// The device, for people.
     pub fn describe(&self) -> String {
         self.backend.describe()
+    }
+
+    /// What the device did so far, loading included.
+    pub fn counters(&self) -> Counters {
+        self.backend.counters()
     }
 
     pub fn stats(&self) -> SessionStats {

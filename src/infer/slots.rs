@@ -150,6 +150,19 @@ fn divide(
     (divided, from, class_of)
 }
 
+/// Slots a class where only their number counts, as [`SlotBudget::Experts`] shares them
+/// out. `classes`: for each, the slots that one token fills and the experts it has.
+/// `None` if there are too few for one token.
+pub fn share_slots(classes: &[(usize, usize)], slots: usize) -> Option<Vec<usize>> {
+    let need = |(demand, experts): &(usize, usize)| Need {
+        slot_bytes: 0,
+        demand: *demand,
+        experts: *experts,
+    };
+    let needs: Vec<Need> = classes.iter().map(need).collect();
+    share(&needs, SlotBudget::Experts(slots), 0).ok()
+}
+
 /// Device bytes of all but the slots: trunk weights, activations, KV cache.
 pub fn trunk_bytes(model: &Model, backend: &dyn Backend) -> u64 {
     let weights = model.trunk.iter().map(|tensor| backend.weight_bytes(&tensor.spec));

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use super::args_measure::*;
 use super::size::ByteSize;
+use crate::infer::slots::SlotBudget;
+use crate::store::PolicyKind;
 
 /// Runs models that do not fit the machine: weights are fetched, proved and paged from a swarm.
 #[derive(Debug, Parser)]
@@ -48,6 +51,9 @@ pub enum Command {
     /// Measure a local model's speed
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Record which experts a run asks for, and try eviction policies on it
+    #[command(subcommand)]
+    Trace(TraceCommand),
 }
 
 /// Where a node keeps its data.
@@ -219,6 +225,20 @@ pub struct ModelArgs {
     /// How the attention cache keeps its elements (local models; a node's are f16)
     #[arg(long, value_enum, default_value_t)]
     pub kv: KvChoice,
+    /// Which expert gives up its slot to another: lru, lfu or slru [default: lfu]
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<PolicyKind>,
+}
+
+impl ModelArgs {
+    /// The device memory that the model may take.
+    pub fn slots(&self) -> SlotBudget {
+        self.vram_budget.map_or(SlotBudget::All, |size| SlotBudget::Device(size.0))
+    }
+
+    pub fn policy(&self) -> PolicyKind {
+        self.policy.unwrap_or_default()
+    }
 }
 
 /// How the next token is chosen.
@@ -287,57 +307,6 @@ pub struct PerplexityArgs {
     /// The text to measure on
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct SynthArgs {
-    /// llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
-    #[arg(long, value_name = "NAME")]
-    pub arch: String,
-    /// This many layers instead of all
-    #[arg(long, value_name = "N")]
-    pub layers: Option<usize>,
-    /// Same seed, same weights
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Where to write the model; must not exist yet
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// One token after another
-    Decode {
-        #[command(flatten)]
-        args: BenchArgs,
-        /// Tokens to decode in a run
-        #[arg(short = 'n', long, default_value_t = 64)]
-        tokens: usize,
-    },
-    /// The prompt, in batches
-    Prefill {
-        #[command(flatten)]
-        args: BenchArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Tokens in the prompt
-    #[arg(long, default_value_t = 32)]
-    pub prompt_tokens: usize,
-    /// Measured runs; their median is the result
-    #[arg(long, default_value_t = 3)]
-    pub runs: usize,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

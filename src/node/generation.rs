@@ -15,17 +15,29 @@ use crate::infer::tokenizer::Tokenizer;
 /// The device a choice stands for. `Auto` never picks a software GPU: the CPU
 /// backend is ten times faster than one.
 pub fn device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+    open(choice, |device| device)
+}
+
+fn open(
+    choice: BackendChoice,
+    with: impl FnOnce(GpuDevice) -> GpuDevice,
+) -> anyhow::Result<Box<dyn Device>> {
     match choice {
         BackendChoice::Cpu => Ok(Box::new(CpuDevice)),
-        BackendChoice::Gpu => Ok(Box::new(GpuDevice::open(AdapterChoice::Any)?)),
+        BackendChoice::Gpu => Ok(Box::new(with(GpuDevice::open(AdapterChoice::Any)?))),
         BackendChoice::Auto => match GpuDevice::open(AdapterChoice::Hardware) {
-            Ok(device) => Ok(Box::new(device)),
+            Ok(device) => Ok(Box::new(with(device))),
             Err(error) => {
                 tracing::info!("no hardware GPU ({error}): using the CPU");
                 Ok(Box::new(CpuDevice))
             }
         },
     }
+}
+
+/// As [`device`], timing what it computes if the adapter can tell.
+pub fn timed_device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+    open(choice, GpuDevice::timed)
 }
 
 /// The choice, before a device is opened.

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod args;
+mod args_measure;
 mod catalog;
 pub mod client;
 mod commands;
@@ -51,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Perplexity(args) => commands::perplexity(&args),
         Command::Synth(args) => commands::synth(&args),
         Command::Bench(command) => commands::bench(&command),
+        Command::Trace(command) => commands::trace(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,16 +10,19 @@ use super::args::{KvChoice, ModelArgs, Quantize};
 use super::generation;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
-use crate::infer::backend::KvFormat;
-use crate::infer::load::{MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, convert};
+use crate::infer::backend::{Device, KvFormat};
+use crate::infer::load::{
+    Arch, MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions, convert,
+    synth_manifest,
+};
 use crate::infer::model::Model;
 use crate::infer::reader::WeightReader;
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::slots::SlotBudget;
 use crate::infer::tokenizer::Tokenizer;
-use crate::store::RangeReader;
 use crate::store::dir::{DirReader, DirShard};
 use crate::store::manifest::Manifest;
+use crate::store::{PolicyKind, RangeReader};
 
 /// A local model, ready for sessions.
 pub struct Opened {
@@ -36,7 +39,17 @@ pub fn is_local(text: &str) -> bool {
 
 /// Opens what `args.model` names on this disk.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
-    let path = Path::new(&args.model);
+    open_path(&args.model, args.quantize)
+}
+
+/// The shapes of a well-known model, without any weights: reading one fails.
+pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
+    opened(synth_manifest(&SynthOptions::new(arch))?, None, Arc::new(MemorySink::default()))
+}
+
+/// As `open`; `quantize` is for a Hugging Face directory.
+pub fn open_path(path: &str, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
+    let path = Path::new(path);
     if !path.exists() {
         bail!("{}: there is no such directory", path.display());
     }
@@ -44,7 +57,7 @@ pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
         return open_rdrr(path);
     }
     if path.join("config.json").is_file() {
-        return open_hugging_face(path, args.quantize);
+        return open_hugging_face(path, quantize);
     }
     bail!(
         "{} is no model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)",
@@ -114,19 +127,35 @@ impl Opened {
         self.tokenizer.as_ref().context("the model comes without a tokenizer.json")
     }
 
-    /// A session on the device that `args` asks for, with room for `context` tokens.
-    pub fn session(&self, args: &ModelArgs, context: usize) -> anyhow::Result<Session> {
+    /// A session on the device and with the policy that `args` name, with these slots and
+    /// room for `context` tokens (the engine's default if `None`).
+    pub fn session(
+        &self,
+        args: &ModelArgs,
+        slots: SlotBudget,
+        context: Option<usize>,
+    ) -> anyhow::Result<Session> {
         let device = generation::device(args.backend)?;
-        let slots = args.vram_budget.map_or(SlotBudget::All, |size| SlotBudget::Device(size.0));
+        self.session_on(device.as_ref(), args, slots, args.policy(), context)
+    }
+
+    /// As `session`, on this device and with this policy.
+    pub fn session_on(
+        &self,
+        device: &dyn Device,
+        args: &ModelArgs,
+        slots: SlotBudget,
+        policy: PolicyKind,
+        context: Option<usize>,
+    ) -> anyhow::Result<Session> {
         let kv = match args.kv {
             KvChoice::F16 => KvFormat::F16,
             KvChoice::F32 => KvFormat::F32,
         };
-        let context = Some(context);
-        let options = SessionOptions { context, slots, kv, ..SessionOptions::default() };
+        let options = SessionOptions { context, slots, kv, policy, ..SessionOptions::default() };
         let bytes = ByteSize(self.model.manifest.trunk_bytes());
         let loading = progress::spinner(format!("loading {bytes} of resident weights"));
-        let session = Session::new(&self.model, device.as_ref(), &options);
+        let session = Session::new(&self.model, device, &options);
         loading.finish_and_clear();
         Ok(session?)
     }

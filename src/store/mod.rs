@@ -14,6 +14,7 @@ pub mod groups;
 pub mod ids;
 mod index;
 pub mod ladder;
+pub mod lfu;
 pub mod manifest;
 mod manifest_check;
 mod manifest_read;
@@ -22,8 +23,10 @@ mod manifest_tests;
 mod manifest_write;
 mod object;
 pub mod policy;
+mod policy_kind;
 pub mod ram;
 pub mod signature;
+pub mod slru;
 pub mod tier;
 pub mod verified;
 
@@ -34,6 +37,7 @@ pub use error::StoreError;
 pub use ids::{ByteRange, ModelId, ShardId};
 pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
 pub use manifest::{Manifest, ManifestError};
+pub use policy_kind::{PolicyKind, UnknownPolicy};
 pub use tier::{
     Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,
 };

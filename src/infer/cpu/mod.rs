@@ -6,6 +6,7 @@
 
 pub mod add;
 pub mod attention;
+mod bandwidth;
 pub mod embed;
 pub mod expert_down;
 pub mod expert_gate_up;
@@ -39,6 +40,7 @@ mod wide;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use attention::Attention;
 use kv_write::Cache;
@@ -49,7 +51,8 @@ use pages::{Arena, Place};
 use rope::Angles;
 
 use super::backend::{
-    Backend, BackendError, Capacity, Device, LogitRows, Result, Slot, SlotClass, Step,
+    Backend, BackendError, Bandwidth, Capacity, Counters, Device, LogitRows, Result, Slot,
+    SlotClass, Step,
 };
 use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, Op, WeightId};
 
@@ -64,6 +67,10 @@ pub struct CpuDevice;
 impl Device for CpuDevice {
     fn backend(&self, graph: Arc<Graph>, capacity: Capacity) -> Result<Box<dyn Backend>> {
         Ok(Box::new(CpuBackend::new(graph, capacity)))
+    }
+
+    fn bandwidth(&self) -> Result<Bandwidth> {
+        Ok(bandwidth::bandwidth())
     }
 }
 
@@ -93,6 +100,7 @@ pub struct CpuBackend {
     /// The layer between its `Route` and its `finish_experts`.
     pairs: Pairs,
     logits: Vec<f32>,
+    counters: Counters,
 }
 
 impl CpuBackend {
@@ -111,9 +119,22 @@ impl CpuBackend {
             angles: Vec::new(),
             pairs: Pairs::default(),
             logits: Vec::new(),
+            counters: Counters { device_seconds: Some(0.0), ..Counters::default() },
             graph,
             capacity,
         }
+    }
+
+    /// Runs so many ops by `work`, and counts them.
+    fn counted(&mut self, ops: usize, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let started = Instant::now();
+        let result = work(self);
+        self.counters.dispatches += ops as u64;
+        self.counters.submissions += 1;
+        if let Some(seconds) = &mut self.counters.device_seconds {
+            *seconds += started.elapsed().as_secs_f64();
+        }
+        result
     }
 
     /// The batch's rows of a buffer.
@@ -333,6 +354,7 @@ impl Backend for CpuBackend {
             what: format!("weight {}", self.graph.weight_spec(id).tensor),
             bytes: bytes.len() as u64,
         })?;
+        self.counters.uploaded_bytes += bytes.len() as u64;
         let weight = Weight { spec: *spec, place, vector };
         self.weights[id.0 as usize] = Some(weight);
         Ok(())
@@ -344,6 +366,7 @@ impl Backend for CpuBackend {
     }
 
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
+        self.counters.uploaded_bytes += bytes.len() as u64;
         self.slots[usize::from(slot.class)].expert_mut(slot.index).copy_from_slice(bytes);
         Ok(())
     }
@@ -374,11 +397,13 @@ impl Backend for CpuBackend {
     fn run(&mut self, ops: Range<usize>) -> Result<()> {
         let graph = Arc::clone(&self.graph);
         let ops = &graph.ops[ops];
-        if self.work(ops) < POOL_MIN {
-            return self.ops(ops);
-        }
-        // On a thread of the pool, so that each parallel region wakes only the others.
-        rayon::scope(|_| self.ops(ops))
+        self.counted(ops.len(), |this| {
+            if this.work(ops) < POOL_MIN {
+                return this.ops(ops);
+            }
+            // On a thread of the pool, so that each parallel region wakes only the others.
+            rayon::scope(|_| this.ops(ops))
+        })
     }
 
     fn routing(&mut self, _op: usize) -> Result<Vec<u32>> {
@@ -390,20 +415,27 @@ impl Backend for CpuBackend {
         let Op::Experts { moe, x, .. } = graph.ops[op] else {
             return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
         };
-        let mut pairs = mem::take(&mut self.pairs);
-        pairs.run(self.rows(x), graph.moe_spec(moe), &self.slots, slots);
-        self.pairs = pairs;
-        Ok(())
+        // Gate and up, then down.
+        self.counted(2, |this| {
+            let mut pairs = mem::take(&mut this.pairs);
+            pairs.run(this.rows(x), graph.moe_spec(moe), &this.slots, slots);
+            this.pairs = pairs;
+            Ok(())
+        })
     }
 
     fn finish_experts(&mut self, op: usize) -> Result<()> {
         let Op::Experts { out, .. } = self.graph.ops[op] else {
             return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
         };
-        self.with_out(out, |this, out| this.pairs.finish(out))
+        self.counted(1, |this| this.with_out(out, |this, out| this.pairs.finish(out)))
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {
         Ok(mem::take(&mut self.logits))
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
     }
 }

@@ -12,7 +12,8 @@ use wgpu::{BufferUsages, DeviceType};
 
 use super::executor::GpuBackend;
 use super::pipelines::{Pipelines, Reduction};
-use crate::infer::backend::{Backend, BackendError, Capacity, Device, Result};
+use super::timing::{self, Meter};
+use crate::infer::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
 use crate::infer::graph::Graph;
 
 /// How long one submission may take before the device counts as lost. A driver's
@@ -35,6 +36,8 @@ pub enum AdapterChoice {
 #[derive(Clone)]
 pub struct GpuDevice {
     inner: Arc<Inner>,
+    meter: Arc<Meter>,
+    timed: bool,
 }
 
 struct Inner {
@@ -94,7 +97,8 @@ impl GpuDevice {
         };
         let wanted = wgpu::DeviceDescriptor {
             label: Some("doppler-node"),
-            required_features: wgpu::Features::SUBGROUP & adapter.features(),
+            required_features: adapter.features()
+                & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -116,8 +120,29 @@ impl GpuDevice {
         let pipelines = Pipelines::new(&device, reduction);
         let subgroups =
             device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 32;
+        let meter = Arc::new(Meter::new(&device, &queue, false));
         let inner = Inner { device, queue, info, limits, faults, pipelines, subgroups };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), meter, timed: false })
+    }
+
+    /// The same device, whose backends time what it computes if the adapter can tell.
+    pub fn timed(self) -> Self {
+        Self { timed: true, ..self }
+    }
+
+    /// The same device with counters of its own.
+    pub(super) fn metered(&self) -> Self {
+        let Inner { device, queue, .. } = self.inner.as_ref();
+        let meter = Arc::new(Meter::new(device, queue, self.timed));
+        Self { inner: Arc::clone(&self.inner), meter, timed: self.timed }
+    }
+
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.meter.counters(self)
     }
 
     /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu)"
@@ -220,10 +245,22 @@ impl GpuDevice {
     /// Writes to a buffer before anything that is submitted later. Offset and
     /// length are multiples of 4.
     pub(super) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        self.meter.uploaded(bytes.len());
         self.inner.queue.write_buffer(buffer, offset, bytes);
     }
 
     pub(super) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.meter.submitted();
+        let index = self.submit_unmetered(encoder)?;
+        self.meter.make_room(self)?;
+        Ok(index)
+    }
+
+    /// A submission that does not count.
+    pub(super) fn submit_unmetered(
+        &self,
+        encoder: wgpu::CommandEncoder,
+    ) -> Result<wgpu::SubmissionIndex> {
         let index = self.scoped("a submission", 0, |_| {
             self.inner.queue.submit(std::iter::once(encoder.finish()))
         })?;
@@ -233,6 +270,7 @@ impl GpuDevice {
 
     /// Sends pending writes on and waits until their staging memory is free again.
     pub(super) fn flush(&self) -> Result<()> {
+        self.meter.submitted();
         let index = self.scoped("an upload", 0, |_| self.inner.queue.submit(std::iter::empty()))?;
         self.wait(Some(index))
     }
@@ -287,7 +325,11 @@ impl GpuDevice {
 
 impl Device for GpuDevice {
     fn backend(&self, graph: Arc<Graph>, capacity: Capacity) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(GpuBackend::new(self.clone(), graph, capacity)?))
+        Ok(Box::new(GpuBackend::new(self.metered(), graph, capacity)?))
+    }
+
+    fn bandwidth(&self) -> Result<Bandwidth> {
+        timing::bandwidth(self)
     }
 }
 

@@ -14,9 +14,11 @@ use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
+use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
 use crate::infer::backend::{
-    Backend, BackendError, Capacity, Decoder, KvFormat, LogitRows, Result, Slot, SlotClass, Step,
+    Backend, BackendError, Capacity, Counters, Decoder, KvFormat, LogitRows, Result, Slot,
+    SlotClass, Step,
 };
 use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
 
@@ -153,8 +155,10 @@ impl GpuBackend {
         let mut encoder =
             self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
         {
+            let clock = self.device.meter().pass();
+            let timestamp_writes = clock.as_ref().map(PassClock::writes);
             let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes });
             for item in &queued {
                 let dispatches = match *item {
                     Queued::Op(op) => plan.ops[op].as_slice(),
@@ -427,6 +431,10 @@ impl Backend for GpuBackend {
         let mut bytes = std::mem::take(&mut self.running.logits);
         bytes.extend(last);
         Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    fn counters(&self) -> Counters {
+        self.device.counters()
     }
 }
 

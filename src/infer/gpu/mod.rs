@@ -4,7 +4,8 @@
 //! pipeline, its bind group and its slot of the parameter arena. A step then
 //! writes 16 bytes of step description and the token ids, and replays the plan;
 //! only a `Route`, whose choice the pager must see, ends a submission.
-//! Plain WebGPU core: no extension is asked for, so every adapter runs the same kernels.
+//! Plain WebGPU core: no extension is asked for but timestamps, where there are any, so
+//! every adapter runs the same kernels.
 
 mod batch;
 mod buffers;
@@ -24,6 +25,7 @@ mod repack;
 mod sample;
 #[cfg(test)]
 mod tests;
+mod timing;
 mod weights;
 
 pub use device::{AdapterChoice, GpuDevice};

@@ -114,6 +114,7 @@ impl Plan {
         pass.set_bind_group(0, &self.common, &[dispatch.params]);
         pass.set_bind_group(1, &dispatch.storage, &[]);
         pass.dispatch_workgroups(x, y, 1);
+        device.meter().dispatched();
         Ok(())
     }
 }

@@ -57,6 +57,7 @@ impl Readback {
     /// Waits for the copy and returns its bytes; `None` if none is on its way.
     pub fn take(&mut self, device: &GpuDevice) -> Result<Option<Vec<u8>>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
+        device.meter().read_back();
         device.wait(Some(pending.submission))?;
         let lost = |why: String| BackendError::Lost(format!("reading {}: {why}", self.what));
         // Whoever polls a shared device runs the callbacks: it may be another thread, just now.

@@ -202,6 +202,13 @@ fn roles(graph: &Graph) -> BTreeMap<&str, Role> {
     roles
 }
 
+/// The routers' names, layer by layer.
+pub(super) fn routers(graph: &Graph) -> Vec<String> {
+    let roles = roles(graph);
+    let routers = graph.weights.iter().map(|weight| &weight.tensor);
+    routers.filter(|name| roles.get(name.as_str()) == Some(&Role::Router)).cloned().collect()
+}
+
 fn kind(name: &str, role: &Role, spec: &Spec) -> Kind {
     match role {
         Role::Embedding if spec.tie_word_embeddings => Kind::Output,

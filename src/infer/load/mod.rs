@@ -2,7 +2,7 @@
 //!
 //! Owns reading safetensors (`hf`), choosing types (`mixture`), placing tensors
 //! (`layout`), writing shards (`convert`, `sink`), models of random weights
-//! (`arch`, `synth`) and summing manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
+//! (`arch`, `synth`, `routing`) and summing manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
 //! is written. Invariant: an output directory either appears whole or not at all.
 
 mod arch;
@@ -14,6 +14,7 @@ mod layout;
 mod mixture;
 #[cfg(test)]
 mod quality_tests;
+mod routing;
 mod sink;
 mod synth;
 #[cfg(test)]
@@ -27,8 +28,9 @@ pub use arch::Arch;
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use hf::{Checkpoint, Source};
 pub use mixture::{Quantization, UnknownQuantization};
+pub use routing::Routing;
 pub use sink::{DirSink, MemorySink, ShardSink};
-pub use synth::{SynthOptions, synth};
+pub use synth::{SynthOptions, random_blocks, synth, synth_manifest};
 
 /// Why a checkpoint was not converted. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,10 @@ pub enum LoadError {
     Layers { layers: usize, max: usize },
     #[error("{0} exists and is not an empty directory: choose another output")]
     OutputExists(String),
+    #[error("routing {0:?}: give zipf:S or zipf:S,stick:P, S from 0 to 4, P from 0 to 0.95")]
+    Routing(String),
+    #[error("this model's routing cannot be skewed: {0}")]
+    NoRouting(String),
     #[error("shards of {0} bytes are not possible: choose 4096 to 67108864, a multiple of 4096")]
     ShardBytes(u64),
 }

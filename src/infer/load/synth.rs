@@ -6,20 +6,23 @@
 //! The same options and seed give the same bytes.
 
 use half::{bf16, f16};
-use rand::rngs::StdRng;
+use rand::rngs::StdRng as Stream;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::convert::{
-    Place, Progress, Writer, body, check_shard_bytes, plan, planned_shards, with_tensors,
+    Place, Progress, SHARD_BYTES_DEFAULT, Writer, body, check_shard_bytes, plan, planned_shards,
+    with_tensors,
 };
+use super::layout::Plan;
 use super::mixture::Quantization;
+use super::routing::{Routing, Shaper};
 use super::sink::ShardSink;
-use super::{LoadError, Result};
+use super::{Arch, LoadError, Result};
 use crate::infer::families;
 use crate::infer::graph::Weight;
-use crate::store::manifest::{Role, TensorEntry};
+use crate::store::manifest::{ManifestBody, Role, TensorEntry};
 use crate::store::{DType, Manifest};
 
 /// Standard deviation of every matrix: Transformers' `initializer_range`.
@@ -42,40 +45,71 @@ pub struct SynthOptions {
     pub quantization: Quantization,
     pub shard_bytes: u64,
     pub seed: u64,
+    /// How tokens are routed; evenly if `None`.
+    pub routing: Option<Routing>,
+}
+
+impl SynthOptions {
+    /// A whole model of this shape in Q4_K_M, routed evenly.
+    pub fn new(arch: Arch) -> Self {
+        Self {
+            config: arch.config(),
+            layers: None,
+            name: format!("synth-{}-q4_k_m", arch.name()),
+            quantization: Quantization::Q4KM,
+            shard_bytes: SHARD_BYTES_DEFAULT,
+            seed: 0,
+            routing: None,
+        }
+    }
+
+    /// What is to be written, and the manifest but for its shards.
+    fn plan(&self) -> Result<(Plan, ManifestBody, Option<Shaper>)> {
+        check_shard_bytes(self.shard_bytes)?;
+        let mut config = self.config.clone();
+        if let Some(layers) = self.layers {
+            let max = families::COUNT_MAX;
+            if !(1..=max).contains(&layers) {
+                return Err(LoadError::Layers { layers, max });
+            }
+            if let Value::Object(config) = &mut config {
+                config.insert("num_hidden_layers".into(), json!(layers));
+            }
+        }
+        let spec = families::from_config(&config)?;
+        let graph = families::graph(&spec);
+        let stored_as = |weight: &Weight| {
+            let (rows, cols) = (weight.rows as u64, weight.cols as u64);
+            let shape = if weight.rows == 1 { vec![cols] } else { vec![rows, cols] };
+            Ok((shape, DType::Bf16))
+        };
+        let plan = plan(&stored_as, &graph, &spec, self.quantization, self.shard_bytes)?;
+        let body = body([&Value::Null, &config], &spec, self.quantization, self.name.clone())?;
+        let shaper = self.routing.map(|routing| Shaper::new(&routing, &spec, &graph, self.seed));
+        Ok((plan, body, shaper.transpose()?))
+    }
+}
+
+/// The manifest that [`synth`] would write, but for the shards' hashes, which are all zero:
+/// for whoever needs shapes and no weights.
+pub fn synth_manifest(options: &SynthOptions) -> Result<Manifest> {
+    let (plan, body, _) = options.plan()?;
+    Ok(Manifest::new(with_tensors(body, &plan, planned_shards(&plan), None)?)?)
 }
 
 /// Writes a model of random weights to `sink`.
 ///
 /// # Errors
-/// A config that is no model, layers out of 1..=4096, a shard size that is not possible.
+/// A config that is no model, layers out of 1..=4096, a shard size that is not possible,
+/// a routing that the model cannot have.
 pub fn synth(
     options: &SynthOptions,
     sink: &mut dyn ShardSink,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest> {
-    check_shard_bytes(options.shard_bytes)?;
-    let mut config = options.config.clone();
-    if let Some(layers) = options.layers {
-        let max = families::COUNT_MAX;
-        if !(1..=max).contains(&layers) {
-            return Err(LoadError::Layers { layers, max });
-        }
-        if let Value::Object(config) = &mut config {
-            config.insert("num_hidden_layers".into(), json!(layers));
-        }
-    }
-    let spec = families::from_config(&config)?;
-    let graph = families::graph(&spec);
-    let stored_as = |weight: &Weight| {
-        let (rows, cols) = (weight.rows as u64, weight.cols as u64);
-        let shape = if weight.rows == 1 { vec![cols] } else { vec![rows, cols] };
-        Ok((shape, DType::Bf16))
-    };
-    let plan = plan(&stored_as, &graph, &spec, options.quantization, options.shard_bytes)?;
-    let body = body([&Value::Null, &config], &spec, options.quantization, options.name.clone())?;
     // The plan must be a valid manifest before it is carried out.
-    Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
-
+    synth_manifest(options)?;
+    let (plan, body, shaper) = options.plan()?;
     let total = plan.tensors.iter().map(|(_, tensor)| tensor.size).sum();
     let mut done = 0;
     let mut writer = Writer::new(&plan.shards, sink);
@@ -83,7 +117,8 @@ pub fn synth(
         progress(Progress { tensor: name, done, total });
         let mut place = Place { spans: &tensor.spans, filled: 0 };
         let seed = options.seed.wrapping_add((number as u64) << 32);
-        draw(tensor, seed, &mut |bytes| writer.append(&mut place, bytes))?;
+        let draw = Draw { name, tensor, seed, shaper: shaper.as_ref() };
+        draw.draw(&mut |bytes| writer.append(&mut place, bytes))?;
         done += tensor.size;
     }
     writer.close()?;
@@ -94,30 +129,50 @@ pub fn synth(
     Ok(manifest)
 }
 
-/// Gives a tensor's bytes to `out`, some blocks at a time.
-fn draw(tensor: &TensorEntry, seed: u64, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let block = tensor.dtype.block_bytes();
-    let stream = STREAM_BLOCKS * block;
-    let chunk = CHUNK_BYTES.next_multiple_of(stream);
-    let mut bytes = Vec::new();
-    let mut done = 0;
-    while done < tensor.size {
-        let left = usize::try_from(tensor.size - done).unwrap_or(usize::MAX);
-        bytes.resize(chunk.min(left), 0);
-        let first = done / stream as u64;
-        bytes.par_chunks_mut(stream).enumerate().for_each(|(i, bytes)| {
-            let mut rng = StdRng::seed_from_u64(seed.wrapping_add(first + i as u64));
-            fill(tensor.dtype, &tensor.role, &mut rng, bytes);
-        });
-        out(&bytes)?;
-        done += bytes.len() as u64;
+/// One tensor to be drawn.
+struct Draw<'a> {
+    name: &'a str,
+    tensor: &'a TensorEntry,
+    seed: u64,
+    shaper: Option<&'a Shaper>,
+}
+
+impl Draw<'_> {
+    /// Gives the tensor's bytes to `out`, some blocks at a time.
+    fn draw(&self, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let Self { name, tensor, seed, shaper } = *self;
+        let stream = STREAM_BLOCKS * tensor.dtype.block_bytes();
+        let chunk = CHUNK_BYTES.next_multiple_of(stream);
+        let std = shaper.map_or(WEIGHT_STD, |shaper| shaper.std(name, &tensor.role));
+        let mut bytes = Vec::new();
+        let mut done = 0;
+        while done < tensor.size {
+            let left = usize::try_from(tensor.size - done).unwrap_or(usize::MAX);
+            bytes.resize(chunk.min(left), 0);
+            let first = done / stream as u64;
+            bytes.par_chunks_mut(stream).enumerate().for_each(|(i, bytes)| {
+                let stream = first + i as u64;
+                let mut rng = Stream::seed_from_u64(seed.wrapping_add(stream));
+                fill(tensor.dtype, &tensor.role, std, &mut rng, bytes);
+                if let Some(shaper) = shaper {
+                    shaper.shape(name, tensor, stream as usize * STREAM_BLOCKS, bytes);
+                }
+            });
+            out(&bytes)?;
+            done += bytes.len() as u64;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Fills `bytes` with whole blocks of a matrix of one type.
+pub fn random_blocks(dtype: DType, seed: u64, bytes: &mut [u8]) {
+    fill(dtype, &Role::Matmul, WEIGHT_STD, &mut Stream::seed_from_u64(seed), bytes);
 }
 
 /// Whole blocks of one type.
-fn fill(dtype: DType, role: &Role, rng: &mut StdRng, bytes: &mut [u8]) {
-    let plain = |bits: u16| (f32::from(bits) / 32767.5 - 1.0) * WEIGHT_STD * 3_f32.sqrt();
+fn fill(dtype: DType, role: &Role, std: f32, rng: &mut Stream, bytes: &mut [u8]) {
+    let plain = |bits: u16| (f32::from(bits) / 32767.5 - 1.0) * std * 3_f32.sqrt();
     if !dtype.is_quantised() {
         let one = *role == Role::Norm;
         for out in bytes.chunks_exact_mut(dtype.block_bytes()) {
@@ -132,10 +187,11 @@ fn fill(dtype: DType, role: &Role, rng: &mut StdRng, bytes: &mut [u8]) {
     }
     rng.fill_bytes(bytes);
     let (scale_at, scale, min) = scales(dtype);
+    let gain = std / WEIGHT_STD;
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-        block[scale_at..scale_at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        block[scale_at..scale_at + 2].copy_from_slice(&f16::from_f32(scale * gain).to_le_bytes());
         if let Some(min) = min {
-            block[2..4].copy_from_slice(&f16::from_f32(min).to_le_bytes());
+            block[2..4].copy_from_slice(&f16::from_f32(min * gain).to_le_bytes());
         }
     }
 }
@@ -167,7 +223,7 @@ fn scales(dtype: DType) -> (usize, f32, Option<f32>) {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{Arch, DirSink, MemorySink, SHARD_BYTES_DEFAULT};
+    use super::super::{DirSink, MemorySink};
     use super::*;
     use crate::infer::backend::LogitRows;
     use crate::infer::cpu::CpuDevice;
@@ -200,8 +256,8 @@ mod tests {
             layers: Some(2),
             name: arch.name().into(),
             quantization: Quantization::Q4KM,
-            shard_bytes: SHARD_BYTES_DEFAULT,
             seed: rand::random(),
+            ..SynthOptions::new(arch)
         }
     }
 
@@ -229,7 +285,13 @@ mod tests {
     fn every_type_has_the_spread_it_should() {
         for dtype in DType::ALL {
             let mut bytes = vec![0; dtype.row_bytes(1 << 16)];
-            fill(dtype, &Role::Matmul, &mut StdRng::seed_from_u64(rand::random()), &mut bytes);
+            fill(
+                dtype,
+                &Role::Matmul,
+                WEIGHT_STD,
+                &mut Stream::seed_from_u64(rand::random()),
+                &mut bytes,
+            );
             let mut values = vec![0.0; 1 << 16];
             dequantize(dtype, &bytes, 1 << 16, &mut values);
             let mean = values.iter().sum::<f32>() / values.len() as f32;

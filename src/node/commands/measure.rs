@@ -18,7 +18,7 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         .with_context(|| args.expected.display().to_string())?;
     let opened = source::open(&args.model)?;
     let context = args.model.context.unwrap_or_else(|| expected.positions());
-    let mut session = opened.session(&args.model, context)?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let report = compare(&mut session, &expected)?;
     if args.json {
         print_json(&report)?;
@@ -48,7 +48,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
     let tokens = opened.tokenizer()?.encode(&text)?;
     let window = args.model.context.unwrap_or(PERPLEXITY_WINDOW);
     let context = window.min(opened.model.graph.context_max);
-    let mut session = opened.session(&args.model, context)?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let bar = progress::bar(tokens.len() as u64, "measuring");
     let options = PerplexityOptions { window: context, bos: None };
     let result = measure(&mut session, &tokens, &options, |so_far| {

@@ -6,8 +6,10 @@ mod convert;
 mod inspect;
 mod join;
 mod measure;
+mod prompts;
 mod run;
 mod synth;
+mod trace;
 
 pub use bench::bench;
 pub use control::{ls, peers, publish, status};
@@ -17,6 +19,7 @@ pub use join::join;
 pub use measure::{check, perplexity};
 pub use run::run;
 pub use synth::synth;
+pub use trace::trace;
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

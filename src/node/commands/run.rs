@@ -35,6 +35,8 @@ struct Answer {
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let answer = if source::is_local(&args.model.model) {
         run_local(args)?
+    } else if args.model.policy.is_some() {
+        bail!("--policy is for a model on this disk; a node evicts by its own");
     } else if args.swarm.is_some() {
         run_in_swarm(args)?
     } else {
@@ -76,7 +78,7 @@ fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
     let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
     let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
     let context = context.min(opened.model.graph.context_max);
-    let mut session = opened.session(&args.model, context)?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let options = GenerateOptions {
         max_tokens: args.tokens,
         stop: opened.model.manifest.eos_token_ids.clone(),

@@ -5,9 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::print_json;
-use crate::infer::load::{
-    Arch, DirSink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions, synth as make,
-};
+use crate::infer::load::{Arch, DirSink, Progress, Routing, SynthOptions, synth as make};
 use crate::node::args::SynthArgs;
 use crate::node::progress::ConvertBar;
 use crate::node::size::ByteSize;
@@ -16,14 +14,9 @@ pub fn synth(args: &SynthArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let arch: Arch = args.arch.parse()?;
     let mut sink = DirSink::new(&args.out)?;
-    let options = SynthOptions {
-        config: arch.config(),
-        layers: args.layers,
-        name: format!("synth-{}-q4_k_m", arch.name()),
-        quantization: Quantization::Q4KM,
-        shard_bytes: SHARD_BYTES_DEFAULT,
-        seed: args.seed,
-    };
+    let routing = args.routing.as_deref().map(str::parse::<Routing>).transpose()?;
+    let options =
+        SynthOptions { layers: args.layers, seed: args.seed, routing, ..SynthOptions::new(arch) };
     let bar = ConvertBar::new("writing");
     let mut show = |progress: Progress<'_>| bar.show(progress);
     let manifest = make(&options, &mut sink, &mut show)?;

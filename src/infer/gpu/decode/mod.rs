@@ -23,6 +23,7 @@ use super::executor::GpuBackend;
 use super::experts::Experts;
 use super::params::Step as StepParams;
 use super::readback::Readback;
+use super::timing::PassClock;
 use super::weights::{DeviceWeight, matrix};
 use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result};
 use crate::infer::graph::{Graph, MoeId, WeightId};
@@ -207,8 +208,10 @@ impl GpuBackend {
         }
         let end = if logits { sequence.steps.len() } else { sequence.logits };
         {
+            let clock = device.meter().pass();
+            let timestamp_writes = clock.as_ref().map(PassClock::writes);
             let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes });
             for dispatch in &sequence.steps[first..end] {
                 plan.encode(device, &mut pass, dispatch, &step)?;
             }

@@ -82,7 +82,8 @@ const PROMPT: usize = 13;
 
 fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
     let kv = KvFormat::F32;
-    let options = SessionOptions { context: Some(80), batch: PROMPT, slots, kv };
+    let options =
+        SessionOptions { context: Some(80), batch: PROMPT, slots, kv, ..SessionOptions::default() };
     Session::new(model, device, &options).unwrap()
 }
 

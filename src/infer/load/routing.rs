@@ -1,0 +1,461 @@
+//! Skewed routing for models of random weights: which experts are popular, and how much
+//! one token's experts are those of the token before. The engine is not told: it all
+//! lies in the weights.
+//!
+//! - Every embedding holds the same value in its first [`CONSTANT`] elements and is
+//!   random, and far larger than what layers add to it, elsewhere. So a router sees a
+//!   constant and noise that is near normal and new with each token.
+//! - A router's first [`CONSTANT`] columns turn the constant into a bias for each expert.
+//!   The biases are fitted (once, by simulation) so that the top k of biased noise falls
+//!   on the n-th most popular expert in proportion to `n^-S`, though never on more than
+//!   [`SHARE_MAX`] of tokens. Each layer has a popularity order of its own.
+//! - For stickiness, the first layer's queries are zero, so its attention is the mean over
+//!   the context: a part of the noise that hardly changes from token to token. Its size is
+//!   fitted so that at [`STICK_CONTEXT`] tokens of context a share P of a token's experts
+//!   is also the next token's. A mean of independent tokens shrinks as the context grows:
+//!   routing sticks more before that point and less after it. A share below what popularity
+//!   alone makes two tokens have in common is met by leaving this part out.
+//!
+//! Holds for tokens that differ, as a text's do: a token's own part of the noise is always
+//! the same, so one token over and over is routed alike.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::synth::WEIGHT_STD;
+use super::{LoadError, Result};
+use crate::infer::families::Spec;
+use crate::infer::graph::Graph;
+use crate::infer::quant::{dequantize, quantize};
+use crate::store::DType;
+use crate::store::manifest::{Role, TensorEntry};
+
+/// Elements of the hidden state that are the same for every token.
+const CONSTANT: usize = 32;
+/// Standard deviation of the embeddings; a layer adds a few units at most.
+const EMBEDDING_STD: f64 = 128.0;
+/// No expert is wanted by more of the tokens.
+const SHARE_MAX: f64 = 0.95;
+/// Where the stickiness asked for is met, tokens.
+const STICK_CONTEXT: f64 = 64.0;
+/// The most experts a layer may have here: the fit's memory grows with them.
+const EXPERTS_MAX: usize = 4096;
+/// Normal numbers that one fit draws.
+const FIT_DRAWS: usize = 1 << 18;
+const FIT_ROUNDS: usize = 60;
+
+/// How tokens are to be routed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    /// Popularity falls as rank to the power of minus this.
+    pub zipf: f64,
+    /// The share of a token's experts that the next token wants too; 0: whatever it is.
+    pub stick: f64,
+}
+
+impl FromStr for Routing {
+    type Err = LoadError;
+    /// `zipf:S` or `zipf:S,stick:P`.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || LoadError::Routing(text.to_owned());
+        let mut parts = text.split(',');
+        let number = |part: Option<&str>, name: &str, max: f64| -> Result<f64> {
+            let number = part.and_then(|part| part.strip_prefix(name)).ok_or_else(bad)?;
+            let number: f64 = number.parse().map_err(|_| bad())?;
+            if (0.0..=max).contains(&number) { Ok(number) } else { Err(bad()) }
+        };
+        let zipf = number(parts.next(), "zipf:", 4.0)?;
+        let stick = match parts.next() {
+            None => 0.0,
+            part => number(part, "stick:", 0.95)?,
+        };
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self { zipf, stick }) }
+    }
+}
+
+/// What becomes of the tensors of one model.
+pub(super) struct Shaper {
+    /// The constant's value in an embedding.
+    constant: f32,
+    /// By router: each expert's weight in the constant's columns.
+    biases: HashMap<String, Vec<f32>>,
+    /// The first layer's attention, and its values' and outputs' standard deviation.
+    sticky: Option<(String, f32)>,
+    seed: u64,
+}
+
+impl Shaper {
+    /// # Errors
+    /// A model without routers, or with a hidden state too small to set a part aside.
+    pub fn new(routing: &Routing, spec: &Spec, graph: &Graph, seed: u64) -> Result<Self> {
+        let routers = super::convert::routers(graph);
+        let hidden = spec.hidden;
+        let shape = graph.moe.first().map(|moe| (moe.experts.len(), moe.top_k));
+        let Some((experts, top_k)) = shape.filter(|(experts, _)| *experts <= EXPERTS_MAX) else {
+            return Err(LoadError::NoRouting("it has no experts to route to".into()));
+        };
+        if hidden < 4 * CONSTANT || graph.moe.iter().any(|moe| moe.experts.len() != experts) {
+            return Err(LoadError::NoRouting(format!(
+                "it takes a hidden state of at least {} and layers of one size",
+                4 * CONSTANT
+            )));
+        }
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x0005_7261_6365);
+        let fit = Fit::new(experts, top_k, routing, &mut rng);
+        // A fifth of the hidden state's square is the constant.
+        let constant = EMBEDDING_STD * (hidden as f64 / CONSTANT as f64).sqrt() / 2.0;
+        let free = (hidden - CONSTANT) as f64;
+        // What is not constant, the sticky part included.
+        let noise_std = EMBEDDING_STD / (1.0 - fit.slow).sqrt();
+        let unit = f64::from(WEIGHT_STD) * free.sqrt() * noise_std;
+        let by_rank: Vec<f32> = fit
+            .biases
+            .iter()
+            .map(|bias| (bias * unit / (CONSTANT as f64 * constant)) as f32)
+            .collect();
+        let biases = routers.into_iter().map(|name| {
+            let mut biases = by_rank.clone();
+            biases.shuffle(&mut rng);
+            (name, biases)
+        });
+        let biases = biases.collect();
+        let sticky = (fit.slow > 0.0).then(|| {
+            // What the first layer adds: std^2 * sqrt(attention width * hidden) * rms(h)
+            // / sqrt(context), `h` being 1 / sqrt(1.25) where it is not constant.
+            let wanted = EMBEDDING_STD * (fit.slow / (1.0 - fit.slow)).sqrt();
+            let width = (spec.heads * spec.head_dim) as f64;
+            let gain = (width * free / 1.25 / STICK_CONTEXT).sqrt();
+            ("model.layers.0.self_attn.".to_owned(), (wanted / gain).sqrt() as f32)
+        });
+        Ok(Self { constant: constant as f32, biases, sticky, seed })
+    }
+
+    /// The part of the sticky attention that a tensor is: `q_proj.weight` and so on.
+    fn attention<'a>(&self, name: &'a str) -> Option<(&'a str, f32)> {
+        let (prefix, std) = self.sticky.as_ref()?;
+        Some((name.strip_prefix(prefix.as_str())?, *std))
+    }
+
+    /// The standard deviation to draw a tensor with.
+    pub fn std(&self, name: &str, role: &Role) -> f32 {
+        match (role, self.attention(name)) {
+            (Role::Embedding, _) => EMBEDDING_STD as f32,
+            (_, Some(("v_proj.weight" | "o_proj.weight", std))) => std,
+            _ => WEIGHT_STD,
+        }
+    }
+
+    /// Changes whole blocks of a tensor, of which the first is number `first_block`.
+    pub fn shape(&self, name: &str, tensor: &TensorEntry, first_block: usize, bytes: &mut [u8]) {
+        let (_, cols) = tensor.rows_cols();
+        let row_blocks = (cols as usize).div_ceil(tensor.dtype.block_len());
+        let constant_blocks = CONSTANT.div_ceil(tensor.dtype.block_len());
+        let blocks = bytes.chunks_exact_mut(tensor.dtype.block_bytes());
+        for (number, block) in (first_block..).zip(blocks) {
+            let (row, within) = (number / row_blocks, number % row_blocks);
+            let constant_block = within < constant_blocks;
+            if tensor.role == Role::Embedding && constant_block {
+                set_constant(tensor.dtype, block, self.constant);
+            } else if let Some(biases) = self.biases.get(name).filter(|_| constant_block) {
+                set_constant(tensor.dtype, block, biases[row]);
+            }
+            match self.attention(name) {
+                Some(("q_proj.weight", _)) => block.fill(0),
+                Some(("v_proj.weight", std)) => {
+                    // The 32 weights of a part of a block drawn as bytes share an offset, and
+                    // so do an embedding's: together they would add up. Single draws do not.
+                    let mut rng = StdRng::seed_from_u64(self.seed ^ number as u64);
+                    let most = std * 3_f32.sqrt();
+                    let skip = if constant_block { CONSTANT } else { 0 };
+                    let draw = |at| if at < skip { 0.0 } else { rng.random_range(-most..most) };
+                    set(block, tensor.dtype, (0..tensor.dtype.block_len()).map(draw).collect());
+                }
+                // The constant stays what it is.
+                Some(("o_proj.weight", _)) if row < CONSTANT => block.fill(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Sets the first [`CONSTANT`] elements of a row's block (all, of a smaller one) to `value`.
+fn set_constant(dtype: DType, block: &mut [u8], value: f32) {
+    let mut values = vec![0.0; dtype.block_len()];
+    dequantize(dtype, block, dtype.block_len(), &mut values);
+    values.iter_mut().take(CONSTANT).for_each(|v| *v = value);
+    set(block, dtype, values);
+}
+
+fn set(block: &mut [u8], dtype: DType, values: Vec<f32>) {
+    let mut changed = Vec::with_capacity(block.len());
+    // Finite values of a whole block cannot be refused.
+    if quantize(dtype, &values, &mut changed).is_ok() {
+        block.copy_from_slice(&changed);
+    }
+}
+
+/// Biases and the slow share of unit normal noise.
+struct Fit {
+    /// By rank of popularity.
+    biases: Vec<f64>,
+    slow: f64,
+}
+
+impl Fit {
+    fn new(experts: usize, top_k: usize, routing: &Routing, rng: &mut StdRng) -> Self {
+        let tokens = (FIT_DRAWS / experts).max(16);
+        let noise: Vec<f64> = (0..tokens * experts).map(|_| normal(rng)).collect();
+        let wanted = shares(experts, top_k, routing.zipf);
+        let mut biases = vec![0.0; experts];
+        let mut chosen = Vec::new();
+        for _ in 0..FIT_ROUNDS {
+            let mut counts = vec![0_usize; experts];
+            for noise in noise.chunks_exact(experts) {
+                top(noise.iter().zip(&biases).map(|(n, b)| n + b), top_k, &mut chosen);
+                chosen.iter().for_each(|expert| counts[*expert] += 1);
+            }
+            for (bias, (count, wanted)) in biases.iter_mut().zip(counts.iter().zip(&wanted)) {
+                let least = 0.5 / tokens as f64;
+                let share = (*count as f64 / tokens as f64).clamp(least, 1.0 - least);
+                // Even steps in log odds; noise of standard deviation 1.
+                let odds = |p: f64| (p / (1.0 - p)).ln();
+                *bias += 0.4 * (odds(*wanted) - odds(share));
+            }
+        }
+        Self { slow: slow_share(&noise, &biases, top_k, routing.stick), biases }
+    }
+}
+
+/// The share of tokens that want each expert, by rank: in proportion to `rank^-zipf`,
+/// at most [`SHARE_MAX`], adding up to `top_k`.
+fn shares(experts: usize, top_k: usize, zipf: f64) -> Vec<f64> {
+    let weights: Vec<f64> = (1..=experts).map(|rank| (rank as f64).powf(-zipf)).collect();
+    let max = SHARE_MAX.max(top_k as f64 / experts as f64).min(1.0 - 1e-6);
+    let mut capped = 0;
+    loop {
+        // The most popular are at the limit; the others share what is left.
+        let left = top_k as f64 - capped as f64 * max;
+        let scale = left.max(0.0) / weights[capped.min(experts - 1)..].iter().sum::<f64>();
+        if capped == experts || weights[capped] * scale <= max {
+            let share = |(rank, weight)| if rank < capped { max } else { weight * scale };
+            return weights.iter().enumerate().map(share).collect();
+        }
+        capped += 1;
+    }
+}
+
+/// How much of the noise two tokens must share to have `stick` of their experts in common.
+fn slow_share(noise: &[f64], biases: &[f64], top_k: usize, stick: f64) -> f64 {
+    let experts = biases.len();
+    let rows: Vec<&[f64]> = noise.chunks_exact(experts).collect();
+    let common = |slow: f64| {
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        let (mut common, mut all) = (0, 0);
+        for rows in rows.chunks_exact(3) {
+            let logits = |fast: usize| {
+                let noise = rows[0].iter().zip(rows[fast]);
+                let noise = noise.map(move |(s, f)| slow.sqrt() * s + (1.0 - slow).sqrt() * f);
+                noise.zip(biases).map(|(n, b)| n + b)
+            };
+            top(logits(1), top_k, &mut first);
+            top(logits(2), top_k, &mut second);
+            common += first.iter().filter(|expert| second.contains(expert)).count();
+            all += top_k;
+        }
+        f64::from(common as u32) / f64::from(all as u32)
+    };
+    if stick <= common(0.0) {
+        return 0.0;
+    }
+    let (mut low, mut high) = (0.0, 0.999);
+    for _ in 0..16 {
+        let middle = (low + high) / 2.0;
+        if common(middle) < stick { low = middle } else { high = middle }
+    }
+    high
+}
+
+/// The `top_k` largest of `logits`, in no order.
+fn top(logits: impl Iterator<Item = f64>, top_k: usize, chosen: &mut Vec<usize>) {
+    let logits: Vec<f64> = logits.collect();
+    chosen.clear();
+    chosen.extend(0..logits.len());
+    if top_k < logits.len() {
+        chosen.select_nth_unstable_by(top_k, |a, b| logits[*b].total_cmp(&logits[*a]));
+        chosen.truncate(top_k);
+    }
+}
+
+/// Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
+fn normal(rng: &mut StdRng) -> f64 {
+    let (u, v): (f64, f64) = (rng.random_range(f64::EPSILON..1.0), rng.random_range(0.0..1.0));
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::super::{Arch, MemorySink, Quantization, SynthOptions, synth};
+    use super::*;
+    use crate::infer::backend::LogitRows;
+    use crate::infer::cpu::CpuDevice;
+    use crate::infer::model::Model;
+    use crate::infer::reader::WeightReader;
+    use crate::infer::session::{Session, SessionOptions};
+    use crate::infer::testing::runtime;
+    use crate::infer::trace::Trace;
+
+    const VOCAB: u32 = 3000;
+
+    fn options(arch: Arch, routing: Option<Routing>, seed: u64) -> SynthOptions {
+        let mut config = arch.config();
+        for (key, value) in [
+            ("hidden_size", 256),
+            ("intermediate_size", 256),
+            ("moe_intermediate_size", 256),
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 2),
+            ("head_dim", 64),
+            ("num_experts", 24),
+            ("num_experts_per_tok", 4),
+            ("vocab_size", VOCAB as usize),
+        ] {
+            // Mixtral keeps its 8 experts, of which a token takes 2.
+            if config.get(key).is_some() && (arch != Arch::Mixtral8x7B || !key.contains("experts"))
+            {
+                config[key] = json!(value);
+            }
+        }
+        let quantization = Quantization::Q4KM;
+        SynthOptions {
+            config,
+            layers: Some(3),
+            seed,
+            routing,
+            quantization,
+            ..SynthOptions::new(arch)
+        }
+    }
+
+    /// What random tokens are routed to, in prompts of 96, one token at a time.
+    fn trace(options: &SynthOptions) -> Trace {
+        let mut sink = MemorySink::default();
+        let manifest = synth(options, &mut sink, &mut |_| {}).unwrap();
+        let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
+        let model = Model::open(manifest, reader).unwrap();
+        let context = Some(96);
+        let session_options = SessionOptions { context, ..SessionOptions::default() };
+        let mut session = Session::new(&model, &CpuDevice, &session_options).unwrap();
+        session.record(Trace::new(&model));
+        let mut rng = StdRng::seed_from_u64(options.seed);
+        for _ in 0..8 {
+            session.reset();
+            for _ in 0..96 {
+                let logits = session.step(&[rng.random_range(0..VOCAB)], LogitRows::Last).unwrap();
+                assert!(logits.iter().all(|logit| logit.is_finite()));
+            }
+        }
+        session.take_trace().unwrap()
+    }
+
+    /// By layer, the share of tokens that want each expert, most popular first.
+    fn popularity(trace: &Trace) -> Vec<Vec<f64>> {
+        let layers = trace.layers.iter().enumerate().map(|(at, layer)| {
+            let mut shares = vec![0.0; layer.experts];
+            for step in &trace.steps {
+                for expert in &step.experts[at] {
+                    shares[*expert as usize] += 1.0 / trace.steps.len() as f64;
+                }
+            }
+            shares.sort_by(|a, b| b.total_cmp(a));
+            shares
+        });
+        layers.collect()
+    }
+
+    /// By layer, what a token's experts have in common with the next's, 48 to 80 tokens in.
+    fn overlap(trace: &Trace) -> Vec<f64> {
+        let layers = trace.layers.iter().enumerate().map(|(at, layer)| {
+            let (mut common, mut all) = (0, 0);
+            for prompt in trace.steps.chunks_exact(96) {
+                for pair in prompt[48..80].windows(2) {
+                    let (a, b) = (&pair[0].experts[at], &pair[1].experts[at]);
+                    common += a.iter().filter(|expert| b.contains(expert)).count();
+                    all += layer.top_k;
+                }
+            }
+            f64::from(common as u32) / f64::from(all as u32)
+        });
+        layers.collect()
+    }
+
+    #[test]
+    fn popularity_follows_zipf_where_random_routers_are_near_even() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        for (arch, experts, top_k) in [(Arch::Qwen3_30BA3B, 24, 4), (Arch::Mixtral8x7B, 8, 2)] {
+            let even = popularity(&trace(&options(arch, None, seed)));
+            let routing = Routing { zipf: 1.0, stick: 0.0 };
+            let skewed = popularity(&trace(&options(arch, Some(routing), seed)));
+            let wanted = shares(experts, top_k, 1.0);
+            println!("{arch:?} even {even:.2?}\nskewed {skewed:.2?}\nwanted {wanted:.2?}");
+            for (layer, shares) in skewed.iter().enumerate() {
+                let off: f64 = shares.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum();
+                // Half the distance would be a shuffle of nothing; even routing is far off.
+                let even_off: f64 =
+                    wanted.iter().map(|b| (top_k as f64 / experts as f64 - b).abs()).sum();
+                assert!(off < 0.3 * even_off, "layer {layer}: {off} of {even_off}");
+            }
+        }
+    }
+
+    #[test]
+    fn routing_sticks_as_much_as_asked_for_at_the_context_it_is_made_for() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let at = |stick| {
+            let routing = Routing { zipf: 0.6, stick };
+            overlap(&trace(&options(Arch::Qwen3_30BA3B, Some(routing), seed)))
+        };
+        let (loose, sticky) = (at(0.0), at(0.6));
+        println!("loose {loose:.2?}, sticky {sticky:.2?}");
+        for (loose, sticky) in loose.iter().zip(&sticky) {
+            assert!(*loose < 0.45, "{loose}");
+            assert!((0.5..0.7).contains(sticky), "{sticky}");
+        }
+    }
+
+    #[test]
+    fn shares_add_up_and_none_is_above_the_limit() {
+        for (experts, top_k, zipf) in [(128, 8, 1.0), (8, 2, 4.0), (8, 8, 1.0), (24, 4, 0.0)] {
+            let shares = shares(experts, top_k, zipf);
+            let sum: f64 = shares.iter().sum();
+            assert!((sum - top_k as f64).abs() < 1e-4, "{sum}: {shares:?}");
+            assert!(shares.is_sorted_by(|a, b| a >= b) && shares[0] <= 1.0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_possible_is_refused() {
+        assert_eq!(
+            "zipf:1.2,stick:0.5".parse::<Routing>().unwrap(),
+            Routing { zipf: 1.2, stick: 0.5 }
+        );
+        for text in ["", "zipf", "zipf:x", "zipf:-1", "zipf:9", "stick:1", "zipf:1,stick:2"] {
+            let error = text.parse::<Routing>().unwrap_err().to_string();
+            assert!(error.contains("zipf:S"), "{error}");
+        }
+        assert!("zipf:1,stick:0.5,more".parse::<Routing>().is_err());
+        let routing = Some(Routing { zipf: 1.0, stick: 0.0 });
+        let dense = SynthOptions { routing, ..SynthOptions::new(Arch::Llama32_1B) };
+        let error = synth(&dense, &mut MemorySink::default(), &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("no experts"), "{error}");
+    }
+}

@@ -1,0 +1,232 @@
+//! What the user typed to measure with: `synth`, `bench`, `trace`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::args::{BackendChoice, ModelArgs};
+use crate::infer::trace::ReplayPolicy;
+use crate::store::PolicyKind;
+
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
+    #[arg(long, value_name = "NAME")]
+    pub arch: String,
+    /// This many layers instead of all
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Same seed, same weights
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Skew the experts' popularity by weights: `zipf:S`, or `zipf:S,stick:P` for a share P
+    /// of a token's experts to be the next token's too [default: even]
+    #[arg(long, value_name = "zipf:S[,stick:P]")]
+    pub routing: Option<String>,
+    /// Where to write the model; must not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One token after another
+    Decode {
+        #[command(flatten)]
+        args: BenchArgs,
+        /// Tokens to decode in a run
+        #[arg(short = 'n', long, default_value_t = 64)]
+        tokens: usize,
+    },
+    /// The prompt, in batches
+    Prefill {
+        #[command(flatten)]
+        args: BenchArgs,
+    },
+    /// Decoding with fewer slots than experts, against all of them resident
+    Paging {
+        #[command(flatten)]
+        args: BenchArgs,
+        /// Tokens to decode in a run
+        #[arg(short = 'n', long, default_value_t = 64)]
+        tokens: usize,
+        /// Slots for experts, a number or a percentage of all experts
+        #[arg(long, value_name = "N|P%", default_value = "50%")]
+        slots: SlotCount,
+        /// Eviction policies to compare, a session each [default: --policy's]
+        #[arg(long, value_name = "NAME,...", value_delimiter = ',', conflicts_with = "policy")]
+        policies: Vec<PolicyKind>,
+    },
+    /// Each kernel that reads weights, at the model's shapes
+    Kernels(KernelArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KernelArgs {
+    /// The model whose shapes to take, a directory; its weights are not read
+    #[arg(required_unless_present = "arch", conflicts_with = "arch")]
+    pub model: Option<String>,
+    /// Shapes of a well-known model instead, in Q4_K_M, as `synth` knows them
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// Only kernels whose name contains this
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// Measured runs; their median is the result
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+    /// Write a record in Markdown as well; the file must not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// Measured runs; their median is the result
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+    /// Write a record in Markdown as well; the file must not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tokens to measure with.
+#[derive(Debug, Clone, Args)]
+pub struct PromptArgs {
+    /// Take prompts and what follows them from this text [default: fixed token ids]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens in a prompt
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub prompt_tokens: usize,
+    /// Different prompts, used in turn
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub prompts: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    /// Run a local model and write down which experts each step asks for
+    Record(RecordArgs),
+    /// What eviction policies would have made of a recorded run
+    Replay(ReplayArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A text to continue (repeatable); without any, tokens come from --text or are fixed ids
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "text")]
+    pub prompt: Vec<String>,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// Tokens after each prompt
+    #[arg(short = 'n', long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Slots for experts, a number or a percentage of all experts [default: all]
+    #[arg(long, value_name = "N|P%", conflicts_with = "vram_budget")]
+    pub slots: Option<SlotCount>,
+    /// The trace to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Print the engine's own counters as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// A trace that `trace record` wrote
+    pub file: PathBuf,
+    /// Slots to replay with, numbers or percentages of all experts
+    #[arg(long, value_name = "N|P%,...", value_delimiter = ',', default_value = "25%,50%,75%")]
+    pub slots: Vec<SlotCount>,
+    /// lru, lfu, slru, optimal (Belady's, which knows the future) or all
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "all")]
+    pub policy: Vec<PolicyChoice>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Policies to replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PolicyChoice {
+    All,
+    One(ReplayPolicy),
+}
+
+impl std::str::FromStr for PolicyChoice {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let unknown = |_| format!("unknown policy {text:?} (known: lru, lfu, slru, optimal, all)");
+        text.parse().map(Self::One).map_err(unknown)
+    }
+}
+
+/// A number of slots: `40`, or `50%` of all experts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SlotCount {
+    Slots(usize),
+    Percent(f64),
+}
+
+impl std::str::FromStr for SlotCount {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || {
+            format!("{text:?} is neither a number of slots nor a percentage above 0 and up to 100")
+        };
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse() {
+                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Self::Percent(percent)),
+                _ => Err(bad()),
+            },
+            None => text.parse().ok().filter(|n| *n > 0).map(Self::Slots).ok_or_else(bad),
+        }
+    }
+}
+
+impl SlotCount {
+    /// Of so many experts, rounded down but not to nothing.
+    pub fn of(self, experts: usize) -> usize {
+        match self {
+            Self::Slots(slots) => slots,
+            Self::Percent(percent) => ((experts as f64 * percent / 100.0) as usize).max(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_numbers_or_percentages() {
+        assert_eq!("40".parse::<SlotCount>().unwrap().of(64), 40);
+        assert_eq!("50%".parse::<SlotCount>().unwrap().of(65), 32);
+        assert_eq!("0.1%".parse::<SlotCount>().unwrap().of(64), 1);
+        for text in ["", "0", "-1", "%", "0%", "101%", "NaN%", "half"] {
+            assert!(text.parse::<SlotCount>().is_err(), "{text}");
+        }
+    }
+}

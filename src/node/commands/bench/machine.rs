@@ -1,0 +1,86 @@
+//! What a measurement was taken on, and records of it for people.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// The machine, the program and how it was called.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    pub host: String,
+    pub threads: usize,
+    /// The backend; for a GPU its adapter and driver.
+    pub device: String,
+    pub version: &'static str,
+    /// The commit that the binary was built from, if the build could tell; with a `+`
+    /// if files differed from it.
+    pub commit: Option<&'static str>,
+    pub command: String,
+}
+
+impl Machine {
+    pub fn new(device: String) -> Self {
+        Self {
+            host: processor(),
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            device,
+            version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("DOPPLER_COMMIT"),
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+        }
+    }
+
+    /// One line for each thing that a record must name.
+    pub fn lines(&self) -> Vec<String> {
+        let commit = self.commit.unwrap_or("unknown");
+        vec![
+            format!("host: {}, {} threads", self.host, self.threads),
+            format!("device: {}", self.device),
+            format!("doppler-node {}, commit {commit}", self.version),
+            format!("command: `{}`", self.command),
+        ]
+    }
+}
+
+/// The processor's name where the system tells it.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()
+}
+
+/// The most memory this process has held, bytes, where the system tells it.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A Markdown file to be written once a measurement is done. Made first, so that a
+/// path that cannot be written is refused before anything is measured.
+pub struct RecordFile {
+    file: File,
+    path: String,
+}
+
+impl RecordFile {
+    pub fn create(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let file = File::create_new(path).with_context(|| format!("cannot create {name}"))?;
+        Ok(Self { file, path: name })
+    }
+
+    /// A heading, what was measured on, and the result as printed.
+    pub fn write(mut self, title: &str, machine: &Machine, result: &str) -> anyhow::Result<()> {
+        let mut text = format!("# {title}\n\n");
+        for line in machine.lines() {
+            text += &format!("- {line}\n");
+        }
+        text += &format!("\n```\n{}\n```\n", result.trim_end());
+        self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path))
+    }
+}

@@ -1,0 +1,208 @@
+//! `bench paging`: decoding with fewer slots than experts, against all of them resident.
+//!
+//! One session holds every expert; one for each policy holds some. They take turns,
+//! prompt by prompt, and the resident one runs before and after each of the others, so
+//! that what else the machine does falls on all alike. The bound is what paging could
+//! reach if it cost nothing but moving the missed bytes to the device:
+//! `1 / (resident step time + missed bytes / upload bandwidth)`.
+
+use std::fmt::Write as _;
+
+use anyhow::ensure;
+use serde::Serialize;
+
+use super::machine::{Machine, peak_rss_bytes};
+use super::sample::{PerToken, Sample};
+use super::stats::Summary;
+use super::{Runs, record_file, report};
+use crate::infer::backend::Bandwidth;
+use crate::infer::pager::PagerStats;
+use crate::infer::session::Session;
+use crate::infer::slots::SlotBudget;
+use crate::node::args::{BenchArgs, SlotCount};
+use crate::node::{generation, source};
+use crate::store::PolicyKind;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Record {
+    what: &'static str,
+    machine: Machine,
+    model: String,
+    quantization: String,
+    experts: usize,
+    slots: usize,
+    prompt_tokens: usize,
+    prompts: usize,
+    /// Tokens measured in each run.
+    tokens: usize,
+    runs: usize,
+    resident: Resident,
+    paged: Vec<Paged>,
+    bandwidth: Bandwidth,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// The session that holds all.
+#[derive(Serialize)]
+struct Resident {
+    tok_s: Summary,
+    hit_percent: Option<f64>,
+    per_token: PerToken,
+}
+
+/// A session that pages.
+#[derive(Serialize)]
+struct Paged {
+    policy: PolicyKind,
+    tok_s: Summary,
+    /// Of the resident runs' speed just before and after.
+    of_resident: Summary,
+    hit_percent: Option<f64>,
+    per_token: PerToken,
+    pager: PagerStats,
+    bound_tok_s: Summary,
+    /// Of the bound.
+    of_bound: Summary,
+}
+
+/// A paging session and its runs.
+struct Side {
+    policy: PolicyKind,
+    session: Session,
+    samples: Vec<Sample>,
+}
+
+pub fn paging(
+    args: &BenchArgs,
+    decoded: usize,
+    slots: SlotCount,
+    policies: &[PolicyKind],
+) -> anyhow::Result<()> {
+    let opened = source::open(&args.model)?;
+    let experts = opened.model.experts();
+    ensure!(experts > 0, "{} has no experts to page", opened.model.manifest.model_id);
+    ensure!(args.model.vram_budget.is_none(), "give --slots instead of --vram-budget");
+    let runs = Runs::new(args, &opened, decoded)?;
+    let file = record_file(args.record.as_deref())?;
+    let device = generation::timed_device(args.model.backend)?;
+    let slots = SlotBudget::Experts(slots.of(experts));
+    let own = [args.model.policy()];
+    let mut sides = Vec::new();
+    for policy in if policies.is_empty() { &own } else { policies } {
+        let session =
+            opened.session_on(device.as_ref(), &args.model, slots, *policy, Some(runs.context))?;
+        sides.push(Side { policy: *policy, session, samples: Vec::new() });
+    }
+    let all = SlotBudget::All;
+    let mut whole =
+        opened.session_on(device.as_ref(), &args.model, all, own[0], Some(runs.context))?;
+    for run in 0..runs.count {
+        let passage = runs.passage(run);
+        Sample::take(&mut whole, &passage, decoded)?;
+        for side in &mut sides {
+            Sample::take(&mut side.session, &passage, decoded)?;
+        }
+    }
+    let mut resident = vec![Sample::take(&mut whole, &runs.passage(0), decoded)?];
+    for run in 0..args.runs {
+        let passage = runs.passage(run);
+        for side in &mut sides {
+            side.samples.push(Sample::take(&mut side.session, &passage, decoded)?);
+            resident.push(Sample::take(&mut whole, &passage, decoded)?);
+        }
+    }
+    let peak_rss_bytes = peak_rss_bytes();
+    let machine = Machine::new(whole.describe());
+    let slots = sides[0].session.stats().slots;
+    let bandwidth = device.bandwidth()?;
+    let count = sides.len();
+    let paged = sides.iter().enumerate().map(|(at, side)| {
+        // Of run r the neighbours are before, at r * count + at, and after.
+        let near = |run: usize| &resident[run * count + at..][..2];
+        side.summary(near, bandwidth.upload_bytes_s)
+    });
+    let record = Record {
+        what: "paging",
+        model: opened.model.manifest.model_id.clone(),
+        quantization: opened.model.manifest.quantization.clone(),
+        experts,
+        slots,
+        prompt_tokens: args.prompts.prompt_tokens,
+        prompts: runs.count,
+        tokens: decoded,
+        runs: args.runs,
+        paged: paged.collect(),
+        resident: Resident {
+            tok_s: Summary::of(resident.iter().map(Sample::tok_s).collect()),
+            hit_percent: Sample::sum(&resident).hit_percent(),
+            per_token: Sample::sum(&resident).per_token(),
+        },
+        bandwidth,
+        peak_rss_bytes,
+        machine,
+    };
+    let title = format!("paging, {}", record.model);
+    report(args.json, file, &record, &title, &record.machine, &text(&record))
+}
+
+impl Side {
+    /// `near`: the resident samples on either side of a run.
+    fn summary<'a>(&self, near: impl Fn(usize) -> &'a [Sample], upload_bytes_s: f64) -> Paged {
+        let (mut of_resident, mut bounds, mut of_bound) = (Vec::new(), Vec::new(), Vec::new());
+        for (run, sample) in self.samples.iter().enumerate() {
+            let step = Sample::sum(near(run));
+            let step_s = step.seconds / step.tokens as f64;
+            let missed_s = sample.per_token().missed_bytes / upload_bytes_s;
+            let bound = 1.0 / (step_s + missed_s);
+            of_resident.push(sample.tok_s() * step_s);
+            of_bound.push(sample.tok_s() / bound);
+            bounds.push(bound);
+        }
+        let sum = Sample::sum(&self.samples);
+        Paged {
+            policy: self.policy,
+            tok_s: Summary::of(self.samples.iter().map(Sample::tok_s).collect()),
+            of_resident: Summary::of(of_resident),
+            hit_percent: sum.hit_percent(),
+            per_token: sum.per_token(),
+            pager: sum.pager,
+            bound_tok_s: Summary::of(bounds),
+            of_bound: Summary::of(of_bound),
+        }
+    }
+}
+
+fn text(record: &Record) -> String {
+    let Record { runs, tokens, prompts, prompt_tokens, slots, experts, .. } = record;
+    let mut text = format!(
+        "paging: {slots} slots for {experts} experts   {}\n  \
+         {runs} runs of {tokens} tokens over {prompts} prompts of {prompt_tokens}\n",
+        record.model
+    );
+    let _ = writeln!(text, "  all resident  {} tok/s", record.resident.tok_s);
+    for side in &record.paged {
+        let hits = side.pager.hits;
+        let _ = writeln!(text, "  paged by {:<4} {} tok/s", side.policy, side.tok_s);
+        let _ = writeln!(text, "    of resident {}", side.of_resident);
+        let _ = writeln!(
+            text,
+            "    {:.1} % of experts had a slot; vram {}, ram {}, disk {}, peer {}; \
+             {:.2} MB missed a token",
+            side.hit_percent.unwrap_or_default(),
+            hits.vram,
+            hits.ram,
+            hits.disk,
+            hits.peer,
+            side.per_token.missed_bytes / 1e6
+        );
+        let _ = writeln!(
+            text,
+            "    bound {} tok/s at {:.2} GB/s of upload; reached {}",
+            side.bound_tok_s,
+            record.bandwidth.upload_bytes_s / 1e9,
+            side.of_bound
+        );
+    }
+    text
+}

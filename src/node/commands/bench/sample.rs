@@ -1,0 +1,147 @@
+//! One run of a session, timed and counted.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::infer::backend::{Counters, LogitRows};
+use crate::infer::graph::{Op, WeightId};
+use crate::infer::model::Model;
+use crate::infer::pager::{PagerStats, TierHits};
+use crate::infer::session::Session;
+
+/// What one run, or several together, took. Loading and the parts not measured are left out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sample {
+    pub tokens: usize,
+    pub seconds: f64,
+    pub counters: Counters,
+    pub pager: PagerStats,
+}
+
+impl Sample {
+    /// Runs a passage from an empty cache: of `decoded` tokens at its end one step each is
+    /// measured; with none, the passage as a prompt is.
+    pub fn take(session: &mut Session, passage: &[u32], decoded: usize) -> anyhow::Result<Self> {
+        session.reset();
+        let (prompt, rest) = passage.split_at(passage.len() - decoded);
+        if decoded > 0 {
+            session.prefill(prompt)?;
+        }
+        let (counters, pager) = (session.counters(), session.stats().pager);
+        let started = Instant::now();
+        if decoded == 0 {
+            session.prefill(prompt)?;
+        }
+        for token in rest {
+            session.step(&[*token], LogitRows::Last)?;
+        }
+        Ok(Self {
+            tokens: if decoded > 0 { decoded } else { prompt.len() },
+            seconds: started.elapsed().as_secs_f64(),
+            counters: session.counters().since(&counters),
+            pager: since(&session.stats().pager, &pager),
+        })
+    }
+
+    pub fn tok_s(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-9)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.seconds += other.seconds;
+        let (a, b) = (&mut self.counters, &other.counters);
+        a.dispatches += b.dispatches;
+        a.submissions += b.submissions;
+        a.readbacks += b.readbacks;
+        a.uploaded_bytes += b.uploaded_bytes;
+        if let Some(seconds) = b.device_seconds {
+            *a.device_seconds.get_or_insert(0.0) += seconds;
+        }
+        let (a, b) = (&mut self.pager, &other.pager);
+        a.demands += b.demands;
+        a.hits.vram += b.hits.vram;
+        a.hits.ram += b.hits.ram;
+        a.hits.disk += b.hits.disk;
+        a.hits.peer += b.hits.peer;
+        a.evictions += b.evictions;
+        a.filled_bytes += b.filled_bytes;
+        a.extra_waves += b.extra_waves;
+    }
+
+    /// The sum of several.
+    pub fn sum(samples: &[Self]) -> Self {
+        let mut sum = Self::default();
+        samples.iter().for_each(|sample| sum.add(sample));
+        sum
+    }
+
+    pub fn per_token(&self) -> PerToken {
+        let of = |n: u64| n as f64 / self.tokens.max(1) as f64;
+        PerToken {
+            dispatches: of(self.counters.dispatches),
+            submissions: of(self.counters.submissions),
+            readbacks: of(self.counters.readbacks),
+            uploaded_bytes: of(self.counters.uploaded_bytes),
+            device_seconds: self.counters.device_seconds.map(|s| s / self.tokens.max(1) as f64),
+            demands: of(self.pager.demands),
+            missed_bytes: of(self.pager.filled_bytes),
+        }
+    }
+
+    /// Experts that were in a slot when they were needed; `None` if none was.
+    pub fn hit_percent(&self) -> Option<f64> {
+        let PagerStats { demands, hits, .. } = self.pager;
+        (demands > 0).then(|| hits.vram as f64 * 100.0 / demands as f64)
+    }
+}
+
+/// Means over the measured tokens.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PerToken {
+    pub dispatches: f64,
+    pub submissions: f64,
+    pub readbacks: f64,
+    pub uploaded_bytes: f64,
+    pub device_seconds: Option<f64>,
+    /// Experts asked for.
+    pub demands: f64,
+    /// Stored bytes of the experts that had no slot.
+    pub missed_bytes: f64,
+}
+
+fn since(now: &PagerStats, before: &PagerStats) -> PagerStats {
+    PagerStats {
+        demands: now.demands - before.demands,
+        hits: TierHits {
+            vram: now.hits.vram - before.hits.vram,
+            ram: now.hits.ram - before.hits.ram,
+            disk: now.hits.disk - before.hits.disk,
+            peer: now.hits.peer - before.hits.peer,
+        },
+        evictions: now.evictions - before.evictions,
+        filled_bytes: now.filled_bytes - before.filled_bytes,
+        extra_waves: now.extra_waves - before.extra_waves,
+    }
+}
+
+/// Stored bytes of all weights that a step of one token reads: the trunk's and the
+/// chosen experts'.
+pub fn weight_bytes_a_token(model: &Model) -> u64 {
+    let weight = |id: WeightId| &model.trunk[id.0 as usize].spec;
+    let bytes = model.graph.ops.iter().map(|op| match op {
+        Op::Embed { table, .. } => weight(*table).dtype.row_bytes(weight(*table).cols),
+        Op::RmsNorm { weight: id, .. } | Op::Logits { weight: id, .. } => weight(*id).bytes(),
+        Op::Linear { weight: id, bias, .. } => {
+            weight(*id).bytes() + bias.map_or(0, |bias| weight(bias).bytes())
+        }
+        Op::Experts { moe, .. } => {
+            let layout = &model.moe[usize::from(moe.0)].layout;
+            let expert = layout.gate.bytes() + layout.up.bytes() + layout.down.bytes();
+            model.graph.moe_spec(*moe).top_k * expert
+        }
+        _ => 0,
+    });
+    bytes.sum::<usize>() as u64
+}

@@ -1,0 +1,254 @@
+//! Least frequently used, with counts that fade: a key's score is the sum of its
+//! uses, each halved for every half-life that has passed since.
+//!
+//! This is LRFU (Lee and others, "LRFU: A Spectrum of Policies that Subsumes the
+//! Least Recently Used and Least Frequently Used Policies", IEEE Transactions on
+//! Computers 50, 2001). A pass over everything adds one use to every key and so
+//! changes no order: it evicts what it brought itself, not what is used again and
+//! again. Scores outlive eviction, in a bounded list, so that a key that comes back
+//! is judged by its past.
+//!
+//! All scores fade alike, so instead of lowering them a new use is worth more, and the
+//! order stays as it is. A use costs O(1): a key is moved to its place in the order only
+//! when it next comes up as a victim, O(log n) once however often it was used since.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::ops::Bound::{Excluded, Unbounded};
+
+use lru::LruCache;
+
+use super::policy::Policy;
+
+/// A use counts half after so many uses for each key held.
+const HALF_LIFE_USES_PER_KEY: f64 = 16.0;
+
+/// Scores remembered of keys not held; the largest model known has 6,144 experts.
+const REMEMBERED_MAX: usize = 16_384;
+
+/// Scores are scaled down before a use is worth 2 to the power of this.
+const CLOCK_MAX: f64 = 256.0;
+
+/// Worst first: the score's bits (scores are never negative, so bits sort as
+/// numbers do), then the older use.
+type Rank = (u64, u64);
+
+struct Held {
+    cost: u64,
+    rank: Rank,
+    /// Where it stands in the order: no later than its rank.
+    placed: Cell<Rank>,
+}
+
+/// See the module's comment. Admits everything.
+pub struct Lfu<K: Hash + Eq> {
+    held: HashMap<K, Held>,
+    order: RefCell<BTreeMap<Rank, K>>,
+    remembered: LruCache<K, f64>,
+    /// A use now is worth 2 to the power of this.
+    clock: f64,
+    uses: u64,
+    total: u64,
+}
+
+impl<K: Hash + Eq> Default for Lfu<K> {
+    fn default() -> Self {
+        Self {
+            held: HashMap::new(),
+            order: RefCell::default(),
+            remembered: LruCache::unbounded(),
+            clock: 0.0,
+            uses: 0,
+            total: 0,
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone> Lfu<K> {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The rank of a key with this score after one more use, now.
+    fn used(&mut self, score: f64) -> Rank {
+        let rank = ((score + self.clock.exp2()).to_bits(), self.uses);
+        self.uses += 1;
+        rank
+    }
+
+    /// Time goes by use; scores are scaled down before they overflow.
+    fn tick(&mut self) {
+        self.clock += 1.0 / (HALF_LIFE_USES_PER_KEY * self.held.len().max(1) as f64);
+        if self.clock < CLOCK_MAX {
+            return;
+        }
+        let scale = (-self.clock).exp2();
+        self.clock = 0.0;
+        let order = self.order.get_mut();
+        order.clear();
+        for (key, held) in &mut self.held {
+            held.rank.0 = (f64::from_bits(held.rank.0) * scale).to_bits();
+            held.placed.set(held.rank);
+            order.insert(held.rank, key.clone());
+        }
+        for (_, score) in &mut self.remembered {
+            *score *= scale;
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
+    fn admit(&mut self, _: &K, _: u64) -> bool {
+        true
+    }
+
+    fn insert(&mut self, key: K, cost: u64) {
+        if let Some(held) = self.held.get_mut(&key) {
+            self.total = self.total.saturating_sub(held.cost).saturating_add(cost);
+            held.cost = cost;
+            self.touch(&key);
+            return;
+        }
+        self.tick();
+        let score = self.remembered.pop(&key).unwrap_or(0.0);
+        let rank = self.used(score);
+        self.order.get_mut().insert(rank, key.clone());
+        self.held.insert(key, Held { cost, rank, placed: Cell::new(rank) });
+        self.total = self.total.saturating_add(cost);
+    }
+
+    fn touch(&mut self, key: &K) -> bool {
+        self.tick();
+        let Some(before) = self.held.get(key).map(|held| held.rank) else { return false };
+        let rank = self.used(f64::from_bits(before.0));
+        if let Some(held) = self.held.get_mut(key) {
+            held.rank = rank;
+        }
+        true
+    }
+
+    fn remove(&mut self, key: &K) -> Option<u64> {
+        let held = self.held.remove(key)?;
+        self.total = self.total.saturating_sub(held.cost);
+        if let Some(key) = self.order.get_mut().remove(&held.placed.get()) {
+            if self.remembered.len() >= REMEMBERED_MAX {
+                self.remembered.pop_lru();
+            }
+            self.remembered.put(key, f64::from_bits(held.rank.0));
+        }
+        Some(held.cost)
+    }
+
+    fn cost(&self, key: &K) -> Option<u64> {
+        self.held.get(key).map(|held| held.cost)
+    }
+
+    fn total(&self) -> u64 {
+        self.total
+    }
+
+    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+        let mut victims = Vec::new();
+        let mut freed = 0_u64;
+        let mut order = self.order.borrow_mut();
+        let mut after = Unbounded;
+        while freed < room {
+            let (at, key) = order.range((after, Unbounded)).next()?;
+            let (at, held) = (*at, self.held.get(key)?);
+            if held.rank == at {
+                if !keep(key) {
+                    victims.push(key.clone());
+                    freed = freed.saturating_add(held.cost);
+                }
+                after = Excluded(at);
+            } else {
+                // Used since: it stands further on.
+                held.placed.set(held.rank);
+                let key = order.remove(&at)?;
+                order.insert(held.rank, key);
+            }
+        }
+        Some(victims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(keys: &[(u32, usize)]) -> Lfu<u32> {
+        let mut lfu = Lfu::new();
+        for (key, uses) in keys {
+            lfu.insert(*key, 1);
+            for _ in 1..*uses {
+                assert!(lfu.touch(key));
+            }
+        }
+        lfu
+    }
+
+    /// Brings `key` in as a full cache does: the worst goes.
+    fn bring(lfu: &mut Lfu<u32>, key: u32) -> u32 {
+        let victim = lfu.victims(1, &|_| false).unwrap()[0];
+        lfu.remove(&victim);
+        lfu.insert(key, 1);
+        victim
+    }
+
+    #[test]
+    fn the_least_used_goes_first_and_among_equals_the_oldest() {
+        let lfu = held(&[(1, 3), (2, 1), (3, 2)]);
+        assert_eq!(lfu.victims(3, &|_| false), Some(vec![2, 3, 1]));
+        assert_eq!(lfu.victims(1, &|key| *key == 2), Some(vec![3]));
+        assert_eq!(lfu.victims(4, &|_| false), None);
+        // Uses so near one another are all but equal: the later is worth a little more.
+        let lfu = held(&[(5, 1), (4, 1), (6, 1)]);
+        assert_eq!(lfu.victims(2, &|_| false), Some(vec![5, 4]));
+    }
+
+    #[test]
+    fn a_pass_over_everything_evicts_only_what_it_brought() {
+        let mut lfu = held(&[(1, 5), (2, 5), (3, 5), (4, 1)]);
+        for key in 100..200 {
+            bring(&mut lfu, key);
+        }
+        for key in [1, 2, 3] {
+            assert!(lfu.touch(&key), "{key} was flushed");
+        }
+    }
+
+    #[test]
+    fn what_was_used_long_ago_fades() {
+        let mut lfu = held(&[(1, 40), (2, 1)]);
+        // Far past any number of half-lives, and past the point where scores are scaled.
+        for _ in 0..40_000 {
+            assert!(lfu.touch(&2));
+        }
+        assert_eq!(lfu.victims(1, &|_| false), Some(vec![1]));
+        assert!(lfu.clock < CLOCK_MAX && lfu.order.borrow().len() == 2);
+    }
+
+    #[test]
+    fn a_key_that_comes_back_is_judged_by_its_past_and_the_past_is_bounded() {
+        let mut lfu = held(&[(1, 5), (2, 2), (3, 6)]);
+        lfu.remove(&1);
+        assert_eq!(lfu.remove(&1), None);
+        lfu.insert(1, 1);
+        assert_eq!(lfu.victims(1, &|_| false), Some(vec![2]));
+        for key in 10..10 + 2 * REMEMBERED_MAX as u32 {
+            lfu.insert(key, 1);
+            lfu.remove(&key);
+        }
+        assert_eq!(lfu.remembered.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn costs_add_up_through_insert_recost_and_remove() {
+        let mut lfu = held(&[(1, 1), (2, 1)]);
+        lfu.insert(2, 25);
+        assert_eq!((lfu.total(), lfu.cost(&2), lfu.order.borrow().len()), (26, Some(25), 2));
+        assert_eq!((lfu.remove(&2), lfu.total(), lfu.touch(&2)), (Some(25), 1, false));
+        assert_eq!(lfu.victims(1, &|_| false), Some(vec![1]));
+    }
+}
