@@ -1,13 +1,15 @@
 //! Composes, validates and tabulates the WGSL kernels of `kernels/`.
 //!
-//! A kernel file is plain WGSL; three kinds of comment lines direct its composition:
+//! A kernel file is plain WGSL; four kinds of comment lines direct its composition:
 //! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
 //!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
 //!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!needs coopmat f16`: the kernel takes cooperative matrices of f16. It is made only on
+//!   adapters that have them, and may use the 48 KiB of workgroup memory that those offer.
 //! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
 //!   however often it is named. Included files may include others.
 //!
-//! Every composed kernel must pass naga's validation with no extension at all
+//! Every other kernel must pass naga's validation with no extension at all
 //! (the portable WebGPU core), keep to the portable limits, and follow the binding
 //! convention: group 0 holds the step (0) and the kernel's parameters (1), both
 //! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
@@ -24,11 +26,20 @@ use naga::{AddressSpace, StorageAccess};
 const STORAGE_BUFFERS_MAX: usize = 8;
 /// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
 const WORKGROUP_MAX: u32 = 256;
+/// WebGPU's default `maxComputeWorkgroupStorageSize`.
+const WORKGROUP_BYTES_MAX: u32 = 16 << 10;
+/// What kernels on cooperative matrices may take (`COOPERATIVE_BYTES` in src/infer/gpu/device.rs).
+const COOPERATIVE_BYTES_MAX: u32 = 48 << 10;
 /// One slot of the parameter arena (`ARENA_SLOT` in src/infer/gpu/params.rs).
 const PARAMS_MAX: u32 = 256;
 
 /// `unpack2x16float` is WebGPU core; naga makes it a capability for WebGL's sake.
 const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// What `//!needs coopmat f16` adds: to the validator, and before the text.
+const COOPERATIVE: Capabilities =
+    Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
+const COOPERATIVE_ENABLE: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
 
 pub fn compile() {
     println!("cargo:rerun-if-changed=kernels");
@@ -57,6 +68,12 @@ fn compose_all(root: &Path, file: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(file).unwrap();
     let stem = file.file_stem().unwrap().to_str().unwrap();
     let mut kernels = vec![(stem.to_owned(), Vec::new())];
+    let needs: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("//!needs ")).collect();
+    let cooperative = match needs.as_slice() {
+        [] => false,
+        ["coopmat f16"] => true,
+        other => panic!("{stem}: needs {other:?}, where only `coopmat f16` is known"),
+    };
     for line in text.lines().filter_map(|line| line.strip_prefix("//!for ")) {
         let (name, choices) =
             line.split_once(" in ").unwrap_or_else(|| panic!("{stem}: //!for NAME in A B C"));
@@ -75,6 +92,9 @@ fn compose_all(root: &Path, file: &Path) -> Vec<(String, String)> {
         .into_iter()
         .map(|(name, picked)| {
             let mut source = String::new();
+            if cooperative {
+                source.push_str(COOPERATIVE_ENABLE);
+            }
             include(root, &text, &picked, &mut BTreeSet::new(), &mut source);
             (name, source)
         })
@@ -110,7 +130,13 @@ fn include(
 fn emit(table: &mut String, name: &str, source: &str) {
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), PORTABLE)
+    let cooperative = source.starts_with(COOPERATIVE_ENABLE);
+    let (capabilities, workgroup_bytes_max) = if cooperative {
+        (PORTABLE | COOPERATIVE, COOPERATIVE_BYTES_MAX)
+    } else {
+        (PORTABLE, WORKGROUP_BYTES_MAX)
+    };
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
     drop(info);
@@ -124,7 +150,11 @@ fn emit(table: &mut String, name: &str, source: &str) {
 
     let mut storage: Vec<(u32, String, bool)> = Vec::new();
     let mut params = 0;
+    let mut workgroup_bytes = 0;
     for (_, global) in module.global_variables.iter() {
+        if global.space == AddressSpace::WorkGroup {
+            workgroup_bytes += layouter[global.ty].size.next_multiple_of(16);
+        }
         let Some(binding) = global.binding else { continue };
         let label = global.name.clone().unwrap_or_default();
         match (binding.group, binding.binding, global.space) {
@@ -139,12 +169,14 @@ fn emit(table: &mut String, name: &str, source: &str) {
         }
     }
     storage.sort();
+    assert!(workgroup_bytes <= workgroup_bytes_max, "{name}: {workgroup_bytes} bytes of workgroup");
     assert!((1..=PARAMS_MAX).contains(&params), "{name}: {params} bytes of parameters");
     assert!(storage.len() <= STORAGE_BUFFERS_MAX, "{name}: {} storage buffers", storage.len());
     for (place, (index, label, _)) in storage.iter().enumerate() {
         assert_eq!(place, *index as usize, "{name}: {label} leaves a gap in group 1");
     }
     writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
+    writeln!(table, "        cooperative: {cooperative},").unwrap();
     writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
     for (_, label, write) in &storage {
         writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();

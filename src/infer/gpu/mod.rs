@@ -4,10 +4,12 @@
 //! pipeline, its bind group and its slot of the parameter arena. A step then
 //! writes 16 bytes of step description and the token ids, and replays the plan;
 //! only a `Route`, whose choice the pager must see, ends a submission.
-//! Plain WebGPU core: no extension is asked for, so every adapter runs the same kernels.
+//! Plain WebGPU core, so every adapter runs the same kernels; only a prompt's products take
+//! cooperative matrices of f16 where the adapter has them.
 
 mod batch;
 mod buffers;
+mod cooperative;
 mod device;
 mod dispatch;
 mod executor;
@@ -20,6 +22,7 @@ mod readback;
 mod repack;
 #[cfg(test)]
 mod tests;
+mod trusted;
 mod weights;
 
 pub use device::{AdapterChoice, GpuDevice};

@@ -149,6 +149,20 @@ pub(super) struct ExpertSum {
     pub result_stride: u32,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct ExpertGroup {
+    pub experts: u32,
+    pub top_k: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Halve {
+    pub stride: u32,
+    pub per_token: u32,
+}
+
 /// Parameters gathered while a plan is made.
 #[derive(Default)]
 pub(super) struct Arena {
