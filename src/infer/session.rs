@@ -30,7 +30,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: None, batch: 256, slots: SlotBudget::All, kv: KvFormat::default() }
+        Self { context: None, batch: 512, slots: SlotBudget::All, kv: KvFormat::default() }
     }
 }
 

@@ -34,6 +34,10 @@ const fn tiled_min(reduction: Reduction) -> u32 {
     }
 }
 
+/// Queries of one workgroup, and the widest head it holds (attention_tile.wgsl).
+const QUERIES: u32 = 32;
+const TILED_HEAD_DIM_MAX: u32 = 128;
+
 /// A linear product over one piece of a matrix.
 pub(super) struct Product<'a> {
     pub dtype: DType,
@@ -106,6 +110,28 @@ impl Builder<'_> {
         let params = params::Halve { stride: word(stride(width) / 4)?, per_token };
         let storage = [source, &buffers.halves, &buffers.scales];
         self.dispatch("halve", &params, &storage, Rows::Tokens, (per_token as usize, 1))
+    }
+
+    /// Attention for many tokens, and from how many on it runs; `None` if a head is too wide.
+    pub fn attention_batch(
+        &mut self,
+        params: &params::Attention,
+        storage: &[&wgpu::Buffer],
+    ) -> Result<Option<(Dispatch, u32)>> {
+        if params.head_dim > TILED_HEAD_DIM_MAX {
+            return Ok(None);
+        }
+        // On a software adapter a whole tile costs what four tokens of the single form do.
+        let from = match self.parts.device.pipelines().reduction {
+            Reduction::Lane => 4,
+            Reduction::Group => tiled_min(Reduction::Group),
+        };
+        let kernel = format!("attention_tile_{}", self.parts.kv.name());
+        let per_row = params.heads / params.kv_heads;
+        let grid = Grid::Tiles { per_row, tile: QUERIES, spare: 0, y: params.kv_heads };
+        let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
+        tiled.when = from..=u32::MAX;
+        Ok(Some((tiled, from)))
     }
 
     /// From how many tokens on a layer's pairs run by expert: enough for each expert.

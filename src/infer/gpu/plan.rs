@@ -249,7 +249,13 @@ impl Builder<'_> {
                 let (q, out) = (parts.buffers.activation(q), parts.buffers.activation(out));
                 let storage = [q, &cache.keys, &cache.values, out];
                 let kernel = format!("attention_{}", parts.kv.name());
-                self.dispatch(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
+                let mut single =
+                    self.dispatch(&kernel, &params, &storage, Rows::Tokens, (heads, 1))?;
+                let Some((many, from)) = self.attention_batch(&params, &storage)? else {
+                    return Ok(vec![single]);
+                };
+                single.when = 1..=from - 1;
+                return Ok(vec![single, many]);
             }
             Op::Gated { gate, up, out, activation } => self.gated(op, gate, up, out, activation),
             Op::Add { x, y } => {

@@ -8,12 +8,20 @@ use super::experts::{EXPERTS, TinyMoe, VOCAB};
 use super::{BOTH, Random, assert_close, backend, device, run};
 use crate::infer::backend::{Backend, Capacity, KvFormat, LogitRows, Step};
 use crate::infer::cpu::{
-    CpuBackend, expert_group::expert_group, halve::halve, linear::linear, linear_coop::linear_coop,
-    linear_tile::linear_tile, matrix::Matrix,
+    CpuBackend,
+    attention::Attention,
+    attention_tile::attention_tile,
+    expert_group::expert_group,
+    halve::halve,
+    kv_write::{Cache, kv_write},
+    linear::linear,
+    linear_coop::linear_coop,
+    linear_tile::linear_tile,
+    matrix::Matrix,
 };
 use crate::infer::gpu::executor::GpuBackend;
 use crate::infer::gpu::{GpuDevice, Reduction};
-use crate::infer::graph::{Graph, MatrixSpec, Op};
+use crate::infer::graph::{Graph, Kv, KvId, MatrixSpec, Op};
 use crate::store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 70, context: 200, kv: KvFormat::F32 };
@@ -152,6 +160,62 @@ fn pairs_are_grouped_by_expert_as_their_twin_does() {
             let experts: Vec<u32> = got_order.iter().map(|pair| ids[*pair as usize]).collect();
             assert!(experts.is_sorted());
             assert_eq!(by_expert(&got_order), order);
+        }
+    }
+}
+
+#[test]
+fn attention_over_many_tokens_matches_its_twin() {
+    let mut random = Random::new("attention batch");
+    let cases = [
+        (4, 2, 16, None),
+        (3, 3, 32, Some(7)),
+        (6, 2, 64, Some(70)),
+        (8, 1, 128, None),
+        (7, 1, 36, Some(33)),
+        (2, 2, 100, None),
+        (2, 1, 256, None),
+    ];
+    for reduction in BOTH {
+        let Some(device) = device(reduction) else { return };
+        for ((heads, kv_heads, head_dim, window), format) in
+            cases.into_iter().flat_map(|case| [(case, KvFormat::F32), (case, KvFormat::F16)])
+        {
+            let scale = 1.3 / (head_dim as f32).sqrt();
+            let mut graph = Graph { vocab: 1, ..Graph::default() };
+            graph.kv.push(Kv { kv_heads, head_dim });
+            let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+            let (q, out) = (graph.buffer("q", wide), graph.buffer("out", wide));
+            let (k, v) = (graph.buffer("k", narrow), graph.buffer("v", narrow));
+            let kv = KvId(0);
+            graph.ops.push(Op::KvWrite { kv, k, v });
+            graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+            let capacity = Capacity { kv: format, ..CAPACITY };
+            let mut gpu = backend(&device, &graph, capacity, &[]);
+            let mut cache = Cache::new(kv_heads, head_dim, capacity.context, format);
+            let mut position = 0;
+            for tokens in [33, 16, 1, 70, 31, 4] {
+                let [qs, mut ks, mut vs] = [wide, narrow, narrow].map(|n| {
+                    let mut values = random.floats(tokens * n);
+                    values.iter_mut().for_each(|x| *x *= 3.0);
+                    values
+                });
+                if format == KvFormat::F16 {
+                    // Exact in half precision: WGSL leaves open which way it rounds.
+                    ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
+                }
+                kv_write(&ks, &vs, position, &mut cache);
+                let mut want = vec![0.0; qs.len()];
+                let params = Attention { heads, scale, window, position };
+                attention_tile(&qs, &cache, &params, &mut want);
+                let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
+                let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
+                let what = format!(
+                    "{heads}/{kv_heads}x{head_dim} {window:?} {format:?} T={tokens} at {position}"
+                );
+                assert_close(&got, &want, 5e-6, &what);
+                position += tokens;
+            }
         }
     }
 }
