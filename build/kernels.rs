@@ -1,15 +1,17 @@
 //! Composes, validates and tabulates the WGSL kernels of `kernels/`.
 //!
-//! A kernel file is plain WGSL; three kinds of comment lines direct its composition:
+//! A kernel file is plain WGSL; four kinds of comment lines direct its composition:
 //! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
 //!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
 //!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!needs coopmat f16`: the kernel takes cooperative matrices of f16. It is made only on
+//!   adapters that have them, and may use the 48 KiB of workgroup memory that those offer.
 //! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
 //!   however often it is named. Included files may include others.
 //! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use
 //!   subgroup operations, and is for adapters that have them.
 //!
-//! Every composed kernel must pass naga's validation with no other extension
+//! Every other kernel must pass naga's validation with no other extension
 //! (the portable WebGPU core), keep to the portable limits, and follow the binding
 //! convention: group 0 holds the step (0) and the kernel's parameters (1), both
 //! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
@@ -26,11 +28,20 @@ use naga::{AddressSpace, StorageAccess};
 const STORAGE_BUFFERS_MAX: usize = 8;
 /// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
 const WORKGROUP_MAX: u32 = 256;
+/// WebGPU's default `maxComputeWorkgroupStorageSize`.
+const WORKGROUP_BYTES_MAX: u32 = 16 << 10;
+/// What kernels on cooperative matrices may take (`COOPERATIVE_BYTES` in src/infer/gpu/device.rs).
+const COOPERATIVE_BYTES_MAX: u32 = 48 << 10;
 /// One slot of the parameter arena (`ARENA_SLOT` in src/infer/gpu/params.rs).
 const PARAMS_MAX: u32 = 256;
 
 /// `unpack2x16float` is WebGPU core; naga makes it a capability for WebGL's sake.
 const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// What `//!needs coopmat f16` adds: to the validator, and before the text.
+const COOPERATIVE: Capabilities =
+    Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
+const COOPERATIVE_ENABLE: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
 
 pub fn compile() {
     println!("cargo:rerun-if-changed=kernels");
@@ -60,6 +71,7 @@ struct Composed {
     name: String,
     source: String,
     subgroups: bool,
+    cooperative: bool,
     /// Files included so far.
     seen: BTreeSet<String>,
 }
@@ -87,6 +99,10 @@ fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
         .into_iter()
         .map(|(name, picked)| {
             let mut composed = Composed { name, ..Composed::default() };
+            if text.lines().any(|line| line == "//!needs coopmat f16") {
+                composed.cooperative = true;
+                composed.source.push_str(COOPERATIVE_ENABLE);
+            }
             include(root, &text, &picked, &mut composed);
             composed
         })
@@ -98,6 +114,7 @@ fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut 
     for line in text.lines() {
         match line.strip_prefix("//!needs ").map(str::trim) {
             Some("subgroups") => composed.subgroups = true,
+            Some("coopmat f16") => composed.cooperative = true,
             Some(other) => panic!("{}: //!needs {other}", composed.name),
             None => {}
         }
@@ -119,11 +136,16 @@ fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut 
 
 /// Validates one kernel and appends its entry of the table.
 fn emit(table: &mut String, kernel: &Composed) {
-    let Composed { name, source, subgroups, .. } = kernel;
-    let allowed = if *subgroups { PORTABLE | Capabilities::SUBGROUP } else { PORTABLE };
+    let Composed { name, source, subgroups, cooperative, .. } = kernel;
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-    let info = Validator::new(ValidationFlags::all(), allowed)
+    let (mut capabilities, workgroup_bytes_max) = if *cooperative {
+        (PORTABLE | COOPERATIVE, COOPERATIVE_BYTES_MAX)
+    } else {
+        (PORTABLE, WORKGROUP_BYTES_MAX)
+    };
+    capabilities.set(Capabilities::SUBGROUP, *subgroups);
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
@@ -139,7 +161,11 @@ fn emit(table: &mut String, kernel: &Composed) {
 
     let mut storage: Vec<(u32, String, bool)> = Vec::new();
     let mut params = 0;
+    let mut workgroup_bytes = 0;
     for (_, global) in module.global_variables.iter() {
+        if global.space == AddressSpace::WorkGroup {
+            workgroup_bytes += layouter[global.ty].size.next_multiple_of(16);
+        }
         let Some(binding) = global.binding else { continue };
         let label = global.name.clone().unwrap_or_default();
         match (binding.group, binding.binding, global.space) {
@@ -154,17 +180,16 @@ fn emit(table: &mut String, kernel: &Composed) {
         }
     }
     storage.sort();
+    assert!(workgroup_bytes <= workgroup_bytes_max, "{name}: {workgroup_bytes} bytes of workgroup");
     assert!((1..=PARAMS_MAX).contains(&params), "{name}: {params} bytes of parameters");
     assert!(storage.len() <= STORAGE_BUFFERS_MAX, "{name}: {} storage buffers", storage.len());
     for (place, (index, label, _)) in storage.iter().enumerate() {
         assert_eq!(place, *index as usize, "{name}: {label} leaves a gap in group 1");
     }
     writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
-    writeln!(
-        table,
-        "        params_bytes: {params},\n        subgroups: {subgroups},\n        storage: &["
-    )
-    .unwrap();
+    writeln!(table, "        cooperative: {cooperative},\n        subgroups: {subgroups},")
+        .unwrap();
+    writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
     for (_, label, write) in &storage {
         writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();
     }

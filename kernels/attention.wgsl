@@ -4,21 +4,9 @@
 // Grid: one workgroup for each (token, head).
 //!for kv in f32 f16
 //!include shared/step.wgsl
+//!include shared/attention_params.wgsl
 //!include shared/kv_{kv}.wgsl
 
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    // f32s from one row of q and of result to the next.
-    q_stride: u32,
-    result_stride: u32,
-    // Positions a token sees, itself included; 0 for all.
-    window: u32,
-    scale: f32,
-}
-
-@group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 

@@ -5,29 +5,13 @@
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
+//!include shared/gate_up_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl
 //!include shared/slots.wgsl
 //!include shared/activation.wgsl
 
-struct Params {
-    // Bases are words within a slot.
-    gate: Matrix,
-    up: Matrix,
-    rows: u32,
-    top_k: u32,
-    // Words from one slot to the next.
-    slot_stride: u32,
-    // Where this layer's and chunk's experts begin in slot_table.
-    slots_at: u32,
-    // vec4s from one row of `x` to the next.
-    x_stride: u32,
-    result_stride: u32,
-    activation: u32,
-}
-
-@group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(1) @binding(1) var<storage, read> weights: array<u32>;
 @group(1) @binding(2) var<storage, read> ids: array<u32>;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::backend::{
-    Backend, BackendError, Capacity, KvFormat, Device, LogitRows, Result, Slot, SlotClass, Step,
+    Backend, BackendError, Capacity, Device, KvFormat, LogitRows, Result, Slot, SlotClass, Step,
 };
 use super::graph::{
     Activation, ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe, MoeId, Op, Scoring, WeightId,
@@ -108,7 +108,8 @@ impl Timer {
             }
         };
         let graph = Arc::new(graph);
-        let mut backend = device.backend(graph.clone(), Capacity { batch: 1, context: 1, kv: KvFormat::default() })?;
+        let mut backend = device
+            .backend(graph.clone(), Capacity { batch: 1, context: 1, kv: KvFormat::default() })?;
         match shape {
             Shape::Linear(matrix) => {
                 let bytes = random(matrix);

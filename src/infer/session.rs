@@ -38,7 +38,7 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             context: None,
-            batch: 256,
+            batch: 512,
             slots: SlotBudget::All,
             kv: KvFormat::default(),
             policy: PolicyKind::default(),

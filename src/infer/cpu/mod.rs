@@ -6,16 +6,24 @@
 
 pub mod add;
 pub mod attention;
+pub mod attention_tile;
 mod bandwidth;
 pub mod embed;
 pub mod expert_down;
+pub mod expert_down_coop;
+pub mod expert_down_tile;
 pub mod expert_gate_up;
+pub mod expert_gate_up_coop;
+pub mod expert_gate_up_tile;
+pub mod expert_group;
 pub mod expert_sum;
 pub mod gated;
 mod gemm;
+pub mod halve;
 pub mod kv_write;
 mod lanes;
 pub mod linear;
+pub mod linear_coop;
 pub mod linear_tile;
 pub mod matrix;
 mod moe;

@@ -1,15 +1,32 @@
 //! The forms of a product for many tokens, beside those for one: a weight is unpacked
-//! once for several tokens. Both are in the plan; a step's number of rows says which runs.
+//! once for a whole tile of tokens. Both are in the plan; a step's number of rows says
+//! which runs. A sum never depends on what shares its tile.
+//!
+//! Quantised weights go through cooperative matrices where the adapter has them. Plain
+//! ones do not: half precision activations would cost them more than their own rounding.
 
+use super::buffers::{PAIR_TILE, stride};
+use super::cooperative::Cooperative;
 use super::dispatch::{Dispatch, Grid, Rows};
 use super::params;
 use super::pipelines::{Reduction, format_name};
-use super::plan::Builder;
+use super::plan::{Builder, word};
 use crate::infer::backend::Result;
+use crate::infer::graph::{Buf, Moe, MoeId};
 use crate::store::DType;
 
-/// From how many rows on a tile is worth its empty part. On a software adapter one row at a
-/// time costs what a whole tile does from about 20 rows on.
+/// shared/tile.wgsl
+const TILE: u32 = 64;
+/// expert_group.wgsl
+const EXPERTS_MAX: usize = 1024;
+/// From how many rows on cooperative matrices are worth their empty part.
+const COOPERATIVE_MIN: u32 = 16;
+/// Tiles of 128 tokens are better than of 64, if there are so many of them that they occupy
+/// the largest devices (two for each of 132 multiprocessors).
+const WIDE_TILES_MIN: u32 = 264;
+
+/// From how many rows on an f32 tile is worth its empty part. On a software adapter one row
+/// at a time costs what a whole tile does from about 20 rows on.
 const fn tiled_min(reduction: Reduction) -> u32 {
     match reduction {
         Reduction::Lane => 24,
@@ -17,25 +34,180 @@ const fn tiled_min(reduction: Reduction) -> u32 {
     }
 }
 
-/// shared/tile.wgsl
-const TILE: u32 = 64;
+/// Queries of one workgroup, and the widest head it holds (attention_tile.wgsl).
+const QUERIES: u32 = 32;
+const TILED_HEAD_DIM_MAX: u32 = 128;
+
 /// A linear product over one piece of a matrix.
 pub(super) struct Product<'a> {
     pub dtype: DType,
     pub params: params::Linear,
-    /// x, weights, bias, result
-    pub storage: [&'a wgpu::Buffer; 4],
+    pub x: Buf,
+    pub weights: &'a wgpu::Buffer,
+    pub bias: &'a wgpu::Buffer,
+    pub result: &'a wgpu::Buffer,
     pub rows: Rows,
 }
 
+/// One chunk's experts of one layer.
+pub(super) struct ExpertProducts<'a> {
+    pub spec: &'a Moe,
+    pub x: Buf,
+    pub inner: DType,
+    pub outer: DType,
+    pub gate_up: params::ExpertGateUp,
+    pub down: params::ExpertDown,
+    pub weights: &'a wgpu::Buffer,
+    pub table: &'a wgpu::Buffer,
+}
+
 impl Builder<'_> {
-    /// The form for many rows; its `when` says from how many on.
-    pub fn linear_batch(&mut self, product: &Product<'_>) -> Result<Dispatch> {
-        let Product { dtype, params, storage, rows } = product;
-        let kernel = format!("linear_tile_{}", format_name(*dtype));
-        let grid = Grid::tiles(TILE, params.rows.div_ceil(TILE));
-        let mut dispatch = self.dispatch_grid(&kernel, params, storage, *rows, grid)?;
-        dispatch.when = tiled_min(self.parts.device.pipelines().reduction)..=u32::MAX;
-        Ok(dispatch)
+    /// The cooperative matrices for weights of this format, if any.
+    fn cooperative(&self, dtype: DType) -> Option<Cooperative> {
+        self.parts.device.pipelines().cooperative.filter(|_| dtype.is_quantised())
+    }
+
+    /// The form for many rows, and from how many on it runs.
+    pub fn linear_batch(&mut self, product: &Product<'_>) -> Result<(Vec<Dispatch>, u32)> {
+        let Product { dtype, params, x, weights, bias, result, rows } = *product;
+        let format = format_name(dtype);
+        // Pieces of logits begin at any row, and the halved rows are the step's.
+        let cooperative = self.cooperative(dtype).filter(|_| rows == Rows::Tokens);
+        let Some(kind) = cooperative else {
+            let from = tiled_min(self.parts.device.pipelines().reduction);
+            let kernel = format!("linear_tile_{format}");
+            let grid = Grid::tiles(TILE, params.rows.div_ceil(TILE));
+            let storage = [self.parts.buffers.activation(x), weights, bias, result];
+            let mut tiled = self.dispatch_grid(&kernel, &params, &storage, rows, grid)?;
+            tiled.when = from..=u32::MAX;
+            return Ok((vec![tiled], from));
+        };
+        let mut dispatches = Vec::new();
+        if self.halved != Some(x) {
+            self.halved = Some(x);
+            let source = self.parts.buffers.activation(x);
+            dispatches.push(self.halve(source, self.width(x), 1)?);
+        }
+        let down = params.rows.div_ceil(kind.side());
+        let wide = kind.wide().filter(|_| {
+            u64::from(down) * (self.parts.batch as u64).div_ceil(128) >= u64::from(WIDE_TILES_MIN)
+        });
+        let (shape, tile) = wide.map_or((kind.narrow(), 64), |shape| (shape, 128));
+        let kernel = format!("linear_coop_{format}_{shape}");
+        let (halves, scales) = (&self.parts.buffers.halves, &self.parts.buffers.scales);
+        let storage = [halves, scales, weights, bias, result];
+        let grid = Grid::tiles(tile, down);
+        dispatches.push(self.dispatch_grid(&kernel, &params, &storage, rows, grid)?);
+        for dispatch in &mut dispatches {
+            dispatch.when = COOPERATIVE_MIN..=u32::MAX;
+        }
+        Ok((dispatches, COOPERATIVE_MIN))
+    }
+
+    /// Brings `per_token` rows of each token into `halves`.
+    fn halve(&mut self, source: &wgpu::Buffer, width: usize, per_token: u32) -> Result<Dispatch> {
+        let buffers = self.parts.buffers;
+        let params = params::Halve { stride: word(stride(width) / 4)?, per_token };
+        let storage = [source, &buffers.halves, &buffers.scales];
+        self.dispatch("halve", &params, &storage, Rows::Tokens, (per_token as usize, 1))
+    }
+
+    /// Attention for many tokens, and from how many on it runs; `None` if a head is too wide.
+    pub fn attention_batch(
+        &mut self,
+        params: &params::Attention,
+        storage: &[&wgpu::Buffer],
+    ) -> Result<Option<(Dispatch, u32)>> {
+        if params.head_dim > TILED_HEAD_DIM_MAX {
+            return Ok(None);
+        }
+        // On a software adapter a whole tile costs what four tokens of the single form do.
+        let from = match self.parts.device.pipelines().reduction {
+            Reduction::Lane => 4,
+            Reduction::Group => tiled_min(Reduction::Group),
+        };
+        let kernel = format!("attention_tile_{}", self.parts.kv.name());
+        let per_row = params.heads / params.kv_heads;
+        let grid = Grid::Tiles { per_row, tile: QUERIES, spare: 0, y: params.kv_heads };
+        let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
+        tiled.when = from..=u32::MAX;
+        Ok(Some((tiled, from)))
+    }
+
+    /// From how many tokens on a layer's pairs run by expert: enough for each expert.
+    fn grouped_min(&self, spec: &Moe, cooperative: bool) -> Option<u32> {
+        let experts = spec.experts.len();
+        let (least, pairs_an_expert) = match self.parts.device.pipelines().reduction {
+            _ if cooperative => (COOPERATIVE_MIN, 2),
+            Reduction::Lane => (tiled_min(Reduction::Lane), 20),
+            Reduction::Group => (tiled_min(Reduction::Group), 8),
+        };
+        let tokens = (pairs_an_expert * experts).div_ceil(spec.top_k);
+        (experts <= EXPERTS_MAX).then(|| least.max(u32::try_from(tokens).unwrap_or(u32::MAX)))
+    }
+
+    /// Sorts the pairs of a layer by expert.
+    pub fn group(&mut self, moe: MoeId, spec: &Moe) -> Result<Option<Dispatch>> {
+        let cooperative = self.parts.device.pipelines().cooperative.is_some();
+        let Some(from) = self.grouped_min(spec, cooperative) else { return Ok(None) };
+        let params =
+            params::ExpertGroup { experts: word(spec.experts.len())?, top_k: word(spec.top_k)? };
+        let buffers = self.parts.buffers;
+        let storage = [&buffers.routing(moe).ids, &buffers.pair_order, &buffers.pair_tiles];
+        let mut group =
+            self.dispatch_grid("expert_group", &params, &storage, Rows::Tokens, Grid::One)?;
+        group.when = from..=u32::MAX;
+        Ok(Some(group))
+    }
+
+    /// The forms of a chunk's experts for many tokens, and from how many on they run.
+    pub fn experts_batch(
+        &mut self,
+        experts: &ExpertProducts<'_>,
+    ) -> Result<Option<(Vec<Dispatch>, u32)>> {
+        let ExpertProducts { spec, x, inner, outer, ref gate_up, ref down, weights, table } =
+            *experts;
+        let (first, second) = (self.cooperative(inner), self.cooperative(outer));
+        let from = self.grouped_min(spec, first.is_some() && second.is_some());
+        let Some(from) = from else { return Ok(None) };
+        let buffers = self.parts.buffers;
+        let per_token = word(spec.top_k)?;
+        let spare = word(spec.experts.len())?;
+        let grid = |y| Grid::Tiles { per_row: per_token, tile: PAIR_TILE as u32, spare, y };
+        let (order, tiles) = (&buffers.pair_order, &buffers.pair_tiles);
+        let (halves, scales) = (&buffers.halves, &buffers.scales);
+        let (source, pairs, outputs) =
+            (buffers.activation(x), &buffers.pair_inner, &buffers.pair_outputs);
+        let mut dispatches = Vec::new();
+        let format = format_name(inner);
+        if let Some(kind) = first {
+            dispatches.push(self.halve(source, spec.hidden, 1)?);
+            let kernel = format!("expert_gate_up_coop_{format}_{}", kind.narrow());
+            let storage = [halves, scales, weights, order, tiles, table, pairs];
+            let grid = grid(gate_up.rows.div_ceil(kind.side() / 2));
+            dispatches.push(self.dispatch_grid(&kernel, gate_up, &storage, Rows::Tokens, grid)?);
+        } else {
+            let kernel = format!("expert_gate_up_tile_{format}");
+            let storage = [source, weights, order, tiles, table, pairs];
+            let grid = grid(gate_up.rows.div_ceil(TILE / 2));
+            dispatches.push(self.dispatch_grid(&kernel, gate_up, &storage, Rows::Tokens, grid)?);
+        }
+        let format = format_name(outer);
+        if let Some(kind) = second {
+            dispatches.push(self.halve(pairs, spec.ff, per_token)?);
+            let kernel = format!("expert_down_coop_{format}_{}", kind.narrow());
+            let storage = [halves, scales, weights, order, tiles, table, outputs];
+            let grid = grid(down.rows.div_ceil(kind.side()));
+            dispatches.push(self.dispatch_grid(&kernel, down, &storage, Rows::Tokens, grid)?);
+        } else {
+            let kernel = format!("expert_down_tile_{format}");
+            let storage = [pairs, weights, order, tiles, table, outputs];
+            let grid = grid(down.rows.div_ceil(TILE));
+            dispatches.push(self.dispatch_grid(&kernel, down, &storage, Rows::Tokens, grid)?);
+        }
+        for dispatch in &mut dispatches {
+            dispatch.when = from..=u32::MAX;
+        }
+        Ok(Some((dispatches, from)))
     }
 }

@@ -13,6 +13,9 @@ use super::repack::UNIT;
 use crate::infer::backend::{BackendError, Capacity, KvFormat, Result};
 use crate::infer::graph::{Buf, Graph, KvId, MoeId, RopeId};
 
+/// Pairs of one tile, shared/pairs.wgsl.
+pub(super) const PAIR_TILE: usize = 64;
+
 /// Device memory for one piece of a batch's logits, at most (but at least one row).
 const LOGITS_BYTES_MAX: usize = 16 << 20;
 
@@ -52,6 +55,13 @@ pub(super) struct Buffers {
     pub pair_inner: wgpu::Buffer,
     /// The output of each pair's expert.
     pub pair_outputs: wgpu::Buffer,
+    /// The pairs by expert, and the tiles they are cut into; shared by the MoE layers.
+    pub pair_order: wgpu::Buffer,
+    pub pair_tiles: wgpu::Buffer,
+    /// Rows of activations in f16 and their scales, for cooperative matrices; whoever needs
+    /// them fills them anew.
+    pub halves: wgpu::Buffer,
+    pub scales: wgpu::Buffer,
     /// `[logit_rows, vocab]`, unpadded.
     pub logits: wgpu::Buffer,
     pub logit_rows: usize,
@@ -116,12 +126,15 @@ impl Buffers {
         }
         let mut routing = Vec::new();
         let (mut inner, mut outputs) = (Some(0), Some(0));
+        let (mut order, mut tiles) = (Some(0), Some(0));
         for moe in &graph.moe {
             let pairs = batch.checked_mul(moe.top_k);
             let most =
                 |a: Option<usize>, width: usize| Some(a?.max(pairs?.checked_mul(stride(width))?));
             inner = most(inner, moe.ff);
             outputs = most(outputs, moe.hidden);
+            order = order.max(pairs);
+            tiles = tiles.max(pairs.map(|n| (n.div_ceil(PAIR_TILE) + moe.experts.len()) * 4));
             let ids = make("chosen experts", pairs, STORAGE)?;
             let readback = Readback::new(device, "the chosen experts", ids.size())?;
             routing.push(Routing {
@@ -130,6 +143,15 @@ impl Buffers {
                 readback,
             });
         }
+        let widest = graph.buffers.iter().map(|b| stride(b.width)).max().unwrap_or(0);
+        let (halves, scales) = match device.pipelines().cooperative {
+            // Half a word an element: of the batch's rows, or of the pairs'.
+            Some(_) => (
+                batch.checked_mul(widest).max(inner).map(|n| n.div_ceil(2)),
+                order.max(Some(batch)),
+            ),
+            None => (Some(0), Some(0)),
+        };
         let row_bytes = graph.vocab.max(1).saturating_mul(4);
         let logit_rows = (LOGITS_BYTES_MAX / row_bytes).clamp(1, batch.max(1));
         let logits = make("logits", logit_rows.checked_mul(graph.vocab), STORAGE)?;
@@ -142,6 +164,10 @@ impl Buffers {
             routing,
             pair_inner: make("expert activations", inner, STORAGE)?,
             pair_outputs: make("expert outputs", outputs, STORAGE)?,
+            pair_order: make("pairs by expert", order, STORAGE)?,
+            pair_tiles: make("tiles of pairs", tiles, STORAGE)?,
+            halves: make("halved activations", halves, STORAGE)?,
+            scales: make("scales of halved activations", scales, STORAGE)?,
             logits_readback: Readback::new(device, "the logits", logits.size())?,
             logits,
             logit_rows,

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use wgpu::{BufferUsages, DeviceType};
 
+use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
 use super::pipelines::{Pipelines, Reduction};
 use super::timing::{self, Meter};
+use super::trusted;
 use crate::infer::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
 use crate::infer::graph::Graph;
 
@@ -90,15 +92,32 @@ impl GpuDevice {
         let info = adapter.get_info();
         let offered = adapter.limits();
         // WebGPU's defaults, and of memory as much as there is.
-        let limits = wgpu::Limits {
+        let mut limits = wgpu::Limits {
             max_buffer_size: offered.max_buffer_size,
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
             ..wgpu::Limits::default()
         };
+        let reduction = reduction.unwrap_or(match info.device_type {
+            DeviceType::Cpu => Reduction::Lane,
+            _ => Reduction::Group,
+        });
+        // The forms for software adapters stay as portable as they are.
+        let cooperative = match reduction {
+            Reduction::Lane => None,
+            Reduction::Group => Cooperative::of(adapter),
+        };
+        let mut features =
+            adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if cooperative.is_some() {
+            features |= Cooperative::features();
+            experimental = trusted::experimental();
+            Cooperative::raise(&mut limits, &offered);
+        }
         let wanted = wgpu::DeviceDescriptor {
             label: Some("doppler-node"),
-            required_features: adapter.features()
-                & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
+            required_features: features,
+            experimental_features: experimental,
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -113,13 +132,9 @@ impl GpuDevice {
         device.on_uncaptured_error(Arc::new(move |error| {
             lock(&seen).error.get_or_insert(error);
         }));
-        let reduction = reduction.unwrap_or(match info.device_type {
-            DeviceType::Cpu => Reduction::Lane,
-            _ => Reduction::Group,
-        });
-        let pipelines = Pipelines::new(&device, reduction);
         let subgroups =
             device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 32;
+        let pipelines = Pipelines::new(&device, reduction, cooperative);
         let meter = Arc::new(Meter::new(&device, &queue, false));
         let inner = Inner { device, queue, info, limits, faults, pipelines, subgroups };
         Ok(Self { inner: Arc::new(inner), meter, timed: false })
@@ -145,11 +160,15 @@ impl GpuDevice {
         self.meter.counters(self)
     }
 
-    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu)"
+    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu, prompts on cooperative matrices)"
     pub fn describe(&self) -> String {
         let info = &self.inner.info;
+        let prompts = match self.pipelines().cooperative {
+            Some(_) => "prompts on cooperative matrices",
+            None => "prompts in f32 tiles",
+        };
         format!(
-            "{} ({:?}, {} {}, {:?})",
+            "{} ({:?}, {} {}, {:?}, {prompts})",
             info.name, info.backend, info.driver, info.driver_info, info.device_type
         )
     }
@@ -157,6 +176,12 @@ impl GpuDevice {
     /// Whether the adapter is a software one.
     pub fn is_software(&self) -> bool {
         self.inner.info.device_type == DeviceType::Cpu
+    }
+
+    /// Whether prompts run on cooperative matrices of f16.
+    #[cfg(test)]
+    pub(super) fn cooperative(&self) -> bool {
+        self.pipelines().cooperative.is_some()
     }
 
     /// The most bytes one binding may hold.

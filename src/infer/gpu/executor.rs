@@ -121,6 +121,7 @@ impl GpuBackend {
                 experts: &self.experts,
                 kv: self.capacity.kv,
                 decode: self.decode.as_ref().map(|decode| (&decode.fused, &decode.buffers)),
+                batch: self.capacity.batch,
             })?);
         }
         Ok(())
@@ -478,6 +479,17 @@ impl GpuBackend {
     /// The weights of a MoE layer's first `pairs` choices.
     pub(super) fn shares(&self, moe: usize, pairs: usize) -> Vec<f32> {
         self.read(&self.buffers.routing[moe].shares, pairs)
+    }
+
+    /// The last layer's pairs by expert, and all tiles.
+    pub(super) fn grouped(&self, pairs: usize) -> (Vec<u32>, Vec<u32>) {
+        let Buffers { pair_order, pair_tiles, .. } = &self.buffers;
+        (self.read(pair_order, pairs), self.read(pair_tiles, pair_tiles.size() as usize / 4))
+    }
+
+    /// The last halved rows, in words, and their scales.
+    pub(super) fn halved(&self, rows: usize, words: usize) -> (Vec<u32>, Vec<f32>) {
+        (self.read(&self.buffers.halves, words), self.read(&self.buffers.scales, rows))
     }
 
     /// The first words of a layer's cache: keys, values.

@@ -4,11 +4,13 @@
 //! pipeline, its bind group and its slot of the parameter arena. A step then
 //! writes 16 bytes of step description and the token ids, and replays the plan;
 //! only a `Route`, whose choice the pager must see, ends a submission.
-//! Plain WebGPU core: no extension is asked for but timestamps, where there are any, so
-//! every adapter runs the same kernels.
+//! Plain WebGPU core, so every adapter runs the same kernels, but for what pays where an
+//! adapter has it: subgroups for one token's products, cooperative matrices of f16 for a
+//! prompt's. Timestamps are asked for to measure with.
 
 mod batch;
 mod buffers;
+mod cooperative;
 mod decode;
 mod device;
 mod dispatch;
@@ -26,6 +28,7 @@ mod sample;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod trusted;
 mod weights;
 
 pub use device::{AdapterChoice, GpuDevice};

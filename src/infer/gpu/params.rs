@@ -166,6 +166,20 @@ pub(super) struct Sample {
     pub seed_high: u32,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct ExpertGroup {
+    pub experts: u32,
+    pub top_k: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Halve {
+    pub stride: u32,
+    pub per_token: u32,
+}
+
 /// Parameters gathered while a plan is made.
 #[derive(Default)]
 pub(super) struct Arena {

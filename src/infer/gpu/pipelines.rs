@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu::{BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ShaderStages};
 
+use super::cooperative::Cooperative;
 use super::device::GpuDevice;
 use super::kernels::Kernel;
 use super::params::{ARENA_SLOT, Step};
@@ -68,13 +69,19 @@ pub(super) struct Pipeline {
 /// A device's pipelines, by kernel name.
 pub(super) struct Pipelines {
     pub reduction: Reduction,
+    /// The cooperative matrices that kernels may use, if any.
+    pub cooperative: Option<Cooperative>,
     /// Layout of group 0.
     pub common: BindGroupLayout,
     made: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
 }
 
 impl Pipelines {
-    pub fn new(device: &wgpu::Device, reduction: Reduction) -> Self {
+    pub fn new(
+        device: &wgpu::Device,
+        reduction: Reduction,
+        cooperative: Option<Cooperative>,
+    ) -> Self {
         let uniform = |binding, dynamic, bytes| {
             let ty = BindingType::Buffer {
                 ty: BufferBindingType::Uniform,
@@ -87,13 +94,17 @@ impl Pipelines {
             label: Some("step and parameters"),
             entries: &[uniform(0, false, size_of::<Step>() as u64), uniform(1, true, ARENA_SLOT)],
         });
-        Self { reduction, common, made: Mutex::default() }
+        Self { reduction, cooperative, common, made: Mutex::default() }
     }
 
     /// The pipeline of a kernel, made if this is the first call for it.
     pub fn get(&self, device: &GpuDevice, name: &str) -> Result<Arc<Pipeline>> {
         let kernel = Kernel::find(name)
             .ok_or_else(|| BackendError::Unsupported(format!("there is no kernel {name}")))?;
+        if !self.takes(kernel) {
+            let what = format!("{name} on an adapter without its cooperative matrices");
+            return Err(BackendError::Unsupported(what));
+        }
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = made.get(kernel.name) {
             return Ok(Arc::clone(pipeline));
@@ -101,6 +112,15 @@ impl Pipelines {
         let pipeline = Arc::new(device.scoped(name, 0, |wgpu| self.make(wgpu, kernel))?);
         made.insert(kernel.name, Arc::clone(&pipeline));
         Ok(pipeline)
+    }
+
+    /// Whether the adapter has what the kernel needs.
+    pub fn takes(&self, kernel: &Kernel) -> bool {
+        let shape = |kind: Cooperative| {
+            let mut shapes = [kind.narrow()].into_iter().chain(kind.wide());
+            shapes.any(|shape| kernel.name.ends_with(shape))
+        };
+        !kernel.cooperative || self.cooperative.is_some_and(shape)
     }
 
     fn make(&self, device: &wgpu::Device, kernel: &'static Kernel) -> Pipeline {

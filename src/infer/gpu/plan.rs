@@ -7,7 +7,7 @@
 use bytemuck::Pod;
 use wgpu::BufferUsages;
 
-use super::batch::Product;
+use super::batch::{ExpertProducts, Product};
 use super::buffers::{Buffers, stride};
 use super::decode::{DecodeBuffers, Fused, Sequence};
 use super::device::GpuDevice;
@@ -22,7 +22,7 @@ use crate::infer::graph::{Activation, Buf, Graph, Moe, MoeId, Op, Scoring, Weigh
 /// The widest head the attention kernel holds.
 const HEAD_DIM_MAX: usize = 256;
 
-/// A chunk's dispatches of one wave: gate and up, then down.
+/// A chunk's dispatches of one wave: gate and up, then down, for few tokens and for many.
 pub(super) type Wave = Vec<Dispatch>;
 
 pub(super) struct Plan {
@@ -45,12 +45,14 @@ pub(super) struct Parts<'a> {
     pub kv: KvFormat,
     /// For a graph whose single tokens run fused.
     pub decode: Option<(&'a Fused, &'a DecodeBuffers)>,
+    /// The most tokens of a step.
+    pub batch: usize,
 }
 
 impl Plan {
     pub fn new(parts: &Parts<'_>) -> Result<Self> {
         let device = parts.device;
-        let mut builder = Builder { parts, arena: Arena::default() };
+        let mut builder = Builder { parts, halved: None, arena: Arena::default() };
         let mut ops = Vec::with_capacity(parts.graph.ops.len());
         let mut waves = Vec::with_capacity(parts.graph.ops.len());
         for op in &parts.graph.ops {
@@ -122,6 +124,8 @@ impl Plan {
 /// What a plan is made with; batch.rs adds the forms for many tokens.
 pub(super) struct Builder<'a> {
     pub parts: &'a Parts<'a>,
+    /// Whose rows `halves` holds while linear products follow one another.
+    pub halved: Option<Buf>,
     arena: Arena,
 }
 
@@ -189,6 +193,9 @@ impl Builder<'_> {
 
     fn op(&mut self, op: &Op) -> Result<Vec<Dispatch>> {
         let parts = self.parts;
+        if !matches!(op, Op::Linear { .. }) {
+            self.halved = None;
+        }
         let one = match *op {
             Op::Embed { table, out, scale } => return self.embed(table, out, scale),
             Op::Linear { x, weight, bias, out } => {
@@ -252,7 +259,13 @@ impl Builder<'_> {
                 let (q, out) = (parts.buffers.activation(q), parts.buffers.activation(out));
                 let storage = [q, &cache.keys, &cache.values, out];
                 let kernel = format!("attention_{}", parts.kv.name());
-                self.dispatch(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
+                let mut single =
+                    self.dispatch(&kernel, &params, &storage, Rows::Tokens, (heads, 1))?;
+                let Some((many, from)) = self.attention_batch(&params, &storage)? else {
+                    return Ok(vec![single]);
+                };
+                single.when = 1..=from - 1;
+                return Ok(vec![single, many]);
             }
             Op::Gated { gate, up, out, activation } => self.gated(op, gate, up, out, activation),
             Op::Add { x, y } => {
@@ -277,7 +290,9 @@ impl Builder<'_> {
                 let routing = parts.buffers.routing(moe);
                 let logits = parts.buffers.activation(logits);
                 let storage = [logits, &routing.ids, &routing.shares];
-                self.dispatch("route", &params, &storage, Rows::Tokens, (1, 64))
+                let route = self.dispatch("route", &params, &storage, Rows::Tokens, (1, 64))?;
+                let group = self.group(moe, spec)?;
+                return Ok([route].into_iter().chain(group).collect());
             }
             Op::Experts { moe, x, out } => {
                 let spec = parts.graph.moe_spec(moe);
@@ -362,10 +377,19 @@ impl Builder<'_> {
             let storage = [parts.buffers.activation(x), &piece.buffer, bias_buffer, result];
             let items = (piece.packed.rows, per_workgroup);
             let mut single = self.dispatch(&kernel, &params, &storage, rows, items)?;
-            let product = Product { dtype: piece.packed.dtype, params, storage, rows };
-            let many = self.linear_batch(&product)?;
-            single.when = 1..=*many.when.start() - 1;
-            dispatches.extend([single, many]);
+            let product = Product {
+                dtype: piece.packed.dtype,
+                params,
+                x,
+                weights: &piece.buffer,
+                bias: bias_buffer,
+                result,
+                rows,
+            };
+            let (many, from) = self.linear_batch(&product)?;
+            single.when = 1..=from - 1;
+            dispatches.push(single);
+            dispatches.extend(many);
         }
         Ok(dispatches)
     }
@@ -499,7 +523,22 @@ impl Builder<'_> {
         let storage = [inner, &chunk.buffer, ids, table, &parts.buffers.pair_outputs];
         let items = (spec.hidden * spec.top_k, per_workgroup);
         let second = self.dispatch(&kernel, &down_params, &storage, Rows::Tokens, items)?;
-        Ok(vec![first, second])
+        let mut wave = vec![first, second];
+        let experts = ExpertProducts {
+            spec,
+            x,
+            inner: gate.dtype,
+            outer: down.dtype,
+            gate_up,
+            down: down_params,
+            weights: &chunk.buffer,
+            table,
+        };
+        if let Some((many, from)) = self.experts_batch(&experts)? {
+            wave.iter_mut().for_each(|single| single.when = 1..=from - 1);
+            wave.extend(many);
+        }
+        Ok(wave)
     }
 }
 

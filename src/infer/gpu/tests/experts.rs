@@ -11,9 +11,9 @@ use crate::infer::graph::{
 };
 use crate::store::DType;
 
-const EXPERTS: usize = 7;
+pub(super) const EXPERTS: usize = 7;
 const TOP_K: usize = 3;
-const VOCAB: usize = 11;
+pub(super) const VOCAB: usize = 11;
 
 /// Embed, route, experts, logits: the smallest MoE whose result both backends show.
 pub(super) struct TinyMoe {

@@ -152,3 +152,33 @@ fn a_quantized_mixtral_agrees_with_the_cpu_and_paging_changes_no_bit() {
 fn a_quantized_qwen3_moe_agrees_with_the_cpu_and_paging_changes_no_bit() {
     against_the_cpu("tiny-qwen3moe");
 }
+
+/// Prompts on cooperative matrices: weights and activations are rounded to 11 bits, an error
+/// of at most 2^-11 each that the layers' products pass on; the bound is eight of them.
+#[test]
+fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
+    let mut random = Random::new("cooperative prompts");
+    let Some(device) = device(Reduction::Group) else { return };
+    if !device.cooperative() {
+        println!("skipped: {} has no cooperative matrices of f16", device.describe());
+        return;
+    }
+    for name in ["tiny-mixtral", "tiny-qwen3moe"] {
+        let Some(dir) = shared(&format!("models/{name}")) else { return };
+        let model = checkpoint(&dir, mixture);
+        let tokens: Vec<u32> = (0..64).map(|_| random.below(model.graph.vocab) as u32).collect();
+        let prefill = |device: &dyn Device, slots| {
+            let kv = KvFormat::F32;
+            let options = SessionOptions { context: Some(80), batch: 64, slots, kv };
+            Session::new(&model, device, &options).unwrap().step(&tokens, LogitRows::All).unwrap()
+        };
+        let want = prefill(&CpuDevice, SlotBudget::All);
+        let got = prefill(&device, SlotBudget::All);
+        let rel = rel(&got, &want);
+        println!("{name}: rel {rel:.2e}");
+        assert!(rel <= 8.0 / 2048.0, "{name}: {rel}");
+        assert!(rel > 1e-5, "{name}: {rel} is no half precision at all");
+        let paged = prefill(&device, SlotBudget::Experts(model.experts() / 2));
+        assert!(paged == got, "{name}: paging changed the logits");
+    }
+}

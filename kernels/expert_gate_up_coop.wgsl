@@ -1,0 +1,61 @@
+// expert_gate_up.wgsl for many tokens on cooperative matrices (see linear_coop.wgsl): tiles of
+// HALF rows of gate and of up by 64 pairs of one expert. Tiles whose expert is not in this
+// wave, and their pairs, keep what they have.
+// Grid: x by tile of pairs, y by row tile.
+//!needs coopmat f16
+//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for shape in 8x64 16x64
+//!include shared/step.wgsl
+//!include shared/matrix.wgsl
+//!include shared/gate_up_params.wgsl
+//!include shared/{format}.wgsl
+//!include shared/coop_{shape}.wgsl
+//!include shared/coop.wgsl
+//!include shared/slots.wgsl
+//!include shared/pairs.wgsl
+//!include shared/activation.wgsl
+
+@group(1) @binding(0) var<storage, read> x: array<vec4<f16>>;
+@group(1) @binding(1) var<storage, read> scales: array<f32>;
+@group(1) @binding(2) var<storage, read> weights: array<u32>;
+@group(1) @binding(3) var<storage, read> pair_order: array<u32>;
+@group(1) @binding(4) var<storage, read> tiles: array<vec4<u32>>;
+@group(1) @binding(5) var<storage, read> slot_table: array<u32>;
+@group(1) @binding(6) var<storage, read_write> result: array<f32>;
+
+var<private> tile: vec4<u32>;
+var<private> first_row: u32;
+
+fn units() -> u32 {
+    return params.gate.units;
+}
+
+fn emit(row: u32, token: u32, low: f32, high: f32) {
+    let to = first_row + row;
+    if (to < params.rows && token < tile.z) {
+        let pair = pair_order[tile.y + token];
+        let scale = scales[pair / params.top_k];
+        let gate = activate(low * scale, params.activation);
+        result[pair * params.result_stride + to] = gate * (high * scale);
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let mine = tiles[group.x];
+    let slot = slot_table[params.slots_at + mine.x];
+    if (mine.z == 0u || slot == EMPTY) {
+        return;
+    }
+    tile = mine;
+    first_row = group.y * HALF;
+    // The low rows of the tile are the gate's, the high ones the up's. Past the last row and
+    // pair the last ones are computed again and not written.
+    var m = in_slot(params.gate, slot, params.slot_stride);
+    if (fetched(local) >= HALF) {
+        m = in_slot(params.up, slot, params.slot_stride);
+    }
+    let row = min(first_row + fetched(local) % HALF, params.rows - 1u);
+    let token = pair_order[mine.y + min(fetched(local), mine.z - 1u)] / params.top_k;
+    coop_tile(m, row, token * params.x_stride, local);
+}

@@ -1,0 +1,62 @@
+// expert_gate_up.wgsl for many tokens: tiles of 32 rows of gate and of up by 64 pairs of one
+// expert. Tiles whose expert is not in this wave, and their pairs, keep what they have.
+// Grid: x by tile of pairs, y by row tile.
+//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!include shared/step.wgsl
+//!include shared/matrix.wgsl
+//!include shared/gate_up_params.wgsl
+//!include shared/{format}.wgsl
+//!include shared/tile.wgsl
+//!include shared/slots.wgsl
+//!include shared/pairs.wgsl
+//!include shared/activation.wgsl
+
+@group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(1) var<storage, read> weights: array<u32>;
+@group(1) @binding(2) var<storage, read> pair_order: array<u32>;
+@group(1) @binding(3) var<storage, read> tiles: array<vec4<u32>>;
+@group(1) @binding(4) var<storage, read> slot_table: array<u32>;
+@group(1) @binding(5) var<storage, read_write> result: array<f32>;
+
+fn units() -> u32 {
+    return params.gate.units;
+}
+
+fn put(tile: vec4<u32>, token: u32, row: u32, gate: vec4<f32>, up: vec4<f32>) {
+    if (token >= tile.z) {
+        return;
+    }
+    let at = pair_order[tile.y + token] * params.result_stride + row;
+    for (var i = 0u; i < 4u; i++) {
+        if (row + i < params.rows) {
+            result[at + i] = activate(gate[i], params.activation) * up[i];
+        }
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let tile = tiles[group.x];
+    let slot = slot_table[params.slots_at + tile.x];
+    if (tile.z == 0u || slot == EMPTY) {
+        return;
+    }
+    // The low rows of the tile are the gate's, the high ones the up's. Past the last row and
+    // pair the last ones are computed again and not written.
+    var m = in_slot(params.gate, slot, params.slot_stride);
+    if (local >= TILE / 2u) {
+        m = in_slot(params.up, slot, params.slot_stride);
+    }
+    let row = min(group.y * (TILE / 2u) + local % (TILE / 2u), params.rows - 1u);
+    let token = pair_order[tile.y + min(local, tile.z - 1u)] / params.top_k;
+    let sums = tile_sums(m, row, token * params.x_stride, local);
+    let to = group.y * (TILE / 2u) + low_row(local);
+    put(tile, token_of(local, 0u), to, sums.low[0], sums.high[0]);
+    put(tile, token_of(local, 1u), to, sums.low[1], sums.high[1]);
+    put(tile, token_of(local, 2u), to, sums.low[2], sums.high[2]);
+    put(tile, token_of(local, 3u), to, sums.low[3], sums.high[3]);
+    put(tile, token_of(local, 4u), to, sums.low[4], sums.high[4]);
+    put(tile, token_of(local, 5u), to, sums.low[5], sums.high[5]);
+    put(tile, token_of(local, 6u), to, sums.low[6], sums.high[6]);
+    put(tile, token_of(local, 7u), to, sums.low[7], sums.high[7]);
+}

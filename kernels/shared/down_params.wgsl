@@ -1,0 +1,16 @@
+// The parameters of the forms of an expert's second half.
+struct Params {
+    // The base is words within a slot.
+    down: Matrix,
+    rows: u32,
+    top_k: u32,
+    // Words from one slot to the next.
+    slot_stride: u32,
+    // Where this layer's and chunk's experts begin in slot_table.
+    slots_at: u32,
+    // vec4s from one row of `x` to the next.
+    x_stride: u32,
+    result_stride: u32,
+}
+
+@group(0) @binding(1) var<uniform> params: Params;

@@ -1,0 +1,122 @@
+//! Whether an adapter has the cooperative matrices that `*_coop` kernels are written for:
+//! f16 inputs and f32 sums, of a shape and a subgroup's width that some kernel has.
+
+use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, Features, Limits};
+
+use super::trusted;
+
+/// Workgroup memory that the kernels may take (`COOPERATIVE_BYTES_MAX` in build/kernels.rs).
+const COOPERATIVE_BYTES: u32 = 48 << 10;
+
+/// The shape of the matrices in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cooperative {
+    /// 16 x 16 x 16 by subgroups of 32.
+    Sixteen,
+    /// 8 x 8 x 8 by subgroups of 8.
+    Eight,
+}
+
+impl Cooperative {
+    /// Rows and columns of one matrix; invocations of a subgroup.
+    const fn shape(self) -> (u32, u32) {
+        match self {
+            Self::Sixteen => (16, 32),
+            Self::Eight => (8, 8),
+        }
+    }
+
+    /// Rows of weights in a tile (`SIDE` of shared/coop.wgsl).
+    pub const fn side(self) -> u32 {
+        8 * self.shape().0
+    }
+
+    /// The suffix of kernels with tiles of 64 tokens.
+    pub const fn narrow(self) -> &'static str {
+        match self {
+            Self::Sixteen => "16x64",
+            Self::Eight => "8x64",
+        }
+    }
+
+    /// The suffix of kernels with tiles of 128 tokens, where there are such.
+    pub const fn wide(self) -> Option<&'static str> {
+        match self {
+            Self::Sixteen => Some("16x128"),
+            Self::Eight => None,
+        }
+    }
+
+    /// What the adapter offers of it, best first.
+    pub fn of(adapter: &wgpu::Adapter) -> Option<Self> {
+        if !trusted::experimental().is_enabled() || !adapter.features().contains(Self::features()) {
+            return None;
+        }
+        let offered = adapter.cooperative_matrix_properties();
+        let bytes = adapter.limits().max_compute_workgroup_storage_size;
+        Self::among(&offered, &adapter.get_info(), bytes)
+    }
+
+    fn among(
+        offered: &[CooperativeMatrixProperties],
+        info: &AdapterInfo,
+        workgroup_bytes: u32,
+    ) -> Option<Self> {
+        [Self::Sixteen, Self::Eight].into_iter().find(|kind| {
+            let (side, lanes) = kind.shape();
+            let fits = |p: &CooperativeMatrixProperties| {
+                [p.m_size, p.n_size, p.k_size] == [side; 3]
+                    && p.ab_type == CooperativeScalarType::F16
+                    && p.cr_type == CooperativeScalarType::F32
+                    && !p.saturating_accumulation
+            };
+            workgroup_bytes >= COOPERATIVE_BYTES.min(side * side * 192)
+                && [info.subgroup_min_size, info.subgroup_max_size] == [lanes; 2]
+                && offered.iter().any(fits)
+        })
+    }
+
+    /// To ask of the adapter.
+    pub const fn features() -> Features {
+        Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16)
+    }
+
+    /// To ask of the adapter, given what it offers.
+    pub fn raise(limits: &mut Limits, offered: &Limits) {
+        limits.max_compute_workgroup_storage_size =
+            offered.max_compute_workgroup_storage_size.min(COOPERATIVE_BYTES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_matches_are_taken_and_the_larger_first() {
+        use CooperativeScalarType::{F16, F32};
+        let of = |side, ab_type, cr_type| CooperativeMatrixProperties {
+            m_size: side,
+            n_size: side,
+            k_size: side,
+            ab_type,
+            cr_type,
+            saturating_accumulation: false,
+        };
+        let info = |lanes| AdapterInfo {
+            subgroup_min_size: lanes,
+            subgroup_max_size: lanes,
+            ..AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, wgpu::Backend::Vulkan)
+        };
+        let both = [of(8, F16, F32), of(16, F16, F16), of(16, F16, F32)];
+        let among =
+            |offered: &[_], lanes, kib: u32| Cooperative::among(offered, &info(lanes), kib << 10);
+        assert_eq!(among(&both, 32, 48), Some(Cooperative::Sixteen));
+        assert_eq!(among(&both, 8, 32), Some(Cooperative::Eight));
+        assert_eq!(among(&both, 64, 64), None);
+        assert_eq!(among(&both, 32, 32), None, "too little workgroup memory");
+        assert_eq!(among(&both[..2], 32, 48), None, "sums in f16");
+        let narrow = CooperativeMatrixProperties { n_size: 8, ..of(16, F16, F32) };
+        assert_eq!(among(&[narrow], 32, 48), None);
+    }
+}
