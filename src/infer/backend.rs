@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::graph::WeightId;
 use super::graph::{ExpertLayout, Graph, MatrixSpec, MoeId};
+use super::sampler::Sampler;
 
 /// How a KV cache keeps its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -206,6 +207,15 @@ pub enum Fed {
     Chosen,
 }
 
+/// What a single token's step is to leave behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    Nothing,
+    Logits,
+    /// The next token, chosen on the device.
+    Choice,
+}
+
 /// What became of a single token's step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -227,13 +237,24 @@ pub trait Decoder {
     fn room(&self) -> usize;
 
     /// Queues one token at `position`; the cache holds all before it.
-    fn submit(&mut self, fed: Fed, position: usize, logits: bool) -> Result<()>;
+    fn submit(&mut self, fed: Fed, position: usize, want: Want) -> Result<()>;
+
+    /// Makes the device choose tokens as this sampler would from here on; the sampler is to
+    /// `follow` each token reported. `false` if the device cannot choose so.
+    fn choose(&mut self, sampler: &Sampler) -> Result<bool>;
 
     /// Waits for the oldest token under way.
     fn take(&mut self) -> Result<Report>;
 
     /// Queues the rest of the token that halted, from that layer on.
     fn resume(&mut self, moe: MoeId) -> Result<()>;
+
+    /// Runs one token, all of whose experts are in place, and times its kernels: their names in
+    /// order, and seconds.
+    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>>;
+
+    /// Gives up the token that halted.
+    fn drop_halted(&mut self);
 
     /// The logits of the last token taken, `[vocab]`, if they were asked for.
     fn logits(&mut self) -> Result<Vec<f32>>;

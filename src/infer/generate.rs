@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::LogitRows;
 use super::error::SessionError;
 use super::sampler::{Sampler, SamplerOptions};
 use super::session::Session;
@@ -77,17 +76,24 @@ pub fn generate(
     let started = Instant::now();
     let mut tokens = Vec::new();
     let mut first = None;
-    let mut logits = session.prefill(prompt)?;
+    let logits = session.prefill(prompt)?;
+    let mut next = None;
     let reason = loop {
         if tokens.len() >= options.max_tokens {
             break StopReason::MaxTokens;
         }
-        let token = sampler.sample(&logits);
+        let token = match next {
+            Some(token) => token,
+            None => {
+                let token = sampler.sample(&logits);
+                sampler.accept(token);
+                token
+            }
+        };
         first.get_or_insert_with(Instant::now);
         if options.stop.contains(&token) {
             break StopReason::StopToken;
         }
-        sampler.accept(token);
         tokens.push(token);
         if on_token(session, token).is_break() {
             break StopReason::Cancelled;
@@ -98,7 +104,7 @@ pub fn generate(
         if session.position() == session.context() {
             break StopReason::ContextFull;
         }
-        logits = session.step(&[token], LogitRows::Last)?;
+        next = Some(session.next(token, &mut sampler, options.max_tokens - tokens.len())?);
     };
     let ended = Instant::now();
     let first = first.unwrap_or(ended);

@@ -10,13 +10,14 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::backend::{
-    Backend, BackendError, Capacity, Counters, Device, Fed, KvFormat, LogitRows, Report, Step,
+    Backend, BackendError, Capacity, Counters, Device, Fed, KvFormat, LogitRows, Report, Step, Want,
 };
 use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
+use super::sampler::Sampler;
 use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
 use super::trace::Trace;
 use crate::store::PolicyKind;
@@ -81,6 +82,12 @@ pub struct Session {
     position: usize,
     plan: SlotPlan,
     trunk_bytes: u64,
+    /// Tokens queued on a device that chooses by itself; the oldest is at `position`.
+    ahead: usize,
+    /// The token that the oldest of them was fed.
+    expected: Option<u32>,
+    /// The last of them halted: it is not worth queueing more behind the next.
+    halting: bool,
 }
 
 impl Session {
@@ -108,6 +115,9 @@ impl Session {
             position: 0,
             plan,
             trunk_bytes,
+            ahead: 0,
+            expected: None,
+            halting: false,
         })
     }
 
@@ -115,11 +125,12 @@ impl Session {
     /// asked for, `[rows, vocab]`.
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         self.check(tokens)?;
+        self.land()?;
         if let [token] = tokens
             && let Some(decoder) = self.backend.decoder()?
         {
-            self.pager.begin(1);
-            decoder.submit(Fed::Token(*token), self.position, logits != LogitRows::None)?;
+            let want = if logits == LogitRows::None { Want::Nothing } else { Want::Logits };
+            decoder.submit(Fed::Token(*token), self.position, want)?;
             self.finish_token()?;
             self.position += 1;
             return match (logits, self.backend.decoder()?) {
@@ -142,10 +153,95 @@ impl Session {
         Ok(logits)
     }
 
+    /// Runs `token` at the present position and returns the one that `sampler` chooses after it.
+    /// Where the device can choose, up to `more` tokens are queued ahead: a caller that goes
+    /// on is to feed each token it was given. The sampler is left as if it had chosen.
+    pub fn next(
+        &mut self,
+        token: u32,
+        sampler: &mut Sampler,
+        more: usize,
+    ) -> Result<u32, SessionError> {
+        self.check(&[token])?;
+        if self.expected.take() != Some(token) {
+            self.land()?;
+        }
+        if self.ahead == 0 {
+            let chooses = match self.backend.decoder()? {
+                Some(decoder) => decoder.choose(sampler)?,
+                None => false,
+            };
+            if !chooses {
+                let logits = self.step(&[token], LogitRows::Last)?;
+                let next = sampler.sample(&logits);
+                sampler.accept(next);
+                return Ok(next);
+            }
+        }
+        let room = self.capacity.context - self.position;
+        let most = if self.halting { 1 } else { more.clamp(1, room) };
+        if let Some(decoder) = self.backend.decoder()? {
+            while self.ahead < most && decoder.room() > 0 {
+                let fed = if self.ahead == 0 { Fed::Token(token) } else { Fed::Chosen };
+                decoder.submit(fed, self.position + self.ahead, Want::Choice)?;
+                self.ahead += 1;
+            }
+        }
+        let report = self.finish_token()?;
+        self.ahead -= 1;
+        self.position += 1;
+        self.expected = Some(report.token);
+        sampler.follow(report.token);
+        Ok(report.token)
+    }
+
+    /// How long each kernel takes for `token` at the present position, which stays: names
+    /// in order, and seconds. Every expert must be in a slot.
+    ///
+    /// # Errors
+    /// A device that does not run single tokens fused, or cannot tell the time within a pass.
+    pub fn profile(&mut self, token: u32) -> Result<Vec<(&'static str, f64)>, SessionError> {
+        self.check(&[token])?;
+        self.land()?;
+        match self.backend.decoder()? {
+            Some(decoder) => Ok(decoder.profile(token, self.position)?),
+            None => {
+                let what = "timing the kernels of a token on this backend".into();
+                Err(BackendError::Unsupported(what).into())
+            }
+        }
+    }
+
+    /// Drops the tokens queued ahead.
+    fn land(&mut self) -> Result<(), SessionError> {
+        let Some(decoder) = self.backend.decoder()? else { return Ok(()) };
+        while self.ahead > 0 {
+            self.ahead -= 1;
+            if decoder.take()?.halted.is_some() {
+                decoder.drop_halted();
+                self.ahead = 0;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the oldest token under way; wherever it halted, its experts are brought and it
     /// goes on from there.
     fn finish_token(&mut self) -> Result<Report, SessionError> {
+        let finished = self.follow_token();
+        if finished.is_err() {
+            self.ahead = 0;
+            if let Ok(Some(decoder)) = self.backend.decoder() {
+                decoder.drop_halted();
+            }
+        }
+        finished
+    }
+
+    fn follow_token(&mut self) -> Result<Report, SessionError> {
         let backend = self.backend.as_mut();
+        self.pager.begin(1);
+        self.halting = false;
         // MoE layers before this one are counted.
         let mut counted = 0;
         loop {
@@ -158,6 +254,9 @@ impl Session {
                 self.pager.found(MoeId(layer), experts);
             }
             let Some(moe) = report.halted else { return Ok(report) };
+            // Those queued behind it are gone.
+            self.ahead = self.ahead.min(1);
+            self.halting = true;
             let mut waiting = report.experts[reached].clone();
             waiting.sort_unstable();
             self.pager.next_wave(moe, &mut waiting, backend)?;
@@ -213,6 +312,7 @@ impl Session {
     /// Forgets the sequence; experts stay resident.
     pub const fn reset(&mut self) {
         self.position = 0;
+        self.expected = None;
     }
 
     /// Tokens in the cache.

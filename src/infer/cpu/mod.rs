@@ -8,6 +8,7 @@ pub mod add;
 pub mod attention;
 pub mod attention_tile;
 mod bandwidth;
+pub mod copy;
 pub mod embed;
 pub mod expert_down;
 pub mod expert_down_coop;

@@ -12,6 +12,7 @@ use wgpu::{BufferUsages, DeviceType};
 
 use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
+use super::params::{ARENA_SLOT, Step};
 use super::pipelines::{Pipelines, Reduction};
 use super::timing::{self, Meter};
 use super::trusted;
@@ -106,8 +107,11 @@ impl GpuDevice {
             Reduction::Lane => None,
             Reduction::Group => Cooperative::of(adapter),
         };
-        let mut features =
-            adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
+        let mut features = adapter.features()
+            & (wgpu::Features::SUBGROUP
+                | wgpu::Features::TIMESTAMP_QUERY
+                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if cooperative.is_some() {
             features |= Cooperative::features();
@@ -205,6 +209,11 @@ impl GpuDevice {
         &self.inner.pipelines
     }
 
+    /// Nanoseconds of one tick of the device's timestamps.
+    pub(super) fn tick_nanoseconds(&self) -> f32 {
+        self.inner.queue.get_timestamp_period()
+    }
+
     /// How the decode kernels' teams of 32 add up: the suffix of their names.
     pub(super) fn team(&self) -> &'static str {
         if self.inner.subgroups { "subgroup" } else { "group" }
@@ -217,6 +226,26 @@ impl GpuDevice {
 
     pub(super) fn wgpu(&self) -> &wgpu::Device {
         &self.inner.device
+    }
+
+    /// Group 0 for kernels with one set of parameters that do not look at the step: any bytes
+    /// stand in for it.
+    pub(super) fn common(&self, arena: &wgpu::Buffer) -> Result<wgpu::BindGroup> {
+        let entry = |binding, bytes| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: arena,
+                offset: 0,
+                size: std::num::NonZeroU64::new(bytes),
+            }),
+        };
+        self.scoped("a bind group of parameters", 0, |wgpu| {
+            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("parameters"),
+                layout: &self.pipelines().common,
+                entries: &[entry(0, size_of::<Step>() as u64), entry(1, ARENA_SLOT)],
+            })
+        })
     }
 
     /// A zeroed buffer of `bytes`, rounded up to 16. A storage buffer must fit one binding.

@@ -22,8 +22,6 @@ mod pipelines;
 mod plan;
 mod readback;
 mod repack;
-// The decode loop that keeps tokens on the device is its caller.
-#[cfg_attr(not(test), expect(dead_code))]
 mod sample;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@
 //! A row of Q8_0 or Q5_0 is padded with a block of zeros to whole pairs of blocks.
 //! The shard's hash stays on the stored bytes; the planes are never sent anywhere.
 
+use rayon::prelude::*;
+
 use super::params::Matrix;
 use crate::infer::graph::MatrixSpec;
 use crate::store::DType;
@@ -34,6 +36,9 @@ pub(super) const UNIT: usize = 32;
 
 /// Weights of half a piece: they share a scale in every format.
 const HALF: usize = 16;
+
+/// Blocks that one task repacks.
+const BLOCKS_A_TASK: usize = 256;
 
 /// The shape of a packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,32 +148,16 @@ impl Packed {
         let blocks = stored.len() / 210;
         out.resize(start + blocks * 192, 0);
         let (low, high) = out[start..].split_at_mut(blocks * 128);
-        let planes = low.chunks_exact_mut(128).zip(high.chunks_exact_mut(64));
-        for (block, (low, high)) in stored.chunks_exact(210).zip(planes) {
-            // Each half block: 128 weights, in four runs of 32 that share bytes.
-            for n in 0..2 {
-                let nibbles: &[u8; 64] = block[n * 64..][..64].try_into().expect("64 of 210");
-                let pairs: &[u8; 32] = block[128 + n * 32..][..32].try_into().expect("32 of 210");
-                // A chunk of 64 weights: runs 2 c and 2 c + 1.
-                for c in 0..2 {
-                    let run = |r: usize, l: usize| match r {
-                        0 => (nibbles[l] & 15, pairs[l] & 3),
-                        1 => (nibbles[32 + l] & 15, (pairs[l] >> 2) & 3),
-                        2 => (nibbles[l] >> 4, (pairs[l] >> 4) & 3),
-                        _ => (nibbles[32 + l] >> 4, pairs[l] >> 6),
-                    };
-                    let piece = n * 4 + c * 2;
-                    for l in 0..32 {
-                        let (first, second) = (run(2 * c, l), run(2 * c + 1, l));
-                        low[piece * HALF + l] = first.0 | (second.0 << 4);
-                        let (half, k, b) = (l / HALF, (l % HALF) / 4, l % 4);
-                        let to = (piece + half) * 8 + b;
-                        high[to] |= first.1 << (2 * k);
-                        high[to + 4] |= second.1 << (2 * k);
-                    }
-                }
+        let planes = low
+            .par_chunks_mut(128 * BLOCKS_A_TASK)
+            .zip(high.par_chunks_mut(64 * BLOCKS_A_TASK))
+            .zip(stored.par_chunks(210 * BLOCKS_A_TASK));
+        planes.for_each(|((low, high), stored)| {
+            let planes = low.chunks_exact_mut(128).zip(high.chunks_exact_mut(64));
+            for (block, (low, high)) in stored.chunks_exact(210).zip(planes) {
+                quants_q6_k(block, low, high);
             }
-        }
+        });
         stored.chunks_exact(210).for_each(|b| out.extend_from_slice(&b[192..208]));
         stored.chunks_exact(210).for_each(|b| out.extend_from_slice(&b[208..]));
     }
@@ -197,6 +186,33 @@ impl Packed {
             let mut blocks = row.chunks_exact(self.dtype.block_bytes());
             while let Some(first) = blocks.next() {
                 pair(Some(first), blocks.next());
+            }
+        }
+    }
+}
+
+/// One block's nibbles and high bits as pieces; both begin as zeros.
+fn quants_q6_k(block: &[u8], low: &mut [u8], high: &mut [u8]) {
+    // Each half block: 128 weights, in four runs of 32 that share bytes.
+    for n in 0..2 {
+        let nibbles: &[u8; 64] = block[n * 64..][..64].try_into().expect("64 of 210");
+        let pairs: &[u8; 32] = block[128 + n * 32..][..32].try_into().expect("32 of 210");
+        // A chunk of 64 weights: runs 2 c and 2 c + 1.
+        for c in 0..2 {
+            let run = |r: usize, l: usize| match r {
+                0 => (nibbles[l] & 15, pairs[l] & 3),
+                1 => (nibbles[32 + l] & 15, (pairs[l] >> 2) & 3),
+                2 => (nibbles[l] >> 4, (pairs[l] >> 4) & 3),
+                _ => (nibbles[32 + l] >> 4, pairs[l] >> 6),
+            };
+            let piece = n * 4 + c * 2;
+            for l in 0..32 {
+                let (first, second) = (run(2 * c, l), run(2 * c + 1, l));
+                low[piece * HALF + l] = first.0 | (second.0 << 4);
+                let (half, k, b) = (l / HALF, (l % HALF) / 4, l % 4);
+                let to = (piece + half) * 8 + b;
+                high[to] |= first.1 << (2 * k);
+                high[to + 4] |= second.1 << (2 * k);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
-use super::params::{self, ARENA_SLOT, Step};
+use super::params::{self, ARENA_SLOT};
 use super::pipelines::Pipeline;
 use crate::infer::backend::{BackendError, Result};
 use crate::infer::odds::{CHUNK, Recipe, VOCAB_MAX, WINDOW_MAX};
@@ -51,6 +51,7 @@ pub(super) struct SamplePlan {
     /// Draws made (low, high), tokens accepted, one word, the ring.
     memory: wgpu::Buffer,
     /// Keys, then ranks; `[vocab]` unless greedy.
+    #[cfg_attr(not(test), expect(dead_code))]
     pub(super) ranks: wgpu::Buffer,
     stages: Vec<Stage>,
 }
@@ -86,7 +87,7 @@ impl SamplePlan {
         let ranks = device.buffer("token ranks", 4 * drawn, SCRATCH)?;
         let bins = device.buffer("rank histograms", 4 * bins, SCRATCH)?;
         let parts = device.buffer("vocabulary chunks", 4 * PART * u64::from(chunks), SCRATCH)?;
-        let common = common(device, &arena)?;
+        let common = device.common(&arena)?;
         let mut stages = Vec::new();
         let mut stage = |kernel: &str, workgroups, storage: &[&wgpu::Buffer]| {
             stages.push(Stage::new(device, kernel, workgroups, storage)?);
@@ -113,10 +114,15 @@ impl SamplePlan {
         Ok(plan)
     }
 
+    /// Whether it chooses as this sampler does.
+    pub fn is_for(&self, sampler: &Sampler) -> bool {
+        *sampler.recipe() == self.recipe
+    }
+
     /// Goes on from the sampler's state, in what is submitted from now on. Its options must be
     /// those that the plan was made for.
     pub fn restore(&self, device: &GpuDevice, sampler: &Sampler) -> Result<()> {
-        if *sampler.recipe() != self.recipe {
+        if !self.is_for(sampler) {
             return Err(refused("a sampler with other options than the plan's".into()));
         }
         let recent = sampler.recent();
@@ -183,25 +189,6 @@ impl Stage {
         })?;
         Ok(Self { pipeline, storage, workgroups })
     }
-}
-
-/// Group 0. The kernels do not look at the step, so any bytes stand in for it.
-fn common(device: &GpuDevice, arena: &wgpu::Buffer) -> Result<wgpu::BindGroup> {
-    let entry = |binding, bytes| wgpu::BindGroupEntry {
-        binding,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: arena,
-            offset: 0,
-            size: std::num::NonZeroU64::new(bytes),
-        }),
-    };
-    device.scoped("the sampling parameters' bind group", 0, |wgpu| {
-        wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("sampling parameters"),
-            layout: &device.pipelines().common,
-            entries: &[entry(0, size_of::<Step>() as u64), entry(1, ARENA_SLOT)],
-        })
-    })
 }
 
 fn params(recipe: &Recipe, vocab: u32) -> params::Sample {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use wgpu::BufferUsages;
 
 use super::device::{ANSWER_WAIT_MAX, GpuDevice};
+use super::params::ARENA_SLOT;
 use super::weights::Uploads;
 use crate::infer::backend::{BackendError, Bandwidth, Counters, Result};
 
@@ -27,7 +28,7 @@ const COPY_BYTES: (u64, u64) = (512 << 20, 32 << 20);
 /// Bytes written in one measurement of uploads.
 const UPLOAD_BYTES: (u64, u64) = (256 << 20, 32 << 20);
 /// Copies in one submission.
-const COPIES: u64 = 4;
+const COPIES: u64 = 8;
 /// Measurements; the best counts, for what disturbs one only ever slows it.
 const ROUNDS: usize = 5;
 
@@ -200,8 +201,8 @@ pub(super) fn bandwidth(device: &GpuDevice) -> Result<Bandwidth> {
 
 /// The largest buffer up to `bytes` that there is room for, and its size.
 fn scratch(device: &GpuDevice, what: &str, bytes: u64) -> Result<(wgpu::Buffer, u64)> {
-    let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-    let mut size = bytes.min(device.wgpu().limits().max_buffer_size / 16 * 16);
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
+    let mut size = bytes.min(device.binding_bytes_max());
     loop {
         match device.buffer(what, size, usage) {
             Ok(buffer) => return Ok((buffer, size)),
@@ -216,12 +217,43 @@ fn copy_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
     let (to, bytes) = scratch(device, "the target of a copy", bytes)?;
     // Pages that were never written need not be read.
     device.write(&from, 0, &[1; 16]);
+    let pipeline = device.pipelines().get(device, "copy")?;
+    let arena = device.buffer(
+        "copy parameters",
+        ARENA_SLOT,
+        BufferUsages::UNIFORM | BufferUsages::COPY_DST,
+    )?;
+    let vec4s = u32::try_from(bytes / 16).unwrap_or(u32::MAX);
+    device.write(&arena, 0, bytemuck::bytes_of(&vec4s));
+    let common = device.common(&arena)?;
+    let both = [(&from, &to), (&to, &from)];
+    let mut groups = Vec::new();
+    for (from, to) in both {
+        groups.push(device.scoped("a copy's bind group", 0, |wgpu| {
+            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("copy"),
+                layout: &pipeline.storage,
+                entries: &[
+                    wgpu::BindGroupEntry { binding: 0, resource: from.as_entire_binding() },
+                    wgpu::BindGroupEntry { binding: 1, resource: to.as_entire_binding() },
+                ],
+            })
+        })?);
+    }
+    let groups_needed = vec4s.div_ceil(1024);
+    let x = groups_needed.min(device.workgroups_max());
+    let y = groups_needed.div_ceil(x.max(1));
     let mut best = 0.0_f64;
     for round in 0..=ROUNDS {
         let mut encoder = device.wgpu().create_command_encoder(&Default::default());
-        for copy in 0..COPIES {
-            let (from, to) = if copy % 2 == 0 { (&from, &to) } else { (&to, &from) };
-            encoder.copy_buffer_to_buffer(from, 0, to, 0, Some(bytes));
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &common, &[0]);
+            for copy in 0..COPIES {
+                pass.set_bind_group(1, &groups[(copy % 2) as usize], &[]);
+                pass.dispatch_workgroups(x, y, 1);
+            }
         }
         let started = Instant::now();
         let submission = device.submit(encoder)?;

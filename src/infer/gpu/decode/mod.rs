@@ -9,9 +9,12 @@
 mod buffers;
 mod fuse;
 mod params;
+mod profile;
 mod sequence;
 
 use std::collections::VecDeque;
+
+use wgpu::BufferUsages;
 
 pub(super) use buffers::DecodeBuffers;
 use buffers::STATE_HEAD;
@@ -23,10 +26,12 @@ use super::executor::GpuBackend;
 use super::experts::Experts;
 use super::params::Step as StepParams;
 use super::readback::Readback;
+use super::sample::{Links, SamplePlan};
 use super::timing::PassClock;
 use super::weights::{DeviceWeight, matrix};
-use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result};
+use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result, Want};
 use crate::infer::graph::{Graph, MoeId, WeightId};
+use crate::infer::sampler::Sampler;
 
 /// Tokens that may be under way at once.
 const FLIGHTS_MAX: usize = 4;
@@ -40,13 +45,16 @@ pub(super) struct Decode {
     /// Reports on their way, oldest first: which, and its token's step.
     flights: VecDeque<Flight>,
     next: usize,
+    /// The choice of the next token, once it was asked for.
+    sample: Option<SamplePlan>,
+    chosen: wgpu::Buffer,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Flight {
     report: usize,
     step: StepParams,
-    logits: bool,
+    want: Want,
 }
 
 impl Decode {
@@ -57,7 +65,10 @@ impl Decode {
         let bytes = buffers.state_words as u64 * 4;
         let reports = (0..FLIGHTS_MAX).map(|_| Readback::new(device, "a token's report", bytes));
         let reports = reports.collect::<Result<_>>()?;
-        Ok(Some(Self { fused, buffers, reports, flights: VecDeque::new(), next: 0 }))
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
+        let chosen = device.buffer("the chosen token", 4, usage)?;
+        let flights = VecDeque::new();
+        Ok(Some(Self { fused, buffers, reports, flights, next: 0, sample: None, chosen }))
     }
 
     /// Whether every matrix lies in one binding, and every layer's slots in one.
@@ -104,14 +115,37 @@ impl Decoder for GpuBackend {
         self.decode.as_ref().map_or(0, |decode| FLIGHTS_MAX - decode.flights.len())
     }
 
-    fn submit(&mut self, fed: Fed, position: usize, logits: bool) -> Result<()> {
+    fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
+        let Self { device, decode, buffers, graph, .. } = self;
+        let Some(decode) = decode else { return Ok(false) };
+        if let Some(plan) = decode.sample.take_if(|plan| plan.is_for(sampler)) {
+            plan.restore(device, sampler)?;
+            decode.sample = Some(plan);
+            return Ok(true);
+        }
+        let links = Links {
+            logits: &buffers.logits,
+            state: &decode.buffers.state,
+            tokens: &buffers.tokens,
+            chosen: &decode.chosen,
+        };
+        decode.sample = match SamplePlan::new(device, graph.vocab, links, sampler) {
+            Ok(plan) => Some(plan),
+            // The host chooses.
+            Err(BackendError::Unsupported(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(decode.sample.is_some())
+    }
+
+    fn submit(&mut self, fed: Fed, position: usize, want: Want) -> Result<()> {
         self.check_decode(fed, position)?;
         let position = u32::try_from(position).unwrap_or(u32::MAX);
         let step = StepParams { tokens: 1, position, logit_start: 0, logit_rows: 1 };
         if let Fed::Token(token) = fed {
             self.device.write(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
         }
-        self.fly(step, logits, None)
+        self.fly(step, want, None)
     }
 
     fn resume(&mut self, moe: MoeId) -> Result<()> {
@@ -119,7 +153,7 @@ impl Decoder for GpuBackend {
         let Some(flight) = halted else {
             return Err(BackendError::Unsupported("resuming a step that was not halted".into()));
         };
-        self.fly(flight.step, flight.logits, Some(moe))
+        self.fly(flight.step, flight.want, Some(moe))
     }
 
     fn take(&mut self) -> Result<Report> {
@@ -145,9 +179,21 @@ impl Decoder for GpuBackend {
             while let Some(behind) = decode.flights.pop_front() {
                 decode.reports[behind.report].take(&self.device)?;
             }
-            self.halted = Some(Halted { step: flight.step, logits: flight.logits });
+            self.halted = Some(Halted { step: flight.step, want: flight.want });
         }
         Ok(Report { halted, token: words[1], experts })
+    }
+
+    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
+        self.profile_token(token, position)
+    }
+
+    fn drop_halted(&mut self) {
+        if self.halted.take().is_some()
+            && let Some(decode) = &self.decode
+        {
+            self.device.write(&decode.buffers.state, 0, &[0; 4]);
+        }
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {
@@ -160,7 +206,7 @@ impl Decoder for GpuBackend {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Halted {
     step: StepParams,
-    logits: bool,
+    want: Want,
 }
 
 impl GpuBackend {
@@ -184,7 +230,7 @@ impl GpuBackend {
     }
 
     /// Submits one token's dispatches: all, or from a MoE layer on.
-    fn fly(&mut self, step: StepParams, logits: bool, from: Option<MoeId>) -> Result<()> {
+    fn fly(&mut self, step: StepParams, want: Want, from: Option<MoeId>) -> Result<()> {
         self.make_plan()?;
         let Self { device, plan, decode, buffers, .. } = self;
         let (Some(plan), Some(decode)) = (plan.as_ref(), decode.as_mut()) else {
@@ -206,7 +252,11 @@ impl GpuBackend {
             encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
             encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
         }
-        let end = if logits { sequence.steps.len() } else { sequence.logits };
+        let logits = want == Want::Logits;
+        let end = match want {
+            Want::Nothing => sequence.logits,
+            Want::Logits | Want::Choice => sequence.steps.len(),
+        };
         {
             let clock = device.meter().pass();
             let timestamp_writes = clock.as_ref().map(PassClock::writes);
@@ -215,6 +265,17 @@ impl GpuBackend {
             for dispatch in &sequence.steps[first..end] {
                 plan.encode(device, &mut pass, dispatch, &step)?;
             }
+            if want == Want::Choice {
+                let Some(sample) = &decode.sample else {
+                    return Err(BackendError::Unsupported("a choice without a sampler".into()));
+                };
+                sample.encode(&mut pass);
+                (0..sample.dispatches()).for_each(|_| device.meter().dispatched());
+            }
+        }
+        if want == Want::Choice {
+            let state = &decode.buffers.state;
+            encoder.copy_buffer_to_buffer(&decode.chosen, 0, state, 4, Some(4));
         }
         let report = decode.next;
         decode.next = (report + 1) % FLIGHTS_MAX;
@@ -229,7 +290,7 @@ impl GpuBackend {
         if logits {
             buffers.logits_readback.submitted(logit_bytes, &submission);
         }
-        decode.flights.push_back(Flight { report, step, logits });
+        decode.flights.push_back(Flight { report, step, want });
         Ok(())
     }
 }

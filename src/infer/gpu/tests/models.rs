@@ -25,7 +25,8 @@ fn golden(name: &str) {
     ] {
         let Some(device) = device(reduction) else { return };
         let slots = SlotBudget::All;
-        let options = SessionOptions { context: Some(96), batch, slots, kv };
+        let options =
+            SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
         let mut session = Session::new(&model, &device, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
         println!("{name}, {reduction:?}, batch {batch}, {kv:?}: {report:?}");

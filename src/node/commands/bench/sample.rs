@@ -5,9 +5,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::infer::backend::{Counters, LogitRows};
+use crate::infer::error::SessionError;
 use crate::infer::graph::{Op, WeightId};
 use crate::infer::model::Model;
 use crate::infer::pager::{PagerStats, TierHits};
+use crate::infer::sampler::{Sampler, SamplerOptions};
 use crate::infer::session::Session;
 
 /// What one run, or several together, took. Loading and the parts not measured are left out.
@@ -20,24 +22,59 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// Decodes as a generation does, greedily, after the passage without its last `decoded`
+    /// tokens; with none, the passage as a prompt is measured.
+    pub fn generate(
+        session: &mut Session,
+        passage: &[u32],
+        decoded: usize,
+    ) -> anyhow::Result<Self> {
+        if decoded == 0 {
+            return Self::take(session, passage, 0);
+        }
+        session.reset();
+        let logits = session.prefill(&passage[..passage.len() - decoded])?;
+        let mut sampler = Sampler::new(SamplerOptions::default())?;
+        let mut token = sampler.sample(&logits);
+        sampler.accept(token);
+        Self::measure(session, decoded, |session| {
+            for i in 0..decoded {
+                token = session.next(token, &mut sampler, decoded - i)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Runs a passage from an empty cache: of `decoded` tokens at its end one step each is
-    /// measured; with none, the passage as a prompt is.
+    /// measured, so that other slots and policies meet the same tokens; with none, the passage
+    /// as a prompt is.
     pub fn take(session: &mut Session, passage: &[u32], decoded: usize) -> anyhow::Result<Self> {
         session.reset();
         let (prompt, rest) = passage.split_at(passage.len() - decoded);
         if decoded > 0 {
             session.prefill(prompt)?;
         }
+        Self::measure(session, if decoded > 0 { decoded } else { prompt.len() }, |session| {
+            if decoded == 0 {
+                session.prefill(prompt)?;
+            }
+            for token in rest {
+                session.step(&[*token], LogitRows::Last)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn measure(
+        session: &mut Session,
+        tokens: usize,
+        run: impl FnOnce(&mut Session) -> Result<(), SessionError>,
+    ) -> anyhow::Result<Self> {
         let (counters, pager) = (session.counters(), session.stats().pager);
         let started = Instant::now();
-        if decoded == 0 {
-            session.prefill(prompt)?;
-        }
-        for token in rest {
-            session.step(&[*token], LogitRows::Last)?;
-        }
+        run(session)?;
         Ok(Self {
-            tokens: if decoded > 0 { decoded } else { prompt.len() },
+            tokens,
             seconds: started.elapsed().as_secs_f64(),
             counters: session.counters().since(&counters),
             pager: since(&session.stats().pager, &pager),

@@ -8,9 +8,11 @@ use super::machine::{Machine, peak_rss_bytes};
 use super::sample::{PerToken, Sample, weight_bytes_a_token};
 use super::stats::Summary;
 use super::{Runs, record_file, report};
-use crate::infer::backend::{Bandwidth, Counters};
+use crate::infer::backend::{BackendError, Bandwidth, Counters};
+use crate::infer::error::SessionError;
 use crate::infer::pager::PagerStats;
-use crate::infer::session::SessionStats;
+use crate::infer::sampler::greedy;
+use crate::infer::session::{Session, SessionStats};
 use crate::node::args::BenchArgs;
 use crate::node::size::ByteSize;
 use crate::node::{generation, source};
@@ -42,9 +44,53 @@ struct Record {
     /// Over all measured runs.
     counters: Counters,
     pager: PagerStats,
+    /// A token's kernels, the dearest first, where the device can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<KernelTime>>,
     /// Since the session was made.
     session: SessionStats,
     peak_rss_bytes: Option<u64>,
+}
+
+/// One kernel's share of a token.
+#[derive(Serialize)]
+struct KernelTime {
+    kernel: &'static str,
+    dispatches: usize,
+    microseconds: f64,
+}
+
+/// Tokens profiled; each kernel's median counts.
+const PROFILES: usize = 9;
+
+/// The kernels of the first token that a run decodes; it has been decoded before, so its
+/// experts are in place.
+fn kernel_times(session: &mut Session, prompt: &[u32]) -> anyhow::Result<Option<Vec<KernelTime>>> {
+    session.reset();
+    let token = greedy(&session.prefill(prompt)?);
+    let mut profiles = Vec::new();
+    for _ in 0..PROFILES {
+        match session.profile(token) {
+            Ok(profile) => profiles.push(profile),
+            Err(SessionError::Backend(BackendError::Unsupported(_))) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut times: Vec<KernelTime> = Vec::new();
+    for (i, (kernel, _)) in profiles[0].iter().enumerate() {
+        let mut seconds: Vec<f64> = profiles.iter().map(|profile| profile[i].1).collect();
+        seconds.sort_by(f64::total_cmp);
+        let microseconds = seconds[PROFILES / 2] * 1e6;
+        match times.iter_mut().find(|time| time.kernel == *kernel) {
+            Some(time) => {
+                time.dispatches += 1;
+                time.microseconds += microseconds;
+            }
+            None => times.push(KernelTime { kernel, dispatches: 1, microseconds }),
+        }
+    }
+    times.sort_by(|a, b| b.microseconds.total_cmp(&a.microseconds));
+    Ok(Some(times))
 }
 
 /// `decoded` tokens a run are measured; with none, the prompt.
@@ -57,13 +103,17 @@ pub fn speed(what: &'static str, args: &BenchArgs, decoded: usize) -> anyhow::Re
     let mut session =
         opened.session_on(device.as_ref(), &args.model, slots, policy, Some(runs.context))?;
     for run in 0..runs.count {
-        Sample::take(&mut session, &runs.passage(run), decoded)?;
+        Sample::generate(&mut session, &runs.passage(run), decoded)?;
     }
     let mut samples = Vec::with_capacity(args.runs);
     for run in 0..args.runs {
-        samples.push(Sample::take(&mut session, &runs.passage(run), decoded)?);
+        samples.push(Sample::generate(&mut session, &runs.passage(run), decoded)?);
     }
     let peak_rss_bytes = peak_rss_bytes();
+    let kernels = match decoded {
+        0 => None,
+        _ => kernel_times(&mut session, &runs.passage(0)[..args.prompts.prompt_tokens])?,
+    };
     let stats = session.stats();
     let machine = Machine::new(session.describe());
     let bandwidth = device.bandwidth()?;
@@ -89,6 +139,7 @@ pub fn speed(what: &'static str, args: &BenchArgs, decoded: usize) -> anyhow::Re
         per_token: sum.per_token(),
         counters: sum.counters,
         pager: sum.pager,
+        kernels,
         session: stats,
         peak_rss_bytes,
         tok_s,
@@ -123,6 +174,14 @@ fn text(record: &Record, sum: &Sample) -> String {
             bytes_s / 1e9,
             share * 100.0,
             record.bandwidth.copy_bytes_s / 1e9
+        );
+    }
+    for time in record.kernels.iter().flatten() {
+        let KernelTime { kernel, dispatches, microseconds } = time;
+        let each = microseconds / *dispatches as f64;
+        let _ = writeln!(
+            text,
+            "  {microseconds:9.1} us in {dispatches:4} of {kernel} ({each:.1} us each)"
         );
     }
     if let Some(percent) = sum.hit_percent() {
