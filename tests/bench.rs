@@ -244,7 +244,7 @@ fn a_policy_changes_no_token() {
     let model = model();
     let with = |policy: &str| {
         let args = ["run", text(&model), "-p", "Call me", "-n", "16", "--backend", "cpu"];
-        json(&[&args[..], &["--vram-budget", "12MiB", "--policy", policy]].concat())
+        json(&[&args[..], &["--vram-budget", "5MiB", "--policy", policy]].concat())
     };
     let (lru, lfu) = (with("lru"), with("lfu"));
     assert_eq!(lru["tokens"], lfu["tokens"]);

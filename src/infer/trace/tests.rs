@@ -158,8 +158,8 @@ fn fewest_misses(trace: &Trace, slots: usize) -> u64 {
                         grown.push(state);
                         continue;
                     }
-                    for victim in 0..state.len() {
-                        let needed = state[victim].0 == layer && wanted.contains(&state[victim].1);
+                    for (victim, (of, expert)) in state.iter().enumerate() {
+                        let needed = *of == layer && wanted.contains(expert);
                         if !needed {
                             let mut state = state.clone();
                             state[victim] = key;

@@ -42,6 +42,8 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
         true => Some(Prompts::open(&args.prompts, &opened, passage)?),
         false => None,
     };
+    // A path that cannot be written is refused before anything is run.
+    trace::write(&Trace::new(model), &args.out)?;
     let mut session = opened.session(&args.model, slots, Some(context))?;
     session.record(Trace::new(model));
     let options = GenerateOptions { max_tokens: args.tokens, ..GenerateOptions::default() };
