@@ -6,6 +6,7 @@
 
 pub mod add;
 pub mod attention;
+pub mod attention_coop;
 pub mod attention_tile;
 mod bandwidth;
 pub mod copy;

@@ -11,7 +11,7 @@ use super::dispatch::{Dispatch, Grid, Rows};
 use super::params;
 use super::pipelines::{Reduction, format_name};
 use super::plan::{Builder, word};
-use crate::infer::backend::Result;
+use crate::infer::backend::{KvFormat, Result};
 use crate::infer::graph::{Buf, Moe, MoeId};
 use crate::store::DType;
 
@@ -118,6 +118,17 @@ impl Builder<'_> {
         params: &params::Attention,
         storage: &[&wgpu::Buffer],
     ) -> Result<Option<(Dispatch, u32)>> {
+        let kv = self.parts.kv;
+        let per_row = params.heads / params.kv_heads;
+        let cooperative = self.parts.device.pipelines().cooperative;
+        let halves = |kind: &Cooperative| kv == KvFormat::F16 && params.head_dim <= kind.side();
+        if let Some(kind) = cooperative.filter(halves) {
+            let kernel = format!("attention_coop_{}", kind.narrow());
+            let grid = Grid::Tiles { per_row, tile: kind.side() / 4, spare: 0, y: params.kv_heads };
+            let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
+            tiled.when = COOPERATIVE_MIN..=u32::MAX;
+            return Ok(Some((tiled, COOPERATIVE_MIN)));
+        }
         if params.head_dim > TILED_HEAD_DIM_MAX {
             return Ok(None);
         }
@@ -126,8 +137,7 @@ impl Builder<'_> {
             Reduction::Lane => 4,
             Reduction::Group => tiled_min(Reduction::Group),
         };
-        let kernel = format!("attention_tile_{}", self.parts.kv.name());
-        let per_row = params.heads / params.kv_heads;
+        let kernel = format!("attention_tile_{}", kv.name());
         let grid = Grid::Tiles { per_row, tile: QUERIES, spare: 0, y: params.kv_heads };
         let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
         tiled.when = from..=u32::MAX;

@@ -193,6 +193,9 @@ fn attention_over_many_tokens_matches_its_twin() {
             let capacity = Capacity { kv: format, ..CAPACITY };
             let mut gpu = backend(&device, &graph, capacity, &[]);
             let mut cache = Cache::new(kv_heads, head_dim, capacity.context, format);
+            // Cooperative matrices may cut sums off instead of rounding them: 2^-22 each of some 60.
+            let halves = device.cooperative() && format == KvFormat::F16;
+            let tolerance = if halves { 1.5e-5 } else { 5e-6 };
             let mut position = 0;
             for tokens in [33, 16, 1, 70, 31, 4] {
                 let [qs, mut ks, mut vs] = [wide, narrow, narrow].map(|n| {
@@ -213,7 +216,7 @@ fn attention_over_many_tokens_matches_its_twin() {
                 let what = format!(
                     "{heads}/{kv_heads}x{head_dim} {window:?} {format:?} T={tokens} at {position}"
                 );
-                assert_close(&got, &want, 5e-6, &what);
+                assert_close(&got, &want, tolerance, &what);
                 position += tokens;
             }
         }
