@@ -276,7 +276,10 @@ pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Sur
         let same = stored.is_some_and(|stored| stored.nodes() == own.nodes());
         return Ok(if same { Survey::Sound } else { Survey::WrongOutboard(own) });
     }
-    let Some(outboard) = stored else { return Ok(Survey::Damaged(Groups::none(size))) };
+    // Without a group there is nothing that could prove itself.
+    let Some(outboard) = stored.filter(|_| size > 0) else {
+        return Ok(Survey::Damaged(Groups::none(size)));
+    };
     let mut sound = Groups::none(size);
     for at in (0..size).step_by(GROUP_BYTES as usize) {
         let Some(group) = ByteRange::new(at, (at + GROUP_BYTES).min(size)) else { continue };

@@ -44,6 +44,10 @@ impl Reserve {
         if self.is_held() {
             return Ok(());
         }
+        // Filling a disk to find out that it is full would hurt whoever else writes to it.
+        if free_bytes(&self.path).is_some_and(|free| free < 2 * self.bytes) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let written = self.write();
         if written.is_err() {
             let _ = fs::remove_file(&self.path);
@@ -66,6 +70,18 @@ impl Reserve {
         // Some file systems find out only here that there is no room.
         file.sync_all()
     }
+}
+
+/// Bytes that may still be written to the file system that `path` is (to be) on.
+#[cfg(unix)]
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path.parent()?).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(test)]

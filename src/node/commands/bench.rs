@@ -46,6 +46,7 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     let (what, args, decoded) = match command {
         BenchCommand::Decode { args, tokens } => ("decode", args, *tokens),
         BenchCommand::Prefill { args } => ("prefill", args, 0),
+        BenchCommand::Store(args) => return super::bench_store::bench_store(args),
     };
     anyhow::ensure!(args.prompt_tokens > 0, "--prompt-tokens must be at least 1");
     anyhow::ensure!((1..=1000).contains(&args.runs), "--runs must be 1 to 1000");
@@ -145,7 +146,7 @@ fn weight_bytes_a_token(model: &Model) -> u64 {
 }
 
 /// The processor's name where the system tells it.
-fn host_cpu() -> String {
+pub(super) fn host_cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()

@@ -1,7 +1,7 @@
 //! Checking what is held against its root, and taking out what fails: damaged
 //! groups leave what is held, a wrong outboard is made anew from sound bytes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Inner, Object, read_lock, write_lock};
 use crate::store::error::StoreError;
@@ -9,7 +9,7 @@ use crate::store::object::{self, Health, Survey};
 use crate::store::{ByteRange, ShardId};
 
 /// What a check of one object found and did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkup {
     pub shard: ShardId,
     /// The object's size, bytes.

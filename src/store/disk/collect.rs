@@ -1,14 +1,14 @@
 //! Making room: evicting for a write within the budget, for a disk that is
 //! full below it, and when someone asks (`gc`). Never what is pinned.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{DropWhy, Inner, RETRIES_MAX};
 use crate::store::ShardId;
 use crate::store::error::StoreError;
 
 /// What a collection let go of (or would).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     /// Objects with the bytes that each counted.
     pub evicted: Vec<(ShardId, u64)>,

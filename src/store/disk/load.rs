@@ -100,7 +100,8 @@ impl Inner {
             }
             let fits = |size: u64| names.outboard.unwrap_or(0) == outboard_bytes(size);
             let as_recorded = record.is_none_or(|record| record.size == len);
-            if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded {
+            let may_be_empty = len > 0 || shard == ShardId::of(b"");
+            if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded && may_be_empty {
                 return Ok(Some(Held::whole(len)));
             }
             let recorded = record.map(|record| record.size).filter(|size| *size != len);

@@ -503,7 +503,8 @@ impl Inner {
         }
         self.write_uses();
         self.index.flush();
-        self.take_reserve();
+        // Told at opening and by a collection if it cannot be; here it is only tried.
+        let _ = self.reserve.take();
         Ok(())
     }
 
