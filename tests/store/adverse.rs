@@ -134,7 +134,6 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     drop((ladder, disk));
 
     // Opened again on the full disk it can be read and cleaned.
-    fs::OpenOptions::new().append(true).open(small.at.join("ballast")).unwrap();
     small.fill(0);
     let disk = open(&data, ROOMY);
     all_there(&disk, &pinned[1..]).await;

@@ -314,7 +314,7 @@ async fn a_read_ends_at_its_deadline_whatever_is_waited_for() {
         vec![],
     );
     ladder.set_peers(Arc::clone(&source) as _);
-    let soon = Some(Instant::now() + Duration::from_millis(30));
+    let soon = Some(Instant::now() + Duration::from_millis(400));
     let hurried = ReadRequest { deadline: soon, ..ReadRequest::token(shard, range(0, G)) };
     // The source would wait forever; a patient reader of the same range is not disturbed.
     let mut patient = ladder.read(ReadRequest::token(shard, range(0, G)));
