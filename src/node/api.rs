@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::infer::generate::StopReason;
 use crate::infer::sampler::SamplerOptions;
+use crate::store::{ByteRange, ShardId};
 
 /// How a running node is found: written to `control.json` in its data directory, mode 0600.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,8 +36,27 @@ pub struct Status {
     pub vram_budget: u64,
     pub ram: TierUse,
     pub disk: TierUse,
+    pub store: StoreStatus,
     pub traffic: Traffic,
     pub uploaded_bytes: u64,
+}
+
+/// How the store has fared since the node started.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct StoreStatus {
+    pub whole_objects: u64,
+    pub part_objects: u64,
+    pub pinned_bytes: u64,
+    pub evictions: u64,
+    /// Objects in which damage was found, and the bytes taken out of them.
+    pub quarantines: u64,
+    pub damaged_bytes: u64,
+    /// Reads that met damage and went on with a peer's bytes.
+    pub healed_reads: u64,
+    /// Bytes fetched behind such reads to fill what else was damaged.
+    pub mended_bytes: u64,
+    /// Space is set aside for cleaning up a full disk.
+    pub reserve_held: bool,
 }
 
 /// What one tier holds against what it may hold.
@@ -147,6 +167,98 @@ pub struct PublishReply {
     pub name: String,
     pub shards_stored: usize,
     pub bytes_stored: u64,
+    /// Of those, what had to be copied; the rest shares its blocks with the directory.
+    pub bytes_copied: u64,
+}
+
+/// `POST /v1/store/pin`, `unpin` and `rm`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TargetRequest {
+    /// A model's name, id or unambiguous start of it, or an object's.
+    pub target: String,
+    /// Pin: fetch what is missing first.
+    #[serde(default)]
+    pub fetch: bool,
+    /// Remove: what is pinned too.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TargetReply {
+    /// The model's name and id, or the object's id.
+    pub target: String,
+    /// Objects that were pinned, unpinned or removed, and the bytes of them that are held.
+    pub objects: usize,
+    pub bytes: u64,
+    /// Objects of the model that are not here whole.
+    pub missing: usize,
+    /// Objects left alone because another model here has them too.
+    pub shared: usize,
+}
+
+/// `POST /v1/store/gc`; answered by [`crate::store::Collected`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GcRequest {
+    /// Bytes that may stay; the node's own budget when absent.
+    pub budget: Option<u64>,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /v1/store/fsck`; answered by [`FsckEvent`]s, one JSON object a line.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FsckRequest {
+    #[serde(default)]
+    pub repair: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum FsckEvent {
+    Start {
+        objects: u64,
+        bytes: u64,
+    },
+    /// Sound.
+    Checked {
+        shard: ShardId,
+        bytes: u64,
+    },
+    Damage(Damage),
+    End(FsckSummary),
+    Error {
+        message: String,
+    },
+}
+
+/// An object that is not as it should be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Damage {
+    pub shard: ShardId,
+    pub size: u64,
+    /// Bytes that were looked at, and what of them is wrong; not held any more.
+    pub checked_bytes: u64,
+    pub ranges: Vec<ByteRange>,
+    /// Only the hash tree beside it was wrong, and has been made anew.
+    pub outboard_only: bool,
+    /// All of it is here again, and proved.
+    pub repaired: bool,
+    /// What stands in the way of a repair.
+    pub detail: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FsckSummary {
+    pub objects: u64,
+    pub checked_bytes: u64,
+    pub damaged_objects: u64,
+    pub damaged_bytes: u64,
+    pub outboards_rewritten: u64,
+    pub repaired_objects: u64,
+    /// Pinned objects of which something is still missing.
+    pub incomplete_pinned: u64,
+    pub seconds: f64,
 }
 
 /// `POST /v1/generate`; answered by [`GenerateEvent`]s, one JSON object a line.

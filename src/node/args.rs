@@ -36,6 +36,16 @@ pub enum Command {
     Status(ControlArgs),
     /// Show the peers that the running node is connected to
     Peers(ControlArgs),
+    /// Never evict a model or an object
+    Pin(PinArgs),
+    /// Let a model or an object be evicted again
+    Unpin(UnpinArgs),
+    /// Remove a model or an object from the store
+    Rm(RmArgs),
+    /// Evict unpinned objects until what is stored fits the disk budget
+    Gc(GcArgs),
+    /// Check every stored byte against its hash
+    Fsck(FsckArgs),
     /// Convert a Hugging Face checkpoint (safetensors) to RDRR
     Convert(ConvertArgs),
     /// Show what an RDRR model or manifest contains
@@ -48,12 +58,15 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Write a model of a well-known shape with random weights, for measuring speed
     Synth(SynthArgs),
-    /// Measure a local model's speed
+    /// Measure a local model's speed, or the store's
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Record which experts a run asks for, and try eviction policies on it
     #[command(subcommand)]
     Trace(TraceCommand),
+    /// Import, fetch and collect without end, saying what is durable (for crash tests)
+    #[command(hide = true)]
+    StoreExercise(ExerciseArgs),
 }
 
 /// Where a node keeps its data.
@@ -151,6 +164,68 @@ pub struct PublishArgs {
     pub shards: Option<String>,
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// A model's name or id, or an object's id (the start of an id is enough)
+    pub target: String,
+    /// Fetch what is missing of it first
+    #[arg(long)]
+    pub fetch: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    /// A model's name or id, or an object's id (the start of an id is enough)
+    pub target: String,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// A model's name or id, or an object's id (the start of an id is enough)
+    pub target: String,
+    /// Remove what is pinned too
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// How much may stay [default: what the running node was started with]
+    #[arg(long, value_name = "SIZE")]
+    pub disk_budget: Option<ByteSize>,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// Fetch damaged ranges again from peers
+    #[arg(long)]
+    pub repair: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ExerciseArgs {
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    #[arg(long)]
+    pub seed: u64,
+    /// Operations to do before ending by itself
+    #[arg(long, default_value_t = u64::MAX)]
+    pub operations: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -307,6 +382,22 @@ pub struct PerplexityArgs {
     /// The text to measure on
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchStoreArgs {
+    /// Where to make the store that is measured [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Bytes to move in each measurement
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub size: ByteSize,
+    /// Objects in the store that is reopened
+    #[arg(long, default_value_t = 10_000)]
+    pub objects: usize,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

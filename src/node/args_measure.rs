@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::args::{BackendChoice, ModelArgs};
+use super::args::{BackendChoice, BenchStoreArgs, ModelArgs};
 use crate::infer::trace::ReplayPolicy;
 use crate::store::PolicyKind;
 
@@ -62,6 +62,8 @@ pub enum BenchCommand {
     },
     /// Each kernel that reads weights, at the model's shapes
     Kernels(KernelArgs),
+    /// The store: proving, importing, reading, checking, reopening
+    Store(BenchStoreArgs),
 }
 
 #[derive(Debug, Args)]

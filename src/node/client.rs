@@ -69,9 +69,20 @@ impl Client {
     pub fn generate(
         &self,
         request: &GenerateRequest,
-        mut each: impl FnMut(GenerateEvent) -> bool,
+        each: impl FnMut(GenerateEvent) -> bool,
     ) -> anyhow::Result<()> {
-        let response = self.send("/v1/generate", request)?;
+        self.stream("/v1/generate", request, each)
+    }
+
+    /// Posts, and gives each line of the answer as it comes; `each` may return
+    /// false to stop listening.
+    pub fn stream<E: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(E) -> bool,
+    ) -> anyhow::Result<()> {
+        let response = self.send(path, body)?;
         if response.status() != 200 {
             read_json::<serde_json::Value>(response)?;
             bail!("the node answered without a stream");

@@ -18,16 +18,19 @@ use axum::{Json, Router};
 use futures::StreamExt;
 use futures::stream;
 use rand::Rng;
+use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::api::{
-    ApiError, ControlFile, GenerateRequest, ModelInfo, Peer, PublishReply, PublishRequest, Status,
+    ApiError, ControlFile, FsckRequest, GcRequest, GenerateRequest, ModelInfo, Peer, PublishReply,
+    PublishRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::control_file;
 use super::identity::write_private;
 use super::service::Service;
+use crate::store::Collected;
 
 /// A running API server; `stop` ends it and removes `control.json`.
 pub struct ControlServer {
@@ -57,6 +60,11 @@ impl ControlServer {
             .route("/v1/peers", get(peers))
             .route("/v1/publish", post(publish))
             .route("/v1/generate", post(generate))
+            .route("/v1/store/pin", post(pin))
+            .route("/v1/store/unpin", post(unpin))
+            .route("/v1/store/rm", post(remove))
+            .route("/v1/store/gc", post(gc))
+            .route("/v1/store/fsck", post(fsck))
             .with_state(service)
             .layer(middleware::from_fn_with_state(Arc::new(format!("Bearer {token}")), authorise));
         let (stop, stopped) = oneshot::channel();
@@ -135,7 +143,11 @@ async fn generate(
     State(service): State<Arc<Service>>,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, Refusal> {
-    let events = service.generate(request).await?;
+    Ok(lines(service.generate(request).await?))
+}
+
+/// Events as one JSON object a line; ends when their sender does.
+fn lines<E: Serialize + Send + 'static>(events: mpsc::Receiver<E>) -> Response {
     let lines = stream::unfold(events, |mut events| async move {
         let event = events.recv().await?;
         Some((event, events))
@@ -145,5 +157,40 @@ async fn generate(
         line.push(b'\n');
         Ok::<_, std::io::Error>(Bytes::from(line))
     });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+async fn pin(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<TargetRequest>,
+) -> Result<Json<TargetReply>, Refusal> {
+    Ok(Json(service.pin(&request).await?))
+}
+
+async fn unpin(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<TargetRequest>,
+) -> Result<Json<TargetReply>, Refusal> {
+    Ok(Json(service.unpin(&request).await?))
+}
+
+async fn remove(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<TargetRequest>,
+) -> Result<Json<TargetReply>, Refusal> {
+    Ok(Json(service.remove(&request).await?))
+}
+
+async fn gc(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<GcRequest>,
+) -> Result<Json<Collected>, Refusal> {
+    Ok(Json(service.collect(&request).await?))
+}
+
+async fn fsck(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<FsckRequest>,
+) -> Result<Response, Refusal> {
+    Ok(lines(service.fsck(&request)?))
 }

@@ -18,6 +18,7 @@ mod progress;
 mod service;
 mod size;
 mod source;
+mod storage;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,11 @@ pub fn main() -> ExitCode {
         Command::Ls(args) => commands::ls(&args),
         Command::Status(args) => commands::status(&args),
         Command::Peers(args) => commands::peers(&args),
+        Command::Pin(args) => commands::pin(&args),
+        Command::Unpin(args) => commands::unpin(&args),
+        Command::Rm(args) => commands::rm(&args),
+        Command::Gc(args) => commands::gc(&args),
+        Command::Fsck(args) => commands::fsck(&args),
         Command::Convert(args) => commands::convert(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Run(args) => commands::run(&args),
@@ -53,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => commands::synth(&args),
         Command::Bench(command) => commands::bench(&command),
         Command::Trace(command) => commands::trace(&command),
+        Command::StoreExercise(args) => commands::exercise(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

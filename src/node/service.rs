@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    GenerateEvent, GenerateRequest, ModelInfo, Peer, PublishReply, PublishRequest, Status, TierUse,
+    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
+    PublishReply, PublishRequest, Status, StoreStatus, TargetReply, TargetRequest, TierUse,
     Traffic,
 };
 use super::catalog::{Catalog, objects, shard_ids, sizes};
@@ -21,8 +22,9 @@ use super::config::Config;
 use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
+use super::storage::{self, StoredModel, Target};
 use crate::mesh::{Mesh, MeshHandle, MeshOptions, PeerInfo};
-use crate::store::disk::{DiskOptions, DiskTier};
+use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
 use crate::store::signature::SignedModel;
@@ -41,6 +43,8 @@ pub struct Service {
     mesh: MeshHandle,
     catalog: Arc<Catalog>,
     engine: Engine,
+    /// Held while the store is checked: once at a time.
+    checking: Arc<Semaphore>,
     stopping: CancellationToken,
 }
 
@@ -84,6 +88,7 @@ impl Service {
             mesh,
             catalog: Arc::default(),
             engine,
+            checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
             config,
         });
@@ -132,6 +137,17 @@ impl Service {
             vram_budget: self.config.vram_budget,
             ram: TierUse { used: ladder.ram_used_bytes, budget: self.config.ram_budget },
             disk: TierUse { used: disk.used_bytes, budget: self.config.disk_budget },
+            store: StoreStatus {
+                whole_objects: disk.whole_objects,
+                part_objects: disk.part_objects,
+                pinned_bytes: disk.pinned_bytes,
+                evictions: disk.evictions,
+                quarantines: disk.quarantines,
+                damaged_bytes: disk.damaged_bytes,
+                healed_reads: ladder.healed,
+                mended_bytes: ladder.mended_bytes,
+                reserve_held: disk.reserve_held,
+            },
             traffic: traffic_of(&self.mesh),
             uploaded_bytes: self.mesh.stats().peers.values().map(|peer| peer.bytes_out).sum(),
         }
@@ -209,15 +225,19 @@ impl Service {
             imports.push((&tokenizer.file, id, size));
         }
         self.disk.check_room(imports.iter().map(|(_, id, size)| (*id, *size)))?;
-        for (file, id, _) in &imports {
-            self.ladder.import_file(request.dir.join(file), *id, true).await?;
+        let mut bytes_copied = 0;
+        for (file, id, size) in &imports {
+            let imported = self.ladder.import_file(request.dir.join(file), *id, true).await?;
+            if imported.how == Some(Brought::Copied) {
+                bytes_copied += size;
+            }
         }
         let bytes_stored = imports.iter().map(|(.., size)| size).sum();
         let manifest_size = bytes.len() as u64;
         self.ladder.put(bytes.into(), true).await?;
 
         let signed = SignedModel::sign(&self.seed, model, &manifest.model_id, manifest_size)?;
-        let file = self.published_dir().join(format!("{model}.json"));
+        let file = storage::published_file(&self.config.data, model);
         std::fs::create_dir_all(self.published_dir())?;
         identity::write_private(&file, &serde_json::to_vec(&signed)?)?;
         self.announce(signed, Arc::new(manifest))?;
@@ -227,6 +247,7 @@ impl Service {
             name: name.unwrap_or_default(),
             shards_stored,
             bytes_stored,
+            bytes_copied,
         })
     }
 
@@ -252,6 +273,74 @@ impl Service {
             runtime: tokio::runtime::Handle::current(),
             request,
         })
+    }
+
+    /// Never evict what is here of a model or an object; fetches what is not
+    /// here first, if asked to.
+    pub async fn pin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
+        let target = self.target(&request.target).await?;
+        if request.fetch {
+            self.fetch_missing(&target).await?;
+        }
+        storage::pin(&self.disk, &target).await
+    }
+
+    pub async fn unpin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
+        storage::unpin(&self.disk, &self.target(&request.target).await?).await
+    }
+
+    /// Removes a model's objects, or one object, from disk and RAM. A model of
+    /// this node's own is not announced again after the next start.
+    pub async fn remove(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
+        let target = self.target(&request.target).await?;
+        let models = self.stored_models();
+        let plan = storage::plan_removal(&self.disk, &target, &models, request.force).await?;
+        for shard in &plan.objects {
+            self.ladder.remove(*shard).await?;
+        }
+        if let Some(model) = target.model() {
+            storage::withdraw(&self.config.data, model)?;
+        }
+        Ok(plan.reply)
+    }
+
+    pub async fn collect(&self, request: &GcRequest) -> anyhow::Result<Collected> {
+        Ok(self.disk.collect(request.budget, request.dry_run).await?)
+    }
+
+    /// Starts a check of everything stored; the events end with it.
+    pub fn fsck(&self, request: &FsckRequest) -> anyhow::Result<mpsc::Receiver<FsckEvent>> {
+        let checking = Arc::clone(&self.checking).try_acquire_owned();
+        let checking = checking.ok().context("the store is being checked already")?;
+        let ladder = request.repair.then(|| self.ladder.clone());
+        Ok(storage::fsck(DiskTier::clone(&self.disk), ladder, checking))
+    }
+
+    fn stored_models(&self) -> Vec<StoredModel> {
+        let known = self.catalog.list().into_iter();
+        known.filter_map(|(id, known)| StoredModel::new(id, known.manifest.as_deref()?)).collect()
+    }
+
+    async fn target(&self, text: &str) -> anyhow::Result<Target> {
+        Target::resolve(text, self.stored_models(), &self.disk.list().await?)
+    }
+
+    async fn fetch_missing(&self, target: &Target) -> anyhow::Result<()> {
+        let mut missing = Vec::new();
+        for (shard, size) in target.objects() {
+            if !self.disk.is_whole(shard) {
+                let size = size.with_context(|| format!("{shard}: its size is not known here"))?;
+                missing.push((shard, size));
+            }
+        }
+        self.disk.check_room(missing.iter().copied())?;
+        for (shard, size) in missing {
+            self.ladder.get_whole(shard, size, Priority::Bulk, None).await?;
+            self.ladder.flush().await?;
+            // At once, or the next one may push it out.
+            self.disk.pin(shard).await?;
+        }
+        Ok(())
     }
 
     /// A whole object: a manifest or a tokenizer.

@@ -32,18 +32,35 @@ pub enum StoreError {
     NotHeld(ShardId),
     #[error("the store needs a data directory to {0}")]
     NoDisk(&'static str),
+    /// The file system has no room left (the budget may allow more).
+    #[error(
+        "{what}: the disk is full; free space on it, or drop cached shards: \
+         doppler-node gc --disk-budget SIZE"
+    )]
+    Full { what: String },
+    /// The data directory is read-only, or another user's.
+    #[error("{what}: {source}; a node must be able to read and write its data directory")]
+    Denied { what: String, source: io::Error },
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
 
 impl StoreError {
+    /// An I/O error by what can be done about it.
     pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { what: what.into(), source }
+        let what = what.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::Denied { what, source }
+            }
+            _ => Self::Io { what, source },
+        }
     }
 
     /// An I/O error with the file it happened to.
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |source| Self::Io { what: path.display().to_string(), source }
+        move |source| Self::io(path.display().to_string(), source)
     }
 
     /// A stable name for metrics and JSON.
@@ -55,6 +72,8 @@ impl StoreError {
             Self::Mismatch { .. } => "mismatch",
             Self::NotHeld(_) => "not_held",
             Self::NoDisk(_) => "no_disk",
+            Self::Full { .. } => "disk_full",
+            Self::Denied { .. } => "denied",
             Self::Io { .. } => "io",
         }
     }

@@ -5,6 +5,7 @@
 //! DIR/lock                      held while a node runs here; contains its process id
 //! DIR/index/                    the sled index, a cache of what follows
 //! DIR/tmp/                      what is being written; emptied at start
+//! DIR/reserve                   space given up when the disk is full (see `reserve`)
 //! DIR/objects/ab/abcd..         a whole object, named by its BLAKE3
 //! DIR/objects/ab/abcd...part    an object of which some groups are held
 //! DIR/objects/ab/abcd...have    which groups (see `groups`); written after they are synced
@@ -26,6 +27,9 @@ use super::error::StoreError;
 /// The most bytes of the lock file that are looked at for a process id.
 const LOCK_BYTES_MAX: u64 = 32;
 
+/// Bytes written to see whether the disk takes any.
+const PROBE_BYTES: usize = 64 * 1024;
+
 /// Paths within one data directory.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -44,16 +48,18 @@ pub(super) enum FileKind {
 }
 
 impl Layout {
-    /// Makes the directories that are missing and empties `tmp`.
+    /// Makes the directories that are missing and empties `tmp`. On a directory
+    /// that has them all this only removes, so that it works on a full disk.
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         let layout = Self { root: root.to_owned(), temps: AtomicU64::new(0) };
         let tmp = layout.tmp_dir();
-        if let Err(e) = fs::remove_dir_all(&tmp)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            return Err(StoreError::io(tmp.display().to_string(), e));
-        }
         fs::create_dir_all(&tmp).map_err(StoreError::file(&tmp))?;
+        for entry in fs::read_dir(&tmp).map_err(StoreError::file(&tmp))? {
+            let path = entry.map_err(StoreError::file(&tmp))?.path();
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(StoreError::file(&path))?;
+        }
         let objects = layout.objects_dir();
         let mut made = false;
         for first in 0..=u8::MAX {
@@ -68,6 +74,17 @@ impl Layout {
             sync_dir(root).map_err(StoreError::file(root))?;
         }
         Ok(layout)
+    }
+
+    /// Writes a little and removes it: whether anything can be written at all.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let temp = self.temp();
+        let written = File::create(&temp).and_then(|mut file| {
+            file.write_all(&[0x5A; PROBE_BYTES])?;
+            file.sync_all()
+        });
+        let _ = fs::remove_file(&temp);
+        written.map_err(StoreError::file(&self.root))
     }
 
     pub fn index_dir(&self) -> PathBuf {
@@ -226,12 +243,60 @@ pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
     file.write_all(buf)
 }
 
-/// Whether another name shares this file's bytes (a hard link made on import).
-pub(super) fn is_shared(path: &Path) -> io::Result<bool> {
+/// Whether this file may not be written to as it is: another name shares its
+/// bytes (a hard link made on import), or it came with a read-only mode.
+pub(super) fn is_foreign(path: &Path) -> io::Result<bool> {
+    let meta = fs::metadata(path)?;
     #[cfg(unix)]
-    return Ok(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(path)?) > 1);
+    let shared = std::os::unix::fs::MetadataExt::nlink(&meta) > 1;
     #[cfg(not(unix))]
-    return fs::metadata(path).map(|_| true);
+    let shared = true;
+    Ok(shared || meta.permissions().readonly())
+}
+
+/// How a file came into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Brought {
+    /// Shares the source's blocks until either is written to (a reflink).
+    Cloned,
+    /// Another name of the source's own file.
+    Linked,
+    Copied,
+}
+
+/// Brings `source` to the new name `to`, with as little copying as the file system allows.
+///
+/// A clone comes first: what the owner does to the file later cannot reach it. A
+/// hard link is as cheap, but the owner may rewrite the file in place; reads
+/// find that, as they prove every byte.
+pub(super) fn bring(source: &Path, to: &Path) -> io::Result<Brought> {
+    if clone(source, to).is_ok() {
+        return Ok(Brought::Cloned);
+    }
+    let _ = remove(to);
+    if fs::hard_link(source, to).is_ok() {
+        return Ok(Brought::Linked);
+    }
+    copy(source, to)?;
+    Ok(Brought::Copied)
+}
+
+#[cfg(target_os = "linux")]
+fn clone(source: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (File::open(source)?, File::create_new(to)?);
+    rustix::fs::ioctl_ficlone(to, from)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Copies bytes, not the mode: a copy of a read-only file can be mended.
+pub(super) fn copy(source: &Path, to: &Path) -> io::Result<u64> {
+    io::copy(&mut File::open(source)?, &mut File::create(to)?)
 }
 
 #[cfg(test)]

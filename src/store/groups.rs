@@ -95,6 +95,25 @@ impl Groups {
         stretches
     }
 
+    /// What is held here and not in `others`, as few ranges as it takes, in order.
+    pub fn without(&self, others: &Self) -> Vec<ByteRange> {
+        let mut ranges: Vec<ByteRange> = Vec::new();
+        for group in 0..self.size.div_ceil(GROUP_BYTES) {
+            if !self.has(group) || others.has(group) {
+                continue;
+            }
+            let start = group * GROUP_BYTES;
+            let end = start + self.group_bytes(group);
+            match ranges.last_mut() {
+                Some(last) if last.end() == start => {
+                    *last = ByteRange::new(last.start(), end).unwrap_or(*last);
+                }
+                _ => ranges.extend(ByteRange::new(start, end)),
+            }
+        }
+        ranges
+    }
+
     /// The file form; `shard` binds it to its object.
     pub fn to_file(&self, shard: ShardId) -> Vec<u8> {
         let mut file = Vec::with_capacity(HEADER_BYTES + self.bits.len() + CHECK_BYTES);
@@ -172,6 +191,20 @@ mod tests {
         assert_eq!(groups, Groups::all(size));
         assert!(groups.is_whole());
         assert!(Groups::all(0).is_whole() && Groups::none(0).proves_size());
+    }
+
+    #[test]
+    fn what_one_has_without_the_other_is_told_in_few_ranges() {
+        let size = 9 * G + 1;
+        let mut sound = Groups::all(size);
+        assert_eq!(sound.without(&Groups::all(size)), []);
+        assert_eq!(sound.without(&Groups::none(size)), [range(0, size)]);
+        sound = Groups::none(size);
+        sound.set(range(2 * G, 5 * G));
+        sound.set(range(6 * G, 9 * G));
+        let lost = Groups::all(size).without(&sound);
+        assert_eq!(lost, [range(0, 2 * G), range(5 * G, 6 * G), range(9 * G, size)]);
+        assert_eq!(Groups::none(size).without(&sound), []);
     }
 
     #[test]

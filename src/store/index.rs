@@ -14,10 +14,10 @@ use std::path::Path;
 use super::ShardId;
 
 /// Raised when the record's form changes; an index of another version is dropped.
-const VERSION: &[u8] = b"doppler-store-1";
+const VERSION: &[u8] = b"doppler-store-2";
 /// Not a hash's length, so it can lie among the records.
 const VERSION_KEY: &[u8] = b"version";
-const RECORD_BYTES: usize = 25;
+const RECORD_BYTES: usize = 26;
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// What is remembered of one object.
@@ -30,6 +30,8 @@ pub(super) struct Record {
     /// A counter that grows with every use of any object; not a time.
     pub last_use: u64,
     pub pinned: bool,
+    /// Some of it was read more than once.
+    pub hot: bool,
 }
 
 impl Record {
@@ -39,6 +41,7 @@ impl Record {
         bytes[8..16].copy_from_slice(&self.held.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.last_use.to_le_bytes());
         bytes[24] = u8::from(self.pinned);
+        bytes[25] = u8::from(self.hot);
         bytes
     }
 
@@ -47,7 +50,8 @@ impl Record {
         if bytes.len() != RECORD_BYTES {
             return None;
         }
-        Some(Self { size: word(0)?, held: word(8)?, last_use: word(16)?, pinned: bytes[24] == 1 })
+        let (pinned, hot) = (bytes[24] == 1, bytes[25] == 1);
+        Some(Self { size: word(0)?, held: word(8)?, last_use: word(16)?, pinned, hot })
     }
 }
 
@@ -58,6 +62,11 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// One that remembers nothing: for a disk that is full.
+    pub const fn none() -> Self {
+        Self { db: None }
+    }
+
     /// Opens the index, or makes it anew if it cannot be read, and returns what it holds.
     pub fn open(dir: &Path) -> (Self, HashMap<ShardId, Record>) {
         match try_open(dir) {
@@ -137,7 +146,7 @@ mod tests {
     use super::*;
 
     fn record(n: u64) -> Record {
-        Record { size: n + 1, held: n, last_use: 7 * n, pinned: n % 2 == 1 }
+        Record { size: n + 1, held: n, last_use: 7 * n, pinned: n % 2 == 1, hot: n % 3 == 1 }
     }
 
     fn filled(dir: &Path) -> HashMap<ShardId, Record> {

@@ -7,7 +7,7 @@
 //! peers on their way to disk are bounded; when the disk cannot keep up, bulk
 //! reads wait for it and reads that a token waits for go on without being kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 use super::dir::MemReader;
-use super::disk::{DiskStats, DiskTier, Kept};
+use super::disk::{DiskStats, DiskTier, Imported, Kept};
 use super::error::StoreError;
 use super::flights::{Flights, copy_error};
 use super::ram::RamTier;
@@ -68,6 +68,8 @@ pub struct LadderStats {
     pub ram_evictions: u64,
     /// Reads that found damage on disk and went on to a peer.
     pub healed: u64,
+    /// Bytes fetched to fill what damage had taken out, beyond what readers asked for.
+    pub mended_bytes: u64,
     /// Ranges from peers that were not kept on disk: no room, or it could not keep up.
     pub unkept: u64,
     pub disk_tier: Option<DiskStats>,
@@ -76,27 +78,30 @@ pub struct LadderStats {
 /// The tiers of a node. Clones share them.
 #[derive(Clone)]
 pub struct Ladder {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     ram: Mutex<RamTier>,
     memory: MemReader,
-    disk: Option<Arc<DiskTier>>,
+    pub disk: Option<Arc<DiskTier>>,
     local: RwLock<Vec<Arc<dyn RangeReader>>>,
     peers: RwLock<Option<Arc<dyn ShardSource>>>,
     sizes: Mutex<HashMap<ShardId, u64>>,
+    /// Objects being filled after damage.
+    pub mending: Mutex<HashSet<ShardId>>,
     flights: Arc<Flights>,
     /// One permit a group.
     write_behind: Arc<Semaphore>,
-    counts: Counts,
+    pub counts: Counts,
 }
 
 #[derive(Default)]
-struct Counts {
+pub(super) struct Counts {
     hits: [AtomicU64; 3],
     bytes: [AtomicU64; 3],
     healed: AtomicU64,
+    pub mended_bytes: AtomicU64,
     unkept: Arc<AtomicU64>,
 }
 
@@ -142,6 +147,7 @@ impl Ladder {
             local: RwLock::new(local),
             peers: RwLock::new(peers),
             sizes: Mutex::default(),
+            mending: Mutex::default(),
             flights: Arc::default(),
             write_behind: Arc::new(Semaphore::new(permits)),
             counts: Counts::default(),
@@ -179,13 +185,13 @@ impl Ladder {
         Ok(shard)
     }
 
-    /// Stores a file of known id on disk, linked where possible. Returns its size.
+    /// Stores a file of known id on disk, without a copy where possible.
     pub async fn import_file(
         &self,
         path: PathBuf,
         expected: ShardId,
         pin: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Imported, StoreError> {
         let disk = self.inner.disk.as_ref().ok_or(StoreError::NoDisk("import files"))?;
         disk.import(path, expected, pin).await
     }
@@ -210,6 +216,30 @@ impl Ladder {
         Ok(bytes)
     }
 
+    /// Reads a range and holds it in RAM until [`Self::unpin_in_ram`]. `Refused`
+    /// if that would leave less than nothing of the RAM budget.
+    pub async fn pin_in_ram(&self, request: ReadRequest) -> Result<Found, ReadError> {
+        let found = self.read(request).await?;
+        let (shard, range) = (request.shard, request.range);
+        lock(&self.inner.ram).pin(shard, range, found.bytes.clone()).map_err(|available| {
+            let needed = range.len();
+            ReadError::Refused(StoreError::Memory { needed, available }.to_string())
+        })?;
+        Ok(found)
+    }
+
+    /// Lets a range pinned in RAM be evicted again. False if it was not pinned.
+    pub fn unpin_in_ram(&self, shard: ShardId, range: ByteRange) -> bool {
+        lock(&self.inner.ram).unpin(shard, range)
+    }
+
+    /// Removes an object from disk and RAM, pinned or not.
+    pub async fn remove(&self, shard: ShardId) -> Result<(), StoreError> {
+        let disk = self.inner.disk.as_ref().ok_or(StoreError::NoDisk("remove objects"))?;
+        lock(&self.inner.ram).forget(shard);
+        disk.remove(shard).await
+    }
+
     pub fn disk(&self) -> Option<&Arc<DiskTier>> {
         self.inner.disk.as_ref()
     }
@@ -225,6 +255,7 @@ impl Ladder {
             ram_budget_bytes: ram.budget(),
             ram_evictions: ram.evictions(),
             healed: counts.healed.load(Ordering::Relaxed),
+            mended_bytes: counts.mended_bytes.load(Ordering::Relaxed),
             unkept: counts.unkept.load(Ordering::Relaxed),
             disk_tier: self.inner.disk.as_ref().map(|disk| disk.stats()),
         }
@@ -241,35 +272,57 @@ impl Ladder {
 }
 
 impl RangeReader for Ladder {
+    /// A read whose deadline passes ends with `Deadline`, whichever tier was
+    /// being waited for; what RAM holds is given even then.
     fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>> {
         async move {
-            let ReadRequest { shard, range, .. } = request;
+            let ReadRequest { shard, range, deadline, .. } = request;
             if range.end() > OBJECT_BYTES_MAX {
                 return Err(ReadError::OutOfRange { shard, range, size: OBJECT_BYTES_MAX });
             }
             if let Some(found) = self.inner.in_memory(shard, range) {
                 return found;
             }
-            let mut tries = 0;
-            loop {
-                tries += 1;
-                let start = || Arc::clone(&self.inner).climb(request).boxed();
-                let (flight, joined) = self.inner.flights.board(request, start);
-                match flight.await {
-                    Ok(found) => {
-                        self.inner.counts.hit(found.tier);
-                        return Ok(found);
-                    }
-                    // Another's deadline passed, not this reader's.
-                    Err(error)
-                        if joined
-                            && tries < REBOARD_MAX
-                            && matches!(*error, ReadError::Deadline { .. }) => {}
-                    Err(error) => return Err(copy_error(&error)),
-                }
+            let Some(deadline) = deadline else { return self.climb(request).await };
+            let started = Instant::now();
+            let late = |detail: &str| {
+                let waited = started.elapsed();
+                ReadError::Deadline { shard, waited, detail: detail.to_owned() }
+            };
+            if deadline <= started {
+                return Err(late("it had passed when the read was asked for"));
+            }
+            let climb = self.climb(request);
+            match tokio::time::timeout_at(deadline.into(), climb).await {
+                Ok(done) => done,
+                Err(_) => Err(late("neither disk nor peers had answered")),
             }
         }
         .boxed()
+    }
+}
+
+impl Ladder {
+    /// Waits for a flight through the tiers below RAM.
+    async fn climb(&self, request: ReadRequest) -> Result<Found, ReadError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let start = || Arc::clone(&self.inner).climb(request).boxed();
+            let (flight, joined) = self.inner.flights.board(request, start);
+            match flight.await {
+                Ok(found) => {
+                    self.inner.counts.hit(found.tier);
+                    return Ok(found);
+                }
+                // Another's deadline passed, not this reader's.
+                Err(error)
+                    if joined
+                        && tries < REBOARD_MAX
+                        && matches!(*error, ReadError::Deadline { .. }) => {}
+                Err(error) => return Err(copy_error(&error)),
+            }
+        }
     }
 }
 
@@ -284,10 +337,18 @@ impl ShardServe for Ladder {
                 let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
                 return Err(ReadError::Refused(what));
             }
-            if let Some(disk) = &self.inner.disk
-                && let Some(proved) = disk.read(shard, range).await?
-            {
-                return Ok(proved.encode());
+            if let Some(disk) = &self.inner.disk {
+                match disk.read(shard, range).await {
+                    Ok(Some(proved)) => return Ok(proved.encode()),
+                    Ok(None) => {}
+                    Err(error) => {
+                        // The asker goes elsewhere; so does this node, for itself.
+                        if matches!(error, ReadError::Corrupt { .. }) {
+                            self.inner.mend_behind(shard, None);
+                        }
+                        return Err(error);
+                    }
+                }
             }
             let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
                 return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
@@ -330,6 +391,10 @@ impl Inner {
         };
         self.counts.hit(Tier::Ram);
         self.counts.bytes(Tier::Ram, bytes.len());
+        // What is hot here must not look cold to the disk below.
+        if let Some(disk) = &self.disk {
+            disk.note_use(shard);
+        }
         Some(Ok(Found { bytes, tier: Tier::Ram }))
     }
 
@@ -369,8 +434,7 @@ impl Inner {
                 Err(error) => fault = Some(error),
             }
         }
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(peers) = peers else {
+        let Some(peers) = self.peers() else {
             let waited = Duration::ZERO;
             return Err(fault.unwrap_or(ReadError::NotFound { shard, waited }));
         };
@@ -379,6 +443,8 @@ impl Inner {
                 if let Some(fault) = fault {
                     self.counts.healed.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(%shard, %range, %fault, "healed from a peer");
+                    // What was fetched for this reader is on its way to disk.
+                    self.mend_behind(shard, Some(range));
                 }
                 Ok(found)
             }
@@ -452,9 +518,19 @@ impl Inner {
         pieces
     }
 
-    /// One wire request, checked against what is known, and kept on disk behind
-    /// the reader's back.
+    /// One wire request, kept on disk behind the reader's back.
     async fn fetch(
+        &self,
+        peers: &Arc<dyn ShardSource>,
+        request: ReadRequest,
+    ) -> Result<VerifiedRange, ReadError> {
+        let proved = self.fetch_only(peers, request).await?;
+        self.keep(&proved, request.priority).await;
+        Ok(proved)
+    }
+
+    /// One wire request, checked against what is known.
+    pub async fn fetch_only(
         &self,
         peers: &Arc<dyn ShardSource>,
         request: ReadRequest,
@@ -462,8 +538,7 @@ impl Inner {
         let ReadRequest { shard, range, .. } = request;
         let proved = peers.fetch(request).await?;
         let size = proved.size();
-        let expected = lock(&self.sizes).get(&shard).copied();
-        if let Some(expected) = expected.filter(|expected| *expected != size) {
+        if let Some(expected) = self.expected_size(shard).filter(|expected| *expected != size) {
             let detail = format!("a peer says it has {size} bytes, its manifest {expected}");
             return Err(ReadError::Corrupt { shard, detail });
         }
@@ -475,8 +550,16 @@ impl Inner {
             return Err(ReadError::Corrupt { shard, detail });
         }
         self.counts.bytes(Tier::Peer, proved.bytes().len());
-        self.keep(&proved, request.priority).await;
         Ok(proved)
+    }
+
+    pub fn peers(&self) -> Option<Arc<dyn ShardSource>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The size that a trusted manifest gives an object.
+    pub fn expected_size(&self, shard: ShardId) -> Option<u64> {
+        lock(&self.sizes).get(&shard).copied()
     }
 
     /// Hands a range to the disk tier; the reader does not wait for the write.
@@ -538,6 +621,6 @@ impl Inner {
 
 const _: () = assert!(SERVE_BYTES_MAX + 2 * GROUP_BYTES <= DECODE_BYTES_MAX);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,17 +21,20 @@ mod manifest_read;
 #[cfg(test)]
 mod manifest_tests;
 mod manifest_write;
+mod mend;
 mod object;
 pub mod policy;
 mod policy_kind;
 pub mod ram;
+mod reserve;
+pub mod segmented;
 pub mod signature;
 pub mod slru;
 pub mod tier;
 pub mod verified;
 
 pub use dir::{DirReader, DirShard, MemReader};
-pub use disk::{DiskOptions, DiskStats, DiskTier};
+pub use disk::{Checkup, Collected, DiskOptions, DiskStats, DiskTier, Imported, ObjectInfo};
 pub use dtype::DType;
 pub use error::StoreError;
 pub use ids::{ByteRange, ModelId, ShardId};

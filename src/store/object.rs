@@ -75,9 +75,6 @@ pub(super) fn read(
     let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
     let fault = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => ReadFault::Vanished,
-        io::ErrorKind::UnexpectedEof => {
-            ReadFault::Damaged(DecodeError::Truncated { shard, at: range.start() })
-        }
         _ => ReadFault::Io(StoreError::io(path.display().to_string(), e)),
     };
     let size = held.groups.size();
@@ -88,7 +85,13 @@ pub(super) fn read(
     }))?;
     let file = File::open(&path).map_err(fault)?;
     let mut bytes = BytesMut::zeroed(range.len() as usize);
-    files::read_at(&file, &mut bytes, range.start()).map_err(fault)?;
+    files::read_at(&file, &mut bytes, range.start()).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            ReadFault::Damaged(DecodeError::Truncated { shard, at: range.start() })
+        }
+        // The file is there and its bytes cannot be had: a bad sector.
+        _ => ReadFault::Damaged(DecodeError::Io { shard, source: e }),
+    })?;
     let outboard = match outboard {
         Some(outboard) => outboard,
         None => read_outboard(layout, shard, size)?,
@@ -201,7 +204,7 @@ fn complete(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), Stor
 }
 
 /// Puts a whole object in place from a temporary file whose bytes `outboard`
-/// was computed from. The file is synced and renamed; on failure it is removed.
+/// was computed from. The file is synced and renamed; on failure the caller removes it.
 pub(super) fn place(
     layout: &Layout,
     outboard: &Outboard,
@@ -209,20 +212,14 @@ pub(super) fn place(
     held: &mut Held,
 ) -> Result<(), StoreError> {
     let shard = outboard.shard();
-    let placed = (|| {
-        File::open(temp).and_then(|f| f.sync_all()).map_err(StoreError::file(temp))?;
-        if !outboard.nodes().is_empty() {
-            layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
-        }
-        let whole = layout.path(shard, FileKind::Whole);
-        fs::rename(temp, &whole).map_err(StoreError::file(&whole))?;
-        let dir = layout.dir(shard);
-        files::sync_dir(&dir).map_err(StoreError::file(&dir))
-    })();
-    if let Err(e) = placed {
-        let _ = fs::remove_file(temp);
-        return Err(e);
+    File::open(temp).and_then(|f| f.sync_all()).map_err(StoreError::file(temp))?;
+    if !outboard.nodes().is_empty() {
+        layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
     }
+    let whole = layout.path(shard, FileKind::Whole);
+    fs::rename(temp, &whole).map_err(StoreError::file(&whole))?;
+    let dir = layout.dir(shard);
+    files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
     for kind in [FileKind::Part, FileKind::Have] {
         let _ = files::remove(&layout.path(shard, kind));
     }
@@ -233,46 +230,55 @@ pub(super) fn place(
 /// Removes an object's files; its whole or part name first, so that what is
 /// left after a crash claims nothing.
 pub(super) fn erase(layout: &Layout, shard: ShardId) -> io::Result<()> {
-    use FileKind::{Have, Outboard, Part, Pin, Whole};
-    for kind in [Whole, Have, Part, Outboard, Pin] {
+    erase_contents(layout, shard)?;
+    files::remove(&layout.path(shard, FileKind::Pin))
+}
+
+/// The same, but what is pinned stays so.
+pub(super) fn erase_contents(layout: &Layout, shard: ShardId) -> io::Result<()> {
+    use FileKind::{Have, Outboard, Part, Whole};
+    for kind in [Whole, Have, Part, Outboard] {
         files::remove(&layout.path(shard, kind))?;
     }
     Ok(())
 }
 
-/// What an examination of an object's files found.
-pub(super) enum Health {
-    /// Every group claimed proves itself (the outboard was rewritten if it had to be).
+/// What a look at all of an object's bytes found.
+pub(super) enum Survey {
+    /// Every group claimed proves itself.
     Sound,
-    /// Only these do.
+    /// The bytes do; the stored outboard is not this one, which is theirs.
+    WrongOutboard(Outboard),
+    /// Only these groups do.
     Damaged(Groups),
 }
 
-/// Checks every group that is claimed to be held.
-pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<Health, StoreError> {
+/// Checks every group that is claimed to be held, and writes nothing.
+pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Survey, StoreError> {
     let size = held.groups.size();
     let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Ok(Health::Damaged(Groups::none(size)));
+            return Ok(Survey::Damaged(Groups::none(size)));
         }
         Err(e) => return Err(StoreError::io(path.display().to_string(), e)),
     };
-    if held.whole
-        && let Ok(outboard) = Outboard::of_reader(&file, size)
-        && outboard.shard() == shard
-    {
-        // The bytes are right, so the outboard was not.
-        if !outboard.nodes().is_empty() {
-            layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
-        }
-        return Ok(Health::Sound);
-    }
-    let outboard = match read_outboard(layout, shard, size) {
-        Ok(outboard) => outboard,
+    let stored = match read_outboard(layout, shard, size) {
+        Ok(outboard) => Some(outboard),
         Err(ReadFault::Io(e)) => return Err(e),
-        Err(_) => return Ok(Health::Damaged(Groups::none(size))),
+        Err(_) => None,
+    };
+    if held.whole
+        && let Ok(own) = Outboard::of_reader(&file, size)
+        && own.shard() == shard
+    {
+        let same = stored.is_some_and(|stored| stored.nodes() == own.nodes());
+        return Ok(if same { Survey::Sound } else { Survey::WrongOutboard(own) });
+    }
+    // Without a group there is nothing that could prove itself.
+    let Some(outboard) = stored.filter(|_| size > 0) else {
+        return Ok(Survey::Damaged(Groups::none(size)));
     };
     let mut sound = Groups::none(size);
     for at in (0..size).step_by(GROUP_BYTES as usize) {
@@ -280,6 +286,7 @@ pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<He
         if !held.groups.holds(group) {
             continue;
         }
+        // A group that the disk cannot read is as damaged as one that it reads wrong.
         let mut bytes = BytesMut::zeroed(group.len() as usize);
         let proved = files::read_at(&file, &mut bytes, at).is_ok()
             && outboard.prove(group, bytes.freeze()).is_ok();
@@ -287,25 +294,46 @@ pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<He
             sound.set(group);
         }
     }
-    Ok(if sound == held.groups { Health::Sound } else { Health::Damaged(sound) })
+    Ok(if sound == held.groups { Survey::Sound } else { Survey::Damaged(sound) })
+}
+
+/// What an examination of an object's files came to.
+pub(super) enum Health {
+    /// Every group claimed proves itself, with this outboard if it had to be rewritten.
+    Sound { outboard_rewritten: bool },
+    /// Only these do.
+    Damaged(Groups),
+}
+
+/// Checks every group that is claimed to be held; rewrites an outboard that is wrong.
+pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<Health, StoreError> {
+    match survey(layout, shard, held)? {
+        Survey::Sound => Ok(Health::Sound { outboard_rewritten: false }),
+        Survey::WrongOutboard(outboard) => {
+            layout.write_atomic(&layout.path(shard, FileKind::Outboard), outboard.nodes())?;
+            Ok(Health::Sound { outboard_rewritten: true })
+        }
+        Survey::Damaged(sound) => Ok(Health::Damaged(sound)),
+    }
 }
 
 /// Takes back what is no longer proved: the object becomes a part that holds
-/// only `sound`. A file shared with its import's source is copied first, so
-/// that healing never writes to the source.
+/// only `sound`. A file that is also its import's source is copied first, so
+/// that healing never writes to the source. The damaged bytes stay where they
+/// are, claimed by nothing, until sound ones are written over them.
 pub(super) fn demote(
     layout: &Layout,
     shard: ShardId,
-    held: &mut Held,
-    sound: Groups,
-) -> Result<(), StoreError> {
+    held: &Held,
+    sound: &Groups,
+) -> Result<Held, StoreError> {
     layout.write_atomic(&layout.path(shard, FileKind::Have), &sound.to_file(shard))?;
     if held.whole {
         let (part, whole) =
             (layout.path(shard, FileKind::Part), layout.path(shard, FileKind::Whole));
-        if files::is_shared(&whole).unwrap_or(false) {
+        if files::is_foreign(&whole).unwrap_or(false) {
             let temp = layout.temp();
-            let copied = fs::copy(&whole, &temp)
+            let copied = files::copy(&whole, &temp)
                 .and_then(|_| File::open(&temp)?.sync_all())
                 .and_then(|()| fs::rename(&temp, &part))
                 .and_then(|()| fs::remove_file(&whole));
@@ -321,6 +349,5 @@ pub(super) fn demote(
     }
     let dir = layout.dir(shard);
     files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
-    *held = Held { groups: sound, whole: false, unsynced: 0, dead: false };
-    Ok(())
+    Ok(Held { groups: sound.clone(), whole: false, unsynced: 0, dead: false })
 }

@@ -2,14 +2,16 @@
 //!
 //! A read that lies within a range held is a hit. An item larger than the
 //! budget is not admitted (its reader still gets the bytes; they are served
-//! through). Invariant: the bytes held, plus what is reserved for pinned
-//! objects, never exceed the budget.
+//! through). Ranges may be pinned here, up to the budget. Invariant: the bytes
+//! held, plus what is reserved for objects kept elsewhere in memory, never
+//! exceed the budget; a pinned range is never evicted.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::policy::{Lru, Policy};
+use super::policy::Policy;
+use super::segmented::Segmented;
 use super::{ByteRange, ShardId};
 
 /// How many ranges that start before a read are looked through for one that covers it.
@@ -24,17 +26,21 @@ pub struct RamTier {
     /// Ranges by their start; of two with one start the longer is kept.
     shards: HashMap<ShardId, BTreeMap<u64, (u64, Bytes)>>,
     policy: Box<dyn Policy<Key>>,
+    /// Pinned ranges, and how many asked for each.
+    pinned: HashMap<Key, u32>,
     evictions: u64,
 }
 
 impl RamTier {
-    /// `budget` in bytes, least recently used first out.
+    /// `budget` in bytes. Least recently used goes first, what was used once
+    /// before what was used again.
     pub fn new(budget: u64) -> Self {
-        Self::with_policy(budget, Box::new(Lru::new()))
+        Self::with_policy(budget, Box::new(Segmented::new(budget)))
     }
 
     pub fn with_policy(budget: u64, policy: Box<dyn Policy<(ShardId, ByteRange)>>) -> Self {
-        Self { budget, reserved: 0, shards: HashMap::new(), policy, evictions: 0 }
+        let (shards, pinned) = (HashMap::new(), HashMap::new());
+        Self { budget, reserved: 0, shards, policy, pinned, evictions: 0 }
     }
 
     /// The bytes of `range`, if a range that contains it is held.
@@ -57,19 +63,77 @@ impl RamTier {
         if !self.policy.admit(&(shard, range), cost) {
             return false;
         }
-        self.drop_within(shard, range);
-        if !self.make_room(cost) {
+        self.place(shard, range, bytes)
+    }
+
+    fn place(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> bool {
+        // Of two with one start only one can be held, and a pinned one stays.
+        let starts_pinned = self.shards.get(&shard).and_then(|ranges| {
+            let (end, _) = ranges.get(&range.start())?;
+            Some(self.pinned.contains_key(&(shard, ByteRange::new(range.start(), *end)?)))
+        });
+        if starts_pinned == Some(true) {
             return false;
         }
-        self.shards.entry(shard).or_default().insert(range.start(), (range.end(), bytes));
-        self.policy.insert((shard, range), cost);
+        self.drop_within(shard, range);
+        if !self.make_room(range.len()) {
+            return false;
+        }
+        let end = range.end();
+        self.shards.entry(shard).or_default().insert(range.start(), (end, bytes));
+        self.policy.insert((shard, range), range.len());
         true
+    }
+
+    /// Holds `bytes`, which must be those of `range`, until they are unpinned as
+    /// often as they were pinned. On refusal says how many bytes could be pinned.
+    pub fn pin(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> Result<(), u64> {
+        let key = match self.shards.get(&shard).and_then(|ranges| find(ranges, range)) {
+            Some((held, _)) => (shard, held),
+            None => (shard, range),
+        };
+        let pinned: u64 = self.pinned.keys().map(|(_, range)| range.len()).sum();
+        let available = self.budget.saturating_sub(self.reserved).saturating_sub(pinned);
+        if !self.pinned.contains_key(&key) && key.1.len() > available
+            || bytes.len() as u64 != range.len()
+        {
+            return Err(available);
+        }
+        if self.policy.cost(&key).is_none() && !self.place(shard, range, bytes) {
+            return Err(available);
+        }
+        *self.pinned.entry(key).or_insert(0) += 1;
+        Ok(())
+    }
+
+    /// Undoes one pin of a range that covers this one. False if there is none.
+    pub fn unpin(&mut self, shard: ShardId, range: ByteRange) -> bool {
+        let covers = |(of, held): &&Key| *of == shard && held.contains(&range);
+        let Some(key) = self.pinned.keys().find(covers).copied() else { return false };
+        if let Some(count) = self.pinned.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.pinned.remove(&key);
+            }
+        }
+        true
+    }
+
+    /// Drops what is held of an object that is not wanted any more, pinned or not.
+    pub fn forget(&mut self, shard: ShardId) {
+        self.pinned.retain(|(of, _), _| *of != shard);
+        for (start, (end, _)) in self.shards.remove(&shard).unwrap_or_default() {
+            if let Some(range) = ByteRange::new(start, end) {
+                self.policy.remove(&(shard, range));
+            }
+        }
     }
 
     /// Sets `bytes` of the budget aside for objects held elsewhere in memory,
     /// evicting as needed. On refusal says how many bytes are available.
     pub fn reserve(&mut self, bytes: u64) -> Result<(), u64> {
-        let available = self.budget.saturating_sub(self.reserved);
+        let pinned: u64 = self.pinned.keys().map(|(_, range)| range.len()).sum();
+        let available = self.budget.saturating_sub(self.reserved).saturating_sub(pinned);
         if bytes > available {
             return Err(available);
         }
@@ -95,7 +159,9 @@ impl RamTier {
     fn make_room(&mut self, cost: u64) -> bool {
         let limit = self.budget.saturating_sub(self.reserved).saturating_sub(cost);
         let over = self.policy.total().saturating_sub(limit);
-        let Some(victims) = self.policy.victims(over, &|_| false) else { return false };
+        let Some(victims) = self.policy.victims(over, &|key| self.pinned.contains_key(key)) else {
+            return false;
+        };
         for key in victims {
             self.drop_key(key);
             self.evictions += 1;
@@ -110,6 +176,7 @@ impl RamTier {
             .range(range.start()..range.end())
             .filter(|(_, (end, _))| *end <= range.end())
             .filter_map(|(start, (end, _))| Some((shard, ByteRange::new(*start, *end)?)))
+            .filter(|key| !self.pinned.contains_key(key))
             .collect();
         for key in within {
             self.drop_key(key);
@@ -194,6 +261,45 @@ mod tests {
         assert_eq!(ram.get(id(1), range(10, 40)).unwrap(), bytes(range(10, 40)));
         assert!(put(&mut ram, id(1), range(6, 7)), "covered already");
         assert_eq!((ram.used(), ram.evictions()), (40, 0));
+    }
+
+    #[test]
+    fn what_is_pinned_stays_within_the_budget() {
+        let mut ram = RamTier::new(100);
+        let pin = |ram: &mut RamTier, n, at| ram.pin(id(n), at, bytes(at));
+        assert!(put(&mut ram, id(1), range(0, 50)));
+        assert_eq!(pin(&mut ram, 1, range(10, 20)), Ok(()), "within what is held");
+        assert_eq!(pin(&mut ram, 1, range(0, 50)), Ok(()), "twice");
+        assert_eq!(pin(&mut ram, 2, range(0, 51)), Err(50));
+        assert_eq!(pin(&mut ram, 2, range(0, 30)), Ok(()));
+        assert_eq!(ram.reserve(21), Err(20));
+        for n in 10..20 {
+            assert!(put(&mut ram, id(n), range(0, 20)));
+            assert!(!put(&mut ram, id(n), range(0, 21)), "only what is not pinned can make room");
+        }
+        assert!(!put(&mut ram, id(2), range(0, 31)), "a pinned range is not replaced");
+        assert!(ram.get(id(1), range(0, 50)).is_some() && ram.get(id(2), range(0, 30)).is_some());
+        assert!(ram.unpin(id(1), range(0, 50)) && put(&mut ram, id(3), range(0, 20)));
+        assert!(ram.get(id(1), range(0, 50)).is_some(), "pinned once more");
+        assert!(ram.unpin(id(1), range(0, 50)) && !ram.unpin(id(1), range(0, 50)));
+        assert!(put(&mut ram, id(4), range(0, 70)));
+        assert!(ram.get(id(1), range(0, 50)).is_none());
+        ram.forget(id(2));
+        assert!(ram.get(id(2), range(0, 30)).is_none() && !ram.unpin(id(2), range(0, 30)));
+        assert!(put(&mut ram, id(5), range(0, 100)) && ram.used() == 100);
+    }
+
+    #[test]
+    fn one_pass_does_not_flush_what_was_read_again() {
+        let mut ram = RamTier::new(100);
+        for n in 0..3 {
+            assert!(put(&mut ram, id(n), range(0, 25)));
+            assert!(ram.get(id(n), range(5, 9)).is_some());
+        }
+        for n in 10..200 {
+            assert!(put(&mut ram, id(n), range(0, 25)));
+        }
+        assert!((0..3).all(|n| ram.get(id(n), range(0, 25)).is_some()));
     }
 
     #[test]

@@ -157,3 +157,29 @@ impl ShardSource for Source {
         .boxed()
     }
 }
+
+/// A store as another's peer: what it serves, proved on arrival.
+pub struct Neighbour(pub doppler_node::store::Ladder);
+
+impl ShardSource for Neighbour {
+    fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>> {
+        async move {
+            let encoded =
+                doppler_node::store::ShardServe::encode(&self.0, request.shard, request.range)
+                    .await?;
+            let mut body = &encoded.bytes[..];
+            let size = encoded.size;
+            let decoded = verified::decode(request.shard, size, request.range, &mut body).await;
+            Ok(decoded.unwrap())
+        }
+        .boxed()
+    }
+}
+
+/// The file system that a file is on, and the file's number there.
+#[cfg(unix)]
+pub fn device(path: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(path).unwrap();
+    (meta.dev(), meta.ino())
+}

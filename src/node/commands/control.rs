@@ -27,7 +27,11 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         return print_json(&reply);
     }
     println!("published {} as {}", reply.name, reply.model);
-    println!("  stored {} shards, {}", reply.shards_stored, ByteSize(reply.bytes_stored));
+    let copied = match reply.bytes_copied {
+        0 => "without a copy".to_owned(),
+        bytes => format!("{} of them copied", ByteSize(bytes)),
+    };
+    println!("  stored {} shards, {}, {copied}", reply.shards_stored, ByteSize(reply.bytes_stored));
     Ok(())
 }
 
@@ -94,6 +98,17 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     row("vram budget", ByteSize(status.vram_budget).to_string());
     for (name, tier) in [("ram", status.ram), ("disk", status.disk)] {
         row(name, format!("{} of {}", ByteSize(tier.used), ByteSize(tier.budget)));
+    }
+    let store = status.store;
+    let (whole, part) = (store.whole_objects, store.part_objects);
+    row(
+        "stored",
+        format!("{whole} whole, {part} in part, {} pinned", ByteSize(store.pinned_bytes)),
+    );
+    if store.quarantines > 0 {
+        let (found, bytes) = (store.quarantines, ByteSize(store.damaged_bytes));
+        let healed = store.healed_reads;
+        row("damage", format!("{bytes} in {found} objects; {healed} reads healed"));
     }
     row("peers", status.peers.to_string());
     row("models", status.models.to_string());

@@ -1,23 +1,28 @@
 //! One file a command (or a few that belong together): resolve arguments, do it, print it.
 
 mod bench;
+mod bench_store;
 mod control;
 mod convert;
+mod exercise;
 mod inspect;
 mod join;
 mod measure;
 mod prompts;
 mod run;
+mod storage;
 mod synth;
 mod trace;
 
 pub use bench::bench;
 pub use control::{ls, peers, publish, status};
 pub use convert::convert;
+pub use exercise::exercise;
 pub use inspect::inspect;
 pub use join::join;
 pub use measure::{check, perplexity};
 pub use run::run;
+pub use storage::{fsck, gc, pin, rm, unpin};
 pub use synth::synth;
 pub use trace::trace;
 

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
-use super::{Inner, Object};
+use super::{Checkup, Inner, Object};
 use crate::store::ShardId;
 use crate::store::error::StoreError;
 use crate::store::files::{self, FileKind};
@@ -47,8 +47,9 @@ impl Inner {
         let mut fresh = Vec::new();
         for (last_use, shard, names) in order {
             let Some(held) = self.adopt(shard, &names, records.get(&shard))? else {
-                if names.whole.is_some() {
+                if let Some(size) = names.whole {
                     tracing::warn!(%shard, "nothing in its file proves itself; removed");
+                    self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
                 }
                 object::erase(&self.layout, shard)
                     .map_err(StoreError::file(&self.layout.dir(shard)))?;
@@ -59,6 +60,7 @@ impl Inner {
                 held: held.groups.held_bytes(),
                 last_use,
                 pinned: names.pin,
+                hot: records.get(&shard).is_some_and(|record| record.hot),
             };
             if records.get(&shard) != Some(&record) {
                 fresh.push((shard, record));
@@ -71,7 +73,11 @@ impl Inner {
             if names.pin {
                 table.pinned.insert(shard);
             }
-            table.objects.insert(shard, Arc::new(Object { held: RwLock::new(held) }));
+            if record.hot {
+                table.policy.touch(&shard);
+                table.hot.insert(shard);
+            }
+            table.objects.insert(shard, Arc::new(Object::new(held)));
         }
         for shard in records.keys().filter(|shard| !self.knows(**shard)) {
             self.index.remove(*shard);
@@ -94,11 +100,12 @@ impl Inner {
             }
             let fits = |size: u64| names.outboard.unwrap_or(0) == outboard_bytes(size);
             let as_recorded = record.is_none_or(|record| record.size == len);
-            if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded {
+            let may_be_empty = len > 0 || shard == ShardId::of(b"");
+            if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded && may_be_empty {
                 return Ok(Some(Held::whole(len)));
             }
             let recorded = record.map(|record| record.size).filter(|size| *size != len);
-            return self.salvage(shard, recorded.into_iter().chain([len]));
+            return self.salvage(shard, recorded.into_iter().chain([len]), names.pin);
         }
         let (Some(len), true) = (names.part, names.have) else { return Ok(None) };
         let path = self.layout.path(shard, FileKind::Have);
@@ -110,35 +117,58 @@ impl Inner {
                 tracing::warn!(%shard, "its have-file is damaged; proving its groups");
                 let claimed = Held { groups: Groups::all(len), ..Held::empty(len) };
                 match object::examine(&self.layout, shard, &claimed)? {
-                    Health::Sound => claimed.groups,
+                    Health::Sound { .. } => claimed.groups,
                     Health::Damaged(sound) => sound,
                 }
             }
         };
-        Ok((groups.held_bytes() > 0).then_some(Held { groups, ..Held::empty(0) }))
+        let wanted = groups.held_bytes() > 0 || names.pin;
+        Ok(wanted.then_some(Held { groups, ..Held::empty(0) }))
     }
 
     /// Of a whole object's file that was cut short, grew, or lost its outboard:
-    /// what proves itself if it has one of these sizes.
+    /// what proves itself if it has one of these sizes. What is pinned is kept
+    /// on the books even if nothing does, so that it can be fetched again.
     fn salvage(
         &self,
         shard: ShardId,
         sizes: impl Iterator<Item = u64>,
+        pinned: bool,
     ) -> Result<Option<Held>, StoreError> {
-        let mut best = Groups::none(0);
+        let mut best: Option<Groups> = None;
         for size in sizes.filter(|size| *size <= OBJECT_BYTES_MAX) {
             match object::examine(&self.layout, shard, &Held::whole(size))? {
-                Health::Sound => return Ok(Some(Held::whole(size))),
-                Health::Damaged(sound) if sound.held_bytes() > best.held_bytes() => best = sound,
+                Health::Sound { .. } => return Ok(Some(Held::whole(size))),
+                Health::Damaged(sound)
+                    if best.as_ref().is_none_or(|b| sound.held_bytes() > b.held_bytes()) =>
+                {
+                    best = Some(sound);
+                }
                 Health::Damaged(_) => {}
             }
         }
-        if best.held_bytes() == 0 {
+        let Some(best) = best.filter(|best| pinned || best.held_bytes() > 0) else {
             return Ok(None);
-        }
+        };
         tracing::warn!(%shard, bytes = best.held_bytes(), "damaged; what proves itself is kept");
-        let mut held = Held::whole(best.size());
-        object::demote(&self.layout, shard, &mut held, best)?;
-        Ok(Some(held))
+        let claimed = Held::whole(best.size());
+        self.found_at_open(shard, &claimed.groups, Some(&best));
+        object::demote(&self.layout, shard, &claimed, &best).map(Some)
+    }
+
+    /// Notes damage for whoever asks (`fsck`).
+    fn found_at_open(&self, shard: ShardId, claimed: &Groups, sound: Option<&Groups>) {
+        let none = Groups::none(claimed.size());
+        let checkup = Checkup {
+            shard,
+            size: claimed.size(),
+            checked_bytes: claimed.held_bytes(),
+            damaged: claimed.without(sound.unwrap_or(&none)),
+            outboard_rewritten: false,
+        };
+        let mut table = self.table();
+        table.quarantines += 1;
+        table.damaged_bytes += checkup.damaged_bytes();
+        table.damage_at_open.push(checkup);
     }
 }

@@ -9,7 +9,7 @@
 //! Blocking work runs on tokio's blocking threads. Lock order: an object's lock,
 //! then the table's; no two objects' locks are held at once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::watch;
 
+mod check;
+mod collect;
 mod load;
 mod read;
 mod table;
 mod write;
+
+pub use self::check::Checkup;
+pub use self::collect::Collected;
+pub use super::files::Brought;
 
 use self::table::{Outboards, Table};
 use super::error::StoreError;
@@ -31,7 +37,9 @@ use super::files::{self, FileKind, Layout};
 use super::groups::Groups;
 use super::index::{Index, Record};
 use super::object::{self, Held};
-use super::policy::{Lru, Policy};
+use super::policy::Policy;
+use super::reserve::{RESERVE_BYTES, Reserve};
+use super::segmented::Segmented;
 use super::verified::{VerifiedRange, outboard_bytes};
 use super::{ByteRange, ReadError, ShardId};
 
@@ -62,8 +70,32 @@ pub struct DiskStats {
     pub pinned_bytes: u64,
     pub budget_bytes: u64,
     pub evictions: u64,
-    /// Objects in which a read found damage.
+    /// How often damage was found in an object and taken out of what is held.
     pub quarantines: u64,
+    /// Bytes of the groups taken out.
+    pub damaged_bytes: u64,
+    /// Whether space is set aside for cleaning up a full disk.
+    pub reserve_held: bool,
+}
+
+/// What is held of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectInfo {
+    pub shard: ShardId,
+    /// The object's size and how much of it is here, bytes.
+    pub size: u64,
+    pub held: u64,
+    pub whole: bool,
+    pub pinned: bool,
+}
+
+/// A file taken into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Imported {
+    /// Bytes.
+    pub size: u64,
+    /// `None` if the object was here already.
+    pub how: Option<Brought>,
 }
 
 /// What became of a range offered to [`DiskTier::keep`].
@@ -89,6 +121,7 @@ struct Inner {
     layout: Layout,
     root: PathBuf,
     budget: u64,
+    reserve: Reserve,
     index: Index,
     table: Mutex<Table>,
     outboards: Mutex<Outboards>,
@@ -99,12 +132,44 @@ struct Inner {
 
 struct Object {
     held: RwLock<Held>,
+    /// Groups read since the store was opened: reading one again makes the
+    /// object hot, reading the next one does not.
+    seen: Mutex<Option<Groups>>,
+}
+
+impl Object {
+    fn new(held: Held) -> Self {
+        Self { held: RwLock::new(held), seen: Mutex::default() }
+    }
+
+    /// Notes a read of whole groups of an object of `size` bytes. True if all
+    /// of them were read before.
+    fn note_read(&self, size: u64, range: ByteRange) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = match &mut *seen {
+            Some(seen) if seen.size() == size => seen,
+            other => other.insert(Groups::none(size)),
+        };
+        let again = seen.holds(range);
+        seen.set(range);
+        again
+    }
+}
+
+/// A use of an object, as the policy counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Written, or read for the first time.
+    First,
+    /// Read again: it is worth more than what is read once.
+    Again,
 }
 
 impl DiskTier {
     /// Opens (or makes) the store in `dir`. Blocks: it lists the directory.
+    /// A store on a full disk opens too, so that it can be read and cleaned.
     pub fn open(dir: &Path, options: DiskOptions) -> Result<Self, StoreError> {
-        Self::with_policy(dir, options, Box::new(Lru::new()))
+        Self::with_policy(dir, options, Box::new(Segmented::new(options.budget)))
     }
 
     pub fn with_policy(
@@ -114,11 +179,24 @@ impl DiskTier {
     ) -> Result<Self, StoreError> {
         let lock = files::lock(dir)?;
         let layout = Layout::create(dir)?;
-        let (index, records) = Index::open(&layout.index_dir());
+        let reserve = Reserve::of(dir, options.budget.min(RESERVE_BYTES));
+        let room = match layout.probe() {
+            Err(StoreError::Full { .. }) if reserve.give_up() => layout.probe(),
+            probed => probed,
+        };
+        let (index, records) = match room {
+            Ok(()) => Index::open(&layout.index_dir()),
+            Err(error @ StoreError::Full { .. }) => {
+                tracing::warn!(%error, "opened to be read and cleaned only");
+                (Index::none(), HashMap::new())
+            }
+            Err(error) => return Err(error),
+        };
         let inner = Inner {
             layout,
             root: dir.to_owned(),
             budget: options.budget,
+            reserve,
             index,
             table: Mutex::new(Table::new(policy)),
             outboards: Mutex::default(),
@@ -127,6 +205,7 @@ impl DiskTier {
             _lock: lock,
         };
         inner.load(records)?;
+        inner.take_reserve();
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -160,14 +239,16 @@ impl DiskTier {
         self.blocking(move |inner| inner.put(&bytes, pin)).await?
     }
 
-    /// Stores a file whose BLAKE3 must be `expected`, by a hard link where the
-    /// file system allows, else by a copy; durable when this returns. Returns its size.
+    /// Stores a file whose BLAKE3 must be `expected`: as a clone, else by a hard
+    /// link, else by a copy, as the file system allows; durable when this
+    /// returns. A linked file stays its owner's too: if they rewrite it in
+    /// place, the next read finds that and the object is mended in a copy.
     pub async fn import(
         &self,
         path: PathBuf,
         expected: ShardId,
         pin: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Imported, StoreError> {
         self.blocking(move |inner| inner.import(&path, expected, pin)).await?
     }
 
@@ -204,6 +285,35 @@ impl DiskTier {
         self.blocking(move |inner| inner.remove(shard)).await?
     }
 
+    /// Checks every byte held of an object against its root. Damage is taken out
+    /// of what is held, as a read would; a wrong outboard is rewritten. `None`
+    /// if nothing is held of it.
+    pub async fn check(&self, shard: ShardId) -> Result<Option<Checkup>, StoreError> {
+        self.blocking(move |inner| inner.check(shard)).await?
+    }
+
+    /// The damage that opening the store found and took out.
+    pub fn damage_at_open(&self) -> Vec<Checkup> {
+        self.inner.table().damage_at_open.clone()
+    }
+
+    /// Evicts unpinned objects, by policy, until what is held fits `budget`
+    /// bytes (the store's own if `None`), and sets the reserve aside again.
+    /// With `dry` it only says which.
+    pub async fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
+        self.blocking(move |inner| inner.collect(budget, dry)).await?
+    }
+
+    /// Everything held, whole or in part, by id.
+    pub async fn list(&self) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.blocking(Inner::list).await
+    }
+
+    /// The object was used without being read here (a tier above had the bytes).
+    pub fn note_use(&self, shard: ShardId) {
+        self.inner.note_use(shard, Use::Again);
+    }
+
     /// Makes every range kept so far durable and writes the index.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.blocking(|inner| inner.flush()).await?
@@ -234,6 +344,7 @@ impl DiskTier {
     }
 
     pub fn stats(&self) -> DiskStats {
+        let reserve_held = self.inner.reserve.is_held();
         let table = self.inner.table();
         DiskStats {
             whole_objects: table.whole.len() as u64,
@@ -243,6 +354,8 @@ impl DiskTier {
             budget_bytes: self.inner.budget,
             evictions: table.evictions,
             quarantines: table.quarantines,
+            damaged_bytes: table.damaged_bytes,
+            reserve_held,
         }
     }
 
@@ -272,7 +385,7 @@ impl Inner {
 
     fn object_or_new(&self, shard: ShardId, size: u64) -> Arc<Object> {
         let mut table = self.table();
-        let new = || Arc::new(Object { held: RwLock::new(Held::empty(size)) });
+        let new = || Arc::new(Object::new(Held::empty(size)));
         Arc::clone(table.objects.entry(shard).or_insert_with(new))
     }
 
@@ -334,68 +447,44 @@ impl Inner {
         erased
     }
 
-    /// Promises `room` bytes of the budget (they count as used from here),
-    /// evicting what was used least; never `keep`, never what is pinned.
-    fn make_room(&self, room: u64, keep: Option<ShardId>) -> Result<(), StoreError> {
-        for _ in 0..RETRIES_MAX {
-            let victims = {
-                let mut table = self.table();
-                let over = table.used.saturating_add(room).saturating_sub(self.budget);
-                if over == 0 {
-                    table.used += room;
-                    return Ok(());
-                }
-                let spared = |shard: &ShardId| {
-                    Some(*shard) == keep
-                        || table.pinned.contains(shard)
-                        || table.evicting.contains(shard)
-                };
-                let Some(victims) = table.policy.victims(over, &spared) else {
-                    let available = self.budget.saturating_sub(table.pinned_bytes());
-                    let budget = self.budget;
-                    // Opening with a smaller budget: nothing is asked for, too much is pinned.
-                    let needed = if room == 0 { table.pinned_bytes() } else { room };
-                    let available = if room == 0 { budget } else { available };
-                    return Err(StoreError::Budget { needed, available, budget });
-                };
-                table.evicting.extend(victims.iter().copied());
-                victims
-            };
-            let evicted = victims.iter().try_for_each(|shard| match self.object(*shard) {
-                Some(object) => self.drop_object(*shard, &object, DropWhy::Room),
-                None => Ok(()),
-            });
-            self.table().evicting.retain(|shard| !victims.contains(shard));
-            evicted?;
-        }
-        let available = self.budget.saturating_sub(self.table().used);
-        Err(StoreError::Budget { needed: room, available, budget: self.budget })
-    }
-
-    fn note_use(&self, shard: ShardId) {
+    /// Counts a use. It touches no file: the index is told by `write_uses`.
+    fn note_use(&self, shard: ShardId, how: Use) {
         let number = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
         let mut table = self.table();
-        table.policy.touch(&shard);
-        table.used_lately.insert(shard, number);
-        if table.used_lately.len() < USES_BATCH {
-            return;
+        let Some(cost) = table.policy.cost(&shard) else { return };
+        match how {
+            Use::First => table.policy.insert(shard, cost),
+            Use::Again => {
+                table.policy.touch(&shard);
+                table.hot.insert(shard);
+            }
         }
-        drop(table);
-        self.write_uses();
+        table.used_lately.insert(shard, number);
+    }
+
+    /// Tells the index of uses once there are enough of them.
+    fn write_uses_in_batches(&self) {
+        let enough = self.table().used_lately.len() >= USES_BATCH;
+        if enough {
+            self.write_uses();
+        }
     }
 
     fn write_uses(&self) {
         let mut table = self.table();
         let lately = std::mem::take(&mut table.used_lately);
-        let pinned: HashSet<_> =
-            lately.keys().filter(|shard| table.pinned.contains(shard)).copied().collect();
+        let of = |all: &HashSet<ShardId>| -> HashSet<ShardId> {
+            lately.keys().filter(|shard| all.contains(shard)).copied().collect()
+        };
+        let (pinned, hot) = (of(&table.pinned), of(&table.hot));
         drop(table);
         let record = |(shard, last_use): (ShardId, u64)| {
             let object = self.object(shard)?;
             // Not waited for: the record is a copy, and its object may be locked by this thread.
             let held = object.held.try_read().ok()?;
             let (size, held) = (held.groups.size(), held.groups.held_bytes());
-            Some((shard, Record { size, held, last_use, pinned: pinned.contains(&shard) }))
+            let (pinned, hot) = (pinned.contains(&shard), hot.contains(&shard));
+            Some((shard, Record { size, held, last_use, pinned, hot }))
         };
         self.index.put_all(lately.into_iter().filter_map(record));
     }
@@ -414,7 +503,38 @@ impl Inner {
         }
         self.write_uses();
         self.index.flush();
+        // Told at opening and by a collection if it cannot be; here it is only tried.
+        let _ = self.reserve.take();
         Ok(())
+    }
+
+    fn take_reserve(&self) {
+        if let Err(error) = self.reserve.take() {
+            tracing::warn!(dir = %self.root.display(), %error, "no space is set aside for cleaning up");
+        }
+    }
+
+    fn list(&self) -> Vec<ObjectInfo> {
+        let objects: Vec<_> = {
+            let table = self.table();
+            let one = |(shard, object): (&ShardId, &Arc<Object>)| {
+                (*shard, Arc::clone(object), table.pinned.contains(shard))
+            };
+            table.objects.iter().map(one).collect()
+        };
+        let info = |(shard, object, pinned): (ShardId, Arc<Object>, bool)| {
+            let held = read_lock(&object.held);
+            (!held.dead).then(|| ObjectInfo {
+                shard,
+                size: held.groups.size(),
+                held: held.groups.held_bytes(),
+                whole: held.whole,
+                pinned,
+            })
+        };
+        let mut list: Vec<_> = objects.into_iter().filter_map(info).collect();
+        list.sort_unstable_by_key(|info| info.shard);
+        list
     }
 }
 

@@ -1,11 +1,10 @@
-//! Reading with proof, and what is done when the proof fails: damaged groups
-//! leave what is held, a damaged outboard is made anew from sound bytes.
+//! Reading with proof: what fails it is looked through (see `check`) and read
+//! once more, for the damage may have been the outboard's only.
 
 use std::sync::PoisonError;
 
-use super::{DropWhy, Inner, OUTBOARD_CACHE_BYTES, Object, read_lock, write_lock};
-use crate::store::error::StoreError;
-use crate::store::object::{self, Health, ReadFault};
+use super::{DropWhy, Inner, OUTBOARD_CACHE_BYTES, Use, read_lock};
+use crate::store::object::{self, ReadFault};
 use crate::store::policy::Policy;
 use crate::store::verified::{Outboard, VerifiedRange};
 use crate::store::{ByteRange, ReadError, ShardId};
@@ -35,7 +34,9 @@ impl Inner {
                             self.cache_outboard(outboard);
                         }
                         drop(held);
-                        self.note_use(shard);
+                        let again = object.note_read(size, verified.range());
+                        self.note_use(shard, if again { Use::Again } else { Use::First });
+                        self.write_uses_in_batches();
                         return Ok(Some(verified));
                     }
                     Err(fault) => fault,
@@ -49,8 +50,9 @@ impl Inner {
                     return Ok(None);
                 }
                 ReadFault::Damaged(error) => {
-                    tracing::warn!(%shard, %range, %error, "damaged on disk");
-                    if !self.quarantine(shard, &object, range)? {
+                    let checkup = self.quarantine(shard, &object, Some(range))?;
+                    let within = |damaged: &ByteRange| damaged.overlaps(&range);
+                    if checkup.is_none_or(|checkup| checkup.damaged.iter().any(within)) {
                         let detail = format!("on disk in {}: {error}", self.root.display());
                         return Err(ReadError::Corrupt { shard, detail });
                     }
@@ -59,32 +61,6 @@ impl Inner {
         }
         let detail = format!("on disk in {}, again after mending", self.root.display());
         Err(ReadError::Corrupt { shard, detail })
-    }
-
-    /// Takes damaged groups out of what is held. True if `range` is sound after all.
-    fn quarantine(
-        &self,
-        shard: ShardId,
-        object: &Object,
-        range: ByteRange,
-    ) -> Result<bool, StoreError> {
-        let mut held = write_lock(&object.held);
-        if held.dead || !held.groups.holds(range) {
-            return Ok(false);
-        }
-        self.forget_outboard(shard);
-        let health = object::examine(&self.layout, shard, &held)?;
-        let Health::Damaged(sound) = health else { return Ok(true) };
-        self.table().quarantines += 1;
-        object::demote(&self.layout, shard, &mut held, sound)?;
-        let mut table = self.table();
-        table.charge(shard, held.charge());
-        let was_whole = table.whole.remove(&shard);
-        drop(table);
-        if was_whole {
-            self.announce();
-        }
-        Ok(held.groups.holds(range))
     }
 
     fn cached_outboard(&self, shard: ShardId) -> Option<Outboard> {

@@ -6,22 +6,23 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{Inner, Kept, RETRIES_MAX, read_lock, write_lock};
+use super::{Imported, Inner, Kept, RETRIES_MAX, Use, write_lock};
+use crate::store::ShardId;
 use crate::store::error::StoreError;
 use crate::store::files::{self, FileKind};
 use crate::store::object::{self, Held};
 use crate::store::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, outboard_bytes};
-use crate::store::{ByteRange, ShardId};
 
 impl Inner {
     pub(super) fn keep(&self, range: &VerifiedRange) -> Result<Kept, StoreError> {
         let (shard, size) = (range.shard(), range.size());
         let promised = range.range().len() + outboard_bytes(size);
         self.make_room(promised, Some(shard))?;
-        let kept = self.keep_promised(range);
+        let kept = self.with_space(promised, shard, || self.keep_promised(range));
         let mut table = self.table();
         table.used = table.used.saturating_sub(promised);
         drop(table);
+        self.write_uses_in_batches();
         if matches!(kept, Ok(Kept::Whole)) {
             self.announce();
         }
@@ -46,16 +47,13 @@ impl Inner {
                     return Ok(Kept::SizeConflict);
                 }
                 // What is held claimed a size that is now disproved.
-                object::erase(&self.layout, shard)
+                object::erase_contents(&self.layout, shard)
                     .map_err(StoreError::file(&self.layout.dir(shard)))?;
                 *held = Held::empty(size);
-                self.table().pinned.remove(&shard);
             }
             let written = object::write(&self.layout, &mut held, range);
             if written.is_err() && held.groups.held_bytes() == 0 {
-                held.dead = true;
-                let _ = object::erase(&self.layout, shard);
-                self.table().forget(shard);
+                self.give_up_new(shard, &mut held);
             }
             written?;
             let mut table = self.table();
@@ -66,10 +64,21 @@ impl Inner {
             }
             drop(table);
             drop(held);
-            self.note_use(shard);
+            self.note_use(shard, Use::First);
             return Ok(if whole { Kept::Whole } else { Kept::Part });
         }
         Ok(Kept::Already)
+    }
+
+    /// Forgets an object of which nothing could be written; one that is pinned
+    /// stays on the books, to be fetched.
+    fn give_up_new(&self, shard: ShardId, held: &mut Held) {
+        if self.table().pinned.contains(&shard) {
+            return;
+        }
+        held.dead = true;
+        let _ = object::erase(&self.layout, shard);
+        self.table().forget(shard);
     }
 
     pub(super) fn put(&self, bytes: &Bytes, pin: bool) -> Result<ShardId, StoreError> {
@@ -93,7 +102,7 @@ impl Inner {
         path: &Path,
         expected: ShardId,
         pin: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Imported, StoreError> {
         let source = fs::canonicalize(path).map_err(StoreError::file(path))?;
         let length = |file: &Path| {
             let size = fs::metadata(file).map_err(StoreError::file(path))?.len();
@@ -102,13 +111,13 @@ impl Inner {
             }
             Ok(size)
         };
-        length(&source)?;
+        let claimed = length(&source)?;
         let temp = self.layout.temp();
         let checked = (|| {
             // First the name or the copy, then the hash of that: what is hashed is what is kept.
-            if fs::hard_link(&source, &temp).is_err() {
-                fs::copy(&source, &temp).map_err(StoreError::file(path))?;
-            }
+            let how = self.with_space(claimed, expected, || {
+                files::bring(&source, &temp).map_err(StoreError::file(path))
+            })?;
             let size = length(&temp)?;
             let file = File::open(&temp).map_err(StoreError::file(path))?;
             let outboard = Outboard::of_reader(file, size).map_err(StoreError::file(path))?;
@@ -116,7 +125,8 @@ impl Inner {
                 let actual = outboard.shard();
                 return Err(StoreError::Mismatch { path: path.to_owned(), expected, actual });
             }
-            self.store_whole(&outboard, pin, &temp, || Ok(())).map(|()| size)
+            let placed = self.store_whole(&outboard, pin, &temp, || Ok(()))?;
+            Ok(Imported { size, how: placed.then_some(how) })
         })();
         if checked.is_err() {
             let _ = fs::remove_file(&temp);
@@ -124,22 +134,28 @@ impl Inner {
         checked
     }
 
-    /// Puts an object in place whose bytes `fill` writes to `temp`, pinned or not.
+    /// Puts an object in place whose bytes `fill` writes to `temp`, pinned or
+    /// not. False if it was here, sound, already.
     fn store_whole(
         &self,
         outboard: &Outboard,
         pin: bool,
         temp: &Path,
-        fill: impl FnOnce() -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        fill: impl Fn() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
         let (shard, size) = (outboard.shard(), outboard.size());
         if self.table().whole.contains(&shard) && self.is_sound(shard) {
             let _ = fs::remove_file(temp);
-            return if pin { self.pin(shard) } else { Ok(()) };
+            return if pin { self.pin(shard).map(|()| false) } else { Ok(false) };
         }
         let promised = size + outboard_bytes(size);
         self.make_room(promised, Some(shard))?;
-        let placed = fill().and_then(|()| self.place_promised(outboard, pin, temp));
+        let filled = self.with_space(promised, shard, &fill);
+        let placed = filled.and_then(|()| {
+            self.with_space(outboard_bytes(size), shard, || {
+                self.place_promised(outboard, pin, temp)
+            })
+        });
         let mut table = self.table();
         table.used = table.used.saturating_sub(promised);
         drop(table);
@@ -147,8 +163,9 @@ impl Inner {
             let _ = fs::remove_file(temp);
         }
         placed?;
+        self.write_uses_in_batches();
         self.announce();
-        Ok(())
+        Ok(true)
     }
 
     fn place_promised(
@@ -173,9 +190,7 @@ impl Inner {
                     let _ = files::remove(&pin_path);
                 }
                 if held.groups.held_bytes() == 0 {
-                    held.dead = true;
-                    let _ = object::erase(&self.layout, shard);
-                    self.table().forget(shard);
+                    self.give_up_new(shard, &mut held);
                 }
                 return Err(e);
             }
@@ -188,7 +203,7 @@ impl Inner {
             }
             drop(table);
             drop(held);
-            self.note_use(shard);
+            self.note_use(shard, Use::First);
             return Ok(());
         }
         Err(StoreError::NotHeld(shard))
@@ -196,9 +211,6 @@ impl Inner {
 
     /// Whether an object said to be whole still proves itself; damage is taken out.
     fn is_sound(&self, shard: ShardId) -> bool {
-        let Some(object) = self.object(shard) else { return false };
-        let size = read_lock(&object.held).groups.size();
-        let Some(whole) = ByteRange::new(0, size) else { return true };
-        matches!(self.read(shard, whole), Ok(Some(_)))
+        self.check(shard).is_ok_and(|checked| checked.is_some_and(|c| c.damaged.is_empty()))
     }
 }

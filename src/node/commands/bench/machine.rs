@@ -46,7 +46,7 @@ impl Machine {
 }
 
 /// The processor's name where the system tells it.
-fn processor() -> String {
+pub fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()

@@ -19,6 +19,7 @@ use super::print_json;
 use super::prompts::Prompts;
 use crate::node::args::{BenchArgs, BenchCommand};
 use crate::node::source::Opened;
+pub(super) use machine::processor;
 use machine::{Machine, RecordFile};
 
 pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
@@ -33,6 +34,7 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
             paging::paging(args, *tokens, *slots, policies)
         }
         BenchCommand::Kernels(args) => kernels::kernels(args),
+        BenchCommand::Store(args) => super::bench_store::bench_store(args),
     }
 }
 

@@ -1,0 +1,294 @@
+//! Commands on what is stored: `pin`, `unpin`, `rm`, `gc`, `fsck`. They ask the node
+//! that runs on the data directory, or do it themselves where none does.
+//!
+//! The directory's lock decides which: whoever holds it is the only one who may touch it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use tokio::runtime::Runtime;
+
+use super::print_json;
+use crate::node::api::{
+    Damage, FsckEvent, FsckRequest, FsckSummary, GcRequest, TargetReply, TargetRequest,
+};
+use crate::node::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
+use crate::node::client::Client;
+use crate::node::config::data_dir;
+use crate::node::progress;
+use crate::node::size::ByteSize;
+use crate::node::storage::{self, Target};
+use crate::store::disk::{Collected, DiskOptions, DiskTier};
+use crate::store::{ByteRange, StoreError};
+
+/// Damaged ranges of one object that are printed for people.
+const RANGES_SHOWN: usize = 8;
+
+/// Who has the data directory.
+enum Reach {
+    Node(Client),
+    Here { disk: DiskTier, runtime: Runtime, data: PathBuf },
+}
+
+impl Reach {
+    fn open(args: &ControlArgs) -> anyhow::Result<Self> {
+        let data = data_dir(&args.data)?;
+        ensure!(
+            data.join("objects").is_dir(),
+            "{} holds no store (a node makes one: doppler-node join --swarm NAME --data {})",
+            data.display(),
+            data.display()
+        );
+        // Whatever the node's budget: looking after a store evicts nothing by itself.
+        match DiskTier::open(&data, DiskOptions { budget: u64::MAX }) {
+            Ok(disk) => Ok(Self::Here { disk, runtime: runtime()?, data }),
+            Err(locked @ StoreError::Locked { .. }) => match Client::open(&data) {
+                Ok(client) => Ok(Self::Node(client)),
+                Err(_) => bail!("{locked}; that one takes no commands"),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// Finds a target in a store that is open here.
+async fn resolve(disk: &DiskTier, text: &str) -> anyhow::Result<Target> {
+    let models = storage::stored_models(disk).await?;
+    Target::resolve(text, models, &disk.list().await?)
+}
+
+pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
+    let reply = match Reach::open(&args.control)? {
+        Reach::Node(client) => {
+            let fetching = progress::spinner("pinning");
+            let request = request(&args.target, args.fetch, false);
+            let reply = client.post("/v1/store/pin", &request);
+            fetching.finish_and_clear();
+            reply?
+        }
+        Reach::Here { disk, runtime, .. } => {
+            ensure!(!args.fetch, "--fetch asks peers: start a node on this directory first");
+            runtime.block_on(async {
+                storage::pin(&disk, &resolve(&disk, &args.target).await?).await
+            })?
+        }
+    };
+    tell(&args.control, "pinned", &reply)
+}
+
+pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
+    let reply = match Reach::open(&args.control)? {
+        Reach::Node(client) => {
+            client.post("/v1/store/unpin", &request(&args.target, false, false))?
+        }
+        Reach::Here { disk, runtime, .. } => runtime.block_on(async {
+            storage::unpin(&disk, &resolve(&disk, &args.target).await?).await
+        })?,
+    };
+    tell(&args.control, "unpinned", &reply)
+}
+
+pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
+    let reply = match Reach::open(&args.control)? {
+        Reach::Node(client) => {
+            client.post("/v1/store/rm", &request(&args.target, false, args.force))?
+        }
+        Reach::Here { disk, runtime, data } => runtime.block_on(remove(&disk, &data, args))?,
+    };
+    tell(&args.control, "removed", &reply)
+}
+
+async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<TargetReply> {
+    let target = resolve(disk, &args.target).await?;
+    let models = storage::stored_models(disk).await?;
+    let plan = storage::plan_removal(disk, &target, &models, args.force).await?;
+    for shard in &plan.objects {
+        disk.remove(*shard).await?;
+    }
+    if let Some(model) = target.model() {
+        storage::withdraw(data, model)?;
+    }
+    Ok(plan.reply)
+}
+
+fn request(target: &str, fetch: bool, force: bool) -> TargetRequest {
+    TargetRequest { target: target.to_owned(), fetch, force }
+}
+
+fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Result<()> {
+    if control.json {
+        return print_json(reply);
+    }
+    println!("{done} {}: {} objects, {}", reply.target, reply.objects, ByteSize(reply.bytes));
+    if reply.missing > 0 && done == "pinned" {
+        println!("  {} of its objects are not here whole (--fetch fetches them)", reply.missing);
+    }
+    if reply.shared > 0 {
+        println!("  {} objects stay, as another model here has them too", reply.shared);
+    }
+    Ok(())
+}
+
+pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
+    let budget = args.disk_budget.map(|size| size.0);
+    let done: Collected = match Reach::open(&args.control)? {
+        Reach::Node(client) => {
+            client.post("/v1/store/gc", &GcRequest { budget, dry_run: args.dry_run })?
+        }
+        Reach::Here { disk, runtime, .. } => {
+            let budget = budget.context(
+                "no node runs here, so its budget is not known: give --disk-budget SIZE",
+            )?;
+            runtime.block_on(disk.collect(Some(budget), args.dry_run))?
+        }
+    };
+    if args.control.json {
+        return print_json(&done);
+    }
+    let would = if args.dry_run { "would evict" } else { "evicted" };
+    println!("{would} {} objects, {}", done.evicted.len(), ByteSize(done.freed_bytes));
+    let (used, pinned) = (ByteSize(done.used_bytes), ByteSize(done.pinned_bytes));
+    println!(
+        "  {used} stored, {pinned} of it pinned; the budget is {}",
+        ByteSize(done.budget_bytes)
+    );
+    if done.used_bytes > done.budget_bytes {
+        println!("  what is left over the budget is pinned");
+    }
+    if !done.reserve_held {
+        println!("  the disk is too full to set the reserve aside");
+    }
+    Ok(())
+}
+
+/// # Errors
+/// If damage is left when it is done.
+pub fn fsck(args: &FsckArgs) -> anyhow::Result<()> {
+    let mut listener = Listener { json: args.control.json, ..Listener::default() };
+    match Reach::open(&args.control)? {
+        Reach::Node(client) => {
+            let request = FsckRequest { repair: args.repair };
+            client.stream("/v1/store/fsck", &request, |event| listener.hear(event))?;
+        }
+        Reach::Here { disk, runtime, .. } => {
+            ensure!(
+                !args.repair,
+                "--repair fetches from peers: start a node on this directory, then run it again"
+            );
+            let mut events = runtime.block_on(async { storage::fsck(disk, None, ()) });
+            while let Some(event) = events.blocking_recv() {
+                listener.hear(event);
+            }
+        }
+    }
+    listener.verdict()
+}
+
+/// Follows a check and says what it found.
+#[derive(Default)]
+struct Listener {
+    json: bool,
+    bar: Option<indicatif::ProgressBar>,
+    unrepaired: u64,
+    end: Option<FsckSummary>,
+    failed: Option<String>,
+}
+
+impl Listener {
+    fn hear(&mut self, event: FsckEvent) -> bool {
+        if self.json {
+            // A closed standard output is nobody's loss; the verdict is the exit code.
+            let _ = print_json(&event);
+        }
+        match event {
+            FsckEvent::Start { bytes, .. } => {
+                self.bar = (!self.json).then(|| progress::bar(bytes, "checking"));
+            }
+            FsckEvent::Checked { bytes, .. } => self.advance(bytes),
+            FsckEvent::Damage(damage) => {
+                self.advance(damage.checked_bytes);
+                self.unrepaired += u64::from(!damage.repaired);
+                if !self.json {
+                    let text = describe(&damage);
+                    match &self.bar {
+                        Some(bar) => bar.suspend(|| println!("{text}")),
+                        None => println!("{text}"),
+                    }
+                }
+            }
+            FsckEvent::End(summary) => self.end = Some(summary),
+            FsckEvent::Error { message } => self.failed = Some(message),
+        }
+        true
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn verdict(self) -> anyhow::Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if let Some(message) = self.failed {
+            return Err(anyhow!(message));
+        }
+        let end = self.end.context("the check was broken off")?;
+        if !self.json {
+            println!(
+                "checked {} objects, {}, in {:.1} s",
+                end.objects,
+                ByteSize(end.checked_bytes),
+                end.seconds
+            );
+            if end.damaged_objects + end.outboards_rewritten > 0 {
+                println!(
+                    "  {} in {} objects was damaged, {} hash trees were made anew, {} objects repaired",
+                    ByteSize(end.damaged_bytes),
+                    end.damaged_objects,
+                    end.outboards_rewritten,
+                    end.repaired_objects
+                );
+            }
+        }
+        ensure!(
+            self.unrepaired == 0,
+            "{} objects are damaged or incomplete (fsck --repair on a running node fetches \
+             them again; an unpinned one is fetched when it is next read)",
+            self.unrepaired
+        );
+        Ok(())
+    }
+}
+
+fn describe(damage: &Damage) -> String {
+    let shard = damage.shard;
+    if damage.outboard_only {
+        return format!("{shard}: sound, but its hash tree was damaged; made anew");
+    }
+    let mut ranges: Vec<String> =
+        damage.ranges.iter().take(RANGES_SHOWN).map(ByteRange::to_string).collect();
+    if damage.ranges.len() > RANGES_SHOWN {
+        ranges.push(format!("and {} more", damage.ranges.len() - RANGES_SHOWN));
+    }
+    let what = match ranges.is_empty() {
+        true => "not here whole".to_owned(),
+        false => format!("damaged at {}", ranges.join(", ")),
+    };
+    let end = match (&damage.detail, damage.repaired) {
+        (_, true) => "; repaired".to_owned(),
+        (Some(detail), false) => format!("; not repaired: {detail}"),
+        (None, false) => "; taken out of what is held".to_owned(),
+    };
+    format!("{shard}: {what} of {} bytes{end}", damage.size)
+}

@@ -1,0 +1,327 @@
+//! What can be done with what is stored: pin, unpin, remove, check. The running
+//! node calls this, and so do the commands on a data directory that no node has open.
+//!
+//! Owns what a target is (a model or one object) and which objects go with it.
+//! Refuses to remove what is pinned unless told to, and never removes what
+//! another model here has too.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use tokio::sync::mpsc;
+
+use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
+use super::catalog::sizes;
+use crate::store::disk::{Checkup, DiskTier, ObjectInfo};
+use crate::store::ladder::Ladder;
+use crate::store::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::store::{ByteRange, ModelId, ShardId};
+
+/// Digits of an id that are enough to mean it.
+const PREFIX_MIN: usize = 4;
+
+/// Events of a check that a slow listener may lag behind before the check waits.
+const EVENTS_MAX: usize = 256;
+
+/// A model whose manifest is known.
+#[derive(Debug, Clone)]
+pub struct StoredModel {
+    pub id: ModelId,
+    pub name: String,
+    /// The manifest itself, the shards, the tokenizer; with their sizes where known.
+    objects: Vec<(ShardId, Option<u64>)>,
+}
+
+impl StoredModel {
+    /// `None` if the manifest's shards have no addresses.
+    pub fn new(id: ModelId, manifest: &Manifest) -> Option<Self> {
+        let mut objects = vec![(id.manifest(), None)];
+        objects.extend(sizes(manifest).ok()?.into_iter().map(|(shard, size)| (shard, Some(size))));
+        Some(Self { id, name: manifest.model_id.clone(), objects })
+    }
+}
+
+/// What a command is about.
+#[derive(Debug, Clone)]
+pub enum Target {
+    Model(StoredModel),
+    Object(ShardId),
+}
+
+impl Target {
+    /// Finds the model or the stored object that `text` names.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn resolve(
+        text: &str,
+        models: Vec<StoredModel>,
+        objects: &[ObjectInfo],
+    ) -> anyhow::Result<Self> {
+        let prefix = |id: String| text.len() >= PREFIX_MIN && id.starts_with(text);
+        let mut found: Vec<StoredModel> = models
+            .into_iter()
+            .filter(|model| model.name == text || prefix(model.id.to_string()))
+            .collect();
+        if found.len() > 1 {
+            let ids: Vec<String> = found.iter().map(|model| model.id.to_string()).collect();
+            bail!("{text:?} is more than one model ({}): give the id", ids.join(", "));
+        }
+        if let Some(model) = found.pop() {
+            return Ok(Self::Model(model));
+        }
+        let mut stored = objects.iter().filter(|object| prefix(object.shard.to_string()));
+        let first = stored.next().with_context(|| {
+            format!("{text:?} is neither a model known here nor an object stored here")
+        })?;
+        ensure!(stored.next().is_none(), "{text:?} is more than one object: give more of its id");
+        Ok(Self::Object(first.shard))
+    }
+
+    pub fn model(&self) -> Option<ModelId> {
+        match self {
+            Self::Model(model) => Some(model.id),
+            Self::Object(_) => None,
+        }
+    }
+
+    /// The objects that go with it, with their sizes where known.
+    pub fn objects(&self) -> Vec<(ShardId, Option<u64>)> {
+        match self {
+            Self::Model(model) => model.objects.clone(),
+            Self::Object(shard) => vec![(*shard, None)],
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Model(model) => format!("{} ({})", model.name, model.id),
+            Self::Object(shard) => shard.to_string(),
+        }
+    }
+}
+
+/// The models whose manifests lie whole in a store that no node has open.
+pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> {
+    let mut models = Vec::new();
+    for object in disk.list().await? {
+        let Some(first) = ByteRange::new(0, object.size.min(1)) else { continue };
+        if !object.whole || object.size > MANIFEST_BYTES_MAX as u64 {
+            continue;
+        }
+        // A manifest is a JSON object; most objects are told from it by their first byte.
+        let begins = disk.read(object.shard, first).await.ok().flatten();
+        let Some(whole) = ByteRange::new(0, object.size) else { continue };
+        if begins.is_none_or(|read| read.bytes().first() != Some(&b'{')) {
+            continue;
+        }
+        if let Ok(Some(bytes)) = disk.read(object.shard, whole).await
+            && let Ok(manifest) = Manifest::parse(bytes.bytes())
+        {
+            models.extend(StoredModel::new(ModelId::from(*object.shard.as_bytes()), &manifest));
+        }
+    }
+    Ok(models)
+}
+
+/// What is held of a target's objects, those of which nothing is left out.
+async fn held(disk: &DiskTier, target: &Target) -> anyhow::Result<Vec<ObjectInfo>> {
+    let ids: HashSet<ShardId> = target.objects().into_iter().map(|(shard, _)| shard).collect();
+    let mut list = disk.list().await?;
+    list.retain(|object| ids.contains(&object.shard));
+    Ok(list)
+}
+
+fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
+    let whole = held.iter().filter(|object| object.whole).count();
+    let all: HashSet<ShardId> = target.objects().into_iter().map(|(shard, _)| shard).collect();
+    TargetReply {
+        target: target.describe(),
+        objects: held.len(),
+        bytes: held.iter().map(|object| object.held).sum(),
+        missing: all.len() - whole,
+        shared: 0,
+    }
+}
+
+/// Pins what is here of a target.
+pub async fn pin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
+    let held = held(disk, target).await?;
+    for object in &held {
+        disk.pin(object.shard).await?;
+    }
+    Ok(reply(target, &held))
+}
+
+pub async fn unpin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
+    let mut held = held(disk, target).await?;
+    held.retain(|object| object.pinned);
+    for object in &held {
+        disk.unpin(object.shard).await?;
+    }
+    Ok(reply(target, &held))
+}
+
+/// What a removal will remove, and what will be said of it.
+pub struct Removal {
+    pub objects: Vec<ShardId>,
+    pub reply: TargetReply,
+}
+
+/// # Errors
+/// If something of it is pinned and `force` is not given.
+pub async fn plan_removal(
+    disk: &DiskTier,
+    target: &Target,
+    models: &[StoredModel],
+    force: bool,
+) -> anyhow::Result<Removal> {
+    let mut objects = held(disk, target).await?;
+    let mut shared = 0;
+    if let Target::Model(model) = target {
+        let others = models
+            .iter()
+            .filter(|other| other.id != model.id && disk.is_whole(other.id.manifest()));
+        let theirs: HashSet<ShardId> =
+            others.flat_map(|other| other.objects.iter().map(|(shard, _)| *shard)).collect();
+        let before = objects.len();
+        objects.retain(|object| !theirs.contains(&object.shard));
+        shared = before - objects.len();
+    }
+    let pinned = objects.iter().filter(|object| object.pinned).count();
+    ensure!(
+        force || pinned == 0,
+        "{}: {pinned} of {} stored objects are pinned; unpin it first, or give --force",
+        target.describe(),
+        objects.len()
+    );
+    let reply = TargetReply { shared, ..reply(target, &objects) };
+    Ok(Removal { objects: objects.into_iter().map(|object| object.shard).collect(), reply })
+}
+
+/// Forgets that this node published a model.
+pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
+    let path = published_file(data, model);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a published model's signature is kept, to be announced again at the next start.
+pub fn published_file(data: &Path, model: ModelId) -> std::path::PathBuf {
+    data.join("published").join(format!("{model}.json"))
+}
+
+/// Checks everything stored, one object after another, in a task of its own.
+/// With a ladder, what is damaged is fetched again. `_guard` is dropped at the end;
+/// a listener that goes away ends it early.
+pub fn fsck(
+    disk: DiskTier,
+    repair: Option<Ladder>,
+    guard: impl Send + 'static,
+) -> mpsc::Receiver<FsckEvent> {
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    tokio::spawn(async move {
+        if let Err(error) = check_all(&disk, repair.as_ref(), &sender).await {
+            let message = super::one_line(&error);
+            let _ = sender.send(FsckEvent::Error { message }).await;
+        }
+        drop(guard);
+    });
+    events
+}
+
+async fn check_all(
+    disk: &DiskTier,
+    repair: Option<&Ladder>,
+    events: &mpsc::Sender<FsckEvent>,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let list = disk.list().await?;
+    let bytes = list.iter().map(|object| object.held).sum();
+    events.send(FsckEvent::Start { objects: list.len() as u64, bytes }).await?;
+    let mut summary = FsckSummary::default();
+    // What opening the store had to take out already; if it is here, it is checked below too.
+    for checkup in disk.damage_at_open() {
+        let is_here = list.iter().any(|object| object.shard == checkup.shard);
+        if !is_here {
+            report(disk, repair, &checkup, &mut summary, events).await?;
+        }
+    }
+    let at_open = disk.damage_at_open();
+    for object in list {
+        let before = at_open.iter().find(|checkup| checkup.shard == object.shard);
+        let checkup = match disk.check(object.shard).await? {
+            Some(checkup) => checkup,
+            // Removed meanwhile, or pinned and lost altogether.
+            None if !object.pinned => continue,
+            None => Checkup {
+                shard: object.shard,
+                size: object.size,
+                checked_bytes: 0,
+                damaged: Vec::new(),
+                outboard_rewritten: false,
+            },
+        };
+        summary.objects += 1;
+        summary.checked_bytes += checkup.checked_bytes;
+        let incomplete = object.pinned && !disk.is_whole(object.shard);
+        let earlier = before.filter(|_| !disk.is_whole(object.shard));
+        if let Some(earlier) = earlier {
+            let mut damaged = earlier.damaged.clone();
+            damaged.extend(&checkup.damaged);
+            let both = Checkup { damaged, ..checkup };
+            report(disk, repair, &both, &mut summary, events).await?;
+        } else if !checkup.damaged.is_empty() || checkup.outboard_rewritten || incomplete {
+            report(disk, repair, &checkup, &mut summary, events).await?;
+        } else {
+            let (shard, bytes) = (checkup.shard, checkup.checked_bytes);
+            events.send(FsckEvent::Checked { shard, bytes }).await?;
+        }
+        if object.pinned && !disk.is_whole(object.shard) {
+            summary.incomplete_pinned += 1;
+        }
+    }
+    disk.flush().await?;
+    summary.seconds = started.elapsed().as_secs_f64();
+    events.send(FsckEvent::End(summary)).await?;
+    Ok(())
+}
+
+async fn report(
+    disk: &DiskTier,
+    repair: Option<&Ladder>,
+    checkup: &Checkup,
+    summary: &mut FsckSummary,
+    events: &mpsc::Sender<FsckEvent>,
+) -> anyhow::Result<()> {
+    let outboard_only = checkup.outboard_rewritten && checkup.damaged.is_empty();
+    let mut detail = None;
+    if outboard_only {
+        summary.outboards_rewritten += 1;
+    } else {
+        summary.damaged_objects += u64::from(!checkup.damaged.is_empty());
+        summary.damaged_bytes += checkup.damaged_bytes();
+        if let Some(ladder) = repair {
+            detail = ladder.mend(checkup.shard).await.err().map(|error| error.to_string());
+        }
+    }
+    let repaired = outboard_only || repair.is_some() && disk.is_whole(checkup.shard);
+    summary.repaired_objects += u64::from(repaired && !outboard_only);
+    let damage = Damage {
+        shard: checkup.shard,
+        size: checkup.size,
+        checked_bytes: checkup.checked_bytes,
+        ranges: checkup.damaged.clone(),
+        outboard_only,
+        repaired,
+        detail,
+    };
+    events.send(FsckEvent::Damage(damage)).await?;
+    Ok(())
+}

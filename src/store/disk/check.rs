@@ -1,0 +1,114 @@
+//! Checking what is held against its root, and taking out what fails: damaged
+//! groups leave what is held, a wrong outboard is made anew from sound bytes.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Inner, Object, read_lock, write_lock};
+use crate::store::error::StoreError;
+use crate::store::object::{self, Health, Survey};
+use crate::store::{ByteRange, ShardId};
+
+/// What a check of one object found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkup {
+    pub shard: ShardId,
+    /// The object's size, bytes.
+    pub size: u64,
+    /// Bytes that were claimed to be held and were checked.
+    pub checked_bytes: u64,
+    /// What did not prove itself: not held any more.
+    pub damaged: Vec<ByteRange>,
+    /// The outboard was wrong and was made anew.
+    pub outboard_rewritten: bool,
+}
+
+impl Checkup {
+    /// Bytes in the damaged ranges.
+    pub fn damaged_bytes(&self) -> u64 {
+        self.damaged.iter().map(ByteRange::len).sum()
+    }
+}
+
+impl Inner {
+    pub(super) fn check(&self, shard: ShardId) -> Result<Option<Checkup>, StoreError> {
+        let Some(object) = self.object(shard) else { return Ok(None) };
+        {
+            // Readers go on while a sound object is looked through.
+            let held = read_lock(&object.held);
+            if held.dead || held.groups.held_bytes() == 0 && !held.whole {
+                return Ok(None);
+            }
+            if let Survey::Sound = object::survey(&self.layout, shard, &held)? {
+                let (size, checked_bytes) = (held.groups.size(), held.groups.held_bytes());
+                let damaged = Vec::new();
+                let outboard_rewritten = false;
+                return Ok(Some(Checkup {
+                    shard,
+                    size,
+                    checked_bytes,
+                    damaged,
+                    outboard_rewritten,
+                }));
+            }
+        }
+        self.quarantine(shard, &object, None)
+    }
+
+    /// Looks through an object and takes out what is damaged. `None` if it is
+    /// gone, or does not hold `reader` (so another did this already).
+    pub(super) fn quarantine(
+        &self,
+        shard: ShardId,
+        object: &Object,
+        reader: Option<ByteRange>,
+    ) -> Result<Option<Checkup>, StoreError> {
+        let mut held = write_lock(&object.held);
+        if held.dead || reader.is_some_and(|range| !held.groups.holds(range)) {
+            return Ok(None);
+        }
+        self.forget_outboard(shard);
+        let (size, checked_bytes) = (held.groups.size(), held.groups.held_bytes());
+        let mut checkup =
+            Checkup { shard, size, checked_bytes, damaged: Vec::new(), outboard_rewritten: false };
+        let sound = match self.or_from_reserve(|| object::examine(&self.layout, shard, &held))? {
+            Health::Sound { outboard_rewritten } => {
+                return Ok(Some(Checkup { outboard_rewritten, ..checkup }));
+            }
+            Health::Damaged(sound) => sound,
+        };
+        checkup.damaged = held.groups.without(&sound);
+        let ranges: Vec<String> = checkup.damaged.iter().map(ByteRange::to_string).collect();
+        let ranges = ranges.join(", ");
+        tracing::warn!(%shard, size, %ranges, "damaged on disk; not held any more");
+        let mut demoted = None;
+        self.or_from_reserve(|| {
+            demoted = Some(object::demote(&self.layout, shard, &held, &sound)?);
+            Ok(())
+        })?;
+        if let Some(demoted) = demoted {
+            *held = demoted;
+        }
+        let mut table = self.table();
+        table.quarantines += 1;
+        table.damaged_bytes += checkup.damaged_bytes();
+        table.charge(shard, held.charge());
+        let was_whole = table.whole.remove(&shard);
+        drop(table);
+        if was_whole {
+            self.announce();
+        }
+        Ok(Some(checkup))
+    }
+
+    /// Runs `work`, and once more with the reserve given up if the disk was full:
+    /// what is damaged must be written down as such.
+    fn or_from_reserve<T>(
+        &self,
+        mut work: impl FnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match work() {
+            Err(StoreError::Full { .. }) if self.reserve.give_up() => work(),
+            done => done,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Mending: filling what damage took out of an object on disk, from peers.
+//!
+//! A reader that meets damage gets right bytes at once (see `ladder`); what is
+//! left of the object is filled here, behind its back, and for `fsck --repair`.
+//! Bounded: a few objects at a time, each at most once; what does not find a
+//! place is left for the next reader or the next check.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::disk::Kept;
+use super::ladder::{Inner, Ladder, lock};
+use super::verified::{SERVE_BYTES_MAX, align};
+use super::{ByteRange, Priority, ReadError, ReadRequest, ShardId};
+
+/// Objects mended at a time without anybody asking.
+const MENDING_MAX: usize = 4;
+
+impl Ladder {
+    /// Fetches what is missing of an object of which the disk tier knows the
+    /// size, and keeps it: durable when this returns. Gives the bytes fetched.
+    pub async fn mend(&self, shard: ShardId) -> Result<u64, ReadError> {
+        self.inner.mend(shard, None).await
+    }
+}
+
+impl Inner {
+    /// Mends an object in the background; `except` is on its way already.
+    pub fn mend_behind(self: &Arc<Self>, shard: ShardId, except: Option<ByteRange>) {
+        {
+            let mut mending = lock(&self.mending);
+            if mending.len() >= MENDING_MAX || !mending.insert(shard) {
+                return;
+            }
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            match this.mend(shard, except).await {
+                Ok(0) => {}
+                Ok(bytes) => tracing::info!(%shard, bytes, "mended from peers"),
+                Err(error) => tracing::warn!(%shard, %error, "damaged and not mended"),
+            }
+            lock(&this.mending).remove(&shard);
+        });
+    }
+
+    async fn mend(&self, shard: ShardId, except: Option<ByteRange>) -> Result<u64, ReadError> {
+        let (Some(disk), Some(peers)) = (&self.disk, self.peers()) else {
+            return Err(ReadError::Refused("mending needs a disk and peers".to_owned()));
+        };
+        let Some(held) = disk.groups(shard).await else { return Ok(0) };
+        let size = self.expected_size(shard).unwrap_or(held.size());
+        let Some(whole) = ByteRange::new(0, size) else { return Ok(0) };
+        let pieces = if held.size() == size {
+            held.stretches(whole, SERVE_BYTES_MAX)
+        } else {
+            // What is on disk goes by a size that was never proved.
+            super::groups::Groups::none(size).stretches(whole, SERVE_BYTES_MAX)
+        };
+        let except = except.and_then(|range| align(range, size));
+        let mut fetched = 0;
+        for (piece, held) in pieces {
+            if held || except.is_some_and(|except| except.contains(&piece)) {
+                continue;
+            }
+            let (priority, deadline) = (Priority::Bulk, None);
+            let request = ReadRequest { shard, range: piece, priority, deadline };
+            let proved = self.fetch_only(&peers, request).await?;
+            if disk.keep(proved).await? == Kept::SizeConflict {
+                let detail = format!("peers disagree that it has {size} bytes");
+                return Err(ReadError::Corrupt { shard, detail });
+            }
+            fetched += piece.len();
+            self.counts.mended_bytes.fetch_add(piece.len(), Ordering::Relaxed);
+        }
+        if fetched > 0 && !disk.is_whole(shard) {
+            disk.flush().await?;
+        }
+        Ok(fetched)
+    }
+}
