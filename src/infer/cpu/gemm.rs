@@ -3,14 +3,14 @@
 //!
 //! Work is cut into tasks of [`TASK_ROWS`] rows and, within one, into depths of
 //! [`DEPTH`] weights. The inner kernel keeps 6 rows by 8 or 16 tokens of sums in
-//! registers, with AVX-512 12 rows by 16 (Goto and van de Geijn, 2008); each depth's sums are added to the
+//! registers (Goto and van de Geijn, 2008); each depth's sums are added to the
 //! result, so rounding grows with the number of depths, not of weights.
 
 use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
-use super::row_dot::{eights, header, q6_scales};
+use super::row_dot::{eights, q6_levels, q6_scales, scales_mins};
 use super::unpack::unpack;
 use crate::store::DType;
 
@@ -127,21 +127,6 @@ impl<const N: usize> Kernel for Tile<'_, N> {
             }
             let panels = x.x.chunks_exact(x.depths * DEPTH * x.width);
             for (p, panel) in panels.enumerate() {
-                if N == 2 && L::SIXTEEN {
-                    let (panel, _) = panel.as_chunks::<16>().0.as_chunks::<DEPTH>();
-                    let (pairs, rest) = unpacked.as_chunks::<2>();
-                    for (i, rows) in pairs.iter().enumerate() {
-                        let sums = micro_sixteen(l, rows, &panel[depth]);
-                        let out = &mut out[2 * i * ROWS * padded..];
-                        add_sixteen(l, &sums, out, padded, p * x.width);
-                    }
-                    if let Some(rows) = rest.first_chunk::<1>() {
-                        let sums = micro_sixteen(l, rows, &panel[depth]);
-                        let out = &mut out[2 * pairs.len() * ROWS * padded..];
-                        add_sixteen(l, &sums, out, padded, p * x.width);
-                    }
-                    continue;
-                }
                 let (panel, _) = panel.as_chunks::<8>().0.as_chunks::<N>();
                 let (panel, _) = panel.as_chunks::<DEPTH>();
                 for (group, unpacked) in unpacked.iter().enumerate() {
@@ -181,13 +166,14 @@ fn unpack_depth<L: Lanes>(l: L, dtype: DType, bytes: &[u8], out: &mut [f32]) {
 
 #[inline(always)]
 fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
-    let scales = l.store16(l.scales_mins(header(block)));
+    let (scales, mins) = scales_mins(l, block);
+    let mins = l.store(mins);
     let (quants, _) = block[16..].as_chunks::<8>();
     let (out, _) = out.as_chunks_mut::<8>();
     for pair in 0..4 {
         let (g, h) = (2 * pair, 2 * pair + 1);
         let scale = [l.splat(scales[g]), l.splat(scales[h])];
-        let below = [l.splat(-scales[8 + g]), l.splat(-scales[8 + h])];
+        let below = [l.splat(-mins[g]), l.splat(-mins[h])];
         for i in 0..4 {
             let numbers = l.nibbles(&quants[4 * pair + i]);
             for side in 0..2 {
@@ -198,29 +184,14 @@ fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
     }
 }
 
-/// The levels of half a Q6_K block, less 32: four quarters.
-#[inline(always)]
-fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
-    let rows = block.as_chunks::<32>().0;
-    let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
-    let mut q = [[0_i8; 32]; 4];
-    for i in 0..32 {
-        q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
-        q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
-        q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
-        q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
-    }
-    q
-}
-
 #[inline(always)]
 fn q6_k<L: Lanes>(l: L, block: &[u8; 210], out: &mut [f32; 256]) {
-    let scales = l.store16(q6_scales(l, block));
+    let scales = q6_scales(l, block);
     let (out, _) = out.as_chunks_mut::<8>();
     for half in 0..2 {
         for (quarter, q) in q6_levels(block, half).iter().enumerate() {
             for (i, q) in eights(q).iter().enumerate() {
-                let scale = l.splat(scales[8 * half + 2 * quarter + i / 2]);
+                let scale = l.splat(scales[half][2 * quarter + i / 2]);
                 out[16 * half + 4 * quarter + i] = l.store(l.mul(scale, l.signed(q)));
             }
         }
@@ -248,39 +219,4 @@ fn micro<L: Lanes, const N: usize>(
         }
     }
     sums
-}
-
-/// `micro` with sixteen tokens in one vector and so with room for `G` groups of rows.
-#[inline(always)]
-fn micro_sixteen<L: Lanes, const G: usize>(
-    l: L,
-    rows: &[[[f32; DEPTH]; ROWS]; G],
-    x: &[[f32; 16]; DEPTH],
-) -> [[L::W; ROWS]; G] {
-    let mut sums = [[l.splat16(0.0); ROWS]; G];
-    for (k, x) in x.iter().enumerate() {
-        let tokens = l.load16(x);
-        for g in 0..G {
-            for r in 0..ROWS {
-                sums[g][r] = l.fma16(l.splat16(rows[g][r][k]), tokens, sums[g][r]);
-            }
-        }
-    }
-    sums
-}
-
-/// Adds sums to rows of a tile, as many as it has, sixteen tokens from `column` on.
-#[inline(always)]
-fn add_sixteen<L: Lanes>(
-    l: L,
-    sums: &[[L::W; ROWS]],
-    out: &mut [f32],
-    padded: usize,
-    column: usize,
-) {
-    for (out, sum) in out.chunks_exact_mut(padded).zip(sums.as_flattened()) {
-        if let Some(out) = out[column..].first_chunk_mut::<16>() {
-            *out = l.store16(l.add16(l.load16(out), *sum));
-        }
-    }
 }

@@ -1,21 +1,17 @@
-//! Eight f32 at a time (and sixteen: `wide`): AVX-512 or AVX2 with FMA where the machine
-//! has it, else plain arrays that the compiler vectorises for what there is.
+//! Eight f32 at a time: AVX2 with FMA where the machine has it, else plain
+//! arrays that the compiler vectorises for what there is.
 //!
 //! A kernel written over [`Lanes`] sums in the same order on every machine; a
-//! fused multiply-add rounds once, an unfused one twice. AVX-512 and AVX2 agree to the bit.
+//! fused multiply-add rounds once, an unfused one twice.
 //!
 //! No closures handed to library functions around vector code (`array::map`): one that is not
 //! inlined is compiled without the wide instructions, and each of them becomes a call.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::wide::Wide;
-
 /// Vectors of eight f32.
-pub trait Lanes: Wide {
+pub trait Lanes: Copy {
     type V: Copy;
-    /// Asks for the bytes [`AHEAD`] of these, or does nothing.
-    fn prefetch(self, bytes: &[u8]);
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; 8]) -> Self::V;
     fn store(self, v: Self::V) -> [f32; 8];
@@ -36,11 +32,6 @@ pub trait Lanes: Wide {
     }
 }
 
-/// How far ahead of its block a kernel asks for weights, in bytes: a page. The machine's own
-/// prefetchers stop at the end of one.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 4096;
-
 /// What runs over lanes.
 pub trait Kernel {
     type Output;
@@ -51,28 +42,10 @@ pub trait Kernel {
 #[inline(always)]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(simd) = pulp::x86::V4::try_new() {
-            return simd.vectorize(On(kernel, simd));
-        }
-        if let Some(simd) = pulp::x86::V3::try_new() {
-            return simd.vectorize(On(kernel, simd));
-        }
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(OnAvx2(kernel, simd));
     }
     Arch::new().dispatch(OnArrays(kernel))
-}
-
-/// Runs a kernel on the instructions named, if the machine has them.
-#[cfg(test)]
-pub fn run_on<K: Kernel>(instructions: &str, kernel: K) -> Option<K::Output> {
-    match instructions {
-        "arrays" => Some(Arch::new().dispatch(OnArrays(kernel))),
-        #[cfg(target_arch = "x86_64")]
-        "avx2" => pulp::x86::V3::try_new().map(|simd| simd.vectorize(On(kernel, simd))),
-        #[cfg(target_arch = "x86_64")]
-        "avx512" => pulp::x86::V4::try_new().map(|simd| simd.vectorize(On(kernel, simd))),
-        _ => None,
-    }
 }
 
 struct OnArrays<K>(K);
@@ -86,10 +59,10 @@ impl<K: Kernel> WithSimd for OnArrays<K> {
 }
 
 #[cfg(target_arch = "x86_64")]
-struct On<K, L>(K, L);
+struct OnAvx2<K>(K, pulp::x86::V3);
 
 #[cfg(target_arch = "x86_64")]
-impl<K: Kernel, L: Lanes> pulp::NullaryFnOnce for On<K, L> {
+impl<K: Kernel> pulp::NullaryFnOnce for OnAvx2<K> {
     type Output = K::Output;
     #[inline(always)]
     fn call(self) -> K::Output {
@@ -97,69 +70,50 @@ impl<K: Kernel, L: Lanes> pulp::NullaryFnOnce for On<K, L> {
     }
 }
 
-/// AVX2's eight lanes, which AVX-512 has as well.
 #[cfg(target_arch = "x86_64")]
-macro_rules! eight_lanes {
-    ($simd:ty) => {
-        impl Lanes for $simd {
-            type V = pulp::f32x8;
+impl Lanes for pulp::x86::V3 {
+    type V = pulp::f32x8;
 
-            #[inline(always)]
-            fn prefetch(self, bytes: &[u8]) {
-                for line in bytes.chunks(64) {
-                    // Where nothing lies it asks for nothing.
-                    let ahead = line.as_ptr().wrapping_add(AHEAD).cast();
-                    self.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead);
-                }
-            }
-            #[inline(always)]
-            fn splat(self, x: f32) -> Self::V {
-                self.splat_f32x8(x)
-            }
-            #[inline(always)]
-            fn load(self, x: &[f32; 8]) -> Self::V {
-                pulp::cast(*x)
-            }
-            #[inline(always)]
-            fn store(self, v: Self::V) -> [f32; 8] {
-                pulp::cast(v)
-            }
-            #[inline(always)]
-            fn signed(self, q: &[i8; 8]) -> Self::V {
-                let bytes = pulp::cast([*q, [0; 8]]);
-                let words = self.avx2._mm256_cvtepi8_epi32(bytes);
-                pulp::cast(self.avx._mm256_cvtepi32_ps(words))
-            }
-            #[inline(always)]
-            fn nibbles(self, q: &[u8; 8]) -> [Self::V; 2] {
-                let bytes = pulp::cast([*q, [0; 8]]);
-                let words = self.avx2._mm256_cvtepu8_epi32(bytes);
-                let low = self.avx2._mm256_and_si256(words, self.avx._mm256_set1_epi32(15));
-                let high = self.avx2._mm256_srli_epi32::<4>(words);
-                let (low, high) =
-                    (self.avx._mm256_cvtepi32_ps(low), self.avx._mm256_cvtepi32_ps(high));
-                [pulp::cast(low), pulp::cast(high)]
-            }
-            #[inline(always)]
-            fn add(self, a: Self::V, b: Self::V) -> Self::V {
-                self.add_f32x8(a, b)
-            }
-            #[inline(always)]
-            fn mul(self, a: Self::V, b: Self::V) -> Self::V {
-                self.mul_f32x8(a, b)
-            }
-            #[inline(always)]
-            fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-                self.mul_add_f32x8(a, b, c)
-            }
-        }
-    };
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        self.splat_f32x8(x)
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 8]) -> Self::V {
+        pulp::cast(*x)
+    }
+    #[inline(always)]
+    fn store(self, v: Self::V) -> [f32; 8] {
+        pulp::cast(v)
+    }
+    #[inline(always)]
+    fn signed(self, q: &[i8; 8]) -> Self::V {
+        let bytes = pulp::cast([*q, [0; 8]]);
+        let words = self.avx2._mm256_cvtepi8_epi32(bytes);
+        pulp::cast(self.avx._mm256_cvtepi32_ps(words))
+    }
+    #[inline(always)]
+    fn nibbles(self, q: &[u8; 8]) -> [Self::V; 2] {
+        let bytes = pulp::cast([*q, [0; 8]]);
+        let words = self.avx2._mm256_cvtepu8_epi32(bytes);
+        let low = self.avx2._mm256_and_si256(words, self.avx._mm256_set1_epi32(15));
+        let high = self.avx2._mm256_srli_epi32::<4>(words);
+        let (low, high) = (self.avx._mm256_cvtepi32_ps(low), self.avx._mm256_cvtepi32_ps(high));
+        [pulp::cast(low), pulp::cast(high)]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        self.add_f32x8(a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        self.mul_f32x8(a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.mul_add_f32x8(a, b, c)
+    }
 }
-
-#[cfg(target_arch = "x86_64")]
-eight_lanes!(pulp::x86::V3);
-#[cfg(target_arch = "x86_64")]
-eight_lanes!(pulp::x86::V4);
 
 /// The same on any machine.
 #[derive(Clone, Copy)]
@@ -170,17 +124,9 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
     std::array::from_fn(f)
 }
 
-/// `a * b + c`, rounded once where there is an instruction for it: elsewhere that is a slow call.
-#[inline(always)]
-pub fn fused(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
-}
-
 impl Lanes for Arrays {
     type V = [f32; 8];
 
-    #[inline(always)]
-    fn prefetch(self, _: &[u8]) {}
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; 8]
@@ -211,6 +157,11 @@ impl Lanes for Arrays {
     }
     #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        each(|i| fused(a[i], b[i], c[i]))
+        // Without an instruction for it a fused one is a slow call; aarch64 always has it.
+        if cfg!(target_arch = "aarch64") {
+            each(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            each(|i| a[i] * b[i] + c[i])
+        }
     }
 }

@@ -33,8 +33,7 @@ pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     let tokens = x.len() / cols;
     if tokens <= SINGLES_MAX {
         for (t, x) in x.chunks_exact(cols).enumerate() {
-            let types = products.iter().map(|product| product.weight.dtype);
-            matvecs(&Input::new(x, types), products, t);
+            matvecs(&Input::new(x), products, t);
         }
     } else {
         let panels = Panels::new(x, cols);

@@ -10,6 +10,15 @@ pub mod attention_coop;
 pub mod attention_tile;
 mod bandwidth;
 pub mod copy;
+pub mod decode_attention;
+pub mod decode_combine;
+pub mod decode_expert_down;
+pub mod decode_expert_gate_up;
+pub mod decode_gate_up;
+pub mod decode_heads;
+pub mod decode_linear;
+pub mod decode_norm;
+pub mod decode_route;
 pub mod embed;
 pub mod expert_down;
 pub mod expert_down_coop;
@@ -29,7 +38,6 @@ pub mod linear_coop;
 pub mod linear_tile;
 pub mod matrix;
 mod moe;
-mod pages;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;
@@ -45,7 +53,6 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod unpack;
-mod wide;
 
 use std::mem;
 use std::ops::Range;
@@ -57,7 +64,6 @@ use kv_write::Cache;
 use linear::Product;
 use matrix::Matrix;
 use moe::{Pairs, SlotBytes};
-use pages::{Arena, Place};
 use rope::Angles;
 
 use super::backend::{
@@ -87,7 +93,7 @@ impl Device for CpuDevice {
 /// A trunk tensor as stored; vectors (norms, biases) also as f32.
 struct Weight {
     spec: MatrixSpec,
-    place: Place,
+    bytes: Vec<u8>,
     vector: Vec<f32>,
 }
 
@@ -98,7 +104,6 @@ pub struct CpuBackend {
     /// One per graph buffer, `[batch, width]`.
     buffers: Vec<Vec<f32>>,
     weights: Vec<Option<Weight>>,
-    stored: Arena,
     caches: Vec<Cache>,
     slots: Vec<SlotBytes>,
     /// The present step's tokens and first position.
@@ -120,7 +125,6 @@ impl CpuBackend {
         Self {
             buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
             weights: graph.weights.iter().map(|_| None).collect(),
-            stored: Arena::default(),
             caches: graph.kv.iter().map(cache).collect(),
             slots: Vec::new(),
             tokens: Vec::new(),
@@ -173,7 +177,7 @@ impl CpuBackend {
     }
 
     fn matrix(&self, id: WeightId) -> Result<Matrix<'_>> {
-        self.weight(id).map(|weight| Matrix::new(&weight.spec, self.stored.get(weight.place)))
+        self.weight(id).map(|weight| Matrix::new(&weight.spec, &weight.bytes))
     }
 
     /// Multiplications in the linears of `ops`, for the present batch.
@@ -360,12 +364,8 @@ impl Backend for CpuBackend {
             vector.resize(spec.cols, 0.0);
             Matrix::new(spec, bytes).unpack_row(0, &mut vector);
         }
-        let place = self.stored.store(bytes).map_err(|_| BackendError::OutOfMemory {
-            what: format!("weight {}", self.graph.weight_spec(id).tensor),
-            bytes: bytes.len() as u64,
-        })?;
         self.counters.uploaded_bytes += bytes.len() as u64;
-        let weight = Weight { spec: *spec, place, vector };
+        let weight = Weight { spec: *spec, bytes: bytes.to_vec(), vector };
         self.weights[id.0 as usize] = Some(weight);
         Ok(())
     }

@@ -4,13 +4,11 @@
 //! Pairs are run expert by expert, in whatever waves experts come; their
 //! results are kept apart and summed only at the end, in the order of choice.
 
-use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use super::expert_down::expert_down;
 use super::expert_gate_up::expert_gate_up;
 use super::expert_sum::expert_sum;
-use super::pages;
 use super::route::route;
 use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
 use crate::infer::graph::{ExpertLayout, Moe, Scoring};
@@ -22,13 +20,15 @@ const SERIAL_MAX: usize = 1 << 17;
 /// The memory of one slot class.
 pub struct SlotBytes {
     layout: ExpertLayout,
-    bytes: MmapMut,
+    bytes: Vec<u8>,
 }
 
 impl SlotBytes {
     pub fn new(class: &SlotClass) -> Result<Self> {
         let total = class.layout.bytes.checked_mul(class.count);
-        let Some(bytes) = total.and_then(|total| pages::zeroed(total).ok()) else {
+        let mut bytes = Vec::new();
+        let reserved = total.is_some_and(|total| bytes.try_reserve_exact(total).is_ok());
+        let Some(total) = total.filter(|_| reserved) else {
             let what = format!("{} expert slots", class.count);
             let bytes = class.layout.bytes as u64;
             return Err(BackendError::OutOfMemory {
@@ -36,6 +36,7 @@ impl SlotBytes {
                 bytes: bytes.saturating_mul(class.count as u64),
             });
         };
+        bytes.resize(total, 0);
         Ok(Self { layout: class.layout, bytes })
     }
 

@@ -47,12 +47,12 @@ pub fn unpack(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 /// IEEE 754 half to single precision without a branch, so that loops of it vectorise.
 #[inline(always)]
 fn half_to_f32(half: u16) -> f32 {
-    // The sign stays the highest bit, the exponent's first three bits become zeros.
-    let moved = ((u32::from(half) << 16).cast_signed() >> 3).cast_unsigned() & 0x8fff_e000;
+    let sign = u32::from(half & 0x8000) << 16;
+    let magnitude = u32::from(half & 0x7fff);
     // Re-biasing the exponent by a multiplication also normalises subnormals.
-    let scaled = f32::from_bits(moved) * f32::from_bits((127 + 112) << 23);
-    let infinite = if moved & 0x0f80_0000 == 0x0f80_0000 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(scaled.to_bits() | infinite)
+    let scaled = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
+    let infinite = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(scaled.to_bits() | infinite | sign)
 }
 
 #[inline(always)]
