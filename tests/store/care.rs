@@ -250,11 +250,11 @@ async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
     // Other groups of each are damaged, so that between them all is there.
     for round in 0..3 {
         let mut places: Vec<u64> = (0..50).collect();
-        for store in 0..2 {
+        for dir in &dirs {
             for _ in 0..4 {
                 let group = places.swap_remove(rng.random_range(0..places.len()));
                 let at = group * G + rng.random_range(0..G);
-                flip(&object_file(dirs[store].path(), shard, ""), at as usize);
+                flip(&object_file(dir.path(), shard, ""), at as usize);
             }
         }
         for store in &stores {

@@ -65,7 +65,13 @@ fn a_replay_counts_what_the_engine_counted() {
         for slots in [9, 14, 1000] {
             for policy in PolicyKind::ALL {
                 let slots = SlotBudget::Experts(slots);
-                let options = SessionOptions { context: Some(96), batch: 16, slots, policy };
+                let options = SessionOptions {
+                    context: Some(96),
+                    batch: 16,
+                    slots,
+                    policy,
+                    ..SessionOptions::default()
+                };
                 let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
                 session.record(Trace::new(&model));
                 run(&mut session, &mut StdRng::seed_from_u64(seed));

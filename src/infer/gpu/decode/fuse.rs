@@ -78,6 +78,14 @@ impl Fused {
     }
 }
 
+/// How heads are normalised and turned.
+struct Turned {
+    norm: Option<(WeightId, f32)>,
+    heads: usize,
+    head_dim: usize,
+    rope: RopeId,
+}
+
 /// What is left to match.
 struct Ops<'a> {
     graph: &'a Graph,
@@ -110,7 +118,7 @@ impl<'a> Ops<'a> {
     }
 
     /// A head norm (if there is one) and the turn of `heads` heads of `x`.
-    fn turned(&mut self, x: Buf) -> Option<(Option<(WeightId, f32)>, usize, usize, RopeId)> {
+    fn turned(&mut self, x: Buf) -> Option<Turned> {
         let mut norm = None;
         if let Some(&Op::RmsNorm { x: from, weight, out, eps }) = self.left.first() {
             if from != x || out != x {
@@ -120,15 +128,16 @@ impl<'a> Ops<'a> {
             self.next();
         }
         let &Op::Rope { x: of, heads, head_dim, rope } = self.next()? else { return None };
-        (of == x).then_some((norm, heads, head_dim, rope))
+        (of == x).then_some(Turned { norm, heads, head_dim, rope })
     }
 
     fn layer(&mut self, x: Buf, norm: Norm, normed: Buf) -> Option<Layer> {
         let (wq, q) = self.linear(normed)?;
         let (wk, k) = self.linear(normed)?;
         let (wv, v) = self.linear(normed)?;
-        let (q_norm, heads, head_dim, rope) = self.turned(q)?;
-        let (k_norm, kv_heads, k_dim, k_rope) = self.turned(k)?;
+        let Turned { norm: q_norm, heads, head_dim, rope } = self.turned(q)?;
+        let Turned { norm: k_norm, heads: kv_heads, head_dim: k_dim, rope: k_rope } =
+            self.turned(k)?;
         let head_norms = match (q_norm, k_norm) {
             (None, None) => None,
             (Some((q, eps)), Some((k, k_eps))) if eps == k_eps => Some(([q, k], eps)),

@@ -8,6 +8,7 @@ use crate::infer::check::{Expected, REL_MAX, check};
 use crate::infer::cpu::CpuDevice;
 use crate::infer::gpu::Reduction;
 use crate::infer::model::Model;
+use crate::infer::sampler::{Sampler, SamplerOptions};
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::slots::SlotBudget;
 use crate::infer::testing::{Wanted, checkpoint, shared};
@@ -172,7 +173,13 @@ fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
         let tokens: Vec<u32> = (0..64).map(|_| random.below(vocab) as u32).collect();
         let prefill = |device: &dyn Device, slots| {
             let kv = KvFormat::F16;
-            let options = SessionOptions { context: Some(80), batch: 64, slots, kv };
+            let options = SessionOptions {
+                context: Some(80),
+                batch: 64,
+                slots,
+                kv,
+                ..SessionOptions::default()
+            };
             Session::new(&model, device, &options).unwrap().step(&tokens, LogitRows::All).unwrap()
         };
         let want = prefill(&CpuDevice, SlotBudget::All);
@@ -187,4 +194,63 @@ fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
         let paged = prefill(&device, SlotBudget::Experts(model.experts() / 2));
         assert!(paged == got, "{name}: paging changed the logits");
     }
+}
+
+/// Single tokens as the fused kernels run them, in every format of a Q4_K_M file: against the
+/// CPU, paged, and chosen on the device several at a time.
+fn fused(name: &str) {
+    let mut random = Random::new(name);
+    let Some(dir) = shared(&format!("models/{name}")) else { return };
+    let Some(device) = device(Reduction::Group) else { return };
+    let model = checkpoint(&dir, mixture);
+    let tokens: Vec<u32> =
+        (0..PROMPT + 3).map(|_| random.below(model.graph.vocab) as u32).collect();
+    let make = |device: &dyn Device, slots| {
+        let options =
+            SessionOptions { context: Some(80), batch: PROMPT, slots, ..SessionOptions::default() };
+        Session::new(&model, device, &options).unwrap()
+    };
+    let want = logits(&mut make(&CpuDevice, SlotBudget::All), &tokens);
+    let mut whole = make(&device, SlotBudget::All);
+    let got = logits(&mut whole, &tokens);
+    let rel = rel(&got, &want);
+    println!("{name}, fused: rel {rel:.2e}");
+    assert!(rel <= REL_MAX, "{name}: {rel}");
+    let mut paged = make(&device, SlotBudget::Experts(model.experts() / 4));
+    assert!(logits(&mut paged, &tokens) == got, "{name}: paging changed the logits");
+    // Ahead of the host, the device chooses what the host would, paged or not.
+    let options = SamplerOptions { temperature: 0.8, seed: 5, ..SamplerOptions::default() };
+    let mut chosen = Vec::new();
+    for session in [&mut whole, &mut paged] {
+        session.reset();
+        session.prefill(&tokens[..PROMPT]).unwrap();
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut token = tokens[0];
+        let mut run = Vec::new();
+        for left in (1..=6).rev() {
+            token = session.next(token, &mut sampler, left).unwrap();
+            run.push(token);
+        }
+        chosen.push(run);
+    }
+    whole.reset();
+    whole.prefill(&tokens[..PROMPT]).unwrap();
+    let mut sampler = Sampler::new(options).unwrap();
+    let mut token = tokens[0];
+    for (ahead, paged) in chosen[0].iter().zip(&chosen[1]) {
+        let logits = whole.step(&[token], LogitRows::Last).unwrap();
+        token = sampler.sample(&logits);
+        sampler.accept(token);
+        assert_eq!((*ahead, *paged), (token, token), "{name}: {chosen:?}");
+    }
+}
+
+#[test]
+fn fused_tokens_of_a_mixtral_agree_with_the_cpu_and_are_chosen_ahead() {
+    fused("tiny-mixtral");
+}
+
+#[test]
+fn fused_tokens_of_a_qwen3_moe_agree_with_the_cpu_and_are_chosen_ahead() {
+    fused("tiny-qwen3moe");
 }
