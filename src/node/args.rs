@@ -297,9 +297,10 @@ pub struct ModelArgs {
     /// The longest context to make room for, tokens [default: what the task needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-    /// How the attention cache keeps its elements (local models; a node's are f16)
-    #[arg(long, value_enum, default_value_t)]
-    pub kv: KvChoice,
+    /// How the attention cache keeps its elements (local models; a node's are f16) [default: f16,
+    /// but f32 for `check`]
+    #[arg(long, value_enum)]
+    pub kv: Option<KvChoice>,
     /// Which expert gives up its slot to another: lru, lfu or slru [default: lfu]
     #[arg(long, value_name = "NAME")]
     pub policy: Option<PolicyKind>,

@@ -148,7 +148,7 @@ impl Opened {
         policy: PolicyKind,
         context: Option<usize>,
     ) -> anyhow::Result<Session> {
-        let kv = match args.kv {
+        let kv = match args.kv.unwrap_or_default() {
             KvChoice::F16 => KvFormat::F16,
             KvChoice::F32 => KvFormat::F32,
         };

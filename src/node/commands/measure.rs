@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use super::print_json;
 use crate::infer::check::{Expected, check as compare};
 use crate::infer::perplexity::{PerplexityOptions, perplexity as measure};
-use crate::node::args::{CheckArgs, PerplexityArgs};
+use crate::node::args::{CheckArgs, KvChoice, PerplexityArgs};
 use crate::node::{progress, source};
 
 /// Positions a perplexity window has unless `--context` says otherwise.
@@ -18,7 +18,10 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         .with_context(|| args.expected.display().to_string())?;
     let opened = source::open(&args.model)?;
     let context = args.model.context.unwrap_or_else(|| expected.positions());
-    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
+    // A reference is compared with in the reference's own precision unless told otherwise.
+    let mut model = args.model.clone();
+    model.kv.get_or_insert(KvChoice::F32);
+    let mut session = opened.session(&model, model.slots(), Some(context))?;
     let report = compare(&mut session, &expected)?;
     if args.json {
         print_json(&report)?;
