@@ -8,4 +8,6 @@ pub mod infer;
 pub mod mesh;
 pub mod node;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod wire;

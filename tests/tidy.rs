@@ -25,7 +25,7 @@ const LINES_MAX: usize = 900;
 const LINES_MEDIAN_MAX: usize = 260;
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from)
 }
 
 fn walk(dir: &Path, extension: &str, files: &mut Vec<PathBuf>) {

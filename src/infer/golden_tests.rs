@@ -12,9 +12,10 @@ use super::perplexity::{PerplexityOptions, perplexity};
 use super::reader::WeightReader;
 use super::session::{Session, SessionOptions};
 use super::slots::SlotBudget;
-use super::testing::{checkpoint, runtime, shared};
+use super::testing::{checkpoint, runtime};
 use super::tokenizer::Tokenizer;
 use crate::store::DType;
+use crate::testing::shared;
 
 /// A checkpoint converted in memory, as `run` does with a Hugging Face directory.
 fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Model {

@@ -167,18 +167,6 @@ pub fn random(config: &Value, seed: u64, dtype: impl Fn(&Wanted<'_>) -> DType) -
     model(config, values, dtype).0
 }
 
-/// The shared folder, or `None` with a printed reason where there is none.
-pub fn shared(what: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("DOPPLER_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = root.join(what);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is not here (set DOPPLER_SHARED)", path.display());
-    None
-}
-
 /// A checkpoint in the Hugging Face layout, its bf16 weights as they are.
 pub fn checkpoint(dir: &Path, dtype: impl Fn(&Wanted<'_>) -> DType) -> Model {
     let config: Value =

@@ -260,14 +260,10 @@ mod tests {
             bytes_tokenizer().encode(&"a".repeat(PROMPT_BYTES_MAX + 1)),
             Err(TokenizerError::TooLong(_))
         ));
-        let shared = std::env::var_os("DOPPLER_SHARED").map_or_else(
-            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-            Into::into,
-        );
-        let Ok(bytes) = std::fs::read(shared.join("models/tiny-mixtral/tokenizer.json")) else {
-            println!("skipped: no trained model under {}", shared.display());
+        let Some(file) = crate::testing::shared("models/tiny-mixtral/tokenizer.json") else {
             return;
         };
+        let bytes = std::fs::read(file).unwrap();
         let tokenizer = Tokenizer::from_bytes(&bytes, vec![0]).unwrap();
         assert_eq!((tokenizer.vocab_size(), tokenizer.is_eos(0)), (4096, true));
         for text in ["ROMEO:\nBut soft", "Once upon a time, \u{201c}said\u{201d} \u{2014} \u{e9}"] {

@@ -1,14 +1,12 @@
 //! Manifests: the three real ones, our own round trip, and every refusal.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::manifest::{ExpertPart, HashAlgorithm, Role, ShardHash};
 use super::{ByteRange, DType, Manifest, ManifestError, ModelId, ShardId};
 
 fn real(name: &str) -> (Vec<u8>, Manifest) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/rdrr").join(name);
+    let path = crate::testing::root().join("tests/data/rdrr").join(name);
     let bytes = std::fs::read(path.with_extension("manifest.json")).unwrap();
     let manifest = Manifest::parse(&bytes).unwrap();
     (bytes, manifest)

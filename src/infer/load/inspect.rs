@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn real(name: &str) -> Summary {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/rdrr");
+        let dir = crate::testing::root().join("tests/data/rdrr");
         inspect(&Manifest::read_dir(&dir.join(name)).unwrap())
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Quantization;
-use super::tests::{shared, to_memory};
+use super::tests::to_memory;
 use crate::infer::check::{Expected, check};
 use crate::infer::cpu::CpuDevice;
 use crate::infer::model::Model;
@@ -13,6 +13,7 @@ use crate::infer::reader::WeightReader;
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::testing::runtime;
 use crate::infer::tokenizer::Tokenizer;
+use crate::testing::shared;
 
 fn session(source: &std::path::Path, quantization: Quantization, context: usize) -> Session {
     let (manifest, memory) = to_memory(source, quantization).unwrap();

@@ -20,19 +20,9 @@ use crate::store::manifest::{Role, TensorEntry};
 use crate::store::{
     ByteRange, DType, Manifest, ModelId, RangeReader, ReadError, ReadRequest, ShardId,
 };
+use crate::testing::shared;
 
 const PAGE: u64 = 4096;
-
-/// The shared test material, or `None` with a word of why a test is skipped.
-pub fn shared(what: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("DOPPLER_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = root.join(what);
-    if !path.exists() {
-        println!("skipped: {} is not here", path.display());
-    }
-    path.exists().then_some(path)
-}
 
 fn rng() -> StdRng {
     let seed = rand::random();

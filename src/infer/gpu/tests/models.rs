@@ -11,8 +11,9 @@ use crate::infer::model::Model;
 use crate::infer::sampler::{Sampler, SamplerOptions};
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::slots::SlotBudget;
-use crate::infer::testing::{Wanted, checkpoint, shared};
+use crate::infer::testing::{Wanted, checkpoint};
 use crate::store::DType;
+use crate::testing::shared;
 
 fn golden(name: &str) {
     let Some(dir) = shared(&format!("goldens/{name}")) else { return };
