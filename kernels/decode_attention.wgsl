@@ -1,126 +1,264 @@
-// One token's attention over one split of the positions, for all query heads that share a
-// key head: a running softmax over tiles of 64 (flash decoding: Dao et al., 2023).
+// One token's attention once its queries, keys and values are there. Queries and the new
+// key are normalised (if asked) and turned by the position; the new key and value go to the
+// cache as f16. Then, over one split of the positions and for up to four query heads that
+// share a key head, a running softmax over tiles of 32 (flash decoding: Dao et al., 2023).
 // A head's result is its weighted values, the highest score and the sum of weights;
 // decode_combine puts the splits together.
-// Grid: a workgroup for each (key head, split). head_dim is a multiple of 8;
-// heads / kv_heads is at most 16 and that times head_dim at most 2048.
+// Grid: a workgroup for each (key head, four of its query heads, split).
+// head_dim is a multiple of 8, at most 256.
+//!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/splits.wgsl
+//!include shared/team_{team}.wgsl
 
 struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
+    // Pairs that are turned: (i, i + pairs).
+    pairs: u32,
     // Positions the token sees, itself included; 0 for all.
     window: u32,
     splits_max: u32,
+    // 1 if the norm weights are to be used.
+    normed: u32,
+    eps: f32,
     scale: f32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-@group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(1) @binding(1) var<storage, read> keys: array<vec4<u32>>;
-@group(1) @binding(2) var<storage, read> values: array<u32>;
-// By head and split: head_dim values, the highest score, the sum of weights.
-@group(1) @binding(3) var<storage, read_write> partial: array<f32>;
+// Queries, keys and values one after the other.
+@group(1) @binding(0) var<storage, read> qkv: array<f32>;
+@group(1) @binding(1) var<storage, read> q_norm: array<f32>;
+@group(1) @binding(2) var<storage, read> k_norm: array<f32>;
+// (cos, sin) by position and pair.
+@group(1) @binding(3) var<storage, read> turns: array<vec2<f32>>;
+@group(1) @binding(4) var<storage, read_write> keys: array<vec4<u32>>;
+@group(1) @binding(5) var<storage, read_write> values: array<vec4<u32>>;
+// By head and split: head_dim values, the highest score, the sum of weights, two unused.
+@group(1) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
 
 const LEAST: f32 = -3.0e38;
+const HALF_MAX: f32 = 65504.0;
+// vec4s of f16s from one row of the tile to the next, one of them to spread the banks.
+const ROW: u32 = 17u;
 
-var<workgroup> query: array<vec4<f32>, 512>;
-var<workgroup> scores: array<f32, 1024>;
-var<workgroup> highest: array<f32, 16>;
-var<workgroup> shrink: array<f32, 16>;
-var<workgroup> total: array<f32, 16>;
+var<workgroup> query: array<vec4<f32>, 256>;
+// The new key.
+var<workgroup> fresh: array<f32, 256>;
+// Up to 128 dimensions of the tile's keys, then of its values.
+var<workgroup> tile: array<vec4<u32>, 544>;
+var<workgroup> shares: array<f32, 128>;
+var<workgroup> shrink: array<f32, 4>;
 
-@compute @workgroup_size(256)
+fn half_pair(a: f32, b: f32) -> u32 {
+    return pack2x16float(clamp(vec2<f32>(a, b), vec2<f32>(-HALF_MAX), vec2<f32>(HALF_MAX)));
+}
+
+// Eight dimensions of the new key and value, as the cache has them.
+fn new_key(column: u32) -> vec4<u32> {
+    let i = 8u * column;
+    return vec4<u32>(half_pair(fresh[i], fresh[i + 1u]), half_pair(fresh[i + 2u], fresh[i + 3u]),
+        half_pair(fresh[i + 4u], fresh[i + 5u]), half_pair(fresh[i + 6u], fresh[i + 7u]));
+}
+
+fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
+    let i = (params.heads + params.kv_heads + kv_head) * params.head_dim + 8u * column;
+    return vec4<u32>(half_pair(qkv[i], qkv[i + 1u]), half_pair(qkv[i + 2u], qkv[i + 3u]),
+        half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
+}
+
+// Eight dimensions of the key at `position`, zero past the tile's or the head's end.
+fn key_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
+    if (position >= end || column >= params.head_dim / 8u) {
+        return vec4<u32>(0u);
+    }
+    if (position == now.position) {
+        return new_key(column);
+    }
+    return keys[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+}
+
+fn value_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
+    if (position >= end || column >= params.head_dim / 8u) {
+        return vec4<u32>(0u);
+    }
+    if (position == now.position) {
+        return new_value(kv_head, column);
+    }
+    return values[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+}
+
+// The turn of a pair of dimensions.
+fn turned(i: u32, a: f32, b: f32) -> vec2<f32> {
+    let turn = turns[now.position * params.pairs + i];
+    return vec2<f32>(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
+}
+
+// One over the root of the mean square that the whole team holds, or 1.
+fn inverse_of(square: f32, local: u32) -> f32 {
+    let sum = sum32(square, local);
+    return select(1.0, inverseSqrt(sum / f32(params.head_dim) + params.eps), params.normed == 1u);
+}
+
+@compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let splits = splits_of(params.window, params.splits_max);
-    let kv_head = group.x / splits.count;
+    let shared_by = params.heads / params.kv_heads;
+    let fours = (shared_by + 3u) / 4u;
     let split = group.x % splits.count;
-    let shared_by = min(params.heads / params.kv_heads, 16u);
-    let dim = params.head_dim;
-    let quads = dim / 4u;
-    for (var i = local; i < shared_by * quads; i += 256u) {
-        query[i] = q[kv_head * shared_by * quads + i] * params.scale;
+    let four = group.x / splits.count % fours;
+    let kv_head = group.x / splits.count / fours;
+    let dim = min(params.head_dim, 256u);
+    let team = local / 32u;
+    let lane = local & 31u;
+    // The team's head; one past the last of this key head counts as zeros.
+    let real = 4u * four + team < shared_by;
+    let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
+
+    var square = 0.0;
+    for (var i = lane; i < dim; i += 32u) {
+        let v = qkv[head * dim + i];
+        square += v * v;
     }
-    if (local < 16u) {
-        highest[local] = LEAST;
-        total[local] = 0.0;
+    let inverse = inverse_of(square, local) * select(0.0, params.scale, real);
+    for (var i = lane; i < dim; i += 32u) {
+        let weight = select(1.0, q_norm[i], params.normed == 1u);
+        query[(team * dim + i) / 4u][i % 4u] = qkv[head * dim + i] * inverse * weight;
+    }
+    let owner = split + 1u == splits.count;
+    if (owner) {
+        let at = (params.heads + kv_head) * dim;
+        var square = 0.0;
+        for (var i = lane; i < dim; i += 32u) {
+            square += qkv[at + i] * qkv[at + i];
+        }
+        let inverse = inverse_of(square, local);
+        for (var i = local; i < dim; i += 128u) {
+            fresh[i] = qkv[at + i] * inverse * select(1.0, k_norm[i], params.normed == 1u);
+        }
     }
     workgroupBarrier();
-    // Two neighbouring dimensions of a head for each of up to four items.
-    let pairs = dim / 2u;
-    let items = shared_by * pairs;
-    var sums = array<vec2<f32>, 4>();
+    for (var i = lane; i < params.pairs; i += 32u) {
+        let a = team * dim + i;
+        let b = a + params.pairs;
+        let pair = turned(i, query[a / 4u][a % 4u], query[b / 4u][b % 4u]);
+        query[a / 4u][a % 4u] = pair.x;
+        query[b / 4u][b % 4u] = pair.y;
+    }
+    if (owner) {
+        for (var i = local; i < params.pairs; i += 128u) {
+            let pair = turned(i, fresh[i], fresh[i + params.pairs]);
+            fresh[i] = pair.x;
+            fresh[i + params.pairs] = pair.y;
+        }
+    }
+    workgroupBarrier();
+    let words = dim / 8u;
+    if (owner && four == 0u && local < words) {
+        let to = (now.position * params.kv_heads + kv_head) * words + local;
+        keys[to] = new_key(local);
+        values[to] = new_value(kv_head, local);
+    }
+
+    // What this invocation moves of a tile: a column of eight dimensions, of every eighth row.
+    let column = local % 16u;
+    let row = local / 16u;
+    // What it sums of the values: two dimensions of a head (x, y) and of the second next (z, w).
+    let pair = local % 64u;
+    let first = local / 64u;
+    let chunks = (words + 15u) / 16u;
+    var most = LEAST;
+    var total = 0.0;
+    var low = vec4<f32>(0.0);
+    var high = vec4<f32>(0.0);
     for (var n = 0u; n < splits.tiles_each; n++) {
         let start = splits.first + (split * splits.tiles_each + n) * TILE;
         if (start >= splits.end) {
             break;
         }
-        let count = min(TILE, splits.end - start);
-        for (var i = local; i < shared_by * TILE; i += 256u) {
-            let h = i / TILE;
-            let j = i % TILE;
-            var score = LEAST;
-            if (j < count) {
-                let at = ((start + j) * params.kv_heads + kv_head) * (dim / 8u);
-                score = 0.0;
-                for (var d = 0u; d < dim / 8u; d++) {
-                    let k = keys[at + d];
-                    score += dot(vec4<f32>(unpack2x16float(k.x), unpack2x16float(k.y)), query[h * quads + 2u * d])
-                        + dot(vec4<f32>(unpack2x16float(k.z), unpack2x16float(k.w)), query[h * quads + 2u * d + 1u]);
-                }
+        let at = start + row;
+        let end = min(splits.end, start + TILE);
+        // The first values are under way while the scores are made.
+        let v0 = value_at(at, end, kv_head, column);
+        let v1 = value_at(at + 8u, end, kv_head, column);
+        let v2 = value_at(at + 16u, end, kv_head, column);
+        let v3 = value_at(at + 24u, end, kv_head, column);
+        var score = 0.0;
+        for (var c = 0u; c < chunks; c++) {
+            let which = c * 16u + column;
+            let k0 = key_at(at, end, kv_head, which);
+            let k1 = key_at(at + 8u, end, kv_head, which);
+            let k2 = key_at(at + 16u, end, kv_head, which);
+            let k3 = key_at(at + 24u, end, kv_head, which);
+            let to = row * ROW + column;
+            tile[to] = k0;
+            tile[to + 8u * ROW] = k1;
+            tile[to + 16u * ROW] = k2;
+            tile[to + 24u * ROW] = k3;
+            workgroupBarrier();
+            let columns = min(words - c * 16u, 16u);
+            let quads = (team * dim) / 4u + c * 32u;
+            for (var d = 0u; d < columns; d++) {
+                let k = tile[lane * ROW + d];
+                score += dot(vec4<f32>(unpack2x16float(k.x), unpack2x16float(k.y)), query[quads + 2u * d])
+                    + dot(vec4<f32>(unpack2x16float(k.z), unpack2x16float(k.w)), query[quads + 2u * d + 1u]);
             }
-            scores[i] = score;
+            workgroupBarrier();
         }
-        workgroupBarrier();
-        if (local < shared_by) {
-            var most = highest[local];
+        let there = start + lane < end;
+        let highest = max(most, max32(select(LEAST, score, there), local));
+        let share = select(0.0, exp(score - highest), there);
+        let less = exp(most - highest);
+        total = total * less + sum32(share, local);
+        most = highest;
+        shares[local] = share;
+        if (lane == 0u) {
+            shrink[team] = less;
+        }
+        for (var c = 0u; c < chunks; c++) {
+            let to = row * ROW + column;
+            if (c == 0u) {
+                tile[to] = v0;
+                tile[to + 8u * ROW] = v1;
+                tile[to + 16u * ROW] = v2;
+                tile[to + 24u * ROW] = v3;
+            } else {
+                let which = c * 16u + column;
+                tile[to] = value_at(at, end, kv_head, which);
+                tile[to + 8u * ROW] = value_at(at + 8u, end, kv_head, which);
+                tile[to + 16u * ROW] = value_at(at + 16u, end, kv_head, which);
+                tile[to + 24u * ROW] = value_at(at + 24u, end, kv_head, which);
+            }
+            workgroupBarrier();
+            var sums = select(high, low, c == 0u)
+                * vec4<f32>(vec2<f32>(shrink[first]), vec2<f32>(shrink[first + 2u]));
             for (var j = 0u; j < TILE; j++) {
-                most = max(most, scores[local * TILE + j]);
+                let v = unpack2x16float(tile[j * ROW + pair / 4u][pair % 4u]);
+                sums += vec4<f32>(v * shares[first * 32u + j], v * shares[first * 32u + 64u + j]);
             }
-            shrink[local] = exp(highest[local] - most);
-            highest[local] = most;
-        }
-        workgroupBarrier();
-        for (var i = local; i < shared_by * TILE; i += 256u) {
-            scores[i] = select(0.0, exp(scores[i] - highest[i / TILE]), i % TILE < count);
-        }
-        workgroupBarrier();
-        if (local < shared_by) {
-            var sum = total[local] * shrink[local];
-            for (var j = 0u; j < TILE; j++) {
-                sum += scores[local * TILE + j];
+            if (c == 0u) {
+                low = sums;
+            } else {
+                high = sums;
             }
-            total[local] = sum;
-        }
-        for (var n = 0u; n < 4u; n++) {
-            let item = local + n * 256u;
-            if (item < items) {
-                let h = item / pairs;
-                var sum = sums[n] * shrink[h];
-                var at = (start * params.kv_heads + kv_head) * pairs + item % pairs;
-                for (var j = 0u; j < count; j++) {
-                    sum += scores[h * TILE + j] * unpack2x16float(values[at]);
-                    at += params.kv_heads * pairs;
-                }
-                sums[n] = sum;
-            }
-        }
-        workgroupBarrier();
-    }
-    for (var n = 0u; n < 4u; n++) {
-        let item = local + n * 256u;
-        if (item < items) {
-            let head = kv_head * shared_by + item / pairs;
-            let to = (head * splits.count + split) * (dim + 2u) + 2u * (item % pairs);
-            partial[to] = sums[n].x;
-            partial[to + 1u] = sums[n].y;
+            workgroupBarrier();
         }
     }
-    if (local < shared_by) {
-        let to = ((kv_head * shared_by + local) * splits.count + split) * (dim + 2u) + dim;
-        partial[to] = highest[local];
-        partial[to + 1u] = total[local];
+    let stride = dim / 2u + 2u;
+    for (var c = 0u; c < chunks; c++) {
+        let sums = select(high, low, c == 0u);
+        let at = c * 64u + pair;
+        if (at < dim / 2u) {
+            if (4u * four + first < shared_by) {
+                partial[((kv_head * shared_by + 4u * four + first) * splits.count + split) * stride + at] = sums.xy;
+            }
+            if (4u * four + first + 2u < shared_by) {
+                partial[((kv_head * shared_by + 4u * four + first + 2u) * splits.count + split) * stride + at] = sums.zw;
+            }
+        }
+    }
+    if (lane == 0u && real) {
+        partial[(head * splits.count + split) * stride + dim / 2u] = vec2<f32>(most, total);
     }
 }

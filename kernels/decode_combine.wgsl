@@ -14,39 +14,60 @@ struct Params {
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-@group(1) @binding(0) var<storage, read> partial: array<f32>;
+@group(1) @binding(0) var<storage, read> partial: array<vec4<f32>>;
 @group(1) @binding(1) var<storage, read_write> packed: array<u32>;
 
+const LEAST: f32 = -3.0e38;
+
+// By share of the splits and vec4 of the elements: values, (highest score, sum of weights).
+var<workgroup> parts: array<vec4<f32>, 256>;
+var<workgroup> weights: array<vec2<f32>, 256>;
 var<workgroup> outs: array<vec4<f32>, 16>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let splits = splits_of(params.window, params.splits_max);
     let count = min(splits.count, arrayLength(&partial));
-    let element = group.x * 64u + local;
+    let element = group.x * 64u + local % 16u * 4u;
     let head = element / params.head_dim;
-    let row = params.head_dim + 2u;
-    var value = 0.0;
+    let stride = params.head_dim / 4u + 1u;
+    // Every sixteenth split, as a running softmax.
+    var most = LEAST;
+    var total = 0.0;
+    var value = vec4<f32>(0.0);
     if (head < params.heads) {
-        let at = head * count * row;
-        var most = partial[at + params.head_dim];
-        for (var s = 1u; s < count; s++) {
-            most = max(most, partial[at + s * row + params.head_dim]);
+        for (var s = local / 16u; s < count; s += 16u) {
+            let at = (head * count + s) * stride;
+            let part = partial[at + params.head_dim / 4u].xy;
+            let v = partial[at + element % params.head_dim / 4u];
+            let highest = max(most, part.x);
+            let less = exp(most - highest);
+            let share = exp(part.x - highest);
+            most = highest;
+            total = total * less + part.y * share;
+            value = value * less + v * share;
         }
-        var total = 0.0;
-        for (var s = 0u; s < count; s++) {
-            let split_at = at + s * row;
-            let weight = exp(partial[split_at + params.head_dim] - most);
-            total += weight * partial[split_at + params.head_dim + 1u];
-            value += weight * partial[split_at + element % params.head_dim];
-        }
-        value = value / total;
     }
-    outs[local / 4u][local % 4u] = value;
+    parts[local] = value;
+    weights[local] = vec2<f32>(most, total);
     workgroupBarrier();
-    if (local < 4u) {
-        let i = local * 4u;
-        pack16(0u, params.pieces, group.x * 4u + local,
-            array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]));
+    if (local < 16u) {
+        for (var i = local; i < 256u; i += 16u) {
+            most = max(most, weights[i].x);
+        }
+        total = 0.0;
+        value = vec4<f32>(0.0);
+        for (var i = local; i < 256u; i += 16u) {
+            let share = exp(weights[i].x - most);
+            total += weights[i].y * share;
+            value += parts[i] * share;
+        }
+        outs[local] = select(vec4<f32>(0.0), value / total, head < params.heads);
+    }
+    workgroupBarrier();
+    if (local < 16u) {
+        let i = local & 12u;
+        pack16(0u, params.pieces, group.x * 4u + local / 4u,
+            array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]), local & 3u);
     }
 }

@@ -2,10 +2,13 @@
 // The eight teams of a workgroup share the choices out; their parts are added in the
 // teams' order, whatever expert lies where.
 // Grid: one workgroup for two rows.
+//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
+//!include shared/format_{format}.wgsl
 //!include shared/team_{team}.wgsl
+//!include shared/routed.wgsl
 
 struct Params {
     // The base is vec4s within a slot.
@@ -25,8 +28,6 @@ struct Params {
 @group(1) @binding(2) var<storage, read> routed: array<vec2<u32>>;
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 
-const EMPTY: u32 = 0xffffffffu;
-
 var<workgroup> parts: array<vec2<f32>, 8>;
 
 @compute @workgroup_size(256)
@@ -44,10 +45,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var sum = vec2<f32>(0.0);
     for (var choice = team / params.split; choice < top_k; choice += 8u / params.split) {
         let route = routed[choice];
-        let m = Pieces(route.x * params.slot_stride + params.down.base, params.down.blocks,
-            params.down.row_blocks, params.down.pieces, params.down.format);
+        let m = in_slot(params.down, route.x * params.slot_stride);
         let at = choice * params.down.pieces * 13u;
-        sum += bitcast<f32>(route.y) * two_rows(m, a, m, b, at, first, params.split * 32u);
+        sum += bitcast<f32>(route.y) * two_rows(m, a, b, at, first, params.split * 32u);
     }
     let first_row = sum32(sum.x, local);
     let second_row = sum32(sum.y, local);

@@ -1,11 +1,12 @@
 // act(gate[row] . x) * (up[row] . x) for one token, packed for the product that follows.
 // Grid: one workgroup for 16 rows; up to whole pieces past the last row, with zeros.
+//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
-//!include shared/pack.wgsl
-//!include shared/activation.wgsl
+//!include shared/format_{format}.wgsl
 //!include shared/team_{team}.wgsl
+//!include shared/gated_rows.wgsl
 
 struct Params {
     gate: Pieces,
@@ -21,26 +22,8 @@ struct Params {
 @group(1) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(1) @binding(2) var<storage, read_write> packed: array<u32>;
 
-var<workgroup> outs: array<vec4<f32>, 4>;
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
-    let t = flat(group, grid);
-    let team = local / 32u;
-    for (var n = 0u; n < 2u; n++) {
-        let place = team + 8u * n;
-        let row = 16u * t + place;
-        let at = min(row, params.rows - 1u);
-        let sums = two_rows(params.gate, at, params.up, at, 0u, local & 31u, 32u);
-        let gate = sum32(sums.x, local);
-        let up = sum32(sums.y, local);
-        if ((local & 31u) == 0u) {
-            outs[place / 4u][place % 4u] = select(0.0, activate(gate, params.activation) * up, row < params.rows);
-        }
-    }
-    workgroupBarrier();
-    if (local == 0u && t < params.pieces * 2u) {
-        pack16(0u, params.pieces, t, array<vec4<f32>, 4>(outs[0], outs[1], outs[2], outs[3]));
-    }
+    gated_rows(params.gate, params.up, params.rows, params.activation, flat(group, grid), 0u, params.pieces, local);
 }

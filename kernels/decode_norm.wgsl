@@ -1,7 +1,9 @@
 // RMS norm of one token's row, packed for the products that follow.
-// Grid: one workgroup.
+// Grid: one workgroup for 1024 elements; each sums the whole row's squares.
+//!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pack.wgsl
+//!include shared/team_{team}.wgsl
 
 struct Params {
     cols: u32,
@@ -15,7 +17,8 @@ struct Params {
 @group(1) @binding(1) var<storage, read> weight: array<vec4<f32>>;
 @group(1) @binding(2) var<storage, read_write> packed: array<u32>;
 
-var<workgroup> partial: array<f32, 256>;
+var<workgroup> parts: array<f32, 8>;
+var<workgroup> outs: array<vec4<f32>, 256>;
 
 // vec4 `i` of the row, zero past its end.
 fn row(i: u32) -> vec4<f32> {
@@ -23,33 +26,33 @@ fn row(i: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols));
 }
 
-fn scaled(i: u32, inverse: f32) -> vec4<f32> {
-    if (4u * i >= params.cols) {
-        return vec4<f32>(0.0);
-    }
-    return row(i) * inverse * weight[i];
-}
-
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) local: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let quads = min((params.cols + 3u) / 4u, arrayLength(&x));
+    let quad = group.x * 256u + local;
+    var out = vec4<f32>(0.0);
+    if (quad < quads) {
+        out = row(quad) * weight[quad];
+    }
     var square = 0.0;
     for (var i = local; i < quads; i += 256u) {
         let v = row(i);
         square += dot(v, v);
     }
-    partial[local] = square;
-    workgroupBarrier();
-    for (var width = 128u; width > 0u; width = width / 2u) {
-        if (local < width) {
-            partial[local] = partial[local] + partial[local + width];
-        }
-        workgroupBarrier();
+    let sum = sum32(square, local);
+    if ((local & 31u) == 0u) {
+        parts[local / 32u] = sum;
     }
-    let inverse = inverseSqrt(partial[0] / f32(params.cols) + params.eps);
-    let groups = min(params.pieces * 2u, arrayLength(&packed));
-    for (var t = local; t < groups; t += 256u) {
-        pack16(0u, params.pieces, t, array<vec4<f32>, 4>(scaled(4u * t, inverse),
-            scaled(4u * t + 1u, inverse), scaled(4u * t + 2u, inverse), scaled(4u * t + 3u, inverse)));
+    workgroupBarrier();
+    var total = 0.0;
+    for (var i = 0u; i < 8u; i++) {
+        total += parts[i];
+    }
+    outs[local] = out * inverseSqrt(total / f32(params.cols) + params.eps);
+    workgroupBarrier();
+    if (quad < params.pieces * 8u) {
+        let i = local & 0xfcu;
+        pack16(0u, params.pieces, quad / 4u,
+            array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]), local & 3u);
     }
 }

@@ -30,8 +30,12 @@ struct Params {
 
 const EMPTY: u32 = 0xffffffffu;
 
-var<workgroup> scores: array<f32, 1024>;
+// Below what counts as a logit.
+const NONE: f32 = -3.4e38;
+
+var<workgroup> scores: array<vec4<f32>, 256>;
 var<workgroup> ids: array<u32, 64>;
+var<workgroup> slots: array<u32, 64>;
 var<workgroup> missing: atomic<u32>;
 var<workgroup> halted: u32;
 
@@ -39,17 +43,23 @@ var<workgroup> halted: u32;
 fn main(@builtin(local_invocation_index) local: u32) {
     let experts = min(params.experts, arrayLength(&logits));
     let top_k = min(params.top_k, arrayLength(&routed));
+    let quads = (experts + 3u) / 4u;
     if (local == 0u) {
         halted = state[0];
         atomicStore(&missing, 0u);
     }
-    for (var e = local; e < experts; e += 256u) {
-        // What is not a number is never chosen while a number is there.
-        let l = logits[e];
-        scores[e] = select(l, -3.0e38, l != l);
+    for (var e = local; e < quads * 4u; e += 256u) {
+        var score = NONE;
+        if (e < experts) {
+            // What is not a number is never chosen while a number is there.
+            let l = logits[e];
+            score = select(l, -3.0e38, l != l);
+        }
+        scores[e / 4u][e % 4u] = score;
     }
     if (local < top_k) {
         ids[local] = local;
+        slots[local] = EMPTY;
     }
     if (workgroupUniformLoad(&halted) != 0u) {
         if (local < top_k) {
@@ -59,42 +69,42 @@ fn main(@builtin(local_invocation_index) local: u32) {
     }
     // An expert's place is the number of those before it: falling logit, ties by rising id.
     for (var e = local; e < experts; e += 256u) {
-        let mine = scores[e];
-        var place = 0u;
-        for (var other = 0u; other < experts; other++) {
-            let l = scores[other];
-            place += select(0u, 1u, l > mine || (l == mine && other < e));
+        let slot = slot_table[params.table_at + e];
+        let mine = vec4<f32>(scores[e / 4u][e % 4u]);
+        var before = vec4<u32>(0u);
+        for (var q = 0u; q < quads; q++) {
+            let l = scores[q];
+            let others = vec4<u32>(4u * q) + vec4<u32>(0u, 1u, 2u, 3u);
+            let first = (l > mine) | ((l == mine) & (others < vec4<u32>(e)));
+            before += select(vec4<u32>(0u), vec4<u32>(1u), first);
         }
+        let place = before.x + before.y + before.z + before.w;
         if (place < top_k) {
             ids[place] = e;
-        }
-    }
-    workgroupBarrier();
-    var share = 0.0;
-    var slot = EMPTY;
-    if (local < top_k) {
-        let highest = scores[ids[0]];
-        var total = 0.0;
-        if (params.renormalise == 1u) {
-            for (var j = 0u; j < top_k; j++) {
-                total += exp(scores[ids[j]] - highest);
+            slots[place] = slot;
+            if (slot == EMPTY) {
+                atomicAdd(&missing, 1u);
             }
-        } else {
-            for (var e = 0u; e < experts; e++) {
-                total += exp(scores[e] - highest);
-            }
-        }
-        share = exp(scores[ids[local]] - highest) / total;
-        slot = slot_table[params.table_at + ids[local]];
-        state[params.ids_at + local] = ids[local];
-        if (slot == EMPTY) {
-            atomicAdd(&missing, 1u);
         }
     }
     workgroupBarrier();
     let miss = atomicLoad(&missing) > 0u;
     if (local < top_k) {
-        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bitcast<u32>(share));
+        let highest = scores[ids[0] / 4u][ids[0] % 4u];
+        var total = 0.0;
+        if (params.renormalise == 1u) {
+            for (var j = 0u; j < top_k; j++) {
+                total += exp(scores[ids[j] / 4u][ids[j] % 4u] - highest);
+            }
+        } else {
+            for (var q = 0u; q < quads; q++) {
+                let e = exp(scores[q] - vec4<f32>(highest));
+                total += e.x + e.y + e.z + e.w;
+            }
+        }
+        let share = exp(scores[ids[local] / 4u][ids[local] % 4u] - highest) / total;
+        state[params.ids_at + local] = ids[local];
+        routed[local] = vec2<u32>(select(slots[local], EMPTY, miss), bitcast<u32>(share));
     }
     if (miss) {
         if (local == 0u) {

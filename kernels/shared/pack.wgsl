@@ -3,31 +3,33 @@
 // (scale, scale, sum, sum); and the elements as they are, in order.
 // An element is scale * (256 * high + low), with both bytes signed.
 
-// Writes elements 16 t .. 16 t + 16 of the vector at vec4 `at` of `packed`.
-fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>) {
+// Writes elements 16 t .. 16 t + 16 of the vector at vec4 `at` of `packed`, together with
+// three more invocations: `k` of 0 to 3 writes v[k].
+fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
     let a = max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3])));
     let most = max(max(a.x, a.y), max(a.z, a.w));
     // Below this the reciprocal is not finite; such a group is as good as zero.
     let tiny = most < 1e-32;
     let inverse = select(32512.0 / most, 0.0, tiny);
-    let scale = select(most / 32512.0, 0.0, tiny);
     let second = (t >> 1u) & 1u;
     let piece = (t >> 2u) * 2u + (t & 1u);
     let high_at = (at + second * pieces + piece) * 4u;
     let low_at = high_at + pieces * 8u;
-    let plain_at = (at + 5u * pieces) * 4u + t * 16u;
-    var sum = 0;
-    for (var k = 0u; k < 4u; k++) {
-        let q = vec4<i32>(round(v[k] * inverse));
-        let high = (q + vec4<i32>(128)) >> vec4<u32>(8u);
-        packed[high_at + k] = pack4xI8(high);
-        packed[low_at + k] = pack4xI8(q - (high << vec4<u32>(8u)));
-        sum += q.x + q.y + q.z + q.w;
-        for (var i = 0u; i < 4u; i++) {
-            packed[plain_at + k * 4u + i] = bitcast<u32>(v[k][i]);
-        }
+    let plain_at = (at + 5u * pieces) * 4u + t * 16u + k * 4u;
+    let mine = select(select(v[0], v[1], k == 1u), select(v[2], v[3], k == 3u), k >= 2u);
+    let q = vec4<i32>(round(mine * inverse));
+    let high = (q + vec4<i32>(128)) >> vec4<u32>(8u);
+    packed[high_at + k] = pack4xI8(high);
+    packed[low_at + k] = pack4xI8(q - (high << vec4<u32>(8u)));
+    for (var i = 0u; i < 4u; i++) {
+        packed[plain_at + i] = bitcast<u32>(mine[i]);
     }
-    let scales = (at + 4u * pieces + piece) * 4u + second;
-    packed[scales] = bitcast<u32>(scale);
-    packed[scales + 2u] = bitcast<u32>(scale * f32(sum));
+    if (k == 0u) {
+        let sum = vec4<i32>(round(v[0] * inverse)) + vec4<i32>(round(v[1] * inverse))
+            + vec4<i32>(round(v[2] * inverse)) + vec4<i32>(round(v[3] * inverse));
+        let scale = select(most / 32512.0, 0.0, tiny);
+        let scales = (at + 4u * pieces + piece) * 4u + second;
+        packed[scales] = bitcast<u32>(scale);
+        packed[scales + 2u] = bitcast<u32>(scale * f32(sum.x + sum.y + sum.z + sum.w));
+    }
 }

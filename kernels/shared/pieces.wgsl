@@ -40,25 +40,15 @@ fn word_at(plane: u32, i: u32) -> u32 {
     return weights[plane + (i >> 2u)][i & 3u];
 }
 
-// Half-word `i` of the planes whose first is half-word 0 of word `first`.
-fn half_at(base: u32, first: u32, i: u32) -> f32 {
-    return half_bits((word_at(base, first + (i >> 1u)) >> (16u * (i & 1u))) & 0xffffu);
+// Half-word `i` of the plane that begins at vec4 `plane`.
+fn half_at(plane: u32, i: u32) -> f32 {
+    return half_bits((word_at(plane, i >> 1u) >> (16u * (i & 1u))) & 0xffffu);
 }
 
-// The packed activations of piece `i`: high and low bytes of the first sixteen and of
-// the second; their scales (x, y) and their sums (z, w).
+// What meets item `i` of a row. Of packed activations: high and low bytes of the first
+// sixteen and of the second; their scales (x, y) and their sums (z, w). Of plain ones:
+// their bits, in `high` and (eight of them) `high2`.
 struct Acts { high: vec4<u32>, high2: vec4<u32>, low: vec4<u32>, low2: vec4<u32>, sums: vec4<f32> }
-
-fn acts(at: u32, pieces: u32, i: u32) -> Acts {
-    let j = at + i;
-    return Acts(x[j], x[j + pieces], x[j + 2u * pieces], x[j + 3u * pieces],
-        bitcast<vec4<f32>>(x[j + 4u * pieces]));
-}
-
-// vec4 `i` of the plain activations.
-fn plain(at: u32, pieces: u32, i: u32) -> vec4<f32> {
-    return bitcast<vec4<f32>>(x[at + 5u * pieces + i]);
-}
 
 fn dot16(q: vec4<u32>, high: vec4<u32>, low: vec4<u32>) -> f32 {
     let h = dot4I8Packed(q.x, high.x) + dot4I8Packed(q.y, high.y)
@@ -122,7 +112,7 @@ fn q6_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
     let both = weights[m.base + m.blocks * 8u + b * 4u + (piece >> 1u)];
     let bits = select(both.xy, both.zw, (piece & 1u) == 1u);
     let scales = weights[m.base + m.blocks * 12u + b][piece >> 1u] >> (8u * (piece & 1u));
-    let d = half_at(m.base + m.blocks * 13u, 0u, b);
+    let d = half_at(m.base + m.blocks * 13u, b);
     let shifts = vec4<u32>(0u, 2u, 4u, 6u);
     let three = vec4<u32>(0x03030303u);
     let first = ((vec4<u32>(bits.x) >> shifts) & three) << vec4<u32>(4u);
@@ -152,146 +142,122 @@ fn q5_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
 }
 
 // Eight weights; `i` counts vec4s of the row.
-fn f16_eight(m: Pieces, row: u32, i: u32, a: vec4<f32>, b: vec4<f32>) -> f32 {
+fn f16_eight(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
     let w = weights[m.base + row * m.row_blocks * 4u + i];
     let first = vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
     let second = vec4<f32>(unpack2x16float(w.z), unpack2x16float(w.w));
-    return dot(first, a) + dot(second, b);
+    return dot(first, bitcast<vec4<f32>>(a.high)) + dot(second, bitcast<vec4<f32>>(a.high2));
 }
 
 // A bf16 is the upper half of an f32.
-fn bf16_eight(m: Pieces, row: u32, i: u32, a: vec4<f32>, b: vec4<f32>) -> f32 {
+fn bf16_eight(m: Pieces, row: u32, i: u32, acts: Acts) -> f32 {
     let w = weights[m.base + row * m.row_blocks * 4u + i];
     let even = bitcast<vec4<f32>>(w << vec4<u32>(16u));
     let odd = bitcast<vec4<f32>>(w & vec4<u32>(0xffff0000u));
+    let a = bitcast<vec4<f32>>(acts.high);
+    let b = bitcast<vec4<f32>>(acts.high2);
     return dot(even, vec4<f32>(a.xz, b.xz)) + dot(odd, vec4<f32>(a.yw, b.yw));
 }
 
-fn f32_four(m: Pieces, row: u32, i: u32, a: vec4<f32>) -> f32 {
-    return dot(bitcast<vec4<f32>>(weights[m.base + row * m.row_blocks * 8u + i]), a);
+fn f32_four(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    return dot(bitcast<vec4<f32>>(weights[m.base + row * m.row_blocks * 8u + i]), bitcast<vec4<f32>>(a.high));
 }
 
-// As `two_rows`, for one.
-fn one_row(m: Pieces, r: u32, at: u32, first: u32, step: u32) -> f32 {
-    var sum = 0.0;
-    let pieces = min(m.pieces, arrayLength(&weights));
-    switch m.format {
-        case Q4_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += q4_k(m, r, i, a);
-            }
+// `format_of` (shared/format_*.wgsl) is a constant in a kernel made for one format: the
+// choices below then cost nothing.
+
+// Items of a row: pieces, or vec4s of plain weights.
+fn items(m: Pieces) -> u32 {
+    var count = m.pieces;
+    switch format_of(m) {
+        case F16, BF16: {
+            count = m.row_blocks * 4u;
         }
-        case Q5_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += q5_k(m, r, i, a);
-            }
-        }
-        case Q6_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += q6_k(m, r, i, a);
-            }
-        }
-        case Q8_0: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += q8_0(m, r, i, a);
-            }
-        }
-        case Q5_0: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += q5_0(m, r, i, a);
-            }
-        }
-        case F16: {
-            let items = min(m.row_blocks * 4u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i * 2u);
-                let b = plain(at, m.pieces, i * 2u + 1u);
-                sum += f16_eight(m, r, i, a, b);
-            }
-        }
-        case BF16: {
-            let items = min(m.row_blocks * 4u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i * 2u);
-                let b = plain(at, m.pieces, i * 2u + 1u);
-                sum += bf16_eight(m, r, i, a, b);
-            }
+        case F32: {
+            count = m.row_blocks * 8u;
         }
         default: {
-            let items = min(m.row_blocks * 8u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i);
-                sum += f32_four(m, r, i, a);
-            }
         }
+    }
+    return min(count, arrayLength(&weights));
+}
+
+fn acts(m: Pieces, at: u32, i: u32) -> Acts {
+    let none = vec4<u32>(0u);
+    let plain = at + 5u * m.pieces;
+    switch format_of(m) {
+        case F16, BF16: {
+            return Acts(x[plain + 2u * i], x[plain + 2u * i + 1u], none, none, vec4<f32>(0.0));
+        }
+        case F32: {
+            return Acts(x[plain + i], none, none, none, vec4<f32>(0.0));
+        }
+        default: {
+            let j = at + i;
+            return Acts(x[j], x[j + m.pieces], x[j + 2u * m.pieces], x[j + 3u * m.pieces],
+                bitcast<vec4<f32>>(x[j + 4u * m.pieces]));
+        }
+    }
+}
+
+fn item(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    switch format_of(m) {
+        case Q4_K: {
+            return q4_k(m, row, i, a);
+        }
+        case Q5_K: {
+            return q5_k(m, row, i, a);
+        }
+        case Q6_K: {
+            return q6_k(m, row, i, a);
+        }
+        case Q8_0: {
+            return q8_0(m, row, i, a);
+        }
+        case Q5_0: {
+            return q5_0(m, row, i, a);
+        }
+        case F16: {
+            return f16_eight(m, row, i, a);
+        }
+        case BF16: {
+            return bf16_eight(m, row, i, a);
+        }
+        default: {
+            return f32_four(m, row, i, a);
+        }
+    }
+}
+
+// One invocation's share of row `r` of `m`: items `first`, `first + step` and so on, times
+// the activations at `at`.
+fn one_row(m: Pieces, r: u32, at: u32, first: u32, step: u32) -> f32 {
+    var sum = 0.0;
+    let end = items(m);
+    for (var i = first; i < end; i += step) {
+        sum += item(m, r, i, acts(m, at, i));
     }
     return sum;
 }
 
-// One invocation's shares of row `r` of `m` and row `s` of `n`, of one shape and format:
-// items `first`, `first + step` and so on of the row, times the activations at `at`.
-fn two_rows(m: Pieces, r: u32, n: Pieces, s: u32, at: u32, first: u32, step: u32) -> vec2<f32> {
+// As `one_row`, for rows `r` and `s`.
+fn two_rows(m: Pieces, r: u32, s: u32, at: u32, first: u32, step: u32) -> vec2<f32> {
     var sum = vec2<f32>(0.0);
-    let pieces = min(m.pieces, arrayLength(&weights));
-    switch m.format {
-        case Q4_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += vec2<f32>(q4_k(m, r, i, a), q4_k(n, s, i, a));
-            }
-        }
-        case Q5_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += vec2<f32>(q5_k(m, r, i, a), q5_k(n, s, i, a));
-            }
-        }
-        case Q6_K: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += vec2<f32>(q6_k(m, r, i, a), q6_k(n, s, i, a));
-            }
-        }
-        case Q8_0: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += vec2<f32>(q8_0(m, r, i, a), q8_0(n, s, i, a));
-            }
-        }
-        case Q5_0: {
-            for (var i = first; i < pieces; i += step) {
-                let a = acts(at, m.pieces, i);
-                sum += vec2<f32>(q5_0(m, r, i, a), q5_0(n, s, i, a));
-            }
-        }
-        case F16: {
-            let items = min(m.row_blocks * 4u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i * 2u);
-                let b = plain(at, m.pieces, i * 2u + 1u);
-                sum += vec2<f32>(f16_eight(m, r, i, a, b), f16_eight(n, s, i, a, b));
-            }
-        }
-        case BF16: {
-            let items = min(m.row_blocks * 4u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i * 2u);
-                let b = plain(at, m.pieces, i * 2u + 1u);
-                sum += vec2<f32>(bf16_eight(m, r, i, a, b), bf16_eight(n, s, i, a, b));
-            }
-        }
-        default: {
-            let items = min(m.row_blocks * 8u, arrayLength(&weights));
-            for (var i = first; i < items; i += step) {
-                let a = plain(at, m.pieces, i);
-                sum += vec2<f32>(f32_four(m, r, i, a), f32_four(n, s, i, a));
-            }
-        }
+    let end = items(m);
+    for (var i = first; i < end; i += step) {
+        let a = acts(m, at, i);
+        sum += vec2<f32>(item(m, r, i, a), item(m, s, i, a));
+    }
+    return sum;
+}
+
+// As `one_row`, for rows `r` and `s` of `m` and of `n`, which is of the same shape and format.
+fn four_rows(m: Pieces, n: Pieces, r: u32, s: u32, at: u32, first: u32, step: u32) -> vec4<f32> {
+    var sum = vec4<f32>(0.0);
+    let end = items(m);
+    for (var i = first; i < end; i += step) {
+        let a = acts(m, at, i);
+        sum += vec4<f32>(item(m, r, i, a), item(m, s, i, a), item(n, r, i, a), item(n, s, i, a));
     }
     return sum;
 }

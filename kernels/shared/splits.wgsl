@@ -1,8 +1,8 @@
-// How the positions that one token sees are shared out over workgroups: tiles of 64,
+// How the positions that one token sees are shared out over workgroups: tiles of 32,
 // the same number of tiles to each split. The host counts workgroups the same way
-// (src/infer/gpu/decode/plan.rs).
+// (src/infer/gpu/dispatch.rs).
 
-const TILE: u32 = 64u;
+const TILE: u32 = 32u;
 
 struct Splits { first: u32, end: u32, count: u32, tiles_each: u32 }
 

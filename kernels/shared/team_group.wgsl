@@ -16,3 +16,18 @@ fn sum32(value: f32, local: u32) -> f32 {
     workgroupBarrier();
     return total;
 }
+
+// The team's greatest, likewise.
+fn max32(value: f32, local: u32) -> f32 {
+    team_sums[local] = value;
+    workgroupBarrier();
+    for (var width = 16u; width > 0u; width = width / 2u) {
+        if ((local & 31u) < width) {
+            team_sums[local] = max(team_sums[local], team_sums[local + width]);
+        }
+        workgroupBarrier();
+    }
+    let most = team_sums[local & 0xe0u];
+    workgroupBarrier();
+    return most;
+}

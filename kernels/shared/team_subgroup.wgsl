@@ -11,3 +11,14 @@ fn sum32(value: f32, local: u32) -> f32 {
     sum += subgroupShuffleXor(sum, 1u);
     return sum;
 }
+
+// The team's greatest, likewise.
+fn max32(value: f32, local: u32) -> f32 {
+    var most = value;
+    most = max(most, subgroupShuffleXor(most, 16u));
+    most = max(most, subgroupShuffleXor(most, 8u));
+    most = max(most, subgroupShuffleXor(most, 4u));
+    most = max(most, subgroupShuffleXor(most, 2u));
+    most = max(most, subgroupShuffleXor(most, 1u));
+    return most;
+}

@@ -15,7 +15,6 @@ pub mod decode_combine;
 pub mod decode_expert_down;
 pub mod decode_expert_gate_up;
 pub mod decode_gate_up;
-pub mod decode_heads;
 pub mod decode_linear;
 pub mod decode_norm;
 pub mod decode_route;

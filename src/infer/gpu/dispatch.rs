@@ -85,11 +85,14 @@ impl Dispatch {
     }
 }
 
+/// Positions of one tile (kernels/shared/splits.wgsl).
+const SPLIT_TILE: u32 = 32;
+
 /// Splits of the positions that the token at `position` sees.
 fn splits(position: u32, window: u32, most: u32) -> u32 {
     let seen = position + 1;
     let seen = if window > 0 { seen.min(window) } else { seen };
-    let tiles = seen.div_ceil(64);
+    let tiles = seen.div_ceil(SPLIT_TILE);
     tiles.div_ceil(tiles.div_ceil(most))
 }
 
@@ -120,10 +123,10 @@ mod unit {
 
     #[test]
     fn splits_are_whole_tiles_and_never_more_than_allowed() {
-        assert_eq!([0, 63, 64, 640].map(|p| splits(p, 0, 64)), [1, 1, 2, 11]);
-        assert_eq!(splits(1_000_000, 128, 64), 2);
+        assert_eq!([0, 31, 32, 640].map(|p| splits(p, 0, 64)), [1, 1, 2, 21]);
+        assert_eq!(splits(1_000_000, 128, 64), 4);
         for position in (0..200_000).step_by(777) {
-            let tiles = (position + 1_u32).div_ceil(64);
+            let tiles = (position + 1_u32).div_ceil(SPLIT_TILE);
             let count = splits(position, 0, 64);
             let each = tiles.div_ceil(64);
             assert!(count <= 64 && count * each >= tiles && (count - 1) * each < tiles);

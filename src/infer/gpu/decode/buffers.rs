@@ -26,9 +26,8 @@ pub(in crate::infer::gpu) struct DecodeBuffers {
     pub normed: wgpu::Buffer,
     pub attended: wgpu::Buffer,
     pub inner: wgpu::Buffer,
-    /// f32: queries, keys and values as they come; queries turned; the splits; router logits.
+    /// f32: queries, keys and values as they come; the splits; router logits.
     pub qkv: wgpu::Buffer,
-    pub q: wgpu::Buffer,
     pub partial: wgpu::Buffer,
     pub router: wgpu::Buffer,
     /// By choice: (slot, share).
@@ -67,7 +66,7 @@ impl DecodeBuffers {
         };
         let heads = most(&|l| l.heads * l.head_dim);
         let qkv = most(&|l| (l.heads + 2 * l.kv_heads) * l.head_dim);
-        let partial = most(&|l| l.heads * (l.head_dim + 2) * SPLITS_MAX as usize);
+        let partial = most(&|l| l.heads * (l.head_dim + 4) * SPLITS_MAX as usize);
         let inner = most(&|l| match l.ff {
             FeedForward::Dense { gate, .. } => packed_bytes(graph.weight_spec(gate).rows),
             FeedForward::Experts { moe, .. } => {
@@ -95,7 +94,6 @@ impl DecodeBuffers {
             attended: make("packed attention", packed_bytes(heads))?,
             inner: make("packed inner activations", inner)?,
             qkv: make("queries, keys and values", qkv * 4)?,
-            q: make("turned queries", heads * 4)?,
             partial: make("split attention", partial * 4)?,
             router: make("router logits", experts.max().unwrap_or(0) * 4)?,
             routed: make("a layer's choices", top_k * 8)?,

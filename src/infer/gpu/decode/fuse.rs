@@ -6,11 +6,8 @@
 
 use crate::infer::graph::{Activation, Buf, Graph, KvId, MoeId, Op, RopeId, Scoring, WeightId};
 
-/// kernels/decode_heads.wgsl
+/// kernels/decode_attention.wgsl
 const HEAD_DIM_MAX: usize = 256;
-/// kernels/decode_attention.wgsl: query heads of one key head, and f32s of them together.
-const SHARED_BY_MAX: usize = 16;
-const QUERY_MAX: usize = 2048;
 /// kernels/decode_route.wgsl
 const EXPERTS_MAX: usize = 1024;
 const TOP_K_MAX: usize = 64;
@@ -157,8 +154,7 @@ impl<'a> Ops<'a> {
         let fits = head_dim.is_multiple_of(8)
             && head_dim <= HEAD_DIM_MAX
             && heads == shared_by * kv_heads
-            && (1..=SHARED_BY_MAX).contains(&shared_by)
-            && shared_by * head_dim <= QUERY_MAX
+            && shared_by > 0
             && (biases == 0 || biases == 3);
         if !same || !fits {
             return None;

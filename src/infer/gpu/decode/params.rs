@@ -42,7 +42,7 @@ impl Pieces {
     }
 }
 
-/// shared/pieces.wgsl
+/// A format's code in shared/pieces.wgsl.
 pub(super) const fn format(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
@@ -53,6 +53,20 @@ pub(super) const fn format(dtype: DType) -> u32 {
         DType::Q6K => 5,
         DType::Q8_0 => 6,
         DType::Q5_0 => 7,
+    }
+}
+
+/// A format's name in the names of kernels made for it (shared/format_*.wgsl).
+pub(super) const fn format_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::F16 => "f16",
+        DType::Bf16 => "bf16",
+        DType::Q4K => "q4_k",
+        DType::Q5K => "q5_k",
+        DType::Q6K => "q6_k",
+        DType::Q8_0 => "q8_0",
+        DType::Q5_0 => "q5_0",
     }
 }
 
@@ -90,23 +104,15 @@ pub(super) struct Linear {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Heads {
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub pairs: u32,
-    pub normed: u32,
-    pub eps: f32,
-}
-
-#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-#[repr(C)]
 pub(super) struct Attention {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
+    pub pairs: u32,
     pub window: u32,
     pub splits_max: u32,
+    pub normed: u32,
+    pub eps: f32,
     pub scale: f32,
 }
 

@@ -1,11 +1,11 @@
-//! A fused graph as dispatches: at most nine a dense layer, eleven a MoE layer.
+//! A fused graph as dispatches: eight a dense layer, ten a MoE layer.
 //!
 //! | | kernel |
 //! |---|---|
 //! | norm, packed | decode_norm |
 //! | queries, keys, values | decode_linear |
-//! | head norms, rotary positions, cache | decode_heads |
-//! | attention, by splits of the context | decode_attention, decode_combine |
+//! | head norms, rotary positions, cache, attention by splits of the context | decode_attention |
+//! | the splits together, packed | decode_combine |
 //! | output product, added to the stream | decode_linear |
 //! | norm, packed | decode_norm |
 //! | gate, up, activation; down, added | decode_gate_up, decode_linear |
@@ -22,6 +22,7 @@ use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
 use crate::infer::gpu::plan::{Builder, activation_code, refused, word};
 use crate::infer::gpu::weights::{Piece, join, matrix, vector};
 use crate::infer::graph::{Activation, MoeId, WeightId};
+use crate::store::DType;
 
 /// One token's dispatches in order.
 pub(in crate::infer::gpu) struct Sequence {
@@ -31,6 +32,9 @@ pub(in crate::infer::gpu) struct Sequence {
     /// Where the final norm and the logits begin.
     pub logits: usize,
 }
+
+/// Query heads of one key head in a workgroup of decode_attention.
+const HEADS_TOGETHER: usize = 4;
 
 /// Teams wanted for one dispatch, so that a big GPU is full.
 const TEAMS_WANTED: usize = 5000;
@@ -89,10 +93,10 @@ impl<'b> Make<'_, 'b> {
         kernel: &str,
         params: &impl bytemuck::Pod,
         storage: &[&Buffer],
-        workgroups: usize,
+        grid: Grid,
     ) -> Result<()> {
         let team = self.builder.parts.device.team();
-        self.push(&format!("{kernel}_{team}"), params, storage, workgroups_of(workgroups))
+        self.push(&format!("{kernel}_{team}"), params, storage, grid)
     }
 
     fn stream(&self) -> &'b Buffer {
@@ -105,7 +109,7 @@ impl<'b> Make<'_, 'b> {
         let params = params::Norm { cols: word(cols)?, pieces: word(pieces(cols))?, eps: norm.eps };
         let weight = vector(parts.graph, parts.weights, norm.weight)?;
         let storage = [self.stream(), weight, &self.buffers.normed];
-        self.push("decode_norm", &params, &storage, Grid::One)
+        self.push_team("decode_norm", &params, &storage, workgroups_of(pieces(cols).div_ceil(32)))
     }
 
     /// The one piece of a matrix that is not split.
@@ -156,7 +160,9 @@ impl<'b> Make<'_, 'b> {
         }
         let bias = product.bias.unwrap_or(&self.builder.parts.buffers.empty);
         let storage = [product.x, &first.buffer, bias, product.result];
-        self.push_team("decode_linear", &params, &storage, end)
+        let kernel =
+            format!("decode_linear_{}", formats(of.iter().map(|piece| piece.packed.dtype)));
+        self.push_team(&kernel, &params, &storage, workgroups_of(end))
     }
 
     fn attention(&mut self, layer: &Layer) -> Result<()> {
@@ -175,28 +181,27 @@ impl<'b> Make<'_, 'b> {
         let [q_norm, k_norm] = norms.unwrap_or([empty, empty]);
         let [heads, kv_heads, head_dim] =
             [word(layer.heads)?, word(layer.kv_heads)?, word(layer.head_dim)?];
-        let turned = params::Heads {
+        let window = word(layer.window.unwrap_or(0))?;
+        let attend = params::Attention {
             heads,
             kv_heads,
             head_dim,
             pairs: word(parts.graph.rope_spec(layer.rope).inv_freq.len())?,
+            window,
+            splits_max: SPLITS_MAX,
             normed: u32::from(norms.is_some()),
             eps,
+            scale: layer.scale,
         };
-        let DecodeBuffers { qkv, q, partial, attended, .. } = self.buffers;
+        let DecodeBuffers { qkv, partial, attended, .. } = self.buffers;
         let turns = parts.buffers.rope(layer.rope);
-        let storage = [qkv, q_norm, k_norm, turns, q, &cache.keys, &cache.values];
-        let each_head = workgroups_of(layer.heads + 2 * layer.kv_heads);
-        self.push("decode_heads", &turned, &storage, each_head)?;
-        let window = word(layer.window.unwrap_or(0))?;
-        let splits_max = SPLITS_MAX;
-        let scale = layer.scale;
-        let attend = params::Attention { heads, kv_heads, head_dim, window, splits_max, scale };
-        let grid = Grid::Splits { each: kv_heads, window, most: SPLITS_MAX };
-        let storage = [q, &cache.keys, &cache.values, partial];
-        self.push("decode_attention", &attend, &storage, grid)?;
+        let storage = [qkv, q_norm, k_norm, turns, &cache.keys, &cache.values, partial];
+        let each = kv_heads * word((layer.heads / layer.kv_heads).div_ceil(HEADS_TOGETHER))?;
+        let grid = Grid::Splits { each, window, most: SPLITS_MAX };
+        self.push_team("decode_attention", &attend, &storage, grid)?;
         let width = layer.heads * layer.head_dim;
         let pieces = word(pieces(width))?;
+        let splits_max = SPLITS_MAX;
         let combine = params::Combine { heads, head_dim, window, splits_max, pieces };
         let groups = workgroups_of(width.div_ceil(64));
         self.push("decode_combine", &combine, &[partial, attended], groups)?;
@@ -262,7 +267,8 @@ impl<'b> Make<'_, 'b> {
         };
         let DecodeBuffers { normed, inner, .. } = self.buffers;
         let storage = [normed, &gate.buffer, inner];
-        self.push_team("decode_gate_up", &params, &storage, pieces(rows) * 2)
+        let kernel = format!("decode_gate_up_{}", params::format_name(gate.packed.dtype));
+        self.push_team(&kernel, &params, &storage, workgroups_of(pieces(rows) * 2))
     }
 
     fn route(&mut self, router: Biased, moe: MoeId, renormalise: bool) -> Result<()> {
@@ -309,8 +315,9 @@ impl<'b> Make<'_, 'b> {
         };
         let DecodeBuffers { normed, inner, routed, .. } = self.buffers;
         let storage = [normed, &chunk.buffer, routed, inner];
-        let groups = inner_pieces * 2 * spec.top_k;
-        self.push_team("decode_expert_gate_up", &first, &storage, groups)?;
+        let groups = workgroups_of(inner_pieces * 2 * spec.top_k);
+        let kernel = format!("decode_expert_gate_up_{}", params::format_name(gate.dtype));
+        self.push_team(&kernel, &first, &storage, groups)?;
         let second = params::ExpertDown {
             down: Pieces::of(&down, down_at),
             rows: word(spec.hidden)?,
@@ -319,7 +326,8 @@ impl<'b> Make<'_, 'b> {
             split: word((8 / spec.top_k).max(1))?,
         };
         let storage = [inner, &chunk.buffer, routed, self.stream()];
-        self.push_team("decode_expert_down", &second, &storage, spec.hidden.div_ceil(2))
+        let kernel = format!("decode_expert_down_{}", params::format_name(down.dtype));
+        self.push_team(&kernel, &second, &storage, workgroups_of(spec.hidden.div_ceil(2)))
     }
 
     fn output(&mut self) -> Result<()> {
@@ -331,6 +339,15 @@ impl<'b> Make<'_, 'b> {
         }
         Ok(())
     }
+}
+
+/// Which decode_linear: one format, a mixture's two, or any.
+fn formats(of: impl Iterator<Item = DType> + Clone) -> &'static str {
+    let first = of.clone().next().map_or("any", params::format_name);
+    if of.clone().all(|dtype| params::format_name(dtype) == first) {
+        return first;
+    }
+    if of.clone().all(|dtype| matches!(dtype, DType::Q4K | DType::Q6K)) { "k" } else { "any" }
 }
 
 /// Teams that share a row: enough for a big GPU, while each has a full round of work.
@@ -349,6 +366,16 @@ const fn workgroups_of(count: usize) -> Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_product_takes_the_narrowest_kernel() {
+        let named = |of: &[DType]| formats(of.iter().copied());
+        assert_eq!(named(&[DType::Q6K]), "q6_k");
+        assert_eq!(named(&[DType::Q8_0; 3]), "q8_0");
+        assert_eq!(named(&[DType::Q4K, DType::Q4K, DType::Q6K]), "k");
+        assert_eq!(named(&[DType::Q4K, DType::Q5K, DType::Q6K]), "any");
+        assert_eq!(named(&[DType::F32, DType::Bf16]), "any");
+    }
 
     #[test]
     fn a_row_is_shared_only_while_there_is_work_for_each_team() {

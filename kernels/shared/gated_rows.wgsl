@@ -1,0 +1,26 @@
+// act(gate . x) * (up . x) of 16 rows by a workgroup of eight teams, two rows a team, and
+// packed for the product that follows.
+//!include shared/pack.wgsl
+//!include shared/activation.wgsl
+
+var<workgroup> outs: array<vec4<f32>, 4>;
+
+// Rows 16 t .. 16 t + 16 of `rows`, zero past the last; packed at vec4 `at`, where a vector
+// has `pieces` pieces. Must be reached by the whole workgroup.
+fn gated_rows(gate: Pieces, up: Pieces, rows: u32, activation: u32, t: u32, at: u32, pieces: u32, local: u32) {
+    let place = local / 32u;
+    let row = 16u * t + place;
+    let sums = four_rows(gate, up, min(row, rows - 1u), min(row + 8u, rows - 1u), 0u, local & 31u, 32u);
+    let gate_first = sum32(sums.x, local);
+    let gate_second = sum32(sums.y, local);
+    let up_first = sum32(sums.z, local);
+    let up_second = sum32(sums.w, local);
+    if ((local & 31u) == 0u) {
+        outs[place / 4u][place % 4u] = select(0.0, activate(gate_first, activation) * up_first, row < rows);
+        outs[place / 4u + 2u][place % 4u] = select(0.0, activate(gate_second, activation) * up_second, row + 8u < rows);
+    }
+    workgroupBarrier();
+    if (local < 4u && t < pieces * 2u) {
+        pack16(at, pieces, t, array<vec4<f32>, 4>(outs[0], outs[1], outs[2], outs[3]), local);
+    }
+}
