@@ -24,6 +24,16 @@ var<workgroup> parts: array<vec4<f32>, 256>;
 var<workgroup> weights: array<vec2<f32>, 256>;
 var<workgroup> outs: array<vec4<f32>, 16>;
 
+// Puts parts `first`, `first + step` and the next two in place of the first of them.
+fn merge(first: u32, step: u32) {
+    let w = array<vec2<f32>, 4>(weights[first], weights[first + step], weights[first + 2u * step], weights[first + 3u * step]);
+    let most = max(max(w[0].x, w[1].x), max(w[2].x, w[3].x));
+    let share = exp(vec4<f32>(w[0].x, w[1].x, w[2].x, w[3].x) - vec4<f32>(most));
+    parts[first] = parts[first] * share.x + parts[first + step] * share.y
+        + parts[first + 2u * step] * share.z + parts[first + 3u * step] * share.w;
+    weights[first] = vec2<f32>(most, dot(vec4<f32>(w[0].y, w[1].y, w[2].y, w[3].y), share));
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let splits = splits_of(params.window, params.splits_max);
@@ -51,18 +61,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     parts[local] = value;
     weights[local] = vec2<f32>(most, total);
     workgroupBarrier();
+    if (local < 64u) {
+        merge(local, 64u);
+    }
+    workgroupBarrier();
     if (local < 16u) {
-        for (var i = local; i < 256u; i += 16u) {
-            most = max(most, weights[i].x);
-        }
-        total = 0.0;
-        value = vec4<f32>(0.0);
-        for (var i = local; i < 256u; i += 16u) {
-            let share = exp(weights[i].x - most);
-            total += weights[i].y * share;
-            value += parts[i] * share;
-        }
-        outs[local] = select(vec4<f32>(0.0), value / total, head < params.heads);
+        merge(local, 16u);
+        outs[local] = select(vec4<f32>(0.0), parts[local] / weights[local].y, head < params.heads);
     }
     workgroupBarrier();
     if (local < 16u) {

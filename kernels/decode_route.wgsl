@@ -36,6 +36,9 @@ const NONE: f32 = -3.4e38;
 var<workgroup> scores: array<vec4<f32>, 256>;
 var<workgroup> ids: array<u32, 64>;
 var<workgroup> slots: array<u32, 64>;
+// By expert: its slot, and how many come before it.
+var<workgroup> slot_of: array<u32, 1024>;
+var<workgroup> places: array<atomic<u32>, 1024>;
 var<workgroup> missing: atomic<u32>;
 var<workgroup> halted: u32;
 
@@ -54,6 +57,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
             // What is not a number is never chosen while a number is there.
             let l = logits[e];
             score = select(l, -3.0e38, l != l);
+            slot_of[e] = slot_table[params.table_at + e];
+            atomicStore(&places[e], 0u);
         }
         scores[e / 4u][e % 4u] = score;
     }
@@ -68,21 +73,29 @@ fn main(@builtin(local_invocation_index) local: u32) {
         return;
     }
     // An expert's place is the number of those before it: falling logit, ties by rising id.
-    for (var e = local; e < experts; e += 256u) {
-        let slot = slot_table[params.table_at + e];
+    // With few experts, several invocations share the counting for each.
+    let sharing = clamp(256u / experts, 1u, quads);
+    let each = (quads + sharing - 1u) / sharing;
+    for (var i = local; i < experts * sharing; i += 256u) {
+        let e = i % experts;
+        let start = i / experts * each;
         let mine = vec4<f32>(scores[e / 4u][e % 4u]);
         var before = vec4<u32>(0u);
-        for (var q = 0u; q < quads; q++) {
+        for (var q = start; q < min(start + each, quads); q++) {
             let l = scores[q];
             let others = vec4<u32>(4u * q) + vec4<u32>(0u, 1u, 2u, 3u);
             let first = (l > mine) | ((l == mine) & (others < vec4<u32>(e)));
             before += select(vec4<u32>(0u), vec4<u32>(1u), first);
         }
-        let place = before.x + before.y + before.z + before.w;
+        atomicAdd(&places[e], before.x + before.y + before.z + before.w);
+    }
+    workgroupBarrier();
+    for (var e = local; e < experts; e += 256u) {
+        let place = atomicLoad(&places[e]);
         if (place < top_k) {
             ids[place] = e;
-            slots[place] = slot;
-            if (slot == EMPTY) {
+            slots[place] = slot_of[e];
+            if (slot_of[e] == EMPTY) {
                 atomicAdd(&missing, 1u);
             }
         }

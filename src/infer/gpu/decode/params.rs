@@ -42,6 +42,15 @@ impl Pieces {
     }
 }
 
+/// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl).
+pub(super) fn items(packed: &Packed) -> usize {
+    match packed.dtype {
+        DType::F32 => packed.cols.div_ceil(4),
+        DType::F16 | DType::Bf16 => packed.cols.div_ceil(8),
+        _ => pieces(packed.cols),
+    }
+}
+
 /// A format's code in shared/pieces.wgsl.
 pub(super) const fn format(dtype: DType) -> u32 {
     match dtype {
@@ -53,20 +62,6 @@ pub(super) const fn format(dtype: DType) -> u32 {
         DType::Q6K => 5,
         DType::Q8_0 => 6,
         DType::Q5_0 => 7,
-    }
-}
-
-/// A format's name in the names of kernels made for it (shared/format_*.wgsl).
-pub(super) const fn format_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::F16 => "f16",
-        DType::Bf16 => "bf16",
-        DType::Q4K => "q4_k",
-        DType::Q5K => "q5_k",
-        DType::Q6K => "q6_k",
-        DType::Q8_0 => "q8_0",
-        DType::Q5_0 => "q5_0",
     }
 }
 

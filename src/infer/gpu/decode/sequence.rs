@@ -19,6 +19,7 @@ use super::fuse::{Biased, FeedForward, Fused, Layer, Norm};
 use super::params::{self, Pieces, pieces};
 use crate::infer::backend::Result;
 use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
+use crate::infer::gpu::pipelines::format_name;
 use crate::infer::gpu::plan::{Builder, activation_code, refused, word};
 use crate::infer::gpu::weights::{Piece, join, matrix, vector};
 use crate::infer::graph::{Activation, MoeId, WeightId};
@@ -129,7 +130,7 @@ impl<'b> Make<'_, 'b> {
             return Err(refused("matrices read together in several buffers".into()));
         }
         let rows: usize = of.iter().map(|piece| piece.packed.rows).sum();
-        let split = split(rows, pieces(first.packed.cols));
+        let split = split(rows, params::items(&first.packed));
         let each = 8 / split;
         let mut params = params::Linear {
             split: word(split)?,
@@ -267,7 +268,7 @@ impl<'b> Make<'_, 'b> {
         };
         let DecodeBuffers { normed, inner, .. } = self.buffers;
         let storage = [normed, &gate.buffer, inner];
-        let kernel = format!("decode_gate_up_{}", params::format_name(gate.packed.dtype));
+        let kernel = format!("decode_gate_up_{}", format_name(gate.packed.dtype));
         self.push_team(&kernel, &params, &storage, workgroups_of(pieces(rows) * 2))
     }
 
@@ -316,7 +317,7 @@ impl<'b> Make<'_, 'b> {
         let DecodeBuffers { normed, inner, routed, .. } = self.buffers;
         let storage = [normed, &chunk.buffer, routed, inner];
         let groups = workgroups_of(inner_pieces * 2 * spec.top_k);
-        let kernel = format!("decode_expert_gate_up_{}", params::format_name(gate.dtype));
+        let kernel = format!("decode_expert_gate_up_{}", format_name(gate.dtype));
         self.push_team(&kernel, &first, &storage, groups)?;
         let second = params::ExpertDown {
             down: Pieces::of(&down, down_at),
@@ -326,7 +327,7 @@ impl<'b> Make<'_, 'b> {
             split: word((8 / spec.top_k).max(1))?,
         };
         let storage = [inner, &chunk.buffer, routed, self.stream()];
-        let kernel = format!("decode_expert_down_{}", params::format_name(down.dtype));
+        let kernel = format!("decode_expert_down_{}", format_name(down.dtype));
         self.push_team(&kernel, &second, &storage, workgroups_of(spec.hidden.div_ceil(2)))
     }
 
@@ -343,17 +344,17 @@ impl<'b> Make<'_, 'b> {
 
 /// Which decode_linear: one format, a mixture's two, or any.
 fn formats(of: impl Iterator<Item = DType> + Clone) -> &'static str {
-    let first = of.clone().next().map_or("any", params::format_name);
-    if of.clone().all(|dtype| params::format_name(dtype) == first) {
+    let first = of.clone().next().map_or("any", format_name);
+    if of.clone().all(|dtype| format_name(dtype) == first) {
         return first;
     }
     if of.clone().all(|dtype| matches!(dtype, DType::Q4K | DType::Q6K)) { "k" } else { "any" }
 }
 
-/// Teams that share a row: enough for a big GPU, while each has a full round of work.
-fn split(rows: usize, pieces: usize) -> usize {
+/// Teams that share a row of so many items: enough for a big GPU, while each has a full round of work.
+fn split(rows: usize, items: usize) -> usize {
     let mut split = 1;
-    while split < 8 && rows * split < TEAMS_WANTED && pieces >= split * 2 * 32 {
+    while split < 8 && rows * split < TEAMS_WANTED && items >= split * 2 * 32 {
         split *= 2;
     }
     split
