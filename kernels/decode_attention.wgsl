@@ -68,35 +68,25 @@ fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
         half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
 }
 
-// Eight dimensions of the cached key at `position`; zeros for the new one, past the tile's
-// end and past the head's.
+// Eight dimensions of the key at `position`, zero past the tile's or the head's end.
 fn key_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
-    if (position >= end || position == now.position || column >= params.head_dim / 8u) {
+    if (position >= end || column >= params.head_dim / 8u) {
         return vec4<u32>(0u);
+    }
+    if (position == now.position) {
+        return new_key(column);
     }
     return keys[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
 }
 
 fn value_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
-    if (position >= end || position == now.position || column >= params.head_dim / 8u) {
+    if (position >= end || column >= params.head_dim / 8u) {
         return vec4<u32>(0u);
     }
+    if (position == now.position) {
+        return new_value(kv_head, column);
+    }
     return values[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
-}
-
-// Puts a key (or the new one) into the tile.
-fn put_key(to: u32, key: vec4<u32>, position: u32, column: u32) {
-    tile[to] = key;
-    if (position == now.position && column < params.head_dim / 8u) {
-        tile[to] = new_key(column);
-    }
-}
-
-fn put_value(to: u32, value: vec4<u32>, position: u32, kv_head: u32, column: u32) {
-    tile[to] = value;
-    if (position == now.position && column < params.head_dim / 8u) {
-        tile[to] = new_value(kv_head, column);
-    }
 }
 
 // The turn of a pair of dimensions.
@@ -125,23 +115,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // The team's head; one past the last of this key head counts as zeros.
     let real = 4u * four + team < shared_by;
     let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
-
-    // What this invocation moves of a tile: a column of eight dimensions, of every eighth row.
-    // The first tile is under way while the heads are made ready, each next one while the values
-    // of the one before are summed.
-    let column = local % 16u;
-    let to = local / 16u * ROW + column;
-    var start = splits.first + split * splits.tiles_each * TILE;
-    var at = start + local / 16u;
-    var end = min(splits.end, start + TILE);
-    var k0 = key_at(at, end, kv_head, column);
-    var k1 = key_at(at + 8u, end, kv_head, column);
-    var k2 = key_at(at + 16u, end, kv_head, column);
-    var k3 = key_at(at + 24u, end, kv_head, column);
-    var v0 = value_at(at, end, kv_head, column);
-    var v1 = value_at(at + 8u, end, kv_head, column);
-    var v2 = value_at(at + 16u, end, kv_head, column);
-    var v3 = value_at(at + 24u, end, kv_head, column);
 
     var square = 0.0;
     for (var i = lane; i < dim; i += 32u) {
@@ -183,11 +156,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     let words = dim / 8u;
     if (owner && four == 0u && local < words) {
-        let slot = (now.position * params.kv_heads + kv_head) * words + local;
-        keys[slot] = new_key(local);
-        values[slot] = new_value(kv_head, local);
+        let to = (now.position * params.kv_heads + kv_head) * words + local;
+        keys[to] = new_key(local);
+        values[to] = new_value(kv_head, local);
     }
 
+    // What this invocation moves of a tile: a column of eight dimensions, of every eighth row.
+    let column = local % 16u;
+    let row = local / 16u;
     // What it sums of the values: two dimensions of a head (x, y) and of the second next (z, w).
     let pair = local % 64u;
     let first = local / 64u;
@@ -197,22 +173,29 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var low = vec4<f32>(0.0);
     var high = vec4<f32>(0.0);
     for (var n = 0u; n < splits.tiles_each; n++) {
+        let start = splits.first + (split * splits.tiles_each + n) * TILE;
         if (start >= splits.end) {
             break;
         }
+        let at = start + row;
+        let end = min(splits.end, start + TILE);
+        // The first values are under way while the scores are made.
+        let v0 = value_at(at, end, kv_head, column);
+        let v1 = value_at(at + 8u, end, kv_head, column);
+        let v2 = value_at(at + 16u, end, kv_head, column);
+        let v3 = value_at(at + 24u, end, kv_head, column);
         var score = 0.0;
         for (var c = 0u; c < chunks; c++) {
             let which = c * 16u + column;
-            if (c > 0u) {
-                k0 = key_at(at, end, kv_head, which);
-                k1 = key_at(at + 8u, end, kv_head, which);
-                k2 = key_at(at + 16u, end, kv_head, which);
-                k3 = key_at(at + 24u, end, kv_head, which);
-            }
-            put_key(to, k0, at, which);
-            put_key(to + 8u * ROW, k1, at + 8u, which);
-            put_key(to + 16u * ROW, k2, at + 16u, which);
-            put_key(to + 24u * ROW, k3, at + 24u, which);
+            let k0 = key_at(at, end, kv_head, which);
+            let k1 = key_at(at + 8u, end, kv_head, which);
+            let k2 = key_at(at + 16u, end, kv_head, which);
+            let k3 = key_at(at + 24u, end, kv_head, which);
+            let to = row * ROW + column;
+            tile[to] = k0;
+            tile[to + 8u * ROW] = k1;
+            tile[to + 16u * ROW] = k2;
+            tile[to + 24u * ROW] = k3;
             workgroupBarrier();
             let columns = min(words - c * 16u, 16u);
             let quads = (team * dim) / 4u + c * 32u;
@@ -234,31 +217,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             shrink[team] = less;
         }
         for (var c = 0u; c < chunks; c++) {
-            let which = c * 16u + column;
-            if (c > 0u) {
-                v0 = value_at(at, end, kv_head, which);
-                v1 = value_at(at + 8u, end, kv_head, which);
-                v2 = value_at(at + 16u, end, kv_head, which);
-                v3 = value_at(at + 24u, end, kv_head, which);
-            }
-            put_value(to, v0, at, kv_head, which);
-            put_value(to + 8u * ROW, v1, at + 8u, kv_head, which);
-            put_value(to + 16u * ROW, v2, at + 16u, kv_head, which);
-            put_value(to + 24u * ROW, v3, at + 24u, kv_head, which);
-            if (c + 1u == chunks) {
-                start += TILE;
-                at += TILE;
-                end = min(splits.end, start + TILE);
-                if (n + 1u < splits.tiles_each) {
-                    k0 = key_at(at, end, kv_head, column);
-                    k1 = key_at(at + 8u, end, kv_head, column);
-                    k2 = key_at(at + 16u, end, kv_head, column);
-                    k3 = key_at(at + 24u, end, kv_head, column);
-                    v0 = value_at(at, end, kv_head, column);
-                    v1 = value_at(at + 8u, end, kv_head, column);
-                    v2 = value_at(at + 16u, end, kv_head, column);
-                    v3 = value_at(at + 24u, end, kv_head, column);
-                }
+            let to = row * ROW + column;
+            if (c == 0u) {
+                tile[to] = v0;
+                tile[to + 8u * ROW] = v1;
+                tile[to + 16u * ROW] = v2;
+                tile[to + 24u * ROW] = v3;
+            } else {
+                let which = c * 16u + column;
+                tile[to] = value_at(at, end, kv_head, which);
+                tile[to + 8u * ROW] = value_at(at + 8u, end, kv_head, which);
+                tile[to + 16u * ROW] = value_at(at + 16u, end, kv_head, which);
+                tile[to + 24u * ROW] = value_at(at + 24u, end, kv_head, which);
             }
             workgroupBarrier();
             var sums = select(high, low, c == 0u)
@@ -278,13 +248,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let stride = dim / 2u + 2u;
     for (var c = 0u; c < chunks; c++) {
         let sums = select(high, low, c == 0u);
-        let to = c * 64u + pair;
-        if (to < dim / 2u) {
+        let at = c * 64u + pair;
+        if (at < dim / 2u) {
             if (4u * four + first < shared_by) {
-                partial[((kv_head * shared_by + 4u * four + first) * splits.count + split) * stride + to] = sums.xy;
+                partial[((kv_head * shared_by + 4u * four + first) * splits.count + split) * stride + at] = sums.xy;
             }
             if (4u * four + first + 2u < shared_by) {
-                partial[((kv_head * shared_by + 4u * four + first + 2u) * splits.count + split) * stride + to] = sums.zw;
+                partial[((kv_head * shared_by + 4u * four + first + 2u) * splits.count + split) * stride + at] = sums.zw;
             }
         }
     }

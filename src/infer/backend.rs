@@ -173,6 +173,18 @@ pub trait Backend: Send {
         let _ = (moe, expert, slot);
     }
 
+    /// Lets this many bytes of the host's memory hold experts that lose their slots; for
+    /// devices that can bring them back by themselves. To be called once slots are allocated.
+    fn set_aside(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// Puts an expert that the device has set aside into a slot; `false` if it has not.
+    fn bring(&mut self, moe: MoeId, expert: u32, slot: Slot) -> Result<bool> {
+        let _ = (moe, expert, slot);
+        Ok(false)
+    }
+
     /// Puts an expert's stored bytes (`layout.bytes` of them) into a slot.
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()>;
 

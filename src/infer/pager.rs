@@ -20,6 +20,7 @@ use crate::store::{PolicyKind, Tier};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TierHits {
     pub vram: u64,
+    /// In the store's memory, or set aside by the device.
     pub ram: u64,
     pub disk: u64,
     pub peer: u64,
@@ -154,7 +155,8 @@ impl Pager {
         self.stats.hits.vram += experts.len() as u64;
     }
 
-    /// Fetches experts and puts each into its slot as it comes.
+    /// Puts experts into their slots: those that the device set aside at once, the others as they
+    /// are fetched.
     fn fill(
         &mut self,
         moe: MoeId,
@@ -162,12 +164,21 @@ impl Pager {
         backend: &mut dyn Backend,
     ) -> Result<(), SessionError> {
         let layer = &self.layers[usize::from(moe.0)];
-        let places = fills.iter().map(|(expert, _)| layer.places[*expert as usize].as_slice());
-        let runs: Vec<&[Piece]> = places.collect();
         let mut hits = self.stats.hits;
         let mut filled_bytes = 0;
+        let mut read = Vec::new();
+        for (expert, slot) in fills {
+            if backend.bring(moe, *expert, *slot)? {
+                hits.count(Tier::Ram);
+                filled_bytes += layer.layout.bytes as u64;
+            } else {
+                read.push((*expert, *slot));
+            }
+        }
+        let places = read.iter().map(|(expert, _)| layer.places[*expert as usize].as_slice());
+        let runs: Vec<&[Piece]> = places.collect();
         self.reader.read_runs(&runs, |i, bytes, tier| -> Result<(), SessionError> {
-            backend.fill_slot(fills[i].1, bytes)?;
+            backend.fill_slot(read[i].1, bytes)?;
             hits.count(tier);
             filled_bytes += bytes.len() as u64;
             Ok(())

@@ -33,6 +33,9 @@ pub struct SessionOptions {
     pub kv: KvFormat,
     /// Which expert gives up its slot.
     pub policy: PolicyKind,
+    /// Bytes of the host's memory for experts that lost their slots, where the device has memory
+    /// of its own.
+    pub host_bytes: u64,
 }
 
 impl Default for SessionOptions {
@@ -43,6 +46,7 @@ impl Default for SessionOptions {
             slots: SlotBudget::All,
             kv: KvFormat::default(),
             policy: PolicyKind::default(),
+            host_bytes: 0,
         }
     }
 }
@@ -106,6 +110,9 @@ impl Session {
         let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
         backend.alloc_slots(&plan.classes, &plan.class_of)?;
+        if plan.slots() < model.experts() {
+            backend.set_aside(options.host_bytes);
+        }
         Ok(Self {
             pager: Pager::new(model, &plan, options.policy),
             parts: parts(&model.graph),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
+use super::memory;
 use super::size::ByteSize;
 use crate::infer::slots::SlotBudget;
 use crate::store::PolicyKind;
@@ -294,6 +295,10 @@ pub struct ModelArgs {
     /// Device memory for the model [default: whatever it takes]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<ByteSize>,
+    /// Main memory for experts that lost their slots on a GPU with memory of its own [default: half
+    /// of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub host_budget: Option<ByteSize>,
     /// The longest context to make room for, tokens [default: what the task needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -310,6 +315,11 @@ impl ModelArgs {
     /// The device memory that the model may take.
     pub fn slots(&self) -> SlotBudget {
         self.vram_budget.map_or(SlotBudget::All, |size| SlotBudget::Device(size.0))
+    }
+
+    /// The main memory that evicted experts may take.
+    pub fn host_bytes(&self) -> u64 {
+        self.host_budget.map_or_else(|| memory::available() / 2, |size| size.0)
     }
 
     pub fn policy(&self) -> PolicyKind {

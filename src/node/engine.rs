@@ -61,6 +61,7 @@ impl Engine {
     pub fn start(
         backend: BackendChoice,
         vram_budget: u64,
+        host_budget: u64,
         traffic: impl Fn() -> Traffic + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
@@ -69,7 +70,9 @@ impl Engine {
             backend: generation::describe_choice(backend).to_owned(),
             loaded: None,
         }));
-        let worker = Worker { backend, vram_budget, traffic, loaded: None, shown: shown.clone() };
+        let shared = shown.clone();
+        let worker =
+            Worker { backend, vram_budget, host_budget, traffic, loaded: None, shown: shared };
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
@@ -124,6 +127,8 @@ struct Loaded {
 struct Worker<T> {
     backend: BackendChoice,
     vram_budget: u64,
+    /// Main memory for experts that lost their slots on a GPU.
+    host_budget: u64,
     traffic: T,
     loaded: Option<Loaded>,
     shown: Arc<Mutex<Shown>>,
@@ -208,6 +213,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         let options = SessionOptions {
             context: Some(context),
             slots: SlotBudget::Device(self.vram_budget),
+            host_bytes: self.host_budget,
             ..SessionOptions::default()
         };
         let session = Session::new(&model, device.as_ref(), &options)?;

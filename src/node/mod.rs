@@ -14,6 +14,7 @@ mod engine;
 mod events;
 mod generation;
 mod identity;
+mod memory;
 mod progress;
 mod service;
 mod size;

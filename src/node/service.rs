@@ -79,7 +79,7 @@ impl Service {
             let mesh = mesh.clone();
             move || traffic_of(&mesh)
         };
-        let engine = Engine::start(config.backend, config.vram_budget, traffic)?;
+        let engine = Engine::start(config.backend, config.vram_budget, config.ram_budget, traffic)?;
         let service = Arc::new(Self {
             seed,
             started: Instant::now(),

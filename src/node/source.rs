@@ -152,7 +152,14 @@ impl Opened {
             KvChoice::F16 => KvFormat::F16,
             KvChoice::F32 => KvFormat::F32,
         };
-        let options = SessionOptions { context, slots, kv, policy, ..SessionOptions::default() };
+        let options = SessionOptions {
+            context,
+            slots,
+            kv,
+            policy,
+            host_bytes: args.host_bytes(),
+            ..SessionOptions::default()
+        };
         let bytes = ByteSize(self.model.manifest.trunk_bytes());
         let loading = progress::spinner(format!("loading {bytes} of resident weights"));
         let session = Session::new(&self.model, device, &options);

@@ -14,6 +14,7 @@ use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
 use super::params::{ARENA_SLOT, Step};
 use super::pipelines::{Pipelines, Reduction};
+use super::spill;
 use super::timing::{self, Meter};
 use super::trusted;
 use crate::infer::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
@@ -109,6 +110,7 @@ impl GpuDevice {
         };
         let mut features = adapter.features()
             & (wgpu::Features::SUBGROUP
+                | spill::FEATURE
                 | wgpu::Features::TIMESTAMP_QUERY
                 | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
                 | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES);
@@ -222,6 +224,14 @@ impl GpuDevice {
     /// Whether single tokens run fused: not where workgroup memory and barriers are dear.
     pub(super) fn fuses(&self) -> bool {
         self.pipelines().reduction == Reduction::Group
+    }
+
+    /// Whether experts are worth keeping in memory of the host: it is not the device's own, and
+    /// the device can read it. Software adapters do, so that it can be tried without a GPU.
+    pub(super) fn spills(&self) -> bool {
+        let apart =
+            matches!(self.inner.info.device_type, DeviceType::DiscreteGpu | DeviceType::Cpu);
+        apart && self.wgpu().features().contains(spill::FEATURE)
     }
 
     pub(super) fn wgpu(&self) -> &wgpu::Device {

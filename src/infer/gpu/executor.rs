@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
-use super::decode::{Decode, Halted};
+use super::decode::Decode;
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
+use super::spill::Spill;
 use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
 use crate::infer::backend::{
@@ -59,12 +60,12 @@ pub(super) struct GpuBackend {
     pub(super) buffers: Buffers,
     /// For a graph whose single tokens run fused.
     pub(super) decode: Option<Decode>,
-    /// The fused token that waits for an expert.
-    pub(super) halted: Option<Halted>,
     /// By weight: read as a vector.
     vectors: Vec<bool>,
     weights: Vec<Option<DeviceWeight>>,
     experts: Experts,
+    /// Experts that lost their slots.
+    pub(super) spill: Option<Spill>,
     uploads: Uploads,
     /// Made at the first step after the last weight or slot change.
     pub(super) plan: Option<Plan>,
@@ -85,11 +86,11 @@ impl GpuBackend {
         buffers.bytes += decode.as_ref().map_or(0, |decode| decode.buffers.bytes);
         Ok(Self {
             decode,
-            halted: None,
             vectors: weights::vectors(&graph),
             weights: graph.weights.iter().map(|_| None).collect(),
             routed: graph.moe.iter().map(|_| Routed::default()).collect(),
             experts: Experts::default(),
+            spill: None,
             uploads: Uploads::default(),
             plan: None,
             running: Running::default(),
@@ -142,6 +143,19 @@ impl GpuBackend {
         Ok(())
     }
 
+    /// Submits the copies of experts that wait, if any do.
+    fn copy_spilled(&mut self) -> Result<()> {
+        if let Some(spill) = self.spill.as_mut().filter(|spill| spill.waits()) {
+            let label = Some("experts set aside");
+            let wgpu = self.device.wgpu();
+            let mut encoder =
+                wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+            spill.encode(&mut encoder);
+            self.device.submit(encoder)?;
+        }
+        Ok(())
+    }
+
     /// Submits what is queued: one compute pass, then the copies of what the
     /// host will want to read.
     fn submit(&mut self) -> Result<()> {
@@ -155,6 +169,9 @@ impl GpuBackend {
         let label = Some("step");
         let mut encoder =
             self.device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        if let Some(spill) = &mut self.spill {
+            spill.encode(&mut encoder);
+        }
         {
             let clock = self.device.meter().pass();
             let timestamp_writes = clock.as_ref().map(PassClock::writes);
@@ -281,6 +298,7 @@ impl Backend for GpuBackend {
 
     fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()> {
         self.plan = None;
+        self.spill = None;
         self.experts = Experts::default();
         self.experts =
             Experts::alloc(&self.device, &self.graph, classes, class_of, self.binding_bytes_max)?;
@@ -296,7 +314,33 @@ impl Backend for GpuBackend {
         Ok(self.decode.is_some().then_some(self as &mut dyn Decoder))
     }
 
+    fn set_aside(&mut self, bytes: u64) {
+        self.spill = Spill::new(&self.device, bytes);
+    }
+
+    fn bring(&mut self, moe: MoeId, expert: u32, slot: Slot) -> Result<bool> {
+        let Some(to) = self.experts.locate(slot) else { return Ok(false) };
+        // A queued wave still reads what the slot held.
+        if self.queued.iter().any(|q| matches!(q, Queued::Wave { .. })) {
+            self.submit()?;
+        }
+        let bytes = to.2;
+        let brought = self.spill.as_mut().is_some_and(|spill| spill.bring((moe, expert), slot, to));
+        if brought {
+            self.device.meter().uploaded(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        Ok(brought)
+    }
+
     fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
+        if let Some(spill) = &mut self.spill {
+            match slot {
+                Some(slot) => spill.entered(moe, expert, slot),
+                None => {
+                    spill.left(&self.device, (moe, expert), |slot| self.experts.locate(slot));
+                }
+            }
+        }
         if let Some(decode) = &mut self.decode {
             decode.buffers.table.place(moe, expert, slot);
         }
@@ -307,6 +351,8 @@ impl Backend for GpuBackend {
         if self.queued.iter().any(|q| matches!(q, Queued::Wave { .. })) {
             self.submit()?;
         }
+        // Written bytes arrive before what is submitted next: what the slot held goes first.
+        self.copy_spilled()?;
         self.experts.fill(&self.device, &mut self.uploads, slot, bytes)
     }
 

@@ -190,6 +190,13 @@ impl Experts {
         uploads.write(device, &self.chunks[chunk].buffer, offset, &self.planes)
     }
 
+    /// A slot's buffer, where it begins there, and its bytes.
+    pub fn locate(&self, slot: Slot) -> Option<(wgpu::Buffer, u64, u64)> {
+        let (chunk, index) = self.place(slot).ok()?;
+        let stride = self.classes[usize::from(slot.class)].shape.stride as u64;
+        Some((self.chunks[chunk].buffer.clone(), stride * u64::from(index), stride))
+    }
+
     /// The chunk of a slot and the slot's number in it.
     fn place(&self, slot: Slot) -> Result<(usize, u32)> {
         let class = self.classes.get(usize::from(slot.class));

@@ -23,6 +23,7 @@ mod plan;
 mod readback;
 mod repack;
 mod sample;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod timing;

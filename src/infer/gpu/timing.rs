@@ -14,6 +14,7 @@ use wgpu::BufferUsages;
 
 use super::device::{ANSWER_WAIT_MAX, GpuDevice};
 use super::params::ARENA_SLOT;
+use super::spill;
 use super::weights::Uploads;
 use crate::infer::backend::{BackendError, Bandwidth, Counters, Result};
 
@@ -195,7 +196,10 @@ pub(super) fn bandwidth(device: &GpuDevice) -> Result<Bandwidth> {
         false => hardware_bytes,
     };
     let copy_bytes_s = copy_bandwidth(device, pick(COPY_BYTES))?;
-    let upload_bytes_s = upload_bandwidth(device, pick(UPLOAD_BYTES))?;
+    let mut upload_bytes_s = upload_bandwidth(device, pick(UPLOAD_BYTES))?;
+    if device.spills() {
+        upload_bytes_s = upload_bytes_s.max(fetch_bandwidth(device, pick(UPLOAD_BYTES))?);
+    }
     Ok(Bandwidth { copy_bytes_s, upload_bytes_s })
 }
 
@@ -210,6 +214,27 @@ fn scratch(device: &GpuDevice, what: &str, bytes: u64) -> Result<(wgpu::Buffer, 
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Bytes a second that the device copies from memory of the host by itself.
+fn fetch_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
+    let from = device.buffer("memory of the host", bytes, spill::USAGE)?;
+    let (to, bytes) = scratch(device, "the target of a fetch", bytes)?;
+    // Pages that were never written need not be read.
+    let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(&to, 0, &from, 0, Some(bytes));
+    let submission = device.submit(encoder)?;
+    device.wait(Some(submission))?;
+    let mut best = 0.0_f64;
+    for _ in 0..ROUNDS {
+        let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&from, 0, &to, 0, Some(bytes));
+        let started = Instant::now();
+        let submission = device.submit(encoder)?;
+        device.wait(Some(submission))?;
+        best = best.max(bytes as f64 / started.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 fn copy_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {

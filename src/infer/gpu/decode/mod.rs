@@ -5,6 +5,7 @@
 //! share. A token whose expert has no slot halts itself at that layer: the host fills
 //! the slot and begins the layer again from the residual set aside. Tokens queued behind a
 //! halted one find the state set, change nothing that lasts, and are queued again.
+//! Where tokens halt often, only as many layers are queued as are likely to run.
 
 mod buffers;
 mod fuse;
@@ -17,7 +18,6 @@ use std::collections::VecDeque;
 use wgpu::BufferUsages;
 
 pub(super) use buffers::DecodeBuffers;
-use buffers::STATE_HEAD;
 pub(super) use fuse::{FeedForward, Fused};
 pub(super) use sequence::Sequence;
 
@@ -45,6 +45,10 @@ pub(super) struct Decode {
     /// Reports on their way, oldest first: which, and its token's step.
     flights: VecDeque<Flight>,
     next: usize,
+    /// The token that waits for an expert.
+    halted: Option<Flight>,
+    /// MoE layers that a token passes before it halts, of late.
+    reach: f32,
     /// The choice of the next token, once it was asked for.
     sample: Option<SamplePlan>,
     chosen: wgpu::Buffer,
@@ -55,7 +59,23 @@ struct Flight {
     report: usize,
     step: StepParams,
     want: Want,
+    /// The MoE layers that it runs: from the first, to before the second. The second is past the last
+    /// unless the token is to go on from there.
+    layers: (usize, usize),
 }
+
+/// Where a submission begins.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    Token,
+    /// At a MoE layer that the one before it stopped at.
+    On(usize),
+    /// At the MoE layer that halted it.
+    Again(usize),
+}
+
+/// How fast `reach` follows what is seen.
+const REACH_GAIN: f32 = 0.25;
 
 impl Decode {
     /// `None` for a graph that the fused kernels do not fit.
@@ -68,7 +88,30 @@ impl Decode {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
         let chosen = device.buffer("the chosen token", 4, usage)?;
         let flights = VecDeque::new();
-        Ok(Some(Self { fused, buffers, reports, flights, next: 0, sample: None, chosen }))
+        let reach = graph.moe.len() as f32;
+        Ok(Some(Self {
+            fused,
+            buffers,
+            reports,
+            flights,
+            next: 0,
+            halted: None,
+            reach,
+            sample: None,
+            chosen,
+        }))
+    }
+
+    /// A token passed so many MoE layers.
+    fn passed(&mut self, layers: usize) {
+        self.reach += (layers as f32 - self.reach) * REACH_GAIN;
+    }
+
+    /// The MoE layer to stop before, of `layers`: past the last if most of the rest is
+    /// likely to run.
+    fn stop(&self, first: usize, layers: usize) -> usize {
+        let ahead = (self.reach.round() as usize).max(1);
+        if first + 2 * ahead >= layers { layers } else { first + ahead }
     }
 
     /// Whether every matrix lies in one binding, and every layer's slots in one.
@@ -112,7 +155,10 @@ impl Decode {
 
 impl Decoder for GpuBackend {
     fn room(&self) -> usize {
-        self.decode.as_ref().map_or(0, |decode| FLIGHTS_MAX - decode.flights.len())
+        let Some(decode) = &self.decode else { return 0 };
+        // Nothing may follow a token that stops on the way.
+        let whole = decode.flights.iter().all(|flight| flight.layers.1 == self.graph.moe.len());
+        if whole { FLIGHTS_MAX - decode.flights.len() } else { 0 }
     }
 
     fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
@@ -145,15 +191,15 @@ impl Decoder for GpuBackend {
         if let Fed::Token(token) = fed {
             self.device.write(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
         }
-        self.fly(step, want, None)
+        self.fly(step, want, Begin::Token)
     }
 
     fn resume(&mut self, moe: MoeId) -> Result<()> {
-        let halted = self.halted.take();
+        let halted = self.decode.as_mut().and_then(|decode| decode.halted.take());
         let Some(flight) = halted else {
             return Err(BackendError::Unsupported("resuming a step that was not halted".into()));
         };
-        self.fly(flight.step, flight.want, Some(moe))
+        self.fly(flight.step, flight.want, Begin::Again(usize::from(moe.0)))
     }
 
     fn take(&mut self) -> Result<Report> {
@@ -162,10 +208,20 @@ impl Decoder for GpuBackend {
         let flight = decode.flights.pop_front().ok_or_else(nothing)?;
         let bytes = decode.reports[flight.report].take(&self.device)?.ok_or_else(nothing)?;
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let (first, end) = flight.layers;
         let halted = match words[0] {
             0 => None,
             layer => Some(MoeId((layer - 1) as u16)),
         };
+        if let Some(moe) = halted {
+            decode.passed(usize::from(moe.0).saturating_sub(first));
+        } else {
+            decode.passed(2 * (end - first));
+            if end < self.graph.moe.len() {
+                self.fly(flight.step, flight.want, Begin::On(end))?;
+                return self.take();
+            }
+        }
         let experts = self.graph.moe.iter().zip(&decode.buffers.ids_at).map(|(moe, at)| {
             let ids = words[*at..*at + moe.top_k].to_vec();
             match ids.iter().find(|id| **id as usize >= moe.experts.len()) {
@@ -179,7 +235,7 @@ impl Decoder for GpuBackend {
             while let Some(behind) = decode.flights.pop_front() {
                 decode.reports[behind.report].take(&self.device)?;
             }
-            self.halted = Some(Halted { step: flight.step, want: flight.want });
+            decode.halted = Some(flight);
         }
         Ok(Report { halted, token: words[1], experts })
     }
@@ -189,8 +245,8 @@ impl Decoder for GpuBackend {
     }
 
     fn drop_halted(&mut self) {
-        if self.halted.take().is_some()
-            && let Some(decode) = &self.decode
+        if let Some(decode) = &mut self.decode
+            && decode.halted.take().is_some()
         {
             self.device.write(&decode.buffers.state, 0, &[0; 4]);
         }
@@ -200,13 +256,6 @@ impl Decoder for GpuBackend {
         let bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
-}
-
-/// A token to begin again at the layer that halted it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Halted {
-    step: StepParams,
-    want: Want,
 }
 
 impl GpuBackend {
@@ -229,14 +278,13 @@ impl GpuBackend {
         }
     }
 
-    /// Submits one token's dispatches: all, or from a MoE layer on.
-    fn fly(&mut self, step: StepParams, want: Want, from: Option<MoeId>) -> Result<()> {
+    /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
+    /// it is likely to halt.
+    fn fly(&mut self, step: StepParams, want: Want, begin: Begin) -> Result<()> {
         self.make_plan()?;
-        let Self { device, plan, decode, buffers, .. } = self;
-        let (Some(plan), Some(decode)) = (plan.as_ref(), decode.as_mut()) else {
-            return Err(BackendError::Unsupported("a graph that is not fused".into()));
-        };
-        let Some(sequence) = &plan.decode else {
+        let Self { device, plan, decode, buffers, spill, .. } = self;
+        let plan = plan.as_ref().and_then(|plan| Some((plan, plan.decode.as_ref()?)));
+        let (Some((plan, sequence)), Some(decode)) = (plan, decode.as_mut()) else {
             return Err(BackendError::Unsupported("a graph that is not fused".into()));
         };
         device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
@@ -244,16 +292,30 @@ impl GpuBackend {
         let label = Some("token");
         let mut encoder =
             device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
-        let mut first = 0;
-        if let Some(moe) = from {
-            first = sequence.resume[usize::from(moe.0)];
+        if let Some(spill) = spill {
+            spill.encode(&mut encoder);
+        }
+        let first_layer = match begin {
+            Begin::Token => 0,
+            Begin::On(layer) | Begin::Again(layer) => layer,
+        };
+        let layers = self.graph.moe.len();
+        let last_layer = decode.stop(first_layer, layers);
+        let whole = last_layer == layers;
+        let first = match begin {
+            Begin::Token => 0,
+            Begin::On(layer) | Begin::Again(layer) => sequence.resume[layer],
+        };
+        if let Begin::Again(_) = begin {
             let stream = buffers.activation(decode.fused.x);
             let bytes = decode.buffers.aside.size().min(stream.size());
             encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
             encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
         }
-        let logits = want == Want::Logits;
+        let logits = whole && want == Want::Logits;
+        let choice = whole && want == Want::Choice;
         let end = match want {
+            _ if !whole => sequence.resume[last_layer],
             Want::Nothing => sequence.logits,
             Want::Logits | Want::Choice => sequence.steps.len(),
         };
@@ -265,7 +327,7 @@ impl GpuBackend {
             for dispatch in &sequence.steps[first..end] {
                 plan.encode(device, &mut pass, dispatch, &step)?;
             }
-            if want == Want::Choice {
+            if choice {
                 let Some(sample) = &decode.sample else {
                     return Err(BackendError::Unsupported("a choice without a sampler".into()));
                 };
@@ -273,7 +335,7 @@ impl GpuBackend {
                 (0..sample.dispatches()).for_each(|_| device.meter().dispatched());
             }
         }
-        if want == Want::Choice {
+        if choice {
             let state = &decode.buffers.state;
             encoder.copy_buffer_to_buffer(&decode.chosen, 0, state, 4, Some(4));
         }
@@ -290,9 +352,8 @@ impl GpuBackend {
         if logits {
             buffers.logits_readback.submitted(logit_bytes, &submission);
         }
-        decode.flights.push_back(Flight { report, step, want });
+        let layers = (first_layer, last_layer);
+        decode.flights.push_back(Flight { report, step, want, layers });
         Ok(())
     }
 }
-
-const _: () = assert!(STATE_HEAD >= 2);

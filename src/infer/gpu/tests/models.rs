@@ -11,9 +11,10 @@ use crate::infer::model::Model;
 use crate::infer::sampler::{Sampler, SamplerOptions};
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::slots::SlotBudget;
-use crate::infer::testing::{Wanted, checkpoint};
+use crate::infer::testing::{self, Wanted, checkpoint};
 use crate::store::DType;
 use crate::testing::shared;
+use serde_json::json;
 
 fn golden(name: &str) {
     let Some(dir) = shared(&format!("goldens/{name}")) else { return };
@@ -254,4 +255,61 @@ fn fused_tokens_of_a_mixtral_agree_with_the_cpu_and_are_chosen_ahead() {
 #[test]
 fn fused_tokens_of_a_qwen3_moe_agree_with_the_cpu_and_are_chosen_ahead() {
     fused("tiny-qwen3moe");
+}
+
+/// 3 layers of 12 experts, top 3, in two classes of slots.
+fn small(random: &mut Random) -> Model {
+    let config = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 131,
+        "max_position_embeddings": 96, "num_experts": 12, "num_experts_per_tok": 3,
+        "rms_norm_eps": 1e-6,
+    });
+    testing::random(&config, random.below(1 << 30) as u64, |wanted| match wanted.name {
+        name if name.contains("layers.2.mlp.experts") => DType::Q8_0,
+        name if name.contains("experts") => DType::Q5_0,
+        _ => DType::F32,
+    })
+}
+
+/// An expert that lost its slot comes back from memory of the host, bit by bit as it was, as
+/// often as there is room for it there; the rest is read again.
+#[test]
+fn evicted_experts_come_back_from_memory_of_the_host() {
+    let mut random = Random::new("experts set aside");
+    let model = small(&mut random);
+    let tokens: Vec<u32> = (0..PROMPT + 20).map(|_| random.below(131) as u32).collect();
+    for (reduction, kv) in [(Reduction::Lane, KvFormat::F32), (Reduction::Group, KvFormat::F16)] {
+        let Some(device) = device(reduction) else { return };
+        let make = |slots, host_bytes| {
+            let context = Some(80);
+            let options = SessionOptions {
+                context,
+                batch: PROMPT,
+                slots,
+                kv,
+                host_bytes,
+                ..SessionOptions::default()
+            };
+            Session::new(&model, &device, &options).unwrap()
+        };
+        let want = logits(&mut make(SlotBudget::All, 0), &tokens);
+        let paged = |host_bytes| {
+            let mut session = make(SlotBudget::Experts(12), host_bytes);
+            for _ in 0..2 {
+                assert!(logits(&mut session, &tokens) == want, "{reduction:?}, {host_bytes}");
+            }
+            let pager = session.stats().pager;
+            assert_eq!(pager.demands, pager.hits.total());
+            assert!(pager.evictions > 36, "{pager:?}");
+            pager.hits
+        };
+        let [none, few, all] = [0, 40_000, 1 << 30].map(paged);
+        println!("{reduction:?}: none {none:?}, few {few:?}, all {all:?}");
+        assert_eq!(none.ram, 0);
+        assert!(few.ram > 0 && few.disk > 36, "{few:?}");
+        assert!(all.ram > few.ram && all.disk <= 36, "each is read at most once: {all:?}");
+        assert_eq!(none.disk, all.disk + all.ram, "the same experts were missed");
+    }
 }
