@@ -205,7 +205,7 @@ pub(super) fn bandwidth(device: &GpuDevice) -> Result<Bandwidth> {
 
 /// The largest buffer up to `bytes` that there is room for, and its size.
 fn scratch(device: &GpuDevice, what: &str, bytes: u64) -> Result<(wgpu::Buffer, u64)> {
-    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
     let mut size = bytes.min(device.binding_bytes_max());
     loop {
         match device.buffer(what, size, usage) {
