@@ -542,7 +542,12 @@ impl Rogue {
             sequence: 1,
             lease: Duration::from_secs(60),
             addresses: Vec::new(),
-            models: vec![ModelHoldings { model: model.id, manifest: true, objects: vec![1] }],
+            models: vec![ModelHoldings {
+                model: model.id,
+                manifest: true,
+                objects: vec![1],
+                parts: Vec::new(),
+            }],
         })
     }
 

@@ -7,16 +7,18 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use doppler_swarm::{PeerId, Stream, SwarmHandle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::limiter::Limiter;
 use super::options::{
-    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE, SHARD_PROTOCOL,
+    HEARD_EVERY, IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE,
+    SHARD_PROTOCOL,
 };
 use super::reputation::Conduct;
 use crate::store::verified::{self, VerifiedRange};
@@ -74,22 +76,27 @@ struct Kept {
 pub(super) struct Client {
     swarm: SwarmHandle,
     idle: Duration,
+    limit: Arc<Limiter>,
     kept: Mutex<HashMap<PeerId, Vec<Kept>>>,
 }
 
 impl Client {
-    pub(super) fn new(swarm: SwarmHandle, idle: Duration) -> Self {
-        Self { swarm, idle, kept: Mutex::default() }
+    pub(super) fn new(swarm: SwarmHandle, idle: Duration, limit: Arc<Limiter>) -> Self {
+        Self { swarm, idle, limit, kept: Mutex::default() }
     }
 
-    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long.
+    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long. `heard` is called
+    /// now and then while bytes come.
     pub(super) async fn request(
         &self,
         peer: PeerId,
         request: ShardRequest,
+        heard: Heard<'_>,
     ) -> Result<VerifiedRange, Failure> {
         let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
-        match tokio::time::timeout(limit, self.request_unlimited(peer, request)).await {
+        // A limit of this node's own is not the peer's fault.
+        let limit = if self.limit.is_limited() { limit * 16 } else { limit };
+        match tokio::time::timeout(limit, self.request_unlimited(peer, request, heard)).await {
             Ok(answer) => answer,
             Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
         }
@@ -99,9 +106,10 @@ impl Client {
         &self,
         peer: PeerId,
         request: ShardRequest,
+        heard: Heard<'_>,
     ) -> Result<VerifiedRange, Failure> {
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, request).await {
+            match self.exchange(&mut stream, request, heard).await {
                 Ok(range) => {
                     self.keep(peer, stream);
                     return Ok(range);
@@ -114,7 +122,7 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
-        match self.exchange(&mut stream, request).await {
+        match self.exchange(&mut stream, request, heard).await {
             Ok(range) => {
                 self.keep(peer, stream);
                 Ok(range)
@@ -142,8 +150,9 @@ impl Client {
         &self,
         stream: &mut Stream,
         request: ShardRequest,
+        heard: Heard<'_>,
     ) -> Result<VerifiedRange, (Failure, Progress)> {
-        let mut reader = Watched::new(stream, self.idle);
+        let mut reader = Watched::new(stream, self.idle, &self.limit, heard);
         let reply = ask(&mut reader, request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
@@ -188,7 +197,7 @@ async fn ask(
         stream.stream.flush().await
     };
     tokio::time::timeout(idle, send).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    stream.rearm();
+    stream.rearm(Instant::now());
     let length = usize::from(stream.read_u16().await?);
     if length > FRAME_BYTES_MAX {
         return Ok(Err(format!("a reply of {length} bytes")));
@@ -251,21 +260,33 @@ fn io_failure(error: &io::Error, bytes: u64) -> Failure {
     }
 }
 
-/// A stream that counts what is read and fails once nothing came for `idle`.
+/// Told that bytes come.
+pub(super) type Heard<'a> = &'a (dyn Fn() + Send + Sync);
+
+/// A stream that counts what is read, keeps to the download limit, and fails once
+/// nothing came for `idle`.
 struct Watched<'a> {
     stream: &'a mut Stream,
     idle: Duration,
     silent: Pin<Box<Sleep>>,
+    /// Runs while the limit holds reading back.
+    pause: Option<Pin<Box<Sleep>>>,
+    limit: &'a Limiter,
+    heard: Heard<'a>,
+    /// When `heard` was last told, and the time-out last moved.
+    noted: Instant,
     read: u64,
 }
 
 impl<'a> Watched<'a> {
-    fn new(stream: &'a mut Stream, idle: Duration) -> Self {
-        Self { stream, idle, silent: Box::pin(sleep(idle)), read: 0 }
+    fn new(stream: &'a mut Stream, idle: Duration, limit: &'a Limiter, heard: Heard<'a>) -> Self {
+        let silent = Box::pin(sleep(idle));
+        Self { stream, idle, silent, pause: None, limit, heard, noted: Instant::now(), read: 0 }
     }
 
-    fn rearm(&mut self) {
-        self.silent.as_mut().reset(tokio::time::Instant::now() + self.idle);
+    fn rearm(&mut self, now: Instant) {
+        self.silent.as_mut().reset((now + self.idle).into());
+        self.noted = now;
     }
 }
 
@@ -275,12 +296,27 @@ impl AsyncRead for Watched<'_> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
         let this = &mut *self;
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+            this.rearm(Instant::now());
+        }
+        let before = buf.filled().len();
         match Pin::new(&mut *this.stream).poll_read(cx, buf) {
             Poll::Ready(done) => {
-                this.read += (buf.filled().len() - before) as u64;
-                this.rearm();
+                let bytes = (buf.filled().len() - before) as u64;
+                this.read += bytes;
+                let now = Instant::now();
+                // Timers and locks are not touched for every frame.
+                if now.duration_since(this.noted) >= HEARD_EVERY {
+                    this.rearm(now);
+                    (this.heard)();
+                }
+                let wait = this.limit.take(bytes);
+                if !wait.is_zero() {
+                    this.pause = Some(Box::pin(sleep(wait)));
+                }
                 Poll::Ready(done)
             }
             Poll::Pending => {

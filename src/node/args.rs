@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
-use super::size::ByteSize;
+use super::size::{ByteRate, ByteSize};
 use crate::infer::slots::SlotBudget;
 use crate::store::PolicyKind;
 
@@ -117,6 +117,14 @@ pub struct NetworkArgs {
     /// Do not look for peers on the local network by mDNS
     #[arg(long)]
     pub no_mdns: bool,
+
+    /// Bytes of shards a second to send to peers, at most [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub upload_limit: Option<ByteRate>,
+
+    /// Bytes of shards a second to take from peers, at most [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub download_limit: Option<ByteRate>,
 
     /// Seconds to look for a holder of a missing shard before giving up
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]

@@ -72,6 +72,8 @@ impl Service {
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
         options.find_timeout = config.find_timeout;
+        options.upload_limit = config.upload_limit;
+        options.download_limit = config.download_limit;
         let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
         ladder.set_peers(Arc::new(mesh.clone()));
 

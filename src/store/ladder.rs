@@ -23,6 +23,7 @@ use super::dir::MemReader;
 use super::disk::{DiskStats, DiskTier, Imported, Kept};
 use super::error::StoreError;
 use super::flights::{Flights, copy_error};
+use super::groups::Chunks;
 use super::ram::RamTier;
 use super::verified::{
     DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange, align,
@@ -371,6 +372,10 @@ impl ShardServe for Ladder {
             Some(disk) => disk.complete(),
             None => self.inner.memory.ids(),
         }
+    }
+
+    fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
+        self.inner.disk.as_ref().map_or_else(Vec::new, |disk| disk.partial(max))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

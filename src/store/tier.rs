@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
+use super::groups::Chunks;
 use super::verified::{Encoded, VerifiedRange};
 use super::{ByteRange, ShardId};
 
@@ -121,6 +122,12 @@ pub trait ShardServe: Send + Sync {
 
     /// Ids of the objects held whole, in no particular order.
     fn complete(&self) -> Vec<ShardId>;
+
+    /// Objects held in part, with the 1 MiB chunks that are held, at most `max` of them.
+    fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
+        let _ = max;
+        Vec::new()
+    }
 
     /// Changes whenever `complete` may have changed.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;

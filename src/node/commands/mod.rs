@@ -1,6 +1,7 @@
 //! One file a command (or a few that belong together): resolve arguments, do it, print it.
 
 mod bench;
+mod bench_mesh;
 mod bench_store;
 mod control;
 mod convert;
