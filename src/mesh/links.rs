@@ -34,6 +34,8 @@ struct Link {
     /// Since when it owes an answer, and when a byte of one last came.
     busy_since: Option<Instant>,
     heard: Option<Instant>,
+    /// It was silent, and has not been heard since.
+    suspect: bool,
 }
 
 /// A request that began: what `end` needs to know.
@@ -83,7 +85,19 @@ impl Links {
     pub(super) fn heard(&mut self, now: Instant, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.heard = Some(now);
+            link.suspect = false;
         }
+    }
+
+    /// Others were faster while the peer was silent: one request at a time until it is heard.
+    pub(super) fn suspect(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.suspect = true;
+        }
+    }
+
+    pub(super) fn is_suspect(&self, peer: PeerId) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.suspect)
     }
 
     /// A request ended, having delivered `bytes` (0 if it failed or was given up).
@@ -96,6 +110,7 @@ impl Links {
             return;
         }
         link.heard = Some(now);
+        link.suspect = false;
         if bytes < SAMPLE_BYTES_MIN {
             return;
         }

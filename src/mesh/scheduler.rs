@@ -174,6 +174,9 @@ impl Scheduler {
                 let silent = self.links.is_silent(now, peer);
                 self.twins -= 1;
                 self.links.end(now, other.begun, 0);
+                if silent {
+                    self.links.suspect(peer);
+                }
                 Some(Beaten { request, peer, silent })
             }
             Outcome::Failed => {
@@ -261,41 +264,43 @@ impl Scheduler {
             return None;
         }
         let holders = known.get(&read.request.shard)?;
-        let (at, range, holder) = self.choose(now, read, holders)?;
+        let (at, range, peer) = self.choose(now, read, holders)?;
         let read = self.reads.get_mut(&id)?;
-        let whole = read.todo[at];
-        match ByteRange::new(range.end(), whole.end()) {
-            Some(rest) => read.todo[at] = rest,
-            None => drop(read.todo.remove(at)),
+        let whole = read.todo.remove(at);
+        let rest = [(whole.start(), range.start()), (range.end(), whole.end())];
+        for (start, end) in rest.into_iter().rev() {
+            if let Some(rest) = ByteRange::new(start, end) {
+                read.todo.insert(at, rest);
+            }
         }
-        Some(self.ask(now, id, holder.peer, range))
+        Some(self.ask(now, id, peer, range))
     }
 
-    /// The first bytes to do that somebody with room holds: where in `todo`, how many, who.
+    /// Who is asked next, for the first bytes to do that it holds: where those lie in
+    /// `todo`, how many, and who.
     fn choose(
         &self,
         now: Instant,
         read: &Read,
         holders: &[Holder],
-    ) -> Option<(usize, ByteRange, Holder)> {
+    ) -> Option<(usize, ByteRange, PeerId)> {
+        let first = |holder: &Holder| {
+            let ranges = read.todo.iter().enumerate();
+            ranges.into_iter().find_map(|(at, range)| Some((at, holder.chunks.first(*range)?)))
+        };
+        let able: Vec<&Holder> = holders.iter().filter(|holder| first(holder).is_some()).collect();
+        let start = read.todo.first()?.start();
+        let best = self.best(now, read, &able, start, None)?;
+        let (at, held) = first(best)?;
+        let rate = self.links.assumed_rate(best.peer);
+        let by_rate = (rate * REQUEST_TIME.as_secs_f64()) as u64;
+        // Shared out, but not so finely that round trips dominate.
         let todo: u64 = read.todo.iter().map(ByteRange::len).sum();
-        for (at, range) in read.todo.iter().enumerate() {
-            let fits = |holder: &&Holder| holder.chunks.prefix(*range).is_some();
-            let able: Vec<&Holder> = holders.iter().filter(fits).collect();
-            let Some(best) = self.best(now, read, &able, range.start(), None) else { continue };
-            let Some(held) = best.chunks.prefix(*range) else { continue };
-            let rate = self.links.assumed_rate(best.peer);
-            let by_rate = (rate * REQUEST_TIME.as_secs_f64()) as u64;
-            // Shared out, but not so finely that round trips dominate.
-            let share = todo.div_ceil(able.len().max(1) as u64).max(PIECE_BYTES_MIN);
-            let len = by_rate.clamp(REQUEST_BYTES_MIN, share.max(REQUEST_BYTES_MIN));
-            let len = len.next_multiple_of(GROUP_BYTES).min(SERVE_BYTES_MAX);
-            let end = range.start().saturating_add(len).min(held.end());
-            if let Some(cut) = ByteRange::new(range.start(), end) {
-                return Some((at, cut, *best));
-            }
-        }
-        None
+        let share = todo.div_ceil(able.len() as u64).max(PIECE_BYTES_MIN);
+        let len = by_rate.clamp(REQUEST_BYTES_MIN, share);
+        let len = len.next_multiple_of(GROUP_BYTES).min(SERVE_BYTES_MAX);
+        let end = held.start().saturating_add(len).min(held.end());
+        Some((at, ByteRange::new(held.start(), end)?, best.peer))
     }
 
     /// Of these, the one expected to be done first: bytes in flight and asked for,
@@ -340,7 +345,8 @@ impl Scheduler {
             // Room is left for what a token will wait for.
             Priority::Prefetch | Priority::Bulk => REQUESTS_PER_PEER_MAX * 3 / 4,
         };
-        if requests >= requests_max || self.links.is_silent(now, peer) {
+        let silent = self.links.is_silent(now, peer) || self.links.is_suspect(peer);
+        if requests >= requests_max || silent {
             return false;
         }
         match self.links.rate(peer) {
@@ -373,8 +379,7 @@ impl Scheduler {
             if !(silent || late || last && nothing_waits) {
                 continue;
             }
-            let fits =
-                |holder: &&Holder| holder.chunks.prefix(request.range) == Some(request.range);
+            let fits = |holder: &&Holder| holder.chunks.cover(request.range);
             let able: Vec<&Holder> = holders.iter().filter(fits).collect();
             let start = request.range.start();
             let Some(best) = self.best(now, read, &able, start, Some(begun.peer)) else { continue };

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 
 use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
+use super::trust::TrustPolicy;
 use crate::mesh::LIMIT_MIN;
+use crate::store::signature::PublicKey;
 
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
@@ -25,6 +27,9 @@ pub struct Config {
     /// Bytes of shards a second to and from peers.
     pub upload_limit: Option<u64>,
     pub download_limit: Option<u64>,
+    /// Publishers to trust from now on, and what happens with others' models.
+    pub trust: Vec<PublicKey>,
+    pub trust_policy: TrustPolicy,
     pub vram_budget: u64,
     pub ram_budget: u64,
     pub disk_budget: u64,
@@ -95,6 +100,8 @@ impl Config {
             find_timeout: Duration::from_secs_f64(network.find_timeout),
             upload_limit: network.upload_limit.map(|limit| limit.0),
             download_limit: network.download_limit.map(|limit| limit.0),
+            trust: network.trust.clone(),
+            trust_policy: network.trust_policy,
             vram_budget: budget.vram_budget.0,
             ram_budget: budget.ram_budget.0,
             disk_budget: budget.disk_budget.0,

@@ -31,17 +31,28 @@ impl Chunks {
         Self(self.0 | other.0)
     }
 
-    /// The longest start of `range` that lies within these chunks.
-    pub fn prefix(self, range: ByteRange) -> Option<ByteRange> {
-        let mut end = range.start();
-        while end < range.end() {
-            let chunk = end / CHUNK_BYTES;
-            if chunk >= u64::from(u64::BITS) || self.0 >> chunk & 1 == 0 {
-                break;
-            }
-            end = ((chunk + 1) * CHUNK_BYTES).min(range.end());
+    /// The first stretch of `range` that lies within these chunks.
+    pub fn first(self, range: ByteRange) -> Option<ByteRange> {
+        let held = |at: u64| {
+            let chunk = at / CHUNK_BYTES;
+            chunk < u64::from(u64::BITS) && self.0 >> chunk & 1 == 1
+        };
+        let next = |at: u64| (at / CHUNK_BYTES + 1).saturating_mul(CHUNK_BYTES).min(range.end());
+        let past = |at: u64| at / CHUNK_BYTES >= u64::from(u64::BITS);
+        let mut start = range.start();
+        while start < range.end() && !held(start) && !past(start) {
+            start = next(start);
         }
-        ByteRange::new(range.start(), end)
+        let mut end = start;
+        while end < range.end() && held(end) {
+            end = next(end);
+        }
+        ByteRange::new(start, end)
+    }
+
+    /// Whether all of `range` lies within these chunks.
+    pub fn cover(self, range: ByteRange) -> bool {
+        self.first(range) == Some(range)
     }
 }
 
@@ -270,11 +281,14 @@ mod tests {
         assert_eq!(groups.chunks(), Chunks(0b1010), "the last one is short");
         assert_eq!(Groups::all(OBJECT_BYTES_MAX).chunks(), Chunks::ALL);
         let some = Chunks(0b1011);
-        assert_eq!(some.prefix(range(5, size)), Some(range(5, 2 * CHUNK_BYTES)));
-        assert_eq!(some.prefix(range(2 * CHUNK_BYTES, size)), None);
-        assert_eq!(some.prefix(range(7, 8)), Some(range(7, 8)));
+        assert_eq!(some.first(range(5, size)), Some(range(5, 2 * CHUNK_BYTES)));
+        let after_hole = range(3 * CHUNK_BYTES, size);
+        assert_eq!(some.first(range(2 * CHUNK_BYTES + 9, size)), Some(after_hole));
+        assert_eq!(some.first(range(2 * CHUNK_BYTES, 3 * CHUNK_BYTES)), None);
+        assert!(some.cover(range(7, 8)) && !some.cover(range(0, size)));
         let far = range(OBJECT_BYTES_MAX - 1, OBJECT_BYTES_MAX + 9);
-        assert_eq!(Chunks::ALL.prefix(far), Some(range(OBJECT_BYTES_MAX - 1, OBJECT_BYTES_MAX)));
+        assert_eq!(Chunks::ALL.first(far), Some(range(OBJECT_BYTES_MAX - 1, OBJECT_BYTES_MAX)));
+        assert_eq!(Chunks::ALL.first(range(OBJECT_BYTES_MAX, u64::MAX)), None);
     }
 
     #[test]
