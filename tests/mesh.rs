@@ -26,6 +26,11 @@ use rand::{Rng, RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+#[path = "mesh/hostile.rs"]
+mod hostile;
+#[path = "mesh/transfer.rs"]
+mod transfer;
+
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 

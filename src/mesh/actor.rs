@@ -102,6 +102,7 @@ impl Actor {
         let now = Instant::now();
         if message.topic != self.topic || !inbox.admit(now, message.author) {
             self.shared.lock().counts.ignored_messages += 1;
+            self.shared.ring();
             return;
         }
         let sound = match Envelope::decode(&message.data) {

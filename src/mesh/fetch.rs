@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use doppler_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -21,8 +22,8 @@ use super::reputation::Conduct;
 use super::scheduler::{Ask, Outcome, ReadId, RequestId};
 use super::shard_client::{Client, Failure, FailureKind};
 use super::state::{Holders, Shared};
-use crate::store::verified::{OBJECT_BYTES_MAX, VerifiedRange};
-use crate::store::{ReadError, ReadRequest};
+use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
+use crate::store::{ByteRange, ReadError, ReadRequest};
 use crate::wire::ShardRequest;
 
 /// What every read needs; shared by all of them.
@@ -40,11 +41,48 @@ const FAR: Duration = Duration::from_secs(24 * 3600);
 /// A proved piece, and who sent it.
 struct Part {
     peer: PeerId,
-    range: VerifiedRange,
+    piece: Piece,
 }
 
 /// What a request's task brings home.
-type Answer = (Ask, Result<VerifiedRange, Failure>);
+type Answer = (Ask, Result<Piece, Failure>);
+
+/// The memory of a read, given out to its requests. What a request that failed had is
+/// not given out again: who asks for those bytes next gets memory of its own.
+struct Memory {
+    /// Unused stretches, by where they begin in the object.
+    free: BTreeMap<u64, BytesMut>,
+}
+
+impl Memory {
+    fn new(range: ByteRange) -> Self {
+        // The last group may be sent whole.
+        let start = range.start() / GROUP_BYTES * GROUP_BYTES;
+        let bytes = range.end().next_multiple_of(GROUP_BYTES) - start;
+        Self { free: BTreeMap::from([(start, BytesMut::with_capacity(bytes as usize))]) }
+    }
+
+    /// Memory for a range; none if it is given out, or in use in part.
+    fn take(&mut self, range: ByteRange) -> BytesMut {
+        let bytes = range.end().next_multiple_of(GROUP_BYTES) - range.start();
+        let before = self.free.range(..=range.start()).next_back().map(|(start, _)| *start);
+        let Some(start) = before else { return BytesMut::new() };
+        let Some(mut stretch) = self.free.remove(&start) else { return BytesMut::new() };
+        let skip = range.start() - start;
+        if (stretch.capacity() as u64) < skip + bytes {
+            self.free.insert(start, stretch);
+            return BytesMut::new();
+        }
+        let mut taken = stretch.split_off(skip as usize);
+        let rest = taken.split_off(bytes as usize);
+        for (start, stretch) in [(start, stretch), (start + skip + bytes, rest)] {
+            if stretch.capacity() > 0 {
+                self.free.insert(start, stretch);
+            }
+        }
+        taken
+    }
+}
 
 impl Fetcher {
     /// Fetches `request.range` grown to whole groups.
@@ -86,6 +124,7 @@ struct Reading {
     /// Dropping the set aborts what it runs.
     running: JoinSet<Answer>,
     handles: BTreeMap<RequestId, AbortHandle>,
+    memory: Memory,
     parts: Vec<Part>,
     /// Since when nobody is asked for anything.
     idle_since: Instant,
@@ -113,6 +152,7 @@ impl Reading {
             orders,
             running: JoinSet::new(),
             handles: BTreeMap::new(),
+            memory: Memory::new(request.range),
             parts: Vec::new(),
             idle_since: now,
             failures: 0,
@@ -184,20 +224,21 @@ impl Reading {
             range: ask.range,
             priority: self.request.priority,
         };
+        let buffer = self.memory.take(ask.range);
         let handle = self.running.spawn(async move {
             let shared = Arc::clone(&fetcher.shared);
             let heard = move || {
                 shared.lock().scheduler.links.heard(Instant::now(), ask.peer);
             };
-            (ask, fetcher.client.request(ask.peer, wire, &heard).await)
+            (ask, fetcher.client.request(ask.peer, wire, &heard, buffer).await)
         });
         self.handles.insert(ask.request, handle);
     }
 
-    fn on_answer(&mut self, ask: Ask, answer: Result<VerifiedRange, Failure>) {
+    fn on_answer(&mut self, ask: Ask, answer: Result<Piece, Failure>) {
         self.handles.remove(&ask.request);
         match answer {
-            Ok(range) => self.delivered(ask, range),
+            Ok(piece) => self.delivered(ask, piece),
             Err(failure) => {
                 let now = Instant::now();
                 let mut state = self.fetcher.shared.lock();
@@ -210,9 +251,9 @@ impl Reading {
         }
     }
 
-    fn delivered(&mut self, ask: Ask, range: VerifiedRange) {
+    fn delivered(&mut self, ask: Ask, piece: Piece) {
         let now = Instant::now();
-        let bytes = range.bytes().len() as u64;
+        let bytes = piece.range().len();
         let beaten = {
             let mut state = self.fetcher.shared.lock();
             // Given up for its twin in the very moment it ended: not counted, not kept.
@@ -236,7 +277,7 @@ impl Reading {
         if let Some(handle) = beaten.and_then(|beaten| self.handles.remove(&beaten.request)) {
             handle.abort();
         }
-        self.parts.push(Part { peer: ask.peer, range });
+        self.parts.push(Part { peer: ask.peer, piece });
         self.failures = 0;
         self.fetcher.shared.ring();
     }
@@ -255,27 +296,36 @@ impl Reading {
 
     /// The parts in order as one, unless they contradict each other.
     fn join(&mut self) -> Option<VerifiedRange> {
-        self.parts.sort_by_key(|part| part.range.range().start());
-        let parts: Vec<VerifiedRange> = self.parts.iter().map(|part| part.range.clone()).collect();
-        VerifiedRange::join(&parts)
+        self.parts.sort_by_key(|part| part.piece.range().start());
+        let parts = std::mem::take(&mut self.parts);
+        let (peers, pieces): (Vec<PeerId>, Vec<Piece>) =
+            parts.into_iter().map(|part| (part.peer, part.piece)).unzip();
+        match Piece::join(pieces) {
+            Ok(whole) => Some(whole),
+            Err(pieces) => {
+                let parts = peers.into_iter().zip(pieces);
+                self.parts = parts.map(|(peer, piece)| Part { peer, piece }).collect();
+                None
+            }
+        }
     }
 
     /// A part that reaches the object's end proves its size. Whoever sent another part
     /// under another size lied about it: banned, and the part is dropped.
     fn drop_disproved(&mut self) {
-        let proved = self.parts.iter().find(|part| part.range.proves_size());
-        let Some(size) = proved.map(|part| part.range.size()) else { return };
-        let (kept, disproved) =
-            std::mem::take(&mut self.parts).into_iter().partition(|part| part.range.size() == size);
+        let proved = self.parts.iter().find(|part| part.piece.proves_size());
+        let Some(size) = proved.map(|part| part.piece.size()) else { return };
+        let all = std::mem::take(&mut self.parts);
+        let (kept, disproved): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|part| part.piece.size() == size);
         self.parts = kept;
-        let disproved: Vec<Part> = disproved;
-        for Part { peer, range } in disproved {
+        for Part { peer, piece } in disproved {
             let failure = Failure {
                 kind: FailureKind::Wrong,
-                bytes: range.range().len(),
-                detail: format!("said {} bytes of an object of {size}", range.size()),
+                bytes: piece.range().len(),
+                detail: format!("said {} bytes of an object of {size}", piece.size()),
             };
-            self.fetcher.shared.lock().scheduler.put_back(self.id, range.range());
+            self.fetcher.shared.lock().scheduler.put_back(self.id, piece.range());
             self.failed(peer, failure);
         }
     }
@@ -351,5 +401,37 @@ impl Drop for Reading {
         }
         // Its places are others' now.
         self.fetcher.assign(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_out_once_and_joins_again() {
+        let range = |start, end| ByteRange::new(start * GROUP_BYTES, end * GROUP_BYTES).unwrap();
+        let end = 9 * GROUP_BYTES + 5;
+        let whole = ByteRange::new(GROUP_BYTES + 7, end).unwrap();
+        let mut memory = Memory::new(whole);
+        let order = [range(4, 6), range(1, 4), ByteRange::new(6 * GROUP_BYTES, end).unwrap()];
+        let mut taken: Vec<BytesMut> = order.iter().map(|range| memory.take(*range)).collect();
+        let groups: Vec<usize> =
+            taken.iter().map(|b| b.capacity() / GROUP_BYTES as usize).collect();
+        assert_eq!(groups, [2, 3, 4]);
+        assert!(memory.free.is_empty());
+        assert_eq!(memory.take(range(4, 6)).capacity(), 0, "it is in use");
+        for (value, buffer) in taken.iter_mut().enumerate() {
+            buffer.resize(buffer.capacity(), value as u8);
+        }
+        let first = taken[1].as_ptr();
+        let mut joined = taken.remove(1);
+        for next in taken {
+            joined.unsplit(next);
+        }
+        assert_eq!(joined.as_ptr(), first);
+        assert_eq!(joined.len(), 9 * GROUP_BYTES as usize);
+        let values = [1, 4, 6].map(|group: usize| joined[(group - 1) * GROUP_BYTES as usize]);
+        assert_eq!(values, [1, 0, 2]);
     }
 }

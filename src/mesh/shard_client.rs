@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use doppler_swarm::{PeerId, Stream, SwarmHandle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
@@ -21,7 +22,7 @@ use super::options::{
     SHARD_PROTOCOL,
 };
 use super::reputation::Conduct;
-use crate::store::verified::{self, VerifiedRange};
+use crate::store::verified::{self, Piece};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 
 /// Why a request brought nothing.
@@ -86,17 +87,20 @@ impl Client {
     }
 
     /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long. `heard` is called
-    /// now and then while bytes come.
+    /// now and then while bytes come; they come into `buffer` if it is large enough.
     pub(super) async fn request(
         &self,
         peer: PeerId,
         request: ShardRequest,
         heard: Heard<'_>,
-    ) -> Result<VerifiedRange, Failure> {
+        buffer: BytesMut,
+    ) -> Result<Piece, Failure> {
         let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
         // A limit of this node's own is not the peer's fault.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
-        match tokio::time::timeout(limit, self.request_unlimited(peer, request, heard)).await {
+        match tokio::time::timeout(limit, self.request_unlimited(peer, request, heard, buffer))
+            .await
+        {
             Ok(answer) => answer,
             Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
         }
@@ -107,9 +111,10 @@ impl Client {
         peer: PeerId,
         request: ShardRequest,
         heard: Heard<'_>,
-    ) -> Result<VerifiedRange, Failure> {
+        mut buffer: BytesMut,
+    ) -> Result<Piece, Failure> {
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, request, heard).await {
+            match self.exchange(&mut stream, request, heard, &mut buffer).await {
                 Ok(range) => {
                     self.keep(peer, stream);
                     return Ok(range);
@@ -122,7 +127,7 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
-        match self.exchange(&mut stream, request, heard).await {
+        match self.exchange(&mut stream, request, heard, &mut buffer).await {
             Ok(range) => {
                 self.keep(peer, stream);
                 Ok(range)
@@ -151,12 +156,14 @@ impl Client {
         stream: &mut Stream,
         request: ShardRequest,
         heard: Heard<'_>,
-    ) -> Result<VerifiedRange, (Failure, Progress)> {
+        buffer: &mut BytesMut,
+    ) -> Result<Piece, (Failure, Progress)> {
         let mut reader = Watched::new(stream, self.idle, &self.limit, heard);
         let reply = ask(&mut reader, request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
-        answer(&mut reader, request, reply).await.map_err(|failure| (failure, Progress::Answered))
+        let answer = answer(&mut reader, request, reply, buffer).await;
+        answer.map_err(|failure| (failure, Progress::Answered))
     }
 
     fn take(&self, peer: PeerId) -> Option<Stream> {
@@ -212,7 +219,8 @@ async fn answer(
     stream: &mut Watched<'_>,
     request: ShardRequest,
     reply: Result<ShardReply, String>,
-) -> Result<VerifiedRange, Failure> {
+    buffer: &mut BytesMut,
+) -> Result<Piece, Failure> {
     let says = |kind, detail: &str| failure(kind, 0, detail.to_owned());
     let (object_size, body_bytes) = match reply {
         Ok(ShardReply::Ok { object_size, body_bytes }) => (object_size, body_bytes),
@@ -228,7 +236,8 @@ async fn answer(
     };
     stream.read = 0;
     let mut body = stream.take(body_bytes);
-    let decoded = verified::decode(request.shard, object_size, request.range, &mut body).await;
+    let (shard, range, buffer) = (request.shard, request.range, std::mem::take(buffer));
+    let decoded = verified::decode_into(shard, object_size, range, &mut body, buffer).await;
     let left = body.limit();
     let read = stream.read;
     match decoded {

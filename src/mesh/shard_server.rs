@@ -23,8 +23,8 @@ use super::options::{
     STREAMS_PER_PEER_MAX, WRITE_BYTES,
 };
 use super::state::Shared;
-use crate::store::verified::Encoded;
-use crate::store::{Priority, ReadError, ShardServe};
+use crate::store::verified::GROUP_BYTES;
+use crate::store::{Priority, ReadError, Served, ShardServe};
 use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
 
 /// A peer with open streams.
@@ -169,27 +169,51 @@ impl Server {
             (slots.acquire().await.ok(), self.slot(request.priority).await)
         });
         let slot = slot.await;
-        let encoded = match slot {
-            Ok(_) => self.encode(request).await,
+        let served = match slot {
+            Ok(_) => self.serve(request).await,
             Err(_) => Err(ShardReply::Overloaded),
         };
-        match encoded {
+        match served {
             Err(reply) => self.write(stream, &reply.encode()).await?,
-            Ok(encoded) => {
-                let body_bytes = encoded.bytes.len() as u64;
-                let reply = ShardReply::Ok { object_size: encoded.size, body_bytes };
-                self.write(stream, &reply.encode()).await?;
-                let at_once = if self.limit.is_limited() { LIMITED_BYTES } else { WRITE_BYTES };
-                for part in encoded.bytes.chunks(at_once) {
-                    self.limit.pass(part.len() as u64).await;
-                    self.write(stream, part).await?;
-                }
+            Ok(served) => {
+                let body_bytes = self.send(stream, &served).await?;
                 let mut state = self.shared.lock();
                 state.counts.served_bytes += body_bytes;
                 state.traffic(peer).bytes_out += body_bytes;
             }
         }
         self.flush(stream).await
+    }
+
+    /// Sends a range, a frame at a time; the bytes of its encoding.
+    async fn send(&self, stream: &mut Stream, served: &Served) -> io::Result<u64> {
+        let (object_size, body_bytes) = match served {
+            Served::Encoded(encoded) => (encoded.size, encoded.bytes.len() as u64),
+            Served::Proved(range) => (range.size(), range.encoded_bytes() as u64),
+        };
+        self.write(stream, &ShardReply::Ok { object_size, body_bytes }.encode()).await?;
+        let at_once = if self.limit.is_limited() { LIMITED_BYTES } else { WRITE_BYTES };
+        match served {
+            Served::Encoded(encoded) => {
+                for part in encoded.bytes.chunks(at_once) {
+                    self.limit.pass(part.len() as u64).await;
+                    self.write(stream, part).await?;
+                }
+            }
+            Served::Proved(range) => {
+                let mut encoder = range.encoder();
+                // A group and the nodes before it may come on top.
+                let mut frame = Vec::with_capacity(at_once + 2 * GROUP_BYTES as usize);
+                let mut more = true;
+                while more {
+                    frame.clear();
+                    more = encoder.next(&mut frame, at_once);
+                    self.limit.pass(frame.len() as u64).await;
+                    self.write(stream, &frame).await?;
+                }
+            }
+        }
+        Ok(body_bytes)
     }
 
     async fn slot(&self, priority: Priority) -> [Option<OwnedSemaphorePermit>; 2] {
@@ -203,16 +227,21 @@ impl Server {
         [patient, self.slots.clone().acquire_owned().await.ok()]
     }
 
-    async fn encode(&self, request: ShardRequest) -> Result<Encoded, ShardReply> {
-        let encode = self.serve.encode(request.shard, request.range);
-        let encoded = match timeout(ENCODE_TIMEOUT, encode).await {
-            Ok(encoded) => encoded,
+    async fn serve(&self, request: ShardRequest) -> Result<Served, ShardReply> {
+        let serve = self.serve.serve(request.shard, request.range);
+        let served = match timeout(ENCODE_TIMEOUT, serve).await {
+            Ok(served) => served,
             Err(_) => return Err(ShardReply::Overloaded),
         };
-        match encoded {
-            Ok(encoded) if encoded.bytes.is_empty() => Err(ShardReply::NotFound),
-            Ok(encoded) if encoded.bytes.len() as u64 > BODY_BYTES_MAX => Err(ShardReply::Failed),
-            Ok(encoded) => Ok(encoded),
+        let bytes = match &served {
+            Ok(Served::Encoded(encoded)) => encoded.bytes.len() as u64,
+            Ok(Served::Proved(range)) => range.encoded_bytes() as u64,
+            Err(_) => 0,
+        };
+        match served {
+            Ok(_) if bytes == 0 => Err(ShardReply::NotFound),
+            Ok(_) if bytes > BODY_BYTES_MAX => Err(ShardReply::Failed),
+            Ok(served) => Ok(served),
             Err(ReadError::NotFound { .. }) => Err(ShardReply::NotFound),
             Err(ReadError::OutOfRange { size, .. }) => {
                 Err(ShardReply::OutOfRange { object_size: size })

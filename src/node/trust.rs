@@ -190,7 +190,7 @@ impl TrustStore {
         }
         match publishers.first() {
             Some(first) if policy == TrustPolicy::FirstUse && !can_ask => {
-                tracing::warn!(publisher = %first, model = name, "trusted from its first use on");
+                tracing::info!(publisher = %first, model = name, "trusted from its first use on");
                 let mut note: String = format!("first used: {name}");
                 while note.len() > NOTE_BYTES_MAX {
                     note.pop();

@@ -29,7 +29,7 @@ use super::verified::{
     DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange, align,
 };
 use super::{
-    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardServe,
+    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, Served, ShardId, ShardServe,
     ShardSource, Tier,
 };
 
@@ -327,44 +327,52 @@ impl Ladder {
     }
 }
 
+impl Ladder {
+    /// A range that is held here, for a peer.
+    async fn prove(&self, shard: ShardId, range: ByteRange) -> Result<VerifiedRange, ReadError> {
+        if range.len() > SERVE_BYTES_MAX {
+            let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
+            return Err(ReadError::Refused(what));
+        }
+        if let Some(disk) = &self.inner.disk {
+            match disk.read(shard, range).await {
+                Ok(Some(proved)) => return Ok(proved),
+                Ok(None) => {}
+                Err(error) => {
+                    // The asker goes elsewhere; so does this node, for itself.
+                    if matches!(error, ReadError::Corrupt { .. }) {
+                        self.inner.mend_behind(shard, None);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
+            return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
+        };
+        let size = outboard.size();
+        let range = align(range, size).ok_or(ReadError::OutOfRange { shard, range, size })?;
+        let slice = bytes.slice(range.start() as usize..range.end() as usize);
+        let proved = tokio::task::spawn_blocking(move || outboard.prove(range, slice)).await;
+        match proved {
+            Ok(Ok(proved)) => Ok(proved),
+            Ok(Err(error)) => Err(ReadError::Corrupt { shard, detail: error.to_string() }),
+            Err(error) => Err(ReadError::Refused(error.to_string())),
+        }
+    }
+}
+
 impl ShardServe for Ladder {
     fn encode(
         &self,
         shard: ShardId,
         range: ByteRange,
     ) -> BoxFuture<'_, Result<Encoded, ReadError>> {
-        async move {
-            if range.len() > SERVE_BYTES_MAX {
-                let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
-                return Err(ReadError::Refused(what));
-            }
-            if let Some(disk) = &self.inner.disk {
-                match disk.read(shard, range).await {
-                    Ok(Some(proved)) => return Ok(proved.encode()),
-                    Ok(None) => {}
-                    Err(error) => {
-                        // The asker goes elsewhere; so does this node, for itself.
-                        if matches!(error, ReadError::Corrupt { .. }) {
-                            self.inner.mend_behind(shard, None);
-                        }
-                        return Err(error);
-                    }
-                }
-            }
-            let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
-                return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
-            };
-            let size = outboard.size();
-            let range = align(range, size).ok_or(ReadError::OutOfRange { shard, range, size })?;
-            let slice = bytes.slice(range.start() as usize..range.end() as usize);
-            let proved = tokio::task::spawn_blocking(move || outboard.prove(range, slice)).await;
-            match proved {
-                Ok(Ok(proved)) => Ok(proved.encode()),
-                Ok(Err(error)) => Err(ReadError::Corrupt { shard, detail: error.to_string() }),
-                Err(error) => Err(ReadError::Refused(error.to_string())),
-            }
-        }
-        .boxed()
+        async move { Ok(self.prove(shard, range).await?.encode()) }.boxed()
+    }
+
+    fn serve(&self, shard: ShardId, range: ByteRange) -> BoxFuture<'_, Result<Served, ReadError>> {
+        async move { Ok(Served::Proved(self.prove(shard, range).await?)) }.boxed()
     }
 
     fn complete(&self) -> Vec<ShardId> {

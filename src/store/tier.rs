@@ -112,6 +112,14 @@ pub trait ShardSource: Send + Sync {
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>>;
 }
 
+/// A range for a peer.
+pub enum Served {
+    /// Sent as it is.
+    Encoded(Encoded),
+    /// Encoded while it is sent.
+    Proved(VerifiedRange),
+}
+
 /// What a node offers its peers. Implemented by the ladder, called by the mesh.
 pub trait ShardServe: Send + Sync {
     /// The object's total size and the bao encoding of `range` grown to whole
@@ -119,6 +127,12 @@ pub trait ShardServe: Send + Sync {
     /// `NotFound` if any of it is missing. At most [`super::verified::SERVE_BYTES_MAX`] a call.
     fn encode(&self, shard: ShardId, range: ByteRange)
     -> BoxFuture<'_, Result<Encoded, ReadError>>;
+
+    /// As [`Self::encode`], leaving the encoding to whoever sends it where that saves a copy.
+    fn serve(&self, shard: ShardId, range: ByteRange) -> BoxFuture<'_, Result<Served, ReadError>> {
+        let encoded = self.encode(shard, range);
+        Box::pin(async move { Ok(Served::Encoded(encoded.await?)) })
+    }
 
     /// Ids of the objects held whole, in no particular order.
     fn complete(&self) -> Vec<ShardId>;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use doppler_swarm::{Limits, Options, SwarmEvents, SwarmHandle};
+use futures::{StreamExt, TryStreamExt};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -31,6 +32,8 @@ const RAW_PROTOCOL: &str = "/doppler/bench/1";
 const RAW_BYTES: usize = 64 * 1024;
 /// Raw streams at once, where there are several.
 const RAW_STREAMS: usize = 4;
+/// Objects fetched at once, as when a model is fetched to be pinned.
+const OBJECTS_AT_ONCE: usize = 2;
 /// Providers of the throttled transfer, and what each may send a second.
 const THROTTLED: usize = 3;
 const THROTTLED_RATE: u64 = 20_000_000;
@@ -248,13 +251,18 @@ impl Swarm {
     }
 
     async fn transfer(&self) -> anyhow::Result<()> {
-        for (shard, range) in &self.objects {
-            let (shard, range) = (*shard, *range);
-            let request = ReadRequest { shard, range, priority: Priority::Bulk, deadline: None };
-            let got = self.reader.fetch(request).await?;
-            ensure!(got.range() == range, "too few bytes came");
-        }
-        Ok(())
+        futures::stream::iter(&self.objects)
+            .map(|(shard, range)| async move {
+                let (shard, range) = (*shard, *range);
+                let (priority, deadline) = (Priority::Bulk, None);
+                let request = ReadRequest { shard, range, priority, deadline };
+                let got = self.reader.fetch(request).await?;
+                ensure!(got.range() == range, "too few bytes came");
+                Ok(())
+            })
+            .buffer_unordered(OBJECTS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn stop(self) {

@@ -74,7 +74,9 @@ fn run_on_node(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> 
         )
     })?;
     let mut listener = Listener::new(args);
-    client.generate(&swarm_request(args, trust), |event| listener.hear(event))?;
+    let heard = client.generate(&swarm_request(args, trust), |event| listener.hear(event));
+    listener.waiting.finish_and_clear();
+    heard?;
     listener.answer()
 }
 
@@ -125,7 +127,9 @@ fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer>
         let service = Service::start(config, |_| ()).await?;
         let answer = async {
             let mut listener = Listener::new(args);
-            let mut events = service.generate(swarm_request(args, trust)).await?;
+            let events = service.generate(swarm_request(args, trust)).await;
+            listener.waiting.finish_and_clear();
+            let mut events = events?;
             while let Some(event) = events.recv().await {
                 if !listener.hear(event) {
                     break;
