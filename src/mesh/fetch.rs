@@ -182,9 +182,7 @@ impl Reading {
                 return Ok(());
             }
             let mut until = deadline;
-            if busy {
-                self.idle_since = now;
-            } else {
+            if !busy {
                 let give_up = self.idle_since + self.fetcher.find_timeout;
                 until = until.min(give_up);
                 let (holders, next_dial) = self.call_those_away(now);
@@ -214,10 +212,18 @@ impl Reading {
                 Ok(()) = stirred.changed() => {}
                 () = sleep_until(until.into()) => {}
             }
+            if busy {
+                // It was until now.
+                self.idle_since = Instant::now();
+            }
         }
     }
 
     fn ask(&mut self, ask: Ask) {
+        // Its twin may have come while the order was under way.
+        if !self.fetcher.shared.lock().scheduler.knows(self.id, ask.request) {
+            return;
+        }
         let fetcher = Arc::clone(&self.fetcher);
         let wire = ShardRequest {
             shard: self.request.shard,

@@ -25,6 +25,8 @@ pub(super) enum Conduct {
     Lost,
     /// Said that it holds what it then did not have.
     Denied,
+    /// Said that a range is outside an object: it, or whoever asked, is wrong about its size.
+    Disputed,
 }
 
 /// A newcomer's score: better than one that misbehaved, worse than one that delivered.
@@ -71,7 +73,7 @@ impl Reputation {
             Conduct::Violation => record.score * 0.25,
             Conduct::Stalled => record.score * 0.6,
             Conduct::Lost => record.score * 0.8,
-            Conduct::Denied => record.score * 0.9,
+            Conduct::Denied | Conduct::Disputed => record.score * 0.9,
         };
         record.score = score.max(SCORE_MIN);
         match conduct {

@@ -61,7 +61,8 @@ impl FailureKind {
             Self::Violation => Some(Conduct::Violation),
             Self::Stalled => Some(Conduct::Stalled),
             Self::Lost => Some(Conduct::Lost),
-            Self::NotFound | Self::OutOfRange { .. } => Some(Conduct::Denied),
+            Self::NotFound => Some(Conduct::Denied),
+            Self::OutOfRange { .. } => Some(Conduct::Disputed),
             Self::Overloaded | Self::Refused => None,
         }
     }

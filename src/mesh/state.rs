@@ -18,7 +18,7 @@ use super::options::{
     DIAL_RETRY_FIRST, DIAL_RETRY_MAX, DIAL_TARGET, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX,
 };
 use super::reputation::{Conduct, Reputation};
-use super::scheduler::{Ask, Holder, ReadId, Scheduler};
+use super::scheduler::{Ask, Holder, Outcome, ReadId, Scheduler};
 use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
 use crate::store::{ModelId, ShardId};
@@ -114,10 +114,11 @@ impl State {
                 .collect()
         });
         for ask in asks {
-            // Neither full nor gone: the queue has room for all that a read may ask at once,
-            // and a read that ends is taken off the schedule first.
             let sent = self.orders.get(&ask.read).map(|orders| orders.try_send(ask));
-            debug_assert!(matches!(sent, Some(Ok(()))));
+            if !matches!(sent, Some(Ok(()))) {
+                // A read that is slow to take its orders: its bytes are to do again.
+                self.scheduler.end(now, ask.read, ask.request, Outcome::Failed);
+            }
         }
     }
 

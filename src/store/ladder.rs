@@ -26,7 +26,7 @@ use super::flights::{Flights, copy_error};
 use super::groups::Chunks;
 use super::ram::RamTier;
 use super::verified::{
-    DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange, align,
+    DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange,
 };
 use super::{
     ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, Served, ShardId, ShardServe,
@@ -347,18 +347,12 @@ impl Ladder {
                 }
             }
         }
-        let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
+        let Some(whole) = self.inner.memory.whole(shard) else {
             return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
         };
-        let size = outboard.size();
-        let range = align(range, size).ok_or(ReadError::OutOfRange { shard, range, size })?;
-        let slice = bytes.slice(range.start() as usize..range.end() as usize);
-        let proved = tokio::task::spawn_blocking(move || outboard.prove(range, slice)).await;
-        match proved {
-            Ok(Ok(proved)) => Ok(proved),
-            Ok(Err(error)) => Err(ReadError::Corrupt { shard, detail: error.to_string() }),
-            Err(error) => Err(ReadError::Refused(error.to_string())),
-        }
+        let size = whole.bytes().len() as u64;
+        // It was hashed when it was put; only a range outside of it is refused.
+        whole.range(range).map_err(|_| ReadError::OutOfRange { shard, range, size })
     }
 }
 

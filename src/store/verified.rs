@@ -216,6 +216,45 @@ impl Outboard {
     }
 }
 
+/// A whole object in memory that was hashed here: its ranges need no second proof.
+#[derive(Debug, Clone)]
+pub struct Hashed {
+    bytes: Bytes,
+    outboard: Outboard,
+}
+
+impl Hashed {
+    pub fn of(bytes: Bytes) -> Result<Self, DecodeError> {
+        let outboard = Outboard::of(&bytes)?;
+        Ok(Self { bytes, outboard })
+    }
+
+    pub const fn shard(&self) -> ShardId {
+        self.outboard.shard
+    }
+
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// `range` grown to whole groups, with its proof, without a copy.
+    pub fn range(&self, range: ByteRange) -> Result<VerifiedRange, DecodeError> {
+        let Outboard { shard, size, .. } = self.outboard;
+        let range = aligned(shard, range, size)?;
+        let bytes = self.bytes.slice(range.start() as usize..range.end() as usize);
+        let check = Check::new(shard, size);
+        let mut nodes = Vec::new();
+        for item in walk(size, range) {
+            if let BaoChunk::Parent { node, .. } = item {
+                let (index, at) = check.place(node)?;
+                let pair = self.outboard.node(index).ok_or(DecodeError::Node { shard, at })?;
+                nodes.push(ProofNode { index, pair });
+            }
+        }
+        Ok(VerifiedRange { shard, size, range, bytes, nodes: nodes.into() })
+    }
+}
+
 /// Encodes `range` of a whole object in memory, grown to whole groups, checking
 /// bytes and nodes on the way: damaged data is an error, never sent.
 pub fn encode(data: &Bytes, outboard: &Outboard, range: ByteRange) -> Result<Encoded, DecodeError> {

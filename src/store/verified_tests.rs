@@ -210,6 +210,24 @@ fn damaged_data_or_outboard_is_never_encoded() {
 }
 
 #[test]
+fn an_object_hashed_here_serves_what_others_accept() {
+    let data = random(5, 13 * G as usize + 3);
+    let size = data.len() as u64;
+    let hashed = Hashed::of(data.clone()).unwrap();
+    assert_eq!((hashed.shard(), hashed.bytes()), (ShardId::of(&data), &data));
+    for (start, end) in [(0, size), (G + 5, 2 * G - 1), (7 * G, 12 * G), (size - 1, size)] {
+        let encoded = hashed.range(range(start, end)).unwrap().encode();
+        let got = receive(hashed.shard(), size, range(start, end), encoded.bytes.to_vec()).0;
+        let got = got.unwrap();
+        assert_eq!(got.range(), align(range(start, end), size).unwrap());
+        let (start, end) = (got.range().start() as usize, got.range().end() as usize);
+        assert_eq!(got.bytes()[..], data[start..end]);
+    }
+    let outside = hashed.range(range(0, size + 1));
+    assert!(matches!(outside, Err(DecodeError::OutOfRange { .. })));
+}
+
+#[test]
 fn adjacent_ranges_join_into_one_that_can_be_served() {
     let data = random(4, 21 * G as usize + 9);
     let size = data.len() as u64;

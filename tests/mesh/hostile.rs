@@ -144,5 +144,6 @@ async fn who_says_too_much_is_not_heeded_and_others_are() {
     let part = tokio::time::timeout(PATIENCE, listener.fetch(whole(&model.shards[0]))).await;
     assert_eq!(part.unwrap().unwrap().bytes(), &model.shards[0]);
     let flooded = listener.peers().into_iter().find(|peer| peer.id == id);
-    assert!(flooded.is_none_or(|peer| peer.shards_held <= 64), "its word takes bounded room");
+    // A manifest and an object each of 64 models.
+    assert!(flooded.is_none_or(|peer| peer.shards_held <= 128), "its word takes bounded room");
 }
