@@ -17,13 +17,13 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::bench::{processor, rss_bytes};
+use super::bench::{cpu_seconds, processor, rss_bytes};
 use super::print_json;
 use crate::mesh::{Address, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION};
 use crate::node::args::BenchMeshArgs;
 use crate::node::size::ByteSize;
 use crate::store::ladder::{Ladder, LadderOptions};
-use crate::store::verified::OBJECT_BYTES_MAX;
+use crate::store::verified::{OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
 use crate::store::{ByteRange, ModelId, Priority, ReadRequest, ShardId, ShardSource};
 
 /// The protocol of the raw stream: eight bytes of length one way, so many bytes the other.
@@ -32,8 +32,9 @@ const RAW_PROTOCOL: &str = "/doppler/bench/1";
 const RAW_BYTES: usize = 64 * 1024;
 /// Raw streams at once, where there are several.
 const RAW_STREAMS: usize = 4;
-/// Objects fetched at once, as when a model is fetched to be pinned.
-const OBJECTS_AT_ONCE: usize = 2;
+/// Ranges of at most a wire request that are fetched at once, as the ladder does for two
+/// objects.
+const PIECES_AT_ONCE: usize = 8;
 /// Providers of the throttled transfer, and what each may send a second.
 const THROTTLED: usize = 3;
 const THROTTLED_RATE: u64 = 20_000_000;
@@ -56,6 +57,10 @@ struct Record {
     verified_mb_s: Speeds,
     /// Medians of the ratios taken within a round, to the faster of the two raw ways.
     verified_to_raw: f64,
+    /// Processor seconds of both ends together for a billion bytes, medians: on a busy machine
+    /// they say more than speeds.
+    raw_cpu_s_per_gb: f64,
+    verified_cpu_s_per_gb: f64,
     /// From three providers that send at most 20 MB/s each.
     throttled_mb_s: f64,
     /// Of the process, before and after so many connections of new peers.
@@ -117,6 +122,10 @@ pub fn bench_mesh(args: &BenchMeshArgs) -> anyhow::Result<()> {
         record.verified_mb_s.median, record.verified_to_raw
     );
     println!(
+        "  processor    {:>6.2} s/GB   raw ({RAW_STREAMS} streams), {:.2} verified, both ends together",
+        record.raw_cpu_s_per_gb, record.verified_cpu_s_per_gb
+    );
+    println!(
         "  throttled    {:>6.1} MB/s   from {THROTTLED} providers of 20 MB/s each",
         record.throttled_mb_s
     );
@@ -138,14 +147,20 @@ async fn measure(args: &BenchMeshArgs, listen: &Address) -> anyhow::Result<Recor
     let raw = RawPair::start(listen).await?;
     let pair = Swarm::start(listen, &objects, 1, None).await?;
     let mut speeds: [Vec<f64>; 3] = Default::default();
-    let mut ratios = Vec::new();
+    let (mut ratios, mut raw_cpu, mut verified_cpu) = (Vec::new(), Vec::new(), Vec::new());
     let bytes = args.size.0;
     // One round more, which is not counted.
     for round in 0..=args.rounds {
         let one = speed(bytes, raw.transfer(bytes, 1)).await?;
+        let cpu_before = cpu_seconds().unwrap_or_default();
         let four = speed(bytes, raw.transfer(bytes, RAW_STREAMS)).await?;
+        let cpu_between = cpu_seconds().unwrap_or_default();
         let verified = speed(bytes, pair.transfer()).await?;
+        let cpu_after = cpu_seconds().unwrap_or_default();
         if round > 0 {
+            let gb = bytes as f64 / 1e9;
+            raw_cpu.push((cpu_between - cpu_before) / gb);
+            verified_cpu.push((cpu_after - cpu_between) / gb);
             for (all, speed) in speeds.iter_mut().zip([one, four, verified]) {
                 all.push(speed);
             }
@@ -168,6 +183,8 @@ async fn measure(args: &BenchMeshArgs, listen: &Address) -> anyhow::Result<Recor
         raw_4_streams_mb_s: four,
         verified_mb_s: verified,
         verified_to_raw: median(&ratios),
+        raw_cpu_s_per_gb: median(&raw_cpu),
+        verified_cpu_s_per_gb: median(&verified_cpu),
         throttled_mb_s,
         connects: args.connects,
         rss_before,
@@ -199,7 +216,7 @@ fn objects(bytes: u64) -> Vec<Bytes> {
 struct Swarm {
     providers: Vec<MeshHandle>,
     reader: MeshHandle,
-    objects: Vec<(ShardId, ByteRange)>,
+    pieces: Vec<(ShardId, ByteRange)>,
 }
 
 impl Swarm {
@@ -244,14 +261,19 @@ impl Swarm {
         tokio::time::timeout(PATIENCE, found)
             .await
             .context("the nodes do not find each other")??;
-        let whole =
-            |(id, object): (&ShardId, &Bytes)| Some((*id, ByteRange::new(0, object.len() as u64)?));
-        let objects = ids.iter().zip(objects).filter_map(whole).collect();
-        Ok(Self { providers: started, reader, objects })
+        let mut pieces = Vec::new();
+        for (id, object) in ids.iter().zip(objects) {
+            let size = object.len() as u64;
+            for start in (0..size).step_by(SERVE_BYTES_MAX as usize) {
+                let piece = ByteRange::new(start, (start + SERVE_BYTES_MAX).min(size));
+                pieces.extend(piece.map(|piece| (*id, piece)));
+            }
+        }
+        Ok(Self { providers: started, reader, pieces })
     }
 
     async fn transfer(&self) -> anyhow::Result<()> {
-        futures::stream::iter(&self.objects)
+        futures::stream::iter(&self.pieces)
             .map(|(shard, range)| async move {
                 let (shard, range) = (*shard, *range);
                 let (priority, deadline) = (Priority::Bulk, None);
@@ -260,7 +282,7 @@ impl Swarm {
                 ensure!(got.range() == range, "too few bytes came");
                 Ok(())
             })
-            .buffer_unordered(OBJECTS_AT_ONCE)
+            .buffer_unordered(PIECES_AT_ONCE)
             .try_collect()
             .await
     }

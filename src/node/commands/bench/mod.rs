@@ -20,7 +20,7 @@ use super::prompts::Prompts;
 use crate::node::args::{BenchArgs, BenchCommand};
 use crate::node::source::Opened;
 use machine::{Machine, RecordFile};
-pub(super) use machine::{processor, rss_bytes};
+pub(super) use machine::{cpu_seconds, processor, rss_bytes};
 
 pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
