@@ -40,9 +40,9 @@ pub enum TrustPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
-    /// `trust add` or `--trust`.
+    /// `trust add`, `--trust`, or a yes to the question.
     Added,
-    /// Somebody was asked, or nobody could be and the policy allows it.
+    /// Nobody could be asked, and the policy allows it.
     FirstUse,
 }
 
