@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use crate::store::groups::Chunks;
 use crate::store::signature::{NAME_BYTES_MAX, PublicKey, Signature, SignedModel};
 use crate::store::verified::{DECODE_BYTES_MAX, NODE_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
 use crate::store::{ByteRange, ModelId, Priority, ShardId};
@@ -25,6 +26,8 @@ pub const ENVELOPE_BYTES_MAX: usize = 60 * 1024;
 pub const HOLDINGS_MODELS_MAX: usize = 64;
 /// Bytes of one model's bitmap: 65,536 objects of at most 64 MiB, 4 TiB.
 pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
+/// Objects held in part in one holdings message.
+pub const PARTS_MAX: usize = 512;
 /// Addresses in one holdings message.
 pub const ADDRESSES_MAX: usize = 8;
 /// Bytes of one address as text.
@@ -85,6 +88,16 @@ pub struct ModelHoldings {
     pub manifest: bool,
     /// Bit i (byte i / 8, bit i % 8 from the lowest): object i is held.
     pub objects: Vec<u8>,
+    /// Objects held in part, by their place in the list.
+    pub parts: Vec<PartHoldings>,
+}
+
+/// An object held in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartHoldings {
+    /// Its place in the model's list: below `8 * BITMAP_BYTES_MAX`.
+    pub object: u32,
+    pub chunks: Chunks,
 }
 
 impl Envelope {
@@ -111,6 +124,14 @@ impl Envelope {
                         model: entry.model.as_bytes().to_vec(),
                         manifest: entry.manifest,
                         objects: entry.objects.clone(),
+                        parts: entry
+                            .parts
+                            .iter()
+                            .map(|part| gossip::PartHoldings {
+                                object: part.object,
+                                chunks: part.chunks.0,
+                            })
+                            .collect(),
                     })
                     .collect(),
             })),
@@ -150,13 +171,20 @@ fn holdings(body: gossip::Holdings) -> Result<Holdings, WireError> {
         let problem = format!("{} s is more than {} s", lease.as_secs(), LEASE_MAX.as_secs());
         return Err(WireError::Invalid { field: "lease_ms", problem });
     }
+    let parts = body.models.iter().map(|entry| entry.parts.len()).sum();
+    at_most("parts", parts, PARTS_MAX)?;
     let mut models = Vec::with_capacity(body.models.len());
     for entry in body.models {
         at_most("objects", entry.objects.len(), BITMAP_BYTES_MAX)?;
+        let parts = entry.parts.into_iter().map(|part| {
+            at_most("object", part.object as usize, 8 * BITMAP_BYTES_MAX - 1)?;
+            Ok(PartHoldings { object: part.object, chunks: Chunks(part.chunks) })
+        });
         models.push(ModelHoldings {
             model: ModelId::from(fixed("model", &entry.model)?),
             manifest: entry.manifest,
             objects: entry.objects,
+            parts: parts.collect::<Result<_, WireError>>()?,
         });
     }
     let (peer, sequence, addresses) = (body.peer, body.sequence, body.addresses);
@@ -301,6 +329,7 @@ mod tests {
                 model: ModelId::of(b"m"),
                 manifest: true,
                 objects: vec![0b101],
+                parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
             }],
         }
     }
@@ -356,6 +385,8 @@ mod tests {
         };
         assert!(many(|h| h.models = vec![h.models[0].clone(); HOLDINGS_MODELS_MAX + 1]).is_err());
         assert!(many(|h| h.models[0].objects = vec![0; BITMAP_BYTES_MAX + 1]).is_err());
+        assert!(many(|h| h.models[0].parts = vec![h.models[0].parts[0]; PARTS_MAX + 1]).is_err());
+        assert!(many(|h| h.models[0].parts[0].object = 8 * BITMAP_BYTES_MAX as u32).is_err());
         assert!(many(|h| h.addresses = vec!["a".repeat(ADDRESS_BYTES_MAX + 1)]).is_err());
         assert!(many(|h| h.addresses = vec![String::new(); ADDRESSES_MAX + 1]).is_err());
         assert!(many(|h| h.lease = LEASE_MAX + Duration::from_millis(1)).is_err());

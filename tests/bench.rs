@@ -264,6 +264,26 @@ fn a_skewed_model_is_written_and_measured() {
 }
 
 #[test]
+fn the_mesh_is_measured_against_raw_streams() {
+    let args = ["bench", "mesh", "--size", "5MiB", "--rounds", "2", "--connects", "3"];
+    let record = json(&args);
+    assert_eq!((number(&record, "/bytes"), number(&record, "/rounds")), (f64::from(5 << 20), 2.0));
+    for name in ["raw_mb_s", "raw_4_streams_mb_s", "verified_mb_s"] {
+        let all = record[name]["all"].as_array().unwrap();
+        assert!(all.len() == 2 && all.iter().all(|speed| speed.as_f64().unwrap() > 0.0), "{name}");
+    }
+    assert!(number(&record, "/verified_to_raw") > 0.0 && number(&record, "/throttled_mb_s") > 0.0);
+    if cfg!(target_os = "linux") {
+        assert!(number(&record, "/rss_before") > 0.0 && number(&record, "/rss_after") > 0.0);
+    }
+    let said = run(args.iter().chain(&["--connects=0"])).code;
+    assert_eq!(said, Some(2), "given twice");
+    run(["bench", "mesh", "--size", "9"]).fails(&["--size", "1 MiB"]);
+    run(["bench", "mesh", "--rounds", "0"]).fails(&["--rounds"]);
+    run(["bench", "mesh", "--listen", "nowhere"]).fails(&["--listen", "nowhere"]);
+}
+
+#[test]
 fn bad_input_is_refused_in_one_line() {
     let model = model();
     let model = text(&model);

@@ -26,6 +26,11 @@ use rand::{Rng, RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+#[path = "mesh/hostile.rs"]
+mod hostile;
+#[path = "mesh/transfer.rs"]
+mod transfer;
+
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -542,7 +547,12 @@ impl Rogue {
             sequence: 1,
             lease: Duration::from_secs(60),
             addresses: Vec::new(),
-            models: vec![ModelHoldings { model: model.id, manifest: true, objects: vec![1] }],
+            models: vec![ModelHoldings {
+                model: model.id,
+                manifest: true,
+                objects: vec![1],
+                parts: Vec::new(),
+            }],
         })
     }
 

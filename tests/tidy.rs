@@ -157,3 +157,21 @@ fn every_kernel_has_a_cpu_twin() {
         assert!(twin.is_file(), "kernels/{kernel}.wgsl has no twin {}", twin.display());
     }
 }
+
+#[test]
+fn every_limit_of_the_mesh_is_written_down() {
+    let documented = fs::read_to_string(root().join("docs/limits.md")).unwrap();
+    let options = fs::read_to_string(root().join("src/mesh/options.rs")).unwrap();
+    let mut seen = 0;
+    for (number, line) in code_lines(&options) {
+        let Some((_, rest)) = line.split_once("const ") else { continue };
+        let Some((name, _)) = rest.split_once(':') else { continue };
+        if ["SHARD_PROTOCOL", "PROTOCOL_VERSION"].contains(&name) {
+            continue;
+        }
+        seen += 1;
+        let line = number + 1;
+        assert!(documented.contains(&format!("`{name}`")), "options.rs:{line} {name} is not there");
+    }
+    assert!(seen > 40, "only {seen} constants were found");
+}

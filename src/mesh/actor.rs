@@ -1,7 +1,7 @@
 //! The mesh's loop: hears gossip, says what is held, keeps leases and dials.
 //! It never waits for a peer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,11 +14,15 @@ use tracing::{debug, info, warn};
 use super::announcements::Learned;
 use super::fetch::Fetcher;
 use super::gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
-use super::options::Timing;
+use super::options::{OWN_PARTS_MAX, Timing};
 use super::state::Shared;
+use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
 use crate::store::{ShardId, ShardServe};
 use crate::wire::{Envelope, Holdings};
+
+/// What is held in part.
+type Parts = BTreeMap<ShardId, Chunks>;
 
 pub(super) struct Actor {
     pub(super) swarm: SwarmHandle,
@@ -41,6 +45,7 @@ impl Actor {
         let mut inbox = Inbox::new(now);
         let mut sequence = Sequence::default();
         let mut held: BTreeSet<ShardId> = self.serve.complete().into_iter().collect();
+        let mut parts = Parts::new();
         let mut listeners = BTreeSet::new();
         schedule.change(now, Due::Everything);
         // Leases and dials are looked at a few times per lease; reads look for themselves.
@@ -76,11 +81,19 @@ impl Actor {
                 () = sleep_until(schedule.next().into()) => {
                     let now = Instant::now();
                     if let Some(due) = schedule.due(now) {
-                        let messages = self.say(due, &held, &listening, &mut sequence);
+                        let messages = self.say(due, (&held, &parts), &listening, &mut sequence);
                         schedule.said(now, messages);
                     }
                 }
-                _ = upkeep.tick() => self.upkeep(Instant::now()),
+                _ = upkeep.tick() => {
+                    // Parts grow with every transfer: they are told of at this pace.
+                    let now_parts: Parts = self.serve.partial(OWN_PARTS_MAX).into_iter().collect();
+                    if now_parts != parts {
+                        parts = now_parts;
+                        schedule.change(Instant::now(), Due::Holdings);
+                    }
+                    self.upkeep(Instant::now());
+                }
             }
         }
     }
@@ -89,6 +102,7 @@ impl Actor {
         let now = Instant::now();
         if message.topic != self.topic || !inbox.admit(now, message.author) {
             self.shared.lock().counts.ignored_messages += 1;
+            self.shared.ring();
             return;
         }
         let sound = match Envelope::decode(&message.data) {
@@ -142,7 +156,7 @@ impl Actor {
             state.hear(now, message.author, holdings)
         };
         if changed {
-            self.shared.ring();
+            self.shared.stir();
             self.dial(now);
         }
         true
@@ -161,7 +175,7 @@ impl Actor {
         for peer in gone {
             self.fetcher.client.forget(peer);
         }
-        self.shared.ring();
+        self.shared.stir();
         news
     }
 
@@ -169,7 +183,7 @@ impl Actor {
     fn say(
         &self,
         due: Due,
-        held: &BTreeSet<ShardId>,
+        (held, parts): (&BTreeSet<ShardId>, &Parts),
         listening: &watch::Receiver<Vec<Address>>,
         sequence: &mut Sequence,
     ) -> usize {
@@ -183,7 +197,7 @@ impl Actor {
             let mut state = self.shared.lock();
             let say =
                 state.announcements.take_due(now, quiet, |model| held.contains(&model.manifest()));
-            (say, state.own_holdings(held))
+            (say, state.own_holdings(held, parts))
         };
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
@@ -205,7 +219,7 @@ impl Actor {
 
     fn upkeep(&self, now: Instant) {
         if self.shared.lock().expire(now) {
-            self.shared.ring();
+            self.shared.stir();
         }
         self.dial(now);
     }
@@ -215,7 +229,7 @@ impl Actor {
         let dial = {
             let mut state = self.shared.lock();
             let wanted = state.worth_dialling(self.swarm.peer());
-            state.take_dials(now, &wanted)
+            state.take_dials(now, wanted)
         };
         for (peer, addresses) in dial {
             // A full command queue: dialled again later.

@@ -1,25 +1,28 @@
-//! One read from peers: find holders, split, ask, and ask others until it is
-//! there or nobody is left to wait for.
+//! One read from peers: asks whom the scheduler says, proves what comes, and goes
+//! on until it is there or nobody is left to wait for.
 //!
-//! Invariants: it never polls: it waits for the state's bell, a peer's answer
-//! or a time at which it gives up; dropping the read ends its requests and gives
+//! Invariants: it never polls: it waits for its orders, for who holds what to
+//! change, for an answer or a time; dropping the read ends its requests and gives
 //! back their place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use doppler_swarm::{PeerId, SwarmHandle};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep_until;
 use tracing::{debug, warn};
 
-use super::options::{ATTEMPTS_MAX, PIECES_AT_ONCE, RETRY_FIRST, RETRY_MAX};
-use super::picker::{Begun, split};
+use super::limiter::Limiter;
+use super::options::{ATTEMPTS_MAX, REQUESTS_PER_READ_MAX};
+use super::reputation::Conduct;
+use super::scheduler::{Ask, Outcome, ReadId, RequestId};
 use super::shard_client::{Client, Failure, FailureKind};
 use super::state::{Holders, Shared};
-use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, VerifiedRange};
+use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
 use crate::store::{ByteRange, ReadError, ReadRequest};
 use crate::wire::ShardRequest;
 
@@ -28,6 +31,7 @@ pub(super) struct Fetcher {
     pub(super) shared: Arc<Shared>,
     pub(super) swarm: SwarmHandle,
     pub(super) client: Client,
+    pub(super) download: Arc<Limiter>,
     pub(super) find_timeout: Duration,
 }
 
@@ -35,22 +39,49 @@ pub(super) struct Fetcher {
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// A proved piece, and who sent it.
-#[derive(Clone)]
 struct Part {
     peer: PeerId,
-    range: VerifiedRange,
+    piece: Piece,
 }
 
-/// A peer that failed this piece: asked again only after a while.
-struct Failed {
-    retry: Instant,
-    wait: Duration,
+/// What a request's task brings home.
+type Answer = (Ask, Result<Piece, Failure>);
+
+/// The memory of a read, given out to its requests. What a request that failed had is
+/// not given out again: who asks for those bytes next gets memory of its own.
+struct Memory {
+    /// Unused stretches, by where they begin in the object.
+    free: BTreeMap<u64, BytesMut>,
 }
 
-/// Where the search for a peer to ask stands.
-enum Search {
-    Ask(Ticket),
-    Wait { holders: Holders, until: Option<Instant> },
+impl Memory {
+    fn new(range: ByteRange) -> Self {
+        // The last group may be sent whole.
+        let start = range.start() / GROUP_BYTES * GROUP_BYTES;
+        let bytes = range.end().next_multiple_of(GROUP_BYTES) - start;
+        Self { free: BTreeMap::from([(start, BytesMut::with_capacity(bytes as usize))]) }
+    }
+
+    /// Memory for a range; none if it is given out, or in use in part.
+    fn take(&mut self, range: ByteRange) -> BytesMut {
+        let bytes = range.end().next_multiple_of(GROUP_BYTES) - range.start();
+        let before = self.free.range(..=range.start()).next_back().map(|(start, _)| *start);
+        let Some(start) = before else { return BytesMut::new() };
+        let Some(mut stretch) = self.free.remove(&start) else { return BytesMut::new() };
+        let skip = range.start() - start;
+        if (stretch.capacity() as u64) < skip + bytes {
+            self.free.insert(start, stretch);
+            return BytesMut::new();
+        }
+        let mut taken = stretch.split_off(skip as usize);
+        let rest = taken.split_off(bytes as usize);
+        for (start, stretch) in [(start, stretch), (start + skip + bytes, rest)] {
+            if stretch.capacity() > 0 {
+                self.free.insert(start, stretch);
+            }
+        }
+        taken
+    }
 }
 
 impl Fetcher {
@@ -63,179 +94,254 @@ impl Fetcher {
         if range.end() > OBJECT_BYTES_MAX {
             return Err(ReadError::OutOfRange { shard, range, size: OBJECT_BYTES_MAX });
         }
-        let holders = self.shared.lock().holders(Instant::now(), shard).ready.len();
-        let pieces = split(range, holders);
-        let mut parts = vec![None; pieces.len()];
+        let mut read = Reading::begin(self, request)?;
         // Once more if a part came under a size that another part disproves.
         for _ in 0..2 {
-            self.fill(&request, &pieces, &mut parts).await?;
-            let whole: Vec<VerifiedRange> =
-                parts.iter().flatten().map(|part: &Part| part.range.clone()).collect();
-            if let Some(joined) = VerifiedRange::join(&whole) {
+            read.fill().await?;
+            if let Some(joined) = read.join() {
                 return Ok(joined);
             }
-            self.drop_disproved(&request, &mut parts);
+            read.drop_disproved();
         }
         Err(ReadError::Corrupt { shard, detail: "peers disagree about its size".into() })
     }
 
-    /// Fetches the parts that are missing, several at once.
-    async fn fill(
-        self: &Arc<Self>,
-        request: &ReadRequest,
-        pieces: &[ByteRange],
-        parts: &mut [Option<Part>],
-    ) -> Result<(), ReadError> {
-        let missing: Vec<usize> = (0..parts.len()).filter(|at| parts[*at].is_none()).collect();
-        let mut missing = missing.into_iter();
-        // Dropping the set aborts what it runs.
-        let mut running = JoinSet::new();
+    /// A scheduling pass over all reads.
+    fn assign(&self, now: Instant) {
+        // Where this node's own limit is the brake, nobody is late.
+        let hedge = !self.download.is_the_brake();
+        self.shared.lock().assign(now, hedge);
+    }
+}
+
+/// One read under way; dropping it takes it off the schedule.
+struct Reading {
+    fetcher: Arc<Fetcher>,
+    request: ReadRequest,
+    id: ReadId,
+    started: Instant,
+    orders: mpsc::Receiver<Ask>,
+    /// Dropping the set aborts what it runs.
+    running: JoinSet<Answer>,
+    handles: BTreeMap<RequestId, AbortHandle>,
+    memory: Memory,
+    parts: Vec<Part>,
+    /// Since when nobody is asked for anything.
+    idle_since: Instant,
+    failures: u32,
+    last: Option<(PeerId, Failure)>,
+}
+
+impl Reading {
+    fn begin(fetcher: Arc<Fetcher>, request: ReadRequest) -> Result<Self, ReadError> {
+        let now = Instant::now();
+        // A twin for each request, and as many that ended while their order was under way.
+        let (sender, orders) = mpsc::channel(4 * REQUESTS_PER_READ_MAX);
+        let id = {
+            let mut state = fetcher.shared.lock();
+            let id = state.scheduler.add(request);
+            let id = id.map_err(|error| ReadError::Overloaded(error.to_string()))?;
+            state.orders.insert(id, sender);
+            id
+        };
+        Ok(Self {
+            fetcher,
+            request,
+            id,
+            started: now,
+            orders,
+            running: JoinSet::new(),
+            handles: BTreeMap::new(),
+            memory: Memory::new(request.range),
+            parts: Vec::new(),
+            idle_since: now,
+            failures: 0,
+            last: None,
+        })
+    }
+
+    /// Runs until every byte of the read was delivered.
+    async fn fill(&mut self) -> Result<(), ReadError> {
+        let deadline = self.request.deadline.unwrap_or(self.started + FAR);
+        let mut stirred = self.fetcher.shared.stirred();
         loop {
-            while running.len() < PIECES_AT_ONCE {
-                let Some(at) = missing.next() else { break };
-                let this = self.clone();
-                let request = ReadRequest { range: pieces[at], ..*request };
-                running.spawn(async move { (at, this.piece(request).await) });
+            // Before looking, so that a change while looking is not missed.
+            stirred.borrow_and_update();
+            let now = Instant::now();
+            self.fetcher.assign(now);
+            while let Ok(ask) = self.orders.try_recv() {
+                self.ask(ask);
             }
-            let Some(done) = running.join_next().await else { return Ok(()) };
-            let (at, part) = done.map_err(|error| {
-                ReadError::Overloaded(format!("a transfer was abandoned: {error}"))
-            })?;
-            parts[at] = Some(part?);
+            let (done, busy, wake) = {
+                let state = self.fetcher.shared.lock();
+                let scheduler = &state.scheduler;
+                let busy = scheduler.in_flight(self.id) > 0;
+                (scheduler.is_done(self.id), busy, scheduler.wake(now, self.id))
+            };
+            if done {
+                return Ok(());
+            }
+            let mut until = deadline;
+            if !busy {
+                let give_up = self.idle_since + self.fetcher.find_timeout;
+                until = until.min(give_up);
+                let (holders, next_dial) = self.call_those_away(now);
+                if now >= until || self.failures >= ATTEMPTS_MAX {
+                    return Err(self.gave_up(&holders));
+                }
+                until = next_dial.map_or(until, |next| next.min(until));
+            }
+            if now >= deadline {
+                return Err(self.deadline_error("somebody was still sending".into()));
+            }
+            let until = wake.map_or(until, |wake| wake.min(until));
+            tokio::select! {
+                Some(ask) = self.orders.recv() => self.ask(ask),
+                Some(answer) = self.running.join_next(), if !self.running.is_empty() => {
+                    match answer {
+                        Ok((ask, answer)) => self.on_answer(ask, answer),
+                        // One that was given up for its twin; a panic is passed on.
+                        Err(error) if error.is_cancelled() => {}
+                        Err(error) => {
+                            let what = format!("a transfer was abandoned: {error}");
+                            return Err(ReadError::Overloaded(what));
+                        }
+                    }
+                }
+                // An error means that the mesh is gone: the time-out then ends the read.
+                Ok(()) = stirred.changed() => {}
+                () = sleep_until(until.into()) => {}
+            }
+            if busy {
+                // It was until now.
+                self.idle_since = Instant::now();
+            }
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        // Its twin may have come while the order was under way.
+        if !self.fetcher.shared.lock().scheduler.knows(self.id, ask.request) {
+            return;
+        }
+        let fetcher = Arc::clone(&self.fetcher);
+        let wire = ShardRequest {
+            shard: self.request.shard,
+            range: ask.range,
+            priority: self.request.priority,
+        };
+        let buffer = self.memory.take(ask.range);
+        let handle = self.running.spawn(async move {
+            let shared = Arc::clone(&fetcher.shared);
+            let heard = move || {
+                shared.lock().scheduler.links.heard(Instant::now(), ask.peer);
+            };
+            (ask, fetcher.client.request(ask.peer, wire, &heard, buffer).await)
+        });
+        self.handles.insert(ask.request, handle);
+    }
+
+    fn on_answer(&mut self, ask: Ask, answer: Result<Piece, Failure>) {
+        self.handles.remove(&ask.request);
+        match answer {
+            Ok(piece) => self.delivered(ask, piece),
+            Err(failure) => {
+                let now = Instant::now();
+                let mut state = self.fetcher.shared.lock();
+                let beaten = state.scheduler.end(now, self.id, ask.request, Outcome::Failed);
+                debug_assert!(beaten.is_none());
+                drop(state);
+                self.failures += 1;
+                self.failed(ask.peer, failure);
+            }
+        }
+    }
+
+    fn delivered(&mut self, ask: Ask, piece: Piece) {
+        let now = Instant::now();
+        let bytes = piece.range().len();
+        let beaten = {
+            let mut state = self.fetcher.shared.lock();
+            // Given up for its twin in the very moment it ended: not counted, not kept.
+            let known = state.scheduler.knows(self.id, ask.request);
+            if !known {
+                return;
+            }
+            let outcome = Outcome::Delivered(bytes);
+            let beaten = state.scheduler.end(now, self.id, ask.request, outcome);
+            state.counts.verified_bytes += bytes;
+            state.traffic(ask.peer).bytes_in += bytes;
+            state.note(now, ask.peer, Conduct::Delivered);
+            if let Some(beaten) = beaten {
+                state.counts.hedges += 1;
+                if beaten.silent {
+                    state.note(now, beaten.peer, Conduct::Stalled);
+                }
+            }
+            beaten
+        };
+        if let Some(handle) = beaten.and_then(|beaten| self.handles.remove(&beaten.request)) {
+            handle.abort();
+        }
+        self.parts.push(Part { peer: ask.peer, piece });
+        self.failures = 0;
+        self.fetcher.shared.ring();
+    }
+
+    /// Dials holders that are not connected; who is known, and when to dial again.
+    fn call_those_away(&self, now: Instant) -> (Holders, Option<Instant>) {
+        let mut state = self.fetcher.shared.lock();
+        let holders = state.holders(now, self.request.shard);
+        for (peer, addresses) in state.take_dials(now, holders.away.iter().map(|(peer, _)| *peer)) {
+            // A full command queue: tried again at the next dial time.
+            let _ = self.fetcher.swarm.dial(peer, addresses);
+        }
+        let next = state.next_dial(&holders.away).filter(|next| *next > now);
+        (holders, next)
+    }
+
+    /// The parts in order as one, unless they contradict each other.
+    fn join(&mut self) -> Option<VerifiedRange> {
+        self.parts.sort_by_key(|part| part.piece.range().start());
+        let parts = std::mem::take(&mut self.parts);
+        let (peers, pieces): (Vec<PeerId>, Vec<Piece>) =
+            parts.into_iter().map(|part| (part.peer, part.piece)).unzip();
+        match Piece::join(pieces) {
+            Ok(whole) => Some(whole),
+            Err(pieces) => {
+                let parts = peers.into_iter().zip(pieces);
+                self.parts = parts.map(|(peer, piece)| Part { peer, piece }).collect();
+                None
+            }
         }
     }
 
     /// A part that reaches the object's end proves its size. Whoever sent another part
     /// under another size lied about it: banned, and the part is dropped.
-    fn drop_disproved(&self, request: &ReadRequest, parts: &mut [Option<Part>]) {
-        let proved = parts.iter().flatten().find(|part| part.range.proves_size());
-        let Some(size) = proved.map(|part| part.range.size()) else { return };
-        for part in parts {
-            if let Some(Part { peer, range }) = part
-                && range.size() != size
-            {
-                let failure = Failure {
-                    kind: FailureKind::Wrong,
-                    bytes: range.range().len(),
-                    detail: format!("said {} bytes of an object of {size}", range.size()),
-                };
-                self.failed(*peer, request, &failure, &mut BTreeMap::new());
-                *part = None;
-            }
-        }
-    }
-
-    /// Fetches a range that fits one wire request.
-    async fn piece(&self, request: ReadRequest) -> Result<Part, ReadError> {
-        let started = Instant::now();
-        let deadline = request.deadline.unwrap_or(started + FAR);
-        let mut changed = self.shared.changed();
-        let mut failed = BTreeMap::new();
-        let mut last: Option<(PeerId, Failure)> = None;
-        for _ in 0..ATTEMPTS_MAX {
-            let give_up = deadline.min(Instant::now() + self.find_timeout);
-            let found = self.find(&request, &failed, &mut changed, give_up).await;
-            let ticket = match found {
-                Ok(ticket) => ticket,
-                Err(holders) => return Err(gave_up(&request, started, &holders, last)),
+    fn drop_disproved(&mut self) {
+        let proved = self.parts.iter().find(|part| part.piece.proves_size());
+        let Some(size) = proved.map(|part| part.piece.size()) else { return };
+        let all = std::mem::take(&mut self.parts);
+        let (kept, disproved): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|part| part.piece.size() == size);
+        self.parts = kept;
+        for Part { peer, piece } in disproved {
+            let failure = Failure {
+                kind: FailureKind::Wrong,
+                bytes: piece.range().len(),
+                detail: format!("said {} bytes of an object of {size}", piece.size()),
             };
-            let peer = ticket.begun.peer;
-            let wire = ShardRequest {
-                shard: request.shard,
-                range: request.range,
-                priority: request.priority,
-            };
-            let answer = timeout_at(deadline.into(), self.client.request(peer, wire)).await;
-            match answer {
-                Ok(Ok(range)) => {
-                    ticket.delivered(range.bytes().len() as u64);
-                    return Ok(Part { peer, range });
-                }
-                Ok(Err(failure)) => {
-                    drop(ticket);
-                    self.failed(peer, &request, &failure, &mut failed);
-                    last = Some((peer, failure));
-                }
-                Err(_) => {
-                    drop(ticket);
-                    let detail = format!("{peer} was still sending");
-                    return Err(deadline_error(&request, started, detail));
-                }
-            }
-        }
-        let holders = self.shared.lock().holders(Instant::now(), request.shard);
-        Err(gave_up(&request, started, &holders, last))
-    }
-
-    /// Waits until there is a peer to ask; the holders known if there is none by `give_up`.
-    async fn find(
-        &self,
-        request: &ReadRequest,
-        failed: &BTreeMap<PeerId, Failed>,
-        changed: &mut watch::Receiver<u64>,
-        give_up: Instant,
-    ) -> Result<Ticket, Holders> {
-        loop {
-            // Before looking, so that a change while looking is not missed.
-            changed.borrow_and_update();
-            let now = Instant::now();
-            let (holders, until) = match self.search(now, request, failed) {
-                Search::Ask(ticket) => return Ok(ticket),
-                Search::Wait { holders, until } => (holders, until),
-            };
-            if now >= give_up {
-                return Err(holders);
-            }
-            let wake = until.map_or(give_up, |until| until.min(give_up));
-            tokio::select! {
-                // An error means that the mesh is gone: the time-out then ends the search.
-                Ok(()) = changed.changed() => {}
-                () = sleep_until(wake.into()) => {}
-            }
+            self.fetcher.shared.lock().scheduler.put_back(self.id, piece.range());
+            self.failed(peer, failure);
         }
     }
 
-    fn search(
-        &self,
-        now: Instant,
-        request: &ReadRequest,
-        failed: &BTreeMap<PeerId, Failed>,
-    ) -> Search {
-        let mut state = self.shared.lock();
-        let holders = state.holders(now, request.shard);
-        let may_ask = |peer: &&PeerId| failed.get(peer).is_none_or(|failed| failed.retry <= now);
-        let candidates: Vec<PeerId> = holders.ready.iter().filter(may_ask).copied().collect();
-        let len = request.range.len();
-        if let Some(begun) = state.begin(&candidates, len, salt(request)) {
-            let shared = self.shared.clone();
-            return Search::Ask(Ticket { begun, shared, started: now, delivered: 0 });
-        }
-        let mut until = None;
-        if candidates.is_empty() {
-            // Nobody to ask now: those who are away are called, those who failed come round.
-            for (peer, addresses) in state.take_dials(now, &holders.away) {
-                // A full command queue: tried again at the next dial time.
-                let _ = self.swarm.dial(peer, addresses);
-            }
-            let retries = holders.ready.iter().filter_map(|peer| failed.get(peer));
-            let retry = retries.map(|failed| failed.retry).min();
-            until = [retry, state.next_dial(&holders.away)].into_iter().flatten().min();
-        }
-        Search::Wait { holders, until }
-    }
-
-    /// Draws the consequences of a failure: for the peer, and for this piece.
-    fn failed(
-        &self,
-        peer: PeerId,
-        request: &ReadRequest,
-        failure: &Failure,
-        failed: &mut BTreeMap<PeerId, Failed>,
-    ) {
+    /// Draws the consequences of a failure for the peer.
+    fn failed(&mut self, peer: PeerId, failure: Failure) {
         let now = Instant::now();
-        let shard = request.shard;
+        let shard = self.request.shard;
         let ban = {
-            let mut state = self.shared.lock();
+            let mut state = self.fetcher.shared.lock();
             if failure.kind == FailureKind::NotFound {
                 state.membership.retract(peer, shard);
             }
@@ -247,90 +353,91 @@ impl Fetcher {
         };
         if let Some(until) = ban {
             warn!(%peer, shard = %shard.short(), detail = %failure.detail, "sent wrong bytes; banned");
-            self.client.forget(peer);
+            self.fetcher.client.forget(peer);
             // A full command queue leaves it connected, but it is not chosen any more.
-            let _ = self.swarm.ban(peer, until);
+            let _ = self.fetcher.swarm.ban(peer, until);
         } else {
-            debug!(%peer, shard = %shard.short(), range = %request.range, detail = %failure.detail, "asking another");
+            debug!(%peer, shard = %shard.short(), detail = %failure.detail, "asking another");
         }
-        let entry = failed.entry(peer).or_insert(Failed { retry: now, wait: RETRY_FIRST });
-        entry.retry = now + entry.wait;
-        entry.wait = (entry.wait * 2).min(RETRY_MAX);
-        self.shared.ring();
+        self.last = Some((peer, failure));
+        self.fetcher.shared.ring();
     }
-}
 
-/// Distinguishes ranges, so that they spread over equal peers.
-fn salt(request: &ReadRequest) -> u64 {
-    let bytes = request.shard.as_bytes();
-    let mut first = [0; 8];
-    first.copy_from_slice(&bytes[..8]);
-    u64::from_le_bytes(first) ^ (request.range.start() / GROUP_BYTES)
-}
-
-/// The error of a piece for which nobody was left to ask.
-fn gave_up(
-    request: &ReadRequest,
-    started: Instant,
-    holders: &Holders,
-    last: Option<(PeerId, Failure)>,
-) -> ReadError {
-    let (shard, waited) = (request.shard, started.elapsed());
-    let known = holders.ready.len() + holders.away.len();
-    match last {
-        None if known == 0 => ReadError::NotFound { shard, waited },
-        None => {
-            let (ready, away) = (holders.ready.len(), holders.away.len());
-            let detail = format!("{ready} holders are busy, {away} cannot be reached");
-            deadline_error(request, started, detail)
+    /// The error of a read for which nobody was left to ask.
+    fn gave_up(&self, holders: &Holders) -> ReadError {
+        let (shard, waited) = (self.request.shard, self.started.elapsed());
+        let known = holders.ready.len() + holders.away.len();
+        match &self.last {
+            None if known == 0 => ReadError::NotFound { shard, waited },
+            None => {
+                let (ready, away) = (holders.ready.len(), holders.away.len());
+                self.deadline_error(format!("{ready} holders are busy, {away} cannot be reached"))
+            }
+            Some((peer, failure)) => match failure.kind {
+                FailureKind::Wrong => {
+                    let detail = format!("{peer}: {}; no other holder is left", failure.detail);
+                    ReadError::Corrupt { shard, detail }
+                }
+                FailureKind::OutOfRange { object_size } => {
+                    let range = self.request.range;
+                    ReadError::OutOfRange { shard, range, size: object_size }
+                }
+                FailureKind::NotFound if known == 0 => ReadError::NotFound { shard, waited },
+                _ => self.deadline_error(format!(
+                    "{known} holders known; the last asked, {peer}, {}",
+                    failure.detail
+                )),
+            },
         }
-        Some((peer, failure)) => match failure.kind {
-            FailureKind::Wrong => {
-                let detail = format!("{peer}: {}; no other holder is left", failure.detail);
-                ReadError::Corrupt { shard, detail }
-            }
-            FailureKind::OutOfRange { object_size } => {
-                ReadError::OutOfRange { shard, range: request.range, size: object_size }
-            }
-            FailureKind::NotFound if known == 0 => ReadError::NotFound { shard, waited },
-            _ => {
-                let detail =
-                    format!("{known} holders known; the last asked, {peer}, {}", failure.detail);
-                deadline_error(request, started, detail)
-            }
-        },
+    }
+
+    fn deadline_error(&self, detail: String) -> ReadError {
+        let waited = self.started.elapsed();
+        ReadError::Deadline { shard: self.request.shard, waited, detail }
     }
 }
 
-fn deadline_error(request: &ReadRequest, started: Instant, detail: String) -> ReadError {
-    ReadError::Deadline { shard: request.shard, waited: started.elapsed(), detail }
-}
-
-/// A request under way; dropping it gives its place back.
-struct Ticket {
-    begun: Begun,
-    shared: Arc<Shared>,
-    started: Instant,
-    delivered: u64,
-}
-
-impl Ticket {
-    fn delivered(mut self, bytes: u64) {
-        self.delivered = bytes;
-    }
-}
-
-impl Drop for Ticket {
+impl Drop for Reading {
     fn drop(&mut self) {
+        let now = Instant::now();
         {
-            let mut state = self.shared.lock();
-            state.picker.end(self.begun, self.delivered, self.started.elapsed());
-            if self.delivered > 0 {
-                state.counts.verified_bytes += self.delivered;
-                state.traffic(self.begun.peer).bytes_in += self.delivered;
-                state.note(Instant::now(), self.begun.peer, super::reputation::Conduct::Delivered);
-            }
+            let mut state = self.fetcher.shared.lock();
+            state.scheduler.remove(now, self.id);
+            state.orders.remove(&self.id);
         }
-        self.shared.ring();
+        // Its places are others' now.
+        self.fetcher.assign(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_out_once_and_joins_again() {
+        let range = |start, end| ByteRange::new(start * GROUP_BYTES, end * GROUP_BYTES).unwrap();
+        let end = 9 * GROUP_BYTES + 5;
+        let whole = ByteRange::new(GROUP_BYTES + 7, end).unwrap();
+        let mut memory = Memory::new(whole);
+        let order = [range(4, 6), range(1, 4), ByteRange::new(6 * GROUP_BYTES, end).unwrap()];
+        let mut taken: Vec<BytesMut> = order.iter().map(|range| memory.take(*range)).collect();
+        let groups: Vec<usize> =
+            taken.iter().map(|b| b.capacity() / GROUP_BYTES as usize).collect();
+        assert_eq!(groups, [2, 3, 4]);
+        assert!(memory.free.is_empty());
+        assert_eq!(memory.take(range(4, 6)).capacity(), 0, "it is in use");
+        for (value, buffer) in taken.iter_mut().enumerate() {
+            buffer.resize(buffer.capacity(), value as u8);
+        }
+        let first = taken[1].as_ptr();
+        let mut joined = taken.remove(1);
+        for next in taken {
+            joined.unsplit(next);
+        }
+        assert_eq!(joined.as_ptr(), first);
+        assert_eq!(joined.len(), 9 * GROUP_BYTES as usize);
+        let values = [1, 4, 6].map(|group: usize| joined[(group - 1) * GROUP_BYTES as usize]);
+        assert_eq!(values, [1, 0, 2]);
     }
 }

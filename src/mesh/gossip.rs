@@ -20,6 +20,9 @@ use crate::wire::{
 /// A model's entry costs this much beyond its bitmap: id, flag and framing.
 const ENTRY_BYTES: usize = 48;
 
+/// And this much an object held in part.
+const PART_BYTES: usize = 16;
+
 /// What is due to be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
@@ -124,7 +127,7 @@ pub(super) fn holdings_messages(
     let mut batches: Vec<Vec<ModelHoldings>> = Vec::new();
     let mut bytes = usize::MAX;
     for model in models {
-        let cost = ENTRY_BYTES + model.objects.len();
+        let cost = ENTRY_BYTES + model.objects.len() + PART_BYTES * model.parts.len();
         match batches.last_mut() {
             Some(batch)
                 if bytes + cost <= HOLDINGS_BYTES_TARGET && batch.len() < HOLDINGS_MODELS_MAX =>
@@ -160,7 +163,8 @@ fn worth_saying(addresses: &[Address]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::store::ModelId;
-    use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX};
+    use crate::store::groups::Chunks;
+    use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX, PartHoldings};
 
     #[test]
     fn changes_settle_and_rounds_come_round() {
@@ -222,6 +226,12 @@ mod tests {
                 model: ModelId::of(&index.to_le_bytes()),
                 manifest: true,
                 objects: vec![0xff; if index < 40 { BITMAP_BYTES_MAX } else { 3 }],
+                parts: (0..index % 4 * 2)
+                    .map(|object| PartHoldings {
+                        object: 60_000 + object,
+                        chunks: Chunks(u64::MAX),
+                    })
+                    .collect(),
             })
             .collect();
         let addresses = ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"].map(|a| a.parse().unwrap());

@@ -15,13 +15,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::actor::Actor;
 use super::announcements::Learned;
 use super::fetch::Fetcher;
+use super::limiter::Limiter;
 use super::options::{
-    ANNOUNCEMENTS_MAX, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
+    ANNOUNCEMENTS_MAX, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
     SWARM_NAME_BYTES_MAX,
 };
 use super::shard_client::Client;
 use super::shard_server::Server;
 use super::state::{Counts, Shared, Traffic};
+use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
 use crate::store::verified::VerifiedRange;
 use crate::store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
@@ -100,6 +102,11 @@ impl Mesh {
         serve: Arc<dyn ShardServe>,
     ) -> Result<MeshHandle, MeshError> {
         let topic = topic(&options.swarm_name)?;
+        for limit in [options.upload_limit, options.download_limit].into_iter().flatten() {
+            if limit < LIMIT_MIN {
+                return Err(MeshError::LimitTooLow(limit));
+            }
+        }
         let listens = !options.listen.is_empty();
         let (swarm, events) = SwarmHandle::spawn(Options {
             seed: options.seed,
@@ -121,10 +128,12 @@ impl Mesh {
             }
         }
         let shared = Arc::new(Shared::new());
+        let download = Arc::new(Limiter::new(options.download_limit));
         let fetcher = Arc::new(Fetcher {
             shared: shared.clone(),
             swarm: swarm.clone(),
-            client: Client::new(swarm.clone(), options.timing.idle),
+            client: Client::new(swarm.clone(), options.timing.idle, download.clone()),
+            download,
             find_timeout: options.find_timeout,
         });
         let cancel = CancellationToken::new();
@@ -133,6 +142,7 @@ impl Mesh {
             serve.clone(),
             shared.clone(),
             options.upload_slots,
+            options.upload_limit,
             options.timing.idle,
         ));
         let incoming = swarm.accept(SHARD_PROTOCOL)?;
@@ -198,7 +208,7 @@ impl MeshHandle {
     /// nor finds its objects, the manifest excepted.
     pub fn register_model(&self, model: ModelId, objects: Vec<ShardId>) -> Result<(), MeshError> {
         self.inner.shared.lock().membership.register(model, objects)?;
-        self.inner.shared.ring();
+        self.inner.shared.stir();
         self.inner.poke.notify_one();
         Ok(())
     }
@@ -224,8 +234,14 @@ impl MeshHandle {
         self.inner.shared.changed()
     }
 
-    /// Peers that say they hold an object, by leases that run, connected or not.
+    /// Peers that say they hold an object whole, by leases that run, connected or not.
     pub fn holders(&self, shard: ShardId) -> Vec<PeerId> {
+        let whole = self.holdings(shard).into_iter().filter(|(_, chunks)| *chunks == Chunks::ALL);
+        whole.map(|(peer, _)| peer).collect()
+    }
+
+    /// Peers that say they hold an object or some of it, and which chunks.
+    pub fn holdings(&self, shard: ShardId) -> Vec<(PeerId, Chunks)> {
         let holders = self.inner.shared.lock().holders(Instant::now(), shard);
         holders.ready.into_iter().chain(holders.away).collect()
     }
@@ -245,7 +261,7 @@ impl MeshHandle {
                 bytes_in: traffic.bytes_in,
                 bytes_out: traffic.bytes_out,
                 score: state.reputation.score(*id),
-                rate: state.picker.rate(*id),
+                rate: state.scheduler.links.rate(*id),
                 shards_held: state.membership.held_by(now, *id),
             }
         };

@@ -5,6 +5,7 @@
 //! - bit i of an entry is object i of the model's registered list, which is the
 //!   manifest's shards in order, then the other files it names by hash (the
 //!   tokenizer): every object but the manifest has a bit;
+//! - an object held in part has its place in that list and a bit for each 1 MiB chunk;
 //! - the manifest, which names the list and so cannot be in it, has a flag.
 //!
 //! A bitmap that arrives before the model is registered is kept as it is: it is
@@ -16,7 +17,8 @@ use std::time::Instant;
 
 use doppler_swarm::{Address, PeerId};
 
-use super::options::{MEMBER_BYTES_MAX, MEMBERS_MAX, MODELS_MAX, MeshError};
+use super::options::{MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX, MeshError};
+use crate::store::groups::Chunks;
 use crate::store::{ModelId, ShardId};
 use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
 
@@ -32,9 +34,30 @@ pub(super) enum Heard {
     Full,
 }
 
-struct Entry {
+#[derive(Default, PartialEq, Eq)]
+struct Held {
     manifest: bool,
     objects: Vec<u8>,
+    /// By place in the list.
+    parts: BTreeMap<u32, Chunks>,
+}
+
+impl Held {
+    fn is_nothing(&self) -> bool {
+        !self.manifest && self.parts.is_empty() && self.objects.iter().all(|byte| *byte == 0)
+    }
+
+    fn chunks(&self, bit: usize) -> Chunks {
+        if has_bit(&self.objects, bit) {
+            return Chunks::ALL;
+        }
+        let part = u32::try_from(bit).ok().and_then(|bit| self.parts.get(&bit));
+        part.copied().unwrap_or_default()
+    }
+}
+
+struct Entry {
+    held: Held,
     until: Instant,
 }
 
@@ -46,14 +69,19 @@ struct Member {
 
 impl Member {
     /// Makes room for one model's entry: those whose leases end first give way.
-    fn make_room(&mut self, model: ModelId, bytes: usize) {
+    fn make_room(&mut self, model: ModelId, bytes: usize, parts: usize) {
         self.models.remove(&model);
-        let mut held: usize = self.models.values().map(|entry| entry.objects.len()).sum();
-        while self.models.len() >= HOLDINGS_MODELS_MAX || held + bytes > MEMBER_BYTES_MAX {
+        let mut held: usize = self.models.values().map(|entry| entry.held.objects.len()).sum();
+        let mut in_part: usize = self.models.values().map(|entry| entry.held.parts.len()).sum();
+        while self.models.len() >= HOLDINGS_MODELS_MAX
+            || held + bytes > MEMBER_BYTES_MAX
+            || in_part + parts > MEMBER_PARTS_MAX
+        {
             let first = self.models.iter().min_by_key(|(_, entry)| entry.until);
             let Some(first) = first.map(|(model, _)| *model) else { break };
             if let Some(entry) = self.models.remove(&first) {
-                held -= entry.objects.len();
+                held -= entry.held.objects.len();
+                in_part -= entry.held.parts.len();
             }
         }
     }
@@ -90,11 +118,14 @@ impl Membership {
             holdings.addresses.iter().filter_map(|address| address.parse().ok()).collect();
         let until = now + holdings.lease;
         let mut changed = false;
-        for ModelHoldings { model, manifest, objects } in holdings.models {
+        for ModelHoldings { model, manifest, objects, parts } in holdings.models {
+            let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
+            let parts = parts.map(|part| (part.object, part.chunks)).collect();
+            let held = Held { manifest, objects, parts };
             let known = member.models.get(&model).filter(|entry| entry.until > now);
-            changed |= known.is_none_or(|old| (old.manifest, &old.objects) != (manifest, &objects));
-            member.make_room(model, objects.len());
-            member.models.insert(model, Entry { manifest, objects, until });
+            changed |= known.is_none_or(|old| old.held != held);
+            member.make_room(model, held.objects.len(), held.parts.len());
+            member.models.insert(model, Entry { held, until });
         }
         if changed { Heard::Changed } else { Heard::Renewed }
     }
@@ -134,37 +165,40 @@ impl Membership {
         self.lists.iter().map(|(model, list)| (model, list.as_slice()))
     }
 
-    /// Peers that hold the object, by leases that run.
-    pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Vec<PeerId> {
+    /// Peers that hold the object or some of it, by leases that run, and what they hold.
+    pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Vec<(PeerId, Chunks)> {
         let model = ModelId::from(*shard.as_bytes());
         let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
-        let holds = |member: &Member| {
-            let manifest = member.models.get(&model);
-            manifest.is_some_and(|entry| entry.until > now && entry.manifest)
-                || places.iter().any(|(model, bit)| {
-                    let entry = member.models.get(model);
-                    entry.is_some_and(|entry| entry.until > now && has_bit(&entry.objects, *bit))
-                })
+        let chunks = |member: &Member| {
+            let running = |model: &ModelId| {
+                member.models.get(model).filter(|entry| entry.until > now).map(|entry| &entry.held)
+            };
+            if running(&model).is_some_and(|held| held.manifest) {
+                return Chunks::ALL;
+            }
+            let of = |(model, bit): &(ModelId, usize)| {
+                running(model).map_or(Chunks::NONE, |held| held.chunks(*bit))
+            };
+            places.iter().map(of).fold(Chunks::NONE, Chunks::or)
         };
-        self.members.iter().filter(|(_, member)| holds(member)).map(|(peer, _)| *peer).collect()
+        let holders = self.members.iter().map(|(peer, member)| (*peer, chunks(member)));
+        holders.filter(|(_, chunks)| !chunks.is_none()).collect()
     }
 
     /// Peers with a running lease that hold anything of the model.
     pub(super) fn holders_of_model(&self, now: Instant, model: ModelId) -> usize {
-        let holds = |entry: &Entry| {
-            entry.until > now && (entry.manifest || entry.objects.iter().any(|byte| *byte != 0))
-        };
+        let holds = |entry: &Entry| entry.until > now && !entry.held.is_nothing();
         self.members.values().filter(|member| member.models.get(&model).is_some_and(holds)).count()
     }
 
-    /// Objects that a peer says it holds, manifests included.
+    /// Objects that a peer says it holds whole, manifests included.
     pub(super) fn held_by(&self, now: Instant, peer: PeerId) -> u64 {
         let Some(member) = self.members.get(&peer) else { return 0 };
         let running = member.models.values().filter(|entry| entry.until > now);
         running
-            .map(|entry| {
-                let bits: u64 = entry.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
-                bits + u64::from(entry.manifest)
+            .map(|Entry { held, .. }| {
+                let bits: u64 = held.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
+                bits + u64::from(held.manifest)
             })
             .sum()
     }
@@ -183,13 +217,15 @@ impl Membership {
     pub(super) fn retract(&mut self, peer: PeerId, shard: ShardId) {
         let Some(member) = self.members.get_mut(&peer) else { return };
         if let Some(entry) = member.models.get_mut(&ModelId::from(*shard.as_bytes())) {
-            entry.manifest = false;
+            entry.held.manifest = false;
         }
         for (model, bit) in self.places.get(&shard).map_or(&[][..], Vec::as_slice) {
-            if let Some(entry) = member.models.get_mut(model)
-                && let Some(byte) = entry.objects.get_mut(bit / 8)
-            {
+            let Some(entry) = member.models.get_mut(model) else { continue };
+            if let Some(byte) = entry.held.objects.get_mut(bit / 8) {
                 *byte &= !(1 << (bit % 8));
+            }
+            if let Ok(bit) = u32::try_from(*bit) {
+                entry.held.parts.remove(&bit);
             }
         }
     }
@@ -228,6 +264,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::wire::PartHoldings;
 
     const LEASE: Duration = Duration::from_secs(30);
 
@@ -241,8 +278,50 @@ mod tests {
             sequence,
             lease: LEASE,
             addresses: vec!["/ip4/127.0.0.1/tcp/9".into(), "nonsense".into()],
-            models: vec![ModelHoldings { model, manifest, objects: objects.to_vec() }],
+            models: vec![ModelHoldings {
+                model,
+                manifest,
+                objects: objects.to_vec(),
+                parts: Vec::new(),
+            }],
         }
+    }
+
+    fn whole(members: &Membership, now: Instant, shard: ShardId) -> Vec<PeerId> {
+        let holders = members.holders(now, shard).into_iter();
+        holders.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect()
+    }
+
+    #[test]
+    fn parts_of_objects_are_told_apart_from_whole_ones() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let objects: Vec<ShardId> = (0..3u8).map(|i| ShardId::of(&[i])).collect();
+        let mut members = Membership::default();
+        members.register(model, objects.clone()).unwrap();
+        let mut part = says(1, model, false, &[0b1]);
+        part.models[0].parts = [(1, 0b101), (2, 0)]
+            .map(|(object, chunks)| PartHoldings { object, chunks: Chunks(chunks) })
+            .to_vec();
+        assert_eq!(members.hear(now, peer(1), part.clone()), Heard::Changed);
+        assert_eq!(members.holders(now, objects[0]), [(peer(1), Chunks::ALL)]);
+        assert_eq!(members.holders(now, objects[1]), [(peer(1), Chunks(0b101))]);
+        assert_eq!(members.holders(now, objects[2]), [], "no chunk at all");
+        part.sequence = 2;
+        assert_eq!(members.hear(now, peer(1), part.clone()), Heard::Renewed);
+        members.retract(peer(1), objects[1]);
+        assert_eq!(members.holders(now, objects[1]), []);
+        // Many parts push out what ends first, and never add up to more than the bound.
+        for sequence in 3..20u64 {
+            let model = ModelId::of(&sequence.to_le_bytes());
+            let mut many = says(sequence, model, false, &[]);
+            let part = |object| PartHoldings { object, chunks: Chunks::ALL };
+            many.models[0].parts = (0..500).map(part).collect();
+            members.hear(now + Duration::from_millis(sequence), peer(1), many);
+        }
+        let parts: usize =
+            members.members[&peer(1)].models.values().map(|entry| entry.held.parts.len()).sum();
+        assert_eq!(parts, 1000);
+        assert!(parts <= MEMBER_PARTS_MAX);
     }
 
     #[test]
@@ -251,17 +330,17 @@ mod tests {
         let objects: Vec<ShardId> = (0..10u8).map(|i| ShardId::of(&[i])).collect();
         let mut members = Membership::default();
         assert_eq!(members.hear(now, peer(1), says(1, model, true, &[1, 2])), Heard::Changed);
-        assert_eq!(members.holders(now, objects[0]), []);
-        assert_eq!(members.holders(now, model.manifest()), [peer(1)]);
+        assert_eq!(whole(&members, now, objects[0]), []);
+        assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
         members.register(model, objects.clone()).unwrap();
-        assert_eq!(members.holders(now, objects[0]), [peer(1)]);
-        assert_eq!(members.holders(now, objects[9]), [peer(1)]);
-        assert_eq!(members.holders(now, objects[1]), []);
+        assert_eq!(whole(&members, now, objects[0]), [peer(1)]);
+        assert_eq!(whole(&members, now, objects[9]), [peer(1)]);
+        assert_eq!(whole(&members, now, objects[1]), []);
         assert_eq!((members.held_by(now, peer(1)), members.holders_of_model(now, model)), (3, 1));
         assert_eq!(members.addresses(peer(1)).len(), 1);
         // A shorter list leaves no trace of the longer one.
         members.register(model, objects[..1].to_vec()).unwrap();
-        assert_eq!(members.holders(now, objects[9]), []);
+        assert_eq!(whole(&members, now, objects[9]), []);
     }
 
     #[test]
@@ -274,8 +353,8 @@ mod tests {
         assert_eq!(members.hear(now, peer(1), says(5, model, false, &[0])), Heard::Stale);
         let half = now + LEASE / 2;
         assert_eq!(members.hear(half, peer(1), says(6, model, false, &[1])), Heard::Renewed);
-        assert_eq!(members.holders(half + LEASE - Duration::from_millis(1), shard), [peer(1)]);
-        assert_eq!(members.holders(half + LEASE, shard), [], "at the end of its lease");
+        assert_eq!(whole(&members, half + LEASE - Duration::from_millis(1), shard), [peer(1)]);
+        assert_eq!(whole(&members, half + LEASE, shard), [], "at the end of its lease");
         assert!(!members.expire(half + LEASE / 2));
         assert!(members.expire(half + LEASE));
         assert_eq!(members.peers().count(), 0);
@@ -295,12 +374,12 @@ mod tests {
         members.hear(now, peer(1), says(1, model, true, &[0b11]));
         members.retract(peer(1), shard);
         members.retract(peer(2), shard);
-        assert_eq!(members.holders(now, shard), []);
-        assert_eq!(members.holders(now, model.manifest()), [peer(1)]);
+        assert_eq!(whole(&members, now, shard), []);
+        assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
         members.retract(peer(1), model.manifest());
-        assert_eq!(members.holders(now, model.manifest()), []);
+        assert_eq!(whole(&members, now, model.manifest()), []);
         members.hear(now, peer(1), says(2, model, true, &[0b11]));
-        assert_eq!(members.holders(now, shard), [peer(1)]);
+        assert_eq!(whole(&members, now, shard), [peer(1)]);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! publisher's signature, a holding only from the one who holds it and only for
 //! its lease, a byte only once it matched its hash.
 //!
-//! Who decides: `membership`, `announcements`, `reputation`, `picker` and
-//! `gossip` are pure; `state` puts them behind one lock; `actor` (gossip),
+//! Who decides: `membership`, `announcements`, `reputation`, `scheduler` with
+//! `links` and `gossip` are pure; `state` puts them behind one lock; `actor` (gossip),
 //! `fetch` with `shard_client` (reads) and `shard_server` (serving) do the I/O.
 
 mod actor;
@@ -15,10 +15,12 @@ mod announcements;
 mod fetch;
 mod gossip;
 mod handle;
+mod limiter;
+mod links;
 mod membership;
 mod options;
-mod picker;
 mod reputation;
+mod scheduler;
 mod shard_client;
 mod shard_server;
 mod state;
@@ -26,7 +28,7 @@ mod state;
 pub use doppler_swarm::{Address, BadAddress, BadPeerId, PeerId, SwarmError};
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{
-    FIND_TIMEOUT, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL, SWARM_NAME_BYTES_MAX,
-    Timing, UPLOAD_SLOTS,
+    FIND_TIMEOUT, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
+    SWARM_NAME_BYTES_MAX, Timing, UPLOAD_SLOTS,
 };
 pub use state::{Counts, Traffic};

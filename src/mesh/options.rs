@@ -21,6 +21,10 @@ pub struct MeshOptions {
     pub timing: Timing,
     /// Replies sent at once.
     pub upload_slots: usize,
+    /// Bytes of objects a second that are sent to peers, and taken from them, at most;
+    /// no less than [`LIMIT_MIN`]. Gossip and the rest of the wire are not counted.
+    pub upload_limit: Option<u64>,
+    pub download_limit: Option<u64>,
 }
 
 impl MeshOptions {
@@ -35,6 +39,8 @@ impl MeshOptions {
             find_timeout: FIND_TIMEOUT,
             timing: Timing::default(),
             upload_slots: UPLOAD_SLOTS,
+            upload_limit: None,
+            download_limit: None,
         }
     }
 }
@@ -68,6 +74,14 @@ impl Default for Timing {
 pub const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default of `MeshOptions::upload_slots`: at 4 MiB each they bound 64 MiB of replies in memory.
 pub const UPLOAD_SLOTS: usize = 16;
+/// The lowest limit on bytes a second: below it transfers count as stalled.
+pub const LIMIT_MIN: u64 = 64 * 1024;
+/// What a limit lets pass at once after idling.
+pub(super) const LIMIT_BURST: Duration = Duration::from_millis(100);
+/// Under a limit: bytes that each reply under way should get a second, so that it does not
+/// look stalled (there are fewer slots then), and bytes that are let through at a time.
+pub(super) const LIMITED_SLOT_RATE: u64 = 128 * 1024;
+pub(super) const LIMITED_BYTES: usize = 16 * 1024;
 /// A swarm's name, in bytes.
 pub const SWARM_NAME_BYTES_MAX: usize = 64;
 
@@ -86,6 +100,11 @@ pub(super) const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// Peers whose conduct and traffic are remembered.
 pub(super) const PEERS_REMEMBERED_MAX: usize = 4096;
 
+/// Objects that one peer is believed to hold in part, over all models: 40 KiB a peer at worst.
+pub(super) const MEMBER_PARTS_MAX: usize = 1024;
+/// Objects held in part that this node tells of.
+pub(super) const OWN_PARTS_MAX: usize = 512;
+
 /// Gossip messages heeded per author and window. An honest node pauses `GOSSIP_PAUSE` for
 /// each message it said, which is at most 200 in a window, and usually a handful.
 pub(super) const GOSSIP_WINDOW: Duration = Duration::from_secs(10);
@@ -100,15 +119,42 @@ pub(super) const DIAL_TARGET: usize = 32;
 pub(super) const DIAL_RETRY_FIRST: Duration = Duration::from_millis(500);
 pub(super) const DIAL_RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// Requests under way to one peer. More only queue at the other side.
+/// Reads under way; each is at most one object.
+pub(super) const READS_MAX: usize = 1024;
+/// Requests of one read under way. With `SERVE_BYTES_MAX` each they bound its memory.
+pub(super) const REQUESTS_PER_READ_MAX: usize = 8;
+/// Requests under way to one peer, a quarter of them for what a token waits for.
+/// More only queue at the other side.
 pub(super) const REQUESTS_PER_PEER_MAX: u32 = 16;
-/// Pieces of one read under way at once.
-pub(super) const PIECES_AT_ONCE: usize = 8;
-/// The smallest piece worth a second peer: below it the round trip dominates.
+/// Requests under way to a peer of which no rate is known yet.
+pub(super) const REQUESTS_UNMEASURED_MAX: u32 = 4;
+/// A request is as long as its peer delivers in this time, within these bounds:
+/// below them the round trip dominates, and a share less is not worth a second peer.
+pub(super) const REQUEST_TIME: Duration = Duration::from_millis(250);
+pub(super) const REQUEST_BYTES_MIN: u64 = 256 * 1024;
 pub(super) const PIECE_BYTES_MIN: u64 = 1024 * 1024;
-/// Attempts at one piece, over all its holders.
+/// A peer is asked for no more at once than it delivers in this time.
+pub(super) const PIPELINE_TIME: Duration = Duration::from_millis(500);
+/// A peer that owes answers and sends nothing for this long is asked for nothing more,
+/// and what it owes is asked of another. Well above a disk read, well below `Timing::idle`.
+pub(super) const SILENT_AFTER: Duration = Duration::from_millis(400);
+/// A request is late after the 95th percentile of past lateness, but never before this;
+/// one to a peer that has not been measured, after that.
+pub(super) const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
+pub(super) const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
+/// Answers that the percentile is taken over.
+pub(super) const LATENESS_SAMPLES: usize = 64;
+/// Requests that are asked of two peers at once, over all reads.
+pub(super) const HEDGES_MAX: usize = 32;
+/// Bytes asked for twice while the first peer was still sending: so many, and this share
+/// of what was delivered.
+pub(super) const HEDGE_BYTES_FREE: u64 = 32 * 1024 * 1024;
+pub(super) const HEDGE_SHARE: f64 = 0.1;
+/// Shards remembered as begun, which are finished before others are begun.
+pub(super) const STARTED_MAX: usize = 256;
+/// Failed requests of one read since the last that brought something.
 pub(super) const ATTEMPTS_MAX: u32 = 32;
-/// Wait before a peer that failed a piece is asked for it again, doubling.
+/// Wait before a peer that failed a read is asked for it again, doubling.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
 pub(super) const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A transfer slower than this is abandoned, however steadily it drips.
@@ -116,6 +162,8 @@ pub(super) const RATE_MIN: u64 = 32 * 1024;
 /// Time that every request gets before `RATE_MIN` counts.
 pub(super) const REQUEST_GRACE: Duration = Duration::from_secs(10);
 
+/// How often a transfer that goes on is noted.
+pub(super) const HEARD_EVERY: Duration = Duration::from_millis(50);
 /// Streams kept open to one peer for the next request.
 pub(super) const IDLE_STREAMS_PER_PEER_MAX: usize = 8;
 /// A kept stream older than this is not used again: below the server's own limit.
@@ -137,6 +185,11 @@ pub(super) const WRITE_BYTES: usize = 64 * 1024;
 pub(super) const BAN_FIRST: Duration = Duration::from_secs(600);
 pub(super) const BAN_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A peer that denied so often more than it delivered what it had said it holds is not
+/// asked for anything for this long.
+pub(super) const DENIALS_MAX: u32 = 8;
+pub(super) const DENIED_FOR: Duration = Duration::from_secs(60);
+
 /// Why the mesh cannot start or do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
@@ -148,6 +201,8 @@ pub enum MeshError {
     NotListening(Duration),
     #[error(transparent)]
     Signature(#[from] SignatureError),
+    #[error("a limit of {0} bytes a second: it must be at least {LIMIT_MIN} (64 KiB/s)")]
+    LimitTooLow(u64),
     #[error("{what}: at most {max}")]
     TooMany { what: &'static str, max: usize },
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use doppler_swarm::PeerId;
 
-use super::options::{BAN_FIRST, BAN_MAX, PEERS_REMEMBERED_MAX};
+use super::options::{BAN_FIRST, BAN_MAX, DENIALS_MAX, DENIED_FOR, PEERS_REMEMBERED_MAX};
 
 /// What a peer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) enum Conduct {
     Lost,
     /// Said that it holds what it then did not have.
     Denied,
+    /// Said that a range is outside an object: it, or whoever asked, is wrong about its size.
+    Disputed,
 }
 
 /// A newcomer's score: better than one that misbehaved, worse than one that delivered.
@@ -38,6 +40,9 @@ struct Record {
     score: f64,
     offences: u32,
     banned_until: Option<Instant>,
+    /// Times it denied what it said it holds, less deliveries; what that earned it.
+    denials: u32,
+    disbelieved_until: Option<Instant>,
     seen: u64,
 }
 
@@ -57,6 +62,8 @@ impl Reputation {
             score: SCORE_NEW,
             offences: 0,
             banned_until: None,
+            denials: 0,
+            disbelieved_until: None,
             seen: 0,
         });
         record.seen = self.clock;
@@ -66,9 +73,18 @@ impl Reputation {
             Conduct::Violation => record.score * 0.25,
             Conduct::Stalled => record.score * 0.6,
             Conduct::Lost => record.score * 0.8,
-            Conduct::Denied => record.score * 0.9,
+            Conduct::Denied | Conduct::Disputed => record.score * 0.9,
         };
         record.score = score.max(SCORE_MIN);
+        match conduct {
+            Conduct::Denied => record.denials += 1,
+            Conduct::Delivered => record.denials = record.denials.saturating_sub(1),
+            _ => {}
+        }
+        if record.denials >= DENIALS_MAX {
+            record.denials = 0;
+            record.disbelieved_until = Some(now + DENIED_FOR);
+        }
         if conduct != Conduct::WrongByte {
             return None;
         }
@@ -85,6 +101,13 @@ impl Reputation {
     pub(super) fn is_banned(&self, now: Instant, peer: PeerId) -> bool {
         let until = self.records.get(&peer).and_then(|record| record.banned_until);
         until.is_some_and(|until| until > now)
+    }
+
+    /// Whether a peer's word about what it holds is not worth a request now: it is banned,
+    /// or denied too often what it had said.
+    pub(super) fn is_shunned(&self, now: Instant, peer: PeerId) -> bool {
+        let until = self.records.get(&peer).and_then(|record| record.disbelieved_until);
+        until.is_some_and(|until| until > now) || self.is_banned(now, peer)
     }
 
     /// Peers banned now.
@@ -121,6 +144,24 @@ mod tests {
             assert!(!reputation.is_banned(now, peer));
             assert!(reputation.score(peer) < 0.02, "back, but at the bottom");
         }
+    }
+
+    #[test]
+    fn who_denies_too_often_is_not_believed_for_a_while() {
+        let (now, peer) = (Instant::now(), PeerId::from_seed([1; 32]));
+        let mut reputation = Reputation::default();
+        // One delivery for each denial: useful half the time.
+        for _ in 0..10 * DENIALS_MAX {
+            reputation.note(now, peer, Conduct::Denied);
+            reputation.note(now, peer, Conduct::Delivered);
+        }
+        assert!(!reputation.is_shunned(now, peer));
+        for denial in 0..DENIALS_MAX {
+            assert!(!reputation.is_shunned(now, peer), "{denial}");
+            reputation.note(now, peer, Conduct::Denied);
+        }
+        assert!(reputation.is_shunned(now, peer) && !reputation.is_banned(now, peer));
+        assert!(!reputation.is_shunned(now + DENIED_FOR, peer));
     }
 
     #[test]

@@ -7,19 +7,22 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use doppler_swarm::{PeerId, Stream, SwarmHandle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::limiter::Limiter;
 use super::options::{
-    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE, SHARD_PROTOCOL,
+    HEARD_EVERY, IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE,
+    SHARD_PROTOCOL,
 };
 use super::reputation::Conduct;
-use crate::store::verified::{self, VerifiedRange};
+use crate::store::verified::{self, Piece};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 
 /// Why a request brought nothing.
@@ -58,7 +61,8 @@ impl FailureKind {
             Self::Violation => Some(Conduct::Violation),
             Self::Stalled => Some(Conduct::Stalled),
             Self::Lost => Some(Conduct::Lost),
-            Self::NotFound | Self::OutOfRange { .. } => Some(Conduct::Denied),
+            Self::NotFound => Some(Conduct::Denied),
+            Self::OutOfRange { .. } => Some(Conduct::Disputed),
             Self::Overloaded | Self::Refused => None,
         }
     }
@@ -74,22 +78,30 @@ struct Kept {
 pub(super) struct Client {
     swarm: SwarmHandle,
     idle: Duration,
+    limit: Arc<Limiter>,
     kept: Mutex<HashMap<PeerId, Vec<Kept>>>,
 }
 
 impl Client {
-    pub(super) fn new(swarm: SwarmHandle, idle: Duration) -> Self {
-        Self { swarm, idle, kept: Mutex::default() }
+    pub(super) fn new(swarm: SwarmHandle, idle: Duration, limit: Arc<Limiter>) -> Self {
+        Self { swarm, idle, limit, kept: Mutex::default() }
     }
 
-    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long.
+    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long. `heard` is called
+    /// now and then while bytes come; they come into `buffer` if it is large enough.
     pub(super) async fn request(
         &self,
         peer: PeerId,
         request: ShardRequest,
-    ) -> Result<VerifiedRange, Failure> {
+        heard: Heard<'_>,
+        buffer: BytesMut,
+    ) -> Result<Piece, Failure> {
         let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
-        match tokio::time::timeout(limit, self.request_unlimited(peer, request)).await {
+        // A limit of this node's own is not the peer's fault.
+        let limit = if self.limit.is_limited() { limit * 16 } else { limit };
+        match tokio::time::timeout(limit, self.request_unlimited(peer, request, heard, buffer))
+            .await
+        {
             Ok(answer) => answer,
             Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
         }
@@ -99,9 +111,11 @@ impl Client {
         &self,
         peer: PeerId,
         request: ShardRequest,
-    ) -> Result<VerifiedRange, Failure> {
+        heard: Heard<'_>,
+        mut buffer: BytesMut,
+    ) -> Result<Piece, Failure> {
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, request).await {
+            match self.exchange(&mut stream, request, heard, &mut buffer).await {
                 Ok(range) => {
                     self.keep(peer, stream);
                     return Ok(range);
@@ -114,7 +128,7 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
-        match self.exchange(&mut stream, request).await {
+        match self.exchange(&mut stream, request, heard, &mut buffer).await {
             Ok(range) => {
                 self.keep(peer, stream);
                 Ok(range)
@@ -142,12 +156,15 @@ impl Client {
         &self,
         stream: &mut Stream,
         request: ShardRequest,
-    ) -> Result<VerifiedRange, (Failure, Progress)> {
-        let mut reader = Watched::new(stream, self.idle);
+        heard: Heard<'_>,
+        buffer: &mut BytesMut,
+    ) -> Result<Piece, (Failure, Progress)> {
+        let mut reader = Watched::new(stream, self.idle, &self.limit, heard);
         let reply = ask(&mut reader, request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
-        answer(&mut reader, request, reply).await.map_err(|failure| (failure, Progress::Answered))
+        let answer = answer(&mut reader, request, reply, buffer).await;
+        answer.map_err(|failure| (failure, Progress::Answered))
     }
 
     fn take(&self, peer: PeerId) -> Option<Stream> {
@@ -188,7 +205,7 @@ async fn ask(
         stream.stream.flush().await
     };
     tokio::time::timeout(idle, send).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    stream.rearm();
+    stream.rearm(Instant::now());
     let length = usize::from(stream.read_u16().await?);
     if length > FRAME_BYTES_MAX {
         return Ok(Err(format!("a reply of {length} bytes")));
@@ -203,7 +220,8 @@ async fn answer(
     stream: &mut Watched<'_>,
     request: ShardRequest,
     reply: Result<ShardReply, String>,
-) -> Result<VerifiedRange, Failure> {
+    buffer: &mut BytesMut,
+) -> Result<Piece, Failure> {
     let says = |kind, detail: &str| failure(kind, 0, detail.to_owned());
     let (object_size, body_bytes) = match reply {
         Ok(ShardReply::Ok { object_size, body_bytes }) => (object_size, body_bytes),
@@ -219,7 +237,8 @@ async fn answer(
     };
     stream.read = 0;
     let mut body = stream.take(body_bytes);
-    let decoded = verified::decode(request.shard, object_size, request.range, &mut body).await;
+    let (shard, range, buffer) = (request.shard, request.range, std::mem::take(buffer));
+    let decoded = verified::decode_into(shard, object_size, range, &mut body, buffer).await;
     let left = body.limit();
     let read = stream.read;
     match decoded {
@@ -251,21 +270,33 @@ fn io_failure(error: &io::Error, bytes: u64) -> Failure {
     }
 }
 
-/// A stream that counts what is read and fails once nothing came for `idle`.
+/// Told that bytes come.
+pub(super) type Heard<'a> = &'a (dyn Fn() + Send + Sync);
+
+/// A stream that counts what is read, keeps to the download limit, and fails once
+/// nothing came for `idle`.
 struct Watched<'a> {
     stream: &'a mut Stream,
     idle: Duration,
     silent: Pin<Box<Sleep>>,
+    /// Runs while the limit holds reading back.
+    pause: Option<Pin<Box<Sleep>>>,
+    limit: &'a Limiter,
+    heard: Heard<'a>,
+    /// When `heard` was last told, and the time-out last moved.
+    noted: Instant,
     read: u64,
 }
 
 impl<'a> Watched<'a> {
-    fn new(stream: &'a mut Stream, idle: Duration) -> Self {
-        Self { stream, idle, silent: Box::pin(sleep(idle)), read: 0 }
+    fn new(stream: &'a mut Stream, idle: Duration, limit: &'a Limiter, heard: Heard<'a>) -> Self {
+        let silent = Box::pin(sleep(idle));
+        Self { stream, idle, silent, pause: None, limit, heard, noted: Instant::now(), read: 0 }
     }
 
-    fn rearm(&mut self) {
-        self.silent.as_mut().reset(tokio::time::Instant::now() + self.idle);
+    fn rearm(&mut self, now: Instant) {
+        self.silent.as_mut().reset((now + self.idle).into());
+        self.noted = now;
     }
 }
 
@@ -275,12 +306,27 @@ impl AsyncRead for Watched<'_> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
         let this = &mut *self;
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+            this.rearm(Instant::now());
+        }
+        let before = buf.filled().len();
         match Pin::new(&mut *this.stream).poll_read(cx, buf) {
             Poll::Ready(done) => {
-                this.read += (buf.filled().len() - before) as u64;
-                this.rearm();
+                let bytes = (buf.filled().len() - before) as u64;
+                this.read += bytes;
+                let now = Instant::now();
+                // Timers and locks are not touched for every frame.
+                if now.duration_since(this.noted) >= HEARD_EVERY {
+                    this.rearm(now);
+                    (this.heard)();
+                }
+                let wait = this.limit.take(bytes);
+                if !wait.is_zero() {
+                    this.pause = Some(Box::pin(sleep(wait)));
+                }
                 Poll::Ready(done)
             }
             Poll::Pending => {

@@ -17,13 +17,21 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::limiter::Limiter;
 use super::options::{
-    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, SLOT_WAIT, STREAMS_MAX, STREAMS_PER_PEER_MAX, WRITE_BYTES,
+    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE, SLOT_WAIT, STREAMS_MAX,
+    STREAMS_PER_PEER_MAX, WRITE_BYTES,
 };
 use super::state::Shared;
-use crate::store::verified::Encoded;
-use crate::store::{Priority, ReadError, ShardServe};
+use crate::store::verified::GROUP_BYTES;
+use crate::store::{Priority, ReadError, Served, ShardServe};
 use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
+
+/// A peer with open streams.
+struct Guest {
+    streams: usize,
+    slots: Arc<Semaphore>,
+}
 
 /// Answers peers' requests from what is held here.
 pub(super) struct Server {
@@ -34,8 +42,11 @@ pub(super) struct Server {
     /// Replies that no token waits for hold one of these too: a quarter of the
     /// slots is left for those that one does.
     patient_slots: Arc<Semaphore>,
+    /// Slots that one peer may hold, so that it cannot take all of them.
+    slots_per_peer: usize,
+    limit: Limiter,
     idle: Duration,
-    streams: Mutex<HashMap<PeerId, usize>>,
+    streams: Mutex<HashMap<PeerId, Guest>>,
 }
 
 impl Server {
@@ -43,14 +54,19 @@ impl Server {
         serve: Arc<dyn ShardServe>,
         shared: Arc<Shared>,
         upload_slots: usize,
+        upload_limit: Option<u64>,
         idle: Duration,
     ) -> Self {
-        let slots = upload_slots.max(1);
+        // Under a limit fewer replies go on at once, so that none looks stalled.
+        let affordable = upload_limit.map_or(u64::MAX, |limit| limit / LIMITED_SLOT_RATE);
+        let slots = upload_slots.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1);
         Self {
             serve,
             shared,
             slots: Arc::new(Semaphore::new(slots)),
             patient_slots: Arc::new(Semaphore::new((slots - slots / 4).max(1))),
+            slots_per_peer: (slots / 2).max(1),
+            limit: Limiter::new(upload_limit),
             idle,
             streams: Mutex::default(),
         }
@@ -70,13 +86,16 @@ impl Server {
                     let Some(IncomingStream { peer, stream }) = next else { break };
                     // Finished tasks are cleared before the count is looked at.
                     while tasks.try_join_next().is_some() {}
-                    if tasks.len() >= STREAMS_MAX || !self.enter(peer) {
+                    let slots = if tasks.len() < STREAMS_MAX { self.enter(peer) } else { None };
+                    let Some(slots) = slots else {
+                        self.shared.lock().counts.refused_streams += 1;
+                        self.shared.ring();
                         debug!(%peer, "too many streams; refused one");
                         continue;
-                    }
+                    };
                     let server = self.clone();
                     tasks.spawn(async move {
-                        let end = server.stream(peer, stream).await;
+                        let end = server.stream(peer, &slots, stream).await;
                         server.leave(peer);
                         if let Err(error) = end {
                             debug!(%peer, %error, "stream ended");
@@ -88,28 +107,30 @@ impl Server {
         tasks.shutdown().await;
     }
 
-    fn enter(&self, peer: PeerId) -> bool {
+    /// One more stream of a peer: the slots that its streams share. `None` if it has too many.
+    fn enter(&self, peer: PeerId) -> Option<Arc<Semaphore>> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = streams.entry(peer).or_insert(0);
-        if *count >= STREAMS_PER_PEER_MAX {
-            return false;
+        let slots = || Arc::new(Semaphore::new(self.slots_per_peer));
+        let guest = streams.entry(peer).or_insert_with(|| Guest { streams: 0, slots: slots() });
+        if guest.streams >= STREAMS_PER_PEER_MAX {
+            return None;
         }
-        *count += 1;
-        true
+        guest.streams += 1;
+        Some(Arc::clone(&guest.slots))
     }
 
     fn leave(&self, peer: PeerId) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = streams.get_mut(&peer) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(guest) = streams.get_mut(&peer) {
+            guest.streams -= 1;
+            if guest.streams == 0 {
                 streams.remove(&peer);
             }
         }
     }
 
     /// One stream: requests one after another, until it idles, ends or breaks.
-    async fn stream(&self, peer: PeerId, mut stream: Stream) -> io::Result<()> {
+    async fn stream(&self, peer: PeerId, slots: &Semaphore, mut stream: Stream) -> io::Result<()> {
         loop {
             let Ok(length) = timeout(IDLE_STREAM_SERVER, stream.read_u16()).await else {
                 return Ok(());
@@ -125,7 +146,7 @@ impl Server {
             let read = stream.read_exact(&mut frame[..length]);
             timeout(self.idle, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
             match ShardRequest::decode(&frame[..length]) {
-                Ok(request) => self.reply(peer, &mut stream, request).await?,
+                Ok(request) => self.reply(peer, slots, &mut stream, request).await?,
                 Err(error) => {
                     debug!(%peer, %error, "request out of bounds");
                     self.write(&mut stream, &ShardReply::Refused.encode()).await?;
@@ -138,30 +159,61 @@ impl Server {
     async fn reply(
         &self,
         peer: PeerId,
+        slots: &Semaphore,
         stream: &mut Stream,
         request: ShardRequest,
     ) -> io::Result<()> {
         // Held until the reply is written: that is what bounds memory.
-        let slot = timeout(SLOT_WAIT, self.slot(request.priority)).await;
-        let encoded = match slot {
-            Ok(_) => self.encode(request).await,
+        // The peer's own share comes first: who waits for that takes nothing from others.
+        let slot = timeout(SLOT_WAIT, async {
+            (slots.acquire().await.ok(), self.slot(request.priority).await)
+        });
+        let slot = slot.await;
+        let served = match slot {
+            Ok(_) => self.serve(request).await,
             Err(_) => Err(ShardReply::Overloaded),
         };
-        match encoded {
+        match served {
             Err(reply) => self.write(stream, &reply.encode()).await?,
-            Ok(encoded) => {
-                let body_bytes = encoded.bytes.len() as u64;
-                let reply = ShardReply::Ok { object_size: encoded.size, body_bytes };
-                self.write(stream, &reply.encode()).await?;
-                for part in encoded.bytes.chunks(WRITE_BYTES) {
-                    self.write(stream, part).await?;
-                }
+            Ok(served) => {
+                let body_bytes = self.send(stream, &served).await?;
                 let mut state = self.shared.lock();
                 state.counts.served_bytes += body_bytes;
                 state.traffic(peer).bytes_out += body_bytes;
             }
         }
         self.flush(stream).await
+    }
+
+    /// Sends a range, a frame at a time; the bytes of its encoding.
+    async fn send(&self, stream: &mut Stream, served: &Served) -> io::Result<u64> {
+        let (object_size, body_bytes) = match served {
+            Served::Encoded(encoded) => (encoded.size, encoded.bytes.len() as u64),
+            Served::Proved(range) => (range.size(), range.encoded_bytes() as u64),
+        };
+        self.write(stream, &ShardReply::Ok { object_size, body_bytes }.encode()).await?;
+        let at_once = if self.limit.is_limited() { LIMITED_BYTES } else { WRITE_BYTES };
+        match served {
+            Served::Encoded(encoded) => {
+                for part in encoded.bytes.chunks(at_once) {
+                    self.limit.pass(part.len() as u64).await;
+                    self.write(stream, part).await?;
+                }
+            }
+            Served::Proved(range) => {
+                let mut encoder = range.encoder();
+                // A group and the nodes before it may come on top.
+                let mut frame = Vec::with_capacity(at_once + 2 * GROUP_BYTES as usize);
+                let mut more = true;
+                while more {
+                    frame.clear();
+                    more = encoder.next(&mut frame, at_once);
+                    self.limit.pass(frame.len() as u64).await;
+                    self.write(stream, &frame).await?;
+                }
+            }
+        }
+        Ok(body_bytes)
     }
 
     async fn slot(&self, priority: Priority) -> [Option<OwnedSemaphorePermit>; 2] {
@@ -175,16 +227,21 @@ impl Server {
         [patient, self.slots.clone().acquire_owned().await.ok()]
     }
 
-    async fn encode(&self, request: ShardRequest) -> Result<Encoded, ShardReply> {
-        let encode = self.serve.encode(request.shard, request.range);
-        let encoded = match timeout(ENCODE_TIMEOUT, encode).await {
-            Ok(encoded) => encoded,
+    async fn serve(&self, request: ShardRequest) -> Result<Served, ShardReply> {
+        let serve = self.serve.serve(request.shard, request.range);
+        let served = match timeout(ENCODE_TIMEOUT, serve).await {
+            Ok(served) => served,
             Err(_) => return Err(ShardReply::Overloaded),
         };
-        match encoded {
-            Ok(encoded) if encoded.bytes.is_empty() => Err(ShardReply::NotFound),
-            Ok(encoded) if encoded.bytes.len() as u64 > BODY_BYTES_MAX => Err(ShardReply::Failed),
-            Ok(encoded) => Ok(encoded),
+        let bytes = match &served {
+            Ok(Served::Encoded(encoded)) => encoded.bytes.len() as u64,
+            Ok(Served::Proved(range)) => range.encoded_bytes() as u64,
+            Err(_) => 0,
+        };
+        match served {
+            Ok(_) if bytes == 0 => Err(ShardReply::NotFound),
+            Ok(_) if bytes > BODY_BYTES_MAX => Err(ShardReply::Failed),
+            Ok(served) => Ok(served),
             Err(ReadError::NotFound { .. }) => Err(ShardReply::NotFound),
             Err(ReadError::OutOfRange { size, .. }) => {
                 Err(ShardReply::OutOfRange { object_size: size })

@@ -10,16 +10,19 @@ use std::time::Instant;
 
 use doppler_swarm::{Address, PeerId, Peers};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::announcements::{Announcements, Learned};
 use super::membership::{Heard, Membership, bitmap};
-use super::options::{DIAL_RETRY_FIRST, DIAL_RETRY_MAX, DIAL_TARGET, PEERS_REMEMBERED_MAX};
-use super::picker::{Begun, Picker};
+use super::options::{
+    DIAL_RETRY_FIRST, DIAL_RETRY_MAX, DIAL_TARGET, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX,
+};
 use super::reputation::{Conduct, Reputation};
+use super::scheduler::{Ask, Holder, Outcome, ReadId, Scheduler};
+use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
 use crate::store::{ModelId, ShardId};
-use crate::wire::ModelHoldings;
+use crate::wire::{ModelHoldings, PartHoldings};
 
 /// Bytes of objects exchanged with one peer; kept after it has gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -49,6 +52,10 @@ pub struct Counts {
     pub ignored_messages: u64,
     /// Times a peer was banned.
     pub bans: u64,
+    /// Requests that were asked of a second peer because the first was late or silent.
+    pub hedges: u64,
+    /// Streams refused because there were too many, from one peer or from all.
+    pub refused_streams: u64,
 }
 
 struct Dialling {
@@ -62,7 +69,9 @@ pub(super) struct State {
     pub(super) membership: Membership,
     pub(super) announcements: Announcements,
     pub(super) reputation: Reputation,
-    pub(super) picker: Picker,
+    pub(super) scheduler: Scheduler,
+    /// Where each read takes its orders.
+    pub(super) orders: BTreeMap<ReadId, mpsc::Sender<Ask>>,
     pub(super) peers: Peers,
     pub(super) counts: Counts,
     pub(super) traffic: BTreeMap<PeerId, Traffic>,
@@ -73,32 +82,44 @@ pub(super) struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Holders {
     /// Connected and trusted.
-    pub(super) ready: Vec<PeerId>,
+    pub(super) ready: Vec<(PeerId, Chunks)>,
     /// Known by a lease, but not connected.
-    pub(super) away: Vec<PeerId>,
+    pub(super) away: Vec<(PeerId, Chunks)>,
 }
 
 impl State {
     pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Holders {
         let mut holders = Holders::default();
-        for peer in self.membership.holders(now, shard) {
-            if self.reputation.is_banned(now, peer) {
+        for (peer, chunks) in self.membership.holders(now, shard) {
+            if self.reputation.is_shunned(now, peer) {
                 continue;
             }
             if self.peers.contains_key(&peer) {
-                holders.ready.push(peer);
+                holders.ready.push((peer, chunks));
             } else {
-                holders.away.push(peer);
+                holders.away.push((peer, chunks));
             }
         }
         holders
     }
 
-    /// Chooses a peer for `len` bytes among those that may be asked, and begins a request.
-    pub(super) fn begin(&mut self, among: &[PeerId], len: u64, salt: u64) -> Option<Begun> {
-        let candidates = among.iter().map(|peer| (*peer, self.reputation.score(*peer)));
-        let peer = self.picker.pick(candidates.collect::<Vec<_>>(), len, salt)?;
-        Some(self.picker.begin(peer, len))
+    /// Gives every read its orders.
+    pub(super) fn assign(&mut self, now: Instant, hedge: bool) {
+        let Self { scheduler, membership, reputation, peers, .. } = self;
+        let asks = scheduler.schedule(now, hedge, &|shard| {
+            let holders = membership.holders(now, shard).into_iter();
+            holders
+                .filter(|(peer, _)| peers.contains_key(peer) && !reputation.is_shunned(now, *peer))
+                .map(|(peer, chunks)| Holder { peer, chunks, score: reputation.score(peer) })
+                .collect()
+        });
+        for ask in asks {
+            let sent = self.orders.get(&ask.read).map(|orders| orders.try_send(ask));
+            if !matches!(sent, Some(Ok(()))) {
+                // A read that is slow to take its orders: its bytes are to do again.
+                self.scheduler.end(now, ask.read, ask.request, Outcome::Failed);
+            }
+        }
     }
 
     /// Takes in an announcement; its models' holders protect them from being pushed out.
@@ -129,11 +150,31 @@ impl State {
     }
 
     /// What this node holds, for gossip.
-    pub(super) fn own_holdings(&self, held: &BTreeSet<ShardId>) -> Vec<ModelHoldings> {
-        let entry = |(model, list): (&ModelId, &[ShardId])| ModelHoldings {
-            model: *model,
-            manifest: held.contains(&model.manifest()),
-            objects: bitmap(list.len(), |bit| list.get(bit).is_some_and(|id| held.contains(id))),
+    pub(super) fn own_holdings(
+        &self,
+        held: &BTreeSet<ShardId>,
+        parts: &BTreeMap<ShardId, Chunks>,
+    ) -> Vec<ModelHoldings> {
+        let mut room = OWN_PARTS_MAX;
+        let entry = |(model, list): (&ModelId, &[ShardId])| {
+            let mut told = Vec::new();
+            for (object, id) in list.iter().enumerate().filter(|_| !parts.is_empty()) {
+                if let (Some(chunks), Ok(object)) = (parts.get(id), u32::try_from(object))
+                    && !held.contains(id)
+                    && room > 0
+                {
+                    told.push(PartHoldings { object, chunks: *chunks });
+                    room -= 1;
+                }
+            }
+            ModelHoldings {
+                model: *model,
+                manifest: held.contains(&model.manifest()),
+                objects: bitmap(list.len(), |bit| {
+                    list.get(bit).is_some_and(|id| held.contains(id))
+                }),
+                parts: told,
+            }
         };
         self.membership.lists().map(entry).collect()
     }
@@ -159,10 +200,10 @@ impl State {
     pub(super) fn take_dials(
         &mut self,
         now: Instant,
-        wanted: &[PeerId],
+        wanted: impl IntoIterator<Item = PeerId>,
     ) -> Vec<(PeerId, Vec<Address>)> {
         let mut dial = Vec::new();
-        for peer in wanted {
+        for peer in &wanted.into_iter().collect::<Vec<_>>() {
             if self.peers.contains_key(peer) || self.reputation.is_banned(now, *peer) {
                 continue;
             }
@@ -188,8 +229,9 @@ impl State {
     }
 
     /// When a dial that was put off may be tried again.
-    pub(super) fn next_dial(&self, wanted: &[PeerId]) -> Option<Instant> {
-        wanted.iter().filter_map(|peer| self.dialling.get(peer)).map(|entry| entry.next).min()
+    pub(super) fn next_dial(&self, wanted: &[(PeerId, Chunks)]) -> Option<Instant> {
+        let wanted = wanted.iter().filter_map(|(peer, _)| self.dialling.get(peer));
+        wanted.map(|entry| entry.next).min()
     }
 
     /// The connected peers changed; returns those that went away.
@@ -215,6 +257,7 @@ impl State {
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    stirred: watch::Sender<u64>,
     models: watch::Sender<Arc<Vec<SignedModel>>>,
 }
 
@@ -223,6 +266,7 @@ impl Shared {
         Self {
             state: Mutex::default(),
             changed: watch::Sender::new(0),
+            stirred: watch::Sender::new(0),
             models: watch::Sender::new(Arc::default()),
         }
     }
@@ -233,9 +277,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes whoever waits for a holder, a peer or room.
+    /// Wakes whoever watches the mesh.
     pub(super) fn ring(&self) {
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Who holds what, or who is connected, changed: wakes the reads too.
+    pub(super) fn stir(&self) {
+        self.stirred.send_modify(|version| *version += 1);
+        self.ring();
+    }
+
+    pub(super) fn stirred(&self) -> watch::Receiver<u64> {
+        self.stirred.subscribe()
     }
 
     pub(super) fn changed(&self) -> watch::Receiver<u64> {

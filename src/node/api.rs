@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::trust::Untrusted;
 use crate::infer::generate::StopReason;
 use crate::infer::sampler::SamplerOptions;
+use crate::store::signature::PublicKey;
 use crate::store::{ByteRange, ShardId};
 
 /// How a running node is found: written to `control.json` in its data directory, mode 0600.
@@ -182,6 +184,11 @@ pub struct TargetRequest {
     /// Remove: what is pinned too.
     #[serde(default)]
     pub force: bool,
+    /// Pin with `fetch`: as in [`GenerateRequest`].
+    #[serde(default)]
+    pub trust: Vec<PublicKey>,
+    #[serde(default)]
+    pub can_ask: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -281,6 +288,12 @@ pub struct GenerateRequest {
     /// Tokens of context to make room for; prompt plus `tokens` when absent.
     #[serde(default)]
     pub context: Option<usize>,
+    /// Publishers to trust from now on.
+    #[serde(default)]
+    pub trust: Vec<PublicKey>,
+    /// A person can be asked: an unknown publisher is refused instead of trusted on first use.
+    #[serde(default)]
+    pub can_ask: bool,
 }
 
 impl GenerateRequest {
@@ -330,6 +343,9 @@ pub enum GenerateEvent {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ApiError {
     pub error: String,
+    /// It may go on once one of these publishers is trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untrusted: Option<Untrusted>,
 }
 
 #[cfg(test)]

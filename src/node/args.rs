@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
 use super::memory;
-use super::size::ByteSize;
+use super::size::{ByteRate, ByteSize};
+use super::trust::TrustPolicy;
 use crate::infer::slots::SlotBudget;
 use crate::store::PolicyKind;
+use crate::store::signature::PublicKey;
 
 /// Runs models that do not fit the machine: weights are fetched, proved and paged from a swarm.
 #[derive(Debug, Parser)]
@@ -41,6 +43,9 @@ pub enum Command {
     Pin(PinArgs),
     /// Let a model or an object be evicted again
     Unpin(UnpinArgs),
+    /// Say whose models may be used
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Remove a model or an object from the store
     Rm(RmArgs),
     /// Evict unpinned objects until what is stored fits the disk budget
@@ -119,6 +124,22 @@ pub struct NetworkArgs {
     #[arg(long)]
     pub no_mdns: bool,
 
+    /// Bytes of shards a second to send to peers, at most [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub upload_limit: Option<ByteRate>,
+
+    /// Bytes of shards a second to take from peers, at most [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub download_limit: Option<ByteRate>,
+
+    /// Trust this publisher from now on: its public key (repeatable)
+    #[arg(long, value_name = "PUBLISHER")]
+    pub trust: Vec<PublicKey>,
+
+    /// What to do with models of publishers who are not trusted
+    #[arg(long, value_enum, default_value_t)]
+    pub trust_policy: TrustPolicy,
+
     /// Seconds to look for a holder of a missing shard before giving up
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     pub find_timeout: f64,
@@ -174,8 +195,36 @@ pub struct PinArgs {
     /// Fetch what is missing of it first
     #[arg(long)]
     pub fetch: bool,
+    /// With --fetch: trust this publisher from now on (repeatable)
+    #[arg(long, value_name = "PUBLISHER")]
+    pub trust: Vec<PublicKey>,
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TrustCommand {
+    /// Show the trusted publishers
+    List {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Trust a publisher
+    Add {
+        /// Its public key, as `ls --json` shows it
+        publisher: PublicKey,
+        /// Why, for yourself
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Trust a publisher no more
+    Remove {
+        publisher: PublicKey,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::args::{BackendChoice, BenchStoreArgs, ModelArgs};
+use super::size::ByteSize;
 use crate::infer::trace::ReplayPolicy;
 use crate::store::PolicyKind;
 
@@ -64,6 +65,27 @@ pub enum BenchCommand {
     Kernels(KernelArgs),
     /// The store: proving, importing, reading, checking, reopening
     Store(BenchStoreArgs),
+    /// Verified transfers between nodes of this process, against a raw stream
+    Mesh(BenchMeshArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchMeshArgs {
+    /// Bytes to move in each measurement
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub size: ByteSize,
+    /// Times that each thing is measured
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Peers that connect and go while memory is watched; 0 leaves that out
+    #[arg(long, default_value_t = 2000)]
+    pub connects: usize,
+    /// Where the nodes listen, which says what they talk over
+    #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/127.0.0.1/tcp/0")]
+    pub listen: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

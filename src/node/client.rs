@@ -130,7 +130,10 @@ fn read_json<T: DeserializeOwned>(
             .body_mut()
             .read_json()
             .with_context(|| format!("the node answered {status} without saying why"))?;
-        bail!("{}", error.error);
+        match error.untrusted {
+            Some(untrusted) => return Err(untrusted.into()),
+            None => bail!("{}", error.error),
+        }
     }
     response.body_mut().read_json().context("the node's answer could not be read")
 }

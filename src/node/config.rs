@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 
 use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
+use super::trust::TrustPolicy;
+use crate::mesh::LIMIT_MIN;
+use crate::store::signature::PublicKey;
 
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
@@ -21,6 +24,12 @@ pub struct Config {
     pub mdns: bool,
     /// How long a missing shard's holder is looked for.
     pub find_timeout: Duration,
+    /// Bytes of shards a second to and from peers.
+    pub upload_limit: Option<u64>,
+    pub download_limit: Option<u64>,
+    /// Publishers to trust from now on, and what happens with others' models.
+    pub trust: Vec<PublicKey>,
+    pub trust_policy: TrustPolicy,
     pub vram_budget: u64,
     pub ram_budget: u64,
     pub disk_budget: u64,
@@ -66,6 +75,17 @@ impl Config {
             "--find-timeout {}: give seconds, more than 0 and at most a day",
             network.find_timeout
         );
+        let limits = [
+            ("--upload-limit", network.upload_limit),
+            ("--download-limit", network.download_limit),
+        ];
+        for (flag, limit) in limits {
+            let limit = limit.map_or(u64::MAX, |limit| limit.0);
+            ensure!(
+                limit >= LIMIT_MIN,
+                "{flag} {limit} bytes/s: give at least 64KiB/s, slower transfers count as stalled"
+            );
+        }
         let listen = if network.listen.is_empty() {
             vec!["/ip4/0.0.0.0/tcp/0".to_owned()]
         } else {
@@ -78,6 +98,10 @@ impl Config {
             bootstrap: network.bootstrap.clone(),
             mdns: !network.no_mdns,
             find_timeout: Duration::from_secs_f64(network.find_timeout),
+            upload_limit: network.upload_limit.map(|limit| limit.0),
+            download_limit: network.download_limit.map(|limit| limit.0),
+            trust: network.trust.clone(),
+            trust_policy: network.trust_policy,
             vram_budget: budget.vram_budget.0,
             ram_budget: budget.ram_budget.0,
             disk_budget: budget.disk_budget.0,
@@ -143,6 +167,8 @@ mod tests {
             (vec![""], "--swarm"),
             (vec!["lab", "--control", "0.0.0.0:80"], "--control"),
             (vec!["lab", "--find-timeout", "0"], "--find-timeout"),
+            (vec!["lab", "--upload-limit", "10KB/s"], "--upload-limit"),
+            (vec!["lab", "--download-limit", "0"], "--download-limit"),
         ] {
             let error = resolve(&extra).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

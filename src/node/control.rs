@@ -30,6 +30,7 @@ use super::api::{
 use super::client::control_file;
 use super::identity::write_private;
 use super::service::Service;
+use super::trust::Untrusted;
 use crate::store::Collected;
 
 /// A running API server; `stop` ends it and removes `control.json`.
@@ -96,8 +97,8 @@ async fn authorise(State(expected): State<Arc<String>>, request: Request, next: 
     if given.is_some_and(|value| constant_time_equal(value.as_bytes(), expected.as_bytes())) {
         next.run(request).await
     } else {
-        Refusal(StatusCode::UNAUTHORIZED, "the token of control.json is missing or wrong".into())
-            .into_response()
+        let error = "the token of control.json is missing or wrong".to_owned();
+        Refusal(StatusCode::UNAUTHORIZED, ApiError { error, untrusted: None }).into_response()
     }
 }
 
@@ -106,17 +107,19 @@ fn constant_time_equal(a: &[u8], b: &[u8]) -> bool {
 }
 
 /// An answer that is not 200.
-struct Refusal(StatusCode, String);
+struct Refusal(StatusCode, ApiError);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(ApiError { error: self.1 })).into_response()
+        (self.0, Json(self.1)).into_response()
     }
 }
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
-        Self(StatusCode::UNPROCESSABLE_ENTITY, super::one_line(&error))
+        let untrusted = error.downcast_ref::<Untrusted>().cloned();
+        let error = super::one_line(&error);
+        Self(StatusCode::UNPROCESSABLE_ENTITY, ApiError { error, untrusted })
     }
 }
 

@@ -20,6 +20,7 @@ mod service;
 mod size;
 mod source;
 mod storage;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Peers(args) => commands::peers(&args),
         Command::Pin(args) => commands::pin(&args),
         Command::Unpin(args) => commands::unpin(&args),
+        Command::Trust(command) => commands::trust(&command),
         Command::Rm(args) => commands::rm(&args),
         Command::Gc(args) => commands::gc(&args),
         Command::Fsck(args) => commands::fsck(&args),

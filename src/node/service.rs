@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,13 +24,16 @@ use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
 use super::storage::{self, StoredModel, Target};
+use super::trust::{How, TrustStore};
 use crate::mesh::{Mesh, MeshHandle, MeshOptions, PeerInfo};
 use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
-use crate::store::signature::SignedModel;
+use crate::store::signature::{PublicKey, SignedModel};
 use crate::store::{ModelId, Priority, ShardId};
 
+/// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
+const PULLS_AT_ONCE: usize = 2;
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
 
@@ -37,6 +41,7 @@ const LEARNING_MAX: usize = 4;
 pub struct Service {
     config: Config,
     seed: [u8; 32],
+    trust: TrustStore,
     started: Instant,
     ladder: Ladder,
     disk: Arc<DiskTier>,
@@ -60,6 +65,10 @@ impl Service {
         // The disk tier takes the data directory's lock: before anything else is written there.
         let disk = open_disk(&config).await?;
         let seed = identity::load_or_create(&config.data)?;
+        let trust = TrustStore::open(&config.data)?;
+        if !config.trust.is_empty() {
+            trust.add(&config.trust, How::Added, "")?;
+        }
         let ladder = Ladder::new(
             LadderOptions { ram_budget: config.ram_budget },
             Some(disk.clone()),
@@ -72,6 +81,8 @@ impl Service {
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
         options.find_timeout = config.find_timeout;
+        options.upload_limit = config.upload_limit;
+        options.download_limit = config.download_limit;
         let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
         ladder.set_peers(Arc::new(mesh.clone()));
 
@@ -82,6 +93,7 @@ impl Service {
         let engine = Engine::start(config.backend, config.vram_budget, config.ram_budget, traffic)?;
         let service = Arc::new(Self {
             seed,
+            trust,
             started: Instant::now(),
             ladder,
             disk,
@@ -259,6 +271,7 @@ impl Service {
         ensure!(request.tokens > 0, "tokens: ask for at least one");
         let (model, manifest) =
             self.catalog.wait_for(&request.model, self.config.find_timeout).await?;
+        self.admit(model, &request.trust, request.can_ask)?;
         let tokenizer = manifest
             .tokenizer
             .as_ref()
@@ -280,9 +293,27 @@ impl Service {
     pub async fn pin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target).await?;
         if request.fetch {
+            if let Some(model) = target.model() {
+                self.admit(model, &request.trust, request.can_ask)?;
+            }
             self.fetch_missing(&target).await?;
         }
         storage::pin(&self.disk, &target).await
+    }
+
+    /// Whether a model may be used: its publisher is trusted, or the policy lets it be.
+    fn admit(&self, model: ModelId, trust: &[PublicKey], can_ask: bool) -> anyhow::Result<()> {
+        if !trust.is_empty() {
+            self.trust.add(trust, How::Added, "")?;
+        }
+        let Some((_, known)) = self.catalog.find(&model.to_string())? else { return Ok(()) };
+        let publishers: Vec<PublicKey> = known.signed.iter().map(|s| s.publisher).collect();
+        // What this node itself has published needs nobody's leave.
+        if publishers.contains(&PublicKey::of_seed(&self.seed)) {
+            return Ok(());
+        }
+        let policy = self.config.trust_policy;
+        self.trust.admit(policy, &model.to_string(), known.name(), &publishers, can_ask)
     }
 
     pub async fn unpin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
@@ -334,13 +365,23 @@ impl Service {
             }
         }
         self.disk.check_room(missing.iter().copied())?;
+        // Those that are begun first, then the rarest: whoever leaves takes least with them.
+        let mut order = Vec::with_capacity(missing.len());
         for (shard, size) in missing {
-            self.ladder.get_whole(shard, size, Priority::Bulk, None).await?;
-            self.ladder.flush().await?;
-            // At once, or the next one may push it out.
-            self.disk.pin(shard).await?;
+            let begun = self.disk.groups(shard).await.is_some();
+            order.push((!begun, self.mesh.holdings(shard).len(), shard, size));
         }
-        Ok(())
+        order.sort_unstable();
+        futures::stream::iter(order)
+            .map(|(_, _, shard, size)| async move {
+                self.ladder.get_whole(shard, size, Priority::Bulk, None).await?;
+                self.ladder.flush().await?;
+                // At once, or the next one may push it out.
+                Ok(self.disk.pin(shard).await?)
+            })
+            .buffer_unordered(PULLS_AT_ONCE)
+            .try_collect::<()>()
+            .await
     }
 
     /// A whole object: a manifest or a tokenizer.

@@ -67,6 +67,21 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Bytes a second: a size, with `/s` after it or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ByteRate(pub u64);
+
+impl FromStr for ByteRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let trimmed = text.trim();
+        let size = trimmed.strip_suffix("/s").unwrap_or(trimmed);
+        let size = size.parse().map(|ByteSize(size)| Self(size));
+        size.map_err(|_| format!("{text:?} is not a rate (try 10MB/s, 500KiB/s)"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +95,16 @@ mod tests {
         }
         for text in ["", "GiB", "-1", "2 parsecs", "1e9", "99999999TiB", "1.2.3"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second() {
+        for (text, rate) in [("10MB/s", 10_000_000), ("64KiB", 65_536), (" 1 MiB/s ", 1 << 20)] {
+            assert_eq!(text.parse(), Ok(ByteRate(rate)), "{text}");
+        }
+        for text in ["", "/s", "10Mbit/s", "10MB/m", "-1MB/s"] {
+            assert!(text.parse::<ByteRate>().unwrap_err().contains("not a rate"), "{text}");
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::{OnceCell, watch};
 
 use super::error::StoreError;
 use super::files;
-use super::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, align};
+use super::verified::{Hashed, OBJECT_BYTES_MAX, Outboard, VerifiedRange, align};
 use super::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
 
 /// One shard of a directory, as its manifest describes it.
@@ -135,7 +135,7 @@ async fn blocking<T: Send + 'static>(
 /// Objects held in memory: what a conversion made, or what a node without a
 /// data directory published.
 pub struct MemReader {
-    objects: Mutex<HashMap<ShardId, (Bytes, Outboard)>>,
+    objects: Mutex<HashMap<ShardId, Hashed>>,
     changes: watch::Sender<u64>,
 }
 
@@ -153,17 +153,17 @@ impl MemReader {
     /// Keeps an object (at most [`OBJECT_BYTES_MAX`] bytes); its id is its BLAKE3.
     pub fn insert(&self, bytes: Bytes) -> Result<ShardId, StoreError> {
         let size = bytes.len() as u64;
-        let outboard = Outboard::of(&bytes)
+        let hashed = Hashed::of(bytes)
             .map_err(|_| StoreError::TooLarge { what: "an object".to_owned(), size })?;
-        let shard = outboard.shard();
-        self.objects().insert(shard, (bytes, outboard));
+        let shard = hashed.shard();
+        self.objects().insert(shard, hashed);
         self.changes.send_modify(|version| *version += 1);
         Ok(shard)
     }
 
     /// The bytes of a range; `None` if the object is not here.
     pub fn get(&self, shard: ShardId, range: ByteRange) -> Option<Result<Bytes, ReadError>> {
-        let (bytes, _) = self.objects().get(&shard)?.clone();
+        let bytes = self.objects().get(&shard)?.bytes().clone();
         let size = bytes.len() as u64;
         if range.end() > size {
             return Some(Err(ReadError::OutOfRange { shard, range, size }));
@@ -175,8 +175,8 @@ impl MemReader {
         self.objects().contains_key(&shard)
     }
 
-    /// An object and its outboard, to encode from.
-    pub fn whole(&self, shard: ShardId) -> Option<(Bytes, Outboard)> {
+    /// A whole object, to serve from.
+    pub fn whole(&self, shard: ShardId) -> Option<Hashed> {
         self.objects().get(&shard).cloned()
     }
 
@@ -189,7 +189,7 @@ impl MemReader {
         self.changes.subscribe()
     }
 
-    fn objects(&self) -> MutexGuard<'_, HashMap<ShardId, (Bytes, Outboard)>> {
+    fn objects(&self) -> MutexGuard<'_, HashMap<ShardId, Hashed>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

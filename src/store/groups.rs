@@ -7,6 +7,55 @@
 use super::verified::{GROUP_BYTES, OBJECT_BYTES_MAX};
 use super::{ByteRange, ShardId};
 
+/// Bytes of a chunk: what peers tell each other of objects held in part.
+pub const CHUNK_BYTES: u64 = 1024 * 1024;
+
+/// A bit for each chunk must do.
+const _: () = assert!(OBJECT_BYTES_MAX.div_ceil(CHUNK_BYTES) <= u64::BITS as u64);
+
+/// Which 1 MiB chunks of an object are held: bit i is chunk i. What lies past the
+/// object's end says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Chunks(pub u64);
+
+impl Chunks {
+    pub const NONE: Self = Self(0);
+    /// Of a whole object.
+    pub const ALL: Self = Self(u64::MAX);
+
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The first stretch of `range` that lies within these chunks.
+    pub fn first(self, range: ByteRange) -> Option<ByteRange> {
+        let held = |at: u64| {
+            let chunk = at / CHUNK_BYTES;
+            chunk < u64::from(u64::BITS) && self.0 >> chunk & 1 == 1
+        };
+        let next = |at: u64| (at / CHUNK_BYTES + 1).saturating_mul(CHUNK_BYTES).min(range.end());
+        let past = |at: u64| at / CHUNK_BYTES >= u64::from(u64::BITS);
+        let mut start = range.start();
+        while start < range.end() && !held(start) && !past(start) {
+            start = next(start);
+        }
+        let mut end = start;
+        while end < range.end() && held(end) {
+            end = next(end);
+        }
+        ByteRange::new(start, end)
+    }
+
+    /// Whether all of `range` lies within these chunks.
+    pub fn cover(self, range: ByteRange) -> bool {
+        self.first(range) == Some(range)
+    }
+}
+
 const MAGIC: &[u8; 8] = b"DNHAVE1\n";
 const HEADER_BYTES: usize = 16;
 const CHECK_BYTES: usize = 16;
@@ -75,6 +124,19 @@ impl Groups {
         range.end() <= self.size
             && (range.start() / GROUP_BYTES..range.end().div_ceil(GROUP_BYTES))
                 .all(|group| self.has(group))
+    }
+
+    /// The chunks of which every group is held.
+    pub fn chunks(&self) -> Chunks {
+        let mut chunks = Chunks::NONE;
+        for chunk in 0..self.size.div_ceil(CHUNK_BYTES) {
+            let start = chunk * CHUNK_BYTES;
+            let range = ByteRange::new(start, (start + CHUNK_BYTES).min(self.size));
+            if range.is_some_and(|range| self.holds(range)) {
+                chunks.0 |= 1 << chunk;
+            }
+        }
+        chunks
     }
 
     /// `range` grown to whole groups and cut into stretches that are held or
@@ -205,6 +267,28 @@ mod tests {
         let lost = Groups::all(size).without(&sound);
         assert_eq!(lost, [range(0, 2 * G), range(5 * G, 6 * G), range(9 * G, size)]);
         assert_eq!(Groups::none(size).without(&sound), []);
+    }
+
+    #[test]
+    fn chunks_are_those_held_whole() {
+        let size = 3 * CHUNK_BYTES + 5;
+        let mut groups = Groups::none(size);
+        assert!(groups.chunks().is_none());
+        groups.set(range(CHUNK_BYTES, 2 * CHUNK_BYTES));
+        groups.set(range(2 * CHUNK_BYTES, 3 * CHUNK_BYTES - G));
+        assert_eq!(groups.chunks(), Chunks(0b10));
+        groups.set(range(3 * CHUNK_BYTES, size));
+        assert_eq!(groups.chunks(), Chunks(0b1010), "the last one is short");
+        assert_eq!(Groups::all(OBJECT_BYTES_MAX).chunks(), Chunks::ALL);
+        let some = Chunks(0b1011);
+        assert_eq!(some.first(range(5, size)), Some(range(5, 2 * CHUNK_BYTES)));
+        let after_hole = range(3 * CHUNK_BYTES, size);
+        assert_eq!(some.first(range(2 * CHUNK_BYTES + 9, size)), Some(after_hole));
+        assert_eq!(some.first(range(2 * CHUNK_BYTES, 3 * CHUNK_BYTES)), None);
+        assert!(some.cover(range(7, 8)) && !some.cover(range(0, size)));
+        let far = range(OBJECT_BYTES_MAX - 1, OBJECT_BYTES_MAX + 9);
+        assert_eq!(Chunks::ALL.first(far), Some(range(OBJECT_BYTES_MAX - 1, OBJECT_BYTES_MAX)));
+        assert_eq!(Chunks::ALL.first(range(OBJECT_BYTES_MAX, u64::MAX)), None);
     }
 
     #[test]

@@ -23,12 +23,13 @@ use super::dir::MemReader;
 use super::disk::{DiskStats, DiskTier, Imported, Kept};
 use super::error::StoreError;
 use super::flights::{Flights, copy_error};
+use super::groups::Chunks;
 use super::ram::RamTier;
 use super::verified::{
-    DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange, align,
+    DECODE_BYTES_MAX, Encoded, GROUP_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX, VerifiedRange,
 };
 use super::{
-    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardServe,
+    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, Served, ShardId, ShardServe,
     ShardSource, Tier,
 };
 
@@ -326,44 +327,46 @@ impl Ladder {
     }
 }
 
+impl Ladder {
+    /// A range that is held here, for a peer.
+    async fn prove(&self, shard: ShardId, range: ByteRange) -> Result<VerifiedRange, ReadError> {
+        if range.len() > SERVE_BYTES_MAX {
+            let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
+            return Err(ReadError::Refused(what));
+        }
+        if let Some(disk) = &self.inner.disk {
+            match disk.read(shard, range).await {
+                Ok(Some(proved)) => return Ok(proved),
+                Ok(None) => {}
+                Err(error) => {
+                    // The asker goes elsewhere; so does this node, for itself.
+                    if matches!(error, ReadError::Corrupt { .. }) {
+                        self.inner.mend_behind(shard, None);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let Some(whole) = self.inner.memory.whole(shard) else {
+            return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
+        };
+        let size = whole.bytes().len() as u64;
+        // It was hashed when it was put; only a range outside of it is refused.
+        whole.range(range).map_err(|_| ReadError::OutOfRange { shard, range, size })
+    }
+}
+
 impl ShardServe for Ladder {
     fn encode(
         &self,
         shard: ShardId,
         range: ByteRange,
     ) -> BoxFuture<'_, Result<Encoded, ReadError>> {
-        async move {
-            if range.len() > SERVE_BYTES_MAX {
-                let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
-                return Err(ReadError::Refused(what));
-            }
-            if let Some(disk) = &self.inner.disk {
-                match disk.read(shard, range).await {
-                    Ok(Some(proved)) => return Ok(proved.encode()),
-                    Ok(None) => {}
-                    Err(error) => {
-                        // The asker goes elsewhere; so does this node, for itself.
-                        if matches!(error, ReadError::Corrupt { .. }) {
-                            self.inner.mend_behind(shard, None);
-                        }
-                        return Err(error);
-                    }
-                }
-            }
-            let Some((bytes, outboard)) = self.inner.memory.whole(shard) else {
-                return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
-            };
-            let size = outboard.size();
-            let range = align(range, size).ok_or(ReadError::OutOfRange { shard, range, size })?;
-            let slice = bytes.slice(range.start() as usize..range.end() as usize);
-            let proved = tokio::task::spawn_blocking(move || outboard.prove(range, slice)).await;
-            match proved {
-                Ok(Ok(proved)) => Ok(proved.encode()),
-                Ok(Err(error)) => Err(ReadError::Corrupt { shard, detail: error.to_string() }),
-                Err(error) => Err(ReadError::Refused(error.to_string())),
-            }
-        }
-        .boxed()
+        async move { Ok(self.prove(shard, range).await?.encode()) }.boxed()
+    }
+
+    fn serve(&self, shard: ShardId, range: ByteRange) -> BoxFuture<'_, Result<Served, ReadError>> {
+        async move { Ok(Served::Proved(self.prove(shard, range).await?)) }.boxed()
     }
 
     fn complete(&self) -> Vec<ShardId> {
@@ -371,6 +374,10 @@ impl ShardServe for Ladder {
             Some(disk) => disk.complete(),
             None => self.inner.memory.ids(),
         }
+    }
+
+    fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
+        self.inner.disk.as_ref().map_or_else(Vec::new, |disk| disk.partial(max))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -42,5 +42,5 @@ pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
 pub use manifest::{Manifest, ManifestError};
 pub use policy_kind::{PolicyKind, UnknownPolicy};
 pub use tier::{
-    Found, Priority, RangeReader, ReadError, ReadRequest, ShardServe, ShardSource, Tier,
+    Found, Priority, RangeReader, ReadError, ReadRequest, Served, ShardServe, ShardSource, Tier,
 };

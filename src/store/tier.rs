@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
+use super::groups::Chunks;
 use super::verified::{Encoded, VerifiedRange};
 use super::{ByteRange, ShardId};
 
@@ -111,6 +112,14 @@ pub trait ShardSource: Send + Sync {
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>>;
 }
 
+/// A range for a peer.
+pub enum Served {
+    /// Sent as it is.
+    Encoded(Encoded),
+    /// Encoded while it is sent.
+    Proved(VerifiedRange),
+}
+
 /// What a node offers its peers. Implemented by the ladder, called by the mesh.
 pub trait ShardServe: Send + Sync {
     /// The object's total size and the bao encoding of `range` grown to whole
@@ -119,8 +128,20 @@ pub trait ShardServe: Send + Sync {
     fn encode(&self, shard: ShardId, range: ByteRange)
     -> BoxFuture<'_, Result<Encoded, ReadError>>;
 
+    /// As [`Self::encode`], leaving the encoding to whoever sends it where that saves a copy.
+    fn serve(&self, shard: ShardId, range: ByteRange) -> BoxFuture<'_, Result<Served, ReadError>> {
+        let encoded = self.encode(shard, range);
+        Box::pin(async move { Ok(Served::Encoded(encoded.await?)) })
+    }
+
     /// Ids of the objects held whole, in no particular order.
     fn complete(&self) -> Vec<ShardId>;
+
+    /// Objects held in part, with the 1 MiB chunks that are held, at most `max` of them.
+    fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
+        let _ = max;
+        Vec::new()
+    }
 
     /// Changes whenever `complete` may have changed.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;

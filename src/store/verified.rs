@@ -216,6 +216,45 @@ impl Outboard {
     }
 }
 
+/// A whole object in memory that was hashed here: its ranges need no second proof.
+#[derive(Debug, Clone)]
+pub struct Hashed {
+    bytes: Bytes,
+    outboard: Outboard,
+}
+
+impl Hashed {
+    pub fn of(bytes: Bytes) -> Result<Self, DecodeError> {
+        let outboard = Outboard::of(&bytes)?;
+        Ok(Self { bytes, outboard })
+    }
+
+    pub const fn shard(&self) -> ShardId {
+        self.outboard.shard
+    }
+
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// `range` grown to whole groups, with its proof, without a copy.
+    pub fn range(&self, range: ByteRange) -> Result<VerifiedRange, DecodeError> {
+        let Outboard { shard, size, .. } = self.outboard;
+        let range = aligned(shard, range, size)?;
+        let bytes = self.bytes.slice(range.start() as usize..range.end() as usize);
+        let check = Check::new(shard, size);
+        let mut nodes = Vec::new();
+        for item in walk(size, range) {
+            if let BaoChunk::Parent { node, .. } = item {
+                let (index, at) = check.place(node)?;
+                let pair = self.outboard.node(index).ok_or(DecodeError::Node { shard, at })?;
+                nodes.push(ProofNode { index, pair });
+            }
+        }
+        Ok(VerifiedRange { shard, size, range, bytes, nodes: nodes.into() })
+    }
+}
+
 /// Encodes `range` of a whole object in memory, grown to whole groups, checking
 /// bytes and nodes on the way: damaged data is an error, never sent.
 pub fn encode(data: &Bytes, outboard: &Outboard, range: ByteRange) -> Result<Encoded, DecodeError> {
@@ -238,6 +277,18 @@ pub async fn decode(
     range: ByteRange,
     reader: &mut (impl AsyncRead + Unpin),
 ) -> Result<VerifiedRange, DecodeError> {
+    Ok(decode_into(shard, size, range, reader, BytesMut::new()).await?.freeze())
+}
+
+/// As [`decode`], into the capacity of `bytes`, which is empty; one that is too small is
+/// replaced. Pieces of one buffer are joined without a copy ([`Piece::join`]).
+pub async fn decode_into(
+    shard: ShardId,
+    size: u64,
+    range: ByteRange,
+    reader: &mut (impl AsyncRead + Unpin),
+    mut bytes: BytesMut,
+) -> Result<Piece, DecodeError> {
     check_size(shard, size)?;
     let range = aligned(shard, range, size)?;
     if range.len() > DECODE_BYTES_MAX {
@@ -245,7 +296,10 @@ pub async fn decode(
     }
     let mut check = Check::new(shard, size);
     let mut nodes = Vec::new();
-    let mut bytes = BytesMut::zeroed(range.len() as usize);
+    bytes.clear();
+    if (bytes.capacity() as u64) < range.len() {
+        bytes = BytesMut::with_capacity(range.len() as usize);
+    }
     for item in walk(size, range) {
         match item {
             BaoChunk::Parent { node, is_root, left, right, .. } => {
@@ -258,13 +312,70 @@ pub async fn decode(
             BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
                 let at = start_chunk.to_bytes();
                 let from = (at - range.start()) as usize;
-                let group = &mut bytes[from..from + size];
+                bytes.resize(from + size, 0);
+                let group = &mut bytes[from..];
                 reader.read_exact(group).await.map_err(|e| read_error(shard, at, e))?;
                 check.group(group, at, is_root)?;
             }
         }
     }
-    Ok(VerifiedRange { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() })
+    Ok(Piece { shard, size, range, bytes, nodes })
+}
+
+/// Proved bytes whose buffer may still be joined with its neighbours'.
+#[derive(Debug)]
+pub struct Piece {
+    shard: ShardId,
+    size: u64,
+    range: ByteRange,
+    bytes: BytesMut,
+    nodes: Vec<ProofNode>,
+}
+
+impl Piece {
+    /// As [`VerifiedRange::range`].
+    pub const fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// As [`VerifiedRange::size`].
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// As [`VerifiedRange::proves_size`].
+    pub const fn proves_size(&self) -> bool {
+        self.range.end() == self.size
+    }
+
+    pub fn freeze(self) -> VerifiedRange {
+        let Self { shard, size, range, bytes, nodes } = self;
+        VerifiedRange { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() }
+    }
+
+    /// Joins adjacent pieces of one object, in order. Those that follow each other in one
+    /// buffer are not copied. Gives them back if there are none, or they are not adjacent,
+    /// or not of one object.
+    pub fn join(pieces: Vec<Self>) -> Result<VerifiedRange, Vec<Self>> {
+        let adjacent = |pair: &[Self]| {
+            let (a, b) = (&pair[0], &pair[1]);
+            (a.shard, a.size, a.range.end()) == (b.shard, b.size, b.range.start())
+        };
+        if !pieces.windows(2).all(adjacent) {
+            return Err(pieces);
+        }
+        let mut pieces = pieces.into_iter();
+        let Some(mut whole) = pieces.next() else { return Err(Vec::new()) };
+        for piece in pieces {
+            let end = piece.range.end();
+            whole.bytes.unsplit(piece.bytes);
+            whole.nodes.extend_from_slice(&piece.nodes);
+            whole.range = ByteRange::new(whole.range.start(), end).unwrap_or(whole.range);
+        }
+        whole.nodes.sort_unstable_by_key(|node| node.index);
+        whole.nodes.dedup_by_key(|node| node.index);
+        Ok(whole.freeze())
+    }
 }
 
 /// One inner node of an object's hash tree.
@@ -329,50 +440,51 @@ impl VerifiedRange {
 
     /// The bao encoding of `range()`, to send to a peer.
     pub fn encode(&self) -> Encoded {
-        let mut out = BytesMut::with_capacity(self.nodes.len() * NODE_BYTES + self.bytes.len());
-        let mut nodes = self.nodes.iter();
-        for item in walk(self.size, self.range) {
-            match item {
-                BaoChunk::Parent { .. } => {
+        let mut out = Vec::with_capacity(self.encoded_bytes());
+        let mut encoder = self.encoder();
+        while encoder.next(&mut out, usize::MAX) {}
+        Encoded { size: self.size, bytes: out.into() }
+    }
+
+    /// Bytes of the encoding.
+    pub fn encoded_bytes(&self) -> usize {
+        self.nodes.len() * NODE_BYTES + self.bytes.len()
+    }
+
+    /// The encoding, some at a time.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder { range: self, items: walk(self.size, self.range), nodes: self.nodes.iter() }
+    }
+}
+
+/// Writes the encoding of a range piece by piece.
+pub struct Encoder<'a> {
+    range: &'a VerifiedRange,
+    items: ResponseIter,
+    nodes: std::slice::Iter<'a, ProofNode>,
+}
+
+impl Encoder<'_> {
+    /// Appends more of the encoding to `out` until that has `enough` bytes, or one group
+    /// more. False once there is nothing left to append.
+    pub fn next(&mut self, out: &mut Vec<u8>, enough: usize) -> bool {
+        let range = self.range;
+        while out.len() < enough {
+            match self.items.next() {
+                None => return false,
+                Some(BaoChunk::Parent { .. }) => {
                     // As many nodes as parents: both come from the same walk.
-                    if let Some(node) = nodes.next() {
+                    if let Some(node) = self.nodes.next() {
                         out.extend_from_slice(&node.pair);
                     }
                 }
-                BaoChunk::Leaf { start_chunk, size, .. } => {
-                    let from = (start_chunk.to_bytes() - self.range.start()) as usize;
-                    out.extend_from_slice(&self.bytes[from..from + size]);
+                Some(BaoChunk::Leaf { start_chunk, size, .. }) => {
+                    let from = (start_chunk.to_bytes() - range.range.start()) as usize;
+                    out.extend_from_slice(&range.bytes[from..from + size]);
                 }
             }
         }
-        Encoded { size: self.size, bytes: out.freeze() }
-    }
-
-    /// Joins adjacent ranges of one object, in order, into one. `None` if there
-    /// are none, or they are not adjacent, or not of one object.
-    pub fn join(parts: &[Self]) -> Option<Self> {
-        let first = parts.first()?;
-        if parts.len() == 1 {
-            return Some(first.clone());
-        }
-        let mut end = first.range.start();
-        for part in parts {
-            if (part.shard, part.size, part.range.start()) != (first.shard, first.size, end) {
-                return None;
-            }
-            end = part.range.end();
-        }
-        let range = ByteRange::new(first.range.start(), end)?;
-        let mut bytes = BytesMut::with_capacity(range.len() as usize);
-        let mut nodes: Vec<ProofNode> = Vec::new();
-        for part in parts {
-            bytes.extend_from_slice(&part.bytes);
-            nodes.extend_from_slice(&part.nodes);
-        }
-        nodes.sort_unstable_by_key(|node| node.index);
-        nodes.dedup_by_key(|node| node.index);
-        let (shard, size) = (first.shard, first.size);
-        Some(Self { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() })
+        true
     }
 }
 

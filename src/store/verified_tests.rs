@@ -210,20 +210,60 @@ fn damaged_data_or_outboard_is_never_encoded() {
 }
 
 #[test]
+fn an_object_hashed_here_serves_what_others_accept() {
+    let data = random(5, 13 * G as usize + 3);
+    let size = data.len() as u64;
+    let hashed = Hashed::of(data.clone()).unwrap();
+    assert_eq!((hashed.shard(), hashed.bytes()), (ShardId::of(&data), &data));
+    for (start, end) in [(0, size), (G + 5, 2 * G - 1), (7 * G, 12 * G), (size - 1, size)] {
+        let encoded = hashed.range(range(start, end)).unwrap().encode();
+        let got = receive(hashed.shard(), size, range(start, end), encoded.bytes.to_vec()).0;
+        let got = got.unwrap();
+        assert_eq!(got.range(), align(range(start, end), size).unwrap());
+        let (start, end) = (got.range().start() as usize, got.range().end() as usize);
+        assert_eq!(got.bytes()[..], data[start..end]);
+    }
+    let outside = hashed.range(range(0, size + 1));
+    assert!(matches!(outside, Err(DecodeError::OutOfRange { .. })));
+}
+
+#[test]
 fn adjacent_ranges_join_into_one_that_can_be_served() {
     let data = random(4, 21 * G as usize + 9);
     let size = data.len() as u64;
     let outboard = Outboard::of(&data).unwrap();
-    let part = |a, b| {
-        let encoded = encode(&data, &outboard, range(a, b)).unwrap().bytes;
-        receive(outboard.shard(), size, range(a, b), encoded.to_vec()).0.unwrap()
+    let piece = |a, b, buffer: BytesMut| {
+        let bytes = encode(&data, &outboard, range(a, b)).unwrap().bytes.to_vec();
+        let mut wire = Wire { bytes, taken: 0 };
+        let piece = decode_into(outboard.shard(), size, range(a, b), &mut wire, buffer);
+        block_on(piece).unwrap()
     };
-    let (a, b, c) = (part(3 * G, 8 * G), part(8 * G, 9 * G), part(9 * G, size));
-    let joined = VerifiedRange::join(&[a.clone(), b.clone(), c.clone()]).unwrap();
+    // Two of one buffer, and one by itself.
+    let mut buffer = BytesMut::with_capacity(6 * G as usize);
+    let first = buffer.as_ptr();
+    let second = buffer.split_off(5 * G as usize);
+    let a = piece(3 * G, 8 * G, buffer);
+    let b = piece(8 * G, 9 * G, second);
+    let two = Piece::join(vec![a, b]).unwrap();
+    assert_eq!((two.range(), two.bytes().as_ptr()), (range(3 * G, 9 * G), first), "not copied");
+    assert_eq!(two.bytes()[..], data[3 * G as usize..9 * G as usize]);
+    let parts = [(3 * G, 8 * G), (8 * G, 9 * G), (9 * G, size)];
+    let pieces = parts.map(|(a, b)| piece(a, b, BytesMut::new()));
+    let joined = Piece::join(pieces.into()).unwrap();
     assert_eq!(joined.range(), range(3 * G, size));
     assert_eq!(joined.bytes()[..], data[3 * G as usize..]);
     let direct = encode(&data, &outboard, range(3 * G, size)).unwrap();
     assert_eq!(joined.encode().bytes, direct.bytes);
-    assert!(VerifiedRange::join(&[a, c]).is_none(), "a hole");
-    assert!(VerifiedRange::join(&[]).is_none());
+    let mut encoder = joined.encoder();
+    let (mut frames, mut frame, mut more) = (Vec::new(), Vec::new(), true);
+    while more {
+        frame.clear();
+        more = encoder.next(&mut frame, 3 * G as usize);
+        assert!(frame.len() < 4 * G as usize);
+        frames.extend_from_slice(&frame);
+    }
+    assert_eq!(frames, direct.bytes);
+    let hole = [(3 * G, 8 * G), (9 * G, size)].map(|(a, b)| piece(a, b, BytesMut::new()));
+    assert_eq!(Piece::join(hole.into()).unwrap_err().len(), 2, "a hole");
+    assert!(Piece::join(Vec::new()).is_err());
 }

@@ -4,11 +4,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use doppler_node::store::groups::Groups;
+use doppler_node::store::groups::{Chunks, Groups};
 use doppler_node::store::signature::SignedModel;
 use doppler_node::store::verified::{Outboard, align};
 use doppler_node::store::{ByteRange, Manifest, ModelId, Priority, ShardId};
-use doppler_node::wire::{Envelope, Holdings, ModelHoldings, ShardReply, ShardRequest};
+use doppler_node::wire::{
+    Envelope, Holdings, ModelHoldings, PartHoldings, ShardReply, ShardRequest,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
@@ -130,6 +132,7 @@ fn envelopes() {
         model: ModelId::of(&[n]),
         manifest: n.is_multiple_of(2),
         objects: vec![n; usize::from(n)],
+        parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
     };
     let holdings = Holdings {
         peer: vec![1; 38],

@@ -1,6 +1,7 @@
 //! One file a command (or a few that belong together): resolve arguments, do it, print it.
 
 mod bench;
+mod bench_mesh;
 mod bench_store;
 mod control;
 mod convert;
@@ -13,6 +14,7 @@ mod run;
 mod storage;
 mod synth;
 mod trace;
+mod trust;
 
 pub use bench::bench;
 pub use control::{ls, peers, publish, status};
@@ -25,6 +27,7 @@ pub use run::run;
 pub use storage::{fsck, gc, pin, rm, unpin};
 pub use synth::synth;
 pub use trace::trace;
+pub use trust::trust;
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {

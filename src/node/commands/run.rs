@@ -8,6 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::print_json;
+use super::trust::{asking, can_ask};
 use crate::infer::generate::GenerateOptions;
 use crate::node::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use crate::node::args::{BudgetArgs, RunArgs};
@@ -16,6 +17,7 @@ use crate::node::config::{Config, data_dir};
 use crate::node::service::Service;
 use crate::node::size::ByteSize;
 use crate::node::{generation, progress, source};
+use crate::store::signature::PublicKey;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -37,19 +39,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         run_local(args)?
     } else if args.model.policy.is_some() {
         bail!("--policy is for a model on this disk; a node evicts by its own");
-    } else if args.swarm.is_some() {
-        run_in_swarm(args)?
     } else {
-        let client = Client::open(&data_dir(&args.data)?).with_context(|| {
-            format!(
-                "{:?} is no directory here, so it must be a model of a swarm: \
-                 name the swarm with --swarm, or start a node",
-                args.model.model
-            )
-        })?;
-        let mut listener = Listener::new(args);
-        client.generate(&request(args), |event| listener.hear(event))?;
-        listener.answer()?
+        asking(|trust| {
+            if args.swarm.is_some() { run_in_swarm(args, trust) } else { run_on_node(args, trust) }
+        })?
     };
     if args.json {
         return print_json(&answer);
@@ -69,6 +62,22 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         eprintln!("{} verified from peers", ByteSize(traffic.verified_bytes));
     }
     Ok(())
+}
+
+/// Asks the node that runs on the data directory.
+fn run_on_node(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
+    let client = Client::open(&data_dir(&args.data)?).with_context(|| {
+        format!(
+            "{:?} is no directory here, so it must be a model of a swarm: \
+             name the swarm with --swarm, or start a node",
+            args.model.model
+        )
+    })?;
+    let mut listener = Listener::new(args);
+    let heard = client.generate(&swarm_request(args, trust), |event| listener.hear(event));
+    listener.waiting.finish_and_clear();
+    heard?;
+    listener.answer()
 }
 
 fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
@@ -103,7 +112,7 @@ fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
 }
 
 /// Joins the swarm for this one run.
-fn run_in_swarm(args: &RunArgs) -> anyhow::Result<Answer> {
+fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
     let swarm = args.swarm.as_deref().context("--swarm is missing")?;
     let defaults = BudgetArgs::default();
     let budget = BudgetArgs {
@@ -118,7 +127,9 @@ fn run_in_swarm(args: &RunArgs) -> anyhow::Result<Answer> {
         let service = Service::start(config, |_| ()).await?;
         let answer = async {
             let mut listener = Listener::new(args);
-            let mut events = service.generate(request(args)).await?;
+            let events = service.generate(swarm_request(args, trust)).await;
+            listener.waiting.finish_and_clear();
+            let mut events = events?;
             while let Some(event) = events.recv().await {
                 if !listener.hear(event) {
                     break;
@@ -146,7 +157,15 @@ fn request(args: &RunArgs) -> GenerateRequest {
         repetition_penalty: args.sampling.repetition_penalty,
         seed: args.sampling.seed,
         context: args.model.context,
+        trust: Vec::new(),
+        can_ask: false,
     }
+}
+
+/// The same of a model that somebody has signed.
+fn swarm_request(args: &RunArgs, answered: Vec<PublicKey>) -> GenerateRequest {
+    let trust = args.network.trust.iter().copied().chain(answered).collect();
+    GenerateRequest { trust, can_ask: can_ask(), ..request(args) }
 }
 
 fn echo_prompt(args: &RunArgs) {

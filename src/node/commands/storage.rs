@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use tokio::runtime::Runtime;
 
 use super::print_json;
+use super::trust::{asking, can_ask};
 use crate::node::api::{
     Damage, FsckEvent, FsckRequest, FsckSummary, GcRequest, TargetReply, TargetRequest,
 };
@@ -67,13 +68,18 @@ async fn resolve(disk: &DiskTier, text: &str) -> anyhow::Result<Target> {
 
 pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
     let reply = match Reach::open(&args.control)? {
-        Reach::Node(client) => {
+        Reach::Node(client) => asking(|answered| {
             let fetching = progress::spinner("pinning");
-            let request = request(&args.target, args.fetch, false);
+            let trust = args.trust.iter().copied().chain(answered).collect();
+            let request = TargetRequest {
+                trust,
+                can_ask: can_ask(),
+                ..request(&args.target, args.fetch, false)
+            };
             let reply = client.post("/v1/store/pin", &request);
             fetching.finish_and_clear();
-            reply?
-        }
+            reply
+        })?,
         Reach::Here { disk, runtime, .. } => {
             ensure!(!args.fetch, "--fetch asks peers: start a node on this directory first");
             runtime.block_on(async {
@@ -120,7 +126,8 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
 }
 
 fn request(target: &str, fetch: bool, force: bool) -> TargetRequest {
-    TargetRequest { target: target.to_owned(), fetch, force }
+    let (trust, can_ask) = (Vec::new(), false);
+    TargetRequest { target: target.to_owned(), fetch, force, trust, can_ask }
 }
 
 fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Result<()> {

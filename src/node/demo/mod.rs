@@ -105,6 +105,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         repetition_penalty: 1.0,
         seed: 0,
         context: Some(args.tokens + CONTEXT_PROMPT),
+        trust: Vec::new(),
+        can_ask: false,
     };
     let remote = generate(&fourth, &request, &mut seeders, &mut view)?;
     view.stage("the same on one node that holds everything");

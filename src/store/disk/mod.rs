@@ -34,7 +34,7 @@ pub use super::files::Brought;
 use self::table::{Outboards, Table};
 use super::error::StoreError;
 use super::files::{self, FileKind, Layout};
-use super::groups::Groups;
+use super::groups::{Chunks, Groups};
 use super::index::{Index, Record};
 use super::object::{self, Held};
 use super::policy::Policy;
@@ -322,6 +322,25 @@ impl DiskTier {
     /// Ids of the objects held whole.
     pub fn complete(&self) -> Vec<ShardId> {
         self.inner.table().whole.iter().copied().collect()
+    }
+
+    /// Objects of which at least a whole 1 MiB chunk is held, but not all, at most `max`
+    /// of them. It waits for nobody: an object that is being written is left out.
+    pub fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
+        let parts: Vec<_> = {
+            let table = self.inner.table();
+            let parts = table.objects.iter().filter(|(shard, _)| !table.whole.contains(shard));
+            parts.map(|(shard, object)| (*shard, Arc::clone(object))).collect()
+        };
+        let chunks = |(shard, object): (ShardId, Arc<Object>)| {
+            let held = object.held.try_read().ok()?;
+            let chunks = if held.dead { Chunks::NONE } else { held.groups.chunks() };
+            (!chunks.is_none()).then_some((shard, chunks))
+        };
+        let mut parts: Vec<_> = parts.into_iter().filter_map(chunks).collect();
+        parts.sort_unstable_by_key(|(shard, _)| *shard);
+        parts.truncate(max);
+        parts
     }
 
     pub fn is_whole(&self, shard: ShardId) -> bool {

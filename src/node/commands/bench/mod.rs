@@ -19,8 +19,8 @@ use super::print_json;
 use super::prompts::Prompts;
 use crate::node::args::{BenchArgs, BenchCommand};
 use crate::node::source::Opened;
-pub(super) use machine::processor;
 use machine::{Machine, RecordFile};
+pub(super) use machine::{cpu_seconds, processor, rss_bytes};
 
 pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
@@ -35,6 +35,7 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
         }
         BenchCommand::Kernels(args) => kernels::kernels(args),
         BenchCommand::Store(args) => super::bench_store::bench_store(args),
+        BenchCommand::Mesh(args) => super::bench_mesh::bench_mesh(args),
     }
 }
 

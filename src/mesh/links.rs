@@ -1,0 +1,240 @@
+//! What is known of the way to each peer: bytes in flight, its measured rate, when
+//! it was last heard, and how late answers are as a rule. Pure: the time is an argument.
+//!
+//! Invariant: a peer's bytes in flight are those of the requests begun and not
+//! yet ended; `begin` and `end` come in pairs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use doppler_swarm::PeerId;
+
+use super::options::{
+    HEDGE_AFTER_MIN, HEDGE_UNKNOWN, LATENESS_SAMPLES, PEERS_REMEMBERED_MAX, SILENT_AFTER,
+};
+
+/// Weight of the newest sample in a peer's rate.
+const EWMA: f64 = 0.3;
+/// Bytes per second assumed of a peer that has not been measured while nobody has:
+/// a fast local link, so that newcomers are tried.
+const RATE_UNKNOWN: f64 = 100e6;
+/// Transfers shorter than this measure the round trip, not the rate.
+const SAMPLE_BYTES_MIN: u64 = 64 * 1024;
+/// How late an answer is taken to be at worst (its 95th percentile) until enough came,
+/// as a multiple of what was expected, and the bounds of what is measured.
+const LATENESS_UNKNOWN: f64 = 3.0;
+const LATENESS_RANGE: (f64, f64) = (1.5, 8.0);
+
+#[derive(Default)]
+struct Link {
+    in_flight: u64,
+    requests: u32,
+    delivered: u64,
+    rate: Option<f64>,
+    /// Since when it owes an answer, and when a byte of one last came.
+    busy_since: Option<Instant>,
+    heard: Option<Instant>,
+    /// It was silent, and has not been heard since.
+    suspect: bool,
+}
+
+/// A request that began: what `end` needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) peer: PeerId,
+    pub(super) len: u64,
+    pub(super) at: Instant,
+    /// How long it should take; `None` of a peer that has not been measured.
+    expected: Option<Duration>,
+    delivered_before: u64,
+}
+
+impl Begun {
+    /// When it should be done, if that can be said.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.expected.map(|expected| self.at + expected)
+    }
+}
+
+/// Peers' loads and measured rates.
+#[derive(Default)]
+pub(super) struct Links {
+    links: BTreeMap<PeerId, Link>,
+    /// The last answers' times over the times that were expected.
+    lateness: VecDeque<f64>,
+}
+
+impl Links {
+    pub(super) fn begin(&mut self, now: Instant, peer: PeerId, len: u64) -> Begun {
+        if self.links.len() >= PEERS_REMEMBERED_MAX && !self.links.contains_key(&peer) {
+            self.links.retain(|_, link| link.requests > 0);
+        }
+        let link = self.links.entry(peer).or_default();
+        if link.requests == 0 {
+            link.busy_since = Some(now);
+        }
+        link.in_flight += len;
+        link.requests += 1;
+        let seconds = link.rate.map(|rate| link.in_flight as f64 / rate);
+        // A rate measured on little may be far off, but no request takes a day.
+        let expected = seconds.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
+        Begun { peer, len, at: now, expected, delivered_before: link.delivered }
+    }
+
+    /// Bytes of an answer came.
+    pub(super) fn heard(&mut self, now: Instant, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.heard = Some(now);
+            link.suspect = false;
+        }
+    }
+
+    /// Others were faster while the peer was silent: one request at a time until it is heard.
+    pub(super) fn suspect(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.suspect = true;
+        }
+    }
+
+    pub(super) fn is_suspect(&self, peer: PeerId) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.suspect)
+    }
+
+    /// A request ended, having delivered `bytes` (0 if it failed or was given up).
+    pub(super) fn end(&mut self, now: Instant, begun: Begun, bytes: u64) {
+        let Some(link) = self.links.get_mut(&begun.peer) else { return };
+        link.in_flight = link.in_flight.saturating_sub(begun.len);
+        link.requests = link.requests.saturating_sub(1);
+        link.delivered += bytes;
+        if bytes == 0 {
+            return;
+        }
+        link.heard = Some(now);
+        link.suspect = false;
+        if bytes < SAMPLE_BYTES_MIN {
+            return;
+        }
+        let elapsed = now.saturating_duration_since(begun.at).as_secs_f64().max(1e-6);
+        // All that the peer delivered meanwhile: its rate, not one request's share of it.
+        let delivered = link.delivered - begun.delivered_before;
+        let sample = delivered as f64 / elapsed;
+        link.rate = Some(link.rate.map_or(sample, |rate| rate + EWMA * (sample - rate)));
+        if let Some(expected) = begun.expected {
+            if self.lateness.len() >= LATENESS_SAMPLES {
+                self.lateness.pop_front();
+            }
+            self.lateness.push_back(elapsed / expected.as_secs_f64().max(1e-6));
+        }
+    }
+
+    pub(super) fn requests(&self, peer: PeerId) -> u32 {
+        self.links.get(&peer).map_or(0, |link| link.requests)
+    }
+
+    pub(super) fn in_flight(&self, peer: PeerId) -> u64 {
+        self.links.get(&peer).map_or(0, |link| link.in_flight)
+    }
+
+    /// A peer's measured rate, bytes per second.
+    pub(super) fn rate(&self, peer: PeerId) -> Option<f64> {
+        self.links.get(&peer).and_then(|link| link.rate)
+    }
+
+    /// Its rate, or what others' make likely.
+    pub(super) fn assumed_rate(&self, peer: PeerId) -> f64 {
+        self.rate(peer).unwrap_or_else(|| {
+            let rates: Vec<f64> = self.links.values().filter_map(|link| link.rate).collect();
+            let count = rates.len() as f64;
+            if rates.is_empty() { RATE_UNKNOWN } else { rates.iter().sum::<f64>() / count }
+        })
+    }
+
+    /// Seconds until `len` more bytes would be here.
+    pub(super) fn seconds(&self, peer: PeerId, len: u64) -> f64 {
+        (self.in_flight(peer) + len) as f64 / self.assumed_rate(peer).max(1.0)
+    }
+
+    /// When a peer that owes answers counts as silent, if nothing comes until then.
+    pub(super) fn silent_at(&self, peer: PeerId) -> Option<Instant> {
+        let link = self.links.get(&peer).filter(|link| link.requests > 0)?;
+        link.busy_since.max(link.heard).map(|since| since + SILENT_AFTER)
+    }
+
+    pub(super) fn is_silent(&self, now: Instant, peer: PeerId) -> bool {
+        self.silent_at(peer).is_some_and(|at| at <= now)
+    }
+
+    /// When a request is later than 95 of 100 are.
+    pub(super) fn late_at(&self, begun: &Begun) -> Instant {
+        let wait = match begun.expected {
+            None => HEDGE_UNKNOWN,
+            Some(expected) => expected.mul_f64(self.lateness_p95()).max(HEDGE_AFTER_MIN),
+        };
+        begun.at + wait
+    }
+
+    fn lateness_p95(&self) -> f64 {
+        if self.lateness.len() < LATENESS_SAMPLES / 4 {
+            return LATENESS_UNKNOWN;
+        }
+        let mut sorted: Vec<f64> = self.lateness.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (least, most) = LATENESS_RANGE;
+        sorted[sorted.len() * 95 / 100].clamp(least, most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn peer(byte: u8) -> PeerId {
+        PeerId::from_seed([byte; 32])
+    }
+
+    #[test]
+    fn a_rate_is_the_peers_not_one_requests_share() {
+        let start = Instant::now();
+        let mut links = Links::default();
+        assert_eq!((links.rate(peer(1)), links.requests(peer(1))), (None, 0));
+        let both: Vec<_> = (0..2).map(|_| links.begin(start, peer(1), MIB)).collect();
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (2 * MIB, 2));
+        let end = start + Duration::from_secs(1);
+        for begun in both {
+            links.end(end, begun, MIB);
+        }
+        // 1 MiB/s by the first to end, then 2 MiB/s by the second.
+        let rate = links.rate(peer(1)).unwrap();
+        assert!(rate > 1.25 * MIB as f64 && rate < 2.0 * MIB as f64, "{rate}");
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (0, 0));
+        assert_eq!(links.assumed_rate(peer(2)), rate, "nobody else is known");
+    }
+
+    #[test]
+    fn silence_and_lateness_are_told() {
+        let start = Instant::now();
+        let mut links = Links::default();
+        let begun = links.begin(start, peer(1), MIB);
+        assert_eq!(links.late_at(&begun), start + HEDGE_UNKNOWN);
+        assert!(!links.is_silent(start + SILENT_AFTER / 2, peer(1)));
+        assert!(links.is_silent(start + SILENT_AFTER, peer(1)));
+        links.heard(start + SILENT_AFTER, peer(1));
+        assert!(!links.is_silent(start + SILENT_AFTER, peer(1)));
+        links.end(start + Duration::from_secs(1), begun, MIB);
+        assert_eq!(links.silent_at(peer(1)), None, "it owes nothing");
+        // All answers take twice what is expected: those that take three times are late.
+        let mut now = start + Duration::from_secs(10);
+        for _ in 0..2 * LATENESS_SAMPLES {
+            let begun = links.begin(now, peer(1), MIB);
+            links.links.get_mut(&peer(1)).unwrap().rate = Some(MIB as f64);
+            let begun = Begun { expected: Some(Duration::from_secs(1)), ..begun };
+            now += Duration::from_secs(2);
+            links.end(now, begun, MIB);
+        }
+        let begun = links.begin(now, peer(1), MIB);
+        let begun = Begun { expected: Some(Duration::from_secs(1)), ..begun };
+        assert_eq!(links.late_at(&begun), now + Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,482 @@
+//! Which peer is asked for which bytes, when, and what is asked of two. Pure: the
+//! time and who holds what are arguments, nothing is sent from here.
+//!
+//! A read is cut into requests as peers get room: a request is as long as its peer
+//! delivers in `REQUEST_TIME`, and never longer than the wire allows. Reads that a
+//! token waits for come first, by deadline; then shards that are begun, then the
+//! rarest. A request that is late, or whose peer went silent, is asked of a second
+//! peer; so is the last of a read when somebody idle would be done sooner.
+//!
+//! Invariants: every byte of a read is to do, asked for (of at most two peers), or
+//! delivered; repeated bytes stay within a share of those delivered.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use doppler_swarm::PeerId;
+
+use super::links::{Begun, Links};
+use super::options::{
+    HEDGE_BYTES_FREE, HEDGE_SHARE, HEDGES_MAX, MeshError, PIECE_BYTES_MIN, PIPELINE_TIME,
+    READS_MAX, REQUEST_BYTES_MIN, REQUEST_TIME, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
+    REQUESTS_UNMEASURED_MAX, RETRY_FIRST, RETRY_MAX, STARTED_MAX,
+};
+use crate::store::groups::Chunks;
+use crate::store::verified::{GROUP_BYTES, SERVE_BYTES_MAX};
+use crate::store::{ByteRange, Priority, ReadRequest, ShardId};
+
+pub(super) type ReadId = u64;
+pub(super) type RequestId = u64;
+
+/// A connected, trusted peer that holds some of an object.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Holder {
+    pub(super) peer: PeerId,
+    /// 0..=1
+    pub(super) score: f64,
+    pub(super) chunks: Chunks,
+}
+
+/// Ask this peer for this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub(super) read: ReadId,
+    pub(super) request: RequestId,
+    pub(super) peer: PeerId,
+    pub(super) range: ByteRange,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Proved bytes came.
+    Delivered(u64),
+    /// Nothing came; this peer is asked for this read again only after a while.
+    Failed,
+}
+
+/// A request that another peer's answer made needless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Beaten {
+    pub(super) request: RequestId,
+    pub(super) peer: PeerId,
+    /// Its peer had sent nothing for long.
+    pub(super) silent: bool,
+}
+
+/// A peer that failed a read: asked again only after a while.
+struct Failed {
+    retry: Instant,
+    wait: Duration,
+}
+
+struct Request {
+    begun: Begun,
+    range: ByteRange,
+    /// The same bytes asked of another peer.
+    twin: Option<RequestId>,
+}
+
+struct Read {
+    request: ReadRequest,
+    arrived: u64,
+    /// Ascending, each begins on a group.
+    todo: Vec<ByteRange>,
+    requests: BTreeMap<RequestId, Request>,
+    failed: BTreeMap<PeerId, Failed>,
+}
+
+/// What is served first is less.
+type Urgency = (Priority, bool, Option<Instant>, bool, usize, u64);
+
+/// Reads under way and the peers' loads.
+#[derive(Default)]
+pub(super) struct Scheduler {
+    pub(super) links: Links,
+    reads: BTreeMap<ReadId, Read>,
+    /// Shards of which something came lately, with a number that grows.
+    started: BTreeMap<ShardId, u64>,
+    numbers: u64,
+    twins: usize,
+    delivered: u64,
+    /// Bytes asked for a second time although the first peer was still sending.
+    repeated: u64,
+}
+
+impl Scheduler {
+    /// A read begins. Its range is taken from the start of its first group.
+    pub(super) fn add(&mut self, request: ReadRequest) -> Result<ReadId, MeshError> {
+        if self.reads.len() >= READS_MAX {
+            return Err(MeshError::TooMany { what: "reads under way", max: READS_MAX });
+        }
+        let id = self.number();
+        let start = request.range.start() / GROUP_BYTES * GROUP_BYTES;
+        let todo = ByteRange::new(start, request.range.end()).into_iter().collect();
+        let (requests, failed) = (BTreeMap::new(), BTreeMap::new());
+        self.reads.insert(id, Read { request, arrived: id, todo, requests, failed });
+        Ok(id)
+    }
+
+    /// A read ended, for whatever reason; what it asked for is given up.
+    pub(super) fn remove(&mut self, now: Instant, id: ReadId) {
+        let Some(read) = self.reads.remove(&id) else { return };
+        for request in read.requests.into_values() {
+            self.twins -= usize::from(request.twin.is_some());
+            self.links.end(now, request.begun, 0);
+        }
+    }
+
+    /// Everything of the read was delivered.
+    pub(super) fn is_done(&self, id: ReadId) -> bool {
+        self.reads.get(&id).is_none_or(|read| read.todo.is_empty() && read.requests.is_empty())
+    }
+
+    pub(super) fn in_flight(&self, id: ReadId) -> usize {
+        self.reads.get(&id).map_or(0, |read| read.requests.len())
+    }
+
+    /// Whether an answer to this request still counts.
+    pub(super) fn knows(&self, id: ReadId, request: RequestId) -> bool {
+        self.reads.get(&id).is_some_and(|read| read.requests.contains_key(&request))
+    }
+
+    /// Bytes that were delivered are needed again.
+    pub(super) fn put_back(&mut self, id: ReadId, range: ByteRange) {
+        if let Some(read) = self.reads.get_mut(&id) {
+            insert(&mut read.todo, range);
+        }
+    }
+
+    /// A request ended. Returns its twin if that need not go on.
+    pub(super) fn end(
+        &mut self,
+        now: Instant,
+        id: ReadId,
+        request: RequestId,
+        outcome: Outcome,
+    ) -> Option<Beaten> {
+        let read = self.reads.get_mut(&id)?;
+        let ended = read.requests.remove(&request)?;
+        let peer = ended.begun.peer;
+        let twin = ended.twin;
+        if twin.is_some() {
+            self.twins -= 1;
+        }
+        match outcome {
+            Outcome::Delivered(bytes) => {
+                self.links.end(now, ended.begun, bytes);
+                self.delivered += bytes;
+                let other = twin.and_then(|twin| Some((twin, read.requests.remove(&twin)?)));
+                let shard = read.request.shard;
+                self.note_started(shard);
+                let (request, other) = other?;
+                let peer = other.begun.peer;
+                let silent = self.links.is_silent(now, peer);
+                self.twins -= 1;
+                self.links.end(now, other.begun, 0);
+                if silent {
+                    self.links.suspect(peer);
+                }
+                Some(Beaten { request, peer, silent })
+            }
+            Outcome::Failed => {
+                self.links.end(now, ended.begun, 0);
+                let failed =
+                    read.failed.entry(peer).or_insert(Failed { retry: now, wait: RETRY_FIRST });
+                failed.retry = now + failed.wait;
+                failed.wait = (failed.wait * 2).min(RETRY_MAX);
+                match twin.and_then(|twin| read.requests.get_mut(&twin)) {
+                    Some(other) => {
+                        other.twin = None;
+                        self.twins -= 1;
+                    }
+                    None => insert(&mut read.todo, ended.range),
+                }
+                None
+            }
+        }
+    }
+
+    /// Gives work to whoever has room. `holders` says who holds a shard; with
+    /// `hedge` what is late is asked of a second peer too.
+    pub(super) fn schedule(
+        &mut self,
+        now: Instant,
+        hedge: bool,
+        holders: &dyn Fn(ShardId) -> Vec<Holder>,
+    ) -> Vec<Ask> {
+        let mut known: BTreeMap<ShardId, Vec<Holder>> = BTreeMap::new();
+        for read in self.reads.values() {
+            known.entry(read.request.shard).or_insert_with_key(|shard| holders(*shard));
+        }
+        let mut order: Vec<(Urgency, ReadId)> = Vec::with_capacity(self.reads.len());
+        for (id, read) in &self.reads {
+            let rarity = known.get(&read.request.shard).map_or(0, Vec::len);
+            order.push((self.urgency(read, rarity), *id));
+        }
+        order.sort_unstable();
+        let mut asks = Vec::new();
+        for (_, id) in &order {
+            while let Some(ask) = self.next(now, *id, &known) {
+                asks.push(ask);
+            }
+        }
+        if hedge {
+            let waiting = self.reads.values().any(|read| !read.todo.is_empty());
+            for (_, id) in &order {
+                self.hedge(now, *id, &known, !waiting, &mut asks);
+            }
+        }
+        asks
+    }
+
+    /// When this read should be scheduled again if nothing happens before.
+    pub(super) fn wake(&self, now: Instant, id: ReadId) -> Option<Instant> {
+        let read = self.reads.get(&id)?;
+        let retries = read.failed.values().map(|failed| failed.retry);
+        let alone = read.requests.values().filter(|request| request.twin.is_none());
+        let late = alone.flat_map(|request| {
+            let silent = self.links.silent_at(request.begun.peer);
+            silent.into_iter().chain([self.links.late_at(&request.begun)])
+        });
+        retries.chain(late).filter(|at| *at > now).min()
+    }
+
+    fn urgency(&self, read: &Read, rarity: usize) -> Urgency {
+        let ReadRequest { shard, priority, deadline, .. } = read.request;
+        // Without a deadline comes after any with one.
+        let by_deadline = (deadline.is_none(), deadline);
+        let waits = priority == Priority::Token;
+        let fresh = !waits && !self.started.contains_key(&shard);
+        let rarity = if waits { 0 } else { rarity };
+        (priority, by_deadline.0, by_deadline.1, fresh, rarity, read.arrived)
+    }
+
+    /// The next request of a read, if anybody has room for one.
+    fn next(
+        &mut self,
+        now: Instant,
+        id: ReadId,
+        known: &BTreeMap<ShardId, Vec<Holder>>,
+    ) -> Option<Ask> {
+        let read = self.reads.get(&id)?;
+        if read.todo.is_empty() || read.requests.len() >= REQUESTS_PER_READ_MAX {
+            return None;
+        }
+        let holders = known.get(&read.request.shard)?;
+        let (at, range, peer) = self.choose(now, read, holders)?;
+        let read = self.reads.get_mut(&id)?;
+        let whole = read.todo.remove(at);
+        let rest = [(whole.start(), range.start()), (range.end(), whole.end())];
+        for (start, end) in rest.into_iter().rev() {
+            if let Some(rest) = ByteRange::new(start, end) {
+                read.todo.insert(at, rest);
+            }
+        }
+        Some(self.ask(now, id, peer, range))
+    }
+
+    /// Who is asked next, for the first bytes to do that it holds: where those lie in
+    /// `todo`, how many, and who.
+    fn choose(
+        &self,
+        now: Instant,
+        read: &Read,
+        holders: &[Holder],
+    ) -> Option<(usize, ByteRange, PeerId)> {
+        let first = |holder: &Holder| {
+            let ranges = read.todo.iter().enumerate();
+            ranges.into_iter().find_map(|(at, range)| Some((at, holder.chunks.first(*range)?)))
+        };
+        let able: Vec<&Holder> = holders.iter().filter(|holder| first(holder).is_some()).collect();
+        let start = read.todo.first()?.start();
+        let best = self.best(now, read, &able, start, None)?;
+        let (at, held) = first(best)?;
+        let rate = self.links.assumed_rate(best.peer);
+        let by_rate = (rate * REQUEST_TIME.as_secs_f64()) as u64;
+        // Shared out, but not so finely that round trips dominate.
+        let todo: u64 = read.todo.iter().map(ByteRange::len).sum();
+        let share = todo.div_ceil(able.len() as u64).max(PIECE_BYTES_MIN);
+        let len = by_rate.clamp(REQUEST_BYTES_MIN, share);
+        let len = len.next_multiple_of(GROUP_BYTES).min(SERVE_BYTES_MAX);
+        let end = held.start().saturating_add(len).min(held.end());
+        Some((at, ByteRange::new(held.start(), end)?, best.peer))
+    }
+
+    /// Of these, the one expected to be done first: bytes in flight and asked for,
+    /// over its rate, worsened by a low score. Equals are ordered by where the bytes
+    /// lie, so that ranges spread over peers of which nothing is known.
+    fn best<'a>(
+        &self,
+        now: Instant,
+        read: &Read,
+        holders: &[&'a Holder],
+        start: u64,
+        not: Option<PeerId>,
+    ) -> Option<&'a Holder> {
+        let salt = salt(read.request.shard, start);
+        let mut best: Option<(f64, u64, &Holder)> = None;
+        for holder in holders {
+            let peer = holder.peer;
+            let failed = read.failed.get(&peer).is_some_and(|failed| failed.retry > now);
+            if Some(peer) == not || failed || !self.has_room(now, read, peer) {
+                continue;
+            }
+            let seconds = self.links.seconds(peer, PIECE_BYTES_MIN) / holder.score.max(0.01);
+            let tie = tie_break(peer, salt);
+            let better = best.is_none_or(|(least, other, _)| {
+                // Within a tenth is equal: small differences would pin all load to one peer.
+                if (seconds - least).abs() <= 0.1 * least { tie < other } else { seconds < least }
+            });
+            if better {
+                best = Some((seconds, tie, holder));
+            }
+        }
+        best.map(|(_, _, holder)| holder)
+    }
+
+    fn has_room(&self, now: Instant, read: &Read, peer: PeerId) -> bool {
+        let requests = self.links.requests(peer);
+        if requests == 0 {
+            return true;
+        }
+        let requests_max = match read.request.priority {
+            Priority::Token => REQUESTS_PER_PEER_MAX,
+            // Room is left for what a token will wait for.
+            Priority::Prefetch | Priority::Bulk => REQUESTS_PER_PEER_MAX * 3 / 4,
+        };
+        let silent = self.links.is_silent(now, peer) || self.links.is_suspect(peer);
+        if requests >= requests_max || silent {
+            return false;
+        }
+        match self.links.rate(peer) {
+            None => requests < REQUESTS_UNMEASURED_MAX,
+            Some(rate) => self.links.in_flight(peer) as f64 <= rate * PIPELINE_TIME.as_secs_f64(),
+        }
+    }
+
+    /// Asks a second peer for what is late.
+    fn hedge(
+        &mut self,
+        now: Instant,
+        id: ReadId,
+        known: &BTreeMap<ShardId, Vec<Holder>>,
+        nothing_waits: bool,
+        asks: &mut Vec<Ask>,
+    ) {
+        let Some(read) = self.reads.get(&id) else { return };
+        let Some(holders) = known.get(&read.request.shard) else { return };
+        let last = read.todo.is_empty();
+        let mut second = Vec::new();
+        for (first, request) in &read.requests {
+            let begun = &request.begun;
+            if request.twin.is_some() {
+                continue;
+            }
+            let silent = self.links.is_silent(now, begun.peer);
+            let late = self.links.late_at(begun) <= now
+                && (last || read.request.priority == Priority::Token);
+            if !(silent || late || last && nothing_waits) {
+                continue;
+            }
+            let fits = |holder: &&Holder| holder.chunks.cover(request.range);
+            let able: Vec<&Holder> = holders.iter().filter(fits).collect();
+            let start = request.range.start();
+            let Some(best) = self.best(now, read, &able, start, Some(begun.peer)) else { continue };
+            if !silent && !late && !self.sooner(now, begun, best.peer) {
+                continue;
+            }
+            second.push((*first, best.peer, request.range, silent));
+        }
+        for (first, peer, range, silent) in second {
+            let allowed = HEDGE_BYTES_FREE + (self.delivered as f64 * HEDGE_SHARE) as u64;
+            let too_many = !silent && self.repeated + range.len() > allowed;
+            let Some(read) = self.reads.get(&id) else { return };
+            if self.twins + 2 > 2 * HEDGES_MAX || too_many || !self.has_room(now, read, peer) {
+                continue;
+            }
+            if !silent {
+                self.repeated += range.len();
+            }
+            let ask = self.ask(now, id, peer, range);
+            asks.push(ask);
+            let Some(read) = self.reads.get_mut(&id) else { return };
+            for (one, other) in [(first, ask.request), (ask.request, first)] {
+                if let Some(request) = read.requests.get_mut(&one) {
+                    request.twin = Some(other);
+                    self.twins += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether an idle peer would be done in half the time that the first still needs.
+    fn sooner(&self, now: Instant, begun: &Begun, peer: PeerId) -> bool {
+        let left = begun.due().map(|due| due.saturating_duration_since(now).as_secs_f64());
+        self.links.requests(peer) == 0
+            && self.links.rate(peer).is_some()
+            && left.is_some_and(|left| 2.0 * self.links.seconds(peer, begun.len) < left)
+    }
+
+    fn ask(&mut self, now: Instant, read: ReadId, peer: PeerId, range: ByteRange) -> Ask {
+        let request = self.number();
+        let begun = self.links.begin(now, peer, range.len());
+        if let Some(read) = self.reads.get_mut(&read) {
+            read.requests.insert(request, Request { begun, range, twin: None });
+        }
+        Ask { read, request, peer, range }
+    }
+
+    fn note_started(&mut self, shard: ShardId) {
+        let number = self.number();
+        self.started.insert(shard, number);
+        if self.started.len() > STARTED_MAX {
+            let oldest = self.started.iter().min_by_key(|(_, number)| **number);
+            if let Some(oldest) = oldest.map(|(shard, _)| *shard) {
+                self.started.remove(&oldest);
+            }
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+}
+
+/// Puts a range back where it belongs, joined with its neighbours.
+fn insert(todo: &mut Vec<ByteRange>, range: ByteRange) {
+    let at = todo.partition_point(|other| other.start() < range.start());
+    todo.insert(at, range);
+    let mut joined: Vec<ByteRange> = Vec::with_capacity(todo.len());
+    for range in todo.drain(..) {
+        match joined.last_mut() {
+            Some(last) if last.end() == range.start() => {
+                *last = ByteRange::new(last.start(), range.end()).unwrap_or(*last);
+            }
+            _ => joined.push(range),
+        }
+    }
+    *todo = joined;
+}
+
+/// Distinguishes ranges, so that they spread over equal peers.
+fn salt(shard: ShardId, start: u64) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&shard.as_bytes()[..8]);
+    u64::from_le_bytes(first) ^ (start / GROUP_BYTES)
+}
+
+/// A number that orders peers differently for every salt.
+fn tie_break(peer: PeerId, salt: u64) -> u64 {
+    let mut bytes = peer.to_bytes();
+    bytes.extend_from_slice(&salt.to_le_bytes());
+    let hash = blake3::hash(&bytes);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,0 +1,121 @@
+//! `trust`: whose models may be used; and the question that is asked before a stranger's is.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use super::print_json;
+use crate::node::args::{ControlArgs, TrustCommand};
+use crate::node::config::data_dir;
+use crate::node::trust::{How, TrustStore, Untrusted};
+use crate::store::signature::PublicKey;
+
+pub fn trust(command: &TrustCommand) -> anyhow::Result<()> {
+    match command {
+        TrustCommand::List { control } => list(control),
+        TrustCommand::Add { publisher, note, control } => {
+            let new = open(control)?.add(&[*publisher], How::Added, note)?;
+            tell(control, *publisher, if new { "trusted" } else { "trusted already" })
+        }
+        TrustCommand::Remove { publisher, control } => {
+            let known = open(control)?.remove(*publisher)?;
+            tell(control, *publisher, if known { "removed" } else { "was not trusted" })
+        }
+    }
+}
+
+fn open(control: &ControlArgs) -> anyhow::Result<TrustStore> {
+    TrustStore::open(&data_dir(&control.data)?)
+}
+
+fn list(control: &ControlArgs) -> anyhow::Result<()> {
+    let trusted = open(control)?.list()?;
+    if control.json {
+        return print_json(&trusted);
+    }
+    if trusted.is_empty() {
+        println!("nobody is trusted yet (doppler-node trust add PUBLISHER)");
+    }
+    for one in trusted {
+        let how = match one.how {
+            How::Added => "added",
+            How::FirstUse => "first use",
+        };
+        println!("{}  {how:<9}  {}", one.publisher, one.note);
+    }
+    Ok(())
+}
+
+fn tell(control: &ControlArgs, publisher: PublicKey, what: &str) -> anyhow::Result<()> {
+    if control.json {
+        return print_json(&serde_json::json!({ "publisher": publisher, "result": what }));
+    }
+    println!("{publisher} {what}");
+    Ok(())
+}
+
+/// Whether there is a person to ask.
+pub fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Does `work`, with nobody trusted in addition; if it is refused for want of trust and a person
+/// says yes, does it once more with those publishers trusted.
+pub fn asking<T>(mut work: impl FnMut(Vec<PublicKey>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let error = match work(Vec::new()) {
+        Ok(done) => return Ok(done),
+        Err(error) => error,
+    };
+    match error.downcast_ref::<Untrusted>() {
+        Some(untrusted) if can_ask() => {
+            let mut publishers = Vec::new();
+            for publisher in untrusted.publishers.iter().take(1) {
+                publishers.push(publisher.parse()?);
+            }
+            let agreed = !publishers.is_empty() && ask(untrusted, &mut std::io::stdin().lock())?;
+            if agreed { work(publishers) } else { Err(error) }
+        }
+        _ => Err(error),
+    }
+}
+
+/// Asks on standard error; anything but a yes is a no.
+fn ask(untrusted: &Untrusted, answer: &mut impl BufRead) -> anyhow::Result<bool> {
+    let publisher = untrusted.publishers.first().map_or("nobody", String::as_str);
+    eprint!(
+        "Model {} is signed by {publisher}, whom nobody here has trusted yet.\n\
+         Use it, and trust that publisher from now on? [y/N] ",
+        untrusted.name
+    );
+    std::io::stderr().flush()?;
+    let mut line = String::new();
+    answer.read_line(&mut line)?;
+    Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_yes_is_yes() {
+        let untrusted = Untrusted {
+            model: "id".into(),
+            name: "tiny".into(),
+            publishers: vec![PublicKey([7; 32]).to_string()],
+        };
+        for (text, agreed) in
+            [("y\n", true), (" YES \n", true), ("\n", false), ("", false), ("yeah\n", false)]
+        {
+            assert_eq!(ask(&untrusted, &mut text.as_bytes()).unwrap(), agreed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn other_errors_are_passed_on_and_without_a_person_refusals_too() {
+        let mut times = 0;
+        let failed = asking(|_| -> anyhow::Result<()> {
+            times += 1;
+            anyhow::bail!("broken")
+        });
+        assert_eq!((failed.unwrap_err().to_string().as_str(), times), ("broken", 1));
+    }
+}
