@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doppler_node::mesh::{Address, Carrier, Mesh, MeshHandle, MeshOptions, Timing};
+use doppler_node::mesh::{Address, Carrier, Mesh, MeshHandle, MeshOptions, SwarmKey, Timing};
 use doppler_node::store::verified::{self, Encoded, Outboard};
 use doppler_node::store::{
     ByteRange, ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource,
@@ -107,6 +107,18 @@ fn remotes(node: &MeshHandle) -> Vec<Carrier> {
     node.peers().into_iter().map(|peer| first(peer.addresses)).collect()
 }
 
+/// Waits until the mesh's state satisfies `done`.
+async fn until(what: &str, node: &MeshHandle, done: impl Fn(&MeshHandle) -> bool) {
+    let mut changes = node.watch_changes();
+    let wait = async {
+        while !done(node) {
+            changes.changed().await.unwrap();
+            changes.borrow_and_update();
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited for: {what}"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_comes_over_each_transport() {
     for carrier in NATIVE {
@@ -140,4 +152,75 @@ async fn a_node_says_what_browsers_can_dial() {
     assert!(browsers.iter().any(|text| text.contains("/ws/p2p/")));
     assert!(browsers.iter().any(|text| text.contains("/webrtc-direct/certhash/")));
     assert!(browsers.iter().all(|text| !text.contains("/0/")), "{browsers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quic_is_preferred_and_tcp_is_there_when_udp_is_not() {
+    let object = random(200_003);
+    let holder = start(options(&NATIVE, Vec::new()), Some(&object)).await;
+    hold(&holder, &object);
+    let reader = start(options(&[], holder.listen_addrs()), None).await;
+    assert_eq!(fetch(&reader, &object).await.unwrap(), object);
+    assert_eq!(remotes(&reader), [Carrier::Quic]);
+
+    // A port at which nobody ever answers.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let dead = format!("/ip4/127.0.0.1/udp/{port}/quic-v1/p2p/{}", holder.peer_id());
+    let mut addresses = holder.listen_addrs();
+    addresses.retain(|address| address.carrier() == Carrier::Tcp);
+    addresses.push(dead.parse().unwrap());
+    let reader = start(options(&[], addresses), None).await;
+    assert_eq!(fetch(&reader, &object).await.unwrap(), object);
+    assert_eq!(remotes(&reader), [Carrier::Tcp]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_swarm_is_one_on_each_transport() {
+    let (ours, theirs) = (SwarmKey::generate(), SwarmKey::generate());
+    for carrier in NATIVE {
+        let object = random(100_019);
+        let private = |key: Option<&SwarmKey>, listen: &[Carrier], bootstrap| {
+            let mut options = options(listen, bootstrap);
+            options.swarm_key = key.cloned();
+            options.find_timeout = Duration::from_millis(300);
+            options
+        };
+        for (holder_key, reader_key) in [
+            (Some(&ours), None),
+            (None, Some(&ours)),
+            (Some(&ours), Some(&theirs)),
+            (Some(&ours), Some(&ours)),
+            (None, None),
+        ] {
+            let may = holder_key.map(SwarmKey::as_bytes) == reader_key.map(SwarmKey::as_bytes);
+            let case = format!("{carrier:?}, {}, {}", holder_key.is_some(), reader_key.is_some());
+            let holder = private(holder_key, &[carrier], Vec::new());
+            let holder = start(holder, Some(&object)).await;
+            hold(&holder, &object);
+            let reader = private(reader_key, &[], holder.listen_addrs());
+            let reader = start(reader, None).await;
+            if may {
+                until(&case, &reader, |node| !node.holders(ShardId::of(&object)).is_empty()).await;
+                assert_eq!(fetch(&reader, &object).await.unwrap(), object, "{case}");
+                assert_eq!(reader.stats().counts.refused_peers, 0);
+            } else {
+                // Both sides notice, unless the one without a key was not even asked for it.
+                until(&case, &reader, |node| node.stats().counts.refused_peers > 0).await;
+                if holder_key.is_some() {
+                    until(&case, &holder, |node| node.stats().counts.refused_peers > 0).await;
+                }
+                assert_eq!(fetch(&reader, &object).await.unwrap_err().label(), "not_found");
+                assert!(reader.holders(ShardId::of(&object)).is_empty(), "{case}");
+                for (node, key) in [(&holder, holder_key), (&reader, reader_key)] {
+                    assert!(key.is_none() || node.peers().is_empty(), "{case}");
+                    assert_eq!(node.stats().counts.verified_bytes, 0);
+                    assert_eq!(node.stats().counts.served_bytes, 0);
+                }
+            }
+            for node in [reader, holder] {
+                node.shutdown().await;
+            }
+        }
+    }
 }

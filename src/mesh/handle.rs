@@ -16,7 +16,7 @@ use super::actor::Actor;
 use super::announcements::Learned;
 use super::fetch::Fetcher;
 use super::options::{
-    ANNOUNCEMENTS_MAX, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
+    ANNOUNCEMENTS_MAX, KNOWN_MAX, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
     SWARM_NAME_BYTES_MAX,
 };
 use super::shard_client::Client;
@@ -56,6 +56,10 @@ pub struct PeerInfo {
     pub id: PeerId,
     /// Where it is connected from or to, then where it says it listens.
     pub addresses: Vec<String>,
+    /// Where it can be dialled again, best first: where this node reached it, then where it
+    /// says it listens on the machine that it connected from. None before it identified itself.
+    #[serde(skip)]
+    pub reached: Vec<Address>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
     pub connected_s: f64,
@@ -110,9 +114,19 @@ impl Mesh {
             topics: vec![topic.clone()],
             external: options.external,
             webrtc_certificate: options.webrtc_certificate,
+            swarm_key: options.swarm_key,
             ..Options::new(options.seed)
         })
         .await?;
+        let mut known: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
+        for address in options.known {
+            if let Some(peer) = address.peer() {
+                known.entry(peer).or_default().push(address);
+            }
+        }
+        for (peer, addresses) in known.into_iter().take(KNOWN_MAX) {
+            swarm.dial(peer, addresses)?;
+        }
         let mut listening = events.listening.clone();
         if !wanted.is_empty() {
             let ready = listening.wait_for(|addresses| {
@@ -251,6 +265,7 @@ impl MeshHandle {
             PeerInfo {
                 id: *id,
                 addresses: addresses.map(Address::to_string).collect(),
+                reached: reached(peer),
                 agent: peer.agent.clone().unwrap_or_default(),
                 connected_s: now.saturating_duration_since(peer.connected_at).as_secs_f64(),
                 bytes_in: traffic.bytes_in,
@@ -295,6 +310,27 @@ impl ShardSource for MeshHandle {
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>> {
         self.inner.fetcher.clone().fetch(request).boxed()
     }
+}
+
+fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
+    if peer.agent.is_none() {
+        return Vec::new();
+    }
+    let host = peer.remote.ip();
+    let mut near: Vec<&Address> = peer
+        .listens
+        .iter()
+        .filter(|address| host.is_some() && address.ip() == host)
+        .filter(|address| address.carrier() < Carrier::WebRtc)
+        .collect();
+    near.sort_by_key(|address| address.carrier());
+    let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
+    for address in near.into_iter().map(Address::without_peer) {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
 }
 
 /// The gossip topic of a swarm. The name itself is not told to peers outside it.

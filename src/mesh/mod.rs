@@ -24,7 +24,7 @@ mod shard_server;
 mod state;
 
 pub use doppler_swarm::{
-    Address, BadAddress, BadPeerId, Carrier, PeerId, SwarmError, generate_certificate,
+    Address, BadAddress, BadPeerId, Carrier, PeerId, SwarmError, SwarmKey, generate_certificate,
     install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};

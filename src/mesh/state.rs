@@ -49,6 +49,8 @@ pub struct Counts {
     pub ignored_messages: u64,
     /// Times a peer was banned.
     pub bans: u64,
+    /// Connections that failed at a private swarm's door, this node's or the peer's.
+    pub refused_peers: u64,
 }
 
 struct Dialling {

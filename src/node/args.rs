@@ -28,6 +28,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Join a swarm and stay: keep, fetch and serve shards, answer the commands below
     Join(JoinArgs),
+    /// Make the key of a private swarm
+    SwarmKey(SwarmKeyArgs),
     /// Sign an RDRR model, store its shards in the running node and announce it
     Publish(PublishArgs),
     /// List the models that the running node knows
@@ -120,6 +122,10 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "MULTIADDR")]
     pub external_address: Vec<String>,
 
+    /// A private swarm's key file (see `swarm-key`): peers without the key are refused
+    #[arg(long, value_name = "FILE", env = "DOPPLER_SWARM_KEY")]
+    pub swarm_key: Option<PathBuf>,
+
     /// Do not look for peers on the local network by mDNS
     #[arg(long)]
     pub no_mdns: bool,
@@ -149,6 +155,12 @@ pub struct JoinArgs {
     /// Print events as JSON, one a line
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SwarmKeyArgs {
+    /// Where to write the key; it must not exist yet
+    pub file: PathBuf,
 }
 
 /// Commands that talk to the node running on a data directory.

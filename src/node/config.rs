@@ -26,6 +26,8 @@ pub struct Config {
     pub data: PathBuf,
     pub listen: Vec<String>,
     pub external: Vec<String>,
+    /// Where a private swarm's key is.
+    pub swarm_key: Option<PathBuf>,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
     /// How long a missing shard's holder is looked for.
@@ -85,6 +87,7 @@ impl Config {
             data: data_dir(data)?,
             listen,
             external: network.external_address.clone(),
+            swarm_key: network.swarm_key.clone(),
             bootstrap: network.bootstrap.clone(),
             mdns: !network.no_mdns,
             find_timeout: Duration::from_secs_f64(network.find_timeout),

@@ -1,5 +1,6 @@
 //! The node: command line, configuration, wiring, control API, shutdown order.
 
+mod address_book;
 pub mod api;
 pub mod args;
 mod args_measure;
@@ -19,6 +20,7 @@ mod service;
 mod size;
 mod source;
 mod storage;
+mod swarm_key;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Join(args) => commands::join(&args),
+        Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Status(args) => commands::status(&args),

@@ -118,15 +118,19 @@ impl Address {
         carrier
     }
 
-    /// The socket of a plain `/ip4|ip6/.../tcp/...` address.
+    /// The IP address that it begins with, if any.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.0.iter().next()? {
+            Protocol::Ip4(ip) => Some(ip.into()),
+            Protocol::Ip6(ip) => Some(ip.into()),
+            _ => None,
+        }
+    }
+
+    /// The socket of an address that begins with `/ip4|ip6/.../tcp/...`.
     pub(crate) fn tcp_socket(&self) -> Option<SocketAddr> {
-        let mut parts = self.0.iter();
-        let ip: IpAddr = match parts.next()? {
-            Protocol::Ip4(ip) => ip.into(),
-            Protocol::Ip6(ip) => ip.into(),
-            _ => return None,
-        };
-        match parts.next()? {
+        let ip = self.ip()?;
+        match self.0.iter().nth(1)? {
             Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
             _ => None,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Address;
+use crate::{Address, SwarmKey};
 
 /// How to start a swarm.
 #[derive(Clone)]
@@ -27,6 +27,9 @@ pub struct Options {
     /// Certificate and private key of the WebRTC listeners, PEM, as
     /// [`generate_certificate`](crate::generate_certificate) makes them; one for this run when absent.
     pub webrtc_certificate: Option<String>,
+    /// Makes the swarm private: a peer that cannot prove this key is refused before any
+    /// protocol, on every transport; without it, a peer that asks for one is.
+    pub swarm_key: Option<SwarmKey>,
     pub limits: Limits,
 }
 
@@ -43,6 +46,7 @@ impl Options {
             topics: Vec::new(),
             external: Vec::new(),
             webrtc_certificate: None,
+            swarm_key: None,
             limits: Limits::default(),
         }
     }
@@ -59,6 +63,7 @@ impl std::fmt::Debug for Options {
             .field("protocol_version", &self.protocol_version)
             .field("topics", &self.topics)
             .field("external", &self.external)
+            .field("swarm_key", &self.swarm_key)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
@@ -120,6 +125,13 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
 pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
 
+/// How much sooner a peer's QUIC addresses are dialled than its others: longer than a
+/// handshake over most lines, shorter than anybody waits where UDP is blocked.
+pub(crate) const HEAD_START: Duration = Duration::from_millis(500);
+
+/// Peers of which some addresses are still to be dialled.
+pub(crate) const DIALS_WAITING_MAX: usize = 256;
+
 /// Bootstrap addresses kept; more than anyone types, less than a flood.
 pub(crate) const BOOTSTRAP_MAX: usize = 64;
 
@@ -156,6 +168,19 @@ pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
 
 /// How long a node that speaks another protocol is left alone.
 pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
+
+/// How long a peer without the swarm's key is left alone: guessing at 32 bytes gains nothing
+/// from more, and a mended configuration is let in soon.
+pub(crate) const KEY_BAN: Duration = Duration::from_secs(60);
+
+/// Refusals are told to people at most this often; the others only to a detailed log.
+pub(crate) const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// Peers at once that a node without a key tells so.
+pub(crate) const DECLINES_MAX: usize = 32;
+
+/// Refusals waiting to be recorded; beyond it they are refused all the same.
+pub(crate) const REFUSAL_QUEUE: usize = 64;
 
 /// Bans remembered; beyond it the one that ends first gives way.
 pub(crate) const BANS_MAX: usize = 4096;

@@ -10,8 +10,11 @@ use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Transport, dns, noise, quic, tcp, websocket, yamux};
 
+use tokio::sync::mpsc;
+
 use crate::SwarmError;
 use crate::behaviour::setup;
+use crate::gate::{Gate, Refusal};
 use crate::options::{CONNECTION_STREAMS_MAX, Options, WEBSOCKET_FRAME_BYTES_MAX};
 use crate::webrtc;
 
@@ -25,8 +28,21 @@ pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Every transport of a node. Which of them it listens on is decided by its listen addresses.
-pub(crate) fn build(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, SwarmError> {
+/// Every transport of a node, behind the gate if the swarm is private. Which of them it
+/// listens on is decided by its listen addresses.
+pub(crate) fn build(
+    keys: &Keypair,
+    options: &Options,
+    refusals: mpsc::Sender<Refusal>,
+) -> Result<Boxed<Connection>, SwarmError> {
+    let transports = transports(keys, options)?;
+    Ok(match &options.swarm_key {
+        Some(key) => Gate::new(key.clone(), keys, refusals).guard(transports),
+        None => transports,
+    })
+}
+
+fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, SwarmError> {
     install_crypto();
     let encryption = noise::Config::new(keys).map_err(|error| setup("encryption", &error))?;
     // New ports are allocated per dial, so a socket per transport is enough.

@@ -11,6 +11,7 @@ mod measure;
 mod prompts;
 mod run;
 mod storage;
+mod swarm_key;
 mod synth;
 mod trace;
 
@@ -23,6 +24,7 @@ pub use join::join;
 pub use measure::{check, perplexity};
 pub use run::run;
 pub use storage::{fsck, gc, pin, rm, unpin};
+pub use swarm_key::swarm_key;
 pub use synth::synth;
 pub use trace::trace;
 
