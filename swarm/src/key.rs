@@ -271,8 +271,8 @@ mod tests {
     async fn an_answer_is_of_no_use_a_second_time() {
         let (own, remote) = peers();
         let key = SwarmKey::generate();
-        let mut recorded = None;
-        for _ in 0..2 {
+        let mut recorded: Option<[u8; 1 + NONCE_BYTES + PROOF_BYTES]> = None;
+        for first in [true, false] {
             let (one, two) = tokio::io::duplex(256);
             let (mut one, mut two) = (one.compat(), two.compat());
             let listener = prove(&key, Side::Listener, own, remote, &mut one);
@@ -298,7 +298,6 @@ mod tests {
                     recorded = Some(answer);
                 }
             };
-            let first = recorded.is_none();
             let (outcome, ()) = tokio::join!(listener, dialer);
             assert_eq!(outcome, if first { Ok(()) } else { Err(KeyFailure::WrongKey) });
         }
