@@ -28,8 +28,8 @@ pub const HOLDINGS_MODELS_MAX: usize = 64;
 pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
 /// Objects held in part in one holdings message.
 pub const PARTS_MAX: usize = 512;
-/// Addresses in one holdings message.
-pub const ADDRESSES_MAX: usize = 8;
+/// Addresses in one holdings message: four transports on a few interfaces.
+pub const ADDRESSES_MAX: usize = 16;
 /// Bytes of one address as text.
 pub const ADDRESS_BYTES_MAX: usize = 256;
 /// Bytes of a peer id.

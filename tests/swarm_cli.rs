@@ -154,3 +154,69 @@ fn a_node_stops_cleanly_and_comes_back_as_itself() {
     assert_eq!(models[0]["id"], id);
     assert_eq!(models[0]["shards_here"], 3);
 }
+
+#[test]
+fn a_node_finds_its_peers_again_without_being_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Node::start(&dir.path().join("a"), "again", &[], &[]);
+    let id = publish(&first, "0")["model"].as_str().unwrap().to_owned();
+    let data = dir.path().join("b");
+    let mut second = Node::start(&data, "again", &[&first.address], &[]);
+    second.event("model");
+    second.signal("TERM");
+    assert_eq!(second.wait(), Some(0));
+    let book = data.join("peers.json");
+    let kept = std::fs::read_to_string(&book).unwrap();
+    assert!(kept.contains(&first.peer_id), "{kept}");
+
+    let mut second = Node::start(&data, "again", &[], &[]);
+    assert_eq!(second.event("model")["id"], id.as_str());
+    second.signal("TERM");
+    assert_eq!(second.wait(), Some(0));
+
+    // Damage costs what was known, not the start.
+    std::fs::write(&book, &kept[..kept.len() / 2]).unwrap();
+    let mut second = Node::start(&data, "again", &[&first.address], &[]);
+    assert_eq!(second.event("model")["id"], id.as_str());
+}
+
+#[test]
+fn a_private_swarm_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, other) = (dir.path().join("lab.key"), dir.path().join("other.key"));
+    for key in [&key, &other] {
+        run(["swarm-key".as_ref(), key.as_os_str()]).ok();
+    }
+    assert!(run(["swarm-key".as_ref(), key.as_os_str()]).err.contains("exists"));
+    let with = |key: &std::path::Path| ["--swarm-key".to_owned(), key.display().to_string()];
+    let start = |name: &str, bootstrap: &[&str], key: Option<&std::path::Path>| {
+        let extra = key.map(with);
+        let extra: Vec<&str> = extra.iter().flatten().map(String::as_str).collect();
+        Node::start(&dir.path().join(name), "private", bootstrap, &extra)
+    };
+    let first = start("a", &[], Some(&key));
+    let id = publish(&first, "0")["model"].as_str().unwrap().to_owned();
+    let mut member = start("b", &[&first.address], Some(&key));
+    assert_eq!(member.event("model")["id"], id.as_str());
+    for (name, key) in [("c", None), ("d", Some(other.as_path()))] {
+        let stranger = start(name, &[&first.address], key);
+        let refused = || {
+            let status = stranger.ask(&["status", "--json"]).ok().json();
+            status["refused_peers"].as_u64().unwrap() > 0
+        };
+        let deadline = std::time::Instant::now() + common::PATIENCE;
+        while !refused() {
+            assert!(std::time::Instant::now() < deadline, "{name} was never refused");
+        }
+        assert_eq!(stranger.ask(&["ls", "--json"]).ok().json(), serde_json::json!([]));
+    }
+    let status = first.ask(&["status", "--json"]).ok().json();
+    assert_eq!((&status["private"], &status["peers"]), (&true.into(), &1.into()));
+    assert!(status["refused_peers"].as_u64().unwrap() >= 2, "{status}");
+
+    let bad = run(["join", "--swarm", "x", "--swarm-key", "/nowhere/key", "--data"]
+        .map(std::ffi::OsStr::new)
+        .into_iter()
+        .chain([dir.path().join("e").as_os_str()]));
+    assert!(bad.err.contains("--swarm-key") && bad.err.contains("/nowhere/key"), "{}", bad.err);
+}

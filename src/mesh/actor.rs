@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use doppler_swarm::{Address, Message, Peers, SwarmEvents, SwarmHandle};
+use doppler_swarm::{Address, Message, Peers, Refusal, SwarmEvents, SwarmHandle};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use super::announcements::Learned;
 use super::fetch::Fetcher;
 use super::gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
 use super::options::{OWN_PARTS_MAX, Timing};
+use super::reputation::Conduct;
 use super::state::Shared;
 use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
@@ -38,7 +39,7 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) async fn run(self, events: SwarmEvents) {
-        let SwarmEvents { mut messages, mut peers, mut listening } = events;
+        let SwarmEvents { mut messages, mut peers, mut refusals, mut listening } = events;
         let mut held_changed = self.serve.changes();
         let now = Instant::now();
         let mut schedule = Schedule::new(self.timing, now);
@@ -68,6 +69,7 @@ impl Actor {
                     }
                     Err(_) => return,
                 },
+                Some(refusal) = refusals.recv() => self.on_refusal(&refusal),
                 Ok(()) = listening.changed() => {
                     listening.mark_unchanged();
                     schedule.change(Instant::now(), Due::Holdings);
@@ -120,6 +122,17 @@ impl Actor {
         }
         // A full command queue only keeps the message from going further.
         let _ = self.swarm.judge(&message, sound);
+    }
+
+    /// The swarm has refused the peer; here it is kept on its record.
+    fn on_refusal(&self, refusal: &Refusal) {
+        let mut state = self.shared.lock();
+        state.counts.refused_peers += 1;
+        if refusal.why.is_proof_of_guilt() {
+            state.note(Instant::now(), refusal.peer, Conduct::Violation);
+        }
+        drop(state);
+        self.shared.ring();
     }
 
     fn on_announcement(&self, now: Instant, signed: SignedModel) -> bool {

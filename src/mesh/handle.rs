@@ -1,10 +1,10 @@
 //! Starting and stopping a mesh, and what others ask of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{Address, Limits, Options, PeerId, SwarmHandle};
+use doppler_swarm::{Address, Carrier, Options, PeerId, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
@@ -17,8 +17,8 @@ use super::announcements::Learned;
 use super::fetch::Fetcher;
 use super::limiter::Limiter;
 use super::options::{
-    ANNOUNCEMENTS_MAX, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
-    SWARM_NAME_BYTES_MAX,
+    ANNOUNCEMENTS_MAX, KNOWN_MAX, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION,
+    SHARD_PROTOCOL, SWARM_NAME_BYTES_MAX,
 };
 use super::shard_client::Client;
 use super::shard_server::Server;
@@ -28,7 +28,7 @@ use crate::store::signature::SignedModel;
 use crate::store::verified::VerifiedRange;
 use crate::store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
 
-/// How long starting waits for the first listen address.
+/// How long starting waits for an address of every transport that it listens on.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts meshes.
@@ -58,6 +58,10 @@ pub struct PeerInfo {
     pub id: PeerId,
     /// Where it is connected from or to, then where it says it listens.
     pub addresses: Vec<String>,
+    /// Where it can be dialled again, best first: where this node reached it, then where it
+    /// says it listens on the machine that it connected from. None before it identified itself.
+    #[serde(skip)]
+    pub reached: Vec<Address>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
     pub connected_s: f64,
@@ -107,21 +111,35 @@ impl Mesh {
                 return Err(MeshError::LimitTooLow(limit));
             }
         }
-        let listens = !options.listen.is_empty();
+        let wanted: BTreeSet<Carrier> = options.listen.iter().map(Address::carrier).collect();
         let (swarm, events) = SwarmHandle::spawn(Options {
-            seed: options.seed,
             listen: options.listen,
             bootstrap: options.bootstrap,
             mdns: options.mdns,
             agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
             topics: vec![topic.clone()],
-            limits: Limits::default(),
+            external: options.external,
+            webrtc_certificate: options.webrtc_certificate,
+            swarm_key: options.swarm_key,
+            ..Options::new(options.seed)
         })
         .await?;
+        let mut known: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
+        for address in options.known {
+            if let Some(peer) = address.peer() {
+                known.entry(peer).or_default().push(address);
+            }
+        }
+        for (peer, addresses) in known.into_iter().take(KNOWN_MAX) {
+            swarm.dial(peer, addresses)?;
+        }
         let mut listening = events.listening.clone();
-        if listens {
-            let ready = listening.wait_for(|addresses| !addresses.is_empty());
+        if !wanted.is_empty() {
+            let ready = listening.wait_for(|addresses| {
+                let heard: BTreeSet<Carrier> = addresses.iter().map(Address::carrier).collect();
+                heard.is_superset(&wanted)
+            });
             let ready = tokio::time::timeout(LISTEN_TIMEOUT, ready).await;
             if !matches!(ready, Ok(Ok(_))) {
                 return Err(MeshError::NotListening(LISTEN_TIMEOUT));
@@ -184,6 +202,13 @@ impl MeshHandle {
     /// others take as a bootstrap address.
     pub fn listen_addrs(&self) -> Vec<Address> {
         self.inner.listening.borrow().clone()
+    }
+
+    /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
+    pub fn browser_addrs(&self) -> Vec<Address> {
+        let mut addresses = self.listen_addrs();
+        addresses.retain(|address| address.carrier().suits_browsers());
+        addresses
     }
 
     /// Announces a model to the swarm, now and for as long as this node runs.
@@ -256,6 +281,7 @@ impl MeshHandle {
             PeerInfo {
                 id: *id,
                 addresses: addresses.map(Address::to_string).collect(),
+                reached: reached(peer),
                 agent: peer.agent.clone().unwrap_or_default(),
                 connected_s: now.saturating_duration_since(peer.connected_at).as_secs_f64(),
                 bytes_in: traffic.bytes_in,
@@ -300,6 +326,27 @@ impl ShardSource for MeshHandle {
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>> {
         self.inner.fetcher.clone().fetch(request).boxed()
     }
+}
+
+fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
+    if peer.agent.is_none() {
+        return Vec::new();
+    }
+    let host = peer.remote.ip();
+    let mut near: Vec<&Address> = peer
+        .listens
+        .iter()
+        .filter(|address| host.is_some() && address.ip() == host)
+        .filter(|address| address.carrier() < Carrier::WebRtc)
+        .collect();
+    near.sort_by_key(|address| address.carrier());
+    let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
+    for address in near.into_iter().map(Address::without_peer) {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
 }
 
 /// The gossip topic of a swarm. The name itself is not told to peers outside it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use doppler_swarm::{Address, SwarmError};
+use doppler_swarm::{Address, SwarmError, SwarmKey};
 
 use crate::store::signature::SignatureError;
 
@@ -14,7 +14,15 @@ pub struct MeshOptions {
     /// The node's Ed25519 secret key.
     pub seed: [u8; 32],
     pub listen: Vec<Address>,
+    /// Announced beside what this node sees of itself, for example `/dns4/HOST/tcp/443/wss`.
+    pub external: Vec<Address>,
+    /// PEM of the WebRTC listeners' certificate; one for this run when absent.
+    pub webrtc_certificate: Option<String>,
+    /// Makes the swarm private: who cannot prove it is refused on every transport.
+    pub swarm_key: Option<SwarmKey>,
     pub bootstrap: Vec<Address>,
+    /// Where peers were reached before, each with its id: dialled once, at the start.
+    pub known: Vec<Address>,
     pub mdns: bool,
     /// How long a read looks for a holder before it is `NotFound`.
     pub find_timeout: Duration,
@@ -34,7 +42,11 @@ impl MeshOptions {
             swarm_name: swarm_name.into(),
             seed,
             listen: Vec::new(),
+            external: Vec::new(),
+            webrtc_certificate: None,
+            swarm_key: None,
             bootstrap: Vec::new(),
+            known: Vec::new(),
             mdns: false,
             find_timeout: FIND_TIMEOUT,
             timing: Timing::default(),
@@ -112,6 +124,9 @@ pub(super) const GOSSIP_PER_WINDOW_MAX: u32 = 512;
 pub(super) const GOSSIP_PAUSE: Duration = Duration::from_millis(50);
 /// Holdings bytes packed into one message, below the envelope's limit with its other fields.
 pub(super) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
+
+/// Peers known from before that are dialled at the start.
+pub(super) const KNOWN_MAX: usize = 64;
 
 /// Connections that are opened without a need, so that a read finds its holder connected.
 pub(super) const DIAL_TARGET: usize = 32;

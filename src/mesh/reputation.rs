@@ -17,7 +17,7 @@ pub(super) enum Conduct {
     Delivered,
     /// Sent a byte that does not match its hash.
     WrongByte,
-    /// Broke the protocol: a reply out of bounds, or bytes that do not add up.
+    /// Broke the protocol: a reply out of bounds, bytes that do not add up, or no swarm key.
     Violation,
     /// Went silent, or dripped, in the middle of a transfer.
     Stalled,

@@ -56,6 +56,8 @@ pub struct Counts {
     pub hedges: u64,
     /// Streams refused because there were too many, from one peer or from all.
     pub refused_streams: u64,
+    /// Connections that failed at a private swarm's door, this node's or the peer's.
+    pub refused_peers: u64,
 }
 
 struct Dialling {

@@ -28,6 +28,14 @@ pub struct Status {
     pub swarm: String,
     pub version: String,
     pub addresses: Vec<String>,
+    /// Those of `addresses` that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
+    #[serde(default)]
+    pub browser_addresses: Vec<String>,
+    /// The swarm has a key, and connections that failed for want of it.
+    #[serde(default)]
+    pub private: bool,
+    #[serde(default)]
+    pub refused_peers: u64,
     pub data: PathBuf,
     pub backend: String,
     pub uptime_s: f64,

@@ -31,6 +31,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Join a swarm and stay: keep, fetch and serve shards, answer the commands below
     Join(JoinArgs),
+    /// Make the key of a private swarm
+    SwarmKey(SwarmKeyArgs),
     /// Sign an RDRR model, store its shards in the running node and announce it
     Publish(PublishArgs),
     /// List the models that the running node knows
@@ -116,9 +118,19 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "MULTIADDR")]
     pub bootstrap: Vec<String>,
 
-    /// An address to listen on (repeatable) [default: /ip4/0.0.0.0/tcp/0]
+    /// An address to listen on (repeatable) [default: QUIC, TCP, WebSocket and WebRTC-direct on
+    /// every IPv4 interface, at ports that the system chooses]
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
+
+    /// An address to announce that this node cannot see itself (repeatable), for example
+    /// /dns4/HOST/tcp/443/wss of a proxy that ends TLS and passes on to the WebSocket port
+    #[arg(long, value_name = "MULTIADDR")]
+    pub external_address: Vec<String>,
+
+    /// A private swarm's key file (see `swarm-key`): peers without the key are refused
+    #[arg(long, value_name = "FILE", env = "DOPPLER_SWARM_KEY")]
+    pub swarm_key: Option<PathBuf>,
 
     /// Do not look for peers on the local network by mDNS
     #[arg(long)]
@@ -165,6 +177,12 @@ pub struct JoinArgs {
     /// Print events as JSON, one a line
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SwarmKeyArgs {
+    /// Where to write the key; it must not exist yet
+    pub file: PathBuf,
 }
 
 /// Commands that talk to the node running on a data directory.

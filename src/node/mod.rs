@@ -1,5 +1,6 @@
 //! The node: command line, configuration, wiring, control API, shutdown order.
 
+mod address_book;
 pub mod api;
 pub mod args;
 mod args_measure;
@@ -20,6 +21,7 @@ mod service;
 mod size;
 mod source;
 mod storage;
+mod swarm_key;
 mod trust;
 
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ use clap::Parser;
 /// The binary's entry point: parses the command line, runs the command, prints
 /// an error as one line. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
 pub fn main() -> ExitCode {
+    crate::mesh::install_crypto();
     let args = RawArgs::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
     let filter = match filter {
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Join(args) => commands::join(&args),
+        Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Status(args) => commands::status(&args),

@@ -3,16 +3,17 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::address_book::{self, AddressBook};
 use super::api::{
     FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
     PublishReply, PublishRequest, Status, StoreStatus, TargetReply, TargetRequest, TierUse,
@@ -24,8 +25,9 @@ use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
 use super::storage::{self, StoredModel, Target};
+use super::swarm_key;
 use super::trust::{How, TrustStore};
-use crate::mesh::{Mesh, MeshHandle, MeshOptions, PeerInfo};
+use crate::mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PeerInfo};
 use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
@@ -36,6 +38,9 @@ use crate::store::{ModelId, Priority, ShardId};
 const PULLS_AT_ONCE: usize = 2;
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
+
+/// Connected peers are looked at this often, at most, for addresses to keep.
+const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything a node is, for as long as it runs.
 pub struct Service {
@@ -51,6 +56,8 @@ pub struct Service {
     /// Held while the store is checked: once at a time.
     checking: Arc<Semaphore>,
     stopping: CancellationToken,
+    /// Writes down where peers are; awaited at the end.
+    remembering: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Service {
@@ -78,11 +85,19 @@ impl Service {
 
         let mut options = MeshOptions::new(config.swarm.clone(), seed);
         options.listen = addresses("--listen", &config.listen)?;
+        options.external = addresses("--external-address", &config.external)?;
+        if options.listen.iter().any(|address| address.carrier() == Carrier::WebRtc) {
+            options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
+        }
+        let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
+        options.swarm_key = key.context("--swarm-key")?;
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
         options.find_timeout = config.find_timeout;
         options.upload_limit = config.upload_limit;
         options.download_limit = config.download_limit;
+        let book = AddressBook::load(&address_book::file(&config.data));
+        options.known = book.addresses();
         let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
         ladder.set_peers(Arc::new(mesh.clone()));
 
@@ -102,10 +117,13 @@ impl Service {
             engine,
             checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
+            remembering: Mutex::default(),
             config,
         });
         service.restore_published().await?;
         tokio::spawn(learn(service.clone(), report));
+        let remembering = tokio::spawn(remember(service.clone(), book));
+        *service.remembering.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembering);
         Ok(service)
     }
 
@@ -122,9 +140,19 @@ impl Service {
         self.mesh.listen_addrs().iter().map(ToString::to_string).collect()
     }
 
+    /// Those of them that a page can dial.
+    pub fn browser_addresses(&self) -> Vec<String> {
+        self.mesh.browser_addrs().iter().map(ToString::to_string).collect()
+    }
+
     /// Ends in order: no new work, the engine, the mesh, and the disk last.
     pub async fn stop(&self) {
         self.stopping.cancel();
+        let remembering = self.remembering.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(remembering) = remembering {
+            // An error means that it panicked: it has ended all the same.
+            let _ = remembering.await;
+        }
         self.engine.stop().await;
         self.mesh.shutdown().await;
         if let Err(error) = self.ladder.flush().await {
@@ -140,6 +168,9 @@ impl Service {
             swarm: self.config.swarm.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             addresses: self.addresses(),
+            browser_addresses: self.browser_addresses(),
+            private: self.config.swarm_key.is_some(),
+            refused_peers: self.mesh.stats().counts.refused_peers,
             data: self.config.data.clone(),
             backend: self.engine.describe(),
             uptime_s: self.started.elapsed().as_secs_f64(),
@@ -459,6 +490,35 @@ fn traffic_of(mesh: &MeshHandle) -> Traffic {
         verified_bytes: stats.counts.verified_bytes,
         rejected_bytes: stats.counts.rejected_bytes,
         peer_bytes: stats.peers.into_iter().map(|(peer, t)| (peer, t.bytes_in)).collect(),
+    }
+}
+
+/// Keeps the address book up to date while peers come and go.
+async fn remember(service: Arc<Service>, mut book: AddressBook) {
+    let path = address_book::file(&service.config.data);
+    let mut changes = service.mesh.watch_changes();
+    loop {
+        let ends = service.stopping.is_cancelled();
+        changes.borrow_and_update();
+        let peers = service.mesh.peers();
+        // `|` and not `||`: each peer is noted, whatever the others brought.
+        let is_news =
+            peers.iter().fold(false, |news, peer| book.note(peer.id, &peer.reached) | news);
+        if is_news && let Err(error) = book.save(&path) {
+            tracing::warn!("known addresses are not kept: {error:#}");
+        }
+        if ends {
+            return;
+        }
+        // Holdings and loads change all the time; who is there changes seldom.
+        tokio::select! {
+            () = service.stopping.cancelled() => {}
+            () = tokio::time::sleep(REMEMBER_EVERY) => {}
+        }
+        tokio::select! {
+            () = service.stopping.cancelled() => {}
+            _ = changes.changed() => {}
+        }
     }
 }
 

@@ -9,18 +9,21 @@ use std::time::Instant;
 use futures::StreamExt;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Swarm, SwarmBuilder, gossipsub, identify, mdns, noise, tcp, yamux};
+use libp2p::{StreamProtocol, Swarm, gossipsub, identify, mdns, ping};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::behaviour::{Behaviour, BehaviourEvent, setup};
+use crate::dials::Dials;
+use crate::gate::{Refusal, decline_all};
 use crate::handle::{Drops, Message, Peer, Peers};
 use crate::ids::keypair;
+use crate::key::KEY_PROTOCOL;
 use crate::options::{
-    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, CONNECTION_STREAMS_MAX, FOREIGN_BAN,
-    GOSSIP_BYTES_MAX, IDLE_CONNECTION, NEGOTIATING_STREAMS_MAX, OUTBOX, Options,
-    PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, TICK,
+    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, DIALS_WAITING_MAX, EXTERNAL_MAX, FOREIGN_BAN,
+    GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX, OUTBOX,
+    Options, PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, TICK,
 };
 use crate::outbox::Outbox;
 use crate::redial::Redial;
@@ -41,6 +44,7 @@ pub(crate) struct Outputs {
     pub(crate) messages: mpsc::Sender<Message>,
     pub(crate) peers: watch::Sender<Peers>,
     pub(crate) listening: watch::Sender<Vec<Address>>,
+    pub(crate) refusals: mpsc::Sender<Refusal>,
     pub(crate) drops: Arc<Drops>,
 }
 
@@ -90,11 +94,21 @@ struct Actor {
     redial: Redial,
     outbox: Outbox,
     bans: BTreeMap<PeerId, Instant>,
+    dials: Dials,
+    refusals: mpsc::Receiver<Refusal>,
+    warned_at: Option<Instant>,
 }
 
 impl Actor {
     fn start(options: Options, outputs: Outputs) -> Result<Self, SwarmError> {
-        let mut swarm = build(&options)?;
+        let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
+        let mut swarm = build(&options, refusals_in.clone())?;
+        if options.swarm_key.is_none() {
+            let name = StreamProtocol::new(KEY_PROTOCOL);
+            let asked = swarm.behaviour().streams.new_control().accept(name);
+            let asked = asked.map_err(|_| SwarmError::AlreadyServed(KEY_PROTOCOL.to_owned()))?;
+            tokio::spawn(decline_all(asked, refusals_in));
+        }
         for address in &options.listen {
             refuse_taken_port(address)?;
             swarm.listen_on(address.0.clone()).map_err(|error| SwarmError::Listen {
@@ -114,6 +128,9 @@ impl Actor {
             redial: Redial::new(bootstrap, REDIAL_FIRST, REDIAL_MAX, Instant::now()),
             outbox: Outbox::new(OUTBOX),
             bans: BTreeMap::new(),
+            dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
+            refusals,
+            warned_at: None,
         })
     }
 
@@ -130,6 +147,7 @@ impl Actor {
                     Some(Command::Shutdown { done }) => return Some(done),
                     Some(command) => self.on_command(command),
                 },
+                Some(refusal) = self.refusals.recv() => self.on_refusal(refusal),
                 _ = tick.tick() => self.on_tick(Instant::now()),
                 event = self.swarm.select_next_some() => self.on_event(event),
             }
@@ -175,12 +193,23 @@ impl Actor {
         }
     }
 
+    /// Dials a peer unless it is connected or being dialled, its best addresses first.
     fn dial_peer(&mut self, peer: PeerId, addresses: Vec<Address>) {
-        let addresses =
-            addresses.into_iter().take(PEER_ADDRESSES_MAX).map(|address| address.0).collect();
+        if self.swarm.is_connected(&peer.0) {
+            return;
+        }
+        let addresses = addresses.into_iter().take(PEER_ADDRESSES_MAX).collect();
+        let first = self.dials.begin(Instant::now(), peer, addresses);
+        self.dial_wave(peer, first, PeerCondition::DisconnectedAndNotDialing);
+    }
+
+    fn dial_wave(&mut self, peer: PeerId, addresses: Vec<Address>, condition: PeerCondition) {
+        if addresses.is_empty() {
+            return;
+        }
         let dial = DialOpts::peer_id(peer.0)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(addresses)
+            .condition(condition)
+            .addresses(addresses.into_iter().map(|address| address.0).collect())
             .allocate_new_port()
             .build();
         self.dial(dial);
@@ -196,13 +225,20 @@ impl Actor {
     fn on_tick(&mut self, now: Instant) {
         let swarm = &self.swarm;
         let due = self.redial.due(now, |peer| swarm.is_connected(&peer.0));
+        let mut by_peer: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
         for address in due {
             match address.peer() {
-                Some(peer) => self.dial_peer(peer, vec![address]),
+                Some(peer) => by_peer.entry(peer).or_default().push(address),
                 None => self.dial(
                     DialOpts::unknown_peer_id().address(address.0).allocate_new_port().build(),
                 ),
             }
+        }
+        for (peer, addresses) in by_peer {
+            self.dial_peer(peer, addresses);
+        }
+        for (peer, addresses) in self.dials.due(now) {
+            self.dial_wave(peer, addresses, PeerCondition::Disconnected);
         }
         let over: Vec<PeerId> =
             self.bans.iter().filter(|(_, until)| **until <= now).map(|(peer, _)| *peer).collect();
@@ -215,6 +251,26 @@ impl Actor {
                 try_publish(swarm, gossipsub::IdentTopic::new(topic).hash(), data)
             });
         }
+    }
+
+    /// Says why a peer is not let in, and leaves it alone for a while.
+    fn on_refusal(&mut self, refusal: Refusal) {
+        let now = Instant::now();
+        let Refusal { peer, remote, why } = &refusal;
+        let remote = remote.as_ref().map_or_else(String::new, |address| format!(" at {address}"));
+        let is_news = !self.bans.contains_key(peer)
+            && self.warned_at.is_none_or(|at| now - at >= REFUSAL_LOG_EVERY);
+        if is_news {
+            self.warned_at = Some(now);
+            warn!("no connection with {peer}{remote}: {why}");
+        } else {
+            debug!("no connection with {peer}{remote}: {why}");
+        }
+        if why.is_proof_of_guilt() {
+            self.ban(*peer, now + KEY_BAN);
+        }
+        // The caller only keeps count.
+        let _ = self.outputs.refusals.try_send(refusal);
     }
 
     fn ban(&mut self, peer: PeerId, until: Instant) {
@@ -239,16 +295,19 @@ impl Actor {
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
                 let peer = PeerId(peer_id);
                 let remote = Address(endpoint.get_remote_address().clone());
-                if endpoint.is_dialer() {
-                    self.redial.connected(&remote, peer);
-                }
-                self.peers.entry(peer).or_insert_with(|| Peer {
+                self.dials.forget(peer);
+                let entry = self.peers.entry(peer).or_insert_with(|| Peer {
                     remote: remote.without_peer(),
+                    dialled: None,
                     listens: Vec::new(),
                     agent: None,
                     connected_at: Instant::now(),
                     topics: BTreeSet::new(),
                 });
+                if endpoint.is_dialer() {
+                    entry.dialled = Some(remote.without_peer());
+                    self.redial.connected(&remote, peer);
+                }
                 self.publish_peers();
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
@@ -259,6 +318,10 @@ impl Actor {
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 debug!(?peer_id, %error, "dial failed");
                 self.forget_own_address(&error);
+                if let Some(peer) = peer_id.map(PeerId) {
+                    let next = self.dials.failed(Instant::now(), peer);
+                    self.dial_wave(peer, next, PeerCondition::Disconnected);
+                }
             }
             SwarmEvent::NewListenAddr { .. }
             | SwarmEvent::ExpiredListenAddr { .. }
@@ -317,6 +380,10 @@ impl Actor {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.on_identified(PeerId(peer_id), info);
             }
+            // A client that does not speak ping at all, as pages may not, is not silent for that.
+            BehaviourEvent::Ping(ping::Event {
+                result: Err(ping::Failure::Unsupported), ..
+            }) => {}
             BehaviourEvent::Ping(event) => {
                 if let Err(error) = event.result {
                     debug!(peer = %event.peer, %error, "silent peer; closing its connection");
@@ -324,8 +391,12 @@ impl Actor {
                 }
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+                let mut by_peer: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
                 for (peer, address) in found {
-                    self.dial_peer(PeerId(peer), vec![Address(address)]);
+                    by_peer.entry(PeerId(peer)).or_default().push(Address(address));
+                }
+                for (peer, addresses) in by_peer {
+                    self.dial_peer(peer, addresses);
                 }
             }
             _ => {}
@@ -389,28 +460,24 @@ fn try_publish(swarm: &mut Swarm<Behaviour>, topic: gossipsub::TopicHash, data: 
     }
 }
 
-fn build(options: &Options) -> Result<Swarm<Behaviour>, SwarmError> {
+fn build(
+    options: &Options,
+    refusals: mpsc::Sender<Refusal>,
+) -> Result<Swarm<Behaviour>, SwarmError> {
     let keys = keypair(options.seed);
+    let transport = crate::transport::build(&keys, options, refusals)?;
     let behaviour = Behaviour::new(&keys, options)?;
-    let multiplexing = || {
-        let mut config = yamux::Config::default();
-        config.set_max_num_streams(CONNECTION_STREAMS_MAX);
-        config
-    };
-    let swarm = SwarmBuilder::with_existing_identity(keys)
-        .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, multiplexing)
-        .map_err(|error| setup("encryption", &error))?
-        .with_dns()
-        .map_err(|error| setup("DNS", &error))?
-        .with_behaviour(|_| behaviour)
-        .map_err(|error| setup("protocols", &error))?
-        .with_swarm_config(|config| {
-            config
-                .with_idle_connection_timeout(IDLE_CONNECTION)
-                .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS_MAX)
-        })
-        .build();
+    let config = libp2p::swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE_CONNECTION)
+        .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS_MAX);
+    let own = keys.public().to_peer_id();
+    let mut swarm = Swarm::new(transport, behaviour, own, config);
+    if options.external.len() > EXTERNAL_MAX {
+        warn!("only the first {EXTERNAL_MAX} external addresses are announced");
+    }
+    for address in options.external.iter().take(EXTERNAL_MAX) {
+        swarm.add_external_address(address.without_peer().0);
+    }
     Ok(swarm)
 }
 

@@ -14,9 +14,11 @@ use libp2p::StreamProtocol;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actor::{self, Command};
+use crate::gate::Refusal;
 use crate::ids::keypair;
 use crate::options::{
-    COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, SHUTDOWN_TIMEOUT,
+    COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, REFUSAL_QUEUE,
+    SHUTDOWN_TIMEOUT,
 };
 use crate::stream::Stream;
 use crate::{Address, PeerId, SwarmError};
@@ -26,6 +28,8 @@ use crate::{Address, PeerId, SwarmError};
 pub struct Peer {
     /// Where the first of its connections goes to or comes from.
     pub remote: Address,
+    /// Where this node last reached it by dialling, if it did.
+    pub dialled: Option<Address>,
     /// Where it says that it listens, once it has identified itself (at most 8).
     pub listens: Vec<Address>,
     /// Its `NAME/VERSION`, once it has identified itself.
@@ -56,6 +60,8 @@ pub struct Message {
 pub struct SwarmEvents {
     pub messages: mpsc::Receiver<Message>,
     pub peers: watch::Receiver<Peers>,
+    /// Peers that a private swarm's door kept out, or whose door kept this node out.
+    pub refusals: mpsc::Receiver<Refusal>,
     /// Listen addresses, each ending in `/p2p/` and our id.
     pub listening: watch::Receiver<Vec<Address>>,
 }
@@ -105,12 +111,14 @@ impl SwarmHandle {
         let (messages_in, messages) = mpsc::channel(MESSAGE_QUEUE);
         let (peers_in, peers) = watch::channel(Peers::default());
         let (listening_in, listening) = watch::channel(Vec::new());
+        let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
         let (started_in, started) = oneshot::channel();
         let drops = Arc::new(Drops::default());
         let outputs = actor::Outputs {
             messages: messages_in,
             peers: peers_in,
             listening: listening_in,
+            refusals: refusals_in,
             drops: drops.clone(),
         };
         thread::Builder::new()
@@ -119,7 +127,7 @@ impl SwarmHandle {
             .map_err(|error| crate::behaviour::setup("its thread", &error))?;
         let (streams, runtime) = started.await.map_err(|_| SwarmError::Closed)??;
         let handle = Self { peer, commands, streams, runtime, drops };
-        Ok((handle, SwarmEvents { messages, peers, listening }))
+        Ok((handle, SwarmEvents { messages, peers, refusals, listening }))
     }
 
     /// This node's id.

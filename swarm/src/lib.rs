@@ -1,7 +1,7 @@
 //! The libp2p swarm of a node, behind plain channels.
 //!
-//! Owns: transports, encryption, connection limits, peer discovery by bootstrap
-//! address and mDNS, gossip delivery and raw streams. Refuses: any knowledge of
+//! Owns: transports (QUIC, TCP, WebSocket, WebRTC-direct), encryption, connection limits, peer discovery by bootstrap
+//! address and mDNS, a private swarm's door, gossip delivery and raw streams. Refuses: any knowledge of
 //! models, shards or who holds what. Invariant: no caller ever waits for the
 //! swarm loop and the loop never waits for a caller; every channel between them
 //! is bounded, and what does not fit is dropped and counted.
@@ -11,19 +11,28 @@
 
 mod actor;
 mod behaviour;
+mod dials;
+mod gate;
 mod handle;
 mod ids;
+mod key;
 mod options;
 mod outbox;
 mod redial;
 mod stream;
+mod transport;
+mod webrtc;
 
+pub use gate::Refusal;
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
 };
-pub use ids::{Address, BadAddress, BadPeerId, PeerId};
+pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
+pub use key::{KEY_PROTOCOL, KeyFailure, SwarmKey};
 pub use options::{Limits, Options};
 pub use stream::Stream;
+pub use transport::install_crypto;
+pub use webrtc::generate_certificate;
 
 /// Why the swarm could not be started, or could not do what was asked.
 #[derive(Debug, thiserror::Error)]

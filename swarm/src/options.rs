@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Address;
+use crate::{Address, SwarmKey};
 
 /// How to start a swarm.
 #[derive(Clone)]
@@ -21,11 +21,39 @@ pub struct Options {
     pub protocol_version: String,
     /// Gossip topics to take part in; peers' other topics are ignored.
     pub topics: Vec<String>,
+    /// Addresses at which others reach this node although it cannot see that itself:
+    /// a proxy that ends TLS (`/dns4/HOST/tcp/443/wss`), or a forwarded port.
+    pub external: Vec<Address>,
+    /// Certificate and private key of the WebRTC listeners, PEM, as
+    /// [`generate_certificate`](crate::generate_certificate) makes them; one for this run when absent.
+    pub webrtc_certificate: Option<String>,
+    /// Makes the swarm private: a peer that cannot prove this key is refused before any
+    /// protocol, on every transport; without it, a peer that asks for one is.
+    pub swarm_key: Option<SwarmKey>,
     pub limits: Limits,
 }
 
+impl Options {
+    /// A node's key; it listens nowhere, knows nobody and has no topics.
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self {
+            seed,
+            listen: Vec::new(),
+            bootstrap: Vec::new(),
+            mdns: false,
+            agent: String::new(),
+            protocol_version: String::new(),
+            topics: Vec::new(),
+            external: Vec::new(),
+            webrtc_certificate: None,
+            swarm_key: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Options {
-    /// Leaves the secret key out.
+    /// Leaves the secret keys out.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("listen", &self.listen)
@@ -34,6 +62,8 @@ impl std::fmt::Debug for Options {
             .field("agent", &self.agent)
             .field("protocol_version", &self.protocol_version)
             .field("topics", &self.topics)
+            .field("external", &self.external)
+            .field("swarm_key", &self.swarm_key)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
@@ -95,11 +125,21 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
 pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
 
+/// How much sooner a peer's QUIC addresses are dialled than its others: longer than a
+/// handshake over most lines, shorter than anybody waits where UDP is blocked.
+pub(crate) const HEAD_START: Duration = Duration::from_millis(500);
+
+/// Peers of which some addresses are still to be dialled.
+pub(crate) const DIALS_WAITING_MAX: usize = 256;
+
 /// Bootstrap addresses kept; more than anyone types, less than a flood.
 pub(crate) const BOOTSTRAP_MAX: usize = 64;
 
-/// Addresses remembered of one peer.
-pub(crate) const PEER_ADDRESSES_MAX: usize = 8;
+/// Addresses remembered of one peer: four transports on a few interfaces.
+pub(crate) const PEER_ADDRESSES_MAX: usize = 16;
+
+/// External addresses a node may announce.
+pub(crate) const EXTERNAL_MAX: usize = 8;
 
 /// Bytes of a peer's agent string that are kept and shown.
 pub(crate) const AGENT_BYTES_MAX: usize = 64;
@@ -118,8 +158,29 @@ pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
 /// Streams of one connection in use: gossip, ping, identify and shard streams.
 pub(crate) const CONNECTION_STREAMS_MAX: usize = 256;
 
+/// The largest WebSocket message taken in. A peer's multiplexer sends at most 1 MiB
+/// at once, and encryption may leave several of its frames in one message.
+pub(crate) const WEBSOCKET_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of one write on a WebRTC stream: a message of 16 KiB with its envelope (the
+/// webrtc-direct specification's limit).
+pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
+
 /// How long a node that speaks another protocol is left alone.
 pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
+
+/// How long a peer without the swarm's key is left alone: guessing at 32 bytes gains nothing
+/// from more, and a mended configuration is let in soon.
+pub(crate) const KEY_BAN: Duration = Duration::from_secs(60);
+
+/// Refusals are told to people at most this often; the others only to a detailed log.
+pub(crate) const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// Peers at once that a node without a key tells so.
+pub(crate) const DECLINES_MAX: usize = 32;
+
+/// Refusals waiting to be recorded; beyond it they are refused all the same.
+pub(crate) const REFUSAL_QUEUE: usize = 64;
 
 /// Bans remembered; beyond it the one that ends first gives way.
 pub(crate) const BANS_MAX: usize = 4096;

@@ -367,14 +367,11 @@ impl RawPair {
 
 fn bare(listen: Option<&Address>, bootstrap: &[Address]) -> Options {
     Options {
-        seed: rand::random(),
         listen: listen.into_iter().cloned().collect(),
         bootstrap: bootstrap.to_vec(),
-        mdns: false,
         agent: "bench/1".to_owned(),
         protocol_version: PROTOCOL_VERSION.to_owned(),
-        topics: Vec::new(),
-        limits: Limits::default(),
+        ..Options::new(rand::random())
     }
 }
 

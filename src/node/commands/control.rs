@@ -88,7 +88,11 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     }
     let row = |key: &str, value: String| println!("{key:<12} {value}");
     row("peer id", status.peer_id);
-    row("swarm", status.swarm);
+    let private = if status.private { " (private)" } else { "" };
+    row("swarm", format!("{}{private}", status.swarm));
+    if status.refused_peers > 0 {
+        row("refused", format!("{} connections, for a swarm key", status.refused_peers));
+    }
     for address in status.addresses {
         row("address", address);
     }

@@ -1,0 +1,14 @@
+//! `swarm-key`: the secret of a private swarm.
+
+use crate::node::args::SwarmKeyArgs;
+use crate::node::swarm_key;
+
+pub fn swarm_key(args: &SwarmKeyArgs) -> anyhow::Result<()> {
+    swarm_key::create(&args.file)?;
+    println!(
+        "{} holds a new swarm key; copy it to each node by a safe way, then: join --swarm-key {}",
+        args.file.display(),
+        args.file.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The door of a private swarm: between a connection's encryption and its first protocol.
+//!
+//! Invariant: behind it nothing of this node speaks to a peer that has not proved the
+//! key. It stands below every protocol and above every transport, so none can go round it.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures::{AsyncWriteExt, FutureExt, StreamExt};
+use libp2p::Transport;
+use libp2p::core::Endpoint;
+use libp2p::core::connection::ConnectedPoint;
+use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt, SubstreamBox};
+use libp2p::core::transport::Boxed;
+use libp2p::identity::Keypair;
+use multistream_select::{Version, dialer_select_proto, listener_select_proto};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::key::{KEY_PROTOCOL, KEY_TIMEOUT, KeyFailure, Side, SwarmKey, decline, prove};
+use crate::options::DECLINES_MAX;
+use crate::transport::Connection;
+use crate::{Address, PeerId};
+
+/// A peer that did not get in, or would not let this node in.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    pub peer: PeerId,
+    /// Where it is, if it was refused before its connection counted.
+    pub remote: Option<Address>,
+    pub why: KeyFailure,
+}
+
+/// What every connection is asked.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    key: Arc<SwarmKey>,
+    own: PeerId,
+    /// Told of each refusal; what does not fit is only missing from the records.
+    refusals: mpsc::Sender<Refusal>,
+}
+
+impl Gate {
+    pub(crate) fn new(key: SwarmKey, keys: &Keypair, refusals: mpsc::Sender<Refusal>) -> Self {
+        Self { key: Arc::new(key), own: PeerId(keys.public().to_peer_id()), refusals }
+    }
+
+    /// Puts the gate before a transport.
+    pub(crate) fn guard(self, transport: Boxed<Connection>) -> Boxed<Connection> {
+        transport
+            .and_then(move |(peer, muxer), point| async move {
+                match self.pass(PeerId(peer), muxer, &point).await {
+                    Ok(muxer) => Ok((peer, muxer)),
+                    Err(why) => {
+                        let remote = Some(Address(point.get_remote_address().clone()));
+                        let refusal = Refusal { peer: PeerId(peer), remote, why };
+                        let _ = self.refusals.try_send(refusal);
+                        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+                    }
+                }
+            })
+            .boxed()
+    }
+
+    async fn pass(
+        &self,
+        peer: PeerId,
+        mut muxer: StreamMuxerBox,
+        point: &ConnectedPoint,
+    ) -> Result<StreamMuxerBox, KeyFailure> {
+        // Both ends of a hole punch dial; one of them then plays the listener.
+        let side = match point {
+            ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. } => Side::Dialer,
+            ConnectedPoint::Dialer { .. } | ConnectedPoint::Listener { .. } => Side::Listener,
+        };
+        let prove = tokio::time::timeout(KEY_TIMEOUT, self.prove(side, peer, &mut muxer));
+        let outcome = prove.await.unwrap_or(Err(KeyFailure::Silent));
+        if let Err(why) = outcome {
+            // So that a refusal just sent arrives; nobody waits for it long.
+            let _ = tokio::time::timeout(KEY_TIMEOUT, muxer.close()).await;
+            return Err(why);
+        }
+        Ok(muxer)
+    }
+
+    async fn prove(
+        &self,
+        side: Side,
+        peer: PeerId,
+        muxer: &mut StreamMuxerBox,
+    ) -> Result<(), KeyFailure> {
+        let stream = open(side, muxer).await?;
+        let talk = async {
+            let mut stream = match side {
+                Side::Listener => dialer_select_proto(stream, [KEY_PROTOCOL], Version::V1).await,
+                Side::Dialer => listener_select_proto(stream, [KEY_PROTOCOL]).await,
+            }
+            .map_err(|_| KeyFailure::NoKey)?
+            .1;
+            prove(&self.key, side, self.own, peer, &mut stream).await?;
+            // Only the writing half: the other side may not have read it all yet.
+            stream.close().await.map_err(|_| KeyFailure::Broken)
+        };
+        drive(muxer, talk).await
+    }
+}
+
+/// The listener opens the stream, the dialer takes the first that comes. What else a peer opens
+/// meanwhile waits in its connection, unread.
+async fn open(side: Side, muxer: &mut StreamMuxerBox) -> Result<SubstreamBox, KeyFailure> {
+    poll_fn(|cx| {
+        if let Poll::Ready(Err(_)) = muxer.poll_unpin(cx) {
+            return Poll::Ready(Err(KeyFailure::Broken));
+        }
+        let stream = match side {
+            Side::Listener => muxer.poll_outbound_unpin(cx),
+            Side::Dialer => muxer.poll_inbound_unpin(cx),
+        };
+        stream.map_err(|_| KeyFailure::Broken)
+    })
+    .await
+}
+
+/// A node without a key answers each peer that asks for one, so that both can say why they part.
+pub(crate) async fn decline_all(
+    mut incoming: libp2p_stream::IncomingStreams,
+    refusals: mpsc::Sender<Refusal>,
+) {
+    let mut answers = JoinSet::new();
+    while let Some((peer, mut stream)) = incoming.next().await {
+        while answers.try_join_next().is_some() {}
+        if answers.len() >= DECLINES_MAX {
+            continue;
+        }
+        let refusals = refusals.clone();
+        answers.spawn(async move {
+            // Whether it hears the answer or not, it will not let this node in.
+            let _ = tokio::time::timeout(KEY_TIMEOUT, decline(&mut stream)).await;
+            let refusal = Refusal { peer: PeerId(peer), remote: None, why: KeyFailure::Private };
+            let _ = refusals.try_send(refusal);
+        });
+    }
+}
+
+/// Keeps the connection going while `talk` uses a stream of it.
+async fn drive<T>(
+    muxer: &mut StreamMuxerBox,
+    talk: impl Future<Output = Result<T, KeyFailure>>,
+) -> Result<T, KeyFailure> {
+    let mut talk = pin!(talk);
+    poll_fn(|cx| {
+        // The talk first: its last words may have come with the connection's end.
+        if let Poll::Ready(outcome) = talk.poll_unpin(cx) {
+            return Poll::Ready(outcome);
+        }
+        match muxer.poll_unpin(cx) {
+            Poll::Ready(Err(_)) => match talk.poll_unpin(cx) {
+                Poll::Ready(outcome) => Poll::Ready(outcome),
+                Poll::Pending => Poll::Ready(Err(KeyFailure::Broken)),
+            },
+            Poll::Ready(Ok(_)) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
