@@ -12,6 +12,7 @@ mod demo;
 mod embedded;
 mod engine;
 mod events;
+mod gateway;
 mod generation;
 mod identity;
 mod progress;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
+    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, NodeInfo, Peer,
     PublishReply, PublishRequest, Status, StoreStatus, TargetReply, TargetRequest, TierUse,
     Traffic,
 };
@@ -23,12 +23,12 @@ use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
 use super::storage::{self, StoredModel, Target};
-use crate::mesh::{Mesh, MeshHandle, MeshOptions, PeerInfo};
+use crate::mesh::{Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
 use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
 use crate::store::signature::SignedModel;
-use crate::store::{ModelId, Priority, ShardId};
+use crate::store::{ModelId, Priority, ShardId, ShardServe};
 
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
@@ -165,6 +165,24 @@ impl Service {
             shards_held: info.shards_held,
         };
         self.mesh.peers().into_iter().map(peer).collect()
+    }
+
+    /// What this node gives to others, peers or the gateway.
+    pub fn serve(&self) -> Arc<dyn ShardServe> {
+        Arc::new(self.ladder.clone())
+    }
+
+    /// What a page needs to join the swarm.
+    pub fn info(&self) -> NodeInfo {
+        NodeInfo {
+            peer_id: self.peer_id(),
+            swarm: self.config.swarm.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            topic: topic(&self.config.swarm).unwrap_or_default(),
+            protocol_version: PROTOCOL_VERSION.to_owned(),
+            addresses: self.addresses(),
+            peers: self.peers(),
+        }
     }
 
     pub fn models(&self) -> Vec<ModelInfo> {
