@@ -25,8 +25,8 @@ pub const ENVELOPE_BYTES_MAX: usize = 60 * 1024;
 pub const HOLDINGS_MODELS_MAX: usize = 64;
 /// Bytes of one model's bitmap: 65,536 objects of at most 64 MiB, 4 TiB.
 pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
-/// Addresses in one holdings message.
-pub const ADDRESSES_MAX: usize = 8;
+/// Addresses in one holdings message: four transports on a few interfaces.
+pub const ADDRESSES_MAX: usize = 16;
 /// Bytes of one address as text.
 pub const ADDRESS_BYTES_MAX: usize = 256;
 /// Bytes of a peer id.

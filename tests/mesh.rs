@@ -18,7 +18,7 @@ use doppler_node::store::{
     ByteRange, ModelId, Priority, ReadError, ReadRequest, ShardId, ShardServe, ShardSource,
 };
 use doppler_node::wire::{Envelope, Holdings, ModelHoldings, ShardReply, ShardRequest};
-use doppler_swarm::{IncomingStreams, Limits, Options, SwarmEvents, SwarmHandle};
+use doppler_swarm::{IncomingStreams, Options, SwarmEvents, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
@@ -517,14 +517,11 @@ impl Rogue {
     async fn join(name: &str, node: &MeshHandle) -> Self {
         let topic = topic(name).unwrap();
         let (swarm, events) = SwarmHandle::spawn(Options {
-            seed: rand::random(),
-            listen: Vec::new(),
             bootstrap: node.listen_addrs(),
-            mdns: false,
             agent: "rogue/1".into(),
             protocol_version: PROTOCOL_VERSION.into(),
             topics: vec![topic.clone()],
-            limits: Limits::default(),
+            ..Options::new(rand::random())
         })
         .await
         .unwrap();

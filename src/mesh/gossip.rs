@@ -145,9 +145,12 @@ pub(super) fn holdings_messages(
     batches.into_iter().map(envelope).collect()
 }
 
-/// Addresses that mean something to others: loopback only if there is nothing else.
+/// Addresses that mean something to others, those that nodes prefer first: loopback only
+/// if there is nothing else.
 fn worth_saying(addresses: &[Address]) -> Vec<String> {
-    let all: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    let mut addresses: Vec<&Address> = addresses.iter().collect();
+    addresses.sort_by_key(|address| address.carrier());
+    let all: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let loopback = |text: &str| text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/");
     let wide: Vec<String> = all.iter().filter(|text| !loopback(text)).cloned().collect();
     let mut chosen = if wide.is_empty() { all } else { wide };
@@ -224,7 +227,13 @@ mod tests {
                 objects: vec![0xff; if index < 40 { BITMAP_BYTES_MAX } else { 3 }],
             })
             .collect();
-        let addresses = ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"].map(|a| a.parse().unwrap());
+        let addresses = [
+            "/ip4/127.0.0.1/tcp/1",
+            "/ip4/10.0.0.1/tcp/2/ws",
+            "/ip4/10.0.0.1/tcp/1",
+            "/ip4/10.0.0.1/udp/1/quic-v1",
+        ]
+        .map(|a| a.parse().unwrap());
         let mut sequence = 0;
         let messages =
             holdings_messages(peer, Duration::from_secs(30), &addresses, models.clone(), || {
@@ -236,7 +245,9 @@ mod tests {
             assert!(message.len() <= ENVELOPE_BYTES_MAX);
             let Ok(Envelope::Holdings(holdings)) = Envelope::decode(message) else { panic!() };
             assert_eq!(holdings.sequence, index as u64 + 1);
-            assert_eq!(holdings.addresses, ["/ip4/10.0.0.1/tcp/1"]);
+            let best_first =
+                ["/ip4/10.0.0.1/udp/1/quic-v1", "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/2/ws"];
+            assert_eq!(holdings.addresses, best_first);
             seen.extend(holdings.models);
         }
         assert_eq!(seen, models);

@@ -1,10 +1,10 @@
 //! Starting and stopping a mesh, and what others ask of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{Address, Limits, Options, PeerId, SwarmHandle};
+use doppler_swarm::{Address, Carrier, Options, PeerId, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
@@ -26,7 +26,7 @@ use crate::store::signature::SignedModel;
 use crate::store::verified::VerifiedRange;
 use crate::store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
 
-/// How long starting waits for the first listen address.
+/// How long starting waits for an address of every transport that it listens on.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts meshes.
@@ -100,21 +100,25 @@ impl Mesh {
         serve: Arc<dyn ShardServe>,
     ) -> Result<MeshHandle, MeshError> {
         let topic = topic(&options.swarm_name)?;
-        let listens = !options.listen.is_empty();
+        let wanted: BTreeSet<Carrier> = options.listen.iter().map(Address::carrier).collect();
         let (swarm, events) = SwarmHandle::spawn(Options {
-            seed: options.seed,
             listen: options.listen,
             bootstrap: options.bootstrap,
             mdns: options.mdns,
             agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
             topics: vec![topic.clone()],
-            limits: Limits::default(),
+            external: options.external,
+            webrtc_certificate: options.webrtc_certificate,
+            ..Options::new(options.seed)
         })
         .await?;
         let mut listening = events.listening.clone();
-        if listens {
-            let ready = listening.wait_for(|addresses| !addresses.is_empty());
+        if !wanted.is_empty() {
+            let ready = listening.wait_for(|addresses| {
+                let heard: BTreeSet<Carrier> = addresses.iter().map(Address::carrier).collect();
+                heard.is_superset(&wanted)
+            });
             let ready = tokio::time::timeout(LISTEN_TIMEOUT, ready).await;
             if !matches!(ready, Ok(Ok(_))) {
                 return Err(MeshError::NotListening(LISTEN_TIMEOUT));
@@ -174,6 +178,13 @@ impl MeshHandle {
     /// others take as a bootstrap address.
     pub fn listen_addrs(&self) -> Vec<Address> {
         self.inner.listening.borrow().clone()
+    }
+
+    /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
+    pub fn browser_addrs(&self) -> Vec<Address> {
+        let mut addresses = self.listen_addrs();
+        addresses.retain(|address| address.carrier().suits_browsers());
+        addresses
     }
 
     /// Announces a model to the swarm, now and for as long as this node runs.

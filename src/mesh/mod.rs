@@ -23,7 +23,10 @@ mod shard_client;
 mod shard_server;
 mod state;
 
-pub use doppler_swarm::{Address, BadAddress, BadPeerId, PeerId, SwarmError};
+pub use doppler_swarm::{
+    Address, BadAddress, BadPeerId, Carrier, PeerId, SwarmError, generate_certificate,
+    install_crypto,
+};
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{
     FIND_TIMEOUT, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL, SWARM_NAME_BYTES_MAX,

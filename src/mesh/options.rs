@@ -14,6 +14,10 @@ pub struct MeshOptions {
     /// The node's Ed25519 secret key.
     pub seed: [u8; 32],
     pub listen: Vec<Address>,
+    /// Announced beside what this node sees of itself, for example `/dns4/HOST/tcp/443/wss`.
+    pub external: Vec<Address>,
+    /// PEM of the WebRTC listeners' certificate; one for this run when absent.
+    pub webrtc_certificate: Option<String>,
     pub bootstrap: Vec<Address>,
     pub mdns: bool,
     /// How long a read looks for a holder before it is `NotFound`.
@@ -30,6 +34,8 @@ impl MeshOptions {
             swarm_name: swarm_name.into(),
             seed,
             listen: Vec::new(),
+            external: Vec::new(),
+            webrtc_certificate: None,
             bootstrap: Vec::new(),
             mdns: false,
             find_timeout: FIND_TIMEOUT,

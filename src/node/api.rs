@@ -26,6 +26,9 @@ pub struct Status {
     pub swarm: String,
     pub version: String,
     pub addresses: Vec<String>,
+    /// Those of `addresses` that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
+    #[serde(default)]
+    pub browser_addresses: Vec<String>,
     pub data: PathBuf,
     pub backend: String,
     pub uptime_s: f64,

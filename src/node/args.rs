@@ -110,9 +110,15 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "MULTIADDR")]
     pub bootstrap: Vec<String>,
 
-    /// An address to listen on (repeatable) [default: /ip4/0.0.0.0/tcp/0]
+    /// An address to listen on (repeatable) [default: QUIC, TCP, WebSocket and WebRTC-direct on
+    /// every IPv4 interface, at ports that the system chooses]
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
+
+    /// An address to announce that this node cannot see itself (repeatable), for example
+    /// /dns4/HOST/tcp/443/wss of a proxy that ends TLS and passes on to the WebSocket port
+    #[arg(long, value_name = "MULTIADDR")]
+    pub external_address: Vec<String>,
 
     /// Do not look for peers on the local network by mDNS
     #[arg(long)]

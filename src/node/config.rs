@@ -11,12 +11,21 @@ use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
 
+/// Where a node listens unless told: every transport, at ports that the system chooses.
+const LISTEN_DEFAULT: [&str; 4] = [
+    "/ip4/0.0.0.0/udp/0/quic-v1",
+    "/ip4/0.0.0.0/tcp/0",
+    "/ip4/0.0.0.0/tcp/0/ws",
+    "/ip4/0.0.0.0/udp/0/webrtc-direct",
+];
+
 /// Everything a node needs to start.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub swarm: String,
     pub data: PathBuf,
     pub listen: Vec<String>,
+    pub external: Vec<String>,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
     /// How long a missing shard's holder is looked for.
@@ -67,7 +76,7 @@ impl Config {
             network.find_timeout
         );
         let listen = if network.listen.is_empty() {
-            vec!["/ip4/0.0.0.0/tcp/0".to_owned()]
+            LISTEN_DEFAULT.map(str::to_owned).to_vec()
         } else {
             network.listen.clone()
         };
@@ -75,6 +84,7 @@ impl Config {
             swarm: swarm.to_owned(),
             data: data_dir(data)?,
             listen,
+            external: network.external_address.clone(),
             bootstrap: network.bootstrap.clone(),
             mdns: !network.no_mdns,
             find_timeout: Duration::from_secs_f64(network.find_timeout),
@@ -131,7 +141,7 @@ mod tests {
     #[test]
     fn defaults_need_no_flags() {
         let config = resolve(&["lab"]).unwrap();
-        assert_eq!(config.listen, ["/ip4/0.0.0.0/tcp/0"]);
+        assert_eq!(config.listen, LISTEN_DEFAULT);
         assert!(config.mdns);
         assert_eq!(config.ram_budget, 4 << 30);
     }

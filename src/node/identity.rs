@@ -1,4 +1,5 @@
-//! The node's Ed25519 identity: 32 seed bytes in `identity.key`, readable by the owner only.
+//! What a node is known by, readable by the owner only: its Ed25519 identity, 32 seed
+//! bytes in `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -26,6 +27,21 @@ pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
     rand::rng().fill_bytes(&mut seed);
     write_private(&path, &seed)?;
     Ok(seed)
+}
+
+/// Reads the WebRTC certificate with its key, or makes and stores one the first time:
+/// its hash is in every WebRTC address, which would change with each start.
+pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
+    let path = data.join("webrtc.pem");
+    match fs::read_to_string(&path) {
+        Ok(pem) => Ok(pem),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let pem = crate::mesh::generate_certificate()?;
+            write_private(&path, pem.as_bytes())?;
+            Ok(pem)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 /// Replaces a file by one that only its owner can read, whole or not at all.
@@ -57,6 +73,14 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             let mode = fs::metadata(dir.path().join("identity.key")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        let certificate = load_or_create_certificate(dir.path()).unwrap();
+        assert_eq!(load_or_create_certificate(dir.path()).unwrap(), certificate);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(dir.path().join("webrtc.pem")).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
         fs::write(dir.path().join("identity.key"), b"short").unwrap();

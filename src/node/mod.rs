@@ -29,6 +29,7 @@ use clap::Parser;
 /// The binary's entry point: parses the command line, runs the command, prints
 /// an error as one line. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
 pub fn main() -> ExitCode {
+    crate::mesh::install_crypto();
     let args = RawArgs::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
     let filter = match filter {

@@ -23,7 +23,7 @@ use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
 use super::storage::{self, StoredModel, Target};
-use crate::mesh::{Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
+use crate::mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
 use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
@@ -69,6 +69,10 @@ impl Service {
 
         let mut options = MeshOptions::new(config.swarm.clone(), seed);
         options.listen = addresses("--listen", &config.listen)?;
+        options.external = addresses("--external-address", &config.external)?;
+        if options.listen.iter().any(|address| address.carrier() == Carrier::WebRtc) {
+            options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
+        }
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
         options.find_timeout = config.find_timeout;
@@ -110,6 +114,11 @@ impl Service {
         self.mesh.listen_addrs().iter().map(ToString::to_string).collect()
     }
 
+    /// Those of them that a page can dial.
+    pub fn browser_addresses(&self) -> Vec<String> {
+        self.mesh.browser_addrs().iter().map(ToString::to_string).collect()
+    }
+
     /// Ends in order: no new work, the engine, the mesh, and the disk last.
     pub async fn stop(&self) {
         self.stopping.cancel();
@@ -128,6 +137,7 @@ impl Service {
             swarm: self.config.swarm.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             addresses: self.addresses(),
+            browser_addresses: self.browser_addresses(),
             data: self.config.data.clone(),
             backend: self.engine.describe(),
             uptime_s: self.started.elapsed().as_secs_f64(),

@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Swarm, SwarmBuilder, gossipsub, identify, mdns, noise, tcp, yamux};
+use libp2p::{Swarm, gossipsub, identify, mdns};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
@@ -18,9 +18,9 @@ use crate::behaviour::{Behaviour, BehaviourEvent, setup};
 use crate::handle::{Drops, Message, Peer, Peers};
 use crate::ids::keypair;
 use crate::options::{
-    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, CONNECTION_STREAMS_MAX, FOREIGN_BAN,
-    GOSSIP_BYTES_MAX, IDLE_CONNECTION, NEGOTIATING_STREAMS_MAX, OUTBOX, Options,
-    PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, TICK,
+    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, EXTERNAL_MAX, FOREIGN_BAN, GOSSIP_BYTES_MAX,
+    IDLE_CONNECTION, NEGOTIATING_STREAMS_MAX, OUTBOX, Options, PEER_ADDRESSES_MAX, REDIAL_FIRST,
+    REDIAL_MAX, TICK,
 };
 use crate::outbox::Outbox;
 use crate::redial::Redial;
@@ -391,26 +391,19 @@ fn try_publish(swarm: &mut Swarm<Behaviour>, topic: gossipsub::TopicHash, data: 
 
 fn build(options: &Options) -> Result<Swarm<Behaviour>, SwarmError> {
     let keys = keypair(options.seed);
+    let transport = crate::transport::build(&keys, options)?;
     let behaviour = Behaviour::new(&keys, options)?;
-    let multiplexing = || {
-        let mut config = yamux::Config::default();
-        config.set_max_num_streams(CONNECTION_STREAMS_MAX);
-        config
-    };
-    let swarm = SwarmBuilder::with_existing_identity(keys)
-        .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, multiplexing)
-        .map_err(|error| setup("encryption", &error))?
-        .with_dns()
-        .map_err(|error| setup("DNS", &error))?
-        .with_behaviour(|_| behaviour)
-        .map_err(|error| setup("protocols", &error))?
-        .with_swarm_config(|config| {
-            config
-                .with_idle_connection_timeout(IDLE_CONNECTION)
-                .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS_MAX)
-        })
-        .build();
+    let config = libp2p::swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE_CONNECTION)
+        .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS_MAX);
+    let own = keys.public().to_peer_id();
+    let mut swarm = Swarm::new(transport, behaviour, own, config);
+    if options.external.len() > EXTERNAL_MAX {
+        warn!("only the first {EXTERNAL_MAX} external addresses are announced");
+    }
+    for address in options.external.iter().take(EXTERNAL_MAX) {
+        swarm.add_external_address(address.without_peer().0);
+    }
     Ok(swarm)
 }
 

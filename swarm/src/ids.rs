@@ -64,6 +64,27 @@ pub(crate) fn keypair(mut seed: [u8; 32]) -> libp2p::identity::Keypair {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(pub(crate) Multiaddr);
 
+/// What carries a connection. In the order in which nodes prefer them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Carrier {
+    Quic,
+    Tcp,
+    /// Plain or over TLS; a browser's way in.
+    WebSocket,
+    /// WebRTC-direct; a browser's other way in. Nodes never dial it.
+    WebRtc,
+    /// Through another peer.
+    Relay,
+    Other,
+}
+
+impl Carrier {
+    /// Whether a page can dial it.
+    pub const fn suits_browsers(self) -> bool {
+        matches!(self, Self::WebSocket | Self::WebRtc)
+    }
+}
+
 /// Text that is not a multiaddr.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a multiaddr such as /ip4/127.0.0.1/tcp/4001: {reason}")]
@@ -79,6 +100,22 @@ impl Address {
             Some(Protocol::P2p(peer)) => Some(PeerId(peer)),
             _ => None,
         }
+    }
+
+    /// What carries a connection to this address.
+    pub fn carrier(&self) -> Carrier {
+        let mut carrier = Carrier::Other;
+        for part in self.0.iter() {
+            carrier = match part {
+                Protocol::P2pCircuit => return Carrier::Relay,
+                Protocol::Tcp(_) => Carrier::Tcp,
+                Protocol::QuicV1 => Carrier::Quic,
+                Protocol::Ws(_) | Protocol::Wss(_) => Carrier::WebSocket,
+                Protocol::WebRTCDirect => Carrier::WebRtc,
+                _ => carrier,
+            };
+        }
+        carrier
     }
 
     /// The socket of a plain `/ip4|ip6/.../tcp/...` address.
@@ -159,5 +196,23 @@ mod tests {
         assert_eq!(full.without_peer(), bare);
         assert_eq!(full.with_peer(peer), full);
         assert!("127.0.0.1:4001".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn an_address_says_what_carries_it() {
+        let relay = format!("/ip4/1.2.3.4/tcp/1/p2p/{}/p2p-circuit", PeerId::from_seed([1; 32]));
+        for (text, carrier) in [
+            ("/ip4/1.2.3.4/tcp/1", Carrier::Tcp),
+            ("/ip4/1.2.3.4/tcp/1/ws", Carrier::WebSocket),
+            ("/dns4/node.example/tcp/443/wss", Carrier::WebSocket),
+            ("/dns4/node.example/tcp/443/tls/ws", Carrier::WebSocket),
+            ("/ip6/::1/udp/1/quic-v1", Carrier::Quic),
+            ("/ip4/1.2.3.4/udp/1/webrtc-direct", Carrier::WebRtc),
+            ("/ip4/1.2.3.4/udp/1", Carrier::Other),
+            (&relay, Carrier::Relay),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().carrier(), carrier, "{text}");
+        }
+        assert!(Carrier::Quic < Carrier::Tcp && Carrier::Tcp < Carrier::WebSocket);
     }
 }

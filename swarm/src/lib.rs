@@ -1,6 +1,6 @@
 //! The libp2p swarm of a node, behind plain channels.
 //!
-//! Owns: transports, encryption, connection limits, peer discovery by bootstrap
+//! Owns: transports (QUIC, TCP, WebSocket, WebRTC-direct), encryption, connection limits, peer discovery by bootstrap
 //! address and mDNS, gossip delivery and raw streams. Refuses: any knowledge of
 //! models, shards or who holds what. Invariant: no caller ever waits for the
 //! swarm loop and the loop never waits for a caller; every channel between them
@@ -17,13 +17,17 @@ mod options;
 mod outbox;
 mod redial;
 mod stream;
+mod transport;
+mod webrtc;
 
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
 };
-pub use ids::{Address, BadAddress, BadPeerId, PeerId};
+pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use options::{Limits, Options};
 pub use stream::Stream;
+pub use transport::install_crypto;
+pub use webrtc::generate_certificate;
 
 /// Why the swarm could not be started, or could not do what was asked.
 #[derive(Debug, thiserror::Error)]

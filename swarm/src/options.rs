@@ -21,11 +21,35 @@ pub struct Options {
     pub protocol_version: String,
     /// Gossip topics to take part in; peers' other topics are ignored.
     pub topics: Vec<String>,
+    /// Addresses at which others reach this node although it cannot see that itself:
+    /// a proxy that ends TLS (`/dns4/HOST/tcp/443/wss`), or a forwarded port.
+    pub external: Vec<Address>,
+    /// Certificate and private key of the WebRTC listeners, PEM, as
+    /// [`generate_certificate`](crate::generate_certificate) makes them; one for this run when absent.
+    pub webrtc_certificate: Option<String>,
     pub limits: Limits,
 }
 
+impl Options {
+    /// A node's key; it listens nowhere, knows nobody and has no topics.
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self {
+            seed,
+            listen: Vec::new(),
+            bootstrap: Vec::new(),
+            mdns: false,
+            agent: String::new(),
+            protocol_version: String::new(),
+            topics: Vec::new(),
+            external: Vec::new(),
+            webrtc_certificate: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Options {
-    /// Leaves the secret key out.
+    /// Leaves the secret keys out.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("listen", &self.listen)
@@ -34,6 +58,7 @@ impl std::fmt::Debug for Options {
             .field("agent", &self.agent)
             .field("protocol_version", &self.protocol_version)
             .field("topics", &self.topics)
+            .field("external", &self.external)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
@@ -98,8 +123,11 @@ pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
 /// Bootstrap addresses kept; more than anyone types, less than a flood.
 pub(crate) const BOOTSTRAP_MAX: usize = 64;
 
-/// Addresses remembered of one peer.
-pub(crate) const PEER_ADDRESSES_MAX: usize = 8;
+/// Addresses remembered of one peer: four transports on a few interfaces.
+pub(crate) const PEER_ADDRESSES_MAX: usize = 16;
+
+/// External addresses a node may announce.
+pub(crate) const EXTERNAL_MAX: usize = 8;
 
 /// Bytes of a peer's agent string that are kept and shown.
 pub(crate) const AGENT_BYTES_MAX: usize = 64;
@@ -117,6 +145,14 @@ pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
 
 /// Streams of one connection in use: gossip, ping, identify and shard streams.
 pub(crate) const CONNECTION_STREAMS_MAX: usize = 256;
+
+/// The largest WebSocket message taken in. A peer's multiplexer sends at most 1 MiB
+/// at once, and encryption may leave several of its frames in one message.
+pub(crate) const WEBSOCKET_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of one write on a WebRTC stream: a message of 16 KiB with its envelope (the
+/// webrtc-direct specification's limit).
+pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
 
 /// How long a node that speaks another protocol is left alone.
 pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
