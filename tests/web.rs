@@ -68,7 +68,9 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .flatten()
-        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .map(|entry| {
+            (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+        })
         .collect();
     files.sort();
     files
@@ -108,7 +110,8 @@ fn packages_come_from_the_public_registry_with_permissive_licences() {
             assert!(from.starts_with("https://registry.npmjs.org/"), "{name}: {from}");
         }
         let licence = package["license"].as_str().unwrap_or_default();
-        let permissive = ["MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "BSD-2-Clause", "0BSD", "WTFPL"];
+        let permissive =
+            ["MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "BSD-2-Clause", "0BSD", "WTFPL"];
         assert!(permissive.iter().any(|one| licence.contains(one)), "{name}: {licence:?}");
     }
 }
@@ -130,5 +133,5 @@ fn a_tab_refuses_wrong_bytes_and_resumes() {
 
 #[test]
 fn a_tab_serves_nodes_and_can_be_used() {
-    drive("page.test.mjs", "native node|two tabs|keyboard");
+    drive("page.test.mjs", "native node|between them|two tabs|keyboard");
 }

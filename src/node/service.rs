@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -28,10 +28,13 @@ use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
 use crate::store::signature::SignedModel;
-use crate::store::{ModelId, Priority, ShardId, ShardServe};
+use crate::store::{ModelId, Priority, ReadError, ShardId, ShardServe};
 
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
+
+/// How long an object may take that a page asks for: 64 MiB from a tab on a slow line.
+const BRING_MAX: Duration = Duration::from_secs(120);
 
 /// Everything a node is, for as long as it runs.
 pub struct Service {
@@ -180,6 +183,29 @@ impl Service {
     /// What this node gives to others, peers or the gateway.
     pub fn serve(&self) -> Arc<dyn ShardServe> {
         Arc::new(self.ladder.clone())
+    }
+
+    /// Brings an object of a known model here from peers, a tab among them, and keeps it as
+    /// long as there is room. `None` if no manifest known here names it.
+    ///
+    /// # Errors
+    /// As reads err: nobody has it, or nobody sent it within [`BRING_MAX`].
+    pub async fn bring(&self, shard: ShardId) -> Option<Result<u64, ReadError>> {
+        let size = self.catalog.list().into_iter().find_map(|(_, known)| {
+            let sizes = sizes(known.manifest.as_deref()?).ok()?;
+            sizes.into_iter().find(|(id, _)| *id == shard).map(|(_, size)| size)
+        })?;
+        if !self.disk.is_whole(shard) {
+            let deadline = Some(Instant::now() + BRING_MAX);
+            let fetched = self.ladder.get_whole(shard, size, Priority::Bulk, deadline).await;
+            if let Err(error) = fetched {
+                return Some(Err(error));
+            }
+            if let Err(error) = self.ladder.flush().await {
+                return Some(Err(error.into()));
+            }
+        }
+        Some(Ok(size))
     }
 
     /// What a page needs to join the swarm.

@@ -130,6 +130,19 @@ test('a native node fetches what only tabs hold, and goes on when one of them is
   assert.match(await empty.ask('fsck'), /./)
 })
 
+test('a tab gets what only another tab holds, through the node between them', options, async () => {
+  const node = await holder(small, 'between')
+  const holding = await openTab(node.url)
+  await joined(holding)
+  await keep(holding, 'small')
+  for (const { hash } of small.shards) await node.ask('rm', hash, '--force')
+  const page = await openTab(node.url, { via: 'websocket' })
+  await joined(page)
+  await keep(page, 'small')
+  assert.equal((await counts(page)).peers, small.bytes)
+  assert.ok((await counts(holding)).sent >= small.bytes)
+})
+
 test('a quota that is too small is said before anything is fetched', options, async () => {
   const node = await holder(big, 'quota')
   const page = await openTab(node.url, {
@@ -141,7 +154,7 @@ test('a quota that is too small is said before anything is fetched', options, as
   await (await card(page, 'big')).getByRole('button', { name: 'Keep in this tab' }).click()
   const failed = await card(page, 'big', 'failed')
   const said = await failed.getByRole('alert').textContent()
-  assert.match(said, /20 MiB.*needs 64 MiB.*free disk space/)
+  assert.match(said, /no room for a shard of 64 MiB: free disk space/)
   assert.equal(await failed.getAttribute('data-held'), '0')
 })
 

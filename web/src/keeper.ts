@@ -163,7 +163,13 @@ export class Keeper {
       await this.backroom.ask('room', { bytes: missing.reduce((sum, part) => sum + (part.held > 0 ? 0 : part.size), 0), objects: missing.length })
       for (const part of missing) {
         if (abort.signal.aborted) return
-        await this.fetch(model, part, abort.signal)
+        try {
+          await this.fetch(model, part, abort.signal)
+        } catch (error) {
+          if ((error as Failure).code === 'quota' || abort.signal.aborted) throw error
+          // The others may be had all the same.
+          model.error = (error as Error).message
+        }
       }
     } catch (error) {
       if (!abort.signal.aborted) model.error = (error as Error).message
@@ -188,7 +194,12 @@ export class Keeper {
       this.changed()
     }
     try {
-      if (!await this.fromGateway(part, before, progress, signal)) await this.fromPeers(model, part, progress, signal)
+      if (!await this.fromGateway(part, before, progress, signal)) {
+        await this.fromPeers(model, part, progress, signal).catch(async (error: Failure) => {
+          if (signal.aborted || error.code !== 'not_found') throw error
+          await this.throughNode(model, part, progress, signal, error)
+        })
+      }
       Object.assign(part, { held: part.size, state: 'whole' })
       this.swarm?.announceSoon()
     } catch (error) {
@@ -217,6 +228,14 @@ export class Keeper {
     }
   }
 
+  /** What only another tab holds: tabs cannot reach each other, so the node fetches it first. */
+  private async throughNode (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, error: Failure): Promise<void> {
+    if (this.swarm?.holders(model.id, part.bit).length === 0) throw error
+    const brought = await fetch(`/shards/${part.id}/bring`, { method: 'POST', signal })
+    if (!brought.ok) throw new Failure('not_found', (await brought.json() as { error: string }).error)
+    await this.fromPeers(model, part, progress, signal)
+  }
+
   private async fromPeers (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal): Promise<void> {
     if (this.swarm === null) throw new Failure('offline', 'this tab is in no swarm')
     const swarm = this.swarm
@@ -224,6 +243,7 @@ export class Keeper {
     for (let round = 0; round < ROUNDS_MAX; round++) {
       const pieces = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE })
       if (pieces.length === 0) return
+      let moved = false
       let held = part.size - pieces.reduce((sum, [start, end]) => sum + end - start, 0)
       const work = async (): Promise<void> => {
         for (let piece = pieces.shift(); piece !== undefined && !signal.aborted; piece = pieces.shift()) {
@@ -235,6 +255,7 @@ export class Keeper {
               await this.backroom.ask('piece', { id: part.id, size, start, end, bytes }, { transfer: [bytes.buffer] })
               this.received.peers += end - start
               part.from = short(peer)
+              moved = true
               held += end - start
               progress(held)
               break
@@ -253,6 +274,7 @@ export class Keeper {
       if (signal.aborted) throw new Failure('paused', 'paused')
       const left = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE })
       if (left.length === 0) return
+      if (!moved && (last as Failure).code === 'not_found') break
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS * 2 ** round))
     }
     throw last

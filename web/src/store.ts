@@ -10,8 +10,10 @@ import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, WrongBytes } from
 
 /** Files open at once; the least recently used is closed. */
 const OPEN_MAX = 32
-/** Bytes written between two flushes: a crash loses at most these. */
-const FLUSH_BYTES = 4 * 1024 * 1024
+/** Bytes put together for one write: each is a message to another process of the browser. */
+const WRITE_BYTES = 1024 * 1024
+/** Bytes written between two flushes: a crash of the machine loses at most these. */
+const FLUSH_BYTES = 16 * 1024 * 1024
 /** Left free of the quota: the browser's own bookkeeping. */
 const RESERVE = 4 * 1024 * 1024
 
@@ -25,6 +27,8 @@ interface File {
   handle: FileSystemSyncAccessHandle
   size: number
   have: Uint8Array
+  /** The hash-tree nodes, as they are or will be on the disk. */
+  nodes: Uint8Array
   unflushed: number
 }
 
@@ -126,16 +130,40 @@ export class Store {
         throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
       }
     }
+    const { nodes, have } = file
+    // What was proved and is not written: groups that follow each other, and nodes among which
+    // are all new ones. A group counts as held when its bytes are on the way to the disk.
+    const waiting = new Uint8Array(Math.min(WRITE_BYTES, Math.max(size, 1)))
+    let [first, next, bytes, low, high] = [0, 0, 0, nodes.length, 0]
+    const write = (): void => {
+      if (bytes === 0) return
+      put(waiting.subarray(0, bytes), first * GROUP)
+      if (low < high) put(nodes.subarray(low, high), size + low)
+      have.fill(1, first, next)
+      put(have.subarray(first, next), haveAt(size) + first)
+      file.unflushed += bytes
+      ;[bytes, low, high] = [0, nodes.length, 0]
+      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+    }
     return {
-      node: (index, pair) => { put(pair, size + index * NODE) },
-      group: (group, bytes) => {
-        put(bytes, group * GROUP)
-        file.have[group] = 1
-        put(file.have.subarray(group, group + 1), haveAt(size) + group)
-        file.unflushed += bytes.length
-        if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+      node: (index, pair) => {
+        const at = index * NODE
+        if (pair.every((byte, i) => nodes[at + i] === byte)) return
+        nodes.set(pair, at)
+        ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
       },
-      end: () => { this.flush(file) }
+      group: (group, part) => {
+        if (bytes + part.length > waiting.length || (bytes > 0 && group !== next)) write()
+        if (bytes === 0) first = group
+        waiting.set(part, bytes)
+        bytes += part.length
+        next = group + 1
+        if (bytes === waiting.length) write()
+      },
+      end: () => {
+        write()
+        this.flush(file)
+      }
     }
   }
 
@@ -155,11 +183,11 @@ export class Store {
       if (file.have[group] === 0) throw new StoreError('not_held', 'not all of it is held here')
     }
     try {
-      const bytes = encode(this.blake3, unhex(id), size, start, to, (index) => {
-        const pair = new Uint8Array(NODE)
-        file.handle.read(pair, { at: size + index * NODE })
-        return pair
-      }, (item, into) => { file.handle.read(into as Uint8Array<ArrayBuffer>, { at: item.at }) })
+      const from = Math.floor(start / GROUP) * GROUP
+      const stored = new Uint8Array(Math.min(size, Math.ceil(to / GROUP) * GROUP) - from)
+      file.handle.read(stored, { at: from })
+      const bytes = encode(this.blake3, unhex(id), size, start, to, (index) => file.nodes.subarray(index * NODE, (index + 1) * NODE),
+        (item, into) => { into.set(stored.subarray(item.at - from, item.at - from + item.length)) })
       return { size, bytes }
     } catch (error) {
       if (!(error instanceof WrongBytes)) throw error
@@ -212,15 +240,23 @@ export class Store {
     if (other !== undefined && other !== size) await this.remove(id)
     const handle = await (await this.dir.getFileHandle(name, { create: true })).createSyncAccessHandle()
     const have = new Uint8Array(groupsOf(size))
+    // The last byte takes the file's room. What the browser says of its quota is rounded for
+    // privacy, so only this tells, before anything is fetched, whether there is any.
+    let room = true
     try {
-      if (handle.getSize() < fileBytes(size)) handle.truncate(fileBytes(size))
-    } catch (error) {
+      room = handle.getSize() >= fileBytes(size) || handle.write(new Uint8Array(1), { at: fileBytes(size) - 1 }) === 1
+    } catch {
+      room = false
+    }
+    if (!room) {
       handle.close()
       await this.dir.removeEntry(name).catch(() => {})
-      throw new StoreError('quota', `the browser has no room for ${mib(size)} MiB more: free disk space or remove another model here`)
+      throw new StoreError('quota', `this browser has no room for a shard of ${mib(size)} MiB: free disk space or remove another model here`)
     }
     handle.read(have, { at: haveAt(size) })
-    const file = { handle, size, have, unflushed: 0 }
+    const nodes = new Uint8Array(haveAt(size) - size)
+    handle.read(nodes, { at: size })
+    const file = { handle, size, have, nodes, unflushed: 0 }
     this.open.set(name, file)
     this.sizes.set(id, size)
     for (const [old, { handle, unflushed }] of this.open) {

@@ -8,6 +8,8 @@ import type { Answer, Ask } from './messages.ts'
 
 /** The gateway cuts an encoding at every MiB of the object. */
 const PIECE = 1024 * 1024
+/** How often a download says how far it is. */
+const PROGRESS_MS = 50
 /** Tabs of one page that keep a store each. */
 const SLOTS = 8
 /** How long the tab that was here before a reload may take to let go. */
@@ -71,6 +73,7 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
     for (const [start, end] of missing) {
       response ??= await get(`&bytes=${start}-${end - 1}`)
       const sink = await store.sink(ask.id, size)
+      let told = 0
       const reader = (response.body as ReadableStream<Uint8Array>).getReader()
       let at = start
       const piece = (): Decoder => new Decoder(blake3, root, size as number, at, Math.min(end, (Math.floor(at / PIECE) + 1) * PIECE), sink)
@@ -83,7 +86,10 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
             taken += decoder.push(value.subarray(taken))
             if (!decoder.done) continue
             at = Math.min(end, (Math.floor(at / PIECE) + 1) * PIECE)
-            postMessage({ call, progress: at - start + received })
+            if (at >= end || performance.now() - told > PROGRESS_MS) {
+              told = performance.now()
+              postMessage({ call, progress: at - start + received })
+            }
             if (at < end) decoder = piece()
             else break
           }

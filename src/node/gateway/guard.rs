@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use super::Refused;
 
 /// Methods and headers that a page of this machine may use across origins.
-const ALLOW_METHODS: &str = "GET, HEAD";
+const ALLOW_METHODS: &str = "GET, HEAD, POST";
 const ALLOW_HEADERS: &str = "accept, range, if-none-match, if-range";
 const EXPOSE_HEADERS: &str = "content-length, content-range, etag, x-doppler-size";
 

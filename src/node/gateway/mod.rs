@@ -2,7 +2,8 @@
 //! on this machine that speaks HTTP.
 //!
 //! It owns no bytes: everything comes from the store through `ShardServe`, as peers get it.
-//! It changes nothing, and needs no token; `guard` says who may ask.
+//! It needs no token; `guard` says who may ask. It changes nothing but this: a page may have the
+//! node fetch an object of a model that it knows, within the node's budgets.
 
 mod connections;
 mod guard;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 pub use connections::Connections;
 
@@ -28,6 +30,9 @@ use crate::store::{ModelId, ids::BadHash};
 
 /// Seconds after which a busy gateway may be asked again.
 const RETRY_S: u64 = 1;
+
+/// Objects fetched at once because pages asked.
+const BRINGING_MAX: usize = 2;
 
 /// An answer that is not 2xx, as JSON.
 #[derive(Debug)]
@@ -85,7 +90,8 @@ pub fn routes(service: Arc<Service>) -> Router {
     let known = Router::new()
         .route("/models", get(models))
         .route("/node", get(node))
-        .with_state(Arc::clone(&service));
+        .route("/shards/{id}/bring", post(bring))
+        .with_state(Bringing { service, room: Arc::new(Semaphore::new(BRINGING_MAX)) });
     let manifests =
         Router::new().route("/models/{id}/manifest", get(manifest)).with_state(objects.clone());
     shards(objects)
@@ -107,12 +113,48 @@ async fn other(uri: Uri) -> Response {
     })
 }
 
-async fn models(State(service): State<Arc<Service>>) -> Json<Vec<ModelInfo>> {
+/// The node, and how many objects pages may have it fetch at once.
+#[derive(Clone)]
+struct Bringing {
+    service: Arc<Service>,
+    room: Arc<Semaphore>,
+}
+
+async fn models(State(Bringing { service, .. }): State<Bringing>) -> Json<Vec<ModelInfo>> {
     Json(service.models())
 }
 
-async fn node(State(service): State<Arc<Service>>) -> Json<NodeInfo> {
+async fn node(State(Bringing { service, .. }): State<Bringing>) -> Json<NodeInfo> {
     Json(service.info())
+}
+
+/// `POST /shards/{id}/bring`: the node fetches an object of a model that it knows, so that a
+/// page can have what only another tab holds: tabs have no way to each other.
+async fn bring(State(state): State<Bringing>, Path(id): Path<String>) -> Response {
+    let bring = async {
+        let shard = id.parse().map_err(|error| Refused::bad_id(&error))?;
+        let room =
+            state.room.try_acquire().map_err(|_| Refused::busy("enough is being fetched"))?;
+        let brought = state.service.bring(shard).await;
+        drop(room);
+        match brought {
+            None => {
+                let error = format!("{shard}: no model known here has such a shard");
+                Err(Refused::new(StatusCode::NOT_FOUND, "not_found", error))
+            }
+            Some(Err(error)) => {
+                let (code, error) = (error.label(), error.to_string());
+                Err(Refused::new(StatusCode::BAD_GATEWAY, code, error))
+            }
+            Some(Ok(size)) => Ok(Json(Brought { size }).into_response()),
+        }
+    };
+    bring.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+#[derive(Serialize)]
+struct Brought {
+    size: u64,
 }
 
 /// `GET /models/{id}/manifest`: a manifest is an object like any other; its id is the model's.

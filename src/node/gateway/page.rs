@@ -10,7 +10,11 @@ const FILES: [(&str, &str, &[u8]); 5] = [
     ("/app.css", "text/css; charset=utf-8", include_bytes!("../../../web/dist/app.css")),
     ("/app.js", "text/javascript; charset=utf-8", include_bytes!("../../../web/dist/app.js")),
     ("/worker.js", "text/javascript; charset=utf-8", include_bytes!("../../../web/dist/worker.js")),
-    ("/licences.txt", "text/plain; charset=utf-8", include_bytes!("../../../web/dist/licences.txt")),
+    (
+        "/licences.txt",
+        "text/plain; charset=utf-8",
+        include_bytes!("../../../web/dist/licences.txt"),
+    ),
 ];
 
 /// The page runs its own scripts only, and may connect to peers anywhere.
