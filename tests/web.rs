@@ -123,7 +123,7 @@ fn pages_hash_as_nodes_do() {
 
 #[test]
 fn a_tab_fetches_proves_and_keeps() {
-    drive("page.test.mjs", "64 MiB over|without WebSocket");
+    drive("page.test.mjs", "64 MiB over|without WebSocket|browser forbids");
 }
 
 #[test]

@@ -133,9 +133,9 @@ export async function openBrowser (extra = []) {
 }
 
 /** A page with storage of its own. */
-export async function openTab (url, { via = 'auto', before = async () => {} } = {}) {
+export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
   browser ??= await openBrowser()
-  const context = await browser.newContext({ viewport: { width: 1100, height: 800 } })
+  const context = await (within ?? browser).newContext({ viewport: { width: 1100, height: 800 } })
   later(async () => { await context.close() })
   const page = await context.newPage()
   page.setDefaultTimeout(PATIENCE)

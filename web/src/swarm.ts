@@ -232,9 +232,10 @@ export class Swarm {
     this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
   }
 
-  /** Peers to ask for an object, the node of this page first. */
+  /** Peers to ask for an object, the node of this page first: not other tabs, which nobody can dial. */
   sources (model: string, bit: number): string[] {
-    const peers = new Set([this.node.peer_id, ...this.holders(model, bit)])
+    const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
+    const peers = new Set([this.node.peer_id, ...holders])
     return [...peers].filter((peer) => !this.banned.has(peer) && peer !== this.id)
   }
 
