@@ -222,3 +222,24 @@ async fn fsck(
 ) -> Result<Response, Refusal> {
     Ok(lines(service.fsck(&request)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_port_is_the_last_one_unless_it_is_taken_or_another_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let first = bind(any, dir.path()).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let second = bind(any, dir.path()).await.unwrap();
+        let other = second.local_addr().unwrap();
+        assert_ne!(address, other, "the first one is taken");
+        drop(second);
+        assert_eq!(bind(any, dir.path()).await.unwrap().local_addr().unwrap(), other);
+        assert!(bind(address, dir.path()).await.is_err(), "a port that is named is meant");
+        std::fs::write(dir.path().join("http.port"), "no port").unwrap();
+        assert!(bind(any, dir.path()).await.is_ok());
+    }
+}

@@ -1,3 +1,5 @@
+//! The gateway over HTTP, from objects in memory: ranges, proofs, refusals, limits.
+
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::super::{guard, shards};
