@@ -10,7 +10,8 @@ step() { printf '\n== %s\n' "$*"; }
 step "Debian packages"
 # mesa-vulkan-drivers: a software Vulkan driver (lavapipe), so that the wgpu kernels run without a GPU.
 # iproute2: network namespaces, in which nodes find each other by mDNS.
-packages=(mesa-vulkan-drivers iproute2)
+# chromium: drives the page that a node serves.
+packages=(mesa-vulkan-drivers iproute2 chromium)
 missing=()
 for package in "${packages[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
@@ -26,6 +27,14 @@ if ((${#missing[@]})); then
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"
 else
     echo "have: ${packages[*]}"
+fi
+
+step "npm packages of the page"
+if command -v npm >/dev/null; then
+    npm ci --prefix web --no-audit --no-fund
+    export DOPPLER_REQUIRE_WEB=1
+else
+    echo "skipped: npm is not installed; the page's tests will say so"
 fi
 
 step "formatting"

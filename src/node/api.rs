@@ -51,6 +51,21 @@ pub struct Status {
     pub uploaded_bytes: u64,
 }
 
+/// `GET /node`: what a page of this machine needs to join the swarm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub peer_id: String,
+    pub swarm: String,
+    pub version: String,
+    /// The swarm's gossip topic.
+    pub topic: String,
+    /// What peers must identify with.
+    pub protocol_version: String,
+    /// Where the node can be dialled.
+    pub addresses: Vec<String>,
+    pub peers: Vec<Peer>,
+}
+
 /// How the store has fared since the node started.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct StoreStatus {

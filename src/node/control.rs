@@ -1,7 +1,8 @@
 //! The control API: HTTP on loopback, JSON in and out, a bearer token from `control.json`.
 //!
 //! Refuses requests without the token, so that neither another user of the
-//! machine nor a web page can steer the node.
+//! machine nor a web page can steer the node. The gateway and the page
+//! (`gateway`), which only read, share its port and need none.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use super::api::{
     PublishRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::control_file;
+use super::gateway::{self, Connections};
 use super::identity::write_private;
 use super::service::Service;
 use super::trust::Untrusted;
@@ -47,9 +49,7 @@ impl ControlServer {
         data: &Path,
         service: Arc<Service>,
     ) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("the control API cannot listen on {listen}"))?;
+        let listener = bind(listen, data).await?;
         let address = listener.local_addr().context("the control API has no address")?;
         let mut secret = [0; 16];
         rand::rng().fill_bytes(&mut secret);
@@ -66,11 +66,15 @@ impl ControlServer {
             .route("/v1/store/rm", post(remove))
             .route("/v1/store/gc", post(gc))
             .route("/v1/store/fsck", post(fsck))
-            .with_state(service)
-            .layer(middleware::from_fn_with_state(Arc::new(format!("Bearer {token}")), authorise));
+            .with_state(Arc::clone(&service))
+            .route_layer(middleware::from_fn_with_state(
+                Arc::new(format!("Bearer {token}")),
+                authorise,
+            ))
+            .merge(gateway::routes(service));
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
-            axum::serve(listener, routes)
+            axum::serve(Connections::new(listener), routes)
                 .with_graceful_shutdown(async move {
                     let _ = stopped.await;
                 })
@@ -90,6 +94,30 @@ impl ControlServer {
         self.task.abort();
         let _ = self.task.await;
     }
+}
+
+/// Binds `listen`. With port 0 the port that was used last, if it is free: a page's storage
+/// belongs to its address, port included, so the address should outlive a restart.
+async fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
+    let file = data.join("http.port");
+    let last = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let again = last.filter(|_| listen.port() == 0).map(|port| SocketAddr::new(listen.ip(), port));
+    let listener = match again {
+        Some(again) => TcpListener::bind(again).await.ok(),
+        None => None,
+    };
+    let listener = match listener {
+        Some(listener) => listener,
+        None => TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("the control API cannot listen on {listen}"))?,
+    };
+    if listen.port() == 0 {
+        let port = listener.local_addr().context("the control API has no address")?.port();
+        // Without it the next start only has another address.
+        let _ = std::fs::write(&file, port.to_string());
+    }
+    Ok(listener)
 }
 
 async fn authorise(State(expected): State<Arc<String>>, request: Request, next: Next) -> Response {
@@ -196,4 +224,25 @@ async fn fsck(
     Json(request): Json<FsckRequest>,
 ) -> Result<Response, Refusal> {
     Ok(lines(service.fsck(&request)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_port_is_the_last_one_unless_it_is_taken_or_another_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let first = bind(any, dir.path()).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let second = bind(any, dir.path()).await.unwrap();
+        let other = second.local_addr().unwrap();
+        assert_ne!(address, other, "the first one is taken");
+        drop(second);
+        assert_eq!(bind(any, dir.path()).await.unwrap().local_addr().unwrap(), other);
+        assert!(bind(address, dir.path()).await.is_err(), "a port that is named is meant");
+        std::fs::write(dir.path().join("http.port"), "no port").unwrap();
+        assert!(bind(any, dir.path()).await.is_ok());
+    }
 }

@@ -42,7 +42,7 @@ impl std::fmt::Display for NodeEvent {
                 for address in addresses {
                     writeln!(f, "  listening on {address}")?;
                 }
-                write!(f, "  control API on http://{control}   (Ctrl-C stops)")
+                write!(f, "  open http://{control} in a browser on this machine   (Ctrl-C stops)")
             }
             Self::Model { id, name, bytes, publisher } => {
                 let (id, publisher) = (short(id), short(publisher));

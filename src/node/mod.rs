@@ -13,6 +13,7 @@ mod demo;
 mod embedded;
 mod engine;
 mod events;
+mod gateway;
 mod generation;
 mod identity;
 mod memory;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::address_book::{self, AddressBook};
 use super::api::{
-    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
+    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, NodeInfo, Peer,
     PublishReply, PublishRequest, Status, StoreStatus, TargetReply, TargetRequest, TierUse,
     Traffic,
 };
@@ -27,12 +27,12 @@ use super::identity;
 use super::storage::{self, StoredModel, Target};
 use super::swarm_key;
 use super::trust::{How, TrustStore};
-use crate::mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PeerInfo};
+use crate::mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
 use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
 use crate::store::ladder::{Ladder, LadderOptions};
 use crate::store::manifest::Manifest;
 use crate::store::signature::{PublicKey, SignedModel};
-use crate::store::{ModelId, Priority, ShardId};
+use crate::store::{ModelId, Priority, ReadError, ShardId, ShardServe};
 
 /// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
 const PULLS_AT_ONCE: usize = 2;
@@ -41,6 +41,8 @@ const LEARNING_MAX: usize = 4;
 
 /// Connected peers are looked at this often, at most, for addresses to keep.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
+/// How long an object may take that a page asks for: 64 MiB from a tab on a slow line.
+const BRING_MAX: Duration = Duration::from_secs(120);
 
 /// Everything a node is, for as long as it runs.
 pub struct Service {
@@ -208,6 +210,49 @@ impl Service {
             shards_held: info.shards_held,
         };
         self.mesh.peers().into_iter().map(peer).collect()
+    }
+
+    /// What this node gives to others, peers or the gateway.
+    pub fn serve(&self) -> Arc<dyn ShardServe> {
+        Arc::new(self.ladder.clone())
+    }
+
+    /// Brings an object of a known model here from peers, a tab among them, and keeps it as
+    /// long as there is room. `None` if no manifest known here names it, or its publisher is
+    /// not trusted.
+    ///
+    /// # Errors
+    /// As reads err: nobody has it, or nobody sent it within [`BRING_MAX`].
+    pub async fn bring(&self, shard: ShardId) -> Option<Result<u64, ReadError>> {
+        let (model, size) = self.catalog.list().into_iter().find_map(|(model, known)| {
+            let sizes = sizes(known.manifest.as_deref()?).ok()?;
+            sizes.into_iter().find(|(id, _)| *id == shard).map(|(_, size)| (model, size))
+        })?;
+        self.admit(model, &[], false).ok()?;
+        if !self.disk.is_whole(shard) {
+            let deadline = Some(Instant::now() + BRING_MAX);
+            let fetched = self.ladder.get_whole(shard, size, Priority::Bulk, deadline).await;
+            if let Err(error) = fetched {
+                return Some(Err(error));
+            }
+            if let Err(error) = self.ladder.flush().await {
+                return Some(Err(error.into()));
+            }
+        }
+        Some(Ok(size))
+    }
+
+    /// What a page needs to join the swarm.
+    pub fn info(&self) -> NodeInfo {
+        NodeInfo {
+            peer_id: self.peer_id(),
+            swarm: self.config.swarm.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            topic: topic(&self.config.swarm).unwrap_or_default(),
+            protocol_version: PROTOCOL_VERSION.to_owned(),
+            addresses: self.addresses(),
+            peers: self.peers(),
+        }
     }
 
     pub fn models(&self) -> Vec<ModelInfo> {

@@ -107,12 +107,46 @@ pub const fn outboard_bytes(size: u64) -> u64 {
     size.div_ceil(GROUP_BYTES).saturating_sub(1) * NODE_BYTES as u64
 }
 
+/// Bytes of the encoding of `range`, grown to whole groups, of an object of
+/// `size` bytes. `None` if the range lies outside the object.
+pub fn encoded_bytes(size: u64, range: ByteRange) -> Option<u64> {
+    let range = align(range, size)?;
+    let nodes = walk(size, range).filter(|item| matches!(item, BaoChunk::Parent { .. })).count();
+    Some(range.len() + (nodes * NODE_BYTES) as u64)
+}
+
 /// A bao response: parents and leaves in pre-order, without the size prefix.
 #[derive(Debug, Clone)]
 pub struct Encoded {
     /// The whole object's size in bytes.
     pub size: u64,
     pub bytes: Bytes,
+}
+
+impl Encoded {
+    /// The object's bytes in `range`, without the hash-tree nodes between them and without
+    /// copying; `self` must be the encoding of that range, else `None`.
+    pub fn data(&self, range: ByteRange) -> Option<Vec<Bytes>> {
+        let whole = align(range, self.size)?;
+        let mut parts = Vec::with_capacity((whole.len() / GROUP_BYTES) as usize + 1);
+        let mut place = 0;
+        for item in walk(self.size, whole) {
+            match item {
+                BaoChunk::Parent { .. } => place += NODE_BYTES,
+                BaoChunk::Leaf { start_chunk, size, .. } => {
+                    let at = start_chunk.to_bytes();
+                    let from = range.start().saturating_sub(at).min(size as u64) as usize;
+                    let to = range.end().saturating_sub(at).min(size as u64) as usize;
+                    if self.bytes.len() < place + size {
+                        return None;
+                    }
+                    parts.push(self.bytes.slice(place + from..place + to));
+                    place += size;
+                }
+            }
+        }
+        (place == self.bytes.len()).then_some(parts)
+    }
 }
 
 /// An object's inner hash-tree nodes. Not trusted: every use checks the nodes

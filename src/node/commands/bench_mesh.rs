@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use doppler_swarm::{Limits, Options, SwarmEvents, SwarmHandle};
+use doppler_swarm::{Options, SwarmEvents, SwarmHandle};
 use futures::{StreamExt, TryStreamExt};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};

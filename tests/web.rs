@@ -1,0 +1,137 @@
+//! The browser's page: that what is committed is what its sources build, and the tests of
+//! `tests/web/`, which drive it in Chromium against nodes.
+//!
+//! They need Node.js, the packages of `web/` (`npm ci`) and Chromium (`DOPPLER_CHROMIUM`, or
+//! where Debian has it). Without them they say so and pass, unless `DOPPLER_REQUIRE_WEB` is set.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::root;
+
+/// Where Chromium is; the reason, where something is missing.
+fn tools() -> Result<PathBuf, String> {
+    let node = Command::new("node").arg("--version").output();
+    if !node.is_ok_and(|said| said.status.success()) {
+        return Err("Node.js is not installed".into());
+    }
+    if !root().join("web/node_modules/esbuild").is_dir() {
+        return Err("the packages of web/ are not installed (npm ci)".into());
+    }
+    let chromium = std::env::var_os("DOPPLER_CHROMIUM")
+        .map_or_else(|| PathBuf::from("/usr/bin/chromium"), PathBuf::from);
+    if chromium.is_file() {
+        Ok(chromium)
+    } else {
+        Err(format!("{} is not installed", chromium.display()))
+    }
+}
+
+/// `None`, with the reason printed, where the test cannot run.
+fn chromium() -> Option<PathBuf> {
+    match tools() {
+        Ok(chromium) => Some(chromium),
+        Err(reason) if std::env::var_os("DOPPLER_REQUIRE_WEB").is_some() => panic!("{reason}"),
+        Err(reason) => {
+            eprintln!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn say(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+/// Runs the tests of one file of `tests/web/`, all or those whose names match.
+fn drive(file: &str, pattern: &str) {
+    let Some(chromium) = chromium() else { return };
+    let output = Command::new("node")
+        .args(["--test", "--test-concurrency=1", "--test-name-pattern", pattern])
+        .arg(root().join("tests/web").join(file))
+        .env("DOPPLER_NODE_BIN", env!("CARGO_BIN_EXE_doppler-node"))
+        .env("DOPPLER_CHROMIUM", chromium)
+        .env_remove("DOPPLER_DATA")
+        .env_remove("DOPPLER_LOG")
+        .output()
+        .unwrap();
+    let said = say(&output);
+    println!("{said}");
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("# pass 0"), "no test matches {pattern:?}");
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .map(|entry| {
+            (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn the_committed_page_is_what_its_sources_build() {
+    if chromium().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let web = root().join("web");
+    let output =
+        Command::new("node").arg("build.mjs").arg(dir.path()).current_dir(&web).output().unwrap();
+    assert!(output.status.success(), "{}", say(&output));
+    let (built, committed) = (files(dir.path()), files(&web.join("dist")));
+    let names = |files: &[(String, Vec<u8>)]| {
+        files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&built), names(&committed));
+    for ((name, built), (_, committed)) in built.iter().zip(&committed) {
+        assert!(built == committed, "web/dist/{name} is not what web/src builds: npm run build");
+    }
+    let check = web.join("node_modules/.bin/tsc");
+    let output = Command::new(check).arg("--noEmit").current_dir(&web).output().unwrap();
+    assert!(output.status.success(), "{}", say(&output));
+}
+
+#[test]
+fn packages_come_from_the_public_registry_with_permissive_licences() {
+    let lock = std::fs::read(root().join("web/package-lock.json")).unwrap();
+    let lock: serde_json::Value = serde_json::from_slice(&lock).unwrap();
+    let packages = lock["packages"].as_object().unwrap();
+    assert!(packages.len() > 20, "{} packages", packages.len());
+    for (name, package) in packages {
+        if let Some(from) = package["resolved"].as_str() {
+            assert!(from.starts_with("https://registry.npmjs.org/"), "{name}: {from}");
+        }
+        let licence = package["license"].as_str().unwrap_or_default();
+        let permissive =
+            ["MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "BSD-2-Clause", "0BSD", "WTFPL"];
+        assert!(permissive.iter().any(|one| licence.contains(one)), "{name}: {licence:?}");
+    }
+}
+
+#[test]
+fn pages_hash_as_nodes_do() {
+    drive("tree.test.mjs", ".");
+}
+
+#[test]
+fn a_tab_fetches_proves_and_keeps() {
+    drive("page.test.mjs", "64 MiB over|without WebSocket|browser forbids");
+}
+
+#[test]
+fn a_tab_refuses_wrong_bytes_and_resumes() {
+    drive("page.test.mjs", "wrong byte|breaks off|quota");
+}
+
+#[test]
+fn a_tab_serves_nodes_and_can_be_used() {
+    drive("page.test.mjs", "native node|between them|two tabs|keyboard");
+}

@@ -1,0 +1,79 @@
+// The page: starts the worker, joins the swarm, and keeps the view true.
+
+import { Keeper, type Listed } from './keeper.ts'
+import { Backroom } from './messages.ts'
+import { type NodeInfo, Swarm, type Via } from './swarm.ts'
+import { View } from './view.ts'
+
+const POLL_MS = 2000
+const VIAS: Via[] = ['auto', 'gateway', 'websocket', 'webrtc']
+
+async function get<T> (path: string): Promise<T> {
+  const response = await fetch(path, { signal: AbortSignal.timeout(10_000) })
+  if (!response.ok) throw new Error(`${path}: ${response.status}`)
+  return await response.json()
+}
+
+async function main (): Promise<void> {
+  const asked = new URLSearchParams(location.search).get('via') as Via
+  const via = VIAS.includes(asked) ? asked : 'auto'
+  const view = new View(via)
+  const backroom = new Backroom(new Worker('/worker.js', { type: 'module' }))
+  let node: NodeInfo
+  let started: Awaited<ReturnType<typeof backroom.ask<'start'>>>
+  try {
+    node = await get<NodeInfo>('/node')
+    started = await backroom.ask('start', {})
+  } catch (error) {
+    view.fail(error as Error)
+    return
+  }
+  let swarm: Swarm | null = null
+  try {
+    swarm = await Swarm.join(node, started.key, via, backroom)
+  } catch (error) {
+    view.fail(error as Error)
+  }
+  const keeper = new Keeper(backroom, swarm, via, started.slot)
+  if (swarm !== null) swarm.holdings = () => keeper.holdings()
+
+  let drawing = false
+  let reachable = true
+  const estimate = { quota: 0, usage: 0, persisted: started.persisted }
+  const draw = (): void => {
+    if (drawing) return
+    drawing = true
+    const paint = (): void => {
+      drawing = false
+      view.draw({ node, reachable, swarm, keeper, estimate, slot: started.slot })
+    }
+    // A hidden tab is given no frames, but its state is looked at by scripts.
+    if (document.hidden) setTimeout(paint, 200)
+    else requestAnimationFrame(paint)
+  }
+  keeper.changed = draw
+  if (swarm !== null) swarm.changed = draw
+  view.on({
+    keep: (id) => { void keeper.keep(id) },
+    pause: (id) => { keeper.pause(id) },
+    remove: (id) => { void keeper.remove(id) }
+  })
+  // For scripts and the console.
+  Object.assign(globalThis, { doppler: { keeper, swarm } })
+
+  for (;;) {
+    try {
+      node = await get<NodeInfo>('/node')
+      swarm?.update(node)
+      await keeper.learn(await get<Listed[]>('/models'))
+      reachable = true
+    } catch {
+      reachable = false
+    }
+    Object.assign(estimate, await backroom.ask('estimate', {}).catch(() => ({})))
+    draw()
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+  }
+}
+
+void main()

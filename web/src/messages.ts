@@ -1,0 +1,78 @@
+// What the page asks of its worker, and what it is answered.
+
+import type { Held } from './store.ts'
+
+export interface Ask {
+  start: Record<string, never>
+  /** `size` is null where only the id is known: a manifest. */
+  download: { id: string, size: number | null, base: string }
+  piece: { id: string, size: number, start: number, end: number, bytes: Uint8Array }
+  cancel: { call: number }
+  held: { id: string }
+  missing: { id: string, size: number, longest: number }
+  encode: { id: string, start: number, end: number }
+  read: { id: string }
+  room: { bytes: number, objects: number }
+  remove: { id: string }
+  estimate: Record<string, never>
+}
+
+export interface Answer {
+  start: { slot: number, key: Uint8Array, held: Held[], persisted: boolean }
+  download: { size: number, received: number, seconds: number }
+  piece: void
+  cancel: void
+  held: Held | null
+  missing: Array<[number, number]>
+  encode: { size: number, bytes: Uint8Array<ArrayBuffer> }
+  read: Uint8Array<ArrayBuffer>
+  room: void
+  remove: void
+  estimate: { quota: number, usage: number, persisted: boolean }
+}
+
+/** An error that names what went wrong, beside saying it. */
+export class Failure extends Error {
+  constructor (readonly code: string, message: string) {
+    super(message)
+  }
+}
+
+interface Waiting {
+  resolve: (answer: never) => void
+  reject: (error: Failure) => void
+  progress?: (bytes: number) => void
+}
+
+/** The page's end. */
+export class Backroom {
+  private readonly waiting = new Map<number, Waiting>()
+  private calls = 0
+
+  constructor (private readonly worker: Worker) {
+    worker.onmessage = ({ data }) => {
+      const waiting = this.waiting.get(data.call)
+      if (data.progress !== undefined) {
+        waiting?.progress?.(data.progress)
+        return
+      }
+      this.waiting.delete(data.call)
+      if (data.error !== undefined) waiting?.reject(new Failure(data.error.code, data.error.message))
+      else waiting?.resolve(data.answer as never)
+    }
+    worker.onerror = (event) => {
+      for (const { reject } of this.waiting.values()) reject(new Failure('worker', event.message))
+      this.waiting.clear()
+    }
+  }
+
+  async ask<K extends keyof Ask> (kind: K, ask: Ask[K], options: { transfer?: Transferable[], progress?: (bytes: number) => void, signal?: AbortSignal } = {}): Promise<Answer[K]> {
+    const call = ++this.calls
+    const answer = new Promise<Answer[K]>((resolve, reject) => {
+      this.waiting.set(call, { resolve, reject, progress: options.progress })
+    })
+    options.signal?.addEventListener('abort', () => { void this.ask('cancel', { call }) }, { once: true })
+    this.worker.postMessage({ call, kind, ask }, options.transfer ?? [])
+    return await answer
+  }
+}

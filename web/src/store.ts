@@ -1,0 +1,281 @@
+// The tab's disk: one file per object in the origin private file system, named `ID-SIZE`:
+// the object's bytes, then its hash-tree nodes, then a byte for each group that is held.
+//
+// Invariant: a group counts as held only once it was proved; what is read back is proved
+// again before it leaves the tab, and what fails is no longer held. Runs in a worker only
+// (synchronous handles). Refuses: what the browser's quota has no room for, before it starts.
+
+import { type Blake3, GROUP } from './blake3.ts'
+import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, WrongBytes } from './tree.ts'
+
+/** Files open at once; the least recently used is closed. */
+const OPEN_MAX = 32
+/** Bytes put together for one write: each is a message to another process of the browser. */
+const WRITE_BYTES = 1024 * 1024
+/** Bytes written between two flushes: a crash of the machine loses at most these. */
+const FLUSH_BYTES = 16 * 1024 * 1024
+/** Left free of the quota: the browser's own bookkeeping. */
+const RESERVE = 4 * 1024 * 1024
+
+export class StoreError extends Error {
+  constructor (readonly code: 'quota' | 'not_held' | 'too_large' | 'busy', message: string) {
+    super(message)
+  }
+}
+
+interface File {
+  handle: FileSystemSyncAccessHandle
+  size: number
+  have: Uint8Array
+  /** The hash-tree nodes, as they are or will be on the disk. */
+  nodes: Uint8Array
+  unflushed: number
+}
+
+export interface Held { id: string, size: number, bytes: number }
+
+export class Store {
+  private readonly open = new Map<string, File>()
+  private readonly opening = new Map<string, Promise<File>>()
+  /** Sizes of the objects that have a file. */
+  private readonly sizes = new Map<string, number>()
+
+  private constructor (private readonly blake3: Blake3, private readonly dir: FileSystemDirectoryHandle) {}
+
+  static async start (blake3: Blake3, name: string): Promise<Store> {
+    const root = await navigator.storage.getDirectory()
+    const store = new Store(blake3, await root.getDirectoryHandle(name, { create: true }))
+    for await (const entry of (store.dir as any).keys() as AsyncIterable<string>) {
+      const match = /^([0-9a-f]{64})-(\d{1,8})$/.exec(entry)
+      if (match != null && Number(match[2]) <= OBJECT_MAX) store.sizes.set(match[1], Number(match[2]))
+    }
+    return store
+  }
+
+  /** A small file of the tab's own, such as its key. */
+  async note (name: string, make: () => Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
+    const file = await this.dir.getFileHandle(name, { create: true })
+    const handle = await file.createSyncAccessHandle()
+    try {
+      const bytes = new Uint8Array(handle.getSize())
+      if (bytes.length > 0) {
+        handle.read(bytes, { at: 0 })
+        return bytes
+      }
+      const made = make()
+      handle.write(made, { at: 0 })
+      handle.flush()
+      return made
+    } finally {
+      handle.close()
+    }
+  }
+
+  async list (): Promise<Held[]> {
+    const held: Held[] = []
+    for (const [id, size] of this.sizes) {
+      const { have } = await this.file(id, size)
+      held.push({ id, size, bytes: heldBytes(have, size) })
+    }
+    return held
+  }
+
+  async held (id: string): Promise<Held | null> {
+    const size = this.sizes.get(id)
+    if (size === undefined) return null
+    return { id, size, bytes: heldBytes((await this.file(id, size)).have, size) }
+  }
+
+  /** Stretches of whole groups that are not held, none longer than `longest` bytes or across its multiples. */
+  async missing (id: string, size: number, longest: number): Promise<Array<[number, number]>> {
+    const known = this.sizes.get(id) === size
+    const have = known ? (await this.file(id, size)).have : new Uint8Array(groupsOf(size))
+    const stretches: Array<[number, number]> = []
+    have.forEach((held, group) => {
+      if (held !== 0) return
+      const [start, end] = [group * GROUP, Math.min(size, (group + 1) * GROUP)]
+      const last = stretches[stretches.length - 1]
+      if (last !== undefined && last[1] === start && start % longest !== 0) last[1] = end
+      else stretches.push([start, end])
+    })
+    return stretches
+  }
+
+  /** Makes sure that an object will fit, before any of it is fetched. */
+  async reserve (id: string, size: number): Promise<void> {
+    if (size > OBJECT_MAX) throw new StoreError('too_large', `${size} bytes is more than an object may have`)
+    if (this.sizes.get(id) === size) return
+    await this.room(fileBytes(size), 1)
+  }
+
+  /** Errs unless `bytes` more fit into the browser's quota. */
+  async room (bytes: number, objects: number): Promise<void> {
+    const { quota = 0, usage = 0 } = await navigator.storage.estimate()
+    const free = Math.max(0, quota - usage - RESERVE)
+    if (bytes > free) {
+      throw new StoreError('quota', `this browser gives the page ${mib(quota)} MiB, of which ${mib(free)} MiB are free, ` +
+        `but ${objects === 1 ? 'the shard needs' : `${objects} shards need`} ${mib(bytes)} MiB: free disk space, remove another model here, or keep fewer shards`)
+    }
+  }
+
+  /** Where proved parts of an object go. */
+  async sink (id: string, size: number): Promise<Sink & { end: () => void }> {
+    await this.reserve(id, size)
+    const file = await this.file(id, size)
+    const put = (bytes: Uint8Array, at: number): void => {
+      try {
+        if (file.handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
+      } catch (error) {
+        if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
+        throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
+      }
+    }
+    const { nodes, have } = file
+    // What was proved and is not written: groups that follow each other, and nodes among which
+    // are all new ones. A group counts as held when its bytes are on the way to the disk.
+    const waiting = new Uint8Array(Math.min(WRITE_BYTES, Math.max(size, 1)))
+    let [first, next, bytes, low, high] = [0, 0, 0, nodes.length, 0]
+    const write = (): void => {
+      if (bytes === 0) return
+      put(waiting.subarray(0, bytes), first * GROUP)
+      if (low < high) put(nodes.subarray(low, high), size + low)
+      have.fill(1, first, next)
+      put(have.subarray(first, next), haveAt(size) + first)
+      file.unflushed += bytes
+      ;[bytes, low, high] = [0, nodes.length, 0]
+      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+    }
+    return {
+      node: (index, pair) => {
+        const at = index * NODE
+        if (pair.every((byte, i) => nodes[at + i] === byte)) return
+        nodes.set(pair, at)
+        ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
+      },
+      group: (group, part) => {
+        if (bytes + part.length > waiting.length || (bytes > 0 && group !== next)) write()
+        if (bytes === 0) first = group
+        waiting.set(part, bytes)
+        bytes += part.length
+        next = group + 1
+        if (bytes === waiting.length) write()
+      },
+      end: () => {
+        write()
+        this.flush(file)
+      }
+    }
+  }
+
+  private flush (file: File): void {
+    if (file.unflushed > 0) file.handle.flush()
+    file.unflushed = 0
+  }
+
+  /** The encoding of a range that is held, proved as it is read; empty if it ends outside the object. */
+  async encode (id: string, start: number, end: number): Promise<{ size: number, bytes: Uint8Array<ArrayBuffer> }> {
+    const size = this.sizes.get(id)
+    if (size === undefined) throw new StoreError('not_held', 'not held here')
+    if (end > Math.max(size, 1)) return { size, bytes: new Uint8Array(0) }
+    const file = await this.file(id, size)
+    const to = Math.min(end, size)
+    for (let group = Math.floor(start / GROUP); group * GROUP < to; group++) {
+      if (file.have[group] === 0) throw new StoreError('not_held', 'not all of it is held here')
+    }
+    try {
+      const from = Math.floor(start / GROUP) * GROUP
+      const stored = new Uint8Array(Math.min(size, Math.ceil(to / GROUP) * GROUP) - from)
+      file.handle.read(stored, { at: from })
+      const bytes = encode(this.blake3, unhex(id), size, start, to, (index) => file.nodes.subarray(index * NODE, (index + 1) * NODE),
+        (item, into) => { into.set(stored.subarray(item.at - from, item.at - from + item.length)) })
+      return { size, bytes }
+    } catch (error) {
+      if (!(error instanceof WrongBytes)) throw error
+      // Which of the range is bad is not worth knowing: all of it is fetched again.
+      for (let group = Math.floor(start / GROUP); group * GROUP < to; group++) file.have[group] = 0
+      file.handle.write(file.have as Uint8Array<ArrayBuffer>, { at: haveAt(size) })
+      file.handle.flush()
+      throw new StoreError('not_held', `damaged here: ${error.message}`)
+    }
+  }
+
+  /** A whole object's bytes, proved: a manifest. */
+  async read (id: string): Promise<Uint8Array<ArrayBuffer>> {
+    const size = this.sizes.get(id) ?? 0
+    await this.encode(id, 0, Math.max(1, size))
+    const bytes = new Uint8Array(size)
+    const file = await this.file(id, size)
+    file.handle.read(bytes, { at: 0 })
+    return bytes
+  }
+
+  async remove (id: string): Promise<void> {
+    const size = this.sizes.get(id)
+    if (size === undefined) return
+    const name = `${id}-${size}`
+    this.open.get(name)?.handle.close()
+    this.open.delete(name)
+    this.sizes.delete(id)
+    await this.dir.removeEntry(name)
+  }
+
+  private async file (id: string, size: number): Promise<File> {
+    const name = `${id}-${size}`
+    const known = this.open.get(name)
+    if (known !== undefined) {
+      this.open.delete(name)
+      this.open.set(name, known)
+      return known
+    }
+    let opening = this.opening.get(name)
+    if (opening === undefined) {
+      opening = this.openFile(name, id, size).finally(() => { this.opening.delete(name) })
+      this.opening.set(name, opening)
+    }
+    return await opening
+  }
+
+  private async openFile (name: string, id: string, size: number): Promise<File> {
+    const other = this.sizes.get(id)
+    if (other !== undefined && other !== size) await this.remove(id)
+    const handle = await (await this.dir.getFileHandle(name, { create: true })).createSyncAccessHandle()
+    const have = new Uint8Array(groupsOf(size))
+    // The last byte takes the file's room. What the browser says of its quota is rounded for
+    // privacy, so only this tells, before anything is fetched, whether there is any.
+    let room = true
+    try {
+      room = handle.getSize() >= fileBytes(size) || handle.write(new Uint8Array(1), { at: fileBytes(size) - 1 }) === 1
+    } catch {
+      room = false
+    }
+    if (!room) {
+      handle.close()
+      await this.dir.removeEntry(name).catch(() => {})
+      throw new StoreError('quota', `this browser has no room for a shard of ${mib(size)} MiB: free disk space or remove another model here`)
+    }
+    handle.read(have, { at: haveAt(size) })
+    const nodes = new Uint8Array(haveAt(size) - size)
+    handle.read(nodes, { at: size })
+    const file = { handle, size, have, nodes, unflushed: 0 }
+    this.open.set(name, file)
+    this.sizes.set(id, size)
+    for (const [old, { handle, unflushed }] of this.open) {
+      if (this.open.size <= OPEN_MAX) break
+      if (old === name || unflushed > 0) continue
+      handle.close()
+      this.open.delete(old)
+    }
+    return file
+  }
+}
+
+const mib = (bytes: number): string => (bytes / 1048576).toFixed(bytes < 10485760 ? 1 : 0)
+const haveAt = (size: number): number => size + (groupsOf(size) - 1) * NODE
+const fileBytes = (size: number): number => haveAt(size) + groupsOf(size)
+
+function heldBytes (have: Uint8Array, size: number): number {
+  let groups = 0
+  for (const held of have) groups += held !== 0 ? 1 : 0
+  const short = groupsOf(size) * GROUP - size
+  return groups * GROUP - (have[have.length - 1] !== 0 ? short : 0)
+}

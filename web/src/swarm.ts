@@ -1,0 +1,332 @@
+// The tab in the swarm: connections, gossip of holdings, and both ends of the shard protocol.
+// Stays on the page's thread (WebRTC does not exist in workers); bytes go to the worker.
+
+import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
+import { type GossipSub, gossipsub } from '@libp2p/gossipsub'
+import { type Identify, identify } from '@libp2p/identify'
+import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
+import { noise } from '@libp2p/noise'
+import { peerIdFromString } from '@libp2p/peer-id'
+import { type Ping, ping } from '@libp2p/ping'
+import { webRTCDirect } from '@libp2p/webrtc'
+import { webSockets } from '@libp2p/websockets'
+import { yamux } from '@libp2p/yamux'
+import { multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+import { type Backroom, Failure } from './messages.ts'
+import { Exchange } from './stream.ts'
+import { hex, unhex } from './tree.ts'
+import { decodeEnvelope, decodeReply, decodeRequest, encodeHoldings, encodeReply, encodeRequest, frameLength, type ModelHoldings, SHARD_PROTOCOL, Status, STATUS_NAMES } from './wire.ts'
+
+const ANNOUNCE_MS = 10_000
+const LEASE_MS = 35_000
+const SETTLE_MS = 200
+const REDIAL_MS = 2000
+const KEEP_ALIVE_MS = 10_000
+const DIAL_MS = 15_000
+/** Peers whose holdings are remembered. */
+const MEMBERS_MAX = 256
+const STREAMS_PER_PEER_MAX = 32
+const IDLE_STREAMS_MAX = 4
+const IDLE_STREAM_SERVER_MS = 60_000
+/** Replies made at once. */
+const SERVING_MAX = 4
+
+export interface NodeInfo {
+  peer_id: string
+  swarm: string
+  version: string
+  topic: string
+  protocol_version: string
+  addresses: string[]
+  peers: Array<{ id: string, agent: string, addresses: string[], shards_held: number, score: number, bytes_in: number, bytes_out: number }>
+}
+
+export type Via = 'auto' | 'gateway' | 'websocket' | 'webrtc'
+
+interface Member { sequence: number, addresses: string[], models: Map<string, { objects: Uint8Array, manifest: boolean, until: number }> }
+
+/** What an address is dialled with; null if a tab cannot. */
+export function carrierOf (address: string): 'websocket' | 'webrtc' | null {
+  if (/\/wss?(\/|$)/.test(address)) return 'websocket'
+  return address.includes('/webrtc-direct/certhash/') ? 'webrtc' : null
+}
+
+export class Swarm {
+  private readonly members = new Map<string, Member>()
+  private readonly idle = new Map<string, Exchange[]>()
+  private readonly banned = new Set<string>()
+  private announcing: ReturnType<typeof setTimeout> | undefined
+  private sequence = 0
+  private serving = 0
+  private readonly waitingToServe: Array<() => void> = []
+  sent = 0
+  served = 0
+  lastError = ''
+  /** What this tab holds, for gossip. */
+  holdings: () => ModelHoldings[] = () => []
+  changed: () => void = () => {}
+
+  private constructor (
+    private readonly libp2p: Libp2p<{ gossip: GossipSub, identify: Identify, ping: Ping }>,
+    private node: NodeInfo, private readonly via: Via, private readonly backroom: Backroom
+  ) {}
+
+  static async join (node: NodeInfo, seed: Uint8Array, via: Via, backroom: Backroom): Promise<Swarm> {
+    const direct = webRTCDirect({ dataChannel: { maxMessageSize: 8192, finAckTimeout: 300 } })
+    const transports = via === 'websocket' ? [webSockets()] : via === 'webrtc' ? [direct] : [webSockets(), direct]
+    const libp2p = await createLibp2p({
+      privateKey: await generateKeyPairFromSeed('Ed25519', seed),
+      nodeInfo: { name: 'doppler-web', version: node.version, userAgent: `doppler-web/${node.version}` },
+      addresses: { listen: [] },
+      transports,
+      connectionEncrypters: [noise()],
+      streamMuxers: [yamux()],
+      // The browser's default refuses loopback and plain WebSockets, which is where nodes are.
+      connectionGater: { denyDialMultiaddr: () => false },
+      // It would take a node's late answer to a close for a dead connection.
+      connectionMonitor: { enabled: false },
+      services: {
+        identify: (components: Parameters<ReturnType<typeof identify>>[0]) => {
+          const service = identify()(components)
+          // Nodes disconnect whoever names another protocol; the package has no option for it.
+          ;(service as unknown as { host: { protocolVersion: string } }).host.protocolVersion = node.protocol_version
+          return service
+        },
+        ping: ping(),
+        gossip: gossipsub({ allowPublishToZeroTopicPeers: true, fallbackToFloodsub: false, emitSelf: false })
+      }
+    })
+    const swarm = new Swarm(libp2p as never, node, via, backroom)
+    await swarm.start()
+    return swarm
+  }
+
+  get id (): string {
+    return this.libp2p.peerId.toString()
+  }
+
+  /** The tab's connections: peer, and what carries them. */
+  connections (): Array<{ peer: string, carrier: string, since: number }> {
+    return this.libp2p.getConnections().map((connection) => ({
+      peer: connection.remotePeer.toString(),
+      carrier: carrierOf(connection.remoteAddr.toString()) ?? 'other',
+      since: connection.timeline.open
+    }))
+  }
+
+  update (node: NodeInfo): void {
+    this.node = node
+  }
+
+  private async start (): Promise<void> {
+    const { gossip } = this.libp2p.services
+    gossip.addEventListener('gossipsub:message', ({ detail: { msg } }) => {
+      if (msg.topic !== this.node.topic || msg.type !== 'signed') return
+      try {
+        this.hear(msg.from, msg.data)
+      } catch (error) {
+        this.lastError = `gossip: ${(error as Error).message}`
+      }
+    })
+    gossip.subscribe(this.node.topic)
+    gossip.addEventListener('subscription-change', () => { this.announceSoon() })
+    this.libp2p.addEventListener('peer:connect', () => { this.changed() })
+    this.libp2p.addEventListener('peer:disconnect', ({ detail }) => {
+      this.idle.delete(detail.toString())
+      this.changed()
+    })
+    await this.libp2p.handle(SHARD_PROTOCOL, (stream, connection) => {
+      void this.serve(stream, connection).catch((error: Error) => {
+        this.lastError = `serving: ${error.message}`
+        stream.abort(error)
+      })
+    }, { maxInboundStreams: STREAMS_PER_PEER_MAX * 4 })
+    void this.keepConnected()
+    setInterval(() => { this.announce() }, ANNOUNCE_MS)
+    setInterval(() => {
+      for (const connection of this.libp2p.getConnections()) {
+        this.libp2p.services.ping.ping(connection.remotePeer, { signal: AbortSignal.timeout(KEEP_ALIVE_MS) }).catch(() => {})
+      }
+    }, KEEP_ALIVE_MS)
+  }
+
+  /** The node of this page, now and whenever the connection breaks. */
+  private async keepConnected (): Promise<never> {
+    for (;;) {
+      const id = this.node.peer_id
+      if (this.libp2p.getConnections(peerIdFromString(id)).length === 0) {
+        try {
+          await this.dial(id, this.node.addresses)
+          this.lastError = ''
+        } catch (error) {
+          this.lastError = (error as Error).message
+        }
+        this.changed()
+      }
+      await new Promise((resolve) => setTimeout(resolve, REDIAL_MS))
+    }
+  }
+
+  /** WebSocket first: it is at least as fast, and no browser forbids it; then WebRTC-direct. */
+  private async dial (peer: string, addresses: string[]): Promise<Connection> {
+    let last: Error = new Error(`${peer} has no address that a browser can dial`)
+    const host = location.hostname
+    const near = (address: string): number => address.includes(`/${host === 'localhost' ? '127.0.0.1' : host}/`) ? 0 : 1
+    for (const carrier of ['websocket', 'webrtc'] as const) {
+      if (this.via !== 'auto' && this.via !== 'gateway' && this.via !== carrier) continue
+      const fit = addresses.filter((address) => carrierOf(address) === carrier).sort((a, b) => near(a) - near(b))
+      for (const address of fit.slice(0, 4)) {
+        const full = address.includes('/p2p/') ? address : `${address}/p2p/${peer}`
+        try {
+          return await this.libp2p.dial(multiaddr(full), { signal: AbortSignal.timeout(DIAL_MS) })
+        } catch (error) {
+          last = error as Error
+        }
+      }
+    }
+    throw last
+  }
+
+  private hear (from: PeerId, data: Uint8Array): void {
+    const holdings = decodeEnvelope(data)
+    const author = from.toString()
+    // Nobody speaks for another.
+    if (holdings === null || hex(holdings.peer) !== hex(from.toMultihash().bytes)) return
+    const member = this.members.get(author) ?? { sequence: 0, addresses: [], models: new Map() }
+    if (holdings.sequence <= member.sequence) return
+    member.sequence = holdings.sequence
+    member.addresses = holdings.addresses
+    const until = Date.now() + holdings.leaseMs
+    for (const { model, manifest, objects } of holdings.models) {
+      member.models.set(hex(model), { manifest, objects: objects.slice(), until })
+    }
+    // The longest known stay last; the first one gives way.
+    this.members.delete(author)
+    this.members.set(author, member)
+    const first = this.members.keys().next().value
+    if (this.members.size > MEMBERS_MAX && first !== undefined) this.members.delete(first)
+    this.changed()
+  }
+
+  /** Peers whose leases say that they hold object `bit` of a model. */
+  holders (model: string, bit: number): string[] {
+    const now = Date.now()
+    return [...this.members].filter(([, member]) => {
+      const entry = member.models.get(model)
+      return entry !== undefined && entry.until > now && ((entry.objects[bit >> 3] ?? 0) >> (bit & 7) & 1) === 1
+    }).map(([peer]) => peer)
+  }
+
+  announceSoon (): void {
+    this.announcing ??= setTimeout(() => { this.announce() }, SETTLE_MS)
+  }
+
+  private announce (): void {
+    clearTimeout(this.announcing)
+    this.announcing = undefined
+    const models = this.holdings()
+    if (models.length === 0) return
+    this.sequence = Math.max(this.sequence + 1, Date.now())
+    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: LEASE_MS, addresses: [], models })
+    this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
+  }
+
+  /** Peers to ask for an object, the node of this page first: not other tabs, which nobody can dial. */
+  sources (model: string, bit: number): string[] {
+    const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
+    const peers = new Set([this.node.peer_id, ...holders])
+    return [...peers].filter((peer) => !this.banned.has(peer) && peer !== this.id)
+  }
+
+  /** A range of an object from a peer: the encoding, not proved yet. */
+  async ask (peer: string, id: string, start: number, end: number): Promise<{ size: number, bytes: Uint8Array }> {
+    const exchange = await this.exchange(peer)
+    try {
+      await exchange.write(encodeRequest({ root: unhex(id), start, end }))
+      const reply = decodeReply(await exchange.read(frameLength(await exchange.read(2))))
+      if (reply.status !== Status.OK) {
+        this.keep(peer, exchange)
+        throw new Failure(STATUS_NAMES[reply.status] ?? 'unknown', `peer ${short(peer)} says: ${STATUS_NAMES[reply.status] ?? reply.status}`)
+      }
+      const bytes = await exchange.read(reply.length)
+      this.keep(peer, exchange)
+      return { size: reply.size, bytes }
+    } catch (error) {
+      if (!(error instanceof Failure)) exchange.abort(error as Error)
+      throw error
+    }
+  }
+
+  private keep (peer: string, exchange: Exchange): void {
+    const idle = this.idle.get(peer) ?? []
+    if (idle.length < IDLE_STREAMS_MAX) idle.push(exchange)
+    else exchange.abort(new Error('enough'))
+    this.idle.set(peer, idle)
+  }
+
+  private async exchange (peer: string): Promise<Exchange> {
+    const idle = this.idle.get(peer) ?? []
+    for (let exchange = idle.pop(); exchange !== undefined; exchange = idle.pop()) {
+      if (exchange.open) return exchange
+    }
+    const id = peerIdFromString(peer)
+    const open = this.libp2p.getConnections(id)[0]
+    const connection = open ?? await this.dial(peer, peer === this.node.peer_id ? this.node.addresses : this.members.get(peer)?.addresses ?? [])
+    const stream = await connection.newStream(SHARD_PROTOCOL, { signal: AbortSignal.timeout(DIAL_MS), maxOutboundStreams: STREAMS_PER_PEER_MAX })
+    return new Exchange(stream)
+  }
+
+  /** A peer that sent wrong bytes is not asked again. */
+  ban (peer: string): void {
+    this.banned.add(peer)
+    if (peer !== this.node.peer_id) this.libp2p.hangUp(peerIdFromString(peer)).catch(() => {})
+  }
+
+  get bans (): number {
+    return this.banned.size
+  }
+
+  private async serve (stream: Stream, connection: Connection): Promise<void> {
+    const exchange = new Exchange(stream)
+    while (exchange.open && connection.status === 'open') {
+      const length = await exchange.read(2, IDLE_STREAM_SERVER_MS).catch(() => null)
+      if (length === null) return
+      const { root, start, end } = decodeRequest(await exchange.read(frameLength(length)))
+      await this.turn(async () => {
+        let reply: { size: number, bytes: Uint8Array }
+        try {
+          reply = await this.backroom.ask('encode', { id: hex(root), start, end })
+        } catch (error) {
+          const status = (error as Failure).code === 'not_held' ? Status.NOT_FOUND : Status.FAILED
+          await exchange.write(encodeReply({ status, size: 0, length: 0 }))
+          return
+        }
+        if (reply.bytes.length === 0) {
+          await exchange.write(encodeReply({ status: Status.OUT_OF_RANGE, size: reply.size, length: 0 }))
+          return
+        }
+        await exchange.write(encodeReply({ status: Status.OK, size: reply.size, length: reply.bytes.length }))
+        await exchange.write(reply.bytes)
+        this.sent += reply.bytes.length
+        this.served += 1
+        this.changed()
+      })
+    }
+  }
+
+  /** At most `SERVING_MAX` replies at once; the others wait for their turn. */
+  private async turn (work: () => Promise<void>): Promise<void> {
+    if (this.serving >= SERVING_MAX) await new Promise<void>((resolve) => this.waitingToServe.push(resolve))
+    else this.serving += 1
+    try {
+      await work()
+    } finally {
+      const next = this.waitingToServe.shift()
+      if (next === undefined) this.serving -= 1
+      else next()
+    }
+  }
+}
+
+export const short = (id: string): string => id.length > 14 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id

@@ -1,0 +1,203 @@
+// What is seen: plain DOM, redrawn from state. Text only ever enters as text.
+
+import type { Keeper, Model } from './keeper.ts'
+import { type NodeInfo, short, type Swarm, type Via } from './swarm.ts'
+
+export interface Shown {
+  node: NodeInfo
+  reachable: boolean
+  swarm: Swarm | null
+  keeper: Keeper
+  estimate: { quota: number, usage: number, persisted: boolean }
+  slot: number
+}
+
+interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void }
+
+const CARRIERS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'WebRTC', other: 'other' }
+/** Cells drawn for one model. */
+const CELLS_MAX = 512
+
+export function size (bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  let unit = 0
+  while (bytes >= 1024 && unit < units.length - 1) {
+    bytes /= 1024
+    unit += 1
+  }
+  return `${unit === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)} ${units[unit]}`
+}
+
+const find = (id: string): HTMLElement => document.getElementById(id) as HTMLElement
+
+function say (element: HTMLElement, text: string): void {
+  // Only what changed: a live region speaks each change.
+  if (element.textContent !== text) element.textContent = text
+}
+
+function make (tag: string, className: string, text = ''): HTMLElement {
+  const element = document.createElement(tag)
+  element.className = className
+  element.textContent = text
+  return element
+}
+
+class Card {
+  readonly root = make('article', 'card')
+  private readonly name = make('h3', '')
+  private readonly facts = make('p', 'facts')
+  private readonly bar = document.createElement('progress')
+  private readonly state = make('p', 'state')
+  private readonly cells = make('div', 'cells')
+  private readonly error = make('p', 'error')
+  private readonly keep = make('button', 'primary', 'Keep in this tab') as HTMLButtonElement
+  private readonly pause = make('button', '', 'Pause') as HTMLButtonElement
+  private readonly drop = make('button', 'quiet', 'Remove') as HTMLButtonElement
+
+  constructor (id: string, actions: Actions) {
+    this.root.dataset.model = id
+    const buttons = make('div', 'buttons')
+    buttons.append(this.keep, this.pause, this.drop)
+    const head = make('div', 'head')
+    const title = make('div', '')
+    title.append(this.name, this.facts)
+    head.append(title, buttons)
+    this.cells.setAttribute('role', 'img')
+    this.error.setAttribute('role', 'alert')
+    this.root.append(head, this.bar, this.state, this.cells, this.error)
+    this.keep.onclick = () => { actions.keep(id) }
+    this.pause.onclick = () => { actions.pause(id) }
+    this.drop.onclick = () => { actions.remove(id) }
+  }
+
+  draw (model: Model): void {
+    const parts = model.parts ?? []
+    const held = parts.reduce((sum, part) => sum + part.held, 0)
+    const whole = parts.filter((part) => part.state === 'whole').length
+    const total = parts.reduce((sum, part) => sum + part.size, 0)
+    const complete = parts.length > 0 && whole === parts.length
+    const state = complete ? 'kept' : model.working ? 'fetching' : model.error !== '' ? 'failed' : held > 0 ? 'partial' : 'absent'
+    say(this.name, model.name)
+    say(this.facts, `${size(model.bytes)} · ${model.shards} shards · ${model.shards_here} on the node, ${model.shards_reachable} within reach · ${short(model.id)}`)
+    this.root.dataset.state = state
+    this.root.dataset.held = String(held)
+    this.bar.max = Math.max(1, total)
+    this.bar.value = held
+    this.bar.setAttribute('aria-label', `${model.name}: kept in this tab`)
+    const percent = total > 0 ? Math.floor(held / total * 100) : 0
+    const from = parts.find((part) => part.state === 'busy')?.from ?? ''
+    say(this.state, {
+      kept: `Kept in this tab, proved and served to others (${size(held)})`,
+      fetching: `${percent} % · ${size(model.rate)}/s${from === '' ? '' : ` · from ${from === 'gateway' ? 'the node’s gateway' : `peer ${from}`}`}`,
+      partial: `${percent} % kept, paused`,
+      failed: held > 0 ? `${percent} % kept; trying again` : 'Trying again',
+      absent: 'Not in this tab'
+    }[state])
+    say(this.error, model.error)
+    this.error.hidden = model.error === ''
+    this.bar.hidden = held === 0 && !model.working
+    this.keep.hidden = complete || model.wanted
+    this.pause.hidden = complete || !model.wanted
+    this.drop.hidden = held === 0
+    this.cells.hidden = parts.length === 0
+    this.cells.setAttribute('aria-label', `${whole} of ${parts.length} objects kept`)
+    while (this.cells.childElementCount < Math.min(parts.length, CELLS_MAX)) this.cells.append(document.createElement('i'))
+    for (let i = 0; i < this.cells.childElementCount; i++) {
+      const [cell, part] = [this.cells.children[i] as HTMLElement, parts[i]]
+      cell.className = part.state
+      cell.style.setProperty('--held', String(part.held / part.size))
+      cell.title = `${short(part.id)} · ${size(part.held)} of ${size(part.size)}`
+    }
+  }
+}
+
+export class View {
+  private readonly cards = new Map<string, Card>()
+  private actions: Actions = { keep () {}, pause () {}, remove () {} }
+
+  constructor (via: Via) {
+    const select = find('via') as HTMLSelectElement
+    select.value = via
+    select.onchange = () => {
+      const query = new URLSearchParams(location.search)
+      query.set('via', select.value)
+      location.search = query.toString()
+    }
+  }
+
+  on (actions: Actions): void {
+    this.actions = actions
+  }
+
+  fail (error: Error): void {
+    document.body.dataset.state = 'failed'
+    say(find('status'), 'This tab cannot take part')
+    const box = find('failure')
+    box.hidden = false
+    say(box, error.message)
+  }
+
+  draw ({ node, reachable, swarm, keeper, estimate, slot }: Shown): void {
+    const connections = swarm?.connections() ?? []
+    const state = !reachable ? 'lost' : connections.length > 0 ? 'joined' : 'joining'
+    document.body.dataset.state = state
+    document.body.dataset.carrier = connections[0]?.carrier ?? ''
+    say(find('status'), {
+      lost: 'The node does not answer',
+      joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ carrier }) => CARRIERS[carrier]))].join(' and ')}`,
+      joining: `Joining swarm ${node.swarm}…`
+    }[state])
+    const trouble = find('failure')
+    trouble.hidden = state === 'joined' || (swarm?.lastError ?? '') === ''
+    if (!trouble.hidden) say(trouble, swarm?.lastError ?? '')
+    const own = find('own')
+    say(own, short(swarm?.id ?? '—'))
+    own.title = swarm?.id ?? ''
+    say(find('tab'), slot === 0 ? '' : `tab ${slot + 1}`)
+    say(find('received'), size(keeper.received.gateway + keeper.received.peers))
+    say(find('received-from'), `${size(keeper.received.gateway)} gateway, ${size(keeper.received.peers)} peers`)
+    say(find('served'), size(swarm?.sent ?? 0))
+    say(find('served-count'), `${swarm?.served ?? 0} ranges`)
+    say(find('refused'), String(keeper.refused))
+    say(find('storage'), size(estimate.usage))
+    say(find('storage-of'), `of ${size(estimate.quota)}${estimate.persisted ? ', persistent' : ''}`)
+
+    const models = [...keeper.models.values()]
+    find('no-models').hidden = models.length > 0
+    for (const model of models) {
+      let card = this.cards.get(model.id)
+      if (card === undefined) {
+        card = new Card(model.id, this.actions)
+        this.cards.set(model.id, card)
+        find('models').append(card.root)
+      }
+      card.draw(model)
+    }
+    this.peers(node, swarm, connections)
+  }
+
+  private peers (node: NodeInfo, swarm: Swarm | null, connections: Array<{ peer: string, carrier: string }>): void {
+    const carriers = new Map(connections.map(({ peer, carrier }) => [peer, carrier]))
+    const rows = [
+      { id: node.peer_id, agent: `doppler-node/${node.version}`, link: carriers.get(node.peer_id), note: 'serves this page' },
+      ...node.peers.map((peer) => ({
+        id: peer.id,
+        agent: peer.agent,
+        link: carriers.get(peer.id),
+        note: peer.id === swarm?.id ? 'this tab' : `${peer.shards_held} objects`
+      }))
+    ]
+    const body = find('peers')
+    const text = JSON.stringify(rows)
+    if (body.dataset.rows === text) return
+    body.dataset.rows = text
+    body.replaceChildren(...rows.map((row) => {
+      const line = document.createElement('tr')
+      const id = make('td', 'mono', short(row.id))
+      id.title = row.id
+      const link = row.note === 'this tab' ? '—' : row.link === undefined ? 'through the node' : CARRIERS[row.link]
+      line.append(id, make('td', '', row.agent || '—'), make('td', '', link), make('td', '', row.note))
+      return line
+    }))
+  }
+}
