@@ -40,8 +40,8 @@ fi
 step "formatting"
 cargo fmt --all --check
 
-step "clippy"
-cargo clippy --workspace --all-targets --locked -- -D warnings
+step "clippy (release as well: build scripts run once)"
+cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
 step "tests (release: one build serves the tests, the demo and the benchmarks)"
 export DOPPLER_REQUIRE_GPU=1

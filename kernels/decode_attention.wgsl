@@ -46,7 +46,8 @@ const ROW: u32 = 17u;
 var<workgroup> query: array<vec4<f32>, 256>;
 // The new key.
 var<workgroup> fresh: array<f32, 256>;
-// Up to 128 dimensions of the tile's keys, then of its values.
+// Up to 128 dimensions of the tile's keys, then of its values. At first the position's turns
+// (x, y) and the norm weights of queries and keys (z, w).
 var<workgroup> tile: array<vec4<u32>, 544>;
 var<workgroup> shares: array<f32, 128>;
 var<workgroup> shrink: array<f32, 4>;
@@ -91,8 +92,13 @@ fn value_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
 
 // The turn of a pair of dimensions.
 fn turned(i: u32, a: f32, b: f32) -> vec2<f32> {
-    let turn = turns[now.position * params.pairs + i];
+    let turn = bitcast<vec4<f32>>(tile[i]).xy;
     return vec2<f32>(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
+}
+
+// The norm weights of a dimension of queries and of keys.
+fn weight_of(i: u32) -> vec2<f32> {
+    return bitcast<vec4<f32>>(tile[i]).zw;
 }
 
 // One over the root of the mean square that the whole team holds, or 1.
@@ -116,15 +122,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let real = 4u * four + team < shared_by;
     let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
 
+    // Asked for before anything waits.
+    let turn = turns[now.position * params.pairs + local];
+    let first_weight = vec2<f32>(q_norm[local], k_norm[local]);
+    let second_weight = vec2<f32>(q_norm[local + 128u], k_norm[local + 128u]);
     var square = 0.0;
     for (var i = lane; i < dim; i += 32u) {
         let v = qkv[head * dim + i];
         square += v * v;
     }
     let inverse = inverse_of(square, local) * select(0.0, params.scale, real);
+    let plain = params.normed == 0u;
+    tile[local] = bitcast<vec4<u32>>(vec4<f32>(turn, select(first_weight, vec2<f32>(1.0), plain)));
+    tile[local + 128u] = bitcast<vec4<u32>>(vec4<f32>(turn, select(second_weight, vec2<f32>(1.0), plain)));
+    workgroupBarrier();
     for (var i = lane; i < dim; i += 32u) {
-        let weight = select(1.0, q_norm[i], params.normed == 1u);
-        query[(team * dim + i) / 4u][i % 4u] = qkv[head * dim + i] * inverse * weight;
+        query[(team * dim + i) / 4u][i % 4u] = qkv[head * dim + i] * inverse * weight_of(i).x;
     }
     let owner = split + 1u == splits.count;
     if (owner) {
@@ -135,7 +148,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         let inverse = inverse_of(square, local);
         for (var i = local; i < dim; i += 128u) {
-            fresh[i] = qkv[at + i] * inverse * select(1.0, k_norm[i], params.normed == 1u);
+            fresh[i] = qkv[at + i] * inverse * weight_of(i).y;
         }
     }
     workgroupBarrier();

@@ -30,14 +30,16 @@ fn row(i: u32) -> vec4<f32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let quads = min((params.cols + 3u) / 4u, arrayLength(&x));
     let quad = group.x * 256u + local;
-    var out = vec4<f32>(0.0);
+    var scale = vec4<f32>(0.0);
     if (quad < quads) {
-        out = row(quad) * weight[quad];
+        scale = weight[quad];
     }
+    var out = vec4<f32>(0.0);
     var square = 0.0;
     for (var i = local; i < quads; i += 256u) {
         let v = row(i);
         square += dot(v, v);
+        out = select(out, v * scale, i == quad);
     }
     let sum = sum32(square, local);
     if ((local & 31u) == 0u) {

@@ -26,9 +26,15 @@ const Q6_K: u32 = 5u;
 const Q8_0: u32 = 6u;
 const Q5_0: u32 = 7u;
 
+// Whether f16s are put together by hand: an adapter may lose subnormals (kernels/halves.wgsl).
+override by_hand: bool = true;
+
 // An f16 from the low 16 bits, exactly: subnormals are kept, as the scales of
 // fine-grained formats need. Not for infinities.
 fn half_bits(bits: u32) -> f32 {
+    if (!by_hand) {
+        return unpack2x16float(bits).x;
+    }
     let normal = bitcast<f32>(((bits & 0x7fffu) << 13u) + 0x38000000u);
     let small = f32(bits & 0x3ffu) * 0x1p-24f;
     let magnitude = select(normal, small, (bits & 0x7c00u) == 0u);

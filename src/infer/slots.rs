@@ -125,8 +125,9 @@ fn divide(
         let reach = reach(class).max(1);
         let members: Vec<usize> = (0..layers.len()).filter(|i| layers[*i].class == class).collect();
         let demand: usize = members.iter().map(|i| layers[*i].demand).sum();
-        // As many parts as keep each within reach, of about as many layers each.
-        let parts = count.div_ceil(reach).clamp(1, members.len().max(1));
+        // As many parts as keep each within reach, of about as many whole layers each.
+        let layer_slots = count.div_ceil(members.len().max(1)).max(1);
+        let parts = members.len().div_ceil((reach / layer_slots).max(1)).max(1);
         let mut spare = count - demand;
         let (mut start, mut spread) = (0, members.len());
         for part in 0..parts {
@@ -253,6 +254,10 @@ mod tests {
             let used: usize = counts[..counts.len() - 1].iter().sum();
             assert!(used <= count && used + reach > count.min(6 * 16), "{counts:?}");
         }
+        // Layers are whole: 21 slots reach two layers of eight, not two and a half.
+        let sixteen = [Layer { class: 0, demand: 2, experts: 8 }; 16];
+        let (counts, ..) = divide(&[128], &sixteen, |_| 21);
+        assert_eq!(counts, [16; 8]);
         // One layer's demand is out of reach: left to be reached piece by piece.
         let (counts, ..) = divide(&[12, 2], &layers, |_| 1);
         assert_eq!(counts, [2; 7]);

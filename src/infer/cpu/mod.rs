@@ -30,6 +30,7 @@ pub mod expert_sum;
 pub mod gated;
 mod gemm;
 pub mod halve;
+pub mod halves;
 pub mod kv_write;
 mod lanes;
 pub mod linear;

@@ -14,6 +14,7 @@ use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
 use super::params::{ARENA_SLOT, Step};
 use super::pipelines::{Pipelines, Reduction};
+use super::readback::Readback;
 use super::spill;
 use super::timing::{self, Meter};
 use super::trusted;
@@ -143,7 +144,47 @@ impl GpuDevice {
         let pipelines = Pipelines::new(&device, reduction, cooperative);
         let meter = Arc::new(Meter::new(&device, &queue, false));
         let inner = Inner { device, queue, info, limits, faults, pipelines, subgroups };
-        Ok(Self { inner: Arc::new(inner), meter, timed: false })
+        let device = Self { inner: Arc::new(inner), meter, timed: false };
+        if reduction == Reduction::Group {
+            let keeps = device.unpacks_halves()?;
+            device.pipelines().set_keeps_halves(keeps);
+        }
+        Ok(device)
+    }
+
+    /// Whether the adapter unpacks f16s below 2^-14 exactly.
+    fn unpacks_halves(&self) -> Result<bool> {
+        let pipeline = self.pipelines().get(self, "halves")?;
+        let bytes = 1024 * 4;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        let result = self.buffer("unpacked f16s", bytes, usage)?;
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let arena = self.buffer("the first f16", ARENA_SLOT, usage)?;
+        let common = self.common(&arena)?;
+        let storage = self.scoped("halves", 0, |wgpu| {
+            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("halves"),
+                layout: &pipeline.storage,
+                entries: &[wgpu::BindGroupEntry {
+                    binding: 0,
+                    resource: result.as_entire_binding(),
+                }],
+            })
+        })?;
+        let mut readback = Readback::new(self, "unpacked f16s", bytes)?;
+        let mut encoder = self.wgpu().create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &common, &[0]);
+            pass.set_bind_group(1, &storage, &[]);
+            pass.dispatch_workgroups(4, 1, 1);
+        }
+        readback.copy(self, &mut encoder, &result, bytes)?;
+        let submission = self.submit(encoder)?;
+        readback.submitted(bytes, &submission);
+        let got: Vec<f32> = bytemuck::pod_collect_to_vec(&readback.take(self)?.unwrap_or_default());
+        Ok(got == crate::infer::cpu::halves::halves())
     }
 
     /// The same device, whose backends time what it computes if the adapter can tell.

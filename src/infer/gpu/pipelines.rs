@@ -6,6 +6,7 @@
 //! `unsafe`, which this crate forbids.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu::{BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ShaderStages};
@@ -73,8 +74,13 @@ pub(super) struct Pipelines {
     pub cooperative: Option<Cooperative>,
     /// Layout of group 0.
     pub common: BindGroupLayout,
+    /// `unpack2x16float` keeps subnormals here.
+    keeps_halves: AtomicBool,
     made: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
 }
+
+/// A constant of kernels that need every f16 exactly (kernels/shared/pieces.wgsl).
+const BY_HAND: &str = "by_hand";
 
 impl Pipelines {
     pub fn new(
@@ -94,7 +100,14 @@ impl Pipelines {
             label: Some("step and parameters"),
             entries: &[uniform(0, false, size_of::<Step>() as u64), uniform(1, true, ARENA_SLOT)],
         });
-        Self { reduction, cooperative, common, made: Mutex::default() }
+        let keeps_halves = AtomicBool::new(false);
+        Self { reduction, cooperative, common, keeps_halves, made: Mutex::default() }
+    }
+
+    /// Says whether kernels made from now on may leave f16s to `unpack2x16float`.
+    pub fn set_keeps_halves(&self, keeps: bool) {
+        self.keeps_halves.store(keeps, Ordering::Relaxed);
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The pipeline of a kernel, made if this is the first call for it.
@@ -153,6 +166,9 @@ impl Pipelines {
             label,
             source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
         });
+        let by_hand = f64::from(!self.keeps_halves.load(Ordering::Relaxed));
+        let constants = [(BY_HAND, by_hand)];
+        let asks = kernel.source.contains("override by_hand");
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,
             layout: Some(&layout),
@@ -161,7 +177,7 @@ impl Pipelines {
             compilation_options: wgpu::PipelineCompilationOptions {
                 // The kernels write every element of workgroup memory that they read.
                 zero_initialize_workgroup_memory: false,
-                ..Default::default()
+                constants: if asks { &constants } else { &[] },
             },
             cache: None,
         });

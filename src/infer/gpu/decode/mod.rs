@@ -59,8 +59,8 @@ struct Flight {
     report: usize,
     step: StepParams,
     want: Want,
-    /// The MoE layers that it runs: from the first, to before the second. The second is past the last
-    /// unless the token is to go on from there.
+    /// The MoE layers that it runs: from the first, up to the second's routing. The second is past
+    /// the last unless the token is to go on from there.
     layers: (usize, usize),
 }
 
@@ -68,7 +68,7 @@ struct Flight {
 #[derive(Debug, Clone, Copy)]
 enum Begin {
     Token,
-    /// At a MoE layer that the one before it stopped at.
+    /// After the routing of a MoE layer, where the submission before it stopped.
     On(usize),
     /// At the MoE layer that halted it.
     Again(usize),
@@ -107,8 +107,8 @@ impl Decode {
         self.reach += (layers as f32 - self.reach) * REACH_GAIN;
     }
 
-    /// The MoE layer to stop before, of `layers`: past the last if most of the rest is
-    /// likely to run.
+    /// The MoE layer after whose routing to stop, of `layers`: past the last if most of the rest
+    /// is likely to run.
     fn stop(&self, first: usize, layers: usize) -> usize {
         let ahead = (self.reach.round() as usize).max(1);
         if first + 2 * ahead >= layers { layers } else { first + ahead }
@@ -304,7 +304,8 @@ impl GpuBackend {
         let whole = last_layer == layers;
         let first = match begin {
             Begin::Token => 0,
-            Begin::On(layer) | Begin::Again(layer) => sequence.resume[layer],
+            Begin::On(layer) => sequence.routed[layer],
+            Begin::Again(layer) => sequence.resume[layer],
         };
         if let Begin::Again(_) = begin {
             let stream = buffers.activation(decode.fused.x);
@@ -315,7 +316,7 @@ impl GpuBackend {
         let logits = whole && want == Want::Logits;
         let choice = whole && want == Want::Choice;
         let end = match want {
-            _ if !whole => sequence.resume[last_layer],
+            _ if !whole => sequence.routed[last_layer],
             Want::Nothing => sequence.logits,
             Want::Logits | Want::Choice => sequence.steps.len(),
         };

@@ -30,9 +30,14 @@ pub(in crate::infer::gpu) struct Sequence {
     pub steps: Vec<Dispatch>,
     /// By MoE layer: where a step that halted there is begun again.
     pub resume: Vec<usize>,
+    /// By MoE layer: where a step that stopped after its routing goes on.
+    pub routed: Vec<usize>,
     /// Where the final norm and the logits begin.
     pub logits: usize,
 }
+
+/// Dispatches of a MoE layer after its routing.
+const EXPERT_DISPATCHES: usize = 2;
 
 /// Query heads of one key head in a workgroup of decode_attention.
 const HEADS_TOGETHER: usize = 4;
@@ -46,17 +51,21 @@ impl Sequence {
         let mut make = Make { builder, fused, buffers, steps: Vec::new() };
         make.steps = make.builder.embed(fused.table, fused.x, fused.scale)?;
         let mut resume = vec![0; parts.graph.moe.len()];
+        let mut routed = resume.clone();
         for layer in &fused.layers {
             make.attention(layer)?;
             if let FeedForward::Experts { moe, .. } = layer.ff {
                 resume[usize::from(moe.0)] = make.steps.len();
             }
             make.feed_forward(layer)?;
+            if let FeedForward::Experts { moe, .. } = layer.ff {
+                routed[usize::from(moe.0)] = make.steps.len() - EXPERT_DISPATCHES;
+            }
         }
         let logits = make.steps.len();
         make.norm(&fused.norm)?;
         make.output()?;
-        Ok(Self { steps: make.steps, resume, logits })
+        Ok(Self { steps: make.steps, resume, routed, logits })
     }
 }
 
@@ -348,7 +357,12 @@ fn formats(of: impl Iterator<Item = DType> + Clone) -> &'static str {
     if of.clone().all(|dtype| format_name(dtype) == first) {
         return first;
     }
-    if of.clone().all(|dtype| matches!(dtype, DType::Q4K | DType::Q6K)) { "k" } else { "any" }
+    let only = |other| of.clone().all(|dtype| dtype == DType::Q4K || dtype == other);
+    match () {
+        () if only(DType::Q6K) => "q4_k_q6_k",
+        () if only(DType::Q8_0) => "q4_k_q8_0",
+        () => "any",
+    }
 }
 
 /// Teams that share a row of so many items: enough for a big GPU, while each has a full round of work.
@@ -373,7 +387,8 @@ mod tests {
         let named = |of: &[DType]| formats(of.iter().copied());
         assert_eq!(named(&[DType::Q6K]), "q6_k");
         assert_eq!(named(&[DType::Q8_0; 3]), "q8_0");
-        assert_eq!(named(&[DType::Q4K, DType::Q4K, DType::Q6K]), "k");
+        assert_eq!(named(&[DType::Q4K, DType::Q4K, DType::Q6K]), "q4_k_q6_k");
+        assert_eq!(named(&[DType::Q4K, DType::Q8_0, DType::Q8_0]), "q4_k_q8_0");
         assert_eq!(named(&[DType::Q4K, DType::Q5K, DType::Q6K]), "any");
         assert_eq!(named(&[DType::F32, DType::Bf16]), "any");
     }
