@@ -30,6 +30,7 @@ pub mod expert_sum;
 pub mod gated;
 mod gemm;
 pub mod halve;
+mod k_dot;
 pub mod kv_write;
 mod lanes;
 pub mod linear;
@@ -52,6 +53,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod wide;
 
 use std::mem;
 use std::ops::Range;
