@@ -94,12 +94,11 @@ pub trait Wide: Copy {
     /// Lane sums of 64 numbers times `x`: `bits` of each byte count, and not its highest bit.
     #[inline(always)]
     fn dots(self, q: Self::Words, bits: u32, x: &[[f32; 16]; 4]) -> Self::W {
-        let mut sum = self.mul16(self.numbers(self.and(q, bits)), self.load16(&x[0]));
-        for k in 1..4 {
-            let numbers = self.numbers(self.and(q, bits << (8 * k)));
-            sum = self.fma16(numbers, self.load16(&x[k]), sum);
-        }
-        sum
+        let [first, second, third, fourth] = x;
+        let sum = self.mul16(self.numbers(self.and(q, bits)), self.load16(first));
+        let sum = self.fma16(self.numbers(self.and(q, bits << 8)), self.load16(second), sum);
+        let sum = self.fma16(self.numbers(self.and(q, bits << 16)), self.load16(third), sum);
+        self.fma16(self.numbers(self.and(q, bits << 24)), self.load16(fourth), sum)
     }
 
     /// The sum of all sixteen, always in the same order.
