@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
-use super::row_dot::{eights, q6_levels, q6_scales, scales_mins};
-use super::unpack::unpack;
+use super::row_dot::eights;
+use super::unpack::{half_at, unpack};
 use crate::store::DType;
 
 /// Weights of a row taken at a time: a multiple of every block length.
@@ -164,6 +164,21 @@ fn unpack_depth<L: Lanes>(l: L, dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Eight six-bit scales and eight mins out of twelve bytes, times `d` and `dmin`.
+#[inline(always)]
+fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
+    let word =
+        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (a, b, c) = (word(4), word(8), word(12));
+    let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
+    let pair = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
+    let scales = pair(a & six, c & four | a >> 2 & two);
+    let mins = pair(b & six, c >> 4 & four | b >> 2 & two);
+    let (d, dmin) = (l.splat(half_at(block, 0)), l.splat(half_at(block, 2)));
+    let number = |six_bits: [u8; 8]| l.signed(&bytemuck::cast(six_bits));
+    (l.store(l.mul(d, number(scales))), l.mul(dmin, number(mins)))
+}
+
 #[inline(always)]
 fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
     let (scales, mins) = scales_mins(l, block);
@@ -182,6 +197,31 @@ fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
             }
         }
     }
+}
+
+/// The levels of half a Q6_K block, less 32: four quarters.
+#[inline(always)]
+fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
+    let rows = block.as_chunks::<32>().0;
+    let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
+    let mut q = [[0_i8; 32]; 4];
+    for i in 0..32 {
+        q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
+        q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
+        q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
+        q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
+    }
+    q
+}
+
+/// `d * scale` of a Q6_K block's halves, 16 weights each.
+#[inline(always)]
+fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
+    let d = l.splat(half_at(block, 208));
+    let stored = block[192..].first_chunk::<16>().expect("in block");
+    let stored: &[i8; 16] = bytemuck::cast_ref(stored);
+    let [low, high] = [l.signed(&eights(stored)[0]), l.signed(&eights(stored)[1])];
+    [l.store(l.mul(d, low)), l.store(l.mul(d, high))]
 }
 
 #[inline(always)]

@@ -7,8 +7,6 @@
 //! No closures handed to library functions around vector code (`array::map`): one that is not
 //! inlined is compiled without the wide instructions, and each of them becomes a call.
 
-use pulp::{Arch, Simd, WithSimd};
-
 /// Vectors of eight f32.
 pub trait Lanes: Copy {
     type V: Copy;
@@ -45,16 +43,17 @@ pub fn run<K: Kernel>(kernel: K) -> K::Output {
     if let Some(simd) = pulp::x86::V3::try_new() {
         return simd.vectorize(OnAvx2(kernel, simd));
     }
-    Arch::new().dispatch(OnArrays(kernel))
+    kernel.run(Arrays)
 }
 
-struct OnArrays<K>(K);
-
-impl<K: Kernel> WithSimd for OnArrays<K> {
-    type Output = K::Output;
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> K::Output {
-        self.0.run(Arrays)
+/// Runs a kernel on the instructions named, if the machine has them.
+#[cfg(test)]
+pub fn run_on<K: Kernel>(instructions: &str, kernel: K) -> Option<K::Output> {
+    match instructions {
+        "arrays" => Some(kernel.run(Arrays)),
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => pulp::x86::V3::try_new().map(|simd| simd.vectorize(OnAvx2(kernel, simd))),
+        _ => None,
     }
 }
 
@@ -124,6 +123,13 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
     std::array::from_fn(f)
 }
 
+/// `a * b + c`, rounded once where there is an instruction for it: elsewhere that is a slow call.
+#[inline(always)]
+pub fn fused(a: f32, b: f32, c: f32) -> f32 {
+    // aarch64 always has one.
+    if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+}
+
 impl Lanes for Arrays {
     type V = [f32; 8];
 
@@ -157,11 +163,6 @@ impl Lanes for Arrays {
     }
     #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // Without an instruction for it a fused one is a slow call; aarch64 always has it.
-        if cfg!(target_arch = "aarch64") {
-            each(|i| a[i].mul_add(b[i], c[i]))
-        } else {
-            each(|i| a[i] * b[i] + c[i])
-        }
+        each(|i| fused(a[i], b[i], c[i]))
     }
 }

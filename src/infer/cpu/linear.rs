@@ -5,7 +5,6 @@
 use rayon::prelude::*;
 
 use super::gemm::{self, Panels};
-use super::lanes;
 use super::matrix::Matrix;
 use super::row_dot::{Input, RowDots};
 
@@ -33,7 +32,8 @@ pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     let tokens = x.len() / cols;
     if tokens <= SINGLES_MAX {
         for (t, x) in x.chunks_exact(cols).enumerate() {
-            matvecs(&Input::new(x), products, t);
+            let types = products.iter().map(|product| product.weight.dtype);
+            matvecs(&Input::new(x, types), products, t);
         }
     } else {
         let panels = Panels::new(x, cols);
@@ -68,8 +68,8 @@ fn matvecs(input: &Input, products: &mut [Product<'_>], t: usize) {
         }
     }
     if parallel {
-        tasks.into_par_iter().with_max_len(1).for_each(lanes::run);
+        tasks.into_par_iter().with_max_len(1).for_each(RowDots::run);
     } else {
-        tasks.into_iter().for_each(lanes::run);
+        tasks.into_iter().for_each(RowDots::run);
     }
 }

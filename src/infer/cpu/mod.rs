@@ -31,6 +31,7 @@ pub mod gated;
 mod gemm;
 pub mod halve;
 pub mod halves;
+mod k_dot;
 pub mod kv_write;
 mod lanes;
 pub mod linear;
@@ -53,6 +54,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod wide;
 
 use std::mem;
 use std::ops::Range;

@@ -1,41 +1,32 @@
 //! Inner products of stored rows with one vector, without unpacking to f32 first.
 //!
-//! A block's whole numbers meet `x` as they are; scales multiply sums of 16 or
-//! 32, and what is subtracted from every weight of a group (Q4_K's and Q5_K's
-//! mins) multiplies the sum of the group's `x`, taken once for all rows.
+//! Q4_K, Q5_K and Q6_K go to `k_dot`. Of the other types a block's whole numbers meet `x` as
+//! they are, and its scale multiplies their sum.
 
-use super::lanes::{Kernel, Lanes};
+use super::k_dot::{Folded, KDots};
+use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
 use super::unpack::{half_at, unpack};
+use super::wide;
 use crate::store::DType;
 
 /// Weights unpacked at a time where a type has no kernel here.
 const CHUNK: usize = 256;
 
-/// A vector made ready for any number of rows.
-#[derive(Debug, Default)]
+/// A vector made ready for any number of rows of the types it was made for.
+#[derive(Debug)]
 pub struct Input {
     /// Padded with zeros to whole blocks of 256.
     x: Vec<f32>,
-    /// Sums of 32.
-    sums: Vec<f32>,
+    folded: Folded,
 }
 
 impl Input {
-    pub fn new(x: &[f32]) -> Self {
+    pub fn new(x: &[f32], types: impl Iterator<Item = DType>) -> Self {
         let mut padded = Vec::with_capacity(x.len().next_multiple_of(256));
         padded.extend_from_slice(x);
         padded.resize(x.len().next_multiple_of(256), 0.0);
-        let sums = padded.as_chunks::<32>().0.iter().map(|group| {
-            let mut lanes = [0.0; 8];
-            for eight in group.as_chunks::<8>().0 {
-                for (lane, x) in lanes.iter_mut().zip(eight) {
-                    *lane += x;
-                }
-            }
-            lanes.iter().sum()
-        });
-        Self { sums: sums.collect(), x: padded }
+        Self { folded: Folded::new(&padded, types), x: padded }
     }
 }
 
@@ -47,23 +38,36 @@ pub struct RowDots<'a> {
     pub out: &'a mut [f32],
 }
 
+impl<'a> RowDots<'a> {
+    /// On the machine's widest instructions that are used for the type.
+    pub fn run(self) {
+        match self.weight.dtype {
+            DType::Q4K | DType::Q5K | DType::Q6K => wide::run(self.of_blocks()),
+            _ => lanes::run(self),
+        }
+    }
+
+    fn of_blocks(self) -> KDots<'a> {
+        let Self { input, weight, first, out } = self;
+        KDots { input: &input.folded, weight, first, out }
+    }
+}
+
 impl Kernel for RowDots<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let Self { input, weight, first, out } = self;
-        let (x, sums) = (input.x.as_slice(), input.sums.as_slice());
+        let x = input.x.as_slice();
         let rows = (first..).map(|row| weight.row(row)).zip(out);
         match weight.dtype {
-            DType::Q4K => rows.for_each(|(row, out)| *out = q4_k(l, row, x, sums)),
-            DType::Q5K => rows.for_each(|(row, out)| *out = q5_k(l, row, x, sums)),
-            DType::Q6K => rows.for_each(|(row, out)| *out = q6_k(l, row, x)),
             DType::Q8_0 => rows.for_each(|(row, out)| *out = q8_0(l, row, x)),
             DType::Q5_0 => rows.for_each(|(row, out)| *out = q5_0(l, row, x)),
             DType::F32 | DType::F16 | DType::Bf16 => {
                 rows.for_each(|(row, out)| *out = plain(l, weight.dtype, row, x));
             }
+            dtype => unreachable!("{dtype} has a kernel of sixteen lanes"),
         }
     }
 }
@@ -102,119 +106,6 @@ fn products<L: Lanes, const N: usize>(l: L, q: &[i8; N], x: &[f32; N]) -> L::V {
     sum
 }
 
-/// Eight six-bit scales and eight mins out of twelve bytes, times `d` and `dmin`.
-#[inline(always)]
-pub fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
-    let word =
-        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let (a, b, c) = (word(4), word(8), word(12));
-    let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
-    let pair = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
-    let scales = pair(a & six, c & four | a >> 2 & two);
-    let mins = pair(b & six, c >> 4 & four | b >> 2 & two);
-    let (d, dmin) = (l.splat(half_at(block, 0)), l.splat(half_at(block, 2)));
-    let number = |six_bits: [u8; 8]| l.signed(&bytemuck::cast(six_bits));
-    (l.store(l.mul(d, number(scales))), l.mul(dmin, number(mins)))
-}
-
-#[inline(always)]
-fn q4_k<L: Lanes>(l: L, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
-    let mut acc = [l.splat(0.0); 2];
-    let mut below = l.splat(0.0);
-    let blocks = row.as_chunks::<144>().0.iter().zip(x.as_chunks::<256>().0);
-    for ((block, x), sums) in blocks.zip(sums.as_chunks::<8>().0) {
-        let (scales, mins) = scales_mins(l, block);
-        below = l.fma(mins, l.load(sums), below);
-        let (quants, x) = (block[16..].as_chunks::<8>().0, eights(x));
-        for pair in 0..4 {
-            let (q, x) = (&quants[4 * pair..4 * pair + 4], &x[8 * pair..8 * pair + 8]);
-            let [low, high] = l.nibbles(&q[0]);
-            let mut sum = [l.mul(low, l.load(&x[0])), l.mul(high, l.load(&x[4]))];
-            for i in 1..4 {
-                let [low, high] = l.nibbles(&q[i]);
-                sum[0] = l.fma(low, l.load(&x[i]), sum[0]);
-                sum[1] = l.fma(high, l.load(&x[4 + i]), sum[1]);
-            }
-            for i in 0..2 {
-                acc[i] = l.fma(l.splat(scales[2 * pair + i]), sum[i], acc[i]);
-            }
-        }
-    }
-    l.sum(l.fma(l.splat(-1.0), below, l.add(acc[0], acc[1])))
-}
-
-#[inline(always)]
-fn q5_k<L: Lanes>(l: L, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
-    let mut acc = [l.splat(0.0); 2];
-    let mut below = l.splat(0.0);
-    let blocks = row.as_chunks::<176>().0.iter().zip(x.as_chunks::<256>().0);
-    for ((block, x), sums) in blocks.zip(sums.as_chunks::<8>().0) {
-        let (scales, mins) = scales_mins(l, block);
-        below = l.fma(mins, l.load(sums), below);
-        let mut fifths: [u8; 32] = *block[16..].first_chunk().expect("in block");
-        let (quants, x) = (block[48..].as_chunks::<32>().0, x.as_chunks::<32>().0);
-        for (pair, quants) in quants.iter().enumerate() {
-            let mut q = [[0_i8; 32]; 2];
-            // Constant shifts: a vector of bytes has no other.
-            for i in 0..32 {
-                q[0][i] = (quants[i] & 15 | (fifths[i] & 1) << 4).cast_signed();
-                q[1][i] = (quants[i] >> 4 | (fifths[i] & 2) << 3).cast_signed();
-            }
-            fifths.iter_mut().for_each(|bits| *bits >>= 2);
-            for (side, q) in q.iter().enumerate() {
-                let g = 2 * pair + side;
-                acc[side] = l.fma(l.splat(scales[g]), products(l, q, &x[g]), acc[side]);
-            }
-        }
-    }
-    l.sum(l.fma(l.splat(-1.0), below, l.add(acc[0], acc[1])))
-}
-
-/// The levels of half a Q6_K block, less 32: four quarters.
-#[inline(always)]
-pub fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
-    let rows = block.as_chunks::<32>().0;
-    let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
-    let mut q = [[0_i8; 32]; 4];
-    for i in 0..32 {
-        q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
-        q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
-        q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
-        q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
-    }
-    q
-}
-
-/// `d * scale` of a Q6_K block's halves, 16 weights each.
-#[inline(always)]
-pub fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
-    let d = l.splat(half_at(block, 208));
-    let stored = block[192..].first_chunk::<16>().expect("in block");
-    let stored: &[i8; 16] = bytemuck::cast_ref(stored);
-    let [low, high] = [l.signed(&eights(stored)[0]), l.signed(&eights(stored)[1])];
-    [l.store(l.mul(d, low)), l.store(l.mul(d, high))]
-}
-
-#[inline(always)]
-fn q6_k<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
-    let mut acc = [l.splat(0.0); 2];
-    for (block, x) in row.as_chunks::<210>().0.iter().zip(x.as_chunks::<256>().0) {
-        let scales = q6_scales(l, block);
-        let x = x.as_chunks::<16>().0;
-        for half in 0..2 {
-            let q = q6_levels(block, half);
-            for (quarter, q) in q.iter().enumerate() {
-                for (side, q) in q.as_chunks::<16>().0.iter().enumerate() {
-                    let group = 2 * quarter + side;
-                    let sum = products(l, q, &x[8 * half + group]);
-                    acc[side] = l.fma(l.splat(scales[half][group]), sum, acc[side]);
-                }
-            }
-        }
-    }
-    l.sum(l.add(acc[0], acc[1]))
-}
-
 #[inline(always)]
 fn q8_0<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
     let mut acc = [l.splat(0.0); 2];
@@ -240,4 +131,155 @@ fn q5_0<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
         acc = l.fma(l.splat(half_at(block, 0)), products(l, &q, x), acc);
     }
     l.sum(acc)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::infer::graph::MatrixSpec;
+    use crate::infer::quant::dequantize;
+
+    /// Sets the f16 numbers that scale each block's weights: random bytes would make some infinite.
+    fn set_scales(dtype: DType, bytes: &mut [u8], scale: f32) {
+        let at: &[usize] = match dtype {
+            DType::F32 | DType::F16 | DType::Bf16 => return,
+            DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q6K => &[208],
+            DType::Q8_0 | DType::Q5_0 => &[0],
+        };
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            for at in at {
+                let half = half::f16::from_f32(scale).to_le_bytes();
+                block[*at..at + 2].copy_from_slice(&half);
+            }
+        }
+    }
+
+    /// Rows of `dtype` of any bits that stand for finite numbers.
+    fn stored(rng: &mut StdRng, dtype: DType, rows: usize, cols: usize, scale: f32) -> Vec<u8> {
+        let mut bytes = vec![0; rows * dtype.row_bytes(cols)];
+        match dtype {
+            DType::F32 | DType::F16 | DType::Bf16 => {
+                for number in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                    let value = rng.random_range(-1.0..1.0) * scale;
+                    match dtype {
+                        DType::F32 => number.copy_from_slice(&value.to_le_bytes()),
+                        DType::F16 => {
+                            number.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+                        }
+                        _ => number.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+                    }
+                }
+            }
+            _ => rng.fill_bytes(&mut bytes),
+        }
+        set_scales(dtype, &mut bytes, scale);
+        bytes
+    }
+
+    /// Each row's product in f64, and the largest weight of its whole blocks times the sum of
+    /// `|x|`: where the stored terms of one weight cancel, others show how large they are.
+    fn reference(matrix: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
+        let mut weights = vec![0.0; matrix.padded_cols()];
+        let product = |row: usize, weights: &mut [f32]| {
+            dequantize(matrix.dtype, matrix.row(row), weights.len(), weights);
+            let pairs = weights.iter().zip(x).map(|(w, x)| (f64::from(*w), f64::from(*x)));
+            let largest = weights.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
+            let dot = pairs.map(|(w, x)| w * x).sum();
+            (dot, f64::from(largest) * x.iter().map(|x| f64::from(x.abs())).sum::<f64>())
+        };
+        (0..matrix.rows).map(|row| product(row, &mut weights)).collect()
+    }
+
+    fn rng() -> StdRng {
+        let seed = rand::random();
+        println!("seed {seed}");
+        StdRng::seed_from_u64(seed)
+    }
+
+    /// Rows on each set of instructions, the widest last.
+    fn on_each(matrix: Matrix<'_>, x: &[f32]) -> Vec<(&'static str, Vec<f32>)> {
+        let input = Input::new(x, [matrix.dtype].into_iter());
+        let mut all = Vec::new();
+        for instructions in ["arrays", "avx2", "avx512"] {
+            let mut out = vec![f32::NAN; matrix.rows];
+            let rows = RowDots { input: &input, weight: matrix, first: 0, out: &mut out };
+            let ran = match matrix.dtype {
+                DType::Q4K | DType::Q5K | DType::Q6K => {
+                    wide::run_on(instructions, rows.of_blocks())
+                }
+                _ => lanes::run_on(instructions, rows),
+            };
+            if ran.is_some() {
+                all.push((instructions, out));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn any_bytes_at_any_scale_give_the_product_on_every_set_of_instructions() {
+        let mut rng = rng();
+        // The least and the largest half, and x from far below one to far above.
+        let scales =
+            [(1.0, 1.0), (5.97e-8, 1e-20), (65504.0, 1e-20), (5.97e-8, 1e25), (65504.0, 1e25)];
+        for dtype in DType::ALL {
+            for (scale, size) in scales {
+                for cols in [1, 31, 64, 256, 300, 777, 2048] {
+                    let bytes = stored(&mut rng, dtype, 3, cols, scale);
+                    let spec = MatrixSpec { dtype, rows: 3, cols, offset: 0 };
+                    let matrix = Matrix::new(&spec, &bytes);
+                    let x: Vec<f32> = (0..cols).map(|_| rng.random_range(-size..size)).collect();
+                    let want = reference(matrix, &x);
+                    for (instructions, out) in on_each(matrix, &x) {
+                        for (row, (got, (want, most))) in out.iter().zip(&want).enumerate() {
+                            let off = (f64::from(*got) - want).abs();
+                            assert!(
+                                off <= 3e-7 * most,
+                                "{dtype} x {cols} on {instructions}, scale {scale}, x {size}, \
+                                 row {row}: {got} for {want}, {:e} of the most",
+                                off / most
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn avx512_and_avx2_agree_to_the_bit() {
+        let mut rng = rng();
+        for dtype in DType::ALL {
+            for cols in [64, 777, 2048] {
+                let bytes = stored(&mut rng, dtype, 5, cols, 0.01);
+                let spec = MatrixSpec { dtype, rows: 5, cols, offset: 0 };
+                let x: Vec<f32> = (0..cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+                let all = on_each(Matrix::new(&spec, &bytes), &x);
+                let fused = all.iter().filter(|(name, _)| *name != "arrays");
+                let bits: Vec<Vec<u32>> =
+                    fused.map(|(_, out)| out.iter().map(|x| x.to_bits()).collect()).collect();
+                assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "{dtype} x {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_input_made_for_several_types_serves_each_as_one_made_for_it_alone() {
+        let mut rng = rng();
+        let x: Vec<f32> = (0..777).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let together = Input::new(&x, DType::ALL.into_iter());
+        for dtype in DType::ALL {
+            let bytes = stored(&mut rng, dtype, 4, 777, 0.5);
+            let weight = Matrix::new(&MatrixSpec { dtype, rows: 4, cols: 777, offset: 0 }, &bytes);
+            let alone = Input::new(&x, [dtype].into_iter());
+            let mut outs = [[f32::NAN; 4]; 2];
+            for (input, out) in [&together, &alone].into_iter().zip(&mut outs) {
+                RowDots { input, weight, first: 0, out }.run();
+            }
+            assert_eq!(outs[0].map(f32::to_bits), outs[1].map(f32::to_bits), "{dtype}");
+        }
+    }
 }

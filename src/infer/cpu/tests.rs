@@ -78,6 +78,24 @@ fn linear_is_a_product_in_every_format_and_batch_size() {
 }
 
 #[test]
+fn linear_gives_the_same_bits_on_any_number_of_threads() {
+    let mut rng = rng();
+    for dtype in DType::ALL {
+        let (rows, cols) = (701, 512); // enough work to be shared out
+        let (spec, bytes, _) = matrix(&mut rng, dtype, rows, cols);
+        let x = random(&mut rng, cols);
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![f32::NAN; rows];
+            pool.install(|| linear::linear(&x, Matrix::new(&spec, &bytes), None, &mut out));
+            out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        let one = on(1);
+        assert!([2, 3, 7].into_iter().all(|threads| on(threads) == one), "{dtype}");
+    }
+}
+
+#[test]
 fn embed_reads_rows_of_any_format() {
     let mut rng = rng();
     for dtype in DType::ALL {
