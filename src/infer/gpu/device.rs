@@ -6,7 +6,7 @@
 //! driver does; an error that no scope caught is kept and returned by the next call.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wgpu::{BufferUsages, DeviceType};
 
@@ -24,6 +24,9 @@ use crate::infer::graph::Graph;
 /// How long one submission may take before the device counts as lost. A driver's
 /// own watchdog is far quicker; this only bounds a wait on a driver without one.
 pub(super) const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How long an answer is looked for before the host sleeps.
+const WATCH_MAX: Duration = Duration::from_micros(500);
 
 /// Which adapters may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -381,6 +384,21 @@ impl GpuDevice {
     }
 
     /// Waits for a submission (the latest, if none is named) and its callbacks.
+    /// Looks for an answer for as long as falling asleep and waking up would take. Not where
+    /// the device computes on the very cores that look.
+    pub(super) fn watch<T>(&self, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
+        let until = Instant::now() + WATCH_MAX;
+        while !self.is_software() && Instant::now() < until {
+            // What it says comes again from the wait, or with the answer.
+            let _ = self.inner.device.poll(wgpu::PollType::Poll);
+            if let Some(answer) = answer() {
+                return Some(answer);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
     pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let poll =
             wgpu::PollType::Wait { submission_index: submission, timeout: Some(ANSWER_WAIT_MAX) };

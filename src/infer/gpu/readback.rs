@@ -58,10 +58,14 @@ impl Readback {
     pub fn take(&mut self, device: &GpuDevice) -> Result<Option<Vec<u8>>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
         device.meter().read_back();
-        device.wait(Some(pending.submission))?;
+        let answer = device.watch(|| pending.mapped.try_recv().ok());
+        match answer {
+            Some(_) => device.check()?,
+            None => device.wait(Some(pending.submission))?,
+        }
         let lost = |why: String| BackendError::Lost(format!("reading {}: {why}", self.what));
         // Whoever polls a shared device runs the callbacks: it may be another thread, just now.
-        match pending.mapped.recv_timeout(ANSWER_WAIT_MAX) {
+        match answer.map_or_else(|| pending.mapped.recv_timeout(ANSWER_WAIT_MAX), Ok) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(lost(e.to_string())),
             Err(e) => return Err(lost(e.to_string())),

@@ -287,7 +287,10 @@ impl GpuBackend {
         let (Some((plan, sequence)), Some(decode)) = (plan, decode.as_mut()) else {
             return Err(BackendError::Unsupported("a graph that is not fused".into()));
         };
-        device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
+        // One that goes on finds what it began with.
+        if let Begin::Token = begin {
+            device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
+        }
         decode.buffers.table.flush(device);
         let label = Some("token");
         let mut encoder =
