@@ -122,9 +122,9 @@ fn six_bits(header: &[u8; 16]) -> [u8; 16] {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use pulp::x86::{V3, V4};
-    use pulp::{cast, f32x4, f32x8, f32x16, i32x4, i32x8, i32x16, u32x4, u32x8, u32x16};
+    use pulp::{cast, f32x4, f32x8, f32x16, i32x8, i32x16, u32x4, u32x8, u32x16};
 
-    use super::{AHEAD, Wide};
+    use super::{AHEAD, Wide, half_at};
 
     #[inline(always)]
     fn ask_ahead(simd: V3, bytes: &[u8]) {
@@ -137,18 +137,8 @@ mod x86 {
 
     /// A block's `d` and `dmin` in the first two lanes.
     #[inline(always)]
-    fn halves(simd: V3, header: &[u8; 16]) -> f32x4 {
-        let (zero, header) = (cast(i32x4(0, 0, 0, 0)), cast(*header));
-        // As in `unpack::half_to_f32`.
-        let high = simd.sse2._mm_unpacklo_epi16(zero, header);
-        let moved = simd.sse2._mm_srai_epi32::<3>(high);
-        let number = simd.and_u32x4(cast(moved), simd.splat_u32x4(0x8fff_e000));
-        let scaled = simd.mul_f32x4(cast(number), simd.splat_f32x4(f32::from_bits(239 << 23)));
-        let exponent = simd.splat_u32x4(0x0f80_0000);
-        let infinite =
-            simd.sse2._mm_cmpeq_epi32(cast(simd.and_u32x4(number, exponent)), cast(exponent));
-        let infinite = simd.and_u32x4(cast(infinite), simd.splat_u32x4(0x7f80_0000));
-        cast(simd.or_u32x4(cast(scaled), infinite))
+    fn halves(header: &[u8; 16]) -> f32x4 {
+        f32x4(half_at(header, 0), half_at(header, 2), 0.0, 0.0)
     }
 
     /// `six_bits`, in one vector.
@@ -208,7 +198,7 @@ mod x86 {
         }
         #[inline(always)]
         fn scales_mins(self, header: &[u8; 16]) -> Self::W {
-            let (halves, bytes) = (cast(halves(self, header)), cast(six_bits(self, header)));
+            let (halves, bytes) = (cast(halves(header)), cast(six_bits(self, header)));
             let mins = self.sse2._mm_unpackhi_epi64(bytes, bytes);
             let bytes = [
                 cast(self.avx2._mm256_cvtepu8_epi32(bytes)),
@@ -324,7 +314,7 @@ mod x86 {
         }
         #[inline(always)]
         fn scales_mins(self, header: &[u8; 16]) -> Self::W {
-            let halves = self.avx512f._mm512_castps128_ps512(cast(halves(*self, header)));
+            let halves = self.avx512f._mm512_castps128_ps512(cast(halves(header)));
             let halves = self.avx512f._mm512_permutexvar_ps(cast(two(0, 1)), halves);
             let bytes = self.avx512f._mm512_cvtepu8_epi32(cast(six_bits(*self, header)));
             self.mul16(self.numbers(cast(bytes)), cast(halves))
