@@ -1,6 +1,8 @@
 //! What the tests of the binary share: running it, finding test data, nodes as child processes.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod netns;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
