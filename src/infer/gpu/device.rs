@@ -164,16 +164,7 @@ impl GpuDevice {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let arena = self.buffer("the first f16", ARENA_SLOT, usage)?;
         let common = self.common(&arena)?;
-        let storage = self.scoped("halves", 0, |wgpu| {
-            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("halves"),
-                layout: &pipeline.storage,
-                entries: &[wgpu::BindGroupEntry {
-                    binding: 0,
-                    resource: result.as_entire_binding(),
-                }],
-            })
-        })?;
+        let storage = pipeline.bind(self, &[&result])?;
         let mut readback = Readback::new(self, "unpacked f16s", bytes)?;
         let mut encoder = self.wgpu().create_command_encoder(&Default::default());
         {

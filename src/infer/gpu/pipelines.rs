@@ -67,6 +67,40 @@ pub(super) struct Pipeline {
     pub storage: BindGroupLayout,
 }
 
+impl Pipeline {
+    /// Group 1 over these buffers, in the order of the kernel's bindings. None that it writes may be
+    /// among them twice.
+    ///
+    /// # Panics
+    /// If they are not as many as the kernel has bindings: a mistake of the caller's.
+    pub fn bind(&self, device: &GpuDevice, storage: &[&wgpu::Buffer]) -> Result<wgpu::BindGroup> {
+        let name = self.kernel.name;
+        assert_eq!(storage.len(), self.kernel.storage.len(), "{name}");
+        for (buffer, declared) in storage.iter().zip(self.kernel.storage) {
+            let shared = storage.iter().filter(|other| *other == buffer).count() > 1;
+            if declared.write && shared {
+                let what = format!("{name} that reads the buffer it writes");
+                return Err(BackendError::Unsupported(what));
+            }
+        }
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = storage
+            .iter()
+            .zip(0..)
+            .map(|(buffer, binding)| wgpu::BindGroupEntry {
+                binding,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        device.scoped(name, 0, |wgpu| {
+            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(name),
+                layout: &self.storage,
+                entries: &entries,
+            })
+        })
+    }
+}
+
 /// A device's pipelines, by kernel name.
 pub(super) struct Pipelines {
     pub reduction: Reduction,

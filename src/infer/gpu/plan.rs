@@ -155,28 +155,7 @@ impl Builder<'_> {
         // WGSL may pad the struct's end. A mismatch is a mistake in this file.
         let declared_bytes = pipeline.kernel.params_bytes as usize;
         assert_eq!(size_of_val(params).next_multiple_of(16), declared_bytes.next_multiple_of(16));
-        assert_eq!(storage.len(), pipeline.kernel.storage.len(), "{kernel}");
-        for (a, declared) in storage.iter().zip(pipeline.kernel.storage) {
-            let shared = storage.iter().filter(|b| *b == a).count() > 1;
-            if declared.write && shared {
-                return Err(refused(format!("{kernel} that reads the buffer it writes")));
-            }
-        }
-        let entries: Vec<_> = storage
-            .iter()
-            .zip(0..)
-            .map(|(buffer, binding)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
-        let storage = device.scoped(kernel, 0, |wgpu| {
-            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(pipeline.kernel.name),
-                layout: &pipeline.storage,
-                entries: &entries,
-            })
-        })?;
+        let storage = pipeline.bind(device, storage)?;
         let params = self.arena.push(params);
         Ok(Dispatch { pipeline, storage, params, rows, grid, when: 1..=u32::MAX })
     }

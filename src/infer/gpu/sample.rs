@@ -166,27 +166,7 @@ impl Stage {
         let pipeline = device.pipelines().get(device, kernel)?;
         // A mismatch is a mistake in this file.
         assert_eq!(size_of::<params::Sample>(), pipeline.kernel.params_bytes as usize);
-        assert_eq!(storage.len(), pipeline.kernel.storage.len(), "{kernel}");
-        for (buffer, declared) in storage.iter().zip(pipeline.kernel.storage) {
-            let shared = storage.iter().filter(|b| *b == buffer).count() > 1;
-            if declared.write && shared {
-                return Err(refused(format!("{kernel} that reads the buffer it writes")));
-            }
-        }
-        let entries: Vec<_> = (0..)
-            .zip(storage)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
-        let storage = device.scoped(kernel, 0, |wgpu| {
-            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(pipeline.kernel.name),
-                layout: &pipeline.storage,
-                entries: &entries,
-            })
-        })?;
+        let storage = pipeline.bind(device, storage)?;
         Ok(Self { pipeline, storage, workgroups })
     }
 }

@@ -251,20 +251,7 @@ fn copy_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
     let vec4s = u32::try_from(bytes / 16).unwrap_or(u32::MAX);
     device.write(&arena, 0, bytemuck::bytes_of(&vec4s));
     let common = device.common(&arena)?;
-    let both = [(&from, &to), (&to, &from)];
-    let mut groups = Vec::new();
-    for (from, to) in both {
-        groups.push(device.scoped("a copy's bind group", 0, |wgpu| {
-            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("copy"),
-                layout: &pipeline.storage,
-                entries: &[
-                    wgpu::BindGroupEntry { binding: 0, resource: from.as_entire_binding() },
-                    wgpu::BindGroupEntry { binding: 1, resource: to.as_entire_binding() },
-                ],
-            })
-        })?);
-    }
+    let groups = [pipeline.bind(device, &[&from, &to])?, pipeline.bind(device, &[&to, &from])?];
     let groups_needed = vec4s.div_ceil(1024);
     let x = groups_needed.min(device.workgroups_max());
     let y = groups_needed.div_ceil(x.max(1));
