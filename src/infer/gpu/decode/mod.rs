@@ -231,9 +231,13 @@ impl Decoder for GpuBackend {
         });
         let experts = experts.collect::<Result<_>>()?;
         if halted.is_some() {
-            // Those behind it did nothing; their reports say the same.
+            // Those behind it did nothing; their reports say the same. But each left its own step.
+            let followed = !decode.flights.is_empty();
             while let Some(behind) = decode.flights.pop_front() {
                 decode.reports[behind.report].take(&self.device)?;
+            }
+            if followed {
+                self.device.write(&self.buffers.step, 0, bytemuck::bytes_of(&flight.step));
             }
             decode.halted = Some(flight);
         }

@@ -227,6 +227,8 @@ fn fused(name: &str, keeps_halves: bool) {
     // Ahead of the host, the device chooses what the host would, paged or not.
     let options = SamplerOptions { temperature: 0.8, seed: 5, ..SamplerOptions::default() };
     let mut chosen = Vec::new();
+    // New, it has seen no token halt: several are queued behind the first that does.
+    let mut paged = make(&device, SlotBudget::Experts(model.experts() / 4));
     for session in [&mut whole, &mut paged] {
         session.reset();
         session.prefill(&tokens[..PROMPT]).unwrap();
