@@ -1,5 +1,7 @@
 // Chooses one token's experts in a layer (as route.wgsl) and looks up their slots.
-// If one has none, the step is halted: the state says at which layer, the residual is
+// One that has none, but lies in memory of the host, is to be fetched into a free slot (decode_fetch.wgsl), if
+// there are free slots for all that this layer misses, and no other token has taken any since they were offered.
+// Else the step is halted: the state says at which layer, the residual is
 // set aside for the layer to be begun again, and what follows finds no slots.
 // Grid: one workgroup. At most 1024 experts.
 //!include shared/step.wgsl
@@ -16,6 +18,13 @@ struct Params {
     halt: u32,
     // vec4s of the residual.
     quads: u32,
+    // Where in slot_table the layer's places in memory of the host begin, and the free slots of its class: their
+    // number, then which.
+    shelf_at: u32,
+    free_at: u32,
+    // Words of `state`: whose token takes free slots (its position, counted from 1), how many of the class it took.
+    taker_at: u32,
+    taken_at: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -27,6 +36,8 @@ struct Params {
 // By choice: (slot, share).
 @group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
 @group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
+// By choice: (place in memory of the host, slot), or EMPTY.
+@group(1) @binding(6) var<storage, read_write> fetches: array<vec2<u32>>;
 
 const EMPTY: u32 = 0xffffffffu;
 
@@ -40,7 +51,12 @@ var<workgroup> slots: array<u32, 64>;
 var<workgroup> slot_of: array<u32, 1024>;
 var<workgroup> places: array<atomic<u32>, 1024>;
 var<workgroup> missing: atomic<u32>;
+// Of those, how many are not in memory of the host either.
+var<workgroup> absent: atomic<u32>;
 var<workgroup> halted: u32;
+var<workgroup> taker: u32;
+var<workgroup> taken: u32;
+var<workgroup> free: u32;
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) local: u32) {
@@ -49,7 +65,11 @@ fn main(@builtin(local_invocation_index) local: u32) {
     let quads = (experts + 3u) / 4u;
     if (local == 0u) {
         halted = state[0];
+        taker = state[params.taker_at];
+        taken = state[params.taken_at];
+        free = slot_table[params.free_at];
         atomicStore(&missing, 0u);
+        atomicStore(&absent, 0u);
     }
     for (var e = local; e < quads * 4u; e += 256u) {
         var score = NONE;
@@ -69,6 +89,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
     if (workgroupUniformLoad(&halted) != 0u) {
         if (local < top_k) {
             routed[local] = vec2<u32>(EMPTY, 0u);
+            fetches[local] = vec2<u32>(EMPTY, 0u);
         }
         return;
     }
@@ -97,11 +118,17 @@ fn main(@builtin(local_invocation_index) local: u32) {
             slots[place] = slot_of[e];
             if (slot_of[e] == EMPTY) {
                 atomicAdd(&missing, 1u);
+                if (slot_table[params.shelf_at + e] == EMPTY) {
+                    atomicAdd(&absent, 1u);
+                }
             }
         }
     }
     workgroupBarrier();
-    let miss = atomicLoad(&missing) > 0u;
+    let misses = atomicLoad(&missing);
+    let next = now.position + 1u;
+    let fetched = atomicLoad(&absent) == 0u && (taker == 0u || taker == next) && taken + misses <= free;
+    let miss = misses > 0u && !fetched;
     if (local < top_k) {
         let highest = scores[ids[0] / 4u][ids[0] % 4u];
         var total = 0.0;
@@ -117,7 +144,23 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
         let share = exp(scores[ids[local] / 4u][ids[local] % 4u] - highest) / total;
         state[params.ids_at + local] = ids[local];
-        routed[local] = vec2<u32>(select(slots[local], EMPTY, miss), bitcast<u32>(share));
+        var slot = slots[local];
+        var fetch = vec2<u32>(EMPTY, 0u);
+        if (slot == EMPTY && !miss) {
+            // The free slots are taken in the order of choice.
+            var before = 0u;
+            for (var j = 0u; j < local; j++) {
+                before += u32(slots[j] == EMPTY);
+            }
+            slot = slot_table[params.free_at + 1u + taken + before];
+            fetch = vec2<u32>(slot_table[params.shelf_at + ids[local]], slot);
+        }
+        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bitcast<u32>(share));
+        fetches[local] = fetch;
+    }
+    if (local == 0u && misses > 0u && fetched) {
+        state[params.taker_at] = next;
+        state[params.taken_at] = taken + misses;
     }
     if (miss) {
         if (local == 0u) {

@@ -237,16 +237,26 @@ pub struct Report {
     pub token: u32,
     /// By MoE layer: the chosen experts. Of this token up to the layer that halted.
     pub experts: Vec<Vec<u32>>,
+    /// By MoE layer: those of them that the device brought into slots which were offered to it, since the
+    /// last report of this token.
+    pub brought: Vec<Vec<(u32, Slot)>>,
 }
 
 /// A device that runs a single token as one submission: the router's choice is looked up
-/// in a table of slots on the device. Only a missing expert needs the host.
+/// in a table of slots on the device. Only a missing expert needs the host, if the device cannot bring it.
 ///
 /// Several tokens may be under way. One that halts is begun again with `resume`, after
 /// its experts were filled and placed; those queued behind it did nothing and are gone.
 pub trait Decoder {
     /// How many more tokens may be submitted now.
     fn room(&self) -> usize;
+
+    /// Whether the device can bring experts that it has set aside while a token runs.
+    fn brings(&self) -> bool;
+
+    /// Says which slots hold nothing: until the next report the device may fill them by itself. To be called where
+    /// no token is under way, before one is submitted or resumed.
+    fn offer(&mut self, free: &[Slot]);
 
     /// Queues one token at `position`; the cache holds all before it.
     fn submit(&mut self, fed: Fed, position: usize, want: Want) -> Result<()>;

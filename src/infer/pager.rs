@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::backend::{Backend, Slot};
+use super::backend::{Backend, BackendError, Slot};
 use super::error::SessionError;
 use super::graph::MoeId;
 use super::model::{Model, MoeLayer};
@@ -64,6 +64,8 @@ pub struct Pager {
     wave: Vec<Option<Slot>>,
     /// Experts served, once recording was asked for.
     trace: Option<Trace>,
+    /// Slots were emptied for the next step.
+    spared: bool,
 }
 
 impl Pager {
@@ -77,6 +79,7 @@ impl Pager {
             stats: PagerStats::default(),
             wave: Vec::new(),
             trace: None,
+            spared: false,
         }
     }
 
@@ -92,9 +95,25 @@ impl Pager {
 
     /// A step of this many tokens begins.
     pub fn begin(&mut self, tokens: usize) {
+        let spared = std::mem::take(&mut self.spared);
         if let Some(trace) = &mut self.trace {
-            trace.begin(tokens);
+            trace.begin(tokens, spared);
         }
+    }
+
+    /// Before a token on a device that brings experts by itself: empties slots for what it is likely to miss.
+    pub fn spare(&mut self, backend: &mut dyn Backend) {
+        let evicted = self.residency.spare();
+        self.stats.evictions += evicted.len() as u64;
+        for ExpertKey { moe, expert } in evicted {
+            backend.place(moe, expert, None);
+        }
+        self.spared = true;
+    }
+
+    /// Slots that hold nothing.
+    pub fn free(&self) -> Vec<Slot> {
+        self.residency.free()
     }
 
     pub const fn stats(&self) -> PagerStats {
@@ -145,14 +164,42 @@ impl Pager {
         Ok(&self.wave)
     }
 
-    /// Counts experts of one layer that the device found in their slots by itself.
-    pub fn found(&mut self, moe: MoeId, experts: &[u32]) {
-        self.residency.touch(moe, experts);
+    /// Counts experts of one layer that the device found in their slots, or `brought` into free ones.
+    ///
+    /// # Errors
+    /// A slot that was not free.
+    pub fn found(
+        &mut self,
+        moe: MoeId,
+        experts: &[u32],
+        brought: &[(u32, Slot)],
+        backend: &mut dyn Backend,
+    ) -> Result<(), SessionError> {
+        let is_brought = |expert: &u32| brought.iter().any(|(other, _)| other == expert);
+        let (mut came, mut there): (Vec<u32>, Vec<u32>) =
+            experts.iter().partition(|e| is_brought(e));
+        there.sort_unstable();
+        came.sort_unstable();
+        self.residency.touch(moe, &there);
+        for expert in came {
+            let Some((_, slot)) = brought.iter().find(|(other, _)| *other == expert) else {
+                continue;
+            };
+            if !self.residency.adopt(ExpertKey { moe, expert }, *slot) {
+                let what = format!("it put expert {expert} into {slot:?}, which is not free");
+                return Err(BackendError::Lost(what).into());
+            }
+            backend.place(moe, expert, Some(*slot));
+        }
         if let Some(trace) = &mut self.trace {
             trace.served(moe, experts.iter().copied());
         }
         self.stats.demands += experts.len() as u64;
-        self.stats.hits.vram += experts.len() as u64;
+        self.stats.hits.vram += (experts.len() - brought.len()) as u64;
+        self.stats.hits.ram += brought.len() as u64;
+        let bytes = self.layers[usize::from(moe.0)].layout.bytes as u64;
+        self.stats.filled_bytes += bytes * brought.len() as u64;
+        Ok(())
     }
 
     /// Puts experts into their slots: those that the device set aside at once, the others as they

@@ -4,6 +4,9 @@
 //! being planned is never evicted for another of the same wave; whatever a
 //! layer asks for is served after finitely many waves, for every class has at
 //! least one slot.
+//!
+//! A device that brings experts by itself puts them into free slots: [`Residency::spare`] keeps a few free,
+//! by how many a token has been missing of late, and [`Residency::adopt`] says what became of them.
 
 use std::collections::HashMap;
 
@@ -37,7 +40,19 @@ struct Class {
     slots: HashMap<ExpertKey, u32>,
     /// Costs are slots: each expert costs 1.
     policy: Box<dyn Policy<ExpertKey>>,
+    /// Experts that got a slot since slots were last spared, and how many a token is expected to want.
+    entered: u32,
+    expected: f32,
 }
+
+/// Of a class's slots, at most one in so many is kept free.
+const SPARE_SHARE: usize = 8;
+
+/// Slots kept free for each expert that is expected to want one.
+const SPARE_EACH: f32 = 1.25;
+
+/// How fast the expectation follows what is seen.
+const EXPECTED_GAIN: f32 = 0.25;
 
 /// Slots and what they hold, over all classes.
 pub struct Residency {
@@ -57,6 +72,8 @@ impl Residency {
             free: (0..u32::try_from(*count).unwrap_or(u32::MAX)).rev().collect(),
             slots: HashMap::new(),
             policy: policy(),
+            entered: 0,
+            expected: 0.0,
         });
         Self { classes: classes.collect(), class_of }
     }
@@ -106,6 +123,7 @@ impl Residency {
             let key = ExpertKey { moe, expert };
             class.slots.insert(key, index);
             class.policy.insert(key, 1);
+            class.entered += 1;
             wave.fills.push((expert, Slot { class: id, index }));
         }
         wave.waiting.extend(missing);
@@ -118,6 +136,47 @@ impl Residency {
         for expert in used {
             class.policy.touch(&ExpertKey { moe, expert: *expert });
         }
+    }
+
+    /// Before a token of its own step: empties slots until each class has as many free as the token is
+    /// likely to fill. Returns the experts that lost theirs.
+    pub fn spare(&mut self) -> Vec<ExpertKey> {
+        let mut evicted = Vec::new();
+        for class in &mut self.classes {
+            let most = (class.free.len() + class.slots.len()) / SPARE_SHARE;
+            let entered = std::mem::take(&mut class.entered) as f32;
+            class.expected += (entered.min(most as f32) - class.expected) * EXPECTED_GAIN;
+            let wanted = ((class.expected * SPARE_EACH).ceil() as usize).min(most);
+            while class.free.len() < wanted {
+                let Some((victim, index)) = class.evict(&|_| false) else { break };
+                class.free.push(index);
+                evicted.push(victim);
+            }
+        }
+        evicted
+    }
+
+    /// Slots that hold nothing, class by class.
+    pub fn free(&self) -> Vec<Slot> {
+        let slots = (0..).zip(&self.classes).flat_map(|(id, class)| {
+            class.free.iter().map(move |index| Slot { class: id, index: *index })
+        });
+        slots.collect()
+    }
+
+    /// An expert is in a free slot now. False if that was not free, or the expert had a slot.
+    pub fn adopt(&mut self, key: ExpertKey, slot: Slot) -> bool {
+        let id = self.class_of[usize::from(key.moe.0)];
+        let class = &mut self.classes[usize::from(id)];
+        let at = class.free.iter().position(|index| *index == slot.index);
+        let Some(at) = at.filter(|_| id == slot.class && !class.slots.contains_key(&key)) else {
+            return false;
+        };
+        class.free.swap_remove(at);
+        class.slots.insert(key, slot.index);
+        class.policy.insert(key, 1);
+        class.entered += 1;
+        true
     }
 
     /// A fill failed: the slot holds nothing.
@@ -190,6 +249,33 @@ mod tests {
         let mut slots: Vec<Slot> = second.fills.iter().map(|(_, slot)| *slot).collect();
         slots.dedup();
         assert_eq!(slots.len(), 3, "three experts, three slots");
+    }
+
+    #[test]
+    fn slots_are_spared_for_what_tokens_miss_and_adopted_once() {
+        let mut residency = lru(&[48, 2], vec![0, 1]);
+        fill(&mut residency, LAYER, &(0..48).collect::<Vec<_>>());
+        fill(&mut residency, MoeId(1), &[0, 1]);
+        // A prompt's worth of experts entered: an eighth of the slots at most.
+        let mut evicted = residency.spare();
+        for _ in 0..20 {
+            evicted.extend(residency.spare());
+        }
+        assert!((1..=6).contains(&evicted.len()), "{evicted:?}");
+        assert!(evicted.iter().all(|key| key.moe == LAYER), "two slots are too few to spare one");
+        let free = residency.free();
+        assert_eq!(free.len(), evicted.len());
+        let gone = evicted[0];
+        assert!(!residency.adopt(gone, Slot { class: 1, index: 0 }), "of another class");
+        let taken = residency.slot(ExpertKey { moe: LAYER, expert: 47 }).unwrap();
+        assert!(!residency.adopt(gone, taken), "not free");
+        assert!(residency.adopt(gone, free[0]) && residency.slot(gone) == Some(free[0]));
+        assert!(!residency.adopt(gone, free[0]), "twice");
+        // Nothing is missed any more: in the end nobody loses a slot for it.
+        for _ in 0..40 {
+            residency.spare();
+        }
+        assert_eq!(residency.spare(), []);
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub struct Session {
     ahead: usize,
     /// The token that the oldest of them was fed.
     expected: Option<u32>,
-    /// The last of them halted: it is not worth queueing more behind the next.
+    /// The last of them missed an expert: it is not worth queueing more behind the next.
     halting: bool,
 }
 
@@ -133,6 +133,9 @@ impl Session {
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         self.check(tokens)?;
         self.land()?;
+        if tokens.len() == 1 {
+            self.make_room()?;
+        }
         if let [token] = tokens
             && let Some(decoder) = self.backend.decoder()?
         {
@@ -185,6 +188,9 @@ impl Session {
                 return Ok(next);
             }
         }
+        if self.ahead == 0 {
+            self.make_room()?;
+        }
         let room = self.capacity.context - self.position;
         let most = if self.halting { 1 } else { more.clamp(1, room) };
         if let Some(decoder) = self.backend.decoder()? {
@@ -217,6 +223,18 @@ impl Session {
                 Err(BackendError::Unsupported(what).into())
             }
         }
+    }
+
+    /// Before a token behind which none is under way: empties slots for what it is likely to miss, where the
+    /// device brings experts by itself.
+    fn make_room(&mut self) -> Result<(), SessionError> {
+        if self.backend.decoder()?.is_some_and(|decoder| decoder.brings()) {
+            self.pager.spare(self.backend.as_mut());
+            if let Some(decoder) = self.backend.decoder()? {
+                decoder.offer(&self.pager.free());
+            }
+        }
+        Ok(())
     }
 
     /// Drops the tokens queued ahead.
@@ -257,8 +275,10 @@ impl Session {
             };
             let report = decoder.take()?;
             let reached = report.halted.map_or(report.experts.len(), |moe| usize::from(moe.0));
-            for (layer, experts) in (0..).zip(&report.experts).take(reached).skip(counted) {
-                self.pager.found(MoeId(layer), experts);
+            let layers = (0..).zip(report.experts.iter().zip(&report.brought));
+            for (layer, (experts, brought)) in layers.take(reached).skip(counted) {
+                self.pager.found(MoeId(layer), experts, brought, backend)?;
+                self.halting |= !brought.is_empty();
             }
             let Some(moe) = report.halted else { return Ok(report) };
             // Those queued behind it are gone.
@@ -273,6 +293,7 @@ impl Session {
             }
             counted = reached + 1;
             if let Some(decoder) = backend.decoder()? {
+                decoder.offer(&self.pager.free());
                 decoder.resume(moe)?;
             }
         }

@@ -1,4 +1,54 @@
-//! The same choice as [`route`](super::route::route); the device's form for one token also looks up the
-//! experts' slots and halts the step where one has none.
+//! One token's choice in a layer (as [`route`]), looked up in the tables that say where experts are.
 
-pub use super::route::route as decode_route;
+use super::route::route;
+use crate::infer::graph::Scoring;
+
+/// What is known of a layer's experts.
+pub struct Places<'a> {
+    /// By expert: its slot.
+    pub slots: &'a [Option<u32>],
+    /// By expert: its place in memory of the host.
+    pub shelf: &'a [Option<u32>],
+    /// Slots that may be filled, of which `taken` are taken.
+    pub free: &'a [u32],
+    pub taken: usize,
+    /// Whether this token may take any: no other has.
+    pub takes: bool,
+}
+
+/// What becomes of the token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The chosen experts and their shares, `top_k` of each.
+    pub ids: Vec<u32>,
+    pub shares: Vec<f32>,
+    /// By choice: the slot. `None`: an expert is out of reach, and the token halts here.
+    pub slots: Option<Vec<u32>>,
+    /// By choice: the place and the slot of an expert that is to be fetched first.
+    pub fetches: Vec<Option<(u32, u32)>>,
+}
+
+/// Chooses `top_k` experts by `logits` (`[experts]`) and looks up their slots. Free ones are taken, in the order of
+/// choice, for those that have none, if they can be fetched and there are enough.
+pub fn decode_route(logits: &[f32], top_k: usize, scoring: Scoring, of: &Places<'_>) -> Choice {
+    let (mut ids, mut shares) = (vec![0; top_k], vec![0.0; top_k]);
+    route(logits, logits.len(), scoring, &mut ids, &mut shares, top_k);
+    let mut fetches = vec![None; top_k];
+    let mut free = of.free.iter().skip(of.taken);
+    let mut slots = Vec::with_capacity(top_k);
+    for (id, fetch) in ids.iter().map(|id| *id as usize).zip(&mut fetches) {
+        if let Some(slot) = of.slots[id] {
+            slots.push(slot);
+        } else if let (true, Some(place)) = (of.takes, of.shelf[id])
+            && let Some(slot) = free.next()
+        {
+            *fetch = Some((place, *slot));
+            slots.push(*slot);
+        }
+    }
+    let all = slots.len() == top_k;
+    if !all {
+        fetches.fill(None);
+    }
+    Choice { ids, shares, slots: all.then_some(slots), fetches }
+}

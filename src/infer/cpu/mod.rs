@@ -14,6 +14,7 @@ pub mod decode_attention;
 pub mod decode_combine;
 pub mod decode_expert_down;
 pub mod decode_expert_gate_up;
+pub mod decode_fetch;
 pub mod decode_gate_up;
 pub mod decode_linear;
 pub mod decode_norm;

@@ -5,7 +5,7 @@
 //! asked for: it is slower than the CPU backend. Nothing here panics on what a
 //! driver does; an error that no scope caught is kept and returned by the next call.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use wgpu::{BufferUsages, DeviceType};
@@ -77,10 +77,7 @@ impl GpuDevice {
     /// As `open`, with the way rows are summed chosen by the caller instead of by
     /// the adapter's type.
     pub fn open_with(choice: AdapterChoice, reduction: Option<Reduction>) -> Result<Self> {
-        let mut wanted = wgpu::InstanceDescriptor::new_without_display_handle();
-        wanted.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        let instance = wgpu::Instance::new(wanted);
-        let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        let mut adapters = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
         adapters.retain(|adapter| rank(adapter.get_info().device_type, choice).is_some());
         // Stable: among equals the driver's own order stands.
         adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type, choice));
@@ -374,7 +371,6 @@ impl GpuDevice {
         self.wait(Some(index))
     }
 
-    /// Waits for a submission (the latest, if none is named) and its callbacks.
     /// Looks for an answer for as long as falling asleep and waking up would take. Not where
     /// the device computes on the very cores that look.
     pub(super) fn watch<T>(&self, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
@@ -390,6 +386,7 @@ impl GpuDevice {
         None
     }
 
+    /// Waits for a submission (the latest, if none is named) and its callbacks.
     pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let poll =
             wgpu::PollType::Wait { submission_index: submission, timeout: Some(ANSWER_WAIT_MAX) };
@@ -445,6 +442,16 @@ impl Device for GpuDevice {
     fn bandwidth(&self) -> Result<Bandwidth> {
         timing::bandwidth(self)
     }
+}
+
+/// The process's one instance: drivers have been seen to crash where several come and go at once.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        let mut wanted = wgpu::InstanceDescriptor::new_without_display_handle();
+        wanted.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        wgpu::Instance::new(wanted)
+    })
 }
 
 /// Lower is better; `None` if the choice leaves this type out.

@@ -63,7 +63,7 @@ pub(super) struct GpuBackend {
     /// By weight: read as a vector.
     vectors: Vec<bool>,
     weights: Vec<Option<DeviceWeight>>,
-    experts: Experts,
+    pub(super) experts: Experts,
     /// Experts that lost their slots.
     pub(super) spill: Option<Spill>,
     uploads: Uploads,
@@ -112,7 +112,8 @@ impl GpuBackend {
     }
 
     pub(super) fn make_plan(&mut self) -> Result<()> {
-        if self.plan.is_none() {
+        let grown = self.spill.as_mut().is_some_and(Spill::has_grown);
+        if self.plan.is_none() || (grown && self.decode.is_some()) {
             self.gather()?;
             self.plan = Some(Plan::new(&Parts {
                 device: &self.device,
@@ -120,6 +121,7 @@ impl GpuBackend {
                 buffers: &self.buffers,
                 weights: &self.weights,
                 experts: &self.experts,
+                spill: self.spill.as_ref(),
                 kv: self.capacity.kv,
                 decode: self.decode.as_ref().map(|decode| (&decode.fused, &decode.buffers)),
                 batch: self.capacity.batch,
@@ -315,7 +317,7 @@ impl Backend for GpuBackend {
     }
 
     fn set_aside(&mut self, bytes: u64) {
-        self.spill = Spill::new(&self.device, bytes);
+        self.spill = Spill::new(&self.device, &self.graph, &self.experts, bytes);
     }
 
     fn bring(&mut self, moe: MoeId, expert: u32, slot: Slot) -> Result<bool> {
@@ -325,7 +327,7 @@ impl Backend for GpuBackend {
             self.submit()?;
         }
         let bytes = to.2;
-        let brought = self.spill.as_mut().is_some_and(|spill| spill.bring((moe, expert), slot, to));
+        let brought = self.spill.as_mut().is_some_and(|spill| spill.bring((moe, expert), to));
         if brought {
             self.device.meter().uploaded(usize::try_from(bytes).unwrap_or(usize::MAX));
         }
@@ -341,8 +343,14 @@ impl Backend for GpuBackend {
                 }
             }
         }
-        if let Some(decode) = &mut self.decode {
-            decode.buffers.table.place(moe, expert, slot);
+        let mut table = self.decode.as_mut().map(|decode| &mut decode.buffers.table);
+        if let Some(table) = &mut table {
+            table.place(moe, expert, slot);
+        }
+        for (moe, expert, place) in self.spill.iter_mut().flat_map(Spill::moves) {
+            if let Some(table) = &mut table {
+                table.shelve(moe, expert, place);
+            }
         }
     }
 

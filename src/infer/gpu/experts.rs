@@ -190,6 +190,17 @@ impl Experts {
         uploads.write(device, &self.chunks[chunk].buffer, offset, &self.planes)
     }
 
+    /// The class of a layer's slots.
+    pub fn class_of(&self, moe: MoeId) -> Option<u16> {
+        self.class_of.get(usize::from(moe.0)).copied()
+    }
+
+    /// Bytes of one of a layer's slots.
+    pub fn slot_bytes(&self, moe: MoeId) -> Option<u64> {
+        let class = self.classes.get(usize::from(self.class_of(moe)?))?;
+        Some(class.shape.stride as u64)
+    }
+
     /// A slot's buffer, where it begins there, and its bytes.
     pub fn locate(&self, slot: Slot) -> Option<(wgpu::Buffer, u64, u64)> {
         let (chunk, index) = self.place(slot).ok()?;

@@ -15,6 +15,7 @@ use super::dispatch::{Dispatch, Grid, Rows};
 use super::experts::Experts;
 use super::params::{self, ARENA_SLOT, Arena};
 use super::pipelines::format_name;
+use super::spill::Spill;
 use super::weights::{DeviceWeight, matrix, vector};
 use crate::infer::backend::{BackendError, KvFormat, Result};
 use crate::infer::graph::{Activation, Buf, Graph, Moe, MoeId, Op, Scoring, WeightId};
@@ -42,6 +43,7 @@ pub(super) struct Parts<'a> {
     pub buffers: &'a Buffers,
     pub weights: &'a [Option<DeviceWeight>],
     pub experts: &'a Experts,
+    pub spill: Option<&'a Spill>,
     pub kv: KvFormat,
     /// For a graph whose single tokens run fused.
     pub decode: Option<(&'a Fused, &'a DecodeBuffers)>,

@@ -2,46 +2,53 @@
 //! that the device brings them back by itself: no bytes pass through the CPU.
 //!
 //! An expert is copied out of its slot when it is evicted for the first time, and is copied
-//! into a slot when it is wanted again; it stays here until the room is needed. Copies are recorded
-//! in order and go out at the head of the next submission ([`Spill::encode`]).
-//! Within each class of slots the expert that was here longest unused gives way.
+//! into a slot when it is wanted again; it stays here until the room is needed. Copies out, and those in that the
+//! host asks for, are recorded in order and go out at the head of the next submission ([`Spill::encode`]). A fused
+//! token fetches what it misses while it runs (kernels/decode_fetch.wgsl): each layer's area is one buffer,
+//! and the device knows who lies where in it.
+//! Within a layer the expert that was here longest unused gives way.
 //!
 //! Only for adapters with memory of their own that can read the host's: buffers that may be
 //! mapped for reading lie in the host's memory, whoever reads them.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use wgpu::{Buffer, BufferUsages, CommandEncoder, Features};
 
 use super::device::GpuDevice;
+use super::experts::Experts;
 use crate::infer::backend::Slot;
-use crate::infer::graph::MoeId;
+use crate::infer::graph::{Graph, MoeId};
 
 /// What the adapter must offer.
 pub(super) const FEATURE: Features = Features::MAPPABLE_PRIMARY_BUFFERS;
 /// Of buffers in memory of the host.
-pub(super) const USAGE: BufferUsages =
-    BufferUsages::MAP_READ.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
-/// Room is taken in buffers of about this size.
-const CHUNK_BYTES: u64 = 256 << 20;
+pub(super) const USAGE: BufferUsages = BufferUsages::MAP_READ
+    .union(BufferUsages::COPY_DST)
+    .union(BufferUsages::COPY_SRC)
+    .union(BufferUsages::STORAGE);
 /// Copies recorded at most before they are to be submitted.
 const COPIES_MAX: usize = 4096;
 
 type Key = (MoeId, u32);
 
-/// Where an expert lies in memory of the host.
-#[derive(Clone)]
+/// One layer's memory.
+struct Area {
+    /// Allocated when the first expert comes.
+    buffer: Option<Buffer>,
+    /// Experts that it holds, and bytes of each.
+    count: u32,
+    bytes: u64,
+    free: Vec<u32>,
+    /// By expert: its place.
+    held: LruCache<u32, u32>,
+}
+
+/// A place in a buffer.
 struct Place {
     buffer: Buffer,
     offset: u64,
-}
-
-/// Places of one size, and the experts in them.
-struct Class {
-    free: Vec<Place>,
-    held: LruCache<Key, Place>,
 }
 
 struct Copy {
@@ -50,33 +57,73 @@ struct Copy {
     bytes: u64,
 }
 
-/// The area of one backend.
+/// The areas of one backend.
 pub(super) struct Spill {
-    classes: HashMap<u16, Class>,
+    /// By MoE layer.
+    areas: Vec<Area>,
     /// Who is in which slot.
     slots: HashMap<Key, Slot>,
     copies: Vec<Copy>,
-    /// Bytes that may still be allocated.
-    left: u64,
+    /// Who came to lie where, or lies nowhere any more, since it was last asked.
+    moves: Vec<(MoeId, u32, Option<u32>)>,
+    /// Areas were allocated since it was last asked.
+    grown: bool,
 }
 
 impl Spill {
-    /// An area of at most `bytes`; `None` if there are none, or the adapter has no use for it.
-    pub fn new(device: &GpuDevice, bytes: u64) -> Option<Self> {
-        (bytes > 0 && device.spills()).then(|| Self {
-            classes: HashMap::new(),
+    /// Areas of at most `bytes` in all, shared out by what each layer's experts take; `None` if there are none, or the
+    /// adapter has no use for them.
+    pub fn new(device: &GpuDevice, graph: &Graph, experts: &Experts, bytes: u64) -> Option<Self> {
+        if !device.spills() {
+            return None;
+        }
+        let layers = || (0..).map(MoeId).zip(&graph.moe);
+        let each = |moe| experts.slot_bytes(moe).unwrap_or(0);
+        let all: u64 = layers().map(|(moe, spec)| each(moe) * spec.experts.len() as u64).sum();
+        let share = bytes as f64 / all.max(1) as f64;
+        let areas: Vec<Area> = layers()
+            .map(|(moe, spec)| {
+                let bytes = each(moe);
+                let wanted = spec.experts.len() as f64 * share.min(1.0);
+                let within = device.binding_bytes_max().checked_div(bytes).unwrap_or(0);
+                let count = (wanted as u64).min(within) as u32;
+                let free = (0..count).rev().collect();
+                Area { buffer: None, count, bytes, free, held: LruCache::unbounded() }
+            })
+            .collect();
+        areas.iter().any(|area| area.count > 0).then(|| Self {
+            areas,
             slots: HashMap::new(),
             copies: Vec::new(),
-            left: bytes,
+            moves: Vec::new(),
+            grown: false,
         })
+    }
+
+    /// A layer's area, if there is anything in it.
+    pub fn area(&self, moe: MoeId) -> Option<&Buffer> {
+        self.areas.get(usize::from(moe.0))?.buffer.as_ref()
+    }
+
+    /// Who came to lie where, or lies nowhere any more, since the last call.
+    pub fn moves(&mut self) -> impl Iterator<Item = (MoeId, u32, Option<u32>)> {
+        self.moves.drain(..)
+    }
+
+    /// Whether an area was allocated since the last call.
+    pub const fn has_grown(&mut self) -> bool {
+        std::mem::replace(&mut self.grown, false)
     }
 
     /// An expert is in a slot now.
     pub fn entered(&mut self, moe: MoeId, expert: u32, slot: Slot) {
         self.slots.insert((moe, expert), slot);
+        if let Some(area) = self.areas.get_mut(usize::from(moe.0)) {
+            area.held.promote(&expert);
+        }
     }
 
-    /// An expert loses its slot, `bytes` at `offset` of `buffer`: it is set aside unless it
+    /// An expert loses its slot, which is at `offset` of `buffer`: it is set aside unless it
     /// is here already or there is no room at all.
     pub fn left(
         &mut self,
@@ -84,66 +131,58 @@ impl Spill {
         (moe, expert): Key,
         locate: impl FnOnce(Slot) -> Option<(Buffer, u64, u64)>,
     ) {
-        let key = (moe, expert);
-        let Some(slot) = self.slots.remove(&key) else { return };
-        if self.classes.get(&slot.class).is_some_and(|class| class.held.contains(&key)) {
+        let Some(slot) = self.slots.remove(&(moe, expert)) else { return };
+        let Some(area) = self.areas.get_mut(usize::from(moe.0)) else { return };
+        if area.held.contains(&expert) || self.copies.len() >= COPIES_MAX {
             return;
         }
         let Some((buffer, offset, bytes)) = locate(slot) else { return };
-        if self.copies.len() >= COPIES_MAX {
-            return;
-        }
-        if let Some(to) = self.room(device, slot.class, bytes) {
-            self.copies.push(Copy { from: Place { buffer, offset }, to: to.clone(), bytes });
-            if let Some(class) = self.classes.get_mut(&slot.class) {
-                class.held.put(key, to);
-            }
-        }
-    }
-
-    /// A place for one more expert of the class: new, or of the one longest unused.
-    fn room(&mut self, device: &GpuDevice, class: u16, bytes: u64) -> Option<Place> {
-        let known = self
-            .classes
-            .entry(class)
-            .or_insert_with(|| Class { free: Vec::new(), held: LruCache::unbounded() });
-        if let Some(place) = known.free.pop() {
-            return Some(place);
-        }
-        let count = (CHUNK_BYTES / bytes).max(1).min(self.left / bytes);
-        if let Some(count) = NonZeroUsize::new(usize::try_from(count).ok()?) {
-            let size = bytes * count.get() as u64;
-            match device.buffer("experts in memory of the host", size, USAGE) {
-                Ok(buffer) => {
-                    self.left -= size;
-                    let places = (0..count.get() as u64).rev();
-                    known.free.extend(
-                        places.map(|i| Place { buffer: buffer.clone(), offset: i * bytes }),
-                    );
-                    return known.free.pop();
+        if area.buffer.is_none() && area.count > 0 {
+            match device.buffer("experts in memory of the host", area.room(), USAGE) {
+                Ok(made) => {
+                    area.buffer = Some(made);
+                    self.grown = true;
                 }
                 // What there is must do.
                 Err(error) => {
                     tracing::info!("no more memory of the host for experts: {error}");
-                    self.left = 0;
+                    area.count = 0;
                 }
             }
         }
-        known.held.pop_lru().map(|(_, place)| place)
+        let Some(to) = area.buffer.clone() else { return };
+        let place = match (area.free.pop(), area.held.peek_lru()) {
+            (Some(place), _) => place,
+            (None, Some((gone, place))) => {
+                let (gone, place) = (*gone, *place);
+                area.held.pop(&gone);
+                self.moves.push((moe, gone, None));
+                place
+            }
+            (None, None) => return,
+        };
+        area.held.put(expert, place);
+        self.moves.push((moe, expert, Some(place)));
+        let to = Place { buffer: to, offset: area.bytes * u64::from(place) };
+        self.copies.push(Copy { from: Place { buffer, offset }, to, bytes });
     }
 
     /// Records the copy of an expert into a slot, `bytes` at `offset` of `buffer`; `false` if
     /// it is not here.
-    pub fn bring(&mut self, (moe, expert): Key, slot: Slot, to: (Buffer, u64, u64)) -> bool {
-        let class = self.classes.get_mut(&slot.class);
-        let Some(from) = class.and_then(|class| class.held.get(&(moe, expert))) else {
+    pub fn bring(
+        &mut self,
+        (moe, expert): Key,
+        (buffer, offset, bytes): (Buffer, u64, u64),
+    ) -> bool {
+        let Some(area) = self.areas.get_mut(usize::from(moe.0)) else { return false };
+        let (Some(from), Some(place)) = (area.buffer.clone(), area.held.get(&expert)) else {
             return false;
         };
         if self.copies.len() >= COPIES_MAX {
             return false;
         }
-        let (buffer, offset, bytes) = to;
-        self.copies.push(Copy { from: from.clone(), to: Place { buffer, offset }, bytes });
+        let from = Place { buffer: from, offset: area.bytes * u64::from(*place) };
+        self.copies.push(Copy { from, to: Place { buffer, offset }, bytes });
         true
     }
 
@@ -158,5 +197,12 @@ impl Spill {
             let Place { buffer, offset } = &from;
             encoder.copy_buffer_to_buffer(buffer, *offset, &to.buffer, to.offset, Some(bytes));
         }
+    }
+}
+
+impl Area {
+    /// Bytes for all its experts.
+    fn room(&self) -> u64 {
+        self.bytes * u64::from(self.count)
     }
 }

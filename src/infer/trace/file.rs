@@ -3,7 +3,8 @@
 //! The first line is the header:
 //! `{"format":"doppler-routing-trace","version":1,"model":NAME,"layers":[{"layer":0,"experts":8,"top_k":2,"class":0},...]}`;
 //! each line after it a step: `{"tokens":1,"experts":[[0,5],[2,7],...]}`, with the
-//! distinct expert ids of every layer, rising. `class` numbers from 0, without gaps, the
+//! distinct expert ids of every layer, rising, and `"spared":true` if slots were emptied before it for a device
+//! that fills them by itself. `class` numbers from 0, without gaps, the
 //! groups of layers that share slots.
 //!
 //! A file that breaks any of this is refused with the number of the line. Lines, layers

@@ -37,6 +37,9 @@ pub struct TraceLayer {
 #[serde(deny_unknown_fields)]
 pub struct TraceStep {
     pub tokens: usize,
+    /// Before it, slots were emptied for the device to fill by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spared: bool,
     pub experts: Vec<Vec<u32>>,
 }
 
@@ -72,10 +75,10 @@ impl Trace {
         Self { model: model.manifest.model_id.clone(), layers, steps: Vec::new() }
     }
 
-    /// A step of so many tokens begins.
-    pub fn begin(&mut self, tokens: usize) {
+    /// A step of so many tokens begins; before it, slots were emptied or not.
+    pub fn begin(&mut self, tokens: usize, spared: bool) {
         let experts = vec![Vec::new(); self.layers.len()];
-        self.steps.push(TraceStep { tokens, experts });
+        self.steps.push(TraceStep { tokens, spared, experts });
     }
 
     /// A wave of the present step served these experts of a layer.

@@ -107,6 +107,9 @@ pub fn replay(trace: &Trace, slots: usize, policy: ReplayPolicy) -> Result<Repla
     };
     for step in &trace.steps {
         let before = replayed.all;
+        if step.spared {
+            replayed.evictions += residency.spare().len() as u64;
+        }
         for (moe, wanted) in (0..).map(MoeId).zip(&step.experts) {
             let mut waiting = wanted.clone();
             while !waiting.is_empty() {

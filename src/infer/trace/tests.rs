@@ -126,7 +126,7 @@ fn random_trace(rng: &mut StdRng, layers: usize, experts: usize, steps: usize) -
     let mut trace =
         Trace { model: "random".into(), layers: (0..layers).map(layer).collect(), steps: vec![] };
     for _ in 0..steps {
-        trace.begin(1);
+        trace.begin(1, false);
         for moe in 0..layers {
             // Squared: some experts far likelier than others.
             let mut draw = || {
@@ -222,7 +222,7 @@ fn a_trace_is_written_and_read_back() {
     println!("seed {seed}");
     let mut trace = random_trace(&mut StdRng::seed_from_u64(seed), 3, 9, 20);
     trace.layers[1].class = 1;
-    trace.begin(3); // a step that reached no layer
+    trace.begin(3, false); // a step that reached no layer
     write(&trace, &path).unwrap();
     assert_eq!(read(&path).unwrap(), trace);
     let error = write(&trace, &dir.path().join("no/such/dir")).unwrap_err().to_string();
@@ -238,7 +238,7 @@ fn bad_files_are_refused_naming_the_line() {
     };
     let good = format!("{}\n{}\n", header(LAYERS), r#"{"tokens":1,"experts":[[1,3]]}"#);
     let trace = parse(good.as_bytes(), "x").unwrap();
-    assert_eq!(trace.steps, [TraceStep { tokens: 1, experts: vec![vec![1, 3]] }]);
+    assert_eq!(trace.steps, [TraceStep { tokens: 1, spared: false, experts: vec![vec![1, 3]] }]);
     let layers = |layers: &str| header(&format!(r#""layers":[{layers}]"#));
     let many = r#"{"layer":0,"experts":4,"top_k":2,"class":0},"#.repeat(5000);
     for (text, words) in [

@@ -2,10 +2,14 @@
 //! looked up in a table on the device, so that a full hit needs no word of the host.
 //!
 //! `fuse` recognises the graph, `sequence` makes its dispatches, `buffers` holds what they
-//! share. A token whose expert has no slot halts itself at that layer: the host fills
+//! share. A token whose expert has no slot fetches it from memory of the host into a slot that was
+//! offered, if it lies there: the host learns of it from the report. Else it halts itself at that layer: the host fills
 //! the slot and begins the layer again from the residual set aside. Tokens queued behind a
 //! halted one find the state set, change nothing that lasts, and are queued again.
 //! Where tokens halt often, only as many layers are queued as are likely to run.
+//!
+//! Slots offered are taken by one token only: the first that misses anything. The report of that token says what it took,
+//! and what is offered next does not contain it.
 
 mod buffers;
 mod fuse;
@@ -29,7 +33,7 @@ use super::readback::Readback;
 use super::sample::{Links, SamplePlan};
 use super::timing::PassClock;
 use super::weights::{DeviceWeight, matrix};
-use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result, Want};
+use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
 use crate::infer::graph::{Graph, MoeId, WeightId};
 use crate::infer::sampler::Sampler;
 
@@ -62,6 +66,8 @@ struct Flight {
     /// The MoE layers that it runs: from the first, up to the second's routing. The second is past
     /// the last unless the token is to go on from there.
     layers: (usize, usize),
+    /// The MoE layer since which the host knows nothing of it.
+    since: usize,
 }
 
 /// Where a submission begins.
@@ -191,7 +197,17 @@ impl Decoder for GpuBackend {
         if let Fed::Token(token) = fed {
             self.device.write(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
         }
-        self.fly(step, want, Begin::Token)
+        self.fly(step, want, Begin::Token, 0)
+    }
+
+    fn brings(&self) -> bool {
+        self.spill.is_some()
+    }
+
+    fn offer(&mut self, free: &[Slot]) {
+        if let Some(decode) = &mut self.decode {
+            decode.buffers.table.offer(free);
+        }
     }
 
     fn resume(&mut self, moe: MoeId) -> Result<()> {
@@ -199,7 +215,8 @@ impl Decoder for GpuBackend {
         let Some(flight) = halted else {
             return Err(BackendError::Unsupported("resuming a step that was not halted".into()));
         };
-        self.fly(flight.step, flight.want, Begin::Again(usize::from(moe.0)))
+        let layer = usize::from(moe.0);
+        self.fly(flight.step, flight.want, Begin::Again(layer), layer)
     }
 
     fn take(&mut self) -> Result<Report> {
@@ -218,7 +235,7 @@ impl Decoder for GpuBackend {
         } else {
             decode.passed(2 * (end - first));
             if end < self.graph.moe.len() {
-                self.fly(flight.step, flight.want, Begin::On(end))?;
+                self.fly(flight.step, flight.want, Begin::On(end), flight.since)?;
                 return self.take();
             }
         }
@@ -229,7 +246,13 @@ impl Decoder for GpuBackend {
                 None => Ok(ids),
             }
         });
-        let experts = experts.collect::<Result<_>>()?;
+        let experts: Vec<Vec<u32>> = experts.collect::<Result<_>>()?;
+        let reached = halted.map_or(self.graph.moe.len(), |moe| usize::from(moe.0));
+        let brought = brought(decode, &self.experts, &words, &flight, &experts, reached)?;
+        for (moe, slots) in (0..).map(MoeId).zip(&brought) {
+            let bytes = self.experts.slot_bytes(moe).unwrap_or(0) as usize;
+            slots.iter().for_each(|_| self.device.meter().uploaded(bytes));
+        }
         if halted.is_some() {
             // Those behind it did nothing; their reports say the same. But each left its own step.
             let followed = !decode.flights.is_empty();
@@ -241,7 +264,7 @@ impl Decoder for GpuBackend {
             }
             decode.halted = Some(flight);
         }
-        Ok(Report { halted, token: words[1], experts })
+        Ok(Report { halted, token: words[1], experts, brought })
     }
 
     fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
@@ -260,6 +283,42 @@ impl Decoder for GpuBackend {
         let bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
+}
+
+/// By MoE layer: the experts that a token brought into slots that were offered. Those slots are not offered any more.
+///
+/// `words`: the state as the token left it; `experts`: its choices, which count before the layer `reached`.
+fn brought(
+    decode: &mut Decode,
+    slots: &Experts,
+    words: &[u32],
+    flight: &Flight,
+    experts: &[Vec<u32>],
+    reached: usize,
+) -> Result<Vec<Vec<(u32, Slot)>>> {
+    let DecodeBuffers { table, taker_at, .. } = &mut decode.buffers;
+    let mut brought = vec![Vec::new(); experts.len()];
+    if words[*taker_at] != flight.step.position + 1 {
+        return Ok(brought);
+    }
+    let mut taken = vec![0; experts.len()];
+    for (layer, chosen) in experts.iter().enumerate().take(reached).skip(flight.since) {
+        let moe = MoeId(layer as u16);
+        let class = slots.class_of(moe).unwrap_or(0);
+        for expert in chosen.iter().filter(|expert| !table.places(moe, **expert)) {
+            let at = &mut taken[usize::from(class)];
+            let index = table.offered(class).get(*at).ok_or_else(|| {
+                BackendError::Lost(format!("it fetched expert {expert} into no slot"))
+            })?;
+            brought[layer].push((*expert, Slot { class, index: *index }));
+            *at += 1;
+        }
+    }
+    if words[*taker_at + 1..][..taken.len()].iter().zip(&taken).any(|(a, b)| *a as usize != *b) {
+        return Err(BackendError::Lost("it fetched other experts than it chose".into()));
+    }
+    table.offer(&[]);
+    Ok(brought)
 }
 
 impl GpuBackend {
@@ -283,8 +342,8 @@ impl GpuBackend {
     }
 
     /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
-    /// it is likely to halt.
-    fn fly(&mut self, step: StepParams, want: Want, begin: Begin) -> Result<()> {
+    /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
+    fn fly(&mut self, step: StepParams, want: Want, begin: Begin, since: usize) -> Result<()> {
         self.make_plan()?;
         let Self { device, plan, decode, buffers, spill, .. } = self;
         let plan = plan.as_ref().and_then(|plan| Some((plan, plan.decode.as_ref()?)));
@@ -319,6 +378,12 @@ impl GpuBackend {
             let bytes = decode.buffers.aside.size().min(stream.size());
             encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
             encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
+        }
+        // Nothing is under way that could have taken of what is offered.
+        let offered = spill.is_some() && decode.flights.is_empty();
+        if offered && !matches!(begin, Begin::On(_)) {
+            let at = decode.buffers.taker_at as u64 * 4;
+            encoder.clear_buffer(&decode.buffers.state, at, None);
         }
         let logits = whole && want == Want::Logits;
         let choice = whole && want == Want::Choice;
@@ -361,7 +426,7 @@ impl GpuBackend {
             buffers.logits_readback.submitted(logit_bytes, &submission);
         }
         let layers = (first_layer, last_layer);
-        decode.flights.push_back(Flight { report, step, want, layers });
+        decode.flights.push_back(Flight { report, step, want, layers, since });
         Ok(())
     }
 }

@@ -163,4 +163,15 @@ pub(super) struct Route {
     pub ids_at: u32,
     pub halt: u32,
     pub quads: u32,
+    pub shelf_at: u32,
+    pub free_at: u32,
+    pub taker_at: u32,
+    pub taken_at: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Fetch {
+    pub quads: u32,
+    pub shares: u32,
 }

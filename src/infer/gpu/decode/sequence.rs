@@ -1,4 +1,4 @@
-//! A fused graph as dispatches: eight a dense layer, ten a MoE layer.
+//! A fused graph as dispatches: eight a dense layer, ten a MoE layer, eleven where it fetches experts.
 //!
 //! | | kernel |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | norm, packed | decode_norm |
 //! | gate, up, activation; down, added | decode_gate_up, decode_linear |
 //! | or: router, choice | decode_linear, decode_route |
+//! | where experts lie in memory of the host: those that are missed | decode_fetch |
 //! | experts' gate, up, activation; down, weighted sum, added | decode_expert_gate_up, decode_expert_down |
 
 use wgpu::Buffer;
@@ -36,8 +37,8 @@ pub(in crate::infer::gpu) struct Sequence {
     pub logits: usize,
 }
 
-/// Dispatches of a MoE layer after its routing.
-const EXPERT_DISPATCHES: usize = 2;
+/// Workgroups that share the bytes of one fetched expert.
+const FETCH_SHARES: usize = 64;
 
 /// Query heads of one key head in a workgroup of decode_attention.
 const HEADS_TOGETHER: usize = 4;
@@ -48,24 +49,18 @@ const TEAMS_WANTED: usize = 5000;
 impl Sequence {
     pub fn new(builder: &mut Builder<'_>, fused: &Fused, buffers: &DecodeBuffers) -> Result<Self> {
         let parts = builder.parts;
-        let mut make = Make { builder, fused, buffers, steps: Vec::new() };
-        make.steps = make.builder.embed(fused.table, fused.x, fused.scale)?;
-        let mut resume = vec![0; parts.graph.moe.len()];
-        let mut routed = resume.clone();
+        let steps = builder.embed(fused.table, fused.x, fused.scale)?;
+        let begins = vec![0; parts.graph.moe.len()];
+        let sequence = Self { steps, resume: begins.clone(), routed: begins, logits: 0 };
+        let mut make = Make { builder, fused, buffers, sequence };
         for layer in &fused.layers {
             make.attention(layer)?;
-            if let FeedForward::Experts { moe, .. } = layer.ff {
-                resume[usize::from(moe.0)] = make.steps.len();
-            }
             make.feed_forward(layer)?;
-            if let FeedForward::Experts { moe, .. } = layer.ff {
-                routed[usize::from(moe.0)] = make.steps.len() - EXPERT_DISPATCHES;
-            }
         }
-        let logits = make.steps.len();
+        make.sequence.logits = make.sequence.steps.len();
         make.norm(&fused.norm)?;
         make.output()?;
-        Ok(Self { steps: make.steps, resume, routed, logits })
+        Ok(make.sequence)
     }
 }
 
@@ -73,7 +68,7 @@ struct Make<'a, 'b> {
     builder: &'a mut Builder<'b>,
     fused: &'a Fused,
     buffers: &'a DecodeBuffers,
-    steps: Vec<Dispatch>,
+    sequence: Sequence,
 }
 
 /// What `linear` multiplies and where the result goes.
@@ -93,7 +88,7 @@ impl<'b> Make<'_, 'b> {
         grid: Grid,
     ) -> Result<()> {
         let dispatch = self.builder.dispatch_grid(kernel, params, storage, Rows::Tokens, grid)?;
-        self.steps.push(dispatch);
+        self.sequence.steps.push(dispatch);
         Ok(())
     }
 
@@ -247,6 +242,7 @@ impl<'b> Make<'_, 'b> {
     }
 
     fn feed_forward(&mut self, layer: &Layer) -> Result<()> {
+        let begin = self.sequence.steps.len();
         self.norm(&layer.ff_norm)?;
         match layer.ff {
             FeedForward::Dense { gate, up, down, activation } => {
@@ -255,7 +251,11 @@ impl<'b> Make<'_, 'b> {
                 self.onto_stream(down, inner)
             }
             FeedForward::Experts { router, moe, renormalise } => {
+                let index = usize::from(moe.0);
+                self.sequence.resume[index] = begin;
                 self.route(router, moe, renormalise)?;
+                self.sequence.routed[index] = self.sequence.steps.len();
+                self.fetch(moe)?;
                 self.experts(moe)
             }
         }
@@ -284,8 +284,11 @@ impl<'b> Make<'_, 'b> {
     fn route(&mut self, router: Biased, moe: MoeId, renormalise: bool) -> Result<()> {
         let parts = self.builder.parts;
         let spec = parts.graph.moe_spec(moe);
-        let DecodeBuffers { normed, router: logits, routed, aside, state, table, .. } =
+        let DecodeBuffers { normed, router: logits, routed, aside, state, fetches, table, .. } =
             self.buffers;
+        let taker_at = self.buffers.taker_at;
+        // Without slots there is nothing to look up.
+        let class = parts.experts.class_of(moe).unwrap_or(0);
         let bias = router.1.map(|id| vector(parts.graph, parts.weights, id)).transpose()?;
         let piece = self.piece(router.0)?;
         self.linear(&[piece], &Product { x: normed, bias, result: logits, adds: false })?;
@@ -297,9 +300,24 @@ impl<'b> Make<'_, 'b> {
             ids_at: word(self.buffers.ids_at[usize::from(moe.0)])?,
             halt: u32::from(moe.0) + 1,
             quads: word(spec.hidden.div_ceil(4))?,
+            shelf_at: word(table.shelf_row(moe))?,
+            free_at: word(table.offer_at(class))?,
+            taker_at: word(taker_at)?,
+            taken_at: word(taker_at + 1 + usize::from(class))?,
         };
-        let storage = [logits, &table.buffer, self.stream(), state, routed, aside];
+        let storage = [logits, &table.buffer, self.stream(), state, routed, aside, fetches];
         self.push("decode_route", &params, &storage, Grid::One)
+    }
+
+    /// What the routing missed and memory of the host holds goes into slots.
+    fn fetch(&mut self, moe: MoeId) -> Result<()> {
+        let parts = self.builder.parts;
+        let spec = parts.graph.moe_spec(moe);
+        let Some(area) = parts.spill.and_then(|spill| spill.area(moe)) else { return Ok(()) };
+        let Some((chunk, shape)) = parts.experts.home(moe, spec) else { return Ok(()) };
+        let params = params::Fetch { quads: word(shape.stride / 16)?, shares: word(FETCH_SHARES)? };
+        let storage = [area, &self.buffers.fetches, &chunk.buffer];
+        self.push("decode_fetch", &params, &storage, workgroups_of(FETCH_SHARES * spec.top_k))
     }
 
     fn experts(&mut self, moe: MoeId) -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod batch;
 mod experts;
+mod fetch;
 mod kernels;
 mod limits;
 mod models;

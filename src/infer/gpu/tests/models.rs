@@ -12,7 +12,8 @@ use crate::infer::sampler::{Sampler, SamplerOptions};
 use crate::infer::session::{Session, SessionOptions};
 use crate::infer::slots::SlotBudget;
 use crate::infer::testing::{self, Wanted, checkpoint};
-use crate::store::DType;
+use crate::infer::trace::{self, ReplayPolicy, Trace};
+use crate::store::{DType, PolicyKind};
 use crate::testing::shared;
 use serde_json::json;
 
@@ -316,6 +317,63 @@ fn evicted_experts_come_back_from_memory_of_the_host() {
         assert_eq!(none.ram, 0);
         assert!(few.ram > 0 && few.disk > 36, "{few:?}");
         assert!(all.ram > few.ram && all.disk <= 36, "each is read at most once: {all:?}");
-        assert_eq!(none.disk, all.disk + all.ram, "the same experts were missed");
+        // A device that fetches by itself has a few slots emptied ahead.
+        if reduction == Reduction::Lane {
+            assert_eq!(none.disk, all.disk + all.ram, "the same experts were missed");
+        }
+    }
+}
+
+/// A fused token fetches what it misses from memory of the host by itself: the same tokens, one submission for most of
+/// them, and a trace that replays to what was counted.
+#[test]
+fn a_token_fetches_the_experts_it_misses() {
+    let mut random = Random::new("experts fetched");
+    let model = small(&mut random);
+    let prompt: Vec<u32> = (0..PROMPT).map(|_| random.below(131) as u32).collect();
+    let Some(device) = device(Reduction::Group) else { return };
+    let make = |slots, host_bytes| {
+        let (context, batch) = (Some(96), PROMPT);
+        let options =
+            SessionOptions { context, batch, slots, host_bytes, ..SessionOptions::default() };
+        Session::new(&model, &device, &options).unwrap()
+    };
+    let tokens = 96 - PROMPT - 1;
+    let run = |session: &mut Session| {
+        session.reset();
+        session.prefill(&prompt).unwrap();
+        let options = SamplerOptions { temperature: 0.9, seed: 3, ..SamplerOptions::default() };
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut token = prompt[0];
+        let next = |left| {
+            token = session.next(token, &mut sampler, left).unwrap();
+            token
+        };
+        (1..=tokens).rev().map(next).collect::<Vec<_>>()
+    };
+    let want = run(&mut make(SlotBudget::All, 0));
+    for host_bytes in [1 << 30, 60_000] {
+        let mut session = make(SlotBudget::Experts(24), host_bytes);
+        session.record(Trace::new(&model));
+        assert!(run(&mut session) == want, "cold, {host_bytes}");
+        let before = (session.counters(), session.stats().pager);
+        assert!(run(&mut session) == want, "warm, {host_bytes}");
+        let (counters, pager) = (session.counters().since(&before.0), session.stats().pager);
+        let brought = pager.hits.ram - before.1.hits.ram;
+        println!("{host_bytes}: {} submissions, {brought} of {pager:?}", counters.submissions);
+        assert_eq!(pager.demands, pager.hits.total());
+        if host_bytes == 1 << 30 {
+            assert!(brought > 20, "{brought}");
+            let alone = 2 * tokens as u64;
+            assert!(counters.submissions < alone, "{} submissions", counters.submissions);
+        }
+        let replayed = trace::replay(
+            &session.take_trace().unwrap(),
+            session.stats().slots,
+            ReplayPolicy::Online(PolicyKind::default()),
+        )
+        .unwrap();
+        assert_eq!((replayed.all.demands, replayed.all.hits), (pager.demands, pager.hits.vram));
+        assert_eq!(replayed.evictions, pager.evictions);
     }
 }

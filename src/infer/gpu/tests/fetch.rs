@@ -1,0 +1,166 @@
+//! A token's routing and the experts that it fetches by itself, against their CPU twins: random tables, odd
+//! numbers of experts.
+
+use super::{Random, assert_close, device};
+use crate::infer::cpu::decode_fetch::decode_fetch;
+use crate::infer::cpu::decode_route::{Places, decode_route};
+use crate::infer::gpu::experts::EMPTY;
+use crate::infer::gpu::params::{ARENA_SLOT, Step};
+use crate::infer::gpu::readback::Readback;
+use crate::infer::gpu::{GpuDevice, Reduction};
+use crate::infer::graph::Scoring;
+
+/// Runs one kernel over `buffers` of words and returns them as it left them.
+fn dispatch(
+    device: &GpuDevice,
+    kernel: &str,
+    step: Step,
+    params: &[u32],
+    buffers: &[Vec<u32>],
+    workgroups: u32,
+) -> Vec<Vec<u32>> {
+    let pipeline = device.pipelines().get(device, kernel).unwrap();
+    let make = |what, words: &[u32], usage| {
+        let buffer = device.buffer(what, words.len() as u64 * 4, usage).unwrap();
+        device.write(&buffer, 0, bytemuck::cast_slice(words));
+        buffer
+    };
+    let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    // One buffer stands for the step and, one slot on, for the parameters.
+    let slot = ARENA_SLOT as usize / 4;
+    let mut words = vec![0; 2 * slot];
+    words[..4].copy_from_slice(&[step.tokens, step.position, step.logit_start, step.logit_rows]);
+    words[slot..slot + params.len()].copy_from_slice(params);
+    let arena = make("parameters", &words, uniform);
+    let common = device.common(&arena).unwrap();
+    let usage =
+        wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+    let buffers: Vec<_> = buffers.iter().map(|words| make("words", words, usage)).collect();
+    let storage = pipeline.bind(device, &buffers.iter().collect::<Vec<_>>()).unwrap();
+    let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &common, &[ARENA_SLOT as u32]);
+        pass.set_bind_group(1, &storage, &[]);
+        pass.dispatch_workgroups(workgroups, 1, 1);
+    }
+    device.submit(encoder).unwrap();
+    let read = |buffer: &wgpu::Buffer| {
+        let mut readback = Readback::new(device, "words", buffer.size()).unwrap();
+        let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+        readback.copy(device, &mut encoder, buffer, buffer.size()).unwrap();
+        let submission = device.submit(encoder).unwrap();
+        readback.submitted(buffer.size(), &submission);
+        bytemuck::pod_collect_to_vec(&readback.take(device).unwrap().unwrap())
+    };
+    buffers.iter().map(read).collect()
+}
+
+/// What decode_route makes of one layer, in every way that it can end.
+#[test]
+fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
+    const STATE: usize = 40;
+    let Some(device) = device(Reduction::Group) else { return };
+    let mut random = Random::new("a token's slots");
+    let mut ends = [0; 3];
+    for round in 0..60 {
+        let experts = 2 + random.below(140);
+        let top_k = 1 + random.below(experts.min(9));
+        // Rarely enough out of reach that each end comes up.
+        let gone = [2, 5, 40][round % 3];
+        let mut some = |odds: usize, most: usize| {
+            (0..experts)
+                .map(|_| (random.below(odds) != 0).then(|| random.below(most) as u32))
+                .collect::<Vec<_>>()
+        };
+        let (slots, shelf) = (some(3, 900), some(gone, 300));
+        let free: Vec<u32> = (0..random.below(12)).map(|i| 1000 + i as u32).collect();
+        let taken = random.below(free.len() + 1);
+        let position = random.below(500) as u32;
+        // No token has taken any, this one has, or another.
+        let taker = [0, position + 1, position + 2][random.below(3)];
+        let renormalise = random.below(2) == 1;
+        let logits = random.floats(experts);
+        let takes = taker != position + 2;
+        let places = Places { slots: &slots, shelf: &shelf, free: &free, taken, takes };
+        let scoring = Scoring::Softmax { renormalise };
+        let want = decode_route(&logits, top_k, scoring, &places);
+
+        let words = |of: &[Option<u32>]| of.iter().map(|w| w.unwrap_or(EMPTY)).collect::<Vec<_>>();
+        let mut table = [words(&slots), words(&shelf), vec![free.len() as u32]].concat();
+        table.extend(&free);
+        let x: Vec<u32> = (0..24).map(|_| random.next() as u32).collect();
+        let mut state = vec![0; STATE];
+        (state[30], state[31]) = (taker, taken as u32);
+        let (halt, quads) = (7, 6);
+        let [table_at, shelf_at, free_at] = [0, experts, 2 * experts].map(|at| at as u32);
+        let params = [
+            experts as u32,
+            top_k as u32,
+            u32::from(renormalise),
+            table_at,
+            4,
+            halt,
+            quads,
+            shelf_at,
+            free_at,
+            30,
+            31,
+        ];
+        let buffers = [
+            logits.iter().map(|l| l.to_bits()).collect(),
+            table,
+            x.clone(),
+            state,
+            vec![9; 2 * top_k],
+            vec![9; 24],
+            vec![9; 2 * top_k],
+        ];
+        let step = Step { tokens: 1, position, ..Step::default() };
+        let got = dispatch(&device, "decode_route", step, &params, &buffers, 1);
+        let [_, _, _, state, routed, aside, fetches] = got.try_into().unwrap();
+        assert_eq!(state[4..4 + top_k], want.ids);
+        let shares: Vec<f32> = routed.chunks(2).map(|pair| f32::from_bits(pair[1])).collect();
+        assert_close(&shares[..top_k], &want.shares, 1e-6, "shares");
+        let got: Vec<u32> = routed.chunks(2).take(top_k).map(|pair| pair[0]).collect();
+        assert_eq!(got, want.slots.clone().unwrap_or_else(|| vec![EMPTY; top_k]));
+        let fetched = fetches.chunks(2).take(top_k);
+        let fetched: Vec<_> = fetched.map(|f| (f[0] != EMPTY).then_some((f[0], f[1]))).collect();
+        assert_eq!(fetched, want.fetches);
+        let count = want.fetches.iter().flatten().count();
+        assert_eq!(state[0], if want.slots.is_none() { halt } else { 0 });
+        let owner = if count > 0 { position + 1 } else { taker };
+        assert_eq!((state[30], state[31]), (owner, (taken + count) as u32));
+        let kept = if want.slots.is_none() { &x } else { &vec![9; 24] };
+        assert_eq!(&aside, kept, "the residual is set aside for a halt only");
+        ends[if want.slots.is_none() { 0 } else { 1 + usize::from(count > 0) }] += 1;
+    }
+    assert!(ends.iter().all(|end| *end > 0), "halted, found, fetched: {ends:?}");
+}
+
+#[test]
+fn fetched_experts_are_copied_whole_and_nothing_else_is_touched() {
+    let Some(device) = device(Reduction::Group) else { return };
+    let mut random = Random::new("fetched experts");
+    for (quads, shares, top_k) in [(1, 1, 1), (259, 3, 4), (5000, 2, 3), (1031, 64, 8)] {
+        let stride = quads * 4;
+        let shelf: Vec<u32> = (0..5 * stride).map(|_| random.next() as u32).collect();
+        let slots: Vec<u32> = (0..9 * stride).map(|_| random.next() as u32).collect();
+        let fetches: Vec<_> = (0..top_k)
+            .map(|k| (k == 0 || random.below(3) != 0).then(|| (random.below(5), k)))
+            .collect();
+        let mut want = slots.clone();
+        decode_fetch(&shelf, &mut want, &fetches, stride);
+        let pairs = fetches.iter().flat_map(|fetch| match fetch {
+            Some((place, slot)) => [*place as u32, *slot as u32],
+            None => [EMPTY, 0],
+        });
+        let buffers = [shelf, pairs.collect(), slots];
+        let params = [quads as u32, shares];
+        let workgroups = shares * top_k as u32;
+        let step = Step::default();
+        let got = dispatch(&device, "decode_fetch", step, &params, &buffers, workgroups);
+        assert!(got[2] == want, "{quads} quads by {shares}");
+    }
+}
