@@ -66,6 +66,8 @@ pub struct Pager {
     trace: Option<Trace>,
     /// Slots were emptied for the next step.
     spared: bool,
+    /// Experts that the device finds by itself are counted, and are more recently used.
+    counts: bool,
 }
 
 impl Pager {
@@ -80,7 +82,18 @@ impl Pager {
             wave: Vec::new(),
             trace: None,
             spared: false,
+            counts: true,
         }
+    }
+
+    /// By MoE layer: how many experts it has.
+    pub fn experts(&self) -> Vec<usize> {
+        self.layers.iter().map(|layer| layer.places.len()).collect()
+    }
+
+    /// Whether experts that the device finds by itself are counted from now on.
+    pub const fn switch(&mut self, counts: bool) {
+        self.counts = counts;
     }
 
     /// Records into `trace` from the next step on.
@@ -175,6 +188,9 @@ impl Pager {
         brought: &[(u32, Slot)],
         backend: &mut dyn Backend,
     ) -> Result<(), SessionError> {
+        if !self.counts {
+            return Ok(());
+        }
         let is_brought = |expert: &u32| brought.iter().any(|(other, _)| other == expert);
         let (mut came, mut there): (Vec<u32>, Vec<u32>) =
             experts.iter().partition(|e| is_brought(e));

@@ -48,8 +48,8 @@ struct Class {
 /// Of a class's slots, at most one in so many is kept free.
 const SPARE_SHARE: usize = 8;
 
-/// Slots kept free for each expert that is expected to want one.
-const SPARE_EACH: f32 = 1.25;
+/// Slots kept free beyond what is expected to be filled, in standard deviations of a Poisson distribution.
+const SPARE_DEVIATIONS: f32 = 1.5;
 
 /// How fast the expectation follows what is seen.
 const EXPECTED_GAIN: f32 = 0.25;
@@ -146,7 +146,9 @@ impl Residency {
             let most = (class.free.len() + class.slots.len()) / SPARE_SHARE;
             let entered = std::mem::take(&mut class.entered) as f32;
             class.expected += (entered.min(most as f32) - class.expected) * EXPECTED_GAIN;
-            let wanted = ((class.expected * SPARE_EACH).ceil() as usize).min(most);
+            let likely = class.expected + SPARE_DEVIATIONS * class.expected.sqrt();
+            // What is left of an expectation never reaches zero.
+            let wanted = ((likely - 0.1).ceil().max(0.0) as usize).min(most);
             while class.free.len() < wanted {
                 let Some((victim, index)) = class.evict(&|_| false) else { break };
                 class.free.push(index);

@@ -18,7 +18,7 @@ use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Piece;
 use super::sampler::Sampler;
-use super::slots::{SlotBudget, SlotPlan, trunk_bytes};
+use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
 use crate::store::PolicyKind;
 
@@ -109,7 +109,17 @@ impl Session {
         let (mut backend, plan, capacity) = place(model, device, options, context)?;
         let trunk_bytes = trunk_bytes(model, backend.as_ref());
         load_trunk(model, backend.as_mut())?;
-        backend.alloc_slots(&plan.classes, &plan.class_of)?;
+        let plan = settle(
+            backend.as_mut(),
+            plan,
+            |backend, bytes| match SlotPlan::new(model, backend, SlotBudget::Bytes(bytes)) {
+                Err(SessionError::BudgetTooSmall { smallest_bytes, .. }) => {
+                    SlotPlan::new(model, backend, SlotBudget::Bytes(smallest_bytes)).ok()
+                }
+                plan => plan.ok(),
+            },
+            |backend, plan| backend.alloc_slots(&plan.classes, &plan.class_of),
+        )?;
         if plan.slots() < model.experts() {
             backend.set_aside(options.host_bytes);
         }
@@ -325,6 +335,29 @@ impl Session {
             Some(token) => Err(SessionError::Token { token: *token, vocab: self.vocab }),
             None => Ok(()),
         }
+    }
+
+    /// Brings every expert into its slot.
+    ///
+    /// # Errors
+    /// Fewer slots than experts, or one that cannot be read.
+    pub fn settle_all(&mut self) -> Result<(), SessionError> {
+        self.land()?;
+        for (moe, experts) in (0..).map(MoeId).zip(self.pager.experts()) {
+            let mut waiting: Vec<u32> = (0..experts as u32).collect();
+            self.pager.next_wave(moe, &mut waiting, self.backend.as_mut())?;
+            if !waiting.is_empty() {
+                let what = format!("{} experts without a slot", waiting.len());
+                return Err(BackendError::Unsupported(what).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether experts that the device finds by itself are counted and count as used. To measure what that costs,
+    /// while every expert is in its slot.
+    pub const fn switch_pager(&mut self, counts: bool) {
+        self.pager.switch(counts);
     }
 
     /// Records which experts each step asks for, from now on, into `trace`.

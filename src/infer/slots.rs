@@ -7,7 +7,7 @@
 //! of its layers) and at most all its experts; a budget that cannot give every
 //! class its demand is refused, naming the smallest that can.
 
-use super::backend::{Backend, SlotClass};
+use super::backend::{Backend, BackendError, SlotClass};
 use super::error::SessionError;
 use super::model::Model;
 
@@ -100,6 +100,33 @@ impl SlotPlan {
     /// Slots over all classes.
     pub fn slots(&self) -> usize {
         self.classes.iter().map(|class| class.count).sum()
+    }
+}
+
+/// Of the bytes that there was no room for, what is tried next.
+const SMALLER: (u64, u64) = (3, 4);
+
+/// The first plan that `alloc` finds room for on `device`, beginning with `plan` and going down; `smaller` makes one of at
+/// most so many bytes, or the smallest for one token.
+///
+/// # Errors
+/// What `alloc` said of the last plan, or at once if it was not short of memory.
+pub fn settle<D: ?Sized>(
+    device: &mut D,
+    mut plan: SlotPlan,
+    smaller: impl Fn(&D, u64) -> Option<SlotPlan>,
+    mut alloc: impl FnMut(&mut D, &SlotPlan) -> Result<(), BackendError>,
+) -> Result<SlotPlan, BackendError> {
+    loop {
+        let error = match alloc(device, &plan) {
+            Ok(()) => return Ok(plan),
+            Err(error @ BackendError::OutOfMemory { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let less = smaller(device, plan.bytes / SMALLER.1 * SMALLER.0);
+        let Some(next) = less.filter(|less| less.bytes < plan.bytes) else { return Err(error) };
+        tracing::warn!("{error}: trying {} expert slots instead of {}", next.slots(), plan.slots());
+        plan = next;
     }
 }
 
@@ -261,6 +288,32 @@ mod tests {
         // One layer's demand is out of reach: left to be reached piece by piece.
         let (counts, ..) = divide(&[12, 2], &layers, |_| 1);
         assert_eq!(counts, [2; 7]);
+    }
+
+    #[test]
+    fn slots_settle_for_what_there_is_room_for() {
+        let plan = |bytes| SlotPlan { classes: Vec::new(), class_of: Vec::new(), bytes };
+        let smaller = |_: &(), bytes: u64| Some(plan(bytes.max(100)));
+        let short = |bytes| BackendError::OutOfMemory { what: "slots".into(), bytes };
+        for room in [1000_u64, 999, 640, 100] {
+            let mut tried = Vec::new();
+            let settled = settle(&mut (), plan(1000), smaller, |(), plan| {
+                tried.push(plan.bytes);
+                if plan.bytes <= room { Ok(()) } else { Err(short(plan.bytes)) }
+            });
+            let bytes = settled.unwrap().bytes;
+            assert!(bytes <= room && bytes > room / 2, "{bytes} of {room}");
+            assert!(tried.is_sorted_by(|a, b| a > b) && tried.last() == Some(&bytes), "{tried:?}");
+        }
+        let error =
+            settle(&mut (), plan(1000), smaller, |(), plan| Err(short(plan.bytes))).unwrap_err();
+        assert!(matches!(error, BackendError::OutOfMemory { bytes: 100, .. }), "{error}");
+        let mut tried = 0;
+        let error = settle(&mut (), plan(1000), smaller, |(), _| {
+            tried += 1;
+            Err(BackendError::Lost("gone".into()))
+        });
+        assert!(matches!(error, Err(BackendError::Lost(_))) && tried == 1);
     }
 
     #[test]

@@ -142,6 +142,21 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<PathBuf> {
     Ok(base.join("doppler-node"))
 }
 
+/// The platform's place for what can be made again; `None` where there is none.
+pub fn cache_dir() -> Option<PathBuf> {
+    let base = if cfg!(target_os = "macos") {
+        home().ok()?.join("Library/Caches")
+    } else if cfg!(windows) {
+        PathBuf::from(std::env::var_os("LOCALAPPDATA")?)
+    } else {
+        match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
+            Some(dir) if dir.is_absolute() => dir,
+            _ => home().ok()?.join(".cache"),
+        }
+    };
+    Some(base.join("doppler-node"))
+}
+
 fn home() -> anyhow::Result<PathBuf> {
     match std::env::home_dir() {
         Some(dir) if dir != Path::new("") => Ok(dir),

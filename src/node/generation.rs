@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::ensure;
 
 use super::args::BackendChoice;
+use super::config;
 use crate::infer::backend::Device;
 use crate::infer::cpu::CpuDevice;
 use crate::infer::generate::{GenerateOptions, StopReason};
@@ -22,6 +23,12 @@ fn open(
     choice: BackendChoice,
     with: impl FnOnce(GpuDevice) -> GpuDevice,
 ) -> anyhow::Result<Box<dyn Device>> {
+    let with = |device: GpuDevice| {
+        if let Some(dir) = config::cache_dir() {
+            device.keep_pipelines(&dir.join("pipelines"));
+        }
+        with(device)
+    };
     match choice {
         BackendChoice::Cpu => Ok(Box::new(CpuDevice)),
         BackendChoice::Gpu => Ok(Box::new(with(GpuDevice::open(AdapterChoice::Any)?))),

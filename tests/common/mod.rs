@@ -52,6 +52,7 @@ impl Said {
 /// The binary under test, with this test's environment only.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler-node"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.env_remove("DOPPLER_DATA").env_remove("DOPPLER_LOG").stdin(Stdio::null());
     command
 }

@@ -5,6 +5,7 @@
 //! asked for: it is slower than the CPU backend. Nothing here panics on what a
 //! driver does; an error that no scope caught is kept and returned by the next call.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use wgpu::{BufferUsages, DeviceType};
 use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
 use super::params::{ARENA_SLOT, Step};
+use super::pipeline_file::PipelineFile;
 use super::pipelines::{Pipelines, Reduction};
 use super::readback::Readback;
 use super::spill;
@@ -111,6 +113,7 @@ impl GpuDevice {
         };
         let mut features = adapter.features()
             & (wgpu::Features::SUBGROUP
+                | wgpu::Features::PIPELINE_CACHE
                 | spill::FEATURE
                 | wgpu::Features::TIMESTAMP_QUERY
                 | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
@@ -178,6 +181,16 @@ impl GpuDevice {
         Ok(got == crate::infer::cpu::halves::halves())
     }
 
+    /// Keeps what the driver makes of the kernels in `dir`, and begins with what was kept there. For drivers that
+    /// give it away; others may do so by themselves.
+    pub fn keep_pipelines(&self, dir: &Path) {
+        if self.wgpu().features().contains(wgpu::Features::PIPELINE_CACHE)
+            && let Some(file) = PipelineFile::of(dir, &self.inner.info)
+        {
+            self.pipelines().keep(self.wgpu(), file);
+        }
+    }
+
     /// The same device, whose backends time what it computes if the adapter can tell.
     pub fn timed(self) -> Self {
         Self { timed: true, ..self }
@@ -198,15 +211,17 @@ impl GpuDevice {
         self.meter.counters(self)
     }
 
-    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu, prompts on cooperative matrices)"
+    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu, prompts on cooperative matrices)"; says so where
+    /// sums go without subgroups.
     pub fn describe(&self) -> String {
         let info = &self.inner.info;
         let prompts = match self.pipelines().cooperative {
             Some(_) => "prompts on cooperative matrices",
             None => "prompts in f32 tiles",
         };
+        let sums = if self.inner.subgroups { "" } else { ", no subgroups" };
         format!(
-            "{} ({:?}, {} {}, {:?}, {prompts})",
+            "{} ({:?}, {} {}, {:?}, {prompts}{sums})",
             info.name, info.backend, info.driver, info.driver_info, info.device_type
         )
     }
@@ -346,8 +361,17 @@ impl GpuDevice {
     }
 
     pub(super) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.submit_all(encoder, None)
+    }
+
+    /// As one submission: what `encoder` recorded, then `more`.
+    pub(super) fn submit_all(
+        &self,
+        encoder: wgpu::CommandEncoder,
+        more: impl IntoIterator<Item = wgpu::CommandBuffer>,
+    ) -> Result<wgpu::SubmissionIndex> {
         self.meter.submitted();
-        let index = self.submit_unmetered(encoder)?;
+        let index = self.submit_unmetered(encoder, more)?;
         self.meter.make_room(self)?;
         Ok(index)
     }
@@ -356,9 +380,10 @@ impl GpuDevice {
     pub(super) fn submit_unmetered(
         &self,
         encoder: wgpu::CommandEncoder,
+        more: impl IntoIterator<Item = wgpu::CommandBuffer>,
     ) -> Result<wgpu::SubmissionIndex> {
         let index = self.scoped("a submission", 0, |_| {
-            self.inner.queue.submit(std::iter::once(encoder.finish()))
+            self.inner.queue.submit(std::iter::once(encoder.finish()).chain(more))
         })?;
         self.check()?;
         Ok(index)

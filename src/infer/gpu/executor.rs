@@ -114,6 +114,9 @@ impl GpuBackend {
     pub(super) fn make_plan(&mut self) -> Result<()> {
         let grown = self.spill.as_mut().is_some_and(Spill::has_grown);
         if self.plan.is_none() || (grown && self.decode.is_some()) {
+            if let Some(decode) = &mut self.decode {
+                decode.forget_recorded();
+            }
             self.gather()?;
             self.plan = Some(Plan::new(&Parts {
                 device: &self.device,
@@ -126,6 +129,7 @@ impl GpuBackend {
                 decode: self.decode.as_ref().map(|decode| (&decode.fused, &decode.buffers)),
                 batch: self.capacity.batch,
             })?);
+            self.device.pipelines().save();
         }
         Ok(())
     }
@@ -188,7 +192,9 @@ impl GpuBackend {
                     },
                 };
                 for dispatch in dispatches {
-                    plan.encode(&self.device, &mut pass, dispatch, &self.running.params)?;
+                    let params = &self.running.params;
+                    let count = plan.encode(&self.device, &mut pass, dispatch, params)?;
+                    self.device.meter().dispatched(count);
                 }
             }
         }
@@ -302,8 +308,13 @@ impl Backend for GpuBackend {
         self.plan = None;
         self.spill = None;
         self.experts = Experts::default();
-        self.experts =
-            Experts::alloc(&self.device, &self.graph, classes, class_of, self.binding_bytes_max)?;
+        let most = self.binding_bytes_max;
+        let made = Experts::alloc(&self.device, &self.graph, classes, class_of, most);
+        if made.is_err() {
+            // What there was room for is free again for a smaller number.
+            self.device.flush()?;
+        }
+        self.experts = made?;
         Ok(())
     }
 

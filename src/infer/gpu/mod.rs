@@ -18,6 +18,7 @@ mod executor;
 mod experts;
 mod kernels;
 mod params;
+mod pipeline_file;
 mod pipelines;
 mod plan;
 mod readback;

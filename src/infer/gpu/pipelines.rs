@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use wgpu::{BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ShaderStages};
 
@@ -15,6 +15,8 @@ use super::cooperative::Cooperative;
 use super::device::GpuDevice;
 use super::kernels::Kernel;
 use super::params::{ARENA_SLOT, Step};
+use super::pipeline_file::PipelineFile;
+use super::trusted;
 use crate::infer::backend::{BackendError, Result};
 use crate::store::DType;
 
@@ -111,6 +113,15 @@ pub(super) struct Pipelines {
     /// `unpack2x16float` keeps subnormals here.
     keeps_halves: AtomicBool,
     made: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+    kept: OnceLock<Kept>,
+}
+
+/// What the driver makes, kept between runs.
+struct Kept {
+    cache: wgpu::PipelineCache,
+    file: PipelineFile,
+    /// Pipelines were made since the file was written.
+    stale: AtomicBool,
 }
 
 /// A constant of kernels that need every f16 exactly (kernels/shared/pieces.wgsl).
@@ -135,7 +146,33 @@ impl Pipelines {
             entries: &[uniform(0, false, size_of::<Step>() as u64), uniform(1, true, ARENA_SLOT)],
         });
         let keeps_halves = AtomicBool::new(false);
-        Self { reduction, cooperative, common, keeps_halves, made: Mutex::default() }
+        let (made, kept) = (Mutex::default(), OnceLock::new());
+        Self { reduction, cooperative, common, keeps_halves, made, kept }
+    }
+
+    /// Makes pipelines from now on with what `file` holds of earlier runs.
+    pub fn keep(&self, device: &wgpu::Device, file: PipelineFile) {
+        let held = file.read();
+        tracing::debug!("{} bytes of compiled kernels kept", held.as_ref().map_or(0, Vec::len));
+        let cache = trusted::pipeline_cache(device, held.as_deref());
+        // Only the first call counts.
+        let _ = self.kept.set(Kept { cache, file, stale: AtomicBool::new(false) });
+    }
+
+    /// Writes what the driver made since the last call, if anything. A file that cannot be
+    /// written costs the next run time, nothing else.
+    pub fn save(&self) {
+        let Some(kept) = self.kept.get().filter(|kept| kept.stale.swap(false, Ordering::Relaxed))
+        else {
+            return;
+        };
+        let Some(data) = kept.cache.get_data() else { return };
+        if let Err(error) = kept.file.write(&data) {
+            tracing::info!(
+                "compiled kernels are not kept in {}: {error}",
+                kept.file.path().display()
+            );
+        }
     }
 
     /// Says whether kernels made from now on may leave f16s to `unpack2x16float`.
@@ -213,8 +250,11 @@ impl Pipelines {
                 zero_initialize_workgroup_memory: false,
                 constants: if asks { &constants } else { &[] },
             },
-            cache: None,
+            cache: self.kept.get().map(|kept| &kept.cache),
         });
+        if let Some(kept) = self.kept.get() {
+            kept.stale.store(true, Ordering::Relaxed);
+        }
         Pipeline { kernel, pipeline, storage }
     }
 }

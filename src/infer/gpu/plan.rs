@@ -101,25 +101,24 @@ impl Plan {
         Ok(Self { common, ops, waves, decode })
     }
 
-    /// Records a dispatch, if it is made for this step.
+    /// Records a dispatch, if it is made for this step. Returns how many that are.
     pub fn encode(
         &self,
         device: &GpuDevice,
         pass: &mut wgpu::ComputePass<'_>,
         dispatch: &Dispatch,
         step: &params::Step,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let name = dispatch.pipeline.kernel.name;
         let grid = dispatch.workgroups(step, device.workgroups_max()).map_err(|rows| {
             BackendError::Unsupported(format!("{name} over {rows} rows at once"))
         })?;
-        let Some((x, y)) = grid else { return Ok(()) };
+        let Some((x, y)) = grid else { return Ok(0) };
         pass.set_pipeline(&dispatch.pipeline.pipeline);
         pass.set_bind_group(0, &self.common, &[dispatch.params]);
         pass.set_bind_group(1, &dispatch.storage, &[]);
         pass.dispatch_workgroups(x, y, 1);
-        device.meter().dispatched();
-        Ok(())
+        Ok(1)
     }
 }
 

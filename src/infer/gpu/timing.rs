@@ -67,6 +67,16 @@ impl PassClock {
             end_of_pass_write_index: Some(self.first + 1),
         }
     }
+
+    /// Notes the beginning before commands recorded elsewhere; to be submitted all the same.
+    pub fn begin(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.write_timestamp(&self.queries, self.first);
+    }
+
+    /// Notes their end.
+    pub fn end(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.write_timestamp(&self.queries, self.first + 1);
+    }
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -86,8 +96,8 @@ impl Meter {
         }
     }
 
-    pub fn dispatched(&self) {
-        add(&self.dispatches, 1);
+    pub fn dispatched(&self, count: u64) {
+        add(&self.dispatches, count);
     }
 
     pub fn submitted(&self) {
@@ -102,8 +112,8 @@ impl Meter {
         add(&self.uploaded_bytes, bytes as u64);
     }
 
-    /// A clock for the next compute pass, which must be submitted; `None` if passes are
-    /// not timed.
+    /// A clock for the next compute pass, or for commands recorded before, which must be submitted; `None` if passes
+    /// are not timed.
     pub fn pass(&self) -> Option<PassClock> {
         let mut clock = self.clock.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         let first = clock.used;
@@ -112,6 +122,12 @@ impl Meter {
         }
         clock.used += 2;
         Some(PassClock { queries: clock.queries.clone(), first })
+    }
+
+    /// Whether commands can be recorded before it is known that they will be submitted.
+    pub fn records_ahead(&self, device: &GpuDevice) -> bool {
+        let features = device.wgpu().features();
+        self.clock.is_none() || features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
     }
 
     /// Reads the timestamps if the next pass would find no queries left.
@@ -170,7 +186,7 @@ impl Clock {
         encoder.resolve_query_set(&self.queries, 0..self.used, &self.resolved, 0);
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.mapped, 0, Some(bytes));
         self.used = 0;
-        let submission = device.submit_unmetered(encoder)?;
+        let submission = device.submit_unmetered(encoder, None)?;
         let (sender, mapped) = std::sync::mpsc::channel();
         self.mapped.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
             let _ = sender.send(result.map_err(|e| e.to_string()));

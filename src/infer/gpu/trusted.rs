@@ -1,4 +1,10 @@
-//! The one place where `unsafe` is allowed: wgpu marks its experimental features so.
+//! The one place where `unsafe` is allowed: wgpu marks its experimental features and its pipeline caches so.
+//!
+//! `Device::create_pipeline_cache` is unsafe because a driver is given bytes that it may trust blindly: they must come
+//! from `get_data` of the same adapter and driver. They come from a file that only this program writes, in a directory
+//! of the user's own, named after the adapter; the file begins with the BLAKE3 of the rest, so that what was cut or
+//! rotted is never passed on; wgpu then compares its own header with adapter, driver version and layout, and begins with an
+//! empty cache where they differ (`fallback`). Who can write the user's files can also replace this program.
 //!
 //! `ExperimentalFeatures::enabled` is unsafe because wgpu does not vouch that such a feature
 //! is sound in every driver it may meet. It is asked for only together with cooperative
@@ -13,4 +19,12 @@
 pub(super) fn experimental() -> wgpu::ExperimentalFeatures {
     // SAFETY: as argued above.
     unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
+/// A cache of pipelines that begins with what an earlier run kept.
+pub(super) fn pipeline_cache(device: &wgpu::Device, kept: Option<&[u8]>) -> wgpu::PipelineCache {
+    let wanted =
+        wgpu::PipelineCacheDescriptor { label: Some("kernels"), data: kept, fallback: true };
+    // SAFETY: as argued above.
+    unsafe { device.create_pipeline_cache(&wanted) }
 }

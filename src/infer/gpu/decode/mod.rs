@@ -12,6 +12,7 @@
 //! and what is offered next does not contain it.
 
 mod buffers;
+mod flight;
 mod fuse;
 mod params;
 mod profile;
@@ -20,6 +21,8 @@ mod sequence;
 use std::collections::VecDeque;
 
 use wgpu::BufferUsages;
+
+use flight::{Begin, Flight, Recorded};
 
 pub(super) use buffers::DecodeBuffers;
 pub(super) use fuse::{FeedForward, Fused};
@@ -31,7 +34,6 @@ use super::experts::Experts;
 use super::params::Step as StepParams;
 use super::readback::Readback;
 use super::sample::{Links, SamplePlan};
-use super::timing::PassClock;
 use super::weights::{DeviceWeight, matrix};
 use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
 use crate::infer::graph::{Graph, MoeId, WeightId};
@@ -53,31 +55,11 @@ pub(super) struct Decode {
     halted: Option<Flight>,
     /// MoE layers that a token passes before it halts, of late.
     reach: f32,
+    /// The next token's commands, recorded while this one runs.
+    recorded: Option<Recorded>,
     /// The choice of the next token, once it was asked for.
     sample: Option<SamplePlan>,
     chosen: wgpu::Buffer,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Flight {
-    report: usize,
-    step: StepParams,
-    want: Want,
-    /// The MoE layers that it runs: from the first, up to the second's routing. The second is past
-    /// the last unless the token is to go on from there.
-    layers: (usize, usize),
-    /// The MoE layer since which the host knows nothing of it.
-    since: usize,
-}
-
-/// Where a submission begins.
-#[derive(Debug, Clone, Copy)]
-enum Begin {
-    Token,
-    /// After the routing of a MoE layer, where the submission before it stopped.
-    On(usize),
-    /// At the MoE layer that halted it.
-    Again(usize),
 }
 
 /// How fast `reach` follows what is seen.
@@ -103,6 +85,7 @@ impl Decode {
             next: 0,
             halted: None,
             reach,
+            recorded: None,
             sample: None,
             chosen,
         }))
@@ -181,6 +164,7 @@ impl Decoder for GpuBackend {
             tokens: &buffers.tokens,
             chosen: &decode.chosen,
         };
+        decode.recorded = None;
         decode.sample = match SamplePlan::new(device, graph.vocab, links, sampler) {
             Ok(plan) => Some(plan),
             // The host chooses.
@@ -220,6 +204,7 @@ impl Decoder for GpuBackend {
     }
 
     fn take(&mut self) -> Result<Report> {
+        self.record_ahead()?;
         let nothing = || BackendError::Unsupported("a report where no token is under way".into());
         let decode = self.decode.as_mut().ok_or_else(nothing)?;
         let flight = decode.flights.pop_front().ok_or_else(nothing)?;
@@ -339,94 +324,5 @@ impl GpuBackend {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
-    /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
-    fn fly(&mut self, step: StepParams, want: Want, begin: Begin, since: usize) -> Result<()> {
-        self.make_plan()?;
-        let Self { device, plan, decode, buffers, spill, .. } = self;
-        let plan = plan.as_ref().and_then(|plan| Some((plan, plan.decode.as_ref()?)));
-        let (Some((plan, sequence)), Some(decode)) = (plan, decode.as_mut()) else {
-            return Err(BackendError::Unsupported("a graph that is not fused".into()));
-        };
-        // One that goes on finds what it began with.
-        if let Begin::Token = begin {
-            device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
-        }
-        decode.buffers.table.flush(device);
-        let label = Some("token");
-        let mut encoder =
-            device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
-        if let Some(spill) = spill {
-            spill.encode(&mut encoder);
-        }
-        let first_layer = match begin {
-            Begin::Token => 0,
-            Begin::On(layer) | Begin::Again(layer) => layer,
-        };
-        let layers = self.graph.moe.len();
-        let last_layer = decode.stop(first_layer, layers);
-        let whole = last_layer == layers;
-        let first = match begin {
-            Begin::Token => 0,
-            Begin::On(layer) => sequence.routed[layer],
-            Begin::Again(layer) => sequence.resume[layer],
-        };
-        if let Begin::Again(_) = begin {
-            let stream = buffers.activation(decode.fused.x);
-            let bytes = decode.buffers.aside.size().min(stream.size());
-            encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
-            encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
-        }
-        // Nothing is under way that could have taken of what is offered.
-        let offered = spill.is_some() && decode.flights.is_empty();
-        if offered && !matches!(begin, Begin::On(_)) {
-            let at = decode.buffers.taker_at as u64 * 4;
-            encoder.clear_buffer(&decode.buffers.state, at, None);
-        }
-        let logits = whole && want == Want::Logits;
-        let choice = whole && want == Want::Choice;
-        let end = match want {
-            _ if !whole => sequence.routed[last_layer],
-            Want::Nothing => sequence.logits,
-            Want::Logits | Want::Choice => sequence.steps.len(),
-        };
-        {
-            let clock = device.meter().pass();
-            let timestamp_writes = clock.as_ref().map(PassClock::writes);
-            let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes });
-            for dispatch in &sequence.steps[first..end] {
-                plan.encode(device, &mut pass, dispatch, &step)?;
-            }
-            if choice {
-                let Some(sample) = &decode.sample else {
-                    return Err(BackendError::Unsupported("a choice without a sampler".into()));
-                };
-                sample.encode(&mut pass);
-                (0..sample.dispatches()).for_each(|_| device.meter().dispatched());
-            }
-        }
-        if choice {
-            let state = &decode.buffers.state;
-            encoder.copy_buffer_to_buffer(&decode.chosen, 0, state, 4, Some(4));
-        }
-        let report = decode.next;
-        decode.next = (report + 1) % FLIGHTS_MAX;
-        let bytes = decode.buffers.state.size();
-        decode.reports[report].copy(device, &mut encoder, &decode.buffers.state, bytes)?;
-        let logit_bytes = self.graph.vocab as u64 * 4;
-        if logits {
-            buffers.logits_readback.copy(device, &mut encoder, &buffers.logits, logit_bytes)?;
-        }
-        let submission = device.submit(encoder)?;
-        decode.reports[report].submitted(bytes, &submission);
-        if logits {
-            buffers.logits_readback.submitted(logit_bytes, &submission);
-        }
-        let layers = (first_layer, last_layer);
-        decode.flights.push_back(Flight { report, step, want, layers, since });
-        Ok(())
     }
 }

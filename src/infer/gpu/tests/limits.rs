@@ -211,3 +211,50 @@ fn a_lost_device_is_an_error_from_then_on_and_another_one_works() {
     let (_device, mut gpu) = open();
     assert_eq!(tiny.step(&mut gpu, &[1, 2], 3).len(), 22);
 }
+
+/// What the driver made is kept; whatever is found instead of it later, kernels run.
+#[test]
+fn compiled_kernels_are_kept_and_a_foreign_file_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        let device = GpuDevice::open_with(AdapterChoice::Software, Some(Reduction::Group));
+        let Ok(device) = device else {
+            println!("skipped: no software adapter");
+            return None;
+        };
+        device.keep_pipelines(dir.path());
+        Some(device)
+    };
+    let mut random = Random::new("compiled kernels");
+    let (spec, bytes) = random.matrix(DType::Q4K, 33, 256);
+    let input = random.floats(256);
+    let mut want = vec![0.0; 33];
+    linear(&input, Matrix::new(&spec, &bytes), None, &mut want);
+    let computes = |device: &GpuDevice| {
+        let mut graph = Graph { vocab: 1, ..Graph::default() };
+        let (x, out) = (graph.buffer("x", 256), graph.buffer("out", 33));
+        let weight = graph.weight("w", 33, 256);
+        graph.ops.push(Op::Linear { x, weight, bias: None, out });
+        let capacity = Capacity { batch: 1, context: 1, kv: KvFormat::F32 };
+        let mut gpu = backend(device, &graph, capacity, &[(weight, spec, &bytes[..])]);
+        assert_close(&run(&mut gpu, &graph, 1, 0, &[(x, &input)], out), &want, 5e-6, "linear");
+    };
+    let Some(device) = opened() else { return };
+    computes(&device);
+    let files = || {
+        let files = std::fs::read_dir(dir.path()).unwrap();
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    let [file] = files().try_into().expect("one file for the adapter");
+    let kept = std::fs::read(&file).unwrap();
+    assert!(kept.len() > blake3::OUT_LEN);
+    // Kept by another driver: whole, but not its own.
+    let mut foreign = kept[blake3::OUT_LEN..].to_vec();
+    foreign.iter_mut().take(40).for_each(|byte| *byte ^= 0x5a);
+    let foreign = [blake3::hash(&foreign).as_bytes().as_slice(), &foreign].concat();
+    for found in [kept.clone(), kept[..kept.len() - 1].to_vec(), foreign] {
+        std::fs::write(&file, &found).unwrap();
+        computes(&opened().unwrap());
+        assert_eq!(files(), std::slice::from_ref(&file));
+    }
+}

@@ -5,6 +5,9 @@
 //! that what else the machine does falls on all alike. The bound is what paging could
 //! reach if it cost nothing but moving the missed bytes to the device:
 //! `1 / (resident step time + missed bytes / upload bandwidth)`.
+//!
+//! What paging costs where nothing is missed is measured on the resident session, in pairs: generating as ever, and with
+//! its pager switched off, so that no use of an expert is counted or ordered.
 
 use std::fmt::Write as _;
 
@@ -49,6 +52,11 @@ struct Resident {
     tok_s: Summary,
     hit_percent: Option<f64>,
     per_token: PerToken,
+    /// Generating, several tokens ahead where the device can: with the pager, without it, and how much longer a
+    /// token takes with it (1: as long).
+    generating_tok_s: Summary,
+    unpaged_tok_s: Summary,
+    paging_cost: Summary,
 }
 
 /// A session that pages.
@@ -112,6 +120,11 @@ pub fn paging(
             resident.push(Sample::take(&mut whole, &passage, decoded)?);
         }
     }
+    let mut idle = Idle::default();
+    whole.settle_all()?;
+    for run in 0..args.runs {
+        idle.measure(&mut whole, &runs.passage(run), decoded, run)?;
+    }
     let peak_rss_bytes = peak_rss_bytes();
     let machine = Machine::new(whole.describe());
     let slots = sides[0].session.stats().slots;
@@ -137,6 +150,9 @@ pub fn paging(
             tok_s: Summary::of(resident.iter().map(Sample::tok_s).collect()),
             hit_percent: Sample::sum(&resident).hit_percent(),
             per_token: Sample::sum(&resident).per_token(),
+            generating_tok_s: Summary::of(idle.paged),
+            unpaged_tok_s: Summary::of(idle.unpaged),
+            paging_cost: Summary::of(idle.cost),
         },
         bandwidth,
         peak_rss_bytes,
@@ -144,6 +160,38 @@ pub fn paging(
     };
     let title = format!("paging, {}", record.model);
     report(args.json, file, &record, &title, &record.machine, &text(&record))
+}
+
+/// Generating with every expert in its slot, with the pager and without.
+#[derive(Default)]
+struct Idle {
+    paged: Vec<f64>,
+    unpaged: Vec<f64>,
+    cost: Vec<f64>,
+}
+
+impl Idle {
+    fn measure(
+        &mut self,
+        session: &mut Session,
+        passage: &[u32],
+        decoded: usize,
+        run: usize,
+    ) -> anyhow::Result<()> {
+        let mut speed = |paged| -> anyhow::Result<f64> {
+            session.switch_pager(paged);
+            Ok(Sample::generate(session, passage, decoded)?.tok_s())
+        };
+        // Who goes first changes from run to run.
+        let paged_first = run.is_multiple_of(2);
+        let (first, second) = (speed(paged_first)?, speed(!paged_first)?);
+        session.switch_pager(true);
+        let (paged, unpaged) = if paged_first { (first, second) } else { (second, first) };
+        self.cost.push(unpaged / paged);
+        self.paged.push(paged);
+        self.unpaged.push(unpaged);
+        Ok(())
+    }
 }
 
 impl Side {
@@ -180,7 +228,13 @@ fn text(record: &Record) -> String {
          {runs} runs of {tokens} tokens over {prompts} prompts of {prompt_tokens}\n",
         record.model
     );
-    let _ = writeln!(text, "  all resident  {} tok/s", record.resident.tok_s);
+    let resident = &record.resident;
+    let _ = writeln!(text, "  all resident  {} tok/s", resident.tok_s);
+    let _ = writeln!(
+        text,
+        "    generating {} tok/s, {} without a pager: it makes a token {} times as long",
+        resident.generating_tok_s, resident.unpaged_tok_s, resident.paging_cost
+    );
     for side in &record.paged {
         let hits = side.pager.hits;
         let _ = writeln!(text, "  paged by {:<4} {} tok/s", side.policy, side.tok_s);

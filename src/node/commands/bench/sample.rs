@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::infer::backend::{Counters, LogitRows};
+use crate::infer::backend::Counters;
 use crate::infer::error::SessionError;
 use crate::infer::graph::{Op, WeightId};
 use crate::infer::model::Model;
@@ -45,8 +45,8 @@ impl Sample {
         })
     }
 
-    /// Runs a passage from an empty cache: of `decoded` tokens at its end one step each is
-    /// measured, so that other slots and policies meet the same tokens; with none, the passage
+    /// Runs a passage from an empty cache: of `decoded` tokens at its end one step each, with the choice of a token
+    /// after it, is measured, so that other slots and policies meet the same tokens; with none, the passage
     /// as a prompt is.
     pub fn take(session: &mut Session, passage: &[u32], decoded: usize) -> anyhow::Result<Self> {
         session.reset();
@@ -54,12 +54,13 @@ impl Sample {
         if decoded > 0 {
             session.prefill(prompt)?;
         }
+        let mut sampler = Sampler::new(SamplerOptions::default())?;
         Self::measure(session, if decoded > 0 { decoded } else { prompt.len() }, |session| {
             if decoded == 0 {
                 session.prefill(prompt)?;
             }
             for token in rest {
-                session.step(&[*token], LogitRows::Last)?;
+                session.next(*token, &mut sampler, 1)?;
             }
             Ok(())
         })

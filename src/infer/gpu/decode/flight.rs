@@ -1,0 +1,236 @@
+//! One token's submission: what it begins with, its dispatches, its report.
+//!
+//! Where a token may miss experts, only one is under way, for what is offered to the next depends on its report.
+//! The next one's dispatches do not: they are recorded while this one runs.
+
+use super::super::device::GpuDevice;
+use super::super::executor::GpuBackend;
+use super::super::params::Step as StepParams;
+use super::super::plan::Plan;
+use super::super::timing::PassClock;
+use super::{Decode, FLIGHTS_MAX, Sequence};
+use crate::infer::backend::{BackendError, Result, Want};
+
+/// A token under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flight {
+    /// Which of the reports it leaves.
+    pub report: usize,
+    pub step: StepParams,
+    pub want: Want,
+    /// The MoE layers that it runs: from the first, up to the second's routing. The second is past
+    /// the last unless the token is to go on from there.
+    pub layers: (usize, usize),
+    /// The MoE layer since which the host knows nothing of it.
+    pub since: usize,
+}
+
+/// Where a submission begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Begin {
+    Token,
+    /// After the routing of a MoE layer, where the submission before it stopped.
+    On(usize),
+    /// At the MoE layer that halted it.
+    Again(usize),
+}
+
+/// A whole token's commands.
+pub(super) struct Recorded {
+    commands: wgpu::CommandBuffer,
+    position: u32,
+    want: Want,
+    report: usize,
+    dispatches: u64,
+}
+
+impl GpuBackend {
+    /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
+    /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
+    pub(super) fn fly(
+        &mut self,
+        step: StepParams,
+        want: Want,
+        begin: Begin,
+        since: usize,
+    ) -> Result<()> {
+        self.make_plan()?;
+        let layers = self.graph.moe.len();
+        let Self { device, plan, decode, buffers, spill, .. } = self;
+        let (fused, decode) = fused(device, plan.as_ref(), decode.as_mut())?;
+        let sequence = fused.sequence;
+        // One that goes on finds what it began with.
+        if let Begin::Token = begin {
+            device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
+        }
+        decode.buffers.table.flush(device);
+        let label = Some("token");
+        let mut encoder =
+            device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        if let Some(spill) = spill {
+            spill.encode(&mut encoder);
+        }
+        let (first_layer, first) = match begin {
+            Begin::Token => (0, 0),
+            Begin::On(layer) => (layer, sequence.routed[layer]),
+            Begin::Again(layer) => (layer, sequence.resume[layer]),
+        };
+        let last_layer = decode.stop(first_layer, layers);
+        let whole = last_layer == layers;
+        if let Begin::Again(_) = begin {
+            let stream = buffers.activation(decode.fused.x);
+            let bytes = decode.buffers.aside.size().min(stream.size());
+            encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
+            encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
+        }
+        // Nothing is under way that could have taken of what is offered.
+        let offered = spill.is_some() && decode.flights.is_empty();
+        if offered && !matches!(begin, Begin::On(_)) {
+            let at = decode.buffers.taker_at as u64 * 4;
+            encoder.clear_buffer(&decode.buffers.state, at, None);
+        }
+        let is_it = |recorded: &Recorded| {
+            let same = (recorded.position, recorded.want) == (step.position, want);
+            same && whole && matches!(begin, Begin::Token)
+        };
+        let logits = whole && want == Want::Logits;
+        let logit_bytes = self.graph.vocab as u64 * 4;
+        let (submission, report) = match decode.recorded.take().filter(is_it) {
+            Some(recorded) => {
+                let clock = device.meter().pass();
+                let end = clock.as_ref().map(|clock| {
+                    clock.begin(&mut encoder);
+                    let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+                    clock.end(&mut encoder);
+                    encoder.finish()
+                });
+                device.meter().dispatched(recorded.dispatches);
+                let more = std::iter::once(recorded.commands).chain(end);
+                (device.submit_all(encoder, more)?, recorded.report)
+            }
+            None => {
+                let end = match want {
+                    _ if !whole => sequence.routed[last_layer],
+                    Want::Nothing => sequence.logits,
+                    Want::Logits | Want::Choice => sequence.steps.len(),
+                };
+                let chosen = whole && want == Want::Choice;
+                let clock = device.meter().pass();
+                let (report, dispatches) =
+                    decode.record(&fused, first..end, chosen, &step, &mut encoder, clock)?;
+                device.meter().dispatched(dispatches);
+                if logits {
+                    let from = &buffers.logits;
+                    buffers.logits_readback.copy(device, &mut encoder, from, logit_bytes)?;
+                }
+                (device.submit(encoder)?, report)
+            }
+        };
+        decode.next = (report + 1) % FLIGHTS_MAX;
+        decode.reports[report].submitted(decode.buffers.state.size(), &submission);
+        if logits {
+            buffers.logits_readback.submitted(logit_bytes, &submission);
+        }
+        let layers = (first_layer, last_layer);
+        decode.flights.push_back(Flight { report, step, want, layers, since });
+        Ok(())
+    }
+
+    /// Records the token after the only one under way, if it is likely to be wanted as it is.
+    pub(super) fn record_ahead(&mut self) -> Result<()> {
+        let layers = self.graph.moe.len();
+        let Self { device, plan, decode, spill, capacity, .. } = self;
+        let Ok((fused, decode)) = fused(device, plan.as_ref(), decode.as_mut()) else {
+            return Ok(());
+        };
+        let flight = match decode.flights.front() {
+            Some(flight) if decode.flights.len() == 1 => *flight,
+            _ => return Ok(()),
+        };
+        let step = StepParams { position: flight.step.position + 1, ..flight.step };
+        let fits = (step.position as usize) < capacity.context && flight.layers.1 == layers;
+        let known = decode.recorded.as_ref().is_some_and(|recorded| {
+            (recorded.position, recorded.want) == (step.position, flight.want)
+        });
+        // Logits are read back by way of one buffer, which is still in use.
+        if spill.is_none() || known || !fits || flight.want == Want::Logits {
+            return Ok(());
+        }
+        if !device.meter().records_ahead(device) {
+            return Ok(());
+        }
+        let chosen = flight.want == Want::Choice;
+        let end = if chosen { fused.sequence.steps.len() } else { fused.sequence.logits };
+        let label = Some("the next token");
+        let mut encoder =
+            device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        let (report, dispatches) =
+            decode.record(&fused, 0..end, chosen, &step, &mut encoder, None)?;
+        let commands = device.scoped("recording a token", 0, |_| encoder.finish())?;
+        let (position, want) = (step.position, flight.want);
+        decode.recorded = Some(Recorded { commands, position, want, report, dispatches });
+        Ok(())
+    }
+}
+
+impl Decode {
+    /// The plan that it was recorded from is gone.
+    pub(in crate::infer::gpu) fn forget_recorded(&mut self) {
+        self.recorded = None;
+    }
+
+    /// Records these dispatches, the choice of a token after them if one is to be `chosen`, and their report: which
+    /// it is, and how many dispatches they are.
+    fn record(
+        &mut self,
+        Made { device, plan, sequence }: &Made<'_>,
+        steps: std::ops::Range<usize>,
+        chosen: bool,
+        step: &StepParams,
+        encoder: &mut wgpu::CommandEncoder,
+        clock: Option<PassClock>,
+    ) -> Result<(usize, u64)> {
+        let mut dispatches = 0;
+        let label = Some("token");
+        {
+            let timestamp_writes = clock.as_ref().map(PassClock::writes);
+            let mut pass = encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes });
+            for dispatch in &sequence.steps[steps] {
+                dispatches += plan.encode(device, &mut pass, dispatch, step)?;
+            }
+            if chosen {
+                let Some(sample) = &self.sample else {
+                    return Err(BackendError::Unsupported("a choice without a sampler".into()));
+                };
+                sample.encode(&mut pass);
+                dispatches += sample.dispatches() as u64;
+            }
+        }
+        let state = &self.buffers.state;
+        if chosen {
+            encoder.copy_buffer_to_buffer(&self.chosen, 0, state, 4, Some(4));
+        }
+        self.reports[self.next].copy(device, encoder, state, state.size())?;
+        Ok((self.next, dispatches))
+    }
+}
+
+/// What a fused graph's tokens are run with.
+struct Made<'a> {
+    device: &'a GpuDevice,
+    plan: &'a Plan,
+    sequence: &'a Sequence,
+}
+
+fn fused<'a>(
+    device: &'a GpuDevice,
+    plan: Option<&'a Plan>,
+    decode: Option<&'a mut Decode>,
+) -> Result<(Made<'a>, &'a mut Decode)> {
+    let sequence = plan.and_then(|plan| Some((plan, plan.decode.as_ref()?)));
+    match (sequence, decode) {
+        (Some((plan, sequence)), Some(decode)) => Ok((Made { device, plan, sequence }, decode)),
+        _ => Err(BackendError::Unsupported("a graph that is not fused".into())),
+    }
+}
