@@ -19,8 +19,9 @@ use super::fuse::{Biased, FeedForward, Fused, Layer, Norm};
 use super::params::{self, Pieces, pieces};
 use crate::infer::backend::Result;
 use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
+use crate::infer::gpu::lower::{activation_code, refused, word};
 use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::plan::{Builder, activation_code, refused, word};
+use crate::infer::gpu::plan::Builder;
 use crate::infer::gpu::weights::{Piece, join, matrix, vector};
 use crate::infer::graph::{Activation, MoeId, WeightId};
 use crate::store::DType;
@@ -46,10 +47,15 @@ const HEADS_TOGETHER: usize = 4;
 const TEAMS_WANTED: usize = 5000;
 
 impl Sequence {
-    pub fn new(builder: &mut Builder<'_>, fused: &Fused, buffers: &DecodeBuffers) -> Result<Self> {
+    /// `embed` looks the token up.
+    pub fn new(
+        builder: &mut Builder<'_>,
+        fused: &Fused,
+        buffers: &DecodeBuffers,
+        embed: Vec<Dispatch>,
+    ) -> Result<Self> {
         let parts = builder.parts;
-        let mut make = Make { builder, fused, buffers, steps: Vec::new() };
-        make.steps = make.builder.embed(fused.table, fused.x, fused.scale)?;
+        let mut make = Make { builder, fused, buffers, steps: embed };
         let mut resume = vec![0; parts.graph.moe.len()];
         let mut routed = resume.clone();
         for layer in &fused.layers {
