@@ -122,6 +122,26 @@ fn pages_hash_as_nodes_do() {
 }
 
 #[test]
+fn pages_repack_tokenize_and_page_as_nodes_do() {
+    drive("parts.test.mjs", ".");
+}
+
+#[test]
+fn a_tab_runs_the_embedded_model_and_pages_its_experts() {
+    drive("engine.test.mjs", "empty node|after a reload|from peers|portable kernel");
+}
+
+#[test]
+fn a_tab_that_runs_a_model_survives_what_goes_wrong() {
+    drive("engine.test.mjs", "damage|removed|adapter|refused|stops");
+}
+
+#[test]
+fn a_tab_runs_published_models_of_other_families() {
+    drive("engine.test.mjs", "published checkpoint");
+}
+
+#[test]
 fn a_tab_fetches_proves_and_keeps() {
     drive("page.test.mjs", "64 MiB over|without WebSocket|browser forbids");
 }
