@@ -13,7 +13,9 @@ const embedded = join(root, 'models/tiny-mixtral-q4_k_m')
 const manifest = JSON.parse(readFileSync(join(embedded, 'manifest.json')))
 const NAME = manifest.modelId
 const PROMPT = 'Once upon a time'
-const TOKENS = 48
+/** Where the text itself is what is tried, and where something else is. */
+const TOKENS = 44
+const FEW = 16
 const binary = process.env.DOPPLER_NODE_BIN
 
 let browser
@@ -38,7 +40,7 @@ function native (dir, prompt, tokens) {
 }
 
 /** Fills in the panel and presses the button. */
-async function press (page, { name = NAME, prompt = PROMPT, tokens = TOKENS, slots = '' } = {}) {
+async function press (page, { name = NAME, prompt = PROMPT, tokens = FEW, slots = '' } = {}) {
   const option = page.locator('#run-model option', { hasText: name })
   await option.first().waitFor({ state: 'attached' })
   await page.selectOption('#run-model', await option.first().getAttribute('value'))
@@ -83,7 +85,7 @@ test('a tab at an empty node writes what the binary writes, its experts paged', 
   const node = await Node.start('run')
   const page = await tabAt(node.url)
   await joined(page)
-  const got = await run(page)
+  const got = await run(page, { tokens: TOKENS })
   const want = native(embedded, PROMPT, TOKENS)
   const hits = same(got, want)
   assert.equal(got.ids.length, TOKENS)
@@ -108,11 +110,11 @@ test('after a reload the experts come from the tab, though the gateway gives non
   let blocked = false
   const url = await without(node, manifest.shards.map(({ hash }) => hash), () => blocked)
   const page = await tabAt(url)
-  same(await run(page), native(embedded, PROMPT, TOKENS))
+  same(await run(page), native(embedded, PROMPT, FEW))
   await keep(page, NAME)
   blocked = true
   await page.reload()
-  const hits = same(await run(page), native(embedded, PROMPT, TOKENS))
+  const hits = same(await run(page), native(embedded, PROMPT, FEW))
   assert.ok(hits.kept > 0 && hits.gateway === 0 && hits.peers === 0, JSON.stringify(hits))
 })
 
@@ -121,7 +123,7 @@ test('what the gateway does not give comes from peers, proved', options, async (
   await node.ask('publish', embedded)
   const page = await tabAt(await without(node, manifest.shards.map(({ hash }) => hash)))
   await joined(page)
-  const hits = same(await run(page), native(embedded, PROMPT, TOKENS))
+  const hits = same(await run(page), native(embedded, PROMPT, FEW))
   assert.ok(hits.peers > 0 && hits.gateway === 0, JSON.stringify(hits))
 })
 
@@ -157,7 +159,7 @@ test('damage in the tab\u2019s storage is noticed and fetched again', options, a
   }, manifest.shards.map(({ hash }) => hash))
   assert.equal(changed, manifest.shards.length)
   await page.goto(node.url)
-  const hits = same(await run(page), native(embedded, PROMPT, TOKENS))
+  const hits = same(await run(page), native(embedded, PROMPT, FEW))
   assert.ok(hits.gateway > 0 && hits.kept > 0, JSON.stringify(hits))
 })
 
@@ -168,7 +170,7 @@ test('a model removed from the tab in the middle of a run is fetched again', opt
   await page.waitForFunction(() => globalThis.doppler.runner.ids.length >= 3)
   const before = await page.evaluate(() => globalThis.doppler.keeper.received.gateway)
   await (await card(page, NAME)).getByRole('button', { name: 'Remove' }).click()
-  same(await ended(page), native(embedded, PROMPT, TOKENS))
+  same(await ended(page), native(embedded, PROMPT, FEW))
   assert.ok(await page.evaluate(() => globalThis.doppler.keeper.received.gateway) > before)
 })
 
@@ -303,9 +305,10 @@ test('a run stops when asked, and nobody having an expert is said', options, asy
 
   // The experts' shards are gone from here and from the gateway, and no peer has them.
   await (await card(page, NAME)).getByRole('button', { name: 'Remove' }).click()
-  await page.waitForFunction(() => document.querySelectorAll('article').length === 0 || document.querySelector('article').dataset.held === '0')
+  // Only what is held of it makes the node's own model a card.
+  await page.waitForFunction(() => document.querySelectorAll('article').length === 0)
   blocked = shards.slice(3)
   const failed = await run(page, { tokens: 30 })
   assert.equal(failed.state, 'failed')
-  assert.match(failed.error.message, /not_found|nobody|not held|has/)
+  assert.match(failed.error.message, /not_found|nobody connected has shard/)
 })

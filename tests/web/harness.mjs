@@ -137,8 +137,8 @@ export async function openBrowser (extra = []) {
 
 /** A page with storage of its own. */
 export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
-  browser ??= await openBrowser()
-  const context = await (within ?? browser).newContext({ viewport: { width: 1100, height: 800 } })
+  const opened = within ?? (browser ??= await openBrowser())
+  const context = await opened.newContext({ viewport: { width: 1100, height: 800 } })
   later(async () => { await context.close() })
   const page = await context.newPage()
   page.setDefaultTimeout(PATIENCE)

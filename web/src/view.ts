@@ -165,6 +165,11 @@ export class View {
     // The one that comes with the node is a card once some of it is here.
     const models = [...keeper.models.values()].filter((model) => model.embedded !== true || model.wanted || (model.parts?.some((part) => part.held > 0) ?? false))
     find('no-models').hidden = models.length > 0
+    for (const [id, card] of this.cards) {
+      if (models.some((model) => model.id === id)) continue
+      card.root.remove()
+      this.cards.delete(id)
+    }
     for (const model of models) {
       let card = this.cards.get(model.id)
       if (card === undefined) {

@@ -68,7 +68,7 @@ pub enum ProgramError {
     #[error("{what} is {value}: it may be {least} to {most}")]
     Option { what: &'static str, value: u64, least: u64, most: u64 },
     #[error("{what} takes {bytes} bytes, a binding holds {most}")]
-    Binding { what: String, bytes: u64, most: u64 },
+    Binding { what: &'static str, bytes: u64, most: u64 },
     #[error(transparent)]
     Session(#[from] SessionError),
 }
@@ -299,6 +299,18 @@ fn bounded(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), 
     }
 }
 
+/// A buffer that is not cut, for people.
+const fn words(place: Place) -> &'static str {
+    match place {
+        Place::Keys(_) | Place::Values(_) => "the attention cache of a layer",
+        Place::Turns(_) => "a rotary table",
+        Place::Logits => "the logits of a token",
+        Place::Table(_) => "a table of expert slots",
+        Place::Vector(_) | Place::Piece(..) | Place::Slots(_) => "a weight",
+        _ => "what a step computes",
+    }
+}
+
 /// The slots asked for, or half of the experts if a token needs no more.
 fn slots(model: &Model, options: &ProgramOptions) -> Result<SlotPlan, SessionError> {
     let demand: usize = model.graph.moe.iter().map(|moe| moe.top_k).sum();
@@ -409,7 +421,7 @@ impl Make<'_> {
         let bytes = self.bytes(place).unwrap_or(u64::MAX);
         let most = self.binding_bytes_max;
         if bytes > most {
-            return Err(ProgramError::Binding { what: format!("{place:?}"), bytes, most });
+            return Err(ProgramError::Binding { what: words(place), bytes, most });
         }
         let index = self.made.buffers.len();
         self.made.buffers.push(bytes.max(16).next_multiple_of(16));

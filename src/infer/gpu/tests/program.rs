@@ -1,10 +1,13 @@
 //! Programs as data: everything that a page will look up is there and fits.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::json;
 
 use super::*;
+use crate::infer::load::{Arch, SynthOptions, synth_manifest};
+use crate::infer::reader::WeightReader;
 use crate::infer::testing::{self, Wanted};
 
 /// A small Qwen3-MoE, its layers of two expert layouts.
@@ -114,4 +117,20 @@ fn a_small_binding_cuts_weights_and_slots_and_too_small_a_one_is_named() {
     assert!(refused(&model, &options(least, 5)).contains("6 slots"));
     let long = ProgramOptions { context: Some(501), ..Default::default() };
     assert!(refused(&model, &long).contains("1 to 500"));
+}
+
+#[test]
+fn the_programs_of_large_models_are_made_without_their_weights_and_stay_small() {
+    let largest = [(Arch::Llama31_8B, 1_u64), (Arch::Qwen3_30BA3B, 2)];
+    for (arch, mebibytes) in largest {
+        let manifest = synth_manifest(&SynthOptions::new(arch)).unwrap();
+        let nothing = Arc::new(testing::MemoryReader::default());
+        let reader = WeightReader::new(nothing, testing::runtime().handle().clone());
+        let model = Model::open(manifest, reader).unwrap();
+        let program = Program::new(&model, &ProgramOptions::default()).unwrap();
+        assert!(program.buffers.iter().all(|bytes| *bytes <= BINDING_BYTES_DEFAULT));
+        let bytes = serde_json::to_vec(&program).unwrap().len() as u64;
+        println!("{arch:?}: {bytes} bytes, {} dispatches", program.dispatches.len());
+        assert!(bytes < mebibytes << 20, "{arch:?}: {bytes} bytes");
+    }
 }
