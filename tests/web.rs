@@ -122,6 +122,51 @@ fn pages_hash_as_nodes_do() {
 }
 
 #[test]
+fn pages_repack_tokenize_and_page_as_nodes_do() {
+    drive("parts.test.mjs", ".");
+}
+
+#[test]
+fn a_tab_runs_the_embedded_model_and_pages_its_experts() {
+    drive("engine.test.mjs", "empty node");
+}
+
+#[test]
+fn a_tab_pages_from_its_own_storage_and_from_peers() {
+    drive("engine.test.mjs", "after a reload|from peers");
+}
+
+#[test]
+fn a_tab_that_runs_a_model_mends_what_it_lost() {
+    drive("engine.test.mjs", "damage|removed from the tab");
+}
+
+#[test]
+fn a_tab_says_what_it_cannot_run_and_why() {
+    drive("engine.test.mjs", "without an adapter|refused by name|stops when asked");
+}
+
+#[test]
+fn a_tab_outlives_its_adapter() {
+    drive("engine.test.mjs", "lost in the middle");
+}
+
+#[test]
+fn browsers_compile_every_portable_kernel() {
+    drive("engine.test.mjs", "portable kernel");
+}
+
+#[test]
+fn a_tab_runs_published_mixtures() {
+    drive("engine.test.mjs", "published checkpoint.*moe");
+}
+
+#[test]
+fn a_tab_runs_published_dense_models() {
+    drive("engine.test.mjs", "published checkpoint.*(llama3|window)");
+}
+
+#[test]
 fn a_tab_fetches_proves_and_keeps() {
     drive("page.test.mjs", "64 MiB over|without WebSocket|browser forbids");
 }

@@ -9,6 +9,7 @@
 
 use super::backend::{Backend, BackendError, SlotClass};
 use super::error::SessionError;
+use super::graph::ExpertLayout;
 use super::model::Model;
 
 /// How much device memory the experts' slots may take.
@@ -53,6 +54,20 @@ impl SlotPlan {
         backend: &dyn Backend,
         budget: SlotBudget,
     ) -> Result<Self, SessionError> {
+        let slot_bytes = |layout: &ExpertLayout| backend.slot_bytes(layout);
+        let trunk = trunk_bytes(model, backend);
+        Self::over(model, slot_bytes, backend.class_bytes_max(), trunk, budget)
+    }
+
+    /// As `new`, for slots of `slot_bytes` an expert of that layout, at most `class_bytes_max` of
+    /// them within reach, beside `trunk` bytes of everything else.
+    pub fn over(
+        model: &Model,
+        slot_bytes: impl Fn(&ExpertLayout) -> u64,
+        class_bytes_max: u64,
+        trunk: u64,
+        budget: SlotBudget,
+    ) -> Result<Self, SessionError> {
         let mut classes: Vec<SlotClass> = Vec::new();
         let mut needs: Vec<Need> = Vec::new();
         let mut class_of = Vec::new();
@@ -60,7 +75,7 @@ impl SlotPlan {
             let known = classes.iter().position(|class| class.layout == layer.layout);
             let class = known.unwrap_or_else(|| {
                 classes.push(SlotClass { layout: layer.layout, count: 0 });
-                let slot_bytes = backend.slot_bytes(&layer.layout);
+                let slot_bytes = slot_bytes(&layer.layout);
                 needs.push(Need { slot_bytes, demand: 0, experts: 0 });
                 classes.len() - 1
             });
@@ -68,12 +83,12 @@ impl SlotPlan {
             needs[class].experts += layer.places.len();
             class_of.push(u16::try_from(class).expect("no more classes than layers"));
         }
-        let counts = share(&needs, budget, trunk_bytes(model, backend))?;
+        let counts = share(&needs, budget, trunk)?;
         for (class, count) in classes.iter_mut().zip(&counts) {
             class.count = *count;
         }
         let reach = |class: usize| {
-            let most = backend.class_bytes_max() / needs[class].slot_bytes.max(1);
+            let most = class_bytes_max / needs[class].slot_bytes.max(1);
             usize::try_from(most).unwrap_or(usize::MAX)
         };
         let layers: Vec<Layer> = class_of

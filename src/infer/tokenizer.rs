@@ -250,6 +250,19 @@ mod tests {
         assert!(all.starts_with("call\u{e9}") && all.ends_with('x'), "{all:?}");
     }
 
+    /// What the page's own tokenizer (web/src/engine/tokenizer.ts) is held to, and this one with it.
+    #[test]
+    fn ids_are_those_that_the_page_is_held_to() {
+        let file = include_bytes!("../../models/tiny-mixtral-q4_k_m/tokenizer.json");
+        let tokenizer = Tokenizer::from_bytes(file, vec![0]).unwrap();
+        let listed: Vec<(String, Vec<u32>)> =
+            serde_json::from_str(include_str!("../../tests/data/tab/ids.json")).unwrap();
+        assert!(listed.len() > 8);
+        for (text, ids) in &listed {
+            assert_eq!(tokenizer.encode(text).unwrap(), *ids, "{text:?}");
+        }
+    }
+
     #[test]
     fn the_trained_tokenizer_works_and_rubbish_is_refused() {
         for rubbish in [&b""[..], b"{}", b"\xff", b"{\"model\": 3}"] {

@@ -1,4 +1,4 @@
-//! The small Mixtral that comes with the binary, for `demo`.
+//! The small Mixtral that comes with the binary, for `demo` and for pages to run.
 //!
 //! 15.5 M parameters in Q4_K_M, trained for this project on public-domain books. Its shards
 //! are of 1 MiB, so that they can be spread over several nodes; made by
@@ -32,6 +32,16 @@ const FILES: [(&str, &[u8]); 13] = files![
     "shard_00010.bin",
 ];
 
+/// The bytes of `manifest.json`; their hash is the model's id.
+pub const fn manifest() -> &'static [u8] {
+    FILES[0].1
+}
+
+/// The bytes of each object: manifest, tokenizer, shards.
+pub fn objects() -> impl Iterator<Item = &'static [u8]> {
+    FILES.iter().map(|(_, bytes)| *bytes)
+}
+
 /// Writes the model as an RDRR directory.
 pub fn extract(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -57,5 +67,6 @@ mod tests {
         let total: usize = FILES.iter().map(|(_, bytes)| bytes.len()).sum();
         assert!(total < 10_000_000, "{total} bytes");
         assert_eq!(FILES.len(), manifest.shards.len() + 2);
+        assert_eq!((FILES[0].0, objects().count()), ("manifest.json", FILES.len()));
     }
 }

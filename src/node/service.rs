@@ -242,6 +242,16 @@ impl Service {
         Some(Ok(size))
     }
 
+    /// The manifest of a model that a page wants to run; `None` if it is not known here.
+    ///
+    /// # Errors
+    /// Its publisher is not trusted, and the policy does not let it be used.
+    pub fn usable(&self, model: ModelId) -> anyhow::Result<Option<Arc<Manifest>>> {
+        let Some((_, known)) = self.catalog.find(&model.to_string())? else { return Ok(None) };
+        self.admit(model, &[], false)?;
+        Ok(known.manifest)
+    }
+
     /// What a page needs to join the swarm.
     pub fn info(&self) -> NodeInfo {
         NodeInfo {

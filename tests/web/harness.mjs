@@ -39,11 +39,14 @@ export const folder = () => {
 }
 
 /** The page's own hashing, as a module that Node.js reads. */
-export async function tree () {
+export const tree = async () => await modules('blake3', 'tree')
+
+/** Files of `web/src` that need no browser, as one module. */
+export async function modules (...names) {
   const { build } = require('esbuild')
-  const outfile = join(folder(), 'tree.mjs')
+  const outfile = join(folder(), 'modules.mjs')
   await build({
-    stdin: { contents: "export * from './src/blake3.ts'; export * from './src/tree.ts'", resolveDir: web, loader: 'ts' },
+    stdin: { contents: names.map((name) => `export * from './src/${name}.ts'`).join('; '), resolveDir: web, loader: 'ts' },
     bundle: true, format: 'esm', target: 'es2022', outfile, logLevel: 'warning'
   })
   return await import(pathToFileURL(outfile).href)
@@ -134,8 +137,8 @@ export async function openBrowser (extra = []) {
 
 /** A page with storage of its own. */
 export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
-  browser ??= await openBrowser()
-  const context = await (within ?? browser).newContext({ viewport: { width: 1100, height: 800 } })
+  const opened = within ?? (browser ??= await openBrowser())
+  const context = await opened.newContext({ viewport: { width: 1100, height: 800 } })
   later(async () => { await context.close() })
   const page = await context.newPage()
   page.setDefaultTimeout(PATIENCE)

@@ -1,5 +1,7 @@
 // The page: starts the worker, joins the swarm, and keeps the view true.
 
+import { Panel } from './engine/panel.ts'
+import { Runner } from './engine/runner.ts'
 import { Keeper, type Listed } from './keeper.ts'
 import { Backroom } from './messages.ts'
 import { type NodeInfo, Swarm, type Via } from './swarm.ts'
@@ -36,6 +38,8 @@ async function main (): Promise<void> {
   }
   const keeper = new Keeper(backroom, swarm, via, started.slot)
   if (swarm !== null) swarm.holdings = () => keeper.holdings()
+  const runner = new Runner(backroom, keeper)
+  const panel = new Panel(runner)
 
   let drawing = false
   let reachable = true
@@ -46,12 +50,14 @@ async function main (): Promise<void> {
     const paint = (): void => {
       drawing = false
       view.draw({ node, reachable, swarm, keeper, estimate, slot: started.slot })
+      panel.draw(keeper.models.values())
     }
     // A hidden tab is given no frames, but its state is looked at by scripts.
     if (document.hidden) setTimeout(paint, 200)
     else requestAnimationFrame(paint)
   }
   keeper.changed = draw
+  runner.changed = draw
   if (swarm !== null) swarm.changed = draw
   view.on({
     keep: (id) => { void keeper.keep(id) },
@@ -59,13 +65,18 @@ async function main (): Promise<void> {
     remove: (id) => { void keeper.remove(id) }
   })
   // For scripts and the console.
-  Object.assign(globalThis, { doppler: { keeper, swarm } })
+  Object.assign(globalThis, { doppler: { keeper, swarm, runner } })
 
+  // The model that comes with the node; a published one of the same id stands for it.
+  let embedded: Listed | null = null
   for (;;) {
     try {
       node = await get<NodeInfo>('/node')
       swarm?.update(node)
-      await keeper.learn(await get<Listed[]>('/models'))
+      embedded ??= await get<Listed>('/models/embedded')
+      const models = await get<Listed[]>('/models')
+      const published = models.some(({ id }) => id === embedded?.id)
+      await keeper.learn(published ? models : [{ ...embedded, embedded: true }, ...models])
       reachable = true
     } catch {
       reachable = false

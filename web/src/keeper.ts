@@ -16,7 +16,7 @@ const RETRY_MS = 500
 /** A model of which something is missing is tried again this often. */
 const AGAIN_MS = 5000
 
-export interface Listed { id: string, name: string, bytes: number, shards: number, shards_here: number, shards_reachable: number, publishers: string[], manifest: boolean }
+export interface Listed { id: string, name: string, bytes: number, shards: number, shards_here: number, shards_reachable: number, publishers: string[], manifest: boolean, embedded?: boolean }
 
 export interface Part { id: string, size: number, bit: number, held: number, state: 'absent' | 'partial' | 'busy' | 'whole' | 'failed', from: string }
 
@@ -52,13 +52,13 @@ export class Keeper {
     for (const listed of list) {
       const known = this.models.get(listed.id)
       if (known !== undefined) {
-        Object.assign(known, listed)
+        Object.assign(known, { embedded: false, ...listed })
         continue
       }
       const model: Model = { ...listed, parts: null, wanted: wanted.includes(listed.id), working: false, error: '', rate: 0 }
       this.models.set(listed.id, model)
       const held = await this.backroom.ask('held', { id: listed.id })
-      if (held !== null && held.bytes === held.size) await this.describe(model).catch(() => {})
+      if (held !== null && held.bytes === held.size) await this.read(model).catch(() => {})
       if (model.wanted) void this.work(model)
     }
     this.changed()
@@ -122,8 +122,14 @@ export class Keeper {
     return out.slice(0, 64)
   }
 
-  /** Reads the manifest, fetching it first if need be. */
-  private async describe (model: Model): Promise<Part[]> {
+  /** Reads a model's manifest, fetching it first if need be. */
+  async describe (id: string): Promise<Part[]> {
+    const model = this.models.get(id)
+    if (model === undefined) throw new Failure('not_found', `model ${id} is not known`)
+    return await this.read(model)
+  }
+
+  private async read (model: Model): Promise<Part[]> {
     if (model.parts !== null) return model.parts
     const held = await this.backroom.ask('held', { id: model.id })
     if (held === null || held.bytes < held.size) {
@@ -158,7 +164,7 @@ export class Keeper {
     this.aborts.set(model.id, abort)
     this.changed()
     try {
-      const parts = await this.describe(model)
+      const parts = await this.read(model)
       const missing = parts.filter((part) => part.state !== 'whole')
       await this.backroom.ask('room', { bytes: missing.reduce((sum, part) => sum + (part.held > 0 ? 0 : part.size), 0), objects: missing.length })
       for (const part of missing) {
@@ -210,12 +216,34 @@ export class Keeper {
     }
   }
 
+  /** Brings what touches a range of one of a model's objects, for a reader here; where from. */
+  async bring (id: string, object: string, start: number, end: number, signal: AbortSignal): Promise<'gateway' | 'peers'> {
+    const model = this.models.get(id)
+    const part = model === undefined ? undefined : (await this.read(model)).find((part) => part.id === object)
+    if (model === undefined || part === undefined) throw new Failure('not_found', `the model's manifest has no object ${short(object)}`)
+    const within: [number, number] = [start, end]
+    try {
+      if (await this.fromGateway(part, part.held, () => {}, signal, within)) return 'gateway'
+      await this.fromPeers(model, part, () => {}, signal, within).catch(async (error: Failure) => {
+        if (signal.aborted || error.code !== 'not_found') throw error
+        await this.throughNode(model, part, () => {}, signal, error, within)
+      })
+      return 'peers'
+    } finally {
+      const held = await this.backroom.ask('held', { id: part.id }).catch(() => null)
+      part.held = held?.size === part.size ? held.bytes : 0
+      if (part.state !== 'busy') part.state = part.held === part.size ? 'whole' : part.held > 0 ? 'partial' : 'absent'
+      if (part.state === 'whole') this.swarm?.announceSoon()
+      this.changed()
+    }
+  }
+
   /** False if the gateway is not to be used, or does not have it. */
-  private async fromGateway (part: Part, before: number, progress: (held: number) => void, signal: AbortSignal): Promise<boolean> {
+  private async fromGateway (part: Part, before: number, progress: (held: number) => void, signal: AbortSignal, within?: [number, number]): Promise<boolean> {
     if (this.via !== 'auto' && this.via !== 'gateway') return false
     part.from = 'gateway'
     try {
-      const { received } = await this.backroom.ask('download', { id: part.id, size: part.size, base: location.origin }, { progress: (bytes) => { progress(before + bytes) }, signal })
+      const { received } = await this.backroom.ask('download', { id: part.id, size: part.size, base: location.origin, within }, { progress: (bytes) => { progress(before + bytes) }, signal })
       this.received.gateway += received
       return true
     } catch (error) {
@@ -229,19 +257,19 @@ export class Keeper {
   }
 
   /** What only another tab holds: tabs cannot reach each other, so the node fetches it first. */
-  private async throughNode (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, error: Failure): Promise<void> {
+  private async throughNode (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, error: Failure, within?: [number, number]): Promise<void> {
     if (this.swarm?.holders(model.id, part.bit).length === 0) throw error
     const brought = await fetch(`/shards/${part.id}/bring`, { method: 'POST', signal })
     if (!brought.ok) throw new Failure('not_found', (await brought.json() as { error: string }).error)
-    await this.fromPeers(model, part, progress, signal)
+    await this.fromPeers(model, part, progress, signal, within)
   }
 
-  private async fromPeers (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal): Promise<void> {
+  private async fromPeers (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, within?: [number, number]): Promise<void> {
     if (this.swarm === null) throw new Failure('offline', 'this tab is in no swarm')
     const swarm = this.swarm
     let last: Error = new Failure('not_found', `nobody connected has shard ${part.bit}`)
     for (let round = 0; round < ROUNDS_MAX; round++) {
-      const pieces = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE })
+      const pieces = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
       if (pieces.length === 0) return
       let moved = false
       let held = part.size - pieces.reduce((sum, [start, end]) => sum + end - start, 0)
@@ -272,7 +300,7 @@ export class Keeper {
       }
       await Promise.all(Array.from({ length: PIECES_AT_ONCE }, work))
       if (signal.aborted) throw new Failure('paused', 'paused')
-      const left = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE })
+      const left = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
       if (left.length === 0) return
       if (!moved && (last as Failure).code === 'not_found') break
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS * 2 ** round))

@@ -4,17 +4,19 @@ import type { Held } from './store.ts'
 
 export interface Ask {
   start: Record<string, never>
-  /** `size` is null where only the id is known: a manifest. */
-  download: { id: string, size: number | null, base: string }
+  /** `size` is null where only the id is known: a manifest. With `within`, only what touches it. */
+  download: { id: string, size: number | null, base: string, within?: [number, number] }
   piece: { id: string, size: number, start: number, end: number, bytes: Uint8Array }
   cancel: { call: number }
   held: { id: string }
-  missing: { id: string, size: number, longest: number }
+  missing: { id: string, size: number, longest: number, within?: [number, number] }
   encode: { id: string, start: number, end: number }
   read: { id: string }
   room: { bytes: number, objects: number }
   remove: { id: string }
   estimate: Record<string, never>
+  /** The engine answers on this port (engine/protocol.ts). */
+  engine: { port: MessagePort }
 }
 
 export interface Answer {
@@ -29,6 +31,7 @@ export interface Answer {
   room: void
   remove: void
   estimate: { quota: number, usage: number, persisted: boolean }
+  engine: void
 }
 
 /** An error that names what went wrong, beside saying it. */

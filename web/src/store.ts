@@ -6,7 +6,7 @@
 // (synchronous handles). Refuses: what the browser's quota has no room for, before it starts.
 
 import { type Blake3, GROUP } from './blake3.ts'
-import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, WrongBytes } from './tree.ts'
+import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, walk, WrongBytes } from './tree.ts'
 
 /** Files open at once; the least recently used is closed. */
 const OPEN_MAX = 32
@@ -86,14 +86,15 @@ export class Store {
     return { id, size, bytes: heldBytes((await this.file(id, size)).have, size) }
   }
 
-  /** Stretches of whole groups that are not held, none longer than `longest` bytes or across its multiples. */
-  async missing (id: string, size: number, longest: number): Promise<Array<[number, number]>> {
+  /** Stretches of whole groups that are not held and touch `within`, none longer than `longest` bytes or across its multiples. */
+  async missing (id: string, size: number, longest: number, within: [number, number] = [0, size]): Promise<Array<[number, number]>> {
     const known = this.sizes.get(id) === size
     const have = known ? (await this.file(id, size)).have : new Uint8Array(groupsOf(size))
     const stretches: Array<[number, number]> = []
     have.forEach((held, group) => {
       if (held !== 0) return
       const [start, end] = [group * GROUP, Math.min(size, (group + 1) * GROUP)]
+      if (end <= within[0] || start >= within[1]) return
       const last = stretches[stretches.length - 1]
       if (last !== undefined && last[1] === start && start % longest !== 0) last[1] = end
       else stretches.push([start, end])
@@ -197,6 +198,21 @@ export class Store {
       file.handle.flush()
       throw new StoreError('not_held', `damaged here: ${error.message}`)
     }
+  }
+
+  /** Bytes of a range that is held, proved as they are read. */
+  async range (id: string, start: number, end: number): Promise<Uint8Array> {
+    const { size, bytes } = await this.encode(id, start, end)
+    if (bytes.length === 0) throw new StoreError('not_held', 'the range ends outside the object')
+    const from = Math.floor(start / GROUP) * GROUP
+    const groups = new Uint8Array(Math.min(size, Math.ceil(end / GROUP) * GROUP) - from)
+    let at = 0
+    for (const item of walk(size, Math.floor(start / GROUP), Math.ceil(end / GROUP))) {
+      const length = item.kind === 'node' ? NODE : item.length
+      if (item.kind === 'group') groups.set(bytes.subarray(at, at + length), item.at - from)
+      at += length
+    }
+    return groups.subarray(start - from, end - from)
   }
 
   /** A whole object's bytes, proved: a manifest. */

@@ -89,7 +89,7 @@ class Card {
     say(this.state, {
       kept: `Kept in this tab, proved and served to others (${size(held)})`,
       fetching: `${percent} % · ${size(model.rate)}/s${from === '' ? '' : ` · from ${from === 'gateway' ? 'the node’s gateway' : `peer ${from}`}`}`,
-      partial: `${percent} % kept, paused`,
+      partial: `${percent} % kept`,
       failed: held > 0 ? `${percent} % kept; trying again` : 'Trying again',
       absent: 'Not in this tab'
     }[state])
@@ -162,8 +162,14 @@ export class View {
     say(find('storage'), size(estimate.usage))
     say(find('storage-of'), `of ${size(estimate.quota)}${estimate.persisted ? ', persistent' : ''}`)
 
-    const models = [...keeper.models.values()]
+    // The one that comes with the node is a card once some of it is here.
+    const models = [...keeper.models.values()].filter((model) => model.embedded !== true || model.wanted || (model.parts?.some((part) => part.held > 0) ?? false))
     find('no-models').hidden = models.length > 0
+    for (const [id, card] of this.cards) {
+      if (models.some((model) => model.id === id)) continue
+      card.root.remove()
+      this.cards.delete(id)
+    }
     for (const model of models) {
       let card = this.cards.get(model.id)
       if (card === undefined) {

@@ -2,6 +2,7 @@
 // Answers one message with one message; while it downloads it also says how far it is.
 
 import { Blake3 } from './blake3.ts'
+import { serveEngine } from './engine/serve.ts'
 import { Store, StoreError } from './store.ts'
 import { Decoder, encodedLength, OBJECT_MAX, REQUEST_MAX, unhex, WrongBytes } from './tree.ts'
 import type { Answer, Ask } from './messages.ts'
@@ -69,7 +70,7 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
       if (!(size >= 0 && size <= OBJECT_MAX)) throw new StoreError('too_large', 'the gateway names an impossible size')
     }
     await store.reserve(ask.id, size)
-    const missing = await store.missing(ask.id, size, OBJECT_MAX)
+    const missing = await store.missing(ask.id, size, OBJECT_MAX, ask.within)
     for (const [start, end] of missing) {
       response ??= await get(`&bytes=${start}-${end - 1}`)
       const sink = await store.sink(ask.id, size)
@@ -125,7 +126,7 @@ const handlers: { [K in keyof Ask]: (ask: Ask[K], call: number) => Promise<Answe
   piece,
   cancel: async ({ call }) => { downloads.get(call)?.abort() },
   held: async ({ id }) => await store.held(id),
-  missing: async ({ id, size, longest }) => await store.missing(id, size, longest),
+  missing: async ({ id, size, longest, within }) => await store.missing(id, size, longest, within),
   encode: async ({ id, start, end }) => await store.encode(id, start, end),
   read: async ({ id }) => await store.read(id),
   room: async ({ bytes, objects }) => { await store.room(bytes, objects) },
@@ -133,7 +134,8 @@ const handlers: { [K in keyof Ask]: (ask: Ask[K], call: number) => Promise<Answe
   estimate: async () => {
     const { quota = 0, usage = 0 } = await navigator.storage.estimate()
     return { quota, usage, persisted: await navigator.storage.persisted() }
-  }
+  },
+  engine: async ({ port }) => { serveEngine(port, blake3, store) }
 }
 
 onmessage = async ({ data: { call, kind, ask } }: MessageEvent<{ call: number, kind: keyof Ask, ask: never }>) => {

@@ -7,10 +7,10 @@
 
 use super::buffers::{PAIR_TILE, stride};
 use super::cooperative::Cooperative;
-use super::dispatch::{Dispatch, Grid, Rows};
+use super::dispatch::{Grid, Rows};
+use super::lower::{Lower, Place, Recipe, recipe, recipe_grid, word};
 use super::params;
 use super::pipelines::{Reduction, format_name};
-use super::plan::{Builder, word};
 use crate::infer::backend::{KvFormat, Result};
 use crate::infer::graph::{Buf, Moe, MoeId};
 use crate::store::DType;
@@ -39,13 +39,13 @@ const QUERIES: u32 = 32;
 const TILED_HEAD_DIM_MAX: u32 = 128;
 
 /// A linear product over one piece of a matrix.
-pub(super) struct Product<'a> {
+pub(super) struct Product {
     pub dtype: DType,
     pub params: params::Linear,
     pub x: Buf,
-    pub weights: &'a wgpu::Buffer,
-    pub bias: &'a wgpu::Buffer,
-    pub result: &'a wgpu::Buffer,
+    pub weights: Place,
+    pub bias: Place,
+    pub result: Place,
     pub rows: Rows,
 }
 
@@ -57,47 +57,47 @@ pub(super) struct ExpertProducts<'a> {
     pub outer: DType,
     pub gate_up: params::ExpertGateUp,
     pub down: params::ExpertDown,
-    pub weights: &'a wgpu::Buffer,
-    pub table: &'a wgpu::Buffer,
+    pub weights: Place,
+    pub table: Place,
 }
 
-impl Builder<'_> {
+impl Lower<'_> {
     /// The cooperative matrices for weights of this format, if any.
-    fn cooperative(&self, dtype: DType) -> Option<Cooperative> {
-        self.parts.device.pipelines().cooperative.filter(|_| dtype.is_quantised())
+    fn cooperative_for(&self, dtype: DType) -> Option<Cooperative> {
+        self.cooperative.filter(|_| dtype.is_quantised())
     }
 
     /// The form for many rows, and from how many on it runs.
-    pub fn linear_batch(&mut self, product: &Product<'_>) -> Result<(Vec<Dispatch>, u32)> {
+    pub fn linear_batch(&mut self, product: &Product) -> Result<(Vec<Recipe>, u32)> {
         let Product { dtype, params, x, weights, bias, result, rows } = *product;
         let format = format_name(dtype);
         // Pieces of logits begin at any row, and the halved rows are the step's.
-        let cooperative = self.cooperative(dtype).filter(|_| rows == Rows::Tokens);
+        let cooperative = self.cooperative_for(dtype).filter(|_| rows == Rows::Tokens);
         let Some(kind) = cooperative else {
-            let from = tiled_min(self.parts.device.pipelines().reduction);
+            let from = tiled_min(self.reduction);
             let kernel = format!("linear_tile_{format}");
             let grid = Grid::tiles(TILE, params.rows.div_ceil(TILE));
-            let storage = [self.parts.buffers.activation(x), weights, bias, result];
-            let mut tiled = self.dispatch_grid(&kernel, &params, &storage, rows, grid)?;
+            let storage = [Place::Activation(x), weights, bias, result];
+            let mut tiled = recipe_grid(&kernel, &params, &storage, rows, grid);
             tiled.when = from..=u32::MAX;
             return Ok((vec![tiled], from));
         };
         let mut dispatches = Vec::new();
         if self.halved != Some(x) {
             self.halved = Some(x);
-            let source = self.parts.buffers.activation(x);
+            let source = Place::Activation(x);
             dispatches.push(self.halve(source, self.width(x), 1)?);
         }
         let down = params.rows.div_ceil(kind.side());
         let wide = kind.wide().filter(|_| {
-            u64::from(down) * (self.parts.batch as u64).div_ceil(128) >= u64::from(WIDE_TILES_MIN)
+            u64::from(down) * (self.batch as u64).div_ceil(128) >= u64::from(WIDE_TILES_MIN)
         });
         let (shape, tile) = wide.map_or((kind.narrow(), 64), |shape| (shape, 128));
         let kernel = format!("linear_coop_{format}_{shape}");
-        let (halves, scales) = (&self.parts.buffers.halves, &self.parts.buffers.scales);
+        let (halves, scales) = (Place::Halves, Place::Scales);
         let storage = [halves, scales, weights, bias, result];
         let grid = Grid::tiles(tile, down);
-        dispatches.push(self.dispatch_grid(&kernel, &params, &storage, rows, grid)?);
+        dispatches.push(recipe_grid(&kernel, &params, &storage, rows, grid));
         for dispatch in &mut dispatches {
             dispatch.when = COOPERATIVE_MIN..=u32::MAX;
         }
@@ -105,27 +105,26 @@ impl Builder<'_> {
     }
 
     /// Brings `per_token` rows of each token into `halves`.
-    fn halve(&mut self, source: &wgpu::Buffer, width: usize, per_token: u32) -> Result<Dispatch> {
-        let buffers = self.parts.buffers;
+    fn halve(&mut self, source: Place, width: usize, per_token: u32) -> Result<Recipe> {
         let params = params::Halve { stride: word(stride(width) / 4)?, per_token };
-        let storage = [source, &buffers.halves, &buffers.scales];
-        self.dispatch("halve", &params, &storage, Rows::Tokens, (per_token as usize, 1))
+        let storage = [source, Place::Halves, Place::Scales];
+        Ok(recipe("halve", &params, &storage, Rows::Tokens, (per_token as usize, 1)))
     }
 
     /// Attention for many tokens, and from how many on it runs; `None` if a head is too wide.
     pub fn attention_batch(
         &mut self,
         params: &params::Attention,
-        storage: &[&wgpu::Buffer],
-    ) -> Result<Option<(Dispatch, u32)>> {
-        let kv = self.parts.kv;
+        storage: &[Place],
+    ) -> Result<Option<(Recipe, u32)>> {
+        let kv = self.kv;
         let per_row = params.heads / params.kv_heads;
-        let cooperative = self.parts.device.pipelines().cooperative;
+        let cooperative = self.cooperative;
         let halves = |kind: &Cooperative| kv == KvFormat::F16 && params.head_dim <= kind.side();
         if let Some(kind) = cooperative.filter(halves) {
             let kernel = format!("attention_coop_{}", kind.narrow());
             let grid = Grid::Tiles { per_row, tile: kind.side() / 4, spare: 0, y: params.kv_heads };
-            let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
+            let mut tiled = recipe_grid(&kernel, params, storage, Rows::Tokens, grid);
             tiled.when = COOPERATIVE_MIN..=u32::MAX;
             return Ok(Some((tiled, COOPERATIVE_MIN)));
         }
@@ -133,13 +132,13 @@ impl Builder<'_> {
             return Ok(None);
         }
         // On a software adapter a whole tile costs what four tokens of the single form do.
-        let from = match self.parts.device.pipelines().reduction {
+        let from = match self.reduction {
             Reduction::Lane => 4,
             Reduction::Group => tiled_min(Reduction::Group),
         };
         let kernel = format!("attention_tile_{}", kv.name());
         let grid = Grid::Tiles { per_row, tile: QUERIES, spare: 0, y: params.kv_heads };
-        let mut tiled = self.dispatch_grid(&kernel, params, storage, Rows::Tokens, grid)?;
+        let mut tiled = recipe_grid(&kernel, params, storage, Rows::Tokens, grid);
         tiled.when = from..=u32::MAX;
         Ok(Some((tiled, from)))
     }
@@ -147,7 +146,7 @@ impl Builder<'_> {
     /// From how many tokens on a layer's pairs run by expert: enough for each expert.
     fn grouped_min(&self, spec: &Moe, cooperative: bool) -> Option<u32> {
         let experts = spec.experts.len();
-        let (least, pairs_an_expert) = match self.parts.device.pipelines().reduction {
+        let (least, pairs_an_expert) = match self.reduction {
             _ if cooperative => (COOPERATIVE_MIN, 2),
             Reduction::Lane => (tiled_min(Reduction::Lane), 20),
             Reduction::Group => (tiled_min(Reduction::Group), 8),
@@ -157,15 +156,13 @@ impl Builder<'_> {
     }
 
     /// Sorts the pairs of a layer by expert.
-    pub fn group(&mut self, moe: MoeId, spec: &Moe) -> Result<Option<Dispatch>> {
-        let cooperative = self.parts.device.pipelines().cooperative.is_some();
+    pub fn group(&mut self, moe: MoeId, spec: &Moe) -> Result<Option<Recipe>> {
+        let cooperative = self.cooperative.is_some();
         let Some(from) = self.grouped_min(spec, cooperative) else { return Ok(None) };
         let params =
             params::ExpertGroup { experts: word(spec.experts.len())?, top_k: word(spec.top_k)? };
-        let buffers = self.parts.buffers;
-        let storage = [&buffers.routing(moe).ids, &buffers.pair_order, &buffers.pair_tiles];
-        let mut group =
-            self.dispatch_grid("expert_group", &params, &storage, Rows::Tokens, Grid::One)?;
+        let storage = [Place::Ids(moe), Place::PairOrder, Place::PairTiles];
+        let mut group = recipe_grid("expert_group", &params, &storage, Rows::Tokens, Grid::One);
         group.when = from..=u32::MAX;
         Ok(Some(group))
     }
@@ -174,20 +171,18 @@ impl Builder<'_> {
     pub fn experts_batch(
         &mut self,
         experts: &ExpertProducts<'_>,
-    ) -> Result<Option<(Vec<Dispatch>, u32)>> {
+    ) -> Result<Option<(Vec<Recipe>, u32)>> {
         let ExpertProducts { spec, x, inner, outer, ref gate_up, ref down, weights, table } =
             *experts;
-        let (first, second) = (self.cooperative(inner), self.cooperative(outer));
+        let (first, second) = (self.cooperative_for(inner), self.cooperative_for(outer));
         let from = self.grouped_min(spec, first.is_some() && second.is_some());
         let Some(from) = from else { return Ok(None) };
-        let buffers = self.parts.buffers;
         let per_token = word(spec.top_k)?;
         let spare = word(spec.experts.len())?;
         let grid = |y| Grid::Tiles { per_row: per_token, tile: PAIR_TILE as u32, spare, y };
-        let (order, tiles) = (&buffers.pair_order, &buffers.pair_tiles);
-        let (halves, scales) = (&buffers.halves, &buffers.scales);
-        let (source, pairs, outputs) =
-            (buffers.activation(x), &buffers.pair_inner, &buffers.pair_outputs);
+        let (order, tiles) = (Place::PairOrder, Place::PairTiles);
+        let (halves, scales) = (Place::Halves, Place::Scales);
+        let (source, pairs, outputs) = (Place::Activation(x), Place::PairInner, Place::PairOutputs);
         let mut dispatches = Vec::new();
         let format = format_name(inner);
         if let Some(kind) = first {
@@ -195,12 +190,12 @@ impl Builder<'_> {
             let kernel = format!("expert_gate_up_coop_{format}_{}", kind.narrow());
             let storage = [halves, scales, weights, order, tiles, table, pairs];
             let grid = grid(gate_up.rows.div_ceil(kind.side() / 2));
-            dispatches.push(self.dispatch_grid(&kernel, gate_up, &storage, Rows::Tokens, grid)?);
+            dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
         } else {
             let kernel = format!("expert_gate_up_tile_{format}");
             let storage = [source, weights, order, tiles, table, pairs];
             let grid = grid(gate_up.rows.div_ceil(TILE / 2));
-            dispatches.push(self.dispatch_grid(&kernel, gate_up, &storage, Rows::Tokens, grid)?);
+            dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
         }
         let format = format_name(outer);
         if let Some(kind) = second {
@@ -208,12 +203,12 @@ impl Builder<'_> {
             let kernel = format!("expert_down_coop_{format}_{}", kind.narrow());
             let storage = [halves, scales, weights, order, tiles, table, outputs];
             let grid = grid(down.rows.div_ceil(kind.side()));
-            dispatches.push(self.dispatch_grid(&kernel, down, &storage, Rows::Tokens, grid)?);
+            dispatches.push(recipe_grid(&kernel, down, &storage, Rows::Tokens, grid));
         } else {
             let kernel = format!("expert_down_tile_{format}");
             let storage = [pairs, weights, order, tiles, table, outputs];
             let grid = grid(down.rows.div_ceil(TILE));
-            dispatches.push(self.dispatch_grid(&kernel, down, &storage, Rows::Tokens, grid)?);
+            dispatches.push(recipe_grid(&kernel, down, &storage, Rows::Tokens, grid));
         }
         for dispatch in &mut dispatches {
             dispatch.when = from..=u32::MAX;

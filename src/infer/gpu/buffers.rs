@@ -7,11 +7,12 @@
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
+use super::lower::Place;
 use super::params::Step;
 use super::readback::Readback;
 use super::repack::UNIT;
 use crate::infer::backend::{BackendError, Capacity, KvFormat, Result};
-use crate::infer::graph::{Buf, Graph, KvId, MoeId, RopeId};
+use crate::infer::graph::{Buf, Graph, KvId, Moe, MoeId, RopeId};
 
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
@@ -26,6 +27,53 @@ const UNIFORM: BufferUsages = BufferUsages::UNIFORM.union(BufferUsages::COPY_DST
 /// f32s from one row of a buffer of this width to the next.
 pub(super) const fn stride(width: usize) -> usize {
     width.next_multiple_of(UNIT)
+}
+
+/// Rows of logits in memory at a time.
+fn logit_rows(graph: &Graph, batch: usize) -> usize {
+    let row_bytes = graph.vocab.max(1).saturating_mul(4);
+    (LOGITS_BYTES_MAX / row_bytes).clamp(1, batch.max(1))
+}
+
+/// Words of a buffer whose size follows from the graph and the capacity alone; `None` if they
+/// cannot be counted. Zero for weights, slots and what only cooperative matrices need.
+pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Option<usize> {
+    let Capacity { batch, context, .. } = capacity;
+    let pairs = |moe: &Moe| batch.checked_mul(moe.top_k);
+    let most = |of: &dyn Fn(&Moe) -> Option<usize>| {
+        graph.moe.iter().try_fold(0, |most, moe| Some(of(moe)?.max(most)))
+    };
+    match place {
+        Place::Tokens => Some(batch),
+        Place::Activation(buf) => batch.checked_mul(stride(graph.width(buf))),
+        Place::Keys(kv) | Place::Values(kv) => {
+            let kv = graph.kv_spec(kv);
+            let width = kv.kv_heads.checked_mul(kv.head_dim)?;
+            let words = match capacity.kv {
+                KvFormat::F32 => width,
+                KvFormat::F16 => width.div_ceil(2),
+            };
+            words.checked_mul(context)
+        }
+        Place::Turns(rope) => {
+            graph.rope_spec(rope).inv_freq.len().checked_mul(2)?.checked_mul(context)
+        }
+        Place::Ids(moe) | Place::Shares(moe) => pairs(graph.moe_spec(moe)),
+        Place::PairInner => most(&|moe| pairs(moe)?.checked_mul(stride(moe.ff))),
+        Place::PairOutputs => most(&|moe| pairs(moe)?.checked_mul(stride(moe.hidden))),
+        Place::PairOrder => most(&pairs),
+        Place::PairTiles => {
+            most(&|moe| Some((pairs(moe)?.div_ceil(PAIR_TILE) + moe.experts.len()) * 4))
+        }
+        Place::Logits => logit_rows(graph, batch).checked_mul(graph.vocab),
+        Place::Empty => Some(4),
+        Place::Halves
+        | Place::Scales
+        | Place::Vector(_)
+        | Place::Piece(..)
+        | Place::Slots(_)
+        | Place::Table(_) => Some(0),
+    }
 }
 
 /// An attention layer's cache, `[context, kv_heads * head_dim]` each: f32, or f16 in pairs,
@@ -83,34 +131,27 @@ impl Buffers {
             Ok::<_, BackendError>(buffer)
         };
         let Capacity { batch, context, .. } = capacity;
-        let activations = graph
-            .buffers
-            .iter()
-            .map(|b| {
+        let size = |place| elements(graph, capacity, place);
+        let activations = (0..)
+            .zip(&graph.buffers)
+            .map(|(i, b)| {
                 let what = format!("activations {:?} for a batch of {batch}", b.name);
-                make(&what, batch.checked_mul(stride(b.width)), STORAGE)
+                make(&what, size(Place::Activation(Buf(i))), STORAGE)
             })
             .collect::<Result<_>>()?;
-        let kv = graph
-            .kv
-            .iter()
-            .map(|kv| {
+        let kv = (0..graph.kv.len() as u16)
+            .map(|i| {
                 let what = format!("the KV cache of one layer for {context} positions");
-                let width = kv.kv_heads.checked_mul(kv.head_dim).map(|width| match capacity.kv {
-                    KvFormat::F32 => width,
-                    KvFormat::F16 => width.div_ceil(2),
-                });
-                let elements = width.and_then(|width| width.checked_mul(context));
                 Ok(KvCache {
-                    keys: make(&what, elements, STORAGE)?,
-                    values: make(&what, elements, STORAGE)?,
+                    keys: make(&what, size(Place::Keys(KvId(i))), STORAGE)?,
+                    values: make(&what, size(Place::Values(KvId(i))), STORAGE)?,
                 })
             })
             .collect::<Result<_>>()?;
         let mut ropes = Vec::new();
-        for rope in &graph.ropes {
+        for (i, rope) in (0..).zip(&graph.ropes) {
             let what = format!("rotary table for {context} positions");
-            let elements = rope.inv_freq.len().checked_mul(2).and_then(|n| n.checked_mul(context));
+            let elements = size(Place::Turns(RopeId(i)));
             let buffer = make(&what, elements, STORAGE)?;
             // Angles in f32, as the reference implementations have them.
             let mut turns: Vec<f32> = Vec::with_capacity(elements.unwrap_or(0));
@@ -125,24 +166,14 @@ impl Buffers {
             ropes.push(buffer);
         }
         let mut routing = Vec::new();
-        let (mut inner, mut outputs) = (Some(0), Some(0));
-        let (mut order, mut tiles) = (Some(0), Some(0));
-        for moe in &graph.moe {
-            let pairs = batch.checked_mul(moe.top_k);
-            let most =
-                |a: Option<usize>, width: usize| Some(a?.max(pairs?.checked_mul(stride(width))?));
-            inner = most(inner, moe.ff);
-            outputs = most(outputs, moe.hidden);
-            order = order.max(pairs);
-            tiles = tiles.max(pairs.map(|n| (n.div_ceil(PAIR_TILE) + moe.experts.len()) * 4));
-            let ids = make("chosen experts", pairs, STORAGE)?;
+        for i in 0..graph.moe.len() as u16 {
+            let ids = make("chosen experts", size(Place::Ids(MoeId(i))), STORAGE)?;
             let readback = Readback::new(device, "the chosen experts", ids.size())?;
-            routing.push(Routing {
-                ids,
-                shares: make("expert weights", pairs, STORAGE)?,
-                readback,
-            });
+            let shares = make("expert weights", size(Place::Shares(MoeId(i))), STORAGE)?;
+            routing.push(Routing { ids, shares, readback });
         }
+        let inner = size(Place::PairInner);
+        let order = size(Place::PairOrder);
         let widest = graph.buffers.iter().map(|b| stride(b.width)).max().unwrap_or(0);
         let (halves, scales) = match device.pipelines().cooperative {
             // Half a word an element: of the batch's rows, or of the pairs'.
@@ -152,26 +183,25 @@ impl Buffers {
             ),
             None => (Some(0), Some(0)),
         };
-        let row_bytes = graph.vocab.max(1).saturating_mul(4);
-        let logit_rows = (LOGITS_BYTES_MAX / row_bytes).clamp(1, batch.max(1));
-        let logits = make("logits", logit_rows.checked_mul(graph.vocab), STORAGE)?;
+        let logit_rows = logit_rows(graph, batch);
+        let logits = make("logits", size(Place::Logits), STORAGE)?;
         Ok(Self {
             step: make("step", Some(size_of::<Step>() / 4), UNIFORM)?,
-            tokens: make("tokens", Some(batch), STORAGE)?,
+            tokens: make("tokens", size(Place::Tokens), STORAGE)?,
             activations,
             kv,
             ropes,
             routing,
             pair_inner: make("expert activations", inner, STORAGE)?,
-            pair_outputs: make("expert outputs", outputs, STORAGE)?,
+            pair_outputs: make("expert outputs", size(Place::PairOutputs), STORAGE)?,
             pair_order: make("pairs by expert", order, STORAGE)?,
-            pair_tiles: make("tiles of pairs", tiles, STORAGE)?,
+            pair_tiles: make("tiles of pairs", size(Place::PairTiles), STORAGE)?,
             halves: make("halved activations", halves, STORAGE)?,
             scales: make("scales of halved activations", scales, STORAGE)?,
             logits_readback: Readback::new(device, "the logits", logits.size())?,
             logits,
             logit_rows,
-            empty: make("no bias", Some(4), STORAGE)?,
+            empty: make("no bias", size(Place::Empty), STORAGE)?,
             bytes: total,
         })
     }

@@ -4,20 +4,24 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::params;
 use super::pipelines::Pipeline;
 
 /// What a grid grows with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rows {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rows {
     Tokens,
     /// The rows whose logits are wanted.
     Logits,
 }
 
 /// Workgroups for a number of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grid {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grid {
     /// Items of one row, and how many of them a workgroup does; folded into y.
     Items { items: u64, per_workgroup: u32 },
     /// Tiles of `tile` rows (each row of the step is `per_row` of them) and `spare` more in

@@ -48,13 +48,47 @@ pub(super) struct Chunk {
     pub buffer: wgpu::Buffer,
 }
 
-struct Class {
-    layout: ExpertLayout,
-    shape: SlotShape,
-    count: u32,
-    slots_per_chunk: u32,
+/// A run of slots, and how it is cut.
+pub(super) struct Class {
+    pub layout: ExpertLayout,
+    pub shape: SlotShape,
+    pub count: u32,
+    pub slots_per_chunk: u32,
     /// Index into `Experts::chunks`.
-    first_chunk: usize,
+    pub first_chunk: usize,
+}
+
+impl Class {
+    /// A class whose chunks, each of at most `binding_bytes_max`, are numbered from `first_chunk`.
+    pub fn new(class: &SlotClass, first_chunk: usize, binding_bytes_max: u64) -> Result<Self> {
+        let SlotClass { layout, count } = *class;
+        for matrix in [layout.gate, layout.up, layout.down] {
+            if !inside(&matrix, layout.bytes) {
+                let what = format!("an expert of {} bytes with {matrix:?} in it", layout.bytes);
+                return Err(BackendError::Unsupported(what));
+            }
+        }
+        let shape = SlotShape::of(&layout);
+        let stride = shape.stride as u64;
+        let most = binding_bytes_max / stride.max(1);
+        if most == 0 {
+            let what = format!("one expert slot (a binding holds {binding_bytes_max})");
+            return Err(BackendError::OutOfMemory { what, bytes: stride });
+        }
+        let too_many = |_| BackendError::OutOfMemory {
+            what: format!("{count} expert slots"),
+            bytes: stride.saturating_mul(count as u64),
+        };
+        let count = u32::try_from(count).map_err(too_many)?;
+        let slots_per_chunk = u32::try_from(most).unwrap_or(u32::MAX).min(count.max(1));
+        Ok(Self { layout, shape, count, slots_per_chunk, first_chunk })
+    }
+
+    /// The slots of each chunk.
+    pub fn chunks(&self) -> impl Iterator<Item = u32> {
+        let (count, most) = (self.count, self.slots_per_chunk);
+        (0..count).step_by(most as usize).map(move |first| most.min(count - first))
+    }
 }
 
 /// A MoE layer's table.
@@ -109,41 +143,20 @@ impl Experts {
         binding_bytes_max: u64,
     ) -> Result<()> {
         let index = self.classes.len();
-        let SlotClass { layout, count } = *class;
-        for matrix in [layout.gate, layout.up, layout.down] {
-            if !inside(&matrix, layout.bytes) {
-                let what = format!("an expert of {} bytes with {matrix:?} in it", layout.bytes);
-                return Err(BackendError::Unsupported(what));
-            }
-        }
-        let shape = SlotShape::of(&layout);
-        let stride = shape.stride as u64;
-        let most = binding_bytes_max / stride.max(1);
-        if most == 0 {
-            let what = format!("one expert slot (a binding holds {binding_bytes_max})");
-            return Err(BackendError::OutOfMemory { what, bytes: stride });
-        }
-        let too_many = |_| BackendError::OutOfMemory {
-            what: format!("{count} expert slots"),
-            bytes: stride.saturating_mul(count as u64),
-        };
-        let count = u32::try_from(count).map_err(too_many)?;
-        let slots_per_chunk = u32::try_from(most).unwrap_or(u32::MAX).min(count.max(1));
-        let first_chunk = self.chunks.len();
-        let mut left = count;
-        while left > 0 {
-            let slots = left.min(slots_per_chunk);
+        let class = Class::new(class, self.chunks.len(), binding_bytes_max)?;
+        for slots in class.chunks() {
             let what = format!("{slots} expert slots");
-            let buffer = device.buffer(&what, stride * u64::from(slots), WEIGHT)?;
+            let bytes = class.shape.stride as u64 * u64::from(slots);
+            let buffer = device.buffer(&what, bytes, WEIGHT)?;
             self.chunks.push(Chunk { class: index, buffer });
-            left -= slots;
         }
-        self.classes.push(Class { layout, shape, count, slots_per_chunk, first_chunk });
+        self.classes.push(class);
         Ok(())
     }
 
-    pub fn shape(&self, chunk: &Chunk) -> &SlotShape {
-        &self.classes[chunk.class].shape
+    /// The shapes of the slots, by chunk.
+    pub fn shapes(&self) -> Vec<SlotShape> {
+        self.chunks.iter().map(|chunk| self.classes[chunk.class].shape).collect()
     }
 
     /// The chunk that holds all slots of a layer, if one does.

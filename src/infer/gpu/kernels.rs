@@ -32,6 +32,16 @@ impl Kernel {
         KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| &KERNELS[at])
     }
 
+    /// Whether any WebGPU runs it.
+    pub const fn portable(&self) -> bool {
+        !self.cooperative && !self.subgroups
+    }
+
+    /// The portable kernel whose text has this hash.
+    pub fn by_hash(hash: &blake3::Hash) -> Option<&'static Self> {
+        KERNELS.iter().find(|kernel| kernel.portable() && kernel.hash() == *hash)
+    }
+
     /// BLAKE3 of the composed text: the kernel's id.
     pub fn hash(&self) -> blake3::Hash {
         blake3::hash(self.source.as_bytes())

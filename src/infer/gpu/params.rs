@@ -188,9 +188,9 @@ pub(super) struct Arena {
 
 impl Arena {
     /// Takes a kernel's parameters; returns their dynamic offset.
-    pub fn push(&mut self, params: &impl Pod) -> u32 {
+    pub fn push(&mut self, params: &[u8]) -> u32 {
         let offset = self.bytes.len();
-        self.bytes.extend_from_slice(bytemuck::bytes_of(params));
+        self.bytes.extend_from_slice(params);
         self.bytes.resize(offset + ARENA_SLOT as usize, 0);
         u32::try_from(offset).expect("a plan has fewer than 2^24 dispatches")
     }

@@ -353,6 +353,35 @@ mod tests {
         }
     }
 
+    /// What the page's own repacking (web/src/engine/planes.ts) is held to, and this one with it:
+    /// the BLAKE3 of the planes of bytes that xorshift (Marsaglia, 2003) makes of a seed.
+    #[test]
+    fn planes_are_those_that_the_page_is_held_to() {
+        let listed = include_str!("../../../tests/data/tab/planes.json");
+        let listed: Vec<(String, usize, usize, u32, String)> =
+            serde_json::from_str(listed).unwrap();
+        let formats: std::collections::HashSet<_> = listed.iter().map(|row| &row.0).collect();
+        assert_eq!(formats.len(), DType::ALL.len());
+        for (format, rows, cols, seed, hash) in &listed {
+            let dtype =
+                DType::ALL.into_iter().find(|d| super::super::pipelines::format_name(*d) == format);
+            let packed = Packed { dtype: dtype.unwrap(), rows: *rows, cols: *cols };
+            let mut state = *seed;
+            let mut byte = || {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                state as u8
+            };
+            let stored: Vec<u8> =
+                (0..rows * packed.dtype.row_bytes(*cols)).map(|_| byte()).collect();
+            let mut out = Vec::new();
+            packed.pack(&stored, &mut out);
+            let got = blake3::hash(&out).to_hex();
+            assert_eq!(got.as_str(), hash, "{format} {rows}x{cols} from {seed}");
+        }
+    }
+
     #[test]
     fn plain_rows_are_padded_and_scales_follow_the_quants() {
         let mut random = Random::new("repack plain");

@@ -36,6 +36,59 @@ pub(super) enum DeviceWeight {
     Matrix(Vec<Piece>),
 }
 
+/// A run of a matrix's rows, without its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PieceShape {
+    /// As [`Piece`] has them.
+    pub at: usize,
+    pub row_start: usize,
+    pub packed: Packed,
+}
+
+/// What recipes need to know of a weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum WeightShape {
+    Missing,
+    Vector,
+    /// In order of rows.
+    Matrix(Vec<PieceShape>),
+}
+
+/// The shapes of weights on a device.
+pub(super) fn shapes(weights: &[Option<DeviceWeight>]) -> Vec<WeightShape> {
+    let shape = |weight: &Option<DeviceWeight>| match weight {
+        None => WeightShape::Missing,
+        Some(DeviceWeight::Vector(_)) => WeightShape::Vector,
+        Some(DeviceWeight::Matrix(pieces)) => {
+            let shape = |piece: &Piece| {
+                let Piece { at, row_start, packed, .. } = *piece;
+                PieceShape { at, row_start, packed }
+            };
+            WeightShape::Matrix(pieces.iter().map(shape).collect())
+        }
+    };
+    weights.iter().map(shape).collect()
+}
+
+/// Cuts a matrix into pieces of at most `binding_bytes_max`, each to lie in a buffer of its own.
+pub(super) fn cut(
+    name: &str,
+    spec: &MatrixSpec,
+    binding_bytes_max: u64,
+) -> Result<Vec<PieceShape>> {
+    let row_bytes = Packed::of(spec).row_bytes();
+    let rows_max = usize::try_from(binding_bytes_max).unwrap_or(usize::MAX) / row_bytes.max(1);
+    if rows_max == 0 {
+        let what = format!("one row of {name} (a binding holds {binding_bytes_max})");
+        return Err(BackendError::OutOfMemory { what, bytes: row_bytes as u64 });
+    }
+    let piece = |row_start| {
+        let rows = rows_max.min(spec.rows - row_start);
+        PieceShape { at: 0, row_start, packed: Packed { rows, ..Packed::of(spec) } }
+    };
+    Ok((0..spec.rows).step_by(rows_max).map(piece).collect())
+}
+
 /// Writes through the queue's staging memory, of which only so much is in use at a time.
 #[derive(Default)]
 pub(super) struct Uploads {
@@ -111,23 +164,15 @@ pub(super) fn load_matrix(
     binding_bytes_max: u64,
 ) -> Result<DeviceWeight> {
     check_size(name, spec, bytes)?;
-    let row_bytes = Packed::of(spec).row_bytes();
-    let rows_max = usize::try_from(binding_bytes_max).unwrap_or(usize::MAX) / row_bytes.max(1);
-    if rows_max == 0 {
-        let what = format!("one row of {name} (a binding holds {binding_bytes_max})");
-        return Err(BackendError::OutOfMemory { what, bytes: row_bytes as u64 });
-    }
     let stored_row = spec.dtype.row_bytes(spec.cols);
     let mut pieces = Vec::new();
     let mut planes = Vec::new();
-    for row_start in (0..spec.rows).step_by(rows_max) {
-        let rows = rows_max.min(spec.rows - row_start);
-        let packed = Packed { rows, ..Packed::of(spec) };
+    for PieceShape { at, row_start, packed } in cut(name, spec, binding_bytes_max)? {
         let buffer = device.buffer(name, packed.bytes() as u64, WEIGHT)?;
         planes.clear();
-        packed.pack(&bytes[row_start * stored_row..][..rows * stored_row], &mut planes);
+        packed.pack(&bytes[row_start * stored_row..][..packed.rows * stored_row], &mut planes);
         uploads.write(device, &buffer, 0, &planes)?;
-        pieces.push(Piece { buffer, at: 0, row_start, packed });
+        pieces.push(Piece { buffer, at, row_start, packed });
     }
     Ok(DeviceWeight::Matrix(pieces))
 }

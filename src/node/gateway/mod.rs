@@ -6,9 +6,11 @@
 //! node fetch an object of a model that it knows, within the node's budgets.
 
 mod connections;
+mod embedded;
 mod guard;
 mod objects;
 mod page;
+mod program;
 mod select;
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use tokio::sync::Semaphore;
 
 pub use connections::Connections;
 
+use self::embedded::WithEmbedded;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
 use super::service::Service;
@@ -86,7 +89,13 @@ impl IntoResponse for Refused {
 
 /// Every route that needs no token.
 pub fn routes(service: Arc<Service>) -> Router {
-    let objects = Objects::new(service.serve());
+    let objects = Objects::new(Arc::new(WithEmbedded::new(service.serve())));
+    let runnable = Router::new()
+        .route("/models/{id}/program", get(program::program))
+        .with_state(Arc::clone(&service))
+        .route("/models/embedded", get(program::embedded_model))
+        .route("/kernels", get(program::kernels))
+        .route("/kernels/{hash}", get(program::kernel));
     let known = Router::new()
         .route("/models", get(models))
         .route("/node", get(node))
@@ -97,6 +106,7 @@ pub fn routes(service: Arc<Service>) -> Router {
     shards(objects)
         .merge(known)
         .merge(manifests)
+        .merge(runnable)
         .fallback(other)
         .layer(middleware::from_fn(guard::guard))
 }

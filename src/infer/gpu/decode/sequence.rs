@@ -20,8 +20,9 @@ use super::fuse::{Biased, FeedForward, Fused, Layer, Norm};
 use super::params::{self, Pieces, pieces};
 use crate::infer::backend::Result;
 use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
+use crate::infer::gpu::lower::{activation_code, refused, word};
 use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::plan::{Builder, activation_code, refused, word};
+use crate::infer::gpu::plan::Builder;
 use crate::infer::gpu::weights::{Piece, join, matrix, vector};
 use crate::infer::graph::{Activation, MoeId, WeightId};
 use crate::store::DType;
@@ -47,11 +48,16 @@ const HEADS_TOGETHER: usize = 4;
 const TEAMS_WANTED: usize = 5000;
 
 impl Sequence {
-    pub fn new(builder: &mut Builder<'_>, fused: &Fused, buffers: &DecodeBuffers) -> Result<Self> {
+    /// `embed` looks the token up.
+    pub fn new(
+        builder: &mut Builder<'_>,
+        fused: &Fused,
+        buffers: &DecodeBuffers,
+        embed: Vec<Dispatch>,
+    ) -> Result<Self> {
         let parts = builder.parts;
-        let steps = builder.embed(fused.table, fused.x, fused.scale)?;
         let begins = vec![0; parts.graph.moe.len()];
-        let sequence = Self { steps, resume: begins.clone(), routed: begins, logits: 0 };
+        let sequence = Self { steps: embed, resume: begins.clone(), routed: begins, logits: 0 };
         let mut make = Make { builder, fused, buffers, sequence };
         for layer in &fused.layers {
             make.attention(layer)?;

@@ -1,0 +1,494 @@
+//! A graph's ops as recipes: which kernel over which buffers, with which parameters, for how
+//! many rows. No device and no bytes: the plan binds them on a device (plan.rs), a program
+//! carries them to a browser (program.rs), so both run the same dispatches.
+//!
+//! Shapes are checked here, so a graph that no kernel fits is refused before the
+//! first step. Parameters are static; a grid grows with the step's rows.
+
+use std::ops::RangeInclusive;
+
+use bytemuck::Pod;
+
+use super::batch::{ExpertProducts, Product};
+use super::buffers::stride;
+use super::cooperative::Cooperative;
+use super::dispatch::{Grid, Rows};
+use super::experts::SlotShape;
+use super::params;
+use super::pipelines::{Reduction, format_name};
+use super::weights::{PieceShape, WeightShape};
+use crate::infer::backend::{BackendError, KvFormat, Result};
+use crate::infer::graph::{
+    Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId,
+};
+
+/// The widest head the attention kernel holds.
+const HEAD_DIM_MAX: usize = 256;
+
+/// A buffer that dispatches bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// The step's token ids.
+    Tokens,
+    Activation(Buf),
+    Keys(KvId),
+    Values(KvId),
+    /// A rope's table.
+    Turns(RopeId),
+    /// A MoE layer's chosen experts, and their weights.
+    Ids(MoeId),
+    Shares(MoeId),
+    PairInner,
+    PairOutputs,
+    PairOrder,
+    PairTiles,
+    Halves,
+    Scales,
+    Logits,
+    /// Stands in for an absent bias.
+    Empty,
+    /// A weight as f32 elements.
+    Vector(WeightId),
+    /// A run of a matrix's rows, by its number.
+    Piece(WeightId, usize),
+    /// A chunk of expert slots.
+    Slots(usize),
+    /// A MoE layer's table of slots.
+    Table(MoeId),
+}
+
+/// One dispatch before it is bound to a device.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Recipe {
+    pub kernel: String,
+    /// The kernel's `Params`.
+    pub params: Vec<u8>,
+    /// Group 1, in binding order.
+    pub storage: Vec<Place>,
+    pub rows: Rows,
+    pub grid: Grid,
+    /// The numbers of rows that it is made for.
+    pub when: RangeInclusive<u32>,
+}
+
+/// What recipes follow from.
+pub(super) struct Lower<'a> {
+    pub graph: &'a Graph,
+    /// By weight of the graph.
+    pub weights: &'a [WeightShape],
+    /// Shapes of the slots, by chunk.
+    pub chunks: &'a [SlotShape],
+    pub kv: KvFormat,
+    /// The most tokens of a step.
+    pub batch: usize,
+    pub reduction: Reduction,
+    pub cooperative: Option<Cooperative>,
+    /// Whose rows `Halves` holds while linear products follow one another.
+    pub halved: Option<Buf>,
+}
+
+/// A dispatch of `items` a row, `per_workgroup` of them a workgroup.
+pub(super) fn recipe(
+    kernel: &str,
+    params: &impl Pod,
+    storage: &[Place],
+    rows: Rows,
+    (items, per_workgroup): (usize, u32),
+) -> Recipe {
+    recipe_grid(kernel, params, storage, rows, Grid::Items { items: items as u64, per_workgroup })
+}
+
+pub(super) fn recipe_grid(
+    kernel: &str,
+    params: &impl Pod,
+    storage: &[Place],
+    rows: Rows,
+    grid: Grid,
+) -> Recipe {
+    let params = bytemuck::bytes_of(params).to_vec();
+    let storage = storage.to_vec();
+    Recipe { kernel: kernel.to_owned(), params, storage, rows, grid, when: 1..=u32::MAX }
+}
+
+impl<'a> Lower<'a> {
+    pub fn width(&self, buf: Buf) -> usize {
+        self.graph.width(buf)
+    }
+
+    /// The suffix of reducing kernels and the rows a workgroup of theirs sums.
+    const fn reduction(&self) -> (&'static str, u32) {
+        (self.reduction.name(), self.reduction.rows_per_workgroup())
+    }
+
+    /// The pieces of a weight that an op reads as a matrix.
+    fn matrix(&self, id: WeightId) -> Result<&'a [PieceShape]> {
+        let name = || &self.graph.weight_spec(id).tensor;
+        match &self.weights[id.0 as usize] {
+            WeightShape::Matrix(pieces) => Ok(pieces),
+            WeightShape::Vector => {
+                Err(refused(format!("{} is used both as a matrix and as a vector", name())))
+            }
+            WeightShape::Missing => Err(refused(format!("{} was never loaded", name()))),
+        }
+    }
+
+    /// A weight that an op reads as a vector.
+    fn vector(&self, id: WeightId) -> Result<Place> {
+        match self.weights[id.0 as usize] {
+            WeightShape::Vector => Ok(Place::Vector(id)),
+            // `vectors` marks every weight that is read as a vector.
+            WeightShape::Matrix(_) | WeightShape::Missing => {
+                let name = &self.graph.weight_spec(id).tensor;
+                Err(refused(format!("{name} was never loaded")))
+            }
+        }
+    }
+
+    pub fn op(&mut self, op: &Op) -> Result<Vec<Recipe>> {
+        if !matches!(op, Op::Linear { .. }) {
+            self.halved = None;
+        }
+        let one = match *op {
+            Op::Embed { table, out, scale } => return self.embed(table, out, scale),
+            Op::Linear { x, weight, bias, out } => {
+                let result = Place::Activation(out);
+                let result_stride = stride(self.width(out));
+                expect(self.width(out) == self.graph.weight_spec(weight).rows, op)?;
+                return self.linear(x, weight, bias, result, result_stride, Rows::Tokens);
+            }
+            Op::Logits { x, weight } => {
+                expect(self.graph.weight_spec(weight).rows == self.graph.vocab, op)?;
+                let result = Place::Logits;
+                return self.linear(x, weight, None, result, self.graph.vocab, Rows::Logits);
+            }
+            Op::RmsNorm { x, weight, out, eps } => self.rms_norm(op, x, weight, out, eps)?,
+            Op::Rope { x, heads, head_dim, rope } => {
+                let pairs = self.graph.rope_spec(rope).inv_freq.len();
+                expect(2 * pairs <= head_dim && heads * head_dim == self.width(x), op)?;
+                let params = params::Rope {
+                    heads: word(heads)?,
+                    head_dim: word(head_dim)?,
+                    pairs: word(pairs)?,
+                    stride: word(stride(self.width(x)))?,
+                };
+                let storage = [Place::Turns(rope), Place::Activation(x)];
+                recipe("rope", &params, &storage, Rows::Tokens, (heads * pairs, 64))
+            }
+            Op::KvWrite { kv, k, v } => {
+                let shape = self.graph.kv_spec(kv);
+                let width = shape.kv_heads * shape.head_dim;
+                expect(self.width(k) == width && self.width(v) == width, op)?;
+                expect(width.is_multiple_of(2), op)?;
+                let params = params::KvWrite {
+                    width: word(width)?,
+                    k_stride: word(stride(width))?,
+                    v_stride: word(stride(width))?,
+                };
+                let (k, v) = (Place::Activation(k), Place::Activation(v));
+                let storage = [k, v, Place::Keys(kv), Place::Values(kv)];
+                let kernel = format!("kv_write_{}", self.kv.name());
+                recipe(&kernel, &params, &storage, Rows::Tokens, (width / 2, 64))
+            }
+            Op::Attention { kv, q, out, heads, scale, window } => {
+                let shape = self.graph.kv_spec(kv);
+                let head_dim = shape.head_dim;
+                expect(head_dim.is_multiple_of(4) && head_dim <= HEAD_DIM_MAX, op)?;
+                expect(shape.kv_heads > 0 && heads % shape.kv_heads == 0, op)?;
+                let width = heads * head_dim;
+                expect(self.width(q) == width && self.width(out) == width, op)?;
+                let params = params::Attention {
+                    heads: word(heads)?,
+                    kv_heads: word(shape.kv_heads)?,
+                    head_dim: word(head_dim)?,
+                    q_stride: word(stride(width))?,
+                    result_stride: word(stride(width))?,
+                    window: word(window.unwrap_or(0))?,
+                    scale,
+                };
+                expect(window != Some(0), op)?;
+                let (q, out) = (Place::Activation(q), Place::Activation(out));
+                let storage = [q, Place::Keys(kv), Place::Values(kv), out];
+                let kernel = format!("attention_{}", self.kv.name());
+                let mut single = recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1));
+                let Some((many, from)) = self.attention_batch(&params, &storage)? else {
+                    return Ok(vec![single]);
+                };
+                single.when = 1..=from - 1;
+                return Ok(vec![single, many]);
+            }
+            Op::Gated { gate, up, out, activation } => self.gated(op, gate, up, out, activation)?,
+            Op::Add { x, y } => {
+                let quads = stride(self.width(x)) / 4;
+                expect(self.width(x) == self.width(y), op)?;
+                let params = params::Add { stride: word(quads)? };
+                let storage = [Place::Activation(y), Place::Activation(x)];
+                recipe("add", &params, &storage, Rows::Tokens, (quads, 64))
+            }
+            Op::Route { moe, logits, scoring } => {
+                let spec = self.graph.moe_spec(moe);
+                let experts = spec.experts.len();
+                expect(self.width(logits) == experts, op)?;
+                expect((1..=experts).contains(&spec.top_k), op)?;
+                let Scoring::Softmax { renormalise } = scoring;
+                let params = params::Route {
+                    experts: word(experts)?,
+                    top_k: word(spec.top_k)?,
+                    stride: word(stride(experts))?,
+                    renormalise: u32::from(renormalise),
+                };
+                let logits = Place::Activation(logits);
+                let storage = [logits, Place::Ids(moe), Place::Shares(moe)];
+                let route = recipe("route", &params, &storage, Rows::Tokens, (1, 64));
+                let group = self.group(moe, spec)?;
+                return Ok([route].into_iter().chain(group).collect());
+            }
+            Op::Experts { moe, x, out } => {
+                let spec = self.graph.moe_spec(moe);
+                expect(self.width(x) == spec.hidden && self.width(out) == spec.hidden, op)?;
+                let params = params::ExpertSum {
+                    cols: word(spec.hidden)?,
+                    top_k: word(spec.top_k)?,
+                    pair_stride: word(stride(spec.hidden))?,
+                    result_stride: word(stride(spec.hidden))?,
+                };
+                let out = Place::Activation(out);
+                let storage = [Place::PairOutputs, Place::Shares(moe), out];
+                recipe("expert_sum", &params, &storage, Rows::Tokens, (spec.hidden, 64))
+            }
+        };
+        Ok(vec![one])
+    }
+
+    pub fn embed(&mut self, table: WeightId, out: Buf, scale: f32) -> Result<Vec<Recipe>> {
+        let quads = stride(self.width(out)) / 4;
+        let result = Place::Activation(out);
+        let mut dispatches = Vec::new();
+        for (index, piece) in self.matrix(table)?.iter().enumerate() {
+            if piece.packed.cols != self.width(out) {
+                return Err(refused(format!("an embedding of {} columns", piece.packed.cols)));
+            }
+            let params = params::Embed {
+                table: piece.packed.matrix(piece.at),
+                row_start: word(piece.row_start)?,
+                rows: word(piece.packed.rows)?,
+                cols: word(piece.packed.cols)?,
+                stride: word(quads)?,
+                scale,
+            };
+            let kernel = format!("embed_{}", format_name(piece.packed.dtype));
+            let storage = [Place::Tokens, Place::Piece(table, index), result];
+            let items = (quads, 64);
+            dispatches.push(recipe(&kernel, &params, &storage, Rows::Tokens, items));
+        }
+        Ok(dispatches)
+    }
+
+    fn linear(
+        &mut self,
+        x: Buf,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        result: Place,
+        result_stride: usize,
+        rows: Rows,
+    ) -> Result<Vec<Recipe>> {
+        let (reduce, per_workgroup) = self.reduction();
+        let bias_buffer = match bias {
+            Some(id) => {
+                let rows = self.graph.weight_spec(weight).rows;
+                if self.graph.weight_spec(id).cols != rows {
+                    return Err(refused(format!("a bias that has not {rows} elements")));
+                }
+                self.vector(id)?
+            }
+            None => Place::Empty,
+        };
+        let mut dispatches = Vec::new();
+        for (index, piece) in self.matrix(weight)?.iter().enumerate() {
+            if piece.packed.cols != self.width(x) {
+                let name = &self.graph.weight_spec(weight).tensor;
+                return Err(refused(format!("{name} over {} columns", self.width(x))));
+            }
+            let params = params::Linear {
+                weight: piece.packed.matrix(piece.at),
+                row_start: word(piece.row_start)?,
+                rows: word(piece.packed.rows)?,
+                x_stride: word(stride(self.width(x)) / 4)?,
+                result_stride: word(result_stride)?,
+                has_bias: u32::from(bias.is_some()),
+                logits: u32::from(rows == Rows::Logits),
+            };
+            let kernel = format!("linear_{}_{reduce}", format_name(piece.packed.dtype));
+            let weights = Place::Piece(weight, index);
+            let storage = [Place::Activation(x), weights, bias_buffer, result];
+            let items = (piece.packed.rows, per_workgroup);
+            let mut single = recipe(&kernel, &params, &storage, rows, items);
+            let product = Product {
+                dtype: piece.packed.dtype,
+                params,
+                x,
+                weights,
+                bias: bias_buffer,
+                result,
+                rows,
+            };
+            let (many, from) = self.linear_batch(&product)?;
+            single.when = 1..=from - 1;
+            dispatches.push(single);
+            dispatches.extend(many);
+        }
+        Ok(dispatches)
+    }
+
+    fn rms_norm(
+        &mut self,
+        op: &Op,
+        x: Buf,
+        weight: WeightId,
+        out: Buf,
+        eps: f32,
+    ) -> Result<Recipe> {
+        let (reduce, per_workgroup) = self.reduction();
+        let cols = self.graph.weight_spec(weight).cols;
+        expect(
+            cols > 0 && self.width(x).is_multiple_of(cols) && self.width(x) == self.width(out),
+            op,
+        )?;
+        let groups = self.width(x) / cols;
+        let row = word(stride(self.width(x)))?;
+        let params = params::RmsNorm {
+            cols: word(cols)?,
+            groups: word(groups)?,
+            source_stride: row,
+            result_stride: row,
+            eps,
+        };
+        let weight = self.vector(weight)?;
+        let (source, result) = (Place::Activation(x), Place::Activation(out));
+        let items = (groups, per_workgroup);
+        Ok(if x == out {
+            let kernel = format!("rms_norm_inplace_{reduce}");
+            recipe(&kernel, &params, &[result, weight], Rows::Tokens, items)
+        } else {
+            let kernel = format!("rms_norm_split_{reduce}");
+            recipe(&kernel, &params, &[source, weight, result], Rows::Tokens, items)
+        })
+    }
+
+    fn gated(&mut self, op: &Op, gate: Buf, up: Buf, out: Buf, act: Activation) -> Result<Recipe> {
+        let width = self.width(out);
+        expect(self.width(gate) == width && self.width(up) == width, op)?;
+        let params = params::Gated {
+            stride: word(stride(width))?,
+            activation: activation_code(act),
+            swapped: u32::from(out == up),
+        };
+        let items = (stride(width), 64);
+        let [g, u, o] = [gate, up, out].map(Place::Activation);
+        Ok(if out == gate {
+            recipe("gated_inplace", &params, &[o, u], Rows::Tokens, items)
+        } else if out == up {
+            recipe("gated_inplace", &params, &[o, g], Rows::Tokens, items)
+        } else {
+            recipe("gated_split", &params, &[g, u, o], Rows::Tokens, items)
+        })
+    }
+
+    /// An `Experts` op's dispatches for each chunk of slots that fits the layer.
+    pub fn waves(&mut self, moe: MoeId, x: Buf) -> Result<Vec<Option<Vec<Recipe>>>> {
+        let spec = self.graph.moe_spec(moe);
+        let mut waves = Vec::new();
+        for (index, shape) in self.chunks.iter().enumerate() {
+            let fits = |packed: &super::repack::Packed, rows, cols| {
+                packed.rows == rows && packed.cols == cols
+            };
+            if fits(&shape.gate.0, spec.ff, spec.hidden)
+                && fits(&shape.up.0, spec.ff, spec.hidden)
+                && fits(&shape.down.0, spec.hidden, spec.ff)
+            {
+                waves.push(Some(self.wave(moe, spec, x, index)?));
+            } else {
+                waves.push(None);
+            }
+        }
+        Ok(waves)
+    }
+
+    fn wave(&mut self, moe: MoeId, spec: &Moe, x: Buf, index: usize) -> Result<Vec<Recipe>> {
+        let (reduce, per_workgroup) = self.reduction();
+        let shape = &self.chunks[index];
+        let ((gate, gate_at), (up, up_at), (down, down_at)) = (shape.gate, shape.up, shape.down);
+        if gate.dtype != up.dtype {
+            let (gate, up) = (gate.dtype, up.dtype);
+            return Err(refused(format!("experts with {gate} gates and {up} ups")));
+        }
+        let table = Place::Table(moe);
+        let slot_stride = word(shape.stride / 4)?;
+        let slots_at = word(index * spec.experts.len())?;
+        let (ids, weights) = (Place::Ids(moe), Place::Slots(index));
+        let inner = Place::PairInner;
+        let gate_up = params::ExpertGateUp {
+            gate: gate.matrix(gate_at),
+            up: up.matrix(up_at),
+            rows: word(spec.ff)?,
+            top_k: word(spec.top_k)?,
+            slot_stride,
+            slots_at,
+            x_stride: word(stride(spec.hidden) / 4)?,
+            result_stride: word(stride(spec.ff))?,
+            activation: activation_code(spec.activation),
+        };
+        let kernel = format!("expert_gate_up_{}_{reduce}", format_name(gate.dtype));
+        let storage = [Place::Activation(x), weights, ids, table, inner];
+        let items = (spec.ff * spec.top_k, per_workgroup);
+        let first = recipe(&kernel, &gate_up, &storage, Rows::Tokens, items);
+        let down_params = params::ExpertDown {
+            down: down.matrix(down_at),
+            rows: word(spec.hidden)?,
+            top_k: word(spec.top_k)?,
+            slot_stride,
+            slots_at,
+            x_stride: word(stride(spec.ff) / 4)?,
+            result_stride: word(stride(spec.hidden))?,
+        };
+        let kernel = format!("expert_down_{}_{reduce}", format_name(down.dtype));
+        let storage = [inner, weights, ids, table, Place::PairOutputs];
+        let items = (spec.hidden * spec.top_k, per_workgroup);
+        let second = recipe(&kernel, &down_params, &storage, Rows::Tokens, items);
+        let mut wave = vec![first, second];
+        let experts = ExpertProducts {
+            spec,
+            x,
+            inner: gate.dtype,
+            outer: down.dtype,
+            gate_up,
+            down: down_params,
+            weights,
+            table,
+        };
+        if let Some((many, from)) = self.experts_batch(&experts)? {
+            wave.iter_mut().for_each(|single| single.when = 1..=from - 1);
+            wave.extend(many);
+        }
+        Ok(wave)
+    }
+}
+
+pub(super) const fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
+
+pub(super) fn refused(what: String) -> BackendError {
+    BackendError::Unsupported(what)
+}
+
+fn expect(holds: bool, op: &Op) -> Result<()> {
+    if holds { Ok(()) } else { Err(refused(format!("shapes of {op:?}"))) }
+}
+
+pub(super) fn word(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| refused(format!("a size of {n}")))
+}

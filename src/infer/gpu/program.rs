@@ -1,0 +1,560 @@
+//! A model's step for somebody else's WebGPU: what to allocate, which bytes of which shards go
+//! where, and the dispatches, as plain data that a page executes without knowing any op.
+//!
+//! Made by the same lowering as the plan of a device here (lower.rs), for an adapter with
+//! WebGPU's guaranteed limits: no cooperative matrices, no subgroups, bindings of
+//! `binding_bytes_max`. Kernels are named by the hash of their text.
+//!
+//! Refuses what no session here would take: see [`ProgramError`]. Reads no weights.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::buffers::elements;
+use super::dispatch::{Grid, Rows};
+use super::experts::{Class, SlotShape};
+use super::kernels::Kernel;
+use super::lower::{Lower, Place, Recipe};
+use super::pipelines::{Reduction, format_name};
+use super::weights::{WeightShape, cut, vectors};
+use crate::infer::backend::{BackendError, Capacity, KvFormat};
+use crate::infer::error::SessionError;
+use crate::infer::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
+use crate::infer::model::{Model, TrunkTensor};
+use crate::infer::reader::Piece;
+use crate::infer::slots::{SlotBudget, SlotPlan};
+use crate::store::{DType, ShardId};
+
+/// WebGPU's `maxStorageBufferBindingSize` where an adapter promises no more.
+pub const BINDING_BYTES_DEFAULT: u64 = 128 << 20;
+/// The least that a page may ask for.
+pub const BINDING_BYTES_MIN: u64 = 1 << 20;
+/// The most tokens of a step: prompts are cut into steps.
+pub const BATCH_MAX: usize = 64;
+/// Positions of the cache, unless a page asks for another number.
+pub const CONTEXT_DEFAULT: usize = 1024;
+/// The most positions that a page may ask for: their rotary tables are made at the start.
+pub const CONTEXT_MAX: usize = 32_768;
+
+/// What a page may choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramOptions {
+    pub reduction: Reduction,
+    pub kv: KvFormat,
+    /// Bytes of a storage binding.
+    pub binding_bytes_max: u64,
+    /// `None` is the model's own, at most [`CONTEXT_DEFAULT`].
+    pub context: Option<usize>,
+    /// Expert slots; `None` is half as many as there are experts, if that is enough for a token.
+    pub slots: Option<usize>,
+}
+
+impl Default for ProgramOptions {
+    fn default() -> Self {
+        Self {
+            reduction: Reduction::Group,
+            kv: KvFormat::default(),
+            binding_bytes_max: BINDING_BYTES_DEFAULT,
+            context: None,
+            slots: None,
+        }
+    }
+}
+
+/// Why there is no program.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error("{what} is {value}: it may be {least} to {most}")]
+    Option { what: &'static str, value: u64, least: u64, most: u64 },
+    #[error("{what} takes {bytes} bytes, a binding holds {most}")]
+    Binding { what: &'static str, bytes: u64, most: u64 },
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+impl From<BackendError> for ProgramError {
+    fn from(error: BackendError) -> Self {
+        Self::Session(error.into())
+    }
+}
+
+/// A model's step as data. Buffers, kernels, dispatches and shards are named by their index here.
+#[derive(Debug, Default, Serialize)]
+pub struct Program {
+    pub vocab: usize,
+    pub context: usize,
+    /// The most tokens of a step.
+    pub batch: usize,
+    /// Ids that end a text.
+    pub eos: Vec<u32>,
+    pub tokenizer: Option<Object>,
+    pub shards: Vec<Object>,
+    /// Bytes of each buffer.
+    pub buffers: Vec<u64>,
+    /// The buffer of the token ids, and that of one row of logits.
+    pub tokens: usize,
+    pub logits: usize,
+    pub kernels: Vec<KernelInfo>,
+    pub ropes: Vec<RopeTable>,
+    pub weights: Vec<WeightInfo>,
+    pub classes: Vec<ClassInfo>,
+    pub moe: Vec<MoeInfo>,
+    pub dispatches: Vec<DispatchInfo>,
+    pub steps: Vec<Stretch>,
+}
+
+/// A content-addressed object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Object {
+    pub id: ShardId,
+    pub size: u64,
+}
+
+/// One kernel; `write` says of each storage buffer, in binding order, whether it is written.
+#[derive(Debug, Serialize)]
+pub struct KernelInfo {
+    pub name: &'static str,
+    /// BLAKE3 of its text.
+    pub hash: String,
+    pub write: Vec<bool>,
+}
+
+/// (cos, sin) of `position * inv_freq`, times the factor, by position and frequency.
+#[derive(Debug, Serialize)]
+pub struct RopeTable {
+    pub buffer: usize,
+    pub inv_freq: Vec<f32>,
+    pub factor: f32,
+}
+
+/// Bytes `start..end` of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Run(pub usize, pub u64, pub u64);
+
+/// A matrix as it is stored: whole rows of whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stored {
+    pub format: &'static str,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Stored {
+    fn of(dtype: DType, rows: usize, cols: usize) -> Self {
+        Self { format: format_name(dtype), rows, cols }
+    }
+}
+
+/// A weight of the trunk: its stored bytes are `runs`, one after another.
+#[derive(Debug, Serialize)]
+pub struct WeightInfo {
+    pub tensor: String,
+    #[serde(flatten)]
+    pub stored: Stored,
+    pub runs: Vec<Run>,
+    /// Where it goes as f32 elements, if it is read as a vector.
+    pub vector: Option<usize>,
+    /// Else its rows as planes: (buffer, first row, rows).
+    pub pieces: Vec<(usize, usize, usize)>,
+}
+
+/// Slots of one size.
+#[derive(Debug, Serialize)]
+pub struct ClassInfo {
+    pub count: u32,
+    /// Device bytes of a slot.
+    pub stride: usize,
+    /// Stored bytes of an expert.
+    pub bytes: usize,
+    /// Gate, up and down.
+    pub parts: Vec<PartInfo>,
+    pub slots_per_chunk: u32,
+    /// By chunk.
+    pub buffers: Vec<usize>,
+    /// The first of them in the rows of the layers' tables.
+    pub first_chunk: usize,
+}
+
+/// A matrix of an expert: where it begins in the stored bytes, and its planes in the slot.
+#[derive(Debug, Serialize)]
+pub struct PartInfo {
+    #[serde(flatten)]
+    pub stored: Stored,
+    pub from: usize,
+    pub to: usize,
+}
+
+/// A mixture-of-experts layer.
+#[derive(Debug, Serialize)]
+pub struct MoeInfo {
+    pub layer: usize,
+    pub class: u16,
+    pub top_k: usize,
+    /// The chosen experts' buffer, `[tokens, top_k]`.
+    pub ids: usize,
+    /// The slot table's, `[chunks, experts]`.
+    pub table: usize,
+    /// By expert.
+    pub experts: Vec<Vec<Run>>,
+}
+
+/// One dispatch.
+#[derive(Debug, Serialize)]
+pub struct DispatchInfo {
+    pub kernel: usize,
+    /// The words of its parameters.
+    pub params: Vec<u32>,
+    pub storage: Vec<usize>,
+    pub rows: Rows,
+    pub grid: Grid,
+    /// The fewest and the most rows that it is made for.
+    pub when: (u32, u32),
+}
+
+/// A stretch of a step between two decisions of the host: dispatches in order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stretch {
+    Run(Vec<usize>),
+    /// A layer's experts: for each wave those of the chunks that it fills, then the sum.
+    Experts {
+        moe: usize,
+        /// By chunk of the layer's class.
+        waves: Vec<Vec<usize>>,
+        sum: Vec<usize>,
+    },
+}
+
+impl Program {
+    /// # Errors
+    /// A choice out of bounds, a buffer that no binding holds, or what a session would refuse.
+    pub fn new(model: &Model, options: &ProgramOptions) -> Result<Self, ProgramError> {
+        let most = options.binding_bytes_max;
+        bounded("binding", most, BINDING_BYTES_MIN, u64::from(u32::MAX))?;
+        let longest = model.graph.context_max.min(CONTEXT_MAX);
+        let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(longest));
+        bounded("context", context as u64, 1, longest as u64)?;
+        let batch = BATCH_MAX.min(context);
+        let capacity = Capacity { batch, context, kv: options.kv };
+        let plan = slots(model, options)?;
+        let mut classes: Vec<Class> = Vec::with_capacity(plan.classes.len());
+        let mut chunks: Vec<SlotShape> = Vec::new();
+        for class in &plan.classes {
+            let class = Class::new(class, chunks.len(), most)?;
+            chunks.extend(class.chunks().map(|_| class.shape));
+            classes.push(class);
+        }
+        let weights = shapes(model, most)?;
+        let mut lower = Lower {
+            graph: &model.graph,
+            weights: &weights,
+            chunks: &chunks,
+            kv: options.kv,
+            batch,
+            reduction: options.reduction,
+            cooperative: None,
+            halved: None,
+        };
+        let mut make = Make {
+            capacity,
+            binding_bytes_max: most,
+            model,
+            weights: &weights,
+            classes: &classes,
+            chunks: chunks.len(),
+            places: BTreeMap::new(),
+            kernel_of: BTreeMap::new(),
+            shard_of: BTreeMap::new(),
+            made: Self {
+                vocab: model.graph.vocab,
+                context,
+                batch,
+                eos: model.manifest.eos_token_ids.clone(),
+                tokenizer: tokenizer(model),
+                ..Self::default()
+            },
+        };
+        make.steps(&mut lower, &plan)?;
+        make.made.tokens = make.buffer(Place::Tokens)?;
+        make.made.logits = make.buffer(Place::Logits)?;
+        make.ropes()?;
+        make.trunk()?;
+        make.slots()?;
+        make.moe(&plan)?;
+        Ok(make.made)
+    }
+}
+
+fn tokenizer(model: &Model) -> Option<Object> {
+    let tokenizer = model.manifest.tokenizer.as_ref()?;
+    Some(Object { id: tokenizer.id?, size: tokenizer.size? })
+}
+
+fn bounded(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), ProgramError> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(ProgramError::Option { what, value, least, most })
+    }
+}
+
+/// A buffer that is not cut, for people.
+const fn words(place: Place) -> &'static str {
+    match place {
+        Place::Keys(_) | Place::Values(_) => "the attention cache of a layer",
+        Place::Turns(_) => "a rotary table",
+        Place::Logits => "the logits of a token",
+        Place::Table(_) => "a table of expert slots",
+        Place::Vector(_) | Place::Piece(..) | Place::Slots(_) => "a weight",
+        _ => "what a step computes",
+    }
+}
+
+/// The slots asked for, or half of the experts if a token needs no more.
+fn slots(model: &Model, options: &ProgramOptions) -> Result<SlotPlan, SessionError> {
+    let demand: usize = model.graph.moe.iter().map(|moe| moe.top_k).sum();
+    let slots = options.slots.unwrap_or_else(|| demand.max(model.experts().div_ceil(2)));
+    let bytes = |layout: &_| SlotShape::of(layout).stride as u64;
+    let budget = SlotBudget::Experts(slots);
+    SlotPlan::over(model, bytes, options.binding_bytes_max, 0, budget)
+}
+
+fn shapes(model: &Model, most: u64) -> Result<Vec<WeightShape>, BackendError> {
+    let vectors = vectors(&model.graph);
+    let shape = |(tensor, vector): (&TrunkTensor, bool)| {
+        if vector {
+            return Ok(WeightShape::Vector);
+        }
+        Ok(WeightShape::Matrix(cut("a weight", &tensor.spec, most)?))
+    };
+    model.trunk.iter().zip(vectors).map(shape).collect()
+}
+
+/// A program under way.
+struct Make<'a> {
+    model: &'a Model,
+    capacity: Capacity,
+    binding_bytes_max: u64,
+    weights: &'a [WeightShape],
+    classes: &'a [Class],
+    chunks: usize,
+    places: BTreeMap<Place, usize>,
+    kernel_of: BTreeMap<String, usize>,
+    shard_of: BTreeMap<ShardId, usize>,
+    made: Program,
+}
+
+impl Make<'_> {
+    /// The dispatches, op by op, cut at each `Experts` op as a session cuts them.
+    fn steps(&mut self, lower: &mut Lower<'_>, plan: &SlotPlan) -> Result<(), ProgramError> {
+        let mut run = Vec::new();
+        for op in &self.model.graph.ops {
+            let recipes = lower.op(op)?;
+            let dispatches = self.dispatches(&recipes)?;
+            let Op::Experts { moe, x, .. } = *op else {
+                run.extend(dispatches);
+                continue;
+            };
+            self.made.steps.push(Stretch::Run(std::mem::take(&mut run)));
+            let class = &self.classes[usize::from(plan.class_of[usize::from(moe.0)])];
+            let all = lower.waves(moe, x)?;
+            let mine = class.first_chunk..class.first_chunk + class.chunks().count();
+            let waves = all[mine].iter().map(|wave| match wave {
+                Some(recipes) => self.dispatches(recipes),
+                None => {
+                    let layer = self.model.graph.moe_spec(moe).layer;
+                    let what = format!("layer {layer} in slots of another shape");
+                    Err(BackendError::Unsupported(what).into())
+                }
+            });
+            let waves = waves.collect::<Result<_, ProgramError>>()?;
+            let moe = usize::from(moe.0);
+            self.made.steps.push(Stretch::Experts { moe, waves, sum: dispatches });
+        }
+        self.made.steps.push(Stretch::Run(run));
+        Ok(())
+    }
+
+    fn dispatches(&mut self, recipes: &[Recipe]) -> Result<Vec<usize>, ProgramError> {
+        recipes.iter().map(|recipe| self.dispatch(recipe)).collect()
+    }
+
+    fn dispatch(&mut self, recipe: &Recipe) -> Result<usize, ProgramError> {
+        let storage = recipe.storage.iter().map(|place| self.buffer(*place));
+        let storage = storage.collect::<Result<_, _>>()?;
+        let info = DispatchInfo {
+            kernel: self.kernel(&recipe.kernel)?,
+            params: bytemuck::pod_collect_to_vec(&recipe.params),
+            storage,
+            rows: recipe.rows,
+            grid: recipe.grid,
+            when: (*recipe.when.start(), *recipe.when.end()),
+        };
+        self.made.dispatches.push(info);
+        Ok(self.made.dispatches.len() - 1)
+    }
+
+    fn kernel(&mut self, name: &str) -> Result<usize, ProgramError> {
+        if let Some(index) = self.kernel_of.get(name) {
+            return Ok(*index);
+        }
+        let kernel = Kernel::find(name).filter(|kernel| kernel.portable());
+        let kernel = kernel.ok_or_else(|| {
+            BackendError::Unsupported(format!("there is no portable kernel {name}"))
+        })?;
+        let index = self.made.kernels.len();
+        self.made.kernels.push(KernelInfo {
+            name: kernel.name,
+            hash: kernel.hash().to_hex().to_string(),
+            write: kernel.storage.iter().map(|storage| storage.write).collect(),
+        });
+        self.kernel_of.insert(name.to_owned(), index);
+        Ok(index)
+    }
+
+    /// The buffer's index, sized when it is first named.
+    fn buffer(&mut self, place: Place) -> Result<usize, ProgramError> {
+        if let Some(index) = self.places.get(&place) {
+            return Ok(*index);
+        }
+        let bytes = self.bytes(place).unwrap_or(u64::MAX);
+        let most = self.binding_bytes_max;
+        if bytes > most {
+            return Err(ProgramError::Binding { what: words(place), bytes, most });
+        }
+        let index = self.made.buffers.len();
+        self.made.buffers.push(bytes.max(16).next_multiple_of(16));
+        self.places.insert(place, index);
+        Ok(index)
+    }
+
+    fn bytes(&self, place: Place) -> Option<u64> {
+        let graph = &self.model.graph;
+        match place {
+            Place::Vector(id) => Some(graph.weight_spec(id).cols as u64 * 4),
+            Place::Piece(id, index) => match &self.weights[id.0 as usize] {
+                WeightShape::Matrix(pieces) => Some(pieces.get(index)?.packed.bytes() as u64),
+                WeightShape::Vector | WeightShape::Missing => None,
+            },
+            Place::Slots(chunk) => self.classes.iter().find_map(|class| {
+                let slots = class.chunks().nth(chunk.checked_sub(class.first_chunk)?)?;
+                Some(u64::from(slots) * class.shape.stride as u64)
+            }),
+            Place::Table(moe) => Some((self.chunks * graph.moe_spec(moe).experts.len()) as u64 * 4),
+            sized => (elements(graph, self.capacity, sized)? as u64).checked_mul(4),
+        }
+    }
+
+    fn runs(&mut self, pieces: &[Piece]) -> Result<Vec<Run>, ProgramError> {
+        let run = |piece: &Piece| {
+            let range = piece.range;
+            Ok(Run(self.shard(piece.shard)?, range.start(), range.end()))
+        };
+        pieces.iter().map(run).collect()
+    }
+
+    fn shard(&mut self, id: ShardId) -> Result<usize, ProgramError> {
+        if let Some(index) = self.shard_of.get(&id) {
+            return Ok(*index);
+        }
+        let shards = &self.model.manifest.shards;
+        let shard = shards.iter().find(|shard| shard.id().is_ok_and(|of| of == id));
+        let size = shard.map(|shard| shard.size).ok_or_else(|| {
+            BackendError::Unsupported(format!("shard {id}, which the manifest does not have"))
+        })?;
+        let index = self.made.shards.len();
+        self.made.shards.push(Object { id, size });
+        self.shard_of.insert(id, index);
+        Ok(index)
+    }
+
+    fn ropes(&mut self) -> Result<(), ProgramError> {
+        for (i, rope) in (0..).zip(&self.model.graph.ropes) {
+            let (inv_freq, factor) = (rope.inv_freq.clone(), rope.attention_factor);
+            let buffer = self.buffer(Place::Turns(RopeId(i)))?;
+            self.made.ropes.push(RopeTable { buffer, inv_freq, factor });
+        }
+        Ok(())
+    }
+
+    fn trunk(&mut self) -> Result<(), ProgramError> {
+        let model = self.model;
+        for (i, (tensor, weight)) in (0..).zip(model.trunk.iter().zip(&model.graph.weights)) {
+            let MatrixSpec { dtype, rows, cols, .. } = tensor.spec;
+            let mut info = WeightInfo {
+                tensor: weight.tensor.clone(),
+                stored: Stored::of(dtype, rows, cols),
+                runs: self.runs(&tensor.pieces)?,
+                vector: None,
+                pieces: Vec::new(),
+            };
+            match &self.weights[i as usize] {
+                WeightShape::Matrix(pieces) => {
+                    for (index, piece) in pieces.iter().enumerate() {
+                        let buffer = self.buffer(Place::Piece(WeightId(i), index))?;
+                        info.pieces.push((buffer, piece.row_start, piece.packed.rows));
+                    }
+                }
+                WeightShape::Vector if dtype.is_quantised() => {
+                    let what = format!("{} is a vector stored as {dtype}", weight.tensor);
+                    return Err(BackendError::Unsupported(what).into());
+                }
+                WeightShape::Vector | WeightShape::Missing => {
+                    info.vector = Some(self.buffer(Place::Vector(WeightId(i)))?);
+                }
+            }
+            self.made.weights.push(info);
+        }
+        Ok(())
+    }
+
+    fn slots(&mut self) -> Result<(), ProgramError> {
+        for class in self.classes {
+            let (layout, shape) = (&class.layout, &class.shape);
+            let part = |matrix: &MatrixSpec, to| {
+                let stored = Stored::of(matrix.dtype, matrix.rows, matrix.cols);
+                PartInfo { stored, from: matrix.offset, to }
+            };
+            let chunks = class.first_chunk..class.first_chunk + class.chunks().count();
+            let buffers = chunks.map(|chunk| self.buffer(Place::Slots(chunk)));
+            let info = ClassInfo {
+                count: class.count,
+                stride: shape.stride,
+                bytes: layout.bytes,
+                parts: vec![
+                    part(&layout.gate, shape.gate.1),
+                    part(&layout.up, shape.up.1),
+                    part(&layout.down, shape.down.1),
+                ],
+                slots_per_chunk: class.slots_per_chunk,
+                buffers: buffers.collect::<Result<_, _>>()?,
+                first_chunk: class.first_chunk,
+            };
+            self.made.classes.push(info);
+        }
+        Ok(())
+    }
+
+    fn moe(&mut self, plan: &SlotPlan) -> Result<(), ProgramError> {
+        let model = self.model;
+        for (i, (spec, layer)) in (0..).zip(model.graph.moe.iter().zip(&model.moe)) {
+            let experts = layer.places.iter().map(|pieces| self.runs(pieces));
+            let experts = experts.collect::<Result<_, _>>()?;
+            let info = MoeInfo {
+                layer: spec.layer,
+                class: plan.class_of[usize::from(i)],
+                top_k: spec.top_k,
+                ids: self.buffer(Place::Ids(MoeId(i)))?,
+                table: self.buffer(Place::Table(MoeId(i)))?,
+                experts,
+            };
+            self.made.moe.push(info);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/program.rs"]
+mod tests;

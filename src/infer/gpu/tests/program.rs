@@ -1,0 +1,136 @@
+//! Programs as data: everything that a page will look up is there and fits.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::infer::load::{Arch, SynthOptions, synth_manifest};
+use crate::infer::reader::WeightReader;
+use crate::infer::testing::{self, Wanted};
+
+/// A small Qwen3-MoE, its layers of two expert layouts.
+fn mixture() -> Model {
+    let config = json!({
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
+        "vocab_size": 300, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 256,
+        "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 500,
+        "tie_word_embeddings": false, "hidden_act": "silu", "attention_bias": false,
+    });
+    testing::random(&config, rand::random(), |wanted: &Wanted<'_>| {
+        let deep = wanted.name.contains("layers.2.") && wanted.name.contains("down_proj");
+        match wanted.rows {
+            1 => DType::Bf16,
+            _ if deep => DType::Q6K,
+            _ if wanted.cols.is_multiple_of(256) => DType::Q4K,
+            _ => DType::Q8_0,
+        }
+    })
+}
+
+fn bytes_of(runs: &[Run]) -> u64 {
+    runs.iter().map(|Run(_, start, end)| end - start).sum()
+}
+
+#[test]
+fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
+    let model = mixture();
+    for reduction in [Reduction::Lane, Reduction::Group] {
+        let options = ProgramOptions { reduction, context: Some(77), ..Default::default() };
+        let program = Program::new(&model, &options).unwrap();
+        assert_eq!((program.context, program.batch, program.vocab), (77, 64, 300));
+        for dispatch in &program.dispatches {
+            let info = &program.kernels[dispatch.kernel];
+            let kernel = Kernel::find(info.name).unwrap();
+            assert_eq!(dispatch.storage.len(), info.write.len(), "{}", info.name);
+            assert_eq!(
+                (dispatch.params.len() * 4).next_multiple_of(16),
+                (kernel.params_bytes as usize).next_multiple_of(16),
+                "{}",
+                info.name
+            );
+            assert!(dispatch.storage.iter().all(|buffer| *buffer < program.buffers.len()));
+        }
+        // Each dispatch is run by one stretch, and the layers come in order.
+        let mut run = BTreeSet::new();
+        let mut layers = Vec::new();
+        for stretch in &program.steps {
+            let all: Vec<usize> = match stretch {
+                Stretch::Run(all) => all.clone(),
+                Stretch::Experts { moe, waves, sum } => {
+                    layers.push(*moe);
+                    let class = &program.classes[usize::from(program.moe[*moe].class)];
+                    assert_eq!(waves.len(), class.buffers.len());
+                    waves.iter().flatten().chain(sum).copied().collect()
+                }
+            };
+            assert!(all.into_iter().all(|dispatch| run.insert(dispatch)), "run twice");
+        }
+        assert_eq!((run.len(), layers), (program.dispatches.len(), vec![0, 1, 2]));
+
+        // Half of 18 experts in two classes, and every stored byte has its place.
+        assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 9);
+        for moe in &program.moe {
+            let class = &program.classes[usize::from(moe.class)];
+            assert_eq!(moe.experts.len(), 6);
+            assert!(moe.experts.iter().all(|runs| bytes_of(runs) == class.bytes as u64));
+            for part in &class.parts {
+                assert!(part.from < class.bytes && part.to < class.stride);
+            }
+        }
+        for weight in &program.weights {
+            assert!(bytes_of(&weight.runs) > 0, "{}", weight.tensor);
+            let rows: usize = weight.pieces.iter().map(|(.., rows)| rows).sum();
+            let wanted = if weight.vector.is_some() { 0 } else { weight.stored.rows };
+            assert_eq!(rows, wanted, "{}", weight.tensor);
+        }
+        let shards = &model.manifest.shards;
+        for object in &program.shards {
+            assert!(shards.iter().any(|shard| shard.id().unwrap() == object.id));
+        }
+        serde_json::to_string(&program).unwrap();
+    }
+}
+
+#[test]
+fn a_small_binding_cuts_weights_and_slots_and_too_small_a_one_is_named() {
+    let model = mixture();
+    let least = BINDING_BYTES_MIN;
+    let options = |binding_bytes_max, slots| ProgramOptions {
+        binding_bytes_max,
+        slots: Some(slots),
+        context: Some(8),
+        ..Default::default()
+    };
+    let program = Program::new(&model, &options(least, 18)).unwrap();
+    let (whole, cut) = (Program::new(&model, &options(1 << 30, 18)).unwrap(), program);
+    assert!(cut.buffers.iter().all(|bytes| *bytes <= least));
+    assert!(cut.buffers.len() > whole.buffers.len(), "nothing was cut");
+    let refused = |model: &Model, options: &ProgramOptions| {
+        Program::new(model, options).unwrap_err().to_string()
+    };
+    assert!(refused(&model, &options(least - 1, 18)).contains("binding is 1048575"));
+    assert!(refused(&model, &options(least, 5)).contains("6 slots"));
+    let long = ProgramOptions { context: Some(501), ..Default::default() };
+    assert!(refused(&model, &long).contains("1 to 500"));
+}
+
+#[test]
+fn the_programs_of_large_models_are_made_without_their_weights_and_stay_small() {
+    let largest = [(Arch::Llama31_8B, 1_u64), (Arch::Qwen3_30BA3B, 2)];
+    for (arch, mebibytes) in largest {
+        let manifest = synth_manifest(&SynthOptions::new(arch)).unwrap();
+        let nothing = Arc::new(testing::MemoryReader::default());
+        let reader = WeightReader::new(nothing, testing::runtime().handle().clone());
+        let model = Model::open(manifest, reader).unwrap();
+        let program = Program::new(&model, &ProgramOptions::default()).unwrap();
+        assert!(program.buffers.iter().all(|bytes| *bytes <= BINDING_BYTES_DEFAULT));
+        let bytes = serde_json::to_vec(&program).unwrap().len() as u64;
+        println!("{arch:?}: {bytes} bytes, {} dispatches", program.dispatches.len());
+        assert!(bytes < mebibytes << 20, "{arch:?}: {bytes} bytes");
+    }
+}

@@ -1,0 +1,133 @@
+// The engine's parts that need no browser: repacking, tokenizing, slots, grids.
+
+import assert from 'node:assert/strict'
+import { randomInt } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { MIB, modules } from './harness.mjs'
+
+const { Blake3, floats, greedy, hashObject, hex, pack, packedBytes, Slots, storedRow, Tokenizer, workgroups } =
+  await modules('blake3', 'tree', 'engine/planes', 'engine/slots', 'engine/tokenizer', 'engine/program', 'engine/session')
+const root = new URL('../../', import.meta.url).pathname
+const data = (name) => JSON.parse(readFileSync(`${root}tests/data/tab/${name}.json`))
+
+test('planes are those that the node makes', () => {
+  const blake3 = new Blake3(MIB)
+  // src/infer/gpu/repack.rs reads the same list.
+  for (const [format, rows, cols, seed, hash] of data('planes')) {
+    let state = seed | 0
+    const stored = Uint8Array.from({ length: rows * storedRow(format, cols) }, () => {
+      state ^= state << 13
+      state ^= state >>> 17
+      state ^= state << 5
+      return state & 255
+    })
+    const out = new Uint8Array(packedBytes({ format, rows, cols }))
+    pack({ format, rows, cols }, stored, out)
+    assert.equal(hex(hashObject(blake3, out).root), hash, `${format} ${rows}x${cols}`)
+    assert.throws(() => pack({ format, rows, cols }, stored.subarray(1), out), /bytes for/)
+  }
+})
+
+test('vectors become f32 exactly', () => {
+  const f16 = Uint8Array.of(0x00, 0x3c, 0x00, 0xc0, 0x01, 0x00, 0xff, 0x7b)
+  assert.deepEqual([...floats('f16', f16)], [1, -2, 2 ** -24, 65504])
+  assert.deepEqual([...floats('bf16', Uint8Array.of(0x80, 0x3f, 0x20, 0xc1))], [1, -10])
+  assert.throws(() => floats('q4_k', new Uint8Array(144)), /q4_k/)
+})
+
+test('ids are those that the node makes, and the text comes back', () => {
+  const tokenizer = new Tokenizer(readFileSync(`${root}models/tiny-mixtral-q4_k_m/tokenizer.json`))
+  // src/infer/tokenizer.rs reads the same list.
+  for (const [text, ids] of data('ids')) {
+    assert.deepEqual(tokenizer.encode(text), ids, JSON.stringify(text))
+    const plain = text.replaceAll('<|endoftext|>', '')
+    assert.equal(tokenizer.decode(ids), plain)
+    const cut = randomInt(0, ids.length + 1)
+    const stream = tokenizer.stream(ids.slice(0, cut))
+    const rest = [...ids.slice(cut), null].map(stream).join('')
+    if (!tokenizer.decode(ids.slice(0, cut)).includes('\ufffd')) assert.equal(tokenizer.decode(ids.slice(0, cut)) + rest, plain)
+  }
+})
+
+test('tokenizers that are not known are refused by name', () => {
+  const file = (change) => new TextEncoder().encode(JSON.stringify({ model: { type: 'BPE', vocab: { a: 0 }, merges: [] }, ...change }))
+  for (const [change, name] of [
+    [{ model: { type: 'Unigram' } }, /Unigram/],
+    [{ pre_tokenizer: { type: 'Metaspace' } }, /Metaspace/],
+    [{ normalizer: { type: 'Sequence', normalizers: [{ type: 'Lowercase' }] } }, /Lowercase/],
+    [{ decoder: { type: 'WordPiece' } }, /WordPiece/],
+    [{ post_processor: { type: 'RobertaProcessing' } }, /RobertaProcessing/],
+    [{ model: { type: 'BPE', dropout: 0.1, vocab: {}, merges: [] } }, /dropout/]
+  ]) assert.throws(() => new Tokenizer(file(change)), (error) => error.code === 'unsupported' && name.test(error.message))
+})
+
+test('SentencePiece\u2019s form: bytes that fall back, a space in front', () => {
+  const vocab = Object.fromEntries(Array.from({ length: 256 }, (_, byte) => [`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`, byte + 3]))
+  for (const [i, token] of ['\u2581', 'a', 'b', '\u2581a', '\u2581ab', '<s>'].entries()) vocab[token] = 300 + i
+  const tokenizer = new Tokenizer(new TextEncoder().encode(JSON.stringify({
+    added_tokens: [{ id: 305, content: '<s>', special: true }],
+    normalizer: { type: 'Sequence', normalizers: [{ type: 'Prepend', prepend: '\u2581' }, { type: 'Replace', pattern: { String: ' ' }, content: '\u2581' }] },
+    post_processor: { type: 'TemplateProcessing', single: [{ SpecialToken: { id: '<s>' } }, { Sequence: {} }], special_tokens: { '<s>': { ids: [305] } } },
+    decoder: { type: 'Sequence', decoders: [{ type: 'Replace', pattern: { String: '\u2581' }, content: ' ' }, { type: 'ByteFallback' }, { type: 'Fuse' }, { type: 'Strip', content: ' ', start: 1, stop: 0 }] },
+    model: { type: 'BPE', byte_fallback: true, vocab, merges: ['\u2581 a', '\u2581a b'] }
+  })))
+  const ids = tokenizer.encode('ab \u20ac')
+  assert.deepEqual(ids, [305, 304, 300, 0xe2 + 3, 0x82 + 3, 0xac + 3])
+  assert.equal(tokenizer.decode(ids), 'ab \u20ac')
+  const stream = tokenizer.stream([])
+  assert.deepEqual(ids.slice(1).map(stream), ['ab', ' ', '', '', '\u20ac'])
+})
+
+test('slots: nobody needed is evicted, each expert is served once, the oldest goes', () => {
+  const [layers, experts] = [3, 8]
+  for (const count of [4, 5, 11, 24]) {
+    const slots = new Slots([count], Array(layers).fill(0))
+    const held = new Map()
+    let order = []
+    for (let step = 0; step < 400; step++) {
+      const moe = randomInt(layers)
+      let waiting = Array.from({ length: experts }, (_, i) => i).filter(() => randomInt(3) === 0)
+      const asked = [...waiting]
+      const served = []
+      while (waiting.length > 0) {
+        const wave = slots.wave(moe, waiting)
+        const now = [...wave.hits, ...wave.fills].map(([expert]) => expert)
+        assert.ok(now.length > 0 && wave.evicted <= wave.fills.length)
+        for (const [expert, slot] of wave.fills) {
+          const before = [...held].find(([, its]) => its === slot)?.[0]
+          if (before !== undefined) {
+            assert.ok(!(before[0] === String(moe) && waiting.includes(Number(before.slice(2)))), 'needed, and evicted')
+            held.delete(before)
+            // Whoever is older than the evicted one is needed now.
+            for (const older of order.slice(0, order.indexOf(before))) assert.ok(older[0] === String(moe) && waiting.includes(Number(older.slice(2))))
+            order = order.filter((name) => name !== before)
+          }
+          held.set(`${moe}:${expert}`, slot)
+        }
+        for (const expert of now) order = [...order.filter((name) => name !== `${moe}:${expert}`), `${moe}:${expert}`]
+        assert.equal(new Set(held.values()).size, held.size)
+        served.push(...now)
+        waiting = wave.waiting
+      }
+      assert.deepEqual(served.sort((a, b) => a - b), asked)
+      assert.equal(slots.resident, held.size)
+    }
+  }
+  const slots = new Slots([1], [0])
+  slots.wave(0, [5])
+  slots.forget(0, 5)
+  assert.deepEqual([slots.resident, slots.wave(0, [6]).evicted], [0, 0])
+})
+
+test('grids are those of src/infer/gpu/dispatch.rs, and choices its sampler\u2019s', () => {
+  const items = (items, each) => ({ items: { items, per_workgroup: each } })
+  assert.deepEqual(workgroups(items(65, 64), 1, 65535), [2, 1])
+  assert.deepEqual(workgroups(items(65536, 1), 1, 65535), [65535, 2])
+  assert.deepEqual(workgroups(items(151936, 1), 5, 65535), [65535, 12])
+  assert.throws(() => workgroups(items(0xffffffff, 1), 2, 65535), /grid/)
+  assert.deepEqual(workgroups({ tiles: { per_row: 8, tile: 64, spare: 5, y: 2 } }, 9, 65535), [7, 2])
+  assert.equal(workgroups('one', 0, 65535), null)
+  assert.equal(greedy(Float32Array.of(NaN, -1, 3, -0, 3, NaN)), 2)
+  assert.equal(greedy(Float32Array.of(NaN, -Infinity)), 0)
+})

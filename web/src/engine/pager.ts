@@ -1,0 +1,93 @@
+// Brings the experts that a layer needs into slots, wave by wave: `slots` decides, `source`
+// reads and proves, the machine is written to. Invariant: `demands` equals the sum of the hits.
+
+import type { Machine } from './machine.ts'
+import { pack, packedBytes, storedRow } from './planes.ts'
+import { type From, several, type Source } from './source.ts'
+import { Slots } from './slots.ts'
+
+/** What stands in a table where an expert is not. */
+const EMPTY = 0xffffffff
+
+export interface PagerStats {
+  /** Experts asked for: each distinct expert of each layer of each step. */
+  demands: number
+  /** By where they were: in a slot, kept in this tab, with the node's gateway, with peers. */
+  hits: { slot: number } & Record<From, number>
+  evictions: number
+}
+
+export const noStats = (): PagerStats => ({ demands: 0, hits: { slot: 0, kept: 0, gateway: 0, peers: 0 }, evictions: 0 })
+
+export class Pager {
+  stats = noStats()
+  private readonly slots: Slots
+  /** By layer: its table as the device has it. */
+  private readonly tables: Uint32Array<ArrayBuffer>[]
+
+  constructor (private readonly machine: Machine, private readonly source: Source) {
+    const { classes, moe } = machine.program
+    this.slots = new Slots(classes.map(({ count }) => count), moe.map((layer) => layer.class))
+    const chunks = classes.reduce((sum, { buffers }) => sum + buffers.length, 0)
+    this.tables = moe.map(({ experts }) => new Uint32Array(chunks * experts.length).fill(EMPTY))
+    moe.forEach(({ table }, layer) => { machine.write(table, 0, this.tables[layer]) })
+  }
+
+  get resident (): number {
+    return this.slots.resident
+  }
+
+  /** Runs a layer's experts, all of `chosen` (the router's choice for each pair), and their sum. */
+  async run (moe: number, chosen: Uint32Array, waves: number[][], sum: number[]): Promise<void> {
+    let waiting = [...new Set(chosen)].sort((a, b) => a - b)
+    for (let wave = 0; waiting.length > 0; wave++) {
+      // What is queued reads the slots and the table as they are.
+      if (wave > 0) await this.machine.submit()
+      waiting = await this.wave(moe, waiting, waves)
+    }
+    this.machine.queue(sum)
+  }
+
+  /** One wave; who is left for another. */
+  private async wave (moe: number, wanted: number[], waves: number[][]): Promise<number[]> {
+    const { classes, moe: layers } = this.machine.program
+    const layer = layers[moe]
+    const size = classes[layer.class]
+    const { hits, fills, evicted, waiting } = this.slots.wave(moe, wanted)
+    const sources: From[] = []
+    try {
+      await several(fills, async ([expert, slot]) => { sources.push(await this.fill(moe, expert, slot)) })
+    } catch (error) {
+      for (const [expert] of fills) this.slots.forget(moe, expert)
+      throw error
+    }
+    this.stats.evictions += evicted
+    this.stats.hits.slot += hits.length
+    for (const from of sources) this.stats.hits[from] += 1
+    this.stats.demands += hits.length + fills.length
+    const table = this.tables[moe].fill(EMPTY)
+    const chunks = new Set<number>()
+    for (const [expert, slot] of [...hits, ...fills]) {
+      const chunk = Math.floor(slot / size.slots_per_chunk)
+      chunks.add(chunk)
+      table[(size.first_chunk + chunk) * layer.experts.length + expert] = slot % size.slots_per_chunk
+    }
+    this.machine.write(layer.table, 0, table)
+    for (const chunk of chunks) this.machine.queue(waves[chunk])
+    return waiting
+  }
+
+  private async fill (moe: number, expert: number, slot: number): Promise<From> {
+    const { classes, moe: layers } = this.machine.program
+    const size = classes[layers[moe].class]
+    const { bytes, from } = await this.source.read(layers[moe].experts[expert])
+    const planes = new Uint8Array(size.stride)
+    for (const part of size.parts) {
+      const stored = bytes.subarray(part.from, part.from + part.rows * storedRow(part.format, part.cols))
+      pack(part, stored, planes.subarray(part.to, part.to + packedBytes(part)))
+    }
+    const chunk = Math.floor(slot / size.slots_per_chunk)
+    this.machine.write(size.buffers[chunk], size.stride * (slot % size.slots_per_chunk), planes)
+    return from
+  }
+}

@@ -1,0 +1,123 @@
+// The engine's end of its port: one run at a time, the model kept for the next one.
+
+import type { Blake3 } from '../blake3.ts'
+import { Failure } from '../messages.ts'
+import { Device } from './device.ts'
+import type { FromEngine, Numbers, Request, ToEngine } from './protocol.ts'
+import { greedy, Session } from './session.ts'
+import type { From, Proved, Range } from './source.ts'
+import { Tokenizer } from './tokenizer.ts'
+
+/** The most tokens of one run. */
+const TOKENS_MAX = 4096
+
+interface Loaded { key: string, device: Device, session: Session, tokenizer: Tokenizer }
+
+export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): void {
+  const wants = new Map<number, { resolve: (from: From) => void, reject: (error: Error) => void }>()
+  let [calls, running, stopping]: [number, boolean, boolean] = [0, false, false]
+  let loaded: Loaded | null = null
+  const say = (message: FromEngine): void => { port.postMessage(message) }
+  const bring = async (range: Range): Promise<From> => {
+    if (stopping) throw new Failure('cancelled', 'stopped')
+    const call = ++calls
+    const brought = new Promise<From>((resolve, reject) => { wants.set(call, { resolve, reject }) })
+    say({ kind: 'want', call, range })
+    return await brought
+  }
+
+  const load = async (request: Request): Promise<Loaded> => {
+    const { model, base, slots, context, kv } = request
+    const key = JSON.stringify([model, slots, context, kv])
+    if (loaded !== null && loaded.key === key) {
+      loaded.device.check()
+      loaded.session.begin()
+      return loaded
+    }
+    unload()
+    const device = await Device.open()
+    try {
+      say({ kind: 'adapter', name: device.name, software: device.software })
+      const progress = (loaded: number, total: number): void => { say({ kind: 'loading', loaded, total }) }
+      const session = await Session.open(device, { model, base, blake3, store, bring, progress }, { slots, context, kv })
+      const { tokenizer } = session.program
+      if (tokenizer === null) throw new Failure('unsupported', 'this model comes without a tokenizer')
+      const { bytes } = await session.source.object(tokenizer)
+      loaded = { key, device, session, tokenizer: new Tokenizer(bytes) }
+      return loaded
+    } catch (error) {
+      device.close()
+      throw error
+    }
+  }
+
+  const unload = (): void => {
+    loaded?.device.close()
+    loaded = null
+  }
+
+  const run = async (request: Request): Promise<void> => {
+    if (running) throw new Failure('busy', 'a model is running in this tab already')
+    running = true
+    stopping = false
+    try {
+      const { device, session, tokenizer } = await load(request)
+      const { program, pager, source } = session
+      say({ kind: 'adapter', name: device.name, software: device.software })
+      const prompt = tokenizer.encode(request.prompt)
+      say({ kind: 'prompt', tokens: prompt.length })
+      if (prompt.length === 0) throw new Failure('empty', 'write a prompt first')
+      const stream = tokenizer.stream(prompt)
+      const [ids, most]: [number[], number] = [[], Math.min(request.tokens, TOKENS_MAX)]
+      let [began, text, reason]: [number, string, 'max_tokens' | 'stop_token' | 'context_full' | 'cancelled'] = [0, '', 'max_tokens']
+      const slots = program.classes.reduce((sum, { count }) => sum + count, 0)
+      const experts = program.moe.reduce((sum, layer) => sum + layer.experts.length, 0)
+      const numbers = (): Numbers => ({
+        pager: structuredClone(pager.stats), slots, experts, resident: pager.resident, bytes: { ...source.bytes }, seconds: (performance.now() - began) / 1000, tokens: ids.length
+      })
+      let logits = await session.prefill(prompt, () => stopping)
+      began = performance.now()
+      for (;;) {
+        const next = greedy(logits)
+        if (program.eos.includes(next)) {
+          reason = 'stop_token'
+          break
+        }
+        ids.push(next)
+        const piece = stream(next)
+        text += piece
+        say({ kind: 'token', id: next, text: piece, numbers: numbers() })
+        if (stopping) reason = 'cancelled'
+        else if (session.position === program.context) reason = 'context_full'
+        if (ids.length === most || reason !== 'max_tokens') break
+        logits = await session.step([next], true) as Float32Array
+      }
+      text += stream(null)
+      say({ kind: 'end', reason, text, ids, numbers: numbers() })
+    } catch (error) {
+      // What a failed run leaves on the device is not worth trusting; one that was stopped is
+      // begun anew from its first token.
+      if ((error as Failure).code !== 'cancelled') unload()
+      throw error
+    } finally {
+      running = false
+    }
+  }
+
+  port.onmessage = ({ data }: MessageEvent<ToEngine>) => {
+    if (data.kind === 'run') {
+      run(data.request).catch((error: Error & { code?: unknown }) => {
+        say({ kind: 'error', code: typeof error.code === 'string' ? error.code : error.name, message: error.message ?? String(error) })
+      })
+    } else if (data.kind === 'stop') {
+      stopping = true
+      for (const { reject } of wants.values()) reject(new Failure('cancelled', 'stopped'))
+      wants.clear()
+    } else {
+      const want = wants.get(data.call)
+      wants.delete(data.call)
+      if (data.from !== null) want?.resolve(data.from)
+      else want?.reject(new Failure(data.error?.code ?? 'failed', data.error?.message ?? 'not brought'))
+    }
+  }
+}

@@ -1,0 +1,154 @@
+// One sequence of a model in this tab: its program and kernels fetched and checked, its trunk
+// loaded, then prompt and token after token, as src/infer/session.rs goes about it.
+//
+// Refuses a kernel whose text is not its hash's, a format that this tab does not know, tokens
+// beyond the context. A step that fails leaves the position where it was.
+
+import type { Blake3 } from '../blake3.ts'
+import { Failure } from '../messages.ts'
+import { hashObject, hex } from '../tree.ts'
+import type { Device } from './device.ts'
+import { Machine } from './machine.ts'
+import { noStats, Pager } from './pager.ts'
+import { floats, isFormat, pack, packedBytes, storedRow } from './planes.ts'
+import { type Program, type Run, runBytes } from './program.ts'
+import { type From, type Proved, type Range, Source } from './source.ts'
+
+export interface Choices { slots: number | null, context: number | null, kv: 'f16' | 'f32' }
+
+export interface Opening { model: string, base: string, blake3: Blake3, store: Proved, bring: (range: Range) => Promise<From>, progress: (loaded: number, total: number) => void }
+
+async function get (url: string): Promise<Response> {
+  const response = await fetch(url)
+  if (response.ok) return response
+  const { error, code } = await response.json().catch(() => ({ error: `${url}: ${response.statusText}`, code: 'failed' }))
+  throw new Failure(code, code === 'unsupported' ? `this model cannot run in a tab: ${error}` : error)
+}
+
+export class Session {
+  position = 0
+
+  private constructor (readonly program: Program, readonly machine: Machine, readonly pager: Pager, readonly source: Source) {}
+
+  static async open (device: Device, { model, base, blake3, store, bring, progress }: Opening, choices: Choices): Promise<Session> {
+    const query = new URLSearchParams({ reduce: device.software ? 'lane' : 'group', kv: choices.kv, binding: String(device.bindingMax) })
+    if (choices.slots !== null) query.set('slots', String(choices.slots))
+    if (choices.context !== null) query.set('context', String(choices.context))
+    const program = await (await get(`${base}/models/${model}/program?${query}`)).json() as Program
+    for (const { format } of [...program.weights, ...program.classes.flatMap(({ parts }) => parts)]) {
+      if (!isFormat(format)) throw new Failure('unsupported', `this model cannot run in a tab: weights in ${String(format)}`)
+    }
+    const text = async (kernel: number): Promise<string> => {
+      const { name, hash } = program.kernels[kernel]
+      const bytes = new Uint8Array(await (await get(`${base}/kernels/${hash}`)).arrayBuffer())
+      if (hex(hashObject(blake3, bytes).root) !== hash) throw new Failure('wrong_bytes', `the node gives another kernel than ${name}`)
+      return new TextDecoder().decode(bytes)
+    }
+    const source = new Source(program, store, bring)
+    const machine = new Machine(device, program, text)
+    for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, turns(program.context, frequencies, factor))
+    await loadTrunk(program, machine, source, progress)
+    return new Session(program, machine, new Pager(machine, source), source)
+  }
+
+  /** Runs 1 to `batch` tokens at the present position; the last one's logits, if wanted. */
+  async step (tokens: number[], logits: boolean): Promise<Float32Array | null> {
+    const { machine, pager, program } = this
+    if (this.position + tokens.length > program.context) {
+      throw new Failure('full', `the context is full: ${this.position} of ${program.context} positions used, ${tokens.length} more asked for`)
+    }
+    machine.begin({ tokens: tokens.length, position: this.position, logitStart: tokens.length - 1, logitRows: logits ? 1 : 0 }, tokens)
+    for (const stretch of program.steps) {
+      if ('run' in stretch) {
+        machine.queue(stretch.run)
+        continue
+      }
+      const { moe, waves, sum } = stretch.experts
+      const { ids, top_k: topK, experts } = program.moe[moe]
+      const chosen = new Uint32Array(await machine.readAfter(ids, tokens.length * topK * 4))
+      if (chosen.some((expert) => expert >= experts.length)) throw new Failure('device', 'the adapter chose an expert that is not there')
+      await pager.run(moe, chosen, waves, sum)
+    }
+    const out = logits ? new Float32Array(await machine.readAfter(program.logits, program.vocab * 4)) : null
+    if (!logits) await machine.submit()
+    this.position += tokens.length
+    return out
+  }
+
+  /** Forgets the sequence and what was counted; experts stay where they are. */
+  begin (): void {
+    this.position = 0
+    this.pager.stats = noStats()
+    this.source.bytes = { kept: 0, gateway: 0, peers: 0 }
+  }
+
+  /** Runs a prompt, batch by batch, until it is `stopped`; the last token's logits. */
+  async prefill (tokens: number[], stopped: () => boolean): Promise<Float32Array> {
+    const { batch, context } = this.program
+    if (tokens.length > context) throw new Failure('full', `the prompt has ${tokens.length} tokens, the context ${context}`)
+    let logits: Float32Array | null = null
+    for (let at = 0; at < tokens.length; at += batch) {
+      if (stopped()) throw new Failure('cancelled', 'stopped')
+      logits = await this.step(tokens.slice(at, at + batch), at + batch >= tokens.length)
+    }
+    if (logits === null) throw new Failure('empty', 'the prompt has no tokens')
+    return logits
+  }
+}
+
+/** The likeliest token, the first of equals; what is no number is never it (src/infer/odds.rs). */
+export function greedy (logits: Float32Array): number {
+  let [best, most] = [0, -Infinity]
+  for (let i = 0; i < logits.length; i++) if (logits[i] > most) [best, most] = [i, logits[i]]
+  return best
+}
+
+/** (cos, sin) by position and frequency: angles in f32, as the node's. */
+function turns (context: number, frequencies: number[], factor: number): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(context * frequencies.length * 2)
+  const [scale, inverse] = [Math.fround(factor), Float32Array.from(frequencies)]
+  for (let position = 0, at = 0; position < context; position++) {
+    for (const frequency of inverse) {
+      const angle = Math.fround(position * frequency)
+      out[at++] = Math.fround(Math.cos(angle)) * scale
+      out[at++] = Math.fround(Math.sin(angle)) * scale
+    }
+  }
+  return out
+}
+
+async function loadTrunk (program: Program, machine: Machine, source: Source, progress: (loaded: number, total: number) => void): Promise<void> {
+  const runs: Run[] = program.weights.flatMap((weight) => weight.runs)
+  let [loaded, total] = [0, runBytes(runs)]
+  progress(0, total)
+  await source.gather(runs, (bytes) => {
+    loaded += bytes
+    progress(Math.min(loaded, total), total)
+  })
+  for (const weight of program.weights) {
+    if (weight.vector !== null) {
+      machine.write(weight.vector, 0, floats(weight.format, (await source.read(weight.runs)).bytes))
+      continue
+    }
+    const row = storedRow(weight.format, weight.cols)
+    for (const [buffer, first, rows] of weight.pieces) {
+      const piece = { format: weight.format, rows, cols: weight.cols }
+      const planes = new Uint8Array(packedBytes(piece))
+      pack(piece, (await source.read(within(weight.runs, first * row, (first + rows) * row))).bytes, planes)
+      machine.write(buffer, 0, planes)
+    }
+  }
+  progress(total, total)
+}
+
+/** Bytes `start..end` of runs that follow one another. */
+function within (runs: Run[], start: number, end: number): Run[] {
+  const out: Run[] = []
+  let at = 0
+  for (const [shard, from, to] of runs) {
+    const [low, high] = [Math.max(start - at, 0), Math.min(end - at, to - from)]
+    if (low < high) out.push([shard, from + low, from + high])
+    at += to - from
+  }
+  return out
+}
