@@ -200,9 +200,9 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
     }
   })
   const asked = page.waitForRequest((request) => request.url().includes('/program?'))
-  await press(page, { tokens: 8 })
+  await press(page, { tokens: 5 })
   assert.match((await asked).url(), /reduce=group/)
-  same(await ended(page), native(embedded, PROMPT, 8))
+  same(await ended(page), native(embedded, PROMPT, 5))
 })
 
 /** A tokenizer of bytes, for checkpoints that come without one. */
