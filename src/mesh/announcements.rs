@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::options::ANNOUNCEMENTS_MAX;
-use crate::store::ModelId;
 use crate::store::signature::{PublicKey, SignatureError, SignedModel};
+use crate::store::{ModelId, ShardId};
 
 /// What hearing an announcement led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,14 @@ impl Announcements {
     /// Everything known, by model id.
     pub(super) fn all(&self) -> Vec<SignedModel> {
         self.known.values().map(|known| known.signed.clone()).collect()
+    }
+
+    /// The size of a model's manifest, if the object is one; the least that anybody says.
+    pub(super) fn manifest_size(&self, object: ShardId) -> Option<u64> {
+        let model = ModelId::from(*object.as_bytes());
+        let first = (model, PublicKey([0; 32]));
+        let of_model = self.known.range(first..).take_while(|((other, _), _)| *other == model);
+        of_model.map(|(_, known)| known.signed.manifest_size).min()
     }
 
     /// What this node should say: its own models and those whose manifest it `holds`,

@@ -89,6 +89,16 @@ impl Links {
         }
     }
 
+    /// The way to a peer is another one: what was measured of the old one is forgotten.
+    /// Requests under way stay counted.
+    pub(super) fn renew(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rate = None;
+            link.heard = None;
+            link.suspect = false;
+        }
+    }
+
     /// Others were faster while the peer was silent: one request at a time until it is heard.
     pub(super) fn suspect(&mut self, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {

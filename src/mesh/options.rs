@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use doppler_swarm::{Address, SwarmError, SwarmKey};
+use doppler_swarm::{Address, RelayMode, SwarmError, SwarmKey};
 
 use crate::store::signature::SignatureError;
 
@@ -24,6 +24,12 @@ pub struct MeshOptions {
     /// Where peers were reached before, each with its id: dialled once, at the start.
     pub known: Vec<Address>,
     pub mdns: bool,
+    /// What to do with relays; with any but `Off`, holes are punched, too.
+    pub relay: RelayMode,
+    /// Ask peers whether they reach this node.
+    pub ask_reach: bool,
+    /// Ask the router to forward the listening ports.
+    pub upnp: bool,
     /// How long a read looks for a holder before it is `NotFound`.
     pub find_timeout: Duration,
     pub timing: Timing,
@@ -48,6 +54,9 @@ impl MeshOptions {
             bootstrap: Vec::new(),
             known: Vec::new(),
             mdns: false,
+            relay: RelayMode::Off,
+            ask_reach: false,
+            upnp: false,
             find_timeout: FIND_TIMEOUT,
             timing: Timing::default(),
             upload_slots: UPLOAD_SLOTS,
@@ -193,6 +202,9 @@ pub(super) const SLOT_WAIT: Duration = Duration::from_millis(1500);
 /// How long reading and encoding one range may take here. With `SLOT_WAIT` below
 /// `Timing::idle`, so that a busy peer says so before it counts as stalled.
 pub(super) const ENCODE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The largest manifest that is asked for, or sent, over a relay; nothing else of the shard
+/// protocol is. Half of what a circuit carries, so that gossip has the rest.
+pub(super) const RELAYED_MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes written at once between time-outs; also the largest frame a browser's transport takes well.
 pub(super) const WRITE_BYTES: usize = 64 * 1024;
 

@@ -1,7 +1,7 @@
 //! Peer ids and addresses as plain values, so that callers never name libp2p.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use libp2p::Multiaddr;
@@ -127,6 +127,39 @@ impl Address {
         }
     }
 
+    /// The relay that a `/p2p-circuit` address goes through, if it is one and names it.
+    pub fn relay(&self) -> Option<PeerId> {
+        let mut relay = None;
+        for part in self.0.iter() {
+            match part {
+                Protocol::P2p(peer) => relay = Some(PeerId(peer)),
+                Protocol::P2pCircuit => return relay,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Whether it begins with an IP address that the whole internet could reach. Names
+    /// and what lies behind a relay do not count.
+    pub fn is_global(&self) -> bool {
+        self.carrier() != Carrier::Relay
+            && match self.ip() {
+                Some(IpAddr::V4(ip)) => is_global_v4(ip),
+                // Global unicast: 2000::/3, less what is set aside for examples.
+                Some(IpAddr::V6(ip)) => {
+                    let [first, second, ..] = ip.segments();
+                    first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0xdb8)
+                }
+                None => false,
+            }
+    }
+
+    /// Whether only this machine can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.ip().is_some_and(|ip| ip.is_loopback())
+    }
+
     /// The socket of an address that begins with `/ip4|ip6/.../tcp/...`.
     pub(crate) fn tcp_socket(&self) -> Option<SocketAddr> {
         let ip = self.ip()?;
@@ -153,6 +186,17 @@ impl Address {
         }
         Self(address)
     }
+}
+
+/// The special blocks of RFC 6890 left out.
+fn is_global_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, c, _] = ip.octets();
+    let shared = a == 100 && b & 0xc0 == 64;
+    let protocols = (a, b, c) == (192, 0, 0);
+    let benchmarks = a == 198 && b & 0xfe == 18;
+    let set_aside = shared || protocols || benchmarks || a == 0 || a >= 224;
+    let local = ip.is_private() || ip.is_loopback() || ip.is_link_local();
+    !(set_aside || local || ip.is_documentation())
 }
 
 impl fmt::Display for Address {

@@ -1,0 +1,216 @@
+//! What the loop does about NATs: hears what peers say of its reachability, offers a relay
+//! or keeps places at others', and tells how this node is reached.
+//!
+//! Invariant: an address that was announced on somebody's word is withdrawn once that
+//! word is taken back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use libp2p::autonat::{Event as AutoNatEvent, NatStatus, OutboundProbeEvent};
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::relay::client::Event as RelayEvent;
+use libp2p::upnp::Event as UpnpEvent;
+use libp2p::{Multiaddr, Swarm, relay};
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::behaviour::Behaviour;
+use crate::handle::Peer;
+use crate::options::{CONFIRMED_MAX, Options};
+use crate::reach::{Reach, Verdict};
+use crate::relay::{Places, RelayMode, Step};
+use crate::{Address, Carrier, PeerId};
+
+pub(crate) struct Nat {
+    mode: RelayMode,
+    /// Announced because the user said so: never withdrawn.
+    given: BTreeSet<Multiaddr>,
+    /// Announced because a peer reached this node there.
+    confirmed: BTreeSet<Multiaddr>,
+    places: Places,
+    /// The places' listeners.
+    listeners: HashMap<ListenerId, PeerId>,
+    reach: Reach,
+    out: watch::Sender<Reach>,
+}
+
+impl Nat {
+    pub(crate) fn new(options: &Options, out: watch::Sender<Reach>) -> Self {
+        Self {
+            mode: options.relay,
+            given: options.external.iter().map(|address| address.without_peer().0).collect(),
+            confirmed: BTreeSet::new(),
+            places: Places::default(),
+            listeners: HashMap::new(),
+            reach: Reach::default(),
+            out,
+        }
+    }
+
+    pub(crate) fn on_autonat(&mut self, swarm: &mut Swarm<Behaviour>, event: AutoNatEvent) {
+        match event {
+            AutoNatEvent::OutboundProbe(OutboundProbeEvent::Response { address, .. }) => {
+                if self.confirmed.len() < CONFIRMED_MAX && !self.is_given(&address) {
+                    self.confirmed.insert(address);
+                }
+            }
+            AutoNatEvent::StatusChanged { new, .. } => {
+                self.reach.verdict = match new {
+                    NatStatus::Public(_) => Verdict::Public,
+                    NatStatus::Private => Verdict::Private,
+                    NatStatus::Unknown => Verdict::Unknown,
+                };
+                info!(verdict = ?self.reach.verdict, "what peers say of reaching this node");
+                if self.reach.verdict == Verdict::Private {
+                    for address in std::mem::take(&mut self.confirmed) {
+                        swarm.remove_external_address(&address);
+                    }
+                }
+                self.offer(swarm);
+            }
+            other => debug!(?other, "AutoNAT"),
+        }
+        self.publish();
+    }
+
+    fn is_given(&self, address: &Multiaddr) -> bool {
+        self.given.contains(&Address(address.clone()).without_peer().0)
+    }
+
+    pub(crate) fn on_upnp(&mut self, event: UpnpEvent) {
+        match event {
+            UpnpEvent::NewExternalAddr { external_addr, .. } => {
+                info!(address = %external_addr, "the router forwards a port to this node");
+                let address = Address(external_addr);
+                if !self.reach.mapped.contains(&address) && self.reach.mapped.len() < CONFIRMED_MAX
+                {
+                    self.reach.mapped.push(address);
+                }
+            }
+            UpnpEvent::ExpiredExternalAddr { external_addr, .. } => {
+                self.reach.mapped.retain(|address| address.0 != external_addr);
+            }
+            UpnpEvent::GatewayNotFound => debug!("no router here maps ports (UPnP)"),
+            UpnpEvent::NonRoutableGateway => {
+                info!("the router maps ports, but has no public address itself");
+            }
+        }
+        self.publish();
+    }
+
+    pub(crate) fn on_relay(&mut self, event: RelayEvent) {
+        match event {
+            RelayEvent::ReservationReqAccepted { relay_peer_id, renewal, .. } => {
+                debug!(relay = %relay_peer_id, renewal, "has a place at a relay");
+                self.places.held(Instant::now(), PeerId(relay_peer_id));
+                self.publish();
+            }
+            other => debug!(?other, "relay"),
+        }
+    }
+
+    /// A listener has an address. If the user says that this node is reached, so is that.
+    pub(crate) fn on_listening(&self, swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
+        if self.mode == RelayMode::Server && Address(address.clone()).carrier() < Carrier::WebRtc {
+            swarm.add_external_address(address.clone());
+        }
+    }
+
+    /// True if the listener was a place at a relay.
+    pub(crate) fn on_listener_closed(&mut self, id: ListenerId) -> bool {
+        let Some(relay) = self.listeners.remove(&id) else { return false };
+        debug!(%relay, "has no place at this relay any more");
+        self.places.gone(Instant::now(), relay);
+        self.publish();
+        true
+    }
+
+    /// Asks for places, or leaves them. `peers` are those that are connected.
+    pub(crate) fn tick(
+        &mut self,
+        swarm: &mut Swarm<Behaviour>,
+        now: Instant,
+        peers: &BTreeMap<PeerId, Peer>,
+    ) {
+        let wanted = match self.mode {
+            RelayMode::Off | RelayMode::Server => false,
+            RelayMode::Client => self.reach.verdict != Verdict::Public,
+            RelayMode::Auto => self.reach.verdict == Verdict::Private,
+        };
+        let offering = peers.iter().filter(|(_, peer)| peer.offers_relay && peer.path.is_direct());
+        let offering = offering.filter(|(_, peer)| address_of(peer).is_some());
+        for step in self.places.plan(now, wanted, offering.map(|(id, _)| *id)) {
+            match step {
+                Step::Ask(relay) => self.ask(swarm, now, relay, &peers[&relay]),
+                Step::Leave(relay) => {
+                    let left = self.listeners.iter().find(|(_, peer)| **peer == relay);
+                    if let Some(id) = left.map(|(id, _)| *id) {
+                        swarm.remove_listener(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, swarm: &mut Swarm<Behaviour>, now: Instant, relay: PeerId, peer: &Peer) {
+        let address = address_of(peer).map(|address| address.with_peer(relay).0);
+        let listening = address.map(|address| swarm.listen_on(address.with(Protocol::P2pCircuit)));
+        match listening {
+            Some(Ok(id)) => {
+                self.listeners.insert(id, relay);
+            }
+            Some(Err(error)) => {
+                debug!(%relay, %error, "cannot ask for a place");
+                self.places.gone(now, relay);
+            }
+            None => self.places.gone(now, relay),
+        }
+    }
+
+    /// Says whether others may use this node as a relay.
+    pub(crate) fn offer(&mut self, swarm: &mut Swarm<Behaviour>) {
+        self.reach.offers_relay = match self.mode {
+            RelayMode::Off | RelayMode::Client => false,
+            RelayMode::Server => true,
+            RelayMode::Auto => self.reach.verdict == Verdict::Public,
+        };
+        let status =
+            if self.reach.offers_relay { relay::Status::Enable } else { relay::Status::Disable };
+        if let Some(server) = swarm.behaviour_mut().relay_server.as_mut() {
+            server.set_status(Some(status));
+        }
+        self.publish();
+    }
+
+    pub(crate) fn has_mappings(&self) -> bool {
+        !self.reach.mapped.is_empty()
+    }
+
+    fn publish(&mut self) {
+        self.reach.relays = self.places.relays();
+        let reach = &self.reach;
+        self.out.send_if_modified(|out| {
+            let news = out != reach;
+            if news {
+                out.clone_from(reach);
+            }
+            news
+        });
+    }
+}
+
+/// Where others reach a relay: where it says that the whole internet does, else where this
+/// node reached it, else where it listens on the machine that it came from.
+fn address_of(relay: &Peer) -> Option<Address> {
+    let dialable = |address: &&Address| address.carrier() < Carrier::WebRtc;
+    let listens = || relay.listens.iter().filter(dialable);
+    let best = |of: &mut dyn Iterator<Item = &Address>| {
+        of.min_by_key(|address| address.carrier()).cloned()
+    };
+    let here = relay.remote.ip();
+    best(&mut listens().filter(|address| address.is_global()))
+        .or_else(|| relay.dialled.iter().find(dialable).cloned())
+        .or_else(|| best(&mut listens().filter(|address| here.is_some() && address.ip() == here)))
+}
