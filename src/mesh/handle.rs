@@ -130,6 +130,7 @@ impl Mesh {
             external: options.external,
             webrtc_certificate: options.webrtc_certificate,
             swarm_key: options.swarm_key,
+            tls_roots: options.tls_roots,
             ..Options::new(options.seed)
         })
         .await?;

@@ -27,7 +27,7 @@ mod state;
 
 pub use doppler_swarm::{
     Address, BadAddress, BadPeerId, Carrier, Path, PeerId, Reach, RelayMode, SwarmError, SwarmKey,
-    Verdict, generate_certificate, install_crypto,
+    Verdict, certificates, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{

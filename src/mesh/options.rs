@@ -20,6 +20,8 @@ pub struct MeshOptions {
     pub webrtc_certificate: Option<String>,
     /// Makes the swarm private: who cannot prove it is refused on every transport.
     pub swarm_key: Option<SwarmKey>,
+    /// Certificates, in DER, that may vouch for a proxy that ends TLS, beside the web's.
+    pub tls_roots: Vec<Vec<u8>>,
     pub bootstrap: Vec<Address>,
     /// Where peers were reached before, each with its id: dialled once, at the start.
     pub known: Vec<Address>,
@@ -51,6 +53,7 @@ impl MeshOptions {
             external: Vec::new(),
             webrtc_certificate: None,
             swarm_key: None,
+            tls_roots: Vec::new(),
             bootstrap: Vec::new(),
             known: Vec::new(),
             mdns: false,

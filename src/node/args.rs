@@ -133,6 +133,10 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "FILE", env = "DOPPLER_SWARM_KEY")]
     pub swarm_key: Option<PathBuf>,
 
+    /// PEM file of authorities that may vouch for /wss addresses, beside those of the web
+    #[arg(long, value_name = "FILE", env = "SSL_CERT_FILE")]
+    pub tls_ca: Option<PathBuf>,
+
     /// What to do with relays: `auto` offers one while peers say that they reach this node,
     /// and uses theirs while they say that they do not; `server` offers one in any case,
     /// `client` never; `off` does neither

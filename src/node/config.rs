@@ -31,6 +31,8 @@ pub struct Config {
     pub external: Vec<String>,
     /// Where a private swarm's key is.
     pub swarm_key: Option<PathBuf>,
+    /// Authorities for /wss addresses.
+    pub tls_ca: Option<PathBuf>,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
     pub relay: RelayMode,
@@ -111,6 +113,7 @@ impl Config {
             listen,
             external: network.external_address.clone(),
             swarm_key: network.swarm_key.clone(),
+            tls_ca: network.tls_ca.clone(),
             bootstrap: network.bootstrap.clone(),
             mdns: !network.no_mdns,
             relay: network.relay.into(),

@@ -93,6 +93,12 @@ impl Service {
         }
         let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
         options.swarm_key = key.context("--swarm-key")?;
+        if let Some(file) = &config.tls_ca {
+            let pem = std::fs::read(file).map_err(|error| error.to_string());
+            let roots = pem.and_then(|pem| crate::mesh::certificates(&pem));
+            options.tls_roots =
+                roots.map_err(|error| anyhow::anyhow!("--tls-ca {}: {error}", file.display()))?;
+        }
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
         options.relay = config.relay;

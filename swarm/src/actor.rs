@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures::StreamExt;
-use libp2p::core::transport::{ListenerId, PortUse};
+use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
@@ -27,7 +27,7 @@ use crate::options::{
     AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, DIALS_WAITING_MAX, EXTERNAL_MAX, FOREIGN_BAN,
     GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX, OUTBOX,
     Options, PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, REFUSAL_LOG_EVERY, REFUSAL_QUEUE,
-    RELAYED_GRACE, TICK, UNMAP_TIMEOUT,
+    RELAYED_GRACE, TICK,
 };
 use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
@@ -97,8 +97,6 @@ pub(crate) fn run_thread(
 
 struct Actor {
     swarm: Swarm<Behaviour>,
-    /// What it was told to listen on.
-    listeners: Vec<ListenerId>,
     protocol_version: String,
     outputs: Outputs,
     peers: BTreeMap<PeerId, Peer>,
@@ -127,14 +125,12 @@ impl Actor {
                 tokio::spawn(decline_all(asked, refusals_in.clone()));
             }
         }
-        let mut listeners = Vec::with_capacity(options.listen.len());
         for address in &options.listen {
             refuse_taken_port(address)?;
-            let listening = swarm.listen_on(address.0.clone());
-            listeners.push(listening.map_err(|error| SwarmError::Listen {
+            swarm.listen_on(address.0.clone()).map_err(|error| SwarmError::Listen {
                 address: address.clone(),
                 reason: error.to_string(),
-            })?);
+            })?;
         }
         let mut nat = Nat::new(&options, outputs.reach.clone());
         nat.offer(&mut swarm);
@@ -144,7 +140,6 @@ impl Actor {
         let bootstrap = options.bootstrap.into_iter().take(BOOTSTRAP_MAX);
         Ok(Self {
             swarm,
-            listeners,
             protocol_version: options.protocol_version,
             outputs,
             peers: BTreeMap::new(),
@@ -171,33 +166,17 @@ impl Actor {
                 command = commands.recv() => match command {
                     None => return None,
                     Some(Command::Shutdown { done }) => {
-                        self.unmap().await;
+                        self.nat.unmap().await;
                         return Some(done);
                     }
                     Some(command) => self.on_command(command),
                 },
                 Some(refusal) = self.refusals.recv() => self.on_refusal(refusal),
+                mapped = self.nat.mapping() => self.nat.on_mapping(&mut self.swarm, &mapped),
                 _ = tick.tick() => self.on_tick(Instant::now()),
                 event = self.swarm.select_next_some() => self.on_event(event),
             }
         }
-    }
-
-    /// Stops listening, if a router forwards ports to this node, and gives it a moment to
-    /// be told; a mapping that stays ends by itself within the hour.
-    async fn unmap(&mut self) {
-        if !self.nat.has_mappings() {
-            return;
-        }
-        for listener in std::mem::take(&mut self.listeners) {
-            self.swarm.remove_listener(listener);
-        }
-        let told = async {
-            loop {
-                self.swarm.select_next_some().await;
-            }
-        };
-        let _: Result<(), _> = tokio::time::timeout(UNMAP_TIMEOUT, told).await;
     }
 
     fn on_command(&mut self, command: Command) {
@@ -491,7 +470,6 @@ impl Actor {
                 self.on_identified(PeerId(peer_id), info);
             }
             BehaviourEvent::Asking(event) => self.nat.on_autonat(&mut self.swarm, event),
-            BehaviourEvent::Upnp(event) => self.nat.on_upnp(event),
             BehaviourEvent::RelayClient(event) => self.nat.on_relay(event),
             BehaviourEvent::RelayServer(event) => debug!(?event, "as a relay"),
             BehaviourEvent::Dcutr(event) => match event.result {
@@ -551,6 +529,7 @@ impl Actor {
             .map(|address| Address(address.clone()).with_peer(own))
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
+        self.nat.want_mapped(&self.swarm);
     }
 }
 

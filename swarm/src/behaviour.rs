@@ -7,7 +7,7 @@ use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{dcutr, gossipsub, identify, mdns, ping, relay, upnp};
+use libp2p::{dcutr, gossipsub, identify, mdns, ping, relay};
 
 use crate::SwarmError;
 use crate::options::{GOSSIP_BYTES_MAX, Options, PING_INTERVAL, PING_TIMEOUT};
@@ -28,7 +28,6 @@ pub(crate) struct Behaviour {
     pub(crate) gossip: Gossip,
     mdns: Toggle<mdns::tokio::Behaviour>,
     pub(crate) asking: Toggle<Asking>,
-    upnp: Toggle<upnp::tokio::Behaviour>,
     pub(crate) relay_server: Toggle<relay::Behaviour>,
     relay_client: Toggle<relay::client::Behaviour>,
     dcutr: Toggle<dcutr::Behaviour>,
@@ -57,9 +56,6 @@ impl Behaviour {
         } else {
             None
         };
-        let wide = options.listen.iter().any(|address| !address.is_loopback());
-        // Making one sends the first question to the local network.
-        let upnp = (options.upnp && wide).then(upnp::tokio::Behaviour::default);
         let serves = options.relay.may_serve();
         let relay_server = serves.then(|| relay::Behaviour::new(peer, crate::relay::limits()));
         Ok(Self {
@@ -76,7 +72,6 @@ impl Behaviour {
             gossip: gossip(keypair, &options.topics)?,
             mdns: mdns.into(),
             asking: options.ask_reach.then(|| Asking::new(peer)).into(),
-            upnp: upnp.into(),
             relay_server: relay_server.into(),
             dcutr: circuits.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
             relay_client: circuits.into(),

@@ -27,6 +27,7 @@ mod relay;
 mod stream;
 mod streams;
 mod transport;
+mod upnp;
 mod webrtc;
 
 pub use gate::Refusal;
@@ -40,7 +41,7 @@ pub use paths::Path;
 pub use reach::{Reach, Verdict};
 pub use relay::RelayMode;
 pub use stream::Stream;
-pub use transport::install_crypto;
+pub use transport::{certificates, install_crypto};
 pub use webrtc::generate_certificate;
 
 /// Why the swarm could not be started, or could not do what was asked.

@@ -11,20 +11,38 @@ use libp2p::autonat::{Event as AutoNatEvent, NatStatus, OutboundProbeEvent};
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::relay::client::Event as RelayEvent;
-use libp2p::upnp::Event as UpnpEvent;
 use libp2p::{Multiaddr, Swarm, relay};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
 use crate::behaviour::Behaviour;
 use crate::handle::Peer;
-use crate::options::{CONFIRMED_MAX, Options};
+use crate::options::{CONFIRMED_MAX, MAPPED_PORTS_MAX, Options, UNMAP_TIMEOUT};
 use crate::reach::{Reach, Verdict};
 use crate::relay::{Places, RelayMode, Step};
+use crate::upnp::{self, Mapped, Port};
 use crate::{Address, Carrier, PeerId};
+
+/// Keeps ports mapped.
+struct Mapper {
+    wanted: watch::Sender<BTreeSet<Port>>,
+    mapped: watch::Receiver<Mapped>,
+    task: JoinHandle<()>,
+}
+
+impl Mapper {
+    fn start() -> Self {
+        let (wanted, want) = watch::channel(BTreeSet::new());
+        let (out, mapped) = watch::channel(Mapped::default());
+        Self { wanted, mapped, task: tokio::spawn(upnp::keep(want, out)) }
+    }
+}
 
 pub(crate) struct Nat {
     mode: RelayMode,
+    /// Unless it is not to, or listens on loopback only.
+    mapper: Option<Mapper>,
     /// Announced because the user said so: never withdrawn.
     given: BTreeSet<Multiaddr>,
     /// Announced because a peer reached this node there.
@@ -38,8 +56,10 @@ pub(crate) struct Nat {
 
 impl Nat {
     pub(crate) fn new(options: &Options, out: watch::Sender<Reach>) -> Self {
+        let wide = options.listen.iter().any(|address| !address.is_loopback());
         Self {
             mode: options.relay,
+            mapper: (options.upnp && wide).then(Mapper::start),
             given: options.external.iter().map(|address| address.without_peer().0).collect(),
             confirmed: BTreeSet::new(),
             places: Places::default(),
@@ -52,7 +72,8 @@ impl Nat {
     pub(crate) fn on_autonat(&mut self, swarm: &mut Swarm<Behaviour>, event: AutoNatEvent) {
         match event {
             AutoNatEvent::OutboundProbe(OutboundProbeEvent::Response { address, .. }) => {
-                if self.confirmed.len() < CONFIRMED_MAX && !self.is_given(&address) {
+                // As it was announced, to be withdrawn; what the user gave lacks the id.
+                if self.confirmed.len() < CONFIRMED_MAX {
                     self.confirmed.insert(address);
                 }
             }
@@ -79,25 +100,59 @@ impl Nat {
         self.given.contains(&Address(address.clone()).without_peer().0)
     }
 
-    pub(crate) fn on_upnp(&mut self, event: UpnpEvent) {
-        match event {
-            UpnpEvent::NewExternalAddr { external_addr, .. } => {
-                info!(address = %external_addr, "the router forwards a port to this node");
-                let address = Address(external_addr);
-                if !self.reach.mapped.contains(&address) && self.reach.mapped.len() < CONFIRMED_MAX
-                {
-                    self.reach.mapped.push(address);
-                }
-            }
-            UpnpEvent::ExpiredExternalAddr { external_addr, .. } => {
-                self.reach.mapped.retain(|address| address.0 != external_addr);
-            }
-            UpnpEvent::GatewayNotFound => debug!("no router here maps ports (UPnP)"),
-            UpnpEvent::NonRoutableGateway => {
-                info!("the router maps ports, but has no public address itself");
+    /// The listen addresses changed: their ports are to be mapped. Nobody asks a router
+    /// before there is one that a router could hide.
+    pub(crate) fn want_mapped(&self, swarm: &Swarm<Behaviour>) {
+        if let Some(mapper) = &self.mapper {
+            let ports = swarm.listeners().filter_map(|address| Port::of(&Address(address.clone())));
+            let ports: BTreeSet<Port> = ports.take(MAPPED_PORTS_MAX).collect();
+            mapper.wanted.send_if_modified(|known| {
+                let news = *known != ports;
+                *known = ports;
+                news
+            });
+        }
+    }
+
+    /// What the router forwards has changed.
+    pub(crate) async fn mapping(&mut self) -> Mapped {
+        if let Some(mapper) = &mut self.mapper
+            && mapper.mapped.changed().await.is_ok()
+        {
+            return mapper.mapped.borrow_and_update().clone();
+        }
+        std::future::pending().await
+    }
+
+    /// Announces where the router forwards to this node, and what it no longer does not.
+    pub(crate) fn on_mapping(&mut self, swarm: &mut Swarm<Behaviour>, mapped: &Mapped) {
+        let mut now = BTreeSet::new();
+        if let Some(outside) = mapped.outside {
+            let listens = swarm.listeners().map(|address| Address(address.clone()));
+            let forwarded =
+                listens.filter(|at| Port::of(at).is_some_and(|port| mapped.ports.contains(&port)));
+            now.extend(forwarded.filter_map(|address| address.at(outside)));
+        }
+        for address in std::mem::take(&mut self.reach.mapped) {
+            if !now.contains(&address) && !self.is_given(&address.0) {
+                swarm.remove_external_address(&address.0);
             }
         }
+        for address in &now {
+            info!(%address, "the router forwards a port to this node");
+            swarm.add_external_address(address.0.clone());
+        }
+        self.reach.mapped = now.into_iter().collect();
         self.publish();
+    }
+
+    /// Has the router take back what it forwards.
+    pub(crate) async fn unmap(&mut self) {
+        if let Some(Mapper { wanted, task, .. }) = self.mapper.take() {
+            drop(wanted);
+            // Silence only means that the mappings end by themselves.
+            let _ = tokio::time::timeout(UNMAP_TIMEOUT, task).await;
+        }
     }
 
     pub(crate) fn on_relay(&mut self, event: RelayEvent) {
@@ -182,10 +237,6 @@ impl Nat {
             server.set_status(Some(status));
         }
         self.publish();
-    }
-
-    pub(crate) fn has_mappings(&self) -> bool {
-        !self.reach.mapped.is_empty()
     }
 
     fn publish(&mut self) {

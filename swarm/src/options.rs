@@ -30,6 +30,9 @@ pub struct Options {
     /// Makes the swarm private: a peer that cannot prove this key is refused before any
     /// protocol, on every transport; without it, a peer that asks for one is.
     pub swarm_key: Option<SwarmKey>,
+    /// Certificates, beside those that the web trusts, that may vouch for a proxy that ends
+    /// TLS (`/tls/ws`, `/wss`), in DER as [`certificates`](crate::certificates) gives them.
+    pub tls_roots: Vec<Vec<u8>>,
     /// What to do with relays. With any but `Off`, connections that come about through one
     /// are made direct where that can be done (DCUtR).
     pub relay: RelayMode,
@@ -55,6 +58,7 @@ impl Options {
             external: Vec::new(),
             webrtc_certificate: None,
             swarm_key: None,
+            tls_roots: Vec::new(),
             relay: RelayMode::Off,
             ask_reach: false,
             upnp: false,
@@ -265,6 +269,12 @@ pub(crate) const CANDIDATES_MAX: usize = 8;
 
 /// Addresses announced because a peer reached this node there, or a router maps them.
 pub(crate) const CONFIRMED_MAX: usize = 16;
+
+/// Certificates of authorities that are taken from one file: system bundles have 150.
+pub(crate) const TLS_ROOTS_MAX: usize = 1024;
+
+/// Ports that a router is asked to forward: four transports on a few interfaces.
+pub(crate) const MAPPED_PORTS_MAX: usize = 16;
 
 /// How long a node that stops waits for its router to take port mappings back.
 pub(crate) const UNMAP_TIMEOUT: Duration = Duration::from_secs(1);

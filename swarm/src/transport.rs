@@ -12,13 +12,15 @@ use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Transport, dns, noise, quic, relay, tcp, websocket, yamux};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 
 use crate::SwarmError;
 use crate::behaviour::setup;
 use crate::gate::{Gate, Refusal};
 use crate::options::{
-    CONNECTION_STREAMS_MAX, HANDSHAKE_TIMEOUT, Options, WEBSOCKET_FRAME_BYTES_MAX,
+    CONNECTION_STREAMS_MAX, HANDSHAKE_TIMEOUT, Options, TLS_ROOTS_MAX, WEBSOCKET_FRAME_BYTES_MAX,
 };
 use crate::relay::RelayMode;
 use crate::webrtc;
@@ -31,6 +33,30 @@ pub(crate) type Connection = (PeerId, StreamMuxerBox);
 pub fn install_crypto() {
     // An error means that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The certificates in a PEM file, in DER; other kinds of entries are left out.
+///
+/// # Errors
+/// Says what is wrong with the file, or that there is none or too many in it.
+pub fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let read = CertificateDer::pem_slice_iter(pem).take(TLS_ROOTS_MAX + 1);
+    let read: Result<Vec<_>, _> = read.map(|one| Ok(one?.to_vec())).collect();
+    let read = read.map_err(|error: rustls::pki_types::pem::Error| error.to_string())?;
+    match read.len() {
+        0 => Err("there is no certificate in it".into()),
+        count if count > TLS_ROOTS_MAX => Err(format!("more than {TLS_ROOTS_MAX} certificates")),
+        _ => Ok(read),
+    }
+}
+
+fn tls(roots: &[Vec<u8>]) -> Result<websocket::tls::Config, SwarmError> {
+    let mut config = websocket::tls::Config::builder();
+    for root in roots {
+        let root = websocket::tls::Certificate::new(root.clone());
+        config.add_trust(&root).map_err(|error| setup("TLS", &error))?;
+    }
+    Ok(config.finish())
 }
 
 /// Every transport of a node, behind the gate if the swarm is private, and what drives the
@@ -82,6 +108,7 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
     let resolved = dns::tokio::Transport::system(sockets()).map_err(names)?;
     let mut frames = websocket::Config::new(resolved);
     frames.set_max_data_size(WEBSOCKET_FRAME_BYTES_MAX);
+    frames.set_tls_config(tls(&options.tls_roots)?);
     let browsers =
         frames.upgrade(Version::V1Lazy).authenticate(encryption).multiplex(multiplexing()).boxed();
     let direct = webrtc::listener(keys, options.webrtc_certificate.as_deref())?;
