@@ -28,6 +28,8 @@ use tokio::sync::watch;
 
 #[path = "mesh/hostile.rs"]
 mod hostile;
+#[path = "mesh/relayed.rs"]
+mod relayed;
 #[path = "mesh/transfer.rs"]
 mod transfer;
 

@@ -129,6 +129,20 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_is_known_by_its_hash_and_its_least_size() {
+        let mut all = Announcements::default();
+        let (model, now) = (ModelId::of(b"model"), Instant::now());
+        assert_eq!(all.manifest_size(model.manifest()), None);
+        for (publisher, size) in [([1; 32], 700), ([2; 32], 500), ([3; 32], 600)] {
+            let signed = SignedModel::sign(&publisher, model, "m", size).unwrap();
+            assert_eq!(all.learn(now, signed, false, |_| true), Learned::New);
+        }
+        all.learn(now, signed(0), false, |_| true);
+        assert_eq!(all.manifest_size(model.manifest()), Some(500));
+        assert_eq!(all.manifest_size(ShardId::of(b"shard")), None);
+    }
+
+    #[test]
     fn a_flood_of_models_nobody_holds_pushes_out_no_others() {
         let now = Instant::now();
         let mut all = Announcements::default();

@@ -223,6 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn another_way_to_a_peer_is_measured_afresh() {
+        let start = Instant::now();
+        let mut links = Links::default();
+        let slow = links.begin(start, peer(1), MIB);
+        links.end(start + Duration::from_secs(100), slow, MIB);
+        let under_way = links.begin(start, peer(1), MIB);
+        links.suspect(peer(1));
+        links.renew(peer(1));
+        assert_eq!((links.rate(peer(1)), links.is_suspect(peer(1))), (None, false));
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (MIB, 1));
+        links.end(start, under_way, 0);
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (0, 0));
+        links.renew(peer(2));
+    }
+
+    #[test]
     fn silence_and_lateness_are_told() {
         let start = Instant::now();
         let mut links = Links::default();

@@ -333,3 +333,68 @@ impl Shared {
         self.models.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use doppler_swarm::Path;
+
+    use super::*;
+    use crate::wire::Holdings;
+
+    fn connected(peer: PeerId, path: Path) -> Peers {
+        let remote: Address = "/ip4/10.0.0.1/tcp/1".parse().unwrap();
+        let peer_info = Peer {
+            remote,
+            path,
+            dialled: None,
+            offers_relay: false,
+            listens: Vec::new(),
+            agent: None,
+            connected_at: Instant::now(),
+            topics: BTreeSet::new(),
+        };
+        Arc::new(BTreeMap::from([(peer, peer_info)]))
+    }
+
+    #[test]
+    fn shards_are_asked_for_only_where_no_relay_lies_between() {
+        let (now, peer) = (Instant::now(), PeerId::from_seed([1; 32]));
+        let (model, shard) = (ModelId::of(b"model"), ShardId::of(b"shard"));
+        let mut state = State::default();
+        state.membership.register(model, vec![shard]).unwrap();
+        let entry = ModelHoldings { model, manifest: true, objects: vec![1], parts: Vec::new() };
+        let holdings = Holdings {
+            peer: peer.to_bytes(),
+            sequence: 1,
+            lease: Duration::from_secs(60),
+            addresses: Vec::new(),
+            models: vec![entry],
+        };
+        assert!(state.hear(now, peer, holdings));
+        let ready = |state: &State, object| state.holders(now, object).ready.len();
+        let manifest = model.manifest();
+
+        // Over a relay a manifest comes once somebody has signed that it is small.
+        assert!(state.connected(connected(peer, Path::Relayed { by: None })).is_empty());
+        assert_eq!(state.holders(now, shard).relayed.len(), 1);
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (0, 0));
+        let sign = |size| SignedModel::sign(&[9; 32], model, "m", size).unwrap();
+        state.learn(now, sign(RELAYED_MANIFEST_BYTES_MAX + 1), false);
+        assert_eq!(ready(&state, manifest), 0);
+        state.learn(now, sign(RELAYED_MANIFEST_BYTES_MAX), false);
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (0, 1));
+
+        // The direct way is another one: streams and measures of the relayed one go.
+        let begun = state.scheduler.links.begin(now, peer, 1 << 20);
+        state.scheduler.links.end(now + Duration::from_secs(9), begun, 1 << 20);
+        assert!(state.scheduler.links.rate(peer).is_some());
+        assert_eq!(state.connected(connected(peer, Path::Direct)), [peer]);
+        assert!(state.scheduler.links.rate(peer).is_none());
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (1, 1));
+        assert!(state.connected(connected(peer, Path::Direct)).is_empty(), "nothing new");
+        assert_eq!(state.connected(Peers::default()), [peer]);
+        assert_eq!(state.holders(now, shard).away.len(), 1);
+    }
+}

@@ -151,12 +151,15 @@ async fn a_circuit_ends_at_its_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_listens_is_reached_directly_in_the_end() {
-    for listen in [QUIC, TCP] {
-        let relay = Node::start(&[listen], &[], RelayMode::Server).await;
-        let mut hidden = Node::start(&[listen], &relay.addresses(), RelayMode::Client).await;
+    let key = SwarmKey::generate();
+    for (listen, key) in [(QUIC, None), (TCP, None), (QUIC, Some(&key)), (TCP, Some(&key))] {
+        let start =
+            async |bootstrap: &[Address], mode| Node::with(&[listen], bootstrap, mode, key).await;
+        let relay = start(&[], RelayMode::Server).await;
+        let mut hidden = start(&relay.addresses(), RelayMode::Client).await;
         let circuits = hidden.place().await;
         // Only the circuit's address is known to it.
-        let mut guest = Node::start(&[listen], &circuits, RelayMode::Client).await;
+        let mut guest = start(&circuits, RelayMode::Client).await;
         let (hidden_id, guest_id) = (hidden.id(), guest.id());
         let direct = |peer: PeerId| {
             move |peers: &doppler_swarm::Peers| {

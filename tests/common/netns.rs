@@ -162,6 +162,9 @@ impl Street {
         router
             .nft(
                 "table ip home {
+                    chain in {
+                        type nat hook prerouting priority dstnat
+                    }
                     chain out {
                         type nat hook postrouting priority srcnat
                         oifname street masquerade
