@@ -124,6 +124,14 @@ fn two_houses_meet_through_a_relay_and_then_directly() {
         row["via"]["way"] == "direct"
             && row["addresses"][0].as_str().is_some_and(|remote| remote.starts_with(&hole))
     });
+    // The hole is gone by the next start; the way through the relay is kept.
+    until("the circuit is written down", || {
+        let book = std::fs::read_to_string(town.reader.data.join("peers.json"));
+        let book: Value = serde_json::from_str(&book.unwrap_or_default()).unwrap_or_default();
+        let entries = book["peers"].as_array().cloned().unwrap_or_default();
+        let kept = entries.iter().find(|entry| entry["id"] == town.holder.peer_id.as_str());
+        kept.is_some_and(|entry| entry["addresses"].to_string().contains("/p2p-circuit"))
+    });
     assert_eq!(town.reader.event("model")["name"], NAME);
     let fetched = town.fetch();
     assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));

@@ -106,6 +106,8 @@ struct Actor {
     dials: Dials,
     paths: Paths,
     nat: Nat,
+    /// It listens on more than loopback.
+    listens_wide: bool,
     /// Connections that went out from a listening port.
     reused: HashSet<ConnectionId>,
     refusals: mpsc::Receiver<Refusal>,
@@ -149,6 +151,7 @@ impl Actor {
             dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
             paths: Paths::new(RELAYED_GRACE),
             nat,
+            listens_wide: options.listen.iter().any(|address| !address.is_loopback()),
             reused: HashSet::new(),
             refusals,
             warned_at: None,
@@ -232,11 +235,20 @@ impl Actor {
         if addresses.is_empty() {
             return;
         }
-        let reuses = reuses_port(&addresses[0]);
+        let reuses = self.reuses_port(&addresses[0]);
         let dial = DialOpts::peer_id(peer.0)
             .condition(condition)
             .addresses(addresses.into_iter().map(|address| address.0).collect());
         self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
+    }
+
+    /// Whether an address is dialled from the port that this node listens on: what a NAT
+    /// makes of that port is then what others see, and where a hole is punched. TCP has a
+    /// new port each time: from one port, two nodes that dial each other at once would both
+    /// take the dialler's part.
+    fn reuses_port(&self, address: &Address) -> bool {
+        // A socket on loopback leads nowhere else.
+        address.carrier() == Carrier::Quic && (self.listens_wide || address.is_loopback())
     }
 
     fn dial(&mut self, dial: impl Into<DialOpts>) {
@@ -254,7 +266,7 @@ impl Actor {
             match address.peer() {
                 Some(peer) => by_peer.entry(peer).or_default().push(address),
                 None => {
-                    let reuses = reuses_port(&address);
+                    let reuses = self.reuses_port(&address);
                     let dial = DialOpts::unknown_peer_id().address(address.0);
                     self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
                 }
@@ -388,7 +400,7 @@ impl Actor {
             }
             self.redial.connected(&remote, peer);
         }
-        if reuses_port(&remote)
+        if self.reuses_port(&remote)
             && matches!(
                 point,
                 ConnectedPoint::Dialer {
@@ -462,7 +474,7 @@ impl Actor {
                 info,
             }) => {
                 if self.reused.contains(&connection_id)
-                    && reuses_port(&Address(info.observed_addr.clone()))
+                    && Address(info.observed_addr.clone()).carrier() == Carrier::Quic
                     && let Some(asking) = self.swarm.behaviour_mut().asking.as_mut()
                 {
                     asking.seen(info.observed_addr.clone());
@@ -579,13 +591,6 @@ fn build(
         swarm.add_external_address(address.without_peer().0);
     }
     Ok(swarm)
-}
-
-/// Whether it is dialled from the port that this node listens on: what a NAT makes of that
-/// port is then what others see, and where a hole is punched. TCP has a new port each time:
-/// from one port, two nodes that dial each other at once would both take the dialler's part.
-fn reuses_port(address: &Address) -> bool {
-    address.carrier() == Carrier::Quic
 }
 
 /// A peer's text, cut to a bounded length and without control characters.
