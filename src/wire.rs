@@ -375,6 +375,7 @@ mod tests {
             ShardReply::Overloaded,
             ShardReply::Refused,
             ShardReply::Failed,
+            ShardReply::Relayed,
         ] {
             assert_eq!(ShardReply::decode(&reply.encode()[2..]), Ok(reply));
         }
