@@ -10,8 +10,9 @@ step() { printf '\n== %s\n' "$*"; }
 step "Debian packages"
 # mesa-vulkan-drivers: a software Vulkan driver (lavapipe), so that the wgpu kernels run without a GPU.
 # iproute2: network namespaces, in which nodes find each other by mDNS.
+# nftables: routers between them, behind which nodes hide.
 # chromium: drives the page that a node serves.
-packages=(mesa-vulkan-drivers iproute2 chromium)
+packages=(mesa-vulkan-drivers iproute2 nftables chromium)
 missing=()
 for package in "${packages[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

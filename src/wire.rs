@@ -247,6 +247,8 @@ pub enum ShardReply {
     Overloaded,
     Refused,
     Failed,
+    /// Not over a relay.
+    Relayed,
 }
 
 impl ShardReply {
@@ -258,6 +260,7 @@ impl ShardReply {
             Self::Overloaded => (shard::Status::Overloaded, 0, 0),
             Self::Refused => (shard::Status::Refused, 0, 0),
             Self::Failed => (shard::Status::Failed, 0, 0),
+            Self::Relayed => (shard::Status::Relayed, 0, 0),
         };
         frame(&shard::ShardReply { status: status.into(), object_size, body_bytes })
     }
@@ -281,6 +284,7 @@ impl ShardReply {
             shard::Status::Overloaded => Ok(Self::Overloaded),
             shard::Status::Refused => Ok(Self::Refused),
             shard::Status::Failed => Ok(Self::Failed),
+            shard::Status::Relayed => Ok(Self::Relayed),
             shard::Status::Unknown => Err(WireError::Invalid {
                 field: "status",
                 problem: format!("{} is unknown", body.status),
@@ -371,6 +375,7 @@ mod tests {
             ShardReply::Overloaded,
             ShardReply::Refused,
             ShardReply::Failed,
+            ShardReply::Relayed,
         ] {
             assert_eq!(ShardReply::decode(&reply.encode()[2..]), Ok(reply));
         }

@@ -28,6 +28,8 @@ use tokio::sync::watch;
 
 #[path = "mesh/hostile.rs"]
 mod hostile;
+#[path = "mesh/relayed.rs"]
+mod relayed;
 #[path = "mesh/transfer.rs"]
 mod transfer;
 
@@ -614,6 +616,7 @@ async fn broken_replies_cost_score_and_the_read_goes_on() {
         (0.45, reply(ShardReply::NotFound, &[])),
         (0.5, reply(ShardReply::Overloaded, &[])),
         (0.5, reply(ShardReply::Failed, &[])),
+        (0.5, reply(ShardReply::Relayed, &[])), // though nothing lies between
     ];
     for (index, (score_max, answer)) in answers.into_iter().enumerate() {
         let reader = node("broken", &[], nothing()).await;

@@ -39,7 +39,8 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) async fn run(self, events: SwarmEvents) {
-        let SwarmEvents { mut messages, mut peers, mut refusals, mut listening } = events;
+        let SwarmEvents { mut messages, mut peers, mut refusals, mut listening, mut reach } =
+            events;
         let mut held_changed = self.serve.changes();
         let now = Instant::now();
         let mut schedule = Schedule::new(self.timing, now);
@@ -73,6 +74,10 @@ impl Actor {
                 Ok(()) = listening.changed() => {
                     listening.mark_unchanged();
                     schedule.change(Instant::now(), Due::Holdings);
+                }
+                Ok(()) = reach.changed() => {
+                    reach.mark_unchanged();
+                    self.shared.ring();
                 }
                 Ok(()) = held_changed.changed() => {
                     held_changed.mark_unchanged();

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::options::ANNOUNCEMENTS_MAX;
-use crate::store::ModelId;
 use crate::store::signature::{PublicKey, SignatureError, SignedModel};
+use crate::store::{ModelId, ShardId};
 
 /// What hearing an announcement led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +78,14 @@ impl Announcements {
         self.known.values().map(|known| known.signed.clone()).collect()
     }
 
+    /// The size of a model's manifest, if the object is one; the least that anybody says.
+    pub(super) fn manifest_size(&self, object: ShardId) -> Option<u64> {
+        let model = ModelId::from(*object.as_bytes());
+        let first = (model, PublicKey([0; 32]));
+        let of_model = self.known.range(first..).take_while(|((other, _), _)| *other == model);
+        of_model.map(|(_, known)| known.signed.manifest_size).min()
+    }
+
     /// What this node should say: its own models and those whose manifest it `holds`,
     /// unless somebody said it within `quiet`. Marks what it returns as said.
     pub(super) fn take_due(
@@ -118,6 +126,20 @@ mod tests {
         // A known key does not let a changed announcement slip in.
         assert!(matches!(all.learn(now, bad, false, |_| true), Learned::Bad(_)));
         assert_eq!(all.all(), [good]);
+    }
+
+    #[test]
+    fn a_manifest_is_known_by_its_hash_and_its_least_size() {
+        let mut all = Announcements::default();
+        let (model, now) = (ModelId::of(b"model"), Instant::now());
+        assert_eq!(all.manifest_size(model.manifest()), None);
+        for (publisher, size) in [([1; 32], 700), ([2; 32], 500), ([3; 32], 600)] {
+            let signed = SignedModel::sign(&publisher, model, "m", size).unwrap();
+            assert_eq!(all.learn(now, signed, false, |_| true), Learned::New);
+        }
+        all.learn(now, signed(0), false, |_| true);
+        assert_eq!(all.manifest_size(model.manifest()), Some(500));
+        assert_eq!(all.manifest_size(ShardId::of(b"shard")), None);
     }
 
     #[test]

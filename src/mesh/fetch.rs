@@ -20,7 +20,7 @@ use super::limiter::Limiter;
 use super::options::{ATTEMPTS_MAX, REQUESTS_PER_READ_MAX};
 use super::reputation::Conduct;
 use super::scheduler::{Ask, Outcome, ReadId, RequestId};
-use super::shard_client::{Client, Failure, FailureKind};
+use super::shard_client::{Client, Failure, FailureKind, RELAYED};
 use super::state::{Holders, Shared};
 use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
 use crate::store::{ByteRange, ReadError, ReadRequest};
@@ -230,13 +230,14 @@ impl Reading {
             range: ask.range,
             priority: self.request.priority,
         };
+        let may_relay = fetcher.shared.lock().may_relay(wire.shard);
         let buffer = self.memory.take(ask.range);
         let handle = self.running.spawn(async move {
             let shared = Arc::clone(&fetcher.shared);
             let heard = move || {
                 shared.lock().scheduler.links.heard(Instant::now(), ask.peer);
             };
-            (ask, fetcher.client.request(ask.peer, wire, &heard, buffer).await)
+            (ask, fetcher.client.request(ask.peer, wire, may_relay, &heard, buffer).await)
         });
         self.handles.insert(ask.request, handle);
     }
@@ -367,7 +368,11 @@ impl Reading {
     fn gave_up(&self, holders: &Holders) -> ReadError {
         let (shard, waited) = (self.request.shard, self.started.elapsed());
         let known = holders.ready.len() + holders.away.len();
+        let relayed = holders.relayed.len();
         match &self.last {
+            _ if known == 0 && relayed > 0 => {
+                self.deadline_error(format!("each holder ({relayed}) {RELAYED}"))
+            }
             None if known == 0 => ReadError::NotFound { shard, waited },
             None => {
                 let (ready, away) = (holders.ready.len(), holders.away.len());

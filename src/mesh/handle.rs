@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{Address, Carrier, Options, PeerId, SwarmHandle};
+use doppler_swarm::{Address, Carrier, Options, Path, PeerId, Reach, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
@@ -45,6 +45,7 @@ struct Inner {
     shared: Arc<Shared>,
     fetcher: Arc<Fetcher>,
     listening: watch::Receiver<Vec<Address>>,
+    reach: watch::Receiver<Reach>,
     poke: Arc<Notify>,
     cancel: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -59,11 +60,15 @@ pub struct PeerInfo {
     /// Where it is connected from or to, then where it says it listens.
     pub addresses: Vec<String>,
     /// Where it can be dialled again, best first: where this node reached it, then where it
-    /// says it listens on the machine that it connected from. None before it identified itself.
+    /// says it listens on the machine that it connected from, then its places at relays.
+    /// None before it identified itself.
     #[serde(skip)]
     pub reached: Vec<Address>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
+    /// Whether a relay lies between: then no shards come from it.
+    #[serde(skip)]
+    pub path: Path,
     pub connected_s: f64,
     /// Verified bytes received from it.
     pub bytes_in: u64,
@@ -116,12 +121,16 @@ impl Mesh {
             listen: options.listen,
             bootstrap: options.bootstrap,
             mdns: options.mdns,
+            relay: options.relay,
+            ask_reach: options.ask_reach,
+            upnp: options.upnp,
             agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
             topics: vec![topic.clone()],
             external: options.external,
             webrtc_certificate: options.webrtc_certificate,
             swarm_key: options.swarm_key,
+            tls_roots: options.tls_roots,
             ..Options::new(options.seed)
         })
         .await?;
@@ -134,7 +143,7 @@ impl Mesh {
         for (peer, addresses) in known.into_iter().take(KNOWN_MAX) {
             swarm.dial(peer, addresses)?;
         }
-        let mut listening = events.listening.clone();
+        let (mut listening, reach) = (events.listening.clone(), events.reach.clone());
         if !wanted.is_empty() {
             let ready = listening.wait_for(|addresses| {
                 let heard: BTreeSet<Carrier> = addresses.iter().map(Address::carrier).collect();
@@ -183,6 +192,7 @@ impl Mesh {
             shared,
             fetcher,
             listening,
+            reach,
             poke,
             _stop: cancel.clone().drop_guard(),
             cancel,
@@ -202,6 +212,11 @@ impl MeshHandle {
     /// others take as a bootstrap address.
     pub fn listen_addrs(&self) -> Vec<Address> {
         self.inner.listening.borrow().clone()
+    }
+
+    /// How others reach this node, as far as is known.
+    pub fn reach(&self) -> Reach {
+        self.inner.reach.borrow().clone()
     }
 
     /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
@@ -283,6 +298,7 @@ impl MeshHandle {
                 addresses: addresses.map(Address::to_string).collect(),
                 reached: reached(peer),
                 agent: peer.agent.clone().unwrap_or_default(),
+                path: peer.path,
                 connected_s: now.saturating_duration_since(peer.connected_at).as_secs_f64(),
                 bytes_in: traffic.bytes_in,
                 bytes_out: traffic.bytes_out,
@@ -341,7 +357,9 @@ fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
         .collect();
     near.sort_by_key(|address| address.carrier());
     let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
-    for address in near.into_iter().map(Address::without_peer) {
+    // And at its relays, which is all that remains of a way through a hole.
+    let relayed = peer.listens.iter().filter(|address| address.carrier() == Carrier::Relay);
+    for address in near.into_iter().chain(relayed).map(Address::without_peer) {
         if !all.contains(&address) {
             all.push(address);
         }

@@ -89,6 +89,16 @@ impl Links {
         }
     }
 
+    /// The way to a peer is another one: what was measured of the old one is forgotten.
+    /// Requests under way stay counted.
+    pub(super) fn renew(&mut self, peer: PeerId) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.rate = None;
+            link.heard = None;
+            link.suspect = false;
+        }
+    }
+
     /// Others were faster while the peer was silent: one request at a time until it is heard.
     pub(super) fn suspect(&mut self, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
@@ -210,6 +220,22 @@ mod tests {
         assert!(rate > 1.25 * MIB as f64 && rate < 2.0 * MIB as f64, "{rate}");
         assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (0, 0));
         assert_eq!(links.assumed_rate(peer(2)), rate, "nobody else is known");
+    }
+
+    #[test]
+    fn another_way_to_a_peer_is_measured_afresh() {
+        let start = Instant::now();
+        let mut links = Links::default();
+        let slow = links.begin(start, peer(1), MIB);
+        links.end(start + Duration::from_secs(100), slow, MIB);
+        let under_way = links.begin(start, peer(1), MIB);
+        links.suspect(peer(1));
+        links.renew(peer(1));
+        assert_eq!((links.rate(peer(1)), links.is_suspect(peer(1))), (None, false));
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (MIB, 1));
+        links.end(start, under_way, 0);
+        assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (0, 0));
+        links.renew(peer(2));
     }
 
     #[test]

@@ -26,8 +26,8 @@ mod shard_server;
 mod state;
 
 pub use doppler_swarm::{
-    Address, BadAddress, BadPeerId, Carrier, PeerId, SwarmError, SwarmKey, generate_certificate,
-    install_crypto,
+    Address, BadAddress, BadPeerId, Carrier, Path, PeerId, Reach, RelayMode, SwarmError, SwarmKey,
+    Verdict, certificates, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use doppler_swarm::{Address, SwarmError, SwarmKey};
+use doppler_swarm::{Address, RelayMode, SwarmError, SwarmKey};
 
 use crate::store::signature::SignatureError;
 
@@ -20,10 +20,18 @@ pub struct MeshOptions {
     pub webrtc_certificate: Option<String>,
     /// Makes the swarm private: who cannot prove it is refused on every transport.
     pub swarm_key: Option<SwarmKey>,
+    /// Certificates, in DER, that may vouch for a proxy that ends TLS, beside the web's.
+    pub tls_roots: Vec<Vec<u8>>,
     pub bootstrap: Vec<Address>,
     /// Where peers were reached before, each with its id: dialled once, at the start.
     pub known: Vec<Address>,
     pub mdns: bool,
+    /// What to do with relays; with any but `Off`, holes are punched, too.
+    pub relay: RelayMode,
+    /// Ask peers whether they reach this node.
+    pub ask_reach: bool,
+    /// Ask the router to forward the listening ports.
+    pub upnp: bool,
     /// How long a read looks for a holder before it is `NotFound`.
     pub find_timeout: Duration,
     pub timing: Timing,
@@ -45,9 +53,13 @@ impl MeshOptions {
             external: Vec::new(),
             webrtc_certificate: None,
             swarm_key: None,
+            tls_roots: Vec::new(),
             bootstrap: Vec::new(),
             known: Vec::new(),
             mdns: false,
+            relay: RelayMode::Off,
+            ask_reach: false,
+            upnp: false,
             find_timeout: FIND_TIMEOUT,
             timing: Timing::default(),
             upload_slots: UPLOAD_SLOTS,
@@ -193,6 +205,9 @@ pub(super) const SLOT_WAIT: Duration = Duration::from_millis(1500);
 /// How long reading and encoding one range may take here. With `SLOT_WAIT` below
 /// `Timing::idle`, so that a busy peer says so before it counts as stalled.
 pub(super) const ENCODE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The largest manifest that is asked for, or sent, over a relay; nothing else of the shard
+/// protocol is. Half of what a circuit carries, so that gossip has the rest.
+pub(super) const RELAYED_MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes written at once between time-outs; also the largest frame a browser's transport takes well.
 pub(super) const WRITE_BYTES: usize = 64 * 1024;
 

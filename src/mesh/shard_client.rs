@@ -25,6 +25,9 @@ use super::reputation::Conduct;
 use crate::store::verified::{self, Piece};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 
+/// Said of a peer that only a relay leads to.
+pub(super) const RELAYED: &str = "is reached only through a relay, which carries no shards";
+
 /// Why a request brought nothing.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -51,6 +54,8 @@ pub(super) enum FailureKind {
     Overloaded,
     /// It will not, or could not read it.
     Refused,
+    /// Only a relay leads there, and that may not carry this.
+    Relayed,
 }
 
 impl FailureKind {
@@ -63,7 +68,7 @@ impl FailureKind {
             Self::Lost => Some(Conduct::Lost),
             Self::NotFound => Some(Conduct::Denied),
             Self::OutOfRange { .. } => Some(Conduct::Disputed),
-            Self::Overloaded | Self::Refused => None,
+            Self::Overloaded | Self::Refused | Self::Relayed => None,
         }
     }
 }
@@ -89,19 +94,20 @@ impl Client {
 
     /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long. `heard` is called
     /// now and then while bytes come; they come into `buffer` if it is large enough.
+    /// Unless it `may_relay`, it is not asked over a relay.
     pub(super) async fn request(
         &self,
         peer: PeerId,
         request: ShardRequest,
+        may_relay: bool,
         heard: Heard<'_>,
         buffer: BytesMut,
     ) -> Result<Piece, Failure> {
         let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
         // A limit of this node's own is not the peer's fault.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
-        match tokio::time::timeout(limit, self.request_unlimited(peer, request, heard, buffer))
-            .await
-        {
+        let asking = self.request_unlimited(peer, request, may_relay, heard, buffer);
+        match tokio::time::timeout(limit, asking).await {
             Ok(answer) => answer,
             Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
         }
@@ -111,6 +117,7 @@ impl Client {
         &self,
         peer: PeerId,
         request: ShardRequest,
+        may_relay: bool,
         heard: Heard<'_>,
         mut buffer: BytesMut,
     ) -> Result<Piece, Failure> {
@@ -128,6 +135,9 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
+        if stream.is_relayed() && !may_relay {
+            return Err(failure(FailureKind::Relayed, 0, RELAYED.into()));
+        }
         match self.exchange(&mut stream, request, heard, &mut buffer).await {
             Ok(range) => {
                 self.keep(peer, stream);
@@ -143,7 +153,8 @@ impl Client {
             FailureKind::NotFound
             | FailureKind::OutOfRange { .. }
             | FailureKind::Overloaded
-            | FailureKind::Refused => self.keep(peer, stream),
+            | FailureKind::Refused
+            | FailureKind::Relayed => self.keep(peer, stream),
             FailureKind::Wrong
             | FailureKind::Violation
             | FailureKind::Stalled
@@ -175,6 +186,10 @@ impl Client {
     }
 
     fn keep(&self, peer: PeerId, stream: Stream) {
+        // By the next request there may be a direct connection.
+        if stream.is_relayed() {
+            return;
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let streams = kept.entry(peer).or_default();
         if streams.len() < IDLE_STREAMS_PER_PEER_MAX {
@@ -232,6 +247,7 @@ async fn answer(
         }
         Ok(ShardReply::Overloaded) => return Err(says(FailureKind::Overloaded, "is overloaded")),
         Ok(ShardReply::Refused) => return Err(says(FailureKind::Refused, "refused")),
+        Ok(ShardReply::Relayed) => return Err(says(FailureKind::Relayed, RELAYED)),
         Ok(ShardReply::Failed) => return Err(says(FailureKind::Refused, "could not read it")),
         Err(detail) => return Err(failure(FailureKind::Violation, 0, detail)),
     };

@@ -19,8 +19,8 @@ use tracing::debug;
 
 use super::limiter::Limiter;
 use super::options::{
-    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE, SLOT_WAIT, STREAMS_MAX,
-    STREAMS_PER_PEER_MAX, WRITE_BYTES,
+    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE,
+    RELAYED_MANIFEST_BYTES_MAX, SLOT_WAIT, STREAMS_MAX, STREAMS_PER_PEER_MAX, WRITE_BYTES,
 };
 use super::state::Shared;
 use crate::store::verified::GROUP_BYTES;
@@ -163,6 +163,11 @@ impl Server {
         stream: &mut Stream,
         request: ShardRequest,
     ) -> io::Result<()> {
+        if stream.is_relayed() && !self.shared.lock().may_relay(request.shard) {
+            debug!(%peer, shard = %request.shard.short(), "not sent over a relay");
+            self.write(stream, &ShardReply::Relayed.encode()).await?;
+            return self.flush(stream).await;
+        }
         // Held until the reply is written: that is what bounds memory.
         // The peer's own share comes first: who waits for that takes nothing from others.
         let slot = timeout(SLOT_WAIT, async {
@@ -172,6 +177,12 @@ impl Server {
         let served = match slot {
             Ok(_) => self.serve(request).await,
             Err(_) => Err(ShardReply::Overloaded),
+        };
+        // Its publisher may have given a smaller size than it has.
+        let too_large = |served: &Served| served.object_size() > RELAYED_MANIFEST_BYTES_MAX;
+        let served = match served {
+            Ok(served) if stream.is_relayed() && too_large(&served) => Err(ShardReply::Relayed),
+            served => served,
         };
         match served {
             Err(reply) => self.write(stream, &reply.encode()).await?,
@@ -187,9 +198,10 @@ impl Server {
 
     /// Sends a range, a frame at a time; the bytes of its encoding.
     async fn send(&self, stream: &mut Stream, served: &Served) -> io::Result<u64> {
-        let (object_size, body_bytes) = match served {
-            Served::Encoded(encoded) => (encoded.size, encoded.bytes.len() as u64),
-            Served::Proved(range) => (range.size(), range.encoded_bytes() as u64),
+        let object_size = served.object_size();
+        let body_bytes = match served {
+            Served::Encoded(encoded) => encoded.bytes.len() as u64,
+            Served::Proved(range) => range.encoded_bytes() as u64,
         };
         self.write(stream, &ShardReply::Ok { object_size, body_bytes }.encode()).await?;
         let at_once = if self.limit.is_limited() { LIMITED_BYTES } else { WRITE_BYTES };

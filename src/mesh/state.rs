@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use doppler_swarm::{Address, PeerId, Peers};
+use doppler_swarm::{Address, Peer, PeerId, Peers};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
@@ -16,6 +16,7 @@ use super::announcements::{Announcements, Learned};
 use super::membership::{Heard, Membership, bitmap};
 use super::options::{
     DIAL_RETRY_FIRST, DIAL_RETRY_MAX, DIAL_TARGET, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX,
+    RELAYED_MANIFEST_BYTES_MAX,
 };
 use super::reputation::{Conduct, Reputation};
 use super::scheduler::{Ask, Holder, Outcome, ReadId, Scheduler};
@@ -87,6 +88,8 @@ pub(super) struct Holders {
     pub(super) ready: Vec<(PeerId, Chunks)>,
     /// Known by a lease, but not connected.
     pub(super) away: Vec<(PeerId, Chunks)>,
+    /// Connected, but through a relay that may not carry this.
+    pub(super) relayed: Vec<(PeerId, Chunks)>,
 }
 
 impl State {
@@ -96,22 +99,32 @@ impl State {
             if self.reputation.is_shunned(now, peer) {
                 continue;
             }
-            if self.peers.contains_key(&peer) {
-                holders.ready.push((peer, chunks));
-            } else {
-                holders.away.push((peer, chunks));
+            match self.peers.get(&peer) {
+                Some(connected) if connected.path.is_direct() || self.may_relay(shard) => {
+                    holders.ready.push((peer, chunks));
+                }
+                Some(_) => holders.relayed.push((peer, chunks)),
+                None => holders.away.push((peer, chunks)),
             }
         }
         holders
     }
 
+    /// Whether an object is small and needed enough to go over a relay: a manifest.
+    pub(super) fn may_relay(&self, shard: ShardId) -> bool {
+        may_relay(&self.announcements, shard)
+    }
+
     /// Gives every read its orders.
     pub(super) fn assign(&mut self, now: Instant, hedge: bool) {
-        let Self { scheduler, membership, reputation, peers, .. } = self;
+        let Self { scheduler, membership, reputation, peers, announcements, .. } = self;
         let asks = scheduler.schedule(now, hedge, &|shard| {
             let holders = membership.holders(now, shard).into_iter();
+            let relay = may_relay(announcements, shard);
+            let in_reach =
+                |peer: &PeerId| peers.get(peer).is_some_and(|p| relay || p.path.is_direct());
             holders
-                .filter(|(peer, _)| peers.contains_key(peer) && !reputation.is_shunned(now, *peer))
+                .filter(|(peer, _)| in_reach(peer) && !reputation.is_shunned(now, *peer))
                 .map(|(peer, chunks)| Holder { peer, chunks, score: reputation.score(peer) })
                 .collect()
         });
@@ -236,9 +249,16 @@ impl State {
         wanted.map(|entry| entry.next).min()
     }
 
-    /// The connected peers changed; returns those that went away.
+    /// The connected peers changed; returns those that went away, or to whom another way
+    /// leads now: that one has to be measured afresh.
     pub(super) fn connected(&mut self, peers: Peers) -> Vec<PeerId> {
-        let gone = self.peers.keys().filter(|peer| !peers.contains_key(peer)).copied().collect();
+        let moved = |(id, peer): &(&PeerId, &Peer)| {
+            peers.get(id).is_none_or(|now| now.path.is_direct() != peer.path.is_direct())
+        };
+        let gone: Vec<PeerId> = self.peers.iter().filter(moved).map(|(id, _)| *id).collect();
+        for peer in gone.iter().filter(|peer| peers.contains_key(peer)) {
+            self.scheduler.links.renew(*peer);
+        }
         for peer in peers.keys() {
             self.dialling.remove(peer);
         }
@@ -253,6 +273,11 @@ impl State {
         self.dialling.retain(|peer, _| members.contains(peer));
         changed
     }
+}
+
+fn may_relay(announcements: &Announcements, shard: ShardId) -> bool {
+    let size = announcements.manifest_size(shard);
+    size.is_some_and(|size| size <= RELAYED_MANIFEST_BYTES_MAX)
 }
 
 /// The state, and the bell that rings when a decision on it may come out differently.
@@ -306,5 +331,70 @@ impl Shared {
 
     pub(super) fn models(&self) -> watch::Receiver<Arc<Vec<SignedModel>>> {
         self.models.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use doppler_swarm::Path;
+
+    use super::*;
+    use crate::wire::Holdings;
+
+    fn connected(peer: PeerId, path: Path) -> Peers {
+        let remote: Address = "/ip4/10.0.0.1/tcp/1".parse().unwrap();
+        let peer_info = Peer {
+            remote,
+            path,
+            dialled: None,
+            offers_relay: false,
+            listens: Vec::new(),
+            agent: None,
+            connected_at: Instant::now(),
+            topics: BTreeSet::new(),
+        };
+        Arc::new(BTreeMap::from([(peer, peer_info)]))
+    }
+
+    #[test]
+    fn shards_are_asked_for_only_where_no_relay_lies_between() {
+        let (now, peer) = (Instant::now(), PeerId::from_seed([1; 32]));
+        let (model, shard) = (ModelId::of(b"model"), ShardId::of(b"shard"));
+        let mut state = State::default();
+        state.membership.register(model, vec![shard]).unwrap();
+        let entry = ModelHoldings { model, manifest: true, objects: vec![1], parts: Vec::new() };
+        let holdings = Holdings {
+            peer: peer.to_bytes(),
+            sequence: 1,
+            lease: Duration::from_secs(60),
+            addresses: Vec::new(),
+            models: vec![entry],
+        };
+        assert!(state.hear(now, peer, holdings));
+        let ready = |state: &State, object| state.holders(now, object).ready.len();
+        let manifest = model.manifest();
+
+        // Over a relay a manifest comes once somebody has signed that it is small.
+        assert!(state.connected(connected(peer, Path::Relayed { by: None })).is_empty());
+        assert_eq!(state.holders(now, shard).relayed.len(), 1);
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (0, 0));
+        let sign = |size| SignedModel::sign(&[9; 32], model, "m", size).unwrap();
+        state.learn(now, sign(RELAYED_MANIFEST_BYTES_MAX + 1), false);
+        assert_eq!(ready(&state, manifest), 0);
+        state.learn(now, sign(RELAYED_MANIFEST_BYTES_MAX), false);
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (0, 1));
+
+        // The direct way is another one: streams and measures of the relayed one go.
+        let begun = state.scheduler.links.begin(now, peer, 1 << 20);
+        state.scheduler.links.end(now + Duration::from_secs(9), begun, 1 << 20);
+        assert!(state.scheduler.links.rate(peer).is_some());
+        assert_eq!(state.connected(connected(peer, Path::Direct)), [peer]);
+        assert!(state.scheduler.links.rate(peer).is_none());
+        assert_eq!((ready(&state, shard), ready(&state, manifest)), (1, 1));
+        assert!(state.connected(connected(peer, Path::Direct)).is_empty(), "nothing new");
+        assert_eq!(state.connected(Peers::default()), [peer]);
+        assert_eq!(state.holders(now, shard).away.len(), 1);
     }
 }

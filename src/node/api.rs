@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::trust::Untrusted;
 use crate::infer::generate::StopReason;
 use crate::infer::sampler::SamplerOptions;
+use crate::mesh::{Path, Reach, Verdict};
 use crate::store::signature::PublicKey;
 use crate::store::{ByteRange, ShardId};
 
@@ -31,6 +32,9 @@ pub struct Status {
     /// Those of `addresses` that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
     #[serde(default)]
     pub browser_addresses: Vec<String>,
+    /// How others reach this node.
+    #[serde(default)]
+    pub reach: ReachStatus,
     /// The swarm has a key, and connections that failed for want of it.
     #[serde(default)]
     pub private: bool,
@@ -64,6 +68,96 @@ pub struct NodeInfo {
     /// Where the node can be dialled.
     pub addresses: Vec<String>,
     pub peers: Vec<Peer>,
+}
+
+/// How others reach a node, as far as is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachStatus {
+    pub state: ReachState,
+    /// Addresses that a router forwards because it was asked to (UPnP).
+    pub mapped: Vec<String>,
+    /// Peers that keep a place for this node as its relays.
+    pub relays: Vec<String>,
+    /// This node offers a relay to its peers.
+    pub offers_relay: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReachState {
+    /// No peer outside its own network has tried.
+    #[default]
+    Unknown,
+    /// Peers dialled it, and it answered.
+    Public,
+    /// The same, at a port that a router forwards.
+    Mapped,
+    /// Peers dialled it, and nobody answered.
+    Private,
+}
+
+impl ReachStatus {
+    pub(super) fn of(reach: Reach) -> Self {
+        let state = match reach.verdict {
+            Verdict::Unknown => ReachState::Unknown,
+            Verdict::Public if reach.mapped.is_empty() => ReachState::Public,
+            Verdict::Public => ReachState::Mapped,
+            Verdict::Private => ReachState::Private,
+        };
+        Self {
+            state,
+            mapped: reach.mapped.iter().map(ToString::to_string).collect(),
+            relays: reach.relays.iter().map(ToString::to_string).collect(),
+            offers_relay: reach.offers_relay,
+        }
+    }
+}
+
+impl std::fmt::Display for ReachStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.state {
+            ReachState::Unknown if self.mapped.is_empty() => {
+                write!(f, "not known yet (no peer from outside this network has tried)")?;
+            }
+            ReachState::Unknown => {
+                write!(f, "the router forwards {}; nobody tried yet", self.mapped.join(", "))?;
+            }
+            ReachState::Public => write!(f, "public: peers dial it")?,
+            ReachState::Mapped => {
+                write!(f, "public: the router forwards {}", self.mapped.join(", "))?;
+            }
+            ReachState::Private => write!(f, "behind a NAT or firewall: peers cannot dial it")?,
+        }
+        if !self.relays.is_empty() {
+            write!(f, "; through relay {}", self.relays.join(", "))?;
+        }
+        if self.offers_relay {
+            write!(f, "; offers a relay")?;
+        }
+        Ok(())
+    }
+}
+
+/// By what way a peer is connected.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "way", rename_all = "snake_case")]
+pub enum Via {
+    #[default]
+    Direct,
+    /// No shards come from it.
+    Relay {
+        /// The relay's peer id, if it is known.
+        relay: Option<String>,
+    },
+}
+
+impl Via {
+    pub(super) fn of(path: Path) -> Self {
+        match path {
+            Path::Direct => Self::Direct,
+            Path::Relayed { by } => Self::Relay { relay: by.map(|peer| peer.to_string()) },
+        }
+    }
 }
 
 /// How the store has fared since the node started.
@@ -167,6 +261,8 @@ pub struct Peer {
     pub addresses: Vec<String>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
+    #[serde(default)]
+    pub via: Via,
     pub connected_s: f64,
     /// Verified bytes received from it.
     pub bytes_in: u64,

@@ -10,6 +10,7 @@ use super::memory;
 use super::size::{ByteRate, ByteSize};
 use super::trust::TrustPolicy;
 use crate::infer::slots::SlotBudget;
+use crate::mesh::RelayMode;
 use crate::store::PolicyKind;
 use crate::store::signature::PublicKey;
 
@@ -132,6 +133,20 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "FILE", env = "DOPPLER_SWARM_KEY")]
     pub swarm_key: Option<PathBuf>,
 
+    /// PEM file of authorities that may vouch for /wss addresses, beside those of the web
+    #[arg(long, value_name = "FILE", env = "SSL_CERT_FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// What to do with relays: `auto` offers one while peers say that they reach this node,
+    /// and uses theirs while they say that they do not; `server` offers one in any case,
+    /// `client` never; `off` does neither
+    #[arg(long, value_enum, default_value_t)]
+    pub relay: RelayChoice,
+
+    /// Do not ask the router to forward the listening ports (UPnP)
+    #[arg(long)]
+    pub no_upnp: bool,
+
     /// Do not look for peers on the local network by mDNS
     #[arg(long)]
     pub no_mdns: bool,
@@ -155,6 +170,27 @@ pub struct NetworkArgs {
     /// Seconds to look for a holder of a missing shard before giving up
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     pub find_timeout: f64,
+}
+
+/// What a node does with relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum RelayChoice {
+    #[default]
+    Auto,
+    Client,
+    Server,
+    Off,
+}
+
+impl From<RelayChoice> for RelayMode {
+    fn from(choice: RelayChoice) -> Self {
+        match choice {
+            RelayChoice::Auto => Self::Auto,
+            RelayChoice::Client => Self::Client,
+            RelayChoice::Server => Self::Server,
+            RelayChoice::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

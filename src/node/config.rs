@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 
 use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
 use super::trust::TrustPolicy;
-use crate::mesh::LIMIT_MIN;
+use crate::mesh::{LIMIT_MIN, RelayMode};
 use crate::store::signature::PublicKey;
 
 /// Names longer than this would not fit the gossip topic's bound.
@@ -31,8 +31,13 @@ pub struct Config {
     pub external: Vec<String>,
     /// Where a private swarm's key is.
     pub swarm_key: Option<PathBuf>,
+    /// Authorities for /wss addresses.
+    pub tls_ca: Option<PathBuf>,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
+    pub relay: RelayMode,
+    /// Ask the router to forward ports.
+    pub upnp: bool,
     /// How long a missing shard's holder is looked for.
     pub find_timeout: Duration,
     /// Bytes of shards a second to and from peers.
@@ -108,8 +113,11 @@ impl Config {
             listen,
             external: network.external_address.clone(),
             swarm_key: network.swarm_key.clone(),
+            tls_ca: network.tls_ca.clone(),
             bootstrap: network.bootstrap.clone(),
             mdns: !network.no_mdns,
+            relay: network.relay.into(),
+            upnp: !network.no_upnp,
             find_timeout: Duration::from_secs_f64(network.find_timeout),
             upload_limit: network.upload_limit.map(|limit| limit.0),
             download_limit: network.download_limit.map(|limit| limit.0),
@@ -184,7 +192,10 @@ mod tests {
     fn defaults_need_no_flags() {
         let config = resolve(&["lab"]).unwrap();
         assert_eq!(config.listen, LISTEN_DEFAULT);
-        assert!(config.mdns);
+        assert!(config.mdns && config.upnp);
+        assert_eq!(config.relay, RelayMode::Auto);
+        let config = resolve(&["lab", "--relay", "off", "--no-upnp"]).unwrap();
+        assert_eq!((config.relay, config.upnp), (RelayMode::Off, false));
         assert_eq!(config.ram_budget, 4 << 30);
     }
 

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::address_book::{self, AddressBook};
 use super::api::{
     FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, NodeInfo, Peer,
-    PublishReply, PublishRequest, Status, StoreStatus, TargetReply, TargetRequest, TierUse,
-    Traffic,
+    PublishReply, PublishRequest, ReachStatus, Status, StoreStatus, TargetReply, TargetRequest,
+    TierUse, Traffic, Via,
 };
 use super::catalog::{Catalog, objects, shard_ids, sizes};
 use super::config::Config;
@@ -93,8 +93,17 @@ impl Service {
         }
         let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
         options.swarm_key = key.context("--swarm-key")?;
+        if let Some(file) = &config.tls_ca {
+            let pem = std::fs::read(file).map_err(|error| error.to_string());
+            let roots = pem.and_then(|pem| crate::mesh::certificates(&pem));
+            options.tls_roots =
+                roots.map_err(|error| anyhow::anyhow!("--tls-ca {}: {error}", file.display()))?;
+        }
         options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
         options.mdns = config.mdns;
+        options.relay = config.relay;
+        options.ask_reach = true;
+        options.upnp = config.upnp;
         options.find_timeout = config.find_timeout;
         options.upload_limit = config.upload_limit;
         options.download_limit = config.download_limit;
@@ -171,6 +180,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             addresses: self.addresses(),
             browser_addresses: self.browser_addresses(),
+            reach: ReachStatus::of(self.mesh.reach()),
             private: self.config.swarm_key.is_some(),
             refused_peers: self.mesh.stats().counts.refused_peers,
             data: self.config.data.clone(),
@@ -203,6 +213,7 @@ impl Service {
             id: info.id.to_string(),
             addresses: info.addresses,
             agent: info.agent,
+            via: Via::of(info.path),
             connected_s: info.connected_s,
             bytes_in: info.bytes_in,
             bytes_out: info.bytes_out,

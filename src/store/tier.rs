@@ -120,6 +120,16 @@ pub enum Served {
     Proved(VerifiedRange),
 }
 
+impl Served {
+    /// The size of the whole object.
+    pub const fn object_size(&self) -> u64 {
+        match self {
+            Self::Encoded(encoded) => encoded.size,
+            Self::Proved(range) => range.size(),
+        }
+    }
+}
+
 /// What a node offers its peers. Implemented by the ladder, called by the mesh.
 pub trait ShardServe: Send + Sync {
     /// The object's total size and the bao encoding of `range` grown to whole

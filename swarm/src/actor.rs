@@ -1,14 +1,16 @@
 //! The loop that owns the libp2p swarm: one `select!` over its events, the
 //! caller's commands and a tick. It never waits for a caller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures::StreamExt;
+use libp2p::core::transport::PortUse;
+use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{StreamProtocol, Swarm, gossipsub, identify, mdns, ping};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,17 +19,21 @@ use tracing::{debug, info, warn};
 use crate::behaviour::{Behaviour, BehaviourEvent, setup};
 use crate::dials::Dials;
 use crate::gate::{Refusal, decline_all};
-use crate::handle::{Drops, Message, Peer, Peers};
+use crate::handle::{Controls, Drops, Message, Peer, Peers};
 use crate::ids::keypair;
 use crate::key::KEY_PROTOCOL;
+use crate::nat::Nat;
 use crate::options::{
     AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, DIALS_WAITING_MAX, EXTERNAL_MAX, FOREIGN_BAN,
     GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX, OUTBOX,
-    Options, PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, TICK,
+    Options, PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, REFUSAL_LOG_EVERY, REFUSAL_QUEUE,
+    RELAYED_GRACE, TICK,
 };
 use crate::outbox::Outbox;
+use crate::paths::{Path, Paths};
+use crate::reach::Reach;
 use crate::redial::Redial;
-use crate::{Address, PeerId, SwarmError};
+use crate::{Address, Carrier, PeerId, SwarmError};
 
 /// What a caller can ask of the loop.
 pub(crate) enum Command {
@@ -44,11 +50,12 @@ pub(crate) struct Outputs {
     pub(crate) messages: mpsc::Sender<Message>,
     pub(crate) peers: watch::Sender<Peers>,
     pub(crate) listening: watch::Sender<Vec<Address>>,
+    pub(crate) reach: watch::Sender<Reach>,
     pub(crate) refusals: mpsc::Sender<Refusal>,
     pub(crate) drops: Arc<Drops>,
 }
 
-type Started = Result<(libp2p_stream::Control, runtime::Handle), SwarmError>;
+type Started = Result<(Controls, runtime::Handle), SwarmError>;
 
 /// Body of the swarm's thread: a runtime of its own, the loop, and its end.
 pub(crate) fn run_thread(
@@ -73,8 +80,10 @@ pub(crate) fn run_thread(
                 return None;
             }
         };
-        let control = actor.swarm.behaviour().streams.new_control();
-        if started.send(Ok((control, runtime::Handle::current()))).is_err() {
+        let behaviour = actor.swarm.behaviour();
+        let (direct, relayed) = (&behaviour.streams, &behaviour.relayed_streams);
+        let controls = Controls { direct: direct.new_control(), relayed: relayed.new_control() };
+        if started.send(Ok((controls, runtime::Handle::current()))).is_err() {
             return None;
         }
         actor.run(commands).await
@@ -95,6 +104,12 @@ struct Actor {
     outbox: Outbox,
     bans: BTreeMap<PeerId, Instant>,
     dials: Dials,
+    paths: Paths,
+    nat: Nat,
+    /// It listens on more than loopback.
+    listens_wide: bool,
+    /// Connections that went out from a listening port.
+    reused: HashSet<ConnectionId>,
     refusals: mpsc::Receiver<Refusal>,
     warned_at: Option<Instant>,
 }
@@ -104,10 +119,13 @@ impl Actor {
         let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
         let mut swarm = build(&options, refusals_in.clone())?;
         if options.swarm_key.is_none() {
-            let name = StreamProtocol::new(KEY_PROTOCOL);
-            let asked = swarm.behaviour().streams.new_control().accept(name);
-            let asked = asked.map_err(|_| SwarmError::AlreadyServed(KEY_PROTOCOL.to_owned()))?;
-            tokio::spawn(decline_all(asked, refusals_in));
+            let behaviour = swarm.behaviour();
+            for half in [&behaviour.streams, &behaviour.relayed_streams] {
+                let asked = half.new_control().accept(StreamProtocol::new(KEY_PROTOCOL));
+                let asked =
+                    asked.map_err(|_| SwarmError::AlreadyServed(KEY_PROTOCOL.to_owned()))?;
+                tokio::spawn(decline_all(asked, refusals_in.clone()));
+            }
         }
         for address in &options.listen {
             refuse_taken_port(address)?;
@@ -116,6 +134,8 @@ impl Actor {
                 reason: error.to_string(),
             })?;
         }
+        let mut nat = Nat::new(&options, outputs.reach.clone());
+        nat.offer(&mut swarm);
         if options.bootstrap.len() > BOOTSTRAP_MAX {
             warn!("only the first {BOOTSTRAP_MAX} bootstrap addresses are used");
         }
@@ -129,6 +149,10 @@ impl Actor {
             outbox: Outbox::new(OUTBOX),
             bans: BTreeMap::new(),
             dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
+            paths: Paths::new(RELAYED_GRACE),
+            nat,
+            listens_wide: options.listen.iter().any(|address| !address.is_loopback()),
+            reused: HashSet::new(),
             refusals,
             warned_at: None,
         })
@@ -144,10 +168,14 @@ impl Actor {
                 biased;
                 command = commands.recv() => match command {
                     None => return None,
-                    Some(Command::Shutdown { done }) => return Some(done),
+                    Some(Command::Shutdown { done }) => {
+                        self.nat.unmap().await;
+                        return Some(done);
+                    }
                     Some(command) => self.on_command(command),
                 },
                 Some(refusal) = self.refusals.recv() => self.on_refusal(refusal),
+                mapped = self.nat.mapping() => self.nat.on_mapping(&mut self.swarm, &mapped),
                 _ = tick.tick() => self.on_tick(Instant::now()),
                 event = self.swarm.select_next_some() => self.on_event(event),
             }
@@ -207,12 +235,20 @@ impl Actor {
         if addresses.is_empty() {
             return;
         }
+        let reuses = self.reuses_port(&addresses[0]);
         let dial = DialOpts::peer_id(peer.0)
             .condition(condition)
-            .addresses(addresses.into_iter().map(|address| address.0).collect())
-            .allocate_new_port()
-            .build();
-        self.dial(dial);
+            .addresses(addresses.into_iter().map(|address| address.0).collect());
+        self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
+    }
+
+    /// Whether an address is dialled from the port that this node listens on: what a NAT
+    /// makes of that port is then what others see, and where a hole is punched. TCP has a
+    /// new port each time: from one port, two nodes that dial each other at once would both
+    /// take the dialler's part.
+    fn reuses_port(&self, address: &Address) -> bool {
+        // A socket on loopback leads nowhere else.
+        address.carrier() == Carrier::Quic && (self.listens_wide || address.is_loopback())
     }
 
     fn dial(&mut self, dial: impl Into<DialOpts>) {
@@ -229,9 +265,11 @@ impl Actor {
         for address in due {
             match address.peer() {
                 Some(peer) => by_peer.entry(peer).or_default().push(address),
-                None => self.dial(
-                    DialOpts::unknown_peer_id().address(address.0).allocate_new_port().build(),
-                ),
+                None => {
+                    let reuses = self.reuses_port(&address);
+                    let dial = DialOpts::unknown_peer_id().address(address.0);
+                    self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
+                }
             }
         }
         for (peer, addresses) in by_peer {
@@ -240,6 +278,10 @@ impl Actor {
         for (peer, addresses) in self.dials.due(now) {
             self.dial_wave(peer, addresses, PeerCondition::Disconnected);
         }
+        for id in self.paths.spare(now) {
+            self.swarm.close_connection(id);
+        }
+        self.nat.tick(&mut self.swarm, now, &self.peers);
         let over: Vec<PeerId> =
             self.bans.iter().filter(|(_, until)| **until <= now).map(|(peer, _)| *peer).collect();
         for peer in over {
@@ -292,27 +334,21 @@ impl Actor {
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
-                let peer = PeerId(peer_id);
-                let remote = Address(endpoint.get_remote_address().clone());
-                self.dials.forget(peer);
-                let entry = self.peers.entry(peer).or_insert_with(|| Peer {
-                    remote: remote.without_peer(),
-                    dialled: None,
-                    listens: Vec::new(),
-                    agent: None,
-                    connected_at: Instant::now(),
-                    topics: BTreeSet::new(),
-                });
-                if endpoint.is_dialer() {
-                    entry.dialled = Some(remote.without_peer());
-                    self.redial.connected(&remote, peer);
-                }
-                self.publish_peers();
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_connected(PeerId(peer_id), connection_id, &endpoint);
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
-                debug!(peer = %peer_id, ?cause, "disconnected");
-                self.peers.remove(&PeerId(peer_id));
+            SwarmEvent::ConnectionClosed {
+                peer_id, connection_id, num_established, cause, ..
+            } => {
+                let peer = PeerId(peer_id);
+                self.reused.remove(&connection_id);
+                self.paths.closed(peer, connection_id);
+                if num_established == 0 {
+                    debug!(%peer, ?cause, "disconnected");
+                    self.peers.remove(&peer);
+                } else {
+                    self.follow(peer);
+                }
                 self.publish_peers();
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
@@ -323,17 +359,72 @@ impl Actor {
                     self.dial_wave(peer, next, PeerCondition::Disconnected);
                 }
             }
-            SwarmEvent::NewListenAddr { .. }
-            | SwarmEvent::ExpiredListenAddr { .. }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.nat.on_listening(&mut self.swarm, &address);
+                self.publish_listening();
+            }
+            SwarmEvent::ExpiredListenAddr { .. }
             | SwarmEvent::ExternalAddrConfirmed { .. }
             | SwarmEvent::ExternalAddrExpired { .. } => self.publish_listening(),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                warn!(?addresses, ?reason, "a listener closed");
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                if !self.nat.on_listener_closed(listener_id) {
+                    warn!(?addresses, ?reason, "a listener closed");
+                }
                 self.publish_listening();
             }
             SwarmEvent::ListenerError { error, .. } => debug!(%error, "listener"),
             _ => {}
         }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, id: ConnectionId, point: &ConnectedPoint) {
+        let now = Instant::now();
+        let remote = Address(point.get_remote_address().clone());
+        // A direct dial that succeeds beside a relayed connection went through a hole.
+        let punched = self.peers.get(&peer).is_some_and(|peer| !peer.path.is_direct());
+        self.dials.forget(peer);
+        self.paths.opened(now, peer, id, point);
+        let entry = self.peers.entry(peer).or_insert_with(|| Peer {
+            remote: remote.without_peer(),
+            path: Path::Direct,
+            dialled: None,
+            offers_relay: false,
+            listens: Vec::new(),
+            agent: None,
+            connected_at: now,
+            topics: BTreeSet::new(),
+        });
+        if point.is_dialer() {
+            if !punched || point.is_relayed() {
+                entry.dialled = Some(remote.without_peer());
+            }
+            self.redial.connected(&remote, peer);
+        }
+        if self.reuses_port(&remote)
+            && matches!(
+                point,
+                ConnectedPoint::Dialer {
+                    port_use: PortUse::Reuse,
+                    role_override: Endpoint::Dialer,
+                    ..
+                }
+            )
+        {
+            self.reused.insert(id);
+        }
+        self.follow(peer);
+        self.publish_peers();
+    }
+
+    /// Says by what way a peer is reached now.
+    fn follow(&mut self, peer: PeerId) {
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let Some((remote, path)) = self.paths.best(peer) else { return };
+        if entry.path != path {
+            debug!(%peer, ?path, "the way to a peer changed");
+        }
+        entry.remote.clone_from(remote);
+        entry.path = path;
     }
 
     /// A bootstrap address that turns out to be this node is not dialled again.
@@ -377,9 +468,28 @@ impl Actor {
                     self.publish_peers();
                 }
             }
-            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+            BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                connection_id,
+                info,
+            }) => {
+                if self.reused.contains(&connection_id)
+                    && Address(info.observed_addr.clone()).carrier() == Carrier::Quic
+                    && let Some(asking) = self.swarm.behaviour_mut().asking.as_mut()
+                {
+                    asking.seen(info.observed_addr.clone());
+                }
                 self.on_identified(PeerId(peer_id), info);
             }
+            BehaviourEvent::Asking(event) => self.nat.on_autonat(&mut self.swarm, event),
+            BehaviourEvent::RelayClient(event) => self.nat.on_relay(event),
+            BehaviourEvent::RelayServer(event) => debug!(?event, "as a relay"),
+            BehaviourEvent::Dcutr(event) => match event.result {
+                Ok(_) => info!(peer = %event.remote_peer_id, "reached directly, through its NAT"),
+                Err(error) => {
+                    info!(peer = %event.remote_peer_id, %error, "stays on its relay");
+                }
+            },
             // A client that does not speak ping at all, as pages may not, is not silent for that.
             BehaviourEvent::Ping(ping::Event {
                 result: Err(ping::Failure::Unsupported), ..
@@ -411,6 +521,7 @@ impl Actor {
         }
         if let Some(entry) = self.peers.get_mut(&peer) {
             entry.agent = Some(shown(&info.agent_version));
+            entry.offers_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
             let listens = info.listen_addrs.into_iter().take(PEER_ADDRESSES_MAX);
             entry.listens = listens.map(Address).collect();
             self.publish_peers();
@@ -430,6 +541,7 @@ impl Actor {
             .map(|address| Address(address.clone()).with_peer(own))
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
+        self.nat.want_mapped(&self.swarm);
     }
 }
 
@@ -465,8 +577,8 @@ fn build(
     refusals: mpsc::Sender<Refusal>,
 ) -> Result<Swarm<Behaviour>, SwarmError> {
     let keys = keypair(options.seed);
-    let transport = crate::transport::build(&keys, options, refusals)?;
-    let behaviour = Behaviour::new(&keys, options)?;
+    let (transport, circuits) = crate::transport::build(&keys, options, refusals)?;
+    let behaviour = Behaviour::new(&keys, options, circuits)?;
     let config = libp2p::swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION)
         .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS_MAX);

@@ -7,10 +7,12 @@ use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{gossipsub, identify, mdns, ping};
+use libp2p::{dcutr, gossipsub, identify, mdns, ping, relay};
 
 use crate::SwarmError;
 use crate::options::{GOSSIP_BYTES_MAX, Options, PING_INTERVAL, PING_TIMEOUT};
+use crate::reach::Asking;
+use crate::streams::Half;
 
 pub(crate) type Gossip =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
@@ -25,11 +27,21 @@ pub(crate) struct Behaviour {
     ping: ping::Behaviour,
     pub(crate) gossip: Gossip,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    pub(crate) streams: libp2p_stream::Behaviour,
+    pub(crate) asking: Toggle<Asking>,
+    pub(crate) relay_server: Toggle<relay::Behaviour>,
+    relay_client: Toggle<relay::client::Behaviour>,
+    dcutr: Toggle<dcutr::Behaviour>,
+    pub(crate) streams: Half,
+    pub(crate) relayed_streams: Half,
 }
 
 impl Behaviour {
-    pub(crate) fn new(keypair: &Keypair, options: &Options) -> Result<Self, SwarmError> {
+    /// `circuits` drives the relayed transport, if there is one.
+    pub(crate) fn new(
+        keypair: &Keypair,
+        options: &Options,
+        circuits: Option<relay::client::Behaviour>,
+    ) -> Result<Self, SwarmError> {
         let peer = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(options.limits.pending_incoming))
@@ -44,6 +56,8 @@ impl Behaviour {
         } else {
             None
         };
+        let serves = options.relay.may_serve();
+        let relay_server = serves.then(|| relay::Behaviour::new(peer, crate::relay::limits()));
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
             bans: allow_block_list::Behaviour::default(),
@@ -57,7 +71,12 @@ impl Behaviour {
             ),
             gossip: gossip(keypair, &options.topics)?,
             mdns: mdns.into(),
-            streams: libp2p_stream::Behaviour::new(),
+            asking: options.ask_reach.then(|| Asking::new(peer)).into(),
+            relay_server: relay_server.into(),
+            dcutr: circuits.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
+            relay_client: circuits.into(),
+            streams: Half::new(false),
+            relayed_streams: Half::new(true),
         })
     }
 }

@@ -20,16 +20,24 @@ use crate::options::{
     COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, REFUSAL_QUEUE,
     SHUTDOWN_TIMEOUT,
 };
+use crate::paths::Path;
+use crate::reach::Reach;
 use crate::stream::Stream;
 use crate::{Address, PeerId, SwarmError};
 
 /// A connected peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where the first of its connections goes to or comes from.
+    /// Where its oldest direct connection goes to or comes from; without one, the relay's
+    /// address with `/p2p-circuit`.
     pub remote: Address,
-    /// Where this node last reached it by dialling, if it did.
+    /// Whether a relay lies between.
+    pub path: Path,
+    /// Where this node last reached it by dialling, if it did, a hole that was punched
+    /// excepted: there it will not be again.
     pub dialled: Option<Address>,
+    /// It offers to be a relay.
+    pub offers_relay: bool,
     /// Where it says that it listens, once it has identified itself (at most 8).
     pub listens: Vec<Address>,
     /// Its `NAME/VERSION`, once it has identified itself.
@@ -64,6 +72,8 @@ pub struct SwarmEvents {
     pub refusals: mpsc::Receiver<Refusal>,
     /// Listen addresses, each ending in `/p2p/` and our id.
     pub listening: watch::Receiver<Vec<Address>>,
+    /// How others reach this node.
+    pub reach: watch::Receiver<Reach>,
 }
 
 /// A stream that a peer opened.
@@ -90,12 +100,21 @@ pub(crate) struct Drops {
     pub(crate) streams: AtomicU64,
 }
 
+/// What opens and takes streams: over direct connections, and over relayed ones.
+#[derive(Clone)]
+pub(crate) struct Controls {
+    pub(crate) direct: libp2p_stream::Control,
+    pub(crate) relayed: libp2p_stream::Control,
+}
+
 /// Commands the swarm. Cheap to clone; when the last clone is gone the swarm stops.
 #[derive(Clone)]
 pub struct SwarmHandle {
     peer: PeerId,
     commands: mpsc::Sender<Command>,
-    streams: libp2p_stream::Control,
+    streams: Controls,
+    /// Who is connected, and how.
+    peers: watch::Receiver<Peers>,
     runtime: tokio::runtime::Handle,
     drops: Arc<Drops>,
 }
@@ -112,12 +131,14 @@ impl SwarmHandle {
         let (peers_in, peers) = watch::channel(Peers::default());
         let (listening_in, listening) = watch::channel(Vec::new());
         let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
+        let (reach_in, reach) = watch::channel(Reach::default());
         let (started_in, started) = oneshot::channel();
         let drops = Arc::new(Drops::default());
         let outputs = actor::Outputs {
             messages: messages_in,
             peers: peers_in,
             listening: listening_in,
+            reach: reach_in,
             refusals: refusals_in,
             drops: drops.clone(),
         };
@@ -126,8 +147,8 @@ impl SwarmHandle {
             .spawn(move || actor::run_thread(options, command_queue, outputs, started_in))
             .map_err(|error| crate::behaviour::setup("its thread", &error))?;
         let (streams, runtime) = started.await.map_err(|_| SwarmError::Closed)??;
-        let handle = Self { peer, commands, streams, runtime, drops };
-        Ok((handle, SwarmEvents { messages, peers, refusals, listening }))
+        let handle = Self { peer, commands, streams, peers: peers.clone(), runtime, drops };
+        Ok((handle, SwarmEvents { messages, peers, refusals, listening, reach }))
     }
 
     /// This node's id.
@@ -161,14 +182,17 @@ impl SwarmHandle {
         self.command(Command::Ban { peer, until })
     }
 
-    /// Opens a stream, dialling the peer if its address is known.
+    /// Opens a stream, over a direct connection if there is one, dialling the peer if its
+    /// address is known. The stream knows whether a relay carries it.
     pub async fn open_stream(&self, peer: PeerId, protocol: &str) -> Result<Stream, SwarmError> {
         let protocol = parse_protocol(protocol)?;
+        let relayed = self.peers.borrow().get(&peer).is_some_and(|peer| !peer.path.is_direct());
+        let Controls { direct, relayed: circuits } = &self.streams;
         // A clone of its own: one control opens one stream at a time.
-        let mut control = self.streams.clone();
+        let mut control = if relayed { circuits.clone() } else { direct.clone() };
         let opened = timeout(OPEN_TIMEOUT, control.open_stream(peer.0, protocol)).await;
         match opened {
-            Some(Ok(stream)) => Ok(Stream::new(stream)),
+            Some(Ok(stream)) => Ok(Stream::new(stream, relayed)),
             Some(Err(error)) => Err(SwarmError::Open { peer, reason: error.to_string() }),
             None => Err(SwarmError::Open {
                 peer,
@@ -181,27 +205,29 @@ impl SwarmHandle {
     /// queue. A stream that finds the queue full is reset and counted.
     pub fn accept(&self, protocol: &str) -> Result<IncomingStreams, SwarmError> {
         let name = parse_protocol(protocol)?;
-        let mut incoming = self
-            .streams
-            .clone()
-            .accept(name)
-            .map_err(|_| SwarmError::AlreadyServed(protocol.to_owned()))?;
         let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
-        let drops = self.drops.clone();
-        // libp2p-stream drops bursts when nobody polls: this task does nothing else.
-        self.runtime.spawn(async move {
-            loop {
-                let next = tokio::select! {
-                    next = incoming.next() => next,
-                    () = sender.closed() => break,
-                };
-                let Some((peer, stream)) = next else { break };
-                let stream = IncomingStream { peer: PeerId(peer), stream: Stream::new(stream) };
-                if sender.try_send(stream).is_err() {
-                    drops.streams.fetch_add(1, Ordering::Relaxed);
+        let Controls { mut direct, mut relayed } = self.streams.clone();
+        for (control, relayed) in [(&mut direct, false), (&mut relayed, true)] {
+            let mut incoming = control
+                .accept(name.clone())
+                .map_err(|_| SwarmError::AlreadyServed(protocol.to_owned()))?;
+            let (sender, drops) = (sender.clone(), self.drops.clone());
+            // libp2p-stream drops bursts when nobody polls: this task does nothing else.
+            self.runtime.spawn(async move {
+                loop {
+                    let next = tokio::select! {
+                        next = incoming.next() => next,
+                        () = sender.closed() => break,
+                    };
+                    let Some((peer, stream)) = next else { break };
+                    let stream = Stream::new(stream, relayed);
+                    let stream = IncomingStream { peer: PeerId(peer), stream };
+                    if sender.try_send(stream).is_err() {
+                        drops.streams.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-            }
-        });
+            });
+        }
         Ok(receiver)
     }
 

@@ -1,7 +1,7 @@
 //! Peer ids and addresses as plain values, so that callers never name libp2p.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
 use libp2p::Multiaddr;
@@ -127,6 +127,68 @@ impl Address {
         }
     }
 
+    /// The relay that a `/p2p-circuit` address goes through, if it is one and names it.
+    pub fn relay(&self) -> Option<PeerId> {
+        let mut relay = None;
+        for part in self.0.iter() {
+            match part {
+                Protocol::P2p(peer) => relay = Some(PeerId(peer)),
+                Protocol::P2pCircuit => return relay,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Whether it begins with an IP address that the whole internet could reach. Names
+    /// and what lies behind a relay do not count.
+    pub fn is_global(&self) -> bool {
+        self.carrier() != Carrier::Relay
+            && match self.ip() {
+                Some(IpAddr::V4(ip)) => Self::is_global_v4(ip),
+                // Global unicast: 2000::/3, less what is set aside for examples.
+                Some(IpAddr::V6(ip)) => {
+                    let [first, second, ..] = ip.segments();
+                    first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0xdb8)
+                }
+                None => false,
+            }
+    }
+
+    /// The special blocks of RFC 6890 left out.
+    pub(crate) fn is_global_v4(ip: Ipv4Addr) -> bool {
+        let [a, b, c, _] = ip.octets();
+        let shared = a == 100 && b & 0xc0 == 64;
+        let protocols = (a, b, c) == (192, 0, 0);
+        let benchmarks = a == 198 && b & 0xfe == 18;
+        let set_aside = shared || protocols || benchmarks || a == 0 || a >= 224;
+        let local = ip.is_private() || ip.is_loopback() || ip.is_link_local();
+        !(set_aside || local || ip.is_documentation())
+    }
+
+    /// Whether only this machine can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.ip().is_some_and(|ip| ip.is_loopback())
+    }
+
+    /// Whether it is UDP, and the socket, of an address that begins with `/ip4/.../udp|tcp/...`.
+    pub(crate) fn ipv4_socket(&self) -> Option<(bool, SocketAddrV4)> {
+        let mut parts = self.0.iter();
+        let Protocol::Ip4(ip) = parts.next()? else { return None };
+        match parts.next()? {
+            Protocol::Udp(port) => Some((true, SocketAddrV4::new(ip, port))),
+            Protocol::Tcp(port) => Some((false, SocketAddrV4::new(ip, port))),
+            _ => None,
+        }
+    }
+
+    /// The same address on another machine, if it begins with `/ip4/...`.
+    pub(crate) fn at(&self, ip: Ipv4Addr) -> Option<Self> {
+        self.0
+            .replace(0, |part| matches!(part, Protocol::Ip4(_)).then_some(Protocol::Ip4(ip)))
+            .map(Self)
+    }
+
     /// The socket of an address that begins with `/ip4|ip6/.../tcp/...`.
     pub(crate) fn tcp_socket(&self) -> Option<SocketAddr> {
         let ip = self.ip()?;
@@ -179,6 +241,37 @@ impl FromStr for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_say_whether_the_world_or_a_relay_leads_there() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        for text in
+            ["/ip4/5.5.5.5/tcp/1", "/ip6/2606:4700::1/udp/1/quic-v1", "/ip4/1.1.1.1/tcp/1/ws"]
+        {
+            assert!(address(text).is_global(), "{text}");
+        }
+        for text in [
+            "/ip4/10.1.1.1/tcp/1",
+            "/ip4/100.64.0.1/tcp/1",
+            "/ip4/198.51.100.1/tcp/1",
+            "/ip4/0.0.0.0/tcp/1",
+            "/ip4/224.0.0.1/udp/1",
+            "/ip6/fd00::1/tcp/1",
+            "/ip6/2001:db8::1/tcp/1",
+            "/dns4/example.org/tcp/1",
+        ] {
+            assert!(!address(text).is_global(), "{text}");
+        }
+        let (relay, peer) = (PeerId::from_seed([1; 32]), PeerId::from_seed([2; 32]));
+        let circuit = address(&format!("/ip4/5.5.5.5/tcp/1/p2p/{relay}/p2p-circuit/p2p/{peer}"));
+        assert_eq!((circuit.relay(), circuit.peer()), (Some(relay), Some(peer)));
+        assert!(!circuit.is_global());
+        assert_eq!(address(&format!("/ip4/5.5.5.5/tcp/1/p2p/{peer}")).relay(), None);
+        let inside = address("/ip4/10.0.0.2/udp/7/quic-v1");
+        let outside = inside.at(Ipv4Addr::new(5, 5, 5, 5)).unwrap();
+        assert_eq!(outside.to_string(), "/ip4/5.5.5.5/udp/7/quic-v1");
+        assert!(address("/dns4/a/tcp/1").at(Ipv4Addr::LOCALHOST).is_none());
+    }
 
     #[test]
     fn ids_survive_text_and_bytes_and_follow_from_the_seed() {

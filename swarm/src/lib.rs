@@ -1,7 +1,8 @@
 //! The libp2p swarm of a node, behind plain channels.
 //!
 //! Owns: transports (QUIC, TCP, WebSocket, WebRTC-direct), encryption, connection limits, peer discovery by bootstrap
-//! address and mDNS, a private swarm's door, gossip delivery and raw streams. Refuses: any knowledge of
+//! address and mDNS, the ways past NATs (relays, hole punching, port mapping), a private swarm's
+//! door, gossip delivery and raw streams. Refuses: any knowledge of
 //! models, shards or who holds what. Invariant: no caller ever waits for the
 //! swarm loop and the loop never waits for a caller; every channel between them
 //! is bounded, and what does not fit is dropped and counted.
@@ -16,11 +17,17 @@ mod gate;
 mod handle;
 mod ids;
 mod key;
+mod nat;
 mod options;
 mod outbox;
+mod paths;
+mod reach;
 mod redial;
+mod relay;
 mod stream;
+mod streams;
 mod transport;
+mod upnp;
 mod webrtc;
 
 pub use gate::Refusal;
@@ -30,8 +37,11 @@ pub use handle::{
 pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use key::{KEY_PROTOCOL, KeyFailure, SwarmKey};
 pub use options::{Limits, Options};
+pub use paths::Path;
+pub use reach::{Reach, Verdict};
+pub use relay::RelayMode;
 pub use stream::Stream;
-pub use transport::install_crypto;
+pub use transport::{certificates, install_crypto};
 pub use webrtc::generate_certificate;
 
 /// Why the swarm could not be started, or could not do what was asked.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Address, SwarmKey};
+use crate::{Address, RelayMode, SwarmKey};
 
 /// How to start a swarm.
 #[derive(Clone)]
@@ -30,6 +30,17 @@ pub struct Options {
     /// Makes the swarm private: a peer that cannot prove this key is refused before any
     /// protocol, on every transport; without it, a peer that asks for one is.
     pub swarm_key: Option<SwarmKey>,
+    /// Certificates, beside those that the web trusts, that may vouch for a proxy that ends
+    /// TLS (`/tls/ws`, `/wss`), in DER as [`certificates`](crate::certificates) gives them.
+    pub tls_roots: Vec<Vec<u8>>,
+    /// What to do with relays. With any but `Off`, connections that come about through one
+    /// are made direct where that can be done (DCUtR).
+    pub relay: RelayMode,
+    /// Ask peers whether they reach this node, and tell them the same (AutoNAT).
+    pub ask_reach: bool,
+    /// Ask the router to forward the listening ports (UPnP). Never done by a node that
+    /// listens on loopback only.
+    pub upnp: bool,
     pub limits: Limits,
 }
 
@@ -47,6 +58,10 @@ impl Options {
             external: Vec::new(),
             webrtc_certificate: None,
             swarm_key: None,
+            tls_roots: Vec::new(),
+            relay: RelayMode::Off,
+            ask_reach: false,
+            upnp: false,
             limits: Limits::default(),
         }
     }
@@ -64,6 +79,9 @@ impl std::fmt::Debug for Options {
             .field("topics", &self.topics)
             .field("external", &self.external)
             .field("swarm_key", &self.swarm_key)
+            .field("relay", &self.relay)
+            .field("ask_reach", &self.ask_reach)
+            .field("upnp", &self.upnp)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
@@ -80,7 +98,8 @@ pub struct Limits {
     pub established_incoming: u32,
     /// All connections.
     pub established: u32,
-    /// Connections to one peer: two, because both sides may dial at once.
+    /// Connections to one peer: two, because both sides may dial at once, one that a relay
+    /// carries until it is made direct, and one that tries whether this node is reached.
     pub established_per_peer: u32,
 }
 
@@ -93,7 +112,7 @@ impl Default for Limits {
             // away this node's own dials.
             established_incoming: 192,
             established: 256,
-            established_per_peer: 2,
+            established_per_peer: 4,
         }
     }
 }
@@ -184,6 +203,81 @@ pub(crate) const REFUSAL_QUEUE: usize = 64;
 
 /// Bans remembered; beyond it the one that ends first gives way.
 pub(crate) const BANS_MAX: usize = 4096;
+
+/// How long a handshake may take, from an open socket to an authenticated, multiplexed
+/// connection: several round trips on the worst line. QUIC's own is five seconds.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Relays at which a node that cannot be reached keeps a place: one may go away.
+pub(crate) const RELAYS_MAX: usize = 2;
+
+/// Wait before a relay that refused a place, or went away, is asked again.
+pub(crate) const RELAY_RETRY_FIRST: Duration = Duration::from_secs(10);
+pub(crate) const RELAY_RETRY_MAX: Duration = Duration::from_secs(600);
+
+/// Relays whose refusals are remembered.
+pub(crate) const RELAYS_REMEMBERED_MAX: usize = 256;
+
+/// A place younger than this is not about to be renewed: renewals come in the second half
+/// of [`RESERVATION_TIME`].
+pub(crate) const RELAY_SETTLED: Duration = Duration::from_secs(20 * 60);
+
+/// What a relay keeps and carries for others: places, in all and for one peer (one for
+/// each of its connections), and how long a place lasts unless it is renewed.
+pub(crate) const RESERVATIONS_MAX: usize = 64;
+pub(crate) const RESERVATIONS_PER_PEER_MAX: usize = 2;
+pub(crate) const RESERVATION_TIME: Duration = Duration::from_secs(3600);
+
+/// Circuits at once, in all and of one peer that dials; what each may carry, both ways
+/// together, and for how long. Enough to meet and to punch a hole, or to hear of models;
+/// sixteen of them at their limit are 17 KiB a second.
+pub(crate) const CIRCUITS_MAX: usize = 16;
+pub(crate) const CIRCUITS_PER_PEER_MAX: usize = 4;
+pub(crate) const CIRCUIT_BYTES_MAX: u64 = 128 * 1024;
+pub(crate) const CIRCUIT_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Requests for places and for circuits that a relay heeds in a window; one peer has a
+/// quarter of them.
+pub(crate) const RELAY_WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const RESERVATIONS_PER_WINDOW_MAX: u32 = 64;
+pub(crate) const CIRCUITS_PER_WINDOW_MAX: u32 = 64;
+
+/// How long a relayed connection is kept beside a direct one, so that the other end has
+/// the direct one, too, when it goes.
+pub(crate) const RELAYED_GRACE: Duration = Duration::from_secs(1);
+
+/// When peers are asked whether they reach this node: first after this, every so often
+/// until they agree (the same one seldom), and again once they did.
+pub(crate) const PROBE_FIRST: Duration = Duration::from_secs(1);
+pub(crate) const PROBE_AGAIN: Duration = Duration::from_secs(5);
+pub(crate) const PROBE_SAME_PEER: Duration = Duration::from_secs(60);
+pub(crate) const PROBE_REFRESH: Duration = Duration::from_secs(15 * 60);
+
+/// How long an answer may take: the other end tries address after address.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Addresses of one asker that this node tries, and how many askers it heeds in a period,
+/// in all and the same one.
+pub(crate) const PROBED_ADDRESSES_MAX: usize = 16;
+pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(60);
+pub(crate) const PROBES_PER_PERIOD_MAX: usize = 32;
+pub(crate) const PROBES_PER_PEER_MAX: usize = 3;
+
+/// Addresses that peers say they see this node at and that are tried beside those it
+/// listens on.
+pub(crate) const CANDIDATES_MAX: usize = 8;
+
+/// Addresses announced because a peer reached this node there, or a router maps them.
+pub(crate) const CONFIRMED_MAX: usize = 16;
+
+/// Certificates of authorities that are taken from one file: system bundles have 150.
+pub(crate) const TLS_ROOTS_MAX: usize = 1024;
+
+/// Ports that a router is asked to forward: four transports on a few interfaces.
+pub(crate) const MAPPED_PORTS_MAX: usize = 16;
+
+/// How long a node that stops waits for its router to take port mappings back.
+pub(crate) const UNMAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long opening a stream may take, negotiation and (if needed) dialling included.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,11 +9,19 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 /// One multiplexed stream. Dropping it resets it. Its close is no signal of
 /// anything: protocols over it carry their own lengths.
-pub struct Stream(Compat<libp2p::Stream>);
+pub struct Stream {
+    inner: Compat<libp2p::Stream>,
+    relayed: bool,
+}
 
 impl Stream {
-    pub(crate) fn new(stream: libp2p::Stream) -> Self {
-        Self(stream.compat())
+    pub(crate) fn new(stream: libp2p::Stream, relayed: bool) -> Self {
+        Self { inner: stream.compat(), relayed }
+    }
+
+    /// Whether a relay carries it. Then it ends after a little time and a few bytes.
+    pub const fn is_relayed(&self) -> bool {
+        self.relayed
     }
 }
 
@@ -23,7 +31,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
@@ -33,14 +41,14 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

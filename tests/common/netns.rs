@@ -1,7 +1,9 @@
-//! Network namespaces of a test's own, as root with iproute2; deleted when dropped.
+//! Network namespaces of a test's own, as root with iproute2; deleted when dropped. And a
+//! small internet of them: a street that everybody is on, houses behind NATs.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::Node;
 
@@ -41,26 +43,145 @@ impl Namespace {
         assert!(status.success(), "ip {line}");
     }
 
+    /// A program, to be run inside.
+    pub fn program(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
     /// `doppler-node`, to be run inside.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, env!("CARGO_BIN_EXE_doppler-node")]);
+        let mut command = self.program(env!("CARGO_BIN_EXE_doppler-node"));
         command.env_remove("DOPPLER_DATA").env_remove("DOPPLER_LOG");
         command
     }
 
     /// A node that listens at `address`.
     pub fn join(&self, data: &Path, address: &str, extra: &[&str]) -> Node {
+        let listen = format!("/ip4/{address}/tcp/0");
+        self.join_at(data, &[&listen], extra)
+    }
+
+    /// A node that listens there.
+    pub fn join_at(&self, data: &Path, listen: &[&str], extra: &[&str]) -> Node {
         let mut command = self.command();
         command.args(["join", "--json", "--swarm", "lan", "--backend", "cpu"]);
-        command.args(["--listen", &format!("/ip4/{address}/tcp/0")]).args(extra);
+        command.args(listen.iter().flat_map(|address| ["--listen", address])).args(extra);
         command.arg("--data").arg(data);
         Node::spawn(command, data)
+    }
+
+    /// Loads nftables rules; false, with the reason printed, where that cannot be done.
+    pub fn nft(&self, rules: &str) -> bool {
+        let nft = self.program("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn();
+        let Ok(mut nft) = nft else { return false };
+        nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        let loaded = nft.wait().unwrap().success();
+        if !loaded {
+            eprintln!("skipped: nft (nftables) does not run here, or not with these rules");
+        }
+        loaded
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+/// A wire that everybody outside is on, with addresses that could be anybody's; no packet
+/// leaves it.
+pub struct Street {
+    wire: Namespace,
+    purpose: String,
+}
+
+/// A machine with an address of its own, or a router's street side.
+pub const fn street_address(number: u8) -> [u8; 4] {
+    [45, 45, 45, number]
+}
+
+/// As it is written.
+pub fn dotted(address: [u8; 4]) -> String {
+    std::net::Ipv4Addr::from(address).to_string()
+}
+
+/// A network behind a router that hides it.
+pub struct House {
+    pub router: Namespace,
+    pub inside: Namespace,
+    /// The address inside, and the router's on the street.
+    pub address: String,
+    pub street: String,
+}
+
+impl Street {
+    pub fn create(purpose: &str) -> Option<Self> {
+        let wire = Namespace::create(&format!("{purpose}-wire"))?;
+        wire.ip("link add wire type bridge");
+        wire.ip("link set wire up");
+        Some(Self { wire, purpose: purpose.to_owned() })
+    }
+
+    fn plug(&self, namespace: &Namespace, number: u8) -> String {
+        let (port, address) = (format!("port{number}"), dotted(street_address(number)));
+        let name = namespace.name();
+        self.wire.ip(&format!("link add {port} type veth peer name street netns {name}"));
+        self.wire.ip(&format!("link set {port} master wire"));
+        self.wire.ip(&format!("link set {port} up"));
+        namespace.ip(&format!("addr add {address}/24 dev street"));
+        namespace.ip("link set street up");
+        address
+    }
+
+    /// A machine that everybody can dial, and its address.
+    pub fn machine(&self, number: u8) -> Option<(Namespace, String)> {
+        let machine = Namespace::create(&format!("{}-m{number}", self.purpose))?;
+        let address = self.plug(&machine, number);
+        Some((machine, address))
+    }
+
+    /// A house behind a router like those that people have: it hides what is inside behind
+    /// its own address, keeps ports where it can, and drops what nobody inside asked for.
+    pub fn house(&self, number: u8) -> Option<House> {
+        let router = Namespace::create(&format!("{}-r{number}", self.purpose))?;
+        let inside = Namespace::create(&format!("{}-h{number}", self.purpose))?;
+        let street = self.plug(&router, number);
+        let (gate, address) = (format!("192.168.{number}.1"), format!("192.168.{number}.2"));
+        let name = inside.name();
+        router.ip(&format!("link add home type veth peer name wall netns {name}"));
+        router.ip(&format!("addr add {gate}/24 dev home"));
+        inside.ip(&format!("addr add {address}/24 dev wall"));
+        router.ip("link set home up");
+        inside.ip("link set wall up");
+        inside.ip(&format!("route add default via {gate}"));
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        assert!(router.program("sh").args(["-c", forward]).status().unwrap().success());
+        router
+            .nft(
+                "table ip home {
+                    chain in {
+                        type nat hook prerouting priority dstnat
+                    }
+                    chain out {
+                        type nat hook postrouting priority srcnat
+                        oifname street masquerade
+                    }
+                    chain here {
+                        type filter hook input priority filter
+                        iifname street ct state established,related accept
+                        iifname street drop
+                    }
+                    chain through {
+                        type filter hook forward priority filter
+                        iifname street ct state established,related accept
+                        iifname street ct status dnat accept
+                        iifname street drop
+                    }
+                }",
+            )
+            .then_some(House { router, inside, address, street })
     }
 }

@@ -103,6 +103,43 @@ async fn who_opens_streams_without_end_is_refused_and_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_of_a_reply_is_cut_off_and_its_place_is_anothers() {
+    let model = Model::random(&[8 * 1024 * 1024]);
+    let mut options = super::options("lazy", &[]);
+    // One reply at a time: while it goes on, nobody else has any.
+    options.upload_slots = 1;
+    options.timing.idle = Duration::from_millis(300);
+    let serve = Memory::new(Manner::Honest, &model.all());
+    let holder = Mesh::start(options, serve.clone()).await.unwrap();
+    holder.register_model(model.id, model.list()).unwrap();
+    let rogue = Rogue::join("lazy", &holder).await;
+    let mut events = rogue.events.peers.clone();
+    let met = events.wait_for(|peers| !peers.is_empty());
+    tokio::time::timeout(PATIENCE, met).await.unwrap().unwrap();
+    let request = ShardRequest {
+        shard: ShardId::of(&model.shards[0]),
+        range: range(0, SERVE_BYTES_MAX),
+        priority: Priority::Token,
+    };
+    let mut lazy = rogue.swarm.open_stream(holder.peer_id(), SHARD_PROTOCOL).await.unwrap();
+    lazy.write_all(&request.encode()).await.unwrap();
+    lazy.flush().await.unwrap();
+    let mut asked = serve.asked.subscribe();
+    let asked = asked.wait_for(|count| *count > 0);
+    tokio::time::timeout(PATIENCE, asked).await.expect("asked").unwrap();
+    let reader = node("lazy", &[&holder], nothing()).await;
+    reader.register_model(model.id, model.list()).unwrap();
+    let fetched = tokio::time::timeout(PATIENCE, reader.fetch(whole(&model.shards[0]))).await;
+    assert_eq!(fetched.expect("a place").unwrap().bytes(), &model.shards[0]);
+    // What was on its way is there, then the stream ends.
+    let mut got = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, lazy.read_to_end(&mut got)).await;
+    // As an error or not: the multiplexer decides.
+    let _ = end.expect("an end");
+    assert!((got.len() as u64) < SERVE_BYTES_MAX, "{} bytes", got.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_says_too_much_is_not_heeded_and_others_are() {
     let model = Model::random(&[10]);
     let listener = node("noise", &[], nothing()).await;

@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use super::print_json;
-use crate::node::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status};
+use crate::node::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
 use crate::node::args::{ControlArgs, PublishArgs};
 use crate::node::client::Client;
 use crate::node::config::data_dir;
@@ -96,6 +96,7 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     for address in status.addresses {
         row("address", address);
     }
+    row("reach", status.reach.to_string());
     row("data", status.data.display().to_string());
     row("backend", status.backend);
     row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
@@ -132,14 +133,21 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
         println!("no peers (give one with --bootstrap, or start another node on this network)");
         return Ok(());
     }
-    println!("{:<54} {:>12} {:>12} {:>6}  ADDRESS", "PEER", "RECEIVED", "SERVED", "SCORE");
+    println!(
+        "{:<54} {:>12} {:>12} {:>6}  {:<6}  ADDRESS",
+        "PEER", "RECEIVED", "SERVED", "SCORE", "WAY"
+    );
     for peer in peers {
         println!(
-            "{:<54} {:>12} {:>12} {:>6.2}  {}",
+            "{:<54} {:>12} {:>12} {:>6.2}  {:<6}  {}",
             peer.id,
             ByteSize(peer.bytes_in).to_string(),
             ByteSize(peer.bytes_out).to_string(),
             peer.score,
+            match peer.via {
+                Via::Direct => "direct",
+                Via::Relay { .. } => "relay",
+            },
             peer.addresses.first().map_or("", String::as_str),
         );
     }

@@ -1,0 +1,267 @@
+//! What the loop does about NATs: hears what peers say of its reachability, offers a relay
+//! or keeps places at others', and tells how this node is reached.
+//!
+//! Invariant: an address that was announced on somebody's word is withdrawn once that
+//! word is taken back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use libp2p::autonat::{Event as AutoNatEvent, NatStatus, OutboundProbeEvent};
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::relay::client::Event as RelayEvent;
+use libp2p::{Multiaddr, Swarm, relay};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
+
+use crate::behaviour::Behaviour;
+use crate::handle::Peer;
+use crate::options::{CONFIRMED_MAX, MAPPED_PORTS_MAX, Options, UNMAP_TIMEOUT};
+use crate::reach::{Reach, Verdict};
+use crate::relay::{Places, RelayMode, Step};
+use crate::upnp::{self, Mapped, Port};
+use crate::{Address, Carrier, PeerId};
+
+/// Keeps ports mapped.
+struct Mapper {
+    wanted: watch::Sender<BTreeSet<Port>>,
+    mapped: watch::Receiver<Mapped>,
+    task: JoinHandle<()>,
+}
+
+impl Mapper {
+    fn start() -> Self {
+        let (wanted, want) = watch::channel(BTreeSet::new());
+        let (out, mapped) = watch::channel(Mapped::default());
+        Self { wanted, mapped, task: tokio::spawn(upnp::keep(want, out)) }
+    }
+}
+
+pub(crate) struct Nat {
+    mode: RelayMode,
+    /// Unless it is not to, or listens on loopback only.
+    mapper: Option<Mapper>,
+    /// Announced because the user said so: never withdrawn.
+    given: BTreeSet<Multiaddr>,
+    /// Announced because a peer reached this node there.
+    confirmed: BTreeSet<Multiaddr>,
+    places: Places,
+    /// The places' listeners.
+    listeners: HashMap<ListenerId, PeerId>,
+    reach: Reach,
+    out: watch::Sender<Reach>,
+}
+
+impl Nat {
+    pub(crate) fn new(options: &Options, out: watch::Sender<Reach>) -> Self {
+        let wide = options.listen.iter().any(|address| !address.is_loopback());
+        Self {
+            mode: options.relay,
+            mapper: (options.upnp && wide).then(Mapper::start),
+            given: options.external.iter().map(|address| address.without_peer().0).collect(),
+            confirmed: BTreeSet::new(),
+            places: Places::default(),
+            listeners: HashMap::new(),
+            reach: Reach::default(),
+            out,
+        }
+    }
+
+    pub(crate) fn on_autonat(&mut self, swarm: &mut Swarm<Behaviour>, event: AutoNatEvent) {
+        match event {
+            AutoNatEvent::OutboundProbe(OutboundProbeEvent::Response { address, .. }) => {
+                // As it was announced, to be withdrawn; what the user gave lacks the id.
+                if self.confirmed.len() < CONFIRMED_MAX {
+                    self.confirmed.insert(address);
+                }
+            }
+            AutoNatEvent::StatusChanged { new, .. } => {
+                self.reach.verdict = match new {
+                    NatStatus::Public(_) => Verdict::Public,
+                    NatStatus::Private => Verdict::Private,
+                    NatStatus::Unknown => Verdict::Unknown,
+                };
+                info!(verdict = ?self.reach.verdict, "what peers say of reaching this node");
+                if self.reach.verdict == Verdict::Private {
+                    for address in std::mem::take(&mut self.confirmed) {
+                        swarm.remove_external_address(&address);
+                    }
+                }
+                self.offer(swarm);
+            }
+            other => debug!(?other, "AutoNAT"),
+        }
+        self.publish();
+    }
+
+    fn is_given(&self, address: &Multiaddr) -> bool {
+        self.given.contains(&Address(address.clone()).without_peer().0)
+    }
+
+    /// The listen addresses changed: their ports are to be mapped. Nobody asks a router
+    /// before there is one that a router could hide.
+    pub(crate) fn want_mapped(&self, swarm: &Swarm<Behaviour>) {
+        if let Some(mapper) = &self.mapper {
+            let ports = swarm.listeners().filter_map(|address| Port::of(&Address(address.clone())));
+            let ports: BTreeSet<Port> = ports.take(MAPPED_PORTS_MAX).collect();
+            mapper.wanted.send_if_modified(|known| {
+                let news = *known != ports;
+                *known = ports;
+                news
+            });
+        }
+    }
+
+    /// What the router forwards has changed.
+    pub(crate) async fn mapping(&mut self) -> Mapped {
+        if let Some(mapper) = &mut self.mapper
+            && mapper.mapped.changed().await.is_ok()
+        {
+            return mapper.mapped.borrow_and_update().clone();
+        }
+        std::future::pending().await
+    }
+
+    /// Announces where the router forwards to this node, and what it no longer does not.
+    pub(crate) fn on_mapping(&mut self, swarm: &mut Swarm<Behaviour>, mapped: &Mapped) {
+        let mut now = BTreeSet::new();
+        if let Some(outside) = mapped.outside {
+            let listens = swarm.listeners().map(|address| Address(address.clone()));
+            let forwarded =
+                listens.filter(|at| Port::of(at).is_some_and(|port| mapped.ports.contains(&port)));
+            now.extend(forwarded.filter_map(|address| address.at(outside)));
+        }
+        for address in std::mem::take(&mut self.reach.mapped) {
+            if !now.contains(&address) && !self.is_given(&address.0) {
+                swarm.remove_external_address(&address.0);
+            }
+        }
+        for address in &now {
+            info!(%address, "the router forwards a port to this node");
+            swarm.add_external_address(address.0.clone());
+        }
+        self.reach.mapped = now.into_iter().collect();
+        self.publish();
+    }
+
+    /// Has the router take back what it forwards.
+    pub(crate) async fn unmap(&mut self) {
+        if let Some(Mapper { wanted, task, .. }) = self.mapper.take() {
+            drop(wanted);
+            // Silence only means that the mappings end by themselves.
+            let _ = tokio::time::timeout(UNMAP_TIMEOUT, task).await;
+        }
+    }
+
+    pub(crate) fn on_relay(&mut self, event: RelayEvent) {
+        match event {
+            RelayEvent::ReservationReqAccepted { relay_peer_id, renewal, .. } => {
+                debug!(relay = %relay_peer_id, renewal, "has a place at a relay");
+                self.places.held(Instant::now(), PeerId(relay_peer_id));
+                self.publish();
+            }
+            other => debug!(?other, "relay"),
+        }
+    }
+
+    /// A listener has an address. If the user says that this node is reached, so is that.
+    pub(crate) fn on_listening(&self, swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
+        if self.mode == RelayMode::Server && Address(address.clone()).carrier() < Carrier::WebRtc {
+            swarm.add_external_address(address.clone());
+        }
+    }
+
+    /// True if the listener was a place at a relay.
+    pub(crate) fn on_listener_closed(&mut self, id: ListenerId) -> bool {
+        let Some(relay) = self.listeners.remove(&id) else { return false };
+        debug!(%relay, "has no place at this relay any more");
+        self.places.gone(Instant::now(), relay);
+        self.publish();
+        true
+    }
+
+    /// Asks for places, or leaves them. `peers` are those that are connected.
+    pub(crate) fn tick(
+        &mut self,
+        swarm: &mut Swarm<Behaviour>,
+        now: Instant,
+        peers: &BTreeMap<PeerId, Peer>,
+    ) {
+        let wanted = match self.mode {
+            RelayMode::Off | RelayMode::Server => false,
+            RelayMode::Client => self.reach.verdict != Verdict::Public,
+            RelayMode::Auto => self.reach.verdict == Verdict::Private,
+        };
+        let offering = peers.iter().filter(|(_, peer)| peer.offers_relay && peer.path.is_direct());
+        let offering = offering.filter(|(_, peer)| address_of(peer).is_some());
+        for step in self.places.plan(now, wanted, offering.map(|(id, _)| *id)) {
+            match step {
+                Step::Ask(relay) => self.ask(swarm, now, relay, &peers[&relay]),
+                Step::Leave(relay) => {
+                    let left = self.listeners.iter().find(|(_, peer)| **peer == relay);
+                    if let Some(id) = left.map(|(id, _)| *id) {
+                        swarm.remove_listener(id);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, swarm: &mut Swarm<Behaviour>, now: Instant, relay: PeerId, peer: &Peer) {
+        let address = address_of(peer).map(|address| address.with_peer(relay).0);
+        let listening = address.map(|address| swarm.listen_on(address.with(Protocol::P2pCircuit)));
+        match listening {
+            Some(Ok(id)) => {
+                self.listeners.insert(id, relay);
+            }
+            Some(Err(error)) => {
+                debug!(%relay, %error, "cannot ask for a place");
+                self.places.gone(now, relay);
+            }
+            None => self.places.gone(now, relay),
+        }
+    }
+
+    /// Says whether others may use this node as a relay.
+    pub(crate) fn offer(&mut self, swarm: &mut Swarm<Behaviour>) {
+        self.reach.offers_relay = match self.mode {
+            RelayMode::Off | RelayMode::Client => false,
+            RelayMode::Server => true,
+            RelayMode::Auto => self.reach.verdict == Verdict::Public,
+        };
+        let status =
+            if self.reach.offers_relay { relay::Status::Enable } else { relay::Status::Disable };
+        if let Some(server) = swarm.behaviour_mut().relay_server.as_mut() {
+            server.set_status(Some(status));
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        self.reach.relays = self.places.relays();
+        let reach = &self.reach;
+        self.out.send_if_modified(|out| {
+            let news = out != reach;
+            if news {
+                out.clone_from(reach);
+            }
+            news
+        });
+    }
+}
+
+/// Where others reach a relay: where it says that the whole internet does, else where this
+/// node reached it, else where it listens on the machine that it came from.
+fn address_of(relay: &Peer) -> Option<Address> {
+    let dialable = |address: &&Address| address.carrier() < Carrier::WebRtc;
+    let listens = || relay.listens.iter().filter(dialable);
+    let best = |of: &mut dyn Iterator<Item = &Address>| {
+        of.min_by_key(|address| address.carrier()).cloned()
+    };
+    let here = relay.remote.ip();
+    best(&mut listens().filter(|address| address.is_global()))
+        .or_else(|| relay.dialled.iter().find(dialable).cloned())
+        .or_else(|| best(&mut listens().filter(|address| here.is_some() && address.ip() == here)))
+}

@@ -1,0 +1,166 @@
+//! Which connections lead to each peer: direct ones, and those that a relay carries.
+//! Pure: the time is an argument.
+//!
+//! Invariant: a peer is relayed only while it has no direct connection, and a relayed
+//! connection outlives the first direct one by `grace` at most.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libp2p::core::ConnectedPoint;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::ConnectionId;
+
+use crate::{Address, PeerId};
+
+/// What lies between this node and a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    Direct,
+    /// All its connections go through relays; which carries the oldest, if that is known.
+    Relayed {
+        by: Option<PeerId>,
+    },
+}
+
+impl Path {
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::Direct)
+    }
+}
+
+/// One connection.
+struct Way {
+    path: Path,
+    since: Instant,
+    remote: Address,
+}
+
+/// Every peer's connections.
+pub(crate) struct Paths {
+    peers: BTreeMap<PeerId, BTreeMap<ConnectionId, Way>>,
+    grace: Duration,
+}
+
+impl Paths {
+    pub(crate) const fn new(grace: Duration) -> Self {
+        Self { peers: BTreeMap::new(), grace }
+    }
+
+    pub(crate) fn opened(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        id: ConnectionId,
+        point: &ConnectedPoint,
+    ) {
+        let way = Way { path: path_of(point), since: now, remote: remote_of(point) };
+        self.peers.entry(peer).or_default().insert(id, way);
+    }
+
+    pub(crate) fn closed(&mut self, peer: PeerId, id: ConnectionId) {
+        if let Some(ways) = self.peers.get_mut(&peer) {
+            ways.remove(&id);
+            if ways.is_empty() {
+                self.peers.remove(&peer);
+            }
+        }
+    }
+
+    /// How a peer is reached: by its oldest direct connection, else by its oldest.
+    pub(crate) fn best(&self, peer: PeerId) -> Option<(&Address, Path)> {
+        let ways = self.peers.get(&peer)?.values();
+        let best = ways.min_by_key(|way| (!way.path.is_direct(), way.since))?;
+        Some((&best.remote, best.path))
+    }
+
+    /// Relayed connections to peers that have had a direct one for long enough.
+    pub(crate) fn spare(&self, now: Instant) -> Vec<ConnectionId> {
+        let mut spare = Vec::new();
+        for ways in self.peers.values() {
+            let direct = ways.values().filter(|way| way.path.is_direct()).map(|way| way.since);
+            if direct.min().is_some_and(|since| since + self.grace <= now) {
+                let relayed = ways.iter().filter(|(_, way)| !way.path.is_direct());
+                spare.extend(relayed.map(|(id, _)| *id));
+            }
+        }
+        spare
+    }
+}
+
+/// What a connection goes through.
+fn path_of(point: &ConnectedPoint) -> Path {
+    let (ConnectedPoint::Dialer { address, .. }
+    | ConnectedPoint::Listener { local_addr: address, .. }) = point;
+    if point.is_relayed() {
+        Path::Relayed { by: Address(address.clone()).relay() }
+    } else {
+        Path::Direct
+    }
+}
+
+/// Where the other end is. Of who came through a relay only that is known.
+fn remote_of(point: &ConnectedPoint) -> Address {
+    match point {
+        ConnectedPoint::Listener { local_addr, .. } if point.is_relayed() => {
+            let circuit = local_addr.iter().take_while(|part| *part != Protocol::P2pCircuit);
+            Address(circuit.chain([Protocol::P2pCircuit]).collect())
+        }
+        _ => Address(point.get_remote_address().clone()).without_peer(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::core::Endpoint;
+    use libp2p::core::transport::PortUse;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(1);
+
+    fn dialled(address: &str) -> ConnectedPoint {
+        ConnectedPoint::Dialer {
+            address: address.parse().unwrap(),
+            role_override: Endpoint::Dialer,
+            port_use: PortUse::Reuse,
+        }
+    }
+
+    #[test]
+    fn a_direct_way_is_preferred_and_the_relayed_one_goes_after_a_while() {
+        let start = Instant::now();
+        let (peer, relay) = (PeerId::from_seed([1; 32]), PeerId::from_seed([2; 32]));
+        let circuit = format!("/ip4/10.0.0.2/udp/1/quic-v1/p2p/{relay}/p2p-circuit");
+        let came = ConnectedPoint::Listener {
+            local_addr: format!("{circuit}/p2p/{}", PeerId::from_seed([3; 32])).parse().unwrap(),
+            send_back_addr: format!("/p2p/{peer}").parse().unwrap(),
+        };
+        let ids = [0, 1, 2].map(ConnectionId::new_unchecked);
+        let mut paths = Paths::new(GRACE);
+        assert!(paths.best(peer).is_none());
+        paths.opened(start, peer, ids[0], &came);
+        let (remote, by) = paths.best(peer).unwrap();
+        assert_eq!((remote.to_string(), by), (circuit.clone(), Path::Relayed { by: Some(relay) }));
+        assert!(paths.spare(start + GRACE * 99).is_empty(), "it is all there is");
+
+        let went = dialled(&format!("{circuit}/p2p/{peer}"));
+        assert_eq!(path_of(&went), Path::Relayed { by: Some(relay) });
+        paths.opened(start, peer, ids[1], &went);
+        let later = start + GRACE * 5;
+        paths.opened(later, peer, ids[2], &dialled("/ip4/10.0.0.9/udp/7/quic-v1"));
+        let (remote, path) = paths.best(peer).unwrap();
+        assert_eq!(
+            (remote.to_string().as_str(), path),
+            ("/ip4/10.0.0.9/udp/7/quic-v1", Path::Direct)
+        );
+        assert!(paths.spare(later).is_empty());
+        assert_eq!(paths.spare(later + GRACE), ids[..2]);
+        paths.closed(peer, ids[2]);
+        assert!(!paths.best(peer).unwrap().1.is_direct(), "back on the relay");
+        for id in ids {
+            paths.closed(peer, id);
+        }
+        assert!(paths.best(peer).is_none());
+    }
+}

@@ -1,0 +1,188 @@
+//! Whether others reach this node: what AutoNAT is told and how it is bounded, and what
+//! is known of the answer.
+//!
+//! AutoNAT's first version, not its second: libp2p's second never tests an address again
+//! once it failed, dials whatever address a peer names, and keeps every address that any
+//! peer claims to have seen. The first asks again, and dials only where it sees the asker.
+//!
+//! Invariant: what peers say of this node's addresses takes up [`CANDIDATES_MAX`] at most.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::task::{Context, Poll};
+
+use libp2p::autonat::{Behaviour as AutoNat, Config};
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::behaviour::NewExternalAddrCandidate;
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId};
+
+use crate::Address;
+use crate::options::{
+    CANDIDATES_MAX, PROBE_AGAIN, PROBE_FIRST, PROBE_PERIOD, PROBE_REFRESH, PROBE_SAME_PEER,
+    PROBE_TIMEOUT, PROBED_ADDRESSES_MAX, PROBES_PER_PEER_MAX, PROBES_PER_PERIOD_MAX,
+};
+
+/// What peers that tried to dial this node found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verdict {
+    /// Nobody has tried: there are no peers yet, or none that sees this node from outside
+    /// its own network.
+    #[default]
+    Unknown,
+    Public,
+    /// Behind a NAT or a firewall that lets nobody in.
+    Private,
+}
+
+/// How others reach this node, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reach {
+    pub verdict: Verdict,
+    /// Addresses that a router forwards to this node, because it was asked to (UPnP).
+    pub mapped: Vec<Address>,
+    /// Relays that keep a place for this node.
+    pub relays: Vec<crate::PeerId>,
+    /// This node offers a relay to others.
+    pub offers_relay: bool,
+}
+
+fn config() -> Config {
+    Config {
+        timeout: PROBE_TIMEOUT,
+        boot_delay: PROBE_FIRST,
+        refresh_interval: PROBE_REFRESH,
+        retry_interval: PROBE_AGAIN,
+        throttle_server_period: PROBE_SAME_PEER,
+        use_connected: true,
+        max_peer_addresses: PROBED_ADDRESSES_MAX,
+        throttle_clients_global_max: PROBES_PER_PERIOD_MAX,
+        throttle_clients_peer_max: PROBES_PER_PEER_MAX,
+        throttle_clients_period: PROBE_PERIOD,
+        // Who is seen at a private address shares a network with this node, and says
+        // nothing about those outside.
+        only_global_ips: true,
+        ..Config::default()
+    }
+}
+
+/// AutoNAT, with a bound on what it is asked to try.
+pub(crate) struct Asking {
+    inner: AutoNat,
+    candidates: BTreeSet<Multiaddr>,
+    /// Where peers saw this node, for whoever punches holes.
+    seen: VecDeque<Multiaddr>,
+}
+
+impl Asking {
+    pub(crate) fn new(own: PeerId) -> Self {
+        let inner = AutoNat::new(own, config());
+        Self { inner, candidates: BTreeSet::new(), seen: VecDeque::new() }
+    }
+
+    /// A peer saw a connection of this node's come from here, from the very port that it
+    /// listens on. What a NAT makes of that port is what a hole is punched through; libp2p's
+    /// own guess puts the listening port in its place.
+    pub(crate) fn seen(&mut self, address: Multiaddr) {
+        if self.seen.len() < CANDIDATES_MAX {
+            self.seen.push_back(address);
+        }
+    }
+
+    /// Whether this is to be tried, too.
+    fn admit(&mut self, address: &Multiaddr) -> bool {
+        let relayed = address.iter().any(|part| part == Protocol::P2pCircuit);
+        !relayed
+            && (self.candidates.contains(address)
+                || (self.candidates.len() < CANDIDATES_MAX
+                    && self.candidates.insert(address.clone())))
+    }
+}
+
+impl NetworkBehaviour for Asking {
+    type ConnectionHandler = THandler<AutoNat>;
+    type ToSwarm = libp2p::autonat::Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_inbound_connection(id, peer, local, remote)
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        addresses: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        self.inner.handle_pending_outbound_connection(id, peer, addresses, role)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role: Endpoint,
+        port_use: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_outbound_connection(id, peer, address, role, port_use)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        if let FromSwarm::NewExternalAddrCandidate(NewExternalAddrCandidate { addr }) = event
+            && !self.admit(addr)
+        {
+            return;
+        }
+        self.inner.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        id: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        self.inner.on_connection_handler_event(peer, id, event);
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        if let Some(address) = self.seen.pop_front() {
+            return Poll::Ready(ToSwarm::NewExternalAddrCandidate(address));
+        }
+        self.inner.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_cannot_make_this_node_try_more_than_a_few_addresses() {
+        let own = crate::PeerId::from_seed([1; 32]).0;
+        let mut asking = Asking::new(own);
+        let address = |port: usize| format!("/ip4/1.1.1.1/tcp/{port}").parse().unwrap();
+        let admitted = (1..99).filter(|port| asking.admit(&address(*port))).count();
+        assert_eq!(admitted, CANDIDATES_MAX);
+        assert!(asking.admit(&address(1)), "known");
+        let mut asking = Asking::new(own);
+        let circuit = format!("/ip4/1.1.1.1/tcp/1/p2p/{own}/p2p-circuit");
+        assert!(!asking.admit(&circuit.parse().unwrap()));
+        (0..99).for_each(|port| asking.seen(address(port)));
+        assert_eq!(asking.seen.len(), CANDIDATES_MAX);
+    }
+}

@@ -1,0 +1,257 @@
+//! Relays: what this node carries for others, within tight bounds, and at which of its
+//! peers it keeps a place for itself. Pure but for the configuration: the time is an argument.
+//!
+//! Invariants: never a place at more than [`RELAYS_MAX`] relays; one that refused or went
+//! away is asked again only after a wait that doubles.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libp2p::Multiaddr;
+use libp2p::relay::Config;
+
+use crate::PeerId;
+use crate::options::{
+    CIRCUIT_BYTES_MAX, CIRCUIT_TIME_MAX, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX,
+    CIRCUITS_PER_WINDOW_MAX, RELAY_RETRY_FIRST, RELAY_RETRY_MAX, RELAY_SETTLED, RELAY_WINDOW,
+    RELAYS_MAX, RELAYS_REMEMBERED_MAX, RESERVATION_TIME, RESERVATIONS_MAX,
+    RESERVATIONS_PER_PEER_MAX, RESERVATIONS_PER_WINDOW_MAX,
+};
+
+/// What a node does with relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RelayMode {
+    /// Neither offers one nor uses any, not even to dial.
+    #[default]
+    Off,
+    /// Uses others', never offers one; keeps places unless it is known to be reached.
+    Client,
+    /// Offers one, whatever its peers say; its listen addresses count as reachable.
+    Server,
+    /// Offers one while its peers say that they reach it; keeps places while they say
+    /// that they do not.
+    Auto,
+}
+
+impl RelayMode {
+    pub(crate) const fn may_serve(self) -> bool {
+        matches!(self, Self::Server | Self::Auto)
+    }
+}
+
+/// What this node carries as a relay.
+pub(crate) fn limits() -> Config {
+    Config {
+        max_reservations: RESERVATIONS_MAX,
+        // libp2p refuses beyond one more than it is told, for these two.
+        max_reservations_per_peer: RESERVATIONS_PER_PEER_MAX - 1,
+        max_circuits_per_peer: CIRCUITS_PER_PEER_MAX - 1,
+        reservation_duration: RESERVATION_TIME,
+        max_circuits: CIRCUITS_MAX,
+        max_circuit_duration: CIRCUIT_TIME_MAX,
+        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        reservation_rate_limiters: vec![limiter(RESERVATIONS_PER_WINDOW_MAX)],
+        circuit_src_rate_limiters: vec![limiter(CIRCUITS_PER_WINDOW_MAX)],
+    }
+}
+
+type Limiter = Box<dyn libp2p::relay::RateLimiter>;
+
+fn limiter(total: u32) -> Limiter {
+    let start = Instant::now();
+    let mut window = Window::new(start, total);
+    let admit =
+        move |peer: libp2p::PeerId, _: &Multiaddr, _: _| window.admit(Instant::now(), PeerId(peer));
+    Box::new(admit)
+}
+
+/// Counts requests over a window: so many in all, and a quarter of them from one peer.
+struct Window {
+    ends: Instant,
+    total: u32,
+    left: u32,
+    by_peer: BTreeMap<PeerId, u32>,
+}
+
+impl Window {
+    fn new(now: Instant, total: u32) -> Self {
+        Self { ends: now + RELAY_WINDOW, total, left: total, by_peer: BTreeMap::new() }
+    }
+
+    fn admit(&mut self, now: Instant, peer: PeerId) -> bool {
+        if now >= self.ends {
+            *self = Self::new(now, self.total);
+        }
+        let own = self.by_peer.get(&peer).copied().unwrap_or(0);
+        if self.left == 0 || own >= (self.total / 4).max(1) {
+            return false;
+        }
+        self.left -= 1;
+        self.by_peer.insert(peer, own + 1);
+        true
+    }
+}
+
+/// A place at a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Asked,
+    Held {
+        since: Instant,
+    },
+    /// Given up, not closed yet.
+    Leaving,
+}
+
+struct Failure {
+    retry: Instant,
+    wait: Duration,
+}
+
+/// What to do about places at relays.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Ask(PeerId),
+    Leave(PeerId),
+}
+
+/// The places that this node keeps.
+#[derive(Default)]
+pub(crate) struct Places {
+    places: BTreeMap<PeerId, Place>,
+    failures: BTreeMap<PeerId, Failure>,
+}
+
+impl Places {
+    /// What to do now. `wanted`: this node needs relays; `relays`: connected peers that
+    /// offer one.
+    pub(crate) fn plan(
+        &mut self,
+        now: Instant,
+        wanted: bool,
+        relays: impl IntoIterator<Item = PeerId>,
+    ) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if !wanted {
+            for (peer, place) in &mut self.places {
+                // Not while it is asked for or may be about to be renewed: libp2p takes an
+                // answer about a place that it no longer knows for a fault of its own.
+                if let Place::Held { since } = *place
+                    && now.saturating_duration_since(since) < RELAY_SETTLED
+                {
+                    *place = Place::Leaving;
+                    steps.push(Step::Leave(*peer));
+                }
+            }
+            return steps;
+        }
+        for peer in relays {
+            if self.places.len() >= RELAYS_MAX {
+                break;
+            }
+            let waits = self.failures.get(&peer).is_some_and(|failure| failure.retry > now);
+            if !waits && !self.places.contains_key(&peer) {
+                self.places.insert(peer, Place::Asked);
+                steps.push(Step::Ask(peer));
+            }
+        }
+        steps
+    }
+
+    /// A relay keeps a place for this node, or has renewed it.
+    pub(crate) fn held(&mut self, now: Instant, relay: PeerId) {
+        self.failures.remove(&relay);
+        if let Some(place) = self.places.get_mut(&relay) {
+            *place = Place::Held { since: now };
+        }
+    }
+
+    /// A place is gone, or was refused.
+    pub(crate) fn gone(&mut self, now: Instant, relay: PeerId) {
+        if self.places.remove(&relay) == Some(Place::Leaving) {
+            return;
+        }
+        if self.failures.len() >= RELAYS_REMEMBERED_MAX && !self.failures.contains_key(&relay) {
+            self.failures.retain(|_, failure| failure.retry > now);
+            if self.failures.len() >= RELAYS_REMEMBERED_MAX {
+                self.failures.clear();
+            }
+        }
+        let failure =
+            self.failures.entry(relay).or_insert(Failure { retry: now, wait: RELAY_RETRY_FIRST });
+        failure.retry = now + failure.wait;
+        failure.wait = (failure.wait * 2).min(RELAY_RETRY_MAX);
+    }
+
+    /// Where this node has a place now.
+    pub(crate) fn relays(&self) -> Vec<PeerId> {
+        let held = self.places.iter().filter(|(_, place)| matches!(place, Place::Held { .. }));
+        held.map(|(peer, _)| *peer).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(number: u8) -> PeerId {
+        PeerId::from_seed([number; 32])
+    }
+
+    #[test]
+    fn a_few_places_are_kept_and_a_refusal_is_not_pressed() {
+        let start = Instant::now();
+        let all: Vec<PeerId> = (0..RELAYS_MAX as u8 + 2).map(peer).collect();
+        let mut places = Places::default();
+        assert!(places.plan(start, false, all.clone()).is_empty());
+        let steps = places.plan(start, true, all.clone());
+        assert_eq!(steps.len(), RELAYS_MAX);
+        assert!(places.plan(start, true, all.clone()).is_empty(), "they are asked");
+        assert!(places.relays().is_empty());
+        for peer in &all[..RELAYS_MAX] {
+            places.held(start, *peer);
+        }
+        assert_eq!(places.relays().len(), RELAYS_MAX);
+
+        // The first goes away: another is asked at once, the first after a wait.
+        places.gone(start, all[0]);
+        assert_eq!(places.plan(start, true, all.clone()), [Step::Ask(all[RELAYS_MAX])]);
+        places.gone(start, all[RELAYS_MAX]);
+        let only = [all[0]];
+        assert!(places.plan(start, true, only).is_empty());
+        let later = start + RELAY_RETRY_FIRST;
+        assert_eq!(places.plan(later, true, only), [Step::Ask(all[0])]);
+        places.gone(later, all[0]);
+        assert!(places.plan(later + RELAY_RETRY_FIRST, true, only).is_empty(), "twice as long");
+        assert_eq!(places.plan(later + RELAY_RETRY_FIRST * 2, true, only), [Step::Ask(all[0])]);
+    }
+
+    #[test]
+    fn places_are_left_once_they_are_not_needed_but_not_while_they_are_in_the_air() {
+        let start = Instant::now();
+        let mut places = Places::default();
+        places.plan(start, true, [peer(1), peer(2)]);
+        places.held(start, peer(1));
+        assert_eq!(places.plan(start, false, []), [Step::Leave(peer(1))]);
+        assert!(places.plan(start, false, []).is_empty(), "the other is still asked for");
+        places.gone(start, peer(1));
+        assert!(places.relays().is_empty());
+        places.held(start, peer(2));
+        assert!(places.plan(start + RELAY_SETTLED, false, []).is_empty());
+        places.held(start + RELAY_SETTLED, peer(2));
+        assert_eq!(places.plan(start + RELAY_SETTLED, false, []), [Step::Leave(peer(2))]);
+        places.gone(start, peer(2));
+        // Leaving is no failure.
+        assert_eq!(places.plan(start, true, [peer(1)]), [Step::Ask(peer(1))]);
+    }
+
+    #[test]
+    fn requests_are_counted_in_all_and_for_each_peer() {
+        let start = Instant::now();
+        let mut window = Window::new(start, 8);
+        assert_eq!((0..9).filter(|_| window.admit(start, peer(1))).count(), 2);
+        let others = (2..20).filter(|number| window.admit(start, peer(*number))).count();
+        assert_eq!(others, 6);
+        assert!(window.admit(start + RELAY_WINDOW, peer(1)));
+    }
+}
