@@ -4,7 +4,7 @@
 //! prompt by prompt, and the resident one runs before and after each of the others, so
 //! that what else the machine does falls on all alike. The bound is what paging could
 //! reach if it cost nothing but moving the missed bytes to the device:
-//! `1 / (resident step time + missed bytes / upload bandwidth)`.
+//! `1 / (resident step time + missed bytes / upload bandwidth)`, the resident step as it is where tokens are generated.
 //!
 //! What paging costs where nothing is missed is measured on the resident session, in pairs: generating as ever, and with
 //! its pager switched off, so that no use of an expert is counted or ordered.
@@ -130,10 +130,12 @@ pub fn paging(
     let slots = sides[0].session.stats().slots;
     let bandwidth = device.bandwidth()?;
     let count = sides.len();
+    let generating = Summary::of(idle.paged);
+    let step_s = 1.0 / generating.median;
     let paged = sides.iter().enumerate().map(|(at, side)| {
         // Of run r the neighbours are before, at r * count + at, and after.
         let near = |run: usize| &resident[run * count + at..][..2];
-        side.summary(near, bandwidth.upload_bytes_s)
+        side.summary(near, step_s, bandwidth.upload_bytes_s)
     });
     let record = Record {
         what: "paging",
@@ -150,7 +152,7 @@ pub fn paging(
             tok_s: Summary::of(resident.iter().map(Sample::tok_s).collect()),
             hit_percent: Sample::sum(&resident).hit_percent(),
             per_token: Sample::sum(&resident).per_token(),
-            generating_tok_s: Summary::of(idle.paged),
+            generating_tok_s: generating,
             unpaged_tok_s: Summary::of(idle.unpaged),
             paging_cost: Summary::of(idle.cost),
         },
@@ -195,15 +197,19 @@ impl Idle {
 }
 
 impl Side {
-    /// `near`: the resident samples on either side of a run.
-    fn summary<'a>(&self, near: impl Fn(usize) -> &'a [Sample], upload_bytes_s: f64) -> Paged {
+    /// `near`: the resident samples on either side of a run; `step_s`: a resident token, generating.
+    fn summary<'a>(
+        &self,
+        near: impl Fn(usize) -> &'a [Sample],
+        step_s: f64,
+        upload_bytes_s: f64,
+    ) -> Paged {
         let (mut of_resident, mut bounds, mut of_bound) = (Vec::new(), Vec::new(), Vec::new());
         for (run, sample) in self.samples.iter().enumerate() {
-            let step = Sample::sum(near(run));
-            let step_s = step.seconds / step.tokens as f64;
+            let beside = Sample::sum(near(run));
             let missed_s = sample.per_token().missed_bytes / upload_bytes_s;
             let bound = 1.0 / (step_s + missed_s);
-            of_resident.push(sample.tok_s() * step_s);
+            of_resident.push(sample.tok_s() / beside.tok_s());
             of_bound.push(sample.tok_s() / bound);
             bounds.push(bound);
         }
