@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use futures::{AsyncWriteExt, FutureExt, StreamExt};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt};
 use libp2p::Transport;
 use libp2p::core::Endpoint;
 use libp2p::core::connection::ConnectedPoint;
@@ -93,19 +93,28 @@ impl Gate {
         muxer: &mut StreamMuxerBox,
     ) -> Result<(), KeyFailure> {
         let stream = open(side, muxer).await?;
-        let talk = async {
-            let mut stream = match side {
-                Side::Listener => dialer_select_proto(stream, [KEY_PROTOCOL], Version::V1).await,
-                Side::Dialer => listener_select_proto(stream, [KEY_PROTOCOL]).await,
-            }
-            .map_err(|_| KeyFailure::NoKey)?
-            .1;
-            prove(&self.key, side, self.own, peer, &mut stream).await?;
-            // Only the writing half: the other side may not have read it all yet.
-            stream.close().await.map_err(|_| KeyFailure::Broken)
-        };
-        drive(muxer, talk).await
+        drive(muxer, prove_key(&self.key, side, self.own, peer, stream)).await
     }
+}
+
+/// All that is said on the stream of a proof: what it is for, then the key from both sides.
+/// The connection must have proved `remote`, and time is the caller's to bound.
+pub async fn prove_key<S: AsyncRead + AsyncWrite + Unpin>(
+    key: &SwarmKey,
+    side: Side,
+    own: PeerId,
+    remote: PeerId,
+    stream: S,
+) -> Result<(), KeyFailure> {
+    let mut stream = match side {
+        Side::Listener => dialer_select_proto(stream, [KEY_PROTOCOL], Version::V1).await,
+        Side::Dialer => listener_select_proto(stream, [KEY_PROTOCOL]).await,
+    }
+    .map_err(|_| KeyFailure::NoKey)?
+    .1;
+    prove(key, side, own, remote, &mut stream).await?;
+    // Only the writing half: the other side may not have read it all yet.
+    stream.close().await.map_err(|_| KeyFailure::Broken)
 }
 
 /// The listener opens the stream, the dialer takes the first that comes. What else a peer opens

@@ -83,7 +83,7 @@ impl fmt::Debug for SwarmKey {
 
 /// Which end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
     Dialer,
     Listener,
 }

@@ -23,12 +23,12 @@ mod stream;
 mod transport;
 mod webrtc;
 
-pub use gate::Refusal;
+pub use gate::{Refusal, prove_key};
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
 };
 pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
-pub use key::{KEY_PROTOCOL, KeyFailure, SwarmKey};
+pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
 pub use options::{Limits, Options};
 pub use stream::Stream;
 pub use transport::install_crypto;
