@@ -11,7 +11,8 @@ step "Debian packages"
 # mesa-vulkan-drivers: a software Vulkan driver (lavapipe), so that the wgpu kernels run without a GPU.
 # iproute2: network namespaces, in which nodes find each other by mDNS.
 # chromium: drives the page that a node serves.
-packages=(mesa-vulkan-drivers iproute2 chromium)
+# faketime: nodes whose clocks are hours apart.
+packages=(mesa-vulkan-drivers iproute2 chromium faketime)
 missing=()
 for package in "${packages[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
@@ -44,7 +45,7 @@ step "clippy (release as well: build scripts run once)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
 step "tests (release: one build serves the tests, the demo and the benchmarks)"
-export DOPPLER_REQUIRE_GPU=1
+export DOPPLER_REQUIRE_GPU=1 DOPPLER_REQUIRE_FAKETIME=1
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --release --workspace --locked --no-fail-fast
 else
