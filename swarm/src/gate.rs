@@ -3,7 +3,7 @@
 //! Invariant: behind it nothing of this node speaks to a peer that has not proved the
 //! key. It stands below every protocol and above every transport, so none can go round it.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::key::{KEY_PROTOCOL, KEY_TIMEOUT, KeyFailure, Side, SwarmKey, decline, prove};
-use crate::options::DECLINES_MAX;
+use crate::options::{DECLINES_MAX, VERDICT_TIMEOUT};
 use crate::transport::Connection;
 use crate::{Address, PeerId};
 
@@ -79,7 +79,12 @@ impl Gate {
         let prove = tokio::time::timeout(KEY_TIMEOUT, self.prove(side, peer, &mut muxer));
         let outcome = prove.await.unwrap_or(Err(KeyFailure::Silent));
         if let Err(why) = outcome {
-            // So that a refusal just sent arrives; nobody waits for it long.
+            // So that a refusal just sent arrives, where closing loses what is under way: who
+            // hears it hangs up. Nobody waits for it long.
+            if side == Side::Listener && why == KeyFailure::WrongKey {
+                let hung_up = drive(&mut muxer, pending::<Result<(), KeyFailure>>());
+                let _ = tokio::time::timeout(VERDICT_TIMEOUT, hung_up).await;
+            }
             let _ = tokio::time::timeout(KEY_TIMEOUT, muxer.close()).await;
             return Err(why);
         }

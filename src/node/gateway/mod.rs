@@ -2,11 +2,12 @@
 //! on this machine that speaks HTTP.
 //!
 //! It owns no bytes: everything comes from the store through `ShardServe`, as peers get it.
-//! It needs no token; `guard` says who may ask. It changes nothing but this: a page may have the
+//! `guard` says who may ask; it needs no token, but in a private swarm (`lock`). It changes nothing but this: a page may have the
 //! node fetch an object of a model that it knows, within the node's budgets.
 
 mod connections;
 mod guard;
+mod lock;
 mod objects;
 mod page;
 mod select;
@@ -23,6 +24,7 @@ use tokio::sync::Semaphore;
 
 pub use connections::Connections;
 
+use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
 use super::service::Service;
@@ -84,9 +86,10 @@ impl IntoResponse for Refused {
     }
 }
 
-/// Every route that needs no token.
+/// Every route that does not need the control API's token.
 pub fn routes(service: Arc<Service>) -> Router {
     let objects = Objects::new(service.serve());
+    let lock = service.gateway_token().map(|token| Lock { token, peer_id: service.peer_id() });
     let known = Router::new()
         .route("/models", get(models))
         .route("/node", get(node))
@@ -94,11 +97,12 @@ pub fn routes(service: Arc<Service>) -> Router {
         .with_state(Bringing { service, room: Arc::new(Semaphore::new(BRINGING_MAX)) });
     let manifests =
         Router::new().route("/models/{id}/manifest", get(manifest)).with_state(objects.clone());
-    shards(objects)
-        .merge(known)
-        .merge(manifests)
-        .fallback(other)
-        .layer(middleware::from_fn(guard::guard))
+    let open = shards(objects).merge(known).merge(manifests).fallback(other);
+    let routes = match lock {
+        None => open,
+        Some(lock) => open.layer(middleware::from_fn_with_state(Arc::new(lock), lock::lock)),
+    };
+    routes.layer(middleware::from_fn(guard::guard))
 }
 
 fn shards(objects: Objects) -> Router {
