@@ -12,7 +12,7 @@ step "Debian packages"
 # iproute2: network namespaces, in which nodes find each other by mDNS.
 # nftables: routers between them, behind which nodes hide.
 # chromium: drives the page that a node serves.
-packages=(mesa-vulkan-drivers iproute2 nftables chromium)
+packages=(mesa-vulkan-drivers iproute2 nftables chromium faketime)
 missing=()
 for package in "${packages[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
@@ -45,7 +45,7 @@ step "clippy (release as well: build scripts run once)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
 step "tests (release: one build serves the tests, the demo and the benchmarks)"
-export DOPPLER_REQUIRE_GPU=1
+export DOPPLER_REQUIRE_GPU=1 DOPPLER_REQUIRE_FAKETIME=1
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --release --workspace --locked --no-fail-fast
 else

@@ -18,7 +18,7 @@ use doppler_node::store::{
     ByteRange, ModelId, Priority, ReadError, ReadRequest, ShardId, ShardServe, ShardSource,
 };
 use doppler_node::wire::{Envelope, Holdings, ModelHoldings, ShardReply, ShardRequest};
-use doppler_swarm::{IncomingStreams, Options, SwarmEvents, SwarmHandle};
+use doppler_swarm::{IncomingStreams, Options, Stream, SwarmEvents, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::rngs::SmallRng;
@@ -54,6 +54,7 @@ struct Memory {
     manner: Manner,
     changes: watch::Sender<u64>,
     asked: watch::Sender<u64>,
+    ranges: Mutex<Vec<ByteRange>>,
 }
 
 impl Memory {
@@ -63,6 +64,7 @@ impl Memory {
             manner,
             changes: watch::Sender::new(0),
             asked: watch::Sender::new(0),
+            ranges: Mutex::default(),
         };
         for object in objects {
             this.put(object);
@@ -85,6 +87,7 @@ impl ShardServe for Memory {
         range: ByteRange,
     ) -> BoxFuture<'_, Result<Encoded, ReadError>> {
         async move {
+            self.ranges.lock().unwrap().push(range);
             let mut asked = 0;
             self.asked.send_modify(|count| {
                 *count += 1;
@@ -555,17 +558,23 @@ impl Rogue {
         })
     }
 
-    /// Takes the next stream and its request, and answers with these bytes.
-    async fn answer(&mut self, answer: &[u8]) -> ShardRequest {
+    /// Takes the next stream and its request.
+    async fn asked(&mut self) -> (Stream, ShardRequest) {
         let incoming = tokio::time::timeout(PATIENCE, self.incoming.recv()).await;
         let mut stream = incoming.expect("asked").unwrap().stream;
         let mut frame = vec![0; usize::from(stream.read_u16().await.unwrap())];
         stream.read_exact(&mut frame).await.unwrap();
+        (stream, ShardRequest::decode(&frame).unwrap())
+    }
+
+    /// Takes the next stream and its request, and answers with these bytes.
+    async fn answer(&mut self, answer: &[u8]) -> ShardRequest {
+        let (mut stream, request) = self.asked().await;
         // The reader hangs up as soon as it has seen enough. Closing, not
         // dropping, so that what was written arrives.
         let _ = stream.write_all(answer).await;
         let _ = stream.shutdown().await;
-        ShardRequest::decode(&frame).unwrap()
+        request
     }
 }
 

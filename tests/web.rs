@@ -48,12 +48,17 @@ fn say(output: &Output) -> String {
 
 /// Runs the tests of one file of `tests/web/`, all or those whose names match.
 fn drive(file: &str, pattern: &str) {
+    drive_with(file, pattern, &[]);
+}
+
+fn drive_with(file: &str, pattern: &str, settings: &[(&str, &str)]) {
     let Some(chromium) = chromium() else { return };
     let output = Command::new("node")
         .args(["--test", "--test-concurrency=1", "--test-name-pattern", pattern])
         .arg(root().join("tests/web").join(file))
         .env("DOPPLER_NODE_BIN", env!("CARGO_BIN_EXE_doppler-node"))
         .env("DOPPLER_CHROMIUM", chromium)
+        .envs(settings.iter().copied())
         .env_remove("DOPPLER_DATA")
         .env_remove("DOPPLER_LOG")
         .output()
@@ -179,4 +184,21 @@ fn a_tab_refuses_wrong_bytes_and_resumes() {
 #[test]
 fn a_tab_serves_nodes_and_can_be_used() {
     drive("page.test.mjs", "native node|between them|two tabs|keyboard");
+}
+
+#[test]
+fn a_tab_proves_a_private_swarms_key_or_learns_nothing() {
+    drive("private.test.mjs", ".");
+}
+
+#[test]
+fn nothing_is_left_of_tabs_that_have_gone() {
+    drive("sessions.test.mjs", ".");
+}
+
+/// Takes some minutes: `cargo nextest run --release --workspace --test web --run-ignored only`.
+#[test]
+#[ignore = "a measurement of minutes"]
+fn memory_stays_flat_over_two_hundred_tabs() {
+    drive_with("sessions.test.mjs", ".", &[("DOPPLER_SESSIONS", "200")]);
 }

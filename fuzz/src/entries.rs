@@ -4,7 +4,10 @@
 //! Each must neither panic nor take more memory than its bounds say, and asserts
 //! what holds for whatever it accepts.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::LazyLock;
+use std::task::{Context, Poll};
 
 use doppler_node::store::groups::Groups;
 use doppler_node::store::verified::{self, Outboard};
@@ -12,6 +15,8 @@ use doppler_node::store::{ByteRange, Manifest, ShardId};
 use doppler_node::wire::{
     BODY_BYTES_MAX, ENVELOPE_BYTES_MAX, Envelope, FRAME_BYTES_MAX, ShardReply, ShardRequest,
 };
+use doppler_swarm::{Address, KEY_PROTOCOL, PeerId, Side, SwarmKey, prove_key};
+use futures::{AsyncRead, AsyncWrite};
 
 /// The object that replies are about: three groups and a little.
 pub static OBJECT: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -70,9 +75,13 @@ pub fn reply(data: &[u8]) {
 pub fn envelope(data: &[u8]) {
     let Ok(envelope) = Envelope::decode(data) else { return };
     assert!(data.len() <= ENVELOPE_BYTES_MAX);
-    if let Envelope::Announcement(signed) = &envelope {
-        // Verified or not: an answer, never a panic.
-        let _ = signed.verify();
+    // Verified or not, an address or not: an answer, never a panic.
+    match &envelope {
+        Envelope::Announcement(signed) => drop(signed.verify()),
+        Envelope::Holdings(holdings) => {
+            holdings.addresses.iter().for_each(|text| drop(text.parse::<Address>()));
+        }
+        Envelope::Unknown => {}
     }
     assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
 }
@@ -89,6 +98,124 @@ pub fn files(data: &[u8]) {
         let proved = outboard.prove(whole, OBJECT.clone().into());
         let own = Outboard::of(&OBJECT).unwrap();
         assert_eq!(proved.is_ok(), outboard.nodes() == own.nodes());
+    }
+}
+
+/// What a peer says before it is let into a private swarm. The first byte says which side it
+/// plays, and whether the rest is all that it says, or what is laid over the words of a member.
+pub fn handshake(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else { return };
+    let side = if choice & 1 == 0 { Side::Dialer } else { Side::Listener };
+    let member = choice & 2 == 0;
+    let mut peer = Caller { side, member, bytes, heard: Vec::new(), said: 0 };
+    let (node, key) = (PeerId::from_seed(NODE), SwarmKey::from_bytes(KEY));
+    let node_side = if side == Side::Dialer { Side::Listener } else { Side::Dialer };
+    let remote = PeerId::from_seed(PEER);
+    let proving = prove_key(&key, node_side, node, remote, &mut peer);
+    let let_in = futures::executor::block_on(proving).is_ok();
+    if !member {
+        assert!(!let_in, "who does not have the key was let in");
+    } else if bytes.iter().take(peer.said).all(|byte| *byte == 0) {
+        assert!(let_in, "a member was refused");
+    } else if let_in {
+        // How the protocol is chosen leaves room; the proof leaves none.
+        let chosen = choosing().len();
+        let proof = bytes.iter().take(peer.said).skip(chosen);
+        assert!(proof.into_iter().all(|byte| *byte == 0), "a wrong proof was taken");
+    }
+}
+
+const KEY: [u8; 32] = [3; 32];
+const NODE: [u8; 32] = [1; 32];
+const PEER: [u8; 32] = [2; 32];
+const NONCE: [u8; 32] = [4; 32];
+
+/// The two messages of multistream-select, each with its length and the end of its line.
+fn choosing() -> Vec<u8> {
+    let message = |text: &str| [&[text.len() as u8 + 1], text.as_bytes(), b"\n"].concat();
+    [message("/multistream/1.0.0"), message(KEY_PROTOCOL)].concat()
+}
+
+/// The other end of a node's proof, as the stream that the node holds: what it says, and then
+/// the stream's end.
+struct Caller<'a> {
+    side: Side,
+    member: bool,
+    bytes: &'a [u8],
+    heard: Vec<u8>,
+    said: usize,
+}
+
+impl Caller<'_> {
+    /// What a member has to say by now, written from the description in `docs/swarm-key.md`.
+    fn words(&self) -> Vec<u8> {
+        let mut words = choosing();
+        let heard = self.heard.get(words.len()..).unwrap_or_default();
+        match self.side {
+            Side::Dialer => {
+                if let Some(nonce) = heard.get(..32) {
+                    words.push(1);
+                    words.extend(NONCE);
+                    words.extend(proof("dialer", [PEER, NODE], [&NONCE, nonce]));
+                }
+            }
+            Side::Listener => {
+                words.extend(NONCE);
+                if let Some(nonce) = heard.get(1..33) {
+                    words.push(1);
+                    words.extend(proof("listener", [NODE, PEER], [nonce, &NONCE]));
+                }
+            }
+        }
+        words
+    }
+}
+
+/// One side's proof for a dialer and a listener, and their nonces.
+fn proof(side: &str, peers: [[u8; 32]; 2], nonces: [&[u8]; 2]) -> [u8; 32] {
+    let context = format!("doppler-node 2026 swarm key v1 {side}");
+    let ids = peers.map(|seed| PeerId::from_seed(seed).to_bytes());
+    let ids = ids.map(|id| [&[id.len() as u8], &id[..]].concat());
+    let message = [ids.concat(), nonces.concat()].concat();
+    *blake3::keyed_hash(&blake3::derive_key(&context, &KEY), &message).as_bytes()
+}
+
+impl AsyncRead for Caller<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let words = if self.member {
+            let mask = self.bytes.iter().chain(std::iter::repeat(&0));
+            self.words().into_iter().zip(mask).map(|(word, mask)| word ^ mask).collect()
+        } else {
+            self.bytes.to_vec()
+        };
+        let left = words.get(self.said..).unwrap_or_default();
+        let len = left.len().min(into.len());
+        into[..len].copy_from_slice(&left[..len]);
+        self.said += len;
+        Poll::Ready(Ok(len))
+    }
+}
+
+impl AsyncWrite for Caller<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.heard.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Invariants: it never polls: it waits for its orders, for who holds what to
 //! change, for an answer or a time; dropping the read ends its requests and gives
-//! back their place.
+//! back their place. What a request proved before it broke off or was given up is kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,15 +14,16 @@ use doppler_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::limiter::Limiter;
 use super::options::{ATTEMPTS_MAX, REQUESTS_PER_READ_MAX};
 use super::reputation::Conduct;
-use super::scheduler::{Ask, Outcome, ReadId, RequestId};
-use super::shard_client::{Client, Failure, FailureKind, RELAYED};
+use super::scheduler::{Ask, Ended, Outcome, ReadId, RequestId};
+use super::shard_client::{Client, Failure, FailureKind, Order, RELAYED};
 use super::state::{Holders, Shared};
-use crate::store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
+use crate::store::verified::{Decoder, GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
 use crate::store::{ByteRange, ReadError, ReadRequest};
 use crate::wire::ShardRequest;
 
@@ -114,6 +115,12 @@ impl Fetcher {
     }
 }
 
+/// How a request is ended from here: at once, or with what it has proved.
+struct Running {
+    abort: AbortHandle,
+    stop: CancellationToken,
+}
+
 /// One read under way; dropping it takes it off the schedule.
 struct Reading {
     fetcher: Arc<Fetcher>,
@@ -123,7 +130,7 @@ struct Reading {
     orders: mpsc::Receiver<Ask>,
     /// Dropping the set aborts what it runs.
     running: JoinSet<Answer>,
-    handles: BTreeMap<RequestId, AbortHandle>,
+    handles: BTreeMap<RequestId, Running>,
     memory: Memory,
     parts: Vec<Part>,
     /// Since when nobody is asked for anything.
@@ -220,73 +227,97 @@ impl Reading {
     }
 
     fn ask(&mut self, ask: Ask) {
-        // Its twin may have come while the order was under way.
-        if !self.fetcher.shared.lock().scheduler.knows(self.id, ask.request) {
-            return;
-        }
+        let decoder = {
+            let mut state = self.fetcher.shared.lock();
+            // Its twin may have come while the order was under way.
+            if !state.scheduler.knows(self.id, ask.request) {
+                return;
+            }
+            let decoder = Decoder::new(self.memory.take(ask.range));
+            state.scheduler.watch(self.id, ask.request, decoder.proved());
+            decoder
+        };
         let fetcher = Arc::clone(&self.fetcher);
-        let wire = ShardRequest {
+        let request = ShardRequest {
             shard: self.request.shard,
             range: ask.range,
             priority: self.request.priority,
         };
-        let may_relay = fetcher.shared.lock().may_relay(wire.shard);
-        let buffer = self.memory.take(ask.range);
-        let handle = self.running.spawn(async move {
+        let may_relay = fetcher.shared.lock().may_relay(request.shard);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let abort = self.running.spawn(async move {
             let shared = Arc::clone(&fetcher.shared);
             let heard = move || {
                 shared.lock().scheduler.links.heard(Instant::now(), ask.peer);
             };
-            (ask, fetcher.client.request(ask.peer, wire, may_relay, &heard, buffer).await)
+            let order = Order { peer: ask.peer, request, may_relay, heard: &heard, stop: stopped };
+            (ask, fetcher.client.request(order, decoder).await)
         });
-        self.handles.insert(ask.request, handle);
+        self.handles.insert(ask.request, Running { abort, stop });
     }
 
     fn on_answer(&mut self, ask: Ask, answer: Result<Piece, Failure>) {
         self.handles.remove(&ask.request);
         match answer {
-            Ok(piece) => self.delivered(ask, piece),
-            Err(failure) => {
-                let now = Instant::now();
-                let mut state = self.fetcher.shared.lock();
-                let beaten = state.scheduler.end(now, self.id, ask.request, Outcome::Failed);
-                debug_assert!(beaten.is_none());
-                drop(state);
+            Ok(piece) => self.take_in(ask, Outcome::Delivered, Some(piece)),
+            Err(mut failure) => {
+                let proved = failure.proved.take();
+                if failure.kind == FailureKind::Stopped {
+                    self.take_in(ask, Outcome::Stopped, proved);
+                    return;
+                }
                 self.failures += 1;
+                self.take_in(ask, Outcome::Failed, proved);
                 self.failed(ask.peer, failure);
             }
         }
     }
 
-    fn delivered(&mut self, ask: Ask, piece: Piece) {
+    /// A request ended with these groups proved: keeps what the schedule wants of them.
+    fn take_in(&mut self, ask: Ask, outcome: Outcome, piece: Option<Piece>) {
         let now = Instant::now();
-        let bytes = piece.range().len();
-        let beaten = {
-            let mut state = self.fetcher.shared.lock();
-            // Given up for its twin in the very moment it ended: not counted, not kept.
-            let known = state.scheduler.knows(self.id, ask.request);
-            if !known {
-                return;
-            }
-            let outcome = Outcome::Delivered(bytes);
-            let beaten = state.scheduler.end(now, self.id, ask.request, outcome);
+        let mut state = self.fetcher.shared.lock();
+        // What a peer that was banned meanwhile did not finish is not worth keeping.
+        let whole = outcome == Outcome::Delivered;
+        let piece = piece.filter(|_| whole || !state.reputation.is_shunned(now, ask.peer));
+        let proved = piece.as_ref().map_or(0, |piece| piece.range().end());
+        // Given up for its twin in the very moment it ended: not counted, not kept.
+        let ended = state.scheduler.end(now, self.id, ask.request, outcome, proved);
+        let Some(Ended { keep, beaten }) = ended else { return };
+        let kept = keep.zip(piece).and_then(|(keep, piece)| {
+            // The last group of a request comes whole, though less of it was asked for.
+            if keep.end() < ask.range.end() { piece.cut(keep.end()) } else { Some(piece) }
+        });
+        if let Some(piece) = &kept {
+            let bytes = piece.range().len();
             state.counts.verified_bytes += bytes;
             state.traffic(ask.peer).bytes_in += bytes;
-            state.note(now, ask.peer, Conduct::Delivered);
-            if let Some(beaten) = beaten {
-                state.counts.hedges += 1;
-                if beaten.silent {
-                    state.note(now, beaten.peer, Conduct::Stalled);
-                }
+            if whole {
+                state.note(now, ask.peer, Conduct::Delivered);
             }
-            beaten
-        };
-        if let Some(handle) = beaten.and_then(|beaten| self.handles.remove(&beaten.request)) {
-            handle.abort();
         }
-        self.parts.push(Part { peer: ask.peer, piece });
-        self.failures = 0;
-        self.fetcher.shared.ring();
+        if let Some(beaten) = beaten {
+            state.counts.hedges += 1;
+            if beaten.silent {
+                state.note(now, beaten.peer, Conduct::Stalled);
+            }
+            // One that is not there yet has an order under way, which comes to nothing.
+            match self.handles.get(&beaten.request) {
+                Some(running) if beaten.wanted => running.stop.cancel(),
+                Some(running) => running.abort.abort(),
+                None => {}
+            }
+            if !beaten.wanted {
+                self.handles.remove(&beaten.request);
+            }
+        }
+        drop(state);
+        if let Some(piece) = kept {
+            self.parts.push(Part { peer: ask.peer, piece });
+            self.failures = 0;
+            self.fetcher.shared.ring();
+        }
     }
 
     /// Dials holders that are not connected; who is known, and when to dial again.
@@ -327,13 +358,23 @@ impl Reading {
             all.into_iter().partition(|part| part.piece.size() == size);
         self.parts = kept;
         for Part { peer, piece } in disproved {
-            let failure = Failure {
-                kind: FailureKind::Wrong,
-                bytes: piece.range().len(),
-                detail: format!("said {} bytes of an object of {size}", piece.size()),
+            let (range, now) = (piece.range(), Instant::now());
+            let known = {
+                let mut state = self.fetcher.shared.lock();
+                state.scheduler.put_back(self.id, range);
+                let known = state.reputation.is_banned(now, peer);
+                if known {
+                    state.counts.rejected_bytes += range.len();
+                    state.traffic(peer).rejected += range.len();
+                }
+                known
             };
-            self.fetcher.shared.lock().scheduler.put_back(self.id, piece.range());
-            self.failed(peer, failure);
+            // One lie, however many of its parts are here.
+            if !known {
+                let kind = FailureKind::Wrong;
+                let detail = format!("said {} bytes of an object of {size}", piece.size());
+                self.failed(peer, Failure { kind, bytes: range.len(), detail, proved: None });
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use super::options::{
 };
 use super::shard_client::Client;
 use super::shard_server::Server;
-use super::state::{Counts, Shared, Traffic};
+use super::state::{Counts, Load, Shared, Traffic};
 use crate::store::groups::Chunks;
 use crate::store::signature::SignedModel;
 use crate::store::verified::VerifiedRange;
@@ -101,6 +101,7 @@ pub struct Stats {
     pub banned: usize,
     /// Gossip messages, publications and streams dropped because a queue was full.
     pub dropped: u64,
+    pub load: Load,
 }
 
 impl Mesh {
@@ -319,6 +320,7 @@ impl MeshHandle {
             peers: traffic.map(|(peer, traffic)| (peer.to_string(), *traffic)).collect(),
             banned: state.reputation.banned(Instant::now()),
             dropped: drops.messages_dropped + drops.publications_dropped + drops.streams_dropped,
+            load: state.load(),
         }
     }
 

@@ -34,4 +34,4 @@ pub use options::{
     FIND_TIMEOUT, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
     SWARM_NAME_BYTES_MAX, Timing, UPLOAD_SLOTS,
 };
-pub use state::{Counts, Traffic};
+pub use state::{Counts, Load, Traffic};

@@ -1,16 +1,19 @@
 //! Which peer is asked for which bytes, when, and what is asked of two. Pure: the
-//! time and who holds what are arguments, nothing is sent from here.
+//! time, who holds what and how far each request came are given, nothing is sent from here.
 //!
 //! A read is cut into requests as peers get room: a request is as long as its peer
 //! delivers in `REQUEST_TIME`, and never longer than the wire allows. Reads that a
 //! token waits for come first, by deadline; then shards that are begun, then the
-//! rarest. A request that is late, or whose peer went silent, is asked of a second
-//! peer; so is the last of a read when somebody idle would be done sooner.
+//! rarest. What is missing of a request that is late, or whose peer went silent, is asked
+//! of a second peer; so is that of the last of a read when somebody idle would be done sooner.
 //!
 //! Invariants: every byte of a read is to do, asked for (of at most two peers), or
-//! delivered; repeated bytes stay within a share of those delivered.
+//! delivered; what is proved is asked of nobody; repeated bytes stay within a share of
+//! those delivered.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use doppler_swarm::PeerId;
@@ -46,13 +49,23 @@ pub(super) struct Ask {
     pub(super) range: ByteRange,
 }
 
-/// How a request ended.
+/// Why a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Proved bytes came.
-    Delivered(u64),
-    /// Nothing came; this peer is asked for this read again only after a while.
+    /// All of it came.
+    Delivered,
+    /// It was given up here: another peer has the rest.
+    Stopped,
+    /// No more comes; this peer is asked for this read again only after a while.
     Failed,
+}
+
+/// What becomes of a request that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended {
+    /// What is kept of what it proved.
+    pub(super) keep: Option<ByteRange>,
+    pub(super) beaten: Option<Beaten>,
 }
 
 /// A request that another peer's answer made needless.
@@ -62,6 +75,8 @@ pub(super) struct Beaten {
     pub(super) peer: PeerId,
     /// Its peer had sent nothing for long.
     pub(super) silent: bool,
+    /// What it proved is still wanted: it is to be stopped, and to end, not to be dropped.
+    pub(super) wanted: bool,
 }
 
 /// A peer that failed a read: asked again only after a while.
@@ -73,8 +88,18 @@ struct Failed {
 struct Request {
     begun: Begun,
     range: ByteRange,
-    /// The same bytes asked of another peer.
+    /// The request to another peer for what was missing of this one, or whose rest this is.
+    /// Both end at the same byte.
     twin: Option<RequestId>,
+    /// The byte up to which it is proved, kept by its task; 0 before its first group.
+    proved: Arc<AtomicU64>,
+}
+
+impl Request {
+    /// The first byte that is not proved; the range's end if all of it is.
+    fn proved(&self) -> u64 {
+        self.proved.load(Ordering::Relaxed).clamp(self.range.start(), self.range.end())
+    }
 }
 
 struct Read {
@@ -147,54 +172,76 @@ impl Scheduler {
         }
     }
 
-    /// A request ended. Returns its twin if that need not go on.
+    /// How far a request came is read from here: the byte up to which it is proved.
+    pub(super) fn watch(&mut self, id: ReadId, request: RequestId, proved: Arc<AtomicU64>) {
+        let read = self.reads.get_mut(&id);
+        if let Some(request) = read.and_then(|read| read.requests.get_mut(&request)) {
+            request.proved = proved;
+        }
+    }
+
+    /// A request ended, having proved its range up to `proved`. Says what of that is kept and
+    /// which other request need not go on; `None` if it was given up before.
     pub(super) fn end(
         &mut self,
         now: Instant,
         id: ReadId,
         request: RequestId,
         outcome: Outcome,
-    ) -> Option<Beaten> {
+        proved: u64,
+    ) -> Option<Ended> {
         let read = self.reads.get_mut(&id)?;
         let ended = read.requests.remove(&request)?;
-        let peer = ended.begun.peer;
-        let twin = ended.twin;
-        if twin.is_some() {
-            self.twins -= 1;
+        let (start, end) = (ended.range.start(), ended.range.end());
+        let proved = proved.clamp(start, end);
+        let delivered = if outcome == Outcome::Delivered { proved - start } else { 0 };
+        self.links.end(now, ended.begun, delivered);
+        if outcome == Outcome::Failed {
+            let failed = read.failed.entry(ended.begun.peer);
+            let failed = failed.or_insert(Failed { retry: now, wait: RETRY_FIRST });
+            failed.retry = now + failed.wait;
+            failed.wait = (failed.wait * 2).min(RETRY_MAX);
         }
-        match outcome {
-            Outcome::Delivered(bytes) => {
-                self.links.end(now, ended.begun, bytes);
-                self.delivered += bytes;
-                let other = twin.and_then(|twin| Some((twin, read.requests.remove(&twin)?)));
-                let shard = read.request.shard;
-                self.note_started(shard);
-                let (request, other) = other?;
-                let peer = other.begun.peer;
-                let silent = self.links.is_silent(now, peer);
-                self.twins -= 1;
-                self.links.end(now, other.begun, 0);
+        let twin = ended.twin.and_then(|twin| Some((twin, read.requests.get_mut(&twin)?)));
+        // What is kept ends, and what nobody is asked for any more begins, at the first; the
+        // latter ends at the second.
+        let (mut kept_to, mut missing_to) = (proved, end);
+        let mut beaten = None;
+        if let Some((request, other)) = twin {
+            self.twins -= 2;
+            other.twin = None;
+            let peer = other.begun.peer;
+            let silent = self.links.is_silent(now, peer);
+            if proved == end || silent && proved > other.proved() {
+                // Of the other what came before this one's first byte is wanted, or nothing.
+                let wanted = ByteRange::new(other.range.start(), start);
+                if let Some(range) = wanted {
+                    other.range = range;
+                } else {
+                    let begun = other.begun;
+                    read.requests.remove(&request);
+                    self.links.end(now, begun, 0);
+                }
                 if silent {
                     self.links.suspect(peer);
                 }
-                Some(Beaten { request, peer, silent })
-            }
-            Outcome::Failed => {
-                self.links.end(now, ended.begun, 0);
-                let failed =
-                    read.failed.entry(peer).or_insert(Failed { retry: now, wait: RETRY_FIRST });
-                failed.retry = now + failed.wait;
-                failed.wait = (failed.wait * 2).min(RETRY_MAX);
-                match twin.and_then(|twin| read.requests.get_mut(&twin)) {
-                    Some(other) => {
-                        other.twin = None;
-                        self.twins -= 1;
-                    }
-                    None => insert(&mut read.todo, ended.range),
-                }
-                None
+                beaten = Some(Beaten { request, peer, silent, wanted: wanted.is_some() });
+            } else {
+                // The other goes on with its own.
+                missing_to = other.range.start();
+                kept_to = proved.min(missing_to);
             }
         }
+        if let Some(missing) = ByteRange::new(kept_to, missing_to) {
+            insert(&mut read.todo, missing);
+        }
+        let keep = ByteRange::new(start, kept_to);
+        if let Some(kept) = keep {
+            self.delivered += kept.len();
+            let shard = read.request.shard;
+            self.note_started(shard);
+        }
+        Some(Ended { keep, beaten })
     }
 
     /// Gives work to whoever has room. `holders` says who holds a shard; with
@@ -379,14 +426,17 @@ impl Scheduler {
             if !(silent || late || last && nothing_waits) {
                 continue;
             }
-            let fits = |holder: &&Holder| holder.chunks.cover(request.range);
+            // All proved: it is about to end.
+            let missing = ByteRange::new(request.proved(), request.range.end());
+            let Some(missing) = missing else { continue };
+            let fits = |holder: &&Holder| holder.chunks.cover(missing);
             let able: Vec<&Holder> = holders.iter().filter(fits).collect();
-            let start = request.range.start();
+            let start = missing.start();
             let Some(best) = self.best(now, read, &able, start, Some(begun.peer)) else { continue };
-            if !silent && !late && !self.sooner(now, begun, best.peer) {
+            if !silent && !late && !self.sooner(now, begun, best.peer, missing.len()) {
                 continue;
             }
-            second.push((*first, best.peer, request.range, silent));
+            second.push((*first, best.peer, missing, silent));
         }
         for (first, peer, range, silent) in second {
             let allowed = HEDGE_BYTES_FREE + (self.delivered as f64 * HEDGE_SHARE) as u64;
@@ -410,19 +460,21 @@ impl Scheduler {
         }
     }
 
-    /// Whether an idle peer would be done in half the time that the first still needs.
-    fn sooner(&self, now: Instant, begun: &Begun, peer: PeerId) -> bool {
+    /// Whether an idle peer would be done with what is missing in half the time that the first
+    /// still needs.
+    fn sooner(&self, now: Instant, begun: &Begun, peer: PeerId, missing: u64) -> bool {
         let left = begun.due().map(|due| due.saturating_duration_since(now).as_secs_f64());
         self.links.requests(peer) == 0
             && self.links.rate(peer).is_some()
-            && left.is_some_and(|left| 2.0 * self.links.seconds(peer, begun.len) < left)
+            && left.is_some_and(|left| 2.0 * self.links.seconds(peer, missing) < left)
     }
 
     fn ask(&mut self, now: Instant, read: ReadId, peer: PeerId, range: ByteRange) -> Ask {
         let request = self.number();
         let begun = self.links.begin(now, peer, range.len());
         if let Some(read) = self.reads.get_mut(&read) {
-            read.requests.insert(request, Request { begun, range, twin: None });
+            read.requests
+                .insert(request, Request { begun, range, twin: None, proved: Arc::default() });
         }
         Ask { read, request, peer, range }
     }

@@ -1,5 +1,5 @@
-//! The scheduler under a simulated clock and simulated peers: each has a rate, and
-//! may fall silent. No sockets, no sleeping; the same seed, the same run.
+//! The scheduler under a simulated clock and simulated peers: each has a rate, may fall silent,
+//! break off and lie. No sockets, no sleeping; the same seed, the same run.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -20,15 +20,31 @@ fn read(shard: &[u8], bytes: u64, priority: Priority) -> ReadRequest {
     ReadRequest { shard: ShardId::of(shard), range: range(0, bytes), priority, deadline: None }
 }
 
+/// A request at its peer.
+struct Sending {
+    ask: Ask,
+    /// Bytes to go.
+    left: f64,
+    proved: Arc<AtomicU64>,
+}
+
+impl Sending {
+    fn prove(&self) {
+        let (start, end) = (self.ask.range.start(), self.ask.range.end());
+        let came = (self.ask.range.len() as f64 - self.left) as u64;
+        let proved = if self.left <= 0.0 { end } else { start + came / GROUP_BYTES * GROUP_BYTES };
+        self.proved.store(if proved > start { proved } else { 0 }, Ordering::Relaxed);
+    }
+}
+
 /// A peer that sends what it was asked for, one request after another.
-#[derive(Clone)]
 struct Sim {
     rate: f64,
     chunks: Chunks,
     /// Sends nothing from here on.
     silent_from: f64,
-    queue: Vec<(Ask, f64)>,
-    /// Bytes that it sent in full, wanted or not.
+    queue: Vec<Sending>,
+    /// Bytes of it that were taken.
     sent: u64,
 }
 
@@ -84,9 +100,19 @@ impl World {
         for ask in asks {
             assert!(ask.range.len() <= SERVE_BYTES_MAX);
             assert_eq!(ask.range.start() % GROUP_BYTES, 0);
+            let here = self.delivered.get(&ask.read).into_iter().flatten();
+            assert!(here.into_iter().all(|part| !part.overlaps(&ask.range)), "it is here");
+            let sending = self.peers.values().flat_map(|sim| &sim.queue);
+            for other in sending.filter(|other| other.ask.read == ask.read) {
+                let proved = other.proved.load(Ordering::Relaxed);
+                let proved = ByteRange::new(other.ask.range.start(), proved);
+                assert!(proved.is_none_or(|part| !part.overlaps(&ask.range)), "it is proved");
+            }
             let sim = self.peers.get_mut(&ask.peer).unwrap();
             assert!(sim.chunks.cover(ask.range), "it does not hold that");
-            sim.queue.push((ask, ask.range.len() as f64));
+            let proved = Arc::default();
+            self.scheduler.watch(ask.read, ask.request, Arc::clone(&proved));
+            sim.queue.push(Sending { ask, left: ask.range.len() as f64, proved });
             assert!(sim.queue.len() <= REQUESTS_PER_PEER_MAX as usize);
             self.asked.push(ask);
         }
@@ -103,30 +129,39 @@ impl World {
                 continue;
             }
             let mut may_send = sim.rate * TICK;
-            while let Some((ask, left)) = sim.queue.first_mut() {
+            while let Some(sending) = self.peers.get_mut(&id).unwrap().queue.first_mut() {
                 self.scheduler.links.heard(now, id);
-                if *left > may_send {
-                    *left -= may_send;
+                let sent = may_send.min(sending.left);
+                sending.left -= sent;
+                sending.prove();
+                if sending.left > 0.0 {
                     break;
                 }
-                may_send -= *left;
-                let ask = *ask;
-                sim.queue.remove(0);
-                sim.sent += ask.range.len();
-                if !self.scheduler.knows(ask.read, ask.request) {
-                    continue;
-                }
-                let outcome = Outcome::Delivered(ask.range.len());
-                let beaten = self.scheduler.end(now, ask.read, ask.request, outcome);
-                self.delivered.entry(ask.read).or_default().push(ask.range);
-                self.beaten.extend(beaten);
-                if let Some(beaten) = beaten {
-                    // Its stream is reset.
-                    let queue = &mut self.peers.get_mut(&beaten.peer).unwrap().queue;
-                    queue.retain(|(ask, _)| ask.request != beaten.request);
-                    break;
-                }
+                may_send -= sent;
+                let done = self.peers.get_mut(&id).unwrap().queue.remove(0);
+                self.ended(&done, Outcome::Delivered);
             }
+        }
+    }
+
+    /// A request ended; what it and the one that it beat had proved is delivered.
+    fn ended(&mut self, done: &Sending, outcome: Outcome) {
+        let (now, ask) = (self.at(), done.ask);
+        let proved = done.proved.load(Ordering::Relaxed);
+        let ended = self.scheduler.end(now, ask.read, ask.request, outcome, proved);
+        let Some(Ended { keep, beaten }) = ended else { return };
+        if let Some(keep) = keep {
+            self.peers.get_mut(&ask.peer).unwrap().sent += keep.len();
+            self.delivered.entry(ask.read).or_default().push(keep);
+        }
+        let Some(beaten) = beaten else { return };
+        self.beaten.push(beaten);
+        // Its stream is reset.
+        let queue = &mut self.peers.get_mut(&beaten.peer).unwrap().queue;
+        let at = queue.iter().position(|sending| sending.ask.request == beaten.request);
+        let stopped = queue.remove(at.expect("it is under way"));
+        if beaten.wanted {
+            self.ended(&stopped, Outcome::Stopped);
         }
     }
 
@@ -199,6 +234,100 @@ fn a_silent_peer_costs_less_than_a_second() {
     world.run(&[id]);
     let asked = world.asked[after..].iter().filter(|ask| ask.peer == peer(0)).count();
     assert!(asked <= 1, "{asked}");
+}
+
+#[test]
+fn a_second_peer_is_asked_only_for_what_is_missing() {
+    // The first is fast, and falls silent in the midst of a request; the second comes later.
+    let mut world = World::new(&[40e6]);
+    world.peers.get_mut(&peer(0)).unwrap().silent_from = 0.37;
+    let bytes = 24 * MIB - 7;
+    let id = world.scheduler.add(read(b"a", bytes, Priority::Token)).unwrap();
+    while world.now < 1.0 {
+        world.step();
+    }
+    let here: u64 = world.delivered[&id].iter().map(ByteRange::len).sum();
+    let head = &world.peers[&peer(0)].queue[0];
+    let proved = head.proved.load(Ordering::Relaxed) - head.ask.range.start();
+    assert!(proved > 0 && head.left > 0.0, "it is in the midst of one");
+    world.peers.insert(peer(1), Sim::new(40e6));
+    let asked_before = world.asked.len();
+    world.run(&[id]);
+    world.assert_whole(id, bytes);
+    let again: u64 = world.asked[asked_before..].iter().map(|ask| ask.range.len()).sum();
+    assert_eq!(again, bytes - here - proved, "each byte that was not here, and no other");
+    assert_eq!(world.peers[&peer(0)].sent, here + proved);
+    assert!(world.beaten.iter().any(|beaten| beaten.wanted && beaten.silent));
+    assert_eq!(world.scheduler.links.in_flight(peer(0)), 0);
+}
+
+#[test]
+fn what_was_proved_before_a_break_is_not_asked_for_again() {
+    let mut world = World::new(&[40e6]);
+    let id = world.scheduler.add(read(b"a", 16 * MIB, Priority::Bulk)).unwrap();
+    for _ in 0..10 {
+        world.step();
+    }
+    let broken = world.peers.get_mut(&peer(0)).unwrap().queue.remove(0);
+    let proved = broken.proved.load(Ordering::Relaxed) - broken.ask.range.start();
+    assert!(proved > 0 && broken.left > 0.0);
+    world.ended(&broken, Outcome::Failed);
+    world.run(&[id]);
+    world.assert_whole(id, 16 * MIB);
+    let asked: u64 = world.asked.iter().map(|ask| ask.range.len()).sum();
+    assert_eq!(asked, 16 * MIB + broken.ask.range.len() - proved);
+}
+
+#[test]
+fn whatever_the_interleaving_every_byte_comes_once() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let (mut stopped, mut broken) = (0, 0);
+    for round in 0..60 {
+        let mut rng = SmallRng::seed_from_u64(seed.wrapping_add(round));
+        let rates: Vec<f64> = (0..4).map(|_| rng.random_range(2e6..60e6)).collect();
+        let mut world = World::new(&rates);
+        let mut reads = BTreeMap::new();
+        for index in 0..rng.random_range(1..5u8) {
+            let priority = if rng.random() { Priority::Token } else { Priority::Bulk };
+            let bytes = rng.random_range(1..24 * MIB);
+            reads.insert(world.scheduler.add(read(&[index], bytes, priority)).unwrap(), bytes);
+        }
+        while reads.keys().any(|id| !world.scheduler.is_done(*id)) {
+            assert!(world.now < 600.0, "not done within ten minutes");
+            world.step();
+            let id = peer(rng.random_range(0..4));
+            let now = world.now;
+            let sim = world.peers.get_mut(&id).unwrap();
+            match rng.random_range(0..100) {
+                // Silent for a while, or back; slow, or fast.
+                0..=2 => sim.silent_from = now,
+                3..=5 => sim.silent_from = f64::MAX,
+                6 => sim.rate = rng.random_range(0.2e6..60e6),
+                // One of its requests breaks; or all that came of it counts for nothing.
+                7..=9 if !sim.queue.is_empty() => {
+                    let end = sim.queue.remove(rng.random_range(0..sim.queue.len()));
+                    if rng.random_range(0..3) == 0 {
+                        end.proved.store(0, Ordering::Relaxed);
+                    }
+                    world.ended(&end, Outcome::Failed);
+                    broken += 1;
+                }
+                _ => {}
+            }
+        }
+        for (id, bytes) in &reads {
+            world.scheduler.remove(world.at(), *id);
+            world.assert_whole(*id, *bytes);
+        }
+        stopped += world.beaten.iter().filter(|beaten| beaten.wanted).count();
+        assert_eq!(world.scheduler.twins, 0);
+        for id in world.peers.keys() {
+            assert_eq!(world.scheduler.links.in_flight(*id), 0);
+        }
+    }
+    println!("{stopped} stopped with something, {broken} broken");
+    assert!(stopped > 0 && broken > 0);
 }
 
 #[test]
@@ -306,17 +435,18 @@ fn failures_put_bytes_back_and_are_retried_elsewhere_then_later() {
     let id = scheduler.add(read(b"a", MIB, Priority::Token)).unwrap();
     let asks = scheduler.schedule(start, true, &holders(2));
     assert_eq!((asks.len(), asks[0].range), (1, range(0, MIB)));
-    assert_eq!(scheduler.end(start, id, asks[0].request, Outcome::Failed), None);
+    let nothing = Some(Ended { keep: None, beaten: None });
+    assert_eq!(scheduler.end(start, id, asks[0].request, Outcome::Failed, 0), nothing);
     let again = scheduler.schedule(start, true, &holders(2));
     assert!(again.len() == 1 && again[0].peer != asks[0].peer, "at once, of the other");
-    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Failed), None);
+    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Failed, 0), nothing);
     assert_eq!(scheduler.schedule(start, true, &holders(2)), []);
     assert_eq!(scheduler.wake(start, id), Some(start + RETRY_FIRST));
     assert_eq!(scheduler.schedule(start + RETRY_FIRST, true, &holders(2)).len(), 1);
     scheduler.remove(start, id);
     assert!(scheduler.reads.is_empty() && scheduler.links.in_flight(peer(0)) == 0);
     // The answer to a request of a read that is gone means nothing.
-    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Delivered(1)), None);
+    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Delivered, MIB), None);
     for _ in 0..READS_MAX {
         scheduler.add(read(b"a", 1, Priority::Bulk)).unwrap();
     }

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use doppler_swarm::{PeerId, Stream, SwarmHandle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::limiter::Limiter;
 use super::options::{
@@ -22,19 +22,22 @@ use super::options::{
     SHARD_PROTOCOL,
 };
 use super::reputation::Conduct;
-use crate::store::verified::{self, Piece};
+use crate::store::verified::{DecodeError, Decoder, Piece};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 
 /// Said of a peer that only a relay leads to.
 pub(super) const RELAYED: &str = "is reached only through a relay, which carries no shards";
 
-/// Why a request brought nothing.
+/// Why a request did not bring what it asked for.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) kind: FailureKind,
-    /// Body bytes read and thrown away.
+    /// Body bytes read.
     pub(super) bytes: u64,
     pub(super) detail: String,
+    /// What had been proved when it broke off, from the start of its range on. Nothing of a
+    /// peer that broke the protocol or sent a wrong byte.
+    pub(super) proved: Option<Piece>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub(super) enum FailureKind {
     Stalled,
     /// No connection, or it broke.
     Lost,
+    /// It was stopped here.
+    Stopped,
     NotFound,
     OutOfRange {
         object_size: u64,
@@ -68,9 +73,26 @@ impl FailureKind {
             Self::Lost => Some(Conduct::Lost),
             Self::NotFound => Some(Conduct::Denied),
             Self::OutOfRange { .. } => Some(Conduct::Disputed),
-            Self::Overloaded | Self::Refused | Self::Relayed => None,
+            Self::Overloaded | Self::Refused | Self::Relayed | Self::Stopped => None,
         }
     }
+
+    /// Whether what was proved before is kept: the peer did not show bad faith.
+    const fn keeps(self) -> bool {
+        matches!(self, Self::Stalled | Self::Lost | Self::Stopped)
+    }
+}
+
+/// A request to a peer, and what its task shares with whoever waits for it.
+pub(super) struct Order<'a> {
+    pub(super) peer: PeerId,
+    pub(super) request: ShardRequest,
+    /// Whether it may go over a relay.
+    pub(super) may_relay: bool,
+    /// Called now and then while bytes come.
+    pub(super) heard: Heard<'a>,
+    /// Ends the request early.
+    pub(super) stop: CancellationToken,
 }
 
 struct Kept {
@@ -92,40 +114,45 @@ impl Client {
         Self { swarm, idle, limit, kept: Mutex::default() }
     }
 
-    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long. `heard` is called
-    /// now and then while bytes come; they come into `buffer` if it is large enough.
-    /// Unless it `may_relay`, it is not asked over a relay.
+    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long, and decodes what comes.
     pub(super) async fn request(
         &self,
-        peer: PeerId,
-        request: ShardRequest,
-        may_relay: bool,
-        heard: Heard<'_>,
-        buffer: BytesMut,
+        order: Order<'_>,
+        mut decoder: Decoder,
     ) -> Result<Piece, Failure> {
-        let limit = REQUEST_GRACE + Duration::from_secs(request.range.len() / RATE_MIN);
+        let limit = REQUEST_GRACE + Duration::from_secs(order.request.range.len() / RATE_MIN);
         // A limit of this node's own is not the peer's fault.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
-        let asking = self.request_unlimited(peer, request, may_relay, heard, buffer);
-        match tokio::time::timeout(limit, asking).await {
-            Ok(answer) => answer,
-            Err(_) => Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into())),
+        let ended = tokio::select! {
+            ended = self.request_unlimited(&order, &mut decoder) => ended,
+            () = order.stop.cancelled() => Err(failure(FailureKind::Stopped, 0, String::new())),
+            () = sleep(limit) => {
+                Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into()))
+            }
+        };
+        match ended {
+            Ok(()) => {
+                let nothing = || failure(FailureKind::Violation, 0, "sent nothing".into());
+                decoder.finish().ok_or_else(nothing)
+            }
+            Err(failure) if failure.kind.keeps() => {
+                Err(Failure { proved: decoder.finish(), ..failure })
+            }
+            Err(failure) => Err(failure),
         }
     }
 
     async fn request_unlimited(
         &self,
-        peer: PeerId,
-        request: ShardRequest,
-        may_relay: bool,
-        heard: Heard<'_>,
-        mut buffer: BytesMut,
-    ) -> Result<Piece, Failure> {
+        order: &Order<'_>,
+        decoder: &mut Decoder,
+    ) -> Result<(), Failure> {
+        let peer = order.peer;
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, request, heard, &mut buffer).await {
-                Ok(range) => {
+            match self.exchange(&mut stream, order, decoder).await {
+                Ok(()) => {
                     self.keep(peer, stream);
-                    return Ok(range);
+                    return Ok(());
                 }
                 // The server may have dropped a stream that idled: that says nothing about the peer.
                 Err((failure, Progress::Unanswered)) if failure.kind == FailureKind::Lost => {}
@@ -135,13 +162,13 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
-        if stream.is_relayed() && !may_relay {
+        if stream.is_relayed() && !order.may_relay {
             return Err(failure(FailureKind::Relayed, 0, RELAYED.into()));
         }
-        match self.exchange(&mut stream, request, heard, &mut buffer).await {
-            Ok(range) => {
+        match self.exchange(&mut stream, order, decoder).await {
+            Ok(()) => {
                 self.keep(peer, stream);
-                Ok(range)
+                Ok(())
             }
             Err((failure, _)) => Err(self.after(peer, stream, failure)),
         }
@@ -158,6 +185,7 @@ impl Client {
             FailureKind::Wrong
             | FailureKind::Violation
             | FailureKind::Stalled
+            | FailureKind::Stopped
             | FailureKind::Lost => drop(stream),
         }
         failure
@@ -166,15 +194,14 @@ impl Client {
     async fn exchange(
         &self,
         stream: &mut Stream,
-        request: ShardRequest,
-        heard: Heard<'_>,
-        buffer: &mut BytesMut,
-    ) -> Result<Piece, (Failure, Progress)> {
-        let mut reader = Watched::new(stream, self.idle, &self.limit, heard);
-        let reply = ask(&mut reader, request)
+        order: &Order<'_>,
+        decoder: &mut Decoder,
+    ) -> Result<(), (Failure, Progress)> {
+        let mut reader = Watched::new(stream, self.idle, &self.limit, order.heard);
+        let reply = ask(&mut reader, order.request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
-        let answer = answer(&mut reader, request, reply, buffer).await;
+        let answer = answer(&mut reader, order.request, reply, decoder).await;
         answer.map_err(|failure| (failure, Progress::Answered))
     }
 
@@ -235,8 +262,8 @@ async fn answer(
     stream: &mut Watched<'_>,
     request: ShardRequest,
     reply: Result<ShardReply, String>,
-    buffer: &mut BytesMut,
-) -> Result<Piece, Failure> {
+    decoder: &mut Decoder,
+) -> Result<(), Failure> {
     let says = |kind, detail: &str| failure(kind, 0, detail.to_owned());
     let (object_size, body_bytes) = match reply {
         Ok(ShardReply::Ok { object_size, body_bytes }) => (object_size, body_bytes),
@@ -253,21 +280,20 @@ async fn answer(
     };
     stream.read = 0;
     let mut body = stream.take(body_bytes);
-    let (shard, range, buffer) = (request.shard, request.range, std::mem::take(buffer));
-    let decoded = verified::decode_into(shard, object_size, range, &mut body, buffer).await;
+    let decoded = decoder.run(request.shard, object_size, request.range, &mut body).await;
     let left = body.limit();
     let read = stream.read;
     match decoded {
-        Ok(range) if left == 0 => Ok(range),
-        Ok(_) => {
+        Ok(()) if left == 0 => Ok(()),
+        Ok(()) => {
             Err(failure(FailureKind::Violation, read, format!("{left} bytes more than needed")))
         }
         Err(error) if error.is_wrong_bytes() => {
             Err(failure(FailureKind::Wrong, read, error.to_string()))
         }
-        Err(verified::DecodeError::Io { source, .. }) => Err(io_failure(&source, read)),
+        Err(DecodeError::Io { source, .. }) => Err(io_failure(&source, read)),
         // Ended early although the announced bytes came, or lengths that cannot be.
-        Err(error @ verified::DecodeError::Truncated { .. }) if left > 0 => {
+        Err(error @ DecodeError::Truncated { .. }) if left > 0 => {
             Err(failure(FailureKind::Lost, read, error.to_string()))
         }
         Err(error) => Err(failure(FailureKind::Violation, read, error.to_string())),
@@ -275,7 +301,7 @@ async fn answer(
 }
 
 fn failure(kind: FailureKind, bytes: u64, detail: String) -> Failure {
-    Failure { kind, bytes, detail }
+    Failure { kind, bytes, detail, proved: None }
 }
 
 fn io_failure(error: &io::Error, bytes: u64) -> Failure {

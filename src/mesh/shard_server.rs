@@ -116,6 +116,7 @@ impl Server {
             return None;
         }
         guest.streams += 1;
+        self.shared.lock().serving += 1;
         Some(Arc::clone(&guest.slots))
     }
 
@@ -123,6 +124,7 @@ impl Server {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(guest) = streams.get_mut(&peer) {
             guest.streams -= 1;
+            self.shared.lock().serving -= 1;
             if guest.streams == 0 {
                 streams.remove(&peer);
             }

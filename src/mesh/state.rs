@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use doppler_swarm::{Address, Peer, PeerId, Peers};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::announcements::{Announcements, Learned};
@@ -34,6 +34,17 @@ pub struct Traffic {
     pub bytes_out: u64,
     /// Bytes received and thrown away because they did not match their hash.
     pub rejected: u64,
+}
+
+/// What is under way now; all of it is nothing once every peer has gone and its lease has run out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Streams of the shard protocol on which peers ask.
+    pub streams: usize,
+    /// Peers whose word on what they hold is believed.
+    pub leases: usize,
+    /// Reads from peers.
+    pub reads: usize,
 }
 
 /// Counts since the start.
@@ -78,6 +89,8 @@ pub(super) struct State {
     pub(super) peers: Peers,
     pub(super) counts: Counts,
     pub(super) traffic: BTreeMap<PeerId, Traffic>,
+    /// Streams served now.
+    pub(super) serving: usize,
     dialling: BTreeMap<PeerId, Dialling>,
 }
 
@@ -115,6 +128,11 @@ impl State {
         may_relay(&self.announcements, shard)
     }
 
+    pub(super) fn load(&self) -> Load {
+        let (leases, reads) = (self.membership.peers().count(), self.orders.len());
+        Load { streams: self.serving, leases, reads }
+    }
+
     /// Gives every read its orders.
     pub(super) fn assign(&mut self, now: Instant, hedge: bool) {
         let Self { scheduler, membership, reputation, peers, announcements, .. } = self;
@@ -132,7 +150,7 @@ impl State {
             let sent = self.orders.get(&ask.read).map(|orders| orders.try_send(ask));
             if !matches!(sent, Some(Ok(()))) {
                 // A read that is slow to take its orders: its bytes are to do again.
-                self.scheduler.end(now, ask.read, ask.request, Outcome::Failed);
+                self.scheduler.end(now, ask.read, ask.request, Outcome::Failed, 0);
             }
         }
     }

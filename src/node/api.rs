@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::trust::Untrusted;
 use crate::infer::generate::StopReason;
 use crate::infer::sampler::SamplerOptions;
-use crate::mesh::{Path, Reach, Verdict};
+use crate::mesh::{Load, Path, Reach, Verdict};
 use crate::store::signature::PublicKey;
 use crate::store::{ByteRange, ShardId};
 
@@ -38,6 +38,9 @@ pub struct Status {
     /// The swarm has a key, and connections that failed for want of it.
     #[serde(default)]
     pub private: bool,
+    /// What the gateway of a node in a private swarm asks for, as `Authorization: Bearer TOKEN`.
+    #[serde(default)]
+    pub gateway_token: Option<String>,
     #[serde(default)]
     pub refused_peers: u64,
     pub data: PathBuf,
@@ -53,6 +56,11 @@ pub struct Status {
     pub store: StoreStatus,
     pub traffic: Traffic,
     pub uploaded_bytes: u64,
+    /// What peers have under way, and the tasks of the whole node.
+    #[serde(default)]
+    pub load: Load,
+    #[serde(default)]
+    pub tasks: usize,
 }
 
 /// `GET /node`: what a page of this machine needs to join the swarm.
@@ -65,6 +73,8 @@ pub struct NodeInfo {
     pub topic: String,
     /// What peers must identify with.
     pub protocol_version: String,
+    /// Whether the swarm has a key, which a page must prove as any peer.
+    pub private: bool,
     /// Where the node can be dialled.
     pub addresses: Vec<String>,
     pub peers: Vec<Peer>,

@@ -53,6 +53,8 @@ pub struct Service {
     ladder: Ladder,
     disk: Arc<DiskTier>,
     mesh: MeshHandle,
+    /// Shows a private swarm's key to this node's gateway.
+    gateway_token: Option<String>,
     catalog: Arc<Catalog>,
     engine: Engine,
     /// Held while the store is checked: once at a time.
@@ -92,7 +94,8 @@ impl Service {
             options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
         }
         let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
-        options.swarm_key = key.context("--swarm-key")?;
+        let key = key.context("--swarm-key")?;
+        options.swarm_key.clone_from(&key);
         if let Some(file) = &config.tls_ca {
             let pem = std::fs::read(file).map_err(|error| error.to_string());
             let roots = pem.and_then(|pem| crate::mesh::certificates(&pem));
@@ -123,6 +126,7 @@ impl Service {
             started: Instant::now(),
             ladder,
             disk,
+            gateway_token: key.map(|key| key.gateway_token(mesh.peer_id())),
             mesh,
             catalog: Arc::default(),
             engine,
@@ -140,6 +144,11 @@ impl Service {
 
     pub const fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What this node's gateway asks for; nothing in an open swarm.
+    pub fn gateway_token(&self) -> Option<String> {
+        self.gateway_token.clone()
     }
 
     pub fn peer_id(&self) -> String {
@@ -182,6 +191,7 @@ impl Service {
             browser_addresses: self.browser_addresses(),
             reach: ReachStatus::of(self.mesh.reach()),
             private: self.config.swarm_key.is_some(),
+            gateway_token: self.gateway_token(),
             refused_peers: self.mesh.stats().counts.refused_peers,
             data: self.config.data.clone(),
             backend: self.engine.describe(),
@@ -205,6 +215,8 @@ impl Service {
             },
             traffic: traffic_of(&self.mesh),
             uploaded_bytes: self.mesh.stats().peers.values().map(|peer| peer.bytes_out).sum(),
+            load: self.mesh.stats().load,
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }
 
@@ -271,6 +283,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             topic: topic(&self.config.swarm).unwrap_or_default(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
+            private: self.config.swarm_key.is_some(),
             addresses: self.addresses(),
             peers: self.peers(),
         }

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bao_tree::iter::{BaoChunk, ResponseIter};
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges};
@@ -321,39 +322,83 @@ pub async fn decode_into(
     size: u64,
     range: ByteRange,
     reader: &mut (impl AsyncRead + Unpin),
-    mut bytes: BytesMut,
+    bytes: BytesMut,
 ) -> Result<Piece, DecodeError> {
-    check_size(shard, size)?;
-    let range = aligned(shard, range, size)?;
-    if range.len() > DECODE_BYTES_MAX {
-        return Err(DecodeError::TooLong { shard, range });
+    let mut decoder = Decoder::new(bytes);
+    decoder.run(shard, size, range, reader).await?;
+    // A decoding that went through has a piece, of one group at least.
+    decoder.finish().ok_or(DecodeError::Truncated { shard, at: range.start() })
+}
+
+/// A decoding that can be broken off: the groups proved until then are not lost.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: BytesMut,
+    /// What is asked for, with the bytes read so far.
+    piece: Option<Piece>,
+    /// The byte of the object up to which groups are proved; 0 before the first.
+    proved: Arc<AtomicU64>,
+}
+
+impl Decoder {
+    /// Decodes into `buffer` as [`decode_into`] does.
+    pub fn new(buffer: BytesMut) -> Self {
+        Self { buffer, piece: None, proved: Arc::default() }
     }
-    let mut check = Check::new(shard, size);
-    let mut nodes = Vec::new();
-    bytes.clear();
-    if (bytes.capacity() as u64) < range.len() {
-        bytes = BytesMut::with_capacity(range.len() as usize);
+
+    /// Up to which byte of the object groups are proved, seen from elsewhere; 0 before the first.
+    pub fn proved(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.proved)
     }
-    for item in walk(size, range) {
-        match item {
-            BaoChunk::Parent { node, is_root, left, right, .. } => {
-                let (index, at) = check.place(node)?;
-                let mut pair = [0; NODE_BYTES];
-                reader.read_exact(&mut pair).await.map_err(|e| read_error(shard, at, e))?;
-                check.node(&pair, at, is_root, left, right)?;
-                nodes.push(ProofNode { index, pair });
-            }
-            BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
-                let at = start_chunk.to_bytes();
-                let from = (at - range.start()) as usize;
-                bytes.resize(from + size, 0);
-                let group = &mut bytes[from..];
-                reader.read_exact(group).await.map_err(|e| read_error(shard, at, e))?;
-                check.group(group, at, is_root)?;
+
+    /// As [`decode`]. Whether it ends, fails or is dropped: [`Self::finish`] has what was proved.
+    pub async fn run(
+        &mut self,
+        shard: ShardId,
+        size: u64,
+        range: ByteRange,
+        reader: &mut (impl AsyncRead + Unpin),
+    ) -> Result<(), DecodeError> {
+        check_size(shard, size)?;
+        let range = aligned(shard, range, size)?;
+        if range.len() > DECODE_BYTES_MAX {
+            return Err(DecodeError::TooLong { shard, range });
+        }
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.clear();
+        if (bytes.capacity() as u64) < range.len() {
+            bytes = BytesMut::with_capacity(range.len() as usize);
+        }
+        self.proved.store(0, Ordering::Relaxed);
+        let piece = self.piece.insert(Piece { shard, size, range, bytes, nodes: Vec::new() });
+        let mut check = Check::new(shard, size);
+        for item in walk(size, range) {
+            match item {
+                BaoChunk::Parent { node, is_root, left, right, .. } => {
+                    let (index, at) = check.place(node)?;
+                    let mut pair = [0; NODE_BYTES];
+                    reader.read_exact(&mut pair).await.map_err(|e| read_error(shard, at, e))?;
+                    check.node(&pair, at, is_root, left, right)?;
+                    piece.nodes.push(ProofNode { index, pair });
+                }
+                BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                    let at = start_chunk.to_bytes();
+                    let from = (at - range.start()) as usize;
+                    piece.bytes.resize(from + size, 0);
+                    let group = &mut piece.bytes[from..];
+                    reader.read_exact(group).await.map_err(|e| read_error(shard, at, e))?;
+                    check.group(group, at, is_root)?;
+                    self.proved.store(at + size as u64, Ordering::Relaxed);
+                }
             }
         }
+        Ok(())
     }
-    Ok(Piece { shard, size, range, bytes, nodes })
+
+    /// The groups that were proved, from the start of the range on; `None` if none was.
+    pub fn finish(self) -> Option<Piece> {
+        self.piece?.cut(self.proved.load(Ordering::Relaxed))
+    }
 }
 
 /// Proved bytes whose buffer may still be joined with its neighbours'.
@@ -380,6 +425,25 @@ impl Piece {
     /// As [`VerifiedRange::proves_size`].
     pub const fn proves_size(&self) -> bool {
         self.range.end() == self.size
+    }
+
+    /// Only what lies before `end`, the start of a group; `None` if that is nothing.
+    pub fn cut(mut self, end: u64) -> Option<Self> {
+        if end >= self.range.end() {
+            return Some(self);
+        }
+        let range = ByteRange::new(self.range.start(), end)?;
+        let check = Check::new(self.shard, self.size);
+        let index = |item| match item {
+            BaoChunk::Parent { node, .. } => check.place(node).ok().map(|(index, _)| index),
+            BaoChunk::Leaf { .. } => None,
+        };
+        // Both ascend: the order of the walk is that of the outboard.
+        let needed: Vec<u64> = walk(self.size, range).filter_map(index).collect();
+        self.nodes.retain(|node| needed.binary_search(&node.index).is_ok());
+        self.bytes.truncate(range.len() as usize);
+        self.range = range;
+        Some(self)
     }
 
     pub fn freeze(self) -> VerifiedRange {

@@ -267,3 +267,67 @@ fn adjacent_ranges_join_into_one_that_can_be_served() {
     assert_eq!(Piece::join(hole.into()).unwrap_err().len(), 2, "a hole");
     assert!(Piece::join(Vec::new()).is_err());
 }
+
+#[test]
+fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..60 {
+        let data = random(rng.random(), rng.random_range(1..40 * G as usize));
+        let size = data.len() as u64;
+        let outboard = Outboard::of(&data).unwrap();
+        let shard = outboard.shard();
+        let start = rng.random_range(0..size);
+        let wanted = range(start, rng.random_range(start..size) + 1);
+        let whole = align(wanted, size).unwrap();
+        let encoded = encode(&data, &outboard, wanted).unwrap().bytes.to_vec();
+        // Cut off, or wrong from some byte on: the groups before it count.
+        let at = rng.random_range(0..encoded.len());
+        let mut bytes = encoded.clone();
+        if rng.random() {
+            bytes.truncate(at);
+        } else {
+            bytes[at] ^= 1 << rng.random_range(0..8);
+        }
+        let mut decoder = Decoder::new(BytesMut::new());
+        let proved = decoder.proved();
+        let mut wire = Wire { bytes, taken: 0 };
+        assert!(block_on(decoder.run(shard, size, wanted, &mut wire)).is_err());
+        let proved = proved.load(Ordering::Relaxed);
+        let Some(piece) = decoder.finish() else {
+            assert_eq!(proved, 0);
+            continue;
+        };
+        assert_eq!((piece.range().start(), piece.range().end()), (whole.start(), proved));
+        assert!(proved < whole.end() && at as u64 >= proved - whole.start());
+        // It can be served, cut again, and joined with what was missing.
+        let groups = piece.range().len().div_ceil(G);
+        let middle = whole.start() + G * rng.random_range(1..=groups);
+        let rest = |from| {
+            let left = range(from, whole.end());
+            let bytes = encode(&data, &outboard, left).unwrap().bytes.to_vec();
+            let mut wire = Wire { bytes, taken: 0 };
+            block_on(decode_into(shard, size, left, &mut wire, BytesMut::new())).unwrap()
+        };
+        let cut = piece.cut(middle).unwrap();
+        let from = cut.range().end();
+        assert_eq!(from, middle.min(proved));
+        let joined = Piece::join(vec![cut, rest(from)]).unwrap();
+        assert_eq!(joined.range(), whole);
+        assert_eq!(joined.encode().bytes[..], encoded[..]);
+    }
+    // Alone it proves itself to others.
+    let data = random(9, 9 * G as usize);
+    let outboard = Outboard::of(&data).unwrap();
+    let bytes = encode(&data, &outboard, range(0, 9 * G)).unwrap().bytes.to_vec();
+    for end in 1..=8 {
+        let mut wire = Wire { bytes: bytes.clone(), taken: 0 };
+        let mut decoder = Decoder::new(BytesMut::new());
+        block_on(decoder.run(outboard.shard(), 9 * G, range(0, 9 * G), &mut wire)).unwrap();
+        let part = decoder.finish().unwrap().cut(end * G).unwrap().freeze();
+        assert_eq!((part.range(), part.size()), (range(0, end * G), 9 * G));
+        let got = receive(outboard.shard(), 9 * G, part.range(), part.encode().bytes.to_vec()).0;
+        assert_eq!(got.unwrap().bytes()[..], data[..(end * G) as usize]);
+    }
+}

@@ -3,13 +3,13 @@
 //! Invariant: behind it nothing of this node speaks to a peer that has not proved the
 //! key. It stands below every protocol and above every transport, so none can go round it.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use futures::{AsyncWriteExt, FutureExt, StreamExt};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt};
 use libp2p::Transport;
 use libp2p::core::Endpoint;
 use libp2p::core::connection::ConnectedPoint;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::key::{KEY_PROTOCOL, KEY_TIMEOUT, KeyFailure, Side, SwarmKey, decline, prove};
-use crate::options::DECLINES_MAX;
+use crate::options::{DECLINES_MAX, VERDICT_TIMEOUT};
 use crate::transport::Connection;
 use crate::{Address, PeerId};
 
@@ -79,7 +79,12 @@ impl Gate {
         let prove = tokio::time::timeout(KEY_TIMEOUT, self.prove(side, peer, &mut muxer));
         let outcome = prove.await.unwrap_or(Err(KeyFailure::Silent));
         if let Err(why) = outcome {
-            // So that a refusal just sent arrives; nobody waits for it long.
+            // So that a refusal just sent arrives, where closing loses what is under way: who
+            // hears it hangs up. Nobody waits for it long.
+            if side == Side::Listener && why == KeyFailure::WrongKey {
+                let hung_up = drive(&mut muxer, pending::<Result<(), KeyFailure>>());
+                let _ = tokio::time::timeout(VERDICT_TIMEOUT, hung_up).await;
+            }
             let _ = tokio::time::timeout(KEY_TIMEOUT, muxer.close()).await;
             return Err(why);
         }
@@ -93,19 +98,28 @@ impl Gate {
         muxer: &mut StreamMuxerBox,
     ) -> Result<(), KeyFailure> {
         let stream = open(side, muxer).await?;
-        let talk = async {
-            let mut stream = match side {
-                Side::Listener => dialer_select_proto(stream, [KEY_PROTOCOL], Version::V1).await,
-                Side::Dialer => listener_select_proto(stream, [KEY_PROTOCOL]).await,
-            }
-            .map_err(|_| KeyFailure::NoKey)?
-            .1;
-            prove(&self.key, side, self.own, peer, &mut stream).await?;
-            // Only the writing half: the other side may not have read it all yet.
-            stream.close().await.map_err(|_| KeyFailure::Broken)
-        };
-        drive(muxer, talk).await
+        drive(muxer, prove_key(&self.key, side, self.own, peer, stream)).await
     }
+}
+
+/// All that is said on the stream of a proof: what it is for, then the key from both sides.
+/// The connection must have proved `remote`, and time is the caller's to bound.
+pub async fn prove_key<S: AsyncRead + AsyncWrite + Unpin>(
+    key: &SwarmKey,
+    side: Side,
+    own: PeerId,
+    remote: PeerId,
+    stream: S,
+) -> Result<(), KeyFailure> {
+    let mut stream = match side {
+        Side::Listener => dialer_select_proto(stream, [KEY_PROTOCOL], Version::V1).await,
+        Side::Dialer => listener_select_proto(stream, [KEY_PROTOCOL]).await,
+    }
+    .map_err(|_| KeyFailure::NoKey)?
+    .1;
+    prove(key, side, own, remote, &mut stream).await?;
+    // Only the writing half: the other side may not have read it all yet.
+    stream.close().await.map_err(|_| KeyFailure::Broken)
 }
 
 /// The listener opens the stream, the dialer takes the first that comes. What else a peer opens

@@ -19,6 +19,8 @@ pub const KEY_PROTOCOL: &str = "/doppler/swarm-key/1";
 /// answered with its own proof.
 const DIALER_CONTEXT: &str = "doppler-node 2026 swarm key v1 dialer";
 const LISTENER_CONTEXT: &str = "doppler-node 2026 swarm key v1 listener";
+/// And one for what is shown to a node's own gateway.
+const GATEWAY_CONTEXT: &str = "doppler-node 2026 swarm key v1 gateway";
 
 /// How long a proof may take: a few round trips on the worst line, and no more,
 /// since the connection counts against the limits meanwhile.
@@ -57,6 +59,13 @@ impl SwarmKey {
         &self.0
     }
 
+    /// What shows the key to the HTTP gateway of one node, on its own machine. It opens nothing
+    /// else: neither another node's gateway nor a connection.
+    pub fn gateway_token(&self, node: PeerId) -> String {
+        let key = blake3::derive_key(GATEWAY_CONTEXT, &self.0);
+        blake3::keyed_hash(&key, &node.to_bytes()).to_hex().to_string()
+    }
+
     fn proof(&self, side: Side, handshake: &Handshake) -> blake3::Hash {
         let context = match side {
             Side::Dialer => DIALER_CONTEXT,
@@ -83,7 +92,7 @@ impl fmt::Debug for SwarmKey {
 
 /// Which end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
     Dialer,
     Listener,
 }
@@ -321,6 +330,17 @@ mod tests {
                 let outcome = prove(&key, side, own, remote, &mut one).await;
                 assert!(outcome.is_err(), "{side:?} took {bytes:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_gateways_token_is_of_one_key_and_one_node() {
+        let (one, other) = peers();
+        let (key, another) = (SwarmKey::generate(), SwarmKey::generate());
+        let token = key.gateway_token(one);
+        assert_eq!((token.len(), &token), (64, &key.gateway_token(one)));
+        for wrong in [key.gateway_token(other), another.gateway_token(one)] {
+            assert_ne!(token, wrong);
         }
     }
 

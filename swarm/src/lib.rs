@@ -30,12 +30,12 @@ mod transport;
 mod upnp;
 mod webrtc;
 
-pub use gate::Refusal;
+pub use gate::{Refusal, prove_key};
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
 };
 pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
-pub use key::{KEY_PROTOCOL, KeyFailure, SwarmKey};
+pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
 pub use options::{Limits, Options};
 pub use paths::Path;
 pub use reach::{Reach, Verdict};

@@ -185,12 +185,18 @@ pub(crate) const WEBSOCKET_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// webrtc-direct specification's limit).
 pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
 
+/// How long closing a WebRTC connection may take that nobody uses any more.
+pub(crate) const WEBRTC_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long a node that speaks another protocol is left alone.
 pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
 
 /// How long a peer without the swarm's key is left alone: guessing at 32 bytes gains nothing
 /// from more, and a mended configuration is let in soon.
 pub(crate) const KEY_BAN: Duration = Duration::from_secs(60);
+
+/// How long a peer that was refused may take to hang up, before this node does.
+pub(crate) const VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Refusals are told to people at most this often; the others only to a detailed log.
 pub(crate) const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);

@@ -1,10 +1,12 @@
 //! WebRTC-direct, for browsers only.
 //!
-//! Two faults of the library below are cured here. It never dials: between two
-//! nodes frames above 8 KiB are lost. And each write is flushed before the next:
+//! Three faults of the library below are cured here. It never dials: between two
+//! nodes frames above 8 KiB are lost. Each write is flushed before the next:
 //! otherwise frames pile up into one message that the data channel refuses
-//! (rust-libp2p issue 6557).
+//! (rust-libp2p issue 6557). And a connection that is dropped is closed: its parts
+//! hold each other, and only closing lets go of them.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,7 +20,7 @@ use libp2p_webrtc::tokio::Certificate;
 
 use crate::SwarmError;
 use crate::behaviour::setup;
-use crate::options::WEBRTC_WRITE_BYTES_MAX;
+use crate::options::{WEBRTC_CLOSE_TIMEOUT, WEBRTC_WRITE_BYTES_MAX};
 use crate::transport::Connection;
 
 /// A new certificate with its private key, PEM. Its hash is part of every
@@ -39,8 +41,9 @@ pub(crate) fn listener(
         None => Certificate::generate(&mut rand::rng()),
     };
     let certificate = certificate.map_err(|error| setup("the WebRTC certificate", &error))?;
-    let transport = libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(Flushing(connection))));
+    let transport = libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate).map(
+        |(peer, connection), _| (peer, StreamMuxerBox::new(Closing::new(Flushing(connection)))),
+    );
     Ok(ListenOnly(transport.boxed()).boxed())
 }
 
@@ -117,6 +120,63 @@ where
     }
 }
 
+/// A connection that is closed when it is dropped.
+struct Closing<C: StreamMuxer + Unpin + Send + 'static>(Option<C>);
+
+impl<C: StreamMuxer + Unpin + Send + 'static> Closing<C> {
+    const fn new(connection: C) -> Self {
+        Self(Some(connection))
+    }
+
+    /// The connection; none only while it is dropped.
+    fn with<T>(&mut self, poll: impl FnOnce(Pin<&mut C>) -> Poll<T>) -> Poll<T> {
+        self.0.as_mut().map_or(Poll::Pending, |connection| poll(Pin::new(connection)))
+    }
+}
+
+impl<C: StreamMuxer + Unpin + Send + 'static> StreamMuxer for Closing<C> {
+    type Substream = C::Substream;
+    type Error = C::Error;
+
+    fn poll_inbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::Substream, Self::Error>> {
+        self.with(|connection| connection.poll_inbound(cx))
+    }
+
+    fn poll_outbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::Substream, Self::Error>> {
+        self.with(|connection| connection.poll_outbound(cx))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.with(|connection| connection.poll_close(cx))
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
+        self.with(|connection| connection.poll(cx))
+    }
+}
+
+impl<C: StreamMuxer + Unpin + Send + 'static> Drop for Closing<C> {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.0.take() else { return };
+        // Without a runtime the process is about to end.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let close = poll_fn(|cx| Pin::new(&mut connection).poll_close(cx).map(drop));
+            // Closed or not: nobody is left to be told.
+            let _ = tokio::time::timeout(WEBRTC_CLOSE_TIMEOUT, close).await;
+        });
+    }
+}
+
 /// A stream that writes at most a frame, and only once the one before is flushed.
 struct FlushedStream<S>(S);
 
@@ -153,7 +213,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FlushedStream<S> {
 #[cfg(test)]
 mod tests {
     use futures::executor::block_on;
-    use futures::future::poll_fn;
 
     use super::*;
 
@@ -199,6 +258,46 @@ mod tests {
         block_on(poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx))).unwrap();
         let frame = WEBRTC_WRITE_BYTES_MAX;
         assert_eq!(stream.0.messages, [frame, frame, frame, 5]);
+    }
+
+    /// Says when it is closed.
+    struct Muxer(Option<tokio::sync::oneshot::Sender<()>>);
+
+    impl StreamMuxer for Muxer {
+        type Substream = futures::io::Cursor<Vec<u8>>;
+        type Error = io::Error;
+
+        fn poll_inbound(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<io::Result<Self::Substream>> {
+            Poll::Pending
+        }
+
+        fn poll_outbound(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<io::Result<Self::Substream>> {
+            Poll::Pending
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if let Some(closed) = self.0.take() {
+                closed.send(()).unwrap();
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<StreamMuxerEvent>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_dropped_is_closed() {
+        let (closed, is_closed) = tokio::sync::oneshot::channel();
+        drop(Closing::new(Muxer(Some(closed))));
+        is_closed.await.unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A million random single-bit flips in stored bytes, outboards, have-files, bao
-//! encodings, frames and signed announcements. None is admitted: what a flip
-//! leaves acceptable says exactly what it said before.
+//! encodings, frames, signed announcements and proofs of a swarm's key. None is admitted: what a
+//! flip leaves acceptable says exactly what it said before. (What a peer says that it holds is
+//! signed by gossipsub alone, and believed only as far as that: a lie costs a denied request.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,11 +15,21 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rayon::prelude::*;
 
+use crate::entries;
+
 const FLIPS: u64 = 1_000_000;
 const BATCH: u64 = 5_000;
 
-const KINDS: [&str; 7] =
-    ["shard bytes", "outboard", "have-file", "encoding", "reply", "request", "announcement"];
+const KINDS: [&str; 8] = [
+    "shard bytes",
+    "outboard",
+    "have-file",
+    "encoding",
+    "reply",
+    "request",
+    "announcement",
+    "key proof",
+];
 
 /// An object, and its end with the proof: a few bytes below a path to the root,
 /// so that a flip costs a few hashes and not the whole object.
@@ -141,12 +152,20 @@ impl Sample {
                 let received = answer.and_then(|stream| self.receive(&stream));
                 received.is_some_and(|proved| !self.is_true(&proved))
             }
-            _ => match Envelope::decode(&flipped(rng, &self.announcement)) {
+            6 => match Envelope::decode(&flipped(rng, &self.announcement)) {
                 Ok(Envelope::Announcement(signed)) => {
                     signed.verify().is_ok() && signed != self.signed
                 }
                 _ => false,
             },
+            _ => {
+                // One bit over the 107 bytes that a member says, of either side. The entry asserts.
+                let mut laid_over = vec![0; 1 + 107];
+                laid_over[0] = rng.random_range(0..2);
+                laid_over[rng.random_range(1..108)] = 1 << rng.random_range(0..8);
+                entries::handshake(&laid_over);
+                false
+            }
         }
     }
 }
@@ -184,6 +203,7 @@ fn of_a_million_flipped_bits_none_is_admitted() {
                 // A signature costs as much as a hundred of the others.
                 let kind = match rng.random_range(0..1000) {
                     n if n < 10 => 6,
+                    n if n < 30 => 7,
                     n => n % 6,
                 };
                 counts[kind].fetch_add(1, Ordering::Relaxed);

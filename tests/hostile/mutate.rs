@@ -66,7 +66,16 @@ fn mutated(rng: &mut SmallRng, samples: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn run(samples: &[Vec<u8>], rounds: usize, entry: impl Fn(&[u8])) {
+/// Runs an entry on the samples and on changes of them. Where `DOPPLER_FUZZ_CORPUS` names a
+/// folder, the samples are left there for `cargo fuzz` to begin with.
+fn run(target: &str, samples: &[Vec<u8>], rounds: usize, entry: impl Fn(&[u8])) {
+    if let Some(corpus) = std::env::var_os("DOPPLER_FUZZ_CORPUS") {
+        let dir = PathBuf::from(corpus).join(target);
+        fs::create_dir_all(&dir).unwrap();
+        for sample in samples {
+            fs::write(dir.join(ShardId::of(sample).to_string()), sample).unwrap();
+        }
+    }
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -88,8 +97,8 @@ fn manifests() {
         tensors.retain(|name, _| keep.contains(name));
     }
     let small = serde_json::to_vec(&small).unwrap();
-    run(&[small], 30_000, entries::manifest);
-    run(&[tiny], 300, entries::manifest);
+    run("manifest", &[small], 30_000, entries::manifest);
+    run("manifest", &[tiny], 300, entries::manifest);
 }
 
 #[test]
@@ -103,7 +112,7 @@ fn requests() {
         request(5, 4 << 20, Priority::Prefetch),
         request(60 << 20, 64 << 20, Priority::Bulk),
     ];
-    run(&samples, 200_000, entries::request);
+    run("request", &samples, 200_000, entries::request);
 }
 
 #[test]
@@ -122,7 +131,7 @@ fn replies() {
     for reply in [ShardReply::NotFound, ShardReply::OutOfRange { object_size: 7 }] {
         samples.push([&[0], &reply.encode()[..]].concat());
     }
-    run(&samples, 30_000, entries::reply);
+    run("reply", &samples, 30_000, entries::reply);
 }
 
 #[test]
@@ -142,7 +151,19 @@ fn envelopes() {
         models: (0..6).map(entry).collect(),
     };
     let samples = [Envelope::Announcement(signed).encode(), Envelope::Holdings(holdings).encode()];
-    run(&samples, 60_000, entries::envelope);
+    run("envelope", &samples, 60_000, entries::envelope);
+}
+
+#[test]
+fn handshakes() {
+    // Either side, in a member's words, in none, in the protocol's name and then noise.
+    let mut samples: Vec<Vec<u8>> = vec![vec![0], vec![1], vec![0; 200], vec![2], vec![3]];
+    let name = b"\x13/multistream/1.0.0\n\x15/doppler/swarm-key/1\n";
+    for side in [2, 3] {
+        samples.push([&[side], &name[..], &[1; 65]].concat());
+        samples.push([&[side], &name[..20], b"\x03ls\n\x03na\n"].concat());
+    }
+    run("handshake", &samples, 30_000, entries::handshake);
 }
 
 #[test]
@@ -152,5 +173,5 @@ fn files_beside_an_object() {
     groups.set(ByteRange::new(16_384, 49_152).unwrap());
     let outboard = Outboard::of(&OBJECT).unwrap();
     let samples = [groups.to_file(shard), outboard.nodes().to_vec()];
-    run(&samples, 30_000, entries::files);
+    run("files", &samples, 30_000, entries::files);
 }

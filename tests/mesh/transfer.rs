@@ -118,6 +118,56 @@ async fn who_hangs_is_left_long_before_its_time_is_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_came_before_a_peer_hung_or_broke_off_is_not_asked_for_again() {
+    for hangs in [true, false] {
+        let model = Model::random(&[3 * 1024 * 1024 + 5]);
+        let object = &model.shards[0];
+        let mut options = options("midst", &[]);
+        // Its silence alone would end nothing within the test.
+        options.timing.idle = 10 * PATIENCE;
+        let reader = Mesh::start(options, nothing()).await.unwrap();
+        reader.register_model(model.id, model.list()).unwrap();
+        let mut rogue = Rogue::join("midst", &reader).await;
+        let id = rogue.swarm.peer();
+        let mut events = rogue.events.peers.clone();
+        let met = events.wait_for(|peers| peers.values().any(|peer| !peer.topics.is_empty()));
+        tokio::time::timeout(PATIENCE, met).await.unwrap().unwrap();
+        rogue.say(&rogue.holdings(id, &model));
+        let fetcher = reader.clone();
+        let request = whole(object);
+        let fetch = tokio::spawn(async move { fetcher.fetch(request).await });
+
+        // The head and two thirds of what it was asked for, in the midst of a group.
+        let (mut stream, request) = rogue.asked().await;
+        assert_eq!(request.range, range(0, object.len() as u64), "all of one peer");
+        let encoded = verified::encode(object, &Outboard::of(object).unwrap(), request.range);
+        let Encoded { size, bytes } = encoded.unwrap();
+        let head = ShardReply::Ok { object_size: size, body_bytes: bytes.len() as u64 };
+        stream.write_all(&head.encode()).await.unwrap();
+        stream.write_all(&bytes[..2 * 1024 * 1024 + 777]).await.unwrap();
+        stream.flush().await.unwrap();
+        if !hangs {
+            stream.shutdown().await.unwrap();
+        }
+        let store = Memory::new(Manner::Honest, &model.all());
+        let honest = node("midst", &[&reader], store.clone()).await;
+        honest.register_model(model.id, model.list()).unwrap();
+        let part = tokio::time::timeout(PATIENCE, fetch).await.unwrap().unwrap().unwrap();
+        assert_eq!(part.bytes(), object, "hangs: {hangs}");
+
+        let stats = reader.stats();
+        let came = |id: PeerId| stats.peers[&id.to_string()].bytes_in;
+        let (rogue_sent, honest_sent) = (came(id), came(honest.peer_id()));
+        assert!(rogue_sent > 1024 * 1024, "{rogue_sent} bytes of the first were kept");
+        assert_eq!(rogue_sent + honest_sent, size);
+        let asked: u64 = store.ranges.lock().unwrap().iter().map(ByteRange::len).sum();
+        assert_eq!(asked, honest_sent, "the other was asked for what was missing");
+        assert_eq!((stats.counts.verified_bytes, stats.counts.rejected_bytes), (size, 0));
+        drop(stream);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_on_sending_and_taking_are_kept() {
     const LIMIT: u64 = 512 * 1024;
     let model = Model::random(&[1024 * 1024]);

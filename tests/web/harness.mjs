@@ -72,9 +72,18 @@ export async function randomModel (name, sizes) {
   return { dir, name, shards, bytes: offset }
 }
 
+/** The file of a new swarm key. */
+export function swarmKey () {
+  const file = join(folder(), 'lab.key')
+  const made = spawnSync(binary, ['swarm-key', file])
+  if (made.status !== 0) throw new Error(made.stderr.toString())
+  return file
+}
+
 export class Node {
-  static async start (swarm, { bootstrap = [], listen = ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws', '/ip4/127.0.0.1/udp/0/webrtc-direct'], data = folder() } = {}) {
+  static async start (swarm, { bootstrap = [], listen = ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws', '/ip4/127.0.0.1/udp/0/webrtc-direct'], data = folder(), key = undefined } = {}) {
     const args = ['join', '--json', '--no-mdns', '--swarm', swarm, '--backend', 'cpu', '--data', data]
+    if (key !== undefined) args.push('--swarm-key', key)
     for (const address of listen) args.push('--listen', address)
     for (const address of bootstrap) args.push('--bootstrap', address)
     const child = spawn(binary, args, { stdio: ['ignore', 'pipe', 'inherit'] })
@@ -150,7 +159,14 @@ export async function openTab (url, { via = 'auto', before = async () => {}, wit
 }
 
 export async function closeBrowser () {
-  await browser?.close()
+  if (browser === undefined) return
+  // Chromium sometimes does not end: then it is ended.
+  const devtools = await browser.newBrowserCDPSession()
+  const { processInfo } = await devtools.send('SystemInfo.getProcessInfo')
+  const { id } = processInfo.find(({ type }) => type === 'browser')
+  const timer = setTimeout(() => { process.kill(id, 'SIGKILL') }, 15_000)
+  await browser.close()
+  clearTimeout(timer)
   browser = undefined
 }
 

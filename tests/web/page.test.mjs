@@ -52,12 +52,24 @@ test('without WebSocket the tab joins over WebRTC by itself', options, async () 
 })
 
 test('where the browser forbids what WebRTC-direct does, WebSocket carries the tab', options, async () => {
-  const strict = await openBrowser(['--force-fieldtrials=WebRTC-NoSdpMangleUfrag/Enabled/'])
-  later(async () => { await strict.close() })
   const node = await holder(small, 'strict')
-  const page = await openTab(node.url, { within: strict })
-  await joined(page)
-  assert.equal(await page.getAttribute('body', 'data-carrier'), 'websocket')
+  for (const [trial, carrier] of [['Enabled', null], ['Disabled', 'webrtc']]) {
+    const browser = await openBrowser([`--force-fieldtrials=WebRTC-NoSdpMangleUfrag/${trial}/`])
+    later(async () => { await browser.close() })
+    // Nothing but WebRTC: the trial decides.
+    const direct = await openTab(node.url, { within: browser, via: 'webrtc' })
+    if (carrier === null) {
+      await direct.locator('#failure').filter({ hasText: /./ }).waitFor()
+      assert.equal(await direct.getAttribute('body', 'data-state'), 'joining')
+    } else {
+      await joined(direct)
+      assert.equal(await direct.getAttribute('body', 'data-carrier'), carrier)
+    }
+    const page = await openTab(node.url, { within: browser })
+    await joined(page)
+    assert.equal(await page.getAttribute('body', 'data-carrier'), 'websocket')
+    await keep(page, 'small')
+  }
 })
 
 test('a wrong byte from the gateway is refused, and the shard comes from peers', options, async () => {
@@ -129,9 +141,17 @@ test('a native node fetches what only tabs hold, and goes on when one of them is
     if (peers.filter(({ shards_held: held, agent }) => held > 0 && agent.startsWith('doppler-web')).length === 2) break
     await new Promise((resolve) => setTimeout(resolve, 50))
   }
-  await pages[0].context().close()
   const began = performance.now()
-  const { missing } = await empty.json('pin', 'big', '--fetch')
+  const fetching = empty.json('pin', 'big', '--fetch')
+  // One of them dies while it sends; what it still owed comes from the other.
+  const sent = async (page) => (await counts(page)).sent
+  while (await sent(pages[0]) === 0) await new Promise((resolve) => setTimeout(resolve, 20))
+  const devtools = await pages[0].context().newCDPSession(pages[0])
+  const crashed = pages[0].waitForEvent('crash')
+  devtools.send('Page.crash').catch(() => {})
+  await crashed
+  assert.ok(await sent(pages[1]) < big.bytes, 'not everything had come')
+  const { missing } = await fetching
   const seconds = (performance.now() - began) / 1000
   assert.equal(missing, 0)
   console.log(`back from a tab: 64 MiB in ${seconds.toFixed(1)} s, ${rate(big.bytes, seconds)}`)

@@ -3,8 +3,10 @@
 import { Panel } from './engine/panel.ts'
 import { Runner } from './engine/runner.ts'
 import { Keeper, type Listed } from './keeper.ts'
+import { forgetKey, gatewayToken, readKey, rememberedKey, rememberKey, type SwarmKey } from './key.ts'
 import { Backroom } from './messages.ts'
 import { type NodeInfo, Swarm, type Via } from './swarm.ts'
+import { authorise } from './token.ts'
 import { View } from './view.ts'
 
 const POLL_MS = 2000
@@ -16,23 +18,50 @@ async function get<T> (path: string): Promise<T> {
   return await response.json()
 }
 
+/** What opens a private swarm, once its node's gateway has taken the token that follows from it. */
+interface Opened { key: SwarmKey, token: string }
+
+/**
+ * The key of a private swarm: kept in this browser, or given by its user; never asked of the node.
+ * Null if the swarm is open.
+ */
+async function open (view: View): Promise<Opened | null> {
+  const locked = await fetch('/node', { signal: AbortSignal.timeout(10_000) })
+  if (locked.status !== 401) return null
+  const { peer_id: node } = await locked.json()
+  let key = await rememberedKey(node)
+  for (let remember = false, asked = ''; ; asked = 'The node’s swarm has another key.') {
+    if (key === null) ({ key, remember } = await view.askKey(readKey, asked))
+    const token = gatewayToken(key, node)
+    const reply = await fetch('/node', { headers: { authorization: `Bearer ${token}` }, signal: AbortSignal.timeout(10_000) })
+    if (reply.status !== 401) {
+      if (remember) await rememberKey(node, key)
+      authorise(token)
+      return { key, token }
+    }
+    key = null
+  }
+}
+
 async function main (): Promise<void> {
   const asked = new URLSearchParams(location.search).get('via') as Via
   const via = VIAS.includes(asked) ? asked : 'auto'
   const view = new View(via)
   const backroom = new Backroom(new Worker('/worker.js', { type: 'module' }))
   let node: NodeInfo
+  let opened: Opened | null
   let started: Awaited<ReturnType<typeof backroom.ask<'start'>>>
   try {
+    opened = await open(view)
     node = await get<NodeInfo>('/node')
-    started = await backroom.ask('start', {})
+    started = await backroom.ask('start', { token: opened?.token ?? null })
   } catch (error) {
     view.fail(error as Error)
     return
   }
   let swarm: Swarm | null = null
   try {
-    swarm = await Swarm.join(node, started.key, via, backroom)
+    swarm = await Swarm.join(node, started.key, via, backroom, opened?.key ?? null)
   } catch (error) {
     view.fail(error as Error)
   }
@@ -62,7 +91,8 @@ async function main (): Promise<void> {
   view.on({
     keep: (id) => { void keeper.keep(id) },
     pause: (id) => { keeper.pause(id) },
-    remove: (id) => { void keeper.remove(id) }
+    remove: (id) => { void keeper.remove(id) },
+    forget: () => { void forgetKey(node.peer_id).then(() => { location.reload() }) }
   })
   // For scripts and the console.
   Object.assign(globalThis, { doppler: { keeper, swarm, runner } })

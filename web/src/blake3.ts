@@ -10,6 +10,9 @@ const CHUNK_START = 1
 const CHUNK_END = 2
 const PARENT = 4
 const ROOT = 8
+const KEYED_HASH = 16
+const DERIVE_KEY_CONTEXT = 32
+const DERIVE_KEY_MATERIAL = 64
 
 export const CHUNK = 1024
 export const GROUP = 16 * CHUNK
@@ -100,15 +103,26 @@ function compress (value: Int32Array, block: Int32Array, counter: number, length
   for (let i = 0; i < 8; i++) value[i] = v[i] ^ v[i + 8]
 }
 
+/** The hash under a key of 32 bytes of a message of fewer than 1,024. */
+export function keyedHash (key: Uint8Array, message: Uint8Array): Uint8Array {
+  return lastChunk(message, 0, CHUNK_END | ROOT, KEYED_HASH, new Int32Array(key.slice().buffer))
+}
+
+/** A key of 32 bytes from another, for the purpose that `context` names. */
+export function deriveKey (context: string, key: Uint8Array): Uint8Array {
+  const named = lastChunk(new TextEncoder().encode(context), 0, CHUNK_END | ROOT, DERIVE_KEY_CONTEXT)
+  return lastChunk(key, 0, CHUNK_END | ROOT, DERIVE_KEY_MATERIAL, new Int32Array(named.buffer))
+}
+
 /** A chunk of fewer than 1,024 bytes. */
-function lastChunk (bytes: Uint8Array, counter: number, last: number): Uint8Array {
-  const value = Int32Array.from(IV)
+function lastChunk (bytes: Uint8Array, counter: number, last: number, mode = 0, key: ArrayLike<number> = IV): Uint8Array {
+  const value = Int32Array.from(key)
   const blocks = Math.max(1, Math.ceil(bytes.length / 64))
   for (let i = 0; i < blocks; i++) {
     const part = bytes.subarray(64 * i, 64 * i + 64)
     const block = new Uint8Array(64)
     block.set(part)
-    const flags = (i === 0 ? CHUNK_START : 0) | (i === blocks - 1 ? last : 0)
+    const flags = mode | (i === 0 ? CHUNK_START : 0) | (i === blocks - 1 ? last : 0)
     compress(value, new Int32Array(block.buffer), counter, part.length, flags)
   }
   return new Uint8Array(value.buffer)

@@ -3,7 +3,8 @@
 import type { Held } from './store.ts'
 
 export interface Ask {
-  start: Record<string, never>
+  /** `token` is null in an open swarm. */
+  start: { token: string | null }
   /** `size` is null where only the id is known: a manifest. With `within`, only what touches it. */
   download: { id: string, size: number | null, base: string, within?: [number, number] }
   piece: { id: string, size: number, start: number, end: number, bytes: Uint8Array }

@@ -4,15 +4,16 @@
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import { type GossipSub, gossipsub } from '@libp2p/gossipsub'
 import { type Identify, identify } from '@libp2p/identify'
-import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
+import type { Connection, Libp2p, PeerId, Stream, StreamMuxerFactory } from '@libp2p/interface'
 import { noise } from '@libp2p/noise'
-import { peerIdFromString } from '@libp2p/peer-id'
+import { peerIdFromPrivateKey, peerIdFromString } from '@libp2p/peer-id'
 import { type Ping, ping } from '@libp2p/ping'
 import { webRTCDirect } from '@libp2p/webrtc'
 import { webSockets } from '@libp2p/websockets'
 import { yamux } from '@libp2p/yamux'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
+import { Gate, KeyRefused, type SwarmKey } from './key.ts'
 import { type Backroom, Failure } from './messages.ts'
 import { Exchange } from './stream.ts'
 import { hex, unhex } from './tree.ts'
@@ -38,6 +39,8 @@ export interface NodeInfo {
   version: string
   topic: string
   protocol_version: string
+  /** Whether the swarm has a key. */
+  private: boolean
   addresses: string[]
   peers: Array<{ id: string, agent: string, addresses: string[], shards_held: number, score: number, bytes_in: number, bytes_out: number }>
 }
@@ -69,21 +72,30 @@ export class Swarm {
 
   private constructor (
     private readonly libp2p: Libp2p<{ gossip: GossipSub, identify: Identify, ping: Ping }>,
-    private node: NodeInfo, private readonly via: Via, private readonly backroom: Backroom
+    private node: NodeInfo, private readonly via: Via, private readonly backroom: Backroom, private readonly gate: Gate | null
   ) {}
 
-  static async join (node: NodeInfo, seed: Uint8Array, via: Via, backroom: Backroom): Promise<Swarm> {
-    const direct = webRTCDirect({ dataChannel: { maxMessageSize: 8192, finAckTimeout: 300 } })
+  /** With a key, every connection has to prove it. */
+  static async join (node: NodeInfo, seed: Uint8Array, via: Via, backroom: Backroom, key: SwarmKey | null): Promise<Swarm> {
+    const privateKey = await generateKeyPairFromSeed('Ed25519', seed)
+    const own = peerIdFromPrivateKey(privateKey)
+    const gate = key === null ? null : new Gate(key, own)
+    const rtc = webRTCDirect({ dataChannel: { maxMessageSize: 8192, finAckTimeout: 300 } })
+    const direct = gate === null ? rtc : gate.watchTransport(rtc)
+    const mux = (): StreamMuxerFactory => gate === null ? yamux()() : gate.watch(yamux()())
     const transports = via === 'websocket' ? [webSockets()] : via === 'webrtc' ? [direct] : [webSockets(), direct]
     const libp2p = await createLibp2p({
-      privateKey: await generateKeyPairFromSeed('Ed25519', seed),
+      privateKey,
       nodeInfo: { name: 'doppler-web', version: node.version, userAgent: `doppler-web/${node.version}` },
       addresses: { listen: [] },
       transports,
       connectionEncrypters: [noise()],
-      streamMuxers: [yamux()],
+      streamMuxers: [mux],
       // The browser's default refuses loopback and plain WebSockets, which is where nodes are.
-      connectionGater: { denyDialMultiaddr: () => false },
+      connectionGater: {
+        denyDialMultiaddr: () => false,
+        denyOutboundUpgradedConnection: async (peer, connection) => gate !== null && await gate.denies(peer, connection)
+      },
       // It would take a node's late answer to a close for a dead connection.
       connectionMonitor: { enabled: false },
       services: {
@@ -97,7 +109,7 @@ export class Swarm {
         gossip: gossipsub({ allowPublishToZeroTopicPeers: true, fallbackToFloodsub: false, emitSelf: false })
       }
     })
-    const swarm = new Swarm(libp2p as never, node, via, backroom)
+    const swarm = new Swarm(libp2p as never, node, via, backroom, gate)
     await swarm.start()
     return swarm
   }
@@ -152,20 +164,32 @@ export class Swarm {
   }
 
   /** The node of this page, now and whenever the connection breaks. */
-  private async keepConnected (): Promise<never> {
+  private async keepConnected (): Promise<void> {
     for (;;) {
       const id = this.node.peer_id
       if (this.libp2p.getConnections(peerIdFromString(id)).length === 0) {
+        if (this.gate !== null) this.gate.refused = null
         try {
           await this.dial(id, this.node.addresses)
           this.lastError = ''
         } catch (error) {
-          this.lastError = (error as Error).message
+          this.lastError = (this.gate?.refused ?? error as Error).message
+          // It would only be shut out for longer.
+          if (this.gate?.refused instanceof KeyRefused) return await this.leave()
         }
         this.changed()
       }
       await new Promise((resolve) => setTimeout(resolve, REDIAL_MS))
     }
+  }
+
+  /** The node does not take this tab's key. */
+  refused = false
+
+  private async leave (): Promise<void> {
+    this.refused = true
+    this.changed()
+    await this.libp2p.stop()
   }
 
   /** WebSocket first: it is at least as fast, and no browser forbids it; then WebRTC-direct. */
@@ -197,7 +221,8 @@ export class Swarm {
     if (holdings.sequence <= member.sequence) return
     member.sequence = holdings.sequence
     member.addresses = holdings.addresses
-    const until = Date.now() + holdings.leaseMs
+    // Not the wall clock, which may jump.
+    const until = performance.now() + holdings.leaseMs
     for (const { model, manifest, objects } of holdings.models) {
       member.models.set(hex(model), { manifest, objects: objects.slice(), until })
     }
@@ -211,7 +236,7 @@ export class Swarm {
 
   /** Peers whose leases say that they hold object `bit` of a model. */
   holders (model: string, bit: number): string[] {
-    const now = Date.now()
+    const now = performance.now()
     return [...this.members].filter(([, member]) => {
       const entry = member.models.get(model)
       return entry !== undefined && entry.until > now && ((entry.objects[bit >> 3] ?? 0) >> (bit & 7) & 1) === 1

@@ -1,6 +1,7 @@
 // What is seen: plain DOM, redrawn from state. Text only ever enters as text.
 
 import type { Keeper, Model } from './keeper.ts'
+import type { SwarmKey } from './key.ts'
 import { type NodeInfo, short, type Swarm, type Via } from './swarm.ts'
 
 export interface Shown {
@@ -12,7 +13,7 @@ export interface Shown {
   slot: number
 }
 
-interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void }
+interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void, forget: () => void }
 
 const CARRIERS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'WebRTC', other: 'other' }
 /** Cells drawn for one model. */
@@ -113,7 +114,7 @@ class Card {
 
 export class View {
   private readonly cards = new Map<string, Card>()
-  private actions: Actions = { keep () {}, pause () {}, remove () {} }
+  private actions: Actions = { keep () {}, pause () {}, remove () {}, forget () {} }
 
   constructor (via: Via) {
     const select = find('via') as HTMLSelectElement
@@ -127,6 +128,34 @@ export class View {
 
   on (actions: Actions): void {
     this.actions = actions
+    find('forget').onclick = () => { actions.forget() }
+  }
+
+  /** Asks for a private swarm's key until one is given that `read` takes. `wrong` is what was wrong before. */
+  async askKey (read: (text: string) => SwarmKey | null, wrong: string): Promise<{ key: SwarmKey, remember: boolean }> {
+    document.body.dataset.state = 'locked'
+    say(find('status'), 'This node’s swarm is private')
+    const form = find('key') as HTMLFormElement
+    const [text, file, remember] = ['key-text', 'key-file', 'key-remember'].map((id) => find(id) as HTMLInputElement)
+    form.hidden = false
+    const complain = (what: string): void => {
+      find('key-wrong').hidden = what === ''
+      say(find('key-wrong'), what)
+    }
+    complain(wrong)
+    return await new Promise((resolve) => {
+      form.onsubmit = (event) => {
+        event.preventDefault()
+        void (async () => {
+          const key = read(text.value !== '' ? text.value : await file.files?.[0]?.text() ?? '')
+          complain(key === null ? 'That is no swarm key: 64 hexadecimal digits are.' : '')
+          if (key === null) return
+          resolve({ key, remember: remember.checked })
+          form.reset()
+          form.hidden = true
+        })()
+      }
+    })
   }
 
   fail (error: Error): void {
@@ -139,17 +168,19 @@ export class View {
 
   draw ({ node, reachable, swarm, keeper, estimate, slot }: Shown): void {
     const connections = swarm?.connections() ?? []
-    const state = !reachable ? 'lost' : connections.length > 0 ? 'joined' : 'joining'
+    const state = swarm?.refused === true ? 'refused' : !reachable ? 'lost' : connections.length > 0 ? 'joined' : 'joining'
     document.body.dataset.state = state
     document.body.dataset.carrier = connections[0]?.carrier ?? ''
     say(find('status'), {
       lost: 'The node does not answer',
       joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ carrier }) => CARRIERS[carrier]))].join(' and ')}`,
-      joining: `Joining swarm ${node.swarm}…`
+      joining: `Joining swarm ${node.swarm}…`,
+      refused: `Not let into swarm ${node.swarm}`
     }[state])
     const trouble = find('failure')
     trouble.hidden = state === 'joined' || (swarm?.lastError ?? '') === ''
     if (!trouble.hidden) say(trouble, swarm?.lastError ?? '')
+    find('forget').hidden = !node.private
     const own = find('own')
     say(own, short(swarm?.id ?? '—'))
     own.title = swarm?.id ?? ''

@@ -6,6 +6,7 @@ import { serveEngine } from './engine/serve.ts'
 import { Store, StoreError } from './store.ts'
 import { Decoder, encodedLength, OBJECT_MAX, REQUEST_MAX, unhex, WrongBytes } from './tree.ts'
 import type { Answer, Ask } from './messages.ts'
+import { authorise } from './token.ts'
 
 /** The gateway cuts an encoding at every MiB of the object. */
 const PIECE = 1024 * 1024
@@ -36,7 +37,8 @@ async function takeSlot (): Promise<number> {
   throw new StoreError('busy', `${SLOTS} tabs of this page are open already: close one`)
 }
 
-async function start (): Promise<Answer['start']> {
+async function start ({ token }: Ask['start']): Promise<Answer['start']> {
+  if (token !== null) authorise(token)
   if (navigator.storage?.getDirectory === undefined || navigator.locks === undefined) {
     throw new Error('this browser gives the page no storage (a private window, or an address that is not localhost or https)')
   }

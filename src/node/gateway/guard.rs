@@ -1,6 +1,6 @@
 //! Who may ask the gateway. Pure, and the middleware that applies it.
 //!
-//! The gateway has no token: what it gives is what any peer is given. But a web page from
+//! In an open swarm the gateway has no token: what it gives is what any peer is given. But a web page from
 //! elsewhere must not learn through the user's browser what this node holds, so:
 //! - `Host` must name this machine by a loopback address or `localhost` (a foreign name that
 //!   resolves to loopback is DNS rebinding);
@@ -17,7 +17,7 @@ use super::Refused;
 
 /// Methods and headers that a page of this machine may use across origins.
 const ALLOW_METHODS: &str = "GET, HEAD, POST";
-const ALLOW_HEADERS: &str = "accept, range, if-none-match, if-range";
+const ALLOW_HEADERS: &str = "accept, authorization, range, if-none-match, if-range";
 const EXPOSE_HEADERS: &str = "content-length, content-range, etag, x-doppler-size";
 
 /// Whether a `host[:port]` names this machine whatever a DNS server says.

@@ -2,12 +2,13 @@
 //! on this machine that speaks HTTP.
 //!
 //! It owns no bytes: everything comes from the store through `ShardServe`, as peers get it.
-//! It needs no token; `guard` says who may ask. It changes nothing but this: a page may have the
+//! `guard` says who may ask; it needs no token, but in a private swarm (`lock`). It changes nothing but this: a page may have the
 //! node fetch an object of a model that it knows, within the node's budgets.
 
 mod connections;
 mod embedded;
 mod guard;
+mod lock;
 mod objects;
 mod page;
 mod program;
@@ -26,6 +27,7 @@ use tokio::sync::Semaphore;
 pub use connections::Connections;
 
 use self::embedded::WithEmbedded;
+use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
 use super::service::Service;
@@ -87,9 +89,10 @@ impl IntoResponse for Refused {
     }
 }
 
-/// Every route that needs no token.
+/// Every route that does not need the control API's token.
 pub fn routes(service: Arc<Service>) -> Router {
     let objects = Objects::new(Arc::new(WithEmbedded::new(service.serve())));
+    let lock = service.gateway_token().map(|token| Lock { token, peer_id: service.peer_id() });
     let runnable = Router::new()
         .route("/models/{id}/program", get(program::program))
         .with_state(Arc::clone(&service))
@@ -103,12 +106,12 @@ pub fn routes(service: Arc<Service>) -> Router {
         .with_state(Bringing { service, room: Arc::new(Semaphore::new(BRINGING_MAX)) });
     let manifests =
         Router::new().route("/models/{id}/manifest", get(manifest)).with_state(objects.clone());
-    shards(objects)
-        .merge(known)
-        .merge(manifests)
-        .merge(runnable)
-        .fallback(other)
-        .layer(middleware::from_fn(guard::guard))
+    let open = shards(objects).merge(known).merge(manifests).merge(runnable).fallback(other);
+    let routes = match lock {
+        None => open,
+        Some(lock) => open.layer(middleware::from_fn_with_state(Arc::new(lock), lock::lock)),
+    };
+    routes.layer(middleware::from_fn(guard::guard))
 }
 
 fn shards(objects: Objects) -> Router {

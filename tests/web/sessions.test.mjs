@@ -1,0 +1,58 @@
+// Tabs that come, fetch and go: nothing of them is left in the node once their leases are over.
+// With `DOPPLER_SESSIONS` of 200 and more, its resident memory is measured too.
+
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { after, afterEach, test } from 'node:test'
+import { cleanUp, closeBrowser, joined, keep, Node, openTab, PATIENCE, randomModel } from './harness.mjs'
+
+const SESSIONS = Number(process.env.DOPPLER_SESSIONS ?? 30)
+/** Sessions before memory is looked at: by then everything that is made once has been made. */
+const WARM_UP = 20
+/** Tabs open at once. */
+const AT_ONCE = 3
+
+afterEach(async () => { await cleanUp() })
+after(async () => { await closeBrowser() })
+
+const resident = (node) => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${node.child.pid}/status`, 'utf8'))[1]) / 1024
+
+/** Waits until nobody is there, nothing is served and no word is believed. */
+async function quiet (node) {
+  for (;;) {
+    const { peers, load, tasks } = await node.json('status')
+    if (peers === 0 && load.streams === 0 && load.leases === 0 && load.reads === 0) return tasks
+    await new Promise((resolve) => setTimeout(resolve, 200))
+  }
+}
+
+async function session (node, model, index) {
+  const page = await openTab(node.url, { via: index % 2 === 0 ? 'websocket' : 'webrtc' })
+  await joined(page)
+  await keep(page, model.name)
+  await page.context().close()
+}
+
+test(`after ${SESSIONS} sessions of tabs nothing of them is left`, { timeout: SESSIONS * 20_000 + 2 * PATIENCE }, async () => {
+  const model = await randomModel('small', [200_001, 70_001])
+  const node = await Node.start('sessions')
+  await node.ask('publish', model.dir)
+
+  let begun = 0
+  const run = async (until) => {
+    await Promise.all(Array.from({ length: AT_ONCE }, async () => {
+      while (begun < until) await session(node, model, begun++)
+    }))
+    const tasks = await quiet(node)
+    return { tasks, megabytes: resident(node) }
+  }
+  const fresh = await quiet(node)
+  const before = await run(Math.min(WARM_UP, SESSIONS))
+  const after = await run(SESSIONS)
+  const grown = after.megabytes / before.megabytes - 1
+  console.log(`${begun} sessions: ${before.megabytes.toFixed(1)} MiB resident after the first ${Math.min(WARM_UP, SESSIONS)}, ${after.megabytes.toFixed(1)} at the end (${(100 * grown).toFixed(1)} %); tasks ${fresh}, ${before.tasks}, ${after.tasks}`)
+  assert.equal(begun, SESSIONS)
+  // A connection has several tasks; some that wait for nothing more may end a little later.
+  assert.ok(after.tasks <= before.tasks + 2 && after.tasks < fresh + SESSIONS / 2, `${fresh}, then ${before.tasks}, then ${after.tasks} tasks`)
+  if (SESSIONS >= 200) assert.ok(grown < 0.05, `memory grew by ${(100 * grown).toFixed(1)} %`)
+})
