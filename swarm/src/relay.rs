@@ -161,7 +161,9 @@ impl Places {
     /// A relay keeps a place for this node, or has renewed it.
     pub(crate) fn held(&mut self, now: Instant, relay: PeerId) {
         self.failures.remove(&relay);
-        if let Some(place) = self.places.get_mut(&relay) {
+        if let Some(place) = self.places.get_mut(&relay)
+            && *place != Place::Leaving
+        {
             *place = Place::Held { since: now };
         }
     }
@@ -234,6 +236,8 @@ mod tests {
         places.held(start, peer(1));
         assert_eq!(places.plan(start, false, []), [Step::Leave(peer(1))]);
         assert!(places.plan(start, false, []).is_empty(), "the other is still asked for");
+        places.held(start, peer(1));
+        assert!(places.relays().is_empty(), "it was left");
         places.gone(start, peer(1));
         assert!(places.relays().is_empty());
         places.held(start, peer(2));

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-use crate::Address;
 use crate::options::MAPPED_PORTS_MAX;
+use crate::{Address, Carrier};
 
 /// Where routers listen for searches (UPnP Device Architecture 1.1, section 1).
 const SSDP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 255, 250), 1900);
@@ -59,6 +59,10 @@ pub(crate) struct Port {
 impl Port {
     /// The port of a listen address, if it is one that a router could hide.
     pub(crate) fn of(address: &Address) -> Option<Self> {
+        // A circuit's address begins with its relay's.
+        if address.carrier() == Carrier::Relay {
+            return None;
+        }
         let (udp, inside) = address.ipv4_socket()?;
         inside.ip().is_private().then_some(Self { udp, inside })
     }
@@ -386,6 +390,8 @@ mod tests {
         assert!(udp.udp);
         assert_eq!(udp.inside, SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 2), 7));
         assert!(!port("/ip4/10.0.0.2/tcp/7/ws").unwrap().udp);
+        let relay = crate::PeerId::from_seed([1; 32]);
+        assert_eq!(port(&format!("/ip4/10.0.0.2/tcp/7/p2p/{relay}/p2p-circuit")), None);
         for text in
             ["/ip4/127.0.0.1/tcp/7", "/ip4/5.5.5.5/tcp/7", "/ip6/::1/tcp/7", "/dns4/a/tcp/7"]
         {
