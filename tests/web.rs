@@ -200,5 +200,6 @@ fn nothing_is_left_of_tabs_that_have_gone() {
 #[test]
 #[ignore = "a measurement of minutes"]
 fn memory_stays_flat_over_two_hundred_tabs() {
-    drive_with("sessions.test.mjs", ".", &[("DOPPLER_SESSIONS", "200")]);
+    let settings = [("DOPPLER_SESSIONS", "200"), ("DOPPLER_VIA", "websocket")];
+    drive_with("sessions.test.mjs", ".", &settings);
 }
