@@ -55,6 +55,9 @@ pub(crate) struct Outputs {
     pub(crate) drops: Arc<Drops>,
 }
 
+/// Threads beside the swarm's own.
+const BLOCKING_THREADS_MAX: usize = 4;
+
 type Started = Result<(Controls, runtime::Handle), SwarmError>;
 
 /// Body of the swarm's thread: a runtime of its own, the loop, and its end.
@@ -64,7 +67,10 @@ pub(crate) fn run_thread(
     outputs: Outputs,
     started: oneshot::Sender<Started>,
 ) {
-    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = runtime::Builder::new_current_thread();
+    // WebRTC hands every packet to such a thread: as many as there are packets at once, if it may.
+    builder.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX);
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             // The caller may have given up waiting; then nobody needs to know.

@@ -146,7 +146,8 @@ export async function openBrowser (extra = []) {
 
 /** A page with storage of its own. */
 export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
-  const opened = within ?? (browser ??= await openBrowser())
+  // The promise is kept, not the browser: tabs that are opened at once share one.
+  const opened = within ?? await (browser ??= openBrowser())
   const context = await opened.newContext({ viewport: { width: 1100, height: 800 } })
   later(async () => { await context.close() })
   const page = await context.newPage()
@@ -159,14 +160,7 @@ export async function openTab (url, { via = 'auto', before = async () => {}, wit
 }
 
 export async function closeBrowser () {
-  if (browser === undefined) return
-  // Chromium sometimes does not end: then it is ended.
-  const devtools = await browser.newBrowserCDPSession()
-  const { processInfo } = await devtools.send('SystemInfo.getProcessInfo')
-  const { id } = processInfo.find(({ type }) => type === 'browser')
-  const timer = setTimeout(() => { process.kill(id, 'SIGKILL') }, 15_000)
-  await browser.close()
-  clearTimeout(timer)
+  await (await browser)?.close()
   browser = undefined
 }
 

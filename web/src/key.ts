@@ -16,6 +16,8 @@ const KEY_PROTOCOL = '/doppler/swarm-key/1'
 const CONTEXT = 'doppler-node 2026 swarm key v1 '
 const NONCE = 32
 const PROOF_MS = 10_000
+/** What a refused connection has to close by itself. */
+const HANG_UP_MS = 1_000
 const DATABASE = 'doppler-swarm-keys'
 const KEYS = 'keys'
 
@@ -118,6 +120,8 @@ export class Gate {
     } catch (error) {
       const { message } = error as Error
       this.refused = error instanceof KeyRefused ? error : new Error(`the peer did not prove the swarm key: ${message}`)
+      // An abort closes a WebSocket by a code that browsers refuse, and leaves it open.
+      await connection.close({ signal: AbortSignal.timeout(HANG_UP_MS) }).catch(() => {})
       connection.abort(this.refused)
       return true
     }

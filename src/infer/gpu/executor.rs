@@ -113,7 +113,11 @@ impl GpuBackend {
 
     pub(super) fn make_plan(&mut self) -> Result<()> {
         let grown = self.spill.as_mut().is_some_and(Spill::has_grown);
-        if self.plan.is_none() || (grown && self.decode.is_some()) {
+        if grown && self.decode.is_some() {
+            // Without the fetches of the new areas it must not run, also if the next one cannot be made.
+            self.plan = None;
+        }
+        if self.plan.is_none() {
             if let Some(decode) = &mut self.decode {
                 decode.forget_recorded();
             }
