@@ -344,17 +344,22 @@ fn a_token_fetches_the_experts_it_misses() {
         Session::new(&model, &device, &options).unwrap()
     };
     let tokens = 96 - PROMPT - 1;
+    let given: Vec<u32> = (0..60).map(|_| random.below(131) as u32).collect();
     let run = |session: &mut Session| {
         session.reset();
         session.prefill(&prompt).unwrap();
         let options = SamplerOptions { temperature: 0.9, seed: 3, ..SamplerOptions::default() };
         let mut sampler = Sampler::new(options).unwrap();
-        let mut token = prompt[0];
-        let next = |left| {
-            token = session.next(token, &mut sampler, left).unwrap();
-            token
-        };
-        (1..=tokens).rev().map(next).collect::<Vec<_>>()
+        // Given tokens are routed all over; after them it generates.
+        let mut chosen = Vec::new();
+        for token in &given {
+            chosen.push(session.next(*token, &mut sampler, 1).unwrap());
+        }
+        for left in (1..=tokens - given.len()).rev() {
+            let token = chosen[chosen.len() - 1];
+            chosen.push(session.next(token, &mut sampler, left).unwrap());
+        }
+        chosen
     };
     let want = run(&mut make(SlotBudget::All, 0));
     for host_bytes in [1 << 30, 60_000] {
