@@ -197,6 +197,11 @@ pub trait Backend: Send {
     /// `tokens * top_k` ids, token by token, in order of choice.
     fn routing(&mut self, op: usize) -> Result<Vec<u32>>;
 
+    /// Whether `routing` costs next to nothing, so that a layer's router may be asked for a guess as well.
+    fn guesses(&self) -> bool {
+        false
+    }
+
     /// Runs the (token, choice) pairs whose expert has a slot in `slots`
     /// (indexed by expert id); the others keep for another wave.
     fn run_experts(&mut self, op: usize, slots: &[Option<Slot>]) -> Result<()>;

@@ -3,6 +3,7 @@
 //!
 //! Knows `store`. Never the mesh: bytes come through `store::RangeReader`.
 
+mod ahead;
 pub mod backend;
 pub mod check;
 pub mod cpu;

@@ -6,11 +6,12 @@
 
 use serde::Serialize;
 
+use super::ahead::Ahead;
 use super::backend::{Backend, BackendError, Slot};
 use super::error::SessionError;
 use super::graph::MoeId;
 use super::model::{Model, MoeLayer};
-use super::reader::{Piece, WeightReader};
+use super::reader::{Run, WeightReader};
 use super::residency::{ExpertKey, Residency};
 use super::slots::SlotPlan;
 use super::trace::Trace;
@@ -52,6 +53,9 @@ pub struct PagerStats {
     pub filled_bytes: u64,
     /// Waves beyond a layer's first: its experts did not fit the slots at once.
     pub extra_waves: u64,
+    /// Experts read before their layer asked for them, and those of them that it asked for.
+    pub read_ahead: u64,
+    pub read_ahead_used: u64,
 }
 
 /// With even routing a slot kept free makes a token miss one expert in `experts / top_k` more: at most so many bytes. They
@@ -73,6 +77,7 @@ pub struct Pager {
     spared: bool,
     /// Experts that the device finds by itself are counted, and are more recently used.
     counts: bool,
+    ahead: Ahead,
 }
 
 impl Pager {
@@ -91,6 +96,7 @@ impl Pager {
             }),
             spared: false,
             counts: true,
+            ahead: Ahead::default(),
         }
     }
 
@@ -150,14 +156,34 @@ impl Pager {
         self.residency.resident()
     }
 
+    /// Whether some experts of this layer have no slot.
+    pub fn lacks(&self, moe: MoeId) -> bool {
+        let experts = self.layers[usize::from(moe.0)].places.len() as u32;
+        (0..experts).any(|expert| self.residency.slot(ExpertKey { moe, expert }).is_none())
+    }
+
+    /// Begins to read those of `likely` (experts of one layer, likeliest first) that have no slot.
+    pub fn read_ahead(&mut self, moe: MoeId, likely: &[u32]) {
+        let missing =
+            |expert: &u32| self.residency.slot(ExpertKey { moe, expert: *expert }).is_none();
+        let missing = likely.iter().copied().filter(missing);
+        let layer = &self.layers[usize::from(moe.0)];
+        let begun = self.ahead.begin(moe, layer, missing, &self.reader);
+        self.stats.read_ahead += begun as u64;
+    }
+
     /// Makes as many of `waiting` (distinct experts of one layer) resident as fit
     /// at once, fetching the missing ones concurrently. Returns their slots by
     /// expert id and leaves in `waiting` those that did not fit.
+    ///
+    /// `meanwhile` is told of those that are resident while others are being read, if there are both; then what is
+    /// returned are the others.
     pub fn next_wave(
         &mut self,
         moe: MoeId,
         waiting: &mut Vec<u32>,
         backend: &mut dyn Backend,
+        meanwhile: impl FnOnce(&mut dyn Backend, &[Option<Slot>]) -> Result<(), SessionError>,
     ) -> Result<&[Option<Slot>], SessionError> {
         let wave = self.residency.wave(moe, waiting);
         self.stats.evictions += wave.evicted.len() as u64;
@@ -165,21 +191,31 @@ impl Pager {
             backend.place(*moe, *expert, None);
         }
         self.stats.extra_waves += u64::from(!wave.waiting.is_empty());
-        if let Err(error) = self.fill(moe, &wave.fills, backend) {
-            for (expert, _) in &wave.fills {
-                self.residency.forget(ExpertKey { moe, expert: *expert });
+        self.list(moe, &wave.hits);
+        let filled =
+            self.fill(moe, &wave.fills, backend, |backend, slots| match wave.hits.is_empty() {
+                true => Ok(false),
+                false => meanwhile(backend, slots).map(|()| true),
+            });
+        let told = match filled {
+            Ok(told) => told,
+            Err(error) => {
+                for (expert, _) in &wave.fills {
+                    self.residency.forget(ExpertKey { moe, expert: *expert });
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         for (expert, slot) in &wave.fills {
             backend.place(moe, *expert, Some(*slot));
         }
         let served = (wave.hits.len() + wave.fills.len()) as u64;
         self.stats.demands += served;
         self.stats.hits.vram += wave.hits.len() as u64;
-        self.wave.clear();
-        self.wave.resize(self.layers[usize::from(moe.0)].places.len(), None);
-        for (expert, slot) in wave.hits.iter().chain(&wave.fills) {
+        if told {
+            self.list(moe, &[]);
+        }
+        for (expert, slot) in &wave.fills {
             self.wave[*expert as usize] = Some(*slot);
         }
         if let Some(trace) = &mut self.trace {
@@ -187,6 +223,15 @@ impl Pager {
         }
         *waiting = wave.waiting;
         Ok(&self.wave)
+    }
+
+    /// Makes `wave` these experts' slots.
+    fn list(&mut self, moe: MoeId, experts: &[(u32, Slot)]) {
+        self.wave.clear();
+        self.wave.resize(self.layers[usize::from(moe.0)].places.len(), None);
+        for (expert, slot) in experts {
+            self.wave[*expert as usize] = Some(*slot);
+        }
     }
 
     /// Counts experts of one layer that the device found in their slots, or `brought` into free ones.
@@ -231,13 +276,14 @@ impl Pager {
     }
 
     /// Puts experts into their slots: those that the device set aside at once, the others as they
-    /// are fetched.
+    /// are fetched. `meanwhile` sees the wave's other slots while they are; returns what it said.
     fn fill(
         &mut self,
         moe: MoeId,
         fills: &[(u32, Slot)],
         backend: &mut dyn Backend,
-    ) -> Result<(), SessionError> {
+        meanwhile: impl FnOnce(&mut dyn Backend, &[Option<Slot>]) -> Result<bool, SessionError>,
+    ) -> Result<bool, SessionError> {
         let layer = &self.layers[usize::from(moe.0)];
         let mut hits = self.stats.hits;
         let mut filled_bytes = 0;
@@ -250,16 +296,27 @@ impl Pager {
                 read.push((*expert, *slot));
             }
         }
-        let places = read.iter().map(|(expert, _)| layer.places[*expert as usize].as_slice());
-        let runs: Vec<&[Piece]> = places.collect();
-        self.reader.read_runs(&runs, |i, bytes, tier| -> Result<(), SessionError> {
-            backend.fill_slot(read[i].1, bytes)?;
+        let mut begun =
+            self.ahead.take(moe, |expert| read.iter().any(|(other, _)| *other == expert));
+        self.stats.read_ahead_used += begun.len() as u64;
+        let runs = self.reader.runs(read.iter().map(|(expert, _)| {
+            Run {
+                pieces: &layer.places[*expert as usize],
+                begun: begun
+                    .extract_if(.., |(other, _)| other == expert)
+                    .next()
+                    .map(|(_, reading)| reading),
+            }
+        }));
+        let told = !read.is_empty() && meanwhile(backend, &self.wave)?;
+        for run in runs {
+            let (i, bytes, tier) = run?;
+            backend.fill_slot(read[i].1, &bytes)?;
             hits.count(tier);
             filled_bytes += bytes.len() as u64;
-            Ok(())
-        })?;
+        }
         self.stats.hits = hits;
         self.stats.filled_bytes += filled_bytes;
-        Ok(())
+        Ok(told)
     }
 }

@@ -5,16 +5,17 @@ use std::sync::atomic::Ordering;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-use super::backend::LogitRows;
-use super::cpu::CpuDevice;
+use super::backend::{Backend, Capacity, KvFormat, LogitRows, Slot};
+use super::cpu::{CpuBackend, CpuDevice};
 use super::error::SessionError;
 use super::generate::{GenerateOptions, StopReason, generate};
+use super::graph::MoeId;
 use super::model::Model;
+use super::pager::Pager;
 use super::session::{Session, SessionOptions};
-use super::slots::SlotBudget;
+use super::slots::{SlotBudget, SlotPlan};
 use super::testing;
-use crate::store::DType;
-use crate::store::ReadError;
+use crate::store::{DType, PolicyKind, ReadError};
 
 /// 3 sparse layers of 12 experts, top 3, and a dense layer: odd on purpose.
 fn config() -> Value {
@@ -78,6 +79,74 @@ fn a_quarter_of_the_experts_gives_the_same_bits_as_all_of_them() {
     assert_eq!((all.evictions, all.extra_waves), (0, 0));
     assert_eq!(all.hits.disk as usize, whole.stats().resident, "each came once");
     assert!(all.filled_bytes > 0 && all.filled_bytes < stats.pager.filled_bytes);
+}
+
+/// Neither attention nor the dense layer adds anything, so that each layer's guess is its choice.
+fn silent(rng: &mut StdRng, wanted: &testing::Wanted<'_>) -> Vec<f32> {
+    let silent = wanted.name.contains("o_proj") || wanted.name.contains("layers.1.mlp.down");
+    let scale = if silent { 0.0 } else { 0.3 };
+    (0..wanted.rows * wanted.cols).map(|_| rng.random_range(-1.0..1.0) * scale).collect()
+}
+
+#[test]
+fn what_a_token_misses_is_read_before_it_asks() {
+    let seed = rand::random();
+    let (tokens, mut rng) = (tokens(seed), StdRng::seed_from_u64(seed));
+    let (model, reader) = testing::model(&config(), |wanted| silent(&mut rng, wanted), two_classes);
+    let mut whole = session(&model, SlotBudget::All).unwrap();
+    let wanted = logits(&mut whole, &tokens);
+    assert_eq!(whole.stats().pager.read_ahead_used, 0, "everything came with the prompt");
+
+    let mut ahead = session(&model, SlotBudget::Experts(12)).unwrap();
+    assert_eq!(logits(&mut ahead, &tokens), wanted);
+    let stats = ahead.stats().pager;
+    assert_eq!(stats.demands, stats.hits.total());
+    let mut behind = session(&model, SlotBudget::Experts(12)).unwrap();
+    assert!(behind.switch_read_ahead(false), "this device guesses");
+    assert_eq!(logits(&mut behind, &tokens), wanted);
+    let other = behind.stats().pager;
+    assert_eq!((other.read_ahead, other.read_ahead_used), (0, 0));
+    assert_eq!((stats.hits, stats.evictions), (other.hits, other.evictions));
+    // Nothing is guessed of the prompt's two batches.
+    let mut prompt = session(&model, SlotBudget::Experts(12)).unwrap();
+    prompt.step(&tokens[..16], LogitRows::None).unwrap();
+    prompt.step(&tokens[16..21], LogitRows::None).unwrap();
+    let missed = stats.hits.disk - prompt.stats().pager.hits.disk;
+    assert_eq!(
+        (stats.read_ahead, stats.read_ahead_used),
+        (missed, missed),
+        "all that tokens missed"
+    );
+
+    // Reads ahead that fail are made again, by whoever needs them.
+    reader.breaks_ahead.store(true, Ordering::Relaxed);
+    let mut ahead = session(&model, SlotBudget::Experts(12)).unwrap();
+    assert_eq!(logits(&mut ahead, &tokens), wanted);
+    assert_eq!(ahead.stats().pager, stats);
+}
+
+#[test]
+fn experts_with_a_slot_run_while_the_others_are_read() {
+    let model = testing::random(&config(), 1, two_classes);
+    let capacity = Capacity { batch: 1, context: 8, kv: KvFormat::F32 };
+    let mut backend = CpuBackend::new(model.graph.clone(), capacity);
+    let plan = SlotPlan::new(&model, &backend, SlotBudget::Experts(9)).unwrap();
+    backend.alloc_slots(&plan.classes, &plan.class_of).unwrap();
+    let mut pager = Pager::new(&model, &plan, PolicyKind::default());
+    let mut wave = |wanted: &[u32]| {
+        let (mut waiting, mut meanwhile) = (wanted.to_vec(), None);
+        let named = |slots: &[Option<Slot>]| -> Vec<usize> {
+            slots.iter().enumerate().filter_map(|(expert, slot)| slot.map(|_| expert)).collect()
+        };
+        let rest = pager.next_wave(MoeId(0), &mut waiting, &mut backend, |_, slots| {
+            meanwhile = Some(named(slots));
+            Ok(())
+        });
+        (meanwhile, named(rest.unwrap()))
+    };
+    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "nobody had a slot");
+    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "nobody is read");
+    assert_eq!(wave(&[1, 5]), (Some(vec![1]), vec![5]));
 }
 
 #[test]

@@ -1,18 +1,35 @@
-//! Blocking reads of many ranges at once, from the engine's own thread.
+//! Blocking reads of many runs of bytes at once, from the engine's own thread.
 //!
-//! Invariant: at most [`READS_MAX`] reads are under way, so at most that many
-//! results wait in memory, however much is asked for.
+//! Invariant: at most [`READS_MAX`] runs are under way, so at most that many results wait in
+//! memory, however much is asked for. A read that is dropped is given up.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use futures::StreamExt;
+use bytes::{Bytes, BytesMut};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
-use crate::store::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
+use crate::store::{
+    ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
+};
 
-/// Reads under way at a time: enough to keep several peers busy.
+/// Runs under way at a time: enough to keep several peers busy.
 const READS_MAX: usize = 16;
+
+/// Pieces of one run under way at a time.
+const PIECES_MAX: usize = 4;
+
+/// A range of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub shard: ShardId,
+    pub range: ByteRange,
+}
 
 /// Reads verified ranges through the store, blocking the caller.
 #[derive(Clone)]
@@ -28,95 +45,120 @@ impl WeightReader {
         Self { reader, runtime }
     }
 
-    /// Reads all requests concurrently and hands each result to `each`, with the
-    /// request's index, in whatever order they come. Stops at the first error.
-    ///
-    /// # Panics
-    /// If called from within an async task: it blocks.
-    pub fn read_each<E: From<ReadError>>(
-        &self,
-        requests: &[ReadRequest],
-        mut each: impl FnMut(usize, Found) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let reads = requests.iter().copied().enumerate().map(|(i, request)| {
-            let reader = Arc::clone(&self.reader);
-            let read = self.runtime.spawn(async move { reader.read(request).await });
-            async move { (i, request, read.await) }
-        });
-        let mut reads = futures::stream::iter(reads).buffer_unordered(READS_MAX);
-        while let Some((i, request, found)) = futures::executor::block_on(reads.next()) {
-            let found = found.map_err(|error| ReadError::Io {
-                what: format!("shard {}: the read was dropped", request.shard),
-                source: std::io::Error::other(error),
-            })?;
-            let found = found?;
-            if found.bytes.len() as u64 != request.range.len() {
-                let detail =
-                    format!("{} bytes came for range {}", found.bytes.len(), request.range);
-                return Err(ReadError::Corrupt { shard: request.shard, detail }.into());
-            }
-            each(i, found)?;
+    /// Begins to read a run of bytes, made of these pieces.
+    pub fn begin(&self, pieces: &[Piece], priority: Priority) -> Reading {
+        let (reader, pieces) = (Arc::clone(&self.reader), pieces.to_vec());
+        Reading(self.runtime.spawn(async move { run(reader.as_ref(), pieces, priority).await }))
+    }
+
+    /// Reads runs of bytes, each made of the pieces given for it, concurrently; they come in whatever order they are
+    /// whole. The first of them are under way on return.
+    pub fn runs<'a>(&self, runs: impl IntoIterator<Item = Run<'a>>) -> Runs<'a> {
+        let waiting: VecDeque<_> = runs.into_iter().enumerate().collect();
+        let mut runs = Runs { reader: self.clone(), waiting, under_way: FuturesUnordered::new() };
+        runs.begin();
+        runs
+    }
+}
+
+/// A run of bytes being read; given up when dropped.
+pub struct Reading(JoinHandle<Result<(Bytes, Tier), ReadError>>);
+
+impl Future for Reading {
+    type Output = Result<(Bytes, Tier), ReadError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let read = ready!(self.0.poll_unpin(cx));
+        let dropped = |error| ReadError::Io {
+            what: "the read was dropped".to_owned(),
+            source: std::io::Error::other(error),
+        };
+        Poll::Ready(read.map_err(dropped).and_then(|read| read))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A run of bytes to be read.
+pub struct Run<'a> {
+    pub pieces: &'a [Piece],
+    /// If its reading began earlier; should that fail, it is read once more.
+    pub begun: Option<Reading>,
+}
+
+type Numbered = futures::future::BoxFuture<'static, (usize, Result<(Bytes, Tier), ReadError>)>;
+
+/// Runs being read. Each comes with its number, its bytes, and the slowest tier that any of its pieces came from.
+/// Blocks; panics if it is asked from within an async task.
+pub struct Runs<'a> {
+    reader: WeightReader,
+    waiting: VecDeque<(usize, Run<'a>)>,
+    under_way: FuturesUnordered<Numbered>,
+}
+
+impl Runs<'_> {
+    fn begin(&mut self) {
+        while self.under_way.len() < READS_MAX
+            && let Some((number, Run { pieces, begun })) = self.waiting.pop_front()
+        {
+            let read = match begun {
+                None => self.reader.begin(pieces, Priority::Token).boxed(),
+                Some(begun) => {
+                    let (reader, pieces) = (self.reader.clone(), pieces.to_vec());
+                    let again = move || reader.begin(&pieces, Priority::Token);
+                    begun.or_else(move |_| again()).boxed()
+                }
+            };
+            self.under_way.push(read.map(move |read| (number, read)).boxed());
         }
-        Ok(())
-    }
-
-    /// Reads runs of bytes, each made of the pieces given for it, all concurrently;
-    /// hands each run to `each` once it is whole, with its index and the slowest
-    /// tier that any of its pieces came from.
-    pub fn read_runs<E: From<ReadError>>(
-        &self,
-        runs: &[&[Piece]],
-        mut each: impl FnMut(usize, &[u8], Tier) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut requests = Vec::new();
-        // The run of each request, and its first byte's place in the run.
-        let mut targets = Vec::new();
-        for (run, pieces) in runs.iter().enumerate() {
-            let mut offset = 0;
-            for piece in *pieces {
-                requests.push(ReadRequest::token(piece.shard, piece.range));
-                targets.push((run, offset));
-                offset += piece.range.len() as usize;
-            }
-        }
-        let mut partials: HashMap<usize, Partial> = HashMap::new();
-        self.read_each(&requests, |i, found| {
-            let (run, offset) = targets[i];
-            if runs[run].len() == 1 {
-                return each(run, &found.bytes, found.tier);
-            }
-            let partial = partials.entry(run).or_insert_with(|| Partial::new(runs[run]));
-            partial.bytes[offset..offset + found.bytes.len()].copy_from_slice(&found.bytes);
-            partial.missing -= 1;
-            partial.tier = partial.tier.max(found.tier);
-            if partial.missing > 0 {
-                return Ok(());
-            }
-            match partials.remove(&run) {
-                Some(whole) => each(run, &whole.bytes, whole.tier),
-                None => Ok(()),
-            }
-        })
     }
 }
 
-/// A range of one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    pub shard: ShardId,
-    pub range: ByteRange,
-}
+impl Iterator for Runs<'_> {
+    type Item = Result<(usize, Bytes, Tier), ReadError>;
 
-/// A run of which not all pieces have come.
-struct Partial {
-    bytes: Vec<u8>,
-    missing: usize,
-    tier: Tier,
-}
-
-impl Partial {
-    fn new(pieces: &[Piece]) -> Self {
-        let len: u64 = pieces.iter().map(|piece| piece.range.len()).sum();
-        Self { bytes: vec![0; len as usize], missing: pieces.len(), tier: Tier::Vram }
+    fn next(&mut self) -> Option<Self::Item> {
+        let (run, read) = futures::executor::block_on(self.under_way.next())?;
+        self.begin();
+        Some(read.map(|(bytes, tier)| (run, bytes, tier)))
     }
+}
+
+async fn run(
+    reader: &dyn RangeReader,
+    pieces: Vec<Piece>,
+    priority: Priority,
+) -> Result<(Bytes, Tier), ReadError> {
+    if let [piece] = pieces[..] {
+        let found = read(reader, piece, priority).await?;
+        return Ok((found.bytes, found.tier));
+    }
+    let len: u64 = pieces.iter().map(|piece| piece.range.len()).sum();
+    let mut whole = BytesMut::with_capacity(len as usize);
+    let mut slowest = Tier::Vram;
+    let reads = pieces.into_iter().map(|piece| read(reader, piece, priority));
+    let mut reads = futures::stream::iter(reads).buffered(PIECES_MAX);
+    while let Some(found) = reads.try_next().await? {
+        whole.extend_from_slice(&found.bytes);
+        slowest = slowest.max(found.tier);
+    }
+    Ok((whole.freeze(), slowest))
+}
+
+async fn read(
+    reader: &dyn RangeReader,
+    piece: Piece,
+    priority: Priority,
+) -> Result<Found, ReadError> {
+    let Piece { shard, range } = piece;
+    let found = reader.read(ReadRequest { shard, range, priority, deadline: None }).await?;
+    if found.bytes.len() as u64 == range.len() {
+        return Ok(found);
+    }
+    let detail = format!("{} bytes came for range {range}", found.bytes.len());
+    Err(ReadError::Corrupt { shard, detail })
 }

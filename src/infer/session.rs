@@ -16,7 +16,7 @@ use super::error::SessionError;
 use super::graph::{Graph, MoeId, Op, WeightId};
 use super::model::Model;
 use super::pager::{Pager, PagerStats};
-use super::reader::Piece;
+use super::reader::Run;
 use super::sampler::Sampler;
 use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
@@ -73,7 +73,16 @@ pub struct SessionStats {
 #[derive(Debug, Clone)]
 enum Part {
     Run(Range<usize>),
-    Experts { op: usize, moe: MoeId },
+    /// `ops` choose a layer's experts from what is the state here; as a guess, and for nothing else.
+    Guess {
+        ops: Range<usize>,
+        op: usize,
+        moe: MoeId,
+    },
+    Experts {
+        op: usize,
+        moe: MoeId,
+    },
 }
 
 /// One sequence of a model on a device.
@@ -92,6 +101,8 @@ pub struct Session {
     expected: Option<u32>,
     /// The last of them missed an expert: it is not worth queueing more behind the next.
     halting: bool,
+    /// A token's experts are guessed, and read while its attention is computed.
+    read_ahead: bool,
 }
 
 impl Session {
@@ -127,6 +138,7 @@ impl Session {
             pager: Pager::new(model, &plan, options.policy),
             parts: parts(&model.graph),
             vocab: model.graph.vocab,
+            read_ahead: backend.guesses(),
             backend,
             capacity,
             position: 0,
@@ -163,6 +175,12 @@ impl Session {
         for part in &self.parts {
             match part {
                 Part::Run(ops) => self.backend.run(ops.clone())?,
+                Part::Guess { ops, op, moe } => {
+                    if self.read_ahead && tokens.len() == 1 && self.pager.lacks(*moe) {
+                        self.backend.run(ops.clone())?;
+                        self.pager.read_ahead(*moe, &self.backend.routing(*op)?);
+                    }
+                }
                 Part::Experts { op, moe } => {
                     experts(self.backend.as_mut(), &mut self.pager, *op, *moe)?;
                 }
@@ -296,7 +314,7 @@ impl Session {
             self.halting = true;
             let mut waiting = report.experts[reached].clone();
             waiting.sort_unstable();
-            self.pager.next_wave(moe, &mut waiting, backend)?;
+            self.pager.next_wave(moe, &mut waiting, backend, |_, _| Ok(()))?;
             if !waiting.is_empty() {
                 let what = format!("{} experts of one token without a slot", waiting.len());
                 return Err(BackendError::Unsupported(what).into());
@@ -345,7 +363,7 @@ impl Session {
         self.land()?;
         for (moe, experts) in (0..).map(MoeId).zip(self.pager.experts()) {
             let mut waiting: Vec<u32> = (0..experts as u32).collect();
-            self.pager.next_wave(moe, &mut waiting, self.backend.as_mut())?;
+            self.pager.next_wave(moe, &mut waiting, self.backend.as_mut(), |_, _| Ok(()))?;
             if !waiting.is_empty() {
                 let what = format!("{} experts without a slot", waiting.len());
                 return Err(BackendError::Unsupported(what).into());
@@ -358,6 +376,12 @@ impl Session {
     /// while every expert is in its slot.
     pub const fn switch_pager(&mut self, counts: bool) {
         self.pager.switch(counts);
+    }
+
+    /// Whether tokens' experts are guessed and read ahead from now on. False, if this device does not guess.
+    pub fn switch_read_ahead(&mut self, ahead: bool) -> bool {
+        self.read_ahead = ahead && self.backend.guesses();
+        self.backend.guesses()
     }
 
     /// Records which experts each step asks for, from now on, into `trace`.
@@ -451,18 +475,25 @@ fn experts(
     waiting.sort_unstable();
     waiting.dedup();
     while !waiting.is_empty() {
-        let slots = pager.next_wave(moe, &mut waiting, backend)?;
+        let slots = pager.next_wave(moe, &mut waiting, backend, |backend, resident| {
+            Ok(backend.run_experts(op, resident)?)
+        })?;
         backend.run_experts(op, slots)?;
     }
     Ok(backend.finish_experts(op)?)
 }
 
-/// Cuts the graph at its `Experts` ops.
+/// Cuts the graph at its `Experts` ops, and where they can be guessed.
 fn parts(graph: &Graph) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut start = 0;
     for (op, kind) in graph.ops.iter().enumerate() {
         if let Op::Experts { moe, .. } = kind {
+            if let Some(ops) = guess(&graph.ops[start..op]) {
+                parts.push(Part::Run(start..start + 1));
+                start += 1;
+                parts.push(Part::Guess { ops: op - ops..op, op, moe: *moe });
+            }
             parts.push(Part::Run(start..op));
             parts.push(Part::Experts { op, moe: *moe });
             start = op + 1;
@@ -472,11 +503,31 @@ fn parts(graph: &Graph) -> Vec<Part> {
     parts
 }
 
+/// How many of the last of `ops` choose a layer's experts, if they can be run after the first of `ops` for a guess: that one makes
+/// the state that they begin with, and what they write is written before it is read by the others.
+fn guess(ops: &[Op]) -> Option<usize> {
+    let [Op::Add { x: made, .. } | Op::Embed { out: made, .. }, second, ..] = ops else {
+        return None;
+    };
+    let [.., Op::RmsNorm { x, out, .. }, router, Op::Route { logits, .. }] = ops else {
+        return None;
+    };
+    let (Op::RmsNorm { x: first, out: normed, .. }, Op::Linear { x: input, out: chosen, .. }) =
+        (second, router)
+    else {
+        return None;
+    };
+    let from_state = x == made && first == made && input == out && chosen == logits;
+    let overwritten = out == normed && out != made && chosen != out && chosen != made;
+    (from_state && overwritten).then_some(3)
+}
+
 /// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
 fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionError> {
-    let runs: Vec<&[Piece]> = model.trunk.iter().map(|t| t.pieces.as_slice()).collect();
-    model.reader.read_runs(&runs, |tensor, bytes, _| {
-        let id = WeightId(tensor as u32);
-        Ok(backend.load_weight(id, &model.trunk[tensor].spec, bytes)?)
-    })
+    let runs = model.trunk.iter().map(|tensor| Run { pieces: &tensor.pieces, begun: None });
+    for run in model.reader.runs(runs) {
+        let (tensor, bytes, _) = run?;
+        backend.load_weight(WeightId(tensor as u32), &model.trunk[tensor].spec, &bytes)?;
+    }
+    Ok(())
 }

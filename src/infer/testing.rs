@@ -18,7 +18,9 @@ use super::quant::quantize;
 use super::reader::WeightReader;
 use crate::store::manifest::{HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span};
 use crate::store::manifest::{TensorEntry, Tensors};
-use crate::store::{DType, Found, Manifest, RangeReader, ReadError, ReadRequest, ShardId, Tier};
+use crate::store::{
+    DType, Found, Manifest, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
+};
 
 /// Tests' readers run here.
 pub fn runtime() -> &'static Runtime {
@@ -31,12 +33,16 @@ pub fn runtime() -> &'static Runtime {
 pub struct MemoryReader {
     shards: HashMap<ShardId, Bytes>,
     pub broken: AtomicBool,
+    /// Fails those reads that nobody waits for yet.
+    pub breaks_ahead: AtomicBool,
 }
 
 impl RangeReader for MemoryReader {
     fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>> {
         let shard = self.shards.get(&request.shard);
-        let shard = shard.filter(|_| !self.broken.load(Ordering::Relaxed));
+        let broken = self.broken.load(Ordering::Relaxed)
+            || request.priority != Priority::Token && self.breaks_ahead.load(Ordering::Relaxed);
+        let shard = shard.filter(|_| !broken);
         let range = request.range.start() as usize..request.range.end() as usize;
         let found = shard.map(|bytes| Found { bytes: bytes.slice(range), tier: Tier::Disk });
         let missing = ReadError::NotFound { shard: request.shard, waited: Default::default() };

@@ -419,6 +419,10 @@ impl Backend for CpuBackend {
         })
     }
 
+    fn guesses(&self) -> bool {
+        true
+    }
+
     fn routing(&mut self, _op: usize) -> Result<Vec<u32>> {
         Ok(self.pairs.ids().to_vec())
     }

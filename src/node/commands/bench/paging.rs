@@ -6,6 +6,8 @@
 //! reach if it cost nothing but moving the missed bytes to the device:
 //! `1 / (resident step time + missed bytes / upload bandwidth)`, the resident step as it is where tokens are generated.
 //!
+//! On a device that guesses experts, a policy has two sessions: one reads them ahead.
+//!
 //! What paging costs where nothing is missed is measured on the resident session, in pairs: generating as ever, and with
 //! its pager switched off, so that no use of an expert is counted or ordered.
 
@@ -63,6 +65,8 @@ struct Resident {
 #[derive(Serialize)]
 struct Paged {
     policy: PolicyKind,
+    /// Whether experts were guessed and read ahead.
+    read_ahead: bool,
     tok_s: Summary,
     /// Of the resident runs' speed just before and after.
     of_resident: Summary,
@@ -77,6 +81,7 @@ struct Paged {
 /// A paging session and its runs.
 struct Side {
     policy: PolicyKind,
+    read_ahead: bool,
     session: Session,
     samples: Vec<Sample>,
 }
@@ -98,9 +103,25 @@ pub fn paging(
     let own = [args.model.policy()];
     let mut sides = Vec::new();
     for policy in if policies.is_empty() { &own } else { policies } {
-        let session =
-            opened.session_on(device.as_ref(), &args.model, slots, *policy, Some(runs.context))?;
-        sides.push(Side { policy: *policy, session, samples: Vec::new() });
+        for read_ahead in [true, false] {
+            let mut session = opened.session_on(
+                device.as_ref(),
+                &args.model,
+                slots,
+                *policy,
+                Some(runs.context),
+            )?;
+            let guesses = session.switch_read_ahead(read_ahead);
+            sides.push(Side {
+                policy: *policy,
+                read_ahead: read_ahead && guesses,
+                session,
+                samples: Vec::new(),
+            });
+            if !guesses {
+                break;
+            }
+        }
     }
     let all = SlotBudget::All;
     let mut whole =
@@ -216,6 +237,7 @@ impl Side {
         let sum = Sample::sum(&self.samples);
         Paged {
             policy: self.policy,
+            read_ahead: self.read_ahead,
             tok_s: Summary::of(self.samples.iter().map(Sample::tok_s).collect()),
             of_resident: Summary::of(of_resident),
             hit_percent: sum.hit_percent(),
@@ -243,7 +265,8 @@ fn text(record: &Record) -> String {
     );
     for side in &record.paged {
         let hits = side.pager.hits;
-        let _ = writeln!(text, "  paged by {:<4} {} tok/s", side.policy, side.tok_s);
+        let ahead = if side.read_ahead { ", read ahead" } else { "" };
+        let _ = writeln!(text, "  paged by {:<4}{ahead} {} tok/s", side.policy, side.tok_s);
         let _ = writeln!(text, "    of resident {}", side.of_resident);
         let _ = writeln!(
             text,
@@ -263,6 +286,16 @@ fn text(record: &Record) -> String {
             record.bandwidth.upload_bytes_s / 1e9,
             side.of_bound
         );
+        if side.read_ahead {
+            let PagerStats { demands, hits, read_ahead, read_ahead_used, .. } = side.pager;
+            let of = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
+            let _ = writeln!(
+                text,
+                "    {:.1} % of what had no slot was read ahead, {:.1} % of what was read ahead was asked for",
+                of(read_ahead_used, demands - hits.vram),
+                of(read_ahead_used, read_ahead)
+            );
+        }
     }
     text
 }

@@ -106,6 +106,8 @@ impl Sample {
         a.evictions += b.evictions;
         a.filled_bytes += b.filled_bytes;
         a.extra_waves += b.extra_waves;
+        a.read_ahead += b.read_ahead;
+        a.read_ahead_used += b.read_ahead_used;
     }
 
     /// The sum of several.
@@ -161,6 +163,8 @@ fn since(now: &PagerStats, before: &PagerStats) -> PagerStats {
         evictions: now.evictions - before.evictions,
         filled_bytes: now.filled_bytes - before.filled_bytes,
         extra_waves: now.extra_waves - before.extra_waves,
+        read_ahead: now.read_ahead - before.read_ahead,
+        read_ahead_used: now.read_ahead_used - before.read_ahead_used,
     }
 }
 
