@@ -1,40 +1,53 @@
-//! Reading ahead: experts that a layer will probably choose, read while the layer's attention is computed.
+//! Reading ahead: experts that the next layer will probably choose, read while this one is computed.
 //!
-//! The guess is the layer's own router, asked before its attention. What is computed never depends on it: a wrong one
+//! The guess is the next layer's router, asked with this layer's state. What is computed never depends on it: a wrong one
 //! is given up once the choice is known, a right one whose read failed is read again. Every guess is scored, and
 //! nothing is read while fewer than [`SCORE_MIN`] of those of late were right: a wrong one costs a link, memory and the processor.
 //!
-//! Invariant: at most one layer is read ahead, [`AHEAD_BYTES_MAX`] of it.
+//! Invariant: at most [`AHEAD_BYTES_MAX`] are under way or waiting.
 
 use super::graph::MoeId;
 use super::model::MoeLayer;
 use super::reader::{Reading, WeightReader};
 use crate::store::Priority;
 
-/// Bytes read ahead at a time: more than a token chooses in a layer of most models.
+/// More than a token chooses in two layers of most models.
 const AHEAD_BYTES_MAX: usize = 384 << 20;
 
-/// The share of guesses that must have been right for the next to be read. Trained models give 0.58 to 0.62 with half of their
-/// experts in slots.
+/// The share of guesses that must have been right for the next to be read.
 const SCORE_MIN: f32 = 0.5;
 
 /// What a layer's guesses weigh in the score when the next layer's are counted.
 const FADING: f32 = 0.98;
 
-/// Experts of one layer that nobody asked for yet, and the reads of them.
+/// Experts that nobody asked for yet, and the reads of them.
 #[derive(Default)]
 pub struct Ahead {
-    moe: Option<MoeId>,
-    guessed: Vec<u32>,
-    reads: Vec<(u32, Reading)>,
+    layers: Vec<Guess>,
+    /// Bytes under way or waiting.
+    bytes: usize,
     /// Experts guessed and those of them that were asked for, both fading.
     guesses: f32,
     right: f32,
 }
 
+/// One layer's.
+struct Guess {
+    moe: MoeId,
+    expert_bytes: usize,
+    /// Those that are read, and those that are only scored.
+    experts: Vec<(u32, Option<Reading>)>,
+}
+
 impl Ahead {
-    /// Guesses these experts of one layer, likeliest first, and begins to read them if guesses are worth it.
-    /// What else was read ahead is given up. Returns how many are under way.
+    /// A step begins: what was read ahead for another is given up.
+    pub fn clear(&mut self) {
+        self.layers.clear();
+        self.bytes = 0;
+    }
+
+    /// Guesses these experts of one layer, likeliest first, beside those guessed of it before, and begins to read them if guesses
+    /// are worth it. Returns how many reads were begun.
     pub fn begin(
         &mut self,
         moe: MoeId,
@@ -42,31 +55,40 @@ impl Ahead {
         experts: impl Iterator<Item = u32>,
         reader: &WeightReader,
     ) -> usize {
-        self.reads.clear();
-        self.moe = Some(moe);
-        self.guessed.clear();
-        self.guessed.extend(experts);
-        if self.right >= SCORE_MIN * self.guesses {
-            let most = AHEAD_BYTES_MAX / layer.layout.bytes.max(1);
-            let read = |expert: &u32| {
-                (*expert, reader.begin(&layer.places[*expert as usize], Priority::Prefetch))
-            };
-            self.reads.extend(self.guessed.iter().take(most).map(read));
+        let expert_bytes = layer.layout.bytes;
+        let at = self.layers.iter().position(|guess| guess.moe == moe).unwrap_or_else(|| {
+            self.layers.push(Guess { moe, expert_bytes, experts: Vec::new() });
+            self.layers.len() - 1
+        });
+        let worth = self.right >= SCORE_MIN * self.guesses;
+        let mut begun = 0;
+        for expert in experts {
+            let guess = &mut self.layers[at];
+            if guess.experts.iter().any(|(other, _)| *other == expert) {
+                continue;
+            }
+            let reading = (worth && self.bytes + expert_bytes <= AHEAD_BYTES_MAX).then(|| {
+                self.bytes += expert_bytes;
+                begun += 1;
+                reader.begin(&layer.places[expert as usize], Priority::Prefetch)
+            });
+            guess.experts.push((expert, reading));
         }
-        self.reads.len()
+        begun
     }
 
-    /// The reads of those experts of `wanted` that were begun; the others are given up.
+    /// The reads of those experts of `wanted` that were begun; the layer's others are given up.
     pub fn take(&mut self, moe: MoeId, wanted: impl Fn(u32) -> bool) -> Vec<(u32, Reading)> {
-        let mut reads = std::mem::take(&mut self.reads);
-        if self.moe.take() != Some(moe) {
+        let Some(at) = self.layers.iter().position(|guess| guess.moe == moe) else {
             return Vec::new();
-        }
-        let right = self.guessed.iter().filter(|expert| wanted(**expert)).count();
-        self.guesses = self.guesses * FADING + self.guessed.len() as f32;
+        };
+        let Guess { experts, expert_bytes, .. } = self.layers.swap_remove(at);
+        let right = experts.iter().filter(|(expert, _)| wanted(*expert)).count();
+        self.guesses = self.guesses * FADING + experts.len() as f32;
         self.right = self.right * FADING + right as f32;
-        reads.retain(|(expert, _)| wanted(*expert));
-        reads
+        let reads = experts.into_iter().filter_map(|(expert, reading)| Some((expert, reading?)));
+        let reads: Vec<_> = reads.inspect(|_| self.bytes -= expert_bytes).collect();
+        reads.into_iter().filter(|(expert, _)| wanted(*expert)).collect()
     }
 }
 
@@ -101,7 +123,18 @@ mod tests {
         assert!(again.is_some_and(|rounds| rounds > 0), "but guesses are still scored: {again:?}");
         let begun = ahead.begin(MoeId(0), layer, [2].into_iter(), &model.reader);
         assert_eq!(begun, 1);
-        assert!(ahead.take(MoeId(1), |_| true).is_empty(), "another layer's");
+        assert_eq!(
+            ahead.begin(MoeId(0), layer, [2, 4].into_iter(), &model.reader),
+            1,
+            "2 is under way"
+        );
+        assert_eq!(ahead.begin(MoeId(1), &model.moe[1], [7].into_iter(), &model.reader), 1);
+        assert_eq!(ahead.take(MoeId(1), |_| true).len(), 1);
+        assert_eq!(ahead.take(MoeId(0), |expert| expert != 4).len(), 1);
+        assert!(ahead.take(MoeId(0), |_| true).is_empty(), "taken");
+        ahead.begin(MoeId(0), layer, [2].into_iter(), &model.reader);
+        ahead.clear();
         assert!(ahead.take(MoeId(0), |_| true).is_empty(), "given up");
+        assert_eq!(ahead.bytes, 0);
     }
 }

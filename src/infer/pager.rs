@@ -122,6 +122,7 @@ impl Pager {
 
     /// A step of this many tokens begins.
     pub fn begin(&mut self, tokens: usize) {
+        self.ahead.clear();
         let spared = std::mem::take(&mut self.spared);
         if let Some(trace) = &mut self.trace {
             trace.begin(tokens, spared);
@@ -156,10 +157,9 @@ impl Pager {
         self.residency.resident()
     }
 
-    /// Whether some experts of this layer have no slot.
-    pub fn lacks(&self, moe: MoeId) -> bool {
-        let experts = self.layers[usize::from(moe.0)].places.len() as u32;
-        (0..experts).any(|expert| self.residency.slot(ExpertKey { moe, expert }).is_none())
+    /// Whether some experts have no slot.
+    pub fn misses(&self) -> bool {
+        self.residency.resident() < self.layers.iter().map(|layer| layer.places.len()).sum()
     }
 
     /// Begins to read those of `likely` (experts of one layer, likeliest first) that have no slot.

@@ -81,10 +81,10 @@ fn a_quarter_of_the_experts_gives_the_same_bits_as_all_of_them() {
     assert!(all.filled_bytes > 0 && all.filled_bytes < stats.pager.filled_bytes);
 }
 
-/// Neither attention nor the dense layer adds anything, so that each layer's guess is its choice.
-fn silent(rng: &mut StdRng, wanted: &testing::Wanted<'_>) -> Vec<f32> {
-    let silent = wanted.name.contains("o_proj") || wanted.name.contains("layers.1.mlp.down");
-    let scale = if silent { 0.0 } else { 0.3 };
+/// Layers add so little to the state that the next one's choice shows before they are computed.
+fn quiet(rng: &mut StdRng, wanted: &testing::Wanted<'_>) -> Vec<f32> {
+    let adds = wanted.name.contains("o_proj") || wanted.name.contains("down");
+    let scale = if adds { 1e-3 } else { 0.3 };
     (0..wanted.rows * wanted.cols).map(|_| rng.random_range(-1.0..1.0) * scale).collect()
 }
 
@@ -92,31 +92,23 @@ fn silent(rng: &mut StdRng, wanted: &testing::Wanted<'_>) -> Vec<f32> {
 fn what_a_token_misses_is_read_before_it_asks() {
     let seed = rand::random();
     let (tokens, mut rng) = (tokens(seed), StdRng::seed_from_u64(seed));
-    let (model, reader) = testing::model(&config(), |wanted| silent(&mut rng, wanted), two_classes);
+    let (model, reader) = testing::model(&config(), |wanted| quiet(&mut rng, wanted), two_classes);
     let mut whole = session(&model, SlotBudget::All).unwrap();
     let wanted = logits(&mut whole, &tokens);
-    assert_eq!(whole.stats().pager.read_ahead_used, 0, "everything came with the prompt");
 
     let mut ahead = session(&model, SlotBudget::Experts(12)).unwrap();
     assert_eq!(logits(&mut ahead, &tokens), wanted);
     let stats = ahead.stats().pager;
+    println!("{stats:?}");
     assert_eq!(stats.demands, stats.hits.total());
+    assert!(stats.read_ahead_used * 2 > stats.read_ahead, "most guesses are right");
+
     let mut behind = session(&model, SlotBudget::Experts(12)).unwrap();
     assert!(behind.switch_read_ahead(false), "this device guesses");
     assert_eq!(logits(&mut behind, &tokens), wanted);
     let other = behind.stats().pager;
     assert_eq!((other.read_ahead, other.read_ahead_used), (0, 0));
     assert_eq!((stats.hits, stats.evictions), (other.hits, other.evictions));
-    // Nothing is guessed of the prompt's two batches.
-    let mut prompt = session(&model, SlotBudget::Experts(12)).unwrap();
-    prompt.step(&tokens[..16], LogitRows::None).unwrap();
-    prompt.step(&tokens[16..21], LogitRows::None).unwrap();
-    let missed = stats.hits.disk - prompt.stats().pager.hits.disk;
-    assert_eq!(
-        (stats.read_ahead, stats.read_ahead_used),
-        (missed, missed),
-        "all that tokens missed"
-    );
 
     // Reads ahead that fail are made again, by whoever needs them.
     reader.breaks_ahead.store(true, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use super::backend::{
     Backend, BackendError, Capacity, Counters, Device, Fed, KvFormat, LogitRows, Report, Step, Want,
 };
 use super::error::SessionError;
-use super::graph::{Graph, MoeId, Op, WeightId};
+use super::graph::{Buf, Graph, MoeId, Op, WeightId};
 use super::model::Model;
 use super::pager::{Pager, PagerStats};
 use super::reader::Run;
@@ -73,7 +73,7 @@ pub struct SessionStats {
 #[derive(Debug, Clone)]
 enum Part {
     Run(Range<usize>),
-    /// `ops` choose a layer's experts from what is the state here; as a guess, and for nothing else.
+    /// `ops` choose the next layer's experts from what is the state here; as a guess, and for nothing else.
     Guess {
         ops: Range<usize>,
         op: usize,
@@ -101,7 +101,7 @@ pub struct Session {
     expected: Option<u32>,
     /// The last of them missed an expert: it is not worth queueing more behind the next.
     halting: bool,
-    /// A token's experts are guessed, and read while its attention is computed.
+    /// A token's experts are guessed a layer ahead, and read while that layer is computed.
     read_ahead: bool,
 }
 
@@ -176,7 +176,7 @@ impl Session {
             match part {
                 Part::Run(ops) => self.backend.run(ops.clone())?,
                 Part::Guess { ops, op, moe } => {
-                    if self.read_ahead && tokens.len() == 1 && self.pager.lacks(*moe) {
+                    if self.read_ahead && tokens.len() == 1 && self.pager.misses() {
                         self.backend.run(ops.clone())?;
                         self.pager.read_ahead(*moe, &self.backend.routing(*op)?);
                     }
@@ -483,43 +483,57 @@ fn experts(
     Ok(backend.finish_experts(op)?)
 }
 
-/// Cuts the graph at its `Experts` ops, and where they can be guessed.
+/// Cuts the graph at its `Experts` ops, and before a layer's choice where the next one's can be guessed.
 fn parts(graph: &Graph) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut start = 0;
-    for (op, kind) in graph.ops.iter().enumerate() {
-        if let Op::Experts { moe, .. } = kind {
-            if let Some(ops) = guess(&graph.ops[start..op]) {
-                parts.push(Part::Run(start..start + 1));
-                start += 1;
-                parts.push(Part::Guess { ops: op - ops..op, op, moe: *moe });
-            }
-            parts.push(Part::Run(start..op));
-            parts.push(Part::Experts { op, moe: *moe });
-            start = op + 1;
+    let layers = graph.ops.iter().enumerate().filter_map(|(op, kind)| match kind {
+        Op::Experts { moe, .. } => Some((op, *moe)),
+        _ => None,
+    });
+    let mut layers = layers.peekable();
+    while let Some((op, moe)) = layers.next() {
+        let next =
+            layers.peek().and_then(|(op, moe)| Some((*op, *moe, Choice::before(graph, *op)?)));
+        if let (Some(choice), Some((op, moe, guess))) = (Choice::before(graph, op), next)
+            && guess.buffers == choice.buffers
+        {
+            parts.push(Part::Run(start..choice.ops.start));
+            parts.push(Part::Guess { ops: guess.ops, op, moe });
+            start = choice.ops.start;
         }
+        parts.push(Part::Run(start..op));
+        parts.push(Part::Experts { op, moe });
+        start = op + 1;
     }
     parts.push(Part::Run(start..graph.ops.len()));
     parts
 }
 
-/// How many of the last of `ops` choose a layer's experts, if they can be run after the first of `ops` for a guess: that one makes
-/// the state that they begin with, and what they write is written before it is read by the others.
-fn guess(ops: &[Op]) -> Option<usize> {
-    let [Op::Add { x: made, .. } | Op::Embed { out: made, .. }, second, ..] = ops else {
-        return None;
-    };
-    let [.., Op::RmsNorm { x, out, .. }, router, Op::Route { logits, .. }] = ops else {
-        return None;
-    };
-    let (Op::RmsNorm { x: first, out: normed, .. }, Op::Linear { x: input, out: chosen, .. }) =
-        (second, router)
-    else {
-        return None;
-    };
-    let from_state = x == made && first == made && input == out && chosen == logits;
-    let overwritten = out == normed && out != made && chosen != out && chosen != made;
-    (from_state && overwritten).then_some(3)
+/// The ops that choose a layer's experts from the state: a norm, the router, the choice. Where two layers' use the same
+/// buffers, the one run just before the other changes nothing that the other reads.
+struct Choice {
+    ops: Range<usize>,
+    /// State, normed state, router's logits.
+    buffers: [Buf; 3],
+}
+
+impl Choice {
+    /// Those before the `Experts` op at `op`, if they are just these.
+    fn before(graph: &Graph, op: usize) -> Option<Self> {
+        let ops = op.checked_sub(3)?..op;
+        let [
+            Op::RmsNorm { x, out: normed, .. },
+            Op::Linear { x: input, out, .. },
+            Op::Route { logits, .. },
+        ] = &graph.ops[ops.clone()]
+        else {
+            return None;
+        };
+        let alone = x != normed && x != out && normed != out;
+        (alone && input == normed && out == logits)
+            .then_some(Self { ops, buffers: [*x, *normed, *out] })
+    }
 }
 
 /// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
