@@ -88,18 +88,26 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lru<K> {
     }
 
     fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        let mut victims = Vec::new();
-        let mut freed = 0_u64;
-        let mut worst_first = self.order.iter().rev();
-        while freed < room {
-            let (key, cost) = worst_first.next()?;
-            if !keep(key) {
-                victims.push(key.clone());
-                freed = freed.saturating_add(*cost);
-            }
-        }
-        Some(victims)
+        worst(self.order.iter().rev(), room, keep)
     }
+}
+
+/// [`Policy::victims`] of keys with their costs, the worst first.
+pub(super) fn worst<'a, K: Clone + 'a>(
+    mut order: impl Iterator<Item = (&'a K, &'a u64)>,
+    room: u64,
+    keep: &dyn Fn(&K) -> bool,
+) -> Option<Vec<K>> {
+    let mut victims = Vec::new();
+    let mut freed = 0_u64;
+    while freed < room {
+        let (key, cost) = order.next()?;
+        if !keep(key) {
+            victims.push(key.clone());
+            freed = freed.saturating_add(*cost);
+        }
+    }
+    Some(victims)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::hash::Hash;
 
 use lru::LruCache;
 
-use super::policy::Policy;
+use super::policy::{Policy, worst};
 
 /// Of the budget, in fifths, what was used again may hold.
 const HOT_SHARE: u64 = 4;
@@ -112,17 +112,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Segmented<K> {
     }
 
     fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        let mut victims = Vec::new();
-        let mut freed = 0_u64;
-        let mut worst_first = self.once.order.iter().rev().chain(self.again.order.iter().rev());
-        while freed < room {
-            let (key, cost) = worst_first.next()?;
-            if !keep(key) {
-                victims.push(key.clone());
-                freed = freed.saturating_add(*cost);
-            }
-        }
-        Some(victims)
+        worst(self.once.order.iter().rev().chain(self.again.order.iter().rev()), room, keep)
     }
 }
 

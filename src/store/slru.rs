@@ -8,7 +8,7 @@ use std::hash::Hash;
 
 use lru::LruCache;
 
-use super::policy::Policy;
+use super::policy::{Policy, worst};
 
 /// The share of what is held that may be protected.
 const PROTECTED_SHARE: f64 = 0.8;
@@ -93,17 +93,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Slru<K> {
     }
 
     fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        let mut victims = Vec::new();
-        let mut freed = 0_u64;
-        let mut worst_first = self.probation.iter().rev().chain(self.protected.iter().rev());
-        while freed < room {
-            let (key, cost) = worst_first.next()?;
-            if !keep(key) {
-                victims.push(key.clone());
-                freed = freed.saturating_add(*cost);
-            }
-        }
-        Some(victims)
+        worst(self.probation.iter().rev().chain(self.protected.iter().rev()), room, keep)
     }
 }
 

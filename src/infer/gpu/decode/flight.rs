@@ -44,6 +44,12 @@ pub(super) struct Recorded {
     dispatches: u64,
 }
 
+impl Recorded {
+    fn is(&self, position: u32, want: Want) -> bool {
+        (self.position, self.want) == (position, want)
+    }
+}
+
 impl GpuBackend {
     /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
     /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
@@ -90,8 +96,7 @@ impl GpuBackend {
             encoder.clear_buffer(&decode.buffers.state, at, None);
         }
         let is_it = |recorded: &Recorded| {
-            let same = (recorded.position, recorded.want) == (step.position, want);
-            same && whole && matches!(begin, Begin::Token)
+            whole && matches!(begin, Begin::Token) && recorded.is(step.position, want)
         };
         let logits = whole && want == Want::Logits;
         let logit_bytes = self.graph.vocab as u64 * 4;
@@ -149,9 +154,8 @@ impl GpuBackend {
         };
         let step = StepParams { position: flight.step.position + 1, ..flight.step };
         let fits = (step.position as usize) < capacity.context && flight.layers.1 == layers;
-        let known = decode.recorded.as_ref().is_some_and(|recorded| {
-            (recorded.position, recorded.want) == (step.position, flight.want)
-        });
+        let known = |recorded: &Recorded| recorded.is(step.position, flight.want);
+        let known = decode.recorded.as_ref().is_some_and(known);
         // Logits are read back by way of one buffer, which is still in use.
         if spill.is_none() || known || !fits || flight.want == Want::Logits {
             return Ok(());

@@ -236,7 +236,7 @@ impl Decoder for GpuBackend {
         let brought = brought(decode, &self.experts, &words, &flight, &experts, reached)?;
         for (moe, slots) in (0..).map(MoeId).zip(&brought) {
             let bytes = self.experts.slot_bytes(moe).unwrap_or(0) as usize;
-            slots.iter().for_each(|_| self.device.meter().uploaded(bytes));
+            self.device.meter().uploaded(bytes * slots.len());
         }
         if halted.is_some() {
             // Those behind it did nothing; their reports say the same. But each left its own step.
