@@ -143,8 +143,8 @@ fn every_file_says_what_it_owns() {
     }
 }
 
-#[test]
-fn every_kernel_has_a_cpu_twin() {
+/// The kernels' names.
+fn kernels() -> Vec<String> {
     let kernels: Vec<_> = fs::read_dir(root().join("kernels"))
         .unwrap()
         .flatten()
@@ -152,9 +152,43 @@ fn every_kernel_has_a_cpu_twin() {
         .map(|entry| entry.path().file_stem().unwrap().to_string_lossy().into_owned())
         .collect();
     assert!(!kernels.is_empty());
-    for kernel in kernels {
+    kernels
+}
+
+/// Whether a file is a kernel's twin: it defines a function of the kernel's name. A kernel that is another one in
+/// tiles or on cooperative matrices may share the other's.
+fn is_twin(kernel: &str, text: &str) -> bool {
+    let defines = |line: &str| {
+        let rest = line.strip_prefix("pub fn ").and_then(|rest| rest.strip_prefix(kernel));
+        rest.is_some_and(|rest| rest.starts_with(['(', '<']))
+    };
+    let form = ["_tile", "_coop"].into_iter().find_map(|form| kernel.strip_suffix(form));
+    let shares = |line: &str| {
+        form.is_some_and(|of| line == format!("pub use super::{of}::{of} as {kernel};"))
+    };
+    code_lines(text).any(|(_, line)| defines(line) || shares(line))
+}
+
+#[test]
+fn every_kernel_has_a_cpu_twin() {
+    for kernel in kernels() {
         let twin = root().join(format!("src/infer/cpu/{kernel}.rs"));
-        assert!(twin.is_file(), "kernels/{kernel}.wgsl has no twin {}", twin.display());
+        let text = fs::read_to_string(&twin).unwrap_or_default();
+        let at = twin.display();
+        assert!(is_twin(&kernel, &text), "kernels/{kernel}.wgsl has no twin of its name in {at}");
+    }
+    assert!(!is_twin("decode_norm", "pub use super::rms_norm::rms_norm as decode_norm;"));
+    assert!(!is_twin("decode_norm", "// pub fn decode_norm(\npub fn decode_norms() {}"));
+    assert!(!is_twin("linear_tile", "pub use super::gated::gated as linear_tile;"));
+}
+
+#[test]
+fn every_decode_kernel_is_run_alone_beside_its_twin() {
+    let tests = sources(&["src/infer/gpu/tests"], "rs");
+    for kernel in kernels().iter().filter(|kernel| kernel.starts_with("decode_")) {
+        let (run, twin) = (format!("\"{kernel}"), format!("cpu::{kernel}::"));
+        let compares = |text: &String| text.contains(&run) && text.contains(&twin);
+        assert!(tests.iter().any(|(_, text)| compares(text)), "no test runs {kernel} alone");
     }
 }
 

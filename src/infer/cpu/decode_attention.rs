@@ -1,7 +1,172 @@
-//! [`rms_norm`](super::rms_norm::rms_norm) of each head (where the model has it), [`rope`](super::rope::rope),
-//! [`kv_write`](super::kv_write::kv_write) and [`attention`](super::attention::attention) one after the other; the device's
-//! form for one token does them in one dispatch, and shares the positions out: `decode_combine` does the rest.
+//! One token's attention by splits of the positions that it sees (flash decoding: Dao et al., 2023), over a
+//! cache of f16 that its key and value join first.
+//!
+//! A split is whole tiles of 32 positions, as many of them as the others. What it leaves of a head is
+//! weighted by the distance from its own highest score; `decode_combine` puts the splits together.
 
-pub use super::attention::attention as decode_attention;
-pub use super::kv_write::kv_write as decode_attention_write;
-pub use super::rope::rope as decode_attention_turn;
+use std::ops::Range;
+
+use half::f16;
+
+/// Positions of one tile (kernels/shared/splits.wgsl).
+pub const TILE: usize = 32;
+
+/// How the positions that the token at `position` sees are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Splits {
+    /// The positions seen.
+    first: usize,
+    end: usize,
+    pub count: usize,
+    /// Tiles of one split.
+    pub tiles_each: usize,
+}
+
+impl Splits {
+    /// At most `most` splits; of the positions up to its own, the token sees the last `window`.
+    pub fn of(position: usize, window: Option<usize>, most: usize) -> Self {
+        let end = position + 1;
+        let first = window.map_or(0, |window| end.saturating_sub(window));
+        let tiles = (end - first).div_ceil(TILE);
+        let tiles_each = tiles.div_ceil(most);
+        Self { first, end, count: tiles.div_ceil(tiles_each), tiles_each }
+    }
+
+    /// The positions of a split.
+    pub fn range(&self, split: usize) -> Range<usize> {
+        let first = self.first + split * self.tiles_each * TILE;
+        first..(first + self.tiles_each * TILE).min(self.end)
+    }
+}
+
+/// The shape of a layer's attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Pairs `(i, i + pairs)` of a head that are turned.
+    pub pairs: usize,
+    pub window: Option<usize>,
+    pub splits_max: usize,
+    pub scale: f32,
+}
+
+/// Norm weights over a head of queries and of keys.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub eps: f32,
+}
+
+impl Attention {
+    /// Where a head's share of `split` begins in `partial`: `head_dim` sums of weighted values, the highest score, the sum
+    /// of weights, two words that nobody uses.
+    pub const fn partial_at(&self, head: usize, split: usize, splits: usize) -> usize {
+        (head * splits + split) * (self.head_dim + 4)
+    }
+
+    /// A head normalised (if `norm` says by which weights, and with which epsilon) and turned by
+    /// `turns`, (cos, sin) of each pair.
+    pub fn turned(
+        &self,
+        head: &[f32],
+        norm: Option<(&[f32], f32)>,
+        turns: &[[f32; 2]],
+    ) -> Vec<f64> {
+        let mut out: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+        if let Some((weight, eps)) = norm {
+            let square: f64 = out.iter().map(|x| x * x).sum();
+            let scale = 1.0 / (square / out.len() as f64 + f64::from(eps)).sqrt();
+            out.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * f64::from(*w));
+        }
+        for (i, turn) in turns[..self.pairs].iter().enumerate() {
+            let [cos, sin] = turn.map(f64::from);
+            let (a, b) = (out[i], out[i + self.pairs]);
+            out[i] = a * cos - b * sin;
+            out[i + self.pairs] = b * cos + a * sin;
+        }
+        out
+    }
+
+    /// Each head's normalised and turned query times the scale, `[heads, head_dim]`.
+    pub fn queries(
+        &self,
+        qkv: &[f32],
+        norms: Option<HeadNorms<'_>>,
+        turns: &[[f32; 2]],
+    ) -> Vec<f64> {
+        let scale = f64::from(self.scale);
+        let heads = qkv.chunks_exact(self.head_dim).take(self.heads);
+        let turned = heads.flat_map(|head| self.turned(head, norms.map(|n| (n.q, n.eps)), turns));
+        turned.map(|x| x * scale).collect()
+    }
+
+    /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value the cache holds already.
+    pub fn attend(
+        &self,
+        position: usize,
+        queries: &[f64],
+        [keys, values]: [&[f16]; 2],
+        partial: &mut [f32],
+    ) {
+        let dim = self.head_dim;
+        let splits = Splits::of(position, self.window, self.splits_max);
+        let group = self.heads / self.kv_heads;
+        for (head, query) in queries.chunks_exact(dim).enumerate() {
+            let row = |p: usize| {
+                let at = (p * self.kv_heads + head / group) * dim;
+                at..at + dim
+            };
+            for split in 0..splits.count {
+                let score = |p| {
+                    let pairs = query.iter().zip(&keys[row(p)]);
+                    pairs.map(|(q, k)| q * k.to_f64()).sum::<f64>()
+                };
+                let scores: Vec<f64> = splits.range(split).map(score).collect();
+                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let mut sums = vec![0.0; dim];
+                let mut total = 0.0;
+                for (p, score) in splits.range(split).zip(scores) {
+                    let weight = (score - most).exp();
+                    total += weight;
+                    for (sum, v) in sums.iter_mut().zip(&values[row(p)]) {
+                        *sum += weight * v.to_f64();
+                    }
+                }
+                let part = &mut partial[self.partial_at(head, split, splits.count)..][..dim + 2];
+                part.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum as f32);
+                (part[dim], part[dim + 1]) = (most as f32, total as f32);
+            }
+        }
+    }
+}
+
+/// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products gave them; `turns` the
+/// position's (cos, sin), `[pairs]`; `keys` and `values` are `[positions, kv_heads, head_dim]`; `partial` is `[heads, splits, head_dim + 4]`.
+pub fn decode_attention(
+    params: &Attention,
+    position: usize,
+    qkv: &[f32],
+    norms: Option<HeadNorms<'_>>,
+    turns: &[[f32; 2]],
+    [keys, values]: [&mut [f16]; 2],
+    partial: &mut [f32],
+) {
+    let Attention { heads, kv_heads, head_dim: dim, .. } = *params;
+    let fresh = qkv[heads * dim..].chunks_exact(dim);
+    for (head, (key, value)) in fresh.clone().zip(fresh.skip(kv_heads)).enumerate() {
+        let at = (position * kv_heads + head) * dim;
+        let key = params.turned(key, norms.map(|n| (n.k, n.eps)), turns);
+        keys[at..at + dim].iter_mut().zip(key).for_each(|(to, x)| *to = halved(x));
+        values[at..at + dim].iter_mut().zip(value).for_each(|(to, x)| *to = halved(f64::from(*x)));
+    }
+    let queries = params.queries(qkv, norms, turns);
+    params.attend(position, &queries, [keys, values], partial);
+}
+
+/// The nearest finite f16 (as `kv_write` has it).
+fn halved(x: f64) -> f16 {
+    f16::from_f64(x.clamp(f16::MIN.to_f64(), f16::MAX.to_f64()))
+}

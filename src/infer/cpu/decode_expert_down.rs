@@ -1,5 +1,24 @@
-//! [`expert_down`](super::expert_down::expert_down) and [`expert_sum`](super::expert_sum::expert_sum); the device's form for
-//! one token weighs and adds the choices up, in their order, while it multiplies.
+//! The second half of one token's experts, weighted and added up.
 
-pub use super::expert_down::expert_down as decode_expert_down;
-pub use super::expert_sum::expert_sum as decode_expert_sum;
+use super::matrix::Matrix;
+use super::pack::{Packed, packed_words, products};
+use crate::infer::graph::ExpertLayout;
+
+/// `result[hidden] += sum of share * (down . inner)` over the choices. `x` is by choice a packed vector (`pack`) of `ff`;
+/// `slots` the experts' stored bytes; `routed` by choice the slot and the share. A halted step's choices are all
+/// `None`, and change nothing.
+pub fn decode_expert_down(
+    x: &[u32],
+    slots: &[&[u8]],
+    layout: &ExpertLayout,
+    routed: &[Option<(usize, f32)>],
+    result: &mut [f32],
+) {
+    let mut sums = vec![0.0; layout.down.rows];
+    for (x, route) in x.chunks_exact(packed_words(layout.down.cols)).zip(routed) {
+        let Some((slot, share)) = *route else { return };
+        let down = products(Packed::new(x), Matrix::new(&layout.down, slots[slot]));
+        sums.iter_mut().zip(down).for_each(|(sum, x)| *sum += f64::from(share) * x);
+    }
+    result.iter_mut().zip(sums).for_each(|(x, sum)| *x = (f64::from(*x) + sum) as f32);
+}

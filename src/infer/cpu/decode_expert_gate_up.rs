@@ -1,4 +1,26 @@
-//! The same as [`expert_gate_up`](super::expert_gate_up::expert_gate_up), over packed activations and for all
-//! choices of one token.
+//! [`decode_gate_up`] with each of one token's chosen experts, where they lie in their slots.
 
-pub use super::expert_gate_up::expert_gate_up as decode_expert_gate_up;
+use super::decode_gate_up::decode_gate_up;
+use super::matrix::Matrix;
+use super::pack::packed_words;
+use crate::infer::graph::{Activation, ExpertLayout};
+
+/// `x` is a packed vector (`pack`) of `hidden`; `slots` the experts' stored bytes; `routed` by choice the slot and the share,
+/// `None` if the step is halted; `packed` by choice a packed vector of `ff`. A choice without a slot
+/// leaves its vector as it is.
+pub fn decode_expert_gate_up(
+    x: &[u32],
+    slots: &[&[u8]],
+    layout: &ExpertLayout,
+    routed: &[Option<(usize, f32)>],
+    activation: Activation,
+    packed: &mut [u32],
+) {
+    for (route, packed) in
+        routed.iter().zip(packed.chunks_exact_mut(packed_words(layout.gate.rows)))
+    {
+        let Some((slot, _)) = *route else { continue };
+        let matrices = [&layout.gate, &layout.up].map(|spec| Matrix::new(spec, slots[slot]));
+        decode_gate_up(x, matrices, activation, packed);
+    }
+}

@@ -1,3 +1,19 @@
-//! Two products and [`gated`](super::gated::gated); the device's form for one token does them in one dispatch.
+//! `act(gate . x) * (up . x)` for one token, from packed activations to packed ones.
 
-pub use super::gated::gated as decode_gate_up;
+use super::gated::activate;
+use super::matrix::Matrix;
+use super::pack::{Packed, pack, products};
+use crate::infer::graph::Activation;
+
+/// `x` is a packed vector (`pack`) of the matrices' columns, `packed` one of their rows.
+pub fn decode_gate_up(
+    x: &[u32],
+    [gate, up]: [Matrix<'_>; 2],
+    activation: Activation,
+    packed: &mut [u32],
+) {
+    let gates = products(Packed::new(x), gate).into_iter();
+    let ups = products(Packed::new(x), up);
+    let inner = gates.zip(ups).map(|(gate, up)| activate(gate as f32, activation) * up as f32);
+    pack(&inner.collect::<Vec<_>>(), packed);
+}

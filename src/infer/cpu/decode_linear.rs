@@ -1,4 +1,31 @@
-//! The same products as [`linears`](super::linear::linears); the device's form for one token takes
-//! packed activations (kernels/shared/pack.wgsl) and adds to the stream where it is asked to.
+//! One token's products with up to three matrices, from packed activations.
 
-pub use super::linear::linears as decode_linear;
+use super::matrix::Matrix;
+use super::pack::{Packed, products};
+
+/// One matrix of the dispatch.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    pub weight: Matrix<'a>,
+    /// Where its rows go in `result`, and its biases lie.
+    pub result_at: usize,
+}
+
+/// `result[at + row] (+)= weight[row] . x (+ bias[at + row])` for each segment. `x` is a packed vector (`pack`) of the
+/// matrices' columns; `adds`: to what `result` holds. What no segment's rows go to is left as it is.
+pub fn decode_linear(
+    x: &[u32],
+    weights: &[Segment<'_>],
+    bias: Option<&[f32]>,
+    adds: bool,
+    result: &mut [f32],
+) {
+    for segment in weights {
+        let at = segment.result_at;
+        for (i, product) in (at..).zip(products(Packed::new(x), segment.weight)) {
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[i]));
+            let before = if adds { f64::from(result[i]) } else { 0.0 };
+            result[i] = (product + bias + before) as f32;
+        }
+    }
+}

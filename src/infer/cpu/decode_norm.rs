@@ -1,4 +1,11 @@
-//! The same norm as [`rms_norm`](super::rms_norm::rms_norm); the device's form for one token also packs
-//! the result as whole numbers of 16 bits, within 1 / 65,024 of the largest of each sixteen.
+//! RMS norm of one token's row, packed for the products that follow.
 
-pub use super::rms_norm::rms_norm as decode_norm;
+use super::pack::pack;
+
+/// Packs `x / sqrt(mean(x^2) + eps) * weight` (`[cols]` each) into `packed`, the words of a vector of `cols`.
+pub fn decode_norm(x: &[f32], weight: &[f32], eps: f32, packed: &mut [u32]) {
+    let square: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+    let scale = 1.0 / (square / x.len() as f64 + f64::from(eps)).sqrt();
+    let normed = x.iter().zip(weight).map(|(x, w)| (f64::from(*x) * scale * f64::from(*w)) as f32);
+    pack(&normed.collect::<Vec<_>>(), packed);
+}

@@ -40,6 +40,7 @@ pub mod linear_coop;
 pub mod linear_tile;
 pub mod matrix;
 mod moe;
+pub mod pack;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::params;
 use super::pipelines::Pipeline;
+use crate::infer::cpu::decode_attention::Splits;
 
 /// What a grid grows with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -89,15 +90,10 @@ impl Dispatch {
     }
 }
 
-/// Positions of one tile (kernels/shared/splits.wgsl).
-const SPLIT_TILE: u32 = 32;
-
 /// Splits of the positions that the token at `position` sees.
 fn splits(position: u32, window: u32, most: u32) -> u32 {
-    let seen = position + 1;
-    let seen = if window > 0 { seen.min(window) } else { seen };
-    let tiles = seen.div_ceil(SPLIT_TILE);
-    tiles.div_ceil(tiles.div_ceil(most))
+    let window = (window > 0).then_some(window as usize);
+    Splits::of(position as usize, window, most as usize).count as u32
 }
 
 fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u32)> {
@@ -115,6 +111,7 @@ fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u3
 #[cfg(test)]
 mod unit {
     use super::*;
+    use crate::infer::cpu::decode_attention::TILE;
 
     #[test]
     fn grids_fold_into_y_and_number_every_item() {
@@ -130,7 +127,7 @@ mod unit {
         assert_eq!([0, 31, 32, 640].map(|p| splits(p, 0, 64)), [1, 1, 2, 21]);
         assert_eq!(splits(1_000_000, 128, 64), 4);
         for position in (0..200_000).step_by(777) {
-            let tiles = (position + 1_u32).div_ceil(SPLIT_TILE);
+            let tiles = (position + 1_u32).div_ceil(TILE as u32);
             let count = splits(position, 0, 64);
             let each = tiles.div_ceil(64);
             assert!(count <= 64 && count * each >= tiles && (count - 1) * each < tiles);

@@ -207,7 +207,7 @@ impl Pipelines {
         !kernel.cooperative || self.cooperative.is_some_and(shape)
     }
 
-    fn make(&self, device: &wgpu::Device, kernel: &'static Kernel) -> Pipeline {
+    pub fn make(&self, device: &wgpu::Device, kernel: &'static Kernel) -> Pipeline {
         let label = Some(kernel.name);
         let entries: Vec<BindGroupLayoutEntry> = kernel
             .storage

@@ -14,7 +14,7 @@
 mod buffers;
 mod flight;
 mod fuse;
-mod params;
+pub(super) mod params;
 mod profile;
 mod sequence;
 

@@ -2,13 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::infer::cpu::pack::packed_words;
+pub(in crate::infer::gpu) use crate::infer::cpu::pack::pieces;
 use crate::infer::gpu::repack::Packed;
 use crate::store::DType;
 
 /// shared/pieces.wgsl, padded as a uniform's members are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Pieces {
+pub(in crate::infer::gpu) struct Pieces {
     pub base: u32,
     pub blocks: u32,
     pub row_blocks: u32,
@@ -17,14 +19,9 @@ pub(super) struct Pieces {
     pad: [u32; 3],
 }
 
-/// Pieces of a row of so many elements: two for each 64.
-pub(super) const fn pieces(cols: usize) -> usize {
-    cols.div_ceil(64) * 2
-}
-
-/// Bytes of a packed vector (shared/pack.wgsl): 13 vec4s a piece.
-pub(super) const fn packed_bytes(cols: usize) -> usize {
-    pieces(cols) * 13 * 16
+/// Bytes of a packed vector (shared/pack.wgsl).
+pub(in crate::infer::gpu) const fn packed_bytes(cols: usize) -> usize {
+    packed_words(cols) * 4
 }
 
 impl Pieces {
@@ -43,7 +40,7 @@ impl Pieces {
 }
 
 /// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl).
-pub(super) fn items(packed: &Packed) -> usize {
+pub(in crate::infer::gpu) fn items(packed: &Packed) -> usize {
     match packed.dtype {
         DType::F32 => packed.cols.div_ceil(4),
         DType::F16 | DType::Bf16 => packed.cols.div_ceil(8),
@@ -52,7 +49,7 @@ pub(super) fn items(packed: &Packed) -> usize {
 }
 
 /// A format's code in shared/pieces.wgsl.
-pub(super) const fn format(dtype: DType) -> u32 {
+pub(in crate::infer::gpu) const fn format(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
         DType::F16 => 1,
@@ -67,7 +64,7 @@ pub(super) const fn format(dtype: DType) -> u32 {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Norm {
+pub(in crate::infer::gpu) struct Norm {
     pub cols: u32,
     pub pieces: u32,
     pub eps: f32,
@@ -76,7 +73,7 @@ pub(super) struct Norm {
 /// decode_linear.wgsl: one matrix of the dispatch.
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Segment {
+pub(in crate::infer::gpu) struct Segment {
     pub base: u32,
     pub blocks: u32,
     pub row_blocks: u32,
@@ -89,7 +86,7 @@ pub(super) struct Segment {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Linear {
+pub(in crate::infer::gpu) struct Linear {
     pub segments: [Segment; 3],
     pub split: u32,
     pub has_bias: u32,
@@ -99,7 +96,7 @@ pub(super) struct Linear {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Attention {
+pub(in crate::infer::gpu) struct Attention {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
@@ -113,7 +110,7 @@ pub(super) struct Attention {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Combine {
+pub(in crate::infer::gpu) struct Combine {
     pub heads: u32,
     pub head_dim: u32,
     pub window: u32,
@@ -123,7 +120,7 @@ pub(super) struct Combine {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct GateUp {
+pub(in crate::infer::gpu) struct GateUp {
     pub gate: Pieces,
     pub up: Pieces,
     pub rows: u32,
@@ -134,7 +131,7 @@ pub(super) struct GateUp {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct ExpertGateUp {
+pub(in crate::infer::gpu) struct ExpertGateUp {
     pub gate: Pieces,
     pub up: Pieces,
     pub rows: u32,
@@ -145,7 +142,7 @@ pub(super) struct ExpertGateUp {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct ExpertDown {
+pub(in crate::infer::gpu) struct ExpertDown {
     pub down: Pieces,
     pub rows: u32,
     pub top_k: u32,
@@ -155,7 +152,7 @@ pub(super) struct ExpertDown {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Route {
+pub(in crate::infer::gpu) struct Route {
     pub experts: u32,
     pub top_k: u32,
     pub renormalise: u32,
@@ -171,7 +168,7 @@ pub(super) struct Route {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Fetch {
+pub(in crate::infer::gpu) struct Fetch {
     pub quads: u32,
     pub shares: u32,
 }

@@ -1,67 +1,21 @@
 //! A token's routing and the experts that it fetches by itself, against their CPU twins: random tables, odd
 //! numbers of experts.
 
+use super::alone::Alone;
 use super::{Random, assert_close, device};
 use crate::infer::cpu::decode_fetch::decode_fetch;
 use crate::infer::cpu::decode_route::{Places, decode_route};
+use crate::infer::gpu::Reduction;
+use crate::infer::gpu::decode::params::{Fetch, Route};
 use crate::infer::gpu::experts::EMPTY;
-use crate::infer::gpu::params::{ARENA_SLOT, Step};
-use crate::infer::gpu::readback::Readback;
-use crate::infer::gpu::{GpuDevice, Reduction};
 use crate::infer::graph::Scoring;
-
-/// Runs one kernel over `buffers` of words and returns them as it left them.
-fn dispatch(
-    device: &GpuDevice,
-    kernel: &str,
-    step: Step,
-    params: &[u32],
-    buffers: &[Vec<u32>],
-    workgroups: u32,
-) -> Vec<Vec<u32>> {
-    let pipeline = device.pipelines().get(device, kernel).unwrap();
-    let make = |what, words: &[u32], usage| {
-        let buffer = device.buffer(what, words.len() as u64 * 4, usage).unwrap();
-        device.write(&buffer, 0, bytemuck::cast_slice(words));
-        buffer
-    };
-    let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-    // One buffer stands for the step and, one slot on, for the parameters.
-    let slot = ARENA_SLOT as usize / 4;
-    let mut words = vec![0; 2 * slot];
-    words[..4].copy_from_slice(&[step.tokens, step.position, step.logit_start, step.logit_rows]);
-    words[slot..slot + params.len()].copy_from_slice(params);
-    let arena = make("parameters", &words, uniform);
-    let common = device.common(&arena).unwrap();
-    let usage =
-        wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-    let buffers: Vec<_> = buffers.iter().map(|words| make("words", words, usage)).collect();
-    let storage = pipeline.bind(device, &buffers.iter().collect::<Vec<_>>()).unwrap();
-    let mut encoder = device.wgpu().create_command_encoder(&Default::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        pass.set_pipeline(&pipeline.pipeline);
-        pass.set_bind_group(0, &common, &[ARENA_SLOT as u32]);
-        pass.set_bind_group(1, &storage, &[]);
-        pass.dispatch_workgroups(workgroups, 1, 1);
-    }
-    device.submit(encoder).unwrap();
-    let read = |buffer: &wgpu::Buffer| {
-        let mut readback = Readback::new(device, "words", buffer.size()).unwrap();
-        let mut encoder = device.wgpu().create_command_encoder(&Default::default());
-        readback.copy(device, &mut encoder, buffer, buffer.size()).unwrap();
-        let submission = device.submit(encoder).unwrap();
-        readback.submitted(buffer.size(), &submission);
-        bytemuck::pod_collect_to_vec(&readback.take(device).unwrap().unwrap())
-    };
-    buffers.iter().map(read).collect()
-}
 
 /// What decode_route makes of one layer, in every way that it can end.
 #[test]
 fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
     const STATE: usize = 40;
     let Some(device) = device(Reduction::Group) else { return };
+    let alone = Alone::new(&device);
     let mut random = Random::new("a token's slots");
     let mut ends = [0; 3];
     for round in 0..60 {
@@ -95,19 +49,19 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         (state[30], state[31]) = (taker, taken as u32);
         let (halt, quads) = (7, 6);
         let [table_at, shelf_at, free_at] = [0, experts, 2 * experts].map(|at| at as u32);
-        let params = [
-            experts as u32,
-            top_k as u32,
-            u32::from(renormalise),
+        let params = Route {
+            experts: experts as u32,
+            top_k: top_k as u32,
+            renormalise: u32::from(renormalise),
             table_at,
-            4,
+            ids_at: 4,
             halt,
             quads,
             shelf_at,
             free_at,
-            30,
-            31,
-        ];
+            taker_at: 30,
+            taken_at: 31,
+        };
         let buffers = [
             logits.iter().map(|l| l.to_bits()).collect(),
             table,
@@ -117,8 +71,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             vec![9; 24],
             vec![9; 2 * top_k],
         ];
-        let step = Step { tokens: 1, position, ..Step::default() };
-        let got = dispatch(&device, "decode_route", step, &params, &buffers, 1);
+        let got = alone.run("decode_route", position as usize, &params, &buffers, (1, 1));
         let [_, _, _, state, routed, aside, fetches] = got.try_into().unwrap();
         assert_eq!(state[4..4 + top_k], want.ids);
         let shares: Vec<f32> = routed.chunks(2).map(|pair| f32::from_bits(pair[1])).collect();
@@ -142,6 +95,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
 #[test]
 fn fetched_experts_are_copied_whole_and_nothing_else_is_touched() {
     let Some(device) = device(Reduction::Group) else { return };
+    let alone = Alone::new(&device);
     let mut random = Random::new("fetched experts");
     for (quads, shares, top_k) in [(1, 1, 1), (259, 3, 4), (5000, 2, 3), (1031, 64, 8)] {
         let stride = quads * 4;
@@ -157,10 +111,9 @@ fn fetched_experts_are_copied_whole_and_nothing_else_is_touched() {
             None => [EMPTY, 0],
         });
         let buffers = [shelf, pairs.collect(), slots];
-        let params = [quads as u32, shares];
+        let params = Fetch { quads: quads as u32, shares };
         let workgroups = shares * top_k as u32;
-        let step = Step::default();
-        let got = dispatch(&device, "decode_fetch", step, &params, &buffers, workgroups);
+        let got = alone.run("decode_fetch", 0, &params, &buffers, (workgroups, 1));
         assert!(got[2] == want, "{quads} quads by {shares}");
     }
 }

@@ -72,26 +72,11 @@ fn linear_matches_its_twin_in_every_format() {
 
 #[test]
 fn random_blocks_decode_exactly() {
-    // Any bytes with finite scales are blocks, subnormal scales among them, which
-    // no quantizer of ours may ever write; a one-hot x reads single weights.
     let mut random = Random::new("blocks");
     let Some(device) = device(Reduction::Lane) else { return };
     for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_quantised()) {
         let (rows, cols) = (9, dtype.block_len());
-        let mut bytes = random.bytes(rows * dtype.block_bytes());
-        let scales: &[usize] = match dtype {
-            DType::Q4K | DType::Q5K => &[0, 2],
-            DType::Q6K => &[208],
-            _ => &[0],
-        };
-        for (row, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
-            for at in scales {
-                // Rows 0, 3, 6 get subnormal scales.
-                let high = if row % 3 == 0 { 0x03 } else { 0x2b };
-                block[at + 1] = (random.next() as u8 & 0x80) | (random.next() as u8 & high);
-            }
-        }
-        let spec = crate::infer::graph::MatrixSpec { dtype, rows, cols, offset: 0 };
+        let (spec, bytes) = random.blocks(dtype, rows, cols);
         let mut graph = Graph { vocab: rows, ..Graph::default() };
         let out = graph.buffer("out", cols);
         let table = graph.weight("w", rows, cols);

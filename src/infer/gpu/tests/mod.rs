@@ -3,7 +3,9 @@
 //! Without any adapter a test says why it is skipped and passes, unless
 //! `DOPPLER_REQUIRE_GPU=1`. Data is random; `DOPPLER_TEST_SEED` repeats a run.
 
+mod alone;
 mod batch;
+mod decode;
 mod experts;
 mod fetch;
 mod kernels;
@@ -68,6 +70,26 @@ impl Random {
         for _ in 0..rows {
             let row: Vec<f32> = (0..cols).map(|_| self.float() * scale).collect();
             quant::quantize(dtype, &row, &mut bytes).unwrap();
+        }
+        (MatrixSpec { dtype, rows, cols, offset: 0 }, bytes)
+    }
+
+    /// Blocks of any bytes with finite scales, which no quantizer of ours may ever write. Of each three rows one has subnormal
+    /// scales, one scales of any size, one scales of about the same.
+    pub fn blocks(&mut self, dtype: DType, rows: usize, cols: usize) -> (MatrixSpec, Vec<u8>) {
+        let scales: &[usize] = match dtype {
+            DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q6K => &[208],
+            _ => &[0],
+        };
+        let mut bytes = self.bytes(rows * dtype.row_bytes(cols));
+        for (row, blocks) in bytes.chunks_exact_mut(dtype.row_bytes(cols)).enumerate() {
+            for block in blocks.chunks_exact_mut(dtype.block_bytes()) {
+                for at in scales {
+                    let (mask, high) = [(0x83, 0), (0xab, 0), (0x83, 0x28)][row % 3];
+                    block[at + 1] = (self.next() as u8 & mask) | high;
+                }
+            }
         }
         (MatrixSpec { dtype, rows, cols, offset: 0 }, bytes)
     }

@@ -1,0 +1,170 @@
+//! One token's activations as the decode kernels hand them on (kernels/shared/pack.wgsl), and what a
+//! row of weights makes of them (kernels/shared/pieces.wgsl).
+//!
+//! A packed vector keeps each number twice: as it is, for weights of a plain format, and rounded
+//! for quantised ones, which meet it in whole numbers. Sixteen neighbours share a scale, the largest
+//! of them over 32,512; a number is then `scale * (256 * high + low)`, both of them signed bytes.
+//!
+//! A piece is 32 elements: the sixteen from `64 g + 16 h` and the sixteen from `64 g + 32 + 16 h` are piece
+//! `2 g + h`, as weights are repacked (src/infer/gpu/repack.rs). A vector of `p` pieces is, in words:
+//!
+//! | words | what |
+//! |---|---|
+//! | 4 p, 4 p | high bytes, lowest element first: of the pieces' first sixteens, of their second |
+//! | 4 p, 4 p | low bytes likewise |
+//! | 4 p | of each piece: both scales, then both sums of rounded numbers, as f32 |
+//! | 32 p | the elements as f32, in order; zeros past the last |
+
+use super::matrix::Matrix;
+use crate::store::DType;
+
+/// Elements that share a scale.
+pub const SIXTEEN: usize = 16;
+
+/// What the largest of a sixteen becomes: 127 * 256.
+pub const WHOLE_MAX: f32 = 32512.0;
+
+/// Below this a sixteen is as good as zero: one over its scale may not be finite.
+const TINY: f32 = 1e-32;
+
+/// Pieces of a vector of so many elements: two for each 64.
+pub const fn pieces(cols: usize) -> usize {
+    cols.div_ceil(64) * 2
+}
+
+/// Words of a packed vector of so many elements.
+pub const fn packed_words(cols: usize) -> usize {
+    pieces(cols) * 52
+}
+
+/// A sixteen's piece, and which of its two sixteens it is.
+const fn place(sixteen: usize) -> (usize, usize) {
+    (sixteen / 4 * 2 + sixteen % 2, sixteen / 2 % 2)
+}
+
+/// Writes `values` into the whole of `packed`, with zeros past the last.
+pub fn pack(values: &[f32], packed: &mut [u32]) {
+    let pieces = packed.len() / 52;
+    packed.fill(0);
+    for (t, values) in values.chunks(SIXTEEN).enumerate() {
+        let (piece, second) = place(t);
+        let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let (scale, inverse) =
+            if most < TINY { (0.0, 0.0) } else { (most / WHOLE_MAX, WHOLE_MAX / most) };
+        let mut sum = 0;
+        for (i, value) in values.iter().enumerate() {
+            let whole = (value * inverse).round_ties_even() as i32;
+            sum += whole;
+            let high = (whole + 128) >> 8;
+            let at = (second * pieces + piece) * 4 + i / 4;
+            let byte = |value: i32| u32::from(value as u8) << (8 * (i % 4));
+            packed[at] |= byte(high);
+            packed[at + 8 * pieces] |= byte(whole - (high << 8));
+            packed[20 * pieces + t * SIXTEEN + i] = value.to_bits();
+        }
+        let at = (4 * pieces + piece) * 4 + second;
+        packed[at] = scale.to_bits();
+        packed[at + 2] = (scale * sum as f32).to_bits();
+    }
+}
+
+/// A packed vector.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed<'a> {
+    words: &'a [u32],
+    pieces: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// `words`: as many as [`packed_words`] says.
+    pub const fn new(words: &'a [u32]) -> Self {
+        Self { words, pieces: words.len() / 52 }
+    }
+
+    /// Element `i` as it is.
+    pub fn plain(&self, i: usize) -> f32 {
+        f32::from_bits(self.words[20 * self.pieces + i])
+    }
+
+    /// Element `i` in units of its sixteen's scale.
+    pub fn whole(&self, i: usize) -> i32 {
+        let (piece, second) = place(i / SIXTEEN);
+        let at = (second * self.pieces + piece) * 4 + i % SIXTEEN / 4;
+        let byte = |at: usize| i32::from((self.words[at] >> (8 * (i % 4))) as u8 as i8);
+        256 * byte(at) + byte(at + 8 * self.pieces)
+    }
+
+    /// What a whole number of a sixteen stands for.
+    pub fn scale(&self, sixteen: usize) -> f32 {
+        let (piece, second) = place(sixteen);
+        f32::from_bits(self.words[(4 * self.pieces + piece) * 4 + second])
+    }
+
+    /// The sum of a sixteen's rounded elements.
+    pub fn sum(&self, sixteen: usize) -> f32 {
+        let (piece, second) = place(sixteen);
+        f32::from_bits(self.words[(4 * self.pieces + piece) * 4 + second + 2])
+    }
+
+    /// What weights of a format meet: the rounded elements if it is quantised, else the plain ones.
+    pub fn meeting(&self, dtype: DType) -> Vec<f64> {
+        let rounded = |i| f64::from(self.scale(i / SIXTEEN)) * f64::from(self.whole(i));
+        let plain = |i| f64::from(self.plain(i));
+        let all = 0..32 * self.pieces;
+        if dtype.is_quantised() { all.map(rounded).collect() } else { all.map(plain).collect() }
+    }
+}
+
+/// Each row of `weight` times a packed vector of its columns, exactly but for the weights' own f32.
+pub fn products(x: Packed<'_>, weight: Matrix<'_>) -> Vec<f64> {
+    let x = x.meeting(weight.dtype);
+    let mut row = vec![0.0; weight.cols];
+    let product = |at| {
+        weight.unpack_row(at, &mut row);
+        row.iter().zip(&x).map(|(w, x)| f64::from(*w) * x).sum()
+    };
+    (0..weight.rows).map(product).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn what_is_packed_is_found_again_within_half_a_step() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        for cols in [1, 16, 17, 63, 64, 65, 300] {
+            let mut values: Vec<f32> = (0..cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+            // Sixteens of every scale, one of them nothing.
+            for (t, sixteen) in values.chunks_mut(SIXTEEN).enumerate() {
+                sixteen.iter_mut().for_each(|v| *v *= [1.0, 1e-20, 0.0, 1e20][t % 4]);
+            }
+            let mut words = vec![9; packed_words(cols)];
+            pack(&values, &mut words);
+            let packed = Packed::new(&words);
+            for t in 0..pieces(cols) * 2 {
+                let of = values.get(t * SIXTEEN..).unwrap_or_default();
+                let of = &of[..of.len().min(SIXTEEN)];
+                let most = of.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+                let step = f64::from(packed.scale(t));
+                let mut sum = 0.0;
+                for i in 0..SIXTEEN {
+                    let value = of.get(i).copied().unwrap_or(0.0);
+                    assert_eq!(packed.plain(t * SIXTEEN + i), value, "{cols}: element {i} of {t}");
+                    let rounded = step * f64::from(packed.whole(t * SIXTEEN + i));
+                    sum += rounded;
+                    assert!(
+                        (rounded - f64::from(value)).abs() <= 0.51 * step,
+                        "{cols}: {i} of {t}"
+                    );
+                }
+                assert!((step * 32512.0 - f64::from(most)).abs() <= f64::from(most) * 1e-6);
+                assert!((sum - f64::from(packed.sum(t))).abs() <= step * 0.1, "{cols}: sum {t}");
+            }
+        }
+    }
+}

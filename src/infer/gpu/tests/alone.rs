@@ -1,0 +1,113 @@
+//! One kernel by itself: its bindings from words, one dispatch, its bindings back as words.
+//!
+//! A change makes a wrong kernel of it on purpose, to see that a comparison notices.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::infer::gpu::GpuDevice;
+use crate::infer::gpu::kernels::Kernel;
+use crate::infer::gpu::params::{ARENA_SLOT, Step};
+use crate::infer::gpu::pipelines::Pipeline;
+use crate::infer::gpu::readback::Readback;
+
+/// Text that stands in a kernel, and what is to stand there.
+pub(super) type Change = (&'static str, &'static str);
+
+/// Runs kernels of a device alone.
+pub(super) struct Alone<'a> {
+    device: &'a GpuDevice,
+    change: Option<Change>,
+    changed: RefCell<HashMap<String, Arc<Pipeline>>>,
+}
+
+impl<'a> Alone<'a> {
+    pub fn new(device: &'a GpuDevice) -> Self {
+        Self { device, change: None, changed: RefCell::default() }
+    }
+
+    /// Kernels with every such text changed.
+    pub fn with(device: &'a GpuDevice, change: Change) -> Self {
+        Self { change: Some(change), ..Self::new(device) }
+    }
+
+    /// The forms in which kernels add up in teams here.
+    pub fn teams(&self) -> &'static [&'static str] {
+        if self.device.team() == "group" { &["group"] } else { &["group", "subgroup"] }
+    }
+
+    fn pipeline(&self, name: &str) -> Arc<Pipeline> {
+        let Some((from, to)) = self.change else {
+            return self.device.pipelines().get(self.device, name).unwrap();
+        };
+        let make = || {
+            let kernel = Kernel::find(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
+            assert!(kernel.source.contains(from), "{name} does not say {from:?}");
+            let source = kernel.source.replace(from, to);
+            let kernel = Box::leak(Box::new(Kernel { source: source.leak(), ..*kernel }));
+            let make = |wgpu: &wgpu::Device| self.device.pipelines().make(wgpu, kernel);
+            Arc::new(self.device.scoped(name, 0, make).unwrap())
+        };
+        Arc::clone(self.changed.borrow_mut().entry(name.to_owned()).or_insert_with(make))
+    }
+
+    /// Runs one kernel for the token at `position` over `buffers`, and returns them as it left them.
+    pub fn run(
+        &self,
+        name: &str,
+        position: usize,
+        params: &impl bytemuck::Pod,
+        buffers: &[Vec<u32>],
+        (x, y): (u32, u32),
+    ) -> Vec<Vec<u32>> {
+        let device = self.device;
+        let pipeline = self.pipeline(name);
+        let params: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
+        let declared = pipeline.kernel.params_bytes as usize;
+        assert_eq!(
+            (params.len() * 4).next_multiple_of(16),
+            declared.next_multiple_of(16),
+            "{name}"
+        );
+        let make = |what, words: &[u32], usage| {
+            let buffer = device.buffer(what, words.len() as u64 * 4, usage).unwrap();
+            device.write(&buffer, 0, bytemuck::cast_slice(words));
+            buffer
+        };
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        // One buffer stands for the step and, one slot on, for the parameters.
+        let slot = ARENA_SLOT as usize / 4;
+        let mut words = vec![0; 2 * slot];
+        let step = Step { tokens: 1, position: position as u32, logit_start: 0, logit_rows: 1 };
+        words[..4].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&step)));
+        words[slot..slot + params.len()].copy_from_slice(params);
+        let arena = make("parameters", &words, uniform);
+        let common = device.common(&arena).unwrap();
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        let bound: Vec<_> = buffers.iter().map(|words| make("words", words, usage)).collect();
+        let storage = pipeline.bind(device, &bound.iter().collect::<Vec<_>>()).unwrap();
+        let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &common, &[ARENA_SLOT as u32]);
+            pass.set_bind_group(1, &storage, &[]);
+            pass.dispatch_workgroups(x, y, 1);
+        }
+        device.submit(encoder).unwrap();
+        let read = |(buffer, given): (&wgpu::Buffer, &Vec<u32>)| {
+            let mut readback = Readback::new(device, "words", buffer.size()).unwrap();
+            let mut encoder = device.wgpu().create_command_encoder(&Default::default());
+            readback.copy(device, &mut encoder, buffer, buffer.size()).unwrap();
+            let submission = device.submit(encoder).unwrap();
+            readback.submitted(buffer.size(), &submission);
+            let mut words = bytemuck::pod_collect_to_vec(&readback.take(device).unwrap().unwrap());
+            words.truncate(given.len());
+            words
+        };
+        bound.iter().zip(buffers).map(read).collect()
+    }
+}

@@ -1,0 +1,229 @@
+//! Each decode kernel alone against its CPU twin: random data of odd shapes, in the forms that the adapter has.
+//!
+//! A kernel may differ from its twin, which sums in f64, by what f32 operations round, no more: each comparison
+//! counts them. WGSL leaves open which way an operation rounds, so each may be off by `EPS` of what it makes;
+//! functions have the errors that the specification gives them ("Accuracy of built-in functions").
+
+mod attention;
+mod experts;
+mod products;
+mod wrong;
+
+use half::f16;
+
+use super::Random;
+use super::alone::Alone;
+use crate::infer::cpu::matrix::Matrix;
+use crate::infer::cpu::pack::{Packed, SIXTEEN, WHOLE_MAX, pack, packed_words, pieces};
+use crate::infer::gpu::Reduction;
+use crate::infer::gpu::decode::params;
+use crate::infer::gpu::repack;
+use crate::infer::graph::{Activation, MatrixSpec};
+use crate::store::DType;
+
+/// What an f32 operation may be off, of its result.
+const EPS: f64 = f32::EPSILON as f64;
+
+/// The least f16 that keeps all its bits; an adapter may take a smaller one for zero.
+const HALF_LEAST: f64 = 1.0 / 16384.0;
+
+/// Additions by which a team's 32 sums become one, and a workgroup's eight teams' one.
+const TEAM: usize = 5;
+const TEAMS: usize = 8;
+
+/// Whether a kernel does what its twin does; if not, where.
+type Check = Result<(), String>;
+
+fn words(of: &[f32]) -> Vec<u32> {
+    of.iter().map(|x| x.to_bits()).collect()
+}
+
+fn floats(of: &[u32]) -> Vec<f32> {
+    of.iter().map(|x| f32::from_bits(*x)).collect()
+}
+
+/// Every element within its slack of the twin's, which is itself rounded once.
+fn compare(got: &[f32], want: &[f32], slack: &[f64], what: &str) -> Check {
+    assert_eq!((got.len(), want.len()), (want.len(), slack.len()), "{what}");
+    for (i, ((got, want), slack)) in got.iter().zip(want).zip(slack).enumerate() {
+        let off = (f64::from(*got) - f64::from(*want)).abs();
+        let most = slack + EPS * f64::from(want.abs());
+        // A difference that is no number is none that is small.
+        if !matches!(
+            off.partial_cmp(&most),
+            Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)
+        ) {
+            return Err(format!("{what}: [{i}] is {got}, not {want}: off by {off:e} of {most:e}"));
+        }
+    }
+    Ok(())
+}
+
+/// A packed vector: its elements as `compare`, zeros past them, and all of it rounded as `pack` rounds those elements.
+fn compare_packed(got: &[u32], want: &[u32], slack: &[f64], what: &str) -> Check {
+    let (packed, twin) = (Packed::new(got), Packed::new(want));
+    let all = 0..want.len() / 52 * 32;
+    let elements: Vec<f32> = all.clone().map(|i| packed.plain(i)).collect();
+    let wanted: Vec<f32> = all.map(|i| twin.plain(i)).collect();
+    let mut slack = slack.to_vec();
+    slack.resize(wanted.len(), 0.0);
+    compare(&elements, &wanted, &slack, what)?;
+    let exactly =
+        |t: usize, of: &str, got: f64, want: f64, most: f64| match (got - want).abs() <= most {
+            true => Ok(()),
+            false => Err(format!("{what}: {of} of sixteen {t} is {got}, not {want}")),
+        };
+    for (t, elements) in elements.chunks_exact(SIXTEEN).enumerate() {
+        let most = elements.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let tiny = most < 1e-32;
+        let step = if tiny { 0.0 } else { f64::from(most) / f64::from(WHOLE_MAX) };
+        let scale = f64::from(packed.scale(t));
+        // A division is off by 2.5 units, and so is what it multiplies.
+        exactly(t, "the scale", scale, step, 3.0 * EPS * step)?;
+        let mut sum = 0;
+        for (i, element) in (t * SIXTEEN..).zip(elements) {
+            let exact = if tiny { 0.0 } else { f64::from(*element) / step };
+            let half = 0.5 + 4.0 * EPS * exact.abs();
+            exactly(t, "a whole number", f64::from(packed.whole(i)), exact, half)?;
+            sum += packed.whole(i);
+        }
+        let want = scale * f64::from(sum);
+        exactly(t, "the sum", f64::from(packed.sum(t)), want, EPS * want.abs())?;
+    }
+    Ok(())
+}
+
+/// A random vector of `cols` elements as products take it: all of them but a sixteen of zeros, or only a few of one
+/// sixteen. These leave f32 so little to round that what packing rounded stands out.
+fn packed_vector(random: &mut Random, cols: usize, scale: f32) -> Vec<u32> {
+    let mut x: Vec<f32> = random.floats(cols).iter().map(|x| x * scale).collect();
+    let sixteen = random.below(cols.div_ceil(SIXTEEN)) * SIXTEEN;
+    if random.below(2) == 0 {
+        x.iter_mut().skip(sixteen).take(SIXTEEN).for_each(|x| *x = 0.0);
+    } else {
+        let few = [0; 3].map(|_| sixteen + random.below(SIXTEEN.min(cols - sixteen)));
+        x.iter_mut().enumerate().filter(|(i, _)| !few.contains(i)).for_each(|(_, x)| *x = 0.0);
+    }
+    let mut packed = vec![0; packed_words(cols)];
+    pack(&x, &mut packed);
+    packed
+}
+
+/// Stored rows: any blocks of a quantised format.
+fn any_matrix(
+    random: &mut Random,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+) -> (MatrixSpec, Vec<u8>) {
+    match dtype.is_quantised() {
+        true => random.blocks(dtype, rows, cols),
+        false => random.matrix(dtype, rows, cols),
+    }
+}
+
+/// Odd counts of rows and columns of a format, whole blocks and not.
+fn shapes(dtype: DType) -> [(usize, usize); 3] {
+    match dtype.block_len() {
+        256 => [(67, 768), (3, 256), (29, 2348)],
+        32 => [(67, 96), (3, 32), (29, 1104)],
+        _ => [(67, 33), (3, 7), (29, 1000)],
+    }
+}
+
+/// By row: how far a product with `x` may be off, of whose items `lanes` invocations take turns, if `more` roundings
+/// follow it. `stored` holds the matrix at the spec's offset.
+fn slacks(x: &[u32], spec: &MatrixSpec, stored: &[u8], lanes: usize, more: usize) -> Vec<f64> {
+    let x = Packed::new(x).meeting(spec.dtype);
+    // A weight is a level times a scale, and what level zero stands for: a kernel sums the two apart.
+    let mut zeros = stored.to_vec();
+    let quants = match spec.dtype {
+        DType::F32 | DType::F16 | DType::Bf16 => 0..0,
+        DType::Q4K | DType::Q5K => 16..spec.dtype.block_bytes(),
+        DType::Q6K => 0..192,
+        DType::Q8_0 | DType::Q5_0 => 2..spec.dtype.block_bytes(),
+    };
+    let blocks =
+        zeros[spec.offset..spec.offset + spec.bytes()].chunks_exact_mut(spec.dtype.block_bytes());
+    blocks.for_each(|block| block[quants.clone()].fill(0));
+    let (whole, zeros) = (Matrix::new(spec, stored), Matrix::new(spec, &zeros));
+    let items = params::items(&repack::Packed::of(spec));
+    // Within an item: the weight's scale, the sums' own, four products, eight additions; and the twin's three of a weight.
+    let roundings = (16 + items.div_ceil(lanes) + TEAM + TEAMS + more) as f64;
+    let (mut row, mut floor) = (vec![0.0; spec.cols], vec![0.0; spec.cols]);
+    let slack = |at| {
+        whole.unpack_row(at, &mut row);
+        zeros.unpack_row(at, &mut floor);
+        let weights = row.iter().zip(&floor).map(|(w, zero)| (f64::from(*w), f64::from(*zero)));
+        let terms = weights.zip(&x).map(|((w, zero), x)| {
+            let lost = if spec.dtype == DType::F16 && w.abs() < HALF_LEAST { w.abs() } else { 0.0 };
+            (((w - zero).abs() + zero.abs()) * roundings * EPS + lost) * x.abs()
+        });
+        terms.sum()
+    };
+    (0..spec.rows).map(slack).collect()
+}
+
+/// How far `act(gate) * up` may be off where both factors are, by so much.
+fn gated_slack((gate, gate_off): (f64, f64), (up, up_off): (f64, f64), of: Activation) -> f64 {
+    // Neither activation is steeper than 1.13, nor further from zero than its argument.
+    let own = match of {
+        // exp is off by 3 + 2 |x| units, the division by 2.5.
+        Activation::Silu => 9.0 + 2.0 * gate.abs(),
+        // tanh is sinh over cosh: each is off as exp is; half of 1 + tanh is multiplied.
+        Activation::GeluTanh => {
+            let inner = 0.8 * (gate.abs() + 0.0448 * gate.abs().powi(3));
+            16.0 + 4.0 * inner.min(15.0)
+        }
+    };
+    let act_off = 1.13 * gate_off + own * EPS * gate.abs();
+    // What f32 takes for zero.
+    let flushed = 1e-36;
+    (gate.abs() + act_off) * up_off + (act_off + 2.0 * EPS * gate.abs()) * up.abs() + flushed
+}
+
+/// A grid of at least so many workgroups, in rows of which the last may be too long.
+const fn folded(workgroups: usize) -> (u32, u32) {
+    (workgroups.div_ceil(3) as u32, 3)
+}
+
+/// Packs `x` of `cols` elements normalised; the bindings' last quads hold something past the last element.
+fn norm(alone: &Alone<'_>, team: &str, random: &mut Random, cols: usize, eps: f32) -> Check {
+    let quads = cols.next_multiple_of(4);
+    let (mut x, weight) = (random.floats(quads), random.floats(quads));
+    x[..cols].iter_mut().skip(32).take(16).for_each(|x| *x = 0.0);
+    let mut want = vec![0; packed_words(cols)];
+    crate::infer::cpu::decode_norm::decode_norm(&x[..cols], &weight[..cols], eps, &mut want);
+    let p = params::Norm { cols: cols as u32, pieces: pieces(cols) as u32, eps };
+    let buffers = [words(&x), words(&weight), vec![0x7fc0_0000; want.len()]];
+    let grid = (pieces(cols).div_ceil(32) as u32, 1);
+    let got = alone.run(&format!("decode_norm_{team}"), 0, &p, &buffers, grid);
+    // Squares: a quad's, an invocation's quads, the workgroup. The root halves what they are off; then the division, the
+    // epsilon, the root itself, and two products.
+    let sums = (cols.div_ceil(1024) + 4 + TEAM + TEAMS) as f64;
+    let roundings = 0.5 * (sums + 2.5 + 1.0) + 2.0 + 2.0;
+    let twin = Packed::new(&want);
+    let slack: Vec<f64> =
+        (0..cols).map(|i| roundings * EPS * f64::from(twin.plain(i).abs())).collect();
+    compare_packed(&got[2], &want, &slack, &format!("{cols} columns, {team}"))
+}
+
+#[test]
+fn a_norm_matches_its_twin_over_several_workgroups() {
+    let mut random = Random::new("decode_norm");
+    let Some(device) = super::device(Reduction::Group) else { return };
+    let alone = Alone::new(&device);
+    for team in alone.teams() {
+        for cols in [1, 7, 63, 64, 100, 1000, 1024, 1025, 2050, 4099] {
+            for eps in [1e-5, 0.3] {
+                norm(&alone, team, &mut random, cols, eps).unwrap();
+            }
+        }
+    }
+}
+
+/// Random f16s of every sign below `most` that keep all their bits.
+fn halves(random: &mut Random, count: usize, most: f32) -> Vec<f16> {
+    let half = |x: f32| if f64::from(x.abs()) < HALF_LEAST { f16::ZERO } else { f16::from_f32(x) };
+    (0..count).map(|_| half(random.float() * most)).collect()
+}

@@ -1,0 +1,119 @@
+//! The comparisons bite: kernels that are wrong in one place are noticed, each by the comparison of its own kernel.
+
+use super::attention::{attention, combine, layer};
+use super::experts::{Experts, down, gate_up as expert_gate_up};
+use super::products::{Linear, gate_up, linear};
+use super::{Check, norm};
+use crate::infer::gpu::Reduction;
+use crate::infer::gpu::pipelines::format_name;
+use crate::infer::gpu::tests::alone::{Alone, Change};
+use crate::infer::gpu::tests::{Random, device};
+use crate::infer::graph::Activation;
+use crate::store::DType;
+
+/// Whose comparison is to notice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Of {
+    Norm,
+    Linear(DType),
+    GateUp,
+    ExpertGateUp,
+    ExpertDown,
+    Attention,
+    Combine,
+}
+
+fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
+    let team = "group";
+    let experts = Experts { inner: DType::Q6K, outer: DType::Q4K, hidden: 300, ff: 70, top_k: 3 };
+    match of {
+        Of::Norm => norm(alone, team, random, 1025, 0.3),
+        Of::Linear(dtype) => {
+            let of = [(dtype, 19), (dtype, 9), (dtype, 5)];
+            let (kernel, cols) = (format_name(dtype), 1100);
+            let case = Linear { kernel, of: &of, cols, split: 2, biased: true, adds: true };
+            linear(alone, team, random, &case)
+        }
+        Of::GateUp => gate_up(alone, team, random, (DType::Q5_0, 77, 96), Activation::GeluTanh),
+        Of::ExpertGateUp => expert_gate_up(alone, team, random, &experts, Activation::Silu),
+        Of::ExpertDown => down(alone, team, random, &experts, false),
+        Of::Attention => {
+            let mut layer = layer((14, 2, 136, 60), true, Some(90), 2);
+            layer.loud = false;
+            attention(alone, team, random, &layer, 200)
+        }
+        Of::Combine => {
+            let shape = layer((3, 1, 80, 4), false, None, 64).shape;
+            combine(alone, random, &shape, 2100)
+        }
+    }
+}
+
+/// One mistake each: a sum that lacks a part, a scale or a bit taken for another, a place off by one, a rounding that is another.
+const MISTAKES: [(Of, Change); 41] = [
+    (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
+    (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
+    (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
+    (Of::Norm, ("let second = (t >> 1u) & 1u", "let second = t & 1u")),
+    (Of::Norm, ("round(mine * inverse)", "trunc(mine * inverse)")),
+    (Of::Norm, ("(q + vec4<i32>(128))", "q")),
+    (Of::Norm, ("f32(sum.x + sum.y", "f32(sum.x + sum.x")),
+    (Of::Norm, ("most / 32512.0", "most / 32513.0")),
+    (Of::Linear(DType::Q4K), ("s.x * d.x + s.y * d.y", "s.y * d.x + s.x * d.y")),
+    (Of::Linear(DType::Q4K), ("s.z * a.sums.z", "s.w * a.sums.z")),
+    (Of::Linear(DType::Q4K), ("(a >> 2u) & 0x3030u", "(a >> 2u) & 0x1030u")),
+    (Of::Linear(DType::Q4K), ("f32(h * 256 + l)", "f32(h * 256)")),
+    (Of::Linear(DType::Q4K), ("total += bias[to]", "total += bias[row]")),
+    (Of::Linear(DType::Q4K), ("total += result[to]", "total += 0.0")),
+    (Of::Linear(DType::Q4K), ("i < params.split", "i < 1u")),
+    (Of::Linear(DType::Q5K), ("vec4<u32>(4u, 5u, 6u, 7u)", "vec4<u32>(4u, 5u, 6u, 6u)")),
+    (Of::Linear(DType::Q6K), ("scales << 8u", "scales << 16u")),
+    (Of::Linear(DType::Q6K), ("vec4<u32>(0u, 2u, 4u, 6u)", "vec4<u32>(0u, 2u, 4u, 4u)")),
+    (Of::Linear(DType::Q8_0), ("half_bits(d >> 16u) * p.y", "half_bits(d & 0xffffu) * p.y")),
+    (Of::Linear(DType::Q5_0), ("16.0 * a.sums.w", "16.0 * a.sums.z")),
+    (Of::Linear(DType::F16), ("dot(first, bitcast<vec4<f32>>(a.high))", "dot(first, first)")),
+    (Of::Linear(DType::Bf16), ("vec4<f32>(a.xz, b.xz)", "vec4<f32>(a.xy, b.xz)")),
+    (Of::Linear(DType::F32), ("m.row_blocks * 8u + i]", "m.row_blocks * 8u + (i ^ 1u)]")),
+    (Of::GateUp, ("* up_second", "* up_first")),
+    (Of::GateUp, ("0.7978845608", "0.78")),
+    (Of::GateUp, ("row + 8u < rows", "row + 9u < rows")),
+    (Of::ExpertGateUp, ("let up = in_slot(params.up", "let up = in_slot(params.gate")),
+    (Of::ExpertGateUp, ("choice * params.pieces * 13u, params", "0u, params")),
+    (Of::ExpertGateUp, ("1.0 + exp(-value)", "1.0 + exp(-0.99 * value)")),
+    (Of::ExpertDown, ("bitcast<f32>(route.y) *", "0.3 *")),
+    (Of::ExpertDown, ("choice = team / params.split", "choice = team")),
+    (Of::ExpertDown, ("result[row + 1u] + total.y", "result[row + 1u] + total.x")),
+    (Of::Attention, ("total * less +", "total +")),
+    (Of::Attention, ("vec2<f32>(shrink[first + 2u])", "vec2<f32>(shrink[first])")),
+    (Of::Attention, ("b * turn.x + a * turn.y", "b * turn.x - a * turn.y")),
+    (Of::Attention, ("min(window, end)", "min(window + 1u, end)")),
+    (Of::Attention, ("weight_of(i).y", "weight_of(i).x")),
+    (Of::Attention, ("keys[to] = new_key(local)", "keys[to] = new_value(kv_head, local)")),
+    (Of::Attention, ("sum / f32(params.head_dim)", "sum / 128.0")),
+    (Of::Combine, ("part.y * share", "part.y")),
+    (Of::Combine, ("parts[first + 3u * step] * share.w", "parts[first + 2u * step] * share.w")),
+];
+
+/// Times that each is tried: whatever its data, a kernel without a mistake passes.
+const ROUNDS: usize = 6;
+
+#[test]
+fn every_mistake_in_a_kernel_is_noticed_and_no_kernel_without_one() {
+    let mut random = Random::new("wrong kernels");
+    let Some(device) = device(Reduction::Group) else { return };
+    let right = Alone::new(&device);
+    let mut passed = Vec::new();
+    let mut seen = None;
+    for (of, change) in MISTAKES {
+        let wrong = Alone::with(&device, change);
+        let mut rounds = |alone| (0..ROUNDS).try_for_each(|_| check(of, alone, &mut random));
+        if seen.replace(of) != Some(of) {
+            rounds(&right).unwrap();
+        }
+        match rounds(&wrong) {
+            Ok(()) => passed.push(format!("{of:?} with {change:?}")),
+            Err(noticed) => println!("{of:?} with {change:?}: {noticed}"),
+        }
+    }
+    assert!(passed.is_empty(), "taken for right: {passed:#?}");
+}
