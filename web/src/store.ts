@@ -6,12 +6,10 @@
 // (synchronous handles). Refuses: what the browser's quota has no room for, before it starts.
 
 import { type Blake3, GROUP } from './blake3.ts'
-import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, walk, WrongBytes } from './tree.ts'
+import { encode, groupsOf, NODE, OBJECT_MAX, type Proved, unhex, walk, WrongBytes } from './tree.ts'
 
 /** Files open at once; the least recently used is closed. */
 const OPEN_MAX = 32
-/** Bytes put together for one write: each is a message to another process of the browser. */
-const WRITE_BYTES = 1024 * 1024
 /** Bytes written between two flushes: a crash of the machine loses at most these. */
 const FLUSH_BYTES = 16 * 1024 * 1024
 /** Left free of the quota: the browser's own bookkeeping. */
@@ -102,11 +100,11 @@ export class Store {
     return stretches
   }
 
-  /** Makes sure that an object will fit, before any of it is fetched. */
+  /** Makes sure that an object will fit, and takes its room, before any of it is kept. */
   async reserve (id: string, size: number): Promise<void> {
     if (size > OBJECT_MAX) throw new StoreError('too_large', `${size} bytes is more than an object may have`)
-    if (this.sizes.get(id) === size) return
-    await this.room(fileBytes(size), 1)
+    if (this.sizes.get(id) !== size) await this.room(fileBytes(size), 1)
+    await this.file(id, size)
   }
 
   /** Errs unless `bytes` more fit into the browser's quota. */
@@ -119,10 +117,11 @@ export class Store {
     }
   }
 
-  /** Where proved parts of an object go. */
-  async sink (id: string, size: number): Promise<Sink & { end: () => void }> {
+  /** Keeps what was proved of an object. It counts as held once its bytes are on the way to the disk. */
+  async keep (id: string, size: number, { first, bytes, length, indices, nodes: pairs }: Proved): Promise<void> {
     await this.reserve(id, size)
     const file = await this.file(id, size)
+    const { nodes, have } = file
     const put = (bytes: Uint8Array, at: number): void => {
       try {
         if (file.handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
@@ -131,41 +130,26 @@ export class Store {
         throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
       }
     }
-    const { nodes, have } = file
-    // What was proved and is not written: groups that follow each other, and nodes among which
-    // are all new ones. A group counts as held when its bytes are on the way to the disk.
-    const waiting = new Uint8Array(Math.min(WRITE_BYTES, Math.max(size, 1)))
-    let [first, next, bytes, low, high] = [0, 0, 0, nodes.length, 0]
-    const write = (): void => {
-      if (bytes === 0) return
-      put(waiting.subarray(0, bytes), first * GROUP)
-      if (low < high) put(nodes.subarray(low, high), size + low)
-      have.fill(1, first, next)
-      put(have.subarray(first, next), haveAt(size) + first)
-      file.unflushed += bytes
-      ;[bytes, low, high] = [0, nodes.length, 0]
-      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
-    }
-    return {
-      node: (index, pair) => {
-        const at = index * NODE
-        if (pair.every((byte, i) => nodes[at + i] === byte)) return
-        nodes.set(pair, at)
-        ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
-      },
-      group: (group, part) => {
-        if (bytes + part.length > waiting.length || (bytes > 0 && group !== next)) write()
-        if (bytes === 0) first = group
-        waiting.set(part, bytes)
-        bytes += part.length
-        next = group + 1
-        if (bytes === waiting.length) write()
-      },
-      end: () => {
-        write()
-        this.flush(file)
-      }
-    }
+    let [low, high] = [nodes.length, 0]
+    indices.forEach((index, i) => {
+      const [at, pair] = [index * NODE, pairs.subarray(i * NODE, (i + 1) * NODE)]
+      if (pair.every((byte, i) => nodes[at + i] === byte)) return
+      nodes.set(pair, at)
+      ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
+    })
+    put(bytes.subarray(0, length), first * GROUP)
+    if (low < high) put(nodes.subarray(low, high), size + low)
+    const next = first + Math.ceil(length / GROUP)
+    have.fill(1, first, next)
+    put(have.subarray(first, next), haveAt(size) + first)
+    file.unflushed += length
+    if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+  }
+
+  /** What is kept of an object so far outlives a crash of the machine. */
+  async settle (id: string): Promise<void> {
+    const file = this.open.get(`${id}-${this.sizes.get(id) ?? 0}`)
+    if (file !== undefined) this.flush(file)
   }
 
   private flush (file: File): void {
