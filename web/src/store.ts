@@ -50,19 +50,16 @@ export class Store {
     return store
   }
 
-  /** A small file of the tab's own, such as its key. */
+  /** A small file of the tab's own, such as its key; made anew if it was not written whole. */
   async note (name: string, make: () => Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
     const file = await this.dir.getFileHandle(name, { create: true })
     const handle = await file.createSyncAccessHandle()
     try {
-      const bytes = new Uint8Array(handle.getSize())
-      if (bytes.length > 0) {
-        handle.read(bytes, { at: 0 })
-        return bytes
-      }
       const made = make()
-      handle.write(made, { at: 0 })
-      handle.flush()
+      const bytes = new Uint8Array(made.length)
+      if (handle.getSize() === made.length && handle.read(bytes, { at: 0 }) === made.length) return bytes
+      put(handle, made, 0)
+      sync(handle)
       return made
     } finally {
       handle.close()
@@ -71,9 +68,14 @@ export class Store {
 
   async list (): Promise<Held[]> {
     const held: Held[] = []
-    for (const [id, size] of this.sizes) {
-      const { have } = await this.file(id, size)
-      held.push({ id, size, bytes: heldBytes(have, size) })
+    for (const [id, size] of [...this.sizes]) {
+      try {
+        const { have } = await this.file(id, size)
+        held.push({ id, size, bytes: heldBytes(have, size) })
+      } catch {
+        // One that never got its room, or cannot be opened: the others are held all the same.
+        this.sizes.delete(id)
+      }
     }
     return held
   }
@@ -122,39 +124,50 @@ export class Store {
     await this.reserve(id, size)
     const file = await this.file(id, size)
     const { nodes, have } = file
-    const put = (bytes: Uint8Array, at: number): void => {
-      try {
-        if (file.handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
-      } catch (error) {
-        if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
-        throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
-      }
-    }
-    let [low, high] = [nodes.length, 0]
-    indices.forEach((index, i) => {
-      const [at, pair] = [index * NODE, pairs.subarray(i * NODE, (i + 1) * NODE)]
-      if (pair.every((byte, i) => nodes[at + i] === byte)) return
-      nodes.set(pair, at)
-      ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
-    })
-    put(bytes.subarray(0, length), first * GROUP)
-    if (low < high) put(nodes.subarray(low, high), size + low)
     const next = first + Math.ceil(length / GROUP)
-    have.fill(1, first, next)
-    put(have.subarray(first, next), haveAt(size) + first)
-    file.unflushed += length
-    if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+    try {
+      put(file.handle, bytes.subarray(0, length), first * GROUP)
+      let [low, high] = [nodes.length, 0]
+      indices.forEach((index, i) => {
+        const [at, pair] = [index * NODE, pairs.subarray(i * NODE, (i + 1) * NODE)]
+        if (pair.every((byte, i) => nodes[at + i] === byte)) return
+        nodes.set(pair, at)
+        ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
+      })
+      if (low < high) put(file.handle, nodes.subarray(low, high), size + low)
+      put(file.handle, new Uint8Array(next - first).fill(1), haveAt(size) + first)
+      have.fill(1, first, next)
+      file.unflushed += length
+      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+    } catch (error) {
+      this.drop(id, size, file)
+      throw error
+    }
   }
 
   /** What is kept of an object so far outlives a crash of the machine. */
   async settle (id: string): Promise<void> {
-    const file = this.open.get(`${id}-${this.sizes.get(id) ?? 0}`)
-    if (file !== undefined) this.flush(file)
+    const size = this.sizes.get(id) ?? 0
+    const file = this.open.get(`${id}-${size}`)
+    if (file === undefined) return
+    try {
+      this.flush(file)
+    } catch (error) {
+      this.drop(id, size, file)
+      throw error
+    }
   }
 
   private flush (file: File): void {
-    if (file.unflushed > 0) file.handle.flush()
+    if (file.unflushed > 0) sync(file.handle)
     file.unflushed = 0
+  }
+
+  /** Forgets what is known of a file that could not be written: what it holds is read again. */
+  private drop (id: string, size: number, file: File): void {
+    const name = `${id}-${size}`
+    if (this.open.get(name) === file) this.open.delete(name)
+    file.handle.close()
   }
 
   /** The encoding of a range that is held, proved as it is read; empty if it ends outside the object. */
@@ -178,8 +191,12 @@ export class Store {
       if (!(error instanceof WrongBytes)) throw error
       // Which of the range is bad is not worth knowing: all of it is fetched again.
       for (let group = Math.floor(start / GROUP); group * GROUP < to; group++) file.have[group] = 0
-      file.handle.write(file.have as Uint8Array<ArrayBuffer>, { at: haveAt(size) })
-      file.handle.flush()
+      try {
+        put(file.handle, file.have, haveAt(size))
+        sync(file.handle)
+      } catch {
+        // It is damaged all the same, and will be found so again.
+      }
       throw new StoreError('not_held', `damaged here: ${error.message}`)
     }
   }
@@ -266,6 +283,25 @@ export class Store {
       this.open.delete(old)
     }
     return file
+  }
+}
+
+/** Writes all of `bytes`, or errs with the code `quota`: the disk, or this page's share of it, is full. */
+function put (handle: FileSystemSyncAccessHandle, bytes: Uint8Array, at: number): void {
+  told(() => {
+    if (handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
+  })
+}
+
+const sync = (handle: FileSystemSyncAccessHandle): void => { told(() => { handle.flush() }) }
+
+function told (work: () => void): void {
+  try {
+    work()
+  } catch (error) {
+    // A file that was closed meanwhile, since its object was removed.
+    if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
+    throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
   }
 }
 

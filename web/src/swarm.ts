@@ -28,7 +28,7 @@ const DIAL_MS = 15_000
 /** Peers whose holdings are remembered. */
 const MEMBERS_MAX = 256
 const STREAMS_PER_PEER_MAX = 32
-const IDLE_STREAMS_MAX = 4
+const IDLE_STREAMS_MAX = 6
 const IDLE_STREAM_SERVER_MS = 60_000
 /** Replies made at once. */
 const SERVING_MAX = 4
@@ -59,6 +59,8 @@ export class Swarm {
   private readonly members = new Map<string, Member>()
   private readonly idle = new Map<string, Exchange[]>()
   private readonly banned = new Set<string>()
+  /** Peers that were reached through a relay only, which carries no shards; until that connection ends. */
+  private readonly relayed = new Set<string>()
   private announcing: ReturnType<typeof setTimeout> | undefined
   private sequence = 0
   private serving = 0
@@ -146,6 +148,7 @@ export class Swarm {
     this.libp2p.addEventListener('peer:connect', () => { this.changed() })
     this.libp2p.addEventListener('peer:disconnect', ({ detail }) => {
       this.idle.delete(detail.toString())
+      this.relayed.delete(detail.toString())
       this.changed()
     })
     await this.libp2p.handle(SHARD_PROTOCOL, (stream, connection) => {
@@ -261,7 +264,7 @@ export class Swarm {
   sources (model: string, bit: number): string[] {
     const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
     const peers = new Set([this.node.peer_id, ...holders])
-    return [...peers].filter((peer) => !this.banned.has(peer) && peer !== this.id)
+    return [...peers].filter((peer) => !this.banned.has(peer) && !this.relayed.has(peer) && peer !== this.id)
   }
 
   /** A range of an object from a peer: the encoding, not proved yet. */
@@ -272,6 +275,7 @@ export class Swarm {
       const reply = decodeReply(await exchange.read(frameLength(await exchange.read(2))))
       if (reply.status !== Status.OK) {
         this.keep(peer, exchange)
+        if (reply.status === Status.RELAYED) this.relayed.add(peer)
         throw new Failure(STATUS_NAMES[reply.status] ?? 'unknown', `peer ${short(peer)} says: ${STATUS_NAMES[reply.status] ?? reply.status}`)
       }
       const bytes = await exchange.read(reply.length)

@@ -76,10 +76,14 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
     for (const [start, end] of missing) {
       await gateway.fetch({ id: ask.id, size, start, end, base: ask.base }, taker, abort.signal)
     }
+    await store.settle(ask.id)
     return { size: size as number, received, seconds: (performance.now() - began) / 1000 }
+  } catch (error) {
+    // What went wrong first is said.
+    await store.settle(ask.id).catch(() => {})
+    throw error
   } finally {
     downloads.delete(call)
-    await store.settle(ask.id)
   }
 }
 
