@@ -159,6 +159,12 @@ export async function openTab (url, { via = 'auto', before = async () => {}, wit
   return page
 }
 
+/** The tab's worker, which has one of its own. */
+export async function worker (page) {
+  const named = (worker) => worker.url().endsWith('/worker.js')
+  return page.workers().find(named) ?? await page.waitForEvent('worker', named)
+}
+
 export async function closeBrowser () {
   await (await browser)?.close()
   browser = undefined
