@@ -53,6 +53,27 @@ function give (buffer: ArrayBuffer): void {
   else next(buffer)
 }
 
+/** What arrives, one chunk after another; each lies where the one before it lay, where the browser can do that. */
+function chunks (body: ReadableStream<Uint8Array<ArrayBuffer>>, most: number): { read: () => Promise<Uint8Array<ArrayBuffer> | null>, cancel: () => Promise<void> } {
+  let reader: ReadableStreamBYOBReader
+  try {
+    reader = body.getReader({ mode: 'byob' })
+  } catch {
+    const plain = body.getReader()
+    return { read: async () => (await plain.read()).value ?? null, cancel: async () => { await plain.cancel() } }
+  }
+  let buffer = new ArrayBuffer(Math.max(GROUP, most))
+  return {
+    read: async () => {
+      const { done, value } = await reader.read(new Uint8Array(buffer))
+      if (done || value === undefined) return null
+      buffer = value.buffer as ArrayBuffer
+      return value as Uint8Array<ArrayBuffer>
+    },
+    cancel: async () => { await reader.cancel() }
+  }
+}
+
 async function prove (call: number, { id, size: known, start, end: last, base }: Wanted, signal: AbortSignal): Promise<void> {
   const query = known === null ? '' : `&bytes=${start}-${last - 1}`
   // The store is this page's cache: the browser's would keep all of it a second time.
@@ -66,7 +87,7 @@ async function prove (call: number, { id, size: known, start, end: last, base }:
   say({ kind: 'size', call, size })
   const end = known === null ? Math.max(1, size) : last
   const root = unhex(id)
-  const reader = (response.body as ReadableStream<Uint8Array>).getReader()
+  const { read, cancel } = chunks(response.body as ReadableStream<Uint8Array<ArrayBuffer>>, Math.min(PIECE, end - start))
   let spare: ArrayBuffer | null = null
   const parcel = new Parcel(() => {
     const bytes = new Uint8Array(spare as ArrayBuffer)
@@ -82,9 +103,9 @@ async function prove (call: number, { id, size: known, start, end: last, base }:
       spare ??= await room()
       while (!decoder.done) {
         if (chunk.length === 0) {
-          const { done, value } = await reader.read()
-          if (done) throw new Failure('truncated', 'the gateway broke off')
-          chunk = value as Uint8Array<ArrayBuffer>
+          const arrived = await read()
+          if (arrived === null) throw new Failure('truncated', 'the gateway broke off')
+          chunk = arrived
         }
         chunk = chunk.subarray(decoder.push(chunk))
       }
@@ -95,7 +116,7 @@ async function prove (call: number, { id, size: known, start, end: last, base }:
     // What was proved of a piece that broke off is kept.
     parcel.end()
     if (spare !== null) give(spare)
-    await reader.cancel().catch(() => {})
+    await cancel().catch(() => {})
   }
 }
 
