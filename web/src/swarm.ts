@@ -65,6 +65,8 @@ export class Swarm {
   private sequence = 0
   private serving = 0
   private readonly waitingToServe: Array<() => void> = []
+  /** How long what this tab says of its holdings is to be believed. */
+  leaseMs = LEASE_MS
   sent = 0
   served = 0
   lastError = ''
@@ -256,7 +258,7 @@ export class Swarm {
     const models = this.holdings()
     if (models.length === 0) return
     this.sequence = Math.max(this.sequence + 1, Date.now())
-    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: LEASE_MS, addresses: [], models })
+    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: this.leaseMs, addresses: [], models })
     this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
   }
 
