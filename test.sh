@@ -47,7 +47,8 @@ cargo clippy --release --workspace --all-targets --locked -- -D warnings
 step "tests (release: one build serves the tests, the demo and the benchmarks)"
 export DOPPLER_REQUIRE_GPU=1 DOPPLER_REQUIRE_FAKETIME=1
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --release --workspace --locked --no-fail-fast
+    # One thread more than processors, for tests that mostly wait (.config/nextest.toml).
+    cargo nextest run --release --workspace --locked --no-fail-fast --test-threads $(($(nproc) + 1))
 else
     cargo test --release --workspace --locked --no-fail-fast
 fi

@@ -7,12 +7,13 @@ mod gateway;
 
 use std::path::Path;
 use std::process::Output;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::netns::{House, Namespace, Street};
 use common::{Node, PATIENCE, model};
 use serde_json::Value;
 
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 const NAME: &str = "tiny-mixtral-q4_k_m";
 
 fn ask(namespace: &Namespace, node: &Node, args: &[&str]) -> Output {
@@ -36,11 +37,12 @@ fn way(namespace: &Namespace, node: &Node, peer: &Node) -> Option<String> {
     Some(row["via"]["way"].as_str()?.to_owned())
 }
 
-/// Asks until it is so.
+/// Asks until it is so; each time is a process, so not at every moment.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {
         assert!(started.elapsed() < 2 * PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(ASK_AGAIN);
     }
     eprintln!("{what}: after {:.1} s", started.elapsed().as_secs_f64());
 }

@@ -187,6 +187,11 @@ fn a_tab_serves_nodes_and_can_be_used() {
 }
 
 #[test]
+fn a_tab_outlives_a_browser_that_fails_it() {
+    drive("faults.test.mjs", ".");
+}
+
+#[test]
 fn a_tab_proves_a_private_swarms_key_or_learns_nothing() {
     drive("private.test.mjs", ".");
 }

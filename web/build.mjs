@@ -9,7 +9,7 @@ const out = process.argv[2] ?? new URL('dist', import.meta.url).pathname
 const src = new URL('src', import.meta.url).pathname
 await mkdir(out, { recursive: true })
 const { metafile } = await build({
-  entryPoints: [`${src}/app.ts`, `${src}/worker.ts`],
+  entryPoints: [`${src}/app.ts`, `${src}/worker.ts`, `${src}/prover.ts`],
   outdir: out,
   absWorkingDir: new URL('.', import.meta.url).pathname,
   bundle: true,

@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process'
 import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, afterEach, before, test } from 'node:test'
-import { card, cleanUp, folder, joined, keep, Node, openBrowser, openTab, PATIENCE, proxy } from './harness.mjs'
+import { card, cleanUp, folder, joined, keep, Node, openBrowser, openTab, PATIENCE, proxy, worker } from './harness.mjs'
 
 const root = new URL('../../', import.meta.url).pathname
 const embedded = join(root, 'models/tiny-mixtral-q4_k_m')
@@ -193,8 +193,8 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   assert.deepEqual(wrong.wrong, [])
   assert.ok(wrong.kernels > 50, `${wrong.kernels} kernels`)
   // The engine takes this adapter for hardware.
-  const [worker] = page.workers()
-  await worker.evaluate(() => {
+  const itsWorker = await worker(page)
+  await itsWorker.evaluate(() => {
     for (const [name, value] of [['architecture', 'unknown'], ['description', ''], ['isFallbackAdapter', false]]) {
       Object.defineProperty(GPUAdapterInfo.prototype, name, { get: () => value })
     }
@@ -257,8 +257,8 @@ test('an adapter that is lost in the middle is named, and the next run starts an
   const node = await Node.start('lost')
   const page = await tabAt(node.url)
   await joined(page)
-  const [worker] = page.workers()
-  await worker.evaluate(() => {
+  const itsWorker = await worker(page)
+  await itsWorker.evaluate(() => {
     const request = GPUAdapter.prototype.requestDevice
     GPUAdapter.prototype.requestDevice = async function (...args) {
       globalThis.captured = await request.apply(this, args)
@@ -267,7 +267,7 @@ test('an adapter that is lost in the middle is named, and the next run starts an
   })
   await press(page)
   await page.waitForFunction(() => globalThis.doppler.runner.ids.length >= 2)
-  await worker.evaluate(() => { globalThis.captured.destroy() })
+  await itsWorker.evaluate(() => { globalThis.captured.destroy() })
   const got = await ended(page)
   assert.deepEqual([got.state, got.error.code], ['failed', 'device_lost'])
   assert.match(await page.locator('#run').getByRole('alert').textContent(), /adapter was lost.*run it again/)

@@ -159,6 +159,12 @@ export async function openTab (url, { via = 'auto', before = async () => {}, wit
   return page
 }
 
+/** The tab's worker, which has one of its own. */
+export async function worker (page) {
+  const named = (worker) => worker.url().endsWith('/worker.js')
+  return page.workers().find(named) ?? await page.waitForEvent('worker', named)
+}
+
 export async function closeBrowser () {
   await (await browser)?.close()
   browser = undefined
@@ -179,11 +185,24 @@ export async function card (page, name, state) {
   return locator
 }
 
+/** Has the tab keep a model; the seconds from the click until the page says that it does. */
 export async function keep (page, name) {
-  const began = performance.now()
-  await (await card(page, name)).getByRole('button', { name: 'Keep in this tab' }).click()
-  await card(page, name, 'kept')
-  return (performance.now() - began) / 1000
+  const shown = await card(page, name)
+  // Timed in the page, which is told of the change: to ask in every frame would have it paint each.
+  await shown.evaluate((card) => {
+    card.kept = new Promise((resolve) => {
+      let began
+      card.addEventListener('click', () => { began ??= performance.now() }, { capture: true })
+      const look = new MutationObserver(() => {
+        if (card.dataset.state !== 'kept') return
+        look.disconnect()
+        resolve((performance.now() - began) / 1000)
+      })
+      look.observe(card, { attributeFilter: ['data-state'] })
+    })
+  })
+  await shown.getByRole('button', { name: 'Keep in this tab' }).click()
+  return await shown.evaluate((card) => card.kept)
 }
 
 /** What the tab has counted. */

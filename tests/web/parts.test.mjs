@@ -6,8 +6,8 @@ import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { MIB, modules } from './harness.mjs'
 
-const { Blake3, floats, greedy, hashObject, hex, pack, packedBytes, Slots, storedRow, Tokenizer, workgroups } =
-  await modules('blake3', 'tree', 'engine/planes', 'engine/slots', 'engine/tokenizer', 'engine/program', 'engine/session')
+const { Blake3, decodeReply, floats, greedy, hashObject, hex, pack, packedBytes, Slots, Status, STATUS_NAMES, storedRow, Tokenizer, workgroups } =
+  await modules('blake3', 'tree', 'engine/planes', 'engine/slots', 'engine/tokenizer', 'engine/program', 'engine/session', 'wire')
 const root = new URL('../../', import.meta.url).pathname
 const data = (name) => JSON.parse(readFileSync(`${root}tests/data/tab/${name}.json`))
 
@@ -60,6 +60,17 @@ test('tokenizers that are not known are refused by name', () => {
     [{ post_processor: { type: 'RobertaProcessing' } }, /RobertaProcessing/],
     [{ model: { type: 'BPE', dropout: 0.1, vocab: {}, merges: [] } }, /dropout/]
   ]) assert.throws(() => new Tokenizer(file(change)), (error) => error.code === 'unsupported' && name.test(error.message))
+})
+
+test('each status of the shard protocol is known by its name', () => {
+  const [, listed] = /enum Status \{([^}]*)\}/.exec(readFileSync(`${root}proto/shard.proto`, 'utf8'))
+  const statuses = [...listed.matchAll(/^\s*(\w+) = (\d+);/gm)].map(([, name, number]) => [name, Number(number)])
+  assert.ok(statuses.length > 6)
+  for (const [name, number] of statuses) {
+    assert.equal(STATUS_NAMES[number], name.toLowerCase())
+    if (number > 0) assert.equal(Status[name], number)
+  }
+  assert.deepEqual(decodeReply(Uint8Array.of(8, Status.RELAYED)), { status: Status.RELAYED, size: 0, length: 0 })
 })
 
 test('SentencePiece\u2019s form: bytes that fall back, a space in front', () => {

@@ -8,11 +8,13 @@ import type { ModelHoldings } from './wire.ts'
 
 /** Bytes asked of a peer at once: a browser cannot slow a sender down, so it asks for little. */
 const PIECE = 1024 * 1024
-/** Pieces under way at once, over all peers. */
-const PIECES_AT_ONCE = 3
+/** Pieces under way at once, over all peers: over WebRTC a stream by itself brings about 2 MB/s. */
+const PIECES_AT_ONCE = 5
 /** Passes over an object's holders before it is left for later. */
 const ROUNDS_MAX = 4
 const RETRY_MS = 500
+/** Asking the same peers again is of no use: they do not have it, or have no direct way to here. */
+const UNREACHED = ['not_found', 'relayed']
 /** A model of which something is missing is tried again this often. */
 const AGAIN_MS = 5000
 
@@ -75,7 +77,11 @@ export class Keeper {
 
   private remember (): void {
     const wanted = [...this.models.values()].filter((model) => model.wanted).map((model) => model.id)
-    localStorage.setItem(this.wantedKey, JSON.stringify(wanted))
+    try {
+      localStorage.setItem(this.wantedKey, JSON.stringify(wanted))
+    } catch {
+      // No room for it: after a reload they have to be asked for again.
+    }
   }
 
   async keep (id: string): Promise<void> {
@@ -202,7 +208,7 @@ export class Keeper {
     try {
       if (!await this.fromGateway(part, before, progress, signal)) {
         await this.fromPeers(model, part, progress, signal).catch(async (error: Failure) => {
-          if (signal.aborted || error.code !== 'not_found') throw error
+          if (signal.aborted || !UNREACHED.includes(error.code)) throw error
           await this.throughNode(model, part, progress, signal, error)
         })
       }
@@ -225,7 +231,7 @@ export class Keeper {
     try {
       if (await this.fromGateway(part, part.held, () => {}, signal, within)) return 'gateway'
       await this.fromPeers(model, part, () => {}, signal, within).catch(async (error: Failure) => {
-        if (signal.aborted || error.code !== 'not_found') throw error
+        if (signal.aborted || !UNREACHED.includes(error.code)) throw error
         await this.throughNode(model, part, () => {}, signal, error, within)
       })
       return 'peers'
@@ -302,7 +308,7 @@ export class Keeper {
       if (signal.aborted) throw new Failure('paused', 'paused')
       const left = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
       if (left.length === 0) return
-      if (!moved && (last as Failure).code === 'not_found') break
+      if (!moved && UNREACHED.includes((last as Failure).code)) break
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS * 2 ** round))
     }
     throw last

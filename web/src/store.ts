@@ -6,12 +6,10 @@
 // (synchronous handles). Refuses: what the browser's quota has no room for, before it starts.
 
 import { type Blake3, GROUP } from './blake3.ts'
-import { encode, groupsOf, NODE, OBJECT_MAX, type Sink, unhex, walk, WrongBytes } from './tree.ts'
+import { encode, groupsOf, NODE, OBJECT_MAX, type Proved, unhex, walk, WrongBytes } from './tree.ts'
 
 /** Files open at once; the least recently used is closed. */
 const OPEN_MAX = 32
-/** Bytes put together for one write: each is a message to another process of the browser. */
-const WRITE_BYTES = 1024 * 1024
 /** Bytes written between two flushes: a crash of the machine loses at most these. */
 const FLUSH_BYTES = 16 * 1024 * 1024
 /** Left free of the quota: the browser's own bookkeeping. */
@@ -52,19 +50,16 @@ export class Store {
     return store
   }
 
-  /** A small file of the tab's own, such as its key. */
+  /** A small file of the tab's own, such as its key; made anew if it was not written whole. */
   async note (name: string, make: () => Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
     const file = await this.dir.getFileHandle(name, { create: true })
     const handle = await file.createSyncAccessHandle()
     try {
-      const bytes = new Uint8Array(handle.getSize())
-      if (bytes.length > 0) {
-        handle.read(bytes, { at: 0 })
-        return bytes
-      }
       const made = make()
-      handle.write(made, { at: 0 })
-      handle.flush()
+      const bytes = new Uint8Array(made.length)
+      if (handle.getSize() === made.length && handle.read(bytes, { at: 0 }) === made.length) return bytes
+      put(handle, made, 0)
+      sync(handle)
       return made
     } finally {
       handle.close()
@@ -73,9 +68,14 @@ export class Store {
 
   async list (): Promise<Held[]> {
     const held: Held[] = []
-    for (const [id, size] of this.sizes) {
-      const { have } = await this.file(id, size)
-      held.push({ id, size, bytes: heldBytes(have, size) })
+    for (const [id, size] of [...this.sizes]) {
+      try {
+        const { have } = await this.file(id, size)
+        held.push({ id, size, bytes: heldBytes(have, size) })
+      } catch {
+        // One that never got its room, or cannot be opened: the others are held all the same.
+        this.sizes.delete(id)
+      }
     }
     return held
   }
@@ -102,11 +102,11 @@ export class Store {
     return stretches
   }
 
-  /** Makes sure that an object will fit, before any of it is fetched. */
+  /** Makes sure that an object will fit, and takes its room, before any of it is kept. */
   async reserve (id: string, size: number): Promise<void> {
     if (size > OBJECT_MAX) throw new StoreError('too_large', `${size} bytes is more than an object may have`)
-    if (this.sizes.get(id) === size) return
-    await this.room(fileBytes(size), 1)
+    if (this.sizes.get(id) !== size) await this.room(fileBytes(size), 1)
+    await this.file(id, size)
   }
 
   /** Errs unless `bytes` more fit into the browser's quota. */
@@ -119,58 +119,55 @@ export class Store {
     }
   }
 
-  /** Where proved parts of an object go. */
-  async sink (id: string, size: number): Promise<Sink & { end: () => void }> {
+  /** Keeps what was proved of an object. It counts as held once its bytes are on the way to the disk. */
+  async keep (id: string, size: number, { first, bytes, length, indices, nodes: pairs }: Proved): Promise<void> {
     await this.reserve(id, size)
     const file = await this.file(id, size)
-    const put = (bytes: Uint8Array, at: number): void => {
-      try {
-        if (file.handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
-      } catch (error) {
-        if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
-        throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
-      }
-    }
     const { nodes, have } = file
-    // What was proved and is not written: groups that follow each other, and nodes among which
-    // are all new ones. A group counts as held when its bytes are on the way to the disk.
-    const waiting = new Uint8Array(Math.min(WRITE_BYTES, Math.max(size, 1)))
-    let [first, next, bytes, low, high] = [0, 0, 0, nodes.length, 0]
-    const write = (): void => {
-      if (bytes === 0) return
-      put(waiting.subarray(0, bytes), first * GROUP)
-      if (low < high) put(nodes.subarray(low, high), size + low)
-      have.fill(1, first, next)
-      put(have.subarray(first, next), haveAt(size) + first)
-      file.unflushed += bytes
-      ;[bytes, low, high] = [0, nodes.length, 0]
-      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
-    }
-    return {
-      node: (index, pair) => {
-        const at = index * NODE
+    const next = first + Math.ceil(length / GROUP)
+    try {
+      put(file.handle, bytes.subarray(0, length), first * GROUP)
+      let [low, high] = [nodes.length, 0]
+      indices.forEach((index, i) => {
+        const [at, pair] = [index * NODE, pairs.subarray(i * NODE, (i + 1) * NODE)]
         if (pair.every((byte, i) => nodes[at + i] === byte)) return
         nodes.set(pair, at)
         ;[low, high] = [Math.min(low, at), Math.max(high, at + NODE)]
-      },
-      group: (group, part) => {
-        if (bytes + part.length > waiting.length || (bytes > 0 && group !== next)) write()
-        if (bytes === 0) first = group
-        waiting.set(part, bytes)
-        bytes += part.length
-        next = group + 1
-        if (bytes === waiting.length) write()
-      },
-      end: () => {
-        write()
-        this.flush(file)
-      }
+      })
+      if (low < high) put(file.handle, nodes.subarray(low, high), size + low)
+      put(file.handle, new Uint8Array(next - first).fill(1), haveAt(size) + first)
+      have.fill(1, first, next)
+      file.unflushed += length
+      if (file.unflushed >= FLUSH_BYTES) this.flush(file)
+    } catch (error) {
+      this.drop(id, size, file)
+      throw error
+    }
+  }
+
+  /** What is kept of an object so far outlives a crash of the machine. */
+  async settle (id: string): Promise<void> {
+    const size = this.sizes.get(id) ?? 0
+    const file = this.open.get(`${id}-${size}`)
+    if (file === undefined) return
+    try {
+      this.flush(file)
+    } catch (error) {
+      this.drop(id, size, file)
+      throw error
     }
   }
 
   private flush (file: File): void {
-    if (file.unflushed > 0) file.handle.flush()
+    if (file.unflushed > 0) sync(file.handle)
     file.unflushed = 0
+  }
+
+  /** Forgets what is known of a file that could not be written: what it holds is read again. */
+  private drop (id: string, size: number, file: File): void {
+    const name = `${id}-${size}`
+    if (this.open.get(name) === file) this.open.delete(name)
+    file.handle.close()
   }
 
   /** The encoding of a range that is held, proved as it is read; empty if it ends outside the object. */
@@ -194,8 +191,12 @@ export class Store {
       if (!(error instanceof WrongBytes)) throw error
       // Which of the range is bad is not worth knowing: all of it is fetched again.
       for (let group = Math.floor(start / GROUP); group * GROUP < to; group++) file.have[group] = 0
-      file.handle.write(file.have as Uint8Array<ArrayBuffer>, { at: haveAt(size) })
-      file.handle.flush()
+      try {
+        put(file.handle, file.have, haveAt(size))
+        sync(file.handle)
+      } catch {
+        // It is damaged all the same, and will be found so again.
+      }
       throw new StoreError('not_held', `damaged here: ${error.message}`)
     }
   }
@@ -282,6 +283,25 @@ export class Store {
       this.open.delete(old)
     }
     return file
+  }
+}
+
+/** Writes all of `bytes`, or errs with the code `quota`: the disk, or this page's share of it, is full. */
+function put (handle: FileSystemSyncAccessHandle, bytes: Uint8Array, at: number): void {
+  told(() => {
+    if (handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
+  })
+}
+
+const sync = (handle: FileSystemSyncAccessHandle): void => { told(() => { handle.flush() }) }
+
+function told (work: () => void): void {
+  try {
+    work()
+  } catch (error) {
+    // A file that was closed meanwhile, since its object was removed.
+    if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
+    throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
   }
 }
 

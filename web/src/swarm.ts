@@ -28,7 +28,7 @@ const DIAL_MS = 15_000
 /** Peers whose holdings are remembered. */
 const MEMBERS_MAX = 256
 const STREAMS_PER_PEER_MAX = 32
-const IDLE_STREAMS_MAX = 4
+const IDLE_STREAMS_MAX = 6
 const IDLE_STREAM_SERVER_MS = 60_000
 /** Replies made at once. */
 const SERVING_MAX = 4
@@ -59,10 +59,14 @@ export class Swarm {
   private readonly members = new Map<string, Member>()
   private readonly idle = new Map<string, Exchange[]>()
   private readonly banned = new Set<string>()
+  /** Peers that were reached through a relay only, which carries no shards; until that connection ends. */
+  private readonly relayed = new Set<string>()
   private announcing: ReturnType<typeof setTimeout> | undefined
   private sequence = 0
   private serving = 0
   private readonly waitingToServe: Array<() => void> = []
+  /** How long what this tab says of its holdings is to be believed. */
+  leaseMs = LEASE_MS
   sent = 0
   served = 0
   lastError = ''
@@ -146,6 +150,7 @@ export class Swarm {
     this.libp2p.addEventListener('peer:connect', () => { this.changed() })
     this.libp2p.addEventListener('peer:disconnect', ({ detail }) => {
       this.idle.delete(detail.toString())
+      this.relayed.delete(detail.toString())
       this.changed()
     })
     await this.libp2p.handle(SHARD_PROTOCOL, (stream, connection) => {
@@ -253,7 +258,7 @@ export class Swarm {
     const models = this.holdings()
     if (models.length === 0) return
     this.sequence = Math.max(this.sequence + 1, Date.now())
-    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: LEASE_MS, addresses: [], models })
+    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: this.leaseMs, addresses: [], models })
     this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
   }
 
@@ -261,7 +266,7 @@ export class Swarm {
   sources (model: string, bit: number): string[] {
     const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
     const peers = new Set([this.node.peer_id, ...holders])
-    return [...peers].filter((peer) => !this.banned.has(peer) && peer !== this.id)
+    return [...peers].filter((peer) => !this.banned.has(peer) && !this.relayed.has(peer) && peer !== this.id)
   }
 
   /** A range of an object from a peer: the encoding, not proved yet. */
@@ -272,6 +277,7 @@ export class Swarm {
       const reply = decodeReply(await exchange.read(frameLength(await exchange.read(2))))
       if (reply.status !== Status.OK) {
         this.keep(peer, exchange)
+        if (reply.status === Status.RELAYED) this.relayed.add(peer)
         throw new Failure(STATUS_NAMES[reply.status] ?? 'unknown', `peer ${short(peer)} says: ${STATUS_NAMES[reply.status] ?? reply.status}`)
       }
       const bytes = await exchange.read(reply.length)

@@ -51,6 +51,55 @@ export interface Sink {
   group: (group: number, bytes: Uint8Array) => void
 }
 
+/** Groups that follow each other, proved, and the nodes that prove them: what a store takes at once. */
+export interface Proved {
+  first: number
+  /** Of these, `length` bytes. */
+  bytes: Uint8Array<ArrayBuffer>
+  length: number
+  /** The nodes' places, and the nodes one after another. */
+  indices: number[]
+  nodes: Uint8Array<ArrayBuffer>
+}
+
+/** Puts proved groups together until `room` bytes of them follow each other. */
+export class Parcel implements Sink {
+  private first = 0
+  private next = 0
+  private length = 0
+  private indices: number[] = []
+  private nodes: Uint8Array[] = []
+  private bytes: Uint8Array<ArrayBuffer> | null = null
+
+  /** `take` may keep the bytes; for the next ones it is `fresh` who gives room. */
+  constructor (private readonly fresh: () => Uint8Array<ArrayBuffer>, private readonly take: (proved: Proved) => void) {}
+
+  node (index: number, pair: Uint8Array): void {
+    this.indices.push(index)
+    this.nodes.push(pair)
+  }
+
+  group (group: number, part: Uint8Array): void {
+    if (this.length > 0 && group !== this.next) this.end()
+    this.bytes ??= this.fresh()
+    if (this.length === 0) this.first = group
+    this.bytes.set(part, this.length)
+    this.length += part.length
+    this.next = group + 1
+    if (this.length + GROUP > this.bytes.length) this.end()
+  }
+
+  /** Hands over what there is. */
+  end (): void {
+    const { first, bytes, length, indices } = this
+    if (bytes === null || length === 0) return
+    const nodes = new Uint8Array(this.nodes.length * NODE)
+    this.nodes.forEach((pair, i) => { nodes.set(pair, i * NODE) })
+    ;[this.length, this.indices, this.nodes, this.bytes] = [0, [], [], null]
+    this.take({ first, bytes, length, indices, nodes })
+  }
+}
+
 const same = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, i) => byte === b[i])
 
 /** Checks the hashes of a walk, the next one expected last. */

@@ -142,8 +142,8 @@ export function decodeRequest (bytes: Uint8Array): ShardRequest {
   return request
 }
 
-export const Status = { OK: 1, NOT_FOUND: 2, OUT_OF_RANGE: 3, OVERLOADED: 4, REFUSED: 5, FAILED: 6 } as const
-export const STATUS_NAMES = ['unknown', 'ok', 'not_found', 'out_of_range', 'overloaded', 'refused', 'failed']
+export const Status = { OK: 1, NOT_FOUND: 2, OUT_OF_RANGE: 3, OVERLOADED: 4, REFUSED: 5, FAILED: 6, RELAYED: 7 } as const
+export const STATUS_NAMES = ['unknown', 'ok', 'not_found', 'out_of_range', 'overloaded', 'refused', 'failed', 'relayed']
 
 export interface ShardReply { status: number, size: number, length: number }
 

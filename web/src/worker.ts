@@ -1,17 +1,17 @@
-// The worker: storage, hashing and the gateway's downloads, off the page's thread.
+// The worker: storage and hashing, off the page's thread. The gateway's downloads come proved
+// from a worker of its own (prover.ts).
 // Answers one message with one message; while it downloads it also says how far it is.
 
-import { Blake3 } from './blake3.ts'
+import { Blake3, GROUP } from './blake3.ts'
 import { serveEngine } from './engine/serve.ts'
+import { Gateway } from './gateway.ts'
 import { Store, StoreError } from './store.ts'
-import { Decoder, encodedLength, OBJECT_MAX, REQUEST_MAX, unhex, WrongBytes } from './tree.ts'
+import { Decoder, encodedLength, OBJECT_MAX, Parcel, type Proved, REQUEST_MAX, unhex, WrongBytes } from './tree.ts'
 import type { Answer, Ask } from './messages.ts'
 import { authorise } from './token.ts'
 
-/** The gateway cuts an encoding at every MiB of the object. */
-const PIECE = 1024 * 1024
 /** How often a download says how far it is. */
-const PROGRESS_MS = 50
+const PROGRESS_MS = 100
 /** Tabs of one page that keep a store each. */
 const SLOTS = 8
 /** How long the tab that was here before a reload may take to let go. */
@@ -20,6 +20,7 @@ const HANDOVER_MS = 3000
 const blake3 = new Blake3(REQUEST_MAX)
 const downloads = new Map<number, AbortController>()
 let store: Store
+let gateway: Gateway
 
 /** The first place that no other tab holds: its store and its identity. */
 async function takeSlot (): Promise<number> {
@@ -42,70 +43,45 @@ async function start ({ token }: Ask['start']): Promise<Answer['start']> {
   if (navigator.storage?.getDirectory === undefined || navigator.locks === undefined) {
     throw new Error('this browser gives the page no storage (a private window, or an address that is not localhost or https)')
   }
+  gateway = new Gateway(token)
   const slot = await takeSlot()
   store = await Store.start(blake3, `peer-${slot}`)
   const key = await store.note('identity.key', () => crypto.getRandomValues(new Uint8Array(32)))
   return { slot, key, held: await store.list(), persisted: await navigator.storage.persisted() }
 }
 
-/** Fetches stretches of an object from the gateway, proving and keeping each group. */
+/** Fetches stretches of an object from the gateway; what the prover has proved is kept. */
 async function download (ask: Ask['download'], call: number): Promise<Answer['download']> {
   const abort = new AbortController()
   downloads.set(call, abort)
+  const began = performance.now()
+  let { size } = ask
+  let [received, told] = [0, 0]
   try {
-    let { size } = ask
-    let received = 0
-    const began = performance.now()
-    const root = unhex(ask.id)
-    const get = async (query: string): Promise<Response> => {
-      const response = await fetch(`${ask.base}/shards/${ask.id}?format=bao${query}`, { signal: abort.signal })
-      if (!response.ok) {
-        const { error, code } = await response.json().catch(() => ({ error: response.statusText, code: 'failed' }))
-        throw Object.assign(new Error(error), { code })
+    const taker = {
+      size: async (its: number) => {
+        size = its
+        await store.reserve(ask.id, size)
+      },
+      parcel: async (proved: Proved) => {
+        await store.keep(ask.id, size as number, proved)
+        received += proved.length
+        if (performance.now() - told < PROGRESS_MS) return
+        told = performance.now()
+        postMessage({ call, progress: received })
       }
-      return response
     }
-    let response: Response | null = null
-    if (size === null) {
-      response = await get('')
-      size = Number(response.headers.get('x-doppler-size'))
-      if (!(size >= 0 && size <= OBJECT_MAX)) throw new StoreError('too_large', 'the gateway names an impossible size')
-    }
-    await store.reserve(ask.id, size)
-    const missing = await store.missing(ask.id, size, OBJECT_MAX, ask.within)
+    // Of an object whose size is not known, a manifest, nothing is worth asking for in parts.
+    const missing = size === null ? [[0, 0]] : await store.missing(ask.id, size, OBJECT_MAX, ask.within)
     for (const [start, end] of missing) {
-      response ??= await get(`&bytes=${start}-${end - 1}`)
-      const sink = await store.sink(ask.id, size)
-      let told = 0
-      const reader = (response.body as ReadableStream<Uint8Array>).getReader()
-      let at = start
-      const piece = (): Decoder => new Decoder(blake3, root, size as number, at, Math.min(end, (Math.floor(at / PIECE) + 1) * PIECE), sink)
-      let decoder = piece()
-      try {
-        while (at < end) {
-          const { done, value } = await reader.read()
-          if (done) throw Object.assign(new Error('the gateway broke off'), { code: 'truncated' })
-          for (let taken = 0; taken < value.length;) {
-            taken += decoder.push(value.subarray(taken))
-            if (!decoder.done) continue
-            at = Math.min(end, (Math.floor(at / PIECE) + 1) * PIECE)
-            if (at >= end || performance.now() - told > PROGRESS_MS) {
-              told = performance.now()
-              postMessage({ call, progress: at - start + received })
-            }
-            if (at < end) decoder = piece()
-            else break
-          }
-        }
-      } finally {
-        sink.end()
-        await reader.cancel().catch(() => {})
-      }
-      received += end - start
-      response = null
+      await gateway.fetch({ id: ask.id, size, start, end, base: ask.base }, taker, abort.signal)
     }
-    await response?.body?.cancel()
-    return { size, received, seconds: (performance.now() - began) / 1000 }
+    await store.settle(ask.id)
+    return { size: size as number, received, seconds: (performance.now() - began) / 1000 }
+  } catch (error) {
+    // What went wrong first is said.
+    await store.settle(ask.id).catch(() => {})
+    throw error
   } finally {
     downloads.delete(call)
   }
@@ -114,11 +90,13 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
 /** A piece that a peer sent: proved and kept, or refused. */
 async function piece (ask: Ask['piece']): Promise<void> {
   if (ask.bytes.length !== encodedLength(ask.size, ask.start, ask.end)) throw new WrongBytes('an encoding of another length than its range has')
-  const sink = await store.sink(ask.id, ask.size)
+  const proved: Proved[] = []
+  const parcel = new Parcel(() => new Uint8Array(Math.ceil((ask.end - ask.start) / GROUP + 1) * GROUP), (part) => { proved.push(part) })
   try {
-    new Decoder(blake3, unhex(ask.id), ask.size, ask.start, ask.end, sink).push(ask.bytes)
+    new Decoder(blake3, unhex(ask.id), ask.size, ask.start, ask.end, parcel).push(ask.bytes)
   } finally {
-    sink.end()
+    parcel.end()
+    for (const part of proved) await store.keep(ask.id, ask.size, part)
   }
 }
 

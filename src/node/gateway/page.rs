@@ -5,11 +5,12 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 /// Path, media type, bytes.
-const FILES: [(&str, &str, &[u8]); 5] = [
+const FILES: [(&str, &str, &[u8]); 6] = [
     ("/", "text/html; charset=utf-8", include_bytes!("../../../web/dist/index.html")),
     ("/app.css", "text/css; charset=utf-8", include_bytes!("../../../web/dist/app.css")),
     ("/app.js", "text/javascript; charset=utf-8", include_bytes!("../../../web/dist/app.js")),
     ("/worker.js", "text/javascript; charset=utf-8", include_bytes!("../../../web/dist/worker.js")),
+    ("/prover.js", "text/javascript; charset=utf-8", include_bytes!("../../../web/dist/prover.js")),
     (
         "/licences.txt",
         "text/plain; charset=utf-8",

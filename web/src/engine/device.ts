@@ -6,6 +6,7 @@ import { Failure } from '../messages.ts'
 export const USAGE = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 }
 export const COMPUTE = 4
 const MAP_READ = 1
+const FILTERS: GPUErrorFilter[] = ['validation', 'out-of-memory', 'internal']
 
 /** What the node's kernels number words with. */
 const BINDING_MAX = 0xffffffff
@@ -17,11 +18,33 @@ export class Device {
     void gpu.lost.then(({ message, reason }) => {
       this.fault ??= new Failure('device_lost', `the adapter was lost (${message === '' ? reason : message}): run it again; if that fails, reload the page`)
     })
-    gpu.onuncapturederror = ({ error }) => {
-      this.fault ??= error instanceof GPUOutOfMemoryError
-        ? new Failure('out_of_memory', 'the adapter has no more memory: choose fewer expert slots or a smaller model')
-        : new Failure('device', `the adapter refuses: ${error.message}`)
-    }
+    gpu.onuncapturederror = ({ error }) => { this.note(error) }
+    this.watch()
+  }
+
+  private note (error: GPUError | null): void {
+    if (error === null) return
+    this.fault ??= error instanceof GPUOutOfMemoryError
+      ? new Failure('out_of_memory', 'the adapter has no more memory: choose fewer expert slots or a smaller model')
+      : new Failure('device', `the adapter refuses: ${error.message}`)
+  }
+
+  private watch (): void {
+    for (const filter of FILTERS) this.gpu.pushErrorScope(filter)
+  }
+
+  /**
+   * Throws what went wrong with anything asked of it until now, once it has been seen to. What is
+   * not asked so may be told of after a wrong result was read.
+   */
+  async settle (): Promise<void> {
+    const scopes = FILTERS.map(async () => await this.gpu.popErrorScope())
+    this.watch()
+    // Of a lost device nothing is told.
+    const errors = await Promise.all(scopes).catch(() => [])
+    // What is out of memory makes what follows invalid: the cause is said.
+    for (const error of errors.sort((a, b) => Number(b instanceof GPUOutOfMemoryError) - Number(a instanceof GPUOutOfMemoryError))) this.note(error)
+    this.check()
   }
 
   static async open (): Promise<Device> {
@@ -58,10 +81,12 @@ export class Device {
     return this.gpu.createBuffer({ size: bytes, usage })
   }
 
-  /** Waits for what is submitted and gives `bytes` of a mappable buffer. */
+  /** Waits for what is submitted and gives `bytes` of a mappable buffer, unless anything went wrong until then. */
   async read (buffer: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
+    const [mapped, settled] = await Promise.allSettled([buffer.mapAsync(MAP_READ, 0, bytes), this.settle()])
     try {
-      await buffer.mapAsync(MAP_READ, 0, bytes)
+      if (settled.status === 'rejected') throw settled.reason
+      if (mapped.status === 'rejected') throw mapped.reason
     } catch (error) {
       // Of a lost device all maps fail; its loss says more.
       await Promise.race([this.gpu.lost, new Promise((resolve) => setTimeout(resolve, 100))])

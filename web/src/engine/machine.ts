@@ -29,6 +29,10 @@ export class Machine {
     const { gpu } = device
     const storage = USAGE.STORAGE | USAGE.COPY_DST | USAGE.COPY_SRC
     this.buffers = program.buffers.map((bytes) => device.buffer(bytes, storage))
+    // All that it will ever need, so that one is refused now that there is no memory for.
+    for (const buffer of [program.logits, ...program.moe.map(({ ids }) => ids)]) {
+      if (!this.readbacks.has(buffer)) this.readbacks.set(buffer, device.buffer(program.buffers[buffer], USAGE.MAP_READ | USAGE.COPY_DST))
+    }
     this.step = device.buffer(STEP_BYTES, USAGE.UNIFORM | USAGE.COPY_DST)
     const words = new Uint32Array(Math.max(1, program.dispatches.length) * ARENA_SLOT / 4)
     program.dispatches.forEach(({ params }, i) => { words.set(params, i * ARENA_SLOT / 4) })
@@ -91,16 +95,10 @@ export class Machine {
     this.queued.push(...dispatches)
   }
 
-  /** Submits what is queued, and then a copy of the start of `buffer`, which is waited for. */
+  /** Submits what is queued, and then a copy of the start of `buffer` (logits, or a router's choice), which is waited for. */
   async readAfter (buffer: number, bytes: number): Promise<ArrayBuffer> {
-    let readback = this.readbacks.get(buffer)
-    if (readback === undefined || readback.size < bytes) {
-      readback?.destroy()
-      readback = this.device.buffer(this.program.buffers[buffer], USAGE.MAP_READ | USAGE.COPY_DST)
-      this.readbacks.set(buffer, readback)
-    }
-    const target = readback
-    await this.submit((encoder) => { encoder.copyBufferToBuffer(this.buffers[buffer], 0, target, 0, bytes) })
+    const readback = this.readbacks.get(buffer) as GPUBuffer
+    await this.submit((encoder) => { encoder.copyBufferToBuffer(this.buffers[buffer], 0, readback, 0, bytes) })
     return await this.device.read(readback, bytes)
   }
 

@@ -88,7 +88,8 @@ export class Panel {
 
   private state (): string {
     const { runner } = this
-    const on = runner.adapter === '' ? '' : ` on ${runner.adapter}${runner.software ? ' (a software adapter: slow)' : ''}`
+    const adapter = runner.adapter === '' ? '' : ` on ${runner.adapter}${runner.software ? ' (a software adapter: slow)' : ''}`
+    const on = runner.fewer === null ? adapter : `${adapter}, which has memory for ${runner.fewer} expert slots`
     switch (runner.state) {
       case 'idle': return 'The node’s own WGSL kernels, on WebGPU in this tab. About half of the experts have a slot; the others are paged.'
       case 'loading': return runner.total === 0 ? 'Opening…' : `Loading what every token needs: ${size(runner.loaded)} of ${size(runner.total)}`

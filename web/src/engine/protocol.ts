@@ -23,6 +23,8 @@ export type ToEngine =
 
 export type FromEngine =
   | { kind: 'adapter', name: string, software: boolean }
+  /** The adapter had no memory for more. */
+  | { kind: 'fewer', slots: number }
   | { kind: 'loading', loaded: number, total: number }
   | { kind: 'prompt', tokens: number }
   | { kind: 'token', id: number, text: string, numbers: Numbers }

@@ -13,6 +13,8 @@ export class Runner {
   model = ''
   adapter = ''
   software = false
+  /** Expert slots that the adapter had memory for, where it was fewer than asked for. */
+  fewer: number | null = null
   loaded = 0
   total = 0
   prompt = ''
@@ -33,7 +35,7 @@ export class Runner {
 
   async run (request: Omit<Request, 'base'>): Promise<void> {
     if (this.busy) throw new Failure('busy', 'a model is running in this tab already')
-    Object.assign(this, { state: 'loading', model: request.model, loaded: 0, total: 0, prompt: request.prompt, text: '', ids: [], numbers: null, reason: '', error: null })
+    Object.assign(this, { state: 'loading', model: request.model, fewer: null, loaded: 0, total: 0, prompt: request.prompt, text: '', ids: [], numbers: null, reason: '', error: null })
     this.abort = new AbortController()
     this.changed()
     try {
@@ -69,6 +71,9 @@ export class Runner {
     switch (message.kind) {
       case 'adapter':
         Object.assign(this, { adapter: message.name, software: message.software })
+        break
+      case 'fewer':
+        this.fewer = message.slots
         break
       case 'loading':
         Object.assign(this, { loaded: message.loaded, total: message.total })

@@ -4,14 +4,16 @@ import type { Blake3 } from '../blake3.ts'
 import { Failure } from '../messages.ts'
 import { Device } from './device.ts'
 import type { FromEngine, Numbers, Request, ToEngine } from './protocol.ts'
-import { greedy, Session } from './session.ts'
+import { greedy, NoMemory, Session } from './session.ts'
+import { fewer } from './slots.ts'
 import type { From, Proved, Range } from './source.ts'
 import { Tokenizer } from './tokenizer.ts'
 
 /** The most tokens of one run. */
 const TOKENS_MAX = 4096
 
-interface Loaded { key: string, device: Device, session: Session, tokenizer: Tokenizer }
+/** `fewer`: the expert slots, where the adapter had no memory for those that were asked for. */
+interface Loaded { key: string, device: Device, session: Session, tokenizer: Tokenizer, fewer: number | null }
 
 export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): void {
   const wants = new Map<number, { resolve: (from: From) => void, reject: (error: Error) => void }>()
@@ -32,22 +34,32 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
     if (loaded !== null && loaded.key === key) {
       loaded.device.check()
       loaded.session.begin()
+      if (loaded.fewer !== null) say({ kind: 'fewer', slots: loaded.fewer })
       return loaded
     }
     unload()
-    const device = await Device.open()
-    try {
-      say({ kind: 'adapter', name: device.name, software: device.software })
-      const progress = (loaded: number, total: number): void => { say({ kind: 'loading', loaded, total }) }
-      const session = await Session.open(device, { model, base, blake3, store, bring, progress }, { slots, context, kv })
-      const { tokenizer } = session.program
-      if (tokenizer === null) throw new Failure('unsupported', 'this model comes without a tokenizer')
-      const { bytes } = await session.source.object(tokenizer)
-      loaded = { key, device, session, tokenizer: new Tokenizer(bytes) }
-      return loaded
-    } catch (error) {
-      device.close()
-      throw error
+    let [chosen, none]: [number | null, NoMemory | null] = [slots, null]
+    for (;;) {
+      const device = await Device.open()
+      try {
+        say({ kind: 'adapter', name: device.name, software: device.software })
+        const progress = (loaded: number, total: number): void => { say({ kind: 'loading', loaded, total }) }
+        const session = await Session.open(device, { model, base, blake3, store, bring, progress }, { slots: chosen, context, kv })
+        const { tokenizer } = session.program
+        if (tokenizer === null) throw new Failure('unsupported', 'this model comes without a tokenizer')
+        const { bytes } = await session.source.object(tokenizer)
+        loaded = { key, device, session, tokenizer: new Tokenizer(bytes), fewer: none === null ? null : chosen }
+        return loaded
+      } catch (error) {
+        device.close()
+        // Fewer than the model can do with: the last count that it could is why.
+        if (none !== null && (error as Failure).code === 'bad_request') throw none
+        if (!(error instanceof NoMemory)) throw error
+        none = error
+        chosen = fewer(error.slots)
+        if (chosen === null || stopping) throw error
+        say({ kind: 'fewer', slots: chosen })
+      }
     }
   }
 

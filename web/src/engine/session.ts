@@ -18,6 +18,16 @@ export interface Choices { slots: number | null, context: number | null, kv: 'f1
 
 export interface Opening { model: string, base: string, blake3: Blake3, store: Proved, bring: (range: Range) => Promise<From>, progress: (loaded: number, total: number) => void }
 
+/** The adapter has no memory for a model with that many expert slots. */
+export class NoMemory extends Failure {
+  constructor (readonly slots: number, bytes: number) {
+    const gib = (bytes / 2 ** 30).toPrecision(2)
+    super('out_of_memory', slots === 0
+      ? `the adapter has no memory for this model (${gib} GiB): close other tabs that use it, or choose a smaller model`
+      : `the adapter has no memory for this model, even with ${slots} expert slots (${gib} GiB): close other tabs that use it, or choose a smaller model`)
+  }
+}
+
 async function get (url: string): Promise<Response> {
   const response = await fetch(url)
   if (response.ok) return response
@@ -45,10 +55,18 @@ export class Session {
       return new TextDecoder().decode(bytes)
     }
     const source = new Source(program, store, bring)
-    const machine = new Machine(device, program, text)
-    for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, turns(program.context, frequencies, factor))
-    await loadTrunk(program, machine, source, progress)
-    return new Session(program, machine, new Pager(machine, source), source)
+    try {
+      const machine = new Machine(device, program, text)
+      // Whether there is memory for it, before anything is fetched.
+      await device.settle()
+      for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, turns(program.context, frequencies, factor))
+      await loadTrunk(program, machine, source, progress)
+      await device.settle()
+      return new Session(program, machine, new Pager(machine, source), source)
+    } catch (error) {
+      if ((error as Failure).code !== 'out_of_memory') throw error
+      throw new NoMemory(program.classes.reduce((sum, { count }) => sum + count, 0), program.buffers.reduce((sum, bytes) => sum + bytes, 0))
+    }
   }
 
   /** Runs 1 to `batch` tokens at the present position; the last one's logits, if wanted. */

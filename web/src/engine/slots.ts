@@ -20,6 +20,12 @@ interface Class {
   held: Map<string, number>
 }
 
+/** How many slots to try where there was no memory for `slots`; null where fewer are no use. */
+export function fewer (slots: number): number | null {
+  const next = Math.floor(slots * 3 / 4)
+  return next > 0 ? next : null
+}
+
 const key = (moe: number, expert: number): string => `${moe}:${expert}`
 
 export class Slots {
