@@ -208,3 +208,11 @@ fn memory_stays_flat_over_two_hundred_tabs() {
     let settings = [("DOPPLER_SESSIONS", "200"), ("DOPPLER_VIA", "websocket")];
     drive_with("sessions.test.mjs", ".", &settings);
 }
+
+/// As above, by WebRTC.
+#[test]
+#[ignore = "a measurement of minutes"]
+fn memory_stays_flat_over_two_hundred_tabs_by_webrtc() {
+    let settings = [("DOPPLER_SESSIONS", "200"), ("DOPPLER_VIA", "webrtc")];
+    drive_with("sessions.test.mjs", ".", &settings);
+}

@@ -1,71 +1,204 @@
-//! WebRTC-direct, for browsers only.
+//! WebRTC-direct (libp2p's specification, version 1), for browsers only: it listens and never
+//! dials.
 //!
-//! Three faults of the library below are cured here. It never dials: between two
-//! nodes frames above 8 KiB are lost. Each write is flushed before the next:
-//! otherwise frames pile up into one message that the data channel refuses
-//! (rust-libp2p issue 6557). And a connection that is dropped is closed: its parts
-//! hold each other, and only closing lets go of them.
+//! It stands on the `webrtc` crate and not on libp2p's transport above that, which cannot be
+//! told that a browser has gone (its connections then stay until a ping fails), does not close
+//! what fails half-way, opens a multicast socket for each connection, and loses frames.
+//!
+//! Invariants: every connection that is begun is closed, however far it came; its remote's peer
+//! id is proven before it leaves this module; nothing a packet says reaches a description unchecked.
 
-use std::future::poll_fn;
+mod connection;
+mod flush;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod upgrade;
+mod visitors;
+
+use std::collections::VecDeque;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
-use futures::{AsyncRead, AsyncWrite};
-use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use if_watch::IfEvent;
+use if_watch::tokio::IfWatcher;
+use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, Transport};
-use libp2p_webrtc::tokio::Certificate;
+use libp2p_webrtc_utils::Fingerprint;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use webrtc::ice::udp_mux::{UDPMux, UDPMuxDefault, UDPMuxParams};
+use webrtc::peer_connection::certificate::RTCCertificate;
 
+use self::socket::{Arrival, Socket};
+use self::upgrade::Identity;
+use self::visitors::Visitors;
 use crate::SwarmError;
 use crate::behaviour::setup;
-use crate::options::{WEBRTC_CLOSE_TIMEOUT, WEBRTC_WRITE_BYTES_MAX};
+use crate::options::WEBRTC_ARRIVALS_MAX;
 use crate::transport::Connection;
+
+fn certificate(keys: Result<rcgen::KeyPair, rcgen::Error>) -> Result<RTCCertificate, SwarmError> {
+    let keys = keys.map_err(|error| setup("a WebRTC certificate", &error))?;
+    RTCCertificate::from_key_pair(keys).map_err(|error| setup("a WebRTC certificate", &error))
+}
 
 /// A new certificate with its private key, PEM. Its hash is part of every
 /// WebRTC address of the node, so it should be kept.
 pub fn generate_certificate() -> Result<String, SwarmError> {
     crate::install_crypto();
-    let certificate = Certificate::generate(&mut rand::rng());
-    Ok(certificate.map_err(|error| setup("a WebRTC certificate", &error))?.serialize_pem())
+    Ok(certificate(rcgen::KeyPair::generate())?.serialize_pem())
 }
 
 /// A transport that listens only. Without a certificate it makes one for this run.
-pub(crate) fn listener(
-    keys: &Keypair,
-    certificate: Option<&str>,
-) -> Result<Boxed<Connection>, SwarmError> {
-    let certificate = match certificate {
-        Some(pem) => Certificate::from_pem(pem),
-        None => Certificate::generate(&mut rand::rng()),
-    };
-    let certificate = certificate.map_err(|error| setup("the WebRTC certificate", &error))?;
-    let transport = libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate).map(
-        |(peer, connection), _| (peer, StreamMuxerBox::new(Closing::new(Flushing(connection)))),
-    );
-    Ok(ListenOnly(transport.boxed()).boxed())
+pub(crate) fn listener(keys: &Keypair, pem: Option<&str>) -> Result<Boxed<Connection>, SwarmError> {
+    Ok(Direct::new(keys, pem)?
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .boxed())
 }
 
-/// Accepts, never dials.
-struct ListenOnly(Boxed<Connection>);
+struct Direct {
+    identity: Arc<Identity>,
+    listeners: Vec<Listener>,
+    waiting: Option<Waker>,
+}
 
-impl Transport for ListenOnly {
-    type Output = Connection;
+impl Direct {
+    fn new(keys: &Keypair, pem: Option<&str>) -> Result<Self, SwarmError> {
+        let certificate = match pem {
+            Some(pem) => RTCCertificate::from_pem(pem)
+                .map_err(|error| setup("the WebRTC certificate", &error))?,
+            None => certificate(rcgen::KeyPair::generate())?,
+        };
+        let identity = Identity::new(keys.clone(), certificate)
+            .ok_or_else(|| setup("the WebRTC certificate", &"it has no SHA-256 hash"))?;
+        Ok(Self { identity: Arc::new(identity), listeners: Vec::new(), waiting: None })
+    }
+}
+
+type Event = TransportEvent<BoxFuture<'static, io::Result<upgrade::Upgraded>>, io::Error>;
+
+/// One listening address: its socket, and who knocks there.
+struct Listener {
+    id: ListenerId,
+    address: SocketAddr,
+    identity: Arc<Identity>,
+    mux: Arc<UDPMuxDefault>,
+    arrivals: mpsc::Receiver<Arrival>,
+    /// Addresses of the machine, where it listens on all of them.
+    interfaces: Option<IfWatcher>,
+    events: VecDeque<Event>,
+}
+
+impl Listener {
+    fn new(id: ListenerId, address: SocketAddr, identity: Arc<Identity>) -> io::Result<Self> {
+        let socket = std::net::UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
+        let address = socket.local_addr()?;
+        let (knock, arrivals) = mpsc::channel(WEBRTC_ARRIVALS_MAX);
+        let visitors = Arc::new(Mutex::new(Visitors::default()));
+        let socket = Socket { socket, visitors, arrivals: knock };
+        let mut events = VecDeque::new();
+        let interfaces = if address.ip().is_unspecified() {
+            Some(IfWatcher::new()?)
+        } else {
+            let listen_addr = multiaddr(address, Some(identity.fingerprint));
+            events.push_back(TransportEvent::NewAddress { listener_id: id, listen_addr });
+            None
+        };
+        let mux = UDPMuxDefault::new(UDPMuxParams::new(socket));
+        Ok(Self { id, address, identity, mux, arrivals, interfaces, events })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Poll::Ready(event);
+        }
+        while let Some(Poll::Ready(event)) =
+            self.interfaces.as_mut().map(|interfaces| interfaces.poll_if_event(cx))
+        {
+            if let Some(event) = self.on_interface(event) {
+                return Poll::Ready(event);
+            }
+        }
+        // The socket holds the other end.
+        if let Poll::Ready(Some(arrival)) = self.arrivals.poll_recv(cx) {
+            return Poll::Ready(self.on_arrival(arrival));
+        }
+        Poll::Pending
+    }
+
+    fn on_interface(&self, event: io::Result<IfEvent>) -> Option<Event> {
+        let listener_id = self.id;
+        let here = |ip: IpAddr| {
+            let same = ip.is_ipv4() == self.address.is_ipv4();
+            let address = SocketAddr::new(ip, self.address.port());
+            same.then(|| multiaddr(address, Some(self.identity.fingerprint)))
+        };
+        match event {
+            Ok(IfEvent::Up(net)) => here(net.addr())
+                .map(|listen_addr| TransportEvent::NewAddress { listener_id, listen_addr }),
+            Ok(IfEvent::Down(net)) => here(net.addr())
+                .map(|listen_addr| TransportEvent::AddressExpired { listener_id, listen_addr }),
+            Err(error) => Some(TransportEvent::ListenerError { listener_id, error }),
+        }
+    }
+
+    fn on_arrival(&self, arrival: Arrival) -> Event {
+        TransportEvent::Incoming {
+            listener_id: self.id,
+            local_addr: multiaddr(self.address, Some(self.identity.fingerprint)),
+            send_back_addr: multiaddr(arrival.address, None),
+            upgrade: upgrade::accept(arrival, self.mux.clone(), self.identity.clone()).boxed(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mux = self.mux.clone();
+        // Its reading task holds it; without a runtime there is none.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { mux.close().await });
+        }
+    }
+}
+
+impl Transport for Direct {
+    type Output = upgrade::Upgraded;
     type Error = io::Error;
-    type ListenerUpgrade = <Boxed<Connection> as Transport>::ListenerUpgrade;
-    type Dial = <Boxed<Connection> as Transport>::Dial;
+    type ListenerUpgrade = BoxFuture<'static, io::Result<Self::Output>>;
+    type Dial = BoxFuture<'static, io::Result<Self::Output>>;
 
     fn listen_on(
         &mut self,
         id: ListenerId,
         address: Multiaddr,
     ) -> Result<(), TransportError<io::Error>> {
-        self.0.listen_on(id, address)
+        let Some(socket) = listened(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let listener = Listener::new(id, socket, self.identity.clone());
+        self.listeners.push(listener.map_err(TransportError::Other)?);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+        Ok(())
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.0.remove_listener(id)
+        let before = self.listeners.len();
+        self.listeners.retain(|listener| listener.id != id);
+        self.listeners.len() < before
     }
 
     fn dial(
@@ -76,239 +209,35 @@ impl Transport for ListenOnly {
         Err(TransportError::MultiaddrNotSupported(address))
     }
 
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-/// A connection all of whose streams flush.
-struct Flushing<C>(C);
-
-impl<C: StreamMuxer + Unpin> StreamMuxer for Flushing<C>
-where
-    C::Substream: Unpin,
-{
-    type Substream = FlushedStream<C::Substream>;
-    type Error = C::Error;
-
-    fn poll_inbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        Pin::new(&mut self.0).poll_inbound(cx).map_ok(FlushedStream)
-    }
-
-    fn poll_outbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        Pin::new(&mut self.0).poll_outbound(cx).map_ok(FlushedStream)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Pin::new(&mut self.0).poll_close(cx)
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
-        Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-/// A connection that is closed when it is dropped.
-struct Closing<C: StreamMuxer + Unpin + Send + 'static>(Option<C>);
-
-impl<C: StreamMuxer + Unpin + Send + 'static> Closing<C> {
-    const fn new(connection: C) -> Self {
-        Self(Some(connection))
-    }
-
-    /// The connection; none only while it is dropped.
-    fn with<T>(&mut self, poll: impl FnOnce(Pin<&mut C>) -> Poll<T>) -> Poll<T> {
-        self.0.as_mut().map_or(Poll::Pending, |connection| poll(Pin::new(connection)))
-    }
-}
-
-impl<C: StreamMuxer + Unpin + Send + 'static> StreamMuxer for Closing<C> {
-    type Substream = C::Substream;
-    type Error = C::Error;
-
-    fn poll_inbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        self.with(|connection| connection.poll_inbound(cx))
-    }
-
-    fn poll_outbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        self.with(|connection| connection.poll_outbound(cx))
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.with(|connection| connection.poll_close(cx))
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
-        self.with(|connection| connection.poll(cx))
-    }
-}
-
-impl<C: StreamMuxer + Unpin + Send + 'static> Drop for Closing<C> {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.0.take() else { return };
-        // Without a runtime the process is about to end.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let close = poll_fn(|cx| Pin::new(&mut connection).poll_close(cx).map(drop));
-            // Closed or not: nobody is left to be told.
-            let _ = tokio::time::timeout(WEBRTC_CLOSE_TIMEOUT, close).await;
-        });
-    }
-}
-
-/// A stream that writes at most a frame, and only once the one before is flushed.
-struct FlushedStream<S>(S);
-
-impl<S: AsyncRead + Unpin> AsyncRead for FlushedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for FlushedStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(Pin::new(&mut self.0).poll_flush(cx))?;
-        let frame = &buf[..buf.len().min(WEBRTC_WRITE_BYTES_MAX)];
-        Pin::new(&mut self.0).poll_write(cx, frame)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use futures::executor::block_on;
-
-    use super::*;
-
-    /// Counts what waits unflushed, as the data channel below would see it.
-    #[derive(Default)]
-    struct Channel {
-        waiting: usize,
-        messages: Vec<usize>,
-    }
-
-    impl AsyncWrite for Channel {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            self.waiting += buf.len();
-            Poll::Ready(Ok(buf.len()))
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            let waiting = std::mem::take(&mut self.waiting);
-            if waiting > 0 {
-                self.messages.push(waiting);
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Event> {
+        for listener in &mut self.listeners {
+            if let Poll::Ready(event) = listener.poll(cx) {
+                return Poll::Ready(event);
             }
-            Poll::Ready(Ok(()))
         }
-
-        fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.poll_flush(cx)
-        }
+        self.waiting = Some(cx.waker().clone());
+        Poll::Pending
     }
+}
 
-    #[test]
-    fn no_message_is_ever_longer_than_a_frame() {
-        let mut stream = FlushedStream(Channel::default());
-        let data = vec![7; 3 * WEBRTC_WRITE_BYTES_MAX + 5];
-        let mut left = &data[..];
-        while !left.is_empty() {
-            let write = poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, left));
-            left = &left[block_on(write).unwrap()..];
-        }
-        block_on(poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx))).unwrap();
-        let frame = WEBRTC_WRITE_BYTES_MAX;
-        assert_eq!(stream.0.messages, [frame, frame, frame, 5]);
-    }
+fn listened(address: &Multiaddr) -> Option<SocketAddr> {
+    let parts: Vec<_> = address.iter().collect();
+    let [host, Protocol::Udp(port), Protocol::WebRTCDirect] = &parts[..] else { return None };
+    let ip = match host {
+        Protocol::Ip4(ip) => IpAddr::from(*ip),
+        Protocol::Ip6(ip) => IpAddr::from(*ip),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, *port))
+}
 
-    /// Says when it is closed.
-    struct Muxer(Option<tokio::sync::oneshot::Sender<()>>);
-
-    impl StreamMuxer for Muxer {
-        type Substream = futures::io::Cursor<Vec<u8>>;
-        type Error = io::Error;
-
-        fn poll_inbound(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<io::Result<Self::Substream>> {
-            Poll::Pending
-        }
-
-        fn poll_outbound(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<io::Result<Self::Substream>> {
-            Poll::Pending
-        }
-
-        fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            if let Some(closed) = self.0.take() {
-                closed.send(()).unwrap();
-            }
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<StreamMuxerEvent>> {
-            Poll::Pending
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_is_dropped_is_closed() {
-        let (closed, is_closed) = tokio::sync::oneshot::channel();
-        drop(Closing::new(Muxer(Some(closed))));
-        is_closed.await.unwrap();
-    }
-
-    #[test]
-    fn a_certificate_survives_its_text_and_a_damaged_one_is_refused() {
-        let pem = generate_certificate().unwrap();
-        let keys = crate::ids::keypair([3; 32]);
-        assert!(listener(&keys, Some(&pem)).is_ok());
-        assert_ne!(pem, generate_certificate().unwrap());
-        let damaged = pem.replace("CERTIFICATE", "TESTIMONIAL");
-        let error = listener(&keys, Some(&damaged)).err().unwrap().to_string();
-        assert!(error.contains("WebRTC certificate"), "{error}");
-        assert!(listener(&keys, Some("")).is_err());
+fn multiaddr(address: SocketAddr, fingerprint: Option<Fingerprint>) -> Multiaddr {
+    let plain = Multiaddr::empty()
+        .with(address.ip().into())
+        .with(Protocol::Udp(address.port()))
+        .with(Protocol::WebRTCDirect);
+    match fingerprint {
+        Some(fingerprint) => plain.with(Protocol::Certhash(fingerprint.to_multihash())),
+        None => plain,
     }
 }

@@ -1,0 +1,226 @@
+//! One browser's connection: streams over data channels, and its end.
+//!
+//! Its parts hold each other, and only closing lets go of them: whoever drops a connection, or
+//! gives it up half-way, closes it. When the browser closes, the association under the data
+//! channels ends, which nothing above is told; so one channel that exists on this side only is
+//! read all the time, and that read ends with the association.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use libp2p_webrtc_utils::{DropListener, MAX_MSG_LEN, Stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+use webrtc::data::data_channel::{DataChannel, PollDataChannel};
+use webrtc::data_channel::RTCDataChannel;
+use webrtc::data_channel::data_channel_init::RTCDataChannelInit;
+use webrtc::peer_connection::RTCPeerConnection;
+use webrtc::peer_connection::peer_connection_state::RTCPeerConnectionState as State;
+
+use super::flush::FlushedStream;
+use super::visitors::Visit;
+use crate::options::{WEBRTC_CLOSE_TIMEOUT, WEBRTC_OPENED_MAX};
+
+/// The channel that only this side has: above all numbers that a browser gives.
+const WATCH_CHANNEL: u16 = 65_534;
+
+type Channel = Compat<PollDataChannel>;
+
+/// A connection of the library that is closed when nobody holds it any more; then its
+/// visitor has left.
+pub(crate) struct Held {
+    connection: Arc<RTCPeerConnection>,
+    visit: Option<Visit>,
+}
+
+impl Held {
+    pub(crate) fn new(connection: RTCPeerConnection, visit: Visit) -> Self {
+        Self { connection: Arc::new(connection), visit: Some(visit) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (connection, visit) = (self.connection.clone(), self.visit.take());
+        runtime.spawn(async move {
+            // Closed or not: nobody is left to be told.
+            let _ = timeout(WEBRTC_CLOSE_TIMEOUT, connection.close()).await;
+            drop(visit);
+        });
+    }
+}
+
+/// Gives the channel to `take` once it is open. The channel must be kept by its connection.
+fn once_open(
+    channel: &Arc<RTCDataChannel>,
+    take: impl FnOnce(Arc<DataChannel>) + Send + Sync + 'static,
+) {
+    let channel_of = Arc::downgrade(channel);
+    channel.on_open(Box::new(move || {
+        Box::pin(async move {
+            let Some(channel) = channel_of.upgrade() else { return };
+            match channel.detach().await {
+                Ok(channel) => take(channel),
+                Err(error) => tracing::debug!(%error, "a data channel"),
+            }
+        })
+    }));
+}
+
+/// Opens a channel; what comes of it ends with an error if the connection closes before.
+/// With a number nothing is said to the browser.
+pub(crate) async fn open(
+    connection: &RTCPeerConnection,
+    number: Option<u16>,
+) -> io::Result<oneshot::Receiver<Arc<DataChannel>>> {
+    let options = RTCDataChannelInit { negotiated: number, ..RTCDataChannelInit::default() };
+    let channel = connection.create_data_channel("", number.map(|_| options)).await;
+    let channel = channel.map_err(io::Error::other)?;
+    let (opened, is_open) = oneshot::channel();
+    // Whoever no longer waits has closed the connection.
+    once_open(&channel, |channel| drop(opened.send(channel)));
+    Ok(is_open)
+}
+
+pub(crate) fn stream(channel: Arc<DataChannel>) -> (Stream<Channel>, DropListener<Channel>) {
+    let mut channel = PollDataChannel::new(channel);
+    channel.set_read_buf_capacity(MAX_MSG_LEN);
+    Stream::new(channel.compat())
+}
+
+pub(crate) struct Connection {
+    incoming: mpsc::Receiver<Arc<DataChannel>>,
+    opening: Option<BoxFuture<'static, io::Result<Arc<DataChannel>>>>,
+    closing: Option<BoxFuture<'static, ()>>,
+    /// Ends when the connection has.
+    ended: BoxFuture<'static, ()>,
+    /// They tell the browser of streams that were dropped.
+    dropped: FuturesUnordered<DropListener<Channel>>,
+    /// To be told of the first of them.
+    waiting: Option<Waker>,
+    held: Held,
+}
+
+impl Connection {
+    /// Before the connection is made, so that no channel and no end is missed.
+    pub(crate) async fn watch(held: Held) -> io::Result<Self> {
+        let (opened, incoming) = mpsc::channel(WEBRTC_OPENED_MAX);
+        held.connection.on_data_channel(Box::new(move |channel| {
+            let opened = opened.clone();
+            once_open(&channel, move |channel| {
+                // More than may wait: this one is refused.
+                if let Err(refused) = opened.try_send(channel) {
+                    tokio::spawn(async move { refused.into_inner().close().await });
+                }
+            });
+            async {}.boxed()
+        }));
+        let (failed, has_failed) = oneshot::channel();
+        let mut failed = Some(failed);
+        held.connection.on_peer_connection_state_change(Box::new(move |state| {
+            if matches!(state, State::Failed | State::Closed)
+                && let Some(failed) = failed.take()
+            {
+                // Whoever does not listen knows.
+                let _ = failed.send(());
+            }
+            async {}.boxed()
+        }));
+        let watched = open(&held.connection, Some(WATCH_CHANNEL)).await?;
+        let association = async move {
+            if let Ok(channel) = watched.await {
+                // Nothing is ever sent on it, so any outcome is the end.
+                let _ = channel.read(&mut [0]).await;
+            }
+        };
+        let ended = async move {
+            tokio::select! {
+                () = association => {}
+                _ = has_failed => {}
+            }
+        };
+        Ok(Self {
+            incoming,
+            opening: None,
+            closing: None,
+            ended: ended.boxed(),
+            dropped: FuturesUnordered::new(),
+            waiting: None,
+            held,
+        })
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<RTCPeerConnection> {
+        &self.held.connection
+    }
+
+    fn substream(&mut self, channel: Arc<DataChannel>) -> FlushedStream<Stream<Channel>> {
+        let (stream, dropped) = stream(channel);
+        self.dropped.push(dropped);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+        FlushedStream(stream)
+    }
+}
+
+fn ended() -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
+}
+
+impl StreamMuxer for Connection {
+    type Substream = FlushedStream<Stream<Channel>>;
+    type Error = io::Error;
+
+    fn poll_inbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Self::Substream>> {
+        let channel = ready!(self.incoming.poll_recv(cx)).ok_or_else(ended)?;
+        Poll::Ready(Ok(self.substream(channel)))
+    }
+
+    fn poll_outbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Self::Substream>> {
+        let connection = self.inner().clone();
+        let opening = self.opening.get_or_insert_with(|| {
+            async move { open(&connection, None).await?.await.map_err(|_| ended()) }.boxed()
+        });
+        let channel = ready!(opening.poll_unpin(cx));
+        self.opening = None;
+        Poll::Ready(channel.map(|channel| self.substream(channel)))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let connection = self.inner().clone();
+        let closing = self.closing.get_or_insert_with(|| {
+            // An error tells of a part that was closed already.
+            async move { drop(timeout(WEBRTC_CLOSE_TIMEOUT, connection.close()).await) }.boxed()
+        });
+        ready!(closing.poll_unpin(cx));
+        self.closing = Some(std::future::ready(()).boxed());
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<StreamMuxerEvent>> {
+        if self.ended.poll_unpin(cx).is_ready() {
+            self.ended = std::future::ready(()).boxed();
+            return Poll::Ready(Err(ended()));
+        }
+        // A stream's reset that cannot be sent concerns nobody but its browser.
+        while let Poll::Ready(Some(_)) = self.dropped.poll_next_unpin(cx) {}
+        self.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}

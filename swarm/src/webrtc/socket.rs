@@ -1,0 +1,95 @@
+//! The UDP socket under a listener: it carries the packets of all its connections, and tells of
+//! browsers that were not seen before. It answers nobody: that is for the connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use webrtc::util::{Conn, Error};
+
+use super::visitors::{Visit, Visitors, name};
+
+/// A browser that asks for a connection.
+pub(crate) struct Arrival {
+    pub(crate) address: SocketAddr,
+    pub(crate) visit: Visit,
+}
+
+/// After a failed read, so that a socket that keeps failing does not keep a core busy.
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub(crate) struct Socket {
+    pub(crate) socket: UdpSocket,
+    pub(crate) visitors: Arc<Mutex<Visitors>>,
+    pub(crate) arrivals: mpsc::Sender<Arrival>,
+}
+
+impl Socket {
+    fn notice(&self, packet: &[u8], address: SocketAddr) {
+        let Some(name) = name(packet) else { return };
+        // Where too many wait, it is left to knock again.
+        let Ok(place) = self.arrivals.try_reserve() else { return };
+        if let Some(visit) = Visit::begin(&self.visitors, name) {
+            place.send(Arrival { address, visit });
+        }
+    }
+}
+
+fn nowhere<T>() -> Result<T, Error> {
+    Err(io::Error::from(io::ErrorKind::NotConnected).into())
+}
+
+#[async_trait]
+impl Conn for Socket {
+    async fn connect(&self, _: SocketAddr) -> Result<(), Error> {
+        nowhere()
+    }
+
+    async fn recv(&self, _: &mut [u8]) -> Result<usize, Error> {
+        nowhere()
+    }
+
+    async fn recv_from(&self, buf: &mut [u8]) -> Result<(usize, SocketAddr), Error> {
+        loop {
+            match self.socket.recv_from(buf).await {
+                Ok((length, address)) => {
+                    self.notice(&buf[..length], address);
+                    return Ok((length, address));
+                }
+                // It concerns one packet, and the reader would take it for the socket's end.
+                Err(error) => {
+                    tracing::debug!(%error, "a WebRTC socket");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, _: &[u8]) -> Result<usize, Error> {
+        nowhere()
+    }
+
+    async fn send_to(&self, buf: &[u8], target: SocketAddr) -> Result<usize, Error> {
+        Ok(self.socket.send_to(buf, target).await?)
+    }
+
+    fn local_addr(&self) -> Result<SocketAddr, Error> {
+        Ok(self.socket.local_addr()?)
+    }
+
+    fn remote_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn as_any(&self) -> &(dyn std::any::Any + Send + Sync) {
+        self
+    }
+}
