@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use super::args::BackendChoice;
-use super::generation;
+use super::{generation, memory};
 use crate::infer::generate::GenerateOptions;
 use crate::infer::model::Model;
 use crate::infer::reader::WeightReader;
@@ -207,6 +207,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 
     fn load(&self, job: &Job, tokenizer: Tokenizer, context: usize) -> anyhow::Result<Loaded> {
+        memory::use_small_pages(false);
         let reader = WeightReader::new(job.reader.clone(), job.runtime.clone());
         let model = Model::open(Manifest::clone(&job.manifest), reader)?;
         let device = generation::device(self.backend)?;

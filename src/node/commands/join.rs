@@ -8,10 +8,12 @@ use crate::node::args::JoinArgs;
 use crate::node::config::Config;
 use crate::node::control::ControlServer;
 use crate::node::events::NodeEvent;
+use crate::node::memory;
 use crate::node::service::Service;
 
 pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let config = Config::for_join(args)?;
+    memory::use_small_pages(true);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
