@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes every target, or those named: fuzz/run.sh [SECONDS] [TARGET]...
 # Needs a nightly toolchain and cargo-fuzz. Begins with the samples of tests/hostile.
+# With RUSTC_BOOTSTRAP=1 the default toolchain does as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -8,9 +9,11 @@ targets=("${@:2}")
 if ((${#targets[@]} == 0)); then
     mapfile -t targets < <(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2)
 fi
+toolchain=(+nightly)
+if [ -n "${RUSTC_BOOTSTRAP:-}" ]; then toolchain=(); fi
 # The versions that the node is built with.
 cp Cargo.lock fuzz/Cargo.lock
 DOPPLER_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test --release --workspace --locked --test hostile mutate
 for target in "${targets[@]}"; do
-    cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -print_final_stats=1
+    cargo "${toolchain[@]}" fuzz run "$target" -- -max_total_time="$seconds" -print_final_stats=1
 done

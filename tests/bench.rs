@@ -116,17 +116,25 @@ fn paging_compares_policies_with_all_resident() {
         let paging = json(&[&args[..], &more].concat());
         machine(&paging, backend);
         assert_eq!((number(&paging, "/slots"), number(&paging, "/experts")), (16.0, 32.0));
-        // Before the first run and after each of both policies' two.
-        summary(&paging, "/resident/tok_s", 5);
+        // A device that guesses has a session more for each policy, which does not.
+        let guesses: &[bool] = if backend == "cpu" { &[true, false] } else { &[false] };
+        let policies = ["lru", "lfu"].into_iter();
+        let sides: Vec<_> = policies.flat_map(|p| guesses.iter().map(move |g| (p, *g))).collect();
+        // Before the first run and after each session's two.
+        summary(&paging, "/resident/tok_s", 1 + 2 * sides.len());
         assert_eq!(number(&paging, "/resident/hit_percent"), 100.0);
-        for (at, policy) in ["lru", "lfu"].iter().enumerate() {
-            let side = &paging["paged"][at];
-            assert_eq!(side["policy"], *policy);
+        assert_eq!(paging["paged"].as_array().unwrap().len(), sides.len());
+        for (side, (policy, ahead)) in paging["paged"].as_array().unwrap().iter().zip(sides) {
+            assert_eq!((&side["policy"], &side["read_ahead"]), (&policy.into(), &ahead.into()));
             for path in ["/tok_s", "/of_resident", "/bound_tok_s", "/of_bound"] {
                 summary(side, path, 2);
             }
             let pager = &side["pager"];
             assert_eq!((number(pager, "/demands"), hits(pager)), (16.0 * 8.0, 16.0 * 8.0));
+            let read_ahead = number(pager, "/read_ahead");
+            assert!(
+                number(pager, "/read_ahead_used") <= read_ahead && (ahead || read_ahead == 0.0)
+            );
             let misses = hits(pager) - number(pager, "/hits/vram");
             assert!(
                 misses > 0.0 && number(pager, "/hits/disk") + number(pager, "/hits/ram") == misses,

@@ -1,3 +1,5 @@
+//! Whole connections on loopback, by a browser made of the same library: nothing is left of those that end.
+
 use std::future::poll_fn;
 use std::time::Duration;
 
