@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes every target, or those named: fuzz/run.sh [SECONDS] [TARGET]...
-# Needs a nightly toolchain and cargo-fuzz. Begins with the samples of tests/hostile.
+# Needs a nightly toolchain and cargo-fuzz. Begins with the samples of tests/parts/hostile.
 # With RUSTC_BOOTSTRAP=1 the default toolchain does as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ toolchain=(+nightly)
 if [ -n "${RUSTC_BOOTSTRAP:-}" ]; then toolchain=(); fi
 # The versions that the node is built with.
 cp Cargo.lock fuzz/Cargo.lock
-DOPPLER_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test --release --workspace --locked --test hostile mutate
+DOPPLER_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test --release --workspace --locked --test parts hostile::mutate
 for target in "${targets[@]}"; do
     cargo "${toolchain[@]}" fuzz run "$target" -- -max_total_time="$seconds" -print_final_stats=1
 done

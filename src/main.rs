@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    doppler_node::node::main()
+    doppler_node_lib::main()
 }

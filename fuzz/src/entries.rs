@@ -9,12 +9,12 @@ use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
-use doppler_node::store::groups::Groups;
-use doppler_node::store::verified::{self, Outboard};
-use doppler_node::store::{ByteRange, Manifest, ShardId};
-use doppler_node::wire::{
+use doppler_mesh::wire::{
     BODY_BYTES_MAX, ENVELOPE_BYTES_MAX, Envelope, FRAME_BYTES_MAX, ShardReply, ShardRequest,
 };
+use doppler_store::groups::Groups;
+use doppler_store::verified::{self, Outboard};
+use doppler_store::{ByteRange, Manifest, ShardId};
 use doppler_swarm::{Address, KEY_PROTOCOL, PeerId, Side, SwarmKey, prove_key};
 use futures::{AsyncRead, AsyncWrite};
 

@@ -9,7 +9,7 @@
 use super::graph::MoeId;
 use super::model::MoeLayer;
 use super::reader::{Reading, WeightReader};
-use crate::store::Priority;
+use doppler_store::Priority;
 
 /// More than a token chooses in two layers of most models.
 const AHEAD_BYTES_MAX: usize = 384 << 20;
@@ -98,7 +98,7 @@ mod tests {
 
     use super::super::testing;
     use super::*;
-    use crate::store::DType;
+    use doppler_store::DType;
 
     #[test]
     fn experts_are_read_only_while_guesses_are_worth_it() {

@@ -3,7 +3,7 @@
 
 use super::backend::BackendError;
 use super::sampler::SamplerError;
-use crate::store::ReadError;
+use doppler_store::ReadError;
 
 /// Why a session could not be made or a step not done.
 #[derive(Debug, thiserror::Error)]

@@ -14,8 +14,8 @@ use super::session::{Session, SessionOptions};
 use super::slots::SlotBudget;
 use super::testing::{checkpoint, runtime};
 use super::tokenizer::Tokenizer;
-use crate::store::DType;
-use crate::testing::shared;
+use doppler_store::DType;
+use doppler_testing::shared;
 
 /// A checkpoint converted in memory, as `run` does with a Hugging Face directory.
 fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Model {
@@ -34,7 +34,7 @@ fn agrees(name: &str, model: &Model, batch: usize, slots: SlotBudget) {
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
         println!("{name}, batch {batch}, {slots:?}, {kv:?}: {report:?}");
-        assert!(report.passes(crate::infer::check::REL_MAX), "{name}, {batch}, {kv:?}: {report:?}");
+        assert!(report.passes(crate::check::REL_MAX), "{name}, {batch}, {kv:?}: {report:?}");
     }
 }
 

@@ -5,7 +5,7 @@
 //! sequence (decode: one token). Activations are f32, row-major `[rows, width]`.
 //! Indices into the graph's tables are newtypes; a graph is immutable once built.
 
-use crate::store::DType;
+use doppler_store::DType;
 
 /// Index into [`Graph::buffers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

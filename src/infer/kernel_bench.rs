@@ -208,8 +208,8 @@ fn experts(layout: &ExpertLayout, top_k: usize, activation: Activation, copies: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::cpu::CpuDevice;
-    use crate::store::DType;
+    use crate::cpu::CpuDevice;
+    use doppler_store::DType;
 
     fn matrix(dtype: DType, rows: usize, cols: usize, offset: usize) -> MatrixSpec {
         MatrixSpec { dtype, rows, cols, offset }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::families::{self, FamilyError, Spec};
 use super::graph::{ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe};
 use super::reader::{Piece, WeightReader};
-use crate::store::manifest::TensorEntry;
-use crate::store::{Manifest, ManifestError};
+use doppler_store::manifest::TensorEntry;
+use doppler_store::{Manifest, ManifestError};
 
 /// Bytes that may lie unused between an expert's tensors: alignment, no more.
 const EXPERT_GAP_MAX: u64 = 16 * 1024;

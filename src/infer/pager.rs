@@ -15,7 +15,7 @@ use super::reader::{Run, WeightReader};
 use super::residency::{ExpertKey, Residency};
 use super::slots::SlotPlan;
 use super::trace::Trace;
-use crate::store::{PolicyKind, Tier};
+use doppler_store::{PolicyKind, Tier};
 
 /// Experts served, by where they were when they were needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

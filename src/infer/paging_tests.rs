@@ -15,7 +15,7 @@ use super::pager::Pager;
 use super::session::{Session, SessionOptions};
 use super::slots::{SlotBudget, SlotPlan};
 use super::testing;
-use crate::store::{DType, PolicyKind, ReadError};
+use doppler_store::{DType, PolicyKind, ReadError};
 
 /// 3 sparse layers of 12 experts, top 3, and a dense layer: odd on purpose.
 fn config() -> Value {

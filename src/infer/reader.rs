@@ -14,7 +14,7 @@ use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::store::{
+use doppler_store::{
     ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
 };
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use super::backend::Slot;
 use super::graph::MoeId;
-use crate::store::policy::Policy;
+use doppler_store::policy::Policy;
 
 /// One expert of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -203,7 +203,7 @@ impl Class {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::PolicyKind;
+    use doppler_store::PolicyKind;
 
     const LAYER: MoeId = MoeId(0);
 

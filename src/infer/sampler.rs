@@ -152,7 +152,7 @@ pub fn greedy(logits: &[f32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::odds::{NEVER, Ruler, below, enough, weight};
+    use crate::odds::{NEVER, Ruler, below, enough, weight};
 
     fn draws(options: SamplerOptions, logits: &[f32], n: usize) -> Vec<usize> {
         let mut sampler = Sampler::new(options).unwrap();

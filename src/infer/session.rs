@@ -20,7 +20,7 @@ use super::reader::Run;
 use super::sampler::Sampler;
 use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
-use crate::store::PolicyKind;
+use doppler_store::PolicyKind;
 
 /// Sizes chosen when a session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

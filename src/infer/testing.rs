@@ -16,9 +16,9 @@ use super::families;
 use super::model::Model;
 use super::quant::quantize;
 use super::reader::WeightReader;
-use crate::store::manifest::{HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span};
-use crate::store::manifest::{TensorEntry, Tensors};
-use crate::store::{
+use doppler_store::manifest::{HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span};
+use doppler_store::manifest::{TensorEntry, Tensors};
+use doppler_store::{
     DType, Found, Manifest, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
 };
 

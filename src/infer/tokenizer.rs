@@ -273,7 +273,7 @@ mod tests {
             bytes_tokenizer().encode(&"a".repeat(PROMPT_BYTES_MAX + 1)),
             Err(TokenizerError::TooLong(_))
         ));
-        let Some(file) = crate::testing::shared("models/tiny-mixtral/tokenizer.json") else {
+        let Some(file) = doppler_testing::shared("models/tiny-mixtral/tokenizer.json") else {
             return;
         };
         let bytes = std::fs::read(file).unwrap();

@@ -17,10 +17,10 @@ use super::gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
 use super::options::{OWN_PARTS_MAX, Timing};
 use super::reputation::Conduct;
 use super::state::Shared;
-use crate::store::groups::Chunks;
-use crate::store::signature::SignedModel;
-use crate::store::{ShardId, ShardServe};
 use crate::wire::{Envelope, Holdings};
+use doppler_store::groups::Chunks;
+use doppler_store::signature::SignedModel;
+use doppler_store::{ShardId, ShardServe};
 
 /// What is held in part.
 type Parts = BTreeMap<ShardId, Chunks>;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::options::ANNOUNCEMENTS_MAX;
-use crate::store::signature::{PublicKey, SignatureError, SignedModel};
-use crate::store::{ModelId, ShardId};
+use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
+use doppler_store::{ModelId, ShardId};
 
 /// What hearing an announcement led to.
 #[derive(Debug, Clone, PartialEq, Eq)]

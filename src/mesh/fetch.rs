@@ -23,9 +23,9 @@ use super::reputation::Conduct;
 use super::scheduler::{Ask, Ended, Outcome, ReadId, RequestId};
 use super::shard_client::{Client, Failure, FailureKind, Order, RELAYED};
 use super::state::{Holders, Shared};
-use crate::store::verified::{Decoder, GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
-use crate::store::{ByteRange, ReadError, ReadRequest};
 use crate::wire::ShardRequest;
+use doppler_store::verified::{Decoder, GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
+use doppler_store::{ByteRange, ReadError, ReadRequest};
 
 /// What every read needs; shared by all of them.
 pub(super) struct Fetcher {

@@ -165,9 +165,9 @@ fn worth_saying(addresses: &[Address]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ModelId;
-    use crate::store::groups::Chunks;
     use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX, PartHoldings};
+    use doppler_store::ModelId;
+    use doppler_store::groups::Chunks;
 
     #[test]
     fn changes_settle_and_rounds_come_round() {

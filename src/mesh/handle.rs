@@ -23,10 +23,10 @@ use super::options::{
 use super::shard_client::Client;
 use super::shard_server::Server;
 use super::state::{Counts, Load, Shared, Traffic};
-use crate::store::groups::Chunks;
-use crate::store::signature::SignedModel;
-use crate::store::verified::VerifiedRange;
-use crate::store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
+use doppler_store::groups::Chunks;
+use doppler_store::signature::SignedModel;
+use doppler_store::verified::VerifiedRange;
+use doppler_store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
 
 /// How long starting waits for an address of every transport that it listens on.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +105,7 @@ pub struct Stats {
 }
 
 impl Mesh {
+    // Long: wires the parts once, each after those that it needs.
     /// Starts a node of a swarm: returns once it listens (if it was told to).
     /// `serve` is what it offers to its peers.
     pub async fn start(

@@ -18,9 +18,9 @@ use std::time::Instant;
 use doppler_swarm::{Address, PeerId};
 
 use super::options::{MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX, MeshError};
-use crate::store::groups::Chunks;
-use crate::store::{ModelId, ShardId};
 use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
+use doppler_store::groups::Chunks;
+use doppler_store::{ModelId, ShardId};
 
 /// What a holdings message changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

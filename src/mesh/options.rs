@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use doppler_swarm::{Address, RelayMode, SwarmError, SwarmKey};
 
-use crate::store::signature::SignatureError;
+use doppler_store::signature::SignatureError;
 
 /// How to start a mesh.
 #[derive(Clone)]

@@ -24,9 +24,9 @@ use super::options::{
     READS_MAX, REQUEST_BYTES_MIN, REQUEST_TIME, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
     REQUESTS_UNMEASURED_MAX, RETRY_FIRST, RETRY_MAX, STARTED_MAX,
 };
-use crate::store::groups::Chunks;
-use crate::store::verified::{GROUP_BYTES, SERVE_BYTES_MAX};
-use crate::store::{ByteRange, Priority, ReadRequest, ShardId};
+use doppler_store::groups::Chunks;
+use doppler_store::verified::{GROUP_BYTES, SERVE_BYTES_MAX};
+use doppler_store::{ByteRange, Priority, ReadRequest, ShardId};
 
 pub(super) type ReadId = u64;
 pub(super) type RequestId = u64;

@@ -22,8 +22,8 @@ use super::options::{
     SHARD_PROTOCOL,
 };
 use super::reputation::Conduct;
-use crate::store::verified::{DecodeError, Decoder, Piece};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
+use doppler_store::verified::{DecodeError, Decoder, Piece};
 
 /// Said of a peer that only a relay leads to.
 pub(super) const RELAYED: &str = "is reached only through a relay, which carries no shards";

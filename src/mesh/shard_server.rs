@@ -23,9 +23,9 @@ use super::options::{
     RELAYED_MANIFEST_BYTES_MAX, SLOT_WAIT, STREAMS_MAX, STREAMS_PER_PEER_MAX, WRITE_BYTES,
 };
 use super::state::Shared;
-use crate::store::verified::GROUP_BYTES;
-use crate::store::{Priority, ReadError, Served, ShardServe};
 use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
+use doppler_store::verified::GROUP_BYTES;
+use doppler_store::{Priority, ReadError, Served, ShardServe};
 
 /// A peer with open streams.
 struct Guest {

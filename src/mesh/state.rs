@@ -20,10 +20,10 @@ use super::options::{
 };
 use super::reputation::{Conduct, Reputation};
 use super::scheduler::{Ask, Holder, Outcome, ReadId, Scheduler};
-use crate::store::groups::Chunks;
-use crate::store::signature::SignedModel;
-use crate::store::{ModelId, ShardId};
 use crate::wire::{ModelHoldings, PartHoldings};
+use doppler_store::groups::Chunks;
+use doppler_store::signature::SignedModel;
+use doppler_store::{ModelId, ShardId};
 
 /// Bytes of objects exchanged with one peer; kept after it has gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
-use crate::mesh::{Address, PeerId};
+use doppler_mesh::{Address, PeerId};
 
 /// Peers kept; the one not met for longest gives way.
 const PEERS_MAX: usize = 64;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::trust::Untrusted;
-use crate::infer::generate::StopReason;
-use crate::infer::sampler::SamplerOptions;
-use crate::mesh::{Load, Path, Reach, Verdict};
-use crate::store::signature::PublicKey;
-use crate::store::{ByteRange, ShardId};
+use doppler_infer::generate::StopReason;
+use doppler_infer::sampler::SamplerOptions;
+use doppler_mesh::{Load, Path, Reach, Verdict};
+use doppler_store::signature::PublicKey;
+use doppler_store::{ByteRange, ShardId};
 
 /// How a running node is found: written to `control.json` in its data directory, mode 0600.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -333,7 +333,7 @@ pub struct TargetReply {
     pub shared: usize,
 }
 
-/// `POST /v1/store/gc`; answered by [`crate::store::Collected`].
+/// `POST /v1/store/gc`; answered by [`doppler_store::Collected`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct GcRequest {
     /// Bytes that may stay; the node's own budget when absent.

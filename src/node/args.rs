@@ -9,10 +9,10 @@ pub use super::args_measure::*;
 use super::memory;
 use super::size::{ByteRate, ByteSize};
 use super::trust::TrustPolicy;
-use crate::infer::slots::SlotBudget;
-use crate::mesh::RelayMode;
-use crate::store::PolicyKind;
-use crate::store::signature::PublicKey;
+use doppler_infer::slots::SlotBudget;
+use doppler_mesh::RelayMode;
+use doppler_store::PolicyKind;
+use doppler_store::signature::PublicKey;
 
 /// Runs models that do not fit the machine: weights are fetched, proved and paged from a swarm.
 #[derive(Debug, Parser)]
@@ -21,7 +21,7 @@ pub struct RawArgs {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log filter, as in RUST_LOG (for example `info` or `doppler_node::mesh=debug`)
+    /// Log filter, as in RUST_LOG (for example `info` or `doppler_mesh=debug`)
     #[arg(long, global = true, env = "DOPPLER_LOG", default_value = "warn", value_name = "FILTER")]
     pub log: String,
 }

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::args::{BackendChoice, BenchStoreArgs, ModelArgs};
 use super::size::ByteSize;
-use crate::infer::trace::ReplayPolicy;
-use crate::store::PolicyKind;
+use doppler_infer::trace::ReplayPolicy;
+use doppler_store::PolicyKind;
 
 #[derive(Debug, Args)]
 pub struct SynthArgs {

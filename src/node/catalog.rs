@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use tokio::sync::watch;
 
-use crate::store::manifest::Manifest;
-use crate::store::signature::SignedModel;
-use crate::store::{ModelId, ShardId};
+use doppler_store::manifest::Manifest;
+use doppler_store::signature::SignedModel;
+use doppler_store::{ModelId, ShardId};
 
 /// Models known at once; a swarm of flooders cannot take more memory than this.
 const MODELS_MAX: usize = 256;

@@ -8,8 +8,8 @@ use anyhow::{Context, bail, ensure};
 
 use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
 use super::trust::TrustPolicy;
-use crate::mesh::{LIMIT_MIN, RelayMode};
-use crate::store::signature::PublicKey;
+use doppler_mesh::{LIMIT_MIN, RelayMode};
+use doppler_store::signature::PublicKey;
 
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
@@ -177,7 +177,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::node::args::{Command, RawArgs};
+    use crate::args::{Command, RawArgs};
 
     fn resolve(extra: &[&str]) -> anyhow::Result<Config> {
         let mut words = vec!["doppler-node", "join", "--data", "/nowhere", "--swarm"];

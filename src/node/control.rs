@@ -33,7 +33,7 @@ use super::gateway::{self, Connections};
 use super::identity::write_private;
 use super::service::Service;
 use super::trust::Untrusted;
-use crate::store::Collected;
+use doppler_store::Collected;
 
 /// A running API server; `stop` ends it and removes `control.json`.
 pub struct ControlServer {

@@ -55,7 +55,7 @@ pub fn extract(dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Manifest;
+    use doppler_store::Manifest;
 
     #[test]
     fn every_file_of_the_manifest_is_embedded_and_matches_its_hash() {

@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use super::args::BackendChoice;
 use super::{generation, memory};
-use crate::infer::generate::GenerateOptions;
-use crate::infer::model::Model;
-use crate::infer::reader::WeightReader;
-use crate::infer::session::{Session, SessionOptions};
-use crate::infer::slots::SlotBudget;
-use crate::infer::tokenizer::Tokenizer;
-use crate::store::manifest::Manifest;
-use crate::store::{ModelId, RangeReader};
+use doppler_infer::generate::GenerateOptions;
+use doppler_infer::model::Model;
+use doppler_infer::reader::WeightReader;
+use doppler_infer::session::{Session, SessionOptions};
+use doppler_infer::slots::SlotBudget;
+use doppler_infer::tokenizer::Tokenizer;
+use doppler_store::manifest::Manifest;
+use doppler_store::{ModelId, RangeReader};
 
 /// Requests waiting for the one running.
 const QUEUE_MAX: usize = 8;

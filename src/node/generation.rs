@@ -6,12 +6,12 @@ use anyhow::ensure;
 
 use super::args::BackendChoice;
 use super::config;
-use crate::infer::backend::Device;
-use crate::infer::cpu::CpuDevice;
-use crate::infer::generate::{GenerateOptions, StopReason};
-use crate::infer::gpu::{AdapterChoice, GpuDevice};
-use crate::infer::session::Session;
-use crate::infer::tokenizer::Tokenizer;
+use doppler_infer::backend::Device;
+use doppler_infer::cpu::CpuDevice;
+use doppler_infer::generate::{GenerateOptions, StopReason};
+use doppler_infer::gpu::{AdapterChoice, GpuDevice};
+use doppler_infer::session::Session;
+use doppler_infer::tokenizer::Tokenizer;
 
 /// The device a choice stands for. `Auto` never picks a software GPU: the CPU
 /// backend is ten times faster than one.
@@ -84,7 +84,7 @@ pub fn generate(
     let mut text = String::new();
     let mut broken = None;
     let generated =
-        crate::infer::generate::generate(session, prompt, options, |session, token| {
+        doppler_infer::generate::generate(session, prompt, options, |session, token| {
             let piece = match stream.push(token) {
                 Ok(piece) => piece,
                 Err(error) => {

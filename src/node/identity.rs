@@ -36,7 +36,7 @@ pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     match fs::read_to_string(&path) {
         Ok(pem) => Ok(pem),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let pem = crate::mesh::generate_certificate()?;
+            let pem = doppler_mesh::generate_certificate()?;
             write_private(&path, pem.as_bytes())?;
             Ok(pem)
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::infer::load::Progress;
+use doppler_infer::load::Progress;
 
 /// A bar over `total` steps with a message at its end.
 pub fn bar(total: u64, what: &'static str) -> ProgressBar {

@@ -27,12 +27,12 @@ use super::identity;
 use super::storage::{self, StoredModel, Target};
 use super::swarm_key;
 use super::trust::{How, TrustStore};
-use crate::mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
-use crate::store::disk::{Brought, Collected, DiskOptions, DiskTier};
-use crate::store::ladder::{Ladder, LadderOptions};
-use crate::store::manifest::Manifest;
-use crate::store::signature::{PublicKey, SignedModel};
-use crate::store::{ModelId, Priority, ReadError, ShardId, ShardServe};
+use doppler_mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
+use doppler_store::disk::{Brought, Collected, DiskOptions, DiskTier};
+use doppler_store::ladder::{Ladder, LadderOptions};
+use doppler_store::manifest::Manifest;
+use doppler_store::signature::{PublicKey, SignedModel};
+use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe};
 
 /// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
 const PULLS_AT_ONCE: usize = 2;
@@ -98,7 +98,7 @@ impl Service {
         options.swarm_key.clone_from(&key);
         if let Some(file) = &config.tls_ca {
             let pem = std::fs::read(file).map_err(|error| error.to_string());
-            let roots = pem.and_then(|pem| crate::mesh::certificates(&pem));
+            let roots = pem.and_then(|pem| doppler_mesh::certificates(&pem));
             options.tls_roots =
                 roots.map_err(|error| anyhow::anyhow!("--tls-ca {}: {error}", file.display()))?;
         }
@@ -555,7 +555,7 @@ async fn open_disk(config: &Config) -> anyhow::Result<Arc<DiskTier>> {
     Ok(Arc::new(disk))
 }
 
-fn addresses(flag: &str, texts: &[String]) -> anyhow::Result<Vec<crate::mesh::Address>> {
+fn addresses(flag: &str, texts: &[String]) -> anyhow::Result<Vec<doppler_mesh::Address>> {
     texts
         .iter()
         .map(|text| text.parse().map_err(|error| anyhow::anyhow!("{flag} {text}: {error}")))

@@ -10,19 +10,19 @@ use super::args::{KvChoice, ModelArgs, Quantize};
 use super::generation;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
-use crate::infer::backend::{Device, KvFormat};
-use crate::infer::load::{
+use doppler_infer::backend::{Device, KvFormat};
+use doppler_infer::load::{
     Arch, MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions, convert,
     synth_manifest,
 };
-use crate::infer::model::Model;
-use crate::infer::reader::WeightReader;
-use crate::infer::session::{Session, SessionOptions};
-use crate::infer::slots::SlotBudget;
-use crate::infer::tokenizer::Tokenizer;
-use crate::store::dir::{DirReader, DirShard};
-use crate::store::manifest::Manifest;
-use crate::store::{PolicyKind, RangeReader};
+use doppler_infer::model::Model;
+use doppler_infer::reader::WeightReader;
+use doppler_infer::session::{Session, SessionOptions};
+use doppler_infer::slots::SlotBudget;
+use doppler_infer::tokenizer::Tokenizer;
+use doppler_store::dir::{DirReader, DirShard};
+use doppler_store::manifest::Manifest;
+use doppler_store::{PolicyKind, RangeReader};
 
 /// A local model, ready for sessions.
 pub struct Opened {

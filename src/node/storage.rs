@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
-use crate::store::disk::{Checkup, DiskTier, ObjectInfo};
-use crate::store::ladder::Ladder;
-use crate::store::manifest::{MANIFEST_BYTES_MAX, Manifest};
-use crate::store::{ByteRange, ModelId, ShardId};
+use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
+use doppler_store::ladder::Ladder;
+use doppler_store::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use doppler_store::{ByteRange, ModelId, ShardId};
 
 /// Digits of an id that are enough to mean it.
 const PREFIX_MIN: usize = 4;

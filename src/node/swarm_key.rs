@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 use super::identity::write_private;
-use crate::mesh::SwarmKey;
+use doppler_mesh::SwarmKey;
 
 /// The longest file that is looked into: the digits, and some white space.
 const FILE_BYTES_MAX: u64 = 256;

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
-use crate::store::signature::PublicKey;
+use doppler_store::signature::PublicKey;
 
 /// Publishers kept.
 pub const TRUSTED_MAX: usize = 1024;

@@ -6,7 +6,7 @@ use super::manifest::{ExpertPart, HashAlgorithm, Role, ShardHash};
 use super::{ByteRange, DType, Manifest, ManifestError, ModelId, ShardId};
 
 fn real(name: &str) -> (Vec<u8>, Manifest) {
-    let path = crate::testing::root().join("tests/data/rdrr").join(name);
+    let path = doppler_testing::root().join("tests/data/rdrr").join(name);
     let bytes = std::fs::read(path.with_extension("manifest.json")).unwrap();
     let manifest = Manifest::parse(&bytes).unwrap();
     (bytes, manifest)

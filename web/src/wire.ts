@@ -1,5 +1,5 @@
 // The messages of proto/gossip.proto and proto/shard.proto, as much of them as a tab says
-// and hears. Refuses what is out of the bounds that src/wire.rs keeps.
+// and hears. Refuses what is out of the bounds that src/mesh/wire.rs keeps.
 
 import { OBJECT_MAX, REQUEST_MAX } from './tree.ts'
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::infer::backend::Bandwidth;
+use crate::backend::Bandwidth;
 
 /// Above any cache.
 const BYTES: usize = 256 << 20;

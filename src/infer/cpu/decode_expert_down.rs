@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 use super::pack::{Packed, packed_words, products};
-use crate::infer::graph::ExpertLayout;
+use crate::graph::ExpertLayout;
 
 /// `result[hidden] += sum of share * (down . inner)` over the choices. `x` is by choice a packed vector (`pack`) of `ff`;
 /// `slots` the experts' stored bytes; `routed` by choice the slot and the share. A halted step's choices are all

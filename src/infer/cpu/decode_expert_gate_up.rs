@@ -3,7 +3,7 @@
 use super::decode_gate_up::decode_gate_up;
 use super::matrix::Matrix;
 use super::pack::packed_words;
-use crate::infer::graph::{Activation, ExpertLayout};
+use crate::graph::{Activation, ExpertLayout};
 
 /// `x` is a packed vector (`pack`) of `hidden`; `slots` the experts' stored bytes; `routed` by choice the slot and the share,
 /// `None` if the step is halted; `packed` by choice a packed vector of `ff`. A choice without a slot

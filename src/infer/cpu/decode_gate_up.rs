@@ -3,7 +3,7 @@
 use super::gated::activate;
 use super::matrix::Matrix;
 use super::pack::{Packed, pack, products};
-use crate::infer::graph::Activation;
+use crate::graph::Activation;
 
 /// `x` is a packed vector (`pack`) of the matrices' columns, `packed` one of their rows.
 pub fn decode_gate_up(

@@ -1,7 +1,7 @@
 //! One token's choice in a layer (as [`route`]), looked up in the tables that say where experts are.
 
 use super::route::route;
-use crate::infer::graph::Scoring;
+use crate::graph::Scoring;
 
 /// What is known of a layer's experts.
 pub struct Places<'a> {

@@ -2,7 +2,7 @@
 
 use super::linear::linear;
 use super::matrix::Matrix;
-use crate::infer::graph::ExpertLayout;
+use crate::graph::ExpertLayout;
 
 /// `inner` is `[n, ff]`; returns `[n, hidden]`.
 pub fn expert_down(inner: &[f32], layout: &ExpertLayout, expert: &[u8]) -> Vec<f32> {

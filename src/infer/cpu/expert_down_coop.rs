@@ -2,7 +2,7 @@
 
 use super::linear_coop::linear_coop;
 use super::matrix::Matrix;
-use crate::infer::graph::ExpertLayout;
+use crate::graph::ExpertLayout;
 
 /// `inner` is `[n, ff]`; returns `[n, hidden]`.
 pub fn expert_down_coop(inner: &[f32], layout: &ExpertLayout, expert: &[u8]) -> Vec<f32> {

@@ -3,7 +3,7 @@
 use super::gated::gated;
 use super::linear::{Product, linears};
 use super::matrix::Matrix;
-use crate::infer::graph::{Activation, ExpertLayout};
+use crate::graph::{Activation, ExpertLayout};
 
 /// `x` is `[n, hidden]`, the tokens that chose this expert; returns `[n, ff]`.
 pub fn expert_gate_up(

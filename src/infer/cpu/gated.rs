@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::infer::graph::Activation;
+use crate::graph::Activation;
 
 /// Elements of one task: fewer are not worth another thread.
 const TASK: usize = 1 << 13;

@@ -12,7 +12,7 @@ use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
 use super::row_dot::eights;
 use super::unpack::{half_at, unpack};
-use crate::store::DType;
+use doppler_store::DType;
 
 /// Weights of a row taken at a time: a multiple of every block length.
 const DEPTH: usize = 256;

@@ -10,7 +10,7 @@
 use super::matrix::Matrix;
 use super::unpack::half_at;
 use super::wide::{self, Wide};
-use crate::store::DType;
+use doppler_store::DType;
 
 /// What these kernels read instead of `x`; empty where no type asks for it.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use crate::infer::backend::KvFormat;
+use crate::backend::KvFormat;
 
 /// One layer's cache, `[kv_heads, context, head_dim]` each: a head's positions lie together.
 #[derive(Debug, Clone, Default)]

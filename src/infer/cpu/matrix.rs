@@ -3,8 +3,8 @@
 //! Weights stay in their stored format in memory; nothing here keeps an f32 copy.
 
 use super::unpack::unpack;
-use crate::infer::graph::MatrixSpec;
-use crate::store::DType;
+use crate::graph::MatrixSpec;
+use doppler_store::DType;
 
 /// A matrix over stored bytes.
 #[derive(Debug, Clone, Copy)]

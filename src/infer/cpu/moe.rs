@@ -10,8 +10,8 @@ use super::expert_down::expert_down;
 use super::expert_gate_up::expert_gate_up;
 use super::expert_sum::expert_sum;
 use super::route::route;
-use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
-use crate::infer::graph::{ExpertLayout, Moe, Scoring};
+use crate::backend::{BackendError, Result, Slot, SlotClass};
+use crate::graph::{ExpertLayout, Moe, Scoring};
 
 /// Below this many multiplications in each of an expert's matrices, over all pairs,
 /// waking another thread costs more than it saves.

@@ -16,7 +16,7 @@
 //! | 32 p | the elements as f32, in order; zeros past the last |
 
 use super::matrix::Matrix;
-use crate::store::DType;
+use doppler_store::DType;
 
 /// Elements that share a scale.
 pub const SIXTEEN: usize = 16;

@@ -2,7 +2,7 @@
 //!
 //! Pair `i` of a head is `(x[i], x[i + half])`, turned by `position * inv_freq[i]`.
 
-use crate::infer::graph::Rope;
+use crate::graph::Rope;
 
 /// Sines and cosines of a batch of consecutive positions, `[T, half]` each,
 /// the attention factor already in them.

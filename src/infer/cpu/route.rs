@@ -2,7 +2,7 @@
 //!
 //! Choices are ordered by falling logit, ties by rising expert id.
 
-use crate::infer::graph::Scoring;
+use crate::graph::Scoring;
 
 /// `logits` is `[T, experts]`; `ids` and `weights` are `[T, top_k]`, `top_k <= experts`.
 pub fn route(

@@ -8,7 +8,7 @@ use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
 use super::unpack::{half_at, unpack};
 use super::wide;
-use crate::store::DType;
+use doppler_store::DType;
 
 /// Weights unpacked at a time where a type has no kernel here.
 const CHUNK: usize = 256;
@@ -138,8 +138,8 @@ mod tests {
     use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::infer::graph::MatrixSpec;
-    use crate::infer::quant::dequantize;
+    use crate::graph::MatrixSpec;
+    use crate::quant::dequantize;
 
     /// Sets the f16 numbers that scale each block's weights: random bytes would make some infinite.
     fn set_scales(dtype: DType, bytes: &mut [u8], scale: f32) {

@@ -2,7 +2,7 @@
 //! leaves of each chunk of the vocabulary.
 
 use super::sample_ranks::{Bins, Within, below, reach};
-use crate::infer::odds::{CHUNK, FINE_BITS, RANK_END, weight};
+use crate::odds::{CHUNK, FINE_BITS, RANK_END, weight};
 
 /// Tokens that rank above `rank` stay, and the first `keep` at it, by token id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! token id, pass a random number.
 
 use super::sample_cut::{Cut, Part};
-use crate::infer::odds::{CHUNK, below, weight};
+use crate::odds::{CHUNK, below, weight};
 
 /// `random` has 64 random bits. Token 0 if no token has a weight. `ranks` is
 /// `[vocab]`, `parts` one for each chunk of it.

@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use crate::infer::odds::FLOOR;
+use crate::odds::FLOOR;
 
 /// The token with the highest of `keys`, `[vocab]`, and that key.
 pub fn sample_greedy(keys: &[u32]) -> (u32, u32) {

@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use crate::infer::odds::{Recipe, key};
+use crate::odds::{Recipe, key};
 
 /// `logits` and `keys` are `[vocab]`; a token that comes twice in `recent` is penalised once.
 pub fn sample_keys(

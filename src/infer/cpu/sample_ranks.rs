@@ -3,7 +3,7 @@
 
 use pulp::Arch;
 
-use crate::infer::odds::{CHUNK, COARSE, FINE, FINE_BITS, NEVER, RANK_END, Recipe, Ruler, weight};
+use crate::odds::{CHUNK, COARSE, FINE, FINE_BITS, NEVER, RANK_END, Recipe, Ruler, weight};
 
 /// Histograms of ranks.
 #[derive(Debug, Clone)]

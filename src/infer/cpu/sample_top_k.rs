@@ -1,7 +1,7 @@
 //! Sampling: the coarse bin in which the last of the `top_k` likeliest lies.
 
 use super::sample_ranks::{Bins, Within, below, bin, reach};
-use crate::infer::odds::{COARSE, FINE, FINE_BITS, RANK_END, Recipe, weight};
+use crate::odds::{COARSE, FINE, FINE_BITS, RANK_END, Recipe, weight};
 
 /// `None` if there are fewer than `top_k` tokens with a weight; else the bin's
 /// ranks are counted into `bins.fine_k`. The weights that top-p will look at are

@@ -2,7 +2,7 @@
 //! weight that top-k left.
 
 use super::sample_ranks::{Bins, Within, below, reach};
-use crate::infer::odds::{FINE, FINE_BITS, Recipe, enough, weight};
+use crate::odds::{FINE, FINE_BITS, Recipe, enough, weight};
 
 /// `k` is top-k's bin, if it cuts anything. The bin's ranks are counted into
 /// `bins.fine_p`; `None` if no token has a weight. `ranks` is `[vocab]`.

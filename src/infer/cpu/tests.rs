@@ -8,10 +8,10 @@ use super::matrix::Matrix;
 use super::{
     add, embed, expert_down, expert_gate_up, expert_sum, gated, linear, rms_norm, rope, route,
 };
-use crate::infer::backend::KvFormat;
-use crate::infer::graph::{Activation, ExpertLayout, MatrixSpec, Rope, Scoring};
-use crate::infer::quant::{dequantize, quantize};
-use crate::store::DType;
+use crate::backend::KvFormat;
+use crate::graph::{Activation, ExpertLayout, MatrixSpec, Rope, Scoring};
+use crate::quant::{dequantize, quantize};
+use doppler_store::DType;
 
 fn rng() -> StdRng {
     let seed = rand::random();

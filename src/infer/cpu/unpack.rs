@@ -4,7 +4,7 @@
 //! Loops run over arrays of fixed length, 16 or 32 weights with one scale, which
 //! the compiler turns into vectors; the reference readers go weight by weight.
 
-use crate::store::DType;
+use doppler_store::DType;
 
 /// Runs a reader over whole blocks. A macro, so that the reader is inlined where
 /// it stands: as a function of its own it would be compiled without vectors.
@@ -167,7 +167,7 @@ mod tests {
     use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::infer::quant::dequantize;
+    use crate::quant::dequantize;
 
     #[test]
     fn every_half_converts_as_the_half_crate_says() {

@@ -5,7 +5,7 @@
 //! the expert names ([`ExpertNames`]).
 
 use super::{MoeSpec, Spec};
-use crate::infer::graph::{Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring};
+use crate::graph::{Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring};
 
 /// How a family spells its router and experts, below `model.layers.L.`.
 pub struct ExpertNames {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::rope::RopeSpec;
 use super::{FAMILIES, Spec};
-use crate::infer::graph::Activation;
+use crate::graph::Activation;
 
 /// The widest matrix side read from a config: four times the largest vocabulary in use.
 pub const DIMENSION_MAX: usize = 1 << 20;

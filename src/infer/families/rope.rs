@@ -9,7 +9,7 @@ use std::f64::consts::PI;
 use serde_json::{Map, Value};
 
 use super::config::{Config, FamilyError, bad};
-use crate::infer::graph::Rope;
+use crate::graph::Rope;
 
 /// How far positions turn a head's pairs.
 #[derive(Debug, Clone, PartialEq)]

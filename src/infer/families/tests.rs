@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{FamilyError, RopeScaling, Spec, from_config, graph};
-use crate::infer::graph::{Activation, Graph, Op, Scoring};
+use crate::graph::{Activation, Graph, Op, Scoring};
 
 fn llama() -> Value {
     json!({

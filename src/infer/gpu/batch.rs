@@ -11,9 +11,9 @@ use super::dispatch::{Grid, Rows};
 use super::lower::{Lower, Place, Recipe, recipe, recipe_grid, word};
 use super::params;
 use super::pipelines::{Reduction, format_name};
-use crate::infer::backend::{KvFormat, Result};
-use crate::infer::graph::{Buf, Moe, MoeId};
-use crate::store::DType;
+use crate::backend::{KvFormat, Result};
+use crate::graph::{Buf, Moe, MoeId};
+use doppler_store::DType;
 
 /// shared/tile.wgsl
 const TILE: u32 = 64;

@@ -11,8 +11,8 @@ use super::lower::Place;
 use super::params::Step;
 use super::readback::Readback;
 use super::repack::UNIT;
-use crate::infer::backend::{BackendError, Capacity, KvFormat, Result};
-use crate::infer::graph::{Buf, Graph, KvId, Moe, MoeId, RopeId};
+use crate::backend::{BackendError, Capacity, KvFormat, Result};
+use crate::graph::{Buf, Graph, KvId, Moe, MoeId, RopeId};
 
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
@@ -120,6 +120,7 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
+    // Long: one buffer after another.
     pub fn new(device: &GpuDevice, graph: &Graph, capacity: Capacity) -> Result<Self> {
         let mut total = 0;
         let mut make = |what: &str, elements: Option<usize>, usage| {

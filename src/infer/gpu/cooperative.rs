@@ -5,7 +5,7 @@ use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, Feat
 
 use super::trusted;
 
-/// Workgroup memory that the kernels may take (`COOPERATIVE_BYTES_MAX` in build/kernels.rs).
+/// Workgroup memory that the kernels may take (`COOPERATIVE_BYTES_MAX` in src/infer/build.rs).
 const COOPERATIVE_BYTES: u32 = 48 << 10;
 
 /// The shape of the matrices in use.

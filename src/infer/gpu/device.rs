@@ -20,8 +20,8 @@ use super::readback::Readback;
 use super::spill;
 use super::timing::{self, Meter};
 use super::trusted;
-use crate::infer::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
-use crate::infer::graph::Graph;
+use crate::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
+use crate::graph::Graph;
 
 /// How long one submission may take before the device counts as lost. A driver's
 /// own watchdog is far quicker; this only bounds a wait on a driver without one.
@@ -178,7 +178,7 @@ impl GpuDevice {
         let submission = self.submit(encoder)?;
         readback.submitted(bytes, &submission);
         let got: Vec<f32> = bytemuck::pod_collect_to_vec(&readback.take(self)?.unwrap_or_default());
-        Ok(got == crate::infer::cpu::halves::halves())
+        Ok(got == crate::cpu::halves::halves())
     }
 
     /// Keeps what the driver makes of the kernels in `dir`, and begins with what was kept there. For drivers that

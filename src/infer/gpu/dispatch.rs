@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::params;
 use super::pipelines::Pipeline;
-use crate::infer::cpu::decode_attention::Splits;
+use crate::cpu::decode_attention::Splits;
 
 /// What a grid grows with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -111,7 +111,7 @@ fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u3
 #[cfg(test)]
 mod unit {
     use super::*;
-    use crate::infer::cpu::decode_attention::TILE;
+    use crate::cpu::decode_attention::TILE;
 
     #[test]
     fn grids_fold_into_y_and_number_every_item() {

@@ -17,11 +17,11 @@ use super::plan::{Parts, Plan};
 use super::spill::Spill;
 use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
-use crate::infer::backend::{
+use crate::backend::{
     Backend, BackendError, Capacity, Counters, Decoder, KvFormat, LogitRows, Result, Slot,
     SlotClass, Step,
 };
-use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
+use crate::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
 
 /// Something queued for the next submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -522,7 +522,7 @@ impl GpuBackend {
     }
 
     /// Overwrites `rows` rows of an activation buffer.
-    pub(super) fn set(&self, buf: crate::infer::graph::Buf, values: &[f32]) {
+    pub(super) fn set(&self, buf: crate::graph::Buf, values: &[f32]) {
         let width = self.graph.width(buf);
         let stride = super::buffers::stride(width) * 4;
         for (row, values) in values.chunks_exact(width).enumerate() {
@@ -532,7 +532,7 @@ impl GpuBackend {
     }
 
     /// The first `rows` rows of an activation buffer; the padding must be zero.
-    pub(super) fn get(&self, buf: crate::infer::graph::Buf, rows: usize) -> Vec<f32> {
+    pub(super) fn get(&self, buf: crate::graph::Buf, rows: usize) -> Vec<f32> {
         let width = self.graph.width(buf);
         let stride = super::buffers::stride(width);
         let all = self.read(self.buffers.activation(buf), rows * stride);
@@ -562,11 +562,7 @@ impl GpuBackend {
     }
 
     /// The first words of a layer's cache: keys, values.
-    pub(super) fn cached(
-        &self,
-        kv: crate::infer::graph::KvId,
-        words: usize,
-    ) -> (Vec<u32>, Vec<u32>) {
+    pub(super) fn cached(&self, kv: crate::graph::KvId, words: usize) -> (Vec<u32>, Vec<u32>) {
         let cache = self.buffers.kv(kv);
         (self.read(&cache.keys, words), self.read(&cache.values, words))
     }

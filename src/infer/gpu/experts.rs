@@ -12,8 +12,8 @@ use wgpu::BufferUsages;
 use super::device::GpuDevice;
 use super::repack::Packed;
 use super::weights::{Uploads, WEIGHT};
-use crate::infer::backend::{BackendError, Result, Slot, SlotClass};
-use crate::infer::graph::{ExpertLayout, Graph, MatrixSpec, Moe, MoeId};
+use crate::backend::{BackendError, Result, Slot, SlotClass};
+use crate::graph::{ExpertLayout, Graph, MatrixSpec, Moe, MoeId};
 
 /// shared/slots.wgsl
 pub(super) const EMPTY: u32 = u32::MAX;

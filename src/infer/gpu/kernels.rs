@@ -1,4 +1,4 @@
-//! The table of composed kernels that `build/kernels.rs` emits: plain WGSL text,
+//! The table of composed kernels that `src/infer/build.rs` emits: plain WGSL text,
 //! validated at build time, addressed by name and by content.
 
 /// A storage buffer of a kernel, group 1, in binding order.

@@ -17,10 +17,8 @@ use super::experts::SlotShape;
 use super::params;
 use super::pipelines::{Reduction, format_name};
 use super::weights::{PieceShape, WeightShape};
-use crate::infer::backend::{BackendError, KvFormat, Result};
-use crate::infer::graph::{
-    Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId,
-};
+use crate::backend::{BackendError, KvFormat, Result};
+use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
 
 /// The widest head the attention kernel holds.
 const HEAD_DIM_MAX: usize = 256;
@@ -144,6 +142,7 @@ impl<'a> Lower<'a> {
         }
     }
 
+    // Long: one arm an op.
     pub fn op(&mut self, op: &Op) -> Result<Vec<Recipe>> {
         if !matches!(op, Op::Linear { .. }) {
             self.halved = None;

@@ -17,8 +17,8 @@ use super::kernels::Kernel;
 use super::params::{ARENA_SLOT, Step};
 use super::pipeline_file::PipelineFile;
 use super::trusted;
-use crate::infer::backend::{BackendError, Result};
-use crate::store::DType;
+use crate::backend::{BackendError, Result};
+use doppler_store::DType;
 
 /// How the kernels sum a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use super::lower::{Lower, Place, Recipe, refused};
 use super::params::{self, ARENA_SLOT, Arena};
 use super::spill::Spill;
 use super::weights::{self, DeviceWeight};
-use crate::infer::backend::{BackendError, KvFormat, Result};
-use crate::infer::graph::{Graph, Op};
+use crate::backend::{BackendError, KvFormat, Result};
+use crate::graph::{Graph, Op};
 
 /// A chunk's dispatches of one wave: gate and up, then down, for few tokens and for many.
 pub(super) type Wave = Vec<Dispatch>;

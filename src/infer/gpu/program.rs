@@ -18,13 +18,13 @@ use super::kernels::Kernel;
 use super::lower::{Lower, Place, Recipe};
 use super::pipelines::{Reduction, format_name};
 use super::weights::{WeightShape, cut, vectors};
-use crate::infer::backend::{BackendError, Capacity, KvFormat};
-use crate::infer::error::SessionError;
-use crate::infer::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
-use crate::infer::model::{Model, TrunkTensor};
-use crate::infer::reader::Piece;
-use crate::infer::slots::{SlotBudget, SlotPlan};
-use crate::store::{DType, ShardId};
+use crate::backend::{BackendError, Capacity, KvFormat};
+use crate::error::SessionError;
+use crate::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
+use crate::model::{Model, TrunkTensor};
+use crate::reader::Piece;
+use crate::slots::{SlotBudget, SlotPlan};
+use doppler_store::{DType, ShardId};
 
 /// WebGPU's `maxStorageBufferBindingSize` where an adapter promises no more.
 pub const BINDING_BYTES_DEFAULT: u64 = 128 << 20;

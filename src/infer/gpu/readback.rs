@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use wgpu::BufferUsages;
 
 use super::device::{ANSWER_WAIT_MAX, GpuDevice};
-use crate::infer::backend::{BackendError, Result};
+use crate::backend::{BackendError, Result};
 
 /// One such buffer, with at most one copy on its way.
 pub(super) struct Readback {

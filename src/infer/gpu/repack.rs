@@ -28,8 +28,8 @@
 use rayon::prelude::*;
 
 use super::params::Matrix;
-use crate::infer::graph::MatrixSpec;
-use crate::store::DType;
+use crate::graph::MatrixSpec;
+use doppler_store::DType;
 
 /// Weights the kernels take at a time.
 pub(super) const UNIT: usize = 32;
@@ -253,8 +253,8 @@ fn fifth_bits_k(stored: &[u8; 32], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::gpu::tests::Random;
-    use crate::infer::quant;
+    use crate::gpu::tests::Random;
+    use crate::quant;
 
     /// A word of the planes that begin at `out`.
     fn word(out: &[u8], i: usize) -> u32 {

@@ -13,9 +13,9 @@ use wgpu::BufferUsages;
 use super::device::GpuDevice;
 use super::params::{self, ARENA_SLOT};
 use super::pipelines::Pipeline;
-use crate::infer::backend::{BackendError, Result};
-use crate::infer::odds::{CHUNK, Recipe, VOCAB_MAX, WINDOW_MAX};
-use crate::infer::sampler::Sampler;
+use crate::backend::{BackendError, Result};
+use crate::odds::{CHUNK, Recipe, VOCAB_MAX, WINDOW_MAX};
+use crate::sampler::Sampler;
 
 /// Words of `bins` and before the ring in `memory`, and of one chunk's part
 /// (kernels/shared/odds.wgsl).

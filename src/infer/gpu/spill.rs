@@ -18,8 +18,8 @@ use wgpu::{Buffer, BufferUsages, CommandEncoder, Features};
 
 use super::device::GpuDevice;
 use super::experts::Experts;
-use crate::infer::backend::Slot;
-use crate::infer::graph::{Graph, MoeId};
+use crate::backend::Slot;
+use crate::graph::{Graph, MoeId};
 
 /// What the adapter must offer.
 pub(super) const FEATURE: Features = Features::MAPPABLE_PRIMARY_BUFFERS;

@@ -16,7 +16,7 @@ use super::device::{ANSWER_WAIT_MAX, GpuDevice};
 use super::params::ARENA_SLOT;
 use super::spill;
 use super::weights::Uploads;
-use crate::infer::backend::{BackendError, Bandwidth, Counters, Result};
+use crate::backend::{BackendError, Bandwidth, Counters, Result};
 
 /// Timestamps on the device before they are read back; WebGPU's limit for a query set.
 const QUERIES: u32 = 4096;

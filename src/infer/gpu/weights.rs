@@ -9,9 +9,9 @@ use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
 use super::repack::Packed;
-use crate::infer::backend::{BackendError, Result};
-use crate::infer::graph::{Graph, MatrixSpec, Op, WeightId};
-use crate::store::DType;
+use crate::backend::{BackendError, Result};
+use crate::graph::{Graph, MatrixSpec, Op, WeightId};
+use doppler_store::DType;
 
 pub(super) const WEIGHT: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);

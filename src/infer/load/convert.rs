@@ -16,15 +16,15 @@ use super::layout::{EXPERT_ALIGN, Item, Plan, place};
 use super::mixture::{Kind, Mixture, Quantization};
 use super::sink::ShardSink;
 use super::{LoadError, Result, describe};
-use crate::infer::families::{self, Spec};
-use crate::infer::graph::{Graph, Op, Weight};
-use crate::infer::quant::{dequantize, quantize};
-use crate::store::manifest::{
+use crate::families::{self, Spec};
+use crate::graph::{Graph, Op, Weight};
+use crate::quant::{dequantize, quantize};
+use doppler_store::manifest::{
     HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span, TensorEntry, Tensors,
     TokenizerEntry, read_eos,
 };
-use crate::store::verified::OBJECT_BYTES_MAX;
-use crate::store::{DType, Manifest, ShardId};
+use doppler_store::verified::OBJECT_BYTES_MAX;
+use doppler_store::{DType, Manifest, ShardId};
 
 /// RDRR's shard size, bytes.
 pub const SHARD_BYTES_DEFAULT: u64 = OBJECT_BYTES_MAX;
@@ -398,7 +398,7 @@ fn requantize(
     cols: usize,
     read: &[u8],
     stored: &mut [u8],
-) -> std::result::Result<(), (usize, crate::infer::quant::QuantizeError)> {
+) -> std::result::Result<(), (usize, crate::quant::QuantizeError)> {
     let rows = read.par_chunks_exact(from.row_bytes(cols));
     let outs = stored.par_chunks_exact_mut(to.row_bytes(cols));
     rows.zip(outs).enumerate().try_for_each_init(

@@ -5,9 +5,9 @@
 
 use serde_json::{Value, json};
 
-use crate::infer::families::{RopeScaling, Spec};
-use crate::infer::graph::Activation;
-use crate::store::manifest::{Architecture, MoeConfig};
+use crate::families::{RopeScaling, Spec};
+use crate::graph::Activation;
+use doppler_store::manifest::{Architecture, MoeConfig};
 
 pub fn architecture(spec: &Spec) -> Architecture {
     Architecture {

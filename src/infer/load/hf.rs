@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{LoadError, Result, io_error};
-use crate::store::DType;
+use doppler_store::DType;
 
 /// The longest safetensors header read, bytes (the format's own limit is 100 MB).
 const HEADER_BYTES_MAX: u64 = 64 << 20;

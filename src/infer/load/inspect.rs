@@ -6,8 +6,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::store::Manifest;
-use crate::store::manifest::Role;
+use doppler_store::Manifest;
+use doppler_store::manifest::Role;
 
 /// Tensors that share a role or a type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn real(name: &str) -> Summary {
-        let dir = crate::testing::root().join("tests/data/rdrr");
+        let dir = doppler_testing::root().join("tests/data/rdrr");
         inspect(&Manifest::read_dir(&dir.join(name)).unwrap())
     }
 

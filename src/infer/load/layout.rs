@@ -6,8 +6,8 @@
 //! than a shard. Sizes follow from shapes and types, so the whole plan is made
 //! before a weight is read.
 
-use crate::store::DType;
-use crate::store::manifest::{Role, Span, TensorEntry};
+use doppler_store::DType;
+use doppler_store::manifest::{Role, Span, TensorEntry};
 
 /// Where experts start: a page, so that one can be read or mapped alone.
 pub const EXPERT_ALIGN: u64 = 4096;

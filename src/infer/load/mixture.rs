@@ -9,7 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::store::DType;
+use doppler_store::DType;
 
 /// What a conversion makes of the matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -22,7 +22,7 @@ mod tests;
 
 use super::families::FamilyError;
 use super::quant::QuantizeError;
-use crate::store::ManifestError;
+use doppler_store::ManifestError;
 
 pub use arch::Arch;
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use super::Quantization;
 use super::tests::to_memory;
-use crate::infer::check::{Expected, check};
-use crate::infer::cpu::CpuDevice;
-use crate::infer::model::Model;
-use crate::infer::perplexity::{PerplexityOptions, perplexity};
-use crate::infer::reader::WeightReader;
-use crate::infer::session::{Session, SessionOptions};
-use crate::infer::testing::runtime;
-use crate::infer::tokenizer::Tokenizer;
-use crate::testing::shared;
+use crate::check::{Expected, check};
+use crate::cpu::CpuDevice;
+use crate::model::Model;
+use crate::perplexity::{PerplexityOptions, perplexity};
+use crate::reader::WeightReader;
+use crate::session::{Session, SessionOptions};
+use crate::testing::runtime;
+use crate::tokenizer::Tokenizer;
+use doppler_testing::shared;
 
 fn session(source: &std::path::Path, quantization: Quantization, context: usize) -> Session {
     let (manifest, memory) = to_memory(source, quantization).unwrap();
@@ -32,7 +32,7 @@ fn a_converted_golden_says_what_the_original_says() {
         let mut session = session(&source, Quantization::Bf16, 96);
         let report = check(&mut session, &expected).unwrap();
         println!("{golden}: {report:?}");
-        assert!(report.passes(crate::infer::check::REL_MAX), "{golden}: {report:?}");
+        assert!(report.passes(crate::check::REL_MAX), "{golden}: {report:?}");
     }
 }
 

@@ -28,11 +28,11 @@ use rand::{RngExt, SeedableRng};
 
 use super::synth::WEIGHT_STD;
 use super::{LoadError, Result};
-use crate::infer::families::Spec;
-use crate::infer::graph::Graph;
-use crate::infer::quant::{dequantize, quantize};
-use crate::store::DType;
-use crate::store::manifest::{Role, TensorEntry};
+use crate::families::Spec;
+use crate::graph::Graph;
+use crate::quant::{dequantize, quantize};
+use doppler_store::DType;
+use doppler_store::manifest::{Role, TensorEntry};
 
 /// Elements of the hidden state that are the same for every token.
 const CONSTANT: usize = 32;
@@ -304,13 +304,13 @@ mod tests {
 
     use super::super::{Arch, MemorySink, Quantization, SynthOptions, synth};
     use super::*;
-    use crate::infer::backend::LogitRows;
-    use crate::infer::cpu::CpuDevice;
-    use crate::infer::model::Model;
-    use crate::infer::reader::WeightReader;
-    use crate::infer::session::{Session, SessionOptions};
-    use crate::infer::testing::runtime;
-    use crate::infer::trace::Trace;
+    use crate::backend::LogitRows;
+    use crate::cpu::CpuDevice;
+    use crate::model::Model;
+    use crate::reader::WeightReader;
+    use crate::session::{Session, SessionOptions};
+    use crate::testing::runtime;
+    use crate::trace::Trace;
 
     const VOCAB: u32 = 3000;
 

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{LoadError, Result, io_error};
-use crate::store::{Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
+use doppler_store::{Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
 
 /// Takes shards in order, then the files beside them, then the manifest.
 pub trait ShardSink {

@@ -20,10 +20,10 @@ use super::mixture::Quantization;
 use super::routing::{Routing, Shaper};
 use super::sink::ShardSink;
 use super::{Arch, LoadError, Result};
-use crate::infer::families;
-use crate::infer::graph::Weight;
-use crate::store::manifest::{ManifestBody, Role, TensorEntry};
-use crate::store::{DType, Manifest};
+use crate::families;
+use crate::graph::Weight;
+use doppler_store::manifest::{ManifestBody, Role, TensorEntry};
+use doppler_store::{DType, Manifest};
 
 /// Standard deviation of every matrix: Transformers' `initializer_range`.
 pub const WEIGHT_STD: f32 = 0.02;
@@ -225,13 +225,13 @@ mod tests {
 
     use super::super::{DirSink, MemorySink};
     use super::*;
-    use crate::infer::backend::LogitRows;
-    use crate::infer::cpu::CpuDevice;
-    use crate::infer::model::Model;
-    use crate::infer::quant::dequantize;
-    use crate::infer::reader::WeightReader;
-    use crate::infer::session::{Session, SessionOptions};
-    use crate::infer::testing::runtime;
+    use crate::backend::LogitRows;
+    use crate::cpu::CpuDevice;
+    use crate::model::Model;
+    use crate::quant::dequantize;
+    use crate::reader::WeightReader;
+    use crate::session::{Session, SessionOptions};
+    use crate::testing::runtime;
 
     /// `arch` with everything but its form made small.
     fn tiny(arch: Arch) -> SynthOptions {

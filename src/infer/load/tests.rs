@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use super::hf::Checkpoint;
 use super::inspect::inspect;
 use super::*;
-use crate::infer::families;
-use crate::infer::quant::dequantize;
-use crate::store::manifest::{Role, TensorEntry};
-use crate::store::{
+use crate::families;
+use crate::quant::dequantize;
+use doppler_store::manifest::{Role, TensorEntry};
+use doppler_store::{
     ByteRange, DType, Manifest, ModelId, RangeReader, ReadError, ReadRequest, ShardId,
 };
-use crate::testing::shared;
+use doppler_testing::shared;
 
 const PAGE: u64 = 4096;
 
@@ -132,7 +132,7 @@ fn small_checkpoint(dir: &Path, split: bool) -> (PathBuf, Value, Tensors) {
 
 /// Bytes of a tensor from whole shards.
 fn stored(tensor: &TensorEntry, shards: &[Vec<u8>]) -> Vec<u8> {
-    let part = |s: &crate::store::manifest::Span| {
+    let part = |s: &doppler_store::manifest::Span| {
         &shards[s.shard as usize][s.offset as usize..(s.offset + s.size) as usize]
     };
     tensor.spans.iter().flat_map(|span| part(span).to_vec()).collect()

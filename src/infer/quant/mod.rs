@@ -18,7 +18,7 @@ mod q8_0;
 #[cfg(test)]
 mod tests;
 
-use crate::store::DType;
+use doppler_store::DType;
 
 /// The largest weight a quantized format takes: its scales are f16, and no
 /// weight of a working model comes near.

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::affine::Affine;
 use super::{MAGNITUDE_MAX, QuantizeError, dequantize, quantize};
-use crate::store::DType;
+use doppler_store::DType;
 use half::f16;
 
 const BLOCKED: [DType; 5] = [DType::Q4K, DType::Q5K, DType::Q6K, DType::Q8_0, DType::Q5_0];

@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 
-use crate::store::policy::Policy;
+use doppler_store::policy::Policy;
 
 /// Later than every use.
 const NEVER: u64 = u64::MAX;

@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::belady::Belady;
 use super::{Trace, TraceError};
-use crate::infer::graph::MoeId;
-use crate::infer::residency::{ExpertKey, Residency};
-use crate::infer::slots::share_slots;
-use crate::store::policy::Policy;
-use crate::store::{PolicyKind, UnknownPolicy};
+use crate::graph::MoeId;
+use crate::residency::{ExpertKey, Residency};
+use crate::slots::share_slots;
+use doppler_store::policy::Policy;
+use doppler_store::{PolicyKind, UnknownPolicy};
 
 /// What a replay evicts by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::file::parse;
 use super::*;
-use crate::infer::backend::LogitRows;
-use crate::infer::cpu::CpuDevice;
-use crate::infer::session::{Session, SessionOptions};
-use crate::infer::slots::SlotBudget;
-use crate::infer::testing;
-use crate::store::{DType, PolicyKind};
+use crate::backend::LogitRows;
+use crate::cpu::CpuDevice;
+use crate::session::{Session, SessionOptions};
+use crate::slots::SlotBudget;
+use crate::testing;
+use doppler_store::{DType, PolicyKind};
 
 fn mixtral() -> Value {
     json!({

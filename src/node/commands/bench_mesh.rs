@@ -19,12 +19,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::bench::{cpu_seconds, processor, rss_bytes};
 use super::print_json;
-use crate::mesh::{Address, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION};
-use crate::node::args::BenchMeshArgs;
-use crate::node::size::ByteSize;
-use crate::store::ladder::{Ladder, LadderOptions};
-use crate::store::verified::{OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
-use crate::store::{ByteRange, ModelId, Priority, ReadRequest, ShardId, ShardSource};
+use crate::args::BenchMeshArgs;
+use crate::size::ByteSize;
+use doppler_mesh::{Address, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION};
+use doppler_store::ladder::{Ladder, LadderOptions};
+use doppler_store::verified::{OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
+use doppler_store::{ByteRange, ModelId, Priority, ReadRequest, ShardId, ShardSource};
 
 /// The protocol of the raw stream: eight bytes of length one way, so many bytes the other.
 const RAW_PROTOCOL: &str = "/doppler/bench/1";

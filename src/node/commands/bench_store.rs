@@ -14,11 +14,11 @@ use serde::Serialize;
 
 use super::bench::processor;
 use super::print_json;
-use crate::node::args::BenchStoreArgs;
-use crate::node::size::ByteSize;
-use crate::store::disk::{DiskOptions, DiskTier};
-use crate::store::verified::{OBJECT_BYTES_MAX, Outboard, SERVE_BYTES_MAX, decode, encode};
-use crate::store::{ByteRange, ShardId};
+use crate::args::BenchStoreArgs;
+use crate::size::ByteSize;
+use doppler_store::disk::{DiskOptions, DiskTier};
+use doppler_store::verified::{OBJECT_BYTES_MAX, Outboard, SERVE_BYTES_MAX, decode, encode};
+use doppler_store::{ByteRange, ShardId};
 
 /// Times that each thing is measured.
 const ROUNDS: usize = 3;

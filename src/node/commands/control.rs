@@ -3,12 +3,12 @@
 use anyhow::Context;
 
 use super::print_json;
-use crate::node::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
-use crate::node::args::{ControlArgs, PublishArgs};
-use crate::node::client::Client;
-use crate::node::config::data_dir;
-use crate::node::progress;
-use crate::node::size::ByteSize;
+use crate::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
+use crate::args::{ControlArgs, PublishArgs};
+use crate::client::Client;
+use crate::config::data_dir;
+use crate::progress;
+use crate::size::ByteSize;
 
 fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
     Client::open(&data_dir(&args.data)?)

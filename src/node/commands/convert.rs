@@ -5,10 +5,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::print_json;
-use crate::infer::load::{DirSink, Progress, convert as run_conversion};
-use crate::node::args::ConvertArgs;
-use crate::node::progress::ConvertBar;
-use crate::node::size::ByteSize;
+use crate::args::ConvertArgs;
+use crate::progress::ConvertBar;
+use crate::size::ByteSize;
+use doppler_infer::load::{DirSink, Progress, convert as run_conversion};
 
 /// What `--json` prints.
 #[derive(Serialize)]

@@ -18,11 +18,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::node::args::ExerciseArgs;
-use crate::store::disk::{DiskOptions, DiskTier};
-use crate::store::ladder::{Ladder, LadderOptions};
-use crate::store::verified::{GROUP_BYTES, Outboard, VerifiedRange, align};
-use crate::store::{
+use crate::args::ExerciseArgs;
+use doppler_store::disk::{DiskOptions, DiskTier};
+use doppler_store::ladder::{Ladder, LadderOptions};
+use doppler_store::verified::{GROUP_BYTES, Outboard, VerifiedRange, align};
+use doppler_store::{
     ByteRange, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardSource, StoreError,
 };
 

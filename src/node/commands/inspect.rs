@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::print_json;
-use crate::infer::load::inspect::inspect as sum_up;
-use crate::node::args::InspectArgs;
-use crate::store::Manifest;
+use crate::args::InspectArgs;
+use doppler_infer::load::inspect::inspect as sum_up;
+use doppler_store::Manifest;
 
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let manifest = read(&args.path).with_context(|| args.path.display().to_string())?;

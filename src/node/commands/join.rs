@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::node::args::JoinArgs;
-use crate::node::config::Config;
-use crate::node::control::ControlServer;
-use crate::node::events::NodeEvent;
-use crate::node::memory;
-use crate::node::service::Service;
+use crate::args::JoinArgs;
+use crate::config::Config;
+use crate::control::ControlServer;
+use crate::events::NodeEvent;
+use crate::memory;
+use crate::service::Service;
 
 pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let config = Config::for_join(args)?;

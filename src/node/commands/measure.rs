@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use super::print_json;
-use crate::infer::check::{Expected, check as compare};
-use crate::infer::perplexity::{PerplexityOptions, perplexity as measure};
-use crate::node::args::{CheckArgs, KvChoice, PerplexityArgs};
-use crate::node::{progress, source};
+use crate::args::{CheckArgs, KvChoice, PerplexityArgs};
+use crate::{progress, source};
+use doppler_infer::check::{Expected, check as compare};
+use doppler_infer::perplexity::{PerplexityOptions, perplexity as measure};
 
 /// Positions a perplexity window has unless `--context` says otherwise.
 const PERPLEXITY_WINDOW: usize = 512;

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, ensure};
 
-use crate::node::args::PromptArgs;
-use crate::node::source::Opened;
+use crate::args::PromptArgs;
+use crate::source::Opened;
 
 /// Where tokens come from.
 pub enum Prompts {

@@ -9,15 +9,15 @@ use serde::Serialize;
 
 use super::print_json;
 use super::trust::{asking, can_ask};
-use crate::infer::generate::GenerateOptions;
-use crate::node::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
-use crate::node::args::{BudgetArgs, RunArgs};
-use crate::node::client::Client;
-use crate::node::config::{Config, data_dir};
-use crate::node::service::Service;
-use crate::node::size::ByteSize;
-use crate::node::{generation, progress, source};
-use crate::store::signature::PublicKey;
+use crate::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
+use crate::args::{BudgetArgs, RunArgs};
+use crate::client::Client;
+use crate::config::{Config, data_dir};
+use crate::service::Service;
+use crate::size::ByteSize;
+use crate::{generation, progress, source};
+use doppler_infer::generate::GenerateOptions;
+use doppler_store::signature::PublicKey;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -25,7 +25,7 @@ struct Answer {
     text: String,
     tokens: Vec<u32>,
     prompt_tokens: usize,
-    stop: crate::infer::generate::StopReason,
+    stop: doppler_infer::generate::StopReason,
     tok_s: f64,
     seconds: f64,
     backend: String,

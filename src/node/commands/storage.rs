@@ -10,17 +10,17 @@ use tokio::runtime::Runtime;
 
 use super::print_json;
 use super::trust::{asking, can_ask};
-use crate::node::api::{
+use crate::api::{
     Damage, FsckEvent, FsckRequest, FsckSummary, GcRequest, TargetReply, TargetRequest,
 };
-use crate::node::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
-use crate::node::client::Client;
-use crate::node::config::data_dir;
-use crate::node::progress;
-use crate::node::size::ByteSize;
-use crate::node::storage::{self, Target};
-use crate::store::disk::{Collected, DiskOptions, DiskTier};
-use crate::store::{ByteRange, StoreError};
+use crate::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
+use crate::client::Client;
+use crate::config::data_dir;
+use crate::progress;
+use crate::size::ByteSize;
+use crate::storage::{self, Target};
+use doppler_store::disk::{Collected, DiskOptions, DiskTier};
+use doppler_store::{ByteRange, StoreError};
 
 /// Damaged ranges of one object that are printed for people.
 const RANGES_SHOWN: usize = 8;

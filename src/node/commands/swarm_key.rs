@@ -1,7 +1,7 @@
 //! `swarm-key`: the secret of a private swarm.
 
-use crate::node::args::SwarmKeyArgs;
-use crate::node::swarm_key;
+use crate::args::SwarmKeyArgs;
+use crate::swarm_key;
 
 pub fn swarm_key(args: &SwarmKeyArgs) -> anyhow::Result<()> {
     swarm_key::create(&args.file)?;

@@ -5,10 +5,10 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::print_json;
-use crate::infer::load::{Arch, DirSink, Progress, Routing, SynthOptions, synth as make};
-use crate::node::args::SynthArgs;
-use crate::node::progress::ConvertBar;
-use crate::node::size::ByteSize;
+use crate::args::SynthArgs;
+use crate::progress::ConvertBar;
+use crate::size::ByteSize;
+use doppler_infer::load::{Arch, DirSink, Progress, Routing, SynthOptions, synth as make};
 
 pub fn synth(args: &SynthArgs) -> anyhow::Result<()> {
     let started = Instant::now();

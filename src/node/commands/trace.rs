@@ -9,12 +9,12 @@ use serde_json::json;
 
 use super::print_json;
 use super::prompts::Prompts;
-use crate::infer::backend::LogitRows;
-use crate::infer::generate::{GenerateOptions, generate};
-use crate::infer::slots::SlotBudget;
-use crate::infer::trace::{self, ReplayPolicy, Replayed, Trace};
-use crate::node::args::{PolicyChoice, RecordArgs, ReplayArgs, TraceCommand};
-use crate::node::{generation, progress, source};
+use crate::args::{PolicyChoice, RecordArgs, ReplayArgs, TraceCommand};
+use crate::{generation, progress, source};
+use doppler_infer::backend::LogitRows;
+use doppler_infer::generate::{GenerateOptions, generate};
+use doppler_infer::slots::SlotBudget;
+use doppler_infer::trace::{self, ReplayPolicy, Replayed, Trace};
 
 pub fn trace(command: &TraceCommand) -> anyhow::Result<()> {
     match command {

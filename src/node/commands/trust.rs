@@ -3,10 +3,10 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use super::print_json;
-use crate::node::args::{ControlArgs, TrustCommand};
-use crate::node::config::data_dir;
-use crate::node::trust::{How, TrustStore, Untrusted};
-use crate::store::signature::PublicKey;
+use crate::args::{ControlArgs, TrustCommand};
+use crate::config::data_dir;
+use crate::trust::{How, TrustStore, Untrusted};
+use doppler_store::signature::PublicKey;
 
 pub fn trust(command: &TrustCommand) -> anyhow::Result<()> {
     match command {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::node::client::Client;
-use crate::node::events::NodeEvent;
+use crate::client::Client;
+use crate::events::NodeEvent;
 
 /// A node that has not said it is ready by then has failed.
 const READY_MAX: Duration = Duration::from_secs(20);

@@ -21,8 +21,8 @@ use serde::Serialize;
 use super::api::{GenerateEvent, GenerateRequest, Hits, PublishReply, PublishRequest, Traffic};
 use super::args::DemoArgs;
 use super::embedded;
-use crate::store::manifest::Manifest;
 use children::NodeProcess;
+use doppler_store::manifest::Manifest;
 use placement::{SEEDERS, place};
 use view::{Summary, View};
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::node::api::GenerateRequest;
+use crate::api::GenerateRequest;
 
 /// The part of `run --json` that the demo compares.
 #[derive(Deserialize)]

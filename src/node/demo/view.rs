@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::node::api::{Hits, Traffic};
-use crate::node::size::ByteSize;
+use crate::api::{Hits, Traffic};
+use crate::size::ByteSize;
 
 /// Bars on standard error: tokens, hits by tier, bytes by peer. Draws nothing when not a terminal.
 pub struct View {

@@ -10,10 +10,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{OnceCell, watch};
 
-use crate::node::api::ModelInfo;
-use crate::node::embedded;
-use crate::store::verified::Encoded;
-use crate::store::{
+use crate::api::ModelInfo;
+use crate::embedded;
+use doppler_store::verified::Encoded;
+use doppler_store::{
     ByteRange, Ladder, LadderOptions, Manifest, ModelId, ReadError, ShardId, ShardServe,
 };
 

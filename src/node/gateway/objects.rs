@@ -21,8 +21,8 @@ use tokio::time::timeout;
 
 use super::Refused;
 use super::select::{BAO_TYPE, Form, Selection, etag, select};
-use crate::store::verified::encoded_bytes;
-use crate::store::{ByteRange, ReadError, ShardId, ShardServe};
+use doppler_store::verified::encoded_bytes;
+use doppler_store::{ByteRange, ReadError, ShardId, ShardServe};
 
 /// Bytes of the object read and proved at once.
 pub const PIECE_BYTES: u64 = 1 << 20;

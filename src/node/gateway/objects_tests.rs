@@ -4,8 +4,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::super::{guard, shards};
 use super::*;
-use crate::store::ladder::{Ladder, LadderOptions};
-use crate::store::verified::decode;
+use doppler_store::ladder::{Ladder, LadderOptions};
+use doppler_store::verified::decode;
 
 /// A gateway over `objects` in memory, on a port of its own.
 async fn gateway(contents: Vec<Bytes>) -> String {

@@ -16,13 +16,13 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::{Refused, embedded};
-use crate::infer::backend::{BackendError, KvFormat};
-use crate::infer::error::SessionError;
-use crate::infer::gpu::{KERNELS, Program, ProgramError, ProgramOptions, Reduction};
-use crate::infer::model::{LoadError, Model};
-use crate::infer::reader::WeightReader;
-use crate::node::service::Service;
-use crate::store::{Manifest, MemReader, ModelId};
+use crate::service::Service;
+use doppler_infer::backend::{BackendError, KvFormat};
+use doppler_infer::error::SessionError;
+use doppler_infer::gpu::{KERNELS, Program, ProgramError, ProgramOptions, Reduction};
+use doppler_infer::model::{LoadError, Model};
+use doppler_infer::reader::WeightReader;
+use doppler_store::{Manifest, MemReader, ModelId};
 
 /// The choices of [`ProgramOptions`] as a page writes them.
 #[derive(Debug, Default, Deserialize)]
@@ -191,7 +191,7 @@ mod tests {
             assert!(asked(query).is_err(), "{query}");
         }
         let of = |family: &str, query: &str| {
-            let text = crate::node::embedded::manifest();
+            let text = crate::embedded::manifest();
             let mut value: serde_json::Value = serde_json::from_slice(text).unwrap();
             value["config"]["architectures"][0] = family.into();
             let manifest = Manifest::parse(value.to_string().as_bytes()).unwrap();

@@ -6,7 +6,7 @@
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::Refused;
-use crate::store::{ByteRange, ShardId};
+use doppler_store::{ByteRange, ShardId};
 
 /// The media type of a bao-encoded reply.
 pub const BAO_TYPE: &str = "application/vnd.doppler.bao";

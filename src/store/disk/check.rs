@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Inner, Object, read_lock, write_lock};
-use crate::store::error::StoreError;
-use crate::store::object::{self, Health, Survey};
-use crate::store::{ByteRange, ShardId};
+use crate::error::StoreError;
+use crate::object::{self, Health, Survey};
+use crate::{ByteRange, ShardId};
 
 /// What a check of one object found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

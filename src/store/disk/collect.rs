@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DropWhy, Inner, RETRIES_MAX};
-use crate::store::ShardId;
-use crate::store::error::StoreError;
+use crate::ShardId;
+use crate::error::StoreError;
 
 /// What a collection let go of (or would).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,13 +6,13 @@ use std::fs;
 use std::sync::Arc;
 
 use super::{Checkup, Inner, Object};
-use crate::store::ShardId;
-use crate::store::error::StoreError;
-use crate::store::files::{self, FileKind};
-use crate::store::groups::Groups;
-use crate::store::index::Record;
-use crate::store::object::{self, Health, Held};
-use crate::store::verified::{OBJECT_BYTES_MAX, outboard_bytes};
+use crate::ShardId;
+use crate::error::StoreError;
+use crate::files::{self, FileKind};
+use crate::groups::Groups;
+use crate::index::Record;
+use crate::object::{self, Health, Held};
+use crate::verified::{OBJECT_BYTES_MAX, outboard_bytes};
 
 /// The files found of one object; lengths in bytes.
 #[derive(Debug, Default)]

@@ -4,10 +4,10 @@
 use std::sync::PoisonError;
 
 use super::{DropWhy, Inner, OUTBOARD_CACHE_BYTES, Use, read_lock};
-use crate::store::object::{self, ReadFault};
-use crate::store::policy::Policy;
-use crate::store::verified::{Outboard, VerifiedRange};
-use crate::store::{ByteRange, ReadError, ShardId};
+use crate::object::{self, ReadFault};
+use crate::policy::Policy;
+use crate::verified::{Outboard, VerifiedRange};
+use crate::{ByteRange, ReadError, ShardId};
 
 impl Inner {
     pub(super) fn read(

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Checkup, Object};
-use crate::store::ShardId;
-use crate::store::policy::{Lru, Policy};
-use crate::store::verified::Outboard;
+use crate::ShardId;
+use crate::policy::{Lru, Policy};
+use crate::verified::Outboard;
 
 pub(super) struct Table {
     pub objects: HashMap<ShardId, Arc<Object>>,

@@ -7,11 +7,11 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::{Imported, Inner, Kept, RETRIES_MAX, Use, write_lock};
-use crate::store::ShardId;
-use crate::store::error::StoreError;
-use crate::store::files::{self, FileKind};
-use crate::store::object::{self, Held};
-use crate::store::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, outboard_bytes};
+use crate::ShardId;
+use crate::error::StoreError;
+use crate::files::{self, FileKind};
+use crate::object::{self, Held};
+use crate::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, outboard_bytes};
 
 impl Inner {
     pub(super) fn keep(&self, range: &VerifiedRange) -> Result<Kept, StoreError> {

@@ -6,25 +6,25 @@ use wgpu::BufferUsages;
 
 use super::fuse::{FeedForward, Fused};
 use super::params::packed_bytes;
-use crate::infer::backend::{BackendError, Result, Slot};
-use crate::infer::gpu::device::GpuDevice;
-use crate::infer::gpu::experts::EMPTY;
-use crate::infer::graph::{Graph, MoeId};
+use crate::backend::{BackendError, Result, Slot};
+use crate::gpu::device::GpuDevice;
+use crate::gpu::experts::EMPTY;
+use crate::graph::{Graph, MoeId};
 
 /// Splits of one token's attention at most (kernels/shared/splits.wgsl).
-pub(in crate::infer::gpu) const SPLITS_MAX: u32 = 64;
+pub(in crate::gpu) const SPLITS_MAX: u32 = 64;
 
 /// Slots of one class offered to the device at most.
 const OFFERED_MAX: usize = 256;
 
 /// Words of the state before the chosen experts: the layer that halted (from 1), the
 /// chosen token, two spare.
-pub(in crate::infer::gpu) const STATE_HEAD: usize = 4;
+pub(in crate::gpu) const STATE_HEAD: usize = 4;
 
 const STORAGE: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 
-pub(in crate::infer::gpu) struct DecodeBuffers {
+pub(in crate::gpu) struct DecodeBuffers {
     /// Packed: the normalised stream, the attended values, the gated inner activations.
     pub normed: wgpu::Buffer,
     pub attended: wgpu::Buffer,
@@ -50,7 +50,7 @@ pub(in crate::infer::gpu) struct DecodeBuffers {
 }
 
 /// What the device looks experts up in; the host's copy and the device's.
-pub(in crate::infer::gpu) struct Table {
+pub(in crate::gpu) struct Table {
     pub buffer: wgpu::Buffer,
     /// By MoE layer and expert: the slot, or [`EMPTY`].
     slots: Words,

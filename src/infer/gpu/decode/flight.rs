@@ -9,7 +9,7 @@ use super::super::params::Step as StepParams;
 use super::super::plan::Plan;
 use super::super::timing::PassClock;
 use super::{Decode, FLIGHTS_MAX, Sequence};
-use crate::infer::backend::{BackendError, Result, Want};
+use crate::backend::{BackendError, Result, Want};
 
 /// A token under way.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,7 @@ impl Recorded {
 }
 
 impl GpuBackend {
+    // Long: one submission, in the order in which the device sees it.
     /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
     /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
     pub(super) fn fly(
@@ -179,7 +180,7 @@ impl GpuBackend {
 
 impl Decode {
     /// The plan that it was recorded from is gone.
-    pub(in crate::infer::gpu) fn forget_recorded(&mut self) {
+    pub(in crate::gpu) fn forget_recorded(&mut self) {
         self.recorded = None;
     }
 

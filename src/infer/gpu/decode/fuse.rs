@@ -4,7 +4,7 @@
 //! gated feed-forward or experts) and checks the shapes that the kernels hold. Any other
 //! graph gives `None` and runs op by op.
 
-use crate::infer::graph::{Activation, Buf, Graph, KvId, MoeId, Op, RopeId, Scoring, WeightId};
+use crate::graph::{Activation, Buf, Graph, KvId, MoeId, Op, RopeId, Scoring, WeightId};
 
 /// kernels/decode_attention.wgsl
 const HEAD_DIM_MAX: usize = 256;
@@ -14,16 +14,16 @@ const TOP_K_MAX: usize = 64;
 
 /// A norm's weight and epsilon.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::infer::gpu) struct Norm {
+pub(in crate::gpu) struct Norm {
     pub weight: WeightId,
     pub eps: f32,
 }
 
 /// A matrix and its bias.
-pub(in crate::infer::gpu) type Biased = (WeightId, Option<WeightId>);
+pub(in crate::gpu) type Biased = (WeightId, Option<WeightId>);
 
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::infer::gpu) struct Layer {
+pub(in crate::gpu) struct Layer {
     pub norm: Norm,
     /// Queries, keys, values.
     pub qkv: [Biased; 3],
@@ -42,14 +42,14 @@ pub(in crate::infer::gpu) struct Layer {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::infer::gpu) enum FeedForward {
+pub(in crate::gpu) enum FeedForward {
     Dense { gate: WeightId, up: WeightId, down: Biased, activation: Activation },
     Experts { router: Biased, moe: MoeId, renormalise: bool },
 }
 
 /// A whole step for one token.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::infer::gpu) struct Fused {
+pub(in crate::gpu) struct Fused {
     pub table: WeightId,
     pub scale: f32,
     /// The residual stream.
@@ -213,7 +213,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::infer::families;
+    use crate::families;
 
     fn graph(config: serde_json::Value) -> Graph {
         families::graph(&families::from_config(&config).unwrap())

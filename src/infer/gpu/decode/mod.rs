@@ -35,9 +35,9 @@ use super::params::Step as StepParams;
 use super::readback::Readback;
 use super::sample::{Links, SamplePlan};
 use super::weights::{DeviceWeight, matrix};
-use crate::infer::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
-use crate::infer::graph::{Graph, MoeId, WeightId};
-use crate::infer::sampler::Sampler;
+use crate::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
+use crate::graph::{Graph, MoeId, WeightId};
+use crate::sampler::Sampler;
 
 /// Tokens that may be under way at once.
 const FLIGHTS_MAX: usize = 4;

@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::infer::cpu::pack::packed_words;
-pub(in crate::infer::gpu) use crate::infer::cpu::pack::pieces;
-use crate::infer::gpu::repack::Packed;
-use crate::store::DType;
+use crate::cpu::pack::packed_words;
+pub(in crate::gpu) use crate::cpu::pack::pieces;
+use crate::gpu::repack::Packed;
+use doppler_store::DType;
 
 /// shared/pieces.wgsl, padded as a uniform's members are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Pieces {
+pub(in crate::gpu) struct Pieces {
     pub base: u32,
     pub blocks: u32,
     pub row_blocks: u32,
@@ -20,7 +20,7 @@ pub(in crate::infer::gpu) struct Pieces {
 }
 
 /// Bytes of a packed vector (shared/pack.wgsl).
-pub(in crate::infer::gpu) const fn packed_bytes(cols: usize) -> usize {
+pub(in crate::gpu) const fn packed_bytes(cols: usize) -> usize {
     packed_words(cols) * 4
 }
 
@@ -40,7 +40,7 @@ impl Pieces {
 }
 
 /// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl).
-pub(in crate::infer::gpu) fn items(packed: &Packed) -> usize {
+pub(in crate::gpu) fn items(packed: &Packed) -> usize {
     match packed.dtype {
         DType::F32 => packed.cols.div_ceil(4),
         DType::F16 | DType::Bf16 => packed.cols.div_ceil(8),
@@ -49,7 +49,7 @@ pub(in crate::infer::gpu) fn items(packed: &Packed) -> usize {
 }
 
 /// A format's code in shared/pieces.wgsl.
-pub(in crate::infer::gpu) const fn format(dtype: DType) -> u32 {
+pub(in crate::gpu) const fn format(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
         DType::F16 => 1,
@@ -64,7 +64,7 @@ pub(in crate::infer::gpu) const fn format(dtype: DType) -> u32 {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Norm {
+pub(in crate::gpu) struct Norm {
     pub cols: u32,
     pub pieces: u32,
     pub eps: f32,
@@ -73,7 +73,7 @@ pub(in crate::infer::gpu) struct Norm {
 /// decode_linear.wgsl: one matrix of the dispatch.
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Segment {
+pub(in crate::gpu) struct Segment {
     pub base: u32,
     pub blocks: u32,
     pub row_blocks: u32,
@@ -86,7 +86,7 @@ pub(in crate::infer::gpu) struct Segment {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Linear {
+pub(in crate::gpu) struct Linear {
     pub segments: [Segment; 3],
     pub split: u32,
     pub has_bias: u32,
@@ -96,7 +96,7 @@ pub(in crate::infer::gpu) struct Linear {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Attention {
+pub(in crate::gpu) struct Attention {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
@@ -110,7 +110,7 @@ pub(in crate::infer::gpu) struct Attention {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Combine {
+pub(in crate::gpu) struct Combine {
     pub heads: u32,
     pub head_dim: u32,
     pub window: u32,
@@ -120,7 +120,7 @@ pub(in crate::infer::gpu) struct Combine {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct GateUp {
+pub(in crate::gpu) struct GateUp {
     pub gate: Pieces,
     pub up: Pieces,
     pub rows: u32,
@@ -131,7 +131,7 @@ pub(in crate::infer::gpu) struct GateUp {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct ExpertGateUp {
+pub(in crate::gpu) struct ExpertGateUp {
     pub gate: Pieces,
     pub up: Pieces,
     pub rows: u32,
@@ -142,7 +142,7 @@ pub(in crate::infer::gpu) struct ExpertGateUp {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct ExpertDown {
+pub(in crate::gpu) struct ExpertDown {
     pub down: Pieces,
     pub rows: u32,
     pub top_k: u32,
@@ -152,7 +152,7 @@ pub(in crate::infer::gpu) struct ExpertDown {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Route {
+pub(in crate::gpu) struct Route {
     pub experts: u32,
     pub top_k: u32,
     pub renormalise: u32,
@@ -168,7 +168,7 @@ pub(in crate::infer::gpu) struct Route {
 
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
-pub(in crate::infer::gpu) struct Fetch {
+pub(in crate::gpu) struct Fetch {
     pub quads: u32,
     pub shares: u32,
 }

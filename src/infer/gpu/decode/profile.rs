@@ -2,10 +2,10 @@
 
 use wgpu::BufferUsages;
 
-use crate::infer::backend::{BackendError, Result};
-use crate::infer::gpu::executor::GpuBackend;
-use crate::infer::gpu::params::Step as StepParams;
-use crate::infer::gpu::readback::Readback;
+use crate::backend::{BackendError, Result};
+use crate::gpu::executor::GpuBackend;
+use crate::gpu::params::Step as StepParams;
+use crate::gpu::readback::Readback;
 
 /// WebGPU's limit for a query set.
 const QUERIES_MAX: usize = 4096;

@@ -18,17 +18,17 @@ use wgpu::Buffer;
 use super::buffers::{DecodeBuffers, SPLITS_MAX};
 use super::fuse::{Biased, FeedForward, Fused, Layer, Norm};
 use super::params::{self, Pieces, pieces};
-use crate::infer::backend::Result;
-use crate::infer::gpu::dispatch::{Dispatch, Grid, Rows};
-use crate::infer::gpu::lower::{activation_code, refused, word};
-use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::plan::Builder;
-use crate::infer::gpu::weights::{Piece, join, matrix, vector};
-use crate::infer::graph::{Activation, MoeId, WeightId};
-use crate::store::DType;
+use crate::backend::Result;
+use crate::gpu::dispatch::{Dispatch, Grid, Rows};
+use crate::gpu::lower::{activation_code, refused, word};
+use crate::gpu::pipelines::format_name;
+use crate::gpu::plan::Builder;
+use crate::gpu::weights::{Piece, join, matrix, vector};
+use crate::graph::{Activation, MoeId, WeightId};
+use doppler_store::DType;
 
 /// One token's dispatches in order.
-pub(in crate::infer::gpu) struct Sequence {
+pub(in crate::gpu) struct Sequence {
     pub steps: Vec<Dispatch>,
     /// By MoE layer: where a step that halted there is begun again.
     pub resume: Vec<usize>,

@@ -6,11 +6,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::infer::gpu::GpuDevice;
-use crate::infer::gpu::kernels::Kernel;
-use crate::infer::gpu::params::{ARENA_SLOT, Step};
-use crate::infer::gpu::pipelines::Pipeline;
-use crate::infer::gpu::readback::Readback;
+use crate::gpu::GpuDevice;
+use crate::gpu::kernels::Kernel;
+use crate::gpu::params::{ARENA_SLOT, Step};
+use crate::gpu::pipelines::Pipeline;
+use crate::gpu::readback::Readback;
 
 /// Text that stands in a kernel, and what is to stand there.
 pub(super) type Change = (&'static str, &'static str);

@@ -6,8 +6,8 @@ use half::f16;
 
 use super::experts::{EXPERTS, TinyMoe, VOCAB};
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::{Backend, Capacity, KvFormat, LogitRows, Step};
-use crate::infer::cpu::{
+use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Step};
+use crate::cpu::{
     CpuBackend,
     attention::Attention,
     attention_tile::attention_tile,
@@ -19,10 +19,10 @@ use crate::infer::cpu::{
     linear_tile::linear_tile,
     matrix::Matrix,
 };
-use crate::infer::gpu::executor::GpuBackend;
-use crate::infer::gpu::{GpuDevice, Reduction};
-use crate::infer::graph::{Graph, Kv, KvId, MatrixSpec, Op};
-use crate::store::DType;
+use crate::gpu::executor::GpuBackend;
+use crate::gpu::{GpuDevice, Reduction};
+use crate::graph::{Graph, Kv, KvId, MatrixSpec, Op};
+use doppler_store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 70, context: 200, kv: KvFormat::F32 };
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{BOTH, Random, assert_close, device};
-use crate::infer::backend::{Backend, Capacity, KvFormat, LogitRows, Slot, SlotClass, Step};
-use crate::infer::cpu::CpuBackend;
-use crate::infer::gpu::executor::GpuBackend;
-use crate::infer::graph::{
+use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Slot, SlotClass, Step};
+use crate::cpu::CpuBackend;
+use crate::gpu::executor::GpuBackend;
+use crate::graph::{
     Activation, ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe, MoeId, Op, Scoring, WeightId,
 };
-use crate::store::DType;
+use doppler_store::DType;
 
 pub(super) const EXPERTS: usize = 7;
 const TOP_K: usize = 3;

@@ -3,12 +3,12 @@
 
 use super::alone::Alone;
 use super::{Random, assert_close, device};
-use crate::infer::cpu::decode_fetch::decode_fetch;
-use crate::infer::cpu::decode_route::{Places, decode_route};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::decode::params::{Fetch, Route};
-use crate::infer::gpu::experts::EMPTY;
-use crate::infer::graph::Scoring;
+use crate::cpu::decode_fetch::decode_fetch;
+use crate::cpu::decode_route::{Places, decode_route};
+use crate::gpu::Reduction;
+use crate::gpu::decode::params::{Fetch, Route};
+use crate::gpu::experts::EMPTY;
+use crate::graph::Scoring;
 
 /// What decode_route makes of one layer, in every way that it can end.
 #[test]

@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::{Capacity, KvFormat};
-use crate::infer::cpu::{
+use crate::backend::{Capacity, KvFormat};
+use crate::cpu::{
     add::add,
     attention::{Attention, attention},
     embed::embed,
@@ -16,11 +16,11 @@ use crate::infer::cpu::{
     rope::{Angles, rope},
     route::route,
 };
-use crate::infer::gpu::Reduction;
-use crate::infer::graph::{
+use crate::gpu::Reduction;
+use crate::graph::{
     Activation, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, Rope, RopeId, Scoring,
 };
-use crate::store::DType;
+use doppler_store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 5, context: 200, kv: KvFormat::F32 };
 
@@ -47,12 +47,8 @@ fn linear_matches_its_twin_in_every_format() {
                 let weight = graph.weight("w", rows, cols);
                 let bias_id = graph.weight("b", 1, rows);
                 graph.ops.push(Op::Linear { x, weight, bias: biased.then_some(bias_id), out });
-                let bias_spec = crate::infer::graph::MatrixSpec {
-                    dtype: DType::F32,
-                    rows: 1,
-                    cols: rows,
-                    offset: 0,
-                };
+                let bias_spec =
+                    crate::graph::MatrixSpec { dtype: DType::F32, rows: 1, cols: rows, offset: 0 };
                 let bias_bytes: &[u8] = bytemuck::cast_slice(&bias);
                 let weights = [(weight, spec, &bytes[..]), (bias_id, bias_spec, bias_bytes)];
                 let mut gpu = backend(&device, &graph, CAPACITY, &weights);
@@ -84,12 +80,12 @@ fn random_blocks_decode_exactly() {
         let capacity = Capacity { batch: rows, context: rows, kv: KvFormat::F32 };
         let mut gpu = backend(&device, &graph, capacity, &[(table, spec, &bytes)]);
         let tokens: Vec<u32> = (0..rows as u32).collect();
-        let step = crate::infer::backend::Step {
+        let step = crate::backend::Step {
             tokens: &tokens,
             position: 0,
-            logits: crate::infer::backend::LogitRows::None,
+            logits: crate::backend::LogitRows::None,
         };
-        use crate::infer::backend::Backend;
+        use crate::backend::Backend;
         gpu.begin(&step).unwrap();
         gpu.run(0..1).unwrap();
         let got = gpu.get(out, rows);
@@ -105,7 +101,7 @@ fn random_blocks_decode_exactly() {
 
 #[test]
 fn embed_matches_its_twin_in_every_format() {
-    use crate::infer::backend::{Backend, LogitRows, Step};
+    use crate::backend::{Backend, LogitRows, Step};
     let mut random = Random::new("embed");
     let Some(device) = device(Reduction::Lane) else { return };
     for dtype in DType::ALL {
@@ -303,7 +299,7 @@ fn gated_and_add_match_their_twins_in_every_place() {
 
 #[test]
 fn route_matches_its_twin_and_breaks_ties_by_id() {
-    use crate::infer::backend::Backend;
+    use crate::backend::Backend;
     let mut random = Random::new("route");
     let Some(device) = device(Reduction::Lane) else { return };
     for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)]
@@ -333,10 +329,10 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
             let mut weights = vec![0.0; tokens * top_k];
             route(&values, experts, scoring, &mut ids, &mut weights, top_k);
             let zeros = vec![0; tokens];
-            let step = crate::infer::backend::Step {
+            let step = crate::backend::Step {
                 tokens: &zeros,
                 position: 0,
-                logits: crate::infer::backend::LogitRows::None,
+                logits: crate::backend::LogitRows::None,
             };
             gpu.begin(&step).unwrap();
             gpu.set(logits, &values);

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::experts::TinyMoe;
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::infer::backend::{
+use crate::backend::{
     Backend, BackendError, Capacity, Device, KvFormat, LogitRows, SlotClass, Step,
 };
-use crate::infer::cpu::{embed::embed, linear::linear, matrix::Matrix};
-use crate::infer::gpu::executor::GpuBackend;
-use crate::infer::gpu::{AdapterChoice, GpuDevice, Kernel, Reduction};
-use crate::infer::graph::{Graph, Kv, MatrixSpec, Op};
-use crate::store::DType;
+use crate::cpu::{embed::embed, linear::linear, matrix::Matrix};
+use crate::gpu::executor::GpuBackend;
+use crate::gpu::{AdapterChoice, GpuDevice, Kernel, Reduction};
+use crate::graph::{Graph, Kv, MatrixSpec, Op};
+use doppler_store::DType;
 
 #[test]
 fn a_weight_beyond_a_binding_is_split_into_row_ranges() {
@@ -157,7 +157,7 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     let mut gpu = backend(&device, &graph, capacity, &weights);
     refused(gpu.begin(&step(&[1], 0)), "reads the buffer it writes");
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });
-    let kv = crate::infer::graph::KvId(0);
+    let kv = crate::graph::KvId(0);
     graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
     let mut gpu = backend(&device, &graph, capacity, &weights);
     refused(gpu.begin(&step(&[1], 0)), "Attention");
@@ -167,7 +167,7 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
 fn every_kernel_becomes_a_pipeline_on_this_adapter() {
     for reduction in BOTH {
         let Some(device) = device(reduction) else { return };
-        for kernel in crate::infer::gpu::KERNELS {
+        for kernel in crate::gpu::KERNELS {
             let made = device.pipelines().get(&device, kernel.name);
             match device.pipelines().takes(kernel) {
                 true => drop(made.unwrap()),

@@ -17,13 +17,13 @@ use std::sync::{Arc, OnceLock};
 
 use super::executor::GpuBackend;
 use super::{AdapterChoice, GpuDevice, Reduction};
-use crate::infer::backend::{Backend, Capacity, LogitRows, Step};
-use crate::infer::graph::{Buf, Graph, MatrixSpec, WeightId};
-use crate::infer::quant;
-use crate::store::DType;
+use crate::backend::{Backend, Capacity, LogitRows, Step};
+use crate::graph::{Buf, Graph, MatrixSpec, WeightId};
+use crate::quant;
+use doppler_store::DType;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014), seeded afresh in each run.
-pub(in crate::infer::gpu) struct Random(u64);
+pub(in crate::gpu) struct Random(u64);
 
 impl Random {
     pub fn new(test: &str) -> Self {
@@ -96,7 +96,7 @@ impl Random {
 }
 
 /// The test adapter, once for each way of summing; `None` (said aloud) without one.
-pub(in crate::infer::gpu) fn device(reduction: Reduction) -> Option<GpuDevice> {
+pub(in crate::gpu) fn device(reduction: Reduction) -> Option<GpuDevice> {
     static DEVICES: [OnceLock<Option<GpuDevice>>; 2] = [OnceLock::new(), OnceLock::new()];
     let made = DEVICES[usize::from(reduction == Reduction::Group)].get_or_init(|| {
         let open = |choice| GpuDevice::open_with(choice, Some(reduction));

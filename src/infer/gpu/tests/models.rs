@@ -3,18 +3,18 @@
 use std::time::Instant;
 
 use super::{BOTH, Random, device};
-use crate::infer::backend::{Device, KvFormat, LogitRows};
-use crate::infer::check::{Expected, REL_MAX, check};
-use crate::infer::cpu::CpuDevice;
-use crate::infer::gpu::Reduction;
-use crate::infer::model::Model;
-use crate::infer::sampler::{Sampler, SamplerOptions};
-use crate::infer::session::{Session, SessionOptions};
-use crate::infer::slots::SlotBudget;
-use crate::infer::testing::{self, Wanted, checkpoint};
-use crate::infer::trace::{self, ReplayPolicy, Trace};
-use crate::store::{DType, PolicyKind};
-use crate::testing::shared;
+use crate::backend::{Device, KvFormat, LogitRows};
+use crate::check::{Expected, REL_MAX, check};
+use crate::cpu::CpuDevice;
+use crate::gpu::Reduction;
+use crate::model::Model;
+use crate::sampler::{Sampler, SamplerOptions};
+use crate::session::{Session, SessionOptions};
+use crate::slots::SlotBudget;
+use crate::testing::{self, Wanted, checkpoint};
+use crate::trace::{self, ReplayPolicy, Trace};
+use doppler_store::{DType, PolicyKind};
+use doppler_testing::shared;
 use serde_json::json;
 
 fn golden(name: &str) {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::infer::load::{Arch, SynthOptions, synth_manifest};
-use crate::infer::reader::WeightReader;
-use crate::infer::testing::{self, Wanted};
+use crate::load::{Arch, SynthOptions, synth_manifest};
+use crate::reader::WeightReader;
+use crate::testing::{self, Wanted};
 
 /// A small Qwen3-MoE, its layers of two expert layouts.
 fn mixture() -> Model {

@@ -1,13 +1,13 @@
 //! Sampling on the device against the CPU's sampler: the same token, exactly.
 
 use super::{Random, device};
-use crate::infer::cpu::sample_greedy::sample_greedy;
-use crate::infer::cpu::sample_keys::sample_keys;
-use crate::infer::gpu::readback::Readback;
-use crate::infer::gpu::sample::{Links, SamplePlan};
-use crate::infer::gpu::{GpuDevice, Reduction};
-use crate::infer::odds::Ruler;
-use crate::infer::sampler::{Sampler, SamplerOptions};
+use crate::cpu::sample_greedy::sample_greedy;
+use crate::cpu::sample_keys::sample_keys;
+use crate::gpu::readback::Readback;
+use crate::gpu::sample::{Links, SamplePlan};
+use crate::gpu::{GpuDevice, Reduction};
+use crate::odds::Ruler;
+use crate::sampler::{Sampler, SamplerOptions};
 
 const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_DST)
@@ -42,7 +42,7 @@ impl Rig {
         }
     }
 
-    fn plan(&self, sampler: &Sampler) -> Result<SamplePlan, crate::infer::backend::BackendError> {
+    fn plan(&self, sampler: &Sampler) -> Result<SamplePlan, crate::backend::BackendError> {
         let Self { logits, state, tokens, chosen, .. } = self;
         SamplePlan::new(&self.device, self.vocab, Links { logits, state, tokens, chosen }, sampler)
     }

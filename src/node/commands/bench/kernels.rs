@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::machine::Machine;
 use super::stats::Summary;
 use super::{record_file, report};
-use crate::infer::backend::Bandwidth;
-use crate::infer::kernel_bench::{Shape, Timer, shapes};
-use crate::node::args::KernelArgs;
-use crate::node::{generation, source};
+use crate::args::KernelArgs;
+use crate::{generation, source};
+use doppler_infer::backend::Bandwidth;
+use doppler_infer::kernel_bench::{Shape, Timer, shapes};
 
 /// What `--json` prints.
 #[derive(Serialize)]

@@ -17,8 +17,8 @@ use serde::Serialize;
 
 use super::print_json;
 use super::prompts::Prompts;
-use crate::node::args::{BenchArgs, BenchCommand};
-use crate::node::source::Opened;
+use crate::args::{BenchArgs, BenchCommand};
+use crate::source::Opened;
 use machine::{Machine, RecordFile};
 pub(super) use machine::{cpu_seconds, processor, rss_bytes};
 

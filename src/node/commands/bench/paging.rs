@@ -20,13 +20,13 @@ use super::machine::{Machine, peak_rss_bytes};
 use super::sample::{PerToken, Sample};
 use super::stats::Summary;
 use super::{Runs, record_file, report};
-use crate::infer::backend::Bandwidth;
-use crate::infer::pager::PagerStats;
-use crate::infer::session::Session;
-use crate::infer::slots::SlotBudget;
-use crate::node::args::{BenchArgs, SlotCount};
-use crate::node::{generation, source};
-use crate::store::PolicyKind;
+use crate::args::{BenchArgs, SlotCount};
+use crate::{generation, source};
+use doppler_infer::backend::Bandwidth;
+use doppler_infer::pager::PagerStats;
+use doppler_infer::session::Session;
+use doppler_infer::slots::SlotBudget;
+use doppler_store::PolicyKind;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -86,6 +86,7 @@ struct Side {
     samples: Vec<Sample>,
 }
 
+// Long: one measurement, from its options to its record.
 pub fn paging(
     args: &BenchArgs,
     decoded: usize,

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::infer::backend::Counters;
-use crate::infer::error::SessionError;
-use crate::infer::graph::{Op, WeightId};
-use crate::infer::model::Model;
-use crate::infer::pager::{PagerStats, TierHits};
-use crate::infer::sampler::{Sampler, SamplerOptions};
-use crate::infer::session::Session;
+use doppler_infer::backend::Counters;
+use doppler_infer::error::SessionError;
+use doppler_infer::graph::{Op, WeightId};
+use doppler_infer::model::Model;
+use doppler_infer::pager::{PagerStats, TierHits};
+use doppler_infer::sampler::{Sampler, SamplerOptions};
+use doppler_infer::session::Session;
 
 /// What one run, or several together, took. Loading and the parts not measured are left out.
 #[derive(Debug, Clone, Copy, Default)]

@@ -8,15 +8,15 @@ use super::machine::{Machine, peak_rss_bytes};
 use super::sample::{PerToken, Sample, weight_bytes_a_token};
 use super::stats::Summary;
 use super::{Runs, record_file, report};
-use crate::infer::backend::{BackendError, Bandwidth, Counters};
-use crate::infer::error::SessionError;
-use crate::infer::pager::PagerStats;
-use crate::infer::sampler::greedy;
-use crate::infer::session::{Session, SessionStats};
-use crate::node::args::BenchArgs;
-use crate::node::size::ByteSize;
-use crate::node::{generation, source};
-use crate::store::PolicyKind;
+use crate::args::BenchArgs;
+use crate::size::ByteSize;
+use crate::{generation, source};
+use doppler_infer::backend::{BackendError, Bandwidth, Counters};
+use doppler_infer::error::SessionError;
+use doppler_infer::pager::PagerStats;
+use doppler_infer::sampler::greedy;
+use doppler_infer::session::{Session, SessionStats};
+use doppler_store::PolicyKind;
 
 /// What `--json` prints.
 #[derive(Serialize)]

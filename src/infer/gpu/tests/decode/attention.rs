@@ -3,13 +3,13 @@
 use half::f16;
 
 use super::{Check, EPS, HALF_LEAST, TEAM, compare, compare_packed, floats, halves, words};
-use crate::infer::cpu::decode_attention::{Attention, HeadNorms, Splits, decode_attention};
-use crate::infer::cpu::decode_combine::decode_combine;
-use crate::infer::cpu::pack::{packed_words, pieces};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::decode::params;
-use crate::infer::gpu::tests::alone::Alone;
-use crate::infer::gpu::tests::{Random, device};
+use crate::cpu::decode_attention::{Attention, HeadNorms, Splits, decode_attention};
+use crate::cpu::decode_combine::decode_combine;
+use crate::cpu::pack::{packed_words, pieces};
+use crate::gpu::Reduction;
+use crate::gpu::decode::params;
+use crate::gpu::tests::alone::Alone;
+use crate::gpu::tests::{Random, device};
 
 /// What f32 takes for zero.
 const FLUSHED: f64 = 1e-36;
@@ -90,6 +90,7 @@ fn slacks(
     slack
 }
 
+// Long: one shape, with all of its bindings.
 pub(super) fn attention(
     alone: &Alone<'_>,
     team: &str,

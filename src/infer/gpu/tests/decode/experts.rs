@@ -3,18 +3,18 @@
 use super::{
     Check, EPS, compare, compare_packed, floats, gated_slack, packed_vector, slacks, words,
 };
-use crate::infer::cpu::decode_expert_down::decode_expert_down;
-use crate::infer::cpu::decode_expert_gate_up::decode_expert_gate_up;
-use crate::infer::cpu::matrix::Matrix;
-use crate::infer::cpu::pack::{Packed, packed_words, pieces, products};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::decode::params;
-use crate::infer::gpu::experts::{EMPTY, SlotShape};
-use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::tests::alone::Alone;
-use crate::infer::gpu::tests::{Random, device};
-use crate::infer::graph::{Activation, ExpertLayout};
-use crate::store::DType;
+use crate::cpu::decode_expert_down::decode_expert_down;
+use crate::cpu::decode_expert_gate_up::decode_expert_gate_up;
+use crate::cpu::matrix::Matrix;
+use crate::cpu::pack::{Packed, packed_words, pieces, products};
+use crate::gpu::Reduction;
+use crate::gpu::decode::params;
+use crate::gpu::experts::{EMPTY, SlotShape};
+use crate::gpu::pipelines::format_name;
+use crate::gpu::tests::alone::Alone;
+use crate::gpu::tests::{Random, device};
+use crate::graph::{Activation, ExpertLayout};
+use doppler_store::DType;
 
 /// Experts in slots, as stored and as the device has them.
 struct Slots {

@@ -13,13 +13,13 @@ use half::f16;
 
 use super::Random;
 use super::alone::Alone;
-use crate::infer::cpu::matrix::Matrix;
-use crate::infer::cpu::pack::{Packed, SIXTEEN, WHOLE_MAX, pack, packed_words, pieces};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::decode::params;
-use crate::infer::gpu::repack;
-use crate::infer::graph::{Activation, MatrixSpec};
-use crate::store::DType;
+use crate::cpu::matrix::Matrix;
+use crate::cpu::pack::{Packed, SIXTEEN, WHOLE_MAX, pack, packed_words, pieces};
+use crate::gpu::Reduction;
+use crate::gpu::decode::params;
+use crate::gpu::repack;
+use crate::graph::{Activation, MatrixSpec};
+use doppler_store::DType;
 
 /// What an f32 operation may be off, of its result.
 const EPS: f64 = f32::EPSILON as f64;
@@ -193,7 +193,7 @@ fn norm(alone: &Alone<'_>, team: &str, random: &mut Random, cols: usize, eps: f3
     let (mut x, weight) = (random.floats(quads), random.floats(quads));
     x[..cols].iter_mut().skip(32).take(16).for_each(|x| *x = 0.0);
     let mut want = vec![0; packed_words(cols)];
-    crate::infer::cpu::decode_norm::decode_norm(&x[..cols], &weight[..cols], eps, &mut want);
+    crate::cpu::decode_norm::decode_norm(&x[..cols], &weight[..cols], eps, &mut want);
     let p = params::Norm { cols: cols as u32, pieces: pieces(cols) as u32, eps };
     let buffers = [words(&x), words(&weight), vec![0x7fc0_0000; want.len()]];
     let grid = (pieces(cols).div_ceil(32) as u32, 1);

@@ -2,18 +2,18 @@
 
 use super::{Check, EPS, any_matrix, compare, compare_packed, floats, folded, gated_slack};
 use super::{packed_vector, shapes, slacks, words};
-use crate::infer::cpu::decode_gate_up::decode_gate_up;
-use crate::infer::cpu::decode_linear::{Segment, decode_linear};
-use crate::infer::cpu::matrix::Matrix;
-use crate::infer::cpu::pack::{Packed, packed_words, pieces, products};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::decode::params;
-use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::repack;
-use crate::infer::gpu::tests::alone::Alone;
-use crate::infer::gpu::tests::{Random, device};
-use crate::infer::graph::{Activation, MatrixSpec};
-use crate::store::DType;
+use crate::cpu::decode_gate_up::decode_gate_up;
+use crate::cpu::decode_linear::{Segment, decode_linear};
+use crate::cpu::matrix::Matrix;
+use crate::cpu::pack::{Packed, packed_words, pieces, products};
+use crate::gpu::Reduction;
+use crate::gpu::decode::params;
+use crate::gpu::pipelines::format_name;
+use crate::gpu::repack;
+use crate::gpu::tests::alone::Alone;
+use crate::gpu::tests::{Random, device};
+use crate::graph::{Activation, MatrixSpec};
+use doppler_store::DType;
 
 /// Planes of matrices one after the other, behind something else; and where each begins.
 fn planes(random: &mut Random, of: &[(MatrixSpec, Vec<u8>)]) -> (Vec<u32>, Vec<usize>) {

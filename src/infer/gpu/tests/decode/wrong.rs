@@ -4,12 +4,12 @@ use super::attention::{attention, combine, layer};
 use super::experts::{Experts, down, gate_up as expert_gate_up};
 use super::products::{Linear, gate_up, linear};
 use super::{Check, norm};
-use crate::infer::gpu::Reduction;
-use crate::infer::gpu::pipelines::format_name;
-use crate::infer::gpu::tests::alone::{Alone, Change};
-use crate::infer::gpu::tests::{Random, device};
-use crate::infer::graph::Activation;
-use crate::store::DType;
+use crate::gpu::Reduction;
+use crate::gpu::pipelines::format_name;
+use crate::gpu::tests::alone::{Alone, Change};
+use crate::gpu::tests::{Random, device};
+use crate::graph::Activation;
+use doppler_store::DType;
 
 /// Whose comparison is to notice.
 #[derive(Debug, Clone, Copy, PartialEq)]

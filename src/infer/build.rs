@@ -1,0 +1,197 @@
+//! Composes, validates and tabulates the WGSL kernels of `kernels/`.
+//!
+//! A kernel file is plain WGSL; four kinds of comment lines direct its composition:
+//! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
+//!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
+//!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!needs coopmat f16`: the kernel takes cooperative matrices of f16. It is made only on
+//!   adapters that have them, and may use the 48 KiB of workgroup memory that those offer.
+//! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
+//!   however often it is named. Included files may include others.
+//! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use
+//!   subgroup operations, and is for adapters that have them.
+//!
+//! Every other kernel must pass naga's validation with no other extension
+//! (the portable WebGPU core), keep to the portable limits, and follow the binding
+//! convention: group 0 holds the step (0) and the kernel's parameters (1), both
+//! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess};
+
+/// WebGPU's default `maxStorageBuffersPerShaderStage`.
+const STORAGE_BUFFERS_MAX: usize = 8;
+/// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
+const WORKGROUP_MAX: u32 = 256;
+/// WebGPU's default `maxComputeWorkgroupStorageSize`.
+const WORKGROUP_BYTES_MAX: u32 = 16 << 10;
+/// What kernels on cooperative matrices may take (`COOPERATIVE_BYTES` in src/infer/gpu/device.rs).
+const COOPERATIVE_BYTES_MAX: u32 = 48 << 10;
+/// One slot of the parameter arena (`ARENA_SLOT` in src/infer/gpu/params.rs).
+const PARAMS_MAX: u32 = 256;
+
+/// `unpack2x16float` is WebGPU core; naga makes it a capability for WebGL's sake.
+const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// What `//!needs coopmat f16` adds: to the validator, and before the text.
+const COOPERATIVE: Capabilities =
+    Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
+const COOPERATIVE_ENABLE: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+
+fn main() {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../kernels");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let mut files: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("kernels: {e}"))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "wgsl"))
+        .collect();
+    files.sort();
+    let mut table =
+        String::from("/// Every kernel, by rising name.\npub static KERNELS: &[Kernel] = &[\n");
+    let mut composed: Vec<Composed> =
+        files.iter().flat_map(|file| compose_all(&root, file)).collect();
+    composed.sort_by(|a, b| a.name.cmp(&b.name));
+    for kernel in &composed {
+        emit(&mut table, kernel);
+    }
+    table.push_str("];\n");
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap()).join("kernels.rs");
+    fs::write(out, table).unwrap();
+}
+
+/// One kernel's text.
+#[derive(Default)]
+struct Composed {
+    name: String,
+    source: String,
+    subgroups: bool,
+    cooperative: bool,
+    /// Files included so far.
+    seen: BTreeSet<String>,
+}
+
+/// Each kernel that a file makes.
+fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
+    let text = fs::read_to_string(file).unwrap();
+    let stem = file.file_stem().unwrap().to_str().unwrap();
+    let mut kernels = vec![(stem.to_owned(), Vec::new())];
+    for line in text.lines().filter_map(|line| line.strip_prefix("//!for ")) {
+        let (name, choices) =
+            line.split_once(" in ").unwrap_or_else(|| panic!("{stem}: //!for NAME in A B C"));
+        kernels = kernels
+            .iter()
+            .flat_map(|(kernel, picked)| {
+                choices.split_whitespace().map(move |choice| {
+                    let mut picked: Vec<(String, String)> = picked.clone();
+                    picked.push((format!("{{{name}}}"), choice.to_owned()));
+                    (format!("{kernel}_{choice}"), picked)
+                })
+            })
+            .collect();
+    }
+    kernels
+        .into_iter()
+        .map(|(name, picked)| {
+            let mut composed = Composed { name, ..Composed::default() };
+            if text.lines().any(|line| line == "//!needs coopmat f16") {
+                composed.cooperative = true;
+                composed.source.push_str(COOPERATIVE_ENABLE);
+            }
+            include(root, &text, &picked, &mut composed);
+            composed
+        })
+        .collect()
+}
+
+/// Appends `text` with its includes in place of their lines.
+fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut Composed) {
+    for line in text.lines() {
+        match line.strip_prefix("//!needs ").map(str::trim) {
+            Some("subgroups") => composed.subgroups = true,
+            Some("coopmat f16") => composed.cooperative = true,
+            Some(other) => panic!("{}: //!needs {other}", composed.name),
+            None => {}
+        }
+        let Some(path) = line.strip_prefix("//!include ") else {
+            if !line.starts_with("//!") {
+                composed.source.push_str(line);
+                composed.source.push('\n');
+            }
+            continue;
+        };
+        let path = picked.iter().fold(path.trim().to_owned(), |p, (from, to)| p.replace(from, to));
+        if composed.seen.insert(path.clone()) {
+            let text = fs::read_to_string(root.join(&path))
+                .unwrap_or_else(|e| panic!("kernels/{path}: {e}"));
+            include(root, &text, picked, composed);
+        }
+    }
+}
+
+/// Validates one kernel and appends its entry of the table.
+fn emit(table: &mut String, kernel: &Composed) {
+    let Composed { name, source, subgroups, cooperative, .. } = kernel;
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let (mut capabilities, workgroup_bytes_max) = if *cooperative {
+        (PORTABLE | COOPERATIVE, COOPERATIVE_BYTES_MAX)
+    } else {
+        (PORTABLE, WORKGROUP_BYTES_MAX)
+    };
+    capabilities.set(Capabilities::SUBGROUP, *subgroups);
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    drop(info);
+    assert_eq!(module.entry_points.len(), 1, "{name}: one entry point");
+    let entry = &module.entry_points[0];
+    assert_eq!(entry.name, "main", "{name}: the entry point is main");
+    let workgroup: u32 = entry.workgroup_size.iter().product();
+    assert!(workgroup <= WORKGROUP_MAX, "{name}: a workgroup of {workgroup}");
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+
+    let mut storage: Vec<(u32, String, bool)> = Vec::new();
+    let mut params = 0;
+    let mut workgroup_bytes = 0;
+    for (_, global) in module.global_variables.iter() {
+        if global.space == AddressSpace::WorkGroup {
+            workgroup_bytes += layouter[global.ty].size.next_multiple_of(16);
+        }
+        let Some(binding) = global.binding else { continue };
+        let label = global.name.clone().unwrap_or_default();
+        match (binding.group, binding.binding, global.space) {
+            (0, 0, AddressSpace::Uniform) => {}
+            (0, 1, AddressSpace::Uniform) => params = layouter[global.ty].size,
+            (1, index, AddressSpace::Storage { access }) => {
+                storage.push((index, label, access.contains(StorageAccess::STORE)));
+            }
+            (group, index, space) => {
+                panic!("{name}: {label} at group {group}, binding {index} in {space:?}")
+            }
+        }
+    }
+    storage.sort();
+    assert!(workgroup_bytes <= workgroup_bytes_max, "{name}: {workgroup_bytes} bytes of workgroup");
+    assert!((1..=PARAMS_MAX).contains(&params), "{name}: {params} bytes of parameters");
+    assert!(storage.len() <= STORAGE_BUFFERS_MAX, "{name}: {} storage buffers", storage.len());
+    for (place, (index, label, _)) in storage.iter().enumerate() {
+        assert_eq!(place, *index as usize, "{name}: {label} leaves a gap in group 1");
+    }
+    writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
+    writeln!(table, "        cooperative: {cooperative},\n        subgroups: {subgroups},")
+        .unwrap();
+    writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
+    for (_, label, write) in &storage {
+        writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();
+    }
+    writeln!(table, "        ],\n    }},").unwrap();
+}

@@ -1,0 +1,107 @@
+//! The node: command line, configuration, wiring, control API, shutdown order.
+
+mod address_book;
+pub mod api;
+pub mod args;
+mod args_measure;
+mod catalog;
+pub mod client;
+mod commands;
+pub mod config;
+mod control;
+mod demo;
+mod embedded;
+mod engine;
+mod events;
+mod gateway;
+mod generation;
+mod identity;
+mod memory;
+mod progress;
+mod service;
+mod size;
+mod source;
+mod storage;
+mod swarm_key;
+mod trust;
+
+use std::process::ExitCode;
+
+use args::{Command, RawArgs};
+use clap::Parser;
+
+/// The binary's entry point: parses the command line, runs the command, prints
+/// an error as one line. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
+pub fn main() -> ExitCode {
+    doppler_mesh::install_crypto();
+    let args = RawArgs::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: --log {:?}: {error}", args.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let done = match args.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Join(args) => commands::join(&args),
+        Command::SwarmKey(args) => commands::swarm_key(&args),
+        Command::Publish(args) => commands::publish(&args),
+        Command::Ls(args) => commands::ls(&args),
+        Command::Status(args) => commands::status(&args),
+        Command::Peers(args) => commands::peers(&args),
+        Command::Pin(args) => commands::pin(&args),
+        Command::Unpin(args) => commands::unpin(&args),
+        Command::Trust(command) => commands::trust(&command),
+        Command::Rm(args) => commands::rm(&args),
+        Command::Gc(args) => commands::gc(&args),
+        Command::Fsck(args) => commands::fsck(&args),
+        Command::Convert(args) => commands::convert(&args),
+        Command::Inspect(args) => commands::inspect(&args),
+        Command::Run(args) => commands::run(&args),
+        Command::Check(args) => commands::check(&args),
+        Command::Perplexity(args) => commands::perplexity(&args),
+        Command::Synth(args) => commands::synth(&args),
+        Command::Bench(command) => commands::bench(&command),
+        Command::Trace(command) => commands::trace(&command),
+        Command::StoreExercise(args) => commands::exercise(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes on one line; a cause that its effect already quotes is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.contains(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&text);
+    }
+    line.lines().map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_without_echoes() {
+        let io = std::io::Error::other("disk\nfull");
+        let error = anyhow::Error::new(io).context("a.bin: disk\nfull").context("cannot write");
+        assert_eq!(one_line(&error), "cannot write: a.bin: disk; full");
+    }
+}

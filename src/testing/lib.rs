@@ -1,0 +1,25 @@
+//! Where tests find their data.
+
+use std::path::PathBuf;
+
+/// The repository: the nearest directory above the tested package that has a `Cargo.lock`.
+/// Looked up when the test runs, because clones that share a target directory share what
+/// was compiled, too.
+pub fn root() -> PathBuf {
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let found = package.ancestors().find(|dir| dir.join("Cargo.lock").is_file());
+    found.map_or_else(|| package.clone(), PathBuf::from)
+}
+
+/// A file or directory of the larger test material that may lie beside the repository;
+/// `None`, with the reason printed, where it does not.
+pub fn shared(what: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("DOPPLER_SHARED").map_or(root().join("../shared"), PathBuf::from);
+    let path = base.join(what);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {} is not here (set DOPPLER_SHARED)", path.display());
+    None
+}

@@ -1,0 +1,217 @@
+//! Commands on files: what they do, and what they say of bad input: one line,
+//! a failing exit code, and nothing half-written.
+
+use crate::common;
+use std::fs;
+use std::path::Path;
+
+use crate::common::{copy_dir, golden, model, run};
+use serde_json::{Value, json};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// What lies in a directory, hidden files too.
+fn entries(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Converts a damaged copy of a checkpoint and asserts that nothing is left behind.
+fn refuses(damage: impl FnOnce(&Path), words: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    copy_dir(&golden("mixtral"), &source);
+    damage(&source);
+    run(["convert", text(&source), "--out", text(&dir.path().join("out"))]).fails(words);
+    assert_eq!(entries(dir.path()), ["source"]);
+    run(["run", text(&source), "-p", "x", "--backend", "cpu"]).fails(words);
+}
+
+#[test]
+fn a_missing_or_truncated_checkpoint_is_refused() {
+    refuses(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap(), &["safetensors"]);
+    refuses(
+        |dir| {
+            let file = fs::File::options().write(true).open(dir.join("model.safetensors")).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 1000).unwrap();
+        },
+        &["model.safetensors"],
+    );
+    refuses(
+        |dir| fs::write(dir.join("model.safetensors"), b"short").unwrap(),
+        &["model.safetensors"],
+    );
+    refuses(|dir| fs::write(dir.join("config.json"), b"{").unwrap(), &["config.json"]);
+}
+
+#[test]
+fn an_unknown_architecture_is_refused_by_name() {
+    refuses(
+        |dir| {
+            let path = dir.join("config.json");
+            let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            config["architectures"] = json!(["MambaForCausalLM"]);
+            fs::write(path, config.to_string()).unwrap();
+        },
+        &["MambaForCausalLM", "MixtralForCausalLM"],
+    );
+}
+
+#[test]
+fn old_and_new_rope_configs_convert_to_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("old");
+    copy_dir(&golden("llama3"), &old);
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(old.join("config.json")).unwrap()).unwrap();
+    let mut rope = config["rope_parameters"].take();
+    config["rope_theta"] = rope["rope_theta"].take();
+    config.as_object_mut().unwrap().remove("rope_parameters");
+    rope.as_object_mut().unwrap().remove("rope_theta");
+    config["rope_scaling"] = rope;
+    fs::write(old.join("config.json"), config.to_string()).unwrap();
+    run([
+        "check",
+        text(&old),
+        "--expected",
+        text(&old.join("expected.safetensors")),
+        "--backend",
+        "cpu",
+    ])
+    .ok();
+}
+
+#[test]
+fn a_converted_model_is_inspected_and_run_and_an_existing_one_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("made/by/convert");
+    let source = golden("qwen3-moe");
+    let args = ["convert", text(&source), "--out", text(&out), "--quantize", "q8_0"];
+    let converted = run(args.into_iter().chain(["--json"])).ok().json();
+    let summary = run(["inspect", text(&out), "--json"]).ok().json();
+    assert_eq!(summary["id"], converted["model"]);
+    assert_eq!(summary["experts"]["count"], 32);
+    let shown = run(["inspect", text(&out.join("manifest.json"))]).ok().out;
+    assert!(shown.contains("router") && shown.contains("Q8_0"), "{shown}");
+    run(args).fails(&["made/by/convert"]);
+}
+
+#[test]
+fn real_manifests_are_inspected() {
+    for (name, experts) in [
+        ("diffusiongemma-26b-a4b-it-q4k-ehf16-af16", true),
+        ("gemma-3-270m-it-q4k-ehf16-af32", false),
+        ("qwen-3-5-0-8b-q4k-ehaf16", false),
+    ] {
+        let path = common::root().join(format!("tests/data/rdrr/{name}.manifest.json"));
+        let shown = run(["inspect", text(&path)]).ok().out;
+        assert!(shown.contains(name) && shown.contains("embedding"), "{shown}");
+        assert_eq!(shown.lines().any(|line| line.starts_with("experts")), experts);
+    }
+}
+
+/// Damages the embedded model's manifest and asserts that every reader refuses it.
+fn manifest_refused(damage: impl FnOnce(&mut Value), words: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&model(), dir.path());
+    let path = dir.path().join("manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    damage(&mut manifest);
+    fs::write(&path, manifest.to_string()).unwrap();
+    run(["inspect", text(dir.path())]).fails(words);
+    run(["run", text(dir.path()), "-p", "x", "--backend", "cpu"]).fails(words);
+}
+
+#[test]
+fn a_manifest_with_overlapping_or_out_of_range_tensors_is_refused() {
+    const TENSOR: &str = "model.layers.0.self_attn.q_proj.weight";
+    let offset = |manifest: &mut Value, offset: u64| {
+        let tensor = &mut manifest["tensors"][TENSOR];
+        assert!(tensor["offset"].is_u64(), "{tensor}");
+        tensor["offset"] = json!(offset);
+    };
+    manifest_refused(|manifest| offset(manifest, 0), &[TENSOR, "overlap"]);
+    manifest_refused(|manifest| offset(manifest, 60_000_000), &[TENSOR, "shard 0"]);
+    manifest_refused(|manifest| manifest["tensors"][TENSOR]["shape"] = json!([1, 1]), &[TENSOR]);
+    manifest_refused(
+        |manifest| manifest["shards"][0]["filename"] = json!("../outside.bin"),
+        &["../outside.bin"],
+    );
+}
+
+#[test]
+fn a_shard_that_does_not_match_its_hash_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&model(), dir.path());
+    let path = dir.path().join("shard_00002.bin");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4321] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let run_it = || run(["run", text(dir.path()), "-p", "Once", "--backend", "cpu"]);
+    run_it().fails(&["shard_00002.bin", "hash"]);
+    fs::remove_file(&path).unwrap();
+    run_it().fails(&["shard_00002.bin"]);
+}
+
+#[test]
+fn a_budget_below_one_tokens_demand_names_the_smallest_that_works() {
+    let with_budget = |bytes: &str| {
+        let model = model();
+        let args = ["run", text(&model), "-p", "Call me", "-n", "24", "--json"];
+        run(args.into_iter().chain(["--backend", "cpu", "--vram-budget", bytes]))
+    };
+    let refusal = with_budget("1MiB").fails(&["smallest budget that works is"]);
+    let smallest: u64 = refusal
+        .split("smallest budget that works is ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    with_budget(&(smallest - 1).to_string()).fails(&["smallest budget that works is"]);
+
+    // Paged through the smallest budget, or all resident: the same tokens, and every demand is counted.
+    let paged = with_budget(&smallest.to_string()).ok().json();
+    let resident = with_budget("1GiB").ok().json();
+    assert_eq!(paged["tokens"], resident["tokens"]);
+    assert_eq!(paged["tokens"].as_array().unwrap().len(), 24);
+    let demands = |answer: &Value| -> u64 {
+        answer["hits"].as_object().unwrap().values().map(|hits| hits.as_u64().unwrap()).sum()
+    };
+    assert_eq!(demands(&paged), demands(&resident));
+    assert!(paged["hits"]["disk"].as_u64().unwrap() > resident["hits"]["disk"].as_u64().unwrap());
+}
+
+#[test]
+fn sampling_follows_its_seed() {
+    let sample = |seed: &str| {
+        let model = model();
+        let args = ["run", text(&model), "-p", "Once upon a time", "-n", "16", "--json"];
+        let more = ["--backend", "cpu", "--temperature", "1.0", "--top-k", "50", "--seed", seed];
+        run(args.into_iter().chain(more)).ok().json()["tokens"].clone()
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+}
+
+#[test]
+fn wrong_arguments_are_told_in_one_line() {
+    let model = model();
+    let model = text(&model);
+    run(["run", "/no/such/model", "-p", "x", "--data", "/no/such/data"]).fails(&["/no/such/model"]);
+    run(["run", model, "-p", ""]).fails(&["prompt"]);
+    run(["run", model, "-p", "Once upon a time", "--context", "1"]).fails(&["context"]);
+    run(["run", model, "-p", "x", "--temperature=-1"]).fails(&["temperature"]);
+    run(["inspect", "/no/such/dir"]).fails(&["/no/such/dir"]);
+    run(["ls", "--data", "/no/such/data"]).fails(&["no node is running", "join"]);
+    run(["check", model, "--expected", "/no/such/file"]).fails(&["/no/such/file"]);
+    run(["perplexity", model, "--text", "/no/such/file"]).fails(&["/no/such/file"]);
+    assert_eq!(run(["dance"]).code, Some(2));
+}

@@ -1,0 +1,16 @@
+//! The binary as its users meet it: its commands, nodes as child processes, and the page in a
+//! browser.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bench;
+mod cli;
+#[cfg(unix)]
+mod crash;
+mod demo;
+mod goldens;
+mod storage_cli;
+mod swarm_cli;
+mod trust_cli;
+mod web;

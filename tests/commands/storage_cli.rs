@@ -1,0 +1,234 @@
+//! Looking after a node's store from the command line: pins, removal, collection
+//! and checks, of a running node and of a directory that nobody has open; damage
+//! under a running node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::{Node, model, run};
+use serde_json::Value;
+
+const NAME: &str = "tiny-mixtral-q4_k_m";
+/// The model's shards, its tokenizer and its manifest.
+const OBJECTS: u64 = 13;
+
+fn publish(node: &Node, shards: &str) -> Value {
+    let model = model();
+    node.ask(&["publish", model.to_str().unwrap(), "--shards", shards, "--json"]).ok().json()
+}
+
+fn manifest() -> Value {
+    serde_json::from_slice(&fs::read(model().join("manifest.json")).unwrap()).unwrap()
+}
+
+fn shard(index: usize) -> String {
+    manifest()["shards"][index]["hash"].as_str().unwrap().to_owned()
+}
+
+fn stored(data: &Path, shard: &str) -> PathBuf {
+    data.join("objects").join(&shard[..2]).join(shard)
+}
+
+fn source(index: usize) -> Vec<u8> {
+    fs::read(model().join(format!("shard_{index:05}.bin"))).unwrap()
+}
+
+/// Flips one bit of a stored object, as a failing disk would: a file of its own
+/// first, since an import may share its blocks with the repository's.
+fn flip(data: &Path, shard: &str, at: usize) {
+    let path = stored(data, shard);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = at % bytes.len();
+    bytes[at] ^= 1 << (at % 8);
+    let own = data.join("flipped");
+    fs::write(&own, bytes).unwrap();
+    fs::rename(own, path).unwrap();
+}
+
+fn used(node: &Node) -> u64 {
+    node.ask(&["status", "--json"]).ok().json()["disk"]["used"].as_u64().unwrap()
+}
+
+fn local_text() -> Value {
+    let model = model();
+    let args = ["run", model.to_str().unwrap(), "-p", "Call me", "-n", "12", "--json"];
+    run(args.into_iter().chain(["--backend", "cpu"])).ok().json()
+}
+
+#[test]
+fn a_running_node_pins_evicts_and_removes_as_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(&dir.path().join("a"), "care", &[], &[]);
+    let published = publish(&node, "0-10");
+    let id = published["model"].as_str().unwrap();
+    let all = used(&node);
+
+    let kept = node.ask(&["gc", "--disk-budget", "0", "--json"]).ok().json();
+    assert_eq!(kept["evicted"], serde_json::json!([]), "what is published is pinned");
+    assert_eq!(kept["used_bytes"], all);
+    node.ask(&["rm", NAME]).fails(&[id, "13 of 13", "pinned", "--force"]);
+    node.ask(&["pin", "nothing-of-the-kind"]).fails(&["nothing-of-the-kind", "neither"]);
+    node.ask(&["rm", "zz"]).fails(&["zz"]);
+
+    let unpinned = node.ask(&["unpin", NAME, "--json"]).ok().json();
+    assert_eq!(unpinned["objects"], OBJECTS);
+    let again = node.ask(&["unpin", &id[..10], "--json"]).ok().json();
+    assert_eq!(again["objects"], 0);
+    let third = shard(3);
+    let pinned = node.ask(&["pin", &third[..16], "--json"]).ok().json();
+    assert_eq!((pinned["objects"].as_u64(), pinned["missing"].as_u64()), (Some(1), Some(0)));
+
+    let dry = node.ask(&["gc", "--disk-budget", "3MiB", "--dry-run", "--json"]).ok().json();
+    assert_eq!(used(&node), all, "only said");
+    let done = node.ask(&["gc", "--disk-budget", "3MiB", "--json"]).ok().json();
+    assert_eq!(done["evicted"], dry["evicted"]);
+    assert!(used(&node) <= 3 << 20 && done["evicted"].as_array().unwrap().len() > 5);
+    assert!(node.ask(&["gc"]).ok().out.contains("evicted 0 objects"));
+    let done = node.ask(&["gc", "--disk-budget", "0", "--json"]).ok().json();
+    assert_eq!(done["used_bytes"], done["pinned_bytes"]);
+    assert!(stored(&node.data, &third).exists());
+
+    node.ask(&["rm", &third]).fails(&["pinned"]);
+    assert!(node.ask(&["rm", &third, "--force"]).ok().out.contains("removed"));
+    assert_eq!(used(&node), 0);
+    assert!(!stored(&node.data, &third).exists());
+    // With its manifest gone, only what gossip said of the model is left.
+    let rest = node.ask(&["rm", id, "--json"]).ok().json();
+    assert_eq!(rest["objects"], 0);
+    assert_eq!(fs::read_dir(node.data.join("published")).unwrap().count(), 0, "withdrawn");
+}
+
+#[test]
+fn a_stopped_nodes_store_is_looked_after_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let mut node = Node::start(&data, "still", &[], &[]);
+    publish(&node, "0-10");
+    node.ask(&["fsck", "--json"]).ok();
+    node.signal("INT");
+    assert_eq!(node.wait(), Some(0));
+
+    let ask = |args: &[&str]| run(args.iter().copied().chain(["--data", data.to_str().unwrap()]));
+    let checked = ask(&["fsck", "--json"]).ok();
+    let end = checked.json();
+    assert_eq!((end["event"].as_str(), end["objects"].as_u64()), (Some("end"), Some(OBJECTS)));
+    let steps = checked.out.lines().filter(|line| line.contains("\"checked\"")).count();
+    assert_eq!(steps as u64, OBJECTS, "progress by object");
+
+    ask(&["gc"]).fails(&["--disk-budget"]);
+    ask(&["fsck", "--repair"]).fails(&["--repair", "start a node"]);
+    ask(&["pin", NAME, "--fetch"]).fails(&["start a node"]);
+    ask(&["rm", NAME]).fails(&["pinned"]);
+    assert_eq!(ask(&["unpin", NAME, "--json"]).ok().json()["objects"], OBJECTS);
+    assert_eq!(ask(&["pin", NAME, "--json"]).ok().json()["objects"], OBJECTS);
+    assert_eq!(ask(&["unpin", &shard(5), "--json"]).ok().json()["objects"], 1);
+    let gone = ask(&["gc", "--disk-budget", "1MiB", "--json"]).ok().json();
+    assert_eq!(gone["evicted"][0][0], shard(5).as_str(), "the only one that may go: {gone}");
+
+    // Damage: told by range, exit code 1, and taken out.
+    flip(&data, &shard(2), 40_000);
+    flip(&data, &shard(7), 0);
+    let damaged = ask(&["fsck"]);
+    assert_eq!(damaged.code, Some(1), "{}", damaged.out);
+    assert!(damaged.out.contains(&shard(2)) && damaged.out.contains("32768..49152"));
+    assert!(damaged.out.contains(&shard(7)) && damaged.err.contains("--repair"));
+    let second = ask(&["fsck", "--json"]);
+    assert_eq!(second.code, Some(1), "pinned and not whole is still an error");
+    assert_eq!(second.json()["incomplete_pinned"], 2);
+
+    // Beside a node that has the rest, the store is made whole again.
+    let other = Node::start(&dir.path().join("b"), "still", &[], &[]);
+    publish(&other, "0-10");
+    let mut node = Node::start(&data, "still", &[&other.address], &[]);
+    let repaired = node.ask(&["fsck", "--repair", "--json"]).ok().json();
+    assert_eq!(repaired["repaired_objects"], 2);
+    assert_eq!(repaired["incomplete_pinned"], 0);
+    for index in [2, 7] {
+        assert_eq!(fs::read(stored(&data, &shard(index))).unwrap(), source(index));
+    }
+    node.ask(&["fsck"]).ok();
+    node.signal("INT");
+    node.wait();
+    // Its address is remembered: it would tell of the model again.
+    drop(other);
+
+    assert_eq!(ask(&["rm", NAME, "--force", "--json"]).ok().json()["missing"], 1);
+    let node = Node::start(&data, "still", &[], &[]);
+    assert_eq!(node.ask(&["ls", "--json"]).ok().json(), serde_json::json!([]), "withdrawn");
+    assert_eq!(used(&node), 0);
+}
+
+#[test]
+fn directories_that_are_no_store_or_somebody_elses_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = dir.path().join("typo");
+    for command in [vec!["fsck"], vec!["gc"], vec!["pin", "x"], vec!["rm", "x"]] {
+        let args = command.into_iter().chain(["--data", nothing.to_str().unwrap()]);
+        run(args).fails(&["holds no store", nothing.to_str().unwrap()]);
+    }
+    assert!(!nothing.exists(), "nothing is made by asking");
+    // Held by a process that takes no commands: this one.
+    let options = doppler_store::DiskOptions { budget: 1 << 30 };
+    let _held = doppler_store::DiskTier::open(dir.path(), options).unwrap();
+    let pid = std::process::id().to_string();
+    run(["fsck", "--data", dir.path().to_str().unwrap()]).fails(&["in use", &pid]);
+    let join = ["join", "--swarm", "x", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"];
+    run(join.into_iter().chain(["--data", dir.path().to_str().unwrap()])).fails(&["in use", &pid]);
+}
+
+#[test]
+fn bits_flipped_under_a_running_node_never_reach_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = Node::start(&dir.path().join("b"), "flips", &[], &[]);
+    publish(&other, "0-10");
+    let node = Node::start(&dir.path().join("a"), "flips", &[&other.address], &[]);
+    publish(&node, "0-10");
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    for index in 0..11 {
+        // In several groups of each shard, the first among them.
+        for place in 0..6 {
+            let at = (seed as usize).wrapping_mul(place).wrapping_add(place * 150_001);
+            flip(&node.data, &shard(index), at);
+        }
+    }
+    let through = node.ask(&["run", NAME, "-p", "Call me", "-n", "12", "--json"]).ok().json();
+    let local = local_text();
+    assert_eq!((&through["tokens"], &through["text"]), (&local["tokens"], &local["text"]));
+    let status = node.ask(&["status", "--json"]).ok().json();
+    let count = |key: &str| status["store"][key].as_u64().unwrap();
+    assert!(count("quarantines") > 0 && count("damaged_bytes") > 0, "{status}");
+    assert!(count("healed_reads") > 0, "{status}");
+    assert!(node.ask(&["status"]).ok().out.contains("damage"));
+    // What nobody read is found by a check, and then all is as it was.
+    node.ask(&["fsck", "--repair"]).ok();
+    for index in 0..11 {
+        assert_eq!(fs::read(stored(&node.data, &shard(index))).unwrap(), source(index));
+    }
+    let end = node.ask(&["fsck", "--json"]).ok().json();
+    assert_eq!((&end["damaged_objects"], &end["incomplete_pinned"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = Node::start(&dir.path().join("a"), "fetch", &[], &[]);
+    publish(&holder, "0-10");
+    let mut node =
+        Node::start(&dir.path().join("b"), "fetch", &[&holder.address], &["--find-timeout", "3"]);
+    node.event("model");
+    let some = node.ask(&["pin", NAME, "--json"]).ok().json();
+    assert!(some["missing"].as_u64().unwrap() >= 11, "{some}");
+    let all = node.ask(&["pin", NAME, "--fetch", "--json"]).ok().json();
+    assert_eq!((all["objects"].as_u64(), all["missing"].as_u64()), (Some(OBJECTS), Some(0)));
+    holder.signal("KILL");
+    holder.wait();
+    node.ask(&["gc", "--disk-budget", "0"]).ok();
+    let text = node.ask(&["run", NAME, "-p", "Call me", "-n", "12", "--json"]).ok().json();
+    assert_eq!(text["tokens"], local_text()["tokens"]);
+    // Nobody is left to mend from: the check says so, object by object.
+    flip(&node.data, &shard(1), 5);
+    let left = node.ask(&["fsck", "--repair"]);
+    assert_eq!(left.code, Some(1));
+    assert!(left.out.contains(&shard(1)) && left.out.contains("not repaired"), "{}", left.out);
+}

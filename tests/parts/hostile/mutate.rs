@@ -1,0 +1,177 @@
+//! The fuzz targets' entries under a seeded mutator: a short form of what
+//! `cargo fuzz` does for hours, in every test run.
+
+use std::fs;
+use std::path::PathBuf;
+
+use doppler_mesh::wire::{
+    Envelope, Holdings, ModelHoldings, PartHoldings, ShardReply, ShardRequest,
+};
+use doppler_store::groups::{Chunks, Groups};
+use doppler_store::signature::SignedModel;
+use doppler_store::verified::{Outboard, align};
+use doppler_store::{ByteRange, Manifest, ModelId, Priority, ShardId};
+use rand::rngs::SmallRng;
+use rand::{Rng, RngExt, SeedableRng};
+
+use super::entries::{self, OBJECT};
+
+/// Pieces of text and numbers at the edges, to be put in anywhere.
+const TOKENS: [&[u8]; 14] = [
+    b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+    b"\x00",
+    b"\x80",
+    b"18446744073709551615",
+    b"18446744073709551616",
+    b"-1",
+    b"1e309",
+    b"0",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\"\"",
+    b"../../../etc/passwd",
+    b"\"\\ud800\"",
+];
+
+/// One to five changes of one of the samples.
+fn mutated(rng: &mut SmallRng, samples: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = samples[rng.random_range(0..samples.len())].clone();
+    for _ in 0..rng.random_range(1..=5) {
+        let at = rng.random_range(0..=bytes.len());
+        let end = (at + rng.random_range(0..40)).min(bytes.len());
+        match rng.random_range(0..8) {
+            0 | 1 if at < bytes.len() => bytes[at] ^= 1 << rng.random_range(0..8),
+            2 if at < bytes.len() => bytes[at] = rng.next_u32() as u8,
+            3 => drop(bytes.drain(at..end)),
+            4 => {
+                let piece = bytes[at..end].to_vec();
+                let to = rng.random_range(0..=bytes.len());
+                drop(bytes.splice(to..to, piece));
+            }
+            5 => {
+                let token = TOKENS[rng.random_range(0..TOKENS.len())];
+                drop(bytes.splice(at..end.min(at + token.len()), token.iter().copied()));
+            }
+            6 => {
+                let other = &samples[rng.random_range(0..samples.len())];
+                let from = rng.random_range(0..=other.len());
+                bytes.truncate(at);
+                bytes.extend_from_slice(&other[from..]);
+            }
+            _ if rng.random_range(0..4) == 0 => bytes.truncate(at),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Runs an entry on the samples and on changes of them. Where `DOPPLER_FUZZ_CORPUS` names a
+/// folder, the samples are left there for `cargo fuzz` to begin with.
+fn run(target: &str, samples: &[Vec<u8>], rounds: usize, entry: impl Fn(&[u8])) {
+    if let Some(corpus) = std::env::var_os("DOPPLER_FUZZ_CORPUS") {
+        let dir = PathBuf::from(corpus).join(target);
+        fs::create_dir_all(&dir).unwrap();
+        for sample in samples {
+            fs::write(dir.join(ShardId::of(sample).to_string()), sample).unwrap();
+        }
+    }
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = SmallRng::seed_from_u64(seed);
+    samples.iter().for_each(|sample| entry(sample));
+    for _ in 0..rounds {
+        entry(&mutated(&mut rng, samples));
+    }
+}
+
+#[test]
+fn manifests() {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| ".".into(), PathBuf::from);
+    let tiny = fs::read(root.join("models/tiny-mixtral-q4_k_m/manifest.json")).unwrap();
+    assert!(Manifest::parse(&tiny).is_ok(), "the sample is one");
+    // With few tensors, so that changes meet all parts of it alike.
+    let mut small: serde_json::Value = serde_json::from_slice(&tiny).unwrap();
+    if let Some(tensors) = small["tensors"].as_object_mut() {
+        let keep: Vec<String> = tensors.keys().take(4).cloned().collect();
+        tensors.retain(|name, _| keep.contains(name));
+    }
+    let small = serde_json::to_vec(&small).unwrap();
+    run("manifest", &[small], 30_000, entries::manifest);
+    run("manifest", &[tiny], 300, entries::manifest);
+}
+
+#[test]
+fn requests() {
+    let request = |start, end, priority| {
+        let range = ByteRange::new(start, end).unwrap();
+        ShardRequest { shard: ShardId::of(b"s"), range, priority }.encode()
+    };
+    let samples = [
+        request(0, 1, Priority::Token),
+        request(5, 4 << 20, Priority::Prefetch),
+        request(60 << 20, 64 << 20, Priority::Bulk),
+    ];
+    run("request", &samples, 200_000, entries::request);
+}
+
+#[test]
+fn replies() {
+    let outboard = Outboard::of(&OBJECT).unwrap();
+    let size = OBJECT.len() as u64;
+    let mut samples: Vec<Vec<u8>> = (0..6)
+        .map(|choice| {
+            let range = align(entries::wanted(choice), size).unwrap();
+            let bytes = OBJECT[range.start() as usize..range.end() as usize].to_vec();
+            let body = outboard.prove(range, bytes.into()).unwrap().encode().bytes;
+            let head = ShardReply::Ok { object_size: size, body_bytes: body.len() as u64 };
+            [&[choice], &head.encode()[..], &body[..]].concat()
+        })
+        .collect();
+    for reply in [ShardReply::NotFound, ShardReply::OutOfRange { object_size: 7 }] {
+        samples.push([&[0], &reply.encode()[..]].concat());
+    }
+    run("reply", &samples, 30_000, entries::reply);
+}
+
+#[test]
+fn envelopes() {
+    let signed = SignedModel::sign(&[1; 32], ModelId::of(b"m"), "tiny", 77).unwrap();
+    let entry = |n: u8| ModelHoldings {
+        model: ModelId::of(&[n]),
+        manifest: n.is_multiple_of(2),
+        objects: vec![n; usize::from(n)],
+        parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
+    };
+    let holdings = Holdings {
+        peer: vec![1; 38],
+        sequence: 9,
+        lease: std::time::Duration::from_secs(30),
+        addresses: vec!["/ip4/127.0.0.1/tcp/1".into(), "/dns/example.org/tcp/443".into()],
+        models: (0..6).map(entry).collect(),
+    };
+    let samples = [Envelope::Announcement(signed).encode(), Envelope::Holdings(holdings).encode()];
+    run("envelope", &samples, 60_000, entries::envelope);
+}
+
+#[test]
+fn handshakes() {
+    // Either side, in a member's words, in none, in the protocol's name and then noise.
+    let mut samples: Vec<Vec<u8>> = vec![vec![0], vec![1], vec![0; 200], vec![2], vec![3]];
+    let name = b"\x13/multistream/1.0.0\n\x15/doppler/swarm-key/1\n";
+    for side in [2, 3] {
+        samples.push([&[side], &name[..], &[1; 65]].concat());
+        samples.push([&[side], &name[..20], b"\x03ls\n\x03na\n"].concat());
+    }
+    run("handshake", &samples, 30_000, entries::handshake);
+}
+
+#[test]
+fn files_beside_an_object() {
+    let shard = ShardId::of(&OBJECT);
+    let mut groups = Groups::none(OBJECT.len() as u64);
+    groups.set(ByteRange::new(16_384, 49_152).unwrap());
+    let outboard = Outboard::of(&OBJECT).unwrap();
+    let samples = [groups.to_file(shard), outboard.nodes().to_vec()];
+    run("files", &samples, 30_000, entries::files);
+}
