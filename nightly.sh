@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What takes too long for every change: all of ./test.sh, then the sweeps that it skips (tests marked
+# `#[ignore]`), then the fuzz targets for a minute each where cargo-fuzz is installed.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/doppler-node/target}"
+
+./test.sh
+
+printf '\n== sweeps\n'
+export DOPPLER_REQUIRE_GPU=1 DOPPLER_REQUIRE_FAKETIME=1 DOPPLER_REQUIRE_WEB=1
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --release --workspace --locked --no-fail-fast --run-ignored only
+else
+    cargo test --release --workspace --locked --no-fail-fast -- --ignored
+fi
+
+printf '\n== fuzz targets\n'
+if cargo fuzz --version >/dev/null 2>&1; then
+    fuzz/run.sh
+else
+    echo "skipped: cargo-fuzz is not installed (cargo install cargo-fuzz)"
+fi
