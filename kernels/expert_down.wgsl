@@ -5,7 +5,7 @@
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
-//!include shared/down_params.wgsl
+//!include shared/expert_down_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl

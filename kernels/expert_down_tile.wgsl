@@ -4,7 +4,7 @@
 //!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
-//!include shared/down_params.wgsl
+//!include shared/expert_down_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/tile.wgsl
 //!include shared/slots.wgsl

@@ -5,7 +5,7 @@
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
-//!include shared/gate_up_params.wgsl
+//!include shared/expert_gate_up_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl

@@ -7,7 +7,7 @@
 //!for shape in 8x64 16x64
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
-//!include shared/gate_up_params.wgsl
+//!include shared/expert_gate_up_params.wgsl
 //!include shared/{format}.wgsl
 //!include shared/coop_{shape}.wgsl
 //!include shared/coop.wgsl

@@ -15,14 +15,22 @@
 //! (the portable WebGPU core), keep to the portable limits, and follow the binding
 //! convention: group 0 holds the step (0) and the kernel's parameters (1), both
 //! uniform; group 1 holds storage buffers numbered from 0. Anything else fails the build.
+//!
+//! The uniforms' structs are emitted as Rust (`build/params.rs`). `Params` is named after the file
+//! that declares it.
 
-use std::collections::BTreeSet;
+#[path = "build/params.rs"]
+mod params;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
+
+use params::Structs;
 
 /// WebGPU's default `maxStorageBuffersPerShaderStage`.
 const STORAGE_BUFFERS_MAX: usize = 8;
@@ -54,15 +62,17 @@ fn main() {
     files.sort();
     let mut table =
         String::from("/// Every kernel, by rising name.\npub static KERNELS: &[Kernel] = &[\n");
+    let mut structs = Structs::default();
     let mut composed: Vec<Composed> =
         files.iter().flat_map(|file| compose_all(&root, file)).collect();
     composed.sort_by(|a, b| a.name.cmp(&b.name));
     for kernel in &composed {
-        emit(&mut table, kernel);
+        emit(&mut table, &mut structs, kernel);
     }
     table.push_str("];\n");
-    let out = PathBuf::from(env::var("OUT_DIR").unwrap()).join("kernels.rs");
-    fs::write(out, table).unwrap();
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap());
+    fs::write(out.join("kernels.rs"), table).unwrap();
+    fs::write(out.join("params.rs"), structs.text()).unwrap();
 }
 
 /// One kernel's text.
@@ -74,6 +84,8 @@ struct Composed {
     cooperative: bool,
     /// Files included so far.
     seen: BTreeSet<String>,
+    /// Where its structs are declared.
+    structs: BTreeMap<String, String>,
 }
 
 /// Each kernel that a file makes.
@@ -103,15 +115,25 @@ fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
                 composed.cooperative = true;
                 composed.source.push_str(COOPERATIVE_ENABLE);
             }
-            include(root, &text, &picked, &mut composed);
+            include(root, &format!("{stem}.wgsl"), &text, &picked, &mut composed);
             composed
         })
         .collect()
 }
 
-/// Appends `text` with its includes in place of their lines.
-fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut Composed) {
+/// Appends the text of `file` with its includes in place of their lines.
+fn include(
+    root: &Path,
+    file: &str,
+    text: &str,
+    picked: &[(String, String)],
+    composed: &mut Composed,
+) {
     for line in text.lines() {
+        if let Some((name, _)) = line.strip_prefix("struct ").and_then(|rest| rest.split_once(' '))
+        {
+            composed.structs.insert(name.to_owned(), file.to_owned());
+        }
         match line.strip_prefix("//!needs ").map(str::trim) {
             Some("subgroups") => composed.subgroups = true,
             Some("coopmat f16") => composed.cooperative = true,
@@ -129,13 +151,13 @@ fn include(root: &Path, text: &str, picked: &[(String, String)], composed: &mut 
         if composed.seen.insert(path.clone()) {
             let text = fs::read_to_string(root.join(&path))
                 .unwrap_or_else(|e| panic!("kernels/{path}: {e}"));
-            include(root, &text, picked, composed);
+            include(root, &path, &text, picked, composed);
         }
     }
 }
 
-/// Validates one kernel and appends its entry of the table.
-fn emit(table: &mut String, kernel: &Composed) {
+/// Validates one kernel, and appends its entry of the table and the structs of its uniforms.
+fn emit(table: &mut String, structs: &mut Structs, kernel: &Composed) {
     let Composed { name, source, subgroups, cooperative, .. } = kernel;
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
@@ -160,7 +182,7 @@ fn emit(table: &mut String, kernel: &Composed) {
     layouter.update(module.to_ctx()).unwrap();
 
     let mut storage: Vec<(u32, String, bool)> = Vec::new();
-    let mut params = 0;
+    let (mut params, mut params_name) = (0, String::new());
     let mut workgroup_bytes = 0;
     for (_, global) in module.global_variables.iter() {
         if global.space == AddressSpace::WorkGroup {
@@ -169,8 +191,12 @@ fn emit(table: &mut String, kernel: &Composed) {
         let Some(binding) = global.binding else { continue };
         let label = global.name.clone().unwrap_or_default();
         match (binding.group, binding.binding, global.space) {
-            (0, 0, AddressSpace::Uniform) => {}
-            (0, 1, AddressSpace::Uniform) => params = layouter[global.ty].size,
+            (0, 0 | 1, AddressSpace::Uniform) => {
+                let uniform = structs.take(&module, &layouter, &kernel.structs, global.ty);
+                if binding.binding == 1 {
+                    (params, params_name) = (layouter[global.ty].size, uniform);
+                }
+            }
             (1, index, AddressSpace::Storage { access }) => {
                 storage.push((index, label, access.contains(StorageAccess::STORE)));
             }
@@ -189,7 +215,8 @@ fn emit(table: &mut String, kernel: &Composed) {
     writeln!(table, "    Kernel {{\n        name: {name:?},\n        source: {source:?},").unwrap();
     writeln!(table, "        cooperative: {cooperative},\n        subgroups: {subgroups},")
         .unwrap();
-    writeln!(table, "        params_bytes: {params},\n        storage: &[").unwrap();
+    writeln!(table, "        params: {params_name:?},\n        params_bytes: {params},").unwrap();
+    writeln!(table, "        storage: &[").unwrap();
     for (_, label, write) in &storage {
         writeln!(table, "            Storage {{ name: {label:?}, write: {write} }},").unwrap();
     }

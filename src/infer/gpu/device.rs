@@ -13,7 +13,7 @@ use wgpu::{BufferUsages, DeviceType};
 
 use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
-use super::params::{ARENA_SLOT, Step};
+use super::params::{self, ARENA_SLOT, Step};
 use super::pipeline_file::PipelineFile;
 use super::pipelines::{Pipelines, Reduction};
 use super::readback::Readback;
@@ -163,6 +163,7 @@ impl GpuDevice {
         let result = self.buffer("unpacked f16s", bytes, usage)?;
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let arena = self.buffer("the first f16", ARENA_SLOT, usage)?;
+        self.write(&arena, 0, bytemuck::bytes_of(&params::Halves { first: 0 }));
         let common = self.common(&arena)?;
         let storage = pipeline.bind(self, &[&result])?;
         let mut readback = Readback::new(self, "unpacked f16s", bytes)?;

@@ -17,7 +17,8 @@ pub struct Kernel {
     pub source: &'static str,
     /// Whether it takes cooperative matrices of f16, which few adapters have.
     pub cooperative: bool,
-    /// Size of its `Params`.
+    /// The type of its `Params` in Rust, and its size.
+    pub params: &'static str,
     pub params_bytes: u32,
     /// Uses subgroup operations, and counts on subgroups of at least 32.
     pub subgroups: bool,

@@ -7,14 +7,13 @@
 
 use std::ops::RangeInclusive;
 
-use bytemuck::Pod;
-
 use super::batch::{ExpertProducts, Product};
 use super::buffers::stride;
 use super::cooperative::Cooperative;
 use super::dispatch::{Grid, Rows};
 use super::experts::SlotShape;
-use super::params;
+use super::kernels::Kernel;
+use super::params::{self, Params};
 use super::pipelines::{Reduction, format_name};
 use super::weights::{PieceShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
@@ -88,7 +87,7 @@ pub(super) struct Lower<'a> {
 /// A dispatch of `items` a row, `per_workgroup` of them a workgroup.
 pub(super) fn recipe(
     kernel: &str,
-    params: &impl Pod,
+    params: &impl Params,
     storage: &[Place],
     rows: Rows,
     (items, per_workgroup): (usize, u32),
@@ -96,13 +95,20 @@ pub(super) fn recipe(
     recipe_grid(kernel, params, storage, rows, Grid::Items { items: items as u64, per_workgroup })
 }
 
+/// Refuses parameters of another kernel: a mistake in whoever filled them.
+pub(super) fn checked<P: Params>(kernel: &str, _: &P) {
+    let takes = Kernel::find(kernel).map_or(P::NAME, |kernel| kernel.params);
+    assert_eq!(takes, P::NAME, "the parameters of {kernel}");
+}
+
 pub(super) fn recipe_grid(
     kernel: &str,
-    params: &impl Pod,
+    params: &impl Params,
     storage: &[Place],
     rows: Rows,
     grid: Grid,
 ) -> Recipe {
+    checked(kernel, params);
     let params = bytemuck::bytes_of(params).to_vec();
     let storage = storage.to_vec();
     Recipe { kernel: kernel.to_owned(), params, storage, rows, grid, when: 1..=u32::MAX }

@@ -1,184 +1,20 @@
-//! The kernels' `Params`, word for word, and the arena they lie in.
+//! The kernels' uniforms, as `src/infer/build.rs` emits them from naga's layouts, and the arena they lie in.
 //!
 //! All parameters of a plan are written once, when it is made, into one uniform
 //! buffer; a dispatch names its slot by a dynamic offset. What changes from step
 //! to step is [`Step`] alone.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 /// Bytes of one slot of the arena; at least any kernel's `Params`.
 pub(super) const ARENA_SLOT: u64 = 256;
 
-/// shared/step.wgsl
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Step {
-    pub tokens: u32,
-    pub position: u32,
-    pub logit_start: u32,
-    pub logit_rows: u32,
+/// A kernel's `Params`. Each kernel names its own ([`super::kernels::Kernel::params`]).
+pub trait Params: Pod {
+    const NAME: &str;
 }
 
-/// shared/matrix.wgsl
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Matrix {
-    pub base: u32,
-    pub blocks: u32,
-    pub row_blocks: u32,
-    pub units: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Embed {
-    pub table: Matrix,
-    pub row_start: u32,
-    pub rows: u32,
-    pub cols: u32,
-    pub stride: u32,
-    pub scale: f32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct RmsNorm {
-    pub cols: u32,
-    pub groups: u32,
-    pub source_stride: u32,
-    pub result_stride: u32,
-    pub eps: f32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Linear {
-    pub weight: Matrix,
-    pub row_start: u32,
-    pub rows: u32,
-    pub x_stride: u32,
-    pub result_stride: u32,
-    pub has_bias: u32,
-    pub logits: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Rope {
-    pub heads: u32,
-    pub head_dim: u32,
-    pub pairs: u32,
-    pub stride: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct KvWrite {
-    pub width: u32,
-    pub k_stride: u32,
-    pub v_stride: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Attention {
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    pub q_stride: u32,
-    pub result_stride: u32,
-    pub window: u32,
-    pub scale: f32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Gated {
-    pub stride: u32,
-    pub activation: u32,
-    pub swapped: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Add {
-    pub stride: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Route {
-    pub experts: u32,
-    pub top_k: u32,
-    pub stride: u32,
-    pub renormalise: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct ExpertGateUp {
-    pub gate: Matrix,
-    pub up: Matrix,
-    pub rows: u32,
-    pub top_k: u32,
-    pub slot_stride: u32,
-    pub slots_at: u32,
-    pub x_stride: u32,
-    pub result_stride: u32,
-    pub activation: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct ExpertDown {
-    pub down: Matrix,
-    pub rows: u32,
-    pub top_k: u32,
-    pub slot_stride: u32,
-    pub slots_at: u32,
-    pub x_stride: u32,
-    pub result_stride: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct ExpertSum {
-    pub cols: u32,
-    pub top_k: u32,
-    pub pair_stride: u32,
-    pub result_stride: u32,
-}
-
-/// shared/odds.wgsl
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Sample {
-    pub vocab: u32,
-    pub greedy: u32,
-    pub relief: u32,
-    pub penalty: u32,
-    pub window: u32,
-    pub unit: i32,
-    pub scale: u32,
-    pub top_k: u32,
-    pub top_p: u32,
-    pub seed_low: u32,
-    pub seed_high: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct ExpertGroup {
-    pub experts: u32,
-    pub top_k: u32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Halve {
-    pub stride: u32,
-    pub per_token: u32,
-}
+include!(concat!(env!("OUT_DIR"), "/params.rs"));
 
 /// Parameters gathered while a plan is made.
 #[derive(Default)]
@@ -197,5 +33,54 @@ impl Arena {
 
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+    use crate::gpu::kernels::{KERNELS, Kernel};
+    use crate::gpu::lower::checked;
+
+    #[test]
+    fn a_struct_lies_in_memory_as_its_kernels_read_it() {
+        // `Pieces` is five words, and `@align(16)` pads what follows it.
+        assert_eq!((size_of::<Pieces>(), size_of::<DecodeGateUp>()), (20, 80));
+        assert_eq!((offset_of!(DecodeGateUp, up), offset_of!(DecodeGateUp, rows)), (32, 64));
+        assert_eq!(offset_of!(DecodeLinear, split), 3 * size_of::<Segment>());
+        let size = |name| match name {
+            "DecodeGateUp" => size_of::<DecodeGateUp>(),
+            "DecodeLinear" => size_of::<DecodeLinear>(),
+            _ => size_of::<Linear>(),
+        };
+        let of =
+            |kernel: &&Kernel| ["DecodeGateUp", "DecodeLinear", "Linear"].contains(&kernel.params);
+        for kernel in KERNELS.iter().filter(of) {
+            assert_eq!(kernel.params_bytes as usize, size(kernel.params), "{}", kernel.name);
+        }
+    }
+
+    #[test]
+    fn forms_of_one_kernel_share_their_parameters() {
+        for kernel in KERNELS {
+            let shared =
+                [("linear_", "Linear"), ("expert_down_", "ExpertDown"), ("sample_", "Sample")];
+            for (file, params) in shared {
+                assert_eq!(
+                    kernel.name.starts_with(file),
+                    kernel.params == params,
+                    "{}",
+                    kernel.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "the parameters of decode_linear_any_group")]
+    fn parameters_of_another_kernel_are_refused() {
+        checked("decode_linear_any_group", &Linear::default());
     }
 }

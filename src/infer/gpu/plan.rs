@@ -1,7 +1,6 @@
 //! A graph's recipes (lower.rs) bound on a device: made once, when the weights and slots are
 //! in place, and replayed each step.
 
-use bytemuck::Pod;
 use wgpu::BufferUsages;
 
 use super::buffers::Buffers;
@@ -9,8 +8,8 @@ use super::decode::{DecodeBuffers, Fused, Sequence};
 use super::device::GpuDevice;
 use super::dispatch::{Dispatch, Grid, Rows};
 use super::experts::Experts;
-use super::lower::{Lower, Place, Recipe, refused};
-use super::params::{self, ARENA_SLOT, Arena};
+use super::lower::{Lower, Place, Recipe, checked, refused};
+use super::params::{self, ARENA_SLOT, Arena, Params};
 use super::spill::Spill;
 use super::weights::{self, DeviceWeight};
 use crate::backend::{BackendError, KvFormat, Result};
@@ -144,11 +143,12 @@ impl Builder<'_> {
     pub fn dispatch_grid(
         &mut self,
         kernel: &str,
-        params: &impl Pod,
+        params: &impl Params,
         storage: &[&wgpu::Buffer],
         rows: Rows,
         grid: Grid,
     ) -> Result<Dispatch> {
+        checked(kernel, params);
         self.make(kernel, bytemuck::bytes_of(params), storage, rows, grid)
     }
 
@@ -176,9 +176,6 @@ impl Builder<'_> {
     ) -> Result<Dispatch> {
         let device = self.parts.device;
         let pipeline = device.pipelines().get(device, kernel)?;
-        // WGSL may pad the struct's end. A mismatch is a mistake in whoever filled them.
-        let declared_bytes = pipeline.kernel.params_bytes as usize;
-        assert_eq!(params.len().next_multiple_of(16), declared_bytes.next_multiple_of(16));
         let storage = pipeline.bind(device, storage)?;
         let params = self.arena.push(params);
         Ok(Dispatch { pipeline, storage, params, rows, grid, when: 1..=u32::MAX })

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
-use super::params::{self, ARENA_SLOT};
+use super::params::{self, ARENA_SLOT, Params};
 use super::pipelines::Pipeline;
 use crate::backend::{BackendError, Result};
 use crate::odds::{CHUNK, Recipe, VOCAB_MAX, WINDOW_MAX};
@@ -165,7 +165,7 @@ impl Stage {
     ) -> Result<Self> {
         let pipeline = device.pipelines().get(device, kernel)?;
         // A mismatch is a mistake in this file.
-        assert_eq!(size_of::<params::Sample>(), pipeline.kernel.params_bytes as usize);
+        assert_eq!(pipeline.kernel.params, params::Sample::NAME);
         let storage = pipeline.bind(device, storage)?;
         Ok(Self { pipeline, storage, workgroups })
     }

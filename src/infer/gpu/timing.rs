@@ -13,7 +13,7 @@ use std::time::Instant;
 use wgpu::BufferUsages;
 
 use super::device::{ANSWER_WAIT_MAX, GpuDevice};
-use super::params::ARENA_SLOT;
+use super::params::{self, ARENA_SLOT};
 use super::spill;
 use super::weights::Uploads;
 use crate::backend::{BackendError, Bandwidth, Counters, Result};
@@ -265,7 +265,7 @@ fn copy_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
         BufferUsages::UNIFORM | BufferUsages::COPY_DST,
     )?;
     let vec4s = u32::try_from(bytes / 16).unwrap_or(u32::MAX);
-    device.write(&arena, 0, bytemuck::bytes_of(&vec4s));
+    device.write(&arena, 0, bytemuck::bytes_of(&params::Copy { count: vec4s }));
     let common = device.common(&arena)?;
     let groups = [pipeline.bind(device, &[&from, &to])?, pipeline.bind(device, &[&to, &from])?];
     let groups_needed = vec4s.div_ceil(1024);

@@ -21,6 +21,7 @@ use super::params::{self, Pieces, pieces};
 use crate::backend::Result;
 use crate::gpu::dispatch::{Dispatch, Grid, Rows};
 use crate::gpu::lower::{activation_code, refused, word};
+use crate::gpu::params::Params;
 use crate::gpu::pipelines::format_name;
 use crate::gpu::plan::Builder;
 use crate::gpu::weights::{Piece, join, matrix, vector};
@@ -89,7 +90,7 @@ impl<'b> Make<'_, 'b> {
     fn push(
         &mut self,
         kernel: &str,
-        params: &impl bytemuck::Pod,
+        params: &impl Params,
         storage: &[&Buffer],
         grid: Grid,
     ) -> Result<()> {
@@ -102,7 +103,7 @@ impl<'b> Make<'_, 'b> {
     fn push_team(
         &mut self,
         kernel: &str,
-        params: &impl bytemuck::Pod,
+        params: &impl Params,
         storage: &[&Buffer],
         grid: Grid,
     ) -> Result<()> {
@@ -346,6 +347,7 @@ impl<'b> Make<'_, 'b> {
             pieces: word(inner_pieces)?,
             activation: activation_code(spec.activation),
             slot_stride,
+            ..params::ExpertGateUp::default()
         };
         let DecodeBuffers { normed, inner, routed, .. } = self.buffers;
         let storage = [normed, &chunk.buffer, routed, inner];
@@ -358,6 +360,7 @@ impl<'b> Make<'_, 'b> {
             top_k: word(spec.top_k)?,
             slot_stride,
             split: word((8 / spec.top_k).max(1))?,
+            ..params::ExpertDown::default()
         };
         let storage = [inner, &chunk.buffer, routed, self.stream()];
         let kernel = format!("decode_expert_down_{}", format_name(down.dtype));

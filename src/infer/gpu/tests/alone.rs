@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::gpu::GpuDevice;
 use crate::gpu::kernels::Kernel;
-use crate::gpu::params::{ARENA_SLOT, Step};
+use crate::gpu::lower::checked;
+use crate::gpu::params::{ARENA_SLOT, Params, Step};
 use crate::gpu::pipelines::Pipeline;
 use crate::gpu::readback::Readback;
 
@@ -57,19 +58,14 @@ impl<'a> Alone<'a> {
         &self,
         name: &str,
         position: usize,
-        params: &impl bytemuck::Pod,
+        params: &impl Params,
         buffers: &[Vec<u32>],
         (x, y): (u32, u32),
     ) -> Vec<Vec<u32>> {
         let device = self.device;
         let pipeline = self.pipeline(name);
+        checked(name, params);
         let params: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(params));
-        let declared = pipeline.kernel.params_bytes as usize;
-        assert_eq!(
-            (params.len() * 4).next_multiple_of(16),
-            declared.next_multiple_of(16),
-            "{name}"
-        );
         let make = |what, words: &[u32], usage| {
             let buffer = device.buffer(what, words.len() as u64 * 4, usage).unwrap();
             device.write(&buffer, 0, bytemuck::cast_slice(words));

@@ -108,6 +108,7 @@ pub(super) fn gate_up(
         pieces: pieces(ff) as u32,
         activation: u32::from(activation == Activation::GeluTanh),
         slot_stride: (stride / 16) as u32,
+        ..params::ExpertGateUp::default()
     };
     let name = format!("decode_expert_gate_up_{}_{team}", format_name(inner));
     let buffers = [x, slots.words, routed(&choices), before];
@@ -164,6 +165,7 @@ pub(super) fn down(
         top_k: top_k as u32,
         slot_stride: (stride / 16) as u32,
         split: split as u32,
+        ..params::ExpertDown::default()
     };
     let name = format!("decode_expert_down_{}_{team}", format_name(outer));
     let buffers = [x.concat(), slots.words, routed(&choices), words(&before)];
