@@ -24,7 +24,9 @@ use super::scheduler::{Ask, Ended, Outcome, ReadId, RequestId};
 use super::shard_client::{Client, Failure, FailureKind, Order, RELAYED};
 use super::state::{Holders, Shared};
 use crate::wire::ShardRequest;
-use doppler_store::verified::{Decoder, GROUP_BYTES, OBJECT_BYTES_MAX, Piece, VerifiedRange};
+use doppler_store::verified::{
+    GROUP_BYTES, OBJECT_BYTES_MAX, RangeDecoder, VerifiedBuf, VerifiedRange,
+};
 use doppler_store::{ByteRange, ReadError, ReadRequest};
 
 /// What every read needs; shared by all of them.
@@ -42,11 +44,11 @@ const FAR: Duration = Duration::from_secs(24 * 3600);
 /// A proved piece, and who sent it.
 struct Part {
     peer: PeerId,
-    piece: Piece,
+    piece: VerifiedBuf,
 }
 
 /// What a request's task brings home.
-type Answer = (Ask, Result<Piece, Failure>);
+type Answer = (Ask, Result<VerifiedBuf, Failure>);
 
 /// The memory of a read, given out to its requests. What a request that failed had is
 /// not given out again: who asks for those bytes next gets memory of its own.
@@ -233,7 +235,7 @@ impl Reading {
             if !state.scheduler.knows(self.id, ask.request) {
                 return;
             }
-            let decoder = Decoder::new(self.memory.take(ask.range));
+            let decoder = RangeDecoder::new(self.memory.take(ask.range));
             state.scheduler.watch(self.id, ask.request, decoder.proved());
             decoder
         };
@@ -257,7 +259,7 @@ impl Reading {
         self.handles.insert(ask.request, Running { abort, stop });
     }
 
-    fn on_answer(&mut self, ask: Ask, answer: Result<Piece, Failure>) {
+    fn on_answer(&mut self, ask: Ask, answer: Result<VerifiedBuf, Failure>) {
         self.handles.remove(&ask.request);
         match answer {
             Ok(piece) => self.take_in(ask, Outcome::Delivered, Some(piece)),
@@ -275,7 +277,7 @@ impl Reading {
     }
 
     /// A request ended with these groups proved: keeps what the schedule wants of them.
-    fn take_in(&mut self, ask: Ask, outcome: Outcome, piece: Option<Piece>) {
+    fn take_in(&mut self, ask: Ask, outcome: Outcome, piece: Option<VerifiedBuf>) {
         let now = Instant::now();
         let mut state = self.fetcher.shared.lock();
         // What a peer that was banned meanwhile did not finish is not worth keeping.
@@ -336,9 +338,9 @@ impl Reading {
     fn join(&mut self) -> Option<VerifiedRange> {
         self.parts.sort_by_key(|part| part.piece.range().start());
         let parts = std::mem::take(&mut self.parts);
-        let (peers, pieces): (Vec<PeerId>, Vec<Piece>) =
+        let (peers, pieces): (Vec<PeerId>, Vec<VerifiedBuf>) =
             parts.into_iter().map(|part| (part.peer, part.piece)).unzip();
-        match Piece::join(pieces) {
+        match VerifiedBuf::join(pieces) {
             Ok(whole) => Some(whole),
             Err(pieces) => {
                 let parts = peers.into_iter().zip(pieces);

@@ -23,7 +23,7 @@ use super::options::{
 };
 use super::reputation::Conduct;
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
-use doppler_store::verified::{DecodeError, Decoder, Piece};
+use doppler_store::verified::{DecodeError, RangeDecoder, VerifiedBuf};
 
 /// Said of a peer that only a relay leads to.
 pub(super) const RELAYED: &str = "is reached only through a relay, which carries no shards";
@@ -37,7 +37,7 @@ pub(super) struct Failure {
     pub(super) detail: String,
     /// What had been proved when it broke off, from the start of its range on. Nothing of a
     /// peer that broke the protocol or sent a wrong byte.
-    pub(super) proved: Option<Piece>,
+    pub(super) proved: Option<VerifiedBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,8 +118,8 @@ impl Client {
     pub(super) async fn request(
         &self,
         order: Order<'_>,
-        mut decoder: Decoder,
-    ) -> Result<Piece, Failure> {
+        mut decoder: RangeDecoder,
+    ) -> Result<VerifiedBuf, Failure> {
         let limit = REQUEST_GRACE + Duration::from_secs(order.request.range.len() / RATE_MIN);
         // A limit of this node's own is not the peer's fault.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
@@ -145,7 +145,7 @@ impl Client {
     async fn request_unlimited(
         &self,
         order: &Order<'_>,
-        decoder: &mut Decoder,
+        decoder: &mut RangeDecoder,
     ) -> Result<(), Failure> {
         let peer = order.peer;
         if let Some(mut stream) = self.take(peer) {
@@ -195,7 +195,7 @@ impl Client {
         &self,
         stream: &mut Stream,
         order: &Order<'_>,
-        decoder: &mut Decoder,
+        decoder: &mut RangeDecoder,
     ) -> Result<(), (Failure, Progress)> {
         let mut reader = Watched::new(stream, self.idle, &self.limit, order.heard);
         let reply = ask(&mut reader, order.request)
@@ -262,7 +262,7 @@ async fn answer(
     stream: &mut Watched<'_>,
     request: ShardRequest,
     reply: Result<ShardReply, String>,
-    decoder: &mut Decoder,
+    decoder: &mut RangeDecoder,
 ) -> Result<(), Failure> {
     let says = |kind, detail: &str| failure(kind, 0, detail.to_owned());
     let (object_size, body_bytes) = match reply {

@@ -181,9 +181,9 @@ pub struct StoreStatus {
     pub quarantines: u64,
     pub damaged_bytes: u64,
     /// Reads that met damage and went on with a peer's bytes.
-    pub healed_reads: u64,
+    pub repaired_reads: u64,
     /// Bytes fetched behind such reads to fill what else was damaged.
-    pub mended_bytes: u64,
+    pub repaired_bytes: u64,
     /// Space is set aside for cleaning up a full disk.
     pub reserve_held: bool,
 }

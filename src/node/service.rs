@@ -28,7 +28,7 @@ use super::storage::{self, StoredModel, Target};
 use super::swarm_key;
 use super::trust::{How, TrustStore};
 use doppler_mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
-use doppler_store::disk::{Brought, Collected, DiskOptions, DiskTier};
+use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
@@ -209,8 +209,8 @@ impl Service {
                 evictions: disk.evictions,
                 quarantines: disk.quarantines,
                 damaged_bytes: disk.damaged_bytes,
-                healed_reads: ladder.healed,
-                mended_bytes: ladder.mended_bytes,
+                repaired_reads: ladder.repaired_reads,
+                repaired_bytes: ladder.repaired_bytes,
                 reserve_held: disk.reserve_held,
             },
             traffic: traffic_of(&self.mesh),
@@ -350,7 +350,7 @@ impl Service {
         let mut bytes_copied = 0;
         for (file, id, size) in &imports {
             let imported = self.ladder.import_file(request.dir.join(file), *id, true).await?;
-            if imported.how == Some(Brought::Copied) {
+            if imported.how == Some(ImportMethod::Copied) {
                 bytes_copied += size;
             }
         }

@@ -308,7 +308,7 @@ async fn report(
         summary.damaged_objects += u64::from(!checkup.damaged.is_empty());
         summary.damaged_bytes += checkup.damaged_bytes();
         if let Some(ladder) = repair {
-            detail = ladder.mend(checkup.shard).await.err().map(|error| error.to_string());
+            detail = ladder.repair(checkup.shard).await.err().map(|error| error.to_string());
         }
     }
     let repaired = outboard_only || repair.is_some() && disk.is_whole(checkup.shard);

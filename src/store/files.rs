@@ -257,7 +257,7 @@ pub(super) fn is_foreign(path: &Path) -> io::Result<bool> {
 /// How a file came into the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Brought {
+pub enum ImportMethod {
     /// Shares the source's blocks until either is written to (a reflink).
     Cloned,
     /// Another name of the source's own file.
@@ -270,16 +270,16 @@ pub enum Brought {
 /// A clone comes first: what the owner does to the file later cannot reach it. A
 /// hard link is as cheap, but the owner may rewrite the file in place; reads
 /// find that, as they prove every byte.
-pub(super) fn bring(source: &Path, to: &Path) -> io::Result<Brought> {
+pub(super) fn import(source: &Path, to: &Path) -> io::Result<ImportMethod> {
     if clone(source, to).is_ok() {
-        return Ok(Brought::Cloned);
+        return Ok(ImportMethod::Cloned);
     }
     let _ = remove(to);
     if fs::hard_link(source, to).is_ok() {
-        return Ok(Brought::Linked);
+        return Ok(ImportMethod::Linked);
     }
     copy(source, to)?;
-    Ok(Brought::Copied)
+    Ok(ImportMethod::Copied)
 }
 
 #[cfg(target_os = "linux")]

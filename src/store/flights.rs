@@ -27,7 +27,7 @@ pub(super) struct Flights {
 
 #[derive(Default)]
 struct Table {
-    under_way: HashMap<Key, Entry>,
+    in_flight: HashMap<Key, Entry>,
     started: u64,
 }
 
@@ -39,14 +39,14 @@ struct Entry {
 
 impl Flights {
     /// The flight to wait on, and whether it is another reader's.
-    pub fn board(
+    pub fn join_or_start(
         self: &Arc<Self>,
         request: ReadRequest,
         start: impl FnOnce() -> BoxFuture<'static, Result<Found, ReadError>>,
     ) -> (Flight, bool) {
         let key = (request.shard, request.range);
         let mut table = self.table();
-        let running = table.under_way.get(&key).and_then(|entry| {
+        let running = table.in_flight.get(&key).and_then(|entry| {
             let flight = entry.flight.upgrade()?;
             Some((flight, serves(&entry.request, &request)))
         });
@@ -57,18 +57,18 @@ impl Flights {
             other => other,
         };
         table.started += 1;
-        let landing = Landing { flights: Arc::clone(self), key, number: table.started };
+        let removal = Removal { flights: Arc::clone(self), key, number: table.started };
         let work = start();
         let flight = async move {
             let outcome = work.await.map_err(Arc::new);
-            drop(landing);
+            drop(removal);
             outcome
         }
         .boxed()
         .shared();
         if let Some(weak) = flight.downgrade() {
             let entry = Entry { number: table.started, request, flight: weak };
-            table.under_way.insert(key, entry);
+            table.in_flight.insert(key, entry);
         }
         drop(table);
         (flight, false)
@@ -80,7 +80,7 @@ impl Flights {
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.table().under_way.len()
+        self.table().in_flight.len()
     }
 }
 
@@ -95,17 +95,17 @@ fn serves(running: &ReadRequest, wanted: &ReadRequest) -> bool {
 }
 
 /// Takes a flight off the table when it has landed or was given up.
-struct Landing {
+struct Removal {
     flights: Arc<Flights>,
     key: Key,
     number: u64,
 }
 
-impl Drop for Landing {
+impl Drop for Removal {
     fn drop(&mut self) {
         let mut table = self.flights.table();
-        if table.under_way.get(&self.key).is_some_and(|entry| entry.number == self.number) {
-            table.under_way.remove(&self.key);
+        if table.in_flight.get(&self.key).is_some_and(|entry| entry.number == self.number) {
+            table.in_flight.remove(&self.key);
         }
     }
 }
@@ -167,8 +167,8 @@ mod tests {
             (request(Token, Some(now)), request(Token, None), true),
         ] {
             let flights = Arc::new(Flights::default());
-            let (first, _) = flights.board(running, || async { found() }.boxed());
-            let (_second, was_joined) = flights.board(wanted, || async { found() }.boxed());
+            let (first, _) = flights.join_or_start(running, || async { found() }.boxed());
+            let (_second, was_joined) = flights.join_or_start(wanted, || async { found() }.boxed());
             assert_eq!(was_joined, joined, "{running:?} then {wanted:?}");
             drop(first);
         }
@@ -178,14 +178,14 @@ mod tests {
     async fn flights_leave_the_table_landed_or_given_up() {
         let flights = Arc::new(Flights::default());
         let token = request(Priority::Token, None);
-        let (flight, _) = flights.board(token, || async { found() }.boxed());
+        let (flight, _) = flights.join_or_start(token, || async { found() }.boxed());
         assert_eq!(flights.len(), 1);
         assert_eq!(flight.await.unwrap().bytes, "x");
         assert_eq!(flights.len(), 0);
         // Never polled, superseded by a more urgent one, then both dropped.
         let bulk = request(Priority::Bulk, None);
-        let (slow, _) = flights.board(bulk, || std::future::pending().boxed());
-        let (fast, joined) = flights.board(token, || std::future::pending().boxed());
+        let (slow, _) = flights.join_or_start(bulk, || std::future::pending().boxed());
+        let (fast, joined) = flights.join_or_start(token, || std::future::pending().boxed());
         assert!(!joined);
         drop(slow);
         assert_eq!(flights.len(), 1, "the newer flight stays");

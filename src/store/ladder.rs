@@ -40,7 +40,7 @@ const WRITE_BEHIND_BYTES: u64 = 64 * 1024 * 1024;
 const PIECES_IN_FLIGHT: usize = 4;
 
 /// How often a reader that joined another's flight starts over when that one gives up.
-const REBOARD_MAX: usize = 4;
+const REJOIN_MAX: usize = 4;
 
 /// Options of a [`Ladder`].
 #[derive(Debug, Clone, Copy)]
@@ -68,11 +68,11 @@ pub struct LadderStats {
     pub ram_budget_bytes: u64,
     pub ram_evictions: u64,
     /// Reads that found damage on disk and went on to a peer.
-    pub healed: u64,
+    pub repaired_reads: u64,
     /// Bytes fetched to fill what damage had taken out, beyond what readers asked for.
-    pub mended_bytes: u64,
+    pub repaired_bytes: u64,
     /// Ranges from peers that were not kept on disk: no room, or it could not keep up.
-    pub unkept: u64,
+    pub not_kept: u64,
     pub disk_tier: Option<DiskStats>,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Inner {
     peers: RwLock<Option<Arc<dyn ShardSource>>>,
     sizes: Mutex<HashMap<ShardId, u64>>,
     /// Objects being filled after damage.
-    pub mending: Mutex<HashSet<ShardId>>,
+    pub repairing: Mutex<HashSet<ShardId>>,
     flights: Arc<Flights>,
     /// One permit a group.
     write_behind: Arc<Semaphore>,
@@ -101,9 +101,9 @@ pub(super) struct Inner {
 pub(super) struct Counts {
     hits: [AtomicU64; 3],
     bytes: [AtomicU64; 3],
-    healed: AtomicU64,
-    pub mended_bytes: AtomicU64,
-    unkept: Arc<AtomicU64>,
+    repaired_reads: AtomicU64,
+    pub repaired_bytes: AtomicU64,
+    not_kept: Arc<AtomicU64>,
 }
 
 impl Counts {
@@ -148,7 +148,7 @@ impl Ladder {
             local: RwLock::new(local),
             peers: RwLock::new(peers),
             sizes: Mutex::default(),
-            mending: Mutex::default(),
+            repairing: Mutex::default(),
             flights: Arc::default(),
             write_behind: Arc::new(Semaphore::new(permits)),
             counts: Counts::default(),
@@ -255,9 +255,9 @@ impl Ladder {
             ram_used_bytes: ram.used(),
             ram_budget_bytes: ram.budget(),
             ram_evictions: ram.evictions(),
-            healed: counts.healed.load(Ordering::Relaxed),
-            mended_bytes: counts.mended_bytes.load(Ordering::Relaxed),
-            unkept: counts.unkept.load(Ordering::Relaxed),
+            repaired_reads: counts.repaired_reads.load(Ordering::Relaxed),
+            repaired_bytes: counts.repaired_bytes.load(Ordering::Relaxed),
+            not_kept: counts.not_kept.load(Ordering::Relaxed),
             disk_tier: self.inner.disk.as_ref().map(|disk| disk.stats()),
         }
     }
@@ -284,7 +284,7 @@ impl RangeReader for Ladder {
             if let Some(found) = self.inner.in_memory(shard, range) {
                 return found;
             }
-            let Some(deadline) = deadline else { return self.climb(request).await };
+            let Some(deadline) = deadline else { return self.read_shared(request).await };
             let started = Instant::now();
             let late = |detail: &str| {
                 let waited = started.elapsed();
@@ -293,8 +293,8 @@ impl RangeReader for Ladder {
             if deadline <= started {
                 return Err(late("it had passed when the read was asked for"));
             }
-            let climb = self.climb(request);
-            match tokio::time::timeout_at(deadline.into(), climb).await {
+            let read = self.read_shared(request);
+            match tokio::time::timeout_at(deadline.into(), read).await {
                 Ok(done) => done,
                 Err(_) => Err(late("neither disk nor peers had answered")),
             }
@@ -305,12 +305,12 @@ impl RangeReader for Ladder {
 
 impl Ladder {
     /// Waits for a flight through the tiers below RAM.
-    async fn climb(&self, request: ReadRequest) -> Result<Found, ReadError> {
+    async fn read_shared(&self, request: ReadRequest) -> Result<Found, ReadError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let start = || Arc::clone(&self.inner).climb(request).boxed();
-            let (flight, joined) = self.inner.flights.board(request, start);
+            let start = || Arc::clone(&self.inner).read_below_ram(request).boxed();
+            let (flight, joined) = self.inner.flights.join_or_start(request, start);
             match flight.await {
                 Ok(found) => {
                     self.inner.counts.hit(found.tier);
@@ -319,7 +319,7 @@ impl Ladder {
                 // Another's deadline passed, not this reader's.
                 Err(error)
                     if joined
-                        && tries < REBOARD_MAX
+                        && tries < REJOIN_MAX
                         && matches!(*error, ReadError::Deadline { .. }) => {}
                 Err(error) => return Err(copy_error(&error)),
             }
@@ -341,7 +341,7 @@ impl Ladder {
                 Err(error) => {
                     // The asker goes elsewhere; so does this node, for itself.
                     if matches!(error, ReadError::Corrupt { .. }) {
-                        self.inner.mend_behind(shard, None);
+                        self.inner.repair_in_background(shard, None);
                     }
                     return Err(error);
                 }
@@ -406,7 +406,7 @@ impl Inner {
     }
 
     /// One flight: the tiers below RAM, from the fastest.
-    async fn climb(self: Arc<Self>, request: ReadRequest) -> Result<Found, ReadError> {
+    async fn read_below_ram(self: Arc<Self>, request: ReadRequest) -> Result<Found, ReadError> {
         let ReadRequest { shard, range, .. } = request;
         // A flight may have landed between the look into RAM and the start of this one.
         let landed = lock(&self.ram).get(shard, range);
@@ -445,13 +445,13 @@ impl Inner {
             let waited = Duration::ZERO;
             return Err(fault.unwrap_or(ReadError::NotFound { shard, waited }));
         };
-        match self.climb_to_peers(&peers, request).await {
+        match self.read_from_peers(&peers, request).await {
             Ok(found) => {
                 if let Some(fault) = fault {
-                    self.counts.healed.fetch_add(1, Ordering::Relaxed);
+                    self.counts.repaired_reads.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(%shard, %range, %fault, "healed from a peer");
                     // What was fetched for this reader is on its way to disk.
-                    self.mend_behind(shard, Some(range));
+                    self.repair_in_background(shard, Some(range));
                 }
                 Ok(found)
             }
@@ -465,7 +465,7 @@ impl Inner {
 
     /// Fetches a range in pieces of at most one wire request, taking from disk
     /// what is there.
-    async fn climb_to_peers(
+    async fn read_from_peers(
         &self,
         peers: &Arc<dyn ShardSource>,
         request: ReadRequest,
@@ -580,9 +580,9 @@ impl Inner {
         } else {
             waiting.acquire_many_owned(permits).await.ok()
         };
-        let unkept = Arc::clone(&self.counts.unkept);
+        let not_kept = Arc::clone(&self.counts.not_kept);
         let Some(permit) = permit else {
-            unkept.fetch_add(1, Ordering::Relaxed);
+            not_kept.fetch_add(1, Ordering::Relaxed);
             return;
         };
         let proved = proved.clone();
@@ -591,10 +591,10 @@ impl Inner {
             match disk.keep(proved).await {
                 Ok(Kept::Part | Kept::Whole | Kept::Already) => {}
                 Ok(Kept::SizeConflict) => {
-                    unkept.fetch_add(1, Ordering::Relaxed);
+                    not_kept.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
-                    unkept.fetch_add(1, Ordering::Relaxed);
+                    not_kept.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(%shard, %range, %error, "not kept on disk");
                 }
             }

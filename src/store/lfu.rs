@@ -148,7 +148,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
         self.total
     }
 
-    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+    fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
         let mut victims = Vec::new();
         let mut freed = 0_u64;
         let mut order = self.order.borrow_mut();
@@ -157,7 +157,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
             let (at, key) = order.range((after, Unbounded)).next()?;
             let (at, held) = (*at, self.held.get(key)?);
             if held.rank == at {
-                if !keep(key) {
+                if !spared(key) {
                     victims.push(key.clone());
                     freed = freed.saturating_add(held.cost);
                 }

@@ -21,11 +21,11 @@ mod manifest_read;
 #[cfg(test)]
 mod manifest_tests;
 mod manifest_write;
-mod mend;
 mod object;
 pub mod policy;
 mod policy_kind;
 pub mod ram;
+mod repair;
 mod reserve;
 pub mod segmented;
 pub mod signature;

@@ -37,7 +37,7 @@ pub trait Policy<K>: Send {
     /// The fewest keys, worst first, whose costs add up to at least `room`,
     /// passing over those that `keep` says are pinned or needed now.
     /// `None` if there are not enough; then nothing should be evicted.
-    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>>;
+    fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>>;
 }
 
 /// Least recently used goes first. Admits everything.
@@ -87,8 +87,8 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lru<K> {
         self.total
     }
 
-    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        worst(self.order.iter().rev(), room, keep)
+    fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+        worst(self.order.iter().rev(), room, spared)
     }
 }
 
@@ -96,13 +96,13 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lru<K> {
 pub(super) fn worst<'a, K: Clone + 'a>(
     mut order: impl Iterator<Item = (&'a K, &'a u64)>,
     room: u64,
-    keep: &dyn Fn(&K) -> bool,
+    spared: &dyn Fn(&K) -> bool,
 ) -> Option<Vec<K>> {
     let mut victims = Vec::new();
     let mut freed = 0_u64;
     while freed < room {
         let (key, cost) = order.next()?;
-        if !keep(key) {
+        if !spared(key) {
             victims.push(key.clone());
             freed = freed.saturating_add(*cost);
         }

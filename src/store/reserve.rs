@@ -33,13 +33,13 @@ impl Reserve {
     }
 
     /// Frees the space. True if there was any.
-    pub fn give_up(&self) -> bool {
+    pub fn release(&self) -> bool {
         let _guard = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         fs::remove_file(&self.path).is_ok()
     }
 
     /// Sets the space aside (again). An error leaves none of it in use.
-    pub fn take(&self) -> io::Result<()> {
+    pub fn set_aside(&self) -> io::Result<()> {
         let _guard = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_held() {
             return Ok(());
@@ -92,15 +92,15 @@ mod tests {
     fn it_is_taken_given_up_and_taken_again() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::of(dir.path(), 100_000);
-        assert!(!reserve.is_held() && !reserve.give_up());
-        reserve.take().unwrap();
+        assert!(!reserve.is_held() && !reserve.release());
+        reserve.set_aside().unwrap();
         assert!(reserve.is_held());
         assert_eq!(fs::metadata(dir.path().join("reserve")).unwrap().len(), 100_000);
         fs::write(dir.path().join("reserve"), "cut short").unwrap();
         assert!(!reserve.is_held());
-        reserve.take().unwrap();
-        assert!(reserve.is_held() && reserve.give_up());
+        reserve.set_aside().unwrap();
+        assert!(reserve.is_held() && reserve.release());
         let nowhere = Reserve::of(&dir.path().join("missing"), 1);
-        assert!(nowhere.take().is_err() && !nowhere.is_held());
+        assert!(nowhere.set_aside().is_err() && !nowhere.is_held());
     }
 }

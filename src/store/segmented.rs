@@ -111,8 +111,8 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Segmented<K> {
         self.once.total.saturating_add(self.again.total)
     }
 
-    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        worst(self.once.order.iter().rev().chain(self.again.order.iter().rev()), room, keep)
+    fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+        worst(self.once.order.iter().rev().chain(self.again.order.iter().rev()), room, spared)
     }
 }
 

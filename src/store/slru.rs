@@ -92,8 +92,8 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Slru<K> {
         self.total
     }
 
-    fn victims(&self, room: u64, keep: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
-        worst(self.probation.iter().rev().chain(self.protected.iter().rev()), room, keep)
+    fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>> {
+        worst(self.probation.iter().rev().chain(self.protected.iter().rev()), room, spared)
     }
 }
 

@@ -316,15 +316,15 @@ pub async fn decode(
 }
 
 /// As [`decode`], into the capacity of `bytes`, which is empty; one that is too small is
-/// replaced. Pieces of one buffer are joined without a copy ([`Piece::join`]).
+/// replaced. Pieces of one buffer are joined without a copy ([`VerifiedBuf::join`]).
 pub async fn decode_into(
     shard: ShardId,
     size: u64,
     range: ByteRange,
     reader: &mut (impl AsyncRead + Unpin),
     bytes: BytesMut,
-) -> Result<Piece, DecodeError> {
-    let mut decoder = Decoder::new(bytes);
+) -> Result<VerifiedBuf, DecodeError> {
+    let mut decoder = RangeDecoder::new(bytes);
     decoder.run(shard, size, range, reader).await?;
     // A decoding that went through has a piece, of one group at least.
     decoder.finish().ok_or(DecodeError::Truncated { shard, at: range.start() })
@@ -332,15 +332,15 @@ pub async fn decode_into(
 
 /// A decoding that can be broken off: the groups proved until then are not lost.
 #[derive(Debug)]
-pub struct Decoder {
+pub struct RangeDecoder {
     buffer: BytesMut,
     /// What is asked for, with the bytes read so far.
-    piece: Option<Piece>,
+    piece: Option<VerifiedBuf>,
     /// The byte of the object up to which groups are proved; 0 before the first.
     proved: Arc<AtomicU64>,
 }
 
-impl Decoder {
+impl RangeDecoder {
     /// Decodes into `buffer` as [`decode_into`] does.
     pub fn new(buffer: BytesMut) -> Self {
         Self { buffer, piece: None, proved: Arc::default() }
@@ -370,7 +370,7 @@ impl Decoder {
             bytes = BytesMut::with_capacity(range.len() as usize);
         }
         self.proved.store(0, Ordering::Relaxed);
-        let piece = self.piece.insert(Piece { shard, size, range, bytes, nodes: Vec::new() });
+        let piece = self.piece.insert(VerifiedBuf { shard, size, range, bytes, nodes: Vec::new() });
         let mut check = Check::new(shard, size);
         for item in walk(size, range) {
             match item {
@@ -396,14 +396,14 @@ impl Decoder {
     }
 
     /// The groups that were proved, from the start of the range on; `None` if none was.
-    pub fn finish(self) -> Option<Piece> {
+    pub fn finish(self) -> Option<VerifiedBuf> {
         self.piece?.cut(self.proved.load(Ordering::Relaxed))
     }
 }
 
 /// Proved bytes whose buffer may still be joined with its neighbours'.
 #[derive(Debug)]
-pub struct Piece {
+pub struct VerifiedBuf {
     shard: ShardId,
     size: u64,
     range: ByteRange,
@@ -411,7 +411,7 @@ pub struct Piece {
     nodes: Vec<ProofNode>,
 }
 
-impl Piece {
+impl VerifiedBuf {
     /// As [`VerifiedRange::range`].
     pub const fn range(&self) -> ByteRange {
         self.range

@@ -244,12 +244,12 @@ fn adjacent_ranges_join_into_one_that_can_be_served() {
     let second = buffer.split_off(5 * G as usize);
     let a = piece(3 * G, 8 * G, buffer);
     let b = piece(8 * G, 9 * G, second);
-    let two = Piece::join(vec![a, b]).unwrap();
+    let two = VerifiedBuf::join(vec![a, b]).unwrap();
     assert_eq!((two.range(), two.bytes().as_ptr()), (range(3 * G, 9 * G), first), "not copied");
     assert_eq!(two.bytes()[..], data[3 * G as usize..9 * G as usize]);
     let parts = [(3 * G, 8 * G), (8 * G, 9 * G), (9 * G, size)];
     let pieces = parts.map(|(a, b)| piece(a, b, BytesMut::new()));
-    let joined = Piece::join(pieces.into()).unwrap();
+    let joined = VerifiedBuf::join(pieces.into()).unwrap();
     assert_eq!(joined.range(), range(3 * G, size));
     assert_eq!(joined.bytes()[..], data[3 * G as usize..]);
     let direct = encode(&data, &outboard, range(3 * G, size)).unwrap();
@@ -264,8 +264,8 @@ fn adjacent_ranges_join_into_one_that_can_be_served() {
     }
     assert_eq!(frames, direct.bytes);
     let hole = [(3 * G, 8 * G), (9 * G, size)].map(|(a, b)| piece(a, b, BytesMut::new()));
-    assert_eq!(Piece::join(hole.into()).unwrap_err().len(), 2, "a hole");
-    assert!(Piece::join(Vec::new()).is_err());
+    assert_eq!(VerifiedBuf::join(hole.into()).unwrap_err().len(), 2, "a hole");
+    assert!(VerifiedBuf::join(Vec::new()).is_err());
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
         } else {
             bytes[at] ^= 1 << rng.random_range(0..8);
         }
-        let mut decoder = Decoder::new(BytesMut::new());
+        let mut decoder = RangeDecoder::new(BytesMut::new());
         let proved = decoder.proved();
         let mut wire = Wire { bytes, taken: 0 };
         assert!(block_on(decoder.run(shard, size, wanted, &mut wire)).is_err());
@@ -313,7 +313,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
         let cut = piece.cut(middle).unwrap();
         let from = cut.range().end();
         assert_eq!(from, middle.min(proved));
-        let joined = Piece::join(vec![cut, rest(from)]).unwrap();
+        let joined = VerifiedBuf::join(vec![cut, rest(from)]).unwrap();
         assert_eq!(joined.range(), whole);
         assert_eq!(joined.encode().bytes[..], encoded[..]);
     }
@@ -323,7 +323,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
     let bytes = encode(&data, &outboard, range(0, 9 * G)).unwrap().bytes.to_vec();
     for end in 1..=8 {
         let mut wire = Wire { bytes: bytes.clone(), taken: 0 };
-        let mut decoder = Decoder::new(BytesMut::new());
+        let mut decoder = RangeDecoder::new(BytesMut::new());
         block_on(decoder.run(outboard.shard(), 9 * G, range(0, 9 * G), &mut wire)).unwrap();
         let part = decoder.finish().unwrap().cut(end * G).unwrap().freeze();
         assert_eq!((part.range(), part.size()), (range(0, end * G), 9 * G));

@@ -198,7 +198,7 @@ fn bits_flipped_under_a_running_node_never_reach_the_text() {
     let status = node.ask(&["status", "--json"]).ok().json();
     let count = |key: &str| status["store"][key].as_u64().unwrap();
     assert!(count("quarantines") > 0 && count("damaged_bytes") > 0, "{status}");
-    assert!(count("healed_reads") > 0, "{status}");
+    assert!(count("repaired_reads") > 0, "{status}");
     assert!(node.ask(&["status"]).ok().out.contains("damage"));
     // What nobody read is found by a check, and then all is as it was.
     node.ask(&["fsck", "--repair"]).ok();

@@ -112,8 +112,8 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     );
     if store.quarantines > 0 {
         let (found, bytes) = (store.quarantines, ByteSize(store.damaged_bytes));
-        let healed = store.healed_reads;
-        row("damage", format!("{bytes} in {found} objects; {healed} reads healed"));
+        let repaired = store.repaired_reads;
+        row("damage", format!("{bytes} in {found} objects; {repaired} reads repaired from peers"));
     }
     row("peers", status.peers.to_string());
     row("models", status.models.to_string());

@@ -107,7 +107,7 @@ impl Inner {
         mut work: impl FnMut() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match work() {
-            Err(StoreError::Full { .. }) if self.reserve.give_up() => work(),
+            Err(StoreError::Full { .. }) if self.reserve.release() => work(),
             done => done,
         }
     }

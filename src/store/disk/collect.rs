@@ -75,7 +75,7 @@ impl Inner {
         let budget = budget.unwrap_or(self.budget);
         if !dry {
             // Erasing writes too on some file systems, and so does the index.
-            self.reserve.give_up();
+            self.reserve.release();
         }
         let mut evicted: Vec<(ShardId, u64)> = Vec::new();
         for _ in 0..RETRIES_MAX {
@@ -97,7 +97,7 @@ impl Inner {
         }
         if !dry {
             self.index.flush();
-            self.take_reserve();
+            self.set_reserve_aside();
         }
         let freed_bytes = evicted.iter().map(|(_, bytes)| bytes).sum();
         let reserve_held = self.reserve.is_held();

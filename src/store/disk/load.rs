@@ -16,7 +16,7 @@ use crate::verified::{OBJECT_BYTES_MAX, outboard_bytes};
 
 /// The files found of one object; lengths in bytes.
 #[derive(Debug, Default)]
-struct Names {
+struct FoundFiles {
     whole: Option<u64>,
     part: Option<u64>,
     have: bool,
@@ -27,27 +27,27 @@ struct Names {
 impl Inner {
     /// Fills the table from what the files say; the index adds the order of use.
     pub(super) fn load(&self, records: HashMap<ShardId, Record>) -> Result<(), StoreError> {
-        let mut found: HashMap<ShardId, Names> = HashMap::new();
+        let mut found: HashMap<ShardId, FoundFiles> = HashMap::new();
         self.layout.scan(|shard, kind, entry| {
-            let names = found.entry(shard).or_default();
+            let present = found.entry(shard).or_default();
             let len = || entry.metadata().map_or(0, |meta| meta.len());
             match kind {
-                FileKind::Whole => names.whole = Some(len()),
-                FileKind::Part => names.part = Some(len()),
-                FileKind::Have => names.have = true,
-                FileKind::Outboard => names.outboard = Some(len()),
-                FileKind::Pin => names.pin = true,
+                FileKind::Whole => present.whole = Some(len()),
+                FileKind::Part => present.part = Some(len()),
+                FileKind::Have => present.have = true,
+                FileKind::Outboard => present.outboard = Some(len()),
+                FileKind::Pin => present.pin = true,
             }
         })?;
         let mut order: Vec<_> = found
             .into_iter()
-            .map(|(shard, names)| (records.get(&shard).map_or(0, |r| r.last_use), shard, names))
+            .map(|(shard, present)| (records.get(&shard).map_or(0, |r| r.last_use), shard, present))
             .collect();
         order.sort_unstable_by_key(|(last_use, shard, _)| (*last_use, *shard));
         let mut fresh = Vec::new();
-        for (last_use, shard, names) in order {
-            let Some(held) = self.adopt(shard, &names, records.get(&shard))? else {
-                if let Some(size) = names.whole {
+        for (last_use, shard, present) in order {
+            let Some(held) = self.adopt(shard, &present, records.get(&shard))? else {
+                if let Some(size) = present.whole {
                     tracing::warn!(%shard, "nothing in its file proves itself; removed");
                     self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
                 }
@@ -59,7 +59,7 @@ impl Inner {
                 size: held.groups.size(),
                 held: held.groups.held_bytes(),
                 last_use,
-                pinned: names.pin,
+                pinned: present.pin,
                 hot: records.get(&shard).is_some_and(|record| record.hot),
             };
             if records.get(&shard) != Some(&record) {
@@ -70,7 +70,7 @@ impl Inner {
             if held.whole {
                 table.whole.insert(shard);
             }
-            if names.pin {
+            if present.pin {
                 table.pinned.insert(shard);
             }
             if record.hot {
@@ -91,23 +91,23 @@ impl Inner {
     fn adopt(
         &self,
         shard: ShardId,
-        names: &Names,
+        present: &FoundFiles,
         record: Option<&Record>,
     ) -> Result<Option<Held>, StoreError> {
-        if let Some(len) = names.whole {
+        if let Some(len) = present.whole {
             for kind in [FileKind::Part, FileKind::Have] {
                 let _ = files::remove(&self.layout.path(shard, kind));
             }
-            let fits = |size: u64| names.outboard.unwrap_or(0) == outboard_bytes(size);
+            let fits = |size: u64| present.outboard.unwrap_or(0) == outboard_bytes(size);
             let as_recorded = record.is_none_or(|record| record.size == len);
             let may_be_empty = len > 0 || shard == ShardId::of(b"");
             if len <= OBJECT_BYTES_MAX && fits(len) && as_recorded && may_be_empty {
                 return Ok(Some(Held::whole(len)));
             }
             let recorded = record.map(|record| record.size).filter(|size| *size != len);
-            return self.salvage(shard, recorded.into_iter().chain([len]), names.pin);
+            return self.salvage(shard, recorded.into_iter().chain([len]), present.pin);
         }
-        let (Some(len), true) = (names.part, names.have) else { return Ok(None) };
+        let (Some(len), true) = (present.part, present.have) else { return Ok(None) };
         let path = self.layout.path(shard, FileKind::Have);
         let have = fs::read(&path).map_err(StoreError::file(&path))?;
         let groups = match Groups::from_file(shard, &have) {
@@ -122,7 +122,7 @@ impl Inner {
                 }
             }
         };
-        let wanted = groups.held_bytes() > 0 || names.pin;
+        let wanted = groups.held_bytes() > 0 || present.pin;
         Ok(wanted.then_some(Held { groups, ..Held::empty(0) }))
     }
 

@@ -29,7 +29,7 @@ mod write;
 
 pub use self::check::Checkup;
 pub use self::collect::Collected;
-pub use super::files::Brought;
+pub use super::files::ImportMethod;
 
 use self::table::{Outboards, Table};
 use super::error::StoreError;
@@ -95,7 +95,7 @@ pub struct Imported {
     /// Bytes.
     pub size: u64,
     /// `None` if the object was here already.
-    pub how: Option<Brought>,
+    pub how: Option<ImportMethod>,
 }
 
 /// What became of a range offered to [`DiskTier::keep`].
@@ -181,7 +181,7 @@ impl DiskTier {
         let layout = Layout::create(dir)?;
         let reserve = Reserve::of(dir, options.budget.min(RESERVE_BYTES));
         let room = match layout.probe() {
-            Err(StoreError::Full { .. }) if reserve.give_up() => layout.probe(),
+            Err(StoreError::Full { .. }) if reserve.release() => layout.probe(),
             probed => probed,
         };
         let (index, records) = match room {
@@ -205,7 +205,7 @@ impl DiskTier {
             _lock: lock,
         };
         inner.load(records)?;
-        inner.take_reserve();
+        inner.set_reserve_aside();
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -523,12 +523,12 @@ impl Inner {
         self.write_uses();
         self.index.flush();
         // Told at opening and by a collection if it cannot be; here it is only tried.
-        let _ = self.reserve.take();
+        let _ = self.reserve.set_aside();
         Ok(())
     }
 
-    fn take_reserve(&self) {
-        if let Err(error) = self.reserve.take() {
+    fn set_reserve_aside(&self) {
+        if let Err(error) = self.reserve.set_aside() {
             tracing::warn!(dir = %self.root.display(), %error, "no space is set aside for cleaning up");
         }
     }

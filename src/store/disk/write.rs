@@ -53,7 +53,7 @@ impl Inner {
             }
             let written = object::write(&self.layout, &mut held, range);
             if written.is_err() && held.groups.held_bytes() == 0 {
-                self.give_up_new(shard, &mut held);
+                self.abandon_new(shard, &mut held);
             }
             written?;
             let mut table = self.table();
@@ -72,7 +72,7 @@ impl Inner {
 
     /// Forgets an object of which nothing could be written; one that is pinned
     /// stays on the books, to be fetched.
-    fn give_up_new(&self, shard: ShardId, held: &mut Held) {
+    fn abandon_new(&self, shard: ShardId, held: &mut Held) {
         if self.table().pinned.contains(&shard) {
             return;
         }
@@ -116,7 +116,7 @@ impl Inner {
         let checked = (|| {
             // First the name or the copy, then the hash of that: what is hashed is what is kept.
             let how = self.with_space(claimed, expected, || {
-                files::bring(&source, &temp).map_err(StoreError::file(path))
+                files::import(&source, &temp).map_err(StoreError::file(path))
             })?;
             let size = length(&temp)?;
             let file = File::open(&temp).map_err(StoreError::file(path))?;
@@ -190,7 +190,7 @@ impl Inner {
                     let _ = files::remove(&pin_path);
                 }
                 if held.groups.held_bytes() == 0 {
-                    self.give_up_new(shard, &mut held);
+                    self.abandon_new(shard, &mut held);
                 }
                 return Err(e);
             }

@@ -126,7 +126,7 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     let found = ladder.read(request).await.unwrap();
     assert_eq!((found.tier, found.bytes), (Tier::Peer, part(&more, range(5, 9 * G))));
     ladder.flush().await.unwrap();
-    assert_eq!(ladder.stats().unkept, 1);
+    assert_eq!(ladder.stats().not_kept, 1);
     // Damage is written down even now: that is what the reserve is for.
     flip_in_place(&object_file(&data, ShardId::of(&pinned[0]), ""), 3 * G);
     let checkup = disk.check(ShardId::of(&pinned[0])).await.unwrap().unwrap();

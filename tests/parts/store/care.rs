@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use doppler_store::disk::{Brought, Kept};
+use doppler_store::disk::{ImportMethod, Kept};
 use doppler_store::{
     DiskTier, Ladder, LadderOptions, Priority, RangeReader, ReadError, ReadRequest, ShardId,
     ShardServe, Tier,
@@ -180,11 +180,11 @@ async fn a_check_finds_every_damaged_range_and_a_wrong_outboard() {
     // What was taken out is filled from peers, and all of it checks again.
     let source = Arc::new(Source::new([whole.clone(), half.clone(), small.clone()]));
     let ladder = ladder_on(disk.clone(), &source);
-    assert_eq!(ladder.mend(shard).await.unwrap(), 3 * G + 77);
+    assert_eq!(ladder.repair(shard).await.unwrap(), 3 * G + 77);
     assert_eq!(source.asked_ranges(), bad);
-    assert_eq!(ladder.mend(ShardId::of(&half)).await.unwrap(), 14 * G);
-    assert_eq!(ladder.mend(ShardId::of(&small)).await.unwrap(), 5);
-    assert_eq!(ladder.mend(shard).await.unwrap(), 0);
+    assert_eq!(ladder.repair(ShardId::of(&half)).await.unwrap(), 14 * G);
+    assert_eq!(ladder.repair(ShardId::of(&small)).await.unwrap(), 5);
+    assert_eq!(ladder.repair(shard).await.unwrap(), 0);
     for bytes in [&whole, &half, &small] {
         let checkup = disk.check(ShardId::of(bytes)).await.unwrap().unwrap();
         assert_eq!(checkup.checked_bytes, bytes.len() as u64);
@@ -227,7 +227,7 @@ async fn damage_of_a_stopped_node_is_told_and_what_is_pinned_is_not_forgotten() 
     let again = open(killed.path(), ROOMY);
     let ladder = ladder_on(again.clone(), &source);
     for bytes in [&cut, &emptied] {
-        assert!(ladder.mend(ShardId::of(bytes)).await.unwrap() > 0);
+        assert!(ladder.repair(ShardId::of(bytes)).await.unwrap() > 0);
         read_whole(&again, bytes).await;
         assert!(again.is_pinned(ShardId::of(bytes)));
     }
@@ -269,7 +269,7 @@ async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
         }
         for (store, dir) in stores.iter().zip(&dirs) {
             store.flush().await.unwrap();
-            store.mend(shard).await.unwrap();
+            store.repair(shard).await.unwrap();
             assert_eq!(store.complete(), [shard], "round {round}");
             assert_eq!(fs::read(object_file(dir.path(), shard, "")).unwrap(), bytes);
         }
@@ -381,7 +381,7 @@ async fn a_file_on_another_file_system_is_copied() {
     fs::set_permissions(&source, permissions).unwrap();
     let disk = open(here.path(), ROOMY);
     let imported = disk.import(source.clone(), ShardId::of(&bytes), false).await.unwrap();
-    assert_eq!(imported.how, Some(Brought::Copied));
+    assert_eq!(imported.how, Some(ImportMethod::Copied));
     let kept = object_file(here.path(), ShardId::of(&bytes), "");
     assert!(!fs::metadata(&kept).unwrap().permissions().readonly(), "it can be mended");
     fs::remove_file(&source).unwrap();
@@ -407,11 +407,11 @@ async fn a_linked_file_that_its_owner_rewrites_is_found_and_mended_apart() {
     let found = ladder.read(ReadRequest::token(shard, range(1, size))).await.unwrap();
     assert_eq!(found.bytes, part(&bytes, range(1, size)));
     ladder.flush().await.unwrap();
-    ladder.mend(shard).await.unwrap();
+    ladder.repair(shard).await.unwrap();
     read_whole(&disk, &bytes).await;
     assert_eq!(fs::read(&owned).unwrap(), rewritten, "the owner's file is the owner's");
-    if imported.how == Some(Brought::Linked) {
-        assert_eq!(ladder.stats().healed, 1);
+    if imported.how == Some(ImportMethod::Linked) {
+        assert_eq!(ladder.stats().repaired_reads, 1);
         assert_ne!(device(&owned).1, device(&object_file(&data, shard, "")).1);
     }
 }

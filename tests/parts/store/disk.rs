@@ -3,7 +3,7 @@
 use std::fs;
 
 use bytes::Bytes;
-use doppler_store::disk::{Brought, Kept};
+use doppler_store::disk::{ImportMethod, Kept};
 use doppler_store::{DiskOptions, DiskTier, Imported, ReadError, ShardId, StoreError};
 use rand::RngExt;
 
@@ -336,9 +336,9 @@ async fn an_import_is_checked_linked_and_never_written_to() {
         use std::os::unix::fs::MetadataExt;
         let inode = |path| fs::metadata(path).unwrap().ino();
         let same = inode(source.clone()) == inode(object_file(&data, shard, ""));
-        assert_eq!(same, first.how == Some(Brought::Linked));
-        assert_ne!(first.how, Some(Brought::Copied), "on one file system nothing is copied");
-        if first.how == Some(Brought::Cloned) {
+        assert_eq!(same, first.how == Some(ImportMethod::Linked));
+        assert_ne!(first.how, Some(ImportMethod::Copied), "on one file system nothing is copied");
+        if first.how == Some(ImportMethod::Cloned) {
             println!("skipped: this file system clones, so there is no shared file to change");
             return;
         }

@@ -195,7 +195,7 @@ async fn a_flipped_byte_on_disk_is_healed_while_the_read_goes_on() {
     assert_eq!(source.asked_ranges(), [range(bad * G, (bad + 1) * G)], "only the bad group");
     ladder.flush().await.unwrap();
     assert_eq!(ladder.complete(), [shard]);
-    assert_eq!(ladder.stats().healed, 1);
+    assert_eq!(ladder.stats().repaired_reads, 1);
     assert_eq!(std::fs::read(object_file(dir.path(), shard, "")).unwrap(), bytes);
     // With nobody to heal it, the damage is what is reported.
     flip(&object_file(dir.path(), shard, ""), 0);

@@ -14,39 +14,41 @@ use super::verified::{SERVE_BYTES_MAX, align};
 use super::{ByteRange, Priority, ReadError, ReadRequest, ShardId};
 
 /// Objects mended at a time without anybody asking.
-const MENDING_MAX: usize = 4;
+const REPAIRS_MAX: usize = 4;
 
 impl Ladder {
     /// Fetches what is missing of an object of which the disk tier knows the
     /// size, and keeps it: durable when this returns. Gives the bytes fetched.
-    pub async fn mend(&self, shard: ShardId) -> Result<u64, ReadError> {
-        self.inner.mend(shard, None).await
+    pub async fn repair(&self, shard: ShardId) -> Result<u64, ReadError> {
+        self.inner.repair(shard, None).await
     }
 }
 
 impl Inner {
     /// Mends an object in the background; `except` is on its way already.
-    pub fn mend_behind(self: &Arc<Self>, shard: ShardId, except: Option<ByteRange>) {
+    pub fn repair_in_background(self: &Arc<Self>, shard: ShardId, except: Option<ByteRange>) {
         {
-            let mut mending = lock(&self.mending);
-            if mending.len() >= MENDING_MAX || !mending.insert(shard) {
+            let mut repairing = lock(&self.repairing);
+            if repairing.len() >= REPAIRS_MAX || !repairing.insert(shard) {
                 return;
             }
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
-            match this.mend(shard, except).await {
+            match this.repair(shard, except).await {
                 Ok(0) => {}
                 Ok(bytes) => tracing::info!(%shard, bytes, "mended from peers"),
                 Err(error) => tracing::warn!(%shard, %error, "damaged and not mended"),
             }
-            lock(&this.mending).remove(&shard);
+            lock(&this.repairing).remove(&shard);
         });
     }
 
-    async fn mend(&self, shard: ShardId, except: Option<ByteRange>) -> Result<u64, ReadError> {
+    async fn repair(&self, shard: ShardId, except: Option<ByteRange>) -> Result<u64, ReadError> {
         let (Some(disk), Some(peers)) = (&self.disk, self.peers()) else {
-            return Err(ReadError::Refused("mending needs a disk and peers".to_owned()));
+            return Err(ReadError::Refused(
+                "repair needs a data directory and connected peers".to_owned(),
+            ));
         };
         let Some(held) = disk.groups(shard).await else { return Ok(0) };
         let size = self.expected_size(shard).unwrap_or(held.size());
@@ -71,7 +73,7 @@ impl Inner {
                 return Err(ReadError::Corrupt { shard, detail });
             }
             fetched += piece.len();
-            self.counts.mended_bytes.fetch_add(piece.len(), Ordering::Relaxed);
+            self.counts.repaired_bytes.fetch_add(piece.len(), Ordering::Relaxed);
         }
         if fetched > 0 && !disk.is_whole(shard) {
             disk.flush().await?;
