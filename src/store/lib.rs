@@ -11,7 +11,6 @@ mod error;
 mod files;
 mod flights;
 pub mod groups;
-pub mod ids;
 mod index;
 pub mod ladder;
 pub mod lfu;
@@ -35,9 +34,9 @@ pub mod verified;
 
 pub use dir::{DirReader, DirShard, MemReader};
 pub use disk::{Checkup, Collected, DiskOptions, DiskStats, DiskTier, Imported, ObjectInfo};
+pub use doppler_ids::{BadHash, ByteRange, ModelId, ShardId};
 pub use dtype::DType;
 pub use error::StoreError;
-pub use ids::{ByteRange, ModelId, ShardId};
 pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
 pub use manifest::{Manifest, ManifestError};
 pub use policy_kind::{PolicyKind, UnknownPolicy};

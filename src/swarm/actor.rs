@@ -17,10 +17,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::behaviour::{Behaviour, BehaviourEvent, setup};
+use crate::convert::{self, keypair};
 use crate::dials::Dials;
 use crate::gate::{Refusal, decline_all};
 use crate::handle::{Controls, Drops, Message, Peer, Peers};
-use crate::ids::keypair;
 use crate::key::KEY_PROTOCOL;
 use crate::nat::Nat;
 use crate::options::{
@@ -135,10 +135,10 @@ impl Actor {
         }
         for address in &options.listen {
             refuse_taken_port(address)?;
-            swarm.listen_on(address.0.clone()).map_err(|error| SwarmError::Listen {
-                address: address.clone(),
-                reason: error.to_string(),
-            })?;
+            let refuse = |reason| SwarmError::Listen { address: address.clone(), reason };
+            let multiaddr = convert::multiaddr(address);
+            let multiaddr = multiaddr.ok_or_else(|| refuse("libp2p does not know it".into()))?;
+            swarm.listen_on(multiaddr).map_err(|error| refuse(error.to_string()))?;
         }
         let mut nat = Nat::new(&options, outputs.reach.clone());
         nat.offer(&mut swarm);
@@ -200,14 +200,14 @@ impl Actor {
                 // False only if the message has left gossipsub's cache meanwhile.
                 let _known = self.swarm.behaviour_mut().gossip.report_message_validation_result(
                     &id,
-                    &forwarder.0,
+                    &convert::id(forwarder),
                     verdict,
                 );
             }
             Command::Dial { peer, addresses } => self.dial_peer(peer, addresses),
             Command::Disconnect { peer } => {
                 // An error means that it is not connected, which is what was asked.
-                let _ = self.swarm.disconnect_peer_id(peer.0);
+                let _ = self.swarm.disconnect_peer_id(convert::id(peer));
             }
             Command::Ban { peer, until } => self.ban(peer, until),
             // Handled by the loop itself.
@@ -229,7 +229,7 @@ impl Actor {
 
     /// Dials a peer unless it is connected or being dialled, its best addresses first.
     fn dial_peer(&mut self, peer: PeerId, addresses: Vec<Address>) {
-        if self.swarm.is_connected(&peer.0) {
+        if self.swarm.is_connected(&convert::id(peer)) {
             return;
         }
         let addresses = addresses.into_iter().take(PEER_ADDRESSES_MAX).collect();
@@ -242,9 +242,9 @@ impl Actor {
             return;
         }
         let reuses = self.reuses_port(&addresses[0]);
-        let dial = DialOpts::peer_id(peer.0)
+        let dial = DialOpts::peer_id(convert::id(peer))
             .condition(condition)
-            .addresses(addresses.into_iter().map(|address| address.0).collect());
+            .addresses(convert::multiaddrs(addresses));
         self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
     }
 
@@ -266,14 +266,15 @@ impl Actor {
 
     fn on_tick(&mut self, now: Instant) {
         let swarm = &self.swarm;
-        let due = self.redial.due(now, |peer| swarm.is_connected(&peer.0));
+        let due = self.redial.due(now, |peer| swarm.is_connected(&convert::id(peer)));
         let mut by_peer: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
         for address in due {
             match address.peer() {
                 Some(peer) => by_peer.entry(peer).or_default().push(address),
                 None => {
                     let reuses = self.reuses_port(&address);
-                    let dial = DialOpts::unknown_peer_id().address(address.0);
+                    let Some(address) = convert::multiaddr(&address) else { continue };
+                    let dial = DialOpts::unknown_peer_id().address(address);
                     self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
                 }
             }
@@ -329,24 +330,24 @@ impl Actor {
             }
         }
         self.bans.insert(peer, until);
-        self.swarm.behaviour_mut().bans.block_peer(peer.0);
+        self.swarm.behaviour_mut().bans.block_peer(convert::id(peer));
     }
 
     fn unban(&mut self, peer: PeerId) {
         self.bans.remove(&peer);
-        self.swarm.behaviour_mut().bans.unblock_peer(peer.0);
+        self.swarm.behaviour_mut().bans.unblock_peer(convert::id(peer));
     }
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
-                self.on_connected(PeerId(peer_id), connection_id, &endpoint);
+                self.on_connected(convert::peer(peer_id), connection_id, &endpoint);
             }
             SwarmEvent::ConnectionClosed {
                 peer_id, connection_id, num_established, cause, ..
             } => {
-                let peer = PeerId(peer_id);
+                let peer = convert::peer(peer_id);
                 self.reused.remove(&connection_id);
                 self.paths.closed(peer, connection_id);
                 if num_established == 0 {
@@ -360,7 +361,7 @@ impl Actor {
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 debug!(?peer_id, %error, "dial failed");
                 self.forget_own_address(&error);
-                if let Some(peer) = peer_id.map(PeerId) {
+                if let Some(peer) = peer_id.map(convert::peer) {
                     let next = self.dials.failed(Instant::now(), peer);
                     self.dial_wave(peer, next, PeerCondition::Disconnected);
                 }
@@ -385,7 +386,7 @@ impl Actor {
 
     fn on_connected(&mut self, peer: PeerId, id: ConnectionId, point: &ConnectedPoint) {
         let now = Instant::now();
-        let remote = Address(point.get_remote_address().clone());
+        let remote = convert::address_or_peer(point.get_remote_address(), peer);
         // A direct dial that succeeds beside a relayed connection went through a hole.
         let punched = self.peers.get(&peer).is_some_and(|peer| !peer.path.is_direct());
         self.dials.forget(peer);
@@ -435,8 +436,10 @@ impl Actor {
 
     /// A bootstrap address that turns out to be this node is not dialled again.
     fn forget_own_address(&mut self, error: &DialError) {
-        if let DialError::LocalPeerId { address } = error {
-            self.redial.forget_self(&Address(address.clone()));
+        if let DialError::LocalPeerId { address } = error
+            && let Some(address) = convert::address(address)
+        {
+            self.redial.forget_self(&address);
         }
     }
 
@@ -451,8 +454,8 @@ impl Actor {
                 let Some(author) = message.source else { return };
                 let message = Message {
                     topic: message.topic.into_string(),
-                    author: PeerId(author),
-                    forwarder: PeerId(propagation_source),
+                    author: convert::peer(author),
+                    forwarder: convert::peer(propagation_source),
                     data: message.data,
                     id: message_id,
                 };
@@ -461,7 +464,7 @@ impl Actor {
                 }
             }
             BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, topic, .. }) => {
-                if let Some(peer) = self.peers.get_mut(&PeerId(peer_id)) {
+                if let Some(peer) = self.peers.get_mut(&convert::peer(peer_id)) {
                     peer.topics.insert(topic.into_string());
                     self.publish_peers();
                 }
@@ -469,7 +472,7 @@ impl Actor {
                 self.on_tick(Instant::now());
             }
             BehaviourEvent::Gossip(gossipsub::Event::Unsubscribed { peer_id, topic, .. }) => {
-                if let Some(peer) = self.peers.get_mut(&PeerId(peer_id)) {
+                if let Some(peer) = self.peers.get_mut(&convert::peer(peer_id)) {
                     peer.topics.remove(topic.as_str());
                     self.publish_peers();
                 }
@@ -480,12 +483,13 @@ impl Actor {
                 info,
             }) => {
                 if self.reused.contains(&connection_id)
-                    && Address(info.observed_addr.clone()).carrier() == Carrier::Quic
+                    && convert::address(&info.observed_addr)
+                        .is_some_and(|address| address.carrier() == Carrier::Quic)
                     && let Some(asking) = self.swarm.behaviour_mut().asking.as_mut()
                 {
                     asking.seen(info.observed_addr.clone());
                 }
-                self.on_identified(PeerId(peer_id), info);
+                self.on_identified(convert::peer(peer_id), info);
             }
             BehaviourEvent::Asking(event) => self.nat.on_autonat(&mut self.swarm, event),
             BehaviourEvent::RelayClient(event) => self.nat.on_relay(event),
@@ -509,7 +513,8 @@ impl Actor {
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 let mut by_peer: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
                 for (peer, address) in found {
-                    by_peer.entry(PeerId(peer)).or_default().push(Address(address));
+                    let addresses = by_peer.entry(convert::peer(peer)).or_default();
+                    addresses.extend(convert::address(&address));
                 }
                 for (peer, addresses) in by_peer {
                     self.dial_peer(peer, addresses);
@@ -528,8 +533,8 @@ impl Actor {
         if let Some(entry) = self.peers.get_mut(&peer) {
             entry.agent = Some(shown(&info.agent_version));
             entry.offers_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
-            let listens = info.listen_addrs.into_iter().take(PEER_ADDRESSES_MAX);
-            entry.listens = listens.map(Address).collect();
+            let listens = info.listen_addrs.iter().filter_map(convert::address);
+            entry.listens = listens.take(PEER_ADDRESSES_MAX).collect();
             self.publish_peers();
         }
     }
@@ -539,12 +544,13 @@ impl Actor {
     }
 
     fn publish_listening(&self) {
-        let own = PeerId(*self.swarm.local_peer_id());
+        let own = convert::peer(*self.swarm.local_peer_id());
         let addresses: BTreeSet<Address> = self
             .swarm
             .listeners()
             .chain(self.swarm.external_addresses())
-            .map(|address| Address(address.clone()).with_peer(own))
+            .filter_map(convert::address)
+            .map(|address| address.with_peer(own))
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
         self.nat.want_mapped(&self.swarm);
@@ -594,7 +600,9 @@ fn build(
         warn!("only the first {EXTERNAL_MAX} external addresses are announced");
     }
     for address in options.external.iter().take(EXTERNAL_MAX) {
-        swarm.add_external_address(address.without_peer().0);
+        if let Some(address) = convert::multiaddr(&address.without_peer()) {
+            swarm.add_external_address(address);
+        }
     }
     Ok(swarm)
 }

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::key::{KEY_PROTOCOL, KEY_TIMEOUT, KeyFailure, Side, SwarmKey, decline, prove};
 use crate::options::{DECLINES_MAX, VERDICT_TIMEOUT};
 use crate::transport::Connection;
-use crate::{Address, PeerId};
+use crate::{Address, PeerId, convert};
 
 /// A peer that did not get in, or would not let this node in.
 #[derive(Debug, Clone)]
@@ -45,18 +45,19 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new(key: SwarmKey, keys: &Keypair, refusals: mpsc::Sender<Refusal>) -> Self {
-        Self { key: Arc::new(key), own: PeerId(keys.public().to_peer_id()), refusals }
+        Self { key: Arc::new(key), own: convert::peer(keys.public().to_peer_id()), refusals }
     }
 
     /// Puts the gate before a transport.
     pub(crate) fn guard(self, transport: Boxed<Connection>) -> Boxed<Connection> {
         transport
             .and_then(move |(peer, muxer), point| async move {
-                match self.pass(PeerId(peer), muxer, &point).await {
+                let id = convert::peer(peer);
+                match self.pass(id, muxer, &point).await {
                     Ok(muxer) => Ok((peer, muxer)),
                     Err(why) => {
-                        let remote = Some(Address(point.get_remote_address().clone()));
-                        let refusal = Refusal { peer: PeerId(peer), remote, why };
+                        let remote = convert::address(point.get_remote_address());
+                        let refusal = Refusal { peer: id, remote, why };
                         let _ = self.refusals.try_send(refusal);
                         Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
                     }
@@ -153,7 +154,8 @@ pub(crate) async fn decline_all(
         answers.spawn(async move {
             // Whether it hears the answer or not, it will not let this node in.
             let _ = tokio::time::timeout(KEY_TIMEOUT, decline(&mut stream)).await;
-            let refusal = Refusal { peer: PeerId(peer), remote: None, why: KeyFailure::Private };
+            let refusal =
+                Refusal { peer: convert::peer(peer), remote: None, why: KeyFailure::Private };
             let _ = refusals.try_send(refusal);
         });
     }

@@ -14,8 +14,8 @@ use libp2p::StreamProtocol;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actor::{self, Command};
+use crate::convert::{self, keypair};
 use crate::gate::Refusal;
-use crate::ids::keypair;
 use crate::options::{
     COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, REFUSAL_QUEUE,
     SHUTDOWN_TIMEOUT,
@@ -125,7 +125,7 @@ impl SwarmHandle {
     /// that fills the caller's threads cannot starve pings). Every address in
     /// `options.listen` is bound when this returns.
     pub async fn spawn(options: Options) -> Result<(Self, SwarmEvents), SwarmError> {
-        let peer = PeerId(keypair(options.seed).public().to_peer_id());
+        let peer = convert::peer(keypair(options.seed).public().to_peer_id());
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
         let (messages_in, messages) = mpsc::channel(MESSAGE_QUEUE);
         let (peers_in, peers) = watch::channel(Peers::default());
@@ -190,7 +190,7 @@ impl SwarmHandle {
         let Controls { direct, relayed: circuits } = &self.streams;
         // A clone of its own: one control opens one stream at a time.
         let mut control = if relayed { circuits.clone() } else { direct.clone() };
-        let opened = timeout(OPEN_TIMEOUT, control.open_stream(peer.0, protocol)).await;
+        let opened = timeout(OPEN_TIMEOUT, control.open_stream(convert::id(peer), protocol)).await;
         match opened {
             Some(Ok(stream)) => Ok(Stream::new(stream, relayed)),
             Some(Err(error)) => Err(SwarmError::Open { peer, reason: error.to_string() }),
@@ -221,7 +221,7 @@ impl SwarmHandle {
                     };
                     let Some((peer, stream)) = next else { break };
                     let stream = Stream::new(stream, relayed);
-                    let stream = IncomingStream { peer: PeerId(peer), stream };
+                    let stream = IncomingStream { peer: convert::peer(peer), stream };
                     if sender.try_send(stream).is_err() {
                         drops.streams.fetch_add(1, Ordering::Relaxed);
                     }

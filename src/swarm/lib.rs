@@ -12,10 +12,10 @@
 
 mod actor;
 mod behaviour;
+mod convert;
 mod dials;
 mod gate;
 mod handle;
-mod ids;
 mod key;
 mod nat;
 mod options;
@@ -30,11 +30,11 @@ mod transport;
 mod upnp;
 mod webrtc;
 
+pub use doppler_ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use gate::{Refusal, prove_key};
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
 };
-pub use ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
 pub use options::{Limits, Options};
 pub use paths::Path;

@@ -22,7 +22,7 @@ use crate::options::{CONFIRMED_MAX, MAPPED_PORTS_MAX, Options, UNMAP_TIMEOUT};
 use crate::reach::{Reach, Verdict};
 use crate::relay::{Places, RelayMode, Step};
 use crate::upnp::{self, Mapped, Port};
-use crate::{Address, Carrier, PeerId};
+use crate::{Address, Carrier, PeerId, convert};
 
 /// Keeps ports mapped.
 struct Mapper {
@@ -44,7 +44,7 @@ pub(crate) struct Nat {
     /// Unless it is not to, or listens on loopback only.
     mapper: Option<Mapper>,
     /// Announced because the user said so: never withdrawn.
-    given: BTreeSet<Multiaddr>,
+    given: BTreeSet<Address>,
     /// Announced because a peer reached this node there.
     confirmed: BTreeSet<Multiaddr>,
     places: Places,
@@ -60,7 +60,7 @@ impl Nat {
         Self {
             mode: options.relay,
             mapper: (options.upnp && wide).then(Mapper::start),
-            given: options.external.iter().map(|address| address.without_peer().0).collect(),
+            given: options.external.iter().map(Address::without_peer).collect(),
             confirmed: BTreeSet::new(),
             places: Places::default(),
             listeners: HashMap::new(),
@@ -96,15 +96,16 @@ impl Nat {
         self.publish();
     }
 
-    fn is_given(&self, address: &Multiaddr) -> bool {
-        self.given.contains(&Address(address.clone()).without_peer().0)
+    fn is_given(&self, address: &Address) -> bool {
+        self.given.contains(&address.without_peer())
     }
 
     /// The listen addresses changed: their ports are to be mapped. Nobody asks a router
     /// before there is one that a router could hide.
     pub(crate) fn want_mapped(&self, swarm: &Swarm<Behaviour>) {
         if let Some(mapper) = &self.mapper {
-            let ports = swarm.listeners().filter_map(|address| Port::of(&Address(address.clone())));
+            let listens = swarm.listeners().filter_map(convert::address);
+            let ports = listens.filter_map(|address| Port::of(&address));
             let ports: BTreeSet<Port> = ports.take(MAPPED_PORTS_MAX).collect();
             mapper.wanted.send_if_modified(|known| {
                 let news = *known != ports;
@@ -124,23 +125,28 @@ impl Nat {
         std::future::pending().await
     }
 
-    /// Announces where the router forwards to this node, and what it no longer does not.
+    /// Announces where the router forwards to this node, and withdraws addresses it no longer forwards.
     pub(crate) fn on_mapping(&mut self, swarm: &mut Swarm<Behaviour>, mapped: &Mapped) {
         let mut now = BTreeSet::new();
         if let Some(outside) = mapped.outside {
-            let listens = swarm.listeners().map(|address| Address(address.clone()));
+            let listens = swarm.listeners().filter_map(convert::address);
             let forwarded =
                 listens.filter(|at| Port::of(at).is_some_and(|port| mapped.ports.contains(&port)));
             now.extend(forwarded.filter_map(|address| address.at(outside)));
         }
         for address in std::mem::take(&mut self.reach.mapped) {
-            if !now.contains(&address) && !self.is_given(&address.0) {
-                swarm.remove_external_address(&address.0);
+            if !now.contains(&address)
+                && !self.is_given(&address)
+                && let Some(address) = convert::multiaddr(&address)
+            {
+                swarm.remove_external_address(&address);
             }
         }
         for address in &now {
             info!(%address, "the router forwards a port to this node");
-            swarm.add_external_address(address.0.clone());
+            if let Some(address) = convert::multiaddr(address) {
+                swarm.add_external_address(address);
+            }
         }
         self.reach.mapped = now.into_iter().collect();
         self.publish();
@@ -159,7 +165,7 @@ impl Nat {
         match event {
             RelayEvent::ReservationReqAccepted { relay_peer_id, renewal, .. } => {
                 debug!(relay = %relay_peer_id, renewal, "has a place at a relay");
-                self.places.held(Instant::now(), PeerId(relay_peer_id));
+                self.places.held(Instant::now(), convert::peer(relay_peer_id));
                 self.publish();
             }
             other => debug!(?other, "relay"),
@@ -168,7 +174,10 @@ impl Nat {
 
     /// A listener has an address. If the user says that this node is reached, so is that.
     pub(crate) fn on_listening(&self, swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
-        if self.mode == RelayMode::Server && Address(address.clone()).carrier() < Carrier::WebRtc {
+        let carrier = convert::address(address).map(|address| address.carrier());
+        if self.mode == RelayMode::Server
+            && carrier.is_some_and(|carrier| carrier < Carrier::WebRtc)
+        {
             swarm.add_external_address(address.clone());
         }
     }
@@ -210,7 +219,8 @@ impl Nat {
     }
 
     fn ask(&mut self, swarm: &mut Swarm<Behaviour>, now: Instant, relay: PeerId, peer: &Peer) {
-        let address = address_of(peer).map(|address| address.with_peer(relay).0);
+        let address = address_of(peer).map(|address| address.with_peer(relay));
+        let address = address.and_then(|address| convert::multiaddr(&address));
         let listening = address.map(|address| swarm.listen_on(address.with(Protocol::P2pCircuit)));
         match listening {
             Some(Ok(id)) => {

@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libp2p::core::ConnectedPoint;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::ConnectionId;
 
-use crate::{Address, PeerId};
+use crate::{Address, PeerId, convert};
 
 /// What lies between this node and a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +53,7 @@ impl Paths {
         id: ConnectionId,
         point: &ConnectedPoint,
     ) {
-        let way = Way { path: path_of(point), since: now, remote: remote_of(point) };
+        let way = Way { path: path_of(point), since: now, remote: remote_of(peer, point) };
         self.peers.entry(peer).or_default().insert(id, way);
     }
 
@@ -93,20 +92,19 @@ fn path_of(point: &ConnectedPoint) -> Path {
     let (ConnectedPoint::Dialer { address, .. }
     | ConnectedPoint::Listener { local_addr: address, .. }) = point;
     if point.is_relayed() {
-        Path::Relayed { by: Address(address.clone()).relay() }
+        Path::Relayed { by: convert::address(address).and_then(|address| address.relay()) }
     } else {
         Path::Direct
     }
 }
 
 /// Where the other end is. Of who came through a relay only that is known.
-fn remote_of(point: &ConnectedPoint) -> Address {
+fn remote_of(peer: PeerId, point: &ConnectedPoint) -> Address {
     match point {
         ConnectedPoint::Listener { local_addr, .. } if point.is_relayed() => {
-            let circuit = local_addr.iter().take_while(|part| *part != Protocol::P2pCircuit);
-            Address(circuit.chain([Protocol::P2pCircuit]).collect())
+            convert::address_or_peer(local_addr, peer).up_to_circuit()
         }
-        _ => Address(point.get_remote_address().clone()).without_peer(),
+        _ => convert::address_or_peer(point.get_remote_address(), peer).without_peer(),
     }
 }
 

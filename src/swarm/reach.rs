@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn peers_cannot_make_this_node_try_more_than_a_few_addresses() {
-        let own = crate::PeerId::from_seed([1; 32]).0;
+        let own = crate::convert::id(crate::PeerId::from_seed([1; 32]));
         let mut asking = Asking::new(own);
         let address = |port: usize| format!("/ip4/1.1.1.1/tcp/{port}").parse().unwrap();
         let admitted = (1..99).filter(|port| asking.admit(&address(*port))).count();

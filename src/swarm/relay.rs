@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use libp2p::Multiaddr;
 use libp2p::relay::Config;
 
-use crate::PeerId;
 use crate::options::{
     CIRCUIT_BYTES_MAX, CIRCUIT_TIME_MAX, CIRCUITS_MAX, CIRCUITS_PER_PEER_MAX,
     CIRCUITS_PER_WINDOW_MAX, RELAY_RETRY_FIRST, RELAY_RETRY_MAX, RELAY_SETTLED, RELAY_WINDOW,
     RELAYS_MAX, RELAYS_REMEMBERED_MAX, RESERVATION_TIME, RESERVATIONS_MAX,
     RESERVATIONS_PER_PEER_MAX, RESERVATIONS_PER_WINDOW_MAX,
 };
+use crate::{PeerId, convert};
 
 /// What a node does with relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,8 +60,9 @@ type Limiter = Box<dyn libp2p::relay::RateLimiter>;
 fn limiter(total: u32) -> Limiter {
     let start = Instant::now();
     let mut window = Window::new(start, total);
-    let admit =
-        move |peer: libp2p::PeerId, _: &Multiaddr, _: _| window.admit(Instant::now(), PeerId(peer));
+    let admit = move |peer: libp2p::PeerId, _: &Multiaddr, _: _| {
+        window.admit(Instant::now(), convert::peer(peer))
+    };
     Box::new(admit)
 }
 

@@ -31,7 +31,7 @@ use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
 use super::service::Service;
-use doppler_store::{ModelId, ids::BadHash};
+use doppler_store::{BadHash, ModelId};
 
 /// Seconds after which a busy gateway may be asked again.
 const RETRY_S: u64 = 1;

@@ -20,7 +20,7 @@ use super::*;
 #[test]
 fn a_certificate_survives_its_text_and_a_damaged_one_is_refused() {
     let pem = generate_certificate().unwrap();
-    let keys = crate::ids::keypair([3; 32]);
+    let keys = crate::convert::keypair([3; 32]);
     assert!(listener(&keys, Some(&pem)).is_ok());
     assert_ne!(pem, generate_certificate().unwrap());
     let damaged = pem.replace("CERTIFICATE", "TESTIMONIAL");
@@ -105,7 +105,7 @@ async fn a_connection_ends_with_its_browser_and_leaves_nothing() {
 
 #[tokio::test]
 async fn who_knocks_is_met_once_and_leaves_nothing_when_given_up() {
-    let keys = crate::ids::keypair([4; 32]);
+    let keys = crate::convert::keypair([4; 32]);
     let mut direct = Direct::new(&keys, None).unwrap();
     let id = ListenerId::next();
     direct.listen_on(id, "/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap()).unwrap();
