@@ -1,4 +1,4 @@
-// result[row] += sum over one token's choices, in their order, of share * down_e[row] . inner.
+// result[row] (+)= sum over one token's choices, in their order, of share * down_e[row] . inner.
 // The eight teams of a workgroup share the choices out; their parts are added in the
 // teams' order, whatever expert lies where.
 // Grid: one workgroup for two rows.
@@ -18,6 +18,8 @@ struct Params {
     slot_stride: u32,
     // Teams that share a choice: 8 / top_k, at least 1.
     split: u32,
+    // 1 to add to what `result` holds.
+    adds: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -61,10 +63,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             total += parts[i];
         }
         if (row < params.rows) {
-            result[row] = result[row] + total.x;
+            result[row] = select(0.0, result[row], params.adds == 1u) + total.x;
         }
         if (row + 1u < params.rows) {
-            result[row + 1u] = result[row + 1u] + total.y;
+            result[row + 1u] = select(0.0, result[row + 1u], params.adds == 1u) + total.y;
         }
     }
 }

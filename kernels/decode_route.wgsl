@@ -1,8 +1,8 @@
 // Chooses one token's experts in a layer (as route.wgsl) and looks up their slots.
 // One that has none, but lies in memory of the host, is to be fetched into a free slot (decode_fetch.wgsl), if
 // there are free slots for all that this layer misses, and no other token has taken any since they were offered.
-// Else the step is halted: the state says at which layer, the residual is
-// set aside for the layer to be begun again, and what follows finds no slots.
+// Else the step is halted: the state says at which layer, what the layer is begun again with is
+// set aside (here the residual; decode_aside.wgsl does the rest), and what follows finds no slots.
 // Grid: one workgroup. At most 1024 experts.
 //!include shared/step.wgsl
 
@@ -31,7 +31,8 @@ struct Params {
 @group(1) @binding(0) var<storage, read> logits: array<f32>;
 @group(1) @binding(1) var<storage, read> slot_table: array<u32>;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
-// Word 0: 0, or the layer that halted, counted from 1. Then the chosen ids.
+// Word 0: 0, or the layer that halted, counted from 1. Word 2: whose step it was (its position, counted from 1).
+// Then the chosen ids.
 @group(1) @binding(3) var<storage, read_write> state: array<u32>;
 // By choice: (slot, share).
 @group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
@@ -165,6 +166,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
     if (miss) {
         if (local == 0u) {
             state[0] = params.halt;
+            state[2] = next;
         }
         for (var i = local; i < params.quads; i += 256u) {
             aside[i] = x[i];

@@ -137,6 +137,40 @@ pub enum Op {
     Logits { x: Buf, weight: WeightId },
 }
 
+impl Op {
+    /// The activations that it reads; one that it changes in place is among them.
+    pub fn reads(&self) -> impl Iterator<Item = Buf> {
+        let reads = match *self {
+            Self::Embed { .. } => [None, None],
+            Self::RmsNorm { x, .. }
+            | Self::Linear { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Experts { x, .. }
+            | Self::Logits { x, .. } => [Some(x), None],
+            Self::KvWrite { k, v, .. } => [Some(k), Some(v)],
+            Self::Attention { q, .. } => [Some(q), None],
+            Self::Gated { gate, up, .. } => [Some(gate), Some(up)],
+            Self::Add { x, y } => [Some(x), Some(y)],
+            Self::Route { logits, .. } => [Some(logits), None],
+        };
+        reads.into_iter().flatten()
+    }
+
+    /// The activation that it leaves, every element of it.
+    pub const fn writes(&self) -> Option<Buf> {
+        match *self {
+            Self::Embed { out, .. }
+            | Self::RmsNorm { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Attention { out, .. }
+            | Self::Gated { out, .. }
+            | Self::Experts { out, .. } => Some(out),
+            Self::Rope { x, .. } | Self::Add { x, .. } => Some(x),
+            Self::KvWrite { .. } | Self::Route { .. } | Self::Logits { .. } => None,
+        }
+    }
+}
+
 /// One model's step, for any backend.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Graph {
@@ -168,6 +202,20 @@ impl Graph {
             self.weights.len() - 1
         });
         WeightId(u32::try_from(index).expect("a graph has fewer than 2^32 weights"))
+    }
+
+    /// Whether no op from `at` on reads what `buf` holds before it: another is the first to write it,
+    /// or there is none.
+    pub fn dead_after(&self, buf: Buf, at: usize) -> bool {
+        for op in &self.ops[at..] {
+            if op.reads().any(|read| read == buf) {
+                return false;
+            }
+            if op.writes() == Some(buf) {
+                return true;
+            }
+        }
+        true
     }
 
     /// Width in f32 of a buffer.

@@ -4,7 +4,7 @@ use super::matrix::Matrix;
 use super::pack::{Packed, packed_words, products};
 use crate::graph::ExpertLayout;
 
-/// `result[hidden] += sum of share * (down . inner)` over the choices. `x` is by choice a packed vector (`pack`) of `ff`;
+/// `result[hidden] = sum of share * (down . inner)` over the choices, added to what was there if it `adds`. `x` is by choice a packed vector (`pack`) of `ff`;
 /// `slots` the experts' stored bytes; `routed` by choice the slot and the share. A halted step's choices are all
 /// `None`, and change nothing.
 pub fn decode_expert_down(
@@ -12,6 +12,7 @@ pub fn decode_expert_down(
     slots: &[&[u8]],
     layout: &ExpertLayout,
     routed: &[Option<(usize, f32)>],
+    adds: bool,
     result: &mut [f32],
 ) {
     let mut sums = vec![0.0; layout.down.rows];
@@ -20,5 +21,6 @@ pub fn decode_expert_down(
         let down = products(Packed::new(x), Matrix::new(&layout.down, slots[slot]));
         sums.iter_mut().zip(down).for_each(|(sum, x)| *sum += f64::from(share) * x);
     }
-    result.iter_mut().zip(sums).for_each(|(x, sum)| *x = (f64::from(*x) + sum) as f32);
+    let before = |x: f32| if adds { f64::from(x) } else { 0.0 };
+    result.iter_mut().zip(sums).for_each(|(x, sum)| *x = (before(*x) + sum) as f32);
 }

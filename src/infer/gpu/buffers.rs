@@ -6,6 +6,7 @@
 
 use wgpu::BufferUsages;
 
+use super::decode::{self, Layout};
 use super::device::GpuDevice;
 use super::lower::Place;
 use super::params::Step;
@@ -72,7 +73,10 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
         | Place::Vector(_)
         | Place::Piece(..)
         | Place::Slots(_)
-        | Place::Table(_) => Some(0),
+        | Place::Table(_)
+        | Place::Shelf(_)
+        | Place::Biases(_) => Some(0),
+        token => decode::elements(graph, &Layout::of(graph), token),
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
-use super::decode::Decode;
+use super::decode::{self, Decode};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
 use super::params::Step as StepParams;
@@ -58,7 +58,7 @@ pub(super) struct GpuBackend {
     pub(super) graph: Arc<Graph>,
     pub(super) capacity: Capacity,
     pub(super) buffers: Buffers,
-    /// For a graph whose single tokens run fused.
+    /// Where single tokens are one submission each.
     pub(super) decode: Option<Decode>,
     /// By weight: read as a vector.
     vectors: Vec<bool>,
@@ -80,7 +80,7 @@ impl GpuBackend {
     pub fn new(device: GpuDevice, graph: Arc<Graph>, capacity: Capacity) -> Result<Self> {
         let mut buffers = Buffers::new(&device, &graph, capacity)?;
         let mut decode = None;
-        if device.fuses() && capacity.kv == KvFormat::F16 {
+        if device.fuses() {
             decode = Decode::new(&device, &graph)?;
         }
         buffers.bytes += decode.as_ref().map_or(0, |decode| decode.buffers.bytes);
@@ -122,7 +122,7 @@ impl GpuBackend {
                 decode.forget_recorded();
             }
             self.gather()?;
-            self.plan = Some(Plan::new(&Parts {
+            let plan = Plan::new(&Parts {
                 device: &self.device,
                 graph: &self.graph,
                 buffers: &self.buffers,
@@ -130,25 +130,26 @@ impl GpuBackend {
                 experts: &self.experts,
                 spill: self.spill.as_ref(),
                 kv: self.capacity.kv,
-                decode: self.decode.as_ref().map(|decode| (&decode.fused, &decode.buffers)),
+                decode: self.decode.as_ref().map(|decode| &decode.buffers),
                 batch: self.capacity.batch,
-            })?);
+            })?;
+            if plan.decode.is_none() {
+                self.decode = None;
+            }
+            self.plan = Some(plan);
             self.device.pipelines().save();
         }
         Ok(())
     }
 
-    /// Brings together what fused dispatches read together; a graph for which that cannot be
-    /// done is not fused.
+    /// Brings together what fused dispatches read together, where a binding holds it.
     fn gather(&mut self) -> Result<()> {
-        let Some(decode) = &self.decode else { return Ok(()) };
-        let most = self.binding_bytes_max;
-        let mut whole = decode.whole(&self.graph, &self.weights, &self.experts);
-        for group in decode.together() {
-            whole = whole && weights::gather(&self.device, &mut self.weights, &group, most)?;
+        if self.decode.is_none() {
+            return Ok(());
         }
-        if !whole {
-            self.decode = None;
+        for group in decode::together(&self.graph, self.capacity.kv == KvFormat::F16) {
+            let most = self.binding_bytes_max;
+            weights::gather(&self.device, &mut self.weights, &group, most)?;
         }
         Ok(())
     }

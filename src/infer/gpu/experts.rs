@@ -42,6 +42,14 @@ impl SlotShape {
     }
 }
 
+/// The one chunk that holds all slots of a MoE layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    pub class: u16,
+    pub chunk: usize,
+    pub shape: SlotShape,
+}
+
 /// One buffer of slots.
 pub(super) struct Chunk {
     pub class: usize,
@@ -82,6 +90,18 @@ impl Class {
         let count = u32::try_from(count).map_err(too_many)?;
         let slots_per_chunk = u32::try_from(most).unwrap_or(u32::MAX).min(count.max(1));
         Ok(Self { layout, shape, count, slots_per_chunk, first_chunk })
+    }
+
+    /// Where a layer's experts lie whose slots are of this class, the `index`th: `None` if a chunk cannot
+    /// hold them all, or they are of another shape.
+    pub fn home(&self, index: u16, spec: &Moe) -> Option<Home> {
+        let shape = self.shape;
+        let is = |of: &Packed, rows, cols| (of.rows, of.cols) == (rows, cols);
+        let fits = self.count <= self.slots_per_chunk
+            && is(&shape.gate.0, spec.ff, spec.hidden)
+            && is(&shape.up.0, spec.ff, spec.hidden)
+            && is(&shape.down.0, spec.hidden, spec.ff);
+        fits.then_some(Home { class: index, chunk: self.first_chunk, shape })
     }
 
     /// The slots of each chunk.
@@ -159,16 +179,13 @@ impl Experts {
         self.chunks.iter().map(|chunk| self.classes[chunk.class].shape).collect()
     }
 
-    /// The chunk that holds all slots of a layer, if one does.
-    pub fn home(&self, moe: MoeId, spec: &Moe) -> Option<(&Chunk, &SlotShape)> {
-        let index = usize::from(*self.class_of.get(usize::from(moe.0))?);
-        let class = self.classes.get(index).filter(|class| class.count <= class.slots_per_chunk)?;
-        let shape = &class.shape;
-        let is = |of: &Packed, rows, cols| (of.rows, of.cols) == (rows, cols);
-        let fits = is(&shape.gate.0, spec.ff, spec.hidden)
-            && is(&shape.up.0, spec.ff, spec.hidden)
-            && is(&shape.down.0, spec.hidden, spec.ff);
-        fits.then(|| (&self.chunks[class.first_chunk], shape))
+    /// By MoE layer: the chunk that holds all its slots, if one does.
+    pub fn homes(&self, graph: &Graph) -> Vec<Option<Home>> {
+        let home = |(i, spec): (u16, &Moe)| {
+            let class = self.class_of(MoeId(i))?;
+            self.classes.get(usize::from(class))?.home(class, spec)
+        };
+        (0..).zip(&graph.moe).map(home).collect()
     }
 
     /// A MoE layer's table; there is one once there are slots.

@@ -52,6 +52,26 @@ pub(super) enum Place {
     Slots(usize),
     /// A MoE layer's table of slots.
     Table(MoeId),
+    /// One token's row of an activation as products take it (kernels/shared/pack.wgsl).
+    Packed(Buf),
+    /// One token's queries, keys and values, one after the other.
+    Qkv,
+    /// The splits of one token's attention.
+    Partial,
+    /// By choice of one token: its expert's inner activations, packed.
+    PackedInner,
+    /// By choice of one token: slot and share; place in memory of the host and slot.
+    Routed,
+    Fetches,
+    /// What a layer that halted is begun again with.
+    Aside,
+    /// Whether a step halted, and its choices; where experts are (decode/layout.rs).
+    State,
+    ExpertPlaces,
+    /// A MoE layer's memory of the host.
+    Shelf(MoeId),
+    /// Three vectors one after another.
+    Biases([WeightId; 3]),
 }
 
 /// One dispatch before it is bound to a device.
@@ -125,7 +145,7 @@ impl<'a> Lower<'a> {
     }
 
     /// The pieces of a weight that an op reads as a matrix.
-    fn matrix(&self, id: WeightId) -> Result<&'a [PieceShape]> {
+    pub fn matrix(&self, id: WeightId) -> Result<&'a [PieceShape]> {
         let name = || &self.graph.weight_spec(id).tensor;
         match &self.weights[id.0 as usize] {
             WeightShape::Matrix(pieces) => Ok(pieces),
@@ -137,7 +157,7 @@ impl<'a> Lower<'a> {
     }
 
     /// A weight that an op reads as a vector.
-    fn vector(&self, id: WeightId) -> Result<Place> {
+    pub fn vector(&self, id: WeightId) -> Result<Place> {
         match self.weights[id.0 as usize] {
             WeightShape::Vector => Ok(Place::Vector(id)),
             // `vectors` marks every weight that is read as a vector.
@@ -281,7 +301,7 @@ impl<'a> Lower<'a> {
                 scale,
             };
             let kernel = format!("embed_{}", format_name(piece.packed.dtype));
-            let storage = [Place::Tokens, Place::Piece(table, index), result];
+            let storage = [Place::Tokens, piece.place(table, index), result];
             let items = (quads, 64);
             dispatches.push(recipe(&kernel, &params, &storage, Rows::Tokens, items));
         }
@@ -324,7 +344,7 @@ impl<'a> Lower<'a> {
                 logits: u32::from(rows == Rows::Logits),
             };
             let kernel = format!("linear_{}_{reduce}", format_name(piece.packed.dtype));
-            let weights = Place::Piece(weight, index);
+            let weights = piece.place(weight, index);
             let storage = [Place::Activation(x), weights, bias_buffer, result];
             let items = (piece.packed.rows, per_workgroup);
             let mut single = recipe(&kernel, &params, &storage, rows, items);

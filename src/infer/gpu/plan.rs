@@ -1,19 +1,21 @@
 //! A graph's recipes (lower.rs) bound on a device: made once, when the weights and slots are
 //! in place, and replayed each step.
 
+use std::collections::BTreeMap;
+
 use wgpu::BufferUsages;
 
 use super::buffers::Buffers;
-use super::decode::{DecodeBuffers, Fused, Sequence};
+use super::decode::{Aside, DecodeBuffers, Fuse, Points, TokenSteps};
 use super::device::GpuDevice;
-use super::dispatch::{Dispatch, Grid, Rows};
+use super::dispatch::Dispatch;
 use super::experts::Experts;
-use super::lower::{Lower, Place, Recipe, checked, refused};
-use super::params::{self, ARENA_SLOT, Arena, Params};
+use super::lower::{Lower, Place, Recipe, refused};
+use super::params::{self, ARENA_SLOT, Arena};
 use super::spill::Spill;
 use super::weights::{self, DeviceWeight};
 use crate::backend::{BackendError, KvFormat, Result};
-use crate::graph::{Graph, Op};
+use crate::graph::{Graph, MoeId, Op};
 
 /// A chunk's dispatches of one wave: gate and up, then down, for few tokens and for many.
 pub(super) type Wave = Vec<Dispatch>;
@@ -24,8 +26,8 @@ pub(super) struct Plan {
     pub ops: Vec<Vec<Dispatch>>,
     /// By op and chunk; `None` where the chunk's layout is not this layer's.
     pub waves: Vec<Vec<Option<Wave>>>,
-    /// The fused form of one token's step.
-    pub decode: Option<Sequence>,
+    /// One token's step as one submission, if its experts can be looked up on the device.
+    pub decode: Option<TokenSteps<Dispatch, wgpu::Buffer>>,
 }
 
 /// What a plan is made from.
@@ -37,8 +39,8 @@ pub(super) struct Parts<'a> {
     pub experts: &'a Experts,
     pub spill: Option<&'a Spill>,
     pub kv: KvFormat,
-    /// For a graph whose single tokens run fused.
-    pub decode: Option<(&'a Fused, &'a DecodeBuffers)>,
+    /// Where single tokens are one submission each.
+    pub decode: Option<&'a DecodeBuffers>,
     /// The most tokens of a step.
     pub batch: usize,
 }
@@ -59,7 +61,7 @@ impl Plan {
             cooperative: pipelines.cooperative,
             halved: None,
         };
-        let mut builder = Builder { parts, arena: Arena::default() };
+        let mut builder = Builder { parts, arena: Arena::default(), joined: BTreeMap::new() };
         let mut ops = Vec::with_capacity(parts.graph.ops.len());
         let mut waves = Vec::with_capacity(parts.graph.ops.len());
         for op in &parts.graph.ops {
@@ -73,10 +75,7 @@ impl Plan {
             }?);
         }
         let decode = match parts.decode {
-            Some((fused, buffers)) => {
-                let embed = builder.bind(&lower.embed(fused.table, fused.x, fused.scale)?)?;
-                Some(Sequence::new(&mut builder, fused, buffers, embed)?)
-            }
+            Some(buffers) => builder.token(buffers, lower)?,
             None => None,
         };
         if !ARENA_SLOT.is_multiple_of(device.params_alignment()) {
@@ -134,51 +133,67 @@ impl Plan {
 }
 
 /// What a plan is made with.
-pub(super) struct Builder<'a> {
-    pub parts: &'a Parts<'a>,
+struct Builder<'a> {
+    parts: &'a Parts<'a>,
     arena: Arena,
+    /// Vectors that were put one after another.
+    joined: BTreeMap<Place, wgpu::Buffer>,
 }
 
 impl Builder<'_> {
-    pub fn dispatch_grid(
+    /// One token's step, lowered and bound.
+    fn token(
         &mut self,
-        kernel: &str,
-        params: &impl Params,
-        storage: &[&wgpu::Buffer],
-        rows: Rows,
-        grid: Grid,
-    ) -> Result<Dispatch> {
-        checked(kernel, params);
-        self.make(kernel, bytemuck::bytes_of(params), storage, rows, grid)
+        buffers: &DecodeBuffers,
+        lower: Lower<'_>,
+    ) -> Result<Option<TokenSteps<Dispatch, wgpu::Buffer>>> {
+        let Parts { device, graph, experts, spill, .. } = *self.parts;
+        let layers = || (0..).map(MoeId).take(graph.moe.len());
+        let area = |moe| spill.is_some_and(|spill| spill.area(moe).is_some());
+        let fetches: Vec<bool> = layers().map(area).collect();
+        let mut fuse = Fuse {
+            lower: Lower { batch: 1, cooperative: None, halved: None, ..lower },
+            team: device.team(),
+            layout: &buffers.layout,
+            homes: &experts.homes(graph),
+            fetches: &fetches,
+        };
+        let Some(TokenSteps { steps, layers, tail }) = fuse.token()? else { return Ok(None) };
+        let layers = layers.into_iter().map(|Points { resume, aside, routed }| {
+            let aside = aside
+                .into_iter()
+                .map(|Aside { of, at, bytes }| Ok(Aside { of: self.resolve(of)?, at, bytes }));
+            Ok(Points { resume, aside: aside.collect::<Result<_>>()?, routed })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Some(TokenSteps { steps: self.bind(&steps)?, layers, tail }))
     }
 
     /// Recipes with their buffers.
     fn bind(&mut self, recipes: &[Recipe]) -> Result<Vec<Dispatch>> {
-        let bind = |recipe: &Recipe| {
-            let parts = self.parts;
-            let storage = recipe.storage.iter().map(|place| parts.resolve(*place));
-            let storage = storage.collect::<Result<Vec<_>>>()?;
-            let Recipe { kernel, params, rows, grid, when, .. } = recipe;
-            let mut dispatch = self.make(kernel, params, &storage, *rows, *grid)?;
-            dispatch.when = when.clone();
-            Ok(dispatch)
-        };
-        recipes.iter().map(bind).collect()
+        recipes.iter().map(|recipe| self.make(recipe)).collect()
     }
 
-    fn make(
-        &mut self,
-        kernel: &str,
-        params: &[u8],
-        storage: &[&wgpu::Buffer],
-        rows: Rows,
-        grid: Grid,
-    ) -> Result<Dispatch> {
+    fn make(&mut self, recipe: &Recipe) -> Result<Dispatch> {
+        let Recipe { kernel, params, rows, grid, when, storage } = recipe;
         let device = self.parts.device;
         let pipeline = device.pipelines().get(device, kernel)?;
-        let storage = pipeline.bind(device, storage)?;
+        let storage = storage.iter().map(|place| self.resolve(*place));
+        let storage = storage.collect::<Result<Vec<_>>>()?;
+        let storage = pipeline.bind(device, &storage.iter().collect::<Vec<_>>())?;
         let params = self.arena.push(params);
-        Ok(Dispatch { pipeline, storage, params, rows, grid, when: 1..=u32::MAX })
+        Ok(Dispatch { pipeline, storage, params, rows: *rows, grid: *grid, when: when.clone() })
+    }
+
+    fn resolve(&mut self, place: Place) -> Result<wgpu::Buffer> {
+        let Place::Biases(ids) = place else { return self.parts.resolve(place).cloned() };
+        if let Some(buffer) = self.joined.get(&place) {
+            return Ok(buffer.clone());
+        }
+        let Parts { device, graph, weights, .. } = *self.parts;
+        let buffer = weights::join(device, graph, weights, &ids)?;
+        self.joined.insert(place, buffer.clone());
+        Ok(buffer)
     }
 }
 
@@ -209,6 +224,14 @@ impl Parts<'_> {
             Place::Table(moe) => {
                 let table = self.experts.table(usize::from(moe.0));
                 table.ok_or_else(|| refused("experts without slots".into()))?
+            }
+            Place::Shelf(moe) => {
+                let area = self.spill.and_then(|spill| spill.area(moe));
+                area.ok_or_else(|| refused("experts without memory of the host".into()))?
+            }
+            token => {
+                let buffer = self.decode.and_then(|decode| decode.get(token));
+                buffer.ok_or_else(|| refused(format!("{token:?} outside of a token")))?
             }
         })
     }

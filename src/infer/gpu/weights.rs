@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
+use super::lower::Place;
 use super::repack::Packed;
 use crate::backend::{BackendError, Result};
 use crate::graph::{Graph, MatrixSpec, Op, WeightId};
@@ -23,6 +24,8 @@ const STAGED_BYTES_MAX: usize = 64 << 20;
 /// Rows `row_start ..` of a matrix.
 pub(super) struct Piece {
     pub buffer: wgpu::Buffer,
+    /// The weight whose buffer it is, where several lie in one.
+    pub home: Option<WeightId>,
     /// Where it begins in the buffer, bytes; a multiple of 16.
     pub at: usize,
     pub row_start: usize,
@@ -43,6 +46,14 @@ pub(super) struct PieceShape {
     pub at: usize,
     pub row_start: usize,
     pub packed: Packed,
+    pub home: Option<WeightId>,
+}
+
+impl PieceShape {
+    /// The buffer of piece `index` of a weight.
+    pub fn place(&self, id: WeightId, index: usize) -> Place {
+        self.home.map_or(Place::Piece(id, index), |home| Place::Piece(home, 0))
+    }
 }
 
 /// What recipes need to know of a weight.
@@ -61,8 +72,8 @@ pub(super) fn shapes(weights: &[Option<DeviceWeight>]) -> Vec<WeightShape> {
         Some(DeviceWeight::Vector(_)) => WeightShape::Vector,
         Some(DeviceWeight::Matrix(pieces)) => {
             let shape = |piece: &Piece| {
-                let Piece { at, row_start, packed, .. } = *piece;
-                PieceShape { at, row_start, packed }
+                let Piece { at, row_start, packed, home, .. } = *piece;
+                PieceShape { at, row_start, packed, home }
             };
             WeightShape::Matrix(pieces.iter().map(shape).collect())
         }
@@ -84,7 +95,7 @@ pub(super) fn cut(
     }
     let piece = |row_start| {
         let rows = rows_max.min(spec.rows - row_start);
-        PieceShape { at: 0, row_start, packed: Packed { rows, ..Packed::of(spec) } }
+        PieceShape { at: 0, row_start, packed: Packed { rows, ..Packed::of(spec) }, home: None }
     };
     Ok((0..spec.rows).step_by(rows_max).map(piece).collect())
 }
@@ -167,57 +178,75 @@ pub(super) fn load_matrix(
     let stored_row = spec.dtype.row_bytes(spec.cols);
     let mut pieces = Vec::new();
     let mut planes = Vec::new();
-    for PieceShape { at, row_start, packed } in cut(name, spec, binding_bytes_max)? {
+    for PieceShape { at, row_start, packed, home } in cut(name, spec, binding_bytes_max)? {
         let buffer = device.buffer(name, packed.bytes() as u64, WEIGHT)?;
         planes.clear();
         packed.pack(&bytes[row_start * stored_row..][..packed.rows * stored_row], &mut planes);
         uploads.write(device, &buffer, 0, &planes)?;
-        pieces.push(Piece { buffer, at, row_start, packed });
+        pieces.push(Piece { buffer, home, at, row_start, packed });
     }
     Ok(DeviceWeight::Matrix(pieces))
 }
 
-/// Moves matrices into one buffer, so that one dispatch may read them all. `false`, and
-/// nothing done, if one of them is split or a binding cannot hold them together.
+/// Lays matrices one after another in one buffer, so that one dispatch may read them all: the bytes
+/// that they take. `None`, and nothing done, if one of them is split or lies with others already, or a
+/// binding cannot hold them together.
+pub(super) fn join_shapes(
+    weights: &mut [WeightShape],
+    ids: &[WeightId],
+    binding_bytes_max: u64,
+) -> Option<usize> {
+    let mut total = 0;
+    for id in ids {
+        match &weights[id.0 as usize] {
+            WeightShape::Matrix(pieces) if pieces.len() == 1 && pieces[0].home.is_none() => {
+                total += pieces[0].packed.bytes();
+            }
+            _ => return None,
+        }
+    }
+    let apart = ids.iter().enumerate().all(|(i, id)| !ids[..i].contains(id));
+    if !apart || total as u64 > binding_bytes_max {
+        return None;
+    }
+    let mut at = 0;
+    for id in ids {
+        let WeightShape::Matrix(pieces) = &mut weights[id.0 as usize] else { continue };
+        (pieces[0].home, pieces[0].at) = (Some(ids[0]), at);
+        at += pieces[0].packed.bytes();
+    }
+    Some(total)
+}
+
+/// As [`join_shapes`], on the device: moves matrices into one buffer.
 pub(super) fn gather(
     device: &GpuDevice,
     weights: &mut [Option<DeviceWeight>],
     ids: &[WeightId],
     binding_bytes_max: u64,
-) -> Result<bool> {
-    let mut total = 0;
-    for id in ids {
-        match &weights[id.0 as usize] {
-            Some(DeviceWeight::Matrix(pieces)) if pieces.len() == 1 => {
-                total += pieces[0].packed.bytes();
-            }
-            _ => return Ok(false),
-        }
-    }
-    if total as u64 > binding_bytes_max {
-        return Ok(false);
-    }
+) -> Result<()> {
+    let mut shapes = shapes(weights);
+    let Some(total) = join_shapes(&mut shapes, ids, binding_bytes_max) else { return Ok(()) };
     let buffer = device.buffer("weights read together", total as u64, WEIGHT)?;
     let label = Some("weights read together");
     let mut encoder =
         device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
-    let mut at = 0;
     for id in ids {
-        let Some(DeviceWeight::Matrix(pieces)) = &mut weights[id.0 as usize] else { continue };
-        let [piece] = pieces.as_mut_slice() else { continue };
-        let bytes = piece.packed.bytes();
+        let index = id.0 as usize;
+        let Some(DeviceWeight::Matrix(pieces)) = &mut weights[index] else { continue };
+        let WeightShape::Matrix(shapes) = &shapes[index] else { continue };
+        let ([piece], [shape]) = (pieces.as_mut_slice(), shapes.as_slice()) else { continue };
         encoder.copy_buffer_to_buffer(
             &piece.buffer,
             piece.at as u64,
             &buffer,
-            at as u64,
-            Some(bytes as u64),
+            shape.at as u64,
+            Some(piece.packed.bytes() as u64),
         );
-        (piece.buffer, piece.at) = (buffer.clone(), at);
-        at += bytes;
+        (piece.buffer, piece.at, piece.home) = (buffer.clone(), shape.at, shape.home);
     }
     device.submit(encoder)?;
-    Ok(true)
+    Ok(())
 }
 
 /// Vectors one after the other in a new buffer, each of as many elements as it has columns.

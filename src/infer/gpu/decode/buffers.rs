@@ -2,64 +2,73 @@
 //! queries, the splits of its attention, its routing, the table of experts' slots
 //! and the state that says whether the step was halted.
 
+use std::collections::BTreeMap;
+
 use wgpu::BufferUsages;
 
-use super::fuse::{FeedForward, Fused};
-use super::params::packed_bytes;
-use crate::backend::{BackendError, Result, Slot};
+use super::layout::{Layout, OFFERED_MAX};
+use super::token::aside_words;
+use crate::backend::{Result, Slot};
+use crate::cpu::pack::packed_words;
 use crate::gpu::device::GpuDevice;
 use crate::gpu::experts::EMPTY;
-use crate::graph::{Graph, MoeId};
+use crate::gpu::lower::Place;
+use crate::graph::{Buf, Graph, Kv, MoeId, Op};
 
 /// Splits of one token's attention at most (kernels/shared/splits.wgsl).
 pub(in crate::gpu) const SPLITS_MAX: u32 = 64;
 
-/// Slots of one class offered to the device at most.
-const OFFERED_MAX: usize = 256;
-
-/// Words of the state before the chosen experts: the layer that halted (from 1), the
-/// chosen token, two spare.
-pub(in crate::gpu) const STATE_HEAD: usize = 4;
-
 const STORAGE: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 
+/// Words of a buffer that only tokens of one submission need; `None` for all others.
+pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> Option<usize> {
+    let attentions = || {
+        graph.ops.iter().filter_map(|op| match *op {
+            Op::Attention { kv, heads, .. } => Some((heads, graph.kv_spec(kv))),
+            _ => None,
+        })
+    };
+    let top_k = graph.moe.iter().map(|moe| moe.top_k).max().unwrap_or(0);
+    let words = match place {
+        Place::Packed(buf) => packed_words(graph.width(buf)),
+        Place::Qkv => {
+            let width = |(heads, kv): (usize, Kv)| heads + 2 * kv.kv_heads;
+            attentions().map(|of| width(of) * of.1.head_dim).max().unwrap_or(0)
+        }
+        Place::Partial => {
+            let words = |(heads, kv): (usize, Kv)| heads * (kv.head_dim + 4);
+            attentions().map(words).max().unwrap_or(0) * SPLITS_MAX as usize
+        }
+        Place::PackedInner => {
+            graph.moe.iter().map(|moe| moe.top_k * packed_words(moe.ff)).max().unwrap_or(0)
+        }
+        Place::Routed | Place::Fetches => 2 * top_k,
+        Place::Aside => aside_words(graph),
+        Place::State => layout.state_words,
+        Place::ExpertPlaces => layout.table_words,
+        _ => return None,
+    };
+    Some(words)
+}
+
 pub(in crate::gpu) struct DecodeBuffers {
-    /// Packed: the normalised stream, the attended values, the gated inner activations.
-    pub normed: wgpu::Buffer,
-    pub attended: wgpu::Buffer,
-    pub inner: wgpu::Buffer,
-    /// f32: queries, keys and values as they come; the splits; router logits.
-    pub qkv: wgpu::Buffer,
-    pub partial: wgpu::Buffer,
-    pub router: wgpu::Buffer,
-    /// By choice: (slot, share).
-    pub routed: wgpu::Buffer,
-    /// The residual stream of the layer that halted.
-    pub aside: wgpu::Buffer,
-    pub state: wgpu::Buffer,
-    /// By choice: (place in memory of the host, slot).
-    pub fetches: wgpu::Buffer,
+    made: BTreeMap<Place, wgpu::Buffer>,
+    pub layout: Layout,
     pub table: Table,
-    /// By MoE layer: where its choices begin in the state, words.
-    pub ids_at: Vec<usize>,
-    /// Where the state says who took of the slots offered, and then, by class, how many.
-    pub taker_at: usize,
-    pub state_words: usize,
     pub bytes: u64,
 }
 
 /// What the device looks experts up in; the host's copy and the device's.
 pub(in crate::gpu) struct Table {
-    pub buffer: wgpu::Buffer,
+    buffer: wgpu::Buffer,
+    layout: Layout,
     /// By MoE layer and expert: the slot, or [`EMPTY`].
     slots: Words,
     /// By MoE layer and expert: the place in the layer's memory of the host, or [`EMPTY`].
     shelf: Words,
     /// By class: how many slots are offered, then which.
     offers: Words,
-    /// By MoE layer: where its row begins in `slots` and in `shelf`.
-    rows: Vec<usize>,
 }
 
 /// A stretch of the table.
@@ -72,103 +81,72 @@ struct Words {
 }
 
 impl DecodeBuffers {
-    pub fn new(device: &GpuDevice, graph: &Graph, fused: &Fused) -> Result<Self> {
-        let mut total = 0;
-        let mut make = |what: &str, bytes: usize| {
-            let buffer = device.buffer(what, bytes as u64, STORAGE)?;
-            total += buffer.size();
-            Ok::<_, BackendError>(buffer)
-        };
-        let hidden = graph.width(fused.x);
-        let most = |of: &dyn Fn(&super::fuse::Layer) -> usize| {
-            fused.layers.iter().map(of).max().unwrap_or(0)
-        };
-        let heads = most(&|l| l.heads * l.head_dim);
-        let qkv = most(&|l| (l.heads + 2 * l.kv_heads) * l.head_dim);
-        let partial = most(&|l| l.heads * (l.head_dim + 4) * SPLITS_MAX as usize);
-        let inner = most(&|l| match l.ff {
-            FeedForward::Dense { gate, .. } => packed_bytes(graph.weight_spec(gate).rows),
-            FeedForward::Experts { moe, .. } => {
-                let spec = graph.moe_spec(moe);
-                spec.top_k * packed_bytes(spec.ff)
-            }
-        });
-        let experts = graph.moe.iter().map(|moe| moe.experts.len());
-        let top_k = graph.moe.iter().map(|moe| moe.top_k).max().unwrap_or(0);
-        let mut ids_at = Vec::new();
-        let mut state_words = STATE_HEAD;
-        for moe in &graph.moe {
-            ids_at.push(state_words);
-            state_words += moe.top_k;
+    pub fn new(device: &GpuDevice, graph: &Graph) -> Result<Self> {
+        let layout = Layout::of(graph);
+        let packed = (0..).map(|i| Place::Packed(Buf(i))).take(graph.buffers.len());
+        let shared = [
+            (Place::Qkv, "queries, keys and values"),
+            (Place::Partial, "split attention"),
+            (Place::PackedInner, "packed inner activations"),
+            (Place::Routed, "a layer's choices"),
+            (Place::Fetches, "experts to be fetched"),
+            (Place::Aside, "what is set aside"),
+            (Place::State, "the step's state"),
+            (Place::ExpertPlaces, "the experts' places"),
+        ];
+        let packed = packed.map(|place| (place, "packed activations"));
+        let (mut made, mut bytes) = (BTreeMap::new(), 0);
+        for (place, what) in packed.chain(shared) {
+            let words = elements(graph, &layout, place).unwrap_or(0);
+            let buffer = device.buffer(what, words as u64 * 4, STORAGE)?;
+            bytes += buffer.size();
+            made.insert(place, buffer);
         }
-        // There are no more classes than layers.
-        let taker_at = state_words;
-        state_words += 1 + graph.moe.len();
-        let mut rows = Vec::new();
-        let mut entries = 0;
-        for count in experts.clone() {
-            rows.push(entries);
-            entries += count;
-        }
-        let slots = Words::new(0, entries, EMPTY);
-        let shelf = Words::new(slots.end(), entries, EMPTY);
-        let offers = Words::new(shelf.end(), graph.moe.len() * (1 + OFFERED_MAX), 0);
-        let table = make("the experts' places", offers.end() * 4)?;
-        Ok(Self {
-            normed: make("packed activations", packed_bytes(hidden))?,
-            attended: make("packed attention", packed_bytes(heads))?,
-            inner: make("packed inner activations", inner)?,
-            qkv: make("queries, keys and values", qkv * 4)?,
-            partial: make("split attention", partial * 4)?,
-            router: make("router logits", experts.max().unwrap_or(0) * 4)?,
-            routed: make("a layer's choices", top_k * 8)?,
-            aside: make("the residual set aside", hidden.next_multiple_of(4) * 4)?,
-            state: make("the step's state", state_words * 4)?,
-            fetches: make("experts to be fetched", top_k * 8)?,
-            table: Table { buffer: table, slots, shelf, offers, rows },
-            ids_at,
-            taker_at,
-            state_words,
-            bytes: total,
-        })
+        let entries = layout.entries;
+        let table = Table {
+            buffer: made[&Place::ExpertPlaces].clone(),
+            slots: Words::new(0, entries, EMPTY),
+            shelf: Words::new(entries, entries, EMPTY),
+            offers: Words::new(2 * entries, layout.table_words - 2 * entries, 0),
+            layout: layout.clone(),
+        };
+        Ok(Self { made, layout, table, bytes })
+    }
+
+    /// The buffer of a place that is the tokens' own.
+    pub fn get(&self, place: Place) -> Option<&wgpu::Buffer> {
+        self.made.get(&place)
+    }
+
+    pub fn state(&self) -> &wgpu::Buffer {
+        &self.made[&Place::State]
+    }
+
+    pub fn aside(&self) -> &wgpu::Buffer {
+        &self.made[&Place::Aside]
     }
 }
 
 impl Table {
-    /// Where a layer's slots begin.
-    pub fn row(&self, moe: MoeId) -> usize {
-        self.rows[usize::from(moe.0)]
-    }
-
-    /// Where a layer's places in memory of the host begin.
-    pub fn shelf_row(&self, moe: MoeId) -> usize {
-        self.shelf.at + self.row(moe)
-    }
-
-    /// Where a class's offer begins.
-    pub const fn offer_at(&self, class: u16) -> usize {
-        self.offers.at + class as usize * (1 + OFFERED_MAX)
-    }
-
     /// From the next flush on.
     pub fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
-        let at = self.row(moe) + expert as usize;
+        let at = self.layout.row(moe) + expert as usize;
         self.slots.set(at, slot.map_or(EMPTY, |slot| slot.index));
     }
 
     /// Whether the device knows an expert to be in a slot.
     pub fn places(&self, moe: MoeId, expert: u32) -> bool {
-        self.slots.words[self.row(moe) + expert as usize] != EMPTY
+        self.slots.words[self.layout.row(moe) + expert as usize] != EMPTY
     }
 
     /// Where in the layer's memory of the host an expert lies, from the next flush on.
     pub fn shelve(&mut self, moe: MoeId, expert: u32, place: Option<u32>) {
-        self.shelf.set(self.row(moe) + expert as usize, place.unwrap_or(EMPTY));
+        self.shelf.set(self.layout.row(moe) + expert as usize, place.unwrap_or(EMPTY));
     }
 
     /// Slots that the device may fill, from the next flush on; what was offered before is not any more.
     pub fn offer(&mut self, free: &[Slot]) {
-        let mut counts = vec![0; self.rows.len()];
+        let mut counts = vec![0; self.layout.rows.len()];
         for slot in free {
             let class = usize::from(slot.class);
             let Some(count) = counts.get_mut(class).filter(|count| **count < OFFERED_MAX) else {
@@ -204,10 +182,6 @@ impl Table {
 impl Words {
     fn new(at: usize, count: usize, value: u32) -> Self {
         Self { at, words: vec![value; count], dirty: 0..count }
-    }
-
-    const fn end(&self) -> usize {
-        self.at + self.words.len()
     }
 
     fn set(&mut self, at: usize, value: u32) {

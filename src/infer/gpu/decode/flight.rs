@@ -4,11 +4,12 @@
 //! The next one's dispatches do not: they are recorded while this one runs.
 
 use super::super::device::GpuDevice;
+use super::super::dispatch::Dispatch;
 use super::super::executor::GpuBackend;
 use super::super::params::Step as StepParams;
 use super::super::plan::Plan;
 use super::super::timing::PassClock;
-use super::{Decode, FLIGHTS_MAX, Sequence};
+use super::{Aside, Decode, FLIGHTS_MAX, TokenSteps};
 use crate::backend::{BackendError, Result, Want};
 
 /// A token under way.
@@ -79,22 +80,23 @@ impl GpuBackend {
         }
         let (first_layer, first) = match begin {
             Begin::Token => (0, 0),
-            Begin::On(layer) => (layer, sequence.routed[layer]),
-            Begin::Again(layer) => (layer, sequence.resume[layer]),
+            Begin::On(layer) => (layer, sequence.layers[layer].routed),
+            Begin::Again(layer) => (layer, sequence.layers[layer].resume),
         };
         let last_layer = decode.stop(first_layer, layers);
         let whole = last_layer == layers;
-        if let Begin::Again(_) = begin {
-            let stream = buffers.activation(decode.fused.x);
-            let bytes = decode.buffers.aside.size().min(stream.size());
-            encoder.copy_buffer_to_buffer(&decode.buffers.aside, 0, stream, 0, Some(bytes));
-            encoder.clear_buffer(&decode.buffers.state, 0, Some(4));
+        if let Begin::Again(layer) = begin {
+            for Aside { of, at, bytes } in &sequence.layers[layer].aside {
+                let (at, bytes) = (*at as u64, Some(*bytes as u64));
+                encoder.copy_buffer_to_buffer(decode.buffers.aside(), at, of, 0, bytes);
+            }
+            encoder.clear_buffer(decode.buffers.state(), 0, Some(4));
         }
         // Nothing is under way that could have taken of what is offered.
         let offered = spill.is_some() && decode.flights.is_empty();
         if offered && !matches!(begin, Begin::On(_)) {
-            let at = decode.buffers.taker_at as u64 * 4;
-            encoder.clear_buffer(&decode.buffers.state, at, None);
+            let at = decode.buffers.layout.taker_at as u64 * 4;
+            encoder.clear_buffer(decode.buffers.state(), at, None);
         }
         let is_it = |recorded: &Recorded| {
             whole && matches!(begin, Begin::Token) && recorded.is(step.position, want)
@@ -116,8 +118,8 @@ impl GpuBackend {
             }
             None => {
                 let end = match want {
-                    _ if !whole => sequence.routed[last_layer],
-                    Want::Nothing => sequence.logits,
+                    _ if !whole => sequence.layers[last_layer].routed,
+                    Want::Nothing => sequence.tail,
                     Want::Logits | Want::Choice => sequence.steps.len(),
                 };
                 let chosen = whole && want == Want::Choice;
@@ -133,7 +135,7 @@ impl GpuBackend {
             }
         };
         decode.next = (report + 1) % FLIGHTS_MAX;
-        decode.reports[report].submitted(decode.buffers.state.size(), &submission);
+        decode.reports[report].submitted(decode.buffers.state().size(), &submission);
         if logits {
             buffers.logits_readback.submitted(logit_bytes, &submission);
         }
@@ -165,7 +167,7 @@ impl GpuBackend {
             return Ok(());
         }
         let chosen = flight.want == Want::Choice;
-        let end = if chosen { fused.sequence.steps.len() } else { fused.sequence.logits };
+        let end = if chosen { fused.sequence.steps.len() } else { fused.sequence.tail };
         let label = Some("the next token");
         let mut encoder =
             device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
@@ -212,7 +214,7 @@ impl Decode {
                 dispatches += sample.dispatches() as u64;
             }
         }
-        let state = &self.buffers.state;
+        let state = self.buffers.state();
         if chosen {
             encoder.copy_buffer_to_buffer(&self.chosen, 0, state, 4, Some(4));
         }
@@ -225,7 +227,7 @@ impl Decode {
 struct Made<'a> {
     device: &'a GpuDevice,
     plan: &'a Plan,
-    sequence: &'a Sequence,
+    sequence: &'a TokenSteps<Dispatch, wgpu::Buffer>,
 }
 
 fn fused<'a>(

@@ -1,10 +1,11 @@
-//! One token as one submission: fused kernels over packed weights, the router's choice
-//! looked up in a table on the device, so that a full hit needs no word of the host.
+//! One token as one submission: fused kernels over packed weights where a rewrite matches, the ops'
+//! own kernels elsewhere, the router's choice looked up in a table on the device, so that a full hit
+//! needs no word of the host.
 //!
-//! `fuse` recognises the graph, `sequence` makes its dispatches, `buffers` holds what they
-//! share. A token whose expert has no slot fetches it from memory of the host into a slot that was
+//! `token` lowers the graph by `rewrites`, `live` says what a halted layer needs, `layout` and
+//! `buffers` hold what the dispatches share. A token whose expert has no slot fetches it from memory of the host into a slot that was
 //! offered, if it lies there: the host learns of it from the report. Else it halts itself at that layer: the host fills
-//! the slot and begins the layer again from the residual set aside. Tokens queued behind a
+//! the slot and begins the layer again from what was set aside. Tokens queued behind a
 //! halted one find the state set, change nothing that lasts, and are queued again.
 //! Where tokens halt often, only as many layers are queued as are likely to run.
 //!
@@ -13,10 +14,12 @@
 
 mod buffers;
 mod flight;
-mod fuse;
+mod layout;
+mod live;
 pub(super) mod params;
 mod profile;
-mod sequence;
+mod rewrites;
+mod token;
 
 use std::collections::VecDeque;
 
@@ -24,9 +27,10 @@ use wgpu::BufferUsages;
 
 use flight::{Begin, Flight, Recorded};
 
-pub(super) use buffers::DecodeBuffers;
-pub(super) use fuse::{FeedForward, Fused};
-pub(super) use sequence::Sequence;
+pub(super) use buffers::{DecodeBuffers, SPLITS_MAX, elements};
+pub(super) use layout::Layout;
+pub(super) use rewrites::together;
+pub(super) use token::{Aside, Fuse, Points, TokenSteps};
 
 use super::device::GpuDevice;
 use super::executor::GpuBackend;
@@ -34,9 +38,8 @@ use super::experts::Experts;
 use super::params::Step as StepParams;
 use super::readback::Readback;
 use super::sample::{Links, SamplePlan};
-use super::weights::{DeviceWeight, matrix};
 use crate::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
-use crate::graph::{Graph, MoeId, WeightId};
+use crate::graph::{Graph, MoeId, Op};
 use crate::sampler::Sampler;
 
 /// Tokens that may be under way at once.
@@ -44,7 +47,6 @@ const FLIGHTS_MAX: usize = 4;
 
 /// What the decode path keeps for a graph that it can run.
 pub(super) struct Decode {
-    pub fused: Fused,
     pub buffers: DecodeBuffers,
     /// One for each token under way.
     reports: Vec<Readback>,
@@ -66,11 +68,13 @@ pub(super) struct Decode {
 const REACH_GAIN: f32 = 0.25;
 
 impl Decode {
-    /// `None` for a graph that the fused kernels do not fit.
+    /// `None` for a graph that makes no logits: its steps are no tokens.
     pub fn new(device: &GpuDevice, graph: &Graph) -> Result<Option<Self>> {
-        let Some(fused) = Fused::of(graph) else { return Ok(None) };
-        let buffers = DecodeBuffers::new(device, graph, &fused)?;
-        let bytes = buffers.state_words as u64 * 4;
+        if !graph.ops.iter().any(|op| matches!(op, Op::Logits { .. })) {
+            return Ok(None);
+        }
+        let buffers = DecodeBuffers::new(device, graph)?;
+        let bytes = buffers.layout.state_words as u64 * 4;
         let reports = (0..FLIGHTS_MAX).map(|_| Readback::new(device, "a token's report", bytes));
         let reports = reports.collect::<Result<_>>()?;
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
@@ -78,7 +82,6 @@ impl Decode {
         let flights = VecDeque::new();
         let reach = graph.moe.len() as f32;
         Ok(Some(Self {
-            fused,
             buffers,
             reports,
             flights,
@@ -102,44 +105,6 @@ impl Decode {
         let ahead = (self.reach.round() as usize).max(1);
         if first + 2 * ahead >= layers { layers } else { first + ahead }
     }
-
-    /// Whether every matrix lies in one binding, and every layer's slots in one.
-    pub fn whole(
-        &self,
-        graph: &Graph,
-        weights: &[Option<DeviceWeight>],
-        experts: &Experts,
-    ) -> bool {
-        let one = |id: WeightId| matrix(graph, weights, id).is_ok_and(|pieces| pieces.len() == 1);
-        self.fused.layers.iter().all(|layer| {
-            let trunk = layer.qkv.iter().all(|(id, _)| one(*id)) && one(layer.out.0);
-            trunk
-                && match layer.ff {
-                    FeedForward::Dense { gate, up, down, .. } => {
-                        let packed =
-                            |id| matrix(graph, weights, id).ok()?.first().map(|piece| piece.packed);
-                        one(gate) && one(up) && one(down.0) && packed(gate) == packed(up)
-                    }
-                    FeedForward::Experts { router, moe, .. } => {
-                        let spec = graph.moe_spec(moe);
-                        let home = experts.home(moe, spec);
-                        one(router.0) && home.is_some_and(|(_, s)| s.gate.0.dtype == s.up.0.dtype)
-                    }
-                }
-        })
-    }
-
-    /// Weights that one dispatch reads together.
-    pub fn together(&self) -> Vec<Vec<WeightId>> {
-        let mut groups = Vec::new();
-        for layer in &self.fused.layers {
-            groups.push(layer.qkv.map(|(id, _)| id).to_vec());
-            if let FeedForward::Dense { gate, up, .. } = layer.ff {
-                groups.push(vec![gate, up]);
-            }
-        }
-        groups
-    }
 }
 
 impl Decoder for GpuBackend {
@@ -160,7 +125,7 @@ impl Decoder for GpuBackend {
         }
         let links = Links {
             logits: &buffers.logits,
-            state: &decode.buffers.state,
+            state: decode.buffers.state(),
             tokens: &buffers.tokens,
             chosen: &decode.chosen,
         };
@@ -224,7 +189,7 @@ impl Decoder for GpuBackend {
                 return self.take();
             }
         }
-        let experts = self.graph.moe.iter().zip(&decode.buffers.ids_at).map(|(moe, at)| {
+        let experts = self.graph.moe.iter().zip(&decode.buffers.layout.ids_at).map(|(moe, at)| {
             let ids = words[*at..*at + moe.top_k].to_vec();
             match ids.iter().find(|id| **id as usize >= moe.experts.len()) {
                 Some(id) => Err(BackendError::Lost(format!("it chose expert {id}"))),
@@ -260,7 +225,7 @@ impl Decoder for GpuBackend {
         if let Some(decode) = &mut self.decode
             && decode.halted.take().is_some()
         {
-            self.device.write(&decode.buffers.state, 0, &[0; 4]);
+            self.device.write(decode.buffers.state(), 0, &[0; 4]);
         }
     }
 
@@ -281,7 +246,7 @@ fn brought(
     experts: &[Vec<u32>],
     reached: usize,
 ) -> Result<Vec<Vec<(u32, Slot)>>> {
-    let DecodeBuffers { table, taker_at, .. } = &mut decode.buffers;
+    let DecodeBuffers { table, layout: Layout { taker_at, .. }, .. } = &mut decode.buffers;
     let mut brought = vec![Vec::new(); experts.len()];
     if words[*taker_at] != flight.step.position + 1 {
         return Ok(brought);

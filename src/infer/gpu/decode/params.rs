@@ -1,19 +1,14 @@
 //! The decode kernels' `Params` by their short names, and how a matrix is named in them.
 
-use crate::cpu::pack::packed_words;
 pub(in crate::gpu) use crate::cpu::pack::pieces;
 pub(in crate::gpu) use crate::gpu::params::{
-    DecodeAttention as Attention, DecodeCombine as Combine, DecodeExpertDown as ExpertDown,
-    DecodeExpertGateUp as ExpertGateUp, DecodeFetch as Fetch, DecodeGateUp as GateUp,
-    DecodeLinear as Linear, DecodeNorm as Norm, DecodeRoute as Route, Pieces, Segment,
+    DecodeAside as Aside, DecodeAttention as Attention, DecodeCombine as Combine,
+    DecodeExpertDown as ExpertDown, DecodeExpertGateUp as ExpertGateUp, DecodeFetch as Fetch,
+    DecodeGateUp as GateUp, DecodeLinear as Linear, DecodeNorm as Norm, DecodePack as Pack,
+    DecodeRoute as Route, Pieces, Segment,
 };
 use crate::gpu::repack::Packed;
 use doppler_store::DType;
-
-/// Bytes of a packed vector (shared/pack.wgsl).
-pub(in crate::gpu) const fn packed_bytes(cols: usize) -> usize {
-    packed_words(cols) * 4
-}
 
 impl Pieces {
     /// For planes that begin at byte `offset` of the binding.

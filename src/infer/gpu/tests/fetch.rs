@@ -83,6 +83,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         assert_eq!(fetched, want.fetches);
         let count = want.fetches.iter().flatten().count();
         assert_eq!(state[0], if want.slots.is_none() { halt } else { 0 });
+        assert_eq!(state[2], if want.slots.is_none() { position + 1 } else { 0 });
         let owner = if count > 0 { position + 1 } else { taker };
         assert_eq!((state[30], state[31]), (owner, (taken + count) as u32));
         let kept = if want.slots.is_none() { &x } else { &vec![9; 24] };

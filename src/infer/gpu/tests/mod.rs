@@ -11,7 +11,9 @@ mod fetch;
 mod kernels;
 mod limits;
 mod models;
+mod odd;
 mod sample;
+mod token;
 
 use std::sync::{Arc, OnceLock};
 

@@ -104,7 +104,7 @@ fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
 }
 
 /// The largest difference over the reference's standard deviation.
-fn rel(got: &[f32], want: &[f32]) -> f64 {
+pub(super) fn rel(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let n = want.len() as f64;
     let mean = want.iter().map(|v| f64::from(*v)).sum::<f64>() / n;

@@ -140,6 +140,7 @@ pub(super) fn down(
     random: &mut Random,
     case: &Experts,
     halted: bool,
+    adds: bool,
 ) -> Check {
     let Experts { outer, hidden, ff, top_k, .. } = *case;
     let slots = Slots::new(random, top_k + 2, case);
@@ -148,7 +149,8 @@ pub(super) fn down(
     let before = random.floats(hidden + 3);
     let mut want = before.clone();
     let layout = &slots.layout;
-    decode_expert_down(&x.concat(), &slots.stored(), layout, &choices, &mut want[..hidden]);
+    let stored = slots.stored();
+    decode_expert_down(&x.concat(), &stored, layout, &choices, adds, &mut want[..hidden]);
     let split = (8 / top_k).max(1);
     let mut slack = vec![0.0; hidden + 3];
     for (x, (slot, share)) in x.iter().zip(choices.iter().flatten()) {
@@ -165,6 +167,7 @@ pub(super) fn down(
         top_k: top_k as u32,
         slot_stride: (stride / 16) as u32,
         split: split as u32,
+        adds: u32::from(adds),
         ..params::ExpertDown::default()
     };
     let name = format!("decode_expert_down_{}_{team}", format_name(outer));
@@ -210,7 +213,9 @@ fn the_second_half_of_experts_matches_its_twin_in_every_format_and_a_halted_step
     for team in alone.teams() {
         for case in layers() {
             for halted in [false, true] {
-                down(&alone, team, &mut random, &case, halted).unwrap();
+                for adds in [false, true] {
+                    down(&alone, team, &mut random, &case, halted, adds).unwrap();
+                }
             }
         }
     }

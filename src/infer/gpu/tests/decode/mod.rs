@@ -6,6 +6,7 @@
 
 mod attention;
 mod experts;
+mod forms;
 mod products;
 mod wrong;
 

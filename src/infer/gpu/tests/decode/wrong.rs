@@ -36,7 +36,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
         }
         Of::GateUp => gate_up(alone, team, random, (DType::Q5_0, 77, 96), Activation::GeluTanh),
         Of::ExpertGateUp => expert_gate_up(alone, team, random, &experts, Activation::Silu),
-        Of::ExpertDown => down(alone, team, random, &experts, false),
+        Of::ExpertDown => down(alone, team, random, &experts, false, true),
         Of::Attention => {
             let mut layer = layer((14, 2, 136, 60), true, Some(90), 2);
             layer.loud = false;
@@ -82,7 +82,7 @@ const MISTAKES: [(Of, Change); 41] = [
     (Of::ExpertGateUp, ("1.0 + exp(-value)", "1.0 + exp(-0.99 * value)")),
     (Of::ExpertDown, ("bitcast<f32>(route.y) *", "0.3 *")),
     (Of::ExpertDown, ("choice = team / params.split", "choice = team")),
-    (Of::ExpertDown, ("result[row + 1u] + total.y", "result[row + 1u] + total.x")),
+    (Of::ExpertDown, ("params.adds == 1u) + total.y", "params.adds == 1u) + total.x")),
     (Of::Attention, ("total * less +", "total +")),
     (Of::Attention, ("vec2<f32>(shrink[first + 2u])", "vec2<f32>(shrink[first])")),
     (Of::Attention, ("b * turn.x + a * turn.y", "b * turn.x - a * turn.y")),

@@ -1,0 +1,17 @@
+// One token's packed row (shared/pack.wgsl) as f32 again, exactly, for kernels that read it so.
+// Grid: one workgroup for 1024 elements.
+//!include shared/step.wgsl
+//!include shared/decode_pack_params.wgsl
+
+@group(0) @binding(1) var<uniform> params: Params;
+@group(1) @binding(0) var<storage, read> packed: array<vec4<u32>>;
+// The last element's vec4 is filled up with zeros.
+@group(1) @binding(1) var<storage, read_write> result: array<vec4<u32>>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let quad = group.x * 256u + local;
+    if (quad < (params.cols + 3u) / 4u) {
+        result[quad] = packed[5u * params.pieces + quad];
+    }
+}

@@ -1,0 +1,175 @@
+//! Queries, keys and values, their head norms and rotary positions, the cache, attention:
+//! decode_linear into one buffer, decode_attention over splits of the context, decode_combine,
+//! which packs what is attended.
+//!
+//! For caches of f16, heads of at most 256 whose size is a multiple of eight, and biases on all
+//! three products or on none.
+
+use super::super::live::Form;
+use super::super::params;
+use super::super::token::{Fuse, Rewritten};
+use super::product::Product;
+use super::{Biased, Ops, workgroups_of};
+use crate::backend::{KvFormat, Result};
+use crate::cpu::pack::pieces;
+use crate::gpu::decode::SPLITS_MAX;
+use crate::gpu::dispatch::{Grid, Rows};
+use crate::gpu::lower::{Place, recipe_grid, word};
+use crate::graph::{Buf, Graph, KvId, Op, RopeId, WeightId};
+
+/// kernels/decode_attention.wgsl
+const HEAD_DIM_MAX: usize = 256;
+
+/// Query heads of one key head in a workgroup of decode_attention.
+const HEADS_TOGETHER: usize = 4;
+
+/// The ops of one attention, from the first product to the attended values.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Attention {
+    pub ops: usize,
+    pub x: Buf,
+    /// Queries, keys, values.
+    pub qkv: [Biased; 3],
+    /// Weights over a head of queries and of keys.
+    pub head_norms: Option<([WeightId; 2], f32)>,
+    pub rope: RopeId,
+    pub kv: KvId,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    pub out: Buf,
+}
+
+/// How heads are normalised and turned.
+struct Turned {
+    norm: Option<(WeightId, f32)>,
+    heads: usize,
+    head_dim: usize,
+    rope: RopeId,
+}
+
+/// A head norm (if there is one) and the turn of the heads of `x`.
+fn turned(ops: &mut Ops<'_>, x: Buf) -> Option<Turned> {
+    let mut norm = None;
+    if let Some(&Op::RmsNorm { x: from, weight, out, eps }) = ops.peek() {
+        if from != x || out != x {
+            return None;
+        }
+        norm = Some((weight, eps));
+        ops.next();
+    }
+    let &Op::Rope { x: of, heads, head_dim, rope } = ops.next()? else { return None };
+    let whole = |(weight, _): &(WeightId, f32)| ops.graph.weight_spec(*weight).cols == head_dim;
+    let fits = of == x && ops.graph.width(x) == heads * head_dim && norm.iter().all(whole);
+    fits.then_some(Turned { norm, heads, head_dim, rope })
+}
+
+/// The attention that begins at an op.
+pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
+    let mut ops = Ops::new(graph, at);
+    let &Op::Linear { x, .. } = ops.peek()? else { return None };
+    let (wq, q) = ops.linear(x)?;
+    let (wk, k) = ops.linear(x)?;
+    let (wv, v) = ops.linear(x)?;
+    let Turned { norm: q_norm, heads, head_dim, rope } = turned(&mut ops, q)?;
+    let Turned { norm: k_norm, heads: kv_heads, head_dim: k_dim, rope: k_rope } =
+        turned(&mut ops, k)?;
+    let head_norms = match (q_norm, k_norm) {
+        (None, None) => None,
+        (Some((q, eps)), Some((k, k_eps))) if eps == k_eps => Some(([q, k], eps)),
+        _ => return None,
+    };
+    let &Op::KvWrite { kv, k: k_from, v: v_from } = ops.next()? else { return None };
+    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window } = ops.next()? else {
+        return None;
+    };
+    let cache = graph.kv_spec(kv);
+    let same = (k_from, v_from, q_from, of, all) == (k, v, q, kv, heads)
+        && (k_dim, k_rope) == (head_dim, rope)
+        && (cache.kv_heads, cache.head_dim) == (kv_heads, head_dim);
+    let apart = q != k && k != v && v != q && ![q, k, v].contains(&x);
+    let shared_by = heads.checked_div(kv_heads)?;
+    let biases = [wq.1, wk.1, wv.1].iter().flatten().count();
+    let rows = [(wq, heads), (wk, kv_heads), (wv, kv_heads)];
+    let rows = rows.iter().all(|((id, _), n)| graph.weight_spec(*id).rows == n * head_dim);
+    let fits = head_dim.is_multiple_of(8)
+        && head_dim <= HEAD_DIM_MAX
+        && 2 * graph.rope_spec(rope).inv_freq.len() <= head_dim
+        && heads == shared_by * kv_heads
+        && shared_by > 0
+        && window != Some(0)
+        && graph.width(v) == kv_heads * head_dim
+        && graph.width(out) == heads * head_dim
+        && rows
+        && (biases == 0 || biases == 3);
+    let unread = [q, k, v].into_iter().all(|buf| buf == out || ops.dead(buf));
+    (same && apart && fits && unread).then_some(Attention {
+        ops: ops.at - at,
+        x,
+        qkv: [wq, wk, wv],
+        head_norms,
+        rope,
+        kv,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        window,
+        out,
+    })
+}
+
+pub(super) fn attention(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+    let lower = &fuse.lower;
+    let Some(found) = matched(lower.graph, at).filter(|_| lower.kv == KvFormat::F16) else {
+        return Ok(None);
+    };
+    let Attention { x, kv, heads, kv_heads, head_dim, rope, scale, out, .. } = found;
+    let ids = found.qkv.map(|(id, _)| id);
+    let bias = match found.qkv.map(|(_, bias)| bias) {
+        [Some(q), Some(k), Some(v)] => {
+            for id in [q, k, v] {
+                lower.vector(id)?;
+            }
+            Some(Place::Biases([q, k, v]))
+        }
+        _ => None,
+    };
+    let product = Product { x, bias, result: Place::Qkv, adds: false };
+    let mut recipes = fuse.linear(&ids, &product)?;
+
+    let (norms, eps) = match found.head_norms {
+        Some(([q, k], eps)) => ([lower.vector(q)?, lower.vector(k)?], eps),
+        None => ([Place::Empty; 2], 0.0),
+    };
+    let [wide, wide_kv, dim] = [word(heads)?, word(kv_heads)?, word(head_dim)?];
+    let window = word(found.window.unwrap_or(0))?;
+    let attend = params::Attention {
+        heads: wide,
+        kv_heads: wide_kv,
+        head_dim: dim,
+        pairs: word(lower.graph.rope_spec(rope).inv_freq.len())?,
+        window,
+        splits_max: SPLITS_MAX,
+        normed: u32::from(found.head_norms.is_some()),
+        eps,
+        scale,
+    };
+    let [q_norm, k_norm] = norms;
+    let (keys, values, turns) = (Place::Keys(kv), Place::Values(kv), Place::Turns(rope));
+    let storage = [Place::Qkv, q_norm, k_norm, turns, keys, values, Place::Partial];
+    let each = wide_kv * word((heads / kv_heads).div_ceil(HEADS_TOGETHER))?;
+    let grid = Grid::Splits { each, window, most: SPLITS_MAX };
+    recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));
+
+    let width = heads * head_dim;
+    let (pieces, splits_max) = (word(pieces(width))?, SPLITS_MAX);
+    let combine = params::Combine { heads: wide, head_dim: dim, window, splits_max, pieces };
+    let groups = workgroups_of(width.div_ceil(64));
+    let storage = [Place::Partial, Place::Packed(out)];
+    recipes.push(recipe_grid("decode_combine", &combine, &storage, Rows::Tokens, groups));
+    let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Packed)]);
+    Ok(Some(Rewritten::new(found.ops, recipes, &reads, &writes).lasting()))
+}

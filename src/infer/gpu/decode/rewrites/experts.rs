@@ -1,0 +1,192 @@
+//! A token's experts: decode_route looks the choice up in a table, decode_fetch brings what memory of
+//! the host holds, decode_expert_gate_up and decode_expert_down run them and sum, added to what is
+//! there where an `Add` follows.
+//!
+//! No other kernels look experts up within a submission: a layer of more than 1,024 experts or 64
+//! choices, of slots in several buffers, or of gates and ups in two formats is not rewritten, and
+//! then the graph has no tokens of one submission.
+
+use super::super::live::Form;
+use super::super::params::{self, Pieces};
+use super::super::token::{Aside, Fuse, Rewritten};
+use super::{Ops, workgroups_of};
+use crate::backend::Result;
+use crate::cpu::pack::pieces;
+use crate::gpu::dispatch::{Grid, Rows};
+use crate::gpu::experts::{Home, SlotShape};
+use crate::gpu::lower::{Place, Recipe, activation_code, recipe_grid, word};
+use crate::gpu::pipelines::format_name;
+use crate::graph::{Buf, MoeId, Op, Scoring};
+
+/// kernels/decode_route.wgsl
+const EXPERTS_MAX: usize = 1024;
+const TOP_K_MAX: usize = 64;
+
+/// Workgroups that share the bytes of one fetched expert.
+const FETCH_SHARES: usize = 64;
+
+/// A routing whose recipes are still to be made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::gpu::decode) struct Routing {
+    pub moe: MoeId,
+    logits: Buf,
+    renormalise: bool,
+}
+
+/// Where the kernels find a layer's experts, if they can.
+fn home<'a>(fuse: &Fuse<'a>, moe: MoeId) -> Option<&'a Home> {
+    let spec = fuse.lower.graph.moe_spec(moe);
+    let home = fuse.homes.get(usize::from(moe.0))?.as_ref()?;
+    let SlotShape { gate, up, .. } = &home.shape;
+    let fits = spec.experts.len() <= EXPERTS_MAX
+        && (1..=TOP_K_MAX.min(spec.experts.len())).contains(&spec.top_k)
+        && gate.0.dtype == up.0.dtype;
+    fits.then_some(home)
+}
+
+pub(super) fn route(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+    let graph = fuse.lower.graph;
+    let Op::Route { moe, logits, scoring } = graph.ops[at] else { return Ok(None) };
+    let Scoring::Softmax { renormalise } = scoring;
+    if home(fuse, moe).is_none() || graph.width(logits) != graph.moe_spec(moe).experts.len() {
+        return Ok(None);
+    }
+    let mut group = Rewritten::new(1, Vec::new(), &[(logits, Form::Plain)], &[]).lasting();
+    group.routing = Some(Routing { moe, logits, renormalise });
+    Ok(Some(group))
+}
+
+pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+    let graph = fuse.lower.graph;
+    let mut ops = Ops::new(graph, at);
+    let Some(&Op::Experts { moe, x, out }) = ops.next() else { return Ok(None) };
+    let spec = graph.moe_spec(moe);
+    let Some(home) = home(fuse, moe) else { return Ok(None) };
+    if (graph.width(x), graph.width(out)) != (spec.hidden, spec.hidden) {
+        return Ok(None);
+    }
+    let stream = match ops.next() {
+        Some(&Op::Add { x: to, y })
+            if y == out && to != out && graph.width(to) == spec.hidden && ops.dead(out) =>
+        {
+            Some(to)
+        }
+        _ => None,
+    };
+    let result = stream.unwrap_or(out);
+    let mut recipes = Vec::new();
+    if fuse.fetches.get(usize::from(moe.0)).is_some_and(|fetches| *fetches) {
+        recipes.push(fetch(moe, home, spec.top_k)?);
+    }
+    recipes.extend(fuse.expert_products(moe, home, x, result, stream.is_some())?);
+    let mut reads = vec![(x, Form::Packed)];
+    reads.extend(stream.map(|buf| (buf, Form::Plain)));
+    let consumed = 1 + usize::from(stream.is_some());
+    Ok(Some(Rewritten::new(consumed, recipes, &reads, &[(result, Form::Plain)]).lasting()))
+}
+
+/// What the routing missed and memory of the host holds goes into slots.
+fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
+    let quads = word(home.shape.stride / 16)?;
+    let params = params::Fetch { quads, shares: word(FETCH_SHARES)? };
+    let storage = [Place::Shelf(moe), Place::Fetches, Place::Slots(home.chunk)];
+    let grid = workgroups_of(FETCH_SHARES * top_k);
+    Ok(recipe_grid("decode_fetch", &params, &storage, Rows::Tokens, grid))
+}
+
+impl Fuse<'_> {
+    /// A layer's routing, which sets aside what the layer is begun again with if it halts.
+    pub(in crate::gpu::decode) fn route(
+        &self,
+        routing: &Routing,
+        aside: &[Aside<Place>],
+    ) -> Result<Vec<Recipe>> {
+        let Routing { moe, logits, renormalise } = *routing;
+        let (graph, layout) = (self.lower.graph, self.layout);
+        let spec = graph.moe_spec(moe);
+        // Without slots there is nothing to look up.
+        let class = home(self, moe).map_or(0, |home| home.class);
+        let halt = u32::from(moe.0) + 1;
+        // The routing itself takes one value, which it reads as f32.
+        let (first, more) = match aside.split_first() {
+            Some((first, more)) if matches!(first.of, Place::Activation(_)) => (Some(first), more),
+            _ => (None, aside),
+        };
+        let params = params::Route {
+            experts: word(spec.experts.len())?,
+            top_k: word(spec.top_k)?,
+            renormalise: u32::from(renormalise),
+            table_at: word(layout.row(moe))?,
+            ids_at: word(layout.ids_at[usize::from(moe.0)])?,
+            halt,
+            quads: word(first.map_or(0, |first| first.bytes / 16))?,
+            shelf_at: word(layout.shelf_row(moe))?,
+            free_at: word(layout.offer_at(class))?,
+            taker_at: word(layout.taker_at)?,
+            taken_at: word(layout.taker_at + 1 + usize::from(class))?,
+        };
+        let x = first.map_or(Place::Activation(logits), |first| first.of);
+        let storage = [
+            Place::Activation(logits),
+            Place::ExpertPlaces,
+            x,
+            Place::State,
+            Place::Routed,
+            Place::Aside,
+            Place::Fetches,
+        ];
+        let mut recipes =
+            vec![recipe_grid("decode_route", &params, &storage, Rows::Tokens, Grid::One)];
+        for value in more {
+            let quads = value.bytes / 16;
+            let params = params::Aside { quads: word(quads)?, at: word(value.at / 16)?, halt };
+            let storage = [value.of, Place::State, Place::Aside];
+            let grid = workgroups_of(quads.div_ceil(256));
+            recipes.push(recipe_grid("decode_aside", &params, &storage, Rows::Tokens, grid));
+        }
+        Ok(recipes)
+    }
+
+    fn expert_products(
+        &self,
+        moe: MoeId,
+        home: &Home,
+        x: Buf,
+        result: Buf,
+        adds: bool,
+    ) -> Result<[Recipe; 2]> {
+        let spec = self.lower.graph.moe_spec(moe);
+        let ((gate, gate_at), (up, up_at), (down, down_at)) =
+            (home.shape.gate, home.shape.up, home.shape.down);
+        let slot_stride = word(home.shape.stride / 16)?;
+        let inner = pieces(spec.ff);
+        let first = params::ExpertGateUp {
+            gate: Pieces::of(&gate, gate_at),
+            up: Pieces::of(&up, up_at),
+            rows: word(spec.ff)?,
+            pieces: word(inner)?,
+            activation: activation_code(spec.activation),
+            slot_stride,
+            ..params::ExpertGateUp::default()
+        };
+        let slots = Place::Slots(home.chunk);
+        let storage = [Place::Packed(x), slots, Place::Routed, Place::PackedInner];
+        let groups = workgroups_of(inner * 2 * spec.top_k);
+        let kernel = format!("decode_expert_gate_up_{}", format_name(gate.dtype));
+        let first = self.in_teams(&kernel, &first, &storage, groups);
+        let second = params::ExpertDown {
+            down: Pieces::of(&down, down_at),
+            rows: word(spec.hidden)?,
+            top_k: word(spec.top_k)?,
+            slot_stride,
+            split: word((8 / spec.top_k).max(1))?,
+            adds: u32::from(adds),
+            ..params::ExpertDown::default()
+        };
+        let result = Place::Activation(result);
+        let storage = [Place::PackedInner, slots, Place::Routed, result];
+        let kernel = format!("decode_expert_down_{}", format_name(down.dtype));
+        let groups = workgroups_of(spec.hidden.div_ceil(2));
+        Ok([first, self.in_teams(&kernel, &second, &storage, groups)])
+    }
+}

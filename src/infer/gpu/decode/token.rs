@@ -1,0 +1,251 @@
+//! One token's step as recipes, backend-free: rewrites over runs of ops where one matches, the op's
+//! own recipes at one row where none does, all in one list that is one submission.
+//!
+//! A value that one kernel leaves packed and another reads plain (or the reverse) is brought into
+//! the form that is read, where it is first read so. A standard layer needs none of that: eight
+//! dispatches a dense layer, ten a MoE layer, eleven where it fetches experts.
+//!
+//! Refuses a MoE layer that the fused kernels do not take: then the whole graph runs op by op.
+
+use super::layout::Layout;
+use super::live::{Flow, Form, Resume, Value, resumes};
+use super::params;
+use super::rewrites::{REWRITES, Routing, workgroups_of};
+use crate::backend::Result;
+use crate::cpu::pack::{packed_words, pieces};
+use crate::gpu::buffers::stride;
+use crate::gpu::dispatch::Rows;
+use crate::gpu::experts::Home;
+use crate::gpu::lower::{Lower, Place, Recipe, recipe_grid, word};
+use crate::graph::{Buf, Graph, Op};
+
+/// What a token's recipes follow from.
+pub(in crate::gpu) struct Fuse<'a> {
+    /// For ops that no rewrite takes, and what they follow from.
+    pub lower: Lower<'a>,
+    /// How the kernels' teams of 32 add up: the suffix of their names.
+    pub team: &'static str,
+    pub layout: &'a Layout,
+    /// By MoE layer: the one chunk that holds all its slots.
+    pub homes: &'a [Option<Home>],
+    /// By MoE layer: whether experts may lie in memory of the host.
+    pub fetches: &'a [bool],
+}
+
+/// Bytes that are set aside when a layer halts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::gpu) struct Aside<P> {
+    /// Where they come from, and go back to before the layer is begun again.
+    pub of: P,
+    /// Where they lie in [`Place::Aside`].
+    pub at: usize,
+    pub bytes: usize,
+}
+
+/// A MoE layer's points in a token's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::gpu) struct Points<P> {
+    /// Where a step that halted there is begun again, once what was set aside is back.
+    pub resume: usize,
+    pub aside: Vec<Aside<P>>,
+    /// Where a step that stopped after its routing goes on.
+    pub routed: usize,
+}
+
+/// One token's dispatches in order: as recipes over places, or bound to a device.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::gpu) struct TokenSteps<T, P> {
+    pub steps: Vec<T>,
+    /// By MoE layer.
+    pub layers: Vec<Points<P>>,
+    /// Where what is only for the logits begins.
+    pub tail: usize,
+}
+
+/// A run of ops as recipes.
+pub(super) struct Rewritten {
+    /// How many ops it stands for.
+    pub ops: usize,
+    pub recipes: Vec<Recipe>,
+    pub flow: Flow,
+    /// A routing's recipes are made once it is known what it sets aside.
+    pub routing: Option<Routing>,
+}
+
+impl Rewritten {
+    pub fn new(ops: usize, recipes: Vec<Recipe>, reads: &[Value], writes: &[Value]) -> Self {
+        let flow = Flow { reads: reads.to_vec(), writes: writes.to_vec(), lasts: false };
+        Self { ops, recipes, flow, routing: None }
+    }
+
+    /// It changes what lasts.
+    pub const fn lasting(mut self) -> Self {
+        self.flow.lasts = true;
+        self
+    }
+}
+
+/// The buffer that holds a value.
+pub(super) const fn place((buf, form): Value) -> Place {
+    match form {
+        Form::Plain => Place::Activation(buf),
+        Form::Packed => Place::Packed(buf),
+    }
+}
+
+/// Bytes of a value.
+fn bytes_of(graph: &Graph, (buf, form): Value) -> usize {
+    let width = graph.width(buf);
+    4 * match form {
+        Form::Plain => stride(width),
+        Form::Packed => packed_words(width),
+    }
+}
+
+/// Words that can be set aside at most: everything there is.
+pub(super) fn aside_words(graph: &Graph) -> usize {
+    graph.buffers.iter().map(|buffer| stride(buffer.width) + packed_words(buffer.width)).sum()
+}
+
+impl Fuse<'_> {
+    /// The graph's step for one token; `None` if it has a MoE layer that no kernel here takes, or routes
+    /// its layers in another order than theirs.
+    pub fn token(&mut self) -> Result<Option<TokenSteps<Recipe, Place>>> {
+        let Some(groups) = self.groups()? else { return Ok(None) };
+        let flows: Vec<Flow> = groups.iter().map(|group| group.flow.clone()).collect();
+        let routings = groups.iter().enumerate().filter(|(_, group)| group.routing.is_some());
+        let routings: Vec<usize> = routings.map(|(at, _)| at).collect();
+        let mut resumes = resumes(&flows, &routings).into_iter();
+        let (mut steps, mut starts, mut layers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tail = 0;
+        for group in groups {
+            starts.push(steps.len());
+            steps.extend(group.recipes);
+            if let (Some(routing), Some(resume)) =
+                (&group.routing, group.routing.as_ref().and_then(|_| resumes.next()))
+            {
+                let aside = self.aside(&resume);
+                steps.extend(self.route(routing, &aside)?);
+                let (resume, routed) = (starts[resume.from], steps.len());
+                layers.push((routing.moe, Points { resume, aside, routed }));
+            }
+            if group.flow.lasts {
+                tail = steps.len();
+            }
+        }
+        // A step stops and goes on by the layers' numbers.
+        let in_order = layers.iter().zip(0..).all(|((moe, _), i)| moe.0 == i);
+        if !in_order || layers.len() != self.lower.graph.moe.len() {
+            return Ok(None);
+        }
+        let layers = layers.into_iter().map(|(_, points)| points).collect();
+        Ok(Some(TokenSteps { steps, layers, tail }))
+    }
+
+    /// What is set aside for a layer, one value after another.
+    fn aside(&self, resume: &Resume) -> Vec<Aside<Place>> {
+        let mut end = 0;
+        let aside = |value: &Value| {
+            let at = end;
+            let bytes = bytes_of(self.lower.graph, *value);
+            end += bytes;
+            Aside { of: place(*value), at, bytes }
+        };
+        resume.aside.iter().map(aside).collect()
+    }
+
+    /// The ops in order, rewritten where a rewrite matches, with what brings values into the forms
+    /// that are read.
+    fn groups(&mut self) -> Result<Option<Vec<Rewritten>>> {
+        let graph = self.lower.graph;
+        let mut forms = Forms::new(graph);
+        let mut groups = Vec::new();
+        let mut at = 0;
+        while let Some(op) = graph.ops.get(at) {
+            let mut found = None;
+            for rewrite in REWRITES {
+                found = rewrite(self, at)?;
+                if found.is_some() {
+                    break;
+                }
+            }
+            let Some(group) = (match found {
+                Some(group) => Some(group),
+                None => self.plain(op)?,
+            }) else {
+                return Ok(None);
+            };
+            for value in &group.flow.reads {
+                groups.extend(forms.bring(graph, *value)?);
+            }
+            forms.written(&group.flow.writes);
+            at += group.ops;
+            groups.push(group);
+        }
+        Ok(Some(groups))
+    }
+
+    /// An op as its own recipes for one row; `None` for experts, which only fused kernels look up.
+    fn plain(&mut self, op: &Op) -> Result<Option<Rewritten>> {
+        if matches!(op, Op::Route { .. } | Op::Experts { .. }) {
+            return Ok(None);
+        }
+        let mut recipes = self.lower.op(op)?;
+        recipes.retain(|recipe| recipe.when.contains(&1));
+        let plain = |buf: Buf| (buf, Form::Plain);
+        let reads: Vec<Value> = op.reads().map(plain).collect();
+        let writes: Vec<Value> = op.writes().map(plain).into_iter().collect();
+        let mut group = Rewritten::new(1, recipes, &reads, &writes);
+        group.flow.lasts = matches!(op, Op::KvWrite { .. });
+        Ok(Some(group))
+    }
+}
+
+/// By buffer: the forms in which its value is there.
+struct Forms {
+    plain: Vec<bool>,
+    packed: Vec<bool>,
+}
+
+impl Forms {
+    /// What no op has written is zeros, plain.
+    fn new(graph: &Graph) -> Self {
+        let count = graph.buffers.len();
+        Self { plain: vec![true; count], packed: vec![false; count] }
+    }
+
+    fn written(&mut self, values: &[Value]) {
+        for (buf, _) in values {
+            let at = usize::from(buf.0);
+            (self.plain[at], self.packed[at]) = (false, false);
+        }
+        for (buf, form) in values {
+            *self.there(*buf, *form) = true;
+        }
+    }
+
+    fn there(&mut self, buf: Buf, form: Form) -> &mut bool {
+        let all = match form {
+            Form::Plain => &mut self.plain,
+            Form::Packed => &mut self.packed,
+        };
+        &mut all[usize::from(buf.0)]
+    }
+
+    /// What makes a value of the other form, unless it is there.
+    fn bring(&mut self, graph: &Graph, (buf, form): Value) -> Result<Option<Rewritten>> {
+        if std::mem::replace(self.there(buf, form), true) {
+            return Ok(None);
+        }
+        let cols = graph.width(buf);
+        let params = params::Pack { cols: word(cols)?, pieces: word(pieces(cols))? };
+        let (kernel, other) = match form {
+            Form::Packed => ("decode_pack", Form::Plain),
+            Form::Plain => ("decode_unpack", Form::Packed),
+        };
+        let storage = [place((buf, other)), place((buf, form))];
+        let grid = workgroups_of(pieces(cols).div_ceil(32));
+        let recipe = recipe_grid(kernel, &params, &storage, Rows::Tokens, grid);
+        Ok(Some(Rewritten::new(0, vec![recipe], &[(buf, other)], &[(buf, form)])))
+    }
+}
