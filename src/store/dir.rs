@@ -1,10 +1,10 @@
-//! Read-only sources of objects beside the store: an RDRR directory's shard
-//! files ([`DirReader`]) and objects in memory ([`MemReader`]).
+//! Read-only sources of objects outside the store: the shard files of an RDRR
+//! directory ([`DirReader`]) and objects in memory ([`MemReader`]).
 //!
-//! Every byte handed out was proved: a file is hashed whole when it is first
-//! touched (a group at a time, keeping its outboard: 4 KiB of memory per MiB of
-//! file), and each read is proved against that outboard, so a file that changes
-//! later is noticed.
+//! Every byte returned is verified. The first read of a file hashes all of it,
+//! one group at a time, and keeps its outboard (4 KiB of memory per MiB of
+//! file). Each read is then verified against that outboard, so later changes to
+//! the file are detected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,9 +27,8 @@ use super::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirShard {
     pub shard: ShardId,
-    /// Where the file is.
     pub path: PathBuf,
-    /// Bytes it must have.
+    /// The size that the file must have, in bytes.
     pub size: u64,
 }
 
@@ -40,7 +39,7 @@ pub struct DirReader {
 
 struct Checked {
     of: DirShard,
-    /// Set at the first touch; the error says how the file is wrong.
+    /// Set by the first read. The error says what is wrong with the file.
     outboard: OnceCell<Result<Outboard, String>>,
 }
 
@@ -51,7 +50,7 @@ impl DirReader {
         Self { shards: shards.into_iter().map(checked).collect() }
     }
 
-    /// Reads `range` grown to whole groups, with its proof.
+    /// Reads `range`, extended to whole groups, with its proof.
     pub async fn prove(
         &self,
         shard: ShardId,
@@ -91,7 +90,7 @@ impl RangeReader for DirReader {
     }
 }
 
-/// Hashes a whole file. The inner error is one that reading again cannot mend.
+/// Hashes a whole file. The inner error is permanent: reading again cannot help.
 fn check_file(of: &DirShard) -> Result<Result<Outboard, String>, ReadError> {
     let name = of.path.display();
     let io_error =
@@ -99,7 +98,7 @@ fn check_file(of: &DirShard) -> Result<Result<Outboard, String>, ReadError> {
     let file = File::open(&of.path).map_err(io_error)?;
     let size = file.metadata().map_err(io_error)?.len();
     if size != of.size {
-        return Ok(Err(format!("{name} has {size} bytes, its manifest says {}", of.size)));
+        return Ok(Err(format!("{name} has {size} bytes, but its manifest says {}", of.size)));
     }
     let outboard = Outboard::of_reader(file, size).map_err(io_error)?;
     if outboard.shard() != of.shard {
@@ -127,12 +126,12 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
-        let what = "a file operation was stopped".to_owned();
+        let what = "a file operation was interrupted".to_owned();
         Err(ReadError::Io { what, source: io::Error::other(e) })
     })
 }
 
-/// Objects held in memory: what a conversion made, or what a node without a
+/// Objects held in memory: the output of a conversion, or what a node without a
 /// data directory published.
 pub struct MemReader {
     objects: Mutex<HashMap<ShardId, Hashed>>,
@@ -150,7 +149,7 @@ impl MemReader {
         Self::default()
     }
 
-    /// Keeps an object (at most [`OBJECT_BYTES_MAX`] bytes); its id is its BLAKE3.
+    /// Stores an object of at most [`OBJECT_BYTES_MAX`] bytes and returns its id, its BLAKE3 hash.
     pub fn insert(&self, bytes: Bytes) -> Result<ShardId, StoreError> {
         let size = bytes.len() as u64;
         let hashed = Hashed::of(bytes)
@@ -161,7 +160,7 @@ impl MemReader {
         Ok(shard)
     }
 
-    /// The bytes of a range; `None` if the object is not here.
+    /// The bytes of a range; `None` if the object is not held.
     pub fn get(&self, shard: ShardId, range: ByteRange) -> Option<Result<Bytes, ReadError>> {
         let bytes = self.objects().get(&shard)?.bytes().clone();
         let size = bytes.len() as u64;
@@ -175,7 +174,7 @@ impl MemReader {
         self.objects().contains_key(&shard)
     }
 
-    /// A whole object, to serve from.
+    /// A whole object, to serve ranges from.
     pub fn whole(&self, shard: ShardId) -> Option<Hashed> {
         self.objects().get(&shard).cloned()
     }
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_are_read_by_id_and_checked_at_first_touch() {
+    async fn files_are_read_by_id_and_checked_by_the_first_read() {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..70_001_u32).map(|i| (i % 251) as u8).collect();
         let good = shard_file(dir.path(), "good.bin", &bytes);
@@ -239,7 +238,7 @@ mod tests {
         assert!(matches!(past, Err(ReadError::OutOfRange { size: 70_001, .. })));
         let unknown = reader.read(ReadRequest::token(ShardId::of(b"?"), range(0, 1))).await;
         assert!(matches!(unknown, Err(ReadError::NotFound { .. })));
-        // Changed after the check: the group that changed is refused, the others are not.
+        // The file changes after the check: only the changed group is refused.
         let mut changed = bytes.clone();
         changed[40_000] ^= 1;
         fs::write(&good.path, changed).unwrap();

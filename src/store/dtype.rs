@@ -1,7 +1,7 @@
 //! Element types of stored tensors: names, block geometry, row sizes.
 //!
-//! A quantised row is a whole number of blocks; a row whose length is not a
-//! multiple of the block is padded to one (RDRR `layout: "row"`).
+//! A quantised row is a whole number of blocks: a row whose length is not a
+//! multiple of the block length is padded (RDRR `layout: "row"`).
 //! Block formats are those of ggml (`ggml-common.h`), little-endian.
 
 use std::fmt;
@@ -14,7 +14,7 @@ pub enum DType {
     F32,
     F16,
     Bf16,
-    /// 256 weights in 144 bytes: f16 d, f16 dmin, 12 B of 6-bit scales/mins, 128 B of nibbles.
+    /// 256 weights in 144 bytes: f16 d, f16 dmin, 12 B of 6-bit scales and mins, 128 B of nibbles.
     Q4K,
     /// 256 weights in 176 bytes: as Q4_K, with 32 B of fifth bits before the nibbles.
     Q5K,
@@ -80,7 +80,8 @@ impl DType {
         }
     }
 
-    /// Reads a manifest's or safetensors' type name (`Q4_K` and `Q4_K_M` both mean Q4_K blocks).
+    /// Parses a type name of a manifest or safetensors file. `Q4_K` and `Q4_K_M` both mean
+    /// Q4_K blocks.
     pub fn from_name(name: &str) -> Result<Self, UnknownDType> {
         if name == "Q4_K" {
             return Ok(Self::Q4K);

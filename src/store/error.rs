@@ -1,5 +1,5 @@
-//! What can go wrong when bytes are put into the store or the store is opened.
-//! Reads have their own [`ReadError`](super::ReadError).
+//! Errors of opening the store and of storing objects. Reads have their own
+//! [`ReadError`](super::ReadError).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::verified::OBJECT_BYTES_MAX;
 use super::{ReadError, ShardId};
 
-/// Why the store was not opened, or did not take an object.
+/// Why the store could not be opened, or did not store an object.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
@@ -15,13 +15,13 @@ pub enum StoreError {
         dir.display(), holder.map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     Locked { dir: PathBuf, holder: Option<u32> },
-    /// What is to be pinned does not fit beside what is pinned already.
+    /// The object does not fit beside what is pinned or in use. Sizes in bytes.
     #[error(
         "disk budget too small: {needed} bytes needed, {available} available \
          (budget {budget} bytes, the rest is pinned or in use)"
     )]
     Budget { needed: u64, available: u64, budget: u64 },
-    /// The same for a store that has only memory.
+    /// As [`Self::Budget`], for a store without a data directory.
     #[error("RAM budget too small: {needed} bytes needed, {available} available")]
     Memory { needed: u64, available: u64 },
     #[error("{what}: {size} bytes is more than an object may have ({OBJECT_BYTES_MAX})")]
@@ -32,13 +32,13 @@ pub enum StoreError {
     NotHeld(ShardId),
     #[error("the store needs a data directory to {0}")]
     NoDisk(&'static str),
-    /// The file system has no room left (the budget may allow more).
+    /// The file system has no room left, although the budget may allow more.
     #[error(
         "{what}: the disk is full; free space on it, or drop cached shards: \
          doppler-node gc --disk-budget SIZE"
     )]
     Full { what: String },
-    /// The data directory is read-only, or another user's.
+    /// The data directory is read-only or belongs to another user.
     #[error("{what}: {source}; a node must be able to read and write its data directory")]
     Denied { what: String, source: io::Error },
     #[error("{what}: {source}")]
@@ -46,7 +46,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// An I/O error by what can be done about it.
+    /// Classifies an I/O error by what can be done about it.
     pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();
         match source.kind() {
@@ -58,7 +58,7 @@ impl StoreError {
         }
     }
 
-    /// An I/O error with the file it happened to.
+    /// Classifies an I/O error and names the file.
     pub(super) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::io(path.display().to_string(), source)
     }

@@ -1,20 +1,20 @@
-//! Where things lie in a data directory, and the few file operations the disk
-//! tier is made of. All of it blocks: call it off the async threads.
+//! The layout of a data directory, and the file operations of the disk tier.
+//! Everything here blocks: call it from blocking threads only.
 //!
 //! ```text
 //! DIR/lock                      held while a node runs here; contains its process id
 //! DIR/index/                    the sled index, a cache of what follows
-//! DIR/tmp/                      what is being written; emptied at start
-//! DIR/reserve                   space given up when the disk is full (see `reserve`)
-//! DIR/objects/ab/abcd..         a whole object, named by its BLAKE3
+//! DIR/tmp/                      files being written; emptied at start
+//! DIR/reserve                   space released when the disk is full (see `reserve`)
+//! DIR/objects/ab/abcd..         a whole object, named by its BLAKE3 hash
 //! DIR/objects/ab/abcd...part    an object of which some groups are held
 //! DIR/objects/ab/abcd...have    which groups (see `groups`); written after they are synced
-//! DIR/objects/ab/abcd...obao    its outboard (absent where it would be empty)
-//! DIR/objects/ab/abcd...pin     present if it must never be evicted
+//! DIR/objects/ab/abcd...obao    the object's outboard; absent if it would be empty
+//! DIR/objects/ab/abcd...pin     present if the object must not be evicted
 //! ```
 //!
-//! A name without `.part` is whole: it appears by rename, after its bytes and
-//! its outboard are synced.
+//! Invariant: a file without an extension is a whole object. It gets that name
+//! by a rename, after its bytes and its outboard are synced.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -24,10 +24,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::ShardId;
 use super::error::StoreError;
 
-/// The most bytes of the lock file that are looked at for a process id.
+/// The most bytes of the lock file that are read to find a process id.
 const LOCK_BYTES_MAX: u64 = 32;
 
-/// Bytes written to see whether the disk takes any.
+/// Bytes written to find out whether the disk is full.
 const PROBE_BYTES: usize = 64 * 1024;
 
 /// Paths within one data directory.
@@ -48,8 +48,8 @@ pub(super) enum FileKind {
 }
 
 impl Layout {
-    /// Makes the directories that are missing and empties `tmp`. On a directory
-    /// that has them all this only removes, so that it works on a full disk.
+    /// Creates the missing directories and empties `tmp`. If none is missing,
+    /// this only deletes files, so it works on a full disk.
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         let layout = Self { root: root.to_owned(), temps: AtomicU64::new(0) };
         let tmp = layout.tmp_dir();
@@ -76,7 +76,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Writes a little and removes it: whether anything can be written at all.
+    /// Checks that the disk is writable: writes [`PROBE_BYTES`] and deletes them.
     pub fn probe(&self) -> Result<(), StoreError> {
         let temp = self.temp();
         let written = File::create(&temp).and_then(|mut file| {
@@ -121,7 +121,8 @@ impl Layout {
         self.dir(shard).join(format!("{shard}{suffix}"))
     }
 
-    /// Every object file there is, by what its name says; other names are passed over.
+    /// Calls `found` for every object file, with the id and kind that its name says.
+    /// Skips other names.
     pub fn scan(
         &self,
         mut found: impl FnMut(ShardId, FileKind, fs::DirEntry),
@@ -150,8 +151,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Writes `bytes` so that `to` holds either all of them or what it held
-    /// before: temporary file, sync, rename. The caller syncs the directory.
+    /// Replaces the contents of `to` with `bytes`, atomically: temporary file,
+    /// sync, rename. The caller syncs the directory.
     pub fn write_atomic(&self, to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let temp = self.temp();
         let written = (|| {
@@ -167,7 +168,7 @@ impl Layout {
     }
 }
 
-/// Takes the data directory for this process; held until the file is dropped.
+/// Locks the data directory for this process, until the file is dropped.
 pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
     fs::create_dir_all(root).map_err(StoreError::file(root))?;
     let path = root.join("lock");
@@ -188,17 +189,17 @@ pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
         }
         Err(TryLockError::Error(e)) => return Err(StoreError::io(path.display().to_string(), e)),
     }
-    // Only for the message another process prints; a failure to write it harms nothing.
+    // The process id is only for other processes' messages, so a failed write is harmless.
     let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
     Ok(file)
 }
 
-/// Makes renames and new names in a directory durable.
+/// Makes new and renamed files in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file. A missing file is not an error.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -206,7 +207,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file for reading and writing at positions, making it `size` bytes long.
+/// Opens a file for reading and writing at offsets, and makes it `size` bytes long.
 pub(super) fn open_sized(path: &Path, size: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
     if file.metadata()?.len() != size {
@@ -225,8 +226,8 @@ pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, buf, at)
 }
 
-/// Elsewhere through a handle's own position. Callers open a file for each
-/// operation, so no two threads move one position.
+/// Other systems have no positioned read. Callers open a file for each
+/// operation, so no two threads share one file position.
 #[cfg(not(unix))]
 pub(super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
     use std::io::{Seek, SeekFrom};
@@ -243,8 +244,8 @@ pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
     file.write_all(buf)
 }
 
-/// Whether this file may not be written to as it is: another name shares its
-/// bytes (a hard link made on import), or it came with a read-only mode.
+/// Whether this file must not be written in place: another name shares its
+/// bytes (a hard link made by an import), or it is read-only.
 pub(super) fn is_foreign(path: &Path) -> io::Result<bool> {
     let meta = fs::metadata(path)?;
     #[cfg(unix)]
@@ -254,22 +255,22 @@ pub(super) fn is_foreign(path: &Path) -> io::Result<bool> {
     Ok(shared || meta.permissions().readonly())
 }
 
-/// How a file came into the store.
+/// How a file was imported into the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImportMethod {
-    /// Shares the source's blocks until either is written to (a reflink).
+    /// Shares the source's blocks until either file is written to (a reflink).
     Cloned,
     /// Another name of the source's own file.
     Linked,
     Copied,
 }
 
-/// Brings `source` to the new name `to`, with as little copying as the file system allows.
+/// Clones, links or copies `source` to the new name `to`.
 ///
-/// A clone comes first: what the owner does to the file later cannot reach it. A
-/// hard link is as cheap, but the owner may rewrite the file in place; reads
-/// find that, as they prove every byte.
+/// A clone comes first, because later changes to the source cannot reach it. A
+/// hard link is as cheap, but its owner may rewrite the file in place; reads
+/// detect that, because they verify every byte. A copy is the last resort.
 pub(super) fn import(source: &Path, to: &Path) -> io::Result<ImportMethod> {
     if clone(source, to).is_ok() {
         return Ok(ImportMethod::Cloned);
@@ -294,7 +295,7 @@ fn clone(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Copies bytes, not the mode: a copy of a read-only file can be mended.
+/// Copies bytes but not the mode, so that a copy of a read-only file can be repaired.
 pub(super) fn copy(source: &Path, to: &Path) -> io::Result<u64> {
     io::copy(&mut File::open(source)?, &mut File::create(to)?)
 }
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn scan_finds_objects_by_name_and_passes_over_the_rest() {
+    fn scan_finds_objects_by_name_and_skips_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(dir.path()).unwrap();
         let shard = ShardId::of(b"x");

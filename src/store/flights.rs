@@ -1,9 +1,10 @@
 //! Single flight: readers of one range share one fetch.
 //!
-//! A flight is a shared future that its waiters poll; one that is dropped does
-//! not disturb the others, and when the last is dropped the fetch is too. A
-//! reader joins a flight only if that one is at least as urgent and gives up no
-//! later; otherwise it starts its own, and later readers join that.
+//! A flight is a shared future that its waiters poll. Dropping one waiter does
+//! not affect the others; dropping the last one cancels the fetch. A reader
+//! joins a flight only if that flight is at least as urgent and its deadline is
+//! no later than the reader's. Otherwise the reader starts a flight of its own,
+//! which later readers join.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ type Outcome = Result<Found, Arc<ReadError>>;
 /// A read that may have other waiters.
 pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
 
-/// The reads under way.
+/// The reads in flight.
 #[derive(Default)]
 pub(super) struct Flights {
     table: Mutex<Table>,
@@ -38,7 +39,7 @@ struct Entry {
 }
 
 impl Flights {
-    /// The flight to wait on, and whether it is another reader's.
+    /// The flight to wait for, and whether another reader started it.
     pub fn join_or_start(
         self: &Arc<Self>,
         request: ReadRequest,
@@ -50,7 +51,7 @@ impl Flights {
             let flight = entry.flight.upgrade()?;
             Some((flight, serves(&entry.request, &request)))
         });
-        // Dropping the last handle of a flight takes the table's lock, so one
+        // Dropping the last handle of a flight takes the table's lock. So a flight
         // that is not joined is kept until the lock is released.
         let _not_joined = match running {
             Some((flight, true)) => return (flight, true),
@@ -94,7 +95,7 @@ fn serves(running: &ReadRequest, wanted: &ReadRequest) -> bool {
     running.priority <= wanted.priority && gives_up_in_time
 }
 
-/// Takes a flight off the table when it has landed or was given up.
+/// Removes a flight from the table when it is finished or cancelled.
 struct Removal {
     flights: Arc<Flights>,
     key: Key,
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_flight_that_is_as_good_is_joined() {
+    fn a_flight_is_joined_only_if_it_is_as_urgent_and_ends_in_time() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         use Priority::{Bulk, Prefetch, Token};
@@ -175,14 +176,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn flights_leave_the_table_landed_or_given_up() {
+    async fn finished_and_cancelled_flights_leave_the_table() {
         let flights = Arc::new(Flights::default());
         let token = request(Priority::Token, None);
         let (flight, _) = flights.join_or_start(token, || async { found() }.boxed());
         assert_eq!(flights.len(), 1);
         assert_eq!(flight.await.unwrap().bytes, "x");
         assert_eq!(flights.len(), 0);
-        // Never polled, superseded by a more urgent one, then both dropped.
+        // The first is never polled and is superseded by a more urgent one; then both are dropped.
         let bulk = request(Priority::Bulk, None);
         let (slow, _) = flights.join_or_start(bulk, || std::future::pending().boxed());
         let (fast, joined) = flights.join_or_start(token, || std::future::pending().boxed());

@@ -1,26 +1,27 @@
-//! Which 16 KiB groups of an object are held: a bitmap, and its file form.
+//! A bitmap of the 16 KiB groups of an object that are held, and its file format.
 //!
-//! File: `DNHAVE1\n`, size (u64, little-endian), one bit a group (least
-//! significant first), then the first 16 bytes of BLAKE3 over the object's id
-//! and all before. A file that does not check says nothing.
+//! A file is `DNHAVE1\n`, the size (u64, little-endian), one bit per group (least
+//! significant bit first), and the first 16 bytes of the BLAKE3 hash of the
+//! object's id followed by everything before. A file whose hash does not match
+//! is ignored.
 
 use super::verified::{GROUP_BYTES, OBJECT_BYTES_MAX};
 use super::{ByteRange, ShardId};
 
-/// Bytes of a chunk: what peers tell each other of objects held in part.
+/// Bytes of a chunk, the unit in which peers announce objects held in part.
 pub const CHUNK_BYTES: u64 = 1024 * 1024;
 
-/// A bit for each chunk must do.
+/// [`Chunks`] has one bit per chunk.
 const _: () = assert!(OBJECT_BYTES_MAX.div_ceil(CHUNK_BYTES) <= u64::BITS as u64);
 
-/// Which 1 MiB chunks of an object are held: bit i is chunk i. What lies past the
-/// object's end says nothing.
+/// Which 1 MiB chunks of an object are held: bit i is chunk i. Bits past the
+/// object's end mean nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Chunks(pub u64);
 
 impl Chunks {
     pub const NONE: Self = Self(0);
-    /// Of a whole object.
+    /// A whole object.
     pub const ALL: Self = Self(u64::MAX);
 
     pub const fn is_none(self) -> bool {
@@ -31,7 +32,7 @@ impl Chunks {
         Self(self.0 | other.0)
     }
 
-    /// The first stretch of `range` that lies within these chunks.
+    /// The first contiguous part of `range` that lies within these chunks.
     pub fn first(self, range: ByteRange) -> Option<ByteRange> {
         let held = |at: u64| {
             let chunk = at / CHUNK_BYTES;
@@ -60,7 +61,7 @@ const MAGIC: &[u8; 8] = b"DNHAVE1\n";
 const HEADER_BYTES: usize = 16;
 const CHECK_BYTES: usize = 16;
 
-/// The groups held of an object of `size` bytes.
+/// Which groups of an object of `size` bytes are held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Groups {
     size: u64,
@@ -90,7 +91,7 @@ impl Groups {
         self.size
     }
 
-    /// Bytes in the groups held.
+    /// Bytes in the held groups.
     pub const fn held_bytes(&self) -> u64 {
         self.held
     }
@@ -104,7 +105,7 @@ impl Groups {
         self.size == 0 || self.has((self.size - 1) / GROUP_BYTES)
     }
 
-    /// Marks the groups that lie whole within `range` as held.
+    /// Marks the groups that lie entirely within `range` as held.
     pub fn set(&mut self, range: ByteRange) {
         let end = if range.end() >= self.size {
             self.size.div_ceil(GROUP_BYTES)
@@ -126,7 +127,7 @@ impl Groups {
                 .all(|group| self.has(group))
     }
 
-    /// The chunks of which every group is held.
+    /// The chunks whose groups are all held.
     pub fn chunks(&self) -> Chunks {
         let mut chunks = Chunks::NONE;
         for chunk in 0..self.size.div_ceil(CHUNK_BYTES) {
@@ -139,25 +140,26 @@ impl Groups {
         chunks
     }
 
-    /// `range` grown to whole groups and cut into stretches that are held or
-    /// not, in order, each at most `longest` bytes (a multiple of a group).
-    pub fn stretches(&self, range: ByteRange, longest: u64) -> Vec<(ByteRange, bool)> {
-        let mut stretches: Vec<(ByteRange, bool)> = Vec::new();
+    /// Extends `range` to whole groups and cuts it into runs that are entirely held
+    /// (true) or entirely missing (false), in order. Each run has at most `longest`
+    /// bytes, a multiple of the group size.
+    pub fn runs(&self, range: ByteRange, longest: u64) -> Vec<(ByteRange, bool)> {
+        let mut runs: Vec<(ByteRange, bool)> = Vec::new();
         for group in range.start() / GROUP_BYTES..range.end().div_ceil(GROUP_BYTES) {
             let held = self.has(group);
             let start = group * GROUP_BYTES;
             let end = (start + GROUP_BYTES).min(self.size.max(start + 1));
-            match stretches.last_mut() {
+            match runs.last_mut() {
                 Some((last, same)) if *same == held && end - last.start() <= longest => {
                     *last = ByteRange::new(last.start(), end).unwrap_or(*last);
                 }
-                _ => stretches.extend(ByteRange::new(start, end).map(|range| (range, held))),
+                _ => runs.extend(ByteRange::new(start, end).map(|range| (range, held))),
             }
         }
-        stretches
+        runs
     }
 
-    /// What is held here and not in `others`, as few ranges as it takes, in order.
+    /// The groups held here but not in `others`, as the fewest ranges, in order.
     pub fn without(&self, others: &Self) -> Vec<ByteRange> {
         let mut ranges: Vec<ByteRange> = Vec::new();
         for group in 0..self.size.div_ceil(GROUP_BYTES) {
@@ -176,7 +178,7 @@ impl Groups {
         ranges
     }
 
-    /// The file form; `shard` binds it to its object.
+    /// The contents of the have-file; `shard` binds them to the object.
     pub fn to_file(&self, shard: ShardId) -> Vec<u8> {
         let mut file = Vec::with_capacity(HEADER_BYTES + self.bits.len() + CHECK_BYTES);
         file.extend_from_slice(MAGIC);
@@ -187,7 +189,7 @@ impl Groups {
         file
     }
 
-    /// `None` if the file is damaged or another object's.
+    /// Parses a have-file. `None` if it is damaged or belongs to another object.
     pub fn from_file(shard: ShardId, file: &[u8]) -> Option<Self> {
         let (content, check) = file.split_at_checked(file.len().checked_sub(CHECK_BYTES)?)?;
         if checksum(shard, content) != check || content.get(..8)? != MAGIC {
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_has_without_the_other_is_told_in_few_ranges() {
+    fn the_difference_of_two_sets_is_given_in_the_fewest_ranges() {
         let size = 9 * G + 1;
         let mut sound = Groups::all(size);
         assert_eq!(sound.without(&Groups::all(size)), []);
@@ -292,11 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn stretches_cover_the_range_in_order() {
+    fn runs_cover_the_range_in_order() {
         let size = 9 * G + 1;
         let mut groups = Groups::none(size);
         groups.set(range(2 * G, 5 * G));
-        let cut = groups.stretches(range(G + 3, size), 2 * G);
+        let cut = groups.runs(range(G + 3, size), 2 * G);
         let expected = [
             (range(G, 2 * G), false),
             (range(2 * G, 4 * G), true),
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_form_survives_and_any_damage_voids_it() {
+    fn a_have_file_round_trips_and_any_damage_invalidates_it() {
         let shard = ShardId::of(b"object");
         let mut groups = Groups::none(20 * G + 1);
         groups.set(range(3 * G, 9 * G));

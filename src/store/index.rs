@@ -1,10 +1,10 @@
-//! The sled index: what the disk tier remembers beyond what the files say (last
-//! use), and a copy of what they do say (size, bytes held, pin).
+//! The sled index. It records what the files do not say (last use, hot) and
+//! copies what they do say (size, bytes held, pin).
 //!
-//! It is a cache. sled 0.34 is beta by its own word, so nothing here is ever the
-//! only copy of something that matters: an index that is missing, damaged or of
-//! another version is thrown away and filled again from the files, and a failing
-//! write is logged and forgotten. All of it blocks.
+//! It is only a cache. sled 0.34 calls itself beta, so nothing that matters
+//! exists only here. An index that is missing, damaged or of another version is
+//! discarded and rebuilt from the files; a failed write is logged and ignored.
+//! Everything here blocks.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,24 +13,24 @@ use std::path::Path;
 
 use super::ShardId;
 
-/// Raised when the record's form changes; an index of another version is dropped.
+/// Changes with the record format; an index of another version is discarded.
 const VERSION: &[u8] = b"doppler-store-2";
-/// Not a hash's length, so it can lie among the records.
+/// Shorter than a hash, so it cannot clash with a record's key.
 const VERSION_KEY: &[u8] = b"version";
 const RECORD_BYTES: usize = 26;
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// What is remembered of one object.
+/// What the index records of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
     /// The object's size in bytes.
     pub size: u64,
-    /// Bytes of it that are held.
+    /// How many of its bytes are held.
     pub held: u64,
-    /// A counter that grows with every use of any object; not a time.
+    /// The number of its last use. Uses of all objects are counted together; not a time.
     pub last_use: u64,
     pub pinned: bool,
-    /// Some of it was read more than once.
+    /// Some part of it was read more than once.
     pub hot: bool,
 }
 
@@ -55,19 +55,19 @@ impl Record {
     }
 }
 
-/// The open index. Without one (it could not even be made anew) the store works
-/// and only forgets the order of use.
+/// The open index. Without a database (it could not even be recreated) the store
+/// works, but does not remember the order of use.
 pub(super) struct Index {
     db: Option<sled::Db>,
 }
 
 impl Index {
-    /// One that remembers nothing: for a disk that is full.
+    /// An index that records nothing, for a full disk.
     pub const fn none() -> Self {
         Self { db: None }
     }
 
-    /// Opens the index, or makes it anew if it cannot be read, and returns what it holds.
+    /// Opens the index and returns its records. Recreates it if it cannot be read.
     pub fn open(dir: &Path) -> (Self, HashMap<ShardId, Record>) {
         match try_open(dir) {
             Ok((db, records)) => return (Self { db: Some(db) }, records),
@@ -112,7 +112,7 @@ impl Index {
     }
 }
 
-/// sled may panic on damaged files, so its opening is fenced.
+/// sled may panic on damaged files, so panics are caught.
 fn try_open(dir: &Path) -> Result<(sled::Db, HashMap<ShardId, Record>), String> {
     let opened = catch_unwind(|| {
         let db = sled::Config::new()
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_index_is_made_anew() {
+    fn a_damaged_index_is_recreated() {
         for keep in [0, 1, 100] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("index");

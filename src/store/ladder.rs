@@ -1,11 +1,11 @@
-//! The ladder: one read over RAM, disk (and local sources) and peers.
+//! The ladder: reads through RAM, disk, local sources and peers, in this order.
 //!
-//! Owns which tier is asked when and what moves up: peers' bytes are kept on
-//! disk and in RAM, disk bytes in RAM (except what nobody waits for: a bulk scan
-//! must not flush what decoding uses). Readers of one range share one flight.
-//! Refuses to hand out a byte that was not proved where it entered. Bytes of
-//! peers on their way to disk are bounded; when the disk cannot keep up, bulk
-//! reads wait for it and reads that a token waits for go on without being kept.
+//! Decides which tier to ask, and which tiers keep what was read. Bytes from
+//! peers are kept on disk and in RAM. Bytes from disk are kept in RAM, except for
+//! bulk reads: a scan must not flush what decoding uses. Readers of one range
+//! share one flight. Invariant: every byte returned was verified when it entered.
+//! Bytes that wait to be written to disk are bounded. When the disk cannot keep
+//! up, bulk reads wait for it, and what a token waits for is not kept on disk.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -33,28 +33,28 @@ use super::{
     ShardSource, Tier,
 };
 
-/// Bytes from peers that may wait to be written to disk.
+/// The most bytes from peers that may wait to be written to disk.
 const WRITE_BEHIND_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Pieces of one read that are asked of peers at a time.
+/// Pieces of one read that are requested from peers at a time.
 const PIECES_IN_FLIGHT: usize = 4;
 
-/// How often a reader that joined another's flight starts over when that one gives up.
+/// How often a reader starts over when the deadline of a flight that it joined passes.
 const REJOIN_MAX: usize = 4;
 
 /// Options of a [`Ladder`].
 #[derive(Debug, Clone, Copy)]
 pub struct LadderOptions {
-    /// Bytes of the RAM tier.
+    /// The most bytes of the RAM tier.
     pub ram_budget: u64,
 }
 
-/// Reads answered by a tier, and the bytes that came from it.
+/// Reads answered by one tier, and the bytes that came from it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TierStats {
     /// Reads whose slowest part came from this tier.
     pub hits: u64,
-    /// Bytes read from it (whole groups where they were proved).
+    /// Bytes read from it, rounded up to whole groups where they were verified.
     pub bytes: u64,
 }
 
@@ -67,11 +67,12 @@ pub struct LadderStats {
     pub ram_used_bytes: u64,
     pub ram_budget_bytes: u64,
     pub ram_evictions: u64,
-    /// Reads that found damage on disk and went on to a peer.
+    /// Reads that found damage on disk and were answered by a peer.
     pub repaired_reads: u64,
-    /// Bytes fetched to fill what damage had taken out, beyond what readers asked for.
+    /// Bytes fetched to replace damaged groups, beyond what readers asked for.
     pub repaired_bytes: u64,
-    /// Ranges from peers that were not kept on disk: no room, or it could not keep up.
+    /// Ranges from peers that were not kept on disk, for lack of room or because the disk
+    /// could not keep up.
     pub not_kept: u64,
     pub disk_tier: Option<DiskStats>,
 }
@@ -89,10 +90,10 @@ pub(super) struct Inner {
     local: RwLock<Vec<Arc<dyn RangeReader>>>,
     peers: RwLock<Option<Arc<dyn ShardSource>>>,
     sizes: Mutex<HashMap<ShardId, u64>>,
-    /// Objects being filled after damage.
+    /// Objects being repaired.
     pub repairing: Mutex<HashSet<ShardId>>,
     flights: Arc<Flights>,
-    /// One permit a group.
+    /// One permit per group that may wait to be written.
     write_behind: Arc<Semaphore>,
     pub counts: Counts,
 }
@@ -133,7 +134,7 @@ impl Counts {
 }
 
 impl Ladder {
-    /// Without a disk tier, what is put is kept in memory within the RAM budget.
+    /// Without a disk tier, stored objects stay in memory, within the RAM budget.
     pub fn new(
         options: LadderOptions,
         disk: Option<Arc<DiskTier>>,
@@ -156,7 +157,7 @@ impl Ladder {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Sets (or replaces) the tier below the disk; the mesh is made after the ladder.
+    /// Sets or replaces the tier below the disk. The mesh is created after the ladder.
     pub fn set_peers(&self, peers: Arc<dyn ShardSource>) {
         *self.inner.peers.write().unwrap_or_else(PoisonError::into_inner) = Some(peers);
     }
@@ -166,13 +167,13 @@ impl Ladder {
         self.inner.local.write().unwrap_or_else(PoisonError::into_inner).push(reader);
     }
 
-    /// Notes the sizes a trusted manifest gives its shards: a peer's range of an
-    /// object that claims another size is then refused.
+    /// Records the sizes in bytes that a trusted manifest gives its shards. Ranges
+    /// from peers that claim another size are then refused.
     pub fn expect_sizes(&self, sizes: impl IntoIterator<Item = (ShardId, u64)>) {
         lock(&self.inner.sizes).extend(sizes);
     }
 
-    /// Stores an object; durable on return if there is a disk tier.
+    /// Stores an object. It is durable on return if there is a disk tier.
     pub async fn put(&self, bytes: Bytes, pin: bool) -> Result<ShardId, StoreError> {
         if let Some(disk) = &self.inner.disk {
             return disk.put(bytes, pin).await;
@@ -186,7 +187,7 @@ impl Ladder {
         Ok(shard)
     }
 
-    /// Stores a file of known id on disk, without a copy where possible.
+    /// Stores a file of known id on disk, without copying it if possible.
     pub async fn import_file(
         &self,
         path: PathBuf,
@@ -197,8 +198,8 @@ impl Ladder {
         disk.import(path, expected, pin).await
     }
 
-    /// A whole object of known size (a manifest, a tokenizer file), checked
-    /// against its id once more, so that a wrong size cannot cut it short.
+    /// A whole object of known size in bytes (a manifest, a tokenizer file). Its
+    /// hash is checked once more, because a wrong size could truncate it.
     pub async fn get_whole(
         &self,
         shard: ShardId,
@@ -218,7 +219,7 @@ impl Ladder {
     }
 
     /// Reads a range and holds it in RAM until [`Self::unpin_in_ram`]. `Refused`
-    /// if that would leave less than nothing of the RAM budget.
+    /// if it does not fit the RAM budget beside what is pinned and reserved.
     pub async fn pin_in_ram(&self, request: ReadRequest) -> Result<Found, ReadError> {
         let found = self.read(request).await?;
         let (shard, range) = (request.shard, request.range);
@@ -229,7 +230,7 @@ impl Ladder {
         Ok(found)
     }
 
-    /// Lets a range pinned in RAM be evicted again. False if it was not pinned.
+    /// Undoes one [`Self::pin_in_ram`] of a range. False if it was not pinned.
     pub fn unpin_in_ram(&self, shard: ShardId, range: ByteRange) -> bool {
         lock(&self.inner.ram).unpin(shard, range)
     }
@@ -262,19 +263,19 @@ impl Ladder {
         }
     }
 
-    /// Waits for what is being written and makes it durable.
+    /// Waits for pending writes and makes them durable.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let Some(disk) = &self.inner.disk else { return Ok(()) };
         let all = (WRITE_BEHIND_BYTES / GROUP_BYTES) as u32;
-        // The semaphore is never closed; an error could only mean nothing is pending.
+        // The semaphore is never closed, so this cannot fail.
         drop(self.inner.write_behind.acquire_many(all).await);
         disk.flush().await
     }
 }
 
 impl RangeReader for Ladder {
-    /// A read whose deadline passes ends with `Deadline`, whichever tier was
-    /// being waited for; what RAM holds is given even then.
+    /// A read whose deadline passes ends with `Deadline`, whichever tier it was
+    /// waiting for. What RAM holds is returned even after the deadline.
     fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>> {
         async move {
             let ReadRequest { shard, range, deadline, .. } = request;
@@ -291,7 +292,7 @@ impl RangeReader for Ladder {
                 ReadError::Deadline { shard, waited, detail: detail.to_owned() }
             };
             if deadline <= started {
-                return Err(late("it had passed when the read was asked for"));
+                return Err(late("the deadline had passed when the read began"));
             }
             let read = self.read_shared(request);
             match tokio::time::timeout_at(deadline.into(), read).await {
@@ -304,7 +305,7 @@ impl RangeReader for Ladder {
 }
 
 impl Ladder {
-    /// Waits for a flight through the tiers below RAM.
+    /// Joins or starts a flight through the tiers below RAM, and waits for it.
     async fn read_shared(&self, request: ReadRequest) -> Result<Found, ReadError> {
         let mut tries = 0;
         loop {
@@ -316,7 +317,7 @@ impl Ladder {
                     self.inner.counts.hit(found.tier);
                     return Ok(found);
                 }
-                // Another's deadline passed, not this reader's.
+                // The deadline of the flight passed, not this reader's.
                 Err(error)
                     if joined
                         && tries < REJOIN_MAX
@@ -328,10 +329,10 @@ impl Ladder {
 }
 
 impl Ladder {
-    /// A range that is held here, for a peer.
+    /// A locally held range, for a peer.
     async fn prove(&self, shard: ShardId, range: ByteRange) -> Result<VerifiedRange, ReadError> {
         if range.len() > SERVE_BYTES_MAX {
-            let what = format!("{} bytes at once, at most {SERVE_BYTES_MAX}", range.len());
+            let what = format!("{} bytes in one request, more than {SERVE_BYTES_MAX}", range.len());
             return Err(ReadError::Refused(what));
         }
         if let Some(disk) = &self.inner.disk {
@@ -339,7 +340,7 @@ impl Ladder {
                 Ok(Some(proved)) => return Ok(proved),
                 Ok(None) => {}
                 Err(error) => {
-                    // The asker goes elsewhere; so does this node, for itself.
+                    // The peer turns to another provider, and so does this node for its own copy.
                     if matches!(error, ReadError::Corrupt { .. }) {
                         self.inner.repair_in_background(shard, None);
                     }
@@ -351,7 +352,7 @@ impl Ladder {
             return Err(ReadError::NotFound { shard, waited: Duration::ZERO });
         };
         let size = whole.bytes().len() as u64;
-        // It was hashed when it was put; only a range outside of it is refused.
+        // The object was hashed when it was stored, so only an outside range can fail.
         whole.range(range).map_err(|_| ReadError::OutOfRange { shard, range, size })
     }
 }
@@ -398,17 +399,17 @@ impl Inner {
         };
         self.counts.hit(Tier::Ram);
         self.counts.bytes(Tier::Ram, bytes.len());
-        // What is hot here must not look cold to the disk below.
+        // What is hot in RAM must not look cold on disk.
         if let Some(disk) = &self.disk {
             disk.note_use(shard);
         }
         Some(Ok(Found { bytes, tier: Tier::Ram }))
     }
 
-    /// One flight: the tiers below RAM, from the fastest.
+    /// The body of one flight: asks the tiers below RAM, fastest first.
     async fn read_below_ram(self: Arc<Self>, request: ReadRequest) -> Result<Found, ReadError> {
         let ReadRequest { shard, range, .. } = request;
-        // A flight may have landed between the look into RAM and the start of this one.
+        // Another flight may have filled RAM since the reader looked there.
         let landed = lock(&self.ram).get(shard, range);
         if let Some(bytes) = landed {
             self.counts.bytes(Tier::Ram, bytes.len());
@@ -449,13 +450,13 @@ impl Inner {
             Ok(found) => {
                 if let Some(fault) = fault {
                     self.counts.repaired_reads.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(%shard, %range, %fault, "healed from a peer");
-                    // What was fetched for this reader is on its way to disk.
+                    tracing::info!(%shard, %range, %fault, "a peer answered instead of the damaged disk copy");
+                    // The range fetched for this reader is already on its way to disk.
                     self.repair_in_background(shard, Some(range));
                 }
                 Ok(found)
             }
-            // That nobody else has it says less than what is wrong with ours.
+            // A local fault says more than that no peer has the object.
             Err(ReadError::NotFound { shard, waited }) => {
                 Err(fault.unwrap_or(ReadError::NotFound { shard, waited }))
             }
@@ -463,8 +464,8 @@ impl Inner {
         }
     }
 
-    /// Fetches a range in pieces of at most one wire request, taking from disk
-    /// what is there.
+    /// Fetches a range from peers in pieces of at most one wire request each. Reads
+    /// the pieces that are on disk from there.
     async fn read_from_peers(
         &self,
         peers: &Arc<dyn ShardSource>,
@@ -508,13 +509,13 @@ impl Inner {
         Ok(Found { bytes, tier: Tier::Peer })
     }
 
-    /// The range cut at group boundaries into pieces, each on disk or not.
+    /// The range cut at group boundaries into pieces, each with whether it is on disk.
     async fn pieces(&self, shard: ShardId, range: ByteRange) -> Vec<(ByteRange, bool)> {
         if let Some(disk) = &self.disk
             && let Some(groups) = disk.groups(shard).await
             && range.end() <= groups.size()
         {
-            return groups.stretches(range, SERVE_BYTES_MAX);
+            return groups.runs(range, SERVE_BYTES_MAX);
         }
         let mut pieces = Vec::new();
         let mut start = range.start() / GROUP_BYTES * GROUP_BYTES;
@@ -525,7 +526,7 @@ impl Inner {
         pieces
     }
 
-    /// One wire request, kept on disk behind the reader's back.
+    /// Sends one wire request and keeps its result on disk in the background.
     async fn fetch(
         &self,
         peers: &Arc<dyn ShardSource>,
@@ -536,7 +537,7 @@ impl Inner {
         Ok(proved)
     }
 
-    /// One wire request, checked against what is known.
+    /// Sends one wire request and checks its result against what is known of the object.
     pub async fn fetch_only(
         &self,
         peers: &Arc<dyn ShardSource>,
@@ -546,7 +547,8 @@ impl Inner {
         let proved = peers.fetch(request).await?;
         let size = proved.size();
         if let Some(expected) = self.expected_size(shard).filter(|expected| *expected != size) {
-            let detail = format!("a peer says it has {size} bytes, its manifest {expected}");
+            let detail =
+                format!("a peer says it has {size} bytes, but its manifest says {expected}");
             return Err(ReadError::Corrupt { shard, detail });
         }
         if range.end() > size {
@@ -569,7 +571,7 @@ impl Inner {
         lock(&self.sizes).get(&shard).copied()
     }
 
-    /// Hands a range to the disk tier; the reader does not wait for the write.
+    /// Hands a range to the disk tier. The reader does not wait for the write.
     async fn keep(&self, proved: &VerifiedRange, priority: Priority) {
         let Some(disk) = self.disk.clone() else { return };
         let groups = proved.range().len().div_ceil(GROUP_BYTES);
@@ -611,14 +613,14 @@ impl Inner {
         let ReadRequest { shard, range, .. } = request;
         let size = proved.size();
         let bytes = proved.slice(range).ok_or(ReadError::OutOfRange { shard, range, size })?;
-        // A short slice would keep the whole groups it lies in alive, uncounted.
+        // A short slice would keep its whole groups in memory without counting them.
         let slack = proved.range().len() - range.len();
         let bytes = if slack > range.len() / 8 { Bytes::copy_from_slice(&bytes) } else { bytes };
         self.promote(request, &bytes);
         Ok(Found { bytes, tier })
     }
 
-    /// Keeps bytes in RAM, unless nobody waits for them and they are elsewhere too.
+    /// Keeps bytes in RAM, except those of bulk reads that the disk tier holds.
     fn promote(&self, request: ReadRequest, bytes: &Bytes) {
         if request.priority != Priority::Bulk || self.disk.is_none() {
             lock(&self.ram).insert(request.shard, request.range, bytes.clone());

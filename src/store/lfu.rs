@@ -1,16 +1,16 @@
-//! Least frequently used, with counts that fade: a key's score is the sum of its
+//! Least frequently used, with decaying counts: a key's score is the sum of its
 //! uses, each halved for every half-life that has passed since.
 //!
 //! This is LRFU (Lee and others, "LRFU: A Spectrum of Policies that Subsumes the
 //! Least Recently Used and Least Frequently Used Policies", IEEE Transactions on
-//! Computers 50, 2001). A pass over everything adds one use to every key and so
-//! changes no order: it evicts what it brought itself, not what is used again and
-//! again. Scores outlive eviction, in a bounded list, so that a key that comes back
+//! Computers 50, 2001). A scan adds one use to every key and so does not change
+//! their order: it evicts the keys that it inserted, not those in regular use.
+//! Scores of evicted keys are remembered in a bounded list, so a key that returns
 //! is judged by its past.
 //!
-//! All scores fade alike, so instead of lowering them a new use is worth more, and the
-//! order stays as it is. A use costs O(1): a key is moved to its place in the order only
-//! when it next comes up as a victim, O(log n) once however often it was used since.
+//! All scores decay at the same rate. So instead of lowering old scores, each new use
+//! counts for more, and the order does not change. A use costs O(1): a key moves to its
+//! place in the order, in O(log n), only when it next comes up as a victim.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -21,32 +21,32 @@ use lru::LruCache;
 
 use super::policy::Policy;
 
-/// A use counts half after so many uses for each key held.
+/// The half-life of a use, in uses of any key per key held.
 const HALF_LIFE_USES_PER_KEY: f64 = 16.0;
 
-/// Scores remembered of keys not held; the largest model known has 6,144 experts.
+/// Scores remembered of keys that are not held. The largest known model has 6,144 experts.
 const REMEMBERED_MAX: usize = 16_384;
 
-/// Scores are scaled down before a use is worth 2 to the power of this.
+/// Scores are scaled down when [`Lfu::clock`] reaches this, before they overflow.
 const CLOCK_MAX: f64 = 256.0;
 
-/// Worst first: the score's bits (scores are never negative, so bits sort as
-/// numbers do), then the older use.
+/// Sorts keys worst first: by the bits of the score (scores are never negative, so
+/// their bits sort like the numbers), then by the number of the last use.
 type Rank = (u64, u64);
 
 struct Held {
     cost: u64,
     rank: Rank,
-    /// Where it stands in the order: no later than its rank.
+    /// Its place in the order, which may lag behind `rank` but never exceeds it.
     placed: Cell<Rank>,
 }
 
-/// See the module's comment. Admits everything.
+/// See the module's documentation. Admits everything.
 pub struct Lfu<K: Hash + Eq> {
     held: HashMap<K, Held>,
     order: RefCell<BTreeMap<Rank, K>>,
     remembered: LruCache<K, f64>,
-    /// A use now is worth 2 to the power of this.
+    /// The logarithm to base 2 of what a use is worth now.
     clock: f64,
     uses: u64,
     total: u64,
@@ -70,14 +70,14 @@ impl<K: Hash + Eq + Clone> Lfu<K> {
         Self::default()
     }
 
-    /// The rank of a key with this score after one more use, now.
-    fn used(&mut self, score: f64) -> Rank {
+    /// The rank of a key with this score after one more use.
+    fn rank_after_use(&mut self, score: f64) -> Rank {
         let rank = ((score + self.clock.exp2()).to_bits(), self.uses);
         self.uses += 1;
         rank
     }
 
-    /// Time goes by use; scores are scaled down before they overflow.
+    /// Advances the clock by one use. Scales all scores down before they overflow.
     fn tick(&mut self) {
         self.clock += 1.0 / (HALF_LIFE_USES_PER_KEY * self.held.len().max(1) as f64);
         if self.clock < CLOCK_MAX {
@@ -112,7 +112,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
         }
         self.tick();
         let score = self.remembered.pop(&key).unwrap_or(0.0);
-        let rank = self.used(score);
+        let rank = self.rank_after_use(score);
         self.order.get_mut().insert(rank, key.clone());
         self.held.insert(key, Held { cost, rank, placed: Cell::new(rank) });
         self.total = self.total.saturating_add(cost);
@@ -121,7 +121,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
     fn touch(&mut self, key: &K) -> bool {
         self.tick();
         let Some(before) = self.held.get(key).map(|held| held.rank) else { return false };
-        let rank = self.used(f64::from_bits(before.0));
+        let rank = self.rank_after_use(f64::from_bits(before.0));
         if let Some(held) = self.held.get_mut(key) {
             held.rank = rank;
         }
@@ -163,7 +163,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lfu<K> {
                 }
                 after = Excluded(at);
             } else {
-                // Used since: it stands further on.
+                // It was used since it was placed, so it belongs further back.
                 held.placed.set(held.rank);
                 let key = order.remove(&at)?;
                 order.insert(held.rank, key);
@@ -188,8 +188,8 @@ mod tests {
         lfu
     }
 
-    /// Brings `key` in as a full cache does: the worst goes.
-    fn bring(lfu: &mut Lfu<u32>, key: u32) -> u32 {
+    /// Inserts `key` as a full cache does, evicting the worst key, which it returns.
+    fn insert_full(lfu: &mut Lfu<u32>, key: u32) -> u32 {
         let victim = lfu.victims(1, &|_| false).unwrap()[0];
         lfu.remove(&victim);
         lfu.insert(key, 1);
@@ -202,17 +202,17 @@ mod tests {
         assert_eq!(lfu.victims(3, &|_| false), Some(vec![2, 3, 1]));
         assert_eq!(lfu.victims(1, &|key| *key == 2), Some(vec![3]));
         assert_eq!(lfu.victims(4, &|_| false), None);
-        // Uses so near one another are all but equal: the later is worth a little more.
+        // Uses close to each other are worth almost the same, the later one a little more.
         let lfu = held(&[(5, 1), (4, 1), (6, 1)]);
         assert_eq!(lfu.victims(2, &|_| false), Some(vec![5, 4]));
     }
 
     #[test]
-    fn a_pass_over_everything_evicts_only_what_it_brought() {
+    fn a_scan_evicts_only_what_it_inserted() {
         let mut lfu = held(&[(1, 5), (2, 5), (3, 5), (4, 1)]);
-        // Ten times what there is room for; in a pass of many half-lives all uses fade.
+        // Ten times what fits, but few half-lives: over many, all uses would fade.
         for key in 100..140 {
-            bring(&mut lfu, key);
+            insert_full(&mut lfu, key);
         }
         for key in [1, 2, 3] {
             assert!(lfu.touch(&key), "{key} was flushed");
@@ -220,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_long_ago_fades() {
+    fn old_uses_fade() {
         let mut lfu = held(&[(1, 40), (2, 1)]);
-        // Far past any number of half-lives, and past the point where scores are scaled.
+        // Many half-lives, and beyond the point where scores are scaled down.
         for _ in 0..40_000 {
             assert!(lfu.touch(&2));
         }

@@ -1,8 +1,9 @@
 //! The content-addressed weight store: ids, the RDRR manifest, verified
-//! ranges and the tiers they are read through.
+//! ranges, and the tiers that serve them.
 //!
-//! Knows `wire` only: never wgpu, never libp2p, never a wall clock. Every byte
-//! that leaves a tier here was proved against its BLAKE3 root where it entered.
+//! It depends on no other room and knows no GPU, no network and no wall clock.
+//! Invariant: every byte that a tier returns was verified against its BLAKE3
+//! root when it entered.
 
 pub mod dir;
 pub mod disk;

@@ -1,14 +1,14 @@
-//! The RDRR manifest: which bytes of which shards are which tensor.
+//! The RDRR manifest: which bytes of which shards make up each tensor.
 //!
-//! Owns the types, and what can be asked of them. Reading is in
-//! `manifest_read`, the rules in `manifest_check`, writing in `manifest_write`.
-//! Invariant: a [`Manifest`] exists only if every rule held: every span lies in
-//! its shard, no two overlap, sizes follow from shapes and types, and file
-//! names stay in their directory. It is immutable; its id is the BLAKE3 hash of
-//! the very bytes it was read from (or is written as).
+//! Owns the types and their queries. Reading is in `manifest_read`, the rules in
+//! `manifest_check`, writing in `manifest_write`. Invariant: a [`Manifest`]
+//! exists only if it keeps every rule: spans lie within their shards, no two
+//! spans overlap, sizes follow from shapes and types, and file names cannot leave
+//! their directory. It is immutable. Its id is the BLAKE3 hash of the exact bytes
+//! that it was read from, or that it is written as.
 //!
 //! Format: version 1 as the Doppler project writes it (`manifest.json` beside
-//! `shard_00000.bin`...), see `tests/data/rdrr` for real ones.
+//! `shard_00000.bin`...). `tests/data/rdrr` has real ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -22,7 +22,8 @@ use super::manifest_check::check;
 pub use super::manifest_read::read_eos;
 use super::{ByteRange, DType, ModelId, ShardId};
 
-/// The largest manifest read, bytes. (A trillion-parameter MoE of 70,000 tensors needs ~16 MB.)
+/// The largest manifest that is read, in bytes. A trillion-parameter MoE of 70,000 tensors needs
+/// about 16 MB.
 pub const MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Why a manifest was not accepted. Each message is one line.
@@ -30,11 +31,11 @@ pub const MANIFEST_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub enum ManifestError {
     #[error("the manifest is {0} bytes, more than {MANIFEST_BYTES_MAX}")]
     TooLarge(usize),
-    #[error("the manifest is not valid JSON of the RDRR form: {0}")]
+    #[error("the manifest is not valid RDRR JSON: {0}")]
     Json(String),
     #[error("RDRR version {0} is not supported (this build reads version 1)")]
     Version(u64),
-    #[error("the manifest keeps its tensors in {0:?}: read the directory, not this file alone")]
+    #[error("the manifest keeps its tensors in {0:?}: pass the directory, not this file alone")]
     TensorsElsewhere(String),
     #[error("manifest field {field}: {problem}")]
     Field { field: &'static str, problem: String },
@@ -49,7 +50,7 @@ pub enum ManifestError {
          one ends at {end}, the other starts at {start}"
     )]
     Overlap { first: String, second: String, shard: u32, start: u64, end: u64 },
-    #[error("shard {0} is hashed with sha256: only BLAKE3 shards have a content address here")]
+    #[error("shard {0} is hashed with sha256: only shards hashed with BLAKE3 can be addressed")]
     NotBlake3(u32),
     #[error("the manifest has no {0}")]
     Missing(String),
@@ -57,7 +58,7 @@ pub enum ManifestError {
     Io { path: String, problem: String },
 }
 
-/// The function a hash was made with.
+/// The hash function of a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HashAlgorithm {
     Sha256,
@@ -74,7 +75,7 @@ impl HashAlgorithm {
     }
 }
 
-/// A shard's hash, never apart from the function it was made with.
+/// A shard's hash together with its hash function.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ShardHash {
     pub algorithm: HashAlgorithm,
@@ -91,7 +92,7 @@ impl ShardHash {
         Self { algorithm, bytes }
     }
 
-    /// Whether these bytes hash to this.
+    /// Whether this is the hash of these bytes.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         Self::of(self.algorithm, bytes) == *self
     }
@@ -117,19 +118,19 @@ impl fmt::Debug for ShardHash {
 /// One file of weights, at most 64 MiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// Its place in the list, from 0.
+    /// Its place in the list, counted from 0.
     pub index: u32,
     /// A plain file name, without a directory.
     pub filename: String,
     /// Bytes, 1..=64 MiB.
     pub size: u64,
     pub hash: ShardHash,
-    /// Bytes of all shards before it.
+    /// Total bytes of the shards before it.
     pub offset: u64,
 }
 
 impl Shard {
-    /// The content address; an error if the shard is not hashed with BLAKE3.
+    /// The content address. [`ManifestError::NotBlake3`] if the shard is hashed otherwise.
     pub fn id(&self) -> Result<ShardId, ManifestError> {
         match self.hash.algorithm {
             HashAlgorithm::Blake3 => Ok(ShardId::from(self.hash.bytes)),
@@ -142,19 +143,20 @@ impl Shard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub shard: u32,
+    /// Bytes from the start of the shard.
     pub offset: u64,
-    /// At least 1.
+    /// Bytes, at least 1.
     pub size: u64,
 }
 
 impl Span {
-    /// The bytes within the shard. Never empty in a checked manifest.
+    /// The range within the shard. Never `None` in a checked manifest.
     pub fn range(&self) -> Option<ByteRange> {
         ByteRange::at(self.offset, self.size)
     }
 }
 
-/// What a tensor is for. Names that this build does not know are kept.
+/// What a tensor is for. Unknown names are kept as they are.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     Embedding,
@@ -202,22 +204,22 @@ impl Role {
 /// One tensor: where its bytes are and what they mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// In order; more than one when the tensor crosses shards.
+    /// In order. More than one if the tensor crosses shards.
     pub spans: Vec<Span>,
     /// Bytes, the sum of the spans.
     pub size: u64,
-    /// Outermost dimension first; rows are the last dimension. Empty for a scalar.
+    /// Outermost dimension first; the last one is the row length. Empty for a scalar.
     pub shape: Vec<u64>,
     pub dtype: DType,
     pub role: Role,
-    /// What is loaded together: `embed`, `layer.3`, `layer.3.expert.7`, `head`...
+    /// The unit of loading that it belongs to: `embed`, `layer.3`, `layer.3.expert.7`, `head`...
     pub group: String,
-    /// `row`: each row padded to whole blocks. `None` for unblocked types.
+    /// `row`: each row is padded to whole blocks. `None` for types without blocks.
     pub layout: Option<String>,
 }
 
 impl TensorEntry {
-    /// As a matrix: (product of all but the last dimension, last dimension).
+    /// The shape as a matrix: (product of all but the last dimension, last dimension).
     pub fn rows_cols(&self) -> (u64, u64) {
         match self.shape.split_last() {
             None => (1, 1),
@@ -225,7 +227,7 @@ impl TensorEntry {
         }
     }
 
-    /// The one span of a tensor that lies in one shard.
+    /// The only span; `None` if there are several.
     pub fn single_span(&self) -> Option<Span> {
         match self.spans[..] {
             [span] => Some(span),
@@ -249,7 +251,7 @@ pub struct Tensors {
 }
 
 impl Tensors {
-    /// An error if the name is taken.
+    /// Adds a tensor. An error if the name is taken.
     pub fn insert(&mut self, name: String, tensor: TensorEntry) -> Result<(), ManifestError> {
         if self.index.contains_key(&name) {
             return Err(ManifestError::Tensor { name, problem: "named twice".into() });
@@ -276,7 +278,7 @@ impl Tensors {
     }
 }
 
-/// Sizes of the network, as far as the manifest says.
+/// The network's sizes, as far as the manifest states them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Architecture {
@@ -290,7 +292,7 @@ pub struct Architecture {
     pub max_seq_len: Option<u64>,
 }
 
-/// The mixture of experts, if there is one.
+/// The mixture of experts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MoeConfig {
@@ -307,13 +309,14 @@ pub struct MoeConfig {
 pub struct TokenizerEntry {
     /// A plain file name beside the manifest.
     pub file: String,
-    /// Bytes; our own manifests always say.
+    /// Bytes. Manifests written by this program always state it.
     pub size: Option<u64>,
-    /// The file's BLAKE3 hash: its address in the store. Our own manifests always say.
+    /// The file's BLAKE3 hash: its address in the store. Manifests written by this program
+    /// always state it.
     pub id: Option<ShardId>,
 }
 
-/// What a manifest says. Not yet checked: see [`Manifest::new`].
+/// The contents of a manifest, not yet checked: see [`Manifest::new`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ManifestBody {
     pub version: u64,
@@ -322,13 +325,13 @@ pub struct ManifestBody {
     pub quantization: String,
     pub architecture: Architecture,
     pub moe: Option<MoeConfig>,
-    /// RDRR's `inference` block as it stands; `Null` if absent.
+    /// RDRR's `inference` block, unchanged; `Null` if absent.
     pub inference: Value,
-    /// The Hugging Face `config.json` as it stands; `Null` if absent.
+    /// The Hugging Face `config.json`, unchanged; `Null` if absent.
     pub config: Value,
     pub shards: Vec<Shard>,
     pub tensors: Tensors,
-    /// Bytes of all shards.
+    /// Total bytes of all shards.
     pub total_size: u64,
     pub eos_token_ids: Vec<u32>,
     pub tokenizer: Option<TokenizerEntry>,
@@ -338,31 +341,31 @@ pub struct ManifestBody {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertPart {
     pub name: String,
-    /// Where it starts in the expert's bytes: its pieces, one after another.
+    /// Its first byte within the expert's bytes, which are its pieces concatenated.
     pub offset: u64,
     pub size: u64,
 }
 
-/// One expert: what to read, and how the bytes divide into tensors.
+/// One expert: the ranges to read, and how their bytes divide into tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertGroup {
     pub layer: u32,
     pub expert: u32,
-    /// In the order of their bytes.
+    /// Its tensors, ordered by offset.
     pub parts: Vec<ExpertPart>,
-    /// Shard and range of each piece, to be read in this order; exactly one
-    /// unless the expert is larger than a shard. What lies between two of its
-    /// tensors (alignment) belongs to a piece.
+    /// Shard and range of each piece, in the order in which to read them. Exactly
+    /// one unless the expert is larger than a shard. Padding between two tensors
+    /// belongs to the piece.
     pub pieces: Vec<(u32, ByteRange)>,
 }
 
 impl ExpertGroup {
-    /// Bytes of all pieces.
+    /// Total bytes of its pieces.
     pub fn size(&self) -> u64 {
         self.pieces.iter().map(|(_, range)| range.len()).sum()
     }
 
-    /// The one piece of an expert that lies in one shard.
+    /// The only piece; `None` if there are several.
     pub fn place(&self) -> Option<(u32, ByteRange)> {
         match self.pieces[..] {
             [piece] => Some(piece),
@@ -387,7 +390,8 @@ impl Deref for Manifest {
 }
 
 impl Manifest {
-    /// Checks a body made here; the id is the hash of [`Self::to_json_bytes`].
+    /// Checks a body; the id becomes the hash of [`Self::to_json_bytes`]. An error
+    /// names the broken rule.
     pub fn new(body: ManifestBody) -> Result<Self, ManifestError> {
         let id = ModelId::of(&super::manifest_write::to_json_bytes(&body));
         Self::with_id(body, id)
@@ -399,7 +403,7 @@ impl Manifest {
         Ok(Self { body, id, experts })
     }
 
-    /// Reads `manifest.json`. A manifest with a `tensorsFile` is refused: see
+    /// Parses `manifest.json`. Refuses a manifest with a `tensorsFile`: see
     /// [`Self::parse_with`] and [`Self::read_dir`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         Self::parse_with(bytes, None)
@@ -410,9 +414,10 @@ impl Manifest {
         self.id
     }
 
-    /// The manifest as we write it: the same bytes for the same body, always.
-    /// For a manifest written elsewhere these are not the bytes it was read
-    /// from (unknown keys are not kept), so [`Self::model_id_hash`] differs from their hash.
+    /// The manifest as this program writes it; the same bytes for the same body,
+    /// always. For a manifest written elsewhere they differ from the bytes that it
+    /// was read from (unknown keys are not kept), and so does their hash from
+    /// [`Self::model_id_hash`].
     pub fn to_json_bytes(&self) -> Vec<u8> {
         super::manifest_write::to_json_bytes(&self.body)
     }
@@ -423,7 +428,7 @@ impl Manifest {
         shard.ok_or_else(|| ManifestError::Missing(format!("shard {index}")))?.id()
     }
 
-    /// All experts, by layer, then by number.
+    /// All experts, sorted by layer, then by number.
     pub fn expert_groups(&self) -> impl ExactSizeIterator<Item = &ExpertGroup> {
         self.experts.values()
     }
@@ -432,7 +437,7 @@ impl Manifest {
         self.experts.get(&(layer, expert))
     }
 
-    /// Bytes of all tensors that belong to an expert (role or group), padding excluded.
+    /// Bytes of all tensors that belong to an expert (by role or group), without padding.
     pub fn expert_bytes(&self) -> u64 {
         self.tensors.iter().filter(|(_, t)| is_expert(t)).map(|(_, t)| t.size).sum()
     }
@@ -447,8 +452,8 @@ fn is_expert(tensor: &TensorEntry) -> bool {
     tensor.role == Role::Expert || tensor.expert().is_some()
 }
 
-/// Collects the groups `layer.L.expert.E`. Spans were checked, so ends fit. A
-/// group whose bytes, shard by shard, would not give each tensor whole is left out.
+/// Collects the groups `layer.L.expert.E`. Spans were checked, so their ends fit.
+/// Leaves out a group in which a tensor's bytes are not contiguous.
 fn group_experts(tensors: &Tensors) -> BTreeMap<(u32, u32), ExpertGroup> {
     let mut spans: BTreeMap<(u32, u32), Vec<(Span, &str)>> = BTreeMap::new();
     for (name, tensor) in tensors.iter() {

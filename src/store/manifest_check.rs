@@ -1,7 +1,7 @@
-//! The rules a manifest must keep before anything else sees it.
+//! The rules that a manifest must keep before anything else uses it.
 //!
-//! All arithmetic on sizes is checked; every message names the tensor and the
-//! shard. Counts are bounded so that a hostile manifest costs little.
+//! All arithmetic on sizes is checked, and every message names the tensor or
+//! shard. Counts are bounded, so a hostile manifest costs little.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ const RANK_MAX: usize = 8;
 /// The longest tensor, group or model name, bytes.
 const NAME_BYTES_MAX: usize = 512;
 
-/// Every rule, in the order in which a later one may rely on an earlier one.
+/// Checks every rule. Later rules rely on earlier ones. An error names the first broken rule.
 pub fn check(body: &ManifestBody) -> Result<(), ManifestError> {
     check_names(body)?;
     check_shards(body)?;
@@ -51,7 +51,7 @@ fn check_names(body: &ManifestBody) -> Result<(), ManifestError> {
     Ok(())
 }
 
-/// Text that is printed to terminals: bounded, without control characters.
+/// Checks text that is printed to terminals: it must be short and without control characters.
 fn text_problem(text: &str) -> Option<String> {
     if text.len() > NAME_BYTES_MAX {
         return Some(format!("{} bytes long, more than {NAME_BYTES_MAX}", text.len()));
@@ -59,7 +59,7 @@ fn text_problem(text: &str) -> Option<String> {
     text.chars().any(char::is_control).then(|| "it has control characters".into())
 }
 
-/// A plain file name: it cannot leave its directory, whatever the system.
+/// Checks that a name is a plain file name, which cannot leave its directory on any system.
 pub fn filename_problem(name: &str) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let shown: String = name.chars().take(80).collect();
@@ -139,7 +139,7 @@ fn check_tensor(name: &str, tensor: &TensorEntry, shards: &[Shard]) -> Result<()
     check_spans(name, tensor, shards)
 }
 
-/// Bytes by shape and type: rows of whole blocks.
+/// The bytes that the shape and type need, in rows of whole blocks.
 fn stored_bytes(tensor: &TensorEntry) -> Result<u64, String> {
     if tensor.shape.len() > RANK_MAX {
         return Err(format!("{} dimensions, more than {RANK_MAX}", tensor.shape.len()));

@@ -1,8 +1,8 @@
-//! Reads `manifest.json` bytes, which may come from anyone, into a body.
+//! Parses `manifest.json` bytes, which are not trusted, into a body.
 //!
-//! Refuses what it cannot read exactly; ignores keys it does not know. Hashes
-//! are bound to `hashAlgorithm`: a shard's extra `blake3` key is no authority
-//! (real manifests carry sha256 values under that key).
+//! Refuses values that it cannot read exactly and ignores unknown keys. Hashes
+//! are those of `hashAlgorithm`; a shard's extra `blake3` key does not override
+//! it, because real manifests have sha256 values under that key.
 
 use std::fmt;
 use std::fs::File;
@@ -89,7 +89,7 @@ struct RawSpan {
     size: u64,
 }
 
-/// A JSON object read pair by pair, so that a name given twice is seen.
+/// A JSON object read pair by pair, so that a repeated name is noticed.
 struct RawTensors(Vec<(String, RawTensor)>);
 
 impl<'de> Deserialize<'de> for RawTensors {
@@ -118,7 +118,7 @@ impl<'de> Deserialize<'de> for RawTensors {
 }
 
 impl Manifest {
-    /// Reads `manifest.json` and, where that keeps its tensors in a `tensorsFile`, that file's bytes.
+    /// Parses `manifest.json`, with the bytes of its `tensorsFile` if it has one.
     pub fn parse_with(bytes: &[u8], tensors: Option<&[u8]>) -> Result<Self, ManifestError> {
         let raw: Raw = from_json(bytes)?;
         if raw.version != 1 {
@@ -128,7 +128,7 @@ impl Manifest {
         Self::with_id(body, ModelId::of(bytes))
     }
 
-    /// Reads the manifest of an RDRR directory, or a manifest file and what lies beside it.
+    /// Reads the manifest of an RDRR directory, or a manifest file and the tensors file beside it.
     pub fn read_dir(path: &Path) -> Result<Self, ManifestError> {
         let file = if path.is_dir() { path.join("manifest.json") } else { path.to_owned() };
         let bytes = read_file(&file)?;
@@ -143,7 +143,7 @@ impl Manifest {
     }
 }
 
-/// The name of the file that has the tensors, if they are not inline.
+/// The name of the tensors file, if the tensors are not inline.
 fn tensors_file(bytes: &[u8]) -> Result<Option<String>, ManifestError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -209,7 +209,7 @@ fn read_body(raw: Raw, tensors_file: Option<&[u8]>) -> Result<ManifestBody, Mani
     })
 }
 
-/// A tensors file is the object of tensors itself, or has it under `tensors`.
+/// Parses a tensors file, which is the object of tensors itself or has it under `tensors`.
 fn read_tensors_file(bytes: &[u8]) -> Result<RawTensors, ManifestError> {
     #[derive(Deserialize)]
     struct Wrapped {
@@ -286,7 +286,7 @@ fn read_tensor(raw: RawTensor) -> Result<TensorEntry, String> {
 }
 
 fn read_architecture(raw: Value) -> Result<Architecture, ManifestError> {
-    // Older manifests have a class name here; it says no sizes.
+    // Older manifests have a class name here, which states no sizes.
     if !raw.is_object() {
         return Ok(Architecture::default());
     }

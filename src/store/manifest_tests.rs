@@ -123,13 +123,13 @@ fn an_expert_larger_than_a_shard_is_read_in_pieces() {
     let part = |name: &str, offset, size| ExpertPart { name: name.into(), offset, size };
     assert_eq!(expert.parts, [part("gate", 0, 288), part("down", 296, 34)]);
 
-    // A tensor torn apart by another is not offered as one run of bytes.
+    // A tensor that another one splits is not offered as one run of bytes.
     value["tensors"]["down"]["spans"][0] = json!({ "shardIndex": 1, "offset": 9, "size": 34 });
     assert_eq!(parse(&value).unwrap().expert(0, 3), None);
 }
 
 #[test]
-fn written_and_read_again_it_is_the_same_and_so_is_its_id() {
+fn a_manifest_and_its_id_survive_writing_and_reading() {
     for manifest in [
         parse(&sample()).unwrap(),
         real("gemma-3-270m-it-q4k-ehf16-af32").1,
@@ -146,7 +146,7 @@ fn written_and_read_again_it_is_the_same_and_so_is_its_id() {
 }
 
 #[test]
-fn tensors_may_lie_in_a_file_of_their_own() {
+fn tensors_may_be_in_a_file_of_their_own() {
     let mut value = sample();
     let tensors = value.as_object_mut().unwrap().remove("tensors").unwrap();
     value["tensorsFile"] = json!("tensors.json");
@@ -216,7 +216,7 @@ fn shards_must_be_whole_numbered_and_bounded() {
 }
 
 #[test]
-fn what_is_not_a_manifest_is_refused_in_a_line() {
+fn what_is_not_a_manifest_is_refused_in_one_line() {
     assert!(refused(|m| m["version"] = json!(2)).contains("version 2"));
     assert!(refused(|m| m["eos_token_id"] = json!([1, -1])).contains("eos_token_id"));
     assert!(refused(|m| m["modelId"] = json!("a\nb")).contains("control"));

@@ -1,5 +1,5 @@
-//! Writes a manifest: one key, one shard, one tensor a line; the same bytes for
-//! the same body, because the model's id is their hash.
+//! Writes a manifest with one key, shard or tensor per line. The same body always
+//! gives the same bytes, because the model's id is their hash.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub fn to_json_bytes(body: &ManifestBody) -> Vec<u8> {
     field("moeConfig", &compact(&body.moe));
     field("inference", &compact(&body.inference));
     field("config", &compact(&body.config));
-    // One name for all: the rules refuse mixed hashes.
+    // One name for all shards: the rules refuse mixed hash functions.
     let algorithm = body.shards.first().map_or(HashAlgorithm::Blake3, |s| s.hash.algorithm);
     field("hashAlgorithm", &compact(&algorithm.name()));
     field("totalSize", &body.total_size.to_string());
@@ -38,7 +38,7 @@ pub fn to_json_bytes(body: &ManifestBody) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Strings, numbers and maps with string keys: serialising them cannot fail.
+/// Serialising strings, numbers and maps with string keys cannot fail.
 fn compact<T: Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("plain data serialises")
 }

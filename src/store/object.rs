@@ -1,10 +1,10 @@
-//! One object's files: reading with proof, writing proved ranges, completing,
-//! examining and demoting after damage. All of it blocks; the caller holds the
-//! object's lock, shared for reads and exclusive for the rest.
+//! The files of one object: verified reads, writes of verified ranges,
+//! completion, checks, and demotion after damage. Everything here blocks. The
+//! caller holds the object's lock, shared for reads and exclusive otherwise.
 //!
-//! Order of durability: bytes and outboard are synced, then the have-file is
-//! renamed into place; when all groups are there, the `.part` name becomes the
-//! whole one. So what a name claims is on disk, whatever moment a crash hits.
+//! Order of durability: bytes and outboard are synced first, then the have-file
+//! is renamed into place. When all groups are held, the `.part` file is renamed
+//! to its final name. So whatever a name claims is on disk, even after a crash.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,19 +20,19 @@ use super::verified::{
 };
 use super::{ByteRange, ShardId};
 
-/// Bytes written to a part between two syncs.
+/// Bytes written to a `.part` file between two syncs.
 pub(super) const SYNC_BATCH_BYTES: u64 = 8 * 1024 * 1024;
 
 /// What is known of an object on disk. Guarded by its lock.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// Groups whose bytes and nodes are in the files (not necessarily synced).
+    /// Groups whose bytes and nodes are in the files, synced or not.
     pub groups: Groups,
-    /// The files carry the whole name.
+    /// The file has its final name, without `.part`.
     pub whole: bool,
-    /// Bytes written since the have-file was.
+    /// Bytes written since the last write of the have-file.
     pub unsynced: u64,
-    /// The files are gone and the entry is about to be; start over with a new one.
+    /// The files are deleted, and the entry is about to be; start over with a new one.
     pub dead: bool,
 }
 
@@ -45,7 +45,7 @@ impl Held {
         Self { groups: Groups::all(size), whole: true, unsynced: 0, dead: false }
     }
 
-    /// What it counts against the budget: bytes held and the outboard.
+    /// Bytes that it counts against the budget: those held and the outboard.
     pub fn charge(&self) -> u64 {
         match self.groups.held_bytes() {
             0 if !self.whole => 0,
@@ -54,17 +54,17 @@ impl Held {
     }
 }
 
-/// Why a range that should be here was not read.
+/// Why a range that should be held could not be read.
 #[derive(Debug)]
 pub(super) enum ReadFault {
-    /// The bytes or the nodes do not prove themselves, or the file is too short.
+    /// The bytes or nodes fail verification, or the file is too short.
     Damaged(DecodeError),
-    /// The files are gone.
+    /// The files have disappeared.
     Vanished,
     Io(StoreError),
 }
 
-/// Reads whole groups and proves them against the root.
+/// Reads whole groups and verifies them against the root.
 pub(super) fn read(
     layout: &Layout,
     shard: ShardId,
@@ -89,7 +89,7 @@ pub(super) fn read(
         io::ErrorKind::UnexpectedEof => {
             ReadFault::Damaged(DecodeError::Truncated { shard, at: range.start() })
         }
-        // The file is there and its bytes cannot be had: a bad sector.
+        // The file exists but cannot be read, as with a bad sector.
         _ => ReadFault::Damaged(DecodeError::Io { shard, source: e }),
     })?;
     let outboard = match outboard {
@@ -118,8 +118,8 @@ fn read_outboard(layout: &Layout, shard: ShardId, size: u64) -> Result<Outboard,
     }
 }
 
-/// Writes a proved range of an object that is not whole, syncing every
-/// [`SYNC_BATCH_BYTES`], and gives it the whole name when nothing is missing.
+/// Writes a verified range of an object that is not whole. Syncs every
+/// [`SYNC_BATCH_BYTES`], and completes the object when nothing is missing.
 pub(super) fn write(
     layout: &Layout,
     held: &mut Held,
@@ -146,7 +146,7 @@ pub(super) fn write(
     }
 }
 
-/// Writes nodes at their places, runs of neighbours in one call.
+/// Writes nodes to their places, adjacent ones in one call.
 fn write_nodes(path: &Path, range: &VerifiedRange) -> io::Result<()> {
     let file = files::open_sized(path, outboard_bytes(range.size()))?;
     let mut run: Vec<u8> = Vec::new();
@@ -164,7 +164,7 @@ fn write_nodes(path: &Path, range: &VerifiedRange) -> io::Result<()> {
     files::write_at(&file, &run, first * NODE_BYTES as u64)
 }
 
-/// Makes the groups of a part durable: bytes and outboard first, then the have-file.
+/// Makes the held groups durable: bytes and outboard first, then the have-file.
 pub(super) fn sync(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), StoreError> {
     if held.whole || held.unsynced == 0 {
         return Ok(());
@@ -189,7 +189,7 @@ fn sync_contents(layout: &Layout, shard: ShardId, size: u64) -> Result<(), Store
     Ok(())
 }
 
-/// Gives a part of which every group is held the whole name.
+/// Renames the `.part` file of an object whose groups are all held to its final name.
 fn complete(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), StoreError> {
     sync_contents(layout, shard, held.groups.size())?;
     let (part, whole) = (layout.path(shard, FileKind::Part), layout.path(shard, FileKind::Whole));
@@ -198,13 +198,13 @@ fn complete(layout: &Layout, shard: ShardId, held: &mut Held) -> Result<(), Stor
     files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
     held.whole = true;
     held.unsynced = 0;
-    // Left behind by a crash it would only be removed at the next start.
+    // If a crash leaves it behind, the next start removes it.
     let _ = files::remove(&layout.path(shard, FileKind::Have));
     Ok(())
 }
 
-/// Puts a whole object in place from a temporary file whose bytes `outboard`
-/// was computed from. The file is synced and renamed; on failure the caller removes it.
+/// Moves a whole object into place from a temporary file, from whose bytes `outboard`
+/// was computed. Syncs and renames the file; on failure the caller removes it.
 pub(super) fn place(
     layout: &Layout,
     outboard: &Outboard,
@@ -227,14 +227,14 @@ pub(super) fn place(
     Ok(())
 }
 
-/// Removes an object's files; its whole or part name first, so that what is
-/// left after a crash claims nothing.
+/// Removes an object's files. Those that claim bytes (the whole file, the have-file)
+/// go first, so that after a crash the rest claims nothing.
 pub(super) fn erase(layout: &Layout, shard: ShardId) -> io::Result<()> {
     erase_contents(layout, shard)?;
     files::remove(&layout.path(shard, FileKind::Pin))
 }
 
-/// The same, but what is pinned stays so.
+/// As [`erase`], but keeps the pin.
 pub(super) fn erase_contents(layout: &Layout, shard: ShardId) -> io::Result<()> {
     use FileKind::{Have, Outboard, Part, Whole};
     for kind in [Whole, Have, Part, Outboard] {
@@ -243,17 +243,17 @@ pub(super) fn erase_contents(layout: &Layout, shard: ShardId) -> io::Result<()> 
     Ok(())
 }
 
-/// What a look at all of an object's bytes found.
+/// The result of [`survey`].
 pub(super) enum Survey {
-    /// Every group claimed proves itself.
+    /// Every group recorded as held is valid.
     Sound,
-    /// The bytes do; the stored outboard is not this one, which is theirs.
+    /// The bytes are valid, but the stored outboard differs from this one, which is theirs.
     WrongOutboard(Outboard),
-    /// Only these groups do.
+    /// Only these groups are valid.
     Damaged(Groups),
 }
 
-/// Checks every group that is claimed to be held, and writes nothing.
+/// Checks every group recorded as held, without writing anything.
 pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Survey, StoreError> {
     let size = held.groups.size();
     let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
@@ -276,7 +276,7 @@ pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Sur
         let same = stored.is_some_and(|stored| stored.nodes() == own.nodes());
         return Ok(if same { Survey::Sound } else { Survey::WrongOutboard(own) });
     }
-    // Without a group there is nothing that could prove itself.
+    // An empty object has no groups to check one by one.
     let Some(outboard) = stored.filter(|_| size > 0) else {
         return Ok(Survey::Damaged(Groups::none(size)));
     };
@@ -286,7 +286,7 @@ pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Sur
         if !held.groups.holds(group) {
             continue;
         }
-        // A group that the disk cannot read is as damaged as one that it reads wrong.
+        // A group that the disk cannot read counts as damaged, like one with wrong bytes.
         let mut bytes = BytesMut::zeroed(group.len() as usize);
         let proved = files::read_at(&file, &mut bytes, at).is_ok()
             && outboard.prove(group, bytes.freeze()).is_ok();
@@ -297,15 +297,15 @@ pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Sur
     Ok(if sound == held.groups { Survey::Sound } else { Survey::Damaged(sound) })
 }
 
-/// What an examination of an object's files came to.
+/// The result of [`examine`].
 pub(super) enum Health {
-    /// Every group claimed proves itself, with this outboard if it had to be rewritten.
+    /// Every group recorded as held is valid; the outboard may have been rewritten.
     Sound { outboard_rewritten: bool },
-    /// Only these do.
+    /// Only these groups are valid.
     Damaged(Groups),
 }
 
-/// Checks every group that is claimed to be held; rewrites an outboard that is wrong.
+/// Checks every group recorded as held, and rewrites a wrong outboard.
 pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<Health, StoreError> {
     match survey(layout, shard, held)? {
         Survey::Sound => Ok(Health::Sound { outboard_rewritten: false }),
@@ -317,10 +317,10 @@ pub(super) fn examine(layout: &Layout, shard: ShardId, held: &Held) -> Result<He
     }
 }
 
-/// Takes back what is no longer proved: the object becomes a part that holds
-/// only `sound`. A file that is also its import's source is copied first, so
-/// that healing never writes to the source. The damaged bytes stay where they
-/// are, claimed by nothing, until sound ones are written over them.
+/// Turns a damaged object into a partial one that holds only the groups `sound`. A
+/// file that is hard-linked to its import's source is copied first, so that a
+/// repair never writes to the source. The damaged bytes stay in the file, but no
+/// longer count as held, until valid ones are written over them.
 pub(super) fn demote(
     layout: &Layout,
     shard: ShardId,

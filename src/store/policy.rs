@@ -1,46 +1,44 @@
-//! Which of the things kept should go when room is needed: one trait for VRAM
-//! slots, RAM, disk and the trace replayer.
+//! Eviction policies: one trait for VRAM slots, RAM, disk and the trace replayer.
 //!
-//! A policy is pure: it holds keys and costs, knows no clock and no bytes, and
-//! two policies given the same calls give the same victims. It never evicts by
-//! itself: the owner asks for [`Policy::victims`], drops what they stand for and
-//! then calls [`Policy::remove`], so that a victim that turns out to be in use
-//! can be left alone.
+//! A policy is pure: it holds keys and costs, but no bytes and no clock, and the
+//! same calls always give the same victims. It does not evict by itself. The
+//! owner asks for [`Policy::victims`], drops them, and then calls
+//! [`Policy::remove`], so it can spare a victim that turns out to be in use.
 
 use std::hash::Hash;
 
 use lru::LruCache;
 
-/// Keeps the order in which keys may go. `cost` is in whatever unit the owner
-/// budgets (bytes for RAM and disk, slots for VRAM).
+/// Keeps the order in which to evict keys. A cost is in the unit that the owner
+/// budgets: bytes for RAM and disk, slots for VRAM.
 pub trait Policy<K>: Send {
-    /// Whether a key not held yet is worth `cost` of room. Asked before victims
-    /// are sought; a policy that resists scans says no here.
+    /// Whether a key that is not held should be admitted at this cost. Call it
+    /// before asking for victims. A scan-resistant policy may say no.
     fn admit(&mut self, key: &K, cost: u64) -> bool;
 
-    /// The key is held from now on, as the most recently used; a key held
-    /// already gets the new cost.
+    /// Adds a key as the most recently used. A key that is held already gets the
+    /// new cost.
     fn insert(&mut self, key: K, cost: u64);
 
-    /// The key was used. False if it is not held.
+    /// Records a use of a key. False if it is not held.
     fn touch(&mut self, key: &K) -> bool;
 
-    /// The key is not held any more; its cost if it was.
+    /// Removes a key and returns its cost; `None` if it was not held.
     fn remove(&mut self, key: &K) -> Option<u64>;
 
-    /// The cost of a held key.
+    /// The cost of a key; `None` if it is not held.
     fn cost(&self, key: &K) -> Option<u64>;
 
-    /// The sum of the costs held.
+    /// The sum of all costs.
     fn total(&self) -> u64;
 
-    /// The fewest keys, worst first, whose costs add up to at least `room`,
-    /// passing over those that `keep` says are pinned or needed now.
-    /// `None` if there are not enough; then nothing should be evicted.
+    /// The first keys in the order of eviction whose costs add up to at least
+    /// `room`, without those that `spared` says are pinned or in use. `None` if
+    /// there are not enough; then evict nothing.
     fn victims(&self, room: u64, spared: &dyn Fn(&K) -> bool) -> Option<Vec<K>>;
 }
 
-/// Least recently used goes first. Admits everything.
+/// Evicts the least recently used key first. Admits everything.
 pub struct Lru<K: Hash + Eq> {
     /// Most recently used first; the value is the cost.
     order: LruCache<K, u64>,
@@ -92,7 +90,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Lru<K> {
     }
 }
 
-/// [`Policy::victims`] of keys with their costs, the worst first.
+/// [`Policy::victims`] of an iterator over keys and costs, worst first.
 pub(super) fn worst<'a, K: Clone + 'a>(
     mut order: impl Iterator<Item = (&'a K, &'a u64)>,
     room: u64,
@@ -134,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_now_is_passed_over() {
+    fn keys_in_use_are_spared() {
         let lru = abc();
         assert_eq!(lru.victims(10, &|key| *key == 'a'), Some(vec!['b']));
         assert_eq!(lru.victims(21, &|key| *key == 'a'), None);

@@ -10,20 +10,20 @@ use super::lfu::Lfu;
 use super::policy::{Lru, Policy};
 use super::slru::Slru;
 
-/// A policy that can be asked for.
+/// A policy that can be chosen by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyKind {
     /// Least recently used.
     Lru,
-    /// Least frequently used, counts fading: the best for experts, by what was measured.
+    /// Least frequently used, with decaying counts. The best for experts in our measurements.
     #[default]
     Lfu,
     /// Segmented least recently used.
     Slru,
 }
 
-/// A name that is no policy.
+/// A name that is not a policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown policy {0:?} (known: lru, lfu, slru)")]
 pub struct UnknownPolicy(pub String);
@@ -39,7 +39,7 @@ impl PolicyKind {
         }
     }
 
-    /// An empty one.
+    /// A new, empty policy of this kind.
     pub fn make<K: Hash + Eq + Clone + Send + 'static>(self) -> Box<dyn Policy<K>> {
         match self {
             Self::Lru => Box::new(Lru::new()),
@@ -77,7 +77,7 @@ mod tests {
         assert!("fifo".parse::<PolicyKind>().unwrap_err().to_string().contains("slru"));
     }
 
-    /// What the trait promises, of every policy, over random calls.
+    /// Checks the trait's promises for every policy over random calls.
     #[test]
     fn victims_are_held_distinct_free_and_no_more_than_needed() {
         let seed = rand::random();

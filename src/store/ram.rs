@@ -1,10 +1,9 @@
 //! The RAM tier: verified byte ranges of objects, within a byte budget.
 //!
-//! A read that lies within a range held is a hit. An item larger than the
-//! budget is not admitted (its reader still gets the bytes; they are served
-//! through). Ranges may be pinned here, up to the budget. Invariant: the bytes
-//! held, plus what is reserved for objects kept elsewhere in memory, never
-//! exceed the budget; a pinned range is never evicted.
+//! A read within a held range is a hit. A range larger than the budget is not
+//! admitted, although its reader still gets the bytes. Ranges may be pinned, up to
+//! the budget. Invariants: the bytes held, plus those reserved for objects kept
+//! elsewhere in memory, never exceed the budget; a pinned range is never evicted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,7 +13,7 @@ use super::policy::Policy;
 use super::segmented::Segmented;
 use super::{ByteRange, ShardId};
 
-/// How many ranges that start before a read are looked through for one that covers it.
+/// How many ranges that start at or before a read are searched for one that covers it.
 const OVERLAP_LOOKUPS_MAX: usize = 16;
 
 type Key = (ShardId, ByteRange);
@@ -23,17 +22,16 @@ type Key = (ShardId, ByteRange);
 pub struct RamTier {
     budget: u64,
     reserved: u64,
-    /// Ranges by their start; of two with one start the longer is kept.
+    /// Ranges by start, with end and bytes; at most one range per start.
     shards: HashMap<ShardId, BTreeMap<u64, (u64, Bytes)>>,
     policy: Box<dyn Policy<Key>>,
-    /// Pinned ranges, and how many asked for each.
+    /// Pinned ranges, and how often each is pinned.
     pinned: HashMap<Key, u32>,
     evictions: u64,
 }
 
 impl RamTier {
-    /// `budget` in bytes. Least recently used goes first, what was used once
-    /// before what was used again.
+    /// A tier with a budget in bytes that evicts by segmented LRU ([`Segmented`]).
     pub fn new(budget: u64) -> Self {
         Self::with_policy(budget, Box::new(Segmented::new(budget)))
     }
@@ -43,7 +41,7 @@ impl RamTier {
         Self { budget, reserved: 0, shards, policy, pinned, evictions: 0 }
     }
 
-    /// The bytes of `range`, if a range that contains it is held.
+    /// The bytes of `range`; `None` if no held range contains it.
     pub fn get(&mut self, shard: ShardId, range: ByteRange) -> Option<Bytes> {
         let (held, bytes) = find(self.shards.get(&shard)?, range)?;
         self.policy.touch(&(shard, held));
@@ -51,7 +49,7 @@ impl RamTier {
         Some(bytes.slice(from..from + range.len() as usize))
     }
 
-    /// Keeps `bytes`, which must be those of `range`. False if they were not admitted.
+    /// Stores the bytes of `range`. False if they were not admitted.
     pub fn insert(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> bool {
         let cost = range.len();
         if bytes.len() as u64 != cost || cost > self.budget.saturating_sub(self.reserved) {
@@ -67,7 +65,7 @@ impl RamTier {
     }
 
     fn place(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> bool {
-        // Of two with one start only one can be held, and a pinned one stays.
+        // Only one range per start can be held, and a pinned one is not replaced.
         let starts_pinned = self.shards.get(&shard).and_then(|ranges| {
             let (end, _) = ranges.get(&range.start())?;
             Some(self.pinned.contains_key(&(shard, ByteRange::new(range.start(), *end)?)))
@@ -85,8 +83,8 @@ impl RamTier {
         true
     }
 
-    /// Holds `bytes`, which must be those of `range`, until they are unpinned as
-    /// often as they were pinned. On refusal says how many bytes could be pinned.
+    /// Holds the bytes of `range` until they are unpinned as often as they were
+    /// pinned. The error is how many bytes could still be pinned.
     pub fn pin(&mut self, shard: ShardId, range: ByteRange, bytes: Bytes) -> Result<(), u64> {
         let key = match self.shards.get(&shard).and_then(|ranges| find(ranges, range)) {
             Some((held, _)) => (shard, held),
@@ -106,7 +104,7 @@ impl RamTier {
         Ok(())
     }
 
-    /// Undoes one pin of a range that covers this one. False if there is none.
+    /// Undoes one pin of a range that contains this one. False if there is none.
     pub fn unpin(&mut self, shard: ShardId, range: ByteRange) -> bool {
         let covers = |(of, held): &&Key| *of == shard && held.contains(&range);
         let Some(key) = self.pinned.keys().find(covers).copied() else { return false };
@@ -119,7 +117,7 @@ impl RamTier {
         true
     }
 
-    /// Drops what is held of an object that is not wanted any more, pinned or not.
+    /// Drops every range of an object, pinned or not.
     pub fn forget(&mut self, shard: ShardId) {
         self.pinned.retain(|(of, _), _| *of != shard);
         for (start, (end, _)) in self.shards.remove(&shard).unwrap_or_default() {
@@ -129,8 +127,8 @@ impl RamTier {
         }
     }
 
-    /// Sets `bytes` of the budget aside for objects held elsewhere in memory,
-    /// evicting as needed. On refusal says how many bytes are available.
+    /// Reserves `bytes` of the budget for objects held elsewhere in memory, and
+    /// evicts as needed. The error is how many bytes are available.
     pub fn reserve(&mut self, bytes: u64) -> Result<(), u64> {
         let pinned: u64 = self.pinned.keys().map(|(_, range)| range.len()).sum();
         let available = self.budget.saturating_sub(self.reserved).saturating_sub(pinned);
@@ -142,7 +140,7 @@ impl RamTier {
         Ok(())
     }
 
-    /// Bytes held, without those reserved.
+    /// Bytes held, not counting those reserved.
     pub fn used(&self) -> u64 {
         self.policy.total()
     }
@@ -151,7 +149,7 @@ impl RamTier {
         self.budget
     }
 
-    /// Ranges evicted for room since the start.
+    /// Ranges evicted to make room since the start.
     pub const fn evictions(&self) -> u64 {
         self.evictions
     }
@@ -169,7 +167,7 @@ impl RamTier {
         true
     }
 
-    /// Drops the ranges that lie within `range`: it replaces them.
+    /// Drops the unpinned ranges that lie within `range`, which replaces them.
     fn drop_within(&mut self, shard: ShardId, range: ByteRange) {
         let Some(ranges) = self.shards.get(&shard) else { return };
         let within: Vec<Key> = ranges
@@ -255,7 +253,7 @@ mod tests {
         assert!(put(&mut ram, id(1), range(10, 20)));
         assert!(put(&mut ram, id(1), range(30, 40)));
         assert_eq!(ram.get(id(1), range(12, 15)).unwrap(), bytes(range(12, 15)));
-        assert!(ram.get(id(1), range(15, 35)).is_none(), "a hole");
+        assert!(ram.get(id(1), range(15, 35)).is_none(), "a gap");
         assert!(put(&mut ram, id(1), range(5, 45)));
         assert_eq!(ram.used(), 40, "the parts went with the whole");
         assert_eq!(ram.get(id(1), range(10, 40)).unwrap(), bytes(range(10, 40)));

@@ -1,9 +1,9 @@
-//! Mending: filling what damage took out of an object on disk, from peers.
+//! Repair: fetches the missing groups of a damaged object from peers.
 //!
-//! A reader that meets damage gets right bytes at once (see `ladder`); what is
-//! left of the object is filled here, behind its back, and for `fsck --repair`.
-//! Bounded: a few objects at a time, each at most once; what does not find a
-//! place is left for the next reader or the next check.
+//! A reader that meets damage gets correct bytes at once (see `ladder`). The rest
+//! of the object is fetched here, in the background or for `fsck --repair`. At
+//! most [`REPAIRS_MAX`] objects are repaired in the background at a time; others
+//! are left for the next reader or the next check.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,19 +13,19 @@ use super::ladder::{Inner, Ladder, lock};
 use super::verified::{SERVE_BYTES_MAX, align};
 use super::{ByteRange, Priority, ReadError, ReadRequest, ShardId};
 
-/// Objects mended at a time without anybody asking.
+/// The most objects repaired in the background at a time.
 const REPAIRS_MAX: usize = 4;
 
 impl Ladder {
-    /// Fetches what is missing of an object of which the disk tier knows the
-    /// size, and keeps it: durable when this returns. Gives the bytes fetched.
+    /// Fetches and stores the missing groups of an object whose size the disk tier
+    /// knows. They are durable when this returns. Returns the bytes fetched.
     pub async fn repair(&self, shard: ShardId) -> Result<u64, ReadError> {
         self.inner.repair(shard, None).await
     }
 }
 
 impl Inner {
-    /// Mends an object in the background; `except` is on its way already.
+    /// Repairs an object in the background, except for a range that is being stored already.
     pub fn repair_in_background(self: &Arc<Self>, shard: ShardId, except: Option<ByteRange>) {
         {
             let mut repairing = lock(&self.repairing);
@@ -37,8 +37,8 @@ impl Inner {
         tokio::spawn(async move {
             match this.repair(shard, except).await {
                 Ok(0) => {}
-                Ok(bytes) => tracing::info!(%shard, bytes, "mended from peers"),
-                Err(error) => tracing::warn!(%shard, %error, "damaged and not mended"),
+                Ok(bytes) => tracing::info!(%shard, bytes, "repaired from peers"),
+                Err(error) => tracing::warn!(%shard, %error, "damaged and not repaired"),
             }
             lock(&this.repairing).remove(&shard);
         });
@@ -54,10 +54,10 @@ impl Inner {
         let size = self.expected_size(shard).unwrap_or(held.size());
         let Some(whole) = ByteRange::new(0, size) else { return Ok(0) };
         let pieces = if held.size() == size {
-            held.stretches(whole, SERVE_BYTES_MAX)
+            held.runs(whole, SERVE_BYTES_MAX)
         } else {
-            // What is on disk goes by a size that was never proved.
-            super::groups::Groups::none(size).stretches(whole, SERVE_BYTES_MAX)
+            // The bytes on disk claim a size that was never proved.
+            super::groups::Groups::none(size).runs(whole, SERVE_BYTES_MAX)
         };
         let except = except.and_then(|range| align(range, size));
         let mut fetched = 0;

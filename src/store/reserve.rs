@@ -1,6 +1,6 @@
-//! The reserve: space in the data directory held by a file that means nothing,
-//! given up when the disk is full, so that what must be written to clean up
-//! (have-files, the index) can be.
+//! The reserve: a file of noise in the data directory. It is deleted when the disk
+//! is full, so that there is space to write what cleaning up needs: have-files and
+//! the index.
 //!
 //! Invariant: the file is whole or absent. It does not count against the budget.
 
@@ -9,8 +9,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of the reserve: several of the index's segments (sled's are 512 KiB)
-/// and thousands of have-files.
+/// Size of the reserve, enough for several index segments (512 KiB each in sled) and
+/// thousands of have-files.
 pub(super) const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -18,12 +18,12 @@ const BLOCK_BYTES: usize = 64 * 1024;
 pub(super) struct Reserve {
     path: PathBuf,
     bytes: u64,
-    /// Nobody takes it back while another gives it up.
+    /// Held while the file is written or deleted.
     changing: Mutex<()>,
 }
 
 impl Reserve {
-    /// The reserve of a data directory; nothing is written yet.
+    /// The reserve of a data directory. Writes nothing yet.
     pub fn of(root: &Path, bytes: u64) -> Self {
         Self { path: root.join("reserve"), bytes, changing: Mutex::default() }
     }
@@ -32,19 +32,19 @@ impl Reserve {
         fs::metadata(&self.path).is_ok_and(|meta| meta.len() >= self.bytes)
     }
 
-    /// Frees the space. True if there was any.
+    /// Deletes the file. True if there was one.
     pub fn release(&self) -> bool {
         let _guard = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         fs::remove_file(&self.path).is_ok()
     }
 
-    /// Sets the space aside (again). An error leaves none of it in use.
+    /// Writes the file if it is absent or incomplete. After an error it uses no space.
     pub fn set_aside(&self) -> io::Result<()> {
         let _guard = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_held() {
             return Ok(());
         }
-        // Filling a disk to find out that it is full would hurt whoever else writes to it.
+        // Do not fill the disk just to find out that it is full: other programs use it too.
         if free_bytes(&self.path).is_some_and(|free| free < 2 * self.bytes) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -55,7 +55,7 @@ impl Reserve {
         written
     }
 
-    /// Not zeroes: a file system that compresses would set nothing aside.
+    /// Writes noise, because a compressing file system would not reserve space for zeroes.
     fn write(&self) -> io::Result<()> {
         let mut noise = blake3::Hasher::new().update(b"reserve").finalize_xof();
         let mut file = File::create(&self.path)?;
@@ -67,12 +67,12 @@ impl Reserve {
             file.write_all(&block[..now])?;
             left -= now;
         }
-        // Some file systems find out only here that there is no room.
+        // Some file systems report a full disk only on sync.
         file.sync_all()
     }
 }
 
-/// Bytes that may still be written to the file system that `path` is (to be) on.
+/// Free bytes on the file system of the directory that contains `path`.
 #[cfg(unix)]
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path.parent()?).ok()?;
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_taken_given_up_and_taken_again() {
+    fn the_reserve_is_set_aside_released_and_set_aside_again() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::of(dir.path(), 100_000);
         assert!(!reserve.is_held() && !reserve.release());

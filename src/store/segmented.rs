@@ -1,11 +1,12 @@
-//! A policy that a scan cannot flush: least recently used in two segments.
+//! Segmented LRU with a fixed budget, for RAM and disk: a policy that a scan
+//! cannot flush.
 //!
-//! What is new waits in the first segment and goes first; what is used again
-//! moves to the second. So one pass over more than fits pushes out only what was
-//! itself used once (segmented LRU: Karedla, Love and Wherry, "Caching strategies
-//! to improve disk system performance", IEEE Computer 27(3), 1994). Invariant:
-//! the second segment holds at most `HOT_SHARE` of the budget, so that new
-//! things always have a place to prove themselves in.
+//! New keys enter the first segment, which is evicted first. A key that is used
+//! again moves to the second. So a scan over more than fits evicts only keys that
+//! were used once (Karedla, Love and Wherry, "Caching strategies to improve disk
+//! system performance", IEEE Computer 27(3), 1994). Invariant: the second segment
+//! holds at most `HOT_FIFTHS` fifths of the budget, so there is always room for
+//! new keys. `slru` is the same policy without a budget of its own.
 
 use std::hash::Hash;
 
@@ -13,10 +14,11 @@ use lru::LruCache;
 
 use super::policy::{Policy, worst};
 
-/// Of the budget, in fifths, what was used again may hold.
-const HOT_SHARE: u64 = 4;
+/// The share of the budget, in fifths, that the second segment may hold.
+const HOT_FIFTHS: u64 = 4;
 
-/// Least recently used goes first, what was used once before what was used again.
+/// Evicts keys that were used once before keys that were used again, and in each of the two
+/// segments the least recently used key first. Admits everything.
 pub struct Segmented<K: Hash + Eq> {
     once: Segment<K>,
     again: Segment<K>,
@@ -53,17 +55,18 @@ impl<K: Hash + Eq> Segment<K> {
 }
 
 impl<K: Hash + Eq> Segmented<K> {
-    /// `budget` is what the owner keeps the sum of the costs within.
+    /// `budget` is the owner's limit on the sum of the costs.
     pub fn new(budget: u64) -> Self {
-        Self { once: Segment::new(), again: Segment::new(), again_max: budget / 5 * HOT_SHARE }
+        Self { once: Segment::new(), again: Segment::new(), again_max: budget / 5 * HOT_FIFTHS }
     }
 
-    /// Whether the key is held and was used again since it came.
+    /// Whether the key is held and was used again after its insertion.
     pub fn is_hot(&self, key: &K) -> bool {
         self.again.order.contains(key)
     }
 
-    /// Moves what was used longest ago back, to wait with the new ones.
+    /// Moves the least recently used keys of the second segment back to the first, until the
+    /// second fits its share.
     fn keep_within_share(&mut self) {
         while self.again.total > self.again_max
             && self.again.order.len() > 1
@@ -120,7 +123,7 @@ impl<K: Hash + Eq + Clone + Send> Policy<K> for Segmented<K> {
 mod tests {
     use super::*;
 
-    /// An owner with a budget: inserts, and evicts as told.
+    /// Inserts as an owner with a budget does: evicts what the policy names.
     fn admit(policy: &mut Segmented<u32>, budget: u64, key: u32, cost: u64) {
         let over = (policy.total() + cost).saturating_sub(budget);
         for victim in policy.victims(over, &|_| false).unwrap() {
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pass_over_more_than_fits_leaves_what_is_hot() {
+    fn a_scan_over_more_than_fits_leaves_hot_keys() {
         let budget = 100;
         let mut policy = Segmented::new(budget);
         for key in 0..8 {
@@ -141,7 +144,7 @@ mod tests {
         for key in 100..1000 {
             admit(&mut policy, budget, key, 10);
         }
-        assert!((0..8).all(|key| policy.cost(&key) == Some(10)), "the hot ones are all there");
+        assert!((0..8).all(|key| policy.cost(&key) == Some(10)), "all hot keys are still held");
         // A new working set takes their place once it is used again.
         for _ in 0..3 {
             for key in 2000..2002 {
@@ -152,7 +155,7 @@ mod tests {
         }
         assert!(policy.is_hot(&2000) && policy.is_hot(&2001));
         assert!(!policy.is_hot(&0) && !policy.is_hot(&1), "at most four fifths are hot");
-        assert_eq!(policy.cost(&0), Some(10), "and still held, as the next to go");
+        assert_eq!(policy.cost(&0), Some(10), "still held, but evicted next");
     }
 
     #[test]

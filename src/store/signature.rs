@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::ModelId;
 
-/// Separates these signatures from any other use of the key; names the hash that
-/// `ModelId` is, and the version of what follows it.
+/// Separates these signatures from other uses of the key. It names the hash function
+/// of a `ModelId` and the version of the message.
 const DOMAIN: &[u8] = b"doppler-node model announcement v1 blake3\0";
 
-/// Bytes of a model's name: it is shown in tables and carried by gossip.
+/// The longest model name, in bytes. Names are shown in tables and carried by gossip.
 pub const NAME_BYTES_MAX: usize = 128;
 
-/// Bytes of a manifest: as large as any other object.
+/// The largest manifest that can be signed, in bytes: that of any object.
 pub const MANIFEST_BYTES_MAX: u64 = super::verified::OBJECT_BYTES_MAX;
 
 /// A publisher's Ed25519 public key.
@@ -47,7 +47,7 @@ pub enum SignatureError {
     BadText(String),
 }
 
-/// A model as its publisher announced it.
+/// A model as its publisher announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedModel {
     pub model: ModelId,

@@ -1,7 +1,8 @@
-//! Segmented least recently used: what was used once waits apart from what was
-//! used again, and goes first, so one pass over everything flushes only itself.
+//! Segmented LRU whose share follows what is held, for expert slots: keys that
+//! were used once are evicted before keys that were used again, so a scan evicts
+//! only what it inserted. `segmented` is the same policy with a fixed budget.
 //!
-//! Karedla, Love and Wherry, "Caching Strategies to Improve Disk System
+//! Source: Karedla, Love and Wherry, "Caching Strategies to Improve Disk System
 //! Performance", IEEE Computer 27, 1994.
 
 use std::hash::Hash;
@@ -10,10 +11,10 @@ use lru::LruCache;
 
 use super::policy::{Policy, worst};
 
-/// The share of what is held that may be protected.
+/// The largest protected share of the total cost.
 const PROTECTED_SHARE: f64 = 0.8;
 
-/// See the module's comment. Admits everything.
+/// See the module's documentation. Admits everything.
 pub struct Slru<K: Hash + Eq> {
     /// Used once, or long ago. Most recently used first; the value is the cost.
     probation: LruCache<K, u64>,
@@ -39,7 +40,8 @@ impl<K: Hash + Eq> Slru<K> {
         Self::default()
     }
 
-    /// Sends what was protected longest ago back, while too much is.
+    /// Moves the least recently used protected keys back to probation, until the protected
+    /// ones fit their share.
     fn demote(&mut self) {
         while self.protected_total as f64 > PROTECTED_SHARE * self.total as f64 {
             let Some((key, cost)) = self.protected.pop_lru() else { return };
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pass_over_everything_leaves_what_is_used_again() {
+    fn a_scan_leaves_keys_that_are_used_again() {
         let mut slru = Slru::new();
         for key in 0..10 {
             slru.insert(key, 1);
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_its_share_is_protected_and_the_oldest_goes_back() {
+    fn protected_keys_stay_within_their_share_and_the_oldest_goes_back() {
         let mut slru = Slru::new();
         for key in 0..10 {
             slru.insert(key, 1);

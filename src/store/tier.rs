@@ -1,5 +1,5 @@
-//! The seams between tiers: what a read asks for, what it can answer, and the
-//! traits the ladder, the mesh and the engine meet at.
+//! The interfaces between tiers: read requests, their results and errors, and the
+//! traits through which the ladder, the mesh and the engine meet.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -22,14 +22,14 @@ pub enum Tier {
     Peer,
 }
 
-/// Who waits for a read; the order in which a source serves competing reads.
+/// Who waits for a read. Sources serve competing reads in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// A token waits for it.
     Token,
     /// It will probably be needed soon.
     Prefetch,
-    /// Nobody waits: replication, import, healing.
+    /// Nobody waits for it: replication, import, repair.
     Bulk,
 }
 
@@ -39,12 +39,12 @@ pub struct ReadRequest {
     pub shard: ShardId,
     pub range: ByteRange,
     pub priority: Priority,
-    /// When the caller stops waiting; `None` leaves it to the source's own time-out.
+    /// When the caller stops waiting. With `None` the source's own time-out applies.
     pub deadline: Option<Instant>,
 }
 
 impl ReadRequest {
-    /// A read that a token waits for, without a deadline of its own.
+    /// A read that a token waits for, without a deadline.
     pub const fn token(shard: ShardId, range: ByteRange) -> Self {
         Self { shard, range, priority: Priority::Token, deadline: None }
     }
@@ -60,19 +60,19 @@ pub struct Found {
 /// Why a read failed, by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// No tier and no peer has it. With peers, `waited` says how long a holder was looked for.
+    /// No tier and no peer has it. `waited` is how long the node looked for a provider.
     #[error("shard {shard}: nobody has it (looked for {:.1} s)", waited.as_secs_f64())]
     NotFound { shard: ShardId, waited: Duration },
-    /// Bytes did not match their hash and no other source was left.
+    /// The bytes do not match their hash, and no other source is left.
     #[error("shard {shard}: its bytes do not match its hash ({detail})")]
     Corrupt { shard: ShardId, detail: String },
-    /// A holder is known but the bytes did not come in time.
+    /// A provider is known, but the bytes did not arrive in time.
     #[error("shard {shard}: not fetched within {:.1} s ({detail})", waited.as_secs_f64())]
     Deadline { shard: ShardId, waited: Duration, detail: String },
     /// A bounded queue is full; try again later.
     #[error("overloaded: {0}")]
     Overloaded(String),
-    /// The other side, or a budget, will not do this.
+    /// The other side or a budget does not allow it.
     #[error("refused: {0}")]
     Refused(String),
     /// The range lies outside the object.
@@ -97,26 +97,26 @@ impl ReadError {
     }
 }
 
-/// Anything that can be read by content address: the ladder, a directory, memory.
+/// A source that can be read by content address: the ladder, a directory, memory.
 ///
-/// Futures may rely on being polled inside a tokio runtime.
+/// The futures must be polled within a tokio runtime.
 pub trait RangeReader: Send + Sync {
-    /// Reads exactly `request.range`. Bytes returned are verified.
+    /// Reads exactly `request.range`. The bytes returned are verified.
     fn read(&self, request: ReadRequest) -> BoxFuture<'_, Result<Found, ReadError>>;
 }
 
 /// The tier below the disk: peers. Implemented by the mesh.
 pub trait ShardSource: Send + Sync {
-    /// Fetches at least `request.range`, grown to whole 16 KiB groups, with the
-    /// hash-tree nodes that prove it, so that the caller can keep and serve it.
+    /// Fetches at least `request.range`, extended to whole 16 KiB groups, with the
+    /// hash-tree nodes that prove it, so that the caller can store and serve it.
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>>;
 }
 
 /// A range for a peer.
 pub enum Served {
-    /// Sent as it is.
+    /// Already encoded.
     Encoded(Encoded),
-    /// Encoded while it is sent.
+    /// To be encoded while it is sent.
     Proved(VerifiedRange),
 }
 
@@ -132,13 +132,13 @@ impl Served {
 
 /// What a node offers its peers. Implemented by the ladder, called by the mesh.
 pub trait ShardServe: Send + Sync {
-    /// The object's total size and the bao encoding of `range` grown to whole
-    /// 16 KiB groups, from what is held here (never from peers).
-    /// `NotFound` if any of it is missing. At most [`super::verified::SERVE_BYTES_MAX`] a call.
+    /// The object's total size and the bao encoding of `range`, extended to whole
+    /// 16 KiB groups, from what is held locally, never from peers. `NotFound` if any
+    /// of it is missing; `Refused` above [`super::verified::SERVE_BYTES_MAX`] bytes.
     fn encode(&self, shard: ShardId, range: ByteRange)
     -> BoxFuture<'_, Result<Encoded, ReadError>>;
 
-    /// As [`Self::encode`], leaving the encoding to whoever sends it where that saves a copy.
+    /// As [`Self::encode`], but may leave the encoding to the sender to save a copy.
     fn serve(&self, shard: ShardId, range: ByteRange) -> BoxFuture<'_, Result<Served, ReadError>> {
         let encoded = self.encode(shard, range);
         Box::pin(async move { Ok(Served::Encoded(encoded.await?)) })
@@ -147,7 +147,7 @@ pub trait ShardServe: Send + Sync {
     /// Ids of the objects held whole, in no particular order.
     fn complete(&self) -> Vec<ShardId>;
 
-    /// Objects held in part, with the 1 MiB chunks that are held, at most `max` of them.
+    /// At most `max` objects that are held in part, with the 1 MiB chunks that are held.
     fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
         let _ = max;
         Vec::new()

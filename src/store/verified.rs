@@ -1,16 +1,17 @@
-//! Ranges of an object that carry their own proof: the bao encoding over
-//! 16 KiB groups, made by a holder and checked by whoever receives it.
+//! Ranges of an object with their proof: the bao encoding over 16 KiB groups,
+//! made by the provider and checked by the receiver.
 //!
-//! The tree is BLAKE3's own (chunks of 1 KiB, BLAKE3 paper section 2.1) cut off
-//! at groups of 16 chunks, so an object's id is the tree's root. An outboard is
-//! the inner nodes in pre-order, 64 bytes (left hash, right hash) each. An
-//! encoded range is the nodes on the way to its groups and the groups' bytes,
-//! in pre-order; every item is checked before the next one is read.
+//! The tree is BLAKE3's own (chunks of 1 KiB, BLAKE3 paper section 2.1), with
+//! groups of 16 chunks as its leaves, so an object's id is the tree's root. An
+//! outboard is the list of inner nodes in pre-order, 64 bytes each (left hash,
+//! right hash). An encoded range consists of the nodes on the paths to its groups
+//! and the groups' bytes, in pre-order. Every item is checked before the next one
+//! is read.
 //!
 //! Invariant: a [`VerifiedRange`] exists only if its bytes were checked against
-//! the object's BLAKE3 root, group by group. Its *size* is proved only where
-//! the last group is covered ([`VerifiedRange::proves_size`]): the hash tree
-//! binds the length nowhere else.
+//! the object's BLAKE3 root, group by group. The object's *size* is proved only if
+//! the range covers the last group ([`VerifiedRange::proves_size`]): the hash tree
+//! does not bind the length anywhere else.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use super::{ByteRange, ShardId};
 /// Bytes of a hash-tree group: the unit of proof.
 pub const GROUP_BYTES: u64 = 16 * 1024;
 
-/// The most bytes of an object one call of `ShardServe::encode` or one wire request carries.
+/// The most bytes of an object that one call of `ShardServe::encode` or one wire request carries.
 pub const SERVE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The largest object: RDRR's shard size.
@@ -36,8 +37,8 @@ pub const OBJECT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of one inner node of the hash tree: the hashes of its two children.
 pub const NODE_BYTES: usize = 64;
 
-/// The most bytes one encoded range is decoded to: a full wire request that
-/// starts and ends inside a group.
+/// The most bytes that one encoded range is decoded to: those of a full wire request
+/// that starts and ends inside a group.
 pub const DECODE_BYTES_MAX: u64 = SERVE_BYTES_MAX + 2 * GROUP_BYTES;
 
 /// Groups of 2^4 chunks of 1 KiB.
@@ -46,7 +47,7 @@ const BLOCK: BlockSize = BlockSize::from_chunk_log(4);
 /// Why bytes were not accepted as a range of an object.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// A hash-tree node that does not belong to the object (or to one of this size).
+    /// A hash-tree node that does not belong to the object, or not to one of this size.
     #[error("shard {shard}: wrong hash-tree node at byte {at}")]
     Node { shard: ShardId, at: u64 },
     /// A group whose bytes do not match their hash.
@@ -69,7 +70,7 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// Whether whoever sent the bytes sent wrong ones (not merely too few, or nothing).
+    /// Whether the sender sent wrong bytes, rather than too few or none.
     pub const fn is_wrong_bytes(&self) -> bool {
         matches!(self, Self::Node { .. } | Self::Group { .. })
     }
@@ -89,7 +90,7 @@ impl DecodeError {
     }
 }
 
-/// Grows `range` to whole groups; the last group ends where the object does.
+/// Extends `range` to whole groups; the last group ends at the end of the object.
 /// `None` if the range lies outside the object.
 pub const fn align(range: ByteRange, size: u64) -> Option<ByteRange> {
     if range.end() > size {
@@ -103,12 +104,12 @@ pub const fn align(range: ByteRange, size: u64) -> Option<ByteRange> {
     ByteRange::new(start, end)
 }
 
-/// Bytes of the outboard of an object of `size` bytes: a node between every two groups.
+/// Bytes of the outboard of an object of `size` bytes: one node fewer than groups.
 pub const fn outboard_bytes(size: u64) -> u64 {
     size.div_ceil(GROUP_BYTES).saturating_sub(1) * NODE_BYTES as u64
 }
 
-/// Bytes of the encoding of `range`, grown to whole groups, of an object of
+/// Bytes of the encoding of `range`, extended to whole groups, of an object of
 /// `size` bytes. `None` if the range lies outside the object.
 pub fn encoded_bytes(size: u64, range: ByteRange) -> Option<u64> {
     let range = align(range, size)?;
@@ -125,8 +126,8 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// The object's bytes in `range`, without the hash-tree nodes between them and without
-    /// copying; `self` must be the encoding of that range, else `None`.
+    /// The object's bytes in `range`, as slices without the hash-tree nodes between them; copies
+    /// nothing. `None` if `self` is not the encoding of that range.
     pub fn data(&self, range: ByteRange) -> Option<Vec<Bytes>> {
         let whole = align(range, self.size)?;
         let mut parts = Vec::with_capacity((whole.len() / GROUP_BYTES) as usize + 1);
@@ -150,8 +151,8 @@ impl Encoded {
     }
 }
 
-/// An object's inner hash-tree nodes. Not trusted: every use checks the nodes
-/// it touches against the root.
+/// An object's inner hash-tree nodes. They are not trusted: every use checks the
+/// nodes that it needs against the root.
 #[derive(Debug, Clone)]
 pub struct Outboard {
     shard: ShardId,
@@ -160,7 +161,7 @@ pub struct Outboard {
 }
 
 impl Outboard {
-    /// Hashes a whole object; its root is the object's id.
+    /// Hashes a whole object; the root becomes its id.
     pub fn of(data: &[u8]) -> Result<Self, DecodeError> {
         let size = data.len() as u64;
         if size > OBJECT_BYTES_MAX {
@@ -174,7 +175,7 @@ impl Outboard {
         })
     }
 
-    /// Hashes the next `size` bytes of `reader`, a group at a time.
+    /// Hashes the next `size` bytes of `reader`, one group at a time.
     pub fn of_reader(reader: impl io::Read, size: u64) -> io::Result<Self> {
         if size > OBJECT_BYTES_MAX {
             return Err(io::Error::new(
@@ -193,7 +194,7 @@ impl Outboard {
         Ok(Self { shard, size, nodes: Bytes::from(made.data) })
     }
 
-    /// Stored nodes of an object of `size` bytes. Only the length is checked here.
+    /// Wraps stored nodes of an object of `size` bytes. Checks only their length.
     pub fn parse(shard: ShardId, size: u64, nodes: Bytes) -> Result<Self, DecodeError> {
         check_size(shard, size)?;
         let expected = outboard_bytes(size) as usize;
@@ -222,8 +223,8 @@ impl Outboard {
         self.nodes.get(at..at.checked_add(NODE_BYTES)?)?.try_into().ok()
     }
 
-    /// Checks `bytes`, which must be exactly those of the whole groups `range`,
-    /// against the root, through this outboard's nodes.
+    /// Checks `bytes`, which must be exactly the whole groups of `range`, against
+    /// the root, with this outboard's nodes.
     pub fn prove(&self, range: ByteRange, bytes: Bytes) -> Result<VerifiedRange, DecodeError> {
         let (shard, size) = (self.shard, self.size);
         let range = aligned(shard, range, size)?;
@@ -251,7 +252,7 @@ impl Outboard {
     }
 }
 
-/// A whole object in memory that was hashed here: its ranges need no second proof.
+/// A whole object in memory that this process has hashed, so its ranges need no further check.
 #[derive(Debug, Clone)]
 pub struct Hashed {
     bytes: Bytes,
@@ -272,7 +273,7 @@ impl Hashed {
         &self.bytes
     }
 
-    /// `range` grown to whole groups, with its proof, without a copy.
+    /// `range`, extended to whole groups, with its proof. Copies nothing.
     pub fn range(&self, range: ByteRange) -> Result<VerifiedRange, DecodeError> {
         let Outboard { shard, size, .. } = self.outboard;
         let range = aligned(shard, range, size)?;
@@ -290,8 +291,8 @@ impl Hashed {
     }
 }
 
-/// Encodes `range` of a whole object in memory, grown to whole groups, checking
-/// bytes and nodes on the way: damaged data is an error, never sent.
+/// Encodes `range` of a whole object in memory, extended to whole groups. Checks
+/// bytes and nodes, so damaged data gives an error and is never sent.
 pub fn encode(data: &Bytes, outboard: &Outboard, range: ByteRange) -> Result<Encoded, DecodeError> {
     let (shard, size) = (outboard.shard, outboard.size);
     if data.len() as u64 != size {
@@ -302,10 +303,10 @@ pub fn encode(data: &Bytes, outboard: &Outboard, range: ByteRange) -> Result<Enc
     Ok(outboard.prove(range, bytes)?.encode())
 }
 
-/// Reads the encoding of `range` (grown to whole groups) of an object of `size`
-/// bytes. Reads exactly the encoding, nothing after it, and stops at most one
-/// group after the first wrong byte. Allocates one buffer for the range
-/// (at most [`DECODE_BYTES_MAX`]) and its proof.
+/// Reads the encoding of `range`, extended to whole groups, of an object of `size`
+/// bytes. Reads exactly the encoding and nothing after it, and stops at most one
+/// group after the first wrong byte. Allocates one buffer for the range (at most
+/// [`DECODE_BYTES_MAX`]) and its proof.
 pub async fn decode(
     shard: ShardId,
     size: u64,
@@ -315,8 +316,8 @@ pub async fn decode(
     Ok(decode_into(shard, size, range, reader, BytesMut::new()).await?.freeze())
 }
 
-/// As [`decode`], into the capacity of `bytes`, which is empty; one that is too small is
-/// replaced. Pieces of one buffer are joined without a copy ([`VerifiedBuf::join`]).
+/// As [`decode`], into the capacity of the empty buffer `bytes`, which is replaced if it is too
+/// small. Results in one buffer can be joined without a copy ([`VerifiedBuf::join`]).
 pub async fn decode_into(
     shard: ShardId,
     size: u64,
@@ -326,17 +327,17 @@ pub async fn decode_into(
 ) -> Result<VerifiedBuf, DecodeError> {
     let mut decoder = RangeDecoder::new(bytes);
     decoder.run(shard, size, range, reader).await?;
-    // A decoding that went through has a piece, of one group at least.
+    // A complete decoding has at least one group.
     decoder.finish().ok_or(DecodeError::Truncated { shard, at: range.start() })
 }
 
-/// A decoding that can be broken off: the groups proved until then are not lost.
+/// Decodes an encoded range. If it is interrupted, the groups verified so far are not lost.
 #[derive(Debug)]
 pub struct RangeDecoder {
     buffer: BytesMut,
-    /// What is asked for, with the bytes read so far.
+    /// The requested range with the bytes read so far.
     piece: Option<VerifiedBuf>,
-    /// The byte of the object up to which groups are proved; 0 before the first.
+    /// Groups are verified up to this byte of the object; 0 before the first.
     proved: Arc<AtomicU64>,
 }
 
@@ -346,12 +347,13 @@ impl RangeDecoder {
         Self { buffer, piece: None, proved: Arc::default() }
     }
 
-    /// Up to which byte of the object groups are proved, seen from elsewhere; 0 before the first.
+    /// A shared counter: groups are verified up to this byte of the object; 0 before the first.
     pub fn proved(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.proved)
     }
 
-    /// As [`decode`]. Whether it ends, fails or is dropped: [`Self::finish`] has what was proved.
+    /// As [`decode`]. Whether it ends, fails or is dropped, [`Self::finish`] returns what was
+    /// verified.
     pub async fn run(
         &mut self,
         shard: ShardId,
@@ -395,13 +397,13 @@ impl RangeDecoder {
         Ok(())
     }
 
-    /// The groups that were proved, from the start of the range on; `None` if none was.
+    /// The groups that were verified, from the start of the range on; `None` if there are none.
     pub fn finish(self) -> Option<VerifiedBuf> {
         self.piece?.cut(self.proved.load(Ordering::Relaxed))
     }
 }
 
-/// Proved bytes whose buffer may still be joined with its neighbours'.
+/// Verified bytes in a mutable buffer, which can be joined with adjacent ones.
 #[derive(Debug)]
 pub struct VerifiedBuf {
     shard: ShardId,
@@ -427,7 +429,7 @@ impl VerifiedBuf {
         self.range.end() == self.size
     }
 
-    /// Only what lies before `end`, the start of a group; `None` if that is nothing.
+    /// Keeps only what lies before `end`, the start of a group; `None` if that is nothing.
     pub fn cut(mut self, end: u64) -> Option<Self> {
         if end >= self.range.end() {
             return Some(self);
@@ -438,7 +440,7 @@ impl VerifiedBuf {
             BaoChunk::Parent { node, .. } => check.place(node).ok().map(|(index, _)| index),
             BaoChunk::Leaf { .. } => None,
         };
-        // Both ascend: the order of the walk is that of the outboard.
+        // Both are in ascending order: the walk visits nodes in the outboard's order.
         let needed: Vec<u64> = walk(self.size, range).filter_map(index).collect();
         self.nodes.retain(|node| needed.binary_search(&node.index).is_ok());
         self.bytes.truncate(range.len() as usize);
@@ -451,8 +453,8 @@ impl VerifiedBuf {
         VerifiedRange { shard, size, range, bytes: bytes.freeze(), nodes: nodes.into() }
     }
 
-    /// Joins adjacent pieces of one object, in order. Those that follow each other in one
-    /// buffer are not copied. Gives them back if there are none, or they are not adjacent,
+    /// Joins adjacent pieces of one object, in order. Pieces that are adjacent in one buffer are
+    /// not copied. The error returns the pieces if there are none, or if they are not adjacent
     /// or not of one object.
     pub fn join(pieces: Vec<Self>) -> Result<VerifiedRange, Vec<Self>> {
         let adjacent = |pair: &[Self]| {
@@ -485,7 +487,7 @@ pub struct ProofNode {
     pub pair: [u8; NODE_BYTES],
 }
 
-/// Proved bytes of one object and the hash-tree nodes on their path to the root.
+/// Verified bytes of one object and the hash-tree nodes on their paths to the root.
 #[derive(Debug, Clone)]
 pub struct VerifiedRange {
     shard: ShardId,
@@ -501,18 +503,18 @@ impl VerifiedRange {
         self.shard
     }
 
-    /// The whole object's size in bytes, as claimed when the range was checked;
-    /// see [`Self::proves_size`].
+    /// The whole object's size in bytes, as claimed when the range was checked.
+    /// Proved only if [`Self::proves_size`].
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether the range reaches the object's end, which proves the size too.
+    /// Whether the range reaches the object's end, which proves the size.
     pub const fn proves_size(&self) -> bool {
         self.range.end() == self.size
     }
 
-    /// What is covered: whole groups, the last one possibly short.
+    /// The range covered: whole groups, of which the object's last may be short.
     pub const fn range(&self) -> ByteRange {
         self.range
     }
@@ -527,7 +529,7 @@ impl VerifiedRange {
         &self.nodes
     }
 
-    /// The bytes of a range within this one, without copying.
+    /// The bytes of a range within this one; copies nothing. `None` if it is not contained.
     pub fn slice(&self, range: ByteRange) -> Option<Bytes> {
         if !self.range.contains(&range) {
             return None;
@@ -549,13 +551,13 @@ impl VerifiedRange {
         self.nodes.len() * NODE_BYTES + self.bytes.len()
     }
 
-    /// The encoding, some at a time.
+    /// An encoder that writes the encoding in steps.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder { range: self, items: walk(self.size, self.range), nodes: self.nodes.iter() }
     }
 }
 
-/// Writes the encoding of a range piece by piece.
+/// Writes the encoding of a range in steps.
 pub struct Encoder<'a> {
     range: &'a VerifiedRange,
     items: ResponseIter,
@@ -563,15 +565,15 @@ pub struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// Appends more of the encoding to `out` until that has `enough` bytes, or one group
-    /// more. False once there is nothing left to append.
+    /// Appends to `out` until it has at least `enough` bytes, at most one group more. False once
+    /// the encoding is complete.
     pub fn next(&mut self, out: &mut Vec<u8>, enough: usize) -> bool {
         let range = self.range;
         while out.len() < enough {
             match self.items.next() {
                 None => return false,
                 Some(BaoChunk::Parent { .. }) => {
-                    // As many nodes as parents: both come from the same walk.
+                    // There are as many nodes as parents: both come from the same walk.
                     if let Some(node) = self.nodes.next() {
                         out.extend_from_slice(&node.pair);
                     }
@@ -590,7 +592,7 @@ impl Encoder<'_> {
 fn walk(size: u64, range: ByteRange) -> ResponseIter {
     let chunks =
         ChunkRanges::from(ChunkNum::full_chunks(range.start())..ChunkNum::chunks(range.end()));
-    // A range that reaches the end is open, so that a short last group counts as whole.
+    // A range that reaches the end is left open, so that a short last group counts as whole.
     let chunks = if range.end() == size {
         ChunkRanges::from(ChunkNum::full_chunks(range.start())..)
     } else {
@@ -617,7 +619,7 @@ fn read_error(shard: ShardId, at: u64, source: io::Error) -> DecodeError {
     DecodeError::Io { shard, source }
 }
 
-/// The hashes still expected on a walk in pre-order, the next one last.
+/// The hashes expected on the rest of a pre-order walk, the next one last.
 struct Check {
     shard: ShardId,
     tree: BaoTree,

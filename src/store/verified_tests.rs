@@ -1,5 +1,5 @@
-//! Tests of verified ranges: what is whole decodes to itself, and every kind of
-//! damage is refused within a group of where it begins.
+//! Tests of verified ranges: valid encodings round-trip, and every kind of damage
+//! is refused within one group of where it begins.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use tokio::io::ReadBuf;
 
 use super::*;
 
-/// An in-memory stream that counts what was taken from it.
+/// An in-memory stream that counts the bytes read from it.
 struct Wire {
     bytes: Vec<u8>,
     taken: usize,
@@ -154,7 +154,7 @@ fn a_wrong_size_is_refused_where_the_end_is_read() {
         let (got, _) = receive(outboard.shard(), wrong, want, good.to_vec());
         assert!(got.is_err(), "size {wrong} passed");
     }
-    // Inside, the length is bound nowhere: the bytes are right, the size stays a claim.
+    // Away from the end nothing binds the length: the bytes are right, but the size is unproved.
     let inner = encode(&data, &outboard, range(0, G)).unwrap().bytes;
     let got = receive(outboard.shard(), size + 1, range(0, G), inner.to_vec()).0.unwrap();
     assert_eq!(got.bytes()[..], data[..G as usize]);
@@ -210,7 +210,7 @@ fn damaged_data_or_outboard_is_never_encoded() {
 }
 
 #[test]
-fn an_object_hashed_here_serves_what_others_accept() {
+fn an_object_hashed_in_memory_serves_ranges_that_others_accept() {
     let data = random(5, 13 * G as usize + 3);
     let size = data.len() as u64;
     let hashed = Hashed::of(data.clone()).unwrap();
@@ -238,7 +238,7 @@ fn adjacent_ranges_join_into_one_that_can_be_served() {
         let piece = decode_into(outboard.shard(), size, range(a, b), &mut wire, buffer);
         block_on(piece).unwrap()
     };
-    // Two of one buffer, and one by itself.
+    // Two pieces of one buffer, and one with a buffer of its own.
     let mut buffer = BytesMut::with_capacity(6 * G as usize);
     let first = buffer.as_ptr();
     let second = buffer.split_off(5 * G as usize);
@@ -264,12 +264,12 @@ fn adjacent_ranges_join_into_one_that_can_be_served() {
     }
     assert_eq!(frames, direct.bytes);
     let hole = [(3 * G, 8 * G), (9 * G, size)].map(|(a, b)| piece(a, b, BytesMut::new()));
-    assert_eq!(VerifiedBuf::join(hole.into()).unwrap_err().len(), 2, "a hole");
+    assert_eq!(VerifiedBuf::join(hole.into()).unwrap_err().len(), 2, "a gap");
     assert!(VerifiedBuf::join(Vec::new()).is_err());
 }
 
 #[test]
-fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
+fn groups_verified_before_an_interruption_can_be_used() {
     let seed = rand::random();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
@@ -282,7 +282,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
         let wanted = range(start, rng.random_range(start..size) + 1);
         let whole = align(wanted, size).unwrap();
         let encoded = encode(&data, &outboard, wanted).unwrap().bytes.to_vec();
-        // Cut off, or wrong from some byte on: the groups before it count.
+        // Truncated, or wrong from some byte on: the groups before it are valid.
         let at = rng.random_range(0..encoded.len());
         let mut bytes = encoded.clone();
         if rng.random() {
@@ -301,7 +301,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
         };
         assert_eq!((piece.range().start(), piece.range().end()), (whole.start(), proved));
         assert!(proved < whole.end() && at as u64 >= proved - whole.start());
-        // It can be served, cut again, and joined with what was missing.
+        // The result can be served, cut again, and joined with the rest.
         let groups = piece.range().len().div_ceil(G);
         let middle = whole.start() + G * rng.random_range(1..=groups);
         let rest = |from| {
@@ -317,7 +317,7 @@ fn what_was_proved_before_a_break_is_a_piece_like_any_other() {
         assert_eq!(joined.range(), whole);
         assert_eq!(joined.encode().bytes[..], encoded[..]);
     }
-    // Alone it proves itself to others.
+    // Others accept it on its own.
     let data = random(9, 9 * G as usize);
     let outboard = Outboard::of(&data).unwrap();
     let bytes = encode(&data, &outboard, range(0, 9 * G)).unwrap().bytes.to_vec();

@@ -1,9 +1,9 @@
-//! A process that imports, downloads and collects is killed at 200 random moments;
-//! what it said to be stored is there and proves itself whenever the store is
-//! opened again, and no damage is ever found.
+//! A process that imports, downloads and collects is killed at 200 random moments.
+//! Whenever the store is opened again, everything that was reported stored is there
+//! and valid, and there is no damage.
 //!
-//! The moment is so many lines of output and a little more; the directory is the
-//! same all along, so that what one kill left is what the next run begins with.
+//! Each kill comes after a random number of output lines and a short random delay.
+//! The directory is reused, so each run starts from what the last kill left.
 use crate::common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -18,13 +18,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-/// Kills in all, over two directories that are worked on at once.
+/// Total kills, over two directories that are used concurrently.
 const KILLS: usize = 200;
 const LANES: usize = 2;
 
 const ROOMY: DiskOptions = DiskOptions { budget: 1 << 30 };
 
-/// What the killed processes said and did not take back.
+/// What the killed processes reported stored and did not remove again.
 #[derive(Default)]
 struct Promises {
     whole: BTreeSet<ShardId>,
@@ -32,7 +32,7 @@ struct Promises {
 }
 
 impl Promises {
-    /// Takes in one line; what kind it was.
+    /// Records one line and returns its kind.
     fn hear(&mut self, line: &str) -> String {
         let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
         let kind = event["event"].as_str().unwrap().to_owned();
@@ -57,13 +57,13 @@ impl Promises {
 #[derive(Default)]
 struct Seen {
     lines: BTreeMap<String, usize>,
-    /// Kills before the store was open again.
+    /// Kills that came before the store was open again.
     while_opening: usize,
     checked: usize,
 }
 
-/// A directory in memory where there is one: a kill loses nothing that was
-/// written, synced or not, so a disk would only be slower.
+/// A directory in memory if possible. A kill loses nothing that was written, synced
+/// or not, so a disk would only be slower.
 fn data_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -92,7 +92,7 @@ fn run_and_kill(rng: &mut StdRng, data: &Path, promises: &mut Promises, seen: &m
     let mut line = String::new();
     let mut opened = false;
     let mut hear = |line: &mut String, promises: &mut Promises| {
-        // A line that the kill cut short was not said.
+        // An incomplete line does not count.
         if line.ends_with('\n') {
             let kind = promises.hear(line);
             opened |= kind == "open";
@@ -106,7 +106,7 @@ fn run_and_kill(rng: &mut StdRng, data: &Path, promises: &mut Promises, seen: &m
         }
         hear(&mut line, promises);
     }
-    // The kill comes at some moment of whatever is being done now.
+    // The kill comes at a random moment of whatever the process is doing.
     std::thread::sleep(Duration::from_micros(rng.random_range(0..6_000)));
     let _ = child.kill();
     while out.read_line(&mut line).unwrap() > 0 {
@@ -119,7 +119,7 @@ fn run_and_kill(rng: &mut StdRng, data: &Path, promises: &mut Promises, seen: &m
     seen.while_opening += usize::from(!opened);
 }
 
-/// Opens the store as the next node would, and looks at everything in it.
+/// Opens the store as the next node would, and checks everything in it.
 fn check(data: &Path, promises: &Promises, seen: &mut Seen) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -137,7 +137,7 @@ fn check(data: &Path, promises: &Promises, seen: &mut Seen) {
             let groups = disk.groups(object.shard).await.unwrap();
             let Some(whole) = ByteRange::new(0, object.size) else { continue };
             let mut bytes = Vec::new();
-            for (range, held) in groups.stretches(whole, SERVE_BYTES_MAX) {
+            for (range, held) in groups.runs(whole, SERVE_BYTES_MAX) {
                 if held {
                     let read = disk.read(object.shard, range).await.unwrap().unwrap();
                     bytes.extend_from_slice(read.bytes());
@@ -176,7 +176,7 @@ fn ten_thousand_objects_after_a_kill_are_there_in_two_seconds() {
     let dir = data_dir();
     let mut promises = Promises::default();
     run_and_kill(&mut StdRng::seed_from_u64(7), dir.path(), &mut promises, &mut Seen::default());
-    // As the store writes them, less the syncing: whole, pinned, and parts.
+    // Files as the store writes them, but without syncing: whole, pinned and partial objects.
     let file = |shard: ShardId, suffix: &str| {
         let name = format!("{shard}{suffix}");
         dir.path().join("objects").join(&name[..2]).join(name)

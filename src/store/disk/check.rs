@@ -1,5 +1,6 @@
-//! Checking what is held against its root, and taking out what fails: damaged
-//! groups leave what is held, a wrong outboard is made anew from sound bytes.
+//! Checks what is held of an object against its root. Damaged groups are
+//! quarantined: they no longer count as held. A wrong outboard is rebuilt from
+//! sound bytes.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +13,13 @@ use crate::{ByteRange, ShardId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkup {
     pub shard: ShardId,
-    /// The object's size, bytes.
+    /// The object's size in bytes.
     pub size: u64,
-    /// Bytes that were claimed to be held and were checked.
+    /// Bytes recorded as held, all of which were checked.
     pub checked_bytes: u64,
-    /// What did not prove itself: not held any more.
+    /// Ranges that failed verification. They are no longer held.
     pub damaged: Vec<ByteRange>,
-    /// The outboard was wrong and was made anew.
+    /// The stored outboard was wrong and was rebuilt.
     pub outboard_rewritten: bool,
 }
 
@@ -33,7 +34,7 @@ impl Inner {
     pub(super) fn check(&self, shard: ShardId) -> Result<Option<Checkup>, StoreError> {
         let Some(object) = self.object(shard) else { return Ok(None) };
         {
-            // Readers go on while a sound object is looked through.
+            // A shared lock: reads continue while the object is checked.
             let held = read_lock(&object.held);
             if held.dead || held.groups.held_bytes() == 0 && !held.whole {
                 return Ok(None);
@@ -54,8 +55,9 @@ impl Inner {
         self.quarantine(shard, &object, None)
     }
 
-    /// Looks through an object and takes out what is damaged. `None` if it is
-    /// gone, or does not hold `reader` (so another did this already).
+    /// Checks an object and quarantines its damaged groups. `None` if the object
+    /// is gone, or if it does not hold the range `reader` (then another thread
+    /// has already quarantined it).
     pub(super) fn quarantine(
         &self,
         shard: ShardId,
@@ -79,7 +81,7 @@ impl Inner {
         checkup.damaged = held.groups.without(&sound);
         let ranges: Vec<String> = checkup.damaged.iter().map(ByteRange::to_string).collect();
         let ranges = ranges.join(", ");
-        tracing::warn!(%shard, size, %ranges, "damaged on disk; not held any more");
+        tracing::warn!(%shard, size, %ranges, "damaged on disk; these ranges are no longer held");
         let mut demoted = None;
         self.or_from_reserve(|| {
             demoted = Some(object::demote(&self.layout, shard, &held, &sound)?);
@@ -100,8 +102,8 @@ impl Inner {
         Ok(Some(checkup))
     }
 
-    /// Runs `work`, and once more with the reserve given up if the disk was full:
-    /// what is damaged must be written down as such.
+    /// Runs `work`. If the disk is full, releases the reserve and runs it again:
+    /// damage must be recorded even then.
     fn or_from_reserve<T>(
         &self,
         mut work: impl FnMut() -> Result<T, StoreError>,

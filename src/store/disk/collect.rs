@@ -1,5 +1,5 @@
-//! Making room: evicting for a write within the budget, for a disk that is
-//! full below it, and when someone asks (`gc`). Never what is pinned.
+//! Makes room: evicts for a write that would exceed the budget, when the disk is
+//! full below the budget, and on request (`gc`). Pinned objects are never evicted.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,23 +7,24 @@ use super::{DropWhy, Inner, RETRIES_MAX};
 use crate::ShardId;
 use crate::error::StoreError;
 
-/// What a collection let go of (or would).
+/// What a collection evicted, or would evict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
-    /// Objects with the bytes that each counted.
+    /// Each object, with the bytes that it counted against the budget.
     pub evicted: Vec<(ShardId, u64)>,
     pub freed_bytes: u64,
-    /// What is left, and how much of it is pinned.
+    /// Bytes still used afterwards.
     pub used_bytes: u64,
+    /// How many of `used_bytes` are pinned.
     pub pinned_bytes: u64,
     pub budget_bytes: u64,
-    /// Space is set aside for cleaning up when the disk is full.
+    /// Whether space is reserved for cleaning up a full disk.
     pub reserve_held: bool,
 }
 
 impl Inner {
-    /// Promises `room` bytes of the budget (they count as used from here),
-    /// evicting by policy; never `keep`, never what is pinned.
+    /// Reserves `room` bytes of the budget; they count as used from here on.
+    /// Evicts by policy if needed, but never `keep` or a pinned object.
     pub(super) fn make_room(&self, room: u64, keep: Option<ShardId>) -> Result<(), StoreError> {
         for _ in 0..RETRIES_MAX {
             let victims = {
@@ -36,7 +37,8 @@ impl Inner {
                 let Some(victims) = table.take_victims(over, keep) else {
                     let available = self.budget.saturating_sub(table.pinned_bytes());
                     let budget = self.budget;
-                    // Opening with a smaller budget: nothing is asked for, too much is pinned.
+                    // The store is opened with a smaller budget: nothing is
+                    // requested, but more is pinned than the budget allows.
                     let needed = if room == 0 { table.pinned_bytes() } else { room };
                     let available = if room == 0 { budget } else { available };
                     return Err(StoreError::Budget { needed, available, budget });
@@ -49,8 +51,8 @@ impl Inner {
         Err(StoreError::Budget { needed: room, available, budget: self.budget })
     }
 
-    /// Runs `work`, and once more if the disk was full and something could be
-    /// let go of for `bytes`: the budget may allow more than the disk does.
+    /// Runs `work`. If the disk is full, evicts objects worth up to `bytes` and
+    /// runs it again: the budget may allow more than the disk has.
     pub(super) fn with_space<T>(
         &self,
         bytes: u64,
@@ -74,7 +76,7 @@ impl Inner {
     pub(super) fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
         let budget = budget.unwrap_or(self.budget);
         if !dry {
-            // Erasing writes too on some file systems, and so does the index.
+            // Deleting needs free space on some file systems, and so does the index.
             self.reserve.release();
         }
         let mut evicted: Vec<(ShardId, u64)> = Vec::new();
@@ -112,7 +114,7 @@ impl Inner {
         })
     }
 
-    /// Drops what was taken as a victim, unless it was pinned meanwhile.
+    /// Drops the victims, except those that were pinned in the meantime.
     fn evict(&self, victims: &[ShardId]) -> Result<(), StoreError> {
         let evicted = victims.iter().try_for_each(|shard| match self.object(*shard) {
             Some(object) => self.drop_object(*shard, &object, DropWhy::Room),

@@ -1,5 +1,6 @@
-//! Opening a data directory: what its files amount to, salvaged where they were
-//! damaged while nobody ran. The files decide; the index only adds the order of use.
+//! Opens a data directory: works out what its files hold, and salvages objects
+//! that were damaged while no node was running. The files decide; the index only
+//! adds the order of use.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +15,7 @@ use crate::index::Record;
 use crate::object::{self, Health, Held};
 use crate::verified::{OBJECT_BYTES_MAX, outboard_bytes};
 
-/// The files found of one object; lengths in bytes.
+/// The files found for one object; lengths in bytes.
 #[derive(Debug, Default)]
 struct FoundFiles {
     whole: Option<u64>,
@@ -25,7 +26,7 @@ struct FoundFiles {
 }
 
 impl Inner {
-    /// Fills the table from what the files say; the index adds the order of use.
+    /// Fills the table from the files; `records` of the index add the order of use.
     pub(super) fn load(&self, records: HashMap<ShardId, Record>) -> Result<(), StoreError> {
         let mut found: HashMap<ShardId, FoundFiles> = HashMap::new();
         self.layout.scan(|shard, kind, entry| {
@@ -48,7 +49,7 @@ impl Inner {
         for (last_use, shard, present) in order {
             let Some(held) = self.adopt(shard, &present, records.get(&shard))? else {
                 if let Some(size) = present.whole {
-                    tracing::warn!(%shard, "nothing in its file proves itself; removed");
+                    tracing::warn!(%shard, "no part of its file is valid; removed");
                     self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
                 }
                 object::erase(&self.layout, shard)
@@ -83,11 +84,11 @@ impl Inner {
             self.index.remove(*shard);
         }
         self.index.put_all(fresh);
-        // A budget smaller than last time: let go of what was used least.
+        // The budget may be smaller than last time: evict by policy until the rest fits.
         self.make_room(0, None)
     }
 
-    /// What an object's files amount to; `None` if they hold nothing.
+    /// What an object's files hold; `None` if they hold nothing.
     fn adopt(
         &self,
         shard: ShardId,
@@ -114,7 +115,7 @@ impl Inner {
             Some(groups) => groups,
             None if len > OBJECT_BYTES_MAX => return Ok(None),
             None => {
-                tracing::warn!(%shard, "its have-file is damaged; proving its groups");
+                tracing::warn!(%shard, "its have-file is damaged; verifying every group");
                 let claimed = Held { groups: Groups::all(len), ..Held::empty(len) };
                 match object::examine(&self.layout, shard, &claimed)? {
                     Health::Sound { .. } => claimed.groups,
@@ -126,9 +127,10 @@ impl Inner {
         Ok(wanted.then_some(Held { groups, ..Held::empty(0) }))
     }
 
-    /// Of a whole object's file that was cut short, grew, or lost its outboard:
-    /// what proves itself if it has one of these sizes. What is pinned is kept
-    /// on the books even if nothing does, so that it can be fetched again.
+    /// Handles a whole object's file that was truncated, has grown, or lost its
+    /// outboard. Tries each of `sizes` and keeps the groups that are valid under
+    /// the best one. A pinned object stays in the table even if no group is
+    /// valid, so that it can be fetched again.
     fn salvage(
         &self,
         shard: ShardId,
@@ -150,13 +152,13 @@ impl Inner {
         let Some(best) = best.filter(|best| pinned || best.held_bytes() > 0) else {
             return Ok(None);
         };
-        tracing::warn!(%shard, bytes = best.held_bytes(), "damaged; what proves itself is kept");
+        tracing::warn!(%shard, bytes = best.held_bytes(), "damaged; its valid groups are kept");
         let claimed = Held::whole(best.size());
         self.found_at_open(shard, &claimed.groups, Some(&best));
         object::demote(&self.layout, shard, &claimed, &best).map(Some)
     }
 
-    /// Notes damage for whoever asks (`fsck`).
+    /// Records damage found while opening, for `fsck` to report.
     fn found_at_open(&self, shard: ShardId, claimed: &Groups, sound: Option<&Groups>) {
         let none = Groups::none(claimed.size());
         let checkup = Checkup {

@@ -1,13 +1,16 @@
-//! The disk tier: objects as plain files named by hash (see `files` for the
-//! layout), whole or in part, within a byte budget.
+//! The disk tier: objects, whole or in part, as plain files named by hash (see
+//! `files` for the layout), within a byte budget.
 //!
-//! Owns one data directory, locked against a second process. Promises: a byte
-//! read here was proved against the object's id in this very read; what `put`,
-//! `import` and `flush` report stored survives a crash; a pinned object is never
-//! evicted; damage that a read finds takes the damaged groups out of what is
-//! held (so that they can be fetched again) and never reaches the reader.
+//! Owns one data directory, locked against a second process. Promises:
+//!
+//! - Every read verifies the bytes that it returns against the object's id.
+//! - What `put`, `import` and `flush` report stored survives a crash.
+//! - A pinned object is never evicted.
+//! - Damaged groups never reach a reader. They are quarantined, which means that
+//!   they no longer count as held and can be fetched again.
+//!
 //! Blocking work runs on tokio's blocking threads. Lock order: an object's lock,
-//! then the table's; no two objects' locks are held at once.
+//! then the table's. No thread holds the locks of two objects at once.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -43,20 +46,20 @@ use super::segmented::Segmented;
 use super::verified::{VerifiedRange, outboard_bytes};
 use super::{ByteRange, ReadError, ShardId};
 
-/// Bytes of outboards of whole objects kept in memory (a 64 MiB shard's is 256 KiB).
+/// Outboards of whole objects cached in memory, bytes. A 64 MiB shard's outboard is 256 KiB.
 const OUTBOARD_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Uses noted in memory before they are written to the index together.
+/// Uses recorded in memory before they are written to the index in one batch.
 const USES_BATCH: usize = 256;
 
-/// How often an operation starts over because the object was evicted under it,
-/// or room that was made is taken by another.
+/// How often an operation starts over because its object was evicted meanwhile,
+/// or because another operation took the room it had made.
 const RETRIES_MAX: usize = 8;
 
 /// Options of a [`DiskTier`].
 #[derive(Debug, Clone, Copy)]
 pub struct DiskOptions {
-    /// Bytes of objects and outboards kept, at most.
+    /// The most bytes of objects and outboards to keep.
     pub budget: u64,
 }
 
@@ -65,16 +68,17 @@ pub struct DiskOptions {
 pub struct DiskStats {
     pub whole_objects: u64,
     pub part_objects: u64,
-    /// Bytes counted against the budget, of which `pinned_bytes` are pinned.
+    /// Bytes counted against the budget.
     pub used_bytes: u64,
+    /// How many of `used_bytes` are pinned.
     pub pinned_bytes: u64,
     pub budget_bytes: u64,
     pub evictions: u64,
-    /// How often damage was found in an object and taken out of what is held.
+    /// How often damage was found in an object and quarantined.
     pub quarantines: u64,
-    /// Bytes of the groups taken out.
+    /// Bytes of the groups quarantined.
     pub damaged_bytes: u64,
-    /// Whether space is set aside for cleaning up a full disk.
+    /// Whether space is reserved for cleaning up a full disk.
     pub reserve_held: bool,
 }
 
@@ -82,8 +86,9 @@ pub struct DiskStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectInfo {
     pub shard: ShardId,
-    /// The object's size and how much of it is here, bytes.
+    /// The object's size in bytes.
     pub size: u64,
+    /// How many of its bytes are held.
     pub held: u64,
     pub whole: bool,
     pub pinned: bool,
@@ -94,20 +99,20 @@ pub struct ObjectInfo {
 pub struct Imported {
     /// Bytes.
     pub size: u64,
-    /// `None` if the object was here already.
+    /// `None` if the object was held already.
     pub how: Option<ImportMethod>,
 }
 
-/// What became of a range offered to [`DiskTier::keep`].
+/// What [`DiskTier::keep`] did with a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// It was written; the object is not whole yet.
     Part,
     /// It was written and the object is whole.
     Whole,
-    /// It was here already.
+    /// It was held already.
     Already,
-    /// It claims another size than what is held does, and proves neither.
+    /// Its object size differs from that of the bytes held, and it does not prove its own.
     SizeConflict,
 }
 
@@ -214,9 +219,8 @@ impl DiskTier {
         &self.inner.root
     }
 
-    /// Reads `range` grown to whole groups, with its proof. `None` if any of it
-    /// is not held. Damage found is taken out of what is held and reported as
-    /// `Corrupt`.
+    /// Reads `range`, extended to whole groups, with its proof. `None` if any of
+    /// it is not held. Damaged groups are quarantined and reported as `Corrupt`.
     pub async fn read(
         &self,
         shard: ShardId,
@@ -228,21 +232,22 @@ impl DiskTier {
         self.blocking(move |inner| inner.read(shard, range)).await?
     }
 
-    /// Keeps a proved range, evicting unpinned objects for it if need be.
-    /// It is durable after the object is whole or after [`Self::flush`].
+    /// Stores a verified range, evicting unpinned objects if needed. It is
+    /// durable once the object is whole or after [`Self::flush`].
     pub async fn keep(&self, range: VerifiedRange) -> Result<Kept, StoreError> {
         self.blocking(move |inner| inner.keep(&range)).await?
     }
 
-    /// Stores an object whole; durable when this returns.
+    /// Stores a whole object. It is durable when this returns.
     pub async fn put(&self, bytes: Bytes, pin: bool) -> Result<ShardId, StoreError> {
         self.blocking(move |inner| inner.put(&bytes, pin)).await?
     }
 
-    /// Stores a file whose BLAKE3 must be `expected`: as a clone, else by a hard
-    /// link, else by a copy, as the file system allows; durable when this
-    /// returns. A linked file stays its owner's too: if they rewrite it in
-    /// place, the next read finds that and the object is mended in a copy.
+    /// Stores a file whose BLAKE3 must be `expected`, by a clone, a hard link or
+    /// a copy: the first of these that the file system supports. It is durable
+    /// when this returns. A linked file is shared with its owner: if they rewrite
+    /// it in place, the next read detects that, and the object is repaired in a
+    /// copy.
     pub async fn import(
         &self,
         path: PathBuf,
@@ -252,8 +257,9 @@ impl DiskTier {
         self.blocking(move |inner| inner.import(&path, expected, pin)).await?
     }
 
-    /// Whether these objects (id and size) fit if all of them are pinned; the
-    /// error says how much is missing. Ask before importing a model's shards.
+    /// Checks that these objects (id and size in bytes) would fit if all of them
+    /// were pinned; [`StoreError::Budget`] otherwise. Call this before importing
+    /// a model's shards.
     pub fn check_room(
         &self,
         objects: impl IntoIterator<Item = (ShardId, u64)>,
@@ -271,7 +277,7 @@ impl DiskTier {
         Ok(())
     }
 
-    /// Never evict this object, of which something must be held.
+    /// Protects an object from eviction. [`StoreError::NotHeld`] if none of it is held.
     pub async fn pin(&self, shard: ShardId) -> Result<(), StoreError> {
         self.blocking(move |inner| inner.pin(shard)).await?
     }
@@ -285,21 +291,21 @@ impl DiskTier {
         self.blocking(move |inner| inner.remove(shard)).await?
     }
 
-    /// Checks every byte held of an object against its root. Damage is taken out
-    /// of what is held, as a read would; a wrong outboard is rewritten. `None`
-    /// if nothing is held of it.
+    /// Checks every byte held of an object against its root. Damaged groups are
+    /// quarantined, as by a read; a wrong outboard is rebuilt. `None` if none of
+    /// the object is held.
     pub async fn check(&self, shard: ShardId) -> Result<Option<Checkup>, StoreError> {
         self.blocking(move |inner| inner.check(shard)).await?
     }
 
-    /// The damage that opening the store found and took out.
+    /// The damage that was found and quarantined when the store was opened.
     pub fn damage_at_open(&self) -> Vec<Checkup> {
         self.inner.table().damage_at_open.clone()
     }
 
-    /// Evicts unpinned objects, by policy, until what is held fits `budget`
-    /// bytes (the store's own if `None`), and sets the reserve aside again.
-    /// With `dry` it only says which.
+    /// Evicts unpinned objects by policy until the rest fits `budget` bytes (the
+    /// store's own budget if `None`), and sets the reserve aside again. With `dry`
+    /// it changes nothing and only lists what would go.
     pub async fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
         self.blocking(move |inner| inner.collect(budget, dry)).await?
     }
@@ -309,12 +315,12 @@ impl DiskTier {
         self.blocking(Inner::list).await
     }
 
-    /// The object was used without being read here (a tier above had the bytes).
+    /// Counts a use of an object whose bytes came from a faster tier.
     pub fn note_use(&self, shard: ShardId) {
         self.inner.note_use(shard, Use::Again);
     }
 
-    /// Makes every range kept so far durable and writes the index.
+    /// Makes every range stored so far durable and writes the index.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.blocking(|inner| inner.flush()).await?
     }
@@ -324,8 +330,8 @@ impl DiskTier {
         self.inner.table().whole.iter().copied().collect()
     }
 
-    /// Objects of which at least a whole 1 MiB chunk is held, but not all, at most `max`
-    /// of them. It waits for nobody: an object that is being written is left out.
+    /// Objects that are held in part, with at least one whole 1 MiB chunk; at most `max`
+    /// of them. Never blocks: an object that is being written is left out.
     pub fn partial(&self, max: usize) -> Vec<(ShardId, Chunks)> {
         let parts: Vec<_> = {
             let table = self.inner.table();
@@ -351,7 +357,7 @@ impl DiskTier {
         self.inner.table().pinned.contains(&shard)
     }
 
-    /// What is held of an object, if anything is.
+    /// Which groups of an object are held; `None` if the object is unknown.
     pub async fn groups(&self, shard: ShardId) -> Option<Groups> {
         let object = self.inner.object(shard)?;
         self.blocking(move |_| read_lock(&object.held).groups.clone()).await.ok()
@@ -385,7 +391,7 @@ impl DiskTier {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || work(&inner))
             .await
-            .map_err(|e| StoreError::io("a file operation was stopped", io::Error::other(e)))
+            .map_err(|e| StoreError::io("a file operation was interrupted", io::Error::other(e)))
     }
 }
 
@@ -446,7 +452,8 @@ impl Inner {
             return Ok(());
         }
         if why == DropWhy::Room {
-            // A pin takes the object's lock too, so it came before or comes too late.
+            // Pinning takes the object's lock too, so a pin is either visible here or comes
+            // after the object is gone.
             let mut table = self.table();
             if table.pinned.contains(&shard) {
                 return Ok(());
@@ -466,7 +473,7 @@ impl Inner {
         erased
     }
 
-    /// Counts a use. It touches no file: the index is told by `write_uses`.
+    /// Counts a use in memory only; `write_uses` writes it to the index.
     fn note_use(&self, shard: ShardId, how: Use) {
         let number = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
         let mut table = self.table();
@@ -481,7 +488,7 @@ impl Inner {
         table.used_lately.insert(shard, number);
     }
 
-    /// Tells the index of uses once there are enough of them.
+    /// Writes recent uses to the index once there are [`USES_BATCH`] of them.
     fn write_uses_in_batches(&self) {
         let enough = self.table().used_lately.len() >= USES_BATCH;
         if enough {
@@ -499,7 +506,7 @@ impl Inner {
         drop(table);
         let record = |(shard, last_use): (ShardId, u64)| {
             let object = self.object(shard)?;
-            // Not waited for: the record is a copy, and its object may be locked by this thread.
+            // Do not wait for the lock: this thread may hold it, and the record is only a copy.
             let held = object.held.try_read().ok()?;
             let (size, held) = (held.groups.size(), held.groups.held_bytes());
             let (pinned, hot) = (pinned.contains(&shard), hot.contains(&shard));
@@ -522,14 +529,14 @@ impl Inner {
         }
         self.write_uses();
         self.index.flush();
-        // Told at opening and by a collection if it cannot be; here it is only tried.
+        // A failure is ignored here: opening the store and collecting report it.
         let _ = self.reserve.set_aside();
         Ok(())
     }
 
     fn set_reserve_aside(&self) {
         if let Err(error) = self.reserve.set_aside() {
-            tracing::warn!(dir = %self.root.display(), %error, "no space is set aside for cleaning up");
+            tracing::warn!(dir = %self.root.display(), %error, "no space is reserved for cleaning up");
         }
     }
 
@@ -560,11 +567,11 @@ impl Inner {
 /// Why an object is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DropWhy {
-    /// Room is needed; not if it is pinned by now.
+    /// To make room. Does not apply if the object has been pinned meanwhile.
     Room,
-    /// Someone asked for it.
+    /// On request.
     Asked,
-    /// Its files are gone already.
+    /// Its files have disappeared.
     Gone,
 }
 

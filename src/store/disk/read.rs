@@ -1,5 +1,5 @@
-//! Reading with proof: what fails it is looked through (see `check`) and read
-//! once more, for the damage may have been the outboard's only.
+//! Verified reads. When verification fails, the object is checked (see `check`)
+//! and read once more, because only its outboard may have been damaged.
 
 use std::sync::PoisonError;
 
@@ -15,7 +15,7 @@ impl Inner {
         shard: ShardId,
         range: ByteRange,
     ) -> Result<Option<VerifiedRange>, ReadError> {
-        // Twice: damage may turn out to be the outboard's, which is then made anew.
+        // Twice: if only the outboard was damaged, it is rebuilt and the second read succeeds.
         for _ in 0..2 {
             let Some(object) = self.object(shard) else { return Ok(None) };
             let fault = {
@@ -45,7 +45,7 @@ impl Inner {
             match fault {
                 ReadFault::Io(e) => return Err(e.into()),
                 ReadFault::Vanished => {
-                    tracing::warn!(%shard, "its files were removed by someone else");
+                    tracing::warn!(%shard, "its files were removed by another program");
                     self.drop_object(shard, &object, DropWhy::Gone)?;
                     return Ok(None);
                 }
@@ -59,7 +59,7 @@ impl Inner {
                 }
             }
         }
-        let detail = format!("on disk in {}, again after mending", self.root.display());
+        let detail = format!("on disk in {}, again after a repair", self.root.display());
         Err(ReadError::Corrupt { shard, detail })
     }
 
@@ -80,7 +80,7 @@ impl Inner {
             cache.order.remove(&victim);
             cache.nodes.remove(&victim);
         }
-        // Small objects have empty outboards; each still costs its entry.
+        // Outboards of small objects are empty, but each entry still costs memory.
         cache.order.insert(shard, cost.max(64));
         cache.nodes.insert(shard, outboard);
     }

@@ -1,5 +1,6 @@
-//! What the disk tier knows in memory of all its objects: which there are, what
-//! they count against the budget, and who may go first. No file is touched here.
+//! What the disk tier keeps in memory about all of its objects: which ones it
+//! has, what they count against the budget, and which to evict first. Does no
+//! file I/O.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,11 +16,11 @@ pub(super) struct Table {
     pub pinned: HashSet<ShardId>,
     pub evicting: HashSet<ShardId>,
     pub policy: Box<dyn Policy<ShardId>>,
-    /// Sum of the objects' charges and of room promised to writes under way.
+    /// Sum of the objects' charges and of the room reserved for writes in flight.
     pub used: u64,
-    /// Objects used since the index was last told, with the use's number.
+    /// Objects used since the index was last written, with the number of the use.
     pub used_lately: HashMap<ShardId, u64>,
-    /// Objects of which something was read again.
+    /// Objects some part of which was read more than once.
     pub hot: HashSet<ShardId>,
     pub evictions: u64,
     pub quarantines: u64,
@@ -49,15 +50,16 @@ impl Table {
         self.pinned.iter().filter_map(|shard| self.policy.cost(shard)).sum()
     }
 
-    /// Sets what an object counts against the budget.
+    /// Sets how many bytes an object counts against the budget.
     pub fn charge(&mut self, shard: ShardId, bytes: u64) {
         let before = self.policy.cost(&shard).unwrap_or(0);
         self.used = self.used.saturating_sub(before) + bytes;
         self.policy.insert(shard, bytes);
     }
 
-    /// Objects that may go, worst first, that count at least `room` together,
-    /// marked so that nobody else takes them too. `None` if there are not enough.
+    /// Evictable objects, worst first, that together count at least `room` bytes.
+    /// They are marked as being evicted, so that no other call returns them.
+    /// `None` if there are not enough.
     pub fn take_victims(&mut self, room: u64, keep: Option<ShardId>) -> Option<Vec<ShardId>> {
         let spared = |shard: &ShardId| self.is_spared(*shard, keep);
         let victims = self.policy.victims(room, &spared)?;
@@ -65,7 +67,7 @@ impl Table {
         Some(victims)
     }
 
-    /// The same; all that may go where that is not enough.
+    /// As [`Self::take_victims`], but returns every evictable object if they are not enough.
     pub fn take_victims_up_to(&mut self, room: u64, keep: Option<ShardId>) -> Vec<ShardId> {
         let may_go = self.objects.keys().filter(|shard| !self.is_spared(**shard, keep));
         let all: u64 = may_go.filter_map(|shard| self.policy.cost(shard)).sum();
@@ -86,7 +88,7 @@ impl Table {
     }
 }
 
-/// Outboards of whole objects, kept so that a read need not read them again.
+/// A cache of whole objects' outboards, so that reads do not load them each time.
 #[derive(Default)]
 pub(super) struct Outboards {
     pub nodes: HashMap<ShardId, Outboard>,

@@ -1,4 +1,4 @@
-//! Putting objects and proved ranges in, each within room promised beforehand.
+//! Stores objects and verified ranges, each within room reserved beforehand.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -46,7 +46,7 @@ impl Inner {
                 {
                     return Ok(Kept::SizeConflict);
                 }
-                // What is held claimed a size that is now disproved.
+                // The bytes held claimed a size that is now disproved.
                 object::erase_contents(&self.layout, shard)
                     .map_err(StoreError::file(&self.layout.dir(shard)))?;
                 *held = Held::empty(size);
@@ -70,8 +70,8 @@ impl Inner {
         Ok(Kept::Already)
     }
 
-    /// Forgets an object of which nothing could be written; one that is pinned
-    /// stays on the books, to be fetched.
+    /// Forgets an object none of which could be written. A pinned one stays in
+    /// the table, so that it can be fetched.
     fn abandon_new(&self, shard: ShardId, held: &mut Held) {
         if self.table().pinned.contains(&shard) {
             return;
@@ -114,7 +114,7 @@ impl Inner {
         let claimed = length(&source)?;
         let temp = self.layout.temp();
         let checked = (|| {
-            // First the name or the copy, then the hash of that: what is hashed is what is kept.
+            // Link or copy first, then hash the result: what is hashed is what is stored.
             let how = self.with_space(claimed, expected, || {
                 files::import(&source, &temp).map_err(StoreError::file(path))
             })?;
@@ -134,8 +134,8 @@ impl Inner {
         checked
     }
 
-    /// Puts an object in place whose bytes `fill` writes to `temp`, pinned or
-    /// not. False if it was here, sound, already.
+    /// Stores an object whose bytes `fill` writes to `temp`. False if a sound
+    /// copy was held already.
     fn store_whole(
         &self,
         outboard: &Outboard,
@@ -209,7 +209,7 @@ impl Inner {
         Err(StoreError::NotHeld(shard))
     }
 
-    /// Whether an object said to be whole still proves itself; damage is taken out.
+    /// Whether an object recorded as whole is still valid; damage is quarantined.
     fn is_sound(&self, shard: ShardId) -> bool {
         self.check(shard).is_ok_and(|checked| checked.is_some_and(|c| c.damaged.is_empty()))
     }

@@ -1,5 +1,5 @@
-//! A store under bad conditions: no space, no permission, a clock that is wrong.
-//! A clear error or correct work; nothing is lost.
+//! A store under bad conditions: no space, no permission, a wrong clock. It works
+//! correctly or reports a clear error, and loses nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ use super::support::*;
 const ROOMY: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
-/// A small file system of its own; gone when dropped.
+/// A small tmpfs, unmounted when dropped.
 struct Small {
     at: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Small {
-    /// `None`, with the reason printed, where none can be mounted.
+    /// Mounts it. Prints the reason and returns `None` if that is not possible.
     fn mount(bytes: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().to_owned();
@@ -51,7 +51,7 @@ impl Small {
         status.is_ok_and(|status| status.success())
     }
 
-    /// Takes all the space there is, but for `left` bytes.
+    /// Fills the file system until `left` bytes are free.
     fn fill(&self, left: u64) {
         let ballast = vec![0x55; 1 << 16];
         let mut file = fs::File::create(self.at.join("ballast")).unwrap();
@@ -80,7 +80,7 @@ fn objects(rng: &mut StdRng, count: usize, size: u64) -> Vec<Bytes> {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
+async fn a_full_disk_evicts_unpinned_objects_is_reported_and_loses_nothing() {
     let Some(small) = Small::mount(24 * MIB) else { return };
     let mut rng = fresh_rng();
     let data = small.at.join("data");
@@ -90,7 +90,7 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     for bytes in &pinned {
         disk.put(bytes.clone(), true).await.unwrap();
     }
-    // Unpinned objects follow one another: the disk is the budget.
+    // Each unpinned object replaces the one before: the disk is the budget.
     let mut last = Vec::new();
     for bytes in objects(&mut rng, 12, 2 * MIB) {
         disk.put(bytes.clone(), false).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     assert!(disk.stats().evictions > 0);
     all_there(&disk, &pinned).await;
     all_there(&disk, &last).await;
-    // When only pinned ones are left, the error says so, and leaves nothing behind.
+    // When only pinned objects are left, the error says so, and no temporary file remains.
     disk.collect(Some(0), false).await.unwrap();
     small.fill(0);
     let more = random(&mut rng, 2 * MIB);
@@ -114,7 +114,7 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     assert_eq!(disk.stats().used_bytes, disk.stats().pinned_bytes);
     assert_eq!(fs::read_dir(data.join("tmp")).unwrap().count(), 0);
     all_there(&disk, &pinned).await;
-    // A reader is served through all the same.
+    // A reader still gets the bytes.
     let source = Arc::new(Source::new([more.clone()]));
     let ladder = Ladder::new(
         LadderOptions { ram_budget: 0 },
@@ -127,13 +127,13 @@ async fn a_full_disk_is_named_evicts_what_may_go_and_loses_nothing() {
     assert_eq!((found.tier, found.bytes), (Tier::Peer, part(&more, range(5, 9 * G))));
     ladder.flush().await.unwrap();
     assert_eq!(ladder.stats().not_kept, 1);
-    // Damage is written down even now: that is what the reserve is for.
+    // Damage is recorded even now: that is what the reserve is for.
     flip_in_place(&object_file(&data, ShardId::of(&pinned[0]), ""), 3 * G);
     let checkup = disk.check(ShardId::of(&pinned[0])).await.unwrap().unwrap();
     assert_eq!(checkup.damaged, [range(3 * G, 4 * G)]);
     drop((ladder, disk));
 
-    // Opened again on the full disk it can be read and cleaned.
+    // Reopened on the full disk, the store can be read and cleaned.
     small.fill(0);
     let disk = open(&data, ROOMY);
     all_there(&disk, &pinned[1..]).await;
@@ -165,7 +165,7 @@ async fn a_new_store_on_a_full_disk_is_refused_by_name() {
             assert!(matches!(error, StoreError::Full { .. }), "{error}");
             assert!(error.to_string().contains(data.to_str().unwrap()), "{error}");
         }
-        // Directories may cost nothing; then the first write says it.
+        // Directories may need no space; then the first write fails.
         Ok(disk) => {
             let error = disk.put(Bytes::from(vec![1; 1 << 18]), false).await.unwrap_err();
             assert!(matches!(error, StoreError::Full { .. }), "{error}");
@@ -199,7 +199,7 @@ async fn a_read_only_data_directory_is_refused_and_one_that_becomes_so_still_rea
 }
 
 #[tokio::test]
-async fn a_clock_that_is_wrong_changes_nothing() {
+async fn a_wrong_clock_changes_nothing() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let objects = objects(&mut rng, 6, 3 * G);
@@ -219,7 +219,7 @@ async fn a_clock_that_is_wrong_changes_nothing() {
     all_there(&again, &objects).await;
     drop(again);
     shift_times(killed.path(), &mut |_| SystemTime::UNIX_EPOCH);
-    // The order of use counts uses, not time.
+    // The order of use is counted in uses, not in time.
     let again = open(killed.path(), 6 * cost);
     let done = again.collect(Some(3 * cost), false).await.unwrap();
     let evicted: Vec<_> = done.evicted.iter().map(|(shard, _)| *shard).collect();

@@ -1,5 +1,5 @@
-//! Looking after a store: collecting, checking, mending, and what a scan may
-//! push out.
+//! Store maintenance: collection, checks, repair, deadlines, pins in RAM, and what
+//! a scan may evict.
 
 use std::fs;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use rand::RngExt;
 use super::support::*;
 
 const ROOMY: u64 = 1 << 30;
-/// What an object of four groups counts: its bytes and three nodes.
+/// What an object of four groups counts against the budget: its bytes and three nodes.
 const COST: u64 = 4 * G + 3 * 64;
 
 async fn read_whole(disk: &DiskTier, bytes: &Bytes) {
@@ -41,7 +41,7 @@ async fn a_collection_honours_pins_and_the_order_of_use() {
     for (n, bytes) in objects.iter().enumerate() {
         disk.put(bytes.clone(), n == 0).await.unwrap();
     }
-    // Read twice: hot. Read once, in two parts: not.
+    // An object that is read twice is hot; one that is read once, in two parts, is not.
     for _ in 0..2 {
         read_whole(&disk, &objects[1]).await;
     }
@@ -54,7 +54,7 @@ async fn a_collection_honours_pins_and_the_order_of_use() {
     let dry = disk.collect(Some(3 * COST), true).await.unwrap();
     assert_eq!(dry.evicted, [(ids[3], COST), (ids[4], COST)]);
     assert_eq!((dry.freed_bytes, dry.used_bytes), (2 * COST, 3 * COST));
-    assert_eq!(disk.complete().len(), 5, "it only said which");
+    assert_eq!(disk.complete().len(), 5, "a dry run evicts nothing");
     let done = disk.collect(Some(3 * COST), false).await.unwrap();
     assert_eq!(done.evicted, dry.evicted);
     assert!(!object_file(dir.path(), ids[3], "").exists());
@@ -67,7 +67,7 @@ async fn a_collection_honours_pins_and_the_order_of_use() {
     assert!(done.reserve_held);
     read_whole(&disk, &objects[0]).await;
 
-    // What is hot is so after a restart as well.
+    // Hot objects are still hot after a restart.
     for (n, bytes) in objects.iter().enumerate().skip(1) {
         disk.put(bytes.clone(), false).await.unwrap();
         for _ in 0..if n == 1 { 2 } else { 1 } {
@@ -82,7 +82,7 @@ async fn a_collection_honours_pins_and_the_order_of_use() {
 }
 
 #[tokio::test]
-async fn one_pass_over_more_than_fits_leaves_what_is_hot_on_disk() {
+async fn a_scan_over_more_than_fits_leaves_hot_objects_on_disk() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let hot: Vec<_> = (0..3).map(|_| random(&mut rng, 4 * G)).collect();
@@ -98,7 +98,7 @@ async fn one_pass_over_more_than_fits_leaves_what_is_hot_on_disk() {
     for bytes in &hot {
         read_whole(&disk, bytes).await;
     }
-    // Piece by piece, as an engine reads experts.
+    // In pieces, as an engine reads experts.
     for bytes in &scan {
         for group in 0..4 {
             let part = range(group * G, (group + 1) * G);
@@ -177,7 +177,7 @@ async fn a_check_finds_every_damaged_range_and_a_wrong_outboard() {
     assert_eq!((stats.quarantines, stats.damaged_bytes), (3, 4 * G + 77 + 5));
     assert!(disk.complete().is_empty());
 
-    // What was taken out is filled from peers, and all of it checks again.
+    // The quarantined groups are fetched from peers, and the objects check out again.
     let source = Arc::new(Source::new([whole.clone(), half.clone(), small.clone()]));
     let ladder = ladder_on(disk.clone(), &source);
     assert_eq!(ladder.repair(shard).await.unwrap(), 3 * G + 77);
@@ -195,7 +195,7 @@ async fn a_check_finds_every_damaged_range_and_a_wrong_outboard() {
 }
 
 #[tokio::test]
-async fn damage_of_a_stopped_node_is_told_and_what_is_pinned_is_not_forgotten() {
+async fn damage_done_while_stopped_is_reported_and_pins_are_kept() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let cut = random(&mut rng, 9 * G);
@@ -212,7 +212,7 @@ async fn damage_of_a_stopped_node_is_told_and_what_is_pinned_is_not_forgotten() 
     fs::write(path(&emptied), b"").unwrap();
     fs::write(path(&gone), b"").unwrap();
     for _ in 0..2 {
-        // Twice: the second time there is nothing new to tell, and nothing is lost.
+        // Opened again: no new damage is reported, and nothing is lost.
         let again = open(killed.path(), ROOMY);
         let damage = again.damage_at_open();
         assert!(again.complete().is_empty());
@@ -234,7 +234,7 @@ async fn damage_of_a_stopped_node_is_told_and_what_is_pinned_is_not_forgotten() 
 }
 
 #[tokio::test]
-async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
+async fn two_stores_repair_each_other_while_readers_get_correct_bytes() {
     let mut rng = fresh_rng();
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let bytes = random(&mut rng, 50 * G + 11);
@@ -247,7 +247,7 @@ async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
         store.set_peers(Arc::new(Neighbour(stores[1 - n].clone())));
         store.put(bytes.clone(), true).await.unwrap();
     }
-    // Other groups of each are damaged, so that between them all is there.
+    // Different groups are damaged in each store, so together they have everything.
     for round in 0..3 {
         let mut places: Vec<u64> = (0..50).collect();
         for dir in &dirs {
@@ -264,7 +264,7 @@ async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
             assert_eq!(found.bytes, part(&bytes, want), "round {round}");
             let all = store.read(ReadRequest::token(shard, range(0, size))).await.unwrap();
             assert_eq!(all.bytes, bytes, "round {round}");
-            // Serving finds damage too, and is refused rather than wrong.
+            // Serving finds damage too, and refuses instead of sending wrong bytes.
             let _ = store.encode(shard, range(0, G)).await;
         }
         for (store, dir) in stores.iter().zip(&dirs) {
@@ -279,7 +279,7 @@ async fn two_stores_heal_each_other_while_readers_get_right_bytes() {
 }
 
 #[tokio::test]
-async fn damage_found_by_serving_is_mended_behind() {
+async fn damage_found_by_serving_is_repaired_in_the_background() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 9 * G);
@@ -301,7 +301,7 @@ async fn damage_found_by_serving_is_mended_behind() {
 }
 
 #[tokio::test]
-async fn a_read_ends_at_its_deadline_whatever_is_waited_for() {
+async fn a_read_ends_at_its_deadline_whatever_it_waits_for() {
     let mut rng = fresh_rng();
     let bytes = random(&mut rng, 8 * G);
     let shard = ShardId::of(&bytes);
@@ -316,14 +316,14 @@ async fn a_read_ends_at_its_deadline_whatever_is_waited_for() {
     ladder.set_peers(Arc::clone(&source) as _);
     let soon = Some(Instant::now() + Duration::from_millis(400));
     let hurried = ReadRequest { deadline: soon, ..ReadRequest::token(shard, range(0, G)) };
-    // The source would wait forever; a patient reader of the same range is not disturbed.
+    // The source never answers. A patient reader of the same range is not affected.
     let mut patient = ladder.read(ReadRequest::token(shard, range(0, G)));
     assert!((&mut patient).now_or_never().is_none());
     let error = ladder.read(hurried).await.unwrap_err();
     assert!(matches!(error, ReadError::Deadline { .. }), "{error}");
     let asked = source.asked.lock().unwrap().iter().any(|request| request.deadline == soon);
-    assert!(asked, "the source is told the deadline");
-    // Past already: nobody is asked.
+    assert!(asked, "the source gets the deadline");
+    // The deadline has already passed: no source is asked.
     let before = source.asked_ranges().len();
     let late = ReadRequest { priority: Priority::Bulk, range: range(G, 2 * G), ..hurried };
     let error = ladder.read(late).await.unwrap_err();
@@ -331,7 +331,7 @@ async fn a_read_ends_at_its_deadline_whatever_is_waited_for() {
     assert_eq!(source.asked_ranges().len(), before);
     source.gate.add_permits(10);
     assert_eq!(patient.await.unwrap().bytes, part(&bytes, range(0, G)));
-    // What RAM has is given even after the deadline.
+    // What RAM holds is returned even after the deadline.
     assert_eq!(ladder.read(hurried).await.unwrap().tier, Tier::Ram);
 }
 
@@ -370,7 +370,7 @@ async fn a_file_on_another_file_system_is_copied() {
         return;
     };
     if device(here.path()) == device(there.path()) {
-        println!("skipped: /dev/shm and the temporary directory are one file system");
+        println!("skipped: /dev/shm and the temporary directory are on one file system");
         return;
     }
     let bytes = random(&mut rng, 5 * G + 1);
@@ -383,13 +383,13 @@ async fn a_file_on_another_file_system_is_copied() {
     let imported = disk.import(source.clone(), ShardId::of(&bytes), false).await.unwrap();
     assert_eq!(imported.how, Some(ImportMethod::Copied));
     let kept = object_file(here.path(), ShardId::of(&bytes), "");
-    assert!(!fs::metadata(&kept).unwrap().permissions().readonly(), "it can be mended");
+    assert!(!fs::metadata(&kept).unwrap().permissions().readonly(), "it can be repaired");
     fs::remove_file(&source).unwrap();
     read_whole(&disk, &bytes).await;
 }
 
 #[tokio::test]
-async fn a_linked_file_that_its_owner_rewrites_is_found_and_mended_apart() {
+async fn a_linked_file_that_its_owner_rewrites_is_detected_and_repaired_in_a_copy() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 20 * G);
@@ -401,7 +401,7 @@ async fn a_linked_file_that_its_owner_rewrites_is_found_and_mended_apart() {
     let imported = disk.import(owned.clone(), shard, true).await.unwrap();
     let source = Arc::new(Source::new([bytes.clone()]));
     let ladder = ladder_on(disk.clone(), &source);
-    // In place, and shorter: what is gone is missed, what is changed is noticed.
+    // Rewritten in place and shorter: missing and changed groups are both detected.
     let rewritten = random(&mut rng, 12 * G);
     fs::write(&owned, &rewritten).unwrap();
     let found = ladder.read(ReadRequest::token(shard, range(1, size))).await.unwrap();
@@ -409,7 +409,7 @@ async fn a_linked_file_that_its_owner_rewrites_is_found_and_mended_apart() {
     ladder.flush().await.unwrap();
     ladder.repair(shard).await.unwrap();
     read_whole(&disk, &bytes).await;
-    assert_eq!(fs::read(&owned).unwrap(), rewritten, "the owner's file is the owner's");
+    assert_eq!(fs::read(&owned).unwrap(), rewritten, "the owner's file is not touched");
     if imported.how == Some(ImportMethod::Linked) {
         assert_eq!(ladder.stats().repaired_reads, 1);
         assert_ne!(device(&owned).1, device(&object_file(&data, shard, "")).1);

@@ -49,7 +49,7 @@ async fn what_was_put_survives_a_kill_at_any_size() {
 }
 
 #[tokio::test]
-async fn ranges_kept_make_a_part_and_the_last_one_makes_it_whole() {
+async fn ranges_make_a_partial_object_and_the_last_one_makes_it_whole() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path(), ROOMY);
@@ -65,7 +65,7 @@ async fn ranges_kept_make_a_part_and_the_last_one_makes_it_whole() {
     assert_eq!(got.bytes(), &part(&bytes, range(4 * G, 8 * G)));
     assert!(disk.complete().is_empty() && !changes.has_changed().unwrap());
 
-    // Nothing was said to be durable yet, so a kill may lose it, but not more.
+    // Nothing is reported durable yet, so a kill may lose these ranges, but nothing else.
     let killed = as_if_killed(dir.path());
     assert!(open(killed.path(), ROOMY).read(shard, range(3 * G, 4 * G)).await.unwrap().is_none());
     disk.flush().await.unwrap();
@@ -122,7 +122,7 @@ async fn the_index_is_only_a_cache() {
 }
 
 #[tokio::test]
-async fn a_flipped_byte_is_found_taken_out_and_can_be_fetched_again() {
+async fn a_flipped_byte_is_quarantined_and_can_be_fetched_again() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 20 * G + 5);
@@ -136,15 +136,15 @@ async fn a_flipped_byte_is_found_taken_out_and_can_be_fetched_again() {
 
     let error = disk.read(shard, range(0, bytes.len() as u64)).await.unwrap_err();
     assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
-    assert!(disk.complete().is_empty(), "it is not whole any more");
-    assert!(disk.is_pinned(shard), "still wanted");
+    assert!(disk.complete().is_empty(), "it is no longer whole");
+    assert!(disk.is_pinned(shard), "still pinned");
     assert_eq!(disk.stats().quarantines, 1);
     assert!(disk.read(shard, group).await.unwrap().is_none());
     for other in (0..21).filter(|n| *n != bad_group) {
         let other = range(other * G, ((other + 1) * G).min(bytes.len() as u64));
         assert!(disk.read(shard, other).await.unwrap().is_some());
     }
-    // What was found is remembered through a kill.
+    // The quarantine survives a kill.
     let killed = as_if_killed(dir.path());
     let again = open(killed.path(), ROOMY);
     assert!(again.complete().is_empty() && again.is_pinned(shard));
@@ -153,7 +153,7 @@ async fn a_flipped_byte_is_found_taken_out_and_can_be_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_damaged_outboard_is_made_anew_from_sound_bytes() {
+async fn a_damaged_outboard_is_rebuilt_from_sound_bytes() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 20 * G + 5);
@@ -178,7 +178,7 @@ async fn a_damaged_outboard_is_made_anew_from_sound_bytes() {
 }
 
 #[tokio::test]
-async fn files_that_were_cut_garbled_or_removed_claim_nothing_false() {
+async fn truncated_garbled_or_removed_files_claim_nothing_false() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path(), ROOMY);
@@ -195,7 +195,7 @@ async fn files_that_were_cut_garbled_or_removed_claim_nothing_false() {
     assert_eq!(sound.unwrap().bytes(), &part(&bytes, range(0, 12 * G)), "what is sound is kept");
     assert!(again.read(shard, range(12 * G, 13 * G)).await.unwrap().is_none());
 
-    // Cut within the last group, where the outboard's length tells nothing.
+    // Truncated within the last group, which the outboard's length cannot reveal.
     fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
     let killed = as_if_killed(killed.path());
     fs::write(object_file(killed.path(), shard, ""), &bytes[..bytes.len() - 1]).unwrap();
@@ -206,7 +206,7 @@ async fn files_that_were_cut_garbled_or_removed_claim_nothing_false() {
     let last = proved(&bytes, range(20 * G, 20 * G + 5));
     assert_eq!(again.keep(last).await.unwrap(), Kept::Whole);
 
-    // A part whose have-file does not check is proved group by group.
+    // A partial object whose have-file is damaged is verified group by group.
     let half = random(&mut rng, 9 * G);
     disk.keep(proved(&half, range(G, 4 * G))).await.unwrap();
     disk.flush().await.unwrap();
@@ -216,7 +216,7 @@ async fn files_that_were_cut_garbled_or_removed_claim_nothing_false() {
     assert!(again.read(ShardId::of(&half), range(G, 4 * G)).await.unwrap().is_some());
     assert!(again.read(ShardId::of(&half), range(0, G)).await.unwrap().is_none());
 
-    // Removed under a running node.
+    // Files removed while the store is open.
     fs::remove_file(object_file(dir.path(), shard, "")).unwrap();
     fs::remove_file(object_file(dir.path(), shard, ".obao")).unwrap();
     let fresh = open(as_if_killed(dir.path()).path(), ROOMY);
@@ -226,7 +226,7 @@ async fn files_that_were_cut_garbled_or_removed_claim_nothing_false() {
 }
 
 #[tokio::test]
-async fn the_budget_evicts_what_was_used_least_and_never_what_is_pinned() {
+async fn the_budget_evicts_the_least_recently_used_and_never_the_pinned() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     // Each object: 4 groups and 3 nodes.
@@ -240,7 +240,7 @@ async fn the_budget_evicts_what_was_used_least_and_never_what_is_pinned() {
     assert_eq!(disk.stats().used_bytes, 3 * cost);
     assert!(read_all(&disk, &objects[1]).await.is_some());
     disk.keep(proved(&objects[3], range(0, 4 * G))).await.unwrap();
-    assert!(disk.is_whole(ids[1]) && !disk.is_whole(ids[2]), "the one used longer ago went");
+    assert!(disk.is_whole(ids[1]) && !disk.is_whole(ids[2]), "the one used longer ago is evicted");
     assert!(!object_file(dir.path(), ids[2], "").exists());
     assert_eq!((disk.stats().evictions, disk.stats().used_bytes), (1, 3 * cost));
 
@@ -262,7 +262,7 @@ async fn the_budget_evicts_what_was_used_least_and_never_what_is_pinned() {
     assert!(!disk.is_whole(ids[0]));
     assert_eq!(disk.stats().used_bytes, 3 * cost);
     let killed = as_if_killed(dir.path());
-    // A smaller budget at the next start: refused, as all of it is pinned.
+    // A smaller budget at the next start is refused, because everything is pinned.
     let smaller = DiskTier::open(killed.path(), DiskOptions { budget: 2 * cost });
     let error = smaller.err().unwrap();
     assert!(
@@ -289,11 +289,11 @@ async fn the_order_of_use_survives_a_restart() {
     let again = open(killed.path(), 3 * G);
     assert_eq!(again.complete().len(), 3);
     assert!(again.is_whole(ShardId::of(&objects[0])), "used last");
-    assert!(!again.is_whole(ShardId::of(&objects[1])), "used least lately");
+    assert!(!again.is_whole(ShardId::of(&objects[1])), "the least recently used");
 }
 
 #[tokio::test]
-async fn a_second_process_is_told_who_holds_the_directory() {
+async fn a_second_process_is_told_which_one_holds_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path(), ROOMY);
     let error = DiskTier::open(dir.path(), DiskOptions { budget: ROOMY }).err().unwrap();
@@ -343,7 +343,7 @@ async fn an_import_is_checked_linked_and_never_written_to() {
             return;
         }
     }
-    // Someone changes the source in place. The store notices, and heals its own copy only.
+    // Someone changes the source in place. The store detects it and repairs only its own copy.
     let mut changed = bytes.to_vec();
     changed[3 * G as usize] ^= 1;
     fs::write(&source, &changed).unwrap();
@@ -351,11 +351,11 @@ async fn an_import_is_checked_linked_and_never_written_to() {
     assert!(matches!(read, Err(ReadError::Corrupt { .. })));
     disk.keep(proved(&bytes, range(3 * G, 4 * G))).await.unwrap();
     assert_eq!(read_all(&disk, &bytes).await.as_ref(), Some(&bytes));
-    assert_eq!(fs::read(&source).unwrap(), changed, "the user's file is the user's");
+    assert_eq!(fs::read(&source).unwrap(), changed, "the user's file is not touched");
 }
 
 #[tokio::test]
-async fn a_size_that_was_only_claimed_gives_way_to_one_that_is_proved() {
+async fn a_proved_size_replaces_a_claimed_one() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path(), ROOMY);

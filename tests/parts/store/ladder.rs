@@ -1,5 +1,5 @@
-//! The ladder: which tier answers, what moves up, who shares a fetch, and what
-//! is served.
+//! The ladder: which tier answers, which tiers keep what was read, who shares a
+//! fetch, and what is served.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn bulk(shard: ShardId, range: doppler_store::ByteRange) -> ReadRequest {
 }
 
 #[tokio::test]
-async fn bytes_climb_from_peer_to_ram_and_disk() {
+async fn bytes_from_peers_are_kept_in_ram_and_on_disk() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 30 * G + 9);
@@ -52,8 +52,8 @@ async fn bytes_climb_from_peer_to_ram_and_disk() {
         let found = ladder.read(ReadRequest::token(shard, want)).await.unwrap();
         assert_eq!((found.tier, found.bytes), (tier, part(&bytes, want)));
     }
-    assert_eq!(source.asked_ranges().len(), 1, "asked once, over two runs");
-    // A longer read takes from disk what is there and asks only for the rest.
+    assert_eq!(source.asked_ranges().len(), 1, "asked once in two runs");
+    // A longer read takes what is on disk from there and requests only the rest.
     let longer = range(4 * G, 15 * G + 1);
     let found = ladder.read(ReadRequest::token(shard, longer)).await.unwrap();
     assert_eq!((found.tier, found.bytes), (Tier::Peer, part(&bytes, longer)));
@@ -105,7 +105,7 @@ async fn many_readers_share_one_fetch_and_a_dropped_one_breaks_nothing() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_nobody_waits_for_is_given_up() {
+async fn a_fetch_without_waiters_is_cancelled() {
     let mut rng = fresh_rng();
     let bytes = random(&mut rng, 8 * G);
     let shard = ShardId::of(&bytes);
@@ -159,7 +159,7 @@ async fn a_bulk_scan_does_not_flush_ram() {
         assert_eq!(found.bytes, bytes);
     }
     assert_eq!(ladder.read(hot_read).await.unwrap().tier, Tier::Ram);
-    // Neither does one pass of reads that someone waits for; two passes do push out.
+    // Nor does one pass of reads that someone waits for; two passes do evict.
     let pass = || async {
         for bytes in &scan {
             ladder.read(ReadRequest::token(ShardId::of(bytes), range(0, 2 * G))).await.unwrap();
@@ -180,7 +180,7 @@ async fn a_bulk_scan_does_not_flush_ram() {
 }
 
 #[tokio::test]
-async fn a_flipped_byte_on_disk_is_healed_while_the_read_goes_on() {
+async fn a_flipped_byte_on_disk_is_repaired_while_the_read_succeeds() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let bytes = random(&mut rng, 10 * G + 3);
@@ -197,7 +197,7 @@ async fn a_flipped_byte_on_disk_is_healed_while_the_read_goes_on() {
     assert_eq!(ladder.complete(), [shard]);
     assert_eq!(ladder.stats().repaired_reads, 1);
     assert_eq!(std::fs::read(object_file(dir.path(), shard, "")).unwrap(), bytes);
-    // With nobody to heal it, the damage is what is reported.
+    // Without a peer to repair it from, the read reports the damage.
     flip(&object_file(dir.path(), shard, ""), 0);
     let alone = Arc::new(Source::new([]));
     ladder.set_peers(Arc::clone(&alone) as _);
@@ -206,7 +206,7 @@ async fn a_flipped_byte_on_disk_is_healed_while_the_read_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_served_and_proves_itself() {
+async fn what_is_held_is_served_with_its_proof() {
     let mut rng = fresh_rng();
     let dir = tempfile::tempdir().unwrap();
     let nobody = Arc::new(Source::new([]));
@@ -231,7 +231,7 @@ async fn what_is_held_is_served_and_proves_itself() {
         let error = ladder.encode(shard, range(0, SERVE_BYTES_MAX + 1)).await.unwrap_err();
         assert_eq!(error.label(), "refused");
     }
-    // A part serves what it has, and is not listed.
+    // A partial object serves what it holds, and is not listed as complete.
     let half = random(&mut rng, 9 * G);
     let source = Arc::new(Source::new([half.clone()]));
     let ladder = ladder(ROOMY, Some(&dir), &source);
@@ -298,7 +298,7 @@ async fn local_directories_are_read_before_peers() {
 }
 
 #[tokio::test]
-async fn without_a_disk_what_is_put_counts_against_ram() {
+async fn without_a_disk_stored_objects_count_against_ram() {
     let mut rng = fresh_rng();
     let nobody = Arc::new(Source::new([]));
     let ladder = ladder(10 * G, None, &nobody);

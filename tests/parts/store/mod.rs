@@ -1,5 +1,5 @@
-//! The store over its public API: what is stored stays, what is damaged is
-//! found, budgets hold, and one read climbs RAM, disk and peers once.
+//! The store through its public API: stored objects survive, damage is found,
+//! budgets hold, and concurrent reads share one fetch.
 
 #[cfg(target_os = "linux")]
 mod adverse;

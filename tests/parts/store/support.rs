@@ -1,4 +1,5 @@
-//! Seeded objects, a source of them that can be held back, and directory tricks.
+//! Seeded objects, a source whose replies can be held back, and helpers for
+//! directories.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +20,7 @@ use tokio::sync::Semaphore;
 
 pub const G: u64 = verified::GROUP_BYTES;
 
-/// A seed that is printed, so that a failure can be repeated.
+/// A generator whose seed is printed, so that a failure can be reproduced.
 pub fn fresh_rng() -> StdRng {
     let seed = rand::random();
     println!("seed {seed}");
@@ -47,7 +48,7 @@ pub fn proved(bytes: &Bytes, want: ByteRange) -> VerifiedRange {
     outboard.prove(grown, part(bytes, grown)).unwrap()
 }
 
-/// The same with another size claimed.
+/// As [`proved`], claiming another size.
 pub fn proved_as(bytes: &Bytes, want: ByteRange, size: u64) -> VerifiedRange {
     let encoded = proved(bytes, want).encode().bytes.to_vec();
     let shard = ShardId::of(bytes);
@@ -58,7 +59,7 @@ pub fn open(dir: &Path, budget: u64) -> DiskTier {
     DiskTier::open(dir, DiskOptions { budget }).unwrap()
 }
 
-/// The directory as a process killed right now would leave it.
+/// A copy of the directory as a process killed right now would leave it.
 pub fn as_if_killed(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir, copy.path());
@@ -90,13 +91,13 @@ pub fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// A peer that holds objects, notes what it is asked, and can be held back.
+/// A peer that holds objects, records requests, and can be held back.
 pub struct Source {
     pub objects: HashMap<ShardId, Bytes>,
     pub asked: Mutex<Vec<ReadRequest>>,
     /// Each reply takes a permit.
     pub gate: Arc<Semaphore>,
-    /// Replies that were given up before they were sent.
+    /// Replies that were cancelled before they were sent.
     pub dropped: Arc<Semaphore>,
     pub lie: Option<u64>,
 }
@@ -112,7 +113,7 @@ impl Source {
         }
     }
 
-    /// One that answers nothing until `gate` gets permits.
+    /// A source that answers nothing until `gate` gets permits.
     pub fn held_back(objects: impl IntoIterator<Item = Bytes>) -> Self {
         Self { gate: Arc::new(Semaphore::new(0)), ..Self::new(objects) }
     }
@@ -158,7 +159,7 @@ impl ShardSource for Source {
     }
 }
 
-/// A store as another's peer: what it serves, proved on arrival.
+/// A store as a peer of another one: what it serves is verified on arrival.
 pub struct Neighbour(pub doppler_store::Ladder);
 
 impl ShardSource for Neighbour {
@@ -175,7 +176,7 @@ impl ShardSource for Neighbour {
     }
 }
 
-/// The file system that a file is on, and the file's number there.
+/// The device number and inode number of a file.
 #[cfg(unix)]
 pub fn device(path: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
