@@ -1,5 +1,5 @@
-// Models that run in a tab, in Chromium on WebGPU (a software adapter will do), against the text
-// that the binary writes on the CPU. How long anything takes is never judged.
+// Models that run in a tab, in Chromium on WebGPU (a software adapter will do), compared with the
+// text that the binary writes on the CPU. Durations are not asserted.
 
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
@@ -13,7 +13,7 @@ const embedded = join(root, 'models/tiny-mixtral-q4_k_m')
 const manifest = JSON.parse(readFileSync(join(embedded, 'manifest.json')))
 const NAME = manifest.modelId
 const PROMPT = 'Once upon a time'
-/** Where the text itself is what is tried, and where something else is. */
+/** Tokens of runs that test the text itself, and of runs that test something else. */
 const TOKENS = 44
 const FEW = 16
 const binary = process.env.DOPPLER_NODE_BIN
@@ -52,7 +52,7 @@ async function press (page, { name = NAME, prompt = PROMPT, tokens = FEW, slots 
 
 async function ended (page) {
   await page.waitForFunction(() => ['done', 'failed'].includes(globalThis.doppler.runner.state))
-  // What is shown is drawn after the state has changed.
+  // The page is redrawn after the state has changed.
   await page.waitForFunction(() => document.getElementById('run').dataset.state === globalThis.doppler.runner.state)
   return await page.evaluate(() => {
     const { state, text, ids, error, numbers, adapter, reason } = globalThis.doppler.runner
@@ -65,7 +65,7 @@ async function run (page, asked) {
   return await ended(page)
 }
 
-/** The tab wrote what the binary writes, and every expert came from somewhere. */
+/** Asserts that the tab wrote what the binary writes, and that every demand counts as a hit. */
 function same (got, want) {
   assert.deepEqual(got.error, null)
   assert.deepEqual([got.ids, got.text], [want.tokens, want.text])
@@ -76,7 +76,7 @@ function same (got, want) {
 
 const tabAt = async (url, via) => await openTab(url, { within: browser, via })
 
-/** A gateway that gives none of these objects. */
+/** A gateway that refuses these objects. */
 async function without (node, ids, when = () => true) {
   return await proxy(node, (path, offset, chunk) => when() && ids.some((id) => path.startsWith(`/shards/${id}`)) ? null : chunk)
 }
@@ -92,15 +92,15 @@ test('a tab at an empty node writes what the binary writes, its experts paged', 
   const { slots, experts, pager: { demands, evictions } } = got.numbers
   assert.deepEqual([slots, experts], [16, 32])
   assert.ok(evictions > 0 && hits.slot > 0 && hits.kept > 0 && hits.gateway > 0 && hits.gateway <= experts, JSON.stringify(got.numbers))
-  // The same experts were asked for as by the node.
+  // The tab demanded as many experts as the node.
   assert.equal(demands, Object.values(want.hits).reduce((sum, n) => sum + n))
   assert.equal(await page.textContent('#run-text'), want.text)
   assert.match(await page.textContent('#run-state'), /^Done on ./)
   // Nothing of it entered the node's store or its list.
   assert.deepEqual(await node.json('ls'), [])
 
-  // Fewer slots than the prompt wants of a layer: more waves, the same text. A second prompt
-  // goes through tiles, and the tokenizer's odd corners.
+  // Fewer slots than the prompt needs per layer: more waves, the same text. The second prompt runs
+  // the tiled kernels and unusual cases of the tokenizer.
   const odd = 'The King\u2019s 3 sons said: \u201cWe\u2019ll ride\u201d \u2014 and\n\n  then\u2026 na\u00efve caf\u00e9 1,234 times. It was the best of times, it was the worst of times, and nobody told the queen about it.'
   same(await run(page, { slots: 8, tokens: 24, prompt: odd }), native(embedded, odd, 24))
 })
@@ -132,7 +132,7 @@ test('damage in the tab\u2019s storage is noticed and fetched again', options, a
   const page = await tabAt(node.url)
   same(await run(page, { tokens: 8 }), native(embedded, PROMPT, 8))
   await keep(page, NAME)
-  // Another document of the same origin: the tab that held the files has let go of them.
+  // Another document of the same origin: the tab that had the files open has closed them.
   await page.goto(`${node.url}/licences.txt`)
   const changed = await page.evaluate(async (ids) => {
     const dir = await (await navigator.storage.getDirectory()).getDirectoryHandle('peer-0')
@@ -149,7 +149,7 @@ test('damage in the tab\u2019s storage is noticed and fetched again', options, a
           await writable.close()
           break
         } catch (error) {
-          // The worker that is ending still has it.
+          // The worker that is ending still has the file open.
           if (error.name !== 'NoModificationAllowedError') throw error
         }
       }
@@ -192,7 +192,7 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   })
   assert.deepEqual(wrong.wrong, [])
   assert.ok(wrong.kernels > 50, `${wrong.kernels} kernels`)
-  // The engine takes this adapter for hardware.
+  // Make the engine treat this adapter as hardware.
   const itsWorker = await worker(page)
   await itsWorker.evaluate(() => {
     for (const [name, value] of [['architecture', 'unknown'], ['description', ''], ['isFallbackAdapter', false]]) {
@@ -205,7 +205,7 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   same(await ended(page), native(embedded, PROMPT, 5))
 })
 
-/** A tokenizer of bytes, for checkpoints that come without one. */
+/** A byte-level tokenizer, for checkpoints that come without one. */
 function byteTokenizer () {
   const vocab = {}
   for (let byte = 0, next = 256; byte < 256; byte++) {
@@ -289,7 +289,7 @@ test('a family that no tab can run, and too few slots, are refused by name', opt
   assert.match(few.error.message, /8 slots/)
 })
 
-test('a run stops when asked, and nobody having an expert is said', options, async () => {
+test('a run stops when asked, and an expert that nobody has is reported', options, async () => {
   const node = await Node.start('stopped')
   const shards = manifest.shards.map(({ hash }) => hash)
   let blocked = []
@@ -303,12 +303,12 @@ test('a run stops when asked, and nobody having an expert is said', options, asy
   const want = native(embedded, PROMPT, TOKENS).tokens
   assert.deepEqual(got.ids.slice(0, TOKENS), want.slice(0, got.ids.length))
 
-  // The experts' shards are gone from here and from the gateway, and no peer has them.
+  // The experts' shards are gone from the tab and from the gateway, and no peer has them.
   await (await card(page, NAME)).getByRole('button', { name: 'Remove' }).click()
-  // Only what is held of it makes the node's own model a card.
+  // The node's own model has a card only while some of it is stored.
   await page.waitForFunction(() => document.querySelectorAll('article').length === 0)
   blocked = shards.slice(3)
   const failed = await run(page, { tokens: 30 })
   assert.equal(failed.state, 'failed')
-  assert.match(failed.error.message, /not_found|nobody connected has shard/)
+  assert.match(failed.error.message, /not_found|no connected peer has shard/)
 })

@@ -1,5 +1,5 @@
-// What a tab does when its browser fails it: no room in the middle of a download, a disk that
-// takes no more, an adapter without memory; and peers whom only a relay reaches.
+// What a tab does when the browser fails: no room in the middle of a download, a full disk, an
+// adapter without memory; and peers that are reachable only through a relay.
 
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
@@ -24,13 +24,13 @@ const button = async (page, name) => (await card(page, model.name)).getByRole('b
 const said = async (page) => await (await card(page, model.name, 'failed')).getByRole('alert').textContent()
 const held = async (page) => Number(await (await card(page, model.name)).getAttribute('data-held'))
 
-/** Tries again now, not in some seconds. */
+/** Retries now instead of after some seconds. */
 async function again (page) {
   await (await button(page, 'Pause')).click()
   await keep(page, model.name)
 }
 
-/** All of the model is here, and proves itself, after a reload. */
+/** Asserts that after a reload the whole model is stored and valid. */
 async function whole (page) {
   await page.reload()
   await card(page, model.name, 'kept')
@@ -70,7 +70,7 @@ test('a quota that runs out between two shards is said, and the download goes on
   await whole(page)
 })
 
-// A parcel is written as bytes, nodes and a byte a group: the second one's, each in turn.
+// A parcel is written in three parts: bytes, nodes, and one byte per group. Each write of the second parcel fails in turn.
 for (const [what, fault] of [
   ['bytes', { write: 5, how: 'throw' }],
   ['bytes, half of which are written', { write: 5, how: 'half' }],
@@ -109,14 +109,14 @@ for (const [what, fault] of [
   })
 }
 
-test('a key that was not written whole is made anew, and the tab joins', options, async () => {
+test('an incompletely written key is replaced, and the tab joins', options, async () => {
   const node = await holder('half-a-key')
   const page = await openTab(node.url)
   await joined(page)
   await page.goto(`${node.url}/licences.txt`)
   await page.evaluate(async () => {
     const dir = await (await navigator.storage.getDirectory()).getDirectoryHandle('peer-0')
-    // A shard that never got its room, too.
+    // And the file of a shard that never got its space.
     await dir.getFileHandle(`${'ab'.repeat(32)}-${40 * 1024 * 1024}`, { create: true })
     for (;;) {
       try {
@@ -126,7 +126,7 @@ test('a key that was not written whole is made anew, and the tab joins', options
         await writable.close()
         return
       } catch (error) {
-        // The worker that is ending still has it.
+        // The worker that is ending still has the file open.
         if (error.name !== 'NoModificationAllowedError') throw error
       }
     }
@@ -138,7 +138,7 @@ test('a key that was not written whole is made anew, and the tab joins', options
   await keep(page, model.name)
 })
 
-test('a peer that says it is behind a relay is asked no more until it is connected anew', options, async () => {
+test('a peer that answers "relayed" is not asked again until it reconnects', options, async () => {
   const node = await holder('relayed')
   const page = await openTab(node.url, { via: 'websocket' })
   await joined(page)
@@ -157,7 +157,7 @@ test('a peer that says it is behind a relay is asked no more until it is connect
   await (await button(page, 'Keep in this tab')).click()
   await card(page, model.name, 'failed')
   const { asked, bans } = await page.evaluate(() => ({ asked: globalThis.asked, bans: globalThis.doppler.swarm.bans }))
-  // No more than were under way when it first said so.
+  // No more than were in flight when it first answered so.
   assert.ok(asked > 0 && asked <= 5, `asked ${asked} times`)
   assert.equal(bans, 0)
   await page.evaluate(async () => {
@@ -170,7 +170,7 @@ test('a peer that says it is behind a relay is asked no more until it is connect
   assert.equal((await counts(page)).peers, model.bytes)
 })
 
-/** The adapter of this tab's next runs has memory for `bytes` of buffers. */
+/** Limits the adapter's memory to `bytes` of buffers for this tab's next runs. */
 async function memory (page, bytes) {
   await (await worker(page)).evaluate((bytes) => {
     globalThis.room = bytes
@@ -182,7 +182,7 @@ async function memory (page, bytes) {
       const sum = (globalThis.taken.get(this) ?? 0) + descriptor.size
       globalThis.taken.set(this, sum)
       if (sum <= globalThis.room) return createBuffer.call(this, descriptor)
-      // The device's own error: 256 GiB. Then a buffer that is as invalid as one that failed.
+      // Cause the device's own error by a texture of 256 GiB, then return a buffer that is invalid too.
       this.createTexture({ size: [8192, 8192, 256], format: 'rgba32float', usage: GPUTextureUsage.COPY_DST })
       this.pushErrorScope('validation')
       const invalid = createBuffer.call(this, { size: descriptor.size, usage: 0 })
@@ -215,7 +215,7 @@ test('an adapter without memory gets fewer slots and the same text; without any,
     const wanted = spawnSync(process.env.DOPPLER_NODE_BIN, ['run', embedded, '-p', 'Once upon a time', '-n', '12', '--backend', 'cpu', '--json'])
     assert.equal(wanted.status, 0, wanted.stderr.toString())
     const { tokens, text } = JSON.parse(wanted.stdout)
-    // What its buffers take, by the node's own reckoning.
+    // The size of its buffers, as the node computes it.
     const { id } = await (await fetch(`${node.url}/models/embedded`)).json()
     const bytes = async (slots) => {
       const program = await (await fetch(`${node.url}/models/${id}/program?reduce=lane&kv=f16&slots=${slots}`)).json()
@@ -228,7 +228,7 @@ test('an adapter without memory gets fewer slots and the same text; without any,
     assert.deepEqual([fits.error, fits.ids, fits.text], [null, tokens, text])
     assert.ok(fits.fewer !== null && fits.fewer >= 8 && fits.fewer < 32 && fits.slots === fits.fewer, JSON.stringify(fits))
     assert.match(await page.textContent('#run-state'), new RegExp(`memory for ${fits.fewer} expert slots`))
-    // What is loaded is used again, and says the same.
+    // The loaded model is reused, with the same result.
     assert.equal((await run(page, 32)).fewer, fits.fewer)
 
     await memory(page, await bytes(8) - MIB)

@@ -1,5 +1,5 @@
-// What the page's tests share: nodes as processes, models made of random bytes, a browser,
-// and a proxy that damages what passes through it.
+// What the page's tests share: nodes as processes, models of random bytes, a browser, and a proxy
+// that damages what passes through it.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
@@ -38,7 +38,7 @@ export const folder = () => {
   return dir
 }
 
-/** The page's own hashing, as a module that Node.js reads. */
+/** The page's own hashing, as a module for Node.js. */
 export const tree = async () => await modules('blake3', 'tree')
 
 /** Files of `web/src` that need no browser, as one module. */
@@ -52,7 +52,7 @@ export async function modules (...names) {
   return await import(pathToFileURL(outfile).href)
 }
 
-/** An RDRR directory of shards of random bytes; nothing in it can be run. */
+/** An RDRR directory with shards of random bytes, which cannot be run. */
 export async function randomModel (name, sizes) {
   const { Blake3, hashObject, hex } = await tree()
   const blake3 = new Blake3(MIB)
@@ -72,7 +72,7 @@ export async function randomModel (name, sizes) {
   return { dir, name, shards, bytes: offset }
 }
 
-/** The file of a new swarm key. */
+/** Creates a file with a new swarm key. */
 export function swarmKey () {
   const file = join(folder(), 'lab.key')
   const made = spawnSync(binary, ['swarm-key', file])
@@ -146,7 +146,7 @@ export async function openBrowser (extra = []) {
 
 /** A page with storage of its own. */
 export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
-  // The promise is kept, not the browser: tabs that are opened at once share one.
+  // Keep the promise instead of the browser, so that tabs that are opened concurrently share one.
   const opened = within ?? await (browser ??= openBrowser())
   const context = await opened.newContext({ viewport: { width: 1100, height: 800 } })
   later(async () => { await context.close() })
@@ -185,10 +185,10 @@ export async function card (page, name, state) {
   return locator
 }
 
-/** Has the tab keep a model; the seconds from the click until the page says that it does. */
+/** Makes the tab keep a model. Returns the seconds from the click until the page shows it as kept. */
 export async function keep (page, name) {
   const shown = await card(page, name)
-  // Timed in the page, which is told of the change: to ask in every frame would have it paint each.
+  // Timed in the page by an observer; polling every frame would make it paint every frame.
   await shown.evaluate((card) => {
     card.kept = new Promise((resolve) => {
       let began
@@ -205,12 +205,12 @@ export async function keep (page, name) {
   return await shown.evaluate((card) => card.kept)
 }
 
-/** What the tab has counted. */
+/** The tab's counters. */
 export const counts = async (page) => await page.evaluate(() => ({
   ...globalThis.doppler.keeper.received, refused: globalThis.doppler.keeper.refused, bans: globalThis.doppler.swarm.bans, sent: globalThis.doppler.swarm.sent
 }))
 
-/** A gateway behind which `change(path, offset, chunk)` may alter or cut (null) what passes. */
+/** A proxy of the gateway where `change(path, offset, chunk)` may alter a chunk or end the reply (null). */
 export async function proxy (node, change) {
   const target = new URL(node.url)
   const server = http.createServer((request, response) => {

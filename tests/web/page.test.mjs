@@ -1,5 +1,5 @@
-// The page as a peer, in Chromium against nodes that run as processes. Speeds are printed,
-// never judged.
+// The page as a peer, in Chromium against nodes that run as processes. Speeds are printed, not
+// asserted.
 
 import assert from 'node:assert/strict'
 import { after, afterEach, before, test } from 'node:test'
@@ -56,7 +56,7 @@ test('where the browser forbids what WebRTC-direct does, WebSocket carries the t
   for (const [trial, carrier] of [['Enabled', null], ['Disabled', 'webrtc']]) {
     const browser = await openBrowser([`--force-fieldtrials=WebRTC-NoSdpMangleUfrag/${trial}/`])
     later(async () => { await browser.close() })
-    // Nothing but WebRTC: the trial decides.
+    // Only WebRTC: whether it works depends on the trial.
     const direct = await openTab(node.url, { within: browser, via: 'webrtc' })
     if (carrier === null) {
       await direct.locator('#failure').filter({ hasText: /./ }).waitFor()
@@ -85,7 +85,7 @@ test('a wrong byte from the gateway is refused, and the shard comes from peers',
   await keep(page, 'small')
   const got = await counts(page)
   assert.equal(got.refused, 1)
-  // What was proved before the wrong byte stayed; only the rest came from the node.
+  // What was verified before the wrong byte is kept; only the rest came from the node.
   assert.ok(got.peers > MIB && got.peers < target.size, `${got.peers} bytes from peers`)
 })
 
@@ -143,7 +143,7 @@ test('a native node fetches what only tabs hold, and goes on when one of them is
   }
   const began = performance.now()
   const fetching = empty.json('pin', 'big', '--fetch')
-  // One of them dies while it sends; what it still owed comes from the other.
+  // One of them dies while it sends; the rest comes from the other.
   const sent = async (page) => (await counts(page)).sent
   while (await sent(pages[0]) === 0) await new Promise((resolve) => setTimeout(resolve, 20))
   const devtools = await pages[0].context().newCDPSession(pages[0])

@@ -1,4 +1,4 @@
-// The engine's parts that need no browser: repacking, tokenizing, slots, grids.
+// The parts of the engine that need no browser: repacking, tokenizing, slots, grids.
 
 import assert from 'node:assert/strict'
 import { randomInt } from 'node:crypto'
@@ -11,7 +11,7 @@ const { Blake3, decodeReply, floats, greedy, hashObject, hex, pack, packedBytes,
 const root = new URL('../../', import.meta.url).pathname
 const data = (name) => JSON.parse(readFileSync(`${root}tests/data/tab/${name}.json`))
 
-test('planes are those that the node makes', () => {
+test('planes equal those of the node', () => {
   const blake3 = new Blake3(MIB)
   // src/infer/gpu/repack.rs reads the same list.
   for (const [format, rows, cols, seed, hash] of data('planes')) {
@@ -36,7 +36,7 @@ test('vectors become f32 exactly', () => {
   assert.throws(() => floats('q4_k', new Uint8Array(144)), /q4_k/)
 })
 
-test('ids are those that the node makes, and the text comes back', () => {
+test('token ids equal those of the node, and the text round-trips', () => {
   const tokenizer = new Tokenizer(readFileSync(`${root}models/tiny-mixtral-q4_k_m/tokenizer.json`))
   // src/infer/tokenizer.rs reads the same list.
   for (const [text, ids] of data('ids')) {
@@ -50,7 +50,7 @@ test('ids are those that the node makes, and the text comes back', () => {
   }
 })
 
-test('tokenizers that are not known are refused by name', () => {
+test('unknown tokenizers are refused by name', () => {
   const file = (change) => new TextEncoder().encode(JSON.stringify({ model: { type: 'BPE', vocab: { a: 0 }, merges: [] }, ...change }))
   for (const [change, name] of [
     [{ model: { type: 'Unigram' } }, /Unigram/],
@@ -110,7 +110,7 @@ test('slots: nobody needed is evicted, each expert is served once, the oldest go
           if (before !== undefined) {
             assert.ok(!(before[0] === String(moe) && waiting.includes(Number(before.slice(2)))), 'needed, and evicted')
             held.delete(before)
-            // Whoever is older than the evicted one is needed now.
+            // All experts older than the evicted one are needed now.
             for (const older of order.slice(0, order.indexOf(before))) assert.ok(older[0] === String(moe) && waiting.includes(Number(older.slice(2))))
             order = order.filter((name) => name !== before)
           }

@@ -1,4 +1,4 @@
-// A tab and a private swarm: it proves the key as a native peer does, or it gets nothing.
+// A tab and a private swarm: it proves the key like a native peer, or it gets nothing.
 
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
@@ -27,7 +27,7 @@ async function give (page, key, { remember = false } = {}) {
   await page.getByRole('button', { name: 'Join' }).click()
 }
 
-/** Everything that scripts of this page can find stored in clear. */
+/** Everything that scripts of this page can read from its storage. */
 const stored = async (page) => await page.evaluate(async () => {
   const text = (value) => {
     if (value instanceof ArrayBuffer) value = new Uint8Array(value)
@@ -76,7 +76,7 @@ for (const via of ['websocket', 'webrtc']) {
     assert.equal(missing, 0)
     assert.ok((await counts(page)).sent >= small.bytes, 'the tab served it back')
 
-    // It was not to be kept: a reload asks again.
+    // The key was not stored, so a reload asks again.
     const { found, keys } = await stored(page)
     assert.ok(!found.includes(readFileSync(key, 'utf8').trim()) && keys.length === 0)
     await page.reload()
@@ -84,7 +84,7 @@ for (const via of ['websocket', 'webrtc']) {
   })
 }
 
-test('without the key nothing is to be had of the page, the gateway or the swarm, and it says so', options, async () => {
+test('without the key the page, the gateway and the swarm give nothing, and the page says so', options, async () => {
   const key = swarmKey()
   const node = await holder(key)
   const page = await openTab(node.url, { via: 'websocket' })
@@ -93,16 +93,16 @@ test('without the key nothing is to be had of the page, the gateway or the swarm
   assert.equal(await page.evaluate(() => globalThis.doppler), undefined, 'it has not even begun')
   await page.getByLabel('Key', { exact: true }).fill('abcd')
   await page.getByRole('button', { name: 'Join' }).click()
-  await page.getByText('That is no swarm key').waitFor()
+  await page.getByText('A swarm key is 64 hexadecimal digits').waitFor()
   await give(page, swarmKey())
   await page.getByText('swarm has another key').waitFor()
   assert.equal(await page.getAttribute('body', 'data-state'), 'locked')
-  // The right one is taken, from its file too.
-  await page.getByLabel('its file').setInputFiles(key)
+  // The right key is accepted, also from its file.
+  await page.getByLabel('key file').setInputFiles(key)
   await page.getByRole('button', { name: 'Join' }).click()
   await joined(page)
 
-  // The gateway, asked by anything else on this machine.
+  // Requests to the gateway from other programs of this machine.
   const [model] = await node.json('ls')
   const { gateway_token: token } = await node.json('status')
   for (const path of ['/node', '/models', `/models/${model.id}/manifest`, `/shards/${small.shards[0].hash}`]) {
@@ -117,7 +117,7 @@ test('without the key nothing is to be had of the page, the gateway or the swarm
 
 for (const via of ['websocket', 'webrtc']) {
   test(`a tab with another key is not let in over ${via}, learns nothing and is told so`, options, async () => {
-    // A page that somebody else made, which knows how to reach the node and believes in its key.
+    // A page that knows how to reach the node and takes its wrong key for accepted.
     const node = await holder(swarmKey())
     const { gateway_token: token } = await node.json('status')
     const info = await (await fetch(`${node.url}/node`, { headers: { authorization: `Bearer ${token}` } })).json()
@@ -136,12 +136,12 @@ for (const via of ['websocket', 'webrtc']) {
     })
     assert.deepEqual(knows, [0, 0, 0])
     assert.deepEqual(await node.json('peers'), [])
-    // Noted once the tab has hung up.
+    // The node records it once the tab has hung up.
     while ((await node.json('status')).refused_peers === 0) await new Promise((resolve) => setTimeout(resolve, 50))
   })
 }
 
-test('a key that is to be kept is sealed, outlives a reload, and can be let go', options, async () => {
+test('a remembered key is encrypted, survives a reload, and can be forgotten', options, async () => {
   const key = swarmKey()
   const node = await holder(key)
   const page = await openTab(node.url, { via: 'websocket' })
@@ -160,7 +160,7 @@ test('a key that is to be kept is sealed, outlives a reload, and can be let go',
   await locked(page)
 })
 
-test('a tab with a key speaks to no node that does not prove it', options, async () => {
+test('a tab with a key refuses a node that does not prove it', options, async () => {
   const key = swarmKey()
   const node = await Node.start('closed')
   const info = await (await fetch(`${node.url}/node`)).json()
@@ -173,6 +173,6 @@ test('a tab with a key speaks to no node that does not prove it', options, async
   await give(page, key)
   await page.getByText('the peer did not prove the swarm key').waitFor()
   assert.equal(await page.evaluate(() => globalThis.doppler.swarm.connections().length), 0)
-  // It would be in, were it for the node: the tab hangs up.
+  // The node would admit the tab; it is the tab that hangs up.
   while ((await node.json('peers')).length > 0) await new Promise((resolve) => setTimeout(resolve, 50))
 })

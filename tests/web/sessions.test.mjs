@@ -1,6 +1,6 @@
-// Tabs that come, fetch and go: nothing of them is left in the node once their leases are over.
-// With `DOPPLER_SESSIONS` (200, say) that many come after a longer warm-up, and its resident memory is to stay
-// flat. `DOPPLER_VIA` says how all of them come; without it they come by WebSocket and WebRTC in turn.
+// Tabs that join, fetch and leave: the node keeps nothing of them after their leases end. With `DOPPLER_SESSIONS`
+// (200, say) that many join after a longer warm-up, and the node's resident memory must stay flat. `DOPPLER_VIA`
+// sets the transport of all tabs; without it WebSocket and WebRTC alternate.
 
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
@@ -10,7 +10,7 @@ import { cleanUp, closeBrowser, joined, keep, Node, openTab, PATIENCE, randomMod
 const MEASURED = process.env.DOPPLER_SESSIONS !== undefined
 const SESSIONS = Number(process.env.DOPPLER_SESSIONS ?? 10)
 const VIA = process.env.DOPPLER_VIA
-/** Sessions before memory is looked at: by then what is made once has been made, and code that runs at times has run. */
+/** Sessions before memory is measured: by then one-time allocations are made and rare code has run. */
 const WARM_UP = MEASURED ? 60 : 20
 /** Tabs open at once. */
 const AT_ONCE = 3
@@ -22,7 +22,7 @@ after(async () => { await closeBrowser() })
 /** MiB. */
 const resident = (node) => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${node.child.pid}/status`, 'utf8'))[1]) / 1024
 
-/** Waits until nobody is there, nothing is served and no word is believed. */
+/** Waits until the node has no peers, serves nothing and has no leases of others. */
 async function quiet (node) {
   for (;;) {
     const { peers, load, tasks } = await node.json('status')
@@ -34,13 +34,13 @@ async function quiet (node) {
 async function session (node, model, index) {
   const page = await openTab(node.url, { via: VIA ?? ['websocket', 'webrtc'][index % 2] })
   await joined(page)
-  // A tab that is closed is forgotten by its lease: a short one, as this test waits for its end twice.
+  // A closed tab is forgotten when its lease ends. Use a short one, because this test waits for that twice.
   await page.evaluate((lease) => { globalThis.doppler.swarm.leaseMs = lease }, LEASE_MS)
   await keep(page, model.name)
   await page.context().close()
 }
 
-test(`after ${WARM_UP} and ${SESSIONS} more sessions of tabs nothing of them is left`, { timeout: (WARM_UP + SESSIONS) * 20_000 + 2 * PATIENCE }, async () => {
+test(`after ${WARM_UP} and ${SESSIONS} more sessions nothing of the tabs is left`, { timeout: (WARM_UP + SESSIONS) * 20_000 + 2 * PATIENCE }, async () => {
   const model = await randomModel('small', [200_001, 70_001])
   const node = await Node.start('sessions')
   await node.ask('publish', model.dir)

@@ -1,10 +1,10 @@
-// The page: starts the worker, joins the swarm, and keeps the view true.
+// The page: starts the worker, joins the swarm, and keeps the view up to date.
 
 import { Panel } from './engine/panel.ts'
 import { Runner } from './engine/runner.ts'
 import { Keeper, type Listed } from './keeper.ts'
 import { forgetKey, gatewayToken, readKey, rememberedKey, rememberKey, type SwarmKey } from './key.ts'
-import { Backroom } from './messages.ts'
+import { WorkerClient } from './messages.ts'
 import { type NodeInfo, Swarm, type Via } from './swarm.ts'
 import { authorise } from './token.ts'
 import { View } from './view.ts'
@@ -18,12 +18,12 @@ async function get<T> (path: string): Promise<T> {
   return await response.json()
 }
 
-/** What opens a private swarm, once its node's gateway has taken the token that follows from it. */
+/** A private swarm's key, and the gateway token derived from it, which the node has accepted. */
 interface Opened { key: SwarmKey, token: string }
 
 /**
- * The key of a private swarm: kept in this browser, or given by its user; never asked of the node.
- * Null if the swarm is open.
+ * Gets the key of a private swarm from this browser's storage or from the user, never from the
+ * node. Null if the swarm is open.
  */
 async function open (view: View): Promise<Opened | null> {
   const locked = await fetch('/node', { signal: AbortSignal.timeout(10_000) })
@@ -47,27 +47,27 @@ async function main (): Promise<void> {
   const asked = new URLSearchParams(location.search).get('via') as Via
   const via = VIAS.includes(asked) ? asked : 'auto'
   const view = new View(via)
-  const backroom = new Backroom(new Worker('/worker.js', { type: 'module' }))
+  const worker = new WorkerClient(new Worker('/worker.js', { type: 'module' }))
   let node: NodeInfo
   let opened: Opened | null
-  let started: Awaited<ReturnType<typeof backroom.ask<'start'>>>
+  let started: Awaited<ReturnType<typeof worker.ask<'start'>>>
   try {
     opened = await open(view)
     node = await get<NodeInfo>('/node')
-    started = await backroom.ask('start', { token: opened?.token ?? null })
+    started = await worker.ask('start', { token: opened?.token ?? null })
   } catch (error) {
     view.fail(error as Error)
     return
   }
   let swarm: Swarm | null = null
   try {
-    swarm = await Swarm.join(node, started.key, via, backroom, opened?.key ?? null)
+    swarm = await Swarm.join(node, started.key, via, worker, opened?.key ?? null)
   } catch (error) {
     view.fail(error as Error)
   }
-  const keeper = new Keeper(backroom, swarm, via, started.slot)
+  const keeper = new Keeper(worker, swarm, via, started.slot)
   if (swarm !== null) swarm.holdings = () => keeper.holdings()
-  const runner = new Runner(backroom, keeper)
+  const runner = new Runner(worker, keeper)
   const panel = new Panel(runner)
 
   let drawing = false
@@ -81,7 +81,7 @@ async function main (): Promise<void> {
       view.draw({ node, reachable, swarm, keeper, estimate, slot: started.slot })
       panel.draw(keeper.models.values())
     }
-    // A hidden tab is given no frames, but its state is looked at by scripts.
+    // A hidden tab gets no animation frames, but scripts still read its state.
     if (document.hidden) setTimeout(paint, 200)
     else requestAnimationFrame(paint)
   }
@@ -94,10 +94,10 @@ async function main (): Promise<void> {
     remove: (id) => { void keeper.remove(id) },
     forget: () => { void forgetKey(node.peer_id).then(() => { location.reload() }) }
   })
-  // For scripts and the console.
+  // For scripts and the browser's console.
   Object.assign(globalThis, { doppler: { keeper, swarm, runner } })
 
-  // The model that comes with the node; a published one of the same id stands for it.
+  // The model that comes with the node. A published model of the same id replaces it.
   let embedded: Listed | null = null
   for (;;) {
     try {
@@ -111,7 +111,7 @@ async function main (): Promise<void> {
     } catch {
       reachable = false
     }
-    Object.assign(estimate, await backroom.ask('estimate', {}).catch(() => ({})))
+    Object.assign(estimate, await worker.ask('estimate', {}).catch(() => ({})))
     draw()
     await new Promise((resolve) => setTimeout(resolve, POLL_MS))
   }

@@ -1,7 +1,7 @@
-// BLAKE3 (specification of 2020, sections 2.1 to 2.5) with chunk offsets, which ready-made
-// packages do not offer and a hash tree needs. Four lanes at a time in WebAssembly SIMD; the
-// module is assembled here when the worker starts, so there is nothing to compile or to ship.
-// The odd end of an object goes through plain TypeScript.
+// BLAKE3 (specification of 2020, sections 2.1 to 2.5) with chunk offsets, which a hash tree needs
+// and existing packages do not offer. It hashes four lanes at a time in WebAssembly SIMD. The
+// module is assembled here when the worker starts, so nothing has to be compiled or shipped.
+// An incomplete last chunk goes through plain TypeScript.
 
 const IV = [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19]
 const PERMUTATION = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8]
@@ -17,7 +17,7 @@ const DERIVE_KEY_MATERIAL = 64
 export const CHUNK = 1024
 export const GROUP = 16 * CHUNK
 
-/** Where in the memory hash values are put together, and where callers may put data. */
+/** Memory offsets: of chaining values, and of the area for callers' data. */
 const VALUES = 1024
 export const SCRATCH = 64 * 1024
 
@@ -27,7 +27,7 @@ export class Blake3 {
   readonly memory: WebAssembly.Memory
   private readonly hash4: Hash4
 
-  /** `room` bytes are free from `SCRATCH` on. */
+  /** `room` is the number of bytes for callers, from `SCRATCH` on. */
   constructor (room: number) {
     const pages = Math.ceil((SCRATCH + room + 4 * CHUNK) / 65536)
     this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
@@ -39,7 +39,7 @@ export class Blake3 {
     return new Uint8Array(this.memory.buffer, at, length)
   }
 
-  /** The chaining value of the `length` bytes (at most a group) at `at`, or the root's hash. */
+  /** The chaining value of the `length` bytes (at most a group) at `at`, or the root hash if `root`. */
   group (at: number, length: number, firstChunk: number, root: boolean): Uint8Array {
     const whole = Math.floor(length / CHUNK)
     const tail = length % CHUNK
@@ -66,7 +66,7 @@ export class Blake3 {
     return this.bytes(VALUES, 32).slice()
   }
 
-  /** The chaining value of an inner node: the hashes of its two children. */
+  /** The chaining value of an inner node; `pair` is the hashes of its two children. */
   parent (pair: Uint8Array, root: boolean): Uint8Array {
     this.bytes(VALUES, 64).set(pair)
     this.hash4(VALUES, 64, 1, 0, 0, PARENT | (root ? ROOT : 0), 0, 0, VALUES)
@@ -103,18 +103,18 @@ function compress (value: Int32Array, block: Int32Array, counter: number, length
   for (let i = 0; i < 8; i++) value[i] = v[i] ^ v[i + 8]
 }
 
-/** The hash under a key of 32 bytes of a message of fewer than 1,024. */
+/** The keyed hash of a message of fewer than 1,024 bytes; the key has 32 bytes. */
 export function keyedHash (key: Uint8Array, message: Uint8Array): Uint8Array {
   return lastChunk(message, 0, CHUNK_END | ROOT, KEYED_HASH, new Int32Array(key.slice().buffer))
 }
 
-/** A key of 32 bytes from another, for the purpose that `context` names. */
+/** Derives a key of 32 bytes from another, for the purpose that `context` names. */
 export function deriveKey (context: string, key: Uint8Array): Uint8Array {
   const named = lastChunk(new TextEncoder().encode(context), 0, CHUNK_END | ROOT, DERIVE_KEY_CONTEXT)
   return lastChunk(key, 0, CHUNK_END | ROOT, DERIVE_KEY_MATERIAL, new Int32Array(named.buffer))
 }
 
-/** A chunk of fewer than 1,024 bytes. */
+/** The chaining value of a chunk of fewer than 1,024 bytes; `last` are the flags of its last block. */
 function lastChunk (bytes: Uint8Array, counter: number, last: number, mode = 0, key: ArrayLike<number> = IV): Uint8Array {
   const value = Int32Array.from(key)
   const blocks = Math.max(1, Math.ceil(bytes.length / 64))
@@ -128,7 +128,7 @@ function lastChunk (bytes: Uint8Array, counter: number, last: number, mode = 0, 
   return new Uint8Array(value.buffer)
 }
 
-// The module: one function of nine i32, after the WebAssembly specification's binary format.
+// The module has one function of nine i32 parameters. See the WebAssembly specification's binary format.
 
 function leb (value: number): number[] {
   const out: number[] = []
@@ -140,7 +140,7 @@ function leb (value: number): number[] {
   return out
 }
 
-/** A signed constant. */
+/** Pushes a signed constant. */
 function i32 (value: number): number[] {
   const out = [0x41]
   for (;;) {
@@ -171,7 +171,7 @@ function assemble (pages: number): Uint8Array<ArrayBuffer> {
   const xor = simd(0x51)
   const or = simd(0x50)
   const add = simd(0xae)
-  /** Rotation of every word to the right, of the value on the stack. */
+  /** Rotates every word of the value on the stack to the right. */
   const turn = (by: number): number[] => {
     if (by % 8 === 0) {
       const lanes = Array.from({ length: 16 }, (_, i) => (i & ~3) + ((i + by / 8) & 3))
@@ -179,7 +179,7 @@ function assemble (pages: number): Uint8Array<ArrayBuffer> {
     }
     return [...set(T), ...get(T), ...i32(by), ...simd(0xad), ...get(T), ...i32(32 - by), ...simd(0xab), ...or]
   }
-  /** Four vectors of four words, rows to columns; `to` may be `from`. */
+  /** Transposes four vectors of four words; `to` may equal `from`. */
   const transpose = (from: number, to: number): number[] => [
     ...get(from), ...get(from + 1), ...words([0, 4, 1, 5]), ...set(T),
     ...get(from + 2), ...get(from + 3), ...words([0, 4, 1, 5]), ...set(T + 1),
@@ -225,7 +225,7 @@ function assemble (pages: number): Uint8Array<ArrayBuffer> {
   }
   for (let i = 0; i < 8; i++) emit(get(V + i), get(V + 8 + i), xor, set(H + i))
   for (let lane = 0; lane < 4; lane++) emit(get(ROW + lane), i32(64), [0x6a], set(ROW + lane))
-  emit(get(BLOCK), i32(1), [0x6a, 0x22, ...leb(BLOCK)], get(BLOCKS), [0x48, 0x0d, 0x00], [0x0b]) // again while below
+  emit(get(BLOCK), i32(1), [0x6a, 0x22, ...leb(BLOCK)], get(BLOCKS), [0x48, 0x0d, 0x00], [0x0b]) // repeat while BLOCK < BLOCKS
   for (let half = 0; half < 2; half++) {
     emit(transpose(H + 4 * half, H + 4 * half))
     for (let lane = 0; lane < 4; lane++) emit(get(OUT), get(H + 4 * half + lane), store(32 * lane + 16 * half))

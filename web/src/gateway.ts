@@ -1,5 +1,5 @@
-// The worker's end of its prover: what arrives is taken one parcel after another, and the
-// room that it lay in goes back.
+// The worker's end of the prover: takes verified parcels one after another, and returns their
+// buffers for reuse.
 
 import { Failure } from './messages.ts'
 import type { FromProver, ToProver, Wanted } from './prover.ts'
@@ -11,7 +11,7 @@ interface Taker {
 }
 
 interface Fetch extends Taker {
-  /** Takers run one after another. */
+  /** Settles when the previous message has been handled: messages are handled in order. */
   turn: Promise<void>
   failed: boolean
   resolve: () => void
@@ -49,7 +49,7 @@ export class Gateway {
         else if (message.error === null) fetch.resolve()
         else fetch.reject(new Failure(message.error.code, message.error.message))
       } catch (error) {
-        // There is no place for what follows.
+        // Without this parcel stored, the rest cannot be stored either.
         this.fail(call, fetch, error as Error)
       } finally {
         if (message.kind === 'parcel') this.say({ kind: 'taken', buffer: message.proved.bytes.buffer }, [message.proved.bytes.buffer])
@@ -59,14 +59,14 @@ export class Gateway {
     fetch.turn = fetch.turn.then(take)
   }
 
-  /** Of what is still under way nothing is taken. */
+  /** Fails a fetch. Parcels that are still in flight are ignored. */
   private fail (call: number, fetch: Fetch, error: Error): void {
     fetch.failed = true
     this.say({ kind: 'stop', call })
     fetch.reject(error)
   }
 
-  /** Fetches a range; `taker` is told the object's size, and then given what was proved of it. */
+  /** Fetches a range. `taker` gets the object's size first, then its verified parcels. */
   async fetch (wanted: Wanted, taker: Taker, signal: AbortSignal): Promise<void> {
     const call = ++this.calls
     let stop = (): void => {}

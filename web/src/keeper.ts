@@ -1,21 +1,21 @@
-// Which models this tab keeps, and getting their objects: from the node's gateway, which is
-// fastest, and from peers by the shard protocol. Every byte is proved in the worker.
+// Which models this tab keeps, and how it fetches their objects: from the node's gateway, which
+// is fastest, and from peers by the shard protocol. The worker verifies every byte.
 
-import { type Backroom, Failure } from './messages.ts'
+import { type WorkerClient, Failure } from './messages.ts'
 import { type Swarm, short, type Via } from './swarm.ts'
 import { OBJECT_MAX, unhex } from './tree.ts'
 import type { ModelHoldings } from './wire.ts'
 
-/** Bytes asked of a peer at once: a browser cannot slow a sender down, so it asks for little. */
+/** Bytes of one request to a peer. Small, because a browser cannot slow a sender down. */
 const PIECE = 1024 * 1024
-/** Pieces under way at once, over all peers: over WebRTC a stream by itself brings about 2 MB/s. */
+/** Pieces in flight at once, over all peers. One WebRTC stream alone carries about 2 MB/s. */
 const PIECES_AT_ONCE = 5
-/** Passes over an object's holders before it is left for later. */
+/** Passes over an object's providers before it is left for later. */
 const ROUNDS_MAX = 4
 const RETRY_MS = 500
-/** Asking the same peers again is of no use: they do not have it, or have no direct way to here. */
+/** Errors after which retrying the same peers is useless: they lack the object or have no direct connection. */
 const UNREACHED = ['not_found', 'relayed']
-/** A model of which something is missing is tried again this often. */
+/** How often an incomplete model is retried. */
 const AGAIN_MS = 5000
 
 export interface Listed { id: string, name: string, bytes: number, shards: number, shards_here: number, shards_reachable: number, publishers: string[], manifest: boolean, embedded?: boolean }
@@ -44,11 +44,11 @@ export class Keeper {
   private readonly wantedKey: string
   changed: () => void = () => {}
 
-  constructor (private readonly backroom: Backroom, private readonly swarm: Swarm | null, private readonly via: Via, slot: number) {
+  constructor (private readonly worker: WorkerClient, private readonly swarm: Swarm | null, private readonly via: Via, slot: number) {
     this.wantedKey = `doppler-wanted-${slot}`
   }
 
-  /** Takes in the node's list. Models that were wanted before a reload go on by themselves. */
+  /** Takes in the node's list. Models that were being kept before a reload resume. */
   async learn (list: Listed[]): Promise<void> {
     const wanted = this.wanted()
     for (const listed of list) {
@@ -59,7 +59,7 @@ export class Keeper {
       }
       const model: Model = { ...listed, parts: null, wanted: wanted.includes(listed.id), working: false, error: '', rate: 0 }
       this.models.set(listed.id, model)
-      const held = await this.backroom.ask('held', { id: listed.id })
+      const held = await this.worker.ask('held', { id: listed.id })
       if (held !== null && held.bytes === held.size) await this.read(model).catch(() => {})
       if (model.wanted) void this.work(model)
     }
@@ -80,7 +80,7 @@ export class Keeper {
     try {
       localStorage.setItem(this.wantedKey, JSON.stringify(wanted))
     } catch {
-      // No room for it: after a reload they have to be asked for again.
+      // No storage for the list: after a reload the user has to ask for them again.
     }
   }
 
@@ -108,15 +108,15 @@ export class Keeper {
     const shared = new Set([...this.models.values()].filter((other) => other.id !== id && other.wanted).flatMap((other) => other.parts?.map((part) => part.id) ?? []))
     for (const part of model?.parts ?? []) {
       if (shared.has(part.id)) continue
-      await this.backroom.ask('remove', { id: part.id })
+      await this.worker.ask('remove', { id: part.id })
       Object.assign(part, { held: 0, state: 'absent', from: '' })
     }
-    await this.backroom.ask('remove', { id })
+    await this.worker.ask('remove', { id })
     this.swarm?.announceSoon()
     this.changed()
   }
 
-  /** What gossip says: a bit for every object held whole. */
+  /** The holdings to announce: one bit for each object held whole. */
   holdings (): ModelHoldings[] {
     const out: ModelHoldings[] = []
     for (const model of this.models.values()) {
@@ -128,7 +128,7 @@ export class Keeper {
     return out.slice(0, 64)
   }
 
-  /** Reads a model's manifest, fetching it first if need be. */
+  /** Reads a model's manifest; fetches it first if it is not stored. */
   async describe (id: string): Promise<Part[]> {
     const model = this.models.get(id)
     if (model === undefined) throw new Failure('not_found', `model ${id} is not known`)
@@ -137,14 +137,14 @@ export class Keeper {
 
   private async read (model: Model): Promise<Part[]> {
     if (model.parts !== null) return model.parts
-    const held = await this.backroom.ask('held', { id: model.id })
+    const held = await this.worker.ask('held', { id: model.id })
     if (held === null || held.bytes < held.size) {
-      const { received } = await this.backroom.ask('download', { id: model.id, size: null, base: location.origin })
+      const { received } = await this.worker.ask('download', { id: model.id, size: null, base: location.origin })
       this.received.gateway += received
     }
-    const text = new TextDecoder().decode(await this.backroom.ask('read', { id: model.id }))
+    const text = new TextDecoder().decode(await this.worker.ask('read', { id: model.id }))
     const manifest = JSON.parse(text) as ManifestFile
-    if ((manifest.hashAlgorithm ?? 'sha256') !== 'blake3') throw new Failure('unsupported', 'its shards are not named by BLAKE3')
+    if ((manifest.hashAlgorithm ?? 'sha256') !== 'blake3') throw new Failure('unsupported', 'its shards are not hashed with BLAKE3')
     // The order that every node derives: shards, then the tokenizer.
     const objects = manifest.shards.map(({ hash, size }) => ({ id: hash.replace(/^blake3:/, ''), size }))
     const { tokenizer } = manifest
@@ -152,7 +152,7 @@ export class Keeper {
     const parts: Part[] = []
     for (const [bit, { id, size }] of objects.entries()) {
       if (!/^[0-9a-f]{64}$/.test(id) || !Number.isSafeInteger(size) || size <= 0 || size > OBJECT_MAX) throw new Failure('bad_manifest', `shard ${bit} of its manifest is out of bounds`)
-      const known = await this.backroom.ask('held', { id })
+      const known = await this.worker.ask('held', { id })
       const bytes = known !== null && known.size === size ? known.bytes : 0
       parts.push({ id, size, bit, held: bytes, state: bytes === size ? 'whole' : bytes > 0 ? 'partial' : 'absent', from: '' })
     }
@@ -172,14 +172,14 @@ export class Keeper {
     try {
       const parts = await this.read(model)
       const missing = parts.filter((part) => part.state !== 'whole')
-      await this.backroom.ask('room', { bytes: missing.reduce((sum, part) => sum + (part.held > 0 ? 0 : part.size), 0), objects: missing.length })
+      await this.worker.ask('room', { bytes: missing.reduce((sum, part) => sum + (part.held > 0 ? 0 : part.size), 0), objects: missing.length })
       for (const part of missing) {
         if (abort.signal.aborted) return
         try {
           await this.fetch(model, part, abort.signal)
         } catch (error) {
           if ((error as Failure).code === 'quota' || abort.signal.aborted) throw error
-          // The others may be had all the same.
+          // Other objects may still be available.
           model.error = (error as Error).message
         }
       }
@@ -215,14 +215,14 @@ export class Keeper {
       Object.assign(part, { held: part.size, state: 'whole' })
       this.swarm?.announceSoon()
     } catch (error) {
-      const held = await this.backroom.ask('held', { id: part.id }).catch(() => null)
+      const held = await this.worker.ask('held', { id: part.id }).catch(() => null)
       part.held = held?.size === part.size ? held.bytes : 0
       part.state = part.held > 0 ? 'partial' : signal.aborted ? 'absent' : 'failed'
       throw error
     }
   }
 
-  /** Brings what touches a range of one of a model's objects, for a reader here; where from. */
+  /** Fetches the groups that a range of one of a model's objects touches, for the engine. Returns their source. */
   async bring (id: string, object: string, start: number, end: number, signal: AbortSignal): Promise<'gateway' | 'peers'> {
     const model = this.models.get(id)
     const part = model === undefined ? undefined : (await this.read(model)).find((part) => part.id === object)
@@ -236,7 +236,7 @@ export class Keeper {
       })
       return 'peers'
     } finally {
-      const held = await this.backroom.ask('held', { id: part.id }).catch(() => null)
+      const held = await this.worker.ask('held', { id: part.id }).catch(() => null)
       part.held = held?.size === part.size ? held.bytes : 0
       if (part.state !== 'busy') part.state = part.held === part.size ? 'whole' : part.held > 0 ? 'partial' : 'absent'
       if (part.state === 'whole') this.swarm?.announceSoon()
@@ -244,25 +244,25 @@ export class Keeper {
     }
   }
 
-  /** False if the gateway is not to be used, or does not have it. */
+  /** Fetches from the gateway. False if it is not to be used or does not have the object. */
   private async fromGateway (part: Part, before: number, progress: (held: number) => void, signal: AbortSignal, within?: [number, number]): Promise<boolean> {
     if (this.via !== 'auto' && this.via !== 'gateway') return false
     part.from = 'gateway'
     try {
-      const { received } = await this.backroom.ask('download', { id: part.id, size: part.size, base: location.origin, within }, { progress: (bytes) => { progress(before + bytes) }, signal })
+      const { received } = await this.worker.ask('download', { id: part.id, size: part.size, base: location.origin, within }, { progress: (bytes) => { progress(before + bytes) }, signal })
       this.received.gateway += received
       return true
     } catch (error) {
       if (signal.aborted) throw error
       const code = (error as Failure).code
       if (code === 'wrong_bytes') this.refused += 1
-      // What this browser has no room for, no peer can help with.
+      // If this browser has no room, asking peers does not help.
       if (code === 'quota' || code === 'too_large' || this.via === 'gateway') throw error
       return false
     }
   }
 
-  /** What only another tab holds: tabs cannot reach each other, so the node fetches it first. */
+  /** Fetches what only another tab holds: tabs cannot reach each other, so the node fetches it first. */
   private async throughNode (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, error: Failure, within?: [number, number]): Promise<void> {
     if (this.swarm?.holders(model.id, part.bit).length === 0) throw error
     const brought = await fetch(`/shards/${part.id}/bring`, { method: 'POST', signal })
@@ -271,11 +271,11 @@ export class Keeper {
   }
 
   private async fromPeers (model: Model, part: Part, progress: (held: number) => void, signal: AbortSignal, within?: [number, number]): Promise<void> {
-    if (this.swarm === null) throw new Failure('offline', 'this tab is in no swarm')
+    if (this.swarm === null) throw new Failure('offline', 'this tab is not in a swarm')
     const swarm = this.swarm
-    let last: Error = new Failure('not_found', `nobody connected has shard ${part.bit}`)
+    let last: Error = new Failure('not_found', `no connected peer has shard ${part.bit}`)
     for (let round = 0; round < ROUNDS_MAX; round++) {
-      const pieces = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
+      const pieces = await this.worker.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
       if (pieces.length === 0) return
       let moved = false
       let held = part.size - pieces.reduce((sum, [start, end]) => sum + end - start, 0)
@@ -285,8 +285,8 @@ export class Keeper {
           for (const peer of swarm.sources(model.id, part.bit)) {
             try {
               const { size, bytes } = await swarm.ask(peer, part.id, start, end)
-              if (size !== part.size) throw new Failure('wrong_bytes', `peer ${short(peer)} names another size`)
-              await this.backroom.ask('piece', { id: part.id, size, start, end, bytes }, { transfer: [bytes.buffer] })
+              if (size !== part.size) throw new Failure('wrong_bytes', `peer ${short(peer)} reports a wrong size`)
+              await this.worker.ask('piece', { id: part.id, size, start, end, bytes }, { transfer: [bytes.buffer] })
               this.received.peers += end - start
               part.from = short(peer)
               moved = true
@@ -306,7 +306,7 @@ export class Keeper {
       }
       await Promise.all(Array.from({ length: PIECES_AT_ONCE }, work))
       if (signal.aborted) throw new Failure('paused', 'paused')
-      const left = await this.backroom.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
+      const left = await this.worker.ask('missing', { id: part.id, size: part.size, longest: PIECE, within })
       if (left.length === 0) return
       if (!moved && UNREACHED.includes((last as Failure).code)) break
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS * 2 ** round))

@@ -1,9 +1,9 @@
-// A private swarm's key in a tab: how it is given, kept and proved (`docs/swarm-key.md`).
-// A tab only dials, so it plays the dialer. Nothing but the proof is said on a connection, and
-// no other stream of it is looked at, before both sides have proved the key.
+// A private swarm's key in a tab: how it is entered, stored and proved (`docs/swarm-key.md`).
+// A tab only dials, so it is always the dialer. Before both sides have proved the key, nothing but
+// the proof is sent on a connection, and its other streams are not read.
 //
-// The key itself is forgotten as soon as it was given: what is used, and kept if the user asks for
-// it, are the keys derived from it, sealed by a key of the browser's that no script can read.
+// The key itself is discarded as soon as it is entered. Only keys derived from it are used. If the
+// user wants, they are stored, encrypted under a browser key that no script can read.
 
 import type { MultiaddrConnection, PeerId, Stream, StreamMuxer, StreamMuxerFactory, Transport, Upgrader } from '@libp2p/interface'
 import { handle } from '@libp2p/multistream-select'
@@ -16,15 +16,15 @@ const KEY_PROTOCOL = '/doppler/swarm-key/1'
 const CONTEXT = 'doppler-node 2026 swarm key v1 '
 const NONCE = 32
 const PROOF_MS = 10_000
-/** What a refused connection has to close by itself. */
+/** How long a refused connection may take to close before it is aborted. */
 const HANG_UP_MS = 1_000
 const DATABASE = 'doppler-swarm-keys'
 const KEYS = 'keys'
 
-/** What is derived from a swarm's key: for either side of a proof, and for gateways. */
+/** The keys derived from a swarm's key: one for each side of a proof, and one for gateways. */
 export interface SwarmKey { dialer: Uint8Array, listener: Uint8Array, gateway: Uint8Array }
 
-/** The key in a file that `doppler-node swarm-key` made, or null. */
+/** Parses a key file that `doppler-node swarm-key` made. Null if it is not one. */
 export function readKey (text: string): SwarmKey | null {
   const digits = text.trim()
   if (!/^[0-9a-fA-F]{64}$/.test(digits)) return null
@@ -34,12 +34,12 @@ export function readKey (text: string): SwarmKey | null {
   return { dialer, listener, gateway }
 }
 
-/** What shows the key to a node's own gateway. */
+/** The token that proves the key to the gateway of one node. */
 export function gatewayToken (key: SwarmKey, node: string): string {
   return hex(keyedHash(key.gateway, peerIdFromString(node).toMultihash().bytes))
 }
 
-/** The other side does not have this tab's key. */
+/** The other side has a different key. */
 export class KeyRefused extends Error {}
 
 function proof (key: Uint8Array, dialer: Uint8Array, listener: Uint8Array, dialerNonce: Uint8Array, listenerNonce: Uint8Array): Uint8Array {
@@ -48,7 +48,7 @@ function proof (key: Uint8Array, dialer: Uint8Array, listener: Uint8Array, diale
 }
 
 function equal (a: Uint8Array, b: Uint8Array): boolean {
-  // No shortcut: how long it takes says nothing about where they differ.
+  // In constant time: the duration must not reveal where the proofs differ.
   return a.length === b.length && a.reduce((differ, byte, i) => differ | (byte ^ b[i]), 0) === 0
 }
 
@@ -70,18 +70,18 @@ export async function prove (key: SwarmKey, own: PeerId, remote: PeerId, stream:
 }
 
 /**
- * The door of a private swarm: between a connection's multiplexer and its first protocol. A connection
- * is asked for the key where libp2p asks whether it may be used; until then it has no other use.
+ * The gate of a private swarm, between a connection's multiplexer and its first protocol. It runs the
+ * proof when libp2p asks whether the connection may be used; until then nothing else uses it.
  */
 export class Gate {
-  /** The multiplexer made last: libp2p asks about its connection before it does anything else. */
+  /** The multiplexer created last. libp2p asks about its connection before it does anything else. */
   private made: StreamMuxer | undefined
-  /** Why the last one was not let in. */
+  /** Why the last connection was refused; null if it was not. */
   refused: Error | null = null
 
   constructor (private readonly key: SwarmKey, private readonly own: PeerId) {}
 
-  /** Multiplexers that this gate sees. */
+  /** A factory that records its multiplexers for this gate. */
   watch (factory: StreamMuxerFactory): StreamMuxerFactory {
     return {
       protocol: factory.protocol,
@@ -92,7 +92,7 @@ export class Gate {
     }
   }
 
-  /** A transport that brings its multiplexers along, seen by this gate too. */
+  /** As [`watch`], for a transport that creates its own multiplexers. */
   watchTransport<C> (make: (components: C) => Transport): (components: C) => Transport {
     return (components) => {
       const transport = make(components)
@@ -108,7 +108,7 @@ export class Gate {
     }
   }
 
-  /** Whether a connection is to be refused. */
+  /** Runs the proof on a connection, and closes the connection if it fails. True if it was refused. */
   async denies (peer: PeerId, connection: MultiaddrConnection): Promise<boolean> {
     const muxer = this.made
     this.made = undefined
@@ -120,7 +120,7 @@ export class Gate {
     } catch (error) {
       const { message } = error as Error
       this.refused = error instanceof KeyRefused ? error : new Error(`the peer did not prove the swarm key: ${message}`)
-      // An abort closes a WebSocket by a code that browsers refuse, and leaves it open.
+      // An abort would leave a WebSocket open: it closes it with a code that browsers reject.
       await connection.close({ signal: AbortSignal.timeout(HANG_UP_MS) }).catch(() => {})
       connection.abort(this.refused)
       return true
@@ -128,15 +128,15 @@ export class Gate {
   }
 }
 
-/** An object of which some members are others. */
+/** A proxy for an object with some of its members replaced. */
 function substitute<T extends object> (object: T, members: Partial<T>): T {
   return new Proxy(object, { get: (target, name) => Reflect.get(name in members ? members : target, name) })
 }
 
-/** The first stream that the other side opens; those after it wait in the multiplexer. */
+/** The first stream that the other side opens. Later ones wait in the multiplexer. */
 async function first (muxer: StreamMuxer): Promise<Stream> {
   return await new Promise((resolve, reject) => {
-    const timer = setTimeout(() => { end(); reject(new Error('it does not ask for it')) }, PROOF_MS)
+    const timer = setTimeout(() => { end(); reject(new Error('it did not ask for the key')) }, PROOF_MS)
     const take = ({ detail }: CustomEvent<Stream>): void => { end(); resolve(detail) }
     const end = (): void => {
       clearTimeout(timer)
@@ -146,14 +146,14 @@ async function first (muxer: StreamMuxer): Promise<Stream> {
   })
 }
 
-// Keeping it. The sealing key never leaves the browser's own store: a script can use it, not read it.
+// Storage. The encrypting key never leaves the browser's own store: scripts can use it but not read it.
 
 interface Sealed { sealer: CryptoKey, iv: Uint8Array<ArrayBuffer>, sealed: ArrayBuffer }
 
 async function database<T> (mode: IDBTransactionMode, use: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
   const done = async <T>(request: IDBRequest<T>): Promise<T> => await new Promise((resolve, reject) => {
     request.onsuccess = () => { resolve(request.result) }
-    request.onerror = () => { reject(request.error ?? new Error('the browser keeps no data')) }
+    request.onerror = () => { reject(request.error ?? new Error('the browser stores no data')) }
   })
   const opening = indexedDB.open(DATABASE, 1)
   opening.onupgradeneeded = () => { opening.result.createObjectStore(KEYS) }
@@ -165,7 +165,7 @@ async function database<T> (mode: IDBTransactionMode, use: (store: IDBObjectStor
   }
 }
 
-/** Keeps the key of a node's swarm in this browser, for pages of this address. */
+/** Stores the key of a node's swarm in this browser, for pages of this origin. */
 export async function rememberKey (node: string, key: SwarmKey): Promise<void> {
   const sealer = await crypto.subtle.generateKey({ name: 'AES-GCM', length: 256 }, false, ['encrypt', 'decrypt'])
   const iv = crypto.getRandomValues(new Uint8Array(12))
@@ -177,7 +177,7 @@ export async function forgetKey (node: string): Promise<void> {
   await database('readwrite', (store) => store.delete(node))
 }
 
-/** The key that was kept for a node's swarm, or null. */
+/** The key stored for a node's swarm, or null. */
 export async function rememberedKey (node: string): Promise<SwarmKey | null> {
   try {
     const found = await database<Sealed | undefined>('readonly', (store) => store.get(node))

@@ -1,11 +1,11 @@
-// What the page asks of its worker, and what it is answered.
+// The requests that the page sends to its worker, and their answers.
 
 import type { Held } from './store.ts'
 
 export interface Ask {
   /** `token` is null in an open swarm. */
   start: { token: string | null }
-  /** `size` is null where only the id is known: a manifest. With `within`, only what touches it. */
+  /** `size` is null if only the id is known, as for a manifest. With `within`, fetches only the groups that it touches. */
   download: { id: string, size: number | null, base: string, within?: [number, number] }
   piece: { id: string, size: number, start: number, end: number, bytes: Uint8Array }
   cancel: { call: number }
@@ -35,7 +35,7 @@ export interface Answer {
   engine: void
 }
 
-/** An error that names what went wrong, beside saying it. */
+/** An error with a code for programs beside its message. */
 export class Failure extends Error {
   constructor (readonly code: string, message: string) {
     super(message)
@@ -48,8 +48,8 @@ interface Waiting {
   progress?: (bytes: number) => void
 }
 
-/** The page's end. */
-export class Backroom {
+/** The page's end: sends requests to the worker and matches the answers. */
+export class WorkerClient {
   private readonly waiting = new Map<number, Waiting>()
   private calls = 0
 

@@ -1,8 +1,8 @@
-// The worker's own worker: fetches from the gateway and proves what arrives, so that the next
-// piece is on its way and being hashed while the last one is written. Answers in parcels.
+// The worker's own worker: fetches from the gateway and verifies what arrives, so that the next
+// piece is fetched and hashed while the last one is written. Hands its results over in parcels.
 //
-// Invariants: what leaves in a parcel was proved against the object's root; no more than
-// `PARCELS_MAX` parcels are under way, over all fetches. Keeps nothing.
+// Invariants: the bytes in a parcel were verified against the object's root; at most `PARCELS_MAX`
+// parcels are in flight, over all fetches. Stores nothing.
 
 import { Blake3, GROUP } from './blake3.ts'
 import { Failure } from './messages.ts'
@@ -11,10 +11,10 @@ import { Decoder, OBJECT_MAX, Parcel, type Proved, unhex } from './tree.ts'
 
 /** The gateway cuts an encoding at every MiB of the object. */
 const PIECE = 1024 * 1024
-/** Parcels that were sent and have not come back, or are being filled. */
+/** The most parcels that are being filled, or were sent and not returned. */
 const PARCELS_MAX = 6
 
-/** A range of an object; of an object whose size is not known, all. */
+/** A range of an object; the whole object if `size` is null. */
 export interface Wanted { id: string, size: number | null, start: number, end: number, base: string }
 
 export type ToProver =
@@ -23,7 +23,7 @@ export type ToProver =
   | { kind: 'taken', buffer: ArrayBuffer }
   | { kind: 'stop', call: number }
 
-/** In this order: the size, parcels, the end of a fetch. */
+/** For each fetch, in this order: the size, parcels, the end. */
 export type FromProver =
   | { kind: 'size', call: number, size: number }
   | { kind: 'parcel', call: number, proved: Proved }
@@ -53,7 +53,7 @@ function give (buffer: ArrayBuffer): void {
   else next(buffer)
 }
 
-/** What arrives, one chunk after another; each lies where the one before it lay, where the browser can do that. */
+/** Reads a body chunk by chunk, into one reused buffer if the browser supports that. */
 function chunks (body: ReadableStream<Uint8Array<ArrayBuffer>>, most: number): { read: () => Promise<Uint8Array<ArrayBuffer> | null>, cancel: () => Promise<void> } {
   let reader: ReadableStreamBYOBReader
   try {
@@ -76,14 +76,14 @@ function chunks (body: ReadableStream<Uint8Array<ArrayBuffer>>, most: number): {
 
 async function prove (call: number, { id, size: known, start, end: last, base }: Wanted, signal: AbortSignal): Promise<void> {
   const query = known === null ? '' : `&bytes=${start}-${last - 1}`
-  // The store is this page's cache: the browser's would keep all of it a second time.
+  // The store is this page's cache. The browser's cache would hold everything twice.
   const response = await fetch(`${base}/shards/${id}?format=bao${query}`, { signal, cache: 'no-store' })
   if (!response.ok) {
     const { error, code } = await response.json().catch(() => ({ error: response.statusText, code: 'failed' }))
     throw new Failure(code, error)
   }
   const size = known ?? Number(response.headers.get('x-doppler-size'))
-  if (!(size >= 0 && size <= OBJECT_MAX)) throw new Failure('too_large', 'the gateway names an impossible size')
+  if (!(size >= 0 && size <= OBJECT_MAX)) throw new Failure('too_large', 'the gateway reports an impossible size')
   say({ kind: 'size', call, size })
   const end = known === null ? Math.max(1, size) : last
   const root = unhex(id)
@@ -99,12 +99,12 @@ async function prove (call: number, { id, size: known, start, end: last, base }:
     for (let at = start; at < end;) {
       const next = Math.min(end, (Math.floor(at / PIECE) + 1) * PIECE)
       const decoder = new Decoder(blake3, root, size, at, next, parcel)
-      // A piece fits one parcel: its groups follow each other, and no more than `PIECE` of them.
+      // A piece fits one parcel: its groups are contiguous and have at most `PIECE` bytes.
       spare ??= await room()
       while (!decoder.done) {
         if (chunk.length === 0) {
           const arrived = await read()
-          if (arrived === null) throw new Failure('truncated', 'the gateway broke off')
+          if (arrived === null) throw new Failure('truncated', 'the gateway ended its reply early')
           chunk = arrived
         }
         chunk = chunk.subarray(decoder.push(chunk))
@@ -113,7 +113,7 @@ async function prove (call: number, { id, size: known, start, end: last, base }:
       at = next
     }
   } finally {
-    // What was proved of a piece that broke off is kept.
+    // Keep the verified part of a piece that was interrupted.
     parcel.end()
     if (spare !== null) give(spare)
     await cancel().catch(() => {})

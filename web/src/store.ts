@@ -1,18 +1,18 @@
-// The tab's disk: one file per object in the origin private file system, named `ID-SIZE`:
-// the object's bytes, then its hash-tree nodes, then a byte for each group that is held.
+// The tab's disk: one file per object in the origin private file system, named `ID-SIZE`. It
+// contains the object's bytes, then its hash-tree nodes, then one byte for each group, 1 if held.
 //
-// Invariant: a group counts as held only once it was proved; what is read back is proved
-// again before it leaves the tab, and what fails is no longer held. Runs in a worker only
-// (synchronous handles). Refuses: what the browser's quota has no room for, before it starts.
+// Invariant: a group counts as held only after it was verified. What is read back is verified
+// again, and what fails is no longer held. Runs only in a worker (synchronous handles). Refuses
+// what the browser's quota has no room for, before anything is fetched.
 
 import { type Blake3, GROUP } from './blake3.ts'
 import { encode, groupsOf, NODE, OBJECT_MAX, type Proved, unhex, walk, WrongBytes } from './tree.ts'
 
-/** Files open at once; the least recently used is closed. */
+/** The most files open at once; the least recently used is closed. */
 const OPEN_MAX = 32
-/** Bytes written between two flushes: a crash of the machine loses at most these. */
+/** Bytes written between two flushes; the most that a crash of the machine loses. */
 const FLUSH_BYTES = 16 * 1024 * 1024
-/** Left free of the quota: the browser's own bookkeeping. */
+/** Bytes of the quota left free for the browser's own bookkeeping. */
 const RESERVE = 4 * 1024 * 1024
 
 export class StoreError extends Error {
@@ -25,7 +25,7 @@ interface File {
   handle: FileSystemSyncAccessHandle
   size: number
   have: Uint8Array
-  /** The hash-tree nodes, as they are or will be on the disk. */
+  /** The hash-tree nodes, as they are or will be on disk. */
   nodes: Uint8Array
   unflushed: number
 }
@@ -50,7 +50,7 @@ export class Store {
     return store
   }
 
-  /** A small file of the tab's own, such as its key; made anew if it was not written whole. */
+  /** A small file of the tab's own, such as its key. Created again if it is incomplete. */
   async note (name: string, make: () => Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
     const file = await this.dir.getFileHandle(name, { create: true })
     const handle = await file.createSyncAccessHandle()
@@ -73,7 +73,7 @@ export class Store {
         const { have } = await this.file(id, size)
         held.push({ id, size, bytes: heldBytes(have, size) })
       } catch {
-        // One that never got its room, or cannot be opened: the others are held all the same.
+        // This file never got its space or cannot be opened; that does not affect the others.
         this.sizes.delete(id)
       }
     }
@@ -86,30 +86,30 @@ export class Store {
     return { id, size, bytes: heldBytes((await this.file(id, size)).have, size) }
   }
 
-  /** Stretches of whole groups that are not held and touch `within`, none longer than `longest` bytes or across its multiples. */
+  /** Ranges of whole groups that are missing and touch `within`; none crosses a multiple of `longest` bytes. */
   async missing (id: string, size: number, longest: number, within: [number, number] = [0, size]): Promise<Array<[number, number]>> {
     const known = this.sizes.get(id) === size
     const have = known ? (await this.file(id, size)).have : new Uint8Array(groupsOf(size))
-    const stretches: Array<[number, number]> = []
+    const ranges: Array<[number, number]> = []
     have.forEach((held, group) => {
       if (held !== 0) return
       const [start, end] = [group * GROUP, Math.min(size, (group + 1) * GROUP)]
       if (end <= within[0] || start >= within[1]) return
-      const last = stretches[stretches.length - 1]
+      const last = ranges[ranges.length - 1]
       if (last !== undefined && last[1] === start && start % longest !== 0) last[1] = end
-      else stretches.push([start, end])
+      else ranges.push([start, end])
     })
-    return stretches
+    return ranges
   }
 
-  /** Makes sure that an object will fit, and takes its room, before any of it is kept. */
+  /** Checks that an object fits and allocates its file, before any of it is stored. */
   async reserve (id: string, size: number): Promise<void> {
     if (size > OBJECT_MAX) throw new StoreError('too_large', `${size} bytes is more than an object may have`)
     if (this.sizes.get(id) !== size) await this.room(fileBytes(size), 1)
     await this.file(id, size)
   }
 
-  /** Errs unless `bytes` more fit into the browser's quota. */
+  /** Throws unless `bytes` more fit into the browser's quota. */
   async room (bytes: number, objects: number): Promise<void> {
     const { quota = 0, usage = 0 } = await navigator.storage.estimate()
     const free = Math.max(0, quota - usage - RESERVE)
@@ -119,7 +119,7 @@ export class Store {
     }
   }
 
-  /** Keeps what was proved of an object. It counts as held once its bytes are on the way to the disk. */
+  /** Stores verified groups. They count as held once their bytes are handed to the file system. */
   async keep (id: string, size: number, { first, bytes, length, indices, nodes: pairs }: Proved): Promise<void> {
     await this.reserve(id, size)
     const file = await this.file(id, size)
@@ -145,7 +145,7 @@ export class Store {
     }
   }
 
-  /** What is kept of an object so far outlives a crash of the machine. */
+  /** Makes what is stored of an object so far survive a crash of the machine. */
   async settle (id: string): Promise<void> {
     const size = this.sizes.get(id) ?? 0
     const file = this.open.get(`${id}-${size}`)
@@ -163,14 +163,14 @@ export class Store {
     file.unflushed = 0
   }
 
-  /** Forgets what is known of a file that could not be written: what it holds is read again. */
+  /** Closes a file that could not be written; what it holds is read again when it is reopened. */
   private drop (id: string, size: number, file: File): void {
     const name = `${id}-${size}`
     if (this.open.get(name) === file) this.open.delete(name)
     file.handle.close()
   }
 
-  /** The encoding of a range that is held, proved as it is read; empty if it ends outside the object. */
+  /** The encoding of a held range, verified as it is read; empty if it ends outside the object. */
   async encode (id: string, start: number, end: number): Promise<{ size: number, bytes: Uint8Array<ArrayBuffer> }> {
     const size = this.sizes.get(id)
     if (size === undefined) throw new StoreError('not_held', 'not held here')
@@ -189,19 +189,19 @@ export class Store {
       return { size, bytes }
     } catch (error) {
       if (!(error instanceof WrongBytes)) throw error
-      // Which of the range is bad is not worth knowing: all of it is fetched again.
+      // Do not search for the damaged groups: fetch the whole range again.
       for (let group = Math.floor(start / GROUP); group * GROUP < to; group++) file.have[group] = 0
       try {
         put(file.handle, file.have, haveAt(size))
         sync(file.handle)
       } catch {
-        // It is damaged all the same, and will be found so again.
+        // The damage could not be recorded; the next read will find it again.
       }
       throw new StoreError('not_held', `damaged here: ${error.message}`)
     }
   }
 
-  /** Bytes of a range that is held, proved as they are read. */
+  /** The bytes of a held range, verified as they are read. */
   async range (id: string, start: number, end: number): Promise<Uint8Array> {
     const { size, bytes } = await this.encode(id, start, end)
     if (bytes.length === 0) throw new StoreError('not_held', 'the range ends outside the object')
@@ -216,7 +216,7 @@ export class Store {
     return groups.subarray(start - from, end - from)
   }
 
-  /** A whole object's bytes, proved: a manifest. */
+  /** The verified bytes of a whole object, such as a manifest. */
   async read (id: string): Promise<Uint8Array<ArrayBuffer>> {
     const size = this.sizes.get(id) ?? 0
     await this.encode(id, 0, Math.max(1, size))
@@ -257,8 +257,8 @@ export class Store {
     if (other !== undefined && other !== size) await this.remove(id)
     const handle = await (await this.dir.getFileHandle(name, { create: true })).createSyncAccessHandle()
     const have = new Uint8Array(groupsOf(size))
-    // The last byte takes the file's room. What the browser says of its quota is rounded for
-    // privacy, so only this tells, before anything is fetched, whether there is any.
+    // Writing the last byte allocates the file. Browsers round the quota that they report, for
+    // privacy, so only this shows before the download whether there is room.
     let room = true
     try {
       room = handle.getSize() >= fileBytes(size) || handle.write(new Uint8Array(1), { at: fileBytes(size) - 1 }) === 1
@@ -286,7 +286,7 @@ export class Store {
   }
 }
 
-/** Writes all of `bytes`, or errs with the code `quota`: the disk, or this page's share of it, is full. */
+/** Writes all of `bytes`, or throws with the code `quota`: the disk, or this page's share of it, is full. */
 function put (handle: FileSystemSyncAccessHandle, bytes: Uint8Array, at: number): void {
   told(() => {
     if (handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
@@ -299,7 +299,7 @@ function told (work: () => void): void {
   try {
     work()
   } catch (error) {
-    // A file that was closed meanwhile, since its object was removed.
+    // The file was closed meanwhile because its object was removed.
     if (error instanceof DOMException && error.name === 'InvalidStateError') throw error
     throw new StoreError('quota', `the browser could not write any more (${String(error)}): free disk space or remove another model here`)
   }

@@ -1,13 +1,13 @@
-// One stream of the shard protocol: reads of known length, writes that wait for room, and an
-// end to patience. A stream's close is no signal of anything; lengths are.
+// One stream of the shard protocol: reads of known length, writes that wait for room, and
+// time-outs. Messages carry their lengths, so closing a stream has no meaning.
 
 import type { Stream } from '@libp2p/interface'
 
-/** A read that gets nothing for this long has failed. */
+/** A read fails when no data arrives for this long. */
 const IDLE_MS = 8000
-/** Bytes that may wait in the stream; more would exceed what a remote takes at once. */
+/** The most bytes waiting in the stream; more would exceed what a remote accepts at once. */
 const WAITING_MAX = 64 * 1024
-/** The most that a remote may send unasked. */
+/** The most bytes that a remote may send before they are read. */
 const UNREAD_MAX = 8 * 1024 * 1024
 
 export class Exchange {
@@ -20,7 +20,7 @@ export class Exchange {
     stream.addEventListener('message', ({ data }) => {
       this.chunks.push(data.subarray())
       this.unread += data.byteLength
-      if (this.unread > UNREAD_MAX) this.abort(new Error('more than was asked for'))
+      if (this.unread > UNREAD_MAX) this.abort(new Error('the peer sent more than was requested'))
       this.wake()
     })
     const end = (error?: Error): void => {
@@ -41,7 +41,7 @@ export class Exchange {
     this.wake()
   }
 
-  /** Exactly `length` bytes. `patience` is how long the first of them may take. */
+  /** Reads exactly `length` bytes. The first may take `patience` milliseconds. */
   async read (length: number, patience = IDLE_MS): Promise<Uint8Array> {
     const out = new Uint8Array(length)
     let have = 0
@@ -65,7 +65,7 @@ export class Exchange {
   private async arrival (patience: number): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => {
-        const error = Object.assign(new Error(`nothing for ${patience / 1000} s`), { code: 'stalled' })
+        const error = Object.assign(new Error(`no data for ${patience / 1000} s`), { code: 'stalled' })
         this.abort(error)
         reject(error)
       }, patience)
@@ -83,9 +83,9 @@ export class Exchange {
       const since = performance.now()
       while (this.stream.writeBufferLength > WAITING_MAX && this.open) {
         if (performance.now() - since > IDLE_MS) {
-          this.abort(Object.assign(new Error('the peer takes nothing'), { code: 'stalled' }))
+          this.abort(Object.assign(new Error('the peer does not read what is sent'), { code: 'stalled' }))
         }
-        // The drain event is not always sent: look again soon, whatever happens.
+        // The drain event is not always sent, so check again soon in any case.
         await new Promise<void>((resolve) => {
           const timer = setTimeout(resolve, 20)
           this.stream.addEventListener('drain', () => {

@@ -1,5 +1,5 @@
 // The tab in the swarm: connections, gossip of holdings, and both ends of the shard protocol.
-// Stays on the page's thread (WebRTC does not exist in workers); bytes go to the worker.
+// Runs on the page's thread (workers have no WebRTC) and hands bytes to the worker.
 
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import { type GossipSub, gossipsub } from '@libp2p/gossipsub'
@@ -14,7 +14,7 @@ import { yamux } from '@libp2p/yamux'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { Gate, KeyRefused, type SwarmKey } from './key.ts'
-import { type Backroom, Failure } from './messages.ts'
+import { type WorkerClient, Failure } from './messages.ts'
 import { Exchange } from './stream.ts'
 import { hex, unhex } from './tree.ts'
 import { decodeEnvelope, decodeReply, decodeRequest, encodeHoldings, encodeReply, encodeRequest, frameLength, type ModelHoldings, SHARD_PROTOCOL, Status, STATUS_NAMES } from './wire.ts'
@@ -30,7 +30,7 @@ const MEMBERS_MAX = 256
 const STREAMS_PER_PEER_MAX = 32
 const IDLE_STREAMS_MAX = 6
 const IDLE_STREAM_SERVER_MS = 60_000
-/** Replies made at once. */
+/** The most replies prepared at once. */
 const SERVING_MAX = 4
 
 export interface NodeInfo {
@@ -49,7 +49,7 @@ export type Via = 'auto' | 'gateway' | 'websocket' | 'webrtc'
 
 interface Member { sequence: number, addresses: string[], models: Map<string, { objects: Uint8Array, manifest: boolean, until: number }> }
 
-/** What an address is dialled with; null if a tab cannot. */
+/** The transport that dials an address; null if a tab cannot dial it. */
 export function carrierOf (address: string): 'websocket' | 'webrtc' | null {
   if (/\/wss?(\/|$)/.test(address)) return 'websocket'
   return address.includes('/webrtc-direct/certhash/') ? 'webrtc' : null
@@ -59,28 +59,28 @@ export class Swarm {
   private readonly members = new Map<string, Member>()
   private readonly idle = new Map<string, Exchange[]>()
   private readonly banned = new Set<string>()
-  /** Peers that were reached through a relay only, which carries no shards; until that connection ends. */
+  /** Peers that are connected only through a relay, which carries no shards. */
   private readonly relayed = new Set<string>()
   private announcing: ReturnType<typeof setTimeout> | undefined
   private sequence = 0
   private serving = 0
   private readonly waitingToServe: Array<() => void> = []
-  /** How long what this tab says of its holdings is to be believed. */
+  /** The lease of this tab's announced holdings. */
   leaseMs = LEASE_MS
   sent = 0
   served = 0
   lastError = ''
-  /** What this tab holds, for gossip. */
+  /** Returns what this tab holds, to announce it by gossip. */
   holdings: () => ModelHoldings[] = () => []
   changed: () => void = () => {}
 
   private constructor (
     private readonly libp2p: Libp2p<{ gossip: GossipSub, identify: Identify, ping: Ping }>,
-    private node: NodeInfo, private readonly via: Via, private readonly backroom: Backroom, private readonly gate: Gate | null
+    private node: NodeInfo, private readonly via: Via, private readonly worker: WorkerClient, private readonly gate: Gate | null
   ) {}
 
-  /** With a key, every connection has to prove it. */
-  static async join (node: NodeInfo, seed: Uint8Array, via: Via, backroom: Backroom, key: SwarmKey | null): Promise<Swarm> {
+  /** Joins the node's swarm. With a key, both ends of every connection must prove it. */
+  static async join (node: NodeInfo, seed: Uint8Array, via: Via, worker: WorkerClient, key: SwarmKey | null): Promise<Swarm> {
     const privateKey = await generateKeyPairFromSeed('Ed25519', seed)
     const own = peerIdFromPrivateKey(privateKey)
     const gate = key === null ? null : new Gate(key, own)
@@ -95,17 +95,17 @@ export class Swarm {
       transports,
       connectionEncrypters: [noise()],
       streamMuxers: [mux],
-      // The browser's default refuses loopback and plain WebSockets, which is where nodes are.
+      // The default for browsers refuses loopback addresses and plain WebSockets, which nodes use.
       connectionGater: {
         denyDialMultiaddr: () => false,
         denyOutboundUpgradedConnection: async (peer, connection) => gate !== null && await gate.denies(peer, connection)
       },
-      // It would take a node's late answer to a close for a dead connection.
+      // The monitor would mistake a node's late answer to a close for a dead connection.
       connectionMonitor: { enabled: false },
       services: {
         identify: (components: Parameters<ReturnType<typeof identify>>[0]) => {
           const service = identify()(components)
-          // Nodes disconnect whoever names another protocol; the package has no option for it.
+          // Nodes disconnect peers with another protocol version, and the package has no option for it.
           ;(service as unknown as { host: { protocolVersion: string } }).host.protocolVersion = node.protocol_version
           return service
         },
@@ -113,7 +113,7 @@ export class Swarm {
         gossip: gossipsub({ allowPublishToZeroTopicPeers: true, fallbackToFloodsub: false, emitSelf: false })
       }
     })
-    const swarm = new Swarm(libp2p as never, node, via, backroom, gate)
+    const swarm = new Swarm(libp2p as never, node, via, worker, gate)
     await swarm.start()
     return swarm
   }
@@ -122,7 +122,7 @@ export class Swarm {
     return this.libp2p.peerId.toString()
   }
 
-  /** The tab's connections: peer, and what carries them. */
+  /** The tab's connections, with their peers and transports. */
   connections (): Array<{ peer: string, carrier: string, since: number }> {
     return this.libp2p.getConnections().map((connection) => ({
       peer: connection.remotePeer.toString(),
@@ -168,7 +168,7 @@ export class Swarm {
     }, KEEP_ALIVE_MS)
   }
 
-  /** The node of this page, now and whenever the connection breaks. */
+  /** Connects to the node of this page, now and whenever the connection breaks. */
   private async keepConnected (): Promise<void> {
     for (;;) {
       const id = this.node.peer_id
@@ -179,7 +179,7 @@ export class Swarm {
           this.lastError = ''
         } catch (error) {
           this.lastError = (this.gate?.refused ?? error as Error).message
-          // It would only be shut out for longer.
+          // Trying again would only prolong the ban.
           if (this.gate?.refused instanceof KeyRefused) return await this.leave()
         }
         this.changed()
@@ -188,7 +188,7 @@ export class Swarm {
     }
   }
 
-  /** The node does not take this tab's key. */
+  /** Whether the node has refused this tab's key. */
   refused = false
 
   private async leave (): Promise<void> {
@@ -197,7 +197,7 @@ export class Swarm {
     await this.libp2p.stop()
   }
 
-  /** WebSocket first: it is at least as fast, and no browser forbids it; then WebRTC-direct. */
+  /** Dials WebSocket addresses first, then WebRTC-direct. WebSocket is at least as fast, and every browser allows it. */
   private async dial (peer: string, addresses: string[]): Promise<Connection> {
     let last: Error = new Error(`${peer} has no address that a browser can dial`)
     const host = location.hostname
@@ -220,18 +220,18 @@ export class Swarm {
   private hear (from: PeerId, data: Uint8Array): void {
     const holdings = decodeEnvelope(data)
     const author = from.toString()
-    // Nobody speaks for another.
+    // Peers may only announce their own holdings.
     if (holdings === null || hex(holdings.peer) !== hex(from.toMultihash().bytes)) return
     const member = this.members.get(author) ?? { sequence: 0, addresses: [], models: new Map() }
     if (holdings.sequence <= member.sequence) return
     member.sequence = holdings.sequence
     member.addresses = holdings.addresses
-    // Not the wall clock, which may jump.
+    // Leases use a monotonic clock: the wall clock may jump.
     const until = performance.now() + holdings.leaseMs
     for (const { model, manifest, objects } of holdings.models) {
       member.models.set(hex(model), { manifest, objects: objects.slice(), until })
     }
-    // The longest known stay last; the first one gives way.
+    // Members are ordered by their last message; beyond the bound the oldest is dropped.
     this.members.delete(author)
     this.members.set(author, member)
     const first = this.members.keys().next().value
@@ -262,14 +262,14 @@ export class Swarm {
     this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
   }
 
-  /** Peers to ask for an object, the node of this page first: not other tabs, which nobody can dial. */
+  /** Peers to ask for an object, the node of this page first. Other tabs are left out: nobody can dial them. */
   sources (model: string, bit: number): string[] {
     const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
     const peers = new Set([this.node.peer_id, ...holders])
     return [...peers].filter((peer) => !this.banned.has(peer) && !this.relayed.has(peer) && peer !== this.id)
   }
 
-  /** A range of an object from a peer: the encoding, not proved yet. */
+  /** Requests a range of an object from a peer. Returns its encoding, not yet verified. */
   async ask (peer: string, id: string, start: number, end: number): Promise<{ size: number, bytes: Uint8Array }> {
     const exchange = await this.exchange(peer)
     try {
@@ -308,7 +308,7 @@ export class Swarm {
     return new Exchange(stream)
   }
 
-  /** A peer that sent wrong bytes is not asked again. */
+  /** Bans a peer that sent wrong bytes: it is not asked again. */
   ban (peer: string): void {
     this.banned.add(peer)
     if (peer !== this.node.peer_id) this.libp2p.hangUp(peerIdFromString(peer)).catch(() => {})
@@ -327,7 +327,7 @@ export class Swarm {
       await this.turn(async () => {
         let reply: { size: number, bytes: Uint8Array }
         try {
-          reply = await this.backroom.ask('encode', { id: hex(root), start, end })
+          reply = await this.worker.ask('encode', { id: hex(root), start, end })
         } catch (error) {
           const status = (error as Failure).code === 'not_held' ? Status.NOT_FOUND : Status.FAILED
           await exchange.write(encodeReply({ status, size: 0, length: 0 }))
@@ -346,7 +346,7 @@ export class Swarm {
     }
   }
 
-  /** At most `SERVING_MAX` replies at once; the others wait for their turn. */
+  /** Runs at most `SERVING_MAX` replies at once; the others wait their turn. */
   private async turn (work: () => Promise<void>): Promise<void> {
     if (this.serving >= SERVING_MAX) await new Promise<void>((resolve) => this.waitingToServe.push(resolve))
     else this.serving += 1

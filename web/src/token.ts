@@ -1,4 +1,4 @@
-// The token of a private swarm's gateway, on every request to this page's node.
+// Adds the token of a private swarm's gateway to every request to this page's node.
 
 export function authorise (token: string): void {
   const plain = globalThis.fetch.bind(globalThis)

@@ -1,7 +1,7 @@
-// The hash tree over groups of 16 KiB, as src/store/verified.rs has it: encodings are its
-// nodes (64 bytes, two child hashes) and groups in pre-order, for the groups of a range.
+// The hash tree over groups of 16 KiB, as in src/store/verified.rs. An encoding of a range is the
+// tree's nodes (64 bytes: two child hashes) and the range's groups, in pre-order.
 //
-// Invariant: nothing reaches a sink before it was checked against the object's root.
+// Invariant: nothing reaches a sink before it has been checked against the object's root.
 
 import { type Blake3, GROUP, SCRATCH } from './blake3.ts'
 
@@ -20,7 +20,7 @@ type Item =
   | { kind: 'node', index: number, at: number, root: boolean, left: boolean, right: boolean }
   | { kind: 'group', group: number, at: number, length: number, root: boolean }
 
-/** Nodes and groups of the groups `from..to` of an object, in pre-order. */
+/** The nodes and groups that encode groups `from..to` of an object, in pre-order. */
 export function walk (size: number, from: number, to: number): Item[] {
   const items: Item[] = []
   const visit = (low: number, high: number, index: number, root: boolean): void => {
@@ -28,7 +28,7 @@ export function walk (size: number, from: number, to: number): Item[] {
       items.push({ kind: 'group', group: low, at: low * GROUP, length: Math.min(GROUP, size - low * GROUP), root })
       return
     }
-    // The left side is the largest power of two that leaves something to the right.
+    // The left side has the largest power of two that leaves at least one group on the right.
     const middle = low + 2 ** Math.floor(Math.log2(high - low - 1))
     const left = from < middle
     const right = to > middle
@@ -40,7 +40,7 @@ export function walk (size: number, from: number, to: number): Item[] {
   return items
 }
 
-/** Bytes of the encoding of the groups that `start..end` touches. */
+/** Bytes of the encoding of the groups that bytes `start..end` touch. */
 export function encodedLength (size: number, start: number, end: number): number {
   return walk(size, Math.floor(start / GROUP), Math.ceil(end / GROUP))
     .reduce((sum, item) => sum + (item.kind === 'node' ? NODE : item.length), 0)
@@ -51,18 +51,19 @@ export interface Sink {
   group: (group: number, bytes: Uint8Array) => void
 }
 
-/** Groups that follow each other, proved, and the nodes that prove them: what a store takes at once. */
+/** Consecutive verified groups and the nodes that prove them, stored in one call. */
 export interface Proved {
+  /** The number of the first group. */
   first: number
-  /** Of these, `length` bytes. */
+  /** The groups' bytes; only the first `length` of them are used. */
   bytes: Uint8Array<ArrayBuffer>
   length: number
-  /** The nodes' places, and the nodes one after another. */
+  /** The nodes' places in the outboard, and the nodes, concatenated. */
   indices: number[]
   nodes: Uint8Array<ArrayBuffer>
 }
 
-/** Puts proved groups together until `room` bytes of them follow each other. */
+/** Collects consecutive verified groups until a buffer is full. */
 export class Parcel implements Sink {
   private first = 0
   private next = 0
@@ -71,7 +72,7 @@ export class Parcel implements Sink {
   private nodes: Uint8Array[] = []
   private bytes: Uint8Array<ArrayBuffer> | null = null
 
-  /** `take` may keep the bytes; for the next ones it is `fresh` who gives room. */
+  /** `take` may keep the buffer; `fresh` supplies the next one. */
   constructor (private readonly fresh: () => Uint8Array<ArrayBuffer>, private readonly take: (proved: Proved) => void) {}
 
   node (index: number, pair: Uint8Array): void {
@@ -89,7 +90,7 @@ export class Parcel implements Sink {
     if (this.length + GROUP > this.bytes.length) this.end()
   }
 
-  /** Hands over what there is. */
+  /** Hands over what has been collected. */
   end (): void {
     const { first, bytes, length, indices } = this
     if (bytes === null || length === 0) return
@@ -102,7 +103,7 @@ export class Parcel implements Sink {
 
 const same = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, i) => byte === b[i])
 
-/** Checks the hashes of a walk, the next one expected last. */
+/** Checks the hashes of a walk; the last of `expected` is the next one. */
 class Check {
   private readonly expected: Uint8Array[]
   constructor (private readonly blake3: Blake3, root: Uint8Array) {
@@ -123,13 +124,13 @@ class Check {
   }
 }
 
-/** Reads one encoding as it arrives; refuses it within a group of its first wrong byte. */
+/** Decodes one encoding as it arrives; refuses it at most one group after its first wrong byte. */
 export class Decoder {
   private readonly items: Item[]
   private readonly check: Check
   private next = 0
   private have = 0
-  /** The part of an item that has arrived; the hasher's memory belongs to whoever runs now. */
+  /** The part of an item that has arrived. It is not in the hasher's memory, which others use in between. */
   private readonly part = new Uint8Array(GROUP)
 
   constructor (private readonly blake3: Blake3, root: Uint8Array, size: number, start: number, end: number, private readonly sink: Sink) {
@@ -141,7 +142,7 @@ export class Decoder {
     return this.next === this.items.length
   }
 
-  /** Takes what belongs to this encoding; how many bytes that were. */
+  /** Takes the bytes that belong to this encoding. Returns how many it took. */
   push (bytes: Uint8Array): number {
     let taken = 0
     while (!this.done) {
@@ -173,7 +174,7 @@ export class Decoder {
   }
 }
 
-/** Makes the encoding of a range from stored bytes and nodes, checking both on the way. */
+/** Encodes a range from stored bytes and nodes, and checks both. */
 export function encode (
   blake3: Blake3, root: Uint8Array, size: number, start: number, end: number,
   node: (index: number) => Uint8Array, group: (item: { at: number, length: number }, into: Uint8Array) => void

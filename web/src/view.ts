@@ -1,4 +1,4 @@
-// What is seen: plain DOM, redrawn from state. Text only ever enters as text.
+// What the page shows: plain DOM, redrawn from state. Text is only ever inserted as text.
 
 import type { Keeper, Model } from './keeper.ts'
 import type { SwarmKey } from './key.ts'
@@ -16,7 +16,7 @@ export interface Shown {
 interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void, forget: () => void }
 
 const CARRIERS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'WebRTC', other: 'other' }
-/** Cells drawn for one model. */
+/** The most cells drawn for one model. */
 const CELLS_MAX = 512
 
 export function size (bytes: number): string {
@@ -32,7 +32,7 @@ export function size (bytes: number): string {
 const find = (id: string): HTMLElement => document.getElementById(id) as HTMLElement
 
 function say (element: HTMLElement, text: string): void {
-  // Only what changed: a live region speaks each change.
+  // Only if it changed: screen readers announce each change of a live region.
   if (element.textContent !== text) element.textContent = text
 }
 
@@ -88,10 +88,10 @@ class Card {
     const percent = total > 0 ? Math.floor(held / total * 100) : 0
     const from = parts.find((part) => part.state === 'busy')?.from ?? ''
     say(this.state, {
-      kept: `Kept in this tab, proved and served to others (${size(held)})`,
+      kept: `Kept in this tab, verified and served to others (${size(held)})`,
       fetching: `${percent} % · ${size(model.rate)}/s${from === '' ? '' : ` · from ${from === 'gateway' ? 'the node’s gateway' : `peer ${from}`}`}`,
       partial: `${percent} % kept`,
-      failed: held > 0 ? `${percent} % kept; trying again` : 'Trying again',
+      failed: held > 0 ? `${percent} % kept; retrying` : 'Retrying',
       absent: 'Not in this tab'
     }[state])
     say(this.error, model.error)
@@ -131,7 +131,7 @@ export class View {
     find('forget').onclick = () => { actions.forget() }
   }
 
-  /** Asks for a private swarm's key until one is given that `read` takes. `wrong` is what was wrong before. */
+  /** Asks for a private swarm's key until `read` accepts one. `wrong` says what was wrong with the last one. */
   async askKey (read: (text: string) => SwarmKey | null, wrong: string): Promise<{ key: SwarmKey, remember: boolean }> {
     document.body.dataset.state = 'locked'
     say(find('status'), 'This node’s swarm is private')
@@ -148,7 +148,7 @@ export class View {
         event.preventDefault()
         void (async () => {
           const key = read(text.value !== '' ? text.value : await file.files?.[0]?.text() ?? '')
-          complain(key === null ? 'That is no swarm key: 64 hexadecimal digits are.' : '')
+          complain(key === null ? 'A swarm key is 64 hexadecimal digits.' : '')
           if (key === null) return
           resolve({ key, remember: remember.checked })
           form.reset()
@@ -160,7 +160,7 @@ export class View {
 
   fail (error: Error): void {
     document.body.dataset.state = 'failed'
-    say(find('status'), 'This tab cannot take part')
+    say(find('status'), 'This tab cannot be a peer')
     const box = find('failure')
     box.hidden = false
     say(box, error.message)
@@ -175,7 +175,7 @@ export class View {
       lost: 'The node does not answer',
       joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ carrier }) => CARRIERS[carrier]))].join(' and ')}`,
       joining: `Joining swarm ${node.swarm}…`,
-      refused: `Not let into swarm ${node.swarm}`
+      refused: `Refused by swarm ${node.swarm}`
     }[state])
     const trouble = find('failure')
     trouble.hidden = state === 'joined' || (swarm?.lastError ?? '') === ''
@@ -193,7 +193,7 @@ export class View {
     say(find('storage'), size(estimate.usage))
     say(find('storage-of'), `of ${size(estimate.quota)}${estimate.persisted ? ', persistent' : ''}`)
 
-    // The one that comes with the node is a card once some of it is here.
+    // The model that comes with the node gets a card once some of it is stored here.
     const models = [...keeper.models.values()].filter((model) => model.embedded !== true || model.wanted || (model.parts?.some((part) => part.held > 0) ?? false))
     find('no-models').hidden = models.length > 0
     for (const [id, card] of this.cards) {

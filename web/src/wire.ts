@@ -1,5 +1,5 @@
-// The messages of proto/gossip.proto and proto/shard.proto, as much of them as a tab says
-// and hears. Refuses what is out of the bounds that src/mesh/wire.rs keeps.
+// The messages of proto/gossip.proto and proto/shard.proto that a tab sends and receives. Refuses
+// messages beyond the bounds of src/mesh/wire.rs.
 
 import { OBJECT_MAX, REQUEST_MAX } from './tree.ts'
 
@@ -9,7 +9,7 @@ const MODELS_MAX = 64
 const ADDRESSES_MAX = 16
 const BITMAP_MAX = 8 * 1024
 const LEASE_MAX_MS = 300_000
-/** A request's bytes, two groups cut short, and the nodes that prove them. */
+/** The longest reply body: a request's bytes, the rest of two cut groups, and the nodes that prove them. */
 export const BODY_MAX = REQUEST_MAX + 2 * 16384 + (258 + 24) * 64
 
 export class BadMessage extends Error {
@@ -32,7 +32,7 @@ class Writer {
     return this
   }
 
-  /** Numbers stay below 2^53. */
+  /** Writes a varint; numbers stay below 2^53. */
   private raw (value: number): this {
     while (value > 127) {
       this.out.push((value % 128) | 128)
@@ -67,7 +67,7 @@ function fields (bytes: Uint8Array): Array<[number, number | Uint8Array]> {
       out.push([field, varint()])
     } else if (kind === 2 || kind === 1 || kind === 5) {
       const length = kind === 2 ? varint() : kind === 1 ? 8 : 4
-      if (length > bytes.length - at) throw new BadMessage('longer than its message')
+      if (length > bytes.length - at) throw new BadMessage('a field longer than its message')
       if (kind === 2) out.push([field, bytes.subarray(at, at + length)])
       at += length
     } else {
@@ -97,7 +97,7 @@ export function encodeHoldings (holdings: Holdings): Uint8Array<ArrayBuffer> {
   return new Writer().bytes(2, body.finish()).finish()
 }
 
-/** Holdings, or null for a kind of message that a tab has no use for. */
+/** Decodes holdings; null for other kinds of message. */
 export function decodeEnvelope (bytes: Uint8Array): Holdings | null {
   const body = fields(bytes).findLast(([field]) => field === 2)
   if (body === undefined) return null
@@ -171,7 +171,7 @@ function framed (bytes: Uint8Array): Uint8Array<ArrayBuffer> {
   return out
 }
 
-/** The length in front of a message. */
+/** The length prefix of a message. */
 export function frameLength (bytes: Uint8Array): number {
   const length = bytes[0] * 256 + bytes[1]
   if (length > FRAME_MAX) throw new BadMessage(`a message of ${length} bytes`)

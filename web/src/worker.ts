@@ -1,6 +1,5 @@
-// The worker: storage and hashing, off the page's thread. The gateway's downloads come proved
-// from a worker of its own (prover.ts).
-// Answers one message with one message; while it downloads it also says how far it is.
+// The worker: storage and hashing, off the page's thread. Downloads from the gateway are verified
+// in a worker of their own (prover.ts). Each request gets one answer; downloads also report progress.
 
 import { Blake3, GROUP } from './blake3.ts'
 import { serveEngine } from './engine/serve.ts'
@@ -10,11 +9,11 @@ import { Decoder, encodedLength, OBJECT_MAX, Parcel, type Proved, REQUEST_MAX, u
 import type { Answer, Ask } from './messages.ts'
 import { authorise } from './token.ts'
 
-/** How often a download says how far it is. */
+/** How often a download reports progress. */
 const PROGRESS_MS = 100
-/** Tabs of one page that keep a store each. */
+/** The most tabs of one page, each with a store of its own. */
 const SLOTS = 8
-/** How long the tab that was here before a reload may take to let go. */
+/** How long the previous tab may take to release its slot after a reload. */
 const HANDOVER_MS = 3000
 
 const blake3 = new Blake3(REQUEST_MAX)
@@ -22,12 +21,12 @@ const downloads = new Map<number, AbortController>()
 let store: Store
 let gateway: Gateway
 
-/** The first place that no other tab holds: its store and its identity. */
+/** Takes the first slot that no other tab holds: a store and an identity. */
 async function takeSlot (): Promise<number> {
   for (let slot = 0; slot < SLOTS; slot++) {
     const signal = AbortSignal.timeout(slot === 0 ? HANDOVER_MS : 200)
     const taken = await new Promise<boolean>((resolve) => {
-      // Held until this worker ends: its file handles end with it.
+      // The lock is held until this worker ends, and its file handles end with it.
       navigator.locks.request(`doppler-${slot}`, { signal }, async () => {
         resolve(true)
         await new Promise(() => {})
@@ -50,7 +49,7 @@ async function start ({ token }: Ask['start']): Promise<Answer['start']> {
   return { slot, key, held: await store.list(), persisted: await navigator.storage.persisted() }
 }
 
-/** Fetches stretches of an object from the gateway; what the prover has proved is kept. */
+/** Fetches the missing ranges of an object from the gateway, and stores what the prover has verified. */
 async function download (ask: Ask['download'], call: number): Promise<Answer['download']> {
   const abort = new AbortController()
   downloads.set(call, abort)
@@ -71,7 +70,7 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
         postMessage({ call, progress: received })
       }
     }
-    // Of an object whose size is not known, a manifest, nothing is worth asking for in parts.
+    // An object of unknown size, which is a manifest, is fetched whole.
     const missing = size === null ? [[0, 0]] : await store.missing(ask.id, size, OBJECT_MAX, ask.within)
     for (const [start, end] of missing) {
       await gateway.fetch({ id: ask.id, size, start, end, base: ask.base }, taker, abort.signal)
@@ -79,7 +78,7 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
     await store.settle(ask.id)
     return { size: size as number, received, seconds: (performance.now() - began) / 1000 }
   } catch (error) {
-    // What went wrong first is said.
+    // Report the first error.
     await store.settle(ask.id).catch(() => {})
     throw error
   } finally {
@@ -87,9 +86,9 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
   }
 }
 
-/** A piece that a peer sent: proved and kept, or refused. */
+/** Verifies and stores a piece that a peer sent, or refuses it. */
 async function piece (ask: Ask['piece']): Promise<void> {
-  if (ask.bytes.length !== encodedLength(ask.size, ask.start, ask.end)) throw new WrongBytes('an encoding of another length than its range has')
+  if (ask.bytes.length !== encodedLength(ask.size, ask.start, ask.end)) throw new WrongBytes('an encoding of the wrong length for its range')
   const proved: Proved[] = []
   const parcel = new Parcel(() => new Uint8Array(Math.ceil((ask.end - ask.start) / GROUP + 1) * GROUP), (part) => { proved.push(part) })
   try {

@@ -1,14 +1,14 @@
-// The adapter: opened with the limits it has, and given up on when it is lost.
+// The adapter: opened with all of its limits, and no longer used once it has failed or is lost.
 
 import { Failure } from '../messages.ts'
 
-/** WebGPU's flags (its specification, sections 5.1.2, 5.2 and 9.3), which TypeScript does not have as values. */
+/** WebGPU's flags (its specification, sections 5.1.2, 5.2 and 9.3), which TypeScript does not define as values. */
 export const USAGE = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 }
 export const COMPUTE = 4
 const MAP_READ = 1
 const FILTERS: GPUErrorFilter[] = ['validation', 'out-of-memory', 'internal']
 
-/** What the node's kernels number words with. */
+/** The kernels index with 32 bits. */
 const BINDING_MAX = 0xffffffff
 
 export class Device {
@@ -26,7 +26,7 @@ export class Device {
     if (error === null) return
     this.fault ??= error instanceof GPUOutOfMemoryError
       ? new Failure('out_of_memory', 'the adapter has no more memory: choose fewer expert slots or a smaller model')
-      : new Failure('device', `the adapter refuses: ${error.message}`)
+      : new Failure('device', `the adapter reports an error: ${error.message}`)
   }
 
   private watch (): void {
@@ -34,28 +34,28 @@ export class Device {
   }
 
   /**
-   * Throws what went wrong with anything asked of it until now, once it has been seen to. What is
-   * not asked so may be told of after a wrong result was read.
+   * Waits for all work so far and throws its first error. Without this call, an error may be
+   * reported only after a wrong result has been read.
    */
   async settle (): Promise<void> {
     const scopes = FILTERS.map(async () => await this.gpu.popErrorScope())
     this.watch()
-    // Of a lost device nothing is told.
+    // A lost device reports no errors.
     const errors = await Promise.all(scopes).catch(() => [])
-    // What is out of memory makes what follows invalid: the cause is said.
+    // Running out of memory makes later calls invalid: report the cause first.
     for (const error of errors.sort((a, b) => Number(b instanceof GPUOutOfMemoryError) - Number(a instanceof GPUOutOfMemoryError))) this.note(error)
     this.check()
   }
 
   static async open (): Promise<Device> {
-    // Absent where the page is no secure context, or the browser has it off.
+    // Absent if the page is not a secure context or the browser has it switched off.
     const gpu = (navigator as { gpu?: GPU }).gpu
     if (gpu === undefined) {
       throw new Failure('no_webgpu', 'this browser gives the page no WebGPU: use one that has it (Chrome and Edge do from 113 on), at the address that the node prints (localhost, not a name of the network); on Linux, Chromium may have to be started with --enable-unsafe-webgpu')
     }
     const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' })
     if (adapter === null) {
-      throw new Failure('no_adapter', 'WebGPU is here, but no adapter: see chrome://gpu for the reason; the browser may have to be started with --enable-unsafe-webgpu, or with hardware acceleration on')
+      throw new Failure('no_adapter', 'WebGPU is available, but no adapter: see chrome://gpu for the reason; the browser may have to be started with --enable-unsafe-webgpu, or with hardware acceleration on')
     }
     const { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } = adapter.limits
     const device = await adapter.requestDevice({ requiredLimits: { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } })
@@ -71,7 +71,7 @@ export class Device {
     return Math.min(maxStorageBufferBindingSize, maxBufferSize, BINDING_MAX)
   }
 
-  /** Throws what went wrong since it was opened, if anything did. */
+  /** Throws the first error since the device was opened, if there was one. */
   check (): void {
     if (this.fault !== null) throw this.fault
   }
@@ -81,14 +81,14 @@ export class Device {
     return this.gpu.createBuffer({ size: bytes, usage })
   }
 
-  /** Waits for what is submitted and gives `bytes` of a mappable buffer, unless anything went wrong until then. */
+  /** Waits for submitted work and returns `bytes` of a mappable buffer; throws if anything has failed by then. */
   async read (buffer: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
     const [mapped, settled] = await Promise.allSettled([buffer.mapAsync(MAP_READ, 0, bytes), this.settle()])
     try {
       if (settled.status === 'rejected') throw settled.reason
       if (mapped.status === 'rejected') throw mapped.reason
     } catch (error) {
-      // Of a lost device all maps fail; its loss says more.
+      // On a lost device all maps fail; wait for the loss, which says more.
       await Promise.race([this.gpu.lost, new Promise((resolve) => setTimeout(resolve, 100))])
       this.check()
       throw error

@@ -1,10 +1,10 @@
 // A program on a device: its buffers, its pipelines, and the recording of its dispatches.
-// Pipelines are made when a dispatch first needs them: half of a program is for long prompts.
+// Pipelines are created when a dispatch first needs them: half of a program is for long prompts.
 
 import { COMPUTE, type Device, USAGE } from './device.ts'
 import { type Dispatch, type Program, workgroups } from './program.ts'
 
-/** Bytes of one dispatch's parameters in the arena, and of the step (src/infer/gpu/params.rs). */
+/** Bytes of one dispatch's parameters in the arena, and of the step's (src/infer/gpu/params.rs). */
 const ARENA_SLOT = 256
 const STEP_BYTES = 16
 
@@ -24,12 +24,12 @@ export class Machine {
   private queued: number[] = []
   dispatched = 0
 
-  /** `text` gives a kernel's WGSL. */
+  /** `text` returns a kernel's WGSL. */
   constructor (readonly device: Device, readonly program: Program, private readonly text: (kernel: number) => Promise<string>) {
     const { gpu } = device
     const storage = USAGE.STORAGE | USAGE.COPY_DST | USAGE.COPY_SRC
     this.buffers = program.buffers.map((bytes) => device.buffer(bytes, storage))
-    // All that it will ever need, so that one is refused now that there is no memory for.
+    // Create all readback buffers now, so that a lack of memory shows before the first step.
     for (const buffer of [program.logits, ...program.moe.map(({ ids }) => ids)]) {
       if (!this.readbacks.has(buffer)) this.readbacks.set(buffer, device.buffer(program.buffers[buffer], USAGE.MAP_READ | USAGE.COPY_DST))
     }
@@ -73,7 +73,7 @@ export class Machine {
     return { pipeline, storage }
   }
 
-  /** Whether a dispatch is made for the present step's rows, and its grid. */
+  /** The grid of a dispatch for the present step's rows; null if it does not run. */
   private grid ({ rows, when: [least, most], grid }: Dispatch): [number, number] | null {
     const count = rows === 'tokens' ? this.now.tokens : this.now.logitRows
     if (count < least || count > most) return null
@@ -95,14 +95,14 @@ export class Machine {
     this.queued.push(...dispatches)
   }
 
-  /** Submits what is queued, and then a copy of the start of `buffer` (logits, or a router's choice), which is waited for. */
+  /** Submits what is queued, then copies the first `bytes` of `buffer` (logits or a router's choice) and returns them. */
   async readAfter (buffer: number, bytes: number): Promise<ArrayBuffer> {
     const readback = this.readbacks.get(buffer) as GPUBuffer
     await this.submit((encoder) => { encoder.copyBufferToBuffer(this.buffers[buffer], 0, readback, 0, bytes) })
     return await this.device.read(readback, bytes)
   }
 
-  /** Submits what is queued: one pass. */
+  /** Submits what is queued in one pass. */
   async submit (after: (encoder: GPUCommandEncoder) => void = () => {}): Promise<void> {
     const { gpu } = this.device
     const queued = this.queued.filter((dispatch) => this.grid(this.program.dispatches[dispatch]) !== null)

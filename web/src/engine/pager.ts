@@ -1,18 +1,18 @@
-// Brings the experts that a layer needs into slots, wave by wave: `slots` decides, `source`
-// reads and proves, the machine is written to. Invariant: `demands` equals the sum of the hits.
+// Brings the experts that a layer needs into slots, wave by wave: `slots` decides, `source` reads
+// and verifies, and the machine is written to. Invariant: `demands` equals the sum of the hits.
 
 import type { Machine } from './machine.ts'
 import { pack, packedBytes, storedRow } from './planes.ts'
 import { type From, several, type Source } from './source.ts'
 import { Slots } from './slots.ts'
 
-/** What stands in a table where an expert is not. */
+/** The table entry of an expert without a slot. */
 const EMPTY = 0xffffffff
 
 export interface PagerStats {
   /** Experts asked for: each distinct expert of each layer of each step. */
   demands: number
-  /** By where they were: in a slot, kept in this tab, with the node's gateway, with peers. */
+  /** Demands by where the expert was: in a slot, kept in this tab, at the node's gateway, at peers. */
   hits: { slot: number } & Record<From, number>
   evictions: number
 }
@@ -22,7 +22,7 @@ export const noStats = (): PagerStats => ({ demands: 0, hits: { slot: 0, kept: 0
 export class Pager {
   stats = noStats()
   private readonly slots: Slots
-  /** By layer: its table as the device has it. */
+  /** Each layer's table as it is on the device. */
   private readonly tables: Uint32Array<ArrayBuffer>[]
 
   constructor (private readonly machine: Machine, private readonly source: Source) {
@@ -37,18 +37,18 @@ export class Pager {
     return this.slots.resident
   }
 
-  /** Runs a layer's experts, all of `chosen` (the router's choice for each pair), and their sum. */
+  /** Runs all experts in `chosen` (the router's choice for each pair) of a layer, and their sum. */
   async run (moe: number, chosen: Uint32Array, waves: number[][], sum: number[]): Promise<void> {
     let waiting = [...new Set(chosen)].sort((a, b) => a - b)
     for (let wave = 0; waiting.length > 0; wave++) {
-      // What is queued reads the slots and the table as they are.
+      // Queued dispatches read the present slots and table, so submit them before either changes.
       if (wave > 0) await this.machine.submit()
       waiting = await this.wave(moe, waiting, waves)
     }
     this.machine.queue(sum)
   }
 
-  /** One wave; who is left for another. */
+  /** Runs one wave. Returns the experts left for the next one. */
   private async wave (moe: number, wanted: number[], waves: number[][]): Promise<number[]> {
     const { classes, moe: layers } = this.machine.program
     const layer = layers[moe]

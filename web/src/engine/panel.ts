@@ -1,5 +1,5 @@
-// "Run in this tab": a prompt, the text as it comes, and where its experts came from. Plain DOM,
-// redrawn from the runner's state; text only ever enters as text.
+// "Run in this tab": a prompt, the text as it is generated, and where its experts came from. Plain
+// DOM, redrawn from the runner's state; text is only ever inserted as text.
 
 import type { Model } from '../keeper.ts'
 import { size } from '../view.ts'
@@ -31,7 +31,7 @@ export class Panel {
       void this.run()
     }
     this.stop.onclick = () => { runner.stop() }
-    // Enter runs; a new line is Shift and Enter.
+    // Enter runs the prompt; Shift and Enter inserts a new line.
     this.prompt.onkeydown = (event) => {
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
       event.preventDefault()
@@ -95,8 +95,8 @@ export class Panel {
       case 'loading': return runner.total === 0 ? 'Opening…' : `Loading what every token needs: ${size(runner.loaded)} of ${size(runner.total)}`
       case 'prompt': return `Reading the prompt${on}…`
       case 'running': return `Running${on}`
-      case 'failed': return 'It did not run to its end'
-      case 'done': return `${{ stop_token: 'The model ended its text', max_tokens: 'Done', context_full: 'The context is full', cancelled: 'Stopped' }[runner.reason] ?? 'Done'}${on}`
+      case 'failed': return 'The run failed'
+      case 'done': return `${{ stop_token: 'The model ended the text', max_tokens: 'Done', context_full: 'The context is full', cancelled: 'Stopped' }[runner.reason] ?? 'Done'}${on}`
     }
   }
 
@@ -107,7 +107,7 @@ export class Panel {
     say(find('run-slot'), String(pager.hits.slot))
     say(find('run-slots-of'), experts === 0 ? 'a dense model' : `${slots} slots for ${experts} experts`)
     say(find('run-kept'), String(pager.hits.kept))
-    say(find('run-kept-of'), `${size(bytes.kept)} read and proved`)
+    say(find('run-kept-of'), `${size(bytes.kept)} read and verified`)
     say(find('run-gateway'), String(pager.hits.gateway))
     say(find('run-peers'), `${pager.hits.peers} from peers`)
     say(find('run-evicted'), String(pager.evictions))

@@ -1,9 +1,9 @@
-// Stored blocks to device planes, byte for byte as src/infer/gpu/repack.rs makes them; the
+// Repacks stored blocks into device planes, byte for byte as src/infer/gpu/repack.rs does; the
 // layouts are described there. A test holds both to the same hashes.
 
 import type { Format, Stored } from './program.ts'
 
-/** Weights the kernels take at a time. */
+/** Weights that the kernels process at a time. */
 const UNIT = 32
 const HALF = 16
 
@@ -26,10 +26,10 @@ function packedRow (format: Format, cols: number): number {
   return (weights === 256 ? Math.ceil(cols / 256) : Math.ceil(cols / 64) * 2) * bytes
 }
 
-/** Device bytes of a matrix, a multiple of 16. */
+/** Device bytes of a matrix, rounded up to a multiple of 16. */
 export const packedBytes = ({ format, rows, cols }: Stored): number => Math.ceil(rows * packedRow(format, cols) / 16) * 16
 
-/** Writes the planes of `stored` (whole rows) at the start of `out`, which holds zeros. */
+/** Writes the planes of `stored` (whole rows) to the start of `out`, which must be zero. */
 export function pack ({ format, rows, cols }: Stored, stored: Uint8Array, out: Uint8Array): void {
   const row = storedRow(format, cols)
   if (stored.length !== rows * row) throw new Error(`${stored.length} bytes for ${rows} x ${cols} ${format}`)
@@ -66,7 +66,7 @@ export function pack ({ format, rows, cols }: Stored, stored: Uint8Array, out: U
   }
 }
 
-/** Rows of blocks of 32, taken two at a time; the second may be absent at a row's end. */
+/** Packs rows of blocks of 32 in pairs; at a row's end the second block may be absent. */
 function packPairs (format: 'q8_0' | 'q5_0', stored: Uint8Array, row: number, block: number, rows: number, out: Uint8Array): void {
   const rowBlocks = row / block
   const pairs = Math.ceil(rowBlocks / 2)
@@ -92,7 +92,7 @@ function packPairs (format: 'q8_0' | 'q5_0', stored: Uint8Array, row: number, bl
   }
 }
 
-/** The 16 five-bit quants of one half of a Q5_0 block; zeros for none. */
+/** The 16 five-bit quants of one half of a Q5_0 block; zeros if there is no block. */
 function quantsQ5 (block: Uint8Array | null, half: number): Uint8Array {
   const out = new Uint8Array(HALF)
   if (block === null) return out
@@ -103,12 +103,12 @@ function quantsQ5 (block: Uint8Array | null, half: number): Uint8Array {
   return out
 }
 
-/** A piece's fifth bits, from five-bit quants; `out` holds zeros. */
+/** Collects the fifth bits of a piece from its five-bit quants; `out` must be zero. */
 function fifthBits (first: Uint8Array, second: Uint8Array, out: Uint8Array): void {
   for (let j = 0; j < HALF; j++) out[j & 3] |= ((first[j] >> 4) << (j >> 2)) | ((second[j] >> 4) << ((j >> 2) + 4))
 }
 
-/** Q5_K keeps bit `2 c` of byte `l` for weight `64 c + l`, bit `2 c + 1` for weight `64 c + 32 + l`. */
+/** In Q5_K, bit `2 c` of byte `l` belongs to weight `64 c + l`, and bit `2 c + 1` to weight `64 c + 32 + l`. */
 function fifthBitsK (stored: Uint8Array, out: Uint8Array): void {
   for (let piece = 0; piece < 8; piece++) {
     const [c, from] = [piece >> 1, (piece & 1) * HALF]
@@ -119,7 +119,7 @@ function fifthBitsK (stored: Uint8Array, out: Uint8Array): void {
   }
 }
 
-/** One block's nibbles and high bits as pieces. */
+/** Packs one Q6_K block's low nibbles and high bits into pieces. */
 function quantsQ6K (block: Uint8Array, low: Uint8Array, high: Uint8Array): void {
   // Each half block: 128 weights, in four runs of 32 that share bytes.
   for (let n = 0; n < 2; n++) {
@@ -138,7 +138,7 @@ function quantsQ6K (block: Uint8Array, low: Uint8Array, high: Uint8Array): void 
   }
 }
 
-/** A vector's stored elements as f32, exactly. */
+/** Converts a vector's stored elements to f32, exactly. */
 export function floats (format: Format, stored: Uint8Array): Float32Array<ArrayBuffer> {
   const view = new DataView(stored.buffer, stored.byteOffset, stored.length)
   switch (format) {

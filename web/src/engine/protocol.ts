@@ -1,4 +1,4 @@
-// What the page and the engine in its worker say to each other, over a port of their own.
+// The messages between the page and the engine in its worker, over a port of their own.
 
 import type { PagerStats } from './pager.ts'
 import type { From, Range } from './source.ts'
@@ -23,12 +23,12 @@ export type ToEngine =
 
 export type FromEngine =
   | { kind: 'adapter', name: string, software: boolean }
-  /** The adapter had no memory for more. */
+  /** The adapter has memory for only so many expert slots. */
   | { kind: 'fewer', slots: number }
   | { kind: 'loading', loaded: number, total: number }
   | { kind: 'prompt', tokens: number }
   | { kind: 'token', id: number, text: string, numbers: Numbers }
   | { kind: 'end', reason: 'stop_token' | 'max_tokens' | 'context_full' | 'cancelled', text: string, ids: number[], numbers: Numbers }
   | { kind: 'error', code: string, message: string }
-  /** Bytes that the store does not have: the page is to bring them. */
+  /** Asks the page to fetch bytes that the store does not have. */
   | { kind: 'want', call: number, range: Range }

@@ -1,8 +1,8 @@
-// The page's end of the engine: starts and stops runs, brings what the engine's store lacks
-// through the keeper, and holds what the panel shows.
+// The page's end of the engine: starts and stops runs, fetches what the store lacks through the
+// keeper, and holds what the panel shows.
 
 import type { Keeper } from '../keeper.ts'
-import { type Backroom, Failure } from '../messages.ts'
+import { type WorkerClient, Failure } from '../messages.ts'
 import type { FromEngine, Numbers, Request, ToEngine } from './protocol.ts'
 import type { Range } from './source.ts'
 
@@ -13,7 +13,7 @@ export class Runner {
   model = ''
   adapter = ''
   software = false
-  /** Expert slots that the adapter had memory for, where it was fewer than asked for. */
+  /** The expert slots that the adapter has memory for, if fewer than requested. */
   fewer: number | null = null
   loaded = 0
   total = 0
@@ -27,19 +27,19 @@ export class Runner {
   private port: MessagePort | null = null
   private abort = new AbortController()
 
-  constructor (private readonly backroom: Backroom, private readonly keeper: Keeper) {}
+  constructor (private readonly worker: WorkerClient, private readonly keeper: Keeper) {}
 
   get busy (): boolean {
     return ['loading', 'prompt', 'running'].includes(this.state)
   }
 
   async run (request: Omit<Request, 'base'>): Promise<void> {
-    if (this.busy) throw new Failure('busy', 'a model is running in this tab already')
+    if (this.busy) throw new Failure('busy', 'a model is already running in this tab')
     Object.assign(this, { state: 'loading', model: request.model, fewer: null, loaded: 0, total: 0, prompt: request.prompt, text: '', ids: [], numbers: null, reason: '', error: null })
     this.abort = new AbortController()
     this.changed()
     try {
-      // Its manifest names the objects that may be brought.
+      // The manifest names the objects that may be fetched.
       await this.keeper.describe(request.model)
       await this.open()
       if (this.abort.signal.aborted) throw new Failure('cancelled', 'stopped')
@@ -59,7 +59,7 @@ export class Runner {
     if (this.port !== null) return
     const { port1, port2 } = new MessageChannel()
     port1.onmessage = ({ data }: MessageEvent<FromEngine>) => { this.hear(data) }
-    await this.backroom.ask('engine', { port: port2 }, { transfer: [port2] })
+    await this.worker.ask('engine', { port: port2 }, { transfer: [port2] })
     this.port = port1
   }
 

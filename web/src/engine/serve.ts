@@ -1,4 +1,4 @@
-// The engine's end of its port: one run at a time, the model kept for the next one.
+// The engine's end of its port. Runs one request at a time and keeps the model for the next.
 
 import type { Blake3 } from '../blake3.ts'
 import { Failure } from '../messages.ts'
@@ -12,7 +12,7 @@ import { Tokenizer } from './tokenizer.ts'
 /** The most tokens of one run. */
 const TOKENS_MAX = 4096
 
-/** `fewer`: the expert slots, where the adapter had no memory for those that were asked for. */
+/** `fewer` is the number of expert slots if the adapter had no memory for those requested. */
 interface Loaded { key: string, device: Device, session: Session, tokenizer: Tokenizer, fewer: number | null }
 
 export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): void {
@@ -52,7 +52,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
         return loaded
       } catch (error) {
         device.close()
-        // Fewer than the model can do with: the last count that it could is why.
+        // Fewer slots than the model needs: report the last count that was enough for it.
         if (none !== null && (error as Failure).code === 'bad_request') throw none
         if (!(error instanceof NoMemory)) throw error
         none = error
@@ -69,7 +69,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
   }
 
   const run = async (request: Request): Promise<void> => {
-    if (running) throw new Failure('busy', 'a model is running in this tab already')
+    if (running) throw new Failure('busy', 'a model is already running in this tab')
     running = true
     stopping = false
     try {
@@ -78,7 +78,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
       say({ kind: 'adapter', name: device.name, software: device.software })
       const prompt = tokenizer.encode(request.prompt)
       say({ kind: 'prompt', tokens: prompt.length })
-      if (prompt.length === 0) throw new Failure('empty', 'write a prompt first')
+      if (prompt.length === 0) throw new Failure('empty', 'enter a prompt first')
       const stream = tokenizer.stream(prompt)
       const [ids, most]: [number[], number] = [[], Math.min(request.tokens, TOKENS_MAX)]
       let [began, text, reason]: [number, string, 'max_tokens' | 'stop_token' | 'context_full' | 'cancelled'] = [0, '', 'max_tokens']
@@ -107,8 +107,8 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
       text += stream(null)
       say({ kind: 'end', reason, text, ids, numbers: numbers() })
     } catch (error) {
-      // What a failed run leaves on the device is not worth trusting; one that was stopped is
-      // begun anew from its first token.
+      // Do not trust the device after a failure. After a stop the model can be used again: the
+      // next run starts from the first token.
       if ((error as Failure).code !== 'cancelled') unload()
       throw error
     } finally {
@@ -129,7 +129,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
       const want = wants.get(data.call)
       wants.delete(data.call)
       if (data.from !== null) want?.resolve(data.from)
-      else want?.reject(new Failure(data.error?.code ?? 'failed', data.error?.message ?? 'not brought'))
+      else want?.reject(new Failure(data.error?.code ?? 'failed', data.error?.message ?? 'not fetched'))
     }
   }
 }

@@ -1,16 +1,15 @@
-// Which expert is in which slot: pure decisions, as src/infer/residency.rs makes them with the
-// least recently used evicted.
+// Which expert is in which slot: pure decisions, as in src/infer/residency.rs with LRU eviction.
 //
 // Invariants: a slot holds at most one expert; an expert that the present wave needs is never
-// evicted for another of it; whatever is asked for is served after finitely many waves.
+// evicted for another one of that wave; every request is served after finitely many waves.
 
 export interface Wave {
-  /** Experts in place already, and their slots. */
+  /** Experts that have a slot already, with it. */
   hits: Array<[expert: number, slot: number]>
-  /** To be filled now. */
+  /** Experts to load now, with their slots. */
   fills: Array<[expert: number, slot: number]>
   evicted: number
-  /** For a later wave: no slot was left. */
+  /** Experts for a later wave, because no slot was left. */
   waiting: number[]
 }
 
@@ -20,7 +19,7 @@ interface Class {
   held: Map<string, number>
 }
 
-/** How many slots to try where there was no memory for `slots`; null where fewer are no use. */
+/** How many slots to try if there is no memory for `slots`; null if there is nothing left to try. */
 export function fewer (slots: number): number | null {
   const next = Math.floor(slots * 3 / 4)
   return next > 0 ? next : null
@@ -77,7 +76,7 @@ export class Slots {
     return wave
   }
 
-  /** A fill failed: the slot holds nothing. */
+  /** Frees a slot after its fill failed. */
   forget (moe: number, expert: number): void {
     const { free, held } = this.classes[this.classOf[moe]]
     const slot = held.get(key(moe, expert))

@@ -1,21 +1,21 @@
-// Where the engine's bytes come from: this tab's store, which proves them as it reads; what is
-// not there the page brings first, from the gateway or from peers.
+// Where the engine's bytes come from: this tab's store, which verifies them as it reads. The page
+// first fetches what is missing there, from the gateway or from peers.
 //
-// Invariant: every byte given out was proved against its shard's hash in this call.
+// Invariant: every byte returned was verified against its shard's hash in this call.
 
 import { Failure } from '../messages.ts'
 import { type Program, type Run, runBytes } from './program.ts'
 
-/** Bytes read, and brought, at once. */
+/** The most bytes read or fetched at once. */
 const READ_MAX = 4 * 1024 * 1024
-/** Experts and stretches of weights on their way at once. */
+/** The most experts or ranges of weights in flight at once. */
 export const READS_AT_ONCE = 4
-/** Stretches closer than this are brought together. */
+/** Ranges with a smaller gap than this, in bytes, are fetched together. */
 const GAP = 64 * 1024
-/** Times that a range is brought anew because it was damaged or gone when it was read. */
+/** How often a range is fetched again because it was damaged or gone when it was read. */
 const TRIES = 3
 
-/** Where bytes were when they were wanted, the slowest last. */
+/** Where bytes were when they were needed, the slowest last. */
 export type From = 'kept' | 'gateway' | 'peers'
 const SLOWER: From[] = ['kept', 'gateway', 'peers']
 
@@ -23,16 +23,16 @@ export const slowest = (a: From, b: From): From => SLOWER.indexOf(a) > SLOWER.in
 
 export interface Range { id: string, size: number, start: number, end: number }
 
-/** What reads proved bytes: the store. */
+/** Reads verified bytes: the store. */
 export interface Proved { range: (id: string, start: number, end: number) => Promise<Uint8Array> }
 
 export class Source {
   bytes = { kept: 0, gateway: 0, peers: 0 }
 
-  /** `bring` has the page fetch a range into the store. */
+  /** `bring` asks the page to fetch a range into the store. */
   constructor (private readonly program: Program, private readonly store: Proved, private readonly bring: (range: Range) => Promise<From>) {}
 
-  /** The bytes of runs, one after another, and the slowest place that any came from. */
+  /** The bytes of all runs, concatenated, and the slowest place that any came from. */
   async read (runs: Run[]): Promise<{ bytes: Uint8Array, from: From }> {
     const bytes = new Uint8Array(runBytes(runs))
     let [to, from]: [number, From] = [0, 'kept']
@@ -47,7 +47,7 @@ export class Source {
     return { bytes, from }
   }
 
-  /** A whole object: a tokenizer. */
+  /** A whole object, such as a tokenizer. */
   async object (object: { id: string, size: number }): Promise<{ bytes: Uint8Array, from: From }> {
     return await this.proved(object, 0, object.size)
   }
@@ -64,14 +64,14 @@ export class Source {
         this.bytes[from] += bytes.length
         return { bytes, from }
       } catch (error) {
-        // Not here, or damaged here and taken out: from somebody else.
+        // Missing here, or damaged and no longer held: fetch it.
         if ((error as Failure).code !== 'not_held' || tries === TRIES) throw error
         from = slowest(from, await this.bring({ id, size, start, end }))
       }
     }
   }
 
-  /** Has all of these at hand, `each` being told of the bytes as they are. */
+  /** Fetches all runs into the store. Calls `each` with the bytes of every finished read. */
   async gather (runs: Run[], each: (bytes: number) => void): Promise<void> {
     const sorted = runs.map(([shard, start, end]): Run => [shard, start, end]).sort((a, b) => a[0] - b[0] || a[1] - b[1])
     const joined: Run[] = []
@@ -89,7 +89,7 @@ export class Source {
   }
 }
 
-/** Works on all items, `READS_AT_ONCE` at a time; the first error ends it. */
+/** Works on all items, `READS_AT_ONCE` at a time. Stops at the first error. */
 export async function several<T> (items: T[], work: (item: T) => Promise<void>): Promise<void> {
   const left = items.values()
   let failed = false

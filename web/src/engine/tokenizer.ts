@@ -1,11 +1,11 @@
-// Text to token ids and back, by the parts of a Hugging Face tokenizer.json that byte-pair
-// models use (src/infer/tokenizer.rs reads the same file with the tokenizers crate).
+// Converts text to token ids and back, with the parts of a Hugging Face tokenizer.json that
+// byte-pair models use (src/infer/tokenizer.rs reads the same file with the tokenizers crate).
 //
-// Refuses, by name, any part that it does not know: wrong ids would be worse than none.
+// Refuses unknown parts by name: wrong ids would be worse than none.
 
-/** The longest prompt, characters. */
+/** The longest prompt, in characters. */
 const PROMPT_MAX = 64 * 1024
-/** Tokens that a character may be spread over before its bytes are given out as they are. */
+/** The most tokens that one character may be spread over; beyond it the text so far is emitted. */
 const HELD_MAX = 16
 
 export class TokenizerError extends Error {
@@ -16,10 +16,10 @@ interface Json { type?: string, [key: string]: unknown }
 type Change = (text: string) => string
 type Cut = (parts: string[]) => string[]
 
-/** GPT-2's way to cut text into words, as the `regex` crate reads it. */
+/** GPT-2's pattern for splitting text into words, in the syntax of the `regex` crate. */
 const WORDS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
-/** How GPT-2 spells bytes as characters. */
+/** GPT-2's mapping of bytes to characters. */
 const SPELLED: string[] = []
 const BYTES = new Map<string, number>()
 for (let byte = 0, next = 256; byte < 256; byte++) {
@@ -31,7 +31,7 @@ for (let byte = 0, next = 256; byte < 256; byte++) {
 const refuse = (what: string): never => { throw new TokenizerError(`this tab cannot read the model's tokenizer.json: ${what}`) }
 const list = (part: Json | null | undefined, of: string): Json[] => part == null ? [] : part.type === 'Sequence' ? part[of] as Json[] : [part]
 
-/** A pattern with the white space that Rust's `regex` means. */
+/** Compiles a pattern with the white space of Rust's `regex` crate. */
 function pattern (text: string): RegExp {
   try {
     return new RegExp(text.replaceAll('\\s', '\\p{White_Space}').replaceAll('\\S', '\\P{White_Space}'), 'gu')
@@ -45,7 +45,7 @@ const literal = (part: Json, key: string): string => {
   return found ?? refuse(`a ${part.type} by pattern`)
 }
 
-/** What matches, and what lies between matches, each by itself. */
+/** Splits text into the matches and the parts between them. */
 function isolate (text: string, expression: RegExp): string[] {
   const parts: string[] = []
   let at = 0
@@ -124,7 +124,7 @@ export class Tokenizer {
     }
   }
 
-  /** Ids of the text, special tokens that belong around it included. */
+  /** The ids of a text, with the special tokens that belong around it. */
   encode (text: string): number[] {
     if (text.length > PROMPT_MAX) throw new TokenizerError(`the prompt is ${text.length} characters long, more than ${PROMPT_MAX}`)
     const ids = [...this.before]
@@ -141,7 +141,7 @@ export class Tokenizer {
     return ids
   }
 
-  /** Byte-pair merges, the lowest rank first, from the left. */
+  /** Merges byte pairs, lowest rank first, from the left. */
   private word (word: string): number[] {
     const whole = this.vocab.get(word)
     if (this.ignoreMerges && whole !== undefined) return [whole]
@@ -168,7 +168,7 @@ export class Tokenizer {
     return ids
   }
 
-  /** Text of the ids, special tokens left out; ids that are not known have none. */
+  /** The text of ids, without special tokens. Unknown ids give no text. */
   decode (ids: number[]): string {
     let parts: string[] = []
     for (const id of ids) {
@@ -180,7 +180,7 @@ export class Tokenizer {
     return parts.join('')
   }
 
-  /** A stream of text that goes on after `context`, whose text it does not repeat. */
+  /** A decoder of ids that follow `context`. It does not repeat the text of `context`. */
   stream (context: number[]): (id: number | null) => string {
     let window = context.slice(-HELD_MAX)
     let given = window.length
@@ -247,7 +247,7 @@ function decode (decoder: Json, parts: string[]): string[] {
       const flush = (): void => {
         if (bytes.length === 0) return
         const text = utf8(bytes)
-        // Bytes that are no character become one mark each.
+        // Bytes that do not form a character become one replacement character each.
         if (text.includes('\ufffd')) out.push(...bytes.map(() => '\ufffd'))
         else out.push(text)
         bytes = []
