@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes every target, or those named: fuzz/run.sh [SECONDS] [TARGET]...
-# Needs a nightly toolchain and cargo-fuzz. Begins with the samples of tests/parts/hostile.
-# With RUSTC_BOOTSTRAP=1 the default toolchain does as well.
+# Needs cargo-fuzz and a nightly toolchain, or any toolchain and RUSTC_BOOTSTRAP=1.
+# Starts from the samples of tests/parts/hostile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -11,7 +11,7 @@ if ((${#targets[@]} == 0)); then
 fi
 toolchain=(+nightly)
 if [ -n "${RUSTC_BOOTSTRAP:-}" ]; then toolchain=(); fi
-# The versions that the node is built with.
+# Use the dependency versions that the node is built with.
 cp Cargo.lock fuzz/Cargo.lock
 DOPPLER_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test --release --workspace --locked --test parts hostile::mutate
 for target in "${targets[@]}"; do

@@ -1,8 +1,9 @@
-//! What bytes from a peer, a file or a user enter through, each as a function of
-//! bytes alone. The fuzz targets call these; so do the tests, with a seeded mutator.
+//! The functions that parse bytes from a peer, a file or a user, each as a function
+//! of bytes alone. The fuzz targets call them, and so do the tests, with a seeded
+//! mutator.
 //!
-//! Each must neither panic nor take more memory than its bounds say, and asserts
-//! what holds for whatever it accepts.
+//! Each must not panic and must keep its memory bounds. It asserts what must hold
+//! for every input that it accepts.
 
 use std::io;
 use std::pin::Pin;
@@ -18,14 +19,14 @@ use doppler_store::{ByteRange, Manifest, ShardId};
 use doppler_swarm::{Address, KEY_PROTOCOL, PeerId, Side, SwarmKey, prove_key};
 use futures::{AsyncRead, AsyncWrite};
 
-/// The object that replies are about: three groups and a little.
+/// The object that replies are about: three groups and 100 bytes.
 pub static OBJECT: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut bytes = vec![0; 3 * verified::GROUP_BYTES as usize + 100];
     blake3::Hasher::new().update(b"an object").finalize_xof().fill(&mut bytes);
     bytes
 });
 
-/// The ranges of it that may be asked for; an input's first byte chooses.
+/// The requested range of [`OBJECT`], chosen by an input's first byte.
 pub fn wanted(choice: u8) -> ByteRange {
     let size = OBJECT.len() as u64;
     let all =
@@ -42,7 +43,7 @@ pub fn manifest(data: &[u8]) {
     }
 }
 
-/// A request of the shard protocol, with its length in front.
+/// A request of the shard protocol with its length prefix.
 pub fn request(data: &[u8]) {
     let Some(frame) = framed(data) else { return };
     if let Ok(request) = ShardRequest::decode(frame) {
@@ -52,7 +53,7 @@ pub fn request(data: &[u8]) {
     }
 }
 
-/// A choice of what was asked, then a whole reply: its head and the bao encoding.
+/// The choice of a range, then a whole reply: its head and the bao encoding.
 pub fn reply(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else { return };
     let range = wanted(*choice);
@@ -71,11 +72,11 @@ pub fn reply(data: &[u8]) {
     }
 }
 
-/// A message of gossip.
+/// A gossip message.
 pub fn envelope(data: &[u8]) {
     let Ok(envelope) = Envelope::decode(data) else { return };
     assert!(data.len() <= ENVELOPE_BYTES_MAX);
-    // Verified or not, an address or not: an answer, never a panic.
+    // A bad signature or address gives an error, never a panic.
     match &envelope {
         Envelope::Announcement(signed) => drop(signed.verify()),
         Envelope::Holdings(holdings) => {
@@ -101,8 +102,8 @@ pub fn files(data: &[u8]) {
     }
 }
 
-/// What a peer says before it is let into a private swarm. The first byte says which side it
-/// plays, and whether the rest is all that it says, or what is laid over the words of a member.
+/// What a peer sends before a private swarm admits it. The first byte chooses the peer's side, and
+/// whether the rest is everything that it sends or is XORed over the messages of a member.
 pub fn handshake(data: &[u8]) {
     let Some((choice, bytes)) = data.split_first() else { return };
     let side = if choice & 1 == 0 { Side::Dialer } else { Side::Listener };
@@ -114,14 +115,14 @@ pub fn handshake(data: &[u8]) {
     let proving = prove_key(&key, node_side, node, remote, &mut peer);
     let let_in = futures::executor::block_on(proving).is_ok();
     if !member {
-        assert!(!let_in, "who does not have the key was let in");
+        assert!(!let_in, "a peer without the key was let in");
     } else if bytes.iter().take(peer.said).all(|byte| *byte == 0) {
         assert!(let_in, "a member was refused");
     } else if let_in {
-        // How the protocol is chosen leaves room; the proof leaves none.
-        let chosen = choosing().len();
+        // Protocol negotiation tolerates some variation; the proof tolerates none.
+        let chosen = negotiation().len();
         let proof = bytes.iter().take(peer.said).skip(chosen);
-        assert!(proof.into_iter().all(|byte| *byte == 0), "a wrong proof was taken");
+        assert!(proof.into_iter().all(|byte| *byte == 0), "a wrong proof was accepted");
     }
 }
 
@@ -130,14 +131,14 @@ const NODE: [u8; 32] = [1; 32];
 const PEER: [u8; 32] = [2; 32];
 const NONCE: [u8; 32] = [4; 32];
 
-/// The two messages of multistream-select, each with its length and the end of its line.
-fn choosing() -> Vec<u8> {
+/// The two messages of multistream-select, each with its length and a newline.
+fn negotiation() -> Vec<u8> {
     let message = |text: &str| [&[text.len() as u8 + 1], text.as_bytes(), b"\n"].concat();
     [message("/multistream/1.0.0"), message(KEY_PROTOCOL)].concat()
 }
 
-/// The other end of a node's proof, as the stream that the node holds: what it says, and then
-/// the stream's end.
+/// The peer at the other end of a node's proof, as the node's stream: it yields what the peer
+/// sends, and then ends.
 struct Caller<'a> {
     side: Side,
     member: bool,
@@ -147,9 +148,9 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// What a member has to say by now, written from the description in `docs/swarm-key.md`.
+    /// What a member must have sent by now, written from the description in `docs/swarm-key.md`.
     fn words(&self) -> Vec<u8> {
-        let mut words = choosing();
+        let mut words = negotiation();
         let heard = self.heard.get(words.len()..).unwrap_or_default();
         match self.side {
             Side::Dialer => {
@@ -219,7 +220,7 @@ impl AsyncWrite for Caller<'_> {
     }
 }
 
-/// The bytes of a message whose length stands in front.
+/// The message after a length prefix.
 fn framed(data: &[u8]) -> Option<&[u8]> {
     let (length, rest) = data.split_at_checked(2)?;
     let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
