@@ -1,5 +1,5 @@
-//! `bench`, `trace` and `synth` as commands: their JSON has what it should, what they
-//! count adds up, and bad input is refused in one line. No figure of speed is judged.
+//! `bench`, `trace` and `synth` as commands: their JSON is complete, their counters add
+//! up, and bad input is refused in one line. Speeds are not asserted.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn json(args: &[&str]) -> Value {
     run(args.iter().chain(&["--json"])).ok().json()
 }
 
-/// Backends to try: lavapipe where there is an adapter.
+/// The backends to test: the GPU too if there is an adapter (lavapipe will do).
 fn backends() -> Vec<&'static str> {
     let model = model();
     let args = ["run", text(&model), "-p", "x", "-n", "1", "--backend", "gpu", "--json"];
@@ -30,7 +30,7 @@ fn number(value: &Value, path: &str) -> f64 {
     found.as_f64().unwrap_or_else(|| panic!("{path} is {found}"))
 }
 
-/// A summary's figures are of its measurements.
+/// Asserts that a summary agrees with its measurements.
 fn summary(value: &Value, path: &str, runs: usize) {
     let all = value.pointer(&format!("{path}/all")).unwrap().as_array().unwrap();
     assert_eq!(all.len(), runs, "{path}");
@@ -41,7 +41,7 @@ fn summary(value: &Value, path: &str, runs: usize) {
     assert!(number(value, &format!("{path}/mad")) <= max - min);
 }
 
-/// Where it ran and how it was called.
+/// Asserts that a record says where it ran and how it was called.
 fn machine(value: &Value, backend: &str) {
     let field = |name: &str| value["machine"][name].as_str().unwrap_or_default().to_owned();
     assert!(!field("host").is_empty() && !field("version").is_empty());
@@ -52,7 +52,7 @@ fn machine(value: &Value, backend: &str) {
     assert!(number(value, "/bandwidth/upload_bytes_s") > 0.0);
 }
 
-/// Counters and what is said of a token are of the same runs.
+/// Asserts that the counters and the figures per token come from the same runs.
 fn counters(value: &Value, per_token: &str, counters: &str, tokens: f64) {
     for name in ["dispatches", "submissions", "uploaded_bytes", "readbacks"] {
         let all = number(value, &format!("{counters}/{name}"));
@@ -77,7 +77,7 @@ fn decode_and_prefill_say_what_they_measured() {
         assert_eq!(number(&decode, "/tokens"), 7.0);
         assert_eq!(number(&decode, "/experts"), 32.0);
         counters(&decode, "/per_token", "/counters", 21.0);
-        // Two of eight experts in each of four layers, for each token; all in their slots.
+        // Two of eight experts in each of four layers for each token, all of them in slots.
         let pager = &decode["pager"];
         assert_eq!((number(pager, "/demands"), hits(pager)), (21.0 * 8.0, 21.0 * 8.0));
         assert_eq!(number(&decode, "/per_token/demands"), 8.0);
@@ -87,7 +87,7 @@ fn decode_and_prefill_say_what_they_measured() {
         assert!(number(&decode, "/counters/submissions") >= 21.0);
         assert!(number(&decode, "/per_token/device_seconds") > 0.0);
         let weights = number(&decode, "/weight_bytes_a_token");
-        // All of the trunk but the embedding's other rows, and a quarter of the experts.
+        // The whole trunk except the embedding's other rows, and a quarter of the experts.
         assert!((1e6..9e6).contains(&weights), "{weights}");
         let share =
             weights * number(&decode, "/tok_s/median") / number(&decode, "/bandwidth/copy_bytes_s");
@@ -114,11 +114,11 @@ fn paging_compares_policies_with_all_resident() {
         let paging = json(&[&args[..], &more].concat());
         machine(&paging, backend);
         assert_eq!((number(&paging, "/slots"), number(&paging, "/experts")), (16.0, 32.0));
-        // A device that guesses has a session more for each policy, which does not.
+        // A backend that reads ahead gets one more session per policy, which does not.
         let guesses: &[bool] = if backend == "cpu" { &[true, false] } else { &[false] };
         let policies = ["lru", "lfu"].into_iter();
         let sides: Vec<_> = policies.flat_map(|p| guesses.iter().map(move |g| (p, *g))).collect();
-        // Before the first run and after each session's two.
+        // One run before the first session, and one after each session's two.
         summary(&paging, "/resident/tok_s", 1 + 2 * sides.len());
         assert_eq!(number(&paging, "/resident/hit_percent"), 100.0);
         assert_eq!(paging["paged"].as_array().unwrap().len(), sides.len());
@@ -227,7 +227,7 @@ fn prompts_are_recorded_and_all_policies_replayed() {
     let args = ["trace", "record", text(&model), "--backend", "cpu", "-n", "12"];
     let prompts = ["-p", "Once upon a time", "-p", "ROMEO:\n", "--out", text(&file)];
     let shown = run(args.iter().chain(&prompts)).ok().out;
-    // Each prompt is one step, and the last token is not fed back.
+    // Each prompt is one step, and the last token is not fed back in.
     assert!(shown.contains("24 steps"), "{shown}");
     let shown = run(["trace", "replay", text(&file)]).ok().out;
     for word in ["lru", "lfu", "slru", "optimal", "50.0%"] {

@@ -1,5 +1,5 @@
-//! Commands on files: what they do, and what they say of bad input: one line,
-//! a failing exit code, and nothing half-written.
+//! Commands on files: what they do, and how they refuse bad input: one line, a
+//! failing exit code, and nothing half-written.
 
 use crate::common;
 use std::fs;
@@ -12,7 +12,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// What lies in a directory, hidden files too.
+/// The names in a directory, including hidden files.
 fn entries(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir)
         .unwrap()
@@ -177,7 +177,7 @@ fn a_budget_below_one_tokens_demand_names_the_smallest_that_works() {
         .unwrap();
     with_budget(&(smallest - 1).to_string()).fails(&["smallest budget that works is"]);
 
-    // Paged through the smallest budget, or all resident: the same tokens, and every demand is counted.
+    // Paged within the smallest budget or all resident: the same tokens, and every demand is counted.
     let paged = with_budget(&smallest.to_string()).ok().json();
     let resident = with_budget("1GiB").ok().json();
     assert_eq!(paged["tokens"], resident["tokens"]);

@@ -1,10 +1,10 @@
-//! The main job, through the binary: a node without the weights generates what a
-//! node with all of them generates, while one of its sources is killed.
+//! The demo, through the binary: a node without the weights generates the same text
+//! as a node with all of them, while one of its providers is killed.
 
 use crate::common;
 use std::collections::BTreeSet;
 
-/// The demo's promise on two cores.
+/// How long the demo may take on two cores.
 const SECONDS_MAX: f64 = 20.0;
 
 #[test]

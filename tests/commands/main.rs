@@ -1,4 +1,4 @@
-//! The binary as its users meet it: its commands, nodes as child processes, and the page in a
+//! The binary as users see it: its commands, nodes as child processes, and the page in a
 //! browser.
 
 #[path = "../common/mod.rs"]

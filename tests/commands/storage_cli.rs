@@ -1,6 +1,6 @@
-//! Looking after a node's store from the command line: pins, removal, collection
-//! and checks, of a running node and of a directory that nobody has open; damage
-//! under a running node.
+//! Maintaining a store from the command line: pins, removal, collection and checks,
+//! for a running node and for a directory that no node has open; damage under a
+//! running node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,8 @@ fn source(index: usize) -> Vec<u8> {
     fs::read(model().join(format!("shard_{index:05}.bin"))).unwrap()
 }
 
-/// Flips one bit of a stored object, as a failing disk would: a file of its own
-/// first, since an import may share its blocks with the repository's.
+/// Flips one bit of a stored object, as a failing disk would. Copies the file first,
+/// because an import may share its blocks with the repository's file.
 fn flip(data: &Path, shard: &str, at: usize) {
     let path = stored(data, shard);
     let mut bytes = fs::read(&path).unwrap();
@@ -92,7 +92,7 @@ fn a_running_node_pins_evicts_and_removes_as_told() {
     assert!(node.ask(&["rm", &third, "--force"]).ok().out.contains("removed"));
     assert_eq!(used(&node), 0);
     assert!(!stored(&node.data, &third).exists());
-    // With its manifest gone, only what gossip said of the model is left.
+    // Its manifest is gone, so only what gossip said of the model is left.
     let rest = node.ask(&["rm", id, "--json"]).ok().json();
     assert_eq!(rest["objects"], 0);
     assert_eq!(fs::read_dir(node.data.join("published")).unwrap().count(), 0, "withdrawn");
@@ -125,7 +125,7 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     let gone = ask(&["gc", "--disk-budget", "1MiB", "--json"]).ok().json();
     assert_eq!(gone["evicted"][0][0], shard(5).as_str(), "the only one that may go: {gone}");
 
-    // Damage: told by range, exit code 1, and taken out.
+    // Damage is reported by range, gives exit code 1, and is quarantined.
     flip(&data, &shard(2), 40_000);
     flip(&data, &shard(7), 0);
     let damaged = ask(&["fsck"]);
@@ -136,7 +136,7 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     assert_eq!(second.code, Some(1), "pinned and not whole is still an error");
     assert_eq!(second.json()["incomplete_pinned"], 2);
 
-    // Beside a node that has the rest, the store is made whole again.
+    // With a node that has the rest, the store is repaired.
     let other = Node::start(&dir.path().join("b"), "still", &[], &[]);
     publish(&other, "0-10");
     let mut node = Node::start(&data, "still", &[&other.address], &[]);
@@ -149,7 +149,7 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     node.ask(&["fsck"]).ok();
     node.signal("INT");
     node.wait();
-    // Its address is remembered: it would tell of the model again.
+    // Its address is remembered, and it would announce the model again.
     drop(other);
 
     assert_eq!(ask(&["rm", NAME, "--force", "--json"]).ok().json()["missing"], 1);
@@ -159,7 +159,7 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
 }
 
 #[test]
-fn directories_that_are_no_store_or_somebody_elses_are_refused() {
+fn directories_without_a_store_or_in_use_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let nothing = dir.path().join("typo");
     for command in [vec!["fsck"], vec!["gc"], vec!["pin", "x"], vec!["rm", "x"]] {
@@ -167,7 +167,7 @@ fn directories_that_are_no_store_or_somebody_elses_are_refused() {
         run(args).fails(&["holds no store", nothing.to_str().unwrap()]);
     }
     assert!(!nothing.exists(), "nothing is made by asking");
-    // Held by a process that takes no commands: this one.
+    // Locked by a process that takes no commands: this one.
     let options = doppler_store::DiskOptions { budget: 1 << 30 };
     let _held = doppler_store::DiskTier::open(dir.path(), options).unwrap();
     let pid = std::process::id().to_string();
@@ -186,7 +186,7 @@ fn bits_flipped_under_a_running_node_never_reach_the_text() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     for index in 0..11 {
-        // In several groups of each shard, the first among them.
+        // In several groups of each shard, including the first.
         for place in 0..6 {
             let at = (seed as usize).wrapping_mul(place).wrapping_add(place * 150_001);
             flip(&node.data, &shard(index), at);
@@ -200,7 +200,7 @@ fn bits_flipped_under_a_running_node_never_reach_the_text() {
     assert!(count("quarantines") > 0 && count("damaged_bytes") > 0, "{status}");
     assert!(count("repaired_reads") > 0, "{status}");
     assert!(node.ask(&["status"]).ok().out.contains("damage"));
-    // What nobody read is found by a check, and then all is as it was.
+    // A check finds the damage that nobody has read, and repairs everything.
     node.ask(&["fsck", "--repair"]).ok();
     for index in 0..11 {
         assert_eq!(fs::read(stored(&node.data, &shard(index))).unwrap(), source(index));
@@ -226,7 +226,7 @@ fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
     node.ask(&["gc", "--disk-budget", "0"]).ok();
     let text = node.ask(&["run", NAME, "-p", "Call me", "-n", "12", "--json"]).ok().json();
     assert_eq!(text["tokens"], local_text()["tokens"]);
-    // Nobody is left to mend from: the check says so, object by object.
+    // No peer is left to repair from; the check says so for each object.
     flip(&node.data, &shard(1), 5);
     let left = node.ask(&["fsck", "--repair"]);
     assert_eq!(left.code, Some(1));

@@ -1,5 +1,5 @@
 //! Nodes as a user runs them: separate processes that find each other, share a
-//! model, answer commands, miss shards, run out of disk, and stop cleanly.
+//! model, answer commands, lack shards, run out of disk, and stop cleanly.
 
 use crate::common;
 use crate::common::{Node, model, run};
@@ -32,7 +32,7 @@ fn a_model_published_on_two_nodes_runs_on_a_third() {
     assert_eq!(through_the_node["text"], local["text"]);
     assert!(through_the_node["traffic"]["verified_bytes"].as_u64().unwrap() > 1_000_000);
 
-    // A node for one run, by the start of the id.
+    // A node for one run; the model is given by the start of its id.
     let own = dir.path().join("d");
     let args = ["run", &id[..12], "-p", "Call me", "-n", "12", "--json", "--swarm", "pair"];
     let more = ["--bootstrap", &first.address, "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns"];
@@ -69,7 +69,7 @@ fn swarms_of_other_names_and_other_tokens_learn_nothing() {
     theirs
         .ask(&["run", "tiny-mixtral-q4_k_m", "-p", "x"])
         .fails(&["tiny-mixtral-q4_k_m", "not announced"]);
-    // The control API answers nobody who cannot read control.json.
+    // The control API refuses clients that cannot read control.json.
     let control = theirs.data.join("control.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(&control).unwrap()).unwrap();
     file["token"] = "guess".into();
@@ -93,7 +93,7 @@ fn a_shard_that_nobody_holds_times_out_by_name() {
         .fails(&[missing, "nobody has it"]);
     assert!(refusal.contains("looked for 2."), "{refusal}");
 
-    // It is not the end of the node: once somebody holds it, the same request works.
+    // The node survives: once a peer holds the shard, the same request works.
     publish(&holder, "10");
     other.ask(&["run", "tiny-mixtral-q4_k_m", "-p", "It was a dark", "-n", "64"]).ok();
 }
@@ -173,7 +173,7 @@ fn a_node_finds_its_peers_again_without_being_told() {
     second.signal("TERM");
     assert_eq!(second.wait(), Some(0));
 
-    // Damage costs what was known, not the start.
+    // A damaged address book loses its addresses but does not prevent the start.
     std::fs::write(&book, &kept[..kept.len() / 2]).unwrap();
     let mut second = Node::start(&data, "again", &[&first.address], &[]);
     assert_eq!(second.event("model")["id"], id.as_str());

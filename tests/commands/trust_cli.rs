@@ -1,4 +1,4 @@
-//! Whose models may be used, as a user decides it: by list, on first use, or not at all.
+//! Which publishers' models may be used, as the user decides: by list, on first use, or not at all.
 
 use crate::common::{Node, model, run};
 use serde_json::json;
@@ -22,7 +22,7 @@ fn publishers_are_added_listed_and_removed() {
     assert!(trust(&["remove", KEY]).ok().out.contains("removed"));
     assert!(trust(&["remove", KEY]).ok().out.contains("was not trusted"));
 
-    // A damaged file is told, not taken for an empty one; a node does not start on it either.
+    // A damaged file is reported, not treated as empty; a node refuses to start on it.
     std::fs::write(dir.path().join("trusted.json"), b"{").unwrap();
     trust(&["list"]).fails(&["trusted.json is damaged", "delete it"]);
     trust(&["add", KEY]).fails(&["trusted.json is damaged"]);
@@ -38,7 +38,7 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
     let published = holder.ask(&["publish", model().to_str().unwrap(), "--json"]).ok().json();
     let name = published["name"].as_str().unwrap().to_owned();
     let run_it = ["run", &name, "-p", "Call me", "-n", "2"];
-    // What a node has published itself needs nobody's leave.
+    // A node's own publications need no approval.
     holder.ask(&run_it).ok();
     assert_eq!(holder.ask(&["trust", "list", "--json"]).ok().json(), json!([]));
 
@@ -49,7 +49,7 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
     strict.ask(&run_it).fails(&[&name, &publisher, "not trusted", &what_to_do]);
     strict.ask(&["pin", &name, "--fetch"]).fails(&[&what_to_do]);
     assert_eq!(strict.ask(&["trust", "list", "--json"]).ok().json(), json!([]));
-    // The running node heeds what is added meanwhile, and what is removed.
+    // The running node notices additions and removals.
     strict.ask(&["trust", "add", &publisher]).ok();
     strict.ask(&run_it).ok();
     strict.ask(&["trust", "remove", &publisher]).ok();
@@ -57,7 +57,7 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
     strict.ask(&["run", &name, "-p", "Call me", "-n", "2", "--trust", &publisher]).ok();
     strict.ask(&run_it).ok();
 
-    // The default, where nobody can be asked.
+    // The default policy, where nobody can be asked.
     let mut open = Node::start(&dir.path().join("c"), "trust", &[&holder.address], &[]);
     open.event("model");
     open.ask(&run_it).ok();

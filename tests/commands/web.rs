@@ -1,15 +1,15 @@
-//! The browser's page: that what is committed is what its sources build, and the tests of
-//! `tests/web/`, which drive it in Chromium against nodes.
+//! The browser's page: checks that the committed build is what its sources give, and runs the
+//! tests of `tests/web/`, which drive the page in Chromium against nodes.
 //!
 //! They need Node.js, the packages of `web/` (`npm ci`) and Chromium (`DOPPLER_CHROMIUM`, or
-//! where Debian has it). Without them they say so and pass, unless `DOPPLER_REQUIRE_WEB` is set.
+//! Debian's path). Without these they say so and pass, unless `DOPPLER_REQUIRE_WEB` is set.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::common::root;
 
-/// Where Chromium is; the reason, where something is missing.
+/// The path of Chromium; the error says what is missing.
 fn tools() -> Result<PathBuf, String> {
     let node = Command::new("node").arg("--version").output();
     if !node.is_ok_and(|said| said.status.success()) {
@@ -27,7 +27,7 @@ fn tools() -> Result<PathBuf, String> {
     }
 }
 
-/// `None`, with the reason printed, where the test cannot run.
+/// The path of Chromium. Prints the reason and returns `None` if the test cannot run.
 fn chromium() -> Option<PathBuf> {
     match tools() {
         Ok(chromium) => Some(chromium),
@@ -44,7 +44,7 @@ fn say(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
 
-/// Runs the tests of one file of `tests/web/`, all or those whose names match.
+/// Runs the tests of one file of `tests/web/` whose names match `pattern`.
 fn drive(file: &str, pattern: &str) {
     drive_with(file, pattern, &[]);
 }
@@ -140,7 +140,7 @@ fn a_tab_pages_from_its_own_storage_and_from_peers() {
 }
 
 #[test]
-fn a_tab_that_runs_a_model_mends_what_it_lost() {
+fn a_tab_that_runs_a_model_repairs_what_it_lost() {
     drive("engine.test.mjs", "damage|removed from the tab");
 }
 
@@ -199,7 +199,7 @@ fn nothing_is_left_of_tabs_that_have_gone() {
     drive("sessions.test.mjs", ".");
 }
 
-/// Takes some minutes: `cargo nextest run --release --test commands --run-ignored only`.
+/// Takes several minutes: `cargo nextest run --release --test commands --run-ignored only`.
 #[test]
 #[ignore = "a measurement of minutes"]
 fn memory_stays_flat_over_two_hundred_tabs() {
@@ -207,7 +207,7 @@ fn memory_stays_flat_over_two_hundred_tabs() {
     drive_with("sessions.test.mjs", ".", &settings);
 }
 
-/// As above, by WebRTC.
+/// As above, over WebRTC.
 #[test]
 #[ignore = "a measurement of minutes"]
 fn memory_stays_flat_over_two_hundred_tabs_by_webrtc() {

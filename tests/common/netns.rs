@@ -1,5 +1,6 @@
-//! Network namespaces of a test's own, as root with iproute2; deleted when dropped. And a
-//! small internet of them: a street that everybody is on, houses behind NATs.
+//! Network namespaces of a test's own (needs root and iproute2), deleted when dropped; and a
+//! small internet made of them: a public network (the street) and home networks behind NATs
+//! (houses).
 
 use std::io::Write;
 use std::path::Path;
@@ -12,7 +13,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// With loopback up. `None`, with the reason printed, where namespaces cannot be made.
+    /// Creates a namespace with loopback up. Prints the reason and returns `None` if that fails.
     pub fn create(purpose: &str) -> Option<Self> {
         let namespace = Self { name: format!("doppler-{purpose}-{}", std::process::id()) };
         let made = Command::new("ip").args(["netns", "add", &namespace.name]).output();
@@ -36,34 +37,34 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `ip` in it.
+    /// Runs `ip` inside.
     pub fn ip(&self, line: &str) {
         let status =
             Command::new("ip").args(["-n", &self.name]).args(line.split(' ')).status().unwrap();
         assert!(status.success(), "ip {line}");
     }
 
-    /// A program, to be run inside.
+    /// A command that runs a program inside.
     pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
     }
 
-    /// `doppler-node`, to be run inside.
+    /// A command that runs `doppler-node` inside.
     pub fn command(&self) -> Command {
         let mut command = self.program(env!("CARGO_BIN_EXE_doppler-node"));
         command.env_remove("DOPPLER_DATA").env_remove("DOPPLER_LOG");
         command
     }
 
-    /// A node that listens at `address`.
+    /// Starts a node that listens at `address`.
     pub fn join(&self, data: &Path, address: &str, extra: &[&str]) -> Node {
         let listen = format!("/ip4/{address}/tcp/0");
         self.join_at(data, &[&listen], extra)
     }
 
-    /// A node that listens there.
+    /// Starts a node that listens at these addresses.
     pub fn join_at(&self, data: &Path, listen: &[&str], extra: &[&str]) -> Node {
         let mut command = self.command();
         command.args(["join", "--json", "--swarm", "lan", "--backend", "cpu"]);
@@ -72,7 +73,7 @@ impl Namespace {
         Node::spawn(command, data)
     }
 
-    /// Loads nftables rules; false, with the reason printed, where that cannot be done.
+    /// Loads nftables rules. Prints the reason and returns false if that fails.
     pub fn nft(&self, rules: &str) -> bool {
         let nft = self.program("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn();
         let Ok(mut nft) = nft else { return false };
@@ -91,28 +92,27 @@ impl Drop for Namespace {
     }
 }
 
-/// A wire that everybody outside is on, with addresses that could be anybody's; no packet
-/// leaves it.
+/// The public network: a bridge with globally routable addresses, which no packet leaves.
 pub struct Street {
     wire: Namespace,
     purpose: String,
 }
 
-/// A machine with an address of its own, or a router's street side.
+/// The public address of a machine, or of a router.
 pub const fn street_address(number: u8) -> [u8; 4] {
     [45, 45, 45, number]
 }
 
-/// As it is written.
+/// An address in dotted form.
 pub fn dotted(address: [u8; 4]) -> String {
     std::net::Ipv4Addr::from(address).to_string()
 }
 
-/// A network behind a router that hides it.
+/// A home network behind a router with NAT.
 pub struct House {
     pub router: Namespace,
     pub inside: Namespace,
-    /// The address inside, and the router's on the street.
+    /// The address of the machine inside, and the router's public address.
     pub address: String,
     pub street: String,
 }
@@ -136,15 +136,15 @@ impl Street {
         address
     }
 
-    /// A machine that everybody can dial, and its address.
+    /// A machine on the public network, and its address.
     pub fn machine(&self, number: u8) -> Option<(Namespace, String)> {
         let machine = Namespace::create(&format!("{}-m{number}", self.purpose))?;
         let address = self.plug(&machine, number);
         Some((machine, address))
     }
 
-    /// A house behind a router like those that people have: it hides what is inside behind
-    /// its own address, keeps ports where it can, and drops what nobody inside asked for.
+    /// A house behind a typical home router: it translates addresses, keeps ports where it can,
+    /// and drops packets that nobody inside asked for.
     pub fn house(&self, number: u8) -> Option<House> {
         let router = Namespace::create(&format!("{}-r{number}", self.purpose))?;
         let inside = Namespace::create(&format!("{}-h{number}", self.purpose))?;

@@ -1,9 +1,9 @@
-//! Nodes whose wall clocks are hours apart, and jump: they meet, announce, believe each other's
-//! leases, fetch, and lose nothing. Only the order of a node's own messages comes from its wall
-//! clock; this is where that is proved.
+//! Nodes whose wall clocks are hours apart and jump: they meet, announce, accept each other's
+//! leases, fetch, and lose nothing. This proves that a node's wall clock only orders its own
+//! messages.
 //!
-//! The clocks are set by libfaketime (Debian's `faketime`), loaded before the node. Without it the
-//! test says so and passes, unless `DOPPLER_REQUIRE_FAKETIME` is set.
+//! The clocks are set by libfaketime (Debian's `faketime`), which is preloaded into the node. Without
+//! it the test says so and passes, unless `DOPPLER_REQUIRE_FAKETIME` is set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Node, PATIENCE, command, model};
 use serde_json::Value;
 
-/// Longer than the lease of what a node says that it holds (35 s).
+/// Seconds; longer than the lease of a node's holdings (35 s).
 const LEASE: f64 = 40.0;
 
 fn faketime() -> Option<PathBuf> {
@@ -27,7 +27,7 @@ fn faketime() -> Option<PathBuf> {
     found
 }
 
-/// A wall clock that is set by a file.
+/// A wall clock that is set through a file.
 struct Clock {
     library: PathBuf,
     file: PathBuf,
@@ -41,7 +41,7 @@ impl Clock {
     }
 
     fn set(&self, hours: i64) {
-        // Replaced, so that nobody reads half of it.
+        // Replace the file atomically, so that nobody reads half of it.
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{:+}\n", hours * 3600)).unwrap();
         fs::rename(new, &self.file).unwrap();
@@ -56,7 +56,7 @@ impl Clock {
             command.args(["--bootstrap", &node.address]);
         }
         command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", &self.file);
-        // Read at each call; and time that only passes passes as ever.
+        // Read the file at each call, and leave the monotonic clock alone.
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         command.env("DONT_FAKE_MONOTONIC", "1");
         Node::spawn(command, data)
@@ -67,7 +67,7 @@ fn ask(node: &Node, args: &[&str]) -> Value {
     node.ask(&[args, &["--json"]].concat()).ok().json()
 }
 
-/// Objects that `node` believes `peer` to hold; none of a peer that is not connected.
+/// How many objects `node` believes `peer` to hold; 0 if the peer is not connected.
 fn held(node: &Node, peer: &Node) -> u64 {
     let peers = ask(node, &["peers"]);
     let row = peers.as_array().unwrap().iter().find(|row| row["id"] == peer.peer_id.as_str());
@@ -92,7 +92,7 @@ fn nodes_hours_apart_hold_their_leases_and_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let clock = |name: &str, hours| Clock::new(&library, dir.path(), name, hours);
-    // The clock is really another one.
+    // Check that the clock is really ahead.
     let ahead = clock("ahead.clock", 1);
     let shown = std::process::Command::new("date")
         .arg("+%s")
@@ -113,7 +113,7 @@ fn nodes_hours_apart_hold_their_leases_and_lose_nothing() {
     let fetched = ask(&behind, &["pin", "tiny-mixtral-q4_k_m", "--fetch"]);
     assert_eq!(fetched["missing"], 0, "{fetched}");
 
-    // Two hours back in one step, and then longer than any lease: all is as it was.
+    // Two hours back in one step, then wait longer than any lease: nothing changes.
     ahead.set(-1);
     let uptime = |node: &Node| ask(node, &["status"])["uptime_s"].as_f64().unwrap();
     let jumped = uptime(&behind);
@@ -125,8 +125,8 @@ fn nodes_hours_apart_hold_their_leases_and_lose_nothing() {
         }
     }
 
-    // Another hour back, over a restart: what it says is believed again, once its old lease,
-    // whose numbers were higher, has run out.
+    // Another hour back, across a restart: its holdings are accepted again once its old lease, which
+    // had higher sequence numbers, has expired.
     let peer_id = jumping.peer_id.clone();
     drop(jumping);
     ahead.set(-3);
@@ -134,7 +134,7 @@ fn nodes_hours_apart_hold_their_leases_and_lose_nothing() {
     assert_eq!(jumping.peer_id, peer_id);
     until("the lease after the restart", || held(&right, &jumping) > 0);
 
-    // Only these two are left, and a newcomer an hour ahead gets everything.
+    // Only these two are left. A new node whose clock is an hour ahead gets everything.
     drop(right);
     let newcomer = clock("newcomer.clock", 1).start(&path("newcomer"), &[&behind, &jumping]);
     until("the model", || ask(&newcomer, &["ls"]).as_array().is_some_and(|all| !all.is_empty()));

@@ -1,5 +1,5 @@
-//! Two nodes, each on a machine of its own as far as they can tell, behind a link that is
-//! dropped and comes back. Needs network namespaces: root, and iproute2.
+//! Two nodes in namespaces of their own, connected by a link that is dropped and restored.
+//! Needs root and iproute2.
 
 use std::process::{Output, Stdio};
 use std::time::Instant;
@@ -41,7 +41,7 @@ fn a_dropped_link_is_an_error_and_a_returned_one_is_used() {
     let mut node = right.join(&dir.path().join("b"), RIGHT, &extra);
     assert_eq!(node.event("model")["name"], NAME);
 
-    // The cable is pulled in the middle of a transfer of some nine seconds.
+    // The link is cut in the middle of a transfer that takes about nine seconds.
     let mut fetching = right.command();
     fetching.args(["pin", NAME, "--fetch"]).arg("--data").arg(&node.data);
     let fetching = fetching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -63,13 +63,13 @@ fn a_dropped_link_is_an_error_and_a_returned_one_is_used() {
     let models: Value =
         serde_json::from_slice(&ask(&right, &node, &["ls", "--json"]).stdout).unwrap();
     assert_eq!(models[0]["shards"], models[0]["shards_here"], "{models}");
-    // What had been kept was not fetched again.
+    // What had been stored is not fetched again.
     let again = verified_bytes(&right, &node) - before;
     let bytes = models[0]["bytes"].as_u64().unwrap();
     assert!(again + 500_000 < bytes, "{again} of {bytes} came after the link did");
 }
 
-/// Bytes that came from peers and were proved.
+/// Verified bytes from peers.
 fn verified_bytes(namespace: &Namespace, node: &Node) -> u64 {
     let status = ask(namespace, node, &["status", "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! Nodes in networks of their own: namespaces, routers between them, clocks that are wrong.
+//! Nodes in networks of their own: namespaces, routers between them, wrong clocks.
 
 #[path = "../common/mod.rs"]
 mod common;

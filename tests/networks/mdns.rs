@@ -1,5 +1,5 @@
-//! Nodes of one local network find each other without being told an address. Needs
-//! multicast, so it runs in a network namespace of its own: as root, with iproute2.
+//! Nodes of one local network find each other without an address. Needs multicast, so
+//! it runs in a network namespace of its own (root and iproute2).
 
 use crate::common::model;
 use crate::common::netns::Namespace;

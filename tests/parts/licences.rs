@@ -1,9 +1,9 @@
-//! Dependencies must be permissive: every crate that is built offers a licence from the list.
+//! Dependencies must have permissive licences: every crate in the build offers one from the list.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// SPDX ids whose terms ask for no more than notices.
+/// SPDX ids of licences that require notices at most.
 const PERMISSIVE: [&str; 13] = [
     "0BSD",
     "Apache-2.0",
@@ -34,7 +34,7 @@ fn any_of(words: &[&str], at: &mut usize) -> bool {
     let mut met = all_of(words, at);
     while words.get(*at) == Some(&"OR") {
         *at += 1;
-        // Not `||` alone: the right side must be read even when the left is met.
+        // Not only `||`: the right side must be parsed even if the left is permissive.
         let right = all_of(words, at);
         met = met || right;
     }
@@ -72,7 +72,7 @@ fn one(words: &[&str], at: &mut usize) -> bool {
 }
 
 #[test]
-fn expressions_are_read_as_spdx_means_them() {
+fn licence_expressions_follow_spdx() {
     for good in
         ["MIT", "MIT OR GPL-3.0", "MIT/Apache-2.0", "(MIT OR GPL-2.0) AND ISC", "GPL-3.0 OR MIT"]
     {

@@ -1,5 +1,5 @@
-//! The parts in one process: the store's tiers, the mesh over loopback sockets, hostile bytes, and
-//! the rules of the house.
+//! Tests of the parts within one process: the store's tiers, the mesh over loopback sockets, hostile
+//! bytes, and the rules of the code base.
 
 mod hostile;
 mod licences;

@@ -1,6 +1,6 @@
-//! Transports over real loopback sockets: a shard comes over each of them, and what a
-//! node says of its addresses is true. Every wait is for a state, with a time-out that is
-//! far longer than it takes.
+//! Transports over real loopback sockets: a shard comes over each of them, and the
+//! addresses that a node reports are right. Every wait is for a state, with a time-out
+//! that is far longer than that takes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const LISTEN: [(Carrier, &str); 4] = [
     (Carrier::WebRtc, "/ip4/127.0.0.1/udp/0/webrtc-direct"),
 ];
 
-/// What nodes dial each other by.
+/// The transports by which nodes dial each other.
 const NATIVE: [Carrier; 3] = [Carrier::Quic, Carrier::Tcp, Carrier::WebSocket];
 
 /// One object in memory, or none.
@@ -88,7 +88,7 @@ async fn start(options: MeshOptions, object: Option<&Bytes>) -> MeshHandle {
     Mesh::start(options, One::of(object)).await.unwrap()
 }
 
-/// Fetches an object that is its model's manifest, so that no list of objects is needed.
+/// Fetches an object as if it were its model's manifest, which needs no object list.
 async fn fetch(node: &MeshHandle, object: &Bytes) -> Result<Bytes, ReadError> {
     let whole = ByteRange::new(0, object.len() as u64).unwrap();
     let read = node.fetch(ReadRequest::token(ShardId::of(object), whole));
@@ -136,7 +136,7 @@ async fn a_shard_comes_over_each_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_says_what_browsers_can_dial() {
+async fn a_node_lists_the_addresses_that_browsers_can_dial() {
     let mut options = options(&LISTEN.map(|(carrier, _)| carrier), Vec::new());
     options.external = vec!["/dns4/node.example/tcp/443/wss".parse().unwrap()];
     let node = start(options, None).await;
@@ -153,7 +153,7 @@ async fn a_node_says_what_browsers_can_dial() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quic_is_preferred_and_tcp_is_there_when_udp_is_not() {
+async fn quic_is_preferred_and_tcp_is_used_where_udp_is_blocked() {
     let object = random(200_003);
     let holder = start(options(&NATIVE, Vec::new()), Some(&object)).await;
     hold(&holder, &object);
@@ -161,7 +161,7 @@ async fn quic_is_preferred_and_tcp_is_there_when_udp_is_not() {
     assert_eq!(fetch(&reader, &object).await.unwrap(), object);
     assert_eq!(remotes(&reader), [Carrier::Quic]);
 
-    // A port at which nobody ever answers.
+    // A port that never answers.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let dead = format!("/ip4/127.0.0.1/udp/{port}/quic-v1/p2p/{}", holder.peer_id());
@@ -203,7 +203,7 @@ async fn a_private_swarm_is_one_on_each_transport() {
                 assert_eq!(fetch(&reader, &object).await.unwrap(), object, "{case}");
                 assert_eq!(reader.stats().counts.refused_peers, 0);
             } else {
-                // Both sides notice, unless the one without a key was not even asked for it.
+                // Both sides notice, unless the one without a key was never asked for it.
                 until(&case, &reader, |node| node.stats().counts.refused_peers > 0).await;
                 if holder_key.is_some() {
                     until(&case, &holder, |node| node.stats().counts.refused_peers > 0).await;

@@ -1,6 +1,6 @@
-//! A router's port mapping, as routers speak it: answers a search (SSDP), describes itself
-//! over HTTP, takes orders by SOAP, and forwards. It is this test's program run once more,
-//! inside the router's namespace.
+//! A router that maps ports by UPnP: it answers a search (SSDP), describes itself over HTTP,
+//! accepts SOAP requests, and forwards ports. It is the test binary run once more, inside the
+//! router's namespace.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -12,10 +12,10 @@ use crate::common::netns::House;
 
 const SEARCH: &str = "urn:schemas-upnp-org:device:InternetGatewayDevice:1";
 const SERVICE: &str = "urn:schemas-upnp-org:service:WANIPConnection:1";
-/// Says where it is inside and outside; without it there is no router to be.
+/// The router's inside and outside address. Without this variable the test is not a router.
 const PLACES: &str = "DOPPLER_TEST_GATEWAY";
 
-/// A running one; ended by its pid when dropped.
+/// A running router; killed by its pid when dropped.
 pub struct Gateway {
     child: Child,
     lines: Receiver<String>,
@@ -43,7 +43,7 @@ impl Gateway {
         gateway
     }
 
-    /// The rest of its next line that begins so.
+    /// Waits for its next line that begins with `word` and returns the rest of it.
     pub fn says(&mut self, word: &str) -> String {
         loop {
             let line = self.lines.recv_timeout(PATIENCE);

@@ -1,5 +1,5 @@
-//! Nodes behind NATs: who can be reached, who needs a relay, and what comes over one. On a
-//! small internet of network namespaces: root, iproute2 and nftables.
+//! Nodes behind NATs: which ones can be dialled, which ones need a relay, and what a relay
+//! carries. Runs on a small internet of network namespaces (root, iproute2 and nftables).
 
 mod gateway;
 
@@ -35,7 +35,7 @@ fn way(namespace: &Namespace, node: &Node, peer: &Node) -> Option<String> {
     Some(row["via"]["way"].as_str()?.to_owned())
 }
 
-/// Asks until it is so; each time is a process, so not at every moment.
+/// Asks repeatedly until it is so, with pauses, because each attempt starts a process.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {
@@ -45,7 +45,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     eprintln!("{what}: after {:.1} s", started.elapsed().as_secs_f64());
 }
 
-/// A node that listens like a user's, but for WebSocket and WebRTC.
+/// A node that listens like a user's node, but without WebSocket and WebRTC.
 fn join(namespace: &Namespace, data: &Path, address: &str, extra: &[&str]) -> Node {
     let listen = ["udp/0/quic-v1", "tcp/0"].map(|rest| format!("/ip4/{address}/{rest}"));
     let listen = listen.each_ref().map(String::as_str);
@@ -78,7 +78,7 @@ impl Town {
         Some(Self { _street: street, first, second, outside, relay, holder, reader, _dir: dir })
     }
 
-    /// Waits until everybody knows what they are.
+    /// Waits until every node knows whether it is public.
     fn settle(&self) {
         let relay_id = self.relay.peer_id.as_str();
         until("the machine on the street is public and offers a relay", || {
@@ -87,7 +87,7 @@ impl Town {
         });
         let houses = [(&self.first, &self.holder), (&self.second, &self.reader)];
         for (house, node) in houses {
-            until("a node in a house has a place at the relay", || {
+            until("a node in a house has a reservation at the relay", || {
                 let reach = status(&house.inside, node)["reach"].clone();
                 assert_ne!(reach["state"], "public", "{reach}");
                 reach["state"] == "private" && reach["relays"][0] == relay_id
@@ -115,7 +115,7 @@ fn two_houses_meet_through_a_relay_and_then_directly() {
     let Some(mut town) = Town::create("punch", &[]) else { return };
     town.settle();
     town.publish();
-    // At the router, which forwards nothing: only a hole leads through it.
+    // The router's address. It forwards nothing, so only a punched hole leads through it.
     let hole = format!("/ip4/{}/", town.first.street);
     until("a hole is punched", || {
         let peers = told(&town.second.inside, &town.reader, &["peers", "--json"]);
@@ -124,7 +124,7 @@ fn two_houses_meet_through_a_relay_and_then_directly() {
         row["via"]["way"] == "direct"
             && row["addresses"][0].as_str().is_some_and(|remote| remote.starts_with(&hole))
     });
-    // The hole is gone by the next start; the way through the relay is kept.
+    // The hole will be gone at the next start, so the address through the relay is saved.
     until("the circuit is written down", || {
         let book = std::fs::read_to_string(town.reader.data.join("peers.json"));
         let book: Value = serde_json::from_str(&book.unwrap_or_default()).unwrap_or_default();
@@ -140,9 +140,9 @@ fn two_houses_meet_through_a_relay_and_then_directly() {
 }
 
 #[test]
-fn where_no_hole_can_be_punched_a_model_is_known_and_no_shard_is_asked_for() {
+fn without_a_hole_a_model_is_known_and_no_shard_is_requested() {
     let Some(mut town) = Town::create("wall", &[]) else { return };
-    // Nothing goes from house to house, but everything to the relay.
+    // Nothing passes between the houses, but everything passes to the relay.
     for (house, other) in [(&town.first, &town.second), (&town.second, &town.first)] {
         let rule = format!("insert rule ip home through ip daddr {} drop", other.street);
         assert!(house.router.nft(&rule));
@@ -163,7 +163,7 @@ fn where_no_hole_can_be_punched_a_model_is_known_and_no_shard_is_asked_for() {
     let error = String::from_utf8_lossy(&fetched.stderr).into_owned();
     assert!(!fetched.status.success(), "there is no way for them");
     assert!(error.contains("through a relay, which carries no shards"), "{error}");
-    // The manifest came, from whoever had it first, and nothing else.
+    // The manifest came, from the first peer that had it, and nothing else.
     let manifest = std::fs::metadata(model().join("manifest.json")).unwrap().len();
     let status = |house: &House, node| status(&house.inside, node);
     let received = &status(&town.second, &town.reader)["traffic"]["verified_bytes"];
@@ -175,7 +175,7 @@ fn where_no_hole_can_be_punched_a_model_is_known_and_no_shard_is_asked_for() {
 }
 
 #[test]
-fn a_router_that_maps_ports_makes_a_node_public_for_as_long_as_it_runs() {
+fn a_router_that_maps_ports_makes_a_node_public_while_it_runs() {
     let Some(street) = Street::create("upnp") else { return };
     let (Some(house), Some((outside, address)), Some((third, third_address))) =
         (street.house(1), street.machine(10), street.machine(11))
@@ -195,7 +195,7 @@ fn a_router_that_maps_ports_makes_a_node_public_for_as_long_as_it_runs() {
         added.sort();
         added
     }) {
-        // Its own port to itself, for an hour.
+        // The same port outside as inside, for an hour.
         let [its, port, inside, to, lease] = added.split(' ').collect::<Vec<_>>()[..] else {
             panic!("{added}")
         };
@@ -213,7 +213,7 @@ fn a_router_that_maps_ports_makes_a_node_public_for_as_long_as_it_runs() {
     assert!(quic.starts_with(&format!("/ip4/{}/udp/", house.street)), "{quic}");
     assert!(told["addresses"].as_array().unwrap().contains(&Value::from(quic.as_str())), "{told}");
 
-    // A stranger to both finds it there.
+    // A node that knows neither reaches it there.
     let visitor = join(&third, &dir.path().join("third"), &third_address, &["--bootstrap", &quic]);
     until("a visitor dials the router's address", || {
         way(&third, &visitor, &node).as_deref() == Some("direct")

@@ -1,7 +1,7 @@
 //! A million random single-bit flips in stored bytes, outboards, have-files, bao
-//! encodings, frames, signed announcements and proofs of a swarm's key. None is admitted: what a
-//! flip leaves acceptable says exactly what it said before. (What a peer says that it holds is
-//! signed by gossipsub alone, and believed only as far as that: a lie costs a denied request.)
+//! encodings, frames, signed announcements and proofs of a swarm's key. None is accepted, unless
+//! its meaning is unchanged. (A peer's holdings are signed by gossipsub alone, and trusted only that
+//! far: a lie costs a denied request.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,8 +31,8 @@ const KINDS: [&str; 8] = [
     "key proof",
 ];
 
-/// An object, and its end with the proof: a few bytes below a path to the root,
-/// so that a flip costs a few hashes and not the whole object.
+/// An object, and its last range with the proof: a few bytes below one path to the
+/// root, so that checking a flip costs a few hashes instead of the whole object.
 struct Sample {
     bytes: Bytes,
     outboard: Outboard,
@@ -75,14 +75,14 @@ impl Sample {
         self.outboard.shard()
     }
 
-    /// Whether a range that was accepted is the one there is.
+    /// Whether an accepted range equals the true one.
     fn is_true(&self, proved: &VerifiedRange) -> bool {
         let range = proved.range();
         proved.size() == self.bytes.len() as u64
             && self.bytes[range.start() as usize..range.end() as usize] == proved.bytes()[..]
     }
 
-    /// What a client makes of a stream that answers its request.
+    /// What a client accepts from a stream that answers its request.
     fn receive(&self, stream: &[u8]) -> Option<VerifiedRange> {
         let (length, rest) = stream.split_at_checked(2)?;
         let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
@@ -110,12 +110,12 @@ impl Sample {
         Some(reply(&encoded))
     }
 
-    /// Flips one bit of one kind of thing. True if something false was admitted.
+    /// Flips one bit in one kind of input. True if something false was accepted.
     fn flip(&self, rng: &mut SmallRng, kind: usize) -> bool {
         let size = self.bytes.len() as u64;
         match kind {
             0 => {
-                // One in a hundred anywhere in the object, the others in its end.
+                // One flip in a hundred is anywhere in the object, the others are in its last range.
                 let whole = rng.random_range(0..100) == 0;
                 let range = if whole { ByteRange::new(0, size).unwrap() } else { self.end.range() };
                 let bad = flipped(rng, &self.bytes[range.start() as usize..]);
@@ -159,7 +159,7 @@ impl Sample {
                 _ => false,
             },
             _ => {
-                // One bit over the 107 bytes that a member says, of either side. The entry asserts.
+                // One bit of the 107 bytes that a member sends, on either side. The entry asserts.
                 let mut laid_over = vec![0; 1 + 107];
                 laid_over[0] = rng.random_range(0..2);
                 laid_over[rng.random_range(1..108)] = 1 << rng.random_range(0..8);
@@ -183,7 +183,7 @@ fn flipped(rng: &mut SmallRng, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn of_a_million_flipped_bits_none_is_admitted() {
+fn none_of_a_million_flipped_bits_is_accepted() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let counts: [AtomicU64; KINDS.len()] = std::array::from_fn(|_| AtomicU64::new(0));
@@ -192,7 +192,7 @@ fn of_a_million_flipped_bits_none_is_admitted() {
         .flat_map_iter(|batch| {
             let mut rng = SmallRng::seed_from_u64(seed.wrapping_add(batch));
             let sample = Sample::new(&mut rng);
-            // Unharmed, everything is accepted: what follows can fail.
+            // Without a flip everything is accepted, so the checks below can fail.
             assert!(sample.outboard.prove(sample.end.range(), sample.end.bytes().clone()).is_ok());
             assert!(Groups::from_file(sample.shard(), &sample.have).is_some());
             let answer = sample.serve(&sample.request).unwrap();

@@ -1,4 +1,4 @@
-//! Bytes that are not what they should be: none is admitted, none panics.
+//! Wrong bytes: none is accepted, and none causes a panic.
 
 #[path = "../../../fuzz/src/entries.rs"]
 mod entries;

@@ -1,12 +1,12 @@
-//! Peers that lie about what they hold, and peers that ask or say too much, each a
-//! real one on a socket: what they cost is bounded, and others do not notice.
+//! Peers that lie about their holdings, and peers that request or say too much, each
+//! one real and on a socket. What they cost is bounded, and others are not affected.
 
 use doppler_mesh::wire::PartHoldings;
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_denies_what_it_said_is_not_believed_any_more() {
+async fn a_peer_that_denies_what_it_announced_is_no_longer_believed() {
     let model = Model::random(&[40_000]);
     let shard = ShardId::of(&model.shards[0]);
     let reader = node("liar", &[], nothing()).await;
@@ -16,7 +16,7 @@ async fn who_denies_what_it_said_is_not_believed_any_more() {
     let fetcher = reader.clone();
     let request = whole(&model.shards[0]);
     let fetch = tokio::spawn(async move { fetcher.fetch(request).await });
-    // It says so again and again, and denies it each time.
+    // It announces the shard again and again, and denies it each time.
     let Envelope::Holdings(lie) = rogue.holdings(id, &model) else { unreachable!() };
     let (swarm, topic) = (rogue.swarm.clone(), rogue.topic.clone());
     let say = |sequence| {
@@ -54,13 +54,13 @@ async fn who_denies_what_it_said_is_not_believed_any_more() {
         }
         until("the next lie", &reader, |node| !node.holders(shard).is_empty()).await;
     }
-    // Another lie, about parts: heard, and of no consequence.
+    // Another lie, about partial objects: it is accepted but has no effect.
     let mut holdings = Holdings { sequence: 100, ..lie.clone() };
     let chunks = doppler_store::groups::Chunks::ALL;
     holdings.models[0].objects.clear();
     holdings.models[0].parts = vec![PartHoldings { object: 0, chunks }];
     swarm.publish(&topic, Envelope::Holdings(holdings).encode()).unwrap();
-    // The read ends well with an honest peer.
+    // The read succeeds with an honest peer.
     let honest = node("liar", &[&reader], Memory::new(Manner::Honest, &model.all())).await;
     honest.register_model(model.id, model.list()).unwrap();
     let part = tokio::time::timeout(PATIENCE, fetch).await.unwrap().unwrap().unwrap();
@@ -70,7 +70,7 @@ async fn who_denies_what_it_said_is_not_believed_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_opens_streams_without_end_is_refused_and_others_are_served() {
+async fn a_peer_that_opens_endless_streams_is_refused_and_others_are_served() {
     let model = Model::random(&[8 * 1024 * 1024]);
     let holder = node("streams", &[], Memory::new(Manner::Honest, &model.all())).await;
     holder.register_model(model.id, model.list()).unwrap();
@@ -78,7 +78,7 @@ async fn who_opens_streams_without_end_is_refused_and_others_are_served() {
     let mut events = rogue.events.peers.clone();
     let met = events.wait_for(|peers| !peers.is_empty());
     tokio::time::timeout(PATIENCE, met).await.unwrap().unwrap();
-    // Asks for the most on each stream, and reads nothing of what comes.
+    // It requests the maximum on each stream and reads none of the replies.
     let request = ShardRequest {
         shard: ShardId::of(&model.shards[0]),
         range: range(0, SERVE_BYTES_MAX),
@@ -86,7 +86,7 @@ async fn who_opens_streams_without_end_is_refused_and_others_are_served() {
     };
     let mut streams = Vec::new();
     for _ in 0..80 {
-        // One that is refused may break while it is opened.
+        // A refused stream may fail while it is opened.
         let Ok(mut stream) = rogue.swarm.open_stream(holder.peer_id(), SHARD_PROTOCOL).await else {
             continue;
         };
@@ -103,10 +103,10 @@ async fn who_opens_streams_without_end_is_refused_and_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_nothing_of_a_reply_is_cut_off_and_its_place_is_anothers() {
+async fn a_peer_that_does_not_read_its_reply_is_cut_off_and_frees_its_slot() {
     let model = Model::random(&[8 * 1024 * 1024]);
     let mut options = super::options("lazy", &[]);
-    // One reply at a time: while it goes on, nobody else has any.
+    // One reply at a time: until it ends, nobody else gets one.
     options.upload_slots = 1;
     options.timing.idle = Duration::from_millis(300);
     let serve = Memory::new(Manner::Honest, &model.all());
@@ -131,16 +131,16 @@ async fn who_reads_nothing_of_a_reply_is_cut_off_and_its_place_is_anothers() {
     reader.register_model(model.id, model.list()).unwrap();
     let fetched = tokio::time::timeout(PATIENCE, reader.fetch(whole(&model.shards[0]))).await;
     assert_eq!(fetched.expect("a place").unwrap().bytes(), &model.shards[0]);
-    // What was on its way is there, then the stream ends.
+    // The data in flight arrives, then the stream ends.
     let mut got = Vec::new();
     let end = tokio::time::timeout(PATIENCE, lazy.read_to_end(&mut got)).await;
-    // As an error or not: the multiplexer decides.
+    // The multiplexer decides whether the end is an error.
     let _ = end.expect("an end");
     assert!((got.len() as u64) < SERVE_BYTES_MAX, "{} bytes", got.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_says_too_much_is_not_heeded_and_others_are() {
+async fn a_peer_that_floods_gossip_is_ignored_and_others_are_heard() {
     let model = Model::random(&[10]);
     let listener = node("noise", &[], nothing()).await;
     let flooder = Rogue::join("noise", &listener).await;
@@ -165,7 +165,7 @@ async fn who_says_too_much_is_not_heeded_and_others_are() {
                 let Envelope::Holdings(mut holdings) = holdings else { unreachable!() };
                 holdings.sequence = sequence;
                 sequence += 1;
-                // A full queue: said again in the next round.
+                // The queue is full: repeated in the next round.
                 let _ =
                     flooder.swarm.publish(&flooder.topic, Envelope::Holdings(holdings).encode());
             }
@@ -181,6 +181,6 @@ async fn who_says_too_much_is_not_heeded_and_others_are() {
     let part = tokio::time::timeout(PATIENCE, listener.fetch(whole(&model.shards[0]))).await;
     assert_eq!(part.unwrap().unwrap().bytes(), &model.shards[0]);
     let flooded = listener.peers().into_iter().find(|peer| peer.id == id);
-    // A manifest and an object each of 64 models.
-    assert!(flooded.is_none_or(|peer| peer.shards_held <= 128), "its word takes bounded room");
+    // A manifest and an object of each of 64 models.
+    assert!(flooded.is_none_or(|peer| peer.shards_held <= 128), "its holdings are bounded");
 }

@@ -1,8 +1,8 @@
 //! The mesh over real loopback sockets: what nodes tell each other, what they
-//! fetch from each other, and what they do about peers that lie, stall or die.
+//! fetch from each other, and how they handle peers that lie, stall or die.
 //!
-//! Nothing here waits by sleeping: every wait is for a watch to show a state,
-//! with a time-out that is far longer than it takes.
+//! No test sleeps: every wait is for a watch to show a state, with a time-out that
+//! is far longer than that takes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -33,15 +33,15 @@ mod transfer;
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a fake does when it is asked for an object.
+/// How a fake provider answers requests.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
     Honest,
-    /// Flips one bit of the encoding at this byte.
+    /// Flips one bit in this byte of the encoding.
     Flip(usize),
-    /// Answers so many requests, then leaves the rest waiting for ever.
+    /// Answers so many requests and never answers the others.
     HangAfter(u64),
-    /// Says that objects are this many bytes longer; their first parts still prove themselves.
+    /// Claims that objects are this many bytes longer; their first parts are still valid.
     Longer(u64),
 }
 
@@ -211,7 +211,7 @@ async fn learn(node: &MeshHandle, model: ModelId) -> SignedModel {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_learns_a_model_and_fetches_what_proves_itself() {
+async fn a_node_learns_a_model_and_fetches_verified_bytes() {
     let model = Model::random(&[100_003, 5 * 1024 * 1024 + 17, 1]);
     let publisher = [7; 32];
     let holder = node("one", &[], Memory::new(Manner::Honest, &model.all())).await;
@@ -222,7 +222,7 @@ async fn a_node_learns_a_model_and_fetches_what_proves_itself() {
     let signed = learn(&reader, model.id).await;
     assert_eq!(signed, model.signed(publisher));
 
-    // The manifest needs no list; its shards do.
+    // Fetching the manifest needs no object list; fetching its shards does.
     let manifest = reader.fetch(whole(&model.manifest)).await.unwrap();
     assert_eq!(manifest.bytes(), &model.manifest);
     assert_eq!(reader.models()[0].holders, 1);
@@ -234,7 +234,7 @@ async fn a_node_learns_a_model_and_fetches_what_proves_itself() {
         assert!(part.proves_size());
         expected += shard.len() as u64;
     }
-    // A range inside groups comes as whole groups.
+    // A range within groups comes as whole groups.
     let shard = &model.shards[1];
     let part = reader.fetch(read(ShardId::of(shard), range(GROUP_BYTES + 5, 3 * GROUP_BYTES - 1)));
     let part = part.await.unwrap();
@@ -256,7 +256,7 @@ async fn a_node_learns_a_model_and_fetches_what_proves_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_waits_for_a_holder_and_follows_what_it_comes_to_hold() {
+async fn a_read_waits_for_a_holder_and_follows_its_holdings() {
     let model = Model::random(&[70_000]);
     let store = Memory::new(Manner::Honest, std::slice::from_ref(&model.manifest));
     let holder = node("late", &[], store.clone()).await;
@@ -275,7 +275,7 @@ async fn a_read_waits_for_a_holder_and_follows_what_it_comes_to_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_byte_is_refused_within_a_group_and_the_range_comes_from_another() {
+async fn a_flipped_byte_is_refused_within_a_group_and_another_peer_answers() {
     let model = Model::random(&[3 * 1024 * 1024 + 5]);
     let flip_at = 700_001;
     let liar = node("flip", &[], Memory::new(Manner::Flip(flip_at), &model.all())).await;
@@ -288,7 +288,7 @@ async fn a_flipped_byte_is_refused_within_a_group_and_the_range_comes_from_anoth
     let fetcher = reader.clone();
     let request = whole(&model.shards[0]);
     let fetch = tokio::spawn(async move { fetcher.fetch(request).await });
-    // Nobody else holds it: the liar is asked, found out and banned.
+    // Nobody else holds it, so the liar is asked, detected and banned.
     until("the ban", &reader, |node| node.stats().counts.bans == 1).await;
     until("the liar's disconnection", &reader, |node| node.peers().is_empty()).await;
     assert!(reader.holders(shard).is_empty());
@@ -298,7 +298,7 @@ async fn a_flipped_byte_is_refused_within_a_group_and_the_range_comes_from_anoth
     assert_eq!(stats.peers[&liar.peer_id().to_string()].rejected, rejected);
     assert!(rejected > flip_at as u64 && rejected <= flip_at as u64 + GROUP_BYTES, "{rejected}");
 
-    // A third node that has it: the same read ends well.
+    // With a third node that has it, the same read succeeds.
     let honest = node("flip", &[&reader], Memory::new(Manner::Honest, &model.all())).await;
     honest.register_model(model.id, model.list()).unwrap();
     let part = tokio::time::timeout(PATIENCE, fetch).await.unwrap().unwrap().unwrap();
@@ -310,7 +310,7 @@ async fn a_flipped_byte_is_refused_within_a_group_and_the_range_comes_from_anoth
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_and_no_other_holder_are_corruption() {
+async fn wrong_bytes_without_another_holder_are_reported_as_corrupt() {
     let model = Model::random(&[50_000]);
     let liar = node("corrupt", &[], Memory::new(Manner::Flip(20_000), &model.all())).await;
     liar.register_model(model.id, model.list()).unwrap();
@@ -326,8 +326,8 @@ async fn wrong_bytes_and_no_other_holder_are_corruption() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_lies_about_the_size_is_found_out() {
-    // 7 MiB and 7 MiB + 16 KiB have the same first 4 MiB subtree, but not the same end.
+async fn a_peer_that_lies_about_the_size_is_detected() {
+    // Objects of 7 MiB and 7 MiB + 16 KiB have the same first 4 MiB subtree, but different ends.
     let model = Model::random(&[7 * 1024 * 1024]);
     let liar = node("size", &[], Memory::new(Manner::Longer(GROUP_BYTES), &model.all())).await;
     let honest = node("size", &[], Memory::new(Manner::Honest, &model.all())).await;
@@ -346,7 +346,7 @@ async fn a_peer_that_lies_about_the_size_is_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handle_that_is_dropped_stops_its_node() {
+async fn dropping_the_handle_stops_the_node() {
     let first = node("dropped", &[], nothing()).await;
     let second = node("dropped", &[&first], nothing()).await;
     until("the connection", &first, |node| node.peers().len() == 1).await;
@@ -356,13 +356,13 @@ async fn a_handle_that_is_dropped_stops_its_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_mid_fetch_is_replaced() {
-    // Three wire requests; the first holder answers one and hangs.
+    // Three wire requests, of which the first holder answers one before it hangs.
     let model = Model::random(&[12 * 1024 * 1024]);
     let dying_store = Memory::new(Manner::HangAfter(1), &model.all());
     let dying = node("dies", &[], dying_store.clone()).await;
     dying.register_model(model.id, model.list()).unwrap();
     let mut patient = options("dies", &[&dying]);
-    // Only death may end the wait, not silence.
+    // Only the holder's death may end the wait, not its silence.
     patient.timing.idle = PATIENCE;
     let reader = Mesh::start(patient, nothing()).await.unwrap();
     reader.register_model(model.id, model.list()).unwrap();
@@ -392,7 +392,7 @@ async fn a_node_that_dies_mid_fetch_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_peer_is_given_up() {
+async fn a_silent_peer_is_abandoned() {
     let model = Model::random(&[50_000]);
     let silent = node("silent", &[], Memory::new(Manner::HangAfter(0), &model.all())).await;
     silent.register_model(model.id, model.list()).unwrap();
@@ -412,7 +412,7 @@ async fn a_silent_peer_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_has_is_not_found_after_the_time_that_was_given() {
+async fn what_nobody_has_is_not_found_after_the_given_time() {
     let holder = node("nobody", &[], nothing()).await;
     let mut options = options("nobody", &[&holder]);
     options.find_timeout = Duration::from_millis(700);
@@ -448,7 +448,7 @@ async fn a_range_outside_the_object_is_an_error_that_names_its_size() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn swarms_of_two_names_on_one_wire_do_not_mix() {
+async fn two_swarms_on_one_network_do_not_mix() {
     let (red, blue) = (Model::random(&[10]), Model::random(&[11]));
     let red_1 = node("red", &[], Memory::new(Manner::Honest, &red.all())).await;
     let blue_1 = node("blue", &[&red_1], Memory::new(Manner::Honest, &blue.all())).await;
@@ -479,9 +479,9 @@ async fn swarms_of_two_names_on_one_wire_do_not_mix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn holders_met_by_gossip_are_dialled_and_ranges_come_from_several() {
+async fn holders_learned_by_gossip_are_dialled_and_ranges_come_from_several() {
     let model = Model::random(&[8 * 1024 * 1024, 8 * 1024 * 1024 + 1]);
-    // A hub without any shard; holders and reader know only the hub.
+    // The hub has no shards; the holders and the reader know only the hub.
     let hub = node("spread", &[], nothing()).await;
     let mut holders = Vec::new();
     for _ in 0..3 {
@@ -512,7 +512,7 @@ async fn holders_met_by_gossip_are_dialled_and_ranges_come_from_several() {
     assert!(bytes.iter().filter(|bytes| **bytes > 0).count() >= 2, "{bytes:?}");
 }
 
-/// A peer that speaks the protocols by hand, to say what no honest node would.
+/// A peer that speaks the protocols by hand, to send what no honest node would.
 struct Rogue {
     swarm: SwarmHandle,
     events: SwarmEvents,
@@ -567,7 +567,7 @@ impl Rogue {
     /// Takes the next stream and its request, and answers with these bytes.
     async fn answer(&mut self, answer: &[u8]) -> ShardRequest {
         let (mut stream, request) = self.asked().await;
-        // The reader hangs up as soon as it has seen enough. Closing, not
+        // The reader hangs up as soon as it has seen enough. Close instead of
         // dropping, so that what was written arrives.
         let _ = stream.write_all(answer).await;
         let _ = stream.shutdown().await;
@@ -576,7 +576,7 @@ impl Rogue {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forged_announcements_and_words_put_in_others_mouths_are_dropped_and_counted() {
+async fn forged_announcements_and_holdings_of_others_are_dropped_and_counted() {
     let model = Model::random(&[10]);
     let honest = node("forged", &[], Memory::new(Manner::Honest, &model.all())).await;
     let reader = node("forged", &[&honest], nothing()).await;
@@ -591,7 +591,7 @@ async fn forged_announcements_and_words_put_in_others_mouths_are_dropped_and_cou
     until("the count", &reader, |node| node.stats().counts.bad_messages >= 2).await;
     assert!(reader.models().is_empty());
     assert!(reader.holders(model.id.manifest()).is_empty());
-    // The true word still gets through.
+    // The honest announcement still gets through.
     honest.register_model(model.id, model.list()).unwrap();
     honest.publish(model.signed([1; 32])).unwrap();
     assert_eq!(learn(&reader, model.id).await.name, "random");
@@ -613,7 +613,7 @@ async fn broken_replies_cost_score_and_the_read_goes_on() {
     let shorter = ShardReply::Ok { object_size, body_bytes: body_bytes - 1 };
     let smaller = ShardReply::Ok { object_size: object_size - 1, body_bytes };
     let answers = [
-        (0.4, reply(ok, &encoded.bytes[..30_000])), // ends in the middle
+        (0.4, reply(ok, &encoded.bytes[..30_000])), // ends early
         (0.2, reply(longer, &[&encoded.bytes[..], &[0]].concat())),
         (0.2, reply(shorter, &encoded.bytes)),
         (0.2, reply(smaller, &encoded.bytes)),
@@ -622,7 +622,7 @@ async fn broken_replies_cost_score_and_the_read_goes_on() {
         (0.45, reply(ShardReply::NotFound, &[])),
         (0.5, reply(ShardReply::Overloaded, &[])),
         (0.5, reply(ShardReply::Failed, &[])),
-        (0.5, reply(ShardReply::Relayed, &[])), // though nothing lies between
+        (0.5, reply(ShardReply::Relayed, &[])), // although the connection is direct
     ];
     for (index, (score_max, answer)) in answers.into_iter().enumerate() {
         let reader = node("broken", &[], nothing()).await;
@@ -642,7 +642,7 @@ async fn broken_replies_cost_score_and_the_read_goes_on() {
         until(&format!("answer {index} to be judged"), &reader, judged).await;
         let honest = node("broken", &[&reader], Memory::new(Manner::Honest, &model.all())).await;
         honest.register_model(model.id, model.list()).unwrap();
-        // The rogue may be asked again; it stays mute and leaves.
+        // The rogue may be asked again; it stays silent and leaves.
         rogue.swarm.shutdown().await;
         let part = tokio::time::timeout(PATIENCE, fetch).await.unwrap().unwrap();
         assert_eq!(part.unwrap_or_else(|e| panic!("answer {index}: {e}")).bytes(), object);
@@ -663,12 +663,12 @@ async fn shutting_down_frees_the_port_and_ends_what_waits() {
     let mut options = options("stop", &[]);
     options.listen = vec![address.without_peer()];
     let again = Mesh::start(options.clone(), nothing()).await.unwrap();
-    // It is taken now: a clear error.
+    // The port is taken now, which is a clear error.
     options.seed = rand::random();
     let Err(taken) = Mesh::start(options, nothing()).await else { panic!("two on one port") };
     assert!(taken.to_string().contains("cannot listen on /ip4/127.0.0.1/tcp/"), "{taken}");
-    // The other node keeps dialling its bootstrap address; it is another node now, so
-    // the id in the address does not match and nobody is connected.
+    // The other node keeps dialling its bootstrap address. A different node answers
+    // there now, so the id in the address does not match, and nobody is connected.
     assert!(again.peers().is_empty());
 }
 

@@ -1,5 +1,5 @@
-//! Peers that only a relay leads to: manifests and gossip come through it, shards do not,
-//! whoever asks.
+//! Peers that are reachable only through a relay: manifests and gossip pass it, shards
+//! do not, whoever asks.
 
 use doppler_mesh::{Address, Path, RelayMode};
 
@@ -28,7 +28,7 @@ async fn a_manifest_comes_over_a_relay_and_shards_do_not() {
     let holder = Mesh::start(hidden("relayed", &[&relay]), serve).await.unwrap();
     holder.register_model(model.id, model.list()).unwrap();
     holder.publish(model.signed([7; 32])).unwrap();
-    until("a place at the relay", &holder, |node| circuit(node).is_some()).await;
+    until("a reservation at the relay", &holder, |node| circuit(node).is_some()).await;
     assert_eq!(holder.reach().relays, [relay.peer_id()]);
 
     let reader = Mesh::start(hidden("relayed", &[&relay]), nothing()).await.unwrap();
@@ -46,8 +46,8 @@ async fn a_manifest_comes_over_a_relay_and_shards_do_not() {
         let peers = node.peers();
         peers.iter().any(|peer| peer.id == holder.peer_id() && peer.shards_held == 3)
     };
-    until("what it holds", &reader, told).await;
-    // Not even a small one, which would fit.
+    until("its holdings", &reader, told).await;
+    // Not even a small one, which the circuit could carry.
     for shard in &model.shards {
         let error = reader.fetch(whole(shard)).await.unwrap_err();
         assert_eq!(error.label(), "deadline", "{error}");
@@ -58,7 +58,7 @@ async fn a_manifest_comes_over_a_relay_and_shards_do_not() {
     assert!(holder.stats().counts.served_bytes < 2 * manifest_bytes, "the manifest, and a proof");
     assert_eq!(reader.peers().iter().filter(|peer| peer.score < 0.5).count(), 0, "nobody's fault");
 
-    // A peer that asks all the same is told why not.
+    // A peer that asks anyway is told why not.
     let (swarm, mut events) = SwarmHandle::spawn(Options {
         bootstrap: circuit(&holder).into_iter().collect(),
         protocol_version: PROTOCOL_VERSION.into(),

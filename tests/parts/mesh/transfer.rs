@@ -1,4 +1,4 @@
-//! Transfers from several peers: parts of objects, restarts, peers that hang, limits.
+//! Transfers from several peers: partial objects, restarts, peers that hang, limits.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ async fn read_bulk(ladder: &Ladder, shard: ShardId, range: ByteRange) -> Bytes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_in_part_is_told_and_served() {
+async fn partial_objects_are_announced_and_served() {
     let model = Model::random(&[6 * CHUNK_BYTES as usize + 77]);
     let shard = ShardId::of(&model.shards[0]);
     let source = node("parts", &[], Memory::new(Manner::Honest, &model.all())).await;
@@ -55,7 +55,7 @@ async fn what_is_held_in_part_is_told_and_served() {
     let part = reader.fetch(read(shard, wanted)).await.unwrap();
     let got = part.slice(wanted).unwrap();
     assert_eq!(got[..], model.shards[0][wanted.start() as usize..wanted.end() as usize]);
-    // What it does not say that it holds, it is not asked for.
+    // It is not asked for what it does not announce.
     let deadline = Some(Instant::now() + Duration::from_millis(700));
     let hole = ReadRequest { deadline, ..read(shard, range(0, 10)) };
     assert!(reader.fetch(hole).await.is_err());
@@ -64,7 +64,7 @@ async fn what_is_held_in_part_is_told_and_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_goes_on_after_a_restart_from_what_is_on_disk() {
+async fn a_transfer_resumes_after_a_restart_from_what_is_on_disk() {
     let model = Model::random(&[12 * CHUNK_BYTES as usize + 5]);
     let (shard, size) = (ShardId::of(&model.shards[0]), model.shards[0].len() as u64);
     let source = node("resume", &[], Memory::new(Manner::Honest, &model.all())).await;
@@ -77,7 +77,7 @@ async fn a_transfer_goes_on_after_a_restart_from_what_is_on_disk() {
         read_bulk(&ladder, shard, range(0, kept)).await;
         ladder.flush().await.unwrap();
         first.shutdown().await;
-        // The disk's lock goes with the last that knows it.
+        // The directory is unlocked when its last user is dropped.
         ladder.set_peers(Arc::new(source.clone()));
     }
     let (second, ladder) = stored("resume", &[&source], dir.path()).await;
@@ -90,7 +90,7 @@ async fn a_transfer_goes_on_after_a_restart_from_what_is_on_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_hangs_is_left_long_before_its_time_is_out() {
+async fn a_hanging_peer_is_abandoned_long_before_its_time_out() {
     let model = Model::random(&[3_000_000; 6]);
     let hanging_store = Memory::new(Manner::HangAfter(0), &model.all());
     let hanging = node("hang", &[], hanging_store.clone()).await;
@@ -118,7 +118,7 @@ async fn who_hangs_is_left_long_before_its_time_is_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_came_before_a_peer_hung_or_broke_off_is_not_asked_for_again() {
+async fn what_came_before_a_peer_hung_or_failed_is_not_requested_again() {
     for hangs in [true, false] {
         let model = Model::random(&[3 * 1024 * 1024 + 5]);
         let object = &model.shards[0];
@@ -137,7 +137,7 @@ async fn what_came_before_a_peer_hung_or_broke_off_is_not_asked_for_again() {
         let request = whole(object);
         let fetch = tokio::spawn(async move { fetcher.fetch(request).await });
 
-        // The head and two thirds of what it was asked for, in the midst of a group.
+        // It sends the head and two thirds of the body, ending within a group.
         let (mut stream, request) = rogue.asked().await;
         assert_eq!(request.range, range(0, object.len() as u64), "all of one peer");
         let encoded = verified::encode(object, &Outboard::of(object).unwrap(), request.range);
@@ -168,7 +168,7 @@ async fn what_came_before_a_peer_hung_or_broke_off_is_not_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_on_sending_and_taking_are_kept() {
+async fn upload_and_download_limits_are_kept() {
     const LIMIT: u64 = 512 * 1024;
     let model = Model::random(&[1024 * 1024]);
     for upload in [true, false] {
@@ -186,9 +186,9 @@ async fn limits_on_sending_and_taking_are_kept() {
         let started = Instant::now();
         let part = reader.fetch(whole(&model.shards[0])).await.unwrap();
         assert_eq!(part.bytes(), &model.shards[0]);
-        // Twice the limit's bytes; at most one burst is free, and one frame not waited for.
+        // Twice the limit's bytes. At most one burst is free, and one frame is not waited for.
         assert!(started.elapsed() > Duration::from_millis(1700), "{:?}", started.elapsed());
-        assert_eq!(reader.stats().counts.hedges, 0, "a limit is nobody's lateness");
+        assert_eq!(reader.stats().counts.hedges, 0, "a limited peer does not count as late");
     }
     let mut low = options("limit", &[]);
     low.download_limit = Some(1000);
