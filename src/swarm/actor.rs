@@ -113,7 +113,7 @@ struct Actor {
     paths: Paths,
     nat: Nat,
     /// It listens on more than loopback.
-    listens_wide: bool,
+    listens_beyond_loopback: bool,
     /// Connections that went out from a listening port.
     reused: HashSet<ConnectionId>,
     refusals: mpsc::Receiver<Refusal>,
@@ -157,7 +157,7 @@ impl Actor {
             dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
             paths: Paths::new(RELAYED_GRACE),
             nat,
-            listens_wide: options.listen.iter().any(|address| !address.is_loopback()),
+            listens_beyond_loopback: options.listen.iter().any(|address| !address.is_loopback()),
             reused: HashSet::new(),
             refusals,
             warned_at: None,
@@ -254,7 +254,8 @@ impl Actor {
     /// take the dialler's part.
     fn reuses_port(&self, address: &Address) -> bool {
         // A socket on loopback leads nowhere else.
-        address.carrier() == Carrier::Quic && (self.listens_wide || address.is_loopback())
+        address.carrier() == Carrier::Quic
+            && (self.listens_beyond_loopback || address.is_loopback())
     }
 
     fn dial(&mut self, dial: impl Into<DialOpts>) {
@@ -285,7 +286,7 @@ impl Actor {
         for (peer, addresses) in self.dials.due(now) {
             self.dial_wave(peer, addresses, PeerCondition::Disconnected);
         }
-        for id in self.paths.spare(now) {
+        for id in self.paths.superseded(now) {
             self.swarm.close_connection(id);
         }
         self.nat.tick(&mut self.swarm, now, &self.peers);
@@ -354,7 +355,7 @@ impl Actor {
                     debug!(%peer, ?cause, "disconnected");
                     self.peers.remove(&peer);
                 } else {
-                    self.follow(peer);
+                    self.update_path(peer);
                 }
                 self.publish_peers();
             }
@@ -419,12 +420,12 @@ impl Actor {
         {
             self.reused.insert(id);
         }
-        self.follow(peer);
+        self.update_path(peer);
         self.publish_peers();
     }
 
     /// Says by what way a peer is reached now.
-    fn follow(&mut self, peer: PeerId) {
+    fn update_path(&mut self, peer: PeerId) {
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some((remote, path)) = self.paths.best(peer) else { return };
         if entry.path != path {
@@ -485,13 +486,13 @@ impl Actor {
                 if self.reused.contains(&connection_id)
                     && convert::address(&info.observed_addr)
                         .is_some_and(|address| address.carrier() == Carrier::Quic)
-                    && let Some(asking) = self.swarm.behaviour_mut().asking.as_mut()
+                    && let Some(autonat) = self.swarm.behaviour_mut().autonat.as_mut()
                 {
-                    asking.seen(info.observed_addr.clone());
+                    autonat.seen(info.observed_addr.clone());
                 }
                 self.on_identified(convert::peer(peer_id), info);
             }
-            BehaviourEvent::Asking(event) => self.nat.on_autonat(&mut self.swarm, event),
+            BehaviourEvent::Autonat(event) => self.nat.on_autonat(&mut self.swarm, event),
             BehaviourEvent::RelayClient(event) => self.nat.on_relay(event),
             BehaviourEvent::RelayServer(event) => debug!(?event, "as a relay"),
             BehaviourEvent::Dcutr(event) => match event.result {
@@ -526,12 +527,12 @@ impl Actor {
 
     fn on_identified(&mut self, peer: PeerId, info: identify::Info) {
         if info.protocol_version != self.protocol_version {
-            info!(%peer, theirs = %shown(&info.protocol_version), "speaks another protocol; disconnecting");
+            info!(%peer, theirs = %sanitised(&info.protocol_version), "speaks another protocol; disconnecting");
             self.ban(peer, Instant::now() + FOREIGN_BAN);
             return;
         }
         if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.agent = Some(shown(&info.agent_version));
+            entry.agent = Some(sanitised(&info.agent_version));
             entry.offers_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
             let listens = info.listen_addrs.iter().filter_map(convert::address);
             entry.listens = listens.take(PEER_ADDRESSES_MAX).collect();
@@ -553,7 +554,7 @@ impl Actor {
             .map(|address| address.with_peer(own))
             .collect();
         self.outputs.listening.send_replace(addresses.into_iter().collect());
-        self.nat.want_mapped(&self.swarm);
+        self.nat.set_wanted_ports(&self.swarm);
     }
 }
 
@@ -608,7 +609,7 @@ fn build(
 }
 
 /// A peer's text, cut to a bounded length and without control characters.
-fn shown(text: &str) -> String {
+fn sanitised(text: &str) -> String {
     let mut out = String::new();
     for character in text.chars().filter(|c| !c.is_control()) {
         if out.len() + character.len_utf8() > AGENT_BYTES_MAX {

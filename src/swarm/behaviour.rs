@@ -11,8 +11,8 @@ use libp2p::{dcutr, gossipsub, identify, mdns, ping, relay};
 
 use crate::SwarmError;
 use crate::options::{GOSSIP_BYTES_MAX, Options, PING_INTERVAL, PING_TIMEOUT};
-use crate::reach::Asking;
-use crate::streams::Half;
+use crate::reach::BoundedAutoNat;
+use crate::streams::PathStreams;
 
 pub(crate) type Gossip =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
@@ -27,12 +27,12 @@ pub(crate) struct Behaviour {
     ping: ping::Behaviour,
     pub(crate) gossip: Gossip,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    pub(crate) asking: Toggle<Asking>,
+    pub(crate) autonat: Toggle<BoundedAutoNat>,
     pub(crate) relay_server: Toggle<relay::Behaviour>,
     relay_client: Toggle<relay::client::Behaviour>,
     dcutr: Toggle<dcutr::Behaviour>,
-    pub(crate) streams: Half,
-    pub(crate) relayed_streams: Half,
+    pub(crate) streams: PathStreams,
+    pub(crate) relayed_streams: PathStreams,
 }
 
 impl Behaviour {
@@ -71,12 +71,12 @@ impl Behaviour {
             ),
             gossip: gossip(keypair, &options.topics)?,
             mdns: mdns.into(),
-            asking: options.ask_reach.then(|| Asking::new(peer)).into(),
+            autonat: options.ask_reach.then(|| BoundedAutoNat::new(peer)).into(),
             relay_server: relay_server.into(),
             dcutr: circuits.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
             relay_client: circuits.into(),
-            streams: Half::new(false),
-            relayed_streams: Half::new(true),
+            streams: PathStreams::new(false),
+            relayed_streams: PathStreams::new(true),
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::behaviour::Behaviour;
 use crate::handle::Peer;
 use crate::options::{CONFIRMED_MAX, MAPPED_PORTS_MAX, Options, UNMAP_TIMEOUT};
 use crate::reach::{Reach, Verdict};
-use crate::relay::{Places, RelayMode, Step};
+use crate::relay::{RelayAction, RelayMode, Reservations};
 use crate::upnp::{self, Mapped, Port};
 use crate::{Address, Carrier, PeerId, convert};
 
@@ -44,10 +44,10 @@ pub(crate) struct Nat {
     /// Unless it is not to, or listens on loopback only.
     mapper: Option<Mapper>,
     /// Announced because the user said so: never withdrawn.
-    given: BTreeSet<Address>,
+    external: BTreeSet<Address>,
     /// Announced because a peer reached this node there.
     confirmed: BTreeSet<Multiaddr>,
-    places: Places,
+    reservations: Reservations,
     /// The places' listeners.
     listeners: HashMap<ListenerId, PeerId>,
     reach: Reach,
@@ -60,9 +60,9 @@ impl Nat {
         Self {
             mode: options.relay,
             mapper: (options.upnp && wide).then(Mapper::start),
-            given: options.external.iter().map(Address::without_peer).collect(),
+            external: options.external.iter().map(Address::without_peer).collect(),
             confirmed: BTreeSet::new(),
-            places: Places::default(),
+            reservations: Reservations::default(),
             listeners: HashMap::new(),
             reach: Reach::default(),
             out,
@@ -96,13 +96,13 @@ impl Nat {
         self.publish();
     }
 
-    fn is_given(&self, address: &Address) -> bool {
-        self.given.contains(&address.without_peer())
+    fn is_external(&self, address: &Address) -> bool {
+        self.external.contains(&address.without_peer())
     }
 
     /// The listen addresses changed: their ports are to be mapped. Nobody asks a router
     /// before there is one that a router could hide.
-    pub(crate) fn want_mapped(&self, swarm: &Swarm<Behaviour>) {
+    pub(crate) fn set_wanted_ports(&self, swarm: &Swarm<Behaviour>) {
         if let Some(mapper) = &self.mapper {
             let listens = swarm.listeners().filter_map(convert::address);
             let ports = listens.filter_map(|address| Port::of(&address));
@@ -128,15 +128,15 @@ impl Nat {
     /// Announces where the router forwards to this node, and withdraws addresses it no longer forwards.
     pub(crate) fn on_mapping(&mut self, swarm: &mut Swarm<Behaviour>, mapped: &Mapped) {
         let mut now = BTreeSet::new();
-        if let Some(outside) = mapped.outside {
+        if let Some(ip) = mapped.external_ip {
             let listens = swarm.listeners().filter_map(convert::address);
             let forwarded =
                 listens.filter(|at| Port::of(at).is_some_and(|port| mapped.ports.contains(&port)));
-            now.extend(forwarded.filter_map(|address| address.at(outside)));
+            now.extend(forwarded.filter_map(|address| address.at(ip)));
         }
         for address in std::mem::take(&mut self.reach.mapped) {
             if !now.contains(&address)
-                && !self.is_given(&address)
+                && !self.is_external(&address)
                 && let Some(address) = convert::multiaddr(&address)
             {
                 swarm.remove_external_address(&address);
@@ -165,7 +165,7 @@ impl Nat {
         match event {
             RelayEvent::ReservationReqAccepted { relay_peer_id, renewal, .. } => {
                 debug!(relay = %relay_peer_id, renewal, "has a place at a relay");
-                self.places.held(Instant::now(), convert::peer(relay_peer_id));
+                self.reservations.granted(Instant::now(), convert::peer(relay_peer_id));
                 self.publish();
             }
             other => debug!(?other, "relay"),
@@ -186,7 +186,7 @@ impl Nat {
     pub(crate) fn on_listener_closed(&mut self, id: ListenerId) -> bool {
         let Some(relay) = self.listeners.remove(&id) else { return false };
         debug!(%relay, "has no place at this relay any more");
-        self.places.gone(Instant::now(), relay);
+        self.reservations.lost(Instant::now(), relay);
         self.publish();
         true
     }
@@ -205,10 +205,10 @@ impl Nat {
         };
         let offering = peers.iter().filter(|(_, peer)| peer.offers_relay && peer.path.is_direct());
         let offering = offering.filter(|(_, peer)| address_of(peer).is_some());
-        for step in self.places.plan(now, wanted, offering.map(|(id, _)| *id)) {
-            match step {
-                Step::Ask(relay) => self.ask(swarm, now, relay, &peers[&relay]),
-                Step::Leave(relay) => {
+        for action in self.reservations.plan(now, wanted, offering.map(|(id, _)| *id)) {
+            match action {
+                RelayAction::Reserve(relay) => self.ask(swarm, now, relay, &peers[&relay]),
+                RelayAction::Release(relay) => {
                     let left = self.listeners.iter().find(|(_, peer)| **peer == relay);
                     if let Some(id) = left.map(|(id, _)| *id) {
                         swarm.remove_listener(id);
@@ -228,9 +228,9 @@ impl Nat {
             }
             Some(Err(error)) => {
                 debug!(%relay, %error, "cannot ask for a place");
-                self.places.gone(now, relay);
+                self.reservations.lost(now, relay);
             }
-            None => self.places.gone(now, relay),
+            None => self.reservations.lost(now, relay),
         }
     }
 
@@ -250,7 +250,7 @@ impl Nat {
     }
 
     fn publish(&mut self) {
-        self.reach.relays = self.places.relays();
+        self.reach.relays = self.reservations.relays();
         let reach = &self.reach;
         self.out.send_if_modified(|out| {
             let news = out != reach;

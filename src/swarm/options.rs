@@ -186,11 +186,11 @@ pub(crate) const WEBSOCKET_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
 
 /// Browsers that are connected by WebRTC or about to be, for each listening address.
-pub(crate) const WEBRTC_VISITORS_MAX: usize = 1024;
+pub(crate) const WEBRTC_CLIENTS_MAX: usize = 1024;
 
 /// Names of ended WebRTC connections that are remembered: a browser may go on asking by one
 /// for half a minute.
-pub(crate) const WEBRTC_GONE_MAX: usize = 256;
+pub(crate) const WEBRTC_ENDED_MAX: usize = 256;
 
 /// Browsers that wait for their connection to be begun.
 pub(crate) const WEBRTC_ARRIVALS_MAX: usize = 64;
@@ -200,8 +200,8 @@ pub(crate) const WEBRTC_OPENED_MAX: usize = 16;
 
 /// A browser asks every two or three seconds whether its path still works. After so long
 /// without a packet the path is in doubt, and after so long in doubt the connection is over.
-pub(crate) const WEBRTC_DOUBT: Duration = Duration::from_secs(5);
-pub(crate) const WEBRTC_DOUBT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const WEBRTC_DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const WEBRTC_FAILED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long closing a WebRTC connection may take that nobody uses any more.
 pub(crate) const WEBRTC_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -29,7 +29,7 @@ impl Path {
 }
 
 /// One connection.
-struct Way {
+struct Link {
     path: Path,
     since: Instant,
     remote: Address,
@@ -37,7 +37,7 @@ struct Way {
 
 /// Every peer's connections.
 pub(crate) struct Paths {
-    peers: BTreeMap<PeerId, BTreeMap<ConnectionId, Way>>,
+    peers: BTreeMap<PeerId, BTreeMap<ConnectionId, Link>>,
     grace: Duration,
 }
 
@@ -53,14 +53,14 @@ impl Paths {
         id: ConnectionId,
         point: &ConnectedPoint,
     ) {
-        let way = Way { path: path_of(point), since: now, remote: remote_of(peer, point) };
-        self.peers.entry(peer).or_default().insert(id, way);
+        let link = Link { path: path_of(point), since: now, remote: remote_of(peer, point) };
+        self.peers.entry(peer).or_default().insert(id, link);
     }
 
     pub(crate) fn closed(&mut self, peer: PeerId, id: ConnectionId) {
-        if let Some(ways) = self.peers.get_mut(&peer) {
-            ways.remove(&id);
-            if ways.is_empty() {
+        if let Some(links) = self.peers.get_mut(&peer) {
+            links.remove(&id);
+            if links.is_empty() {
                 self.peers.remove(&peer);
             }
         }
@@ -68,22 +68,22 @@ impl Paths {
 
     /// How a peer is reached: by its oldest direct connection, else by its oldest.
     pub(crate) fn best(&self, peer: PeerId) -> Option<(&Address, Path)> {
-        let ways = self.peers.get(&peer)?.values();
-        let best = ways.min_by_key(|way| (!way.path.is_direct(), way.since))?;
+        let links = self.peers.get(&peer)?.values();
+        let best = links.min_by_key(|link| (!link.path.is_direct(), link.since))?;
         Some((&best.remote, best.path))
     }
 
     /// Relayed connections to peers that have had a direct one for long enough.
-    pub(crate) fn spare(&self, now: Instant) -> Vec<ConnectionId> {
-        let mut spare = Vec::new();
-        for ways in self.peers.values() {
-            let direct = ways.values().filter(|way| way.path.is_direct()).map(|way| way.since);
+    pub(crate) fn superseded(&self, now: Instant) -> Vec<ConnectionId> {
+        let mut superseded = Vec::new();
+        for links in self.peers.values() {
+            let direct = links.values().filter(|link| link.path.is_direct()).map(|link| link.since);
             if direct.min().is_some_and(|since| since + self.grace <= now) {
-                let relayed = ways.iter().filter(|(_, way)| !way.path.is_direct());
-                spare.extend(relayed.map(|(id, _)| *id));
+                let relayed = links.iter().filter(|(_, link)| !link.path.is_direct());
+                superseded.extend(relayed.map(|(id, _)| *id));
             }
         }
-        spare
+        superseded
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
         paths.opened(start, peer, ids[0], &came);
         let (remote, by) = paths.best(peer).unwrap();
         assert_eq!((remote.to_string(), by), (circuit.clone(), Path::Relayed { by: Some(relay) }));
-        assert!(paths.spare(start + GRACE * 99).is_empty(), "it is all there is");
+        assert!(paths.superseded(start + GRACE * 99).is_empty(), "it is all there is");
 
         let went = dialled(&format!("{circuit}/p2p/{peer}"));
         assert_eq!(path_of(&went), Path::Relayed { by: Some(relay) });
@@ -152,8 +152,8 @@ mod tests {
             (remote.to_string().as_str(), path),
             ("/ip4/10.0.0.9/udp/7/quic-v1", Path::Direct)
         );
-        assert!(paths.spare(later).is_empty());
-        assert_eq!(paths.spare(later + GRACE), ids[..2]);
+        assert!(paths.superseded(later).is_empty());
+        assert_eq!(paths.superseded(later + GRACE), ids[..2]);
         paths.closed(peer, ids[2]);
         assert!(!paths.best(peer).unwrap().1.is_direct(), "back on the relay");
         for id in ids {

@@ -71,14 +71,14 @@ fn config() -> Config {
 }
 
 /// AutoNAT, with a bound on what it is asked to try.
-pub(crate) struct Asking {
+pub(crate) struct BoundedAutoNat {
     inner: AutoNat,
     candidates: BTreeSet<Multiaddr>,
     /// Where peers saw this node, for whoever punches holes.
     seen: VecDeque<Multiaddr>,
 }
 
-impl Asking {
+impl BoundedAutoNat {
     pub(crate) fn new(own: PeerId) -> Self {
         let inner = AutoNat::new(own, config());
         Self { inner, candidates: BTreeSet::new(), seen: VecDeque::new() }
@@ -103,7 +103,7 @@ impl Asking {
     }
 }
 
-impl NetworkBehaviour for Asking {
+impl NetworkBehaviour for BoundedAutoNat {
     type ConnectionHandler = THandler<AutoNat>;
     type ToSwarm = libp2p::autonat::Event;
 
@@ -174,15 +174,15 @@ mod tests {
     #[test]
     fn peers_cannot_make_this_node_try_more_than_a_few_addresses() {
         let own = crate::convert::id(crate::PeerId::from_seed([1; 32]));
-        let mut asking = Asking::new(own);
+        let mut autonat = BoundedAutoNat::new(own);
         let address = |port: usize| format!("/ip4/1.1.1.1/tcp/{port}").parse().unwrap();
-        let admitted = (1..99).filter(|port| asking.admit(&address(*port))).count();
+        let admitted = (1..99).filter(|port| autonat.admit(&address(*port))).count();
         assert_eq!(admitted, CANDIDATES_MAX);
-        assert!(asking.admit(&address(1)), "known");
-        let mut asking = Asking::new(own);
+        assert!(autonat.admit(&address(1)), "known");
+        let mut autonat = BoundedAutoNat::new(own);
         let circuit = format!("/ip4/1.1.1.1/tcp/1/p2p/{own}/p2p-circuit");
-        assert!(!asking.admit(&circuit.parse().unwrap()));
-        (0..99).for_each(|port| asking.seen(address(port)));
-        assert_eq!(asking.seen.len(), CANDIDATES_MAX);
+        assert!(!autonat.admit(&circuit.parse().unwrap()));
+        (0..99).for_each(|port| autonat.seen(address(port)));
+        assert_eq!(autonat.seen.len(), CANDIDATES_MAX);
     }
 }

@@ -1,7 +1,7 @@
 //! Relays: what this node carries for others, within tight bounds, and at which of its
-//! peers it keeps a place for itself. Pure but for the configuration: the time is an argument.
+//! peers it keeps a reservation for itself. Pure but for the configuration: the time is an argument.
 //!
-//! Invariants: never a place at more than [`RELAYS_MAX`] relays; one that refused or went
+//! Invariants: never a reservation at more than [`RELAYS_MAX`] relays; one that refused or went
 //! away is asked again only after a wait that doubles.
 
 use std::collections::BTreeMap;
@@ -24,11 +24,11 @@ pub enum RelayMode {
     /// Neither offers one nor uses any, not even to dial.
     #[default]
     Off,
-    /// Uses others', never offers one; keeps places unless it is known to be reached.
+    /// Uses others', never offers one; keeps reservations unless it is known to be reached.
     Client,
     /// Offers one, whatever its peers say; its listen addresses count as reachable.
     Server,
-    /// Offers one while its peers say that they reach it; keeps places while they say
+    /// Offers one while its peers say that they reach it; keeps reservations while they say
     /// that they do not.
     Auto,
 }
@@ -93,9 +93,9 @@ impl Window {
     }
 }
 
-/// A place at a relay.
+/// A reservation at a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Reservation {
     Asked,
     Held {
         since: Instant,
@@ -109,21 +109,21 @@ struct Failure {
     wait: Duration,
 }
 
-/// What to do about places at relays.
+/// What to do about reservations at relays.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    Ask(PeerId),
-    Leave(PeerId),
+pub(crate) enum RelayAction {
+    Reserve(PeerId),
+    Release(PeerId),
 }
 
-/// The places that this node keeps.
+/// The reservations that this node keeps.
 #[derive(Default)]
-pub(crate) struct Places {
-    places: BTreeMap<PeerId, Place>,
+pub(crate) struct Reservations {
+    reservations: BTreeMap<PeerId, Reservation>,
     failures: BTreeMap<PeerId, Failure>,
 }
 
-impl Places {
+impl Reservations {
     /// What to do now. `wanted`: this node needs relays; `relays`: connected peers that
     /// offer one.
     pub(crate) fn plan(
@@ -131,47 +131,47 @@ impl Places {
         now: Instant,
         wanted: bool,
         relays: impl IntoIterator<Item = PeerId>,
-    ) -> Vec<Step> {
-        let mut steps = Vec::new();
+    ) -> Vec<RelayAction> {
+        let mut actions = Vec::new();
         if !wanted {
-            for (peer, place) in &mut self.places {
+            for (peer, reservation) in &mut self.reservations {
                 // Not while it is asked for or may be about to be renewed: libp2p takes an
-                // answer about a place that it no longer knows for a fault of its own.
-                if let Place::Held { since } = *place
+                // answer about a reservation that it no longer knows for a fault of its own.
+                if let Reservation::Held { since } = *reservation
                     && now.saturating_duration_since(since) < RELAY_SETTLED
                 {
-                    *place = Place::Leaving;
-                    steps.push(Step::Leave(*peer));
+                    *reservation = Reservation::Leaving;
+                    actions.push(RelayAction::Release(*peer));
                 }
             }
-            return steps;
+            return actions;
         }
         for peer in relays {
-            if self.places.len() >= RELAYS_MAX {
+            if self.reservations.len() >= RELAYS_MAX {
                 break;
             }
             let waits = self.failures.get(&peer).is_some_and(|failure| failure.retry > now);
-            if !waits && !self.places.contains_key(&peer) {
-                self.places.insert(peer, Place::Asked);
-                steps.push(Step::Ask(peer));
+            if !waits && !self.reservations.contains_key(&peer) {
+                self.reservations.insert(peer, Reservation::Asked);
+                actions.push(RelayAction::Reserve(peer));
             }
         }
-        steps
+        actions
     }
 
-    /// A relay keeps a place for this node, or has renewed it.
-    pub(crate) fn held(&mut self, now: Instant, relay: PeerId) {
+    /// A relay keeps a reservation for this node, or has renewed it.
+    pub(crate) fn granted(&mut self, now: Instant, relay: PeerId) {
         self.failures.remove(&relay);
-        if let Some(place) = self.places.get_mut(&relay)
-            && *place != Place::Leaving
+        if let Some(reservation) = self.reservations.get_mut(&relay)
+            && *reservation != Reservation::Leaving
         {
-            *place = Place::Held { since: now };
+            *reservation = Reservation::Held { since: now };
         }
     }
 
-    /// A place is gone, or was refused.
-    pub(crate) fn gone(&mut self, now: Instant, relay: PeerId) {
-        if self.places.remove(&relay) == Some(Place::Leaving) {
+    /// A reservation is gone, or was refused.
+    pub(crate) fn lost(&mut self, now: Instant, relay: PeerId) {
+        if self.reservations.remove(&relay) == Some(Reservation::Leaving) {
             return;
         }
         if self.failures.len() >= RELAYS_REMEMBERED_MAX && !self.failures.contains_key(&relay) {
@@ -186,9 +186,12 @@ impl Places {
         failure.wait = (failure.wait * 2).min(RELAY_RETRY_MAX);
     }
 
-    /// Where this node has a place now.
+    /// Where this node has a reservation now.
     pub(crate) fn relays(&self) -> Vec<PeerId> {
-        let held = self.places.iter().filter(|(_, place)| matches!(place, Place::Held { .. }));
+        let held = self
+            .reservations
+            .iter()
+            .filter(|(_, reservation)| matches!(reservation, Reservation::Held { .. }));
         held.map(|(peer, _)| *peer).collect()
     }
 }
@@ -205,49 +208,61 @@ mod tests {
     fn a_few_places_are_kept_and_a_refusal_is_not_pressed() {
         let start = Instant::now();
         let all: Vec<PeerId> = (0..RELAYS_MAX as u8 + 2).map(peer).collect();
-        let mut places = Places::default();
-        assert!(places.plan(start, false, all.clone()).is_empty());
-        let steps = places.plan(start, true, all.clone());
-        assert_eq!(steps.len(), RELAYS_MAX);
-        assert!(places.plan(start, true, all.clone()).is_empty(), "they are asked");
-        assert!(places.relays().is_empty());
+        let mut reservations = Reservations::default();
+        assert!(reservations.plan(start, false, all.clone()).is_empty());
+        let actions = reservations.plan(start, true, all.clone());
+        assert_eq!(actions.len(), RELAYS_MAX);
+        assert!(reservations.plan(start, true, all.clone()).is_empty(), "they are asked");
+        assert!(reservations.relays().is_empty());
         for peer in &all[..RELAYS_MAX] {
-            places.held(start, *peer);
+            reservations.granted(start, *peer);
         }
-        assert_eq!(places.relays().len(), RELAYS_MAX);
+        assert_eq!(reservations.relays().len(), RELAYS_MAX);
 
         // The first goes away: another is asked at once, the first after a wait.
-        places.gone(start, all[0]);
-        assert_eq!(places.plan(start, true, all.clone()), [Step::Ask(all[RELAYS_MAX])]);
-        places.gone(start, all[RELAYS_MAX]);
+        reservations.lost(start, all[0]);
+        assert_eq!(
+            reservations.plan(start, true, all.clone()),
+            [RelayAction::Reserve(all[RELAYS_MAX])]
+        );
+        reservations.lost(start, all[RELAYS_MAX]);
         let only = [all[0]];
-        assert!(places.plan(start, true, only).is_empty());
+        assert!(reservations.plan(start, true, only).is_empty());
         let later = start + RELAY_RETRY_FIRST;
-        assert_eq!(places.plan(later, true, only), [Step::Ask(all[0])]);
-        places.gone(later, all[0]);
-        assert!(places.plan(later + RELAY_RETRY_FIRST, true, only).is_empty(), "twice as long");
-        assert_eq!(places.plan(later + RELAY_RETRY_FIRST * 2, true, only), [Step::Ask(all[0])]);
+        assert_eq!(reservations.plan(later, true, only), [RelayAction::Reserve(all[0])]);
+        reservations.lost(later, all[0]);
+        assert!(
+            reservations.plan(later + RELAY_RETRY_FIRST, true, only).is_empty(),
+            "twice as long"
+        );
+        assert_eq!(
+            reservations.plan(later + RELAY_RETRY_FIRST * 2, true, only),
+            [RelayAction::Reserve(all[0])]
+        );
     }
 
     #[test]
     fn places_are_left_once_they_are_not_needed_but_not_while_they_are_in_the_air() {
         let start = Instant::now();
-        let mut places = Places::default();
-        places.plan(start, true, [peer(1), peer(2)]);
-        places.held(start, peer(1));
-        assert_eq!(places.plan(start, false, []), [Step::Leave(peer(1))]);
-        assert!(places.plan(start, false, []).is_empty(), "the other is still asked for");
-        places.held(start, peer(1));
-        assert!(places.relays().is_empty(), "it was left");
-        places.gone(start, peer(1));
-        assert!(places.relays().is_empty());
-        places.held(start, peer(2));
-        assert!(places.plan(start + RELAY_SETTLED, false, []).is_empty());
-        places.held(start + RELAY_SETTLED, peer(2));
-        assert_eq!(places.plan(start + RELAY_SETTLED, false, []), [Step::Leave(peer(2))]);
-        places.gone(start, peer(2));
+        let mut reservations = Reservations::default();
+        reservations.plan(start, true, [peer(1), peer(2)]);
+        reservations.granted(start, peer(1));
+        assert_eq!(reservations.plan(start, false, []), [RelayAction::Release(peer(1))]);
+        assert!(reservations.plan(start, false, []).is_empty(), "the other is still asked for");
+        reservations.granted(start, peer(1));
+        assert!(reservations.relays().is_empty(), "it was left");
+        reservations.lost(start, peer(1));
+        assert!(reservations.relays().is_empty());
+        reservations.granted(start, peer(2));
+        assert!(reservations.plan(start + RELAY_SETTLED, false, []).is_empty());
+        reservations.granted(start + RELAY_SETTLED, peer(2));
+        assert_eq!(
+            reservations.plan(start + RELAY_SETTLED, false, []),
+            [RelayAction::Release(peer(2))]
+        );
+        reservations.lost(start, peer(2));
         // Leaving is no failure.
-        assert_eq!(places.plan(start, true, [peer(1)]), [Step::Ask(peer(1))]);
+        assert_eq!(reservations.plan(start, true, [peer(1)]), [RelayAction::Reserve(peer(1))]);
     }
 
     #[test]

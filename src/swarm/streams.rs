@@ -17,12 +17,12 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 
 /// Streams over the connections of one kind.
-pub(crate) struct Half {
+pub(crate) struct PathStreams {
     inner: libp2p_stream::Behaviour,
     relayed: bool,
 }
 
-impl Half {
+impl PathStreams {
     /// Over direct connections, or over those that a relay carries.
     pub(crate) fn new(relayed: bool) -> Self {
         Self { inner: libp2p_stream::Behaviour::new(), relayed }
@@ -37,7 +37,7 @@ impl Half {
     }
 }
 
-impl NetworkBehaviour for Half {
+impl NetworkBehaviour for PathStreams {
     type ConnectionHandler = Either<THandler<libp2p_stream::Behaviour>, dummy::ConnectionHandler>;
     type ToSwarm = ();
 

@@ -72,7 +72,7 @@ impl Port {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Mapped {
     /// The router's address outside; there is one if there are ports.
-    pub(crate) outside: Option<Ipv4Addr>,
+    pub(crate) external_ip: Option<Ipv4Addr>,
     pub(crate) ports: BTreeSet<Port>,
 }
 
@@ -106,17 +106,18 @@ async fn refresh(
     ports: &BTreeSet<Port>,
     mapped: &mut Mapped,
 ) -> Option<Router> {
-    let (mut router, mut outside) = (known, None);
+    let (mut router, mut external_ip) = (known, None);
     if let Some(known) = &router {
-        outside = known.outside().await.inspect_err(|error| debug!(%error, "router")).ok();
+        external_ip = known.external_ip().await.inspect_err(|error| debug!(%error, "router")).ok();
     }
-    if outside.is_none() {
+    if external_ip.is_none() {
         router = search().await.inspect_err(|error| debug!(%error, "no router")).ok();
         if let Some(found) = &router {
-            outside = found.outside().await.inspect_err(|error| debug!(%error, "router")).ok();
+            external_ip =
+                found.external_ip().await.inspect_err(|error| debug!(%error, "router")).ok();
         }
     }
-    let (found, ip) = (router?, outside?);
+    let (found, ip) = (router?, external_ip?);
     if !Address::is_global_v4(ip) {
         info!(%ip, "the router maps ports, but has no public address itself");
         return Some(found);
@@ -124,7 +125,7 @@ async fn refresh(
     for port in ports.iter().take(MAPPED_PORTS_MAX) {
         match found.map(*port).await {
             Ok(()) => {
-                mapped.outside = Some(ip);
+                mapped.external_ip = Some(ip);
                 mapped.ports.insert(*port);
             }
             Err(error) => info!(port = port.inside.port(), %error, "the router maps no port"),
@@ -160,7 +161,7 @@ async fn search() -> io::Result<Router> {
             let (bytes, from) = socket.recv_from(&mut answer).await?;
             let text = String::from_utf8_lossy(&answer[..bytes]);
             let Some((address, path)) = location(&text, from.ip()) else { continue };
-            match described(address, &path).await {
+            match describe(address, &path).await {
                 Ok(router) => return Ok(router),
                 Err(error) => debug!(%address, %error, "maps no ports"),
             }
@@ -170,7 +171,7 @@ async fn search() -> io::Result<Router> {
     looked.await.unwrap_or_else(|_| Err(io::ErrorKind::NotFound.into()))
 }
 
-async fn described(address: SocketAddr, path: &str) -> io::Result<Router> {
+async fn describe(address: SocketAddr, path: &str) -> io::Result<Router> {
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     let description = ask(address, &request).await?;
     let (service, path) = control(&description, address)
@@ -179,8 +180,8 @@ async fn described(address: SocketAddr, path: &str) -> io::Result<Router> {
 }
 
 impl Router {
-    async fn outside(&self) -> io::Result<Ipv4Addr> {
-        let answer = self.order("GetExternalIPAddress", "").await?;
+    async fn external_ip(&self) -> io::Result<Ipv4Addr> {
+        let answer = self.call("GetExternalIPAddress", "").await?;
         let ip = tag(&answer, "NewExternalIPAddress").and_then(|text| text.trim().parse().ok());
         ip.ok_or_else(|| io::Error::other("it does not say its address"))
     }
@@ -197,9 +198,9 @@ impl Router {
                  <NewLeaseDuration>{lease}</NewLeaseDuration>"
             )
         };
-        match self.order("AddPortMapping", &order(LEASE.as_secs())).await {
+        match self.call("AddPortMapping", &order(LEASE.as_secs())).await {
             Err(error) if error.to_string().contains(ONLY_PERMANENT) => {
-                self.order("AddPortMapping", &order(0)).await.map(drop)
+                self.call("AddPortMapping", &order(0)).await.map(drop)
             }
             answer => answer.map(drop),
         }
@@ -211,11 +212,11 @@ impl Router {
             "<NewRemoteHost></NewRemoteHost><NewExternalPort>{number}</NewExternalPort>\
              <NewProtocol>{protocol}</NewProtocol>"
         );
-        self.order("DeletePortMapping", &what).await.map(drop)
+        self.call("DeletePortMapping", &what).await.map(drop)
     }
 
     /// One SOAP exchange. An error that the router gives begins with its number.
-    async fn order(&self, action: &str, what: &str) -> io::Result<String> {
+    async fn call(&self, action: &str, what: &str) -> io::Result<String> {
         let Self { address, path, service } = self;
         let body = format!(
             "<?xml version=\"1.0\"?>\r\n\

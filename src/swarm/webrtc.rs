@@ -8,13 +8,13 @@
 //! Invariants: every connection that is begun is closed, however far it came; its remote's peer
 //! id is proven before it leaves this module; nothing a packet says reaches a description unchecked.
 
+mod clients;
 mod connection;
 mod flush;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod upgrade;
-mod visitors;
 
 use std::collections::VecDeque;
 use std::io;
@@ -38,9 +38,9 @@ use tokio::sync::mpsc;
 use webrtc::ice::udp_mux::{UDPMux, UDPMuxDefault, UDPMuxParams};
 use webrtc::peer_connection::certificate::RTCCertificate;
 
+use self::clients::Clients;
 use self::socket::{Arrival, Socket};
 use self::upgrade::Identity;
-use self::visitors::Visitors;
 use crate::SwarmError;
 use crate::behaviour::setup;
 use crate::options::WEBRTC_ARRIVALS_MAX;
@@ -105,8 +105,8 @@ impl Listener {
         let socket = UdpSocket::from_std(socket)?;
         let address = socket.local_addr()?;
         let (knock, arrivals) = mpsc::channel(WEBRTC_ARRIVALS_MAX);
-        let visitors = Arc::new(Mutex::new(Visitors::default()));
-        let socket = Socket { socket, visitors, arrivals: knock };
+        let clients = Arc::new(Mutex::new(Clients::default()));
+        let socket = Socket { socket, clients, arrivals: knock };
         let mut events = VecDeque::new();
         let interfaces = if address.ip().is_unspecified() {
             Some(IfWatcher::new()?)

@@ -116,7 +116,7 @@ async fn who_listens_nowhere_is_reached_through_a_relay() {
             assert!(relay.events.reach.borrow().offers_relay);
             let addresses = relay.addresses();
             let mut hidden = Node::with(&[], &addresses, RelayMode::Client, key).await;
-            let circuits = hidden.place().await;
+            let circuits = hidden.reservation().await;
             assert_eq!(hidden.events.reach.borrow().relays, [relay.id()]);
             assert!(circuits.iter().all(|circuit| circuit.peer() == Some(hidden.id())));
 
@@ -141,7 +141,7 @@ async fn who_listens_nowhere_is_reached_through_a_relay() {
 async fn a_circuit_ends_at_its_limit() {
     let relay = Node::start(&[QUIC], &[], RelayMode::Server).await;
     let mut hidden = Node::start(&[], &relay.addresses(), RelayMode::Client).await;
-    let circuits = hidden.place().await;
+    let circuits = hidden.reservation().await;
     let mut guest = Node::start(&[], &circuits, RelayMode::Client).await;
     guest.path_to(hidden.id()).await;
     // Both ways together, 128 KiB: small frames make much of it.
@@ -157,7 +157,7 @@ async fn who_listens_is_reached_directly_in_the_end() {
             async |bootstrap: &[Address], mode| Node::with(&[listen], bootstrap, mode, key).await;
         let relay = start(&[], RelayMode::Server).await;
         let mut hidden = start(&relay.addresses(), RelayMode::Client).await;
-        let circuits = hidden.place().await;
+        let circuits = hidden.reservation().await;
         // Only the circuit's address is known to it.
         let mut guest = start(&circuits, RelayMode::Client).await;
         let (hidden_id, guest_id) = (hidden.id(), guest.id());
@@ -181,7 +181,7 @@ async fn a_relay_that_goes_away_is_replaced() {
     let first = Node::start(&[TCP], &[], RelayMode::Server).await;
     let bootstrap = first.addresses();
     let mut hidden = Node::start(&[], &bootstrap, RelayMode::Client).await;
-    hidden.place().await;
+    hidden.reservation().await;
     let second = Node::start(&[QUIC], &[], RelayMode::Server).await;
     let address = second.addresses();
     hidden.handle.dial(second.id(), address).unwrap();
@@ -198,7 +198,7 @@ async fn a_stranger_has_no_place_at_a_private_node() {
     let key = SwarmKey::generate();
     let mut relay = Node::with(&[QUIC], &[], RelayMode::Server, Some(&key)).await;
     let mut member = Node::with(&[], &relay.addresses(), RelayMode::Client, Some(&key)).await;
-    let circuits = member.place().await;
+    let circuits = member.reservation().await;
     for stranger_key in [None, Some(SwarmKey::generate())] {
         let addresses = [relay.addresses(), circuits.clone()].concat();
         let stranger = Node::with(&[], &addresses, RelayMode::Client, stranger_key.as_ref()).await;

@@ -24,8 +24,8 @@ use webrtc::data_channel::data_channel_init::RTCDataChannelInit;
 use webrtc::peer_connection::RTCPeerConnection;
 use webrtc::peer_connection::peer_connection_state::RTCPeerConnectionState as State;
 
+use super::clients::ClientSlot;
 use super::flush::FlushedStream;
-use super::visitors::Visit;
 use crate::options::{WEBRTC_CLOSE_TIMEOUT, WEBRTC_OPENED_MAX};
 
 /// The channel that only this side has: above all numbers that a browser gives.
@@ -35,26 +35,26 @@ type Channel = Compat<PollDataChannel>;
 
 /// A connection of the library that is closed when nobody holds it any more; then its
 /// visitor has left.
-pub(crate) struct Held {
+pub(crate) struct ClosedOnDrop {
     connection: Arc<RTCPeerConnection>,
-    visit: Option<Visit>,
+    slot: Option<ClientSlot>,
 }
 
-impl Held {
-    pub(crate) fn new(connection: RTCPeerConnection, visit: Visit) -> Self {
-        Self { connection: Arc::new(connection), visit: Some(visit) }
+impl ClosedOnDrop {
+    pub(crate) fn new(connection: RTCPeerConnection, slot: ClientSlot) -> Self {
+        Self { connection: Arc::new(connection), slot: Some(slot) }
     }
 }
 
-impl Drop for Held {
+impl Drop for ClosedOnDrop {
     fn drop(&mut self) {
         // Without a runtime the process is about to end.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (connection, visit) = (self.connection.clone(), self.visit.take());
+        let (connection, slot) = (self.connection.clone(), self.slot.take());
         runtime.spawn(async move {
             // Closed or not: nobody is left to be told.
             let _ = timeout(WEBRTC_CLOSE_TIMEOUT, connection.close()).await;
-            drop(visit);
+            drop(slot);
         });
     }
 }
@@ -107,12 +107,12 @@ pub(crate) struct Connection {
     dropped: FuturesUnordered<DropListener<Channel>>,
     /// To be told of the first of them.
     waiting: Option<Waker>,
-    held: Held,
+    held: ClosedOnDrop,
 }
 
 impl Connection {
     /// Before the connection is made, so that no channel and no end is missed.
-    pub(crate) async fn watch(held: Held) -> io::Result<Self> {
+    pub(crate) async fn watch(held: ClosedOnDrop) -> io::Result<Self> {
         let (opened, incoming) = mpsc::channel(WEBRTC_OPENED_MAX);
         held.connection.on_data_channel(Box::new(move |channel| {
             let opened = opened.clone();

@@ -11,12 +11,12 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use webrtc::util::{Conn, Error};
 
-use super::visitors::{Visit, Visitors, name};
+use super::clients::{ClientSlot, Clients, ufrag};
 
 /// A browser that asks for a connection.
 pub(crate) struct Arrival {
     pub(crate) address: SocketAddr,
-    pub(crate) visit: Visit,
+    pub(crate) slot: ClientSlot,
 }
 
 /// After a failed read, so that a socket that keeps failing does not keep a core busy.
@@ -24,17 +24,17 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) struct Socket {
     pub(crate) socket: UdpSocket,
-    pub(crate) visitors: Arc<Mutex<Visitors>>,
+    pub(crate) clients: Arc<Mutex<Clients>>,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
 }
 
 impl Socket {
     fn notice(&self, packet: &[u8], address: SocketAddr) {
-        let Some(name) = name(packet) else { return };
+        let Some(name) = ufrag(packet) else { return };
         // Where too many wait, it is left to knock again.
         let Ok(place) = self.arrivals.try_reserve() else { return };
-        if let Some(visit) = Visit::begin(&self.visitors, name) {
-            place.send(Arrival { address, visit });
+        if let Some(slot) = ClientSlot::begin(&self.clients, name) {
+            place.send(Arrival { address, slot });
         }
     }
 }

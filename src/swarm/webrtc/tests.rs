@@ -13,8 +13,8 @@ use webrtc::peer_connection::RTCPeerConnection;
 use webrtc::peer_connection::configuration::RTCConfiguration;
 use webrtc::peer_connection::sdp::session_description::RTCSessionDescription;
 
-use super::connection::Held;
-use super::visitors::Visit;
+use super::clients::ClientSlot;
+use super::connection::ClosedOnDrop;
 use super::*;
 
 #[test]
@@ -44,10 +44,10 @@ async fn nothing_is_left() {
     assert_eq!(left, Ok(()));
 }
 
-fn visit() -> (Arc<Mutex<Visitors>>, Visit) {
-    let visitors = Arc::new(Mutex::new(Visitors::default()));
-    let visit = Visit::begin(&visitors, "somebody").unwrap();
-    (visitors, visit)
+fn slot() -> (Arc<Mutex<Clients>>, ClientSlot) {
+    let clients = Arc::new(Mutex::new(Clients::default()));
+    let slot = ClientSlot::begin(&clients, "somebody").unwrap();
+    (clients, slot)
 }
 
 /// An end of a connection on loopback that never finds its path dead by itself.
@@ -75,10 +75,10 @@ async fn described(
 #[tokio::test]
 async fn a_connection_ends_with_its_browser_and_leaves_nothing() {
     crate::install_crypto();
-    let (visitors, visit) = visit();
+    let (clients, slot) = slot();
     let browser = end().await;
     let mut node =
-        super::connection::Connection::watch(Held::new(end().await, visit)).await.unwrap();
+        super::connection::Connection::watch(ClosedOnDrop::new(end().await, slot)).await.unwrap();
 
     let channel = browser.create_data_channel("", None).await.unwrap();
     let (opened, is_open) = tokio::sync::oneshot::channel();
@@ -100,7 +100,7 @@ async fn a_connection_ends_with_its_browser_and_leaves_nothing() {
     drop((stream, node, browser));
     nothing_is_left().await;
     assert!(inner.upgrade().is_none());
-    assert_eq!(visitors.lock().unwrap().count(), 0);
+    assert_eq!(clients.lock().unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn who_knocks_is_met_once_and_leaves_nothing_when_given_up() {
 
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for name in ["libp2p+webrtc+v1/first", "libp2p+webrtc+v1/second"] {
-        let packet = super::visitors::request(&[(6, format!("{name}:{name}").as_bytes())]);
+        let packet = super::clients::request(&[(6, format!("{name}:{name}").as_bytes())]);
         // The second packet of each begins nothing: the next visitor comes right behind it.
         for _ in 0..2 {
             socket.send_to(&packet, address).await.unwrap();

@@ -25,9 +25,9 @@ use webrtc::peer_connection::certificate::RTCCertificate;
 use webrtc::peer_connection::configuration::RTCConfiguration;
 use webrtc::peer_connection::sdp::session_description::RTCSessionDescription;
 
-use super::connection::{Connection, Held, open, stream};
+use super::connection::{ClosedOnDrop, Connection, open, stream};
 use super::socket::Arrival;
-use crate::options::{HANDSHAKE_TIMEOUT, WEBRTC_DOUBT, WEBRTC_DOUBT_MAX};
+use crate::options::{HANDSHAKE_TIMEOUT, WEBRTC_DISCONNECTED_TIMEOUT, WEBRTC_FAILED_TIMEOUT};
 
 /// What the browser would have offered. Its true fingerprint is learned by DTLS and proven by Noise.
 const OFFER: &str = "v=0
@@ -76,7 +76,7 @@ fn settings(name: &str, address: SocketAddr, mux: Arc<UDPMuxDefault>) -> io::Res
     settings.set_udp_network(UDPNetwork::Muxed(mux));
     settings.set_ice_credentials(name.to_owned(), name.to_owned());
     settings.set_ice_multicast_dns_mode(MulticastDnsMode::Disabled);
-    settings.set_ice_timeouts(Some(WEBRTC_DOUBT), Some(WEBRTC_DOUBT_MAX), None);
+    settings.set_ice_timeouts(Some(WEBRTC_DISCONNECTED_TIMEOUT), Some(WEBRTC_FAILED_TIMEOUT), None);
     let family = if address.is_ipv4() { NetworkType::Udp4 } else { NetworkType::Udp6 };
     settings.set_network_types(vec![family]);
     // All candidates share the one socket: the first stands for it.
@@ -104,13 +104,13 @@ async fn connect(
     mux: Arc<UDPMuxDefault>,
     identity: Arc<Identity>,
 ) -> io::Result<Upgraded> {
-    let Arrival { address, visit } = arrival;
-    let name = visit.name().to_owned();
+    let Arrival { address, slot } = arrival;
+    let name = slot.ufrag().to_owned();
     let api = APIBuilder::new().with_setting_engine(settings(&name, address, mux)?).build();
     let certificates = vec![identity.certificate.clone()];
     let configuration = RTCConfiguration { certificates, ..RTCConfiguration::default() };
     let connection = api.new_peer_connection(configuration).await.map_err(io::Error::other)?;
-    let connection = Connection::watch(Held::new(connection, visit)).await?;
+    let connection = Connection::watch(ClosedOnDrop::new(connection, slot)).await?;
     let inner = connection.inner();
 
     let handshake = open(inner, Some(NOISE_CHANNEL)).await?;

@@ -6,12 +6,12 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::options::{WEBRTC_GONE_MAX, WEBRTC_VISITORS_MAX};
+use crate::options::{WEBRTC_CLIENTS_MAX, WEBRTC_ENDED_MAX};
 
 /// What the names of webrtc-direct, version 1, begin with.
 const PREFIX: &str = "libp2p+webrtc+v1/";
 /// Bytes of the longest name (RFC 8839, 5.4).
-const NAME_BYTES_MAX: usize = 256;
+const UFRAG_BYTES_MAX: usize = 256;
 
 const HEADER_BYTES: usize = 20;
 const BINDING_REQUEST: [u8; 2] = [0, 1];
@@ -21,7 +21,7 @@ const USERNAME: u16 = 6;
 /// The name in a STUN binding request (RFC 8489, 5 and 14.3): both ends use the same one. None
 /// for any other packet, and for names with characters that have no place in a description of
 /// a session (RFC 8839, 5.4).
-pub(crate) fn name(packet: &[u8]) -> Option<&str> {
+pub(crate) fn ufrag(packet: &[u8]) -> Option<&str> {
     let header = packet.get(..HEADER_BYTES)?;
     if header[..2] != BINDING_REQUEST || header[4..8] != COOKIE {
         return None;
@@ -35,7 +35,7 @@ pub(crate) fn name(packet: &[u8]) -> Option<&str> {
                 std::str::from_utf8(rest.get(4..4 + length)?).ok()?.split_once(':')?;
             let safe =
                 ours.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte));
-            let fits = ours.len() <= NAME_BYTES_MAX && ours.starts_with(PREFIX);
+            let fits = ours.len() <= UFRAG_BYTES_MAX && ours.starts_with(PREFIX);
             return (safe && fits && ours == theirs).then_some(ours);
         }
         rest = rest.get(4 + length.next_multiple_of(4)..)?;
@@ -43,59 +43,59 @@ pub(crate) fn name(packet: &[u8]) -> Option<&str> {
 }
 
 #[derive(Default)]
-pub(crate) struct Visitors {
-    here: HashSet<String>,
+pub(crate) struct Clients {
+    connected: HashSet<String>,
     /// Those that left last.
-    gone: VecDeque<String>,
+    ended: VecDeque<String>,
 }
 
-impl Visitors {
+impl Clients {
     /// False if this one may not.
-    fn enter(&mut self, name: &str) -> bool {
-        self.here.len() < WEBRTC_VISITORS_MAX
-            && !self.gone.iter().any(|gone| gone == name)
-            && self.here.insert(name.to_owned())
+    fn admit(&mut self, name: &str) -> bool {
+        self.connected.len() < WEBRTC_CLIENTS_MAX
+            && !self.ended.iter().any(|ended| ended == name)
+            && self.connected.insert(name.to_owned())
     }
 
-    fn leave(&mut self, name: &str) {
-        if self.here.remove(name) {
-            if self.gone.len() == WEBRTC_GONE_MAX {
-                self.gone.pop_front();
+    fn release(&mut self, name: &str) {
+        if self.connected.remove(name) {
+            if self.ended.len() == WEBRTC_ENDED_MAX {
+                self.ended.pop_front();
             }
-            self.gone.push_back(name.to_owned());
+            self.ended.push_back(name.to_owned());
         }
     }
 
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        self.here.len()
+        self.connected.len()
     }
 }
 
 /// A visitor who is here until this is dropped.
-pub(crate) struct Visit {
+pub(crate) struct ClientSlot {
     name: String,
-    visitors: Arc<Mutex<Visitors>>,
+    clients: Arc<Mutex<Clients>>,
 }
 
-impl Visit {
+impl ClientSlot {
     /// None if it may not enter.
-    pub(crate) fn begin(visitors: &Arc<Mutex<Visitors>>, name: &str) -> Option<Self> {
-        visitors
+    pub(crate) fn begin(clients: &Arc<Mutex<Clients>>, name: &str) -> Option<Self> {
+        clients
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .enter(name)
-            .then(|| Self { name: name.to_owned(), visitors: visitors.clone() })
+            .admit(name)
+            .then(|| Self { name: name.to_owned(), clients: clients.clone() })
     }
 
-    pub(crate) fn name(&self) -> &str {
+    pub(crate) fn ufrag(&self) -> &str {
         &self.name
     }
 }
 
-impl Drop for Visit {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
-        self.visitors.lock().unwrap_or_else(PoisonError::into_inner).leave(&self.name);
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).release(&self.name);
     }
 }
 
@@ -122,49 +122,49 @@ mod tests {
         let name_is = format!("{PREFIX}{:x}", rand::random::<u64>());
         let both = format!("{name_is}:{name_is}");
         let packet = request(&[(0x8022, b"seven..".as_slice()), (USERNAME, both.as_bytes())]);
-        assert_eq!(name(&packet), Some(&*name_is));
+        assert_eq!(ufrag(&packet), Some(&*name_is));
         for end in 0..packet.len() {
-            let cut = name(&packet[..end]);
+            let cut = ufrag(&packet[..end]);
             assert!(cut.is_none() || end >= packet.len() - 3, "{end}");
         }
         let mut reply = packet.clone();
         reply[0] = 1;
-        assert_eq!(name(&reply), None);
+        assert_eq!(ufrag(&reply), None);
         let mut other = packet;
         other[4] ^= 1;
-        assert_eq!(name(&other), None);
+        assert_eq!(ufrag(&other), None);
     }
 
     #[test]
     fn a_name_that_could_write_into_a_description_is_none() {
-        let long = "a".repeat(NAME_BYTES_MAX);
+        let long = "a".repeat(UFRAG_BYTES_MAX);
         for odd in ["x\r\na=setup:active", "x y", "\u{e4}", long.as_str()] {
             let odd = format!("{PREFIX}{odd}");
-            assert_eq!(name(&request(&[(USERNAME, format!("{odd}:{odd}").as_bytes())])), None);
+            assert_eq!(ufrag(&request(&[(USERNAME, format!("{odd}:{odd}").as_bytes())])), None);
         }
         for odd in
             [format!("{PREFIX}a:{PREFIX}b"), "a:a".into(), format!("{PREFIX}a"), String::new()]
         {
-            assert_eq!(name(&request(&[(USERNAME, odd.as_bytes())])), None, "{odd}");
+            assert_eq!(ufrag(&request(&[(USERNAME, odd.as_bytes())])), None, "{odd}");
         }
     }
 
     #[test]
     fn a_name_is_good_for_one_connection_and_all_sets_are_bounded() {
-        let mut visitors = Visitors::default();
-        for index in 0..WEBRTC_VISITORS_MAX {
-            assert!(visitors.enter(&index.to_string()));
+        let mut clients = Clients::default();
+        for index in 0..WEBRTC_CLIENTS_MAX {
+            assert!(clients.admit(&index.to_string()));
         }
-        assert!(!visitors.enter("one more"));
-        visitors.leave("0");
-        assert!(!visitors.enter("0") && !visitors.enter("1"));
-        assert!(visitors.enter("one more"));
-        visitors.leave("one more");
-        for index in 1..WEBRTC_VISITORS_MAX {
-            visitors.leave(&index.to_string());
+        assert!(!clients.admit("one more"));
+        clients.release("0");
+        assert!(!clients.admit("0") && !clients.admit("1"));
+        assert!(clients.admit("one more"));
+        clients.release("one more");
+        for index in 1..WEBRTC_CLIENTS_MAX {
+            clients.release(&index.to_string());
         }
-        assert_eq!((visitors.here.len(), visitors.gone.len()), (0, WEBRTC_GONE_MAX));
-        visitors.leave("never came");
-        assert!(visitors.enter("never came"));
+        assert_eq!((clients.connected.len(), clients.ended.len()), (0, WEBRTC_ENDED_MAX));
+        clients.release("never came");
+        assert!(clients.admit("never came"));
     }
 }
