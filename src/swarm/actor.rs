@@ -35,7 +35,7 @@ use crate::reach::Reach;
 use crate::redial::Redial;
 use crate::{Address, Carrier, PeerId, SwarmError};
 
-/// What a caller can ask of the loop.
+/// The commands that callers send to the loop.
 pub(crate) enum Command {
     Publish { topic: String, data: Vec<u8> },
     Judge { id: gossipsub::MessageId, forwarder: PeerId, sound: bool },
@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Shutdown { done: oneshot::Sender<()> },
 }
 
-/// Where the loop reports to.
+/// The channels on which the loop reports.
 pub(crate) struct Outputs {
     pub(crate) messages: mpsc::Sender<Message>,
     pub(crate) peers: watch::Sender<Peers>,
@@ -55,12 +55,12 @@ pub(crate) struct Outputs {
     pub(crate) drops: Arc<Drops>,
 }
 
-/// Threads beside the swarm's own.
+/// The most threads beside the swarm's own.
 const BLOCKING_THREADS_MAX: usize = 4;
 
 type Started = Result<(Controls, runtime::Handle), SwarmError>;
 
-/// Body of the swarm's thread: a runtime of its own, the loop, and its end.
+/// The body of the swarm's thread: creates a runtime, runs the loop, and shuts both down.
 pub(crate) fn run_thread(
     options: Options,
     commands: mpsc::Receiver<Command>,
@@ -68,12 +68,12 @@ pub(crate) fn run_thread(
     started: oneshot::Sender<Started>,
 ) {
     let mut builder = runtime::Builder::new_current_thread();
-    // WebRTC hands every packet to such a thread: as many as there are packets at once, if it may.
+    // WebRTC hands every packet to a blocking thread, and without a bound uses one per packet.
     builder.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX);
     let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            // The caller may have given up waiting; then nobody needs to know.
+            // If the caller has stopped waiting, nobody needs the error.
             let _ = started.send(Err(setup("its runtime", &error)));
             return;
         }
@@ -94,7 +94,7 @@ pub(crate) fn run_thread(
         }
         actor.run(commands).await
     });
-    // Connection tasks live in the runtime: only its end closes every socket.
+    // Connection tasks live in the runtime, so only dropping it closes every socket.
     drop(runtime);
     if let Some(done) = done {
         let _ = done.send(());
@@ -112,9 +112,9 @@ struct Actor {
     dials: Dials,
     paths: Paths,
     nat: Nat,
-    /// It listens on more than loopback.
+    /// Whether it listens on more than loopback.
     listens_beyond_loopback: bool,
-    /// Connections that went out from a listening port.
+    /// Outgoing connections that were dialled from a listening port.
     reused: HashSet<ConnectionId>,
     refusals: mpsc::Receiver<Refusal>,
     warned_at: Option<Instant>,
@@ -164,7 +164,7 @@ impl Actor {
         })
     }
 
-    /// Runs until told to stop or until every handle is gone.
+    /// Runs until it is told to stop or every handle is dropped.
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Option<oneshot::Sender<()>> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -197,7 +197,7 @@ impl Actor {
                 } else {
                     gossipsub::MessageAcceptance::Reject
                 };
-                // False only if the message has left gossipsub's cache meanwhile.
+                // False only if the message has left gossipsub's cache in the meantime.
                 let _known = self.swarm.behaviour_mut().gossip.report_message_validation_result(
                     &id,
                     &convert::id(forwarder),
@@ -206,7 +206,7 @@ impl Actor {
             }
             Command::Dial { peer, addresses } => self.dial_peer(peer, addresses),
             Command::Disconnect { peer } => {
-                // An error means that it is not connected, which is what was asked.
+                // An error means that it is not connected, which is the goal.
                 let _ = self.swarm.disconnect_peer_id(convert::id(peer));
             }
             Command::Ban { peer, until } => self.ban(peer, until),
@@ -227,7 +227,7 @@ impl Actor {
         }
     }
 
-    /// Dials a peer unless it is connected or being dialled, its best addresses first.
+    /// Dials a peer, best addresses first, unless it is connected or being dialled.
     fn dial_peer(&mut self, peer: PeerId, addresses: Vec<Address>) {
         if self.swarm.is_connected(&convert::id(peer)) {
             return;
@@ -248,12 +248,12 @@ impl Actor {
         self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
     }
 
-    /// Whether an address is dialled from the port that this node listens on: what a NAT
-    /// makes of that port is then what others see, and where a hole is punched. TCP has a
-    /// new port each time: from one port, two nodes that dial each other at once would both
-    /// take the dialler's part.
+    /// Whether an address is dialled from this node's listening port. Others then see how a NAT
+    /// maps that port, which is where a hole is punched. TCP dials from a new port each time:
+    /// if two nodes dialled each other at once from their listening ports, both would act as
+    /// the dialler.
     fn reuses_port(&self, address: &Address) -> bool {
-        // A socket on loopback leads nowhere else.
+        // A socket on loopback cannot dial other machines.
         address.carrier() == Carrier::Quic
             && (self.listens_beyond_loopback || address.is_loopback())
     }
@@ -303,7 +303,7 @@ impl Actor {
         }
     }
 
-    /// Says why a peer is not let in, and leaves it alone for a while.
+    /// Logs why a peer was refused, and bans it for a while if it has no valid key.
     fn on_refusal(&mut self, refusal: Refusal) {
         let now = Instant::now();
         let Refusal { peer, remote, why } = &refusal;
@@ -319,7 +319,7 @@ impl Actor {
         if why.is_proof_of_guilt() {
             self.ban(*peer, now + KEY_BAN);
         }
-        // The caller only keeps count.
+        // The caller only counts refusals, so dropping one is harmless.
         let _ = self.outputs.refusals.try_send(refusal);
     }
 
@@ -388,7 +388,7 @@ impl Actor {
     fn on_connected(&mut self, peer: PeerId, id: ConnectionId, point: &ConnectedPoint) {
         let now = Instant::now();
         let remote = convert::address_or_peer(point.get_remote_address(), peer);
-        // A direct dial that succeeds beside a relayed connection went through a hole.
+        // A direct dial that succeeds beside a relayed connection went through a punched hole.
         let punched = self.peers.get(&peer).is_some_and(|peer| !peer.path.is_direct());
         self.dials.forget(peer);
         self.paths.opened(now, peer, id, point);
@@ -424,18 +424,18 @@ impl Actor {
         self.publish_peers();
     }
 
-    /// Says by what way a peer is reached now.
+    /// Updates the path and address by which a peer is reached.
     fn update_path(&mut self, peer: PeerId) {
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some((remote, path)) = self.paths.best(peer) else { return };
         if entry.path != path {
-            debug!(%peer, ?path, "the way to a peer changed");
+            debug!(%peer, ?path, "the path to a peer changed");
         }
         entry.remote.clone_from(remote);
         entry.path = path;
     }
 
-    /// A bootstrap address that turns out to be this node is not dialled again.
+    /// Removes a bootstrap address that turns out to be this node.
     fn forget_own_address(&mut self, error: &DialError) {
         if let DialError::LocalPeerId { address } = error
             && let Some(address) = convert::address(address)
@@ -469,7 +469,7 @@ impl Actor {
                     peer.topics.insert(topic.into_string());
                     self.publish_peers();
                 }
-                // Somebody listens now: what waited can go out at once.
+                // Someone has subscribed, so queued publications can go out at once.
                 self.on_tick(Instant::now());
             }
             BehaviourEvent::Gossip(gossipsub::Event::Unsubscribed { peer_id, topic, .. }) => {
@@ -501,7 +501,7 @@ impl Actor {
                     info!(peer = %event.remote_peer_id, %error, "stays on its relay");
                 }
             },
-            // A client that does not speak ping at all, as pages may not, is not silent for that.
+            // A client without the ping protocol, such as a page, does not count as silent.
             BehaviourEvent::Ping(ping::Event {
                 result: Err(ping::Failure::Unsupported), ..
             }) => {}
@@ -527,7 +527,7 @@ impl Actor {
 
     fn on_identified(&mut self, peer: PeerId, info: identify::Info) {
         if info.protocol_version != self.protocol_version {
-            info!(%peer, theirs = %sanitised(&info.protocol_version), "speaks another protocol; disconnecting");
+            info!(%peer, theirs = %sanitised(&info.protocol_version), "has another protocol version; disconnecting");
             self.ban(peer, Instant::now() + FOREIGN_BAN);
             return;
         }
@@ -558,8 +558,8 @@ impl Actor {
     }
 }
 
-/// libp2p listens with SO_REUSEPORT, so that a second node on the same port would
-/// silently take every other connection. A plain bind first tells.
+/// Checks that a TCP port is free. libp2p listens with SO_REUSEPORT, so a second node on the
+/// same port would silently take every other connection; a plain bind detects that.
 fn refuse_taken_port(address: &Address) -> Result<(), SwarmError> {
     let Some(socket) = address.tcp_socket() else { return Ok(()) };
     if socket.port() == 0 {
@@ -570,7 +570,7 @@ fn refuse_taken_port(address: &Address) -> Result<(), SwarmError> {
         .map_err(|error| SwarmError::Listen { address: address.clone(), reason: error.to_string() })
 }
 
-/// True if the message is out, or can never be.
+/// Tries to publish. False if it is worth trying again later.
 fn try_publish(swarm: &mut Swarm<Behaviour>, topic: gossipsub::TopicHash, data: &[u8]) -> bool {
     match swarm.behaviour_mut().gossip.publish(topic, data) {
         Ok(_) | Err(gossipsub::PublishError::Duplicate) => true,
@@ -608,7 +608,7 @@ fn build(
     Ok(swarm)
 }
 
-/// A peer's text, cut to a bounded length and without control characters.
+/// A peer's text, truncated to [`AGENT_BYTES_MAX`] and without control characters.
 fn sanitised(text: &str) -> String {
     let mut out = String::new();
     for character in text.chars().filter(|c| !c.is_control()) {

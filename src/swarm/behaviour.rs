@@ -1,4 +1,4 @@
-//! The protocols every connection speaks, in the order they may refuse it.
+//! The protocols of every connection, in the order in which they may refuse it.
 
 use std::collections::HashSet;
 
@@ -17,8 +17,8 @@ use crate::streams::PathStreams;
 pub(crate) type Gossip =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
-/// `limits` and `bans` stand first: they refuse a connection before any other
-/// protocol spends memory on it.
+/// `limits` and `bans` come first, so that they refuse a connection before any
+/// other protocol spends memory on it.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
@@ -81,7 +81,7 @@ impl Behaviour {
     }
 }
 
-/// Signed gossip, on our topics only, forwarded only once the caller has judged it.
+/// Signed gossip on our topics only. Messages are forwarded only after the caller has judged them.
 fn gossip(keypair: &Keypair, topics: &[String]) -> Result<Gossip, SwarmError> {
     let config = gossipsub::ConfigBuilder::default()
         .max_transmit_size(GOSSIP_BYTES_MAX)

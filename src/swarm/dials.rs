@@ -1,14 +1,14 @@
-//! In which order a peer's addresses are dialled: QUIC first, what else it has a moment
-//! later or as soon as that fails. Pure: the time is an argument.
+//! The order in which a peer's addresses are dialled: QUIC first, the others a moment
+//! later or as soon as QUIC fails. Pure: the time is an argument.
 //!
-//! Invariant: an address that nodes do not dial (WebRTC) is never handed out.
+//! Invariant: addresses that nodes do not dial (WebRTC) are never returned.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::{Address, Carrier, PeerId};
 
-/// Dials of which a part is still to come.
+/// Peers that have addresses left to dial.
 pub(crate) struct Dials {
     waiting: BTreeMap<PeerId, Waiting>,
     head_start: Duration,
@@ -17,18 +17,19 @@ pub(crate) struct Dials {
 
 struct Waiting {
     due: Instant,
-    /// The next to dial is the last.
+    /// The waves left to dial, in reverse order.
     waves: Vec<Vec<Address>>,
 }
 
 impl Dials {
-    /// Each wave of addresses gets `head_start` before the next; at most `capacity` peers
-    /// wait for a further wave, and those beyond get all their addresses at once.
+    /// Each wave of addresses gets a head start of `head_start` over the next. At most
+    /// `capacity` peers wait for a further wave; others are dialled at all addresses at once.
     pub(crate) const fn new(head_start: Duration, capacity: usize) -> Self {
         Self { waiting: BTreeMap::new(), head_start, capacity }
     }
 
-    /// What to dial now; the rest is kept for later. Nothing if the peer is being dialled.
+    /// Starts dialling a peer: returns the first wave and keeps the others. Empty if the peer is
+    /// being dialled already.
     pub(crate) fn begin(
         &mut self,
         now: Instant,
@@ -48,7 +49,7 @@ impl Dials {
         first
     }
 
-    /// A dial failed: the peer's next addresses, at once.
+    /// A dial failed: returns the peer's next wave.
     pub(crate) fn failed(&mut self, now: Instant, peer: PeerId) -> Vec<Address> {
         let Some(mut waiting) = self.waiting.remove(&peer) else { return Vec::new() };
         let next = waiting.waves.pop().unwrap_or_default();
@@ -56,12 +57,12 @@ impl Dials {
         next
     }
 
-    /// Nothing more is to be dialled of a peer.
+    /// Drops a peer's remaining waves.
     pub(crate) fn forget(&mut self, peer: PeerId) {
         self.waiting.remove(&peer);
     }
 
-    /// Whose head start is over, with the addresses to try beside those under way.
+    /// Peers whose head start is over, each with its next wave, to dial beside the last one.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<(PeerId, Vec<Address>)> {
         let due = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now);
         let due: Vec<PeerId> = due.map(|(peer, _)| *peer).collect();
@@ -75,7 +76,7 @@ impl Dials {
     }
 }
 
-/// Addresses by what carries them, the least wanted first.
+/// Groups addresses by transport, the least preferred first.
 fn waves(addresses: Vec<Address>) -> Vec<Vec<Address>> {
     let mut waves: BTreeMap<Carrier, Vec<Address>> = BTreeMap::new();
     for address in addresses {
@@ -113,14 +114,14 @@ mod tests {
         let (all, [quic, other_quic, tcp, ws]) = everything();
         let mut dials = Dials::new(HEAD_START, 8);
         assert_eq!(dials.begin(start, peer, all.clone()), [quic.clone(), other_quic]);
-        assert!(dials.begin(start, peer, all.clone()).is_empty(), "under way");
+        assert!(dials.begin(start, peer, all.clone()).is_empty(), "being dialled");
         assert!(dials.due(start + HEAD_START / 2).is_empty());
         assert_eq!(dials.due(start + HEAD_START), [(peer, vec![tcp.clone()])]);
         assert!(dials.due(start + HEAD_START).is_empty());
         assert_eq!(dials.due(start + HEAD_START * 2), [(peer, vec![ws.clone()])]);
         assert!(dials.due(start + HEAD_START * 9).is_empty());
 
-        // A refused packet says at once what silence says in the end.
+        // After a failed dial the next wave comes at once.
         assert_eq!(dials.begin(start, peer, all.clone()).len(), 2);
         assert_eq!(dials.failed(start, peer), [tcp]);
         assert_eq!(dials.failed(start, peer), [ws]);

@@ -1,7 +1,7 @@
-//! The door of a private swarm: between a connection's encryption and its first protocol.
+//! The gate of a private swarm, between a connection's encryption and its first protocol.
 //!
-//! Invariant: behind it nothing of this node speaks to a peer that has not proved the
-//! key. It stands below every protocol and above every transport, so none can go round it.
+//! Invariant: no protocol of this node talks to a peer that has not proved the key. The
+//! gate is below every protocol and above every transport, so it cannot be bypassed.
 
 use std::future::{pending, poll_fn};
 use std::io;
@@ -25,21 +25,21 @@ use crate::options::{DECLINES_MAX, VERDICT_TIMEOUT};
 use crate::transport::Connection;
 use crate::{Address, PeerId, convert};
 
-/// A peer that did not get in, or would not let this node in.
+/// A peer that was refused, or that refused this node.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     pub peer: PeerId,
-    /// Where it is, if it was refused before its connection counted.
+    /// Its address, if it was refused before its connection was established.
     pub remote: Option<Address>,
     pub why: KeyFailure,
 }
 
-/// What every connection is asked.
+/// Runs the key's proof on every connection.
 #[derive(Clone)]
 pub(crate) struct Gate {
     key: Arc<SwarmKey>,
     own: PeerId,
-    /// Told of each refusal; what does not fit is only missing from the records.
+    /// Receives each refusal; those that do not fit are dropped.
     refusals: mpsc::Sender<Refusal>,
 }
 
@@ -48,7 +48,7 @@ impl Gate {
         Self { key: Arc::new(key), own: convert::peer(keys.public().to_peer_id()), refusals }
     }
 
-    /// Puts the gate before a transport.
+    /// Puts this gate behind a transport.
     pub(crate) fn guard(self, transport: Boxed<Connection>) -> Boxed<Connection> {
         transport
             .and_then(move |(peer, muxer), point| async move {
@@ -72,7 +72,7 @@ impl Gate {
         mut muxer: StreamMuxerBox,
         point: &ConnectedPoint,
     ) -> Result<StreamMuxerBox, KeyFailure> {
-        // Both ends of a hole punch dial; one of them then plays the listener.
+        // Both ends of a hole punch dial; one of them acts as the listener.
         let side = match point {
             ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. } => Side::Dialer,
             ConnectedPoint::Dialer { .. } | ConnectedPoint::Listener { .. } => Side::Listener,
@@ -80,8 +80,8 @@ impl Gate {
         let prove = tokio::time::timeout(KEY_TIMEOUT, self.prove(side, peer, &mut muxer));
         let outcome = prove.await.unwrap_or(Err(KeyFailure::Silent));
         if let Err(why) = outcome {
-            // So that a refusal just sent arrives, where closing loses what is under way: who
-            // hears it hangs up. Nobody waits for it long.
+            // On some transports closing loses data in flight, such as the refusal just sent. So
+            // wait briefly until the peer has received it and hangs up.
             if side == Side::Listener && why == KeyFailure::WrongKey {
                 let hung_up = drive(&mut muxer, pending::<Result<(), KeyFailure>>());
                 let _ = tokio::time::timeout(VERDICT_TIMEOUT, hung_up).await;
@@ -103,8 +103,8 @@ impl Gate {
     }
 }
 
-/// All that is said on the stream of a proof: what it is for, then the key from both sides.
-/// The connection must have proved `remote`, and time is the caller's to bound.
+/// The whole exchange on a proof's stream: negotiates the protocol, then proves the key both ways.
+/// The connection must have proved `remote`, and the caller must bound the time.
 pub async fn prove_key<S: AsyncRead + AsyncWrite + Unpin>(
     key: &SwarmKey,
     side: Side,
@@ -119,12 +119,12 @@ pub async fn prove_key<S: AsyncRead + AsyncWrite + Unpin>(
     .map_err(|_| KeyFailure::NoKey)?
     .1;
     prove(key, side, own, remote, &mut stream).await?;
-    // Only the writing half: the other side may not have read it all yet.
+    // Close only the writing half: the other side may not have read everything yet.
     stream.close().await.map_err(|_| KeyFailure::Broken)
 }
 
-/// The listener opens the stream, the dialer takes the first that comes. What else a peer opens
-/// meanwhile waits in its connection, unread.
+/// The listener opens the stream, and the dialer takes the first one that arrives. Other streams
+/// that the peer opens meanwhile stay unread in the connection.
 async fn open(side: Side, muxer: &mut StreamMuxerBox) -> Result<SubstreamBox, KeyFailure> {
     poll_fn(|cx| {
         if let Poll::Ready(Err(_)) = muxer.poll_unpin(cx) {
@@ -139,7 +139,7 @@ async fn open(side: Side, muxer: &mut StreamMuxerBox) -> Result<SubstreamBox, Ke
     .await
 }
 
-/// A node without a key answers each peer that asks for one, so that both can say why they part.
+/// A node without a key answers each peer that asks for one, so that both can report the reason.
 pub(crate) async fn decline_all(
     mut incoming: libp2p_stream::IncomingStreams,
     refusals: mpsc::Sender<Refusal>,
@@ -152,7 +152,7 @@ pub(crate) async fn decline_all(
         }
         let refusals = refusals.clone();
         answers.spawn(async move {
-            // Whether it hears the answer or not, it will not let this node in.
+            // It will refuse this node whether or not the answer arrives.
             let _ = tokio::time::timeout(KEY_TIMEOUT, decline(&mut stream)).await;
             let refusal =
                 Refusal { peer: convert::peer(peer), remote: None, why: KeyFailure::Private };
@@ -161,14 +161,14 @@ pub(crate) async fn decline_all(
     }
 }
 
-/// Keeps the connection going while `talk` uses a stream of it.
+/// Drives the connection while `talk` uses one of its streams.
 async fn drive<T>(
     muxer: &mut StreamMuxerBox,
     talk: impl Future<Output = Result<T, KeyFailure>>,
 ) -> Result<T, KeyFailure> {
     let mut talk = pin!(talk);
     poll_fn(|cx| {
-        // The talk first: its last words may have come with the connection's end.
+        // Poll `talk` first: its last data may have arrived together with the connection's end.
         if let Poll::Ready(outcome) = talk.poll_unpin(cx) {
             return Poll::Ready(outcome);
         }

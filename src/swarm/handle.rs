@@ -1,7 +1,7 @@
 //! The caller's side: commands in, state and messages out.
 //!
 //! State (peers, listen addresses) is published through watches, so it cannot be
-//! missed; gossip messages come through a bounded queue and can be.
+//! missed. Gossip messages come through a bounded queue and may be dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,36 +28,36 @@ use crate::{Address, PeerId, SwarmError};
 /// A connected peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where its oldest direct connection goes to or comes from; without one, the relay's
-    /// address with `/p2p-circuit`.
+    /// The remote address of its oldest direct connection; without one, the relay's address
+    /// with `/p2p-circuit`.
     pub remote: Address,
-    /// Whether a relay lies between.
+    /// Whether the connection is direct or relayed.
     pub path: Path,
-    /// Where this node last reached it by dialling, if it did, a hole that was punched
-    /// excepted: there it will not be again.
+    /// The address at which this node last dialled it successfully. Excludes hole-punched
+    /// addresses, which cannot be reused.
     pub dialled: Option<Address>,
-    /// It offers to be a relay.
+    /// Whether it offers to be a relay.
     pub offers_relay: bool,
-    /// Where it says that it listens, once it has identified itself (at most 8).
+    /// Its listen addresses by its own account, once it has identified itself (at most 16).
     pub listens: Vec<Address>,
     /// Its `NAME/VERSION`, once it has identified itself.
     pub agent: Option<String>,
     pub connected_at: Instant,
-    /// Those of our topics that it takes part in.
+    /// The topics of ours that it has subscribed to.
     pub topics: BTreeSet<String>,
 }
 
 /// Every connected peer.
 pub type Peers = Arc<BTreeMap<PeerId, Peer>>;
 
-/// A gossip message whose author's signature was checked. It is passed on to other
-/// peers only after [`SwarmHandle::judge`] accepted it.
+/// A gossip message whose author's signature was checked. It is forwarded to other
+/// peers only after [`SwarmHandle::judge`] has accepted it.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub topic: String,
-    /// Who wrote and signed it.
+    /// The peer that wrote and signed it.
     pub author: PeerId,
-    /// Who handed it to us.
+    /// The peer that sent it to this node.
     pub forwarder: PeerId,
     pub data: Vec<u8>,
     pub(crate) id: libp2p::gossipsub::MessageId,
@@ -68,9 +68,9 @@ pub struct Message {
 pub struct SwarmEvents {
     pub messages: mpsc::Receiver<Message>,
     pub peers: watch::Receiver<Peers>,
-    /// Peers that a private swarm's door kept out, or whose door kept this node out.
+    /// Peers that a private swarm's gate refused, or whose gate refused this node.
     pub refusals: mpsc::Receiver<Refusal>,
-    /// Listen addresses, each ending in `/p2p/` and our id.
+    /// Listen addresses, each ending in `/p2p/` and this node's id.
     pub listening: watch::Receiver<Vec<Address>>,
     /// How others reach this node.
     pub reach: watch::Receiver<Reach>,
@@ -100,30 +100,30 @@ pub(crate) struct Drops {
     pub(crate) streams: AtomicU64,
 }
 
-/// What opens and takes streams: over direct connections, and over relayed ones.
+/// Opens and accepts streams, over direct connections and over relayed ones.
 #[derive(Clone)]
 pub(crate) struct Controls {
     pub(crate) direct: libp2p_stream::Control,
     pub(crate) relayed: libp2p_stream::Control,
 }
 
-/// Commands the swarm. Cheap to clone; when the last clone is gone the swarm stops.
+/// Commands the swarm. Cheap to clone; the swarm stops when the last clone is dropped.
 #[derive(Clone)]
 pub struct SwarmHandle {
     peer: PeerId,
     commands: mpsc::Sender<Command>,
     streams: Controls,
-    /// Who is connected, and how.
+    /// The connected peers and their paths.
     peers: watch::Receiver<Peers>,
     runtime: tokio::runtime::Handle,
     drops: Arc<Drops>,
 }
 
 impl SwarmHandle {
-    /// Starts a swarm on a thread of its own (its connections are one
-    /// single-threaded runtime: measured faster than a shared one, and inference
-    /// that fills the caller's threads cannot starve pings). Every address in
-    /// `options.listen` is bound when this returns.
+    /// Starts a swarm on a thread of its own. Every address in `options.listen` is
+    /// bound when this returns. The connections run in one single-threaded runtime:
+    /// that was measured faster than a shared one, and inference on the caller's
+    /// threads cannot starve pings.
     pub async fn spawn(options: Options) -> Result<(Self, SwarmEvents), SwarmError> {
         let peer = convert::peer(keypair(options.seed).public().to_peer_id());
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
@@ -156,13 +156,14 @@ impl SwarmHandle {
         self.peer
     }
 
-    /// Publishes on one of `Options::topics`, at most 64 KiB; kept and tried again
-    /// while nobody is subscribed. Never waits.
+    /// Publishes at most 64 KiB on one of `Options::topics`. Kept and retried while
+    /// nobody is subscribed. Never waits.
     pub fn publish(&self, topic: &str, data: Vec<u8>) -> Result<(), SwarmError> {
         self.command(Command::Publish { topic: topic.to_owned(), data })
     }
 
-    /// Says whether a message is sound: it is passed on, or its forwarder is held to account.
+    /// Reports whether a message is valid. If so it is forwarded, otherwise its forwarder is
+    /// penalised.
     pub fn judge(&self, message: &Message, sound: bool) -> Result<(), SwarmError> {
         self.command(Command::Judge { id: message.id.clone(), forwarder: message.forwarder, sound })
     }
@@ -182,13 +183,13 @@ impl SwarmHandle {
         self.command(Command::Ban { peer, until })
     }
 
-    /// Opens a stream, over a direct connection if there is one, dialling the peer if its
-    /// address is known. The stream knows whether a relay carries it.
+    /// Opens a stream, over a direct connection if there is one. Dials the peer if its address
+    /// is known. The stream knows whether it is relayed.
     pub async fn open_stream(&self, peer: PeerId, protocol: &str) -> Result<Stream, SwarmError> {
         let protocol = parse_protocol(protocol)?;
         let relayed = self.peers.borrow().get(&peer).is_some_and(|peer| !peer.path.is_direct());
         let Controls { direct, relayed: circuits } = &self.streams;
-        // A clone of its own: one control opens one stream at a time.
+        // A clone, because one control opens one stream at a time.
         let mut control = if relayed { circuits.clone() } else { direct.clone() };
         let opened = timeout(OPEN_TIMEOUT, control.open_stream(convert::id(peer), protocol)).await;
         match opened {
@@ -202,7 +203,7 @@ impl SwarmHandle {
     }
 
     /// Serves a protocol: streams that peers open for it arrive in the returned
-    /// queue. A stream that finds the queue full is reset and counted.
+    /// queue. If the queue is full, a stream is reset and counted.
     pub fn accept(&self, protocol: &str) -> Result<IncomingStreams, SwarmError> {
         let name = parse_protocol(protocol)?;
         let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
@@ -212,7 +213,7 @@ impl SwarmHandle {
                 .accept(name.clone())
                 .map_err(|_| SwarmError::AlreadyServed(protocol.to_owned()))?;
             let (sender, drops) = (sender.clone(), self.drops.clone());
-            // libp2p-stream drops bursts when nobody polls: this task does nothing else.
+            // libp2p-stream drops bursts when nobody polls, so this task does nothing else.
             self.runtime.spawn(async move {
                 loop {
                     let next = tokio::select! {
@@ -240,11 +241,11 @@ impl SwarmHandle {
         }
     }
 
-    /// Closes every connection and listener; returns when the swarm has ended.
+    /// Closes every connection and listener. Returns when the swarm has ended.
     pub async fn shutdown(&self) {
         let (done, ended) = oneshot::channel();
         if self.commands.send(Command::Shutdown { done }).await.is_ok() {
-            // An error means that the loop ended meanwhile, which is what we want.
+            // An error means that the loop has already ended, which is the goal.
             let _ = timeout(SHUTDOWN_TIMEOUT, ended).await;
         }
     }

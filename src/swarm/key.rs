@@ -1,8 +1,8 @@
 //! A private swarm's key, and how two peers prove to each other that they have it.
-//! The bytes are in `docs/swarm-key.md`, so that others can speak them.
+//! `docs/swarm-key.md` describes the bytes, so that others can implement them.
 //!
-//! Invariant: the key and anything from which it could be found never leave this file;
-//! a proof holds for one connection, one direction and one side of it.
+//! Invariant: the key, and anything that reveals it, never goes to a peer; a proof is
+//! valid for one connection and one side only.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::PeerId;
 /// The protocol's name.
 pub const KEY_PROTOCOL: &str = "/doppler/swarm-key/1";
 
-/// Contexts of `blake3::derive_key`: one for each side, so that neither can be
+/// Contexts for `blake3::derive_key`, one per side, so that neither side can be
 /// answered with its own proof.
 const DIALER_CONTEXT: &str = "doppler-node 2026 swarm key v1 dialer";
 const LISTENER_CONTEXT: &str = "doppler-node 2026 swarm key v1 listener";
-/// And one for what is shown to a node's own gateway.
+/// The context for the token of a node's own gateway.
 const GATEWAY_CONTEXT: &str = "doppler-node 2026 swarm key v1 gateway";
 
-/// How long a proof may take: a few round trips on the worst line, and no more,
-/// since the connection counts against the limits meanwhile.
+/// How long a proof may take: a few round trips on a very slow line. Not longer,
+/// because the connection counts against the limits meanwhile.
 pub(crate) const KEY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const NONCE_BYTES: usize = 32;
@@ -41,7 +41,7 @@ const ACCEPTED: u8 = 1;
 pub struct SwarmKey([u8; 32]);
 
 impl SwarmKey {
-    /// Bytes of a key.
+    /// The length of a key.
     pub const BYTES: usize = 32;
 
     /// A new key from the system's randomness.
@@ -59,8 +59,8 @@ impl SwarmKey {
         &self.0
     }
 
-    /// What shows the key to the HTTP gateway of one node, on its own machine. It opens nothing
-    /// else: neither another node's gateway nor a connection.
+    /// The token that proves the key to the HTTP gateway of one node. It is valid for nothing else:
+    /// neither for another node's gateway nor for a connection.
     pub fn gateway_token(&self, node: PeerId) -> String {
         let key = blake3::derive_key(GATEWAY_CONTEXT, &self.0);
         blake3::keyed_hash(&key, &node.to_bytes()).to_hex().to_string()
@@ -90,7 +90,7 @@ impl fmt::Debug for SwarmKey {
     }
 }
 
-/// Which end of a connection.
+/// One end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Dialer,
@@ -100,13 +100,13 @@ pub enum Side {
 /// Why a peer was refused, or refused this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum KeyFailure {
-    #[error("it has no swarm key, this node has one")]
+    #[error("it has no swarm key, but this node has one")]
     NoKey,
     #[error("it has another swarm key")]
     WrongKey,
     #[error("it refuses this node's swarm key")]
     Refused,
-    #[error("it has a swarm key, this node has none")]
+    #[error("it has a swarm key, but this node has none")]
     Private,
     #[error("it broke off the proof of its swarm key")]
     Broken,
@@ -115,13 +115,14 @@ pub enum KeyFailure {
 }
 
 impl KeyFailure {
-    /// Whether the peer has shown that it does not belong here; the others may be the network's fault.
+    /// Whether the failure proves that the peer does not have the key. The other failures may be the
+    /// network's fault.
     pub const fn is_proof_of_guilt(self) -> bool {
         matches!(self, Self::NoKey | Self::WrongKey)
     }
 }
 
-/// What a proof is bound to.
+/// The values that a proof is bound to.
 struct Handshake {
     dialer: PeerId,
     listener: PeerId,
@@ -129,7 +130,7 @@ struct Handshake {
     listener_nonce: [u8; NONCE_BYTES],
 }
 
-/// Proves the key and has it proved, on a stream that the listener opened.
+/// Proves the key to the other side and checks its proof, on a stream that the listener opened.
 pub(crate) async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
     key: &SwarmKey,
     side: Side,
@@ -162,7 +163,7 @@ async fn listen<S: AsyncRead + AsyncWrite + Unpin>(
     let handshake = Handshake { dialer: remote, listener: own, dialer_nonce, listener_nonce };
     // blake3 compares hashes in constant time.
     if theirs != key.proof(Side::Dialer, &handshake) {
-        // They may have gone; that changes nothing.
+        // The peer may be gone; that changes nothing.
         let _ = send(stream, &[&[REFUSED]]).await;
         return Err(KeyFailure::WrongKey);
     }
@@ -192,7 +193,7 @@ async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// The answer of a node without a key, so that the other side can say what is wrong.
+/// The answer of a node without a key, so that the other side can report the reason.
 pub(crate) async fn decline<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
 ) -> Result<(), KeyFailure> {
@@ -228,7 +229,7 @@ mod tests {
 
     type Outcome = Result<(), KeyFailure>;
 
-    /// Both sides, each with its key and its idea of who is who.
+    /// Runs both sides, each with its key and its view of the two peer ids.
     async fn meet(
         (dialer_key, dialer_view): (&SwarmKey, (PeerId, PeerId)),
         (listener_key, listener_view): (&SwarmKey, (PeerId, PeerId)),
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_same_key_and_the_same_peers_or_nothing() {
+    async fn a_proof_needs_the_same_key_and_the_same_peers() {
         let (dialer, listener) = peers();
         let stranger = PeerId::from_seed([3; 32]);
         let (key, other) = (SwarmKey::generate(), SwarmKey::generate());
@@ -255,13 +256,13 @@ mod tests {
         assert_eq!(meet(as_seen, (&key, (listener, dialer))).await, (Ok(()), Ok(())));
         let refused = (Err(KeyFailure::Refused), Err(KeyFailure::WrongKey));
         assert_eq!(meet(as_seen, (&other, (listener, dialer))).await, refused);
-        // Somebody between them, whom each takes for the other.
+        // A peer in between, which each side takes for the other.
         assert_eq!(meet(as_seen, (&key, (stranger, dialer))).await, refused);
         assert_eq!(meet(as_seen, (&key, (listener, stranger))).await, refused);
     }
 
     #[tokio::test]
-    async fn a_listener_that_only_says_yes_is_found_out() {
+    async fn a_listener_that_only_claims_to_accept_is_detected() {
         let (own, remote) = peers();
         let key = SwarmKey::generate();
         let (one, two) = tokio::io::duplex(256);
@@ -269,7 +270,7 @@ mod tests {
         let liar = async move {
             send(&mut two, &[&[7; NONCE_BYTES]]).await.unwrap();
             let answer = receive::<{ 1 + NONCE_BYTES + PROOF_BYTES }>(&mut two).await.unwrap();
-            // It sends the dialer's own proof back.
+            // It sends back the dialer's own proof.
             send(&mut two, &[&[ACCEPTED], &answer[1 + NONCE_BYTES..]]).await.unwrap();
         };
         let dialer = prove(&key, Side::Dialer, own, remote, &mut one);
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_of_no_use_a_second_time() {
+    async fn an_answer_cannot_be_replayed() {
         let (own, remote) = peers();
         let key = SwarmKey::generate();
         let mut recorded: Option<[u8; 1 + NONCE_BYTES + PROOF_BYTES]> = None;
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_is_sent_instead_is_refused() {
+    async fn random_bytes_are_refused() {
         let (own, remote) = peers();
         let key = SwarmKey::generate();
         let seed: u64 = rand::random();
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateways_token_is_of_one_key_and_one_node() {
+    fn a_gateway_token_is_bound_to_one_key_and_one_node() {
         let (one, other) = peers();
         let (key, another) = (SwarmKey::generate(), SwarmKey::generate());
         let token = key.gateway_token(one);
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_show_itself() {
+    fn debug_output_hides_the_key() {
         let key = SwarmKey::from_bytes([0xab; 32]);
         assert!(!format!("{key:?}").contains("171") && !format!("{key:?}").contains("ab"));
     }

@@ -1,14 +1,13 @@
 //! The libp2p swarm of a node, behind plain channels.
 //!
-//! Owns: transports (QUIC, TCP, WebSocket, WebRTC-direct), encryption, connection limits, peer discovery by bootstrap
-//! address and mDNS, the ways past NATs (relays, hole punching, port mapping), a private swarm's
-//! door, gossip delivery and raw streams. Refuses: any knowledge of
-//! models, shards or who holds what. Invariant: no caller ever waits for the
-//! swarm loop and the loop never waits for a caller; every channel between them
-//! is bounded, and what does not fit is dropped and counted.
+//! Owns: transports (QUIC, TCP, WebSocket, WebRTC-direct), encryption, connection limits, peer
+//! discovery by bootstrap address and mDNS, NAT traversal (relays, hole punching, port mapping), a
+//! private swarm's gate, gossip delivery and raw streams. Knows nothing of models, shards or who
+//! holds what. Invariant: no caller ever waits for the swarm loop, and the loop never waits for a
+//! caller. Every channel between them is bounded; what does not fit is dropped and counted.
 //!
-//! It is a crate of its own because a libp2p swarm is compiled where it is used:
-//! behind this boundary a change elsewhere does not compile it again.
+//! It is a crate of its own because a libp2p swarm is generic and compiled where it is used: behind
+//! this boundary, a change elsewhere does not compile it again.
 
 mod actor;
 mod behaviour;
@@ -44,7 +43,7 @@ pub use stream::Stream;
 pub use transport::{certificates, install_crypto};
 pub use webrtc::generate_certificate;
 
-/// Why the swarm could not be started, or could not do what was asked.
+/// Why the swarm could not be started, or could not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum SwarmError {
     #[error("cannot listen on {address}: {reason}")]

@@ -1,8 +1,8 @@
-//! What the loop does about NATs: hears what peers say of its reachability, offers a relay
-//! or keeps places at others', and tells how this node is reached.
+//! How the loop handles NATs: it learns from peers whether this node can be dialled, offers a
+//! relay or reserves slots at other relays, and reports how this node is reached.
 //!
-//! Invariant: an address that was announced on somebody's word is withdrawn once that
-//! word is taken back.
+//! Invariant: an address that was announced because of a peer or a router is withdrawn once
+//! they no longer confirm it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::relay::{RelayAction, RelayMode, Reservations};
 use crate::upnp::{self, Mapped, Port};
 use crate::{Address, Carrier, PeerId, convert};
 
-/// Keeps ports mapped.
+/// A task that keeps ports mapped at the router.
 struct Mapper {
     wanted: watch::Sender<BTreeSet<Port>>,
     mapped: watch::Receiver<Mapped>,
@@ -41,14 +41,14 @@ impl Mapper {
 
 pub(crate) struct Nat {
     mode: RelayMode,
-    /// Unless it is not to, or listens on loopback only.
+    /// `None` if UPnP is off or the node listens on loopback only.
     mapper: Option<Mapper>,
-    /// Announced because the user said so: never withdrawn.
+    /// Addresses announced on the user's request, which are never withdrawn.
     external: BTreeSet<Address>,
-    /// Announced because a peer reached this node there.
+    /// Addresses announced because a peer reached this node there.
     confirmed: BTreeSet<Multiaddr>,
     reservations: Reservations,
-    /// The places' listeners.
+    /// The listeners of the reservations.
     listeners: HashMap<ListenerId, PeerId>,
     reach: Reach,
     out: watch::Sender<Reach>,
@@ -72,7 +72,8 @@ impl Nat {
     pub(crate) fn on_autonat(&mut self, swarm: &mut Swarm<Behaviour>, event: AutoNatEvent) {
         match event {
             AutoNatEvent::OutboundProbe(OutboundProbeEvent::Response { address, .. }) => {
-                // As it was announced, to be withdrawn; what the user gave lacks the id.
+                // Kept exactly as announced, so that it can be withdrawn. The user's addresses lack
+                // the peer id, so they cannot be withdrawn by mistake.
                 if self.confirmed.len() < CONFIRMED_MAX {
                     self.confirmed.insert(address);
                 }
@@ -83,7 +84,7 @@ impl Nat {
                     NatStatus::Private => Verdict::Private,
                     NatStatus::Unknown => Verdict::Unknown,
                 };
-                info!(verdict = ?self.reach.verdict, "what peers say of reaching this node");
+                info!(verdict = ?self.reach.verdict, "peers report whether they can dial this node");
                 if self.reach.verdict == Verdict::Private {
                     for address in std::mem::take(&mut self.confirmed) {
                         swarm.remove_external_address(&address);
@@ -100,8 +101,8 @@ impl Nat {
         self.external.contains(&address.without_peer())
     }
 
-    /// The listen addresses changed: their ports are to be mapped. Nobody asks a router
-    /// before there is one that a router could hide.
+    /// Sets the ports to map, after the listen addresses have changed. No router is asked
+    /// before there is a port behind one.
     pub(crate) fn set_wanted_ports(&self, swarm: &Swarm<Behaviour>) {
         if let Some(mapper) = &self.mapper {
             let listens = swarm.listeners().filter_map(convert::address);
@@ -115,7 +116,7 @@ impl Nat {
         }
     }
 
-    /// What the router forwards has changed.
+    /// Waits until the router's mappings change, and returns them.
     pub(crate) async fn mapping(&mut self) -> Mapped {
         if let Some(mapper) = &mut self.mapper
             && mapper.mapped.changed().await.is_ok()
@@ -125,7 +126,8 @@ impl Nat {
         std::future::pending().await
     }
 
-    /// Announces where the router forwards to this node, and withdraws addresses it no longer forwards.
+    /// Announces the addresses that the router forwards to this node, and withdraws those that it
+    /// no longer forwards.
     pub(crate) fn on_mapping(&mut self, swarm: &mut Swarm<Behaviour>, mapped: &Mapped) {
         let mut now = BTreeSet::new();
         if let Some(ip) = mapped.external_ip {
@@ -152,11 +154,11 @@ impl Nat {
         self.publish();
     }
 
-    /// Has the router take back what it forwards.
+    /// Removes the port mappings from the router.
     pub(crate) async fn unmap(&mut self) {
         if let Some(Mapper { wanted, task, .. }) = self.mapper.take() {
             drop(wanted);
-            // Silence only means that the mappings end by themselves.
+            // Without an answer in time, the mappings expire by themselves.
             let _ = tokio::time::timeout(UNMAP_TIMEOUT, task).await;
         }
     }
@@ -164,7 +166,7 @@ impl Nat {
     pub(crate) fn on_relay(&mut self, event: RelayEvent) {
         match event {
             RelayEvent::ReservationReqAccepted { relay_peer_id, renewal, .. } => {
-                debug!(relay = %relay_peer_id, renewal, "has a place at a relay");
+                debug!(relay = %relay_peer_id, renewal, "has a reservation at a relay");
                 self.reservations.granted(Instant::now(), convert::peer(relay_peer_id));
                 self.publish();
             }
@@ -172,7 +174,7 @@ impl Nat {
         }
     }
 
-    /// A listener has an address. If the user says that this node is reached, so is that.
+    /// A listener has an address. In server mode the user vouches for it, so it is announced.
     pub(crate) fn on_listening(&self, swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
         let carrier = convert::address(address).map(|address| address.carrier());
         if self.mode == RelayMode::Server
@@ -182,16 +184,16 @@ impl Nat {
         }
     }
 
-    /// True if the listener was a place at a relay.
+    /// True if the listener belonged to a reservation at a relay.
     pub(crate) fn on_listener_closed(&mut self, id: ListenerId) -> bool {
         let Some(relay) = self.listeners.remove(&id) else { return false };
-        debug!(%relay, "has no place at this relay any more");
+        debug!(%relay, "lost its reservation at this relay");
         self.reservations.lost(Instant::now(), relay);
         self.publish();
         true
     }
 
-    /// Asks for places, or leaves them. `peers` are those that are connected.
+    /// Requests or releases reservations. `peers` are the connected ones.
     pub(crate) fn tick(
         &mut self,
         swarm: &mut Swarm<Behaviour>,
@@ -227,14 +229,14 @@ impl Nat {
                 self.listeners.insert(id, relay);
             }
             Some(Err(error)) => {
-                debug!(%relay, %error, "cannot ask for a place");
+                debug!(%relay, %error, "cannot request a reservation");
                 self.reservations.lost(now, relay);
             }
             None => self.reservations.lost(now, relay),
         }
     }
 
-    /// Says whether others may use this node as a relay.
+    /// Updates whether others may use this node as a relay.
     pub(crate) fn offer(&mut self, swarm: &mut Swarm<Behaviour>) {
         self.reach.offers_relay = match self.mode {
             RelayMode::Off | RelayMode::Client => false,
@@ -262,8 +264,9 @@ impl Nat {
     }
 }
 
-/// Where others reach a relay: where it says that the whole internet does, else where this
-/// node reached it, else where it listens on the machine that it came from.
+/// The address at which others reach a relay. Preferred in this order: a global address that it
+/// listens on, the address that this node dialled, an address that it listens on with the IP address
+/// it is connected from.
 fn address_of(relay: &Peer) -> Option<Address> {
     let dialable = |address: &&Address| address.carrier() < Carrier::WebRtc;
     let listens = || relay.listens.iter().filter(dialable);

@@ -1,4 +1,4 @@
-//! What a swarm is started with, and every bound it keeps.
+//! The options of a swarm, and all of its bounds.
 
 use std::time::Duration;
 
@@ -11,41 +11,43 @@ pub struct Options {
     pub seed: [u8; 32],
     /// Where to listen; an empty list makes a node that only dials.
     pub listen: Vec<Address>,
-    /// Addresses kept dialled: redialled with backoff whenever they are not connected.
+    /// Addresses to stay connected to. They are redialled with backoff when not connected.
     pub bootstrap: Vec<Address>,
-    /// Find and be found on the local network.
+    /// Whether to find peers on the local network and be found there.
     pub mdns: bool,
-    /// `NAME/VERSION`, told to peers.
+    /// `NAME/VERSION`, sent to peers.
     pub agent: String,
     /// Peers that identify with another protocol version are disconnected.
     pub protocol_version: String,
-    /// Gossip topics to take part in; peers' other topics are ignored.
+    /// Gossip topics to subscribe to; peers' other topics are ignored.
     pub topics: Vec<String>,
-    /// Addresses at which others reach this node although it cannot see that itself:
-    /// a proxy that ends TLS (`/dns4/HOST/tcp/443/wss`), or a forwarded port.
+    /// Addresses at which others reach this node although it does not listen there: a proxy
+    /// that terminates TLS (`/dns4/HOST/tcp/443/wss`), or a forwarded port.
     pub external: Vec<Address>,
-    /// Certificate and private key of the WebRTC listeners, PEM, as
-    /// [`generate_certificate`](crate::generate_certificate) makes them; one for this run when absent.
+    /// Certificate and private key of the WebRTC listeners, in PEM, as
+    /// [`generate_certificate`](crate::generate_certificate) returns them. If absent, one is
+    /// generated for this run.
     pub webrtc_certificate: Option<String>,
     /// Makes the swarm private: a peer that cannot prove this key is refused before any
-    /// protocol, on every transport; without it, a peer that asks for one is.
+    /// protocol, on every transport. Without a key, a peer that asks for one is refused.
     pub swarm_key: Option<SwarmKey>,
-    /// Certificates, beside those that the web trusts, that may vouch for a proxy that ends
-    /// TLS (`/tls/ws`, `/wss`), in DER as [`certificates`](crate::certificates) gives them.
+    /// Certificates of authorities, beside the web's usual ones, that are trusted for proxies
+    /// that terminate TLS (`/tls/ws`, `/wss`), in DER as [`certificates`](crate::certificates)
+    /// returns them.
     pub tls_roots: Vec<Vec<u8>>,
-    /// What to do with relays. With any but `Off`, connections that come about through one
-    /// are made direct where that can be done (DCUtR).
+    /// What to do with relays. In every mode but `Off`, relayed connections are upgraded to
+    /// direct ones where possible (DCUtR).
     pub relay: RelayMode,
-    /// Ask peers whether they reach this node, and tell them the same (AutoNAT).
+    /// Whether to ask peers if they can dial this node, and to answer such requests (AutoNAT).
     pub ask_reach: bool,
-    /// Ask the router to forward the listening ports (UPnP). Never done by a node that
-    /// listens on loopback only.
+    /// Whether to ask the router to forward the listening ports (UPnP). A node that listens on
+    /// loopback only never does.
     pub upnp: bool,
     pub limits: Limits,
 }
 
 impl Options {
-    /// A node's key; it listens nowhere, knows nobody and has no topics.
+    /// Options with a node's key, without listen addresses, peers or topics.
     pub fn new(seed: [u8; 32]) -> Self {
         Self {
             seed,
@@ -68,7 +70,7 @@ impl Options {
 }
 
 impl std::fmt::Debug for Options {
-    /// Leaves the secret keys out.
+    /// Omits the secret keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("listen", &self.listen)
@@ -90,16 +92,17 @@ impl std::fmt::Debug for Options {
 /// Connection limits. The defaults fit a node on a home or office line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes in progress that others began.
+    /// Incoming handshakes in progress.
     pub pending_incoming: u32,
     /// Dials in progress.
     pub pending_outgoing: u32,
-    /// Connections that others opened.
+    /// Incoming connections.
     pub established_incoming: u32,
     /// All connections.
     pub established: u32,
-    /// Connections to one peer: two, because both sides may dial at once, one that a relay
-    /// carries until it is made direct, and one that tries whether this node is reached.
+    /// Connections to one peer. The default allows two because both sides may dial at once, a
+    /// relayed one until a direct one replaces it, and one that probes whether this node can be
+    /// dialled.
     pub established_per_peer: u32,
 }
 
@@ -108,8 +111,8 @@ impl Default for Limits {
         Self {
             pending_incoming: 64,
             pending_outgoing: 64,
-            // Below `established`, so that a crowd from outside cannot take
-            // away this node's own dials.
+            // Below `established`, so that incoming connections cannot use up
+            // the room for this node's own dials.
             established_incoming: 192,
             established: 256,
             established_per_peer: 4,
@@ -117,44 +120,44 @@ impl Default for Limits {
     }
 }
 
-/// The largest gossip message; gossipsub's own default, and what peers accept.
+/// The largest gossip message: gossipsub's default, which peers accept.
 pub const GOSSIP_BYTES_MAX: usize = 64 * 1024;
 
-/// Gossip messages waiting for the caller. At 64 KiB each this bounds 16 MiB; beyond
-/// it messages are dropped, which anti-entropy in the caller must repair anyway.
+/// Gossip messages waiting for the caller, 16 MiB at worst. Beyond it messages are
+/// dropped, which the caller's anti-entropy repairs.
 pub(crate) const MESSAGE_QUEUE: usize = 256;
 
-/// Commands waiting for the swarm loop; each is small and handled without waiting.
+/// Commands waiting for the swarm loop. Each is small and handled without waiting.
 pub(crate) const COMMAND_QUEUE: usize = 1024;
 
-/// Accepted streams waiting for the caller of one protocol; the accept loop drops
-/// (resets) further ones rather than stall, and the remote tries again.
+/// Accepted streams of one protocol waiting for the caller. Further ones are reset
+/// instead of stalling the accept loop, and the peer retries.
 pub(crate) const INCOMING_QUEUE: usize = 128;
 
-/// Publications kept while nobody is subscribed; the oldest gives way, since newer
+/// Publications kept while nobody is subscribed. The oldest is dropped first, because newer
 /// announcements replace older ones.
 pub(crate) const OUTBOX: usize = 64;
 
-/// How often the loop looks at redials, the outbox and bans: short enough that a
-/// node joins within a heartbeat, long enough to cost nothing.
+/// How often the loop checks redials, the outbox and bans: often enough that a node
+/// joins within a heartbeat, and rarely enough to cost nothing.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 
-/// First and longest wait before a bootstrap address is dialled again: a neighbour
-/// process that starts a moment later is met at once, a dead host costs one dial a minute.
+/// First and longest wait before a bootstrap address is redialled: a process that starts a
+/// moment later is reached at once, and a dead host costs one dial a minute.
 pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
 pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
 
-/// How much sooner a peer's QUIC addresses are dialled than its others: longer than a
-/// handshake over most lines, shorter than anybody waits where UDP is blocked.
+/// The head start of a peer's QUIC addresses over its others: longer than a handshake on
+/// most lines, and short enough where UDP is blocked.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(500);
 
-/// Peers of which some addresses are still to be dialled.
+/// Peers with addresses left to dial.
 pub(crate) const DIALS_WAITING_MAX: usize = 256;
 
-/// Bootstrap addresses kept; more than anyone types, less than a flood.
+/// Bootstrap addresses that are used: more than anyone types.
 pub(crate) const BOOTSTRAP_MAX: usize = 64;
 
-/// Addresses remembered of one peer: four transports on a few interfaces.
+/// Addresses remembered per peer: four transports on a few interfaces.
 pub(crate) const PEER_ADDRESSES_MAX: usize = 16;
 
 /// External addresses a node may announce.
@@ -163,148 +166,148 @@ pub(crate) const EXTERNAL_MAX: usize = 8;
 /// Bytes of a peer's agent string that are kept and shown.
 pub(crate) const AGENT_BYTES_MAX: usize = 64;
 
-/// A connection without streams is closed after this; gossip keeps mesh peers alive,
-/// and a node waiting between tokens should not have to dial again.
+/// A connection without streams is closed after this. Gossip keeps mesh peers connected;
+/// others should stay long enough that a node does not have to redial between tokens.
 pub(crate) const IDLE_CONNECTION: Duration = Duration::from_secs(300);
 
-/// Pings notice a silent peer: interval and time-out together bound how long.
+/// Pings detect a silent peer, within the interval plus the time-out.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Streams a peer may have half-open at once on one connection.
+/// Streams of one connection that a peer may be negotiating at once.
 pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
 
-/// Streams of one connection in use: gossip, ping, identify and shard streams.
+/// Open streams of one connection: gossip, ping, identify and shard streams.
 pub(crate) const CONNECTION_STREAMS_MAX: usize = 256;
 
-/// The largest WebSocket message taken in. A peer's multiplexer sends at most 1 MiB
-/// at once, and encryption may leave several of its frames in one message.
+/// The largest WebSocket message accepted. A peer's multiplexer sends at most 1 MiB
+/// at once, and encryption may put several of its frames into one message.
 pub(crate) const WEBSOCKET_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes of one write on a WebRTC stream: a message of 16 KiB with its envelope (the
-/// webrtc-direct specification's limit).
+/// The largest write on a WebRTC stream, so that a message with its envelope stays within 16 KiB
+/// (the webrtc-direct specification's limit).
 pub(crate) const WEBRTC_WRITE_BYTES_MAX: usize = 16 * 1024 - 64;
 
-/// Browsers that are connected by WebRTC or about to be, for each listening address.
+/// Browsers that are connected or connecting by WebRTC, per listening address.
 pub(crate) const WEBRTC_CLIENTS_MAX: usize = 1024;
 
-/// Names of ended WebRTC connections that are remembered: a browser may go on asking by one
-/// for half a minute.
+/// Names of ended WebRTC connections that are remembered: a browser may keep sending requests
+/// under one for half a minute.
 pub(crate) const WEBRTC_ENDED_MAX: usize = 256;
 
-/// Browsers that wait for their connection to be begun.
+/// Browsers waiting for the node to start their connection.
 pub(crate) const WEBRTC_ARRIVALS_MAX: usize = 64;
 
-/// Streams that a browser opened and nobody has looked at yet.
+/// Streams that a browser opened and that are not yet accepted.
 pub(crate) const WEBRTC_OPENED_MAX: usize = 16;
 
-/// A browser asks every two or three seconds whether its path still works. After so long
-/// without a packet the path is in doubt, and after so long in doubt the connection is over.
+/// ICE time-outs: without a packet for the first, a connection counts as disconnected; after the
+/// second in that state it has failed. A browser checks its path every two or three seconds.
 pub(crate) const WEBRTC_DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const WEBRTC_FAILED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long closing a WebRTC connection may take that nobody uses any more.
+/// How long closing an unused WebRTC connection may take.
 pub(crate) const WEBRTC_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a node that speaks another protocol is left alone.
+/// How long a node with another protocol version is banned.
 pub(crate) const FOREIGN_BAN: Duration = Duration::from_secs(600);
 
-/// How long a peer without the swarm's key is left alone: guessing at 32 bytes gains nothing
-/// from more, and a mended configuration is let in soon.
+/// How long a peer without the swarm's key is banned. A longer ban would not make guessing
+/// 32 bytes any harder, and a corrected configuration works soon.
 pub(crate) const KEY_BAN: Duration = Duration::from_secs(60);
 
-/// How long a peer that was refused may take to hang up, before this node does.
+/// How long a refused peer may take to hang up before this node does.
 pub(crate) const VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Refusals are told to people at most this often; the others only to a detailed log.
+/// Refusals are logged as warnings at most this often; the others only at debug level.
 pub(crate) const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// Peers at once that a node without a key tells so.
+/// Peers that a node without a key answers at once to say so.
 pub(crate) const DECLINES_MAX: usize = 32;
 
-/// Refusals waiting to be recorded; beyond it they are refused all the same.
+/// Refusals waiting to be recorded. Beyond it peers are still refused, but not recorded.
 pub(crate) const REFUSAL_QUEUE: usize = 64;
 
-/// Bans remembered; beyond it the one that ends first gives way.
+/// Bans remembered; beyond it the one that ends first is lifted.
 pub(crate) const BANS_MAX: usize = 4096;
 
 /// How long a handshake may take, from an open socket to an authenticated, multiplexed
-/// connection: several round trips on the worst line. QUIC's own is five seconds.
+/// connection: several round trips on a very slow line. QUIC's own limit is five seconds.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Relays at which a node that cannot be reached keeps a place: one may go away.
+/// Relays at which a node that cannot be dialled keeps a reservation: more than one, because one
+/// may go away.
 pub(crate) const RELAYS_MAX: usize = 2;
 
-/// Wait before a relay that refused a place, or went away, is asked again.
+/// First and longest wait before a relay that refused a reservation or went away is asked again.
 pub(crate) const RELAY_RETRY_FIRST: Duration = Duration::from_secs(10);
 pub(crate) const RELAY_RETRY_MAX: Duration = Duration::from_secs(600);
 
 /// Relays whose refusals are remembered.
 pub(crate) const RELAYS_REMEMBERED_MAX: usize = 256;
 
-/// A place younger than this is not about to be renewed: renewals come in the second half
+/// A reservation younger than this is not about to be renewed: renewals come in the second half
 /// of [`RESERVATION_TIME`].
 pub(crate) const RELAY_SETTLED: Duration = Duration::from_secs(20 * 60);
 
-/// What a relay keeps and carries for others: places, in all and for one peer (one for
-/// each of its connections), and how long a place lasts unless it is renewed.
+/// Reservations that a relay grants, in total and per peer (one for each of its connections),
+/// and how long one lasts unless it is renewed.
 pub(crate) const RESERVATIONS_MAX: usize = 64;
 pub(crate) const RESERVATIONS_PER_PEER_MAX: usize = 2;
 pub(crate) const RESERVATION_TIME: Duration = Duration::from_secs(3600);
 
-/// Circuits at once, in all and of one peer that dials; what each may carry, both ways
-/// together, and for how long. Enough to meet and to punch a hole, or to hear of models;
-/// sixteen of them at their limit are 17 KiB a second.
+/// Circuits at once, in total and per dialling peer; what each may carry, both directions
+/// together, and for how long. Enough to meet and to punch a hole, or to learn of models.
+/// Sixteen of them at their limit are 17 KiB a second.
 pub(crate) const CIRCUITS_MAX: usize = 16;
 pub(crate) const CIRCUITS_PER_PEER_MAX: usize = 4;
 pub(crate) const CIRCUIT_BYTES_MAX: u64 = 128 * 1024;
 pub(crate) const CIRCUIT_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// Requests for places and for circuits that a relay heeds in a window; one peer has a
-/// quarter of them.
+/// Requests for reservations and for circuits that a relay accepts per window; one peer gets
+/// at most a quarter of them.
 pub(crate) const RELAY_WINDOW: Duration = Duration::from_secs(60);
 pub(crate) const RESERVATIONS_PER_WINDOW_MAX: u32 = 64;
 pub(crate) const CIRCUITS_PER_WINDOW_MAX: u32 = 64;
 
-/// How long a relayed connection is kept beside a direct one, so that the other end has
-/// the direct one, too, when it goes.
+/// How long a relayed connection is kept beside a direct one, so that the other end has the
+/// direct one, too, before the relayed one closes.
 pub(crate) const RELAYED_GRACE: Duration = Duration::from_secs(1);
 
-/// When peers are asked whether they reach this node: first after this, every so often
-/// until they agree (the same one seldom), and again once they did.
+/// When peers are asked whether they can dial this node: the first time after this, then at this
+/// interval until the answer is certain (the same peer less often), and then at the last one.
 pub(crate) const PROBE_FIRST: Duration = Duration::from_secs(1);
 pub(crate) const PROBE_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) const PROBE_SAME_PEER: Duration = Duration::from_secs(60);
 pub(crate) const PROBE_REFRESH: Duration = Duration::from_secs(15 * 60);
 
-/// How long an answer may take: the other end tries address after address.
+/// How long an answer may take: the other end tries one address after another.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Addresses of one asker that this node tries, and how many askers it heeds in a period,
-/// in all and the same one.
+/// Addresses of an asking peer that this node dials, and requests that it accepts per period, in
+/// total and per peer.
 pub(crate) const PROBED_ADDRESSES_MAX: usize = 16;
 pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(60);
 pub(crate) const PROBES_PER_PERIOD_MAX: usize = 32;
 pub(crate) const PROBES_PER_PEER_MAX: usize = 3;
 
-/// Addresses that peers say they see this node at and that are tried beside those it
-/// listens on.
+/// Addresses at which peers see this node that are probed beside those that it listens on.
 pub(crate) const CANDIDATES_MAX: usize = 8;
 
-/// Addresses announced because a peer reached this node there, or a router maps them.
+/// Addresses announced because a peer reached this node there.
 pub(crate) const CONFIRMED_MAX: usize = 16;
 
-/// Certificates of authorities that are taken from one file: system bundles have 150.
+/// Certificates read from one file; system bundles have 150.
 pub(crate) const TLS_ROOTS_MAX: usize = 1024;
 
 /// Ports that a router is asked to forward: four transports on a few interfaces.
 pub(crate) const MAPPED_PORTS_MAX: usize = 16;
 
-/// How long a node that stops waits for its router to take port mappings back.
+/// How long a stopping node waits for its router to remove port mappings.
 pub(crate) const UNMAP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long opening a stream may take, negotiation and (if needed) dialling included.
+/// How long opening a stream may take, including negotiation and, if needed, dialling.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long shutting down may take before the swarm's thread is left to end by itself.
+/// How long a shutdown waits for the swarm's thread to end.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

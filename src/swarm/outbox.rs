@@ -1,10 +1,10 @@
-//! Publications that found nobody subscribed, kept until somebody is.
+//! Publications without subscribers, kept until there is one.
 //!
-//! Invariant: never more than `capacity` entries; the oldest gives way.
+//! Invariant: never more than `capacity` entries; the oldest is dropped.
 
 use std::collections::VecDeque;
 
-/// A bounded queue of (topic, data) to publish again.
+/// A bounded queue of (topic, data) to retry.
 pub(crate) struct Outbox {
     entries: VecDeque<(String, Vec<u8>)>,
     capacity: usize,
@@ -29,7 +29,7 @@ impl Outbox {
         self.entries.is_empty()
     }
 
-    /// Offers every entry, oldest first; `publish` answers whether it is done with it.
+    /// Retries every entry, oldest first; drops those for which `publish` returns true.
     pub(crate) fn retry(&mut self, mut publish: impl FnMut(&str, &[u8]) -> bool) {
         self.entries.retain(|(topic, data)| !publish(topic, data));
     }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_gives_way_and_retries_keep_what_failed() {
+    fn the_oldest_is_dropped_and_retries_keep_what_failed() {
         let mut outbox = Outbox::new(2);
         assert!(!outbox.push("t".into(), vec![1]));
         assert!(!outbox.push("t".into(), vec![2]));

@@ -1,8 +1,7 @@
-//! Which connections lead to each peer: direct ones, and those that a relay carries.
-//! Pure: the time is an argument.
+//! The connections to each peer, direct and relayed. Pure: the time is an argument.
 //!
-//! Invariant: a peer is relayed only while it has no direct connection, and a relayed
-//! connection outlives the first direct one by `grace` at most.
+//! Invariant: a peer counts as relayed only while it has no direct connection, and its
+//! relayed connections are closed `grace` after its first direct one.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,11 +11,11 @@ use libp2p::swarm::ConnectionId;
 
 use crate::{Address, PeerId, convert};
 
-/// What lies between this node and a peer.
+/// How this node and a peer are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
     Direct,
-    /// All its connections go through relays; which carries the oldest, if that is known.
+    /// Only through relays. `by` is the relay of the oldest connection, if known.
     Relayed {
         by: Option<PeerId>,
     },
@@ -66,14 +65,15 @@ impl Paths {
         }
     }
 
-    /// How a peer is reached: by its oldest direct connection, else by its oldest.
+    /// The address and path of a peer's oldest direct connection; of its oldest one if none is
+    /// direct.
     pub(crate) fn best(&self, peer: PeerId) -> Option<(&Address, Path)> {
         let links = self.peers.get(&peer)?.values();
         let best = links.min_by_key(|link| (!link.path.is_direct(), link.since))?;
         Some((&best.remote, best.path))
     }
 
-    /// Relayed connections to peers that have had a direct one for long enough.
+    /// Relayed connections to close, because their peers have had a direct one for `grace`.
     pub(crate) fn superseded(&self, now: Instant) -> Vec<ConnectionId> {
         let mut superseded = Vec::new();
         for links in self.peers.values() {
@@ -87,7 +87,7 @@ impl Paths {
     }
 }
 
-/// What a connection goes through.
+/// The path of a connection.
 fn path_of(point: &ConnectedPoint) -> Path {
     let (ConnectedPoint::Dialer { address, .. }
     | ConnectedPoint::Listener { local_addr: address, .. }) = point;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_direct_way_is_preferred_and_the_relayed_one_goes_after_a_while() {
+    fn a_direct_connection_is_preferred_and_the_relayed_one_is_closed_after_a_while() {
         let start = Instant::now();
         let (peer, relay) = (PeerId::from_seed([1; 32]), PeerId::from_seed([2; 32]));
         let circuit = format!("/ip4/10.0.0.2/udp/1/quic-v1/p2p/{relay}/p2p-circuit");
@@ -140,7 +140,7 @@ mod tests {
         paths.opened(start, peer, ids[0], &came);
         let (remote, by) = paths.best(peer).unwrap();
         assert_eq!((remote.to_string(), by), (circuit.clone(), Path::Relayed { by: Some(relay) }));
-        assert!(paths.superseded(start + GRACE * 99).is_empty(), "it is all there is");
+        assert!(paths.superseded(start + GRACE * 99).is_empty(), "the only connection");
 
         let went = dialled(&format!("{circuit}/p2p/{peer}"));
         assert_eq!(path_of(&went), Path::Relayed { by: Some(relay) });

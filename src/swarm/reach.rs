@@ -1,11 +1,11 @@
-//! Whether others reach this node: what AutoNAT is told and how it is bounded, and what
-//! is known of the answer.
+//! Whether others can dial this node: AutoNAT with bounds, and its result.
 //!
-//! AutoNAT's first version, not its second: libp2p's second never tests an address again
-//! once it failed, dials whatever address a peer names, and keeps every address that any
-//! peer claims to have seen. The first asks again, and dials only where it sees the asker.
+//! This is AutoNAT version 1. libp2p's version 2 never tests an address again after a
+//! failure, dials any address that a peer names, and keeps every address that any peer
+//! claims to have seen. Version 1 asks again, and dials an asking peer only at the IP
+//! address where it sees that peer.
 //!
-//! Invariant: what peers say of this node's addresses takes up [`CANDIDATES_MAX`] at most.
+//! Invariant: at most [`CANDIDATES_MAX`] addresses are kept that peers claim for this node.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::task::{Context, Poll};
@@ -27,27 +27,26 @@ use crate::options::{
     PROBE_TIMEOUT, PROBED_ADDRESSES_MAX, PROBES_PER_PEER_MAX, PROBES_PER_PERIOD_MAX,
 };
 
-/// What peers that tried to dial this node found.
+/// What peers found when they tried to dial this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Verdict {
-    /// Nobody has tried: there are no peers yet, or none that sees this node from outside
-    /// its own network.
+    /// Nobody has tried: there are no peers yet, or none outside this node's own network.
     #[default]
     Unknown,
     Public,
-    /// Behind a NAT or a firewall that lets nobody in.
+    /// Behind a NAT or a firewall that blocks incoming connections.
     Private,
 }
 
-/// How others reach this node, as far as is known.
+/// How others reach this node, as far as it knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {
     pub verdict: Verdict,
-    /// Addresses that a router forwards to this node, because it was asked to (UPnP).
+    /// Addresses that a router forwards to this node on its request (UPnP).
     pub mapped: Vec<Address>,
-    /// Relays that keep a place for this node.
+    /// Relays at which this node has a reservation.
     pub relays: Vec<crate::PeerId>,
-    /// This node offers a relay to others.
+    /// Whether this node offers to be a relay.
     pub offers_relay: bool,
 }
 
@@ -63,18 +62,18 @@ fn config() -> Config {
         throttle_clients_global_max: PROBES_PER_PERIOD_MAX,
         throttle_clients_peer_max: PROBES_PER_PEER_MAX,
         throttle_clients_period: PROBE_PERIOD,
-        // Who is seen at a private address shares a network with this node, and says
-        // nothing about those outside.
+        // A peer at a private address shares a network with this node, so its result says
+        // nothing about peers outside.
         only_global_ips: true,
         ..Config::default()
     }
 }
 
-/// AutoNAT, with a bound on what it is asked to try.
+/// AutoNAT with a bound on the addresses that it probes.
 pub(crate) struct BoundedAutoNat {
     inner: AutoNat,
     candidates: BTreeSet<Multiaddr>,
-    /// Where peers saw this node, for whoever punches holes.
+    /// Addresses at which peers saw this node, for hole punching.
     seen: VecDeque<Multiaddr>,
 }
 
@@ -84,16 +83,16 @@ impl BoundedAutoNat {
         Self { inner, candidates: BTreeSet::new(), seen: VecDeque::new() }
     }
 
-    /// A peer saw a connection of this node's come from here, from the very port that it
-    /// listens on. What a NAT makes of that port is what a hole is punched through; libp2p's
-    /// own guess puts the listening port in its place.
+    /// Records the address at which a peer saw a connection that this node dialled from its
+    /// listening port. It shows how a NAT maps that port, which is where a hole is punched;
+    /// libp2p's own guess replaces the mapped port by the listening port.
     pub(crate) fn seen(&mut self, address: Multiaddr) {
         if self.seen.len() < CANDIDATES_MAX {
             self.seen.push_back(address);
         }
     }
 
-    /// Whether this is to be tried, too.
+    /// Whether an address may be probed.
     fn admit(&mut self, address: &Multiaddr) -> bool {
         let relayed = address.iter().any(|part| part == Protocol::P2pCircuit);
         !relayed

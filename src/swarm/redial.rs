@@ -7,7 +7,7 @@ use crate::{Address, PeerId};
 /// One address that should stay connected.
 struct Entry {
     address: Address,
-    /// From the address, or learned when it first answered.
+    /// From the address, or learned when the peer first answered.
     peer: Option<PeerId>,
     due: Instant,
     wait: Duration,
@@ -34,7 +34,8 @@ impl Redial {
         Self { entries, first, max }
     }
 
-    /// Addresses to dial now. Each is put off by its backoff, which doubles until it connects.
+    /// Addresses to dial now. Each is then postponed by its backoff, which doubles until it
+    /// connects.
     pub(crate) fn due(
         &mut self,
         now: Instant,
@@ -54,7 +55,7 @@ impl Redial {
         dial
     }
 
-    /// The peer that answered at a dialled address.
+    /// Records which peer answered at a dialled address.
     pub(crate) fn connected(&mut self, address: &Address, peer: PeerId) {
         for entry in &mut self.entries {
             if entry.address.without_peer() == address.without_peer() {

@@ -1,8 +1,8 @@
-//! Relays: what this node carries for others, within tight bounds, and at which of its
-//! peers it keeps a reservation for itself. Pure but for the configuration: the time is an argument.
+//! Relays: the limits of what this node relays for others, and the reservations that it keeps
+//! at other relays. The decisions are pure: the time is an argument.
 //!
-//! Invariants: never a reservation at more than [`RELAYS_MAX`] relays; one that refused or went
-//! away is asked again only after a wait that doubles.
+//! Invariants: this node has reservations at no more than [`RELAYS_MAX`] relays. A relay that
+//! refused or went away is asked again only after a wait that doubles each time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,15 +21,15 @@ use crate::{PeerId, convert};
 /// What a node does with relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RelayMode {
-    /// Neither offers one nor uses any, not even to dial.
+    /// Neither offers a relay nor uses any, not even to dial.
     #[default]
     Off,
-    /// Uses others', never offers one; keeps reservations unless it is known to be reached.
+    /// Uses other relays, never offers one. Keeps reservations unless it is known to be public.
     Client,
-    /// Offers one, whatever its peers say; its listen addresses count as reachable.
+    /// Offers a relay whatever its peers report; its listen addresses count as reachable.
     Server,
-    /// Offers one while its peers say that they reach it; keeps reservations while they say
-    /// that they do not.
+    /// Offers a relay while its peers report that they can dial it; keeps reservations while they
+    /// report that they cannot.
     Auto,
 }
 
@@ -39,11 +39,11 @@ impl RelayMode {
     }
 }
 
-/// What this node carries as a relay.
+/// The limits of this node as a relay.
 pub(crate) fn limits() -> Config {
     Config {
         max_reservations: RESERVATIONS_MAX,
-        // libp2p refuses beyond one more than it is told, for these two.
+        // libp2p allows one more than these two limits say.
         max_reservations_per_peer: RESERVATIONS_PER_PEER_MAX - 1,
         max_circuits_per_peer: CIRCUITS_PER_PEER_MAX - 1,
         reservation_duration: RESERVATION_TIME,
@@ -66,7 +66,7 @@ fn limiter(total: u32) -> Limiter {
     Box::new(admit)
 }
 
-/// Counts requests over a window: so many in all, and a quarter of them from one peer.
+/// Limits requests per window: `total` of them, and a quarter of that from one peer.
 struct Window {
     ends: Instant,
     total: u32,
@@ -100,7 +100,7 @@ enum Reservation {
     Held {
         since: Instant,
     },
-    /// Given up, not closed yet.
+    /// Released, but not closed yet.
     Leaving,
 }
 
@@ -109,7 +109,7 @@ struct Failure {
     wait: Duration,
 }
 
-/// What to do about reservations at relays.
+/// What to do about a reservation at a relay.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RelayAction {
     Reserve(PeerId),
@@ -124,8 +124,8 @@ pub(crate) struct Reservations {
 }
 
 impl Reservations {
-    /// What to do now. `wanted`: this node needs relays; `relays`: connected peers that
-    /// offer one.
+    /// What to do now. `wanted` says whether this node needs relays; `relays` are the connected
+    /// peers that offer one.
     pub(crate) fn plan(
         &mut self,
         now: Instant,
@@ -135,8 +135,8 @@ impl Reservations {
         let mut actions = Vec::new();
         if !wanted {
             for (peer, reservation) in &mut self.reservations {
-                // Not while it is asked for or may be about to be renewed: libp2p takes an
-                // answer about a reservation that it no longer knows for a fault of its own.
+                // Not while it is requested or may be about to be renewed: libp2p treats an
+                // answer about a reservation that it no longer knows as an internal error.
                 if let Reservation::Held { since } = *reservation
                     && now.saturating_duration_since(since) < RELAY_SETTLED
                 {
@@ -159,7 +159,7 @@ impl Reservations {
         actions
     }
 
-    /// A relay keeps a reservation for this node, or has renewed it.
+    /// A relay has granted or renewed a reservation.
     pub(crate) fn granted(&mut self, now: Instant, relay: PeerId) {
         self.failures.remove(&relay);
         if let Some(reservation) = self.reservations.get_mut(&relay)
@@ -169,7 +169,7 @@ impl Reservations {
         }
     }
 
-    /// A reservation is gone, or was refused.
+    /// A reservation has ended or was refused.
     pub(crate) fn lost(&mut self, now: Instant, relay: PeerId) {
         if self.reservations.remove(&relay) == Some(Reservation::Leaving) {
             return;
@@ -186,7 +186,7 @@ impl Reservations {
         failure.wait = (failure.wait * 2).min(RELAY_RETRY_MAX);
     }
 
-    /// Where this node has a reservation now.
+    /// The relays at which this node has a reservation now.
     pub(crate) fn relays(&self) -> Vec<PeerId> {
         let held = self
             .reservations
@@ -205,21 +205,21 @@ mod tests {
     }
 
     #[test]
-    fn a_few_places_are_kept_and_a_refusal_is_not_pressed() {
+    fn a_few_reservations_are_kept_and_a_refusal_is_not_retried_at_once() {
         let start = Instant::now();
         let all: Vec<PeerId> = (0..RELAYS_MAX as u8 + 2).map(peer).collect();
         let mut reservations = Reservations::default();
         assert!(reservations.plan(start, false, all.clone()).is_empty());
         let actions = reservations.plan(start, true, all.clone());
         assert_eq!(actions.len(), RELAYS_MAX);
-        assert!(reservations.plan(start, true, all.clone()).is_empty(), "they are asked");
+        assert!(reservations.plan(start, true, all.clone()).is_empty(), "already requested");
         assert!(reservations.relays().is_empty());
         for peer in &all[..RELAYS_MAX] {
             reservations.granted(start, *peer);
         }
         assert_eq!(reservations.relays().len(), RELAYS_MAX);
 
-        // The first goes away: another is asked at once, the first after a wait.
+        // The first goes away: another one is asked at once, the first one after a wait.
         reservations.lost(start, all[0]);
         assert_eq!(
             reservations.plan(start, true, all.clone()),
@@ -242,15 +242,15 @@ mod tests {
     }
 
     #[test]
-    fn places_are_left_once_they_are_not_needed_but_not_while_they_are_in_the_air() {
+    fn reservations_are_released_when_not_needed_but_not_while_requested_or_renewed() {
         let start = Instant::now();
         let mut reservations = Reservations::default();
         reservations.plan(start, true, [peer(1), peer(2)]);
         reservations.granted(start, peer(1));
         assert_eq!(reservations.plan(start, false, []), [RelayAction::Release(peer(1))]);
-        assert!(reservations.plan(start, false, []).is_empty(), "the other is still asked for");
+        assert!(reservations.plan(start, false, []).is_empty(), "the other is still requested");
         reservations.granted(start, peer(1));
-        assert!(reservations.relays().is_empty(), "it was left");
+        assert!(reservations.relays().is_empty(), "it was released");
         reservations.lost(start, peer(1));
         assert!(reservations.relays().is_empty());
         reservations.granted(start, peer(2));
@@ -261,12 +261,12 @@ mod tests {
             [RelayAction::Release(peer(2))]
         );
         reservations.lost(start, peer(2));
-        // Leaving is no failure.
+        // A release does not count as a failure.
         assert_eq!(reservations.plan(start, true, [peer(1)]), [RelayAction::Reserve(peer(1))]);
     }
 
     #[test]
-    fn requests_are_counted_in_all_and_for_each_peer() {
+    fn requests_are_limited_in_total_and_per_peer() {
         let start = Instant::now();
         let mut window = Window::new(start, 8);
         assert_eq!((0..9).filter(|_| window.admit(start, peer(1))).count(), 2);

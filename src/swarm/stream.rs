@@ -1,4 +1,4 @@
-//! A byte stream to a peer, as tokio reads and writes it.
+//! A byte stream to a peer with tokio's traits.
 
 use std::io;
 use std::pin::Pin;
@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
-/// One multiplexed stream. Dropping it resets it. Its close is no signal of
-/// anything: protocols over it carry their own lengths.
+/// One multiplexed stream. Dropping it resets it. Closing it has no meaning:
+/// protocols over it carry their own lengths.
 pub struct Stream {
     inner: Compat<libp2p::Stream>,
     relayed: bool,
@@ -19,7 +19,7 @@ impl Stream {
         Self { inner: stream.compat(), relayed }
     }
 
-    /// Whether a relay carries it. Then it ends after a little time and a few bytes.
+    /// Whether it goes through a relay, which limits its duration and bytes.
     pub const fn is_relayed(&self) -> bool {
         self.relayed
     }

@@ -1,7 +1,7 @@
-//! Streams that know whether a relay carries them: libp2p's stream behaviour twice, once
-//! for direct connections and once for relayed ones, since it would pick any connection.
+//! Streams that know whether they are relayed. libp2p's stream behaviour would pick any
+//! connection, so there are two of them: one for direct connections and one for relayed ones.
 //!
-//! Invariant: a stream of one half never goes over a connection of the other.
+//! Invariant: a stream of one of them never uses a connection of the other.
 
 use std::task::{Context, Poll};
 
@@ -16,14 +16,14 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
-/// Streams over the connections of one kind.
+/// Streams over direct connections only, or over relayed ones only.
 pub(crate) struct PathStreams {
     inner: libp2p_stream::Behaviour,
     relayed: bool,
 }
 
 impl PathStreams {
-    /// Over direct connections, or over those that a relay carries.
+    /// Over relayed connections if `relayed`, otherwise over direct ones.
     pub(crate) fn new(relayed: bool) -> Self {
         Self { inner: libp2p_stream::Behaviour::new(), relayed }
     }

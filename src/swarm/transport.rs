@@ -1,8 +1,8 @@
-//! What carries connections: QUIC, TCP, WebSocket, WebRTC-direct and other peers' relays,
-//! all ending in one authenticated, multiplexed form, so that nothing above tells them apart.
+//! The transports: QUIC, TCP, WebSocket, WebRTC-direct and relays. All of them give the same
+//! authenticated, multiplexed form of connection, so nothing above can tell them apart.
 //!
-//! Invariants: no connection leaves this file without the remote's proven peer id, and, in
-//! a private swarm, without passing the gate; none takes longer than its time-out to do so.
+//! Invariants: every connection has proved the remote's peer id and, in a private swarm, has
+//! passed the gate before it leaves this module. Neither takes longer than its time-out.
 
 use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
@@ -28,23 +28,23 @@ use crate::webrtc;
 /// An authenticated connection that carries streams.
 pub(crate) type Connection = (PeerId, StreamMuxerBox);
 
-/// Picks the process's TLS provider. More than one gets linked, and then rustls refuses to
-/// choose: the first handshake would panic. Call this first thing in `main`; later calls do nothing.
+/// Installs the process's TLS provider. More than one is linked, so rustls would not choose one, and
+/// the first handshake would panic. Call this first in `main`; later calls do nothing.
 pub fn install_crypto() {
-    // An error means that one is installed already.
+    // An error means that one is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The certificates in a PEM file, in DER; other kinds of entries are left out.
+/// The certificates in a PEM file, in DER. Skips entries of other kinds.
 ///
 /// # Errors
-/// Says what is wrong with the file, or that there is none or too many in it.
+/// If the file is malformed, or has no certificates or more than [`TLS_ROOTS_MAX`].
 pub fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let read = CertificateDer::pem_slice_iter(pem).take(TLS_ROOTS_MAX + 1);
     let read: Result<Vec<_>, _> = read.map(|one| Ok(one?.to_vec())).collect();
     let read = read.map_err(|error: rustls::pki_types::pem::Error| error.to_string())?;
     match read.len() {
-        0 => Err("there is no certificate in it".into()),
+        0 => Err("it has no certificate".into()),
         count if count > TLS_ROOTS_MAX => Err(format!("more than {TLS_ROOTS_MAX} certificates")),
         _ => Ok(read),
     }
@@ -59,8 +59,8 @@ fn tls(roots: &[Vec<u8>]) -> Result<websocket::tls::Config, SwarmError> {
     Ok(config.finish())
 }
 
-/// Every transport of a node, behind the gate if the swarm is private, and what drives the
-/// relayed one. Which of them it listens on is decided by its listen addresses.
+/// Every transport of a node, behind the gate if the swarm is private, and the behaviour that drives
+/// the relayed one. The listen addresses decide on which of them the node listens.
 pub(crate) fn build(
     keys: &Keypair,
     options: &Options,
@@ -76,7 +76,7 @@ pub(crate) fn build(
             .authenticate(encryption)
             .multiplex(multiplexing())
             .boxed();
-        // First: the others would take the front of its addresses for their own.
+        // It must come first: the others would accept the first part of its addresses as their own.
         transports = either(timely(relayed), transports);
         circuits = Some(behaviour);
     }
@@ -90,7 +90,7 @@ pub(crate) fn build(
 fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, SwarmError> {
     install_crypto();
     let encryption = noise::Config::new(keys).map_err(|error| setup("encryption", &error))?;
-    // TCP has a new port for each dial, so a socket per transport is enough.
+    // TCP dials from a new port each time, so each transport can have a socket transport of its own.
     let sockets = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
     let names = |error| setup("DNS", &error);
 
@@ -104,7 +104,7 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
         .boxed();
     let native = dns::tokio::Transport::system(either(quic, timely(plain))).map_err(names)?.boxed();
 
-    // Names are resolved below the WebSocket, which needs them for TLS and its Host header.
+    // DNS is resolved below the WebSocket, which needs the name for TLS and its Host header.
     let resolved = dns::tokio::Transport::system(sockets()).map_err(names)?;
     let mut frames = websocket::Config::new(resolved);
     frames.set_max_data_size(WEBSOCKET_FRAME_BYTES_MAX);
@@ -112,11 +112,11 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
     let browsers =
         frames.upgrade(Version::V1Lazy).authenticate(encryption).multiplex(multiplexing()).boxed();
     let direct = webrtc::listener(keys, options.webrtc_certificate.as_deref())?;
-    // WebSocket stands before TCP, which would take the front of its addresses for its own.
+    // WebSocket comes before TCP, which would accept the first part of its addresses as its own.
     Ok(either(either(timely(browsers), direct), native))
 }
 
-/// Ends a handshake that stalls: a socket that is opened and left silent takes one of few places.
+/// Ends handshakes that stall: a silent socket would occupy one of the few pending connections.
 fn timely(transport: Boxed<Connection>) -> Boxed<Connection> {
     TransportTimeout::new(transport, HANDSHAKE_TIMEOUT).boxed()
 }

@@ -1,10 +1,10 @@
 //! Asks the router of a home network to forward ports (UPnP, Internet Gateway Device 1 and
-//! 2): the search by SSDP, a description over HTTP, then SOAP.
+//! 2): a search by SSDP, a description over HTTP, then SOAP.
 //!
-//! Refuses: a router that names another machine than the one that answered, and answers
-//! longer than [`ANSWER_BYTES_MAX`] or slower than [`ANSWER_TIMEOUT`]; whoever is on the
-//! local network can answer a search. Invariant: what was mapped is taken back at the end,
-//! and a mapping that stays ends by itself after [`LEASE`].
+//! Anyone on the local network can answer a search. So it refuses routers that name a machine
+//! other than the one that answered, and answers longer than [`ANSWER_BYTES_MAX`] or slower
+//! than [`ANSWER_TIMEOUT`]. Invariant: mappings are removed at the end, and one that remains
+//! expires after [`LEASE`].
 
 use std::collections::BTreeSet;
 use std::io;
@@ -26,30 +26,30 @@ const SEARCH: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\n\
     MAN: \"ssdp:discover\"\r\nMX: 2\r\n\
     ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n";
 
-/// Services that map ports.
+/// The services that map ports.
 const SERVICES: [&str; 3] = [
     "urn:schemas-upnp-org:service:WANIPConnection:1",
     "urn:schemas-upnp-org:service:WANIPConnection:2",
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
 ];
 
-/// How long routers have to answer a search, and one question.
+/// How long routers may take to answer a search, and a request.
 const SEARCH_TIME: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Answers looked at in one search.
+/// Answers read in one search.
 const ANSWERS_MAX: usize = 8;
-/// The longest answer that is read: descriptions have a few KiB.
+/// The longest answer that is read. Descriptions have a few KiB.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
-/// How long a mapping lasts unless it is renewed, and how often it is: half of it, so that
-/// one renewal may fail.
+/// How long a mapping lasts unless it is renewed, and the renewal interval: half of that, so
+/// that one renewal may fail.
 const LEASE: Duration = Duration::from_secs(3600);
 const RENEW_EVERY: Duration = Duration::from_secs(1800);
-/// How long after a search that found nothing there is another.
+/// The wait after a search that found nothing.
 const SEARCH_AGAIN: Duration = Duration::from_secs(600);
-/// The error of routers that know mappings without an end only (IGD 1, 2.4.16).
+/// The error of routers that support only permanent mappings (IGD 1, 2.4.16).
 const ONLY_PERMANENT: &str = "725";
 
-/// A port of this machine that is to be reached.
+/// A port of this machine to be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Port {
     pub(crate) udp: bool,
@@ -57,7 +57,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// The port of a listen address, if it is one that a router could hide.
+    /// The port of a listen address, if it is one that a router could forward to.
     pub(crate) fn of(address: &Address) -> Option<Self> {
         // A circuit's address begins with its relay's.
         if address.carrier() == Carrier::Relay {
@@ -68,16 +68,16 @@ impl Port {
     }
 }
 
-/// What a router forwards.
+/// The ports that a router forwards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Mapped {
-    /// The router's address outside; there is one if there are ports.
+    /// The router's public address; present if there are ports.
     pub(crate) external_ip: Option<Ipv4Addr>,
     pub(crate) ports: BTreeSet<Port>,
 }
 
-/// Keeps the wanted ports mapped, until nobody wants any: the sender of `wanted` is gone.
-/// Sends nothing before there is a port.
+/// Keeps the wanted ports mapped until the sender of `wanted` is dropped, then removes the mappings.
+/// Sends no packet before there is a port.
 pub(crate) async fn keep(mut wanted: watch::Receiver<BTreeSet<Port>>, out: watch::Sender<Mapped>) {
     let mut router = None;
     loop {
@@ -86,7 +86,7 @@ pub(crate) async fn keep(mut wanted: watch::Receiver<BTreeSet<Port>>, out: watch
         if !ports.is_empty() {
             router = refresh(router, &ports, &mut mapped).await;
         }
-        // What is not wanted any more, as far as the router is still there.
+        // Remove the mappings that are no longer wanted, if the router is still there.
         let gone: Vec<Port> = out.borrow().ports.difference(&ports).copied().collect();
         unmap(router.as_ref(), &gone).await;
         out.send_if_modified(|known| std::mem::replace(known, mapped.clone()) != mapped);
@@ -100,7 +100,7 @@ pub(crate) async fn keep(mut wanted: watch::Receiver<BTreeSet<Port>>, out: watch
     unmap(router.as_ref(), &last).await;
 }
 
-/// Maps, or maps again, what is wanted; searches if no router is known or it is silent.
+/// Maps or renews the wanted ports. Searches for a router if none is known or it does not answer.
 async fn refresh(
     known: Option<Router>,
     ports: &BTreeSet<Port>,
@@ -128,7 +128,9 @@ async fn refresh(
                 mapped.external_ip = Some(ip);
                 mapped.ports.insert(*port);
             }
-            Err(error) => info!(port = port.inside.port(), %error, "the router maps no port"),
+            Err(error) => {
+                info!(port = port.inside.port(), %error, "the router refuses to map a port")
+            }
         }
     }
     Some(found)
@@ -138,7 +140,7 @@ async fn unmap(router: Option<&Router>, ports: &[Port]) {
     let Some(router) = router else { return };
     for port in ports {
         if let Err(error) = router.unmap(*port).await {
-            debug!(port = port.inside.port(), %error, "the router keeps a mapping until it ends");
+            debug!(port = port.inside.port(), %error, "the router keeps a mapping until it expires");
         }
     }
 }
@@ -147,7 +149,7 @@ async fn unmap(router: Option<&Router>, ports: &[Port]) {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Router {
     address: SocketAddr,
-    /// Where it takes orders, and for which service.
+    /// The control URL's path and the service behind it.
     path: String,
     service: &'static str,
 }
@@ -183,7 +185,7 @@ impl Router {
     async fn external_ip(&self) -> io::Result<Ipv4Addr> {
         let answer = self.call("GetExternalIPAddress", "").await?;
         let ip = tag(&answer, "NewExternalIPAddress").and_then(|text| text.trim().parse().ok());
-        ip.ok_or_else(|| io::Error::other("it does not say its address"))
+        ip.ok_or_else(|| io::Error::other("it does not report its public address"))
     }
 
     async fn map(&self, port: Port) -> io::Result<()> {
@@ -215,7 +217,7 @@ impl Router {
         self.call("DeletePortMapping", &what).await.map(drop)
     }
 
-    /// One SOAP exchange. An error that the router gives begins with its number.
+    /// One SOAP call. An error returned by the router begins with its number.
     async fn call(&self, action: &str, what: &str) -> io::Result<String> {
         let Self { address, path, service } = self;
         let body = format!(
@@ -237,14 +239,14 @@ const fn protocol(port: Port) -> &'static str {
     if port.udp { "UDP" } else { "TCP" }
 }
 
-/// One HTTP exchange; the body of a good answer.
+/// One HTTP exchange. Returns the body of a successful answer.
 async fn ask(address: SocketAddr, request: &str) -> io::Result<String> {
     let exchange = timeout(ANSWER_TIMEOUT, async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         let mut stream = stream.take(ANSWER_BYTES_MAX);
-        // Some do not close, so what the length says is enough.
+        // Some routers do not close the connection, so stop at the stated length.
         while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
         Ok::<_, io::Error>(answer)
     });
@@ -261,7 +263,7 @@ async fn ask(address: SocketAddr, request: &str) -> io::Result<String> {
     Err(io::Error::other(format!("{} {}", shown(code), shown(text))))
 }
 
-/// Whether all of an answer is here, as far as it says how long it is.
+/// Whether an answer is complete by its stated length. False if it states none.
 fn is_whole(answer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answer);
     let Some((head, _)) = text.split_once("\r\n\r\n") else { return false };
@@ -276,8 +278,8 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Where an answer to a search says the router describes itself: a socket and a path. Only
-/// at the machine that answered.
+/// The socket and path of the router's description, from an answer to a search. `None` unless it is
+/// on the machine that answered.
 fn location(answer: &str, from: IpAddr) -> Option<(SocketAddr, String)> {
     if !answer.starts_with("HTTP/1.1 200") && !answer.starts_with("HTTP/1.0 200") {
         return None;
@@ -297,12 +299,12 @@ fn url(text: &str, host: IpAddr) -> Option<(SocketAddr, String)> {
     (socket.ip() == host && is_plain(&path)).then_some((socket, path))
 }
 
-/// No spaces or line ends, which would end the request's line.
+/// Whether a path has no spaces or line ends, which would end the request line.
 fn is_plain(path: &str) -> bool {
     path.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The first service of a description that maps ports, and the path of its orders.
+/// The first service of a description that maps ports, and the path of its control URL.
 fn control(description: &str, router: SocketAddr) -> Option<(&'static str, String)> {
     description.split("<service>").skip(1).find_map(|service| {
         let kind = tag(service, "serviceType")?.trim();
@@ -330,7 +332,7 @@ mod tests {
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1));
 
     #[test]
-    fn a_router_describes_itself_and_nobody_else() {
+    fn a_router_may_only_describe_itself() {
         let answer = |location: &str| {
             format!("HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=9\r\nLocation: {location}\r\n\r\n")
         };
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_whole_when_their_length_says_so() {
+    fn answers_are_complete_by_their_stated_length() {
         let answer = b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH: 3\r\n\r\nabc";
         assert!(is_whole(answer) && !is_whole(&answer[..answer.len() - 1]));
         assert!(!is_whole(b"HTTP/1.0 200 OK\r\n\r\nuntil the end"));
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ports_that_a_router_could_hide_are_mapped() {
+    fn only_ports_behind_a_router_are_mapped() {
         let port = |text: &str| Port::of(&text.parse().unwrap());
         let udp = port("/ip4/192.168.1.2/udp/7/quic-v1").unwrap();
         assert!(udp.udp);

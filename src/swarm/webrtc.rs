@@ -1,12 +1,13 @@
 //! WebRTC-direct (libp2p's specification, version 1), for browsers only: it listens and never
 //! dials.
 //!
-//! It stands on the `webrtc` crate and not on libp2p's transport above that, which cannot be
-//! told that a browser has gone (its connections then stay until a ping fails), does not close
-//! what fails half-way, opens a multicast socket for each connection, and loses frames.
+//! It is built on the `webrtc` crate and not on libp2p's transport above it. That transport does
+//! not notice a browser that has gone (its connections stay until a ping fails), does not close
+//! connections that fail half-way, opens a multicast socket for each connection, and loses frames.
 //!
-//! Invariants: every connection that is begun is closed, however far it came; its remote's peer
-//! id is proven before it leaves this module; nothing a packet says reaches a description unchecked.
+//! Invariants: every connection that is started is closed, however far it got; a connection
+//! leaves this module only after its remote has proved its peer id; nothing from a packet enters
+//! a session description unchecked.
 
 mod clients;
 mod connection;
@@ -51,14 +52,14 @@ fn certificate(keys: Result<rcgen::KeyPair, rcgen::Error>) -> Result<RTCCertific
     RTCCertificate::from_key_pair(keys).map_err(|error| setup("a WebRTC certificate", &error))
 }
 
-/// A new certificate with its private key, PEM. Its hash is part of every
+/// A new certificate with its private key, in PEM. Its hash is part of every
 /// WebRTC address of the node, so it should be kept.
 pub fn generate_certificate() -> Result<String, SwarmError> {
     crate::install_crypto();
     Ok(certificate(rcgen::KeyPair::generate())?.serialize_pem())
 }
 
-/// A transport that listens only. Without a certificate it makes one for this run.
+/// A transport that only listens. Without a certificate it generates one for this run.
 pub(crate) fn listener(keys: &Keypair, pem: Option<&str>) -> Result<Boxed<Connection>, SwarmError> {
     Ok(Direct::new(keys, pem)?
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -86,14 +87,14 @@ impl Direct {
 
 type Event = TransportEvent<BoxFuture<'static, io::Result<upgrade::Upgraded>>, io::Error>;
 
-/// One listening address: its socket, and who knocks there.
+/// One listening address: its socket, and the browsers that request a connection there.
 struct Listener {
     id: ListenerId,
     address: SocketAddr,
     identity: Arc<Identity>,
     mux: Arc<UDPMuxDefault>,
     arrivals: mpsc::Receiver<Arrival>,
-    /// Addresses of the machine, where it listens on all of them.
+    /// Watches the machine's addresses, if it listens on all of them.
     interfaces: Option<IfWatcher>,
     events: VecDeque<Event>,
 }
@@ -130,7 +131,7 @@ impl Listener {
                 return Poll::Ready(event);
             }
         }
-        // The socket holds the other end.
+        // `None` cannot happen: the socket holds the sender.
         if let Poll::Ready(Some(arrival)) = self.arrivals.poll_recv(cx) {
             return Poll::Ready(self.on_arrival(arrival));
         }
@@ -166,7 +167,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let mux = self.mux.clone();
-        // Its reading task holds it; without a runtime there is none.
+        // Its reading task keeps it alive, so it must be closed. Without a runtime there is no task.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { mux.close().await });
         }

@@ -1,6 +1,6 @@
-//! Relays over real loopback sockets: a place is asked for by itself, a peer that can only
-//! be reached through it is, within the relay's bounds, and a stranger gets none. No
-//! address here is dialled from outside, so that nobody's verdict matters.
+//! Relays over real loopback sockets: a reservation is requested automatically, a peer that is
+//! reachable only through the relay is reached within its limits, and a stranger gets no
+//! reservation. Modes are set explicitly, so AutoNAT's verdicts do not matter.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Node {
         Self::with(listen, bootstrap, relay, None).await
     }
 
-    /// A node that echoes what comes on `ECHO`.
+    /// Starts a node that echoes streams of `ECHO`.
     async fn with(
         listen: &[&str],
         bootstrap: &[Address],
@@ -69,8 +69,8 @@ impl Node {
         self.events.listening.borrow().clone()
     }
 
-    /// Waits until it has a place at a relay; the circuit's addresses.
-    async fn place(&mut self) -> Vec<Address> {
+    /// Waits until it has a reservation at a relay. Returns the circuit's addresses.
+    async fn reservation(&mut self) -> Vec<Address> {
         wait(&mut self.events.reach, |reach| !reach.relays.is_empty()).await;
         let circuit = |address: &Address| address.relay().is_some();
         wait(&mut self.events.listening, |all| all.iter().any(circuit)).await;
@@ -108,7 +108,7 @@ const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_nowhere_is_reached_through_a_relay() {
+async fn a_node_that_does_not_listen_is_reached_through_a_relay() {
     for key in [None, Some(SwarmKey::generate())] {
         for listen in [QUIC, TCP] {
             let key = key.as_ref();
@@ -120,14 +120,14 @@ async fn who_listens_nowhere_is_reached_through_a_relay() {
             assert_eq!(hidden.events.reach.borrow().relays, [relay.id()]);
             assert!(circuits.iter().all(|circuit| circuit.peer() == Some(hidden.id())));
 
-            // Nobody listens but the relay, so no hole can be punched either.
+            // Only the relay listens, so no hole can be punched.
             let mut guest = Node::with(&[], &circuits, RelayMode::Client, key).await;
             let path = guest.path_to(hidden.id()).await;
             assert_eq!(path, Path::Relayed { by: Some(relay.id()) }, "{listen}");
             let (stream, echoed) = guest.echo(hidden.id(), 100).await;
             assert!(stream.is_relayed() && echoed == 100);
             assert!(!hidden.path_to(guest.id()).await.is_direct());
-            // To the relay itself the way is direct, for both.
+            // Both have a direct connection to the relay itself.
             let (stream, _) = guest.echo(relay.id(), 1).await;
             assert!(!stream.is_relayed());
             for node in [guest, hidden, relay] {
@@ -144,13 +144,13 @@ async fn a_circuit_ends_at_its_limit() {
     let circuits = hidden.reservation().await;
     let mut guest = Node::start(&[], &circuits, RelayMode::Client).await;
     guest.path_to(hidden.id()).await;
-    // Both ways together, 128 KiB: small frames make much of it.
+    // 128 KiB in both directions together, much of it the overhead of small frames.
     let (_, echoed) = guest.echo(hidden.id(), 64 * 1024).await;
     assert!(echoed > 0 && echoed < 64 * 1024, "{echoed} bytes were echoed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_is_reached_directly_in_the_end() {
+async fn a_node_that_listens_is_finally_reached_directly() {
     let key = SwarmKey::generate();
     for (listen, key) in [(QUIC, None), (TCP, None), (QUIC, Some(&key)), (TCP, Some(&key))] {
         let start =
@@ -158,7 +158,7 @@ async fn who_listens_is_reached_directly_in_the_end() {
         let relay = start(&[], RelayMode::Server).await;
         let mut hidden = start(&relay.addresses(), RelayMode::Client).await;
         let circuits = hidden.reservation().await;
-        // Only the circuit's address is known to it.
+        // It knows only the circuit's address.
         let mut guest = start(&circuits, RelayMode::Client).await;
         let (hidden_id, guest_id) = (hidden.id(), guest.id());
         let direct = |peer: PeerId| {
@@ -194,7 +194,7 @@ async fn a_relay_that_goes_away_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_has_no_place_at_a_private_node() {
+async fn a_stranger_gets_no_reservation_at_a_private_node() {
     let key = SwarmKey::generate();
     let mut relay = Node::with(&[QUIC], &[], RelayMode::Server, Some(&key)).await;
     let mut member = Node::with(&[], &relay.addresses(), RelayMode::Client, Some(&key)).await;
@@ -204,7 +204,7 @@ async fn a_stranger_has_no_place_at_a_private_node() {
         let stranger = Node::with(&[], &addresses, RelayMode::Client, stranger_key.as_ref()).await;
         let refused = timeout(PATIENCE, relay.events.refusals.recv()).await.unwrap().unwrap();
         assert_eq!(refused.peer, stranger.id());
-        // The member is not reached either: the way there begins at the relay.
+        // The member cannot be reached either, because its circuit starts at the relay.
         assert!(stranger.events.reach.borrow().relays.is_empty());
         assert!(!stranger.events.peers.borrow().contains_key(&member.id()));
         assert!(!member.events.peers.borrow().contains_key(&stranger.id()));
@@ -214,7 +214,7 @@ async fn a_stranger_has_no_place_at_a_private_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_carried_unless_a_relay_is_offered() {
+async fn nothing_is_relayed_unless_a_relay_is_offered() {
     for mode in [RelayMode::Off, RelayMode::Client, RelayMode::Auto] {
         let node = Node::start(&[QUIC], &[], mode).await;
         let mut other = Node::start(&[], &node.addresses(), RelayMode::Client).await;

@@ -1,5 +1,5 @@
-//! Peers that begin a handshake and fall silent: each is cut off after a named time, and
-//! the place that it took is another's.
+//! Peers that begin a handshake and fall silent: each is cut off after a fixed time, and
+//! frees its pending connection for another peer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use tokio::time::timeout;
 /// Far longer than the node waits.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// multistream-select's first words, then noise's name.
+/// The first message of multistream-select, then the name of noise.
 const HELLO: &[u8] = b"\x13/multistream/1.0.0\n";
 const NOISE: &[u8] = b"\x07/noise\n";
 
-/// A WebSocket's opening, so far as the client has it to say.
+/// A client's WebSocket opening handshake.
 const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_stalls_frees_its_place() {
-    // As many places as there are silent clients.
+async fn a_stalled_handshake_frees_its_pending_connection() {
+    // There are as many silent clients as pending connections allowed.
     let openings: [(&str, Vec<Vec<u8>>); 2] = [
         (
             "/ip4/127.0.0.1/tcp/0",
             vec![
                 Vec::new(),
                 HELLO.to_vec(),
-                // Noise begun: a message of 32 bytes is announced, half of it comes.
+                // Noise has begun: half of an announced message of 32 bytes.
                 [HELLO, NOISE, &[0, 32], &[7; 16]].concat(),
             ],
         ),
@@ -56,8 +56,8 @@ async fn a_handshake_that_stalls_frees_its_place() {
             socket.write_all(&opening).await.unwrap();
             silent.push(socket);
         }
-        // Refused while the places are taken, or let in once they are free: it dials again
-        // until it is, which it never was if the silent ones stayed.
+        // It is refused while all pending connections are taken. It redials until it is accepted,
+        // which would never happen if the silent ones stayed.
         let options = Options {
             bootstrap: vec![address],
             protocol_version: "/test/1".into(),
@@ -65,13 +65,13 @@ async fn a_handshake_that_stalls_frees_its_place() {
         };
         let (guest, mut guest_events) = SwarmHandle::spawn(options).await.unwrap();
         for mut socket in silent {
-            // What the node says meanwhile, then the end.
+            // Read what the node sends until the connection ends.
             let mut said = Vec::new();
             let end = timeout(PATIENCE, socket.read_to_end(&mut said)).await;
             assert!(end.is_ok(), "{listen}: still open");
         }
         let met = guest_events.peers.wait_for(|peers| peers.contains_key(&node.peer()));
-        timeout(PATIENCE, met).await.expect("a place").unwrap();
+        timeout(PATIENCE, met).await.expect("a connection").unwrap();
         for handle in [guest, node] {
             handle.shutdown().await;
         }

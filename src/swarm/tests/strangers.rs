@@ -1,6 +1,6 @@
-//! What a node does with a peer that is not one of ours: a bare libp2p client on each
-//! transport, among them the stand-in for a browser on WebRTC-direct, that speaks the
-//! swarm key's protocol from its description (`docs/swarm-key.md`), well and badly.
+//! How a node treats foreign peers: a bare libp2p client on each transport (on WebRTC-direct it
+//! stands in for a browser) that implements the swarm key's protocol from its description
+//! (`docs/swarm-key.md`), correctly and incorrectly.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ const LISTEN: [&str; 4] = [
     "/ip4/127.0.0.1/udp/0/webrtc-direct",
 ];
 
-/// Those on which a Rust client can be asked for a key. On WebRTC it may lose a stream that
-/// the other side opens at once: the library listens for streams only after its handshake.
+/// The transports on which a Rust client can be asked for a key. On WebRTC it may lose a stream
+/// that the other side opens at once, because the library accepts streams only after its handshake.
 fn keyed() -> impl Iterator<Item = &'static str> {
     LISTEN.into_iter().filter(|listen| !listen.contains("webrtc"))
 }
@@ -37,7 +37,7 @@ fn keyed() -> impl Iterator<Item = &'static str> {
 /// A protocol of the node's that only a member may reach.
 const INSIDE: &str = "/test/inside/1";
 
-/// Messages that a Rust data channel takes in.
+/// Bytes of a message that a Rust data channel accepts.
 const SMALL: usize = 4096;
 
 struct Node {
@@ -112,7 +112,7 @@ impl Stranger {
         let own = keys.public().to_peer_id();
         let mut swarm = Swarm::new(transport, behaviour, own, config);
         let is_webrtc = address.to_string().contains("webrtc");
-        // The library wants a socket to dial WebRTC from.
+        // The library needs a listening socket to dial WebRTC from.
         let socket = || "/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap();
         let mut listener = is_webrtc.then(|| swarm.listen_on(socket()).unwrap());
         let address: libp2p::Multiaddr = address.to_string().parse().unwrap();
@@ -128,9 +128,9 @@ impl Stranger {
                     SwarmEvent::ConnectionEstablished { .. } => {
                         let _ = connected_in.try_send(());
                     }
-                    // The Rust WebRTC dialer, which stands in for a browser's here and which
-                    // nodes never use, fails now and then after ten seconds. It dials again
-                    // from another port, as a page does.
+                    // The Rust WebRTC dialer stands in for a browser here; nodes never use it.
+                    // It occasionally fails after ten seconds. It then redials from another
+                    // port, as a page does.
                     SwarmEvent::OutgoingConnectionError { .. } if listener.is_some() => {
                         assert!(swarm.remove_listener(listener.unwrap()));
                     }
@@ -206,7 +206,7 @@ fn transport(keys: &Keypair, address: &str) -> Boxed<(PeerId, StreamMuxerBox)> {
         .boxed()
 }
 
-/// The proof as the description has it, written from the description.
+/// The proof, implemented from the description.
 fn proof(
     key: &[u8; 32],
     side: &str,
@@ -254,7 +254,7 @@ async fn an_open_node_answers_on_each_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_with_the_key_comes_in_and_sees_the_node_prove_it_too() {
+async fn a_client_with_the_key_is_admitted_and_the_node_proves_it_too() {
     for listen in keyed() {
         let key = SwarmKey::generate();
         let node = node(listen, Some(&key)).await;
@@ -275,11 +275,11 @@ async fn a_client_with_the_key_comes_in_and_sees_the_node_prove_it_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
+async fn without_the_key_nothing_is_served_on_any_transport() {
     for listen in keyed() {
         let key = SwarmKey::generate();
 
-        // The key of another swarm.
+        // A client with the key of another swarm.
         let mut node = self::node(listen, Some(&key)).await;
         let mut wrong = Stranger::dial(&node.address);
         let mut stream = wrong.key_stream().await;
@@ -290,7 +290,7 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
         assert!(wrong.echo(&node).await.is_err());
         assert!(!node.knows(wrong.id()));
 
-        // None, and it says so.
+        // A client without a key that says so.
         let mut node = self::node(listen, Some(&key)).await;
         let mut without = Stranger::dial(&node.address);
         let mut stream = without.key_stream().await;
@@ -301,7 +301,7 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
         assert_eq!(refusal.peer.to_string(), without.id().to_string());
         assert!(without.echo(&node).await.is_err());
 
-        // It asks for what is inside meanwhile.
+        // A client that opens a protected protocol during the proof.
         let mut node = self::node(listen, Some(&key)).await;
         let mut pushy = Stranger::dial(&node.address);
         let mut stream = pushy.key_stream().await;
@@ -311,7 +311,7 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
             let opened = control.open_stream(peer.parse().unwrap(), StreamProtocol::new(INSIDE));
             opened.await.is_ok()
         });
-        // Half an answer, then the end.
+        // It sends half an answer and closes the stream.
         write(&mut stream, &[1; 20]).await;
         stream.close().await.unwrap();
         drop(stream);
@@ -324,10 +324,10 @@ async fn without_the_key_nothing_is_to_be_had_on_any_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recorded_answer_does_not_open_the_door_again() {
+async fn a_recorded_answer_cannot_be_replayed() {
     for listen in keyed() {
         let key = SwarmKey::generate();
-        // The node is the same to the client, before and after.
+        // The node has the same identity before and after.
         let seed = rand::random();
         let start = || {
             node_with(Options {
@@ -347,7 +347,7 @@ async fn a_recorded_answer_does_not_open_the_door_again() {
 
         node.handle.shutdown().await;
 
-        // The same peers, the same bytes, another connection.
+        // The same peers and the same bytes on another connection.
         let mut node = start().await;
         let mut again = Stranger::dial_as(keys, &node.address);
         let mut stream = again.key_stream().await;
@@ -359,7 +359,7 @@ async fn a_recorded_answer_does_not_open_the_door_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_at_the_door_is_refused() {
+async fn garbage_instead_of_a_proof_is_refused() {
     for listen in keyed() {
         for length in [65, 300] {
             let mut node = self::node(listen, Some(&SwarmKey::generate())).await;
@@ -375,7 +375,7 @@ async fn garbage_at_the_door_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_webrtc_address_outlives_its_node_with_its_certificate() {
+async fn a_webrtc_address_stays_the_same_with_its_certificate() {
     let certificate = generate_certificate().unwrap();
     let mut hashes = Vec::new();
     for pem in [Some(certificate.clone()), Some(certificate), None] {

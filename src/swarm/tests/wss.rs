@@ -1,5 +1,5 @@
-//! WebSocket through a proxy that ends TLS, as one stands before a node that pages reach.
-//! The certificates are the tests' own; the authority's key was thrown away.
+//! WebSocket through a proxy that terminates TLS, like one in front of a node that pages dial.
+//! The certificates are the tests' own; the authority's key was discarded.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ async fn node(options: Options) -> (SwarmHandle, SwarmEvents) {
     SwarmHandle::spawn(options).await.unwrap()
 }
 
-/// Ends TLS and passes on to `behind`; tells how each handshake went.
+/// Terminates TLS and forwards to `behind`. Reports whether each handshake succeeded.
 async fn proxy(behind: SocketAddr) -> (u16, mpsc::Receiver<bool>) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = vec![CertificateDer::from_pem_slice(CERTIFICATE).unwrap()];
@@ -78,7 +78,7 @@ async fn a_node_behind_a_proxy_is_dialled_by_name_if_its_authority_is_trusted() 
         assert_eq!(timeout(PATIENCE, handshakes.recv()).await.unwrap(), Some(true), "{form}");
         handle.shutdown().await;
 
-        // Who does not know the authority goes no further than the certificate.
+        // A node that does not trust the authority stops at the certificate.
         let (handle, events) =
             node(Options { bootstrap: vec![wss], ..Options::new(rand::random()) }).await;
         assert_eq!(timeout(PATIENCE, handshakes.recv()).await.unwrap(), Some(false), "{form}");

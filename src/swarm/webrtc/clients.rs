@@ -1,16 +1,16 @@
-//! Who knocks: the names by which browsers ask to be connected, read from their first packets.
+//! The browsers of a listener, by the names (ICE user fragments) in their first packets.
 //!
-//! A name is good for one connection. Whoever goes on asking by the name of a connection that
-//! has ended gets no second one: its browser holds the keys of the first. All sets are bounded.
+//! A name is valid for one connection. Requests under the name of a connection that has ended are
+//! ignored: that browser still uses the keys of the first one. All sets are bounded.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::options::{WEBRTC_CLIENTS_MAX, WEBRTC_ENDED_MAX};
 
-/// What the names of webrtc-direct, version 1, begin with.
+/// The prefix of names in webrtc-direct, version 1.
 const PREFIX: &str = "libp2p+webrtc+v1/";
-/// Bytes of the longest name (RFC 8839, 5.4).
+/// The longest name in bytes (RFC 8839, 5.4).
 const UFRAG_BYTES_MAX: usize = 256;
 
 const HEADER_BYTES: usize = 20;
@@ -18,9 +18,9 @@ const BINDING_REQUEST: [u8; 2] = [0, 1];
 const COOKIE: [u8; 4] = 0x2112_a442_u32.to_be_bytes();
 const USERNAME: u16 = 6;
 
-/// The name in a STUN binding request (RFC 8489, 5 and 14.3): both ends use the same one. None
-/// for any other packet, and for names with characters that have no place in a description of
-/// a session (RFC 8839, 5.4).
+/// The name in a STUN binding request (RFC 8489, 5 and 14.3); both ends use the same one. `None`
+/// for any other packet, and for names with characters that a session description does not allow
+/// (RFC 8839, 5.4).
 pub(crate) fn ufrag(packet: &[u8]) -> Option<&str> {
     let header = packet.get(..HEADER_BYTES)?;
     if header[..2] != BINDING_REQUEST || header[4..8] != COOKIE {
@@ -45,12 +45,12 @@ pub(crate) fn ufrag(packet: &[u8]) -> Option<&str> {
 #[derive(Default)]
 pub(crate) struct Clients {
     connected: HashSet<String>,
-    /// Those that left last.
+    /// The names of connections that ended last.
     ended: VecDeque<String>,
 }
 
 impl Clients {
-    /// False if this one may not.
+    /// False if this one is refused.
     fn admit(&mut self, name: &str) -> bool {
         self.connected.len() < WEBRTC_CLIENTS_MAX
             && !self.ended.iter().any(|ended| ended == name)
@@ -72,14 +72,14 @@ impl Clients {
     }
 }
 
-/// A visitor who is here until this is dropped.
+/// A client that counts as connected until this is dropped.
 pub(crate) struct ClientSlot {
     name: String,
     clients: Arc<Mutex<Clients>>,
 }
 
 impl ClientSlot {
-    /// None if it may not enter.
+    /// `None` if the client is refused.
     pub(crate) fn begin(clients: &Arc<Mutex<Clients>>, name: &str) -> Option<Self> {
         clients
             .lock()
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_found_behind_other_attributes_and_odd_packets_have_none() {
+    fn a_name_is_found_after_other_attributes_and_odd_packets_have_none() {
         let name_is = format!("{PREFIX}{:x}", rand::random::<u64>());
         let both = format!("{name_is}:{name_is}");
         let packet = request(&[(0x8022, b"seven..".as_slice()), (USERNAME, both.as_bytes())]);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_write_into_a_description_is_none() {
+    fn a_name_that_could_inject_into_a_description_is_refused() {
         let long = "a".repeat(UFRAG_BYTES_MAX);
         for odd in ["x\r\na=setup:active", "x y", "\u{e4}", long.as_str()] {
             let odd = format!("{PREFIX}{odd}");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_good_for_one_connection_and_all_sets_are_bounded() {
+    fn a_name_is_valid_for_one_connection_and_all_sets_are_bounded() {
         let mut clients = Clients::default();
         for index in 0..WEBRTC_CLIENTS_MAX {
             assert!(clients.admit(&index.to_string()));

@@ -1,9 +1,9 @@
-//! One browser's connection: streams over data channels, and its end.
+//! One browser's connection: streams over data channels, and how its end is detected.
 //!
-//! Its parts hold each other, and only closing lets go of them: whoever drops a connection, or
-//! gives it up half-way, closes it. When the browser closes, the association under the data
-//! channels ends, which nothing above is told; so one channel that exists on this side only is
-//! read all the time, and that read ends with the association.
+//! The parts of a library connection reference each other, so only closing frees them. Dropping a
+//! connection, however far it got, therefore closes it. When the browser closes, the association
+//! under the data channels ends, but the library reports that to nobody. So there is a channel
+//! that exists on this side only and is always being read: its read ends with the association.
 
 use std::io;
 use std::pin::Pin;
@@ -28,13 +28,13 @@ use super::clients::ClientSlot;
 use super::flush::FlushedStream;
 use crate::options::{WEBRTC_CLOSE_TIMEOUT, WEBRTC_OPENED_MAX};
 
-/// The channel that only this side has: above all numbers that a browser gives.
+/// The number of the channel that only this side has, above all numbers that browsers use.
 const WATCH_CHANNEL: u16 = 65_534;
 
 type Channel = Compat<PollDataChannel>;
 
-/// A connection of the library that is closed when nobody holds it any more; then its
-/// visitor has left.
+/// A library connection that is closed when this is dropped. Its client slot is released after
+/// that.
 pub(crate) struct ClosedOnDrop {
     connection: Arc<RTCPeerConnection>,
     slot: Option<ClientSlot>,
@@ -52,14 +52,14 @@ impl Drop for ClosedOnDrop {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (connection, slot) = (self.connection.clone(), self.slot.take());
         runtime.spawn(async move {
-            // Closed or not: nobody is left to be told.
+            // Nobody is left to report an error to.
             let _ = timeout(WEBRTC_CLOSE_TIMEOUT, connection.close()).await;
             drop(slot);
         });
     }
 }
 
-/// Gives the channel to `take` once it is open. The channel must be kept by its connection.
+/// Passes the channel to `take` once it is open. The connection must keep the channel alive.
 fn once_open(
     channel: &Arc<RTCDataChannel>,
     take: impl FnOnce(Arc<DataChannel>) + Send + Sync + 'static,
@@ -76,8 +76,8 @@ fn once_open(
     }));
 }
 
-/// Opens a channel; what comes of it ends with an error if the connection closes before.
-/// With a number nothing is said to the browser.
+/// Opens a channel. The receiver fails if the connection closes first. A channel with a number is
+/// not announced to the browser.
 pub(crate) async fn open(
     connection: &RTCPeerConnection,
     number: Option<u16>,
@@ -86,7 +86,7 @@ pub(crate) async fn open(
     let channel = connection.create_data_channel("", number.map(|_| options)).await;
     let channel = channel.map_err(io::Error::other)?;
     let (opened, is_open) = oneshot::channel();
-    // Whoever no longer waits has closed the connection.
+    // If nobody waits any more, the connection has been closed.
     once_open(&channel, |channel| drop(opened.send(channel)));
     Ok(is_open)
 }
@@ -101,23 +101,24 @@ pub(crate) struct Connection {
     incoming: mpsc::Receiver<Arc<DataChannel>>,
     opening: Option<BoxFuture<'static, io::Result<Arc<DataChannel>>>>,
     closing: Option<BoxFuture<'static, ()>>,
-    /// Ends when the connection has.
+    /// Completes when the connection has ended.
     ended: BoxFuture<'static, ()>,
-    /// They tell the browser of streams that were dropped.
+    /// Tell the browser about streams that were dropped.
     dropped: FuturesUnordered<DropListener<Channel>>,
-    /// To be told of the first of them.
+    /// Woken when `dropped` gets a new entry.
     waiting: Option<Waker>,
     held: ClosedOnDrop,
 }
 
 impl Connection {
-    /// Before the connection is made, so that no channel and no end is missed.
+    /// Starts watching. Call this before the connection is established, so that no channel and no
+    /// end is missed.
     pub(crate) async fn watch(held: ClosedOnDrop) -> io::Result<Self> {
         let (opened, incoming) = mpsc::channel(WEBRTC_OPENED_MAX);
         held.connection.on_data_channel(Box::new(move |channel| {
             let opened = opened.clone();
             once_open(&channel, move |channel| {
-                // More than may wait: this one is refused.
+                // Too many are waiting: refuse this one.
                 if let Err(refused) = opened.try_send(channel) {
                     tokio::spawn(async move { refused.into_inner().close().await });
                 }
@@ -130,7 +131,7 @@ impl Connection {
             if matches!(state, State::Failed | State::Closed)
                 && let Some(failed) = failed.take()
             {
-                // Whoever does not listen knows.
+                // If nobody listens, the end is already known.
                 let _ = failed.send(());
             }
             async {}.boxed()
@@ -138,7 +139,7 @@ impl Connection {
         let watched = open(&held.connection, Some(WATCH_CHANNEL)).await?;
         let association = async move {
             if let Ok(channel) = watched.await {
-                // Nothing is ever sent on it, so any outcome is the end.
+                // Nothing is ever sent on it, so any result means that the connection has ended.
                 let _ = channel.read(&mut [0]).await;
             }
         };
@@ -205,7 +206,7 @@ impl StreamMuxer for Connection {
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = self.inner().clone();
         let closing = self.closing.get_or_insert_with(|| {
-            // An error tells of a part that was closed already.
+            // An error means that a part was closed already.
             async move { drop(timeout(WEBRTC_CLOSE_TIMEOUT, connection.close()).await) }.boxed()
         });
         ready!(closing.poll_unpin(cx));
@@ -218,7 +219,7 @@ impl StreamMuxer for Connection {
             self.ended = std::future::ready(()).boxed();
             return Poll::Ready(Err(ended()));
         }
-        // A stream's reset that cannot be sent concerns nobody but its browser.
+        // If a stream's reset cannot be sent, only its browser is affected.
         while let Poll::Ready(Some(_)) = self.dropped.poll_next_unpin(cx) {}
         self.waiting = Some(cx.waker().clone());
         Poll::Pending

@@ -1,5 +1,5 @@
-//! Streams that flush each write before the next: otherwise frames pile up into one message
-//! that the data channel refuses (rust-libp2p issue 6557).
+//! Streams that flush each write before the next. Without that, frames accumulate into one
+//! message that the data channel refuses (rust-libp2p issue 6557).
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use futures::{AsyncRead, AsyncWrite};
 
 use crate::options::WEBRTC_WRITE_BYTES_MAX;
 
-/// A stream that writes at most a frame, and only once the one before is flushed.
+/// A stream that writes at most one frame at a time, and only after the last one is flushed.
 pub(crate) struct FlushedStream<S>(pub(crate) S);
 
 impl<S: AsyncRead + Unpin> AsyncRead for FlushedStream<S> {
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what waits unflushed, as the data channel below would see it.
+    /// Records messages as the data channel below would see them.
     #[derive(Default)]
     struct Channel {
         waiting: usize,

@@ -1,5 +1,5 @@
-//! The UDP socket under a listener: it carries the packets of all its connections, and tells of
-//! browsers that were not seen before. It answers nobody: that is for the connections.
+//! The UDP socket under a listener: it carries the packets of all its connections, and reports
+//! browsers that were not seen before. It never answers; the connections do.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,13 +13,13 @@ use webrtc::util::{Conn, Error};
 
 use super::clients::{ClientSlot, Clients, ufrag};
 
-/// A browser that asks for a connection.
+/// A browser that requests a connection.
 pub(crate) struct Arrival {
     pub(crate) address: SocketAddr,
     pub(crate) slot: ClientSlot,
 }
 
-/// After a failed read, so that a socket that keeps failing does not keep a core busy.
+/// The pause after a failed read, so that a failing socket does not keep a core busy.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) struct Socket {
@@ -31,7 +31,7 @@ pub(crate) struct Socket {
 impl Socket {
     fn notice(&self, packet: &[u8], address: SocketAddr) {
         let Some(name) = ufrag(packet) else { return };
-        // Where too many wait, it is left to knock again.
+        // If too many are waiting, ignore it; the browser repeats its request.
         let Ok(place) = self.arrivals.try_reserve() else { return };
         if let Some(slot) = ClientSlot::begin(&self.clients, name) {
             place.send(Arrival { address, slot });
@@ -60,7 +60,7 @@ impl Conn for Socket {
                     self.notice(&buf[..length], address);
                     return Ok((length, address));
                 }
-                // It concerns one packet, and the reader would take it for the socket's end.
+                // The error concerns one packet, but the reader would treat it as the socket's end.
                 Err(error) => {
                     tracing::debug!(%error, "a WebRTC socket");
                     tokio::time::sleep(PAUSE).await;

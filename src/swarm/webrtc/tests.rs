@@ -1,4 +1,4 @@
-//! Whole connections on loopback, by a browser made of the same library: nothing is left of those that end.
+//! Whole connections on loopback, from a browser built with the same library. Nothing remains of those that end.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn a_certificate_survives_its_text_and_a_damaged_one_is_refused() {
 /// Far above what anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until nothing runs but the test itself: whatever survives its connection would.
+/// Waits until only the test itself is running, so that tasks that outlive their connection are noticed.
 async fn nothing_is_left() {
     let metrics = tokio::runtime::Handle::current().metrics();
     let ended = async {
@@ -50,7 +50,7 @@ fn slot() -> (Arc<Mutex<Clients>>, ClientSlot) {
     (clients, slot)
 }
 
-/// An end of a connection on loopback that never finds its path dead by itself.
+/// An end of a connection on loopback whose ICE time-outs are too long to matter.
 async fn end() -> RTCPeerConnection {
     let mut settings = SettingEngine::default();
     settings.detach_data_channels();
@@ -104,7 +104,7 @@ async fn a_connection_ends_with_its_browser_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn who_knocks_is_met_once_and_leaves_nothing_when_given_up() {
+async fn a_request_is_accepted_once_and_leaves_nothing_when_cancelled() {
     let keys = crate::convert::keypair([4; 32]);
     let mut direct = Direct::new(&keys, None).unwrap();
     let id = ListenerId::next();
@@ -117,13 +117,13 @@ async fn who_knocks_is_met_once_and_leaves_nothing_when_given_up() {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for name in ["libp2p+webrtc+v1/first", "libp2p+webrtc+v1/second"] {
         let packet = super::clients::request(&[(6, format!("{name}:{name}").as_bytes())]);
-        // The second packet of each begins nothing: the next visitor comes right behind it.
+        // The second packet of each starts nothing: the next arrival is the other client.
         for _ in 0..2 {
             socket.send_to(&packet, address).await.unwrap();
         }
         let (upgrade, from) = timeout(PATIENCE, next()).await.unwrap().into_incoming().unwrap();
         assert!(from.to_string().contains(&socket.local_addr().unwrap().port().to_string()));
-        // Long enough for it to have begun, and nothing answers it.
+        // Give it time to begin; nothing answers it.
         let begun = async {
             for _ in 0..1000 {
                 tokio::task::yield_now().await;

@@ -1,8 +1,8 @@
-//! From a browser's first packet to a proven connection: ICE (the lite half of it), DTLS, an
-//! association of data channels, and a Noise handshake that ties the peer id to both certificates.
+//! From a browser's first packet to an authenticated connection: ICE (lite), DTLS, an association
+//! of data channels, and a Noise handshake that binds the peer id to both certificates.
 //!
-//! Both ends know each other's session description beforehand: names and passwords are the name
-//! in the first packet, and Noise proves the certificates (webrtc-direct's specification).
+//! Both ends know each other's session description in advance: the ICE names and passwords are the
+//! name in the first packet, and Noise proves the certificates (webrtc-direct's specification).
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use super::connection::{ClosedOnDrop, Connection, open, stream};
 use super::socket::Arrival;
 use crate::options::{HANDSHAKE_TIMEOUT, WEBRTC_DISCONNECTED_TIMEOUT, WEBRTC_FAILED_TIMEOUT};
 
-/// What the browser would have offered. Its true fingerprint is learned by DTLS and proven by Noise.
+/// The offer that the browser would have sent. DTLS supplies its real fingerprint, and Noise proves it.
 const OFFER: &str = "v=0
 o=- 0 0 IN {ip_version} {target_ip}
 s=-
@@ -51,7 +51,7 @@ const NOISE_CHANNEL: u16 = 0;
 
 pub(crate) type Upgraded = (PeerId, Connection);
 
-/// Who this node is.
+/// This node's keys and certificate.
 pub(crate) struct Identity {
     keys: Keypair,
     certificate: RTCCertificate,
@@ -79,7 +79,7 @@ fn settings(name: &str, address: SocketAddr, mux: Arc<UDPMuxDefault>) -> io::Res
     settings.set_ice_timeouts(Some(WEBRTC_DISCONNECTED_TIMEOUT), Some(WEBRTC_FAILED_TIMEOUT), None);
     let family = if address.is_ipv4() { NetworkType::Udp4 } else { NetworkType::Udp6 };
     settings.set_network_types(vec![family]);
-    // All candidates share the one socket: the first stands for it.
+    // All candidates share one socket, so offer only the first.
     let first = AtomicBool::new(true);
     settings.set_ip_filter(Box::new(move |_| first.swap(false, Ordering::Relaxed)));
     settings.detach_data_channels();
@@ -88,8 +88,8 @@ fn settings(name: &str, address: SocketAddr, mux: Arc<UDPMuxDefault>) -> io::Res
     Ok(settings)
 }
 
-/// Connects a browser that has knocked. Whatever fails, and if nobody waits for it any more,
-/// what was begun is closed and the visitor has left.
+/// Connects a browser that requested it. If that fails or is cancelled, everything is closed and the
+/// client slot is released.
 pub(crate) async fn accept(
     arrival: Arrival,
     mux: Arc<UDPMuxDefault>,
