@@ -1,7 +1,7 @@
 //! Where a node can be reached: a multiaddr as a value, without libp2p.
 //!
-//! Kept in its binary form, which orders and compares addresses; parsed and printed as libp2p
-//! does. Invariant: the bytes are a sequence of at least one well-formed known protocol.
+//! Stored in binary form, by which addresses are ordered and compared; parsed and printed like
+//! libp2p's. Invariant: the bytes are a sequence of at least one well-formed known protocol.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -18,14 +18,14 @@ use super::peer::PeerId;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(Arc<[u8]>);
 
-/// What carries a connection. In the order in which nodes prefer them.
+/// The transport of a connection, in the order in which nodes prefer them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Carrier {
     Quic,
     Tcp,
-    /// Plain or over TLS; a browser's way in.
+    /// Plain or over TLS. Browsers can dial it.
     WebSocket,
-    /// WebRTC-direct; a browser's other way in. Nodes never dial it.
+    /// WebRTC-direct. Browsers can dial it; nodes never do.
     WebRtc,
     /// Through another peer.
     Relay,
@@ -48,7 +48,7 @@ pub struct BadAddress {
 }
 
 impl Address {
-    /// The address of a peer of which nothing else is known: `/p2p/PEER`.
+    /// The address of a peer about which nothing else is known: `/p2p/PEER`.
     pub fn of_peer(peer: PeerId) -> Self {
         Self::of([], &[(P2P, peer.as_bytes())])
     }
@@ -79,7 +79,7 @@ impl Address {
         self.parts().last()?.peer()
     }
 
-    /// What carries a connection to this address.
+    /// The transport of a connection to this address.
     pub fn carrier(&self) -> Carrier {
         let mut carrier = Carrier::Other;
         for part in self.parts() {
@@ -101,7 +101,7 @@ impl Address {
         first.ip4().map(IpAddr::V4).or_else(|| first.ip6().map(IpAddr::V6))
     }
 
-    /// The relay that a `/p2p-circuit` address goes through, if it is one and names it.
+    /// The relay of a `/p2p-circuit` address, if the address names it.
     pub fn relay(&self) -> Option<PeerId> {
         let mut relay = None;
         for part in self.parts() {
@@ -113,13 +113,13 @@ impl Address {
         None
     }
 
-    /// Whether it begins with an IP address that the whole internet could reach. Names
-    /// and what lies behind a relay do not count.
+    /// Whether it begins with a globally routable IP address. Names and relayed addresses do
+    /// not count.
     pub fn is_global(&self) -> bool {
         self.carrier() != Carrier::Relay
             && match self.ip() {
                 Some(IpAddr::V4(ip)) => Self::is_global_v4(ip),
-                // Global unicast: 2000::/3, less what is set aside for examples.
+                // Global unicast: 2000::/3 without the documentation block.
                 Some(IpAddr::V6(ip)) => {
                     let [first, second, ..] = ip.segments();
                     first & 0xe000 == 0x2000 && (first, second) != (0x2001, 0xdb8)
@@ -128,7 +128,7 @@ impl Address {
             }
     }
 
-    /// The special blocks of RFC 6890 left out.
+    /// Whether an address is outside the special-purpose blocks of RFC 6890.
     pub fn is_global_v4(ip: Ipv4Addr) -> bool {
         let [a, b, c, _] = ip.octets();
         let shared = a == 100 && b & 0xc0 == 64;
@@ -201,7 +201,7 @@ impl Address {
         Self::of(self.0[..bare].iter().copied(), &[(P2P, peer.as_bytes())])
     }
 
-    /// The same address without a trailing `/p2p/...`; one that is nothing else stays.
+    /// The same address without a trailing `/p2p/...`. An address that is nothing else is unchanged.
     #[must_use]
     pub fn without_peer(&self) -> Self {
         match self.bare_len() {
@@ -211,7 +211,7 @@ impl Address {
         }
     }
 
-    /// What comes before `/p2p-circuit`, that included; the whole address if it is none.
+    /// The address up to and including `/p2p-circuit`; the whole address if it has none.
     #[must_use]
     pub fn up_to_circuit(&self) -> Self {
         let mut rest = &self.0[..];
@@ -245,7 +245,7 @@ impl Address {
         })
     }
 
-    /// These bytes, which are well formed, and further parts.
+    /// An address of well-formed bytes followed by further parts.
     fn of(bytes: impl IntoIterator<Item = u8>, parts: &[(u32, &[u8])]) -> Self {
         let mut bytes: Vec<u8> = bytes.into_iter().collect();
         for (code, argument) in parts {
@@ -361,7 +361,7 @@ mod tests {
             assert_eq!(parsed.to_string(), text);
             assert_eq!(Address::from_bytes(parsed.as_bytes()), Ok(parsed.clone()));
             for cut in 1..parsed.as_bytes().len() {
-                // Cut at a boundary it is another address, else it is none; it never panics.
+                // Cut at a boundary it is another address, otherwise an error. It never panics.
                 let _ = Address::from_bytes(&parsed.as_bytes()[..cut]).map(|a| a.to_string());
             }
         }

@@ -89,7 +89,7 @@ hash_id! {
 }
 
 impl ModelId {
-    /// The manifest itself is an object in the store; this is its address.
+    /// The address of the manifest, which is an object in the store itself.
     pub const fn manifest(&self) -> ShardId {
         ShardId(self.0)
     }

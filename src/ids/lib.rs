@@ -1,8 +1,8 @@
-//! The names that everything else speaks in: peers, their addresses, shards, models, byte ranges.
+//! The identifiers that all rooms share: peers, their addresses, shards, models, byte ranges.
 //!
-//! Plain values: no sockets, no runtime, no libp2p. Their text and binary forms are those of
-//! libp2p's peer ids and multiaddrs, so `doppler_swarm` converts them at its edge.
-//! Invariant: a value that exists is well formed; no input panics.
+//! They are plain values: no sockets, no runtime, no libp2p. Peer ids and addresses have the text
+//! and binary forms of libp2p's, so `doppler_swarm` converts them at its edge. Invariant: every
+//! value is well formed, and no input causes a panic.
 
 mod address;
 mod hash;

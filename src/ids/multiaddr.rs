@@ -1,8 +1,8 @@
-//! The binary and text forms of a multiaddr: a table of protocols, and how to walk both.
+//! The binary and text forms of a multiaddr: a table of protocols, and parsers for both forms.
 //!
 //! Source of the codes: <https://github.com/multiformats/multicodec/blob/master/table.csv>;
-//! of the `x-parity-` paths, the rust-multiaddr crate. Only protocols that could lead to a node
-//! are in the table; an address with another one is refused.
+//! source of the `x-parity-` paths: the rust-multiaddr crate. The table has only protocols that
+//! could lead to a node; an address with another one is refused.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -12,7 +12,7 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::peer::PeerId;
 
-/// Bytes of the longest address; what peers announce is far shorter.
+/// The longest address in bytes. Announced addresses are far shorter.
 pub(crate) const ADDRESS_BYTES_MAX: usize = 1024;
 
 pub(crate) const IP4: u32 = 4;
@@ -28,7 +28,7 @@ pub(crate) const WSS: u32 = 478;
 pub(crate) const WS_WITH_PATH: u32 = 4770;
 pub(crate) const WSS_WITH_PATH: u32 = 4780;
 
-/// What follows a protocol's code.
+/// The form of the argument that follows a protocol's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Argument {
     Nothing,
@@ -38,13 +38,13 @@ enum Argument {
     Port,
     /// 64 bits, big-endian.
     Number,
-    /// UTF-8 without a slash, its length before it.
+    /// UTF-8 without a slash, with a length prefix.
     Text,
-    /// UTF-8 that stands percent-encoded in text, its length before it.
+    /// UTF-8 with a length prefix, percent-encoded in text.
     Path,
-    /// A peer id's multihash in base 58, its length before it.
+    /// A peer id's multihash with a length prefix, in base 58 in text.
     Peer,
-    /// A multihash in multibase `u` (base64url), its length before it.
+    /// A multihash with a length prefix, in multibase `u` (base64url) in text.
     Hash,
 }
 
@@ -143,7 +143,7 @@ impl fmt::Display for Part<'_> {
     }
 }
 
-/// The first part of an address and what follows it; the reason if it has none.
+/// The first part of an address and the rest. The error is the reason why it has none.
 pub(crate) fn split(bytes: &[u8]) -> Result<(Part<'_>, &[u8]), String> {
     let cut = || "it is cut short".to_owned();
     let (code, rest) = varint(bytes).ok_or_else(cut)?;
@@ -193,7 +193,7 @@ fn check(protocol: &Protocol, argument: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The binary form of an address's text; the reason if it has none.
+/// The binary form of an address's text. The error is the reason why it has none.
 pub(crate) fn parse(text: &str) -> Result<Vec<u8>, String> {
     let mut words = text.split('/');
     if words.next() != Some("") || text.len() < 2 {
@@ -256,7 +256,7 @@ fn parse_argument(kind: Argument, word: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// An unsigned varint of at most 32 bits in its shortest form, and what follows it.
+/// An unsigned varint of at most 32 bits in its shortest form, and the rest.
 fn varint(bytes: &[u8]) -> Option<(u32, &[u8])> {
     let mut value = 0u32;
     for (index, byte) in bytes.iter().take(5).enumerate() {
@@ -282,8 +282,8 @@ fn put_varint(bytes: &mut Vec<u8>, mut value: u32) {
     bytes.push(value as u8);
 }
 
-/// What a path segment may not hold: controls, and the URL standard's path percent-encode set
-/// with '%' and '/'.
+/// The characters that a path segment must not contain: controls, and the URL standard's path
+/// percent-encode set with '%' and '/'.
 fn percent_encode(text: &str) -> Cow<'_, str> {
     let special = |byte: u8| !(0x20..0x7f).contains(&byte) || b"%/`?{} \"#<>".contains(&byte);
     if !text.bytes().any(special) {
@@ -292,7 +292,7 @@ fn percent_encode(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     for byte in text.bytes() {
         if special(byte) {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(out, "%{byte:02X}");
         } else {
             out.push(char::from(byte));

@@ -8,22 +8,22 @@ use std::str::FromStr;
 
 use ed25519_dalek::SigningKey;
 
-/// Bytes of the longest peer id.
+/// The longest peer id in bytes.
 pub const PEER_BYTES_MAX: usize = 66;
-/// Its text is at most this long: 66 bytes in base 58.
+/// The longest text of a peer id: 66 bytes in base 58.
 const PEER_TEXT_MAX: usize = 92;
 
 /// Multihash codes, and the longest digest of each.
 const IDENTITY: (u8, usize) = (0x00, 42);
 const SHA2_256: (u8, usize) = (0x12, 64);
 
-/// Before an Ed25519 key in its protobuf form: type (field 1) Ed25519, data (field 2), 32 bytes.
+/// The prefix of an Ed25519 key in protobuf form: type (field 1) Ed25519, data (field 2), 32 bytes.
 const ED25519_PREFIX: [u8; 4] = [0x08, 0x01, 0x12, 0x20];
 
 /// A node's identity: the hash of its public key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId {
-    /// The multihash, then zeros.
+    /// The multihash, padded with zeros.
     bytes: [u8; PEER_BYTES_MAX],
     len: u8,
 }
@@ -39,7 +39,7 @@ impl PeerId {
         Self::from_public_key(SigningKey::from_bytes(&seed).verifying_key().to_bytes())
     }
 
-    /// The id of the node whose Ed25519 public key this is. The key is not checked.
+    /// The id of the node with this Ed25519 public key. Does not check the key.
     pub fn from_public_key(key: [u8; 32]) -> Self {
         let mut bytes = [0; PEER_BYTES_MAX];
         let len = 2 + ED25519_PREFIX.len() + key.len();
@@ -63,7 +63,7 @@ impl PeerId {
     /// The inverse of [`Self::to_bytes`].
     ///
     /// # Errors
-    /// If the bytes are no multihash of a public key.
+    /// If the bytes are not the multihash of a public key.
     pub fn from_bytes(multihash: &[u8]) -> Result<Self, BadPeerId> {
         let bad = || BadPeerId(format!("{} bytes", multihash.len()));
         let [code, size, digest @ ..] = multihash else { return Err(bad()) };
@@ -94,7 +94,7 @@ impl FromStr for PeerId {
     type Err = BadPeerId;
     fn from_str(text: &str) -> Result<Self, BadPeerId> {
         let bad = || BadPeerId(text.chars().take(PEER_TEXT_MAX).collect());
-        // Decoding takes time that grows with the square of the length.
+        // Decoding time grows with the square of the length.
         if text.len() > PEER_TEXT_MAX {
             return Err(bad());
         }

@@ -1,11 +1,11 @@
 //! The ladder: reads through RAM, disk, local sources and peers, in this order.
 //!
 //! Decides which tier to ask, and which tiers keep what was read. Bytes from
-//! peers are kept on disk and in RAM. Bytes from disk are kept in RAM, except for
-//! bulk reads: a scan must not flush what decoding uses. Readers of one range
-//! share one flight. Invariant: every byte returned was verified when it entered.
-//! Bytes that wait to be written to disk are bounded. When the disk cannot keep
-//! up, bulk reads wait for it, and what a token waits for is not kept on disk.
+//! peers are kept on disk. What was read is also kept in RAM, except by bulk
+//! reads: a scan must not flush what decoding uses. Readers of one range share one
+//! flight. Invariant: every byte returned was verified when it entered. Bytes that
+//! wait to be written to disk are bounded. When the disk cannot keep up, bulk
+//! reads and prefetches wait for it, and what a token waits for is not kept there.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;

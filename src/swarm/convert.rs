@@ -1,7 +1,7 @@
-//! libp2p's peer ids and multiaddrs from and to this project's own.
+//! Conversions between libp2p's peer ids and multiaddrs and this project's own.
 //!
-//! Invariant: a peer id converts both ways without loss. An address converts if it leads to
-//! something that a node could be; others, which only a peer could name, are left out.
+//! Invariant: a peer id converts both ways without loss. An address converts if all of its
+//! protocols could lead to a node; other addresses, which only a peer could name, are dropped.
 
 use doppler_ids::{Address, PeerId};
 use libp2p::Multiaddr;
@@ -21,17 +21,17 @@ pub(crate) fn id(peer: PeerId) -> libp2p::PeerId {
     libp2p::PeerId::from_bytes(peer.as_bytes()).expect("both accept the same multihashes")
 }
 
-/// `None` if it names a protocol that leads to no node.
+/// `None` if the address has a protocol that cannot lead to a node.
 pub(crate) fn address(multiaddr: &Multiaddr) -> Option<Address> {
     Address::from_bytes(multiaddr.as_ref()).ok()
 }
 
-/// Where a connection leads; if that has no address, only to whom.
+/// The address of a connection's other end, or only the peer if that address does not convert.
 pub(crate) fn address_or_peer(multiaddr: &Multiaddr, peer: PeerId) -> Address {
     address(multiaddr).unwrap_or_else(|| Address::of_peer(peer))
 }
 
-/// `None` if libp2p takes it for none, which it does not.
+/// `None` if libp2p does not accept the address, which does not happen.
 pub(crate) fn multiaddr(address: &Address) -> Option<Multiaddr> {
     Multiaddr::try_from(address.as_bytes().to_vec()).ok()
 }
@@ -53,7 +53,7 @@ mod tests {
             assert_eq!(ours.to_string(), theirs.to_string());
             assert_eq!(theirs.to_string().parse(), Ok(ours));
         }
-        // Whatever length a peer claims, what the one takes the other does.
+        // Both accept the same lengths.
         for code in [0x00, 0x11, 0x12, 0x13, 0x80] {
             for len in 0..70u8 {
                 let bytes = [&[code, len][..], &vec![7; usize::from(len)]].concat();

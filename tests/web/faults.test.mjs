@@ -90,12 +90,12 @@ for (const [what, fault] of [
       let writes = 0
       handles.write = function (bytes, at) {
         writes += 1
-        if (globalThis.mended === true || writes < nth) return write.call(this, bytes, at)
+        if (globalThis.repaired === true || writes < nth) return write.call(this, bytes, at)
         if (how === 'throw') throw full()
         return write.call(this, bytes.subarray(0, bytes.length >> 1), at)
       }
       handles.flush = function () {
-        if (globalThis.mended !== true && nth === Infinity) throw full()
+        if (globalThis.repaired !== true && nth === Infinity) throw full()
         flush.call(this)
       }
     }, fault)
@@ -103,7 +103,7 @@ for (const [what, fault] of [
     assert.match(await said(page), /the browser could not write any more \(.*\): free disk space or remove another model here/)
     const before = await held(page)
     if (fault.write !== Infinity) assert.ok(before >= MIB && before < 2 * MIB, `the first parcel, and no more than half of the marks of the second: ${before}`)
-    await (await worker(page)).evaluate(() => { globalThis.mended = true })
+    await (await worker(page)).evaluate(() => { globalThis.repaired = true })
     await again(page)
     await whole(page)
   })

@@ -288,14 +288,15 @@ export class Store {
 
 /** Writes all of `bytes`, or throws with the code `quota`: the disk, or this page's share of it, is full. */
 function put (handle: FileSystemSyncAccessHandle, bytes: Uint8Array, at: number): void {
-  told(() => {
+  asQuotaError(() => {
     if (handle.write(bytes as Uint8Array<ArrayBuffer>, { at }) !== bytes.length) throw new Error('short write')
   })
 }
 
-const sync = (handle: FileSystemSyncAccessHandle): void => { told(() => { handle.flush() }) }
+const sync = (handle: FileSystemSyncAccessHandle): void => { asQuotaError(() => { handle.flush() }) }
 
-function told (work: () => void): void {
+/** Reports a failed write as a [`StoreError`] with the code `quota`. */
+function asQuotaError (work: () => void): void {
   try {
     work()
   } catch (error) {

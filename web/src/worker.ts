@@ -55,7 +55,7 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
   downloads.set(call, abort)
   const began = performance.now()
   let { size } = ask
-  let [received, told] = [0, 0]
+  let [received, reported] = [0, 0]
   try {
     const taker = {
       size: async (its: number) => {
@@ -65,8 +65,8 @@ async function download (ask: Ask['download'], call: number): Promise<Answer['do
       parcel: async (proved: Proved) => {
         await store.keep(ask.id, size as number, proved)
         received += proved.length
-        if (performance.now() - told < PROGRESS_MS) return
-        told = performance.now()
+        if (performance.now() - reported < PROGRESS_MS) return
+        reported = performance.now()
         postMessage({ call, progress: received })
       }
     }
