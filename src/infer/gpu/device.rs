@@ -13,6 +13,7 @@ use wgpu::{BufferUsages, DeviceType};
 
 use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
+use super::hush;
 use super::params::{self, ARENA_SLOT, Step};
 use super::pipeline_file::PipelineFile;
 use super::pipelines::{Pipelines, Reduction};
@@ -79,7 +80,9 @@ impl GpuDevice {
     /// As `open`, with the way rows are summed chosen by the caller instead of by
     /// the adapter's type.
     pub fn open_with(choice: AdapterChoice, reduction: Option<Reduction>) -> Result<Self> {
-        let mut adapters = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+        let mut adapters = hush::without_line(|| {
+            pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()))
+        });
         adapters.retain(|adapter| rank(adapter.get_info().device_type, choice).is_some());
         // Stable: among equals the driver's own order stands.
         adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type, choice));

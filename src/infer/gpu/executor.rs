@@ -12,6 +12,7 @@ use super::buffers::Buffers;
 use super::decode::{self, Decode};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
+use super::lower;
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
 use super::spill::Spill;
@@ -78,6 +79,7 @@ pub(super) struct GpuBackend {
 
 impl GpuBackend {
     pub fn new(device: GpuDevice, graph: Arc<Graph>, capacity: Capacity) -> Result<Self> {
+        lower::check(&graph)?;
         let mut buffers = Buffers::new(&device, &graph, capacity)?;
         let mut decode = None;
         if device.fuses() {

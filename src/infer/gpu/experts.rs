@@ -10,6 +10,7 @@
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
+use super::lower::mixed_experts;
 use super::repack::Packed;
 use super::weights::{Uploads, WEIGHT};
 use crate::backend::{BackendError, Result, Slot, SlotClass};
@@ -75,6 +76,9 @@ impl Class {
                 let what = format!("an expert of {} bytes with {matrix:?} in it", layout.bytes);
                 return Err(BackendError::Unsupported(what));
             }
+        }
+        if layout.gate.dtype != layout.up.dtype {
+            return Err(mixed_experts(layout.gate.dtype, layout.up.dtype));
         }
         let shape = SlotShape::of(&layout);
         let stride = shape.stride as u64;

@@ -18,6 +18,7 @@ use super::pipelines::{Reduction, format_name};
 use super::weights::{PieceShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
+use doppler_store::DType;
 
 /// The widest head the attention kernel holds.
 const HEAD_DIM_MAX: usize = 256;
@@ -217,7 +218,7 @@ impl<'a> Lower<'a> {
             Op::Attention { kv, q, out, heads, scale, window } => {
                 let shape = self.graph.kv_spec(kv);
                 let head_dim = shape.head_dim;
-                expect(head_dim.is_multiple_of(4) && head_dim <= HEAD_DIM_MAX, op)?;
+                check_head_dim(head_dim)?;
                 expect(shape.kv_heads > 0 && heads % shape.kv_heads == 0, op)?;
                 let width = heads * head_dim;
                 expect(self.width(q) == width && self.width(out) == width, op)?;
@@ -444,8 +445,7 @@ impl<'a> Lower<'a> {
         let shape = &self.chunks[index];
         let ((gate, gate_at), (up, up_at), (down, down_at)) = (shape.gate, shape.up, shape.down);
         if gate.dtype != up.dtype {
-            let (gate, up) = (gate.dtype, up.dtype);
-            return Err(refused(format!("experts with {gate} gates and {up} ups")));
+            return Err(mixed_experts(gate.dtype, up.dtype));
         }
         let table = Place::Table(moe);
         let slot_stride = word(shape.stride / 4)?;
@@ -510,8 +510,48 @@ pub(super) fn refused(what: String) -> BackendError {
     BackendError::Unsupported(what)
 }
 
+/// Refuses what can be told from the graph alone, before any weight is loaded.
+pub(super) fn check(graph: &Graph) -> Result<()> {
+    graph.kv.iter().try_for_each(|kv| check_head_dim(kv.head_dim))
+}
+
+fn check_head_dim(head_dim: usize) -> Result<()> {
+    if head_dim.is_multiple_of(4) && head_dim <= HEAD_DIM_MAX {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "attention heads of {head_dim} elements (a GPU takes multiples of 4 up to {HEAD_DIM_MAX}); \
+         the CPU takes them: --backend cpu"
+    )))
+}
+
+/// An expert whose gate and up matrices are stored differently.
+pub(super) fn mixed_experts(gate: DType, up: DType) -> BackendError {
+    refused(format!(
+        "experts whose gate matrices are {gate} and whose up matrices are {up}; the CPU takes \
+         them: --backend cpu"
+    ))
+}
+
 fn expect(holds: bool, op: &Op) -> Result<()> {
-    if holds { Ok(()) } else { Err(refused(format!("shapes of {op:?}"))) }
+    if holds { Ok(()) } else { Err(refused(format!("{} of these sizes", name(op)))) }
+}
+
+/// What an op is called in an error.
+const fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Embed { .. } => "an embedding",
+        Op::RmsNorm { .. } => "a norm",
+        Op::Linear { .. } => "a matrix product",
+        Op::Rope { .. } => "a rotary position embedding",
+        Op::KvWrite { .. } => "a write to the attention cache",
+        Op::Attention { .. } => "attention",
+        Op::Gated { .. } => "a gated activation",
+        Op::Add { .. } => "a sum",
+        Op::Route { .. } => "a router",
+        Op::Experts { .. } => "experts",
+        Op::Logits { .. } => "logits",
+    }
 }
 
 pub(super) fn word(n: usize) -> Result<u32> {

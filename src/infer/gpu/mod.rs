@@ -16,6 +16,7 @@ mod device;
 mod dispatch;
 mod executor;
 mod experts;
+mod hush;
 mod kernels;
 mod lower;
 mod params;

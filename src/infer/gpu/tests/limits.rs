@@ -9,8 +9,9 @@ use crate::backend::{
 };
 use crate::cpu::{embed::embed, linear::linear, matrix::Matrix};
 use crate::gpu::executor::GpuBackend;
+use crate::gpu::experts::Class;
 use crate::gpu::{AdapterChoice, GpuDevice, Kernel, Reduction};
-use crate::graph::{Graph, Kv, MatrixSpec, Op};
+use crate::graph::{ExpertLayout, Graph, Kv, MatrixSpec, Op};
 use doppler_store::DType;
 
 #[test]
@@ -159,8 +160,22 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });
     let kv = crate::graph::KvId(0);
     graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
+    // Told before a weight is loaded, in words.
+    let made = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).map(drop);
+    refused(made, "attention heads of 6 elements (a GPU takes multiples of 4");
+    graph.kv[0].head_dim = 8;
+    graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
     let mut gpu = backend(&device, &graph, capacity, &weights);
-    refused(gpu.begin(&step(&[1], 0)), "Attention");
+    refused(gpu.begin(&step(&[1], 0)), "attention of these sizes");
+    let matrix = |dtype, offset| MatrixSpec { dtype, rows: 32, cols: 32, offset };
+    let layout = ExpertLayout {
+        gate: matrix(DType::F32, 0),
+        up: matrix(DType::F16, 4096),
+        down: matrix(DType::F32, 6144),
+        bytes: 10240,
+    };
+    let made = Class::new(&SlotClass { layout, count: 1 }, 0, 1 << 27).map(drop);
+    refused(made, "gate matrices are F32 and whose up matrices are F16");
 }
 
 #[test]
