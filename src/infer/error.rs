@@ -27,6 +27,8 @@ pub enum SessionError {
     Token { token: u32, vocab: usize },
     #[error("the prompt has no tokens")]
     EmptyPrompt,
+    #[error("perplexity needs at least two tokens: one to predict, and one before it")]
+    NothingToScore,
     #[error(transparent)]
     Sampler(#[from] SamplerError),
 }

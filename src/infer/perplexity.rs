@@ -34,7 +34,9 @@ pub struct Perplexity {
 }
 
 /// Scores `tokens`; `on_window` sees the running result after each window.
-/// Without a token to score, `tokens` is 0 and the perplexity is 1.
+///
+/// # Errors
+/// If there is no token to score, which takes one before it; whatever a step errs with.
 pub fn perplexity(
     session: &mut Session,
     tokens: &[u32],
@@ -64,6 +66,9 @@ pub fn perplexity(
         result.mean_nll = nll_sum / result.tokens as f64;
         result.perplexity = result.mean_nll.exp();
         on_window(&result);
+    }
+    if result.tokens == 0 {
+        return Err(SessionError::NothingToScore);
     }
     Ok(result)
 }

@@ -52,6 +52,25 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The special tokens that the tokenizer puts before every text; for most models one, the
+    /// beginning of the sequence, or none.
+    pub fn prefix(&self) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.encode("a", true);
+        let encoding = encoding.map_err(|error| TokenizerError::Encode(line(&error)))?;
+        let special = encoding.get_special_tokens_mask().iter().take_while(|mask| **mask == 1);
+        Ok(encoding.get_ids()[..special.count()].to_vec())
+    }
+
+    /// Ids of the text alone, without the special tokens around it.
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        if text.len() > PROMPT_BYTES_MAX {
+            return Err(TokenizerError::TooLong(text.len()));
+        }
+        let encoding = self.inner.encode(text, false);
+        let encoding = encoding.map_err(|error| TokenizerError::Encode(line(&error)))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// Text of the ids, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner.decode(ids, true).map_err(|error| TokenizerError::Decode(line(&error)))
@@ -261,6 +280,26 @@ mod tests {
         for (text, ids) in &listed {
             assert_eq!(tokenizer.encode(text).unwrap(), *ids, "{text:?}");
         }
+    }
+
+    #[test]
+    fn special_tokens_before_a_text_are_told_from_it() {
+        let plain = bytes_tokenizer();
+        assert_eq!(plain.prefix().unwrap(), [] as [u32; 0]);
+        assert_eq!(plain.encode_bare("ab").unwrap(), plain.encode("ab").unwrap());
+        let mut file: serde_json::Value =
+            serde_json::from_str(&plain.inner.to_string(false).unwrap()).unwrap();
+        let special = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
+        let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+        file["post_processor"] = json!({
+            "type": "TemplateProcessing", "single": [special("<end>"), text, special("<end>")],
+            "pair": [], "special_tokens": {
+                "<end>": { "id": "<end>", "ids": [256], "tokens": ["<end>"] } },
+        });
+        let around = Tokenizer::from_bytes(file.to_string().as_bytes(), vec![256]).unwrap();
+        assert_eq!(around.encode("ab").unwrap(), [256, 97, 98, 256]);
+        assert_eq!(around.prefix().unwrap(), [256]);
+        assert_eq!(around.encode_bare("ab").unwrap(), [97, 98]);
     }
 
     #[test]
