@@ -1,13 +1,14 @@
 //! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
 //!
 //! Owns reading safetensors (`hf`), choosing types (`mixture`), placing tensors
-//! (`layout`), writing shards (`convert`, `sink`), models of random weights
+//! (`layout`), writing shards (`convert`, `sink`, `dir_sink`), models of random weights
 //! (`arch`, `synth`, `routing`) and summing manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
 //! is written. Invariant: an output directory either appears whole or not at all.
 
 mod arch;
 mod convert;
 mod describe;
+mod dir_sink;
 mod hf;
 pub mod inspect;
 mod layout;
@@ -26,10 +27,11 @@ use doppler_store::ManifestError;
 
 pub use arch::Arch;
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
+pub use dir_sink::DirSink;
 pub use hf::{Checkpoint, Source};
 pub use mixture::{Quantization, UnknownQuantization};
 pub use routing::Routing;
-pub use sink::{DirSink, MemorySink, ShardSink};
+pub use sink::{MemorySink, ShardSink};
 pub use synth::{SynthOptions, random_blocks, synth, synth_manifest};
 
 /// Why a checkpoint was not converted. Each message is one line.
