@@ -28,7 +28,7 @@ pub mod wire;
 
 pub use doppler_swarm::{
     Address, BadAddress, BadPeerId, Carrier, Path, PeerId, Reach, RelayMode, SwarmError, SwarmKey,
-    Verdict, certificates, generate_certificate, install_crypto,
+    Verdict, certificates, check_certificate, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
 use doppler_infer::sampler::SamplerOptions;
@@ -26,8 +27,14 @@ pub struct ControlFile {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     pub peer_id: String,
+    /// The public key that this node signs models with; others trust it by `trust add`.
+    #[serde(default)]
+    pub publisher: String,
     pub swarm: String,
     pub version: String,
+    /// Where the node's page answers on this machine.
+    #[serde(default)]
+    pub page: Option<String>,
     pub addresses: Vec<String>,
     /// Those of `addresses` that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
     #[serde(default)]
@@ -43,7 +50,8 @@ pub struct Status {
     pub gateway_token: Option<String>,
     #[serde(default)]
     pub refused_peers: u64,
-    pub data: PathBuf,
+    /// The data directory, for people: bytes that are no UTF-8 are replaced.
+    pub data: String,
     pub backend: String,
     pub uptime_s: f64,
     pub peers: usize,
@@ -252,8 +260,11 @@ impl Traffic {
 pub struct ModelInfo {
     pub id: String,
     pub name: String,
-    /// Public keys of those who signed it, hexadecimal.
+    /// Public keys of those who signed it, hexadecimal; whom this node trusts first.
     pub publishers: Vec<String>,
+    /// How far this node trusts the first of them.
+    #[serde(default)]
+    pub trust: Standing,
     pub bytes: u64,
     pub shards: usize,
     /// Shards held whole here.
@@ -287,6 +298,7 @@ pub struct Peer {
 /// `POST /v1/publish`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PublishRequest {
+    #[serde(with = "path_bytes")]
     pub dir: PathBuf,
     /// Shard numbers to store; all when absent.
     pub shards: Option<Vec<usize>>,
@@ -296,10 +308,59 @@ pub struct PublishRequest {
 pub struct PublishReply {
     pub model: String,
     pub name: String,
+    /// The public key that it was signed with.
+    #[serde(default)]
+    pub publisher: String,
     pub shards_stored: usize,
     pub bytes_stored: u64,
     /// Of those, what had to be copied; the rest shares its blocks with the directory.
     pub bytes_copied: u64,
+}
+
+/// `POST /v1/models/resolve`: which model a text means, and whether it may be used; answered by
+/// a [`ModelInfo`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolveRequest {
+    pub model: String,
+    /// As in [`GenerateRequest`].
+    #[serde(default)]
+    pub trust: Vec<PublicKey>,
+    #[serde(default)]
+    pub can_ask: bool,
+}
+
+/// A path as JSON: text, or its bytes where they are no UTF-8.
+mod path_bytes {
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        let either = match path.to_str() {
+            Some(text) => Either::Text(text.to_owned()),
+            None => Either::Bytes(path.as_os_str().as_encoded_bytes().to_vec()),
+        };
+        either.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(match Either::deserialize(from)? {
+            Either::Text(text) => text.into(),
+            #[cfg(unix)]
+            Either::Bytes(bytes) => PathBuf::from(
+                <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes),
+            ),
+            #[cfg(not(unix))]
+            Either::Bytes(bytes) => String::from_utf8_lossy(&bytes).into_owned().into(),
+        })
+    }
 }
 
 /// `POST /v1/store/pin`, `unpin` and `rm`
@@ -480,6 +541,18 @@ pub struct ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_arrives_whatever_its_bytes() {
+        use std::os::unix::ffi::OsStrExt;
+        for bytes in [&b"/models/tiny"[..], b"/models/\xff\xfe"] {
+            let dir = PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+            let json = serde_json::to_string(&PublishRequest { dir: dir.clone(), shards: None });
+            let back: PublishRequest = serde_json::from_str(&json.unwrap()).unwrap();
+            assert_eq!(back.dir, dir);
+        }
+    }
 
     #[test]
     fn traffic_since_counts_only_what_is_new() {

@@ -1,5 +1,6 @@
 //! What the user typed: clap's view of the command line, nothing resolved yet.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -14,44 +15,44 @@ use doppler_mesh::RelayMode;
 use doppler_store::PolicyKind;
 use doppler_store::signature::PublicKey;
 
-/// Runs models that do not fit the machine: weights are fetched, proved and paged from a swarm.
+/// Runs models that do not fit this machine: weights are fetched from a swarm, proved and paged.
 #[derive(Debug, Parser)]
 #[command(name = "doppler-node", version, about, propagate_version = true)]
 pub struct RawArgs {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log filter, as in RUST_LOG (for example `info` or `doppler_mesh=debug`)
+    /// What to log on standard error, as RUST_LOG says it: `info`, or `doppler_mesh=debug`
     #[arg(long, global = true, env = "DOPPLER_LOG", default_value = "warn", value_name = "FILTER")]
     pub log: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Four nodes on this machine: three hold a model, the fourth runs it without having it
+    /// Start four nodes on this machine: three hold a model, the fourth runs it without having it
     Demo(DemoArgs),
-    /// Join a swarm and stay: keep, fetch and serve shards, answer the commands below
+    /// Join a swarm and stay: keep, fetch and serve shards, and answer the commands below
     Join(JoinArgs),
     /// Make the key of a private swarm
     SwarmKey(SwarmKeyArgs),
-    /// Sign an RDRR model, store its shards in the running node and announce it
+    /// Sign an RDRR model, store its shards in the running node, and announce it
     Publish(PublishArgs),
     /// List the models that the running node knows
     Ls(ControlArgs),
-    /// Show the running node's addresses, tiers and traffic
+    /// Show the running node's page, addresses, tiers and traffic
     Status(ControlArgs),
     /// Show the peers that the running node is connected to
     Peers(ControlArgs),
-    /// Never evict a model or an object
+    /// Keep a model or an object from being evicted
     Pin(PinArgs),
-    /// Let a model or an object be evicted again
+    /// Allow a model or an object to be evicted again
     Unpin(UnpinArgs),
-    /// Say whose models may be used
+    /// Manage the publishers whose models may be used
     #[command(subcommand)]
     Trust(TrustCommand),
     /// Remove a model or an object from the store
     Rm(RmArgs),
-    /// Evict unpinned objects until what is stored fits the disk budget
+    /// Evict unpinned objects, coldest first, until the rest fits the disk budget
     Gc(GcArgs),
     /// Check every stored byte against its hash
     Fsck(FsckArgs),
@@ -59,18 +60,18 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Show what an RDRR model or manifest contains
     Inspect(InspectArgs),
-    /// Generate text with an RDRR directory, a Hugging Face directory or a model of the swarm
+    /// Generate text with a model: a directory, or a model of the swarm
     Run(RunArgs),
     /// Compare a model's logits and greedy text with a reference
     Check(CheckArgs),
     /// Measure a model's perplexity on a text
     Perplexity(PerplexityArgs),
-    /// Write a model of a well-known shape with random weights, for measuring speed
+    /// Write a model of a well-known shape with random weights, to measure speed with
     Synth(SynthArgs),
-    /// Measure a local model's speed, or the store's
+    /// Measure the speed of a model, of the store or of transfers
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Record which experts a run asks for, and try eviction policies on it
+    /// Record which experts a run asks for, and try eviction policies on the record
     #[command(subcommand)]
     Trace(TraceCommand),
     /// Import, fetch and collect without end, saying what is durable (for crash tests)
@@ -81,7 +82,7 @@ pub enum Command {
 /// Where a node keeps its data.
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
-    /// The node's data directory [default: the user's data directory/doppler-node]
+    /// The node's data directory [default: doppler-node in the user's data directory]
     #[arg(long, env = "DOPPLER_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
 }
@@ -89,15 +90,16 @@ pub struct DataArgs {
 /// What a node may use of the machine.
 #[derive(Debug, Clone, Args)]
 pub struct BudgetArgs {
-    /// Device memory for a running model: trunk, KV cache and expert slots (main memory with the CPU backend)
+    /// Device memory that a running model may take: resident weights, KV cache and expert slots
+    /// (main memory with the CPU backend). Sizes take a unit: 800MiB, 2GiB
     #[arg(long, value_name = "SIZE", default_value_t = Self::default().vram_budget)]
     pub vram_budget: ByteSize,
 
-    /// Main memory for cached weights
+    /// Main memory that cached weights may take, for example 4GiB
     #[arg(long, value_name = "SIZE", default_value_t = Self::default().ram_budget)]
     pub ram_budget: ByteSize,
 
-    /// Disk for stored shards
+    /// Disk space that stored shards may take, for example 50GiB
     #[arg(long, value_name = "SIZE", default_value_t = Self::default().disk_budget)]
     pub disk_budget: ByteSize,
 }
@@ -115,31 +117,29 @@ impl Default for BudgetArgs {
 /// How a node meets others.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
-    /// A peer to start from, with its /p2p/ id (repeatable)
+    /// Address of a peer to start from, with its /p2p/ id (repeatable)
     #[arg(long, value_name = "MULTIADDR")]
     pub bootstrap: Vec<String>,
 
-    /// An address to listen on (repeatable) [default: QUIC, TCP, WebSocket and WebRTC-direct on
+    /// Address to listen on (repeatable) [default: QUIC, TCP, WebSocket and WebRTC-direct on
     /// every IPv4 interface, at ports that the system chooses]
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
 
-    /// An address to announce that this node cannot see itself (repeatable), for example
-    /// /dns4/HOST/tcp/443/wss of a proxy that ends TLS and passes on to the WebSocket port
+    /// Address to announce that this node cannot see itself (repeatable), for example
+    /// /dns4/HOST/tcp/443/wss of a proxy that ends TLS and forwards to the WebSocket port
     #[arg(long, value_name = "MULTIADDR")]
     pub external_address: Vec<String>,
 
-    /// A private swarm's key file (see `swarm-key`): peers without the key are refused
+    /// File with a private swarm's key (see `swarm-key`); peers without the key are refused
     #[arg(long, value_name = "FILE", env = "DOPPLER_SWARM_KEY")]
     pub swarm_key: Option<PathBuf>,
 
-    /// PEM file of authorities that may vouch for /wss addresses, beside those of the web
+    /// PEM file of certificate authorities to accept for /wss addresses, besides the web's own
     #[arg(long, value_name = "FILE", env = "SSL_CERT_FILE")]
     pub tls_ca: Option<PathBuf>,
 
-    /// What to do with relays: `auto` offers one while peers say that they reach this node,
-    /// and uses theirs while they say that they do not; `server` offers one in any case,
-    /// `client` never; `off` does neither
+    /// Whether to be a relay and to use relays
     #[arg(long, value_enum, default_value_t)]
     pub relay: RelayChoice,
 
@@ -151,23 +151,24 @@ pub struct NetworkArgs {
     #[arg(long)]
     pub no_mdns: bool,
 
-    /// Bytes of shards a second to send to peers, at most [default: no limit]
+    /// The most that may be sent to peers, for example 10MB/s; at least 64KiB/s [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub upload_limit: Option<ByteRate>,
 
-    /// Bytes of shards a second to take from peers, at most [default: no limit]
+    /// The most that may be fetched from peers, for example 10MB/s; at least 64KiB/s
+    /// [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub download_limit: Option<ByteRate>,
 
-    /// Trust this publisher from now on: its public key (repeatable)
+    /// Public key of a publisher to trust from now on, as `ls` shows it (repeatable)
     #[arg(long, value_name = "PUBLISHER")]
     pub trust: Vec<PublicKey>,
 
-    /// What to do with models of publishers who are not trusted
+    /// What to do with a model whose publisher is not trusted
     #[arg(long, value_enum, default_value_t)]
     pub trust_policy: TrustPolicy,
 
-    /// Seconds to look for a holder of a missing shard before giving up
+    /// How many seconds to look for a peer that holds a missing shard
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     pub find_timeout: f64,
 }
@@ -175,10 +176,14 @@ pub struct NetworkArgs {
 /// What a node does with relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum RelayChoice {
+    /// Be a relay while peers can dial this node; use peers' relays while they cannot
     #[default]
     Auto,
+    /// Use relays, never be one
     Client,
+    /// Be a relay in any case
     Server,
+    /// Neither
     Off,
 }
 
@@ -195,7 +200,7 @@ impl From<RelayChoice> for RelayMode {
 
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// The swarm's name: nodes of one name share models
+    /// The swarm's name; nodes that use the same name share models
     #[arg(long, value_name = "NAME")]
     pub swarm: String,
     #[command(flatten)]
@@ -207,17 +212,18 @@ pub struct JoinArgs {
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
-    /// Loopback address of the control API
+    /// Loopback address and port of the page, the gateway and the control API; with port 0 the
+    /// port of the last run, if it is free
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub control: SocketAddr,
-    /// Print events as JSON, one a line
+    /// Print events as JSON, one per line
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct SwarmKeyArgs {
-    /// Where to write the key; it must not exist yet
+    /// File to write the key to; it must not exist yet
     pub file: PathBuf,
 }
 
@@ -233,9 +239,9 @@ pub struct ControlArgs {
 
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// The model's directory: manifest.json and its shards
+    /// The RDRR model's directory: manifest.json and its shards
     pub dir: PathBuf,
-    /// Store only these shards, for example `0,2-5` [default: all]
+    /// Numbers of the shards to store, for example `0,2-5` [default: all]
     #[arg(long, value_name = "LIST")]
     pub shards: Option<String>,
     #[command(flatten)]
@@ -244,12 +250,13 @@ pub struct PublishArgs {
 
 #[derive(Debug, Args)]
 pub struct PinArgs {
-    /// A model's name or id, or an object's id (the start of an id is enough)
+    /// A model's name or id, or an object's id; the first 4 characters are enough where they are
+    /// unambiguous
     pub target: String,
-    /// Fetch what is missing of it first
+    /// Fetch what is missing first
     #[arg(long)]
     pub fetch: bool,
-    /// With --fetch: trust this publisher from now on (repeatable)
+    /// With --fetch: public key of a publisher to trust from now on (repeatable)
     #[arg(long, value_name = "PUBLISHER")]
     pub trust: Vec<PublicKey>,
     #[command(flatten)]
@@ -265,16 +272,17 @@ pub enum TrustCommand {
     },
     /// Trust a publisher
     Add {
-        /// Its public key, as `ls --json` shows it
+        /// The publisher's public key, as `ls` shows it
         publisher: PublicKey,
-        /// Why, for yourself
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        /// A note to yourself, at most 128 bytes
+        #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
         note: String,
         #[command(flatten)]
         control: ControlArgs,
     },
-    /// Trust a publisher no more
+    /// Stop trusting a publisher
     Remove {
+        /// The publisher's public key, as `trust list` shows it
         publisher: PublicKey,
         #[command(flatten)]
         control: ControlArgs,
@@ -283,7 +291,8 @@ pub enum TrustCommand {
 
 #[derive(Debug, Args)]
 pub struct UnpinArgs {
-    /// A model's name or id, or an object's id (the start of an id is enough)
+    /// A model's name or id, or an object's id; the first 4 characters are enough where they are
+    /// unambiguous
     pub target: String,
     #[command(flatten)]
     pub control: ControlArgs,
@@ -291,9 +300,10 @@ pub struct UnpinArgs {
 
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// A model's name or id, or an object's id (the start of an id is enough)
+    /// A model's name or id, or an object's id; the first 4 characters are enough where they are
+    /// unambiguous
     pub target: String,
-    /// Remove what is pinned too
+    /// Remove pinned objects too
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -302,10 +312,10 @@ pub struct RmArgs {
 
 #[derive(Debug, Args)]
 pub struct GcArgs {
-    /// How much may stay [default: what the running node was started with]
+    /// How much may stay stored, for example 20GiB [default: the running node's disk budget]
     #[arg(long, value_name = "SIZE")]
     pub disk_budget: Option<ByteSize>,
-    /// Only say what would go
+    /// Only say what would be evicted
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
@@ -314,7 +324,7 @@ pub struct GcArgs {
 
 #[derive(Debug, Args)]
 pub struct FsckArgs {
-    /// Fetch damaged ranges again from peers
+    /// Fetch damaged and missing ranges from peers (needs a running node)
     #[arg(long)]
     pub repair: bool,
     #[command(flatten)]
@@ -334,10 +344,13 @@ pub struct ExerciseArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Quantize {
+    /// Mostly 4 bits: about 4.9 bits per weight
     #[value(name = "q4_k_m")]
     Q4KM,
+    /// 8 bits: 8.5 bits per weight
     #[value(name = "q8_0")]
     Q8_0,
+    /// Not quantised: 16 bits per weight
     Bf16,
 }
 
@@ -345,12 +358,13 @@ pub enum Quantize {
 pub struct ConvertArgs {
     /// The checkpoint's directory: config.json, *.safetensors, tokenizer.json
     pub hf_dir: PathBuf,
-    /// Where to write the model; must not exist yet
+    /// Directory to write the model to: a new or an empty one
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// How to store the weights
     #[arg(long, value_enum, default_value = "q4_k_m")]
     pub quantize: Quantize,
-    /// The largest shard to write
+    /// The largest shard to write: 4KiB to 64MiB, a multiple of 4KiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub shard_size: ByteSize,
     /// Print the result as JSON
@@ -372,49 +386,61 @@ pub enum BackendChoice {
     /// A hardware GPU if there is one, else the CPU
     #[default]
     Auto,
-    /// Any wgpu adapter, a software one too
+    /// A GPU, or a software one where there is none (slow: for tests)
     Gpu,
+    /// The CPU
     Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum KvChoice {
-    /// Half precision: half the memory
+    /// Half precision, half the memory
     #[default]
     F16,
+    /// Single precision
     F32,
 }
 
 /// Which model, and what to run it on.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// An RDRR directory, a Hugging Face directory (converted in memory), or a model id or name in the swarm
-    pub model: String,
+    /// An RDRR directory, a Hugging Face directory (converted in memory), or the name or id of a
+    /// model that the node at --data knows. Write ./NAME for a directory if both exist
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
     /// How to convert a Hugging Face directory in memory [default: weights as they are]
     #[arg(long, value_enum)]
     pub quantize: Option<Quantize>,
-    /// Device memory for the model [default: whatever it takes]
+    /// Device memory that the model may take, for example 8GiB [default: what it needs]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<ByteSize>,
-    /// Main memory for experts that lost their slots on a GPU with memory of its own [default: half
-    /// of what is free]
+    /// Main memory for experts evicted from a GPU with memory of its own, for example 16GiB
+    /// [default: half of the free memory]
     #[arg(long, value_name = "SIZE")]
     pub host_budget: Option<ByteSize>,
-    /// The longest context to make room for, tokens [default: what the task needs]
+    /// Tokens of context to make room for [default: what the task needs]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-    /// How the attention cache keeps its elements (local models; a node's are f16) [default: f16,
-    /// but f32 for `check`]
+    /// Element type of the attention cache; a running node uses f16 [default: f16, but f32 for
+    /// `check`]
     #[arg(long, value_enum)]
     pub kv: Option<KvChoice>,
-    /// Which expert gives up its slot to another: lru, lfu or slru [default: lfu]
+    /// Which expert gives up its slot for another: lru, lfu or slru; a running node uses lfu
+    /// [default: lfu]
     #[arg(long, value_name = "NAME")]
     pub policy: Option<PolicyKind>,
 }
 
 impl ModelArgs {
+    /// The model as a name; no name has bytes that are not UTF-8.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.model.to_string_lossy()
+    }
+
     /// The device memory that the model may take.
     pub fn slots(&self) -> SlotBudget {
         self.vram_budget.map_or(SlotBudget::All, |size| SlotBudget::Device(size.0))
@@ -433,19 +459,19 @@ impl ModelArgs {
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
-    /// 0 is greedy
-    #[arg(long, default_value_t = 0.0)]
+    /// Randomness of the choice; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f32,
-    /// Keep the likeliest tokens that add up to this probability
+    /// Choose among the likeliest tokens that together have this probability; 1 keeps all
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all
+    /// Choose among this many of the likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
     pub top_k: usize,
-    /// Above 1: make tokens that have appeared less likely
+    /// Makes tokens that have appeared less likely if above 1; 1 changes nothing
     #[arg(long, default_value_t = 1.0)]
     pub repetition_penalty: f32,
-    /// Same seed, same text
+    /// Seed of the random choice; the same seed gives the same text
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
@@ -455,20 +481,18 @@ pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// The text to continue
-    #[arg(short, long)]
+    #[arg(short, long, allow_hyphen_values = true)]
     pub prompt: String,
-    /// The most tokens to generate
+    /// How many tokens to generate at most
     #[arg(short = 'n', long, default_value_t = 128)]
     pub tokens: usize,
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Join this swarm for the run, instead of asking the node running on the data directory
+    /// Join this swarm for the run instead of asking the node that runs on --data
     #[arg(long, value_name = "NAME")]
     pub swarm: Option<String>,
     #[command(flatten)]
     pub network: NetworkArgs,
-    #[command(flatten)]
-    pub data: DataArgs,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -478,10 +502,10 @@ pub struct RunArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The reference: a safetensors file with `input_ids`, `logits` and `greedy`
+    /// The reference, a safetensors file with `input_ids`, `logits` and `greedy`
     #[arg(long, value_name = "FILE")]
     pub expected: PathBuf,
-    /// The largest difference allowed, relative to the reference logits' standard deviation
+    /// The largest difference allowed, as a fraction of the reference logits' standard deviation
     #[arg(long, default_value_t = 1e-3)]
     pub tolerance: f64,
     /// Print JSON
@@ -493,7 +517,7 @@ pub struct CheckArgs {
 pub struct PerplexityArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The text to measure on
+    /// The text to measure on, a UTF-8 file
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
     /// Print JSON
@@ -503,13 +527,13 @@ pub struct PerplexityArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchStoreArgs {
-    /// Where to make the store that is measured [default: a temporary directory]
+    /// Directory to make the measured store in [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Bytes to move in each measurement
+    /// How much to move in each measurement, at least 4MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub size: ByteSize,
-    /// Objects in the store that is reopened
+    /// How many objects the store holds that is reopened
     #[arg(long, default_value_t = 10_000)]
     pub objects: usize,
     /// Print JSON
@@ -520,12 +544,12 @@ pub struct BenchStoreArgs {
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// The text to continue
-    #[arg(short, long, default_value = "ROMEO:\n")]
+    #[arg(short, long, allow_hyphen_values = true, default_value = "ROMEO:\n")]
     pub prompt: String,
-    /// The tokens to generate
+    /// How many tokens to generate, at least 3
     #[arg(short = 'n', long, default_value_t = 96)]
     pub tokens: usize,
-    /// Print one JSON object as the last line, and no live view
+    /// Show no live view, and print one JSON object as the last line
     #[arg(long)]
     pub json: bool,
 }
@@ -539,6 +563,37 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         RawArgs::command().debug_assert();
+    }
+
+    /// Every option explains itself, and every text may begin with a hyphen.
+    #[test]
+    fn each_option_has_its_help_and_takes_any_text() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let name = arg.get_id();
+                let hidden = command.is_hide_set() || ["help", "version"].contains(&name.as_str());
+                assert!(hidden || arg.get_help().is_some(), "{path}: {name} has no help");
+                if ["prompt", "note"].contains(&name.as_str()) {
+                    assert!(arg.is_allow_hyphen_values_set(), "{path}: {name} refuses \"- x\"");
+                }
+            }
+            command.get_subcommands().for_each(|command| walk(command, &path));
+        }
+        walk(&RawArgs::command(), "");
+        for words in [
+            ["run", "m", "-p", "- milk"],
+            ["trace", "record", "m", "--out=t"],
+            ["demo", "-p", "-x", "--json"],
+        ] {
+            let args = ["doppler-node"].iter().chain(&words);
+            RawArgs::try_parse_from(args).unwrap();
+        }
+        let args = ["doppler-node", "run", "m", "-p", "- milk", "-n", "3"];
+        let Command::Run(run) = RawArgs::try_parse_from(args).unwrap().command else {
+            panic!("not run")
+        };
+        assert_eq!((run.prompt.as_str(), run.tokens), ("- milk", 3));
     }
 
     #[test]

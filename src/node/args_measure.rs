@@ -11,20 +11,21 @@ use doppler_store::PolicyKind;
 
 #[derive(Debug, Args)]
 pub struct SynthArgs {
-    /// llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
+    /// The shape: llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
     #[arg(long, value_name = "NAME")]
     pub arch: String,
-    /// This many layers instead of all
+    /// How many layers to write [default: all]
     #[arg(long, value_name = "N")]
     pub layers: Option<usize>,
-    /// Same seed, same weights
+    /// Seed of the random weights; the same seed gives the same weights
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Skew the experts' popularity by weights: `zipf:S`, or `zipf:S,stick:P` for a share P
-    /// of a token's experts to be the next token's too [default: even]
+    /// Make some experts more popular than others: `zipf:S` with S from 0 to 4, or
+    /// `zipf:S,stick:P`, where the next token keeps a share P (0 to 0.95) of a token's experts
+    /// [default: all alike]
     #[arg(long, value_name = "zipf:S[,stick:P]")]
     pub routing: Option<String>,
-    /// Where to write the model; must not exist yet
+    /// Directory to write the model to: a new or an empty one
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Print the result as JSON
@@ -34,15 +35,15 @@ pub struct SynthArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// One token after another
+    /// Decoding: one token after another
     Decode {
         #[command(flatten)]
         args: BenchArgs,
-        /// Tokens to decode in a run
+        /// How many tokens to decode in a run
         #[arg(short = 'n', long, default_value_t = 64)]
         tokens: usize,
     },
-    /// The prompt, in batches
+    /// Reading a prompt, in batches
     Prefill {
         #[command(flatten)]
         args: BenchArgs,
@@ -51,36 +52,36 @@ pub enum BenchCommand {
     Paging {
         #[command(flatten)]
         args: BenchArgs,
-        /// Tokens to decode in a run
+        /// How many tokens to decode in a run
         #[arg(short = 'n', long, default_value_t = 64)]
         tokens: usize,
-        /// Slots for experts, a number or a percentage of all experts
+        /// Slots for experts: a number, or a percentage of all experts
         #[arg(long, value_name = "N|P%", default_value = "50%")]
         slots: SlotCount,
-        /// Eviction policies to compare, a session each [default: --policy's]
+        /// Eviction policies to compare, in a session each: lru, lfu, slru [default: that of --policy]
         #[arg(long, value_name = "NAME,...", value_delimiter = ',', conflicts_with = "policy")]
         policies: Vec<PolicyKind>,
     },
     /// Each kernel that reads weights, at the model's shapes
     Kernels(KernelArgs),
-    /// The store: proving, importing, reading, checking, reopening
+    /// The store: proving, importing, reading, checking and reopening
     Store(BenchStoreArgs),
-    /// Verified transfers between nodes of this process, against a raw stream
+    /// Verified transfers between nodes of this process, compared with a raw stream
     Mesh(BenchMeshArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct BenchMeshArgs {
-    /// Bytes to move in each measurement
+    /// How much to move in each measurement, 1MiB to 4GiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub size: ByteSize,
-    /// Times that each thing is measured
+    /// How many times to measure each thing
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// Peers that connect and go while memory is watched; 0 leaves that out
+    /// How many peers connect and leave while memory is watched; 0 leaves this out
     #[arg(long, default_value_t = 2000)]
     pub connects: usize,
-    /// Where the nodes listen, which says what they talk over
+    /// Address that the nodes listen on; it decides the transport
     #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/127.0.0.1/tcp/0")]
     pub listen: String,
     /// Print JSON
@@ -90,21 +91,22 @@ pub struct BenchMeshArgs {
 
 #[derive(Debug, Args)]
 pub struct KernelArgs {
-    /// The model whose shapes to take, a directory; its weights are not read
+    /// Directory of the model whose shapes to take; its weights are not read
     #[arg(required_unless_present = "arch", conflicts_with = "arch")]
-    pub model: Option<String>,
-    /// Shapes of a well-known model instead, in Q4_K_M, as `synth` knows them
+    pub model: Option<PathBuf>,
+    /// Take the shapes of a well-known model in Q4_K_M instead: one that `synth` knows
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
+    /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
-    /// Only kernels whose name contains this
+    /// Measure only kernels whose name contains this [default: all]
     #[arg(long, value_name = "NAME")]
     pub kernel: Option<String>,
-    /// Measured runs; their median is the result
+    /// How many runs to measure, 1 to 1000; their median is the result
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
-    /// Write a record in Markdown as well; the file must not exist yet
+    /// Also write a record in Markdown; the file must not exist yet
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Print JSON
@@ -118,10 +120,10 @@ pub struct BenchArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompts: PromptArgs,
-    /// Measured runs; their median is the result
+    /// How many runs to measure, 1 to 1000; their median is the result
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
-    /// Write a record in Markdown as well; the file must not exist yet
+    /// Also write a record in Markdown; the file must not exist yet
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Print JSON
@@ -132,22 +134,22 @@ pub struct BenchArgs {
 /// Tokens to measure with.
 #[derive(Debug, Clone, Args)]
 pub struct PromptArgs {
-    /// Take prompts and what follows them from this text [default: fixed token ids]
+    /// Take prompts and what follows them from this UTF-8 file [default: fixed token ids]
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
-    /// Tokens in a prompt
+    /// How many tokens a prompt has
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub prompt_tokens: usize,
-    /// Different prompts, used in turn
+    /// How many different prompts to use in turn, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub prompts: usize,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum TraceCommand {
-    /// Run a local model and write down which experts each step asks for
+    /// Run a model and record which experts each step asks for
     Record(RecordArgs),
-    /// What eviction policies would have made of a recorded run
+    /// Show how eviction policies would have done on a recorded run
     Replay(ReplayArgs),
 }
 
@@ -155,18 +157,18 @@ pub enum TraceCommand {
 pub struct RecordArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// A text to continue (repeatable); without any, tokens come from --text or are fixed ids
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "text")]
+    /// A text to continue (repeatable) [default: passages of --text, or fixed token ids]
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "text", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     #[command(flatten)]
     pub prompts: PromptArgs,
-    /// Tokens after each prompt
+    /// How many tokens to generate after each prompt
     #[arg(short = 'n', long, default_value_t = 64)]
     pub tokens: usize,
-    /// Slots for experts, a number or a percentage of all experts [default: all]
+    /// Slots for experts: a number, or a percentage of all experts [default: all]
     #[arg(long, value_name = "N|P%", conflicts_with = "vram_budget")]
     pub slots: Option<SlotCount>,
-    /// The trace to write
+    /// File to write the trace to
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Print the engine's own counters as JSON
@@ -178,10 +180,10 @@ pub struct RecordArgs {
 pub struct ReplayArgs {
     /// A trace that `trace record` wrote
     pub file: PathBuf,
-    /// Slots to replay with, numbers or percentages of all experts
+    /// Slots to replay with: numbers, or percentages of all experts
     #[arg(long, value_name = "N|P%,...", value_delimiter = ',', default_value = "25%,50%,75%")]
     pub slots: Vec<SlotCount>,
-    /// lru, lfu, slru, optimal (Belady's, which knows the future) or all
+    /// Policies to try: lru, lfu, slru, optimal (Belady's, which knows the future) or all
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "all")]
     pub policy: Vec<PolicyChoice>,
     /// Print JSON

@@ -5,9 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use anyhow::{anyhow, bail};
 use tokio::sync::watch;
 
 use doppler_store::manifest::Manifest;
@@ -90,52 +88,13 @@ impl Catalog {
         self.lock().len()
     }
 
-    /// Finds a model by id, by the start of its id, or by name.
-    ///
-    /// # Errors
-    /// If several match: a name is whatever its publisher chose.
-    pub fn find(&self, text: &str) -> anyhow::Result<Option<(ModelId, Known)>> {
-        let models = self.lock();
-        let mut found = models.iter().filter(|(id, known)| {
-            known.name() == text || (text.len() >= 4 && id.to_string().starts_with(text))
-        });
-        let Some((id, known)) = found.next() else { return Ok(None) };
-        if let Some((other, _)) = found.next() {
-            bail!("{text:?} is more than one model ({id}, {other}): give the id");
-        }
-        Ok(Some((*id, known.clone())))
+    pub fn get(&self, id: ModelId) -> Option<Known> {
+        self.lock().get(&id).cloned()
     }
 
-    /// Waits until the model and its manifest are known.
-    pub async fn wait_for(
-        &self,
-        text: &str,
-        patience: Duration,
-    ) -> anyhow::Result<(ModelId, Arc<Manifest>)> {
-        let mut changed = self.changed.subscribe();
-        let search = async {
-            loop {
-                changed.mark_unchanged();
-                if let Some((id, Known { manifest: Some(manifest), .. })) = self.find(text)? {
-                    return Ok((id, manifest));
-                }
-                changed.changed().await.map_err(|_| anyhow!("the node is stopping"))?;
-            }
-        };
-        match tokio::time::timeout(patience, search).await {
-            Ok(found) => found,
-            Err(_) => match self.find(text)? {
-                Some((id, _)) => bail!(
-                    "model {id}: announced, but no peer sent its manifest within {:.0} s",
-                    patience.as_secs_f64()
-                ),
-                None => bail!(
-                    "model {text:?}: not announced in this swarm within {:.0} s \
-                     (doppler-node ls shows what is)",
-                    patience.as_secs_f64()
-                ),
-            },
-        }
+    /// Says when anything here has changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 }
 

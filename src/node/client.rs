@@ -1,6 +1,6 @@
 //! The other end of the control API: commands asking the node that runs on a data directory.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,16 +26,33 @@ pub fn control_file(data: &Path) -> PathBuf {
 }
 
 impl Client {
-    /// Reads `control.json` of the data directory. Errors if no node runs there.
+    /// As [`find`](Self::find), but an error if no node runs there.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
-        let path = control_file(data);
-        let text = std::fs::read(&path).map_err(|_| {
-            anyhow!(
-                "no node is running on {} (start one: doppler-node join --swarm NAME --data {})",
-                data.display(),
+        Self::find(data)?.with_context(|| {
+            format!(
+                "no node is running on {0} (start one: doppler-node join --swarm NAME --data {0})",
                 data.display()
             )
-        })?;
+        })
+    }
+
+    /// Reads `control.json` of the data directory; `None` if no node runs there.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be read: another user's node, or damage.
+    pub fn find(data: &Path) -> anyhow::Result<Option<Self>> {
+        let path = control_file(data);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => return Ok(None),
+                ErrorKind::PermissionDenied => bail!(
+                    "cannot read {}: permission denied; the node there belongs to another user",
+                    path.display()
+                ),
+                _ => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            },
+        };
         let control: ControlFile = serde_json::from_slice(&text)
             .with_context(|| format!("{} is damaged; restart the node", path.display()))?;
         let agent = ureq::Agent::config_builder()
@@ -43,7 +60,8 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(5)))
             .build()
             .new_agent();
-        Ok(Self { agent, base: format!("http://{}", control.address), token: control.token })
+        let base = format!("http://{}", control.address);
+        Ok(Some(Self { agent, base, token: control.token }))
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
@@ -136,4 +154,22 @@ fn read_json<T: DeserializeOwned>(
         }
     }
     response.body_mut().read_json().context("the node's answer could not be read")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_cannot_be_asked_is_not_taken_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Client::find(dir.path()).unwrap().is_none());
+        assert!(Client::find(&dir.path().join("nothing/here")).unwrap().is_none());
+        let error = Client::open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("no node is running"), "{error}");
+        // A directory in its place cannot be read by anybody, root included.
+        std::fs::create_dir(control_file(dir.path())).unwrap();
+        let error = Client::find(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("cannot read") && error.contains("control.json"), "{error}");
+    }
 }

@@ -26,10 +26,10 @@ use tokio::task::JoinHandle;
 
 use super::api::{
     ApiError, ControlFile, FsckRequest, GcRequest, GenerateRequest, ModelInfo, Peer, PublishReply,
-    PublishRequest, Status, TargetReply, TargetRequest,
+    PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::control_file;
-use super::gateway::{self, Connections};
+use super::gateway::{self, Connections, Pressure};
 use super::identity::write_private;
 use super::service::Service;
 use super::trust::Untrusted;
@@ -51,13 +51,16 @@ impl ControlServer {
     ) -> anyhow::Result<Self> {
         let listener = bind(listen, data).await?;
         let address = listener.local_addr().context("the control API has no address")?;
+        service.answers_at(address);
         let mut secret = [0; 16];
         rand::rng().fill_bytes(&mut secret);
         let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
 
+        let pressure = Pressure::default();
         let routes = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/models", get(models))
+            .route("/v1/models/resolve", post(resolve))
             .route("/v1/peers", get(peers))
             .route("/v1/publish", post(publish))
             .route("/v1/generate", post(generate))
@@ -71,10 +74,10 @@ impl ControlServer {
                 Arc::new(format!("Bearer {token}")),
                 authorise,
             ))
-            .merge(gateway::routes(service));
+            .merge(gateway::routes(service, pressure.clone()));
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
-            axum::serve(Connections::new(listener), routes)
+            axum::serve(Connections::new(listener, pressure), routes)
                 .with_graceful_shutdown(async move {
                     let _ = stopped.await;
                 })
@@ -157,6 +160,13 @@ async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
 
 async fn models(State(service): State<Arc<Service>>) -> Json<Vec<ModelInfo>> {
     Json(service.models())
+}
+
+async fn resolve(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<ResolveRequest>,
+) -> Result<Json<ModelInfo>, Refusal> {
+    Ok(Json(service.resolve(&request).await?))
 }
 
 async fn peers(State(service): State<Arc<Service>>) -> Json<Vec<Peer>> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::output;
 use super::size::ByteSize;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,12 +26,11 @@ pub enum NodeEvent {
 }
 
 impl NodeEvent {
-    /// Prints the event; a closed standard output is nobody's loss.
+    /// Prints the event. A node goes on where standard output takes nothing.
     pub fn print(&self, json: bool) {
-        use std::io::Write;
         let text =
             if json { serde_json::to_string(self).unwrap_or_default() } else { self.to_string() };
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        output::report(&text);
     }
 }
 
@@ -45,14 +45,10 @@ impl std::fmt::Display for NodeEvent {
                 write!(f, "  open http://{control} in a browser on this machine   (Ctrl-C stops)")
             }
             Self::Model { id, name, bytes, publisher } => {
-                let (id, publisher) = (short(id), short(publisher));
-                write!(f, "learned {name} ({}, {id}) signed by {publisher}", ByteSize(*bytes))
+                let id = id.get(..10).unwrap_or(id);
+                write!(f, "learned {name} ({}, {id}), signed by {publisher}", ByteSize(*bytes))
             }
             Self::Stopped => write!(f, "stopped"),
         }
     }
-}
-
-fn short(id: &str) -> &str {
-    id.get(..10).unwrap_or(id)
 }

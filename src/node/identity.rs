@@ -1,12 +1,13 @@
 //! What a node is known by, readable by the owner only: its Ed25519 identity, 32 seed
 //! bytes in `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use rand::Rng;
+use tempfile::NamedTempFile;
 
 /// Reads the seed, or makes and stores one the first time.
 pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
@@ -34,7 +35,14 @@ pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
 pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     let path = data.join("webrtc.pem");
     match fs::read_to_string(&path) {
-        Ok(pem) => Ok(pem),
+        Ok(pem) => match doppler_mesh::check_certificate(&pem) {
+            Ok(()) => Ok(pem),
+            Err(error) => bail!(
+                "{} is not usable ({error}); restore it, or delete it for a new one, with which \
+                 the node's WebRTC addresses change",
+                path.display()
+            ),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let pem = doppler_mesh::generate_certificate()?;
             write_private(&path, pem.as_bytes())?;
@@ -44,20 +52,33 @@ pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Replaces a file by one that only its owner can read, whole or not at all.
+/// Replaces a file by one that only its owner can read, whole or not at all. A link is replaced,
+/// not followed, and no other file is touched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let temporary = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file: File = options.open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
+    let write = || -> std::io::Result<()> { Ok(private(path, bytes)?.persist(path).map(drop)?) };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As [`write_private`], but an error if something of that name is there, a link included.
+pub fn create_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let write =
+        || -> std::io::Result<()> { Ok(private(path, bytes)?.persist_noclobber(path).map(drop)?) };
+    match write() {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{} exists; choose a new file", path.display())
+        }
+        written => written.with_context(|| format!("cannot write {}", path.display())),
+    }
+}
+
+/// A file of a name that nobody has, beside `path`, readable by its owner only.
+fn private(path: &Path, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    // Tempfile makes files of mode 0600 that did not exist before.
+    let mut file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -85,5 +106,40 @@ mod tests {
         }
         fs::write(dir.path().join("identity.key"), b"short").unwrap();
         assert!(load_or_create(dir.path()).unwrap_err().to_string().contains("not a 32-byte key"));
+        let short = "-----BEGIN EXPIRES-----\n-----END EXPIRES-----\n";
+        for damaged in ["", "-----BEGIN CERTIFICATE-----", "no pem", short] {
+            fs::write(dir.path().join("webrtc.pem"), damaged).unwrap();
+            let error = load_or_create_certificate(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("webrtc.pem") && error.contains("delete it"), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_touches_no_other_and_follows_no_link() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let (beside, target) = (dir.path().join("lab.new"), dir.path().join("target"));
+        fs::write(&beside, b"mine").unwrap();
+        fs::write(&target, b"mine").unwrap();
+        let path = dir.path().join("lab.key");
+        create_private(&path, b"one").unwrap();
+        assert!(create_private(&path, b"two").unwrap_err().to_string().contains("exists"));
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        write_private(&path, b"three").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        for leads_to in [target.clone(), dir.path().join("nowhere")] {
+            fs::remove_file(&path).unwrap();
+            symlink(&leads_to, &path).unwrap();
+            assert!(create_private(&path, b"four").is_err());
+            write_private(&path, b"five").unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"five");
+            assert!(path.symlink_metadata().unwrap().is_file());
+        }
+        assert_eq!(
+            (fs::read(&beside).unwrap(), fs::read(&target).unwrap()),
+            (b"mine".into(), b"mine".into())
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left beside it");
     }
 }

@@ -1,5 +1,8 @@
 //! The node: command line, configuration, wiring, control API, shutdown order.
 
+// What prints is `output`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod address_book;
 pub mod api;
 pub mod args;
@@ -15,10 +18,17 @@ mod engine;
 mod events;
 mod gateway;
 mod generation;
+mod held;
 mod identity;
+mod lookup;
 mod memory;
+mod output;
+mod panics;
 mod progress;
+mod reach;
+mod resolve;
 mod service;
+mod signals;
 mod size;
 mod source;
 mod storage;
@@ -29,21 +39,31 @@ use std::process::ExitCode;
 
 use args::{Command, RawArgs};
 use clap::Parser;
+use output::{Ended, Log, colours, note};
 
 /// The binary's entry point: parses the command line, runs the command, prints
 /// an error as one line. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
+/// A reader of standard output that goes away ends a command quietly.
 pub fn main() -> ExitCode {
     doppler_mesh::install_crypto();
-    let args = RawArgs::parse();
+    let args = match RawArgs::try_parse() {
+        Ok(args) => args,
+        Err(usage) => return explain(&usage),
+    };
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
     let filter = match filter {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("error: --log {:?}: {error}", args.log);
+            note!("error: --log {:?}: {error}", args.log);
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let coloured = colours(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(coloured)
+        .with_writer(|| Log)
+        .init();
 
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
@@ -69,13 +89,37 @@ pub fn main() -> ExitCode {
         Command::Trace(command) => commands::trace(&command),
         Command::StoreExercise(args) => commands::exercise(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+    end(done)
+}
+
+/// Says what failed, if anything did: the command, or standard output under it.
+fn end(done: anyhow::Result<()>) -> ExitCode {
+    signals::unless_ending();
+    match (done, output::finish()) {
+        (Ok(()), Ended::Whole | Ended::Closed) => ExitCode::SUCCESS,
+        (Ok(()), Ended::Failed(error)) => {
+            note!("error: cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+        (Err(error), _) => {
+            note!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints the help or the version that was asked for, or what is wrong with the arguments.
+fn explain(usage: &clap::Error) -> ExitCode {
+    let text = usage.render();
+    if usage.use_stderr() {
+        let text =
+            if colours(&std::io::stderr()) { text.ansi().to_string() } else { text.to_string() };
+        output::remark(format_args!("{text}"));
+        return ExitCode::from(2);
+    }
+    let text = if colours(&std::io::stdout()) { text.ansi().to_string() } else { text.to_string() };
+    output::piece(&text);
+    end(Ok(()))
 }
 
 /// An error and its causes on one line; a cause that its effect already quotes is not said twice.

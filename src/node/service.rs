@@ -2,8 +2,9 @@
 //! started and stopped in order. The control API and the commands call this.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -24,6 +25,7 @@ use super::config::Config;
 use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
+use super::resolve::Standing;
 use super::storage::{self, StoredModel, Target};
 use super::swarm_key;
 use super::trust::{How, TrustStore};
@@ -48,14 +50,18 @@ const BRING_MAX: Duration = Duration::from_secs(120);
 pub struct Service {
     config: Config,
     seed: [u8; 32],
-    trust: TrustStore,
-    started: Instant,
+    pub(super) trust: TrustStore,
+    pub(super) started: Instant,
+    /// Peers are known from before, or were named.
+    pub(super) expects_peers: bool,
     ladder: Ladder,
     disk: Arc<DiskTier>,
-    mesh: MeshHandle,
+    pub(super) mesh: MeshHandle,
+    /// Where the page and the control API answer; set once they do.
+    http: OnceLock<String>,
     /// Shows a private swarm's key to this node's gateway.
     gateway_token: Option<String>,
-    catalog: Arc<Catalog>,
+    pub(super) catalog: Arc<Catalog>,
     engine: Engine,
     /// Held while the store is checked: once at a time.
     checking: Arc<Semaphore>,
@@ -112,6 +118,7 @@ impl Service {
         options.download_limit = config.download_limit;
         let book = AddressBook::load(&address_book::file(&config.data));
         options.known = book.addresses();
+        let expects_peers = !options.bootstrap.is_empty() || !options.known.is_empty();
         let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
         ladder.set_peers(Arc::new(mesh.clone()));
 
@@ -124,6 +131,8 @@ impl Service {
             seed,
             trust,
             started: Instant::now(),
+            expects_peers,
+            http: OnceLock::new(),
             ladder,
             disk,
             gateway_token: key.map(|key| key.gateway_token(mesh.peer_id())),
@@ -149,6 +158,17 @@ impl Service {
     /// What this node's gateway asks for; nothing in an open swarm.
     pub fn gateway_token(&self) -> Option<String> {
         self.gateway_token.clone()
+    }
+
+    /// The key that this node signs with.
+    pub fn publisher(&self) -> PublicKey {
+        PublicKey::of_seed(&self.seed)
+    }
+
+    /// Says where the page and the control API answer.
+    pub fn answers_at(&self, address: SocketAddr) {
+        // The first one stands: a node serves HTTP once.
+        let _ = self.http.set(address.to_string());
     }
 
     pub fn peer_id(&self) -> String {
@@ -185,15 +205,17 @@ impl Service {
         let ladder = self.ladder.stats();
         Status {
             peer_id: self.peer_id(),
+            publisher: self.publisher().to_string(),
             swarm: self.config.swarm.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            page: self.http.get().map(|address| format!("http://{address}")),
             addresses: self.addresses(),
             browser_addresses: self.browser_addresses(),
             reach: ReachStatus::of(self.mesh.reach()),
             private: self.config.swarm_key.is_some(),
             gateway_token: self.gateway_token(),
             refused_peers: self.mesh.stats().counts.refused_peers,
-            data: self.config.data.clone(),
+            data: self.config.data.to_string_lossy().into_owned(),
             backend: self.engine.describe(),
             uptime_s: self.started.elapsed().as_secs_f64(),
             peers: self.mesh.peers().len(),
@@ -270,7 +292,7 @@ impl Service {
     /// # Errors
     /// Its publisher is not trusted, and the policy does not let it be used.
     pub fn usable(&self, model: ModelId) -> anyhow::Result<Option<Arc<Manifest>>> {
-        let Some((_, known)) = self.catalog.find(&model.to_string())? else { return Ok(None) };
+        let Some(known) = self.catalog.get(model) else { return Ok(None) };
         self.admit(model, &[], false)?;
         Ok(known.manifest)
     }
@@ -290,6 +312,8 @@ impl Service {
     }
 
     pub fn models(&self) -> Vec<ModelInfo> {
+        // A damaged list of trust is told where it decides; here it trusts nobody.
+        let trusted = self.trusted().unwrap_or_default();
         self.catalog
             .list()
             .into_iter()
@@ -303,10 +327,17 @@ impl Service {
                         self.disk.is_whole(**shard) || !self.mesh.holders(**shard).is_empty()
                     })
                     .count();
+                let mut signers: Vec<_> = known
+                    .signed
+                    .iter()
+                    .map(|signed| (self.standing(signed.publisher, &trusted), signed.publisher))
+                    .collect();
+                signers.sort_unstable();
                 ModelInfo {
                     id: id.to_string(),
                     name: known.name().to_owned(),
-                    publishers: known.signed.iter().map(|s| s.publisher.to_string()).collect(),
+                    publishers: signers.iter().map(|(_, signer)| signer.to_string()).collect(),
+                    trust: signers.first().map_or(Standing::Stranger, |(standing, _)| *standing),
                     bytes: known.manifest.as_ref().map_or(0, |manifest| manifest.total_size),
                     shards: shards.len(),
                     shards_here: here,
@@ -363,10 +394,11 @@ impl Service {
         std::fs::create_dir_all(self.published_dir())?;
         identity::write_private(&file, &serde_json::to_vec(&signed)?)?;
         self.announce(signed, Arc::new(manifest))?;
-        let name = self.catalog.find(&model.to_string())?.map(|(_, known)| known.name().to_owned());
+        let name = self.catalog.get(model).map(|known| known.name().to_owned());
         Ok(PublishReply {
             model: model.to_string(),
             name: name.unwrap_or_default(),
+            publisher: self.publisher().to_string(),
             shards_stored,
             bytes_stored,
             bytes_copied,
@@ -379,8 +411,7 @@ impl Service {
         request: GenerateRequest,
     ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
         ensure!(request.tokens > 0, "tokens: ask for at least one");
-        let (model, manifest) =
-            self.catalog.wait_for(&request.model, self.config.find_timeout).await?;
+        let (model, manifest) = self.wanted(&request.model).await?;
         self.admit(model, &request.trust, request.can_ask)?;
         let tokenizer = manifest
             .tokenizer
@@ -412,14 +443,19 @@ impl Service {
     }
 
     /// Whether a model may be used: its publisher is trusted, or the policy lets it be.
-    fn admit(&self, model: ModelId, trust: &[PublicKey], can_ask: bool) -> anyhow::Result<()> {
+    pub(super) fn admit(
+        &self,
+        model: ModelId,
+        trust: &[PublicKey],
+        can_ask: bool,
+    ) -> anyhow::Result<()> {
         if !trust.is_empty() {
             self.trust.add(trust, How::Added, "")?;
         }
-        let Some((_, known)) = self.catalog.find(&model.to_string())? else { return Ok(()) };
+        let Some(known) = self.catalog.get(model) else { return Ok(()) };
         let publishers: Vec<PublicKey> = known.signed.iter().map(|s| s.publisher).collect();
-        // What this node itself has published needs nobody's leave.
-        if publishers.contains(&PublicKey::of_seed(&self.seed)) {
+        // What this node itself has published needs no approval.
+        if publishers.contains(&self.publisher()) {
             return Ok(());
         }
         let policy = self.config.trust_policy;
@@ -463,7 +499,8 @@ impl Service {
     }
 
     async fn target(&self, text: &str) -> anyhow::Result<Target> {
-        Target::resolve(text, self.stored_models(), &self.disk.list().await?)
+        let objects = self.disk.list().await?;
+        Target::resolve(text, &self.candidates()?, self.stored_models(), &objects)
     }
 
     async fn fetch_missing(&self, target: &Target) -> anyhow::Result<()> {

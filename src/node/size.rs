@@ -1,4 +1,4 @@
-//! Byte sizes as people write them: `2GiB`, `500MB`, `4096`.
+//! Byte sizes as people write them, with a unit: `2GiB`, `500MB`, `4096B`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// A number of bytes. Reads `B`, `KB`/`MB`/`GB`/`TB` (powers of 1000) and
 /// `KiB`/`MiB`/`GiB`/`TiB` (powers of 1024), with a fraction if wanted; prints the latter.
+/// Only 0 needs no unit: whoever writes `--ram-budget 4` means 4 GiB, not 4 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ByteSize(pub u64);
 
@@ -26,7 +27,7 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a size (try 2GiB, 500MB or a number of bytes)");
+        let bad = || format!("{text:?} is not a size (write 2GiB, 500MB or 4096B)");
         let text_trimmed = text.trim();
         let digits_end = text_trimmed
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -34,7 +35,13 @@ impl FromStr for ByteSize {
         let (number, unit) = text_trimmed.split_at(digits_end);
         let unit = unit.trim();
         let scale = if unit.is_empty() {
-            1
+            match number.parse::<f64>() {
+                Ok(0.0) => 1,
+                Ok(_) => {
+                    return Err(format!("{text:?} has no unit (write {number}GiB or {number}B)"));
+                }
+                Err(_) => return Err(bad()),
+            }
         } else {
             UNITS
                 .iter()
@@ -67,6 +74,15 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// `1 object`, `2 objects`: a number of things whose name takes an s.
+pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    match number.try_into() {
+        Ok(1) => format!("1 {thing}"),
+        Ok(number) => format!("{number} {thing}s"),
+        Err(_) => format!("many {thing}s"),
+    }
+}
+
 /// Bytes a second: a size, with `/s` after it or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ByteRate(pub u64);
@@ -78,7 +94,7 @@ impl FromStr for ByteRate {
         let trimmed = text.trim();
         let size = trimmed.strip_suffix("/s").unwrap_or(trimmed);
         let size = size.parse().map(|ByteSize(size)| Self(size));
-        size.map_err(|_| format!("{text:?} is not a rate (try 10MB/s, 500KiB/s)"))
+        size.map_err(|_| format!("{text:?} is not a rate (write 10MB/s or 500KiB/s)"))
     }
 }
 
@@ -88,13 +104,21 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_write_them() {
-        for (text, bytes) in
-            [("4096", 4096), ("2GiB", 2 << 30), ("1.5 MiB", 3 << 19), ("500MB", 500_000_000)]
-        {
+        for (text, bytes) in [
+            ("4096B", 4096),
+            ("2GiB", 2 << 30),
+            ("1.5 MiB", 3 << 19),
+            ("500MB", 500_000_000),
+            ("0", 0),
+        ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for text in ["", "GiB", "-1", "2 parsecs", "1e9", "99999999TiB", "1.2.3"] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        for text in ["", "GiB", "-1", "2 parsecs", "1e9", "99999999TiB", "1.2.3", "1.2.3GiB"] {
+            assert!(text.parse::<ByteSize>().unwrap_err().contains("is not a size"), "{text}");
+        }
+        for text in ["4", "4096", "0.5"] {
+            let error = text.parse::<ByteSize>().unwrap_err();
+            assert!(error.contains("no unit") && error.contains(&format!("{text}GiB")), "{error}");
         }
     }
 
@@ -103,9 +127,15 @@ mod tests {
         for (text, rate) in [("10MB/s", 10_000_000), ("64KiB", 65_536), (" 1 MiB/s ", 1 << 20)] {
             assert_eq!(text.parse(), Ok(ByteRate(rate)), "{text}");
         }
-        for text in ["", "/s", "10Mbit/s", "10MB/m", "-1MB/s"] {
+        for text in ["", "/s", "10Mbit/s", "10MB/m", "-1MB/s", "10", "10/s"] {
             assert!(text.parse::<ByteRate>().unwrap_err().contains("not a rate"), "{text}");
         }
+    }
+
+    #[test]
+    fn things_are_counted() {
+        let words = [0_usize, 1, 2].map(|number| count(number, "object"));
+        assert_eq!(words, ["0 objects", "1 object", "2 objects"]);
     }
 
     #[test]

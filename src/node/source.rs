@@ -1,13 +1,19 @@
-//! Models named by a path: an RDRR directory, or a Hugging Face directory converted in memory.
+//! Where a command's model comes from: an RDRR directory, a Hugging Face directory converted in
+//! memory, or the store of a data directory.
 
-use std::path::Path;
+use std::path::{Component, MAIN_SEPARATOR, Path};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::runtime::Runtime;
 
+use super::api::ModelInfo;
 use super::args::{KvChoice, ModelArgs, Quantize};
+use super::client::Client;
+use super::config::data_dir;
 use super::generation;
+use super::held::{self, Held};
+use super::output::note;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
 use doppler_infer::backend::{Device, KvFormat};
@@ -22,7 +28,7 @@ use doppler_infer::slots::SlotBudget;
 use doppler_infer::tokenizer::Tokenizer;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::manifest::Manifest;
-use doppler_store::{PolicyKind, RangeReader};
+use doppler_store::{ModelId, PolicyKind, RangeReader, ShardId};
 
 /// A local model, ready for sessions.
 pub struct Opened {
@@ -32,14 +38,77 @@ pub struct Opened {
     _runtime: Runtime,
 }
 
-/// Whether `text` names something on this disk rather than in the swarm.
-pub fn is_local(text: &str) -> bool {
-    Path::new(text).exists()
+/// What a model argument is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A directory on this disk.
+    Directory,
+    /// A name or an id.
+    Named,
 }
 
-/// Opens what `args.model` names on this disk.
+/// Whether `args.model` is a directory or the name of a model. Whatever has a separator in it is a
+/// path; a name is one unless a model's directory has it. `in_swarm` if a swarm was asked for.
+///
+/// # Errors
+/// If it could be either: a directory here, and another model that the running node knows.
+pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<Place> {
+    let (path, text) = (args.model.as_path(), &*args.name());
+    let parts: Vec<Component<'_>> = path.components().collect();
+    if !matches!(parts[..], [Component::Normal(_)]) || text.contains(['/', MAIN_SEPARATOR]) {
+        return Ok(Place::Directory);
+    }
+    if !path.exists() {
+        return Ok(Place::Named);
+    }
+    if in_swarm {
+        note!("{text} is taken for a model of the swarm; the directory here is ./{text}");
+        return Ok(Place::Named);
+    }
+    let known = running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/v1/models").ok());
+    let known = known.unwrap_or_default();
+    let manifest = std::fs::read(path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
+    let is_model = manifest.is_ok() || path.join("config.json").is_file();
+    match known.iter().find(|model| model.name == text || model.id == text) {
+        None => Ok(Place::Directory),
+        Some(_) if !is_model => Ok(Place::Named),
+        Some(model) if manifest.is_ok_and(|id| id.to_string() == model.id) => Ok(Place::Directory),
+        Some(model) => bail!(
+            "{text} is a directory here and another model of the swarm: write ./{text} for the \
+             directory, or {} for the model",
+            model.id
+        ),
+    }
+}
+
+/// The node that runs on the data directory, if one does.
+fn running(args: &ModelArgs) -> Option<Client> {
+    Client::find(&data_dir(&args.data).ok()?).ok()?
+}
+
+/// Opens what `args.model` means: a directory, or a model that the store at `--data` holds.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
-    open_path(&args.model, args.quantize)
+    match place(args, false)? {
+        Place::Directory => open_path(&args.model, args.quantize),
+        Place::Named => {
+            let found = held::open(&data_dir(&args.data)?, &args.name());
+            open_held(found.with_context(|| not_a_directory(&args.name()))?)
+        }
+    }
+}
+
+/// What is said before the reason why a name was not found either.
+pub fn not_a_directory(text: &str) -> String {
+    format!("there is no directory {text} here, and as a model")
+}
+
+/// Opens a model of a store.
+pub fn open_held(held: Held) -> anyhow::Result<Opened> {
+    let Held { manifest, tokenizer, reader } = held;
+    let tokenizer = tokenizer
+        .map(|bytes| Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone()))
+        .transpose()?;
+    opened(manifest, tokenizer, reader)
 }
 
 /// The shapes of a well-known model, without any weights: reading one fails.
@@ -48,8 +117,7 @@ pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
 }
 
 /// As `open`; `quantize` is for a Hugging Face directory.
-pub fn open_path(path: &str, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
-    let path = Path::new(path);
+pub fn open_path(path: &Path, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
     if !path.exists() {
         bail!("{}: there is no such directory", path.display());
     }
@@ -73,6 +141,15 @@ pub fn open_rdrr(dir: &Path) -> anyhow::Result<Opened> {
             let path = dir.join(&entry.file);
             let bytes =
                 std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            // A manifest that other tools wrote may say neither.
+            let size = entry.size.is_none_or(|size| size == bytes.len() as u64);
+            let hash = entry.id.is_none_or(|id| id == ShardId::of(&bytes));
+            ensure!(
+                size && hash,
+                "{} is not the file that the manifest names: its hash differs; copy or convert \
+                 the model again",
+                path.display()
+            );
             Some(
                 Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone())
                     .with_context(|| format!("{}", path.display()))?,

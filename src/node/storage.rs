@@ -9,18 +9,16 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
+use super::resolve::{Candidate, PREFIX_MIN, Standing, Unresolved, did_you_mean, resolve};
 use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
 use doppler_store::ladder::Ladder;
 use doppler_store::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use doppler_store::{ByteRange, ModelId, ShardId};
-
-/// Digits of an id that are enough to mean it.
-const PREFIX_MIN: usize = 4;
 
 /// Events of a check that a slow listener may lag behind before the check waits.
 const EVENTS_MAX: usize = 256;
@@ -51,30 +49,33 @@ pub enum Target {
 }
 
 impl Target {
-    /// Finds the model or the stored object that `text` names.
+    /// Finds the model or the stored object that `text` names. `models` are those of `named`
+    /// whose manifests are here.
     ///
     /// # Errors
     /// If there is none, or more than one.
     pub fn resolve(
         text: &str,
+        named: &[Candidate],
         models: Vec<StoredModel>,
         objects: &[ObjectInfo],
     ) -> anyhow::Result<Self> {
-        let prefix = |id: String| text.len() >= PREFIX_MIN && id.starts_with(text);
-        let mut found: Vec<StoredModel> = models
-            .into_iter()
-            .filter(|model| model.name == text || prefix(model.id.to_string()))
-            .collect();
-        if found.len() > 1 {
-            let ids: Vec<String> = found.iter().map(|model| model.id.to_string()).collect();
-            bail!("{text:?} is more than one model ({}): give the id", ids.join(", "));
-        }
-        if let Some(model) = found.pop() {
-            return Ok(Self::Model(model));
-        }
-        let mut stored = objects.iter().filter(|object| prefix(object.shard.to_string()));
+        let near = match resolve(text, named) {
+            Ok(id) => {
+                let model = models.into_iter().find(|model| model.id == id);
+                return model.map(Self::Model).with_context(|| {
+                    format!("model {id} was announced, but its manifest has not arrived yet")
+                });
+            }
+            Err(Unresolved::Unknown { near, .. }) => near,
+            Err(ambiguous) => return Err(ambiguous.into()),
+        };
+        let lower = text.to_lowercase();
+        let begins = |id: String| lower.len() >= PREFIX_MIN && id.starts_with(&lower);
+        let mut stored = objects.iter().filter(|object| begins(object.shard.to_string()));
         let first = stored.next().with_context(|| {
-            format!("{text:?} is neither a model known here nor an object stored here")
+            let near = did_you_mean(&near);
+            format!("{text:?} is neither a model known here nor an object stored here{near}")
         })?;
         ensure!(stored.next().is_none(), "{text:?} is more than one object: give more of its id");
         Ok(Self::Object(first.shard))
@@ -124,6 +125,29 @@ pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> 
         }
     }
     Ok(models)
+}
+
+/// The names of models in a store that no node has open. Who signed them is not kept, but for
+/// the node's own.
+pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
+    let candidate = |model: &StoredModel| Candidate {
+        id: model.id,
+        name: model.name.clone(),
+        publisher: String::new(),
+        standing: match published_file(data, model.id).exists() {
+            true => Standing::Own,
+            false => Standing::Stranger,
+        },
+    };
+    models.iter().map(candidate).collect()
+}
+
+/// Which model `text` means in a store that no node has open.
+///
+/// # Errors
+/// If there is none, or more than one.
+pub async fn find_model(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Result<ModelId> {
+    Ok(resolve(text, &candidates(data, &stored_models(disk).await?))?)
 }
 
 /// What is held of a target's objects, those of which nothing is left out.

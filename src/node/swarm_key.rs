@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use super::identity::write_private;
+use super::identity::create_private;
 use doppler_mesh::SwarmKey;
 
 /// The longest file that is looked into: the digits, and some white space.
@@ -16,9 +16,8 @@ const FILE_BYTES_MAX: u64 = 256;
 /// # Errors
 /// If the file exists: a key that others have is not replaced by accident.
 pub fn create(path: &Path) -> anyhow::Result<()> {
-    ensure!(!path.exists(), "{} exists; a new key needs a new file", path.display());
     let digits = blake3::Hash::from_bytes(*SwarmKey::generate().as_bytes()).to_hex();
-    write_private(path, format!("{digits}\n").as_bytes())
+    create_private(path, format!("{digits}\n").as_bytes())
 }
 
 /// Reads a key; the error never quotes what the file says.

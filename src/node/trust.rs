@@ -139,7 +139,7 @@ impl TrustStore {
         })
     }
 
-    /// Trusts one no more; false if it was not trusted.
+    /// Stops trusting one; false if it was not trusted.
     pub fn remove(&self, publisher: PublicKey) -> anyhow::Result<bool> {
         self.change(|all| {
             let before = all.len();

@@ -30,6 +30,12 @@ const LOCK_BYTES_MAX: u64 = 32;
 /// Bytes written to find out whether the disk is full.
 const PROBE_BYTES: usize = 64 * 1024;
 
+/// Where a data directory keeps a whole object. It may be read by anybody who proves the bytes;
+/// the store may evict it at any time.
+pub fn object_path(root: &Path, shard: ShardId) -> PathBuf {
+    root.join("objects").join(format!("{:02x}", shard.as_bytes()[0])).join(shard.to_string())
+}
+
 /// Paths within one data directory.
 #[derive(Debug)]
 pub(super) struct Layout {

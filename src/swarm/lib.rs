@@ -41,7 +41,7 @@ pub use reach::{Reach, Verdict};
 pub use relay::RelayMode;
 pub use stream::Stream;
 pub use transport::{certificates, install_crypto};
-pub use webrtc::generate_certificate;
+pub use webrtc::{check_certificate, generate_certificate};
 
 /// Why the swarm could not be started, or could not do what was requested.
 #[derive(Debug, thiserror::Error)]

@@ -59,6 +59,21 @@ pub fn generate_certificate() -> Result<String, SwarmError> {
     Ok(certificate(rcgen::KeyPair::generate())?.serialize_pem())
 }
 
+/// Whether this is a certificate with its private key as [`generate_certificate`] makes them.
+///
+/// # Errors
+/// Why it is not.
+pub fn check_certificate(pem: &str) -> Result<(), SwarmError> {
+    crate::install_crypto();
+    // The first block is a time of 8 bytes, 12 digits of base64; the parser panics on less.
+    let digits = |line: &str| line.trim().len();
+    let first = pem.lines().skip(1).take_while(|line| !line.starts_with("-----"));
+    if first.map(digits).sum::<usize>() < 12 {
+        return Err(setup("the WebRTC certificate", &"its first block is too short"));
+    }
+    RTCCertificate::from_pem(pem).map(drop).map_err(|error| setup("the WebRTC certificate", &error))
+}
+
 /// A transport that only listens. Without a certificate it generates one for this run.
 pub(crate) fn listener(keys: &Keypair, pem: Option<&str>) -> Result<Boxed<Connection>, SwarmError> {
     Ok(Direct::new(keys, pem)?

@@ -287,7 +287,7 @@ fn the_mesh_is_measured_against_raw_streams() {
     }
     let said = run(args.iter().chain(&["--connects=0"])).code;
     assert_eq!(said, Some(2), "given twice");
-    run(["bench", "mesh", "--size", "9"]).fails(&["--size", "1 MiB"]);
+    run(["bench", "mesh", "--size", "9B"]).fails(&["--size", "1 MiB"]);
     run(["bench", "mesh", "--rounds", "0"]).fails(&["--rounds"]);
     run(["bench", "mesh", "--listen", "nowhere"]).fails(&["--listen", "nowhere"]);
 }

@@ -161,6 +161,155 @@ fn a_shard_that_does_not_match_its_hash_is_refused() {
 }
 
 #[test]
+fn a_tokenizer_that_is_not_the_manifests_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&model(), dir.path());
+    let path = dir.path().join("tokenizer.json");
+    let mut json = fs::read_to_string(&path).unwrap();
+    let run_it = || run(["run", text(dir.path()), "-p", "Once", "-n", "1", "--backend", "cpu"]);
+    run_it().ok();
+    // Still a tokenizer, of the same length: two letters of a token change places.
+    let at = json.find("\"the\"").unwrap();
+    json.replace_range(at..at + 5, "\"teh\"");
+    fs::write(&path, &json).unwrap();
+    run_it().fails(&["tokenizer.json", "hash"]);
+    json.push('\n');
+    fs::write(&path, &json).unwrap();
+    run_it().fails(&["tokenizer.json"]);
+}
+
+#[test]
+fn perplexity_needs_something_to_predict() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text");
+    let model = model();
+    let measure = |contents: &str| {
+        fs::write(&file, contents).unwrap();
+        run(["perplexity", text(&model), "--text", text(&file), "--backend", "cpu", "--json"])
+    };
+    for too_short in ["", "a"] {
+        measure(too_short).fails(&[text(&file), "longer text"]);
+    }
+    let two = measure("Once upon a time there was").ok().json();
+    assert!(two["perplexity"].as_f64().unwrap() > 1.0, "{two}");
+}
+
+#[test]
+fn a_prompt_may_begin_with_a_hyphen() {
+    let model = model();
+    let args = ["run", text(&model), "-p", "- milk\n- ", "-n", "1", "--backend", "cpu"];
+    assert!(run(args).ok().out.starts_with("- milk\n- "));
+}
+
+#[test]
+fn a_full_context_is_said_to_be_what_ended_the_text() {
+    let model = model();
+    let args = ["run", text(&model), "-p", "Once", "-n", "200", "--context", "16"];
+    let said = run(args.into_iter().chain(["--backend", "cpu"])).ok();
+    assert!(said.err.contains("the context of 16 tokens is full"), "{}", said.err);
+    let said = run(args[..6].iter().copied().chain(["--backend", "cpu"])).ok();
+    assert!(!said.err.contains("is full"), "{}", said.err);
+}
+
+/// A directory and a running node's model of one name.
+#[test]
+fn a_name_that_is_a_directory_and_another_model_is_not_guessed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = super::common::Node::start(&dir.path().join("a"), "both", &[], &[]);
+    node.ask(&["publish", text(&model())]).ok();
+    let name = "tiny-mixtral-q4_k_m";
+    let here = dir.path().join(name);
+    copy_dir(&model(), &here);
+    let ask = |model: &str| {
+        let mut command = super::common::command();
+        command.args(["run", model, "-p", "Call me", "-n", "2", "--backend", "cpu", "--json"]);
+        let output =
+            command.arg("--data").arg(&node.data).current_dir(dir.path()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    // The very same model: no matter which.
+    assert_eq!(ask(name).0, Some(0));
+    let path = here.join("manifest.json");
+    let manifest = fs::read_to_string(&path).unwrap();
+    fs::write(&path, manifest + "\n").unwrap();
+    let (code, _, said) = ask(name);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("a directory here and another model"), "{said}");
+    assert!(said.contains("./tiny-mixtral"), "{said}");
+    let (code, out, _) = ask("./tiny-mixtral-q4_k_m");
+    assert_eq!(code, Some(0));
+    assert!(!out.contains("verified_bytes"), "run in this process: {out}");
+    // A directory that is no model hides nothing.
+    fs::remove_file(&path).unwrap();
+    let (code, out, said) = ask(name);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(out.contains("verified_bytes"), "run by the node: {out}");
+}
+
+/// `check`, `perplexity` and `bench` know a store's models as `run` does, beside a node or alone.
+#[test]
+fn a_stored_model_is_measured_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let mut node = super::common::Node::start(&data, "held", &[], &[]);
+    let name = "tiny-mixtral-q4_k_m";
+    node.ask(&["publish", text(&model()), "--shards", "0-9"]).ok();
+    let file = dir.path().join("text");
+    fs::write(&file, "Once upon a time there was a king who had three sons.").unwrap();
+    let measured = |model: &str| {
+        let args = ["perplexity", model, "--text", text(&file), "--backend", "cpu", "--json"];
+        run(args.into_iter().chain(["--data", text(&data)]))
+    };
+    measured(name).fails(&["1 of 12 objects", "pin", "--fetch"]);
+    measured("tiny-mixtral-q4_k_x").fails(&["did you mean tiny-mixtral-q4_k_m?"]);
+    node.ask(&["publish", text(&model())]).ok();
+    let local = measured(text(&model())).ok().json();
+    assert_eq!(measured(name).ok().json(), local);
+    assert_eq!(measured("TINY-mixtral-q4_k_m").ok().json(), local);
+    node.signal("TERM");
+    assert_eq!(node.wait(), Some(0));
+    assert_eq!(measured(name).ok().json(), local);
+    measured("tiny-mixtral-q4_k_x").fails(&["did you mean tiny-mixtral-q4_k_m?"]);
+    // And so does `run`.
+    let args = ["run", name, "-p", "Call me", "-n", "2", "--backend", "cpu", "--json"];
+    let said = run(args.into_iter().chain(["--data", text(&data)])).ok().json();
+    assert_eq!(said["tokens"].as_array().unwrap().len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut synth = super::common::command();
+        synth.args(["synth", "--arch", "llama-3.2-1b", "--out"]).arg(&out);
+        let mut child = synth.spawn().unwrap();
+        // Its first shard shows that it is at work.
+        let at_work = || {
+            entries(dir.path()).iter().any(|name| {
+                !entries(&dir.path().join(name)).join(" ").replace(".lock", "").is_empty()
+            })
+        };
+        while !at_work() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended too soon");
+            std::thread::yield_now();
+        }
+        let pid = child.id().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args([&format!("-{signal}"), &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+        assert_eq!(entries(dir.path()), [] as [&str; 0], "{signal}");
+    }
+}
+
+#[test]
 fn a_budget_below_one_tokens_demand_names_the_smallest_that_works() {
     let with_budget = |bytes: &str| {
         let model = model();
@@ -175,10 +324,10 @@ fn a_budget_below_one_tokens_demand_names_the_smallest_that_works() {
         .unwrap()
         .parse()
         .unwrap();
-    with_budget(&(smallest - 1).to_string()).fails(&["smallest budget that works is"]);
+    with_budget(&format!("{}B", smallest - 1)).fails(&["smallest budget that works is"]);
 
     // Paged within the smallest budget or all resident: the same tokens, and every demand is counted.
-    let paged = with_budget(&smallest.to_string()).ok().json();
+    let paged = with_budget(&format!("{smallest}B")).ok().json();
     let resident = with_budget("1GiB").ok().json();
     assert_eq!(paged["tokens"], resident["tokens"]);
     assert_eq!(paged["tokens"].as_array().unwrap().len(), 24);
@@ -214,4 +363,7 @@ fn wrong_arguments_are_told_in_one_line() {
     run(["check", model, "--expected", "/no/such/file"]).fails(&["/no/such/file"]);
     run(["perplexity", model, "--text", "/no/such/file"]).fails(&["/no/such/file"]);
     assert_eq!(run(["dance"]).code, Some(2));
+    let said = run(["run", model, "-p", "x", "--vram-budget", "4"]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.err.contains("no unit") && said.err.contains("4GiB"), "{}", said.err);
 }

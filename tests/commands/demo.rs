@@ -45,3 +45,34 @@ fn a_demo_too_short_or_too_long_is_refused() {
     common::run(["demo", "-n", "2"]).fails(&["-n 2", "at least 3"]);
     common::run(["demo", "-n", "1000"]).fails(&["-n 1000", "at most"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_demo_told_to_end_takes_its_nodes_and_files_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut demo = common::command();
+    demo.args(["demo", "--json"]).env("TMPDIR", dir.path()).stdout(std::process::Stdio::null());
+    let mut child = demo.spawn().unwrap();
+    // The control files of nodes that run, wherever in it they are.
+    let running = || -> Vec<u64> {
+        let files = std::fs::read_dir(dir.path()).unwrap().flatten().flat_map(|made| {
+            ["seeder-1", "seeder-2"].map(|name| made.path().join(name).join("control.json"))
+        });
+        let read = |path| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
+        let control: Vec<serde_json::Value> = files.filter_map(read).collect();
+        control.iter().filter_map(|control| control["pid"].as_u64()).collect()
+    };
+    while running().len() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended too soon");
+        std::thread::yield_now();
+    }
+    let nodes = running();
+    let kill = |signal: &str, pid: u64| {
+        let args = [signal.to_owned(), pid.to_string()];
+        std::process::Command::new("kill").args(args).output().unwrap().status.success()
+    };
+    assert!(kill("-TERM", child.id().into()));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(!nodes.iter().any(|pid| kill("-0", *pid)), "a node goes on");
+}

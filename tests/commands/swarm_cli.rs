@@ -43,7 +43,12 @@ fn a_model_published_on_two_nodes_runs_on_a_third() {
     assert_eq!(models[0]["id"], id.as_str());
     assert_eq!(models[0]["shards"], 11);
     assert_eq!(models[0]["shards_reachable"], 11);
-    assert!(third.ask(&["ls"]).ok().out.contains("tiny-mixtral-q4_k_m"));
+    let listed = third.ask(&["ls"]).ok().out;
+    let publisher = first.ask(&["status", "--json"]).ok().json()["publisher"].clone();
+    assert_eq!(models[0]["publishers"][0], publisher);
+    for part in ["tiny-mixtral-q4_k_m", publisher.as_str().unwrap()] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
 
     let peers = third.ask(&["peers", "--json"]).ok().json();
     let received = |peer: &Node| {
@@ -56,7 +61,12 @@ fn a_model_published_on_two_nodes_runs_on_a_third() {
     let status = third.ask(&["status", "--json"]).ok().json();
     assert_eq!(status["swarm"], "pair");
     assert_eq!(status["loaded"], "tiny-mixtral-q4_k_m");
-    assert!(third.ask(&["status"]).ok().out.contains(&third.peer_id));
+    let page = status["page"].as_str().unwrap();
+    assert!(page.starts_with("http://127.0.0.1:"), "{page}");
+    let told = third.ask(&["status"]).ok().out;
+    for part in [&third.peer_id, page, status["publisher"].as_str().unwrap()] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
 }
 
 #[test]
@@ -68,13 +78,79 @@ fn swarms_of_other_names_and_other_tokens_learn_nothing() {
         Node::start(&dir.path().join("b"), "theirs", &[&ours.address], &["--find-timeout", "1"]);
     theirs
         .ask(&["run", "tiny-mixtral-q4_k_m", "-p", "x"])
-        .fails(&["tiny-mixtral-q4_k_m", "not announced"]);
+        .fails(&["no model \"tiny-mixtral-q4_k_m\" is known", "peer"]);
     // The control API refuses clients that cannot read control.json.
     let control = theirs.data.join("control.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(&control).unwrap()).unwrap();
     file["token"] = "guess".into();
     std::fs::write(&control, file.to_string()).unwrap();
     theirs.ask(&["status"]).fails(&["token"]);
+}
+
+#[test]
+fn a_wrong_name_is_answered_at_once_with_the_nearest() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(&dir.path().join("a"), "names", &[], &[]);
+    let id = publish(&node, "0-10")["model"].as_str().unwrap().to_owned();
+    let asked = std::time::Instant::now();
+    let wrong = ["tiny-mixtral-q4_k_n", "tiny-mixtra1"];
+    for name in wrong {
+        let near = "did you mean tiny-mixtral-q4_k_m?";
+        node.ask(&["run", name, "-p", "x"]).fails(&[name, near, "0 connected peers"]);
+        node.ask(&["pin", name]).fails(&[name, near]);
+        node.ask(&["rm", name]).fails(&[name, near]);
+    }
+    assert!(asked.elapsed().as_secs() < 15, "six questions, and none waited 20 s");
+    for right in [&id[..], &id[..8], "Tiny-Mixtral-Q4_K_M", "tiny-mix"] {
+        let said = node.ask(&["run", right, "-p", "Call me", "-n", "1", "--json"]).ok().json();
+        assert_eq!(said["tokens"].as_array().unwrap().len(), 1, "{right}");
+        assert!(node.ask(&["pin", right]).ok().out.contains(&id), "{right}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn directories_need_not_be_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let odd = |name: &[u8]| dir.path().join(std::ffi::OsStr::from_bytes(name));
+    let (data, copy) = (odd(b"data\xff"), odd(b"model\xfe"));
+    common::copy_dir(&model(), &copy);
+    let node = Node::start(&data, "odd", &[], &[]);
+    let ask = |args: &[&std::ffi::OsStr]| {
+        run(args.iter().copied().chain(["--data".as_ref(), data.as_os_str()]))
+    };
+    let told = ask(&["status".as_ref()]).ok().out;
+    assert!(told.contains("data\u{fffd}"), "{told}");
+    ask(&["status".as_ref(), "--json".as_ref()]).ok();
+    ask(&["publish".as_ref(), copy.as_os_str()]).ok();
+    let words = ["-p", "Once", "-n", "1", "--backend", "cpu"].map(std::ffi::OsStr::new);
+    ask(&[&["run".as_ref(), copy.as_os_str()], &words[..]].concat()).ok();
+    ask(&[&["run".as_ref(), "tiny-mixtral-q4_k_m".as_ref()], &words[..]].concat()).ok();
+    drop(node);
+}
+
+#[test]
+fn a_node_that_hangs_up_stops_as_told_unless_it_must_not_hear() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let mut node = Node::start(&data, "hup", &[], &[]);
+    node.signal("HUP");
+    node.event("stopped");
+    assert_eq!(node.wait(), Some(0));
+    assert!(!data.join("control.json").exists());
+
+    // As `nohup` starts it.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_doppler-node")]);
+    shell.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+    shell.args(["--swarm", "hup", "--data"]).arg(&data);
+    let mut node = Node::spawn(shell, &data);
+    node.signal("HUP");
+    node.ask(&["status"]).ok();
+    node.signal("TERM");
+    node.event("stopped");
+    assert_eq!(node.wait(), Some(0));
 }
 
 #[test]

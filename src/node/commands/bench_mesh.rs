@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::bench::{cpu_seconds, processor, rss_bytes};
 use super::print_json;
 use crate::args::BenchMeshArgs;
+use crate::output::outln;
 use crate::size::ByteSize;
 use doppler_mesh::{Address, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION};
 use doppler_store::ladder::{Ladder, LadderOptions};
@@ -105,32 +106,31 @@ pub fn bench_mesh(args: &BenchMeshArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&record);
     }
-    println!(
+    outln!(
         "mesh: {} in each of {} rounds over {}, on {}",
         ByteSize(record.bytes),
         record.rounds,
         args.listen,
         record.host_cpu
     );
-    println!("  raw          {:>6.0} MB/s   one stream", record.raw_mb_s.median);
-    println!(
-        "  raw          {:>6.0} MB/s   {RAW_STREAMS} streams",
-        record.raw_4_streams_mb_s.median
-    );
-    println!(
+    outln!("  raw          {:>6.0} MB/s   one stream", record.raw_mb_s.median);
+    outln!("  raw          {:>6.0} MB/s   {RAW_STREAMS} streams", record.raw_4_streams_mb_s.median);
+    outln!(
         "  verified     {:>6.0} MB/s   {:.2} of the faster raw way (median of the rounds' ratios)",
-        record.verified_mb_s.median, record.verified_to_raw
+        record.verified_mb_s.median,
+        record.verified_to_raw
     );
-    println!(
+    outln!(
         "  processor    {:>6.2} s/GB   raw ({RAW_STREAMS} streams), {:.2} verified, both ends together",
-        record.raw_cpu_s_per_gb, record.verified_cpu_s_per_gb
+        record.raw_cpu_s_per_gb,
+        record.verified_cpu_s_per_gb
     );
-    println!(
+    outln!(
         "  throttled    {:>6.1} MB/s   from {THROTTLED} providers of 20 MB/s each",
         record.throttled_mb_s
     );
     if record.connects > 0 {
-        println!(
+        outln!(
             "  memory       {} after the first {CONNECTS_FIRST} connections, {} after {} more",
             ByteSize(record.rss_before),
             ByteSize(record.rss_after),
@@ -176,7 +176,7 @@ async fn measure(args: &BenchMeshArgs, listen: &Address) -> anyhow::Result<Recor
     Ok(Record {
         host_cpu: processor(),
         commit: option_env!("DOPPLER_COMMIT"),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: crate::commands::command_line(),
         bytes,
         rounds: args.rounds,
         raw_mb_s: one,

@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::bench::processor;
 use super::print_json;
 use crate::args::BenchStoreArgs;
+use crate::output::outln;
 use crate::size::ByteSize;
 use doppler_store::disk::{DiskOptions, DiskTier};
 use doppler_store::verified::{OBJECT_BYTES_MAX, Outboard, SERVE_BYTES_MAX, decode, encode};
@@ -64,18 +65,16 @@ pub fn bench_store(args: &BenchStoreArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&record);
     }
-    println!(
-        "store: {} in each of {ROUNDS} rounds, on {}",
-        ByteSize(record.bytes),
-        record.host_cpu
-    );
+    outln!("store: {} in each of {ROUNDS} rounds, on {}", ByteSize(record.bytes), record.host_cpu);
     for (name, speed) in &record.mb_s {
         let what = STEPS.iter().find(|(step, _)| step == name).map_or("", |(_, what)| what);
-        println!("  {name:<12} {speed:>8.0} MB/s   {what}");
+        outln!("  {name:<12} {speed:>8.0} MB/s   {what}");
     }
-    println!(
+    outln!(
         "  reopening {} objects: {:.3} s, {:.3} s without the index",
-        record.reopen_objects, record.reopen_s, record.reopen_without_index_s
+        record.reopen_objects,
+        record.reopen_s,
+        record.reopen_without_index_s
     );
     Ok(())
 }
@@ -104,7 +103,7 @@ async fn measure(args: &BenchStoreArgs, dir: &Path) -> anyhow::Result<Record> {
     Ok(Record {
         host_cpu: processor(),
         commit: option_env!("DOPPLER_COMMIT"),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: crate::commands::command_line(),
         bytes: args.size.0,
         mb_s,
         reopen_objects: args.objects,

@@ -7,8 +7,9 @@ use crate::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
 use crate::args::{ControlArgs, PublishArgs};
 use crate::client::Client;
 use crate::config::data_dir;
+use crate::output::outln;
 use crate::progress;
-use crate::size::ByteSize;
+use crate::size::{ByteSize, count};
 
 fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
     Client::open(&data_dir(&args.data)?)
@@ -19,19 +20,21 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         .with_context(|| format!("{} is no usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
-    let storing = progress::spinner("the node proves and stores the shards");
+    let storing = progress::spinner("the node is verifying and storing the shards");
     let reply = client.post("/v1/publish", &PublishRequest { dir, shards });
     storing.finish_and_clear();
     let reply: PublishReply = reply?;
     if args.control.json {
         return print_json(&reply);
     }
-    println!("published {} as {}", reply.name, reply.model);
+    outln!("published {} as {}", reply.name, reply.model);
+    outln!("  signed by {}", reply.publisher);
     let copied = match reply.bytes_copied {
         0 => "without a copy".to_owned(),
         bytes => format!("{} of them copied", ByteSize(bytes)),
     };
-    println!("  stored {} shards, {}, {copied}", reply.shards_stored, ByteSize(reply.bytes_stored));
+    let shards = count(reply.shards_stored, "shard");
+    outln!("  stored {shards}, {}, {copied}", ByteSize(reply.bytes_stored));
     Ok(())
 }
 
@@ -64,18 +67,32 @@ pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
         return print_json(&models);
     }
     if models.is_empty() {
-        println!("no models yet (publish one: doppler-node publish DIR)");
+        outln!("no models yet (publish one: doppler-node publish DIR)");
         return Ok(());
     }
-    println!("{:<12} {:<36} {:>11} {:>7} {:>10}", "ID", "NAME", "SIZE", "HERE", "REACHABLE");
+    outln!(
+        "{:<12} {:<36} {:>11} {:>7} {:>10}  {:<7}  PUBLISHER",
+        "ID",
+        "NAME",
+        "SIZE",
+        "HERE",
+        "REACHABLE",
+        "TRUSTED"
+    );
     for model in models {
-        println!(
-            "{:<12} {:<36} {:>11} {:>7} {:>10}",
+        outln!(
+            "{:<12} {:<36} {:>11} {:>7} {:>10}  {:<7}  {}{}",
             model.id.get(..10).unwrap_or(&model.id),
             model.name,
             ByteSize(model.bytes),
             format!("{}/{}", model.shards_here, model.shards),
             format!("{}/{}", model.shards_reachable, model.shards),
+            model.trust,
+            model.publishers.first().map_or("", String::as_str),
+            match model.publishers.len() {
+                0 | 1 => String::new(),
+                signers => format!(" and {} more", signers - 1),
+            },
         );
     }
     Ok(())
@@ -86,18 +103,25 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&status);
     }
-    let row = |key: &str, value: String| println!("{key:<12} {value}");
+    let row = |key: &str, value: String| outln!("{key:<12} {value}");
     row("peer id", status.peer_id);
+    row("publisher", status.publisher);
     let private = if status.private { " (private)" } else { "" };
     row("swarm", format!("{}{private}", status.swarm));
     if status.refused_peers > 0 {
-        row("refused", format!("{} connections, for a swarm key", status.refused_peers));
+        row(
+            "refused",
+            format!("{}, without the swarm's key", count(status.refused_peers, "connection")),
+        );
+    }
+    if let Some(page) = status.page {
+        row("page", page);
     }
     for address in status.addresses {
         row("address", address);
     }
     row("reach", status.reach.to_string());
-    row("data", status.data.display().to_string());
+    row("data", status.data);
     row("backend", status.backend);
     row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
     row("vram budget", ByteSize(status.vram_budget).to_string());
@@ -130,15 +154,19 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
         return print_json(&peers);
     }
     if peers.is_empty() {
-        println!("no peers (give one with --bootstrap, or start another node on this network)");
+        outln!("no peers (give one with --bootstrap, or start another node on this network)");
         return Ok(());
     }
-    println!(
+    outln!(
         "{:<54} {:>12} {:>12} {:>6}  {:<6}  ADDRESS",
-        "PEER", "RECEIVED", "SERVED", "SCORE", "WAY"
+        "PEER",
+        "RECEIVED",
+        "SERVED",
+        "SCORE",
+        "WAY"
     );
     for peer in peers {
-        println!(
+        outln!(
             "{:<54} {:>12} {:>12} {:>6.2}  {:<6}  {}",
             peer.id,
             ByteSize(peer.bytes_in).to_string(),

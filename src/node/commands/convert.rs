@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::print_json;
 use crate::args::ConvertArgs;
+use crate::output::outln;
 use crate::progress::ConvertBar;
+use crate::signals;
 use crate::size::ByteSize;
 use doppler_infer::load::{DirSink, Progress, convert as run_conversion};
 
@@ -16,7 +18,7 @@ struct Converted<'a> {
     model: String,
     name: &'a str,
     quantization: &'a str,
-    out: &'a std::path::Path,
+    out: &'a str,
     shards: usize,
     tensors: usize,
     bytes: u64,
@@ -26,6 +28,7 @@ struct Converted<'a> {
 pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut sink = DirSink::new(&args.out)?;
+    signals::remove_when_ended(sink.unfinished().to_owned(), || ())?;
     let bar = ConvertBar::new("converting");
     let mut show = |progress: Progress<'_>| bar.show(progress);
     let quantization = args.quantize.into();
@@ -36,7 +39,7 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         model: manifest.model_id_hash().to_string(),
         name: &manifest.model_id,
         quantization: &manifest.quantization,
-        out: &args.out,
+        out: &args.out.to_string_lossy(),
         shards: manifest.shards.len(),
         tensors: manifest.tensors.len(),
         bytes: manifest.total_size,
@@ -45,9 +48,9 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&converted);
     }
-    println!("{} -> {}", args.hf_dir.display(), args.out.display());
-    println!("  model     {}", converted.model);
-    println!(
+    outln!("{} -> {}", args.hf_dir.display(), args.out.display());
+    outln!("  model     {}", converted.model);
+    outln!(
         "  {} in {} tensors, {} shards, {:.1} s",
         ByteSize(converted.bytes),
         converted.tensors,

@@ -6,11 +6,11 @@
 //! `held` the same of a range, and `dropping` before anything may take them away.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -19,6 +19,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use serde_json::json;
 
 use crate::args::ExerciseArgs;
+use crate::output;
 use doppler_store::disk::{DiskOptions, DiskTier};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::verified::{GROUP_BYTES, Outboard, VerifiedRange, align};
@@ -170,10 +171,7 @@ async fn step(
 
 /// One line, out of this process before anything else happens.
 fn say(event: &serde_json::Value) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    out.write_all(&line)?;
-    out.flush()?;
+    let line = serde_json::to_string(event)? + "\n";
+    ensure!(output::piece(&line), "nobody reads what is durable");
     Ok(())
 }

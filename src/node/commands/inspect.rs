@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::print_json;
 use crate::args::InspectArgs;
+use crate::output::outln;
 use doppler_infer::load::inspect::inspect as sum_up;
 use doppler_store::Manifest;
 
@@ -15,7 +16,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&summary);
     }
-    print!("{summary}");
+    outln!("{}", summary.to_string().trim_end());
     Ok(())
 }
 

@@ -1,15 +1,19 @@
 //! `join`: a node that stays until it is told to stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::args::JoinArgs;
 use crate::config::Config;
 use crate::control::ControlServer;
 use crate::events::NodeEvent;
-use crate::memory;
 use crate::service::Service;
+use crate::{memory, panics, signals};
+
+/// How long a node of which a part failed may take to stop in order.
+const STOP_BROKEN_MAX: Duration = Duration::from_secs(10);
 
 pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let config = Config::for_join(args)?;
@@ -18,12 +22,18 @@ pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config, args.json))
+    let served = runtime.block_on(serve(config, args.json));
+    if served.is_err() {
+        // A part that failed may have left work behind that never ends.
+        runtime.shutdown_timeout(STOP_BROKEN_MAX);
+    }
+    served
 }
 
 async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
     // Before anything slow, so that a signal during start-up is not lost.
-    let stop = stop_signal()?;
+    let stop = signals::ending()?;
+    let panicked = panics::first();
     let listen = config.control;
     let data = config.data.clone();
     let service = Service::start(config, move |event| event.print(json)).await?;
@@ -36,29 +46,20 @@ async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
     }
     .print(json);
 
-    stop.await;
-    control.stop().await;
-    service.stop().await;
-    NodeEvent::Stopped.print(json);
-    Ok(())
-}
-
-/// Resolves at Ctrl-C or, on Unix, SIGTERM. The handlers are installed by this call.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-        Ok(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        })
-    }
-    #[cfg(not(unix))]
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
+    let broken = tokio::select! {
+        _ = stop => None,
+        what = panicked => Some(what),
+    };
+    let stopping = async {
+        control.stop().await;
+        service.stop().await;
+    };
+    let Some(what) = broken else {
+        stopping.await;
+        NodeEvent::Stopped.print(json);
+        return Ok(());
+    };
+    // What is left may wait for what is gone.
+    let _ = tokio::time::timeout(STOP_BROKEN_MAX, stopping).await;
+    bail!("a part of the node failed, so all of it stops: {what}; start it again")
 }

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::print_json;
 use crate::args::{CheckArgs, KvChoice, PerplexityArgs};
+use crate::output::outln;
 use crate::{progress, source};
 use doppler_infer::check::{Expected, check as compare};
 use doppler_infer::perplexity::{PerplexityOptions, perplexity as measure};
+use doppler_infer::tokenizer::Tokenizer;
 
 /// Positions a perplexity window has unless `--context` says otherwise.
 const PERPLEXITY_WINDOW: usize = 512;
@@ -26,11 +28,11 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     if args.json {
         print_json(&report)?;
     } else {
-        println!("on {}", session.describe());
-        println!("  max_abs       {:.3e}", report.max_abs);
-        println!("  rel           {:.3e}   (max_abs / std of the reference)", report.rel);
-        println!("  top1_agree    {:.4}", report.top1_agree);
-        println!("  greedy_match  {}", report.greedy_match);
+        outln!("on {}", session.describe());
+        outln!("  max_abs       {:.3e}", report.max_abs);
+        outln!("  rel           {:.3e}   (max_abs / std of the reference)", report.rel);
+        outln!("  top1_agree    {:.4}", report.top1_agree);
+        outln!("  greedy_match  {}", report.greedy_match);
     }
     if !report.passes(args.tolerance) {
         bail!(
@@ -48,12 +50,18 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
     let text = String::from_utf8(read(&args.text)?)
         .with_context(|| format!("{} is not UTF-8 text", args.text.display()))?;
     let opened = source::open(&args.model)?;
-    let tokens = opened.tokenizer()?.encode(&text)?;
+    let (tokens, bos) = tokens(opened.tokenizer()?, &text)?;
+    ensure!(
+        tokens.len() + usize::from(bos.is_some()) >= 2,
+        "{} has {} tokens, and a prediction needs 2: give a longer text",
+        args.text.display(),
+        tokens.len()
+    );
     let window = args.model.context.unwrap_or(PERPLEXITY_WINDOW);
     let context = window.min(opened.model.graph.context_max);
     let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let bar = progress::bar(tokens.len() as u64, "measuring");
-    let options = PerplexityOptions { window: context, bos: None };
+    let options = PerplexityOptions { window: context, bos };
     let result = measure(&mut session, &tokens, &options, |so_far| {
         bar.set_position(so_far.tokens as u64);
         bar.set_message(format!("perplexity {:.3}", so_far.perplexity));
@@ -62,8 +70,8 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&result);
     }
-    println!("perplexity {:.4}", result.perplexity);
-    println!(
+    outln!("perplexity {:.4}", result.perplexity);
+    outln!(
         "  {:.4} nats a token over {} tokens in {} windows of {context}, on {}",
         result.mean_nll,
         result.tokens,
@@ -71,6 +79,15 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
         session.describe()
     );
     Ok(())
+}
+
+/// The text's tokens, and what each window begins with. Where the tokenizer puts something else
+/// around a text than one token before it, it stays in the text.
+fn tokens(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<(Vec<u32>, Option<u32>)> {
+    Ok(match tokenizer.prefix()?[..] {
+        [bos] => (tokenizer.encode_bare(text)?, Some(bos)),
+        _ => (tokenizer.encode(text)?, None),
+    })
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

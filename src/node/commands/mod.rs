@@ -29,10 +29,18 @@ pub use storage::{fsck, gc, pin, rm, unpin};
 pub use swarm_key::swarm_key;
 pub use synth::synth;
 pub use trace::trace;
-pub use trust::trust;
+pub use trust::{asking, can_ask, trust};
+
+use crate::output::outln;
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(value)?);
+    outln!("{}", serde_json::to_string(value)?);
     Ok(())
+}
+
+/// The command as it was typed, for records; bytes that are no UTF-8 are replaced.
+fn command_line() -> String {
+    let words: Vec<_> = std::env::args_os().collect();
+    words.join(" ".as_ref()).to_string_lossy().into_owned()
 }

@@ -1,9 +1,8 @@
 //! `run`: generate with a model on this disk or in the swarm.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -13,10 +12,13 @@ use crate::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use crate::args::{BudgetArgs, RunArgs};
 use crate::client::Client;
 use crate::config::{Config, data_dir};
+use crate::output::{self, note};
+use crate::reach::Reach;
 use crate::service::Service;
-use crate::size::ByteSize;
-use crate::{generation, progress, source};
-use doppler_infer::generate::GenerateOptions;
+use crate::size::{ByteSize, count};
+use crate::source::{Opened, Place};
+use crate::{generation, held, progress, source};
+use doppler_infer::generate::{GenerateOptions, StopReason};
 use doppler_store::signature::PublicKey;
 
 /// What `--json` prints.
@@ -25,7 +27,7 @@ struct Answer {
     text: String,
     tokens: Vec<u32>,
     prompt_tokens: usize,
-    stop: doppler_infer::generate::StopReason,
+    stop: StopReason,
     tok_s: f64,
     seconds: f64,
     backend: String,
@@ -35,44 +37,71 @@ struct Answer {
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let answer = if source::is_local(&args.model.model) {
-        run_local(args)?
-    } else if args.model.policy.is_some() {
-        bail!("--policy is for a model on this disk; a node evicts by its own");
-    } else {
-        asking(|trust| {
-            if args.swarm.is_some() { run_in_swarm(args, trust) } else { run_on_node(args, trust) }
-        })?
+    let started = Instant::now();
+    let answer = match source::place(&args.model, args.swarm.is_some())? {
+        Place::Directory => {
+            run_local(args, started, &source::open_path(&args.model.model, args.model.quantize)?)?
+        }
+        Place::Named if args.swarm.is_some() => {
+            check_policy(args)?;
+            asking(|trust| run_in_swarm(args, trust))?
+        }
+        Place::Named => run_named(args, started)?,
     };
     if args.json {
         return print_json(&answer);
     }
-    println!();
-    eprintln!(
-        "{} tokens at {:.1} tokens/s on {}",
-        answer.tokens.len(),
-        answer.tok_s,
-        answer.backend
-    );
+    if !output::piece("\n") {
+        return Ok(());
+    }
+    let tokens = count(answer.tokens.len(), "token");
+    note!("{tokens} at {:.1} tokens/s on {}", answer.tok_s, answer.backend);
+    if answer.stop == StopReason::ContextFull {
+        note!(
+            "stopped because the context of {} tokens is full (--context makes room for more, \
+             up to what the model was made for)",
+            answer.prompt_tokens + answer.tokens.len() - 1
+        );
+    }
     let Hits { vram, ram, disk, peer } = answer.hits;
     if vram + ram + disk + peer > 0 {
-        eprintln!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
+        note!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
     }
     if let Some(traffic) = &answer.traffic {
-        eprintln!("{} verified from peers", ByteSize(traffic.verified_bytes));
+        note!("{} verified from peers", ByteSize(traffic.verified_bytes));
     }
     Ok(())
 }
 
-/// Asks the node that runs on the data directory.
-fn run_on_node(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
-    let client = Client::open(&data_dir(&args.data)?).with_context(|| {
-        format!(
-            "{:?} is no directory here, so it must be a model of a swarm: \
-             name the swarm with --swarm, or start a node",
-            args.model.model
-        )
-    })?;
+fn check_policy(args: &RunArgs) -> anyhow::Result<()> {
+    ensure!(
+        args.model.policy.is_none(),
+        "--policy is for a run in this process; a node has its own"
+    );
+    Ok(())
+}
+
+/// Asks the node that runs on the data directory; where none does, takes the model from its store.
+fn run_named(args: &RunArgs, started: Instant) -> anyhow::Result<Answer> {
+    let data = data_dir(&args.model.data)?;
+    let text = &*args.model.name();
+    let missing = || source::not_a_directory(text);
+    match Reach::open(&data).with_context(missing)? {
+        Reach::Node(client) => {
+            check_policy(args)?;
+            asking(|trust| run_on_node(args, &client, trust))
+        }
+        here => {
+            let held = held::open_in(here, &data, text).with_context(|| {
+                let (missing, data) = (missing(), data.display());
+                format!("no node runs on {data} (or name a swarm with --swarm); {missing}")
+            })?;
+            run_local(args, started, &source::open_held(held)?)
+        }
+    }
+}
+
+fn run_on_node(args: &RunArgs, client: &Client, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
     let mut listener = Listener::new(args);
     let heard = client.generate(&swarm_request(args, trust), |event| listener.hear(event));
     listener.waiting.finish_and_clear();
@@ -80,9 +109,7 @@ fn run_on_node(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> 
     listener.answer()
 }
 
-fn run_local(args: &RunArgs) -> anyhow::Result<Answer> {
-    let started = Instant::now();
-    let opened = source::open(&args.model)?;
+fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
     let tokenizer = opened.tokenizer()?;
     let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
     let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
@@ -120,13 +147,20 @@ fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer>
         ..defaults
     };
     let control = ([127, 0, 0, 1], 0).into();
-    let config =
-        Config::resolve(swarm, &args.network, &args.data, &budget, args.model.backend, control)?;
+    let config = Config::resolve(
+        swarm,
+        &args.network,
+        &args.model.data,
+        &budget,
+        args.model.backend,
+        control,
+    )?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
         let service = Service::start(config, |_| ()).await?;
         let answer = async {
             let mut listener = Listener::new(args);
+            service.meet().await;
             let events = service.generate(swarm_request(args, trust)).await;
             listener.waiting.finish_and_clear();
             let mut events = events?;
@@ -148,7 +182,7 @@ fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer>
 
 fn request(args: &RunArgs) -> GenerateRequest {
     GenerateRequest {
-        model: args.model.model.clone(),
+        model: args.model.name().into_owned(),
         prompt: args.prompt.clone(),
         tokens: args.tokens,
         temperature: args.sampling.temperature,
@@ -176,8 +210,7 @@ fn echo_prompt(args: &RunArgs) {
 
 /// False once nobody reads any more.
 fn echo(text: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    output::piece(text)
 }
 
 /// Collects a generation's events, printing text as it comes unless quiet.
@@ -193,7 +226,7 @@ struct Listener<'a> {
 
 impl<'a> Listener<'a> {
     fn new(args: &'a RunArgs) -> Self {
-        let waiting = progress::spinner("the node finds and loads the model");
+        let waiting = progress::spinner("the node is finding and loading the model");
         Self {
             args,
             tokens: Vec::new(),

@@ -1,12 +1,9 @@
 //! Commands on what is stored: `pin`, `unpin`, `rm`, `gc`, `fsck`. They ask the node
 //! that runs on the data directory, or do it themselves where none does.
-//!
-//! The directory's lock decides which: whoever holds it is the only one who may touch it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use tokio::runtime::Runtime;
+use anyhow::{Context, anyhow, ensure};
 
 use super::print_json;
 use super::trust::{asking, can_ask};
@@ -14,60 +11,30 @@ use crate::api::{
     Damage, FsckEvent, FsckRequest, FsckSummary, GcRequest, TargetReply, TargetRequest,
 };
 use crate::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
-use crate::client::Client;
 use crate::config::data_dir;
+use crate::output::outln;
 use crate::progress;
-use crate::size::ByteSize;
+use crate::reach::Reach;
+use crate::size::{ByteSize, count};
 use crate::storage::{self, Target};
-use doppler_store::disk::{Collected, DiskOptions, DiskTier};
-use doppler_store::{ByteRange, StoreError};
+use doppler_store::ByteRange;
+use doppler_store::disk::{Collected, DiskTier};
 
 /// Damaged ranges of one object that are printed for people.
 const RANGES_SHOWN: usize = 8;
 
-/// Who has the data directory.
-enum Reach {
-    Node(Client),
-    Here { disk: DiskTier, runtime: Runtime, data: PathBuf },
-}
-
-impl Reach {
-    fn open(args: &ControlArgs) -> anyhow::Result<Self> {
-        let data = data_dir(&args.data)?;
-        ensure!(
-            data.join("objects").is_dir(),
-            "{} holds no store (a node makes one: doppler-node join --swarm NAME --data {})",
-            data.display(),
-            data.display()
-        );
-        // Whatever the node's budget: looking after a store evicts nothing by itself.
-        match DiskTier::open(&data, DiskOptions { budget: u64::MAX }) {
-            Ok(disk) => Ok(Self::Here { disk, runtime: runtime()?, data }),
-            Err(locked @ StoreError::Locked { .. }) => match Client::open(&data) {
-                Ok(client) => Ok(Self::Node(client)),
-                Err(_) => bail!("{locked}; that one takes no commands"),
-            },
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")
-}
-
 /// Finds a target in a store that is open here.
-async fn resolve(disk: &DiskTier, text: &str) -> anyhow::Result<Target> {
+async fn resolve(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Result<Target> {
     let models = storage::stored_models(disk).await?;
-    Target::resolve(text, models, &disk.list().await?)
+    Target::resolve(text, &storage::candidates(data, &models), models, &disk.list().await?)
+}
+
+fn reach(control: &ControlArgs) -> anyhow::Result<Reach> {
+    Reach::open(&data_dir(&control.data)?)
 }
 
 pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
-    let reply = match Reach::open(&args.control)? {
+    let reply = match reach(&args.control)? {
         Reach::Node(client) => asking(|answered| {
             let fetching = progress::spinner("pinning");
             let trust = args.trust.iter().copied().chain(answered).collect();
@@ -80,10 +47,10 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
             fetching.finish_and_clear();
             reply
         })?,
-        Reach::Here { disk, runtime, .. } => {
+        Reach::Here { disk, runtime, data } => {
             ensure!(!args.fetch, "--fetch asks peers: start a node on this directory first");
             runtime.block_on(async {
-                storage::pin(&disk, &resolve(&disk, &args.target).await?).await
+                storage::pin(&disk, &resolve(&disk, &data, &args.target).await?).await
             })?
         }
     };
@@ -91,19 +58,19 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
 }
 
 pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
-    let reply = match Reach::open(&args.control)? {
+    let reply = match reach(&args.control)? {
         Reach::Node(client) => {
             client.post("/v1/store/unpin", &request(&args.target, false, false))?
         }
-        Reach::Here { disk, runtime, .. } => runtime.block_on(async {
-            storage::unpin(&disk, &resolve(&disk, &args.target).await?).await
+        Reach::Here { disk, runtime, data } => runtime.block_on(async {
+            storage::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
         })?,
     };
     tell(&args.control, "unpinned", &reply)
 }
 
 pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
-    let reply = match Reach::open(&args.control)? {
+    let reply = match reach(&args.control)? {
         Reach::Node(client) => {
             client.post("/v1/store/rm", &request(&args.target, false, args.force))?
         }
@@ -113,7 +80,7 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
 }
 
 async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<TargetReply> {
-    let target = resolve(disk, &args.target).await?;
+    let target = resolve(disk, data, &args.target).await?;
     let models = storage::stored_models(disk).await?;
     let plan = storage::plan_removal(disk, &target, &models, args.force).await?;
     for shard in &plan.objects {
@@ -134,19 +101,21 @@ fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Resul
     if control.json {
         return print_json(reply);
     }
-    println!("{done} {}: {} objects, {}", reply.target, reply.objects, ByteSize(reply.bytes));
+    let objects = count(reply.objects, "object");
+    outln!("{done} {}: {objects}, {}", reply.target, ByteSize(reply.bytes));
     if reply.missing > 0 && done == "pinned" {
-        println!("  {} of its objects are not here whole (--fetch fetches them)", reply.missing);
+        outln!("  not here whole: {} (--fetch fetches them)", count(reply.missing, "object"));
     }
     if reply.shared > 0 {
-        println!("  {} objects stay, as another model here has them too", reply.shared);
+        let shared = count(reply.shared, "object");
+        outln!("  kept because another model here uses them: {shared}");
     }
     Ok(())
 }
 
 pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     let budget = args.disk_budget.map(|size| size.0);
-    let done: Collected = match Reach::open(&args.control)? {
+    let done: Collected = match reach(&args.control)? {
         Reach::Node(client) => {
             client.post("/v1/store/gc", &GcRequest { budget, dry_run: args.dry_run })?
         }
@@ -161,17 +130,15 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
         return print_json(&done);
     }
     let would = if args.dry_run { "would evict" } else { "evicted" };
-    println!("{would} {} objects, {}", done.evicted.len(), ByteSize(done.freed_bytes));
+    let evicted = count(done.evicted.len(), "object");
+    outln!("{would} {evicted}, {}", ByteSize(done.freed_bytes));
     let (used, pinned) = (ByteSize(done.used_bytes), ByteSize(done.pinned_bytes));
-    println!(
-        "  {used} stored, {pinned} of it pinned; the budget is {}",
-        ByteSize(done.budget_bytes)
-    );
+    outln!("  {used} stored, {pinned} of it pinned; the budget is {}", ByteSize(done.budget_bytes));
     if done.used_bytes > done.budget_bytes {
-        println!("  what is left over the budget is pinned");
+        outln!("  what exceeds the budget is pinned");
     }
     if !done.reserve_held {
-        println!("  the disk is too full to set the reserve aside");
+        outln!("  the disk is too full to set the reserve aside");
     }
     Ok(())
 }
@@ -180,7 +147,7 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
 /// If damage is left when it is done.
 pub fn fsck(args: &FsckArgs) -> anyhow::Result<()> {
     let mut listener = Listener { json: args.control.json, ..Listener::default() };
-    match Reach::open(&args.control)? {
+    match reach(&args.control)? {
         Reach::Node(client) => {
             let request = FsckRequest { repair: args.repair };
             client.stream("/v1/store/fsck", &request, |event| listener.hear(event))?;
@@ -226,8 +193,8 @@ impl Listener {
                 if !self.json {
                     let text = describe(&damage);
                     match &self.bar {
-                        Some(bar) => bar.suspend(|| println!("{text}")),
-                        None => println!("{text}"),
+                        Some(bar) => bar.suspend(|| outln!("{text}")),
+                        None => outln!("{text}"),
                     }
                 }
             }
@@ -250,29 +217,29 @@ impl Listener {
         if let Some(message) = self.failed {
             return Err(anyhow!(message));
         }
-        let end = self.end.context("the check was broken off")?;
+        let end = self.end.context("the check ended early")?;
         if !self.json {
-            println!(
-                "checked {} objects, {}, in {:.1} s",
-                end.objects,
+            outln!(
+                "checked {}, {}, in {:.1} s",
+                count(end.objects, "object"),
                 ByteSize(end.checked_bytes),
                 end.seconds
             );
             if end.damaged_objects + end.outboards_rewritten > 0 {
-                println!(
-                    "  {} in {} objects was damaged, {} hash trees were made anew, {} objects repaired",
+                outln!(
+                    "  damaged: {} in {}; rebuilt: {}; repaired: {}",
                     ByteSize(end.damaged_bytes),
-                    end.damaged_objects,
-                    end.outboards_rewritten,
-                    end.repaired_objects
+                    count(end.damaged_objects, "object"),
+                    count(end.outboards_rewritten, "hash tree"),
+                    count(end.repaired_objects, "object")
                 );
             }
         }
         ensure!(
             self.unrepaired == 0,
-            "{} objects are damaged or incomplete (fsck --repair on a running node fetches \
-             them again; an unpinned one is fetched when it is next read)",
-            self.unrepaired
+            "damaged or incomplete: {} (fsck --repair on a running node fetches them again; an \
+             unpinned one is fetched when it is next read)",
+            count(self.unrepaired, "object")
         );
         Ok(())
     }
@@ -281,7 +248,7 @@ impl Listener {
 fn describe(damage: &Damage) -> String {
     let shard = damage.shard;
     if damage.outboard_only {
-        return format!("{shard}: sound, but its hash tree was damaged; made anew");
+        return format!("{shard}: sound, but its hash tree was damaged; rebuilt");
     }
     let mut ranges: Vec<String> =
         damage.ranges.iter().take(RANGES_SHOWN).map(ByteRange::to_string).collect();

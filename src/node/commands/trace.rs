@@ -10,6 +10,7 @@ use serde_json::json;
 use super::print_json;
 use super::prompts::Prompts;
 use crate::args::{PolicyChoice, RecordArgs, ReplayArgs, TraceCommand};
+use crate::output::outln;
 use crate::{generation, progress, source};
 use doppler_infer::backend::LogitRows;
 use doppler_infer::generate::{GenerateOptions, generate};
@@ -71,7 +72,7 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
     let policy = args.model.policy();
     if args.json {
         return print_json(&json!({
-            "out": args.out,
+            "out": args.out.to_string_lossy(),
             "model": recorded.model,
             "steps": recorded.steps.len(),
             "tokens": recorded.steps.iter().map(|step| step.tokens).sum::<usize>(),
@@ -80,9 +81,9 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
         }));
     }
     let (steps, demands) = (recorded.steps.len(), stats.pager.demands);
-    println!("{}: {steps} steps, {demands} experts asked for", args.out.display());
+    outln!("{}: {steps} steps, {demands} experts asked for", args.out.display());
     let hits = stats.pager.hits.vram as f64 * 100.0 / demands.max(1) as f64;
-    println!("  {hits:.1} % of them in one of {} slots, evicting by {policy}", stats.slots);
+    outln!("  {hits:.1} % of them in one of {} slots, evicting by {policy}", stats.slots);
     Ok(())
 }
 
@@ -124,13 +125,14 @@ fn replay(args: &ReplayArgs) -> anyhow::Result<()> {
         }));
     }
     let (layers, steps) = (trace.layers.len(), trace.steps.len());
-    println!("{}: {experts} experts in {layers} layers, {steps} steps", trace.model);
-    println!("{:>8} {:>6}  {:<8} {:>7} {:>8}", "slots", "", "policy", "hits %", "decode %");
+    outln!("{}: {experts} experts in {layers} layers, {steps} steps", trace.model);
+    outln!("{:>8} {:>6}  {:<8} {:>7} {:>8}", "slots", "", "policy", "hits %", "decode %");
     for Row { replayed, hit_percent, decode_hit_percent } in rows {
         let share = replayed.slots as f64 * 100.0 / experts as f64;
-        println!(
+        outln!(
             "{:>8} {share:>5.1}%  {:<8} {hit_percent:>7.2} {decode_hit_percent:>8.2}",
-            replayed.slots, replayed.policy
+            replayed.slots,
+            replayed.policy
         );
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! `trust`: whose models may be used; and the question that is asked before a stranger's is.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use super::print_json;
 use crate::args::{ControlArgs, TrustCommand};
 use crate::config::data_dir;
+use crate::output::{self, outln};
 use crate::trust::{How, TrustStore, Untrusted};
 use doppler_store::signature::PublicKey;
 
@@ -32,14 +33,14 @@ fn list(control: &ControlArgs) -> anyhow::Result<()> {
         return print_json(&trusted);
     }
     if trusted.is_empty() {
-        println!("nobody is trusted yet (doppler-node trust add PUBLISHER)");
+        outln!("nobody is trusted yet (doppler-node trust add PUBLISHER)");
     }
     for one in trusted {
         let how = match one.how {
             How::Added => "added",
             How::FirstUse => "first use",
         };
-        println!("{}  {how:<9}  {}", one.publisher, one.note);
+        outln!("{}  {how:<9}  {}", one.publisher, one.note);
     }
     Ok(())
 }
@@ -48,7 +49,7 @@ fn tell(control: &ControlArgs, publisher: PublicKey, what: &str) -> anyhow::Resu
     if control.json {
         return print_json(&serde_json::json!({ "publisher": publisher, "result": what }));
     }
-    println!("{publisher} {what}");
+    outln!("{publisher} {what}");
     Ok(())
 }
 
@@ -80,12 +81,11 @@ pub fn asking<T>(mut work: impl FnMut(Vec<PublicKey>) -> anyhow::Result<T>) -> a
 /// Asks on standard error; anything but a yes is a no.
 fn ask(untrusted: &Untrusted, answer: &mut impl BufRead) -> anyhow::Result<bool> {
     let publisher = untrusted.publishers.first().map_or("nobody", String::as_str);
-    eprint!(
+    output::remark(format_args!(
         "Model {} is signed by {publisher}, whom nobody here has trusted yet.\n\
          Use it, and trust that publisher from now on? [y/N] ",
         untrusted.name
-    );
-    std::io::stderr().flush()?;
+    ));
     let mut line = String::new();
     answer.read_line(&mut line)?;
     Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -22,13 +22,34 @@ pub struct NodeProcess {
     /// A dialable address with its `/p2p/` id.
     pub address: String,
     pub data: PathBuf,
-    child: Child,
+    child: Arc<Mutex<Child>>,
+}
+
+/// All nodes that were started, to be killed if this process is told to end.
+#[derive(Clone, Default)]
+pub struct Children(Arc<Mutex<Vec<Arc<Mutex<Child>>>>>);
+
+impl Children {
+    /// Kills those that still run.
+    pub fn kill(&self) {
+        for child in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn adopt(&self, child: Child) -> Arc<Mutex<Child>> {
+        let child = Arc::new(Mutex::new(child));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&child));
+        child
+    }
 }
 
 impl NodeProcess {
     /// Starts `join --swarm SWARM --data DIR/NAME` on loopback and waits until it is ready.
     pub fn start(
-        dir: &Path,
+        (dir, children): (&Path, &Children),
         name: &str,
         swarm: &str,
         bootstrap: &[String],
@@ -54,6 +75,7 @@ impl NodeProcess {
             .context("cannot start another node process")?;
 
         let stdout = child.stdout.take().context("the node's output is not piped")?;
+        let child = children.adopt(child);
         let (sender, ready) = mpsc::sync_channel(1);
         // Reads to the end so that the child never blocks on a full pipe.
         std::thread::spawn(move || {
@@ -66,6 +88,7 @@ impl NodeProcess {
         });
         let ready = ready.recv_timeout(READY_MAX);
         let Ok((peer_id, addresses)) = ready else {
+            let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = child.kill();
             let _ = child.wait();
             let log = std::fs::read_to_string(&log_path).unwrap_or_default();
@@ -83,8 +106,9 @@ impl NodeProcess {
 
     /// SIGKILL: no goodbye, no flush.
     pub fn kill(&mut self) -> std::io::Result<()> {
-        self.child.kill()?;
-        self.child.wait().map(drop)
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.kill()?;
+        child.wait().map(drop)
     }
 }
 

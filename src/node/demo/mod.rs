@@ -21,9 +21,11 @@ use serde::Serialize;
 use super::api::{GenerateEvent, GenerateRequest, Hits, PublishReply, PublishRequest, Traffic};
 use super::args::DemoArgs;
 use super::embedded;
-use children::NodeProcess;
+use super::output::outln;
+use super::signals;
+use children::{Children, NodeProcess};
 use doppler_store::manifest::Manifest;
-use placement::{SEEDERS, place};
+use placement::SEEDERS;
 use view::{Summary, View};
 
 /// The last line of `demo --json`.
@@ -82,13 +84,16 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     ensure!(args.tokens >= 3, "-n {}: the demo needs at least 3 tokens", args.tokens);
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let children = Children::default();
+    let all = children.clone();
+    signals::remove_when_ended(dir.path().to_owned(), move || all.kill())?;
     let model_dir = dir.path().join("model");
     embedded::extract(&model_dir)?;
     let manifest = Manifest::read_dir(&model_dir)?;
     let budgets = Budgets::of(&manifest, args.tokens)?;
 
     let swarm = format!("demo-{:08x}", rand::rng().next_u32());
-    let (mut seeders, fourth, model) = start(dir.path(), &swarm, &manifest, &budgets)?;
+    let (mut seeders, fourth, model) = start((dir.path(), &children), &swarm, &manifest, &budgets)?;
     let ids: Vec<(String, String)> =
         seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
     let names: BTreeMap<String, String> = ids.iter().cloned().collect();
@@ -129,10 +134,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             killed_peer: &remote.killed,
             seconds,
         };
-        println!("{}", serde_json::to_string(&outcome)?);
+        outln!("{}", serde_json::to_string(&outcome)?);
     } else {
-        println!("{}{}\n", args.prompt, remote.text);
-        print!(
+        outln!("{}{}\n", args.prompt, remote.text);
+        outln!(
             "{}",
             view::table(&Summary {
                 model: &manifest.model_id,
@@ -148,6 +153,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
                 killed: &remote.killed,
                 identical,
             })
+            .trim_end()
         );
     }
     ensure!(identical, "the swarm's text is not the single node's");
@@ -157,32 +163,32 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
 /// Starts the seeders with their shards, and the fourth node with nothing.
 /// Returns them and the model's id.
 fn start(
-    dir: &Path,
+    place: (&Path, &Children),
     swarm: &str,
     manifest: &Manifest,
     budgets: &Budgets,
 ) -> anyhow::Result<(Vec<NodeProcess>, NodeProcess, String)> {
     let mut seeders: Vec<NodeProcess> = Vec::new();
     let mut model = String::new();
-    for (number, shards) in place(manifest.shards.len()).into_iter().enumerate() {
+    for (number, shards) in placement::place(manifest.shards.len()).into_iter().enumerate() {
         let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
         let name = format!("seeder {}", number + 1);
-        let node = NodeProcess::start(dir, &name, swarm, &bootstrap, &[])?;
-        let request = PublishRequest { dir: dir.join("model"), shards: Some(shards) };
+        let node = NodeProcess::start(place, &name, swarm, &bootstrap, &[])?;
+        let request = PublishRequest { dir: place.0.join("model"), shards: Some(shards) };
         let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
         model = reply.model;
         seeders.push(node);
     }
     debug_assert_eq!(seeders.len(), SEEDERS);
     let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
-    let budget = |flag: &str, bytes: u64| [flag.to_owned(), bytes.to_string()];
+    let budget = |flag: &str, bytes: u64| [flag.to_owned(), format!("{bytes}B")];
     let extra = [
         budget("--vram-budget", budgets.vram),
         budget("--ram-budget", budgets.ram),
         budget("--disk-budget", budgets.disk),
     ]
     .concat();
-    let fourth = NodeProcess::start(dir, "fourth", swarm, &bootstrap, &extra)?;
+    let fourth = NodeProcess::start(place, "fourth", swarm, &bootstrap, &extra)?;
     Ok((seeders, fourth, model))
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::api::ModelInfo;
 use crate::embedded;
+use crate::resolve::Standing;
 use doppler_store::verified::Encoded;
 use doppler_store::{
     ByteRange, Ladder, LadderOptions, Manifest, ModelId, ReadError, ShardId, ShardServe,
@@ -59,6 +60,7 @@ pub fn info() -> Option<ModelInfo> {
         id: id.to_string(),
         name: manifest.model_id.clone(),
         publishers: Vec::new(),
+        trust: Standing::Own,
         bytes: manifest.total_size,
         shards,
         shards_here: shards,

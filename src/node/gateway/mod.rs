@@ -24,7 +24,7 @@ use axum::{Json, Router, middleware};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-pub use connections::Connections;
+pub use connections::{Connections, Pressure};
 
 use self::embedded::WithEmbedded;
 use self::lock::Lock;
@@ -90,8 +90,9 @@ impl IntoResponse for Refused {
 }
 
 /// Every route that does not need the control API's token.
-pub fn routes(service: Arc<Service>) -> Router {
-    let objects = Objects::new(Arc::new(WithEmbedded::new(service.serve())));
+/// `pressure` is told of requests that wait for what readers hold.
+pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
+    let objects = Objects::new(Arc::new(WithEmbedded::new(service.serve())), pressure);
     let lock = service.gateway_token().map(|token| Lock { token, peer_id: service.peer_id() });
     let runnable = Router::new()
         .route("/models/{id}/program", get(program::program))

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Refused;
+use super::connections::Pressure;
 use super::select::{BAO_TYPE, Form, Selection, etag, select};
 use doppler_store::verified::encoded_bytes;
 use doppler_store::{ByteRange, ReadError, ShardId, ShardServe};
@@ -31,7 +32,8 @@ const AHEAD: usize = 2;
 /// Replies at once: with `AHEAD` they bound 48 MiB in memory.
 const REPLIES_MAX: usize = 16;
 /// Wait for a place among them before the asker is told to come again.
-const SLOT_WAIT: Duration = Duration::from_millis(1500);
+/// By then a reader that holds one and takes nothing has been cut off (`STALL_PRESSED_MAX`).
+const SLOT_WAIT: Duration = Duration::from_millis(3500);
 /// How long one piece's disk read may take.
 const READ_MAX: Duration = Duration::from_secs(10);
 /// A reply slower than this is broken off, however steadily it drips, after `RATE_GRACE`.
@@ -46,6 +48,8 @@ const SIZE_HEADER: HeaderName = HeaderName::from_static("x-doppler-size");
 pub struct Objects {
     serve: Arc<dyn ShardServe>,
     slots: Arc<Semaphore>,
+    /// Told of those who wait for one.
+    pressure: Pressure,
 }
 
 /// `?format=raw|bao&bytes=FIRST-LAST`
@@ -56,8 +60,8 @@ pub struct Wanted {
 }
 
 impl Objects {
-    pub fn new(serve: Arc<dyn ShardServe>) -> Self {
-        Self { serve, slots: Arc::new(Semaphore::new(REPLIES_MAX)) }
+    pub fn new(serve: Arc<dyn ShardServe>, pressure: Pressure) -> Self {
+        Self { serve, slots: Arc::new(Semaphore::new(REPLIES_MAX)), pressure }
     }
 
     /// Answers for one object. `kind` is the media type of its bytes.
@@ -71,7 +75,9 @@ impl Objects {
         let Selection { form, asked, unchanged } =
             select(shard, headers, wanted.format.as_deref(), wanted.bytes.as_deref())?;
         let tag = etag(shard, form);
+        let waiting = self.pressure.wait();
         let slot = timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await;
+        drop(waiting);
         // The semaphore is never closed.
         let Ok(Ok(slot)) = slot else { return Err(Refused::busy("too many replies at once")) };
 

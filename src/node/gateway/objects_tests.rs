@@ -15,9 +15,11 @@ async fn gateway(contents: Vec<Bytes>) -> String {
     }
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let routes =
-        shards(Objects::new(Arc::new(ladder))).layer(axum::middleware::from_fn(guard::guard));
-    tokio::spawn(axum::serve(super::super::Connections::new(listener), routes).into_future());
+    let pressure = Pressure::default();
+    let objects = Objects::new(Arc::new(ladder), pressure.clone());
+    let routes = shards(objects).layer(axum::middleware::from_fn(guard::guard));
+    let connections = super::super::Connections::new(listener, pressure);
+    tokio::spawn(axum::serve(connections, routes).into_future());
     base
 }
 
@@ -148,12 +150,8 @@ async fn what_cannot_be_given_is_refused_in_words() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_beyond_the_limit_are_told_to_come_again() {
-    let objects = Objects::new(Arc::new(Ladder::new(
-        LadderOptions { ram_budget: 1 << 20 },
-        None,
-        None,
-        Vec::new(),
-    )));
+    let ladder = Ladder::new(LadderOptions { ram_budget: 1 << 20 }, None, None, Vec::new());
+    let objects = Objects::new(Arc::new(ladder), Pressure::default());
     let held = Arc::clone(&objects.slots).acquire_many_owned(REPLIES_MAX as u32).await.unwrap();
     let (headers, wanted) = (HeaderMap::new(), Wanted::default());
     let absent = ShardId::of(b"x");
@@ -162,4 +160,32 @@ async fn replies_beyond_the_limit_are_told_to_come_again() {
     drop(held);
     let refused = objects.reply(absent, "text/plain", &headers, &wanted).await.unwrap_err();
     assert_eq!(refused.status, StatusCode::NOT_FOUND);
+}
+
+/// As many readers as there are places take nothing: the next one waits a few seconds, not twenty.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_read_nothing_make_way_for_one_that_does() {
+    use std::io::{Read, Write};
+    let contents = Bytes::from(vec![7; 48 << 20]);
+    let shard = ShardId::of(&contents);
+    let base = gateway(vec![contents]).await;
+    let address = base.strip_prefix("http://").unwrap().to_owned();
+    tokio::task::spawn_blocking(move || {
+        let ask = |rest: &str| {
+            let mut stream = std::net::TcpStream::connect(&address).unwrap();
+            write!(stream, "GET /shards/{shard} HTTP/1.1\r\nHost: localhost\r\n{rest}\r\n")
+                .unwrap();
+            let mut line = [0; 12];
+            stream.read_exact(&mut line).unwrap();
+            (stream, String::from_utf8_lossy(&line).into_owned())
+        };
+        let silent: Vec<_> = (0..REPLIES_MAX).map(|_| ask("").0).collect();
+        let asked = Instant::now();
+        let (_, line) = ask("Range: bytes=0-9\r\n");
+        assert_eq!(line, "HTTP/1.1 206");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+        drop(silent);
+    })
+    .await
+    .unwrap();
 }

@@ -32,7 +32,7 @@ mod write;
 
 pub use self::check::Checkup;
 pub use self::collect::Collected;
-pub use super::files::ImportMethod;
+pub use super::files::{ImportMethod, object_path};
 
 use self::table::{Outboards, Table};
 use super::error::StoreError;

@@ -29,7 +29,7 @@ impl Machine {
             device,
             version: env!("CARGO_PKG_VERSION"),
             commit: option_env!("DOPPLER_COMMIT"),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: crate::commands::command_line(),
         }
     }
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::print_json;
 use super::prompts::Prompts;
 use crate::args::{BenchArgs, BenchCommand};
+use crate::output::outln;
 use crate::source::Opened;
 use machine::{Machine, RecordFile};
 pub(super) use machine::{cpu_seconds, processor, rss_bytes};
@@ -83,9 +84,9 @@ fn report(
     if json {
         return print_json(record);
     }
-    print!("{text}");
+    outln!("{}", text.trim_end());
     for line in machine.lines() {
-        println!("  {line}");
+        outln!("  {line}");
     }
     Ok(())
 }

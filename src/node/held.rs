@@ -1,0 +1,99 @@
+//! Models that the store of a data directory holds, for commands that compute by themselves:
+//! `check`, `perplexity`, `bench`, `trace record`, and `run` where no node runs.
+//!
+//! The store's files are plain and named by their hashes, so they are read beside a running node
+//! as well; every byte is proved. Refuses a model of which something is not here.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+
+use super::api::{ModelInfo, ResolveRequest};
+use super::catalog::sizes;
+use super::commands::{asking, can_ask};
+use super::reach::Reach;
+use super::size::ByteSize;
+use super::storage;
+use doppler_store::dir::{DirReader, DirShard};
+use doppler_store::disk::object_path;
+use doppler_store::manifest::Manifest;
+use doppler_store::{ModelId, ShardId};
+
+/// A model whose objects are all here.
+pub struct Held {
+    pub manifest: Manifest,
+    /// The bytes of tokenizer.json.
+    pub tokenizer: Option<Vec<u8>>,
+    pub reader: Arc<DirReader>,
+}
+
+/// Finds the model that `text` means in the store at `data`, and reads its manifest.
+///
+/// # Errors
+/// If the store knows no such model, or more than one; if its publisher may not be used; if part
+/// of it is not here, saying how much.
+pub fn open(data: &Path, text: &str) -> anyhow::Result<Held> {
+    open_in(Reach::open(data)?, data, text)
+}
+
+/// As [`open`], in a store that has been reached.
+pub fn open_in(reach: Reach, data: &Path, text: &str) -> anyhow::Result<Held> {
+    let model = find(reach, text)?;
+    let id = model.to_string();
+    let bytes = proved(data, model.manifest()).with_context(|| format!("the manifest of {id}"))?;
+    let manifest = Manifest::parse(&bytes).with_context(|| format!("the manifest of {id}"))?;
+    let (mut missing, mut lacking) = (0, 0);
+    let objects = sizes(&manifest)?;
+    for (shard, size) in &objects {
+        let path = object_path(data, *shard);
+        if std::fs::metadata(&path).map_or(true, |found| found.len() != *size) {
+            missing += 1;
+            lacking += size;
+        }
+    }
+    ensure!(
+        missing == 0,
+        "{missing} of {} objects of {} ({}) are not in {}: fetch them with \
+         doppler-node pin {} --fetch",
+        objects.len(),
+        manifest.model_id,
+        ByteSize(lacking),
+        data.display(),
+        id
+    );
+    let tokenizer = match manifest.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id) {
+        Some(id) => Some(proved(data, id)?),
+        None => None,
+    };
+    let shards = manifest.shards.iter().map(|shard| {
+        let id = shard.id()?;
+        Ok(DirShard { shard: id, path: object_path(data, id), size: shard.size })
+    });
+    let reader = DirReader::new(shards.collect::<anyhow::Result<Vec<_>>>()?);
+    Ok(Held { manifest, tokenizer, reader: Arc::new(reader) })
+}
+
+fn find(reach: Reach, text: &str) -> anyhow::Result<ModelId> {
+    match reach {
+        Reach::Node(client) => asking(|trust| {
+            let request = ResolveRequest { model: text.to_owned(), trust, can_ask: can_ask() };
+            let model: ModelInfo = client.post("/v1/models/resolve", &request)?;
+            Ok(model.id.parse()?)
+        }),
+        // What is here whole was admitted when it was fetched.
+        Reach::Here { disk, runtime, data } => {
+            runtime.block_on(async { storage::find_model(&disk, &data, text).await })
+        }
+    }
+}
+
+/// A whole object, if its bytes are what its name says.
+fn proved(data: &Path, shard: ShardId) -> anyhow::Result<Vec<u8>> {
+    let path = object_path(data, shard);
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if ShardId::of(&bytes) != shard {
+        bail!("{} is damaged: doppler-node fsck --repair mends it", path.display());
+    }
+    Ok(bytes)
+}

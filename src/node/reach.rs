@@ -1,0 +1,57 @@
+//! Who has a data directory: the node that runs on it, or nobody, and then this process takes it.
+//!
+//! The directory's lock decides: whoever holds it is the only one who may touch the store.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use tokio::runtime::Runtime;
+
+use super::client::Client;
+use doppler_store::StoreError;
+use doppler_store::disk::{DiskOptions, DiskTier};
+
+/// Who has the data directory.
+pub enum Reach {
+    Node(Client),
+    Here { disk: DiskTier, runtime: Runtime, data: PathBuf },
+}
+
+impl Reach {
+    /// # Errors
+    /// If the directory holds no store, cannot be read, or belongs to a process that takes no
+    /// commands.
+    pub fn open(data: &Path) -> anyhow::Result<Self> {
+        let objects = data.join("objects");
+        match std::fs::metadata(&objects) {
+            Ok(found) if found.is_dir() => {}
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Err(error).with_context(|| format!("cannot read {}", objects.display()));
+            }
+            _ => bail!(
+                "{0} holds no store (a node makes one: doppler-node join --swarm NAME --data {0})",
+                data.display()
+            ),
+        }
+        // Whatever the node's budget: looking after a store evicts nothing by itself.
+        match DiskTier::open(data, DiskOptions { budget: u64::MAX }) {
+            Ok(disk) => Ok(Self::Here { disk, runtime: runtime()?, data: data.to_owned() }),
+            Err(locked @ StoreError::Locked { .. }) => match Client::find(data)? {
+                Some(client) => Ok(Self::Node(client)),
+                None => bail!("{locked}; that one takes no commands"),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}

@@ -1,0 +1,265 @@
+//! Which model a text means. One rule for every command and for the node. Pure.
+//!
+//! The steps, in order: a whole id, a name, a name in other letters' case, the start of an id or
+//! of a name. Within a step, a node's own models come before those of trusted publishers, and
+//! those before all others, so a stranger gains nothing by taking a known name. Only whole names
+//! of strangers count: the start of a name that somebody else chose means nothing.
+
+use std::fmt;
+
+use doppler_store::ModelId;
+
+/// Characters of an id or a name that are enough to mean it.
+pub const PREFIX_MIN: usize = 4;
+/// Suggestions in an error.
+const NEAR_MAX: usize = 3;
+
+/// How well this node knows who signed a model; better ones first.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    Own,
+    Trusted,
+    #[default]
+    Stranger,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Own => "own",
+            Self::Trusted => "trusted",
+            Self::Stranger => "no",
+        })
+    }
+}
+
+/// A model as one of its signers calls it; one that several have signed is several candidates.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub id: ModelId,
+    pub name: String,
+    /// The signer's public key; nothing where it is not known.
+    pub publisher: String,
+    pub standing: Standing,
+}
+
+/// Why a text means no model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unresolved {
+    #[error("no model {text:?} is known here{}", did_you_mean(near))]
+    Unknown {
+        text: String,
+        /// Names that look like it.
+        near: Vec<String>,
+    },
+    #[error("{text:?} is more than one model; give the id: {}", List(of))]
+    Ambiguous {
+        text: String,
+        /// Each id with its name and publisher.
+        of: Vec<String>,
+    },
+}
+
+/// `; did you mean A, B?`, or nothing.
+pub fn did_you_mean(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        _ => format!("; did you mean {}?", List(near)),
+    }
+}
+
+struct List<'a>(&'a [String]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+/// Finds the one model that `text` means.
+///
+/// # Errors
+/// If it means none, or several of the same standing.
+pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> {
+    let lower = text.to_lowercase();
+    let begins = |model: &Candidate| {
+        text.len() >= PREFIX_MIN
+            && (model.id.to_string().starts_with(&lower)
+                || model.standing != Standing::Stranger
+                    && model.name.to_lowercase().starts_with(&lower))
+    };
+    let steps: [&dyn Fn(&Candidate) -> bool; 4] = [
+        &|model| model.id.to_string() == lower,
+        &|model| model.name == text,
+        &|model| model.name.to_lowercase() == lower,
+        &begins,
+    ];
+    for step in steps {
+        let mut found: Vec<_> = models.iter().filter(|model| step(model)).collect();
+        let Some(best) = found.iter().map(|model| model.standing).min() else { continue };
+        found.retain(|model| model.standing == best);
+        found.sort_by_key(|model| model.id);
+        found.dedup_by_key(|model| model.id);
+        return match found[..] {
+            [one] => Ok(one.id),
+            _ => Err(Unresolved::Ambiguous {
+                text: text.to_owned(),
+                of: found.into_iter().map(describe).collect(),
+            }),
+        };
+    }
+    Err(Unresolved::Unknown { text: text.to_owned(), near: near(&lower, models) })
+}
+
+fn describe(model: &Candidate) -> String {
+    let Candidate { id, name, publisher, .. } = model;
+    match publisher.as_str() {
+        "" => format!("{id} ({name})"),
+        publisher => format!("{id} ({name}, signed by {publisher})"),
+    }
+}
+
+/// Names that a mistyped `text` may have meant, the likeliest first.
+fn near(text: &str, models: &[Candidate]) -> Vec<String> {
+    // A third of the letters wrong is a typing error; more is another word.
+    let length = text.chars().count();
+    let far = (length / 3).max(2);
+    let mut near: Vec<(usize, &str)> = Vec::new();
+    for Candidate { name, .. } in models {
+        let lower = name.to_lowercase();
+        let distance = strsim::damerau_levenshtein(text, &lower);
+        let part = length >= 3 && (lower.contains(text) || text.contains(&lower));
+        // The start of a name with a typing error in it.
+        let start: String = lower.chars().take(length).collect();
+        let starts = length >= 5 && strsim::damerau_levenshtein(text, &start) <= 2;
+        if distance <= far || part || starts {
+            near.push((distance, name));
+        }
+    }
+    near.sort_unstable();
+    near.dedup();
+    near.into_iter().take(NEAR_MAX).map(|(_, name)| name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(byte: u8, last: u8) -> ModelId {
+        let mut bytes = [byte; 32];
+        bytes[31] = last;
+        bytes[2] = last;
+        ModelId::from(bytes)
+    }
+
+    fn a() -> ModelId {
+        id(0xaa, 0x11)
+    }
+
+    fn b() -> ModelId {
+        id(0xaa, 0x22)
+    }
+
+    fn model(id: ModelId, name: &str, standing: Standing) -> Candidate {
+        let publisher = format!("key-of-{name}-{standing}");
+        Candidate { id, name: name.to_owned(), publisher, standing }
+    }
+
+    #[test]
+    fn a_model_is_found_by_id_name_case_and_start() {
+        let models = [
+            model(a(), "Mixtral-q4_k_m", Standing::Own),
+            model(a(), "the-lab's", Standing::Trusted),
+            model(b(), "Qwen3-30B", Standing::Trusted),
+        ];
+        let (of_a, of_b) = (a().to_string(), b().to_string());
+        for (text, id) in [
+            (of_a.as_str(), a()),
+            (&of_a.to_uppercase(), a()),
+            (&of_b[..6], b()),
+            ("Mixtral-q4_k_m", a()),
+            ("the-lab's", a()),
+            ("mixtral-Q4_K_M", a()),
+            ("qwen3-30b", b()),
+            ("mixt", a()),
+            ("Qwen3", b()),
+        ] {
+            assert_eq!(resolve(text, &models), Ok(id), "{text}");
+        }
+        assert_eq!(of_a[..4], of_b[..4]);
+        assert_eq!(resolve(&of_a[..4], &models), Ok(a()), "an own one before a trusted one");
+        let strangers = [model(a(), "x", Standing::Stranger), model(b(), "y", Standing::Stranger)];
+        assert!(matches!(resolve(&of_a[..4], &strangers), Err(Unresolved::Ambiguous { .. })));
+        for text in ["aaa", "mix", "", "xtral", "nothing"] {
+            assert!(matches!(resolve(text, &models), Err(Unresolved::Unknown { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn own_and_trusted_come_before_strangers_and_a_whole_id_before_names() {
+        let stranger = model(b(), "mixtral", Standing::Stranger);
+        let posing = model(b(), &a().to_string(), Standing::Stranger);
+        for standing in [Standing::Own, Standing::Trusted] {
+            let models = [stranger.clone(), posing.clone(), model(a(), "mixtral", standing)];
+            assert_eq!(resolve("mixtral", &models), Ok(a()));
+            assert_eq!(resolve(&a().to_string(), &models), Ok(a()), "a name like an id");
+            assert_eq!(resolve("aaaa", &models), Ok(a()));
+        }
+        // A stranger who signs an own model under a trusted one's name changes nothing either.
+        let models = [
+            model(a(), "mine", Standing::Own),
+            model(a(), "mixtral", Standing::Stranger),
+            model(b(), "mixtral", Standing::Trusted),
+        ];
+        assert_eq!(resolve("mixtral", &models), Ok(b()));
+        // A stranger's whole name is its name; the start of it is not, its id's start is.
+        let models = [stranger];
+        assert_eq!(resolve("MIXTRAL", &models), Ok(b()));
+        assert!(resolve("mixtr", &models).is_err());
+        assert_eq!(resolve(&b().to_string()[..8], &models), Ok(b()));
+    }
+
+    #[test]
+    fn what_is_ambiguous_lists_ids_and_publishers() {
+        let mut models =
+            [model(a(), "mixtral", Standing::Trusted), model(b(), "mixtral", Standing::Trusted)];
+        models[1].publisher = "another-key".into();
+        let error = resolve("mixtral", &models).unwrap_err().to_string();
+        let ids = [a().to_string(), b().to_string()];
+        for part in [&*ids[0], &*ids[1], "key-of-mixtral", "another-key", "give the id"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_name_is_answered_with_the_nearest() {
+        let models = [
+            model(a(), "tiny-mixtral-q4_k_m", Standing::Own),
+            model(b(), "Qwen3-30B-q8_0", Standing::Stranger),
+        ];
+        for (text, near) in [
+            ("tiny-mixtral-q4_k_n", "tiny-mixtral-q4_k_m"),
+            ("tiny-mitxral-q4km", "tiny-mixtral-q4_k_m"),
+            ("mixtral", "tiny-mixtral-q4_k_m"),
+            ("tiny-mixtra1", "tiny-mixtral-q4_k_m"),
+            ("qwen3-30b", "Qwen3-30B-q8_0"),
+        ] {
+            let error = resolve(text, &models).unwrap_err().to_string();
+            assert!(error.contains(&format!("did you mean {near}?")), "{text}: {error}");
+        }
+        let error = resolve("llama", &models).unwrap_err().to_string();
+        assert!(error.contains("\"llama\"") && !error.contains("did you mean"), "{error}");
+    }
+}

@@ -1,0 +1,125 @@
+//! What becomes of output that nobody takes: a reader that went away, a full disk, a log that
+//! cannot be written; and that redirected output is plain text.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::Stdio;
+
+use super::common::{Node, command, golden, model};
+
+/// Commands that print, short ones and one that goes on for long.
+fn printing() -> Vec<Vec<String>> {
+    let model = model().to_str().unwrap().to_owned();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    vec![
+        words(&["--help"]),
+        words(&["run", "--help"]),
+        words(&["--version"]),
+        words(&["inspect", &model]),
+        words(&["inspect", &model, "--json"]),
+        words(&["run", &model, "-p", "Once", "-n", "2000", "--context", "64", "--backend", "cpu"]),
+    ]
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    for args in printing() {
+        let mut child =
+            command().args(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_standard_output_is_an_error() {
+    for args in printing() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let child = command().args(&args).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("error: cannot write to standard output: "), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn errors_that_cannot_be_written_change_no_exit_code() {
+    for (args, code) in [(vec!["inspect", "/no/such/dir"], 1), (vec!["dance"], 2)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let status = command().args(&args).stdout(Stdio::null()).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+}
+
+/// A node whose log and reports nobody takes goes on as ever.
+#[test]
+fn a_node_outlives_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let mut join = command();
+    join.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+    join.args(["--swarm", "mute", "--log", "debug", "--data"]).arg(&data);
+    let mut first = Node::spawn_mute(join, &data);
+    // Each of these makes lines of log, in the swarm's task as well.
+    let model = model();
+    first.ask(&["publish", model.to_str().unwrap()]).ok();
+    for name in ["b", "c"] {
+        let mut other = Node::start(&dir.path().join(name), "mute", &[&first.address], &[]);
+        assert_eq!(other.event("model")["name"], "tiny-mixtral-q4_k_m");
+        other.signal("TERM");
+        assert_eq!(other.wait(), Some(0));
+    }
+    first.ask(&["unpin", "tiny-mixtral-q4_k_m"]).ok();
+    first.ask(&["gc", "--disk-budget", "0"]).ok();
+    assert_eq!(first.ask(&["status", "--json"]).ok().json()["disk"]["used"], 0);
+    first.signal("TERM");
+    assert_eq!(first.wait(), Some(0), "nobody read its reports, which is no failure");
+}
+
+/// On a GPU, a software one too: the Vulkan loader's layers say nothing of displays.
+#[test]
+fn standard_error_is_this_programs_own() {
+    let model = model();
+    let mut run = command();
+    run.args(["run", model.to_str().unwrap(), "-p", "Once", "-n", "2", "--backend", "gpu"]);
+    let output = run.env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("XDG_RUNTIME_DIR"), "{said}");
+    let is_ours =
+        |line: &str| line.starts_with("2 tokens at ") || line.starts_with("experts from ");
+    if said.contains("no GPU or software adapter found") {
+        eprintln!("skipped: no Vulkan adapter at all");
+        return;
+    }
+    assert!(output.status.success() && said.lines().all(is_ours), "{said}");
+}
+
+#[test]
+fn redirected_output_has_no_colours() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = golden("mixtral");
+    let out = dir.path().join("out");
+    let plain = |args: &[&str]| {
+        let output = command().env("TERM", "xterm-256color").args(args).output().unwrap();
+        for text in [&output.stdout, &output.stderr] {
+            assert!(!text.contains(&0x1b), "{args:?}: {}", String::from_utf8_lossy(text));
+        }
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    plain(&["--help"]);
+    plain(&["dance"]);
+    plain(&["inspect", "/no/such/dir"]);
+    plain(&["convert", source.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    // A log with lines in it: nobody listens at that port.
+    let data = dir.path().join("data");
+    let args = ["run", "none", "-p", "x", "--swarm", "s", "--no-mdns", "--find-timeout", "0.5"];
+    let more = ["--listen", "/ip4/127.0.0.1/tcp/0", "--log", "debug", "--backend", "cpu"];
+    let log = plain(&[&args[..], &more, &["--data", data.to_str().unwrap()]].concat());
+    assert!(log.contains("DEBUG"), "{log}");
+}
