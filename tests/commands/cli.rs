@@ -282,7 +282,9 @@ fn a_stored_model_is_measured_by_name() {
 fn an_interrupted_conversion_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129)];
+    let heard = if super::common::ignores_hangup() { 2 } else { 3 };
+    for (signal, code) in signals.into_iter().take(heard) {
         let mut synth = super::common::command();
         synth.args(["synth", "--arch", "llama-3.2-1b", "--out"]).arg(&out);
         let mut child = synth.spawn().unwrap();

@@ -65,6 +65,19 @@ pub fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Said
     }
 }
 
+/// Whether SIGHUP is ignored here, as under `nohup`; this test's children inherit that, and then
+/// it does not end them.
+pub fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignored = ignored.is_some_and(|mask| mask & 1 != 0);
+    if ignored {
+        eprintln!("skipped: SIGHUP is ignored here");
+    }
+    ignored
+}
+
 pub fn golden(name: &str) -> PathBuf {
     root().join("tests/data/goldens").join(name)
 }
