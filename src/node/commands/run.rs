@@ -60,7 +60,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         note!(
             "stopped because the context of {} tokens is full (--context makes room for more, \
              up to what the model was made for)",
-            answer.prompt_tokens + answer.tokens.len() - 1
+            (answer.prompt_tokens + answer.tokens.len()).saturating_sub(1)
         );
     }
     let Hits { vram, ram, disk, peer } = answer.hits;
