@@ -5,6 +5,7 @@
 //! sequence (decode: one token). Activations are f32, row-major `[rows, width]`.
 //! Indices into the graph's tables are newtypes; a graph is immutable once built.
 
+use super::source::Source;
 use doppler_store::DType;
 
 /// Index into [`Graph::buffers`].
@@ -41,6 +42,53 @@ pub struct Weight {
     pub tensor: String,
     pub rows: usize,
     pub cols: usize,
+    pub role: WeightRole,
+    /// The decoder layer it belongs to; `None` for what is before or after the layers.
+    pub layer: Option<usize>,
+    /// How a checkpoint's tensors make it.
+    pub source: Source,
+}
+
+/// What a weight is for. How it is stored, and what may adapt it, follow from this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum WeightRole {
+    /// Tokens to states; also the output matrix where the two are tied.
+    Embedding,
+    /// States to logits.
+    Head,
+    Norm,
+    Bias,
+    Router,
+    Query,
+    Key,
+    Value,
+    /// The projection back from attention.
+    AttentionOutput,
+    /// The three matrices of a gated feed-forward, dense or of an expert.
+    Gate,
+    Up,
+    Down,
+    #[default]
+    Other,
+}
+
+impl WeightRole {
+    /// What adapters call the module, if it is a matrix that they change
+    /// (`target_modules` of PEFT's LoRA configs).
+    pub const fn adapter_target(self) -> Option<&'static str> {
+        match self {
+            Self::Query => Some("q_proj"),
+            Self::Key => Some("k_proj"),
+            Self::Value => Some("v_proj"),
+            Self::AttentionOutput => Some("o_proj"),
+            Self::Gate => Some("gate_proj"),
+            Self::Up => Some("up_proj"),
+            Self::Down => Some("down_proj"),
+            Self::Head => Some("lm_head"),
+            Self::Embedding => Some("embed_tokens"),
+            Self::Norm | Self::Bias | Self::Router | Self::Other => None,
+        }
+    }
 }
 
 /// Rotary position embedding of the "rotate half" form: pair `i` of a head is
@@ -60,15 +108,28 @@ pub struct Kv {
     pub head_dim: usize,
 }
 
-/// Tensor names of one expert in the manifest.
+/// A tensor by its name in the manifest, and how a checkpoint's tensors make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    pub name: String,
+    pub source: Source,
+}
+
+impl From<&str> for Tensor {
+    fn from(name: &str) -> Self {
+        Self { name: name.to_owned(), source: Source::Itself }
+    }
+}
+
+/// The tensors of one expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertTensors {
     /// `[ff, hidden]`
-    pub gate: String,
+    pub gate: Tensor,
     /// `[ff, hidden]`
-    pub up: String,
+    pub up: Tensor,
     /// `[hidden, ff]`
-    pub down: String,
+    pub down: Tensor,
 }
 
 /// A mixture-of-experts layer: its experts are paged, its router is in the trunk.
@@ -83,6 +144,26 @@ pub struct Moe {
     pub activation: Activation,
     /// One entry an expert.
     pub experts: Vec<ExpertTensors>,
+}
+
+impl Moe {
+    /// The weights of one expert: gate, up and down.
+    pub fn weights(&self, expert: usize) -> [Weight; 3] {
+        let ExpertTensors { gate, up, down } = &self.experts[expert];
+        let weight = |tensor: &Tensor, role, rows, cols| Weight {
+            tensor: tensor.name.clone(),
+            rows,
+            cols,
+            role,
+            layer: Some(self.layer),
+            source: tensor.source.clone(),
+        };
+        [
+            weight(gate, WeightRole::Gate, self.ff, self.hidden),
+            weight(up, WeightRole::Up, self.ff, self.hidden),
+            weight(down, WeightRole::Down, self.hidden, self.ff),
+        ]
+    }
 }
 
 /// The gate's activation in a gated feed-forward: `act(gate) * up`.
@@ -183,6 +264,8 @@ pub struct Graph {
     pub vocab: usize,
     /// The longest context the model was made for, tokens.
     pub context_max: usize,
+    /// Decoder layers.
+    pub layers: usize,
 }
 
 impl Graph {
@@ -193,9 +276,14 @@ impl Graph {
         Buf(id)
     }
 
-    /// The id of a trunk tensor, added once however often it is used (tied embeddings).
+    /// The id of a trunk tensor of no particular role, stored under its own name.
     pub fn weight(&mut self, tensor: impl Into<String>, rows: usize, cols: usize) -> WeightId {
-        let weight = Weight { tensor: tensor.into(), rows, cols };
+        let (role, source) = (WeightRole::Other, Source::Itself);
+        self.add_weight(Weight { tensor: tensor.into(), rows, cols, role, layer: None, source })
+    }
+
+    /// The id of a trunk tensor, added once however often it is used.
+    pub fn add_weight(&mut self, weight: Weight) -> WeightId {
         let found = self.weights.iter().position(|w| *w == weight);
         let index = found.unwrap_or_else(|| {
             self.weights.push(weight);
@@ -216,6 +304,20 @@ impl Graph {
             }
         }
         true
+    }
+
+    /// Whether the output matrix is the embedding table.
+    pub fn tied(&self) -> bool {
+        let table = self.ops.iter().find_map(|op| match op {
+            Op::Embed { table, .. } => Some(*table),
+            _ => None,
+        });
+        self.ops.iter().any(|op| matches!(op, Op::Logits { weight, .. } if Some(*weight) == table))
+    }
+
+    /// Experts a single token visits over the whole model.
+    pub fn experts_per_token(&self) -> usize {
+        self.moe.iter().map(|moe| moe.top_k).sum()
     }
 
     /// Width in f32 of a buffer.

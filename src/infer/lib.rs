@@ -24,6 +24,7 @@ pub mod residency;
 pub mod sampler;
 pub mod session;
 pub mod slots;
+pub mod source;
 pub mod tokenizer;
 pub mod trace;
 

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use super::families::{self, FamilyError, Spec};
-use super::graph::{ExpertLayout, ExpertTensors, Graph, MatrixSpec, Moe};
+use super::families::{self, FamilyError};
+use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
 use super::reader::{Piece, WeightReader};
 use doppler_store::manifest::TensorEntry;
 use doppler_store::{Manifest, ManifestError};
@@ -20,7 +20,7 @@ const EXPERT_BYTES_MAX: u64 = 1 << 32;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum ModelError {
     #[error(transparent)]
     Family(#[from] FamilyError),
     #[error(transparent)]
@@ -54,7 +54,6 @@ pub struct MoeLayer {
 #[derive(Clone)]
 pub struct Model {
     pub manifest: Arc<Manifest>,
-    pub spec: Spec,
     pub graph: Arc<Graph>,
     /// One per graph weight.
     pub trunk: Vec<TrunkTensor>,
@@ -65,28 +64,27 @@ pub struct Model {
 
 impl Model {
     /// Matches the manifest's tensors to the graph of its config.
-    pub fn open(manifest: Manifest, reader: WeightReader) -> Result<Self, LoadError> {
+    pub fn open(manifest: Manifest, reader: WeightReader) -> Result<Self, ModelError> {
         if manifest.config.is_null() {
-            return Err(LoadError::NoConfig);
+            return Err(ModelError::NoConfig);
         }
-        let spec = families::from_config(&manifest.config)?;
-        let graph = families::graph(&spec);
+        let graph = families::program(&manifest.config)?.graph;
         let trunk = graph.weights.iter().map(|weight| {
-            let tensor = find(&manifest, &weight.tensor, weight.rows, weight.cols)?;
+            let tensor = find(&manifest, weight)?;
             let pieces = tensor.spans.iter().map(|span| {
                 let range = span.range();
                 let range =
-                    range.ok_or_else(|| LoadError::Missing { name: weight.tensor.clone() })?;
+                    range.ok_or_else(|| ModelError::Missing { name: weight.tensor.clone() })?;
                 Ok(Piece { shard: manifest.shard_id(span.shard)?, range })
             });
             let (rows, cols) = (weight.rows, weight.cols);
             let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
-            Ok(TrunkTensor { spec, pieces: pieces.collect::<Result<_, LoadError>>()? })
+            Ok(TrunkTensor { spec, pieces: pieces.collect::<Result<_, ModelError>>()? })
         });
-        let trunk = trunk.collect::<Result<_, LoadError>>()?;
+        let trunk = trunk.collect::<Result<_, ModelError>>()?;
         let moe = graph.moe.iter().map(|moe| layer(&manifest, moe));
-        let moe = moe.collect::<Result<_, LoadError>>()?;
-        Ok(Self { manifest: Arc::new(manifest), spec, graph: Arc::new(graph), trunk, moe, reader })
+        let moe = moe.collect::<Result<_, ModelError>>()?;
+        Ok(Self { manifest: Arc::new(manifest), graph: Arc::new(graph), trunk, moe, reader })
     }
 
     /// Experts over all layers.
@@ -100,19 +98,15 @@ impl Model {
     }
 }
 
-/// The tensor `name`, if it is a `[rows, cols]` matrix (or a vector where `rows` is 1).
-fn find<'a>(
-    manifest: &'a Manifest,
-    name: &str,
-    rows: usize,
-    cols: usize,
-) -> Result<&'a TensorEntry, LoadError> {
+/// The weight's tensor, if it is a matrix of its shape (or a vector where that has one row).
+fn find<'a>(manifest: &'a Manifest, weight: &Weight) -> Result<&'a TensorEntry, ModelError> {
+    let &Weight { tensor: ref name, rows, cols, .. } = weight;
     let tensor =
-        manifest.tensors.get(name).ok_or_else(|| LoadError::Missing { name: name.to_owned() })?;
+        manifest.tensors.get(name).ok_or_else(|| ModelError::Missing { name: name.clone() })?;
     let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
     if tensor.rows_cols() != (rows as u64, cols as u64) || tensor.size != spec.bytes() as u64 {
-        return Err(LoadError::Shape {
-            name: name.to_owned(),
+        return Err(ModelError::Shape {
+            name: name.clone(),
             found: format!("{:?} of {} bytes", tensor.shape, tensor.size),
             wanted: format!("[{rows}, {cols}] of {} bytes in {}", spec.bytes(), tensor.dtype),
         });
@@ -121,19 +115,19 @@ fn find<'a>(
 }
 
 /// All experts of a layer; they must share one layout.
-fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, LoadError> {
+fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, ModelError> {
     let mut places = Vec::with_capacity(moe.experts.len());
     let mut shared: Option<ExpertLayout> = None;
     for number in 0..moe.experts.len() {
         let fail =
-            |problem: String| LoadError::Expert { layer: moe.layer, expert: number, problem };
+            |problem: String| ModelError::Expert { layer: moe.layer, expert: number, problem };
         let (layout, place) = expert(manifest, moe, number, &fail)?;
         if *shared.get_or_insert(layout) != layout {
             return Err(fail("its layout differs from that of its layer's other experts".into()));
         }
         places.push(place);
     }
-    let layout = shared.ok_or_else(|| LoadError::Expert {
+    let layout = shared.ok_or_else(|| ModelError::Expert {
         layer: moe.layer,
         expert: 0,
         problem: "the layer has no experts".into(),
@@ -146,8 +140,8 @@ fn expert(
     manifest: &Manifest,
     moe: &Moe,
     number: usize,
-    fail: &impl Fn(String) -> LoadError,
-) -> Result<(ExpertLayout, Vec<Piece>), LoadError> {
+    fail: &impl Fn(String) -> ModelError,
+) -> Result<(ExpertLayout, Vec<Piece>), ModelError> {
     let ids = (u32::try_from(moe.layer), u32::try_from(number));
     let group = match ids {
         (Ok(layer), Ok(expert)) => manifest.expert(layer, expert),
@@ -156,16 +150,15 @@ fn expert(
     let group = group.ok_or_else(|| {
         fail("the manifest groups no tensors as it; convert the model again".into())
     })?;
-    let matrix = |name: &str, rows: usize, cols: usize| -> Result<MatrixSpec, LoadError> {
-        let tensor = find(manifest, name, rows, cols)?;
-        let part = group.parts.iter().find(|p| p.name == name && p.size == tensor.size);
+    let matrix = |weight: &Weight| -> Result<MatrixSpec, ModelError> {
+        let &Weight { tensor: ref name, rows, cols, .. } = weight;
+        let tensor = find(manifest, weight)?;
+        let part = group.parts.iter().find(|p| p.name == *name && p.size == tensor.size);
         let part = part.ok_or_else(|| fail(format!("tensor {name:?} is not in its group")))?;
         Ok(MatrixSpec { dtype: tensor.dtype, rows, cols, offset: part.offset as usize })
     };
-    let ExpertTensors { gate, up, down } = &moe.experts[number];
-    let gate = matrix(gate, moe.ff, moe.hidden)?;
-    let up = matrix(up, moe.ff, moe.hidden)?;
-    let down = matrix(down, moe.hidden, moe.ff)?;
+    let [gate, up, down] = moe.weights(number);
+    let (gate, up, down) = (matrix(&gate)?, matrix(&up)?, matrix(&down)?);
     let used = [gate, up, down].iter().map(|m| m.bytes() as u64).sum::<u64>();
     let bytes = group.size();
     if bytes > EXPERT_BYTES_MAX || bytes > used + EXPERT_GAP_MAX {
@@ -175,6 +168,6 @@ fn expert(
         .pieces
         .iter()
         .map(|(shard, range)| Ok(Piece { shard: manifest.shard_id(*shard)?, range: *range }));
-    let pieces = pieces.collect::<Result<_, LoadError>>()?;
+    let pieces = pieces.collect::<Result<_, ModelError>>()?;
     Ok((ExpertLayout { gate, up, down, bytes: bytes as usize }, pieces))
 }

@@ -12,7 +12,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::families;
+use super::families::{self, FamilyError};
+use super::graph::Weight;
+use super::load::{self, MemorySink, Quantization};
 use super::model::Model;
 use super::quant::quantize;
 use super::reader::WeightReader;
@@ -98,8 +100,7 @@ pub fn model(
     mut values: impl FnMut(&Wanted<'_>) -> Vec<f32>,
     dtype: impl Fn(&Wanted<'_>) -> DType,
 ) -> (Model, Arc<MemoryReader>) {
-    let spec = families::from_config(config).unwrap();
-    let graph = families::graph(&spec);
+    let graph = families::program(config).unwrap().graph;
     let mut builder = Builder::default();
     let mut add = |builder: &mut Builder, wanted: &Wanted<'_>, group: &str, role: Role| {
         let values = values(wanted);
@@ -117,14 +118,11 @@ pub fn model(
     }
     builder.shards.push(Vec::new());
     for moe in &graph.moe {
-        for (number, expert) in moe.experts.iter().enumerate() {
+        for number in 0..moe.experts.len() {
             let group = format!("layer.{}.expert.{number}", moe.layer);
-            for (name, rows, cols) in [
-                (&expert.gate, moe.ff, moe.hidden),
-                (&expert.up, moe.ff, moe.hidden),
-                (&expert.down, moe.hidden, moe.ff),
-            ] {
-                add(&mut builder, &Wanted { name, rows, cols }, &group, Role::Expert);
+            for Weight { tensor, rows, cols, .. } in moe.weights(number) {
+                let wanted = Wanted { name: &tensor, rows, cols };
+                add(&mut builder, &wanted, &group, Role::Expert);
             }
         }
     }
@@ -171,6 +169,36 @@ pub fn random(config: &Value, seed: u64, dtype: impl Fn(&Wanted<'_>) -> DType) -
         (0..wanted.rows * wanted.cols).map(|_| rng.random_range(-scale..scale)).collect()
     };
     model(config, values, dtype).0
+}
+
+/// A checkpoint converted in memory.
+pub fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Model {
+    let mut sink = MemorySink::default();
+    let source = load::open(dir).unwrap();
+    let manifest =
+        load::convert(source.as_ref(), quantization, shard_bytes, &mut sink, &mut |_| {}).unwrap();
+    let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
+    Model::open(manifest, reader).unwrap()
+}
+
+/// The reference checkpoints of families that are known here, those with experts or those
+/// without. Of a known family, only what is refused as not supported is left out.
+pub fn references(with_experts: bool) -> Vec<PathBuf> {
+    let wanted = |dir: &PathBuf| {
+        let config = std::fs::read(dir.join("config.json")).unwrap();
+        match families::program(&serde_json::from_slice(&config).unwrap()) {
+            Ok(program) => program.graph.moe.is_empty() != with_experts,
+            Err(
+                error @ (FamilyError::UnknownArchitecture { .. } | FamilyError::Unsupported { .. }),
+            ) => {
+                let name = dir.file_name().unwrap_or_default().display();
+                println!("left out: {name}: {}", error.to_string().split(" (").next().unwrap());
+                false
+            }
+            Err(error) => panic!("{}: {error}", dir.display()),
+        }
+    };
+    doppler_testing::references().into_iter().filter(wanted).collect()
 }
 
 /// A checkpoint in the Hugging Face layout, its bf16 weights as they are.

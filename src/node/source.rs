@@ -1,10 +1,10 @@
-//! Where a command's model comes from: an RDRR directory, a Hugging Face directory converted in
-//! memory, or the store of a data directory.
+//! Where a command's model comes from: an RDRR directory, another checkpoint
+//! converted in memory, or the store of a data directory.
 
 use std::path::{Component, MAIN_SEPARATOR, Path};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
 
 use super::api::ModelInfo;
@@ -18,17 +18,16 @@ use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
 use doppler_infer::backend::{Device, KvFormat};
 use doppler_infer::load::{
-    Arch, MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions, convert,
-    synth_manifest,
+    self, Arch, Checkpoint, MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions,
+    convert, synth_manifest,
 };
 use doppler_infer::model::Model;
 use doppler_infer::reader::WeightReader;
 use doppler_infer::session::{Session, SessionOptions};
 use doppler_infer::slots::SlotBudget;
 use doppler_infer::tokenizer::Tokenizer;
-use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::manifest::Manifest;
-use doppler_store::{ModelId, PolicyKind, RangeReader, ShardId};
+use doppler_store::{ModelId, PolicyKind, RangeReader};
 
 /// A local model, ready for sessions.
 pub struct Opened {
@@ -116,72 +115,31 @@ pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
     opened(synth_manifest(&SynthOptions::new(arch))?, None, Arc::new(MemorySink::default()))
 }
 
-/// As `open`; `quantize` is for a Hugging Face directory.
+/// As `open`. Whatever is no RDRR directory, or is asked for in another type, is converted in memory.
 pub fn open_path(path: &Path, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
-    if !path.exists() {
-        bail!("{}: there is no such directory", path.display());
-    }
-    if path.join("manifest.json").is_file() {
-        return open_rdrr(path);
-    }
-    if path.join("config.json").is_file() {
-        return open_hugging_face(path, quantize);
-    }
-    bail!(
-        "{} is no model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)",
-        path.display()
-    )
-}
-
-/// Opens an RDRR directory. Shards are verified when they are first read.
-pub fn open_rdrr(dir: &Path) -> anyhow::Result<Opened> {
-    let manifest = Manifest::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
-    let tokenizer = match &manifest.tokenizer {
-        Some(entry) => {
-            let path = dir.join(&entry.file);
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            // A manifest that other tools wrote may say neither.
-            let size = entry.size.is_none_or(|size| size == bytes.len() as u64);
-            let hash = entry.id.is_none_or(|id| id == ShardId::of(&bytes));
-            ensure!(
-                size && hash,
-                "{} is not the file that the manifest names: its hash differs; copy or convert \
-                 the model again",
-                path.display()
-            );
-            Some(
-                Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone())
-                    .with_context(|| format!("{}", path.display()))?,
-            )
-        }
-        None => None,
+    let checkpoint = load::open(path)?;
+    let (manifest, reader) = match checkpoint.manifest().filter(|_| quantize.is_none()) {
+        Some(manifest) => (manifest.clone(), checkpoint.shards()?),
+        None => converted(checkpoint.as_ref(), quantize)?,
     };
-    let shards = manifest.shards.iter().map(|shard| {
-        Ok(DirShard { shard: shard.id()?, path: dir.join(&shard.filename), size: shard.size })
+    let tokenizer = checkpoint.tokenizer()?.map(|bytes| {
+        let tokenizer = Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone());
+        tokenizer.with_context(|| path.display().to_string())
     });
-    let reader = DirReader::new(shards.collect::<anyhow::Result<Vec<_>>>()?);
-    opened(manifest, tokenizer, Arc::new(reader))
+    opened(manifest, tokenizer.transpose()?, reader)
 }
 
-fn open_hugging_face(dir: &Path, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
+fn converted(
+    checkpoint: &dyn Checkpoint,
+    quantize: Option<Quantize>,
+) -> anyhow::Result<(Manifest, Arc<dyn RangeReader>)> {
     let quantization = quantize.map_or(Quantization::Keep, Quantization::from);
     let mut sink = MemorySink::default();
     let bar = ConvertBar::new("converting in memory");
-    let manifest = {
-        let mut show = |progress: Progress<'_>| bar.show(progress);
-        convert(dir, quantization, SHARD_BYTES_DEFAULT, &mut sink, &mut show)?
-    };
+    let mut show = |progress: Progress<'_>| bar.show(progress);
+    let manifest = convert(checkpoint, quantization, SHARD_BYTES_DEFAULT, &mut sink, &mut show)?;
     bar.finish();
-    let path = dir.join("tokenizer.json");
-    let tokenizer = match std::fs::read(&path) {
-        Ok(bytes) => Some(
-            Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone())
-                .with_context(|| format!("{}", path.display()))?,
-        ),
-        Err(_) => None,
-    };
-    opened(manifest, tokenizer, Arc::new(sink))
+    Ok((manifest, Arc::new(sink)))
 }
 
 fn opened(

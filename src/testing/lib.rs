@@ -23,3 +23,22 @@ pub fn shared(what: &str) -> Option<PathBuf> {
     println!("skipped: {} is not here (set DOPPLER_SHARED)", path.display());
     None
 }
+
+/// Every reference checkpoint: directories with `config.json` and `expected.safetensors`, of
+/// this repository and of the larger material beside it. A new one is found by lying there.
+pub fn references() -> Vec<PathBuf> {
+    let own = Some(root().join("tests/data/goldens"));
+    let shared = ["goldens", "goldens2", "formats"].map(shared);
+    let mut found: Vec<PathBuf> = shared
+        .into_iter()
+        .flatten()
+        .chain(own)
+        .filter_map(|dir| std::fs::read_dir(dir).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .filter(|dir| ["config.json", "expected.safetensors"].iter().all(|f| dir.join(f).is_file()))
+        .collect();
+    // Those that lie in both places are the same.
+    found.sort_by_key(|dir| dir.file_name().map(ToOwned::to_owned));
+    found.dedup_by_key(|dir| dir.file_name().map(ToOwned::to_owned));
+    found
+}

@@ -1,174 +1,292 @@
-//! The pieces a decoder block is built of, shared by the families.
+//! The pieces a decoder is built of: a family calls them in the order of its layers.
 //!
-//! Pre-norm blocks with grouped-query attention and a gated feed-forward, dense
-//! or of experts; what differs between families comes from [`Spec`] and from
-//! the expert names ([`ExpertNames`]).
+//! A piece emits ops and declares the weights that they read: name, role, layer, and where
+//! the values come from. No piece knows a family. Whatever differs is an argument, so a
+//! family whose layers differ in norms, widths, windows or ropes says so layer by layer.
+//! Activations of one name and width share a buffer.
 
-use super::{MoeSpec, Spec};
-use crate::graph::{Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring};
+use super::config::Shape;
+use super::rope::RopeSpec;
+use super::Program;
+use crate::graph::{
+    Activation, Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring, Tensor,
+    Weight, WeightId, WeightRole,
+};
+use crate::source::Source;
 
-/// How a family spells its router and experts, below `model.layers.L.`.
-pub struct ExpertNames {
-    /// The module: `mlp` or `block_sparse_moe`; its router is `MODULE.gate.weight`.
+/// A decoder under construction.
+pub struct Builder {
+    graph: Graph,
+    /// With the rotated width of a head, one for each rope of the graph.
+    ropes: Vec<(RopeSpec, usize)>,
+    table: Option<WeightId>,
+    layer: Option<usize>,
+}
+
+/// Grouped-query attention in one layer.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Multiplies `q.k`.
+    pub scale: f32,
+    /// `None`: positions do not turn this layer's heads.
+    pub rope: Option<RopeId>,
+    /// Positions a token sees, itself included; `None` is all of them.
+    pub window: Option<usize>,
+    /// The projections of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// The projection back has one.
+    pub out_bias: bool,
+    /// Queries and keys are normalised head by head before they are turned: the norm's epsilon.
+    pub head_norm: Option<f32>,
+}
+
+impl Attention {
+    /// The plain form: turned, scaled by `1 / sqrt(head_dim)`, without biases or norms.
+    pub fn new(shape: &Shape, rope: RopeId, window: Option<usize>) -> Self {
+        let &Shape { heads, kv_heads, head_dim, .. } = shape;
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            rope: Some(rope),
+            window,
+            qkv_bias: false,
+            out_bias: false,
+            head_norm: None,
+        }
+    }
+}
+
+/// `down(act(gate(x)) * up(x))`.
+#[derive(Debug, Clone, Copy)]
+pub struct FeedForward {
+    /// The inner width.
+    pub width: usize,
+    pub activation: Activation,
+    /// All three projections have biases.
+    pub bias: bool,
+}
+
+/// A router and its experts, each a gated feed-forward.
+#[derive(Debug, Clone, Copy)]
+pub struct Experts {
+    /// The module below the layer; its router is `MODULE.gate.weight`.
     pub module: &'static str,
+    /// How an expert's three matrices are called.
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
+    pub experts: usize,
+    /// Experts a token visits, `1..=experts`.
+    pub top_k: usize,
+    /// An expert's inner width.
+    pub ff: usize,
+    pub activation: Activation,
+    pub scoring: Scoring,
 }
 
-/// Qwen's spelling, also that of a dense feed-forward.
-pub const PROJ_NAMES: ExpertNames =
-    ExpertNames { module: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" };
+impl Builder {
+    pub fn new(shape: &Shape) -> Self {
+        let &Shape { layers, vocab, context_max, .. } = shape;
+        let graph = Graph { vocab, context_max, layers, ..Graph::default() };
+        Self { graph, ropes: Vec::new(), table: None, layer: None }
+    }
 
-/// The activations a step needs, each `[T, width]`.
-struct Buffers {
-    /// The residual stream.
-    x: Buf,
-    /// The normalised input of a sub-block.
-    normed: Buf,
-    /// What a sub-block adds to the stream.
-    delta: Buf,
-    q: Buf,
-    k: Buf,
-    v: Buf,
-    attended: Buf,
-}
+    /// A rope that turns the first `rotary_dim` elements of a head; one for equal arguments.
+    pub fn rope(&mut self, spec: &RopeSpec, rotary_dim: usize) -> RopeId {
+        let wanted = (spec.clone(), rotary_dim);
+        let found = self.ropes.iter().position(|rope| *rope == wanted);
+        let index = found.unwrap_or_else(|| {
+            self.graph.ropes.push(spec.rope(rotary_dim));
+            self.ropes.push(wanted);
+            self.ropes.len() - 1
+        });
+        RopeId(u8::try_from(index).expect("a model has few ropes"))
+    }
 
-/// The whole model: embedding, blocks, final norm, output matrix.
-pub fn decoder(spec: &Spec, names: &ExpertNames) -> Graph {
-    let mut graph = Graph { vocab: spec.vocab, context_max: spec.context_max, ..Graph::default() };
-    let g = &mut graph;
-    let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let bufs = Buffers {
-        x: g.buffer("x", spec.hidden),
-        normed: g.buffer("normed", spec.hidden),
-        delta: g.buffer("delta", spec.hidden),
-        q: g.buffer("q", q_width),
-        k: g.buffer("k", kv_width),
-        v: g.buffer("v", kv_width),
-        attended: g.buffer("attended", q_width),
-    };
-    let dense = (0..spec.layers).any(|layer| !is_sparse(spec, layer));
-    let gate_up = dense.then(|| (g.buffer("gate", spec.ff), g.buffer("up", spec.ff)));
-    let router = spec.moe.as_ref().map(|moe| g.buffer("router", moe.experts));
-    g.ropes.push(spec.rope.rope(spec.head_dim));
+    /// The residual stream, begun with the tokens' embeddings.
+    pub fn embed(&mut self, hidden: usize, scale: f32) -> Buf {
+        let out = self.buffer("x", hidden);
+        let (name, vocab) = ("model.embed_tokens.weight".to_owned(), self.graph.vocab);
+        let table = self.weight(name, WeightRole::Embedding, vocab, hidden, Source::Itself);
+        self.table = Some(table);
+        self.graph.ops.push(Op::Embed { table, out, scale });
+        out
+    }
 
-    let table = g.weight("model.embed_tokens.weight", spec.vocab, spec.hidden);
-    g.ops.push(Op::Embed { table, out: bufs.x, scale: 1.0 });
-    for layer in 0..spec.layers {
-        attention(g, spec, &bufs, layer);
-        norm(g, spec, bufs.x, bufs.normed, layer_name(layer, "post_attention_layernorm"));
-        match (&spec.moe, router, gate_up) {
-            (Some(moe), Some(router), _) if moe.sparse[layer] => {
-                experts(g, spec, moe, &bufs, router, layer, names);
+    /// The layer that the following pieces belong to: their weights are below `model.layers.L`.
+    pub const fn layer(&mut self, layer: usize) {
+        self.layer = Some(layer);
+    }
+
+    /// `x += piece(rms_norm(x))`: a pre-norm sub-block.
+    pub fn residual(
+        &mut self,
+        x: Buf,
+        norm: &str,
+        eps: f32,
+        piece: impl FnOnce(&mut Self, Buf) -> Buf,
+    ) {
+        let normed = self.norm(x, norm, eps);
+        let delta = piece(self, normed);
+        self.graph.ops.push(Op::Add { x, y: delta });
+    }
+
+    /// `rms_norm(x)` by the vector `NAME.weight`.
+    pub fn norm(&mut self, x: Buf, name: &str, eps: f32) -> Buf {
+        let width = self.graph.width(x);
+        let out = self.buffer("normed", width);
+        let name = self.name(&format!("{name}.weight"));
+        let weight = self.weight(name, WeightRole::Norm, 1, width, Source::Itself);
+        self.graph.ops.push(Op::RmsNorm { x, weight, out, eps });
+        out
+    }
+
+    /// Projects, turns, remembers, attends and projects back.
+    pub fn attention(&mut self, x: Buf, of: &Attention) -> Buf {
+        let &Attention { heads, kv_heads, head_dim, scale, window, .. } = of;
+        let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let mut project = |buffer, module, role, width| {
+            let out = self.buffer(buffer, width);
+            self.linear(x, out, module, role, of.qkv_bias);
+            out
+        };
+        let q = project("q", "self_attn.q_proj", WeightRole::Query, q_width);
+        let k = project("k", "self_attn.k_proj", WeightRole::Key, kv_width);
+        let v = project("v", "self_attn.v_proj", WeightRole::Value, kv_width);
+        for (x, norm, heads) in
+            [(q, "self_attn.q_norm.weight", heads), (k, "self_attn.k_norm.weight", kv_heads)]
+        {
+            if let Some(eps) = of.head_norm {
+                let name = self.name(norm);
+                let weight = self.weight(name, WeightRole::Norm, 1, head_dim, Source::Itself);
+                self.graph.ops.push(Op::RmsNorm { x, weight, out: x, eps });
             }
-            (_, _, Some((gate, up))) => feed_forward(g, spec, &bufs, gate, up, layer),
-            _ => unreachable!("a dense layer has its buffers"),
+            if let Some(rope) = of.rope {
+                self.graph.ops.push(Op::Rope { x, heads, head_dim, rope });
+            }
         }
-        g.ops.push(Op::Add { x: bufs.x, y: bufs.delta });
+        let kv = KvId(u16::try_from(self.graph.kv.len()).expect("layers are bounded"));
+        self.graph.kv.push(Kv { kv_heads, head_dim });
+        self.graph.ops.push(Op::KvWrite { kv, k, v });
+        let out = self.buffer("attended", q_width);
+        self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+        let delta = self.buffer("delta", self.graph.width(x));
+        let role = WeightRole::AttentionOutput;
+        self.linear(out, delta, "self_attn.o_proj", role, of.out_bias);
+        delta
     }
-    norm(g, spec, bufs.x, bufs.normed, "model.norm".into());
-    let output = match spec.tie_word_embeddings {
-        true => table,
-        false => g.weight("lm_head.weight", spec.vocab, spec.hidden),
-    };
-    g.ops.push(Op::Logits { x: bufs.normed, weight: output });
-    graph
-}
 
-fn is_sparse(spec: &Spec, layer: usize) -> bool {
-    spec.moe.as_ref().is_some_and(|moe| moe.sparse[layer])
-}
+    /// A dense gated feed-forward.
+    pub fn feed_forward(&mut self, x: Buf, of: &FeedForward) -> Buf {
+        let gate = self.buffer("gate", of.width);
+        let up = self.buffer("up", of.width);
+        self.linear(x, gate, "mlp.gate_proj", WeightRole::Gate, of.bias);
+        self.linear(x, up, "mlp.up_proj", WeightRole::Up, of.bias);
+        self.graph.ops.push(Op::Gated { gate, up, out: gate, activation: of.activation });
+        let delta = self.buffer("delta", self.graph.width(x));
+        self.linear(gate, delta, "mlp.down_proj", WeightRole::Down, of.bias);
+        delta
+    }
 
-fn layer_name(layer: usize, rest: &str) -> String {
-    format!("model.layers.{layer}.{rest}")
-}
+    /// Router, choice and experts.
+    ///
+    /// Each expert's matrices are tensors of their own, or slices of the two tensors that
+    /// Transformers 5 stacks a layer's experts in: `mlp.experts.gate_up_proj`
+    /// `[experts, 2 ff, hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
+    pub fn experts(&mut self, x: Buf, of: &Experts) -> Buf {
+        let &Experts { module, experts, top_k, ff, activation, scoring, .. } = of;
+        let hidden = self.graph.width(x);
+        let logits = self.buffer("router", experts);
+        let router = self.name(&format!("{module}.gate.weight"));
+        let renamed = self.name("mlp.gate.weight");
+        let source = match router == renamed {
+            true => Source::Itself,
+            false => Source::FirstOf(vec![Source::Itself, Source::Stored(renamed)]),
+        };
+        let weight = self.weight(router, WeightRole::Router, experts, hidden, source);
+        self.graph.ops.push(Op::Linear { x, weight, bias: None, out: logits });
+        let stacked = |name: &str, start: usize, count: usize| {
+            let stack = Source::stored(self.name(&format!("mlp.experts.{name}")));
+            Source::FirstOf(vec![Source::Itself, stack.rows(start..start + count)])
+        };
+        let tensor = |expert: usize, part: &str, source| {
+            let name = self.name(&format!("{module}.experts.{expert}.{part}.weight"));
+            Tensor { name, source }
+        };
+        let list = (0..experts).map(|e| ExpertTensors {
+            gate: tensor(e, of.gate, stacked("gate_up_proj", 2 * e * ff, ff)),
+            up: tensor(e, of.up, stacked("gate_up_proj", (2 * e + 1) * ff, ff)),
+            down: tensor(e, of.down, stacked("down_proj", e * hidden, hidden)),
+        });
+        let experts = list.collect();
+        let moe = MoeId(u16::try_from(self.graph.moe.len()).expect("layers are bounded"));
+        let layer = self.layer.expect("experts are in a layer");
+        self.graph.moe.push(Moe { layer, top_k, hidden, ff, activation, experts });
+        let out = self.buffer("delta", hidden);
+        self.graph.ops.push(Op::Route { moe, logits, scoring });
+        self.graph.ops.push(Op::Experts { moe, x, out });
+        out
+    }
 
-/// `out = rms_norm(x)` by the vector `NAME.weight`.
-fn norm(g: &mut Graph, spec: &Spec, x: Buf, out: Buf, name: String) {
-    let weight = g.weight(format!("{name}.weight"), 1, g.width(x));
-    g.ops.push(Op::RmsNorm { x, weight, out, eps: spec.rms_eps });
-}
+    /// The last norm and the logits: by the embedding table if `tied`, else by `lm_head.weight`.
+    pub fn finish(mut self, x: Buf, eps: f32, tied: bool) -> Program {
+        self.layer = None;
+        let normed = self.norm(x, "norm", eps);
+        let weight = match self.table.filter(|_| tied) {
+            Some(table) => table,
+            None => {
+                let (rows, cols) = (self.graph.vocab, self.graph.width(x));
+                let name = "lm_head.weight".to_owned();
+                self.weight(name, WeightRole::Head, rows, cols, Source::Itself)
+            }
+        };
+        self.graph.ops.push(Op::Logits { x: normed, weight });
+        let ropes = self.ropes.into_iter().map(|(spec, _)| spec).collect();
+        Program { graph: self.graph, ropes }
+    }
 
-/// `out = x . NAME.weight^T (+ NAME.bias)`.
-fn linear(g: &mut Graph, x: Buf, out: Buf, name: &str, bias: bool) {
-    let (rows, cols) = (g.width(out), g.width(x));
-    let weight = g.weight(format!("{name}.weight"), rows, cols);
-    let bias = bias.then(|| g.weight(format!("{name}.bias"), 1, rows));
-    g.ops.push(Op::Linear { x, weight, bias, out });
-}
+    /// `out = x . MODULE.weight^T (+ MODULE.bias)`.
+    fn linear(&mut self, x: Buf, out: Buf, module: &str, role: WeightRole, bias: bool) {
+        let (rows, cols) = (self.graph.width(out), self.graph.width(x));
+        let name = self.name(&format!("{module}.weight"));
+        let weight = self.weight(name, role, rows, cols, Source::Itself);
+        let bias = bias.then(|| {
+            let name = self.name(&format!("{module}.bias"));
+            self.weight(name, WeightRole::Bias, 1, rows, Source::Itself)
+        });
+        self.graph.ops.push(Op::Linear { x, weight, bias, out });
+    }
 
-/// Normalise, project, turn, remember, attend, project back, add.
-fn attention(g: &mut Graph, spec: &Spec, bufs: &Buffers, layer: usize) {
-    let name = |rest: &str| layer_name(layer, rest);
-    let bias = spec.attention_bias;
-    norm(g, spec, bufs.x, bufs.normed, name("input_layernorm"));
-    linear(g, bufs.normed, bufs.q, &name("self_attn.q_proj"), bias);
-    linear(g, bufs.normed, bufs.k, &name("self_attn.k_proj"), bias);
-    linear(g, bufs.normed, bufs.v, &name("self_attn.v_proj"), bias);
-    for (buf, norm, heads) in [
-        (bufs.q, "self_attn.q_norm.weight", spec.heads),
-        (bufs.k, "self_attn.k_norm.weight", spec.kv_heads),
-    ] {
-        if spec.qk_norm {
-            let weight = g.weight(name(norm), 1, spec.head_dim);
-            g.ops.push(Op::RmsNorm { x: buf, weight, out: buf, eps: spec.rms_eps });
+    /// A tensor's name below the present layer.
+    fn name(&self, rest: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("model.layers.{layer}.{rest}"),
+            None => format!("model.{rest}"),
         }
-        g.ops.push(Op::Rope { x: buf, heads, head_dim: spec.head_dim, rope: RopeId(0) });
     }
-    let kv = KvId(u16::try_from(g.kv.len()).expect("layers are bounded by the config"));
-    g.kv.push(Kv { kv_heads: spec.kv_heads, head_dim: spec.head_dim });
-    g.ops.push(Op::KvWrite { kv, k: bufs.k, v: bufs.v });
-    g.ops.push(Op::Attention {
-        kv,
-        q: bufs.q,
-        out: bufs.attended,
-        heads: spec.heads,
-        scale: (spec.head_dim as f32).powf(-0.5),
-        window: spec.windows[layer],
-    });
-    linear(g, bufs.attended, bufs.delta, &name("self_attn.o_proj"), bias);
-    g.ops.push(Op::Add { x: bufs.x, y: bufs.delta });
-}
 
-/// A dense gated feed-forward into `delta`.
-fn feed_forward(g: &mut Graph, spec: &Spec, bufs: &Buffers, gate: Buf, up: Buf, layer: usize) {
-    let name = |rest: &str| layer_name(layer, &format!("mlp.{rest}"));
-    linear(g, bufs.normed, gate, &name("gate_proj"), spec.mlp_bias);
-    linear(g, bufs.normed, up, &name("up_proj"), spec.mlp_bias);
-    g.ops.push(Op::Gated { gate, up, out: gate, activation: spec.activation });
-    linear(g, gate, bufs.delta, &name("down_proj"), spec.mlp_bias);
-}
+    fn weight(
+        &mut self,
+        tensor: String,
+        role: WeightRole,
+        rows: usize,
+        cols: usize,
+        source: Source,
+    ) -> WeightId {
+        let layer = self.layer;
+        self.graph.add_weight(Weight { tensor, rows, cols, role, layer, source })
+    }
 
-/// Router, choice and experts into `delta`.
-fn experts(
-    g: &mut Graph,
-    spec: &Spec,
-    moe: &MoeSpec,
-    bufs: &Buffers,
-    router: Buf,
-    layer: usize,
-    names: &ExpertNames,
-) {
-    let module = layer_name(layer, names.module);
-    linear(g, bufs.normed, router, &format!("{module}.gate"), false);
-    let id = MoeId(u16::try_from(g.moe.len()).expect("layers are bounded by the config"));
-    let tensor = |expert: usize, part: &str| format!("{module}.experts.{expert}.{part}.weight");
-    g.moe.push(Moe {
-        layer,
-        top_k: moe.top_k,
-        hidden: spec.hidden,
-        ff: moe.ff,
-        activation: spec.activation,
-        experts: (0..moe.experts)
-            .map(|expert| ExpertTensors {
-                gate: tensor(expert, names.gate),
-                up: tensor(expert, names.up),
-                down: tensor(expert, names.down),
-            })
-            .collect(),
-    });
-    let scoring = Scoring::Softmax { renormalise: moe.renormalise };
-    g.ops.push(Op::Route { moe: id, logits: router, scoring });
-    g.ops.push(Op::Experts { moe: id, x: bufs.normed, out: bufs.delta });
+    fn buffer(&mut self, name: &'static str, width: usize) -> Buf {
+        let found = self.graph.buffers.iter().position(|b| b.name == name && b.width == width);
+        match found {
+            Some(index) => Buf(u16::try_from(index).expect("a graph has few buffers")),
+            None => self.graph.buffer(name, width),
+        }
+    }
 }

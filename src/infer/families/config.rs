@@ -1,13 +1,16 @@
 //! Checked reading of `config.json`: bounds on every number, errors that name the key.
 //!
-//! Owns what all families share (shapes, activation, flags); refuses what a
-//! graph could not hold. Nothing read from here can overflow a size later:
-//! every dimension is bounded by [`DIMENSION_MAX`] and products are checked at load.
+//! Reading a key consumes it. What is left over once a family has built its graph must be
+//! on the list of keys that change nothing here (`harmless`), else it is an error by name.
+//! Nothing read from here can overflow a size later: every dimension is bounded by
+//! [`DIMENSION_MAX`] and products are checked at load.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::rope::RopeSpec;
-use super::{FAMILIES, Spec};
+use super::harmless;
 use crate::graph::Activation;
 
 /// The widest matrix side read from a config: four times the largest vocabulary in use.
@@ -31,25 +34,60 @@ pub enum FamilyError {
     /// Understood, but no kernel here computes it.
     #[error("config.json: {key} {value} is not supported ({family} supports {supported})")]
     Unsupported { key: String, value: String, family: String, supported: String },
+    /// Not read by the family, and not known to be harmless.
+    #[error(
+        "config.json: {key} is {value}, which {family} does not read and which could change \
+         what the model says; remove the key if it does not"
+    )]
+    Unread { key: String, value: String, family: String },
 }
 
-/// A config's keys; absent and `null` are the same.
+/// A config's keys; absent and `null` are the same unless a reader asks (`has`).
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
+    /// The family that reads it, for messages.
+    family: &'static str,
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Config<'a> {
-    pub fn new(value: &'a Value) -> Result<Self, FamilyError> {
-        value.as_object().map(|map| Self { map }).ok_or(FamilyError::NotAnObject)
+    pub fn new(value: &'a Value, family: &'static str) -> Result<Self, FamilyError> {
+        let map = value.as_object().ok_or(FamilyError::NotAnObject)?;
+        Ok(Self { map, family, read: RefCell::default() })
     }
 
+    /// The key's value; reads it.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.skip(&[key]);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
     /// Whether the key is there, even as `null`.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
+    }
+
+    /// Marks keys as read that mean nothing beside what other keys say.
+    pub fn skip(&self, keys: &[&str]) {
+        self.read.borrow_mut().extend(keys.iter().map(|key| (*key).to_owned()));
+    }
+
+    /// Refuses a key that was not read and is not known to be harmless.
+    pub fn all_read(&self) -> Result<(), FamilyError> {
+        let read = self.read.borrow();
+        let left = self.map.iter().find(|(key, value)| {
+            !value.is_null() && !read.contains(*key) && !harmless::is(key, value)
+        });
+        match left {
+            None => Ok(()),
+            Some((key, value)) => Err(self.unread(key, value)),
+        }
+    }
+
+    /// Refuses a key that nothing here reads.
+    pub fn unread(&self, key: &str, value: &Value) -> FamilyError {
+        let family = self.family.to_owned();
+        FamilyError::Unread { key: key.to_owned(), value: short(value), family }
     }
 
     /// `architectures[0]`, or `model_type` where that is absent.
@@ -102,37 +140,41 @@ impl<'a> Config<'a> {
         .ok_or_else(|| bad(key, value, "a list of layer numbers"))
     }
 
-    fn activation(&self, family: &str) -> Result<Activation, FamilyError> {
+    /// `hidden_act`: SiLU where it is absent.
+    pub fn activation(&self) -> Result<Activation, FamilyError> {
         match self.get("hidden_act") {
             None => Ok(Activation::Silu),
             Some(value) => match value.as_str() {
                 Some("silu" | "swish") => Ok(Activation::Silu),
                 Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
-                _ => Err(FamilyError::Unsupported {
-                    key: "hidden_act".into(),
-                    value: value.to_string(),
-                    family: family.into(),
-                    supported: "silu, gelu_pytorch_tanh".into(),
-                }),
+                _ => Err(self.unsupported("hidden_act", value, "silu, gelu_pytorch_tanh")),
             },
         }
     }
 
-    /// The keys every family has. What differs is left at the plain case for the
-    /// family to overwrite: no biases, no q/k norm, no windows, no experts.
-    pub fn base(&self, defaults: &Defaults) -> Result<Spec, FamilyError> {
-        let Defaults { family, rms_eps, rope_theta, .. } = *defaults;
-        debug_assert!(FAMILIES.iter().any(|f| f.name == family));
+    /// The width of the dense feed-forward.
+    pub fn intermediate(&self) -> Result<usize, FamilyError> {
+        self.required("intermediate_size", DIMENSION_MAX)
+    }
+
+    /// `rms_norm_eps`.
+    pub fn rms_eps(&self, default: f64) -> Result<f32, FamilyError> {
+        Ok(self.positive("rms_norm_eps", default)? as f32)
+    }
+
+    /// Refuses weights that are already quantized: their containers are not read here.
+    pub fn refuse_quantized(&self) -> Result<(), FamilyError> {
         for key in ["quantization_config", "quantization"] {
-            if self.get(key).is_some() {
-                return Err(FamilyError::Unsupported {
-                    key: key.into(),
-                    value: "(weights already quantized)".into(),
-                    family: family.into(),
-                    supported: "f32, f16 and bf16 checkpoints".into(),
-                });
+            if let Some(value) = self.get(key) {
+                let method = value.get("quant_method").unwrap_or(value);
+                return Err(self.unsupported(key, method, "f32, f16 and bf16 checkpoints"));
             }
         }
+        Ok(())
+    }
+
+    /// The dimensions that every decoder has.
+    pub fn shape(&self, head_dim: HeadDim) -> Result<Shape, FamilyError> {
         let layers = self.required("num_hidden_layers", COUNT_MAX)?;
         let hidden = self.required("hidden_size", DIMENSION_MAX)?;
         let heads = self.required("num_attention_heads", COUNT_MAX)?;
@@ -144,13 +186,11 @@ impl<'a> Config<'a> {
                 want: format!("a divisor of num_attention_heads {heads}"),
             });
         }
-        let head_dim = match self.optional("head_dim", 1 << 16)? {
-            Some(head_dim) => head_dim,
-            None if !self.has("head_dim") && defaults.head_dim.is_some() => {
-                defaults.head_dim.unwrap_or_default()
-            }
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
+        let head_dim = match (self.optional("head_dim", 1 << 16)?, head_dim) {
+            (Some(head_dim), _) => head_dim,
+            (None, HeadDim::Is(head_dim)) if !self.has("head_dim") => head_dim,
+            (None, _) if hidden.is_multiple_of(heads) => hidden / heads,
+            (None, _) => {
                 return Err(FamilyError::Bad {
                     key: "num_attention_heads".into(),
                     value: heads.to_string(),
@@ -165,71 +205,60 @@ impl<'a> Config<'a> {
                 want: "an even number".into(),
             });
         }
-        let context_max = self.required("max_position_embeddings", CONTEXT_MAX)?;
-        Ok(Spec {
-            family,
+        Ok(Shape {
             layers,
             hidden,
             heads,
             kv_heads,
             head_dim,
-            ff: self.required("intermediate_size", DIMENSION_MAX)?,
             vocab: self.required("vocab_size", DIMENSION_MAX)?,
-            rms_eps: self.positive("rms_norm_eps", rms_eps)? as f32,
-            rope: RopeSpec::from_config(self, family, rope_theta, context_max)?,
-            tie_word_embeddings: self.flag("tie_word_embeddings", false)?,
-            context_max,
-            activation: self.activation(family)?,
-            attention_bias: self.flag("attention_bias", false)?,
-            mlp_bias: false,
-            qk_norm: false,
-            windows: vec![None; layers],
-            moe: None,
+            context_max: self.required("max_position_embeddings", CONTEXT_MAX)?,
         })
     }
 
-    /// `layer_types` as windows: `sliding_attention` layers see `window` positions.
-    /// `None` if the config has no such list.
-    pub fn layer_windows(
-        &self,
-        family: &str,
-        layers: usize,
-        window: Option<usize>,
-    ) -> Result<Option<Vec<Option<usize>>>, FamilyError> {
-        let Some(value) = self.get("layer_types") else { return Ok(None) };
-        let list = value.as_array().filter(|list| list.len() == layers).ok_or_else(|| {
-            bad("layer_types", value, format!("a list of num_hidden_layers = {layers} names"))
-        })?;
-        let windows = list.iter().map(|kind| match kind.as_str() {
-            Some("full_attention") => Ok(None),
-            Some("sliding_attention") if window.is_some() => Ok(window),
-            Some("sliding_attention") => Err(FamilyError::Missing { key: "sliding_window" }),
-            _ => Err(FamilyError::Unsupported {
-                key: "layer_types".into(),
-                value: kind.to_string(),
-                family: family.into(),
-                supported: "full_attention, sliding_attention".into(),
-            }),
-        });
-        windows.collect::<Result<Vec<_>, _>>().map(Some)
+    /// Refuses a value that is understood, but that nothing here computes.
+    pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> FamilyError {
+        FamilyError::Unsupported {
+            key: key.to_owned(),
+            value: short(value),
+            family: self.family.to_owned(),
+            supported: supported.to_owned(),
+        }
     }
 }
 
-/// What a family's config means where a key is absent (Transformers' config classes).
-pub struct Defaults {
-    pub family: &'static str,
-    pub rms_eps: f64,
-    pub rope_theta: f64,
-    /// `head_dim` where the key is absent; `None` is `hidden / heads`.
-    pub head_dim: Option<usize>,
+/// What `head_dim` is where the key is absent. (As `null` it is always `hidden / heads`.)
+#[derive(Debug, Clone, Copy)]
+pub enum HeadDim {
+    Divided,
+    Is(usize),
+}
+
+/// A decoder's dimensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub layers: usize,
+    pub hidden: usize,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Even.
+    pub head_dim: usize,
+    pub vocab: usize,
+    /// `max_position_embeddings`, tokens.
+    pub context_max: usize,
 }
 
 /// A wrong value, shortened so that the error stays one line.
 pub fn bad(key: &str, value: &Value, want: impl Into<String>) -> FamilyError {
+    FamilyError::Bad { key: key.into(), value: short(value), want: want.into() }
+}
+
+fn short(value: &Value) -> String {
     let mut text = value.to_string();
     if let Some((end, _)) = text.char_indices().nth(60) {
         text.truncate(end);
         text.push_str("...");
     }
-    FamilyError::Bad { key: key.into(), value: text, want: want.into() }
+    text
 }

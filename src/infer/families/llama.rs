@@ -2,36 +2,59 @@
 //!
 //! Dense pre-norm decoder; `attention_bias` and `mlp_bias` honoured.
 
-use super::block::{PROJ_NAMES, decoder};
-use super::config::{Config, Defaults};
-use super::{Family, FamilyError, Spec};
+use super::block::{Attention, Builder, FeedForward};
+use super::config::{Config, FamilyError, HeadDim};
+use super::rope::RopeSpec;
+use super::{windows, Family, Program};
 
 pub const FAMILY: Family = Family {
     name: "llama",
     architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
     model_types: &["llama", "mistral"],
-    spec,
-    graph: |spec| decoder(spec, &PROJ_NAMES),
+    program,
 };
 
 /// Positions a Mistral layer sees where its config does not say (`MistralConfig`).
 const MISTRAL_WINDOW: usize = 4096;
 
-fn spec(config: &Config<'_>) -> Result<Spec, FamilyError> {
-    let defaults =
-        Defaults { family: "llama", rms_eps: 1e-6, rope_theta: 10_000.0, head_dim: None };
-    let mut spec = config.base(&defaults)?;
-    spec.mlp_bias = config.flag("mlp_bias", false)?;
-    if matches!(config.architecture()?, "MistralForCausalLM" | "mistral") {
-        // An explicit null means no window; a missing key means the default one.
-        let window = match config.has("sliding_window") {
-            true => config.optional("sliding_window", usize::MAX)?,
-            false => Some(MISTRAL_WINDOW),
+fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+    let mistral = matches!(config.architecture()?, "MistralForCausalLM" | "mistral");
+    let shape = config.shape(HeadDim::Divided)?;
+    let eps = config.rms_eps(1e-6)?;
+    let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
+    // Mistral's layers have no biases, and its config class no such keys.
+    let bias = |key| if mistral { Ok(false) } else { config.flag(key, false) };
+    let attention_bias = bias("attention_bias")?;
+    let feed_forward = FeedForward {
+        width: config.intermediate()?,
+        activation: config.activation()?,
+        bias: bias("mlp_bias")?,
+    };
+    let windows = match mistral {
+        false => vec![None; shape.layers],
+        true => {
+            // An explicit null means no window; a missing key means the default one.
+            let window = match config.has("sliding_window") {
+                true => config.optional("sliding_window", usize::MAX)?,
+                false => Some(MISTRAL_WINDOW),
+            };
+            windows::by_layer_types(config, shape.layers, window)?
+        }
+    };
+    let tied = config.flag("tie_word_embeddings", false)?;
+
+    let mut d = Builder::new(&shape);
+    let rope = d.rope(&rope, shape.head_dim);
+    let x = d.embed(shape.hidden, 1.0);
+    for (layer, window) in windows.into_iter().enumerate() {
+        d.layer(layer);
+        let attention = Attention {
+            qkv_bias: attention_bias,
+            out_bias: attention_bias,
+            ..Attention::new(&shape, rope, window)
         };
-        let windows = config.layer_windows("mistral", spec.layers, window)?;
-        spec.windows = windows.unwrap_or_else(|| vec![window; spec.layers]);
-        spec.mlp_bias = false;
-        spec.attention_bias = false;
+        d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));
+        d.residual(x, "post_attention_layernorm", eps, |d, x| d.feed_forward(x, &feed_forward));
     }
-    Ok(spec)
+    Ok(d.finish(x, eps, tied))
 }

@@ -1,40 +1,50 @@
 //! Mixtral: every layer's feed-forward is a mixture of experts; softmax over
 //! all of them, the top ones renormalised to sum to 1.
 
-use super::block::{ExpertNames, decoder};
-use super::config::{COUNT_MAX, Config, Defaults, FamilyError};
-use super::{Family, MoeSpec, Spec};
+use super::block::{Attention, Builder, Experts};
+use super::config::{Config, FamilyError, HeadDim, COUNT_MAX};
+use super::rope::RopeSpec;
+use super::{windows, Family, Program};
+use crate::graph::Scoring;
 
 pub const FAMILY: Family = Family {
     name: "mixtral",
     architectures: &["MixtralForCausalLM"],
     model_types: &["mixtral"],
-    spec,
-    graph: |spec| decoder(spec, &NAMES),
+    program,
 };
 
-const NAMES: ExpertNames =
-    ExpertNames { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" };
-
-fn spec(config: &Config<'_>) -> Result<Spec, FamilyError> {
-    let defaults =
-        Defaults { family: "mixtral", rms_eps: 1e-5, rope_theta: 1_000_000.0, head_dim: None };
-    let mut spec = config.base(&defaults)?;
-    spec.attention_bias = false; // MixtralAttention has none, whatever the key says
-    let experts = config.optional("num_local_experts", COUNT_MAX)?;
-    let experts = match experts {
-        Some(experts) => experts,
+fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+    let shape = config.shape(HeadDim::Divided)?;
+    let eps = config.rms_eps(1e-5)?;
+    let rope = RopeSpec::from_config(config, 1_000_000.0, shape.context_max)?;
+    let count = match config.optional("num_local_experts", COUNT_MAX)? {
+        Some(count) => count,
         None => config.optional("num_experts", COUNT_MAX)?.unwrap_or(8),
     };
-    spec.moe = Some(MoeSpec {
-        experts,
-        top_k: config.optional("num_experts_per_tok", experts)?.unwrap_or(2).min(experts),
-        ff: spec.ff,
-        renormalise: true,
-        sparse: vec![true; spec.layers],
-    });
+    let experts = Experts {
+        module: "block_sparse_moe",
+        gate: "w1",
+        up: "w3",
+        down: "w2",
+        experts: count,
+        top_k: config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count),
+        ff: config.intermediate()?,
+        activation: config.activation()?,
+        scoring: Scoring::Softmax { renormalise: true },
+    };
     let window = config.optional("sliding_window", usize::MAX)?;
-    let windows = config.layer_windows("mixtral", spec.layers, window)?;
-    spec.windows = windows.unwrap_or_else(|| vec![window; spec.layers]);
-    Ok(spec)
+    let windows = windows::by_layer_types(config, shape.layers, window)?;
+    let tied = config.flag("tie_word_embeddings", false)?;
+
+    let mut d = Builder::new(&shape);
+    let rope = d.rope(&rope, shape.head_dim);
+    let x = d.embed(shape.hidden, 1.0);
+    for (layer, window) in windows.into_iter().enumerate() {
+        d.layer(layer);
+        let attention = Attention::new(&shape, rope, window);
+        d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));
+        d.residual(x, "post_attention_layernorm", eps, |d, x| d.experts(x, &experts));
+    }
+    Ok(d.finish(x, eps, tied))
 }

@@ -1,41 +1,41 @@
 //! Qwen3, dense: queries and keys normalised head by head, optional sliding
 //! window in the layers `layer_types` names (or those from `max_window_layers` on).
 
-use super::block::{PROJ_NAMES, decoder};
-use super::config::{COUNT_MAX, Config, Defaults};
-use super::{Family, FamilyError, Spec};
+use super::block::{Attention, Builder, FeedForward};
+use super::config::{Config, FamilyError, HeadDim};
+use super::rope::RopeSpec;
+use super::{windows, Family, Program};
 
 pub const FAMILY: Family = Family {
     name: "qwen3",
     architectures: &["Qwen3ForCausalLM"],
     model_types: &["qwen3"],
-    spec,
-    graph: |spec| decoder(spec, &PROJ_NAMES),
+    program,
 };
 
-fn spec(config: &Config<'_>) -> Result<Spec, FamilyError> {
-    let defaults =
-        Defaults { family: "qwen3", rms_eps: 1e-6, rope_theta: 10_000.0, head_dim: Some(128) };
-    let mut spec = config.base(&defaults)?;
-    spec.qk_norm = true;
-    if let Some(window) = window(config)? {
-        // `Qwen3Config`: without a list, layers from `max_window_layers` (28) on slide.
-        let first = match config.get("max_window_layers").and_then(|v| v.as_u64()) {
-            Some(0) => 0,
-            _ => config.optional("max_window_layers", COUNT_MAX)?.unwrap_or(28),
-        };
-        let windows = config.layer_windows("qwen3", spec.layers, Some(window))?;
-        spec.windows = windows.unwrap_or_else(|| {
-            (0..spec.layers).map(|layer| (layer >= first).then_some(window)).collect()
-        });
-    }
-    Ok(spec)
-}
+fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+    let shape = config.shape(HeadDim::Is(128))?;
+    let eps = config.rms_eps(1e-6)?;
+    let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
+    let windows = windows::qwen(config, shape.layers)?;
+    let bias = config.flag("attention_bias", false)?;
+    let activation = config.activation()?;
+    let feed_forward = FeedForward { width: config.intermediate()?, activation, bias: false };
+    let tied = config.flag("tie_word_embeddings", false)?;
 
-/// The window in force: `sliding_window`, but only with `use_sliding_window`.
-pub fn window(config: &Config<'_>) -> Result<Option<usize>, FamilyError> {
-    match config.flag("use_sliding_window", false)? {
-        true => config.optional("sliding_window", usize::MAX),
-        false => Ok(None),
+    let mut d = Builder::new(&shape);
+    let rope = d.rope(&rope, shape.head_dim);
+    let x = d.embed(shape.hidden, 1.0);
+    for (layer, window) in windows.into_iter().enumerate() {
+        d.layer(layer);
+        let attention = Attention {
+            qkv_bias: bias,
+            out_bias: bias,
+            head_norm: Some(eps),
+            ..Attention::new(&shape, rope, window)
+        };
+        d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));
+        d.residual(x, "post_attention_layernorm", eps, |d, x| d.feed_forward(x, &feed_forward));
     }
+    Ok(d.finish(x, eps, tied))
 }

@@ -1,50 +1,83 @@
 //! Qwen3-MoE: Qwen3's attention; experts in every `decoder_sparse_step`-th layer
 //! that `mlp_only_layers` does not name, a dense feed-forward in the others.
 
-use super::block::{PROJ_NAMES, decoder};
-use super::config::{COUNT_MAX, Config, DIMENSION_MAX, Defaults, FamilyError};
-use super::{Family, MoeSpec, Spec, qwen3};
+use super::block::{Attention, Builder, Experts, FeedForward};
+use super::config::{Config, FamilyError, HeadDim, COUNT_MAX, DIMENSION_MAX};
+use super::rope::RopeSpec;
+use super::{windows, Family, Program};
+use crate::graph::Scoring;
 
 pub const FAMILY: Family = Family {
     name: "qwen3_moe",
     architectures: &["Qwen3MoeForCausalLM"],
     model_types: &["qwen3_moe"],
-    spec,
-    graph: |spec| decoder(spec, &PROJ_NAMES),
+    program,
 };
 
-fn spec(config: &Config<'_>) -> Result<Spec, FamilyError> {
-    let defaults =
-        Defaults { family: "qwen3_moe", rms_eps: 1e-6, rope_theta: 10_000.0, head_dim: None };
-    let mut spec = config.base(&defaults)?;
-    spec.qk_norm = true;
-    let experts = match config.optional("num_experts", COUNT_MAX)? {
-        Some(experts) => experts,
-        None => config.required("num_local_experts", COUNT_MAX)?,
+fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+    let shape = config.shape(HeadDim::Divided)?;
+    let eps = config.rms_eps(1e-6)?;
+    let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
+    let bias = config.flag("attention_bias", false)?;
+    let window = windows::switched(config)?;
+    let windows = match window {
+        Some(_) => windows::by_layer_types(config, shape.layers, window)?,
+        None => vec![None; shape.layers],
     };
+    config.skip(&["layer_types", "max_window_layers"]);
+    let activation = config.activation()?;
+    let feed_forward = FeedForward { width: config.intermediate()?, activation, bias: false };
     let step = config.optional("decoder_sparse_step", COUNT_MAX)?.unwrap_or(1);
     let dense = config.indices("mlp_only_layers")?;
-    let sparse: Vec<bool> = (0..spec.layers)
-        .map(|layer| !dense.contains(&layer) && (layer + 1).is_multiple_of(step))
-        .collect();
+    let sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
     // Without a sparse layer the model is a plain dense one.
-    spec.moe = sparse
-        .contains(&true)
-        .then_some(())
-        .map(|()| -> Result<_, FamilyError> {
-            Ok(MoeSpec {
-                experts,
-                top_k: config.required("num_experts_per_tok", experts)?,
-                ff: config.required("moe_intermediate_size", DIMENSION_MAX)?,
-                // Every published checkpoint sets it; without the key it is taken as set.
-                renormalise: config.flag("norm_topk_prob", true)?,
-                sparse: sparse.clone(),
-            })
-        })
-        .transpose()?;
-    if let Some(window) = qwen3::window(config)? {
-        let windows = config.layer_windows("qwen3_moe", spec.layers, Some(window))?;
-        spec.windows = windows.unwrap_or_else(|| vec![Some(window); spec.layers]);
+    let experts = match (0..shape.layers).any(sparse) {
+        true => Some(experts(config)?),
+        false => {
+            config.skip(&["num_experts", "num_local_experts", "num_experts_per_tok"]);
+            config.skip(&["moe_intermediate_size", "norm_topk_prob"]);
+            None
+        }
+    };
+    let tied = config.flag("tie_word_embeddings", false)?;
+
+    let mut d = Builder::new(&shape);
+    let rope = d.rope(&rope, shape.head_dim);
+    let x = d.embed(shape.hidden, 1.0);
+    for (layer, window) in windows.into_iter().enumerate() {
+        d.layer(layer);
+        let attention = Attention {
+            qkv_bias: bias,
+            out_bias: bias,
+            head_norm: Some(eps),
+            ..Attention::new(&shape, rope, window)
+        };
+        d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));
+        let experts = experts.as_ref().filter(|_| sparse(layer));
+        d.residual(x, "post_attention_layernorm", eps, |d, x| match experts {
+            Some(experts) => d.experts(x, experts),
+            None => d.feed_forward(x, &feed_forward),
+        });
     }
-    Ok(spec)
+    Ok(d.finish(x, eps, tied))
+}
+
+fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
+    let count = match config.optional("num_experts", COUNT_MAX)? {
+        Some(count) => count,
+        None => config.required("num_local_experts", COUNT_MAX)?,
+    };
+    // `Qwen3MoeConfig` has false where the key is absent.
+    let renormalise = config.flag("norm_topk_prob", false)?;
+    Ok(Experts {
+        module: "mlp",
+        gate: "gate_proj",
+        up: "up_proj",
+        down: "down_proj",
+        experts: count,
+        top_k: config.required("num_experts_per_tok", count)?,
+        ff: config.required("moe_intermediate_size", DIMENSION_MAX)?,
+        activation: config.activation()?,
+        scoring: Scoring::Softmax { renormalise },
+    })
 }

@@ -4,11 +4,14 @@
 //! (NTK by parts, Llama 3.1). Every other `rope_type` is refused by name.
 //! Formulas: Transformers, `modeling_rope_utils.py`.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::f64::consts::PI;
+use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::config::{Config, FamilyError, bad};
+use super::config::{bad, Config, FamilyError};
 use crate::graph::Rope;
 
 /// How far positions turn a head's pairs.
@@ -38,63 +41,46 @@ pub enum RopeScaling {
 }
 
 impl RopeSpec {
-    /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`.
+    /// Reads `rope_scaling` or `rope_parameters`, with `rope_theta` beside them.
+    ///
+    /// Where both are there, Transformers takes `rope_scaling` and forgets the other
+    /// (`modeling_rope_utils.py`). Here they must not contradict each other: either both mean
+    /// the same, or `rope_parameters` gives no more than the base that is also in force.
     pub fn from_config(
         config: &Config<'_>,
-        family: &str,
         default_theta: f64,
         context_max: usize,
     ) -> Result<Self, FamilyError> {
-        let outer_theta = config.positive("rope_theta", default_theta)?;
+        let theta = config.positive("rope_theta", default_theta)?;
         let partial = config.positive("partial_rotary_factor", 1.0)?;
-        let (key, map) = match (config.get("rope_parameters"), config.get("rope_scaling")) {
-            (Some(value), _) => ("rope_parameters", object("rope_parameters", value)?),
-            (None, Some(value)) => ("rope_scaling", object("rope_scaling", value)?),
+        let read = |key| {
+            let map = config.get(key).map(|value| object(key, value)).transpose()?;
+            // An empty set of parameters is none.
+            let Some(map) = map.filter(|map| !map.is_empty()) else { return Ok(None) };
+            Keys { config, key, map, read: RefCell::default() }
+                .spec(theta, partial, context_max)
+                .map(Some)
+        };
+        match (read("rope_scaling")?, read("rope_parameters")?) {
             (None, None) => {
-                refuse_partial(partial, family)?;
-                return Ok(Self { theta: outer_theta, scaling: RopeScaling::None });
+                refuse_partial(config, partial)?;
+                Ok(Self { theta, scaling: RopeScaling::None })
             }
-        };
-        let keys = Keys { key, map };
-        refuse_partial(keys.number("partial_rotary_factor")?.unwrap_or(partial), family)?;
-        let theta = keys.number("rope_theta")?.unwrap_or(outer_theta);
-        // Old configs call it `type`; where both stand, `rope_type` is the one Transformers reads.
-        let kind = ["rope_type", "type"].iter().find_map(|name| keys.get(name));
-        let kind = match kind {
-            None => "default",
-            Some(value) => value.as_str().ok_or_else(|| bad("rope_type", value, "a name"))?,
-        };
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: keys.needed("factor")? },
-            "llama3" => {
-                let low_freq_factor = keys.needed("low_freq_factor")?;
-                let high_freq_factor = keys.needed("high_freq_factor")?;
-                if high_freq_factor <= low_freq_factor {
-                    return Err(FamilyError::Bad {
-                        key: format!("{key}.high_freq_factor"),
-                        value: high_freq_factor.to_string(),
-                        want: format!("more than low_freq_factor {low_freq_factor}"),
-                    });
+            (Some(spec), None) | (None, Some(spec)) => Ok(spec),
+            (Some(scaling), Some(parameters)) => {
+                let plain = parameters.scaling == RopeScaling::None;
+                if scaling == parameters || plain && scaling.theta == parameters.theta {
+                    return Ok(scaling);
                 }
-                let original = keys.number("original_max_position_embeddings")?;
-                RopeScaling::Llama3 {
-                    factor: keys.needed("factor")?,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_context: original.unwrap_or(context_max as f64),
-                }
+                Err(FamilyError::Bad {
+                    key: "rope_scaling".into(),
+                    value: scaling.to_string(),
+                    want: format!(
+                        "what rope_parameters says ({parameters}); remove the one that is wrong"
+                    ),
+                })
             }
-            other => {
-                return Err(FamilyError::Unsupported {
-                    key: format!("{key}.rope_type"),
-                    value: format!("{other:?}"),
-                    family: family.into(),
-                    supported: "default, linear, llama3".into(),
-                });
-            }
-        };
-        Ok(Self { theta, scaling })
+        }
     }
 
     /// Inverse frequencies of a head of `head_dim`: `theta^(-2i / head_dim)`, scaled.
@@ -109,7 +95,31 @@ impl RopeSpec {
     }
 }
 
+impl fmt::Display for RopeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.scaling.name().unwrap_or("default");
+        write!(f, "{name}, factor {}, theta {}", self.scaling.factor(), self.theta)
+    }
+}
+
 impl RopeScaling {
+    /// `rope_type`, unless it is the default.
+    pub const fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Linear { .. } => Some("linear"),
+            Self::Llama3 { .. } => Some("llama3"),
+        }
+    }
+
+    /// How far the context is stretched.
+    pub const fn factor(&self) -> f64 {
+        match *self {
+            Self::None => 1.0,
+            Self::Linear { factor } | Self::Llama3 { factor, .. } => factor,
+        }
+    }
+
     /// One inverse frequency, radians a position.
     fn apply(&self, freq: f64) -> f64 {
         match *self {
@@ -131,16 +141,11 @@ impl RopeScaling {
     }
 }
 
-fn refuse_partial(factor: f64, family: &str) -> Result<(), FamilyError> {
-    if factor == 1.0 {
-        return Ok(());
+fn refuse_partial(config: &Config<'_>, factor: f64) -> Result<(), FamilyError> {
+    match factor == 1.0 {
+        true => Ok(()),
+        false => Err(config.unsupported("partial_rotary_factor", &factor.into(), "1")),
     }
-    Err(FamilyError::Unsupported {
-        key: "partial_rotary_factor".into(),
-        value: factor.to_string(),
-        family: family.into(),
-        supported: "1".into(),
-    })
 }
 
 fn object<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, FamilyError> {
@@ -153,17 +158,70 @@ fn object<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Fam
 
 /// The keys of `rope_parameters` or `rope_scaling`.
 struct Keys<'a> {
+    config: &'a Config<'a>,
     key: &'static str,
     map: &'a Map<String, Value>,
+    read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Keys<'a> {
-    fn get(&self, name: &str) -> Option<&'a Value> {
+    /// What the keys mean beside `rope_theta` and `partial_rotary_factor` outside of them.
+    fn spec(&self, theta: f64, partial: f64, context_max: usize) -> Result<RopeSpec, FamilyError> {
+        let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
+        refuse_partial(self.config, partial)?;
+        let theta = self.number("rope_theta")?.unwrap_or(theta);
+        let spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
+        let read = self.read.borrow();
+        let left =
+            |(key, value): &(&String, &Value)| !value.is_null() && !read.contains(key.as_str());
+        match self.map.iter().find(left) {
+            None => Ok(spec),
+            Some((key, value)) => Err(self.config.unread(&format!("{}.{key}", self.key), value)),
+        }
+    }
+
+    fn scaling(&self, context_max: usize) -> Result<RopeScaling, FamilyError> {
+        // Old configs call it `type`; where both stand, `rope_type` is the one Transformers reads.
+        let kinds = ["rope_type", "type"].map(|name| self.get(name));
+        let kind = match kinds.into_iter().flatten().next() {
+            None => "default",
+            Some(value) => value.as_str().ok_or_else(|| bad("rope_type", value, "a name"))?,
+        };
+        match kind {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: self.needed("factor")? }),
+            "llama3" => {
+                let low_freq_factor = self.needed("low_freq_factor")?;
+                let high_freq_factor = self.needed("high_freq_factor")?;
+                if high_freq_factor <= low_freq_factor {
+                    return Err(FamilyError::Bad {
+                        key: format!("{}.high_freq_factor", self.key),
+                        value: high_freq_factor.to_string(),
+                        want: format!("more than low_freq_factor {low_freq_factor}"),
+                    });
+                }
+                let original = self.number("original_max_position_embeddings")?;
+                Ok(RopeScaling::Llama3 {
+                    factor: self.needed("factor")?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_context: original.unwrap_or(context_max as f64),
+                })
+            }
+            other => {
+                let key = format!("{}.rope_type", self.key);
+                Err(self.config.unsupported(&key, &other.into(), "default, linear, llama3"))
+            }
+        }
+    }
+
+    fn get(&self, name: &'static str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(name);
         self.map.get(name).filter(|value| !value.is_null())
     }
 
     /// A finite number above 0; `None` if absent.
-    fn number(&self, name: &str) -> Result<Option<f64>, FamilyError> {
+    fn number(&self, name: &'static str) -> Result<Option<f64>, FamilyError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         value
             .as_f64()
@@ -172,7 +230,7 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| bad(&format!("{}.{name}", self.key), value, "a number above 0"))
     }
 
-    fn needed(&self, name: &str) -> Result<f64, FamilyError> {
+    fn needed(&self, name: &'static str) -> Result<f64, FamilyError> {
         self.number(name)?.ok_or_else(|| FamilyError::Bad {
             key: format!("{}.{name}", self.key),
             value: "missing".into(),

@@ -1,9 +1,10 @@
 //! Families: shapes, names and refusals.
 
-use serde_json::{Value, json};
+use serde_json::{json, Value};
 
-use super::{FamilyError, RopeScaling, Spec, from_config, graph};
-use crate::graph::{Activation, Graph, Op, Scoring};
+use super::{name, program, FamilyError, Program, RopeScaling, RopeSpec};
+use crate::graph::{Activation, Graph, Kv, Op, Scoring, WeightRole};
+use crate::source::Source;
 
 fn llama() -> Value {
     json!({
@@ -21,12 +22,23 @@ fn with(mut config: Value, changes: Value) -> Value {
     config
 }
 
-fn spec(config: &Value) -> Spec {
-    from_config(config).unwrap()
+fn rope(config: &Value) -> RopeSpec {
+    let Program { graph, ropes } = program(config).unwrap();
+    assert_eq!((graph.ropes.len(), ropes.len()), (1, 1));
+    ropes.into_iter().next().unwrap()
+}
+
+/// What each layer's attention sees.
+fn windows(config: Value) -> Vec<Option<usize>> {
+    let windows = graph_of(config).ops.into_iter().filter_map(|op| match op {
+        Op::Attention { window, .. } => Some(window),
+        _ => None,
+    });
+    windows.collect()
 }
 
 fn refusal(config: &Value) -> String {
-    let error = from_config(config).unwrap_err().to_string();
+    let error = program(config).unwrap_err().to_string();
     assert!(!error.contains('\n'), "{error}");
     error
 }
@@ -82,8 +94,7 @@ fn well_formed(graph: &Graph) {
 
 #[test]
 fn llama_has_the_ops_and_tensors_of_its_checkpoints() {
-    let graph = graph(&spec(&llama()));
-    well_formed(&graph);
+    let graph = graph_of(llama());
     assert_eq!(graph.ops.len(), 1 + 3 * 16 + 2);
     let names = tensors(&graph);
     assert_eq!(names.len(), 1 + 3 * 9 + 2);
@@ -99,7 +110,7 @@ fn llama_has_the_ops_and_tensors_of_its_checkpoints() {
 }
 
 fn graph_of(config: Value) -> Graph {
-    let graph = graph(&spec(&config));
+    let graph = program(&config).unwrap().graph;
     well_formed(&graph);
     graph
 }
@@ -122,17 +133,17 @@ fn both_rope_forms_mean_the_same() {
         "original_max_position_embeddings": 64,
     });
     let new = with(params.clone(), json!({ "rope_type": "llama3", "rope_theta": 500000.0 }));
-    let new = spec(&with(llama(), json!({ "rope_theta": null, "rope_parameters": new })));
+    let new = rope(&with(llama(), json!({ "rope_theta": null, "rope_parameters": new })));
     for key in ["rope_type", "type"] {
         let old = with(params.clone(), json!({ key: "llama3" }));
-        assert_eq!(spec(&with(llama(), json!({ "rope_scaling": old }))), new);
+        assert_eq!(rope(&with(llama(), json!({ "rope_scaling": old }))), new);
     }
-    let RopeScaling::Llama3 { original_context, .. } = new.rope.scaling else { panic!("{new:?}") };
-    assert_eq!((original_context, new.rope.theta), (64.0, 500_000.0));
-    let old = spec(&with(llama(), json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } })));
-    assert_eq!(old.rope.scaling, RopeScaling::Linear { factor: 4.0 });
-    let plain = spec(&llama()).rope.rope(16);
-    let linear = old.rope.rope(16);
+    let RopeScaling::Llama3 { original_context, .. } = new.scaling else { panic!("{new:?}") };
+    assert_eq!((original_context, new.theta), (64.0, 500_000.0));
+    let old = rope(&with(llama(), json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } })));
+    assert_eq!(old.scaling, RopeScaling::Linear { factor: 4.0 });
+    let plain = rope(&llama()).rope(16);
+    let linear = old.rope(16);
     for (plain, linear) in plain.inv_freq.iter().zip(&linear.inv_freq) {
         assert!((plain / 4.0 - linear).abs() <= plain * 1e-6);
     }
@@ -145,8 +156,8 @@ fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
         "rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
         "original_max_position_embeddings": 8192,
     });
-    let scaled = spec(&with(llama(), json!({ "rope_scaling": scaling }))).rope.rope(128);
-    let plain = spec(&llama()).rope.rope(128);
+    let scaled = rope(&with(llama(), json!({ "rope_scaling": scaling }))).rope(128);
+    let plain = rope(&llama()).rope(128);
     assert_eq!(plain.inv_freq.len(), 64);
     let mut kinds = [0; 3];
     for (plain, scaled) in plain.inv_freq.iter().zip(&scaled.inv_freq) {
@@ -164,16 +175,15 @@ fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
 
 #[test]
 fn heads_follow_from_the_config_or_are_refused() {
-    assert_eq!(spec(&llama()).head_dim, 16);
-    assert_eq!(spec(&with(llama(), json!({ "head_dim": null }))).head_dim, 16);
-    assert_eq!(spec(&with(llama(), json!({ "head_dim": 24 }))).head_dim, 24);
-    assert_eq!(spec(&with(llama(), json!({ "num_key_value_heads": null }))).kv_heads, 4);
+    let kv = |changes| graph_of(with(llama(), changes)).kv[0];
+    assert_eq!(kv(json!({})), Kv { kv_heads: 2, head_dim: 16 });
+    assert_eq!(kv(json!({ "head_dim": null })).head_dim, 16);
+    assert_eq!(kv(json!({ "head_dim": 24 })).head_dim, 24);
+    assert_eq!(kv(json!({ "num_key_value_heads": null })).kv_heads, 4);
     assert!(refusal(&with(llama(), json!({ "head_dim": 7 }))).contains("head_dim is 7"));
     assert!(refusal(&with(llama(), json!({ "num_key_value_heads": 3 }))).contains("divisor"));
-    assert!(
-        refusal(&with(llama(), json!({ "num_attention_heads": 6, "num_key_value_heads": 6 })))
-            .contains("hidden_size 64")
-    );
+    assert!(refusal(&with(llama(), json!({ "num_attention_heads": 6, "num_key_value_heads": 6 })))
+        .contains("hidden_size 64"));
 }
 
 fn qwen3(changes: Value) -> Value {
@@ -186,7 +196,7 @@ fn qwen3_normalises_heads_and_slides_where_it_says() {
     let graph = graph_of(qwen3(json!({})));
     assert!(tensors(&graph).contains(&"model.layers.0.self_attn.k_norm.weight"));
     assert_eq!(graph.ops.len(), 1 + 3 * 18 + 2);
-    let windows = |changes| spec(&qwen3(changes)).windows;
+    let windows = |changes| windows(qwen3(changes));
     let on = json!({ "use_sliding_window": true, "sliding_window": 9, "max_window_layers": 1 });
     assert_eq!(windows(on.clone()), [None, Some(9), Some(9)]);
     assert_eq!(windows(with(on.clone(), json!({ "use_sliding_window": false }))), [None; 3]);
@@ -202,7 +212,7 @@ fn qwen3_normalises_heads_and_slides_where_it_says() {
 fn mistral_slides_in_every_layer_unless_the_window_is_null() {
     let mistral =
         |changes| with(with(llama(), json!({ "architectures": ["MistralForCausalLM"] })), changes);
-    let windows = |changes| spec(&mistral(changes)).windows;
+    let windows = |changes| windows(mistral(changes));
     assert_eq!(windows(json!({ "sliding_window": 16 })), [Some(16); 3]);
     assert_eq!(windows(json!({ "sliding_window": null })), [None; 3]);
     assert_eq!(windows(json!({})), [Some(4096); 3], "MistralConfig's default");
@@ -220,13 +230,19 @@ fn mixtral(changes: Value) -> Value {
 fn mixtral_routes_in_every_layer() {
     let graph = graph_of(mixtral(json!({})));
     assert_eq!(graph.moe.len(), 3);
-    assert_eq!(graph.moe[2].experts[7].down, "model.layers.2.block_sparse_moe.experts.7.w2.weight");
-    assert_eq!(graph.moe[2].experts[7].up, "model.layers.2.block_sparse_moe.experts.7.w3.weight");
+    assert_eq!(
+        graph.moe[2].experts[7].down.name,
+        "model.layers.2.block_sparse_moe.experts.7.w2.weight"
+    );
+    assert_eq!(
+        graph.moe[2].experts[7].up.name,
+        "model.layers.2.block_sparse_moe.experts.7.w3.weight"
+    );
     assert!(tensors(&graph).contains(&"model.layers.0.block_sparse_moe.gate.weight"));
     assert!(tensors(&graph).iter().all(|name| !name.contains("experts")), "experts are paged");
-    assert_eq!(spec(&mixtral(json!({}))).experts_per_token(), 6);
+    assert_eq!(graph.experts_per_token(), 6);
     assert!(refusal(&mixtral(json!({ "num_experts_per_tok": 9 }))).contains("1..=8"));
-    assert_eq!(spec(&mixtral(json!({ "sliding_window": 5 }))).windows, [Some(5); 3]);
+    assert_eq!(windows(mixtral(json!({ "sliding_window": 5 }))), [Some(5); 3]);
 }
 
 fn qwen3_moe(changes: Value) -> Value {
@@ -240,30 +256,32 @@ fn qwen3_moe(changes: Value) -> Value {
 #[test]
 fn qwen3_moe_mixes_sparse_and_dense_layers() {
     let changes = json!({ "decoder_sparse_step": 2, "mlp_only_layers": [3] });
-    let spec_of = |changes| spec(&qwen3_moe(changes));
-    let moe = spec_of(changes.clone()).moe.unwrap();
-    assert_eq!(moe.sparse, [false, true, false, false, false]);
     let graph = graph_of(qwen3_moe(changes));
     assert_eq!((graph.moe.len(), graph.moe[0].layer, graph.moe[0].ff), (1, 1, 40));
     assert!(tensors(&graph).contains(&"model.layers.3.mlp.down_proj.weight"));
-    assert_eq!(graph.moe[0].experts[15].gate, "model.layers.1.mlp.experts.15.gate_proj.weight");
-    for (key, renormalise) in [(json!({}), true), (json!({ "norm_topk_prob": false }), false)] {
+    assert_eq!(
+        graph.moe[0].experts[15].gate.name,
+        "model.layers.1.mlp.experts.15.gate_proj.weight"
+    );
+    for (key, renormalise) in [
+        (json!({}), false),
+        (json!({ "norm_topk_prob": null }), false),
+        (json!({ "norm_topk_prob": false }), false),
+        (json!({ "norm_topk_prob": true }), true),
+    ] {
         let graph = graph_of(qwen3_moe(key));
         let scoring = Scoring::Softmax { renormalise };
-        assert!(
-            graph.ops.iter().any(|op| matches!(op, Op::Route { scoring: s, .. } if *s == scoring))
-        );
+        assert!(graph
+            .ops
+            .iter()
+            .any(|op| matches!(op, Op::Route { scoring: s, .. } if *s == scoring)));
     }
     let other_name = json!({ "num_experts": null, "num_local_experts": 12 });
-    assert_eq!(spec_of(other_name).moe.unwrap().experts, 12);
-    assert_eq!(spec_of(json!({ "mlp_only_layers": [0, 1, 2, 3, 4] })).moe, None);
-    assert!(
-        refusal(&qwen3_moe(json!({ "num_experts": null })))
-            .contains("num_local_experts is missing")
-    );
-    assert!(
-        refusal(&qwen3_moe(json!({ "moe_intermediate_size": 0 }))).contains("moe_intermediate")
-    );
+    assert_eq!(graph_of(qwen3_moe(other_name)).moe[0].experts.len(), 12);
+    assert_eq!(graph_of(qwen3_moe(json!({ "mlp_only_layers": [0, 1, 2, 3, 4] }))).moe, []);
+    assert!(refusal(&qwen3_moe(json!({ "num_experts": null })))
+        .contains("num_local_experts is missing"));
+    assert!(refusal(&qwen3_moe(json!({ "moe_intermediate_size": 0 }))).contains("moe_intermediate"));
     assert!(refusal(&qwen3_moe(json!({ "mlp_only_layers": [-1] }))).contains("mlp_only_layers"));
 }
 
@@ -276,8 +294,8 @@ fn an_unknown_architecture_is_named_with_those_known() {
     );
     assert!(refusal(&json!([1])).contains("not a JSON object"));
     let nameless = with(llama(), json!({ "architectures": [] }));
-    assert_eq!(from_config(&nameless), Err(FamilyError::Missing { key: "architectures" }));
-    assert_eq!(spec(&with(nameless, json!({ "model_type": "llama" }))).family, "llama");
+    assert_eq!(program(&nameless), Err(FamilyError::Missing { key: "architectures" }));
+    assert_eq!(name(&with(nameless, json!({ "model_type": "llama" }))), Ok("llama"));
 }
 
 #[test]
@@ -297,10 +315,9 @@ fn numbers_that_are_missing_or_absurd_are_refused_by_name() {
 
 #[test]
 fn what_no_kernel_computes_is_refused_by_name() {
-    assert_eq!(
-        spec(&with(llama(), json!({ "hidden_act": "gelu_pytorch_tanh" }))).activation,
-        Activation::GeluTanh
-    );
+    let gelu = graph_of(with(llama(), json!({ "hidden_act": "gelu_pytorch_tanh" })));
+    let tanh = |op: &Op| matches!(op, Op::Gated { activation: Activation::GeluTanh, .. });
+    assert_eq!(gelu.ops.iter().filter(|op| tanh(op)).count(), 3);
     assert!(refusal(&with(llama(), json!({ "hidden_act": "relu" }))).contains("\"relu\""));
     let awq = json!({ "quantization_config": { "quant_method": "awq" } });
     assert!(refusal(&with(llama(), awq)).contains("quantization_config"));
@@ -319,4 +336,147 @@ fn what_no_kernel_computes_is_refused_by_name() {
     ] {
         refusal(&with(llama(), json!({ "rope_scaling": scaling })));
     }
+}
+
+#[test]
+fn a_key_that_nothing_reads_is_refused_by_name() {
+    for (key, value) in [
+        ("attn_logit_softcapping", json!(50.0)),
+        ("logit_scale", json!(0.0625)),
+        ("sliding_window", json!(4096)),
+        ("use_mrope", json!(true)),
+        ("num_experts", json!(8)),
+    ] {
+        let error = refusal(&with(llama(), json!({ key: value })));
+        assert!(error.contains(key) && error.contains("llama does not read"), "{error}");
+        program(&with(llama(), json!({ key: null }))).unwrap();
+    }
+    let mistral = json!({ "architectures": ["MistralForCausalLM"], "attention_bias": true });
+    assert!(refusal(&with(llama(), mistral)).contains("attention_bias"));
+    let extra = json!({ "rope_type": "linear", "factor": 2.0, "beta_fast": 32 });
+    let error = refusal(&with(llama(), json!({ "rope_scaling": extra })));
+    assert!(error.contains("rope_scaling.beta_fast"), "{error}");
+}
+
+/// The keys that published checkpoints of these families carry beside those that are read.
+#[test]
+fn what_published_configs_carry_is_read_or_known_to_be_harmless() {
+    let common = json!({
+        "_name_or_path": "x", "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": [2, 3],
+        "pad_token_id": null, "initializer_range": 0.02, "model_type": "llama",
+        "pretraining_tp": 1, "torch_dtype": "bfloat16", "dtype": "bfloat16",
+        "transformers_version": "4.51.0", "use_cache": true, "tie_word_embeddings": false,
+    });
+    graph_of(with(with(llama(), common.clone()), json!({ "mlp_bias": false })));
+    let routed = json!({
+        "output_router_logits": false, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+    });
+    graph_of(with(with(mixtral(json!({})), common.clone()), routed.clone()));
+    let switched = json!({
+        "sliding_window": 4096, "use_sliding_window": false, "max_window_layers": 28,
+        "attention_bias": false,
+    });
+    let qwen = with(with(qwen3(json!({})), common.clone()), switched.clone());
+    assert_eq!(windows(qwen), [None; 3]);
+    graph_of(with(with(with(qwen3_moe(json!({})), common), switched), routed));
+}
+
+/// Transformers takes `rope_scaling` where both are there; what it would forget is refused.
+#[test]
+fn rope_scaling_beside_rope_parameters_counts() {
+    let both = |scaling: Value, parameters: Value| {
+        let config = json!({ "rope_scaling": scaling, "rope_parameters": parameters });
+        with(with(llama(), json!({ "rope_theta": 10000.0 })), config)
+    };
+    let plain = json!({ "rope_type": "default", "rope_theta": 10000.0 });
+    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
+    let spec = rope(&both(linear.clone(), plain.clone()));
+    assert_eq!(spec, RopeSpec { theta: 1e4, scaling: RopeScaling::Linear { factor: 4.0 } });
+    assert_eq!(rope(&both(linear.clone(), linear.clone())), spec);
+    for nothing in [json!(null), json!({})] {
+        assert_eq!(rope(&both(nothing.clone(), linear.clone())), spec);
+        assert_eq!(rope(&both(linear.clone(), nothing)), spec);
+    }
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0 });
+    let error = refusal(&both(yarn.clone(), plain.clone()));
+    assert!(error.contains("rope_scaling.rope_type") && error.contains("yarn"), "{error}");
+    assert!(refusal(&both(plain.clone(), yarn)).contains("rope_parameters.rope_type"));
+    let other_base = with(plain.clone(), json!({ "rope_theta": 5e5 }));
+    let error = refusal(&both(linear.clone(), other_base));
+    assert!(error.contains("rope_scaling") && error.contains("rope_parameters"), "{error}");
+    let other = with(linear.clone(), json!({ "factor": 2.0 }));
+    assert!(refusal(&both(linear.clone(), other)).contains("rope_parameters"));
+    assert!(refusal(&both(plain, linear)).contains("rope_parameters"));
+}
+
+#[test]
+fn weights_say_what_they_are_for_and_where_they_come_from() {
+    let graph = graph_of(mixtral(json!({})));
+    let role = |name: &str| {
+        let weight = graph.weights.iter().find(|weight| weight.tensor == name).unwrap();
+        (weight.role, weight.layer)
+    };
+    for (name, expected) in [
+        ("model.embed_tokens.weight", (WeightRole::Embedding, None)),
+        ("model.layers.1.self_attn.k_proj.weight", (WeightRole::Key, Some(1))),
+        ("model.layers.2.post_attention_layernorm.weight", (WeightRole::Norm, Some(2))),
+        ("model.layers.0.block_sparse_moe.gate.weight", (WeightRole::Router, Some(0))),
+        ("model.norm.weight", (WeightRole::Norm, None)),
+        ("lm_head.weight", (WeightRole::Head, None)),
+    ] {
+        assert_eq!(role(name), expected, "{name}");
+    }
+    let [gate, up, down] = graph.moe[1].weights(3);
+    assert_eq!(
+        (gate.role, up.role, down.role),
+        (WeightRole::Gate, WeightRole::Up, WeightRole::Down)
+    );
+    assert_eq!(gate.role.adapter_target(), Some("gate_proj"));
+    assert_eq!(WeightRole::Router.adapter_target(), None);
+    // Expert 3 of a stack: gates first, 96 rows each.
+    let stack = Source::stored("model.layers.1.mlp.experts.gate_up_proj").rows(7 * 96..8 * 96);
+    assert_eq!(up.source, Source::FirstOf(vec![Source::Itself, stack]));
+}
+
+/// A decoder whose layers differ in all that pieces take as arguments.
+#[test]
+fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
+    use super::block::{Attention, Builder, FeedForward};
+    use super::config::Shape;
+    let shape = |kv_heads, head_dim| Shape {
+        layers: 3,
+        hidden: 32,
+        heads: 4,
+        kv_heads,
+        head_dim,
+        vocab: 50,
+        context_max: 64,
+    };
+    let local = RopeSpec { theta: 1e4, scaling: RopeScaling::None };
+    let global = RopeSpec { theta: 1e6, scaling: RopeScaling::None };
+    let mut b = Builder::new(&shape(2, 8));
+    let ropes = [b.rope(&local, 8), b.rope(&global, 16), b.rope(&local, 8)];
+    assert_eq!((ropes[0], ropes[0] == ropes[1]), (ropes[2], false));
+    let x = b.embed(32, 32_f32.sqrt());
+    for (layer, shape) in [shape(2, 8), shape(1, 16), shape(2, 8)].iter().enumerate() {
+        b.layer(layer);
+        let attention = Attention {
+            rope: (layer < 2).then_some(ropes[layer]),
+            qkv_bias: layer == 0,
+            head_norm: (layer == 1).then_some(1e-6),
+            ..Attention::new(shape, ropes[0], [Some(4), None, Some(9)][layer])
+        };
+        b.residual(x, "input_layernorm", 1e-5, |b, x| b.attention(x, &attention));
+        let ff = FeedForward { width: 40 + 8 * layer, activation: Activation::Silu, bias: false };
+        b.residual(x, "post_attention_layernorm", 1e-5, |b, x| b.feed_forward(x, &ff));
+    }
+    let Program { graph, ropes } = b.finish(x, 1e-5, true);
+    well_formed(&graph);
+    assert_eq!(ropes, [local, global]);
+    assert_eq!(graph.kv[1], Kv { kv_heads: 1, head_dim: 16 });
+    assert!(graph.tied());
+    let count = |wanted: &dyn Fn(&Op) -> bool| graph.ops.iter().filter(|op| wanted(op)).count();
+    assert_eq!(count(&|op| matches!(op, Op::Rope { .. })), 4, "the last layer does not turn");
+    assert_eq!(count(&|op| matches!(op, Op::Linear { bias: Some(_), .. })), 3);
+    assert_eq!(graph.weights.iter().filter(|weight| weight.tensor.ends_with(".bias")).count(), 3);
 }

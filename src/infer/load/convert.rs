@@ -1,27 +1,27 @@
-//! A Hugging Face checkpoint to RDRR, streaming: at most one shard, and a few
+//! Any checkpoint to RDRR, streaming: at most one shard, and a few
 //! rows of one tensor, are in memory at a time.
 //!
 //! What is stored is what the model's graph asks for, by name and shape: a
 //! tensor that is missing, misshapen or not understood stops the conversion
-//! before anything is written. The same input gives the same bytes.
+//! before anything is written, as does a tokenizer that cannot be used. A weight that is
+//! not finite stops it where it is met. The same input gives the same bytes.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::hf::{Checkpoint, Source};
+use super::checkpoint::Checkpoint;
 use super::layout::{EXPERT_ALIGN, Item, Plan, place};
 use super::mixture::{Kind, Mixture, Quantization};
+use super::recipe::Resolved;
 use super::sink::ShardSink;
-use super::{LoadError, Result, describe};
-use crate::families::{self, Spec};
-use crate::graph::{Graph, Op, Weight};
-use crate::quant::{dequantize, quantize};
+use super::{LoadError, Result, describe, tied, tokenizer};
+use crate::families::{self, Program};
+use crate::graph::{Graph, Moe, Weight, WeightRole};
+use crate::quant::{dequantize, first_not_finite, quantize};
 use doppler_store::manifest::{
-    HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span, TensorEntry, Tensors,
-    TokenizerEntry, read_eos,
+    HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span, TensorEntry, Tensors, TokenizerEntry,
 };
 use doppler_store::verified::OBJECT_BYTES_MAX;
 use doppler_store::{DType, Manifest, ShardId};
@@ -42,43 +42,44 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
-/// Converts the checkpoint in `hf_dir` into shards of at most `shard_bytes`
+/// Converts a checkpoint into shards of at most `shard_bytes`
 /// (a multiple of 4 KiB up to 64 MiB) and a manifest, given to `sink`.
 ///
 /// # Errors
 /// One line naming the file or tensor. Nothing has been given to the sink when
-/// the config, the architecture, a header or a shape is at fault.
+/// the config, the architecture, a header, a shape or the tokenizer is at fault.
 pub fn convert(
-    hf_dir: &Path,
+    checkpoint: &dyn Checkpoint,
     quantization: Quantization,
     shard_bytes: u64,
     sink: &mut dyn ShardSink,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest> {
     check_shard_bytes(shard_bytes)?;
-    let spec = families::from_config(&Checkpoint::read_config(hf_dir)?)?;
-    let checkpoint = Checkpoint::open(hf_dir)?;
-    let graph = families::graph(&spec);
-    refuse_strangers(&checkpoint, &graph, &spec)?;
+    let program = families::program(checkpoint.config())?;
+    let graph = &program.graph;
+    let sources = Sources::new(checkpoint, graph)?;
+    tied::refuse_another_head(checkpoint, graph)?;
     let stored_as = |weight: &Weight| {
-        let source = checkpoint.tensor(&weight.tensor)?;
-        check_shape(weight, source)?;
-        Ok((source.shape.clone(), source.dtype))
+        let source = sources.of(&weight.tensor)?;
+        Ok((source.shape(), source.dtype))
     };
-    let plan = plan(&stored_as, &graph, &spec, quantization, shard_bytes)?;
-    let tokenizer = read_tokenizer(&checkpoint)?;
-    let configs = [&checkpoint.generation_config, &checkpoint.config];
-    let body = body(configs, &spec, quantization, model_id(hf_dir, quantization))?;
+    let plan = plan(&stored_as, graph, quantization, shard_bytes)?;
+    let tokenizer = tokenizer::read(checkpoint)?;
+    let (eos, config) = (checkpoint.eos_token_ids()?, checkpoint.config());
+    let model_id = model_id(&checkpoint.name(), quantization);
+    let body = body(eos, config, &program, quantization, model_id)?;
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 
-    let shards = store(&checkpoint, &plan, sink, progress)?;
+    let shards = store(&sources, &plan, sink, progress)?;
     let tokenizer = match tokenizer {
         None => None,
         Some(bytes) => {
             let (size, id) = (Some(bytes.len() as u64), Some(ShardId::of(&bytes)));
-            sink.file(TOKENIZER_FILE, bytes)?;
-            Some(TokenizerEntry { file: TOKENIZER_FILE.into(), size, id })
+            let file = tokenizer::FILE;
+            sink.file(file, bytes)?;
+            Some(TokenizerEntry { file: file.into(), size, id })
         }
     };
     let manifest = Manifest::new(with_tensors(body, &plan, shards, tokenizer)?)?;
@@ -95,35 +96,73 @@ pub(super) fn check_shard_bytes(shard_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
-
-/// `NAME-q4_k_m` after the checkpoint's directory.
-fn model_id(hf_dir: &Path, quantization: Quantization) -> String {
-    let full = std::path::absolute(hf_dir).unwrap_or_else(|_| hf_dir.to_owned());
-    let name = full.file_name().unwrap_or_default().to_string_lossy();
+/// `NAME-q4_k_m` after the checkpoint.
+fn model_id(name: &str, quantization: Quantization) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let name: String = name.chars().take(128).map(plain).collect();
     format!("{name}-{quantization}")
 }
 
-/// Refuses tensors that no part of the graph reads: leaving one out would
-/// change what the model says.
-fn refuse_strangers(checkpoint: &Checkpoint, graph: &Graph, spec: &Spec) -> Result<()> {
-    let mut known: HashSet<&str> = graph.weights.iter().map(|w| w.tensor.as_str()).collect();
-    for expert in graph.moe.iter().flat_map(|moe| &moe.experts) {
-        known.extend([expert.gate.as_str(), &expert.up, &expert.down]);
+/// How each weight of a graph, by its name, is made of the checkpoint's tensors.
+struct Sources<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    by_weight: HashMap<String, Resolved>,
+}
+
+impl<'a> Sources<'a> {
+    /// # Errors
+    /// Tensors that no part of the graph reads, first those that nothing speaks of; weights
+    /// whose tensors are missing or do not fit.
+    fn new(checkpoint: &'a dyn Checkpoint, graph: &Graph) -> Result<Self> {
+        let experts = |moe: &Moe| -> Vec<Weight> {
+            (0..moe.experts.len()).flat_map(|number| moe.weights(number)).collect()
+        };
+        let weights = graph.weights.iter().cloned();
+        let weights: Vec<Weight> = weights.chain(graph.moe.iter().flat_map(experts)).collect();
+        let mut known = HashSet::new();
+        for weight in &weights {
+            weight.source.names(&weight.tensor, &mut |name| {
+                known.insert(name);
+            });
+        }
+        refuse_strangers(checkpoint, graph, &known)?;
+        let mut by_weight = HashMap::new();
+        for weight in &weights {
+            by_weight.insert(weight.tensor.clone(), Resolved::new(checkpoint, weight)?);
+        }
+        let mut used = HashSet::new();
+        for source in by_weight.values() {
+            source.names(&mut |name| {
+                used.insert(name);
+            });
+        }
+        refuse_strangers(checkpoint, graph, &used)?;
+        Ok(Self { checkpoint, by_weight })
     }
+
+    fn of(&self, weight: &str) -> Result<&Resolved> {
+        self.by_weight.get(weight).ok_or_else(|| super::missing(self.checkpoint, weight))
+    }
+}
+
+/// Refuses tensors that are not `known`: leaving one out would change what the model says.
+fn refuse_strangers(
+    checkpoint: &dyn Checkpoint,
+    graph: &Graph,
+    known: &HashSet<&str>,
+) -> Result<()> {
+    let tied = graph.tied();
     let harmless = |name: &str| {
         // Computed from the config; a copy of the tied embedding.
-        name.ends_with(".rotary_emb.inv_freq")
-            || spec.tie_word_embeddings && name == "lm_head.weight"
+        name.ends_with(".rotary_emb.inv_freq") || tied && name == tied::HEAD
     };
     match checkpoint.names().find(|name| !known.contains(name) && !harmless(name)) {
         None => Ok(()),
-        Some(name) => Err(LoadError::Tensor {
-            tensor: name.to_owned(),
-            problem: format!("no part of a {} model: not understood", spec.family),
-        }),
+        Some(name) => {
+            let family = families::name(checkpoint.config())?;
+            let problem = format!("no part of a {family} model: not understood");
+            Err(LoadError::Tensor { tensor: name.to_owned(), problem })
+        }
     }
 }
 
@@ -134,169 +173,102 @@ pub(super) type Original<'a> = dyn Fn(&Weight) -> Result<(Vec<u64>, DType)> + 'a
 pub(super) fn plan(
     source: &Original<'_>,
     graph: &Graph,
-    spec: &Spec,
     quantization: Quantization,
     shard_bytes: u64,
 ) -> Result<Plan> {
-    let experts = spec.moe.as_ref().map_or(0, |moe| moe.experts);
-    let mixture = Mixture { quantization, layers: spec.layers, experts };
-    let roles = roles(graph);
-    let item = |weight: &Weight, role: &Role, layer: Option<usize>, group: String| {
-        let (shape, dtype) = source(weight)?;
-        let kind = kind(&weight.tensor, role, spec);
-        let dtype = mixture.dtype(kind, layer, dtype, weight.cols as u64);
+    let experts = graph.moe.first().map_or(0, |moe| moe.experts.len());
+    let mixture = Mixture { quantization, layers: graph.layers, experts };
+    let tied = graph.tied();
+    let item = |weight: &Weight, role: Role, group: String| {
+        let (shape, from) = source(weight)?;
+        let name = weight.tensor.clone();
+        let dtype = mixture.dtype(kind(weight.role, tied), weight.layer, from, weight.cols as u64);
+        if from.is_quantised() && dtype != from {
+            let problem = format!(
+                "it is {from} already, and making {dtype} of it would lose more; \
+                 convert the original checkpoint"
+            );
+            return Err(LoadError::Tensor { tensor: name, problem });
+        }
         // Bounded by the config's limits on dimensions: 2^20 * 2^20 * 4.
         let size = weight.rows as u64 * dtype.row_bytes(weight.cols) as u64;
-        let name = weight.tensor.clone();
-        Ok::<_, LoadError>(Item { name, shape, dtype, size, role: role.clone(), group })
+        Ok(Item { name, shape, dtype, size, role, group })
     };
     let mut trunk = Vec::with_capacity(graph.weights.len());
     for weight in &graph.weights {
-        let role = roles.get(weight.tensor.as_str()).unwrap_or(&Role::Other);
-        let layer = layer_of(&weight.tensor);
-        let group = match (layer, role) {
+        let group = match (weight.layer, weight.role) {
             (Some(layer), _) => format!("layer.{layer}"),
-            (None, Role::Embedding) => "embed".to_owned(),
+            (None, WeightRole::Embedding) => "embed".to_owned(),
             (None, _) => "head".to_owned(),
         };
-        trunk.push(item(weight, role, layer, group)?);
+        trunk.push(item(weight, role(weight.role), group)?);
     }
     let mut experts = Vec::new();
     for moe in &graph.moe {
-        for (number, names) in moe.experts.iter().enumerate() {
+        for number in 0..moe.experts.len() {
             let group = format!("layer.{}.expert.{number}", moe.layer);
-            let part = |tensor: &String, rows, cols| {
-                let weight = Weight { tensor: tensor.clone(), rows, cols };
-                item(&weight, &Role::Expert, Some(moe.layer), group.clone())
-            };
-            experts.push(vec![
-                part(&names.gate, moe.ff, moe.hidden)?,
-                part(&names.up, moe.ff, moe.hidden)?,
-                part(&names.down, moe.hidden, moe.ff)?,
-            ]);
+            let parts = moe.weights(number);
+            let parts = parts.iter().map(|weight| item(weight, Role::Expert, group.clone()));
+            experts.push(parts.collect::<Result<_>>()?);
         }
     }
     Ok(place(trunk, experts, shard_bytes))
 }
 
-/// What each trunk tensor is for, from the ops that read it.
-fn roles(graph: &Graph) -> BTreeMap<&str, Role> {
-    let mut roles = BTreeMap::new();
-    let routed: HashSet<_> = graph
-        .ops
-        .iter()
-        .filter_map(|op| if let Op::Route { logits, .. } = op { Some(*logits) } else { None })
-        .collect();
-    for op in &graph.ops {
-        let (weight, role) = match op {
-            Op::Embed { table, .. } => (*table, Role::Embedding),
-            Op::RmsNorm { weight, .. } => (*weight, Role::Norm),
-            Op::Linear { weight, out, .. } if routed.contains(out) => (*weight, Role::Router),
-            Op::Linear { weight, .. } => (*weight, Role::Matmul),
-            Op::Logits { weight, .. } => (*weight, Role::LmHead),
-            _ => continue,
-        };
-        // A tied embedding is first an embedding.
-        roles.entry(graph.weight_spec(weight).tensor.as_str()).or_insert(role);
-    }
-    roles
-}
-
-/// The routers' names, layer by layer.
-pub(super) fn routers(graph: &Graph) -> Vec<String> {
-    let roles = roles(graph);
-    let routers = graph.weights.iter().map(|weight| &weight.tensor);
-    routers.filter(|name| roles.get(name.as_str()) == Some(&Role::Router)).cloned().collect()
-}
-
-fn kind(name: &str, role: &Role, spec: &Spec) -> Kind {
+/// A trunk tensor's role in RDRR's words.
+const fn role(role: WeightRole) -> Role {
     match role {
-        Role::Embedding if spec.tie_word_embeddings => Kind::Output,
-        Role::Embedding => Kind::Embedding,
-        Role::LmHead => Kind::Output,
-        Role::Matmul | Role::Expert => {
-            let ends = |endings: &[&str]| endings.iter().any(|end| name.ends_with(end));
-            match () {
-                () if ends(&[".k_proj.weight"]) => Kind::AttentionKey,
-                () if ends(&[".v_proj.weight"]) => Kind::AttentionValue,
-                () if ends(&[".o_proj.weight"]) => Kind::AttentionOutput,
-                () if ends(&[".down_proj.weight", ".w2.weight"]) => Kind::FeedForwardDown,
-                () => Kind::Matrix,
-            }
-        }
-        _ => Kind::Kept,
+        WeightRole::Embedding => Role::Embedding,
+        WeightRole::Head => Role::LmHead,
+        WeightRole::Norm => Role::Norm,
+        WeightRole::Router => Role::Router,
+        WeightRole::Query
+        | WeightRole::Key
+        | WeightRole::Value
+        | WeightRole::AttentionOutput
+        | WeightRole::Gate
+        | WeightRole::Up
+        | WeightRole::Down => Role::Matmul,
+        WeightRole::Bias | WeightRole::Other => Role::Other,
     }
 }
 
-/// The number in `...layers.N....`.
-fn layer_of(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once("layers.")?;
-    rest.split('.').next()?.parse().ok()
-}
-
-/// `[rows, cols]`, or `[cols]` for a vector.
-fn check_shape(weight: &Weight, source: &Source) -> Result<()> {
-    let (rows, cols) = (weight.rows as u64, weight.cols as u64);
-    if source.shape == [rows, cols] || (rows == 1 && source.shape == [cols]) {
-        return Ok(());
+/// What the stored type depends on; `tied`: the embedding is also the output matrix.
+const fn kind(role: WeightRole, tied: bool) -> Kind {
+    match role {
+        WeightRole::Embedding if tied => Kind::Output,
+        WeightRole::Embedding => Kind::Embedding,
+        WeightRole::Head => Kind::Output,
+        WeightRole::Key => Kind::AttentionKey,
+        WeightRole::Value => Kind::AttentionValue,
+        WeightRole::AttentionOutput => Kind::AttentionOutput,
+        WeightRole::Down => Kind::FeedForwardDown,
+        WeightRole::Query | WeightRole::Gate | WeightRole::Up => Kind::Matrix,
+        WeightRole::Norm | WeightRole::Bias | WeightRole::Router | WeightRole::Other => Kind::Kept,
     }
-    let want = if rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") };
-    Err(LoadError::Tensor {
-        tensor: weight.tensor.clone(),
-        problem: format!("its shape is {:?}, the config wants {want}", source.shape),
-    })
 }
 
-/// The tokenizer without the white space between its JSON tokens.
-fn read_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Vec<u8>>> {
-    let Some(bytes) = checkpoint.file(TOKENIZER_FILE)? else { return Ok(None) };
-    if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&bytes) {
-        let problem = format!("not valid JSON: {error}");
-        return Err(LoadError::File { file: TOKENIZER_FILE.into(), problem });
-    }
-    Ok(Some(compact_json(&bytes)))
-}
-
-/// Drops white space outside strings; numbers and strings stay as written.
-fn compact_json(json: &[u8]) -> Vec<u8> {
-    let (mut quoted, mut escaped) = (false, false);
-    let mut keep = |byte: u8| {
-        if quoted {
-            quoted = escaped || byte != b'"';
-            escaped = !escaped && byte == b'\\';
-            return true;
-        }
-        quoted = byte == b'"';
-        !byte.is_ascii_whitespace()
-    };
-    json.iter().copied().filter(|&byte| keep(byte)).collect()
-}
-
-/// The manifest but for shards, tensors and tokenizer.
-/// End-of-sequence tokens are those of the first config that has any; the last
-/// config is the model's own.
+/// The manifest but for shards, tensors and tokenizer. `config` is the model's own.
 pub(super) fn body(
-    configs: [&Value; 2],
-    spec: &Spec,
+    eos_token_ids: Vec<u32>,
+    config: &Value,
+    program: &Program,
     quantization: Quantization,
     model_id: String,
 ) -> Result<ManifestBody> {
-    let key = "eos_token_id";
-    let eos =
-        configs.into_iter().filter_map(|config| config.get(key)).find(|value| !value.is_null());
     Ok(ManifestBody {
         version: 1,
         model_id,
-        model_type: spec.family.to_owned(),
+        model_type: families::name(config)?.to_owned(),
         quantization: quantization.rdrr_name().to_owned(),
-        architecture: describe::architecture(spec),
-        moe: describe::moe_config(spec),
-        inference: describe::inference(spec),
-        config: configs[1].clone(),
+        architecture: describe::architecture(&program.graph, config),
+        moe: describe::moe_config(&program.graph),
+        inference: describe::inference(program),
+        config: config.clone(),
         shards: Vec::new(),
         tensors: Tensors::default(),
         total_size: 0,
-        eos_token_ids: read_eos(eos.unwrap_or(&Value::Null))?,
+        eos_token_ids,
         tokenizer: None,
     })
 }
@@ -333,25 +305,26 @@ fn next_shard(before: &[Shard], size: u64, hash: ShardHash) -> Shard {
 
 /// Carries the plan out: reads, quantizes, fills shard after shard.
 fn store(
-    checkpoint: &Checkpoint,
+    sources: &Sources<'_>,
     plan: &Plan,
     sink: &mut dyn ShardSink,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<Shard>> {
-    let mut sources = Vec::with_capacity(plan.tensors.len());
-    for (name, _) in &plan.tensors {
-        sources.push(checkpoint.tensor(name)?);
+    let mut tensors = Vec::with_capacity(plan.tensors.len());
+    for (name, tensor) in &plan.tensors {
+        tensors.push((name, tensor, sources.of(name)?));
     }
-    let total = sources.iter().map(|source| source.size).sum();
+    let size = |source: &Resolved| source.rows * source.row_bytes() as u64;
+    let total = tensors.iter().map(|(_, _, source)| size(source)).sum();
     let mut done = 0;
     let mut writer = Writer::new(&plan.shards, sink);
-    for ((name, tensor), source) in plan.tensors.iter().zip(sources) {
+    for (name, tensor, source) in tensors {
         progress(Progress { tensor: name, done, total });
         let mut place = Place { spans: &tensor.spans, filled: 0 };
-        store_tensor(checkpoint, name, tensor, source, &mut |bytes| {
+        store_tensor(sources.checkpoint, name, tensor, source, &mut |bytes| {
             writer.append(&mut place, bytes)
         })?;
-        done += source.size;
+        done += size(source);
     }
     writer.close()?;
     progress(Progress { tensor: "", done, total });
@@ -360,14 +333,14 @@ fn store(
 
 /// Gives a tensor's stored bytes to `out`, some rows at a time.
 fn store_tensor(
-    checkpoint: &Checkpoint,
+    checkpoint: &dyn Checkpoint,
     name: &str,
     tensor: &TensorEntry,
-    source: &Source,
+    source: &Resolved,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let (rows, cols) = tensor.rows_cols();
-    let row_in = source.size / rows;
+    let row_in = source.row_bytes() as u64;
     let row_out = tensor.size / rows;
     let step = (CHUNK_BYTES / row_in.max(row_out)).clamp(1, rows);
     let mut read = vec![0; (step * row_in) as usize];
@@ -376,15 +349,21 @@ fn store_tensor(
     while first < rows {
         let count = step.min(rows - first);
         let read = &mut read[..(count * row_in) as usize];
-        checkpoint.read(source, first * row_in, read)?;
+        source.read(checkpoint, first, read)?;
+        let fail = |(row, source)| LoadError::Quantize {
+            tensor: name.to_owned(),
+            row: first + row as u64,
+            source,
+        };
         if source.dtype == tensor.dtype {
+            if let Some(found) = first_not_finite(tensor.dtype, cols as usize, read) {
+                return Err(fail(found));
+            }
             out(read)?;
         } else {
             let stored = &mut stored[..(count * row_out) as usize];
             let types = (source.dtype, tensor.dtype);
-            requantize(types, cols as usize, read, stored).map_err(|(row, source)| {
-                LoadError::Quantize { tensor: name.to_owned(), row: first + row as u64, source }
-            })?;
+            requantize(types, cols as usize, read, stored).map_err(fail)?;
             out(stored)?;
         }
         first += count;

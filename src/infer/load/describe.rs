@@ -1,30 +1,40 @@
 //! What a model is, in RDRR's words: `architecture`, `moeConfig`, `inference`.
 //!
 //! For readers of RDRR other than this one. The engine here reads the Hugging
-//! Face config that the manifest also carries, which says everything.
+//! Face config that the manifest also carries, which says everything. All of it is read off
+//! the graph, so a family has nothing to add here.
 
 use serde_json::{Value, json};
 
-use crate::families::{RopeScaling, Spec};
-use crate::graph::Activation;
+use crate::families::Program;
+use crate::graph::{Activation, Graph, Op, WeightRole};
 use doppler_store::manifest::{Architecture, MoeConfig};
 
-pub fn architecture(spec: &Spec) -> Architecture {
+/// `config` is the model's own, for the width of a dense feed-forward that no layer may have.
+pub fn architecture(graph: &Graph, config: &Value) -> Architecture {
+    let attention = graph.ops.iter().find_map(|op| match op {
+        Op::Attention { kv, heads, .. } => Some((*heads as u64, graph.kv_spec(*kv))),
+        _ => None,
+    });
+    let hidden = graph.ops.iter().find_map(|op| match op {
+        Op::Embed { out, .. } => Some(graph.width(*out) as u64),
+        _ => None,
+    });
     Architecture {
-        num_layers: Some(spec.layers as u64),
-        hidden_size: Some(spec.hidden as u64),
-        intermediate_size: Some(spec.ff as u64),
-        num_attention_heads: Some(spec.heads as u64),
-        num_key_value_heads: Some(spec.kv_heads as u64),
-        head_dim: Some(spec.head_dim as u64),
-        vocab_size: Some(spec.vocab as u64),
-        max_seq_len: Some(spec.context_max as u64),
+        num_layers: Some(graph.layers as u64),
+        hidden_size: hidden,
+        intermediate_size: config.get("intermediate_size").and_then(Value::as_u64),
+        num_attention_heads: attention.map(|(heads, _)| heads),
+        num_key_value_heads: attention.map(|(_, kv)| kv.kv_heads as u64),
+        head_dim: attention.map(|(_, kv)| kv.head_dim as u64),
+        vocab_size: Some(graph.vocab as u64),
+        max_seq_len: Some(graph.context_max as u64),
     }
 }
 
-pub fn moe_config(spec: &Spec) -> Option<MoeConfig> {
-    spec.moe.as_ref().map(|moe| MoeConfig {
-        num_experts: moe.experts as u64,
+pub fn moe_config(graph: &Graph) -> Option<MoeConfig> {
+    graph.moe.first().map(|moe| MoeConfig {
+        num_experts: moe.experts.len() as u64,
         num_experts_per_token: moe.top_k as u64,
         // Each expert's gate, up and down a tensor of its own.
         expert_format: Some("mixtral".into()),
@@ -32,58 +42,82 @@ pub fn moe_config(spec: &Spec) -> Option<MoeConfig> {
     })
 }
 
-pub fn inference(spec: &Spec) -> Value {
-    let window = spec.windows.iter().flatten().next();
+pub fn inference(program: &Program) -> Value {
+    let graph = &program.graph;
+    let windows = windows(graph);
+    let ops = || graph.ops.iter();
+    let eps = ops().find_map(|op| match op {
+        Op::RmsNorm { eps, .. } => Some(shortest(*eps)),
+        _ => None,
+    });
+    let dense = ops().find_map(|op| match op {
+        Op::Gated { activation, .. } => Some(*activation),
+        _ => None,
+    });
+    let activation = dense.or_else(|| graph.moe.first().map(|moe| moe.activation));
+    let biased = |op: &Op| {
+        matches!(op, Op::Linear { weight, bias: Some(_), .. }
+            if graph.weight_spec(*weight).role == WeightRole::Query)
+    };
     json!({
         "attention": {
-            "slidingWindow": window,
-            "queryKeyNorm": spec.qk_norm,
+            "slidingWindow": windows.iter().flatten().next(),
+            // Norms of heads work in place; those of states do not.
+            "queryKeyNorm": ops().any(|op| matches!(op, Op::RmsNorm { x, out, .. } if x == out)),
             "causal": true,
-            "attentionBias": spec.attention_bias,
+            "attentionBias": ops().any(biased),
         },
         "normalization": {
-            "rmsNormEps": shortest(spec.rms_eps),
+            "rmsNormEps": eps,
             "rmsNormWeightOffset": false,
             "postAttentionNorm": true,
             "preFeedforwardNorm": false,
             "postFeedforwardNorm": false,
         },
         "ffn": {
-            "activation": match spec.activation {
-                Activation::Silu => "silu",
-                Activation::GeluTanh => "gelu",
+            "activation": match activation {
+                Some(Activation::GeluTanh) => "gelu",
+                Some(Activation::Silu) | None => "silu",
             },
             "gatedActivation": true,
         },
-        "rope": rope(spec),
-        "output": { "tieWordEmbeddings": spec.tie_word_embeddings, "scaleEmbeddings": false },
-        "layerPattern": layer_pattern(spec),
+        "rope": rope(program),
+        "output": {
+            "tieWordEmbeddings": graph.tied(),
+            "scaleEmbeddings": ops().any(|op| matches!(op, Op::Embed { scale, .. } if *scale != 1.0)),
+        },
+        "layerPattern": layer_pattern(&windows),
     })
 }
 
-fn rope(spec: &Spec) -> Value {
-    let (kind, factor) = match spec.rope.scaling {
-        RopeScaling::None => (None, 1.0),
-        RopeScaling::Linear { factor } => (Some("linear"), factor),
-        RopeScaling::Llama3 { factor, .. } => (Some("llama3"), factor),
-    };
+fn rope(program: &Program) -> Value {
+    let rope = program.ropes.first();
     json!({
-        "ropeTheta": spec.rope.theta,
+        "ropeTheta": rope.map(|rope| rope.theta),
         "ropeInterleaved": false,
-        "ropeScalingType": kind,
-        "ropeScalingFactor": factor,
+        "ropeScalingType": rope.and_then(|rope| rope.scaling.name()),
+        "ropeScalingFactor": rope.map(|rope| rope.scaling.factor()),
     })
 }
 
-fn layer_pattern(spec: &Spec) -> Value {
-    if spec.windows.iter().all(Option::is_none) {
+/// What each attention layer sees.
+fn windows(graph: &Graph) -> Vec<Option<usize>> {
+    let windows = graph.ops.iter().filter_map(|op| match op {
+        Op::Attention { window, .. } => Some(*window),
+        _ => None,
+    });
+    windows.collect()
+}
+
+fn layer_pattern(windows: &[Option<usize>]) -> Value {
+    if windows.iter().all(Option::is_none) {
         return Value::Null;
     }
     let kind = |window: &Option<usize>| match window {
         Some(_) => "sliding_attention",
         None => "full_attention",
     };
-    json!({ "type": "custom", "layerTypes": spec.windows.iter().map(kind).collect::<Vec<_>>() })
+    json!({ "type": "custom", "layerTypes": windows.iter().map(kind).collect::<Vec<_>>() })
 }
 
 /// The f32 as the decimal number a person wrote (1e-6, not 9.999999974752427e-7).

@@ -16,29 +16,26 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{LoadError, Result, io_error};
+use super::checkpoint::{Checkpoint, Form, Stored};
+use super::{LoadError, Result, io_error, missing};
 use doppler_store::DType;
+use doppler_store::manifest::read_eos;
 
 /// The longest safetensors header read, bytes (the format's own limit is 100 MB).
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 /// The longest `config.json` or `generation_config.json` read.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// The longest index or tokenizer read.
-const JSON_BYTES_MAX: u64 = 64 << 20;
+pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
 /// The most weight files of a checkpoint.
 const FILES_MAX: usize = 4096;
 
-/// One tensor of the checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+/// Where a tensor's bytes begin, and what it is.
+struct Tensor {
     file: usize,
     /// From the start of the file, bytes.
     start: u64,
-    /// Bytes: `rows * cols` elements.
-    pub size: u64,
-    /// F32, F16 or BF16.
-    pub dtype: DType,
-    pub shape: Vec<u64>,
+    stored: Stored,
 }
 
 struct WeightFile {
@@ -46,17 +43,15 @@ struct WeightFile {
     file: Mutex<File>,
 }
 
-/// An opened checkpoint whose headers were checked.
-pub struct Checkpoint {
+/// An opened directory whose headers were checked.
+pub struct HuggingFace {
     dir: PathBuf,
     /// `config.json`, as it stands.
-    pub config: Value,
+    config: Value,
     /// `generation_config.json`, `Null` if absent.
-    pub generation_config: Value,
+    generation_config: Value,
     files: Vec<WeightFile>,
-    tensors: BTreeMap<String, Source>,
-    /// Tensors of a type that is not read here, and its name.
-    foreign: BTreeMap<String, String>,
+    tensors: BTreeMap<String, Tensor>,
 }
 
 #[derive(Deserialize)]
@@ -66,30 +61,23 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-impl Checkpoint {
-    /// Reads `config.json` only: enough to tell whether the model is known.
-    pub fn read_config(dir: &Path) -> Result<Value> {
-        read_json(&dir.join("config.json"), CONFIG_BYTES_MAX)
-    }
-
+impl HuggingFace {
     pub fn open(dir: &Path) -> Result<Self> {
         let generation = dir.join("generation_config.json");
         let mut checkpoint = Self {
             dir: dir.to_owned(),
-            config: Self::read_config(dir)?,
+            config: read_json(&dir.join("config.json"), CONFIG_BYTES_MAX)?,
             generation_config: match generation.exists() {
                 true => read_json(&generation, CONFIG_BYTES_MAX)?,
                 false => Value::Null,
             },
             files: Vec::new(),
             tensors: BTreeMap::new(),
-            foreign: BTreeMap::new(),
         };
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
         if single.exists() {
-            let entries = checkpoint.add_file(single)?;
-            checkpoint.add_entries(entries);
+            checkpoint.tensors = checkpoint.add_file(single)?;
         } else if index.exists() {
             checkpoint.open_indexed(&index)?;
         } else {
@@ -130,17 +118,17 @@ impl Checkpoint {
             }
             let mut entries = self.add_file(path)?;
             for tensor in tensors {
-                let entry = entries.remove_entry(tensor).ok_or_else(|| {
+                let (name, entry) = entries.remove_entry(tensor).ok_or_else(|| {
                     fail(format!("it names {tensor} in {file}, which does not have it"))
                 })?;
-                self.add_entries([entry].into());
+                self.tensors.insert(name, entry);
             }
         }
         Ok(())
     }
 
     /// Opens a weight file and reads its header.
-    fn add_file(&mut self, path: PathBuf) -> Result<BTreeMap<String, Raw>> {
+    fn add_file(&mut self, path: PathBuf) -> Result<BTreeMap<String, Tensor>> {
         let io = io_error(&path);
         let mut file = File::open(&path).map_err(&io)?;
         let size = file.metadata().map_err(&io)?.len();
@@ -149,51 +137,52 @@ impl Checkpoint {
         self.files.push(WeightFile { path, file: Mutex::new(file) });
         Ok(entries)
     }
-
-    fn add_entries(&mut self, entries: BTreeMap<String, Raw>) {
-        for (name, raw) in entries {
-            match raw {
-                Raw::Known(source) => drop(self.tensors.insert(name, source)),
-                Raw::Foreign(dtype) => drop(self.foreign.insert(name, dtype)),
-            }
-        }
-    }
-
-    /// Names of all tensors, sorted; those of unreadable types included.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().chain(self.foreign.keys()).map(String::as_str)
-    }
-
-    /// The tensor, or an error that says it is missing or of a type not read here.
-    pub fn tensor(&self, name: &str) -> Result<&Source> {
-        self.tensors.get(name).ok_or_else(|| LoadError::Tensor {
-            tensor: name.to_owned(),
-            problem: match self.foreign.get(name) {
-                Some(dtype) => format!("type {dtype} is not read (F32, F16 and BF16 are)"),
-                None => format!("the config needs it, {} does not have it", self.dir.display()),
-            },
-        })
-    }
-
-    /// Fills `out` with the tensor's bytes from `offset`; the range must lie in the tensor.
-    pub fn read(&self, source: &Source, offset: u64, out: &mut [u8]) -> Result<()> {
-        let weights = &self.files[source.file];
-        let io = io_error(&weights.path);
-        let mut file = weights.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(source.start + offset)).map_err(&io)?;
-        file.read_exact(out).map_err(io)
-    }
-
-    /// A file beside the config, such as `tokenizer.json`; `None` if it is not there.
-    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let path = self.dir.join(name);
-        if path.exists() { read_bounded(&path, JSON_BYTES_MAX).map(Some) } else { Ok(None) }
-    }
 }
 
-enum Raw {
-    Known(Source),
-    Foreign(String),
+impl Checkpoint for HuggingFace {
+    fn place(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn name(&self) -> String {
+        let full = std::path::absolute(&self.dir).unwrap_or_else(|_| self.dir.clone());
+        full.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// `generation_config.json` decides before `config.json` does.
+    fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        let mut configs = [&self.generation_config, &self.config].into_iter();
+        let eos = configs.find_map(|config| config.get("eos_token_id").filter(|v| !v.is_null()));
+        Ok(read_eos(eos.unwrap_or(&Value::Null))?)
+    }
+
+    fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.dir.join("tokenizer.json");
+        if path.exists() { read_bounded(&path, JSON_BYTES_MAX).map(Some) } else { Ok(None) }
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.tensors.keys().map(String::as_str))
+    }
+
+    fn find(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name).map(|tensor| &tensor.stored)
+    }
+
+    fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {
+        let Some(tensor) = self.tensors.get(name) else { return Err(missing(self, name)) };
+        let (_, cols) = tensor.stored.rows_cols();
+        let row = tensor.stored.dtype().map_or(0, |dtype| dtype.row_bytes(cols as usize) as u64);
+        let weights = &self.files[tensor.file];
+        let io = io_error(&weights.path);
+        let mut file = weights.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(tensor.start + first * row)).map_err(&io)?;
+        file.read_exact(out).map_err(io)
+    }
 }
 
 /// Reads and checks a header against the file's size.
@@ -201,9 +190,16 @@ fn read_header(
     file: &mut File,
     size: u64,
     index: usize,
-) -> std::result::Result<BTreeMap<String, Raw>, String> {
+) -> std::result::Result<BTreeMap<String, Tensor>, String> {
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|_| format!("truncated: only {size} bytes"))?;
+    if length == LFS_POINTER[..8] {
+        let mut pointer = length.to_vec();
+        file.take(LFS_POINTER_BYTES_MAX).read_to_end(&mut pointer).map_err(|e| e.to_string())?;
+        if let Some(problem) = lfs_pointer(&pointer) {
+            return Err(problem);
+        }
+    }
     let length = u64::from_le_bytes(length);
     if length > HEADER_BYTES_MAX {
         return Err(format!("its header claims {length} bytes (at most {HEADER_BYTES_MAX})"));
@@ -223,9 +219,9 @@ fn read_header(
         }
         let entry: Entry =
             serde_json::from_value(value).map_err(|e| format!("its header, tensor {name}: {e}"))?;
-        let raw = check_entry(entry, data, size - data, index)
+        let tensor = check_entry(entry, data, size - data, index)
             .map_err(|problem| format!("tensor {name}: {problem}"))?;
-        entries.insert(name, raw);
+        entries.insert(name, tensor);
     }
     Ok(entries)
 }
@@ -235,7 +231,7 @@ fn check_entry(
     data: u64,
     data_size: u64,
     file: usize,
-) -> std::result::Result<Raw, String> {
+) -> std::result::Result<Tensor, String> {
     let (start, end) = entry.data_offsets;
     if start > end {
         return Err(format!("its offsets {start}..{end} are reversed"));
@@ -249,7 +245,10 @@ fn check_entry(
         "F32" => DType::F32,
         "F16" => DType::F16,
         "BF16" => DType::Bf16,
-        other => return Ok(Raw::Foreign(other.to_owned())),
+        other => {
+            let form = Form::Unreadable(other.to_owned());
+            return Ok(Tensor { file, start, stored: Stored { shape: entry.shape, form } });
+        }
     };
     let elements = entry.shape.iter().try_fold(1_u64, |n, &dim| n.checked_mul(dim));
     let bytes = elements.and_then(|n| n.checked_mul(dtype.block_bytes() as u64));
@@ -261,13 +260,8 @@ fn check_entry(
             bytes.map_or("more than fits".into(), |b| b.to_string()),
         ));
     }
-    Ok(Raw::Known(Source {
-        file,
-        start: data + start,
-        size: end - start,
-        dtype,
-        shape: entry.shape,
-    }))
+    let stored = Stored { shape: entry.shape, form: Form::Blocks(dtype) };
+    Ok(Tensor { file, start: data + start, stored })
 }
 
 /// A file name that stays in its directory.
@@ -277,7 +271,22 @@ fn is_plain(name: &str) -> bool {
         && !name.contains(['\\', '\0', ':'])
 }
 
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+/// How a Git LFS pointer begins: what lies where a large file was never fetched.
+const LFS_POINTER: &[u8; 34] = b"version https://git-lfs.github.com";
+/// The format's own limit on a pointer.
+const LFS_POINTER_BYTES_MAX: u64 = 1024;
+
+/// What is wrong, if these bytes are a pointer instead of a file's content.
+///
+/// Format: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>
+fn lfs_pointer(bytes: &[u8]) -> Option<String> {
+    let text = bytes.starts_with(LFS_POINTER).then(|| String::from_utf8_lossy(bytes))?;
+    let size = text.lines().find_map(|line| line.strip_prefix("size "));
+    let size = size.map_or(String::new(), |size| format!(" of {size} bytes"));
+    Some(format!("a Git LFS pointer, not the file itself{size}; fetch it with: git lfs pull"))
+}
+
+pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let io = io_error(path);
     let mut bytes = Vec::new();
     File::open(path).map_err(&io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -286,6 +295,9 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
             file: path.display().to_string(),
             problem: format!("more than {limit} bytes"),
         });
+    }
+    if let Some(problem) = lfs_pointer(&bytes) {
+        return Err(LoadError::File { file: path.display().to_string(), problem });
     }
     Ok(bytes)
 }

@@ -1,11 +1,13 @@
 //! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
 //!
-//! Owns reading safetensors (`hf`), choosing types (`mixture`), placing tensors
-//! (`layout`), writing shards (`convert`, `sink`, `dir_sink`), models of random weights
-//! (`arch`, `synth`, `routing`) and summing manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
+//! Owns the containers (`checkpoint`: `hf`, `rdrr`), making weights of stored tensors
+//! (`recipe`), choosing types (`mixture`), placing tensors (`layout`), writing shards
+//! (`convert`, `sink`, `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summing
+//! manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
 //! is written. Invariant: an output directory either appears whole or not at all.
 
 mod arch;
+mod checkpoint;
 mod convert;
 mod describe;
 mod dir_sink;
@@ -15,20 +17,26 @@ mod layout;
 mod mixture;
 #[cfg(test)]
 mod quality_tests;
+mod rdrr;
+mod recipe;
+#[cfg(test)]
+mod recipe_tests;
 mod routing;
 mod sink;
 mod synth;
 #[cfg(test)]
 mod tests;
+mod tied;
+mod tokenizer;
 
 use super::families::FamilyError;
 use super::quant::QuantizeError;
 use doppler_store::ManifestError;
 
 pub use arch::Arch;
+pub use checkpoint::{Checkpoint, Form, Stored, open};
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use dir_sink::DirSink;
-pub use hf::{Checkpoint, Source};
 pub use mixture::{Quantization, UnknownQuantization};
 pub use routing::Routing;
 pub use sink::{MemorySink, ShardSink};
@@ -65,6 +73,12 @@ pub enum LoadError {
 }
 
 pub type Result<T> = std::result::Result<T, LoadError>;
+
+/// The error for a tensor that a graph reads and a checkpoint does not have.
+fn missing(checkpoint: &dyn Checkpoint, name: &str) -> LoadError {
+    let problem = format!("the config needs it, {} does not have it", checkpoint.place());
+    LoadError::Tensor { tensor: name.to_owned(), problem }
+}
 
 fn io_error(path: &std::path::Path) -> impl Fn(std::io::Error) -> LoadError + use<> {
     let path = path.display().to_string();

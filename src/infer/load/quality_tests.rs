@@ -1,11 +1,10 @@
-//! What a conversion keeps of a model, measured by running it: goldens exactly,
-//! and perplexity close to that of the unquantized weights.
+//! What a conversion keeps of a model, measured by running it: perplexity close to that
+//! of the unquantized weights.
 
 use std::sync::Arc;
 
 use super::Quantization;
 use super::tests::to_memory;
-use crate::check::{Expected, check};
 use crate::cpu::CpuDevice;
 use crate::model::Model;
 use crate::perplexity::{PerplexityOptions, perplexity};
@@ -21,19 +20,6 @@ fn session(source: &std::path::Path, quantization: Quantization, context: usize)
     let model = Model::open(manifest, reader).unwrap();
     let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
     Session::new(&model, &CpuDevice, &options).unwrap()
-}
-
-#[test]
-fn a_converted_golden_says_what_the_original_says() {
-    for golden in ["llama3", "llama3-tied", "qwen3", "mixtral", "mixtral-256", "qwen3-moe"] {
-        let Some(source) = shared(&format!("goldens/{golden}")) else { return };
-        let expected = std::fs::read(source.join("expected.safetensors")).unwrap();
-        let expected = Expected::parse(&expected).unwrap();
-        let mut session = session(&source, Quantization::Bf16, 96);
-        let report = check(&mut session, &expected).unwrap();
-        println!("{golden}: {report:?}");
-        assert!(report.passes(crate::check::REL_MAX), "{golden}: {report:?}");
-    }
 }
 
 #[test]

@@ -28,8 +28,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::synth::WEIGHT_STD;
 use super::{LoadError, Result};
-use crate::families::Spec;
-use crate::graph::Graph;
+use crate::graph::{Graph, Op, WeightRole};
 use crate::quant::{dequantize, quantize};
 use doppler_store::DType;
 use doppler_store::manifest::{Role, TensorEntry};
@@ -91,9 +90,9 @@ pub(super) struct Shaper {
 impl Shaper {
     /// # Errors
     /// A model without routers, or with a hidden state too small to set a part aside.
-    pub fn new(routing: &Routing, spec: &Spec, graph: &Graph, seed: u64) -> Result<Self> {
-        let routers = super::convert::routers(graph);
-        let hidden = spec.hidden;
+    pub fn new(routing: &Routing, graph: &Graph, seed: u64) -> Result<Self> {
+        let routers = graph.weights.iter().filter(|weight| weight.role == WeightRole::Router);
+        let hidden = graph.moe.first().map_or(0, |moe| moe.hidden);
         let shape = graph.moe.first().map(|moe| (moe.experts.len(), moe.top_k));
         let Some((experts, top_k)) = shape.filter(|(experts, _)| *experts <= EXPERTS_MAX) else {
             return Err(LoadError::NoRouting("it has no experts to route to".into()));
@@ -117,17 +116,21 @@ impl Shaper {
             .iter()
             .map(|bias| (bias * unit / (CONSTANT as f64 * constant)) as f32)
             .collect();
-        let biases = routers.into_iter().map(|name| {
+        let biases = routers.map(|router| {
             let mut biases = by_rank.clone();
             biases.shuffle(&mut rng);
-            (name, biases)
+            (router.tensor.clone(), biases)
         });
         let biases = biases.collect();
         let sticky = (fit.slow > 0.0).then(|| {
             // What the first layer adds: std^2 * sqrt(attention width * hidden) * rms(h)
             // / sqrt(context), `h` being 1 / sqrt(1.25) where it is not constant.
             let wanted = EMBEDDING_STD * (fit.slow / (1.0 - fit.slow)).sqrt();
-            let width = (spec.heads * spec.head_dim) as f64;
+            let attended = graph.ops.iter().find_map(|op| match op {
+                Op::Attention { q, .. } => Some(graph.width(*q)),
+                _ => None,
+            });
+            let width = attended.unwrap_or(hidden) as f64;
             let gain = (width * free / 1.25 / STICK_CONTEXT).sqrt();
             ("model.layers.0.self_attn.".to_owned(), (wanted / gain).sqrt() as f32)
         });

@@ -22,7 +22,7 @@ use super::sink::ShardSink;
 use super::{Arch, LoadError, Result};
 use crate::families;
 use crate::graph::Weight;
-use doppler_store::manifest::{ManifestBody, Role, TensorEntry};
+use doppler_store::manifest::{ManifestBody, Role, TensorEntry, read_eos};
 use doppler_store::{DType, Manifest};
 
 /// Standard deviation of every matrix: Transformers' `initializer_range`.
@@ -76,16 +76,17 @@ impl SynthOptions {
                 config.insert("num_hidden_layers".into(), json!(layers));
             }
         }
-        let spec = families::from_config(&config)?;
-        let graph = families::graph(&spec);
+        let program = families::program(&config)?;
+        let graph = &program.graph;
         let stored_as = |weight: &Weight| {
             let (rows, cols) = (weight.rows as u64, weight.cols as u64);
             let shape = if weight.rows == 1 { vec![cols] } else { vec![rows, cols] };
             Ok((shape, DType::Bf16))
         };
-        let plan = plan(&stored_as, &graph, &spec, self.quantization, self.shard_bytes)?;
-        let body = body([&Value::Null, &config], &spec, self.quantization, self.name.clone())?;
-        let shaper = self.routing.map(|routing| Shaper::new(&routing, &spec, &graph, self.seed));
+        let plan = plan(&stored_as, graph, self.quantization, self.shard_bytes)?;
+        let eos = read_eos(config.get("eos_token_id").unwrap_or(&Value::Null))?;
+        let body = body(eos, &config, &program, self.quantization, self.name.clone())?;
+        let shaper = self.routing.map(|routing| Shaper::new(&routing, graph, self.seed));
         Ok((plan, body, shaper.transpose()?))
     }
 }
@@ -270,7 +271,7 @@ mod tests {
             let manifest = synth(&options, &mut sink, &mut |_| {}).unwrap();
             let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
             let model = Model::open(manifest, reader).unwrap();
-            assert_eq!(model.spec.layers, 2);
+            assert_eq!(model.graph.layers, 2);
             let mut session = Session::new(&model, &CpuDevice, &SessionOptions::default()).unwrap();
             let logits = session.step(&[3, 299, 0, 7, 7], LogitRows::All).unwrap();
             let mean = logits.iter().sum::<f32>() / logits.len() as f32;

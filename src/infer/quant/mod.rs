@@ -8,6 +8,7 @@
 //! with zeros.
 
 mod affine;
+mod finite;
 mod fit;
 mod plain;
 mod q4_k;
@@ -17,6 +18,8 @@ mod q6_k;
 mod q8_0;
 #[cfg(test)]
 mod tests;
+
+pub use finite::first_not_finite;
 
 use doppler_store::DType;
 

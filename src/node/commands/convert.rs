@@ -1,4 +1,4 @@
-//! `convert`: a Hugging Face checkpoint to an RDRR directory.
+//! `convert`: a checkpoint to an RDRR directory.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::output::outln;
 use crate::progress::ConvertBar;
 use crate::signals;
 use crate::size::ByteSize;
-use doppler_infer::load::{DirSink, Progress, convert as run_conversion};
+use doppler_infer::load::{DirSink, Progress, convert as run_conversion, open};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -22,6 +22,8 @@ struct Converted<'a> {
     shards: usize,
     tensors: usize,
     bytes: u64,
+    /// The tokenizer's file; `null` if the model comes without, and cannot be run on text.
+    tokenizer: Option<&'a str>,
     seconds: f64,
 }
 
@@ -32,8 +34,10 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let bar = ConvertBar::new("converting");
     let mut show = |progress: Progress<'_>| bar.show(progress);
     let quantization = args.quantize.into();
+    let checkpoint = open(&args.hf_dir)?;
+    let shard_bytes = args.shard_size.0;
     let manifest =
-        run_conversion(&args.hf_dir, quantization, args.shard_size.0, &mut sink, &mut show)?;
+        run_conversion(checkpoint.as_ref(), quantization, shard_bytes, &mut sink, &mut show)?;
     bar.finish();
     let converted = Converted {
         model: manifest.model_id_hash().to_string(),
@@ -43,6 +47,7 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         shards: manifest.shards.len(),
         tensors: manifest.tensors.len(),
         bytes: manifest.total_size,
+        tokenizer: manifest.tokenizer.as_ref().map(|tokenizer| tokenizer.file.as_str()),
         seconds: started.elapsed().as_secs_f64(),
     };
     if args.json {
@@ -57,5 +62,11 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         converted.shards,
         converted.seconds
     );
+    if converted.tokenizer.is_none() {
+        let from = args.hf_dir.display();
+        outln!(
+            "  no tokenizer: {from} has no tokenizer.json, so the model cannot be run on text"
+        );
+    }
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::service::Service;
 use doppler_infer::backend::{BackendError, KvFormat};
 use doppler_infer::error::SessionError;
 use doppler_infer::gpu::{KERNELS, Program, ProgramError, ProgramOptions, Reduction};
-use doppler_infer::model::{LoadError, Model};
+use doppler_infer::model::{Model, ModelError};
 use doppler_infer::reader::WeightReader;
 use doppler_store::{Manifest, MemReader, ModelId};
 
@@ -100,7 +100,7 @@ pub async fn program(
 /// A manifest's program. Reads no weights.
 fn lower(manifest: Manifest, options: &ProgramOptions) -> Result<Program, Refused> {
     let nothing = WeightReader::new(Arc::new(MemReader::new()), tokio::runtime::Handle::current());
-    let model = Model::open(manifest, nothing).map_err(|error: LoadError| unfit(&error))?;
+    let model = Model::open(manifest, nothing).map_err(|error: ModelError| unfit(&error))?;
     Program::new(&model, options).map_err(|error| match error {
         ProgramError::Option { .. }
         | ProgramError::Session(SessionError::BudgetTooSmall { .. }) => bad(error.to_string()),

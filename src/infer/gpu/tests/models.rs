@@ -1,5 +1,6 @@
 //! Whole models: Transformers' reference outputs, and quantized models against the CPU backend.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::{BOTH, Random, device};
@@ -7,6 +8,7 @@ use crate::backend::{Device, KvFormat, LogitRows};
 use crate::check::{Expected, REL_MAX, check};
 use crate::cpu::CpuDevice;
 use crate::gpu::Reduction;
+use crate::load::{Quantization, SHARD_BYTES_DEFAULT};
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::session::{Session, SessionOptions};
@@ -17,11 +19,11 @@ use doppler_store::{DType, PolicyKind};
 use doppler_testing::shared;
 use serde_json::json;
 
-fn golden(name: &str) {
-    let Some(dir) = shared(&format!("goldens/{name}")) else { return };
+fn golden(dir: &Path) {
+    let name = dir.display();
     let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let expected = Expected::parse(&expected).unwrap();
-    let model = checkpoint(&dir, |_| DType::Bf16);
+    let model = testing::converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
     for (reduction, batch, kv) in [
         (Reduction::Lane, 64, KvFormat::F16),
         (Reduction::Lane, 7, KvFormat::F32),
@@ -38,23 +40,14 @@ fn golden(name: &str) {
     }
 }
 
-macro_rules! goldens {
-    ($($test:ident: $name:literal),+ $(,)?) => {$(
-        #[test]
-        fn $test() {
-            golden($name);
-        }
-    )+};
+#[test]
+fn dense_references_agree() {
+    testing::references(false).iter().for_each(|dir| golden(dir));
 }
 
-goldens! {
-    llama3: "llama3",
-    llama3_tied: "llama3-tied",
-    mistral_with_a_window: "mistral",
-    qwen3: "qwen3",
-    mixtral: "mixtral",
-    mixtral_256: "mixtral-256",
-    qwen3_moe: "qwen3-moe",
+#[test]
+fn references_with_experts_agree() {
+    testing::references(true).iter().for_each(|dir| golden(dir));
 }
 
 /// A tensor's format.

@@ -13,7 +13,7 @@ use crate::graph::{Activation, Buf, ExpertLayout, Graph, MatrixSpec, Op};
 use doppler_store::DType;
 
 fn graph(config: Value) -> Graph {
-    families::graph(&families::from_config(&config).unwrap())
+    families::program(&config).unwrap().graph
 }
 
 fn llama(bias: bool) -> Graph {

@@ -1,0 +1,91 @@
+//! How a weight of the graph is made of a checkpoint's stored tensors.
+//!
+//! A family declares what it wants; `load::recipe` carries it out row by row. A stored
+//! tensor is seen as a matrix: its last dimension is a row, all others together count the
+//! rows. So a stack of experts `[experts, rows, cols]` is one tall matrix, and one expert
+//! is a slice of it. The plain case, [`Source::Itself`], costs nothing: bytes as stored.
+
+use std::ops::Range;
+
+/// Where a weight's values come from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Source {
+    /// The stored tensor that has the weight's own name.
+    #[default]
+    Itself,
+    /// The stored tensor of this name.
+    Stored(String),
+    /// Some rows of another source.
+    Rows { of: Box<Source>, take: Take },
+    /// Some columns of another source.
+    Cols { of: Box<Source>, take: Take },
+    /// Sources of one width, one below the other.
+    Concatenate(Vec<Source>),
+    /// Rows become columns.
+    Transpose(Box<Source>),
+    /// Rows seen as `[.., outer, inner]` become `[.., inner, outer]`.
+    Permute { of: Box<Source>, outer: usize, inner: usize },
+    /// Each value plus one, as F32: norms that are stored as their distance from 1.
+    AddOne(Box<Source>),
+    /// The first of these whose stored tensors are all there; for architectures whose
+    /// checkpoints come in several forms.
+    FirstOf(Vec<Source>),
+}
+
+/// Evenly spaced rows or columns: `start`, `start + step`, ..., `count` of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Take {
+    pub start: usize,
+    pub count: usize,
+    /// At least 1.
+    pub step: usize,
+}
+
+impl From<Range<usize>> for Take {
+    fn from(range: Range<usize>) -> Self {
+        Self { start: range.start, count: range.len(), step: 1 }
+    }
+}
+
+impl Source {
+    pub fn stored(name: impl Into<String>) -> Self {
+        Self::Stored(name.into())
+    }
+
+    pub fn rows(self, take: impl Into<Take>) -> Self {
+        Self::Rows { of: Box::new(self), take: take.into() }
+    }
+
+    pub fn cols(self, take: impl Into<Take>) -> Self {
+        Self::Cols { of: Box::new(self), take: take.into() }
+    }
+
+    pub fn transpose(self) -> Self {
+        Self::Transpose(Box::new(self))
+    }
+
+    pub fn permute(self, outer: usize, inner: usize) -> Self {
+        Self::Permute { of: Box::new(self), outer, inner }
+    }
+
+    pub fn add_one(self) -> Self {
+        Self::AddOne(Box::new(self))
+    }
+
+    /// Calls `each` with every stored tensor that it speaks of, alternatives included; `own` is
+    /// the weight's own name.
+    pub fn names<'a>(&'a self, own: &'a str, each: &mut dyn FnMut(&'a str)) {
+        match self {
+            Self::Itself => each(own),
+            Self::Stored(name) => each(name),
+            Self::Concatenate(parts) | Self::FirstOf(parts) => {
+                parts.iter().for_each(|part| part.names(own, each));
+            }
+            Self::Rows { of, .. }
+            | Self::Cols { of, .. }
+            | Self::Transpose(of)
+            | Self::Permute { of, .. }
+            | Self::AddOne(of) => of.names(own, each),
+        }
+    }
+}
