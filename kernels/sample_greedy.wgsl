@@ -1,5 +1,5 @@
 // Sampling without chance, the last pass: the highest of the chunks' highest keys,
-// of equals the lowest token.
+// of equals the lowest token. None, if a logit is not finite.
 // Grid: one workgroup.
 //!include shared/odds.wgsl
 //!include shared/highest.wgsl
@@ -11,16 +11,27 @@
 @group(1) @binding(3) var<storage, read_write> tokens: array<u32>;
 @group(1) @binding(4) var<storage, read_write> chosen: array<u32>;
 
+var<workgroup> odd: atomic<u32>;
+
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) local: u32) {
+    if (local == 0u) {
+        atomicStore(&odd, 0u);
+    }
+    workgroupBarrier();
     var key = 0u;
     var token = NEVER;
     if (local * CHUNK < params.vocab) {
         key = parts[local * PART];
         token = parts[local * PART + 1u];
+        atomicOr(&odd, parts[local * PART + ODD]);
     }
     let best = highest(key, token, local);
     if (local == 0u && state[0] == 0u) {
-        accept(best.y);
+        if (atomicLoad(&odd) != 0u) {
+            refuse();
+        } else {
+            accept(best.y);
+        }
     }
 }

@@ -1,5 +1,5 @@
-// Sampling, the first pass: each logit's key, those of recent tokens penalised, and
-// the highest of each chunk. Clears the histograms for the passes that follow.
+// Sampling, the first pass: each logit's key, those of recent tokens penalised, the
+// highest of each chunk, and whether all of its logits are finite. Clears the histograms for the passes that follow.
 // Grid: one chunk of the vocabulary a workgroup.
 //!include shared/odds.wgsl
 //!include shared/highest.wgsl
@@ -12,6 +12,10 @@
 
 // A bit for each recent token of the chunk: one that comes twice is penalised once.
 var<workgroup> recent: array<atomic<u32>, 32>;
+var<workgroup> odd: atomic<u32>;
+
+// An f32's exponent bits: all ones where it is infinite or not a number.
+const INFINITY: u32 = 0x7f800000u;
 
 // The product of two f32s, the second positive, rounded as IEEE 754 has it: to nearest, ties to even.
 fn times_f32(bits: u32, factor: u32) -> u32 {
@@ -67,6 +71,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (local < 32u) {
         atomicStore(&recent[local], 0u);
     }
+    if (local == 0u) {
+        atomicStore(&odd, 0u);
+    }
     workgroupBarrier();
     if (local < min(memory[ACCEPTED], params.window)) {
         let token = memory[RING + local];
@@ -82,6 +89,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         let token = group.x * CHUNK + place;
         if (token < params.vocab) {
             var bits = logits[token];
+            if ((bits & INFINITY) == INFINITY) {
+                atomicStore(&odd, 1u);
+            }
             if ((atomicLoad(&recent[place / 32u]) & (1u << (place % 32u))) != 0u) {
                 // Not a number is neither, and stays so.
                 bits = times_f32(bits, select(params.penalty, params.relief, bits < 0x80000000u));
@@ -100,5 +110,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (local == 0u) {
         parts[group.x * PART] = found.x;
         parts[group.x * PART + 1u] = found.y;
+        parts[group.x * PART + ODD] = atomicLoad(&odd);
     }
 }

@@ -1,5 +1,12 @@
 // The end of a choice: where the token goes, and what is remembered of it.
 
+// For one invocation, if the step was not halted and a logit is not finite: no token is
+// chosen and nothing remembered. Steps that are queued behind it get a valid token.
+fn refuse() {
+    tokens[0] = 0u;
+    chosen[0] = NEVER;
+}
+
 // For one invocation, if the step was not halted.
 fn accept(token: u32) {
     tokens[0] = token;

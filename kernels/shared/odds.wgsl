@@ -27,8 +27,10 @@ const CUT_AT: u32 = 8200u;
 const BIN_WORDS: u32 = 8208u;
 
 // Words of a chunk's part: first its highest key and that token, then its
-// tokens at the cut and the weight of those above it (low, high).
+// tokens at the cut and the weight of those above it (low, high). The last word
+// stays: 1 if a logit of the chunk is infinite or not a number.
 const PART: u32 = 4u;
+const ODD: u32 = 3u;
 
 // What is remembered from token to token: draws made (low, high), tokens
 // accepted, then a ring of the last `window` of them.

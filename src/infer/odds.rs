@@ -24,6 +24,9 @@ pub const FLOOR: u32 = 0x007f_ffff;
 /// The key of +inf.
 const INFINITE: u32 = 0xff80_0000;
 
+/// What a device reports instead of a token where a logit is infinite or not a number.
+pub const REFUSED: u32 = u32::MAX;
+
 /// Ranks lie below it: 32 octaves. What is further down has no weight.
 pub const RANK_END: u32 = 1 << 21;
 /// The rank of a token without weight.

@@ -6,7 +6,7 @@ use crate::cpu::sample_keys::sample_keys;
 use crate::gpu::readback::Readback;
 use crate::gpu::sample::{Links, SamplePlan};
 use crate::gpu::{GpuDevice, Reduction};
-use crate::odds::Ruler;
+use crate::odds::{REFUSED, Ruler};
 use crate::sampler::{Sampler, SamplerOptions};
 
 const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -84,7 +84,7 @@ impl Rig {
     }
 }
 
-/// Any bits at all: subnormals, infinities, what is no number.
+/// Any bits at all: subnormals, infinities, what is not a number.
 fn wild(random: &mut Random, n: usize) -> Vec<f32> {
     (0..n).map(|_| f32::from_bits(random.next() as u32)).collect()
 }
@@ -94,14 +94,17 @@ fn logits(random: &mut Random, n: usize) -> Vec<f32> {
     let mut logits: Vec<f32> = match random.below(8) {
         0 => vec![random.float() * spread; n],
         1 => (0..n).map(|_| random.below(4) as f32 * spread).collect(),
-        2 => wild(random, n),
+        2 => {
+            let finite = |x: f32| if x.is_finite() { x } else { 1.0 };
+            wild(random, n).into_iter().map(finite).collect()
+        }
         3 => (0..n).map(|_| f32::from_bits((random.next() as u32 % 9) | 0x3f80_0000)).collect(),
         // As of a model: a few stand out.
         4 => (0..n).map(|i| random.float() * 3.0 + if i % 997 == 5 { 12.0 } else { 0.0 }).collect(),
         _ => (0..n).map(|_| (random.float() + random.float() + random.float()) * spread).collect(),
     };
     for odd in [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -0.0, f32::MIN_POSITIVE / 3.0] {
-        if random.below(8) == 0 {
+        if random.below(16) == 0 {
             for _ in 0..=random.below(3) {
                 logits[random.below(n)] = odd;
             }
@@ -141,6 +144,7 @@ fn the_device_chooses_what_the_cpu_chooses() {
         (262_144, 4),
     ];
     let mut drawn = std::collections::HashSet::new();
+    let mut refused = 0;
     for (vocab, cases) in vocabularies {
         let rig = Rig::new(&device, vocab);
         for case in 0..cases {
@@ -156,9 +160,14 @@ fn the_device_chooses_what_the_cpu_chooses() {
                 rig.load(&logits);
                 let got = rig.choose(&plan);
                 let mut want = Vec::new();
+                let finite = logits.iter().all(|logit| logit.is_finite());
+                refused += usize::from(!finite);
                 for _ in 0..AHEAD {
-                    want.push(sampler.sample(&logits));
-                    sampler.accept(want[want.len() - 1]);
+                    // A row that is not finite is refused again and again, and leaves no trace.
+                    want.push(if finite { sampler.sample(&logits) } else { REFUSED });
+                    if finite {
+                        sampler.accept(want[want.len() - 1]);
+                    }
                 }
                 let what = format!("case {case} of {vocab}, round {round}: {options:?}");
                 assert_eq!(got, want, "{what}");
@@ -167,6 +176,44 @@ fn the_device_chooses_what_the_cpu_chooses() {
         }
     }
     assert!(drawn.len() > 500, "only {} different tokens were seen", drawn.len());
+    assert!(refused > 20, "only {refused} rows that are not finite were seen");
+}
+
+/// One logit decides, wherever it is; the next token gets a valid one to be fed.
+#[test]
+fn a_row_with_a_logit_that_is_not_finite_is_refused_and_not_remembered() {
+    let Some(device) = device(Reduction::Lane) else { return };
+    let vocab = 2500;
+    let rig = Rig::new(&device, vocab);
+    for temperature in [0.0, 1.0] {
+        let options = SamplerOptions {
+            temperature,
+            repetition_penalty: 1.3,
+            seed: 3,
+            ..SamplerOptions::default()
+        };
+        let mut sampler = Sampler::new(options).unwrap();
+        let plan = rig.plan(&sampler).unwrap();
+        let plain: Vec<f32> = (0..vocab).map(|i| (i % 37) as f32 * 0.1).collect();
+        for (place, odd) in [
+            (0, f32::NAN),
+            (1023, f32::INFINITY),
+            (1024, -f32::NAN),
+            (vocab - 1, f32::NEG_INFINITY),
+        ] {
+            let mut logits = plain.clone();
+            logits[place] = odd;
+            rig.load(&logits);
+            rig.device.write(&rig.tokens, 0, bytemuck::cast_slice(&[77u32]));
+            assert_eq!(rig.choose(&plan), [REFUSED; AHEAD], "{odd} at {place}");
+            assert_eq!(rig.word(&rig.tokens), 0);
+            rig.load(&plain);
+            for token in rig.choose(&plan) {
+                assert_eq!(token, sampler.sample(&plain), "after {odd} at {place}");
+                sampler.accept(token);
+            }
+        }
+    }
 }
 
 #[test]
