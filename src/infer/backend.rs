@@ -289,6 +289,13 @@ pub trait Decoder {
 
 /// Makes a backend for a graph.
 pub trait Device {
+    /// Whether this device can run a model of this graph whose experts lie so, by MoE layer.
+    /// Asked before anything is read or allocated; the error is for people.
+    fn supports(&self, graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
+        let _ = (graph, experts);
+        Ok(())
+    }
+
     fn backend(&self, graph: std::sync::Arc<Graph>, capacity: Capacity)
     -> Result<Box<dyn Backend>>;
 

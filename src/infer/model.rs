@@ -68,7 +68,7 @@ impl Model {
         if manifest.config.is_null() {
             return Err(ModelError::NoConfig);
         }
-        let graph = families::program(&manifest.config)?.graph;
+        let graph = families::read(&manifest.config)?.graph;
         let trunk = graph.weights.iter().map(|weight| {
             let tensor = find(&manifest, weight)?;
             let pieces = tensor.spans.iter().map(|span| {

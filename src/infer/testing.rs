@@ -100,7 +100,7 @@ pub fn model(
     mut values: impl FnMut(&Wanted<'_>) -> Vec<f32>,
     dtype: impl Fn(&Wanted<'_>) -> DType,
 ) -> (Model, Arc<MemoryReader>) {
-    let graph = families::program(config).unwrap().graph;
+    let graph = families::read(config).unwrap().graph;
     let mut builder = Builder::default();
     let mut add = |builder: &mut Builder, wanted: &Wanted<'_>, group: &str, role: Role| {
         let values = values(wanted);
@@ -186,7 +186,7 @@ pub fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Mo
 pub fn references(with_experts: bool) -> Vec<PathBuf> {
     let wanted = |dir: &PathBuf| {
         let config = std::fs::read(dir.join("config.json")).unwrap();
-        match families::program(&serde_json::from_slice(&config).unwrap()) {
+        match families::read(&serde_json::from_slice(&config).unwrap()) {
             Ok(program) => program.graph.moe.is_empty() != with_experts,
             Err(
                 error @ (FamilyError::UnknownArchitecture { .. } | FamilyError::Unsupported { .. }),

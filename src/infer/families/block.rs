@@ -5,9 +5,9 @@
 //! family whose layers differ in norms, widths, windows or ropes says so layer by layer.
 //! Activations of one name and width share a buffer.
 
+use super::Described;
 use super::config::Shape;
 use super::rope::RopeSpec;
-use super::Program;
 use crate::graph::{
     Activation, Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring, Tensor,
     Weight, WeightId, WeightRole,
@@ -234,7 +234,7 @@ impl Builder {
     }
 
     /// The last norm and the logits: by the embedding table if `tied`, else by `lm_head.weight`.
-    pub fn finish(mut self, x: Buf, eps: f32, tied: bool) -> Program {
+    pub fn finish(mut self, x: Buf, eps: f32, tied: bool) -> Described {
         self.layer = None;
         let normed = self.norm(x, "norm", eps);
         let weight = match self.table.filter(|_| tied) {
@@ -247,7 +247,7 @@ impl Builder {
         };
         self.graph.ops.push(Op::Logits { x: normed, weight });
         let ropes = self.ropes.into_iter().map(|(spec, _)| spec).collect();
-        Program { graph: self.graph, ropes }
+        Described { graph: self.graph, ropes }
     }
 
     /// `out = x . MODULE.weight^T (+ MODULE.bias)`.

@@ -5,19 +5,19 @@
 use super::block::{Attention, Builder, FeedForward};
 use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{windows, Family, Program};
+use super::{Described, Family, windows};
 
 pub const FAMILY: Family = Family {
     name: "llama",
     architectures: &["LlamaForCausalLM", "MistralForCausalLM"],
     model_types: &["llama", "mistral"],
-    program,
+    read,
 };
 
 /// Positions a Mistral layer sees where its config does not say (`MistralConfig`).
 const MISTRAL_WINDOW: usize = 4096;
 
-fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let mistral = matches!(config.architecture()?, "MistralForCausalLM" | "mistral");
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-6)?;

@@ -2,19 +2,19 @@
 //! all of them, the top ones renormalised to sum to 1.
 
 use super::block::{Attention, Builder, Experts};
-use super::config::{Config, FamilyError, HeadDim, COUNT_MAX};
+use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{windows, Family, Program};
+use super::{Described, Family, windows};
 use crate::graph::Scoring;
 
 pub const FAMILY: Family = Family {
     name: "mixtral",
     architectures: &["MixtralForCausalLM"],
     model_types: &["mixtral"],
-    program,
+    read,
 };
 
-fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-5)?;
     let rope = RopeSpec::from_config(config, 1_000_000.0, shape.context_max)?;

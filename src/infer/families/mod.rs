@@ -14,7 +14,7 @@ mod windows;
 
 use super::graph::Graph;
 use config::Config;
-pub use config::{FamilyError, COUNT_MAX};
+pub use config::{COUNT_MAX, FamilyError};
 pub use rope::{RopeScaling, RopeSpec};
 
 /// Declares each family's module, and lists them.
@@ -39,12 +39,12 @@ struct Family {
     architectures: &'static [&'static str],
     /// Values of `model_type`, asked when `architectures` is absent.
     model_types: &'static [&'static str],
-    program: fn(&Config<'_>) -> Result<Program, FamilyError>,
+    read: fn(&Config<'_>) -> Result<Described, FamilyError>,
 }
 
 /// A model as its config describes it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Program {
+pub struct Described {
     pub graph: Graph,
     /// How each of the graph's rope tables came about.
     pub ropes: Vec<RopeSpec>,
@@ -60,11 +60,11 @@ pub fn known() -> Vec<&'static str> {
 /// # Errors
 /// One line naming the architecture, or the key that is missing, out of bounds, not
 /// supported, or not read by the family and not known to be harmless.
-pub fn program(config: &serde_json::Value) -> Result<Program, FamilyError> {
+pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
     let (family, config) = family(config)?;
-    let program = (family.program)(&config)?;
+    let described = (family.read)(&config)?;
     config.all_read()?;
-    Ok(program)
+    Ok(described)
 }
 
 /// The name of the family that reads this config: `llama`, `qwen3_moe` and so on.

@@ -4,16 +4,12 @@
 use super::block::{Attention, Builder, FeedForward};
 use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{windows, Family, Program};
+use super::{Described, Family, windows};
 
-pub const FAMILY: Family = Family {
-    name: "qwen3",
-    architectures: &["Qwen3ForCausalLM"],
-    model_types: &["qwen3"],
-    program,
-};
+pub const FAMILY: Family =
+    Family { name: "qwen3", architectures: &["Qwen3ForCausalLM"], model_types: &["qwen3"], read };
 
-fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Is(128))?;
     let eps = config.rms_eps(1e-6)?;
     let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;

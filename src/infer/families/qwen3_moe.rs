@@ -2,19 +2,19 @@
 //! that `mlp_only_layers` does not name, a dense feed-forward in the others.
 
 use super::block::{Attention, Builder, Experts, FeedForward};
-use super::config::{Config, FamilyError, HeadDim, COUNT_MAX, DIMENSION_MAX};
+use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{windows, Family, Program};
+use super::{Described, Family, windows};
 use crate::graph::Scoring;
 
 pub const FAMILY: Family = Family {
     name: "qwen3_moe",
     architectures: &["Qwen3MoeForCausalLM"],
     model_types: &["qwen3_moe"],
-    program,
+    read,
 };
 
-fn program(config: &Config<'_>) -> Result<Program, FamilyError> {
+fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-6)?;
     let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;

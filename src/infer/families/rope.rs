@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::config::{bad, Config, FamilyError};
+use super::config::{Config, FamilyError, bad};
 use crate::graph::Rope;
 
 /// How far positions turn a head's pairs.

@@ -1,8 +1,8 @@
 //! Families: shapes, names and refusals.
 
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
-use super::{name, program, FamilyError, Program, RopeScaling, RopeSpec};
+use super::{Described, FamilyError, RopeScaling, RopeSpec, name, read};
 use crate::graph::{Activation, Graph, Kv, Op, Scoring, WeightRole};
 use crate::source::Source;
 
@@ -23,7 +23,7 @@ fn with(mut config: Value, changes: Value) -> Value {
 }
 
 fn rope(config: &Value) -> RopeSpec {
-    let Program { graph, ropes } = program(config).unwrap();
+    let Described { graph, ropes } = read(config).unwrap();
     assert_eq!((graph.ropes.len(), ropes.len()), (1, 1));
     ropes.into_iter().next().unwrap()
 }
@@ -38,7 +38,7 @@ fn windows(config: Value) -> Vec<Option<usize>> {
 }
 
 fn refusal(config: &Value) -> String {
-    let error = program(config).unwrap_err().to_string();
+    let error = read(config).unwrap_err().to_string();
     assert!(!error.contains('\n'), "{error}");
     error
 }
@@ -110,7 +110,7 @@ fn llama_has_the_ops_and_tensors_of_its_checkpoints() {
 }
 
 fn graph_of(config: Value) -> Graph {
-    let graph = program(&config).unwrap().graph;
+    let graph = read(&config).unwrap().graph;
     well_formed(&graph);
     graph
 }
@@ -182,8 +182,10 @@ fn heads_follow_from_the_config_or_are_refused() {
     assert_eq!(kv(json!({ "num_key_value_heads": null })).kv_heads, 4);
     assert!(refusal(&with(llama(), json!({ "head_dim": 7 }))).contains("head_dim is 7"));
     assert!(refusal(&with(llama(), json!({ "num_key_value_heads": 3 }))).contains("divisor"));
-    assert!(refusal(&with(llama(), json!({ "num_attention_heads": 6, "num_key_value_heads": 6 })))
-        .contains("hidden_size 64"));
+    assert!(
+        refusal(&with(llama(), json!({ "num_attention_heads": 6, "num_key_value_heads": 6 })))
+            .contains("hidden_size 64")
+    );
 }
 
 fn qwen3(changes: Value) -> Value {
@@ -271,17 +273,20 @@ fn qwen3_moe_mixes_sparse_and_dense_layers() {
     ] {
         let graph = graph_of(qwen3_moe(key));
         let scoring = Scoring::Softmax { renormalise };
-        assert!(graph
-            .ops
-            .iter()
-            .any(|op| matches!(op, Op::Route { scoring: s, .. } if *s == scoring)));
+        assert!(
+            graph.ops.iter().any(|op| matches!(op, Op::Route { scoring: s, .. } if *s == scoring))
+        );
     }
     let other_name = json!({ "num_experts": null, "num_local_experts": 12 });
     assert_eq!(graph_of(qwen3_moe(other_name)).moe[0].experts.len(), 12);
     assert_eq!(graph_of(qwen3_moe(json!({ "mlp_only_layers": [0, 1, 2, 3, 4] }))).moe, []);
-    assert!(refusal(&qwen3_moe(json!({ "num_experts": null })))
-        .contains("num_local_experts is missing"));
-    assert!(refusal(&qwen3_moe(json!({ "moe_intermediate_size": 0 }))).contains("moe_intermediate"));
+    assert!(
+        refusal(&qwen3_moe(json!({ "num_experts": null })))
+            .contains("num_local_experts is missing")
+    );
+    assert!(
+        refusal(&qwen3_moe(json!({ "moe_intermediate_size": 0 }))).contains("moe_intermediate")
+    );
     assert!(refusal(&qwen3_moe(json!({ "mlp_only_layers": [-1] }))).contains("mlp_only_layers"));
 }
 
@@ -294,7 +299,7 @@ fn an_unknown_architecture_is_named_with_those_known() {
     );
     assert!(refusal(&json!([1])).contains("not a JSON object"));
     let nameless = with(llama(), json!({ "architectures": [] }));
-    assert_eq!(program(&nameless), Err(FamilyError::Missing { key: "architectures" }));
+    assert_eq!(read(&nameless), Err(FamilyError::Missing { key: "architectures" }));
     assert_eq!(name(&with(nameless, json!({ "model_type": "llama" }))), Ok("llama"));
 }
 
@@ -349,7 +354,7 @@ fn a_key_that_nothing_reads_is_refused_by_name() {
     ] {
         let error = refusal(&with(llama(), json!({ key: value })));
         assert!(error.contains(key) && error.contains("llama does not read"), "{error}");
-        program(&with(llama(), json!({ key: null }))).unwrap();
+        read(&with(llama(), json!({ key: null }))).unwrap();
     }
     let mistral = json!({ "architectures": ["MistralForCausalLM"], "attention_bias": true });
     assert!(refusal(&with(llama(), mistral)).contains("attention_bias"));
@@ -470,7 +475,7 @@ fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
         let ff = FeedForward { width: 40 + 8 * layer, activation: Activation::Silu, bias: false };
         b.residual(x, "post_attention_layernorm", 1e-5, |b, x| b.feed_forward(x, &ff));
     }
-    let Program { graph, ropes } = b.finish(x, 1e-5, true);
+    let Described { graph, ropes } = b.finish(x, 1e-5, true);
     well_formed(&graph);
     assert_eq!(ropes, [local, global]);
     assert_eq!(graph.kv[1], Kv { kv_heads: 1, head_dim: 16 });

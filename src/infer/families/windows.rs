@@ -2,7 +2,7 @@
 //!
 //! A window is a number of positions, the token's own included; `None` is all of them.
 
-use super::config::{bad, Config, FamilyError, COUNT_MAX};
+use super::config::{COUNT_MAX, Config, FamilyError, bad};
 
 /// One entry a layer.
 pub type Windows = Vec<Option<usize>>;

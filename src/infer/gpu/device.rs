@@ -19,10 +19,11 @@ use super::pipeline_file::PipelineFile;
 use super::pipelines::{Pipelines, Reduction};
 use super::readback::Readback;
 use super::spill;
+use super::supports;
 use super::timing::{self, Meter};
 use super::trusted;
 use crate::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
-use crate::graph::Graph;
+use crate::graph::{ExpertLayout, Graph};
 
 /// How long one submission may take before the device counts as lost. A driver's
 /// own watchdog is far quicker; this only bounds a wait on a driver without one.
@@ -464,6 +465,10 @@ impl GpuDevice {
 }
 
 impl Device for GpuDevice {
+    fn supports(&self, graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
+        supports::check(graph, experts)
+    }
+
     fn backend(&self, graph: Arc<Graph>, capacity: Capacity) -> Result<Box<dyn Backend>> {
         Ok(Box::new(GpuBackend::new(self.metered(), graph, capacity)?))
     }

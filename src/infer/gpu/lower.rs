@@ -21,7 +21,7 @@ use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring
 use doppler_store::DType;
 
 /// The widest head the attention kernel holds.
-const HEAD_DIM_MAX: usize = 256;
+pub(super) const HEAD_DIM_MAX: usize = 256;
 
 /// A buffer that dispatches bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

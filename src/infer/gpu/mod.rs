@@ -28,6 +28,7 @@ mod readback;
 mod repack;
 mod sample;
 mod spill;
+mod supports;
 #[cfg(test)]
 mod tests;
 mod timing;

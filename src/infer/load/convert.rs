@@ -17,7 +17,7 @@ use super::mixture::{Kind, Mixture, Quantization};
 use super::recipe::Resolved;
 use super::sink::ShardSink;
 use super::{LoadError, Result, describe, tied, tokenizer};
-use crate::families::{self, Program};
+use crate::families::{self, Described};
 use crate::graph::{Graph, Moe, Weight, WeightRole};
 use crate::quant::{dequantize, first_not_finite, quantize};
 use doppler_store::manifest::{
@@ -56,8 +56,8 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest> {
     check_shard_bytes(shard_bytes)?;
-    let program = families::program(checkpoint.config())?;
-    let graph = &program.graph;
+    let model = families::read(checkpoint.config())?;
+    let graph = &model.graph;
     let sources = Sources::new(checkpoint, graph)?;
     tied::refuse_another_head(checkpoint, graph)?;
     let stored_as = |weight: &Weight| {
@@ -68,7 +68,7 @@ pub fn convert(
     let tokenizer = tokenizer::read(checkpoint)?;
     let (eos, config) = (checkpoint.eos_token_ids()?, checkpoint.config());
     let model_id = model_id(&checkpoint.name(), quantization);
-    let body = body(eos, config, &program, quantization, model_id)?;
+    let body = body(eos, config, &model, quantization, model_id)?;
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 
@@ -252,7 +252,7 @@ const fn kind(role: WeightRole, tied: bool) -> Kind {
 pub(super) fn body(
     eos_token_ids: Vec<u32>,
     config: &Value,
-    program: &Program,
+    model: &Described,
     quantization: Quantization,
     model_id: String,
 ) -> Result<ManifestBody> {
@@ -261,9 +261,9 @@ pub(super) fn body(
         model_id,
         model_type: families::name(config)?.to_owned(),
         quantization: quantization.rdrr_name().to_owned(),
-        architecture: describe::architecture(&program.graph, config),
-        moe: describe::moe_config(&program.graph),
-        inference: describe::inference(program),
+        architecture: describe::architecture(&model.graph, config),
+        moe: describe::moe_config(&model.graph),
+        inference: describe::inference(model),
         config: config.clone(),
         shards: Vec::new(),
         tensors: Tensors::default(),

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use crate::families::Program;
+use crate::families::Described;
 use crate::graph::{Activation, Graph, Op, WeightRole};
 use doppler_store::manifest::{Architecture, MoeConfig};
 
@@ -42,8 +42,8 @@ pub fn moe_config(graph: &Graph) -> Option<MoeConfig> {
     })
 }
 
-pub fn inference(program: &Program) -> Value {
-    let graph = &program.graph;
+pub fn inference(model: &Described) -> Value {
+    let graph = &model.graph;
     let windows = windows(graph);
     let ops = || graph.ops.iter();
     let eps = ops().find_map(|op| match op {
@@ -81,7 +81,7 @@ pub fn inference(program: &Program) -> Value {
             },
             "gatedActivation": true,
         },
-        "rope": rope(program),
+        "rope": rope(model),
         "output": {
             "tieWordEmbeddings": graph.tied(),
             "scaleEmbeddings": ops().any(|op| matches!(op, Op::Embed { scale, .. } if *scale != 1.0)),
@@ -90,8 +90,8 @@ pub fn inference(program: &Program) -> Value {
     })
 }
 
-fn rope(program: &Program) -> Value {
-    let rope = program.ropes.first();
+fn rope(model: &Described) -> Value {
+    let rope = model.ropes.first();
     json!({
         "ropeTheta": rope.map(|rope| rope.theta),
         "ropeInterleaved": false,

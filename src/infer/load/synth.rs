@@ -76,8 +76,8 @@ impl SynthOptions {
                 config.insert("num_hidden_layers".into(), json!(layers));
             }
         }
-        let program = families::program(&config)?;
-        let graph = &program.graph;
+        let model = families::read(&config)?;
+        let graph = &model.graph;
         let stored_as = |weight: &Weight| {
             let (rows, cols) = (weight.rows as u64, weight.cols as u64);
             let shape = if weight.rows == 1 { vec![cols] } else { vec![rows, cols] };
@@ -85,7 +85,7 @@ impl SynthOptions {
         };
         let plan = plan(&stored_as, graph, self.quantization, self.shard_bytes)?;
         let eos = read_eos(config.get("eos_token_id").unwrap_or(&Value::Null))?;
-        let body = body(eos, &config, &program, self.quantization, self.name.clone())?;
+        let body = body(eos, &config, &model, self.quantization, self.name.clone())?;
         let shaper = self.routing.map(|routing| Shaper::new(&routing, graph, self.seed));
         Ok((plan, body, shaper.transpose()?))
     }

@@ -58,7 +58,7 @@ type Tensors = BTreeMap<String, (Vec<u64>, Vec<u8>)>;
 
 /// Random BF16 tensors for everything that the config's graph reads.
 fn random_tensors(config: &Value, rng: &mut StdRng) -> Tensors {
-    let graph = families::program(config).unwrap().graph;
+    let graph = families::read(config).unwrap().graph;
     let mut shapes: Vec<(String, Vec<u64>)> = graph
         .weights
         .iter()

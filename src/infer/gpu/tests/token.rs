@@ -13,7 +13,7 @@ use crate::graph::{Activation, Buf, ExpertLayout, Graph, MatrixSpec, Op};
 use doppler_store::DType;
 
 fn graph(config: Value) -> Graph {
-    families::program(&config).unwrap().graph
+    families::read(&config).unwrap().graph
 }
 
 fn llama(bias: bool) -> Graph {
