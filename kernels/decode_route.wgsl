@@ -54,6 +54,8 @@ var<workgroup> places: array<atomic<u32>, 1024>;
 var<workgroup> missing: atomic<u32>;
 // Of those, how many are not in memory of the host either.
 var<workgroup> absent: atomic<u32>;
+// A logit is not finite: the weights are not numbers.
+var<workgroup> odd: atomic<u32>;
 var<workgroup> halted: u32;
 var<workgroup> taker: u32;
 var<workgroup> taken: u32;
@@ -71,12 +73,17 @@ fn main(@builtin(local_invocation_index) local: u32) {
         free = slot_table[params.free_at];
         atomicStore(&missing, 0u);
         atomicStore(&absent, 0u);
+        atomicStore(&odd, 0u);
     }
+    workgroupBarrier();
     for (var e = local; e < quads * 4u; e += 256u) {
         var score = NONE;
         if (e < experts) {
             // What is not a number is never chosen while a number is there.
             let l = logits[e];
+            if ((bitcast<u32>(l) & 0x7f800000u) == 0x7f800000u) {
+                atomicStore(&odd, 1u);
+            }
             score = select(l, -3.0e38, l != l);
             slot_of[e] = slot_table[params.table_at + e];
             atomicStore(&places[e], 0u);
@@ -156,7 +163,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
             slot = slot_table[params.free_at + 1u + taken + before];
             fetch = vec2<u32>(slot_table[params.shelf_at + ids[local]], slot);
         }
-        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bitcast<u32>(share));
+        let bits = select(bitcast<u32>(share), 0x7fc00000u, atomicLoad(&odd) != 0u);
+        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bits);
         fetches[local] = fetch;
     }
     if (local == 0u && misses > 0u && fetched) {

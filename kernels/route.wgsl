@@ -1,5 +1,6 @@
 // Chooses top_k experts a token: falling logit, ties to the lower id. The
-// weights are the softmax over all experts, renormalised over the chosen if asked.
+// weights are the softmax over all experts, renormalised over the chosen if asked. They are
+// not numbers if a logit is not finite, so that this shows in what the model says.
 // Grid: one token an invocation.
 //!include shared/step.wgsl
 
@@ -63,6 +64,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         for (var e = 0u; e < experts; e++) {
             total += exp(logits[row + e] - highest);
         }
+    }
+    // The bits of a logit that is not finite.
+    var odd = 0u;
+    for (var e = 0u; e < experts; e++) {
+        let bits = bitcast<u32>(logits[row + e]);
+        odd = select(odd, bits, (bits & 0x7f800000u) == 0x7f800000u);
+    }
+    if (odd != 0u) {
+        total = bitcast<f32>(odd | 0x7fc00000u);
     }
     for (var j = 0u; j < top_k; j++) {
         shares[to + j] = shares[to + j] / total;

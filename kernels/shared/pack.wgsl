@@ -1,7 +1,15 @@
 // Activations for shared/pieces.wgsl. A vector of `pieces` pieces (64 elements a
 // pair) is 13 vec4s a piece: high bytes of the first sixteens, of the second; low bytes likewise;
 // (scale, scale, sum, sum); and the elements as they are, in order.
-// An element is scale * (256 * high + low), with both bytes signed.
+// An element is scale * (256 * high + low), with both bytes signed. Where one of sixteen is not
+// finite, their scale is not a number, and neither is what comes of them.
+
+const NOT_A_NUMBER: u32 = 0x7fc00000u;
+
+// Whether an element is infinite or not a number.
+fn odd(v: vec4<f32>) -> bool {
+    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+}
 
 // Writes elements 16 t .. 16 t + 16 of the vector at vec4 `at` of `packed`, together with
 // three more invocations: `k` of 0 to 3 writes v[k].
@@ -10,6 +18,7 @@ fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
     let most = max(max(a.x, a.y), max(a.z, a.w));
     // Below this the reciprocal is not finite; such a group is as good as zero.
     let tiny = most < 1e-32;
+    let bad = odd(v[0]) || odd(v[1]) || odd(v[2]) || odd(v[3]);
     let inverse = select(32512.0 / most, 0.0, tiny);
     let second = (t >> 1u) & 1u;
     let piece = (t >> 2u) * 2u + (t & 1u);
@@ -29,7 +38,8 @@ fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
             + vec4<i32>(round(v[2] * inverse)) + vec4<i32>(round(v[3] * inverse));
         let scale = select(most / 32512.0, 0.0, tiny);
         let scales = (at + 4u * pieces + piece) * 4u + second;
-        packed[scales] = bitcast<u32>(scale);
-        packed[scales + 2u] = bitcast<u32>(scale * f32(sum.x + sum.y + sum.z + sum.w));
+        let sums = scale * f32(sum.x + sum.y + sum.z + sum.w);
+        packed[scales] = select(bitcast<u32>(scale), NOT_A_NUMBER, bad);
+        packed[scales + 2u] = select(bitcast<u32>(sums), NOT_A_NUMBER, bad);
     }
 }

@@ -2,6 +2,7 @@
 //! session, its pager and its slots.
 
 use super::backend::BackendError;
+use super::model::NotFinite;
 use super::sampler::SamplerError;
 use doppler_store::ReadError;
 
@@ -31,4 +32,13 @@ pub enum SessionError {
     NothingToScore,
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    #[error(transparent)]
+    Weight(#[from] NotFinite),
+    #[error(
+        "the model's output at position {position} is not finite: its weights, or the \
+         activations that they lead to, are out of range"
+    )]
+    Output { position: usize },
+    #[error("the perplexity is not finite after {tokens} tokens: {nats} nats a token")]
+    Perplexity { tokens: usize, nats: f64 },
 }

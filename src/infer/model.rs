@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::families::{self, FamilyError};
 use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
+use super::quant::{QuantizeError, first_not_finite};
 use super::reader::{Piece, WeightReader};
 use doppler_store::manifest::TensorEntry;
 use doppler_store::{Manifest, ManifestError};
@@ -35,6 +36,19 @@ pub enum ModelError {
     Expert { layer: usize, expert: usize, problem: String },
 }
 
+/// A stored weight that is infinite or not a number: whatever is computed with it is neither
+/// right nor the same on all devices.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "{of}, row {row}: {source}; the model is damaged: convert it again from a sound checkpoint"
+)]
+pub struct NotFinite {
+    /// The tensor, or the expert's matrix.
+    pub of: String,
+    pub row: usize,
+    pub source: QuantizeError,
+}
+
 /// A trunk tensor: its form and its bytes' places, in order.
 #[derive(Debug, Clone)]
 pub struct TrunkTensor {
@@ -45,6 +59,8 @@ pub struct TrunkTensor {
 /// One mixture-of-experts layer: its experts share a layout.
 #[derive(Debug, Clone)]
 pub struct MoeLayer {
+    /// The model's layer number.
+    pub layer: usize,
     pub layout: ExpertLayout,
     /// One an expert: a single piece, unless the expert is larger than a shard.
     pub places: Vec<Vec<Piece>>,
@@ -62,7 +78,33 @@ pub struct Model {
     pub reader: WeightReader,
 }
 
+impl MoeLayer {
+    /// Refuses an expert's stored bytes if a weight is not finite.
+    pub fn check(&self, expert: u32, bytes: &[u8]) -> Result<(), NotFinite> {
+        let ExpertLayout { gate, up, down, .. } = &self.layout;
+        for (part, spec) in [("gate", gate), ("up", up), ("down", down)] {
+            let bytes = &bytes[spec.offset..][..spec.bytes()];
+            let of = || format!("layer {} expert {expert}, {part} matrix", self.layer);
+            check(spec, bytes, of)?;
+        }
+        Ok(())
+    }
+}
+
+fn check(spec: &MatrixSpec, bytes: &[u8], of: impl Fn() -> String) -> Result<(), NotFinite> {
+    match first_not_finite(spec.dtype, spec.cols, bytes) {
+        None => Ok(()),
+        Some((row, source)) => Err(NotFinite { of: of(), row, source }),
+    }
+}
+
 impl Model {
+    /// Refuses the stored bytes of the trunk's tensor `index` if a weight is not finite.
+    pub fn check_trunk(&self, index: usize, bytes: &[u8]) -> Result<(), NotFinite> {
+        let of = || format!("tensor {}", self.graph.weights[index].tensor);
+        check(&self.trunk[index].spec, bytes, of)
+    }
+
     /// Matches the manifest's tensors to the graph of its config.
     pub fn open(manifest: Manifest, reader: WeightReader) -> Result<Self, ModelError> {
         if manifest.config.is_null() {
@@ -132,7 +174,7 @@ fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, ModelError> {
         expert: 0,
         problem: "the layer has no experts".into(),
     })?;
-    Ok(MoeLayer { layout, places })
+    Ok(MoeLayer { layer: moe.layer, layout, places })
 }
 
 /// One expert: its three matrices as offsets into one run of bytes.

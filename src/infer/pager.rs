@@ -311,6 +311,7 @@ impl Pager {
         let told = !read.is_empty() && meanwhile(backend, &self.wave)?;
         for run in runs {
             let (i, bytes, tier) = run?;
+            layer.check(read[i].0, &bytes)?;
             backend.fill_slot(read[i].1, &bytes)?;
             hits.count(tier);
             filled_bytes += bytes.len() as u64;

@@ -65,6 +65,10 @@ pub fn perplexity(
         result.windows += 1;
         result.mean_nll = nll_sum / result.tokens as f64;
         result.perplexity = result.mean_nll.exp();
+        if !result.perplexity.is_finite() {
+            let (tokens, nats) = (result.tokens, result.mean_nll);
+            return Err(SessionError::Perplexity { tokens, nats });
+        }
         on_window(&result);
     }
     if result.tokens == 0 {

@@ -4,6 +4,7 @@
 //! A packed vector keeps each number twice: as it is, for weights of a plain format, and rounded
 //! for quantised ones, which meet it in whole numbers. Sixteen neighbours share a scale, the largest
 //! of them over 32,512; a number is then `scale * (256 * high + low)`, both of them signed bytes.
+//! Where one of them is not finite, the scale is not a number: what overflowed must not look sound.
 //!
 //! A piece is 32 elements: the sixteen from `64 g + 16 h` and the sixteen from `64 g + 32 + 16 h` are piece
 //! `2 g + h`, as weights are repacked (src/infer/gpu/repack.rs). A vector of `p` pieces is, in words:
@@ -26,6 +27,8 @@ pub const WHOLE_MAX: f32 = 32512.0;
 
 /// Below this a sixteen is as good as zero: one over its scale may not be finite.
 const TINY: f32 = 1e-32;
+
+const NOT_A_NUMBER: u32 = 0x7fc0_0000;
 
 /// Pieces of a vector of so many elements: two for each 64.
 pub const fn pieces(cols: usize) -> usize {
@@ -51,6 +54,7 @@ pub fn pack(values: &[f32], packed: &mut [u32]) {
         let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
         let (scale, inverse) =
             if most < TINY { (0.0, 0.0) } else { (most / WHOLE_MAX, WHOLE_MAX / most) };
+        let odd = values.iter().any(|value| !value.is_finite());
         let mut sum = 0;
         for (i, value) in values.iter().enumerate() {
             let whole = (value * inverse).round_ties_even() as i32;
@@ -63,8 +67,9 @@ pub fn pack(values: &[f32], packed: &mut [u32]) {
             packed[20 * pieces + t * SIXTEEN + i] = value.to_bits();
         }
         let at = (4 * pieces + piece) * 4 + second;
-        packed[at] = scale.to_bits();
-        packed[at + 2] = (scale * sum as f32).to_bits();
+        let bits = |value: f32| if odd { NOT_A_NUMBER } else { value.to_bits() };
+        packed[at] = bits(scale);
+        packed[at + 2] = bits(scale * sum as f32);
     }
 }
 
@@ -164,6 +169,24 @@ mod tests {
                 }
                 assert!((step * 32512.0 - f64::from(most)).abs() <= f64::from(most) * 1e-6);
                 assert!((sum - f64::from(packed.sum(t))).abs() <= step * 0.1, "{cols}: sum {t}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sixteen_that_is_not_finite_has_no_scale_and_others_keep_theirs() {
+        let plain: Vec<f32> = (0..64).map(|i| i as f32 - 20.0).collect();
+        let mut want = vec![0; packed_words(64)];
+        pack(&plain, &mut want);
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = plain.clone();
+            values[37] = odd;
+            let mut words = vec![0; packed_words(64)];
+            pack(&values, &mut words);
+            let (got, want) = (Packed::new(&words), Packed::new(&want));
+            assert!(got.scale(2).is_nan() && got.sum(2).is_nan());
+            for t in [0, 1, 3] {
+                assert_eq!((got.scale(t), got.sum(t)), (want.scale(t), want.sum(t)));
             }
         }
     }

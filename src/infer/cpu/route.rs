@@ -1,6 +1,7 @@
 //! Router: from a token's logits to its experts and their weights.
 //!
-//! Choices are ordered by falling logit, ties by rising expert id.
+//! Choices are ordered by falling logit, ties by rising expert id. Where a logit is not
+//! finite, the weights are not numbers, so that this shows in what the model says.
 
 use crate::graph::Scoring;
 
@@ -35,6 +36,7 @@ pub fn route(
             true => weights.iter().sum(),
             false => logits.iter().map(|logit| (logit - max).exp()).sum(),
         };
+        let sum = if logits.iter().all(|logit| logit.is_finite()) { sum } else { f32::NAN };
         weights.iter_mut().for_each(|weight| *weight /= sum);
     }
 }
@@ -55,5 +57,10 @@ mod tests {
         let scoring = Scoring::Softmax { renormalise: true };
         route(&[f32::NAN, -0.0, 0.0, -1.0], 4, scoring, &mut ids, &mut weights, 3);
         assert_eq!(ids, [1, 2, 3]);
+        assert!(weights.iter().all(|weight| weight.is_nan()));
+        let scoring = Scoring::Softmax { renormalise: false };
+        route(&[1.0, f32::NEG_INFINITY, 0.0], 3, scoring, &mut ids[..2], &mut weights[..2], 2);
+        assert_eq!(ids[..2], [0, 2]);
+        assert!(weights[..2].iter().all(|weight| weight.is_nan()));
     }
 }

@@ -32,10 +32,11 @@ pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usiz
         blocked => {
             let blocks = bytes.chunks_exact(dtype.block_bytes());
             let of_row = cols.div_ceil(dtype.block_len());
+            let scales = scales(blocked);
             let found = blocks.enumerate().find_map(|(number, block)| {
-                let scale = |at: &usize| f16::from_le_bytes([block[*at], block[at + 1]]).to_f32();
-                let scale = scales(blocked).iter().map(scale).find(|scale| !scale.is_finite())?;
-                Some((number, scale))
+                let scale = |at: &usize| u16::from_le_bytes([block[*at], block[at + 1]]);
+                let bad = scales.iter().map(scale).find(|bits| bits & 0x7c00 == 0x7c00)?;
+                Some((number, f16::from_bits(bad).to_f32()))
             });
             let (block, value) = found?;
             let (row, column) = (block / of_row, block % of_row * dtype.block_len());
