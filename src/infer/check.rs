@@ -89,7 +89,10 @@ impl Expected {
             return Err(wrong(format!("type {:?} is not F32", tensor.dtype())));
         }
         let (words, _) = tensor.data().as_chunks::<4>();
-        let logits = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        if let Some(odd) = logits.iter().find(|logit| !logit.is_finite()) {
+            return Err(wrong(format!("it has {odd} in it, which is not finite")));
+        }
         if input_ids.is_empty() {
             return Err(CheckError::Tensor { name: "input_ids", problem: "it is empty".into() });
         }

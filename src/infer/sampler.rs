@@ -3,7 +3,8 @@
 //!
 //! Deterministic: the same options, logits and history give the same token on every
 //! machine and device, since odds are integers (`odds`). Nothing is sorted: thresholds come from
-//! histograms. A logit that is not a number is never chosen while another one is.
+//! histograms. A logit that is not a number is never chosen while another one is; a session refuses
+//! such a row before it comes here.
 
 use std::collections::VecDeque;
 

@@ -15,6 +15,7 @@ use super::backend::{
 use super::error::SessionError;
 use super::graph::{Buf, Graph, MoeId, Op, WeightId};
 use super::model::Model;
+use super::odds::REFUSED;
 use super::pager::{Pager, PagerStats};
 use super::reader::Run;
 use super::sampler::Sampler;
@@ -112,6 +113,8 @@ impl Session {
         device: &dyn Device,
         options: &SessionOptions,
     ) -> Result<Self, SessionError> {
+        let layouts: Vec<_> = model.moe.iter().map(|layer| layer.layout).collect();
+        device.supports(&model.graph, &layouts)?;
         let max = model.graph.context_max;
         let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(max));
         if context == 0 || context > max {
@@ -164,11 +167,13 @@ impl Session {
             let want = if logits == LogitRows::None { Want::Nothing } else { Want::Logits };
             decoder.submit(Fed::Token(*token), self.position, want)?;
             self.finish_token()?;
-            self.position += 1;
-            return match (logits, self.backend.decoder()?) {
-                (LogitRows::None, _) | (_, None) => Ok(Vec::new()),
-                (_, Some(decoder)) => Ok(decoder.logits()?),
+            let logits = match (logits, self.backend.decoder()?) {
+                (LogitRows::None, _) | (_, None) => Vec::new(),
+                (_, Some(decoder)) => decoder.logits()?,
             };
+            let logits = finite(logits, self.position, self.vocab)?;
+            self.position += 1;
+            return Ok(logits);
         }
         self.backend.begin(&Step { tokens, position: self.position, logits })?;
         self.pager.begin(tokens.len());
@@ -187,6 +192,8 @@ impl Session {
             }
         }
         let logits = self.backend.logits()?;
+        let first = self.position + tokens.len() - logits.len() / self.vocab;
+        let logits = finite(logits, first, self.vocab)?;
         self.position += tokens.len();
         Ok(logits)
     }
@@ -230,6 +237,10 @@ impl Session {
         }
         let report = self.finish_token()?;
         self.ahead -= 1;
+        if report.token == REFUSED {
+            self.land()?;
+            return Err(SessionError::Output { position: self.position });
+        }
         self.position += 1;
         self.expected = Some(report.token);
         sampler.follow(report.token);
@@ -440,6 +451,17 @@ impl Session {
     }
 }
 
+/// The logits, if all of them are finite; else an error with the position of the first row
+/// that is not, the first row being that of `position`.
+fn finite(logits: Vec<f32>, position: usize, vocab: usize) -> Result<Vec<f32>, SessionError> {
+    // By rows, each as a whole, so that it is vectorised.
+    let odd = |row: &[f32]| row.iter().fold(false, |any, logit| any | !logit.is_finite());
+    match logits.chunks(vocab).position(odd) {
+        None => Ok(logits),
+        Some(row) => Err(SessionError::Output { position: position + row }),
+    }
+}
+
 /// A backend with room for the experts that the budget must hold. Where the whole device's
 /// budget is short, activations give way: a smaller batch costs a prompt's speed only.
 fn place(
@@ -541,6 +563,7 @@ fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionErr
     let runs = model.trunk.iter().map(|tensor| Run { pieces: &tensor.pieces, begun: None });
     for run in model.reader.runs(runs) {
         let (tensor, bytes, _) = run?;
+        model.check_trunk(tensor, &bytes)?;
         backend.load_weight(WeightId(tensor as u32), &model.trunk[tensor].spec, &bytes)?;
     }
     Ok(())

@@ -94,6 +94,29 @@ impl Builder {
     }
 }
 
+/// Stores rows as `quantize` does, but those that it refuses, too: a weight that is not finite
+/// is written as it is, or becomes the scale of its block.
+fn store(dtype: DType, values: &[f32], cols: usize) -> Vec<u8> {
+    let sound = |value: &f32| if value.is_finite() { *value } else { 0.0 };
+    let mut bytes = Vec::new();
+    for row in values.chunks_exact(cols) {
+        let row: Vec<f32> = row.iter().map(sound).collect();
+        quantize(dtype, &row, &mut bytes).unwrap();
+    }
+    for (i, odd) in values.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+        let block = (i / cols * cols.div_ceil(dtype.block_len())) + i % cols / dtype.block_len();
+        let block = &mut bytes[block * dtype.block_bytes()..][..dtype.block_bytes()];
+        match dtype {
+            DType::F32 => block.copy_from_slice(&odd.to_le_bytes()),
+            DType::Bf16 => block.copy_from_slice(&half::bf16::from_f32(*odd).to_le_bytes()),
+            // Q6_K keeps its scale last, the others first.
+            DType::Q6K => block[208..].copy_from_slice(&half::f16::from_f32(*odd).to_le_bytes()),
+            _ => block[..2].copy_from_slice(&half::f16::from_f32(*odd).to_le_bytes()),
+        }
+    }
+    bytes
+}
+
 /// A model of this config whose tensors come from `values`, stored as `dtype` says.
 pub fn model(
     config: &Value,
@@ -106,10 +129,7 @@ pub fn model(
         let values = values(wanted);
         assert_eq!(values.len(), wanted.rows * wanted.cols, "{}", wanted.name);
         let dtype = dtype(wanted);
-        let mut bytes = Vec::new();
-        for row in values.chunks_exact(wanted.cols) {
-            quantize(dtype, row, &mut bytes).unwrap();
-        }
+        let bytes = store(dtype, &values, wanted.cols);
         builder.add(wanted, dtype, &bytes, group, role);
     };
     for weight in &graph.weights {

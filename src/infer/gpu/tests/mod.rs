@@ -8,6 +8,7 @@ mod batch;
 mod decode;
 mod experts;
 mod fetch;
+mod finite;
 mod kernels;
 mod limits;
 mod models;
