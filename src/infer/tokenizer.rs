@@ -36,9 +36,14 @@ fn line(error: &dyn std::fmt::Display) -> String {
 
 impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`; `eos` are the ids that end a text.
+    ///
+    /// The file's `truncation` and `padding` are for batches of training text: they would clip
+    /// prompts or fill them up. They are reset, as Transformers resets them.
     pub fn from_bytes(bytes: &[u8], eos: Vec<u32>) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| TokenizerError::File(line(&error)))?;
+        let unusable = |error: tokenizers::Error| TokenizerError::File(line(&error));
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unusable)?;
+        inner.with_truncation(None).map_err(unusable)?;
+        inner.with_padding(None);
         Ok(Self { inner, eos })
     }
 
@@ -198,6 +203,25 @@ mod tests {
                 "fuse_unk": false, "byte_fallback": true, "vocab": vocab, "merges": [] },
         });
         Tokenizer::from_bytes(file.to_string().as_bytes(), vec![]).unwrap()
+    }
+
+    #[test]
+    fn limits_in_the_file_neither_clip_nor_pad_a_prompt() {
+        let file = include_bytes!("../../models/tiny-mixtral-q4_k_m/tokenizer.json");
+        let mut limited: serde_json::Value = serde_json::from_slice(file).unwrap();
+        limited["truncation"] = json!({
+            "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
+        });
+        limited["padding"] = json!({
+            "strategy": { "Fixed": 64 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+        });
+        let plain = Tokenizer::from_bytes(file, vec![]).unwrap();
+        let limited = Tokenizer::from_bytes(limited.to_string().as_bytes(), vec![]).unwrap();
+        let text = "Once upon a time there was a whale";
+        let ids = plain.encode(text).unwrap();
+        assert!((4..60).contains(&ids.len()), "{ids:?}");
+        assert_eq!(limited.encode(text).unwrap(), ids);
     }
 
     fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> (String, Vec<String>) {
