@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::backend::{BackendError, Device};
 use super::families::{self, FamilyError};
 use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
 use super::quant::{QuantizeError, first_not_finite};
@@ -127,6 +128,12 @@ impl Model {
         let moe = graph.moe.iter().map(|moe| layer(&manifest, moe));
         let moe = moe.collect::<Result<_, ModelError>>()?;
         Ok(Self { manifest: Arc::new(manifest), graph: Arc::new(graph), trunk, moe, reader })
+    }
+
+    /// Whether this device can run the model; the error is for people. Reads nothing.
+    pub fn runs_on(&self, device: &dyn Device) -> Result<(), BackendError> {
+        let layouts: Vec<_> = self.moe.iter().map(|layer| layer.layout).collect();
+        device.supports(&self.graph, &layouts)
     }
 
     /// Experts over all layers.

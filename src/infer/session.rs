@@ -113,8 +113,7 @@ impl Session {
         device: &dyn Device,
         options: &SessionOptions,
     ) -> Result<Self, SessionError> {
-        let layouts: Vec<_> = model.moe.iter().map(|layer| layer.layout).collect();
-        device.supports(&model.graph, &layouts)?;
+        model.runs_on(device)?;
         let max = model.graph.context_max;
         let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(max));
         if context == 0 || context > max {

@@ -210,7 +210,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         memory::use_small_pages(false);
         let reader = WeightReader::new(job.reader.clone(), job.runtime.clone());
         let model = Model::open(Manifest::clone(&job.manifest), reader)?;
-        let device = generation::device(self.backend)?;
+        let device = generation::device_for(self.backend, &model)?;
         let options = SessionOptions {
             context: Some(context),
             slots: SlotBudget::Device(self.vram_budget),

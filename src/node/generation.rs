@@ -10,6 +10,7 @@ use doppler_infer::backend::Device;
 use doppler_infer::cpu::CpuDevice;
 use doppler_infer::generate::{GenerateOptions, StopReason};
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
+use doppler_infer::model::Model;
 use doppler_infer::session::Session;
 use doppler_infer::tokenizer::Tokenizer;
 
@@ -17,6 +18,18 @@ use doppler_infer::tokenizer::Tokenizer;
 /// backend is ten times faster than one.
 pub fn device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
     open(choice, |device| device)
+}
+
+/// As [`device`], for this model: where a choice is left, a GPU that cannot run it gives way to the CPU.
+pub fn device_for(choice: BackendChoice, model: &Model) -> anyhow::Result<Box<dyn Device>> {
+    let device = device(choice)?;
+    match (choice, model.runs_on(device.as_ref())) {
+        (BackendChoice::Auto, Err(error)) => {
+            tracing::warn!("not on the GPU: {error}");
+            Ok(Box::new(CpuDevice))
+        }
+        _ => Ok(device),
+    }
 }
 
 fn open(

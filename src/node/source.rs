@@ -170,7 +170,7 @@ impl Opened {
         slots: SlotBudget,
         context: Option<usize>,
     ) -> anyhow::Result<Session> {
-        let device = generation::device(args.backend)?;
+        let device = generation::device_for(args.backend, &self.model)?;
         self.session_on(device.as_ref(), args, slots, args.policy(), context)
     }
 
