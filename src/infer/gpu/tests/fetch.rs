@@ -10,6 +10,7 @@ use crate::gpu::decode::params::{Fetch, Route};
 use crate::gpu::experts::EMPTY;
 use crate::graph::Scoring;
 
+// Long: it builds a layer's tables and judges each of the kernel's seven buffers.
 /// What decode_route makes of one layer, in every way that it can end.
 #[test]
 fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
