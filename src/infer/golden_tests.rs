@@ -12,7 +12,7 @@ use super::model::Model;
 use super::perplexity::{PerplexityOptions, perplexity};
 use super::session::{Session, SessionOptions};
 use super::slots::SlotBudget;
-use super::testing::{converted, references};
+use super::testing::{converted, keeps_in_half_precision, references};
 use super::tokenizer::Tokenizer;
 use doppler_testing::shared;
 
@@ -20,10 +20,8 @@ fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
     let name = dir.display();
     let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let expected = Expected::parse(&expected).unwrap();
-    // The bound is for f32; only these references are so insensitive that a cache in half
-    // precision keeps it, too.
-    let insensitive = shared("goldens").is_some_and(|goldens| dir.starts_with(goldens));
-    for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + usize::from(insensitive)) {
+    let half = usize::from(keeps_in_half_precision(dir));
+    for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + half) {
         let options =
             SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();

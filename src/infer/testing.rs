@@ -201,6 +201,12 @@ pub fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Mo
     Model::open(manifest, reader).unwrap()
 }
 
+/// Whether a reference's logits are so insensitive that a cache in half precision keeps the bound
+/// for f32: those of the first collection.
+pub fn keeps_in_half_precision(dir: &Path) -> bool {
+    doppler_testing::shared("goldens").is_some_and(|goldens| dir.starts_with(goldens))
+}
+
 /// The reference checkpoints of families that are known here, those with experts or those
 /// without. Of a known family, only what is refused as not supported is left out.
 pub fn references(with_experts: bool) -> Vec<PathBuf> {

@@ -31,6 +31,7 @@ fn golden(dir: &Path) {
     ] {
         let Some(device) = device(reduction) else { return };
         let slots = SlotBudget::All;
+        let kv = if testing::keeps_in_half_precision(dir) { kv } else { KvFormat::F32 };
         let options =
             SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
         let mut session = Session::new(&model, &device, &options).unwrap();
