@@ -12,7 +12,7 @@ use crate::graph::{
     Activation, Buf, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, RopeId, Scoring, Tensor,
     Weight, WeightId, WeightRole,
 };
-use crate::source::Source;
+use crate::source::{Source, Take};
 
 /// A decoder under construction.
 pub struct Builder {
@@ -41,6 +41,9 @@ pub struct Attention {
     pub out_bias: bool,
     /// Queries and keys are normalised head by head before they are turned: the norm's epsilon.
     pub head_norm: Option<f32>,
+    /// The module whose rows are the queries', the keys' and the values' projections, in this
+    /// order; `None`: each has a module of its own.
+    pub packed: Option<&'static str>,
 }
 
 impl Attention {
@@ -57,6 +60,7 @@ impl Attention {
             qkv_bias: false,
             out_bias: false,
             head_norm: None,
+            packed: None,
         }
     }
 }
@@ -69,6 +73,25 @@ pub struct FeedForward {
     pub activation: Activation,
     /// All three projections have biases.
     pub bias: bool,
+    /// How gate and up lie.
+    pub packed: Packed,
+}
+
+impl FeedForward {
+    /// Without biases, gate and up in a module each.
+    pub const fn plain(width: usize, activation: Activation) -> Self {
+        Self { width, activation, bias: false, packed: Packed::Apart }
+    }
+}
+
+/// How the rows of a gate and its up projection lie in a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packed {
+    /// In a module each.
+    #[default]
+    Apart,
+    /// In this module, gates first.
+    Halves(&'static str),
 }
 
 /// A router and its experts, each a gated feed-forward.
@@ -87,6 +110,14 @@ pub struct Experts {
     pub ff: usize,
     pub activation: Activation,
     pub scoring: Scoring,
+}
+
+/// A projection: its module, and the part of a packed one that it is.
+struct Module {
+    name: &'static str,
+    role: WeightRole,
+    bias: bool,
+    part: Option<(&'static str, Take)>,
 }
 
 impl Builder {
@@ -140,8 +171,7 @@ impl Builder {
     pub fn norm(&mut self, x: Buf, name: &str, eps: f32) -> Buf {
         let width = self.graph.width(x);
         let out = self.buffer("normed", width);
-        let name = self.name(&format!("{name}.weight"));
-        let weight = self.weight(name, WeightRole::Norm, 1, width, Source::Itself);
+        let weight = self.norm_weight(name, width);
         self.graph.ops.push(Op::RmsNorm { x, weight, out, eps });
         out
     }
@@ -150,20 +180,21 @@ impl Builder {
     pub fn attention(&mut self, x: Buf, of: &Attention) -> Buf {
         let &Attention { heads, kv_heads, head_dim, scale, window, .. } = of;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let mut first = 0;
         let mut project = |buffer, module, role, width| {
             let out = self.buffer(buffer, width);
-            self.linear(x, out, module, role, of.qkv_bias);
+            let part = of.packed.map(|module| (module, Take::from(first..first + width)));
+            first += width;
+            self.linear(x, out, &Module { name: module, role, bias: of.qkv_bias, part });
             out
         };
         let q = project("q", "self_attn.q_proj", WeightRole::Query, q_width);
         let k = project("k", "self_attn.k_proj", WeightRole::Key, kv_width);
         let v = project("v", "self_attn.v_proj", WeightRole::Value, kv_width);
-        for (x, norm, heads) in
-            [(q, "self_attn.q_norm.weight", heads), (k, "self_attn.k_norm.weight", kv_heads)]
+        for (x, norm, heads) in [(q, "self_attn.q_norm", heads), (k, "self_attn.k_norm", kv_heads)]
         {
             if let Some(eps) = of.head_norm {
-                let name = self.name(norm);
-                let weight = self.weight(name, WeightRole::Norm, 1, head_dim, Source::Itself);
+                let weight = self.norm_weight(norm, head_dim);
                 self.graph.ops.push(Op::RmsNorm { x, weight, out: x, eps });
             }
             if let Some(rope) = of.rope {
@@ -177,7 +208,8 @@ impl Builder {
         self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
         let delta = self.buffer("delta", self.graph.width(x));
         let role = WeightRole::AttentionOutput;
-        self.linear(out, delta, "self_attn.o_proj", role, of.out_bias);
+        let back = Module { name: "self_attn.o_proj", role, bias: of.out_bias, part: None };
+        self.linear(out, delta, &back);
         delta
     }
 
@@ -185,11 +217,22 @@ impl Builder {
     pub fn feed_forward(&mut self, x: Buf, of: &FeedForward) -> Buf {
         let gate = self.buffer("gate", of.width);
         let up = self.buffer("up", of.width);
-        self.linear(x, gate, "mlp.gate_proj", WeightRole::Gate, of.bias);
-        self.linear(x, up, "mlp.up_proj", WeightRole::Up, of.bias);
+        let (width, bias) = (of.width, of.bias);
+        let half = |half: usize| match of.packed {
+            Packed::Apart => None,
+            Packed::Halves(module) => {
+                Some((module, Take { start: half * width, count: width, step: 1 }))
+            }
+        };
+        for (number, out, name, role) in
+            [(0, gate, "mlp.gate_proj", WeightRole::Gate), (1, up, "mlp.up_proj", WeightRole::Up)]
+        {
+            self.linear(x, out, &Module { name, role, bias, part: half(number) });
+        }
         self.graph.ops.push(Op::Gated { gate, up, out: gate, activation: of.activation });
         let delta = self.buffer("delta", self.graph.width(x));
-        self.linear(gate, delta, "mlp.down_proj", WeightRole::Down, of.bias);
+        let name = "mlp.down_proj";
+        self.linear(gate, delta, &Module { name, role: WeightRole::Down, bias, part: None });
         delta
     }
 
@@ -251,15 +294,31 @@ impl Builder {
     }
 
     /// `out = x . MODULE.weight^T (+ MODULE.bias)`.
-    fn linear(&mut self, x: Buf, out: Buf, module: &str, role: WeightRole, bias: bool) {
+    fn linear(&mut self, x: Buf, out: Buf, module: &Module) {
+        let &Module { name, role, bias, part } = module;
         let (rows, cols) = (self.graph.width(out), self.graph.width(x));
-        let name = self.name(&format!("{module}.weight"));
-        let weight = self.weight(name, role, rows, cols, Source::Itself);
+        // Of a bias, a part is columns of its one row.
+        let source = |builder: &Self, end: &str| {
+            part.map(|(packed, take)| {
+                (Source::Stored(builder.name(&format!("{packed}.{end}"))), take)
+            })
+        };
+        let whole = source(self, "weight");
+        let from = whole.map_or(Source::Itself, |(source, take)| source.rows(take));
+        let weight = self.weight(self.name(&format!("{name}.weight")), role, rows, cols, from);
         let bias = bias.then(|| {
-            let name = self.name(&format!("{module}.bias"));
-            self.weight(name, WeightRole::Bias, 1, rows, Source::Itself)
+            let whole = source(self, "bias");
+            let from = whole.map_or(Source::Itself, |(source, take)| source.cols(take));
+            let name = self.name(&format!("{name}.bias"));
+            self.weight(name, WeightRole::Bias, 1, rows, from)
         });
         self.graph.ops.push(Op::Linear { x, weight, bias, out });
+    }
+
+    /// The vector `NAME.weight` of a norm.
+    fn norm_weight(&mut self, name: &str, width: usize) -> WeightId {
+        let name = self.name(&format!("{name}.weight"));
+        self.weight(name, WeightRole::Norm, 1, width, Source::Itself)
     }
 
     /// A tensor's name below the present layer.

@@ -2,7 +2,7 @@
 //!
 //! Dense pre-norm decoder; `attention_bias` and `mlp_bias` honoured.
 
-use super::block::{Attention, Builder, FeedForward};
+use super::block::{Attention, Builder, FeedForward, Packed};
 use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -29,6 +29,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         width: config.intermediate()?,
         activation: config.activation()?,
         bias: bias("mlp_bias")?,
+        packed: Packed::Apart,
     };
     let windows = match mistral {
         false => vec![None; shape.layers],

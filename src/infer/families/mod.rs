@@ -28,6 +28,7 @@ macro_rules! families {
 families! {
     llama,
     mixtral,
+    phi3,
     qwen2,
     qwen3,
     qwen3_moe,

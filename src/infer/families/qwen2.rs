@@ -15,7 +15,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
     let windows = windows::qwen(config, shape.layers)?;
     let activation = config.activation()?;
-    let feed_forward = FeedForward { width: config.intermediate()?, activation, bias: false };
+    let feed_forward = FeedForward::plain(config.intermediate()?, activation);
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);

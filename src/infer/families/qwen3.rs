@@ -16,7 +16,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let windows = windows::qwen(config, shape.layers)?;
     let bias = config.flag("attention_bias", false)?;
     let activation = config.activation()?;
-    let feed_forward = FeedForward { width: config.intermediate()?, activation, bias: false };
+    let feed_forward = FeedForward::plain(config.intermediate()?, activation);
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);

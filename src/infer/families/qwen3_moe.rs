@@ -26,7 +26,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     };
     config.skip(&["layer_types", "max_window_layers"]);
     let activation = config.activation()?;
-    let feed_forward = FeedForward { width: config.intermediate()?, activation, bias: false };
+    let feed_forward = FeedForward::plain(config.intermediate()?, activation);
     let step = config.optional("decoder_sparse_step", COUNT_MAX)?.unwrap_or(1);
     let dense = config.indices("mlp_only_layers")?;
     let sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);

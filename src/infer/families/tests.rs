@@ -472,7 +472,7 @@ fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
             ..Attention::new(shape, ropes[0], [Some(4), None, Some(9)][layer])
         };
         b.residual(x, "input_layernorm", 1e-5, |b, x| b.attention(x, &attention));
-        let ff = FeedForward { width: 40 + 8 * layer, activation: Activation::Silu, bias: false };
+        let ff = FeedForward::plain(40 + 8 * layer, Activation::Silu);
         b.residual(x, "post_attention_layernorm", 1e-5, |b, x| b.feed_forward(x, &ff));
     }
     let Described { graph, ropes } = b.finish(x, 1e-5, true);

@@ -1,0 +1,75 @@
+//! Phi-3 and Phi-3.5: Llama with queries, keys and values in one tensor, and gate and up in
+//! another. Their long-context rope and Phi-4-mini's partial rotation are refused by name.
+
+use super::block::{Attention, Builder, FeedForward, Packed};
+use super::config::{Config, FamilyError, HeadDim};
+use super::rope::RopeSpec;
+use super::{Described, Family, windows};
+
+pub const FAMILY: Family =
+    Family { name: "phi3", architectures: &["Phi3ForCausalLM"], model_types: &["phi3"], read };
+
+fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
+    let shape = config.shape(HeadDim::Divided)?;
+    let eps = config.rms_eps(1e-5)?;
+    let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
+    // Where the long factors of longrope begin, which is not read.
+    config.skip(&["original_max_position_embeddings"]);
+    let window = config.optional("sliding_window", usize::MAX)?;
+    let windows = windows::by_layer_types(config, shape.layers, window)?;
+    let feed_forward = FeedForward {
+        packed: Packed::Halves("mlp.gate_up_proj"),
+        ..FeedForward::plain(config.intermediate()?, config.activation()?)
+    };
+    let tied = config.flag("tie_word_embeddings", false)?;
+
+    let mut d = Builder::new(&shape);
+    let rope = d.rope(&rope, shape.head_dim);
+    let x = d.embed(shape.hidden, 1.0);
+    for (layer, window) in windows.into_iter().enumerate() {
+        d.layer(layer);
+        let packed = Some("self_attn.qkv_proj");
+        let attention = Attention { packed, ..Attention::new(&shape, rope, window) };
+        d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));
+        d.residual(x, "post_attention_layernorm", eps, |d, x| d.feed_forward(x, &feed_forward));
+    }
+    Ok(d.finish(x, eps, tied))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::families::read;
+    use crate::source::Source;
+
+    #[test]
+    fn projections_are_rows_of_packed_tensors() {
+        let config = json!({
+            "architectures": ["Phi3ForCausalLM"], "hidden_size": 32, "intermediate_size": 40,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": 50, "max_position_embeddings": 64, "resid_pdrop": 0.0,
+            "original_max_position_embeddings": 4096, "sliding_window": 16,
+        });
+        let graph = read(&config).unwrap().graph;
+        let source = |name: &str| {
+            let name = format!("model.layers.1.{name}.weight");
+            graph.weights.iter().find(|w| w.tensor == name).unwrap().source.clone()
+        };
+        let stored = |name: &str| Source::stored(format!("model.layers.1.{name}.weight"));
+        let qkv = stored("self_attn.qkv_proj");
+        assert_eq!(source("self_attn.q_proj"), qkv.clone().rows(0..32));
+        assert_eq!(source("self_attn.k_proj"), qkv.clone().rows(32..48));
+        assert_eq!(source("self_attn.v_proj"), qkv.rows(48..64));
+        assert_eq!(source("self_attn.o_proj"), Source::Itself);
+        assert_eq!(source("mlp.up_proj"), stored("mlp.gate_up_proj").rows(40..80));
+        for key in ["partial_rotary_factor", "rope_scaling"] {
+            let mut odd = config.clone();
+            odd[key] = match key {
+                "rope_scaling" => json!({ "type": "longrope", "short_factor": [1.0] }),
+                _ => json!(0.75),
+            };
+            assert!(read(&odd).unwrap_err().to_string().contains(key));
+        }
+    }
+}
