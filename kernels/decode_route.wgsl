@@ -80,11 +80,13 @@ fn main(@builtin(local_invocation_index) local: u32) {
         var score = NONE;
         if (e < experts) {
             // What is not a number is never chosen while a number is there.
+            // (By its bits: a driver may take `l != l` for false.)
             let l = logits[e];
-            if ((bitcast<u32>(l) & 0x7f800000u) == 0x7f800000u) {
+            let bits = bitcast<u32>(l) & 0x7fffffffu;
+            if (bits >= 0x7f800000u) {
                 atomicStore(&odd, 1u);
             }
-            score = select(l, -3.0e38, l != l);
+            score = select(l, -3.0e38, bits > 0x7f800000u);
             slot_of[e] = slot_table[params.table_at + e];
             atomicStore(&places[e], 0u);
         }

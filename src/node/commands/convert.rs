@@ -64,9 +64,7 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     );
     if converted.tokenizer.is_none() {
         let from = args.hf_dir.display();
-        outln!(
-            "  no tokenizer: {from} has no tokenizer.json, so the model cannot be run on text"
-        );
+        outln!("  no tokenizer: {from} has no tokenizer.json, so the model cannot be run on text");
     }
     Ok(())
 }
