@@ -4,25 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{Address, Carrier, Options, Path, PeerId, Reach, SwarmHandle};
+use doppler_ids::{Address, Carrier, PeerId};
+use doppler_swarm::{Bootstrap, Options, Path, Reach, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::actor::Actor;
-use super::announcements::Learned;
-use super::fetch::Fetcher;
+use super::core::{Config, Core, Counts, Event, Load, Standing, Traffic};
+use super::fetch::fetch;
 use super::limiter::Limiter;
 use super::options::{
-    ANNOUNCEMENTS_MAX, KNOWN_MAX, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION,
-    SHARD_PROTOCOL, SWARM_NAME_BYTES_MAX,
+    KNOWN_MAX, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
+    SWARM_NAME_BYTES_MAX,
 };
 use super::shard_client::Client;
 use super::shard_server::Server;
-use super::state::{Counts, Load, Shared, Traffic};
+use super::shared::Shared;
 use doppler_store::groups::Chunks;
 use doppler_store::signature::SignedModel;
 use doppler_store::verified::VerifiedRange;
@@ -43,10 +44,10 @@ pub struct MeshHandle {
 struct Inner {
     swarm: SwarmHandle,
     shared: Arc<Shared>,
-    fetcher: Arc<Fetcher>,
     listening: watch::Receiver<Vec<Address>>,
     reach: watch::Receiver<Reach>,
-    poke: Arc<Notify>,
+    bootstrap: watch::Receiver<Vec<Bootstrap>>,
+    topic: String,
     cancel: CancellationToken,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     _stop: DropGuard,
@@ -69,6 +70,8 @@ pub struct PeerInfo {
     /// Whether a relay lies between: then no shards come from it.
     #[serde(skip)]
     pub path: Path,
+    /// Whether it takes part in the swarm of this node's name.
+    pub in_swarm: bool,
     pub connected_s: f64,
     /// Verified bytes received from it.
     pub bytes_in: u64,
@@ -146,6 +149,7 @@ impl Mesh {
             swarm.dial(peer, addresses)?;
         }
         let (mut listening, reach) = (events.listening.clone(), events.reach.clone());
+        let bootstrap = events.bootstrap.clone();
         if !wanted.is_empty() {
             let ready = listening.wait_for(|addresses| {
                 let heard: BTreeSet<Carrier> = addresses.iter().map(Address::carrier).collect();
@@ -156,17 +160,19 @@ impl Mesh {
                 return Err(MeshError::NotListening(LISTEN_TIMEOUT));
             }
         }
-        let shared = Arc::new(Shared::new());
         let download = Arc::new(Limiter::new(options.download_limit));
-        let fetcher = Arc::new(Fetcher {
-            shared: shared.clone(),
-            swarm: swarm.clone(),
-            client: Client::new(swarm.clone(), options.timing.idle, download.clone()),
-            download,
-            find_timeout: options.find_timeout,
-        });
+        let core = Core::new(
+            Config {
+                own: swarm.peer(),
+                topic: topic.clone(),
+                timing: options.timing,
+                find_timeout: options.find_timeout,
+            },
+            Instant::now(),
+        );
+        let client = Client::new(swarm.clone(), options.timing.idle, download.clone());
+        let shared = Arc::new(Shared::new(core, swarm.clone(), client, topic.clone(), download));
         let cancel = CancellationToken::new();
-        let poke = Arc::new(Notify::new());
         let server = Arc::new(Server::new(
             serve.clone(),
             shared.clone(),
@@ -176,13 +182,9 @@ impl Mesh {
         ));
         let incoming = swarm.accept(SHARD_PROTOCOL)?;
         let actor = Actor {
-            swarm: swarm.clone(),
             shared: shared.clone(),
-            fetcher: fetcher.clone(),
             serve,
-            topic,
-            timing: options.timing,
-            poke: poke.clone(),
+            look_every: options.timing.upkeep(),
             cancel: cancel.clone(),
         };
         let tasks = vec![
@@ -192,10 +194,10 @@ impl Mesh {
         let inner = Inner {
             swarm,
             shared,
-            fetcher,
             listening,
             reach,
-            poke,
+            bootstrap,
+            topic,
             _stop: cancel.clone().drop_guard(),
             cancel,
             tasks: Mutex::new(tasks),
@@ -221,6 +223,11 @@ impl MeshHandle {
         self.inner.reach.borrow().clone()
     }
 
+    /// How the bootstrap addresses fare.
+    pub fn bootstrap(&self) -> Vec<Bootstrap> {
+        self.inner.bootstrap.borrow().clone()
+    }
+
     /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
     pub fn browser_addrs(&self) -> Vec<Address> {
         let mut addresses = self.listen_addrs();
@@ -230,17 +237,7 @@ impl MeshHandle {
 
     /// Announces a model to the swarm, now and for as long as this node runs.
     pub fn publish(&self, signed: SignedModel) -> Result<(), MeshError> {
-        let learned = self.inner.shared.lock().learn(Instant::now(), signed, true);
-        match learned {
-            Learned::Bad(error) => return Err(error.into()),
-            Learned::Full => {
-                return Err(MeshError::TooMany { what: "known models", max: ANNOUNCEMENTS_MAX });
-            }
-            Learned::New => self.inner.shared.publish_models(),
-            Learned::Known => {}
-        }
-        self.inner.poke.notify_one();
-        Ok(())
+        Ok(self.inner.shared.tell(Event::Publish(signed))?)
     }
 
     /// Gives the mesh a model's ordered object list, which bitmaps of holdings
@@ -249,21 +246,13 @@ impl MeshHandle {
     /// Until a model is registered this node neither says what it holds of it
     /// nor finds its objects, the manifest excepted.
     pub fn register_model(&self, model: ModelId, objects: Vec<ShardId>) -> Result<(), MeshError> {
-        self.inner.shared.lock().membership.register(model, objects)?;
-        self.inner.shared.stir();
-        self.inner.poke.notify_one();
-        Ok(())
+        Ok(self.inner.shared.tell(Event::Register { model, objects })?)
     }
 
     /// The models known to the swarm, with the number of peers that hold some of each.
     pub fn models(&self) -> Vec<KnownModel> {
-        let state = self.inner.shared.lock();
-        let now = Instant::now();
-        let known = |signed: SignedModel| KnownModel {
-            holders: state.membership.holders_of_model(now, signed.model),
-            signed,
-        };
-        state.announcements.all().into_iter().map(known).collect()
+        let models = self.inner.shared.look(|core, _| core.models(Instant::now()));
+        models.into_iter().map(|(signed, holders)| KnownModel { signed, holders }).collect()
     }
 
     /// Watches the list of known models.
@@ -284,16 +273,20 @@ impl MeshHandle {
 
     /// Peers that say they hold an object or some of it, and which chunks.
     pub fn holdings(&self, shard: ShardId) -> Vec<(PeerId, Chunks)> {
-        let holders = self.inner.shared.lock().holders(Instant::now(), shard);
+        let holders = self.inner.shared.look(|core, _| core.holders(Instant::now(), shard));
         holders.ready.into_iter().chain(holders.away).collect()
+    }
+
+    /// Bytes of an object that reads under way have proved, and have not delivered yet.
+    pub fn coming(&self, shard: ShardId) -> u64 {
+        self.inner.shared.coming(shard)
     }
 
     /// The connected peers, by id.
     pub fn peers(&self) -> Vec<PeerInfo> {
-        let state = self.inner.shared.lock();
         let now = Instant::now();
-        let info = |(id, peer): (&PeerId, &doppler_swarm::Peer)| {
-            let traffic = state.traffic.get(id).copied().unwrap_or_default();
+        let info = |core: &Core, id: &PeerId, peer: &doppler_swarm::Peer| {
+            let Standing { traffic, score, rate, held } = core.standing(now, *id);
             let addresses = std::iter::once(&peer.remote).chain(&peer.listens);
             PeerInfo {
                 id: *id,
@@ -301,27 +294,34 @@ impl MeshHandle {
                 reached: reached(peer),
                 agent: peer.agent.clone().unwrap_or_default(),
                 path: peer.path,
+                in_swarm: peer.topics.contains(&self.inner.topic),
                 connected_s: now.saturating_duration_since(peer.connected_at).as_secs_f64(),
                 bytes_in: traffic.bytes_in,
                 bytes_out: traffic.bytes_out,
-                score: state.reputation.score(*id),
-                rate: state.scheduler.links.rate(*id),
-                shards_held: state.membership.held_by(now, *id),
+                score,
+                rate,
+                shards_held: held,
             }
         };
-        state.peers.iter().map(info).collect()
+        self.inner
+            .shared
+            .look(|core, peers| peers.iter().map(|(id, peer)| info(core, id, peer)).collect())
     }
 
     pub fn stats(&self) -> Stats {
         let drops = self.inner.swarm.counters();
-        let state = self.inner.shared.lock();
-        let traffic = state.traffic.iter();
+        let shared = &self.inner.shared;
+        let (peers, banned) = shared.look(|core, _| {
+            let traffic = core.traffic().iter();
+            let peers = traffic.map(|(peer, traffic)| (peer.to_string(), *traffic)).collect();
+            (peers, core.banned(Instant::now()))
+        });
         Stats {
-            counts: state.counts,
-            peers: traffic.map(|(peer, traffic)| (peer.to_string(), *traffic)).collect(),
-            banned: state.reputation.banned(Instant::now()),
+            counts: shared.counts(),
+            peers,
+            banned,
             dropped: drops.messages_dropped + drops.publications_dropped + drops.streams_dropped,
-            load: state.load(),
+            load: shared.load(),
         }
     }
 
@@ -343,7 +343,7 @@ impl MeshHandle {
 
 impl ShardSource for MeshHandle {
     fn fetch(&self, request: ReadRequest) -> BoxFuture<'_, Result<VerifiedRange, ReadError>> {
-        self.inner.fetcher.clone().fetch(request).boxed()
+        fetch(self.inner.shared.clone(), request).boxed()
     }
 }
 

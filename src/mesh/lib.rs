@@ -6,33 +6,29 @@
 //! publisher's signature, a holding only from the one who holds it and only for
 //! its lease, a byte only once it matched its hash.
 //!
-//! Who decides: `membership`, `announcements`, `reputation`, `scheduler` with
-//! `links` and `gossip` are pure; `state` puts them behind one lock; `actor` (gossip),
-//! `fetch` with `shard_client` (reads) and `shard_server` (serving) do the I/O.
+//! `core` decides, and does nothing; `shared` puts it behind one lock and does what it says;
+//! `actor` (gossip), `fetch` with `shard_client` (reads) and `shard_server` (serving) do the I/O.
 
 mod actor;
-mod announcements;
+pub mod core;
 mod fetch;
-mod gossip;
 mod handle;
 mod limiter;
-mod links;
-mod membership;
 mod options;
-mod reputation;
-mod scheduler;
 mod shard_client;
 mod shard_server;
-mod state;
+mod shared;
 pub mod wire;
 
+pub use self::core::limits::Timing;
+pub use self::core::{Counts, Load, Progress, Pull, PullAction, PullEvent, Traffic, Wanted};
+pub use doppler_ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use doppler_swarm::{
-    Address, BadAddress, BadPeerId, Carrier, Path, PeerId, Reach, RelayMode, SwarmError, SwarmKey,
-    Verdict, certificates, check_certificate, generate_certificate, install_crypto,
+    Bootstrap, BootstrapState, Path, Reach, RelayMode, SwarmError, SwarmKey, Verdict, certificates,
+    check_certificate, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{
     FIND_TIMEOUT, LIMIT_MIN, MeshError, MeshOptions, PROTOCOL_VERSION, SHARD_PROTOCOL,
-    SWARM_NAME_BYTES_MAX, Timing, UPLOAD_SLOTS,
+    SWARM_NAME_BYTES_MAX, UPLOAD_SLOTS,
 };
-pub use state::{Counts, Load, Traffic};

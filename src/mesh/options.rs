@@ -1,9 +1,13 @@
-//! How a mesh is started, why it may not start, and every bound it keeps.
+//! How a mesh is started, why it may not start, and the bounds of what does its I/O. Those of
+//! its decisions are in `core::limits`.
 
 use std::time::Duration;
 
-use doppler_swarm::{Address, RelayMode, SwarmError, SwarmKey};
+use doppler_ids::Address;
+use doppler_swarm::{RelayMode, SwarmError, SwarmKey};
 
+use super::core::limits::Timing;
+use super::core::{Refused, TooMany};
 use doppler_store::signature::SignatureError;
 
 /// How to start a mesh.
@@ -69,39 +73,12 @@ impl MeshOptions {
     }
 }
 
-/// Intervals that tests shorten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// Anti-entropy: everything is said again this often, because gossip promises nothing.
-    pub announce_every: Duration,
-    /// How long others believe what we hold: three announcements may be lost.
-    pub lease: Duration,
-    /// Changes within this time are said together.
-    pub settle: Duration,
-    /// A transfer without a byte for this long has stalled. Far above a loaded
-    /// peer's disk read, far below what a person waits for a token.
-    pub idle: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            announce_every: Duration::from_secs(10),
-            lease: Duration::from_secs(35),
-            settle: Duration::from_millis(200),
-            idle: Duration::from_secs(5),
-        }
-    }
-}
-
 /// Default of `MeshOptions::find_timeout`: three anti-entropy rounds.
 pub const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default of `MeshOptions::upload_slots`: at 4 MiB each they bound 64 MiB of replies in memory.
 pub const UPLOAD_SLOTS: usize = 16;
 /// The lowest limit on bytes a second: below it transfers count as stalled.
 pub const LIMIT_MIN: u64 = 64 * 1024;
-/// What a limit lets pass at once after idling.
-pub(super) const LIMIT_BURST: Duration = Duration::from_millis(100);
 /// Under a limit: bytes that each reply under way should get a second, so that it does not
 /// look stalled (there are fewer slots then), and bytes that are let through at a time.
 pub(super) const LIMITED_SLOT_RATE: u64 = 128 * 1024;
@@ -114,83 +91,17 @@ pub const SHARD_PROTOCOL: &str = "/doppler/shard/1";
 /// What peers must identify with to stay connected.
 pub const PROTOCOL_VERSION: &str = "/doppler/1";
 
-/// Announcements kept. A forgotten one comes again with anti-entropy.
-pub(super) const ANNOUNCEMENTS_MAX: usize = 256;
-/// Models whose object lists are registered.
-pub(super) const MODELS_MAX: usize = 256;
-/// Peers whose holdings are remembered, and bitmap bytes of each: 32 MiB at worst.
-pub(super) const MEMBERS_MAX: usize = 512;
-pub(super) const MEMBER_BYTES_MAX: usize = 64 * 1024;
-/// Peers whose conduct and traffic are remembered.
-pub(super) const PEERS_REMEMBERED_MAX: usize = 4096;
-
-/// Objects that one peer is believed to hold in part, over all models: 40 KiB a peer at worst.
-pub(super) const MEMBER_PARTS_MAX: usize = 1024;
-/// Objects held in part that this node tells of.
-pub(super) const OWN_PARTS_MAX: usize = 512;
-
-/// Gossip messages heeded per author and window. An honest node pauses `GOSSIP_PAUSE` for
-/// each message it said, which is at most 200 in a window, and usually a handful.
-pub(super) const GOSSIP_WINDOW: Duration = Duration::from_secs(10);
-pub(super) const GOSSIP_PER_WINDOW_MAX: u32 = 512;
-pub(super) const GOSSIP_PAUSE: Duration = Duration::from_millis(50);
-/// Holdings bytes packed into one message, below the envelope's limit with its other fields.
-pub(super) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
-
 /// Peers known from before that are dialled at the start.
 pub(super) const KNOWN_MAX: usize = 64;
 
-/// Connections that are opened without a need, so that a read finds its holder connected.
-pub(super) const DIAL_TARGET: usize = 32;
-/// Wait before a peer that did not answer is dialled again, doubling.
-pub(super) const DIAL_RETRY_FIRST: Duration = Duration::from_millis(500);
-pub(super) const DIAL_RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// Reads under way; each is at most one object.
-pub(super) const READS_MAX: usize = 1024;
-/// Requests of one read under way. With `SERVE_BYTES_MAX` each they bound its memory.
-pub(super) const REQUESTS_PER_READ_MAX: usize = 8;
-/// Requests under way to one peer, a quarter of them for what a token waits for.
-/// More only queue at the other side.
-pub(super) const REQUESTS_PER_PEER_MAX: u32 = 16;
-/// Requests under way to a peer of which no rate is known yet.
-pub(super) const REQUESTS_UNMEASURED_MAX: u32 = 4;
-/// A request is as long as its peer delivers in this time, within these bounds:
-/// below them the round trip dominates, and a share less is not worth a second peer.
-pub(super) const REQUEST_TIME: Duration = Duration::from_millis(250);
-pub(super) const REQUEST_BYTES_MIN: u64 = 256 * 1024;
-pub(super) const PIECE_BYTES_MIN: u64 = 1024 * 1024;
-/// A peer is asked for no more at once than it delivers in this time.
-pub(super) const PIPELINE_TIME: Duration = Duration::from_millis(500);
-/// A peer that owes answers and sends nothing for this long is asked for nothing more,
-/// and what it owes is asked of another. Well above a disk read, well below `Timing::idle`.
-pub(super) const SILENT_AFTER: Duration = Duration::from_millis(400);
-/// A request is late after the 95th percentile of past lateness, but never before this;
-/// one to a peer that has not been measured, after that.
-pub(super) const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
-pub(super) const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
-/// Answers that the percentile is taken over.
-pub(super) const LATENESS_SAMPLES: usize = 64;
-/// Requests that are asked of two peers at once, over all reads.
-pub(super) const HEDGES_MAX: usize = 32;
-/// Bytes asked for twice while the first peer was still sending: so many, and this share
-/// of what was delivered.
-pub(super) const HEDGE_BYTES_FREE: u64 = 32 * 1024 * 1024;
-pub(super) const HEDGE_SHARE: f64 = 0.1;
-/// Shards remembered as begun, which are finished before others are begun.
-pub(super) const STARTED_MAX: usize = 256;
-/// Failed requests of one read since the last that brought something.
-pub(super) const ATTEMPTS_MAX: u32 = 32;
-/// Wait before a peer that failed a read is asked for it again, doubling.
-pub(super) const RETRY_FIRST: Duration = Duration::from_millis(200);
-pub(super) const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A transfer slower than this is abandoned, however steadily it drips.
 pub(super) const RATE_MIN: u64 = 32 * 1024;
 /// Time that every request gets before `RATE_MIN` counts.
 pub(super) const REQUEST_GRACE: Duration = Duration::from_secs(10);
 
-/// How often a transfer that goes on is noted.
-pub(super) const HEARD_EVERY: Duration = Duration::from_millis(50);
+/// Orders that wait for a read: it has at most 16 requests, each of which is asked, kept or
+/// dropped, and stopped once before it takes them.
+pub(super) const ORDERS_MAX: usize = 64;
 /// Streams kept open to one peer for the next request.
 pub(super) const IDLE_STREAMS_PER_PEER_MAX: usize = 8;
 /// A kept stream older than this is not used again: below the server's own limit.
@@ -205,20 +116,8 @@ pub(super) const SLOT_WAIT: Duration = Duration::from_millis(1500);
 /// How long reading and encoding one range may take here. With `SLOT_WAIT` below
 /// `Timing::idle`, so that a busy peer says so before it counts as stalled.
 pub(super) const ENCODE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The largest manifest that is asked for, or sent, over a relay; nothing else of the shard
-/// protocol is. Half of what a circuit carries, so that gossip has the rest.
-pub(super) const RELAYED_MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes written at once between time-outs; also the largest frame a browser's transport takes well.
 pub(super) const WRITE_BYTES: usize = 64 * 1024;
-
-/// How long a first wrong byte bans a peer; each further offence doubles it.
-pub(super) const BAN_FIRST: Duration = Duration::from_secs(600);
-pub(super) const BAN_MAX: Duration = Duration::from_secs(24 * 3600);
-
-/// A peer that denied so often more than it delivered what it had said it holds is not
-/// asked for anything for this long.
-pub(super) const DENIALS_MAX: u32 = 8;
-pub(super) const DENIED_FOR: Duration = Duration::from_secs(60);
 
 /// Why the mesh cannot start or do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +132,15 @@ pub enum MeshError {
     Signature(#[from] SignatureError),
     #[error("a limit of {0} bytes a second: it must be at least {LIMIT_MIN} (64 KiB/s)")]
     LimitTooLow(u64),
-    #[error("{what}: at most {max}")]
-    TooMany { what: &'static str, max: usize },
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+}
+
+impl From<Refused> for MeshError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooMany(error) => error.into(),
+            Refused::Signature(error) => error.into(),
+        }
+    }
 }

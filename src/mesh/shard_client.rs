@@ -11,80 +11,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{PeerId, Stream, SwarmHandle};
+use doppler_ids::PeerId;
+use doppler_swarm::{Stream, SwarmHandle};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::core::limits::HEARD_EVERY;
+use super::core::{Failure, FailureKind, RELAYED};
 use super::limiter::Limiter;
 use super::options::{
-    HEARD_EVERY, IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE,
-    SHARD_PROTOCOL,
+    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE, SHARD_PROTOCOL,
 };
-use super::reputation::Conduct;
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 use doppler_store::verified::{DecodeError, RangeDecoder, VerifiedBuf};
 
-/// Said of a peer that only a relay leads to.
-pub(super) const RELAYED: &str = "is reached only through a relay, which carries no shards";
-
-/// Why a request did not bring what it asked for.
+/// A request that did not bring all that it asked for.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
-    /// Body bytes read.
-    pub(super) bytes: u64,
-    pub(super) detail: String,
+pub(super) struct Broken {
+    pub(super) failure: Failure,
     /// What had been proved when it broke off, from the start of its range on. Nothing of a
     /// peer that broke the protocol or sent a wrong byte.
     pub(super) proved: Option<VerifiedBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FailureKind {
-    /// A byte did not match its hash.
-    Wrong,
-    /// The reply broke the protocol.
-    Violation,
-    /// Silent, or too slow.
-    Stalled,
-    /// No connection, or it broke.
-    Lost,
-    /// It was stopped here.
-    Stopped,
-    NotFound,
-    OutOfRange {
-        object_size: u64,
-    },
-    Overloaded,
-    /// It will not, or could not read it.
-    Refused,
-    /// Only a relay leads there, and that may not carry this.
-    Relayed,
-}
-
-impl FailureKind {
-    /// How it counts for the peer's reputation.
-    pub(super) const fn conduct(self) -> Option<Conduct> {
-        match self {
-            Self::Wrong => Some(Conduct::WrongByte),
-            Self::Violation => Some(Conduct::Violation),
-            Self::Stalled => Some(Conduct::Stalled),
-            Self::Lost => Some(Conduct::Lost),
-            Self::NotFound => Some(Conduct::Denied),
-            Self::OutOfRange { .. } => Some(Conduct::Disputed),
-            Self::Overloaded | Self::Refused | Self::Relayed | Self::Stopped => None,
-        }
-    }
-
-    /// Whether what was proved before is kept: the peer did not show bad faith.
-    const fn keeps(self) -> bool {
-        matches!(self, Self::Stalled | Self::Lost | Self::Stopped)
-    }
-}
-
 /// A request to a peer, and what its task shares with whoever waits for it.
-pub(super) struct Order<'a> {
+pub(super) struct Demand<'a> {
     pub(super) peer: PeerId,
     pub(super) request: ShardRequest,
     /// Whether it may go over a relay.
@@ -117,15 +69,15 @@ impl Client {
     /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long, and decodes what comes.
     pub(super) async fn request(
         &self,
-        order: Order<'_>,
+        demand: Demand<'_>,
         mut decoder: RangeDecoder,
-    ) -> Result<VerifiedBuf, Failure> {
-        let limit = REQUEST_GRACE + Duration::from_secs(order.request.range.len() / RATE_MIN);
+    ) -> Result<VerifiedBuf, Broken> {
+        let limit = REQUEST_GRACE + Duration::from_secs(demand.request.range.len() / RATE_MIN);
         // A limit of this node's own is not the peer's fault.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
         let ended = tokio::select! {
-            ended = self.request_unlimited(&order, &mut decoder) => ended,
-            () = order.stop.cancelled() => Err(failure(FailureKind::Stopped, 0, String::new())),
+            ended = self.request_unlimited(&demand, &mut decoder) => ended,
+            () = demand.stop.cancelled() => Err(failure(FailureKind::Stopped, 0, String::new())),
             () = sleep(limit) => {
                 Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into()))
             }
@@ -133,23 +85,24 @@ impl Client {
         match ended {
             Ok(()) => {
                 let nothing = || failure(FailureKind::Violation, 0, "sent nothing".into());
+                let nothing = || Broken { failure: nothing(), proved: None };
                 decoder.finish().ok_or_else(nothing)
             }
-            Err(failure) if failure.kind.keeps() => {
-                Err(Failure { proved: decoder.finish(), ..failure })
+            Err(failure) => {
+                let proved = if failure.kind.keeps() { decoder.finish() } else { None };
+                Err(Broken { failure, proved })
             }
-            Err(failure) => Err(failure),
         }
     }
 
     async fn request_unlimited(
         &self,
-        order: &Order<'_>,
+        demand: &Demand<'_>,
         decoder: &mut RangeDecoder,
     ) -> Result<(), Failure> {
-        let peer = order.peer;
+        let peer = demand.peer;
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, order, decoder).await {
+            match self.exchange(&mut stream, demand, decoder).await {
                 Ok(()) => {
                     self.keep(peer, stream);
                     return Ok(());
@@ -162,10 +115,10 @@ impl Client {
         let opened = self.swarm.open_stream(peer, SHARD_PROTOCOL).await;
         let mut stream =
             opened.map_err(|error| failure(FailureKind::Lost, 0, error.to_string()))?;
-        if stream.is_relayed() && !order.may_relay {
+        if stream.is_relayed() && !demand.may_relay {
             return Err(failure(FailureKind::Relayed, 0, RELAYED.into()));
         }
-        match self.exchange(&mut stream, order, decoder).await {
+        match self.exchange(&mut stream, demand, decoder).await {
             Ok(()) => {
                 self.keep(peer, stream);
                 Ok(())
@@ -194,14 +147,14 @@ impl Client {
     async fn exchange(
         &self,
         stream: &mut Stream,
-        order: &Order<'_>,
+        demand: &Demand<'_>,
         decoder: &mut RangeDecoder,
     ) -> Result<(), (Failure, Progress)> {
-        let mut reader = Watched::new(stream, self.idle, &self.limit, order.heard);
-        let reply = ask(&mut reader, order.request)
+        let mut reader = Watched::new(stream, self.idle, &self.limit, demand.heard);
+        let reply = ask(&mut reader, demand.request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
-        let answer = answer(&mut reader, order.request, reply, decoder).await;
+        let answer = answer(&mut reader, demand.request, reply, decoder).await;
         answer.map_err(|failure| (failure, Progress::Answered))
     }
 
@@ -301,7 +254,7 @@ async fn answer(
 }
 
 fn failure(kind: FailureKind, bytes: u64, detail: String) -> Failure {
-    Failure { kind, bytes, detail, proved: None }
+    Failure { kind, bytes, detail }
 }
 
 fn io_failure(error: &io::Error, bytes: u64) -> Failure {

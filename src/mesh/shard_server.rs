@@ -9,7 +9,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use doppler_swarm::{IncomingStream, IncomingStreams, PeerId, Stream};
+use doppler_ids::PeerId;
+use doppler_swarm::{IncomingStream, IncomingStreams, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -17,12 +18,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::core::Event;
+use super::core::limits::RELAYED_MANIFEST_BYTES_MAX;
 use super::limiter::Limiter;
 use super::options::{
-    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE,
-    RELAYED_MANIFEST_BYTES_MAX, SLOT_WAIT, STREAMS_MAX, STREAMS_PER_PEER_MAX, WRITE_BYTES,
+    ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE, SLOT_WAIT, STREAMS_MAX,
+    STREAMS_PER_PEER_MAX, WRITE_BYTES,
 };
-use super::state::Shared;
+use super::shared::Shared;
 use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
 use doppler_store::verified::GROUP_BYTES;
 use doppler_store::{Priority, ReadError, Served, ShardServe};
@@ -88,8 +91,7 @@ impl Server {
                     while tasks.try_join_next().is_some() {}
                     let slots = if tasks.len() < STREAMS_MAX { self.enter(peer) } else { None };
                     let Some(slots) = slots else {
-                        self.shared.lock().counts.refused_streams += 1;
-                        self.shared.ring();
+                        self.shared.stream_refused();
                         debug!(%peer, "too many streams; refused one");
                         continue;
                     };
@@ -116,7 +118,7 @@ impl Server {
             return None;
         }
         guest.streams += 1;
-        self.shared.lock().serving += 1;
+        self.shared.stream_opened();
         Some(Arc::clone(&guest.slots))
     }
 
@@ -124,7 +126,7 @@ impl Server {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(guest) = streams.get_mut(&peer) {
             guest.streams -= 1;
-            self.shared.lock().serving -= 1;
+            self.shared.stream_closed();
             if guest.streams == 0 {
                 streams.remove(&peer);
             }
@@ -165,7 +167,7 @@ impl Server {
         stream: &mut Stream,
         request: ShardRequest,
     ) -> io::Result<()> {
-        if stream.is_relayed() && !self.shared.lock().may_relay(request.shard) {
+        if stream.is_relayed() && !self.shared.look(|core, _| core.may_relay(request.shard)) {
             debug!(%peer, shard = %request.shard.short(), "not sent over a relay");
             self.write(stream, &ShardReply::Relayed.encode()).await?;
             return self.flush(stream).await;
@@ -190,9 +192,7 @@ impl Server {
             Err(reply) => self.write(stream, &reply.encode()).await?,
             Ok(served) => {
                 let body_bytes = self.send(stream, &served).await?;
-                let mut state = self.shared.lock();
-                state.counts.served_bytes += body_bytes;
-                state.traffic(peer).bytes_out += body_bytes;
+                self.shared.note(Event::Sent { peer, bytes: body_bytes });
             }
         }
         self.flush(stream).await

@@ -24,15 +24,15 @@ use crate::handle::{Controls, Drops, Message, Peer, Peers};
 use crate::key::KEY_PROTOCOL;
 use crate::nat::Nat;
 use crate::options::{
-    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, DIALS_WAITING_MAX, EXTERNAL_MAX, FOREIGN_BAN,
-    GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX, OUTBOX,
-    Options, PEER_ADDRESSES_MAX, REDIAL_FIRST, REDIAL_MAX, REFUSAL_LOG_EVERY, REFUSAL_QUEUE,
-    RELAYED_GRACE, TICK,
+    AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, BOOTSTRAP_PATIENCE, DIALS_WAITING_MAX, EXTERNAL_MAX,
+    FOREIGN_BAN, GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX,
+    OUTBOX, Options, PEER_ADDRESSES_MAX, REASON_BYTES_MAX, REDIAL_FIRST, REDIAL_MAX,
+    REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE, TICK,
 };
 use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
 use crate::reach::Reach;
-use crate::redial::Redial;
+use crate::redial::{Bootstrap, Met, Redial};
 use crate::{Address, Carrier, PeerId, SwarmError};
 
 /// The commands that callers send to the loop.
@@ -51,6 +51,7 @@ pub(crate) struct Outputs {
     pub(crate) peers: watch::Sender<Peers>,
     pub(crate) listening: watch::Sender<Vec<Address>>,
     pub(crate) reach: watch::Sender<Reach>,
+    pub(crate) bootstrap: watch::Sender<Vec<Bootstrap>>,
     pub(crate) refusals: mpsc::Sender<Refusal>,
     pub(crate) drops: Arc<Drops>,
 }
@@ -151,7 +152,13 @@ impl Actor {
             protocol_version: options.protocol_version,
             outputs,
             peers: BTreeMap::new(),
-            redial: Redial::new(bootstrap, REDIAL_FIRST, REDIAL_MAX, Instant::now()),
+            redial: Redial::new(
+                bootstrap,
+                REDIAL_FIRST,
+                REDIAL_MAX,
+                BOOTSTRAP_PATIENCE,
+                Instant::now(),
+            ),
             outbox: Outbox::new(OUTBOX),
             bans: BTreeMap::new(),
             dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
@@ -283,6 +290,7 @@ impl Actor {
         for (peer, addresses) in by_peer {
             self.dial_peer(peer, addresses);
         }
+        self.review_bootstrap(now);
         for (peer, addresses) in self.dials.due(now) {
             self.dial_wave(peer, addresses, PeerCondition::Disconnected);
         }
@@ -303,6 +311,27 @@ impl Actor {
         }
     }
 
+    /// Says which bootstrap addresses do not lead into the swarm, and why.
+    fn review_bootstrap(&mut self, now: Instant) {
+        let peers = &self.peers;
+        // Before it has identified itself a peer had no time to say what it takes part in.
+        let met = |peer: PeerId| {
+            peers.get(&peer).map(|peer| Met {
+                since: peer.connected_at,
+                is_member: !peer.topics.is_empty() || peer.agent.is_none(),
+            })
+        };
+        for (address, problem) in self.redial.review(now, met) {
+            warn!("bootstrap address {address}: {problem}");
+        }
+        let report = self.redial.report();
+        self.outputs.bootstrap.send_if_modified(|known| {
+            let news = *known != report;
+            *known = report;
+            news
+        });
+    }
+
     /// Logs why a peer was refused, and bans it for a while if it has no valid key.
     fn on_refusal(&mut self, refusal: Refusal) {
         let now = Instant::now();
@@ -316,6 +345,7 @@ impl Actor {
         } else {
             debug!("no connection with {peer}{remote}: {why}");
         }
+        self.redial.failed_peer(now, *peer, &why.to_string());
         if why.is_proof_of_guilt() {
             self.ban(*peer, now + KEY_BAN);
         }
@@ -361,7 +391,7 @@ impl Actor {
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 debug!(?peer_id, %error, "dial failed");
-                self.forget_own_address(&error);
+                self.on_dial_error(peer_id.map(convert::peer), &error);
                 if let Some(peer) = peer_id.map(convert::peer) {
                     let next = self.dials.failed(Instant::now(), peer);
                     self.dial_wave(peer, next, PeerCondition::Disconnected);
@@ -435,12 +465,35 @@ impl Actor {
         entry.path = path;
     }
 
-    /// Removes a bootstrap address that turns out to be this node.
-    fn forget_own_address(&mut self, error: &DialError) {
-        if let DialError::LocalPeerId { address } = error
-            && let Some(address) = convert::address(address)
-        {
-            self.redial.forget_self(&address);
+    /// Keeps the reason with the bootstrap addresses that it concerns. One that turns out to be
+    /// this node is not dialled again.
+    fn on_dial_error(&mut self, peer: Option<PeerId>, error: &DialError) {
+        let now = Instant::now();
+        match error {
+            DialError::LocalPeerId { address } => {
+                if let Some(address) = convert::address(address) {
+                    self.redial.forget_self(&address);
+                }
+            }
+            DialError::WrongPeerId { obtained, address } => {
+                if let Some(address) = convert::address(address) {
+                    let reason = format!("another node answers there: {obtained}");
+                    self.redial.failed(now, &address, &reason);
+                }
+            }
+            DialError::Transport(errors) => {
+                for (address, error) in errors {
+                    if let Some(address) = convert::address(address) {
+                        self.redial.failed(now, &address, &root_of(error));
+                    }
+                }
+            }
+            DialError::DialPeerConditionFalse(_) => {}
+            DialError::NoAddresses | DialError::Aborted | DialError::Denied { .. } => {
+                if let Some(peer) = peer {
+                    self.redial.failed_peer(now, peer, &root_of(error));
+                }
+            }
         }
     }
 
@@ -527,12 +580,15 @@ impl Actor {
 
     fn on_identified(&mut self, peer: PeerId, info: identify::Info) {
         if info.protocol_version != self.protocol_version {
-            info!(%peer, theirs = %sanitised(&info.protocol_version), "has another protocol version; disconnecting");
-            self.ban(peer, Instant::now() + FOREIGN_BAN);
+            info!(%peer, theirs = %sanitised(&info.protocol_version, AGENT_BYTES_MAX), "has another protocol version; disconnecting");
+            let now = Instant::now();
+            let theirs = sanitised(&info.protocol_version, AGENT_BYTES_MAX);
+            self.redial.failed_peer(now, peer, &format!("it speaks another protocol, {theirs:?}"));
+            self.ban(peer, now + FOREIGN_BAN);
             return;
         }
         if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.agent = Some(sanitised(&info.agent_version));
+            entry.agent = Some(sanitised(&info.agent_version, AGENT_BYTES_MAX));
             entry.offers_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
             let listens = info.listen_addrs.iter().filter_map(convert::address);
             entry.listens = listens.take(PEER_ADDRESSES_MAX).collect();
@@ -608,11 +664,20 @@ fn build(
     Ok(swarm)
 }
 
-/// A peer's text, truncated to [`AGENT_BYTES_MAX`] and without control characters.
-fn sanitised(text: &str) -> String {
+/// The innermost cause of an error: what the layers above it add are their own names.
+fn root_of(error: &dyn std::error::Error) -> String {
+    let mut root = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    sanitised(&root.to_string(), REASON_BYTES_MAX)
+}
+
+/// A peer's text, truncated to a bounded length and without control characters.
+fn sanitised(text: &str, bytes_max: usize) -> String {
     let mut out = String::new();
     for character in text.chars().filter(|c| !c.is_control()) {
-        if out.len() + character.len_utf8() > AGENT_BYTES_MAX {
+        if out.len() + character.len_utf8() > bytes_max {
             break;
         }
         out.push(character);

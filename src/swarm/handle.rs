@@ -22,6 +22,7 @@ use crate::options::{
 };
 use crate::paths::Path;
 use crate::reach::Reach;
+use crate::redial::Bootstrap;
 use crate::stream::Stream;
 use crate::{Address, PeerId, SwarmError};
 
@@ -74,6 +75,8 @@ pub struct SwarmEvents {
     pub listening: watch::Receiver<Vec<Address>>,
     /// How others reach this node.
     pub reach: watch::Receiver<Reach>,
+    /// How the bootstrap addresses fare.
+    pub bootstrap: watch::Receiver<Vec<Bootstrap>>,
 }
 
 /// A stream that a peer opened.
@@ -132,6 +135,7 @@ impl SwarmHandle {
         let (listening_in, listening) = watch::channel(Vec::new());
         let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
         let (reach_in, reach) = watch::channel(Reach::default());
+        let (bootstrap_in, bootstrap) = watch::channel(Vec::new());
         let (started_in, started) = oneshot::channel();
         let drops = Arc::new(Drops::default());
         let outputs = actor::Outputs {
@@ -139,6 +143,7 @@ impl SwarmHandle {
             peers: peers_in,
             listening: listening_in,
             reach: reach_in,
+            bootstrap: bootstrap_in,
             refusals: refusals_in,
             drops: drops.clone(),
         };
@@ -148,7 +153,7 @@ impl SwarmHandle {
             .map_err(|error| crate::behaviour::setup("its thread", &error))?;
         let (streams, runtime) = started.await.map_err(|_| SwarmError::Closed)??;
         let handle = Self { peer, commands, streams, peers: peers.clone(), runtime, drops };
-        Ok((handle, SwarmEvents { messages, peers, refusals, listening, reach }))
+        Ok((handle, SwarmEvents { messages, peers, refusals, listening, reach, bootstrap }))
     }
 
     /// This node's id.

@@ -38,6 +38,7 @@ pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
 pub use options::{Limits, Options};
 pub use paths::Path;
 pub use reach::{Reach, Verdict};
+pub use redial::{Bootstrap, BootstrapState};
 pub use relay::RelayMode;
 pub use stream::Stream;
 pub use transport::{certificates, install_crypto};

@@ -147,6 +147,10 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
 pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
 
+/// How long a bootstrap address may fail, or its peer may take part in none of this node's
+/// topics, before that is said: longer than a handshake and the first gossip take.
+pub(crate) const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The head start of a peer's QUIC addresses over its others: longer than a handshake on
 /// most lines, and short enough where UDP is blocked.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(500);
@@ -165,6 +169,9 @@ pub(crate) const EXTERNAL_MAX: usize = 8;
 
 /// Bytes of a peer's agent string that are kept and shown.
 pub(crate) const AGENT_BYTES_MAX: usize = 64;
+
+/// Bytes of the reason why a bootstrap address failed that are kept and shown.
+pub(crate) const REASON_BYTES_MAX: usize = 240;
 
 /// A connection without streams is closed after this. Gossip keeps mesh peers connected;
 /// others should stay long enough that a node does not have to redial between tokens.

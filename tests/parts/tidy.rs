@@ -256,10 +256,30 @@ fn every_decode_kernel_is_run_alone_beside_its_twin() {
     }
 }
 
+/// What the mesh's decisions may not name: runtimes, clocks, locks, and what lies behind the swarm.
+const IMPURE: [&str; 6] =
+    ["tokio", "Instant::now", "SystemTime", "Mutex", "RwLock", "doppler_swarm"];
+
+#[test]
+fn the_mesh_core_is_pure() {
+    let files = sources(&["src/mesh/core"], "rs");
+    assert!(files.len() > 10, "only {} files were found", files.len());
+    for (file, text) in files.into_iter().filter(|(file, _)| !file.ends_with("tests.rs")) {
+        // Tests begin their virtual time somewhere.
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for (number, line) in code_lines(code) {
+            for name in IMPURE {
+                assert!(!line.contains(name), "{file}:{} names {name}", number + 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_limit_of_the_mesh_is_written_down() {
     let documented = fs::read_to_string(root().join("docs/limits.md")).unwrap();
-    let options = fs::read_to_string(root().join("src/mesh/options.rs")).unwrap();
+    let file = |name| fs::read_to_string(root().join(name)).unwrap();
+    let options = file("src/mesh/core/limits.rs") + &file("src/mesh/options.rs");
     let mut seen = 0;
     for (number, line) in code_lines(&options) {
         let Some((_, rest)) = line.split_once("const ") else { continue };

@@ -657,7 +657,17 @@ async fn shutting_down_frees_the_port_and_ends_what_waits() {
     let address = first.listen_addrs()[0].clone();
     let other = node("stop", &[&first], nothing()).await;
     until("the connection", &first, |node| node.peers().len() == 1).await;
+    let waits = first.clone();
+    let absent = read(ShardId::of(b"absent"), range(0, 10));
+    let waiting = tokio::spawn(async move { waits.fetch(absent).await });
+    until("the read", &first, |node| node.stats().load.reads == 1).await;
+    let stopped = Instant::now();
     first.shutdown().await;
+    let ended = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+    let ended = ended.err();
+    assert!(matches!(ended, Some(ReadError::Overloaded(_))), "{ended:?}");
+    assert!(stopped.elapsed() < PATIENCE / 2, "it is not waited for");
+    assert!(first.fetch(absent).await.is_err(), "nor does another begin");
     first.shutdown().await;
     until("the disconnection", &other, |node| node.peers().is_empty()).await;
     let mut options = options("stop", &[]);

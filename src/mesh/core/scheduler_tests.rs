@@ -1,6 +1,9 @@
 //! The scheduler under a simulated clock and simulated peers: each has a rate, may fall silent,
 //! break off and lie. No sockets, no sleeping; the same seed, the same run.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -66,9 +69,16 @@ struct World {
     asked: Vec<Ask>,
     delivered: BTreeMap<ReadId, Vec<ByteRange>>,
     beaten: Vec<Beaten>,
+    /// How far requests came.
+    proved: BTreeMap<RequestId, Arc<AtomicU64>>,
+    reads: ReadId,
 }
 
 const TICK: f64 = 0.005;
+
+fn seen(proved: &BTreeMap<RequestId, Arc<AtomicU64>>, request: RequestId) -> u64 {
+    proved.get(&request).map_or(0, |proved| proved.load(Ordering::Relaxed))
+}
 
 impl World {
     fn new(rates: &[f64]) -> Self {
@@ -82,6 +92,8 @@ impl World {
             asked: Vec::new(),
             delivered: BTreeMap::new(),
             beaten: Vec::new(),
+            proved: BTreeMap::new(),
+            reads: 0,
         }
     }
 
@@ -89,14 +101,27 @@ impl World {
         self.start + Duration::from_secs_f64(self.now)
     }
 
+    fn add(&mut self, request: ReadRequest) -> ReadId {
+        self.reads += 1;
+        self.scheduler.add(self.reads, request).unwrap();
+        self.reads
+    }
+
     fn assign(&mut self) {
         let now = self.at();
-        let Self { scheduler, peers, only, .. } = self;
-        let asks = scheduler.schedule(now, true, &|shard| {
-            let holds = |peer: &PeerId| only.get(&shard).is_none_or(|all| all.contains(peer));
-            let all = peers.iter().filter(|(peer, _)| holds(peer));
-            all.map(|(peer, sim)| Holder { peer: *peer, score: 0.5, chunks: sim.chunks }).collect()
-        });
+        let Self { scheduler, peers, only, proved, .. } = self;
+        let seen = |_: ReadId, request: RequestId| seen(proved, request);
+        let asks = scheduler.schedule(
+            now,
+            true,
+            &|shard| {
+                let holds = |peer: &PeerId| only.get(&shard).is_none_or(|all| all.contains(peer));
+                let all = peers.iter().filter(|(peer, _)| holds(peer));
+                all.map(|(peer, sim)| Holder { peer: *peer, score: 0.5, chunks: sim.chunks })
+                    .collect()
+            },
+            &seen,
+        );
         for ask in asks {
             assert!(ask.range.len() <= SERVE_BYTES_MAX);
             assert_eq!(ask.range.start() % GROUP_BYTES, 0);
@@ -111,7 +136,7 @@ impl World {
             let sim = self.peers.get_mut(&ask.peer).unwrap();
             assert!(sim.chunks.cover(ask.range), "it does not hold that");
             let proved = Arc::default();
-            self.scheduler.watch(ask.read, ask.request, Arc::clone(&proved));
+            self.proved.insert(ask.request, Arc::clone(&proved));
             sim.queue.push(Sending { ask, left: ask.range.len() as f64, proved });
             assert!(sim.queue.len() <= REQUESTS_PER_PEER_MAX as usize);
             self.asked.push(ask);
@@ -148,7 +173,9 @@ impl World {
     fn ended(&mut self, done: &Sending, outcome: Outcome) {
         let (now, ask) = (self.at(), done.ask);
         let proved = done.proved.load(Ordering::Relaxed);
-        let ended = self.scheduler.end(now, ask.read, ask.request, outcome, proved);
+        let Self { scheduler, proved: all, .. } = self;
+        let seen = |request| seen(all, request);
+        let ended = scheduler.end(now, ask.read, ask.request, outcome, proved, &seen);
         let Some(Ended { keep, beaten }) = ended else { return };
         if let Some(keep) = keep {
             self.peers.get_mut(&ask.peer).unwrap().sent += keep.len();
@@ -160,7 +187,7 @@ impl World {
         let queue = &mut self.peers.get_mut(&beaten.peer).unwrap().queue;
         let at = queue.iter().position(|sending| sending.ask.request == beaten.request);
         let stopped = queue.remove(at.expect("it is under way"));
-        if beaten.wanted {
+        if beaten.is_wanted {
             self.ended(&stopped, Outcome::Stopped);
         }
     }
@@ -195,14 +222,13 @@ impl World {
 fn peers_share_a_read_by_their_rates_and_their_rates_add_up() {
     let mut world = World::new(&[20e6, 20e6, 20e6]);
     let bytes = 64 * MIB - 5;
-    let id = world.scheduler.add(read(b"a", bytes, Priority::Bulk)).unwrap();
+    let id = world.add(read(b"a", bytes, Priority::Bulk));
     let seconds = world.run(&[id]);
     world.assert_whole(id, bytes);
     assert!(bytes as f64 / seconds > 50e6, "{:.1} MB/s", bytes as f64 / 1e6 / seconds);
 
     let mut world = World::new(&[40e6, 10e6]);
-    let ids = [b"a", b"b", b"c"]
-        .map(|shard| world.scheduler.add(read(shard, 64 * MIB, Priority::Bulk)).unwrap());
+    let ids = [b"a", b"b", b"c"].map(|shard| world.add(read(shard, 64 * MIB, Priority::Bulk)));
     let seconds = world.run(&ids);
     let rate = 3.0 * 64.0 * MIB as f64 / seconds;
     assert!(rate > 45e6, "{:.1} of 50 MB/s", rate / 1e6);
@@ -221,16 +247,16 @@ fn a_silent_peer_costs_less_than_a_second() {
     let mut world = World::new(&[50e6, 50e6]);
     world.peers.get_mut(&peer(0)).unwrap().silent_from = 0.3;
     let bytes = 64 * MIB;
-    let id = world.scheduler.add(read(b"a", bytes, Priority::Token)).unwrap();
+    let id = world.add(read(b"a", bytes, Priority::Token));
     let seconds = world.run(&[id]);
     world.assert_whole(id, bytes);
     let alone = bytes as f64 / 50e6;
     assert!(seconds < alone + 0.8, "{seconds:.2} s, one peer alone takes {alone:.2}");
     assert!(world.beaten.iter().all(|beaten| beaten.peer == peer(0)));
-    assert!(world.beaten.iter().any(|beaten| beaten.silent), "it is told who was silent");
+    assert!(world.beaten.iter().any(|beaten| beaten.is_silent), "it is told who was silent");
     // From a moment after it fell silent it was asked for nothing.
     let after = world.asked.len();
-    let id = world.scheduler.add(read(b"b", 4 * MIB, Priority::Token)).unwrap();
+    let id = world.add(read(b"b", 4 * MIB, Priority::Token));
     world.run(&[id]);
     let asked = world.asked[after..].iter().filter(|ask| ask.peer == peer(0)).count();
     assert!(asked <= 1, "{asked}");
@@ -242,7 +268,7 @@ fn a_second_peer_is_asked_only_for_what_is_missing() {
     let mut world = World::new(&[40e6]);
     world.peers.get_mut(&peer(0)).unwrap().silent_from = 0.37;
     let bytes = 24 * MIB - 7;
-    let id = world.scheduler.add(read(b"a", bytes, Priority::Token)).unwrap();
+    let id = world.add(read(b"a", bytes, Priority::Token));
     while world.now < 1.0 {
         world.step();
     }
@@ -257,14 +283,14 @@ fn a_second_peer_is_asked_only_for_what_is_missing() {
     let again: u64 = world.asked[asked_before..].iter().map(|ask| ask.range.len()).sum();
     assert_eq!(again, bytes - here - proved, "each byte that was not here, and no other");
     assert_eq!(world.peers[&peer(0)].sent, here + proved);
-    assert!(world.beaten.iter().any(|beaten| beaten.wanted && beaten.silent));
+    assert!(world.beaten.iter().any(|beaten| beaten.is_wanted && beaten.is_silent));
     assert_eq!(world.scheduler.links.in_flight(peer(0)), 0);
 }
 
 #[test]
 fn what_was_proved_before_a_break_is_not_asked_for_again() {
     let mut world = World::new(&[40e6]);
-    let id = world.scheduler.add(read(b"a", 16 * MIB, Priority::Bulk)).unwrap();
+    let id = world.add(read(b"a", 16 * MIB, Priority::Bulk));
     for _ in 0..10 {
         world.step();
     }
@@ -291,7 +317,7 @@ fn whatever_the_interleaving_every_byte_comes_once() {
         for index in 0..rng.random_range(1..5u8) {
             let priority = if rng.random() { Priority::Token } else { Priority::Bulk };
             let bytes = rng.random_range(1..24 * MIB);
-            reads.insert(world.scheduler.add(read(&[index], bytes, priority)).unwrap(), bytes);
+            reads.insert(world.add(read(&[index], bytes, priority)), bytes);
         }
         while reads.keys().any(|id| !world.scheduler.is_done(*id)) {
             assert!(world.now < 600.0, "not done within ten minutes");
@@ -320,7 +346,7 @@ fn whatever_the_interleaving_every_byte_comes_once() {
             world.scheduler.remove(world.at(), *id);
             world.assert_whole(*id, *bytes);
         }
-        stopped += world.beaten.iter().filter(|beaten| beaten.wanted).count();
+        stopped += world.beaten.iter().filter(|beaten| beaten.is_wanted).count();
         assert_eq!(world.scheduler.twins, 0);
         for id in world.peers.keys() {
             assert_eq!(world.scheduler.links.in_flight(*id), 0);
@@ -333,11 +359,11 @@ fn whatever_the_interleaving_every_byte_comes_once() {
 #[test]
 fn a_peer_that_slows_down_is_hedged_and_repeats_are_bounded() {
     let mut world = World::new(&[40e6, 40e6]);
-    let warm = world.scheduler.add(read(b"warm", 64 * MIB, Priority::Bulk)).unwrap();
+    let warm = world.add(read(b"warm", 64 * MIB, Priority::Bulk));
     world.run(&[warm]);
     world.peers.get_mut(&peer(0)).unwrap().rate = 0.4e6;
     let started = world.asked.len();
-    let token = world.scheduler.add(read(b"t", 4 * MIB, Priority::Token)).unwrap();
+    let token = world.add(read(b"t", 4 * MIB, Priority::Token));
     let seconds = world.run(&[token]);
     world.assert_whole(token, 4 * MIB);
     assert!(seconds < 1.0, "{seconds:.2} s; at the slow peer's pace it takes 5");
@@ -353,7 +379,7 @@ fn a_peer_that_slows_down_is_hedged_and_repeats_are_bounded() {
         }
         let priority = if rng.random() { Priority::Token } else { Priority::Bulk };
         let read = read(&index.to_le_bytes(), rng.random_range(1..16 * MIB), priority);
-        let id = world.scheduler.add(read).unwrap();
+        let id = world.add(read);
         world.run(&[id]);
         world.assert_whole(id, read.range.end());
     }
@@ -369,7 +395,7 @@ fn tokens_come_first_by_deadline_then_begun_shards_then_rare_ones() {
     let add = |world: &mut World, shard: &[u8], priority, deadline: Option<u64>| {
         let deadline = deadline.map(|seconds| world.start + Duration::from_secs(seconds));
         let read = ReadRequest { deadline, ..read(shard, MIB, priority) };
-        world.scheduler.add(read).unwrap()
+        world.add(read)
     };
     let begun = add(&mut world, b"begun", Priority::Bulk, None);
     world.run(&[begun]);
@@ -404,7 +430,7 @@ fn what_is_held_in_part_is_asked_only_for_that_part() {
     for (sim, half) in world.peers.values_mut().zip(halves) {
         sim.chunks = half;
     }
-    let id = world.scheduler.add(read(b"a", 64 * MIB, Priority::Bulk)).unwrap();
+    let id = world.add(read(b"a", 64 * MIB, Priority::Bulk));
     let seconds = world.run(&[id]);
     world.assert_whole(id, 64 * MIB);
     assert!(seconds < 1.5, "{seconds:.2} s: both at once take 1.1");
@@ -412,7 +438,7 @@ fn what_is_held_in_part_is_asked_only_for_that_part() {
     for sim in world.peers.values_mut() {
         sim.chunks = Chunks(!0b100);
     }
-    let id = world.scheduler.add(read(b"b", 8 * MIB, Priority::Bulk)).unwrap();
+    let id = world.add(read(b"b", 8 * MIB, Priority::Bulk));
     for _ in 0..1000 {
         world.step();
     }
@@ -432,25 +458,27 @@ fn failures_put_bytes_back_and_are_retried_elsewhere_then_later() {
             all.map(|peer| Holder { peer, score: 0.5, chunks: Chunks::ALL }).collect()
         }
     };
-    let id = scheduler.add(read(b"a", MIB, Priority::Token)).unwrap();
-    let asks = scheduler.schedule(start, true, &holders(2));
+    let id = 1;
+    scheduler.add(id, read(b"a", MIB, Priority::Token)).unwrap();
+    let (none, nothing_seen) = (|_: RequestId| 0, |_: ReadId, _: RequestId| 0);
+    let asks = scheduler.schedule(start, true, &holders(2), &nothing_seen);
     assert_eq!((asks.len(), asks[0].range), (1, range(0, MIB)));
     let nothing = Some(Ended { keep: None, beaten: None });
-    assert_eq!(scheduler.end(start, id, asks[0].request, Outcome::Failed, 0), nothing);
-    let again = scheduler.schedule(start, true, &holders(2));
+    assert_eq!(scheduler.end(start, id, asks[0].request, Outcome::Failed, 0, &none), nothing);
+    let again = scheduler.schedule(start, true, &holders(2), &nothing_seen);
     assert!(again.len() == 1 && again[0].peer != asks[0].peer, "at once, of the other");
-    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Failed, 0), nothing);
-    assert_eq!(scheduler.schedule(start, true, &holders(2)), []);
+    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Failed, 0, &none), nothing);
+    assert_eq!(scheduler.schedule(start, true, &holders(2), &nothing_seen), []);
     assert_eq!(scheduler.wake(start, id), Some(start + RETRY_FIRST));
-    assert_eq!(scheduler.schedule(start + RETRY_FIRST, true, &holders(2)).len(), 1);
+    assert_eq!(scheduler.schedule(start + RETRY_FIRST, true, &holders(2), &nothing_seen).len(), 1);
     scheduler.remove(start, id);
     assert!(scheduler.reads.is_empty() && scheduler.links.in_flight(peer(0)) == 0);
     // The answer to a request of a read that is gone means nothing.
-    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Delivered, MIB), None);
-    for _ in 0..READS_MAX {
-        scheduler.add(read(b"a", 1, Priority::Bulk)).unwrap();
+    assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Delivered, MIB, &none), None);
+    for id in 0..READS_MAX as ReadId {
+        scheduler.add(id, read(b"a", 1, Priority::Bulk)).unwrap();
     }
-    assert!(scheduler.add(read(b"a", 1, Priority::Bulk)).is_err());
+    assert!(scheduler.add(ReadId::MAX, read(b"a", 1, Priority::Bulk)).is_err());
 }
 
 #[test]

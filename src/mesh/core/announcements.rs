@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::options::ANNOUNCEMENTS_MAX;
+use super::limits::ANNOUNCEMENTS_MAX;
 use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ModelId, ShardId};
 

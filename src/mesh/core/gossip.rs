@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use doppler_swarm::{Address, PeerId};
+use doppler_ids::{Address, PeerId};
 
-use super::options::{
+use super::limits::{
     GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW, HOLDINGS_BYTES_TARGET,
     PEERS_REMEMBERED_MAX, Timing,
 };

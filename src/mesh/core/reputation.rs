@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use doppler_swarm::PeerId;
+use doppler_ids::PeerId;
 
-use super::options::{BAN_FIRST, BAN_MAX, DENIALS_MAX, DENIED_FOR, PEERS_REMEMBERED_MAX};
+use super::limits::{BAN_FIRST, BAN_MAX, DENIALS_MAX, DENIED_FOR, PEERS_REMEMBERED_MAX};
 
 /// What a peer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

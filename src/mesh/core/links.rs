@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::PeerId;
+use doppler_ids::PeerId;
 
-use super::options::{
+use super::limits::{
     HEDGE_AFTER_MIN, HEDGE_UNKNOWN, LATENESS_SAMPLES, PEERS_REMEMBERED_MAX, SILENT_AFTER,
 };
 
@@ -62,6 +62,8 @@ pub(super) struct Links {
     links: BTreeMap<PeerId, Link>,
     /// The last answers' times over the times that were expected.
     lateness: VecDeque<f64>,
+    /// The 95th percentile of those, once there are enough.
+    p95: Option<f64>,
 }
 
 impl Links {
@@ -134,6 +136,7 @@ impl Links {
                 self.lateness.pop_front();
             }
             self.lateness.push_back(elapsed / expected.as_secs_f64().max(1e-6));
+            self.p95 = self.measured_p95();
         }
     }
 
@@ -178,19 +181,21 @@ impl Links {
     pub(super) fn late_at(&self, begun: &Begun) -> Instant {
         let wait = match begun.expected {
             None => HEDGE_UNKNOWN,
-            Some(expected) => expected.mul_f64(self.lateness_p95()).max(HEDGE_AFTER_MIN),
+            Some(expected) => {
+                expected.mul_f64(self.p95.unwrap_or(LATENESS_UNKNOWN)).max(HEDGE_AFTER_MIN)
+            }
         };
         begun.at + wait
     }
 
-    fn lateness_p95(&self) -> f64 {
+    fn measured_p95(&self) -> Option<f64> {
         if self.lateness.len() < LATENESS_SAMPLES / 4 {
-            return LATENESS_UNKNOWN;
+            return None;
         }
         let mut sorted: Vec<f64> = self.lateness.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let (least, most) = LATENESS_RANGE;
-        sorted[sorted.len() * 95 / 100].clamp(least, most)
+        Some(sorted[sorted.len() * 95 / 100].clamp(least, most))
     }
 }
 

@@ -12,12 +12,13 @@
 //! resolved when somebody asks, so registering later needs no second message.
 //! Invariant: what a lease no longer covers is never reported.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use doppler_swarm::{Address, PeerId};
+use doppler_ids::{Address, PeerId};
 
-use super::options::{MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX, MeshError};
+use super::TooMany;
+use super::limits::{MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX};
 use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
 use doppler_store::groups::Chunks;
 use doppler_store::{ModelId, ShardId};
@@ -93,7 +94,7 @@ pub(super) struct Membership {
     members: BTreeMap<PeerId, Member>,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
     /// Where an object stands: in which models' lists, at which bit.
-    places: HashMap<ShardId, Vec<(ModelId, usize)>>,
+    places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
 }
 
 impl Membership {
@@ -135,13 +136,13 @@ impl Membership {
         &mut self,
         model: ModelId,
         objects: Vec<ShardId>,
-    ) -> Result<(), MeshError> {
+    ) -> Result<(), TooMany> {
         let objects_max = BITMAP_BYTES_MAX * 8;
         if objects.len() > objects_max {
-            return Err(MeshError::TooMany { what: "objects of a model", max: objects_max });
+            return Err(TooMany { what: "objects of a model", max: objects_max });
         }
         if !self.lists.contains_key(&model) && self.lists.len() >= MODELS_MAX {
-            return Err(MeshError::TooMany { what: "registered models", max: MODELS_MAX });
+            return Err(TooMany { what: "registered models", max: MODELS_MAX });
         }
         if let Some(old) = self.lists.remove(&model) {
             for shard in old {
@@ -206,6 +207,10 @@ impl Membership {
     /// Peers with a running lease.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> {
         self.members.keys().copied()
+    }
+
+    pub(super) fn knows(&self, peer: PeerId) -> bool {
+        self.members.contains_key(&peer)
     }
 
     /// Where a peer says it listens.

@@ -12,24 +12,20 @@
 //! those delivered.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use doppler_swarm::PeerId;
+use doppler_ids::PeerId;
 
-use super::links::{Begun, Links};
-use super::options::{
-    HEDGE_BYTES_FREE, HEDGE_SHARE, HEDGES_MAX, MeshError, PIECE_BYTES_MIN, PIPELINE_TIME,
-    READS_MAX, REQUEST_BYTES_MIN, REQUEST_TIME, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
+use super::limits::{
+    HEDGE_BYTES_FREE, HEDGE_SHARE, HEDGES_MAX, PIECE_BYTES_MIN, PIPELINE_TIME, READS_MAX,
+    REQUEST_BYTES_MIN, REQUEST_TIME, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
     REQUESTS_UNMEASURED_MAX, RETRY_FIRST, RETRY_MAX, STARTED_MAX,
 };
+use super::links::{Begun, Links};
+use super::{ReadId, RequestId, TooMany};
 use doppler_store::groups::Chunks;
 use doppler_store::verified::{GROUP_BYTES, SERVE_BYTES_MAX};
 use doppler_store::{ByteRange, Priority, ReadRequest, ShardId};
-
-pub(super) type ReadId = u64;
-pub(super) type RequestId = u64;
 
 /// A connected, trusted peer that holds some of an object.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,11 +38,11 @@ pub(super) struct Holder {
 
 /// Ask this peer for this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ask {
-    pub(super) read: ReadId,
-    pub(super) request: RequestId,
-    pub(super) peer: PeerId,
-    pub(super) range: ByteRange,
+pub struct Ask {
+    pub read: ReadId,
+    pub request: RequestId,
+    pub peer: PeerId,
+    pub range: ByteRange,
 }
 
 /// Why a request ended.
@@ -74,9 +70,9 @@ pub(super) struct Beaten {
     pub(super) request: RequestId,
     pub(super) peer: PeerId,
     /// Its peer had sent nothing for long.
-    pub(super) silent: bool,
+    pub(super) is_silent: bool,
     /// What it proved is still wanted: it is to be stopped, and to end, not to be dropped.
-    pub(super) wanted: bool,
+    pub(super) is_wanted: bool,
 }
 
 /// A peer that failed a read: asked again only after a while.
@@ -91,14 +87,13 @@ struct Request {
     /// The request to another peer for what was missing of this one, or whose rest this is.
     /// Both end at the same byte.
     twin: Option<RequestId>,
-    /// The byte up to which it is proved, kept by its task; 0 before its first group.
-    proved: Arc<AtomicU64>,
 }
 
 impl Request {
-    /// The first byte that is not proved; the range's end if all of it is.
-    fn proved(&self) -> u64 {
-        self.proved.load(Ordering::Relaxed).clamp(self.range.start(), self.range.end())
+    /// The first byte that is not proved; the range's end if all of it is. `seen` is the byte up
+    /// to which it is proved; 0 before its first group.
+    fn proved(&self, seen: u64) -> u64 {
+        seen.clamp(self.range.start(), self.range.end())
     }
 }
 
@@ -130,16 +125,16 @@ pub(super) struct Scheduler {
 
 impl Scheduler {
     /// A read begins. Its range is taken from the start of its first group.
-    pub(super) fn add(&mut self, request: ReadRequest) -> Result<ReadId, MeshError> {
+    pub(super) fn add(&mut self, id: ReadId, request: ReadRequest) -> Result<(), TooMany> {
         if self.reads.len() >= READS_MAX {
-            return Err(MeshError::TooMany { what: "reads under way", max: READS_MAX });
+            return Err(TooMany { what: "reads under way", max: READS_MAX });
         }
-        let id = self.number();
+        let arrived = self.number();
         let start = request.range.start() / GROUP_BYTES * GROUP_BYTES;
         let todo = ByteRange::new(start, request.range.end()).into_iter().collect();
         let (requests, failed) = (BTreeMap::new(), BTreeMap::new());
-        self.reads.insert(id, Read { request, arrived: id, todo, requests, failed });
-        Ok(id)
+        self.reads.insert(id, Read { request, arrived, todo, requests, failed });
+        Ok(())
     }
 
     /// A read ended, for whatever reason; what it asked for is given up.
@@ -160,11 +155,6 @@ impl Scheduler {
         self.reads.get(&id).map_or(0, |read| read.requests.len())
     }
 
-    /// Whether an answer to this request still counts.
-    pub(super) fn knows(&self, id: ReadId, request: RequestId) -> bool {
-        self.reads.get(&id).is_some_and(|read| read.requests.contains_key(&request))
-    }
-
     /// Bytes that were delivered are needed again.
     pub(super) fn put_back(&mut self, id: ReadId, range: ByteRange) {
         if let Some(read) = self.reads.get_mut(&id) {
@@ -172,16 +162,28 @@ impl Scheduler {
         }
     }
 
-    /// How far a request came is read from here: the byte up to which it is proved.
-    pub(super) fn watch(&mut self, id: ReadId, request: RequestId, proved: Arc<AtomicU64>) {
-        let read = self.reads.get_mut(&id);
-        if let Some(request) = read.and_then(|read| read.requests.get_mut(&request)) {
-            request.proved = proved;
-        }
+    /// Bytes that the requests of a read have proved; what two were asked for counts once.
+    pub(super) fn proved(&self, id: ReadId, seen: &dyn Fn(RequestId) -> u64) -> u64 {
+        let Some(read) = self.reads.get(&id) else { return 0 };
+        let proved = |id: &RequestId, request: &Request| request.proved(seen(*id));
+        let each = read.requests.iter().map(|(id, request)| {
+            let own = proved(id, request) - request.range.start();
+            let twin = request.twin.and_then(|twin| Some((twin, read.requests.get(&twin)?)));
+            // Both end at the same byte; the one that began later has what the other lacks.
+            let repeated = twin.filter(|(_, twin)| twin.range.start() >= request.range.start());
+            let repeated = repeated.map_or(0, |(twin_id, twin)| {
+                let both = proved(id, request).min(proved(&twin_id, twin));
+                let is_later = twin.range.start() > request.range.start() || twin_id > *id;
+                if is_later { both.saturating_sub(twin.range.start()) } else { 0 }
+            });
+            own - repeated
+        });
+        each.sum()
     }
 
     /// A request ended, having proved its range up to `proved`. Says what of that is kept and
-    /// which other request need not go on; `None` if it was given up before.
+    /// which other request need not go on; `None` if it was given up before. `seen` says how far
+    /// the other came.
     pub(super) fn end(
         &mut self,
         now: Instant,
@@ -189,6 +191,7 @@ impl Scheduler {
         request: RequestId,
         outcome: Outcome,
         proved: u64,
+        seen: &dyn Fn(RequestId) -> u64,
     ) -> Option<Ended> {
         let read = self.reads.get_mut(&id)?;
         let ended = read.requests.remove(&request)?;
@@ -212,7 +215,7 @@ impl Scheduler {
             other.twin = None;
             let peer = other.begun.peer;
             let silent = self.links.is_silent(now, peer);
-            if proved == end || silent && proved > other.proved() {
+            if proved == end || silent && proved > other.proved(seen(request)) {
                 // Of the other what came before this one's first byte is wanted, or nothing.
                 let wanted = ByteRange::new(other.range.start(), start);
                 if let Some(range) = wanted {
@@ -225,7 +228,8 @@ impl Scheduler {
                 if silent {
                     self.links.suspect(peer);
                 }
-                beaten = Some(Beaten { request, peer, silent, wanted: wanted.is_some() });
+                beaten =
+                    Some(Beaten { request, peer, is_silent: silent, is_wanted: wanted.is_some() });
             } else {
                 // The other goes on with its own.
                 missing_to = other.range.start();
@@ -244,13 +248,14 @@ impl Scheduler {
         Some(Ended { keep, beaten })
     }
 
-    /// Gives work to whoever has room. `holders` says who holds a shard; with
-    /// `hedge` what is late is asked of a second peer too.
+    /// Gives work to whoever has room. `holders` says who holds a shard, `seen` how far a
+    /// request came; with `hedge` what is late is asked of a second peer too.
     pub(super) fn schedule(
         &mut self,
         now: Instant,
         hedge: bool,
         holders: &dyn Fn(ShardId) -> Vec<Holder>,
+        seen: &dyn Fn(ReadId, RequestId) -> u64,
     ) -> Vec<Ask> {
         let mut known: BTreeMap<ShardId, Vec<Holder>> = BTreeMap::new();
         for read in self.reads.values() {
@@ -271,7 +276,7 @@ impl Scheduler {
         if hedge {
             let waiting = self.reads.values().any(|read| !read.todo.is_empty());
             for (_, id) in &order {
-                self.hedge(now, *id, &known, !waiting, &mut asks);
+                self.hedge(now, *id, &known, !waiting, seen, &mut asks);
             }
         }
         asks
@@ -409,6 +414,7 @@ impl Scheduler {
         id: ReadId,
         known: &BTreeMap<ShardId, Vec<Holder>>,
         nothing_waits: bool,
+        seen: &dyn Fn(ReadId, RequestId) -> u64,
         asks: &mut Vec<Ask>,
     ) {
         let Some(read) = self.reads.get(&id) else { return };
@@ -427,7 +433,7 @@ impl Scheduler {
                 continue;
             }
             // All proved: it is about to end.
-            let missing = ByteRange::new(request.proved(), request.range.end());
+            let missing = ByteRange::new(request.proved(seen(id, *first)), request.range.end());
             let Some(missing) = missing else { continue };
             let fits = |holder: &&Holder| holder.chunks.cover(missing);
             let able: Vec<&Holder> = holders.iter().filter(fits).collect();
@@ -473,8 +479,7 @@ impl Scheduler {
         let request = self.number();
         let begun = self.links.begin(now, peer, range.len());
         if let Some(read) = self.reads.get_mut(&read) {
-            read.requests
-                .insert(request, Request { begun, range, twin: None, proved: Arc::default() });
+            read.requests.insert(request, Request { begun, range, twin: None });
         }
         Ask { read, request, peer, range }
     }

@@ -1,0 +1,660 @@
+//! What the mesh decides. Pure: an event and a time go in, actions come out.
+//!
+//! Owns who is connected, who holds what, who may be believed, what is announced and when, and
+//! which bytes of which read are asked of whom. Refuses to do anything itself: no clock, no
+//! runtime, no socket, no lock. The node performs the actions (`shared`, `actor`, `fetch`), a
+//! simulator may perform them in virtual time.
+//!
+//! Invariants: the same events at the same times give the same actions (every map is ordered);
+//! each read that began ends with exactly one [`Action::End`], unless its caller dropped it;
+//! every collection that a peer can grow has a bound in `limits`.
+
+mod announcements;
+mod answer;
+mod bucket;
+mod dialling;
+mod gossip;
+pub mod limits;
+mod links;
+mod membership;
+mod meter;
+mod pull;
+mod reads;
+mod reputation;
+mod scheduler;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use doppler_ids::{Address, ModelId, PeerId, ShardId};
+use doppler_store::groups::Chunks;
+use doppler_store::signature::{SignatureError, SignedModel};
+use doppler_store::{ReadError, ReadRequest};
+use serde::{Deserialize, Serialize};
+use tracing::debug;
+
+use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
+use announcements::{Announcements, Learned};
+pub use answer::{Answer, Failure, FailureKind, Proved};
+pub use bucket::Bucket;
+use dialling::Dialling;
+use gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
+use limits::{OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing};
+use membership::{Heard, Membership, bitmap};
+pub use meter::{Meter, Progress};
+pub use pull::{Pull, PullAction, PullEvent, Wanted};
+pub use reads::RELAYED;
+use reads::Reading;
+use reputation::{Conduct, Reputation};
+pub use scheduler::Ask;
+use scheduler::Scheduler;
+
+/// Names a read; chosen by whoever begins it, never used twice.
+pub type ReadId = u64;
+/// Names a request to a peer; never used twice.
+pub type RequestId = u64;
+/// Names a gossip message until it is judged.
+pub type MessageId = u64;
+
+/// A bound was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: at most {max}")]
+pub struct TooMany {
+    pub what: &'static str,
+    pub max: usize,
+}
+
+/// Why a publication or a registration was not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+}
+
+/// A connected peer, as far as decisions care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contact {
+    /// No relay lies between.
+    pub is_direct: bool,
+    /// It takes part in the swarm's topic.
+    pub listens: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The connected peers, all of them.
+    Contacts(BTreeMap<PeerId, Contact>),
+    /// A gossip message whose author's signature was checked.
+    Gossip { message: MessageId, topic: String, author: PeerId, data: Vec<u8> },
+    /// A private swarm's door kept a peer out, or kept this node out.
+    KeptOut { peer: PeerId, is_guilty: bool },
+    /// Where this node listens.
+    Addresses(Vec<Address>),
+    /// What this node holds whole, all of it.
+    Whole(BTreeSet<ShardId>),
+    /// What this node holds in part, as much of it as is told of.
+    Parts(BTreeMap<ShardId, Chunks>),
+    /// This node announces a model from now on.
+    Publish(SignedModel),
+    /// The ordered object list of a model is known: bitmaps of holdings refer to it.
+    Register { model: ModelId, objects: Vec<ShardId> },
+    /// A read begins.
+    Read { read: ReadId, request: ReadRequest },
+    /// Nobody waits for a read any more.
+    Dropped { read: ReadId },
+    /// Bytes of an answer came from a peer.
+    Heard { peer: PeerId },
+    /// A request ended, for whatever reason.
+    Answered { read: ReadId, request: RequestId, peer: PeerId, answer: Answer },
+    /// Bytes of objects were sent to a peer.
+    Sent { peer: PeerId, bytes: u64 },
+    /// [`Core::next_wake`] has come. The wall clock only numbers messages.
+    Time { unix_ms: u64 },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Say this on the swarm's topic.
+    Publish(Vec<u8>),
+    /// Pass a message on, or hold its forwarder to account.
+    Judge { message: MessageId, is_sound: bool },
+    /// Connect to a peer.
+    Dial { peer: PeerId, addresses: Vec<Address> },
+    /// Disconnect a peer and refuse it until then.
+    Ban { peer: PeerId, until: Instant, shard: ShardId, detail: String },
+    /// Streams that are kept open to a peer lead nowhere now.
+    ForgetStreams(PeerId),
+    /// Ask a peer for a range; over a relay only if that is allowed.
+    Ask { ask: Ask, may_relay: bool },
+    /// Keep what a request proved, up to this byte of the object.
+    Keep { read: ReadId, request: RequestId, end: u64 },
+    /// End a request; what it has proved is wanted.
+    Stop { read: ReadId, request: RequestId },
+    /// End a request; nothing of it is wanted.
+    Abandon { read: ReadId, request: RequestId },
+    /// Drop what was kept of a request: its peer lied about the object's size.
+    Discard { read: ReadId, request: RequestId },
+    /// The read is over: what was kept is its range, or this is why not.
+    End { read: ReadId, result: Result<(), ReadError> },
+    /// A model that was not known before; this node's own, or a peer's.
+    Learned { signed: SignedModel, is_own: bool },
+    /// The publication or registration was not taken in.
+    Refuse(Refused),
+    /// Peers, holdings or counts may have changed: whoever watches them is told.
+    Changed,
+}
+
+/// What a decision may look at beside the events.
+pub trait Sight {
+    /// The byte of the object up to which a request's answer is proved; 0 before its first group.
+    fn proved(&self, read: ReadId, request: RequestId) -> u64;
+
+    /// Whether this node's own download limit sets the pace: then nobody is late.
+    fn is_throttled(&self, now: Instant) -> bool;
+}
+
+/// What a core is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub own: PeerId,
+    /// The swarm's gossip topic; others are ignored.
+    pub topic: String,
+    pub timing: Timing,
+    /// How long a read looks for a holder before it is `NotFound`.
+    pub find_timeout: Duration,
+}
+
+/// Bytes of objects exchanged with one peer; kept after it has gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Verified bytes received.
+    pub bytes_in: u64,
+    /// Bytes of objects sent.
+    pub bytes_out: u64,
+    /// Bytes received and thrown away because they did not match their hash.
+    pub rejected: u64,
+}
+
+/// What is under way now; all of it is nothing once every peer has gone and its lease has run out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Streams of the shard protocol on which peers ask.
+    pub streams: usize,
+    /// Peers whose word on what they hold is believed.
+    pub leases: usize,
+    /// Reads from peers.
+    pub reads: usize,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Bytes received and proved.
+    pub verified_bytes: u64,
+    /// Bytes received from peers whose bytes did not match, and thrown away.
+    pub rejected_bytes: u64,
+    /// Bytes of objects sent to peers.
+    pub served_bytes: u64,
+    /// Announcements dropped because their signature does not verify.
+    pub bad_signatures: u64,
+    /// Gossip messages dropped because they were malformed or not their author's to say.
+    pub bad_messages: u64,
+    /// Gossip messages dropped because their author sends too many, or nothing had room.
+    pub ignored_messages: u64,
+    /// Times a peer was banned.
+    pub bans: u64,
+    /// Requests that were asked of a second peer because the first was late or silent.
+    pub hedges: u64,
+    /// Streams refused because there were too many, from one peer or from all.
+    pub refused_streams: u64,
+    /// Connections that failed at a private swarm's door, this node's or the peer's.
+    pub refused_peers: u64,
+}
+
+/// Who could serve an object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holders {
+    /// Connected and trusted.
+    pub ready: Vec<(PeerId, Chunks)>,
+    /// Known by a lease, but not connected.
+    pub away: Vec<(PeerId, Chunks)>,
+    /// Connected, but through a relay that may not carry this.
+    pub relayed: Vec<(PeerId, Chunks)>,
+}
+
+/// What is known of how a peer behaves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    pub traffic: Traffic,
+    /// 0 (worst) to 1.
+    pub score: f64,
+    /// Measured bytes per second, if any transfer was long enough.
+    pub rate: Option<f64>,
+    /// Objects that it says it holds whole.
+    pub held: u64,
+}
+
+/// Everything that the mesh knows, and every decision on it.
+pub struct Core {
+    config: Config,
+    membership: Membership,
+    announcements: Announcements,
+    reputation: Reputation,
+    scheduler: Scheduler,
+    schedule: Schedule,
+    inbox: Inbox,
+    sequence: Sequence,
+    dialling: Dialling,
+    contacts: BTreeMap<PeerId, Contact>,
+    addresses: Vec<Address>,
+    whole: BTreeSet<ShardId>,
+    parts: BTreeMap<ShardId, Chunks>,
+    reads: BTreeMap<ReadId, Reading>,
+    counts: Counts,
+    traffic: BTreeMap<PeerId, Traffic>,
+    /// When leases and dials are looked at next.
+    upkeep: Instant,
+    /// When a read is to be looked at next if nothing happens before.
+    reads_wake: Option<Instant>,
+}
+
+impl Core {
+    pub fn new(config: Config, now: Instant) -> Self {
+        let mut schedule = Schedule::new(config.timing, now);
+        schedule.change(now, Due::Everything);
+        Self {
+            membership: Membership::default(),
+            announcements: Announcements::default(),
+            reputation: Reputation::default(),
+            scheduler: Scheduler::default(),
+            schedule,
+            inbox: Inbox::new(now),
+            sequence: Sequence::default(),
+            dialling: Dialling::default(),
+            contacts: BTreeMap::new(),
+            addresses: Vec::new(),
+            whole: BTreeSet::new(),
+            parts: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            counts: Counts::default(),
+            traffic: BTreeMap::new(),
+            upkeep: now + config.timing.upkeep(),
+            reads_wake: None,
+            config,
+        }
+    }
+
+    /// Takes in what happened; what is to be done about it, in this order.
+    pub fn on(&mut self, now: Instant, event: Event, sight: &dyn Sight) -> Vec<Action> {
+        let mut out = Vec::new();
+        let out = &mut out;
+        match event {
+            Event::Contacts(contacts) => self.on_contacts(now, contacts, sight, out),
+            Event::Gossip { message, topic, author, data } => {
+                self.on_gossip(now, (message, &topic, author), &data, sight, out);
+            }
+            Event::KeptOut { peer, is_guilty } => {
+                self.counts.refused_peers += 1;
+                if is_guilty {
+                    self.note(now, peer, Conduct::Violation);
+                }
+                out.push(Action::Changed);
+            }
+            Event::Addresses(addresses) => {
+                self.addresses = addresses;
+                self.schedule.change(now, Due::Holdings);
+            }
+            Event::Whole(whole) => {
+                self.whole = whole;
+                self.schedule.change(now, Due::Holdings);
+            }
+            Event::Parts(parts) => {
+                if parts != self.parts {
+                    self.parts = parts;
+                    self.schedule.change(now, Due::Holdings);
+                }
+            }
+            Event::Publish(signed) => self.on_publish(now, signed, out),
+            Event::Register { model, objects } => match self.membership.register(model, objects) {
+                Ok(()) => {
+                    self.schedule.change(now, Due::Everything);
+                    self.settle(now, true, sight, out);
+                    out.push(Action::Changed);
+                }
+                Err(error) => out.push(Action::Refuse(error.into())),
+            },
+            Event::Read { read, request } => self.on_read(now, read, request, sight, out),
+            Event::Dropped { read } => self.on_dropped(now, read, sight, out),
+            Event::Heard { peer } => self.scheduler.links.heard(now, peer),
+            Event::Answered { read, request, peer, answer } => {
+                self.on_answered(now, (read, request, peer), answer, sight, out);
+            }
+            Event::Sent { peer, bytes } => {
+                self.counts.served_bytes += bytes;
+                self.traffic_of(peer).bytes_out += bytes;
+            }
+            Event::Time { unix_ms } => self.on_time(now, unix_ms, sight, out),
+        }
+        std::mem::take(out)
+    }
+
+    /// When [`Event::Time`] is due if nothing happens before.
+    pub fn next_wake(&self) -> Instant {
+        let wake = self.schedule.next().min(self.upkeep);
+        self.reads_wake.map_or(wake, |reads| reads.min(wake))
+    }
+
+    /// Who could serve an object now.
+    pub fn holders(&self, now: Instant, shard: ShardId) -> Holders {
+        let mut holders = Holders::default();
+        for (peer, chunks) in self.membership.holders(now, shard) {
+            if self.reputation.is_shunned(now, peer) {
+                continue;
+            }
+            match self.contacts.get(&peer) {
+                Some(contact) if contact.is_direct || self.may_relay(shard) => {
+                    holders.ready.push((peer, chunks));
+                }
+                Some(_) => holders.relayed.push((peer, chunks)),
+                None => holders.away.push((peer, chunks)),
+            }
+        }
+        holders
+    }
+
+    /// Whether an object is small and needed enough to go over a relay: a manifest.
+    pub fn may_relay(&self, shard: ShardId) -> bool {
+        may_relay(&self.announcements, shard)
+    }
+
+    /// The announced models, with the number of peers that hold some of each.
+    pub fn models(&self, now: Instant) -> Vec<(SignedModel, usize)> {
+        let count = |signed: SignedModel| {
+            let holders = self.membership.holders_of_model(now, signed.model);
+            (signed, holders)
+        };
+        self.announcements.all().into_iter().map(count).collect()
+    }
+
+    /// The announced models.
+    pub fn announced(&self) -> Vec<SignedModel> {
+        self.announcements.all()
+    }
+
+    pub fn standing(&self, now: Instant, peer: PeerId) -> Standing {
+        Standing {
+            traffic: self.traffic.get(&peer).copied().unwrap_or_default(),
+            score: self.reputation.score(peer),
+            rate: self.scheduler.links.rate(peer),
+            held: self.membership.held_by(now, peer),
+        }
+    }
+
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// By peer; those that have gone are kept.
+    pub const fn traffic(&self) -> &BTreeMap<PeerId, Traffic> {
+        &self.traffic
+    }
+
+    /// Peers whose holdings are believed, and reads under way.
+    pub fn load(&self) -> Load {
+        Load { streams: 0, leases: self.membership.peers().count(), reads: self.reads.len() }
+    }
+
+    /// Peers banned now.
+    pub fn banned(&self, now: Instant) -> usize {
+        self.reputation.banned(now)
+    }
+
+    fn on_contacts(
+        &mut self,
+        now: Instant,
+        contacts: BTreeMap<PeerId, Contact>,
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) {
+        let listened = |peer: &PeerId| self.contacts.get(peer).is_some_and(|old| old.listens);
+        if contacts.iter().any(|(peer, contact)| contact.listens && !listened(peer)) {
+            self.schedule.change(now, Due::Everything);
+        }
+        // Who went away, or to whom another way leads now, which is to be measured afresh.
+        for (peer, old) in &self.contacts {
+            let new = contacts.get(peer);
+            if new.is_some_and(|new| new.is_direct != old.is_direct) {
+                self.scheduler.links.renew(*peer);
+            }
+            if new.is_none_or(|new| new.is_direct != old.is_direct) {
+                out.push(Action::ForgetStreams(*peer));
+            }
+        }
+        for peer in contacts.keys() {
+            self.dialling.forget(*peer);
+        }
+        self.contacts = contacts;
+        self.settle(now, true, sight, out);
+        out.push(Action::Changed);
+    }
+
+    fn on_gossip(
+        &mut self,
+        now: Instant,
+        (message, topic, author): (MessageId, &str, PeerId),
+        data: &[u8],
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) {
+        if topic != self.config.topic || !self.inbox.admit(now, author) {
+            self.counts.ignored_messages += 1;
+            out.push(Action::Changed);
+            return;
+        }
+        let is_sound = match Envelope::decode(data) {
+            Err(error) => {
+                debug!(%author, %error, "malformed gossip");
+                self.counts.bad_messages += 1;
+                false
+            }
+            Ok(Envelope::Unknown) => true,
+            Ok(Envelope::Announcement(signed)) => self.on_announcement(now, signed, out),
+            Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
+        };
+        if !is_sound {
+            out.push(Action::Changed);
+        }
+        out.push(Action::Judge { message, is_sound });
+    }
+
+    fn on_announcement(
+        &mut self,
+        now: Instant,
+        signed: SignedModel,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        match self.learn(now, &signed, false) {
+            Learned::New => {
+                out.extend([Action::Learned { signed, is_own: false }, Action::Changed]);
+                true
+            }
+            Learned::Known | Learned::Full => true,
+            Learned::Bad(error) => {
+                debug!(%error, "announcement dropped");
+                false
+            }
+        }
+    }
+
+    fn on_holdings(
+        &mut self,
+        now: Instant,
+        author: PeerId,
+        holdings: Holdings,
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        if holdings.peer != author.as_bytes() {
+            debug!(%author, "speaks for another peer");
+            self.counts.bad_messages += 1;
+            return false;
+        }
+        if self.reputation.is_banned(now, author) {
+            return true;
+        }
+        match self.membership.hear(now, author, holdings) {
+            Heard::Full => self.counts.ignored_messages += 1,
+            Heard::Changed => {
+                self.dial_ahead(now, out);
+                self.settle(now, true, sight, out);
+                out.push(Action::Changed);
+            }
+            Heard::Stale | Heard::Renewed => {}
+        }
+        true
+    }
+
+    fn on_publish(&mut self, now: Instant, signed: SignedModel, out: &mut Vec<Action>) {
+        match self.learn(now, &signed, true) {
+            Learned::Bad(error) => out.push(Action::Refuse(error.into())),
+            Learned::Full => {
+                let max = limits::ANNOUNCEMENTS_MAX;
+                out.push(Action::Refuse(TooMany { what: "known models", max }.into()));
+            }
+            Learned::New => {
+                out.push(Action::Learned { signed, is_own: true });
+                self.schedule.change(now, Due::Everything);
+            }
+            Learned::Known => self.schedule.change(now, Due::Everything),
+        }
+    }
+
+    fn on_time(&mut self, now: Instant, unix_ms: u64, sight: &dyn Sight, out: &mut Vec<Action>) {
+        if let Some(due) = self.schedule.due(now) {
+            let said = self.say(now, due, unix_ms, out);
+            self.schedule.said(now, said);
+        }
+        let mut stirred = false;
+        if self.upkeep <= now {
+            self.upkeep = now + self.config.timing.upkeep();
+            stirred = self.membership.expire(now);
+            let Self { dialling, membership, .. } = self;
+            dialling.retain(|peer| membership.knows(peer));
+            self.dial_ahead(now, out);
+        }
+        self.settle(now, stirred, sight, out);
+        if stirred {
+            out.push(Action::Changed);
+        }
+    }
+
+    /// Says what is due; how many messages that takes.
+    fn say(&mut self, now: Instant, due: Due, unix_ms: u64, out: &mut Vec<Action>) -> usize {
+        let quiet = match due {
+            Due::Everything => Duration::ZERO,
+            Due::Holdings => self.config.timing.announce_every / 2,
+        };
+        let Self { announcements, whole, .. } = self;
+        let models = announcements.take_due(now, quiet, |model| whole.contains(&model.manifest()));
+        let announcements =
+            models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
+        let mut messages: Vec<Vec<u8>> = announcements.collect();
+        let (own, lease) = (self.config.own, self.config.timing.lease);
+        let holdings = self.own_holdings();
+        messages.extend(holdings_messages(own, lease, &self.addresses, holdings, || {
+            self.sequence.next(unix_ms)
+        }));
+        let said = messages.len();
+        out.extend(messages.into_iter().map(Action::Publish));
+        said
+    }
+
+    /// What this node holds, for gossip.
+    fn own_holdings(&self) -> Vec<ModelHoldings> {
+        let (held, parts) = (&self.whole, &self.parts);
+        let mut room = OWN_PARTS_MAX;
+        let entry = |(model, list): (&ModelId, &[ShardId])| {
+            let mut told = Vec::new();
+            for (object, id) in list.iter().enumerate().filter(|_| !parts.is_empty()) {
+                if let (Some(chunks), Ok(object)) = (parts.get(id), u32::try_from(object))
+                    && !held.contains(id)
+                    && room > 0
+                {
+                    told.push(PartHoldings { object, chunks: *chunks });
+                    room -= 1;
+                }
+            }
+            ModelHoldings {
+                model: *model,
+                manifest: held.contains(&model.manifest()),
+                objects: bitmap(list.len(), |bit| {
+                    list.get(bit).is_some_and(|id| held.contains(id))
+                }),
+                parts: told,
+            }
+        };
+        self.membership.lists().map(entry).collect()
+    }
+
+    /// Takes in an announcement; its models' holders protect them from being pushed out.
+    fn learn(&mut self, now: Instant, signed: &SignedModel, own: bool) -> Learned {
+        let Self { announcements, membership, .. } = self;
+        let learned = announcements
+            .learn(now, signed.clone(), own, |model| membership.holders_of_model(now, model) > 0);
+        match learned {
+            Learned::Bad(_) => self.counts.bad_signatures += 1,
+            Learned::Full => self.counts.ignored_messages += 1,
+            Learned::New | Learned::Known => {}
+        }
+        learned
+    }
+
+    /// Connects to holders ahead of need, up to a number of connections.
+    fn dial_ahead(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let room = limits::DIAL_TARGET.saturating_sub(self.contacts.len());
+        let away = self.membership.peers().filter(|peer| !self.contacts.contains_key(peer));
+        let wanted: Vec<PeerId> = away.filter(|peer| *peer != self.config.own).take(room).collect();
+        self.dial(now, wanted, out);
+    }
+
+    /// Dials those of `wanted` whose turn it is. Each dial puts the next one off.
+    fn dial(&mut self, now: Instant, wanted: Vec<PeerId>, out: &mut Vec<Action>) {
+        for peer in wanted {
+            if self.contacts.contains_key(&peer) || self.reputation.is_banned(now, peer) {
+                continue;
+            }
+            let addresses = self.membership.addresses(peer);
+            if !addresses.is_empty() && self.dialling.take(now, peer) {
+                out.push(Action::Dial { peer, addresses });
+            }
+        }
+    }
+
+    /// Notes conduct; the end of a ban, if there is a new one.
+    fn note(&mut self, now: Instant, peer: PeerId, conduct: Conduct) -> Option<Instant> {
+        let ban = self.reputation.note(now, peer, conduct);
+        self.counts.bans += u64::from(ban.is_some());
+        ban
+    }
+
+    fn traffic_of(&mut self, peer: PeerId) -> &mut Traffic {
+        if self.traffic.len() >= PEERS_REMEMBERED_MAX && !self.traffic.contains_key(&peer) {
+            let least = self.traffic.iter().min_by_key(|(_, t)| t.bytes_in + t.bytes_out);
+            if let Some(least) = least.map(|(peer, _)| *peer) {
+                self.traffic.remove(&least);
+            }
+        }
+        self.traffic.entry(peer).or_default()
+    }
+}
+
+fn may_relay(announcements: &Announcements, shard: ShardId) -> bool {
+    let size = announcements.manifest_size(shard);
+    size.is_some_and(|size| size <= RELAYED_MANIFEST_BYTES_MAX)
+}

@@ -1,0 +1,369 @@
+//! The core behind one lock, and the hands that do what it says.
+//!
+//! The lock is a plain mutex: it is held for a decision and its actions, none of which waits,
+//! never across an await. Actions are performed under it, so that they happen in the order in
+//! which they were decided, whichever thread told the core of what.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use doppler_swarm::{Message, Peers, SwarmHandle};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::core::{
+    Action, Ask, Contact, Core, Counts, Event, Load, MessageId, ReadId, Refused, RequestId, Sight,
+};
+use super::limiter::Limiter;
+use super::options::ORDERS_MAX;
+use super::shard_client::Client;
+use doppler_store::signature::SignedModel;
+use doppler_store::{ReadError, ReadRequest};
+
+/// What a read is told to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    Ask { ask: Ask, may_relay: bool },
+    Keep { request: RequestId, end: u64 },
+    Stop { request: RequestId },
+    Abandon { request: RequestId },
+    Discard { request: RequestId },
+    End(Result<(), ReadError>),
+}
+
+/// How far requests came, and whether this node holds back itself.
+struct Progress {
+    proved: BTreeMap<(ReadId, RequestId), Arc<AtomicU64>>,
+    download: Arc<Limiter>,
+}
+
+impl Sight for Progress {
+    fn proved(&self, read: ReadId, request: RequestId) -> u64 {
+        self.proved.get(&(read, request)).map_or(0, |proved| proved.load(Ordering::Relaxed))
+    }
+
+    fn is_throttled(&self, now: Instant) -> bool {
+        self.download.is_the_brake(now)
+    }
+}
+
+/// Everything behind the lock.
+struct Inner {
+    core: Core,
+    progress: Progress,
+    /// Where each read takes its orders.
+    mailboxes: BTreeMap<ReadId, mpsc::Sender<Order>>,
+    /// Reads begun so far.
+    reads: ReadId,
+    /// The actor wakes no later than this.
+    armed: Instant,
+    peers: Peers,
+    /// Streams of peers that are served now, and that were refused.
+    streams: usize,
+    refused_streams: u64,
+    is_closed: bool,
+}
+
+/// What a performance leaves to be told once the lock is gone.
+#[derive(Default)]
+struct News {
+    changed: bool,
+    models: bool,
+    refused: Option<Refused>,
+}
+
+/// The mesh's state, and the bells that ring when it changes.
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    swarm: SwarmHandle,
+    pub(super) client: Client,
+    topic: String,
+    changed: watch::Sender<u64>,
+    models: watch::Sender<Arc<Vec<SignedModel>>>,
+    /// The core wants to be woken earlier than the actor is armed for.
+    earlier: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(
+        core: Core,
+        swarm: SwarmHandle,
+        client: Client,
+        topic: String,
+        download: Arc<Limiter>,
+    ) -> Self {
+        let armed = core.next_wake();
+        let inner = Inner {
+            core,
+            progress: Progress { proved: BTreeMap::new(), download },
+            mailboxes: BTreeMap::new(),
+            reads: 0,
+            armed,
+            peers: Peers::default(),
+            streams: 0,
+            refused_streams: 0,
+            is_closed: false,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            swarm,
+            client,
+            topic,
+            changed: watch::Sender::new(0),
+            models: watch::Sender::new(Arc::default()),
+            earlier: Notify::new(),
+        }
+    }
+
+    /// A panic elsewhere leaves counts off by one at worst, so a poisoned lock is taken all the
+    /// same.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the core what happened and does what it says.
+    ///
+    /// # Errors
+    /// If it refuses a publication or a registration.
+    pub(super) fn tell(&self, event: Event) -> Result<(), Refused> {
+        self.act(self.lock(), event, None)
+    }
+
+    /// Tells the core of something that it never refuses.
+    pub(super) fn note(&self, event: Event) {
+        let refused = self.tell(event);
+        debug_assert!(refused.is_ok(), "only publications and registrations are refused");
+    }
+
+    /// Tells the core of a gossip message, and judges it as it says.
+    pub(super) fn hear(&self, mut message: Message) {
+        let (topic, data) = (message.topic.clone(), std::mem::take(&mut message.data));
+        let event = Event::Gossip { message: 0, topic, author: message.author, data };
+        let refused = self.act(self.lock(), event, Some((0, &message)));
+        debug_assert!(refused.is_ok(), "only publications and registrations are refused");
+    }
+
+    /// The time that the actor sleeps until has come.
+    pub(super) fn wake(&self) {
+        self.note(Event::Time { unix_ms: unix_ms() });
+    }
+
+    /// The connected peers are these now.
+    pub(super) fn set_peers(&self, peers: Peers) {
+        let contact = |peer: &doppler_swarm::Peer| Contact {
+            is_direct: peer.path.is_direct(),
+            listens: peer.topics.contains(&self.topic),
+        };
+        let contacts = peers.iter().map(|(id, peer)| (*id, contact(peer))).collect();
+        let mut inner = self.lock();
+        inner.peers = peers;
+        let refused = self.act(inner, Event::Contacts(contacts), None);
+        debug_assert!(refused.is_ok(), "only publications and registrations are refused");
+    }
+
+    /// Begins a read; its orders come on the returned queue, which closes when the mesh stops.
+    pub(super) fn begin(&self, request: ReadRequest) -> (ReadId, mpsc::Receiver<Order>) {
+        let mut inner = self.lock();
+        inner.reads += 1;
+        let read = inner.reads;
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        if !inner.is_closed {
+            inner.mailboxes.insert(read, sender);
+            let refused = self.act(inner, Event::Read { read, request }, None);
+            debug_assert!(refused.is_ok(), "only publications and registrations are refused");
+        }
+        (read, orders)
+    }
+
+    /// From here on a request's progress is looked at when decisions depend on it.
+    pub(super) fn watch(&self, read: ReadId, request: RequestId, proved: Arc<AtomicU64>) {
+        let mut inner = self.lock();
+        if inner.mailboxes.contains_key(&read) {
+            inner.progress.proved.insert((read, request), proved);
+        }
+    }
+
+    /// Nobody will wake the core any more: every read ends.
+    pub(super) fn close(&self) {
+        let mut inner = self.lock();
+        inner.is_closed = true;
+        inner.mailboxes.clear();
+    }
+
+    /// When the actor should wake the core; it will unless [`Self::earlier`] says otherwise.
+    pub(super) fn arm(&self) -> Instant {
+        let mut inner = self.lock();
+        inner.armed = inner.core.next_wake();
+        inner.armed
+    }
+
+    /// Waits until the core wants to be woken earlier than [`Self::arm`] said.
+    pub(super) async fn earlier(&self) {
+        self.earlier.notified().await;
+    }
+
+    /// Looks at the core and the connected peers.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Core, &Peers) -> T) -> T {
+        let inner = self.lock();
+        look(&inner.core, &inner.peers)
+    }
+
+    /// Bytes of an object that reads under way have proved.
+    pub(super) fn coming(&self, shard: doppler_ids::ShardId) -> u64 {
+        let inner = self.lock();
+        inner.core.coming(shard, &inner.progress)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let inner = self.lock();
+        Counts { refused_streams: inner.refused_streams, ..inner.core.counts() }
+    }
+
+    pub(super) fn load(&self) -> Load {
+        let inner = self.lock();
+        Load { streams: inner.streams, ..inner.core.load() }
+    }
+
+    pub(super) fn stream_opened(&self) {
+        self.lock().streams += 1;
+    }
+
+    pub(super) fn stream_closed(&self) {
+        self.lock().streams -= 1;
+    }
+
+    pub(super) fn stream_refused(&self) {
+        self.lock().refused_streams += 1;
+        self.ring();
+    }
+
+    /// Wakes whoever watches the mesh.
+    pub(super) fn ring(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    pub(super) fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn models(&self) -> watch::Receiver<Arc<Vec<SignedModel>>> {
+        self.models.subscribe()
+    }
+
+    fn act(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        event: Event,
+        message: Option<(MessageId, &Message)>,
+    ) -> Result<(), Refused> {
+        let over = match &event {
+            Event::Answered { read, request, .. } => Some((*read, *request..=*request)),
+            Event::Dropped { read } => Some((*read, 0..=RequestId::MAX)),
+            _ => None,
+        };
+        let Inner { core, progress, .. } = &mut *inner;
+        let actions = core.on(Instant::now(), event, progress);
+        if let Some((read, requests)) = over {
+            progress.forget(read, *requests.start(), *requests.end());
+        }
+        let mut news = News::default();
+        for action in actions {
+            self.perform(&mut inner, action, message, &mut news);
+        }
+        let wake = inner.core.next_wake();
+        if wake < inner.armed {
+            inner.armed = wake;
+            self.earlier.notify_one();
+        }
+        let models = news.models.then(|| inner.core.announced());
+        drop(inner);
+        if let Some(models) = models {
+            self.models.send_replace(Arc::new(models));
+        }
+        if news.changed {
+            self.ring();
+        }
+        news.refused.map_or(Ok(()), Err)
+    }
+
+    /// A full command queue of the swarm is never waited for: what is said is said again with
+    /// the next round, a dial is tried again, a message only goes no further, and a banned peer
+    /// is not chosen any more.
+    fn perform(
+        &self,
+        inner: &mut Inner,
+        action: Action,
+        message: Option<(MessageId, &Message)>,
+        news: &mut News,
+    ) {
+        match action {
+            Action::Publish(data) => {
+                if let Err(error) = self.swarm.publish(&self.topic, data) {
+                    debug!(%error, "not published");
+                }
+            }
+            Action::Judge { message: id, is_sound } => {
+                if let Some((_, message)) = message.filter(|(known, _)| *known == id) {
+                    let _ = self.swarm.judge(message, is_sound);
+                }
+            }
+            Action::Dial { peer, addresses } => {
+                let _ = self.swarm.dial(peer, addresses);
+            }
+            Action::Ban { peer, until, shard, detail } => {
+                warn!(%peer, shard = %shard.short(), %detail, "sent wrong bytes; banned");
+                self.client.forget(peer);
+                let _ = self.swarm.ban(peer, until);
+            }
+            Action::ForgetStreams(peer) => self.client.forget(peer),
+            Action::Ask { ask, may_relay } => inner.post(ask.read, Order::Ask { ask, may_relay }),
+            Action::Keep { read, request, end } => inner.post(read, Order::Keep { request, end }),
+            Action::Stop { read, request } => inner.post(read, Order::Stop { request }),
+            Action::Abandon { read, request } => {
+                inner.progress.forget(read, request, request);
+                inner.post(read, Order::Abandon { request });
+            }
+            Action::Discard { read, request } => inner.post(read, Order::Discard { request }),
+            Action::End { read, result } => {
+                inner.progress.forget(read, 0, RequestId::MAX);
+                inner.post(read, Order::End(result));
+                inner.mailboxes.remove(&read);
+            }
+            Action::Learned { signed, is_own } => {
+                if !is_own {
+                    info!(model = %signed.model.short(), name = signed.name, "learned of a model");
+                }
+                news.models = true;
+            }
+            Action::Refuse(refused) => news.refused = Some(refused),
+            Action::Changed => news.changed = true,
+        }
+    }
+}
+
+impl Inner {
+    /// A read that does not take its orders, of which there are never so many, is over.
+    fn post(&mut self, read: ReadId, order: Order) {
+        let sent = self.mailboxes.get(&read).map(|mailbox| mailbox.try_send(order));
+        if matches!(sent, Some(Err(_))) {
+            self.mailboxes.remove(&read);
+        }
+    }
+}
+
+impl Progress {
+    fn forget(&mut self, read: ReadId, first: RequestId, last: RequestId) {
+        let gone = self.proved.range((read, first)..=(read, last));
+        for key in gone.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.proved.remove(&key);
+        }
+    }
+}
+
+/// The wall clock; only numbers messages.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0)
+}
