@@ -9,7 +9,7 @@ use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
 use doppler_infer::sampler::SamplerOptions;
-use doppler_mesh::{Load, Path, Reach, Verdict};
+use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Reach, Verdict};
 use doppler_store::signature::PublicKey;
 use doppler_store::{ByteRange, ShardId};
 
@@ -42,6 +42,9 @@ pub struct Status {
     /// How others reach this node.
     #[serde(default)]
     pub reach: ReachStatus,
+    /// How the bootstrap addresses fare.
+    #[serde(default)]
+    pub bootstrap: Vec<BootstrapStatus>,
     /// The swarm has a key, and connections that failed for want of it.
     #[serde(default)]
     pub private: bool,
@@ -153,6 +156,53 @@ impl std::fmt::Display for ReachStatus {
             write!(f, "; offers a relay")?;
         }
         Ok(())
+    }
+}
+
+/// A bootstrap address and how it fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapStatus {
+    pub address: String,
+    pub state: BootstrapStanding,
+    /// Why it does not lead into the swarm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootstrapStanding {
+    /// It is being dialled.
+    Trying,
+    /// Its peer is connected.
+    Connected,
+    /// Its peer is connected and takes part in no swarm of this name.
+    OtherSwarm,
+    /// The last dial failed; it is dialled again.
+    Failed,
+}
+
+impl BootstrapStatus {
+    pub(super) fn of(bootstrap: &Bootstrap) -> Self {
+        let (state, reason) = match &bootstrap.state {
+            BootstrapState::Trying => (BootstrapStanding::Trying, None),
+            BootstrapState::Connected => (BootstrapStanding::Connected, None),
+            BootstrapState::OtherSwarm => {
+                let reason = "it answers, but takes part in no swarm of this name";
+                (BootstrapStanding::OtherSwarm, Some(reason.to_owned()))
+            }
+            BootstrapState::Failed { reason } => (BootstrapStanding::Failed, Some(reason.clone())),
+        };
+        Self { address: bootstrap.address.to_string(), state, reason }
+    }
+
+    /// What is wrong with it, in words; `None` while nothing is known to be.
+    pub fn problem(&self) -> Option<String> {
+        let reason = self.reason.as_ref()?;
+        Some(match self.state {
+            BootstrapStanding::Failed => format!("{}: {reason} (tried again)", self.address),
+            _ => format!("{}: {reason}", self.address),
+        })
     }
 }
 
@@ -284,6 +334,9 @@ pub struct Peer {
     pub agent: String,
     #[serde(default)]
     pub via: Via,
+    /// It takes part in the swarm of this node's name.
+    #[serde(default = "yes")]
+    pub in_swarm: bool,
     pub connected_s: f64,
     /// Verified bytes received from it.
     pub bytes_in: u64,
@@ -497,6 +550,10 @@ impl GenerateRequest {
             ..SamplerOptions::default()
         }
     }
+}
+
+const fn yes() -> bool {
+    true
 }
 
 fn one() -> f32 {

@@ -16,20 +16,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::address_book::{self, AddressBook};
 use super::api::{
-    FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, NodeInfo, Peer,
-    PublishReply, PublishRequest, ReachStatus, Status, StoreStatus, TargetReply, TargetRequest,
-    TierUse, Traffic, Via,
+    BootstrapStatus, FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo,
+    NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Status, StoreStatus, TargetReply,
+    TargetRequest, TierUse, Traffic, Via,
 };
 use super::catalog::{Catalog, objects, shard_ids, sizes};
 use super::config::Config;
 use super::engine::{Engine, Job};
 use super::events::NodeEvent;
 use super::identity;
+use super::joining::{self, Joined};
 use super::resolve::Standing;
 use super::storage::{self, StoredModel, Target};
-use super::swarm_key;
 use super::trust::{How, TrustStore};
-use doppler_mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
+use doppler_mesh::{MeshHandle, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
@@ -93,33 +93,8 @@ impl Service {
             Vec::new(),
         );
 
-        let mut options = MeshOptions::new(config.swarm.clone(), seed);
-        options.listen = addresses("--listen", &config.listen)?;
-        options.external = addresses("--external-address", &config.external)?;
-        if options.listen.iter().any(|address| address.carrier() == Carrier::WebRtc) {
-            options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
-        }
-        let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
-        let key = key.context("--swarm-key")?;
-        options.swarm_key.clone_from(&key);
-        if let Some(file) = &config.tls_ca {
-            let pem = std::fs::read(file).map_err(|error| error.to_string());
-            let roots = pem.and_then(|pem| doppler_mesh::certificates(&pem));
-            options.tls_roots =
-                roots.map_err(|error| anyhow::anyhow!("--tls-ca {}: {error}", file.display()))?;
-        }
-        options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
-        options.mdns = config.mdns;
-        options.relay = config.relay;
-        options.ask_reach = true;
-        options.upnp = config.upnp;
-        options.find_timeout = config.find_timeout;
-        options.upload_limit = config.upload_limit;
-        options.download_limit = config.download_limit;
-        let book = AddressBook::load(&address_book::file(&config.data));
-        options.known = book.addresses();
-        let expects_peers = !options.bootstrap.is_empty() || !options.known.is_empty();
-        let mesh = Mesh::start(options, Arc::new(ladder.clone())).await?;
+        let joined = joining::join(&config, seed, Arc::new(ladder.clone())).await?;
+        let Joined { mesh, book, key, expects_peers } = joined;
         ladder.set_peers(Arc::new(mesh.clone()));
 
         let traffic = {
@@ -212,6 +187,7 @@ impl Service {
             addresses: self.addresses(),
             browser_addresses: self.browser_addresses(),
             reach: ReachStatus::of(self.mesh.reach()),
+            bootstrap: self.mesh.bootstrap().iter().map(BootstrapStatus::of).collect(),
             private: self.config.swarm_key.is_some(),
             gateway_token: self.gateway_token(),
             refused_peers: self.mesh.stats().counts.refused_peers,
@@ -248,6 +224,7 @@ impl Service {
             addresses: info.addresses,
             agent: info.agent,
             via: Via::of(info.path),
+            in_swarm: info.in_swarm,
             connected_s: info.connected_s,
             bytes_in: info.bytes_in,
             bytes_out: info.bytes_out,
@@ -590,13 +567,6 @@ async fn open_disk(config: &Config) -> anyhow::Result<Arc<DiskTier>> {
     let options = DiskOptions { budget: config.disk_budget };
     let disk = tokio::task::spawn_blocking(move || DiskTier::open(&dir, options)).await??;
     Ok(Arc::new(disk))
-}
-
-fn addresses(flag: &str, texts: &[String]) -> anyhow::Result<Vec<doppler_mesh::Address>> {
-    texts
-        .iter()
-        .map(|text| text.parse().map_err(|error| anyhow::anyhow!("{flag} {text}: {error}")))
-        .collect()
 }
 
 fn traffic_of(mesh: &MeshHandle) -> Traffic {

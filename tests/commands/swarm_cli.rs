@@ -297,3 +297,77 @@ fn a_private_swarm_from_the_command_line() {
         .chain([dir.path().join("e").as_os_str()]));
     assert!(bad.err.contains("--swarm-key") && bad.err.contains("/nowhere/key"), "{}", bad.err);
 }
+
+#[test]
+fn a_bootstrap_address_that_leads_nowhere_is_told_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let theirs = Node::start(&dir.path().join("a"), "theirs", &[], &[]);
+    let gone = Node::start(&dir.path().join("b"), "ours", &[], &[]).address.clone();
+    // Nobody listens there any more.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let bare = format!("/ip4/127.0.0.1/tcp/{}", closed.port());
+    let bootstrap = [bare.as_str(), gone.as_str(), theirs.address.as_str()];
+    let node = Node::start(&dir.path().join("c"), "ours", &bootstrap, &[]);
+    let expected = ["failed", "failed", "other_swarm"];
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let status = loop {
+        let status = node.ask(&["status", "--json"]).ok().json();
+        let states = status["bootstrap"].as_array().unwrap().iter();
+        if states.map(|one| one["state"].as_str().unwrap()).eq(expected) {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "{status}");
+    };
+    for (index, reason) in ["refused", "refused", "no swarm of this name"].iter().enumerate() {
+        let one = &status["bootstrap"][index];
+        assert_eq!(one["address"], bootstrap[index]);
+        assert!(one["reason"].as_str().unwrap().contains(reason), "{one}");
+    }
+    let status = node.ask(&["status"]).ok().out;
+    let peers = node.ask(&["peers"]).ok();
+    for address in bootstrap {
+        assert!(status.contains(address) && peers.err.contains(address), "{status}{}", peers.err);
+    }
+    assert!(peers.out.contains("other swarm"), "{}", peers.out);
+
+    // One that does lead into the swarm is no problem, with an id or without.
+    let bare = node.address.split("/p2p/").next().unwrap().to_owned();
+    let third = Node::start(&dir.path().join("d"), "ours", &[&bare], &[]);
+    loop {
+        let status = third.ask(&["status", "--json"]).ok().json();
+        if status["bootstrap"][0]["state"] == "connected" && status["peers"] == 1 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline + common::PATIENCE, "{status}");
+    }
+}
+
+#[test]
+fn a_node_listens_where_it_did_last_unless_somebody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let start = || Node::start(&data, "again", &[], &[]);
+    let stop = |mut node: Node| {
+        node.signal("INT");
+        assert_eq!(node.wait(), Some(0));
+    };
+    let first = start();
+    let address = first.address.clone();
+    stop(first);
+    let second = start();
+    assert_eq!(second.address, address, "what others wrote down still leads there");
+    stop(second);
+
+    let port = address.split('/').nth(4).unwrap();
+    let taken = std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
+    let third = start();
+    let other = third.address.clone();
+    assert_ne!(other, address);
+    stop(third);
+    drop(taken);
+    let fourth = start();
+    assert_eq!(fourth.address, other, "the last one counts");
+    stop(fourth);
+    std::fs::write(data.join("listen.json"), "damaged").unwrap();
+    stop(start());
+}

@@ -3,11 +3,11 @@
 use anyhow::Context;
 
 use super::print_json;
-use crate::api::{ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
+use crate::api::{BootstrapStatus, ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
 use crate::args::{ControlArgs, PublishArgs};
 use crate::client::Client;
 use crate::config::data_dir;
-use crate::output::outln;
+use crate::output::{note, outln};
 use crate::progress;
 use crate::size::{ByteSize, count};
 
@@ -121,6 +121,9 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
         row("address", address);
     }
     row("reach", status.reach.to_string());
+    for problem in status.bootstrap.iter().filter_map(BootstrapStatus::problem) {
+        row("bootstrap", problem);
+    }
     row("data", status.data);
     row("backend", status.backend);
     row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
@@ -149,16 +152,22 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
 }
 
 pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
-    let peers: Vec<Peer> = connect(args)?.get("/v1/peers")?;
+    let client = connect(args)?;
+    let peers: Vec<Peer> = client.get("/v1/peers")?;
     if args.json {
         return print_json(&peers);
+    }
+    let status: Status = client.get("/v1/status")?;
+    let problems = status.bootstrap.iter().filter_map(BootstrapStatus::problem);
+    for problem in problems {
+        note!("bootstrap address {problem}");
     }
     if peers.is_empty() {
         outln!("no peers (give one with --bootstrap, or start another node on this network)");
         return Ok(());
     }
     outln!(
-        "{:<54} {:>12} {:>12} {:>6}  {:<6}  ADDRESS",
+        "{:<54} {:>12} {:>12} {:>6}  {:<11}  ADDRESS",
         "PEER",
         "RECEIVED",
         "SERVED",
@@ -167,12 +176,13 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
     );
     for peer in peers {
         outln!(
-            "{:<54} {:>12} {:>12} {:>6.2}  {:<6}  {}",
+            "{:<54} {:>12} {:>12} {:>6.2}  {:<11}  {}",
             peer.id,
             ByteSize(peer.bytes_in).to_string(),
             ByteSize(peer.bytes_out).to_string(),
             peer.score,
             match peer.via {
+                _ if !peer.in_swarm => "other swarm",
                 Via::Direct => "direct",
                 Via::Relay { .. } => "relay",
             },

@@ -1,0 +1,92 @@
+//! How a node's configuration becomes a mesh: addresses and keys are read, what is known from
+//! before is added, and the ports of the last run are taken again where they are free.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::address_book::{self, AddressBook};
+use super::config::Config;
+use super::identity;
+use super::ports::{self, Ports};
+use super::swarm_key;
+use doppler_mesh::{Address, Carrier, Mesh, MeshError, MeshHandle, MeshOptions, SwarmKey};
+use doppler_store::ShardServe;
+
+/// A mesh, and what was read on the way.
+pub struct Joined {
+    pub mesh: MeshHandle,
+    pub book: AddressBook,
+    pub key: Option<SwarmKey>,
+    /// Peers are known from before, or were named.
+    pub expects_peers: bool,
+}
+
+/// Starts the mesh. The data directory's lock is held by the caller.
+///
+/// # Errors
+/// Name the argument that is wrong.
+pub async fn join(
+    config: &Config,
+    seed: [u8; 32],
+    serve: Arc<dyn ShardServe>,
+) -> anyhow::Result<Joined> {
+    let listen = addresses("--listen", &config.listen)?;
+    let file = ports::file(&config.data);
+    let mut ports = Ports::load(&file);
+    let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
+    let key = key.context("--swarm-key")?;
+    let book = AddressBook::load(&address_book::file(&config.data));
+    let mut options = options(config, seed)?;
+    options.swarm_key.clone_from(&key);
+    options.known = book.addresses();
+    options.listen = ports.apply(&listen);
+    let expects_peers = !options.bootstrap.is_empty() || !options.known.is_empty();
+    let mesh = match Mesh::start(options.clone(), Arc::clone(&serve)).await {
+        // Somebody took a port in the moment after it was seen free.
+        Err(MeshError::Swarm(error)) if options.listen != listen => {
+            tracing::warn!("{error}; other ports are taken");
+            options.listen.clone_from(&listen);
+            Mesh::start(options, serve).await?
+        }
+        started => started?,
+    };
+    if ports.note(&listen, &mesh.listen_addrs())
+        && let Err(error) = ports.save(&file)
+    {
+        tracing::warn!("the ports are not kept: {error:#}");
+    }
+    Ok(Joined { mesh, book, key, expects_peers })
+}
+
+/// What the configuration says; it listens nowhere yet.
+fn options(config: &Config, seed: [u8; 32]) -> anyhow::Result<MeshOptions> {
+    let mut options = MeshOptions::new(config.swarm.clone(), seed);
+    options.external = addresses("--external-address", &config.external)?;
+    let listen = addresses("--listen", &config.listen)?;
+    if listen.iter().any(|address| address.carrier() == Carrier::WebRtc) {
+        options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
+    }
+    if let Some(file) = &config.tls_ca {
+        let pem = std::fs::read(file).map_err(|error| error.to_string());
+        let roots = pem.and_then(|pem| doppler_mesh::certificates(&pem));
+        options.tls_roots =
+            roots.map_err(|error| anyhow::anyhow!("--tls-ca {}: {error}", file.display()))?;
+    }
+    options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
+    options.mdns = config.mdns;
+    options.relay = config.relay;
+    options.ask_reach = true;
+    options.upnp = config.upnp;
+    options.find_timeout = config.find_timeout;
+    options.upload_limit = config.upload_limit;
+    options.download_limit = config.download_limit;
+    Ok(options)
+}
+
+fn addresses(flag: &str, texts: &[String]) -> anyhow::Result<Vec<Address>> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|error| anyhow::anyhow!("{flag} {text}: {error}")))
+        .collect()
+}
