@@ -9,7 +9,7 @@ use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
 use doppler_infer::sampler::SamplerOptions;
-use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Reach, Verdict};
+use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Progress, Reach, Verdict};
 use doppler_store::signature::PublicKey;
 use doppler_store::{ByteRange, ShardId};
 
@@ -355,6 +355,9 @@ pub struct PublishRequest {
     pub dir: PathBuf,
     /// Shard numbers to store; all when absent.
     pub shards: Option<Vec<usize>>,
+    /// Answered by [`WorkEvent`](super::work::WorkEvent)s, one JSON object a line.
+    #[serde(default)]
+    pub progress: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -427,6 +430,12 @@ pub struct TargetRequest {
     /// Remove: what is pinned too.
     #[serde(default)]
     pub force: bool,
+    /// Remove: what no other peer is known to hold, too.
+    #[serde(default)]
+    pub last_copy: bool,
+    /// Pin: answered by [`WorkEvent`](super::work::WorkEvent)s, one JSON object a line.
+    #[serde(default)]
+    pub progress: bool,
     /// Pin with `fetch`: as in [`GenerateRequest`].
     #[serde(default)]
     pub trust: Vec<PublicKey>,
@@ -445,6 +454,9 @@ pub struct TargetReply {
     pub missing: usize,
     /// Objects left alone because another model here has them too.
     pub shared: usize,
+    /// Of the removed objects those that no other peer was known to hold.
+    #[serde(default)]
+    pub last_copies: usize,
 }
 
 /// `POST /v1/store/gc`; answered by [`doppler_store::Collected`].
@@ -454,6 +466,9 @@ pub struct GcRequest {
     pub budget: Option<u64>,
     #[serde(default)]
     pub dry_run: bool,
+    /// Evict what no other peer is known to hold, too.
+    #[serde(default)]
+    pub last_copy: bool,
 }
 
 /// `POST /v1/store/fsck`; answered by [`FsckEvent`]s, one JSON object a line.
@@ -537,6 +552,9 @@ pub struct GenerateRequest {
     /// A person can be asked: an unknown publisher is refused instead of trusted on first use.
     #[serde(default)]
     pub can_ask: bool,
+    /// Say how loading the model goes ([`GenerateEvent::Loading`]).
+    #[serde(default)]
+    pub progress: bool,
 }
 
 impl GenerateRequest {
@@ -563,6 +581,8 @@ fn one() -> f32 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GenerateEvent {
+    /// How much has come of what the model needs before its first token.
+    Loading(Progress),
     /// The model is ready, the prompt is being read.
     Start {
         prompt_tokens: usize,
@@ -605,7 +625,11 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         for bytes in [&b"/models/tiny"[..], b"/models/\xff\xfe"] {
             let dir = PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
-            let json = serde_json::to_string(&PublishRequest { dir: dir.clone(), shards: None });
+            let json = serde_json::to_string(&PublishRequest {
+                dir: dir.clone(),
+                shards: None,
+                progress: false,
+            });
             let back: PublishRequest = serde_json::from_str(&json.unwrap()).unwrap();
             assert_eq!(back.dir, dir);
         }

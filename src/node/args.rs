@@ -306,6 +306,9 @@ pub struct RmArgs {
     /// Remove pinned objects too
     #[arg(long)]
     pub force: bool,
+    /// Remove objects that no other peer is known to hold, too
+    #[arg(long)]
+    pub last_copy: bool,
     #[command(flatten)]
     pub control: ControlArgs,
 }
@@ -318,6 +321,9 @@ pub struct GcArgs {
     /// Only say what would be evicted
     #[arg(long)]
     pub dry_run: bool,
+    /// Evict objects that no other peer is known to hold, too
+    #[arg(long)]
+    pub last_copy: bool,
     #[command(flatten)]
     pub control: ControlArgs,
 }

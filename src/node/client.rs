@@ -9,6 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, ControlFile, GenerateEvent, GenerateRequest};
+use super::work::WorkEvent;
+use doppler_mesh::Progress;
 
 /// The longest line a node may answer with; a generation's closing event carries its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -92,6 +94,31 @@ impl Client {
         self.stream("/v1/generate", request, each)
     }
 
+    /// Posts work that is told as it goes; `each` sees how far it has come.
+    pub fn work<R: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(&Progress),
+    ) -> anyhow::Result<R> {
+        let mut end = None;
+        self.stream(path, body, |event: WorkEvent<R>| match event {
+            WorkEvent::Progress(progress) => {
+                each(&progress);
+                true
+            }
+            WorkEvent::Done { reply } => {
+                end = Some(Ok(reply));
+                false
+            }
+            WorkEvent::Failed(error) => {
+                end = Some(Err(told(error)));
+                false
+            }
+        })?;
+        end.unwrap_or_else(|| Err(anyhow!("the node stopped before it was done")))
+    }
+
     /// Posts, and gives each line of the answer as it comes; `each` may return
     /// false to stop listening.
     pub fn stream<E: DeserializeOwned>(
@@ -139,6 +166,14 @@ impl Client {
     }
 }
 
+/// The node's failure as this command's.
+fn told(error: ApiError) -> anyhow::Error {
+    match error.untrusted {
+        Some(untrusted) => untrusted.into(),
+        None => anyhow!("{}", error.error),
+    }
+}
+
 fn read_json<T: DeserializeOwned>(
     mut response: ureq::http::Response<ureq::Body>,
 ) -> anyhow::Result<T> {
@@ -148,10 +183,7 @@ fn read_json<T: DeserializeOwned>(
             .body_mut()
             .read_json()
             .with_context(|| format!("the node answered {status} without saying why"))?;
-        match error.untrusted {
-            Some(untrusted) => return Err(untrusted.into()),
-            None => bail!("{}", error.error),
-        }
+        return Err(told(error));
     }
     response.body_mut().read_json().context("the node's answer could not be read")
 }

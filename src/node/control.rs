@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::api::{
-    ApiError, ControlFile, FsckRequest, GcRequest, GenerateRequest, ModelInfo, Peer, PublishReply,
+    ApiError, ControlFile, FsckRequest, GcRequest, GenerateRequest, ModelInfo, Peer,
     PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::control_file;
@@ -33,6 +33,7 @@ use super::gateway::{self, Connections, Pressure};
 use super::identity::write_private;
 use super::service::Service;
 use super::trust::Untrusted;
+use super::work;
 use doppler_store::Collected;
 
 /// A running API server; `stop` ends it and removes `control.json`.
@@ -176,8 +177,11 @@ async fn peers(State(service): State<Arc<Service>>) -> Json<Vec<Peer>> {
 async fn publish(
     State(service): State<Arc<Service>>,
     Json(request): Json<PublishRequest>,
-) -> Result<Json<PublishReply>, Refusal> {
-    Ok(Json(service.publish(request).await?))
+) -> Result<Response, Refusal> {
+    if !request.progress {
+        return Ok(Json(service.publish(request, &work::quietly()).await?).into_response());
+    }
+    Ok(lines(work::begin(|report| async move { service.publish(request, &report).await })))
 }
 
 async fn generate(
@@ -204,8 +208,11 @@ fn lines<E: Serialize + Send + 'static>(events: mpsc::Receiver<E>) -> Response {
 async fn pin(
     State(service): State<Arc<Service>>,
     Json(request): Json<TargetRequest>,
-) -> Result<Json<TargetReply>, Refusal> {
-    Ok(Json(service.pin(&request).await?))
+) -> Result<Response, Refusal> {
+    if !request.progress {
+        return Ok(Json(service.pin(&request, &work::quietly()).await?).into_response());
+    }
+    Ok(lines(work::begin(|report| async move { service.pin(&request, &report).await })))
 }
 
 async fn unpin(

@@ -21,12 +21,15 @@ mod generation;
 mod held;
 mod identity;
 mod joining;
+mod last_copy;
+mod loading;
 mod lookup;
 mod memory;
 mod output;
 mod panics;
 mod ports;
 mod progress;
+mod pulling;
 mod reach;
 mod resolve;
 mod service;
@@ -36,6 +39,7 @@ mod source;
 mod storage;
 mod swarm_key;
 mod trust;
+mod work;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::size::ByteSize;
 use doppler_infer::load::Progress;
+use doppler_mesh::Progress as Transfer;
 
 /// A bar over `total` steps with a message at its end.
 pub fn bar(total: u64, what: &'static str) -> ProgressBar {
@@ -24,6 +26,28 @@ pub fn spinner(what: impl Into<std::borrow::Cow<'static, str>>) -> ProgressBar {
     spinner
 }
 
+/// How far a transfer has come, in words: bytes, rate, time left.
+pub fn describe(what: &str, progress: &Transfer) -> String {
+    let mut text = format!("{what}: {} of {}", ByteSize(progress.done), ByteSize(progress.total));
+    if let Some(rate) = progress.rate {
+        text += &format!(", {}/s", ByteSize(rate as u64));
+    }
+    if let Some(left) = progress.left_s {
+        text += &format!(", {} left", time(left));
+    }
+    text
+}
+
+/// Seconds as people say them.
+fn time(seconds: f64) -> String {
+    let seconds = seconds.ceil().clamp(0.0, 1e9) as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 /// A conversion's bar, in bytes of the source.
 pub struct ConvertBar(ProgressBar);
 
@@ -40,5 +64,23 @@ impl ConvertBar {
 
     pub fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_is_told_in_bytes_rate_and_time_left() {
+        let mut progress = Transfer { done: 1 << 20, total: 3 << 30, rate: None, left_s: None };
+        assert_eq!(describe("fetching", &progress), "fetching: 1.0 MiB of 3.0 GiB");
+        (progress.rate, progress.left_s) = (Some(2.5 * 1024.0 * 1024.0), Some(1228.4));
+        let text = describe("fetching", &progress);
+        assert_eq!(text, "fetching: 1.0 MiB of 3.0 GiB, 2.5 MiB/s, 21 min left");
+        assert_eq!(
+            [0.0, 59.2, 61.0, 3600.0, 9000.0].map(time),
+            ["0 s", "60 s", "2 min", "1 h 0 min", "2 h 30 min"]
+        );
     }
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -29,15 +28,15 @@ use super::joining::{self, Joined};
 use super::resolve::Standing;
 use super::storage::{self, StoredModel, Target};
 use super::trust::{How, TrustStore};
-use doppler_mesh::{MeshHandle, PROTOCOL_VERSION, PeerInfo, topic};
+use super::work::Report;
+use super::{last_copy, loading};
+use doppler_mesh::{MeshHandle, Meter, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
 use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe};
 
-/// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
-const PULLS_AT_ONCE: usize = 2;
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
 
@@ -54,8 +53,8 @@ pub struct Service {
     pub(super) started: Instant,
     /// Peers are known from before, or were named.
     pub(super) expects_peers: bool,
-    ladder: Ladder,
-    disk: Arc<DiskTier>,
+    pub(super) ladder: Ladder,
+    pub(super) disk: Arc<DiskTier>,
     pub(super) mesh: MeshHandle,
     /// Where the page and the control API answer; set once they do.
     http: OnceLock<String>,
@@ -329,7 +328,11 @@ impl Service {
     ///
     /// # Errors
     /// A damaged manifest, a shard whose bytes are not its hash's, or no room: nothing is announced then.
-    pub async fn publish(&self, request: PublishRequest) -> anyhow::Result<PublishReply> {
+    pub async fn publish(
+        &self,
+        request: PublishRequest,
+        report: &Report,
+    ) -> anyhow::Result<PublishReply> {
         let path = request.dir.join("manifest.json");
         let bytes = tokio::fs::read(&path)
             .await
@@ -355,14 +358,8 @@ impl Service {
             imports.push((&tokenizer.file, id, size));
         }
         self.disk.check_room(imports.iter().map(|(_, id, size)| (*id, *size)))?;
-        let mut bytes_copied = 0;
-        for (file, id, size) in &imports {
-            let imported = self.ladder.import_file(request.dir.join(file), *id, true).await?;
-            if imported.how == Some(ImportMethod::Copied) {
-                bytes_copied += size;
-            }
-        }
         let bytes_stored = imports.iter().map(|(.., size)| size).sum();
+        let bytes_copied = self.import(&request.dir, &imports, report).await?;
         let manifest_size = bytes.len() as u64;
         self.ladder.put(bytes.into(), true).await?;
 
@@ -382,6 +379,24 @@ impl Service {
         })
     }
 
+    /// Takes files of a directory into the store, pinned; bytes that had to be copied.
+    async fn import(
+        &self,
+        dir: &Path,
+        imports: &[(&str, ShardId, u64)],
+        report: &Report,
+    ) -> anyhow::Result<u64> {
+        let mut meter = Meter::new(Instant::now(), imports.iter().map(|(.., size)| size).sum());
+        let (mut done, mut copied) = (0, 0);
+        for (file, id, size) in imports {
+            let imported = self.ladder.import_file(dir.join(file), *id, true).await?;
+            done += size;
+            copied += if imported.how == Some(ImportMethod::Copied) { *size } else { 0 };
+            report(meter.note(Instant::now(), done));
+        }
+        Ok(copied)
+    }
+
     /// Generates; the events arrive on the returned channel, an error as the last of them.
     pub async fn generate(
         &self,
@@ -396,25 +411,37 @@ impl Service {
             .and_then(|tokenizer| tokenizer.id.zip(tokenizer.size))
             .with_context(|| format!("model {model} comes without a tokenizer"))?;
         let tokenizer = self.whole(tokenizer.0, tokenizer.1).await?;
-        self.engine.submit(Job {
+        let missing = match request.progress {
+            true => loading::resident_missing(&self.disk, &manifest).await,
+            false => 0,
+        };
+        let events = self.engine.submit(Job {
             model,
             manifest,
             tokenizer,
             reader: Arc::new(self.ladder.clone()),
             runtime: tokio::runtime::Handle::current(),
             request,
+        })?;
+        Ok(match missing {
+            0 => events,
+            missing => loading::follow(self.mesh.clone(), missing, events),
         })
     }
 
     /// Never evict what is here of a model or an object; fetches what is not
     /// here first, if asked to.
-    pub async fn pin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
+    pub async fn pin(
+        &self,
+        request: &TargetRequest,
+        report: &Report,
+    ) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target).await?;
         if request.fetch {
             if let Some(model) = target.model() {
                 self.admit(model, &request.trust, request.can_ask)?;
             }
-            self.fetch_missing(&target).await?;
+            self.fetch_missing(&target, report).await?;
         }
         storage::pin(&self.disk, &target).await
     }
@@ -448,8 +475,14 @@ impl Service {
     pub async fn remove(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target).await?;
         let models = self.stored_models();
-        let plan = storage::plan_removal(&self.disk, &target, &models, request.force).await?;
-        for shard in &plan.objects {
+        let mut plan = storage::plan_removal(&self.disk, &target, &models, request.force).await?;
+        plan.reply.last_copies = last_copy::guard(
+            &plan.reply.target,
+            &plan.objects,
+            |shard| self.is_elsewhere(shard),
+            request.last_copy,
+        )?;
+        for (shard, _) in &plan.objects {
             self.ladder.remove(*shard).await?;
         }
         if let Some(model) = target.model() {
@@ -458,7 +491,21 @@ impl Service {
         Ok(plan.reply)
     }
 
+    /// Whether another peer says that it holds all of an object.
+    fn is_elsewhere(&self, shard: ShardId) -> bool {
+        !self.mesh.holders(shard).is_empty()
+    }
+
+    /// Evicts unpinned objects until the rest fits.
+    ///
+    /// # Errors
+    /// If objects would go that no other peer is known to hold, unless the request says so.
     pub async fn collect(&self, request: &GcRequest) -> anyhow::Result<Collected> {
+        if !request.dry_run {
+            let plan = self.disk.collect(request.budget, true).await?;
+            let is_elsewhere = |shard| self.is_elsewhere(shard);
+            last_copy::guard("the store", &plan.evicted, is_elsewhere, request.last_copy)?;
+        }
         Ok(self.disk.collect(request.budget, request.dry_run).await?)
     }
 
@@ -478,34 +525,6 @@ impl Service {
     async fn target(&self, text: &str) -> anyhow::Result<Target> {
         let objects = self.disk.list().await?;
         Target::resolve(text, &self.candidates()?, self.stored_models(), &objects)
-    }
-
-    async fn fetch_missing(&self, target: &Target) -> anyhow::Result<()> {
-        let mut missing = Vec::new();
-        for (shard, size) in target.objects() {
-            if !self.disk.is_whole(shard) {
-                let size = size.with_context(|| format!("{shard}: its size is not known here"))?;
-                missing.push((shard, size));
-            }
-        }
-        self.disk.check_room(missing.iter().copied())?;
-        // Those that are begun first, then the rarest: whoever leaves takes least with them.
-        let mut order = Vec::with_capacity(missing.len());
-        for (shard, size) in missing {
-            let begun = self.disk.groups(shard).await.is_some();
-            order.push((!begun, self.mesh.holdings(shard).len(), shard, size));
-        }
-        order.sort_unstable();
-        futures::stream::iter(order)
-            .map(|(_, _, shard, size)| async move {
-                self.ladder.get_whole(shard, size, Priority::Bulk, None).await?;
-                self.ladder.flush().await?;
-                // At once, or the next one may push it out.
-                Ok(self.disk.pin(shard).await?)
-            })
-            .buffer_unordered(PULLS_AT_ONCE)
-            .try_collect::<()>()
-            .await
     }
 
     /// A whole object: a manifest or a tokenizer.

@@ -167,6 +167,7 @@ fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
         bytes: held.iter().map(|object| object.held).sum(),
         missing: all.len() - whole,
         shared: 0,
+        last_copies: 0,
     }
 }
 
@@ -190,7 +191,8 @@ pub async fn unpin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetRep
 
 /// What a removal will remove, and what will be said of it.
 pub struct Removal {
-    pub objects: Vec<ShardId>,
+    /// With the bytes of each that are held.
+    pub objects: Vec<(ShardId, u64)>,
     pub reply: TargetReply,
 }
 
@@ -222,7 +224,8 @@ pub async fn plan_removal(
         objects.len()
     );
     let reply = TargetReply { shared, ..reply(target, &objects) };
-    Ok(Removal { objects: objects.into_iter().map(|object| object.shard).collect(), reply })
+    let objects = objects.into_iter().map(|object| (object.shard, object.held)).collect();
+    Ok(Removal { objects, reply })
 }
 
 /// Forgets that this node published a model.

@@ -79,17 +79,23 @@ fn a_running_node_pins_evicts_and_removes_as_told() {
     assert_eq!((pinned["objects"].as_u64(), pinned["missing"].as_u64()), (Some(1), Some(0)));
 
     let dry = node.ask(&["gc", "--disk-budget", "3MiB", "--dry-run", "--json"]).ok().json();
+    let last = ["no other peer", "--last-copy"];
+    node.ask(&["gc", "--disk-budget", "3MiB"]).fails(&last);
     assert_eq!(used(&node), all, "only said");
-    let done = node.ask(&["gc", "--disk-budget", "3MiB", "--json"]).ok().json();
+    let collect = |budget| ["gc", "--disk-budget", budget, "--last-copy", "--json"];
+    let done = node.ask(&collect("3MiB")).ok().json();
     assert_eq!(done["evicted"], dry["evicted"]);
     assert!(used(&node) <= 3 << 20 && done["evicted"].as_array().unwrap().len() > 5);
     assert!(node.ask(&["gc"]).ok().out.contains("evicted 0 objects"));
-    let done = node.ask(&["gc", "--disk-budget", "0", "--json"]).ok().json();
+    let done = node.ask(&collect("0")).ok().json();
     assert_eq!(done["used_bytes"], done["pinned_bytes"]);
     assert!(stored(&node.data, &third).exists());
 
     node.ask(&["rm", &third]).fails(&["pinned"]);
-    assert!(node.ask(&["rm", &third, "--force"]).ok().out.contains("removed"));
+    node.ask(&["rm", &third, "--force"]).fails(&last);
+    assert!(stored(&node.data, &third).exists());
+    let removed = node.ask(&["rm", &third, "--force", "--last-copy"]).ok().out;
+    assert!(removed.contains("removed") && removed.contains("no other peer"), "{removed}");
     assert_eq!(used(&node), 0);
     assert!(!stored(&node.data, &third).exists());
     // Its manifest is gone, so only what gossip said of the model is left.
@@ -152,7 +158,9 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     // Its address is remembered, and it would announce the model again.
     drop(other);
 
-    assert_eq!(ask(&["rm", NAME, "--force", "--json"]).ok().json()["missing"], 1);
+    ask(&["rm", NAME, "--force"]).fails(&["no node runs here", "--last-copy"]);
+    let removed = ask(&["rm", NAME, "--force", "--last-copy", "--json"]).ok().json();
+    assert_eq!(removed["missing"], 1);
     let node = Node::start(&data, "still", &[], &[]);
     assert_eq!(node.ask(&["ls", "--json"]).ok().json(), serde_json::json!([]), "withdrawn");
     assert_eq!(used(&node), 0);
@@ -221,6 +229,12 @@ fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
     assert!(some["missing"].as_u64().unwrap() >= 11, "{some}");
     let all = node.ask(&["pin", NAME, "--fetch", "--json"]).ok().json();
     assert_eq!((all["objects"].as_u64(), all["missing"].as_u64()), (Some(OBJECTS), Some(0)));
+    // Two hold it: one of them may let go of it without a word.
+    let third = shard(3);
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while holder.ask(&["rm", &third, "--force"]).code != Some(0) {
+        assert!(std::time::Instant::now() < deadline, "the holder never heard of a second copy");
+    }
     holder.signal("KILL");
     holder.wait();
     node.ask(&["gc", "--disk-budget", "0"]).ok();
@@ -231,4 +245,89 @@ fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
     let left = node.ask(&["fsck", "--repair"]);
     assert_eq!(left.code, Some(1));
     assert!(left.out.contains(&shard(1)) && left.out.contains("not repaired"), "{}", left.out);
+}
+
+/// Posts to a node's control API; the lines of the answer.
+fn post(node: &Node, path: &str, body: &Value) -> Vec<Value> {
+    use std::io::{Read, Write};
+    let control = fs::read(node.data.join("control.json")).unwrap();
+    let control: Value = serde_json::from_slice(&control).unwrap();
+    let (address, token) =
+        (control["address"].as_str().unwrap(), control["token"].as_str().unwrap());
+    let body = body.to_string();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    // HTTP/1.0: the answer ends with the connection, in one piece.
+    let head = format!(
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{answer}");
+    body.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn long_work_says_how_far_it_has_come_and_a_pipe_hears_only_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = Node::start(&dir.path().join("a"), "far", &[], &[]);
+    let request = serde_json::json!({ "dir": model(), "shards": null, "progress": true });
+    let told = post(&holder, "/v1/publish", &request);
+    let (end, progress) = told.split_last().unwrap();
+    assert_eq!(
+        (end["event"].as_str(), end["reply"]["shards_stored"].as_u64()),
+        (Some("done"), Some(11))
+    );
+    assert_eq!(progress.len(), 12, "one for each file");
+    let last = progress.last().unwrap();
+    assert_eq!(last["done"], last["total"]);
+
+    // Slow enough that there is something to tell.
+    let slow = ["--download-limit", "4MB/s"];
+    let mut node = Node::start(&dir.path().join("b"), "far", &[&holder.address], &slow);
+    node.event("model");
+    let request = serde_json::json!({ "target": NAME, "fetch": true, "progress": true });
+    let told = post(&node, "/v1/store/pin", &request);
+    let (end, progress) = told.split_last().unwrap();
+    assert_eq!((end["event"].as_str(), end["reply"]["missing"].as_u64()), (Some("done"), Some(0)));
+    let done: Vec<u64> = progress.iter().map(|one| one["done"].as_u64().unwrap()).collect();
+    let total = progress[0]["total"].as_u64().unwrap();
+    assert!(done.is_sorted() && done.last() == Some(&total), "{done:?} of {total}");
+    assert!(done.iter().any(|bytes| *bytes > 0 && *bytes < total), "{done:?}");
+    let rates = progress.iter().filter_map(|one| one["rate"].as_f64());
+    assert!(
+        rates.clone().any(|rate| rate > 0.5e6 && rate < 8e6),
+        "{:?}",
+        rates.collect::<Vec<_>>()
+    );
+
+    let mut third = Node::start(&dir.path().join("c"), "far", &[&holder.address], &[]);
+    third.event("model");
+    let said = third.ask(&["pin", NAME, "--fetch"]).ok();
+    assert!(said.out.starts_with("pinned ") && said.err.is_empty(), "{}{}", said.out, said.err);
+    let absent = serde_json::json!({ "target": "no-such-model", "fetch": true, "progress": true });
+    let told = post(&third, "/v1/store/pin", &absent);
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["event"], "failed");
+    assert!(told[0]["error"].as_str().unwrap().contains("no-such-model"), "{}", told[0]);
+
+    // A model that is not here says how much of it has come before its first token.
+    let data = dir.path().join("d");
+    let slow = ["--download-limit", "1MB/s"];
+    let mut fourth = Node::start(&data, "far", &[&holder.address], &slow);
+    fourth.event("model");
+    let request = serde_json::json!({
+        "model": NAME, "prompt": "Call me", "tokens": 2, "progress": true
+    });
+    let told = post(&fourth, "/v1/generate", &request);
+    let kinds: Vec<&str> = told.iter().map(|one| one["event"].as_str().unwrap()).collect();
+    let starts = kinds.iter().position(|kind| *kind == "start").unwrap();
+    assert!(starts > 1 && kinds[..starts].iter().all(|kind| *kind == "loading"), "{kinds:?}");
+    assert_eq!(kinds.last(), Some(&"end"));
+    let before = &told[starts - 1];
+    assert!(before["done"].as_u64().unwrap() > 0 && before["total"].as_u64() > Some(100_000));
 }

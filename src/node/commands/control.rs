@@ -21,7 +21,10 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
     let storing = progress::spinner("the node is verifying and storing the shards");
-    let reply = client.post("/v1/publish", &PublishRequest { dir, shards });
+    let request = PublishRequest { dir, shards, progress: true };
+    let reply = client.work("/v1/publish", &request, |progress| {
+        storing.set_message(progress::describe("storing", progress));
+    });
     storing.finish_and_clear();
     let reply: PublishReply = reply?;
     if args.control.json {

@@ -162,7 +162,9 @@ fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer>
             let mut listener = Listener::new(args);
             service.meet().await;
             let events = service.generate(swarm_request(args, trust)).await;
-            listener.waiting.finish_and_clear();
+            if events.is_err() {
+                listener.waiting.finish_and_clear();
+            }
             let mut events = events?;
             while let Some(event) = events.recv().await {
                 if !listener.hear(event) {
@@ -193,13 +195,14 @@ fn request(args: &RunArgs) -> GenerateRequest {
         context: args.model.context,
         trust: Vec::new(),
         can_ask: false,
+        progress: false,
     }
 }
 
 /// The same of a model that somebody has signed.
 fn swarm_request(args: &RunArgs, answered: Vec<PublicKey>) -> GenerateRequest {
     let trust = args.network.trust.iter().copied().chain(answered).collect();
-    GenerateRequest { trust, can_ask: can_ask(), ..request(args) }
+    GenerateRequest { trust, can_ask: can_ask(), progress: true, ..request(args) }
 }
 
 fn echo_prompt(args: &RunArgs) {
@@ -239,6 +242,10 @@ impl<'a> Listener<'a> {
 
     /// False once there is nothing more to hear.
     fn hear(&mut self, event: GenerateEvent) -> bool {
+        if let GenerateEvent::Loading(progress) = &event {
+            self.waiting.set_message(progress::describe("fetching the model", progress));
+            return true;
+        }
         self.waiting.finish_and_clear();
         match event {
             GenerateEvent::Start { prompt_tokens, backend } => {

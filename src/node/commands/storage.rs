@@ -41,9 +41,13 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
             let request = TargetRequest {
                 trust,
                 can_ask: can_ask(),
-                ..request(&args.target, args.fetch, false)
+                fetch: args.fetch,
+                progress: true,
+                ..request(&args.target)
             };
-            let reply = client.post("/v1/store/pin", &request);
+            let reply = client.work("/v1/store/pin", &request, |progress| {
+                fetching.set_message(progress::describe("fetching", progress));
+            });
             fetching.finish_and_clear();
             reply
         })?,
@@ -59,9 +63,7 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
 
 pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
     let reply = match reach(&args.control)? {
-        Reach::Node(client) => {
-            client.post("/v1/store/unpin", &request(&args.target, false, false))?
-        }
+        Reach::Node(client) => client.post("/v1/store/unpin", &request(&args.target))?,
         Reach::Here { disk, runtime, data } => runtime.block_on(async {
             storage::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
         })?,
@@ -72,7 +74,11 @@ pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
 pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
     let reply = match reach(&args.control)? {
         Reach::Node(client) => {
-            client.post("/v1/store/rm", &request(&args.target, false, args.force))?
+            let (force, last_copy) = (args.force, args.last_copy);
+            client.post(
+                "/v1/store/rm",
+                &TargetRequest { force, last_copy, ..request(&args.target) },
+            )?
         }
         Reach::Here { disk, runtime, data } => runtime.block_on(remove(&disk, &data, args))?,
     };
@@ -83,7 +89,14 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
     let target = resolve(disk, data, &args.target).await?;
     let models = storage::stored_models(disk).await?;
     let plan = storage::plan_removal(disk, &target, &models, args.force).await?;
-    for shard in &plan.objects {
+    ensure!(
+        args.last_copy || !args.force || plan.objects.is_empty(),
+        "{}: no node runs here, so it is not known whether another peer holds {}; start one and \
+         ask it, or give --last-copy",
+        plan.reply.target,
+        count(plan.objects.len(), "stored object")
+    );
+    for (shard, _) in &plan.objects {
         disk.remove(*shard).await?;
     }
     if let Some(model) = target.model() {
@@ -92,9 +105,16 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
     Ok(plan.reply)
 }
 
-fn request(target: &str, fetch: bool, force: bool) -> TargetRequest {
-    let (trust, can_ask) = (Vec::new(), false);
-    TargetRequest { target: target.to_owned(), fetch, force, trust, can_ask }
+fn request(target: &str) -> TargetRequest {
+    TargetRequest {
+        target: target.to_owned(),
+        fetch: false,
+        force: false,
+        last_copy: false,
+        progress: false,
+        trust: Vec::new(),
+        can_ask: false,
+    }
 }
 
 fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Result<()> {
@@ -106,6 +126,9 @@ fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Resul
     if reply.missing > 0 && done == "pinned" {
         outln!("  not here whole: {} (--fetch fetches them)", count(reply.missing, "object"));
     }
+    if reply.last_copies > 0 {
+        outln!("  held by no other peer that is known: {}", count(reply.last_copies, "object"));
+    }
     if reply.shared > 0 {
         let shared = count(reply.shared, "object");
         outln!("  kept because another model here uses them: {shared}");
@@ -116,9 +139,10 @@ fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Resul
 pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     let budget = args.disk_budget.map(|size| size.0);
     let done: Collected = match reach(&args.control)? {
-        Reach::Node(client) => {
-            client.post("/v1/store/gc", &GcRequest { budget, dry_run: args.dry_run })?
-        }
+        Reach::Node(client) => client.post(
+            "/v1/store/gc",
+            &GcRequest { budget, dry_run: args.dry_run, last_copy: args.last_copy },
+        )?,
         Reach::Here { disk, runtime, .. } => {
             let budget = budget.context(
                 "no node runs here, so its budget is not known: give --disk-budget SIZE",

@@ -112,6 +112,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         context: Some(args.tokens + CONTEXT_PROMPT),
         trust: Vec::new(),
         can_ask: false,
+        progress: false,
     };
     let remote = generate(&fourth, &request, &mut seeders, &mut view)?;
     view.stage("the same on one node that holds everything");
@@ -174,7 +175,8 @@ fn start(
         let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
         let name = format!("seeder {}", number + 1);
         let node = NodeProcess::start(place, &name, swarm, &bootstrap, &[])?;
-        let request = PublishRequest { dir: place.0.join("model"), shards: Some(shards) };
+        let request =
+            PublishRequest { dir: place.0.join("model"), shards: Some(shards), progress: false };
         let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
         model = reply.model;
         seeders.push(node);
@@ -217,6 +219,7 @@ fn generate(
     let mut first: Option<Instant> = None;
     fourth.client()?.generate(request, |event| {
         match event {
+            GenerateEvent::Loading(_) => {}
             GenerateEvent::Start { prompt_tokens, backend } => {
                 view.stage(format!("generating on {backend} after {prompt_tokens} prompt tokens"));
             }
