@@ -21,7 +21,7 @@ mod shared;
 pub mod wire;
 
 pub use self::core::limits::Timing;
-pub use self::core::{Counts, Load, Progress, Pull, PullAction, PullEvent, Traffic, Wanted};
+pub use self::core::{Counts, Load, Meter, Progress, Pull, PullAction, PullEvent, Traffic, Wanted};
 pub use doppler_ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
 pub use doppler_swarm::{
     Bootstrap, BootstrapState, Path, Reach, RelayMode, SwarmError, SwarmKey, Verdict, certificates,
