@@ -27,6 +27,8 @@ macro_rules! formats {
                 Q8_0 q8_0 "Q8_0" "Q8_0" 32 34,
                 /// f16 d, 4 B of fifth bits, 16 B of nibbles.
                 Q5_0 q5_0 "Q5_0" "Q5_0" 32 22,
+                /// f16 d, f16 m, 16 B of nibbles.
+                Q4_1 q4_1 "Q4_1" "Q4_1" 32 20,
             }
         }
     };
