@@ -40,8 +40,8 @@ fi
 
 step "formatting"
 cargo fmt --all --check
-# Families are declared by a macro, behind which cargo fmt does not look.
-rustfmt --edition 2024 --check src/infer/families/*.rs
+# Families and formats are declared by macros, behind which cargo fmt does not look.
+rustfmt --edition 2024 --check src/infer/families/*.rs src/infer/quant/*.rs
 
 step "clippy (release as well: build scripts run once)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings

@@ -2,11 +2,11 @@
 // The eight teams of a workgroup share the choices out; their parts are added in the
 // teams' order, whatever expert lies where.
 // Grid: one workgroup for two rows.
-//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32
+//!for format
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
-//!include shared/format_{format}.wgsl
+//!pieces {format}
 //!include shared/team_{team}.wgsl
 //!include shared/routed.wgsl
 

@@ -1,10 +1,10 @@
 // As decode_gate_up, for each of one token's chosen experts, in its slot.
 // Grid: one workgroup for 16 rows of each choice.
-//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32
+//!for format
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
-//!include shared/format_{format}.wgsl
+//!pieces {format}
 //!include shared/team_{team}.wgsl
 //!include shared/gated_rows.wgsl
 //!include shared/routed.wgsl

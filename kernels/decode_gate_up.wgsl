@@ -1,10 +1,10 @@
 // act(gate[row] . x) * (up[row] . x) for one token, packed for the product that follows.
 // Grid: one workgroup for 16 rows; up to whole pieces past the last row, with zeros.
-//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32
+//!for format
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
-//!include shared/format_{format}.wgsl
+//!pieces {format}
 //!include shared/team_{team}.wgsl
 //!include shared/gated_rows.wgsl
 

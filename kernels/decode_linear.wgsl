@@ -1,11 +1,11 @@
 // result[row] (+)= x . weight[row] (+ bias[row]) for one token, over up to three
 // matrices that lie in one binding (queries, keys and values).
 // Grid: 8 / split rows a workgroup, matrix after matrix.
-//!for format in q4_k q5_k q6_k q8_0 q5_0 f16 bf16 f32 q4_k_q6_k q4_k_q8_0 any
+//!for formats
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pieces.wgsl
-//!include shared/format_{format}.wgsl
+//!pieces {formats}
 //!include shared/team_{team}.wgsl
 
 struct Segment {

@@ -1,9 +1,9 @@
 // out[t] = table[token t] * scale, for the rows of the table that this piece holds.
 // Grid: four columns an invocation.
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 
 struct Params {
     table: Matrix,

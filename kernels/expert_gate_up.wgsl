@@ -1,12 +1,12 @@
 // result[pair, row] = act(gate_e[row] . x[t]) * (up_e[row] . x[t]) for each
 // (token, choice) pair whose expert e is in this wave. Other pairs keep what they have.
 // Grid: one row of the reduction for each (pair, row).
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/expert_gate_up_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl
 //!include shared/slots.wgsl

@@ -3,12 +3,12 @@
 // wave, and their pairs, keep what they have.
 // Grid: x by tile of pairs, y by row tile.
 //!needs coopmat f16
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!for shape in 8x64 16x64
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/expert_gate_up_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/coop_{shape}.wgsl
 //!include shared/coop.wgsl
 //!include shared/slots.wgsl

@@ -1,11 +1,11 @@
 // expert_gate_up.wgsl for many tokens: tiles of 32 rows of gate and of up by 64 pairs of one
 // expert. Tiles whose expert is not in this wave, and their pairs, keep what they have.
 // Grid: x by tile of pairs, y by row tile.
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/expert_gate_up_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/tile.wgsl
 //!include shared/slots.wgsl
 //!include shared/pairs.wgsl

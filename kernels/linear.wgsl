@@ -1,11 +1,11 @@
 // out[t, row] = x[t] . weight[row] + bias[row], for the rows that this piece holds.
 // Grid: one row of the reduction for each (token, row).
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!for reduce in lane group
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/linear_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/dot.wgsl
 //!include shared/{reduce}.wgsl
 

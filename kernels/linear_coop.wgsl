@@ -2,12 +2,12 @@
 // halve.wgsl left them, whose scales come back on the sums.
 // Grid: x by token tile, y by row tile.
 //!needs coopmat f16
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!for shape in 8x64 16x64 16x128
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/linear_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/coop_{shape}.wgsl
 //!include shared/coop.wgsl
 

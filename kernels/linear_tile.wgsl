@@ -1,10 +1,10 @@
 // linear.wgsl for many tokens: tiles of 64 rows by 64 tokens.
 // Grid: x by token tile, y by row tile.
-//!for format in f32 f16 bf16 q4_k q5_k q6_k q8_0 q5_0
+//!for format
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
 //!include shared/linear_params.wgsl
-//!include shared/{format}.wgsl
+//!include formats/{format}.wgsl#units
 //!include shared/tile.wgsl
 
 @group(1) @binding(0) var<storage, read> x: array<vec4<f32>>;

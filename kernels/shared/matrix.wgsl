@@ -1,4 +1,4 @@
-// A weight matrix as repacked for the device (src/infer/gpu/repack.rs): planes
+// A weight matrix as repacked for the device (src/infer/quant/planes.rs): planes
 // of u32 words in `weights`, one after the other, each with its share of every
 // block. All formats speak of units: 32 consecutive weights of a row.
 // A format file gives `Unit`, `unit_at(matrix, row, unit)` and

@@ -1,13 +1,18 @@
 //! Composes, validates and tabulates the WGSL kernels of `kernels/`.
 //!
-//! A kernel file is plain WGSL; four kinds of comment lines direct its composition:
+//! A kernel file is plain WGSL; comment lines direct its composition (build/compose.rs):
 //! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
 //!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
 //!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!for format`: one kernel for each weight format of the table (src/store/formats.rs).
+//!   `//!for formats`: also one for each pair of formats that is read together, and one for any.
 //! - `//!needs coopmat f16`: the kernel takes cooperative matrices of f16. It is made only on
 //!   adapters that have them, and may use the 48 KiB of workgroup memory that those offer.
 //! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
-//!   however often it is named. Included files may include others.
+//!   however often it is named. Included files may include others. `PATH#NAME` is what
+//!   follows the line `//!section NAME` in it, up to the next such line.
+//! - `//!pieces {formats}`: the sections `pieces` of the formats named, and functions that choose
+//!   among them by the matrix's format (build/formats.rs).
 //! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use
 //!   subgroup operations, and is for adapters that have them.
 //!
@@ -19,17 +24,21 @@
 //! The uniforms' structs are emitted as Rust (`build/params.rs`). `Params` is named after the file
 //! that declares it.
 
+#[path = "build/compose.rs"]
+mod compose;
+#[path = "build/formats.rs"]
+mod formats;
 #[path = "build/params.rs"]
 mod params;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, fs};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 
+use compose::{Composed, compose_all};
 use params::Structs;
 
 /// WebGPU's default `maxStorageBuffersPerShaderStage`.
@@ -46,10 +55,9 @@ const PARAMS_MAX: u32 = 256;
 /// `unpack2x16float` is WebGPU core; naga makes it a capability for WebGL's sake.
 const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-/// What `//!needs coopmat f16` adds: to the validator, and before the text.
+/// What `//!needs coopmat f16` adds.
 const COOPERATIVE: Capabilities =
     Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
-const COOPERATIVE_ENABLE: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
 
 fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../kernels");
@@ -73,87 +81,6 @@ fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").unwrap());
     fs::write(out.join("kernels.rs"), table).unwrap();
     fs::write(out.join("params.rs"), structs.text()).unwrap();
-}
-
-/// One kernel's text.
-#[derive(Default)]
-struct Composed {
-    name: String,
-    source: String,
-    subgroups: bool,
-    cooperative: bool,
-    /// Files included so far.
-    seen: BTreeSet<String>,
-    /// Where its structs are declared.
-    structs: BTreeMap<String, String>,
-}
-
-/// Each kernel that a file makes.
-fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
-    let text = fs::read_to_string(file).unwrap();
-    let stem = file.file_stem().unwrap().to_str().unwrap();
-    let mut kernels = vec![(stem.to_owned(), Vec::new())];
-    for line in text.lines().filter_map(|line| line.strip_prefix("//!for ")) {
-        let (name, choices) =
-            line.split_once(" in ").unwrap_or_else(|| panic!("{stem}: //!for NAME in A B C"));
-        kernels = kernels
-            .iter()
-            .flat_map(|(kernel, picked)| {
-                choices.split_whitespace().map(move |choice| {
-                    let mut picked: Vec<(String, String)> = picked.clone();
-                    picked.push((format!("{{{name}}}"), choice.to_owned()));
-                    (format!("{kernel}_{choice}"), picked)
-                })
-            })
-            .collect();
-    }
-    kernels
-        .into_iter()
-        .map(|(name, picked)| {
-            let mut composed = Composed { name, ..Composed::default() };
-            if text.lines().any(|line| line == "//!needs coopmat f16") {
-                composed.cooperative = true;
-                composed.source.push_str(COOPERATIVE_ENABLE);
-            }
-            include(root, &format!("{stem}.wgsl"), &text, &picked, &mut composed);
-            composed
-        })
-        .collect()
-}
-
-/// Appends the text of `file` with its includes in place of their lines.
-fn include(
-    root: &Path,
-    file: &str,
-    text: &str,
-    picked: &[(String, String)],
-    composed: &mut Composed,
-) {
-    for line in text.lines() {
-        if let Some((name, _)) = line.strip_prefix("struct ").and_then(|rest| rest.split_once(' '))
-        {
-            composed.structs.insert(name.to_owned(), file.to_owned());
-        }
-        match line.strip_prefix("//!needs ").map(str::trim) {
-            Some("subgroups") => composed.subgroups = true,
-            Some("coopmat f16") => composed.cooperative = true,
-            Some(other) => panic!("{}: //!needs {other}", composed.name),
-            None => {}
-        }
-        let Some(path) = line.strip_prefix("//!include ") else {
-            if !line.starts_with("//!") {
-                composed.source.push_str(line);
-                composed.source.push('\n');
-            }
-            continue;
-        };
-        let path = picked.iter().fold(path.trim().to_owned(), |p, (from, to)| p.replace(from, to));
-        if composed.seen.insert(path.clone()) {
-            let text = fs::read_to_string(root.join(&path))
-                .unwrap_or_else(|e| panic!("kernels/{path}: {e}"));
-            include(root, &path, &text, picked, composed);
-        }
-    }
 }
 
 /// Validates one kernel, and appends its entry of the table and the structs of its uniforms.

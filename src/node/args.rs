@@ -4,12 +4,14 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
 use super::memory;
 use super::size::{ByteRate, ByteSize};
 use super::trust::TrustPolicy;
+use doppler_infer::load::Quantization;
 use doppler_infer::slots::SlotBudget;
 use doppler_mesh::RelayMode;
 use doppler_store::PolicyKind;
@@ -348,16 +350,23 @@ pub struct ExerciseArgs {
     pub operations: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Quantize {
-    /// Mostly 4 bits: about 4.9 bits per weight
-    #[value(name = "q4_k_m")]
-    Q4KM,
-    /// 8 bits: 8.5 bits per weight
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// Not quantised: 16 bits per weight
-    Bf16,
+/// Parses what a conversion makes of the matrices: all that the engine knows except `keep`.
+fn quantizations() -> impl TypedValueParser<Value = Quantization> {
+    let known = Quantization::all().filter(|of| *of != Quantization::Keep);
+    let value = |of: Quantization| {
+        let bits = match of {
+            Quantization::Q4KM => "mostly 4 bits: about 4.9 bits per weight".to_owned(),
+            Quantization::Blocks(dtype) => {
+                let bits = 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64;
+                format!("{bits} bits per weight")
+            }
+            Quantization::Bf16 | Quantization::Keep => {
+                "not quantised: 16 bits per weight".to_owned()
+            }
+        };
+        PossibleValue::new(of.name()).help(bits)
+    };
+    PossibleValuesParser::new(known.map(value)).try_map(|name| name.parse())
 }
 
 #[derive(Debug, Args)]
@@ -368,8 +377,8 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// How to store the weights
-    #[arg(long, value_enum, default_value = "q4_k_m")]
-    pub quantize: Quantize,
+    #[arg(long, value_name = "FORMAT", value_parser = quantizations(), default_value = "q4_k_m")]
+    pub quantize: Quantization,
     /// The largest shard to write: 4KiB to 64MiB, a multiple of 4KiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub shard_size: ByteSize,
@@ -419,8 +428,8 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
     /// How to convert a Hugging Face directory in memory [default: weights as they are]
-    #[arg(long, value_enum)]
-    pub quantize: Option<Quantize>,
+    #[arg(long, value_name = "FORMAT", value_parser = quantizations())]
+    pub quantize: Option<Quantization>,
     /// Device memory that the model may take, for example 8GiB [default: what it needs]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<ByteSize>,

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
 
 use super::api::ModelInfo;
-use super::args::{KvChoice, ModelArgs, Quantize};
+use super::args::{KvChoice, ModelArgs};
 use super::client::Client;
 use super::config::data_dir;
 use super::generation;
@@ -116,7 +116,7 @@ pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
 }
 
 /// As `open`. Whatever is no RDRR directory, or is asked for in another type, is converted in memory.
-pub fn open_path(path: &Path, quantize: Option<Quantize>) -> anyhow::Result<Opened> {
+pub fn open_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Opened> {
     let checkpoint = load::open(path)?;
     let (manifest, reader) = match checkpoint.manifest().filter(|_| quantize.is_none()) {
         Some(manifest) => (manifest.clone(), checkpoint.shards()?),
@@ -131,9 +131,9 @@ pub fn open_path(path: &Path, quantize: Option<Quantize>) -> anyhow::Result<Open
 
 fn converted(
     checkpoint: &dyn Checkpoint,
-    quantize: Option<Quantize>,
+    quantize: Option<Quantization>,
 ) -> anyhow::Result<(Manifest, Arc<dyn RangeReader>)> {
-    let quantization = quantize.map_or(Quantization::Keep, Quantization::from);
+    let quantization = quantize.unwrap_or(Quantization::Keep);
     let mut sink = MemorySink::default();
     let bar = ConvertBar::new("converting in memory");
     let mut show = |progress: Progress<'_>| bar.show(progress);
@@ -200,15 +200,5 @@ impl Opened {
         let session = Session::new(&self.model, device, &options);
         loading.finish_and_clear();
         Ok(session?)
-    }
-}
-
-impl From<Quantize> for Quantization {
-    fn from(quantize: Quantize) -> Self {
-        match quantize {
-            Quantize::Q4KM => Self::Q4KM,
-            Quantize::Q8_0 => Self::Q8_0,
-            Quantize::Bf16 => Self::Bf16,
-        }
     }
 }

@@ -1,4 +1,5 @@
-//! Element types of stored tensors: names, block geometry, row sizes.
+//! Element types of stored tensors: names, block geometry, row sizes, all of them from the table
+//! of `formats`.
 //!
 //! A quantised row is a whole number of blocks: a row whose length is not a
 //! multiple of the block length is padded (RDRR `layout: "row"`).
@@ -8,53 +9,84 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How a tensor's elements are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DType {
-    F32,
-    F16,
-    Bf16,
-    /// 256 weights in 144 bytes: f16 d, f16 dmin, 12 B of 6-bit scales and mins, 128 B of nibbles.
-    Q4K,
-    /// 256 weights in 176 bytes: as Q4_K, with 32 B of fifth bits before the nibbles.
-    Q5K,
-    /// 256 weights in 210 bytes: 128 B low nibbles, 64 B high bits, 16 i8 scales, f16 d.
-    Q6K,
-    /// 32 weights in 34 bytes: f16 d, 32 i8.
-    Q8_0,
-    /// 32 weights in 22 bytes: f16 d, 4 B of fifth bits, 16 B of nibbles.
-    Q5_0,
+/// A row of the table.
+struct Row {
+    name: &'static str,
+    rdrr_name: &'static str,
+    file: &'static str,
+    block_len: usize,
+    block_bytes: usize,
 }
 
+/// Makes [`DType`] of the table.
+macro_rules! dtypes {
+    (
+        $($kind:ident {
+            $($(#[$doc:meta])* $variant:ident $file:ident $name:literal $rdrr:literal $len:literal $bytes:literal,)*
+        })*
+    ) => {
+        /// How a tensor's elements are stored.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DType {
+            $($($(#[$doc])* $variant,)*)*
+        }
+
+        /// The table, in the order of the variants.
+        const ROWS: [Row; COUNT] = [$($(Row {
+            name: $name,
+            rdrr_name: $rdrr,
+            file: stringify!($file),
+            block_len: $len,
+            block_bytes: $bytes,
+        },)*)*];
+        const COUNT: usize = [$($($name,)*)*].len();
+
+        impl DType {
+            /// Every format, in the order of the table.
+            pub const ALL: [Self; COUNT] = [$($(Self::$variant,)*)*];
+        }
+    };
+}
+
+crate::formats!(dtypes);
+
+macro_rules! pairs {
+    ($($first:ident $second:ident,)*) => {
+        impl DType {
+            /// Formats that a mixture gives matrices which are read together.
+            pub const TOGETHER: &[[Self; 2]] = &[$([Self::$first, Self::$second],)*];
+        }
+    };
+}
+
+crate::formats_together!(pairs);
+
 /// A tensor type this build does not know.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown tensor type {0:?} (known: F32, F16, BF16, Q4_K_M, Q5_K, Q6_K, Q8_0, Q5_0)")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownDType(pub String);
 
+impl fmt::Display for UnknownDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known: Vec<&str> = DType::ALL.iter().map(|dtype| dtype.rdrr_name()).collect();
+        write!(f, "unknown tensor type {:?} (known: {})", self.0, known.join(", "))
+    }
+}
+
+impl std::error::Error for UnknownDType {}
+
 impl DType {
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Q4K, Self::Q5K, Self::Q6K, Self::Q8_0, Self::Q5_0];
+    const fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
 
     /// Weights in one block.
     pub const fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
-            Self::Q8_0 | Self::Q5_0 => 32,
-        }
+        self.row().block_len
     }
 
     /// Bytes of one block.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4K => 144,
-            Self::Q5K => 176,
-            Self::Q6K => 210,
-            Self::Q8_0 => 34,
-            Self::Q5_0 => 22,
-        }
+        self.row().block_bytes
     }
 
     /// Bytes of a row of `cols` weights, padded to whole blocks.
@@ -66,39 +98,34 @@ impl DType {
         self.block_len() > 1
     }
 
+    /// The name, for people.
+    pub const fn name(self) -> &'static str {
+        self.row().name
+    }
+
     /// The name written to a manifest. RDRR calls Q4_K blocks `Q4_K_M`.
     pub const fn rdrr_name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q4K => "Q4_K_M",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-            Self::Q8_0 => "Q8_0",
-            Self::Q5_0 => "Q5_0",
-        }
+        self.row().rdrr_name
+    }
+
+    /// What its files are called, and its part of a kernel's name: `q4_k`.
+    pub const fn file_name(self) -> &'static str {
+        self.row().file
     }
 
     /// Parses a type name of a manifest or safetensors file. `Q4_K` and `Q4_K_M` both mean
     /// Q4_K blocks.
     pub fn from_name(name: &str) -> Result<Self, UnknownDType> {
-        if name == "Q4_K" {
-            return Ok(Self::Q4K);
-        }
         Self::ALL
             .into_iter()
-            .find(|dtype| dtype.rdrr_name() == name)
+            .find(|dtype| dtype.rdrr_name() == name || dtype.name() == name)
             .ok_or_else(|| UnknownDType(name.to_owned()))
     }
 }
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Q4K => "Q4_K",
-            other => other.rdrr_name(),
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -130,8 +157,12 @@ mod tests {
     fn names_round_trip_and_unknown_ones_are_named() {
         for dtype in DType::ALL {
             assert_eq!(DType::from_name(dtype.rdrr_name()), Ok(dtype));
+            assert_eq!(DType::from_name(dtype.name()), Ok(dtype));
+            assert_eq!(dtype.file_name(), dtype.name().to_ascii_lowercase());
         }
         assert_eq!(DType::from_name("Q4_K"), Ok(DType::Q4K));
-        assert_eq!(DType::from_name("Q3_K"), Err(UnknownDType("Q3_K".into())));
+        let unknown = DType::from_name("Q3_K").unwrap_err();
+        assert_eq!(unknown, UnknownDType("Q3_K".into()));
+        assert!(unknown.to_string().contains("(known: F32, F16, BF16, Q4_K_M, "), "{unknown}");
     }
 }

@@ -11,6 +11,7 @@ pub mod dtype;
 mod error;
 mod files;
 mod flights;
+mod formats;
 pub mod groups;
 mod index;
 pub mod ladder;

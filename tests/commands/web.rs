@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::common::root;
+use doppler_infer::quant::planes;
+use doppler_store::DType;
 
 /// The path of Chromium; the error says what is missing.
 fn tools() -> Result<PathBuf, String> {
@@ -126,7 +128,38 @@ fn pages_hash_as_nodes_do() {
 
 #[test]
 fn pages_repack_tokenize_and_page_as_nodes_do() {
-    drive("parts.test.mjs", ".");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("formats.json");
+    std::fs::write(&path, formats().to_string()).unwrap();
+    drive_with("parts.test.mjs", ".", &[("DOPPLER_FORMATS", path.to_str().unwrap())]);
+}
+
+/// Every weight format as a program describes it, and planes that this node makes of bytes that
+/// xorshift (Marsaglia, 2003) makes of a seed: rows that end within a group of blocks, and others.
+fn formats() -> serde_json::Value {
+    let (mut formats, mut made) = (serde_json::Map::new(), Vec::new());
+    for dtype in DType::ALL {
+        let planes = planes::of(dtype);
+        formats.insert(dtype.file_name().into(), serde_json::to_value(planes).unwrap());
+        for (rows, blocks) in [(1, 1), (3, 5), (7, 4), (70, 2)] {
+            let (seed, cols) = (rand::random::<u32>().max(1), blocks * dtype.block_len());
+            let mut state = seed;
+            let stored: Vec<u8> = (0..rows * dtype.row_bytes(cols))
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 17;
+                    state ^= state << 5;
+                    state as u8
+                })
+                .collect();
+            let bytes = rows * planes.groups(cols) * planes.bytes();
+            let mut out = vec![0; bytes.next_multiple_of(16)];
+            planes.pack(cols, &stored, &mut out);
+            let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
+            made.push(serde_json::json!([dtype.file_name(), rows, cols, seed, hex]));
+        }
+    }
+    serde_json::json!({ "formats": formats, "made": made })
 }
 
 #[test]

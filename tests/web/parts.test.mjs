@@ -13,20 +13,27 @@ const data = (name) => JSON.parse(readFileSync(`${root}tests/data/tab/${name}.js
 
 test('planes equal those of the node', () => {
   const blake3 = new Blake3(MIB)
-  // src/infer/gpu/repack.rs reads the same list.
-  for (const [format, rows, cols, seed, hash] of data('planes')) {
+  // The node's formats as a program describes them, and planes of each that it made just now.
+  const { formats, made } = JSON.parse(readFileSync(process.env.DOPPLER_FORMATS))
+  const planes = (name, rows, cols, seed) => {
     let state = seed | 0
-    const stored = Uint8Array.from({ length: rows * storedRow(format, cols) }, () => {
+    const stored = Uint8Array.from({ length: rows * storedRow(formats[name], cols) }, () => {
       state ^= state << 13
       state ^= state >>> 17
       state ^= state << 5
       return state & 255
     })
-    const out = new Uint8Array(packedBytes({ format, rows, cols }))
-    pack({ format, rows, cols }, stored, out)
-    assert.equal(hex(hashObject(blake3, out).root), hash, `${format} ${rows}x${cols}`)
-    assert.throws(() => pack({ format, rows, cols }, stored.subarray(1), out), /bytes for/)
+    const out = new Uint8Array(packedBytes(formats[name], { rows, cols }))
+    pack(formats[name], { rows, cols }, stored, out)
+    assert.throws(() => pack(formats[name], { rows, cols }, stored.subarray(1), out), /bytes for/)
+    return out
   }
+  // src/infer/gpu/repack.rs reads the same list.
+  for (const [name, rows, cols, seed, hash] of data('planes')) {
+    assert.equal(hex(hashObject(blake3, planes(name, rows, cols, seed)).root), hash, `${name} ${rows}x${cols}`)
+  }
+  assert.deepEqual([...new Set(made.map(([name]) => name))].sort(), Object.keys(formats).sort())
+  for (const [name, rows, cols, seed, bytes] of made) assert.equal(hex(planes(name, rows, cols, seed)), bytes, `${name} ${rows}x${cols}`)
 })
 
 test('vectors become f32 exactly', () => {

@@ -10,9 +10,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
-use super::row_dot::eights;
-use super::unpack::{half_at, unpack};
-use doppler_store::DType;
+use crate::quant::{Format, Visit, visit};
 
 /// Weights of a row taken at a time: a multiple of every block length.
 const DEPTH: usize = 256;
@@ -122,7 +120,8 @@ impl<const N: usize> Kernel for Tile<'_, N> {
             for r in 0..count {
                 let row = &weight.row(first + r)[depth * blocks..];
                 let to = &mut unpacked[r / ROWS][r % ROWS];
-                unpack_depth(l, weight.dtype, &row[..blocks.min(row.len())], &mut to[..cols]);
+                let depth = Depth { l, bytes: &row[..blocks.min(row.len())], out: &mut to[..cols] };
+                visit(weight.dtype, depth);
                 to[cols..].fill(0.0);
             }
             let panels = x.x.chunks_exact(x.depths * DEPTH * x.width);
@@ -145,95 +144,21 @@ impl<const N: usize> Kernel for Tile<'_, N> {
     }
 }
 
-/// One depth of a row, whole blocks, to the bits of `unpack`'s for the two types that
-/// most weights have: inside a tile the compiler makes no vectors of those loops.
-#[inline(always)]
-fn unpack_depth<L: Lanes>(l: L, dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        DType::Q4K => {
-            for (block, out) in bytes.as_chunks::<144>().0.iter().zip(out.as_chunks_mut().0) {
-                q4_k(l, block, out);
-            }
-        }
-        DType::Q6K => {
-            for (block, out) in bytes.as_chunks::<210>().0.iter().zip(out.as_chunks_mut().0) {
-                q6_k(l, block, out);
-            }
-        }
-        _ => unpack(dtype, bytes, out),
-    }
+/// One depth of a row, whole blocks.
+struct Depth<'a, L> {
+    l: L,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
 }
 
-/// Eight six-bit scales and eight mins out of twelve bytes, times `d` and `dmin`.
-#[inline(always)]
-fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
-    let word =
-        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let (a, b, c) = (word(4), word(8), word(12));
-    let (six, four, two) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
-    let pair = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
-    let scales = pair(a & six, c & four | a >> 2 & two);
-    let mins = pair(b & six, c >> 4 & four | b >> 2 & two);
-    let (d, dmin) = (l.splat(half_at(block, 0)), l.splat(half_at(block, 2)));
-    let number = |six_bits: [u8; 8]| l.signed(&bytemuck::cast(six_bits));
-    (l.store(l.mul(d, number(scales))), l.mul(dmin, number(mins)))
-}
+impl<L: Lanes> Visit for Depth<'_, L> {
+    type Output = ();
 
-#[inline(always)]
-fn q4_k<L: Lanes>(l: L, block: &[u8; 144], out: &mut [f32; 256]) {
-    let (scales, mins) = scales_mins(l, block);
-    let mins = l.store(mins);
-    let (quants, _) = block[16..].as_chunks::<8>();
-    let (out, _) = out.as_chunks_mut::<8>();
-    for pair in 0..4 {
-        let (g, h) = (2 * pair, 2 * pair + 1);
-        let scale = [l.splat(scales[g]), l.splat(scales[h])];
-        let below = [l.splat(-mins[g]), l.splat(-mins[h])];
-        for i in 0..4 {
-            let numbers = l.nibbles(&quants[4 * pair + i]);
-            for side in 0..2 {
-                let weights = l.add(l.mul(scale[side], numbers[side]), below[side]);
-                out[8 * pair + 4 * side + i] = l.store(weights);
-            }
-        }
-    }
-}
-
-/// The levels of half a Q6_K block, less 32: four quarters.
-#[inline(always)]
-fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
-    let rows = block.as_chunks::<32>().0;
-    let (low0, low1, high) = (&rows[2 * half], &rows[2 * half + 1], &rows[4 + half]);
-    let mut q = [[0_i8; 32]; 4];
-    for i in 0..32 {
-        q[0][i] = (low0[i] & 15 | (high[i] & 3) << 4).cast_signed() - 32;
-        q[1][i] = (low1[i] & 15 | (high[i] >> 2 & 3) << 4).cast_signed() - 32;
-        q[2][i] = (low0[i] >> 4 | (high[i] >> 4 & 3) << 4).cast_signed() - 32;
-        q[3][i] = (low1[i] >> 4 | (high[i] >> 6) << 4).cast_signed() - 32;
-    }
-    q
-}
-
-/// `d * scale` of a Q6_K block's halves, 16 weights each.
-#[inline(always)]
-fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
-    let d = l.splat(half_at(block, 208));
-    let stored = block[192..].first_chunk::<16>().expect("in block");
-    let stored: &[i8; 16] = bytemuck::cast_ref(stored);
-    let [low, high] = [l.signed(&eights(stored)[0]), l.signed(&eights(stored)[1])];
-    [l.store(l.mul(d, low)), l.store(l.mul(d, high))]
-}
-
-#[inline(always)]
-fn q6_k<L: Lanes>(l: L, block: &[u8; 210], out: &mut [f32; 256]) {
-    let scales = q6_scales(l, block);
-    let (out, _) = out.as_chunks_mut::<8>();
-    for half in 0..2 {
-        for (quarter, q) in q6_levels(block, half).iter().enumerate() {
-            for (i, q) in eights(q).iter().enumerate() {
-                let scale = l.splat(scales[half][2 * quarter + i / 2]);
-                out[16 * half + 4 * quarter + i] = l.store(l.mul(scale, l.signed(q)));
-            }
+    #[inline(always)]
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
+        let (blocks, outs) = (self.bytes.as_chunks().0, self.out.as_chunks_mut().0);
+        for (block, out) in blocks.iter().zip(outs) {
+            F::unpack_lanes(self.l, block, out);
         }
     }
 }

@@ -8,20 +8,43 @@
 //! lies a page ahead.
 
 use super::matrix::Matrix;
-use super::unpack::half_at;
 use super::wide::{self, Wide};
+use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
+
+/// What is subtracted from a group's weights and so multiplies sums of `x`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// A min for each 32 weights (Q4_K, Q5_K).
+    Mins,
+    /// 32 levels, of each 16 weights (Q6_K).
+    Centre,
+}
+
+/// What the format's kernel of sixteen lanes reads, if it has one.
+pub fn beside(dtype: DType) -> Option<Beside> {
+    struct Of;
+    impl Visit for Of {
+        type Output = Option<Beside>;
+        fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(
+            self,
+        ) -> Self::Output {
+            F::WIDE
+        }
+    }
+    visit(dtype, Of)
+}
 
 /// What these kernels read instead of `x`; empty where no type asks for it.
 #[derive(Debug, Default)]
 pub struct Folded {
     /// `[64 weights][byte][lane]`: weight `4 * lane + byte`, times 256^-byte (`wide`).
     /// What is below 2^-102 loses bits.
-    x: Vec<[[f32; 16]; 4]>,
+    pub x: Vec<[[f32; 16]; 4]>,
     /// A block's eight sums of 32, negated, in the lanes that hold its mins; zeros where it has scales.
-    below: Vec<[f32; 16]>,
+    pub below: Vec<[f32; 16]>,
     /// A block's sixteen sums of 16, times -32.
-    centre: Vec<[f32; 16]>,
+    pub centre: Vec<[f32; 16]>,
 }
 
 impl Folded {
@@ -30,10 +53,10 @@ impl Folded {
         let mut folded = Self::default();
         let blocks = x.len() / 256;
         for dtype in types {
-            match dtype {
-                DType::Q4K | DType::Q5K => folded.below.resize(blocks, [0.0; 16]),
-                DType::Q6K => folded.centre.resize(blocks, [0.0; 16]),
-                _ => continue,
+            match beside(dtype) {
+                Some(Beside::Mins) => folded.below.resize(blocks, [0.0; 16]),
+                Some(Beside::Centre) => folded.centre.resize(blocks, [0.0; 16]),
+                None => continue,
             }
             folded.x.resize(4 * blocks, [[0.0; 16]; 4]);
         }
@@ -102,107 +125,20 @@ impl wide::Kernel for KDots<'_> {
 
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
-        let Self { input, weight, first, out } = self;
-        let rows = (first..).map(|row| weight.row(row)).zip(out);
-        match weight.dtype {
-            DType::Q4K => rows.for_each(|(row, out)| *out = q4_k(w, row, input)),
-            DType::Q5K => rows.for_each(|(row, out)| *out = q5_k(w, row, input)),
-            DType::Q6K => rows.for_each(|(row, out)| *out = q6_k(w, row, input)),
-            dtype => unreachable!("{dtype} has no kernel of sixteen lanes"),
-        }
+        visit(self.weight.dtype, On(w, self));
     }
 }
 
-/// The first bytes of a Q4_K or Q5_K block: `d`, `dmin`, scales and mins.
-#[inline(always)]
-fn header<const N: usize>(block: &[u8; N]) -> &[u8; 16] {
-    block.first_chunk().expect("in block")
-}
+struct On<'a, W>(W, KDots<'a>);
 
-/// A Q6_K block's `d`, times its sixteen scales.
-#[inline(always)]
-fn q6_scales<W: Wide>(w: W, block: &[u8; 210]) -> W::W {
-    let stored: &[u8; 16] = block[192..].first_chunk().expect("in block");
-    w.scaled(bytemuck::cast_ref(stored), half_at(block, 208))
-}
+impl<W: Wide> Visit for On<'_, W> {
+    type Output = ();
 
-#[inline(always)]
-fn q4_k<W: Wide>(w: W, row: &[u8], input: &Folded) -> f32 {
-    let mut acc = [w.splat16(0.0); 2];
-    let blocks = row.as_chunks::<144>().0.iter().zip(input.x.as_chunks::<4>().0);
-    for ((block, x), below) in blocks.zip(&input.below) {
-        w.prefetch(block);
-        let scales = w.scales_mins(header(block));
-        acc[0] = w.fma16(scales, w.load16(below), acc[0]);
-        let (quants, _) = block[16..].as_chunks::<32>();
-        for pair in 0..4 {
-            let q = w.right(w.twice(&quants[pair]), [0, 4]);
-            let (low, high) = (2 * pair as u8, 2 * pair as u8 + 1);
-            let scale = w.fours(scales, [low, low, high, high]);
-            acc[pair % 2] = w.fma16(scale, w.dots(q, 0x0f, &x[pair]), acc[pair % 2]);
+    #[inline(always)]
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
+        let Self(w, KDots { input, weight, first, out }) = self;
+        for (row, out) in (first..).zip(out) {
+            *out = F::wide_dot(w, weight.row(row), input);
         }
     }
-    w.sum16(w.add16(acc[0], acc[1]))
-}
-
-#[inline(always)]
-fn q5_k<W: Wide>(w: W, row: &[u8], input: &Folded) -> f32 {
-    let mut acc = [w.splat16(0.0); 2];
-    let blocks = row.as_chunks::<176>().0.iter().zip(input.x.as_chunks::<4>().0);
-    for ((block, x), below) in blocks.zip(&input.below) {
-        w.prefetch(block);
-        let scales = w.scales_mins(header(block));
-        acc[0] = w.fma16(scales, w.load16(below), acc[0]);
-        let (rows, _) = block[16..].as_chunks::<32>();
-        let fifths = w.twice(&rows[0]);
-        // A pair's fifth bits, moved to where they count.
-        let fifths = [
-            w.left(fifths, [4, 3]),
-            w.left(fifths, [2, 1]),
-            w.right(fifths, [0, 1]),
-            w.right(fifths, [2, 3]),
-        ];
-        for pair in 0..4 {
-            let q = w.and(w.right(w.twice(&rows[1 + pair]), [0, 4]), 0x0f0f_0f0f);
-            let q = w.or(q, w.and(fifths[pair], 0x1010_1010));
-            let (low, high) = (2 * pair as u8, 2 * pair as u8 + 1);
-            let scale = w.fours(scales, [low, low, high, high]);
-            acc[pair % 2] = w.fma16(scale, w.dots(q, 0x1f, &x[pair]), acc[pair % 2]);
-        }
-    }
-    w.sum16(w.add16(acc[0], acc[1]))
-}
-
-/// The levels of half a Q6_K block, with the 32 that is to be taken from each: 64 and 64 bytes.
-#[inline(always)]
-fn q6_levels<W: Wide>(w: W, block: &[u8; 210], half: usize) -> [W::Words; 2] {
-    let low = w.words(&block.as_chunks().0[half]);
-    let high = w.twice(&block.as_chunks().0[4 + half]);
-    let (four, two) = (0x0f0f_0f0f, 0x3030_3030);
-    [
-        w.or(w.and(low, four), w.and(w.left(high, [4, 2]), two)),
-        w.or(w.and(w.right(low, [4, 4]), four), w.and(w.right(high, [0, 2]), two)),
-    ]
-}
-
-#[inline(always)]
-fn q6_k<W: Wide>(w: W, row: &[u8], input: &Folded) -> f32 {
-    let mut acc = [w.splat16(0.0); 2];
-    let blocks = row.as_chunks::<210>().0.iter().zip(input.x.as_chunks::<4>().0);
-    for ((block, x), centre) in blocks.zip(&input.centre) {
-        w.prefetch(block);
-        let scales = q6_scales(w, block);
-        acc[0] = w.fma16(scales, w.load16(centre), acc[0]);
-        for half in 0..2 {
-            let levels = q6_levels(w, block, half);
-            for side in 0..2 {
-                let chunk = 2 * half + side;
-                let first = 4 * chunk as u8;
-                let scale = w.fours(scales, [first, first + 1, first + 2, first + 3]);
-                let sum = w.dots(levels[side], 0x3f, &x[chunk]);
-                acc[side] = w.fma16(scale, sum, acc[side]);
-            }
-        }
-    }
-    w.sum16(w.add16(acc[0], acc[1]))
 }

@@ -1,13 +1,14 @@
 //! Inner products of stored rows with one vector, without unpacking to f32 first.
 //!
-//! Q4_K, Q5_K and Q6_K go to `k_dot`. Of the other types a block's whole numbers meet `x` as
-//! they are, and its scale multiplies their sum.
+//! Formats with a kernel of sixteen lanes go to `k_dot`. Others multiply by a kernel of their own, in
+//! which a block's whole numbers meet `x` as they are and its scale multiplies their sum, or are
+//! unpacked chunk by chunk.
 
-use super::k_dot::{Folded, KDots};
+use super::k_dot::{Folded, KDots, beside};
 use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
-use super::unpack::{half_at, unpack};
 use super::wide;
+use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
 
 /// Weights unpacked at a time where a type has no kernel here.
@@ -41,9 +42,9 @@ pub struct RowDots<'a> {
 impl<'a> RowDots<'a> {
     /// On the machine's widest instructions that are used for the type.
     pub fn run(self) {
-        match self.weight.dtype {
-            DType::Q4K | DType::Q5K | DType::Q6K => wide::run(self.of_blocks()),
-            _ => lanes::run(self),
+        match beside(self.weight.dtype) {
+            Some(_) => wide::run(self.of_blocks()),
+            None => lanes::run(self),
         }
     }
 
@@ -58,28 +59,39 @@ impl Kernel for RowDots<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Self { input, weight, first, out } = self;
-        let x = input.x.as_slice();
-        let rows = (first..).map(|row| weight.row(row)).zip(out);
-        match weight.dtype {
-            DType::Q8_0 => rows.for_each(|(row, out)| *out = q8_0(l, row, x)),
-            DType::Q5_0 => rows.for_each(|(row, out)| *out = q5_0(l, row, x)),
-            DType::F32 | DType::F16 | DType::Bf16 => {
-                rows.for_each(|(row, out)| *out = plain(l, weight.dtype, row, x));
-            }
-            dtype => unreachable!("{dtype} has a kernel of sixteen lanes"),
+        visit(self.weight.dtype, On(l, self));
+    }
+}
+
+struct On<'a, L>(L, RowDots<'a>);
+
+impl<L: Lanes> Visit for On<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
+        let Self(l, RowDots { input, weight, first, out }) = self;
+        for (row, out) in (first..).zip(out) {
+            *out = F::dot(l, weight.row(row), &input.x);
         }
     }
 }
 
-/// Types of one number a weight: unpacked chunk by chunk in cache.
+/// Formats without a kernel of their own: unpacked chunk by chunk in cache.
 #[inline(always)]
-fn plain<L: Lanes>(l: L, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
+pub fn unpacked<F: Format<LEN, BYTES>, L: Lanes, const LEN: usize, const BYTES: usize>(
+    l: L,
+    row: &[u8],
+    x: &[f32],
+) -> f32 {
     let mut unpacked = [0.0; CHUNK];
     let mut acc = [l.splat(0.0); 4];
-    for (row, x) in row.chunks(CHUNK * dtype.block_bytes()).zip(x.as_chunks::<CHUNK>().0) {
-        unpack(dtype, row, &mut unpacked[..row.len() / dtype.block_bytes()]);
-        unpacked[row.len() / dtype.block_bytes()..].fill(0.0);
+    for (row, x) in row.chunks(CHUNK / LEN * BYTES).zip(x.as_chunks::<CHUNK>().0) {
+        let (whole, rest) = unpacked.split_at_mut(row.len() / BYTES * LEN);
+        for (block, out) in row.as_chunks().0.iter().zip(whole.as_chunks_mut().0) {
+            F::unpack(block, out);
+        }
+        rest.fill(0.0);
         for (w, x) in unpacked.as_chunks::<32>().0.iter().zip(x.as_chunks::<32>().0) {
             for (i, acc) in acc.iter_mut().enumerate() {
                 *acc = l.fma(l.load(&eights(w)[i]), l.load(&eights(x)[i]), *acc);
@@ -97,7 +109,7 @@ pub fn eights<T, const N: usize>(of: &[T; N]) -> &[[T; 8]] {
 
 /// Lane sums of `q . x`.
 #[inline(always)]
-fn products<L: Lanes, const N: usize>(l: L, q: &[i8; N], x: &[f32; N]) -> L::V {
+pub fn products<L: Lanes, const N: usize>(l: L, q: &[i8; N], x: &[f32; N]) -> L::V {
     let (q, x) = (eights(q), eights(x));
     let mut sum = l.mul(l.signed(&q[0]), l.load(&x[0]));
     for i in 1..N / 8 {
@@ -106,49 +118,17 @@ fn products<L: Lanes, const N: usize>(l: L, q: &[i8; N], x: &[f32; N]) -> L::V {
     sum
 }
 
-#[inline(always)]
-fn q8_0<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
-    let mut acc = [l.splat(0.0); 2];
-    for (i, (block, x)) in row.as_chunks::<34>().0.iter().zip(x.as_chunks::<32>().0).enumerate() {
-        let q: &[i8; 32] = bytemuck::cast_ref(block.last_chunk::<32>().expect("in block"));
-        acc[i % 2] = l.fma(l.splat(half_at(block, 0)), products(l, q, x), acc[i % 2]);
-    }
-    l.sum(l.add(acc[0], acc[1]))
-}
-
-#[inline(always)]
-fn q5_0<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32 {
-    let mut acc = l.splat(0.0);
-    for (block, x) in row.as_chunks::<22>().0.iter().zip(x.as_chunks::<32>().0) {
-        let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-        let nibbles: &[u8; 16] = block.last_chunk().expect("in block");
-        let mut q = [0_i8; 32];
-        for i in 0..16 {
-            let fifths = [(fifth >> i << 4 & 16) as u8, (fifth >> (i + 16) << 4 & 16) as u8];
-            q[i] = (nibbles[i] & 15 | fifths[0]).cast_signed() - 16;
-            q[i + 16] = (nibbles[i] >> 4 | fifths[1]).cast_signed() - 16;
-        }
-        acc = l.fma(l.splat(half_at(block, 0)), products(l, &q, x), acc);
-    }
-    l.sum(acc)
-}
-
 #[cfg(test)]
 mod tests {
     use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
     use crate::graph::MatrixSpec;
-    use crate::quant::dequantize;
+    use crate::quant::{dequantize, layout, quantize};
 
     /// Sets the f16 numbers that scale each block's weights: random bytes would make some infinite.
     fn set_scales(dtype: DType, bytes: &mut [u8], scale: f32) {
-        let at: &[usize] = match dtype {
-            DType::F32 | DType::F16 | DType::Bf16 => return,
-            DType::Q4K | DType::Q5K => &[0, 2],
-            DType::Q6K => &[208],
-            DType::Q8_0 | DType::Q5_0 => &[0],
-        };
+        let at = layout(dtype).halves;
         for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
             for at in at {
                 let half = half::f16::from_f32(scale).to_le_bytes();
@@ -160,20 +140,13 @@ mod tests {
     /// Rows of `dtype` of any bits that stand for finite numbers.
     fn stored(rng: &mut StdRng, dtype: DType, rows: usize, cols: usize, scale: f32) -> Vec<u8> {
         let mut bytes = vec![0; rows * dtype.row_bytes(cols)];
-        match dtype {
-            DType::F32 | DType::F16 | DType::Bf16 => {
-                for number in bytes.chunks_exact_mut(dtype.block_bytes()) {
-                    let value = rng.random_range(-1.0..1.0) * scale;
-                    match dtype {
-                        DType::F32 => number.copy_from_slice(&value.to_le_bytes()),
-                        DType::F16 => {
-                            number.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
-                        }
-                        _ => number.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-                    }
-                }
-            }
-            _ => rng.fill_bytes(&mut bytes),
+        if dtype.is_quantised() {
+            rng.fill_bytes(&mut bytes);
+        } else {
+            let row: Vec<f32> =
+                (0..rows * cols).map(|_| rng.random_range(-1.0..1.0) * scale).collect();
+            bytes.clear();
+            quantize(dtype, &row, &mut bytes).unwrap();
         }
         set_scales(dtype, &mut bytes, scale);
         bytes
@@ -206,11 +179,9 @@ mod tests {
         for instructions in ["arrays", "avx2", "avx512"] {
             let mut out = vec![f32::NAN; matrix.rows];
             let rows = RowDots { input: &input, weight: matrix, first: 0, out: &mut out };
-            let ran = match matrix.dtype {
-                DType::Q4K | DType::Q5K | DType::Q6K => {
-                    wide::run_on(instructions, rows.of_blocks())
-                }
-                _ => lanes::run_on(instructions, rows),
+            let ran = match beside(matrix.dtype) {
+                Some(_) => wide::run_on(instructions, rows.of_blocks()),
+                None => lanes::run_on(instructions, rows),
             };
             if ran.is_some() {
                 all.push((instructions, out));

@@ -10,7 +10,7 @@ use super::cooperative::Cooperative;
 use super::dispatch::{Grid, Rows};
 use super::lower::{Lower, Place, Recipe, recipe, recipe_grid, word};
 use super::params;
-use super::pipelines::{Reduction, format_name};
+use super::pipelines::Reduction;
 use crate::backend::{KvFormat, Result};
 use crate::graph::{Buf, Moe, MoeId};
 use doppler_store::DType;
@@ -70,7 +70,7 @@ impl Lower<'_> {
     /// The form for many rows, and from how many on it runs.
     pub fn linear_batch(&mut self, product: &Product) -> Result<(Vec<Recipe>, u32)> {
         let Product { dtype, params, x, weights, bias, result, rows } = *product;
-        let format = format_name(dtype);
+        let format = dtype.file_name();
         // Pieces of logits begin at any row, and the halved rows are the step's.
         let cooperative = self.cooperative_for(dtype).filter(|_| rows == Rows::Tokens);
         let Some(kind) = cooperative else {
@@ -184,7 +184,7 @@ impl Lower<'_> {
         let (halves, scales) = (Place::Halves, Place::Scales);
         let (source, pairs, outputs) = (Place::Activation(x), Place::PairInner, Place::PairOutputs);
         let mut dispatches = Vec::new();
-        let format = format_name(inner);
+        let format = inner.file_name();
         if let Some(kind) = first {
             dispatches.push(self.halve(source, spec.hidden, 1)?);
             let kernel = format!("expert_gate_up_coop_{format}_{}", kind.narrow());
@@ -197,7 +197,7 @@ impl Lower<'_> {
             let grid = grid(gate_up.rows.div_ceil(TILE / 2));
             dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
         }
-        let format = format_name(outer);
+        let format = outer.file_name();
         if let Some(kind) = second {
             dispatches.push(self.halve(pairs, spec.ff, per_token)?);
             let kernel = format!("expert_down_coop_{format}_{}", kind.narrow());

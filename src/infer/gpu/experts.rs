@@ -215,10 +215,11 @@ impl Experts {
                 class.layout.bytes
             )));
         }
-        self.planes.clear();
+        self.planes.resize(stride, 0);
         let parts = [(class.layout.gate, gate), (class.layout.up, up), (class.layout.down, down)];
-        for (matrix, (packed, _)) in parts {
-            packed.pack(&bytes[matrix.offset..matrix.offset + matrix.bytes()], &mut self.planes);
+        for (matrix, (packed, at)) in parts {
+            let stored = &bytes[matrix.offset..matrix.offset + matrix.bytes()];
+            packed.pack(stored, &mut self.planes[at..at + packed.bytes()]);
         }
         let offset = stride as u64 * u64::from(index);
         uploads.write(device, &self.chunks[chunk].buffer, offset, &self.planes)

@@ -54,6 +54,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use doppler_store::DType;
 
     #[test]
     fn names_are_sorted_and_found_and_hashes_differ() {
@@ -62,6 +63,29 @@ mod tests {
         assert_eq!(hashes.len(), KERNELS.len());
         assert_eq!(Kernel::find("linear_q4_k_lane").unwrap().storage.len(), 4);
         assert!(Kernel::find("linear_q3_k_lane").is_none());
+    }
+
+    #[test]
+    fn each_format_has_its_kernels_and_a_decode_kernel_holds_no_format_more() {
+        let items = |name: &str| -> Vec<DType> {
+            let kernel = Kernel::find(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
+            let has = |of: &DType| kernel.source.contains(&format!("fn item_{}(", of.file_name()));
+            DType::ALL.into_iter().filter(has).collect()
+        };
+        for dtype in DType::ALL {
+            let format = dtype.file_name();
+            for kernel in ["embed", "linear_tile", "expert_gate_up_tile", "expert_down_tile"] {
+                assert_eq!(items(&format!("{kernel}_{format}")), [], "those speak of units");
+            }
+            for kernel in ["linear", "gate_up", "expert_gate_up", "expert_down"] {
+                assert_eq!(items(&format!("decode_{kernel}_{format}_subgroup")), [dtype]);
+            }
+        }
+        for pair in DType::TOGETHER {
+            let name = pair.map(DType::file_name).join("_");
+            assert_eq!(items(&format!("decode_linear_{name}_group")), pair);
+        }
+        assert_eq!(items("decode_linear_any_group"), DType::ALL);
     }
 
     #[test]

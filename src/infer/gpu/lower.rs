@@ -14,7 +14,7 @@ use super::dispatch::{Grid, Rows};
 use super::experts::SlotShape;
 use super::kernels::Kernel;
 use super::params::{self, Params};
-use super::pipelines::{Reduction, format_name};
+use super::pipelines::Reduction;
 use super::weights::{PieceShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
@@ -301,7 +301,7 @@ impl<'a> Lower<'a> {
                 stride: word(quads)?,
                 scale,
             };
-            let kernel = format!("embed_{}", format_name(piece.packed.dtype));
+            let kernel = format!("embed_{}", piece.packed.dtype.file_name());
             let storage = [Place::Tokens, piece.place(table, index), result];
             let items = (quads, 64);
             dispatches.push(recipe(&kernel, &params, &storage, Rows::Tokens, items));
@@ -344,7 +344,7 @@ impl<'a> Lower<'a> {
                 has_bias: u32::from(bias.is_some()),
                 logits: u32::from(rows == Rows::Logits),
             };
-            let kernel = format!("linear_{}_{reduce}", format_name(piece.packed.dtype));
+            let kernel = format!("linear_{}_{reduce}", piece.packed.dtype.file_name());
             let weights = piece.place(weight, index);
             let storage = [Place::Activation(x), weights, bias_buffer, result];
             let items = (piece.packed.rows, per_workgroup);
@@ -463,7 +463,7 @@ impl<'a> Lower<'a> {
             result_stride: word(stride(spec.ff))?,
             activation: activation_code(spec.activation),
         };
-        let kernel = format!("expert_gate_up_{}_{reduce}", format_name(gate.dtype));
+        let kernel = format!("expert_gate_up_{}_{reduce}", gate.dtype.file_name());
         let storage = [Place::Activation(x), weights, ids, table, inner];
         let items = (spec.ff * spec.top_k, per_workgroup);
         let first = recipe(&kernel, &gate_up, &storage, Rows::Tokens, items);
@@ -476,7 +476,7 @@ impl<'a> Lower<'a> {
             x_stride: word(stride(spec.ff) / 4)?,
             result_stride: word(stride(spec.hidden))?,
         };
-        let kernel = format!("expert_down_{}_{reduce}", format_name(down.dtype));
+        let kernel = format!("expert_down_{}_{reduce}", down.dtype.file_name());
         let storage = [inner, weights, ids, table, Place::PairOutputs];
         let items = (spec.hidden * spec.top_k, per_workgroup);
         let second = recipe(&kernel, &down_params, &storage, Rows::Tokens, items);

@@ -18,7 +18,6 @@ use super::params::{ARENA_SLOT, Step};
 use super::pipeline_file::PipelineFile;
 use super::trusted;
 use crate::backend::{BackendError, Result};
-use doppler_store::DType;
 
 /// How the kernels sum a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,20 +43,6 @@ impl Reduction {
             Self::Lane => 64,
             Self::Group => 1,
         }
-    }
-}
-
-/// The part of a kernel's name that stands for a weight format.
-pub(super) const fn format_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::F16 => "f16",
-        DType::Bf16 => "bf16",
-        DType::Q4K => "q4_k",
-        DType::Q5K => "q5_k",
-        DType::Q6K => "q6_k",
-        DType::Q8_0 => "q8_0",
-        DType::Q5_0 => "q5_0",
     }
 }
 

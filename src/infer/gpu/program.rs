@@ -16,15 +16,16 @@ use super::dispatch::{Grid, Rows};
 use super::experts::{Class, SlotShape};
 use super::kernels::Kernel;
 use super::lower::{Lower, Place, Recipe};
-use super::pipelines::{Reduction, format_name};
+use super::pipelines::Reduction;
 use super::weights::{WeightShape, cut, vectors};
 use crate::backend::{BackendError, Capacity, KvFormat};
 use crate::error::SessionError;
 use crate::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
 use crate::model::{Model, TrunkTensor};
+use crate::quant::planes::{self, Planes};
 use crate::reader::Piece;
 use crate::slots::{SlotBudget, SlotPlan};
-use doppler_store::{DType, ShardId};
+use doppler_store::ShardId;
 
 /// WebGPU's `maxStorageBufferBindingSize` where an adapter promises no more.
 pub const BINDING_BYTES_DEFAULT: u64 = 128 << 20;
@@ -90,6 +91,8 @@ pub struct Program {
     pub eos: Vec<u32>,
     pub tokenizer: Option<Object>,
     pub shards: Vec<Object>,
+    /// How the weights' formats are repacked, by name.
+    pub formats: BTreeMap<&'static str, &'static Planes>,
     /// Bytes of each buffer.
     pub buffers: Vec<u64>,
     /// The buffer of the token ids, and that of one row of logits.
@@ -132,18 +135,12 @@ pub struct RopeTable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Run(pub usize, pub u64, pub u64);
 
-/// A matrix as it is stored: whole rows of whole blocks.
+/// A matrix as it is stored, in one of the program's formats: whole rows of whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Stored {
     pub format: &'static str,
     pub rows: usize,
     pub cols: usize,
-}
-
-impl Stored {
-    fn of(dtype: DType, rows: usize, cols: usize) -> Self {
-        Self { format: format_name(dtype), rows, cols }
-    }
 }
 
 /// A weight of the trunk: its stored bytes are `runs`, one after another.
@@ -469,6 +466,13 @@ impl Make<'_> {
         Ok(index)
     }
 
+    /// A matrix by the name of its format, which is then among the program's.
+    fn stored(&mut self, spec: &MatrixSpec) -> Stored {
+        let format = spec.dtype.file_name();
+        self.made.formats.insert(format, planes::of(spec.dtype));
+        Stored { format, rows: spec.rows, cols: spec.cols }
+    }
+
     fn ropes(&mut self) -> Result<(), ProgramError> {
         for (i, rope) in (0..).zip(&self.model.graph.ropes) {
             let (inv_freq, factor) = (rope.inv_freq.clone(), rope.attention_factor);
@@ -481,10 +485,10 @@ impl Make<'_> {
     fn trunk(&mut self) -> Result<(), ProgramError> {
         let model = self.model;
         for (i, (tensor, weight)) in (0..).zip(model.trunk.iter().zip(&model.graph.weights)) {
-            let MatrixSpec { dtype, rows, cols, .. } = tensor.spec;
+            let dtype = tensor.spec.dtype;
             let mut info = WeightInfo {
                 tensor: weight.tensor.clone(),
-                stored: Stored::of(dtype, rows, cols),
+                stored: self.stored(&tensor.spec),
                 runs: self.runs(&tensor.pieces)?,
                 vector: None,
                 pieces: Vec::new(),
@@ -512,21 +516,23 @@ impl Make<'_> {
     fn slots(&mut self) -> Result<(), ProgramError> {
         for class in self.classes {
             let (layout, shape) = (&class.layout, &class.shape);
-            let part = |matrix: &MatrixSpec, to| {
-                let stored = Stored::of(matrix.dtype, matrix.rows, matrix.cols);
-                PartInfo { stored, from: matrix.offset, to }
+            let mut part = |matrix: &MatrixSpec, to| PartInfo {
+                stored: self.stored(matrix),
+                from: matrix.offset,
+                to,
             };
+            let parts = vec![
+                part(&layout.gate, shape.gate.1),
+                part(&layout.up, shape.up.1),
+                part(&layout.down, shape.down.1),
+            ];
             let chunks = class.first_chunk..class.first_chunk + class.chunks().count();
             let buffers = chunks.map(|chunk| self.buffer(Place::Slots(chunk)));
             let info = ClassInfo {
                 count: class.count,
                 stride: shape.stride,
                 bytes: layout.bytes,
-                parts: vec![
-                    part(&layout.gate, shape.gate.1),
-                    part(&layout.up, shape.up.1),
-                    part(&layout.down, shape.down.1),
-                ],
+                parts,
                 slots_per_chunk: class.slots_per_chunk,
                 buffers: buffers.collect::<Result<_, _>>()?,
                 first_chunk: class.first_chunk,

@@ -1,44 +1,13 @@
-//! Stored blocks to device planes.
+//! Matrices on the device: how large they are there, where their planes begin, stored blocks to planes.
 //!
-//! A stored row is blocks of odd sizes (Q6_K: 210 bytes). On the device a quantised
-//! matrix is planes, one after the other, widest first, each read in aligned words.
-//! Their unit is the piece: 32 weights that an invocation takes at once, the
-//! sixteen from `64 g + 16 h` and the sixteen from `64 g + 32 + 16 h` of a row
-//! (piece `2 g + h`). All formats cut rows the same way, so that one arrangement of
-//! the activations serves them all (kernels/shared/pieces.wgsl):
-//!
-//! | format | planes |
-//! |---|---|
-//! | Q4_K | nibbles, 16 bytes a piece; d, dmin, scales, 16 bytes a block |
-//! | Q5_K | nibbles, 16 a piece; fifth bits, 4 a piece; d, dmin, scales, 16 a block |
-//! | Q6_K | nibbles, 16 a piece; high bits, 8 a piece; scales, 16 a block; d, 2 a block |
-//! | Q8_0 | quants, 32 a piece; d, 2 a block |
-//! | Q5_0 | nibbles, 16 a piece; fifth bits, 4 a piece; d, 2 a block |
-//! | F32, F16, BF16 | one plane, rows as stored, padded with zeros to 32 weights |
-//!
-//! Nibbles: byte `j` holds weight `j` of the piece's first sixteen in its low
-//! half and of its second in its high half. Fifth bits: byte `b`, bit `k` belongs to
-//! weight `4 k + b` of the first sixteen, bit `k + 4` of the second. High bits: two
-//! words, one for each sixteen; byte `b`, bits `2 k` and up belong to weight `4 k + b`.
-//! Quants of Q8_0: the first sixteen, then the second.
-//!
-//! A row of Q8_0 or Q5_0 is padded with a block of zeros to whole pairs of blocks.
-//! The shard's hash stays on the stored bytes; the planes are never sent anywhere.
-
-use rayon::prelude::*;
+//! What planes there are is the format's to say (`quant::planes`, where they are described). A
+//! packed matrix is a multiple of 16 bytes.
 
 use super::params::Matrix;
 use crate::graph::MatrixSpec;
+use crate::quant::planes;
+pub(super) use crate::quant::planes::UNIT;
 use doppler_store::DType;
-
-/// Weights the kernels take at a time.
-pub(super) const UNIT: usize = 32;
-
-/// Weights of half a piece: they share a scale in every format.
-const HALF: usize = 16;
-
-/// Blocks that one task repacks.
-const BLOCKS_A_TASK: usize = 256;
 
 /// The shape of a packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,28 +22,22 @@ impl Packed {
         Self { dtype: spec.dtype, rows: spec.rows, cols: spec.cols }
     }
 
-    /// Device blocks of one row: of the format's own length, whole pairs of them where they
-    /// are 32 long; a plain format's block is a unit.
-    const fn row_blocks(&self) -> usize {
-        match self.dtype {
-            DType::Q4K | DType::Q5K | DType::Q6K => self.cols.div_ceil(256),
-            DType::Q8_0 | DType::Q5_0 => self.cols.div_ceil(64) * 2,
-            DType::F32 | DType::F16 | DType::Bf16 => self.cols.div_ceil(UNIT),
-        }
+    /// Device blocks of one row: of the format's own length, whole groups of them; a plain
+    /// format's block is a unit.
+    fn row_blocks(&self) -> usize {
+        let planes = planes::of(self.dtype);
+        let groups = planes.groups(self.cols);
+        if self.dtype.is_quantised() { groups * planes.together } else { groups }
     }
 
     /// Device bytes of one row.
-    pub const fn row_bytes(&self) -> usize {
-        match self.dtype {
-            DType::F32 | DType::F16 | DType::Bf16 => {
-                self.row_blocks() * UNIT * self.dtype.block_bytes()
-            }
-            _ => self.row_blocks() * self.dtype.block_bytes(),
-        }
+    pub fn row_bytes(&self) -> usize {
+        let planes = planes::of(self.dtype);
+        planes.groups(self.cols) * planes.bytes()
     }
 
     /// Device bytes, a multiple of 16.
-    pub const fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         (self.rows * self.row_bytes()).next_multiple_of(16)
     }
 
@@ -89,164 +52,15 @@ impl Packed {
         }
     }
 
-    /// Appends the planes of `stored` (whole stored rows) to `out`.
+    /// Writes the planes of `stored` (whole stored rows) to `out`, whatever is there.
     ///
     /// # Panics
-    /// If `stored` is not exactly `rows` stored rows; callers check sizes where bytes enter.
-    pub fn pack(&self, stored: &[u8], out: &mut Vec<u8>) {
-        let stored_row = self.dtype.row_bytes(self.cols);
-        assert_eq!(stored.len(), self.rows * stored_row);
-        let start = out.len();
-        out.reserve(self.bytes());
-        let blocks = || stored.chunks_exact(self.dtype.block_bytes());
-        match self.dtype {
-            DType::Q4K => {
-                blocks().for_each(|b| out.extend_from_slice(&b[16..]));
-                blocks().for_each(|b| out.extend_from_slice(&b[..16]));
-            }
-            DType::Q5K => {
-                blocks().for_each(|b| out.extend_from_slice(&b[48..]));
-                blocks().for_each(|b| fifth_bits_k(b[16..48].try_into().expect("32 of 176"), out));
-                blocks().for_each(|b| out.extend_from_slice(&b[..16]));
-            }
-            DType::Q6K => self.pack_q6_k(stored, out),
-            DType::Q8_0 => self.pack_pairs(stored, out, |first, second, half, out| {
-                for block in [first, second] {
-                    match block {
-                        Some(b) => out.extend_from_slice(&b[2 + half * HALF..][..HALF]),
-                        None => out.extend_from_slice(&[0; HALF]),
-                    }
-                }
-            }),
-            DType::Q5_0 => {
-                self.pack_pairs(stored, out, |first, second, half, out| {
-                    let [first, second] = [first, second].map(|b| quants_q5_0(b, half));
-                    out.extend((0..HALF).map(|j| (first[j] & 15) | (second[j] << 4)));
-                });
-                // The scales that `pack_pairs` ended with come after the fifth bits.
-                let scales = out.split_off(out.len() - self.rows * self.row_blocks() * 2);
-                self.each_pair(stored, |first, second| {
-                    for half in 0..2 {
-                        let [first, second] = [first, second].map(|b| quants_q5_0(b, half));
-                        out.extend_from_slice(&fifth_bits(&first, &second));
-                    }
-                });
-                out.extend_from_slice(&scales);
-            }
-            DType::F32 | DType::F16 | DType::Bf16 => {
-                for row in 0..self.rows {
-                    out.extend_from_slice(&stored[row * stored_row..][..stored_row]);
-                    out.resize(start + (row + 1) * self.row_bytes(), 0);
-                }
-            }
-        }
-        out.resize(start + self.bytes(), 0);
-    }
-
-    fn pack_q6_k(&self, stored: &[u8], out: &mut Vec<u8>) {
-        let start = out.len();
-        let blocks = stored.len() / 210;
-        out.resize(start + blocks * 192, 0);
-        let (low, high) = out[start..].split_at_mut(blocks * 128);
-        let planes = low
-            .par_chunks_mut(128 * BLOCKS_A_TASK)
-            .zip(high.par_chunks_mut(64 * BLOCKS_A_TASK))
-            .zip(stored.par_chunks(210 * BLOCKS_A_TASK));
-        planes.for_each(|((low, high), stored)| {
-            let planes = low.chunks_exact_mut(128).zip(high.chunks_exact_mut(64));
-            for (block, (low, high)) in stored.chunks_exact(210).zip(planes) {
-                quants_q6_k(block, low, high);
-            }
-        });
-        stored.chunks_exact(210).for_each(|b| out.extend_from_slice(&b[192..208]));
-        stored.chunks_exact(210).for_each(|b| out.extend_from_slice(&b[208..]));
-    }
-
-    /// Both halves of each pair of blocks by `piece`, then the pairs' scales.
-    fn pack_pairs(
-        &self,
-        stored: &[u8],
-        out: &mut Vec<u8>,
-        piece: impl Fn(Option<&[u8]>, Option<&[u8]>, usize, &mut Vec<u8>),
-    ) {
-        self.each_pair(stored, |first, second| {
-            piece(first, second, 0, out);
-            piece(first, second, 1, out);
-        });
-        self.each_pair(stored, |first, second| {
-            for block in [first, second] {
-                out.extend_from_slice(block.map_or(&[0, 0], |b| &b[..2]));
-            }
-        });
-    }
-
-    /// The blocks of 32 of each row, two at a time; absent past the row's end.
-    fn each_pair(&self, stored: &[u8], mut pair: impl FnMut(Option<&[u8]>, Option<&[u8]>)) {
-        for row in stored.chunks_exact(self.dtype.row_bytes(self.cols).max(1)) {
-            let mut blocks = row.chunks_exact(self.dtype.block_bytes());
-            while let Some(first) = blocks.next() {
-                pair(Some(first), blocks.next());
-            }
-        }
-    }
-}
-
-/// One block's nibbles and high bits as pieces; both begin as zeros.
-fn quants_q6_k(block: &[u8], low: &mut [u8], high: &mut [u8]) {
-    // Each half block: 128 weights, in four runs of 32 that share bytes.
-    for n in 0..2 {
-        let nibbles: &[u8; 64] = block[n * 64..][..64].try_into().expect("64 of 210");
-        let pairs: &[u8; 32] = block[128 + n * 32..][..32].try_into().expect("32 of 210");
-        // A chunk of 64 weights: runs 2 c and 2 c + 1.
-        for c in 0..2 {
-            let run = |r: usize, l: usize| match r {
-                0 => (nibbles[l] & 15, pairs[l] & 3),
-                1 => (nibbles[32 + l] & 15, (pairs[l] >> 2) & 3),
-                2 => (nibbles[l] >> 4, (pairs[l] >> 4) & 3),
-                _ => (nibbles[32 + l] >> 4, pairs[l] >> 6),
-            };
-            let piece = n * 4 + c * 2;
-            for l in 0..32 {
-                let (first, second) = (run(2 * c, l), run(2 * c + 1, l));
-                low[piece * HALF + l] = first.0 | (second.0 << 4);
-                let (half, k, b) = (l / HALF, (l % HALF) / 4, l % 4);
-                let to = (piece + half) * 8 + b;
-                high[to] |= first.1 << (2 * k);
-                high[to + 4] |= second.1 << (2 * k);
-            }
-        }
-    }
-}
-
-/// The 16 five-bit quants of one half of a Q5_0 block; zeros for none.
-fn quants_q5_0(block: Option<&[u8]>, half: usize) -> [u8; HALF] {
-    let Some(block) = block else { return [0; HALF] };
-    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    std::array::from_fn(|j| {
-        let nibble = (block[6 + j] >> (4 * half)) & 15;
-        nibble | (((fifth >> (HALF * half + j)) & 1) << 4) as u8
-    })
-}
-
-/// A piece's fifth bits, from five-bit quants.
-fn fifth_bits(first: &[u8; HALF], second: &[u8; HALF]) -> [u8; 4] {
-    let mut bits = [0; 4];
-    for j in 0..HALF {
-        bits[j % 4] |= (first[j] >> 4) << (j / 4);
-        bits[j % 4] |= (second[j] >> 4) << (j / 4 + 4);
-    }
-    bits
-}
-
-/// Q5_K keeps bit `2 c` of byte `l` for weight `64 c + l`, bit `2 c + 1` for weight `64 c + 32 + l`.
-fn fifth_bits_k(stored: &[u8; 32], out: &mut Vec<u8>) {
-    for c in 0..4 {
-        for half in 0..2 {
-            let bit = |shift: usize| -> [u8; HALF] {
-                std::array::from_fn(|j| ((stored[half * HALF + j] >> (2 * c + shift)) & 1) << 4)
-            };
-            out.extend_from_slice(&fifth_bits(&bit(0), &bit(1)));
-        }
+    /// If `stored` is not exactly `rows` stored rows or `out` not [`Packed::bytes`]; callers check
+    /// sizes where bytes enter.
+    pub fn pack(&self, stored: &[u8], out: &mut [u8]) {
+        assert_eq!(stored.len(), self.rows * self.dtype.row_bytes(self.cols));
+        assert_eq!(out.len(), self.bytes());
+        planes::of(self.dtype).pack(self.cols, stored, out);
     }
 }
 
@@ -255,6 +69,7 @@ mod tests {
     use super::*;
     use crate::gpu::tests::Random;
     use crate::quant;
+    use crate::quant::planes::HALF;
 
     /// A word of the planes that begin at `out`.
     fn word(out: &[u8], i: usize) -> u32 {
@@ -337,12 +152,11 @@ mod tests {
                 }
                 let packed = Packed { dtype, rows, cols };
                 let stored = random.bytes(rows * dtype.row_bytes(cols));
-                let mut out = vec![9; 4];
+                let mut out = vec![9; packed.bytes()];
                 packed.pack(&stored, &mut out);
-                assert_eq!(out.len(), 4 + packed.bytes());
                 assert_eq!(packed.bytes() % 16, 0);
                 for (row, stored) in stored.chunks_exact(dtype.row_bytes(cols)).enumerate() {
-                    let got = quants(&packed, &out[4..], row);
+                    let got = quants(&packed, &out, row);
                     assert_eq!(
                         got,
                         stored_quants(dtype, stored),
@@ -361,10 +175,9 @@ mod tests {
         let listed: Vec<(String, usize, usize, u32, String)> =
             serde_json::from_str(listed).unwrap();
         let formats: std::collections::HashSet<_> = listed.iter().map(|row| &row.0).collect();
-        assert_eq!(formats.len(), DType::ALL.len());
+        assert!(formats.len() >= 8);
         for (format, rows, cols, seed, hash) in &listed {
-            let dtype =
-                DType::ALL.into_iter().find(|d| super::super::pipelines::format_name(*d) == format);
+            let dtype = DType::ALL.into_iter().find(|d| d.file_name() == format);
             let packed = Packed { dtype: dtype.unwrap(), rows: *rows, cols: *cols };
             let mut state = *seed;
             let mut byte = || {
@@ -375,7 +188,7 @@ mod tests {
             };
             let stored: Vec<u8> =
                 (0..rows * packed.dtype.row_bytes(*cols)).map(|_| byte()).collect();
-            let mut out = Vec::new();
+            let mut out = vec![9; packed.bytes()];
             packed.pack(&stored, &mut out);
             let got = blake3::hash(&out).to_hex();
             assert_eq!(got.as_str(), hash, "{format} {rows}x{cols} from {seed}");
@@ -388,7 +201,7 @@ mod tests {
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             let packed = Packed { dtype, rows: 3, cols: 33 };
             let stored = random.bytes(3 * dtype.row_bytes(33));
-            let mut out = Vec::new();
+            let mut out = vec![9; packed.bytes()];
             packed.pack(&stored, &mut out);
             for (row, stored) in stored.chunks_exact(dtype.row_bytes(33)).enumerate() {
                 let got = &out[row * packed.row_bytes()..][..packed.row_bytes()];
@@ -399,8 +212,9 @@ mod tests {
         // One block and its pair of zeros: the scale is the first half-word after the quants.
         let mut stored = Vec::new();
         quant::quantize(DType::Q8_0, &random.floats(32), &mut stored).unwrap();
-        let mut out = Vec::new();
-        Packed { dtype: DType::Q8_0, rows: 1, cols: 32 }.pack(&stored, &mut out);
+        let packed = Packed { dtype: DType::Q8_0, rows: 1, cols: 32 };
+        let mut out = vec![9; packed.bytes()];
+        packed.pack(&stored, &mut out);
         assert_eq!((&out[64..66], &out[66..68]), (&stored[..2], &[0, 0][..]));
     }
 }

@@ -4,7 +4,6 @@
 //! into row ranges, each a buffer and a dispatch of its own. Vectors (norm
 //! weights, biases) become f32, exactly, and must not be quantised.
 
-use half::{bf16, f16};
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
@@ -12,6 +11,7 @@ use super::lower::Place;
 use super::repack::Packed;
 use crate::backend::{BackendError, Result};
 use crate::graph::{Graph, MatrixSpec, Op, WeightId};
+use crate::quant::dequantize;
 use doppler_store::DType;
 
 pub(super) const WEIGHT: BufferUsages =
@@ -180,7 +180,7 @@ pub(super) fn load_matrix(
     let mut planes = Vec::new();
     for PieceShape { at, row_start, packed, home } in cut(name, spec, binding_bytes_max)? {
         let buffer = device.buffer(name, packed.bytes() as u64, WEIGHT)?;
-        planes.clear();
+        planes.resize(packed.bytes(), 0);
         packed.pack(&bytes[row_start * stored_row..][..packed.rows * stored_row], &mut planes);
         uploads.write(device, &buffer, 0, &planes)?;
         pieces.push(Piece { buffer, home, at, row_start, packed });
@@ -284,18 +284,14 @@ fn check_size(name: &str, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
 
 /// Widening is exact.
 fn to_f32(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>> {
-    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match dtype {
-        DType::F32 => Ok(bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()),
-        DType::F16 => Ok(pairs().map(|b| f16::from_bits(b).to_f32()).collect()),
-        DType::Bf16 => Ok(pairs().map(|b| bf16::from_bits(b).to_f32()).collect()),
-        _ => Err(BackendError::Unsupported(format!(
+    if dtype.is_quantised() {
+        return Err(BackendError::Unsupported(format!(
             "{name} is a vector stored as {dtype}; norms and biases must be F32, F16 or BF16"
-        ))),
+        )));
     }
+    let mut values = vec![0.0; bytes.len() / dtype.block_bytes()];
+    dequantize(dtype, bytes, values.len(), &mut values);
+    Ok(values)
 }
 
 /// The matrix of a weight that an op reads as one.

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::quant::layout;
 use doppler_store::DType;
 
 /// What a conversion makes of the matrices.
@@ -18,23 +19,39 @@ pub enum Quantization {
     Keep,
     /// BF16: F32 rounded, BF16 and F16 kept (F16 has bits that BF16 lacks).
     Bf16,
-    Q8_0,
+    /// Every matrix in one block format.
+    Blocks(DType),
     /// Four and a half to six and a half bits: the Q4_K_M mixture.
     Q4KM,
 }
 
 /// A name that is no quantization.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown quantization {0:?} (known: q4_k_m, q8_0, bf16, keep)")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownQuantization(pub String);
 
+impl fmt::Display for UnknownQuantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known: Vec<&str> = Quantization::all().map(Quantization::name).collect();
+        write!(f, "unknown quantization {:?} (known: {})", self.0, known.join(", "))
+    }
+}
+
+impl std::error::Error for UnknownQuantization {}
+
 impl Quantization {
+    /// Every one: the mixture first, then the block formats of the table.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let blocks = DType::ALL.into_iter().filter(|dtype| dtype.is_quantised());
+        let plain = [Self::Bf16, Self::Keep];
+        [Self::Q4KM].into_iter().chain(blocks.map(Self::Blocks)).chain(plain)
+    }
+
     /// As the command line has it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Keep => "keep",
             Self::Bf16 => "bf16",
-            Self::Q8_0 => "q8_0",
+            Self::Blocks(dtype) => dtype.file_name(),
             Self::Q4KM => "q4_k_m",
         }
     }
@@ -44,7 +61,7 @@ impl Quantization {
         match self {
             Self::Keep => "NONE",
             Self::Bf16 => "BF16",
-            Self::Q8_0 => "Q8_0",
+            Self::Blocks(dtype) => dtype.name(),
             Self::Q4KM => "Q4_K_M",
         }
     }
@@ -59,8 +76,7 @@ impl fmt::Display for Quantization {
 impl FromStr for Quantization {
     type Err = UnknownQuantization;
     fn from_str(text: &str) -> Result<Self, UnknownQuantization> {
-        [Self::Keep, Self::Bf16, Self::Q8_0, Self::Q4KM]
-            .into_iter()
+        Self::all()
             .find(|q| q.name() == text.to_ascii_lowercase())
             .ok_or_else(|| UnknownQuantization(text.to_owned()))
     }
@@ -99,7 +115,7 @@ impl Mixture {
             (Quantization::Keep, _) | (_, Kind::Kept) => return source,
             (Quantization::Bf16, _) if source == DType::F32 => DType::Bf16,
             (Quantization::Bf16, _) => return source,
-            (Quantization::Q8_0, _) => DType::Q8_0,
+            (Quantization::Blocks(dtype), _) => dtype,
             (Quantization::Q4KM, kind) => self.q4_k_m(kind, layer),
         };
         fitting(wanted, source, cols)
@@ -127,11 +143,7 @@ const fn use_more_bits(layer: usize, layers: usize) -> bool {
 /// The wanted type, or the next one whose blocks divide a row.
 fn fitting(wanted: DType, source: DType, cols: u64) -> DType {
     let divides = |dtype: DType| cols.is_multiple_of(dtype.block_len() as u64);
-    let second = match wanted {
-        DType::Q4K | DType::Q5K => DType::Q5_0,
-        DType::Q6K => DType::Q8_0,
-        other => other,
-    };
+    let second = layout(wanted).narrow.unwrap_or(wanted);
     [wanted, second].into_iter().find(|&dtype| divides(dtype)).unwrap_or(source)
 }
 
@@ -192,7 +204,14 @@ mod tests {
         assert_eq!(of(Quantization::Bf16, Kind::Matrix, DType::F32), DType::Bf16);
         assert_eq!(of(Quantization::Bf16, Kind::Matrix, DType::F16), DType::F16);
         assert_eq!(of(Quantization::Bf16, Kind::Kept, DType::F32), DType::F32);
-        assert_eq!(of(Quantization::Q8_0, Kind::Embedding, DType::F32), DType::Q8_0);
+        for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_quantised()) {
+            let blocks = Quantization::Blocks(dtype);
+            let narrow = layout(dtype).narrow.unwrap_or(dtype);
+            let wanted = if dtype.block_len() <= 64 { dtype } else { narrow };
+            assert_eq!(of(blocks, Kind::Embedding, DType::F32), wanted);
+            assert_eq!(of(blocks, Kind::Kept, DType::F32), DType::F32);
+            assert_eq!(dtype.file_name().parse(), Ok(blocks));
+        }
         assert_eq!(of(Quantization::Keep, Kind::Matrix, DType::F32), DType::F32);
         assert_eq!("Q4_K_M".parse(), Ok(Quantization::Q4KM));
         assert!("q3_k".parse::<Quantization>().unwrap_err().to_string().contains("q4_k_m"));

@@ -5,7 +5,7 @@
 //! [`WEIGHT_STD`] and mean near 0, and norms are 1, so activations stay finite.
 //! The same options and seed give the same bytes.
 
-use half::{bf16, f16};
+use half::f16;
 use rand::rngs::StdRng as Stream;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -22,6 +22,7 @@ use super::sink::ShardSink;
 use super::{Arch, LoadError, Result};
 use crate::families;
 use crate::graph::Weight;
+use crate::quant::{self, layout, quantize};
 use doppler_store::manifest::{ManifestBody, Role, TensorEntry, read_eos};
 use doppler_store::{DType, Manifest};
 
@@ -176,47 +177,22 @@ fn fill(dtype: DType, role: &Role, std: f32, rng: &mut Stream, bytes: &mut [u8])
     let plain = |bits: u16| (f32::from(bits) / 32767.5 - 1.0) * std * 3_f32.sqrt();
     if !dtype.is_quantised() {
         let one = *role == Role::Norm;
-        for out in bytes.chunks_exact_mut(dtype.block_bytes()) {
-            let value = if one { 1.0 } else { plain(rng.next_u32() as u16) };
-            match dtype {
-                DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
-                DType::F16 => out.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-                _ => out.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-            }
-        }
+        let count = bytes.len() / dtype.block_bytes();
+        let mut value = || if one { 1.0 } else { plain(rng.next_u32() as u16) };
+        let row: Vec<f32> = (0..count).map(|_| value()).collect();
+        let mut stored = Vec::with_capacity(bytes.len());
+        quantize(dtype, &row, &mut stored).expect("weights of a small standard deviation fit");
+        bytes.copy_from_slice(&stored);
         return;
     }
     rng.fill_bytes(bytes);
-    let (scale_at, scale, min) = scales(dtype);
+    let at = layout(dtype).halves;
+    let numbers = quant::random(dtype, WEIGHT_STD);
     let gain = std / WEIGHT_STD;
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-        block[scale_at..scale_at + 2].copy_from_slice(&f16::from_f32(scale * gain).to_le_bytes());
-        if let Some(min) = min {
-            block[2..4].copy_from_slice(&f16::from_f32(min * gain).to_le_bytes());
+        for (at, number) in at.iter().zip(&numbers) {
+            block[*at..at + 2].copy_from_slice(&f16::from_f32(number * gain).to_le_bytes());
         }
-    }
-}
-
-/// Where a block's scale lies, and the scale (and min's scale) that make uniform
-/// bits into weights of mean about 0 and standard deviation [`WEIGHT_STD`].
-fn scales(dtype: DType) -> (usize, f32, Option<f32>) {
-    // sqrt of the variance of a whole number drawn from 0..n, and of one in -n/2..n/2.
-    let spread = |n: f32| ((n * n - 1.0) / 12.0).sqrt();
-    // s * q - m * mean(q), with s and m uniform in 0..64 and q in 0..n.
-    let affine = |n: f32| {
-        let (mean, square) = (31.5_f32, 31.5_f32.powi(2) + spread(64.0).powi(2));
-        let (q_mean, q_square) = ((n - 1.0) / 2.0, ((n - 1.0) / 2.0).powi(2) + spread(n).powi(2));
-        let variance =
-            square * q_square - (mean * q_mean).powi(2) + (q_mean * spread(64.0)).powi(2);
-        let d = WEIGHT_STD / variance.sqrt();
-        (d, Some(d * q_mean))
-    };
-    match dtype {
-        DType::Q4K => (0, affine(16.0).0, affine(16.0).1),
-        DType::Q5K => (0, affine(32.0).0, affine(32.0).1),
-        DType::Q6K => (208, WEIGHT_STD / (spread(256.0) * spread(64.0)), None),
-        DType::Q8_0 => (0, WEIGHT_STD / spread(256.0), None),
-        _ => (0, WEIGHT_STD / spread(32.0), None),
     }
 }
 

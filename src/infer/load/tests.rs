@@ -177,12 +177,7 @@ fn verify(out: &Path, source: &Path, quantization: Quantization) -> Manifest {
         let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>();
         let error = norm(&mut want.iter().zip(&have).map(|(a, b)| a - b));
         let relative = (error / norm(&mut want.iter().copied())).sqrt();
-        let bound = match tensor.dtype {
-            DType::Q4K => 0.09,
-            DType::Q5K | DType::Q5_0 => 0.05,
-            DType::Q6K => 0.025,
-            _ => 0.01,
-        };
+        let bound = f64::max(1.08 * crate::quant::layout(tensor.dtype).error, 0.01);
         assert!(relative < bound, "{name} in {}: {relative}", tensor.dtype);
     }
     verify_layout(&manifest);
@@ -213,7 +208,7 @@ fn verify_layout(manifest: &Manifest) {
 }
 
 const ALL: [Quantization; 4] =
-    [Quantization::Keep, Quantization::Bf16, Quantization::Q8_0, Quantization::Q4KM];
+    [Quantization::Keep, Quantization::Bf16, Quantization::Blocks(DType::Q8_0), Quantization::Q4KM];
 
 #[test]
 fn the_trained_models_convert_and_read_back() {
@@ -306,9 +301,10 @@ fn random_models_of_odd_sizes_fit_small_shards() {
 async fn memory_holds_the_same_model_and_reads_ranges() {
     let dir = tempfile::tempdir().unwrap();
     let (hf, ..) = small_checkpoint(dir.path(), true);
-    let (manifest, memory) = to_memory(&hf, Quantization::Q8_0).unwrap();
+    let (manifest, memory) = to_memory(&hf, Quantization::Blocks(DType::Q8_0)).unwrap();
     let out = dir.path().join("out");
-    let on_disk = to_dir(&hf, Quantization::Q8_0, SHARD_BYTES_DEFAULT, &out).unwrap();
+    let on_disk =
+        to_dir(&hf, Quantization::Blocks(DType::Q8_0), SHARD_BYTES_DEFAULT, &out).unwrap();
     assert_eq!(manifest, on_disk, "the same input gives the same bytes");
     let text = fs::read(out.join("manifest.json")).unwrap();
     assert_eq!(ModelId::of(&text), manifest.model_id_hash());
@@ -487,19 +483,21 @@ fn an_output_in_the_way_is_left_alone() {
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("mine"), "keep me").unwrap();
-    let convert = |out: &Path| to_dir(&hf, Quantization::Q8_0, SHARD_BYTES_DEFAULT, out);
+    let convert =
+        |out: &Path| to_dir(&hf, Quantization::Blocks(DType::Q8_0), SHARD_BYTES_DEFAULT, out);
     let error = convert(&out).unwrap_err().to_string();
     has(&error, &["out", "not an empty directory"]);
     assert_eq!(fs::read_to_string(out.join("mine")).unwrap(), "keep me");
     has(&convert(&out.join("mine")).unwrap_err().to_string(), &["not an empty directory"]);
     fs::remove_file(out.join("mine")).unwrap();
     convert(&out).unwrap();
-    verify(&out, &hf, Quantization::Q8_0);
+    verify(&out, &hf, Quantization::Blocks(DType::Q8_0));
     let deep = dir.path().join("made/on/the/way");
     convert(&deep).unwrap();
-    verify(&deep, &hf, Quantization::Q8_0);
+    verify(&deep, &hf, Quantization::Blocks(DType::Q8_0));
     for bytes in [0, 100, PAGE + 1, SHARD_BYTES_DEFAULT + PAGE] {
-        let error = to_dir(&hf, Quantization::Q8_0, bytes, &dir.path().join("x")).unwrap_err();
+        let error = to_dir(&hf, Quantization::Blocks(DType::Q8_0), bytes, &dir.path().join("x"))
+            .unwrap_err();
         assert!(matches!(error, LoadError::ShardBytes(_)), "{error}");
     }
 }
@@ -623,7 +621,7 @@ fn an_rdrr_directory_converts_as_what_it_was_made_of() {
     }
     let small = dir.path().join("small");
     to_dir(&hf, Quantization::Q4KM, 3 * PAGE, &small).unwrap();
-    let error = to_memory(&small, Quantization::Q8_0).unwrap_err().to_string();
+    let error = to_memory(&small, Quantization::Blocks(DType::Q8_0)).unwrap_err().to_string();
     has(&error, &["already", "convert the original"]);
 
     let shard = kept.join("shard_00001.bin");

@@ -7,20 +7,10 @@
 use doppler_store::DType;
 use half::{bf16, f16};
 
-use super::QuantizeError;
+use super::{QuantizeError, layout};
 
 /// Values looked at together, so that the loop is vectorised.
 const TOGETHER: usize = 64;
-
-/// Where a block keeps its f16 scales, bytes from its start.
-const fn scales(dtype: DType) -> &'static [usize] {
-    match dtype {
-        DType::F32 | DType::F16 | DType::Bf16 => &[],
-        DType::Q4K | DType::Q5K => &[0, 2],
-        DType::Q6K => &[208],
-        DType::Q8_0 | DType::Q5_0 => &[0],
-    }
-}
 
 /// The first weight (its row, and the error that names its column) that is not finite, in
 /// whole rows of `cols` weights.
@@ -32,7 +22,7 @@ pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usiz
         blocked => {
             let blocks = bytes.chunks_exact(dtype.block_bytes());
             let of_row = cols.div_ceil(dtype.block_len());
-            let scales = scales(blocked);
+            let scales = layout(blocked).halves;
             let found = blocks.enumerate().find_map(|(number, block)| {
                 let scale = |at: &usize| u16::from_le_bytes([block[*at], block[at + 1]]);
                 let bad = scales.iter().map(scale).find(|bits| bits & 0x7c00 == 0x7c00)?;
@@ -78,7 +68,7 @@ mod tests {
             let (row_bytes, block) = (dtype.row_bytes(cols), dtype.block_bytes());
             let number = 300 / dtype.block_len();
             let at = row_bytes + number * block;
-            let places = if dtype.is_quantised() { scales(dtype) } else { &[0] };
+            let places = if dtype.is_quantised() { layout(dtype).halves } else { &[0] };
             for place in places {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                     let mut bytes = bytes.clone();

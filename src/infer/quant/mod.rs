@@ -1,31 +1,168 @@
-//! Weight formats: to and from f32, row by row. A format a file.
+//! Weight formats: to and from f32, row by row, and what else depends on how a block lies. A format a file.
 //!
-//! Owns the block layouts of ggml (`ggml-common.h`, little-endian) and a
-//! quantizer of our own for each: weighted least squares over candidate scales,
-//! then a refit of what the block stores (`fit`, `affine`). Refuses values that
-//! are not finite, or too large for a format's f16 scale.
-//! Invariant: a row is `DType::row_bytes(cols)` bytes, its last block padded
-//! with zeros.
+//! Owns the block layouts of ggml (`ggml-common.h`, little-endian), a quantiser of our own for each
+//! (weighted least squares over candidate scales, then a refit of what the block stores: `fit`,
+//! `affine`), how its blocks become planes on a device (`planes`), and how the CPU multiplies them.
+//! Refuses values that are not finite, or too large for a format's f16 scale.
+//! Which formats there are is the table's to say (`doppler_store::formats`); each implements [`Format`].
+//! Invariant: a row is `DType::row_bytes(cols)` bytes, its last block padded with zeros.
 
 mod affine;
 mod finite;
 mod fit;
 mod plain;
-mod q4_k;
-mod q5_0;
-mod q5_k;
-mod q6_k;
-mod q8_0;
+pub mod planes;
 #[cfg(test)]
 mod tests;
 
 pub use finite::first_not_finite;
 
+use std::ops::Range;
+
+use crate::cpu::k_dot::{Beside, Folded};
+use crate::cpu::lanes::Lanes;
+use crate::cpu::row_dot;
+use crate::cpu::wide::Wide;
 use doppler_store::DType;
+use planes::Plane;
 
 /// The largest weight a quantized format takes: its scales are f16, and no
 /// weight of a working model comes near.
 pub const MAGNITUDE_MAX: f32 = 5e5;
+
+/// What is known of a block besides how to read it.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Weights that share a scale.
+    pub group: usize,
+    /// The whole numbers that weights are stored as; those of formats with a minimum begin at 0.
+    pub levels: Range<i32>,
+    /// The bytes that hold them.
+    pub quants: Range<usize>,
+    /// Where the f16 numbers lie, the scale first.
+    pub halves: &'static [usize],
+    /// The largest magnitude that it takes.
+    pub max: f32,
+    /// Root mean square error of normally distributed weights, in standard deviations, at most.
+    pub error: f64,
+    /// What matrices take instead whose rows are not whole blocks.
+    pub narrow: Option<DType>,
+}
+
+impl Layout {
+    /// Of a type that stores each weight by itself.
+    const fn plain(max: f32) -> Self {
+        let (levels, quants) = (0..0, 0..0);
+        Self { group: 1, levels, quants, halves: &[], max, error: 0.01, narrow: None }
+    }
+}
+
+/// A weight format: `LEN` weights in `BYTES` bytes.
+///
+/// What a new format must give comes first; the rest has defaults that are right for every format,
+/// and that some replace for speed, without changing a bit of an unpacked weight.
+pub trait Format<const LEN: usize, const BYTES: usize> {
+    const LAYOUT: Layout;
+
+    /// The weights of one block.
+    fn read(block: &[u8; BYTES], out: &mut [f32; LEN]);
+
+    /// The block that stands for these weights, all of them finite and at most [`Layout::max`].
+    fn write(weights: &[f32; LEN]) -> [u8; BYTES];
+
+    /// A matrix on a device: planes, one after the other, widest first.
+    fn planes() -> Vec<Plane>;
+
+    /// For random bits in all other places: numbers for `LAYOUT.halves` that make weights of mean
+    /// about 0 and this standard deviation.
+    fn random(std: f32) -> Vec<f32>;
+
+    /// As [`Format::read`], to the bit, for loops that the compiler makes vectors of.
+    #[inline(always)]
+    fn unpack(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+        Self::read(block, out);
+    }
+
+    /// As [`Format::unpack`], inside a tile, where the compiler makes no vectors of loops.
+    #[inline(always)]
+    fn unpack_lanes<L: Lanes>(_: L, block: &[u8; BYTES], out: &mut [f32; LEN]) {
+        Self::unpack(block, out);
+    }
+
+    /// A stored row times `x`, which is padded with zeros to whole blocks of 256.
+    #[inline(always)]
+    fn dot<L: Lanes>(l: L, row: &[u8], x: &[f32]) -> f32
+    where
+        Self: Sized,
+    {
+        row_dot::unpacked::<Self, L, LEN, BYTES>(l, row, x)
+    }
+
+    /// What [`Format::wide_dot`] reads besides `x`, if there is one: then rows go there.
+    const WIDE: Option<Beside> = None;
+
+    /// As [`Format::dot`], in sixteen lanes.
+    #[inline(always)]
+    fn wide_dot<W: Wide>(_: W, _: &[u8], _: &Folded) -> f32 {
+        unreachable!("the format has no kernel of sixteen lanes")
+    }
+}
+
+/// What is to be done with a format that is known only when it runs.
+pub trait Visit {
+    type Output;
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) -> Self::Output;
+}
+
+/// Declares a module a row of the table, and [`visit`], which picks one.
+macro_rules! declare {
+    (
+        plain { $($plain:ident $type:ident $pname:literal $prdrr:literal $plen:literal $pbytes:literal,)* }
+        blocks { $($(#[$doc:meta])* $block:ident $file:ident $name:literal $rdrr:literal $len:literal $bytes:literal,)* }
+    ) => {
+        $(mod $file;)*
+
+        /// Does `what` with the format of `dtype`.
+        #[inline(always)]
+        pub fn visit<V: Visit>(dtype: DType, what: V) -> V::Output {
+            match dtype {
+                $(DType::$plain => what.visit::<plain::$plain, $plen, $pbytes>(),)*
+                $(DType::$block => what.visit::<$file::$block, $len, $bytes>(),)*
+            }
+        }
+    };
+}
+
+doppler_store::formats!(declare);
+
+/// What is known of a format's blocks.
+pub fn layout(dtype: DType) -> Layout {
+    struct Of;
+    impl Visit for Of {
+        type Output = Layout;
+        fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) -> Layout {
+            F::LAYOUT
+        }
+    }
+    visit(dtype, Of)
+}
+
+/// Numbers for a block's `halves` that make random bits weights of this standard deviation.
+pub fn random(dtype: DType, std: f32) -> Vec<f32> {
+    struct Of(f32);
+    impl Visit for Of {
+        type Output = Vec<f32>;
+        fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) -> Vec<f32> {
+            F::random(self.0)
+        }
+    }
+    visit(dtype, Of(std))
+}
+
+/// Standard deviation of whole numbers drawn evenly from `count` neighbours.
+fn spread(count: f32) -> f32 {
+    ((count * count - 1.0) / 12.0).sqrt()
+}
 
 /// Why a row was not quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -44,76 +181,69 @@ pub enum QuantizeError {
 pub fn dequantize(dtype: DType, bytes: &[u8], cols: usize, out: &mut [f32]) {
     assert_eq!(bytes.len(), dtype.row_bytes(cols), "a {dtype} row of {cols}");
     assert_eq!(out.len(), cols, "the row's output");
-    match dtype {
-        DType::F32 => plain::read_f32(bytes, out),
-        DType::F16 => plain::read_f16(bytes, out),
-        DType::Bf16 => plain::read_bf16(bytes, out),
-        DType::Q4K => read_blocks(bytes, out, q4_k::read),
-        DType::Q5K => read_blocks(bytes, out, q5_k::read),
-        DType::Q6K => read_blocks(bytes, out, q6_k::read),
-        DType::Q8_0 => read_blocks(bytes, out, q8_0::read),
-        DType::Q5_0 => read_blocks(bytes, out, q5_0::read),
+    visit(dtype, Read { bytes, out });
+}
+
+struct Read<'a> {
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl Visit for Read<'_> {
+    type Output = ();
+
+    /// The last block may be padding in part.
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
+        let (blocks, _) = self.bytes.as_chunks::<BYTES>();
+        let (whole, rest) = self.out.as_chunks_mut::<LEN>();
+        let last = blocks.get(whole.len());
+        for (block, out) in blocks.iter().zip(whole) {
+            F::read(block, out);
+        }
+        if let Some(block) = last {
+            let mut padded = [0.0; LEN];
+            F::read(block, &mut padded);
+            rest.copy_from_slice(&padded[..rest.len()]);
+        }
     }
 }
 
 /// Appends one row in `dtype` to `out`: exactly `dtype.row_bytes(row.len())`
 /// bytes, or nothing on an error.
 pub fn quantize(dtype: DType, row: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
-    let limit = match dtype {
-        DType::F32 => f32::MAX,
-        // The largest finite values of the type, and those that round to them.
-        DType::F16 => 65_519.996,
-        DType::Bf16 => 3.396e38,
-        _ => MAGNITUDE_MAX,
-    };
-    for (column, &value) in row.iter().enumerate() {
-        if !value.is_finite() {
-            return Err(QuantizeError::NotFinite { column, value });
-        }
-        if value.abs() > limit {
-            return Err(QuantizeError::TooLarge { column, value, dtype });
-        }
-    }
-    match dtype {
-        DType::F32 => plain::write_f32(row, out),
-        DType::F16 => plain::write_f16(row, out),
-        DType::Bf16 => plain::write_bf16(row, out),
-        DType::Q4K => write_blocks(row, out, q4_k::write),
-        DType::Q5K => write_blocks(row, out, q5_k::write),
-        DType::Q6K => write_blocks(row, out, q6_k::write),
-        DType::Q8_0 => write_blocks(row, out, q8_0::write),
-        DType::Q5_0 => write_blocks(row, out, q5_0::write),
-    }
-    Ok(())
+    visit(dtype, Write { dtype, row, out })
 }
 
-/// Reads blocks of `BYTES` bytes for `LEN` weights; the last may be padding in part.
-fn read_blocks<const BYTES: usize, const LEN: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    read: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    for (block, out) in blocks.iter().zip(out.chunks_mut(LEN)) {
-        if let Ok(out) = <&mut [f32; LEN]>::try_from(&mut *out) {
-            read(block, out);
-        } else {
-            let mut whole = [0.0; LEN];
-            read(block, &mut whole);
-            out.copy_from_slice(&whole[..out.len()]);
-        }
-    }
+struct Write<'a> {
+    dtype: DType,
+    row: &'a [f32],
+    out: &'a mut Vec<u8>,
 }
 
-/// Writes blocks of `LEN` weights, the last one padded with zeros.
-fn write_blocks<const BYTES: usize, const LEN: usize>(
-    row: &[f32],
-    out: &mut Vec<u8>,
-    write: impl Fn(&[f32; LEN]) -> [u8; BYTES],
-) {
-    for weights in row.chunks(LEN) {
-        let mut whole = [0.0; LEN];
-        whole[..weights.len()].copy_from_slice(weights);
-        out.extend_from_slice(&write(&whole));
+impl Visit for Write<'_> {
+    type Output = Result<(), QuantizeError>;
+
+    /// The last block is padded with zeros.
+    fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) -> Self::Output {
+        let Self { dtype, row, out } = self;
+        for (column, &value) in row.iter().enumerate() {
+            if !value.is_finite() {
+                return Err(QuantizeError::NotFinite { column, value });
+            }
+            if value.abs() > F::LAYOUT.max {
+                return Err(QuantizeError::TooLarge { column, value, dtype });
+            }
+        }
+        let (whole, rest) = row.as_chunks::<LEN>();
+        out.reserve(row.len().div_ceil(LEN) * BYTES);
+        for weights in whole {
+            out.extend_from_slice(&F::write(weights));
+        }
+        if !rest.is_empty() {
+            let mut padded = [0.0; LEN];
+            padded[..rest.len()].copy_from_slice(rest);
+            out.extend_from_slice(&F::write(&padded));
+        }
+        Ok(())
     }
 }

@@ -33,7 +33,7 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     signals::remove_when_ended(sink.unfinished().to_owned(), || ())?;
     let bar = ConvertBar::new("converting");
     let mut show = |progress: Progress<'_>| bar.show(progress);
-    let quantization = args.quantize.into();
+    let quantization = args.quantize;
     let checkpoint = open(&args.hf_dir)?;
     let shard_bytes = args.shard_size.0;
     let manifest =

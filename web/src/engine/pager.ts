@@ -78,13 +78,14 @@ export class Pager {
   }
 
   private async fill (moe: number, expert: number, slot: number): Promise<From> {
-    const { classes, moe: layers } = this.machine.program
+    const { classes, formats, moe: layers } = this.machine.program
     const size = classes[layers[moe].class]
     const { bytes, from } = await this.source.read(layers[moe].experts[expert])
     const planes = new Uint8Array(size.stride)
     for (const part of size.parts) {
-      const stored = bytes.subarray(part.from, part.from + part.rows * storedRow(part.format, part.cols))
-      pack(part, stored, planes.subarray(part.to, part.to + packedBytes(part)))
+      const format = formats[part.format]
+      const stored = bytes.subarray(part.from, part.from + part.rows * storedRow(format, part.cols))
+      pack(format, part, stored, planes.subarray(part.to, part.to + packedBytes(format, part)))
     }
     const chunk = Math.floor(slot / size.slots_per_chunk)
     this.machine.write(size.buffers[chunk], size.stride * (slot % size.slots_per_chunk), planes)

@@ -4,10 +4,21 @@
 /** Bytes `start..end` of a shard. */
 export type Run = [shard: number, start: number, end: number]
 
-export type Format = 'f32' | 'f16' | 'bf16' | 'q4_k' | 'q5_k' | 'q6_k' | 'q8_0' | 'q5_0'
+/** A weight format: how its blocks become planes (src/infer/quant/planes.rs). */
+export interface Format {
+  /** Weights and stored bytes of a block. */
+  block_len: number
+  block_bytes: number
+  /** Blocks of a group. */
+  together: number
+  /** Bytes a group, and its moves: (to, from, bytes, mask, shift), as `planes` makes them. */
+  planes: Array<{ bytes: number, moves: number[][] }>
+}
 
-/** A matrix as it is stored: whole rows of whole blocks. */
-export interface Stored { format: Format, rows: number, cols: number }
+export interface Shape { rows: number, cols: number }
+
+/** A matrix as it is stored, in one of the program's formats: whole rows of whole blocks. */
+export interface Stored extends Shape { format: string }
 
 export interface Weight extends Stored {
   tensor: string
@@ -55,6 +66,8 @@ export interface Program {
   eos: number[]
   tokenizer: { id: string, size: number } | null
   shards: Array<{ id: string, size: number }>
+  /** Of the weights, by name. */
+  formats: Record<string, Format>
   buffers: number[]
   tokens: number
   logits: number

@@ -10,7 +10,7 @@ import { hashObject, hex } from '../tree.ts'
 import type { Device } from './device.ts'
 import { Machine } from './machine.ts'
 import { noStats, Pager } from './pager.ts'
-import { floats, isFormat, pack, packedBytes, storedRow } from './planes.ts'
+import { floats, pack, packedBytes, storedRow } from './planes.ts'
 import { type Program, type Run, runBytes } from './program.ts'
 import { type From, type Proved, type Range, Source } from './source.ts'
 
@@ -45,9 +45,6 @@ export class Session {
     if (choices.slots !== null) query.set('slots', String(choices.slots))
     if (choices.context !== null) query.set('context', String(choices.context))
     const program = await (await get(`${base}/models/${model}/program?${query}`)).json() as Program
-    for (const { format } of [...program.weights, ...program.classes.flatMap(({ parts }) => parts)]) {
-      if (!isFormat(format)) throw new Failure('unsupported', `this model cannot run in a tab: weights in ${String(format)}`)
-    }
     const text = async (kernel: number): Promise<string> => {
       const { name, hash } = program.kernels[kernel]
       const bytes = new Uint8Array(await (await get(`${base}/kernels/${hash}`)).arrayBuffer())
@@ -148,11 +145,12 @@ async function loadTrunk (program: Program, machine: Machine, source: Source, pr
       machine.write(weight.vector, 0, floats(weight.format, (await source.read(weight.runs)).bytes))
       continue
     }
-    const row = storedRow(weight.format, weight.cols)
+    const format = program.formats[weight.format]
+    const row = storedRow(format, weight.cols)
     for (const [buffer, first, rows] of weight.pieces) {
-      const piece = { format: weight.format, rows, cols: weight.cols }
-      const planes = new Uint8Array(packedBytes(piece))
-      pack(piece, (await source.read(within(weight.runs, first * row, (first + rows) * row))).bytes, planes)
+      const piece = { rows, cols: weight.cols }
+      const planes = new Uint8Array(packedBytes(format, piece))
+      pack(format, piece, (await source.read(within(weight.runs, first * row, (first + rows) * row))).bytes, planes)
       machine.write(buffer, 0, planes)
     }
   }

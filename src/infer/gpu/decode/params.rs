@@ -8,7 +8,6 @@ pub(in crate::gpu) use crate::gpu::params::{
     DecodeRoute as Route, Pieces, Segment,
 };
 use crate::gpu::repack::Packed;
-use doppler_store::DType;
 
 impl Pieces {
     /// For planes that begin at byte `offset` of the binding.
@@ -19,30 +18,17 @@ impl Pieces {
             blocks: matrix.blocks,
             row_blocks: matrix.row_blocks,
             pieces: pieces(packed.cols) as u32,
-            format: format(packed.dtype),
+            format: packed.dtype as u32,
         }
     }
 }
 
-/// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl).
+/// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl): pieces,
+/// or vec4s of plain weights.
 pub(in crate::gpu) fn items(packed: &Packed) -> usize {
-    match packed.dtype {
-        DType::F32 => packed.cols.div_ceil(4),
-        DType::F16 | DType::Bf16 => packed.cols.div_ceil(8),
-        _ => pieces(packed.cols),
-    }
-}
-
-/// A format's code in shared/pieces.wgsl.
-pub(in crate::gpu) const fn format(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::Bf16 => 2,
-        DType::Q4K => 3,
-        DType::Q5K => 4,
-        DType::Q6K => 5,
-        DType::Q8_0 => 6,
-        DType::Q5_0 => 7,
+    if packed.dtype.is_quantised() {
+        pieces(packed.cols)
+    } else {
+        packed.cols.div_ceil(16 / packed.dtype.block_bytes())
     }
 }

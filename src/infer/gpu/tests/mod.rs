@@ -80,11 +80,7 @@ impl Random {
     /// Blocks of any bytes with finite scales, which no quantizer of ours may ever write. Of each three rows one has subnormal
     /// scales, one scales of any size, one scales of about the same.
     pub fn blocks(&mut self, dtype: DType, rows: usize, cols: usize) -> (MatrixSpec, Vec<u8>) {
-        let scales: &[usize] = match dtype {
-            DType::Q4K | DType::Q5K => &[0, 2],
-            DType::Q6K => &[208],
-            _ => &[0],
-        };
+        let scales = quant::layout(dtype).halves;
         let mut bytes = self.bytes(rows * dtype.row_bytes(cols));
         for (row, blocks) in bytes.chunks_exact_mut(dtype.row_bytes(cols)).enumerate() {
             for block in blocks.chunks_exact_mut(dtype.block_bytes()) {

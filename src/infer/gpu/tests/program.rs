@@ -9,6 +9,7 @@ use super::*;
 use crate::load::{Arch, SynthOptions, synth_manifest};
 use crate::reader::WeightReader;
 use crate::testing::{self, Wanted};
+use doppler_store::DType;
 
 /// A small Qwen3-MoE, its layers of two expert layouts.
 fn mixture() -> Model {
@@ -83,6 +84,15 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             let wanted = if weight.vector.is_some() { 0 } else { weight.stored.rows };
             assert_eq!(rows, wanted, "{}", weight.tensor);
         }
+        let parts = program.classes.iter().flat_map(|class| &class.parts);
+        let stored = parts.map(|part| part.stored).chain(program.weights.iter().map(|w| w.stored));
+        for Stored { format, .. } in stored {
+            assert!(program.formats.contains_key(format), "{format} is not described");
+        }
+        assert_eq!(
+            program.formats.keys().copied().collect::<Vec<_>>(),
+            ["bf16", "q4_k", "q6_k", "q8_0"]
+        );
         let shards = &model.manifest.shards;
         for object in &program.shards {
             assert!(shards.iter().any(|shard| shard.id().unwrap() == object.id));

@@ -15,7 +15,6 @@ use crate::cpu::pack::pieces;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::experts::{Home, SlotShape};
 use crate::gpu::lower::{Place, Recipe, activation_code, recipe_grid, word};
-use crate::gpu::pipelines::format_name;
 use crate::graph::{Buf, MoeId, Op, Scoring};
 
 /// kernels/decode_route.wgsl
@@ -172,7 +171,7 @@ impl Fuse<'_> {
         let slots = Place::Slots(home.chunk);
         let storage = [Place::Packed(x), slots, Place::Routed, Place::PackedInner];
         let groups = workgroups_of(inner * 2 * spec.top_k);
-        let kernel = format!("decode_expert_gate_up_{}", format_name(gate.dtype));
+        let kernel = format!("decode_expert_gate_up_{}", gate.dtype.file_name());
         let first = self.in_teams(&kernel, &first, &storage, groups);
         let second = params::ExpertDown {
             down: Pieces::of(&down, down_at),
@@ -185,7 +184,7 @@ impl Fuse<'_> {
         };
         let result = Place::Activation(result);
         let storage = [Place::PackedInner, slots, Place::Routed, result];
-        let kernel = format!("decode_expert_down_{}", format_name(down.dtype));
+        let kernel = format!("decode_expert_down_{}", down.dtype.file_name());
         let groups = workgroups_of(spec.hidden.div_ceil(2));
         Ok([first, self.in_teams(&kernel, &second, &storage, groups)])
     }

@@ -8,7 +8,6 @@ use super::{Ops, workgroups_of};
 use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::lower::{Place, activation_code, word};
-use crate::gpu::pipelines::format_name;
 use crate::graph::{Activation, Buf, Graph, Op, WeightId};
 
 /// The ops of one gated product.
@@ -67,7 +66,7 @@ pub(super) fn gate_up(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
         ..params::GateUp::default()
     };
     let storage = [Place::Packed(x), weights, Place::Packed(out)];
-    let kernel = format!("decode_gate_up_{}", format_name(g.packed.dtype));
+    let kernel = format!("decode_gate_up_{}", g.packed.dtype.file_name());
     let recipe = fuse.in_teams(&kernel, &params, &storage, workgroups_of(pieces(rows) * 2));
     let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(3, vec![recipe], &reads, &writes)))

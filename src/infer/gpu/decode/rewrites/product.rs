@@ -9,7 +9,6 @@ use crate::backend::Result;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::lower::{Place, Recipe, recipe_grid, refused, word};
 use crate::gpu::params::Params;
-use crate::gpu::pipelines::format_name;
 use crate::gpu::weights::PieceShape;
 use crate::graph::{Buf, Op, WeightId};
 use doppler_store::DType;
@@ -157,17 +156,14 @@ impl Fuse<'_> {
     }
 }
 
-/// Which decode_linear: one format, a mixture's two, or any.
-fn formats(of: impl Iterator<Item = DType> + Clone) -> &'static str {
-    let first = of.clone().next().map_or("any", format_name);
-    if of.clone().all(|dtype| format_name(dtype) == first) {
-        return first;
-    }
-    let only = |other| of.clone().all(|dtype| dtype == DType::Q4K || dtype == other);
-    match () {
-        () if only(DType::Q6K) => "q4_k_q6_k",
-        () if only(DType::Q8_0) => "q4_k_q8_0",
-        () => "any",
+/// Which decode_linear: one format, a pair that a mixture puts together, or any.
+fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
+    let only = |among: &[DType]| of.clone().all(|dtype| among.contains(&dtype));
+    let one = DType::ALL.into_iter().find(|dtype| only(&[*dtype]));
+    let pair = || DType::TOGETHER.iter().find(|pair| only(&pair[..]));
+    match one {
+        Some(dtype) => dtype.file_name().to_owned(),
+        None => pair().map_or("any".to_owned(), |pair| pair.map(DType::file_name).join("_")),
     }
 }
 

@@ -10,7 +10,6 @@ use crate::cpu::pack::{Packed, packed_words, pieces, products};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
 use crate::gpu::experts::{EMPTY, SlotShape};
-use crate::gpu::pipelines::format_name;
 use crate::gpu::tests::alone::Alone;
 use crate::gpu::tests::{Random, device};
 use crate::graph::{Activation, ExpertLayout};
@@ -43,7 +42,9 @@ impl Slots {
             let of = ExpertLayout { gate, up, down, bytes: bytes.len() };
             let shape = SlotShape::of(&of);
             for (spec, (packed, _)) in [(gate, shape.gate), (up, shape.up), (down, shape.down)] {
-                packed.pack(&bytes[spec.offset..][..spec.bytes()], &mut planes);
+                let begin = planes.len();
+                planes.resize(begin + packed.bytes(), 9);
+                packed.pack(&bytes[spec.offset..][..spec.bytes()], &mut planes[begin..]);
             }
             stored.push(bytes);
             layout = Some((of, shape));
@@ -110,7 +111,7 @@ pub(super) fn gate_up(
         slot_stride: (stride / 16) as u32,
         ..params::ExpertGateUp::default()
     };
-    let name = format!("decode_expert_gate_up_{}_{team}", format_name(inner));
+    let name = format!("decode_expert_gate_up_{}_{team}", inner.file_name());
     let buffers = [x, slots.words, routed(&choices), before];
     let grid = (pieces(ff) as u32, 2 * top_k as u32);
     let got = alone.run(&name, 0, &p, &buffers, grid);
@@ -170,7 +171,7 @@ pub(super) fn down(
         adds: u32::from(adds),
         ..params::ExpertDown::default()
     };
-    let name = format!("decode_expert_down_{}_{team}", format_name(outer));
+    let name = format!("decode_expert_down_{}_{team}", outer.file_name());
     let buffers = [x.concat(), slots.words, routed(&choices), words(&before)];
     let got = alone.run(&name, 0, &p, &buffers, super::folded(hidden.div_ceil(2)));
     let what = format!("{name} {case:?}, halted: {halted}");

@@ -20,6 +20,7 @@ use crate::gpu::Reduction;
 use crate::gpu::decode::params;
 use crate::gpu::repack;
 use crate::graph::{Activation, MatrixSpec};
+use crate::quant::layout;
 use doppler_store::DType;
 
 /// What an f32 operation may be off, of its result.
@@ -138,12 +139,7 @@ fn slacks(x: &[u32], spec: &MatrixSpec, stored: &[u8], lanes: usize, more: usize
     let x = Packed::new(x).meeting(spec.dtype);
     // A weight is a level times a scale, and what level zero stands for: a kernel sums the two apart.
     let mut zeros = stored.to_vec();
-    let quants = match spec.dtype {
-        DType::F32 | DType::F16 | DType::Bf16 => 0..0,
-        DType::Q4K | DType::Q5K => 16..spec.dtype.block_bytes(),
-        DType::Q6K => 0..192,
-        DType::Q8_0 | DType::Q5_0 => 2..spec.dtype.block_bytes(),
-    };
+    let quants = layout(spec.dtype).quants;
     let blocks =
         zeros[spec.offset..spec.offset + spec.bytes()].chunks_exact_mut(spec.dtype.block_bytes());
     blocks.for_each(|block| block[quants.clone()].fill(0));

@@ -8,7 +8,6 @@ use crate::cpu::matrix::Matrix;
 use crate::cpu::pack::{Packed, packed_words, pieces, products};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
-use crate::gpu::pipelines::format_name;
 use crate::gpu::repack;
 use crate::gpu::tests::alone::Alone;
 use crate::gpu::tests::{Random, device};
@@ -21,7 +20,10 @@ fn planes(random: &mut Random, of: &[(MatrixSpec, Vec<u8>)]) -> (Vec<u32>, Vec<u
     let mut begins = Vec::new();
     for (spec, stored) in of {
         begins.push(planes.len());
-        repack::Packed::of(spec).pack(stored, &mut planes);
+        let packed = repack::Packed::of(spec);
+        let begin = planes.len();
+        planes.resize(begin + packed.bytes(), 9);
+        packed.pack(stored, &mut planes[begin..]);
     }
     (bytemuck::pod_collect_to_vec(&planes), begins)
 }
@@ -106,7 +108,7 @@ fn products_match_their_twin_in_every_format_however_a_row_is_shared() {
         }
         for team in alone.teams() {
             for dtype in DType::ALL {
-                let kernel = format_name(dtype);
+                let kernel = dtype.file_name();
                 for (i, (rows, cols)) in shapes(dtype).into_iter().enumerate() {
                     for split in [1, 2, 4, 8] {
                         let (biased, adds) = (random.below(2) == 0, random.below(2) == 0);
@@ -127,12 +129,10 @@ fn products_of_several_formats_match_their_twin() {
     let Some(device) = device(Reduction::Group) else { return };
     let alone = Alone::new(&device);
     for team in alone.teams() {
-        for (kernel, formats) in [
-            ("q4_k_q6_k", &[DType::Q4K, DType::Q6K][..]),
-            ("q4_k_q8_0", &[DType::Q4K, DType::Q8_0]),
-            ("any", &DType::ALL),
-        ] {
-            for round in 0..6 {
+        let pair = |pair: &[DType; 2]| (pair.map(DType::file_name).join("_"), pair.to_vec());
+        let pairs = DType::TOGETHER.iter().map(pair);
+        for (kernel, formats) in pairs.chain([("any".into(), DType::ALL.to_vec())]) {
+            for round in 0..formats.len().max(6) {
                 let mut any = || {
                     // Each of the first formats comes up.
                     let dtype = formats[(round + random.below(2)) % formats.len()];
@@ -141,6 +141,7 @@ fn products_of_several_formats_match_their_twin() {
                 let of = [any(), any(), any()];
                 let (cols, split) = ([96, 256, 1100][round % 3], [1, 2, 4, 8][round % 4]);
                 let (biased, adds) = (round % 2 == 0, round % 3 == 0);
+                let kernel = kernel.as_str();
                 let case = Linear { kernel, of: &of, cols, split, biased, adds };
                 linear(&alone, team, &mut random, &case).unwrap();
             }
@@ -175,7 +176,7 @@ pub(super) fn gate_up(
         ..params::GateUp::default()
     };
     let buffers = [x, weights, vec![0x7fc0_0000; want.len()]];
-    let name = format!("decode_gate_up_{}_{team}", format_name(dtype));
+    let name = format!("decode_gate_up_{}_{team}", dtype.file_name());
     let got = alone.run(&name, 0, &p, &buffers, folded(pieces(rows) * 2));
     compare_packed(&got[2], &want, &slack, &format!("{name} {rows}x{cols} {activation:?}"))
 }

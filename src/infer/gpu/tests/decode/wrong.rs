@@ -5,7 +5,6 @@ use super::experts::{Experts, down, gate_up as expert_gate_up};
 use super::products::{Linear, gate_up, linear};
 use super::{Check, norm};
 use crate::gpu::Reduction;
-use crate::gpu::pipelines::format_name;
 use crate::gpu::tests::alone::{Alone, Change};
 use crate::gpu::tests::{Random, device};
 use crate::graph::Activation;
@@ -30,7 +29,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
         Of::Norm => norm(alone, team, random, 1025, 0.3),
         Of::Linear(dtype) => {
             let of = [(dtype, 19), (dtype, 9), (dtype, 5)];
-            let (kernel, cols) = (format_name(dtype), 1100);
+            let (kernel, cols) = (dtype.file_name(), 1100);
             let case = Linear { kernel, of: &of, cols, split: 2, biased: true, adds: true };
             linear(alone, team, random, &case)
         }

@@ -1,6 +1,7 @@
 // Q5_0: planes of nibbles (4 words a block, in pieces that span a pair of blocks),
 // fifth bits (1 word) and f16 d (half a word). A unit is a block: w = d * (q - 16).
 
+//!section units
 struct Unit { at: u32, shift: u32, fifth: u32, scale: f32 }
 
 fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
@@ -14,4 +15,14 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
     let nibbles = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
     let fifth = bytes_of(weights[u.fifth + i / 4u] >> (i % 4u + u.shift)) & vec4<u32>(1u);
     return u.scale * (vec4<f32>(nibbles | (fifth << vec4<u32>(4u))) - 16.0);
+}
+
+//!section pieces
+fn item_q5_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    let at = row * m.row_blocks + i;
+    let w = weights[m.base + at];
+    let f = fifths(word_at(m.base + m.blocks, at));
+    let p = halves((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1], a);
+    let d = word_at(m.base, m.blocks * 5u + (at >> 1u));
+    return half_bits(d & 0xffffu) * (p.x - 16.0 * a.sums.z) + half_bits(d >> 16u) * (p.y - 16.0 * a.sums.w);
 }

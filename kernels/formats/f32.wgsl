@@ -1,5 +1,6 @@
 // F32: one plane, 32 words a unit.
 
+//!section units
 struct Unit { at: u32 }
 
 fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
@@ -9,4 +10,9 @@ fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
 fn quad(u: Unit, i: u32) -> vec4<f32> {
     let at = u.at + i * 4u;
     return bitcast<vec4<f32>>(vec4<u32>(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]));
+}
+
+//!section pieces
+fn item_f32(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    return dot(bitcast<vec4<f32>>(weights[m.base + row * m.row_blocks * 8u + i]), bitcast<vec4<f32>>(a.high));
 }

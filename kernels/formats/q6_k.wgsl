@@ -1,7 +1,8 @@
 // Q6_K: planes of nibbles (32 words a block), high pairs of bits (16 words),
 // i8 scales (4 words) and f16 d (half a word). A unit has two scales, one for each
-// 16 weights: w = d * scale * (q - 32). Bits as src/infer/gpu/repack.rs says.
+// 16 weights: w = d * scale * (q - 32). Bits as src/infer/quant/planes.rs says.
 
+//!section units
 struct Unit { at: u32, shift: u32, high: u32, first: f32, second: f32 }
 
 fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
@@ -20,4 +21,24 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
     let high = bytes_of(weights[u.high + (i / 4u) * 2u] >> (2u * (i % 4u))) & vec4<u32>(3u);
     let q = vec4<f32>(low | (high << vec4<u32>(4u))) - 32.0;
     return select(u.second, u.first, i < 4u) * q;
+}
+
+//!section pieces
+fn item_q6_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    let b = row * m.row_blocks + (i >> 3u);
+    let piece = i & 7u;
+    let w = weights[m.base + b * 8u + piece];
+    let both = weights[m.base + m.blocks * 8u + b * 4u + (piece >> 1u)];
+    let bits = select(both.xy, both.zw, (piece & 1u) == 1u);
+    let scales = weights[m.base + m.blocks * 12u + b][piece >> 1u] >> (8u * (piece & 1u));
+    let d = half_at(m.base + m.blocks * 13u, b);
+    let shifts = vec4<u32>(0u, 2u, 4u, 6u);
+    let three = vec4<u32>(0x03030303u);
+    let first = ((vec4<u32>(bits.x) >> shifts) & three) << vec4<u32>(4u);
+    let second = ((vec4<u32>(bits.y) >> shifts) & three) << vec4<u32>(4u);
+    let p = halves((w & NIBBLES) | first, ((w >> vec4<u32>(4u)) & NIBBLES) | second, a);
+    let s = vec2<f32>(f32(bitcast<i32>(scales << 24u) >> 24u), f32(bitcast<i32>(scales << 8u) >> 24u));
+    // Quants stand for q - 32.
+    let t = s * (p - 32.0 * a.sums.zw);
+    return d * (t.x + t.y);
 }

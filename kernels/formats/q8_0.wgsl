@@ -1,6 +1,7 @@
 // Q8_0: planes of i8 (8 words a block, in pieces that span a pair of blocks) and
 // f16 d (half a word). A unit is a block.
 
+//!section units
 struct Unit { at: u32, scale: f32 }
 
 fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
@@ -13,4 +14,13 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
     let word = vec4<i32>(bitcast<i32>(weights[u.at + (i / 4u) * 8u + i % 4u]));
     let q = (word << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u);
     return u.scale * vec4<f32>(q);
+}
+
+//!section pieces
+fn item_q8_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    // Blocks of 32: as many a row as pieces.
+    let at = row * m.row_blocks + i;
+    let p = halves(weights[m.base + at * 2u], weights[m.base + at * 2u + 1u], a);
+    let d = word_at(m.base + m.blocks * 2u, at >> 1u);
+    return half_bits(d & 0xffffu) * p.x + half_bits(d >> 16u) * p.y;
 }

@@ -1,6 +1,8 @@
 // Q4_K: planes of nibbles (32 words a block) and of d, dmin, scales (4 words).
 // A unit is a sub-block: w = d * scale * q - dmin * low.
-//!include shared/k_scales.wgsl
+
+//!section units
+//!include shared/k_scales.wgsl#units
 
 struct Unit { at: u32, shift: u32, scale: f32, low: f32 }
 
@@ -14,4 +16,15 @@ fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
 fn quad(u: Unit, i: u32) -> vec4<f32> {
     let q = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
     return u.scale * vec4<f32>(q) - u.low;
+}
+
+//!section pieces
+//!include shared/k_scales.wgsl#pieces
+
+fn item_q4_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    let b = row * m.row_blocks + (i >> 3u);
+    let w = weights[m.base + b * 8u + (i & 7u)];
+    let s = k_scales(weights[m.base + m.blocks * 8u + b], (i & 7u) >> 1u);
+    let d = halves(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, a);
+    return s.x * d.x + s.y * d.y - s.z * a.sums.z - s.w * a.sums.w;
 }

@@ -1,6 +1,8 @@
 // Q5_K: planes of nibbles (32 words a block), fifth bits (8 words) and
-// d, dmin, scales (4 words). A unit is a sub-block. Bits as src/infer/gpu/repack.rs says.
-//!include shared/k_scales.wgsl
+// d, dmin, scales (4 words). A unit is a sub-block. Bits as src/infer/quant/planes.rs says.
+
+//!section units
+//!include shared/k_scales.wgsl#units
 
 struct Unit { at: u32, shift: u32, fifth: u32, scale: f32, low: f32 }
 
@@ -16,4 +18,16 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
     let nibbles = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
     let fifth = bytes_of(weights[u.fifth + i / 4u] >> (i % 4u + u.shift)) & vec4<u32>(1u);
     return u.scale * vec4<f32>(nibbles | (fifth << vec4<u32>(4u))) - u.low;
+}
+
+//!section pieces
+//!include shared/k_scales.wgsl#pieces
+
+fn item_q5_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    let b = row * m.row_blocks + (i >> 3u);
+    let w = weights[m.base + b * 8u + (i & 7u)];
+    let f = fifths(weights[m.base + m.blocks * 8u + b * 2u + ((i & 7u) >> 2u)][i & 3u]);
+    let s = k_scales(weights[m.base + m.blocks * 10u + b], (i & 7u) >> 1u);
+    let d = halves((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1], a);
+    return s.x * d.x + s.y * d.y - s.z * a.sums.z - s.w * a.sums.w;
 }

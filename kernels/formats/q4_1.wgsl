@@ -1,0 +1,29 @@
+// Q4_1: planes of nibbles (4 words a block, in pieces that span a pair of blocks) and of
+// f16 d and m (1 word). A unit is a block: w = d * q + m.
+
+//!section units
+struct Unit { at: u32, shift: u32, scale: f32, low: f32 }
+
+fn unit_at(m: Matrix, row: u32, unit: u32) -> Unit {
+    let first = row * m.row_blocks;
+    let pair = first + (unit / 2u) * 2u;
+    let both = weights[m.base + m.blocks * 4u + first + unit];
+    return Unit(m.base + pair * 4u, (unit % 2u) * 4u, half_bits(both & 0xffffu), half_bits(both >> 16u));
+}
+
+fn quad(u: Unit, i: u32) -> vec4<f32> {
+    let q = bytes_of(weights[u.at + i] >> u.shift) & vec4<u32>(15u);
+    return u.scale * vec4<f32>(q) + u.low;
+}
+
+//!section pieces
+fn item_q4_1(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+    // Blocks of 32: as many a row as pieces; a piece meets both of its pair.
+    let at = row * m.row_blocks + i;
+    let w = weights[m.base + at];
+    let p = halves(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, a);
+    let first = word_at(m.base + m.blocks, at & 0xfffffffeu);
+    let second = word_at(m.base + m.blocks, at | 1u);
+    return half_bits(first & 0xffffu) * p.x + half_bits(first >> 16u) * a.sums.z
+        + half_bits(second & 0xffffu) * p.y + half_bits(second >> 16u) * a.sums.w;
+}

@@ -1,4 +1,0 @@
-// For shared/pieces.wgsl: every matrix is F32.
-fn format_of(m: Pieces) -> u32 {
-    return F32;
-}

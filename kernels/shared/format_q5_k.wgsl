@@ -1,4 +1,0 @@
-// For shared/pieces.wgsl: every matrix is Q5_K.
-fn format_of(m: Pieces) -> u32 {
-    return Q5_K;
-}

@@ -1,0 +1,108 @@
+//! The weight formats that kernels are made for, and what shared/pieces.wgsl asks of those of one kernel.
+//!
+//! The table itself is the store's (src/store/formats.rs); a format's number in a kernel is its place there.
+
+use std::fmt::Write as _;
+
+#[path = "../../store/formats.rs"]
+mod table;
+
+/// A row of the table.
+struct Format {
+    variant: &'static str,
+    file: &'static str,
+    block_len: u32,
+    block_bytes: u32,
+}
+
+macro_rules! rows {
+    ($($kind:ident {
+        $($(#[$doc:meta])* $variant:ident $file:ident $name:literal $rdrr:literal $len:literal $bytes:literal,)*
+    })*) => {
+        const FORMATS: &[Format] = &[$($(Format {
+            variant: stringify!($variant),
+            file: stringify!($file),
+            block_len: $len,
+            block_bytes: $bytes,
+        },)*)*];
+    };
+}
+
+crate::formats!(rows);
+
+macro_rules! pairs {
+    ($($first:ident $second:ident,)*) => {
+        const TOGETHER: &[[&str; 2]] = &[$([stringify!($first), stringify!($second)],)*];
+    };
+}
+
+crate::formats_together!(pairs);
+
+/// Stands for every format in a kernel that reads the matrix's own.
+const ANY: &str = "any";
+
+/// Every format's name, as its files and kernels have it.
+pub fn each() -> Vec<String> {
+    FORMATS.iter().map(|format| format.file.to_owned()).collect()
+}
+
+/// What `//!for formats` stands for: every format, every pair that is read together, and any.
+pub fn each_and_together() -> Vec<String> {
+    let pairs = TOGETHER.iter().map(|pair| pair.map(|variant| of(variant).file).join("_"));
+    each().into_iter().chain(pairs).chain([ANY.to_owned()]).collect()
+}
+
+/// Sections to include for a choice of `each_and_together`, and WGSL that chooses among them.
+pub fn pieces(choice: &str) -> (Vec<String>, String) {
+    let among: Vec<(usize, &Format)> =
+        FORMATS.iter().enumerate().filter(|(_, format)| is_among(choice, format)).collect();
+    assert!(!among.is_empty(), "//!pieces {choice}: no such format");
+    let sections = among.iter().map(|(_, format)| format!("formats/{}.wgsl#pieces", format.file));
+    let width = among.iter().map(|(number, format)| (*number, format!("{}u", width(format))));
+    let item = |(number, format): &(usize, &Format)| {
+        (*number, format!("item_{}(m, row, i, a)", format.file))
+    };
+    let mut text = String::new();
+    choose(&mut text, "fn width_of(m: Pieces) -> u32", width);
+    let header = "fn item(m: Pieces, row: u32, i: u32, a: Acts) -> f32";
+    choose(&mut text, header, among.iter().map(item));
+    (sections.collect(), text)
+}
+
+/// A function whose value depends on the matrix's format; nothing is asked where all agree.
+fn choose(text: &mut String, header: &str, values: impl Iterator<Item = (usize, String)>) {
+    let mut cases: Vec<(String, Vec<String>)> = Vec::new();
+    for (number, value) in values {
+        match cases.iter_mut().find(|(known, _)| *known == value) {
+            Some((_, numbers)) => numbers.push(format!("{number}u")),
+            None => cases.push((value, vec![format!("{number}u")])),
+        }
+    }
+    let (last, _) = cases.pop().expect("a kernel has a format");
+    writeln!(text, "\n{header} {{").unwrap();
+    if !cases.is_empty() {
+        writeln!(text, "    switch m.format {{").unwrap();
+        for (value, numbers) in cases {
+            writeln!(text, "        case {}: {{", numbers.join(", ")).unwrap();
+            writeln!(text, "            return {value};\n        }}").unwrap();
+        }
+        writeln!(text, "        default: {{\n        }}\n    }}").unwrap();
+    }
+    writeln!(text, "    return {last};\n}}").unwrap();
+}
+
+fn is_among(choice: &str, format: &Format) -> bool {
+    let pair = |pair: &&[&str; 2]| pair.map(|variant| of(variant).file).join("_") == choice;
+    let in_pair = |pair: &[&str; 2]| pair.contains(&format.variant);
+    choice == ANY || choice == format.file || TOGETHER.iter().find(pair).is_some_and(in_pair)
+}
+
+fn of(variant: &str) -> &'static Format {
+    let named = FORMATS.iter().find(|format| format.variant == variant);
+    named.unwrap_or_else(|| panic!("formats_together! names {variant}, which is no format"))
+}
+
+/// Weights that an invocation takes at once: a piece, or of a plain format a vec4's.
+const fn width(format: &Format) -> u32 {
+    if format.block_len > 1 { 32 } else { 16 / format.block_bytes }
+}
