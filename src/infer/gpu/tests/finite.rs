@@ -3,6 +3,7 @@
 
 use super::{Random, device};
 use crate::backend::{Device, LogitRows};
+use crate::check::Expected;
 use crate::cpu::CpuDevice;
 use crate::error::SessionError;
 use crate::gpu::Reduction;
@@ -96,6 +97,39 @@ fn logits_that_are_not_finite_are_refused_wherever_they_are_asked_for() {
         let text = PerplexityOptions { window: 16, bos: None };
         let scored = perplexity(&mut session, &[1, 2, 3, 4], &text, |_| {});
         assert!(matches!(scored, Err(SessionError::Output { .. })), "{scored:?}");
+    }
+}
+
+/// Logits that are finite, and so far apart that a likelihood is not.
+#[test]
+fn a_perplexity_that_is_not_finite_is_an_error() {
+    let steep = |name: &str, i: usize| (name == "lm_head.weight").then(|| (i / 64) as f32 * 1e4);
+    let model = model(DType::F32, steep);
+    let mut session = Session::new(&model, &CpuDevice, &options()).unwrap();
+    let text = PerplexityOptions { window: 16, bos: None };
+    let scored = perplexity(&mut session, &[7, 7, 7, 7, 7, 7], &text, |_| {});
+    assert!(matches!(scored, Err(SessionError::Perplexity { .. })), "{scored:?}");
+}
+
+#[test]
+fn a_reference_that_is_not_finite_is_refused() {
+    use safetensors::tensor::{Dtype, TensorView, serialize};
+    let file = |odd: f32| {
+        let ids = [1_i64, 2].map(i64::to_le_bytes).concat();
+        let logits = [0.5, odd, 1.0, 2.0].map(f32::to_le_bytes).concat();
+        let view =
+            |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let tensors = [
+            ("input_ids", view(Dtype::I64, &[2], &ids)),
+            ("greedy", view(Dtype::I64, &[2], &ids)),
+            ("logits", view(Dtype::F32, &[2, 2], &logits)),
+        ];
+        Expected::parse(&serialize(tensors, None).unwrap())
+    };
+    assert!(file(0.25).is_ok());
+    for odd in [f32::NAN, f32::INFINITY] {
+        let error = file(odd).unwrap_err().to_string();
+        assert!(error.contains("logits") && error.contains("not finite"), "{error}");
     }
 }
 
