@@ -15,7 +15,7 @@ pub enum SessionError {
     Read(#[from] ReadError),
     #[error(
         "{given} are less than one token needs: \
-         the smallest budget that works is {smallest_bytes} bytes ({smallest_slots} slots)"
+         the smallest budget that works is {smallest_bytes}B ({smallest_slots} slots)"
     )]
     BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
     #[error("a context of {context} tokens: this model was made for 1..={max}")]

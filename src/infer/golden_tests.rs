@@ -6,6 +6,7 @@ use std::path::Path;
 use super::backend::{KvFormat, LogitRows};
 use super::check::{Expected, check};
 use super::cpu::CpuDevice;
+use super::error::SessionError;
 use super::families;
 use super::load::{Quantization, SHARD_BYTES_DEFAULT};
 use super::model::Model;
@@ -102,6 +103,35 @@ fn trained_models_page_without_changing_a_bit() {
             outputs.push(logits);
         }
         assert_eq!(outputs[0], outputs[1]);
+    }
+}
+
+/// Every window, not only the first, begins with the beginning of the sequence.
+#[test]
+fn each_window_of_a_perplexity_begins_with_the_bos() {
+    let dir = doppler_testing::root().join("tests/data/goldens/mixtral");
+    let model = converted(&dir, Quantization::Bf16, SHARD_BYTES_DEFAULT);
+    let options = SessionOptions { context: Some(16), ..SessionOptions::default() };
+    let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
+    let (bos, text): (u32, Vec<u32>) = (1, (0..11).map(|i| (i * 37 + 5) % 90).collect());
+    let options = PerplexityOptions { window: 5, bos: Some(bos) };
+    let score = perplexity(&mut session, &text, &options, |_| {}).unwrap();
+    assert_eq!((score.windows, score.tokens), (3, 11), "4, 4 and 3, all of them scored");
+    // The same by hand: each window a sequence of its own.
+    let alone = PerplexityOptions { window: 16, bos: None };
+    let sum: f64 = text
+        .chunks(4)
+        .map(|chunk| {
+            let sequence: Vec<u32> = [bos].iter().chain(chunk).copied().collect();
+            let score = perplexity(&mut session, &sequence, &alone, |_| {}).unwrap();
+            score.mean_nll * score.tokens as f64
+        })
+        .sum();
+    assert!((score.mean_nll - sum / 11.0).abs() < 1e-12, "{score:?} against {}", sum / 11.0);
+    for (text, bos) in [(&text[..0], Some(bos)), (&text[..1], None), (&text[..0], None)] {
+        let options = PerplexityOptions { window: 5, bos };
+        let nothing = perplexity(&mut session, text, &options, |_| {});
+        assert!(matches!(nothing, Err(SessionError::NothingToScore)));
     }
 }
 

@@ -152,7 +152,7 @@ fn slots_below_one_tokens_demand_are_refused_naming_the_smallest_budget_that_wor
     };
     assert_eq!(smallest_slots, 9);
     let error = session(&model, SlotBudget::Bytes(smallest_bytes - 1)).err().unwrap();
-    assert!(error.to_string().contains(&format!("{smallest_bytes} bytes")), "{error}");
+    assert!(error.to_string().contains(&format!("{smallest_bytes}B")), "{error}");
     let mut smallest = session(&model, SlotBudget::Bytes(smallest_bytes)).unwrap();
     let mut whole = session(&model, SlotBudget::All).unwrap();
     assert_eq!(logits(&mut whole, &tokens), logits(&mut smallest, &tokens));

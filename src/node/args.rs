@@ -19,7 +19,7 @@ use doppler_store::signature::PublicKey;
 
 /// Runs models that do not fit this machine: weights are fetched from a swarm, proved and paged.
 #[derive(Debug, Parser)]
-#[command(name = "doppler-node", version, about, propagate_version = true)]
+#[command(name = "doppler-node", version, propagate_version = true)]
 pub struct RawArgs {
     #[command(subcommand)]
     pub command: Command,
@@ -93,16 +93,16 @@ pub struct DataArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BudgetArgs {
     /// Device memory that a running model may take: resident weights, KV cache and expert slots
-    /// (main memory with the CPU backend). Sizes take a unit: 800MiB, 2GiB
-    #[arg(long, value_name = "SIZE", default_value_t = Self::default().vram_budget)]
+    /// (main memory with the CPU backend). A size needs a unit: 800MiB, 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     pub vram_budget: ByteSize,
 
-    /// Main memory that cached weights may take, for example 4GiB
-    #[arg(long, value_name = "SIZE", default_value_t = Self::default().ram_budget)]
+    /// Main memory that cached weights may take
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub ram_budget: ByteSize,
 
-    /// Disk space that stored shards may take, for example 50GiB
-    #[arg(long, value_name = "SIZE", default_value_t = Self::default().disk_budget)]
+    /// Disk space that stored shards may take
+    #[arg(long, value_name = "SIZE", default_value = "50GiB")]
     pub disk_budget: ByteSize,
 }
 
@@ -185,7 +185,7 @@ pub enum RelayChoice {
     Client,
     /// Be a relay in any case
     Server,
-    /// Neither
+    /// Neither be one nor use any
     Off,
 }
 
@@ -628,6 +628,9 @@ mod tests {
         .unwrap();
         let Command::Join(join) = args.command else { panic!("not join") };
         assert_eq!(join.budget.vram_budget, ByteSize(3 << 20));
+        let defaults = BudgetArgs::default();
+        assert_eq!(join.budget.ram_budget, defaults.ram_budget);
+        assert_eq!(join.budget.disk_budget, defaults.disk_budget);
         assert_eq!(join.network.bootstrap.len(), 2);
         assert!(RawArgs::try_parse_from(["doppler-node", "join"]).is_err());
     }

@@ -98,7 +98,7 @@ pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
 
 /// What is said before the reason why a name was not found either.
 pub fn not_a_directory(text: &str) -> String {
-    format!("there is no directory {text} here, and as a model")
+    format!("{text:?} is not a directory here, so it must name a model")
 }
 
 /// Opens a model of a store.

@@ -26,13 +26,13 @@ const VERSION: u32 = 1;
 /// What happens when a model of a publisher who is not trusted is to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrustPolicy {
-    /// A person at a terminal is asked; where there is none, the first use is trust. Either
-    /// way the publisher is kept as trusted
+    /// Ask at a terminal; where there is none, trust the publisher from its first use on. Either
+    /// way the answer is kept
     #[default]
     FirstUse,
-    /// Refused, until the publisher is added
+    /// Refuse it until the publisher is added
     Listed,
-    /// Used without a question, and without keeping anything
+    /// Use it without asking, and remember nothing
     Any,
 }
 

@@ -322,7 +322,7 @@ fn a_budget_below_one_tokens_demand_names_the_smallest_that_works() {
     let smallest: u64 = refusal
         .split("smallest budget that works is ")
         .nth(1)
-        .and_then(|rest| rest.split(' ').next())
+        .and_then(|rest| rest.split('B').next())
         .unwrap()
         .parse()
         .unwrap();

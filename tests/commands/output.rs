@@ -113,6 +113,8 @@ fn redirected_output_has_no_colours() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     plain(&["--help"]);
+    let help = command().arg("--help").output().unwrap().stdout;
+    assert!(help.starts_with(b"Runs models that do not fit this machine"));
     plain(&["dance"]);
     plain(&["inspect", "/no/such/dir"]);
     plain(&["convert", source.to_str().unwrap(), "--out", out.to_str().unwrap()]);
