@@ -18,18 +18,30 @@ pub enum SessionError {
          the smallest budget that works is {smallest_bytes}B ({smallest_slots} slots)"
     )]
     BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
+    #[error(
+        "no room for {positions} positions: keys and values take {bytes} bytes more than \
+         the budget of {budget} bytes leaves"
+    )]
+    Room { positions: usize, bytes: u64, budget: u64 },
     #[error("a context of {context} tokens: this model was made for 1..={max}")]
     Context { context: usize, max: usize },
     #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
     Full { position: usize, context: usize, tokens: usize },
     #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
     Batch { tokens: usize, batch: usize },
+    #[error("the sequence belongs to another loaded model")]
+    Foreign,
     #[error("token {token} is not in the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
-    #[error("the prompt has no tokens")]
+    #[error("the prompt is empty: give the model something to continue")]
     EmptyPrompt,
     #[error("perplexity needs at least two tokens: one to predict, and one before it")]
     NothingToScore,
+    #[error(
+        "the prompt has {tokens} tokens, the context {context} positions: \
+         shorten it, or ask for a longer context"
+    )]
+    Prompt { tokens: usize, context: usize },
     #[error(transparent)]
     Sampler(#[from] SamplerError),
     #[error(transparent)]
@@ -41,4 +53,25 @@ pub enum SessionError {
     Output { position: usize },
     #[error("the perplexity is not finite after {tokens} tokens: {nats} nats a token")]
     Perplexity { tokens: usize, nats: f64 },
+}
+
+impl SessionError {
+    /// A stable name for JSON and metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Backend(error) => error.label(),
+            Self::Read(error) => error.label(),
+            Self::BudgetTooSmall { .. } | Self::Room { .. } => "budget",
+            Self::Context { .. } => "context",
+            Self::Full { .. } => "context_full",
+            Self::Batch { .. } => "batch",
+            Self::Foreign => "foreign_sequence",
+            Self::Token { .. } => "token",
+            Self::EmptyPrompt => "empty_prompt",
+            Self::NothingToScore => "nothing_to_score",
+            Self::Prompt { .. } => "prompt_too_long",
+            Self::Sampler(_) => "sampling",
+            Self::Weight(_) | Self::Output { .. } | Self::Perplexity { .. } => "not_finite",
+        }
+    }
 }

@@ -15,6 +15,14 @@ use doppler_mesh::Progress;
 /// The longest line a node may answer with; a generation's closing event carries its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
+/// A failure that a node answered with; `failures` knows its label.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Answered {
+    pub label: String,
+    pub message: String,
+}
+
 /// A connection to one running node.
 pub struct Client {
     agent: ureq::Agent,
@@ -170,7 +178,7 @@ impl Client {
 fn told(error: ApiError) -> anyhow::Error {
     match error.untrusted {
         Some(untrusted) => untrusted.into(),
-        None => anyhow!("{}", error.error),
+        None => Answered { label: error.label, message: error.error }.into(),
     }
 }
 

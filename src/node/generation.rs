@@ -2,26 +2,28 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::ensure;
-
 use super::args::BackendChoice;
 use super::config;
-use doppler_infer::backend::Device;
+use super::engine::EngineError;
+use doppler_infer::backend::{BackendError, Device};
 use doppler_infer::cpu::CpuDevice;
-use doppler_infer::generate::{GenerateOptions, StopReason};
+use doppler_infer::engine::Engine;
+use doppler_infer::error::SessionError;
+use doppler_infer::generate::StopReason;
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
 use doppler_infer::model::Model;
-use doppler_infer::session::Session;
+use doppler_infer::request::Request;
+use doppler_infer::sequence::Sequence;
 use doppler_infer::tokenizer::Tokenizer;
 
 /// The device a choice stands for. `Auto` never picks a software GPU: the CPU
 /// backend is ten times faster than one.
-pub fn device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+pub fn device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, |device| device)
 }
 
 /// As [`device`], for this model: where a choice is left, a GPU that cannot run it gives way to the CPU.
-pub fn device_for(choice: BackendChoice, model: &Model) -> anyhow::Result<Box<dyn Device>> {
+pub fn device_for(choice: BackendChoice, model: &Model) -> Result<Box<dyn Device>, BackendError> {
     let device = device(choice)?;
     match (choice, model.runs_on(device.as_ref())) {
         (BackendChoice::Auto, Err(error)) => {
@@ -35,7 +37,7 @@ pub fn device_for(choice: BackendChoice, model: &Model) -> anyhow::Result<Box<dy
 fn open(
     choice: BackendChoice,
     with: impl FnOnce(GpuDevice) -> GpuDevice,
-) -> anyhow::Result<Box<dyn Device>> {
+) -> Result<Box<dyn Device>, BackendError> {
     let with = |device: GpuDevice| {
         if let Some(dir) = config::cache_dir() {
             device.keep_pipelines(&dir.join("pipelines"));
@@ -56,7 +58,7 @@ fn open(
 }
 
 /// As [`device`], timing what it computes if the adapter can tell.
-pub fn timed_device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+pub fn timed_device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, GpuDevice::timed)
 }
 
@@ -70,9 +72,11 @@ pub const fn describe_choice(choice: BackendChoice) -> &'static str {
 }
 
 /// A prompt's tokens, at least one.
-pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
+pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, EngineError> {
     let tokens = tokenizer.encode(prompt)?;
-    ensure!(!tokens.is_empty(), "the prompt is empty: give the model something to continue");
+    if tokens.is_empty() {
+        return Err(SessionError::EmptyPrompt.into());
+    }
     Ok(tokens)
 }
 
@@ -82,22 +86,25 @@ pub struct Done {
     pub text: String,
     pub reason: StopReason,
     pub tok_s: f64,
+    /// Keys and values that were clamped to the range of the cache's format.
+    pub clamped: u64,
 }
 
-/// Generates text; `each` sees every token with the text it completes (empty
+/// Generates text after the sequence; `each` sees every token with the text it completes (empty
 /// while a character is still open) and returns false to stop.
 pub fn generate(
-    session: &mut Session,
+    engine: &mut Engine,
+    sequence: &mut Sequence,
     tokenizer: &Tokenizer,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    mut each: impl FnMut(&Session, u32, &str) -> bool,
-) -> anyhow::Result<Done> {
+    request: &Request,
+    mut each: impl FnMut(&Engine, u32, &str) -> bool,
+) -> Result<Done, EngineError> {
+    let Request { prompt, options, .. } = request;
     let mut stream = tokenizer.stream(prompt);
     let mut text = String::new();
     let mut broken = None;
     let generated =
-        doppler_infer::generate::generate(session, prompt, options, |session, token| {
+        doppler_infer::generate::generate(engine, sequence, prompt, options, |engine, token| {
             let piece = match stream.push(token) {
                 Ok(piece) => piece,
                 Err(error) => {
@@ -106,7 +113,7 @@ pub fn generate(
                 }
             };
             text.push_str(&piece);
-            if each(session, token, &piece) {
+            if each(engine, token, &piece) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
@@ -118,6 +125,7 @@ pub fn generate(
     text.push_str(&stream.finish()?);
     Ok(Done {
         tok_s: generated.decode_tok_s(),
+        clamped: generated.clamped,
         tokens: generated.tokens,
         reason: generated.reason,
         text,

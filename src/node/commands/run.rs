@@ -10,15 +10,16 @@ use super::print_json;
 use super::trust::{asking, can_ask};
 use crate::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use crate::args::{BudgetArgs, RunArgs};
-use crate::client::Client;
+use crate::client::{Answered, Client};
 use crate::config::{Config, data_dir};
 use crate::output::{self, note};
 use crate::reach::Reach;
 use crate::service::Service;
 use crate::size::{ByteSize, count};
 use crate::source::{Opened, Place};
-use crate::{generation, held, progress, source};
+use crate::{engine, generation, held, progress, source};
 use doppler_infer::generate::{GenerateOptions, StopReason};
+use doppler_infer::request::Request;
 use doppler_store::signature::PublicKey;
 
 /// What `--json` prints.
@@ -32,11 +33,14 @@ struct Answer {
     seconds: f64,
     backend: String,
     hits: Hits,
+    /// Elements of keys and values that the cache's format could not hold: they were clamped to its range.
+    clamped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     traffic: Option<Traffic>,
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    engine::check_request(&request(args))?;
     let started = Instant::now();
     let answer = match source::place(&args.model, args.swarm.is_some())? {
         Place::Directory => {
@@ -66,6 +70,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let Hits { vram, ram, disk, peer } = answer.hits;
     if vram + ram + disk + peer > 0 {
         note!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
+    }
+    if answer.clamped > 0 {
+        note!(
+            "{} elements of keys and values were beyond the range of the cache's f16: run with --kv f32",
+            answer.clamped
+        );
     }
     if let Some(traffic) = &answer.traffic {
         note!("{} verified from peers", ByteSize(traffic.verified_bytes));
@@ -112,21 +122,22 @@ fn run_on_node(args: &RunArgs, client: &Client, trust: Vec<PublicKey>) -> anyhow
 fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
     let tokenizer = opened.tokenizer()?;
     let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
-    let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
-    let context = context.min(opened.model.graph.context_max);
-    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let options = GenerateOptions {
         max_tokens: args.tokens,
         stop: opened.model.manifest.eos_token_ids.clone(),
         sampler: request(args).sampler(),
     };
+    // What is wrong with it is said before anything is loaded.
+    let request = Request::check(&opened.model.graph, prompt, options, args.model.context)?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(request.context))?;
     echo_prompt(args);
-    let done = generation::generate(&mut session, tokenizer, &prompt, &options, |_, _, text| {
+    let (engine, sequence) = session.parts();
+    let done = generation::generate(engine, sequence, tokenizer, &request, |_, _, text| {
         args.json || echo(text)
     })?;
     let hits = session.stats().pager.hits;
     Ok(Answer {
-        prompt_tokens: prompt.len(),
+        prompt_tokens: request.prompt.len(),
         tokens: done.tokens,
         text: done.text,
         stop: done.reason,
@@ -134,6 +145,7 @@ fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Resul
         seconds: started.elapsed().as_secs_f64(),
         backend: session.describe(),
         hits: Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer },
+        clamped: done.clamped,
         traffic: None,
     })
 }
@@ -267,18 +279,23 @@ impl<'a> Listener<'a> {
 
     fn answer(self) -> anyhow::Result<Answer> {
         match self.end {
-            Some(GenerateEvent::End { text, stop, seconds, tok_s, traffic, .. }) => Ok(Answer {
-                text,
-                tokens: self.tokens,
-                prompt_tokens: self.prompt_tokens,
-                stop,
-                tok_s,
-                seconds,
-                backend: self.backend,
-                hits: traffic.hits,
-                traffic: Some(traffic),
-            }),
-            Some(GenerateEvent::Error { message }) => bail!("{message}"),
+            Some(GenerateEvent::End { text, stop, seconds, tok_s, clamped, traffic, .. }) => {
+                Ok(Answer {
+                    text,
+                    tokens: self.tokens,
+                    prompt_tokens: self.prompt_tokens,
+                    stop,
+                    tok_s,
+                    seconds,
+                    backend: self.backend,
+                    hits: traffic.hits,
+                    clamped,
+                    traffic: Some(traffic),
+                })
+            }
+            Some(GenerateEvent::Error { label, message }) => {
+                Err(Answered { label, message }.into())
+            }
             _ => bail!("the generation stopped without an answer"),
         }
     }

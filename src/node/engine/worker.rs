@@ -1,0 +1,148 @@
+//! The engine's thread: one model loaded at a time, one job after another.
+//!
+//! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at its
+//! next token. What fails leaves the loaded model as it was, but for a lost device.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use doppler_infer::backend::BackendError;
+use doppler_infer::engine::{Engine, LoadOptions};
+use doppler_infer::error::SessionError;
+use doppler_infer::sequence::Sequence;
+use doppler_infer::slots::SlotBudget;
+use doppler_store::ModelId;
+use tokio::sync::mpsc;
+
+use super::error::EngineError;
+use super::models::Job;
+use super::queue::Queued;
+use super::{EngineOptions, Shown};
+use crate::api::{GenerateEvent, Hits, Traffic};
+use crate::{generation, memory};
+
+/// A model in memory, kept for the next request.
+struct Loaded {
+    model: ModelId,
+    engine: Engine,
+}
+
+/// The thread's own state.
+pub(super) struct Worker<T> {
+    options: EngineOptions,
+    traffic: T,
+    loaded: Option<Loaded>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+impl<T: Fn() -> Traffic> Worker<T> {
+    pub const fn new(options: EngineOptions, traffic: T, shown: Arc<Mutex<Shown>>) -> Self {
+        Self { options, traffic, loaded: None, shown }
+    }
+
+    /// Runs jobs until the queue is closed and empty.
+    pub fn work(mut self, mut jobs: mpsc::Receiver<Queued>) {
+        while let Some((job, events)) = jobs.blocking_recv() {
+            if let Err(error) = self.generate(&job, &events) {
+                if error.is_lost() {
+                    self.loaded = None;
+                    self.show(|shown| shown.loaded = None);
+                }
+                let _ = events.blocking_send(GenerateEvent::of_error(&error));
+            }
+        }
+    }
+
+    fn generate(
+        &mut self,
+        job: &Job,
+        events: &mpsc::Sender<GenerateEvent>,
+    ) -> Result<(), EngineError> {
+        let began = (self.traffic)();
+        let request = &job.request;
+        let mut sequence = Sequence::new(request.options.sampler, request.context)?;
+        self.load(job, &sequence)?;
+        let Self { loaded: Some(Loaded { engine, .. }), traffic, .. } = self else {
+            return Ok(());
+        };
+        let hits_before = hits(engine);
+        let traffic = |engine: &Engine| {
+            let mut traffic = traffic().since(&began);
+            traffic.hits = hits(engine).since(&hits_before);
+            traffic
+        };
+        let backend = engine.describe();
+        let prompt_tokens = job.request.prompt.len();
+        let _ = events.blocking_send(GenerateEvent::Start { prompt_tokens, backend });
+        let started = Instant::now();
+        let done = generation::generate(
+            engine,
+            &mut sequence,
+            &job.opened.tokenizer,
+            request,
+            |engine, id, text| {
+                let traffic = traffic(engine);
+                events
+                    .blocking_send(GenerateEvent::Token { id, text: text.to_owned(), traffic })
+                    .is_ok()
+            },
+        )?;
+        let traffic = traffic(engine);
+        let _ = events.blocking_send(GenerateEvent::End {
+            tokens: done.tokens.len(),
+            text: done.text,
+            stop: done.reason,
+            seconds: started.elapsed().as_secs_f64(),
+            tok_s: done.tok_s,
+            clamped: done.clamped,
+            traffic,
+        });
+        Ok(())
+    }
+
+    /// Makes the job's model the loaded one, with room for its sequence. The device is opened first, so that a
+    /// failure to do so costs nothing; then the one loaded before goes, since the budget is for one at a time. The
+    /// same model is loaded again only where its expert slots have to make room for a longer context.
+    fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<(), EngineError> {
+        let room = job.request.room();
+        if let Some(loaded) = self.loaded.as_mut().filter(|have| have.model == job.opened.id) {
+            match loaded.engine.reserve(sequence, room) {
+                Err(
+                    SessionError::Room { .. }
+                    | SessionError::Backend(BackendError::OutOfMemory { .. }),
+                ) => {}
+                reserved => return Ok(reserved?),
+            }
+        }
+        let device = generation::device_for(self.options.backend, &job.opened.model)?;
+        // What the device cannot run is refused before anything is let go of.
+        job.opened.model.runs_on(device.as_ref())?;
+        memory::use_small_pages(false);
+        self.loaded = None;
+        self.show(|shown| shown.loaded = None);
+        let options = LoadOptions {
+            context: Some(room),
+            slots: SlotBudget::Device(self.options.vram_budget),
+            host_bytes: self.options.host_budget,
+            ..LoadOptions::default()
+        };
+        let engine = Engine::load(&job.opened.model, device.as_ref(), &options)?;
+        let (name, backend) = (job.opened.model.manifest.model_id.clone(), engine.describe());
+        self.loaded = Some(Loaded { model: job.opened.id, engine });
+        self.show(|shown| {
+            shown.loaded = Some(name);
+            shown.backend = backend;
+            shown.loads += 1;
+        });
+        Ok(())
+    }
+
+    fn show(&self, change: impl FnOnce(&mut Shown)) {
+        change(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn hits(engine: &Engine) -> Hits {
+    let hits = engine.stats().pager.hits;
+    Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer }
+}
