@@ -14,6 +14,9 @@ import { floats, isFormat, pack, packedBytes, storedRow } from './planes.ts'
 import { type Program, type Run, runBytes } from './program.ts'
 import { type From, type Proved, type Range, Source } from './source.ts'
 
+/** What the device reports instead of a token if a logit is not finite (src/infer/odds.rs). */
+const REFUSED = 0xffffffff
+
 export interface Choices { slots: number | null, context: number | null, kv: 'f16' | 'f32' }
 
 export interface Opening { model: string, base: string, blake3: Blake3, store: Proved, bring: (range: Range) => Promise<From>, progress: (loaded: number, total: number) => void }
@@ -109,6 +112,7 @@ export class Session {
       const { resume, kept } = list.layers[layer]
       report = await machine.token(list, resume, kept)
     }
+    if (report[1] === REFUSED) throw new Failure('not_finite', 'a logit is infinite or not a number: the model does not compute in this precision, or its weights are damaged')
     if (report[1] >= program.vocab) throw new Failure('device', 'the adapter chose a token that is not there')
     this.position += 1
     return report[1]
