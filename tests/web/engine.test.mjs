@@ -99,6 +99,12 @@ test('a tab at an empty node writes what the binary writes, its experts paged', 
   // Nothing of it entered the node's store or its list.
   assert.deepEqual(await node.json('ls'), [])
 
+  // Where every expert has its slot, a token is one submission; the prompt gave the first.
+  same(await run(page, { slots: 32 }), native(embedded, PROMPT, FEW))
+  const { numbers } = await run(page, { slots: 32 })
+  assert.deepEqual([numbers.submissions, numbers.pager.demands - numbers.pager.hits.slot], [FEW - 1, 0])
+  console.log(`${numbers.dispatches / (FEW - 1)} dispatches a token, ${((FEW - 1) / numbers.seconds).toFixed(2)} tok/s`)
+
   // Fewer slots than the prompt needs per layer: more waves, the same text. The second prompt runs
   // the tiled kernels and unusual cases of the tokenizer.
   const odd = 'The King\u2019s 3 sons said: \u201cWe\u2019ll ride\u201d \u2014 and\n\n  then\u2026 na\u00efve caf\u00e9 1,234 times. It was the best of times, it was the worst of times, and nobody told the queen about it.'
@@ -179,11 +185,15 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   const page = await tabAt(node.url)
   await joined(page)
   const wrong = await page.evaluate(async () => {
-    const device = await (await navigator.gpu.requestAdapter()).requestDevice()
+    const adapter = await navigator.gpu.requestAdapter()
+    const has = adapter.features.has('subgroups')
+    const device = await adapter.requestDevice({ requiredFeatures: has ? ['subgroups'] : [] })
     const wrong = []
     const kernels = await (await fetch('/kernels')).json()
-    for (const { name, hash } of kernels) {
-      const code = await (await fetch(`/kernels/${hash}`)).text()
+    for (const { name, hash, subgroups } of kernels) {
+      if (subgroups && !has) continue
+      const text = await (await fetch(`/kernels/${hash}`)).text()
+      const code = subgroups ? `enable subgroups;\n${text}` : text
       const { messages } = await device.createShaderModule({ code }).getCompilationInfo()
       for (const { type, message, lineNum } of messages) if (type === 'error') wrong.push(`${name}:${lineNum}: ${message}`)
     }

@@ -112,6 +112,7 @@ test('slots: nobody needed is evicted, each expert is served once, the oldest go
         const wave = slots.wave(moe, waiting)
         const now = [...wave.hits, ...wave.fills].map(([expert]) => expert)
         assert.ok(now.length > 0 && wave.evicted <= wave.fills.length)
+        assert.deepEqual(wave.gone.map(([moe, expert]) => `${moe}:${expert}`).sort(), [...held].filter(([, its]) => wave.fills.some(([, slot]) => slot === its)).map(([name]) => name).sort())
         for (const [expert, slot] of wave.fills) {
           const before = [...held].find(([, its]) => its === slot)?.[0]
           if (before !== undefined) {
@@ -146,6 +147,9 @@ test('grids are those of src/infer/gpu/dispatch.rs, and choices its sampler\u201
   assert.throws(() => workgroups(items(0xffffffff, 1), 2, 65535), /grid/)
   assert.deepEqual(workgroups({ tiles: { per_row: 8, tile: 64, spare: 5, y: 2 } }, 9, 65535), [7, 2])
   assert.equal(workgroups('one', 0, 65535), null)
+  const splits = (position, window, most) => workgroups({ splits: { each: 2, window, most } }, 1, 65535, position)
+  assert.deepEqual([0, 31, 32, 640].map((position) => splits(position, 0, 64)), [[2, 1], [2, 1], [4, 1], [42, 1]])
+  assert.deepEqual([splits(1000000, 128, 64), splits(5, 128, 64), splits(100000, 0, 64)], [[8, 1], [2, 1], [128, 1]])
   assert.equal(greedy(Float32Array.of(NaN, -1, 3, -0, 3, NaN)), 2)
   assert.equal(greedy(Float32Array.of(NaN, -Infinity)), 0)
 })

@@ -162,8 +162,8 @@ impl GpuBackend {
         if self.decode.is_none() {
             return Ok(());
         }
-        for group in decode::together(&self.graph, self.capacity.kv == KvFormat::F16) {
-            let most = self.binding_bytes_max;
+        let (most, reduction) = (self.binding_bytes_max, self.device.pipelines().reduction);
+        for group in decode::together(&self.graph, reduction, self.capacity.kv == KvFormat::F16) {
             weights::gather(&self.device, &mut self.weights, &group, most)?;
         }
         Ok(())

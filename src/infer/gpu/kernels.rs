@@ -43,6 +43,12 @@ impl Kernel {
         KERNELS.iter().find(|kernel| kernel.portable() && kernel.hash() == *hash)
     }
 
+    /// Whether a browser can run it, perhaps by adapters with subgroups only: its page puts
+    /// `enable subgroups;` before the text.
+    pub const fn in_browsers(&self) -> bool {
+        !self.cooperative
+    }
+
     /// BLAKE3 of the composed text: the kernel's id.
     pub fn hash(&self) -> blake3::Hash {
         blake3::hash(self.source.as_bytes())

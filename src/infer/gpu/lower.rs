@@ -75,6 +75,12 @@ pub(super) enum Place {
     Shelf(MoeId),
     /// Three vectors one after another.
     Biases([WeightId; 3]),
+    /// The token that was chosen, and what choosing keeps and passes on (sample.rs).
+    Chosen,
+    SampleMemory,
+    SampleRanks,
+    SampleBins,
+    SampleParts,
 }
 
 /// One dispatch before it is bound to a device.

@@ -1,9 +1,9 @@
 //! A model's step for somebody else's WebGPU: what to allocate, which bytes of which shards go
 //! where, and the dispatches, as plain data that a page executes without knowing any op.
 //!
-//! Made by the same lowering as the plan of a device here (lower.rs), for an adapter with
-//! WebGPU's guaranteed limits: no cooperative matrices, no subgroups, bindings of
-//! `binding_bytes_max`. Kernels are named by the hash of their text.
+//! Made by the same lowering as the plan of a device here (lower.rs, decode/), for an adapter with
+//! WebGPU's guaranteed limits: no cooperative matrices, subgroups only if the page asks for them,
+//! bindings of `binding_bytes_max`. Kernels are named by the hash of their text.
 //!
 //! Refuses what no session here would take: see [`ProgramError`]. Reads no weights.
 
@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::buffers::elements;
+use super::decode;
 use super::dispatch::{Grid, Rows};
 use super::experts::{Class, SlotShape};
 use super::kernels::Kernel;
 use super::lower::{Lower, Place, Recipe};
 use super::pipelines::Reduction;
-use super::weights::{WeightShape, cut, vectors};
+use super::weights::{WeightShape, cut, join_shapes, vectors};
 use crate::backend::{BackendError, Capacity, KvFormat};
 use crate::error::SessionError;
 use crate::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
@@ -42,6 +43,8 @@ pub const CONTEXT_MAX: usize = 32_768;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProgramOptions {
     pub reduction: Reduction,
+    /// The adapter's subgroups may be used: they hold at least 32.
+    pub subgroups: bool,
     pub kv: KvFormat,
     /// Bytes of a storage binding.
     pub binding_bytes_max: u64,
@@ -55,6 +58,7 @@ impl Default for ProgramOptions {
     fn default() -> Self {
         Self {
             reduction: Reduction::Group,
+            subgroups: false,
             kv: KvFormat::default(),
             binding_bytes_max: BINDING_BYTES_DEFAULT,
             context: None,
@@ -106,7 +110,10 @@ pub struct Program {
     pub classes: Vec<ClassInfo>,
     pub moe: Vec<MoeInfo>,
     pub dispatches: Vec<DispatchInfo>,
+    /// A step of any number of tokens.
     pub steps: Vec<Stretch>,
+    /// A step of one token as one submission, unless the device cannot look its experts up.
+    pub token: Option<TokenInfo>,
 }
 
 /// A content-addressed object.
@@ -122,6 +129,8 @@ pub struct KernelInfo {
     pub name: &'static str,
     /// BLAKE3 of its text.
     pub hash: String,
+    /// Uses subgroups: `enable subgroups;` goes before the text.
+    pub subgroups: bool,
     pub write: Vec<bool>,
 }
 
@@ -152,10 +161,10 @@ pub struct WeightInfo {
     #[serde(flatten)]
     pub stored: Stored,
     pub runs: Vec<Run>,
-    /// Where it goes as f32 elements, if it is read as a vector.
-    pub vector: Option<usize>,
-    /// Else its rows as planes: (buffer, first row, rows).
-    pub pieces: Vec<(usize, usize, usize)>,
+    /// Where it goes as f32 elements, if it is read as a vector: (buffer, byte).
+    pub vectors: Vec<(usize, usize)>,
+    /// Else its rows as planes: (buffer, byte, first row, rows).
+    pub pieces: Vec<(usize, usize, usize, usize)>,
 }
 
 /// Slots of one size.
@@ -244,7 +253,11 @@ impl Program {
             chunks.extend(class.chunks().map(|_| class.shape));
             classes.push(class);
         }
-        let weights = shapes(model, most)?;
+        let mut weights = shapes(model, most)?;
+        let f16_cache = options.kv == KvFormat::F16;
+        for group in decode::together(&model.graph, options.reduction, f16_cache) {
+            join_shapes(&mut weights, &group, most);
+        }
         let mut lower = Lower {
             graph: &model.graph,
             weights: &weights,
@@ -275,6 +288,7 @@ impl Program {
             },
         };
         make.steps(&mut lower, &plan)?;
+        make.token(lower, &plan, options)?;
         make.made.tokens = make.buffer(Place::Tokens)?;
         make.made.logits = make.buffer(Place::Logits)?;
         make.made.blocks = make.buffer(Place::BlockTable)?;
@@ -400,7 +414,7 @@ impl Make<'_> {
         if let Some(index) = self.kernel_of.get(name) {
             return Ok(*index);
         }
-        let kernel = Kernel::find(name).filter(|kernel| kernel.portable());
+        let kernel = Kernel::find(name).filter(|kernel| kernel.in_browsers());
         let kernel = kernel.ok_or_else(|| {
             BackendError::Unsupported(format!("there is no portable kernel {name}"))
         })?;
@@ -408,6 +422,7 @@ impl Make<'_> {
         self.made.kernels.push(KernelInfo {
             name: kernel.name,
             hash: kernel.hash().to_hex().to_string(),
+            subgroups: kernel.subgroups,
             write: kernel.storage.iter().map(|storage| storage.write).collect(),
         });
         self.kernel_of.insert(name.to_owned(), index);
@@ -416,6 +431,7 @@ impl Make<'_> {
 
     /// The buffer's index, sized when it is first named.
     fn buffer(&mut self, place: Place) -> Result<usize, ProgramError> {
+        let place = self.home(place);
         if let Some(index) = self.places.get(&place) {
             return Ok(*index);
         }
@@ -430,20 +446,48 @@ impl Make<'_> {
         Ok(index)
     }
 
+    /// The place that a piece lies in, where it shares one.
+    fn home(&self, place: Place) -> Place {
+        let Place::Piece(id, index) = place else { return place };
+        match &self.weights[id.0 as usize] {
+            WeightShape::Matrix(pieces) => {
+                pieces.get(index).map_or(place, |piece| piece.place(id, index))
+            }
+            WeightShape::Vector | WeightShape::Missing => place,
+        }
+    }
+
+    /// Bytes of a piece, or of all that lie with it.
+    fn piece_bytes(&self, id: WeightId, index: usize) -> Option<u64> {
+        let WeightShape::Matrix(pieces) = &self.weights[id.0 as usize] else { return None };
+        let piece = pieces.get(index)?;
+        if piece.home.is_none() {
+            return Some(piece.packed.bytes() as u64);
+        }
+        let matrices = self.weights.iter().filter_map(|weight| match weight {
+            WeightShape::Matrix(pieces) => Some(pieces),
+            WeightShape::Vector | WeightShape::Missing => None,
+        });
+        let together = matrices.flatten().filter(|other| other.home == piece.home);
+        together.map(|other| (other.at + other.packed.bytes()) as u64).max()
+    }
+
     fn bytes(&self, place: Place) -> Option<u64> {
         let graph = &self.model.graph;
+        let words = |id: WeightId| graph.weight_spec(id).cols as u64 * 4;
         match place {
-            Place::Vector(id) => Some(graph.weight_spec(id).cols as u64 * 4),
-            Place::Piece(id, index) => match &self.weights[id.0 as usize] {
-                WeightShape::Matrix(pieces) => Some(pieces.get(index)?.packed.bytes() as u64),
-                WeightShape::Vector | WeightShape::Missing => None,
-            },
+            Place::Vector(id) => Some(words(id)),
+            Place::Biases(ids) => Some(ids.map(words).iter().sum()),
+            Place::Piece(id, index) => self.piece_bytes(id, index),
             Place::Slots(chunk) => self.classes.iter().find_map(|class| {
                 let slots = class.chunks().nth(chunk.checked_sub(class.first_chunk)?)?;
                 Some(u64::from(slots) * class.shape.stride as u64)
             }),
             Place::Table(moe) => Some((self.chunks * graph.moe_spec(moe).experts.len()) as u64 * 4),
-            sized => (elements(graph, self.capacity, sized)? as u64).checked_mul(4),
+            sized => {
+                let sampled = token::choice_words(graph.vocab, sized);
+                (sampled.or_else(|| elements(graph, self.capacity, sized))? as u64).checked_mul(4)
+            }
         }
     }
 
@@ -494,14 +538,14 @@ impl Make<'_> {
                 tensor: weight.tensor.clone(),
                 stored: self.stored(&tensor.spec),
                 runs: self.runs(&tensor.pieces)?,
-                vector: None,
+                vectors: Vec::new(),
                 pieces: Vec::new(),
             };
             match &self.weights[i as usize] {
                 WeightShape::Matrix(pieces) => {
                     for (index, piece) in pieces.iter().enumerate() {
                         let buffer = self.buffer(Place::Piece(WeightId(i), index))?;
-                        info.pieces.push((buffer, piece.row_start, piece.packed.rows));
+                        info.pieces.push((buffer, piece.at, piece.row_start, piece.packed.rows));
                     }
                 }
                 WeightShape::Vector if dtype.is_quantised() => {
@@ -509,12 +553,24 @@ impl Make<'_> {
                     return Err(BackendError::Unsupported(what).into());
                 }
                 WeightShape::Vector | WeightShape::Missing => {
-                    info.vector = Some(self.buffer(Place::Vector(WeightId(i)))?);
+                    info.vectors.push((self.buffer(Place::Vector(WeightId(i)))?, 0));
+                    info.vectors.extend(self.joined(WeightId(i)));
                 }
             }
             self.made.weights.push(info);
         }
         Ok(())
+    }
+
+    /// Where a vector lies after others.
+    fn joined(&self, of: WeightId) -> Vec<(usize, usize)> {
+        let joined = self.places.iter().filter_map(|(place, buffer)| {
+            let Place::Biases(ids) = place else { return None };
+            let before = ids.iter().position(|id| *id == of)?;
+            let words = |id: &WeightId| self.model.graph.weight_spec(*id).cols;
+            Some((*buffer, 4 * ids[..before].iter().map(words).sum::<usize>()))
+        });
+        joined.collect()
     }
 
     fn slots(&mut self) -> Result<(), ProgramError> {
@@ -564,6 +620,10 @@ impl Make<'_> {
         Ok(())
     }
 }
+
+mod token;
+
+pub use token::TokenInfo;
 
 #[cfg(test)]
 #[path = "tests/program.rs"]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use wgpu::BufferUsages;
 
 use super::device::GpuDevice;
+use super::lower::Place;
 use super::params::{self, ARENA_SLOT, Params};
 use super::pipelines::Pipeline;
 use crate::backend::{BackendError, Result};
@@ -19,9 +20,9 @@ use crate::sampler::Sampler;
 
 /// Words of `bins` and before the ring in `memory`, and of one chunk's part
 /// (kernels/shared/odds.wgsl).
-const BIN_WORDS: u64 = 8208;
+const BIN_WORDS: usize = 8208;
 const RING: usize = 4;
-const PART: u64 = 4;
+const PART: usize = 4;
 
 const SCRATCH: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_SRC);
 
@@ -36,6 +37,74 @@ pub(super) struct Links<'a> {
     pub tokens: &'a wgpu::Buffer,
     /// Written: word 0 becomes the token, for the host.
     pub chosen: &'a wgpu::Buffer,
+}
+
+/// One dispatch of a choice.
+pub(super) struct Pass {
+    pub kernel: &'static str,
+    pub workgroups: u32,
+    pub storage: Vec<Place>,
+}
+
+/// The dispatches that choose a token from [`Place::Logits`].
+///
+/// # Errors
+/// Vocabularies and windows longer than the kernels hold.
+pub(super) fn passes(recipe: &Recipe, vocab: usize) -> Result<Vec<Pass>> {
+    if vocab == 0 || vocab > VOCAB_MAX {
+        return Err(refused(format!("a vocabulary of {vocab}, not 1 to {VOCAB_MAX}")));
+    }
+    if recipe.window > WINDOW_MAX {
+        let window = recipe.window;
+        return Err(refused(format!("a repetition window of {window}, over {WINDOW_MAX}")));
+    }
+    let chunks = vocab.div_ceil(CHUNK) as u32;
+    let (logits, state, tokens) = (Place::Logits, Place::State, Place::Tokens);
+    let (memory, chosen) = (Place::SampleMemory, Place::Chosen);
+    let (ranks, bins, parts) = (Place::SampleRanks, Place::SampleBins, Place::SampleParts);
+    let mut passes = Vec::new();
+    let mut pass = |kernel, workgroups, storage: &[Place]| {
+        passes.push(Pass { kernel, workgroups, storage: storage.to_vec() });
+    };
+    pass("sample_keys", chunks, &[logits, memory, ranks, bins, parts]);
+    if recipe.greedy {
+        pass("sample_greedy", 1, &[parts, state, memory, tokens, chosen]);
+        return Ok(passes);
+    }
+    pass("sample_ranks", chunks, &[parts, ranks, bins]);
+    if recipe.top_k > 0 {
+        pass("sample_top_k", chunks, &[ranks, bins]);
+    }
+    if recipe.top_p > 0 {
+        pass("sample_top_p", chunks, &[ranks, bins]);
+    }
+    pass("sample_cut", chunks, &[ranks, bins, parts]);
+    pass("sample_draw", 1, &[ranks, bins, parts, state, memory, tokens, chosen]);
+    Ok(passes)
+}
+
+/// Words of a buffer that only choosing needs; `None` for all others.
+pub(super) fn words(recipe: &Recipe, vocab: usize, place: Place) -> Option<usize> {
+    Some(match place {
+        Place::Chosen => 1,
+        Place::SampleMemory => RING + WINDOW_MAX,
+        Place::SampleRanks => {
+            if recipe.greedy {
+                1
+            } else {
+                vocab
+            }
+        }
+        Place::SampleBins => {
+            if recipe.greedy {
+                1
+            } else {
+                BIN_WORDS
+            }
+        }
+        Place::SampleParts => PART * vocab.div_ceil(CHUNK),
+        _ => return None,
+    })
 }
 
 struct Stage {
@@ -65,49 +134,39 @@ impl SamplePlan {
         sampler: &Sampler,
     ) -> Result<Self> {
         let recipe = *sampler.recipe();
-        if vocab == 0 || vocab > VOCAB_MAX {
-            return Err(refused(format!("a vocabulary of {vocab}, not 1 to {VOCAB_MAX}")));
-        }
-        if recipe.window > WINDOW_MAX {
-            let window = recipe.window;
-            return Err(refused(format!("a repetition window of {window}, over {WINDOW_MAX}")));
-        }
+        let passes = passes(&recipe, vocab)?;
         if links.logits.size() < 4 * vocab as u64 {
             return Err(refused(format!("logits of {} bytes for {vocab}", links.logits.size())));
         }
-        let chunks = vocab.div_ceil(CHUNK) as u32;
         let params = params(&recipe, vocab as u32);
         let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let arena = device.buffer("sampling parameters", ARENA_SLOT, usage)?;
         device.write(&arena, 0, bytemuck::bytes_of(&params));
-        let words = (RING + WINDOW_MAX) as u64;
-        let memory =
-            device.buffer("sampling memory", 4 * words, SCRATCH | BufferUsages::COPY_DST)?;
-        let (drawn, bins) = if recipe.greedy { (1, 1) } else { (vocab as u64, BIN_WORDS) };
-        let ranks = device.buffer("token ranks", 4 * drawn, SCRATCH)?;
-        let bins = device.buffer("rank histograms", 4 * bins, SCRATCH)?;
-        let parts = device.buffer("vocabulary chunks", 4 * PART * u64::from(chunks), SCRATCH)?;
-        let common = device.common(&arena)?;
-        let mut stages = Vec::new();
-        let mut stage = |kernel: &str, workgroups, storage: &[&wgpu::Buffer]| {
-            stages.push(Stage::new(device, kernel, workgroups, storage)?);
-            Ok::<_, BackendError>(())
+        let make = |what, place, usage| {
+            let words = words(&recipe, vocab, place).unwrap_or(0);
+            device.buffer(what, 4 * words as u64, usage)
         };
-        let Links { logits, state, tokens, chosen } = links;
-        stage("sample_keys", chunks, &[logits, &memory, &ranks, &bins, &parts])?;
-        if recipe.greedy {
-            stage("sample_greedy", 1, &[&parts, state, &memory, tokens, chosen])?;
-        } else {
-            stage("sample_ranks", chunks, &[&parts, &ranks, &bins])?;
-            if recipe.top_k > 0 {
-                stage("sample_top_k", chunks, &[&ranks, &bins])?;
-            }
-            if recipe.top_p > 0 {
-                stage("sample_top_p", chunks, &[&ranks, &bins])?;
-            }
-            stage("sample_cut", chunks, &[&ranks, &bins, &parts])?;
-            let last = [&ranks, &bins, &parts, state, &memory, tokens, chosen];
-            stage("sample_draw", 1, &last)?;
+        let kept = SCRATCH | BufferUsages::COPY_DST;
+        let memory = make("sampling memory", Place::SampleMemory, kept)?;
+        let ranks = make("token ranks", Place::SampleRanks, SCRATCH)?;
+        let bins = make("rank histograms", Place::SampleBins, SCRATCH)?;
+        let parts = make("vocabulary chunks", Place::SampleParts, SCRATCH)?;
+        let common = device.common(&arena)?;
+        let resolve = |place: &Place| match place {
+            Place::Logits => Ok(links.logits),
+            Place::State => Ok(links.state),
+            Place::Tokens => Ok(links.tokens),
+            Place::Chosen => Ok(links.chosen),
+            Place::SampleMemory => Ok(&memory),
+            Place::SampleRanks => Ok(&ranks),
+            Place::SampleBins => Ok(&bins),
+            Place::SampleParts => Ok(&parts),
+            other => Err(refused(format!("{other:?}"))),
+        };
+        let mut stages = Vec::new();
+        for Pass { kernel, workgroups, storage } in passes {
+            let storage = storage.iter().map(resolve).collect::<Result<Vec<_>>>()?;
+            stages.push(Stage::new(device, kernel, workgroups, &storage)?);
         }
         let plan = Self { recipe, common, memory, ranks, stages };
         plan.restore(device, sampler)?;
@@ -171,7 +230,7 @@ impl Stage {
     }
 }
 
-fn params(recipe: &Recipe, vocab: u32) -> params::Sample {
+pub(super) fn params(recipe: &Recipe, vocab: u32) -> params::Sample {
     let (unit, scale) = recipe.steepness();
     params::Sample {
         vocab,

@@ -19,7 +19,7 @@ use super::{Refused, embedded};
 use crate::service::Service;
 use doppler_infer::backend::{BackendError, KvFormat};
 use doppler_infer::error::SessionError;
-use doppler_infer::gpu::{KERNELS, Program, ProgramError, ProgramOptions, Reduction};
+use doppler_infer::gpu::{KERNELS, Kernel, Program, ProgramError, ProgramOptions, Reduction};
 use doppler_infer::model::{Model, ModelError};
 use doppler_infer::reader::WeightReader;
 use doppler_store::{Manifest, MemReader, ModelId};
@@ -29,6 +29,7 @@ use doppler_store::{Manifest, MemReader, ModelId};
 #[serde(deny_unknown_fields)]
 pub struct Asked {
     reduce: Option<String>,
+    team: Option<String>,
     kv: Option<String>,
     binding: Option<u64>,
     context: Option<usize>,
@@ -42,6 +43,11 @@ impl Asked {
             Some("lane") => options.reduction = Reduction::Lane,
             Some("group") | None => options.reduction = Reduction::Group,
             Some(other) => return Err(bad(format!("reduce={other:?}: it is lane or group"))),
+        }
+        match self.team.as_deref() {
+            Some("subgroup") => options.subgroups = true,
+            Some("group") | None => options.subgroups = false,
+            Some(other) => return Err(bad(format!("team={other:?}: it is group or subgroup"))),
         }
         match self.kv.as_deref() {
             Some("f32") => options.kv = KvFormat::F32,
@@ -65,7 +71,7 @@ pub async fn embedded_model() -> Response {
     }
 }
 
-/// `GET /models/{id}/program?reduce=lane|group&kv=f16|f32&binding=BYTES&context=N&slots=N`
+/// `GET /models/{id}/program?reduce=lane|group&team=group|subgroup&kv=f16|f32&binding=BYTES&context=N&slots=N`
 pub async fn program(
     State(service): State<Arc<Service>>,
     Path(id): Path<String>,
@@ -116,20 +122,25 @@ fn lower(manifest: Manifest, options: &ProgramOptions) -> Result<Program, Refuse
 struct Listed {
     name: &'static str,
     hash: String,
+    subgroups: bool,
 }
 
-/// The portable kernels' texts and names by the hash of the text.
-fn texts() -> &'static HashMap<String, (&'static str, &'static str)> {
-    static TEXTS: OnceLock<HashMap<String, (&'static str, &'static str)>> = OnceLock::new();
+/// The kernels that browsers can run, by the hash of their text.
+fn texts() -> &'static HashMap<String, &'static Kernel> {
+    static TEXTS: OnceLock<HashMap<String, &'static Kernel>> = OnceLock::new();
     TEXTS.get_or_init(|| {
-        let portable = KERNELS.iter().filter(|kernel| kernel.portable());
-        portable.map(|k| (k.hash().to_hex().to_string(), (k.name, k.source))).collect()
+        let kernels = KERNELS.iter().filter(|kernel| kernel.in_browsers());
+        kernels.map(|kernel| (kernel.hash().to_hex().to_string(), kernel)).collect()
     })
 }
 
-/// `GET /kernels`: those that any WebGPU runs.
+/// `GET /kernels`: those that browsers can run, and which of them need subgroups.
 pub async fn kernels() -> Response {
-    let listed = texts().iter().map(|(hash, (name, _))| Listed { name, hash: hash.clone() });
+    let listed = texts().iter().map(|(hash, Kernel { name, subgroups, .. })| Listed {
+        name,
+        hash: hash.clone(),
+        subgroups: *subgroups,
+    });
     let mut listed: Vec<Listed> = listed.collect();
     listed.sort_by_key(|kernel| kernel.name);
     Json(listed).into_response()
@@ -137,7 +148,7 @@ pub async fn kernels() -> Response {
 
 /// `GET /kernels/{hash}`: its text never changes.
 pub async fn kernel(Path(hash): Path<String>) -> Response {
-    let Some((_, text)) = texts().get(&hash) else {
+    let Some(Kernel { source: text, .. }) = texts().get(&hash) else {
         return not_found(format!("no kernel here has the hash {hash}")).into_response();
     };
     let headers = [
@@ -178,7 +189,7 @@ mod tests {
         assert_eq!((program.context, program.moe.len()), (100, 4));
         assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 12);
         for kernel in &program.kernels {
-            let (name, text) = texts()[&kernel.hash];
+            let Kernel { name, source: text, .. } = *texts()[&kernel.hash];
             assert_eq!(name, kernel.name);
             assert_eq!(blake3::hash(text.as_bytes()).to_hex().as_str(), kernel.hash);
             assert!(!text.contains("enable "), "{name} asks for an extension");

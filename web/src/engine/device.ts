@@ -8,13 +8,15 @@ export const COMPUTE = 4
 const MAP_READ = 1
 const FILTERS: GPUErrorFilter[] = ['validation', 'out-of-memory', 'internal']
 
+/** Invocations that add up together (kernels/shared/team_subgroup.wgsl). */
+const TEAM = 32
 /** The kernels index with 32 bits. */
 const BINDING_MAX = 0xffffffff
 
 export class Device {
   private fault: Failure | null = null
 
-  private constructor (readonly gpu: GPUDevice, readonly name: string, readonly software: boolean) {
+  private constructor (readonly gpu: GPUDevice, readonly name: string, readonly software: boolean, readonly subgroups: boolean) {
     void gpu.lost.then(({ message, reason }) => {
       this.fault ??= new Failure('device_lost', `the adapter was lost (${message === '' ? reason : message}): run it again; if that fails, reload the page`)
     })
@@ -58,11 +60,14 @@ export class Device {
       throw new Failure('no_adapter', 'WebGPU is available, but no adapter: see chrome://gpu for the reason; the browser may have to be started with --enable-unsafe-webgpu, or with hardware acceleration on')
     }
     const { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } = adapter.limits
-    const device = await adapter.requestDevice({ requiredLimits: { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } })
+    // Teams of the kernels are 32.
+    const subgroups = adapter.features.has('subgroups') && (adapter.info.subgroupMinSize ?? 0) >= TEAM
+    const requiredFeatures: GPUFeatureName[] = subgroups ? ['subgroups'] : []
+    const device = await adapter.requestDevice({ requiredFeatures, requiredLimits: { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } })
     const { vendor, architecture, description, isFallbackAdapter } = adapter.info
     const name = description !== '' ? description : [vendor, architecture].filter((word) => word !== '').join(' ')
     const software = isFallbackAdapter || /swiftshader|llvmpipe|lavapipe|basic render/i.test(`${architecture} ${description}`)
-    return new Device(device, name === '' ? 'an adapter without a name' : name, software)
+    return new Device(device, name === '' ? 'an adapter without a name' : name, software, subgroups)
   }
 
   /** Bytes of the largest storage binding. */

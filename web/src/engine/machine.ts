@@ -2,7 +2,7 @@
 // Pipelines are created when a dispatch first needs them: half of a program is for long prompts.
 
 import { COMPUTE, type Device, USAGE } from './device.ts'
-import { type Dispatch, type Program, workgroups } from './program.ts'
+import { type Dispatch, type Kept, type Program, type Token, workgroups } from './program.ts'
 
 /** Bytes of one dispatch's parameters in the arena, and of the step's (src/infer/gpu/params.rs). */
 const ARENA_SLOT = 256
@@ -23,6 +23,7 @@ export class Machine {
   private now: Step = { tokens: 0, position: 0, logitStart: 0, logitRows: 0 }
   private queued: number[] = []
   dispatched = 0
+  submitted = 0
 
   /** `text` returns a kernel's WGSL. */
   constructor (readonly device: Device, readonly program: Program, private readonly text: (kernel: number) => Promise<string>) {
@@ -30,7 +31,7 @@ export class Machine {
     const storage = USAGE.STORAGE | USAGE.COPY_DST | USAGE.COPY_SRC
     this.buffers = program.buffers.map((bytes) => device.buffer(bytes, storage))
     // Create all readback buffers now, so that a lack of memory shows before the first step.
-    for (const buffer of [program.logits, ...program.moe.map(({ ids }) => ids)]) {
+    for (const buffer of [program.logits, ...program.moe.map(({ ids }) => ids), ...(program.token === null ? [] : [program.token.state])]) {
       if (!this.readbacks.has(buffer)) this.readbacks.set(buffer, device.buffer(program.buffers[buffer], USAGE.MAP_READ | USAGE.COPY_DST))
     }
     this.step = device.buffer(STEP_BYTES, USAGE.UNIFORM | USAGE.COPY_DST)
@@ -62,8 +63,9 @@ export class Machine {
 
   private async make (kernel: number): Promise<Pipeline> {
     const { gpu } = this.device
-    const { name, write } = this.program.kernels[kernel]
-    const code = await this.text(kernel)
+    const { name, subgroups, write } = this.program.kernels[kernel]
+    const text = await this.text(kernel)
+    const code = subgroups ? `enable subgroups;\n${text}` : text
     const storage = gpu.createBindGroupLayout({
       label: name,
       entries: write.map((written, binding) => ({ binding, visibility: COMPUTE, buffer: { type: written ? 'storage' as const : 'read-only-storage' as const } }))
@@ -77,7 +79,7 @@ export class Machine {
   private grid ({ rows, when: [least, most], grid }: Dispatch): [number, number] | null {
     const count = rows === 'tokens' ? this.now.tokens : this.now.logitRows
     if (count < least || count > most) return null
-    return workgroups(grid, count, this.device.gpu.limits.maxComputeWorkgroupsPerDimension)
+    return workgroups(grid, count, this.device.gpu.limits.maxComputeWorkgroupsPerDimension, this.now.position)
   }
 
   write (buffer: number, offset: number, bytes: BufferSource): void {
@@ -102,14 +104,30 @@ export class Machine {
     return await this.device.read(readback, bytes)
   }
 
+  /** Copies back what was set aside, submits a token's dispatches from `from` on, and reads its report. */
+  async token ({ dispatches, state, chosen, aside }: Token, from: number, kept: Kept[]): Promise<Uint32Array> {
+    const readback = this.readbacks.get(state) as GPUBuffer
+    const bytes = this.program.buffers[state]
+    this.queue(dispatches.slice(from))
+    await this.submit((encoder) => {
+      encoder.copyBufferToBuffer(this.buffers[chosen], 0, this.buffers[state], 4, 4)
+      encoder.copyBufferToBuffer(this.buffers[state], 0, readback, 0, bytes)
+    }, (encoder) => {
+      for (const { buffer, at, bytes } of kept) encoder.copyBufferToBuffer(this.buffers[aside], at, this.buffers[buffer], 0, bytes)
+      encoder.clearBuffer(this.buffers[state], 0, 4)
+    })
+    return new Uint32Array(await this.device.read(readback, bytes))
+  }
+
   /** Submits what is queued in one pass. */
-  async submit (after: (encoder: GPUCommandEncoder) => void = () => {}): Promise<void> {
+  async submit (after: (encoder: GPUCommandEncoder) => void = () => {}, before: (encoder: GPUCommandEncoder) => void = () => {}): Promise<void> {
     const { gpu } = this.device
     const queued = this.queued.filter((dispatch) => this.grid(this.program.dispatches[dispatch]) !== null)
     this.queued = []
     const pipelines = await Promise.all(queued.map(async (dispatch) => await this.pipeline(this.program.dispatches[dispatch].kernel)))
     this.device.check()
     const encoder = gpu.createCommandEncoder()
+    before(encoder)
     if (queued.length > 0) {
       const pass = encoder.beginComputePass()
       pass.setBindGroup(0, this.common, [0])
@@ -125,6 +143,7 @@ export class Machine {
     }
     after(encoder)
     gpu.queue.submit([encoder.finish()])
+    this.submitted += 1
   }
 
   private group (dispatch: number, layout: GPUBindGroupLayout): GPUBindGroup {

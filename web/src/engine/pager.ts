@@ -1,10 +1,12 @@
 // Brings the experts that a layer needs into slots, wave by wave: `slots` decides, `source` reads
-// and verifies, and the machine is written to. Invariant: `demands` equals the sum of the hits.
+// and verifies, and the machine is written to. Invariants: `demands` equals the sum of the hits; the
+// table of places names a slot only if it holds the expert.
 
+import { Failure } from '../messages.ts'
 import type { Machine } from './machine.ts'
 import { pack, packedBytes, storedRow } from './planes.ts'
 import { type From, several, type Source } from './source.ts'
-import { Slots } from './slots.ts'
+import { Slots, type Wave } from './slots.ts'
 
 /** The table entry of an expert without a slot. */
 const EMPTY = 0xffffffff
@@ -24,6 +26,9 @@ export class Pager {
   private readonly slots: Slots
   /** Each layer's table as it is on the device. */
   private readonly tables: Uint32Array<ArrayBuffer>[]
+  /** The table in which a token looks its experts up, and whether the device has this version. */
+  private readonly places: Uint32Array<ArrayBuffer>
+  private told = false
 
   constructor (private readonly machine: Machine, private readonly source: Source) {
     const { classes, moe } = machine.program
@@ -31,6 +36,9 @@ export class Pager {
     const chunks = classes.reduce((sum, { buffers }) => sum + buffers.length, 0)
     this.tables = moe.map(({ experts }) => new Uint32Array(chunks * experts.length).fill(EMPTY))
     moe.forEach(({ table }, layer) => { machine.write(table, 0, this.tables[layer]) })
+    const { token, buffers } = machine.program
+    this.places = new Uint32Array(token === null ? 0 : buffers[token.places] / 4)
+    if (token !== null) this.places.fill(EMPTY, 0, 2 * token.entries)
   }
 
   get resident (): number {
@@ -48,12 +56,41 @@ export class Pager {
     this.machine.queue(sum)
   }
 
-  /** Runs one wave. Returns the experts left for the next one. */
-  private async wave (moe: number, wanted: number[], waves: number[][]): Promise<number[]> {
-    const { classes, moe: layers } = this.machine.program
-    const layer = layers[moe]
-    const size = classes[layer.class]
-    const { hits, fills, evicted, waiting } = this.slots.wave(moe, wanted)
+  /** Writes the table of places, if it changed, for all that is submitted from now on. */
+  tell (): void {
+    const { token } = this.machine.program
+    if (token === null || this.told) return
+    this.machine.write(token.places, 0, this.places)
+    this.told = true
+  }
+
+  /** Counts the experts of a layer that a token found in their slots. */
+  found (moe: number, chosen: number[]): void {
+    const { hits, fills } = this.slots.wave(moe, chosen)
+    if (fills.length > 0) throw new Failure('device', 'the adapter ran an expert that is in no slot')
+    this.stats.hits.slot += hits.length
+    this.stats.demands += hits.length
+  }
+
+  /** Brings all experts of a layer that one token chose. */
+  async bring (moe: number, chosen: number[]): Promise<void> {
+    const { waiting } = await this.fit(moe, [...chosen].sort((a, b) => a - b))
+    if (waiting.length > 0) throw new Failure('failed', `${waiting.length} experts of one token without a slot`)
+    this.tell()
+  }
+
+  private place (moe: number, expert: number, slot: number): void {
+    const { token } = this.machine.program
+    if (token === null) return
+    this.places[token.layers[moe].row + expert] = slot
+    this.told = false
+  }
+
+  /** Fills slots for as many of `wanted` as fit at once. */
+  private async fit (moe: number, wanted: number[]): Promise<Wave> {
+    const wave = this.slots.wave(moe, wanted)
+    const { hits, fills, evicted, gone } = wave
+    for (const [layer, expert] of gone) this.place(layer, expert, EMPTY)
     const sources: From[] = []
     try {
       await several(fills, async ([expert, slot]) => { sources.push(await this.fill(moe, expert, slot)) })
@@ -65,6 +102,16 @@ export class Pager {
     this.stats.hits.slot += hits.length
     for (const from of sources) this.stats.hits[from] += 1
     this.stats.demands += hits.length + fills.length
+    for (const [expert, slot] of fills) this.place(moe, expert, slot)
+    return wave
+  }
+
+  /** Runs one wave. Returns the experts left for the next one. */
+  private async wave (moe: number, wanted: number[], waves: number[][]): Promise<number[]> {
+    const { classes, moe: layers } = this.machine.program
+    const layer = layers[moe]
+    const size = classes[layer.class]
+    const { hits, fills, waiting } = await this.fit(moe, wanted)
     const table = this.tables[moe].fill(EMPTY)
     const chunks = new Set<number>()
     for (const [expert, slot] of [...hits, ...fills]) {

@@ -23,10 +23,10 @@ export interface Stored extends Shape { format: string }
 export interface Weight extends Stored {
   tensor: string
   runs: Run[]
-  /** The buffer that takes it as f32 elements. */
-  vector: number | null
+  /** The buffers that take it as f32 elements. */
+  vectors: Array<[buffer: number, byte: number]>
   /** Or its rows as planes. */
-  pieces: Array<[buffer: number, first: number, rows: number]>
+  pieces: Array<[buffer: number, byte: number, first: number, rows: number]>
 }
 
 export interface SlotClass {
@@ -46,6 +46,7 @@ export interface Moe { layer: number, class: number, top_k: number, ids: number,
 export type Grid =
   | { items: { items: number, per_workgroup: number } }
   | { tiles: { per_row: number, tile: number, spare: number, y: number } }
+  | { splits: { each: number, window: number, most: number } }
   | 'one'
 
 export interface Dispatch {
@@ -58,6 +59,23 @@ export interface Dispatch {
 }
 
 export type Stretch = { run: number[] } | { experts: { moe: number, waves: number[][], sum: number[] } }
+
+/** Bytes of what was set aside, for the start of a buffer. */
+export interface Kept { buffer: number, at: number, bytes: number }
+
+/** A step of one token as one submission (src/infer/gpu/program/token.rs). */
+export interface Token {
+  /** Those of the layers, the logits, and the choice of the next token. */
+  dispatches: number[]
+  /** Its report, and the chosen token that goes to word 1 of it. */
+  state: number
+  chosen: number
+  /** Where experts are looked up: `entries` slots, as many words of ones, zeros. */
+  places: number
+  entries: number
+  aside: number
+  layers: Array<{ resume: number, kept: Kept[], row: number, ids_at: number }>
+}
 
 export interface Program {
   vocab: number
@@ -73,19 +91,23 @@ export interface Program {
   logits: number
   /** The table of cache blocks: its words from the second on are 0, 1, 2, ... */
   blocks: number
-  kernels: Array<{ name: string, hash: string, write: boolean[] }>
+  kernels: Array<{ name: string, hash: string, subgroups: boolean, write: boolean[] }>
   ropes: Array<{ buffer: number, inv_freq: number[], factor: number }>
   weights: Weight[]
   classes: SlotClass[]
   moe: Moe[]
   dispatches: Dispatch[]
   steps: Stretch[]
+  token: Token | null
 }
 
 export const runBytes = (runs: Run[]): number => runs.reduce((sum, [, start, end]) => sum + end - start, 0)
 
-/** Workgroups in x and y for so many rows (src/infer/gpu/dispatch.rs); null where there are none. */
-export function workgroups (grid: Grid, rows: number, most: number): [number, number] | null {
+/** Positions of one tile of a split (kernels/shared/splits.wgsl). */
+const TILE = 32
+
+/** Workgroups in x and y for so many rows from a position on (src/infer/gpu/dispatch.rs); null where there are none. */
+export function workgroups (grid: Grid, rows: number, most: number, position = 0): [number, number] | null {
   if (rows === 0) return null
   if (grid === 'one') return [1, 1]
   if ('tiles' in grid) {
@@ -93,6 +115,12 @@ export function workgroups (grid: Grid, rows: number, most: number): [number, nu
     const x = Math.ceil(rows * perRow / tile) + spare
     if (x > most || y > most) throw new Error(`a grid of ${x} x ${y} workgroups`)
     return [x, y]
+  }
+  if ('splits' in grid) {
+    const { each, window, most: splits } = grid.splits
+    const seen = window > 0 ? Math.min(window, position + 1) : position + 1
+    const tiles = Math.ceil(seen / TILE)
+    return [each * Math.ceil(tiles / Math.ceil(tiles / splits)), 1]
   }
   const { items, per_workgroup: each } = grid.items
   const groups = Math.ceil(items * rows / each)

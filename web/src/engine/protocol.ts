@@ -14,7 +14,7 @@ export interface Request {
   kv: 'f16' | 'f32'
 }
 
-export interface Numbers { pager: PagerStats, slots: number, experts: number, resident: number, bytes: Record<From, number>, seconds: number, tokens: number }
+export interface Numbers { pager: PagerStats, slots: number, experts: number, resident: number, bytes: Record<From, number>, seconds: number, tokens: number, dispatches: number, submissions: number }
 
 export type ToEngine =
   | { kind: 'run', request: Request }

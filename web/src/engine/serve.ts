@@ -74,7 +74,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
     stopping = false
     try {
       const { device, session, tokenizer } = await load(request)
-      const { program, pager, source } = session
+      const { machine, program, pager, source } = session
       say({ kind: 'adapter', name: device.name, software: device.software })
       const prompt = tokenizer.encode(request.prompt)
       say({ kind: 'prompt', tokens: prompt.length })
@@ -82,15 +82,17 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
       const stream = tokenizer.stream(prompt)
       const [ids, most]: [number[], number] = [[], Math.min(request.tokens, TOKENS_MAX)]
       let [began, text, reason]: [number, string, 'max_tokens' | 'stop_token' | 'context_full' | 'cancelled'] = [0, '', 'max_tokens']
+      let before = { dispatched: 0, submitted: 0 }
       const slots = program.classes.reduce((sum, { count }) => sum + count, 0)
       const experts = program.moe.reduce((sum, layer) => sum + layer.experts.length, 0)
       const numbers = (): Numbers => ({
-        pager: structuredClone(pager.stats), slots, experts, resident: pager.resident, bytes: { ...source.bytes }, seconds: (performance.now() - began) / 1000, tokens: ids.length
+        pager: structuredClone(pager.stats), slots, experts, resident: pager.resident, bytes: { ...source.bytes }, seconds: (performance.now() - began) / 1000, tokens: ids.length,
+        dispatches: machine.dispatched - before.dispatched, submissions: machine.submitted - before.submitted
       })
-      let logits = await session.prefill(prompt, () => stopping)
+      let next = greedy(await session.prefill(prompt, () => stopping))
       began = performance.now()
+      before = { dispatched: machine.dispatched, submitted: machine.submitted }
       for (;;) {
-        const next = greedy(logits)
         if (program.eos.includes(next)) {
           reason = 'stop_token'
           break
@@ -102,7 +104,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
         if (stopping) reason = 'cancelled'
         else if (session.position === program.context) reason = 'context_full'
         if (ids.length === most || reason !== 'max_tokens') break
-        logits = await session.step([next], true) as Float32Array
+        next = await session.next(next)
       }
       text += stream(null)
       say({ kind: 'end', reason, text, ids, numbers: numbers() })

@@ -14,6 +14,9 @@ import { floats, pack, packedBytes, storedRow } from './planes.ts'
 import { type Program, type Run, runBytes } from './program.ts'
 import { type From, type Proved, type Range, Source } from './source.ts'
 
+/** What the device reports instead of a token if a logit is not finite (src/infer/odds.rs). */
+const REFUSED = 0xffffffff
+
 export interface Choices { slots: number | null, context: number | null, kv: 'f16' | 'f32' }
 
 export interface Opening { model: string, base: string, blake3: Blake3, store: Proved, bring: (range: Range) => Promise<From>, progress: (loaded: number, total: number) => void }
@@ -41,7 +44,7 @@ export class Session {
   private constructor (readonly program: Program, readonly machine: Machine, readonly pager: Pager, readonly source: Source) {}
 
   static async open (device: Device, { model, base, blake3, store, bring, progress }: Opening, choices: Choices): Promise<Session> {
-    const query = new URLSearchParams({ reduce: device.software ? 'lane' : 'group', kv: choices.kv, binding: String(device.bindingMax) })
+    const query = new URLSearchParams({ reduce: device.software ? 'lane' : 'group', team: device.subgroups ? 'subgroup' : 'group', kv: choices.kv, binding: String(device.bindingMax) })
     if (choices.slots !== null) query.set('slots', String(choices.slots))
     if (choices.context !== null) query.set('context', String(choices.context))
     const program = await (await get(`${base}/models/${model}/program?${query}`)).json() as Program
@@ -89,6 +92,39 @@ export class Session {
     if (!logits) await machine.submit()
     this.position += tokens.length
     return out
+  }
+
+  /** Runs a token at the present position; the likeliest one after it. One submission, and one more for each layer that lacks an expert. */
+  async next (token: number): Promise<number> {
+    const { machine, pager, program, program: { token: list } } = this
+    if (list === null) return greedy(await this.step([token], true) as Float32Array)
+    if (this.position === program.context) throw new Failure('full', `the context is full: all ${program.context} positions are used`)
+    machine.begin({ tokens: 1, position: this.position, logitStart: 0, logitRows: 1 }, [token])
+    pager.tell()
+    let report = await machine.token(list, 0, [])
+    for (let layer = 0; ; layer++) {
+      const reached = report[0] === 0 ? list.layers.length : report[0] - 1
+      for (; layer < reached; layer++) pager.found(layer, this.chosen(report, layer))
+      if (report[0] === 0) break
+      await pager.bring(layer, this.chosen(report, layer))
+      const { resume, kept } = list.layers[layer]
+      report = await machine.token(list, resume, kept)
+    }
+    if (report[1] === REFUSED) throw new Failure('not_finite', 'a logit is infinite or not a number: the model does not compute in this precision, or its weights are damaged')
+    if (report[1] >= program.vocab) throw new Failure('device', 'the adapter chose a token that is not there')
+    this.position += 1
+    return report[1]
+  }
+
+  /** A layer's experts, as a token's report has them. */
+  private chosen (report: Uint32Array, layer: number): number[] {
+    const { moe, token } = this.program
+    if (token === null || layer >= moe.length) throw new Failure('device', 'the adapter halted at a layer that is not there')
+    const { top_k: topK, experts } = moe[layer]
+    const at = token.layers[layer].ids_at
+    const chosen = [...report.subarray(at, at + topK)]
+    if (chosen.some((expert) => expert >= experts.length)) throw new Failure('device', 'the adapter chose an expert that is not there')
+    return chosen
   }
 
   /** Forgets the sequence and what was counted; experts stay where they are. */
@@ -142,17 +178,18 @@ async function loadTrunk (program: Program, machine: Machine, source: Source, pr
     progress(Math.min(loaded, total), total)
   })
   for (const weight of program.weights) {
-    if (weight.vector !== null) {
-      machine.write(weight.vector, 0, floats(weight.format, (await source.read(weight.runs)).bytes))
+    if (weight.vectors.length > 0) {
+      const elements = floats(weight.format, (await source.read(weight.runs)).bytes)
+      for (const [buffer, at] of weight.vectors) machine.write(buffer, at, elements)
       continue
     }
     const format = program.formats[weight.format]
     const row = storedRow(format, weight.cols)
-    for (const [buffer, first, rows] of weight.pieces) {
+    for (const [buffer, at, first, rows] of weight.pieces) {
       const piece = { rows, cols: weight.cols }
       const planes = new Uint8Array(packedBytes(format, piece))
       pack(format, piece, (await source.read(within(weight.runs, first * row, (first + rows) * row))).bytes, planes)
-      machine.write(buffer, 0, planes)
+      machine.write(buffer, at, planes)
     }
   }
   progress(total, total)

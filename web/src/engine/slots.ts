@@ -9,6 +9,8 @@ export interface Wave {
   /** Experts to load now, with their slots. */
   fills: Array<[expert: number, slot: number]>
   evicted: number
+  /** The evicted experts. */
+  gone: Array<[moe: number, expert: number]>
   /** Experts for a later wave, because no slot was left. */
   waiting: number[]
 }
@@ -41,7 +43,7 @@ export class Slots {
   /** Plans slots for as many of `wanted` (distinct experts of one layer) as fit at once. */
   wave (moe: number, wanted: number[]): Wave {
     const { free, held } = this.classes[this.classOf[moe]]
-    const wave: Wave = { hits: [], fills: [], evicted: 0, waiting: [] }
+    const wave: Wave = { hits: [], fills: [], evicted: 0, gone: [], waiting: [] }
     const needed = new Set(wanted.map((expert) => key(moe, expert)))
     const missing: number[] = []
     for (const expert of wanted) {
@@ -63,6 +65,7 @@ export class Slots {
           held.delete(name)
           slot = its
           wave.evicted += 1
+          wave.gone.push(name.split(':').map(Number) as [number, number])
           break
         }
       }

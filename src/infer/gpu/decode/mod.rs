@@ -29,7 +29,7 @@ use flight::{Begin, Flight, Recorded};
 
 pub(super) use buffers::{DecodeBuffers, SPLITS_MAX, elements};
 pub(super) use layout::Layout;
-pub(super) use rewrites::together;
+pub(super) use rewrites::{together, workgroups_of};
 pub(super) use token::{Aside, Fuse, Points, TokenSteps};
 
 use super::device::GpuDevice;

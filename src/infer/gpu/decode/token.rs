@@ -10,7 +10,7 @@
 use super::layout::Layout;
 use super::live::{Flow, Form, Resume, Value, resumes};
 use super::params;
-use super::rewrites::{REWRITES, Routing, workgroups_of};
+use super::rewrites::{Routing, rewrites, workgroups_of};
 use crate::backend::Result;
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::buffers::stride;
@@ -163,7 +163,7 @@ impl Fuse<'_> {
         let mut at = 0;
         while let Some(op) = graph.ops.get(at) {
             let mut found = None;
-            for rewrite in REWRITES {
+            for rewrite in rewrites(self.lower.reduction) {
                 found = rewrite(self, at)?;
                 if found.is_some() {
                     break;

@@ -68,7 +68,27 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             };
             assert!(all.into_iter().all(|dispatch| run.insert(dispatch)), "run twice");
         }
+        let token = program.token.as_ref().unwrap();
+        run.extend(&token.dispatches);
         assert_eq!((run.len(), layers), (program.dispatches.len(), vec![0, 1, 2]));
+        let names = |of: &[usize]| -> Vec<&str> {
+            of.iter().map(|at| program.kernels[program.dispatches[*at].kernel].name).collect()
+        };
+        let all = names(&token.dispatches);
+        assert_eq!(all[all.len() - 2..], ["sample_keys", "sample_greedy"]);
+        if reduction == Reduction::Group {
+            // The node's own list: an embedding, ten dispatches a layer, a norm, logits, a choice.
+            assert_eq!(all.len(), 1 + 3 * 10 + 2 + 2, "{all:?}");
+            assert!(!all.iter().any(|name| name.ends_with("_subgroup")));
+        }
+        for layer in &token.layers {
+            let route = all[layer.resume..].iter().position(|name| *name == "decode_route");
+            assert!(route.is_some_and(|at| at <= 3), "{all:?}");
+            let [kept] = layer.kept.as_slice() else { panic!("{:?}", layer.kept) };
+            assert_eq!((kept.at, kept.bytes), (0, 1024));
+            assert!(program.buffers[token.aside] >= 1024 && program.buffers[kept.buffer] >= 1024);
+            assert!(layer.row + 6 <= token.entries);
+        }
 
         // Half of 18 experts in two classes, and every stored byte has its place.
         assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 9);
@@ -83,7 +103,7 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
         for weight in &program.weights {
             assert!(bytes_of(&weight.runs) > 0, "{}", weight.tensor);
             let rows: usize = weight.pieces.iter().map(|(.., rows)| rows).sum();
-            let wanted = if weight.vector.is_some() { 0 } else { weight.stored.rows };
+            let wanted = if weight.vectors.is_empty() { weight.stored.rows } else { 0 };
             assert_eq!(rows, wanted, "{}", weight.tensor);
         }
         let parts = program.classes.iter().flat_map(|class| &class.parts);

@@ -58,6 +58,17 @@ fn token(
     up: DType,
     fetches: bool,
 ) -> Option<TokenSteps<Recipe, Place>> {
+    token_by(Reduction::Group, graph, kv, most, up, fetches)
+}
+
+fn token_by(
+    reduction: Reduction,
+    graph: &Graph,
+    kv: KvFormat,
+    most: u64,
+    up: DType,
+    fetches: bool,
+) -> Option<TokenSteps<Recipe, Place>> {
     let shape = |(weight, vector): (&crate::graph::Weight, bool)| match vector {
         true => WeightShape::Vector,
         false => {
@@ -66,7 +77,7 @@ fn token(
         }
     };
     let mut weights: Vec<_> = graph.weights.iter().zip(vectors(graph)).map(shape).collect();
-    for group in together(graph, kv == KvFormat::F16) {
+    for group in together(graph, reduction, kv == KvFormat::F16) {
         join_shapes(&mut weights, &group, most);
     }
     let mut fuse = Fuse {
@@ -76,7 +87,7 @@ fn token(
             chunks: &[],
             kv,
             batch: 1,
-            reduction: Reduction::Group,
+            reduction,
             cooperative: None,
             halved: None,
         },
@@ -202,4 +213,18 @@ fn without_any_op_or_with_one_more_there_is_still_a_token() {
             "{op:?}"
         );
     }
+}
+
+#[test]
+fn a_software_adapter_fuses_what_looks_experts_up_and_nothing_else() {
+    let graph = mixture();
+    let steps = token_by(Reduction::Lane, &graph, KvFormat::F16, 1 << 30, DType::F32, false);
+    let steps = steps.unwrap().steps;
+    let names = kernels(&steps);
+    let routes = names.iter().position(|name| *name == "decode_route").unwrap();
+    assert_eq!(names[routes - 2..routes], ["rms_norm_split_lane", "linear_f32_lane"]);
+    let experts =
+        ["decode_pack", "decode_expert_gate_up_f32_group", "decode_expert_down_f32_group"];
+    assert_eq!(names[routes + 1..routes + 4], experts);
+    assert_eq!(names.iter().filter(|name| name.starts_with("decode_")).count(), 2 * 4);
 }

@@ -14,6 +14,7 @@ use super::live::Form;
 use super::token::{Fuse, Rewritten};
 use crate::backend::Result;
 use crate::gpu::dispatch::Grid;
+use crate::gpu::pipelines::Reduction;
 use crate::graph::{Buf, Graph, Op, WeightId};
 
 pub(super) use experts::Routing;
@@ -21,21 +22,35 @@ pub(super) use experts::Routing;
 /// The run of ops that begins at an op, rewritten; `None` if it is another.
 pub(super) type Rewrite = fn(&Fuse<'_>, usize) -> Result<Option<Rewritten>>;
 
-/// In the order in which they are tried: longer runs first.
-pub(super) const REWRITES: [Rewrite; 8] = [
-    attention::attention,
-    gate_up::gate_up,
-    product::added,
-    product::product,
-    product::logits,
-    norm::norm,
-    experts::route,
-    experts::experts,
-];
+/// The rewrites in the order in which they are tried: longer runs first. On software adapters only those
+/// without which a token is not one submission: the others' kernels live on workgroup memory and
+/// barriers, which are dear there.
+pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
+    match reduction {
+        Reduction::Lane => &[experts::route, experts::experts],
+        Reduction::Group => &[
+            attention::attention,
+            gate_up::gate_up,
+            product::added,
+            product::product,
+            product::logits,
+            norm::norm,
+            experts::route,
+            experts::experts,
+        ],
+    }
+}
 
 /// Matrices that a rewrite reads in one dispatch where they lie in one buffer.
-pub(in crate::gpu) fn together(graph: &Graph, f16_cache: bool) -> Vec<Vec<WeightId>> {
+pub(in crate::gpu) fn together(
+    graph: &Graph,
+    reduction: Reduction,
+    f16_cache: bool,
+) -> Vec<Vec<WeightId>> {
     let mut groups = Vec::new();
+    if reduction == Reduction::Lane {
+        return groups;
+    }
     for at in 0..graph.ops.len() {
         let attention = f16_cache.then(|| attention::matched(graph, at)).flatten();
         groups.extend(attention.map(|found| found.qkv.map(|(id, _)| id).to_vec()));
@@ -88,6 +103,6 @@ fn wanted(graph: &Graph, buf: Buf, at: usize) -> Form {
     }
 }
 
-pub(super) const fn workgroups_of(count: usize) -> Grid {
+pub(in crate::gpu) const fn workgroups_of(count: usize) -> Grid {
     Grid::Items { items: count as u64, per_workgroup: 1 }
 }
