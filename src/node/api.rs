@@ -635,6 +635,15 @@ pub struct ApiError {
     pub untrusted: Option<Untrusted>,
 }
 
+impl ApiError {
+    /// What whoever asked is told of a failure.
+    pub fn of(error: &anyhow::Error) -> Self {
+        let label = super::failures::of(error).label.to_owned();
+        let untrusted = error.downcast_ref::<Untrusted>().cloned();
+        Self { error: super::one_line(error), label, untrusted }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

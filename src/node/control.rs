@@ -33,7 +33,6 @@ use super::failures;
 use super::gateway::{self, Connections, Pressure};
 use super::identity::write_private;
 use super::service::Service;
-use super::trust::Untrusted;
 use super::work;
 use doppler_store::Collected;
 
@@ -152,13 +151,10 @@ impl IntoResponse for Refusal {
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
-        let untrusted = error.downcast_ref::<Untrusted>().cloned();
-        let failure = failures::of(&error);
+        let status = failures::of(&error).status;
         // The table's numbers are all statuses.
-        let status =
-            StatusCode::from_u16(failure.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let (error, label) = (super::one_line(&error), failure.label.to_owned());
-        Self(status, ApiError { error, label, untrusted })
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self(status, ApiError::of(&error))
     }
 }
 
@@ -188,7 +184,7 @@ async fn publish(
     if !request.progress {
         return Ok(Json(service.publish(request, &work::quietly()).await?).into_response());
     }
-    Ok(lines(work::begin(|report| async move { service.publish(request, &report).await })))
+    Ok(lines(None, work::begin(|report| async move { service.publish(request, &report).await })))
 }
 
 async fn generate(
@@ -226,7 +222,7 @@ async fn pin(
     if !request.progress {
         return Ok(Json(service.pin(&request, &work::quietly()).await?).into_response());
     }
-    Ok(lines(work::begin(|report| async move { service.pin(&request, &report).await })))
+    Ok(lines(None, work::begin(|report| async move { service.pin(&request, &report).await })))
 }
 
 async fn unpin(

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::api::ApiError;
-use super::trust::Untrusted;
 use doppler_mesh::Progress;
 
 /// How often progress is told.
@@ -55,17 +54,12 @@ where
         };
         let end = match end {
             Ok(reply) => WorkEvent::Done { reply },
-            Err(error) => WorkEvent::Failed(failure(&error)),
+            Err(error) => WorkEvent::Failed(ApiError::of(&error)),
         };
         // Nobody listens any more: the work is done all the same.
         let _ = sender.send(end).await;
     });
     events
-}
-
-fn failure(error: &anyhow::Error) -> ApiError {
-    let untrusted = error.downcast_ref::<Untrusted>().cloned();
-    ApiError { error: super::one_line(error), untrusted }
 }
 
 #[cfg(test)]

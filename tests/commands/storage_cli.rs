@@ -231,7 +231,7 @@ fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
     assert_eq!((all["objects"].as_u64(), all["missing"].as_u64()), (Some(OBJECTS), Some(0)));
     // Two hold it: one of them may let go of it without a word.
     let third = shard(3);
-    let deadline = std::time::Instant::now() + common::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::common::PATIENCE;
     while holder.ask(&["rm", &third, "--force"]).code != Some(0) {
         assert!(std::time::Instant::now() < deadline, "the holder never heard of a second copy");
     }
@@ -256,7 +256,7 @@ fn post(node: &Node, path: &str, body: &Value) -> Vec<Value> {
         (control["address"].as_str().unwrap(), control["token"].as_str().unwrap());
     let body = body.to_string();
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
     // HTTP/1.0: the answer ends with the connection, in one piece.
     let head = format!(
         "POST {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
