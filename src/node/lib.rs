@@ -26,6 +26,8 @@ mod output;
 mod panics;
 mod progress;
 mod reach;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod service;
 mod signals;

@@ -32,59 +32,10 @@ fn agrees(dir: &Path) {
 }
 
 #[test]
-fn llama3() {
-    agrees(&common::golden("llama3"));
-}
-
-#[test]
-fn llama3_tied() {
-    agrees(&common::golden("llama3-tied"));
-}
-
-#[test]
-fn qwen3() {
-    agrees(&common::golden("qwen3"));
-}
-
-#[test]
-fn mixtral() {
-    agrees(&common::golden("mixtral"));
-}
-
-#[test]
-fn mixtral_256() {
-    if let Some(dir) = common::shared("goldens/mixtral-256") {
-        agrees(&dir);
-    }
-}
-
-#[test]
-fn qwen3_moe() {
-    agrees(&common::golden("qwen3-moe"));
-}
-
-/// Linear rope scaling, odd widths, weights stored in f32: kept as they are, not rounded.
-#[test]
-fn llama_linear() {
-    agrees(&common::golden("llama-linear"));
-}
-
-/// Biases everywhere, one key/value head, weights stored in f16.
-#[test]
-fn llama_biased() {
-    agrees(&common::golden("llama-biased"));
-}
-
-/// Sliding windows in some layers.
-#[test]
-fn qwen3_window() {
-    agrees(&common::golden("qwen3-window"));
-}
-
-/// Dense and sparse layers mixed, chosen weights not renormalised, tied embeddings.
-#[test]
-fn qwen3_moe_mixed() {
-    agrees(&common::golden("qwen3-moe-mixed"));
+fn the_repositorys_checkpoints_agree_with_their_references() {
+    let checkpoints = doppler_testing::own_checkpoints();
+    assert!(checkpoints.len() >= 8, "only {checkpoints:?}");
+    checkpoints.iter().for_each(|dir| agrees(dir));
 }
 
 #[test]
@@ -105,9 +56,9 @@ fn a_model_that_is_wrong_fails_the_check() {
 
 #[test]
 fn quantized_perplexity_stays_within_three_percent() {
-    let Some(text) = common::shared("text/heldout.txt") else { return };
+    let Some(text) = doppler_testing::shared("text/heldout.txt") else { return };
     for name in ["tiny-mixtral", "tiny-qwen3moe"] {
-        let Some(model) = common::shared(&format!("models/{name}")) else { return };
+        let Some(model) = doppler_testing::shared(&format!("models/{name}")) else { return };
         let measure = |quantize: &str| {
             let args = ["perplexity", model.to_str().unwrap(), "--text", text.to_str().unwrap()];
             let more = ["--quantize", quantize, "--backend", "cpu", "--json"];
