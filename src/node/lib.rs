@@ -32,6 +32,8 @@ mod ports;
 mod progress;
 mod pulling;
 mod reach;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod service;
 mod signals;

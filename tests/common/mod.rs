@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+pub use doppler_testing::root;
 use serde_json::Value;
 
 /// Far above what anything here takes; a test that waits this long has failed.
@@ -86,24 +87,6 @@ pub fn golden(name: &str) -> PathBuf {
 /// The embedded model's directory in the repository.
 pub fn model() -> PathBuf {
     root().join("models/tiny-mixtral-q4_k_m")
-}
-
-/// The repository. Asked when the test runs: clones that share a target directory share
-/// what was compiled, too.
-pub fn root() -> PathBuf {
-    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from)
-}
-
-/// A file or directory of the larger test material that may lie beside the
-/// repository; `None`, with the reason printed, where it does not.
-pub fn shared(name: &str) -> Option<PathBuf> {
-    let base = std::env::var_os("DOPPLER_SHARED").map_or(root().join("../shared"), PathBuf::from);
-    let path = base.join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not here", path.display());
-    None
 }
 
 /// Copies a directory's files.

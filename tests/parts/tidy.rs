@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use doppler_testing::root;
+
 /// Each room's crate and the rooms that it may depend on (ARCHITECTURE.md, "Doors"). Cargo refuses a
 /// path that is not in a manifest; this keeps the manifests.
 const DOORS: [(&str, &[&str]); 7] = [
@@ -30,10 +32,6 @@ const LINES_MAX: usize = 900;
 const LINES_MEDIAN_MAX: usize = 260;
 /// A longer function says why on a line above it that begins with `// Long:`.
 const FUNCTION_LINES_MAX: usize = 80;
-
-fn root() -> PathBuf {
-    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from)
-}
 
 fn walk(dir: &Path, extension: &str, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };

@@ -87,7 +87,7 @@ fn run(target: &str, samples: &[Vec<u8>], rounds: usize, entry: impl Fn(&[u8])) 
 
 #[test]
 fn manifests() {
-    let root = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| ".".into(), PathBuf::from);
+    let root = doppler_testing::root();
     let tiny = fs::read(root.join("models/tiny-mixtral-q4_k_m/manifest.json")).unwrap();
     assert!(Manifest::parse(&tiny).is_ok(), "the sample is one");
     // With few tensors, so that changes meet all parts of it alike.
