@@ -107,7 +107,7 @@ fn trained_models_page_without_changing_a_bit() {
 fn each_window_of_a_perplexity_begins_with_the_bos() {
     let dir = doppler_testing::root().join("tests/data/goldens/mixtral");
     let model = converted(&dir, Quantization::Bf16, SHARD_BYTES_DEFAULT);
-    let options = SessionOptions { context: Some(16), ..SessionOptions::default() };
+    let options = LoadOptions { context: Some(16), ..LoadOptions::default() };
     let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
     let (bos, text): (u32, Vec<u32>) = (1, (0..11).map(|i| (i * 37 + 5) % 90).collect());
     let options = PerplexityOptions { window: 5, bos: Some(bos) };

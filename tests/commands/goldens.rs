@@ -67,9 +67,9 @@ fn a_model_that_is_wrong_fails_the_check() {
 
 #[test]
 fn quantized_perplexity_stays_within_three_percent() {
-    let Some(text) = common::shared("text/heldout.txt") else { return };
+    let Some(text) = doppler_testing::shared("text/heldout.txt") else { return };
     for name in ["tiny-mixtral", "tiny-qwen3moe"] {
-        let Some(model) = common::shared(&format!("models/{name}")) else { return };
+        let Some(model) = doppler_testing::shared(&format!("models/{name}")) else { return };
         let measure = |quantize: &str| {
             let args = ["perplexity", model.to_str().unwrap(), "--text", text.to_str().unwrap()];
             let more = ["--quantize", quantize, "--backend", "cpu", "--json"];

@@ -26,7 +26,7 @@ pub enum EngineError {
     Text(#[from] TokenizerError),
     /// The manifest makes no model that runs here.
     #[error("model {model}: {source}")]
-    Model { model: ModelId, source: ModelError },
+    Model { model: ModelId, source: Box<ModelError> },
     /// No device could be opened.
     #[error(transparent)]
     Device(#[from] BackendError),
