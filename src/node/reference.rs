@@ -24,10 +24,12 @@ fn section(command: &Command, path: &str, text: &mut String) {
     let _ = write!(text, "\n## {path}\n\n{}\n", about.unwrap_or_default().trim());
     let usage = command.clone().render_usage().to_string();
     let _ = write!(text, "\n    {}\n", usage.trim_start_matches("Usage: ").trim());
-    let global = path.contains(' ');
+    let is_root = !path.contains(' ');
     let shown = command.get_arguments().filter(|arg| {
         let builtin = ["help", "version"].contains(&arg.get_id().as_str());
-        !arg.is_hide_set() && !builtin && !(global && arg.is_global_set())
+        // Global options are told of once.
+        let again = arg.is_global_set() && !is_root;
+        !(arg.is_hide_set() || builtin || again)
     });
     let lines: Vec<String> = shown.map(argument).collect();
     if !lines.is_empty() {
