@@ -65,8 +65,8 @@ pub fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Said
     }
 }
 
-/// Whether SIGHUP is ignored here, as under `nohup`; this test's children inherit that, and then
-/// it does not end them.
+/// Whether this process ignores SIGHUP, as under `nohup`. Its children inherit that, and then
+/// SIGHUP does not end them.
 pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -165,8 +165,8 @@ impl Node {
         node
     }
 
-    /// As `spawn`, for a node whose standard error nobody reads, nor its standard output once it
-    /// is ready.
+    /// As [`Self::spawn`], but nobody reads the node's standard error, nor its standard output
+    /// after it is ready.
     pub fn spawn_mute(mut command: Command, data: &Path) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stderr.take());
