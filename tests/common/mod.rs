@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Far above what anything here takes; a test that waits this long has failed.
+/// Far longer than anything here takes; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a finished command said.
+/// The output and exit code of a finished command.
 pub struct Said {
     pub code: Option<i32>,
     pub out: String,
@@ -34,7 +34,7 @@ impl Said {
         self
     }
 
-    /// Asserts a failure told in one line that mentions all of `words`.
+    /// Asserts a failure with a message of one line that contains all of `words`, and returns it.
     pub fn fails(self, words: &[&str]) -> String {
         assert_eq!(self.code, Some(1), "out: {}\nerr: {}", self.out, self.err);
         let lines: Vec<_> = self.err.lines().collect();
@@ -47,7 +47,7 @@ impl Said {
     }
 }
 
-/// The binary under test, with this test's environment only.
+/// The binary under test, with only this test's environment.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler-node"));
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
@@ -87,14 +87,14 @@ pub fn model() -> PathBuf {
     root().join("models/tiny-mixtral-q4_k_m")
 }
 
-/// The repository. Asked when the test runs: clones that share a target directory share
-/// what was compiled, too.
+/// The repository. Determined when the test runs, because clones that share a target directory
+/// also share compiled tests.
 pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from)
 }
 
-/// A file or directory of the larger test material that may lie beside the
-/// repository; `None`, with the reason printed, where it does not.
+/// A file or directory of the larger test material that may be beside the repository. Prints
+/// the reason and returns `None` if it is missing.
 pub fn shared(name: &str) -> Option<PathBuf> {
     let base = std::env::var_os("DOPPLER_SHARED").map_or(root().join("../shared"), PathBuf::from);
     let path = base.join(name);
@@ -207,7 +207,7 @@ impl Node {
         assert!(status.success());
     }
 
-    /// Waits for the process to end; its exit code.
+    /// Waits for the process to end and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
