@@ -30,8 +30,8 @@ const LOCK_BYTES_MAX: u64 = 32;
 /// Bytes written to find out whether the disk is full.
 const PROBE_BYTES: usize = 64 * 1024;
 
-/// Where a data directory keeps a whole object. It may be read by anybody who proves the bytes;
-/// the store may evict it at any time.
+/// The path of a whole object in a data directory. The file may be read by anyone who verifies the
+/// bytes, and the store may evict it at any time.
 pub fn object_path(root: &Path, shard: ShardId) -> PathBuf {
     root.join("objects").join(format!("{:02x}", shard.as_bytes()[0])).join(shard.to_string())
 }

@@ -27,8 +27,8 @@ pub fn check(body: &ManifestBody) -> Result<(), ManifestError> {
     check_overlaps(body)?;
     if let Some(tokenizer) = &body.tokenizer {
         let problem = filename_problem(&tokenizer.file).or_else(|| {
-            let absurd = tokenizer.size.is_some_and(|size| size == 0 || size > OBJECT_BYTES_MAX);
-            absurd.then(|| format!("its size must be 1..={OBJECT_BYTES_MAX} bytes"))
+            let wrong = tokenizer.size.is_some_and(|size| size == 0 || size > OBJECT_BYTES_MAX);
+            wrong.then(|| format!("its size must be 1..={OBJECT_BYTES_MAX} bytes"))
         });
         if let Some(problem) = problem {
             return Err(ManifestError::Field { field: "tokenizer", problem });
@@ -96,7 +96,10 @@ fn check_shards(body: &ManifestBody) -> Result<(), ManifestError> {
             return fail(format!("file name {:?} is used twice", shard.filename));
         }
         if shard.offset != offset {
-            return fail(format!("offset {}, but {offset} bytes lie before it", shard.offset));
+            return fail(format!(
+                "offset {}, but the shards before it have {offset} bytes",
+                shard.offset
+            ));
         }
         offset += shard.size; // at most SHARDS_MAX * 64 MiB
     }
@@ -158,7 +161,7 @@ fn stored_bytes(tensor: &TensorEntry) -> Result<u64, String> {
         .try_fold(row, |bytes, &dim| bytes?.checked_mul(dim).map(Some))
         .flatten()
         .filter(|&bytes| bytes <= OBJECT_BYTES_MAX * SHARDS_MAX as u64)
-        .ok_or_else(|| format!("shape {:?} is absurdly large", tensor.shape))
+        .ok_or_else(|| format!("shape {:?} is too large", tensor.shape))
 }
 
 fn check_spans(name: &str, tensor: &TensorEntry, shards: &[Shard]) -> Result<(), ManifestError> {
@@ -166,7 +169,11 @@ fn check_spans(name: &str, tensor: &TensorEntry, shards: &[Shard]) -> Result<(),
     let mut sum = 0_u64;
     for span in &tensor.spans {
         let Some(shard) = shards.get(span.shard as usize) else {
-            return fail(format!("it lies in shard {}, of {} shards", span.shard, shards.len()));
+            return fail(format!(
+                "it is in shard {}, but there are {} shards",
+                span.shard,
+                shards.len()
+            ));
         };
         if span.size == 0 {
             return fail(format!("an empty span in shard {}", span.shard));

@@ -226,7 +226,7 @@ fn read_algorithm(name: Option<&str>) -> Result<HashAlgorithm, ManifestError> {
         Some("blake3") => Ok(HashAlgorithm::Blake3),
         Some(other) => Err(ManifestError::Field {
             field: "hashAlgorithm",
-            problem: format!("{other:?} is not known (sha256 and blake3 are)"),
+            problem: format!("{other:?} is unknown (known: sha256, blake3)"),
         }),
         None => Err(ManifestError::Missing("hashAlgorithm".into())),
     }
@@ -238,7 +238,8 @@ fn read_shards(raw: Vec<RawShard>, algorithm: HashAlgorithm) -> Result<Vec<Shard
     for (at, raw) in raw.into_iter().enumerate() {
         let fail = |problem: String| ManifestError::Shard { index: at, problem };
         let index = raw.index.unwrap_or(at as u64);
-        let index = u32::try_from(index).map_err(|_| fail(format!("index {index} is absurd")))?;
+        let index =
+            u32::try_from(index).map_err(|_| fail(format!("index {index} is too large")))?;
         let hex = match (raw.hash, raw.blake3) {
             (Some(hash), Some(other)) if algorithm == HashAlgorithm::Blake3 && hash != other => {
                 return Err(fail("its hash and its blake3 differ".into()));

@@ -59,13 +59,14 @@ pub fn generate_certificate() -> Result<String, SwarmError> {
     Ok(certificate(rcgen::KeyPair::generate())?.serialize_pem())
 }
 
-/// Whether this is a certificate with its private key as [`generate_certificate`] makes them.
+/// Checks that a PEM text is a certificate with its private key, as returned by
+/// [`generate_certificate`].
 ///
 /// # Errors
-/// Why it is not.
+/// Says what is wrong with it.
 pub fn check_certificate(pem: &str) -> Result<(), SwarmError> {
     crate::install_crypto();
-    // The first block is a time of 8 bytes, 12 digits of base64; the parser panics on less.
+    // The first block is a time of 8 bytes, 12 base64 digits. The parser panics if it is shorter.
     let digits = |line: &str| line.trim().len();
     let first = pem.lines().skip(1).take_while(|line| !line.starts_with("-----"));
     if first.map(digits).sum::<usize>() < 12 {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 /// The repository: the nearest directory above the tested package that has a `Cargo.lock`.
-/// Looked up when the test runs, because clones that share a target directory share what
-/// was compiled, too.
+/// Determined when the test runs, because clones that share a target directory also share
+/// compiled tests.
 pub fn root() -> PathBuf {
     let package =
         std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
@@ -12,8 +12,8 @@ pub fn root() -> PathBuf {
     found.map_or_else(|| package.clone(), PathBuf::from)
 }
 
-/// A file or directory of the larger test material that may lie beside the repository;
-/// `None`, with the reason printed, where it does not.
+/// A file or directory of the larger test material that may be beside the repository. Prints
+/// the reason and returns `None` if it is missing.
 pub fn shared(what: &str) -> Option<PathBuf> {
     let base = std::env::var_os("DOPPLER_SHARED").map_or(root().join("../shared"), PathBuf::from);
     let path = base.join(what);
@@ -25,7 +25,7 @@ pub fn shared(what: &str) -> Option<PathBuf> {
 }
 
 /// Every reference checkpoint: directories with `config.json` and `expected.safetensors`, of
-/// this repository and of the larger material beside it. A new one is found by lying there.
+/// this repository and of the larger material beside it. New ones are found automatically.
 pub fn references() -> Vec<PathBuf> {
     let own = Some(root().join("tests/data/goldens"));
     let shared = ["goldens", "goldens2", "formats"].map(shared);
@@ -37,7 +37,7 @@ pub fn references() -> Vec<PathBuf> {
         .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
         .filter(|dir| ["config.json", "expected.safetensors"].iter().all(|f| dir.join(f).is_file()))
         .collect();
-    // Those that lie in both places are the same.
+    // A directory that is in both places is the same checkpoint.
     found.sort_by_key(|dir| dir.file_name().map(ToOwned::to_owned));
     found.dedup_by_key(|dir| dir.file_name().map(ToOwned::to_owned));
     found

@@ -168,7 +168,7 @@ fn a_tokenizer_that_is_not_the_manifests_is_refused() {
     let mut json = fs::read_to_string(&path).unwrap();
     let run_it = || run(["run", text(dir.path()), "-p", "Once", "-n", "1", "--backend", "cpu"]);
     run_it().ok();
-    // Still a tokenizer, of the same length: two letters of a token change places.
+    // Still a valid tokenizer of the same length: two letters of a token are swapped.
     let at = json.find("\"the\"").unwrap();
     json.replace_range(at..at + 5, "\"teh\"");
     fs::write(&path, &json).unwrap();
@@ -202,7 +202,7 @@ fn a_prompt_may_begin_with_a_hyphen() {
 }
 
 #[test]
-fn a_full_context_is_said_to_be_what_ended_the_text() {
+fn a_full_context_is_reported_as_the_reason_for_stopping() {
     let model = model();
     let args = ["run", text(&model), "-p", "Once", "-n", "200", "--context", "16"];
     let said = run(args.into_iter().chain(["--backend", "cpu"])).ok();
@@ -211,7 +211,7 @@ fn a_full_context_is_said_to_be_what_ended_the_text() {
     assert!(!said.err.contains("is full"), "{}", said.err);
 }
 
-/// A directory and a running node's model of one name.
+/// A directory and a running node's model have the same name.
 #[test]
 fn a_name_that_is_a_directory_and_another_model_is_not_guessed() {
     let dir = tempfile::tempdir().unwrap();
@@ -228,7 +228,7 @@ fn a_name_that_is_a_directory_and_another_model_is_not_guessed() {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    // The very same model: no matter which.
+    // Both are the same model, so the choice does not matter.
     assert_eq!(ask(name).0, Some(0));
     let path = here.join("manifest.json");
     let manifest = fs::read_to_string(&path).unwrap();
@@ -240,14 +240,14 @@ fn a_name_that_is_a_directory_and_another_model_is_not_guessed() {
     let (code, out, _) = ask("./tiny-mixtral-q4_k_m");
     assert_eq!(code, Some(0));
     assert!(!out.contains("verified_bytes"), "run in this process: {out}");
-    // A directory that is no model hides nothing.
+    // A directory that is not a model does not hide the node's model.
     fs::remove_file(&path).unwrap();
     let (code, out, said) = ask(name);
     assert_eq!(code, Some(0), "{said}");
     assert!(out.contains("verified_bytes"), "run by the node: {out}");
 }
 
-/// `check`, `perplexity` and `bench` know a store's models as `run` does, beside a node or alone.
+/// `check`, `perplexity` and `bench` find a store's models like `run`, with or without a running node.
 #[test]
 fn a_stored_model_is_measured_by_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -288,7 +288,7 @@ fn an_interrupted_conversion_leaves_nothing() {
         let mut synth = super::common::command();
         synth.args(["synth", "--arch", "llama-3.2-1b", "--out"]).arg(&out);
         let mut child = synth.spawn().unwrap();
-        // Its first shard shows that it is at work.
+        // Its first shard shows that it is working.
         let at_work = || {
             entries(dir.path()).iter().any(|name| {
                 !entries(&dir.path().join(name)).join(" ").replace(".lock", "").is_empty()

@@ -161,7 +161,7 @@ fn two_hundred_kills_lose_nothing_that_was_stored() {
     for lane in lanes {
         let seen = lane.join().unwrap();
         println!(
-            "{:?}; {} killed while opening; {} objects looked at",
+            "{:?}; {} killed while opening; {} objects checked",
             seen.lines, seen.while_opening, seen.checked
         );
         for kind in ["open", "stored", "held", "dropping"] {

@@ -53,7 +53,7 @@ fn a_demo_told_to_end_takes_its_nodes_and_files_along() {
     let mut demo = common::command();
     demo.args(["demo", "--json"]).env("TMPDIR", dir.path()).stdout(std::process::Stdio::null());
     let mut child = demo.spawn().unwrap();
-    // The control files of nodes that run, wherever in it they are.
+    // The process ids in the control files of running nodes, anywhere in the directory.
     let running = || -> Vec<u64> {
         let files = std::fs::read_dir(dir.path()).unwrap().flatten().flat_map(|made| {
             ["seeder-1", "seeder-2"].map(|name| made.path().join(name).join("control.json"))

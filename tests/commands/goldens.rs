@@ -2,8 +2,8 @@
 
 use crate::common;
 
-/// Checks every fourth reference, from number `first` on, on both backends. What this build
-/// does not know, or does not support, it must say so.
+/// Checks every fourth reference, from number `first` on, on both backends. Models that this
+/// build does not know or support must be refused with that reason.
 fn references_from(first: usize) {
     let own = common::root().join("tests/data/goldens");
     for dir in doppler_testing::references().into_iter().skip(first).step_by(4) {
@@ -51,7 +51,7 @@ fn last_quarter_of_the_references_agrees() {
 
 #[test]
 fn a_model_that_is_wrong_fails_the_check() {
-    // The tied model's reference asked of the untied one: same shapes, other logits.
+    // The tied model's reference for the untied model: same shapes, different logits.
     let dir = common::golden("llama3");
     let expected = common::golden("llama3-tied").join("expected.safetensors");
     common::run([

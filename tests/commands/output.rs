@@ -1,5 +1,5 @@
-//! What becomes of output that nobody takes: a reader that went away, a full disk, a log that
-//! cannot be written; and that redirected output is plain text.
+//! Output that cannot be written: a reader that went away, a full disk, a log that cannot be
+//! written; and redirected output, which must be plain text.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use super::common::{Node, command, golden, model};
 
-/// Commands that print, short ones and one that goes on for long.
+/// Commands that print: short ones and a long-running one.
 fn printing() -> Vec<Vec<String>> {
     let model = model().to_str().unwrap().to_owned();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
@@ -57,7 +57,7 @@ fn errors_that_cannot_be_written_change_no_exit_code() {
     }
 }
 
-/// A node whose log and reports nobody takes goes on as ever.
+/// A node keeps working when nobody reads its log and its reports.
 #[test]
 fn a_node_outlives_its_log() {
     let dir = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ fn a_node_outlives_its_log() {
     join.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
     join.args(["--swarm", "mute", "--log", "debug", "--data"]).arg(&data);
     let mut first = Node::spawn_mute(join, &data);
-    // Each of these makes lines of log, in the swarm's task as well.
+    // Each of these logs something, also in the swarm's task.
     let model = model();
     first.ask(&["publish", model.to_str().unwrap()]).ok();
     for name in ["b", "c"] {
@@ -82,7 +82,7 @@ fn a_node_outlives_its_log() {
     assert_eq!(first.wait(), Some(0), "nobody read its reports, which is no failure");
 }
 
-/// On a GPU, a software one too: the Vulkan loader's layers say nothing of displays.
+/// On a GPU, also a software one, the Vulkan loader's layers must not mention displays.
 #[test]
 fn standard_error_is_this_programs_own() {
     let model = model();
@@ -118,7 +118,7 @@ fn redirected_output_has_no_colours() {
     plain(&["dance"]);
     plain(&["inspect", "/no/such/dir"]);
     plain(&["convert", source.to_str().unwrap(), "--out", out.to_str().unwrap()]);
-    // A log with lines in it: nobody listens at that port.
+    // A run that logs, because nobody listens at that port.
     let data = dir.path().join("data");
     let args = ["run", "none", "-p", "x", "--swarm", "s", "--no-mdns", "--find-timeout", "0.5"];
     let more = ["--listen", "/ip4/127.0.0.1/tcp/0", "--log", "debug", "--backend", "cpu"];

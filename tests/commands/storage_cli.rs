@@ -129,7 +129,7 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     assert_eq!(ask(&["pin", NAME, "--json"]).ok().json()["objects"], OBJECTS);
     assert_eq!(ask(&["unpin", &shard(5), "--json"]).ok().json()["objects"], 1);
     let gone = ask(&["gc", "--disk-budget", "1MiB", "--json"]).ok().json();
-    assert_eq!(gone["evicted"][0][0], shard(5).as_str(), "the only one that may go: {gone}");
+    assert_eq!(gone["evicted"][0][0], shard(5).as_str(), "the only unpinned one: {gone}");
 
     // Damage is reported by range, gives exit code 1, and is quarantined.
     flip(&data, &shard(2), 40_000);

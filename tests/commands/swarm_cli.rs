@@ -142,7 +142,7 @@ fn a_node_that_hangs_up_stops_as_told_unless_it_must_not_hear() {
         assert!(!data.join("control.json").exists());
     }
 
-    // As `nohup` starts it.
+    // Started as by `nohup`.
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_doppler-node")]);
     shell.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);

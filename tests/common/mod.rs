@@ -12,10 +12,10 @@ use std::time::Duration;
 pub use doppler_testing::root;
 use serde_json::Value;
 
-/// Far above what anything here takes; a test that waits this long has failed.
+/// Far longer than anything here takes; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a finished command said.
+/// The output and exit code of a finished command.
 pub struct Said {
     pub code: Option<i32>,
     pub out: String,
@@ -35,7 +35,7 @@ impl Said {
         self
     }
 
-    /// Asserts a failure told in one line that mentions all of `words`.
+    /// Asserts a failure with a message of one line that contains all of `words`, and returns it.
     pub fn fails(self, words: &[&str]) -> String {
         let failed = self.code.is_some_and(|code| code != 0);
         assert!(failed, "code {:?}, out: {}\nerr: {}", self.code, self.out, self.err);
@@ -49,7 +49,7 @@ impl Said {
     }
 }
 
-/// The binary under test, with this test's environment only.
+/// The binary under test, with only this test's environment.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler-node"));
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
@@ -67,8 +67,8 @@ pub fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Said
     }
 }
 
-/// Whether SIGHUP is ignored here, as under `nohup`; this test's children inherit that, and then
-/// it does not end them.
+/// Whether this process ignores SIGHUP, as under `nohup`. Its children inherit that, and then
+/// SIGHUP does not end them.
 pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -149,8 +149,8 @@ impl Node {
         node
     }
 
-    /// As `spawn`, for a node whose standard error nobody reads, nor its standard output once it
-    /// is ready.
+    /// As [`Self::spawn`], but nobody reads the node's standard error, nor its standard output
+    /// after it is ready.
     pub fn spawn_mute(mut command: Command, data: &Path) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stderr.take());
@@ -191,7 +191,7 @@ impl Node {
         assert!(status.success());
     }
 
-    /// Waits for the process to end; its exit code.
+    /// Waits for the process to end and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }

@@ -1,14 +1,14 @@
-//! The rules of the house that neither the compiler nor Cargo checks: which crate stays behind
-//! which door, how long files and functions may be, that every file says what it owns, that every
-//! kernel has a twin.
+//! The rules of the code base that neither the compiler nor Cargo checks: which crates may be used
+//! where, how long files and functions may be, that every file says what it owns, that every kernel
+//! has a twin.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use doppler_testing::root;
 
-/// Each room's crate and the rooms that it may depend on (ARCHITECTURE.md, "Doors"). Cargo refuses a
-/// path that is not in a manifest; this keeps the manifests.
+/// Each room's crate and the rooms that it may depend on (ARCHITECTURE.md, "Doors"). Cargo enforces
+/// what the manifests say; this checks the manifests.
 const DOORS: [(&str, &[&str]); 7] = [
     ("src/testing", &[]),
     ("src/ids", &[]),
@@ -19,7 +19,7 @@ const DOORS: [(&str, &[&str]); 7] = [
     ("src/node", &["infer", "mesh", "store", "swarm"]),
 ];
 
-/// Crates that stay behind one module.
+/// External crates, with the only directories that may use them.
 const CRATE_HOMES: [(&str, &[&str]); 5] = [
     ("wgpu::", &["src/infer/gpu"]),
     ("libp2p", &["src/swarm"]),
@@ -71,7 +71,7 @@ fn rust() -> Vec<(String, String)> {
     files
 }
 
-/// Code without comments, for looking at what it names.
+/// The numbered lines of code without comments, to search for names.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
@@ -123,7 +123,7 @@ fn crates_stay_behind_their_doors() {
 
 #[test]
 fn the_store_knows_no_wall_clock() {
-    // Order of use is counted and deadlines are monotonic: a clock that is wrong harms nothing.
+    // The order of use is counted and deadlines are monotonic, so a wrong clock does no harm.
     for (file, text) in rust().into_iter().filter(|(file, _)| file.starts_with("src/store")) {
         for (number, line) in code_lines(&text) {
             assert!(!line.contains("SystemTime"), "{file}:{} names SystemTime", number + 1);
@@ -142,8 +142,8 @@ fn files_are_short() {
     assert!(median <= LINES_MEDIAN_MAX, "the median file has {median} lines");
 }
 
-/// The functions of a file as rustfmt lays them out: name, first line (from 1), lines, and whether a
-/// `// Long:` line stands right above.
+/// The functions of a file formatted by rustfmt: name, first line (counted from 1), number of lines,
+/// and whether a `// Long:` line is right above.
 fn functions(text: &str) -> Vec<(String, usize, usize, bool)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -217,8 +217,8 @@ fn kernels() -> Vec<String> {
     kernels
 }
 
-/// Whether a file is a kernel's twin: it defines a function of the kernel's name. A kernel that is another one in
-/// tiles or on cooperative matrices may share the other's.
+/// Whether a file is a kernel's twin: it defines a function of the kernel's name. A tiled or
+/// cooperative-matrix form of a kernel may share that kernel's twin.
 fn is_twin(kernel: &str, text: &str) -> bool {
     let defines = |line: &str| {
         let rest = line.strip_prefix("pub fn ").and_then(|rest| rest.strip_prefix(kernel));

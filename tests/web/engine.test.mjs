@@ -263,7 +263,7 @@ test('without an adapter the page says what to do', options, async () => {
   }
 })
 
-test('an adapter that is lost in the middle is named, and the next run starts anew', options, async () => {
+test('an adapter that is lost in the middle is reported, and the next run loads the model again', options, async () => {
   const node = await Node.start('lost')
   const page = await tabAt(node.url)
   await joined(page)

@@ -41,7 +41,7 @@ async function whole (page) {
   assert.deepEqual(sizes, model.shards.map(({ size }) => size))
 }
 
-test('a quota that runs out between two shards is said, and the download goes on when there is room', options, async () => {
+test('a quota that runs out between two shards is reported, and the download continues when there is room', options, async () => {
   const node = await holder('quota-later')
   const page = await openTab(node.url)
   const devtools = await page.context().newCDPSession(page)
@@ -78,7 +78,7 @@ for (const [what, fault] of [
   ['marks', { write: 7, how: 'half' }],
   ['flush', { write: Infinity, how: 'throw' }]
 ]) {
-  test(`a disk that takes no more (${what}) is said, and nothing of what is held is lost by it`, options, async () => {
+  test(`a full disk (${what}) is reported, and nothing that is held gets lost`, options, async () => {
     const node = await holder('full')
     const page = await openTab(node.url, { via: 'gateway' })
     await card(page, model.name)
@@ -206,7 +206,7 @@ async function run (page, slots) {
   })
 }
 
-test('an adapter without memory gets fewer slots and the same text; without any, it is said', options, async () => {
+test('an adapter with little memory gets fewer slots and the same text; too little is reported', options, async () => {
   const browser = await openBrowser(['--enable-unsafe-webgpu'])
   try {
     const node = await Node.start('no-memory')

@@ -108,7 +108,7 @@ test('a peer that sends wrong bytes is banned, and nothing of them is kept', opt
   assert.ok(Number(await kept.getAttribute('data-held')) < small.shards[0].size)
 })
 
-test('a download that breaks off goes on after a reload where it stopped', options, async () => {
+test('a download that breaks off resumes after a reload where it stopped', options, async () => {
   const node = await holder(big, 'resumed')
   let whole = false
   const cutting = await proxy(node, (path, offset, chunk) => path.includes(big.shards[0].hash) && !whole && offset > 20 * MIB ? null : chunk)
@@ -123,7 +123,7 @@ test('a download that breaks off goes on after a reload where it stopped', optio
   assert.ok(gateway <= big.bytes - held, `${gateway} bytes fetched, ${held} were there`)
 })
 
-test('a native node fetches what only tabs hold, and goes on when one of them is killed', options, async () => {
+test('a native node fetches what only tabs hold, and continues when one of them is killed', options, async () => {
   const first = await holder(big, 'back')
   const tcp = first.addresses.find((address) => /\/tcp\/\d+\/p2p/.test(address))
   const empty = await Node.start('back', { bootstrap: [tcp] })
@@ -172,7 +172,7 @@ test('a tab gets what only another tab holds, through the node between them', op
   assert.ok((await counts(holding)).sent >= small.bytes)
 })
 
-test('a quota that is too small is said before anything is fetched', options, async () => {
+test('a quota that is too small is reported before anything is fetched', options, async () => {
   const node = await holder(big, 'quota')
   const page = await openTab(node.url, {
     before: async (context, page) => {

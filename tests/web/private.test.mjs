@@ -62,7 +62,7 @@ test('keys are derived, and messages hashed under them, as nodes do', async () =
 })
 
 for (const via of ['websocket', 'webrtc']) {
-  test(`a tab with the key is let in over ${via}, fetches, and serves`, options, async () => {
+  test(`a tab with the key is admitted over ${via}, fetches, and serves`, options, async () => {
     const key = swarmKey()
     const node = await holder(key)
     const page = await openTab(node.url, { via })
@@ -116,7 +116,7 @@ test('without the key the page, the gateway and the swarm give nothing, and the 
 })
 
 for (const via of ['websocket', 'webrtc']) {
-  test(`a tab with another key is not let in over ${via}, learns nothing and is told so`, options, async () => {
+  test(`a tab with another key is refused over ${via}, learns nothing and says so`, options, async () => {
     // A page that knows how to reach the node and takes its wrong key for accepted.
     const node = await holder(swarmKey())
     const { gateway_token: token } = await node.json('status')

@@ -1,5 +1,5 @@
-//! The fuzz targets' entries under a seeded mutator: a short form of what
-//! `cargo fuzz` does for hours, in every test run.
+//! The entry points of the fuzz targets under a seeded mutator: a short form, in
+//! every test run, of what `cargo fuzz` does for hours.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use super::entries::{self, OBJECT};
 
-/// Pieces of text and numbers at the edges, to be put in anywhere.
+/// Text fragments and boundary values to insert anywhere.
 const TOKENS: [&[u8]; 14] = [
     b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
     b"\x00",
@@ -66,8 +66,8 @@ fn mutated(rng: &mut SmallRng, samples: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Runs an entry on the samples and on changes of them. Where `DOPPLER_FUZZ_CORPUS` names a
-/// folder, the samples are left there for `cargo fuzz` to begin with.
+/// Runs an entry point on the samples and on mutations of them. If `DOPPLER_FUZZ_CORPUS` names a
+/// folder, writes the samples there for `cargo fuzz` to start from.
 fn run(target: &str, samples: &[Vec<u8>], rounds: usize, entry: impl Fn(&[u8])) {
     if let Some(corpus) = std::env::var_os("DOPPLER_FUZZ_CORPUS") {
         let dir = PathBuf::from(corpus).join(target);
@@ -90,7 +90,7 @@ fn manifests() {
     let root = doppler_testing::root();
     let tiny = fs::read(root.join("models/tiny-mixtral-q4_k_m/manifest.json")).unwrap();
     assert!(Manifest::parse(&tiny).is_ok(), "the sample is one");
-    // With few tensors, so that changes meet all parts of it alike.
+    // With few tensors, so that mutations hit all parts of it about equally.
     let mut small: serde_json::Value = serde_json::from_slice(&tiny).unwrap();
     if let Some(tensors) = small["tensors"].as_object_mut() {
         let keep: Vec<String> = tensors.keys().take(4).cloned().collect();
@@ -156,7 +156,7 @@ fn envelopes() {
 
 #[test]
 fn handshakes() {
-    // Either side, in a member's words, in none, in the protocol's name and then noise.
+    // Either side: a member's messages, nothing, or the protocol's name followed by noise.
     let mut samples: Vec<Vec<u8>> = vec![vec![0], vec![1], vec![0; 200], vec![2], vec![3]];
     let name = b"\x13/multistream/1.0.0\n\x15/doppler/swarm-key/1\n";
     for side in [2, 3] {
