@@ -96,6 +96,18 @@ pub enum BackendError {
     Unsupported(String),
 }
 
+impl BackendError {
+    /// A stable name for JSON and metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NoDevice(_) => "no_device",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Lost(_) => "device_lost",
+            Self::Unsupported(_) => "unsupported",
+        }
+    }
+}
+
 /// What a backend did since it was made. They only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Counters {

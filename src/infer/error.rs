@@ -26,10 +26,15 @@ pub enum SessionError {
     Batch { tokens: usize, batch: usize },
     #[error("token {token} is not in the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
-    #[error("the prompt has no tokens")]
+    #[error("the prompt is empty: give the model something to continue")]
     EmptyPrompt,
     #[error("perplexity needs at least two tokens: one to predict, and one before it")]
     NothingToScore,
+    #[error(
+        "the prompt has {tokens} tokens, the context {context} positions: \
+         shorten it, or ask for a longer context"
+    )]
+    Prompt { tokens: usize, context: usize },
     #[error(transparent)]
     Sampler(#[from] SamplerError),
     #[error(transparent)]
@@ -41,4 +46,23 @@ pub enum SessionError {
     Output { position: usize },
     #[error("the perplexity is not finite after {tokens} tokens: {nats} nats a token")]
     Perplexity { tokens: usize, nats: f64 },
+}
+
+impl SessionError {
+    /// A stable name for JSON and metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Backend(error) => error.label(),
+            Self::Read(error) => error.label(),
+            Self::BudgetTooSmall { .. } => "budget",
+            Self::Context { .. } => "context",
+            Self::Full { .. } => "context_full",
+            Self::Batch { .. } => "batch",
+            Self::Token { .. } => "token",
+            Self::EmptyPrompt => "empty_prompt",
+            Self::NothingToScore => "nothing_to_score",
+            Self::Prompt { .. } => "prompt_too_long",
+            Self::Sampler(_) => "sampling",
+        }
+    }
 }

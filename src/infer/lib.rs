@@ -20,6 +20,7 @@ pub mod pager;
 pub mod perplexity;
 pub mod quant;
 pub mod reader;
+pub mod request;
 pub mod residency;
 pub mod sampler;
 pub mod session;

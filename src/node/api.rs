@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::engine::EngineError;
 use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
@@ -58,6 +59,9 @@ pub struct Status {
     pub models: usize,
     /// The model loaded for generation, if any.
     pub loaded: Option<String>,
+    /// How often a model was loaded since the node started.
+    #[serde(default)]
+    pub loads: u64,
     pub vram_budget: u64,
     pub ram: TierUse,
     pub disk: TierUse,
@@ -525,14 +529,27 @@ pub enum GenerateEvent {
         traffic: Traffic,
     },
     Error {
+        /// As in [`ApiError`].
+        #[serde(default)]
+        label: String,
         message: String,
     },
+}
+
+impl GenerateEvent {
+    pub(super) fn of_error(error: &EngineError) -> Self {
+        let message = error.to_string().lines().collect::<Vec<_>>().join("; ");
+        Self::Error { label: error.label().to_owned(), message }
+    }
 }
 
 /// The body of every answer that is not 200.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ApiError {
     pub error: String,
+    /// The failure's stable name (docs/errors.md).
+    #[serde(default)]
+    pub label: String,
     /// It may go on once one of these publishers is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untrusted: Option<Untrusted>,

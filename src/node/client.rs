@@ -13,6 +13,14 @@ use super::api::{ApiError, ControlFile, GenerateEvent, GenerateRequest};
 /// The longest line a node may answer with; a generation's closing event carries its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
+/// A failure that a node answered with; `failures` knows its label.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Answered {
+    pub label: String,
+    pub message: String,
+}
+
 /// A connection to one running node.
 pub struct Client {
     agent: ureq::Agent,
@@ -150,7 +158,7 @@ fn read_json<T: DeserializeOwned>(
             .with_context(|| format!("the node answered {status} without saying why"))?;
         match error.untrusted {
             Some(untrusted) => return Err(untrusted.into()),
-            None => bail!("{}", error.error),
+            None => return Err(Answered { label: error.label, message: error.error }.into()),
         }
     }
     response.body_mut().read_json().context("the node's answer could not be read")

@@ -25,10 +25,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::api::{
-    ApiError, ControlFile, FsckRequest, GcRequest, GenerateRequest, ModelInfo, Peer, PublishReply,
-    PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
+    ApiError, ControlFile, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
+    PublishReply, PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
-use super::client::control_file;
+use super::client::{Answered, control_file};
+use super::failures;
 use super::gateway::{self, Connections, Pressure};
 use super::identity::write_private;
 use super::service::Service;
@@ -129,7 +130,9 @@ async fn authorise(State(expected): State<Arc<String>>, request: Request, next: 
         next.run(request).await
     } else {
         let error = "the token of control.json is missing or wrong".to_owned();
-        Refusal(StatusCode::UNAUTHORIZED, ApiError { error, untrusted: None }).into_response()
+        let label = "unauthorized".to_owned();
+        let error = ApiError { error, label, untrusted: None };
+        Refusal(StatusCode::UNAUTHORIZED, error).into_response()
     }
 }
 
@@ -149,8 +152,12 @@ impl IntoResponse for Refusal {
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
         let untrusted = error.downcast_ref::<Untrusted>().cloned();
-        let error = super::one_line(&error);
-        Self(StatusCode::UNPROCESSABLE_ENTITY, ApiError { error, untrusted })
+        let failure = failures::of(&error);
+        // The table's numbers are all statuses.
+        let status =
+            StatusCode::from_u16(failure.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let (error, label) = (super::one_line(&error), failure.label.to_owned());
+        Self(status, ApiError { error, label, untrusted })
     }
 }
 
@@ -184,16 +191,23 @@ async fn generate(
     State(service): State<Arc<Service>>,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, Refusal> {
-    Ok(lines(service.generate(request).await?))
+    let mut events = service.generate(request).await?;
+    // A load that fails has a status of its own: the answer begins with its first event.
+    match events.recv().await {
+        Some(GenerateEvent::Error { label, message }) => {
+            Err(anyhow::Error::new(Answered { label, message }).into())
+        }
+        first => Ok(lines(first, events)),
+    }
 }
 
-/// Events as one JSON object a line; ends when their sender does.
-fn lines<E: Serialize + Send + 'static>(events: mpsc::Receiver<E>) -> Response {
-    let lines = stream::unfold(events, |mut events| async move {
+/// Events as one JSON object a line, `first` before the others; ends when their sender does.
+fn lines<E: Serialize + Send + 'static>(first: Option<E>, events: mpsc::Receiver<E>) -> Response {
+    let others = stream::unfold(events, |mut events| async move {
         let event = events.recv().await?;
         Some((event, events))
-    })
-    .map(|event| {
+    });
+    let lines = stream::iter(first).chain(others).map(|event| {
         let mut line = serde_json::to_vec(&event).map_err(std::io::Error::other)?;
         line.push(b'\n');
         Ok::<_, std::io::Error>(Bytes::from(line))
@@ -233,7 +247,7 @@ async fn fsck(
     State(service): State<Arc<Service>>,
     Json(request): Json<FsckRequest>,
 ) -> Result<Response, Refusal> {
-    Ok(lines(service.fsck(&request)?))
+    Ok(lines(None, service.fsck(&request)?))
 }
 
 #[cfg(test)]

@@ -2,21 +2,22 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::ensure;
-
 use super::args::BackendChoice;
 use super::config;
-use doppler_infer::backend::Device;
+use super::engine::EngineError;
+use doppler_infer::backend::{BackendError, Device};
 use doppler_infer::cpu::CpuDevice;
-use doppler_infer::generate::{GenerateOptions, StopReason};
+use doppler_infer::error::SessionError;
+use doppler_infer::generate::StopReason;
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
 use doppler_infer::model::Model;
+use doppler_infer::request::Request;
 use doppler_infer::session::Session;
 use doppler_infer::tokenizer::Tokenizer;
 
 /// The device a choice stands for. `Auto` never picks a software GPU: the CPU
 /// backend is ten times faster than one.
-pub fn device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+pub fn device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, |device| device)
 }
 
@@ -35,7 +36,7 @@ pub fn device_for(choice: BackendChoice, model: &Model) -> anyhow::Result<Box<dy
 fn open(
     choice: BackendChoice,
     with: impl FnOnce(GpuDevice) -> GpuDevice,
-) -> anyhow::Result<Box<dyn Device>> {
+) -> Result<Box<dyn Device>, BackendError> {
     let with = |device: GpuDevice| {
         if let Some(dir) = config::cache_dir() {
             device.keep_pipelines(&dir.join("pipelines"));
@@ -56,7 +57,7 @@ fn open(
 }
 
 /// As [`device`], timing what it computes if the adapter can tell.
-pub fn timed_device(choice: BackendChoice) -> anyhow::Result<Box<dyn Device>> {
+pub fn timed_device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, GpuDevice::timed)
 }
 
@@ -70,9 +71,11 @@ pub const fn describe_choice(choice: BackendChoice) -> &'static str {
 }
 
 /// A prompt's tokens, at least one.
-pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
+pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, EngineError> {
     let tokens = tokenizer.encode(prompt)?;
-    ensure!(!tokens.is_empty(), "the prompt is empty: give the model something to continue");
+    if tokens.is_empty() {
+        return Err(SessionError::EmptyPrompt.into());
+    }
     Ok(tokens)
 }
 
@@ -89,10 +92,10 @@ pub struct Done {
 pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,
-    prompt: &[u32],
-    options: &GenerateOptions,
+    request: &Request,
     mut each: impl FnMut(&Session, u32, &str) -> bool,
-) -> anyhow::Result<Done> {
+) -> Result<Done, EngineError> {
+    let Request { prompt, options, .. } = request;
     let mut stream = tokenizer.stream(prompt);
     let mut text = String::new();
     let mut broken = None;

@@ -16,6 +16,7 @@ mod demo;
 mod embedded;
 mod engine;
 mod events;
+mod failures;
 mod gateway;
 mod generation;
 mod held;
@@ -42,7 +43,7 @@ use clap::Parser;
 use output::{Ended, Log, colours, note};
 
 /// The binary's entry point: parses the command line, runs the command, prints
-/// an error as one line. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
+/// an error as one line. Exit codes: 0 done, 2 wrong usage (clap's), else the failure's (`failures`).
 /// A reader of standard output that goes away ends a command quietly.
 pub fn main() -> ExitCode {
     doppler_mesh::install_crypto();
@@ -103,7 +104,7 @@ fn end(done: anyhow::Result<()>) -> ExitCode {
         }
         (Err(error), _) => {
             note!("error: {}", one_line(&error));
-            ExitCode::FAILURE
+            ExitCode::from(failures::of(&error).exit)
         }
     }
 }

@@ -22,13 +22,14 @@ use super::api::{
 };
 use super::catalog::{Catalog, objects, shard_ids, sizes};
 use super::config::Config;
-use super::engine::{Engine, Job};
+use super::engine::{Engine, EngineError, EngineOptions, Job, Opened, check_request};
 use super::events::NodeEvent;
 use super::identity;
 use super::resolve::Standing;
 use super::storage::{self, StoredModel, Target};
 use super::swarm_key;
 use super::trust::{How, TrustStore};
+use doppler_infer::reader::WeightReader;
 use doppler_mesh::{Carrier, Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
@@ -126,7 +127,12 @@ impl Service {
             let mesh = mesh.clone();
             move || traffic_of(&mesh)
         };
-        let engine = Engine::start(config.backend, config.vram_budget, config.ram_budget, traffic)?;
+        let options = EngineOptions {
+            backend: config.backend,
+            vram_budget: config.vram_budget,
+            host_budget: config.ram_budget,
+        };
+        let engine = Engine::start(options, traffic)?;
         let service = Arc::new(Self {
             seed,
             trust,
@@ -221,6 +227,7 @@ impl Service {
             peers: self.mesh.peers().len(),
             models: self.catalog.len(),
             loaded: self.engine.loaded(),
+            loads: self.engine.loads(),
             vram_budget: self.config.vram_budget,
             ram: TierUse { used: ladder.ram_used_bytes, budget: self.config.ram_budget },
             disk: TierUse { used: disk.used_bytes, budget: self.config.disk_budget },
@@ -406,27 +413,37 @@ impl Service {
     }
 
     /// Generates; the events arrive on the returned channel, an error as the last of them.
+    ///
+    /// # Errors
+    /// A request that the model cannot do is refused before it waits for the engine.
     pub async fn generate(
         &self,
         request: GenerateRequest,
     ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
-        ensure!(request.tokens > 0, "tokens: ask for at least one");
+        check_request(&request)?;
         let (model, manifest) = self.wanted(&request.model).await?;
         self.admit(model, &request.trust, request.can_ask)?;
-        let tokenizer = manifest
-            .tokenizer
-            .as_ref()
+        let opened = self.opened(model, manifest).await?;
+        // Long prompts take a while to tokenize.
+        let check = tokio::task::spawn_blocking(move || Job::check(opened, &request));
+        Ok(self.engine.submit(check.await??)?)
+    }
+
+    /// A model's graph and tokenizer, kept by the engine from one request to the next.
+    async fn opened(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<Arc<Opened>> {
+        if let Some(opened) = self.engine.models().get(model) {
+            return Ok(opened);
+        }
+        let tokenizer = manifest.tokenizer.as_ref();
+        let (id, size) = tokenizer
             .and_then(|tokenizer| tokenizer.id.zip(tokenizer.size))
-            .with_context(|| format!("model {model} comes without a tokenizer"))?;
-        let tokenizer = self.whole(tokenizer.0, tokenizer.1).await?;
-        self.engine.submit(Job {
-            model,
-            manifest,
-            tokenizer,
-            reader: Arc::new(self.ladder.clone()),
-            runtime: tokio::runtime::Handle::current(),
-            request,
-        })
+            .ok_or(EngineError::NoTokenizer(model))?;
+        let tokenizer = self.whole(id, size).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let reader = WeightReader::new(Arc::new(self.ladder.clone()), runtime);
+        let models = self.engine.models().clone();
+        let open = move || models.open(model, Manifest::clone(&manifest), &tokenizer, reader);
+        Ok(tokio::task::spawn_blocking(open).await??)
     }
 
     /// Never evict what is here of a model or an object; fetches what is not

@@ -10,15 +10,16 @@ use super::print_json;
 use super::trust::{asking, can_ask};
 use crate::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
 use crate::args::{BudgetArgs, RunArgs};
-use crate::client::Client;
+use crate::client::{Answered, Client};
 use crate::config::{Config, data_dir};
 use crate::output::{self, note};
 use crate::reach::Reach;
 use crate::service::Service;
 use crate::size::{ByteSize, count};
 use crate::source::{Opened, Place};
-use crate::{generation, held, progress, source};
+use crate::{engine, generation, held, progress, source};
 use doppler_infer::generate::{GenerateOptions, StopReason};
+use doppler_infer::request::Request;
 use doppler_store::signature::PublicKey;
 
 /// What `--json` prints.
@@ -37,6 +38,7 @@ struct Answer {
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    engine::check_request(&request(args))?;
     let started = Instant::now();
     let answer = match source::place(&args.model, args.swarm.is_some())? {
         Place::Directory => {
@@ -112,21 +114,21 @@ fn run_on_node(args: &RunArgs, client: &Client, trust: Vec<PublicKey>) -> anyhow
 fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
     let tokenizer = opened.tokenizer()?;
     let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
-    let context = args.model.context.unwrap_or(prompt.len() + args.tokens);
-    let context = context.min(opened.model.graph.context_max);
-    let mut session = opened.session(&args.model, args.model.slots(), Some(context))?;
     let options = GenerateOptions {
         max_tokens: args.tokens,
         stop: opened.model.manifest.eos_token_ids.clone(),
         sampler: request(args).sampler(),
     };
+    // What is wrong with it is said before anything is loaded.
+    let request = Request::check(&opened.model.graph, prompt, options, args.model.context)?;
+    let mut session = opened.session(&args.model, args.model.slots(), Some(request.context))?;
     echo_prompt(args);
-    let done = generation::generate(&mut session, tokenizer, &prompt, &options, |_, _, text| {
+    let done = generation::generate(&mut session, tokenizer, &request, |_, _, text| {
         args.json || echo(text)
     })?;
     let hits = session.stats().pager.hits;
     Ok(Answer {
-        prompt_tokens: prompt.len(),
+        prompt_tokens: request.prompt.len(),
         tokens: done.tokens,
         text: done.text,
         stop: done.reason,
@@ -271,7 +273,9 @@ impl<'a> Listener<'a> {
                 hits: traffic.hits,
                 traffic: Some(traffic),
             }),
-            Some(GenerateEvent::Error { message }) => bail!("{message}"),
+            Some(GenerateEvent::Error { label, message }) => {
+                Err(Answered { label, message }.into())
+            }
             _ => bail!("the generation stopped without an answer"),
         }
     }

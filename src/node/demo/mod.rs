@@ -233,7 +233,7 @@ fn generate(
                 }
             }
             GenerateEvent::End { text, tok_s, traffic, .. } => end = Some((text, tok_s, traffic)),
-            GenerateEvent::Error { message } => {
+            GenerateEvent::Error { message, .. } => {
                 failure = Some(anyhow::anyhow!("the fourth node: {message}"));
             }
         }

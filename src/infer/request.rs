@@ -1,0 +1,93 @@
+//! A generation checked against its model before anything is loaded or touched.
+//!
+//! Refuses what can be known beforehand: an empty prompt, one that the context does not hold, token
+//! ids that the vocabulary lacks, sampling options out of range. What passes fits the model, so a
+//! bad request never costs a load.
+
+use super::error::SessionError;
+use super::generate::GenerateOptions;
+use super::graph::Graph;
+use super::sampler::Sampler;
+
+/// A prompt and its options that fit a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub prompt: Vec<u32>,
+    pub options: GenerateOptions,
+    /// Positions that the generation may use: the prompt and at most `max_tokens`, no more than the
+    /// limit asked for and the model's own.
+    pub context: usize,
+}
+
+impl Request {
+    /// `limit`: positions that the caller allows; the model's own maximum if `None`.
+    ///
+    /// # Errors
+    /// An option out of range, a limit that the model was not made for, or a prompt that does not fit.
+    pub fn check(
+        graph: &Graph,
+        prompt: Vec<u32>,
+        options: GenerateOptions,
+        limit: Option<usize>,
+    ) -> Result<Self, SessionError> {
+        Sampler::new(options.sampler)?;
+        let max = graph.context_max;
+        let limit = limit.unwrap_or(max);
+        if limit == 0 || limit > max {
+            return Err(SessionError::Context { context: limit, max });
+        }
+        if prompt.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        if prompt.len() > limit {
+            return Err(SessionError::Prompt { tokens: prompt.len(), context: limit });
+        }
+        if let Some(token) = prompt.iter().find(|token| **token as usize >= graph.vocab) {
+            return Err(SessionError::Token { token: *token, vocab: graph.vocab });
+        }
+        // A number of tokens without bound is bounded by the context.
+        let context = prompt.len().saturating_add(options.max_tokens).min(limit);
+        Ok(Self { prompt, options, context })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::SamplerOptions;
+
+    fn check(
+        prompt: &[u32],
+        options: GenerateOptions,
+        limit: Option<usize>,
+    ) -> Result<Request, SessionError> {
+        let graph = Graph { vocab: 10, context_max: 64, ..Graph::default() };
+        Request::check(&graph, prompt.to_vec(), options, limit)
+    }
+
+    fn tokens(max_tokens: usize) -> GenerateOptions {
+        GenerateOptions { max_tokens, ..GenerateOptions::default() }
+    }
+
+    #[test]
+    fn what_can_be_known_beforehand_is_refused_by_name() {
+        let top_p = SamplerOptions { top_p: 0.0, ..SamplerOptions::default() };
+        let top_p = GenerateOptions { sampler: top_p, ..tokens(1) };
+        let label = |result: Result<Request, SessionError>| result.unwrap_err().label();
+        assert_eq!(label(check(&[1], top_p, None)), "sampling");
+        assert_eq!(label(check(&[], tokens(1), None)), "empty_prompt");
+        assert_eq!(label(check(&[1], tokens(1), Some(65))), "context");
+        assert_eq!(label(check(&[1], tokens(1), Some(0))), "context");
+        assert_eq!(label(check(&[1; 65], tokens(1), None)), "prompt_too_long");
+        assert_eq!(label(check(&[1; 9], tokens(1), Some(8))), "prompt_too_long");
+        assert_eq!(label(check(&[1, 10], tokens(1), None)), "token");
+    }
+
+    #[test]
+    fn room_is_made_for_prompt_and_tokens_and_never_wraps() {
+        assert_eq!(check(&[1; 8], tokens(4), None).unwrap().context, 12);
+        assert_eq!(check(&[1; 8], tokens(4), Some(10)).unwrap().context, 10);
+        assert_eq!(check(&[1; 8], tokens(usize::MAX), None).unwrap().context, 64);
+        assert_eq!(check(&[1; 64], tokens(usize::MAX), None).unwrap().context, 64);
+    }
+}

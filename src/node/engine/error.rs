@@ -1,0 +1,74 @@
+//! Why a generation failed: one error at the engine's seam, each with a stable label.
+//!
+//! `failures` gives a label its HTTP status and its exit code.
+
+use doppler_infer::backend::BackendError;
+use doppler_infer::error::SessionError;
+use doppler_infer::model::LoadError;
+use doppler_infer::sampler::SamplerError;
+use doppler_infer::tokenizer::TokenizerError;
+use doppler_store::ModelId;
+
+use super::queue::QUEUE_MAX;
+
+/// Why a request was refused or a generation ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("tokens: ask for at least one")]
+    NoTokens,
+    #[error("model {0} comes without a tokenizer")]
+    NoTokenizer(ModelId),
+    /// The model's tokenizer cannot be used.
+    #[error("model {model}: {source}")]
+    Tokenizer { model: ModelId, source: TokenizerError },
+    /// The prompt or the answer cannot be turned to tokens or to text.
+    #[error(transparent)]
+    Text(#[from] TokenizerError),
+    /// The manifest makes no model that runs here.
+    #[error("model {model}: {source}")]
+    Model { model: ModelId, source: LoadError },
+    /// No device could be opened.
+    #[error(transparent)]
+    Device(#[from] BackendError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("{QUEUE_MAX} requests are already waiting: try again later")]
+    Busy,
+    #[error("the node is stopping")]
+    Stopping,
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl From<SamplerError> for EngineError {
+    fn from(error: SamplerError) -> Self {
+        Self::Session(error.into())
+    }
+}
+
+impl EngineError {
+    /// A stable name for JSON, metrics and the table of failures.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NoTokens => "no_tokens",
+            Self::NoTokenizer(_) => "no_tokenizer",
+            Self::Tokenizer { .. } => "tokenizer",
+            Self::Text(_) => "text",
+            Self::Model { .. } => "model",
+            Self::Device(error) => error.label(),
+            Self::Session(error) => error.label(),
+            Self::Busy => "busy",
+            Self::Stopping => "stopping",
+            Self::Thread(_) => "thread",
+        }
+    }
+
+    /// Whether the device is gone: what was loaded on it cannot be used any more.
+    pub const fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Self::Device(BackendError::Lost(_))
+                | Self::Session(SessionError::Backend(BackendError::Lost(_)))
+        )
+    }
+}

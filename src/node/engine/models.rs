@@ -1,0 +1,105 @@
+//! The models that the engine knows: graphs and tokenizers, kept between requests, and requests
+//! checked against them.
+//!
+//! Opening a model reads no weights, so a request is refused here, before it waits in the queue and
+//! before the loaded model is touched. Bounded: of more than [`OPENED_MAX`] models the one that was
+//! asked for longest ago is forgotten, and opened again when it is asked for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use doppler_infer::generate::GenerateOptions;
+use doppler_infer::model::Model;
+use doppler_infer::reader::WeightReader;
+use doppler_infer::request::Request;
+use doppler_infer::sampler::Sampler;
+use doppler_infer::tokenizer::Tokenizer;
+use doppler_store::ModelId;
+use doppler_store::manifest::Manifest;
+
+use super::error::EngineError;
+use crate::api::GenerateRequest;
+
+/// Models kept open. A tokenizer of 150,000 tokens takes some 50 MB.
+const OPENED_MAX: usize = 4;
+
+/// A model's graph, the places of its weights, and its tokenizer.
+pub struct Opened {
+    pub id: ModelId,
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+}
+
+/// A request that fits its model.
+pub struct Job {
+    pub opened: Arc<Opened>,
+    pub request: Request,
+}
+
+/// Models by id, the one asked for last at the end.
+#[derive(Clone, Default)]
+pub struct Models {
+    opened: Arc<Mutex<Vec<Arc<Opened>>>>,
+}
+
+impl Models {
+    /// The model, if it is open; it is the last to be forgotten from now on.
+    pub fn get(&self, id: ModelId) -> Option<Arc<Opened>> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = opened.iter().position(|one| one.id == id)?;
+        let found = opened.remove(at);
+        opened.push(found.clone());
+        Some(found)
+    }
+
+    /// Opens a model by its manifest and the bytes of its tokenizer.json.
+    ///
+    /// # Errors
+    /// A manifest that makes no model that can run, or a tokenizer that cannot be used.
+    pub fn open(
+        &self,
+        id: ModelId,
+        manifest: Manifest,
+        tokenizer: &[u8],
+        reader: WeightReader,
+    ) -> Result<Arc<Opened>, EngineError> {
+        let tokenizer = Tokenizer::from_bytes(tokenizer, manifest.eos_token_ids.clone())
+            .map_err(|source| EngineError::Tokenizer { model: id, source })?;
+        let model = Model::open(manifest, reader)
+            .map_err(|source| EngineError::Model { model: id, source })?;
+        let new = Arc::new(Opened { id, model, tokenizer });
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|one| one.id != id);
+        if opened.len() == OPENED_MAX {
+            opened.remove(0);
+        }
+        opened.push(new.clone());
+        Ok(new)
+    }
+}
+
+/// Refuses what is wrong with a request whatever the model.
+pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
+    if request.tokens == 0 {
+        return Err(EngineError::NoTokens);
+    }
+    Sampler::new(request.sampler())?;
+    Ok(())
+}
+
+impl Job {
+    /// A request as tokens that fit the model.
+    ///
+    /// # Errors
+    /// Anything about it that the model cannot do.
+    pub fn check(opened: Arc<Opened>, request: &GenerateRequest) -> Result<Self, EngineError> {
+        check_request(request)?;
+        let prompt = opened.tokenizer.encode(&request.prompt)?;
+        let options = GenerateOptions {
+            max_tokens: request.tokens,
+            stop: opened.model.manifest.eos_token_ids.clone(),
+            sampler: request.sampler(),
+        };
+        let request = Request::check(&opened.model.graph, prompt, options, request.context)?;
+        Ok(Self { opened, request })
+    }
+}

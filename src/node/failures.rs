@@ -1,0 +1,130 @@
+//! What each failure means to whoever asked: one HTTP status and one exit code for each label.
+//!
+//! The labels come from the errors at the seams (`EngineError`, `SessionError`, `BackendError`,
+//! `ReadError`, `StoreError`, `Untrusted`). docs/errors.md lists the same table; a test holds the two together.
+
+use doppler_infer::backend::BackendError;
+use doppler_infer::error::SessionError;
+use doppler_store::{ReadError, StoreError};
+
+use super::client::Answered;
+use super::engine::EngineError;
+use super::trust::Untrusted;
+
+/// How a failure is reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Stable, for programs.
+    pub label: &'static str,
+    /// Of the control API's answer.
+    pub status: u16,
+    /// Of the command.
+    pub exit: u8,
+}
+
+const fn failure(label: &'static str, status: u16, exit: u8) -> Failure {
+    Failure { label, status, exit }
+}
+
+/// A failure that no other line names.
+pub const OTHER: Failure = failure("failed", 422, 1);
+
+/// Exit code 2 is also clap's, for wrong usage.
+pub const FAILURES: [Failure; 36] = [
+    OTHER,
+    // What was asked for is wrong.
+    failure("no_tokens", 400, 2),
+    failure("sampling", 400, 2),
+    failure("context", 400, 2),
+    failure("empty_prompt", 400, 2),
+    failure("prompt_too_long", 400, 2),
+    failure("token", 400, 2),
+    failure("text", 400, 2),
+    failure("batch", 400, 2),
+    failure("context_full", 400, 2),
+    failure("nothing_to_score", 400, 2),
+    // It is not here, or did not come.
+    failure("not_found", 404, 3),
+    failure("not_held", 404, 3),
+    failure("deadline", 504, 3),
+    failure("untrusted", 403, 4),
+    failure("unauthorized", 401, 4),
+    // There is no room.
+    failure("budget", 507, 5),
+    failure("out_of_memory", 507, 5),
+    failure("disk_full", 507, 5),
+    // Later.
+    failure("busy", 503, 6),
+    failure("overloaded", 503, 6),
+    failure("stopping", 503, 6),
+    failure("locked", 503, 6),
+    // The model is not one that can be run.
+    failure("no_tokenizer", 422, 7),
+    failure("tokenizer", 422, 7),
+    failure("model", 422, 7),
+    failure("unsupported", 422, 7),
+    failure("corrupt", 502, 7),
+    failure("mismatch", 422, 7),
+    failure("out_of_range", 422, 7),
+    // This machine does not do it.
+    failure("no_device", 500, 8),
+    failure("device_lost", 500, 8),
+    failure("thread", 500, 8),
+    failure("io", 500, 8),
+    failure("denied", 500, 8),
+    failure("refused", 422, 1),
+];
+
+/// The line of a label; [`OTHER`] for a label that has none.
+pub fn of_label(label: &str) -> Failure {
+    FAILURES.into_iter().find(|failure| failure.label == label).unwrap_or(OTHER)
+}
+
+/// The line of an error: of the first of its causes that has a label.
+pub fn of(error: &anyhow::Error) -> Failure {
+    let label = error.chain().find_map(|cause| {
+        let engine = cause.downcast_ref::<EngineError>().map(EngineError::label);
+        engine
+            .or_else(|| cause.downcast_ref::<SessionError>().map(SessionError::label))
+            .or_else(|| cause.downcast_ref::<BackendError>().map(BackendError::label))
+            .or_else(|| cause.downcast_ref::<ReadError>().map(ReadError::label))
+            .or_else(|| cause.downcast_ref::<StoreError>().map(StoreError::label))
+            .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
+            .or_else(|| {
+                cause.downcast_ref::<Answered>().map(|answered| of_label(&answered.label).label)
+            })
+    });
+    label.map_or(OTHER, of_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_label_has_one_line_and_the_documentation_says_the_same() {
+        let text = include_str!("../../docs/errors.md");
+        let listed: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(listed.len(), FAILURES.len());
+        for Failure { label, status, exit } in FAILURES {
+            let lines: Vec<_> = FAILURES.iter().filter(|other| other.label == label).collect();
+            assert_eq!(lines.len(), 1, "{label}");
+            let row = format!("| `{label}` | {status} | {exit} |");
+            assert!(listed.iter().any(|line| line.starts_with(&row)), "docs/errors.md: {row}");
+            assert!(exit > 0 && status >= 400, "{label}");
+        }
+    }
+
+    #[test]
+    fn an_error_keeps_its_line_below_any_context_and_over_the_control_api() {
+        let error = anyhow::Error::new(EngineError::Busy).context("generating");
+        assert_eq!(of(&error), of_label("busy"));
+        let lost = SessionError::Backend(BackendError::Lost("unplugged".into()));
+        assert_eq!(of(&EngineError::Session(lost).into()).label, "device_lost");
+        let message = "all wait".to_owned();
+        let answered = Answered { label: "busy".into(), message };
+        assert_eq!(of(&answered.into()), of_label("busy"));
+        assert_eq!(of(&anyhow::anyhow!("something else")), OTHER);
+        assert_eq!(of_label("of a later version"), OTHER);
+    }
+}
