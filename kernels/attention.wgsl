@@ -5,6 +5,7 @@
 //!for kv in f32 f16
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/blocks.wgsl
 //!include shared/kv_{kv}.wgsl
 
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
@@ -44,9 +45,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var sums = vec4<f32>(0.0);
     for (var start = first; start < end; start += 64u) {
         let count = min(64u, end - start);
+        let span = span_at(start);
         var score = LEAST;
         if (local < count) {
-            let at = ((start + local) * kv_stride + kv_head * params.head_dim) / 4u;
+            let at = (row_of(span, start + local) * kv_stride + kv_head * params.head_dim) / 4u;
             var sum = 0.0;
             for (var i = 0u; i < quads; i++) {
                 sum += dot(query[i], key_quad(at + i));
@@ -66,8 +68,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         highest = tile;
         total *= shrink;
         sums *= shrink;
-        var at = start * kv_stride + kv_head * params.head_dim + local;
         for (var j = 0u; j < count; j++) {
+            let at = row_of(span, start + j) * kv_stride + kv_head * params.head_dim + local;
             let weight = scores[j];
             total += weight;
             if (local < params.head_dim) {
@@ -82,7 +84,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             if (local + 192u < params.head_dim) {
                 sums.w += weight * value_at(at + 192u);
             }
-            at += kv_stride;
         }
         workgroupBarrier();
     }

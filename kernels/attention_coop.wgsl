@@ -9,6 +9,7 @@
 //!for shape in 8x64 16x64
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/blocks.wgsl
 //!include shared/coop_{shape}.wgsl
 
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
@@ -46,6 +47,8 @@ var<workgroup> partial: array<f32, THREADS>;
 var<private> kv_head: u32;
 var<private> first: u32;
 var<private> end: u32;
+// Where the positions lie that are gone through.
+var<private> span: Span;
 // This invocation's query: its position and what brings its scores to their scale.
 var<private> at: u32;
 var<private> scale: f32;
@@ -68,7 +71,7 @@ fn query_at(row: u32, stride: u32) -> u32 {
 
 // The cache's vec4 of dimension quad `quad` at a position.
 fn cache_at(position: u32, quad: u32) -> u32 {
-    return (position * params.kv_heads + kv_head) * (params.head_dim / 4u) + quad;
+    return (row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 4u) + quad;
 }
 
 fn live(position: u32, quad: u32) -> bool {
@@ -80,9 +83,10 @@ fn blocks() -> u32 {
     return min((params.head_dim + BLOCK - 1u) / BLOCK, 8u);
 }
 
-// Leaves the products of the tile's queries with the keys from `start` in `scores`.
+// Leaves the products of the tile's queries with the keys from `start` in `scores`, and their blocks in `span`.
 // Must be reached by the whole workgroup.
 fn score(start: u32, local: u32) {
+    span = span_at(start);
     workgroupBarrier();
     for (var e = local; e < POSITIONS * HEAD_QUADS; e += THREADS) {
         let position = e / HEAD_QUADS;

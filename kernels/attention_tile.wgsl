@@ -5,6 +5,7 @@
 //!for kv in f32 f16
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/blocks.wgsl
 //!include shared/kv_{kv}_quads.wgsl
 
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
@@ -26,8 +27,8 @@ var<workgroup> shrink: array<vec4<f32>, 8>;
 
 // Adds a chunk of 32 dimensions of the values to this invocation's four queries and vec4.
 // Must be reached by the whole workgroup.
-fn add_values(sums: ptr<function, array<vec4<f32>, 4>>, chunk: u32, start: u32, end: u32,
-        head_at: u32, stride: u32, local: u32) {
+fn add_values(sums: ptr<function, array<vec4<f32>, 4>>, chunk: u32, span: Span, start: u32,
+        end: u32, head_at: u32, stride: u32, local: u32) {
     let quads = params.head_dim / 4u;
     workgroupBarrier();
     for (var i = 0u; i < 4u; i++) {
@@ -37,7 +38,7 @@ fn add_values(sums: ptr<function, array<vec4<f32>, 4>>, chunk: u32, start: u32, 
         var v = vec4<f32>(0.0);
         // What lies past the end may be anything, and nothing times it must be zero.
         if (position < end && quad < quads) {
-            v = value_quad(position * stride + head_at + quad);
+            v = value_quad(row_of(span, position) * stride + head_at + quad);
         }
         cached[e] = v;
     }
@@ -100,6 +101,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sums2: array<vec4<f32>, 4>;
     var sums3: array<vec4<f32>, 4>;
     for (var start = begin; start < end; start += 32u) {
+        let span = span_at(start);
         var s0 = vec4<f32>(0.0);
         var s1 = vec4<f32>(0.0);
         var s2 = vec4<f32>(0.0);
@@ -118,7 +120,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     query = q[(token * params.q_stride + head * params.head_dim) / 4u + quad];
                 }
                 if (start + row < end && quad < quads) {
-                    key = key_quad((start + row) * stride + head_at + quad);
+                    key = key_quad(row_of(span, start + row) * stride + head_at + quad);
                 }
                 let to = c * 32u + row / 4u;
                 queries[to][row % 4u] = query.x;
@@ -180,15 +182,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             totals[local] = totals[local] * factor + partial[local] + partial[local + 32u];
             highest[local] = most;
         }
-        add_values(&sums0, 0u, start, end, head_at, stride, local);
+        add_values(&sums0, 0u, span, start, end, head_at, stride, local);
         if (chunks > 1u) {
-            add_values(&sums1, 1u, start, end, head_at, stride, local);
+            add_values(&sums1, 1u, span, start, end, head_at, stride, local);
         }
         if (chunks > 2u) {
-            add_values(&sums2, 2u, start, end, head_at, stride, local);
+            add_values(&sums2, 2u, span, start, end, head_at, stride, local);
         }
         if (chunks > 3u) {
-            add_values(&sums3, 3u, start, end, head_at, stride, local);
+            add_values(&sums3, 3u, span, start, end, head_at, stride, local);
         }
     }
     for (var i = 0u; i < 4u; i++) {

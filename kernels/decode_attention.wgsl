@@ -9,6 +9,7 @@
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/splits.wgsl
+//!include shared/blocks.wgsl
 //!include shared/team_{team}.wgsl
 
 struct Params {
@@ -37,6 +38,11 @@ struct Params {
 @group(1) @binding(5) var<storage, read_write> values: array<vec4<u32>>;
 // By head and split: head_dim values, the highest score, the sum of weights, two unused.
 @group(1) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
+
+// The sequence's blocks, behind the count of elements that its cache clamped.
+struct Blocks { clamped: atomic<u32>, at: array<u32> }
+
+@group(1) @binding(7) var<storage, read_write> cache_blocks: Blocks;
 
 const LEAST: f32 = -3.0e38;
 const HALF_MAX: f32 = 65504.0;
@@ -69,25 +75,37 @@ fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
         half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
 }
 
+// How many of eight dimensions of the new key and value the cache clamps.
+fn beyond(kv_head: u32, column: u32) -> u32 {
+    let i = 8u * column;
+    let v = (params.heads + params.kv_heads + kv_head) * params.head_dim + i;
+    var count = 0u;
+    for (var j = 0u; j < 8u; j++) {
+        count += select(0u, 1u, abs(fresh[i + j]) > HALF_MAX)
+            + select(0u, 1u, abs(qkv[v + j]) > HALF_MAX);
+    }
+    return count;
+}
+
 // Eight dimensions of the key at `position`, zero past the tile's or the head's end.
-fn key_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
+fn key_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
     if (position >= end || column >= params.head_dim / 8u) {
         return vec4<u32>(0u);
     }
     if (position == now.position) {
         return new_key(column);
     }
-    return keys[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+    return keys[(row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
 }
 
-fn value_at(position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
+fn value_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
     if (position >= end || column >= params.head_dim / 8u) {
         return vec4<u32>(0u);
     }
     if (position == now.position) {
         return new_value(kv_head, column);
     }
-    return values[(position * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+    return values[(row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
 }
 
 // The turn of a pair of dimensions.
@@ -123,6 +141,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
 
     // Asked for before anything waits.
+    let own = row_of(span_at(now.position), now.position);
+    var next = span_at(splits.first + split * splits.tiles_each * TILE);
     let turn = turns[now.position * params.pairs + local];
     let first_weight = vec2<f32>(q_norm[local], k_norm[local]);
     let second_weight = vec2<f32>(q_norm[local + 128u], k_norm[local + 128u]);
@@ -169,9 +189,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     let words = dim / 8u;
     if (owner && four == 0u && local < words) {
-        let to = (now.position * params.kv_heads + kv_head) * words + local;
+        let to = (own * params.kv_heads + kv_head) * words + local;
         keys[to] = new_key(local);
         values[to] = new_value(kv_head, local);
+        let clamped = beyond(kv_head, local);
+        if (clamped > 0u) {
+            atomicAdd(&cache_blocks.clamped, clamped);
+        }
     }
 
     // What this invocation moves of a tile: a column of eight dimensions, of every eighth row.
@@ -192,18 +216,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         let at = start + row;
         let end = min(splits.end, start + TILE);
+        let span = next;
+        next = span_at(start + TILE);
         // The first values are under way while the scores are made.
-        let v0 = value_at(at, end, kv_head, column);
-        let v1 = value_at(at + 8u, end, kv_head, column);
-        let v2 = value_at(at + 16u, end, kv_head, column);
-        let v3 = value_at(at + 24u, end, kv_head, column);
+        let v0 = value_at(span, at, end, kv_head, column);
+        let v1 = value_at(span, at + 8u, end, kv_head, column);
+        let v2 = value_at(span, at + 16u, end, kv_head, column);
+        let v3 = value_at(span, at + 24u, end, kv_head, column);
         var score = 0.0;
         for (var c = 0u; c < chunks; c++) {
             let which = c * 16u + column;
-            let k0 = key_at(at, end, kv_head, which);
-            let k1 = key_at(at + 8u, end, kv_head, which);
-            let k2 = key_at(at + 16u, end, kv_head, which);
-            let k3 = key_at(at + 24u, end, kv_head, which);
+            let k0 = key_at(span, at, end, kv_head, which);
+            let k1 = key_at(span, at + 8u, end, kv_head, which);
+            let k2 = key_at(span, at + 16u, end, kv_head, which);
+            let k3 = key_at(span, at + 24u, end, kv_head, which);
             let to = row * ROW + column;
             tile[to] = k0;
             tile[to + 8u * ROW] = k1;
@@ -238,10 +264,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 tile[to + 24u * ROW] = v3;
             } else {
                 let which = c * 16u + column;
-                tile[to] = value_at(at, end, kv_head, which);
-                tile[to + 8u * ROW] = value_at(at + 8u, end, kv_head, which);
-                tile[to + 16u * ROW] = value_at(at + 16u, end, kv_head, which);
-                tile[to + 24u * ROW] = value_at(at + 24u, end, kv_head, which);
+                tile[to] = value_at(span, at, end, kv_head, which);
+                tile[to + 8u * ROW] = value_at(span, at + 8u, end, kv_head, which);
+                tile[to + 16u * ROW] = value_at(span, at + 16u, end, kv_head, which);
+                tile[to + 24u * ROW] = value_at(span, at + 24u, end, kv_head, which);
             }
             workgroupBarrier();
             var sums = select(high, low, c == 0u)

@@ -12,3 +12,8 @@ struct Params {
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
+
+// The sequence's blocks, behind the count of elements that its cache clamped.
+struct Blocks { clamped: u32, at: array<u32> }
+
+@group(1) @binding(4) var<storage, read> cache_blocks: Blocks;

@@ -6,3 +6,9 @@
 fn kv_pair(value: vec2<f32>) -> u32 {
     return pack2x16float(clamp(value, vec2<f32>(-65504.0), vec2<f32>(65504.0)));
 }
+
+// How many of two elements are clamped.
+fn beyond(value: vec2<f32>) -> u32 {
+    let over = select(vec2<u32>(0u), vec2<u32>(1u), abs(value) > vec2<f32>(65504.0));
+    return over.x + over.y;
+}

@@ -5,3 +5,7 @@
 fn kv_pair(value: vec2<f32>) -> vec2<f32> {
     return value;
 }
+
+fn beyond(value: vec2<f32>) -> u32 {
+    return 0u;
+}

@@ -1,10 +1,11 @@
 //! What the engine asks of a device: hold weights, hold experts in slots, run
-//! ops. Implemented by `cpu` and `gpu`; a session drives either the same way.
+//! ops. Implemented by `cpu` and `gpu`; an engine drives either the same way.
 //!
 //! Order of calls: `load_weight` for every weight of the graph, `alloc_slots`
-//! once, then steps: `begin`, `run` over the ops between `Experts` ops, for each
-//! `Experts` op `routing`, any number of `fill_slot` + `run_experts` waves and one
-//! `finish_experts`, and at the end `logits`.
+//! once, then steps: `queue`, then `advance` until its report says that it is done. In between a step
+//! may wait for experts: the host fills their slots and runs them in waves (`run_wave`), or, if the device
+//! looks experts up by itself, says where they are (`place`) and resumes it. Several single tokens may be in
+//! flight where the device chooses them; those queued behind one that halts do nothing and are gone.
 
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use super::graph::WeightId;
 use super::graph::{ExpertLayout, Graph, MatrixSpec, MoeId};
+use super::kv::BlockCopy;
 use super::sampler::Sampler;
 
 /// How a KV cache keeps its elements.
@@ -40,7 +42,7 @@ impl KvFormat {
 pub struct Capacity {
     /// The most tokens one step may carry (prefill batch).
     pub batch: usize,
-    /// The most positions the KV cache holds.
+    /// Positions that the KV caches hold at first, in whole blocks.
     pub context: usize,
     pub kv: KvFormat,
 }
@@ -69,7 +71,7 @@ pub enum LogitRows {
     All,
 }
 
-/// One step's input: consecutive tokens of the one sequence.
+/// One step's input: consecutive tokens of one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
     /// 1..=`Capacity::batch` token ids, each below the vocabulary's size.
@@ -149,7 +151,7 @@ pub struct Bandwidth {
 pub type Result<T> = std::result::Result<T, BackendError>;
 
 /// A device that executes a [`Graph`].
-pub trait Backend: Send {
+pub trait Backend: Ops + Send {
     /// For people: "cpu (2 threads, avx2)" or the adapter's name and driver.
     fn describe(&self) -> String;
 
@@ -173,11 +175,23 @@ pub trait Backend: Send {
         u64::MAX
     }
 
-    /// The way to run single tokens as one submission each, if this backend has one for the
-    /// graph; to be asked for once weights are loaded and slots allocated.
-    fn decoder(&mut self) -> Result<Option<&mut dyn Decoder>> {
-        Ok(None)
-    }
+    /// Makes the caches hold at least so many blocks of [`BLOCK`](super::kv::BLOCK) positions, and one sequence
+    /// that many positions; what they hold is kept. Call when no step is in flight.
+    fn grow(&mut self, blocks: usize) -> Result<()>;
+
+    /// Device bytes of one block over all layers.
+    fn block_bytes(&self) -> u64;
+
+    /// Copies a block of every layer's cache, after all that was queued.
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()>;
+
+    /// Where the positions of the sequence that steps next lie: its blocks, in order. At first block `i` is the
+    /// `i`-th.
+    fn set_blocks(&mut self, blocks: &[u32]);
+
+    /// Elements of keys and values that were beyond the range of the cache's format, and were clamped to it. Of what
+    /// was run before the last report.
+    fn clamped(&self) -> u64;
 
     /// Says where an expert is, or that it is nowhere, for all that is submitted from now on:
     /// for backends that look experts up by themselves.
@@ -200,6 +214,61 @@ pub trait Backend: Send {
     /// Puts an expert's stored bytes (`layout.bytes` of them) into a slot.
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()>;
 
+    /// How many more steps may be queued now: one where none is in flight, more only of single tokens.
+    fn room(&self) -> usize;
+
+    /// Makes the device choose tokens as this sampler would from here on; the sampler is to
+    /// `follow` each token reported. `false` if the device cannot choose so.
+    fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
+        let _ = sampler;
+        Ok(false)
+    }
+
+    /// Whether the device can bring experts that it has set aside while a token runs.
+    fn brings(&self) -> bool {
+        false
+    }
+
+    /// Says which slots hold nothing: until the next report the device may fill them by itself. Call when no token
+    /// is in flight, before one is queued or resumed.
+    fn offer(&mut self, free: &[Slot]) {
+        let _ = free;
+    }
+
+    /// Queues a step at `position`; the caches hold all before it.
+    fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()>;
+
+    /// Runs the oldest step in flight until it needs the host, or waits for it. With `guess`, also a layer ahead what
+    /// its router would choose, where that costs next to nothing.
+    fn advance(&mut self, guess: bool) -> Result<Progress>;
+
+    /// Runs the (token, choice) pairs whose expert has a slot in `slots` (indexed by expert id), of the layer at
+    /// which the step waits; the others keep for another wave.
+    fn run_wave(&mut self, slots: &[Option<Slot>]) -> Result<()>;
+
+    /// Queues the rest of the step that halted, from that layer on.
+    fn resume(&mut self, moe: MoeId) -> Result<()>;
+
+    /// Gives up the step that halted, or that waits for experts.
+    fn give_up(&mut self);
+
+    /// The logits of the last step that is done, `[rows, vocab]`, if they were wanted.
+    fn logits(&mut self) -> Result<Vec<f32>>;
+
+    /// Runs one token, all of whose experts are in place, and times its kernels: their names in
+    /// order, and seconds.
+    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
+        let _ = (token, position);
+        Err(BackendError::Unsupported("timing the kernels of a token on this backend".into()))
+    }
+
+    /// What was done so far. May wait for the device, if it was opened to be timed.
+    fn counters(&self) -> Counters;
+}
+
+/// A step run op by op: `begin`, `run` over the ops between `Experts` ops, for each `Experts` op `routing`, any
+/// number of `fill_slot` + `run_experts` waves and one `finish_experts`. `walk` drives it.
+pub trait Ops {
     fn begin(&mut self, step: &Step<'_>) -> Result<()>;
 
     /// Runs `graph.ops[ops]`, none of which is an `Experts` op.
@@ -220,83 +289,49 @@ pub trait Backend: Send {
 
     /// Sums the pairs into the op's `out`, in the order of choice.
     fn finish_experts(&mut self, op: usize) -> Result<()>;
-
-    /// Logits of the rows that the step asked for, `[rows, vocab]`.
-    fn logits(&mut self) -> Result<Vec<f32>>;
-
-    /// What was done so far. May wait for the device, if it was opened to be timed.
-    fn counters(&self) -> Counters;
 }
 
-/// What a single token's step is fed.
+/// What a step is fed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fed {
-    Token(u32),
+pub enum Fed<'a> {
+    /// 1..=`Capacity::batch` token ids.
+    Tokens(&'a [u32]),
     /// The token that the device chose last.
     Chosen,
 }
 
-/// What a single token's step is to leave behind.
+/// What a step is to leave behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
-    Nothing,
-    Logits,
+    Logits(LogitRows),
     /// The next token, chosen on the device.
     Choice,
 }
 
-/// What became of a single token's step.
+/// How far a step came.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// What the router of a layer ahead would choose from the present state.
+    Guess { moe: MoeId, likely: Vec<u32> },
+    /// The step waits for these experts, of which each is to be run in some wave before it goes on.
+    Experts { moe: MoeId, chosen: Vec<u32> },
+    /// It is done, or halted for want of a slot.
+    Report(Report),
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// The MoE layer at which an expert had no slot; what comes after it was not computed.
     pub halted: Option<MoeId>,
     /// The token that the device chose, if it was to choose.
     pub token: u32,
-    /// By MoE layer: the chosen experts. Of this token up to the layer that halted.
+    /// By MoE layer, where the device looked them up by itself: the chosen experts. Of this token up to the layer
+    /// that halted.
     pub experts: Vec<Vec<u32>>,
     /// By MoE layer: those of them that the device brought into slots which were offered to it, since the
     /// last report of this token.
     pub brought: Vec<Vec<(u32, Slot)>>,
-}
-
-/// A device that runs a single token as one submission: the router's choice is looked up
-/// in a table of slots on the device. Only a missing expert needs the host, if the device cannot bring it.
-///
-/// Several tokens may be under way. One that halts is begun again with `resume`, after
-/// its experts were filled and placed; those queued behind it did nothing and are gone.
-pub trait Decoder {
-    /// How many more tokens may be submitted now.
-    fn room(&self) -> usize;
-
-    /// Whether the device can bring experts that it has set aside while a token runs.
-    fn brings(&self) -> bool;
-
-    /// Says which slots hold nothing: until the next report the device may fill them by itself. To be called where
-    /// no token is under way, before one is submitted or resumed.
-    fn offer(&mut self, free: &[Slot]);
-
-    /// Queues one token at `position`; the cache holds all before it.
-    fn submit(&mut self, fed: Fed, position: usize, want: Want) -> Result<()>;
-
-    /// Makes the device choose tokens as this sampler would from here on; the sampler is to
-    /// `follow` each token reported. `false` if the device cannot choose so.
-    fn choose(&mut self, sampler: &Sampler) -> Result<bool>;
-
-    /// Waits for the oldest token under way.
-    fn take(&mut self) -> Result<Report>;
-
-    /// Queues the rest of the token that halted, from that layer on.
-    fn resume(&mut self, moe: MoeId) -> Result<()>;
-
-    /// Runs one token, all of whose experts are in place, and times its kernels: their names in
-    /// order, and seconds.
-    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>>;
-
-    /// Gives up the token that halted.
-    fn drop_halted(&mut self);
-
-    /// The logits of the last token taken, `[vocab]`, if they were asked for.
-    fn logits(&mut self) -> Result<Vec<f32>>;
 }
 
 /// Makes a backend for a graph.

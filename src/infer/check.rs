@@ -56,13 +56,15 @@ pub struct CheckReport {
     pub top1_agree: f64,
     /// Every token of the greedy continuation is the same.
     pub greedy_match: bool,
+    /// Elements of keys and values that the cache's format could not hold, and that were clamped to its range.
+    pub clamped: u64,
 }
 
 impl CheckReport {
     /// Whether this passes: `rel` at most `rel_max` ([`REL_MAX`] unless the caller knows
-    /// better), every top token and the continuation equal.
+    /// better), every top token and the continuation equal, nothing clamped.
     pub fn passes(&self, rel_max: f64) -> bool {
-        self.rel <= rel_max && self.top1_agree == 1.0 && self.greedy_match
+        self.rel <= rel_max && self.top1_agree == 1.0 && self.greedy_match && self.clamped == 0
     }
 }
 
@@ -137,6 +139,7 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, 
         return Err(CheckError::Vocab { expected: expected.vocab, model: session.vocab() });
     }
     let vocab = expected.vocab;
+    let clamped = session.engine().clamped();
     session.reset();
     let mut max_abs: f64 = 0.0;
     let mut agreeing = 0_usize;
@@ -152,11 +155,13 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, 
             agreeing += usize::from(greedy(ours) == greedy(theirs));
         }
     }
+    let greedy_match = continues(session, expected)?;
     Ok(CheckReport {
         max_abs,
         rel: max_abs / deviation(&expected.logits),
         top1_agree: agreeing as f64 / expected.input_ids.len() as f64,
-        greedy_match: continues(session, expected)?,
+        greedy_match,
+        clamped: session.engine().clamped() - clamped,
     })
 }
 

@@ -18,12 +18,19 @@ pub enum SessionError {
          the smallest budget that works is {smallest_bytes}B ({smallest_slots} slots)"
     )]
     BudgetTooSmall { given: String, smallest_bytes: u64, smallest_slots: usize },
+    #[error(
+        "no room for {positions} positions: keys and values take {bytes} bytes more than \
+         the budget of {budget} bytes leaves"
+    )]
+    Room { positions: usize, bytes: u64, budget: u64 },
     #[error("a context of {context} tokens: this model was made for 1..={max}")]
     Context { context: usize, max: usize },
     #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
     Full { position: usize, context: usize, tokens: usize },
     #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
     Batch { tokens: usize, batch: usize },
+    #[error("the sequence belongs to another loaded model")]
+    Foreign,
     #[error("token {token} is not in the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
     #[error("the prompt is empty: give the model something to continue")]
@@ -54,15 +61,17 @@ impl SessionError {
         match self {
             Self::Backend(error) => error.label(),
             Self::Read(error) => error.label(),
-            Self::BudgetTooSmall { .. } => "budget",
+            Self::BudgetTooSmall { .. } | Self::Room { .. } => "budget",
             Self::Context { .. } => "context",
             Self::Full { .. } => "context_full",
             Self::Batch { .. } => "batch",
+            Self::Foreign => "foreign_sequence",
             Self::Token { .. } => "token",
             Self::EmptyPrompt => "empty_prompt",
             Self::NothingToScore => "nothing_to_score",
             Self::Prompt { .. } => "prompt_too_long",
             Self::Sampler(_) => "sampling",
+            Self::Weight(_) | Self::Output { .. } | Self::Perplexity { .. } => "not_finite",
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Prompt in, tokens out: prefill, then one step a token until something ends it.
 //!
 //! Knows tokens only; text is the tokenizer's. The last token generated is not
-//! fed back, so the session's position is that of the token before it.
+//! fed back, so the sequence ends with the token before it.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::engine::Engine;
 use super::error::SessionError;
-use super::sampler::{Sampler, SamplerOptions};
-use super::session::Session;
+use super::sampler::SamplerOptions;
+use super::sequence::Sequence;
 
 /// When to stop and how to choose.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -46,6 +47,8 @@ pub struct Generated {
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
+    /// Elements of keys and values that the cache's format could not hold, and that were clamped to its range.
+    pub clamped: u64,
 }
 
 impl Generated {
@@ -56,27 +59,33 @@ impl Generated {
     }
 }
 
-/// Continues the session's sequence by `prompt` and what follows it, calling
-/// `on_token` with the session (for its counters) for each token as it is chosen.
+/// Positions after the prompt for which room is made at once; more is made when it is needed.
+pub(super) const ROOM: usize = 4096;
+
+/// Continues the sequence by `prompt` and what follows it, calling
+/// `on_token` with the engine (for its counters) for each token as it is chosen.
 pub fn generate(
-    session: &mut Session,
+    engine: &mut Engine,
+    sequence: &mut Sequence,
     prompt: &[u32],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(&Session, u32) -> ControlFlow<()>,
+    mut on_token: impl FnMut(&Engine, u32) -> ControlFlow<()>,
 ) -> Result<Generated, SessionError> {
     if prompt.is_empty() {
         return Err(SessionError::EmptyPrompt);
     }
-    let (position, context) = (session.position(), session.context());
-    if prompt.len() > context - position {
+    let (position, context) = (sequence.len(), sequence.limit().min(engine.context_max()));
+    if prompt.len() > context.saturating_sub(position) {
         return Err(SessionError::Full { position, context, tokens: prompt.len() });
     }
-    let mut sampler = Sampler::new(options.sampler)?;
-    prompt.iter().for_each(|token| sampler.accept(*token));
+    sequence.set_sampler(options.sampler)?;
+    let room = position + prompt.len() + options.max_tokens.min(ROOM);
+    engine.reserve(sequence, room.min(context))?;
+    let clamped = engine.clamped();
     let started = Instant::now();
     let mut tokens = Vec::new();
     let mut first = None;
-    let logits = session.prefill(prompt)?;
+    let logits = engine.prefill(sequence, prompt)?;
     let mut next = None;
     let reason = loop {
         if tokens.len() >= options.max_tokens {
@@ -84,27 +93,23 @@ pub fn generate(
         }
         let token = match next {
             Some(token) => token,
-            None => {
-                let token = sampler.sample(&logits);
-                sampler.accept(token);
-                token
-            }
+            None => sequence.choose(&logits),
         };
         first.get_or_insert_with(Instant::now);
         if options.stop.contains(&token) {
             break StopReason::StopToken;
         }
         tokens.push(token);
-        if on_token(session, token).is_break() {
+        if on_token(engine, token).is_break() {
             break StopReason::Cancelled;
         }
         if tokens.len() == options.max_tokens {
             break StopReason::MaxTokens;
         }
-        if session.position() == session.context() {
+        if sequence.len() == context {
             break StopReason::ContextFull;
         }
-        next = Some(session.next(token, &mut sampler, options.max_tokens - tokens.len())?);
+        next = Some(engine.next(sequence, token, options.max_tokens - tokens.len())?);
     };
     let ended = Instant::now();
     let first = first.unwrap_or(ended);
@@ -114,5 +119,6 @@ pub fn generate(
         prompt_tokens: prompt.len(),
         prefill: first - started,
         decode: ended - first,
+        clamped: engine.clamped() - clamped,
     })
 }

@@ -6,12 +6,13 @@ use std::path::Path;
 use super::backend::{KvFormat, LogitRows};
 use super::check::{Expected, check};
 use super::cpu::CpuDevice;
+use super::engine::LoadOptions;
 use super::error::SessionError;
 use super::families;
 use super::load::{Quantization, SHARD_BYTES_DEFAULT};
 use super::model::Model;
 use super::perplexity::{PerplexityOptions, perplexity};
-use super::session::{Session, SessionOptions};
+use super::session::Session;
 use super::slots::SlotBudget;
 use super::testing::{converted, keeps_in_half_precision, references};
 use super::tokenizer::Tokenizer;
@@ -23,8 +24,7 @@ fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
     let expected = Expected::parse(&expected).unwrap();
     let half = usize::from(keeps_in_half_precision(dir));
     for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + half) {
-        let options =
-            SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
+        let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
         println!("{name}, batch {batch}, {slots:?}, {kv:?}: {report:?}");
@@ -85,12 +85,8 @@ fn trained_models_page_without_changing_a_bit() {
         let prompt = tokenizer.unwrap().encode("Once upon a time there was a whale").unwrap();
         let mut outputs = Vec::new();
         for slots in [SlotBudget::All, SlotBudget::Experts(experts / 4)] {
-            let options = SessionOptions {
-                context: Some(128),
-                batch: 32,
-                slots,
-                ..SessionOptions::default()
-            };
+            let options =
+                LoadOptions { context: Some(128), batch: 32, slots, ..LoadOptions::default() };
             let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
             let mut logits = vec![session.prefill(&prompt).unwrap()];
             for _ in 0..24 {
@@ -111,7 +107,7 @@ fn trained_models_page_without_changing_a_bit() {
 fn each_window_of_a_perplexity_begins_with_the_bos() {
     let dir = doppler_testing::root().join("tests/data/goldens/mixtral");
     let model = converted(&dir, Quantization::Bf16, SHARD_BYTES_DEFAULT);
-    let options = SessionOptions { context: Some(16), ..SessionOptions::default() };
+    let options = LoadOptions { context: Some(16), ..LoadOptions::default() };
     let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
     let (bos, text): (u32, Vec<u32>) = (1, (0..11).map(|i| (i * 37 + 5) % 90).collect());
     let options = PerplexityOptions { window: 5, bos: Some(bos) };
@@ -149,7 +145,7 @@ fn trained_models_keep_their_perplexity() {
         let tokens = tokenizer.encode(&std::fs::read_to_string(text).unwrap()).unwrap();
         let [bf16, q4] = [Quantization::Bf16, Quantization::Q4KM].map(|quantization| {
             let model = converted(&dir, quantization, SHARD_BYTES_DEFAULT);
-            let options = SessionOptions { context: Some(512), ..SessionOptions::default() };
+            let options = LoadOptions { context: Some(512), ..LoadOptions::default() };
             let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
             let options = PerplexityOptions { window: 512, bos: None };
             let score = perplexity(&mut session, &tokens[..6144], &options, |_| {}).unwrap();

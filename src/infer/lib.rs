@@ -7,12 +7,14 @@ mod ahead;
 pub mod backend;
 pub mod check;
 pub mod cpu;
+pub mod engine;
 pub mod error;
 pub mod families;
 pub mod generate;
 pub mod gpu;
 pub mod graph;
 pub mod kernel_bench;
+pub mod kv;
 pub mod load;
 pub mod model;
 pub mod odds;
@@ -23,15 +25,19 @@ pub mod reader;
 pub mod request;
 pub mod residency;
 pub mod sampler;
+pub mod sequence;
 pub mod session;
 pub mod slots;
 pub mod source;
 pub mod tokenizer;
 pub mod trace;
+mod walk;
 
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
 mod paging_tests;
+#[cfg(test)]
+mod sequence_tests;
 #[cfg(test)]
 pub mod testing;

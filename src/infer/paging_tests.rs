@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Capacity, KvFormat, LogitRows, Slot};
 use super::cpu::{CpuBackend, CpuDevice};
+use super::engine::LoadOptions;
 use super::error::SessionError;
 use super::generate::{GenerateOptions, StopReason, generate};
 use super::graph::MoeId;
 use super::model::Model;
 use super::pager::Pager;
-use super::session::{Session, SessionOptions};
+use super::session::Session;
 use super::slots::{SlotBudget, SlotPlan};
 use super::testing;
 use doppler_store::{DType, PolicyKind, ReadError};
@@ -38,8 +39,7 @@ fn two_classes(wanted: &testing::Wanted<'_>) -> DType {
 }
 
 fn session(model: &Model, slots: SlotBudget) -> Result<Session, SessionError> {
-    let options =
-        SessionOptions { context: Some(64), batch: 16, slots, ..SessionOptions::default() };
+    let options = LoadOptions { context: Some(64), batch: 16, slots, ..LoadOptions::default() };
     Session::new(model, &CpuDevice, &options)
 }
 
@@ -193,7 +193,8 @@ fn generation_stops_for_each_of_its_reasons() {
         session.reset();
         let options = GenerateOptions { max_tokens, stop, ..GenerateOptions::default() };
         let mut seen = Vec::new();
-        let generated = generate(&mut session, &tokens[..20], &options, |_, token| {
+        let (engine, sequence) = session.parts();
+        let generated = generate(engine, sequence, &tokens[..20], &options, |_, token| {
             seen.push(token);
             match seen.len() == cancel_after {
                 true => std::ops::ControlFlow::Break(()),
@@ -221,7 +222,9 @@ fn generation_stops_for_each_of_its_reasons() {
     let full = run(1000, vec![], 0);
     assert_eq!((full.reason, full.tokens.len()), (StopReason::ContextFull, 64 - 20 + 1));
     assert!(run(0, vec![], 0).tokens.is_empty());
-    let error = generate(&mut session, &[], &GenerateOptions::default(), |_, _| unreachable!());
+    let (engine, sequence) = session.parts();
+    let options = GenerateOptions::default();
+    let error = generate(engine, sequence, &[], &options, |_, _| unreachable!());
     assert!(matches!(error, Err(SessionError::EmptyPrompt)));
 }
 
@@ -236,7 +239,7 @@ fn steps_that_do_not_fit_are_refused() {
     assert_eq!(session.prefill(&[1; 60]).unwrap().len(), 131);
     assert!(refused(session.step(&[0; 5], LogitRows::Last)).contains("60 of 64"));
     assert_eq!(session.position(), 60);
-    let options = SessionOptions { context: Some(65), ..SessionOptions::default() };
+    let options = LoadOptions { context: Some(65), ..LoadOptions::default() };
     let error = Session::new(&model, &CpuDevice, &options).err().unwrap();
     assert!(error.to_string().contains("1..=64"), "{error}");
 }

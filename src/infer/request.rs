@@ -5,7 +5,7 @@
 //! bad request never costs a load.
 
 use super::error::SessionError;
-use super::generate::GenerateOptions;
+use super::generate::{GenerateOptions, ROOM};
 use super::graph::Graph;
 use super::sampler::Sampler;
 
@@ -48,6 +48,14 @@ impl Request {
         // A number of tokens without bound is bounded by the context.
         let context = prompt.len().saturating_add(options.max_tokens).min(limit);
         Ok(Self { prompt, options, context })
+    }
+}
+
+impl Request {
+    /// Positions for which room is made before it begins.
+    pub fn room(&self) -> usize {
+        let tokens = self.options.max_tokens.min(ROOM);
+        self.prompt.len().saturating_add(tokens).min(self.context)
     }
 }
 

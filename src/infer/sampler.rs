@@ -6,8 +6,6 @@
 //! histograms. A logit that is not a number is never chosen while another one is; a session refuses
 //! such a row before it comes here.
 
-use std::collections::VecDeque;
-
 use super::cpu::sample_cut::{Part, sample_cut};
 use super::cpu::sample_draw::sample_draw;
 use super::cpu::sample_greedy::sample_greedy;
@@ -60,9 +58,13 @@ pub struct SamplerError {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     recipe: Recipe,
-    /// Draws made so far.
-    draws: u64,
-    recent: VecDeque<u32>,
+    /// The tokens accepted, so that it can go back.
+    accepted: Vec<u32>,
+    /// How many were accepted before the first choice. Draws are numbered from there, by place: what is chosen
+    /// at a place depends on what was accepted before it, not on what was drawn meanwhile.
+    first: Option<usize>,
+    /// Draws made since the last one was accepted.
+    pending: u64,
     scratch: Scratch,
 }
 
@@ -88,32 +90,43 @@ impl Sampler {
         let good = penalty.is_finite() && penalty > 0.0;
         check("repetition penalty", penalty, good, "more than 0 (1 is none)")?;
         let recipe = Recipe::new(&options);
-        Ok(Self { recipe, draws: 0, recent: VecDeque::new(), scratch: Scratch::default() })
+        let scratch = Scratch::default();
+        Ok(Self { recipe, accepted: Vec::new(), first: None, pending: 0, scratch })
     }
 
     /// Remembers a token of the sequence, prompt included, for the repetition penalty.
     pub fn accept(&mut self, token: u32) {
-        if self.recipe.window == 0 {
-            return;
-        }
-        if self.recent.len() == self.recipe.window {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(token);
+        self.pending = 0;
+        self.accepted.push(token);
+    }
+
+    /// The token that was accepted after `index` others.
+    pub fn accepted(&self, index: usize) -> Option<u32> {
+        self.accepted.get(index).copied()
+    }
+
+    /// Becomes what it was when only the first `count` tokens were accepted.
+    pub fn rewind(&mut self, count: usize) {
+        self.accepted.truncate(count);
+        self.pending = 0;
+        self.first = self.first.filter(|first| *first <= self.accepted.len());
     }
 
     /// Remembers a token that a device chose from this sampler's state: what
     /// `sample` and `accept` would have left behind.
     pub fn follow(&mut self, token: u32) {
-        self.draws += u64::from(!self.recipe.greedy);
+        self.first.get_or_insert(self.accepted.len());
         self.accept(token);
     }
 
     /// The next token; `logits` has one entry a token of the vocabulary, at least one.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let Self { recipe, recent, scratch: Scratch { ranks, bins, parts }, .. } = self;
+        let draws = self.draws();
+        self.first.get_or_insert(self.accepted.len());
+        let Self { recipe, accepted, scratch: Scratch { ranks, bins, parts }, .. } = self;
         ranks.resize(logits.len(), 0);
-        sample_keys(logits, recent.iter().copied(), recipe, ranks);
+        let recent = last(accepted, recipe.window).iter().copied();
+        sample_keys(logits, recent, recipe, ranks);
         let (best, max) = sample_greedy(ranks);
         if recipe.greedy {
             return best;
@@ -123,8 +136,8 @@ impl Sampler {
         let k = if recipe.top_k > 0 { sample_top_k(ranks, recipe, bins) } else { None };
         let p = if recipe.top_p > 0 { sample_top_p(ranks, recipe, k, bins) } else { None };
         let cut = sample_cut(ranks, k, p, bins, parts);
-        let random = random(recipe.seed, self.draws);
-        self.draws += 1;
+        let random = random(recipe.seed, draws);
+        self.pending += 1;
         sample_draw(ranks, cut, parts, random)
     }
 
@@ -134,14 +147,23 @@ impl Sampler {
     }
 
     /// Draws made so far: the number of the next one.
-    pub const fn draws(&self) -> u64 {
-        self.draws
+    pub fn draws(&self) -> u64 {
+        match self.first {
+            Some(first) if !self.recipe.greedy => {
+                (self.accepted.len() - first) as u64 + self.pending
+            }
+            _ => 0,
+        }
     }
 
     /// The tokens that count as repetitions, the oldest first.
     pub fn recent(&self) -> impl ExactSizeIterator<Item = u32> {
-        self.recent.iter().copied()
+        last(&self.accepted, self.recipe.window).iter().copied()
     }
+}
+
+fn last(accepted: &[u32], count: usize) -> &[u32] {
+    &accepted[accepted.len().saturating_sub(count)..]
 }
 
 /// The token with the highest logit; of equals the lowest. What is not a number counts as -inf.
@@ -356,6 +378,37 @@ mod tests {
         assert_eq!(sampler.sample(&logits), 2);
         sampler.accept(2);
         assert_eq!(sampler.sample(&logits), 0, "0 has left the window");
+    }
+
+    #[test]
+    fn going_back_is_never_having_gone() {
+        let options = SamplerOptions {
+            temperature: 1.0,
+            repetition_penalty: 1.5,
+            repetition_window: 3,
+            seed: 9,
+            ..SamplerOptions::default()
+        };
+        let logits = [0.3, 0.1, 0.2, 0.4, 0.0];
+        let mut sampler = Sampler::new(options).unwrap();
+        sampler.accept(4);
+        let next = |sampler: &mut Sampler| {
+            let token = sampler.sample(&logits);
+            sampler.accept(token);
+            token
+        };
+        let tokens: Vec<u32> = (0..12).map(|_| next(&mut sampler)).collect();
+        for keep in [12, 7, 1, 0] {
+            sampler.rewind(1 + keep);
+            let draws = sampler.draws();
+            assert_eq!(draws, keep as u64, "the prompt was not drawn");
+            let again: Vec<u32> = (keep..12).map(|_| next(&mut sampler)).collect();
+            assert_eq!(again, tokens[keep..]);
+        }
+        // A draw that was not accepted does not count either.
+        sampler.sample(&logits);
+        sampler.rewind(13);
+        assert_eq!(sampler.draws(), 12);
     }
 
     #[test]

@@ -526,6 +526,9 @@ pub enum GenerateEvent {
         stop: StopReason,
         seconds: f64,
         tok_s: f64,
+        /// Elements of keys and values that the cache's format could not hold.
+        #[serde(default)]
+        clamped: u64,
         traffic: Traffic,
     },
     Error {

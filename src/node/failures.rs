@@ -30,7 +30,7 @@ const fn failure(label: &'static str, status: u16, exit: u8) -> Failure {
 pub const OTHER: Failure = failure("failed", 422, 1);
 
 /// Exit code 2 is also clap's, for wrong usage.
-pub const FAILURES: [Failure; 36] = [
+pub const FAILURES: &[Failure] = &[
     OTHER,
     // What was asked for is wrong.
     failure("no_tokens", 400, 2),
@@ -63,6 +63,7 @@ pub const FAILURES: [Failure; 36] = [
     failure("tokenizer", 422, 7),
     failure("model", 422, 7),
     failure("unsupported", 422, 7),
+    failure("not_finite", 422, 7),
     failure("corrupt", 502, 7),
     failure("mismatch", 422, 7),
     failure("out_of_range", 422, 7),
@@ -73,11 +74,12 @@ pub const FAILURES: [Failure; 36] = [
     failure("io", 500, 8),
     failure("denied", 500, 8),
     failure("refused", 422, 1),
+    failure("foreign_sequence", 500, 1),
 ];
 
 /// The line of a label; [`OTHER`] for a label that has none.
 pub fn of_label(label: &str) -> Failure {
-    FAILURES.into_iter().find(|failure| failure.label == label).unwrap_or(OTHER)
+    FAILURES.iter().copied().find(|failure| failure.label == label).unwrap_or(OTHER)
 }
 
 /// The line of an error: of the first of its causes that has a label.
@@ -106,7 +108,7 @@ mod tests {
         let text = include_str!("../../docs/errors.md");
         let listed: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(listed.len(), FAILURES.len());
-        for Failure { label, status, exit } in FAILURES {
+        for &Failure { label, status, exit } in FAILURES {
             let lines: Vec<_> = FAILURES.iter().filter(|other| other.label == label).collect();
             assert_eq!(lines.len(), 1, "{label}");
             let row = format!("| `{label}` | {status} | {exit} |");

@@ -7,12 +7,13 @@ use super::config;
 use super::engine::EngineError;
 use doppler_infer::backend::{BackendError, Device};
 use doppler_infer::cpu::CpuDevice;
+use doppler_infer::engine::Engine;
 use doppler_infer::error::SessionError;
 use doppler_infer::generate::StopReason;
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
 use doppler_infer::model::Model;
 use doppler_infer::request::Request;
-use doppler_infer::session::Session;
+use doppler_infer::sequence::Sequence;
 use doppler_infer::tokenizer::Tokenizer;
 
 /// The device a choice stands for. `Auto` never picks a software GPU: the CPU
@@ -22,7 +23,7 @@ pub fn device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
 }
 
 /// As [`device`], for this model: where a choice is left, a GPU that cannot run it gives way to the CPU.
-pub fn device_for(choice: BackendChoice, model: &Model) -> anyhow::Result<Box<dyn Device>> {
+pub fn device_for(choice: BackendChoice, model: &Model) -> Result<Box<dyn Device>, BackendError> {
     let device = device(choice)?;
     match (choice, model.runs_on(device.as_ref())) {
         (BackendChoice::Auto, Err(error)) => {
@@ -85,22 +86,25 @@ pub struct Done {
     pub text: String,
     pub reason: StopReason,
     pub tok_s: f64,
+    /// Keys and values that were clamped to the range of the cache's format.
+    pub clamped: u64,
 }
 
-/// Generates text; `each` sees every token with the text it completes (empty
+/// Generates text after the sequence; `each` sees every token with the text it completes (empty
 /// while a character is still open) and returns false to stop.
 pub fn generate(
-    session: &mut Session,
+    engine: &mut Engine,
+    sequence: &mut Sequence,
     tokenizer: &Tokenizer,
     request: &Request,
-    mut each: impl FnMut(&Session, u32, &str) -> bool,
+    mut each: impl FnMut(&Engine, u32, &str) -> bool,
 ) -> Result<Done, EngineError> {
     let Request { prompt, options, .. } = request;
     let mut stream = tokenizer.stream(prompt);
     let mut text = String::new();
     let mut broken = None;
     let generated =
-        doppler_infer::generate::generate(session, prompt, options, |session, token| {
+        doppler_infer::generate::generate(engine, sequence, prompt, options, |engine, token| {
             let piece = match stream.push(token) {
                 Ok(piece) => piece,
                 Err(error) => {
@@ -109,7 +113,7 @@ pub fn generate(
                 }
             };
             text.push_str(&piece);
-            if each(session, token, &piece) {
+            if each(engine, token, &piece) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
@@ -121,6 +125,7 @@ pub fn generate(
     text.push_str(&stream.finish()?);
     Ok(Done {
         tok_s: generated.decode_tok_s(),
+        clamped: generated.clamped,
         tokens: generated.tokens,
         reason: generated.reason,
         text,

@@ -17,13 +17,14 @@ use super::output::note;
 use super::progress::{self, ConvertBar};
 use super::size::ByteSize;
 use doppler_infer::backend::{Device, KvFormat};
+use doppler_infer::engine::LoadOptions;
 use doppler_infer::load::{
     self, Arch, Checkpoint, MemorySink, Progress, Quantization, SHARD_BYTES_DEFAULT, SynthOptions,
     convert, synth_manifest,
 };
 use doppler_infer::model::Model;
 use doppler_infer::reader::WeightReader;
-use doppler_infer::session::{Session, SessionOptions};
+use doppler_infer::session::Session;
 use doppler_infer::slots::SlotBudget;
 use doppler_infer::tokenizer::Tokenizer;
 use doppler_store::manifest::Manifest;
@@ -187,13 +188,13 @@ impl Opened {
             KvChoice::F16 => KvFormat::F16,
             KvChoice::F32 => KvFormat::F32,
         };
-        let options = SessionOptions {
+        let options = LoadOptions {
             context,
             slots,
             kv,
             policy,
             host_bytes: args.host_bytes(),
-            ..SessionOptions::default()
+            ..LoadOptions::default()
         };
         let bytes = ByteSize(self.model.manifest.trunk_bytes());
         let loading = progress::spinner(format!("loading {bytes} of resident weights"));

@@ -352,6 +352,37 @@ fn sampling_follows_its_seed() {
     assert_ne!(sample("7"), sample("8"));
 }
 
+/// What can be known beforehand is said before anything is loaded, and not behind the prompt's echo.
+#[test]
+fn a_request_that_cannot_be_done_is_refused_before_it_is_echoed() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&model(), dir.path());
+    // Nothing can be loaded any more.
+    for name in entries(dir.path()).iter().filter(|name| name.starts_with("shard")) {
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    let refused = |more: &[&str], word: &str| {
+        let args = ["run", text(dir.path()), "-p", "Once upon a time", "--backend", "cpu"];
+        let said = run(args.iter().chain(more));
+        assert_eq!((said.code, said.out.as_str()), (Some(2), ""), "{more:?}: {}", said.err);
+        said.fails(&[word]);
+    };
+    refused(&["--top-p", "0"], "top-p");
+    refused(&["--temperature=-1"], "temperature");
+    refused(&["--repetition-penalty", "0"], "repetition penalty");
+    refused(&["--context", "2"], "2 positions");
+    refused(&["--context", "1000000"], "1000000");
+    refused(&["-n", "0"], "tokens");
+    let long = "many words ".repeat(2000);
+    let said = run(["run", text(dir.path()), "-p", &long, "--backend", "cpu"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(2), ""));
+    said.fails(&["shorten it"]);
+    // As many tokens as a number can say wrap nothing: the load is what fails.
+    let all = u64::MAX.to_string();
+    let said = run(["run", text(dir.path()), "-p", "Once", "-n", &all, "--backend", "cpu"]);
+    said.fails(&["shard_0"]);
+}
+
 #[test]
 fn wrong_arguments_are_told_in_one_line() {
     let model = model();

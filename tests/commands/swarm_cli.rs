@@ -217,7 +217,7 @@ fn a_node_stops_cleanly_and_comes_back_as_itself() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&second.stderr);
-    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert_eq!(second.status.code(), Some(6), "{said}");
     assert!(said.contains(data.to_str().unwrap()), "{said}");
 
     node.signal("INT");

@@ -19,16 +19,16 @@ pub struct Attention {
     pub position: usize,
 }
 
-/// `q` and `out` are `[T, heads * head_dim]`; the cache holds the batch's positions already.
-pub fn attention(q: &[f32], cache: &Cache, params: &Attention, out: &mut [f32]) {
+/// `q` and `out` are `[T, heads * head_dim]`; the cache holds the batch's positions already, in `blocks`.
+pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, out: &mut [f32]) {
     let head_dim = cache.head_dim;
     let group = params.heads / cache.kv_heads;
     let one = |scores: &mut Vec<f32>, (i, (q, out)): (usize, (&[f32], &mut [f32]))| {
         let (token, head) = (i / params.heads, i % params.heads);
         let end = params.position + token + 1;
         let start = params.window.map_or(0, |window| end.saturating_sub(window));
-        let keys = cache.head(&cache.k, head / group, start..end);
-        let values = cache.head(&cache.v, head / group, start..end);
+        let keys = cache.head(&cache.k, blocks, head / group, start..end);
+        let values = cache.head(&cache.v, blocks, head / group, start..end);
         attend(q, keys, values, params.scale, scores, out);
     };
     let tokens = q.len() / (params.heads * head_dim);
@@ -45,18 +45,20 @@ pub fn attention(q: &[f32], cache: &Cache, params: &Attention, out: &mut [f32]) 
     }
 }
 
-/// One query of one token over its visible positions.
-fn attend(
+/// One query of one token over its visible positions, block by block.
+fn attend<'a>(
     q: &[f32],
-    keys: &[f32],
-    values: &[f32],
+    keys: impl Iterator<Item = &'a [f32]>,
+    values: impl Iterator<Item = &'a [f32]>,
     scale: f32,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
     let arch = Arch::new();
     scores.clear();
-    scores.extend(keys.chunks_exact(q.len()).map(|key| scale * simd::dot(arch, q, key)));
+    for keys in keys {
+        scores.extend(keys.chunks_exact(q.len()).map(|key| scale * simd::dot(arch, q, key)));
+    }
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for score in scores.iter_mut() {
@@ -64,7 +66,10 @@ fn attend(
         sum += *score;
     }
     out.fill(0.0);
-    for (value, score) in values.chunks_exact(q.len()).zip(&*scores) {
-        simd::add_scaled(arch, out, value, *score / sum);
+    let mut scores = scores.iter();
+    for values in values {
+        for (value, score) in values.chunks_exact(q.len()).zip(&mut scores) {
+            simd::add_scaled(arch, out, value, *score / sum);
+        }
     }
 }

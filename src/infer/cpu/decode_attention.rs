@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::kv::row;
+
 /// Positions of one tile (kernels/shared/splits.wgsl).
 pub const TILE: usize = 32;
 
@@ -60,6 +62,14 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
+/// A layer's keys and values, `[blocks, BLOCK, kv_heads, head_dim]` each, and which of those blocks are the sequence's.
+#[derive(Debug)]
+pub struct Caches<'a> {
+    pub blocks: &'a [u32],
+    pub keys: &'a mut [f16],
+    pub values: &'a mut [f16],
+}
+
 impl Attention {
     /// Where a head's share of `split` begins in `partial`: `head_dim` sums of weighted values, the highest score, the sum
     /// of weights, two words that nobody uses.
@@ -103,11 +113,13 @@ impl Attention {
         turned.map(|x| x * scale).collect()
     }
 
-    /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value the cache holds already.
+    /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value the cache holds already, in
+    /// `blocks`.
     pub fn attend(
         &self,
         position: usize,
         queries: &[f64],
+        blocks: &[u32],
         [keys, values]: [&[f16]; 2],
         partial: &mut [f32],
     ) {
@@ -115,13 +127,13 @@ impl Attention {
         let splits = Splits::of(position, self.window, self.splits_max);
         let group = self.heads / self.kv_heads;
         for (head, query) in queries.chunks_exact(dim).enumerate() {
-            let row = |p: usize| {
-                let at = (p * self.kv_heads + head / group) * dim;
+            let of = |p: usize| {
+                let at = (row(blocks, p) * self.kv_heads + head / group) * dim;
                 at..at + dim
             };
             for split in 0..splits.count {
                 let score = |p| {
-                    let pairs = query.iter().zip(&keys[row(p)]);
+                    let pairs = query.iter().zip(&keys[of(p)]);
                     pairs.map(|(q, k)| q * k.to_f64()).sum::<f64>()
                 };
                 let scores: Vec<f64> = splits.range(split).map(score).collect();
@@ -131,7 +143,7 @@ impl Attention {
                 for (p, score) in splits.range(split).zip(scores) {
                     let weight = (score - most).exp();
                     total += weight;
-                    for (sum, v) in sums.iter_mut().zip(&values[row(p)]) {
+                    for (sum, v) in sums.iter_mut().zip(&values[of(p)]) {
                         *sum += weight * v.to_f64();
                     }
                 }
@@ -144,26 +156,32 @@ impl Attention {
 }
 
 /// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products gave them; `turns` the
-/// position's (cos, sin), `[pairs]`; `keys` and `values` are `[positions, kv_heads, head_dim]`; `partial` is `[heads, splits, head_dim + 4]`.
+/// position's (cos, sin), `[pairs]`; `partial` is `[heads, splits, head_dim + 4]`. Returns how many elements the caches clamped.
 pub fn decode_attention(
     params: &Attention,
     position: usize,
     qkv: &[f32],
     norms: Option<HeadNorms<'_>>,
     turns: &[[f32; 2]],
-    [keys, values]: [&mut [f16]; 2],
+    Caches { blocks, keys, values }: Caches<'_>,
     partial: &mut [f32],
-) {
+) -> u32 {
     let Attention { heads, kv_heads, head_dim: dim, .. } = *params;
+    let mut clamped = 0;
+    let mut put = |to: &mut f16, x: f64| {
+        clamped += u32::from(x.abs() > f16::MAX.to_f64());
+        *to = halved(x);
+    };
     let fresh = qkv[heads * dim..].chunks_exact(dim);
     for (head, (key, value)) in fresh.clone().zip(fresh.skip(kv_heads)).enumerate() {
-        let at = (position * kv_heads + head) * dim;
+        let at = (row(blocks, position) * kv_heads + head) * dim;
         let key = params.turned(key, norms.map(|n| (n.k, n.eps)), turns);
-        keys[at..at + dim].iter_mut().zip(key).for_each(|(to, x)| *to = halved(x));
-        values[at..at + dim].iter_mut().zip(value).for_each(|(to, x)| *to = halved(f64::from(*x)));
+        keys[at..at + dim].iter_mut().zip(key).for_each(|(to, x)| put(to, x));
+        values[at..at + dim].iter_mut().zip(value).for_each(|(to, x)| put(to, f64::from(*x)));
     }
     let queries = params.queries(qkv, norms, turns);
-    params.attend(position, &queries, [keys, values], partial);
+    params.attend(position, &queries, blocks, [keys, values], partial);
+    clamped
 }
 
 /// The nearest finite f16 (as `kv_write` has it).

@@ -3,49 +3,99 @@
 //! A cache in half precision holds f32 here that an f16 can hold exactly: attention
 //! reads the same numbers as on a device, at this processor's own speed.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::backend::KvFormat;
+use crate::kv::BLOCK;
 
-/// One layer's cache, `[kv_heads, context, head_dim]` each: a head's positions lie together.
+/// One layer's cache, `[blocks, kv_heads, BLOCK, head_dim]` each: a head's positions of one block lie together.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {
     pub kv_heads: usize,
     pub head_dim: usize,
-    pub context: usize,
     pub format: KvFormat,
     pub k: Vec<f32>,
     pub v: Vec<f32>,
 }
 
 impl Cache {
-    pub fn new(kv_heads: usize, head_dim: usize, context: usize, format: KvFormat) -> Self {
-        let zeros = vec![0.0; kv_heads * head_dim * context];
-        Self { kv_heads, head_dim, context, format, k: zeros.clone(), v: zeros }
+    /// Room for `count` blocks.
+    pub fn new(kv_heads: usize, head_dim: usize, count: usize, format: KvFormat) -> Self {
+        // Zeros that nobody has touched take no memory.
+        let zeros = || vec![0.0; count * BLOCK * kv_heads * head_dim];
+        Self { kv_heads, head_dim, format, k: zeros(), v: zeros() }
     }
 
-    /// Positions `range` of a head, in keys or values.
-    pub fn head<'a>(&self, of: &'a [f32], head: usize, range: std::ops::Range<usize>) -> &'a [f32] {
-        let first = head * self.context;
-        &of[(first + range.start) * self.head_dim..(first + range.end) * self.head_dim]
+    /// Elements of a block, of keys or of values.
+    pub const fn block_len(&self) -> usize {
+        BLOCK * self.kv_heads * self.head_dim
+    }
+
+    /// Makes room for `count` blocks; what is there is kept.
+    pub fn grow(&mut self, count: usize) {
+        let len = (count * self.block_len()).max(self.k.len());
+        self.k.resize(len, 0.0);
+        self.v.resize(len, 0.0);
+    }
+
+    /// Copies a block's keys and values.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        let len = self.block_len();
+        for of in [&mut self.k, &mut self.v] {
+            of.copy_within(from * len..(from + 1) * len, to * len);
+        }
+    }
+
+    /// Where a head's elements at a position begin, of keys or of values.
+    pub const fn at(&self, blocks: &[u32], head: usize, position: usize) -> usize {
+        let block = blocks[position / BLOCK] as usize;
+        ((block * self.kv_heads + head) * BLOCK + position % BLOCK) * self.head_dim
+    }
+
+    /// Positions `range` of a head, in keys or values, block by block.
+    pub fn head<'a>(
+        &self,
+        of: &'a [f32],
+        blocks: &[u32],
+        head: usize,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = &'a [f32]> {
+        let Range { start, end } = range;
+        (start / BLOCK..end.div_ceil(BLOCK)).map(move |number| {
+            let first = start.max(number * BLOCK);
+            let count = end.min((number + 1) * BLOCK) - first;
+            &of[self.at(blocks, head, first)..][..count * self.head_dim]
+        })
     }
 }
 
-/// Writes `k` and `v`, `[T, kv_heads * head_dim]` each, at `position..position + T`.
-pub fn kv_write(k: &[f32], v: &[f32], position: usize, cache: &mut Cache) {
-    let Cache { kv_heads, head_dim, context, format, .. } = *cache;
-    for (from, to) in [(k, &mut cache.k), (v, &mut cache.v)] {
-        for (t, row) in from.chunks_exact(kv_heads * head_dim).enumerate() {
-            for (head, from) in row.chunks_exact(head_dim).enumerate() {
-                let at = (head * context + position + t) * head_dim;
+/// Writes `k` and `v`, `[T, kv_heads * head_dim]` each, at `position..position + T`, which lie in `blocks`. Returns
+/// how many elements were clamped.
+pub fn kv_write(k: &[f32], v: &[f32], position: usize, blocks: &[u32], cache: &mut Cache) -> u64 {
+    let Cache { kv_heads, head_dim, format, .. } = *cache;
+    let mut clamped = 0;
+    for (t, (k, v)) in
+        k.chunks_exact(kv_heads * head_dim).zip(v.chunks_exact(kv_heads * head_dim)).enumerate()
+    {
+        let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+        for (head, (k, v)) in heads.enumerate() {
+            let at = cache.at(blocks, head, position + t);
+            for (from, to) in [(k, &mut cache.k), (v, &mut cache.v)] {
                 let to = &mut to[at..at + head_dim];
                 match format {
                     KvFormat::F32 => to.copy_from_slice(from),
-                    KvFormat::F16 => to.iter_mut().zip(from).for_each(|(to, x)| *to = halved(*x)),
+                    KvFormat::F16 => {
+                        to.iter_mut().zip(from).for_each(|(to, x)| *to = halved(*x));
+                        clamped +=
+                            from.iter().filter(|x| x.abs() > f16::MAX.to_f32()).count() as u64;
+                    }
                 }
             }
         }
     }
+    clamped
 }
 
 /// The nearest finite f16. Clamped, because an infinite element would make every later

@@ -74,10 +74,12 @@ use moe::{Pairs, SlotBytes};
 use rope::Angles;
 
 use super::backend::{
-    Backend, BackendError, Bandwidth, Capacity, Counters, Device, LogitRows, Result, Slot,
-    SlotClass, Step,
+    Backend, BackendError, Bandwidth, Capacity, Counters, Device, Fed, LogitRows, Ops, Progress,
+    Result, Slot, SlotClass, Step, Want,
 };
-use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, Op, WeightId};
+use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
+use super::kv::{self, BlockCopy};
+use super::walk::Walk;
 
 /// Fewer multiplications than this between two decisions of the host run where they
 /// are; more move to the thread pool first.
@@ -104,7 +106,7 @@ struct Weight {
     vector: Vec<f32>,
 }
 
-/// One sequence's state on the CPU.
+/// A model on the CPU.
 pub struct CpuBackend {
     graph: Arc<Graph>,
     capacity: Capacity,
@@ -112,6 +114,10 @@ pub struct CpuBackend {
     buffers: Vec<Vec<f32>>,
     weights: Vec<Option<Weight>>,
     caches: Vec<Cache>,
+    /// Where the positions of the sequence that steps lie.
+    blocks: Vec<u32>,
+    clamped: u64,
+    walk: Walk,
     slots: Vec<SlotBytes>,
     /// The present step's tokens and first position.
     tokens: Vec<u32>,
@@ -128,11 +134,15 @@ pub struct CpuBackend {
 impl CpuBackend {
     pub fn new(graph: Arc<Graph>, capacity: Capacity) -> Self {
         let Capacity { context, kv: format, .. } = capacity;
-        let cache = |kv: &super::graph::Kv| Cache::new(kv.kv_heads, kv.head_dim, context, format);
+        let count = kv::blocks(context);
+        let cache = |kv: &super::graph::Kv| Cache::new(kv.kv_heads, kv.head_dim, count, format);
         Self {
             buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
             weights: graph.weights.iter().map(|_| None).collect(),
             caches: graph.kv.iter().map(cache).collect(),
+            blocks: (0..count as u32).collect(),
+            clamped: 0,
+            walk: Walk::new(&graph),
             slots: Vec::new(),
             tokens: Vec::new(),
             position: 0,
@@ -270,7 +280,9 @@ impl CpuBackend {
             }),
             Op::KvWrite { kv, k, v } => {
                 let mut cache = mem::take(&mut self.caches[usize::from(kv.0)]);
-                kv_write::kv_write(self.rows(k), self.rows(v), self.position, &mut cache);
+                let (k, v) = (self.rows(k), self.rows(v));
+                let clamped = kv_write::kv_write(k, v, self.position, &self.blocks, &mut cache);
+                self.clamped += clamped;
                 self.caches[usize::from(kv.0)] = cache;
                 Ok(())
             }
@@ -280,6 +292,7 @@ impl CpuBackend {
                     attention::attention(
                         this.rows(q),
                         &this.caches[usize::from(kv.0)],
+                        &this.blocks,
                         &params,
                         out,
                     );
@@ -388,12 +401,80 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn grow(&mut self, blocks: usize) -> Result<()> {
+        self.caches.iter_mut().for_each(|cache| cache.grow(blocks));
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> u64 {
+        let elements: usize = self.caches.iter().map(|cache| 2 * cache.block_len()).sum();
+        (elements * size_of::<f32>()) as u64
+    }
+
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
+        let (from, to) = (copy.from as usize, copy.to as usize);
+        self.caches.iter_mut().for_each(|cache| cache.copy(from, to));
+        Ok(())
+    }
+
+    fn set_blocks(&mut self, blocks: &[u32]) {
+        blocks.clone_into(&mut self.blocks);
+    }
+
+    fn clamped(&self) -> u64 {
+        self.clamped
+    }
+
+    fn room(&self) -> usize {
+        1
+    }
+
+    fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()> {
+        let (Fed::Tokens(tokens), Want::Logits(logits)) = (fed, want) else {
+            return Err(BackendError::Unsupported("choosing tokens on the CPU backend".into()));
+        };
+        self.begin(&Step { tokens, position, logits })?;
+        self.walk.start();
+        Ok(())
+    }
+
+    fn advance(&mut self, guess: bool) -> Result<Progress> {
+        let mut walk = mem::take(&mut self.walk);
+        let progress = walk.advance(self, guess);
+        self.walk = walk;
+        progress
+    }
+
+    fn run_wave(&mut self, slots: &[Option<Slot>]) -> Result<()> {
+        let op = self.walk.waits().ok_or_else(|| {
+            BackendError::Unsupported("experts of a step that waits for none".into())
+        })?;
+        self.run_experts(op, slots)
+    }
+
+    fn resume(&mut self, _moe: MoeId) -> Result<()> {
+        Err(BackendError::Unsupported("resuming a step on the CPU backend".into()))
+    }
+
+    fn give_up(&mut self) {}
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        Ok(mem::take(&mut self.logits))
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+impl Ops for CpuBackend {
     fn begin(&mut self, step: &Step<'_>) -> Result<()> {
         let (tokens, end) = (step.tokens.len(), step.position + step.tokens.len());
-        if !(1..=self.capacity.batch).contains(&tokens) || end > self.capacity.context {
+        let context = self.blocks.len() * kv::BLOCK;
+        if !(1..=self.capacity.batch).contains(&tokens) || end > context {
             return Err(BackendError::Unsupported(format!(
-                "a step of {tokens} tokens at position {} (batch {}, context {})",
-                step.position, self.capacity.batch, self.capacity.context
+                "a step of {tokens} tokens at position {} (batch {}, context {context})",
+                step.position, self.capacity.batch
             )));
         }
         if let Some(token) = step.tokens.iter().find(|token| **token as usize >= self.graph.vocab) {
@@ -450,13 +531,5 @@ impl Backend for CpuBackend {
             return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
         };
         self.counted(1, |this| this.with_out(out, |this, out| this.pairs.finish(out)))
-    }
-
-    fn logits(&mut self) -> Result<Vec<f32>> {
-        Ok(mem::take(&mut self.logits))
-    }
-
-    fn counters(&self) -> Counters {
-        self.counters
     }
 }

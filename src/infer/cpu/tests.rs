@@ -152,16 +152,17 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
     for (heads, kv_heads, head_dim, window) in
         [(4, 2, 10, None), (6, 2, 17, Some(5)), (3, 1, 64, Some(1))]
     {
-        let (old, tokens, context) = (11, 6, 20);
+        // The batch's own positions lie in two blocks, which are not in order.
+        let (old, tokens, blocks) = (61, 6, [2, 0]);
         let width = kv_heads * head_dim;
-        let (k, v) = (random(&mut rng, 17 * width), random(&mut rng, 17 * width));
-        let mut cache = Cache::new(kv_heads, head_dim, context, KvFormat::F32);
-        kv_write(&k[..old * width], &v[..old * width], 0, &mut cache);
-        kv_write(&k[old * width..], &v[old * width..], old, &mut cache);
+        let (k, v) = (random(&mut rng, 67 * width), random(&mut rng, 67 * width));
+        let mut cache = Cache::new(kv_heads, head_dim, 3, KvFormat::F32);
+        kv_write(&k[..old * width], &v[..old * width], 0, &blocks, &mut cache);
+        kv_write(&k[old * width..], &v[old * width..], old, &blocks, &mut cache);
         let q = random(&mut rng, tokens * heads * head_dim);
         let mut out = vec![f32::NAN; q.len()];
         let params = Attention { heads, scale: 0.3, window, position: old };
-        attention(&q, &cache, &params, &mut out);
+        attention(&q, &cache, &blocks, &params, &mut out);
 
         let mut want = Vec::new();
         for (i, q) in q.chunks(head_dim).enumerate() {

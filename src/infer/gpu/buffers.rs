@@ -13,7 +13,8 @@ use super::params::Step;
 use super::readback::Readback;
 use super::repack::UNIT;
 use crate::backend::{BackendError, Capacity, KvFormat, Result};
-use crate::graph::{Buf, Graph, KvId, Moe, MoeId, RopeId};
+use crate::graph::{Buf, Graph, KvId, Moe, MoeId, Rope, RopeId};
+use crate::kv::{self, BLOCK};
 
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
@@ -54,8 +55,10 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
                 KvFormat::F32 => width,
                 KvFormat::F16 => width.div_ceil(2),
             };
-            words.checked_mul(context)
+            words.checked_mul(kv::blocks(context))?.checked_mul(BLOCK)
         }
+        // The count before, two words behind that kernels may read (kernels/shared/blocks.wgsl).
+        Place::BlockTable => Some(kv::blocks(graph.context_max.max(context)) + 3),
         Place::Turns(rope) => {
             graph.rope_spec(rope).inv_freq.len().checked_mul(2)?.checked_mul(context)
         }
@@ -80,11 +83,24 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
     }
 }
 
-/// An attention layer's cache, `[context, kv_heads * head_dim]` each: f32, or f16 in pairs,
+/// An attention layer's cache, `[blocks, BLOCK, kv_heads * head_dim]` each: f32, or f16 in pairs,
 /// the lower element in a word's low bits.
 pub(super) struct KvCache {
     pub keys: wgpu::Buffer,
     pub values: wgpu::Buffer,
+}
+
+/// (cos, sin) by position and pair. Angles in f32, as the reference implementations have them.
+fn turns(rope: &Rope, context: usize) -> Vec<f32> {
+    let mut turns = Vec::with_capacity(context * rope.inv_freq.len() * 2);
+    for position in 0..context {
+        for freq in &rope.inv_freq {
+            let (sin, cos) = (position as f32 * freq).sin_cos();
+            turns.push(cos * rope.attention_factor);
+            turns.push(sin * rope.attention_factor);
+        }
+    }
+    turns
 }
 
 /// A MoE layer's routing, `[batch, top_k]` each.
@@ -100,6 +116,8 @@ pub(super) struct Buffers {
     pub tokens: wgpu::Buffer,
     activations: Vec<wgpu::Buffer>,
     kv: Vec<KvCache>,
+    /// How many elements the caches clamped, and the blocks of the sequence that steps.
+    pub blocks: wgpu::Buffer,
     /// (cos, sin) by position and pair.
     ropes: Vec<wgpu::Buffer>,
     pub routing: Vec<Routing>,
@@ -156,20 +174,13 @@ impl Buffers {
         let mut ropes = Vec::new();
         for (i, rope) in (0..).zip(&graph.ropes) {
             let what = format!("rotary table for {context} positions");
-            let elements = size(Place::Turns(RopeId(i)));
-            let buffer = make(&what, elements, STORAGE)?;
-            // Angles in f32, as the reference implementations have them.
-            let mut turns: Vec<f32> = Vec::with_capacity(elements.unwrap_or(0));
-            for position in 0..context {
-                for freq in &rope.inv_freq {
-                    let (sin, cos) = (position as f32 * freq).sin_cos();
-                    turns.push(cos * rope.attention_factor);
-                    turns.push(sin * rope.attention_factor);
-                }
-            }
-            device.write(&buffer, 0, bytemuck::cast_slice(&turns));
+            let buffer = make(&what, size(Place::Turns(RopeId(i))), STORAGE)?;
+            device.write(&buffer, 0, bytemuck::cast_slice(&turns(rope, context)));
             ropes.push(buffer);
         }
+        let blocks = make("the table of cache blocks", size(Place::BlockTable), STORAGE)?;
+        let identity: Vec<u32> = (0..kv::blocks(context) as u32).collect();
+        device.write(&blocks, 4, bytemuck::cast_slice(&identity));
         let mut routing = Vec::new();
         for i in 0..graph.moe.len() as u16 {
             let ids = make("chosen experts", size(Place::Ids(MoeId(i))), STORAGE)?;
@@ -190,11 +201,13 @@ impl Buffers {
         };
         let logit_rows = logit_rows(graph, batch);
         let logits = make("logits", size(Place::Logits), STORAGE)?;
+        let logits_readback = Readback::new(device, "the logits", logits.size() + 4)?;
         Ok(Self {
             step: make("step", Some(size_of::<Step>() / 4), UNIFORM)?,
             tokens: make("tokens", size(Place::Tokens), STORAGE)?,
             activations,
             kv,
+            blocks,
             ropes,
             routing,
             pair_inner: make("expert activations", inner, STORAGE)?,
@@ -203,12 +216,48 @@ impl Buffers {
             pair_tiles: make("tiles of pairs", size(Place::PairTiles), STORAGE)?,
             halves: make("halved activations", halves, STORAGE)?,
             scales: make("scales of halved activations", scales, STORAGE)?,
-            logits_readback: Readback::new(device, "the logits", logits.size())?,
+            logits_readback,
             logits,
             logit_rows,
             empty: make("no bias", size(Place::Empty), STORAGE)?,
             bytes: total,
         })
+    }
+
+    /// Makes room for the context of `capacity`, layer by layer; what the caches hold is kept.
+    pub fn grow(&mut self, device: &GpuDevice, graph: &Graph, capacity: Capacity) -> Result<()> {
+        let context = capacity.context;
+        let what = format!("the KV cache of one layer for {context} positions");
+        for (i, kv) in (0..).map(KvId).zip(&mut self.kv) {
+            for (of, place) in [(&mut kv.keys, Place::Keys(i)), (&mut kv.values, Place::Values(i))]
+            {
+                let bytes = elements(graph, capacity, place).and_then(|n| n.checked_mul(4));
+                let bytes = bytes.ok_or_else(|| BackendError::OutOfMemory {
+                    what: what.clone(),
+                    bytes: u64::MAX,
+                })?;
+                let new = device.buffer(&what, bytes as u64, STORAGE)?;
+                let label = Some("a cache moves");
+                let mut encoder =
+                    device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+                let kept = of.size().min(new.size());
+                encoder.copy_buffer_to_buffer(of, 0, &new, 0, Some(kept));
+                device.submit(encoder)?;
+                self.bytes = self.bytes + new.size() - of.size();
+                *of = new;
+            }
+            // The old ones are free before the next layer's are made.
+            device.flush()?;
+        }
+        for (rope, of) in graph.ropes.iter().zip(&mut self.ropes) {
+            let what = format!("rotary table for {context} positions");
+            let turns = turns(rope, context);
+            let new = device.buffer(&what, turns.len() as u64 * 4, STORAGE)?;
+            device.write(&new, 0, bytemuck::cast_slice(&turns));
+            self.bytes = self.bytes + new.size() - of.size();
+            *of = new;
+        }
+        Ok(())
     }
 
     pub fn activation(&self, buf: Buf) -> &wgpu::Buffer {

@@ -8,21 +8,26 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::buffers::Buffers;
+use wgpu::BufferUsages;
+
+use super::buffers::{Buffers, KvCache, elements};
 use super::decode::{self, Decode};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
-use super::lower;
+use super::lower::{self, Place};
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
 use super::spill::Spill;
 use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
 use crate::backend::{
-    Backend, BackendError, Capacity, Counters, Decoder, KvFormat, LogitRows, Result, Slot,
-    SlotClass, Step,
+    Backend, BackendError, Capacity, Counters, Fed, KvFormat, LogitRows, Ops, Progress, Result,
+    Slot, SlotClass, Step, Want,
 };
-use crate::graph::{ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
+use crate::graph::{ExpertLayout, Graph, KvId, MatrixSpec, MoeId, Op, RopeId, WeightId};
+use crate::kv::{self, BLOCK, BlockCopy};
+use crate::sampler::Sampler;
+use crate::walk::Walk;
 
 /// Something queued for the next submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +80,11 @@ pub(super) struct GpuBackend {
     queued: Vec<Queued>,
     /// Larger weights and slot classes are split. The device's limit; tests lower it.
     binding_bytes_max: u64,
+    walk: Walk,
+    /// What the device's table of blocks says.
+    blocks: Vec<u32>,
+    /// Elements that the caches clamped, at the last report.
+    pub(super) clamped: u64,
 }
 
 impl GpuBackend {
@@ -83,7 +93,7 @@ impl GpuBackend {
         let mut buffers = Buffers::new(&device, &graph, capacity)?;
         let mut decode = None;
         if device.fuses() {
-            decode = Decode::new(&device, &graph)?;
+            decode = Decode::new(&device, &graph, &buffers.blocks)?;
         }
         buffers.bytes += decode.as_ref().map_or(0, |decode| decode.buffers.bytes);
         Ok(Self {
@@ -98,6 +108,9 @@ impl GpuBackend {
             running: Running::default(),
             queued: Vec::new(),
             binding_bytes_max: device.binding_bytes_max(),
+            walk: Walk::new(&graph),
+            blocks: (0..kv::blocks(capacity.context) as u32).collect(),
+            clamped: 0,
             device,
             graph,
             capacity,
@@ -220,8 +233,8 @@ impl GpuBackend {
                 }
                 Op::Logits { .. } => {
                     let bytes = u64::from(params.logit_rows) * self.graph.vocab as u64 * 4;
-                    let from = &self.buffers.logits;
-                    self.buffers.logits_readback.copy(&self.device, &mut encoder, from, bytes)?;
+                    let Buffers { logits: from, blocks, logits_readback, .. } = &mut self.buffers;
+                    logits_readback.copy_with(&self.device, &mut encoder, from, bytes, blocks)?;
                     logit_bytes = Some(bytes);
                 }
                 _ => {}
@@ -232,9 +245,19 @@ impl GpuBackend {
             self.buffers.routing[usize::from(moe.0)].readback.submitted(bytes, &submission);
         }
         if let Some(bytes) = logit_bytes {
-            self.buffers.logits_readback.submitted(bytes, &submission);
+            self.buffers.logits_readback.submitted(bytes + 4, &submission);
         }
         Ok(())
+    }
+
+    /// Waits for the logits on their way, and for what the caches clamped until then.
+    fn take_logits(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
+        if let Some(at) = bytes.len().checked_sub(4) {
+            let clamped: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes.split_off(at));
+            self.clamped = u64::from(clamped[0]);
+        }
+        Ok(bytes)
     }
 
     /// Runs the `Logits` op piece by piece; the last piece stays on its way.
@@ -245,8 +268,8 @@ impl GpuBackend {
         self.queued.push(Queued::Op(op));
         self.submit()?;
         while self.running.logit_rows_left > 0 {
-            let piece = self.buffers.logits_readback.take(&self.device)?;
-            self.running.logits.extend(piece.unwrap_or_default());
+            let piece = self.take_logits()?;
+            self.running.logits.extend(piece);
             let params = &mut self.running.params;
             params.logit_start += params.logit_rows;
             params.logit_rows = self.running.logit_rows_left.min(to_u32(self.buffers.logit_rows));
@@ -329,9 +352,134 @@ impl Backend for GpuBackend {
         self.binding_bytes_max
     }
 
-    fn decoder(&mut self) -> Result<Option<&mut dyn Decoder>> {
+    fn grow(&mut self, blocks: usize) -> Result<()> {
+        self.plan = None;
+        let capacity = Capacity { context: blocks * BLOCK, ..self.capacity };
+        self.buffers.grow(&self.device, &self.graph, capacity)?;
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> u64 {
+        let one = Capacity { context: BLOCK, ..self.capacity };
+        let kv = (0..self.graph.kv.len() as u16).map(|i| Place::Keys(KvId(i)));
+        let ropes = (0..self.graph.ropes.len() as u8).map(|i| Place::Turns(RopeId(i)));
+        let words = |place| elements(&self.graph, one, place).unwrap_or(0) as u64;
+        8 * kv.map(words).sum::<u64>() + 4 * ropes.map(words).sum::<u64>()
+    }
+
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
+        let label = Some("a block is copied");
+        let wgpu = self.device.wgpu();
+        let mut encoder = wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        let one = Capacity { context: BLOCK, ..self.capacity };
+        let layers = (0..self.graph.kv.len() as u16).map(KvId);
+        let bytes = |i| elements(&self.graph, one, Place::Keys(i)).unwrap_or(0) as u64 * 4;
+        // WebGPU copies nothing within a buffer.
+        let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+        let most = layers.clone().map(bytes).max().unwrap_or(0);
+        let between = self.device.buffer("a block on its way", most, usage)?;
+        for i in layers {
+            let bytes = bytes(i);
+            let (from, to) = (u64::from(copy.from) * bytes, u64::from(copy.to) * bytes);
+            let KvCache { keys, values } = self.buffers.kv(i);
+            for of in [keys, values] {
+                encoder.copy_buffer_to_buffer(of, from, &between, 0, Some(bytes));
+                encoder.copy_buffer_to_buffer(&between, 0, of, to, Some(bytes));
+            }
+        }
+        self.device.submit(encoder)?;
+        Ok(())
+    }
+
+    fn set_blocks(&mut self, blocks: &[u32]) {
+        let same = self.blocks.iter().zip(blocks).take_while(|(a, b)| a == b).count();
+        if same < blocks.len() {
+            let at = 4 + same as u64 * 4;
+            self.device.write(&self.buffers.blocks, at, bytemuck::cast_slice(&blocks[same..]));
+        }
+        blocks.clone_into(&mut self.blocks);
+    }
+
+    fn clamped(&self) -> u64 {
+        self.clamped
+    }
+
+    fn room(&self) -> usize {
+        if self.decode.is_some() { self.tokens_room() } else { 1 }
+    }
+
+    fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
         self.make_plan()?;
-        Ok(self.decode.is_some().then_some(self as &mut dyn Decoder))
+        self.choose_on_device(sampler)
+    }
+
+    fn brings(&self) -> bool {
+        self.spill.is_some() && self.decode.is_some()
+    }
+
+    fn offer(&mut self, free: &[Slot]) {
+        self.offer_slots(free);
+    }
+
+    fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()> {
+        self.make_plan()?;
+        match (fed, want) {
+            (Fed::Tokens(&[_]) | Fed::Chosen, _) if self.decode.is_some() => {
+                self.submit_token(fed, position, want)
+            }
+            (Fed::Tokens(tokens), Want::Logits(logits)) => {
+                self.begin(&Step { tokens, position, logits })?;
+                self.walk.start();
+                Ok(())
+            }
+            _ => Err(BackendError::Unsupported(
+                "choosing tokens of a graph that is not fused".into(),
+            )),
+        }
+    }
+
+    fn advance(&mut self, guess: bool) -> Result<Progress> {
+        if self.decode.as_ref().is_some_and(Decode::in_flight) {
+            return Ok(Progress::Report(self.take_report()?));
+        }
+        let mut walk = std::mem::take(&mut self.walk);
+        let progress = walk.advance(self, guess);
+        self.walk = walk;
+        progress
+    }
+
+    fn run_wave(&mut self, slots: &[Option<Slot>]) -> Result<()> {
+        let op = self.walk.waits().ok_or_else(|| {
+            BackendError::Unsupported("experts of a step that waits for none".into())
+        })?;
+        self.run_experts(op, slots)
+    }
+
+    fn resume(&mut self, moe: MoeId) -> Result<()> {
+        self.resume_token(moe)
+    }
+
+    fn give_up(&mut self) {
+        self.queued.clear();
+        self.drop_tokens();
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        self.submit()?;
+        let last = self.take_logits()?;
+        let mut bytes = std::mem::take(&mut self.running.logits);
+        bytes.extend(last);
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
+        self.make_plan()?;
+        self.profile_token(token, position)
+    }
+
+    fn counters(&self) -> Counters {
+        self.device.counters()
     }
 
     fn set_aside(&mut self, bytes: u64) {
@@ -381,7 +529,9 @@ impl Backend for GpuBackend {
         self.copy_spilled()?;
         self.experts.fill(&self.device, &mut self.uploads, slot, bytes)
     }
+}
 
+impl Ops for GpuBackend {
     fn begin(&mut self, step: &Step<'_>) -> Result<()> {
         self.check_step(step)?;
         // Left over from a step that was given up.
@@ -497,18 +647,6 @@ impl Backend for GpuBackend {
         self.queued.push(Queued::Op(op));
         Ok(())
     }
-
-    fn logits(&mut self) -> Result<Vec<f32>> {
-        self.submit()?;
-        let last = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
-        let mut bytes = std::mem::take(&mut self.running.logits);
-        bytes.extend(last);
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
-    }
-
-    fn counters(&self) -> Counters {
-        self.device.counters()
-    }
 }
 
 /// Sizes of a step are bounded by buffers that u32 can count.
@@ -562,6 +700,11 @@ impl GpuBackend {
     /// The last halved rows, in words, and their scales.
     pub(super) fn halved(&self, rows: usize, words: usize) -> (Vec<u32>, Vec<f32>) {
         (self.read(&self.buffers.halves, words), self.read(&self.buffers.scales, rows))
+    }
+
+    /// Elements that the caches clamped so far.
+    pub(super) fn clamped_now(&self) -> u32 {
+        self.read(&self.buffers.blocks, 1)[0]
     }
 
     /// The first words of a layer's cache: keys, values.

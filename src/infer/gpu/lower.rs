@@ -31,6 +31,8 @@ pub(super) enum Place {
     Activation(Buf),
     Keys(KvId),
     Values(KvId),
+    /// How many elements the caches clamped, and the blocks of the sequence that steps.
+    BlockTable,
     /// A rope's table.
     Turns(RopeId),
     /// A MoE layer's chosen experts, and their weights.
@@ -211,7 +213,7 @@ impl<'a> Lower<'a> {
                     v_stride: word(stride(width))?,
                 };
                 let (k, v) = (Place::Activation(k), Place::Activation(v));
-                let storage = [k, v, Place::Keys(kv), Place::Values(kv)];
+                let storage = [k, v, Place::Keys(kv), Place::Values(kv), Place::BlockTable];
                 let kernel = format!("kv_write_{}", self.kv.name());
                 recipe(&kernel, &params, &storage, Rows::Tokens, (width / 2, 64))
             }
@@ -233,7 +235,7 @@ impl<'a> Lower<'a> {
                 };
                 expect(window != Some(0), op)?;
                 let (q, out) = (Place::Activation(q), Place::Activation(out));
-                let storage = [q, Place::Keys(kv), Place::Values(kv), out];
+                let storage = [q, Place::Keys(kv), Place::Values(kv), out, Place::BlockTable];
                 let kernel = format!("attention_{}", self.kv.name());
                 let mut single = recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1));
                 let Some((many, from)) = self.attention_batch(&params, &storage)? else {

@@ -205,6 +205,7 @@ impl Parts<'_> {
             Place::Activation(buf) => buffers.activation(buf),
             Place::Keys(kv) => &buffers.kv(kv).keys,
             Place::Values(kv) => &buffers.kv(kv).values,
+            Place::BlockTable => &buffers.blocks,
             Place::Turns(rope) => buffers.rope(rope),
             Place::Ids(moe) => &buffers.routing(moe).ids,
             Place::Shares(moe) => &buffers.routing(moe).shares,

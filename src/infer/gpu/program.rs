@@ -95,6 +95,8 @@ pub struct Program {
     /// The buffer of the token ids, and that of one row of logits.
     pub tokens: usize,
     pub logits: usize,
+    /// The table of cache blocks, whose words from the second on are 0, 1, 2, ...: the one sequence's blocks in order.
+    pub blocks: usize,
     pub kernels: Vec<KernelInfo>,
     pub ropes: Vec<RopeTable>,
     pub weights: Vec<WeightInfo>,
@@ -278,6 +280,7 @@ impl Program {
         make.steps(&mut lower, &plan)?;
         make.made.tokens = make.buffer(Place::Tokens)?;
         make.made.logits = make.buffer(Place::Logits)?;
+        make.made.blocks = make.buffer(Place::BlockTable)?;
         make.ropes()?;
         make.trunk()?;
         make.slots()?;
@@ -303,6 +306,7 @@ fn bounded(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), 
 const fn words(place: Place) -> &'static str {
     match place {
         Place::Keys(_) | Place::Values(_) => "the attention cache of a layer",
+        Place::BlockTable => "the table of cache blocks",
         Place::Turns(_) => "a rotary table",
         Place::Logits => "the logits of a token",
         Place::Table(_) => "a table of expert slots",

@@ -44,6 +44,20 @@ impl Readback {
         Ok(())
     }
 
+    /// As `copy`, with the first word of `tail` behind them.
+    pub fn copy_with(
+        &mut self,
+        device: &GpuDevice,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        bytes: u64,
+        tail: &wgpu::Buffer,
+    ) -> Result<()> {
+        self.copy(device, encoder, from, bytes)?;
+        encoder.copy_buffer_to_buffer(tail, 0, &self.buffer, bytes, Some(4));
+        Ok(())
+    }
+
     /// To be called once the recorded copy is submitted.
     pub fn submitted(&mut self, bytes: u64, submission: &wgpu::SubmissionIndex) {
         let (sender, mapped) = mpsc::channel();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::Quantization;
 use super::tests::to_memory;
 use crate::cpu::CpuDevice;
+use crate::engine::LoadOptions;
 use crate::model::Model;
 use crate::perplexity::{PerplexityOptions, perplexity};
 use crate::reader::WeightReader;
-use crate::session::{Session, SessionOptions};
+use crate::session::Session;
 use crate::testing::runtime;
 use crate::tokenizer::Tokenizer;
 use doppler_testing::shared;
@@ -18,7 +19,7 @@ fn session(source: &std::path::Path, quantization: Quantization, context: usize)
     let (manifest, memory) = to_memory(source, quantization).unwrap();
     let reader = WeightReader::new(Arc::new(memory), runtime().handle().clone());
     let model = Model::open(manifest, reader).unwrap();
-    let options = SessionOptions { context: Some(context), ..SessionOptions::default() };
+    let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
     Session::new(&model, &CpuDevice, &options).unwrap()
 }
 

@@ -309,9 +309,10 @@ mod tests {
     use super::*;
     use crate::backend::LogitRows;
     use crate::cpu::CpuDevice;
+    use crate::engine::LoadOptions;
     use crate::model::Model;
     use crate::reader::WeightReader;
-    use crate::session::{Session, SessionOptions};
+    use crate::session::Session;
     use crate::testing::runtime;
     use crate::trace::Trace;
 
@@ -354,7 +355,7 @@ mod tests {
         let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
         let model = Model::open(manifest, reader).unwrap();
         let context = Some(96);
-        let session_options = SessionOptions { context, ..SessionOptions::default() };
+        let session_options = LoadOptions { context, ..LoadOptions::default() };
         let mut session = Session::new(&model, &CpuDevice, &session_options).unwrap();
         session.record(Trace::new(&model));
         let mut rng = StdRng::seed_from_u64(options.seed);

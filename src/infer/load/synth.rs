@@ -228,10 +228,11 @@ mod tests {
     use super::*;
     use crate::backend::LogitRows;
     use crate::cpu::CpuDevice;
+    use crate::engine::LoadOptions;
     use crate::model::Model;
     use crate::quant::dequantize;
     use crate::reader::WeightReader;
-    use crate::session::{Session, SessionOptions};
+    use crate::session::Session;
     use crate::testing::runtime;
 
     /// `arch` with everything but its form made small.
@@ -272,7 +273,7 @@ mod tests {
             let reader = WeightReader::new(Arc::new(sink), runtime().handle().clone());
             let model = Model::open(manifest, reader).unwrap();
             assert_eq!(model.graph.layers, 2);
-            let mut session = Session::new(&model, &CpuDevice, &SessionOptions::default()).unwrap();
+            let mut session = Session::new(&model, &CpuDevice, &LoadOptions::default()).unwrap();
             let logits = session.step(&[3, 299, 0, 7, 7], LogitRows::All).unwrap();
             let mean = logits.iter().sum::<f32>() / logits.len() as f32;
             let std = logits.iter().map(|x| (x - mean).powi(2)).sum::<f32>();

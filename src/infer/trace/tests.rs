@@ -9,7 +9,8 @@ use super::file::parse;
 use super::*;
 use crate::backend::LogitRows;
 use crate::cpu::CpuDevice;
-use crate::session::{Session, SessionOptions};
+use crate::engine::LoadOptions;
+use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing;
 use doppler_store::{DType, PolicyKind};
@@ -65,12 +66,12 @@ fn a_replay_counts_what_the_engine_counted() {
         for slots in [9, 14, 1000] {
             for policy in PolicyKind::ALL {
                 let slots = SlotBudget::Experts(slots);
-                let options = SessionOptions {
+                let options = LoadOptions {
                     context: Some(96),
                     batch: 16,
                     slots,
                     policy,
-                    ..SessionOptions::default()
+                    ..LoadOptions::default()
                 };
                 let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
                 session.record(Trace::new(&model));
@@ -102,11 +103,11 @@ fn a_step_that_failed_is_recorded_as_far_as_it_was_served() {
         (0..wanted.rows * wanted.cols).map(|_| rng.random_range(-0.3..0.3)).collect()
     };
     let (model, reader) = testing::model(&qwen3_moe(), values, two_classes);
-    let options = SessionOptions {
+    let options = LoadOptions {
         context: Some(96),
         batch: 16,
         slots: SlotBudget::Experts(9),
-        ..SessionOptions::default()
+        ..LoadOptions::default()
     };
     let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
     session.record(Trace::new(&model));

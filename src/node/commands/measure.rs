@@ -3,14 +3,25 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use serde::Serialize;
 
 use super::print_json;
-use crate::args::{CheckArgs, KvChoice, PerplexityArgs};
+use crate::args::{CheckArgs, KvChoice, ModelArgs, PerplexityArgs};
 use crate::output::outln;
 use crate::{progress, source};
-use doppler_infer::check::{Expected, check as compare};
+use doppler_infer::check::{CheckReport, Expected, check as compare};
 use doppler_infer::perplexity::{PerplexityOptions, perplexity as measure};
 use doppler_infer::tokenizer::Tokenizer;
+
+/// What `check --json` prints.
+#[derive(Serialize)]
+struct Checked {
+    #[serde(flatten)]
+    report: CheckReport,
+    /// The same with the cache that `run` has, unless `--kv` names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<CheckReport>,
+}
 
 /// Positions a perplexity window has unless `--context` says otherwise.
 const PERPLEXITY_WINDOW: usize = 512;
@@ -20,19 +31,39 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         .with_context(|| args.expected.display().to_string())?;
     let opened = source::open(&args.model)?;
     let context = args.model.context.unwrap_or_else(|| expected.positions());
-    // A reference is compared with in the reference's own precision unless told otherwise.
-    let mut model = args.model.clone();
-    model.kv.get_or_insert(KvChoice::F32);
-    let mut session = opened.session(&model, model.slots(), Some(context))?;
-    let report = compare(&mut session, &expected)?;
+    let with = |kv| {
+        let model = ModelArgs { kv: Some(kv), ..args.model.clone() };
+        let mut session = opened.session(&model, model.slots(), Some(context))?;
+        anyhow::Ok((compare(&mut session, &expected)?, session.describe()))
+    };
+    // A reference is compared with in the reference's own precision unless told otherwise; then also with the cache
+    // that `run` has, whose range is narrower.
+    let (report, device) = with(args.model.kv.unwrap_or(KvChoice::F32))?;
+    let run = match args.model.kv {
+        Some(_) => None,
+        None => Some(with(KvChoice::default())?.0),
+    };
     if args.json {
-        print_json(&report)?;
+        print_json(&Checked { report, run })?;
     } else {
-        outln!("on {}", session.describe());
+        outln!("on {device}");
         outln!("  max_abs       {:.3e}", report.max_abs);
         outln!("  rel           {:.3e}   (max_abs / std of the reference)", report.rel);
         outln!("  top1_agree    {:.4}", report.top1_agree);
         outln!("  greedy_match  {}", report.greedy_match);
+        if let Some(run) = &run {
+            outln!("with the f16 cache of run");
+            outln!("  rel           {:.3e}", run.rel);
+            outln!("  top1_agree    {:.4}", run.top1_agree);
+            outln!("  greedy_match  {}", run.greedy_match);
+        }
+    }
+    let clamped = report.clamped.max(run.map_or(0, |run| run.clamped));
+    if clamped > 0 {
+        bail!(
+            "{clamped} elements of keys and values are beyond the range of an f16 cache and were \
+             clamped: run this model with --kv f32"
+        );
     }
     if !report.passes(args.tolerance) {
         bail!(

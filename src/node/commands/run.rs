@@ -33,6 +33,8 @@ struct Answer {
     seconds: f64,
     backend: String,
     hits: Hits,
+    /// Elements of keys and values that the cache's format could not hold: they were clamped to its range.
+    clamped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     traffic: Option<Traffic>,
 }
@@ -68,6 +70,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let Hits { vram, ram, disk, peer } = answer.hits;
     if vram + ram + disk + peer > 0 {
         note!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
+    }
+    if answer.clamped > 0 {
+        note!(
+            "{} elements of keys and values were beyond the range of the cache's f16: run with --kv f32",
+            answer.clamped
+        );
     }
     if let Some(traffic) = &answer.traffic {
         note!("{} verified from peers", ByteSize(traffic.verified_bytes));
@@ -123,7 +131,8 @@ fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Resul
     let request = Request::check(&opened.model.graph, prompt, options, args.model.context)?;
     let mut session = opened.session(&args.model, args.model.slots(), Some(request.context))?;
     echo_prompt(args);
-    let done = generation::generate(&mut session, tokenizer, &request, |_, _, text| {
+    let (engine, sequence) = session.parts();
+    let done = generation::generate(engine, sequence, tokenizer, &request, |_, _, text| {
         args.json || echo(text)
     })?;
     let hits = session.stats().pager.hits;
@@ -136,6 +145,7 @@ fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Resul
         seconds: started.elapsed().as_secs_f64(),
         backend: session.describe(),
         hits: Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer },
+        clamped: done.clamped,
         traffic: None,
     })
 }
@@ -262,17 +272,20 @@ impl<'a> Listener<'a> {
 
     fn answer(self) -> anyhow::Result<Answer> {
         match self.end {
-            Some(GenerateEvent::End { text, stop, seconds, tok_s, traffic, .. }) => Ok(Answer {
-                text,
-                tokens: self.tokens,
-                prompt_tokens: self.prompt_tokens,
-                stop,
-                tok_s,
-                seconds,
-                backend: self.backend,
-                hits: traffic.hits,
-                traffic: Some(traffic),
-            }),
+            Some(GenerateEvent::End { text, stop, seconds, tok_s, clamped, traffic, .. }) => {
+                Ok(Answer {
+                    text,
+                    tokens: self.tokens,
+                    prompt_tokens: self.prompt_tokens,
+                    stop,
+                    tok_s,
+                    seconds,
+                    backend: self.backend,
+                    hits: traffic.hits,
+                    clamped,
+                    traffic: Some(traffic),
+                })
+            }
             Some(GenerateEvent::Error { label, message }) => {
                 Err(Answered { label, message }.into())
             }

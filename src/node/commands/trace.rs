@@ -50,7 +50,8 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
     let options = GenerateOptions { max_tokens: args.tokens, ..GenerateOptions::default() };
     for text in &texts {
         session.reset();
-        generate(&mut session, text, &options, |_, _| ControlFlow::Continue(()))?;
+        let (engine, sequence) = session.parts();
+        generate(engine, sequence, text, &options, |_, _| ControlFlow::Continue(()))?;
     }
     if let Some(prompts) = prompts {
         let bar = progress::bar(args.prompts.prompts as u64, "recording");

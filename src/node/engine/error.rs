@@ -4,7 +4,7 @@
 
 use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
-use doppler_infer::model::LoadError;
+use doppler_infer::model::ModelError;
 use doppler_infer::sampler::SamplerError;
 use doppler_infer::tokenizer::TokenizerError;
 use doppler_store::ModelId;
@@ -26,7 +26,7 @@ pub enum EngineError {
     Text(#[from] TokenizerError),
     /// The manifest makes no model that runs here.
     #[error("model {model}: {source}")]
-    Model { model: ModelId, source: LoadError },
+    Model { model: ModelId, source: Box<ModelError> },
     /// No device could be opened.
     #[error(transparent)]
     Device(#[from] BackendError),

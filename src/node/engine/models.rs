@@ -65,7 +65,7 @@ impl Models {
         let tokenizer = Tokenizer::from_bytes(tokenizer, manifest.eos_token_ids.clone())
             .map_err(|source| EngineError::Tokenizer { model: id, source })?;
         let model = Model::open(manifest, reader)
-            .map_err(|source| EngineError::Model { model: id, source })?;
+            .map_err(|source| EngineError::Model { model: id, source: Box::new(source) })?;
         let new = Arc::new(Opened { id, model, tokenizer });
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.retain(|one| one.id != id);

@@ -101,6 +101,22 @@ async fn as_many_tokens_as_can_be_asked_for_end_with_the_context() {
     bench.engine.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_longer_context_than_the_first_requests_needs_no_reload() {
+    let bench = bench();
+    let short = GenerateRequest { tokens: 2, ..request("Once") };
+    let long = GenerateRequest { tokens: 150, ..request("Once upon a time there was") };
+    let first = bench.ask(&short).await.unwrap();
+    let text = bench.ask(&long).await.unwrap();
+    assert_eq!(bench.ask(&short).await, Ok(first));
+    assert_eq!(bench.engine.loads(), 1);
+    bench.engine.stop().await;
+    // The same text as on an engine that had the room from the start.
+    let bench = self::bench();
+    assert_eq!(bench.ask(&long).await, Ok(text));
+    bench.engine.stop().await;
+}
+
 /// Weights that cannot be read fail the request, and are read again by the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_fails_says_why_and_can_be_tried_again() {

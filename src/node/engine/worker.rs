@@ -1,12 +1,15 @@
 //! The engine's thread: one model loaded at a time, one job after another.
 //!
-//! Owns the session; nothing else touches the device. A job whose listener has gone stops at its
+//! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at its
 //! next token. What fails leaves the loaded model as it was, but for a lost device.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use doppler_infer::session::{Session, SessionOptions};
+use doppler_infer::backend::BackendError;
+use doppler_infer::engine::{Engine, LoadOptions};
+use doppler_infer::error::SessionError;
+use doppler_infer::sequence::Sequence;
 use doppler_infer::slots::SlotBudget;
 use doppler_store::ModelId;
 use tokio::sync::mpsc;
@@ -21,7 +24,7 @@ use crate::{generation, memory};
 /// A model in memory, kept for the next request.
 struct Loaded {
     model: ModelId,
-    session: Session,
+    engine: Engine,
 }
 
 /// The thread's own state.
@@ -56,65 +59,76 @@ impl<T: Fn() -> Traffic> Worker<T> {
         events: &mpsc::Sender<GenerateEvent>,
     ) -> Result<(), EngineError> {
         let began = (self.traffic)();
-        self.load(job)?;
-        let Self { loaded: Some(loaded), traffic, .. } = self else {
+        let request = &job.request;
+        let mut sequence = Sequence::new(request.options.sampler, request.context)?;
+        self.load(job, &sequence)?;
+        let Self { loaded: Some(Loaded { engine, .. }), traffic, .. } = self else {
             return Ok(());
         };
-        let hits_before = hits(&loaded.session);
-        let traffic = |session: &Session| {
+        let hits_before = hits(engine);
+        let traffic = |engine: &Engine| {
             let mut traffic = traffic().since(&began);
-            traffic.hits = hits(session).since(&hits_before);
+            traffic.hits = hits(engine).since(&hits_before);
             traffic
         };
-        loaded.session.reset();
-        let backend = loaded.session.describe();
+        let backend = engine.describe();
         let prompt_tokens = job.request.prompt.len();
         let _ = events.blocking_send(GenerateEvent::Start { prompt_tokens, backend });
         let started = Instant::now();
         let done = generation::generate(
-            &mut loaded.session,
+            engine,
+            &mut sequence,
             &job.opened.tokenizer,
-            &job.request,
-            |session, id, text| {
-                let traffic = traffic(session);
+            request,
+            |engine, id, text| {
+                let traffic = traffic(engine);
                 events
                     .blocking_send(GenerateEvent::Token { id, text: text.to_owned(), traffic })
                     .is_ok()
             },
         )?;
-        let traffic = traffic(&loaded.session);
+        let traffic = traffic(engine);
         let _ = events.blocking_send(GenerateEvent::End {
             tokens: done.tokens.len(),
             text: done.text,
             stop: done.reason,
             seconds: started.elapsed().as_secs_f64(),
             tok_s: done.tok_s,
+            clamped: done.clamped,
             traffic,
         });
         Ok(())
     }
 
-    /// Makes the job's model the loaded one. The device is opened first, so that a failure to do so
-    /// costs nothing; then the one loaded before goes, since the budget is for one at a time.
-    fn load(&mut self, job: &Job) -> Result<(), EngineError> {
-        let context = job.request.context;
-        let fits = |have: &Loaded| have.model == job.opened.id && have.session.context() >= context;
-        if self.loaded.as_ref().is_some_and(fits) {
-            return Ok(());
+    /// Makes the job's model the loaded one, with room for its sequence. The device is opened first, so that a
+    /// failure to do so costs nothing; then the one loaded before goes, since the budget is for one at a time. The
+    /// same model is loaded again only where its expert slots have to make room for a longer context.
+    fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<(), EngineError> {
+        let room = job.request.room();
+        if let Some(loaded) = self.loaded.as_mut().filter(|have| have.model == job.opened.id) {
+            match loaded.engine.reserve(sequence, room) {
+                Err(
+                    SessionError::Room { .. }
+                    | SessionError::Backend(BackendError::OutOfMemory { .. }),
+                ) => {}
+                reserved => return Ok(reserved?),
+            }
         }
-        let device = generation::device(self.options.backend)?;
+        let device = generation::device_for(self.options.backend, &job.opened.model)?;
+        // What the device cannot run is refused before anything is let go of.
+        job.opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
         self.loaded = None;
         self.show(|shown| shown.loaded = None);
-        let options = SessionOptions {
-            context: Some(context),
+        let options = LoadOptions {
+            context: Some(room),
             slots: SlotBudget::Device(self.options.vram_budget),
             host_bytes: self.options.host_budget,
-            ..SessionOptions::default()
+            ..LoadOptions::default()
         };
-        let session = Session::new(&job.opened.model, device.as_ref(), &options)?;
-        let (name, backend) = (job.opened.model.manifest.model_id.clone(), session.describe());
-        self.loaded = Some(Loaded { model: job.opened.id, session });
+        let engine = Engine::load(&job.opened.model, device.as_ref(), &options)?;
+        let (name, backend) = (job.opened.model.manifest.model_id.clone(), engine.describe());
+        self.loaded = Some(Loaded { model: job.opened.id, engine });
         self.show(|shown| {
             shown.loaded = Some(name);
             shown.backend = backend;
@@ -128,7 +142,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 }
 
-fn hits(session: &Session) -> Hits {
-    let hits = session.stats().pager.hits;
+fn hits(engine: &Engine) -> Hits {
+    let hits = engine.stats().pager.hits;
     Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer }
 }

@@ -58,6 +58,8 @@ export interface Program {
   buffers: number[]
   tokens: number
   logits: number
+  /** The table of cache blocks: its words from the second on are 0, 1, 2, ... */
+  blocks: number
   kernels: Array<{ name: string, hash: string, write: boolean[] }>
   ropes: Array<{ buffer: number, inv_freq: number[], factor: number }>
   weights: Weight[]

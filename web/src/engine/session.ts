@@ -59,6 +59,7 @@ export class Session {
       const machine = new Machine(device, program, text)
       // Whether there is memory for it, before anything is fetched.
       await device.settle()
+      machine.write(program.blocks, 4, Uint32Array.from({ length: program.buffers[program.blocks] / 4 - 1 }, (_, block) => block))
       for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, turns(program.context, frequencies, factor))
       await loadTrunk(program, machine, source, progress)
       await device.settle()

@@ -3,14 +3,15 @@
 //! Where a token may miss experts, only one is under way, for what is offered to the next depends on its report.
 //! The next one's dispatches do not: they are recorded while this one runs.
 
+use super::super::buffers::Buffers;
 use super::super::device::GpuDevice;
 use super::super::dispatch::Dispatch;
 use super::super::executor::GpuBackend;
 use super::super::params::Step as StepParams;
 use super::super::plan::Plan;
 use super::super::timing::PassClock;
-use super::{Aside, Decode, FLIGHTS_MAX, TokenSteps};
-use crate::backend::{BackendError, Result, Want};
+use super::{Aside, Decode, FLIGHTS_MAX, TokenSteps, Want};
+use crate::backend::{BackendError, Result};
 
 /// A token under way.
 #[derive(Debug, Clone, Copy)]
@@ -128,16 +129,16 @@ impl GpuBackend {
                     decode.record(&fused, first..end, chosen, &step, &mut encoder, clock)?;
                 device.meter().dispatched(dispatches);
                 if logits {
-                    let from = &buffers.logits;
-                    buffers.logits_readback.copy(device, &mut encoder, from, logit_bytes)?;
+                    let Buffers { logits: from, blocks, logits_readback, .. } = buffers;
+                    logits_readback.copy_with(device, &mut encoder, from, logit_bytes, blocks)?;
                 }
                 (device.submit(encoder)?, report)
             }
         };
         decode.next = (report + 1) % FLIGHTS_MAX;
-        decode.reports[report].submitted(decode.buffers.state().size(), &submission);
+        decode.reports[report].submitted(decode.buffers.state().size() + 4, &submission);
         if logits {
-            buffers.logits_readback.submitted(logit_bytes, &submission);
+            buffers.logits_readback.submitted(logit_bytes + 4, &submission);
         }
         let layers = (first_layer, last_layer);
         decode.flights.push_back(Flight { report, step, want, layers, since });
@@ -218,7 +219,8 @@ impl Decode {
         if chosen {
             encoder.copy_buffer_to_buffer(&self.chosen, 0, state, 4, Some(4));
         }
-        self.reports[self.next].copy(device, encoder, state, state.size())?;
+        let tail = &self.blocks;
+        self.reports[self.next].copy_with(device, encoder, state, state.size(), tail)?;
         Ok((self.next, dispatches))
     }
 }

@@ -38,9 +38,28 @@ use super::experts::Experts;
 use super::params::Step as StepParams;
 use super::readback::Readback;
 use super::sample::{Links, SamplePlan};
-use crate::backend::{BackendError, Decoder, Fed, Report, Result, Slot, Want};
+use crate::backend::{BackendError, Fed, LogitRows, Report, Result, Slot, Want as Wanted};
 use crate::graph::{Graph, MoeId, Op};
 use crate::sampler::Sampler;
+
+/// What a token's step is to leave behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Nothing,
+    Logits,
+    /// The next token, chosen on the device.
+    Choice,
+}
+
+impl From<Wanted> for Want {
+    fn from(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::Logits(LogitRows::None) => Self::Nothing,
+            Wanted::Logits(LogitRows::Last | LogitRows::All) => Self::Logits,
+            Wanted::Choice => Self::Choice,
+        }
+    }
+}
 
 /// Tokens that may be under way at once.
 const FLIGHTS_MAX: usize = 4;
@@ -62,6 +81,8 @@ pub(super) struct Decode {
     /// The choice of the next token, once it was asked for.
     sample: Option<SamplePlan>,
     chosen: wgpu::Buffer,
+    /// The table of cache blocks; a report ends with its first word.
+    blocks: wgpu::Buffer,
 }
 
 /// How fast `reach` follows what is seen.
@@ -69,12 +90,12 @@ const REACH_GAIN: f32 = 0.25;
 
 impl Decode {
     /// `None` for a graph that makes no logits: its steps are no tokens.
-    pub fn new(device: &GpuDevice, graph: &Graph) -> Result<Option<Self>> {
+    pub fn new(device: &GpuDevice, graph: &Graph, blocks: &wgpu::Buffer) -> Result<Option<Self>> {
         if !graph.ops.iter().any(|op| matches!(op, Op::Logits { .. })) {
             return Ok(None);
         }
         let buffers = DecodeBuffers::new(device, graph)?;
-        let bytes = buffers.layout.state_words as u64 * 4;
+        let bytes = buffers.state().size() + 4;
         let reports = (0..FLIGHTS_MAX).map(|_| Readback::new(device, "a token's report", bytes));
         let reports = reports.collect::<Result<_>>()?;
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
@@ -91,7 +112,13 @@ impl Decode {
             recorded: None,
             sample: None,
             chosen,
+            blocks: blocks.clone(),
         }))
+    }
+
+    /// Whether a token's report is on its way.
+    pub fn in_flight(&self) -> bool {
+        !self.flights.is_empty()
     }
 
     /// A token passed so many MoE layers.
@@ -107,15 +134,16 @@ impl Decode {
     }
 }
 
-impl Decoder for GpuBackend {
-    fn room(&self) -> usize {
+/// Single tokens of a fused graph: what `Backend` says of a step, for them.
+impl GpuBackend {
+    pub(super) fn tokens_room(&self) -> usize {
         let Some(decode) = &self.decode else { return 0 };
         // Nothing may follow a token that stops on the way.
         let whole = decode.flights.iter().all(|flight| flight.layers.1 == self.graph.moe.len());
         if whole { FLIGHTS_MAX - decode.flights.len() } else { 0 }
     }
 
-    fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
+    pub(super) fn choose_on_device(&mut self, sampler: &Sampler) -> Result<bool> {
         let Self { device, decode, buffers, graph, .. } = self;
         let Some(decode) = decode else { return Ok(false) };
         if let Some(plan) = decode.sample.take_if(|plan| plan.is_for(sampler)) {
@@ -139,27 +167,28 @@ impl Decoder for GpuBackend {
         Ok(decode.sample.is_some())
     }
 
-    fn submit(&mut self, fed: Fed, position: usize, want: Want) -> Result<()> {
+    pub(super) fn submit_token(
+        &mut self,
+        fed: Fed<'_>,
+        position: usize,
+        want: Wanted,
+    ) -> Result<()> {
         self.check_decode(fed, position)?;
         let position = u32::try_from(position).unwrap_or(u32::MAX);
         let step = StepParams { tokens: 1, position, logit_start: 0, logit_rows: 1 };
-        if let Fed::Token(token) = fed {
-            self.device.write(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
+        if let Fed::Tokens(token) = fed {
+            self.device.write(&self.buffers.tokens, 0, bytemuck::cast_slice(token));
         }
-        self.fly(step, want, Begin::Token, 0)
+        self.fly(step, want.into(), Begin::Token, 0)
     }
 
-    fn brings(&self) -> bool {
-        self.spill.is_some()
-    }
-
-    fn offer(&mut self, free: &[Slot]) {
+    pub(super) fn offer_slots(&mut self, free: &[Slot]) {
         if let Some(decode) = &mut self.decode {
             decode.buffers.table.offer(free);
         }
     }
 
-    fn resume(&mut self, moe: MoeId) -> Result<()> {
+    pub(super) fn resume_token(&mut self, moe: MoeId) -> Result<()> {
         let halted = self.decode.as_mut().and_then(|decode| decode.halted.take());
         let Some(flight) = halted else {
             return Err(BackendError::Unsupported("resuming a step that was not halted".into()));
@@ -168,13 +197,14 @@ impl Decoder for GpuBackend {
         self.fly(flight.step, flight.want, Begin::Again(layer), layer)
     }
 
-    fn take(&mut self) -> Result<Report> {
+    pub(super) fn take_report(&mut self) -> Result<Report> {
         self.record_ahead()?;
         let nothing = || BackendError::Unsupported("a report where no token is under way".into());
         let decode = self.decode.as_mut().ok_or_else(nothing)?;
         let flight = decode.flights.pop_front().ok_or_else(nothing)?;
         let bytes = decode.reports[flight.report].take(&self.device)?.ok_or_else(nothing)?;
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        self.clamped = words.last().copied().map_or(0, u64::from);
         let (first, end) = flight.layers;
         let halted = match words[0] {
             0 => None,
@@ -186,7 +216,7 @@ impl Decoder for GpuBackend {
             decode.passed(2 * (end - first));
             if end < self.graph.moe.len() {
                 self.fly(flight.step, flight.want, Begin::On(end), flight.since)?;
-                return self.take();
+                return self.take_report();
             }
         }
         let experts = self.graph.moe.iter().zip(&decode.buffers.layout.ids_at).map(|(moe, at)| {
@@ -217,21 +247,18 @@ impl Decoder for GpuBackend {
         Ok(Report { halted, token: words[1], experts, brought })
     }
 
-    fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
-        self.profile_token(token, position)
-    }
-
-    fn drop_halted(&mut self) {
-        if let Some(decode) = &mut self.decode
-            && decode.halted.take().is_some()
-        {
+    /// Gives up the token that halted, and those in flight.
+    pub(super) fn drop_tokens(&mut self) {
+        let Some(decode) = &mut self.decode else { return };
+        let mut gone = decode.halted.take().is_some();
+        while let Some(flight) = decode.flights.pop_front() {
+            // What it says, or why it says nothing, matters to nobody.
+            let _ = decode.reports[flight.report].take(&self.device);
+            gone = true;
+        }
+        if gone {
             self.device.write(decode.buffers.state(), 0, &[0; 4]);
         }
-    }
-
-    fn logits(&mut self) -> Result<Vec<f32>> {
-        let bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 }
 
@@ -272,9 +299,9 @@ fn brought(
 }
 
 impl GpuBackend {
-    fn check_decode(&self, fed: Fed, position: usize) -> Result<()> {
+    fn check_decode(&self, fed: Fed<'_>, position: usize) -> Result<()> {
         let refuse = |what| Err(BackendError::Unsupported(what));
-        if self.room() == 0 {
+        if self.tokens_room() == 0 {
             return refuse(format!("more than {FLIGHTS_MAX} tokens under way"));
         }
         if position >= self.capacity.context {
@@ -284,7 +311,7 @@ impl GpuBackend {
             ));
         }
         match fed {
-            Fed::Token(token) if token as usize >= self.graph.vocab => {
+            Fed::Tokens(&[token, ..]) if token as usize >= self.graph.vocab => {
                 refuse(format!("token {token} of a vocabulary of {}", self.graph.vocab))
             }
             _ => Ok(()),

@@ -13,7 +13,7 @@ const QUERIES_MAX: usize = 4096;
 impl GpuBackend {
     /// Runs `token` at `position` to its logits, every expert in its slot; the kernels in order
     /// with the seconds that each took.
-    pub(super) fn profile_token(
+    pub(in crate::gpu) fn profile_token(
         &mut self,
         token: u32,
         position: usize,

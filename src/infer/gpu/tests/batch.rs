@@ -6,7 +6,7 @@ use half::f16;
 
 use super::experts::{EXPERTS, TinyMoe, VOCAB};
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Step};
+use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Ops, Step};
 use crate::cpu::{
     CpuBackend,
     attention::Attention,
@@ -22,6 +22,7 @@ use crate::cpu::{
 use crate::gpu::executor::GpuBackend;
 use crate::gpu::{GpuDevice, Reduction};
 use crate::graph::{Graph, Kv, KvId, MatrixSpec, Op};
+use crate::kv;
 use doppler_store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 70, context: 200, kv: KvFormat::F32 };
@@ -192,7 +193,9 @@ fn attention_over_many_tokens_matches_its_twin() {
             graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
             let capacity = Capacity { kv: format, ..CAPACITY };
             let mut gpu = backend(&device, &graph, capacity, &[]);
-            let mut cache = Cache::new(kv_heads, head_dim, capacity.context, format);
+            let blocks: Vec<u32> = (0..kv::blocks(capacity.context) as u32).rev().collect();
+            gpu.set_blocks(&blocks);
+            let mut cache = Cache::new(kv_heads, head_dim, blocks.len(), format);
             // Cooperative matrices may cut sums off instead of rounding them: 2^-22 each of some 60.
             let halves = device.cooperative() && format == KvFormat::F16;
             let tolerance = if halves { 1.5e-5 } else { 5e-6 };
@@ -207,10 +210,10 @@ fn attention_over_many_tokens_matches_its_twin() {
                     // Exact in half precision: WGSL leaves open which way it rounds.
                     ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
                 }
-                kv_write(&ks, &vs, position, &mut cache);
+                kv_write(&ks, &vs, position, &blocks, &mut cache);
                 let mut want = vec![0.0; qs.len()];
                 let params = Attention { heads, scale, window, position };
-                attention_tile(&qs, &cache, &params, &mut want);
+                attention_tile(&qs, &cache, &blocks, &params, &mut want);
                 let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
                 let what = format!(

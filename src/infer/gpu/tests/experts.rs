@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{BOTH, Random, assert_close, device};
-use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Slot, SlotClass, Step};
+use crate::backend::{Backend, Capacity, KvFormat, LogitRows, Ops, Slot, SlotClass, Step};
 use crate::cpu::CpuBackend;
 use crate::gpu::executor::GpuBackend;
 use crate::graph::{

@@ -4,12 +4,13 @@
 use super::{Random, device};
 use crate::backend::{Device, LogitRows};
 use crate::cpu::CpuDevice;
+use crate::engine::LoadOptions;
 use crate::error::SessionError;
 use crate::gpu::Reduction;
 use crate::model::Model;
 use crate::perplexity::{PerplexityOptions, perplexity};
-use crate::sampler::{Sampler, SamplerOptions};
-use crate::session::{Session, SessionOptions};
+use crate::sampler::SamplerOptions;
+use crate::session::Session;
 use crate::testing::{self, Wanted};
 use doppler_store::DType;
 use serde_json::{Value, json};
@@ -40,8 +41,8 @@ fn devices() -> Vec<Box<dyn Device>> {
     [Some(Box::new(CpuDevice) as Box<dyn Device>), gpu].into_iter().flatten().collect()
 }
 
-fn options() -> SessionOptions {
-    SessionOptions { context: Some(32), ..SessionOptions::default() }
+fn options() -> LoadOptions {
+    LoadOptions { context: Some(32), ..LoadOptions::default() }
 }
 
 #[test]
@@ -89,8 +90,8 @@ fn logits_that_are_not_finite_are_refused_wherever_they_are_asked_for() {
         assert!(matches!(last, Err(SessionError::Output { position: 2 })), "{last:?}");
         for temperature in [0.0, 1.0] {
             let options = SamplerOptions { temperature, ..SamplerOptions::default() };
-            let mut sampler = Sampler::new(options).unwrap();
-            let next = session.next(1, &mut sampler, 4);
+            session.reset_with(options).unwrap();
+            let next = session.next(1, 4);
             assert!(matches!(next, Err(SessionError::Output { position: 0 })), "{next:?}");
         }
         let text = PerplexityOptions { window: 16, bos: None };

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::{BOTH, Random, assert_close, backend, device, run};
-use crate::backend::{Capacity, KvFormat};
+use crate::backend::{Backend, Capacity, KvFormat, Ops};
 use crate::cpu::{
     add::add,
     attention::{Attention, attention},
@@ -85,7 +85,6 @@ fn random_blocks_decode_exactly() {
             position: 0,
             logits: crate::backend::LogitRows::None,
         };
-        use crate::backend::Backend;
         gpu.begin(&step).unwrap();
         gpu.run(0..1).unwrap();
         let got = gpu.get(out, rows);
@@ -101,7 +100,7 @@ fn random_blocks_decode_exactly() {
 
 #[test]
 fn embed_matches_its_twin_in_every_format() {
-    use crate::backend::{Backend, LogitRows, Step};
+    use crate::backend::{LogitRows, Step};
     let mut random = Random::new("embed");
     let Some(device) = device(Reduction::Lane) else { return };
     for dtype in DType::ALL {
@@ -200,7 +199,9 @@ fn attention_and_its_cache_match_their_twins() {
         graph.ops.push(Op::KvWrite { kv, k, v });
         graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
         let mut gpu = backend(&device, &graph, capacity, &[]);
-        let mut cache = Cache::new(kv_heads, head_dim, capacity.context, format);
+        let blocks = [2, 0, 3, 1];
+        gpu.set_blocks(&blocks);
+        let mut cache = Cache::new(kv_heads, head_dim, blocks.len(), format);
         let mut position = 0;
         // Past several tiles of 64 positions.
         while position < 150 {
@@ -212,9 +213,10 @@ fn attention_and_its_cache_match_their_twins() {
                 // Exact in half precision: WGSL leaves open which way it rounds.
                 ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
             }
-            kv_write(&ks, &vs, position, &mut cache);
+            kv_write(&ks, &vs, position, &blocks, &mut cache);
             let mut want = vec![0.0; qs.len()];
-            attention(&qs, &cache, &Attention { heads, scale, window, position }, &mut want);
+            let params = Attention { heads, scale, window, position };
+            attention(&qs, &cache, &blocks, &params, &mut want);
             let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
             let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
             let what = format!(
@@ -244,8 +246,11 @@ fn a_half_precision_cache_holds_the_nearest_finite_values() {
     (ks[3], ks[8]) = (1e9, -70000.0);
     let vs: Vec<f32> = ks.iter().rev().copied().collect();
     run(&mut gpu, &graph, tokens, position, &[(k, &ks), (v, &vs)], k);
-    let mut cache = Cache::new(kv_heads, head_dim, capacity.context, KvFormat::F16);
-    kv_write(&ks, &vs, position, &mut cache);
+    let mut cache = Cache::new(kv_heads, head_dim, 1, KvFormat::F16);
+    let clamped = kv_write(&ks, &vs, position, &[0], &mut cache);
+    let beyond = ks.iter().chain(&vs).filter(|x| x.abs() > 65504.0).count();
+    assert!(beyond >= 4);
+    assert_eq!((clamped, gpu.clamped_now()), (beyond as u64, beyond as u32));
     let (keys, values) = gpu.cached(KvId(0), (position + tokens) * width / 2);
     for (from, words, twin) in [(&ks, keys, &cache.k), (&vs, values, &cache.v)] {
         let halves: Vec<f32> = words
@@ -260,7 +265,7 @@ fn a_half_precision_cache_holds_the_nearest_finite_values() {
             let off = (got - nearest).abs();
             assert!(off <= nearest.abs() / 1024.0 + 6.2e-5, "[{i}]: {got} for {exact}");
             let (token, head, d) = (i / width, i % width / head_dim, i % head_dim);
-            let at = (head * capacity.context + position + token) * head_dim + d;
+            let at = cache.at(&[0], head, position + token) + d;
             assert!(
                 (twin[at] - nearest).abs() <= nearest.abs() / 2048.0 + 3e-8,
                 "the twin's [{i}]"
@@ -299,7 +304,6 @@ fn gated_and_add_match_their_twins_in_every_place() {
 
 #[test]
 fn route_matches_its_twin_and_breaks_ties_by_id() {
-    use crate::backend::Backend;
     let mut random = Random::new("route");
     let Some(device) = device(Reduction::Lane) else { return };
     for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)]

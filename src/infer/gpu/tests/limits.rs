@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::experts::TinyMoe;
 use super::{BOTH, Random, assert_close, backend, device, run};
 use crate::backend::{
-    Backend, BackendError, Capacity, Device, KvFormat, LogitRows, SlotClass, Step,
+    Backend, BackendError, Capacity, Device, KvFormat, LogitRows, Ops, SlotClass, Step,
 };
 use crate::cpu::{embed::embed, linear::linear, matrix::Matrix};
 use crate::gpu::executor::GpuBackend;

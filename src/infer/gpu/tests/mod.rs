@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::executor::GpuBackend;
 use super::{AdapterChoice, GpuDevice, Reduction};
-use crate::backend::{Backend, Capacity, LogitRows, Step};
+use crate::backend::{Backend, Capacity, LogitRows, Ops, Step};
 use crate::graph::{Buf, Graph, MatrixSpec, WeightId};
 use crate::quant;
 use doppler_store::DType;

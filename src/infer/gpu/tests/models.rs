@@ -7,11 +7,13 @@ use super::{BOTH, Random, device};
 use crate::backend::{Device, KvFormat, LogitRows};
 use crate::check::{Expected, REL_MAX, check};
 use crate::cpu::CpuDevice;
+use crate::engine::LoadOptions;
 use crate::gpu::Reduction;
 use crate::load::{Quantization, SHARD_BYTES_DEFAULT};
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerOptions};
-use crate::session::{Session, SessionOptions};
+use crate::sequence_tests::{Bench, forked, interleaved, rewound, stepped};
+use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing::{self, Wanted, checkpoint};
 use crate::trace::{self, ReplayPolicy, Trace};
@@ -32,8 +34,7 @@ fn golden(dir: &Path) {
         let Some(device) = device(reduction) else { return };
         let slots = SlotBudget::All;
         let kv = if testing::keeps_in_half_precision(dir) { kv } else { KvFormat::F32 };
-        let options =
-            SessionOptions { context: Some(96), batch, slots, kv, ..SessionOptions::default() };
+        let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = Session::new(&model, &device, &options).unwrap();
         let report = check(&mut session, &expected).unwrap();
         println!("{name}, {reduction:?}, batch {batch}, {kv:?}: {report:?}");
@@ -82,7 +83,7 @@ const PROMPT: usize = 13;
 fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
     let kv = KvFormat::F32;
     let options =
-        SessionOptions { context: Some(80), batch: PROMPT, slots, kv, ..SessionOptions::default() };
+        LoadOptions { context: Some(80), batch: PROMPT, slots, kv, ..LoadOptions::default() };
     Session::new(model, device, &options).unwrap()
 }
 
@@ -170,13 +171,8 @@ fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
         let tokens: Vec<u32> = (0..64).map(|_| random.below(vocab) as u32).collect();
         let prefill = |device: &dyn Device, slots| {
             let kv = KvFormat::F16;
-            let options = SessionOptions {
-                context: Some(80),
-                batch: 64,
-                slots,
-                kv,
-                ..SessionOptions::default()
-            };
+            let options =
+                LoadOptions { context: Some(80), batch: 64, slots, kv, ..LoadOptions::default() };
             Session::new(&model, device, &options).unwrap().step(&tokens, LogitRows::All).unwrap()
         };
         let want = prefill(&CpuDevice, SlotBudget::All);
@@ -210,8 +206,7 @@ fn fused(name: &str, keeps_halves: bool) {
         let (context, batch) = (Some(80), PROMPT);
         let host_bytes =
             if slots == SlotBudget::Experts(model.experts() / 2) { 1 << 30 } else { 0 };
-        let options =
-            SessionOptions { context, batch, slots, host_bytes, ..SessionOptions::default() };
+        let options = LoadOptions { context, batch, slots, host_bytes, ..LoadOptions::default() };
         Session::new(&model, device, &options).unwrap()
     };
     let want = logits(&mut make(&CpuDevice, SlotBudget::All), &tokens);
@@ -230,13 +225,12 @@ fn fused(name: &str, keeps_halves: bool) {
     let mut paged = make(&device, SlotBudget::Experts(model.experts() / 4));
     let mut fetching = make(&device, SlotBudget::Experts(model.experts() / 2));
     for session in [&mut whole, &mut paged, &mut fetching] {
-        session.reset();
+        session.reset_with(options).unwrap();
         session.prefill(&tokens[..PROMPT]).unwrap();
-        let mut sampler = Sampler::new(options).unwrap();
         let mut token = tokens[0];
         let mut run = Vec::new();
         for left in (1..=6).rev() {
-            token = session.next(token, &mut sampler, left).unwrap();
+            token = session.next(token, left).unwrap();
             run.push(token);
         }
         chosen.push(run);
@@ -261,6 +255,23 @@ fn fused_tokens_of_a_mixtral_agree_with_the_cpu_and_are_chosen_ahead() {
 #[test]
 fn fused_tokens_of_a_qwen3_moe_agree_with_the_cpu_and_are_chosen_ahead() {
     fused("tiny-qwen3moe", false);
+}
+
+/// Op by op and fused, all experts in slots, paged, and queued ahead.
+#[test]
+fn sequences_of_one_engine_are_what_each_is_alone() {
+    for (reduction, kv) in [(Reduction::Lane, KvFormat::F32), (Reduction::Group, KvFormat::F16)] {
+        let Some(device) = device(reduction) else { return };
+        let paged = Bench { device: &device, kv, slots: 10 };
+        interleaved(&paged, rand::random());
+        stepped(&paged, rand::random());
+        if reduction == Reduction::Group {
+            let whole = Bench { slots: 36, ..paged };
+            interleaved(&whole, rand::random());
+            rewound(&whole, rand::random());
+            forked(&whole, rand::random());
+        }
+    }
 }
 
 /// 3 layers of 12 experts, top 3, in two classes of slots.
@@ -290,13 +301,13 @@ fn evicted_experts_come_back_from_memory_of_the_host() {
         let Some(device) = device(reduction) else { return };
         let make = |slots, host_bytes| {
             let context = Some(80);
-            let options = SessionOptions {
+            let options = LoadOptions {
                 context,
                 batch: PROMPT,
                 slots,
                 kv,
                 host_bytes,
-                ..SessionOptions::default()
+                ..LoadOptions::default()
             };
             Session::new(&model, &device, &options).unwrap()
         };
@@ -333,25 +344,23 @@ fn a_token_fetches_the_experts_it_misses() {
     let Some(device) = device(Reduction::Group) else { return };
     let make = |slots, host_bytes| {
         let (context, batch) = (Some(96), PROMPT);
-        let options =
-            SessionOptions { context, batch, slots, host_bytes, ..SessionOptions::default() };
+        let options = LoadOptions { context, batch, slots, host_bytes, ..LoadOptions::default() };
         Session::new(&model, &device, &options).unwrap()
     };
     let tokens = 96 - PROMPT - 1;
     let given: Vec<u32> = (0..60).map(|_| random.below(131) as u32).collect();
     let run = |session: &mut Session| {
-        session.reset();
-        session.prefill(&prompt).unwrap();
         let options = SamplerOptions { temperature: 0.9, seed: 3, ..SamplerOptions::default() };
-        let mut sampler = Sampler::new(options).unwrap();
+        session.reset_with(options).unwrap();
+        session.prefill(&prompt).unwrap();
         // Given tokens are routed all over; after them it generates.
         let mut chosen = Vec::new();
         for token in &given {
-            chosen.push(session.next(*token, &mut sampler, 1).unwrap());
+            chosen.push(session.next(*token, 1).unwrap());
         }
         for left in (1..=tokens - given.len()).rev() {
             let token = chosen[chosen.len() - 1];
-            chosen.push(session.next(token, &mut sampler, left).unwrap());
+            chosen.push(session.next(token, left).unwrap());
         }
         chosen
     };

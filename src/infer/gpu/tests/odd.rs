@@ -10,11 +10,12 @@ use super::{Random, device};
 use crate::backend::{Device, KvFormat, LogitRows};
 use crate::check::REL_MAX;
 use crate::cpu::CpuDevice;
+use crate::engine::LoadOptions;
 use crate::gpu::Reduction;
 use crate::graph::{Activation, Buf, Graph, Op, WeightId};
 use crate::model::Model;
-use crate::sampler::{Sampler, SamplerOptions};
-use crate::session::{Session, SessionOptions};
+use crate::sampler::SamplerOptions;
+use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing;
 use doppler_store::DType;
@@ -194,8 +195,7 @@ const CHANGES: [Change; 11] = [
 fn session(model: &Model, device: &dyn Device, kv: KvFormat, slots: SlotBudget) -> Session {
     let host_bytes = if slots == SlotBudget::Experts(12) { 1 << 30 } else { 0 };
     let (context, batch) = (Some(64), PROMPT);
-    let options =
-        SessionOptions { context, batch, slots, kv, host_bytes, ..SessionOptions::default() };
+    let options = LoadOptions { context, batch, slots, kv, host_bytes, ..LoadOptions::default() };
     Session::new(model, device, &options).unwrap()
 }
 
@@ -209,13 +209,12 @@ fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
 
 /// The tokens chosen on the device after the prompt, several under way at a time.
 fn chosen(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
-    session.reset();
-    session.prefill(prompt).unwrap();
     let options = SamplerOptions { temperature: 0.9, seed: 7, ..SamplerOptions::default() };
-    let mut sampler = Sampler::new(options).unwrap();
+    session.reset_with(options).unwrap();
+    session.prefill(prompt).unwrap();
     let mut token = prompt[0];
     let choose = |left| {
-        token = session.next(token, &mut sampler, left).unwrap();
+        token = session.next(token, left).unwrap();
         token
     };
     (1..=count).rev().map(choose).collect()

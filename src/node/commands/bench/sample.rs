@@ -9,7 +9,6 @@ use doppler_infer::error::SessionError;
 use doppler_infer::graph::{Op, WeightId};
 use doppler_infer::model::Model;
 use doppler_infer::pager::{PagerStats, TierHits};
-use doppler_infer::sampler::{Sampler, SamplerOptions};
 use doppler_infer::session::Session;
 
 /// What one run, or several together, took. Loading and the parts not measured are left out.
@@ -34,12 +33,10 @@ impl Sample {
         }
         session.reset();
         let logits = session.prefill(&passage[..passage.len() - decoded])?;
-        let mut sampler = Sampler::new(SamplerOptions::default())?;
-        let mut token = sampler.sample(&logits);
-        sampler.accept(token);
+        let mut token = session.choose(&logits);
         Self::measure(session, decoded, |session| {
             for i in 0..decoded {
-                token = session.next(token, &mut sampler, decoded - i)?;
+                token = session.next(token, decoded - i)?;
             }
             Ok(())
         })
@@ -54,13 +51,12 @@ impl Sample {
         if decoded > 0 {
             session.prefill(prompt)?;
         }
-        let mut sampler = Sampler::new(SamplerOptions::default())?;
         Self::measure(session, if decoded > 0 { decoded } else { prompt.len() }, |session| {
             if decoded == 0 {
                 session.prefill(prompt)?;
             }
             for token in rest {
-                session.next(*token, &mut sampler, 1)?;
+                session.next(*token, 1)?;
             }
             Ok(())
         })

@@ -12,10 +12,11 @@ use crate::args::BenchArgs;
 use crate::size::ByteSize;
 use crate::{generation, source};
 use doppler_infer::backend::{BackendError, Bandwidth, Counters};
+use doppler_infer::engine::EngineStats;
 use doppler_infer::error::SessionError;
 use doppler_infer::pager::PagerStats;
 use doppler_infer::sampler::greedy;
-use doppler_infer::session::{Session, SessionStats};
+use doppler_infer::session::Session;
 use doppler_store::PolicyKind;
 
 /// What `--json` prints.
@@ -48,7 +49,7 @@ struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     kernels: Option<Vec<KernelTime>>,
     /// Since the session was made.
-    session: SessionStats,
+    session: EngineStats,
     peak_rss_bytes: Option<u64>,
 }
 

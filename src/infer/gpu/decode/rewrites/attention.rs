@@ -159,7 +159,8 @@ pub(super) fn attention(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>>
     };
     let [q_norm, k_norm] = norms;
     let (keys, values, turns) = (Place::Keys(kv), Place::Values(kv), Place::Turns(rope));
-    let storage = [Place::Qkv, q_norm, k_norm, turns, keys, values, Place::Partial];
+    let (partial, blocks) = (Place::Partial, Place::BlockTable);
+    let storage = [Place::Qkv, q_norm, k_norm, turns, keys, values, partial, blocks];
     let each = wide_kv * word((heads / kv_heads).div_ceil(HEADS_TOGETHER))?;
     let grid = Grid::Splits { each, window, most: SPLITS_MAX };
     recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));

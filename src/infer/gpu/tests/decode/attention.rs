@@ -3,13 +3,14 @@
 use half::f16;
 
 use super::{Check, EPS, HALF_LEAST, TEAM, compare, compare_packed, floats, halves, words};
-use crate::cpu::decode_attention::{Attention, HeadNorms, Splits, decode_attention};
+use crate::cpu::decode_attention::{Attention, Caches, HeadNorms, Splits, decode_attention};
 use crate::cpu::decode_combine::decode_combine;
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
 use crate::gpu::tests::alone::Alone;
 use crate::gpu::tests::{Random, device};
+use crate::kv::{self, BLOCK};
 
 /// What f32 takes for zero.
 const FLUSHED: f64 = 1e-36;
@@ -130,14 +131,31 @@ pub(super) fn attention(
     });
     let own = own.to_vec();
 
-    let mut want_cache = before.clone();
+    // The sequence's blocks lie backwards behind one that is not its own.
+    let count = (position + 2).div_ceil(BLOCK) as u32;
+    let blocks: Vec<u32> = (1..=count).rev().collect();
+    let spread = |rows: &Vec<f16>| {
+        let mut all = vec![f16::NAN; (count as usize + 1) * BLOCK * width];
+        for (p, row) in rows.chunks_exact(width).enumerate() {
+            all[kv::row(&blocks, p) * width..][..width].copy_from_slice(row);
+        }
+        all
+    };
+    let gather = |all: &[f16]| -> Vec<f16> {
+        let row = |p| &all[kv::row(&blocks, p) * width..][..width];
+        (0..position + 2).flat_map(row).copied().collect()
+    };
+    let mut want_cache = before.each_ref().map(spread);
+    let mut clamped = 0;
     let parts = heads * splits.count * (dim + 4);
     let untouched = random.floats(parts);
     let mut want = untouched.clone();
     {
         let [keys, values] = &mut want_cache;
-        decode_attention(&shape, position, &qkv, head_norms, &own, [keys, values], &mut want);
+        let caches = Caches { blocks: &blocks, keys, values };
+        clamped += decode_attention(&shape, position, &qkv, head_norms, &own, caches, &mut want);
     }
+    let want_cache = want_cache.each_ref().map(|all| gather(all));
     let p = params::Attention {
         heads: heads as u32,
         kv_heads: kv_heads as u32,
@@ -151,15 +169,17 @@ pub(super) fn attention(
     };
     // Without norms the bindings are dummies.
     let [q_norm, k_norm] = norms.each_ref().map(|of| if normed { words(of) } else { vec![0; 4] });
-    let [keys, values] = before.each_ref().map(|of| bytemuck::pod_collect_to_vec(of));
+    let [keys, values] = before.each_ref().map(|of| bytemuck::pod_collect_to_vec(&spread(of)));
+    let blocks_table = [&[0], &blocks[..], &[0, 0]].concat();
     let table = words(turns.as_flattened());
-    let buffers = [words(&qkv), q_norm, k_norm, table, keys, values, words(&untouched)];
+    let buffers =
+        [words(&qkv), q_norm, k_norm, table, keys, values, words(&untouched), blocks_table];
     let groups = kv_heads * (heads / kv_heads).div_ceil(4) * splits.count;
     let name = format!("decode_attention_{team}");
     let got = alone.run(&name, position, &p, &buffers, (groups as u32, 1));
 
     // The caches, the twin's too: the token's row rounded to f16, whichever way, and no other.
-    let cached = [&got[4], &got[5]].map(|of| bytemuck::pod_collect_to_vec::<u32, f16>(of));
+    let cached = [&got[4], &got[5]].map(|of| gather(&bytemuck::pod_collect_to_vec::<u32, f16>(of)));
     let norm = head_norms.map(|n| (n.k, n.eps));
     let fresh = qkv[heads * dim..].chunks_exact(dim);
     let keys = fresh.clone().take(kv_heads).flat_map(|head| shape.turned(head, norm, &own));
@@ -167,6 +187,12 @@ pub(super) fn attention(
     let values: Vec<f64> = fresh.skip(kv_heads).flatten().map(|x| f64::from(*x)).collect();
     let key_off = lengths(&shape, &keys).into_iter().map(|x| x * head_roundings(&shape) * EPS);
     let offs = [key_off.collect(), vec![0.0; width]];
+    // An element right at the range's end may be taken for one on either side.
+    let near = |x: &&f64| (x.abs() / f16::MAX.to_f64() - 1.0).abs() < 1e-4;
+    let unsure = keys.iter().filter(near).count() as u32;
+    if got[7][0].abs_diff(clamped) > unsure {
+        return Err(format!("{what}: {} elements clamped, not {clamped}", got[7][0]));
+    }
     let exacts = [&keys, &values, &keys, &values];
     let caches = [&cached[0], &cached[1], &want_cache[0], &want_cache[1]];
     for (n, (cache, exact)) in caches.into_iter().zip(exacts).enumerate() {
@@ -194,7 +220,8 @@ pub(super) fn attention(
     // The splits, over the row as the kernel rounded it.
     let queries = shape.queries(&qkv, head_norms, &own);
     let twins = want.clone();
-    shape.attend(position, &queries, [&cached[0], &cached[1]], &mut want);
+    let in_order: Vec<u32> = (0..count).collect();
+    shape.attend(position, &queries, &in_order, [&cached[0], &cached[1]], &mut want);
     // That row is all that a rounding of another way changes.
     let bits = |of: &[Vec<f16>; 2]| of.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let alike = bits(&cached) == bits(&want_cache);

@@ -50,7 +50,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 }
 
 /// One mistake each: a sum that lacks a part, a scale or a bit taken for another, a place off by one, a rounding that is another.
-const MISTAKES: [(Of, Change); 41] = [
+const MISTAKES: [(Of, Change); 44] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -90,6 +90,9 @@ const MISTAKES: [(Of, Change); 41] = [
     (Of::Attention, ("weight_of(i).y", "weight_of(i).x")),
     (Of::Attention, ("keys[to] = new_key(local)", "keys[to] = new_value(kv_head, local)")),
     (Of::Attention, ("sum / f32(params.head_dim)", "sum / 128.0")),
+    (Of::Attention, ("cache_blocks.at[number + 1u]", "cache_blocks.at[number]")),
+    (Of::Attention, ("block * BLOCK_POSITIONS", "position / BLOCK_POSITIONS * BLOCK_POSITIONS")),
+    (Of::Attention, ("next = span_at(start + TILE)", "next = span_at(0u)")),
     (Of::Combine, ("part.y * share", "part.y")),
     (Of::Combine, ("parts[first + 3u * step] * share.w", "parts[first + 2u * step] * share.w")),
 ];

@@ -1,0 +1,677 @@
+//! A model loaded on a device, and the one way to run a step of it.
+//!
+//! Owns the trunk, the expert slots with their pager, and the blocks of the KV caches; outlives the sequences
+//! that are stepped on it. [`Engine::step`] is the whole story of a token: the device runs until a layer's experts are
+//! needed, the pager makes them resident wave by wave, they run, and so on to the logits. A step that fails leaves its
+//! sequences where they were and can be tried again.
+//!
+//! Where the device chooses tokens by itself, several of one sequence are in flight ([`Engine::next`]); whatever else is
+//! asked of the engine lands them first.
+
+use serde::Serialize;
+
+use super::backend::{
+    Backend, BackendError, Capacity, Counters, Device, Fed, KvFormat, LogitRows, Progress, Report,
+    Want,
+};
+use super::error::SessionError;
+use super::graph::{MoeId, WeightId};
+use super::kv::{self, BLOCK, Pool};
+use super::model::Model;
+use super::odds::REFUSED;
+use super::pager::{Pager, PagerStats};
+use super::reader::Run;
+use super::sequence::Sequence;
+use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
+use super::trace::Trace;
+use doppler_store::PolicyKind;
+
+/// Sizes chosen when a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Positions that the caches hold at first; `None` is the model's own maximum, at most 4096. They grow.
+    pub context: Option<usize>,
+    /// The most tokens a step carries; prompts are cut into steps of this.
+    pub batch: usize,
+    pub slots: SlotBudget,
+    pub kv: KvFormat,
+    /// Which expert gives up its slot.
+    pub policy: PolicyKind,
+    /// Bytes of the host's memory for experts that lost their slots, where the device has memory
+    /// of its own.
+    pub host_bytes: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            context: None,
+            batch: 512,
+            slots: SlotBudget::All,
+            kv: KvFormat::default(),
+            policy: PolicyKind::default(),
+            host_bytes: 0,
+        }
+    }
+}
+
+/// The context when none is asked for, unless the model's is shorter.
+pub(super) const CONTEXT_DEFAULT: usize = 4096;
+
+/// The smallest batch that a short device budget shrinks an engine's to.
+const BATCH_MIN: usize = 8;
+
+/// An engine's memory and what its pager did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EngineStats {
+    pub pager: PagerStats,
+    pub slots: usize,
+    pub resident: usize,
+    /// Device bytes of expert slots.
+    pub slot_bytes: u64,
+    /// Device bytes of everything else: trunk, activations, KV caches.
+    pub trunk_bytes: u64,
+}
+
+/// Tokens of one sequence for a step.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    pub sequence: &'a mut Sequence,
+    /// 1..=batch tokens, fed at the sequence's end.
+    pub tokens: &'a [u32],
+    /// Whose logits are wanted.
+    pub logits: LogitRows,
+}
+
+/// The tokens queued on a device that chooses by itself.
+#[derive(Debug, Default)]
+struct Flight {
+    /// The sequence that they belong to.
+    sequence: u64,
+    /// How many they are; the oldest is at the sequence's end.
+    ahead: usize,
+    /// The token that the oldest of them was fed.
+    expected: Option<u32>,
+}
+
+/// A loaded model.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    pager: Pager,
+    pool: Pool,
+    batch: usize,
+    vocab: usize,
+    /// The longest context that the model was made for.
+    context_max: usize,
+    plan: SlotPlan,
+    /// Device bytes of weights and slots.
+    loaded_bytes: u64,
+    /// Device bytes that everything may take.
+    budget: u64,
+    flight: Flight,
+    /// The last token missed an expert: it is not worth queueing more behind the next.
+    halting: bool,
+    /// A token's experts are guessed a layer ahead, and read while that layer is computed.
+    read_ahead: bool,
+    /// What the caches clamped was told of.
+    told: bool,
+}
+
+impl Engine {
+    /// Loads the trunk and allocates slots; experts come when they are needed.
+    ///
+    /// # Errors
+    /// A context or a budget that does not do, a device without room, weights that cannot be read.
+    pub fn load(
+        model: &Model,
+        device: &dyn Device,
+        options: &LoadOptions,
+    ) -> Result<Self, SessionError> {
+        model.runs_on(device)?;
+        let max = model.graph.context_max;
+        let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(max));
+        if context == 0 || context > max {
+            return Err(SessionError::Context { context, max });
+        }
+        let (mut backend, plan, capacity) = place(model, device, options, context)?;
+        let trunk_bytes = trunk_bytes(model, backend.as_ref());
+        load_trunk(model, backend.as_mut())?;
+        let plan = settle(
+            backend.as_mut(),
+            plan,
+            |backend, bytes| match SlotPlan::new(model, backend, SlotBudget::Bytes(bytes)) {
+                Err(SessionError::BudgetTooSmall { smallest_bytes, .. }) => {
+                    SlotPlan::new(model, backend, SlotBudget::Bytes(smallest_bytes)).ok()
+                }
+                plan => plan.ok(),
+            },
+            |backend, plan| backend.alloc_slots(&plan.classes, &plan.class_of),
+        )?;
+        if plan.slots() < model.experts() {
+            backend.set_aside(options.host_bytes);
+        }
+        let mut pool = Pool::default();
+        pool.grow(kv::blocks(context));
+        Ok(Self {
+            pager: Pager::new(model, &plan, options.policy),
+            pool,
+            batch: capacity.batch,
+            vocab: model.graph.vocab,
+            context_max: max,
+            loaded_bytes: trunk_bytes - backend.fixed_bytes() + plan.bytes,
+            budget: match options.slots {
+                SlotBudget::Device(bytes) => bytes,
+                SlotBudget::All | SlotBudget::Bytes(_) | SlotBudget::Experts(_) => u64::MAX,
+            },
+            read_ahead: backend.guesses(),
+            backend,
+            plan,
+            flight: Flight::default(),
+            halting: false,
+            told: false,
+        })
+    }
+
+    /// Runs rows of one or several sequences, one sequence after another, and returns for each the logits asked
+    /// for, `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// If any of them fails, all sequences are where they were.
+    pub fn step(&mut self, rows: &mut [Rows<'_>]) -> Result<Vec<Vec<f32>>, SessionError> {
+        for Rows { sequence, tokens, .. } in rows.iter() {
+            self.check(sequence, tokens)?;
+        }
+        self.land()?;
+        let mut all = Vec::with_capacity(rows.len());
+        for at in 0..rows.len() {
+            let Rows { sequence, tokens, logits } = &mut rows[at];
+            match self.run(sequence, tokens, *logits) {
+                Ok(logits) => all.push(logits),
+                Err(error) => {
+                    let done = &mut rows[..at];
+                    done.iter_mut().for_each(|row| row.sequence.unfeed(row.tokens.len()));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// One sequence's tokens, in one step of the device.
+    fn run(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        logits: LogitRows,
+    ) -> Result<Vec<f32>, SessionError> {
+        let position = sequence.len();
+        if tokens.len() == 1 {
+            self.make_room();
+        }
+        self.prepare(sequence, position, position + tokens.len())?;
+        self.backend.queue(Fed::Tokens(tokens), position, Want::Logits(logits))?;
+        self.finish(tokens.len())?;
+        let logits = match logits {
+            LogitRows::None => Vec::new(),
+            LogitRows::Last | LogitRows::All => self.backend.logits()?,
+        };
+        let first = position + tokens.len() - logits.len() / self.vocab;
+        let logits = finite(logits, first, self.vocab)?;
+        sequence.feed(tokens);
+        self.tell_clamped();
+        Ok(logits)
+    }
+
+    /// Runs `token` at the sequence's end and returns the one that its sampler chooses after it.
+    /// Where the device can choose, up to `more` tokens are queued ahead: a caller that goes
+    /// on is to feed each token it was given.
+    pub fn next(
+        &mut self,
+        sequence: &mut Sequence,
+        token: u32,
+        more: usize,
+    ) -> Result<u32, SessionError> {
+        self.check(sequence, &[token])?;
+        let same = self.flight.sequence == sequence.number();
+        if !same || self.flight.expected.take() != Some(token) {
+            self.land()?;
+        }
+        sequence.feed(&[token]);
+        let next = self.choose(sequence, token, more);
+        if next.is_err() {
+            sequence.unfeed(1);
+        }
+        next
+    }
+
+    /// Chooses what comes after `token`, the sequence's last one, whose keys and values are still to come.
+    fn choose(
+        &mut self,
+        sequence: &mut Sequence,
+        token: u32,
+        more: usize,
+    ) -> Result<u32, SessionError> {
+        let position = sequence.len() - 1;
+        if self.flight.ahead == 0 {
+            sequence.sampler.rewind(sequence.len());
+            if !self.backend.choose(&sequence.sampler)? {
+                sequence.unfeed(1);
+                let logits = self.run(sequence, &[token], LogitRows::Last)?;
+                return Ok(sequence.choose(&logits));
+            }
+            self.make_room();
+            self.flight.sequence = sequence.number();
+        }
+        let room = sequence.limit() - position;
+        let most = if self.halting { 1 } else { more.clamp(1, room) };
+        while self.flight.ahead < most && self.backend.room() > 0 {
+            let at = position + self.flight.ahead;
+            if !self.fits(sequence, at, at + 1) {
+                // There is one in flight: what it leaves is worth more than one more behind it.
+                if self.flight.ahead > 0 {
+                    break;
+                }
+                self.grow(sequence, at, at + 1)?;
+            }
+            self.prepare(sequence, at, at + 1)?;
+            let fed = if self.flight.ahead == 0 { Fed::Tokens(&[token]) } else { Fed::Chosen };
+            self.backend.queue(fed, at, Want::Choice)?;
+            self.flight.ahead += 1;
+        }
+        let report = self.finish(1)?;
+        self.flight.ahead -= 1;
+        if report.token == REFUSED {
+            self.land()?;
+            return Err(SessionError::Output { position });
+        }
+        self.flight.expected = Some(report.token);
+        sequence.sampler.follow(report.token);
+        self.tell_clamped();
+        Ok(report.token)
+    }
+
+    /// How long each kernel takes for `token` at the sequence's end, which stays: names
+    /// in order, and seconds. Every expert must be in a slot.
+    ///
+    /// # Errors
+    /// A device that does not run single tokens fused, or cannot tell the time within a pass.
+    pub fn profile(
+        &mut self,
+        sequence: &mut Sequence,
+        token: u32,
+    ) -> Result<Vec<(&'static str, f64)>, SessionError> {
+        self.check(sequence, &[token])?;
+        self.land()?;
+        let position = sequence.len();
+        self.prepare(sequence, position, position + 1)?;
+        Ok(self.backend.profile(token, position)?)
+    }
+
+    /// Runs any number of tokens, batch by batch; logits of the last one, `[vocab]`.
+    /// Empty if there are no tokens.
+    ///
+    /// # Errors
+    /// If any batch fails, the sequence is where it was.
+    pub fn prefill(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+    ) -> Result<Vec<f32>, SessionError> {
+        let mut logits = Vec::new();
+        let batches = tokens.chunks(self.batch);
+        let last = batches.len().saturating_sub(1);
+        for (i, batch) in batches.enumerate() {
+            let rows = if i == last { LogitRows::Last } else { LogitRows::None };
+            let mut rows = [Rows { sequence: &mut *sequence, tokens: batch, logits: rows }];
+            match self.step(&mut rows) {
+                Ok(mut all) => logits = all.pop().unwrap_or_default(),
+                Err(error) => {
+                    sequence.unfeed(i * self.batch);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, sequence: &Sequence, tokens: &[u32]) -> Result<(), SessionError> {
+        if !(1..=self.batch).contains(&tokens.len()) {
+            return Err(SessionError::Batch { tokens: tokens.len(), batch: self.batch });
+        }
+        if !sequence.table.is_of(&self.pool) {
+            return Err(SessionError::Foreign);
+        }
+        let (position, context) = (sequence.len(), sequence.limit().min(self.context_max));
+        if tokens.len() > context.saturating_sub(position) {
+            return Err(SessionError::Full { position, context, tokens: tokens.len() });
+        }
+        match tokens.iter().find(|token| **token as usize >= self.vocab) {
+            Some(token) => Err(SessionError::Token { token: *token, vocab: self.vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes room for so many positions of a sequence, so that its steps need not. Nothing, if they do not fit.
+    ///
+    /// # Errors
+    /// The device, or its budget, has no room.
+    pub fn reserve(&mut self, sequence: &Sequence, positions: usize) -> Result<(), SessionError> {
+        if self.fits(sequence, sequence.len(), positions) {
+            return Ok(());
+        }
+        self.land()?;
+        self.grow(sequence, sequence.len(), positions)
+    }
+
+    /// Whether blocks to write these positions are free.
+    fn fits(&self, sequence: &Sequence, start: usize, end: usize) -> bool {
+        sequence.table.wants(start, end) <= self.pool.free()
+    }
+
+    /// Grows the caches for these positions, by half at least if the budget allows it.
+    fn grow(&mut self, sequence: &Sequence, start: usize, end: usize) -> Result<(), SessionError> {
+        let count = self.pool.count();
+        let lacks = sequence.table.wants(start, end).saturating_sub(self.pool.free());
+        let least = count + lacks;
+        let fixed = self.loaded_bytes + self.backend.fixed_bytes();
+        let left = self.budget.saturating_sub(fixed) / self.backend.block_bytes().max(1);
+        let most = count.saturating_add(usize::try_from(left).unwrap_or(usize::MAX));
+        if least > most {
+            let bytes = (least - most) as u64 * self.backend.block_bytes();
+            return Err(SessionError::Room { positions: end, bytes, budget: self.budget });
+        }
+        let wanted = least.max((count + count / 2).min(most));
+        let grown = match self.backend.grow(wanted) {
+            // Half more than what is there may be too much where what is needed is not.
+            Err(BackendError::OutOfMemory { .. }) if least < wanted => {
+                self.backend.grow(least).map(|()| least)
+            }
+            grown => grown.map(|()| wanted),
+        };
+        self.pool.grow(grown?);
+        Ok(())
+    }
+
+    /// Gives the sequence blocks of its own for these positions, and tells the device where they are.
+    fn prepare(
+        &mut self,
+        sequence: &mut Sequence,
+        start: usize,
+        end: usize,
+    ) -> Result<(), SessionError> {
+        if !self.fits(sequence, start, end) {
+            self.grow(sequence, start, end)?;
+        }
+        let Some(copies) = sequence.table.prepare(&self.pool, start, end) else {
+            let what = format!("blocks for positions {start} to {end}");
+            return Err(BackendError::OutOfMemory { what, bytes: 0 }.into());
+        };
+        for copy in copies {
+            self.backend.copy_block(copy)?;
+        }
+        self.backend.set_blocks(sequence.table.indices());
+        Ok(())
+    }
+
+    /// Call when no token is in flight. Empties slots for what the next token is likely to miss, where the
+    /// device brings experts by itself.
+    fn make_room(&mut self) {
+        if self.backend.brings() {
+            self.pager.spare(self.backend.as_mut());
+            self.backend.offer(&self.pager.free());
+        }
+    }
+
+    /// Drops the tokens queued ahead.
+    fn land(&mut self) -> Result<(), SessionError> {
+        self.flight.expected = None;
+        while self.flight.ahead > 0 {
+            self.flight.ahead -= 1;
+            if let Progress::Report(Report { halted: Some(_), .. }) = self.backend.advance(false)? {
+                self.backend.give_up();
+                self.flight.ahead = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the oldest step in flight, of so many tokens, to its end: wherever it waits for experts they are
+    /// brought, and it goes on from there.
+    fn finish(&mut self, tokens: usize) -> Result<Report, SessionError> {
+        let finished = self.follow(tokens);
+        if finished.is_err() {
+            self.flight.ahead = 0;
+            self.backend.give_up();
+        }
+        finished
+    }
+
+    fn follow(&mut self, tokens: usize) -> Result<Report, SessionError> {
+        self.pager.begin(tokens);
+        self.halting = false;
+        // MoE layers before this one are counted.
+        let mut counted = 0;
+        loop {
+            let guess = self.read_ahead && tokens == 1 && self.pager.misses();
+            match self.backend.advance(guess)? {
+                Progress::Guess { moe, likely } => self.pager.read_ahead(moe, &likely),
+                Progress::Experts { moe, chosen } => self.waves(moe, chosen)?,
+                Progress::Report(report) => {
+                    self.count(&report, counted)?;
+                    let Some(moe) = report.halted else { return Ok(report) };
+                    counted = usize::from(moe.0) + 1;
+                    self.bring(moe, report)?;
+                }
+            }
+        }
+    }
+
+    /// One layer's experts: wave after wave until all have run.
+    fn waves(&mut self, moe: MoeId, mut waiting: Vec<u32>) -> Result<(), SessionError> {
+        let Self { backend, pager, .. } = self;
+        waiting.sort_unstable();
+        waiting.dedup();
+        while !waiting.is_empty() {
+            let backend = backend.as_mut();
+            let slots = pager.next_wave(moe, &mut waiting, backend, |backend, resident| {
+                Ok(backend.run_wave(resident)?)
+            })?;
+            backend.run_wave(slots)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the experts that the device found by itself, from a layer on.
+    fn count(&mut self, report: &Report, from: usize) -> Result<(), SessionError> {
+        let reached = report.halted.map_or(report.experts.len(), |moe| usize::from(moe.0));
+        let layers = (0..).zip(report.experts.iter().zip(&report.brought));
+        for (layer, (experts, brought)) in layers.take(reached).skip(from) {
+            self.pager.found(MoeId(layer), experts, brought, self.backend.as_mut())?;
+            self.halting |= !brought.is_empty();
+        }
+        Ok(())
+    }
+
+    /// Brings the experts at which a token halted, and resumes it.
+    fn bring(&mut self, moe: MoeId, mut report: Report) -> Result<(), SessionError> {
+        // Those queued behind it are gone.
+        self.flight.ahead = self.flight.ahead.min(1);
+        self.halting = true;
+        let mut waiting = std::mem::take(&mut report.experts[usize::from(moe.0)]);
+        waiting.sort_unstable();
+        let backend = self.backend.as_mut();
+        self.pager.next_wave(moe, &mut waiting, backend, |_, _| Ok(()))?;
+        if !waiting.is_empty() {
+            let what = format!("{} experts of one token without a slot", waiting.len());
+            return Err(BackendError::Unsupported(what).into());
+        }
+        self.backend.offer(&self.pager.free());
+        Ok(self.backend.resume(moe)?)
+    }
+
+    /// Says once that keys or values did not fit the cache's format.
+    fn tell_clamped(&mut self) {
+        if !self.told && self.backend.clamped() > 0 {
+            self.told = true;
+            tracing::warn!(
+                "keys or values beyond the range of f16 were clamped to it: the output may differ \
+                 from the model's own; run with --kv f32"
+            );
+        }
+    }
+
+    /// Elements of keys and values that were clamped to the range of the cache's format since the model was loaded.
+    pub fn clamped(&self) -> u64 {
+        self.backend.clamped()
+    }
+
+    /// Brings every expert into its slot.
+    ///
+    /// # Errors
+    /// Fewer slots than experts, or one that cannot be read.
+    pub fn settle_all(&mut self) -> Result<(), SessionError> {
+        self.land()?;
+        for (moe, experts) in (0..).map(MoeId).zip(self.pager.experts()) {
+            let mut waiting: Vec<u32> = (0..experts as u32).collect();
+            self.pager.next_wave(moe, &mut waiting, self.backend.as_mut(), |_, _| Ok(()))?;
+            if !waiting.is_empty() {
+                let what = format!("{} experts without a slot", waiting.len());
+                return Err(BackendError::Unsupported(what).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether experts that the device finds by itself are counted and count as used. To measure what that costs,
+    /// while every expert is in its slot.
+    pub const fn switch_pager(&mut self, counts: bool) {
+        self.pager.switch(counts);
+    }
+
+    /// Whether tokens' experts are guessed and read ahead from now on. False, if this device does not guess.
+    pub fn switch_read_ahead(&mut self, ahead: bool) -> bool {
+        self.read_ahead = ahead && self.backend.guesses();
+        self.backend.guesses()
+    }
+
+    /// Records which experts each step asks for, from now on, into `trace`.
+    pub fn record(&mut self, trace: Trace) {
+        self.pager.record(trace);
+    }
+
+    /// What was recorded; recording ends.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.pager.take_trace()
+    }
+
+    /// Positions that the caches hold now, over all sequences.
+    pub const fn positions(&self) -> usize {
+        self.pool.count() * BLOCK
+    }
+
+    /// The longest context that the model was made for.
+    pub const fn context_max(&self) -> usize {
+        self.context_max
+    }
+
+    /// The most tokens a step carries.
+    pub const fn batch(&self) -> usize {
+        self.batch
+    }
+
+    pub const fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// The device, for people.
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// What the device did so far, loading included.
+    pub fn counters(&self) -> Counters {
+        self.backend.counters()
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            pager: self.pager.stats(),
+            slots: self.plan.slots(),
+            resident: self.pager.resident(),
+            slot_bytes: self.plan.bytes,
+            trunk_bytes: self.loaded_bytes - self.plan.bytes + self.backend.fixed_bytes(),
+        }
+    }
+}
+
+/// The logits, if all of them are finite; else an error with the position of the first row
+/// that is not, the first row being that of `position`.
+fn finite(logits: Vec<f32>, position: usize, vocab: usize) -> Result<Vec<f32>, SessionError> {
+    // By rows, each as a whole, so that it is vectorised.
+    let odd = |row: &[f32]| row.iter().fold(false, |any, logit| any | !logit.is_finite());
+    match logits.chunks(vocab).position(odd) {
+        None => Ok(logits),
+        Some(row) => Err(SessionError::Output { position: position + row }),
+    }
+}
+
+/// A backend, its slots, and its sizes.
+type Placed = (Box<dyn Backend>, SlotPlan, Capacity);
+
+/// A backend with room for the experts that the budget must hold. Where the whole device's
+/// budget is short, activations give way: a smaller batch costs a prompt's speed only. A batch that is longer than
+/// the first context is for later ones: it is taken where it costs no slot.
+fn place(
+    model: &Model,
+    device: &dyn Device,
+    options: &LoadOptions,
+    context: usize,
+) -> Result<Placed, SessionError> {
+    let whole = matches!(options.slots, SlotBudget::Device(_));
+    let place = |batch| {
+        let positions = kv::blocks(context) * BLOCK;
+        let capacity = Capacity { batch, context: positions, kv: options.kv };
+        let backend = device.backend(model.graph.clone(), capacity)?;
+        let plan = SlotPlan::new(model, backend.as_ref(), options.slots)?;
+        Ok((backend, plan, capacity))
+    };
+    let now = options.batch.clamp(1, context);
+    let mut batch = now;
+    let first: Placed = loop {
+        match place(batch) {
+            Err(SessionError::BudgetTooSmall { .. }) if whole && batch > BATCH_MIN => {
+                batch = (batch / 2).max(BATCH_MIN);
+            }
+            placed => break placed?,
+        }
+    };
+    let mut longer = options.batch.clamp(1, model.graph.context_max);
+    if batch < now || longer <= now {
+        return Ok(first);
+    }
+    let slots = first.1.slots();
+    drop(first);
+    while longer > now {
+        match place(longer) {
+            Ok(placed) if placed.1.slots() == slots => return Ok(placed),
+            Ok(_)
+            | Err(
+                SessionError::BudgetTooSmall { .. }
+                | SessionError::Backend(BackendError::OutOfMemory { .. }),
+            ) => longer = (longer / 2).max(now),
+            Err(error) => return Err(error),
+        }
+    }
+    place(now)
+}
+
+/// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
+fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionError> {
+    let runs = model.trunk.iter().map(|tensor| Run { pieces: &tensor.pieces, begun: None });
+    for run in model.reader.runs(runs) {
+        let (tensor, bytes, _) = run?;
+        model.check_trunk(tensor, &bytes)?;
+        backend.load_weight(WeightId(tensor as u32), &model.trunk[tensor].spec, &bytes)?;
+    }
+    Ok(())
+}

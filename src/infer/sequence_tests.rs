@@ -1,0 +1,346 @@
+//! Sequences of one engine do not know of each other, going back is never having gone, and a context grows
+//! without a reload; on any device.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+use super::backend::{Device, KvFormat, LogitRows};
+use super::check::{Expected, check};
+use super::cpu::CpuDevice;
+use super::engine::{Engine, LoadOptions, Rows};
+use super::error::SessionError;
+use super::kv::BLOCK;
+use super::model::Model;
+use super::sampler::SamplerOptions;
+use super::sequence::Sequence;
+use super::session::Session;
+use super::slots::SlotBudget;
+use super::testing;
+use doppler_store::DType;
+
+const VOCAB: u32 = 131;
+const CONTEXT: usize = 400;
+const GREEDY: SamplerOptions = SamplerOptions {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    repetition_penalty: 1.0,
+    repetition_window: 64,
+    seed: 0,
+};
+const DRAWN: SamplerOptions = SamplerOptions {
+    temperature: 0.9,
+    repetition_penalty: 1.2,
+    repetition_window: 5,
+    seed: 7,
+    ..GREEDY
+};
+
+/// 3 layers of 12 experts, top 3.
+fn model(seed: u64) -> Model {
+    let config = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCAB,
+        "max_position_embeddings": CONTEXT, "num_experts": 12, "num_experts_per_tok": 3,
+        "rms_norm_eps": 1e-6,
+    });
+    testing::random(&config, seed, |wanted| match wanted.name {
+        name if name.contains("experts") => DType::Q5_0,
+        _ => DType::F32,
+    })
+}
+
+/// A device, and what an engine on it is loaded with.
+pub struct Bench<'a> {
+    pub device: &'a dyn Device,
+    pub kv: KvFormat,
+    /// Expert slots, of 36 experts.
+    pub slots: usize,
+}
+
+impl Bench<'_> {
+    fn engine(&self, model: &Model, context: usize) -> Engine {
+        let slots = SlotBudget::Experts(self.slots);
+        let (context, kv) = (Some(context), self.kv);
+        let options = LoadOptions { context, batch: 32, slots, kv, ..LoadOptions::default() };
+        Engine::load(model, self.device, &options).unwrap()
+    }
+}
+
+fn sequence(options: SamplerOptions) -> Sequence {
+    Sequence::new(options, CONTEXT).unwrap()
+}
+
+/// A text under way: what it is fed next.
+struct Text {
+    sequence: Sequence,
+    next: u32,
+    tokens: Vec<u32>,
+}
+
+impl Text {
+    fn new(engine: &mut Engine, options: SamplerOptions, prompt: &[u32]) -> Self {
+        let mut sequence = sequence(options);
+        let logits = engine.prefill(&mut sequence, prompt).unwrap();
+        let next = sequence.choose(&logits);
+        Self { sequence, next, tokens: vec![next] }
+    }
+
+    /// Feeds what comes next; as many as `more` may be queued.
+    fn go(&mut self, engine: &mut Engine, more: usize) {
+        self.next = engine.next(&mut self.sequence, self.next, more).unwrap();
+        self.tokens.push(self.next);
+    }
+
+    fn fork(&self) -> Self {
+        Self { sequence: self.sequence.fork(), next: self.next, tokens: self.tokens.clone() }
+    }
+}
+
+fn prompts(seed: u64) -> [Vec<u32>; 2] {
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    // One ends within a block, one goes past its second.
+    [50, 2 * BLOCK + 3].map(|len| (0..len).map(|_| rng.random_range(0..VOCAB)).collect())
+}
+
+/// `count` tokens after the prompt, on an engine of its own.
+fn alone(
+    bench: &Bench<'_>,
+    model: &Model,
+    options: SamplerOptions,
+    prompt: &[u32],
+    count: usize,
+) -> Vec<u32> {
+    let mut engine = bench.engine(model, CONTEXT);
+    let mut text = Text::new(&mut engine, options, prompt);
+    (1..count).for_each(|i| text.go(&mut engine, count - i));
+    text.tokens
+}
+
+/// Two sequences token by token in turns, in an engine that has room for neither at first.
+pub fn interleaved(bench: &Bench<'_>, seed: u64) {
+    let (model, prompts, count) = (model(seed), prompts(seed), 20);
+    for options in [GREEDY, DRAWN] {
+        let want = prompts.each_ref().map(|p| alone(bench, &model, options, p, count));
+        let mut engine = bench.engine(&model, 8);
+        let mut texts = prompts.each_ref().map(|p| Text::new(&mut engine, options, p));
+        for i in 1..count {
+            for text in &mut texts {
+                // Tokens queued ahead are landed when the other sequence comes.
+                text.go(&mut engine, count - i);
+            }
+        }
+        // And in turns of several.
+        assert_eq!(texts.map(|text| text.tokens), want, "{options:?}");
+        let mut texts = prompts.each_ref().map(|p| Text::new(&mut engine, options, p));
+        for i in 1..count {
+            texts[i / 4 % 2].go(&mut engine, 9);
+        }
+        for (text, want) in texts.iter().zip(&want) {
+            assert_eq!(text.tokens, want[..text.tokens.len()], "{options:?}");
+        }
+        let held = engine.positions();
+        drop(texts);
+        for prompt in &prompts {
+            Text::new(&mut engine, options, prompt);
+        }
+        assert_eq!(engine.positions(), held, "blocks of what was dropped are used again");
+    }
+}
+
+/// Going back by any number of tokens, within a block and over its end, and going on.
+pub fn rewound(bench: &Bench<'_>, seed: u64) {
+    let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
+    for options in [GREEDY, DRAWN] {
+        let want = alone(bench, &model, options, &prompt, count);
+        let mut engine = bench.engine(&model, 8);
+        let mut text = Text::new(&mut engine, options, &prompt);
+        for back in [1, 3, 17, 29] {
+            while text.tokens.len() < count {
+                text.go(&mut engine, 4);
+            }
+            assert_eq!(text.tokens, want, "before going back by {back}");
+            text.sequence.rewind(back);
+            text.tokens.truncate(count - back);
+            text.next = text.tokens[text.tokens.len() - 1];
+            assert_eq!(text.sequence.len(), prompt.len() + text.tokens.len() - 1);
+        }
+        // Another token than before, and back again.
+        let other = (text.next + 1) % VOCAB;
+        engine.next(&mut text.sequence, other, 1).unwrap();
+        text.sequence.rewind(1);
+        while text.tokens.len() < count {
+            text.go(&mut engine, 4);
+        }
+        assert_eq!(text.tokens, want, "{options:?}");
+    }
+}
+
+/// A fork goes its own way and leaves the other untouched; a snapshot is what was.
+pub fn forked(bench: &Bench<'_>, seed: u64) {
+    let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
+    for options in [GREEDY, DRAWN] {
+        let want = alone(bench, &model, options, &prompt, count);
+        let mut engine = bench.engine(&model, 8);
+        let mut text = Text::new(&mut engine, options, &prompt);
+        (0..5).for_each(|_| text.go(&mut engine, 4));
+        let snapshot = text.sequence.snapshot();
+        let (mut fork, kept) = (text.fork(), text.tokens.clone());
+        // The fork writes into the block that both have begun.
+        let other = (fork.next + 1) % VOCAB;
+        fork.next = engine.next(&mut fork.sequence, other, 1).unwrap();
+        for _ in 0..15 {
+            fork.go(&mut engine, 1);
+            text.go(&mut engine, 3);
+        }
+        while text.tokens.len() < count {
+            text.go(&mut engine, 4);
+        }
+        assert_eq!(text.tokens, want, "{options:?}");
+        // What the fork wrote is what a sequence of its tokens alone would have.
+        let mut twin = sequence(options);
+        engine.prefill(&mut twin, fork.sequence.tokens()).unwrap();
+        let step = |engine: &mut Engine, sequence: &mut Sequence| {
+            let rows = Rows { sequence, tokens: &[3], logits: LogitRows::Last };
+            engine.step(&mut [rows]).unwrap()
+        };
+        let (got, want_logits) =
+            (step(&mut engine, &mut fork.sequence), step(&mut engine, &mut twin));
+        // The twin's tokens came as a prompt, which is another class on a GPU.
+        let off = got[0].iter().zip(&want_logits[0]).map(|(a, b)| (a - b).abs());
+        assert!(off.fold(0.0, f32::max) < 2e-2, "{options:?}");
+        for _ in 0..2 {
+            text.sequence.restore(&snapshot);
+            text.tokens.clone_from(&kept);
+            text.next = kept[kept.len() - 1];
+            while text.tokens.len() < count {
+                text.go(&mut engine, 4);
+            }
+            assert_eq!(text.tokens, want, "restored, {options:?}");
+        }
+    }
+}
+
+/// Rows of several sequences in one step are what each would have been alone.
+pub fn stepped(bench: &Bench<'_>, seed: u64) {
+    let (model, prompts) = (model(seed), prompts(seed));
+    let single = |tokens: &[u32]| {
+        let mut engine = bench.engine(&model, CONTEXT);
+        let mut one = sequence(GREEDY);
+        let first = Rows { sequence: &mut one, tokens: &tokens[..9], logits: LogitRows::All };
+        let first = engine.step(&mut [first]).unwrap();
+        let then = Rows { sequence: &mut one, tokens: &tokens[9..10], logits: LogitRows::Last };
+        [first, engine.step(&mut [then]).unwrap()].concat()
+    };
+    let want = prompts.each_ref().map(|tokens| single(tokens));
+    let mut engine = bench.engine(&model, 8);
+    let [mut a, mut b] = [sequence(GREEDY), sequence(GREEDY)];
+    let mut step = |range: std::ops::Range<usize>, logits| {
+        let mut rows = [
+            Rows { sequence: &mut a, tokens: &prompts[0][range.clone()], logits },
+            Rows { sequence: &mut b, tokens: &prompts[1][range], logits },
+        ];
+        engine.step(&mut rows).unwrap()
+    };
+    let (first, then) = (step(0..9, LogitRows::All), step(9..10, LogitRows::Last));
+    for i in 0..2 {
+        assert!([first[i].clone(), then[i].clone()] == want[i][..], "row {i}");
+    }
+    // One that does not fit stops all of them.
+    let (tokens, logits) = (&[1][..], LogitRows::Last);
+    let mut rows = [
+        Rows { sequence: &mut a, tokens, logits },
+        Rows { sequence: &mut b, tokens: &[VOCAB], logits },
+    ];
+    assert!(matches!(engine.step(&mut rows), Err(SessionError::Token { .. })));
+    assert_eq!((a.len(), b.len()), (10, 10));
+}
+
+const ON_THE_CPU: [Bench<'static>; 3] = [
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36 },
+    Bench { device: &CpuDevice, kv: KvFormat::F32, slots: 36 },
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 10 },
+];
+
+#[test]
+fn two_sequences_in_turns_write_what_each_writes_alone() {
+    ON_THE_CPU.iter().for_each(|bench| interleaved(bench, rand::random()));
+}
+
+#[test]
+fn going_back_and_on_is_never_having_gone() {
+    ON_THE_CPU.iter().for_each(|bench| rewound(bench, rand::random()));
+}
+
+#[test]
+fn a_fork_leaves_the_other_untouched_and_a_snapshot_is_what_was() {
+    ON_THE_CPU.iter().for_each(|bench| forked(bench, rand::random()));
+}
+
+#[test]
+fn rows_of_several_sequences_are_what_each_is_alone() {
+    ON_THE_CPU.iter().for_each(|bench| stepped(bench, rand::random()));
+}
+
+#[test]
+fn what_the_budget_has_no_room_for_is_refused_and_what_there_was_goes_on() {
+    let model = model(1);
+    let load = |slots| {
+        let options = LoadOptions { context: Some(8), batch: 32, slots, ..LoadOptions::default() };
+        Engine::load(&model, &CpuDevice, &options).unwrap()
+    };
+    let stats = load(SlotBudget::All).stats();
+    let mut engine = load(SlotBudget::Device(stats.trunk_bytes + stats.slot_bytes));
+    assert_eq!((engine.stats(), engine.positions()), (stats, BLOCK));
+    let mut sequence = sequence(GREEDY);
+    engine.prefill(&mut sequence, &[1; 40]).unwrap();
+    let error = engine.prefill(&mut sequence, &[1; 30]).unwrap_err();
+    assert!(matches!(error, SessionError::Room { positions: 70, .. }), "{error}");
+    assert_eq!(error.label(), "budget");
+    assert_eq!(sequence.len(), 40);
+    assert!(matches!(engine.reserve(&sequence, 70), Err(SessionError::Room { .. })));
+    engine.prefill(&mut sequence, &[1; 24]).unwrap();
+    let foreign = load(SlotBudget::All).prefill(&mut sequence, &[1]);
+    assert!(matches!(foreign, Err(SessionError::Foreign)));
+    // The blocks of a sequence that is gone are another's.
+    drop(sequence);
+    engine.prefill(&mut self::sequence(GREEDY), &[1; 60]).unwrap();
+}
+
+#[test]
+fn a_value_that_no_f16_holds_is_counted_where_the_cache_has_f16() {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 16, "max_position_embeddings": 16,
+    });
+    let values = |wanted: &testing::Wanted<'_>| {
+        let head = wanted.name.contains("lm_head");
+        let value = |i| match i {
+            _ if wanted.name.contains("v_proj") => 1e5,
+            i if head => (i % 7) as f32 * 0.1,
+            _ => 0.5,
+        };
+        (0..wanted.rows * wanted.cols).map(value).collect()
+    };
+    let (model, _) = testing::model(&config, values, |_| DType::F32);
+    let load = |kv| {
+        let options = LoadOptions { kv, ..LoadOptions::default() };
+        Session::new(&model, &CpuDevice, &options).unwrap()
+    };
+    for (kv, clamped) in [(KvFormat::F16, 3 * 16), (KvFormat::F32, 0)] {
+        let mut session = load(kv);
+        session.step(&[1, 2, 3], LogitRows::Last).unwrap();
+        assert_eq!(session.engine().clamped(), clamped, "{kv:?}");
+    }
+    // A check does not pass over it, however near the logits are.
+    let (input_ids, greedy) = (vec![1, 2, 3], Vec::new());
+    let logits = load(KvFormat::F32).step(&input_ids, LogitRows::All).unwrap();
+    let expected = Expected { input_ids, logits, vocab: 16, greedy };
+    let [exact, halved] =
+        [KvFormat::F32, KvFormat::F16].map(|kv| check(&mut load(kv), &expected).unwrap());
+    assert!(exact.passes(0.0) && exact.clamped == 0, "{exact:?}");
+    assert!(!halved.passes(f64::MAX) && halved.clamped > 0, "{halved:?}");
+}
