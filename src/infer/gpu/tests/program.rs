@@ -50,7 +50,8 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             assert_eq!(dispatch.storage.len(), info.write.len(), "{}", info.name);
             assert_eq!(dispatch.params.len() * 4, kernel.params_bytes as usize, "{}", info.name);
             assert!(dispatch.storage.iter().all(|buffer| *buffer < program.buffers.len()));
-            let looks_up = ["kv_write", "attention"].iter().any(|name| info.name.starts_with(name));
+            let kernels = ["kv_write", "attention", "decode_attention"];
+            let looks_up = kernels.iter().any(|name| info.name.starts_with(name));
             assert_eq!(dispatch.storage.contains(&program.blocks), looks_up, "{}", info.name);
         }
         // Each dispatch is run by one stretch, and the layers come in order.
