@@ -335,7 +335,7 @@ mod tests {
     fn less_than_one_tokens_demand_is_refused_naming_the_smallest_budget() {
         for budget in [SlotBudget::Bytes(99), SlotBudget::Bytes(0), SlotBudget::Experts(7)] {
             let error = share(&NEEDS, budget, 0).unwrap_err();
-            assert!(error.to_string().contains("100 bytes"), "{error}");
+            assert!(error.to_string().contains("100B"), "{error}");
             assert!(error.to_string().contains("8 slots"), "{error}");
         }
         assert!(share(&NEEDS, SlotBudget::Bytes(100), 0).is_ok());
@@ -344,7 +344,7 @@ mod tests {
     fn a_whole_devices_budget_holds_the_trunk_too() {
         let all_but_one = SlotBudget::Device(1099);
         let error = share(&NEEDS, all_but_one, 1000).unwrap_err().to_string();
-        assert!(error.contains("1100 bytes") && error.contains("1000 of them"), "{error}");
+        assert!(error.contains("1100B") && error.contains("1000 of them"), "{error}");
         for slots in [100, 137, 400] {
             assert_eq!(
                 share(&NEEDS, SlotBudget::Device(1000 + slots), 1000).unwrap(),

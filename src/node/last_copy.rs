@@ -24,9 +24,9 @@ pub fn guard(
     let (are, them) = if count == 1 { ("is", "it") } else { ("are", "them") };
     ensure!(
         allowed || count == 0,
-        "{what}: {count} of {} objects ({}) {are} held by no other peer that this node knows of; \
+        "{what}: {count} of {} ({}) {are} held by no other peer that this node knows of; \
          give --last-copy to remove {them} all the same",
-        objects.len(),
+        super::size::count(objects.len(), "object"),
         ByteSize(bytes)
     );
     Ok(count)
@@ -42,7 +42,7 @@ mod tests {
         let objects = [(shard(1), 1024), (shard(2), 2048), (shard(3), 4096), (shard(4), 0)];
         let elsewhere = |id| id == shard(3);
         let refused = guard("m", &objects, elsewhere, false).unwrap_err().to_string();
-        for word in ["m: 2 of 4 objects", "3.0 KiB", "are held by no other peer", "--last-copy"] {
+        for word in ["m: 2 of 4 objects", "3.00 KiB", "are held by no other peer", "--last-copy"] {
             assert!(refused.contains(word), "{word:?} is not in {refused:?}");
         }
         assert_eq!(guard("m", &objects, elsewhere, true).unwrap(), 2);
@@ -51,7 +51,7 @@ mod tests {
             guard("m", &objects[..1], elsewhere, false)
                 .unwrap_err()
                 .to_string()
-                .contains("1 of 1 objects (1.0 KiB) is held")
+                .contains("1 of 1 object (1.00 KiB) is held")
         );
     }
 }

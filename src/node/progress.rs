@@ -74,10 +74,10 @@ mod tests {
     #[test]
     fn a_transfer_is_told_in_bytes_rate_and_time_left() {
         let mut progress = Transfer { done: 1 << 20, total: 3 << 30, rate: None, left_s: None };
-        assert_eq!(describe("fetching", &progress), "fetching: 1.0 MiB of 3.0 GiB");
+        assert_eq!(describe("fetching", &progress), "fetching: 1.00 MiB of 3.00 GiB");
         (progress.rate, progress.left_s) = (Some(2.5 * 1024.0 * 1024.0), Some(1228.4));
         let text = describe("fetching", &progress);
-        assert_eq!(text, "fetching: 1.0 MiB of 3.0 GiB, 2.5 MiB/s, 21 min left");
+        assert_eq!(text, "fetching: 1.00 MiB of 3.00 GiB, 2.50 MiB/s, 21 min left");
         assert_eq!(
             [0.0, 59.2, 61.0, 3600.0, 9000.0].map(time),
             ["0 s", "60 s", "2 min", "1 h 0 min", "2 h 30 min"]

@@ -317,7 +317,8 @@ fn bad_input_is_refused_in_one_line() {
     refused(&["trace", "record", dense, "--out", "/no/such/dir/x"], &["no experts"]);
     refused(&["trace", "record", model, "--out", "/no/such/dir/x", "-n", "1"], &["/no/such/dir/x"]);
     run(["trace", "replay", "/no/such/file"]).fails(&["/no/such/file"]);
-    run(["run", "no-such-name", "-p", "x", "--policy", "lru"]).fails(&["--policy"]);
+    let named = ["run", "no-such-name", "--swarm", "lab", "-p", "x", "--policy", "lru"];
+    run(named).fails(&["--policy"]);
     for wrong in [
         &["bench", "kernels"][..],
         &["bench", "decode", model, "--policy", "fifo"],

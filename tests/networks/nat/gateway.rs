@@ -26,7 +26,7 @@ impl Gateway {
         let program = std::env::current_exe().unwrap();
         let inside = house.address.replace(".2", ".1");
         let mut command = house.router.program(program.to_str().unwrap());
-        command.args(["--exact", "gateway::gateway", "--ignored", "--nocapture"]);
+        command.args(["--exact", "nat::gateway::gateway", "--ignored", "--nocapture"]);
         command.env(PLACES, format!("{inside} {}", house.street));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();

@@ -109,13 +109,9 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
         }
         let parts = program.classes.iter().flat_map(|class| &class.parts);
         let stored = parts.map(|part| part.stored).chain(program.weights.iter().map(|w| w.stored));
-        for Stored { format, .. } in stored {
-            assert!(program.formats.contains_key(format), "{format} is not described");
-        }
-        assert_eq!(
-            program.formats.keys().copied().collect::<Vec<_>>(),
-            ["bf16", "q4_k", "q6_k", "q8_0"]
-        );
+        let used: BTreeSet<&str> = stored.map(|Stored { format, .. }| format).collect();
+        assert!(used.len() > 2, "{used:?}");
+        assert_eq!(program.formats.keys().copied().collect::<BTreeSet<_>>(), used);
         let shards = &model.manifest.shards;
         for object in &program.shards {
             assert!(shards.iter().any(|shard| shard.id().unwrap() == object.id));
