@@ -35,8 +35,8 @@ async function whole (page) {
   await page.reload()
   await card(page, model.name, 'kept')
   const sizes = await page.evaluate(async (ids) => {
-    const { backroom } = globalThis.doppler.keeper
-    return await Promise.all(ids.map(async (id) => (await backroom.ask('read', { id })).length))
+    const { worker } = globalThis.doppler.keeper
+    return await Promise.all(ids.map(async (id) => (await worker.ask('read', { id })).length))
   }, model.shards.map(({ hash }) => hash))
   assert.deepEqual(sizes, model.shards.map(({ size }) => size))
 }
@@ -50,10 +50,10 @@ test('a quota that runs out between two shards is reported, and the download con
   await card(page, model.name)
   await page.exposeFunction('runOut', async () => { await quota(5 * MIB) })
   await page.evaluate((second) => {
-    const { backroom } = globalThis.doppler.keeper
-    const ask = backroom.ask.bind(backroom)
+    const { worker } = globalThis.doppler.keeper
+    const ask = worker.ask.bind(worker)
     let out = false
-    backroom.ask = async (kind, what, ...rest) => {
+    worker.ask = async (kind, what, ...rest) => {
       if (kind === 'download' && what.id === second && !out) {
         out = true
         await globalThis.runOut()

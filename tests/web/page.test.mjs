@@ -164,7 +164,7 @@ test('a tab gets what only another tab holds, through the node between them', op
   const holding = await openTab(node.url)
   await joined(holding)
   await keep(holding, 'small')
-  for (const { hash } of small.shards) await node.ask('rm', hash, '--force')
+  for (const { hash } of small.shards) await node.ask('rm', hash, '--force', '--last-copy')
   const page = await openTab(node.url, { via: 'websocket' })
   await joined(page)
   await keep(page, 'small')

@@ -71,7 +71,7 @@ for (const via of ['websocket', 'webrtc']) {
     assert.equal(await page.getAttribute('body', 'data-carrier'), via)
     await keep(page, 'small')
     assert.equal((await counts(page)).peers, small.bytes)
-    await node.ask('rm', small.shards[0].hash, '--force')
+    await node.ask('rm', small.shards[0].hash, '--force', '--last-copy')
     const { missing } = await node.json('pin', 'small', '--fetch')
     assert.equal(missing, 0)
     assert.ok((await counts(page)).sent >= small.bytes, 'the tab served it back')
