@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(text, "fetching: 1.00 MiB of 3.00 GiB, 2.50 MiB/s, 21 min left");
         assert_eq!(
             [0.0, 59.2, 61.0, 3600.0, 9000.0].map(time),
-            ["0 s", "60 s", "2 min", "1 h 0 min", "2 h 30 min"]
+            ["0 s", "1 min", "2 min", "1 h 0 min", "2 h 30 min"]
         );
     }
 }

@@ -37,6 +37,15 @@ fn bytes_of(runs: &[Run]) -> u64 {
     runs.iter().map(|Run(_, start, end)| end - start).sum()
 }
 
+/// Just the formats of its weights and experts are described.
+fn describes_the_formats_it_uses(program: &Program) {
+    let parts = program.classes.iter().flat_map(|class| &class.parts);
+    let stored = parts.map(|part| part.stored).chain(program.weights.iter().map(|w| w.stored));
+    let used: BTreeSet<&str> = stored.map(|Stored { format, .. }| format).collect();
+    assert!(used.len() > 2, "{used:?}");
+    assert_eq!(program.formats.keys().copied().collect::<BTreeSet<_>>(), used);
+}
+
 #[test]
 fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
     let model = mixture();
@@ -107,11 +116,7 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             let wanted = if weight.vectors.is_empty() { weight.stored.rows } else { 0 };
             assert_eq!(rows, wanted, "{}", weight.tensor);
         }
-        let parts = program.classes.iter().flat_map(|class| &class.parts);
-        let stored = parts.map(|part| part.stored).chain(program.weights.iter().map(|w| w.stored));
-        let used: BTreeSet<&str> = stored.map(|Stored { format, .. }| format).collect();
-        assert!(used.len() > 2, "{used:?}");
-        assert_eq!(program.formats.keys().copied().collect::<BTreeSet<_>>(), used);
+        describes_the_formats_it_uses(&program);
         let shards = &model.manifest.shards;
         for object in &program.shards {
             assert!(shards.iter().any(|shard| shard.id().unwrap() == object.id));
