@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::backend::{Ops, Progress, Report, Result};
+use super::backend::{BackendError, Ops, Progress, Report, Result};
 use super::graph::{Buf, Graph, MoeId, Op};
 
 /// A stretch of the graph between two decisions of the host.
@@ -46,8 +46,13 @@ impl Walk {
     }
 
     /// The `Experts` op at which the step waits.
-    pub const fn waits(&self) -> Option<usize> {
-        self.waits
+    ///
+    /// # Errors
+    /// It waits for none.
+    pub fn waits(&self) -> Result<usize> {
+        self.waits.ok_or_else(|| {
+            BackendError::Unsupported("experts of a step that waits for none".into())
+        })
     }
 
     /// Runs on to where the host is needed, or to the end.

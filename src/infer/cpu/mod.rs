@@ -446,9 +446,7 @@ impl Backend for CpuBackend {
     }
 
     fn run_wave(&mut self, slots: &[Option<Slot>]) -> Result<()> {
-        let op = self.walk.waits().ok_or_else(|| {
-            BackendError::Unsupported("experts of a step that waits for none".into())
-        })?;
+        let op = self.walk.waits()?;
         self.run_experts(op, slots)
     }
 
