@@ -73,6 +73,10 @@ impl Announcements {
         Learned::New
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// Everything known, by model id.
     pub(super) fn all(&self) -> Vec<SignedModel> {
         self.known.values().map(|known| known.signed.clone()).collect()

@@ -42,6 +42,10 @@ impl Dialling {
         entries.map(|entry| entry.next).filter(|next| *next > now).min()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// It is connected.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.entries.remove(&peer);

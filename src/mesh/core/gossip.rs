@@ -88,6 +88,10 @@ impl Inbox {
         Self { window_ends: now + GOSSIP_WINDOW, counts: BTreeMap::new() }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.counts.len()
+    }
+
     /// Whether one more message of this author is heeded.
     pub(super) fn admit(&mut self, now: Instant, author: PeerId) -> bool {
         if now >= self.window_ends {

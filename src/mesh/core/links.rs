@@ -83,6 +83,12 @@ impl Links {
         Begun { peer, len, at: now, expected, delivered_before: link.delivered }
     }
 
+    /// Peers known, and the requests under way to the one that has most.
+    pub(super) fn fill(&self) -> (usize, usize) {
+        let most = self.links.values().map(|link| link.requests as usize).max();
+        (self.links.len(), most.unwrap_or(0))
+    }
+
     /// Bytes of an answer came.
     pub(super) fn heard(&mut self, now: Instant, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {

@@ -209,6 +209,18 @@ impl Membership {
         self.members.keys().copied()
     }
 
+    /// Members, and the bitmap bytes and partial objects of those that have most.
+    pub(super) fn fill(&self) -> (usize, usize, usize) {
+        let held = |member: &Member| {
+            let bytes: usize = member.models.values().map(|entry| entry.held.objects.len()).sum();
+            let parts: usize = member.models.values().map(|entry| entry.held.parts.len()).sum();
+            (bytes, parts)
+        };
+        let most = self.members.values().map(held);
+        let (bytes, parts) = most.fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)));
+        (self.members.len(), bytes, parts)
+    }
+
     pub(super) fn knows(&self, peer: PeerId) -> bool {
         self.members.contains_key(&peer)
     }

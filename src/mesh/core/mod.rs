@@ -12,6 +12,7 @@
 mod announcements;
 mod answer;
 mod bucket;
+mod census;
 mod dialling;
 mod gossip;
 pub mod limits;
@@ -39,6 +40,7 @@ use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
 use announcements::{Announcements, Learned};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
+pub use census::Fill;
 use dialling::Dialling;
 use gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
 use limits::{OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing};

@@ -110,6 +110,10 @@ impl Reputation {
         until.is_some_and(|until| until > now) || self.is_banned(now, peer)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// Peers banned now.
     pub(super) fn banned(&self, now: Instant) -> usize {
         self.records.keys().filter(|peer| self.is_banned(now, **peer)).count()

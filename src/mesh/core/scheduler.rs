@@ -151,6 +151,12 @@ impl Scheduler {
         self.reads.get(&id).is_none_or(|read| read.todo.is_empty() && read.requests.is_empty())
     }
 
+    /// Reads, the requests of the one that has most, requests asked twice, shards begun.
+    pub(super) fn fill(&self) -> (usize, usize, usize, usize) {
+        let requests = self.reads.values().map(|read| read.requests.len()).max().unwrap_or(0);
+        (self.reads.len(), requests, self.twins, self.started.len())
+    }
+
     pub(super) fn in_flight(&self, id: ReadId) -> usize {
         self.reads.get(&id).map_or(0, |read| read.requests.len())
     }

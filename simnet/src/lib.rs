@@ -1,0 +1,29 @@
+//! A swarm in one process under virtual time: the very core that a node's mesh runs, and the
+//! store's policies, against a network, disks and peers that do what they should not.
+//!
+//! Refuses: clocks, threads, sockets, payloads. Bytes are counted and either right or wrong.
+//! Invariant: the same options give the same schedule, on any machine.
+
+mod check;
+mod disk;
+mod faults;
+mod net;
+mod node;
+mod options;
+mod plant;
+mod queue;
+mod rng;
+mod rules;
+mod shrink;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod work;
+mod world;
+
+pub use check::{Stats, Violation};
+pub use faults::{Fault, plan};
+pub use options::{Options, Scenario};
+pub use plant::Plant;
+pub use shrink::shrink;
+pub use world::{Outcome, World};

@@ -1,0 +1,309 @@
+//! The fake network: who is connected to whom, how long a packet takes, what is cut, and how
+//! gossip is passed on.
+//!
+//! Gossip is modelled on gossipsub: an author sends to all its peers, whoever finds a message
+//! sound passes it on to six of its own, and nobody takes it twice. What is sent while a link is
+//! cut is lost; anti-entropy has to make up for it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use doppler_mesh::core::{Contact, Event, FailureKind};
+
+use crate::faults::{KEEPERS, Kind};
+use crate::options::{MS, SECOND};
+use crate::queue::{Message, Next};
+use crate::rng::{Rng, mix};
+use crate::world::World;
+
+/// A connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    pub id: u64,
+    /// The relay that carries it.
+    pub relay: Option<usize>,
+}
+
+/// Peers to which a message is passed on.
+const MESH: usize = 6;
+/// A dead connection is noticed by its pings: every 10 s, each of which may take 10 s.
+const PING: u64 = 10 * SECOND;
+/// Waits between dials of a node that one was given.
+const REDIAL_FIRST: u64 = 250 * MS;
+const REDIAL_MAX: u64 = 60 * SECOND;
+/// How often a connected one is looked at.
+const REDIAL_LOOK: u64 = 2 * SECOND;
+/// When a relayed connection to a node that is not behind a NAT has become a direct one.
+const UPGRADE: u64 = 2 * SECOND;
+/// The topic of the simulated swarm.
+pub const TOPIC: &str = "simnet";
+
+const fn pair(one: usize, other: usize) -> (usize, usize) {
+    if one < other { (one, other) } else { (other, one) }
+}
+
+impl World {
+    pub(crate) fn link(&self, one: usize, other: usize) -> Option<Link> {
+        self.links.get(&pair(one, other)).copied()
+    }
+
+    pub(crate) fn is_blocked(&self, from: usize, to: usize) -> bool {
+        self.active.values().any(|fault| fault.blocks(from, to))
+    }
+
+    fn in_burst(&self, node: usize) -> bool {
+        self.active
+            .values()
+            .any(|fault| matches!(fault.kind, Kind::Burst { node: slow } if slow == node))
+    }
+
+    /// How long a packet takes from one node to another; `None` if it does not come through.
+    pub(crate) fn delay(&mut self, from: usize, to: usize) -> Option<u64> {
+        if self.is_blocked(from, to) {
+            return None;
+        }
+        let (low, high) = pair(from, to);
+        let place = (low * self.nodes.len() + high) as u64;
+        let base = MS / 5 + mix(self.options.seed ^ mix(place)) % (30 * MS);
+        let burst = self.in_burst(from) || self.in_burst(to);
+        let rng = &mut self.nodes[from].rng;
+        let jitter = rng.below(base / 8 + 1);
+        // A lost packet is sent again after a while, often several times.
+        let again = if burst && rng.percent(40) { rng.between(100 * MS, 900 * MS) } else { 0 };
+        Some(base + jitter + again)
+    }
+
+    /// How long so many bytes take at a rate, through the bursts of a node.
+    pub(crate) fn transit(&self, node: usize, bytes: u64, rate: u64) -> u64 {
+        let slow = if self.in_burst(node) { 8 } else { 1 };
+        let nanos = u128::from(bytes) * u128::from(SECOND) * slow / u128::from(rate.max(1));
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+
+    /// A node that is not behind a NAT, is up, and reaches both.
+    fn relay_for(&self, one: usize, other: usize) -> Option<usize> {
+        (0..self.nodes.len()).find(|relay| {
+            let node = &self.nodes[*relay];
+            let open = node.is_up() && !node.is_nat && *relay != one && *relay != other;
+            open && [one, other]
+                .iter()
+                .all(|end| self.link(*relay, *end).is_some_and(|link| link.relay.is_none()))
+        })
+    }
+
+    pub(crate) fn dial(&mut self, node: usize, to: usize) {
+        let (boot, latency) = (self.nodes[node].boot, self.delay(node, to));
+        // A dial into nothing needs no answer: the core tries again.
+        if let Some(latency) = latency {
+            self.queue.push(self.now + 3 * latency, Next::Dialled { node, boot, to });
+        }
+    }
+
+    pub(crate) fn on_dialled(&mut self, node: usize, to: usize) {
+        let blocked = self.is_blocked(node, to) || self.is_blocked(to, node);
+        if blocked || !self.nodes[to].is_up() || self.link(node, to).is_some() {
+            return;
+        }
+        let now = self.now;
+        let refuses =
+            |one: &crate::node::Node, whom: usize| one.refused.get(&whom).is_some_and(|t| *t > now);
+        if refuses(&self.nodes[to], node) || refuses(&self.nodes[node], to) {
+            return;
+        }
+        // Nobody gets through to a node behind a NAT, except by a relay.
+        let relay = if self.nodes[to].is_nat {
+            let Some(relay) = self.relay_for(node, to) else { return };
+            Some(relay)
+        } else {
+            None
+        };
+        self.numbers += 1;
+        self.links.insert(pair(node, to), Link { id: self.numbers, relay });
+        if relay.is_some() && !self.nodes[node].is_nat {
+            let upgrade = Next::Upgrade { one: node, other: to, link: self.numbers };
+            self.queue.push(self.now + UPGRADE, upgrade);
+        }
+        for (one, other) in [(node, to), (to, node)] {
+            self.nodes[one].contacts.insert(other);
+            self.tell_contacts(one);
+        }
+    }
+
+    /// The one behind the NAT has dialled back.
+    pub(crate) fn on_upgrade(&mut self, one: usize, other: usize, id: u64) {
+        let cut = self.is_blocked(one, other) || self.is_blocked(other, one);
+        let Some(link) = self.links.get_mut(&pair(one, other)).filter(|link| link.id == id) else {
+            return;
+        };
+        if !cut {
+            link.relay = None;
+            self.tell_contacts(one);
+            self.tell_contacts(other);
+        }
+    }
+
+    fn tell_contacts(&mut self, node: usize) {
+        let contact = |other: &usize| {
+            let relay = self.link(node, *other).and_then(|link| link.relay);
+            (self.nodes[*other].id, Contact { is_direct: relay.is_none(), listens: true })
+        };
+        let contacts: BTreeMap<_, _> = self.nodes[node].contacts.iter().map(contact).collect();
+        self.tell(node, Event::Contacts(contacts));
+    }
+
+    pub(crate) fn disconnect(&mut self, one: usize, other: usize) {
+        if self.links.remove(&pair(one, other)).is_none() {
+            return;
+        }
+        for (node, gone) in [(one, other), (other, one)] {
+            self.nodes[node].contacts.remove(&gone);
+            if !self.nodes[node].is_up() {
+                continue;
+            }
+            let lost = self.nodes[node].replies.0.iter();
+            let lost: Vec<_> =
+                lost.filter(|(_, reply)| reply.from == gone).map(|(key, _)| *key).collect();
+            let boot = self.nodes[node].boot;
+            for key in lost {
+                let kind = Some(FailureKind::Lost);
+                self.queue.push(self.now, Next::Answer { node, boot, key, kind });
+            }
+            self.tell_contacts(node);
+        }
+    }
+
+    /// Peers find out that a node is gone, or a link cut: at once if it hung up, else by pings.
+    pub(crate) fn notice_later(&mut self, one: usize, other: usize, at_once: bool) {
+        let Some(Link { id, .. }) = self.link(one, other) else { return };
+        let wait = if at_once { MS } else { self.nodes[other].rng.between(SECOND, PING + PING) };
+        self.queue.push(self.now + wait, Next::Notice { one, other, link: id });
+    }
+
+    pub(crate) fn on_notice(&mut self, one: usize, other: usize, id: u64) {
+        let Some(link) = self.link(one, other).filter(|link| link.id == id) else { return };
+        let cut = self.is_blocked(one, other) || self.is_blocked(other, one);
+        let down = [one, other].into_iter().chain(link.relay).any(|end| !self.nodes[end].is_up());
+        let unrelayed = link.relay.is_some_and(|relay| {
+            [one, other].into_iter().any(|end| self.link(relay, end).is_none())
+        });
+        if cut || down || unrelayed {
+            self.disconnect(one, other);
+        }
+    }
+
+    /// Every link that a fault may have cut is looked at later.
+    pub(crate) fn notice_cuts(&mut self) {
+        let links: Vec<(usize, usize)> = self.links.keys().copied().collect();
+        for (one, other) in links {
+            if self.is_blocked(one, other) || self.is_blocked(other, one) {
+                self.notice_later(one, other, false);
+            }
+        }
+    }
+
+    /// Every link of a node, and those that it relays, are looked at later.
+    pub(crate) fn notice_gone(&mut self, node: usize, at_once: bool) {
+        for (one, other) in self.links_of(node) {
+            self.notice_later(one, other, at_once);
+        }
+    }
+
+    /// Everything that leads to a node, or through it, ends.
+    pub(crate) fn drop_links(&mut self, node: usize) {
+        for (one, other) in self.links_of(node) {
+            self.disconnect(one, other);
+        }
+    }
+
+    /// The links of a node, and those that it relays.
+    fn links_of(&self, node: usize) -> Vec<(usize, usize)> {
+        let uses = |(ends, link): (&(usize, usize), &Link)| {
+            (ends.0 == node || ends.1 == node || link.relay == Some(node)).then_some(*ends)
+        };
+        self.links.iter().filter_map(uses).collect()
+    }
+
+    /// A node keeps trying the nodes that it was given until it is connected to them.
+    pub(crate) fn on_bootstrap(&mut self, node: usize, boot: u32, to: usize, wait: u64) {
+        let connected = self.link(node, to).is_some();
+        if !connected {
+            self.dial(node, to);
+        }
+        let (next, after) = if connected {
+            (REDIAL_LOOK, REDIAL_FIRST)
+        } else {
+            (wait, (wait * 2).min(REDIAL_MAX))
+        };
+        let again = Next::Bootstrap { node, boot, to, wait: after };
+        self.queue.push(self.now + next, again);
+    }
+
+    pub(crate) fn start_bootstrap(&mut self, node: usize) {
+        let boot = self.nodes[node].boot;
+        let given = KEEPERS + 1;
+        for to in (0..given.min(self.nodes.len())).filter(|to| *to != node) {
+            let at = self.now + self.nodes[node].rng.below(100 * MS);
+            self.queue.push(at, Next::Bootstrap { node, boot, to, wait: REDIAL_FIRST });
+        }
+    }
+
+    pub(crate) fn publish(&mut self, node: usize, data: Vec<u8>) {
+        self.numbers += 1;
+        let author = self.nodes[node].id;
+        let message = Rc::new(Message { id: self.numbers, author, data });
+        let now = self.now;
+        self.nodes[node].seen.insert(now, message.id);
+        let all: Vec<usize> = self.nodes[node].contacts.iter().copied().collect();
+        for to in all {
+            self.send(node, to, &message);
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: &Rc<Message>) {
+        let Some(mut delay) = self.delay(from, to) else { return };
+        let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
+        let rng: &mut Rng = &mut self.nodes[from].rng;
+        let copies = if disorder {
+            delay += rng.below(2 * SECOND);
+            1 + usize::from(rng.percent(20))
+        } else {
+            1
+        };
+        for copy in 0..copies {
+            let message = Rc::clone(message);
+            let at = self.now + delay + copy as u64 * 90 * SECOND;
+            self.queue.push(at, Next::Gossip { to, from, message });
+        }
+    }
+
+    pub(crate) fn on_gossip(&mut self, to: usize, from: usize, message: Rc<Message>) {
+        let now = self.now;
+        let node = &mut self.nodes[to];
+        if !node.is_up() || !node.seen.insert(now, message.id) {
+            return;
+        }
+        self.stats.messages += 1;
+        let event = Event::Gossip {
+            message: message.id,
+            topic: TOPIC.to_owned(),
+            author: message.author,
+            data: message.data.clone(),
+        };
+        self.hearing = Some((message, from));
+        self.tell(to, event);
+        self.hearing = None;
+    }
+
+    /// The core found the message that it was just told sound: it is passed on.
+    pub(crate) fn pass_on(&mut self, node: usize) {
+        let Some((message, from)) = self.hearing.clone() else { return };
+        let author = self.by_peer.get(&message.author).copied();
+        let salt = mix(node as u64);
+        let mut others: Vec<usize> = self.nodes[node].contacts.iter().copied().collect();
+        others.retain(|other| *other != from && Some(*other) != author);
+        others.sort_unstable_by_key(|other| mix(salt ^ *other as u64));
+        for to in others.into_iter().take(MESH) {
+            self.send(node, to, &message);
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The loop: takes what is next, tells it to whom it concerns, does what cores say.
+//!
+//! Invariants: nothing in here looks at a clock, at the order of a hash map or at an address; so
+//! the same options give the same schedule.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use doppler_ids::{ModelId, PeerId, ShardId};
+use doppler_mesh::Timing;
+use doppler_mesh::core::{Action, Config, Core, Event, FailureKind};
+use doppler_store::signature::SignedModel;
+
+use crate::check::{Schedule, Stats, Violation};
+use crate::faults::{self, Fault, Kind, Lie};
+use crate::net::{Link, TOPIC};
+use crate::node::{Node, Reply};
+use crate::options::{MS, Options, SECOND};
+use crate::plant::Plant;
+use crate::queue::{Key, Message, Next, Queue};
+use crate::rng::Rng;
+
+/// A published model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub id: ModelId,
+    pub signed: SignedModel,
+    /// Objects in the list's order, without the manifest.
+    pub objects: Vec<ShardId>,
+    pub publisher: usize,
+}
+
+/// An object of a model, or a manifest.
+#[derive(Debug, Clone, Copy)]
+pub struct Object {
+    pub size: u64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    pub schedule: u64,
+    pub stats: Stats,
+}
+
+pub struct World {
+    pub(crate) options: Options,
+    pub(crate) plant: Plant,
+    base: Instant,
+    pub(crate) now: u64,
+    pub(crate) queue: Queue,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) by_peer: BTreeMap<PeerId, usize>,
+    pub(crate) links: BTreeMap<(usize, usize), Link>,
+    pub(crate) models: Vec<Model>,
+    pub(crate) objects: BTreeMap<ShardId, Object>,
+    faults: Vec<Fault>,
+    /// Faults in force, by their number.
+    pub(crate) active: BTreeMap<usize, Fault>,
+    /// The message that a core is being told, and who sent it.
+    pub(crate) hearing: Option<(Rc<Message>, usize)>,
+    /// Requests that have just ended, while the core is told.
+    pub(crate) ended: BTreeMap<(usize, Key), Reply>,
+    /// Names things that are never named twice.
+    pub(crate) numbers: u64,
+    pub(crate) stats: Stats,
+    pub(crate) schedule: Schedule,
+    pub(crate) violation: Option<Violation>,
+}
+
+/// Wall-clock milliseconds at the start.
+const EPOCH_MS: i64 = 1_800_000_000_000;
+/// How long a read looks for a holder.
+pub const FIND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks at everything.
+const CHECK_EVERY: u64 = SECOND;
+
+impl World {
+    /// Runs it to its end, or to the first violation.
+    pub fn run(options: &Options, plant: Plant) -> Outcome {
+        let mut world = Self::new(options, plant);
+        while world.violation.is_none() {
+            let Some((at, next)) = world.queue.pop() else { break };
+            if at > options.end() {
+                break;
+            }
+            world.now = at;
+            world.stats.events += 1;
+            world.step(next);
+        }
+        if world.violation.is_none() {
+            world.check_end();
+        }
+        let Self { violation, schedule, stats, .. } = world;
+        Outcome { violation, schedule: schedule.value(), stats }
+    }
+
+    fn new(options: &Options, plant: Plant) -> Self {
+        let mut world = Self {
+            options: options.clone(),
+            plant,
+            base: Instant::now(),
+            now: 0,
+            queue: Queue::default(),
+            nodes: Vec::new(),
+            by_peer: BTreeMap::new(),
+            links: BTreeMap::new(),
+            models: Vec::new(),
+            objects: BTreeMap::new(),
+            faults: faults::plan(options),
+            active: BTreeMap::new(),
+            hearing: None,
+            ended: BTreeMap::new(),
+            numbers: 0,
+            stats: Stats::default(),
+            schedule: Schedule::default(),
+            violation: None,
+        };
+        world.furnish();
+        for (index, fault) in world.faults.iter().enumerate() {
+            world.queue.push(fault.from, Next::FaultBegins { fault: index });
+            world.queue.push(fault.until, Next::FaultEnds { fault: index });
+        }
+        world.stats.faults = world.faults.len() as u64;
+        world.queue.push(CHECK_EVERY, Next::Check);
+        let settled = options.safety() + crate::work::SETTLE;
+        world.queue.push(settled, Next::Probe);
+        world
+    }
+
+    pub(crate) fn instant(&self, at: u64) -> Instant {
+        self.base + Duration::from_nanos(at)
+    }
+
+    /// The first broken rule ends the run.
+    pub(crate) fn violate(&mut self, rule: &'static str, what: String) {
+        let at = self.now;
+        self.violation.get_or_insert(Violation { at, rule, what });
+    }
+
+    /// Tells a node's core what happened, and does what it says.
+    pub(crate) fn tell(&mut self, node: usize, event: Event) {
+        let at = self.instant(self.now);
+        let this = &mut self.nodes[node];
+        let Some(core) = this.core.as_mut() else { return };
+        let actions = core.on(at, event, &this.replies);
+        self.schedule.fold(actions.len() as u64);
+        for action in actions {
+            self.perform(node, action);
+        }
+        let this = &mut self.nodes[node];
+        let Some(core) = this.core.as_ref() else { return };
+        let wake = core.next_wake().saturating_duration_since(self.base);
+        let wake = u64::try_from(wake.as_nanos()).unwrap_or(u64::MAX).max(self.now);
+        if wake < this.armed {
+            this.armed = wake;
+            self.queue.push(wake, Next::Wake { node });
+        }
+    }
+
+    fn perform(&mut self, node: usize, action: Action) {
+        let (now, boot) = (self.now, self.nodes[node].boot);
+        match action {
+            Action::Publish(data) => {
+                self.check_word(node, &data);
+                self.schedule.fold_bytes(&data);
+                self.publish(node, data);
+            }
+            Action::Judge { is_sound, .. } => {
+                if is_sound {
+                    self.pass_on(node);
+                } else {
+                    self.check_judgement(node);
+                }
+            }
+            Action::Dial { peer, .. } => {
+                if let Some(to) = self.by_peer.get(&peer).copied() {
+                    self.dial(node, to);
+                }
+            }
+            Action::Ban { peer, until, detail, .. } => {
+                let Some(other) = self.by_peer.get(&peer).copied() else { return };
+                self.stats.bans += 1;
+                self.check_ban(node, other, &detail);
+                let until = until.saturating_duration_since(self.base).as_nanos();
+                let until = u64::try_from(until).unwrap_or(u64::MAX);
+                self.nodes[node].refused.insert(other, until);
+                self.queue.push(now, Next::HangUp { node, other });
+            }
+            Action::ForgetStreams(_) | Action::Changed => {}
+            Action::Ask { ask, may_relay } => {
+                self.schedule.fold(ask.range.start() ^ ask.request.rotate_left(32));
+                self.ask(node, ask, may_relay);
+            }
+            Action::Keep { read, request, end } => self.keep(node, read, request, end),
+            Action::Stop { read, request } => {
+                let kind = Some(FailureKind::Stopped);
+                self.queue.push(now, Next::Answer { node, boot, key: (read, request), kind });
+            }
+            Action::Abandon { read, request } => {
+                self.nodes[node].replies.0.remove(&(read, request));
+            }
+            Action::Discard { read, request } => {
+                if let Some(reading) = self.nodes[node].reads.get_mut(&read) {
+                    reading.parts.remove(&request);
+                }
+            }
+            Action::End { read, result } => self.on_end(node, read, &result),
+            Action::Learned { .. } => {}
+            Action::Refuse(refused) => {
+                self.violate("refused", format!("node {node}: {refused}"));
+            }
+        }
+    }
+
+    /// Whether an event belongs to a node that lives no more.
+    fn is_stale(&self, next: &Next) -> bool {
+        let of = |node: &usize, boot: &u32| {
+            let node = &self.nodes[*node];
+            node.boot != *boot || !node.is_up()
+        };
+        match next {
+            Next::Bootstrap { node, boot, .. }
+            | Next::Dialled { node, boot, .. }
+            | Next::Ready { node, boot, .. }
+            | Next::Pump { node, boot }
+            | Next::Chunk { node, boot, .. }
+            | Next::Answer { node, boot, .. }
+            | Next::Idle { node, boot, .. }
+            | Next::Stored { node, boot, .. }
+            | Next::Work { node, boot }
+            | Next::Look { node, boot }
+            | Next::Flood { node, boot } => of(node, boot),
+            _ => false,
+        }
+    }
+
+    fn step(&mut self, next: Next) {
+        if self.is_stale(&next) {
+            return;
+        }
+        self.schedule.fold(self.now);
+        match next {
+            Next::Wake { node } => self.on_wake(node),
+            Next::Boot { node } => self.boot(node),
+            Next::FaultBegins { fault } => self.on_fault(fault, true),
+            Next::FaultEnds { fault } => self.on_fault(fault, false),
+            Next::Bootstrap { node, boot, to, wait } => self.on_bootstrap(node, boot, to, wait),
+            Next::Dialled { node, to, .. } => self.on_dialled(node, to),
+            Next::Notice { one, other, link } => self.on_notice(one, other, link),
+            Next::Upgrade { one, other, link } => self.on_upgrade(one, other, link),
+            Next::HangUp { node, other } => self.disconnect(node, other),
+            Next::Gossip { to, from, message } => self.on_gossip(to, from, message),
+            Next::Request { to, upload } => self.on_request(to, upload),
+            Next::Ready { node, upload, .. } => self.on_ready(node, upload),
+            Next::Pump { node, .. } => self.on_pump(node),
+            Next::Chunk { node, key, end, is_wrong, .. } => {
+                self.on_chunk(node, key, end, is_wrong);
+            }
+            Next::Answer { node, key, kind, .. } => self.answer(node, key, kind),
+            Next::Idle { node, key, .. } => self.on_idle(node, key),
+            Next::Stored { node, job, .. } => self.on_stored(node, job),
+            Next::Work { node, .. } => self.work(node),
+            Next::Look { node, .. } => self.look(node),
+            Next::Flood { node, .. } => self.flood(node),
+            Next::Probe => self.probe(),
+            Next::Check => {
+                self.check();
+                self.queue.push(self.now + CHECK_EVERY, Next::Check);
+            }
+        }
+    }
+
+    fn on_wake(&mut self, node: usize) {
+        if self.nodes[node].armed > self.now {
+            return;
+        }
+        self.nodes[node].armed = u64::MAX;
+        let skew = self.nodes[node].skew_ms;
+        let wall = EPOCH_MS + (self.now / MS) as i64 + skew;
+        self.tell(node, Event::Time { unix_ms: u64::try_from(wall).unwrap_or(0) });
+    }
+
+    /// A node starts, with what its disk holds.
+    pub(crate) fn boot(&mut self, node: usize) {
+        if self.nodes[node].is_up() || !self.nodes[node].down_by.is_empty() {
+            return;
+        }
+        // Connections of its former life end when it answers that it knows nothing of them.
+        self.drop_links(node);
+        let now = self.instant(self.now);
+        let this = &mut self.nodes[node];
+        let (own, topic) = (this.id, TOPIC.to_owned());
+        let timing = Timing::default();
+        this.core = Some(Core::new(Config { own, topic, timing, find_timeout: FIND_TIMEOUT }, now));
+        this.boot += 1;
+        (this.armed, this.down_free) = (u64::MAX, 0);
+        this.seen = crate::node::Seen::default();
+        this.registered.clear();
+        let boot = this.boot;
+        let address = format!("/ip4/10.{}.{}.1/tcp/4001", node / 200 + 1, node % 200 + 1);
+        let addresses = address.parse().into_iter().collect();
+        self.tell(node, Event::Addresses(addresses));
+        self.holdings_changed(node);
+        self.register_held(node);
+        for model in 0..self.models.len() {
+            if self.models[model].publisher == node {
+                let signed = self.models[model].signed.clone();
+                self.tell(node, Event::Publish(signed));
+            }
+        }
+        self.start_bootstrap(node);
+        let rng: &mut Rng = &mut self.nodes[node].rng;
+        let (work, look) = (rng.between(SECOND, 10 * SECOND), rng.between(0, SECOND));
+        self.queue.push(self.now + work, Next::Work { node, boot });
+        self.queue.push(self.now + look, Next::Look { node, boot });
+        if self.nodes[node].lies(Lie::Flood) {
+            self.queue.push(self.now, Next::Flood { node, boot });
+        }
+    }
+
+    /// A node goes: killed, or in good order.
+    fn stop(&mut self, node: usize, in_order: bool) {
+        let this = &mut self.nodes[node];
+        if this.core.take().is_none() {
+            return;
+        }
+        this.replies.0.clear();
+        this.reads.clear();
+        this.uploads.clear();
+        this.sending = None;
+        this.refused.clear();
+        this.pull = None;
+        this.disk.crash();
+        self.notice_gone(node, in_order);
+    }
+
+    fn on_fault(&mut self, index: usize, begins: bool) {
+        let fault = self.faults[index];
+        if begins {
+            self.active.insert(fault.number, fault);
+        } else {
+            self.active.remove(&fault.number);
+        }
+        let number = fault.number;
+        match fault.kind {
+            Kind::Crash { node } | Kind::Leave { node } if begins => {
+                self.nodes[node].down_by.insert(number);
+                self.stop(node, matches!(fault.kind, Kind::Leave { .. }));
+            }
+            Kind::Crash { node } | Kind::Leave { node } => {
+                self.nodes[node].down_by.remove(&number);
+                self.queue.push(self.now, Next::Boot { node });
+            }
+            Kind::Partition { .. } | Kind::Isolate { .. } if begins => self.notice_cuts(),
+            Kind::FullDisk { node } => self.nodes[node].disk.is_full = begins,
+            Kind::Flip { node, pick } if begins => self.flip(node, pick),
+            Kind::Skew { node, by_ms } if begins => self.nodes[node].skew_ms += by_ms,
+            Kind::Lie { node, lie } => self.on_lie(node, lie, number, begins),
+            _ => {}
+        }
+    }
+
+    fn on_lie(&mut self, node: usize, lie: Lie, number: usize, begins: bool) {
+        let this = &mut self.nodes[node];
+        if begins {
+            this.lies.insert(number, lie);
+            this.was_dishonest = true;
+        } else {
+            this.lies.remove(&number);
+        }
+        let boot = this.boot;
+        if lie == Lie::Holdings {
+            self.holdings_changed(node);
+        }
+        if lie == Lie::Flood && begins && self.nodes[node].is_up() {
+            self.queue.push(self.now, Next::Flood { node, boot });
+        }
+    }
+}
