@@ -1,5 +1,5 @@
 // One token's attention once its queries, keys and values are there. Queries and the new
-// key are normalised (if asked) and turned by the position; the new key and value go to the
+// key are normalised (if asked) and rotated by the position; the new key and value go to the
 // cache as f16. Then, over one split of the positions and for up to four query heads that
 // share a key head, a running softmax over tiles of 32 (flash decoding: Dao et al., 2023).
 // A head's result is its weighted values, the highest score and the sum of weights;
@@ -16,7 +16,7 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Pairs that are turned: (i, i + pairs).
+    // Pairs that are rotated: (i, i + pairs).
     pairs: u32,
     // Positions the token sees, itself included; 0 for all.
     window: u32,
@@ -33,7 +33,7 @@ struct Params {
 @group(1) @binding(1) var<storage, read> q_norm: array<f32>;
 @group(1) @binding(2) var<storage, read> k_norm: array<f32>;
 // (cos, sin) by position and pair.
-@group(1) @binding(3) var<storage, read> turns: array<vec2<f32>>;
+@group(1) @binding(3) var<storage, read> rope_table: array<vec2<f32>>;
 @group(1) @binding(4) var<storage, read_write> keys: array<vec4<u32>>;
 @group(1) @binding(5) var<storage, read_write> values: array<vec4<u32>>;
 // By head and split: head_dim values, the highest score, the sum of weights, two unused.
@@ -52,10 +52,10 @@ const ROW: u32 = 17u;
 var<workgroup> query: array<vec4<f32>, 256>;
 // The new key.
 var<workgroup> fresh: array<f32, 256>;
-// Up to 128 dimensions of the tile's keys, then of its values. At first the position's turns
-// (x, y) and the norm weights of queries and keys (z, w).
+// Up to 128 dimensions of the tile's keys, then of its values. Before that, the rotations of
+// this position (x, y) and the norm weights of queries and keys (z, w).
 var<workgroup> tile: array<vec4<u32>, 544>;
-var<workgroup> shares: array<f32, 128>;
+var<workgroup> weights: array<f32, 128>;
 var<workgroup> shrink: array<f32, 4>;
 
 fn half_pair(a: f32, b: f32) -> u32 {
@@ -108,10 +108,10 @@ fn value_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> v
     return values[(row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
 }
 
-// The turn of a pair of dimensions.
-fn turned(i: u32, a: f32, b: f32) -> vec2<f32> {
-    let turn = bitcast<vec4<f32>>(tile[i]).xy;
-    return vec2<f32>(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
+// A pair of dimensions, rotated by the position.
+fn rotated(i: u32, a: f32, b: f32) -> vec2<f32> {
+    let rotation = bitcast<vec4<f32>>(tile[i]).xy;
+    return vec2<f32>(a * rotation.x - b * rotation.y, b * rotation.x + a * rotation.y);
 }
 
 // The norm weights of a dimension of queries and of keys.
@@ -143,7 +143,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Asked for before anything waits.
     let own = row_of(span_at(now.position), now.position);
     var next = span_at(splits.first + split * splits.tiles_each * TILE);
-    let turn = turns[now.position * params.pairs + local];
+    let rotation = rope_table[now.position * params.pairs + local];
     let first_weight = vec2<f32>(q_norm[local], k_norm[local]);
     let second_weight = vec2<f32>(q_norm[local + 128u], k_norm[local + 128u]);
     var square = 0.0;
@@ -153,8 +153,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let inverse = inverse_of(square, local) * select(0.0, params.scale, real);
     let plain = params.normed == 0u;
-    tile[local] = bitcast<vec4<u32>>(vec4<f32>(turn, select(first_weight, vec2<f32>(1.0), plain)));
-    tile[local + 128u] = bitcast<vec4<u32>>(vec4<f32>(turn, select(second_weight, vec2<f32>(1.0), plain)));
+    tile[local] = bitcast<vec4<u32>>(vec4<f32>(rotation, select(first_weight, vec2<f32>(1.0), plain)));
+    tile[local + 128u] = bitcast<vec4<u32>>(vec4<f32>(rotation, select(second_weight, vec2<f32>(1.0), plain)));
     workgroupBarrier();
     for (var i = lane; i < dim; i += 32u) {
         query[(team * dim + i) / 4u][i % 4u] = qkv[head * dim + i] * inverse * weight_of(i).x;
@@ -175,13 +175,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = lane; i < params.pairs; i += 32u) {
         let a = team * dim + i;
         let b = a + params.pairs;
-        let pair = turned(i, query[a / 4u][a % 4u], query[b / 4u][b % 4u]);
+        let pair = rotated(i, query[a / 4u][a % 4u], query[b / 4u][b % 4u]);
         query[a / 4u][a % 4u] = pair.x;
         query[b / 4u][b % 4u] = pair.y;
     }
     if (owner) {
         for (var i = local; i < params.pairs; i += 128u) {
-            let pair = turned(i, fresh[i], fresh[i + params.pairs]);
+            let pair = rotated(i, fresh[i], fresh[i + params.pairs]);
             fresh[i] = pair.x;
             fresh[i + params.pairs] = pair.y;
         }
@@ -247,11 +247,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         let there = start + lane < end;
         let highest = max(most, max32(select(LEAST, score, there), local));
-        let share = select(0.0, exp(score - highest), there);
+        let weight = select(0.0, exp(score - highest), there);
         let less = exp(most - highest);
-        total = total * less + sum32(share, local);
+        total = total * less + sum32(weight, local);
         most = highest;
-        shares[local] = share;
+        weights[local] = weight;
         if (lane == 0u) {
             shrink[team] = less;
         }
@@ -274,7 +274,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 * vec4<f32>(vec2<f32>(shrink[first]), vec2<f32>(shrink[first + 2u]));
             for (var j = 0u; j < TILE; j++) {
                 let v = unpack2x16float(tile[j * ROW + pair / 4u][pair % 4u]);
-                sums += vec4<f32>(v * shares[first * 32u + j], v * shares[first * 32u + 64u + j]);
+                sums += vec4<f32>(v * weights[first * 32u + j], v * weights[first * 32u + 64u + j]);
             }
             if (c == 0u) {
                 low = sums;

@@ -19,7 +19,7 @@ struct Params {
 
 const LEAST: f32 = -3.0e38;
 
-// By share of the splits and vec4 of the elements: values, (highest score, sum of weights).
+// By group of splits and vec4 of the elements: values, (highest score, sum of weights).
 var<workgroup> parts: array<vec4<f32>, 256>;
 var<workgroup> weights: array<vec2<f32>, 256>;
 var<workgroup> outs: array<vec4<f32>, 16>;
@@ -28,10 +28,10 @@ var<workgroup> outs: array<vec4<f32>, 16>;
 fn merge(first: u32, step: u32) {
     let w = array<vec2<f32>, 4>(weights[first], weights[first + step], weights[first + 2u * step], weights[first + 3u * step]);
     let most = max(max(w[0].x, w[1].x), max(w[2].x, w[3].x));
-    let share = exp(vec4<f32>(w[0].x, w[1].x, w[2].x, w[3].x) - vec4<f32>(most));
-    parts[first] = parts[first] * share.x + parts[first + step] * share.y
-        + parts[first + 2u * step] * share.z + parts[first + 3u * step] * share.w;
-    weights[first] = vec2<f32>(most, dot(vec4<f32>(w[0].y, w[1].y, w[2].y, w[3].y), share));
+    let factor = exp(vec4<f32>(w[0].x, w[1].x, w[2].x, w[3].x) - vec4<f32>(most));
+    parts[first] = parts[first] * factor.x + parts[first + step] * factor.y
+        + parts[first + 2u * step] * factor.z + parts[first + 3u * step] * factor.w;
+    weights[first] = vec2<f32>(most, dot(vec4<f32>(w[0].y, w[1].y, w[2].y, w[3].y), factor));
 }
 
 @compute @workgroup_size(256)
@@ -52,10 +52,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let v = partial[at + element % params.head_dim / 4u];
             let highest = max(most, part.x);
             let less = exp(most - highest);
-            let share = exp(part.x - highest);
+            let factor = exp(part.x - highest);
             most = highest;
-            total = total * less + part.y * share;
-            value = value * less + v * share;
+            total = total * less + part.y * factor;
+            value = value * less + v * factor;
         }
     }
     parts[local] = value;

@@ -1,4 +1,4 @@
-// result[row] (+)= sum over one token's choices, in their order, of share * down_e[row] . inner.
+// result[row] (+)= sum over one token's choices, in their order, of routing weight * down_e[row] . inner.
 // The eight teams of a workgroup share the choices out; their parts are added in the
 // teams' order, whatever expert lies where.
 // Grid: one workgroup for two rows.
@@ -26,7 +26,7 @@ struct Params {
 // The choices' packed inner activations, one after the other.
 @group(1) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(1) @binding(1) var<storage, read> weights: array<vec4<u32>>;
-// By choice: (slot, share).
+// By choice: (slot, routing weight).
 @group(1) @binding(2) var<storage, read> routed: array<vec2<u32>>;
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 

@@ -24,7 +24,7 @@ struct Params {
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(1) @binding(1) var<storage, read> weights: array<vec4<u32>>;
-// By choice: (slot, share).
+// By choice: (slot, routing weight).
 @group(1) @binding(2) var<storage, read> routed: array<vec2<u32>>;
 @group(1) @binding(3) var<storage, read_write> packed: array<u32>;
 

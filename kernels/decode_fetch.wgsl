@@ -1,16 +1,16 @@
 // Copies the experts of a layer that one token misses from memory of the host into the slots that
 // decode_route.wgsl gave them.
-// Grid: `shares` workgroups for each choice.
+// Grid: `parts` workgroups for each choice.
 //!include shared/step.wgsl
 
 struct Params {
     // vec4s of an expert, there as here.
     quads: u32,
-    shares: u32,
+    parts: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-@group(1) @binding(0) var<storage, read> shelf: array<vec4<u32>>;
+@group(1) @binding(0) var<storage, read> spill: array<vec4<u32>>;
 // By choice: (place in memory of the host, slot), or EMPTY.
 @group(1) @binding(1) var<storage, read> fetches: array<vec2<u32>>;
 @group(1) @binding(2) var<storage, read_write> slots: array<vec4<u32>>;
@@ -20,27 +20,27 @@ const EMPTY: u32 = 0xffffffffu;
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
-    let fetch = fetches[flat(group, grid) / params.shares];
+    let fetch = fetches[flat(group, grid) / params.parts];
     if (fetch.x == EMPTY) {
         return;
     }
-    let share = flat(group, grid) % params.shares;
+    let part = flat(group, grid) % params.parts;
     let source = fetch.x * params.quads;
     let target_at = fetch.y * params.quads;
-    let stride = params.shares * 256u;
-    var at = share * 256u + local;
+    let stride = params.parts * 256u;
+    var at = part * 256u + local;
     // Four loads under way: the host's memory is far.
     for (; at + 3u * stride < params.quads; at += 4u * stride) {
-        let a = shelf[source + at];
-        let b = shelf[source + at + stride];
-        let c = shelf[source + at + 2u * stride];
-        let d = shelf[source + at + 3u * stride];
+        let a = spill[source + at];
+        let b = spill[source + at + stride];
+        let c = spill[source + at + 2u * stride];
+        let d = spill[source + at + 3u * stride];
         slots[target_at + at] = a;
         slots[target_at + at + stride] = b;
         slots[target_at + at + 2u * stride] = c;
         slots[target_at + at + 3u * stride] = d;
     }
     for (; at < params.quads; at += stride) {
-        slots[target_at + at] = shelf[source + at];
+        slots[target_at + at] = spill[source + at];
     }
 }

@@ -20,7 +20,7 @@ struct Params {
     quads: u32,
     // Where in slot_table the layer's places in memory of the host begin, and the free slots of its class: their
     // number, then which.
-    shelf_at: u32,
+    spill_at: u32,
     free_at: u32,
     // Words of `state`: whose token takes free slots (its position, counted from 1), how many of the class it took.
     taker_at: u32,
@@ -34,7 +34,7 @@ struct Params {
 // Word 0: 0, or the layer that halted, counted from 1. Word 2: whose step it was (its position, counted from 1).
 // Then the chosen ids.
 @group(1) @binding(3) var<storage, read_write> state: array<u32>;
-// By choice: (slot, share).
+// By choice: (slot, routing weight).
 @group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
 @group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
 // By choice: (place in memory of the host, slot), or EMPTY.
@@ -55,7 +55,7 @@ var<workgroup> missing: atomic<u32>;
 // Of those, how many are not in memory of the host either.
 var<workgroup> absent: atomic<u32>;
 // A logit is not finite: the weights are not numbers.
-var<workgroup> odd: atomic<u32>;
+var<workgroup> non_finite: atomic<u32>;
 var<workgroup> halted: u32;
 var<workgroup> taker: u32;
 var<workgroup> taken: u32;
@@ -73,7 +73,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         free = slot_table[params.free_at];
         atomicStore(&missing, 0u);
         atomicStore(&absent, 0u);
-        atomicStore(&odd, 0u);
+        atomicStore(&non_finite, 0u);
     }
     workgroupBarrier();
     for (var e = local; e < quads * 4u; e += 256u) {
@@ -84,7 +84,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
             let l = logits[e];
             let bits = bitcast<u32>(l) & 0x7fffffffu;
             if (bits >= 0x7f800000u) {
-                atomicStore(&odd, 1u);
+                atomicStore(&non_finite, 1u);
             }
             score = select(l, -3.0e38, bits > 0x7f800000u);
             slot_of[e] = slot_table[params.table_at + e];
@@ -128,7 +128,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
             slots[place] = slot_of[e];
             if (slot_of[e] == EMPTY) {
                 atomicAdd(&missing, 1u);
-                if (slot_table[params.shelf_at + e] == EMPTY) {
+                if (slot_table[params.spill_at + e] == EMPTY) {
                     atomicAdd(&absent, 1u);
                 }
             }
@@ -152,7 +152,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 total += e.x + e.y + e.z + e.w;
             }
         }
-        let share = exp(scores[ids[local] / 4u][ids[local] % 4u] - highest) / total;
+        let weight = exp(scores[ids[local] / 4u][ids[local] % 4u] - highest) / total;
         state[params.ids_at + local] = ids[local];
         var slot = slots[local];
         var fetch = vec2<u32>(EMPTY, 0u);
@@ -163,9 +163,9 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 before += u32(slots[j] == EMPTY);
             }
             slot = slot_table[params.free_at + 1u + taken + before];
-            fetch = vec2<u32>(slot_table[params.shelf_at + ids[local]], slot);
+            fetch = vec2<u32>(slot_table[params.spill_at + ids[local]], slot);
         }
-        let bits = select(bitcast<u32>(share), 0x7fc00000u, atomicLoad(&odd) != 0u);
+        let bits = select(bitcast<u32>(weight), 0x7fc00000u, atomicLoad(&non_finite) != 0u);
         routed[local] = vec2<u32>(select(slot, EMPTY, miss), bits);
         fetches[local] = fetch;
     }

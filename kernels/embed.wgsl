@@ -1,4 +1,4 @@
-// out[t] = table[token t] * scale, for the rows of the table that this piece holds.
+// out[t] = table[token t] * scale, for the rows of the table in this range.
 // Grid: four columns an invocation.
 //!for format
 //!include shared/step.wgsl
@@ -7,7 +7,7 @@
 
 struct Params {
     table: Matrix,
-    // The piece holds rows row_start .. row_start + rows of the table.
+    // The range is rows row_start .. row_start + rows of the table.
     row_start: u32,
     rows: u32,
     cols: u32,

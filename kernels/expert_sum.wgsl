@@ -1,4 +1,4 @@
-// out[t] = sum over choices j = 0 .. top_k, in that order, of share * outputs[t, j].
+// out[t] = sum over choices j = 0 .. top_k, in that order, of routing weight * outputs[t, j].
 // Grid: one element an invocation.
 //!include shared/step.wgsl
 
@@ -12,7 +12,7 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> outputs: array<f32>;
-@group(1) @binding(1) var<storage, read> shares: array<f32>;
+@group(1) @binding(1) var<storage, read> routing_weights: array<f32>;
 @group(1) @binding(2) var<storage, read_write> result: array<f32>;
 
 @compute @workgroup_size(64)
@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var sum = 0.0;
     for (var j = 0u; j < params.top_k; j++) {
         let pair = token * params.top_k + j;
-        sum += shares[pair] * outputs[pair * params.pair_stride + col];
+        sum += routing_weights[pair] * outputs[pair * params.pair_stride + col];
     }
     result[token * params.result_stride + col] = sum;
 }

@@ -1,4 +1,4 @@
-// out[t, row] = x[t] . weight[row] + bias[row], for the rows that this piece holds.
+// out[t, row] = x[t] . weight[row] + bias[row], for the rows of this range.
 // Grid: one row of the reduction for each (token, row).
 //!for format
 //!for reduce in lane group

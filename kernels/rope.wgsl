@@ -1,4 +1,4 @@
-// Turns pairs (x[i], x[i + half]) of each head by the token's position.
+// Rotates pairs (x[i], x[i + half]) of each head by the token's position.
 // Grid: one pair an invocation.
 //!include shared/step.wgsl
 
@@ -13,7 +13,7 @@ struct Params {
 @group(0) @binding(1) var<uniform> params: Params;
 // (cos, sin) by position and pair, the attention factor included. A table,
 // because WGSL's own sine is coarse for large angles.
-@group(1) @binding(0) var<storage, read> turns: array<vec2<f32>>;
+@group(1) @binding(0) var<storage, read> rope_table: array<vec2<f32>>;
 @group(1) @binding(1) var<storage, read_write> x: array<f32>;
 
 @compute @workgroup_size(64)
@@ -26,10 +26,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (token >= now.tokens) {
         return;
     }
-    let turn = turns[(now.position + token) * params.pairs + pair];
+    let rotation = rope_table[(now.position + token) * params.pairs + pair];
     let at = token * params.stride + head * params.head_dim + pair;
     let a = x[at];
     let b = x[at + params.pairs];
-    x[at] = a * turn.x - b * turn.y;
-    x[at + params.pairs] = b * turn.x + a * turn.y;
+    x[at] = a * rotation.x - b * rotation.y;
+    x[at + params.pairs] = b * rotation.x + a * rotation.y;
 }

@@ -14,7 +14,7 @@ struct Params {
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> logits: array<f32>;
 @group(1) @binding(1) var<storage, read_write> ids: array<u32>;
-@group(1) @binding(2) var<storage, read_write> shares: array<f32>;
+@group(1) @binding(2) var<storage, read_write> routing_weights: array<f32>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -54,9 +54,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         last = best;
         last_id = best_id;
         ids[to + j] = best_id;
-        let share = exp(best - highest);
-        shares[to + j] = share;
-        chosen += share;
+        let weight = exp(best - highest);
+        routing_weights[to + j] = weight;
+        chosen += weight;
     }
     var total = chosen;
     if (params.renormalise == 0u) {
@@ -66,15 +66,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         }
     }
     // The bits of a logit that is not finite.
-    var odd = 0u;
+    var non_finite = 0u;
     for (var e = 0u; e < experts; e++) {
         let bits = bitcast<u32>(logits[row + e]);
-        odd = select(odd, bits, (bits & 0x7f800000u) == 0x7f800000u);
+        non_finite = select(non_finite, bits, (bits & 0x7f800000u) == 0x7f800000u);
     }
-    if (odd != 0u) {
-        total = bitcast<f32>(odd | 0x7fc00000u);
+    if (non_finite != 0u) {
+        total = bitcast<f32>(non_finite | 0x7fc00000u);
     }
     for (var j = 0u; j < top_k; j++) {
-        shares[to + j] = shares[to + j] / total;
+        routing_weights[to + j] = routing_weights[to + j] / total;
     }
 }

@@ -17,7 +17,7 @@
 // The draw's random bits, and the tokens at the cut that the found chunk keeps.
 var<workgroup> bits: vec2<u32>;
 var<workgroup> chunk_keep: u32;
-var<workgroup> odd: atomic<u32>;
+var<workgroup> non_finite: atomic<u32>;
 
 // a >> count, 0 < count < 32.
 fn shifted(a: vec2<u32>, count: u32) -> vec2<u32> {
@@ -40,11 +40,11 @@ fn main(@builtin(local_invocation_index) local: u32) {
     var ties = 0u;
     var masses = array<vec2<u32>, 8>();
     if (local == 0u) {
-        atomicStore(&odd, 0u);
+        atomicStore(&non_finite, 0u);
     }
     workgroupBarrier();
     if (local * CHUNK < params.vocab) {
-        atomicOr(&odd, parts[local * PART + ODD]);
+        atomicOr(&non_finite, parts[local * PART + NON_FINITE]);
         ties = parts[local * PART];
         masses[0] = vec2<u32>(parts[local * PART + 1u], parts[local * PART + 2u]);
     }
@@ -83,7 +83,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         masses[j] = vec2<u32>(select(0u, weight_of(here[j]), here[j] < cut || tie), 0u);
     }
     reach(&masses, 4u, chunk_goal, local);
-    if (local == 0u && state[0] == 0u && atomicLoad(&odd) != 0u) {
+    if (local == 0u && state[0] == 0u && atomicLoad(&non_finite) != 0u) {
         refuse();
     } else if (local == 0u && state[0] == 0u) {
         let draws = plus(vec2<u32>(memory[DRAWS], memory[DRAWS + 1u]), vec2<u32>(1u, 0u));

@@ -11,12 +11,12 @@
 @group(1) @binding(3) var<storage, read_write> tokens: array<u32>;
 @group(1) @binding(4) var<storage, read_write> chosen: array<u32>;
 
-var<workgroup> odd: atomic<u32>;
+var<workgroup> non_finite: atomic<u32>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) local: u32) {
     if (local == 0u) {
-        atomicStore(&odd, 0u);
+        atomicStore(&non_finite, 0u);
     }
     workgroupBarrier();
     var key = 0u;
@@ -24,11 +24,11 @@ fn main(@builtin(local_invocation_index) local: u32) {
     if (local * CHUNK < params.vocab) {
         key = parts[local * PART];
         token = parts[local * PART + 1u];
-        atomicOr(&odd, parts[local * PART + ODD]);
+        atomicOr(&non_finite, parts[local * PART + NON_FINITE]);
     }
     let best = highest(key, token, local);
     if (local == 0u && state[0] == 0u) {
-        if (atomicLoad(&odd) != 0u) {
+        if (atomicLoad(&non_finite) != 0u) {
             refuse();
         } else {
             accept(best.y);

@@ -12,7 +12,7 @@
 
 // A bit for each recent token of the chunk: one that comes twice is penalised once.
 var<workgroup> recent: array<atomic<u32>, 32>;
-var<workgroup> odd: atomic<u32>;
+var<workgroup> non_finite: atomic<u32>;
 
 // An f32's exponent bits: all ones where it is infinite or not a number.
 const INFINITY: u32 = 0x7f800000u;
@@ -72,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         atomicStore(&recent[local], 0u);
     }
     if (local == 0u) {
-        atomicStore(&odd, 0u);
+        atomicStore(&non_finite, 0u);
     }
     workgroupBarrier();
     if (local < min(memory[ACCEPTED], params.window)) {
@@ -90,11 +90,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         if (token < params.vocab) {
             var bits = logits[token];
             if ((bits & INFINITY) == INFINITY) {
-                atomicStore(&odd, 1u);
+                atomicStore(&non_finite, 1u);
             }
             if ((atomicLoad(&recent[place / 32u]) & (1u << (place % 32u))) != 0u) {
                 // Not a number is neither, and stays so.
-                bits = times_f32(bits, select(params.penalty, params.relief, bits < 0x80000000u));
+                bits = times_f32(bits, select(params.penalty, params.penalty_inverse, bits < 0x80000000u));
             }
             let key = key_of(bits);
             if (params.greedy == 0u) {
@@ -110,6 +110,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (local == 0u) {
         parts[group.x * PART] = found.x;
         parts[group.x * PART + 1u] = found.y;
-        parts[group.x * PART + ODD] = atomicLoad(&odd);
+        parts[group.x * PART + NON_FINITE] = atomicLoad(&non_finite);
     }
 }

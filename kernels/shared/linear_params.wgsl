@@ -2,7 +2,7 @@
 
 struct Params {
     weight: Matrix,
-    // The piece holds rows row_start .. row_start + rows of the whole matrix.
+    // The range is rows row_start .. row_start + rows of the whole matrix.
     row_start: u32,
     rows: u32,
     // vec4s from one row of `x` to the next.

@@ -30,7 +30,7 @@ const BIN_WORDS: u32 = 8208u;
 // tokens at the cut and the weight of those above it (low, high). The last word
 // stays: 1 if a logit of the chunk is infinite or not a number.
 const PART: u32 = 4u;
-const ODD: u32 = 3u;
+const NON_FINITE: u32 = 3u;
 
 // What is remembered from token to token: draws made (low, high), tokens
 // accepted, then a ring of the last `window` of them.

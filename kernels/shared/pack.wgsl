@@ -7,7 +7,7 @@
 const NOT_A_NUMBER: u32 = 0x7fc00000u;
 
 // Whether an element is infinite or not a number.
-fn odd(v: vec4<f32>) -> bool {
+fn non_finite(v: vec4<f32>) -> bool {
     return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
 }
 
@@ -18,7 +18,7 @@ fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
     let most = max(max(a.x, a.y), max(a.z, a.w));
     // Below this the reciprocal is not finite; such a group is as good as zero.
     let tiny = most < 1e-32;
-    let bad = odd(v[0]) || odd(v[1]) || odd(v[2]) || odd(v[3]);
+    let bad = non_finite(v[0]) || non_finite(v[1]) || non_finite(v[2]) || non_finite(v[3]);
     let inverse = select(32512.0 / most, 0.0, tiny);
     let second = (t >> 1u) & 1u;
     let piece = (t >> 2u) * 2u + (t & 1u);

@@ -4,7 +4,7 @@ struct Params {
     vocab: u32,
     greedy: u32,
     // f32s: what recent logits are multiplied by where positive, and elsewhere.
-    relief: u32,
+    penalty_inverse: u32,
     penalty: u32,
     // Recent tokens that count.
     window: u32,

@@ -27,14 +27,14 @@ pub const fn row(blocks: &[u32], position: usize) -> usize {
 
 /// Indices of blocks that nobody holds.
 #[derive(Debug, Default)]
-struct Free {
+struct FreeList {
     /// The one to be used next at the end.
     indices: Vec<u32>,
 }
 
-type Shelf = Arc<Mutex<Free>>;
+type SharedFreeList = Arc<Mutex<FreeList>>;
 
-fn lock(free: &Mutex<Free>) -> MutexGuard<'_, Free> {
+fn lock(free: &Mutex<FreeList>) -> MutexGuard<'_, FreeList> {
     // A panic cannot leave a list of numbers half-changed.
     free.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -42,7 +42,7 @@ fn lock(free: &Mutex<Free>) -> MutexGuard<'_, Free> {
 /// The blocks of a device's caches.
 #[derive(Debug, Default)]
 pub struct Pool {
-    free: Shelf,
+    free: SharedFreeList,
     count: usize,
 }
 
@@ -53,7 +53,7 @@ struct Block(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     index: u32,
-    free: Shelf,
+    free: SharedFreeList,
 }
 
 impl Drop for Held {

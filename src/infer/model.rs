@@ -10,7 +10,7 @@ use super::backend::{BackendError, Device};
 use super::families::{self, FamilyError};
 use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
 use super::quant::{QuantizeError, first_not_finite};
-use super::reader::{Piece, WeightReader};
+use super::reader::{ShardRange, WeightReader};
 use doppler_store::manifest::TensorEntry;
 use doppler_store::{Manifest, ManifestError};
 
@@ -54,7 +54,7 @@ pub struct NotFinite {
 #[derive(Debug, Clone)]
 pub struct TrunkTensor {
     pub spec: MatrixSpec,
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<ShardRange>,
 }
 
 /// One mixture-of-experts layer: its experts share a layout.
@@ -64,7 +64,7 @@ pub struct MoeLayer {
     pub layer: usize,
     pub layout: ExpertLayout,
     /// One an expert: a single piece, unless the expert is larger than a shard.
-    pub places: Vec<Vec<Piece>>,
+    pub places: Vec<Vec<ShardRange>>,
 }
 
 /// A model ready to be loaded into sessions.
@@ -118,7 +118,7 @@ impl Model {
                 let range = span.range();
                 let range =
                     range.ok_or_else(|| ModelError::Missing { name: weight.tensor.clone() })?;
-                Ok(Piece { shard: manifest.shard_id(span.shard)?, range })
+                Ok(ShardRange { shard: manifest.shard_id(span.shard)?, range })
             });
             let (rows, cols) = (weight.rows, weight.cols);
             let spec = MatrixSpec { dtype: tensor.dtype, rows, cols, offset: 0 };
@@ -190,7 +190,7 @@ fn expert(
     moe: &Moe,
     number: usize,
     fail: &impl Fn(String) -> ModelError,
-) -> Result<(ExpertLayout, Vec<Piece>), ModelError> {
+) -> Result<(ExpertLayout, Vec<ShardRange>), ModelError> {
     let ids = (u32::try_from(moe.layer), u32::try_from(number));
     let group = match ids {
         (Ok(layer), Ok(expert)) => manifest.expert(layer, expert),
@@ -216,7 +216,7 @@ fn expert(
     let pieces = group
         .pieces
         .iter()
-        .map(|(shard, range)| Ok(Piece { shard: manifest.shard_id(*shard)?, range: *range }));
+        .map(|(shard, range)| Ok(ShardRange { shard: manifest.shard_id(*shard)?, range: *range }));
     let pieces = pieces.collect::<Result<_, ModelError>>()?;
     Ok((ExpertLayout { gate, up, down, bytes: bytes as usize }, pieces))
 }

@@ -64,7 +64,7 @@ pub struct Recipe {
     /// Multiplies recent logits that are not positive.
     pub penalty: f32,
     /// Its reciprocal, for positive ones: WGSL's division is not exact.
-    pub relief: f32,
+    pub penalty_inverse: f32,
     /// Recent tokens that count; 0 if there is no penalty.
     pub window: usize,
     /// Differences of logits are counted in units of `2^-unit`...
@@ -93,7 +93,7 @@ impl Recipe {
         Self {
             greedy,
             penalty: options.repetition_penalty,
-            relief: 1.0 / options.repetition_penalty,
+            penalty_inverse: 1.0 / options.repetition_penalty,
             window: if penalised { options.repetition_window } else { 0 },
             unit: 20 + exponent,
             scale: (octaves * two_to(31 - exponent)) as u32,
@@ -108,7 +108,7 @@ impl Recipe {
 
     /// The recent token's logit, less likely than it was.
     pub fn penalised(&self, logit: f32) -> f32 {
-        logit * if logit > 0.0 { self.relief } else { self.penalty }
+        logit * if logit > 0.0 { self.penalty_inverse } else { self.penalty }
     }
 
     /// `(unit, scale)`, for the kernels' parameters.

@@ -26,7 +26,7 @@ const PIECES_MAX: usize = 4;
 
 /// A range of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct ShardRange {
     pub shard: ShardId,
     pub range: ByteRange,
 }
@@ -46,7 +46,7 @@ impl WeightReader {
     }
 
     /// Begins to read a run of bytes, made of these pieces.
-    pub fn begin(&self, pieces: &[Piece], priority: Priority) -> Reading {
+    pub fn begin(&self, pieces: &[ShardRange], priority: Priority) -> Reading {
         let (reader, pieces) = (Arc::clone(&self.reader), pieces.to_vec());
         Reading(self.runtime.spawn(async move { run(reader.as_ref(), pieces, priority).await }))
     }
@@ -85,7 +85,7 @@ impl Drop for Reading {
 
 /// A run of bytes to be read.
 pub struct Run<'a> {
-    pub pieces: &'a [Piece],
+    pub pieces: &'a [ShardRange],
     /// If its reading began earlier; should that fail, it is read once more.
     pub begun: Option<Reading>,
 }
@@ -130,7 +130,7 @@ impl Iterator for Runs<'_> {
 
 async fn run(
     reader: &dyn RangeReader,
-    pieces: Vec<Piece>,
+    pieces: Vec<ShardRange>,
     priority: Priority,
 ) -> Result<(Bytes, Tier), ReadError> {
     if let [piece] = pieces[..] {
@@ -151,10 +151,10 @@ async fn run(
 
 async fn read(
     reader: &dyn RangeReader,
-    piece: Piece,
+    piece: ShardRange,
     priority: Priority,
 ) -> Result<Found, ReadError> {
-    let Piece { shard, range } = piece;
+    let ShardRange { shard, range } = piece;
     let found = reader.read(ReadRequest { shard, range, priority, deadline: None }).await?;
     if found.bytes.len() as u64 == range.len() {
         return Ok(found);

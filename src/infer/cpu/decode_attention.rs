@@ -47,7 +47,7 @@ pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Pairs `(i, i + pairs)` of a head that are turned.
+    /// Pairs `(i, i + pairs)` of a head that are rotated.
     pub pairs: usize,
     pub window: Option<usize>,
     pub splits_max: usize,
@@ -77,13 +77,13 @@ impl Attention {
         (head * splits + split) * (self.head_dim + 4)
     }
 
-    /// A head normalised (if `norm` says by which weights, and with which epsilon) and turned by
-    /// `turns`, (cos, sin) of each pair.
-    pub fn turned(
+    /// A head normalised (if `norm` says by which weights, and with which epsilon) and rotated by
+    /// `rotations`, (cos, sin) of each pair.
+    pub fn rotated(
         &self,
         head: &[f32],
         norm: Option<(&[f32], f32)>,
-        turns: &[[f32; 2]],
+        rotations: &[[f32; 2]],
     ) -> Vec<f64> {
         let mut out: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
         if let Some((weight, eps)) = norm {
@@ -91,8 +91,8 @@ impl Attention {
             let scale = 1.0 / (square / out.len() as f64 + f64::from(eps)).sqrt();
             out.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * f64::from(*w));
         }
-        for (i, turn) in turns[..self.pairs].iter().enumerate() {
-            let [cos, sin] = turn.map(f64::from);
+        for (i, rotation) in rotations[..self.pairs].iter().enumerate() {
+            let [cos, sin] = rotation.map(f64::from);
             let (a, b) = (out[i], out[i + self.pairs]);
             out[i] = a * cos - b * sin;
             out[i + self.pairs] = b * cos + a * sin;
@@ -100,17 +100,18 @@ impl Attention {
         out
     }
 
-    /// Each head's normalised and turned query times the scale, `[heads, head_dim]`.
+    /// Each head's normalised and rotated query times the scale, `[heads, head_dim]`.
     pub fn queries(
         &self,
         qkv: &[f32],
         norms: Option<HeadNorms<'_>>,
-        turns: &[[f32; 2]],
+        rotations: &[[f32; 2]],
     ) -> Vec<f64> {
         let scale = f64::from(self.scale);
         let heads = qkv.chunks_exact(self.head_dim).take(self.heads);
-        let turned = heads.flat_map(|head| self.turned(head, norms.map(|n| (n.q, n.eps)), turns));
-        turned.map(|x| x * scale).collect()
+        let rotated =
+            heads.flat_map(|head| self.rotated(head, norms.map(|n| (n.q, n.eps)), rotations));
+        rotated.map(|x| x * scale).collect()
     }
 
     /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value the cache holds already, in
@@ -155,14 +156,14 @@ impl Attention {
     }
 }
 
-/// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products gave them; `turns` the
+/// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products gave them; `rotations` the
 /// position's (cos, sin), `[pairs]`; `partial` is `[heads, splits, head_dim + 4]`. Returns how many elements the caches clamped.
 pub fn decode_attention(
     params: &Attention,
     position: usize,
     qkv: &[f32],
     norms: Option<HeadNorms<'_>>,
-    turns: &[[f32; 2]],
+    rotations: &[[f32; 2]],
     Caches { blocks, keys, values }: Caches<'_>,
     partial: &mut [f32],
 ) -> u32 {
@@ -175,11 +176,11 @@ pub fn decode_attention(
     let fresh = qkv[heads * dim..].chunks_exact(dim);
     for (head, (key, value)) in fresh.clone().zip(fresh.skip(kv_heads)).enumerate() {
         let at = (row(blocks, position) * kv_heads + head) * dim;
-        let key = params.turned(key, norms.map(|n| (n.k, n.eps)), turns);
+        let key = params.rotated(key, norms.map(|n| (n.k, n.eps)), rotations);
         keys[at..at + dim].iter_mut().zip(key).for_each(|(to, x)| put(to, x));
         values[at..at + dim].iter_mut().zip(value).for_each(|(to, x)| put(to, f64::from(*x)));
     }
-    let queries = params.queries(qkv, norms, turns);
+    let queries = params.queries(qkv, norms, rotations);
     params.attend(position, &queries, blocks, [keys, values], partial);
     clamped
 }

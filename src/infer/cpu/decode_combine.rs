@@ -12,9 +12,9 @@ pub fn decode_combine(params: &Attention, position: usize, partial: &[f32], pack
     for head in partial.chunks_exact(splits * (dim + 4)).take(params.heads) {
         let parts = || head.chunks_exact(dim + 4);
         let most = parts().fold(f32::NEG_INFINITY, |most, part| most.max(part[dim]));
-        let share = |part: &[f32]| (f64::from(part[dim]) - f64::from(most)).exp();
-        let total: f64 = parts().map(|part| share(part) * f64::from(part[dim + 1])).sum();
-        let sum = |i: usize| parts().map(|part| share(part) * f64::from(part[i])).sum::<f64>();
+        let factor = |part: &[f32]| (f64::from(part[dim]) - f64::from(most)).exp();
+        let total: f64 = parts().map(|part| factor(part) * f64::from(part[dim + 1])).sum();
+        let sum = |i: usize| parts().map(|part| factor(part) * f64::from(part[i])).sum::<f64>();
         out.extend((0..dim).map(|i| (sum(i) / total) as f32));
     }
     pack(&out, packed);

@@ -5,7 +5,7 @@ use super::matrix::Matrix;
 use super::pack::packed_words;
 use crate::graph::{Activation, ExpertLayout};
 
-/// `x` is a packed vector (`pack`) of `hidden`; `slots` the experts' stored bytes; `routed` by choice the slot and the share,
+/// `x` is a packed vector (`pack`) of `hidden`; `slots` the experts' stored bytes; `routed` by choice the slot and the routing weight,
 /// `None` if the step is halted; `packed` by choice a packed vector of `ff`. A choice without a slot
 /// leaves its vector as it is.
 pub fn decode_expert_gate_up(

@@ -8,7 +8,7 @@ pub struct Places<'a> {
     /// By expert: its slot.
     pub slots: &'a [Option<u32>],
     /// By expert: its place in memory of the host.
-    pub shelf: &'a [Option<u32>],
+    pub spill: &'a [Option<u32>],
     /// Slots that may be filled, of which `taken` are taken.
     pub free: &'a [u32],
     pub taken: usize,
@@ -19,9 +19,9 @@ pub struct Places<'a> {
 /// What becomes of the token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// The chosen experts and their shares, `top_k` of each.
+    /// The chosen experts and their routing weights, `top_k` of each.
     pub ids: Vec<u32>,
-    pub shares: Vec<f32>,
+    pub weights: Vec<f32>,
     /// By choice: the slot. `None`: an expert is out of reach, and the token halts here.
     pub slots: Option<Vec<u32>>,
     /// By choice: the place and the slot of an expert that is to be fetched first.
@@ -31,15 +31,15 @@ pub struct Choice {
 /// Chooses `top_k` experts by `logits` (`[experts]`) and looks up their slots. Free ones are taken, in the order of
 /// choice, for those that have none, if they can be fetched and there are enough.
 pub fn decode_route(logits: &[f32], top_k: usize, scoring: Scoring, of: &Places<'_>) -> Choice {
-    let (mut ids, mut shares) = (vec![0; top_k], vec![0.0; top_k]);
-    route(logits, logits.len(), scoring, &mut ids, &mut shares, top_k);
+    let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
+    route(logits, logits.len(), scoring, &mut ids, &mut weights, top_k);
     let mut fetches = vec![None; top_k];
     let mut free = of.free.iter().skip(of.taken);
     let mut slots = Vec::with_capacity(top_k);
     for (id, fetch) in ids.iter().map(|id| *id as usize).zip(&mut fetches) {
         if let Some(slot) = of.slots[id] {
             slots.push(slot);
-        } else if let (true, Some(place)) = (of.takes, of.shelf[id])
+        } else if let (true, Some(place)) = (of.takes, of.spill[id])
             && let Some(slot) = free.next()
         {
             *fetch = Some((place, *slot));
@@ -50,5 +50,5 @@ pub fn decode_route(logits: &[f32], top_k: usize, scoring: Scoring, of: &Places<
     if !all {
         fetches.fill(None);
     }
-    Choice { ids, shares, slots: all.then_some(slots), fetches }
+    Choice { ids, weights, slots: all.then_some(slots), fetches }
 }

@@ -1,6 +1,6 @@
 //! Rotary position embedding, "rotate half" form (Su et al., 2021).
 //!
-//! Pair `i` of a head is `(x[i], x[i + half])`, turned by `position * inv_freq[i]`.
+//! Pair `i` of a head is `(x[i], x[i + half])`, rotated by `position * inv_freq[i]`.
 
 use crate::graph::Rope;
 
@@ -26,11 +26,11 @@ impl Angles {
     }
 }
 
-/// Turns `x [T, heads, head_dim]` in place; elements past `2 * half` pass through.
+/// Rotates `x [T, heads, head_dim]` in place; elements past `2 * half` pass through.
 pub fn rope(x: &mut [f32], heads: usize, head_dim: usize, half: usize, angles: &Angles) {
     let rows = x.chunks_exact_mut(heads * head_dim);
-    let turns = angles.cos.chunks_exact(half).zip(angles.sin.chunks_exact(half));
-    for (row, (cos, sin)) in rows.zip(turns) {
+    let rotations = angles.cos.chunks_exact(half).zip(angles.sin.chunks_exact(half));
+    for (row, (cos, sin)) in rows.zip(rotations) {
         for head in row.chunks_exact_mut(head_dim) {
             let (low, high) = head[..2 * half].split_at_mut(half);
             for i in 0..half {

@@ -38,8 +38,8 @@ const fn tiled_min(reduction: Reduction) -> u32 {
 const QUERIES: u32 = 32;
 const TILED_HEAD_DIM_MAX: u32 = 128;
 
-/// A linear product over one piece of a matrix.
-pub(super) struct Product {
+/// A linear product over one row range of a matrix.
+pub(super) struct LinearBatch {
     pub dtype: DType,
     pub params: params::Linear,
     pub x: Buf,
@@ -68,10 +68,10 @@ impl Lower<'_> {
     }
 
     /// The form for many rows, and from how many on it runs.
-    pub fn linear_batch(&mut self, product: &Product) -> Result<(Vec<Recipe>, u32)> {
-        let Product { dtype, params, x, weights, bias, result, rows } = *product;
+    pub fn linear_batch(&mut self, product: &LinearBatch) -> Result<(Vec<Recipe>, u32)> {
+        let LinearBatch { dtype, params, x, weights, bias, result, rows } = *product;
         let format = dtype.file_name();
-        // Pieces of logits begin at any row, and the halved rows are the step's.
+        // Row ranges of logits begin at any row, and the halved rows are the step's.
         let cooperative = self.cooperative_for(dtype).filter(|_| rows == Rows::Tokens);
         let Some(kind) = cooperative else {
             let from = tiled_min(self.reduction);

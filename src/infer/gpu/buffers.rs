@@ -19,7 +19,7 @@ use crate::kv::{self, BLOCK};
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
 
-/// Device memory for one piece of a batch's logits, at most (but at least one row).
+/// Device memory for one run of rows of a batch's logits, at most (but at least one row).
 const LOGITS_BYTES_MAX: usize = 16 << 20;
 
 const STORAGE: BufferUsages =
@@ -59,10 +59,10 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
         }
         // The count before, two words behind that kernels may read (kernels/shared/blocks.wgsl).
         Place::BlockTable => Some(kv::blocks(graph.context_max.max(context)) + 3),
-        Place::Turns(rope) => {
+        Place::RopeTable(rope) => {
             graph.rope_spec(rope).inv_freq.len().checked_mul(2)?.checked_mul(context)
         }
-        Place::Ids(moe) | Place::Shares(moe) => pairs(graph.moe_spec(moe)),
+        Place::Ids(moe) | Place::RoutingWeights(moe) => pairs(graph.moe_spec(moe)),
         Place::PairInner => most(&|moe| pairs(moe)?.checked_mul(stride(moe.ff))),
         Place::PairOutputs => most(&|moe| pairs(moe)?.checked_mul(stride(moe.hidden))),
         Place::PairOrder => most(&pairs),
@@ -74,10 +74,10 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
         Place::Halves
         | Place::Scales
         | Place::Vector(_)
-        | Place::Piece(..)
+        | Place::RowRange(..)
         | Place::Slots(_)
         | Place::Table(_)
-        | Place::Shelf(_)
+        | Place::Spill(_)
         | Place::Biases(_) => Some(0),
         token => decode::elements(graph, &Layout::of(graph), token),
     }
@@ -91,22 +91,22 @@ pub(super) struct KvCache {
 }
 
 /// (cos, sin) by position and pair. Angles in f32, as the reference implementations have them.
-fn turns(rope: &Rope, context: usize) -> Vec<f32> {
-    let mut turns = Vec::with_capacity(context * rope.inv_freq.len() * 2);
+fn rope_table(rope: &Rope, context: usize) -> Vec<f32> {
+    let mut table = Vec::with_capacity(context * rope.inv_freq.len() * 2);
     for position in 0..context {
         for freq in &rope.inv_freq {
             let (sin, cos) = (position as f32 * freq).sin_cos();
-            turns.push(cos * rope.attention_factor);
-            turns.push(sin * rope.attention_factor);
+            table.push(cos * rope.attention_factor);
+            table.push(sin * rope.attention_factor);
         }
     }
-    turns
+    table
 }
 
 /// A MoE layer's routing, `[batch, top_k]` each.
 pub(super) struct Routing {
     pub ids: wgpu::Buffer,
-    pub shares: wgpu::Buffer,
+    pub weights: wgpu::Buffer,
     pub readback: Readback,
 }
 
@@ -174,8 +174,8 @@ impl Buffers {
         let mut ropes = Vec::new();
         for (i, rope) in (0..).zip(&graph.ropes) {
             let what = format!("rotary table for {context} positions");
-            let buffer = make(&what, size(Place::Turns(RopeId(i))), STORAGE)?;
-            device.write(&buffer, 0, bytemuck::cast_slice(&turns(rope, context)));
+            let buffer = make(&what, size(Place::RopeTable(RopeId(i))), STORAGE)?;
+            device.write(&buffer, 0, bytemuck::cast_slice(&rope_table(rope, context)));
             ropes.push(buffer);
         }
         let blocks = make("the table of cache blocks", size(Place::BlockTable), STORAGE)?;
@@ -185,8 +185,8 @@ impl Buffers {
         for i in 0..graph.moe.len() as u16 {
             let ids = make("chosen experts", size(Place::Ids(MoeId(i))), STORAGE)?;
             let readback = Readback::new(device, "the chosen experts", ids.size())?;
-            let shares = make("expert weights", size(Place::Shares(MoeId(i))), STORAGE)?;
-            routing.push(Routing { ids, shares, readback });
+            let weights = make("routing weights", size(Place::RoutingWeights(MoeId(i))), STORAGE)?;
+            routing.push(Routing { ids, weights, readback });
         }
         let inner = size(Place::PairInner);
         let order = size(Place::PairOrder);
@@ -251,9 +251,9 @@ impl Buffers {
         }
         for (rope, of) in graph.ropes.iter().zip(&mut self.ropes) {
             let what = format!("rotary table for {context} positions");
-            let turns = turns(rope, context);
-            let new = device.buffer(&what, turns.len() as u64 * 4, STORAGE)?;
-            device.write(&new, 0, bytemuck::cast_slice(&turns));
+            let table = rope_table(rope, context);
+            let new = device.buffer(&what, table.len() as u64 * 4, STORAGE)?;
+            device.write(&new, 0, bytemuck::cast_slice(&table));
             self.bytes = self.bytes + new.size() - of.size();
             *of = new;
         }

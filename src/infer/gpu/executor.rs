@@ -363,7 +363,7 @@ impl Backend for GpuBackend {
     fn block_bytes(&self) -> u64 {
         let one = Capacity { context: BLOCK, ..self.capacity };
         let kv = (0..self.graph.kv.len() as u16).map(|i| Place::Keys(KvId(i)));
-        let ropes = (0..self.graph.ropes.len() as u8).map(|i| Place::Turns(RopeId(i)));
+        let ropes = (0..self.graph.ropes.len() as u8).map(|i| Place::RopeTable(RopeId(i)));
         let words = |place| elements(&self.graph, one, place).unwrap_or(0) as u64;
         8 * kv.map(words).sum::<u64>() + 4 * ropes.map(words).sum::<u64>()
     }
@@ -685,8 +685,8 @@ impl GpuBackend {
     }
 
     /// The weights of a MoE layer's first `pairs` choices.
-    pub(super) fn shares(&self, moe: usize, pairs: usize) -> Vec<f32> {
-        self.read(&self.buffers.routing[moe].shares, pairs)
+    pub(super) fn routing_weights(&self, moe: usize, pairs: usize) -> Vec<f32> {
+        self.read(&self.buffers.routing[moe].weights, pairs)
     }
 
     /// The last layer's pairs by expert, and all tiles.

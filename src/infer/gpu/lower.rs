@@ -7,7 +7,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::batch::{ExpertProducts, Product};
+use super::batch::{ExpertProducts, LinearBatch};
 use super::buffers::stride;
 use super::cooperative::Cooperative;
 use super::dispatch::{Grid, Rows};
@@ -15,7 +15,7 @@ use super::experts::SlotShape;
 use super::kernels::Kernel;
 use super::params::{self, Params};
 use super::pipelines::Reduction;
-use super::weights::{PieceShape, WeightShape};
+use super::weights::{RowRangeShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
 use doppler_store::DType;
@@ -34,10 +34,10 @@ pub(super) enum Place {
     /// How many elements the caches clamped, and the blocks of the sequence that steps.
     BlockTable,
     /// A rope's table.
-    Turns(RopeId),
+    RopeTable(RopeId),
     /// A MoE layer's chosen experts, and their weights.
     Ids(MoeId),
-    Shares(MoeId),
+    RoutingWeights(MoeId),
     PairInner,
     PairOutputs,
     PairOrder,
@@ -50,7 +50,7 @@ pub(super) enum Place {
     /// A weight as f32 elements.
     Vector(WeightId),
     /// A run of a matrix's rows, by its number.
-    Piece(WeightId, usize),
+    RowRange(WeightId, usize),
     /// A chunk of expert slots.
     Slots(usize),
     /// A MoE layer's table of slots.
@@ -63,7 +63,7 @@ pub(super) enum Place {
     Partial,
     /// By choice of one token: its expert's inner activations, packed.
     PackedInner,
-    /// By choice of one token: slot and share; place in memory of the host and slot.
+    /// By choice of one token: slot and routing weight; place in memory of the host and slot.
     Routed,
     Fetches,
     /// What a layer that halted is begun again with.
@@ -72,7 +72,7 @@ pub(super) enum Place {
     State,
     ExpertPlaces,
     /// A MoE layer's memory of the host.
-    Shelf(MoeId),
+    Spill(MoeId),
     /// Three vectors one after another.
     Biases([WeightId; 3]),
     /// The token that was chosen, and what choosing keeps and passes on (sample.rs).
@@ -153,11 +153,11 @@ impl<'a> Lower<'a> {
         (self.reduction.name(), self.reduction.rows_per_workgroup())
     }
 
-    /// The pieces of a weight that an op reads as a matrix.
-    pub fn matrix(&self, id: WeightId) -> Result<&'a [PieceShape]> {
+    /// The ranges of a weight that an op reads as a matrix.
+    pub fn matrix(&self, id: WeightId) -> Result<&'a [RowRangeShape]> {
         let name = || &self.graph.weight_spec(id).tensor;
         match &self.weights[id.0 as usize] {
-            WeightShape::Matrix(pieces) => Ok(pieces),
+            WeightShape::Matrix(ranges) => Ok(ranges),
             WeightShape::Vector => {
                 Err(refused(format!("{} is used both as a matrix and as a vector", name())))
             }
@@ -205,7 +205,7 @@ impl<'a> Lower<'a> {
                     pairs: word(pairs)?,
                     stride: word(stride(self.width(x)))?,
                 };
-                let storage = [Place::Turns(rope), Place::Activation(x)];
+                let storage = [Place::RopeTable(rope), Place::Activation(x)];
                 recipe("rope", &params, &storage, Rows::Tokens, (heads * pairs, 64))
             }
             Op::KvWrite { kv, k, v } => {
@@ -271,7 +271,7 @@ impl<'a> Lower<'a> {
                     renormalise: u32::from(renormalise),
                 };
                 let logits = Place::Activation(logits);
-                let storage = [logits, Place::Ids(moe), Place::Shares(moe)];
+                let storage = [logits, Place::Ids(moe), Place::RoutingWeights(moe)];
                 let route = recipe("route", &params, &storage, Rows::Tokens, (1, 64));
                 let group = self.group(moe, spec)?;
                 return Ok([route].into_iter().chain(group).collect());
@@ -286,7 +286,7 @@ impl<'a> Lower<'a> {
                     result_stride: word(stride(spec.hidden))?,
                 };
                 let out = Place::Activation(out);
-                let storage = [Place::PairOutputs, Place::Shares(moe), out];
+                let storage = [Place::PairOutputs, Place::RoutingWeights(moe), out];
                 recipe("expert_sum", &params, &storage, Rows::Tokens, (spec.hidden, 64))
             }
         };
@@ -297,20 +297,20 @@ impl<'a> Lower<'a> {
         let quads = stride(self.width(out)) / 4;
         let result = Place::Activation(out);
         let mut dispatches = Vec::new();
-        for (index, piece) in self.matrix(table)?.iter().enumerate() {
-            if piece.packed.cols != self.width(out) {
-                return Err(refused(format!("an embedding of {} columns", piece.packed.cols)));
+        for (index, range) in self.matrix(table)?.iter().enumerate() {
+            if range.packed.cols != self.width(out) {
+                return Err(refused(format!("an embedding of {} columns", range.packed.cols)));
             }
             let params = params::Embed {
-                table: piece.packed.matrix(piece.at),
-                row_start: word(piece.row_start)?,
-                rows: word(piece.packed.rows)?,
-                cols: word(piece.packed.cols)?,
+                table: range.packed.matrix(range.at),
+                row_start: word(range.row_start)?,
+                rows: word(range.packed.rows)?,
+                cols: word(range.packed.cols)?,
                 stride: word(quads)?,
                 scale,
             };
-            let kernel = format!("embed_{}", piece.packed.dtype.file_name());
-            let storage = [Place::Tokens, piece.place(table, index), result];
+            let kernel = format!("embed_{}", range.packed.dtype.file_name());
+            let storage = [Place::Tokens, range.place(table, index), result];
             let items = (quads, 64);
             dispatches.push(recipe(&kernel, &params, &storage, Rows::Tokens, items));
         }
@@ -338,27 +338,27 @@ impl<'a> Lower<'a> {
             None => Place::Empty,
         };
         let mut dispatches = Vec::new();
-        for (index, piece) in self.matrix(weight)?.iter().enumerate() {
-            if piece.packed.cols != self.width(x) {
+        for (index, range) in self.matrix(weight)?.iter().enumerate() {
+            if range.packed.cols != self.width(x) {
                 let name = &self.graph.weight_spec(weight).tensor;
                 return Err(refused(format!("{name} over {} columns", self.width(x))));
             }
             let params = params::Linear {
-                weight: piece.packed.matrix(piece.at),
-                row_start: word(piece.row_start)?,
-                rows: word(piece.packed.rows)?,
+                weight: range.packed.matrix(range.at),
+                row_start: word(range.row_start)?,
+                rows: word(range.packed.rows)?,
                 x_stride: word(stride(self.width(x)) / 4)?,
                 result_stride: word(result_stride)?,
                 has_bias: u32::from(bias.is_some()),
                 logits: u32::from(rows == Rows::Logits),
             };
-            let kernel = format!("linear_{}_{reduce}", piece.packed.dtype.file_name());
-            let weights = piece.place(weight, index);
+            let kernel = format!("linear_{}_{reduce}", range.packed.dtype.file_name());
+            let weights = range.place(weight, index);
             let storage = [Place::Activation(x), weights, bias_buffer, result];
-            let items = (piece.packed.rows, per_workgroup);
+            let items = (range.packed.rows, per_workgroup);
             let mut single = recipe(&kernel, &params, &storage, rows, items);
-            let product = Product {
-                dtype: piece.packed.dtype,
+            let product = LinearBatch {
+                dtype: range.packed.dtype,
                 params,
                 x,
                 weights,

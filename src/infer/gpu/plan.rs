@@ -206,9 +206,9 @@ impl Parts<'_> {
             Place::Keys(kv) => &buffers.kv(kv).keys,
             Place::Values(kv) => &buffers.kv(kv).values,
             Place::BlockTable => &buffers.blocks,
-            Place::Turns(rope) => buffers.rope(rope),
+            Place::RopeTable(rope) => buffers.rope(rope),
             Place::Ids(moe) => &buffers.routing(moe).ids,
-            Place::Shares(moe) => &buffers.routing(moe).shares,
+            Place::RoutingWeights(moe) => &buffers.routing(moe).weights,
             Place::PairInner => &buffers.pair_inner,
             Place::PairOutputs => &buffers.pair_outputs,
             Place::PairOrder => &buffers.pair_order,
@@ -218,7 +218,7 @@ impl Parts<'_> {
             Place::Logits => &buffers.logits,
             Place::Empty => &buffers.empty,
             Place::Vector(id) => weights::vector(self.graph, self.weights, id)?,
-            Place::Piece(id, index) => {
+            Place::RowRange(id, index) => {
                 &weights::matrix(self.graph, self.weights, id)?[index].buffer
             }
             Place::Slots(chunk) => &self.experts.chunks[chunk].buffer,
@@ -226,7 +226,7 @@ impl Parts<'_> {
                 let table = self.experts.table(usize::from(moe.0));
                 table.ok_or_else(|| refused("experts without slots".into()))?
             }
-            Place::Shelf(moe) => {
+            Place::Spill(moe) => {
                 let area = self.spill.and_then(|spill| spill.area(moe));
                 area.ok_or_else(|| refused("experts without memory of the host".into()))?
             }

@@ -24,7 +24,7 @@ use crate::error::SessionError;
 use crate::graph::{MatrixSpec, MoeId, Op, RopeId, WeightId};
 use crate::model::{Model, TrunkTensor};
 use crate::quant::planes::{self, Planes};
-use crate::reader::Piece;
+use crate::reader::ShardRange;
 use crate::slots::{SlotBudget, SlotPlan};
 use doppler_store::ShardId;
 
@@ -318,10 +318,10 @@ const fn words(place: Place) -> &'static str {
     match place {
         Place::Keys(_) | Place::Values(_) => "the attention cache of a layer",
         Place::BlockTable => "the table of cache blocks",
-        Place::Turns(_) => "a rotary table",
+        Place::RopeTable(_) => "a rope table",
         Place::Logits => "the logits of a token",
         Place::Table(_) => "a table of expert slots",
-        Place::Vector(_) | Place::Piece(..) | Place::Slots(_) => "a weight",
+        Place::Vector(_) | Place::RowRange(..) | Place::Slots(_) => "a weight",
         _ => "what a step computes",
     }
 }
@@ -446,29 +446,29 @@ impl Make<'_> {
         Ok(index)
     }
 
-    /// The place that a piece lies in, where it shares one.
+    /// The place that a row range lies in, where it shares one.
     fn home(&self, place: Place) -> Place {
-        let Place::Piece(id, index) = place else { return place };
+        let Place::RowRange(id, index) = place else { return place };
         match &self.weights[id.0 as usize] {
-            WeightShape::Matrix(pieces) => {
-                pieces.get(index).map_or(place, |piece| piece.place(id, index))
+            WeightShape::Matrix(ranges) => {
+                ranges.get(index).map_or(place, |range| range.place(id, index))
             }
             WeightShape::Vector | WeightShape::Missing => place,
         }
     }
 
-    /// Bytes of a piece, or of all that lie with it.
-    fn piece_bytes(&self, id: WeightId, index: usize) -> Option<u64> {
-        let WeightShape::Matrix(pieces) = &self.weights[id.0 as usize] else { return None };
-        let piece = pieces.get(index)?;
-        if piece.home.is_none() {
-            return Some(piece.packed.bytes() as u64);
+    /// Bytes of a row range, or of all that lie with it.
+    fn row_range_bytes(&self, id: WeightId, index: usize) -> Option<u64> {
+        let WeightShape::Matrix(ranges) = &self.weights[id.0 as usize] else { return None };
+        let range = ranges.get(index)?;
+        if range.home.is_none() {
+            return Some(range.packed.bytes() as u64);
         }
         let matrices = self.weights.iter().filter_map(|weight| match weight {
-            WeightShape::Matrix(pieces) => Some(pieces),
+            WeightShape::Matrix(ranges) => Some(ranges),
             WeightShape::Vector | WeightShape::Missing => None,
         });
-        let together = matrices.flatten().filter(|other| other.home == piece.home);
+        let together = matrices.flatten().filter(|other| other.home == range.home);
         together.map(|other| (other.at + other.packed.bytes()) as u64).max()
     }
 
@@ -478,7 +478,7 @@ impl Make<'_> {
         match place {
             Place::Vector(id) => Some(words(id)),
             Place::Biases(ids) => Some(ids.map(words).iter().sum()),
-            Place::Piece(id, index) => self.piece_bytes(id, index),
+            Place::RowRange(id, index) => self.row_range_bytes(id, index),
             Place::Slots(chunk) => self.classes.iter().find_map(|class| {
                 let slots = class.chunks().nth(chunk.checked_sub(class.first_chunk)?)?;
                 Some(u64::from(slots) * class.shape.stride as u64)
@@ -491,8 +491,8 @@ impl Make<'_> {
         }
     }
 
-    fn runs(&mut self, pieces: &[Piece]) -> Result<Vec<Run>, ProgramError> {
-        let run = |piece: &Piece| {
+    fn runs(&mut self, pieces: &[ShardRange]) -> Result<Vec<Run>, ProgramError> {
+        let run = |piece: &ShardRange| {
             let range = piece.range;
             Ok(Run(self.shard(piece.shard)?, range.start(), range.end()))
         };
@@ -524,7 +524,7 @@ impl Make<'_> {
     fn ropes(&mut self) -> Result<(), ProgramError> {
         for (i, rope) in (0..).zip(&self.model.graph.ropes) {
             let (inv_freq, factor) = (rope.inv_freq.clone(), rope.attention_factor);
-            let buffer = self.buffer(Place::Turns(RopeId(i)))?;
+            let buffer = self.buffer(Place::RopeTable(RopeId(i)))?;
             self.made.ropes.push(RopeTable { buffer, inv_freq, factor });
         }
         Ok(())
@@ -544,7 +544,7 @@ impl Make<'_> {
             match &self.weights[i as usize] {
                 WeightShape::Matrix(pieces) => {
                     for (index, piece) in pieces.iter().enumerate() {
-                        let buffer = self.buffer(Place::Piece(WeightId(i), index))?;
+                        let buffer = self.buffer(Place::RowRange(WeightId(i), index))?;
                         info.pieces.push((buffer, piece.at, piece.row_start, piece.packed.rows));
                     }
                 }

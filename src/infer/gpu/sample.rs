@@ -235,7 +235,7 @@ pub(super) fn params(recipe: &Recipe, vocab: u32) -> params::Sample {
     params::Sample {
         vocab,
         greedy: u32::from(recipe.greedy),
-        relief: recipe.relief.to_bits(),
+        penalty_inverse: recipe.penalty_inverse.to_bits(),
         penalty: recipe.penalty.to_bits(),
         window: recipe.window as u32,
         unit,

@@ -22,7 +22,7 @@ const WRITE_BYTES_MAX: usize = 16 << 20;
 const STAGED_BYTES_MAX: usize = 64 << 20;
 
 /// Rows `row_start ..` of a matrix.
-pub(super) struct Piece {
+pub(super) struct RowRange {
     pub buffer: wgpu::Buffer,
     /// The weight whose buffer it is, where several lie in one.
     pub home: Option<WeightId>,
@@ -36,23 +36,23 @@ pub(super) enum DeviceWeight {
     /// f32 elements.
     Vector(wgpu::Buffer),
     /// In order of rows.
-    Matrix(Vec<Piece>),
+    Matrix(Vec<RowRange>),
 }
 
 /// A run of a matrix's rows, without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PieceShape {
-    /// As [`Piece`] has them.
+pub(super) struct RowRangeShape {
+    /// As [`RowRange`] has them.
     pub at: usize,
     pub row_start: usize,
     pub packed: Packed,
     pub home: Option<WeightId>,
 }
 
-impl PieceShape {
-    /// The buffer of piece `index` of a weight.
+impl RowRangeShape {
+    /// The buffer of range `index` of a weight.
     pub fn place(&self, id: WeightId, index: usize) -> Place {
-        self.home.map_or(Place::Piece(id, index), |home| Place::Piece(home, 0))
+        self.home.map_or(Place::RowRange(id, index), |home| Place::RowRange(home, 0))
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) enum WeightShape {
     Missing,
     Vector,
     /// In order of rows.
-    Matrix(Vec<PieceShape>),
+    Matrix(Vec<RowRangeShape>),
 }
 
 /// The shapes of weights on a device.
@@ -70,34 +70,34 @@ pub(super) fn shapes(weights: &[Option<DeviceWeight>]) -> Vec<WeightShape> {
     let shape = |weight: &Option<DeviceWeight>| match weight {
         None => WeightShape::Missing,
         Some(DeviceWeight::Vector(_)) => WeightShape::Vector,
-        Some(DeviceWeight::Matrix(pieces)) => {
-            let shape = |piece: &Piece| {
-                let Piece { at, row_start, packed, home, .. } = *piece;
-                PieceShape { at, row_start, packed, home }
+        Some(DeviceWeight::Matrix(ranges)) => {
+            let shape = |range: &RowRange| {
+                let RowRange { at, row_start, packed, home, .. } = *range;
+                RowRangeShape { at, row_start, packed, home }
             };
-            WeightShape::Matrix(pieces.iter().map(shape).collect())
+            WeightShape::Matrix(ranges.iter().map(shape).collect())
         }
     };
     weights.iter().map(shape).collect()
 }
 
-/// Cuts a matrix into pieces of at most `binding_bytes_max`, each to lie in a buffer of its own.
+/// Cuts a matrix into ranges of at most `binding_bytes_max`, each to lie in a buffer of its own.
 pub(super) fn cut(
     name: &str,
     spec: &MatrixSpec,
     binding_bytes_max: u64,
-) -> Result<Vec<PieceShape>> {
+) -> Result<Vec<RowRangeShape>> {
     let row_bytes = Packed::of(spec).row_bytes();
     let rows_max = usize::try_from(binding_bytes_max).unwrap_or(usize::MAX) / row_bytes.max(1);
     if rows_max == 0 {
         let what = format!("one row of {name} (a binding holds {binding_bytes_max})");
         return Err(BackendError::OutOfMemory { what, bytes: row_bytes as u64 });
     }
-    let piece = |row_start| {
+    let range = |row_start| {
         let rows = rows_max.min(spec.rows - row_start);
-        PieceShape { at: 0, row_start, packed: Packed { rows, ..Packed::of(spec) }, home: None }
+        RowRangeShape { at: 0, row_start, packed: Packed { rows, ..Packed::of(spec) }, home: None }
     };
-    Ok((0..spec.rows).step_by(rows_max).map(piece).collect())
+    Ok((0..spec.rows).step_by(rows_max).map(range).collect())
 }
 
 /// Writes through the queue's staging memory, of which only so much is in use at a time.
@@ -164,7 +164,7 @@ pub(super) fn load_vector(
     Ok(DeviceWeight::Vector(buffer))
 }
 
-/// Puts a matrix's stored rows on the device as planes, split into pieces of at
+/// Puts a matrix's stored rows on the device as planes, split into ranges of at
 /// most `binding_bytes_max`.
 pub(super) fn load_matrix(
     device: &GpuDevice,
@@ -176,16 +176,16 @@ pub(super) fn load_matrix(
 ) -> Result<DeviceWeight> {
     check_size(name, spec, bytes)?;
     let stored_row = spec.dtype.row_bytes(spec.cols);
-    let mut pieces = Vec::new();
+    let mut ranges = Vec::new();
     let mut planes = Vec::new();
-    for PieceShape { at, row_start, packed, home } in cut(name, spec, binding_bytes_max)? {
+    for RowRangeShape { at, row_start, packed, home } in cut(name, spec, binding_bytes_max)? {
         let buffer = device.buffer(name, packed.bytes() as u64, WEIGHT)?;
         planes.resize(packed.bytes(), 0);
         packed.pack(&bytes[row_start * stored_row..][..packed.rows * stored_row], &mut planes);
         uploads.write(device, &buffer, 0, &planes)?;
-        pieces.push(Piece { buffer, home, at, row_start, packed });
+        ranges.push(RowRange { buffer, home, at, row_start, packed });
     }
-    Ok(DeviceWeight::Matrix(pieces))
+    Ok(DeviceWeight::Matrix(ranges))
 }
 
 /// Lays matrices one after another in one buffer, so that one dispatch may read them all: the bytes
@@ -199,8 +199,8 @@ pub(super) fn join_shapes(
     let mut total = 0;
     for id in ids {
         match &weights[id.0 as usize] {
-            WeightShape::Matrix(pieces) if pieces.len() == 1 && pieces[0].home.is_none() => {
-                total += pieces[0].packed.bytes();
+            WeightShape::Matrix(ranges) if ranges.len() == 1 && ranges[0].home.is_none() => {
+                total += ranges[0].packed.bytes();
             }
             _ => return None,
         }
@@ -211,9 +211,9 @@ pub(super) fn join_shapes(
     }
     let mut at = 0;
     for id in ids {
-        let WeightShape::Matrix(pieces) = &mut weights[id.0 as usize] else { continue };
-        (pieces[0].home, pieces[0].at) = (Some(ids[0]), at);
-        at += pieces[0].packed.bytes();
+        let WeightShape::Matrix(ranges) = &mut weights[id.0 as usize] else { continue };
+        (ranges[0].home, ranges[0].at) = (Some(ids[0]), at);
+        at += ranges[0].packed.bytes();
     }
     Some(total)
 }
@@ -233,17 +233,17 @@ pub(super) fn gather(
         device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
     for id in ids {
         let index = id.0 as usize;
-        let Some(DeviceWeight::Matrix(pieces)) = &mut weights[index] else { continue };
+        let Some(DeviceWeight::Matrix(ranges)) = &mut weights[index] else { continue };
         let WeightShape::Matrix(shapes) = &shapes[index] else { continue };
-        let ([piece], [shape]) = (pieces.as_mut_slice(), shapes.as_slice()) else { continue };
+        let ([range], [shape]) = (ranges.as_mut_slice(), shapes.as_slice()) else { continue };
         encoder.copy_buffer_to_buffer(
-            &piece.buffer,
-            piece.at as u64,
+            &range.buffer,
+            range.at as u64,
             &buffer,
             shape.at as u64,
-            Some(piece.packed.bytes() as u64),
+            Some(range.packed.bytes() as u64),
         );
-        (piece.buffer, piece.at, piece.home) = (buffer.clone(), shape.at, shape.home);
+        (range.buffer, range.at, range.home) = (buffer.clone(), shape.at, shape.home);
     }
     device.submit(encoder)?;
     Ok(())
@@ -299,9 +299,9 @@ pub(super) fn matrix<'a>(
     graph: &Graph,
     weights: &'a [Option<DeviceWeight>],
     id: WeightId,
-) -> Result<&'a [Piece]> {
+) -> Result<&'a [RowRange]> {
     match &weights[id.0 as usize] {
-        Some(DeviceWeight::Matrix(pieces)) => Ok(pieces),
+        Some(DeviceWeight::Matrix(ranges)) => Ok(ranges),
         Some(DeviceWeight::Vector(_)) => Err(BackendError::Unsupported(format!(
             "{} is used both as a matrix and as a vector",
             graph.weight_spec(id).tensor

@@ -62,7 +62,7 @@ export class Session {
       // Whether there is memory for it, before anything is fetched.
       await device.settle()
       machine.write(program.blocks, 4, Uint32Array.from({ length: program.buffers[program.blocks] / 4 - 1 }, (_, block) => block))
-      for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, turns(program.context, frequencies, factor))
+      for (const { buffer, inv_freq: frequencies, factor } of program.ropes) machine.write(buffer, 0, ropeTable(program.context, frequencies, factor))
       await loadTrunk(program, machine, source, progress)
       await device.settle()
       return new Session(program, machine, new Pager(machine, source), source)
@@ -158,7 +158,7 @@ export function greedy (logits: Float32Array): number {
 }
 
 /** (cos, sin) by position and frequency: angles in f32, as the node's. */
-function turns (context: number, frequencies: number[], factor: number): Float32Array<ArrayBuffer> {
+function ropeTable (context: number, frequencies: number[], factor: number): Float32Array<ArrayBuffer> {
   const out = new Float32Array(context * frequencies.length * 2)
   const [scale, inverse] = [Math.fround(factor), Float32Array.from(frequencies)]
   for (let position = 0, at = 0; position < context; position++) {

@@ -66,7 +66,7 @@ pub(in crate::gpu) struct Table {
     /// By MoE layer and expert: the slot, or [`EMPTY`].
     slots: Words,
     /// By MoE layer and expert: the place in the layer's memory of the host, or [`EMPTY`].
-    shelf: Words,
+    spill: Words,
     /// By class: how many slots are offered, then which.
     offers: Words,
 }
@@ -106,7 +106,7 @@ impl DecodeBuffers {
         let table = Table {
             buffer: made[&Place::ExpertPlaces].clone(),
             slots: Words::new(0, entries, EMPTY),
-            shelf: Words::new(entries, entries, EMPTY),
+            spill: Words::new(entries, entries, EMPTY),
             offers: Words::new(2 * entries, layout.table_words - 2 * entries, 0),
             layout: layout.clone(),
         };
@@ -141,7 +141,7 @@ impl Table {
 
     /// Where in the layer's memory of the host an expert lies, from the next flush on.
     pub fn shelve(&mut self, moe: MoeId, expert: u32, place: Option<u32>) {
-        self.shelf.set(self.layout.row(moe) + expert as usize, place.unwrap_or(EMPTY));
+        self.spill.set(self.layout.row(moe) + expert as usize, place.unwrap_or(EMPTY));
     }
 
     /// Slots that the device may fill, from the next flush on; what was offered before is not any more.
@@ -169,7 +169,7 @@ impl Table {
 
     /// Writes what changed, before anything submitted later.
     pub fn flush(&mut self, device: &GpuDevice) {
-        for words in [&mut self.slots, &mut self.shelf, &mut self.offers] {
+        for words in [&mut self.slots, &mut self.spill, &mut self.offers] {
             let dirty = std::mem::take(&mut words.dirty);
             if !dirty.is_empty() {
                 let bytes = bytemuck::cast_slice(&words.words[dirty.clone()]);

@@ -56,7 +56,7 @@ impl Layout {
     }
 
     /// Where a layer's places in memory of the host begin.
-    pub fn shelf_row(&self, moe: MoeId) -> usize {
+    pub fn spill_row(&self, moe: MoeId) -> usize {
         self.entries + self.row(moe)
     }
 

@@ -72,7 +72,7 @@ fn linear_over_many_tokens_matches_its_twin_in_every_format() {
     }
 }
 
-/// Logits come in pieces, each from its own first row.
+/// Logits come in runs of rows, each from its own first row.
 #[test]
 fn logits_of_many_rows_match_their_twin_in_pieces() {
     let mut random = Random::new("logits batch");

@@ -29,7 +29,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
                 .map(|_| (random.below(odds) != 0).then(|| random.below(most) as u32))
                 .collect::<Vec<_>>()
         };
-        let (slots, shelf) = (some(3, 900), some(gone, 300));
+        let (slots, spill) = (some(3, 900), some(gone, 300));
         let free: Vec<u32> = (0..random.below(12)).map(|i| 1000 + i as u32).collect();
         let taken = random.below(free.len() + 1);
         let position = random.below(500) as u32;
@@ -42,18 +42,18 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             logits[random.below(experts)] = f32::NAN;
         }
         let takes = taker != position + 2;
-        let places = Places { slots: &slots, shelf: &shelf, free: &free, taken, takes };
+        let places = Places { slots: &slots, spill: &spill, free: &free, taken, takes };
         let scoring = Scoring::Softmax { renormalise };
         let want = decode_route(&logits, top_k, scoring, &places);
 
         let words = |of: &[Option<u32>]| of.iter().map(|w| w.unwrap_or(EMPTY)).collect::<Vec<_>>();
-        let mut table = [words(&slots), words(&shelf), vec![free.len() as u32]].concat();
+        let mut table = [words(&slots), words(&spill), vec![free.len() as u32]].concat();
         table.extend(&free);
         let x: Vec<u32> = (0..24).map(|_| random.next() as u32).collect();
         let mut state = vec![0; STATE];
         (state[30], state[31]) = (taker, taken as u32);
         let (halt, quads) = (7, 6);
-        let [table_at, shelf_at, free_at] = [0, experts, 2 * experts].map(|at| at as u32);
+        let [table_at, spill_at, free_at] = [0, experts, 2 * experts].map(|at| at as u32);
         let params = Route {
             experts: experts as u32,
             top_k: top_k as u32,
@@ -62,7 +62,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             ids_at: 4,
             halt,
             quads,
-            shelf_at,
+            spill_at,
             free_at,
             taker_at: 30,
             taken_at: 31,
@@ -79,11 +79,11 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let got = alone.run("decode_route", position as usize, &params, &buffers, (1, 1));
         let [_, _, _, state, routed, aside, fetches] = got.try_into().unwrap();
         assert_eq!(state[4..4 + top_k], want.ids);
-        let shares: Vec<f32> = routed.chunks(2).map(|pair| f32::from_bits(pair[1])).collect();
+        let weights: Vec<f32> = routed.chunks(2).map(|pair| f32::from_bits(pair[1])).collect();
         if odd {
-            assert!(want.shares.iter().chain(&shares[..top_k]).all(|share| share.is_nan()));
+            assert!(want.weights.iter().chain(&weights[..top_k]).all(|weight| weight.is_nan()));
         } else {
-            assert_close(&shares[..top_k], &want.shares, 1e-6, "shares");
+            assert_close(&weights[..top_k], &want.weights, 1e-6, "the routing weights");
         }
         let got: Vec<u32> = routed.chunks(2).take(top_k).map(|pair| pair[0]).collect();
         assert_eq!(got, want.slots.clone().unwrap_or_else(|| vec![EMPTY; top_k]));
@@ -107,23 +107,23 @@ fn fetched_experts_are_copied_whole_and_nothing_else_is_touched() {
     let Some(device) = device(Reduction::Group) else { return };
     let alone = Alone::new(&device);
     let mut random = Random::new("fetched experts");
-    for (quads, shares, top_k) in [(1, 1, 1), (259, 3, 4), (5000, 2, 3), (1031, 64, 8)] {
+    for (quads, parts, top_k) in [(1, 1, 1), (259, 3, 4), (5000, 2, 3), (1031, 64, 8)] {
         let stride = quads * 4;
-        let shelf: Vec<u32> = (0..5 * stride).map(|_| random.next() as u32).collect();
+        let spill: Vec<u32> = (0..5 * stride).map(|_| random.next() as u32).collect();
         let slots: Vec<u32> = (0..9 * stride).map(|_| random.next() as u32).collect();
         let fetches: Vec<_> = (0..top_k)
             .map(|k| (k == 0 || random.below(3) != 0).then(|| (random.below(5), k)))
             .collect();
         let mut want = slots.clone();
-        decode_fetch(&shelf, &mut want, &fetches, stride);
+        decode_fetch(&spill, &mut want, &fetches, stride);
         let pairs = fetches.iter().flat_map(|fetch| match fetch {
             Some((place, slot)) => [*place as u32, *slot as u32],
             None => [EMPTY, 0],
         });
-        let buffers = [shelf, pairs.collect(), slots];
-        let params = Fetch { quads: quads as u32, shares };
-        let workgroups = shares * top_k as u32;
+        let buffers = [spill, pairs.collect(), slots];
+        let params = Fetch { quads: quads as u32, parts };
+        let workgroups = parts * top_k as u32;
         let got = alone.run("decode_fetch", 0, &params, &buffers, (workgroups, 1));
-        assert!(got[2] == want, "{quads} quads by {shares}");
+        assert!(got[2] == want, "{quads} quads by {parts}");
     }
 }

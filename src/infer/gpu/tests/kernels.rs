@@ -344,17 +344,17 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
             assert_eq!(gpu.routing(1).unwrap(), ids, "{experts} choose {top_k}");
             // Asked again, the answer stands.
             assert_eq!(gpu.routing(1).unwrap(), ids);
-            assert_close(&gpu.shares(0, tokens * top_k), &weights, 2e-6, "the weights");
+            assert_close(&gpu.routing_weights(0, tokens * top_k), &weights, 2e-6, "the weights");
             // A logit that is not finite spoils its row, chosen or not, and no other.
             let spoilt = (tokens - 1) * experts + random.below(experts);
             values[spoilt] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)];
             gpu.begin(&step).unwrap();
             gpu.set(logits, &values);
             gpu.run(0..1).unwrap();
-            let shares = gpu.shares(0, tokens * top_k);
-            let (sound, odd) = shares.split_at((tokens - 1) * top_k);
+            let weights = gpu.routing_weights(0, tokens * top_k);
+            let (sound, odd) = weights.split_at((tokens - 1) * top_k);
             assert_close(sound, &weights[..sound.len()], 2e-6, "the other rows' weights");
-            assert!(odd.iter().all(|share| share.is_nan()), "{odd:?}");
+            assert!(odd.iter().all(|weight| weight.is_nan()), "{odd:?}");
         }
     }
 }

@@ -28,7 +28,7 @@ fn a_weight_beyond_a_binding_is_split_into_row_ranges() {
         graph.ops.push(Op::Logits { x, weight });
         let capacity = Capacity { batch: 5, context: 5, kv: KvFormat::F32 };
         let mut gpu = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
-        // 13 rows a piece, 2 rows of logits at a time.
+        // 13 rows a range, 2 rows of logits at a time.
         gpu.limit(13 * dtype.row_bytes(cols) as u64 + 5, 2);
         gpu.load_weight(weight, &spec, &bytes).unwrap();
         let tokens = [0, 12, 13, 100, 64];

@@ -179,7 +179,7 @@ fn matrices_that_no_binding_holds_are_products_of_their_pieces() {
     // 16 rows of 64 columns.
     let steps = token(&graph, KvFormat::F16, 4096, DType::F32, false).unwrap().steps;
     let names = kernels(&steps);
-    // The table in four pieces; queries in four, keys and values in one each.
+    // The table in four row ranges; queries in four, keys and values in one each.
     assert_eq!(names[..4], ["embed_f32"; 4]);
     assert_eq!(names[4], "decode_norm_group");
     assert_eq!(names[5..11], ["decode_linear_f32_group"; 6]);

@@ -8,7 +8,7 @@
 use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
-use super::product::Product;
+use super::product::LinearArgs;
 use super::{Biased, Ops, workgroups_of};
 use crate::backend::{KvFormat, Result};
 use crate::cpu::pack::pieces;
@@ -42,16 +42,16 @@ pub(super) struct Attention {
     pub out: Buf,
 }
 
-/// How heads are normalised and turned.
-struct Turned {
+/// How heads are normalised and rotated.
+struct Rotated {
     norm: Option<(WeightId, f32)>,
     heads: usize,
     head_dim: usize,
     rope: RopeId,
 }
 
-/// A head norm (if there is one) and the turn of the heads of `x`.
-fn turned(ops: &mut Ops<'_>, x: Buf) -> Option<Turned> {
+/// A head norm (if there is one) and the rotation of the heads of `x`.
+fn rotated(ops: &mut Ops<'_>, x: Buf) -> Option<Rotated> {
     let mut norm = None;
     if let Some(&Op::RmsNorm { x: from, weight, out, eps }) = ops.peek() {
         if from != x || out != x {
@@ -63,7 +63,7 @@ fn turned(ops: &mut Ops<'_>, x: Buf) -> Option<Turned> {
     let &Op::Rope { x: of, heads, head_dim, rope } = ops.next()? else { return None };
     let whole = |(weight, _): &(WeightId, f32)| ops.graph.weight_spec(*weight).cols == head_dim;
     let fits = of == x && ops.graph.width(x) == heads * head_dim && norm.iter().all(whole);
-    fits.then_some(Turned { norm, heads, head_dim, rope })
+    fits.then_some(Rotated { norm, heads, head_dim, rope })
 }
 
 /// The attention that begins at an op.
@@ -73,9 +73,9 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
     let (wq, q) = ops.linear(x)?;
     let (wk, k) = ops.linear(x)?;
     let (wv, v) = ops.linear(x)?;
-    let Turned { norm: q_norm, heads, head_dim, rope } = turned(&mut ops, q)?;
-    let Turned { norm: k_norm, heads: kv_heads, head_dim: k_dim, rope: k_rope } =
-        turned(&mut ops, k)?;
+    let Rotated { norm: q_norm, heads, head_dim, rope } = rotated(&mut ops, q)?;
+    let Rotated { norm: k_norm, heads: kv_heads, head_dim: k_dim, rope: k_rope } =
+        rotated(&mut ops, k)?;
     let head_norms = match (q_norm, k_norm) {
         (None, None) => None,
         (Some((q, eps)), Some((k, k_eps))) if eps == k_eps => Some(([q, k], eps)),
@@ -137,7 +137,7 @@ pub(super) fn attention(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>>
         }
         _ => None,
     };
-    let product = Product { x, bias, result: Place::Qkv, adds: false };
+    let product = LinearArgs { x, bias, result: Place::Qkv, adds: false };
     let mut recipes = fuse.linear(&ids, &product)?;
 
     let (norms, eps) = match found.head_norms {
@@ -158,9 +158,9 @@ pub(super) fn attention(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>>
         scale,
     };
     let [q_norm, k_norm] = norms;
-    let (keys, values, turns) = (Place::Keys(kv), Place::Values(kv), Place::Turns(rope));
+    let (keys, values, rope_table) = (Place::Keys(kv), Place::Values(kv), Place::RopeTable(rope));
     let (partial, blocks) = (Place::Partial, Place::BlockTable);
-    let storage = [Place::Qkv, q_norm, k_norm, turns, keys, values, partial, blocks];
+    let storage = [Place::Qkv, q_norm, k_norm, rope_table, keys, values, partial, blocks];
     let each = wide_kv * word((heads / kv_heads).div_ceil(HEADS_TOGETHER))?;
     let grid = Grid::Splits { each, window, most: SPLITS_MAX };
     recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));

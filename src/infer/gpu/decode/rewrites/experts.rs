@@ -21,8 +21,8 @@ use crate::graph::{Buf, MoeId, Op, Scoring};
 const EXPERTS_MAX: usize = 1024;
 const TOP_K_MAX: usize = 64;
 
-/// Workgroups that share the bytes of one fetched expert.
-const FETCH_SHARES: usize = 64;
+/// Workgroups that copy one fetched expert, a part each.
+const FETCH_PARTS: usize = 64;
 
 /// A routing whose recipes are still to be made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,9 +87,9 @@ pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
 /// What the routing missed and memory of the host holds goes into slots.
 fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
     let quads = word(home.shape.stride / 16)?;
-    let params = params::Fetch { quads, shares: word(FETCH_SHARES)? };
-    let storage = [Place::Shelf(moe), Place::Fetches, Place::Slots(home.chunk)];
-    let grid = workgroups_of(FETCH_SHARES * top_k);
+    let params = params::Fetch { quads, parts: word(FETCH_PARTS)? };
+    let storage = [Place::Spill(moe), Place::Fetches, Place::Slots(home.chunk)];
+    let grid = workgroups_of(FETCH_PARTS * top_k);
     Ok(recipe_grid("decode_fetch", &params, &storage, Rows::Tokens, grid))
 }
 
@@ -119,7 +119,7 @@ impl Fuse<'_> {
             ids_at: word(layout.ids_at[usize::from(moe.0)])?,
             halt,
             quads: word(first.map_or(0, |first| first.bytes / 16))?,
-            shelf_at: word(layout.shelf_row(moe))?,
+            spill_at: word(layout.spill_row(moe))?,
             free_at: word(layout.offer_at(class))?,
             taker_at: word(layout.taker_at)?,
             taken_at: word(layout.taker_at + 1 + usize::from(class))?,

@@ -9,7 +9,7 @@ use crate::backend::Result;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::lower::{Place, Recipe, recipe_grid, refused, word};
 use crate::gpu::params::Params;
-use crate::gpu::weights::PieceShape;
+use crate::gpu::weights::RowRangeShape;
 use crate::graph::{Buf, Op, WeightId};
 use doppler_store::DType;
 
@@ -35,7 +35,7 @@ pub(super) fn added(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     }
     let bias = bias.map(|id| fuse.lower.vector(id)).transpose()?;
     let result = Place::Activation(to);
-    let recipes = fuse.linear(&[weight], &Product { x, bias, result, adds: true })?;
+    let recipes = fuse.linear(&[weight], &LinearArgs { x, bias, result, adds: true })?;
     let (reads, writes) = ([(x, Form::Packed), (to, Form::Plain)], [(to, Form::Plain)]);
     Ok(Some(Rewritten::new(2, recipes, &reads, &writes)))
 }
@@ -49,7 +49,7 @@ pub(super) fn product(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     }
     let bias = bias.map(|id| fuse.lower.vector(id)).transpose()?;
     let result = Place::Activation(out);
-    let recipes = fuse.linear(&[weight], &Product { x, bias, result, adds: false })?;
+    let recipes = fuse.linear(&[weight], &LinearArgs { x, bias, result, adds: false })?;
     let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Plain)]);
     Ok(Some(Rewritten::new(1, recipes, &reads, &writes)))
 }
@@ -60,13 +60,13 @@ pub(super) fn logits(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     if graph.weight_spec(weight).rows != graph.vocab {
         return Ok(None);
     }
-    let product = Product { x, bias: None, result: Place::Logits, adds: false };
+    let product = LinearArgs { x, bias: None, result: Place::Logits, adds: false };
     let recipes = fuse.linear(&[weight], &product)?;
     Ok(Some(Rewritten::new(1, recipes, &[(x, Form::Packed)], &[])))
 }
 
 /// What `linear` multiplies and where the result goes.
-pub(super) struct Product {
+pub(super) struct LinearArgs {
     pub x: Buf,
     /// As long as all matrices have rows.
     pub bias: Option<Place>,
@@ -77,7 +77,7 @@ pub(super) struct Product {
 /// A run of a matrix's rows.
 struct Part<'a> {
     place: Place,
-    shape: &'a PieceShape,
+    shape: &'a RowRangeShape,
     result_at: usize,
 }
 
@@ -96,7 +96,7 @@ impl Fuse<'_> {
 
     /// Matrices times packed `x`, their results one after the other: one dispatch for each three
     /// runs of rows that lie in one buffer.
-    pub(super) fn linear(&self, ids: &[WeightId], product: &Product) -> Result<Vec<Recipe>> {
+    pub(super) fn linear(&self, ids: &[WeightId], product: &LinearArgs) -> Result<Vec<Recipe>> {
         let graph = self.lower.graph;
         let mut parts = Vec::new();
         let mut before = 0;
@@ -118,7 +118,7 @@ impl Fuse<'_> {
     }
 
     /// At most three runs of rows in one buffer.
-    fn segments(&self, of: &[Part<'_>], product: &Product) -> Result<Recipe> {
+    fn segments(&self, of: &[Part<'_>], product: &LinearArgs) -> Result<Recipe> {
         let rows: usize = of.iter().map(|part| part.shape.packed.rows).sum();
         let split = split(rows, params::items(&of[0].shape.packed));
         let each = 8 / split;

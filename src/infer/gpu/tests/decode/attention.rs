@@ -36,9 +36,9 @@ pub(super) fn layer(
     Layer { shape, normed, loud: false }
 }
 
-/// The length of each turned element's pair: what its roundings are relative to.
-fn lengths(shape: &Attention, turned: &[f64]) -> Vec<f64> {
-    let mut lengths: Vec<f64> = turned.iter().map(|x| x.abs()).collect();
+/// The length of each rotated element's pair: what its roundings are relative to.
+fn lengths(shape: &Attention, rotated: &[f64]) -> Vec<f64> {
+    let mut lengths: Vec<f64> = rotated.iter().map(|x| x.abs()).collect();
     for head in lengths.chunks_exact_mut(shape.head_dim) {
         for i in 0..shape.pairs {
             let length = head[i].hypot(head[i + shape.pairs]);
@@ -48,7 +48,7 @@ fn lengths(shape: &Attention, turned: &[f64]) -> Vec<f64> {
     lengths
 }
 
-/// Roundings of a head's norm (squares, mean, root), its three factors and its turn.
+/// Roundings of a head's norm (squares, mean, root), its three factors and its rotation.
 fn head_roundings(shape: &Attention) -> f64 {
     0.5 * ((shape.head_dim.div_ceil(32) + TEAM) as f64 + 3.5) + 2.0 + 3.0 + 3.0
 }
@@ -123,11 +123,11 @@ pub(super) fn attention(
         [0, 1].map(|_| random.floats(dim).iter().map(|x| 1.0 + 0.5 * x).collect::<Vec<_>>());
     let eps = 0.1;
     let head_norms = normed.then_some(HeadNorms { q: &norms[0], k: &norms[1], eps });
-    let mut turns = vec![[f32::NAN; 2]; (position + 2) * pairs];
-    let own = &mut turns[position * pairs..][..pairs];
-    own.iter_mut().for_each(|turn| {
+    let mut rotations = vec![[f32::NAN; 2]; (position + 2) * pairs];
+    let own = &mut rotations[position * pairs..][..pairs];
+    own.iter_mut().for_each(|rotation| {
         let (sin, cos) = (random.float() * 3.2).sin_cos();
-        *turn = [1.1 * cos, 1.1 * sin];
+        *rotation = [1.1 * cos, 1.1 * sin];
     });
     let own = own.to_vec();
 
@@ -171,7 +171,7 @@ pub(super) fn attention(
     let [q_norm, k_norm] = norms.each_ref().map(|of| if normed { words(of) } else { vec![0; 4] });
     let [keys, values] = before.each_ref().map(|of| bytemuck::pod_collect_to_vec(&spread(of)));
     let blocks_table = [&[0], &blocks[..], &[0, 0]].concat();
-    let table = words(turns.as_flattened());
+    let table = words(rotations.as_flattened());
     let buffers =
         [words(&qkv), q_norm, k_norm, table, keys, values, words(&untouched), blocks_table];
     let groups = kv_heads * (heads / kv_heads).div_ceil(4) * splits.count;
@@ -182,7 +182,7 @@ pub(super) fn attention(
     let cached = [&got[4], &got[5]].map(|of| gather(&bytemuck::pod_collect_to_vec::<u32, f16>(of)));
     let norm = head_norms.map(|n| (n.k, n.eps));
     let fresh = qkv[heads * dim..].chunks_exact(dim);
-    let keys = fresh.clone().take(kv_heads).flat_map(|head| shape.turned(head, norm, &own));
+    let keys = fresh.clone().take(kv_heads).flat_map(|head| shape.rotated(head, norm, &own));
     let keys: Vec<f64> = keys.collect();
     let values: Vec<f64> = fresh.skip(kv_heads).flatten().map(|x| f64::from(*x)).collect();
     let key_off = lengths(&shape, &keys).into_iter().map(|x| x * head_roundings(&shape) * EPS);
@@ -258,7 +258,7 @@ fn attention_matches_its_twin_for_every_group_and_head_size() {
     let mut random = Random::new("decode_attention");
     let Some(device) = device(Reduction::Group) else { return };
     let alone = Alone::new(&device);
-    // Groups of 1, 2, 4, 7, 8 and 5; heads that are turned in part, and wider than a tile of workgroup memory.
+    // Groups of 1, 2, 4, 7, 8 and 5; heads that are rotated in part, and wider than a tile of workgroup memory.
     let layers = [
         layer((4, 4, 64, 32), false, None, 64),
         layer((8, 4, 128, 64), true, None, 64),

@@ -69,17 +69,19 @@ pub(super) struct Experts {
     pub top_k: usize,
 }
 
-/// Different slots in any order, with shares that come to about one.
+/// Different slots in any order, with weights that come to about one.
 fn choices(random: &mut Random, slots: usize, top_k: usize) -> Vec<Option<(usize, f32)>> {
     let mut order: Vec<usize> = (0..slots).collect();
     (0..top_k).for_each(|i| order.swap(i, i + random.below(slots - i)));
-    let share = |slot: &usize| Some((*slot, random.float().abs() * 2.0 / top_k as f32));
-    order[..top_k].iter().map(share).collect()
+    let weight = |slot: &usize| Some((*slot, random.float().abs() * 2.0 / top_k as f32));
+    order[..top_k].iter().map(weight).collect()
 }
 
 fn routed(of: &[Option<(usize, f32)>]) -> Vec<u32> {
     of.iter()
-        .flat_map(|route| route.map_or([EMPTY, 0], |(slot, share)| [slot as u32, share.to_bits()]))
+        .flat_map(|route| {
+            route.map_or([EMPTY, 0], |(slot, weight)| [slot as u32, weight.to_bits()])
+        })
         .collect()
 }
 
@@ -154,11 +156,11 @@ pub(super) fn down(
     decode_expert_down(&x.concat(), &stored, layout, &choices, adds, &mut want[..hidden]);
     let split = (8 / top_k).max(1);
     let mut slack = vec![0.0; hidden + 3];
-    for (x, (slot, share)) in x.iter().zip(choices.iter().flatten()) {
-        // The share, the choices that a team adds up, and what was there.
+    for (x, (slot, weight)) in x.iter().zip(choices.iter().flatten()) {
+        // The weight, the choices that a team adds up, and what was there.
         let more = 2 + top_k.div_ceil(8 / split);
         let product = slacks(x, &layout.down, &slots.stored[*slot], 32 * split, more);
-        slack.iter_mut().zip(product).for_each(|(sum, off)| *sum += f64::from(share.abs()) * off);
+        slack.iter_mut().zip(product).for_each(|(sum, off)| *sum += f64::from(weight.abs()) * off);
     }
     slack[..hidden].iter_mut().zip(&before).for_each(|(off, x)| *off += EPS * f64::from(x.abs()));
     let SlotShape { down, stride, .. } = slots.shape;

@@ -84,7 +84,7 @@ const MISTAKES: [(Of, Change); 44] = [
     (Of::ExpertDown, ("params.adds == 1u) + total.y", "params.adds == 1u) + total.x")),
     (Of::Attention, ("total * less +", "total +")),
     (Of::Attention, ("vec2<f32>(shrink[first + 2u])", "vec2<f32>(shrink[first])")),
-    (Of::Attention, ("b * turn.x + a * turn.y", "b * turn.x - a * turn.y")),
+    (Of::Attention, ("b * rotation.x + a * rotation.y", "b * rotation.x - a * rotation.y")),
     (Of::Attention, ("min(window, end)", "min(window + 1u, end)")),
     (Of::Attention, ("weight_of(i).y", "weight_of(i).x")),
     (Of::Attention, ("keys[to] = new_key(local)", "keys[to] = new_value(kv_head, local)")),
@@ -92,8 +92,8 @@ const MISTAKES: [(Of, Change); 44] = [
     (Of::Attention, ("cache_blocks.at[number + 1u]", "cache_blocks.at[number]")),
     (Of::Attention, ("block * BLOCK_POSITIONS", "position / BLOCK_POSITIONS * BLOCK_POSITIONS")),
     (Of::Attention, ("next = span_at(start + TILE)", "next = span_at(0u)")),
-    (Of::Combine, ("part.y * share", "part.y")),
-    (Of::Combine, ("parts[first + 3u * step] * share.w", "parts[first + 2u * step] * share.w")),
+    (Of::Combine, ("part.y * factor", "part.y")),
+    (Of::Combine, ("parts[first + 3u * step] * factor.w", "parts[first + 2u * step] * factor.w")),
 ];
 
 /// Times that each is tried: whatever its data, a kernel without a mistake passes.
