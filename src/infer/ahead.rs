@@ -1,53 +1,54 @@
 //! Reading ahead: experts that the next layer will probably choose, read while this one is computed.
 //!
-//! The guess is the next layer's router, asked with this layer's state. What is computed never depends on it: a wrong one
-//! is given up once the choice is known, a right one whose read failed is read again. Every guess is scored, and
-//! nothing is read while fewer than [`SCORE_MIN`] of those of late were right: a wrong one costs a link, memory and the processor.
+//! The guess is what the next layer's router says of this layer's state. Results never depend on
+//! it: a wrong guess is cancelled once the choice is known, and a right one whose read failed is
+//! read again. Every guess is scored. While fewer than [`SCORE_MIN`] of recent guesses were right,
+//! nothing is read ahead, because a wrong one costs bandwidth, memory and processor time.
 //!
-//! Invariant: at most [`AHEAD_BYTES_MAX`] are under way or waiting.
+//! Invariant: at most [`AHEAD_BYTES_MAX`] are in flight or waiting to be used.
 
 use super::graph::MoeId;
 use super::model::MoeLayer;
 use super::reader::{Reading, WeightReader};
 use doppler_store::Priority;
 
-/// More than a token chooses in two layers of most models.
+/// More than the experts that one token chooses in two layers of most models.
 const AHEAD_BYTES_MAX: usize = 384 << 20;
 
-/// The share of guesses that must have been right for the next to be read.
+/// The share of recent guesses that must have been right before the next ones are read.
 const SCORE_MIN: f32 = 0.5;
 
-/// What a layer's guesses weigh in the score when the next layer's are counted.
+/// How much of the old score is kept when the next layer's guesses are counted.
 const FADING: f32 = 0.98;
 
-/// Experts that nobody asked for yet, and the reads of them.
+/// Guessed experts that nobody has asked for yet, and their reads.
 #[derive(Default)]
 pub struct Ahead {
     layers: Vec<Guess>,
-    /// Bytes under way or waiting.
+    /// Bytes in flight or waiting to be used.
     bytes: usize,
-    /// Experts guessed and those of them that were asked for, both fading.
+    /// Experts guessed, and how many of them were asked for; both decay by [`FADING`].
     guesses: f32,
     right: f32,
 }
 
-/// One layer's.
+/// The guesses for one layer.
 struct Guess {
     moe: MoeId,
     expert_bytes: usize,
-    /// Those that are read, and those that are only scored.
+    /// By expert: its read, or `None` if the guess is only scored.
     experts: Vec<(u32, Option<Reading>)>,
 }
 
 impl Ahead {
-    /// A step begins: what was read ahead for another is given up.
+    /// Call when a step begins. Cancels what was read ahead for another step.
     pub fn clear(&mut self) {
         self.layers.clear();
         self.bytes = 0;
     }
 
-    /// Guesses these experts of one layer, likeliest first, beside those guessed of it before, and begins to read them if guesses
-    /// are worth it. Returns how many reads were begun.
+    /// Adds these experts of one layer, likeliest first, to its guesses, and starts to read them if
+    /// guesses have been good enough. Returns how many reads were started.
     pub fn begin(
         &mut self,
         moe: MoeId,
@@ -77,7 +78,7 @@ impl Ahead {
         begun
     }
 
-    /// The reads of those experts of `wanted` that were begun; the layer's others are given up.
+    /// The reads that were started for experts in `wanted`. The layer's other reads are cancelled.
     pub fn take(&mut self, moe: MoeId, wanted: impl Fn(u32) -> bool) -> Vec<(u32, Reading)> {
         let Some(at) = self.layers.iter().position(|guess| guess.moe == moe) else {
             return Vec::new();
@@ -116,17 +117,17 @@ mod tests {
             assert!(used.iter().all(|(expert, _)| right.contains(expert)));
             (begun, used.len())
         };
-        assert_eq!(round(&[1, 5]), (2, 1), "half of them right: go on");
+        assert_eq!(round(&[1, 5]), (2, 1), "half of them right: keep reading");
         assert_eq!(round(&[3, 1]), (2, 2));
-        assert_eq!((round(&[]), round(&[])), ((2, 0), (0, 0)), "nothing is read any more");
+        assert_eq!((round(&[]), round(&[])), ((2, 0), (0, 0)), "reading ahead has stopped");
         let again = (0..20).position(|_| round(&[1, 3]).0 > 0);
-        assert!(again.is_some_and(|rounds| rounds > 0), "but guesses are still scored: {again:?}");
+        assert!(again.is_some_and(|rounds| rounds > 0), "guesses are still scored: {again:?}");
         let begun = ahead.begin(MoeId(0), layer, [2].into_iter(), &model.reader);
         assert_eq!(begun, 1);
         assert_eq!(
             ahead.begin(MoeId(0), layer, [2, 4].into_iter(), &model.reader),
             1,
-            "2 is under way"
+            "2 is in flight"
         );
         assert_eq!(ahead.begin(MoeId(1), &model.moe[1], [7].into_iter(), &model.reader), 1);
         assert_eq!(ahead.take(MoeId(1), |_| true).len(), 1);
@@ -134,7 +135,7 @@ mod tests {
         assert!(ahead.take(MoeId(0), |_| true).is_empty(), "taken");
         ahead.begin(MoeId(0), layer, [2].into_iter(), &model.reader);
         ahead.clear();
-        assert!(ahead.take(MoeId(0), |_| true).is_empty(), "given up");
+        assert!(ahead.take(MoeId(0), |_| true).is_empty(), "cancelled");
         assert_eq!(ahead.bytes, 0);
     }
 }

@@ -1,11 +1,12 @@
-//! What the engine asks of a device: hold weights, hold experts in slots, run
-//! ops. Implemented by `cpu` and `gpu`; an engine drives either the same way.
+//! What the engine asks of a device: hold weights, hold experts in slots, run ops. `cpu` and `gpu`
+//! implement it, and the engine drives both in the same way.
 //!
-//! Order of calls: `load_weight` for every weight of the graph, `alloc_slots`
-//! once, then steps: `queue`, then `advance` until its report says that it is done. In between a step
-//! may wait for experts: the host fills their slots and runs them in waves (`run_wave`), or, if the device
-//! looks experts up by itself, says where they are (`place`) and resumes it. Several single tokens may be in
-//! flight where the device chooses them; those queued behind one that halts do nothing and are gone.
+//! Order of calls: `load_weight` for every weight of the graph, `alloc_slots` once, then steps:
+//! `queue`, then `advance` until it reports that the step is done. In between, a step may wait for
+//! experts. The host then fills their slots and runs them in waves (`run_wave`). If the device
+//! looks experts up by itself, the host says where they are (`place`) and resumes the step. Where
+//! the device chooses tokens, several single-token steps may be in flight; those queued behind one
+//! that halts do nothing and are dropped.
 
 use std::ops::Range;
 
@@ -16,13 +17,13 @@ use super::graph::{ExpertLayout, Graph, MatrixSpec, MoeId};
 use super::kv::BlockCopy;
 use super::sampler::Sampler;
 
-/// How a KV cache keeps its elements.
+/// How a KV cache stores its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvFormat {
     /// As they were computed.
     F32,
-    /// Rounded to half precision where they enter, clamped to its finite range:
-    /// half the memory, and half the bytes that attention reads.
+    /// Rounded to half precision when written, and clamped to its finite range. This halves the
+    /// memory and the bytes that attention reads.
     #[default]
     F16,
 }
@@ -54,7 +55,7 @@ pub struct SlotClass {
     pub count: usize,
 }
 
-/// One expert-sized place on the device.
+/// Room for one expert on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot {
     /// Index into the classes given to `alloc_slots`.
@@ -62,10 +63,10 @@ pub struct Slot {
     pub index: u32,
 }
 
-/// Which rows of the batch need logits.
+/// Which rows of the batch get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogitRows {
-    /// None: a prefill batch that is not the last.
+    /// No row: a prefill batch that is not the last.
     None,
     Last,
     All,
@@ -81,19 +82,19 @@ pub struct Step<'a> {
     pub logits: LogitRows,
 }
 
-/// Why a device could not do it.
+/// Why a device could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// Nothing usable on this machine.
+    /// This machine has no usable device.
     #[error("no usable device: {0}")]
     NoDevice(String),
     /// An allocation failed; a smaller budget may work.
     #[error("out of device memory: {what} needs {bytes} bytes")]
     OutOfMemory { what: String, bytes: u64 },
-    /// The device is gone; the session is over.
+    /// The device is gone, and the session with it.
     #[error("the device was lost: {0}")]
     Lost(String),
-    /// The graph asks for something this backend has no kernel for.
+    /// The graph needs something that this backend has no kernel for.
     #[error("not supported on this backend: {0}")]
     Unsupported(String),
 }
@@ -110,16 +111,16 @@ impl BackendError {
     }
 }
 
-/// What a backend did since it was made. They only grow.
+/// What a backend has done since it was made. The numbers only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Counters {
     /// Kernels started; on the CPU, ops run.
     pub dispatches: u64,
-    /// Times that work was handed to the device.
+    /// How often work was handed to the device.
     pub submissions: u64,
-    /// Times that the host waited for a result of the device.
+    /// How often the host waited for a result from the device.
     pub readbacks: u64,
-    /// Bytes given to the device: weights, experts, parameters.
+    /// Bytes sent to the device: weights, experts, parameters.
     pub uploaded_bytes: u64,
     /// How long the device computed, where it can tell.
     pub device_seconds: Option<f64>,
@@ -139,10 +140,10 @@ impl Counters {
     }
 }
 
-/// What a device's memory does at best.
+/// The best bandwidth of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bandwidth {
-    /// Bytes a second, read plus written, of copies on the device; on the CPU, of reads.
+    /// Bytes a second, read plus written, for copies on the device; on the CPU, for reads.
     pub copy_bytes_s: f64,
     /// Bytes a second from the host's memory into the device's.
     pub upload_bytes_s: f64,
@@ -155,10 +156,10 @@ pub trait Backend: Ops + Send {
     /// For people: "cpu (2 threads, avx2)" or the adapter's name and driver.
     fn describe(&self) -> String;
 
-    /// Device bytes a trunk weight will take, repacking included.
+    /// Device bytes that a trunk weight will take once repacked.
     fn weight_bytes(&self, spec: &MatrixSpec) -> u64;
 
-    /// Device bytes one slot of this layout will take.
+    /// Device bytes that one slot of this layout will take.
     fn slot_bytes(&self, layout: &ExpertLayout) -> u64;
 
     /// Device bytes of activations and KV cache, already allocated.
@@ -170,42 +171,42 @@ pub trait Backend: Ops + Send {
     /// `class_of`: the class of each MoE layer's experts.
     fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()>;
 
-    /// Device bytes that one class may take, so that all its slots are within reach at once.
+    /// Device bytes that one class may take so that a dispatch can reach all its slots at once.
     fn class_bytes_max(&self) -> u64 {
         u64::MAX
     }
 
-    /// Makes the caches hold at least so many blocks of [`BLOCK`](super::kv::BLOCK) positions, and one sequence
-    /// that many positions; what they hold is kept. Call when no step is in flight.
+    /// Grows the caches to at least this many blocks of [`BLOCK`](super::kv::BLOCK) positions, all
+    /// of which one sequence may use. Keeps their contents. Call when no step is in flight.
     fn grow(&mut self, blocks: usize) -> Result<()>;
 
     /// Device bytes of one block over all layers.
     fn block_bytes(&self) -> u64;
 
-    /// Copies a block of every layer's cache, after all that was queued.
+    /// Copies a block of every layer's cache, after everything queued so far.
     fn copy_block(&mut self, copy: BlockCopy) -> Result<()>;
 
-    /// Where the positions of the sequence that steps next lie: its blocks, in order. At first block `i` is the
-    /// `i`-th.
+    /// Sets the blocks of the sequence that steps next, in order of its positions. Initially they
+    /// are 0, 1, 2 and so on.
     fn set_blocks(&mut self, blocks: &[u32]);
 
-    /// Elements of keys and values that were beyond the range of the cache's format, and were clamped to it. Of what
-    /// was run before the last report.
+    /// How many elements of keys and values did not fit the cache's format and were clamped, in
+    /// what was run before the last report.
     fn clamped(&self) -> u64;
 
-    /// Says where an expert is, or that it is nowhere, for all that is submitted from now on:
-    /// for backends that look experts up by themselves.
+    /// Says in which slot an expert is, if any, for everything submitted from now on. For backends
+    /// that look experts up by themselves.
     fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
         let _ = (moe, expert, slot);
     }
 
-    /// Lets this many bytes of the host's memory hold experts that lose their slots; for
-    /// devices that can bring them back by themselves. To be called once slots are allocated.
+    /// Allows this many bytes of host memory to hold experts that lose their slots, for devices
+    /// that can bring them back by themselves. Call once slots are allocated.
     fn set_aside(&mut self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// Puts an expert that the device has set aside into a slot; `false` if it has not.
+    /// Puts an expert that the device has set aside into a slot. `false` if it was not set aside.
     fn bring(&mut self, moe: MoeId, expert: u32, slot: Slot) -> Result<bool> {
         let _ = (moe, expert, slot);
         Ok(false)
@@ -214,84 +215,86 @@ pub trait Backend: Ops + Send {
     /// Puts an expert's stored bytes (`layout.bytes` of them) into a slot.
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()>;
 
-    /// How many more steps may be queued now: one where none is in flight, more only of single tokens.
+    /// How many more steps may be queued now: one if none is in flight; more only for single
+    /// tokens.
     fn room(&self) -> usize;
 
-    /// Makes the device choose tokens as this sampler would from here on; the sampler is to
-    /// `follow` each token reported. `false` if the device cannot choose so.
+    /// From here on the device chooses tokens as this sampler would. The sampler must `follow` each
+    /// token reported. `false` if the device cannot choose in this way.
     fn choose(&mut self, sampler: &Sampler) -> Result<bool> {
         let _ = sampler;
         Ok(false)
     }
 
-    /// Whether the device can bring experts that it has set aside while a token runs.
+    /// Whether the device can bring back experts that it has set aside while a token runs.
     fn brings(&self) -> bool {
         false
     }
 
-    /// Says which slots hold nothing: until the next report the device may fill them by itself. Call when no token
-    /// is in flight, before one is queued or resumed.
+    /// Says which slots are empty. Until the next report the device may fill them by itself. Call
+    /// when no token is in flight, before one is queued or resumed.
     fn offer(&mut self, free: &[Slot]) {
         let _ = free;
     }
 
-    /// Queues a step at `position`; the caches hold all before it.
+    /// Queues a step at `position`. The caches hold every position before it.
     fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()>;
 
-    /// Runs the oldest step in flight until it needs the host, or waits for it. With `guess`, also a layer ahead what
-    /// its router would choose, where that costs next to nothing.
+    /// Runs the oldest step in flight until it needs the host or is done. With `guess`, also
+    /// reports what the router one layer ahead would choose, if that costs next to nothing.
     fn advance(&mut self, guess: bool) -> Result<Progress>;
 
-    /// Runs the (token, choice) pairs whose expert has a slot in `slots` (indexed by expert id), of the layer at
-    /// which the step waits; the others keep for another wave.
+    /// Runs the (token, choice) pairs of the layer at which the step waits whose expert has a slot
+    /// in `slots` (indexed by expert id). The other pairs wait for a later wave.
     fn run_wave(&mut self, slots: &[Option<Slot>]) -> Result<()>;
 
-    /// Queues the rest of the step that halted, from that layer on.
+    /// Queues the rest of the step that halted, from the given layer on.
     fn resume(&mut self, moe: MoeId) -> Result<()>;
 
-    /// Gives up the step that halted, or that waits for experts.
+    /// Abandons the step that halted or that waits for experts.
     fn give_up(&mut self);
 
-    /// The logits of the last step that is done, `[rows, vocab]`, if they were wanted.
+    /// The logits of the last finished step, `[rows, vocab]`, if they were wanted.
     fn logits(&mut self) -> Result<Vec<f32>>;
 
-    /// Runs one token, all of whose experts are in place, and times its kernels: their names in
-    /// order, and seconds.
+    /// Runs one token whose experts all have slots, and times its kernels: their names in order,
+    /// and seconds.
     fn profile(&mut self, token: u32, position: usize) -> Result<Vec<(&'static str, f64)>> {
         let _ = (token, position);
         Err(BackendError::Unsupported("timing the kernels of a token on this backend".into()))
     }
 
-    /// What was done so far. May wait for the device, if it was opened to be timed.
+    /// What has been done so far. May wait for the device if it was opened for timing.
     fn counters(&self) -> Counters;
 }
 
-/// A step run op by op: `begin`, `run` over the ops between `Experts` ops, for each `Experts` op `routing`, any
-/// number of `fill_slot` + `run_experts` waves and one `finish_experts`. `walk` drives it.
+/// A step that runs op by op: `begin`; `run` over the ops between `Experts` ops; for each `Experts`
+/// op, `routing`, any number of waves (`fill_slot`, then `run_experts`) and one `finish_experts`.
+/// `walk` drives it.
 pub trait Ops {
     fn begin(&mut self, step: &Step<'_>) -> Result<()>;
 
     /// Runs `graph.ops[ops]`, none of which is an `Experts` op.
     fn run(&mut self, ops: Range<usize>) -> Result<()>;
 
-    /// The experts chosen by the `Route` before the `Experts` op at `op`:
-    /// `tokens * top_k` ids, token by token, in order of choice.
+    /// The experts that the `Route` before the `Experts` op at `op` chose: `tokens * top_k` ids,
+    /// token by token, in order of choice.
     fn routing(&mut self, op: usize) -> Result<Vec<u32>>;
 
-    /// Whether `routing` costs next to nothing, so that a layer's router may be asked for a guess as well.
+    /// Whether `routing` costs so little that a layer's router may be asked for a guess, too.
     fn guesses(&self) -> bool {
         false
     }
 
-    /// Runs the (token, choice) pairs whose expert has a slot in `slots`
-    /// (indexed by expert id); the others keep for another wave.
+    /// Runs the (token, choice) pairs whose expert has a slot in `slots` (indexed by expert id).
+    /// The other pairs wait for a later wave.
     fn run_experts(&mut self, op: usize, slots: &[Option<Slot>]) -> Result<()>;
 
     /// Sums the pairs into the op's `out`, in the order of choice.
     fn finish_experts(&mut self, op: usize) -> Result<()>;
 }
 
-/// What a step is fed.
+/// The input of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fed<'a> {
     /// 1..=`Capacity::batch` token ids.
@@ -300,7 +303,7 @@ pub enum Fed<'a> {
     Chosen,
 }
 
-/// What a step is to leave behind.
+/// The result that a step should produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
     Logits(LogitRows),
@@ -313,31 +316,31 @@ pub enum Want {
 pub enum Progress {
     /// What the router of a layer ahead would choose from the present state.
     Guess { moe: MoeId, likely: Vec<u32> },
-    /// The step waits for these experts, of which each is to be run in some wave before it goes on.
+    /// The step waits for these experts. Each must run in some wave before the step goes on.
     Experts { moe: MoeId, chosen: Vec<u32> },
-    /// It is done, or halted for want of a slot.
+    /// The step is done, or halted because an expert has no slot.
     Report(Report),
 }
 
 /// What became of a step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The MoE layer at which an expert had no slot; what comes after it was not computed.
+    /// The MoE layer at which an expert had no slot. Nothing after it was computed.
     pub halted: Option<MoeId>,
-    /// The token that the device chose, if it was to choose.
+    /// The token that the device chose, if it was asked to.
     pub token: u32,
-    /// By MoE layer, where the device looked them up by itself: the chosen experts. Of this token up to the layer
-    /// that halted.
+    /// By MoE layer, the experts that this token chose, up to the layer that halted. Filled if the
+    /// device looked them up by itself.
     pub experts: Vec<Vec<u32>>,
-    /// By MoE layer: those of them that the device brought into slots which were offered to it, since the
-    /// last report of this token.
+    /// By MoE layer, those of them that the device has brought into offered slots since the last
+    /// report of this token.
     pub brought: Vec<Vec<(u32, Slot)>>,
 }
 
 /// Makes a backend for a graph.
 pub trait Device {
-    /// Whether this device can run a model of this graph whose experts lie so, by MoE layer.
-    /// Asked before anything is read or allocated; the error is for people.
+    /// Whether this device can run a model with this graph and these layouts of experts (by MoE
+    /// layer). Asked before anything is read or allocated. The error is for people.
     fn supports(&self, graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
         let _ = (graph, experts);
         Ok(())
@@ -346,6 +349,7 @@ pub trait Device {
     fn backend(&self, graph: std::sync::Arc<Graph>, capacity: Capacity)
     -> Result<Box<dyn Backend>>;
 
-    /// Measures the device's memory: takes a second or so, and some hundred megabytes of it.
+    /// Measures the device's memory bandwidth. Takes about a second and some hundred megabytes of
+    /// it.
     fn bandwidth(&self) -> Result<Bandwidth>;
 }

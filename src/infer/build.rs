@@ -1,20 +1,21 @@
-//! Composes, validates and tabulates the WGSL kernels of `kernels/`.
+//! Composes the WGSL kernels of `kernels/`, validates them and writes a table of them.
 //!
 //! A kernel file is plain WGSL; comment lines direct its composition (build/compose.rs):
-//! - `//!for NAME in A B C`: one kernel for each choice; its name gets the
-//!   suffix `_A`, in the order of these lines, and `{NAME}` becomes `A` in the
-//!   kernel's include lines. Without any, there is one kernel, named as the file.
+//! - `//!for NAME in A B C`: one kernel for each choice; its name gets the suffix `_A`, in the
+//!   order of these lines, and `{NAME}` becomes `A` in the kernel's include lines. Without such a
+//!   line there is one kernel, named after the file.
 //! - `//!for format`: one kernel for each weight format of the table (src/store/formats.rs).
-//!   `//!for formats`: also one for each pair of formats that is read together, and one for any.
-//! - `//!needs coopmat f16`: the kernel takes cooperative matrices of f16. It is made only on
-//!   adapters that have them, and may use the 48 KiB of workgroup memory that those offer.
-//! - `//!include PATH`: the text of `kernels/PATH` comes here, once a kernel
-//!   however often it is named. Included files may include others. `PATH#NAME` is what
-//!   follows the line `//!section NAME` in it, up to the next such line.
-//! - `//!pieces {formats}`: the sections `pieces` of the formats named, and functions that choose
-//!   among them by the matrix's format (build/formats.rs).
-//! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use
-//!   subgroup operations, and is for adapters that have them.
+//!   `//!for formats`: also one for each pair of formats that occur together, and one that reads
+//!   any format.
+//! - `//!needs coopmat f16`: the kernel uses cooperative matrices of f16. It is created only on
+//!   adapters that have them, and may use the 48 KiB of workgroup memory that such adapters offer.
+//! - `//!include PATH`: inserts the text of `kernels/PATH`, once per kernel however often it is
+//!   named. Included files may include others. `PATH#NAME` is the part of the file after its line
+//!   `//!section NAME`, up to the next such line.
+//! - `//!pieces {formats}`: inserts the `pieces` sections of the formats named, and functions that
+//!   choose among them by the matrix's format (build/formats.rs).
+//! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use subgroup
+//!   operations, and is created only on adapters that have them.
 //!
 //! Every other kernel must pass naga's validation with no other extension
 //! (the portable WebGPU core), keep to the portable limits, and follow the binding

@@ -16,7 +16,7 @@ use super::session::Session;
 /// How many of the input ids the reference's greedy continuation starts from.
 pub const GREEDY_PROMPT: usize = 8;
 
-/// The largest `rel` that passes: bf16 weights, f32 arithmetic in another order.
+/// The largest `rel` that passes, with bf16 weights and f32 arithmetic in another order.
 pub const REL_MAX: f64 = 1e-3;
 
 /// Why a comparison could not be made.
@@ -48,28 +48,28 @@ pub struct Expected {
 /// How close a model came. Keys as `check --json` prints them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CheckReport {
-    /// The largest difference of two logits.
+    /// The largest difference between two logits.
     pub max_abs: f64,
     /// `max_abs` over the standard deviation of the reference logits.
     pub rel: f64,
-    /// The share of positions whose likeliest token is the same.
+    /// The share of positions at which both have the same likeliest token.
     pub top1_agree: f64,
-    /// Every token of the greedy continuation is the same.
+    /// Whether every token of the greedy continuation is the same.
     pub greedy_match: bool,
-    /// Elements of keys and values that the cache's format could not hold, and that were clamped to its range.
+    /// Elements of keys and values that did not fit the cache's format and were clamped.
     pub clamped: u64,
 }
 
 impl CheckReport {
-    /// Whether this passes: `rel` at most `rel_max` ([`REL_MAX`] unless the caller knows
-    /// better), every top token and the continuation equal, nothing clamped.
+    /// Whether this passes: `rel` is at most `rel_max` ([`REL_MAX`] unless the caller knows
+    /// better), every top token and the continuation are equal, and nothing was clamped.
     pub fn passes(&self, rel_max: f64) -> bool {
         self.rel <= rel_max && self.top1_agree == 1.0 && self.greedy_match && self.clamped == 0
     }
 }
 
 impl Expected {
-    /// Positions a session must hold to be compared with it.
+    /// Positions that a session must hold to be compared with this.
     pub fn positions(&self) -> usize {
         self.input_ids.len().max(GREEDY_PROMPT + self.greedy.len())
     }
@@ -93,7 +93,7 @@ impl Expected {
         let (words, _) = tensor.data().as_chunks::<4>();
         let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
         if let Some(odd) = logits.iter().find(|logit| !logit.is_finite()) {
-            return Err(wrong(format!("it has {odd} in it, which is not finite")));
+            return Err(wrong(format!("it contains {odd}, which is not finite")));
         }
         if input_ids.is_empty() {
             return Err(CheckError::Tensor { name: "input_ids", problem: "it is empty".into() });
@@ -149,7 +149,7 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, 
         for (ours, theirs) in logits.chunks_exact(vocab).zip(&mut reference) {
             for (a, b) in ours.iter().zip(theirs) {
                 let difference = (f64::from(*a) - f64::from(*b)).abs();
-                // `max` would drop a NaN, which must never look like agreement.
+                // `max` would drop a NaN, and a NaN must never look like agreement.
                 max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
             }
             agreeing += usize::from(greedy(ours) == greedy(theirs));

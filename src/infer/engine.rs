@@ -1,12 +1,12 @@
 //! A model loaded on a device, and the one way to run a step of it.
 //!
-//! Owns the trunk, the expert slots with their pager, and the blocks of the KV caches; outlives the sequences
-//! that are stepped on it. [`Engine::step`] is the whole story of a token: the device runs until a layer's experts are
-//! needed, the pager makes them resident wave by wave, they run, and so on to the logits. A step that fails leaves its
-//! sequences where they were and can be tried again.
+//! Owns the trunk, the expert slots with their pager, and the blocks of the KV caches. Outlives the
+//! sequences that run on it. [`Engine::step`] is the whole story of a token: the device runs until
+//! a layer's experts are needed, the pager makes them resident wave by wave, they run, and so on to
+//! the logits. A step that fails leaves its sequences where they were and can be tried again.
 //!
-//! Where the device chooses tokens by itself, several of one sequence are in flight ([`Engine::next`]); whatever else is
-//! asked of the engine lands them first.
+//! Where the device chooses tokens by itself, several tokens of one sequence may be in flight
+//! ([`Engine::next`]). Any other call to the engine drops them first.
 
 use serde::Serialize;
 
@@ -29,16 +29,16 @@ use doppler_store::PolicyKind;
 /// Sizes chosen when a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Positions that the caches hold at first; `None` is the model's own maximum, at most 4096. They grow.
+    /// Positions that the caches hold at first; they grow later. `None` means the model's own
+    /// maximum, but at most 4096.
     pub context: Option<usize>,
-    /// The most tokens a step carries; prompts are cut into steps of this.
+    /// The most tokens of a step. Longer prompts are split into steps of this size.
     pub batch: usize,
     pub slots: SlotBudget,
     pub kv: KvFormat,
-    /// Which expert gives up its slot.
+    /// Decides which expert loses its slot.
     pub policy: PolicyKind,
-    /// Bytes of the host's memory for experts that lost their slots, where the device has memory
-    /// of its own.
+    /// Bytes of host memory for experts that lost their slots, if the device has memory of its own.
     pub host_bytes: u64,
 }
 
@@ -55,13 +55,13 @@ impl Default for LoadOptions {
     }
 }
 
-/// The context when none is asked for, unless the model's is shorter.
+/// The default context, unless the model's is shorter.
 pub(super) const CONTEXT_DEFAULT: usize = 4096;
 
-/// The smallest batch that a short device budget shrinks an engine's to.
+/// The smallest batch to which a tight device budget shrinks an engine's.
 const BATCH_MIN: usize = 8;
 
-/// An engine's memory and what its pager did.
+/// An engine's memory, and what its pager has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct EngineStats {
     pub pager: PagerStats,
@@ -73,24 +73,24 @@ pub struct EngineStats {
     pub trunk_bytes: u64,
 }
 
-/// Tokens of one sequence for a step.
+/// Tokens of one sequence that run in a step.
 #[derive(Debug)]
 pub struct Rows<'a> {
     pub sequence: &'a mut Sequence,
-    /// 1..=batch tokens, fed at the sequence's end.
+    /// 1..=batch tokens, appended to the sequence.
     pub tokens: &'a [u32],
-    /// Whose logits are wanted.
+    /// Which of them get logits.
     pub logits: LogitRows,
 }
 
-/// The tokens queued on a device that chooses by itself.
+/// Tokens queued on a device that chooses tokens by itself.
 #[derive(Debug, Default)]
 struct Flight {
     /// The sequence that they belong to.
     sequence: u64,
-    /// How many they are; the oldest is at the sequence's end.
+    /// How many there are. The oldest is at the sequence's end.
     ahead: usize,
-    /// The token that the oldest of them was fed.
+    /// The input token of the oldest.
     expected: Option<u32>,
 }
 
@@ -106,22 +106,23 @@ pub struct Engine {
     plan: SlotPlan,
     /// Device bytes of weights and slots.
     loaded_bytes: u64,
-    /// Device bytes that everything may take.
+    /// Device bytes that everything together may take.
     budget: u64,
     flight: Flight,
-    /// The last token missed an expert: it is not worth queueing more behind the next.
+    /// Whether the last token missed an expert, so that queueing more behind the next does not pay.
     halting: bool,
-    /// A token's experts are guessed a layer ahead, and read while that layer is computed.
+    /// Whether a token's experts are guessed a layer ahead and read while the current layer is
+    /// computed.
     read_ahead: bool,
-    /// What the caches clamped was told of.
+    /// Whether the user has been told that the caches clamped values.
     told: bool,
 }
 
 impl Engine {
-    /// Loads the trunk and allocates slots; experts come when they are needed.
+    /// Loads the trunk and allocates slots. Experts are loaded when they are needed.
     ///
-    /// # Errors
-    /// A context or a budget that does not do, a device without room, weights that cannot be read.
+    /// # Errors If the context or the budget does not fit, the device has no room, or weights
+    /// cannot be read.
     pub fn load(
         model: &Model,
         device: &dyn Device,
@@ -172,11 +173,10 @@ impl Engine {
         })
     }
 
-    /// Runs rows of one or several sequences, one sequence after another, and returns for each the logits asked
-    /// for, `[rows, vocab]`.
+    /// Runs rows of one or several sequences, one sequence after another. Returns the requested
+    /// logits of each, `[rows, vocab]`.
     ///
-    /// # Errors
-    /// If any of them fails, all sequences are where they were.
+    /// # Errors If any of them fails. All sequences then stay where they were.
     pub fn step(&mut self, rows: &mut [Rows<'_>]) -> Result<Vec<Vec<f32>>, SessionError> {
         for Rows { sequence, tokens, .. } in rows.iter() {
             self.check(sequence, tokens)?;
@@ -222,9 +222,9 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Runs `token` at the sequence's end and returns the one that its sampler chooses after it.
-    /// Where the device can choose, up to `more` tokens are queued ahead: a caller that goes
-    /// on is to feed each token it was given.
+    /// Appends `token` to the sequence, runs it, and returns the token that its sampler chooses
+    /// next. Where the device can choose, up to `more` tokens are queued ahead; to go on, the
+    /// caller passes each token that it was given.
     pub fn next(
         &mut self,
         sequence: &mut Sequence,
@@ -244,7 +244,8 @@ impl Engine {
         next
     }
 
-    /// Chooses what comes after `token`, the sequence's last one, whose keys and values are still to come.
+    /// Chooses what follows `token`, the sequence's last token, whose keys and values are not
+    /// computed yet.
     fn choose(
         &mut self,
         sequence: &mut Sequence,
@@ -267,7 +268,7 @@ impl Engine {
         while self.flight.ahead < most && self.backend.room() > 0 {
             let at = position + self.flight.ahead;
             if !self.fits(sequence, at, at + 1) {
-                // There is one in flight: what it leaves is worth more than one more behind it.
+                // One token is in flight; its result matters more than queueing another behind it.
                 if self.flight.ahead > 0 {
                     break;
                 }
@@ -290,11 +291,10 @@ impl Engine {
         Ok(report.token)
     }
 
-    /// How long each kernel takes for `token` at the sequence's end, which stays: names
-    /// in order, and seconds. Every expert must be in a slot.
+    /// How long each kernel takes for `token` at the sequence's end: names in order, and seconds.
+    /// Leaves the sequence as it is. Every expert must be in a slot.
     ///
-    /// # Errors
-    /// A device that does not run single tokens fused, or cannot tell the time within a pass.
+    /// # Errors If the device does not run single tokens fused, or has no timestamps within a pass.
     pub fn profile(
         &mut self,
         sequence: &mut Sequence,
@@ -307,11 +307,10 @@ impl Engine {
         Ok(self.backend.profile(token, position)?)
     }
 
-    /// Runs any number of tokens, batch by batch; logits of the last one, `[vocab]`.
-    /// Empty if there are no tokens.
+    /// Runs any number of tokens, batch by batch. Returns the logits of the last one, `[vocab]`;
+    /// nothing if there are no tokens.
     ///
-    /// # Errors
-    /// If any batch fails, the sequence is where it was.
+    /// # Errors If any batch fails. The sequence then stays where it was.
     pub fn prefill(
         &mut self,
         sequence: &mut Sequence,
@@ -351,10 +350,10 @@ impl Engine {
         }
     }
 
-    /// Makes room for so many positions of a sequence, so that its steps need not. Nothing, if they do not fit.
+    /// Makes room for this many positions of a sequence in advance, so that its steps need not.
+    /// Changes nothing if they do not fit.
     ///
-    /// # Errors
-    /// The device, or its budget, has no room.
+    /// # Errors If the device or its budget has no room.
     pub fn reserve(&mut self, sequence: &Sequence, positions: usize) -> Result<(), SessionError> {
         if self.fits(sequence, sequence.len(), positions) {
             return Ok(());
@@ -363,12 +362,12 @@ impl Engine {
         self.grow(sequence, sequence.len(), positions)
     }
 
-    /// Whether blocks to write these positions are free.
+    /// Whether enough blocks are free to write these positions.
     fn fits(&self, sequence: &Sequence, start: usize, end: usize) -> bool {
         sequence.table.wants(start, end) <= self.pool.free()
     }
 
-    /// Grows the caches for these positions, by half at least if the budget allows it.
+    /// Grows the caches for these positions, by at least half if the budget allows it.
     fn grow(&mut self, sequence: &Sequence, start: usize, end: usize) -> Result<(), SessionError> {
         let count = self.pool.count();
         let lacks = sequence.table.wants(start, end).saturating_sub(self.pool.free());
@@ -382,7 +381,7 @@ impl Engine {
         }
         let wanted = least.max((count + count / 2).min(most));
         let grown = match self.backend.grow(wanted) {
-            // Half more than what is there may be too much where what is needed is not.
+            // Growing by half may be too much where growing by what is needed is not.
             Err(BackendError::OutOfMemory { .. }) if least < wanted => {
                 self.backend.grow(least).map(|()| least)
             }
@@ -392,7 +391,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the sequence blocks of its own for these positions, and tells the device where they are.
+    /// Gives the sequence blocks that it may write at these positions, and tells the device which
+    /// they are.
     fn prepare(
         &mut self,
         sequence: &mut Sequence,
@@ -413,8 +413,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Call when no token is in flight. Empties slots for what the next token is likely to miss, where the
-    /// device brings experts by itself.
+    /// Call when no token is in flight. Empties slots for the experts that the next token will
+    /// probably miss, if the device brings them in by itself.
     fn make_room(&mut self) {
         if self.backend.brings() {
             self.pager.spare(self.backend.as_mut());
@@ -435,8 +435,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the oldest step in flight, of so many tokens, to its end: wherever it waits for experts they are
-    /// brought, and it goes on from there.
+    /// Runs the oldest step in flight, of this many tokens, to its end. Wherever it waits for
+    /// experts, loads them and continues.
     fn finish(&mut self, tokens: usize) -> Result<Report, SessionError> {
         let finished = self.follow(tokens);
         if finished.is_err() {
@@ -449,7 +449,7 @@ impl Engine {
     fn follow(&mut self, tokens: usize) -> Result<Report, SessionError> {
         self.pager.begin(tokens);
         self.halting = false;
-        // MoE layers before this one are counted.
+        // MoE layers before this one have been counted.
         let mut counted = 0;
         loop {
             let guess = self.read_ahead && tokens == 1 && self.pager.misses();
@@ -481,7 +481,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Counts the experts that the device found by itself, from a layer on.
+    /// Counts the experts that the device found by itself, from layer `from` on.
     fn count(&mut self, report: &Report, from: usize) -> Result<(), SessionError> {
         let reached = report.halted.map_or(report.experts.len(), |moe| usize::from(moe.0));
         let layers = (0..).zip(report.experts.iter().zip(&report.brought));
@@ -492,9 +492,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Brings the experts at which a token halted, and resumes it.
+    /// Loads the experts at which a token halted, and resumes it.
     fn bring(&mut self, moe: MoeId, mut report: Report) -> Result<(), SessionError> {
-        // Those queued behind it are gone.
+        // The tokens queued behind it were dropped.
         self.flight.ahead = self.flight.ahead.min(1);
         self.halting = true;
         let mut waiting = std::mem::take(&mut report.experts[usize::from(moe.0)]);
@@ -509,26 +509,26 @@ impl Engine {
         Ok(self.backend.resume(moe)?)
     }
 
-    /// Says once that keys or values did not fit the cache's format.
+    /// Warns, once, that keys or values did not fit the cache's format.
     fn tell_clamped(&mut self) {
         if !self.told && self.backend.clamped() > 0 {
             self.told = true;
             tracing::warn!(
-                "keys or values beyond the range of f16 were clamped to it: the output may differ \
+                "some keys or values were out of the range of f16 and were clamped: the output may differ \
                  from the model's own; run with --kv f32"
             );
         }
     }
 
-    /// Elements of keys and values that were clamped to the range of the cache's format since the model was loaded.
+    /// Elements of keys and values that were clamped to the cache's format since the model was
+    /// loaded.
     pub fn clamped(&self) -> u64 {
         self.backend.clamped()
     }
 
-    /// Brings every expert into its slot.
+    /// Loads every expert into its slot.
     ///
-    /// # Errors
-    /// Fewer slots than experts, or one that cannot be read.
+    /// # Errors If there are fewer slots than experts, or an expert cannot be read.
     pub fn settle_all(&mut self) -> Result<(), SessionError> {
         self.land()?;
         for (moe, experts) in (0..).map(MoeId).zip(self.pager.experts()) {
@@ -542,29 +542,30 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether experts that the device finds by itself are counted and count as used. To measure what that costs,
-    /// while every expert is in its slot.
+    /// Sets whether experts that the device finds by itself are counted and count as used. For
+    /// measuring what that costs while every expert is in its slot.
     pub const fn switch_pager(&mut self, counts: bool) {
         self.pager.switch(counts);
     }
 
-    /// Whether tokens' experts are guessed and read ahead from now on. False, if this device does not guess.
+    /// Sets whether experts are guessed and read ahead from now on. Returns false if this device
+    /// does not guess.
     pub fn switch_read_ahead(&mut self, ahead: bool) -> bool {
         self.read_ahead = ahead && self.backend.guesses();
         self.backend.guesses()
     }
 
-    /// Records which experts each step asks for, from now on, into `trace`.
+    /// From now on records into `trace` which experts each step asks for.
     pub fn record(&mut self, trace: Trace) {
         self.pager.record(trace);
     }
 
-    /// What was recorded; recording ends.
+    /// Ends recording and returns what was recorded.
     pub fn take_trace(&mut self) -> Option<Trace> {
         self.pager.take_trace()
     }
 
-    /// Positions that the caches hold now, over all sequences.
+    /// Positions that the caches can hold now, over all sequences.
     pub const fn positions(&self) -> usize {
         self.pool.count() * BLOCK
     }
@@ -574,7 +575,7 @@ impl Engine {
         self.context_max
     }
 
-    /// The most tokens a step carries.
+    /// The most tokens of a step.
     pub const fn batch(&self) -> usize {
         self.batch
     }
@@ -588,7 +589,7 @@ impl Engine {
         self.backend.describe()
     }
 
-    /// What the device did so far, loading included.
+    /// What the device has done so far, including loading.
     pub fn counters(&self) -> Counters {
         self.backend.counters()
     }
@@ -604,10 +605,10 @@ impl Engine {
     }
 }
 
-/// The logits, if all of them are finite; else an error with the position of the first row
-/// that is not, the first row being that of `position`.
+/// The logits, if all of them are finite. Otherwise an error with the position of the first row
+/// that is not; the first row belongs to `position`.
 fn finite(logits: Vec<f32>, position: usize, vocab: usize) -> Result<Vec<f32>, SessionError> {
-    // By rows, each as a whole, so that it is vectorised.
+    // Each row is checked as a whole, so that the loop is vectorised.
     let odd = |row: &[f32]| row.iter().fold(false, |any, logit| any | !logit.is_finite());
     match logits.chunks(vocab).position(odd) {
         None => Ok(logits),
@@ -618,9 +619,9 @@ fn finite(logits: Vec<f32>, position: usize, vocab: usize) -> Result<Vec<f32>, S
 /// A backend, its slots, and its sizes.
 type Placed = (Box<dyn Backend>, SlotPlan, Capacity);
 
-/// A backend with room for the experts that the budget must hold. Where the whole device's
-/// budget is short, activations give way: a smaller batch costs a prompt's speed only. A batch that is longer than
-/// the first context is for later ones: it is taken where it costs no slot.
+/// Makes a backend with room for the experts that the budget must hold. If a budget for the whole
+/// device is tight, the batch shrinks first, because that only costs speed on prompts. A batch
+/// longer than the first context serves later ones; it is used only if it costs no slot.
 fn place(
     model: &Model,
     device: &dyn Device,
@@ -665,7 +666,7 @@ fn place(
     place(now)
 }
 
-/// Reads every trunk tensor concurrently and gives each to the backend once it is whole.
+/// Reads all trunk tensors concurrently and gives each to the backend once it is complete.
 fn load_trunk(model: &Model, backend: &mut dyn Backend) -> Result<(), SessionError> {
     let runs = model.trunk.iter().map(|tensor| Run { pieces: &tensor.pieces, begun: None });
     for run in model.reader.runs(runs) {

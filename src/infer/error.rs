@@ -1,12 +1,12 @@
-//! Why a session could not be made or a step not done: one error for the
-//! session, its pager and its slots.
+//! Why a session could not be made or a step could not be run: one error for the session, its pager
+//! and its slots.
 
 use super::backend::BackendError;
 use super::model::NotFinite;
 use super::sampler::SamplerError;
 use doppler_store::ReadError;
 
-/// Why a session could not be made or a step not done.
+/// Why a session could not be made or a step could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     #[error(transparent)]
@@ -23,11 +23,11 @@ pub enum SessionError {
          the budget of {budget} bytes leaves"
     )]
     Room { positions: usize, bytes: u64, budget: u64 },
-    #[error("a context of {context} tokens: this model was made for 1..={max}")]
+    #[error("a context of {context} tokens is out of range: this model was made for 1..={max}")]
     Context { context: usize, max: usize },
     #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
     Full { position: usize, context: usize, tokens: usize },
-    #[error("a step of {tokens} tokens: this session takes 1..={batch}")]
+    #[error("a step of {tokens} tokens is out of range: this session takes 1..={batch}")]
     Batch { tokens: usize, batch: usize },
     #[error("the sequence belongs to another loaded model")]
     Foreign,

@@ -1,7 +1,7 @@
-//! Prompt in, tokens out: prefill, then one step a token until something ends it.
+//! Prompt in, tokens out: prefill, then one step per token until something ends the generation.
 //!
-//! Knows tokens only; text is the tokenizer's. The last token generated is not
-//! fed back, so the sequence ends with the token before it.
+//! Knows tokens only; text is the tokenizer's business. The last generated token is not fed back,
+//! so the sequence ends with the token before it.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use super::sequence::Sequence;
 /// When to stop and how to choose.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GenerateOptions {
-    /// The most tokens generated.
+    /// The most tokens to generate.
     pub max_tokens: usize,
-    /// Tokens that end the text; they are not reported.
+    /// Tokens that end the text. They are not reported.
     pub stop: Vec<u32>,
     pub sampler: SamplerOptions,
 }
@@ -39,7 +39,7 @@ pub enum StopReason {
 /// The result of one generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
-    /// Without the prompt and without a stop token.
+    /// The generated tokens, without the prompt and the stop token.
     pub tokens: Vec<u32>,
     pub reason: StopReason,
     pub prompt_tokens: usize,
@@ -47,23 +47,24 @@ pub struct Generated {
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
-    /// Elements of keys and values that the cache's format could not hold, and that were clamped to its range.
+    /// Elements of keys and values that did not fit the cache's format and were clamped.
     pub clamped: u64,
 }
 
 impl Generated {
-    /// Decoded tokens a second, the first one (which prefill made) not counted; 0 without any.
+    /// Decoded tokens a second. The first token comes from prefill and is not counted. 0 if there
+    /// are no others.
     pub fn decode_tok_s(&self) -> f64 {
         let tokens = self.tokens.len().saturating_sub(1) as f64;
         if tokens == 0.0 { 0.0 } else { tokens / self.decode.as_secs_f64().max(1e-9) }
     }
 }
 
-/// Positions after the prompt for which room is made at once; more is made when it is needed.
+/// Positions after the prompt for which room is made at the start. More room is made when needed.
 pub(super) const ROOM: usize = 4096;
 
-/// Continues the sequence by `prompt` and what follows it, calling
-/// `on_token` with the engine (for its counters) for each token as it is chosen.
+/// Appends `prompt` to the sequence and generates what follows it. Calls `on_token` for each token
+/// as it is chosen, with the engine (for its counters).
 pub fn generate(
     engine: &mut Engine,
     sequence: &mut Sequence,

@@ -32,8 +32,8 @@ fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
     }
 }
 
-/// The checkpoint's weights as they are, in batches of several sizes, and in shards so
-/// small that tensors and experts cross them.
+/// The checkpoint's weights unchanged, in batches of several sizes, and in shards so small that
+/// tensors and experts cross their boundaries.
 fn run(dir: &Path) {
     let plain = converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
     for batch in [64, 7, 1] {
@@ -54,7 +54,8 @@ fn references_with_experts_agree() {
     references(true).iter().for_each(|dir| run(dir));
 }
 
-/// A family without a reference would go unnoticed where checkpoints are found by directory.
+/// Checkpoints are found by directory, so a family without a reference would otherwise go
+/// unnoticed.
 #[test]
 fn every_family_has_a_reference() {
     if shared("goldens").is_none() {
@@ -67,11 +68,12 @@ fn every_family_has_a_reference() {
         .map(|config| config["architectures"][0].as_str().unwrap().to_owned())
         .collect();
     for architecture in families::known() {
-        assert!(have.contains(architecture), "{architecture} has none: {have:?}");
+        assert!(have.contains(architecture), "{architecture} has no reference: {have:?}");
     }
 }
 
-/// The trained models as shipped: a quarter of the experts in slots, the same bits.
+/// The trained models as shipped: with a quarter of the experts in slots, results are
+/// bit-identical.
 #[test]
 fn trained_models_page_without_changing_a_bit() {
     for (name, experts) in [("tiny-mixtral", 32), ("tiny-qwen3moe", 64)] {
@@ -112,8 +114,8 @@ fn each_window_of_a_perplexity_begins_with_the_bos() {
     let (bos, text): (u32, Vec<u32>) = (1, (0..11).map(|i| (i * 37 + 5) % 90).collect());
     let options = PerplexityOptions { window: 5, bos: Some(bos) };
     let score = perplexity(&mut session, &text, &options, |_| {}).unwrap();
-    assert_eq!((score.windows, score.tokens), (3, 11), "4, 4 and 3, all of them scored");
-    // The same by hand: each window a sequence of its own.
+    assert_eq!((score.windows, score.tokens), (3, 11), "windows of 4, 4 and 3 tokens, all scored");
+    // The same by hand: each window is a sequence of its own.
     let alone = PerplexityOptions { window: 16, bos: None };
     let sum: f64 = text
         .chunks(4)
@@ -131,7 +133,7 @@ fn each_window_of_a_perplexity_begins_with_the_bos() {
     }
 }
 
-/// Q4_K_M costs at most 3 % of perplexity on text the models were not trained on.
+/// Q4_K_M raises perplexity by at most 3 % on text that the models were not trained on.
 #[test]
 fn trained_models_keep_their_perplexity() {
     for name in ["tiny-mixtral", "tiny-qwen3moe"] {

@@ -1,5 +1,5 @@
-//! The backend-free op list that a model family emits: what one step computes,
-//! over which buffers and weights, and nothing about how.
+//! The op list that a model family emits: what one step computes, over which buffers and weights.
+//! It says nothing about how, and knows no backend.
 //!
 //! A step runs the ops in order for a batch of consecutive tokens of one
 //! sequence (decode: one token). Activations are f32, row-major `[rows, width]`.
@@ -45,11 +45,11 @@ pub struct Weight {
     pub role: WeightRole,
     /// The decoder layer it belongs to; `None` for what is before or after the layers.
     pub layer: Option<usize>,
-    /// How a checkpoint's tensors make it.
+    /// How it is made from a checkpoint's tensors.
     pub source: Source,
 }
 
-/// What a weight is for. How it is stored, and what may adapt it, follow from this.
+/// What a weight is for. Decides how it is stored and which adapters may change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum WeightRole {
     /// Tokens to states; also the output matrix where the two are tied.
@@ -73,8 +73,8 @@ pub enum WeightRole {
 }
 
 impl WeightRole {
-    /// What adapters call the module, if it is a matrix that they change
-    /// (`target_modules` of PEFT's LoRA configs).
+    /// What adapters call the module, if they change this matrix (`target_modules` of PEFT's LoRA
+    /// configs).
     pub const fn adapter_target(self) -> Option<&'static str> {
         match self {
             Self::Query => Some("q_proj"),
@@ -91,9 +91,9 @@ impl WeightRole {
     }
 }
 
-/// Rotary position embedding of the "rotate half" form: pair `i` of a head is
-/// `(x[i], x[i + rotary_dim / 2])`, turned by `position * inv_freq[i]` and
-/// scaled by `attention_factor`. Elements past `rotary_dim` pass through.
+/// Rotary position embedding of the "rotate half" form: pair `i` of a head is `(x[i], x[i +
+/// rotary_dim / 2])`, rotated by `position * inv_freq[i]` and scaled by `attention_factor`.
+/// Elements past `rotary_dim` pass through.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// `rotary_dim / 2` inverse frequencies, scaling already applied.
@@ -108,7 +108,7 @@ pub struct Kv {
     pub head_dim: usize,
 }
 
-/// A tensor by its name in the manifest, and how a checkpoint's tensors make it.
+/// A tensor's name in the manifest, and how it is made from a checkpoint's tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
     pub name: String,
@@ -132,7 +132,7 @@ pub struct ExpertTensors {
     pub down: Tensor,
 }
 
-/// A mixture-of-experts layer: its experts are paged, its router is in the trunk.
+/// A mixture-of-experts layer. Its experts are paged; its router is in the trunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moe {
     /// The model's layer number.
@@ -142,7 +142,7 @@ pub struct Moe {
     /// The experts' inner width.
     pub ff: usize,
     pub activation: Activation,
-    /// One entry an expert.
+    /// One entry per expert.
     pub experts: Vec<ExpertTensors>,
 }
 
@@ -178,8 +178,8 @@ pub enum Activation {
 /// How router logits become the weights of the chosen experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
-    /// Softmax over all experts; the chosen top-k renormalised to sum 1 if asked.
-    /// (Mixtral; Qwen3-MoE with `norm_topk_prob`.) Ties go to the lower expert id.
+    /// Softmax over all experts; the chosen top-k are renormalised to sum to 1 if asked. (Mixtral;
+    /// Qwen3-MoE with `norm_topk_prob`.) Ties go to the lower expert id.
     Softmax { renormalise: bool },
 }
 
@@ -194,32 +194,32 @@ pub enum Op {
     RmsNorm { x: Buf, weight: WeightId, out: Buf, eps: f32 },
     /// `out[T, rows] = x[T, cols] . weight^T (+ bias)`.
     Linear { x: Buf, weight: WeightId, bias: Option<WeightId>, out: Buf },
-    /// Turns each of `heads` heads of `head_dim` in place by its token's position.
+    /// Rotates each of `heads` heads of `head_dim` in place by its token's position.
     Rope { x: Buf, heads: usize, head_dim: usize, rope: RopeId },
     /// Appends the batch's keys and values, `[T, kv_heads * head_dim]` each, at its positions.
     KvWrite { kv: KvId, k: Buf, v: Buf },
-    /// Causal grouped-query attention of `q [T, heads * head_dim]` over the cache,
-    /// the batch's own positions included: `softmax(scale * q.k) v`.
-    /// With `window = w` a token sees the last `w` positions, itself included.
+    /// Causal grouped-query attention of `q [T, heads * head_dim]` over the cache, including the
+    /// batch's own positions: `softmax(scale * q.k) v`. With `window = w` a token sees the last `w`
+    /// positions, including its own.
     Attention { kv: KvId, q: Buf, out: Buf, heads: usize, scale: f32, window: Option<usize> },
     /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
     /// `x += y`.
     Add { x: Buf, y: Buf },
-    /// Chooses `top_k` experts a token from `logits [T, experts]`; ids and weights
-    /// stay with the backend for the next `Experts` op of the same layer.
-    /// Choices are ordered by falling logit, ties by rising id.
+    /// Chooses `top_k` experts per token from `logits [T, experts]`. The backend keeps the ids and
+    /// the routing weights for the next `Experts` op of the same layer. Choices are in order of
+    /// descending logit, then ascending id.
     Route { moe: MoeId, logits: Buf, scoring: Scoring },
-    /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, summed
-    /// in the order of choice `j = 0..top_k` whatever order the experts were run in,
-    /// so that paging never changes a bit of the result.
+    /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, summed in the order of
+    /// choice `j = 0..top_k`, in whatever order the experts ran, so that paging never changes a bit
+    /// of the result.
     Experts { moe: MoeId, x: Buf, out: Buf },
     /// The logits `[wanted rows, vocab]` of the rows the step asked for.
     Logits { x: Buf, weight: WeightId },
 }
 
 impl Op {
-    /// The activations that it reads; one that it changes in place is among them.
+    /// The activations that it reads, including one that it changes in place.
     pub fn reads(&self) -> impl Iterator<Item = Buf> {
         let reads = match *self {
             Self::Embed { .. } => [None, None],
@@ -237,7 +237,7 @@ impl Op {
         reads.into_iter().flatten()
     }
 
-    /// The activation that it leaves, every element of it.
+    /// The activation that it writes, in full.
     pub const fn writes(&self) -> Option<Buf> {
         match *self {
             Self::Embed { out, .. }
@@ -252,7 +252,7 @@ impl Op {
     }
 }
 
-/// One model's step, for any backend.
+/// One step of a model, for any backend.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Graph {
     pub buffers: Vec<Buffer>,
@@ -262,7 +262,7 @@ pub struct Graph {
     pub moe: Vec<Moe>,
     pub ops: Vec<Op>,
     pub vocab: usize,
-    /// The longest context the model was made for, tokens.
+    /// The longest context that the model was made for, in tokens.
     pub context_max: usize,
     /// Decoder layers.
     pub layers: usize,
@@ -292,8 +292,8 @@ impl Graph {
         WeightId(u32::try_from(index).expect("a graph has fewer than 2^32 weights"))
     }
 
-    /// Whether no op from `at` on reads what `buf` holds before it: another is the first to write it,
-    /// or there is none.
+    /// Whether no op from `at` on reads what `buf` holds before `at`: the first op that uses it
+    /// overwrites it, or none uses it.
     pub fn dead_after(&self, buf: Buf, at: usize) -> bool {
         for op in &self.ops[at..] {
             if op.reads().any(|read| read == buf) {
@@ -306,7 +306,7 @@ impl Graph {
         true
     }
 
-    /// Whether the output matrix is the embedding table.
+    /// Whether the output matrix and the embedding table are the same tensor.
     pub fn tied(&self) -> bool {
         let table = self.ops.iter().find_map(|op| match op {
             Op::Embed { table, .. } => Some(*table),
@@ -315,12 +315,12 @@ impl Graph {
         self.ops.iter().any(|op| matches!(op, Op::Logits { weight, .. } if Some(*weight) == table))
     }
 
-    /// Experts a single token visits over the whole model.
+    /// Experts that a single token uses, over all layers.
     pub fn experts_per_token(&self) -> usize {
         self.moe.iter().map(|moe| moe.top_k).sum()
     }
 
-    /// Width in f32 of a buffer.
+    /// A buffer's width, in f32 elements.
     pub fn width(&self, buf: Buf) -> usize {
         self.buffers[usize::from(buf.0)].width
     }
@@ -348,7 +348,7 @@ pub struct MatrixSpec {
     pub dtype: DType,
     pub rows: usize,
     pub cols: usize,
-    /// Where it starts, bytes.
+    /// Where it starts, in bytes.
     pub offset: usize,
 }
 

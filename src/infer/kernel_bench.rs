@@ -1,8 +1,8 @@
 //! Times the kernels that read weights, one shape at a time, on any backend.
 //!
-//! A graph of nothing but one op, over several copies of its weights so that no cache
-//! holds them, runs as a step of one token. What the device says it took counts; so a GPU
-//! must have been opened to be timed.
+//! A graph of a single op, repeated over several copies of its weights so that no cache holds them,
+//! runs as a step of one token. The time is what the device reports, so a GPU must have been opened
+//! for timing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use super::graph::{
 use super::load::random_blocks;
 use super::model::Model;
 
-/// Weights of a measurement, at least: above the caches of large devices.
+/// The least weight bytes of a measurement: more than the caches of large devices.
 const COLD_BYTES: usize = 128 << 20;
 /// The most copies of a small matrix.
 const COPIES_MAX: usize = 64;
 
-/// One kernel's work, as a model has it.
+/// The work of one kernel in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// A matrix times one token's activations.
@@ -31,7 +31,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// `linear_q4_k`, or `experts_q4_k_q6_k` by the types of gate and down.
+    /// `linear_q4_k`, or `experts_q4_k_q6_k` from the types of gate and down.
     pub fn name(&self) -> String {
         let name = match self {
             Self::Linear(matrix) => format!("linear_{}", matrix.dtype),
@@ -63,7 +63,7 @@ impl Shape {
     }
 }
 
-/// A model's shapes, each once, with how often a token meets it.
+/// A model's distinct shapes, and how often a token uses each.
 pub fn shapes(model: &Model) -> Vec<(Shape, usize)> {
     let mut shapes: Vec<(Shape, usize)> = Vec::new();
     for op in &model.graph.ops {
@@ -86,7 +86,7 @@ pub fn shapes(model: &Model) -> Vec<(Shape, usize)> {
     shapes
 }
 
-/// A shape on a device, ready to be timed again and again.
+/// A shape on a device, ready to be timed repeatedly.
 pub struct Timer {
     backend: Box<dyn Backend>,
     graph: Arc<Graph>,
@@ -97,8 +97,7 @@ pub struct Timer {
 impl Timer {
     /// Puts the weights on the device.
     ///
-    /// # Errors
-    /// A device that cannot tell the time; no room.
+    /// # Errors If the device has no timestamps or no room.
     pub fn new(device: &dyn Device, shape: &Shape) -> Result<Self> {
         let copies = COLD_BYTES.div_ceil(shape.bytes().max(1)).clamp(1, COPIES_MAX);
         let (graph, top_k) = match shape {
@@ -141,7 +140,7 @@ impl Timer {
         self.backend.describe()
     }
 
-    /// Seconds that one pass over one copy took, the mean over all copies.
+    /// Mean seconds of one pass over one copy.
     pub fn time(&mut self) -> Result<f64> {
         let backend = self.backend.as_mut();
         let before = backend.counters();
@@ -173,7 +172,7 @@ fn random(matrix: &MatrixSpec) -> Vec<u8> {
     bytes
 }
 
-/// The same linear over `copies` weights of their own.
+/// The same linear op over `copies` different weights.
 fn linears(matrix: &MatrixSpec, copies: usize) -> Graph {
     let mut graph = Graph { vocab: 1, context_max: 1, ..Graph::default() };
     let x = graph.buffer("x", matrix.cols);
@@ -185,7 +184,7 @@ fn linears(matrix: &MatrixSpec, copies: usize) -> Graph {
     graph
 }
 
-/// `copies` layers of as many experts as a token is sent to. The routers' logits are all
+/// `copies` layers that have exactly as many experts as a token uses. The routers' logits are all
 /// zero, so every expert is chosen.
 fn experts(layout: &ExpertLayout, top_k: usize, activation: Activation, copies: usize) -> Graph {
     let (hidden, ff) = (layout.gate.cols, layout.gate.rows);
@@ -233,7 +232,8 @@ mod tests {
             let before = timer.backend.counters();
             assert!(timer.time().unwrap() > 0.0);
             let done = timer.backend.counters().since(&before);
-            // A linear is one op; a layer's experts are route, gate and up with down, sum.
+            // A linear op is one dispatch; a layer's experts are four: route, gate and up, down,
+            // sum.
             let ops = if timer.top_k == 0 { 1 } else { 4 };
             assert_eq!(done.dispatches, (ops * COPIES_MAX) as u64);
         }

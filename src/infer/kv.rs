@@ -1,13 +1,14 @@
-//! Blocks of the KV caches: which of a pool's blocks hold a sequence's positions.
+//! Blocks of the KV caches: which blocks of a pool hold a sequence's positions.
 //!
 //! A block is [`BLOCK`] positions of every layer's cache. A [`Table`] lists a sequence's blocks in
-//! order; position `p` lies in block `p / BLOCK` of the list, row `p % BLOCK`. Blocks are counted: tables that
-//! begin with the same tokens share them, and one is free again when the last table that lists it is
-//! dropped. Nobody writes a shared block: a table that is to be written gets a copy first.
+//! order; position `p` lies in block `p / BLOCK` of the list, row `p % BLOCK`. Blocks are
+//! reference-counted: tables that begin with the same tokens share them, and a block is free again
+//! when the last table that lists it is dropped. A shared block is never written: a table that
+//! needs to write one gets a copy first.
 //!
-//! A full block could have an id that follows from the model, the numeric class, the block before it
-//! and its tokens; nothing here depends on who else holds a block, so that an index from ids to blocks
-//! can be added beside the pool.
+//! A full block could get an id derived from the model, the numeric class, the block before it and
+//! its tokens. Nothing here depends on who else holds a block, so an index from ids to blocks can
+//! be added beside the pool.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,12 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// (kernels/shared/blocks.wgsl has the same number).
 pub const BLOCK: usize = 64;
 
-/// Blocks that so many positions take.
+/// Blocks needed for this many positions.
 pub const fn blocks(positions: usize) -> usize {
     positions.div_ceil(BLOCK)
 }
 
-/// The row of a position in caches of blocks.
+/// The row of a position in a cache made of blocks.
 pub const fn row(blocks: &[u32], position: usize) -> usize {
     blocks[position / BLOCK] as usize * BLOCK + position % BLOCK
 }
@@ -28,7 +29,7 @@ pub const fn row(blocks: &[u32], position: usize) -> usize {
 /// Indices of blocks that nobody holds.
 #[derive(Debug, Default)]
 struct FreeList {
-    /// The one to be used next at the end.
+    /// The last one is used next.
     indices: Vec<u32>,
 }
 
@@ -63,7 +64,7 @@ impl Drop for Held {
 }
 
 impl Pool {
-    /// Blocks of the pool, held or free.
+    /// All blocks of the pool, held or free.
     pub const fn count(&self) -> usize {
         self.count
     }
@@ -73,10 +74,10 @@ impl Pool {
         lock(&self.free).indices.len()
     }
 
-    /// The device has `count` blocks from now on; never fewer than before.
+    /// From now on the device has `count` blocks. Their number never shrinks.
     pub fn grow(&mut self, count: usize) {
         let added = self.count as u32..count as u32;
-        // New ones are used in rising order, after those that were free.
+        // New blocks are used in ascending order, after those that were free before.
         lock(&self.free).indices.splice(0..0, added.rev());
         self.count = self.count.max(count);
     }
@@ -88,14 +89,14 @@ impl Pool {
     }
 }
 
-/// What has to be done on the device before a table may be written.
+/// A copy to make on the device before a table may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
     pub from: u32,
     pub to: u32,
 }
 
-/// A sequence's blocks in order. A clone shares them.
+/// A sequence's blocks, in order. A clone shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     blocks: Vec<Block>,
@@ -108,26 +109,26 @@ impl Table {
         &self.indices
     }
 
-    /// Whether its blocks, if it has any, are this pool's.
+    /// Whether its blocks, if any, belong to this pool.
     pub fn is_of(&self, pool: &Pool) -> bool {
         self.blocks.iter().all(|block| Arc::ptr_eq(&block.0.free, &pool.free))
     }
 
-    /// How many blocks must be free for `positions` to be written up to `end`: new ones, and a copy of a
-    /// shared one.
+    /// How many free blocks are needed to write positions `start..end`: new blocks, and copies of
+    /// shared ones.
     pub fn wants(&self, start: usize, end: usize) -> usize {
         let shared = self.shared_from(start);
         blocks(end).saturating_sub(self.blocks.len()) + shared.count()
     }
 
-    /// Blocks at or after the one of position `start` that others hold too.
+    /// Shared blocks, from the one that holds position `start` on.
     fn shared_from(&self, start: usize) -> impl Iterator<Item = usize> + '_ {
         let shared = |at: &usize| Arc::strong_count(&self.blocks[*at].0) > 1;
         (start / BLOCK..self.blocks.len()).filter(shared)
     }
 
-    /// Makes room to write positions `start..end`: blocks that are missing are added, those that
-    /// others hold too are replaced by copies. `None`, and nothing is changed, if too few are free.
+    /// Makes room to write positions `start..end`: adds missing blocks and replaces shared ones by
+    /// copies. `None`, with nothing changed, if too few blocks are free.
     pub fn prepare(&mut self, pool: &Pool, start: usize, end: usize) -> Option<Vec<BlockCopy>> {
         let wants = self.wants(start, end);
         if wants == 0 {
@@ -153,7 +154,7 @@ impl Table {
         Some(copies)
     }
 
-    /// Lets go of all blocks beyond the first `positions`.
+    /// Releases all blocks beyond the first `positions`.
     pub fn truncate(&mut self, positions: usize) {
         self.blocks.truncate(blocks(positions));
         self.indices.truncate(blocks(positions));
@@ -194,9 +195,9 @@ mod tests {
         let copies = fork.prepare(&pool, BLOCK + 5, BLOCK + 6).unwrap();
         assert_eq!(copies, [BlockCopy { from: 1, to: 2 }]);
         assert_eq!((table.indices(), fork.indices()), (&[0, 1][..], &[0, 2][..]));
-        // Now the block is the first table's alone; the one before it is read only.
+        // Now only the first table holds the block. The block before it is only read.
         assert_eq!(table.prepare(&pool, BLOCK + 5, 2 * BLOCK), Some(vec![]));
-        // A full block that is rewritten is copied too.
+        // A full block that is rewritten is copied, too.
         let copies = table.prepare(&pool, BLOCK - 1, BLOCK).unwrap();
         assert_eq!(copies, [BlockCopy { from: 0, to: 3 }]);
     }

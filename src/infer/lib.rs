@@ -1,5 +1,5 @@
-//! The engine: graphs of ops, model families, backends, the expert pager and
-//! the session that drives one token after another.
+//! The engine: graphs of ops, model families, backends, the expert pager and the session that runs
+//! one token after another.
 //!
 //! Knows `store`. Never the mesh: bytes come through `store::RangeReader`.
 

@@ -1,8 +1,8 @@
-//! A model opened from its manifest: graph, and where every weight's bytes lie.
+//! A model opened from its manifest: its graph, and where every weight's bytes are.
 //!
-//! Reads no weights. Refuses a manifest whose tensors do not fit the graph its
-//! config describes: missing, of another shape, without a content address, or
-//! an expert whose tensors do not make one run of bytes.
+//! Reads no weights. Refuses a manifest whose tensors do not fit the graph that its config
+//! describes: one is missing, has another shape or no content address, or an expert's tensors are
+//! not one run of bytes.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::reader::{ShardRange, WeightReader};
 use doppler_store::manifest::TensorEntry;
 use doppler_store::{Manifest, ManifestError};
 
-/// Bytes that may lie unused between an expert's tensors: alignment, no more.
+/// The most unused bytes between an expert's tensors: padding for alignment.
 const EXPERT_GAP_MAX: u64 = 16 * 1024;
 
-/// The largest expert, bytes: its run is held in memory while it is read.
+/// The largest expert, in bytes. Its run is held in memory while it is read.
 const EXPERT_BYTES_MAX: u64 = 1 << 32;
 
 /// Why a model cannot be run.
@@ -37,8 +37,8 @@ pub enum ModelError {
     Expert { layer: usize, expert: usize, problem: String },
 }
 
-/// A stored weight that is infinite or not a number: whatever is computed with it is neither
-/// right nor the same on all devices.
+/// A stored weight that is infinite or NaN. Results computed with it are neither right nor the same
+/// on all devices.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
     "{of}, row {row}: {source}; the model is damaged: convert it again from a sound checkpoint"
@@ -50,24 +50,24 @@ pub struct NotFinite {
     pub source: QuantizeError,
 }
 
-/// A trunk tensor: its form and its bytes' places, in order.
+/// A trunk tensor: its shape, and the ranges that hold its bytes, in order.
 #[derive(Debug, Clone)]
 pub struct TrunkTensor {
     pub spec: MatrixSpec,
     pub pieces: Vec<ShardRange>,
 }
 
-/// One mixture-of-experts layer: its experts share a layout.
+/// One mixture-of-experts layer. All its experts have the same layout.
 #[derive(Debug, Clone)]
 pub struct MoeLayer {
     /// The model's layer number.
     pub layer: usize,
     pub layout: ExpertLayout,
-    /// One an expert: a single piece, unless the expert is larger than a shard.
+    /// The ranges of each expert: one, unless the expert is larger than a shard.
     pub places: Vec<Vec<ShardRange>>,
 }
 
-/// A model ready to be loaded into sessions.
+/// A model that can be loaded into sessions.
 #[derive(Clone)]
 pub struct Model {
     pub manifest: Arc<Manifest>,
@@ -130,7 +130,7 @@ impl Model {
         Ok(Self { manifest: Arc::new(manifest), graph: Arc::new(graph), trunk, moe, reader })
     }
 
-    /// Whether this device can run the model; the error is for people. Reads nothing.
+    /// Whether this device can run the model. The error is for people. Reads nothing.
     pub fn runs_on(&self, device: &dyn Device) -> Result<(), BackendError> {
         let layouts: Vec<_> = self.moe.iter().map(|layer| layer.layout).collect();
         device.supports(&self.graph, &layouts)
@@ -147,7 +147,7 @@ impl Model {
     }
 }
 
-/// The weight's tensor, if it is a matrix of its shape (or a vector where that has one row).
+/// The weight's tensor, if it has the weight's shape (a matrix, or a vector for a single row).
 fn find<'a>(manifest: &'a Manifest, weight: &Weight) -> Result<&'a TensorEntry, ModelError> {
     let &Weight { tensor: ref name, rows, cols, .. } = weight;
     let tensor =
@@ -163,7 +163,7 @@ fn find<'a>(manifest: &'a Manifest, weight: &Weight) -> Result<&'a TensorEntry, 
     Ok(tensor)
 }
 
-/// All experts of a layer; they must share one layout.
+/// All experts of a layer. They must have the same layout.
 fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, ModelError> {
     let mut places = Vec::with_capacity(moe.experts.len());
     let mut shared: Option<ExpertLayout> = None;
@@ -172,7 +172,7 @@ fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, ModelError> {
             |problem: String| ModelError::Expert { layer: moe.layer, expert: number, problem };
         let (layout, place) = expert(manifest, moe, number, &fail)?;
         if *shared.get_or_insert(layout) != layout {
-            return Err(fail("its layout differs from that of its layer's other experts".into()));
+            return Err(fail("its layout differs from that of the layer's other experts".into()));
         }
         places.push(place);
     }
@@ -184,7 +184,7 @@ fn layer(manifest: &Manifest, moe: &Moe) -> Result<MoeLayer, ModelError> {
     Ok(MoeLayer { layer: moe.layer, layout, places })
 }
 
-/// One expert: its three matrices as offsets into one run of bytes.
+/// One expert: the offsets of its three matrices in one run of bytes, and the ranges of that run.
 fn expert(
     manifest: &Manifest,
     moe: &Moe,
@@ -197,7 +197,7 @@ fn expert(
         _ => None,
     };
     let group = group.ok_or_else(|| {
-        fail("the manifest groups no tensors as it; convert the model again".into())
+        fail("the manifest has no group of tensors for it; convert the model again".into())
     })?;
     let matrix = |weight: &Weight| -> Result<MatrixSpec, ModelError> {
         let &Weight { tensor: ref name, rows, cols, .. } = weight;

@@ -1,8 +1,8 @@
 //! The arithmetic of sampling: from a logit to its key, its rank and its weight.
 //!
-//! What a token's odds are is decided in integers alone, so that the kernels
-//! (`kernels/shared/odds.wgsl`) come to the same choice bit by bit: WGSL lets f32
-//! arithmetic round either way, flush subnormals and be fused. Three steps:
+//! Probabilities are computed in integers only, so that the kernels (`kernels/shared/odds.wgsl`)
+//! make exactly the same choice: WGSL allows f32 arithmetic to round either way, to flush
+//! subnormals and to be fused. Three steps:
 //! - a *key* orders logits as `u32`s;
 //! - a *rank* is the distance below the highest logit, in 1/65536 octaves of probability;
 //!   tokens of one rank count as equally likely, the lower id first;
@@ -12,22 +12,22 @@ use pulp::Arch;
 
 use super::sampler::SamplerOptions;
 
-/// Tokens whose odds one workgroup looks after.
+/// Tokens that one workgroup handles.
 pub const CHUNK: usize = 1024;
-/// The largest vocabulary a device samples: 256 chunks.
+/// The largest vocabulary that a device samples: 256 chunks.
 pub const VOCAB_MAX: usize = 256 * CHUNK;
 /// The longest window of recent tokens that a device keeps.
 pub const WINDOW_MAX: usize = 256;
 
-/// The key of what is never chosen while a number is there: -inf, and what is not a number.
+/// The key of -inf and NaN. They are never chosen while any other logit is there.
 pub const FLOOR: u32 = 0x007f_ffff;
 /// The key of +inf.
 const INFINITE: u32 = 0xff80_0000;
 
-/// What a device reports instead of a token where a logit is infinite or not a number.
+/// What a device reports instead of a token if a logit is infinite or NaN.
 pub const REFUSED: u32 = u32::MAX;
 
-/// Ranks lie below it: 32 octaves. What is further down has no weight.
+/// All ranks are below it: 32 octaves. Tokens further down have no weight.
 pub const RANK_END: u32 = 1 << 21;
 /// The rank of a token without weight.
 pub const NEVER: u32 = u32::MAX;
@@ -36,7 +36,7 @@ pub const FINE_BITS: u32 = 10;
 pub const FINE: usize = 1 << FINE_BITS;
 pub const COARSE: usize = (RANK_END >> FINE_BITS) as usize;
 
-/// A logit's place in the order of all logits. The zeros tie.
+/// A logit's place in the order of all logits. Both zeros have the same key.
 pub const fn key(logit: f32) -> u32 {
     let bits = logit.to_bits();
     let magnitude = bits & 0x7fff_ffff;
@@ -56,16 +56,16 @@ const fn logit(key: u32) -> f32 {
     f32::from_bits(if key & 0x8000_0000 != 0 { key & 0x7fff_ffff } else { !key })
 }
 
-/// Sampling options as integers and single factors.
+/// Sampling options as integers and plain factors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Recipe {
     /// The highest key wins; nothing is drawn.
     pub greedy: bool,
-    /// Multiplies recent logits that are not positive.
+    /// The factor for recent tokens' logits that are not positive.
     pub penalty: f32,
-    /// Its reciprocal, for positive ones: WGSL's division is not exact.
+    /// Its reciprocal, for positive logits: WGSL's division is not exact.
     pub penalty_inverse: f32,
-    /// Recent tokens that count; 0 if there is no penalty.
+    /// How many recent tokens are penalised; 0 if there is no penalty.
     pub window: usize,
     /// Differences of logits are counted in units of `2^-unit`...
     unit: i32,
@@ -81,13 +81,13 @@ pub struct Recipe {
 impl Recipe {
     /// From options within their ranges.
     pub fn new(options: &SamplerOptions) -> Self {
-        // The likeliest alone is the highest logit, even where others have its rank.
+        // Top-1 means the highest logit, even if others have the same rank.
         let greedy = options.temperature == 0.0 || options.top_k == 1;
         let octaves = match options.temperature == 0.0 {
             true => 1.0,
             false => std::f64::consts::LOG2_E / f64::from(options.temperature),
         };
-        // log2 rounded down; an f32's reciprocal is no subnormal f64.
+        // log2, rounded down. An f32's reciprocal is never a subnormal f64.
         let exponent = (octaves.to_bits() >> 52) as i32 - 1023;
         let penalised = options.repetition_penalty != 1.0;
         Self {
@@ -106,7 +106,7 @@ impl Recipe {
         }
     }
 
-    /// The recent token's logit, less likely than it was.
+    /// A recent token's logit, made less likely.
     pub fn penalised(&self, logit: f32) -> f32 {
         logit * if logit > 0.0 { self.penalty_inverse } else { self.penalty }
     }
@@ -126,7 +126,7 @@ const fn two_to(exponent: i32) -> f64 {
 #[derive(Debug, Clone, Copy)]
 pub struct Ruler {
     max: u32,
-    /// Logits are read into fixed point, in units of `2^-unit`.
+    /// Logits are converted to fixed point, in units of `2^-unit`.
     unit: i32,
     factor: f64,
     /// The highest logit in fixed point.
@@ -173,7 +173,7 @@ impl Ruler {
         );
     }
 
-    /// Whether the highest is no number.
+    /// Whether the highest logit is infinite or NaN.
     const fn is_edge(&self) -> bool {
         self.max == INFINITE || self.max == FLOOR
     }
@@ -183,7 +183,7 @@ impl Ruler {
         if self.is_edge() {
             return if key == INFINITE { 0 } else { NEVER };
         }
-        // Exact but for what is dropped below the unit; -inf saturates.
+        // Exact except for what is dropped below the unit; -inf saturates.
         let fixed = (f64::from(logit(key)) * self.factor) as i64;
         let below = self.top.wrapping_sub(fixed) as u64;
         let below = if below == 0 {
@@ -197,14 +197,14 @@ impl Ruler {
     }
 }
 
-/// The rank so many units below the highest.
+/// The rank at this many units below the highest.
 #[inline(always)]
 const fn rank_of(below: u32, scale: u32) -> u32 {
     let rank = ((below as u64 * scale as u64) >> 35) as u32;
     if rank < RANK_END { rank } else { NEVER }
 }
 
-/// `2^31 * 2^(-rank / 65536)` within a relative 5e-7 while it is above `2^22`, falling with the
+/// `2^31 * 2^(-rank / 65536)` within a relative 5e-7 while it is above `2^22`, decreasing with the
 /// rank; 0 for [`NEVER`].
 #[inline(always)]
 pub const fn weight(rank: u32) -> u32 {
@@ -232,8 +232,8 @@ pub fn enough(total: u64, top_p: u32) -> u64 {
     ((u128::from(total) * u128::from(top_p)).div_ceil(1 << 32)) as u64
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): draw `n`, counted from 0, is a hash of
-/// `seed + (n + 1) * step`.
+/// SplitMix64 (Steele, Lea and Flood, 2014). Draw `n`, counted from 0, is a hash of `seed + (n + 1)
+/// * step`.
 pub const fn random(seed: u64, draw: u64) -> u64 {
     let mut z = seed.wrapping_add(draw.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -241,7 +241,7 @@ pub const fn random(seed: u64, draw: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A random number of 64 bits as one below `total`.
+/// Maps a random number of 64 bits to one below `total`.
 pub fn below(random: u64, total: u64) -> u64 {
     ((u128::from(random) * u128::from(total)) >> 64) as u64
 }

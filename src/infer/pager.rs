@@ -1,8 +1,8 @@
 //! The pager: brings the experts a layer needs into slots, wave by wave.
 //!
-//! `residency` decides, `reader` fetches, the backend is filled; this file ties
-//! them, counts and, where asked to, records. Invariant: `demands` equals the sum of
-//! hits over the tiers, and the experts recorded.
+//! `residency` decides, `reader` fetches, the backend's slots are filled. This file connects them,
+//! counts, and records if asked to. Invariant: `demands` equals the sum of hits over all tiers, and
+//! the number of experts recorded.
 
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ use doppler_store::{PolicyKind, Tier};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TierHits {
     pub vram: u64,
-    /// In the store's memory, or set aside by the device.
+    /// From the store's memory, or set aside by the device.
     pub ram: u64,
     pub disk: u64,
     pub peer: u64,
@@ -42,24 +42,25 @@ impl TierHits {
     }
 }
 
-/// What paging did so far.
+/// What paging has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PagerStats {
-    /// Experts asked for: one for each distinct expert of each layer of each step.
+    /// Experts asked for: each distinct expert of each layer of each step counts once.
     pub demands: u64,
     pub hits: TierHits,
     pub evictions: u64,
     /// Bytes put into slots.
     pub filled_bytes: u64,
-    /// Waves beyond a layer's first: its experts did not fit the slots at once.
+    /// Waves after a layer's first one, needed because its experts did not fit the slots at once.
     pub extra_waves: u64,
-    /// Experts read before their layer asked for them, and those of them that it asked for.
+    /// Experts read before their layer asked for them, and how many of those it did ask for.
     pub read_ahead: u64,
     pub read_ahead_used: u64,
 }
 
-/// With even routing a slot kept free makes a token miss one expert in `experts / top_k` more: at most so many bytes. They
-/// take about as long as the halt that it may spare (0.1 ms at 50 GB/s).
+/// The largest cost of keeping a slot free, in bytes. With even routing, one more free slot makes
+/// one token in `experts / top_k` miss one more expert. Reading this many bytes takes about as long
+/// as the halt that it may save (0.1 ms at 50 GB/s).
 const SPARE_BYTES_MAX: usize = 5 << 20;
 
 /// Expert slots and the way to fill them.
@@ -68,20 +69,20 @@ pub struct Pager {
     layers: Vec<MoeLayer>,
     reader: WeightReader,
     stats: PagerStats,
-    /// By expert id: the slots of the present wave.
+    /// The slots of the current wave, by expert id.
     wave: Vec<Option<Slot>>,
-    /// Experts served, once recording was asked for.
+    /// The experts served, if recording is on.
     trace: Option<Trace>,
-    /// Emptying slots ahead is worth what it costs, and was done for the next step.
+    /// Whether emptying slots ahead is worth its cost, and whether it was done for the next step.
     spares: bool,
     spared: bool,
-    /// Experts that the device finds by itself are counted, and are more recently used.
+    /// Whether experts that the device finds by itself are counted and count as used.
     counts: bool,
     ahead: Ahead,
 }
 
 impl Pager {
-    /// `policy` says who is evicted, in every class of slots.
+    /// `policy` decides which expert is evicted, in every class of slots.
     pub fn new(model: &Model, plan: &SlotPlan, policy: PolicyKind) -> Self {
         let counts: Vec<usize> = plan.classes.iter().map(|class| class.count).collect();
         Self {
@@ -100,27 +101,27 @@ impl Pager {
         }
     }
 
-    /// By MoE layer: how many experts it has.
+    /// How many experts each MoE layer has.
     pub fn experts(&self) -> Vec<usize> {
         self.layers.iter().map(|layer| layer.places.len()).collect()
     }
 
-    /// Whether experts that the device finds by itself are counted from now on.
+    /// Sets whether experts that the device finds by itself are counted from now on.
     pub const fn switch(&mut self, counts: bool) {
         self.counts = counts;
     }
 
-    /// Records into `trace` from the next step on.
+    /// From the next step on, records into `trace`.
     pub fn record(&mut self, trace: Trace) {
         self.trace = Some(trace);
     }
 
-    /// What was recorded; recording ends.
+    /// Ends recording and returns what was recorded.
     pub fn take_trace(&mut self) -> Option<Trace> {
         self.trace.take()
     }
 
-    /// A step of this many tokens begins.
+    /// Call when a step of this many tokens begins.
     pub fn begin(&mut self, tokens: usize) {
         self.ahead.clear();
         let spared = std::mem::take(&mut self.spared);
@@ -129,8 +130,9 @@ impl Pager {
         }
     }
 
-    /// Before a token on a device that brings experts by itself: empties slots for what it is likely to miss.
-    /// Not for experts so large that a halt costs less than what is missed for want of those slots.
+    /// Call before a token on a device that brings experts in by itself. Empties slots for the
+    /// experts that the token will probably miss, unless experts are so large that a halt costs
+    /// less than the misses that fewer slots cause.
     pub fn spare(&mut self, backend: &mut dyn Backend) {
         if !self.spares {
             return;
@@ -143,7 +145,7 @@ impl Pager {
         self.spared = true;
     }
 
-    /// Slots that hold nothing.
+    /// Empty slots.
     pub fn free(&self) -> Vec<Slot> {
         self.residency.free()
     }
@@ -162,7 +164,7 @@ impl Pager {
         self.residency.resident() < self.layers.iter().map(|layer| layer.places.len()).sum()
     }
 
-    /// Begins to read those of `likely` (experts of one layer, likeliest first) that have no slot.
+    /// Starts to read the experts in `likely` (of one layer, likeliest first) that have no slot.
     pub fn read_ahead(&mut self, moe: MoeId, likely: &[u32]) {
         let missing =
             |expert: &u32| self.residency.slot(ExpertKey { moe, expert: *expert }).is_none();
@@ -172,12 +174,12 @@ impl Pager {
         self.stats.read_ahead += begun as u64;
     }
 
-    /// Makes as many of `waiting` (distinct experts of one layer) resident as fit
-    /// at once, fetching the missing ones concurrently. Returns their slots by
-    /// expert id and leaves in `waiting` those that did not fit.
+    /// Makes as many of `waiting` (distinct experts of one layer) resident as fit at once, fetching
+    /// missing ones concurrently. Returns their slots by expert id, and leaves the experts that did
+    /// not fit in `waiting`.
     ///
-    /// `meanwhile` is told of those that are resident while others are being read, if there are both; then what is
-    /// returned are the others.
+    /// If some are resident and others must be read, `meanwhile` gets the resident ones while the
+    /// others are being read, and only the others are returned.
     pub fn next_wave(
         &mut self,
         moe: MoeId,
@@ -225,7 +227,7 @@ impl Pager {
         Ok(&self.wave)
     }
 
-    /// Makes `wave` these experts' slots.
+    /// Sets `wave` to the slots of these experts.
     fn list(&mut self, moe: MoeId, experts: &[(u32, Slot)]) {
         self.wave.clear();
         self.wave.resize(self.layers[usize::from(moe.0)].places.len(), None);
@@ -234,10 +236,10 @@ impl Pager {
         }
     }
 
-    /// Counts experts of one layer that the device found in their slots, or `brought` into free ones.
+    /// Counts the experts of one layer that the device found in their slots or `brought` into free
+    /// ones.
     ///
-    /// # Errors
-    /// A slot that was not free.
+    /// # Errors If a slot was not free.
     pub fn found(
         &mut self,
         moe: MoeId,
@@ -259,7 +261,8 @@ impl Pager {
                 continue;
             };
             if !self.residency.adopt(ExpertKey { moe, expert }, *slot) {
-                let what = format!("it put expert {expert} into {slot:?}, which is not free");
+                let what =
+                    format!("the device put expert {expert} into {slot:?}, which is not free");
                 return Err(BackendError::Lost(what).into());
             }
             backend.place(moe, expert, Some(*slot));
@@ -276,7 +279,7 @@ impl Pager {
     }
 
     /// Puts experts into their slots: those that the device set aside at once, the others as they
-    /// are fetched. `meanwhile` sees the wave's other slots while they are; returns what it said.
+    /// arrive. Meanwhile calls `meanwhile` with the wave's other slots, and returns its result.
     fn fill(
         &mut self,
         moe: MoeId,

@@ -1,4 +1,4 @@
-//! Paging changes no bit, counts add up, and too few slots are refused.
+//! Paging does not change a bit of the results, counts add up, and too few slots are refused.
 
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use super::slots::{SlotBudget, SlotPlan};
 use super::testing;
 use doppler_store::{DType, PolicyKind, ReadError};
 
-/// 3 sparse layers of 12 experts, top 3, and a dense layer: odd on purpose.
+/// 3 sparse layers of 12 experts, top 3, and a dense layer. The sizes are deliberately odd.
 fn config() -> Value {
     json!({
         "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 40, "intermediate_size": 56,
@@ -29,7 +29,7 @@ fn config() -> Value {
     })
 }
 
-/// Down projections of the last layer in another type: two slot classes.
+/// The last layer's down projections have another type, which makes two slot classes.
 fn two_classes(wanted: &testing::Wanted<'_>) -> DType {
     match wanted.name {
         name if name.contains("layers.3.mlp.experts") && name.contains("down") => DType::Q6K,
@@ -43,7 +43,7 @@ fn session(model: &Model, slots: SlotBudget) -> Result<Session, SessionError> {
     Session::new(model, &CpuDevice, &options)
 }
 
-/// Logits of a prompt in batches of 16 and of single tokens after it.
+/// Logits of a prompt in batches of 16, and of single tokens after it.
 fn logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
     session.reset();
     let mut all = vec![session.step(&tokens[..16], LogitRows::All).unwrap()];
@@ -73,7 +73,11 @@ fn a_quarter_of_the_experts_gives_the_same_bits_as_all_of_them() {
     assert_eq!(stats.pager.demands, stats.pager.hits.total());
     assert!(stats.pager.evictions > 0 && stats.pager.extra_waves > 0, "{stats:?}");
     let misses = stats.pager.hits.disk;
-    assert_eq!(misses, stats.pager.evictions + 9, "each miss took a free slot or evicted");
+    assert_eq!(
+        misses,
+        stats.pager.evictions + 9,
+        "each miss took a free slot or evicted an expert"
+    );
     let all = whole.stats().pager;
     assert_eq!(all.demands, stats.pager.demands, "the same experts were asked for");
     assert_eq!((all.evictions, all.extra_waves), (0, 0));
@@ -81,7 +85,8 @@ fn a_quarter_of_the_experts_gives_the_same_bits_as_all_of_them() {
     assert!(all.filled_bytes > 0 && all.filled_bytes < stats.pager.filled_bytes);
 }
 
-/// Layers add so little to the state that the next one's choice shows before they are computed.
+/// Layers change the state so little that the next layer's choice can be seen before they are
+/// computed.
 fn quiet(rng: &mut StdRng, wanted: &testing::Wanted<'_>) -> Vec<f32> {
     let adds = wanted.name.contains("o_proj") || wanted.name.contains("down");
     let scale = if adds { 1e-3 } else { 0.3 };
@@ -104,13 +109,13 @@ fn what_a_token_misses_is_read_before_it_asks() {
     assert!(stats.read_ahead_used * 2 > stats.read_ahead, "most guesses are right");
 
     let mut behind = session(&model, SlotBudget::Experts(12)).unwrap();
-    assert!(behind.switch_read_ahead(false), "this device guesses");
+    assert!(behind.switch_read_ahead(false), "this device can guess");
     assert_eq!(logits(&mut behind, &tokens), wanted);
     let other = behind.stats().pager;
     assert_eq!((other.read_ahead, other.read_ahead_used), (0, 0));
     assert_eq!((stats.hits, stats.evictions), (other.hits, other.evictions));
 
-    // Reads ahead that fail are made again, by whoever needs them.
+    // Reads ahead that fail are repeated when the expert is needed.
     reader.breaks_ahead.store(true, Ordering::Relaxed);
     let mut ahead = session(&model, SlotBudget::Experts(12)).unwrap();
     assert_eq!(logits(&mut ahead, &tokens), wanted);
@@ -136,8 +141,8 @@ fn experts_with_a_slot_run_while_the_others_are_read() {
         });
         (meanwhile, named(rest.unwrap()))
     };
-    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "nobody had a slot");
-    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "nobody is read");
+    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "no expert had a slot");
+    assert_eq!(wave(&[0, 1]), (None, vec![0, 1]), "nothing is read");
     assert_eq!(wave(&[1, 5]), (Some(vec![1]), vec![5]));
 }
 

@@ -1,10 +1,10 @@
-//! Perplexity of a token sequence: `exp` of the mean negative log-likelihood
-//! (nats a token), in windows that do not overlap.
+//! Perplexity of a token sequence: `exp` of the mean negative log-likelihood (nats per token), in
+//! windows that do not overlap.
 //!
-//! The text is cut into consecutive windows; each starts from an empty cache.
-//! With a beginning-of-sequence token every window starts with it, and all of
-//! the window's text tokens are scored; without one the window's first token is
-//! context only. So a token sees at most its own window.
+//! The text is cut into consecutive windows; each starts from an empty cache. If there is a
+//! beginning-of-sequence token, every window starts with it and all of the window's text tokens are
+//! scored. Otherwise the window's first token is context only. So a token sees at most its own
+//! window.
 
 use serde::Serialize;
 
@@ -15,8 +15,8 @@ use super::session::Session;
 /// How the text is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerplexityOptions {
-    /// Positions a window, a beginning-of-sequence token included; clamped to the
-    /// session's context, at least 2.
+    /// Positions per window, including a beginning-of-sequence token. Clamped to the session's
+    /// context; at least 2.
     pub window: usize,
     /// Put before each window.
     pub bos: Option<u32>,
@@ -26,7 +26,7 @@ pub struct PerplexityOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Perplexity {
     pub perplexity: f64,
-    /// Nats a token.
+    /// Nats per token.
     pub mean_nll: f64,
     /// Tokens scored.
     pub tokens: usize,
@@ -35,8 +35,7 @@ pub struct Perplexity {
 
 /// Scores `tokens`; `on_window` sees the running result after each window.
 ///
-/// # Errors
-/// If there is no token to score, which takes one before it; whatever a step errs with.
+/// # Errors If there is no token to score (a scored token needs one before it), or a step fails.
 pub fn perplexity(
     session: &mut Session,
     tokens: &[u32],
@@ -53,7 +52,7 @@ pub fn perplexity(
             continue;
         }
         session.reset();
-        // The last token's own prediction lies outside the window.
+        // What the last token predicts is outside the window.
         let mut targets = input[1..].iter();
         for batch in input[..input.len() - 1].chunks(session.batch()) {
             let logits = session.step(batch, LogitRows::All)?;

@@ -1,7 +1,7 @@
 //! Blocking reads of many runs of bytes at once, from the engine's own thread.
 //!
-//! Invariant: at most [`READS_MAX`] runs are under way, so at most that many results wait in
-//! memory, however much is asked for. A read that is dropped is given up.
+//! Invariant: at most [`READS_MAX`] runs are in flight, so at most that many results wait in
+//! memory, however much is asked for. Dropping a read cancels it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -18,10 +18,10 @@ use doppler_store::{
     ByteRange, Found, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
 };
 
-/// Runs under way at a time: enough to keep several peers busy.
+/// Runs in flight at a time: enough to keep several peers busy.
 const READS_MAX: usize = 16;
 
-/// Pieces of one run under way at a time.
+/// Pieces of one run in flight at a time.
 const PIECES_MAX: usize = 4;
 
 /// A range of one shard.
@@ -39,20 +39,20 @@ pub struct WeightReader {
 }
 
 impl WeightReader {
-    /// `runtime` runs the reads; it must have a thread of its own to run them on
-    /// (a multi-thread runtime, or a current-thread one being driven elsewhere).
+    /// `runtime` runs the reads. It must have a thread to run them on: a multi-thread runtime, or a
+    /// current-thread one that another thread drives.
     pub fn new(reader: Arc<dyn RangeReader>, runtime: Handle) -> Self {
         Self { reader, runtime }
     }
 
-    /// Begins to read a run of bytes, made of these pieces.
+    /// Starts to read a run of bytes made of these pieces.
     pub fn begin(&self, pieces: &[ShardRange], priority: Priority) -> Reading {
         let (reader, pieces) = (Arc::clone(&self.reader), pieces.to_vec());
         Reading(self.runtime.spawn(async move { run(reader.as_ref(), pieces, priority).await }))
     }
 
-    /// Reads runs of bytes, each made of the pieces given for it, concurrently; they come in whatever order they are
-    /// whole. The first of them are under way on return.
+    /// Reads runs of bytes concurrently, each made of the pieces given for it. They arrive in the
+    /// order in which they are completed. On return the first reads are in flight.
     pub fn runs<'a>(&self, runs: impl IntoIterator<Item = Run<'a>>) -> Runs<'a> {
         let waiting: VecDeque<_> = runs.into_iter().enumerate().collect();
         let mut runs = Runs { reader: self.clone(), waiting, under_way: FuturesUnordered::new() };
@@ -61,7 +61,7 @@ impl WeightReader {
     }
 }
 
-/// A run of bytes being read; given up when dropped.
+/// A run of bytes being read. Dropping it cancels the read.
 pub struct Reading(JoinHandle<Result<(Bytes, Tier), ReadError>>);
 
 impl Future for Reading {
@@ -83,17 +83,17 @@ impl Drop for Reading {
     }
 }
 
-/// A run of bytes to be read.
+/// A run of bytes to read.
 pub struct Run<'a> {
     pub pieces: &'a [ShardRange],
-    /// If its reading began earlier; should that fail, it is read once more.
+    /// Its read, if it was started earlier. If that fails, it is read once more.
     pub begun: Option<Reading>,
 }
 
 type Numbered = futures::future::BoxFuture<'static, (usize, Result<(Bytes, Tier), ReadError>)>;
 
-/// Runs being read. Each comes with its number, its bytes, and the slowest tier that any of its pieces came from.
-/// Blocks; panics if it is asked from within an async task.
+/// Runs being read. Yields each with its index, its bytes, and the slowest tier that any of its
+/// pieces came from. Blocks, and panics if called from within an async task.
 pub struct Runs<'a> {
     reader: WeightReader,
     waiting: VecDeque<(usize, Run<'a>)>,

@@ -1,8 +1,8 @@
 //! A generation checked against its model before anything is loaded or touched.
 //!
-//! Refuses what can be known beforehand: an empty prompt, one that the context does not hold, token
-//! ids that the vocabulary lacks, sampling options out of range. What passes fits the model, so a
-//! bad request never costs a load.
+//! Refuses what can be known in advance: an empty prompt, a prompt that does not fit the context,
+//! token ids outside the vocabulary, sampling options out of range. A request that passes fits the
+//! model, so a bad one never costs a load.
 
 use super::error::SessionError;
 use super::generate::{GenerateOptions, ROOM};
@@ -14,16 +14,17 @@ use super::sampler::Sampler;
 pub struct Request {
     pub prompt: Vec<u32>,
     pub options: GenerateOptions,
-    /// Positions that the generation may use: the prompt and at most `max_tokens`, no more than the
-    /// limit asked for and the model's own.
+    /// Positions that the generation may use: the prompt and at most `max_tokens`, within the
+    /// requested limit and the model's own.
     pub context: usize,
 }
 
 impl Request {
-    /// `limit`: positions that the caller allows; the model's own maximum if `None`.
+    /// `limit` is the number of positions that the caller allows; `None` means the model's own
+    /// maximum.
     ///
-    /// # Errors
-    /// An option out of range, a limit that the model was not made for, or a prompt that does not fit.
+    /// # Errors If an option is out of range, the model was not made for the limit, or the prompt
+    /// does not fit.
     pub fn check(
         graph: &Graph,
         prompt: Vec<u32>,
@@ -45,14 +46,14 @@ impl Request {
         if let Some(token) = prompt.iter().find(|token| **token as usize >= graph.vocab) {
             return Err(SessionError::Token { token: *token, vocab: graph.vocab });
         }
-        // A number of tokens without bound is bounded by the context.
+        // An unbounded number of tokens is bounded by the context.
         let context = prompt.len().saturating_add(options.max_tokens).min(limit);
         Ok(Self { prompt, options, context })
     }
 }
 
 impl Request {
-    /// Positions for which room is made before it begins.
+    /// Positions for which room is made before the generation begins.
     pub fn room(&self) -> usize {
         let tokens = self.options.max_tokens.min(ROOM);
         self.prompt.len().saturating_add(tokens).min(self.context)

@@ -1,12 +1,12 @@
 //! Which expert is in which slot: pure decisions, no bytes and no I/O.
 //!
-//! Invariants: a slot holds at most one expert; an expert needed by the wave
-//! being planned is never evicted for another of the same wave; whatever a
-//! layer asks for is served after finitely many waves, for every class has at
-//! least one slot.
+//! Invariants: a slot holds at most one expert. An expert that the wave being planned needs is
+//! never evicted for another of the same wave. Everything that a layer asks for is served after
+//! finitely many waves, because every class has at least one slot.
 //!
-//! A device that brings experts by itself puts them into free slots: [`Residency::spare`] keeps a few free,
-//! by how many a token has been missing of late, and [`Residency::adopt`] says what became of them.
+//! A device that brings experts in by itself puts them into free slots. [`Residency::spare`] keeps
+//! a few free, depending on how many experts tokens have missed recently. [`Residency::adopt`]
+//! records how they were filled.
 
 use std::collections::HashMap;
 
@@ -21,16 +21,16 @@ pub struct ExpertKey {
     pub expert: u32,
 }
 
-/// What one wave does. Every expert asked for is in exactly one of the lists.
+/// What one wave does. Every expert asked for is in exactly one of `hits`, `fills` and `waiting`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wave {
-    /// Resident already.
+    /// Already resident.
     pub hits: Vec<(u32, Slot)>,
-    /// To be filled now; counted resident from here on (see [`Residency::forget`]).
+    /// To be filled now. They count as resident from here on (see [`Residency::forget`]).
     pub fills: Vec<(u32, Slot)>,
     /// The experts that lost their slots to these.
     pub evicted: Vec<ExpertKey>,
-    /// For a later wave: no slot was left.
+    /// Left for a later wave, because no slot was free.
     pub waiting: Vec<u32>,
 }
 
@@ -38,20 +38,22 @@ pub struct Wave {
 struct Class {
     free: Vec<u32>,
     slots: HashMap<ExpertKey, u32>,
-    /// Costs are slots: each expert costs 1.
+    /// Costs are in slots: each expert costs 1.
     policy: Box<dyn Policy<ExpertKey>>,
-    /// Experts that got a slot since slots were last spared, and how many a token is expected to want.
+    /// Experts that got a slot since slots were last spared, and how many a token is expected to
+    /// need.
     entered: u32,
     expected: f32,
 }
 
-/// Of a class's slots, at most one in so many is kept free.
+/// At most one in this many of a class's slots is kept free.
 const SPARE_SHARE: usize = 8;
 
-/// Slots kept free beyond what is expected to be filled, in standard deviations of a Poisson distribution.
+/// Slots kept free beyond the expected number of fills, in standard deviations of a Poisson
+/// distribution.
 const SPARE_DEVIATIONS: f32 = 1.5;
 
-/// How fast the expectation follows what is seen.
+/// How fast the expectation follows observations.
 const EXPECTED_GAIN: f32 = 0.25;
 
 /// Slots and what they hold, over all classes.
@@ -62,7 +64,8 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// `counts` slots a class (each at least 1); `policy` makes the one that a class evicts by.
+    /// `counts` is the number of slots of each class (at least 1); `policy` makes each class's
+    /// eviction policy.
     pub fn new(
         counts: &[usize],
         class_of: Vec<u16>,
@@ -85,7 +88,7 @@ impl Residency {
         Some(Slot { class, index })
     }
 
-    /// Experts resident, over all classes.
+    /// Resident experts, over all classes.
     pub fn resident(&self) -> usize {
         self.classes.iter().map(|class| class.slots.len()).sum()
     }
@@ -118,7 +121,7 @@ impl Residency {
             };
             let Some(index) = index else {
                 wave.waiting.push(expert);
-                break; // every slot is needed by this wave
+                break; // this wave needs every slot
             };
             let key = ExpertKey { moe, expert };
             class.slots.insert(key, index);
@@ -130,7 +133,7 @@ impl Residency {
         wave
     }
 
-    /// Experts of one layer that were used where they are.
+    /// Marks experts of one layer as used where they are.
     pub fn touch(&mut self, moe: MoeId, used: &[u32]) {
         let class = &mut self.classes[usize::from(self.class_of[usize::from(moe.0)])];
         for expert in used {
@@ -138,8 +141,8 @@ impl Residency {
         }
     }
 
-    /// Before a token of its own step: empties slots until each class has as many free as the token is
-    /// likely to fill. Returns the experts that lost theirs.
+    /// Call before a single-token step. Empties slots until each class has as many free as the
+    /// token will probably fill. Returns the experts that lost theirs.
     pub fn spare(&mut self) -> Vec<ExpertKey> {
         let mut evicted = Vec::new();
         for class in &mut self.classes {
@@ -147,7 +150,7 @@ impl Residency {
             let entered = std::mem::take(&mut class.entered) as f32;
             class.expected += (entered.min(most as f32) - class.expected) * EXPECTED_GAIN;
             let likely = class.expected + SPARE_DEVIATIONS * class.expected.sqrt();
-            // What is left of an expectation never reaches zero.
+            // A decaying expectation never reaches zero.
             let wanted = ((likely - 0.1).ceil().max(0.0) as usize).min(most);
             while class.free.len() < wanted {
                 let Some((victim, index)) = class.evict(&|_| false) else { break };
@@ -158,7 +161,7 @@ impl Residency {
         evicted
     }
 
-    /// Slots that hold nothing, class by class.
+    /// Empty slots, class by class.
     pub fn free(&self) -> Vec<Slot> {
         let slots = (0..).zip(&self.classes).flat_map(|(id, class)| {
             class.free.iter().map(move |index| Slot { class: id, index: *index })
@@ -166,7 +169,8 @@ impl Residency {
         slots.collect()
     }
 
-    /// An expert is in a free slot now. False if that was not free, or the expert had a slot.
+    /// Records that an expert is now in a free slot. False if the slot was not free or the expert
+    /// already had one.
     pub fn adopt(&mut self, key: ExpertKey, slot: Slot) -> bool {
         let id = self.class_of[usize::from(key.moe.0)];
         let class = &mut self.classes[usize::from(id)];
@@ -181,7 +185,7 @@ impl Residency {
         true
     }
 
-    /// A fill failed: the slot holds nothing.
+    /// Call when a fill failed: the slot is empty.
     pub fn forget(&mut self, key: ExpertKey) {
         let class = &mut self.classes[usize::from(self.class_of[usize::from(key.moe.0)])];
         if let Some(index) = class.slots.remove(&key) {
@@ -192,7 +196,7 @@ impl Residency {
 }
 
 impl Class {
-    /// Takes the slot of the worst expert that is not needed; `None` if all are.
+    /// Takes the slot of the worst expert that is not needed. `None` if all are needed.
     fn evict(&mut self, needed: &dyn Fn(&ExpertKey) -> bool) -> Option<(ExpertKey, u32)> {
         let victim = *self.policy.victims(1, needed)?.first()?;
         self.policy.remove(&victim);
@@ -258,7 +262,7 @@ mod tests {
         let mut residency = lru(&[48, 2], vec![0, 1]);
         fill(&mut residency, LAYER, &(0..48).collect::<Vec<_>>());
         fill(&mut residency, MoeId(1), &[0, 1]);
-        // A prompt's worth of experts entered: an eighth of the slots at most.
+        // A whole prompt's experts entered; at most an eighth of the slots is freed.
         let mut evicted = residency.spare();
         for _ in 0..20 {
             evicted.extend(residency.spare());
@@ -268,12 +272,12 @@ mod tests {
         let free = residency.free();
         assert_eq!(free.len(), evicted.len());
         let gone = evicted[0];
-        assert!(!residency.adopt(gone, Slot { class: 1, index: 0 }), "of another class");
+        assert!(!residency.adopt(gone, Slot { class: 1, index: 0 }), "it is of another class");
         let taken = residency.slot(ExpertKey { moe: LAYER, expert: 47 }).unwrap();
-        assert!(!residency.adopt(gone, taken), "not free");
+        assert!(!residency.adopt(gone, taken), "it is not free");
         assert!(residency.adopt(gone, free[0]) && residency.slot(gone) == Some(free[0]));
         assert!(!residency.adopt(gone, free[0]), "twice");
-        // Nothing is missed any more: in the end nobody loses a slot for it.
+        // Once nothing is missed any more, no expert loses its slot.
         for _ in 0..40 {
             residency.spare();
         }

@@ -1,10 +1,10 @@
 //! From logits to the next token: greedy, or drawn after repetition penalty,
 //! temperature, top-k and top-p, in that order.
 //!
-//! Deterministic: the same options, logits and history give the same token on every
-//! machine and device, since odds are integers (`odds`). Nothing is sorted: thresholds come from
-//! histograms. A logit that is not a number is never chosen while another one is; a session refuses
-//! such a row before it comes here.
+//! Deterministic: the same options, logits and history give the same token on every machine and
+//! device, because probabilities are integers (`odds`). Nothing is sorted; thresholds come from
+//! histograms. A NaN logit is never chosen while any other logit is a number. A session refuses
+//! such a row before it gets here.
 
 use super::cpu::sample_cut::{Part, sample_cut};
 use super::cpu::sample_draw::sample_draw;
@@ -24,8 +24,8 @@ pub struct SamplerOptions {
     pub top_k: usize,
     /// Keep the likeliest whose probabilities reach `top_p` together; 1 means all.
     pub top_p: f32,
-    /// Logits of recent tokens are multiplied by its reciprocal where positive, by itself where
-    /// negative (Keskar et al., 2019); 1 means none.
+    /// Logits of recent tokens are divided by it if positive and multiplied by it if negative
+    /// (Keskar et al., 2019). 1 means no penalty.
     pub repetition_penalty: f32,
     /// How many recent tokens count as repetitions.
     pub repetition_window: usize,
@@ -58,17 +58,18 @@ pub struct SamplerError {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     recipe: Recipe,
-    /// The tokens accepted, so that it can go back.
+    /// The tokens accepted so far, kept for rewinding.
     accepted: Vec<u32>,
-    /// How many were accepted before the first choice. Draws are numbered from there, by place: what is chosen
-    /// at a place depends on what was accepted before it, not on what was drawn meanwhile.
+    /// How many tokens were accepted before the first choice. Draws are numbered from there by
+    /// position, so a choice depends on the tokens accepted before it and not on other draws in
+    /// between.
     first: Option<usize>,
     /// Draws made since the last one was accepted.
     pending: u64,
     scratch: Scratch,
 }
 
-/// What a choice needs and the next one overwrites.
+/// Working memory for a choice. The next choice overwrites it.
 #[derive(Debug, Clone, Default)]
 struct Scratch {
     /// Keys, then ranks.
@@ -100,26 +101,27 @@ impl Sampler {
         self.accepted.push(token);
     }
 
-    /// The token that was accepted after `index` others.
+    /// The accepted token number `index`, counted from 0.
     pub fn accepted(&self, index: usize) -> Option<u32> {
         self.accepted.get(index).copied()
     }
 
-    /// Becomes what it was when only the first `count` tokens were accepted.
+    /// Goes back to the state in which only the first `count` tokens were accepted.
     pub fn rewind(&mut self, count: usize) {
         self.accepted.truncate(count);
         self.pending = 0;
         self.first = self.first.filter(|first| *first <= self.accepted.len());
     }
 
-    /// Remembers a token that a device chose from this sampler's state: what
-    /// `sample` and `accept` would have left behind.
+    /// Remembers a token that a device chose from this sampler's state. Has the same effect as
+    /// `sample` and `accept`.
     pub fn follow(&mut self, token: u32) {
         self.first.get_or_insert(self.accepted.len());
         self.accept(token);
     }
 
-    /// The next token; `logits` has one entry a token of the vocabulary, at least one.
+    /// Chooses the next token. `logits` has one entry for each token of the vocabulary, and at
+    /// least one.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let draws = self.draws();
         self.first.get_or_insert(self.accepted.len());
@@ -141,12 +143,12 @@ impl Sampler {
         sample_draw(ranks, cut, parts, random)
     }
 
-    /// How it chooses.
+    /// The options, as the kernels take them.
     pub const fn recipe(&self) -> &Recipe {
         &self.recipe
     }
 
-    /// Draws made so far: the number of the next one.
+    /// The number of draws made so far, which is the number of the next draw.
     pub fn draws(&self) -> u64 {
         match self.first {
             Some(first) if !self.recipe.greedy => {
@@ -166,7 +168,7 @@ fn last(accepted: &[u32], count: usize) -> &[u32] {
     &accepted[accepted.len().saturating_sub(count)..]
 }
 
-/// The token with the highest logit; of equals the lowest. What is not a number counts as -inf.
+/// The token with the highest logit; among equals, the lowest id. NaN counts as -inf.
 pub fn greedy(logits: &[f32]) -> u32 {
     let max = logits.iter().map(|logit| key(*logit)).max();
     logits.iter().position(|logit| Some(key(*logit)) == max).unwrap_or(0) as u32
@@ -405,7 +407,7 @@ mod tests {
             let again: Vec<u32> = (keep..12).map(|_| next(&mut sampler)).collect();
             assert_eq!(again, tokens[keep..]);
         }
-        // A draw that was not accepted does not count either.
+        // A draw that was not accepted does not count, either.
         sampler.sample(&logits);
         sampler.rewind(13);
         assert_eq!(sampler.draws(), 12);

@@ -1,15 +1,15 @@
-//! A sequence as a value: its tokens, the blocks that hold their keys and values, its sampler.
+//! A sequence as a value: its tokens, the blocks that hold their keys and values, and its sampler.
 //!
-//! It belongs to the engine that made it, and outlives none of its steps: a fork or a snapshot shares
-//! blocks and costs no copy until one of them writes. Going back forgets tokens, positions and draws
-//! together, so that what follows is what would have followed had they never been.
+//! It belongs to the engine that made it. A fork or a snapshot shares blocks; nothing is copied
+//! until one of them writes. Rewinding forgets tokens, positions and draws together, so that the
+//! continuation is the same as if they had never been.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::kv::Table;
 use super::sampler::{Sampler, SamplerError, SamplerOptions};
 
-/// Numbers sequences, so that an engine knows whose tokens are in flight.
+/// Numbers the sequences, so that an engine knows whose tokens are in flight.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 fn number() -> u64 {
@@ -17,11 +17,11 @@ fn number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// One text under way.
+/// One text in progress.
 #[derive(Debug)]
 pub struct Sequence {
     number: u64,
-    /// Those whose keys and values the blocks hold.
+    /// The tokens whose keys and values the blocks hold.
     tokens: Vec<u32>,
     pub(super) table: Table,
     pub(super) sampler: Sampler,
@@ -29,26 +29,25 @@ pub struct Sequence {
     limit: usize,
 }
 
-/// A sequence as it was.
+/// A sequence's state at some moment.
 #[derive(Debug)]
 pub struct Snapshot(Sequence);
 
 impl Sequence {
-    /// An empty one of at most `limit` positions.
+    /// An empty sequence of at most `limit` positions.
     ///
-    /// # Errors
-    /// An option out of range.
+    /// # Errors If an option is out of range.
     pub fn new(options: SamplerOptions, limit: usize) -> Result<Self, SamplerError> {
         let sampler = Sampler::new(options)?;
         Ok(Self { number: number(), tokens: Vec::new(), table: Table::default(), sampler, limit })
     }
 
-    /// Tells it from every other, and from itself before it went back.
+    /// Identifies this sequence. Changes when it is rewound.
     pub(super) const fn number(&self) -> u64 {
         self.number
     }
 
-    /// Tokens that were fed; the next one is at position `len`.
+    /// How many tokens were fed. The next one is at position `len`.
     pub const fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -66,15 +65,14 @@ impl Sequence {
         self.limit
     }
 
-    /// May use so many positions from now on.
+    /// Sets how many positions it may use.
     pub const fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
-    /// Goes on with other sampling options: what was drawn so far counts as fed.
+    /// Continues with other sampling options. What was drawn so far counts as fed.
     ///
-    /// # Errors
-    /// An option out of range.
+    /// # Errors If an option is out of range.
     pub fn set_sampler(&mut self, options: SamplerOptions) -> Result<(), SamplerError> {
         let mut sampler = Sampler::new(options)?;
         self.tokens.iter().for_each(|token| sampler.accept(*token));
@@ -83,7 +81,7 @@ impl Sequence {
         Ok(())
     }
 
-    /// These tokens are fed next. What was chosen instead of them does not count as chosen.
+    /// Appends these tokens. If others were chosen in their place, those choices do not count.
     pub(super) fn feed(&mut self, tokens: &[u32]) {
         for token in tokens {
             if self.sampler.accepted(self.tokens.len()) != Some(*token) {
@@ -94,12 +92,14 @@ impl Sequence {
         }
     }
 
-    /// The last `count` tokens were not fed after all; what comes next may still be what it was.
+    /// Takes back the last `count` tokens, which were not computed after all. The sampler keeps its
+    /// choices.
     pub(super) fn unfeed(&mut self, count: usize) {
         self.tokens.truncate(self.tokens.len().saturating_sub(count));
     }
 
-    /// The token that its sampler chooses from the logits after the last one; it is to be fed next.
+    /// The token that the sampler chooses from the logits of the last token. The caller feeds it
+    /// next.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         self.sampler.rewind(self.tokens.len());
         let token = self.sampler.sample(logits);
@@ -107,7 +107,8 @@ impl Sequence {
         token
     }
 
-    /// Forgets the last `count` tokens (all, if there are fewer), with their positions and draws.
+    /// Forgets the last `count` tokens (or all, if there are fewer), with their positions and
+    /// draws.
     pub fn rewind(&mut self, count: usize) {
         let keep = self.tokens.len().saturating_sub(count);
         self.tokens.truncate(keep);
@@ -121,7 +122,7 @@ impl Sequence {
         self.rewind(usize::MAX);
     }
 
-    /// Another sequence that begins with all of this one, and goes its own way.
+    /// Another sequence that begins with all of this one. From then on they are independent.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
@@ -133,12 +134,13 @@ impl Sequence {
         }
     }
 
-    /// What it is now, to be restored later, as often as wanted. Its blocks are kept as long.
+    /// The current state, which can be restored later any number of times. It keeps its blocks
+    /// alive.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot(self.fork())
     }
 
-    /// Becomes what it was.
+    /// Returns to the state of a snapshot.
     pub fn restore(&mut self, snapshot: &Snapshot) {
         *self = snapshot.0.fork();
     }

@@ -1,5 +1,5 @@
-//! Sequences of one engine do not know of each other, going back is never having gone, and a context grows
-//! without a reload; on any device.
+//! Sequences of one engine are independent, rewinding leaves no trace, and a context grows without
+//! a reload; on any device.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -51,11 +51,11 @@ fn model(seed: u64) -> Model {
     })
 }
 
-/// A device, and what an engine on it is loaded with.
+/// A device, and the options of an engine on it.
 pub struct Bench<'a> {
     pub device: &'a dyn Device,
     pub kv: KvFormat,
-    /// Expert slots, of 36 experts.
+    /// Expert slots, for 36 experts.
     pub slots: usize,
 }
 
@@ -72,7 +72,7 @@ fn sequence(options: SamplerOptions) -> Sequence {
     Sequence::new(options, CONTEXT).unwrap()
 }
 
-/// A text under way: what it is fed next.
+/// A text in progress, and the token that it is fed next.
 struct Text {
     sequence: Sequence,
     next: u32,
@@ -87,7 +87,7 @@ impl Text {
         Self { sequence, next, tokens: vec![next] }
     }
 
-    /// Feeds what comes next; as many as `more` may be queued.
+    /// Feeds the next token; up to `more` may be queued.
     fn go(&mut self, engine: &mut Engine, more: usize) {
         self.next = engine.next(&mut self.sequence, self.next, more).unwrap();
         self.tokens.push(self.next);
@@ -101,11 +101,11 @@ impl Text {
 fn prompts(seed: u64) -> [Vec<u32>; 2] {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    // One ends within a block, one goes past its second.
+    // One ends within a block, the other goes past its second block.
     [50, 2 * BLOCK + 3].map(|len| (0..len).map(|_| rng.random_range(0..VOCAB)).collect())
 }
 
-/// `count` tokens after the prompt, on an engine of its own.
+/// `count` tokens after the prompt, on a separate engine.
 fn alone(
     bench: &Bench<'_>,
     model: &Model,
@@ -119,7 +119,7 @@ fn alone(
     text.tokens
 }
 
-/// Two sequences token by token in turns, in an engine that has room for neither at first.
+/// Two sequences alternate token by token, in an engine that initially has room for neither.
 pub fn interleaved(bench: &Bench<'_>, seed: u64) {
     let (model, prompts, count) = (model(seed), prompts(seed), 20);
     for options in [GREEDY, DRAWN] {
@@ -128,11 +128,11 @@ pub fn interleaved(bench: &Bench<'_>, seed: u64) {
         let mut texts = prompts.each_ref().map(|p| Text::new(&mut engine, options, p));
         for i in 1..count {
             for text in &mut texts {
-                // Tokens queued ahead are landed when the other sequence comes.
+                // Tokens queued ahead are dropped when the other sequence runs.
                 text.go(&mut engine, count - i);
             }
         }
-        // And in turns of several.
+        // And several tokens at a time.
         assert_eq!(texts.map(|text| text.tokens), want, "{options:?}");
         let mut texts = prompts.each_ref().map(|p| Text::new(&mut engine, options, p));
         for i in 1..count {
@@ -146,11 +146,11 @@ pub fn interleaved(bench: &Bench<'_>, seed: u64) {
         for prompt in &prompts {
             Text::new(&mut engine, options, prompt);
         }
-        assert_eq!(engine.positions(), held, "blocks of what was dropped are used again");
+        assert_eq!(engine.positions(), held, "blocks of dropped sequences are reused");
     }
 }
 
-/// Going back by any number of tokens, within a block and over its end, and going on.
+/// Rewinds by various numbers of tokens, within a block and across its boundary, and continues.
 pub fn rewound(bench: &Bench<'_>, seed: u64) {
     let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
     for options in [GREEDY, DRAWN] {
@@ -161,13 +161,13 @@ pub fn rewound(bench: &Bench<'_>, seed: u64) {
             while text.tokens.len() < count {
                 text.go(&mut engine, 4);
             }
-            assert_eq!(text.tokens, want, "before going back by {back}");
+            assert_eq!(text.tokens, want, "before rewinding by {back}");
             text.sequence.rewind(back);
             text.tokens.truncate(count - back);
             text.next = text.tokens[text.tokens.len() - 1];
             assert_eq!(text.sequence.len(), prompt.len() + text.tokens.len() - 1);
         }
-        // Another token than before, and back again.
+        // Takes another token, then rewinds again.
         let other = (text.next + 1) % VOCAB;
         engine.next(&mut text.sequence, other, 1).unwrap();
         text.sequence.rewind(1);
@@ -178,7 +178,8 @@ pub fn rewound(bench: &Bench<'_>, seed: u64) {
     }
 }
 
-/// A fork goes its own way and leaves the other untouched; a snapshot is what was.
+/// A fork continues independently and leaves the original untouched. A snapshot restores the
+/// earlier state.
 pub fn forked(bench: &Bench<'_>, seed: u64) {
     let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
     for options in [GREEDY, DRAWN] {
@@ -188,7 +189,7 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
         (0..5).for_each(|_| text.go(&mut engine, 4));
         let snapshot = text.sequence.snapshot();
         let (mut fork, kept) = (text.fork(), text.tokens.clone());
-        // The fork writes into the block that both have begun.
+        // The fork writes into the block that both share.
         let other = (fork.next + 1) % VOCAB;
         fork.next = engine.next(&mut fork.sequence, other, 1).unwrap();
         for _ in 0..15 {
@@ -199,7 +200,7 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
             text.go(&mut engine, 4);
         }
         assert_eq!(text.tokens, want, "{options:?}");
-        // What the fork wrote is what a sequence of its tokens alone would have.
+        // The fork's cache is what a sequence of its tokens alone would have.
         let mut twin = sequence(options);
         engine.prefill(&mut twin, fork.sequence.tokens()).unwrap();
         let step = |engine: &mut Engine, sequence: &mut Sequence| {
@@ -208,7 +209,7 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
         };
         let (got, want_logits) =
             (step(&mut engine, &mut fork.sequence), step(&mut engine, &mut twin));
-        // The twin's tokens came as a prompt, which is another class on a GPU.
+        // The twin's tokens came as a prompt, which is another numeric class on a GPU.
         let off = got[0].iter().zip(&want_logits[0]).map(|(a, b)| (a - b).abs());
         assert!(off.fold(0.0, f32::max) < 2e-2, "{options:?}");
         for _ in 0..2 {
@@ -223,7 +224,7 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
     }
 }
 
-/// Rows of several sequences in one step are what each would have been alone.
+/// Rows of several sequences in one step give what each sequence gives alone.
 pub fn stepped(bench: &Bench<'_>, seed: u64) {
     let (model, prompts) = (model(seed), prompts(seed));
     let single = |tokens: &[u32]| {
@@ -248,7 +249,7 @@ pub fn stepped(bench: &Bench<'_>, seed: u64) {
     for i in 0..2 {
         assert!([first[i].clone(), then[i].clone()] == want[i][..], "row {i}");
     }
-    // One that does not fit stops all of them.
+    // If one does not fit, none of them runs.
     let (tokens, logits) = (&[1][..], LogitRows::Last);
     let mut rows = [
         Rows { sequence: &mut a, tokens, logits },
@@ -304,7 +305,7 @@ fn what_the_budget_has_no_room_for_is_refused_and_what_there_was_goes_on() {
     engine.prefill(&mut sequence, &[1; 24]).unwrap();
     let foreign = load(SlotBudget::All).prefill(&mut sequence, &[1]);
     assert!(matches!(foreign, Err(SessionError::Foreign)));
-    // The blocks of a sequence that is gone are another's.
+    // The blocks of a dropped sequence go to another.
     drop(sequence);
     engine.prefill(&mut self::sequence(GREEDY), &[1; 60]).unwrap();
 }
@@ -335,7 +336,7 @@ fn a_value_that_no_f16_holds_is_counted_where_the_cache_has_f16() {
         session.step(&[1, 2, 3], LogitRows::Last).unwrap();
         assert_eq!(session.engine().clamped(), clamped, "{kv:?}");
     }
-    // A check does not pass over it, however near the logits are.
+    // A check reports it, however close the logits are.
     let (input_ids, greedy) = (vec![1, 2, 3], Vec::new());
     let logits = load(KvFormat::F32).step(&input_ids, LogitRows::All).unwrap();
     let expected = Expected { input_ids, logits, vocab: 16, greedy };

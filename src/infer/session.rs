@@ -1,4 +1,4 @@
-//! An engine and one sequence on it, for whoever runs only one: checks, measurements, a local run.
+//! An engine with a single sequence: for checks, measurements and local runs.
 
 use super::backend::{Counters, Device, LogitRows};
 use super::engine::{CONTEXT_DEFAULT, Engine, EngineStats, LoadOptions, Rows};
@@ -8,7 +8,7 @@ use super::sampler::SamplerOptions;
 use super::sequence::Sequence;
 use super::trace::Trace;
 
-/// One sequence of a model on a device. Its context is the one that the engine was loaded for.
+/// One sequence of a model on a device. Its context is the one for which the engine was loaded.
 pub struct Session {
     engine: Engine,
     sequence: Sequence,
@@ -23,14 +23,14 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let context =
             options.context.unwrap_or_else(|| model.graph.context_max.min(CONTEXT_DEFAULT));
-        // Its one sequence never needs a longer batch than its context.
+        // A single sequence never needs a batch longer than its context.
         let batch = options.batch.min(context);
         let options = LoadOptions { context: Some(context), batch, ..*options };
         let engine = Engine::load(model, device, &options)?;
         Ok(Self { engine, sequence: Sequence::new(SamplerOptions::default(), context)? })
     }
 
-    /// Both parts.
+    /// The engine and the sequence.
     pub const fn parts(&mut self) -> (&mut Engine, &mut Sequence) {
         (&mut self.engine, &mut self.sequence)
     }
@@ -39,8 +39,8 @@ impl Session {
         &self.engine
     }
 
-    /// Runs 1..=batch tokens at the present position and returns the logits
-    /// asked for, `[rows, vocab]`.
+    /// Runs 1..=batch tokens at the current position and returns the requested logits, `[rows,
+    /// vocab]`.
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         let rows = Rows { sequence: &mut self.sequence, tokens, logits };
         Ok(self.engine.step(&mut [rows])?.pop().unwrap_or_default())
@@ -56,7 +56,7 @@ impl Session {
         self.engine.prefill(&mut self.sequence, tokens)
     }
 
-    /// The token that the sampler chooses from the logits after the last one.
+    /// The token that the sampler chooses from the logits of the last token.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         self.sequence.choose(logits)
     }
@@ -66,15 +66,14 @@ impl Session {
         self.engine.profile(&mut self.sequence, token)
     }
 
-    /// Forgets the sequence; experts stay resident.
+    /// Forgets the sequence. Experts stay resident.
     pub fn reset(&mut self) {
         self.sequence.clear();
     }
 
-    /// Forgets the sequence and chooses by other options from now on.
+    /// Forgets the sequence, and uses other sampling options from now on.
     ///
-    /// # Errors
-    /// An option out of range.
+    /// # Errors If an option is out of range.
     pub fn reset_with(&mut self, options: SamplerOptions) -> Result<(), SessionError> {
         self.sequence.clear();
         Ok(self.sequence.set_sampler(options)?)
@@ -105,7 +104,7 @@ impl Session {
         self.engine.take_trace()
     }
 
-    /// Tokens in the cache.
+    /// The number of tokens in the cache.
     pub const fn position(&self) -> usize {
         self.sequence.len()
     }
@@ -115,7 +114,7 @@ impl Session {
         self.sequence.limit()
     }
 
-    /// The most tokens a step carries.
+    /// The most tokens of a step.
     pub const fn batch(&self) -> usize {
         self.engine.batch()
     }
@@ -129,7 +128,7 @@ impl Session {
         self.engine.describe()
     }
 
-    /// What the device did so far, loading included.
+    /// What the device has done so far, including loading.
     pub fn counters(&self) -> Counters {
         self.engine.counters()
     }

@@ -1,11 +1,11 @@
-//! How many expert slots of which size: a budget shared out over size classes.
+//! How many expert slots of which size: divides a budget among size classes.
 //!
-//! A class that is larger than what the device can reach at once is divided into classes
-//! of whole layers, so that each layer's slots stay within one reach.
+//! If a class is larger than what a dispatch can bind at once (its reach), it is divided into
+//! classes of whole layers, so that each layer's slots are within one reach.
 //!
-//! Invariant: every class has at least one token's demand (top-k experts in each
-//! of its layers) and at most all its experts; a budget that cannot give every
-//! class its demand is refused, naming the smallest that can.
+//! Invariant: every class has slots for at least one token's demand (top-k experts in each of its
+//! layers) and at most for all its experts. A budget that cannot give every class its demand is
+//! refused; the error names the smallest that can.
 
 use super::backend::{Backend, BackendError, SlotClass};
 use super::error::SessionError;
@@ -18,9 +18,9 @@ pub enum SlotBudget {
     /// A slot for every expert.
     #[default]
     All,
-    /// Device bytes of everything: trunk, activations, KV cache and slots.
+    /// Device bytes for everything: trunk, activations, KV cache and slots.
     Device(u64),
-    /// Device bytes of expert slots; the trunk and the caches are not in it.
+    /// Device bytes for expert slots only, without trunk and caches.
     Bytes(u64),
     /// This many experts.
     Experts(usize),
@@ -36,19 +36,19 @@ pub struct SlotPlan {
     pub bytes: u64,
 }
 
-/// What is known of a class before slots are shared out.
+/// What a class needs, known before slots are divided.
 #[derive(Debug, Clone, Copy)]
 struct Need {
     /// Device bytes of one slot.
     slot_bytes: u64,
-    /// Slots one token fills: top-k for each layer.
+    /// Slots that one token fills: top-k for each layer.
     demand: usize,
     /// Experts in all its layers.
     experts: usize,
 }
 
 impl SlotPlan {
-    /// Shares `budget` out over the classes of the model's experts.
+    /// Divides `budget` among the classes of the model's experts.
     pub fn new(
         model: &Model,
         backend: &dyn Backend,
@@ -59,8 +59,8 @@ impl SlotPlan {
         Self::over(model, slot_bytes, backend.class_bytes_max(), trunk, budget)
     }
 
-    /// As `new`, for slots of `slot_bytes` an expert of that layout, at most `class_bytes_max` of
-    /// them within reach, beside `trunk` bytes of everything else.
+    /// As `new`, where a slot of a layout takes `slot_bytes`, at most `class_bytes_max` of a class
+    /// are within reach, and everything else takes `trunk` bytes.
     pub fn over(
         model: &Model,
         slot_bytes: impl Fn(&ExpertLayout) -> u64,
@@ -118,14 +118,13 @@ impl SlotPlan {
     }
 }
 
-/// Of the bytes that there was no room for, what is tried next.
+/// After an allocation fails, this fraction of its bytes is tried next.
 const SMALLER: (u64, u64) = (3, 4);
 
-/// The first plan that `alloc` finds room for on `device`, beginning with `plan` and going down; `smaller` makes one of at
-/// most so many bytes, or the smallest for one token.
+/// Tries `plan`, then smaller plans, until `alloc` finds room on `device`. `smaller` makes a plan
+/// of at most the given bytes, or the smallest that serves one token.
 ///
-/// # Errors
-/// What `alloc` said of the last plan, or at once if it was not short of memory.
+/// # Errors The error of `alloc` for the last plan, or its first error other than a lack of memory.
 pub fn settle<D: ?Sized>(
     device: &mut D,
     mut plan: SlotPlan,
@@ -145,7 +144,7 @@ pub fn settle<D: ?Sized>(
     }
 }
 
-/// A MoE layer's class and what it asks of it.
+/// A MoE layer's class, and what the layer needs of it.
 #[derive(Debug, Clone, Copy)]
 struct Layer {
     class: usize,
@@ -153,10 +152,11 @@ struct Layer {
     experts: usize,
 }
 
-/// Divides each class whose slots are out of one `reach` (in slots) by layers. Returns the
-/// slots of each class, the class it comes from, and the class of each layer.
+/// Divides each class that is larger than `reach` (in slots) by layers. Returns the slots of each
+/// new class, the class that it comes from, and the class of each layer.
 ///
-/// A single layer that is out of reach by itself is cut down to it, if its demand is within.
+/// If a single layer is larger than the reach, its slots are reduced to the reach, provided that
+/// its demand fits.
 fn divide(
     counts: &[usize],
     layers: &[Layer],
@@ -167,7 +167,7 @@ fn divide(
         let reach = reach(class).max(1);
         let members: Vec<usize> = (0..layers.len()).filter(|i| layers[*i].class == class).collect();
         let demand: usize = members.iter().map(|i| layers[*i].demand).sum();
-        // As many parts as keep each within reach, of about as many whole layers each.
+        // The fewest parts that are within reach, each of about the same number of whole layers.
         let layer_slots = count.div_ceil(members.len().max(1)).max(1);
         let parts = members.len().div_ceil((reach / layer_slots).max(1)).max(1);
         let mut spare = count - demand;
@@ -193,9 +193,9 @@ fn divide(
     (divided, from, class_of)
 }
 
-/// Slots a class where only their number counts, as [`SlotBudget::Experts`] shares them
-/// out. `classes`: for each, the slots that one token fills and the experts it has.
-/// `None` if there are too few for one token.
+/// Slots of each class for a budget in slots, as [`SlotBudget::Experts`] divides it. `classes`
+/// holds for each class the slots that one token fills and its number of experts. `None` if there
+/// are too few slots for one token.
 pub fn share_slots(classes: &[(usize, usize)], slots: usize) -> Option<Vec<usize>> {
     let need = |(demand, experts): &(usize, usize)| Need {
         slot_bytes: 0,
@@ -206,15 +206,15 @@ pub fn share_slots(classes: &[(usize, usize)], slots: usize) -> Option<Vec<usize
     share(&needs, SlotBudget::Experts(slots), 0).ok()
 }
 
-/// Device bytes of all but the slots: trunk weights, activations, KV cache.
+/// Device bytes of everything except slots: trunk weights, activations, KV cache.
 pub fn trunk_bytes(model: &Model, backend: &dyn Backend) -> u64 {
     let weights = model.trunk.iter().map(|tensor| backend.weight_bytes(&tensor.spec));
     weights.sum::<u64>() + backend.fixed_bytes()
 }
 
-/// Slots a class: first every class's demand, then the class furthest from
-/// holding all its experts gets the next, while the budget lasts. `trunk`: device
-/// bytes that a [`SlotBudget::Device`] must hold besides.
+/// Slots of each class. Every class first gets its demand. Then, while the budget lasts, the next
+/// slot goes to the class that is furthest from holding all its experts. `trunk` is the device
+/// bytes that a [`SlotBudget::Device`] must hold as well.
 fn share(needs: &[Need], budget: SlotBudget, trunk: u64) -> Result<Vec<usize>, SessionError> {
     let smallest_slots: usize = needs.iter().map(|need| need.demand).sum();
     let smallest_bytes: u64 = needs.iter().map(|n| n.demand as u64 * n.slot_bytes).sum();
@@ -278,7 +278,7 @@ mod tests {
     fn a_class_out_of_reach_is_divided_by_layers_and_every_demand_is_kept() {
         let layers: Vec<Layer> =
             (0..7).map(|i| Layer { class: usize::from(i == 6), demand: 2, experts: 16 }).collect();
-        // Within reach: as it was.
+        // Within reach: unchanged.
         let (counts, from, class_of) = divide(&[96, 16], &layers, |_| 96);
         assert_eq!((counts, from), (vec![96, 16], vec![0, 1]));
         assert_eq!(class_of, [0, 0, 0, 0, 0, 0, 1]);
@@ -296,11 +296,11 @@ mod tests {
             let used: usize = counts[..counts.len() - 1].iter().sum();
             assert!(used <= count && used + reach > count.min(6 * 16), "{counts:?}");
         }
-        // Layers are whole: 21 slots reach two layers of eight, not two and a half.
+        // Layers stay whole: 21 slots reach two layers of eight, not two and a half.
         let sixteen = [Layer { class: 0, demand: 2, experts: 8 }; 16];
         let (counts, ..) = divide(&[128], &sixteen, |_| 21);
         assert_eq!(counts, [16; 8]);
-        // One layer's demand is out of reach: left to be reached piece by piece.
+        // One layer's demand is larger than the reach: it is left as it is.
         let (counts, ..) = divide(&[12, 2], &layers, |_| 1);
         assert_eq!(counts, [2; 7]);
     }

@@ -1,16 +1,16 @@
-//! How a weight of the graph is made of a checkpoint's stored tensors.
+//! How a weight of the graph is made from a checkpoint's stored tensors.
 //!
-//! A family declares what it wants; `load::recipe` carries it out row by row. A stored
-//! tensor is seen as a matrix: its last dimension is a row, all others together count the
-//! rows. So a stack of experts `[experts, rows, cols]` is one tall matrix, and one expert
-//! is a slice of it. The plain case, [`Source::Itself`], costs nothing: bytes as stored.
+//! A family declares what it needs; `load::recipe` carries it out row by row. A stored tensor is
+//! treated as a matrix: its last dimension is the row, and the product of the others is the number
+//! of rows. So a stack of experts `[experts, rows, cols]` is one tall matrix, and one expert is a
+//! slice of it. The plain case, [`Source::Itself`], costs nothing: the bytes are used as stored.
 
 use std::ops::Range;
 
 /// Where a weight's values come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Source {
-    /// The stored tensor that has the weight's own name.
+    /// The stored tensor with the weight's own name.
     #[default]
     Itself,
     /// The stored tensor of this name.
@@ -19,16 +19,16 @@ pub enum Source {
     Rows { of: Box<Source>, take: Take },
     /// Some columns of another source.
     Cols { of: Box<Source>, take: Take },
-    /// Sources of one width, one below the other.
+    /// Sources of the same width, one below the other.
     Concatenate(Vec<Source>),
-    /// Rows become columns.
+    /// The transpose of another source.
     Transpose(Box<Source>),
-    /// Rows seen as `[.., outer, inner]` become `[.., inner, outer]`.
+    /// Rows in the order `[.., outer, inner]` are reordered to `[.., inner, outer]`.
     Permute { of: Box<Source>, outer: usize, inner: usize },
-    /// Each value plus one, as F32: norms that are stored as their distance from 1.
+    /// Each value plus one, as F32. For norms that are stored as the difference from 1.
     AddOne(Box<Source>),
-    /// The first of these whose stored tensors are all there; for architectures whose
-    /// checkpoints come in several forms.
+    /// The first of these whose stored tensors all exist. For architectures whose checkpoints come
+    /// in several forms.
     FirstOf(Vec<Source>),
 }
 
@@ -72,8 +72,8 @@ impl Source {
         Self::AddOne(Box::new(self))
     }
 
-    /// Calls `each` with every stored tensor that it speaks of, alternatives included; `own` is
-    /// the weight's own name.
+    /// Calls `each` with the name of every stored tensor that it mentions, including alternatives.
+    /// `own` is the weight's own name.
     pub fn names<'a>(&'a self, own: &'a str, each: &mut dyn FnMut(&'a str)) {
         match self {
             Self::Itself => each(own),

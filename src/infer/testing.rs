@@ -1,4 +1,4 @@
-//! Models in memory for tests: any config, weights from a function or a checkpoint.
+//! Models in memory for tests, of any config, with weights from a function or a checkpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -24,18 +24,18 @@ use doppler_store::{
     DType, Found, Manifest, Priority, RangeReader, ReadError, ReadRequest, ShardId, Tier,
 };
 
-/// Tests' readers run here.
+/// The runtime for the tests' readers.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"))
 }
 
-/// Shards in memory, claimed to be on disk; can be told to lose what it has.
+/// Shards in memory that claim to be on disk. Can be told to fail reads.
 #[derive(Default)]
 pub struct MemoryReader {
     shards: HashMap<ShardId, Bytes>,
     pub broken: AtomicBool,
-    /// Fails those reads that nobody waits for yet.
+    /// Fail reads that nobody waits for yet.
     pub breaks_ahead: AtomicBool,
 }
 
@@ -59,7 +59,7 @@ pub struct Wanted<'a> {
     pub cols: usize,
 }
 
-/// Shards being filled: the trunk's, then the experts'.
+/// Shards being filled: first the trunk's, then the experts'.
 #[derive(Default)]
 struct Builder {
     shards: Vec<Vec<u8>>,
@@ -94,8 +94,8 @@ impl Builder {
     }
 }
 
-/// Stores rows as `quantize` does, but those that it refuses, too: a weight that is not finite
-/// is written as it is, or becomes the scale of its block.
+/// Stores rows as `quantize` does, but accepts weights that are not finite: such a weight is
+/// written as it is or becomes the scale of its block.
 fn store(dtype: DType, values: &[f32], cols: usize) -> Vec<u8> {
     let sound = |value: &f32| if value.is_finite() { *value } else { 0.0 };
     let mut bytes = Vec::new();
@@ -109,7 +109,7 @@ fn store(dtype: DType, values: &[f32], cols: usize) -> Vec<u8> {
         match dtype {
             DType::F32 => block.copy_from_slice(&odd.to_le_bytes()),
             DType::Bf16 => block.copy_from_slice(&half::bf16::from_f32(*odd).to_le_bytes()),
-            // Q6_K keeps its scale last, the others first.
+            // Q6_K has its scale at the end of the block, the others at the start.
             DType::Q6K => block[208..].copy_from_slice(&half::f16::from_f32(*odd).to_le_bytes()),
             _ => block[..2].copy_from_slice(&half::f16::from_f32(*odd).to_le_bytes()),
         }
@@ -201,14 +201,14 @@ pub fn converted(dir: &Path, quantization: Quantization, shard_bytes: u64) -> Mo
     Model::open(manifest, reader).unwrap()
 }
 
-/// Whether a reference's logits are so insensitive that a cache in half precision keeps the bound
-/// for f32: those of the first collection.
+/// Whether a reference's logits are so insensitive that a half-precision cache stays within the
+/// bound for f32. True for the first collection.
 pub fn keeps_in_half_precision(dir: &Path) -> bool {
     doppler_testing::shared("goldens").is_some_and(|goldens| dir.starts_with(goldens))
 }
 
-/// The reference checkpoints of families that are known here, those with experts or those
-/// without. Of a known family, only what is refused as not supported is left out.
+/// The reference checkpoints of known families, with or without experts. Of a known family, only
+/// checkpoints that are refused as unsupported are left out.
 pub fn references(with_experts: bool) -> Vec<PathBuf> {
     let wanted = |dir: &PathBuf| {
         let config = std::fs::read(dir.join("config.json")).unwrap();
@@ -227,7 +227,7 @@ pub fn references(with_experts: bool) -> Vec<PathBuf> {
     doppler_testing::references().into_iter().filter(wanted).collect()
 }
 
-/// A checkpoint in the Hugging Face layout, its bf16 weights as they are.
+/// A checkpoint in the Hugging Face layout, with its bf16 weights unchanged.
 pub fn checkpoint(dir: &Path, dtype: impl Fn(&Wanted<'_>) -> DType) -> Model {
     let config: Value =
         serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();

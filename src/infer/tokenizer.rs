@@ -1,29 +1,29 @@
-//! Text to token ids and back, by a Hugging Face `tokenizer.json`.
+//! Text to token ids and back, using a Hugging Face `tokenizer.json`.
 //!
-//! Owns the end-of-text ids and streaming: text is given out only when it is
-//! whole characters, and exactly as the whole sequence would decode.
+//! Owns the end-of-text ids and streaming. Text is emitted only in whole characters, and is exactly
+//! what the whole sequence would decode to.
 
-/// The longest prompt, bytes; a model's context is far smaller.
+/// The longest prompt, in bytes. A model's context is far smaller.
 pub const PROMPT_BYTES_MAX: usize = 16 << 20;
 
-/// How many tokens a character may be spread over before its bytes are given
-/// out as they are (a UTF-8 character has at most four).
+/// Over how many tokens a character may be spread before its bytes are emitted as they are (a UTF-8
+/// character has at most four).
 const HELD_TOKENS_MAX: usize = 16;
 
-/// Why text was not tokenized or tokens not turned to text.
+/// Why text could not be tokenized, or tokens could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizerError {
     #[error("tokenizer.json is not usable: {0}")]
     File(String),
     #[error("the text could not be tokenized: {0}")]
     Encode(String),
-    #[error("tokens could not be turned to text: {0}")]
+    #[error("the tokens could not be decoded: {0}")]
     Decode(String),
     #[error("the text is {0} bytes long, more than {PROMPT_BYTES_MAX}")]
     TooLong(usize),
 }
 
-/// A tokenizer and the ids that end a text.
+/// A tokenizer, and the ids that end a text.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -37,8 +37,8 @@ fn line(error: &dyn std::fmt::Display) -> String {
 impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`; `eos` are the ids that end a text.
     ///
-    /// The file's `truncation` and `padding` are for batches of training text: they would clip
-    /// prompts or fill them up. They are reset, as Transformers resets them.
+    /// The file's `truncation` and `padding` are meant for batches of training text. They would
+    /// clip or pad prompts, so they are reset, as Transformers does.
     pub fn from_bytes(bytes: &[u8], eos: Vec<u32>) -> Result<Self, TokenizerError> {
         let unusable = |error: tokenizers::Error| TokenizerError::File(line(&error));
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unusable)?;
@@ -47,7 +47,7 @@ impl Tokenizer {
         Ok(Self { inner, eos })
     }
 
-    /// Ids of the text, special tokens that the tokenizer puts around it included.
+    /// Ids of the text, including special tokens that the tokenizer puts around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > PROMPT_BYTES_MAX {
             return Err(TokenizerError::TooLong(text.len()));
@@ -57,8 +57,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The special tokens that the tokenizer puts before every text; for most models one, the
-    /// beginning of the sequence, or none.
+    /// The special tokens that the tokenizer puts before every text. For most models this is the
+    /// beginning-of-sequence token or nothing.
     pub fn prefix(&self) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode("a", true);
         let encoding = encoding.map_err(|error| TokenizerError::Encode(line(&error)))?;
@@ -66,7 +66,7 @@ impl Tokenizer {
         Ok(encoding.get_ids()[..special.count()].to_vec())
     }
 
-    /// Ids of the text alone, without the special tokens around it.
+    /// Ids of the text only, without special tokens around it.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > PROMPT_BYTES_MAX {
             return Err(TokenizerError::TooLong(text.len()));
@@ -76,12 +76,12 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of the ids, special tokens left out.
+    /// The text of the ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner.decode(ids, true).map_err(|error| TokenizerError::Decode(line(&error)))
     }
 
-    /// Tokens in the vocabulary, added ones included.
+    /// The number of tokens in the vocabulary, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -94,8 +94,8 @@ impl Tokenizer {
         &self.eos
     }
 
-    /// A stream of text, token by token, that goes on after `context` (a prompt's
-    /// tokens, whose text it does not repeat).
+    /// A stream of text, token by token, that continues `context` (a prompt's tokens, whose text it
+    /// does not repeat).
     pub fn stream(&self, context: &[u32]) -> TextStream<'_> {
         let keep = context.len().min(HELD_TOKENS_MAX);
         let window = context[context.len() - keep..].to_vec();
@@ -103,23 +103,22 @@ impl Tokenizer {
     }
 }
 
-/// Turns tokens into text as they come.
+/// Turns tokens into text as they arrive.
 ///
-/// A token's text may depend on the one before it (a leading space) and its
-/// bytes may be part of a character. So each step decodes a short window twice,
-/// without and with what is new, and gives out the difference. Ids that the
-/// tokenizer does not know (a padded vocabulary) have no text.
+/// A token's text may depend on the one before it (a leading space) and its bytes may be part of a
+/// character. So each step decodes a short window twice, without and with the new token, and emits
+/// the difference. Ids that the tokenizer does not know (padding of the vocabulary) have no text.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The last tokens whose text is out, then those still held back.
+    /// The last tokens whose text was emitted, then those still held back.
     window: Vec<u32>,
-    /// How many of the window are out.
+    /// How many tokens of the window were emitted.
     given: usize,
 }
 
 impl TextStream<'_> {
-    /// The text that this token completes, possibly none yet.
+    /// The text that this token completes, possibly empty.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.window.push(id);
         self.give_out(self.window.len() - self.given >= HELD_TOKENS_MAX)
@@ -138,7 +137,8 @@ impl TextStream<'_> {
         }
         let text = match after.strip_prefix(&before) {
             Some(text) => text.to_owned(),
-            // Bytes that seemed a character turned out to be none. What is out is out.
+            // Bytes that looked like a character turned out not to be one. Emitted text cannot be
+            // taken back.
             None => after.chars().skip(before.chars().count()).collect(),
         };
         let out = self.window.len();
@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    /// Every byte a token, as GPT-2 spells bytes, and one merge-free special token.
+    /// One token per byte, spelled as GPT-2 does, and one special token; no merges.
     fn bytes_tokenizer() -> Tokenizer {
         let spelled: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
         let mut vocab = serde_json::Map::new();
@@ -293,7 +293,8 @@ mod tests {
         assert!(all.starts_with("call\u{e9}") && all.ends_with('x'), "{all:?}");
     }
 
-    /// What the page's own tokenizer (web/src/engine/tokenizer.ts) is held to, and this one with it.
+    /// The cases that the page's own tokenizer (web/src/engine/tokenizer.ts) must match, checked
+    /// for this one, too.
     #[test]
     fn ids_are_those_that_the_page_is_held_to() {
         let file = include_bytes!("../../models/tiny-mixtral-q4_k_m/tokenizer.json");

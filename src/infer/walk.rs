@@ -1,7 +1,8 @@
-//! A step op by op: the graph cut at its `Experts` ops, and before a layer's choice where the next one's can be
-//! guessed.
+//! A step that runs op by op: the graph is cut at its `Experts` ops, and also before a layer's
+//! choice of experts if the next layer's choice can be guessed there.
 //!
-//! A backend that runs a step so keeps a [`Walk`]; it says when the host has to bring experts.
+//! A backend that runs steps in this way keeps a [`Walk`], which says when the host must load
+//! experts.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use super::graph::{Buf, Graph, MoeId, Op};
 #[derive(Debug, Clone)]
 enum Part {
     Run(Range<usize>),
-    /// `ops` choose the next layer's experts from what is the state here; as a guess, and for nothing else.
+    /// `ops` choose the next layer's experts from the current state. The result is only a guess.
     Guess {
         ops: Range<usize>,
         op: usize,
@@ -28,9 +29,9 @@ enum Part {
 #[derive(Debug, Clone, Default)]
 pub struct Walk {
     parts: Vec<Part>,
-    /// The part that comes next.
+    /// The next part.
     at: usize,
-    /// The `Experts` op whose waves are run.
+    /// The `Experts` op whose waves are running.
     waits: Option<usize>,
 }
 
@@ -39,7 +40,7 @@ impl Walk {
         Self { parts: parts(graph), at: 0, waits: None }
     }
 
-    /// A step begins.
+    /// Call when a step begins.
     pub const fn start(&mut self) {
         self.at = 0;
         self.waits = None;
@@ -47,15 +48,14 @@ impl Walk {
 
     /// The `Experts` op at which the step waits.
     ///
-    /// # Errors
-    /// It waits for none.
+    /// # Errors If it does not wait.
     pub fn waits(&self) -> Result<usize> {
         self.waits.ok_or_else(|| {
-            BackendError::Unsupported("experts of a step that waits for none".into())
+            BackendError::Unsupported("running experts of a step that does not wait for any".into())
         })
     }
 
-    /// Runs on to where the host is needed, or to the end.
+    /// Runs until the host is needed, or to the end.
     pub fn advance(&mut self, ops: &mut impl Ops, guess: bool) -> Result<Progress> {
         if let Some(op) = self.waits.take() {
             ops.finish_experts(op)?;
@@ -81,7 +81,8 @@ impl Walk {
     }
 }
 
-/// Cuts the graph at its `Experts` ops, and before a layer's choice where the next one's can be guessed.
+/// Cuts the graph at its `Experts` ops, and before a layer's choice of experts if the next layer's
+/// can be guessed there.
 fn parts(graph: &Graph) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut start = 0;
@@ -108,16 +109,17 @@ fn parts(graph: &Graph) -> Vec<Part> {
     parts
 }
 
-/// The ops that choose a layer's experts from the state: a norm, the router, the choice. Where two layers' use the same
-/// buffers, the one run just before the other changes nothing that the other reads.
+/// The ops that choose a layer's experts from the state: a norm, the router, the choice. If two
+/// layers' ops use the same buffers, running one set just before the other changes nothing that the
+/// other reads.
 struct Choice {
     ops: Range<usize>,
-    /// State, normed state, router's logits.
+    /// The state, the normalised state, the router's logits.
     buffers: [Buf; 3],
 }
 
 impl Choice {
-    /// Those before the `Experts` op at `op`, if they are just these.
+    /// The three ops before the `Experts` op at `op`, if they are these.
     fn before(graph: &Graph, op: usize) -> Option<Self> {
         let ops = op.checked_sub(3)?..op;
         let [

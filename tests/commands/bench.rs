@@ -245,7 +245,7 @@ fn prompts_are_recorded_and_all_policies_replayed() {
     assert!(rates[4..].iter().all(|hits| *hits == rates[4]), "all resident: {rates:?}");
 
     fs::write(&file, "nothing of the kind\n").unwrap();
-    run(["trace", "replay", text(&file)]).fails(&["a.trace", "no routing trace"]);
+    run(["trace", "replay", text(&file)]).fails(&["a.trace", "not a routing trace"]);
 }
 
 #[test]

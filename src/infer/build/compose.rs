@@ -1,4 +1,5 @@
-//! A kernel's text out of its file and those it includes (the directives are in build.rs).
+//! Composes a kernel's text from its file and the files it includes (build.rs lists the
+//! directives).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,7 +71,7 @@ fn choices(line: &str) -> (&str, Vec<String>) {
 }
 
 impl Composed {
-    /// Appends the text of `file` with its includes in place of their lines.
+    /// Appends the text of `file`, with each include line replaced by what it includes.
     fn append(&mut self, root: &Path, file: &str, text: &str, picked: &Picked) {
         for line in text.lines() {
             let declared = line.strip_prefix("struct ").and_then(|rest| rest.split_once(' '));
@@ -99,7 +100,7 @@ impl Composed {
         }
     }
 
-    /// Appends a file, or the section of it that `#` names, unless it is there.
+    /// Appends a file, or the section of it that `#` names, unless it was included already.
     fn include(&mut self, root: &Path, path: &str, picked: &Picked) {
         if !self.seen.insert(path.to_owned()) {
             return;

@@ -1,6 +1,8 @@
-//! The weight formats that kernels are made for, and what shared/pieces.wgsl asks of those of one kernel.
+//! The weight formats that kernels are made for, and the functions that shared/pieces.wgsl needs
+//! for the formats of one kernel.
 //!
-//! The table itself is the store's (src/store/formats.rs); a format's number in a kernel is its place there.
+//! The table itself is the store's (src/store/formats.rs). A format's number in a kernel is its
+//! index there.
 
 use std::fmt::Write as _;
 
@@ -38,15 +40,15 @@ macro_rules! pairs {
 
 crate::formats_together!(pairs);
 
-/// Stands for every format in a kernel that reads the matrix's own.
+/// Stands for all formats, in a kernel that looks at the matrix's format.
 const ANY: &str = "any";
 
-/// Every format's name, as its files and kernels have it.
+/// Every format's name, as in the names of its files and kernels.
 pub fn each() -> Vec<String> {
     FORMATS.iter().map(|format| format.file.to_owned()).collect()
 }
 
-/// What `//!for formats` stands for: every format, every pair that is read together, and any.
+/// What `//!for formats` stands for: every format, every pair that occurs together, and "any".
 pub fn each_and_together() -> Vec<String> {
     let pairs = TOGETHER.iter().map(|pair| pair.map(|variant| of(variant).file).join("_"));
     each().into_iter().chain(pairs).chain([ANY.to_owned()]).collect()
@@ -69,7 +71,8 @@ pub fn pieces(choice: &str) -> (Vec<String>, String) {
     (sections.collect(), text)
 }
 
-/// A function whose value depends on the matrix's format; nothing is asked where all agree.
+/// Writes a function whose value depends on the matrix's format. If all formats agree, it does not
+/// look.
 fn choose(text: &mut String, header: &str, values: impl Iterator<Item = (usize, String)>) {
     let mut cases: Vec<(String, Vec<String>)> = Vec::new();
     for (number, value) in values {
@@ -102,7 +105,7 @@ fn of(variant: &str) -> &'static Format {
     named.unwrap_or_else(|| panic!("formats_together! names {variant}, which is no format"))
 }
 
-/// Weights that an invocation takes at once: a piece, or of a plain format a vec4's.
+/// Weights that an invocation takes at once: a piece, or for plain formats those of a vec4.
 const fn width(format: &Format) -> u32 {
     if format.block_len > 1 { 32 } else { 16 / format.block_bytes }
 }

@@ -1,9 +1,9 @@
 //! Rust structs for the kernels' uniforms, with the names, types and padding that naga gives them.
 //!
 //! One `#[repr(C)]` struct a WGSL struct; `Params` is named after the file that declares it
-//! (`decode_linear.wgsl`: `DecodeLinear`; `shared/linear_params.wgsl`: `Linear`). Refuses what no
-//! kernel of ours needs: matrices, arrays whose elements are padded, types other than 32-bit numbers.
-//! Invariant: two structs of one name are the same struct.
+//! (`decode_linear.wgsl`: `DecodeLinear`; `shared/linear_params.wgsl`: `Linear`). Refuses what our
+//! kernels do not need: matrices, arrays with padded elements, types other than 32-bit numbers.
+//! Invariant: structs of the same name are the same struct.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,13 +11,13 @@ use std::fmt::Write as _;
 use naga::proc::Layouter;
 use naga::{ArraySize, Handle, Module, ScalarKind, Type, TypeInner};
 
-/// The structs met so far: their Rust text, by name.
+/// The structs seen so far: their Rust text, by name.
 #[derive(Default)]
 pub struct Structs(BTreeMap<String, String>);
 
 impl Structs {
-    /// Takes a uniform's struct and those within it; returns its name in Rust.
-    /// `files` says where each struct is declared.
+    /// Adds a uniform's struct and the structs within it. Returns its name in Rust. `files` says
+    /// where each struct is declared.
     pub fn take(
         &mut self,
         module: &Module,
@@ -38,7 +38,7 @@ impl Structs {
         self.0.values().flat_map(|text| [text.as_str(), "\n"]).collect()
     }
 
-    /// The Rust type that lies in memory as this one does.
+    /// The Rust type with the same memory layout.
     fn rust(&mut self, within: Within<'_>, ty: Handle<Type>) -> String {
         match &within.module.types[ty].inner {
             TypeInner::Scalar(scalar) => number(*scalar).to_owned(),
@@ -95,7 +95,7 @@ impl Structs {
     }
 }
 
-/// What the types of one kernel are looked up in.
+/// Where the types of one kernel are looked up.
 #[derive(Clone, Copy)]
 struct Within<'a> {
     module: &'a Module,
@@ -108,7 +108,7 @@ fn number(scalar: naga::Scalar) -> &'static str {
         (ScalarKind::Uint, 4) => "u32",
         (ScalarKind::Sint, 4) => "i32",
         (ScalarKind::Float, 4) => "f32",
-        _ => panic!("a uniform holds {scalar:?}, which is no number of 32 bits"),
+        _ => panic!("a uniform holds {scalar:?}, which is not a 32-bit number"),
     }
 }
 

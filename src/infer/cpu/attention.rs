@@ -1,7 +1,7 @@
 //! Causal grouped-query attention over the cache: `softmax(scale * q.k) v`.
 //!
-//! Query head `h` reads key/value head `h / (heads / kv_heads)`. With a window
-//! `w` a token sees the last `w` positions, itself included.
+//! Query head `h` reads key/value head `h / (heads / kv_heads)`. With a window `w` a token sees the
+//! last `w` positions, including its own.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::kv_write::Cache;
 use super::simd;
 
-/// What stays the same over a batch.
+/// The parameters that are the same for a whole batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
     pub heads: usize,
@@ -19,7 +19,8 @@ pub struct Attention {
     pub position: usize,
 }
 
-/// `q` and `out` are `[T, heads * head_dim]`; the cache holds the batch's positions already, in `blocks`.
+/// `q` and `out` are `[T, heads * head_dim]`. The cache already holds the batch's positions, in
+/// `blocks`.
 pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, out: &mut [f32]) {
     let head_dim = cache.head_dim;
     let group = params.heads / cache.kv_heads;

@@ -1,4 +1,4 @@
-//! The same as [`attention`](super::attention::attention) over a cache of f16; the device's
-//! form on cooperative matrices keeps queries and weights to 22 bits.
+//! The same as [`attention`](super::attention::attention) over an f16 cache. The device's variant
+//! for cooperative matrices keeps 22 bits of queries and weights.
 
 pub use super::attention::attention as attention_coop;

@@ -1,4 +1,4 @@
-//! The same as [`attention`](super::attention::attention); the device's form for many tokens
-//! differs in what shares the reading of the cache.
+//! The same as [`attention`](super::attention::attention). The device's variant for many tokens
+//! only reads the cache for several queries at once.
 
 pub use super::attention::attention as attention_tile;

@@ -1,4 +1,4 @@
-//! How fast this machine's memory is: what the CPU backend is compared with.
+//! The bandwidth of this machine's memory, with which the CPU backend is compared.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,14 +7,14 @@ use rayon::prelude::*;
 
 use crate::backend::Bandwidth;
 
-/// Above any cache.
+/// Larger than any cache.
 const BYTES: usize = 256 << 20;
-/// What one thread reads at a time.
+/// Words that one thread reads at a time.
 const PART_WORDS: usize = 1 << 17;
-/// Measurements; the best counts, for what disturbs one only ever slows it.
+/// Measurements. The best one counts, because disturbances only ever slow one down.
 const ROUNDS: usize = 4;
 
-/// Reads by all threads, and copies by one, which is how a slot is filled.
+/// Measures reads by all threads, and copies by one thread, which is how a slot is filled.
 pub fn bandwidth() -> Bandwidth {
     let mut words = vec![1_u64; BYTES / 8];
     let (mut read, mut copied) = (0.0_f64, 0.0_f64);

@@ -1,6 +1,6 @@
-//! `kernels/copy.wgsl`: moves bytes, to see how fast that is.
+//! `kernels/copy.wgsl`: copies bytes, to measure bandwidth.
 
-/// `result = source`, as far as both go.
+/// `result = source`, over the shorter length.
 pub fn copy(source: &[u32], result: &mut [u32]) {
     let count = source.len().min(result.len());
     result[..count].copy_from_slice(&source[..count]);

@@ -1,8 +1,8 @@
-//! A buffer set aside where a token has halted.
+//! Saves a buffer when a token has halted.
 
-/// Copies `source` to word `at` of `aside`, if the state says that layer `halt` (from 1) halted the
-/// token at `position`. `state`: the layer that halted or 0, any word, the halted token's position
-/// from 1.
+/// Copies `source` to word `at` of `aside`, if the state says that layer `halt` (counted from 1)
+/// halted the token at `position`. `state` holds the layer that halted or 0, an unused word, and
+/// the halted token's position, counted from 1.
 pub fn decode_aside(
     source: &[u32],
     state: &[u32],

@@ -1,8 +1,8 @@
-//! One token's attention by splits of the positions that it sees (flash decoding: Dao et al., 2023), over a
-//! cache of f16 that its key and value join first.
+//! One token's attention, by splits of the positions that it sees (flash decoding: Dao et al.,
+//! 2023), over an f16 cache to which its key and value are added first.
 //!
-//! A split is whole tiles of 32 positions, as many of them as the others. What it leaves of a head is
-//! weighted by the distance from its own highest score; `decode_combine` puts the splits together.
+//! A split is a number of whole tiles of 32 positions, the same for all splits. Its result for a
+//! head is relative to its own highest score; `decode_combine` combines the splits.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::kv::row;
 /// Positions of one tile (kernels/shared/splits.wgsl).
 pub const TILE: usize = 32;
 
-/// How the positions that the token at `position` sees are shared out.
+/// How the positions that a token sees are divided into splits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Splits {
     /// The positions seen.
@@ -25,7 +25,7 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// At most `most` splits; of the positions up to its own, the token sees the last `window`.
+    /// At most `most` splits. The token sees the last `window` positions up to its own.
     pub fn of(position: usize, window: Option<usize>, most: usize) -> Self {
         let end = position + 1;
         let first = window.map_or(0, |window| end.saturating_sub(window));
@@ -47,14 +47,14 @@ pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Pairs `(i, i + pairs)` of a head that are rotated.
+    /// The pairs `(i, i + pairs)` of a head are rotated.
     pub pairs: usize,
     pub window: Option<usize>,
     pub splits_max: usize,
     pub scale: f32,
 }
 
-/// Norm weights over a head of queries and of keys.
+/// Norm weights for the heads of queries and of keys.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadNorms<'a> {
     pub q: &'a [f32],
@@ -62,7 +62,8 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
-/// A layer's keys and values, `[blocks, BLOCK, kv_heads, head_dim]` each, and which of those blocks are the sequence's.
+/// A layer's keys and values, `[blocks, BLOCK, kv_heads, head_dim]` each, and the blocks that
+/// belong to the sequence.
 #[derive(Debug)]
 pub struct Caches<'a> {
     pub blocks: &'a [u32],
@@ -71,14 +72,14 @@ pub struct Caches<'a> {
 }
 
 impl Attention {
-    /// Where a head's share of `split` begins in `partial`: `head_dim` sums of weighted values, the highest score, the sum
-    /// of weights, two words that nobody uses.
+    /// Where the result of a head's `split` begins in `partial`: `head_dim` sums of weighted
+    /// values, the highest score, the sum of weights, two unused words.
     pub const fn partial_at(&self, head: usize, split: usize, splits: usize) -> usize {
         (head * splits + split) * (self.head_dim + 4)
     }
 
-    /// A head normalised (if `norm` says by which weights, and with which epsilon) and rotated by
-    /// `rotations`, (cos, sin) of each pair.
+    /// A head, normalised (if `norm` gives weights and epsilon) and rotated by `rotations`, the
+    /// (cos, sin) of each pair.
     pub fn rotated(
         &self,
         head: &[f32],
@@ -114,8 +115,8 @@ impl Attention {
         rotated.map(|x| x * scale).collect()
     }
 
-    /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value the cache holds already, in
-    /// `blocks`.
+    /// Attention of `queries` (`[heads, head_dim]`) at `position`, whose key and value are already
+    /// in the cache, in `blocks`.
     pub fn attend(
         &self,
         position: usize,
@@ -156,8 +157,9 @@ impl Attention {
     }
 }
 
-/// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products gave them; `rotations` the
-/// position's (cos, sin), `[pairs]`; `partial` is `[heads, splits, head_dim + 4]`. Returns how many elements the caches clamped.
+/// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products
+/// wrote them. `rotations` are the position's (cos, sin), `[pairs]`. `partial` is `[heads, splits,
+/// head_dim + 4]`. Returns how many elements were clamped in the caches.
 pub fn decode_attention(
     params: &Attention,
     position: usize,
@@ -185,7 +187,7 @@ pub fn decode_attention(
     clamped
 }
 
-/// The nearest finite f16 (as `kv_write` has it).
+/// The nearest finite f16, as in `kv_write`.
 fn halved(x: f64) -> f16 {
     f16::from_f64(x.clamp(f16::MIN.to_f64(), f16::MAX.to_f64()))
 }

@@ -1,10 +1,11 @@
-//! The splits that `decode_attention` left put together, packed for the product that follows.
+//! Combines the splits of `decode_attention`, packed for the product that follows.
 
 use super::decode_attention::{Attention, Splits};
 use super::pack::pack;
 
-/// `partial` is `[heads, splits, head_dim + 4]` as `decode_attention` writes it; `packed` takes a packed vector of
-/// `heads * head_dim`: each head's weighted values over its weights, as one softmax over all splits gives them.
+/// `partial` is `[heads, splits, head_dim + 4]` as `decode_attention` writes it. `packed` receives
+/// a packed vector of `heads * head_dim`: each head's weighted values divided by the sum of
+/// weights, as one softmax over all splits.
 pub fn decode_combine(params: &Attention, position: usize, partial: &[f32], packed: &mut [u32]) {
     let dim = params.head_dim;
     let splits = Splits::of(position, params.window, params.splits_max).count;

@@ -1,12 +1,13 @@
-//! The second half of one token's experts, weighted and added up.
+//! The second half of one token's experts: down projections, weighted and summed.
 
 use super::matrix::Matrix;
 use super::pack::{Packed, packed_words, products};
 use crate::graph::ExpertLayout;
 
-/// `result[hidden] = sum of weight * (down . inner)` over the choices, added to what was there if it `adds`. `x` is by choice a packed vector (`pack`) of `ff`;
-/// `slots` the experts' stored bytes; `routed` by choice the slot and the routing weight. A halted step's choices are all
-/// `None`, and change nothing.
+/// `result[hidden] = sum of weight * (down . inner)` over the choices, added to the old `result` if
+/// it `adds`. `x` holds for each choice a packed vector (`pack`) of `ff`, `slots` the experts'
+/// stored bytes, `routed` for each choice the slot and the routing weight. A halted step's choices
+/// are all `None` and change nothing.
 pub fn decode_expert_down(
     x: &[u32],
     slots: &[&[u8]],

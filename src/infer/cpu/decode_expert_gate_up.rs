@@ -1,13 +1,13 @@
-//! [`decode_gate_up`] with each of one token's chosen experts, where they lie in their slots.
+//! [`decode_gate_up`] for each of one token's chosen experts, in their slots.
 
 use super::decode_gate_up::decode_gate_up;
 use super::matrix::Matrix;
 use super::pack::packed_words;
 use crate::graph::{Activation, ExpertLayout};
 
-/// `x` is a packed vector (`pack`) of `hidden`; `slots` the experts' stored bytes; `routed` by choice the slot and the routing weight,
-/// `None` if the step is halted; `packed` by choice a packed vector of `ff`. A choice without a slot
-/// leaves its vector as it is.
+/// `x` is a packed vector (`pack`) of `hidden`. `slots` holds the experts' stored bytes, `routed`
+/// for each choice the slot and the routing weight (`None` if the step is halted), `packed` for
+/// each choice a packed vector of `ff`. A choice without a slot leaves its vector unchanged.
 pub fn decode_expert_gate_up(
     x: &[u32],
     slots: &[&[u8]],

@@ -1,7 +1,7 @@
-//! Experts from where they were set aside into slots, as words.
+//! Copies experts from host memory, where they were set aside, into slots.
 
-/// Copies for each choice that has one the expert at its place of `spill` into its slot of `slots`, both `stride` words
-/// apart. `fetches`: by choice, the place and the slot.
+/// For each choice in `fetches` that has a place and a slot, copies the expert at that place of
+/// `spill` into that slot of `slots`. Both hold an expert every `stride` words.
 pub fn decode_fetch(
     spill: &[u32],
     slots: &mut [u32],

@@ -5,7 +5,8 @@ use super::matrix::Matrix;
 use super::pack::{Packed, pack, products};
 use crate::graph::Activation;
 
-/// `x` is a packed vector (`pack`) of the matrices' columns, `packed` one of their rows.
+/// `x` is a packed vector (`pack`) as long as the matrices have columns, `packed` as they have
+/// rows.
 pub fn decode_gate_up(
     x: &[u32],
     [gate, up]: [Matrix<'_>; 2],

@@ -7,12 +7,13 @@ use super::pack::{Packed, products};
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
     pub weight: Matrix<'a>,
-    /// Where its rows go in `result`, and its biases lie.
+    /// Where its rows begin in `result` and in the biases.
     pub result_at: usize,
 }
 
-/// `result[at + row] (+)= weight[row] . x (+ bias[at + row])` for each segment. `x` is a packed vector (`pack`) of the
-/// matrices' columns; `adds`: to what `result` holds. What no segment's rows go to is left as it is.
+/// `result[at + row] (+)= weight[row] . x (+ bias[at + row])` for each segment. `x` is a packed
+/// vector (`pack`) as long as the matrices have columns. If it `adds`, results are added to
+/// `result`. Elements that belong to no segment are left unchanged.
 pub fn decode_linear(
     x: &[u32],
     weights: &[Segment<'_>],

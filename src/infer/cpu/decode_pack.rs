@@ -1,8 +1,8 @@
-//! One token's row packed for the products that follow.
+//! Packs one token's row for the products that follow.
 
 use super::pack::pack;
 
-/// Packs `x` (`[cols]`) into `packed`, the words of a vector of `cols`.
+/// Packs `x` (`[cols]`) into `packed`, a packed vector of `cols`.
 pub fn decode_pack(x: &[f32], packed: &mut [u32]) {
     pack(x, packed);
 }

@@ -1,35 +1,36 @@
-//! One token's choice in a layer (as [`route`]), looked up in the tables that say where experts are.
+//! Chooses one token's experts in a layer (as [`route`]) and looks up where they are.
 
 use super::route::route;
 use crate::graph::Scoring;
 
-/// What is known of a layer's experts.
+/// Where a layer's experts are.
 pub struct Places<'a> {
-    /// By expert: its slot.
+    /// By expert, its slot.
     pub slots: &'a [Option<u32>],
-    /// By expert: its place in memory of the host.
+    /// By expert, its place in host memory.
     pub spill: &'a [Option<u32>],
-    /// Slots that may be filled, of which `taken` are taken.
+    /// Slots that may be filled. The first `taken` of them are taken.
     pub free: &'a [u32],
     pub taken: usize,
-    /// Whether this token may take any: no other has.
+    /// Whether this token may take slots, because no other token has.
     pub takes: bool,
 }
 
-/// What becomes of the token.
+/// The result for the token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The chosen experts and their routing weights, `top_k` of each.
     pub ids: Vec<u32>,
     pub weights: Vec<f32>,
-    /// By choice: the slot. `None`: an expert is out of reach, and the token halts here.
+    /// By choice, the slot. `None` if an expert cannot be fetched and the token halts here.
     pub slots: Option<Vec<u32>>,
-    /// By choice: the place and the slot of an expert that is to be fetched first.
+    /// By choice, the place and the slot of an expert that must be fetched first.
     pub fetches: Vec<Option<(u32, u32)>>,
 }
 
-/// Chooses `top_k` experts by `logits` (`[experts]`) and looks up their slots. Free ones are taken, in the order of
-/// choice, for those that have none, if they can be fetched and there are enough.
+/// Chooses `top_k` experts by `logits` (`[experts]`) and looks up their slots. Experts without a
+/// slot take free slots in the order of choice, if they can be fetched and there are enough free
+/// slots.
 pub fn decode_route(logits: &[f32], top_k: usize, scoring: Scoring, of: &Places<'_>) -> Choice {
     let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
     route(logits, logits.len(), scoring, &mut ids, &mut weights, top_k);

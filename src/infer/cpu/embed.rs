@@ -2,7 +2,7 @@
 
 use super::matrix::Matrix;
 
-/// `table` is `[vocab, cols]`; every token is below its rows.
+/// `table` is `[vocab, cols]`; every token is less than `vocab`.
 pub fn embed(tokens: &[u32], table: Matrix<'_>, scale: f32, out: &mut [f32]) {
     for (token, out) in tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
         table.unpack_row(*token as usize, out);

@@ -1,4 +1,4 @@
-//! The second half of an expert: `down . inner`, not yet weighted.
+//! The second half of an expert: `down . inner`, without the routing weight.
 
 use super::linear::linear;
 use super::matrix::Matrix;

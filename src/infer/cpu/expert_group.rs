@@ -1,7 +1,7 @@
-//! Sorts (token, choice) pairs by their expert and cuts each expert's into tiles.
+//! Sorts (token, choice) pairs by expert and divides each expert's pairs into tiles.
 
-/// Pairs in order of their experts, and the tiles: (expert, first pair, pairs), each of at
-/// most `tile` pairs of one expert.
+/// Returns the pairs in order of expert, and the tiles as (expert, first pair, number of pairs). A
+/// tile has at most `tile` pairs, all of one expert.
 pub fn expert_group(ids: &[u32], tile: usize) -> (Vec<u32>, Vec<(u32, u32, u32)>) {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|pair| ids[*pair as usize]);

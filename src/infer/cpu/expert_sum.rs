@@ -1,6 +1,6 @@
 //! `out[T, hidden] = sum_j weight_j * pair_j`, in the order of choice.
 //!
-//! The order is fixed so that which expert was paged in first changes no bit.
+//! The order is fixed so that the order in which experts were paged in never changes a bit.
 
 /// `pairs` is `[T, top_k, hidden]`, `weights` `[T, top_k]`.
 pub fn expert_sum(pairs: &[f32], weights: &[f32], top_k: usize, out: &mut [f32]) {

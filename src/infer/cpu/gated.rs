@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::graph::Activation;
 
-/// Elements of one task: fewer are not worth another thread.
+/// Elements of one task. Fewer are not worth another thread.
 const TASK: usize = 1 << 13;
 
 /// Replaces `gate` by `act(gate) * up`.
@@ -25,7 +25,7 @@ pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
 pub fn activate(x: f32, activation: Activation) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
-        // Hendrycks and Gimpel, 2016: the tanh approximation, with sqrt(2 / pi).
+        // The tanh approximation (Hendrycks and Gimpel, 2016); the constant is sqrt(2 / pi).
         Activation::GeluTanh => {
             let inner = std::f32::consts::FRAC_2_SQRT_PI
                 * std::f32::consts::FRAC_1_SQRT_2

@@ -1,10 +1,10 @@
-//! Several tokens against stored rows: a block of a few rows is unpacked once,
-//! and meets all tokens from cache.
+//! Products of stored rows and several tokens: a block of a few rows is unpacked once and
+//! multiplied with all tokens while it is in the cache.
 //!
-//! Work is cut into tasks of [`TASK_ROWS`] rows and, within one, into depths of
-//! [`DEPTH`] weights. The inner kernel keeps 6 rows by 8 or 16 tokens of sums in
-//! registers (Goto and van de Geijn, 2008); each depth's sums are added to the
-//! result, so rounding grows with the number of depths, not of weights.
+//! Work is divided into tasks of [`TASK_ROWS`] rows, and each task into depths of [`DEPTH`]
+//! weights. The inner kernel keeps the sums of 6 rows by 8 or 16 tokens in registers (Goto and van
+//! de Geijn, 2008). Each depth's sums are added to the result, so the rounding error grows with the
+//! number of depths, not of weights.
 
 use rayon::prelude::*;
 
@@ -12,18 +12,18 @@ use super::lanes::{self, Kernel, Lanes};
 use super::matrix::Matrix;
 use crate::quant::{Format, Visit, visit};
 
-/// Weights of a row taken at a time: a multiple of every block length.
+/// Weights of a row that are used at a time. A multiple of every block length.
 const DEPTH: usize = 256;
-/// Rows the inner kernel holds.
+/// Rows of the inner kernel.
 const ROWS: usize = 6;
-/// Rows of one task: their unpacked depth stays in the second-level cache.
+/// Rows of one task. One unpacked depth of them fits the second-level cache.
 const TASK_ROWS: usize = 8 * ROWS;
-/// Tokens and rows that are turned over together.
+/// Tokens or rows that are transposed together.
 const TURN: usize = 16;
 /// Below this many multiplications, waking another thread costs more than it saves.
 const SERIAL_MAX: usize = 1 << 18;
 
-/// Tokens turned over: `[panel][depth][token]`, 8 or 16 tokens a panel, padded with zeros.
+/// Transposed activations: `[panel][depth][token]`, 8 or 16 tokens per panel, padded with zeros.
 pub struct Panels {
     x: Vec<f32>,
     tokens: usize,
@@ -80,7 +80,7 @@ pub fn matmul(x: &Panels, weight: Matrix<'_>, out: &mut [f32]) {
     }
 }
 
-/// A few tokens' results out of `[rows][token]`, `out` being `[tokens, rows]`.
+/// Transposes the results of a few tokens from `[rows][token]` into `out`, `[tokens, rows]`.
 fn turn_over(by_row: &[f32], padded: usize, first: usize, rows: usize, out: &mut [f32]) {
     let tokens = out.len() / rows;
     for block in (0..rows).step_by(TURN) {
@@ -94,12 +94,12 @@ fn turn_over(by_row: &[f32], padded: usize, first: usize, rows: usize, out: &mut
     }
 }
 
-/// Rows `first..` of the product, into `[row][token]` with padded tokens; `N` vectors a panel.
+/// Rows `first..` of the product, into `[row][token]` with padded tokens. A panel is `N` vectors.
 struct Tile<'a, const N: usize> {
     x: &'a Panels,
     weight: Matrix<'a>,
     first: usize,
-    /// All zeros.
+    /// Zeros at first.
     out: &'a mut [f32],
 }
 
@@ -112,10 +112,10 @@ impl<const N: usize> Kernel for Tile<'_, N> {
         let padded = x.tokens.next_multiple_of(x.width);
         let count = out.len() / padded;
         let blocks = DEPTH / weight.dtype.block_len() * weight.dtype.block_bytes();
-        // The last group's missing rows stay zeros.
+        // The last group's missing rows stay zero.
         let mut unpacked = vec![[[0.0; DEPTH]; ROWS]; count.div_ceil(ROWS)];
         for depth in 0..x.depths {
-            // Whole blocks; what is past the row meets zeros of `x`.
+            // Whole blocks; weights past the row's end are multiplied by zeros of `x`.
             let cols = DEPTH.min(weight.padded_cols() - depth * DEPTH);
             for r in 0..count {
                 let row = &weight.row(first + r)[depth * blocks..];

@@ -3,8 +3,8 @@
 
 use half::f16;
 
-/// The halves of `row` and the power of two that brings them back to its scale. A row's own
-/// scale stays within 2^-126 .. 2^112.
+/// Returns `row` in half precision, and the power of two that restores its scale, which is within
+/// 2^-126 .. 2^112.
 pub fn halve(row: &[f32]) -> (Vec<f16>, f32) {
     let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let exponent = (largest.to_bits() >> 23).clamp(15, 254);

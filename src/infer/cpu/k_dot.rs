@@ -1,27 +1,27 @@
-//! Inner products of rows of Q4_K, Q5_K and Q6_K, what most weights are, in sixteen lanes.
+//! Inner products of rows of Q4_K, Q5_K and Q6_K, the formats of most weights, in sixteen lanes.
 //!
-//! A block's whole numbers meet `x` as they are; scales multiply sums of 16 or 32, and what is
-//! subtracted from every weight of a group (Q4_K's and Q5_K's mins, Q6_K's 32) multiplies the
-//! sum of the group's `x`, taken once for all rows.
+//! A block's integers are multiplied with `x` directly, and scales with sums of 16 or 32 products.
+//! What is subtracted from every weight of a group (Q4_K's and Q5_K's mins, Q6_K's 32) is
+//! multiplied with the sum of the group's `x`, which is computed once for all rows.
 //!
-//! Rows are read from memory once a token, one after another, so each kernel asks for what
-//! lies a page ahead.
+//! Rows are read from memory once per token, one after another, so each kernel prefetches a page
+//! ahead.
 
 use super::matrix::Matrix;
 use super::wide::{self, Wide};
 use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
 
-/// What is subtracted from a group's weights and so multiplies sums of `x`.
+/// What is subtracted from a group's weights and therefore multiplied with sums of `x`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
     /// A min for each 32 weights (Q4_K, Q5_K).
     Mins,
-    /// 32 levels, of each 16 weights (Q6_K).
+    /// 32 levels, for each 16 weights (Q6_K).
     Centre,
 }
 
-/// What the format's kernel of sixteen lanes reads, if it has one.
+/// What the format's sixteen-lane kernel subtracts, if there is such a kernel.
 pub fn beside(dtype: DType) -> Option<Beside> {
     struct Of;
     impl Visit for Of {
@@ -35,13 +35,14 @@ pub fn beside(dtype: DType) -> Option<Beside> {
     visit(dtype, Of)
 }
 
-/// What these kernels read instead of `x`; empty where no type asks for it.
+/// What these kernels read instead of `x`. A part that no type needs is empty.
 #[derive(Debug, Default)]
 pub struct Folded {
-    /// `[64 weights][byte][lane]`: weight `4 * lane + byte`, times 256^-byte (`wide`).
-    /// What is below 2^-102 loses bits.
+    /// `[64 weights][byte][lane]`: weight `4 * lane + byte`, times 256^-byte (`wide`). Values below
+    /// 2^-102 lose bits.
     pub x: Vec<[[f32; 16]; 4]>,
-    /// A block's eight sums of 32, negated, in the lanes that hold its mins; zeros where it has scales.
+    /// A block's eight sums of 32, negated, in the lanes of its mins; zeros in the lanes of its
+    /// scales.
     pub below: Vec<[f32; 16]>,
     /// A block's sixteen sums of 16, times -32.
     pub centre: Vec<[f32; 16]>,
@@ -67,7 +68,7 @@ impl Folded {
     }
 }
 
-/// Fills what the types ask for.
+/// Computes what the types need.
 struct Fill<'a> {
     folded: &'a mut Folded,
     x: &'a [f32],

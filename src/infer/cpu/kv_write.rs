@@ -1,7 +1,7 @@
 //! Appends a batch's keys and values to a layer's cache.
 //!
-//! A cache in half precision holds f32 here that an f16 can hold exactly: attention
-//! reads the same numbers as on a device, at this processor's own speed.
+//! Here a half-precision cache holds f32 values that an f16 can represent exactly. So attention
+//! reads the same numbers as on a device, without the cost of converting them.
 
 use std::ops::Range;
 
@@ -10,7 +10,8 @@ use half::f16;
 use crate::backend::KvFormat;
 use crate::kv::BLOCK;
 
-/// One layer's cache, `[blocks, kv_heads, BLOCK, head_dim]` each: a head's positions of one block lie together.
+/// One layer's cache, `[blocks, kv_heads, BLOCK, head_dim]` each: a head's positions within a block
+/// are contiguous.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {
     pub kv_heads: usize,
@@ -23,17 +24,17 @@ pub struct Cache {
 impl Cache {
     /// Room for `count` blocks.
     pub fn new(kv_heads: usize, head_dim: usize, count: usize, format: KvFormat) -> Self {
-        // Zeros that nobody has touched take no memory.
+        // Untouched zeros take no memory.
         let zeros = || vec![0.0; count * BLOCK * kv_heads * head_dim];
         Self { kv_heads, head_dim, format, k: zeros(), v: zeros() }
     }
 
-    /// Elements of a block, of keys or of values.
+    /// Elements of a block, for keys or for values alone.
     pub const fn block_len(&self) -> usize {
         BLOCK * self.kv_heads * self.head_dim
     }
 
-    /// Makes room for `count` blocks; what is there is kept.
+    /// Makes room for `count` blocks. Keeps the contents.
     pub fn grow(&mut self, count: usize) {
         let len = (count * self.block_len()).max(self.k.len());
         self.k.resize(len, 0.0);
@@ -48,7 +49,7 @@ impl Cache {
         }
     }
 
-    /// Where a head's elements at a position begin, of keys or of values.
+    /// Where a head's elements at a position begin, in keys or in values.
     pub const fn at(&self, blocks: &[u32], head: usize, position: usize) -> usize {
         let block = blocks[position / BLOCK] as usize;
         ((block * self.kv_heads + head) * BLOCK + position % BLOCK) * self.head_dim
@@ -98,8 +99,8 @@ pub fn kv_write(k: &[f32], v: &[f32], position: usize, blocks: &[u32], cache: &m
     clamped
 }
 
-/// The nearest finite f16. Clamped, because an infinite element would make every later
-/// token's attention not a number.
+/// The nearest finite f16. Clamped, because an infinite element would make every later token's
+/// attention NaN.
 fn halved(x: f32) -> f32 {
     f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())).to_f32()
 }

@@ -1,11 +1,11 @@
-//! Eight f32 at a time: AVX2 with FMA where the machine has it, else plain
-//! arrays that the compiler vectorises for what there is.
+//! Eight f32 at a time: AVX2 with FMA if the machine has it, otherwise plain arrays that the
+//! compiler vectorises.
 //!
-//! A kernel written over [`Lanes`] sums in the same order on every machine; a
-//! fused multiply-add rounds once, an unfused one twice.
+//! A kernel written over [`Lanes`] sums in the same order on every machine. A fused multiply-add
+//! rounds once, an unfused one twice.
 //!
-//! No closures handed to library functions around vector code (`array::map`): one that is not
-//! inlined is compiled without the wide instructions, and each of them becomes a call.
+//! Vector code must not be in closures passed to library functions (`array::map`): a closure that
+//! is not inlined is compiled without the wide instructions, and each intrinsic becomes a call.
 
 /// Vectors of eight f32.
 pub trait Lanes: Copy {
@@ -30,13 +30,13 @@ pub trait Lanes: Copy {
     }
 }
 
-/// What runs over lanes.
+/// A computation over lanes.
 pub trait Kernel {
     type Output;
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// Runs a kernel compiled for the machine's widest instructions that are used here.
+/// Runs a kernel compiled for the widest supported instructions that the machine has.
 #[inline(always)]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
@@ -114,7 +114,7 @@ impl Lanes for pulp::x86::V3 {
     }
 }
 
-/// The same on any machine.
+/// Plain arrays, for any machine.
 #[derive(Clone, Copy)]
 pub struct Arrays;
 
@@ -123,7 +123,8 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
     std::array::from_fn(f)
 }
 
-/// `a * b + c`, rounded once where there is an instruction for it: elsewhere that is a slow call.
+/// `a * b + c`, rounded once if there is an instruction for it. Otherwise `mul_add` would be a slow
+/// call.
 #[inline(always)]
 pub fn fused(a: f32, b: f32, c: f32) -> f32 {
     // aarch64 always has one.

@@ -10,9 +10,9 @@ use super::row_dot::{Input, RowDots};
 
 /// Below this many multiplications, waking another thread costs more than it saves.
 const SERIAL_MAX: usize = 1 << 18;
-/// Up to this many tokens are taken one by one.
+/// Up to this many tokens are computed one by one.
 const SINGLES_MAX: usize = 3;
-/// Tasks that a thread's share is cut into, so that a late thread takes fewer.
+/// Tasks per thread, so that a late thread takes fewer.
 const TASKS_A_THREAD: usize = 4;
 
 /// One matrix to multiply with: `out` is `[T, weight.rows]`, `bias` `[weight.rows]`.
@@ -27,7 +27,7 @@ pub fn linear(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f3
     linears(x, weight.cols, &mut [Product { weight, bias, out }]);
 }
 
-/// Several products of the same `x [T, cols]`, which is made ready once.
+/// Several products with the same `x [T, cols]`, which is prepared once.
 pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     let tokens = x.len() / cols;
     if tokens <= SINGLES_MAX {
@@ -51,8 +51,8 @@ pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     }
 }
 
-/// Token `t` of all products in one parallel region. Each row's sum is computed
-/// the same way whatever task it falls to.
+/// Token `t` of all products, in one parallel region. Each row's sum is computed in the same way in
+/// whatever task.
 fn matvecs(input: &Input, products: &mut [Product<'_>], t: usize) {
     let work: usize = products.iter().map(|p| p.weight.rows * p.weight.cols).sum();
     let threads = rayon::current_num_threads();

@@ -1,6 +1,6 @@
-//! Stored matrices: rows of blocks as they lie in the shard, unpacked to f32 on the way.
+//! Stored matrices: rows of blocks as they are in the shard, unpacked to f32 on the fly.
 //!
-//! Weights stay in their stored format in memory; nothing here keeps an f32 copy.
+//! Weights stay in memory in their stored format; nothing here keeps an f32 copy.
 
 use super::unpack::unpack;
 use crate::graph::MatrixSpec;
@@ -18,8 +18,7 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// The matrix `spec` within `bytes`.
     ///
-    /// # Panics
-    /// If it does not lie within them: the caller checked sizes when it loaded them.
+    /// # Panics If it does not fit into them. The caller checked sizes when it loaded them.
     pub fn new(spec: &MatrixSpec, bytes: &'a [u8]) -> Self {
         let bytes = &bytes[spec.offset..spec.offset + spec.bytes()];
         Self { dtype: spec.dtype, rows: spec.rows, cols: spec.cols, bytes }
@@ -31,7 +30,7 @@ impl<'a> Matrix<'a> {
         &self.bytes[row * len..(row + 1) * len]
     }
 
-    /// A row's weights as they are unpacked: `cols` rounded up to whole blocks.
+    /// Weights of an unpacked row: `cols` rounded up to whole blocks.
     pub const fn padded_cols(&self) -> usize {
         self.cols.next_multiple_of(self.dtype.block_len())
     }

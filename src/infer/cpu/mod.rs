@@ -1,8 +1,8 @@
-//! The CPU backend: one twin a kernel, same name, same bindings.
+//! The CPU backend: one twin for each kernel, with the same name and bindings.
 //!
-//! Weights and experts stay in their stored block format; arithmetic is f32.
-//! A row's inner product is computed the same way whichever thread, wave or
-//! slot it meets, so paging experts changes no bit of the result.
+//! Weights and experts stay in their stored block format; arithmetic is in f32. A row's inner
+//! product is computed in the same way in any thread, wave or slot, so paging experts never changes
+//! a bit of the result.
 
 pub mod add;
 pub mod attention;
@@ -81,11 +81,11 @@ use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
 use super::kv::{self, BlockCopy};
 use super::walk::Walk;
 
-/// Fewer multiplications than this between two decisions of the host run where they
-/// are; more move to the thread pool first.
+/// Below this many multiplications between two decisions of the host, ops run on the calling
+/// thread. Otherwise they are moved to the thread pool first.
 const POOL_MIN: usize = 1 << 21;
 
-/// Makes [`CpuBackend`]s. Threads are those of rayon's current pool.
+/// Makes [`CpuBackend`]s. They use the threads of rayon's current pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CpuDevice;
 
@@ -99,7 +99,7 @@ impl Device for CpuDevice {
     }
 }
 
-/// A trunk tensor as stored; vectors (norms, biases) also as f32.
+/// A trunk tensor as stored. Vectors (norms, biases) are also kept as f32.
 struct Weight {
     spec: MatrixSpec,
     bytes: Vec<u8>,
@@ -114,18 +114,18 @@ pub struct CpuBackend {
     buffers: Vec<Vec<f32>>,
     weights: Vec<Option<Weight>>,
     caches: Vec<Cache>,
-    /// Where the positions of the sequence that steps lie.
+    /// The blocks of the sequence that steps.
     blocks: Vec<u32>,
     clamped: u64,
     walk: Walk,
     slots: Vec<SlotBytes>,
-    /// The present step's tokens and first position.
+    /// The current step's tokens and first position.
     tokens: Vec<u32>,
     position: usize,
     wanted: LogitRows,
-    /// One per graph rope, for the present step's positions.
+    /// One per graph rope, for the current step's positions.
     angles: Vec<Angles>,
-    /// The layer between its `Route` and its `finish_experts`.
+    /// The state of a layer between its `Route` and its `finish_experts`.
     pairs: Pairs,
     logits: Vec<f32>,
     counters: Counters,
@@ -156,7 +156,7 @@ impl CpuBackend {
         }
     }
 
-    /// Runs so many ops by `work`, and counts them.
+    /// Runs this many ops by calling `work`, and counts them.
     fn counted(&mut self, ops: usize, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let started = Instant::now();
         let result = work(self);
@@ -173,7 +173,7 @@ impl CpuBackend {
         &self.buffers[usize::from(buf.0)][..self.tokens.len() * self.graph.width(buf)]
     }
 
-    /// Runs `kernel` on the batch's rows of `out`; meanwhile `self` sees `out` empty.
+    /// Runs `kernel` on the batch's rows of `out`. While it runs, `out` is empty in `self`.
     fn with_out(
         &mut self,
         out: Buf,
@@ -197,7 +197,7 @@ impl CpuBackend {
         self.weight(id).map(|weight| Matrix::new(&weight.spec, &weight.bytes))
     }
 
-    /// Multiplications in the linears of `ops`, for the present batch.
+    /// Multiplications in the linear ops of `ops`, for the current batch.
     fn work(&self, ops: &[Op]) -> usize {
         let weights = ops.iter().map(|op| match op {
             Op::Linear { weight, .. } | Op::Logits { weight, .. } => {
@@ -221,7 +221,7 @@ impl CpuBackend {
         Ok(())
     }
 
-    /// Several linears of one input at once.
+    /// Runs several linear ops with the same input at once.
     fn linears(&mut self, ops: &[Op]) -> Result<()> {
         let parts = ops.iter().filter_map(|op| match op {
             Op::Linear { x, weight, bias, out } => Some((*x, *weight, *bias, *out)),
@@ -300,7 +300,8 @@ impl CpuBackend {
                 })
             }
             Op::Gated { gate, up, out, activation } => {
-                // In place on the gate's copy in `out`; where `out` is `up`, `up` is copied first.
+                // Works in place on a copy of the gate in `out`. If `out` is `up`, `up` is copied
+                // first.
                 let up_rows = (out == up).then(|| self.rows(up).to_vec());
                 self.with_out(out, |this, rows| {
                     if out != gate {
@@ -344,7 +345,7 @@ impl CpuBackend {
     }
 }
 
-/// How many of the first ops are linears of one input into buffers of their own.
+/// How many of the first ops are linear ops with the same input and distinct outputs.
 fn linears_together(ops: &[Op]) -> usize {
     let mut outs: Vec<Buf> = Vec::new();
     let mut input = None;
@@ -497,7 +498,7 @@ impl Ops for CpuBackend {
             if this.work(ops) < POOL_MIN {
                 return this.ops(ops);
             }
-            // On a thread of the pool, so that each parallel region wakes only the others.
+            // Runs on a thread of the pool, so that each parallel region only wakes the others.
             rayon::scope(|_| this.ops(ops))
         })
     }

@@ -1,8 +1,8 @@
-//! A layer's experts between routing and sum: the (token, choice) pairs still
-//! to be run, and the slots that hold experts' bytes.
+//! A layer's experts between routing and sum: the (token, choice) pairs that have not run yet, and
+//! the slots that hold experts' bytes.
 //!
-//! Pairs are run expert by expert, in whatever waves experts come; their
-//! results are kept apart and summed only at the end, in the order of choice.
+//! Pairs run expert by expert, in whatever waves experts arrive. Their results are kept separately
+//! and summed only at the end, in the order of choice.
 
 use rayon::prelude::*;
 
@@ -68,7 +68,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Chooses experts for each token; nothing has run yet.
+    /// Chooses experts for each token and marks all pairs as not run.
     pub fn route(&mut self, logits: &[f32], moe: &Moe, scoring: Scoring) {
         let experts = moe.experts.len();
         let pairs = logits.len() / experts * moe.top_k;

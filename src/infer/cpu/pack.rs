@@ -1,13 +1,15 @@
-//! One token's activations as the decode kernels hand them on (kernels/shared/pack.wgsl), and what a
-//! row of weights makes of them (kernels/shared/pieces.wgsl).
+//! One token's activations as the decode kernels pass them on (kernels/shared/pack.wgsl), and their
+//! products with rows of weights (kernels/shared/pieces.wgsl).
 //!
-//! A packed vector keeps each number twice: as it is, for weights of a plain format, and rounded
-//! for quantised ones, which meet it in whole numbers. Sixteen neighbours share a scale, the largest
-//! of them over 32,512; a number is then `scale * (256 * high + low)`, both of them signed bytes.
-//! Where one of them is not finite, the scale is not a number: what overflowed must not look sound.
+//! A packed vector holds each number twice: as it is, for weights of a plain format, and rounded,
+//! for quantised weights, which are multiplied with it in integers. Sixteen neighbours share a
+//! scale: the largest magnitude divided by 32,512. A number is then `scale * (256 * high + low)`,
+//! where both are signed bytes. If one of the sixteen is not finite, the scale is NaN, so that an
+//! overflow does not look like a sound result.
 //!
-//! A piece is 32 elements: the sixteen from `64 g + 16 h` and the sixteen from `64 g + 32 + 16 h` are piece
-//! `2 g + h`, as weights are repacked (src/infer/gpu/repack.rs). A vector of `p` pieces is, in words:
+//! A piece is 32 elements: piece `2 g + h` is the sixteen from `64 g + 16 h` on and the sixteen
+//! from `64 g + 32 + 16 h` on, as in repacked weights (src/infer/gpu/repack.rs). A vector of `p`
+//! pieces is, in words:
 //!
 //! | words | what |
 //! |---|---|
@@ -22,30 +24,31 @@ use doppler_store::DType;
 /// Elements that share a scale.
 pub const SIXTEEN: usize = 16;
 
-/// What the largest of a sixteen becomes: 127 * 256.
+/// The value to which the largest of sixteen is scaled: 127 * 256.
 pub const WHOLE_MAX: f32 = 32512.0;
 
-/// Below this a sixteen is as good as zero: one over its scale may not be finite.
+/// Below this, sixteen elements count as zero: the reciprocal of their scale may not be finite.
 const TINY: f32 = 1e-32;
 
 const NOT_A_NUMBER: u32 = 0x7fc0_0000;
 
-/// Pieces of a vector of so many elements: two for each 64.
+/// Pieces of a vector of this many elements: two for each 64.
 pub const fn pieces(cols: usize) -> usize {
     cols.div_ceil(64) * 2
 }
 
-/// Words of a packed vector of so many elements.
+/// Words of a packed vector of this many elements.
 pub const fn packed_words(cols: usize) -> usize {
     pieces(cols) * 52
 }
 
-/// A sixteen's piece, and which of its two sixteens it is.
+/// The piece of the sixteen elements number `sixteen`, and whether they are its first or second
+/// half.
 const fn place(sixteen: usize) -> (usize, usize) {
     (sixteen / 4 * 2 + sixteen % 2, sixteen / 2 % 2)
 }
 
-/// Writes `values` into the whole of `packed`, with zeros past the last.
+/// Packs `values` into all of `packed`, with zeros past the last.
 pub fn pack(values: &[f32], packed: &mut [u32]) {
     let pieces = packed.len() / 52;
     packed.fill(0);
@@ -81,7 +84,7 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// `words`: as many as [`packed_words`] says.
+    /// `words` has the length given by [`packed_words`].
     pub const fn new(words: &'a [u32]) -> Self {
         Self { words, pieces: words.len() / 52 }
     }
@@ -91,7 +94,7 @@ impl<'a> Packed<'a> {
         f32::from_bits(self.words[20 * self.pieces + i])
     }
 
-    /// Element `i` in units of its sixteen's scale.
+    /// Element `i` as an integer, in units of its scale.
     pub fn whole(&self, i: usize) -> i32 {
         let (piece, second) = place(i / SIXTEEN);
         let at = (second * self.pieces + piece) * 4 + i % SIXTEEN / 4;
@@ -99,19 +102,20 @@ impl<'a> Packed<'a> {
         256 * byte(at) + byte(at + 8 * self.pieces)
     }
 
-    /// What a whole number of a sixteen stands for.
+    /// The scale of sixteen elements.
     pub fn scale(&self, sixteen: usize) -> f32 {
         let (piece, second) = place(sixteen);
         f32::from_bits(self.words[(4 * self.pieces + piece) * 4 + second])
     }
 
-    /// The sum of a sixteen's rounded elements.
+    /// The sum of sixteen rounded elements.
     pub fn sum(&self, sixteen: usize) -> f32 {
         let (piece, second) = place(sixteen);
         f32::from_bits(self.words[(4 * self.pieces + piece) * 4 + second + 2])
     }
 
-    /// What weights of a format meet: the rounded elements if it is quantised, else the plain ones.
+    /// The elements with which weights of a format are multiplied: the rounded ones if it is
+    /// quantised, otherwise the plain ones.
     pub fn meeting(&self, dtype: DType) -> Vec<f64> {
         let rounded = |i| f64::from(self.scale(i / SIXTEEN)) * f64::from(self.whole(i));
         let plain = |i| f64::from(self.plain(i));
@@ -120,7 +124,7 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Each row of `weight` times a packed vector of its columns, exactly but for the weights' own f32.
+/// Each row of `weight` times a packed vector. Exact, except that weights are taken as f32.
 pub fn products(x: Packed<'_>, weight: Matrix<'_>) -> Vec<f64> {
     let x = x.meeting(weight.dtype);
     let mut row = vec![0.0; weight.cols];
@@ -144,7 +148,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(seed);
         for cols in [1, 16, 17, 63, 64, 65, 300] {
             let mut values: Vec<f32> = (0..cols).map(|_| rng.random_range(-1.0..1.0)).collect();
-            // Sixteens of every scale, one of them nothing.
+            // Groups of sixteen of every scale, one of them all zeros.
             for (t, sixteen) in values.chunks_mut(SIXTEEN).enumerate() {
                 sixteen.iter_mut().for_each(|v| *v *= [1.0, 1e-20, 0.0, 1e20][t % 4]);
             }

@@ -4,8 +4,8 @@
 
 use crate::graph::Rope;
 
-/// Sines and cosines of a batch of consecutive positions, `[T, half]` each,
-/// the attention factor already in them.
+/// Sines and cosines for a batch of consecutive positions, `[T, half]` each, multiplied by the
+/// attention factor.
 #[derive(Debug, Clone, Default)]
 pub struct Angles {
     cos: Vec<f32>,

@@ -1,7 +1,7 @@
 //! Router: from a token's logits to its experts and their weights.
 //!
-//! Choices are ordered by falling logit, ties by rising expert id. Where a logit is not
-//! finite, the weights are not numbers, so that this shows in what the model says.
+//! Choices are in order of descending logit, then ascending expert id. If a logit is not finite,
+//! the weights are NaN, so that it shows in the model's output.
 
 use crate::graph::Scoring;
 
@@ -41,7 +41,7 @@ pub fn route(
     }
 }
 
-/// A logit as it is ordered: the two zeros tie, what is not a number comes last.
+/// The value by which a logit is ordered: the two zeros tie, and NaN comes last.
 fn rank(logit: f32) -> f32 {
     // Adding zero turns -0 into 0.
     if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }

@@ -1,8 +1,8 @@
 //! Inner products of stored rows with one vector, without unpacking to f32 first.
 //!
-//! Formats with a kernel of sixteen lanes go to `k_dot`. Others multiply by a kernel of their own, in
-//! which a block's whole numbers meet `x` as they are and its scale multiplies their sum, or are
-//! unpacked chunk by chunk.
+//! Formats with a sixteen-lane kernel go to `k_dot`. Others have a kernel of their own, which
+//! multiplies a block's integers with `x` directly and their sum with the scale, or are unpacked
+//! chunk by chunk.
 
 use super::k_dot::{Folded, KDots, beside};
 use super::lanes::{self, Kernel, Lanes};
@@ -11,10 +11,10 @@ use super::wide;
 use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
 
-/// Weights unpacked at a time where a type has no kernel here.
+/// Weights unpacked at a time if a type has no kernel of its own.
 const CHUNK: usize = 256;
 
-/// A vector made ready for any number of rows of the types it was made for.
+/// A vector prepared for any number of rows of the given types.
 #[derive(Debug)]
 pub struct Input {
     /// Padded with zeros to whole blocks of 256.
@@ -40,7 +40,7 @@ pub struct RowDots<'a> {
 }
 
 impl<'a> RowDots<'a> {
-    /// On the machine's widest instructions that are used for the type.
+    /// Runs on the machine's widest instructions that are used for the type.
     pub fn run(self) {
         match beside(self.weight.dtype) {
             Some(_) => wide::run(self.of_blocks()),
@@ -77,7 +77,7 @@ impl<L: Lanes> Visit for On<'_, L> {
     }
 }
 
-/// Formats without a kernel of their own: unpacked chunk by chunk in cache.
+/// For formats without a kernel of their own: unpacks them chunk by chunk, in the cache.
 #[inline(always)]
 pub fn unpacked<F: Format<LEN, BYTES>, L: Lanes, const LEN: usize, const BYTES: usize>(
     l: L,
@@ -101,7 +101,7 @@ pub fn unpacked<F: Format<LEN, BYTES>, L: Lanes, const LEN: usize, const BYTES: 
     l.sum(l.add(l.add(acc[0], acc[1]), l.add(acc[2], acc[3])))
 }
 
-/// The eight-wide pieces of a group.
+/// A group in vectors of eight.
 #[inline(always)]
 pub fn eights<T, const N: usize>(of: &[T; N]) -> &[[T; 8]] {
     of.as_chunks::<8>().0
@@ -126,7 +126,7 @@ mod tests {
     use crate::graph::MatrixSpec;
     use crate::quant::{dequantize, layout, quantize};
 
-    /// Sets the f16 numbers that scale each block's weights: random bytes would make some infinite.
+    /// Sets the f16 scales of each block. With random bytes some would be infinite.
     fn set_scales(dtype: DType, bytes: &mut [u8], scale: f32) {
         let at = layout(dtype).halves;
         for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Rows of `dtype` of any bits that stand for finite numbers.
+    /// Rows of `dtype` with random bits that stand for finite numbers.
     fn stored(rng: &mut StdRng, dtype: DType, rows: usize, cols: usize, scale: f32) -> Vec<u8> {
         let mut bytes = vec![0; rows * dtype.row_bytes(cols)];
         if dtype.is_quantised() {
@@ -152,8 +152,8 @@ mod tests {
         bytes
     }
 
-    /// Each row's product in f64, and the largest weight of its whole blocks times the sum of
-    /// `|x|`: where the stored terms of one weight cancel, others show how large they are.
+    /// Each row's product in f64, and the largest weight in its blocks times the sum of `|x|`,
+    /// which shows how large the terms are even where they cancel.
     fn reference(matrix: Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
         let mut weights = vec![0.0; matrix.padded_cols()];
         let product = |row: usize, weights: &mut [f32]| {
@@ -172,7 +172,7 @@ mod tests {
         StdRng::seed_from_u64(seed)
     }
 
-    /// Rows on each set of instructions, the widest last.
+    /// The rows' products on each instruction set, the widest last.
     fn on_each(matrix: Matrix<'_>, x: &[f32]) -> Vec<(&'static str, Vec<f32>)> {
         let input = Input::new(x, [matrix.dtype].into_iter());
         let mut all = Vec::new();
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn any_bytes_at_any_scale_give_the_product_on_every_set_of_instructions() {
         let mut rng = rng();
-        // The least and the largest half, and x from far below one to far above.
+        // The smallest and the largest half, and x from far below one to far above.
         let scales =
             [(1.0, 1.0), (5.97e-8, 1e-20), (65504.0, 1e-20), (5.97e-8, 1e25), (65504.0, 1e25)];
         for dtype in DType::ALL {

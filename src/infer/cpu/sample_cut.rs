@@ -1,25 +1,25 @@
-//! Sampling: the last rank that stays and how many of its tokens, and what that
-//! leaves of each chunk of the vocabulary.
+//! Sampling: finds the last rank to keep and how many of its tokens, and what remains of each chunk
+//! of the vocabulary.
 
 use super::sample_ranks::{Bins, Within, below, reach};
 use crate::odds::{CHUNK, FINE_BITS, RANK_END, weight};
 
-/// Tokens that rank above `rank` stay, and the first `keep` at it, by token id.
+/// Keeps the tokens that rank above `rank`, and the first `keep` tokens at that rank, by token id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     pub rank: u32,
     pub keep: u32,
 }
 
-/// What a chunk holds: tokens at the cut, and the weight of those above it.
+/// What a chunk contains: the number of tokens at the cut, and the weight of those above it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Part {
     pub ties: u32,
     pub mass: u64,
 }
 
-/// `k` and `p` are what top-k and top-p found; top-p's cut is never beyond top-k's.
-/// `ranks` is `[vocab]`, `parts` gets one for each chunk.
+/// `k` and `p` are what top-k and top-p found; top-p's cut is never beyond top-k's. `ranks` is
+/// `[vocab]`; `parts` gets one entry for each chunk.
 pub fn sample_cut(
     ranks: &[u32],
     k: Option<Within>,
@@ -35,7 +35,7 @@ pub fn sample_cut(
                 .map(|(rank, count)| u64::from(weight(rank)) * u64::from(*count));
             reach(masses, p.need).map(|at| {
                 let rank = start + at.bin as u32;
-                // A part that is reached is not empty, so its weight is not 0.
+                // The part in which the sum is reached is not empty, so its weight is not 0.
                 Cut { rank, keep: at.need.div_ceil(u64::from(weight(rank))) as u32 }
             })
         }

@@ -1,5 +1,5 @@
-//! Sampling, the last pass: the token at which the kept weights, summed by rising
-//! token id, pass a random number.
+//! Sampling, the last pass: finds the token at which the kept weights, summed in order of token id,
+//! pass a random number.
 
 use super::sample_cut::{Cut, Part};
 use crate::odds::{CHUNK, below, weight};
@@ -8,7 +8,7 @@ use crate::odds::{CHUNK, below, weight};
 /// `[vocab]`, `parts` one for each chunk of it.
 pub fn sample_draw(ranks: &[u32], cut: Cut, parts: &[Part], random: u64) -> u32 {
     let at_cut = u64::from(weight(cut.rank));
-    // What a chunk keeps, given how many at the cut are still to be kept.
+    // The weight that a chunk keeps, given how many tokens at the cut are still to be kept.
     let mass = |part: &Part, keep: u32| part.mass + u64::from(part.ties.min(keep)) * at_cut;
     let mut keep = cut.keep;
     let mut total = 0;

@@ -1,4 +1,4 @@
-//! Sampling without chance: the highest key, of equals the lowest token.
+//! Greedy sampling: the highest key; among equals, the lowest token.
 
 use pulp::Arch;
 
@@ -10,7 +10,7 @@ pub fn sample_greedy(keys: &[u32]) -> (u32, u32) {
         #[inline(always)]
         || {
             let max = keys.iter().copied().fold(FLOOR, u32::max);
-            // By 64s first, each of them as a whole.
+            // First by groups of 64, each tested as a whole.
             let has = |few: &[u32]| few.iter().fold(false, |any, key| any | (*key == max));
             let start = keys.chunks(64).position(has).unwrap_or(0) * 64;
             let at = keys[start..].iter().position(|key| *key == max).unwrap_or(0);

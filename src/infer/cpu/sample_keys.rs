@@ -1,4 +1,4 @@
-//! Sampling, the first pass: each logit's key, those of recent tokens penalised.
+//! Sampling, the first pass: each logit's key, with recent tokens penalised.
 
 use pulp::Arch;
 

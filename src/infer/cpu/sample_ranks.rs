@@ -1,5 +1,5 @@
-//! Sampling, the second pass: how far each token lies below the likeliest, and
-//! how many tokens, or how much weight, each coarse bin of ranks holds.
+//! Sampling, the second pass: how far each token is below the likeliest, and how many tokens or how
+//! much weight each coarse bin of ranks holds.
 
 use pulp::Arch;
 
@@ -8,13 +8,13 @@ use crate::odds::{CHUNK, COARSE, FINE, FINE_BITS, NEVER, RANK_END, Recipe, Ruler
 /// Histograms of ranks.
 #[derive(Debug, Clone)]
 pub struct Bins {
-    /// `[COARSE]`: tokens, for top-k; complete up to the bin in which it ends.
+    /// `[COARSE]`: numbers of tokens, for top-k. Complete up to the bin in which top-k ends.
     pub counts: Vec<u32>,
-    /// `[COARSE]`: the weights' sums, for top-p.
+    /// `[COARSE]`: sums of weights, for top-p.
     pub mass: Vec<u64>,
-    /// `[FINE]`: by rank within the bin where top-k ends.
+    /// `[FINE]`: numbers of tokens by rank within the bin in which top-k ends.
     pub fine_k: Vec<u32>,
-    /// `[FINE]`: by rank within the bin where top-p ends.
+    /// `[FINE]`: numbers of tokens by rank within the bin in which top-p ends.
     pub fine_p: Vec<u32>,
 }
 
@@ -34,15 +34,15 @@ impl Bins {
     }
 }
 
-/// Where a threshold lies: in this coarse bin, of which `need` (tokens or weight) stays.
+/// Where a threshold is: in this coarse bin, of which `need` (tokens or weight) is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Within {
     pub bin: usize,
     pub need: u64,
 }
 
-/// Replaces `keys`, `[vocab]`, by ranks below `max`; `bins` are cleared ones.
-/// Weights are added up here if top-k will not cut most of them off first.
+/// Replaces `keys`, `[vocab]`, by ranks below `max`. `bins` must be cleared. Weights are summed
+/// here unless top-k will first cut most of them off.
 pub fn sample_ranks(keys: &mut [u32], max: u32, recipe: &Recipe, bins: &mut Bins) {
     Ruler::new(recipe, max).measure(Arch::new(), keys);
     if recipe.top_k > 0 {
@@ -52,7 +52,7 @@ pub fn sample_ranks(keys: &mut [u32], max: u32, recipe: &Recipe, bins: &mut Bins
     }
 }
 
-/// Counts by coarse bin, but not what lies beyond the bin in which the `top_k` likeliest of
+/// Counts tokens by coarse bin. Leaves out bins beyond the one in which the `top_k` likeliest of
 /// the tokens seen so far end.
 fn count(ranks: &[u32], top_k: u64, counts: &mut [u32]) {
     let mut end = COARSE;
@@ -68,7 +68,7 @@ pub(super) const fn bin(rank: u32) -> usize {
     (rank >> FINE_BITS) as usize
 }
 
-/// Calls `each` with the ranks below `end`, quickly where they are few.
+/// Calls `each` with the ranks below `end`. Fast if there are few.
 #[inline(always)]
 pub(super) fn below(ranks: &[u32], end: u32, mut each: impl FnMut(u32)) {
     Arch::new().dispatch(
@@ -83,8 +83,8 @@ pub(super) fn below(ranks: &[u32], end: u32, mut each: impl FnMut(u32)) {
     );
 }
 
-/// The first of `parts` with which their sum reaches `target`, and what is needed
-/// of it; `None` if the sum never does.
+/// The first of `parts` with which the running sum reaches `target`, and how much of it is needed.
+/// `None` if the sum never reaches it.
 pub(super) fn reach(parts: impl Iterator<Item = u64>, target: u64) -> Option<Within> {
     let mut need = target;
     for (bin, part) in parts.enumerate() {

@@ -1,11 +1,11 @@
-//! Sampling: the coarse bin in which the last of the `top_k` likeliest lies.
+//! Sampling: finds the coarse bin that contains the last of the `top_k` likeliest tokens.
 
 use super::sample_ranks::{Bins, Within, below, bin, reach};
 use crate::odds::{COARSE, FINE, FINE_BITS, RANK_END, Recipe, weight};
 
-/// `None` if there are fewer than `top_k` tokens with a weight; else the bin's
-/// ranks are counted into `bins.fine_k`. The weights that top-p will look at are
-/// added up: those to the bin's end. `ranks` is `[vocab]`.
+/// `None` if fewer than `top_k` tokens have a weight. Otherwise counts the bin's ranks into
+/// `bins.fine_k`. Sums the weights that top-p will need, up to the end of the bin. `ranks` is
+/// `[vocab]`.
 pub fn sample_top_k(ranks: &[u32], recipe: &Recipe, bins: &mut Bins) -> Option<Within> {
     let counts = bins.counts.iter().map(|count| u64::from(*count));
     let within = reach(counts, u64::from(recipe.top_k));

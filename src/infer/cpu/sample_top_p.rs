@@ -1,11 +1,11 @@
-//! Sampling: the coarse bin in which the likeliest tokens reach `top_p` of the
-//! weight that top-k left.
+//! Sampling: finds the coarse bin in which the likeliest tokens reach `top_p` of the weight that
+//! top-k kept.
 
 use super::sample_ranks::{Bins, Within, below, reach};
 use crate::odds::{FINE, FINE_BITS, Recipe, enough, weight};
 
-/// `k` is top-k's bin, if it cuts anything. The bin's ranks are counted into
-/// `bins.fine_p`; `None` if no token has a weight. `ranks` is `[vocab]`.
+/// `k` is top-k's bin, if top-k cuts anything. Counts the bin's ranks into `bins.fine_p`. `None` if
+/// no token has a weight. `ranks` is `[vocab]`.
 pub fn sample_top_p(
     ranks: &[u32],
     recipe: &Recipe,

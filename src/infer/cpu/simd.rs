@@ -1,7 +1,7 @@
 //! f32 inner products, compiled for the widest instruction set the machine has.
 //!
-//! Everything here runs inside `Arch::dispatch`; the sums' order depends on the
-//! machine's vector width, never on the number of threads.
+//! Everything here runs inside `Arch::dispatch`. The order of sums depends on the machine's vector
+//! width, never on the number of threads.
 
 use pulp::{Arch, Simd, WithSimd};
 

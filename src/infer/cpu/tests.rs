@@ -23,7 +23,7 @@ fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// Within f32 rounding of sums as long as these.
+/// Within the f32 rounding of sums of this length.
 fn assert_close(got: &[f32], want: &[f64]) {
     assert_eq!(got.len(), want.len());
     let scale = want.iter().fold(1e-3_f64, |max, x| max.max(x.abs()));
@@ -33,7 +33,7 @@ fn assert_close(got: &[f32], want: &[f64]) {
     }
 }
 
-/// A random stored matrix and what it stands for.
+/// A random stored matrix, and its values.
 fn matrix(
     rng: &mut StdRng,
     dtype: DType,
@@ -81,7 +81,7 @@ fn linear_is_a_product_in_every_format_and_batch_size() {
 fn linear_gives_the_same_bits_on_any_number_of_threads() {
     let mut rng = rng();
     for dtype in DType::ALL {
-        let (rows, cols) = (701, 512); // enough work to be shared out
+        let (rows, cols) = (701, 512); // enough work for several threads
         let (spec, bytes, _) = matrix(&mut rng, dtype, rows, cols);
         let x = random(&mut rng, cols);
         let on = |threads: usize| {
@@ -133,7 +133,7 @@ fn rope_turns_pairs_half_a_head_apart() {
     for (t, row) in want.chunks_mut(heads * head_dim).enumerate() {
         for head in row.chunks_mut(head_dim) {
             for i in 0..half {
-                // The product is taken in f32, as every implementation does.
+                // The product is computed in f32, as in every implementation.
                 let angle = f64::from((position + t) as f32 * spec.inv_freq[i]);
                 let (a, b) = (head[i], head[i + half]);
                 head[i] = 1.25 * (a * angle.cos() - b * angle.sin());
@@ -152,7 +152,7 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
     for (heads, kv_heads, head_dim, window) in
         [(4, 2, 10, None), (6, 2, 17, Some(5)), (3, 1, 64, Some(1))]
     {
-        // The batch's own positions lie in two blocks, which are not in order.
+        // The batch's own positions are in two blocks, which are out of order.
         let (old, tokens, blocks) = (61, 6, [2, 0]);
         let width = kv_heads * head_dim;
         let (k, v) = (random(&mut rng, 67 * width), random(&mut rng, 67 * width));
@@ -218,8 +218,7 @@ fn route_takes_the_highest_logits_and_breaks_ties_by_number() {
     let mut rng = rng();
     for (experts, top_k) in [(1, 1), (7, 3), (16, 16), (60, 4)] {
         let mut logits = random(&mut rng, 5 * experts);
-        // Equal logits, so that ties occur.
-        // Adding zero makes a negative zero positive: for the router the two tie.
+        // Equal logits, so that ties occur. Adding zero turns -0 into 0; for the router they tie.
         logits.iter_mut().for_each(|x| *x = (*x * 4.0).round() + 0.0);
         for renormalise in [true, false] {
             let (mut ids, mut weights) = (vec![0; 5 * top_k], vec![0.0; 5 * top_k]);

@@ -1,7 +1,7 @@
 //! Unpacking whole blocks inside a kernel's vector loop: the same bits as `quant::dequantize`.
 //!
 //! The formats' own unpackers (`quant`) loop over arrays of fixed length, 16 or 32 weights with one
-//! scale, which the compiler turns into vectors; the reference readers go weight by weight.
+//! scale, which the compiler vectorises. The reference readers go weight by weight.
 
 use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
@@ -21,7 +21,7 @@ struct Unpack<'a> {
 impl Visit for Unpack<'_> {
     type Output = ();
 
-    /// Inlined where it stands: a function of its own would be compiled without vectors.
+    /// Must be inlined: as a separate function it would be compiled without vector instructions.
     #[inline(always)]
     fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
         let (blocks, outs) = (self.bytes.as_chunks().0, self.out.as_chunks_mut().0);
@@ -33,14 +33,14 @@ impl Visit for Unpack<'_> {
 
 /// IEEE 754 half to single precision without a branch, so that loops of it vectorise.
 ///
-/// No step works on a subnormal f32: each would cost some processors over a hundred cycles, and
-/// Q6_K's scales are subnormal halves in most models.
+/// No step uses a subnormal f32: each would cost some processors over a hundred cycles, and in most
+/// models Q6_K's scales are subnormal halves.
 #[inline(always)]
 pub fn half_to_f32(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;
     let magnitude = u32::from(half & 0x7fff);
     let moved = magnitude << 13;
-    // A subnormal half is a fraction of the least normal one, 2^-14.
+    // A subnormal half is a fraction of the smallest normal one, 2^-14.
     let least = f32::from_bits(113 << 23);
     let subnormal = (f32::from_bits(moved + (113 << 23)) - least).to_bits();
     let rebiased = if magnitude < 0x400 { subnormal } else { moved + (112 << 23) };

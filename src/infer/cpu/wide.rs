@@ -1,20 +1,20 @@
-//! Sixteen f32 at a time, for weights taken four bytes a lane: one AVX-512 vector, two of AVX2,
-//! or plain arrays.
+//! Sixteen f32 at a time, for weights of which a lane takes four bytes: one AVX-512 vector, two
+//! AVX2 vectors, or plain arrays.
 //!
-//! Byte `k` of a lane's word is masked where it stands and so counts 256^k times; the vector it
-//! meets has been multiplied by 256^-k. Both are exact, and no byte is moved before it is converted.
-//! Every machine adds the same numbers in the same order.
+//! Byte `k` of a lane's word is masked in place, so its value is multiplied by 256^k; the other
+//! factor has been multiplied by 256^-k. Both are exact, and no byte has to be moved before it is
+//! converted. Every machine adds the same numbers in the same order.
 
 use super::lanes::{Arrays, fused};
 use super::unpack::half_at;
 
-/// What runs over sixteen lanes.
+/// A computation over sixteen lanes.
 pub trait Kernel {
     type Output;
     fn run<W: Wide>(self, lanes: W) -> Self::Output;
 }
 
-/// Runs a kernel compiled for the machine's widest instructions that are used here.
+/// Runs a kernel compiled for the widest supported instructions that the machine has.
 #[inline(always)]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
@@ -54,8 +54,8 @@ impl<K: Kernel, W: Wide> pulp::NullaryFnOnce for On<K, W> {
     }
 }
 
-/// How far ahead of its block a kernel asks for weights, in bytes: a page. The machine's own
-/// prefetchers stop at the end of one.
+/// How far ahead of its block a kernel prefetches weights, in bytes: a page. Hardware prefetchers
+/// stop at the end of a page.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4096;
 
@@ -63,7 +63,7 @@ const AHEAD: usize = 4096;
 pub trait Wide: Copy {
     type W: Copy;
     type Words: Copy;
-    /// Asks for the bytes [`AHEAD`] of these, or does nothing.
+    /// Prefetches the bytes [`AHEAD`] of these, or does nothing.
     fn prefetch(self, bytes: &[u8]);
     fn splat16(self, x: f32) -> Self::W;
     fn load16(self, x: &[f32; 16]) -> Self::W;
@@ -75,9 +75,10 @@ pub trait Wide: Copy {
     fn fma16(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
     /// Sixteen signed bytes, each times `scale`.
     fn scaled(self, q: &[i8; 16], scale: f32) -> Self::W;
-    /// Of a Q4_K or Q5_K block's first bytes: `d` times its eight scales, `dmin` times its eight mins.
+    /// From the first bytes of a Q4_K or Q5_K block: `d` times its eight scales, then `dmin` times
+    /// its eight mins.
     fn scales_mins(self, header: &[u8; 16]) -> Self::W;
-    /// Lane `i` takes lane `from[i / 4]`. All of `from` lie in the same half.
+    /// Lane `i` takes lane `from[i / 4]`. All of `from` are in the same half.
     fn fours(self, v: Self::W, from: [u8; 4]) -> Self::W;
 
     fn words(self, bytes: &[u8; 64]) -> Self::Words;
@@ -85,13 +86,14 @@ pub trait Wide: Copy {
     fn twice(self, bytes: &[u8; 32]) -> Self::Words;
     fn or(self, a: Self::Words, b: Self::Words) -> Self::Words;
     fn and(self, a: Self::Words, mask: u32) -> Self::Words;
-    /// Words shifted by as many bits as their half says.
+    /// Words shifted to the left by the number of bits for their half.
     fn left(self, a: Self::Words, bits: [u32; 2]) -> Self::Words;
     fn right(self, a: Self::Words, bits: [u32; 2]) -> Self::Words;
     /// Words, as signed numbers.
     fn numbers(self, a: Self::Words) -> Self::W;
 
-    /// Lane sums of 64 numbers times `x`: `bits` of each byte count, and not its highest bit.
+    /// Lane sums of 64 numbers times `x`. The number is `bits` of each byte, which exclude the
+    /// highest bit.
     #[inline(always)]
     fn dots(self, q: Self::Words, bits: u32, x: &[[f32; 16]; 4]) -> Self::W {
         let [first, second, third, fourth] = x;
@@ -109,7 +111,7 @@ pub trait Wide: Copy {
     }
 }
 
-/// Eight six-bit scales, then eight mins, out of the twelve bytes after `d` and `dmin`.
+/// Eight six-bit scales, then eight mins, from the twelve bytes after `d` and `dmin`.
 #[inline(always)]
 fn six_bits(header: &[u8; 16]) -> [u8; 16] {
     let [_, a, b, c]: [u32; 4] = bytemuck::cast(*header);
@@ -129,7 +131,7 @@ mod x86 {
     #[inline(always)]
     fn ask_ahead(simd: V3, bytes: &[u8]) {
         for line in bytes.chunks(64) {
-            // Where nothing lies it asks for nothing.
+            // Prefetching an invalid address does nothing.
             let ahead = line.as_ptr().wrapping_add(AHEAD).cast();
             simd.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead);
         }

@@ -1,9 +1,9 @@
-//! The pieces a decoder is built of: a family calls them in the order of its layers.
+//! The building blocks of a decoder. A family calls them in the order of its layers.
 //!
-//! A piece emits ops and declares the weights that they read: name, role, layer, and where
-//! the values come from. No piece knows a family. Whatever differs is an argument, so a
-//! family whose layers differ in norms, widths, windows or ropes says so layer by layer.
-//! Activations of one name and width share a buffer.
+//! A block emits ops and declares the weights that they read: name, role, layer, and where the
+//! values come from. Blocks know no family. Whatever differs is an argument, so a family whose
+//! layers differ in norms, widths, windows or ropes says so layer by layer. Activations of the same
+//! name and width share a buffer.
 
 use super::Described;
 use super::config::Shape;
@@ -17,7 +17,7 @@ use crate::source::{Source, Take};
 /// A decoder under construction.
 pub struct Builder {
     graph: Graph,
-    /// With the rotated width of a head, one for each rope of the graph.
+    /// The spec and the rotated width of a head, for each rope of the graph.
     ropes: Vec<(RopeSpec, usize)>,
     table: Option<WeightId>,
     layer: Option<usize>,
@@ -29,25 +29,26 @@ pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Multiplies `q.k`.
+    /// The factor of `q.k`.
     pub scale: f32,
-    /// `None`: positions do not turn this layer's heads.
+    /// `None` if this layer has no rotary embedding.
     pub rope: Option<RopeId>,
-    /// Positions a token sees, itself included; `None` is all of them.
+    /// How many positions a token sees, including its own; `None` means all.
     pub window: Option<usize>,
-    /// The projections of queries, keys and values have biases.
+    /// Whether the projections of queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// The projection back has one.
+    /// Whether the output projection has a bias.
     pub out_bias: bool,
-    /// Queries and keys are normalised head by head before they are turned: the norm's epsilon.
+    /// The epsilon of the norm by which queries and keys are normalised, head by head, before the
+    /// rotation, if they are.
     pub head_norm: Option<f32>,
-    /// The module whose rows are the queries', the keys' and the values' projections, in this
-    /// order; `None`: each has a module of its own.
+    /// The module whose rows are the projections of queries, keys and values, in this order. `None`
+    /// if each has its own module.
     pub packed: Option<&'static str>,
 }
 
 impl Attention {
-    /// The plain form: turned, scaled by `1 / sqrt(head_dim)`, without biases or norms.
+    /// The plain form: with rope, scaled by `1 / sqrt(head_dim)`, without biases or norms.
     pub fn new(shape: &Shape, rope: RopeId, window: Option<usize>) -> Self {
         let &Shape { heads, kv_heads, head_dim, .. } = shape;
         Self {
@@ -71,40 +72,40 @@ pub struct FeedForward {
     /// The inner width.
     pub width: usize,
     pub activation: Activation,
-    /// All three projections have biases.
+    /// Whether all three projections have biases.
     pub bias: bool,
-    /// How gate and up lie.
+    /// How gate and up are stored.
     pub packed: Packed,
 }
 
 impl FeedForward {
-    /// Without biases, gate and up in a module each.
+    /// Without biases, with gate and up in separate modules.
     pub const fn plain(width: usize, activation: Activation) -> Self {
         Self { width, activation, bias: false, packed: Packed::Apart }
     }
 }
 
-/// How the rows of a gate and its up projection lie in a checkpoint.
+/// How a checkpoint stores the rows of gate and up projections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Packed {
-    /// In a module each.
+    /// In separate modules.
     #[default]
     Apart,
-    /// In this module, gates first.
+    /// Both in this module, gates first.
     Halves(&'static str),
 }
 
-/// A router and its experts, each a gated feed-forward.
+/// A router and its experts, each of which is a gated feed-forward.
 #[derive(Debug, Clone, Copy)]
 pub struct Experts {
-    /// The module below the layer; its router is `MODULE.gate.weight`.
+    /// The module within the layer. The router is `MODULE.gate.weight`.
     pub module: &'static str,
-    /// How an expert's three matrices are called.
+    /// The names of an expert's three matrices.
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
     pub experts: usize,
-    /// Experts a token visits, `1..=experts`.
+    /// Experts per token, `1..=experts`.
     pub top_k: usize,
     /// An expert's inner width.
     pub ff: usize,
@@ -112,7 +113,7 @@ pub struct Experts {
     pub scoring: Scoring,
 }
 
-/// A projection: its module, and the part of a packed one that it is.
+/// A projection: its module, and which part of it, if it is packed.
 struct Module {
     name: &'static str,
     role: WeightRole,
@@ -127,7 +128,8 @@ impl Builder {
         Self { graph, ropes: Vec::new(), table: None, layer: None }
     }
 
-    /// A rope that turns the first `rotary_dim` elements of a head; one for equal arguments.
+    /// A rope that rotates the first `rotary_dim` elements of a head. Equal arguments give the same
+    /// rope.
     pub fn rope(&mut self, spec: &RopeSpec, rotary_dim: usize) -> RopeId {
         let wanted = (spec.clone(), rotary_dim);
         let found = self.ropes.iter().position(|rope| *rope == wanted);
@@ -139,7 +141,7 @@ impl Builder {
         RopeId(u8::try_from(index).expect("a model has few ropes"))
     }
 
-    /// The residual stream, begun with the tokens' embeddings.
+    /// The residual stream, which starts as the tokens' embeddings.
     pub fn embed(&mut self, hidden: usize, scale: f32) -> Buf {
         let out = self.buffer("x", hidden);
         let (name, vocab) = ("model.embed_tokens.weight".to_owned(), self.graph.vocab);
@@ -149,12 +151,13 @@ impl Builder {
         out
     }
 
-    /// The layer that the following pieces belong to: their weights are below `model.layers.L`.
+    /// Sets the layer to which the following blocks belong. Their weights are below
+    /// `model.layers.L`.
     pub const fn layer(&mut self, layer: usize) {
         self.layer = Some(layer);
     }
 
-    /// `x += piece(rms_norm(x))`: a pre-norm sub-block.
+    /// `x += block(rms_norm(x))`: a pre-norm sub-block.
     pub fn residual(
         &mut self,
         x: Buf,
@@ -167,7 +170,7 @@ impl Builder {
         self.graph.ops.push(Op::Add { x, y: delta });
     }
 
-    /// `rms_norm(x)` by the vector `NAME.weight`.
+    /// `rms_norm(x)` with the vector `NAME.weight`.
     pub fn norm(&mut self, x: Buf, name: &str, eps: f32) -> Buf {
         let width = self.graph.width(x);
         let out = self.buffer("normed", width);
@@ -176,7 +179,7 @@ impl Builder {
         out
     }
 
-    /// Projects, turns, remembers, attends and projects back.
+    /// Attention: projections, rope, cache, attention, output projection.
     pub fn attention(&mut self, x: Buf, of: &Attention) -> Buf {
         let &Attention { heads, kv_heads, head_dim, scale, window, .. } = of;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
@@ -236,11 +239,11 @@ impl Builder {
         delta
     }
 
-    /// Router, choice and experts.
+    /// Router, choice of experts, and experts.
     ///
-    /// Each expert's matrices are tensors of their own, or slices of the two tensors that
-    /// Transformers 5 stacks a layer's experts in: `mlp.experts.gate_up_proj`
-    /// `[experts, 2 ff, hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
+    /// Each expert's matrices are separate tensors, or slices of the two tensors in which
+    /// Transformers 5 stacks a layer's experts: `mlp.experts.gate_up_proj` `[experts, 2 ff,
+    /// hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
     pub fn experts(&mut self, x: Buf, of: &Experts) -> Buf {
         let &Experts { module, experts, top_k, ff, activation, scoring, .. } = of;
         let hidden = self.graph.width(x);
@@ -276,7 +279,8 @@ impl Builder {
         out
     }
 
-    /// The last norm and the logits: by the embedding table if `tied`, else by `lm_head.weight`.
+    /// The final norm and the logits, computed with the embedding table if `tied`, otherwise with
+    /// `lm_head.weight`.
     pub fn finish(mut self, x: Buf, eps: f32, tied: bool) -> Described {
         self.layer = None;
         let normed = self.norm(x, "norm", eps);
@@ -297,7 +301,7 @@ impl Builder {
     fn linear(&mut self, x: Buf, out: Buf, module: &Module) {
         let &Module { name, role, bias, part } = module;
         let (rows, cols) = (self.graph.width(out), self.graph.width(x));
-        // Of a bias, a part is columns of its one row.
+        // A part of a bias is some columns of its single row.
         let source = |builder: &Self, end: &str| {
             part.map(|(packed, take)| {
                 (Source::Stored(builder.name(&format!("{packed}.{end}"))), take)
@@ -321,7 +325,7 @@ impl Builder {
         self.weight(name, WeightRole::Norm, 1, width, Source::Itself)
     }
 
-    /// A tensor's name below the present layer.
+    /// A tensor's name within the current layer.
     fn name(&self, rest: &str) -> String {
         match self.layer {
             Some(layer) => format!("model.layers.{layer}.{rest}"),

@@ -1,9 +1,9 @@
-//! Checked reading of `config.json`: bounds on every number, errors that name the key.
+//! Checked reading of `config.json`: every number is bounded, and errors name the key.
 //!
-//! Reading a key consumes it. What is left over once a family has built its graph must be
-//! on the list of keys that change nothing here (`harmless`), else it is an error by name.
-//! Nothing read from here can overflow a size later: every dimension is bounded by
-//! [`DIMENSION_MAX`] and products are checked at load.
+//! Reading a key consumes it. A key left over once a family has built its graph must be on the list
+//! of keys that change nothing here (`harmless`); otherwise it is an error that names it. Nothing
+//! read here can overflow a size later: every dimension is bounded by [`DIMENSION_MAX`], and
+//! products are checked when the model is loaded.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,14 +13,14 @@ use serde_json::{Map, Value};
 use super::harmless;
 use crate::graph::Activation;
 
-/// The widest matrix side read from a config: four times the largest vocabulary in use.
+/// The largest matrix dimension accepted from a config: four times the largest vocabulary in use.
 pub const DIMENSION_MAX: usize = 1 << 20;
-/// The most layers, heads or experts read from a config.
+/// The most layers, heads or experts accepted from a config.
 pub const COUNT_MAX: usize = 4096;
-/// The longest context read from a config, tokens.
+/// The longest context accepted from a config, in tokens.
 const CONTEXT_MAX: usize = 1 << 26;
 
-/// Why a config cannot be run.
+/// Why a model with this config cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FamilyError {
     #[error("config.json: not a JSON object")]
@@ -31,7 +31,7 @@ pub enum FamilyError {
     Missing { key: &'static str },
     #[error("config.json: {key} is {value}, expected {want}")]
     Bad { key: String, value: String, want: String },
-    /// Understood, but no kernel here computes it.
+    /// Understood, but there is no kernel for it.
     #[error("config.json: {key} {value} is not supported ({family} supports {supported})")]
     Unsupported { key: String, value: String, family: String, supported: String },
     /// Not read by the family, and not known to be harmless.
@@ -42,10 +42,10 @@ pub enum FamilyError {
     Unread { key: String, value: String, family: String },
 }
 
-/// A config's keys; absent and `null` are the same unless a reader asks (`has`).
+/// A config's keys. An absent key and `null` are the same, unless a reader asks (`has`).
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
-    /// The family that reads it, for messages.
+    /// The family that reads it, for error messages.
     family: &'static str,
     read: RefCell<BTreeSet<String>>,
 }
@@ -56,23 +56,23 @@ impl<'a> Config<'a> {
         Ok(Self { map, family, read: RefCell::default() })
     }
 
-    /// The key's value; reads it.
+    /// The key's value. Marks the key as read.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.skip(&[key]);
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there, even as `null`.
+    /// Whether the key is present, even as `null`.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// Marks keys as read that mean nothing beside what other keys say.
+    /// Marks keys as read that have no meaning given the other keys.
     pub fn skip(&self, keys: &[&str]) {
         self.read.borrow_mut().extend(keys.iter().map(|key| (*key).to_owned()));
     }
 
-    /// Refuses a key that was not read and is not known to be harmless.
+    /// Refuses the config if a key was not read and is not known to be harmless.
     pub fn all_read(&self) -> Result<(), FamilyError> {
         let read = self.read.borrow();
         let left = self.map.iter().find(|(key, value)| {
@@ -84,7 +84,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Refuses a key that nothing here reads.
+    /// The error for a key that nothing here reads.
     pub fn unread(&self, key: &str, value: &Value) -> FamilyError {
         let family = self.family.to_owned();
         FamilyError::Unread { key: key.to_owned(), value: short(value), family }
@@ -140,7 +140,7 @@ impl<'a> Config<'a> {
         .ok_or_else(|| bad(key, value, "a list of layer numbers"))
     }
 
-    /// `hidden_act`: SiLU where it is absent.
+    /// `hidden_act`; SiLU if it is absent.
     pub fn activation(&self) -> Result<Activation, FamilyError> {
         match self.get("hidden_act") {
             None => Ok(Activation::Silu),
@@ -162,7 +162,7 @@ impl<'a> Config<'a> {
         Ok(self.positive("rms_norm_eps", default)? as f32)
     }
 
-    /// Refuses weights that are already quantized: their containers are not read here.
+    /// Refuses weights that are already quantized; such checkpoints cannot be read here.
     pub fn refuse_quantized(&self) -> Result<(), FamilyError> {
         for key in ["quantization_config", "quantization"] {
             if let Some(value) = self.get(key) {
@@ -216,7 +216,7 @@ impl<'a> Config<'a> {
         })
     }
 
-    /// Refuses a value that is understood, but that nothing here computes.
+    /// The error for a value that is understood but cannot be computed here.
     pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> FamilyError {
         FamilyError::Unsupported {
             key: key.to_owned(),
@@ -227,7 +227,8 @@ impl<'a> Config<'a> {
     }
 }
 
-/// What `head_dim` is where the key is absent. (As `null` it is always `hidden / heads`.)
+/// The value of `head_dim` if the key is absent. (If it is `null`, the value is always `hidden /
+/// heads`.)
 #[derive(Debug, Clone, Copy)]
 pub enum HeadDim {
     Divided,

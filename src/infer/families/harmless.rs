@@ -1,14 +1,14 @@
-//! Config keys that change nothing that is computed here, and why.
+//! Config keys that do not change what is computed here, and why.
 //!
-//! A key that a family does not read and that is not listed is refused by name: silence
+//! A key that a family does not read and that is not listed here is refused by name. Ignoring it
 //! would be a guess that it does not matter.
 
 use serde_json::Value;
 
-/// Harmless whatever their value: the reason, and the keys.
+/// Keys that are harmless whatever their value, by reason.
 const ALWAYS: &[(&str, &[&str])] = &[
     (
-        "names the model; the family was chosen by it",
+        "names the model and was used to choose the family",
         &["architectures", "model_type", "_name_or_path", "name_or_path", "auto_map"],
     ),
     (
@@ -28,7 +28,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a token's number, which the tokenizer or the end of generation uses",
+        "a token id, used by the tokenizer or to end generation",
         &[
             "bos_token_id",
             "cls_token_id",
@@ -44,7 +44,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "says how the file was written; tensors say their own type",
+        "says how the file was written; each tensor states its own type",
         &[
             "_commit_hash",
             "dtype",
@@ -58,7 +58,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "chooses among implementations that compute the same",
+        "chooses among implementations with the same result",
         &[
             "_attn_implementation",
             "_attn_implementation_autoset",
@@ -72,7 +72,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "what else the model object returns",
+        "asks the model object to return more than logits",
         &[
             "output_attentions",
             "output_hidden_states",
@@ -82,7 +82,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a default of generation, which whoever asks for text decides",
+        "a default for generation, which the caller decides here",
         &[
             "bad_words_ids",
             "begin_suppress_tokens",
@@ -111,7 +111,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "for heads that classify, which a language model has not",
+        "for classification heads, which a language model does not have",
         &[
             "classifier_dropout",
             "finetuning_task",
@@ -123,12 +123,12 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a length from before max_position_embeddings, which Transformers does not read",
+        "an older form of max_position_embeddings, which Transformers does not read",
         &["max_sequence_length", "model_max_length"],
     ),
 ];
 
-/// Harmless while they are off: `false`, `[]` or `{}`. On, they change the model.
+/// Keys that are harmless while they are off (`false`, `[]` or `{}`). If on, they change the model.
 const WHILE_OFF: &[&str] = &[
     "add_cross_attention",
     "attention_bias",
@@ -145,7 +145,7 @@ const WHILE_OFF: &[&str] = &[
     "use_sliding_window",
 ];
 
-/// Whether an unread key of this value can be left alone.
+/// Whether an unread key with this value can be ignored.
 pub fn is(key: &str, value: &Value) -> bool {
     let off = match value {
         Value::Bool(on) => !on,
@@ -181,6 +181,9 @@ mod tests {
         assert!(is("pruned_heads", &json!({})) && !is("pruned_heads", &json!({ "0": [1] })));
         assert!(is("torch_dtype", &json!("bfloat16")));
         assert!(!is("attn_logit_softcapping", &json!(50.0)));
-        assert!(!is("final_logit_softcapping", &json!(false)), "unlisted, even when off");
+        assert!(
+            !is("final_logit_softcapping", &json!(false)),
+            "not listed, so refused even when off"
+        );
     }
 }

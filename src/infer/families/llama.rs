@@ -1,6 +1,6 @@
-//! Llama (and Mistral, which differs by a sliding window only).
+//! Llama (and Mistral, which differs only by a sliding window).
 //!
-//! Dense pre-norm decoder; `attention_bias` and `mlp_bias` honoured.
+//! A dense pre-norm decoder. `attention_bias` and `mlp_bias` are supported.
 
 use super::block::{Attention, Builder, FeedForward, Packed};
 use super::config::{Config, FamilyError, HeadDim};
@@ -14,7 +14,7 @@ pub const FAMILY: Family = Family {
     read,
 };
 
-/// Positions a Mistral layer sees where its config does not say (`MistralConfig`).
+/// The window of a Mistral layer if its config does not give one (`MistralConfig`).
 const MISTRAL_WINDOW: usize = 4096;
 
 fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
@@ -22,7 +22,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-6)?;
     let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
-    // Mistral's layers have no biases, and its config class no such keys.
+    // Mistral's layers have no biases, and its config class has no such keys.
     let bias = |key| if mistral { Ok(false) } else { config.flag(key, false) };
     let attention_bias = bias("attention_bias")?;
     let feed_forward = FeedForward {
@@ -34,7 +34,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let windows = match mistral {
         false => vec![None; shape.layers],
         true => {
-            // An explicit null means no window; a missing key means the default one.
+            // An explicit null means no window. A missing key means the default window.
             let window = match config.has("sliding_window") {
                 true => config.optional("sliding_window", usize::MAX)?,
                 false => Some(MISTRAL_WINDOW),

@@ -1,5 +1,5 @@
-//! Mixtral: every layer's feed-forward is a mixture of experts; softmax over
-//! all of them, the top ones renormalised to sum to 1.
+//! Mixtral: every layer's feed-forward is a mixture of experts, with a softmax over all of them and
+//! the top ones renormalised to sum to 1.
 
 use super::block::{Attention, Builder, Experts};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};

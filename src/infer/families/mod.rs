@@ -1,10 +1,9 @@
 //! Model families: each file turns a checkpoint's config into the op list.
 //!
-//! A family's file reads Hugging Face's `config.json` and calls `block`'s pieces; nothing
-//! knows all families but the list below. Both forms of rope keys are read (`rope_theta`
-//! beside `rope_scaling`, and `rope_parameters`). Whatever would change the model's output
-//! and is not understood is refused by name, never ignored. Tensor names in the graph are
-//! Hugging Face's.
+//! A family's file reads Hugging Face's `config.json` and calls the building blocks of `block`.
+//! Only the list below knows all families. Both forms of rope keys are read: `rope_theta` with
+//! `rope_scaling`, and `rope_parameters`. Whatever would change the model's output and is not
+//! understood is refused by name, never ignored. Tensor names in the graph are Hugging Face's.
 
 mod block;
 mod config;
@@ -17,7 +16,7 @@ use config::Config;
 pub use config::{COUNT_MAX, FamilyError};
 pub use rope::{RopeScaling, RopeSpec};
 
-/// Declares each family's module, and lists them.
+/// Declares each family's module, and makes a list of them.
 macro_rules! families {
     ($($name:ident,)+) => {
         $(mod $name;)+
@@ -34,12 +33,12 @@ families! {
     qwen3_moe,
 }
 
-/// A family: what it is called, which architectures it reads, and how.
+/// A family: its name, the architectures that it reads, and its reader.
 struct Family {
     name: &'static str,
     /// Values of `architectures[0]`.
     architectures: &'static [&'static str],
-    /// Values of `model_type`, asked when `architectures` is absent.
+    /// Values of `model_type`, used if `architectures` is absent.
     model_types: &'static [&'static str],
     read: fn(&Config<'_>) -> Result<Described, FamilyError>,
 }
@@ -48,7 +47,7 @@ struct Family {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Described {
     pub graph: Graph,
-    /// How each of the graph's rope tables came about.
+    /// The parameters of each of the graph's ropes.
     pub ropes: Vec<RopeSpec>,
 }
 
@@ -57,11 +56,10 @@ pub fn known() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|family| family.architectures.iter().copied()).collect()
 }
 
-/// The op list of one step of the model that a checkpoint's `config.json` describes.
+/// Describes the model of a checkpoint's `config.json`: the op list of one step.
 ///
-/// # Errors
-/// One line naming the architecture, or the key that is missing, out of bounds, not
-/// supported, or not read by the family and not known to be harmless.
+/// # Errors One line that names the architecture, or the key that is missing, out of bounds, not
+/// supported, or neither read by the family nor known to be harmless.
 pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
     let (family, config) = family(config)?;
     let described = (family.read)(&config)?;
@@ -71,8 +69,7 @@ pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
 
 /// The name of the family that reads this config: `llama`, `qwen3_moe` and so on.
 ///
-/// # Errors
-/// An architecture that is missing or unknown.
+/// # Errors If the architecture is missing or unknown.
 pub fn name(config: &serde_json::Value) -> Result<&'static str, FamilyError> {
     Ok(family(config)?.0.name)
 }

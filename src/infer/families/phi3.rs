@@ -1,4 +1,4 @@
-//! Phi-3 and Phi-3.5: Llama with queries, keys and values in one tensor, and gate and up in
+//! Phi-3 and Phi-3.5: Llama, but with queries, keys and values in one tensor, and gate and up in
 //! another. Their long-context rope and Phi-4-mini's partial rotation are refused by name.
 
 use super::block::{Attention, Builder, FeedForward, Packed};
@@ -13,7 +13,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-5)?;
     let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
-    // Where the long factors of longrope begin, which is not read.
+    // The length from which longrope uses its long factors. Longrope itself is refused.
     config.skip(&["original_max_position_embeddings"]);
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;

@@ -1,4 +1,4 @@
-//! Qwen2 and Qwen2.5, dense: biases on queries, keys and values, none on the projection back;
+//! Qwen2 and Qwen2.5, dense: biases on queries, keys and values but not on the output projection;
 //! sliding windows by Qwen's rule.
 
 use super::block::{Attention, Builder, FeedForward};

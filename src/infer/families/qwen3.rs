@@ -1,5 +1,5 @@
-//! Qwen3, dense: queries and keys normalised head by head, optional sliding
-//! window in the layers `layer_types` names (or those from `max_window_layers` on).
+//! Qwen3, dense: queries and keys are normalised head by head; an optional sliding window in the
+//! layers that `layer_types` names (or those from `max_window_layers` on).
 
 use super::block::{Attention, Builder, FeedForward};
 use super::config::{Config, FamilyError, HeadDim};

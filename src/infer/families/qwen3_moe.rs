@@ -1,5 +1,5 @@
-//! Qwen3-MoE: Qwen3's attention; experts in every `decoder_sparse_step`-th layer
-//! that `mlp_only_layers` does not name, a dense feed-forward in the others.
+//! Qwen3-MoE: Qwen3's attention, with experts in every `decoder_sparse_step`-th layer that
+//! `mlp_only_layers` does not list, and a dense feed-forward in the others.
 
 use super::block::{Attention, Builder, Experts, FeedForward};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
@@ -30,7 +30,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let step = config.optional("decoder_sparse_step", COUNT_MAX)?.unwrap_or(1);
     let dense = config.indices("mlp_only_layers")?;
     let sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
-    // Without a sparse layer the model is a plain dense one.
+    // Without a sparse layer, the model is dense.
     let experts = match (0..shape.layers).any(sparse) {
         true => Some(experts(config)?),
         false => {
@@ -67,7 +67,7 @@ fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
         Some(count) => count,
         None => config.required("num_local_experts", COUNT_MAX)?,
     };
-    // `Qwen3MoeConfig` has false where the key is absent.
+    // The default of `Qwen3MoeConfig` is false.
     let renormalise = config.flag("norm_topk_prob", false)?;
     Ok(Experts {
         module: "mlp",

@@ -1,4 +1,4 @@
-//! Rotary embedding parameters: from either config form to inverse frequencies.
+//! Rotary embedding parameters: from both config forms to inverse frequencies.
 //!
 //! Forms: `default`, `linear` (frequencies divided by a factor) and `llama3`
 //! (NTK by parts, Llama 3.1). Every other `rope_type` is refused by name.
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::config::{Config, FamilyError, bad};
 use crate::graph::Rope;
 
-/// How far positions turn a head's pairs.
+/// By how much a position rotates each pair of a head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
     /// The base of the geometric series of wavelengths.
@@ -22,15 +22,16 @@ pub struct RopeSpec {
     pub scaling: RopeScaling,
 }
 
-/// How frequencies are stretched for contexts longer than those trained on.
+/// How frequencies are scaled for contexts longer than those of the training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
-    /// Every frequency divided by `factor`.
+    /// Divides every frequency by `factor`.
     Linear {
         factor: f64,
     },
-    /// Long wavelengths divided by `factor`, short ones kept, those between blended.
+    /// Divides frequencies of long wavelengths by `factor`, keeps those of short ones, and blends
+    /// in between.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -41,11 +42,11 @@ pub enum RopeScaling {
 }
 
 impl RopeSpec {
-    /// Reads `rope_scaling` or `rope_parameters`, with `rope_theta` beside them.
+    /// Reads `rope_scaling` or `rope_parameters`, and `rope_theta`.
     ///
-    /// Where both are there, Transformers takes `rope_scaling` and forgets the other
-    /// (`modeling_rope_utils.py`). Here they must not contradict each other: either both mean
-    /// the same, or `rope_parameters` gives no more than the base that is also in force.
+    /// If both are present, Transformers uses `rope_scaling` and ignores the other
+    /// (`modeling_rope_utils.py`). Here they must not contradict each other: either both mean the
+    /// same, or `rope_parameters` gives only the base that is in force anyway.
     pub fn from_config(
         config: &Config<'_>,
         default_theta: f64,
@@ -55,7 +56,7 @@ impl RopeSpec {
         let partial = config.positive("partial_rotary_factor", 1.0)?;
         let read = |key| {
             let map = config.get(key).map(|value| object(key, value)).transpose()?;
-            // An empty set of parameters is none.
+            // An empty set of parameters counts as absent.
             let Some(map) = map.filter(|map| !map.is_empty()) else { return Ok(None) };
             Keys { config, key, map, read: RefCell::default() }
                 .spec(theta, partial, context_max)
@@ -112,7 +113,7 @@ impl RopeScaling {
         }
     }
 
-    /// How far the context is stretched.
+    /// The factor by which the context is extended.
     pub const fn factor(&self) -> f64 {
         match *self {
             Self::None => 1.0,
@@ -120,7 +121,7 @@ impl RopeScaling {
         }
     }
 
-    /// One inverse frequency, radians a position.
+    /// Scales one inverse frequency, in radians per position.
     fn apply(&self, freq: f64) -> f64 {
         match *self {
             Self::None => freq,
@@ -165,7 +166,7 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// What the keys mean beside `rope_theta` and `partial_rotary_factor` outside of them.
+    /// Interprets the keys, given `rope_theta` and `partial_rotary_factor` from outside of them.
     fn spec(&self, theta: f64, partial: f64, context_max: usize) -> Result<RopeSpec, FamilyError> {
         let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
         refuse_partial(self.config, partial)?;
@@ -181,7 +182,7 @@ impl<'a> Keys<'a> {
     }
 
     fn scaling(&self, context_max: usize) -> Result<RopeScaling, FamilyError> {
-        // Old configs call it `type`; where both stand, `rope_type` is the one Transformers reads.
+        // Old configs call it `type`. If both are present, Transformers reads `rope_type`.
         let kinds = ["rope_type", "type"].map(|name| self.get(name));
         let kind = match kinds.into_iter().flatten().next() {
             None => "default",

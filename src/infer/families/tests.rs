@@ -28,7 +28,7 @@ fn rope(config: &Value) -> RopeSpec {
     ropes.into_iter().next().unwrap()
 }
 
-/// What each layer's attention sees.
+/// The window of each layer's attention.
 fn windows(config: Value) -> Vec<Option<usize>> {
     let windows = graph_of(config).ops.into_iter().filter_map(|op| match op {
         Op::Attention { window, .. } => Some(window),
@@ -149,7 +149,7 @@ fn both_rope_forms_mean_the_same() {
     }
 }
 
-/// Frequencies of Llama-3.1-8B against the reference's branches, computed by hand.
+/// Compares the frequencies of Llama-3.1-8B with the reference's branches, computed by hand.
 #[test]
 fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
     let scaling = json!({
@@ -363,7 +363,7 @@ fn a_key_that_nothing_reads_is_refused_by_name() {
     assert!(error.contains("rope_scaling.beta_fast"), "{error}");
 }
 
-/// The keys that published checkpoints of these families carry beside those that are read.
+/// The further keys in published checkpoints of these families.
 #[test]
 fn what_published_configs_carry_is_read_or_known_to_be_harmless() {
     let common = json!({
@@ -386,7 +386,7 @@ fn what_published_configs_carry_is_read_or_known_to_be_harmless() {
     graph_of(with(with(with(qwen3_moe(json!({})), common), switched), routed));
 }
 
-/// Transformers takes `rope_scaling` where both are there; what it would forget is refused.
+/// If both are present, Transformers uses `rope_scaling`. What it would ignore is refused.
 #[test]
 fn rope_scaling_beside_rope_parameters_counts() {
     let both = |scaling: Value, parameters: Value| {
@@ -443,7 +443,7 @@ fn weights_say_what_they_are_for_and_where_they_come_from() {
     assert_eq!(up.source, Source::FirstOf(vec![Source::Itself, stack]));
 }
 
-/// A decoder whose layers differ in all that pieces take as arguments.
+/// A decoder whose layers differ in every argument of the building blocks.
 #[test]
 fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
     use super::block::{Attention, Builder, FeedForward};
@@ -481,7 +481,7 @@ fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
     assert_eq!(graph.kv[1], Kv { kv_heads: 1, head_dim: 16 });
     assert!(graph.tied());
     let count = |wanted: &dyn Fn(&Op) -> bool| graph.ops.iter().filter(|op| wanted(op)).count();
-    assert_eq!(count(&|op| matches!(op, Op::Rope { .. })), 4, "the last layer does not turn");
+    assert_eq!(count(&|op| matches!(op, Op::Rope { .. })), 4, "the last layer has no rope");
     assert_eq!(count(&|op| matches!(op, Op::Linear { bias: Some(_), .. })), 3);
     assert_eq!(graph.weights.iter().filter(|weight| weight.tensor.ends_with(".bias")).count(), 3);
 }

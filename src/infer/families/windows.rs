@@ -1,14 +1,14 @@
 //! Which positions each layer sees: `layer_types`, `sliding_window` and their relatives.
 //!
-//! A window is a number of positions, the token's own included; `None` is all of them.
+//! A window is a number of positions, including the token's own; `None` means all.
 
 use super::config::{COUNT_MAX, Config, FamilyError, bad};
 
-/// One entry a layer.
+/// One entry per layer.
 pub type Windows = Vec<Option<usize>>;
 
-/// `layer_types` as windows: `sliding_attention` layers see `window` positions,
-/// `full_attention` layers all. Without the key, every layer sees `window`.
+/// `layer_types` as windows: `sliding_attention` layers see `window` positions, `full_attention`
+/// layers see all. Without the key, every layer sees `window`.
 pub fn by_layer_types(
     config: &Config<'_>,
     layers: usize,
@@ -17,8 +17,8 @@ pub fn by_layer_types(
     Ok(layer_types(config, layers, window)?.unwrap_or_else(|| vec![window; layers]))
 }
 
-/// Qwen's rule: nothing slides without `use_sliding_window`. With it, the layers that
-/// `layer_types` names, or without such a list those from `max_window_layers` on.
+/// Qwen's rule: no layer has a sliding window without `use_sliding_window`. With it, the layers
+/// that `layer_types` names have one, or without that list the layers from `max_window_layers` on.
 pub fn qwen(config: &Config<'_>, layers: usize) -> Result<Windows, FamilyError> {
     let Some(window) = switched(config)? else {
         config.skip(&["layer_types", "max_window_layers"]);

@@ -1,6 +1,5 @@
-//! The super-block that Q4_K and Q5_K share: 256 weights in eight groups of 32,
-//! `w = d * scale * level - dmin * min`, with 6-bit scales and mins and f16 `d`,
-//! `dmin` (ggml's `block_q4_K`, `block_q5_K`).
+//! The super-block of Q4_K and Q5_K: 256 weights in eight groups of 32, `w = d * scale * level -
+//! dmin * min`, with 6-bit scales and mins and f16 `d`, `dmin` (ggml's `block_q4_K`, `block_q5_K`).
 
 use half::f16;
 
@@ -14,7 +13,7 @@ pub const GROUP: usize = 32;
 const GROUPS: usize = 8;
 /// The largest 6-bit value.
 const SIX: f32 = 63.0;
-/// How often scales and super-scales are fitted in turn.
+/// How often scales and super-scales are fitted alternately.
 const ROUNDS: usize = 2;
 
 /// What a super-block stores, unpacked. Levels are `0..=15` or `0..=31`.
@@ -33,11 +32,11 @@ impl Affine {
         std::array::from_fn(|g| (d * f32::from(self.scales[g]), dmin * f32::from(self.mins[g])))
     }
 
-    /// The four first fields of a block: d, dmin and twelve bytes of scales.
+    /// The first four fields of a block: d, dmin and twelve bytes of scales and mins.
     ///
-    /// Byte `g < 4` holds scale `g` in its low six bits and the two high bits
-    /// of scale `g + 4` above; byte `g + 4` likewise for mins; byte `g + 8`
-    /// the low four bits of scale and min `g + 4`.
+    /// Byte `g < 4` holds scale `g` in its low six bits and the two high bits of scale `g + 4`
+    /// above them. Byte `g + 4` holds the same for mins. Byte `g + 8` holds the low four bits of
+    /// scale `g + 4` and of min `g + 4`.
     pub fn header(&self) -> [u8; 16] {
         let mut out = [0; 16];
         out[..2].copy_from_slice(&self.d.to_le_bytes());
@@ -69,8 +68,8 @@ impl Affine {
     }
 }
 
-/// Fits a super-block of weights of magnitude up to `MAGNITUDE_MAX` to levels
-/// `0..=top`; returns it with the levels.
+/// Fits a super-block of weights, of magnitude up to `MAGNITUDE_MAX`, to levels `0..=top`. Returns
+/// it and the levels.
 pub fn fit(x: &[f32; 256], top: f32) -> (Affine, [u8; 256]) {
     let x: &[[f32; GROUP]; GROUPS] = bytemuck::cast_ref(x);
     let w = x.each_ref().map(importance);
@@ -94,7 +93,7 @@ pub fn fit(x: &[f32; 256], top: f32) -> (Affine, [u8; 256]) {
         }
         (d, dmin) = (new_d, new_dmin);
     }
-    // One round always runs; the fallback is the block of zeros.
+    // One round always runs. The fallback is a block of zeros.
     let zero = Affine { d: f16::ZERO, dmin: f16::ZERO, scales: [0; GROUPS], mins: [0; GROUPS] };
     let block = best.map_or(zero, |(_, block)| block);
     let mut levels = [0; 256];
@@ -126,7 +125,7 @@ fn total_error(
     (0..GROUPS).map(|g| group_error(&x[g], &w[g], groups[g], top)).sum()
 }
 
-/// For each group the 6-bit scale and min next to its ideal that lose least.
+/// Chooses for each group the 6-bit scale and min near the ideal ones that have the least error.
 fn choose_scales(
     x: &[[f32; GROUP]; GROUPS],
     w: &[[f32; GROUP]; GROUPS],
@@ -202,8 +201,8 @@ fn refit(
     (fits(d) && fits(dmin)).then(|| (f16::from_f64(d), f16::from_f64(dmin)))
 }
 
-/// The numbers for `d` and `dmin` that make random bits weights of this standard deviation, with
-/// levels `0..count`: `s * q - m * mean(q)`, with `s` and `m` uniform in `0..64`.
+/// The values of `d` and `dmin` with which random bits give weights of this standard deviation,
+/// with levels `0..count`: `s * q - m * mean(q)`, where `s` and `m` are uniform in `0..64`.
 pub fn random(std: f32, count: f32) -> Vec<f32> {
     let (mean, square) = (31.5_f32, 31.5_f32.powi(2) + spread(64.0).powi(2));
     let q_mean = (count - 1.0) / 2.0;
@@ -221,10 +220,10 @@ pub fn header<const N: usize>(block: &[u8; N]) -> &[u8; 16] {
 
 /// Q4_K, and Q5_K with its 32 bytes of fifth bits: `w = d * scale * q - dmin * min`.
 ///
-/// Shifts are constants (a vector of bytes has no variable shift), so the fifth
-/// bits move down by two from pair to pair. Q4_K goes through the same loops with
-/// fifth bits of zero: without them the compiler unrolls before it vectorises, and
-/// the product takes three times as long (4.3 against 1.5 G weights/s on one core).
+/// Shifts are constants (a vector of bytes has no variable shift), so the fifth bits move down by
+/// two from pair to pair. Q4_K uses the same loops with fifth bits of zero. Without them the
+/// compiler unrolls before it vectorises, and the product takes three times as long (4.3 against
+/// 1.5 G weights/s on one core).
 #[inline(always)]
 pub fn unpack<const FIFTH: bool, const BYTES: usize>(block: &[u8; BYTES], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
@@ -251,8 +250,8 @@ pub fn unpack<const FIFTH: bool, const BYTES: usize>(block: &[u8; BYTES], out: &
     }
 }
 
-/// Scale and min of group `g`, six bits each in twelve bytes; those of the last
-/// four groups are split.
+/// Scale and min of group `g`, from twelve bytes of six-bit numbers. Those of the last four groups
+/// are split.
 #[inline(always)]
 fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
     let (scale, min) = if g < 4 {
@@ -264,7 +263,7 @@ fn scale_min(block: &[u8], g: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// Eight six-bit scales and eight mins out of twelve bytes, times `d` and `dmin`.
+/// Eight six-bit scales and eight mins from twelve bytes, times `d` and `dmin`.
 #[inline(always)]
 pub fn scales_mins<L: Lanes>(l: L, block: &[u8]) -> ([f32; 8], L::V) {
     let word =

@@ -1,19 +1,20 @@
 //! Whether stored weights are finite, without unpacking them.
 //!
-//! A plain value is looked at itself; a block by its scales, since whole numbers times a
-//! finite scale are finite. It runs wherever weights enter (conversion, loading, an expert
-//! filling its slot), so it is one pass over plain types, and a few bytes a block of others.
+//! For plain formats each value is checked; for blocks only the scales, because integers times a
+//! finite scale are finite. This runs wherever weights enter (conversion, loading, filling an
+//! expert's slot), so it is one pass over plain formats and reads a few bytes per block of the
+//! others.
 
 use doppler_store::DType;
 use half::{bf16, f16};
 
 use super::{QuantizeError, layout};
 
-/// Values looked at together, so that the loop is vectorised.
+/// Values checked together, so that the loop is vectorised.
 const TOGETHER: usize = 64;
 
-/// The first weight (its row, and the error that names its column) that is not finite, in
-/// whole rows of `cols` weights.
+/// The first weight that is not finite, in whole rows of `cols` weights: its row, and the error
+/// that names its column.
 pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usize, QuantizeError)> {
     let (index, value) = match dtype {
         DType::F32 => first(bytes.as_chunks().0, |b| f32::from_le_bytes(*b))?,
@@ -36,7 +37,7 @@ pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usiz
     Some((index / cols, QuantizeError::NotFinite { column: index % cols, value }))
 }
 
-/// The first value that is not finite, and its place.
+/// The first value that is not finite, and its index.
 fn first<const N: usize>(
     values: &[[u8; N]],
     read: impl Fn(&[u8; N]) -> f32,

@@ -1,11 +1,10 @@
-//! Scales for a small group of weights: which step, and which offset, lose least.
+//! Scales for a small group of weights: the step and the offset with the least error.
 //!
-//! For given levels the best scale (and offset) is a weighted linear least
-//! squares problem with a closed solution; for a given scale the best levels
-//! are the nearest. So: start from several steps around the one that spans the
-//! group, solve, and from the best alternate levels and solution until nothing
-//! is gained. Weights count more the larger they are (`importance`), because
-//! the product they enter is what the model sees.
+//! For given levels, the best scale (and offset) is a weighted linear least squares problem with a
+//! closed solution. For a given scale, the best levels are the nearest ones. So: start from several
+//! steps around the one that spans the group, solve, and from the best one alternate between levels
+//! and solution until the error no longer falls. Larger weights count more (`importance`), because
+//! the model sees their products.
 
 use half::f16;
 
@@ -17,8 +16,8 @@ pub fn round(x: f32) -> f32 {
     (x + MAGIC) - MAGIC
 }
 
-/// `term(0) + ... + term(N - 1)`, `N` a multiple of 8, in eight running sums: a
-/// single one could not be vectorized, since float addition may not be reordered.
+/// `term(0) + ... + term(N - 1)`, `N` a multiple of 8, in eight running sums: a single sum could
+/// not be vectorized, because float addition may not be reordered.
 #[inline]
 pub fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0; 8];
@@ -30,12 +29,12 @@ pub fn sum<const N: usize>(term: impl Fn(usize) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// A scale as f16: the nearest, but among subnormals, which are coarse, never
-/// one nearer to zero, so that no level has to grow past its range.
+/// A scale as f16. It is the nearest f16, except that among subnormals, which are coarse, it is
+/// never nearer to zero than the scale, so that no level leaves its range.
 pub fn scale_f16(scale: f32) -> f16 {
     let nearest = f16::from_f32(scale);
     if nearest.to_f32().abs() < scale.abs() && nearest.to_f32().abs() < f16::MIN_POSITIVE.to_f32() {
-        return f16::from_bits(nearest.to_bits() + 1); // sign and magnitude: one further from zero
+        return f16::from_bits(nearest.to_bits() + 1); // sign and magnitude: one step further from zero
     }
     nearest
 }
@@ -43,10 +42,10 @@ pub fn scale_f16(scale: f32) -> f16 {
 /// Ranges below this are treated as zero: their inverse would overflow.
 const TINY: f32 = 1e-30;
 
-/// How often levels and solution alternate at most.
+/// How often levels and solution alternate, at most.
 const ROUNDS_MAX: usize = 4;
 
-/// What an error in each weight costs: its magnitude plus the group's root mean square.
+/// The cost of an error in each weight: its magnitude plus the group's root mean square.
 pub fn importance<const N: usize>(x: &[f32; N]) -> [f32; N] {
     let rms = (sum::<N>(|i| x[i] * x[i]) / N as f32).sqrt();
     x.map(|x| rms + x.abs())
@@ -88,7 +87,7 @@ pub fn fit_affine<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32) -> (f32,
         return (0.0, low);
     }
     let mut best = (f32::INFINITY, range / top, low);
-    // From a step that leaves the top level unused to one that clips the tails.
+    // From a step that leaves the top level unused to a step that clips the tails.
     for step in -5..=10 {
         let l = affine_levels(x, low, (top + 0.2 * step as f32) / range, top);
         let (scale, offset) = solve_affine(x, w, &l);
@@ -142,7 +141,7 @@ pub fn fit_symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], half: f32) -> f
     if peak.abs() < TINY {
         return 0.0;
     }
-    // sum w (x - s l)^2 is least at s = sxl / sll, and then sxx - sxl^2 / sll.
+    // sum w (x - s l)^2 is least at s = sxl / sll, where it is sxx - sxl^2 / sll.
     let gain = |inverse: f32| {
         let l = symmetric_levels(x, inverse, half);
         let sxl = sum::<N>(|i| w[i] * x[i] * l[i]);

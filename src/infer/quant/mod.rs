@@ -1,11 +1,12 @@
-//! Weight formats: to and from f32, row by row, and what else depends on how a block lies. A format a file.
+//! Weight formats: conversion from and to f32, row by row, and whatever else depends on a block's
+//! layout. Each format has a file.
 //!
-//! Owns the block layouts of ggml (`ggml-common.h`, little-endian), a quantiser of our own for each
+//! Owns the block layouts of ggml (`ggml-common.h`, little-endian), our own quantiser for each
 //! (weighted least squares over candidate scales, then a refit of what the block stores: `fit`,
-//! `affine`), how its blocks become planes on a device (`planes`), and how the CPU multiplies them.
-//! Refuses values that are not finite, or too large for a format's f16 scale.
-//! Which formats there are is the table's to say (`doppler_store::formats`); each implements [`Format`].
-//! Invariant: a row is `DType::row_bytes(cols)` bytes, its last block padded with zeros.
+//! `affine`), how blocks become planes on a device (`planes`), and how the CPU multiplies them.
+//! Refuses values that are not finite or too large for a format's f16 scale. The table of formats
+//! is `doppler_store::formats`; each format implements [`Format`]. Invariant: a row is
+//! `DType::row_bytes(cols)` bytes, its last block padded with zeros.
 
 mod affine;
 mod finite;
@@ -26,31 +27,31 @@ use crate::cpu::wide::Wide;
 use doppler_store::DType;
 use planes::Plane;
 
-/// The largest weight a quantized format takes: its scales are f16, and no
-/// weight of a working model comes near.
+/// The largest weight that a quantized format accepts. Scales are f16, and no weight of a working
+/// model comes near this.
 pub const MAGNITUDE_MAX: f32 = 5e5;
 
-/// What is known of a block besides how to read it.
+/// What is known about a block, besides how to read it.
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// Weights that share a scale.
     pub group: usize,
-    /// The whole numbers that weights are stored as; those of formats with a minimum begin at 0.
+    /// The integers as which weights are stored. In formats with a minimum they begin at 0.
     pub levels: Range<i32>,
-    /// The bytes that hold them.
+    /// The bytes that hold these integers.
     pub quants: Range<usize>,
-    /// Where the f16 numbers lie, the scale first.
+    /// Where the f16 numbers are, the scale first.
     pub halves: &'static [usize],
-    /// The largest magnitude that it takes.
+    /// The largest magnitude that the format accepts.
     pub max: f32,
-    /// Root mean square error of normally distributed weights, in standard deviations, at most.
+    /// The largest root mean square error of normally distributed weights, in standard deviations.
     pub error: f64,
-    /// What matrices take instead whose rows are not whole blocks.
+    /// The format used instead for matrices whose rows are not whole blocks.
     pub narrow: Option<DType>,
 }
 
 impl Layout {
-    /// Of a type that stores each weight by itself.
+    /// The layout of a type that stores each weight by itself.
     const fn plain(max: f32) -> Self {
         let (levels, quants) = (0..0, 0..0);
         Self { group: 1, levels, quants, halves: &[], max, error: 0.01, narrow: None }
@@ -59,31 +60,32 @@ impl Layout {
 
 /// A weight format: `LEN` weights in `BYTES` bytes.
 ///
-/// What a new format must give comes first; the rest has defaults that are right for every format,
-/// and that some replace for speed, without changing a bit of an unpacked weight.
+/// What a new format must define comes first. The rest has defaults that are right for every
+/// format. Some formats replace them for speed, without changing a bit of an unpacked weight.
 pub trait Format<const LEN: usize, const BYTES: usize> {
     const LAYOUT: Layout;
 
     /// The weights of one block.
     fn read(block: &[u8; BYTES], out: &mut [f32; LEN]);
 
-    /// The block that stands for these weights, all of them finite and at most [`Layout::max`].
+    /// The block for these weights, which are finite and at most [`Layout::max`].
     fn write(weights: &[f32; LEN]) -> [u8; BYTES];
 
-    /// A matrix on a device: planes, one after the other, widest first.
+    /// The planes of a matrix on a device, one after the other, widest first.
     fn planes() -> Vec<Plane>;
 
-    /// For random bits in all other places: numbers for `LAYOUT.halves` that make weights of mean
+    /// Numbers for `LAYOUT.halves` that, with random bits everywhere else, give weights of mean
     /// about 0 and this standard deviation.
     fn random(std: f32) -> Vec<f32>;
 
-    /// As [`Format::read`], to the bit, for loops that the compiler makes vectors of.
+    /// The same as [`Format::read`], bit by bit, written so that the compiler vectorises it.
     #[inline(always)]
     fn unpack(block: &[u8; BYTES], out: &mut [f32; LEN]) {
         Self::read(block, out);
     }
 
-    /// As [`Format::unpack`], inside a tile, where the compiler makes no vectors of loops.
+    /// The same as [`Format::unpack`], for use inside a tile, where the compiler does not vectorise
+    /// loops.
     #[inline(always)]
     fn unpack_lanes<L: Lanes>(_: L, block: &[u8; BYTES], out: &mut [f32; LEN]) {
         Self::unpack(block, out);
@@ -98,23 +100,24 @@ pub trait Format<const LEN: usize, const BYTES: usize> {
         row_dot::unpacked::<Self, L, LEN, BYTES>(l, row, x)
     }
 
-    /// What [`Format::wide_dot`] reads besides `x`, if there is one: then rows go there.
+    /// What [`Format::wide_dot`] reads besides `x`, if the format has such a kernel. Rows then go
+    /// there.
     const WIDE: Option<Beside> = None;
 
-    /// As [`Format::dot`], in sixteen lanes.
+    /// The same as [`Format::dot`], in sixteen lanes.
     #[inline(always)]
     fn wide_dot<W: Wide>(_: W, _: &[u8], _: &Folded) -> f32 {
         unreachable!("the format has no kernel of sixteen lanes")
     }
 }
 
-/// What is to be done with a format that is known only when it runs.
+/// An operation on a format that is known only at run time.
 pub trait Visit {
     type Output;
     fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) -> Self::Output;
 }
 
-/// Declares a module a row of the table, and [`visit`], which picks one.
+/// Declares a module for each row of the table, and [`visit`], which picks a format.
 macro_rules! declare {
     (
         plain { $($plain:ident $type:ident $pname:literal $prdrr:literal $plen:literal $pbytes:literal,)* }
@@ -122,7 +125,7 @@ macro_rules! declare {
     ) => {
         $(mod $file;)*
 
-        /// Does `what` with the format of `dtype`.
+        /// Runs `what` on the format of `dtype`.
         #[inline(always)]
         pub fn visit<V: Visit>(dtype: DType, what: V) -> V::Output {
             match dtype {
@@ -135,7 +138,7 @@ macro_rules! declare {
 
 doppler_store::formats!(declare);
 
-/// What is known of a format's blocks.
+/// The layout of a format's blocks.
 pub fn layout(dtype: DType) -> Layout {
     struct Of;
     impl Visit for Of {
@@ -147,7 +150,7 @@ pub fn layout(dtype: DType) -> Layout {
     visit(dtype, Of)
 }
 
-/// Numbers for a block's `halves` that make random bits weights of this standard deviation.
+/// Numbers for a block's `halves` with which random bits give weights of this standard deviation.
 pub fn random(dtype: DType, std: f32) -> Vec<f32> {
     struct Of(f32);
     impl Visit for Of {
@@ -159,12 +162,12 @@ pub fn random(dtype: DType, std: f32) -> Vec<f32> {
     visit(dtype, Of(std))
 }
 
-/// Standard deviation of whole numbers drawn evenly from `count` neighbours.
+/// Standard deviation of integers drawn evenly from `count` consecutive ones.
 fn spread(count: f32) -> f32 {
     ((count * count - 1.0) / 12.0).sqrt()
 }
 
-/// Why a row was not quantized.
+/// Why a row could not be quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
     #[error("element {column} is {value}, which is not finite")]
@@ -175,9 +178,8 @@ pub enum QuantizeError {
 
 /// Writes the `cols` weights of one row of `bytes` into `out`.
 ///
-/// # Panics
-/// If `bytes` is not `dtype.row_bytes(cols)` long or `out` not `cols`: shapes
-/// are checked where a tensor is opened.
+/// # Panics If `bytes` is not `dtype.row_bytes(cols)` long or `out` is not `cols` long. Shapes are
+/// checked when a tensor is opened.
 pub fn dequantize(dtype: DType, bytes: &[u8], cols: usize, out: &mut [f32]) {
     assert_eq!(bytes.len(), dtype.row_bytes(cols), "a {dtype} row of {cols}");
     assert_eq!(out.len(), cols, "the row's output");
@@ -192,7 +194,7 @@ struct Read<'a> {
 impl Visit for Read<'_> {
     type Output = ();
 
-    /// The last block may be padding in part.
+    /// The last block may be partly padding.
     fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
         let (blocks, _) = self.bytes.as_chunks::<BYTES>();
         let (whole, rest) = self.out.as_chunks_mut::<LEN>();

@@ -33,7 +33,7 @@ impl Format<1, 4> for F32 {
 }
 
 impl Format<1, 2> for F16 {
-    /// The largest finite value, and those that round to it.
+    /// The largest value that rounds to a finite one.
     const LAYOUT: Layout = Layout::plain(65_519.996);
 
     fn read(block: &[u8; 2], out: &mut [f32; 1]) {
@@ -59,7 +59,7 @@ impl Format<1, 2> for F16 {
 }
 
 impl Format<1, 2> for Bf16 {
-    /// The largest finite value, and those that round to it.
+    /// The largest value that rounds to a finite one.
     const LAYOUT: Layout = Layout::plain(3.396e38);
 
     fn read(block: &[u8; 2], out: &mut [f32; 1]) {

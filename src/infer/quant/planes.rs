@@ -1,25 +1,25 @@
-//! How stored blocks become planes on a device, as data: which bits of a block go where.
+//! How stored blocks become planes on a device, as data: which bits of a block move where.
 //!
-//! A stored row is blocks of odd sizes (Q6_K: 210 bytes). On the device a quantised matrix is planes,
-//! one after the other, widest first, each read in aligned words. Their unit is the piece: 32 weights
-//! that an invocation takes at once, the sixteen from `64 g + 16 h` and the sixteen from
-//! `64 g + 32 + 16 h` of a row (piece `2 g + h`). All formats cut rows the same way, so that one
-//! arrangement of the activations serves them all (kernels/shared/pieces.wgsl). Blocks shorter than
-//! 64 weights are taken together until they are 64; a row is padded with blocks of zeros to whole
-//! groups of them. A plain format's group is 32 weights, in one plane.
+//! A stored row consists of blocks of odd sizes (Q6_K: 210 bytes). On the device a quantised matrix
+//! consists of planes, one after the other, widest first, each read in aligned words. Their unit is
+//! the piece: 32 weights that an invocation takes at once. Piece `2 g + h` of a row is the sixteen
+//! weights from `64 g + 16 h` on and the sixteen from `64 g + 32 + 16 h` on. All formats divide
+//! rows in the same way, so that one arrangement of the activations serves them all
+//! (kernels/shared/pieces.wgsl). Blocks shorter than 64 weights are grouped to 64, and a row is
+//! padded with blocks of zeros to whole groups. A plain format's group is 32 weights, in one plane.
 //!
-//! The usual planes, of which a format picks:
-//! - nibbles, 16 bytes a piece: byte `j` holds weight `j` of the piece's first sixteen in its low half
-//!   and of its second in its high half;
-//! - fifth bits, 4 bytes a piece: byte `b`, bit `k` belongs to weight `4 k + b` of the first sixteen,
-//!   bit `k + 4` of the second;
-//! - high pairs of bits, two words a piece, one for each sixteen: byte `b`, bits `2 k` and up belong
-//!   to weight `4 k + b`;
-//! - bytes, 32 a piece: the first sixteen, then the second;
-//! - scales and the like, as they are stored.
+//! The usual planes, from which a format chooses:
+//! - nibbles, 16 bytes per piece: byte `j` holds weight `j` of the first sixteen in its low half
+//!   and weight `j` of the second sixteen in its high half;
+//! - fifth bits, 4 bytes per piece: byte `b`, bit `k` belongs to weight `4 k + b` of the first
+//!   sixteen, bit `k + 4` to that of the second;
+//! - high pairs of bits, two words per piece, one for each sixteen: byte `b`, bits `2 k` and `2 k +
+//!   1` belong to weight `4 k + b`;
+//! - bytes, 32 per piece: the first sixteen, then the second;
+//! - scales and the like, as stored.
 //!
-//! The same data tells a page how to repack (web/src/engine/planes.ts). The shard's hash stays on the
-//! stored bytes; planes are never sent anywhere.
+//! A page repacks by the same data (web/src/engine/planes.ts). Shards are hashed in their stored
+//! form; planes are never sent anywhere.
 
 use std::sync::LazyLock;
 
@@ -32,24 +32,24 @@ use doppler_store::DType;
 /// Weights that kernels take at a time.
 pub const UNIT: usize = 32;
 
-/// Weights of half a piece: they share a scale in every format.
+/// Weights of half a piece. They share a scale in every format.
 pub const HALF: usize = 16;
 
-/// Groups of blocks that one task packs: they stay in a core's first cache over all moves.
+/// Groups of blocks that one task packs. They stay in a core's first-level cache during all moves.
 const GROUPS_A_TASK: usize = 128;
 
-/// Bits of neighbouring bytes that go elsewhere together: what `mask` keeps of each of `bytes` bytes
-/// from `from` on, shifted to the left by `shift`, goes into the bytes from `to` on.
+/// Moves bits of neighbouring bytes together: takes the bits in `mask` of each of `bytes` bytes
+/// from `from` on, shifts them to the left by `shift`, and puts them into the bytes from `to` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(into = "(u16, u16, u16, u8, i8)")]
 pub struct Move {
-    /// In the group's share of the plane.
+    /// Offset in the group's part of the plane.
     pub to: u16,
-    /// In the group's stored bytes.
+    /// Offset in the group's stored bytes.
     pub from: u16,
     pub bytes: u16,
     pub mask: u8,
-    /// Negative to the right. No bit leaves its byte.
+    /// Negative to shift right. No bit leaves its byte.
     pub shift: i8,
 }
 
@@ -59,10 +59,10 @@ impl From<Move> for (u16, u16, u16, u8, i8) {
     }
 }
 
-/// One plane: what each group of blocks has in it.
+/// One plane: what it holds of each group of blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plane {
-    /// Bytes a group.
+    /// Bytes per group.
     pub bytes: usize,
     pub moves: Vec<Move>,
 }
@@ -73,9 +73,9 @@ pub struct Planes {
     /// Weights and stored bytes of a block.
     pub block_len: usize,
     pub block_bytes: usize,
-    /// Blocks of a group.
+    /// Blocks per group.
     pub together: usize,
-    /// In order.
+    /// In the order in which they are stored.
     pub planes: Vec<Plane>,
 }
 
@@ -100,7 +100,7 @@ impl Planes {
         self.together * self.block_bytes
     }
 
-    /// Bytes of a group in all planes.
+    /// Bytes of a group in all planes together.
     pub fn bytes(&self) -> usize {
         self.planes.iter().map(|plane| plane.bytes).sum()
     }
@@ -110,15 +110,15 @@ impl Planes {
         cols.div_ceil(self.together * self.block_len)
     }
 
-    /// Writes the planes of `stored`, whole rows of `cols` weights, at the start of `out`, and zeros
-    /// after them.
+    /// Writes the planes of `stored` (whole rows of `cols` weights) to the start of `out`, and
+    /// zeros after them.
     pub fn pack(&self, cols: usize, stored: &[u8], out: &mut [u8]) {
         let row = cols.div_ceil(self.block_len) * self.block_bytes;
         let wide = self.groups(cols) * self.stored_bytes();
         if wide == row || row == 0 {
             return self.pack_groups(stored, out);
         }
-        // Rows that end within a group go on with blocks of zeros.
+        // Rows that end within a group are padded with blocks of zeros.
         let mut padded = vec![0; stored.len() / row * wide];
         for (padded, stored) in padded.chunks_exact_mut(wide).zip(stored.chunks_exact(row)) {
             padded[..row].copy_from_slice(stored);
@@ -146,8 +146,8 @@ impl Planes {
 }
 
 impl Plane {
-    /// The shares of groups of `whole` stored bytes each. Of each bit of `out` some move says what
-    /// it is; the first one for a byte need not look at what is there.
+    /// Packs groups of `whole` stored bytes each. Some move writes each bit of `out`, so the first
+    /// move into a byte can ignore what was there.
     fn pack(&self, stored: &[u8], whole: usize, out: &mut [u8]) {
         if let [of] = self.moves[..]
             && usize::from(of.bytes) == whole
@@ -182,13 +182,13 @@ impl Plane {
     }
 }
 
-/// Groups that follow one another, and their shares of a plane.
+/// Consecutive groups, and their parts of a plane.
 struct Run<'a> {
     stored: &'a [u8],
     /// Stored bytes of a group.
     whole: usize,
     out: &'a mut [u8],
-    /// Bytes of a share.
+    /// Bytes of a group's part.
     bytes: usize,
 }
 
@@ -234,19 +234,19 @@ impl Run<'_> {
     }
 }
 
-/// A run of bytes as it is.
+/// A run of bytes, unchanged.
 pub fn copy(from: usize, bytes: usize) -> Plane {
     Plane { bytes, moves: vec![take(0, from, bytes)] }
 }
 
-/// The same run of each of a pair of blocks.
+/// The same run of bytes from each of a pair of blocks.
 pub fn copy_pair(block_bytes: usize, from: usize, bytes: usize) -> Plane {
     let moves = vec![take(0, from, bytes), take(bytes, block_bytes + from, bytes)];
     Plane { bytes: 2 * bytes, moves }
 }
 
-/// Nibbles of a pair of blocks of 32, whose 16 bytes from `from` on hold weights 0..16 in their low
-/// halves and 16..32 in their high ones.
+/// Nibbles of a pair of blocks of 32. In each block the 16 bytes from `from` on hold weights 0..16
+/// in their low halves and 16..32 in their high halves.
 pub fn nibbles_pair(block_bytes: usize, from: usize) -> Plane {
     let moves = [0, 1].into_iter().flat_map(|half| {
         [0, 1].map(|second| Move {
@@ -260,7 +260,8 @@ pub fn nibbles_pair(block_bytes: usize, from: usize) -> Plane {
     Plane { bytes: 2 * HALF, moves: moves.collect() }
 }
 
-/// Fifth bits of a pair of blocks of 32, which lie in a word at `from`, weight by weight.
+/// Fifth bits of a pair of blocks of 32. In each block they are a word at `from`, one bit per
+/// weight.
 pub fn fifths_pair(block_bytes: usize, from: usize) -> Plane {
     let mut moves = Vec::new();
     for (half, second) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
@@ -289,12 +290,12 @@ pub fn bytes_pair(block_bytes: usize, from: usize) -> Plane {
     Plane { bytes: 64, moves: moves.collect() }
 }
 
-/// Bytes as they are.
+/// A move of whole bytes.
 pub fn take(to: usize, from: usize, bytes: usize) -> Move {
     Move { to: word(to), from: word(from), bytes: word(bytes), mask: 0xff, shift: 0 }
 }
 
-/// A place within a group.
+/// An offset within a group.
 pub fn word(n: usize) -> u16 {
     u16::try_from(n).expect("a group of blocks is far smaller")
 }
@@ -303,7 +304,7 @@ pub fn word(n: usize) -> u16 {
 mod tests {
     use super::*;
 
-    /// Planes are the stored bits, each once: nothing is lost, and no two bits meet.
+    /// Planes contain each stored bit exactly once.
     #[test]
     fn every_bit_of_a_block_has_one_place() {
         for dtype in DType::ALL {
@@ -316,12 +317,15 @@ mod tests {
                     let moved = i32::from(of.mask) << 8 >> (8 - i32::from(of.shift));
                     assert!(
                         (1..256).contains(&moved),
-                        "{dtype}, plane {n}: {of:?} leaves its byte"
+                        "{dtype}, plane {n}: a bit of {of:?} leaves its byte"
                     );
                     assert_eq!(moved.count_ones(), of.mask.count_ones(), "{dtype}: {of:?}");
                     let (to, bytes) = (usize::from(of.to), usize::from(of.bytes));
                     let touched = given[to..to + bytes].iter().filter(|bits| **bits != 0).count();
-                    assert!([0, bytes].contains(&touched), "{dtype}: {of:?} is the first in part");
+                    assert!(
+                        [0, bytes].contains(&touched),
+                        "{dtype}: {of:?} is the first into only some of its bytes"
+                    );
                     for i in 0..bytes {
                         let (from, to) = (usize::from(of.from) + i, usize::from(of.to) + i);
                         assert_eq!(taken[from] & of.mask, 0, "{dtype}: byte {from} is taken twice");
@@ -336,7 +340,7 @@ mod tests {
         }
     }
 
-    /// Against moves bit by bit, rows that end within a group included.
+    /// Compares with moving bit by bit, including rows that end within a group.
     #[test]
     fn packing_does_what_the_moves_say() {
         use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};

@@ -1,5 +1,5 @@
-//! Q4_K: 256 weights in 144 bytes: the 16-byte header of `affine`, then 128
-//! bytes of nibbles. Of each 64 weights the low nibbles hold the first 32.
+//! Q4_K: 256 weights in 144 bytes: the 16-byte header of `affine`, then 128 bytes of nibbles. Of
+//! each 64 weights, the low nibbles hold the first 32.
 
 use super::affine::{Affine, GROUP, fit, header, random, scales_mins, unpack};
 use super::planes::{Plane, copy};
@@ -48,7 +48,7 @@ impl Format<256, 144> for Q4K {
         out
     }
 
-    /// Nibbles of a chunk of 64 weights lie as two pieces have them.
+    /// The nibbles of a chunk of 64 weights are already in the order of two pieces.
     fn planes() -> Vec<Plane> {
         vec![copy(16, 128), copy(0, 16)]
     }

@@ -49,7 +49,7 @@ impl Format<256, 176> for Q5K {
         out
     }
 
-    /// Nibbles as Q4_K has them; fifth bits of chunk `c` of 64 weights are bits `2 c` (of its first
+    /// Nibbles as in Q4_K. The fifth bits of chunk `c` of 64 weights are bits `2 c` (for its first
     /// 32) and `2 c + 1` of the stored bytes.
     fn planes() -> Vec<Plane> {
         let mut moves = Vec::new();
@@ -90,7 +90,7 @@ impl Format<256, 176> for Q5K {
             acc[0] = w.fma16(scales, w.load16(below), acc[0]);
             let (rows, _) = block[16..].as_chunks::<32>();
             let fifths = w.twice(&rows[0]);
-            // A pair's fifth bits, moved to where they count.
+            // A pair's fifth bits, shifted to their place.
             let fifths = [
                 w.left(fifths, [4, 3]),
                 w.left(fifths, [2, 1]),

@@ -1,6 +1,6 @@
-//! Q6_K: 256 weights in 210 bytes: 128 bytes of low nibbles, 64 of high bit
-//! pairs, 16 signed 8-bit scales (one a group of 16), f16 `d` last;
-//! `w = d * scale * (level - 32)`, levels `0..64` (ggml's `block_q6_K`).
+//! Q6_K: 256 weights in 210 bytes: 128 bytes of low nibbles, 64 of high bit pairs, 16 signed 8-bit
+//! scales (one per group of 16), f16 `d` last; `w = d * scale * (level - 32)`, levels `0..64`
+//! (ggml's `block_q6_K`).
 
 use half::f16;
 
@@ -56,7 +56,7 @@ impl Format<256, 210> for Q6K {
         let x: &[[f32; GROUP]; GROUPS] = bytemuck::cast_ref(weights);
         let w = x.each_ref().map(importance);
         let ideal: [f32; GROUPS] = std::array::from_fn(|g| fit_symmetric(&x[g], &w[g], 32.0));
-        // The scale of largest magnitude becomes -128, the end of the range that has no opposite.
+        // The scale of largest magnitude becomes -128, the end of the range without an opposite.
         let peak =
             ideal.iter().copied().fold(0.0_f32, |a, b| if b.abs() > a.abs() { b } else { a });
         let d = scale_f16(peak / -128.0);
@@ -66,8 +66,8 @@ impl Format<256, 210> for Q6K {
         pack(x, &scales, d)
     }
 
-    /// Each half block: 128 weights, in four runs of 32 that share bytes. A chunk of 64 weights is
-    /// runs `2 c` and `2 c + 1`.
+    /// Each half of a block has 128 weights, in four runs of 32 that share bytes. Chunk `c` of 64
+    /// weights is runs `2 c` and `2 c + 1`.
     fn planes() -> Vec<Plane> {
         let (mut low, mut high) = (Vec::new(), Vec::new());
         for (n, c, second) in (0..8).map(|i| (i / 4, i / 2 % 2, i % 2)) {
@@ -98,8 +98,8 @@ impl Format<256, 210> for Q6K {
         vec![std / (spread(256.0) * spread(64.0))]
     }
 
-    /// Levels are put together as bytes before any is converted: seven times as fast
-    /// as one loop that does both.
+    /// Levels are assembled as bytes before any is converted, which is seven times as fast as one
+    /// loop that does both.
     #[inline(always)]
     fn unpack(block: &[u8; 210], out: &mut [f32; 256]) {
         let d = half_at(block, 208);
@@ -162,7 +162,7 @@ impl Format<256, 210> for Q6K {
     }
 }
 
-/// The levels of half a Q6_K block, less 32: four quarters.
+/// The levels of half a Q6_K block minus 32, in four quarters.
 #[inline(always)]
 fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
     let rows = block.as_chunks::<32>().0;
@@ -177,7 +177,7 @@ fn q6_levels(block: &[u8; 210], half: usize) -> [[i8; 32]; 4] {
     q
 }
 
-/// `d * scale` of a Q6_K block's halves, 16 weights each.
+/// `d * scale` of each group of 16 weights in a Q6_K block's halves.
 #[inline(always)]
 fn q6_scales<L: Lanes>(l: L, block: &[u8; 210]) -> [[f32; 8]; 2] {
     let d = l.splat(half_at(block, 208));
@@ -194,7 +194,7 @@ fn wide_scales<W: Wide>(w: W, block: &[u8; 210]) -> W::W {
     w.scaled(bytemuck::cast_ref(stored), half_at(block, 208))
 }
 
-/// The levels of half a Q6_K block, with the 32 that is to be taken from each: 64 and 64 bytes.
+/// The levels of half a Q6_K block, from which 32 is still to be subtracted: 64 and 64 bytes.
 #[inline(always)]
 fn wide_levels<W: Wide>(w: W, block: &[u8; 210], half: usize) -> [W::Words; 2] {
     let low = w.words(&block.as_chunks().0[half]);
@@ -206,7 +206,7 @@ fn wide_levels<W: Wide>(w: W, block: &[u8; 210], half: usize) -> [W::Words; 2] {
     ]
 }
 
-/// The signed levels nearest for one group.
+/// The nearest signed levels of one group.
 fn nearest(x: &[f32; GROUP], step: f32) -> [f32; GROUP] {
     if step == 0.0 { [0.0; GROUP] } else { symmetric_levels(x, step.recip(), 32.0) }
 }
@@ -219,7 +219,7 @@ fn error(x: &[f32; GROUP], w: &[f32; GROUP], step: f32) -> f32 {
     })
 }
 
-/// For each group the 8-bit scale next to its ideal that loses least.
+/// Chooses for each group the 8-bit scale near the ideal one that has the least error.
 fn choose_scales(
     x: &[[f32; GROUP]; GROUPS],
     w: &[[f32; GROUP]; GROUPS],

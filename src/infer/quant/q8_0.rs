@@ -29,7 +29,7 @@ impl Format<32, 34> for Q8_0 {
         }
     }
 
-    /// The largest weight becomes +-127; at eight bits a search gains nothing.
+    /// The largest weight becomes +-127. At eight bits a search gains nothing.
     fn write(weights: &[f32; 32]) -> [u8; 34] {
         let peak = weights.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
         let d = scale_f16(peak / 127.0);

@@ -1,5 +1,5 @@
-//! Block layouts against blocks computed by hand from the format's description,
-//! and the quantizers against plain min/max rounding on fresh random data.
+//! Compares block layouts with blocks computed by hand from the format's description, and the
+//! quantizers with plain min/max rounding on fresh random data.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ fn blocked() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|dtype| dtype.is_quantised())
 }
 
-/// A generator whose seed a failing test shows.
+/// A generator whose seed is printed if a test fails.
 fn rng() -> StdRng {
     let seed = rand::random();
     println!("seed {seed}");
@@ -146,7 +146,7 @@ fn what_a_block_can_hold_exactly_comes_back_exactly() {
     let mut rng = rng();
     for dtype in blocked() {
         let cols = dtype.block_len();
-        // Levels times a power of two, every group using its full range. Formats with a minimum
+        // Levels times a power of two; every group uses its full range. Formats with a minimum can
         // store any range; this one begins below zero.
         let Range { start, end } = layout(dtype).levels;
         let (low, high) = if start < 0 { (start, end) } else { (-3, end - 3) };
@@ -161,9 +161,8 @@ fn what_a_block_can_hold_exactly_comes_back_exactly() {
     }
 }
 
-/// Plain rounding between the least and the largest weight of each group, the
-/// group's scale and min kept in full f32: what a search must beat although it
-/// stores them in six or eight bits.
+/// Plain rounding between the smallest and the largest weight of each group, with the group's scale
+/// and min in full f32. A search must beat it although it stores them in six or eight bits.
 fn naive(dtype: DType, row: &[f32]) -> Vec<f32> {
     let Layout { group, levels, .. } = layout(dtype);
     let (top, symmetric) = ((levels.end - 1) as f32, levels.start < 0);
@@ -234,7 +233,7 @@ fn zeros_constants_and_outliers_come_back() {
         assert!((out[at] + 1000.0).abs() < 40.0, "{dtype}: {} at {at}", out[at]);
         let rest = rmse(&row[256..], &out[256..]) / 0.02;
         assert!(rest < 0.1, "{dtype}: an outlier stays in its block: {rest}");
-        // So small that no f16 scale exists: next to zero, not nonsense.
+        // So small that no f16 scale exists: the result must be close to zero.
         assert!(round_trip(dtype, &[1e-12, -1e-12, 3e-13]).iter().all(|x| x.abs() < 1e-6));
     }
 }
@@ -252,7 +251,7 @@ fn what_cannot_be_stored_is_refused_and_nothing_is_appended() {
         let error = quantize(dtype, &[0.0, 1.1 * layout(dtype).max], &mut out).unwrap_err();
         assert!(error.to_string().contains("too large"), "{error}");
     }
-    assert!(quantize(DType::F16, &[65_520.0], &mut out).is_err(), "it would round to infinity");
+    assert!(quantize(DType::F16, &[65_520.0], &mut out).is_err(), "it rounds to infinity");
     assert!(quantize(DType::Bf16, &[f32::MAX], &mut out).is_err());
     assert_eq!(out, [7]);
     assert_eq!(round_trip(DType::F16, &[65_504.0, 65_519.0]), [65_504.0; 2]);
@@ -268,7 +267,7 @@ fn any_bytes_are_weights_without_a_panic() {
     }
 }
 
-/// `Layout` says where a block keeps what: the numbers that scale it, and its levels.
+/// Checks what `Layout` says about where a block has its scales and its levels.
 #[test]
 fn a_blocks_scales_and_levels_lie_where_its_layout_says() {
     let mut rng = rng();
@@ -286,16 +285,16 @@ fn a_blocks_scales_and_levels_lie_where_its_layout_says() {
                 block[*at..at + 2].copy_from_slice(&f16::from_f32(number).to_le_bytes());
             }
         };
-        // All scales doubled, so are all weights; f16 rounds both alike.
+        // Doubling all scales doubles all weights; f16 rounds both alike.
         set(&mut block, 0.25);
         let once = read(&block);
         set(&mut block, 0.5);
         assert!(read(&block).iter().zip(&once).all(|(two, one)| *two == 2.0 * one), "{dtype}");
-        // Without levels, every weight of a group is what its level zero stands for.
+        // With all level bits cleared, every weight of a group has the value of level zero.
         block[quants.clone()].fill(0);
         let zeros = read(&block);
         assert!(zeros.chunks(group).all(|of| of.iter().all(|x| *x == of[0])), "{dtype}");
-        // And each level has bits of its own.
+        // And each level has its own bits.
         let bits = quants.len() * 8 / len;
         assert!(levels.len() > 1 << (bits - 1) && levels.len() <= 1 << bits, "{dtype}");
         assert!(narrow.is_none_or(|narrow| narrow.block_len() < len), "{dtype}");

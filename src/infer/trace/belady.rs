@@ -1,31 +1,31 @@
 //! Belady's optimum: evict what is used farthest in the future, or never again.
 //!
-//! L. A. Belady, "A study of replacement algorithms for a virtual-storage computer",
-//! IBM Systems Journal 5, 1966. It needs the whole future, so it serves replays only.
-//! Where a layer asks for no more experts than there are slots, no policy that obeys
-//! the engine's rules misses less; where it asks for more, the waves' order decides too
-//! and this is a close bound, not a proven one.
+//! L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
+//! Journal 5, 1966. It needs the whole future, so it is for replays only. Where a layer asks for no
+//! more experts than there are slots, no policy that obeys the engine's rules has fewer misses.
+//! Where it asks for more, the order of waves matters, too, and this is a close bound, not a proven
+//! one.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 
 use doppler_store::policy::Policy;
 
-/// Later than every use.
+/// Later than any use.
 const NEVER: u64 = u64::MAX;
 
-/// A policy that was told all uses in advance. Costs are all 1.
+/// A policy that knows all uses in advance. All costs are 1.
 pub struct Belady<K> {
-    /// Uses to come, soonest first.
+    /// Future uses, soonest first.
     future: HashMap<K, VecDeque<u64>>,
-    /// When each held key is used next.
+    /// The next use of each held key.
     held: HashMap<K, u64>,
-    /// The last is the worst.
+    /// The last entry is the worst.
     order: BTreeSet<(u64, K)>,
 }
 
 impl<K: Hash + Eq + Ord + Copy> Belady<K> {
-    /// `uses`: every use that will come, in order.
+    /// `uses` is every future use, in order.
     pub fn new(uses: impl Iterator<Item = K>) -> Self {
         let mut future: HashMap<K, VecDeque<u64>> = HashMap::new();
         for (at, key) in uses.enumerate() {
@@ -34,7 +34,7 @@ impl<K: Hash + Eq + Ord + Copy> Belady<K> {
         Self { future, held: HashMap::new(), order: BTreeSet::new() }
     }
 
-    /// The present use is over; when the next one is.
+    /// Drops the current use of `key` and returns the next one.
     fn next_use(&mut self, key: &K) -> u64 {
         let Some(uses) = self.future.get_mut(key) else { return NEVER };
         uses.pop_front();

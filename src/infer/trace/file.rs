@@ -2,13 +2,13 @@
 //!
 //! The first line is the header:
 //! `{"format":"doppler-routing-trace","version":1,"model":NAME,"layers":[{"layer":0,"experts":8,"top_k":2,"class":0},...]}`;
-//! each line after it a step: `{"tokens":1,"experts":[[0,5],[2,7],...]}`, with the
-//! distinct expert ids of every layer, rising, and `"spared":true` if slots were emptied before it for a device
-//! that fills them by itself. `class` numbers from 0, without gaps, the
-//! groups of layers that share slots.
+//! each further line is a step: `{"tokens":1,"experts":[[0,5],[2,7],...]}`, with the distinct
+//! expert ids of every layer in ascending order, and `"spared":true` if slots were emptied before
+//! it for a device that fills them by itself. `class` numbers the groups of layers that share
+//! slots, from 0 without gaps.
 //!
-//! A file that breaks any of this is refused with the number of the line. Lines, layers
-//! and the whole are bounded before anything is allocated for them.
+//! A file that breaks any of this is refused, with the number of the line. The sizes of lines,
+//! layers and the file are checked before anything is allocated for them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
@@ -33,8 +33,8 @@ const EXPERTS_MAX: usize = 1 << 16;
 pub enum TraceError {
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
-    /// The first line is no header.
-    #[error("{path} is no routing trace: {problem}")]
+    /// The first line is not a header.
+    #[error("{path} is not a routing trace: {problem}")]
     NotATrace { path: String, problem: String },
     #[error("{path} is a routing trace of version {version}; this program reads version {VERSION}")]
     Version { path: String, version: u32 },
@@ -55,14 +55,14 @@ struct Header {
     layers: Vec<TraceLayer>,
 }
 
-/// What a header of any version says first.
+/// The part of the header that all versions have.
 #[derive(Deserialize)]
 struct Versioned {
     format: String,
     version: u32,
 }
 
-/// Writes a trace to a new file, or over an old one.
+/// Writes a trace to a file, replacing an existing one.
 pub fn write(trace: &Trace, path: &Path) -> Result<(), TraceError> {
     let failed = |source| TraceError::Io { path: path.display().to_string(), source };
     let mut out = BufWriter::new(File::create(path).map_err(failed)?);
@@ -81,7 +81,7 @@ pub fn write(trace: &Trace, path: &Path) -> Result<(), TraceError> {
     out.into_inner().map_err(|e| failed(e.into_error()))?.sync_all().map_err(failed)
 }
 
-/// Reads a trace, checking everything that a replay relies on.
+/// Reads a trace and checks everything that a replay relies on.
 pub fn read(path: &Path) -> Result<Trace, TraceError> {
     let name = path.display().to_string();
     let failed = |source| TraceError::Io { path: name.clone(), source };
@@ -92,7 +92,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     parse(BufReader::new(file.take(FILE_BYTES_MAX)), &name)
 }
 
-/// `path` is for messages.
+/// `path` is for error messages.
 pub(super) fn parse(mut file: impl BufRead, path: &str) -> Result<Trace, TraceError> {
     let mut line = Vec::new();
     let mut number = 0;
@@ -141,7 +141,9 @@ fn header(line: &[u8], path: &str) -> Result<Trace, TraceError> {
             return Err(wrong(format!("layer {at} sends a token to {top_k} of {experts} experts")));
         }
         if class > classes {
-            return Err(wrong(format!("layer {at} is of class {class}, and none of {classes}")));
+            return Err(wrong(format!(
+                "layer {at} is of class {class}, but no layer is of class {classes}"
+            )));
         }
         classes += u16::from(class == classes);
     }
@@ -154,11 +156,15 @@ fn step(line: &[u8], layers: &[TraceLayer]) -> Result<TraceStep, String> {
         return Err("a step of 0 tokens".into());
     }
     if step.experts.len() != layers.len() {
-        return Err(format!("experts of {} layers, not of {}", step.experts.len(), layers.len()));
+        return Err(format!(
+            "experts of {} layers instead of {}",
+            step.experts.len(),
+            layers.len()
+        ));
     }
     for (at, (experts, layer)) in step.experts.iter().zip(layers).enumerate() {
         if !experts.is_sorted_by(|a, b| a < b) {
-            return Err(format!("the experts of layer {at} are not distinct and rising"));
+            return Err(format!("the experts of layer {at} are not distinct and ascending"));
         }
         if let Some(id) = experts.last().filter(|id| **id as usize >= layer.experts) {
             return Err(format!("layer {at} has no expert {id}, only {}", layer.experts));

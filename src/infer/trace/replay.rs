@@ -1,4 +1,4 @@
-//! A trace through the engine's own residency, without a model.
+//! Runs a trace through the engine's own residency, without a model.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,11 +13,11 @@ use crate::slots::share_slots;
 use doppler_store::policy::Policy;
 use doppler_store::{PolicyKind, UnknownPolicy};
 
-/// What a replay evicts by.
+/// The eviction policy of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplayPolicy {
-    /// Belady's, which knows the future.
+    /// Belady's optimum, which knows the future.
     Optimal,
     #[serde(untagged)]
     Online(PolicyKind),
@@ -48,7 +48,7 @@ impl FromStr for ReplayPolicy {
     }
 }
 
-/// Experts asked for, and how many of them were there.
+/// Experts asked for, and how many of them were resident.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Rate {
     pub demands: u64,
@@ -56,7 +56,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// 0 to 100; 100 where nothing was asked for.
+    /// Percentage of hits, 0 to 100; 100 if nothing was asked for.
     pub fn percent(&self) -> f64 {
         if self.demands == 0 { 100.0 } else { self.hits as f64 * 100.0 / self.demands as f64 }
     }
@@ -67,19 +67,19 @@ impl Rate {
 pub struct Replayed {
     pub policy: ReplayPolicy,
     pub slots: usize,
-    /// All steps: what the engine's own counters say of the run.
+    /// All steps. Equals the engine's own counters for the run.
     pub all: Rate,
     /// Steps of one token.
     pub decode: Rate,
     pub evictions: u64,
-    /// Waves beyond a layer's first.
+    /// Waves after a layer's first.
     pub extra_waves: u64,
 }
 
-/// Replays a trace from empty slots, as many as asked for or as there are experts.
+/// Replays a trace. Starts with empty slots: as many as asked for, but no more than there are
+/// experts.
 ///
-/// # Errors
-/// Fewer slots than one token needs.
+/// # Errors If there are fewer slots than one token needs.
 pub fn replay(trace: &Trace, slots: usize, policy: ReplayPolicy) -> Result<Replayed, TraceError> {
     let classes = trace.classes();
     let counts = share_slots(&classes, slots).ok_or_else(|| TraceError::TooFewSlots {
@@ -129,7 +129,7 @@ pub fn replay(trace: &Trace, slots: usize, policy: ReplayPolicy) -> Result<Repla
     Ok(replayed)
 }
 
-/// All uses of one class's experts, in order.
+/// All uses of a class's experts, in order.
 fn uses(trace: &Trace, class: u16) -> impl Iterator<Item = ExpertKey> {
     trace.steps.iter().flat_map(move |step| {
         let layers = (0..).map(MoeId).zip(trace.layers.iter().zip(&step.experts));

@@ -1,4 +1,4 @@
-//! A replay counts what the engine counted; the optimum is one; bad files are refused.
+//! A replay counts what the engine counted, Belady's policy is optimal, and bad files are refused.
 
 use std::collections::HashMap;
 
@@ -34,7 +34,7 @@ fn qwen3_moe() -> Value {
     })
 }
 
-/// Down projections of the last layer in another type: two slot classes.
+/// The last layer's down projections have another type, which makes two slot classes.
 fn two_classes(wanted: &testing::Wanted<'_>) -> DType {
     let last = wanted.name.contains("layers.2.") || wanted.name.contains("layers.3.");
     match wanted.name {
@@ -45,7 +45,7 @@ fn two_classes(wanted: &testing::Wanted<'_>) -> DType {
     }
 }
 
-/// Two prompts in batches of 16, each with single tokens after it.
+/// Two prompts in batches of 16, each followed by single tokens.
 fn run(session: &mut Session, rng: &mut StdRng) {
     for (prompt, decoded) in [(37, 30), (3, 20)] {
         session.reset();
@@ -129,7 +129,7 @@ fn random_trace(rng: &mut StdRng, layers: usize, experts: usize, steps: usize) -
     for _ in 0..steps {
         trace.begin(1, false);
         for moe in 0..layers {
-            // Squared: some experts far likelier than others.
+            // Squared, so that some experts are far likelier than others.
             let mut draw = || {
                 let x: f64 = rng.random_range(0.0..1.0);
                 (x * x * experts as f64) as u32
@@ -141,7 +141,7 @@ fn random_trace(rng: &mut StdRng, layers: usize, experts: usize, steps: usize) -
     trace
 }
 
-/// The fewest misses that any choice of victims reaches.
+/// The fewest misses that any choice of victims achieves.
 fn fewest_misses(trace: &Trace, slots: usize) -> u64 {
     let visits: Vec<(u32, &Vec<u32>)> =
         trace.steps.iter().flat_map(|step| (0_u32..).zip(&step.experts)).collect();
@@ -223,7 +223,7 @@ fn a_trace_is_written_and_read_back() {
     println!("seed {seed}");
     let mut trace = random_trace(&mut StdRng::seed_from_u64(seed), 3, 9, 20);
     trace.layers[1].class = 1;
-    trace.begin(3, false); // a step that reached no layer
+    trace.begin(3, false); // a step that did not reach any layer
     write(&trace, &path).unwrap();
     assert_eq!(read(&path).unwrap(), trace);
     let error = write(&trace, &dir.path().join("no/such/dir")).unwrap_err().to_string();
@@ -243,8 +243,8 @@ fn bad_files_are_refused_naming_the_line() {
     let layers = |layers: &str| header(&format!(r#""layers":[{layers}]"#));
     let many = r#"{"layer":0,"experts":4,"top_k":2,"class":0},"#.repeat(5000);
     for (text, words) in [
-        (String::new(), "no routing trace"),
-        ("hello\n".to_owned(), "no routing trace"),
+        (String::new(), "not a routing trace"),
+        ("hello\n".to_owned(), "not a routing trace"),
         (r#"{"format":"other","version":1}"#.to_owned(), "other"),
         (r#"{"format":"doppler-routing-trace","version":7}"#.to_owned(), "version 7"),
         (header(r#""layers":[]"#), "line 1: 0 layers"),
