@@ -1,6 +1,6 @@
-//! Shapes of well-known models, for `synth`: what their `config.json` says.
+//! Shapes of well-known models, for `synth`: the contents of their `config.json`.
 //!
-//! Only numbers that decide shapes and speed; from the checkpoints' published configs.
+//! Only the numbers that decide shapes and speed, from the checkpoints' published configs.
 
 use std::str::FromStr;
 
@@ -21,7 +21,7 @@ impl Arch {
     pub const ALL: [Self; 4] =
         [Self::Llama32_1B, Self::Llama31_8B, Self::Qwen3_30BA3B, Self::Mixtral8x7B];
 
-    /// As the command line has it.
+    /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Llama32_1B => "llama-3.2-1b",
@@ -75,7 +75,7 @@ impl FromStr for Arch {
     }
 }
 
-/// What the Llama 3 models share.
+/// Adds what the Llama 3 models have in common.
 fn llama(mut config: Value) -> Value {
     let shared = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -1,8 +1,8 @@
-//! What a model can be converted or run from, whatever container it comes in.
+//! The interface of everything that a model can be converted or run from, whatever its container.
 //!
-//! Owns the seam: `convert` and `run` know [`Checkpoint`] and nothing behind it. A container
-//! says how each tensor lies ([`Form`]); one whose blocks are no type of ours decodes them
-//! itself and says into which type.
+//! `convert` and `run` know [`Checkpoint`] and nothing behind it. A container says how each tensor
+//! is stored ([`Form`]). If its blocks are not one of our types, it decodes them itself and says
+//! into which type.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,25 +14,26 @@ use super::rdrr::Rdrr;
 use super::{LoadError, Result};
 use doppler_store::{DType, Manifest, RangeReader};
 
-/// How a tensor lies in its container.
+/// How a tensor is stored in its container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
-    /// Rows of whole blocks of a type known here: what is read is what is stored.
+    /// Rows of whole blocks of a type known here, which are read as stored.
     Blocks(DType),
-    /// Anything else that the container decodes exactly: what is read has this type.
+    /// Anything else that the container decodes exactly. The rows that are read have this type.
     Decoded {
         /// For people: "GPTQ, 4 bits in groups of 128".
         what: String,
         dtype: DType,
     },
-    /// Known by name only; reading it is refused.
+    /// Only its name is known; reading it is refused.
     Unreadable(String),
 }
 
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Outermost dimension first; a row is the last one. Of what is read, not of how it is packed.
+    /// Outermost dimension first; the last one is a row. This is the shape that is read, not how it
+    /// is packed.
     pub shape: Vec<u64>,
     pub form: Form,
 }
@@ -46,7 +47,7 @@ impl Stored {
         }
     }
 
-    /// The type in which rows are read; `None` if they are not.
+    /// The type in which rows are read. `None` if they cannot be read.
     pub const fn dtype(&self) -> Option<DType> {
         match self.form {
             Form::Blocks(dtype) | Form::Decoded { dtype, .. } => Some(dtype),
@@ -55,52 +56,50 @@ impl Stored {
     }
 }
 
-/// A model's config, tokenizer and tensors, whose headers were checked when it was opened.
+/// A model's config, tokenizer and tensors. Headers were checked when it was opened.
 pub trait Checkpoint {
-    /// Where it lies, for messages.
+    /// Where it is, for messages.
     fn place(&self) -> String;
 
-    /// What the model is called: a directory's or a file's name, or what the file says.
+    /// The model's name: that of the directory or the file, or a name that the file contains.
     fn name(&self) -> String;
 
-    /// Hugging Face's `config.json`, or what says the same.
+    /// Hugging Face's `config.json`, or an equivalent.
     fn config(&self) -> &Value;
 
     /// Tokens that end a text.
     fn eos_token_ids(&self) -> Result<Vec<u32>>;
 
-    /// `tokenizer.json`, or what says the same; `None` if it comes without.
+    /// `tokenizer.json`, or an equivalent. `None` if there is none.
     fn tokenizer(&self) -> Result<Option<Vec<u8>>>;
 
-    /// Names of all tensors, sorted; those that cannot be read included.
+    /// The sorted names of all tensors, including those that cannot be read.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
 
     fn find(&self, name: &str) -> Option<&Stored>;
 
-    /// Fills `out` with whole rows of a tensor from row `first` on, in [`Stored::dtype`].
-    /// The rows must lie in the tensor.
+    /// Fills `out` with whole rows of a tensor, from row `first` on, in [`Stored::dtype`]. The
+    /// tensor must have these rows.
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()>;
 
-    /// The manifest, if this is a model as `convert` makes it. Its tensors are the graph's
-    /// weights: their source recipes were carried out.
+    /// The manifest, if this model was made by `convert`. Its tensors are the graph's weights:
+    /// their source recipes have been carried out.
     fn manifest(&self) -> Option<&Manifest> {
         None
     }
 
     /// The shards of [`Self::manifest`], by content address.
     ///
-    /// # Errors
-    /// A container without such shards, or one whose shards have no content address.
+    /// # Errors If the container has no such shards, or the shards have no content address.
     fn shards(&self) -> Result<Arc<dyn RangeReader>> {
-        let problem = "its tensors do not lie in shards".to_owned();
+        let problem = "its tensors are not in shards".to_owned();
         Err(LoadError::File { file: self.place(), problem })
     }
 }
 
-/// Opens whatever model lies at `path`.
+/// Opens the model at `path`, whatever its container.
 ///
-/// # Errors
-/// A directory that holds none of the known containers, or one that is damaged.
+/// # Errors If the directory holds none of the known containers, or it is damaged.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     let fail = |problem: &str| {
         Err(LoadError::File { file: path.display().to_string(), problem: problem.to_owned() })
@@ -114,5 +113,5 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     if path.join("config.json").is_file() {
         return Ok(Box::new(HuggingFace::open(path)?));
     }
-    fail("no model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)")
+    fail("not a model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)")
 }

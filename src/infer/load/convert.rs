@@ -1,10 +1,10 @@
-//! Any checkpoint to RDRR, streaming: at most one shard, and a few
-//! rows of one tensor, are in memory at a time.
+//! Converts any checkpoint to RDRR, streaming: at most one shard and a few rows of one tensor are
+//! in memory at a time.
 //!
-//! What is stored is what the model's graph asks for, by name and shape: a
-//! tensor that is missing, misshapen or not understood stops the conversion
-//! before anything is written, as does a tokenizer that cannot be used. A weight that is
-//! not finite stops it where it is met. The same input gives the same bytes.
+//! It stores what the model's graph needs, by name and shape. A tensor that is missing, misshapen
+//! or not understood stops the conversion before anything is written; so does a tokenizer that
+//! cannot be used. A weight that is not finite stops it when it is read. The same input gives the
+//! same bytes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,28 +26,27 @@ use doppler_store::manifest::{
 use doppler_store::verified::OBJECT_BYTES_MAX;
 use doppler_store::{DType, Manifest, ShardId};
 
-/// RDRR's shard size, bytes.
+/// RDRR's shard size, in bytes.
 pub const SHARD_BYTES_DEFAULT: u64 = OBJECT_BYTES_MAX;
 
 /// Source bytes read at a time: enough rows to keep every core busy.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// How far a conversion is.
+/// The progress of a conversion.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
     /// The tensor being stored.
     pub tensor: &'a str,
-    /// Source bytes done, and of how many.
+    /// Source bytes done, and in total.
     pub done: u64,
     pub total: u64,
 }
 
-/// Converts a checkpoint into shards of at most `shard_bytes`
-/// (a multiple of 4 KiB up to 64 MiB) and a manifest, given to `sink`.
+/// Converts a checkpoint into a manifest and shards of at most `shard_bytes` (a multiple of 4 KiB
+/// up to 64 MiB), and gives them to `sink`.
 ///
-/// # Errors
-/// One line naming the file or tensor. Nothing has been given to the sink when
-/// the config, the architecture, a header, a shape or the tokenizer is at fault.
+/// # Errors One line that names the file or tensor. If the config, the architecture, a header, a
+/// shape or the tokenizer is at fault, nothing has been given to the sink.
 pub fn convert(
     checkpoint: &dyn Checkpoint,
     quantization: Quantization,
@@ -87,7 +86,7 @@ pub fn convert(
     Ok(manifest)
 }
 
-/// Refuses a shard size that is no whole number of pages, or more than an object may have.
+/// Refuses a shard size that is not a whole number of pages, or larger than an object may be.
 pub(super) fn check_shard_bytes(shard_bytes: u64) -> Result<()> {
     let page = shard_bytes.is_multiple_of(EXPERT_ALIGN);
     if !page || !(EXPERT_ALIGN..=OBJECT_BYTES_MAX).contains(&shard_bytes) {
@@ -96,23 +95,22 @@ pub(super) fn check_shard_bytes(shard_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// `NAME-q4_k_m` after the checkpoint.
+/// The model's id, from the checkpoint's name: `NAME-q4_k_m`.
 fn model_id(name: &str, quantization: Quantization) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let name: String = name.chars().take(128).map(plain).collect();
     format!("{name}-{quantization}")
 }
 
-/// How each weight of a graph, by its name, is made of the checkpoint's tensors.
+/// How each weight of a graph is made from the checkpoint's tensors, by its name.
 struct Sources<'a> {
     checkpoint: &'a dyn Checkpoint,
     by_weight: HashMap<String, Resolved>,
 }
 
 impl<'a> Sources<'a> {
-    /// # Errors
-    /// Tensors that no part of the graph reads, first those that nothing speaks of; weights
-    /// whose tensors are missing or do not fit.
+    /// # Errors If no part of the graph reads a tensor (a tensor that nothing mentions is reported
+    /// first), or a weight's tensors are missing or do not fit.
     fn new(checkpoint: &'a dyn Checkpoint, graph: &Graph) -> Result<Self> {
         let experts = |moe: &Moe| -> Vec<Weight> {
             (0..moe.experts.len()).flat_map(|number| moe.weights(number)).collect()
@@ -145,7 +143,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Refuses tensors that are not `known`: leaving one out would change what the model says.
+/// Refuses tensors that are not `known`. Leaving one out would change the model's output.
 fn refuse_strangers(
     checkpoint: &dyn Checkpoint,
     graph: &Graph,
@@ -153,14 +151,14 @@ fn refuse_strangers(
 ) -> Result<()> {
     let tied = graph.tied();
     let harmless = |name: &str| {
-        // Computed from the config; a copy of the tied embedding.
+        // The first is computed from the config, the second a copy of the tied embedding.
         name.ends_with(".rotary_emb.inv_freq") || tied && name == tied::HEAD
     };
     match checkpoint.names().find(|name| !known.contains(name) && !harmless(name)) {
         None => Ok(()),
         Some(name) => {
             let family = families::name(checkpoint.config())?;
-            let problem = format!("no part of a {family} model: not understood");
+            let problem = format!("not part of a {family} model: not understood");
             Err(LoadError::Tensor { tensor: name.to_owned(), problem })
         }
     }
@@ -169,7 +167,8 @@ fn refuse_strangers(
 /// A tensor's shape and type before quantization.
 pub(super) type Original<'a> = dyn Fn(&Weight) -> Result<(Vec<u64>, DType)> + 'a;
 
-/// Places every tensor the graph reads; `source` gives its shape and type before quantization.
+/// Assigns every tensor that the graph reads its place. `source` gives its shape and type before
+/// quantization.
 pub(super) fn plan(
     source: &Original<'_>,
     graph: &Graph,
@@ -215,7 +214,7 @@ pub(super) fn plan(
     Ok(place(trunk, experts, shard_bytes))
 }
 
-/// A trunk tensor's role in RDRR's words.
+/// A trunk tensor's role in RDRR's terms.
 const fn role(role: WeightRole) -> Role {
     match role {
         WeightRole::Embedding => Role::Embedding,
@@ -233,7 +232,7 @@ const fn role(role: WeightRole) -> Role {
     }
 }
 
-/// What the stored type depends on; `tied`: the embedding is also the output matrix.
+/// What the stored type depends on. `tied` means that the embedding is also the output matrix.
 const fn kind(role: WeightRole, tied: bool) -> Kind {
     match role {
         WeightRole::Embedding if tied => Kind::Output,
@@ -248,7 +247,7 @@ const fn kind(role: WeightRole, tied: bool) -> Kind {
     }
 }
 
-/// The manifest but for shards, tensors and tokenizer. `config` is the model's own.
+/// The manifest without shards, tensors and tokenizer. `config` is the model's own.
 pub(super) fn body(
     eos_token_ids: Vec<u32>,
     config: &Value,
@@ -287,7 +286,7 @@ pub(super) fn with_tensors(
     Ok(body)
 }
 
-/// The shards before they have contents: every hash zero.
+/// The shards before they have contents: every hash is zero.
 pub(super) fn planned_shards(plan: &Plan) -> Vec<Shard> {
     let hash = ShardHash { algorithm: HashAlgorithm::Blake3, bytes: [0; 32] };
     let mut shards = Vec::new();
@@ -303,7 +302,7 @@ fn next_shard(before: &[Shard], size: u64, hash: ShardHash) -> Shard {
     Shard { index, filename: format!("shard_{index:05}.bin"), size, hash, offset }
 }
 
-/// Carries the plan out: reads, quantizes, fills shard after shard.
+/// Carries out the plan: reads, quantizes, and fills shard after shard.
 fn store(
     sources: &Sources<'_>,
     plan: &Plan,
@@ -331,7 +330,7 @@ fn store(
     Ok(writer.shards)
 }
 
-/// Gives a tensor's stored bytes to `out`, some rows at a time.
+/// Passes a tensor's stored bytes to `out`, some rows at a time.
 fn store_tensor(
     checkpoint: &dyn Checkpoint,
     name: &str,
@@ -371,7 +370,7 @@ fn store_tensor(
     Ok(())
 }
 
-/// Turns whole rows from one type into another, rows in parallel.
+/// Converts whole rows from one type to another, in parallel.
 fn requantize(
     (from, to): (DType, DType),
     cols: usize,
@@ -392,14 +391,14 @@ fn requantize(
     )
 }
 
-/// How much of a tensor's spans is filled.
+/// The spans of a tensor that are still to be filled.
 pub(super) struct Place<'a> {
     pub spans: &'a [Span],
-    /// Bytes of the first of `spans`.
+    /// Bytes filled of the first of `spans`.
     pub filled: u64,
 }
 
-/// Fills shards in order and hands each to the sink with its hash.
+/// Fills shards in order and passes each to the sink with its hash.
 pub(super) struct Writer<'a> {
     sizes: &'a [u64],
     pub shards: Vec<Shard>,
@@ -418,7 +417,7 @@ impl<'a> Writer<'a> {
             if self.shards.len() < span.shard as usize {
                 self.close()?;
             }
-            // Zeros between the last tensor and this one.
+            // Pads with zeros between the last tensor and this one.
             self.buffer.resize((span.offset + place.filled) as usize, 0);
             let left = usize::try_from(span.size - place.filled).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(left.min(bytes.len()));
@@ -432,7 +431,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Hands over the shard being filled.
+    /// Passes on the shard being filled.
     pub fn close(&mut self) -> Result<()> {
         let size = self.sizes[self.shards.len()];
         debug_assert_eq!(self.buffer.len() as u64, size);

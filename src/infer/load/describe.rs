@@ -1,8 +1,8 @@
-//! What a model is, in RDRR's words: `architecture`, `moeConfig`, `inference`.
+//! Describes a model in RDRR's terms: `architecture`, `moeConfig`, `inference`.
 //!
-//! For readers of RDRR other than this one. The engine here reads the Hugging
-//! Face config that the manifest also carries, which says everything. All of it is read off
-//! the graph, so a family has nothing to add here.
+//! For other readers of RDRR. The engine here reads the Hugging Face config, which the manifest
+//! also contains and which says everything. The description is derived from the graph, so a family
+//! has nothing to add here.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,8 @@ use crate::families::Described;
 use crate::graph::{Activation, Graph, Op, WeightRole};
 use doppler_store::manifest::{Architecture, MoeConfig};
 
-/// `config` is the model's own, for the width of a dense feed-forward that no layer may have.
+/// `config` is the model's own. It gives the width of a dense feed-forward, even if no layer has
+/// one.
 pub fn architecture(graph: &Graph, config: &Value) -> Architecture {
     let attention = graph.ops.iter().find_map(|op| match op {
         Op::Attention { kv, heads, .. } => Some((*heads as u64, graph.kv_spec(*kv))),
@@ -36,7 +37,7 @@ pub fn moe_config(graph: &Graph) -> Option<MoeConfig> {
     graph.moe.first().map(|moe| MoeConfig {
         num_experts: moe.experts.len() as u64,
         num_experts_per_token: moe.top_k as u64,
-        // Each expert's gate, up and down a tensor of its own.
+        // Each expert's gate, up and down are separate tensors.
         expert_format: Some("mixtral".into()),
         expert_intermediate_size: Some(moe.ff as u64),
     })
@@ -62,7 +63,7 @@ pub fn inference(model: &Described) -> Value {
     json!({
         "attention": {
             "slidingWindow": windows.iter().flatten().next(),
-            // Norms of heads work in place; those of states do not.
+            // Norms of heads work in place; norms of states do not.
             "queryKeyNorm": ops().any(|op| matches!(op, Op::RmsNorm { x, out, .. } if x == out)),
             "causal": true,
             "attentionBias": ops().any(biased),
@@ -100,7 +101,7 @@ fn rope(model: &Described) -> Value {
     })
 }
 
-/// What each attention layer sees.
+/// The window of each attention layer.
 fn windows(graph: &Graph) -> Vec<Option<usize>> {
     let windows = graph.ops.iter().filter_map(|op| match op {
         Op::Attention { window, .. } => Some(*window),
@@ -120,7 +121,7 @@ fn layer_pattern(windows: &[Option<usize>]) -> Value {
     json!({ "type": "custom", "layerTypes": windows.iter().map(kind).collect::<Vec<_>>() })
 }
 
-/// The f32 as the decimal number a person wrote (1e-6, not 9.999999974752427e-7).
+/// The f32 as the decimal number that a person wrote (1e-6, not 9.999999974752427e-7).
 fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }

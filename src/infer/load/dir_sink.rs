@@ -1,10 +1,11 @@
-//! A model's directory, filled: hidden and unfinished until all of it is there.
+//! Fills a model's directory, which stays hidden until it is complete.
 //!
-//! Where nothing is at the output yet, a hidden directory beside it is filled and renamed. Where
-//! an empty directory is there (perhaps a mount point, a link, or `.`), a hidden one inside it is
-//! filled and its files are moved out, the manifest last. Everything that can be refused is
-//! refused before anything is computed. Dropped before the end, it removes what it wrote; what a
-//! killed process left is told by a lock that nobody holds, and removed by the next one.
+//! If the output does not exist, a hidden directory beside it is filled and then renamed. If the
+//! output is an empty directory (perhaps a mount point, a link, or `.`), a hidden directory inside
+//! it is filled and its files are moved out, the manifest last. Everything that can be refused is
+//! refused before anything is computed. If the sink is dropped before the end, it removes what it
+//! wrote. What a killed process left behind is recognised by a lock that nobody holds, and removed
+//! by the next conversion.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,35 +17,34 @@ use doppler_store::ShardId;
 
 /// Locked for as long as the process that fills the directory lives.
 const LOCK: &str = ".lock";
-/// The files that are about to be moved to an output that was there before, one a line.
+/// Lists the files that are about to be moved to an existing output, one per line.
 const MOVING: &str = ".moving";
 const MANIFEST: &str = "manifest.json";
 
-/// Writes a model into a directory, synced file by file.
+/// Writes a model into a directory, syncing each file.
 pub struct DirSink {
     out: PathBuf,
-    /// `out` was there before, and empty.
+    /// Whether `out` existed before, as an empty directory.
     fills: bool,
     unfinished: PathBuf,
     lock: Option<File>,
-    /// Directories made for `out` to lie in, outermost first.
+    /// Directories created above `out`, outermost first.
     made: Vec<PathBuf>,
-    /// What is unfinished is to be left as it is.
+    /// Whether to leave the unfinished directory as it is.
     keep: bool,
 }
 
 impl DirSink {
-    /// Makes the hidden directory, so that an output that cannot be written is refused at once.
+    /// Creates the hidden directory, so that an output that cannot be written is refused at once.
     ///
-    /// # Errors
-    /// If something is there already, unless it is an empty directory; if no directory can be
-    /// made there.
+    /// # Errors If something exists there that is not an empty directory, or no directory can be
+    /// created there.
     pub fn new(out: &Path) -> Result<Self> {
         let taken = || LoadError::OutputExists(out.display().to_string());
         let fills = match fs::metadata(out) {
             Ok(found) if found.is_dir() => true,
             Ok(_) => return Err(taken()),
-            // A link to nothing, or nothing.
+            // A dangling link, or no file name.
             Err(_) if out.symlink_metadata().is_ok() || out.file_name().is_none() => {
                 return Err(taken());
             }
@@ -72,7 +72,7 @@ impl DirSink {
             made: Vec::new(),
             keep: false,
         };
-        // From here on, dropping it removes what was made.
+        // From here on, dropping it removes what was created.
         sink.make(home)?;
         Ok(sink)
     }
@@ -84,7 +84,7 @@ impl DirSink {
         fs::create_dir_all(&self.unfinished).map_err(io_error(&self.unfinished))?;
         let lock = self.unfinished.join(LOCK);
         let file = File::create_new(&lock).map_err(io_error(&lock))?;
-        // A file system without locks only leaves more behind after a kill.
+        // On a file system without locks, a killed process merely leaves more behind.
         let _ = file.try_lock();
         self.lock = Some(file);
         Ok(())
@@ -103,7 +103,7 @@ impl DirSink {
         file.sync_all().map_err(io)
     }
 
-    /// Moves the files to the output, which was there before; the manifest makes it a model.
+    /// Moves the files to the existing output. The manifest makes it a model.
     fn move_files(&self) -> io::Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.unfinished)? {
@@ -125,7 +125,8 @@ impl DirSink {
     fn rename(&mut self) -> io::Result<()> {
         self.lock = None;
         fs::remove_file(self.unfinished.join(LOCK))?;
-        // An empty directory may have come there meanwhile; anything else makes the rename fail.
+        // An empty directory may have appeared there meanwhile. Anything else makes the rename
+        // fail.
         let _ = fs::remove_dir(&self.out);
         fs::rename(&self.unfinished, &self.out)
     }
@@ -143,7 +144,7 @@ impl ShardSink for DirSink {
     fn finish(&mut self, manifest: Vec<u8>) -> Result<()> {
         self.write(MANIFEST, &manifest)?;
         sync_dir(&self.unfinished)?;
-        // Complete: whatever happens now, the work is not thrown away.
+        // Complete: from here on the work is kept whatever happens.
         self.keep = true;
         let moved = if self.fills { self.move_files() } else { self.rename() };
         moved.map_err(|source| {
@@ -165,13 +166,14 @@ impl Drop for DirSink {
         }
         let _ = fs::remove_dir_all(&self.unfinished);
         for dir in self.made.iter().rev() {
-            // Not if somebody else has put something there.
+            // Fails if somebody else has put something there.
             let _ = fs::remove_dir(dir);
         }
     }
 }
 
-/// Removes what killed processes left in a directory. What a living one fills is locked.
+/// Removes what killed processes left in a directory. A directory that a living process fills is
+/// locked.
 fn sweep(home: &Path) {
     let Ok(entries) = fs::read_dir(home) else { return };
     for entry in entries.flatten() {
@@ -185,7 +187,8 @@ fn sweep(home: &Path) {
             Ok(lock) if lock.try_lock().is_ok() => {}
             Ok(_) => continue,
             Err(_) => {
-                // Killed before it had the lock, or not ours: goes if it is empty.
+                // Its process was killed before it had the lock, or it is not ours: removed if it
+                // is empty.
                 let _ = fs::remove_dir(&left);
                 continue;
             }
@@ -201,7 +204,7 @@ fn sweep(home: &Path) {
     }
 }
 
-/// Makes names in a directory durable, where the system can.
+/// Makes a directory's entries durable, if the system can.
 fn sync_dir(path: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error(path))?;
@@ -238,7 +241,7 @@ mod tests {
         let mut sink = DirSink::new(&out).unwrap();
         fill(&mut sink);
         drop(sink);
-        assert_eq!(names(dir.path()), [] as [&str; 0], "the directories above it neither");
+        assert_eq!(names(dir.path()), [] as [&str; 0], "nor the directories above it");
         let mut sink = DirSink::new(&out).unwrap();
         fill(&mut sink);
         assert!(!out.exists());

@@ -1,8 +1,8 @@
-//! A Hugging Face checkpoint directory: its configs, and its tensors read by
-//! position from one safetensors file or several with an index.
+//! A Hugging Face checkpoint directory: its configs, and its tensors, read by position from one
+//! safetensors file or from several with an index.
 //!
-//! Nothing in a header is believed before it is checked against the file's real
-//! size; headers and JSON files are bounded. No file is mapped: a read copies.
+//! Everything in a header is checked against the file's real size. Headers and JSON files have size
+//! limits. No file is mapped: a read copies.
 //!
 //! Format: <https://huggingface.co/docs/safetensors> (8-byte little-endian header
 //! length, JSON header, data).
@@ -21,19 +21,19 @@ use super::{LoadError, Result, io_error, missing};
 use doppler_store::DType;
 use doppler_store::manifest::read_eos;
 
-/// The longest safetensors header read, bytes (the format's own limit is 100 MB).
+/// The longest safetensors header that is read, in bytes (the format's own limit is 100 MB).
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// The longest `config.json` or `generation_config.json` read.
+/// The longest `config.json` or `generation_config.json` that is read.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
-/// The longest index or tokenizer read.
+/// The longest index or tokenizer that is read.
 pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
 /// The most weight files of a checkpoint.
 const FILES_MAX: usize = 4096;
 
-/// Where a tensor's bytes begin, and what it is.
+/// A tensor, and where its bytes begin.
 struct Tensor {
     file: usize,
-    /// From the start of the file, bytes.
+    /// Bytes from the start of the file.
     start: u64,
     stored: Stored,
 }
@@ -46,7 +46,7 @@ struct WeightFile {
 /// An opened directory whose headers were checked.
 pub struct HuggingFace {
     dir: PathBuf,
-    /// `config.json`, as it stands.
+    /// `config.json`, unchanged.
     config: Value,
     /// `generation_config.json`, `Null` if absent.
     generation_config: Value,
@@ -153,7 +153,7 @@ impl Checkpoint for HuggingFace {
         &self.config
     }
 
-    /// `generation_config.json` decides before `config.json` does.
+    /// `generation_config.json` takes precedence over `config.json`.
     fn eos_token_ids(&self) -> Result<Vec<u32>> {
         let mut configs = [&self.generation_config, &self.config].into_iter();
         let eos = configs.find_map(|config| config.get("eos_token_id").filter(|v| !v.is_null()));
@@ -271,12 +271,12 @@ fn is_plain(name: &str) -> bool {
         && !name.contains(['\\', '\0', ':'])
 }
 
-/// How a Git LFS pointer begins: what lies where a large file was never fetched.
+/// How a Git LFS pointer begins, the file that stands in for a large file until it is fetched.
 const LFS_POINTER: &[u8; 34] = b"version https://git-lfs.github.com";
 /// The format's own limit on a pointer.
 const LFS_POINTER_BYTES_MAX: u64 = 1024;
 
-/// What is wrong, if these bytes are a pointer instead of a file's content.
+/// The problem, if these bytes are a pointer instead of a file's content.
 ///
 /// Format: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>
 fn lfs_pointer(bytes: &[u8]) -> Option<String> {

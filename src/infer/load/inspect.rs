@@ -1,5 +1,5 @@
-//! What `inspect` shows of a manifest: shards, tensors by role and type,
-//! experts and sizes, as data and as a table.
+//! What `inspect` shows of a manifest: shards, tensors by role and type, experts, and sizes, as
+//! data and as a table.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,39 +9,39 @@ use serde::Serialize;
 use doppler_store::Manifest;
 use doppler_store::manifest::Role;
 
-/// Tensors that share a role or a type.
+/// Tensors of the same role or type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Sum {
     pub tensors: u64,
     pub bytes: u64,
 }
 
-/// Experts of one size: they fit the same slots.
+/// Experts of the same size, which fit the same slots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExpertClass {
     /// Bytes of one expert.
     pub bytes: u64,
     pub experts: u64,
-    /// The layers that have such experts, rising.
+    /// The layers that have such experts, in ascending order.
     pub layers: Vec<u32>,
 }
 
-/// The experts, where each is a group of its own.
+/// The experts, if each is a group of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Experts {
     pub count: u64,
     pub layers: u64,
-    /// Experts a token visits in a layer, if the manifest says.
+    /// Experts per token and layer, if the manifest says.
     pub per_token: Option<u64>,
     pub bytes_min: u64,
     pub bytes_max: u64,
     /// Smallest first.
     pub classes: Vec<ExpertClass>,
-    /// Experts that lie in more than one shard.
+    /// Experts that are spread over several shards.
     pub split: u64,
 }
 
-/// A manifest summed up. Sizes are bytes.
+/// A summary of a manifest. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// BLAKE3 of the manifest's bytes.
@@ -57,23 +57,23 @@ pub struct Summary {
     pub shard_bytes_max: u64,
     pub total_bytes: u64,
     pub tensors: u64,
-    /// Weights, padding excluded.
+    /// Weights, without padding.
     pub parameters: u64,
     pub trunk_bytes: u64,
     pub expert_bytes: u64,
-    /// Bytes of shards that belong to no tensor.
+    /// Bytes in shards that belong to no tensor.
     pub padding_bytes: u64,
     pub roles: BTreeMap<String, Sum>,
     pub dtypes: BTreeMap<String, Sum>,
     /// `None` if no tensor is in a group `layer.L.expert.E`.
     pub experts: Option<Experts>,
-    /// Tensors of role `expert` that hold a layer's experts together.
+    /// Tensors of role `expert` that hold all of a layer's experts.
     pub fused_expert_tensors: u64,
     pub tokenizer: Option<String>,
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Sums a manifest up.
+/// Summarises a manifest.
 pub fn inspect(manifest: &Manifest) -> Summary {
     let (mut roles, mut dtypes) = (BTreeMap::new(), BTreeMap::new());
     let mut parameters = 0_u64;
@@ -212,12 +212,12 @@ impl fmt::Display for Summary {
                 writeln!(f, "  {:>6} of {size} in layers {layers}", class.experts)?;
             }
             if experts.split > 0 {
-                writeln!(f, "  {} lie in more than one shard", experts.split)?;
+                writeln!(f, "  {} are spread over several shards", experts.split)?;
             }
         }
         if self.fused_expert_tensors > 0 {
             let count = self.fused_expert_tensors;
-            writeln!(f, "\nexperts    in {count} tensors that hold a layer's experts together")?;
+            writeln!(f, "\nexperts    in {count} tensors that each hold all of a layer's experts")?;
         }
         Ok(())
     }

@@ -1,26 +1,25 @@
-//! Where each tensor goes: the trunk in shards of its own, then the experts.
+//! Where each tensor goes: first the trunk, in separate shards, then the experts.
 //!
-//! Invariants: a trunk tensor lies in one shard unless it is larger than one
-//! (then it fills several, span by span); an expert's tensors lie adjacent,
-//! from a 4 KiB boundary on, and leave their shard only if the expert is larger
-//! than a shard. Sizes follow from shapes and types, so the whole plan is made
-//! before a weight is read.
+//! Invariants: a trunk tensor is in one shard unless it is larger than one (then it fills several,
+//! span by span). An expert's tensors are adjacent, begin at a 4 KiB boundary, and cross a shard's
+//! end only if the expert is larger than a shard. Sizes follow from shapes and types, so the whole
+//! plan is made before a weight is read.
 
 use doppler_store::DType;
 use doppler_store::manifest::{Role, Span, TensorEntry};
 
-/// Where experts start: a page, so that one can be read or mapped alone.
+/// Alignment of experts: a page, so that each can be read or mapped alone.
 pub const EXPERT_ALIGN: u64 = 4096;
-/// Where trunk tensors start.
+/// Alignment of trunk tensors.
 const TRUNK_ALIGN: u64 = 64;
 
-/// A tensor to be placed.
+/// A tensor to place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub name: String,
     pub shape: Vec<u64>,
     pub dtype: DType,
-    /// Bytes as stored.
+    /// Stored bytes.
     pub size: u64,
     pub role: Role,
     pub group: String,
@@ -33,8 +32,8 @@ pub struct Plan {
     pub shards: Vec<u64>,
 }
 
-/// Places the trunk, then the experts (each a list of tensors), into shards of
-/// at most `shard_bytes`, a multiple of 4 KiB.
+/// Places the trunk, then the experts (each a list of tensors), in shards of at most `shard_bytes`,
+/// a multiple of 4 KiB.
 pub fn place(trunk: Vec<Item>, experts: Vec<Vec<Item>>, shard_bytes: u64) -> Plan {
     let mut packer = Packer { shards: vec![0], limit: shard_bytes };
     let mut tensors = Vec::new();
@@ -52,7 +51,7 @@ pub fn place(trunk: Vec<Item>, experts: Vec<Vec<Item>>, shard_bytes: u64) -> Pla
 }
 
 struct Packer {
-    /// Sizes; the last shard is the one being filled.
+    /// The shards' sizes. The last shard is the one being filled.
     shards: Vec<u64>,
     limit: u64,
 }
@@ -62,25 +61,25 @@ impl Packer {
         self.shards.last_mut().expect("there is always a shard")
     }
 
-    /// Starts a shard unless the present one is empty.
+    /// Starts a new shard unless the current one is empty.
     fn close(&mut self) {
         if *self.fill() > 0 {
             self.shards.push(0);
         }
     }
 
-    /// Goes to an aligned place where `size` bytes fit, or to a fresh shard.
+    /// Moves to an aligned offset at which `size` bytes fit, or to a new shard.
     fn open(&mut self, size: u64, align: u64) {
         let start = self.fill().next_multiple_of(align);
         if start.saturating_add(size) <= self.limit {
-            // Padding before nothing would be left over in an empty expert.
+            // An empty expert gets no padding.
             *self.fill() = if size > 0 { start } else { *self.fill() };
         } else {
             self.close();
         }
     }
 
-    /// Takes the next bytes, going on in further shards where one is full.
+    /// Takes the next bytes, continuing in further shards when one is full.
     fn put(&mut self, item: Item) -> (String, TensorEntry) {
         let mut spans = Vec::new();
         let mut left = item.size;
@@ -90,7 +89,7 @@ impl Packer {
             }
             let offset = *self.fill();
             let size = left.min(self.limit - offset);
-            // Shards are at least a page each: a count past u32 cannot be reached.
+            // Each shard is at least a page, so their number fits u32.
             let shard = (self.shards.len() - 1) as u32;
             spans.push(Span { shard, offset, size });
             *self.fill() += size;

@@ -1,10 +1,9 @@
-//! Which type each tensor is stored in.
+//! The type in which each tensor is stored.
 //!
-//! `Q4KM` is llama.cpp's Q4_K_M mixture (`llama-quant.cpp`): most matrices
-//! Q4_K, those that hurt most Q6_K, with its rules for models of eight experts.
-//! Never quantized: vectors (norms, biases) and routers. Never done: narrowing
-//! BF16 to F16, or padding a row to a block (rows that are no whole number of
-//! blocks fall back to a type whose blocks fit).
+//! `Q4KM` is llama.cpp's Q4_K_M mixture (`llama-quant.cpp`): most matrices are Q4_K, the most
+//! sensitive ones Q6_K, with its rules for models of eight experts. Vectors (norms, biases) and
+//! routers are never quantized. BF16 is never narrowed to F16, and a row is never padded to a
+//! block: rows that are not a whole number of blocks fall back to a type whose blocks fit.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,12 +11,12 @@ use std::str::FromStr;
 use crate::quant::layout;
 use doppler_store::DType;
 
-/// What a conversion makes of the matrices.
+/// How a conversion stores matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quantization {
-    /// As the checkpoint has them, bit for bit.
+    /// As in the checkpoint, bit for bit.
     Keep,
-    /// BF16: F32 rounded, BF16 and F16 kept (F16 has bits that BF16 lacks).
+    /// BF16: F32 is rounded; BF16 and F16 are kept (F16 has bits that BF16 lacks).
     Bf16,
     /// Every matrix in one block format.
     Blocks(DType),
@@ -25,7 +24,7 @@ pub enum Quantization {
     Q4KM,
 }
 
-/// A name that is no quantization.
+/// A name that is not a quantization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownQuantization(pub String);
 
@@ -39,14 +38,14 @@ impl fmt::Display for UnknownQuantization {
 impl std::error::Error for UnknownQuantization {}
 
 impl Quantization {
-    /// Every one: the mixture first, then the block formats of the table.
+    /// All of them: the mixture first, then the block formats of the table.
     pub fn all() -> impl Iterator<Item = Self> {
         let blocks = DType::ALL.into_iter().filter(|dtype| dtype.is_quantised());
         let plain = [Self::Bf16, Self::Keep];
         [Self::Q4KM].into_iter().chain(blocks.map(Self::Blocks)).chain(plain)
     }
 
-    /// As the command line has it.
+    /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Keep => "keep",
@@ -82,7 +81,7 @@ impl FromStr for Quantization {
     }
 }
 
-/// What a tensor does in the network, as far as its type depends on it.
+/// A tensor's part in the network, as far as its type depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The token embedding, when it is not also the output.
@@ -93,13 +92,13 @@ pub enum Kind {
     AttentionValue,
     AttentionOutput,
     FeedForwardDown,
-    /// A norm, a bias or a router: kept as it is.
+    /// A norm, a bias or a router, which is kept unchanged.
     Kept,
     /// Every other matrix.
     Matrix,
 }
 
-/// What the choice depends on besides the tensor.
+/// What the choice of type depends on besides the tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Mixture {
     pub quantization: Quantization,
@@ -109,7 +108,7 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// The stored type of a matrix with rows of `cols`, in `layer` if it is in one.
+    /// The stored type of a matrix with rows of `cols` weights, in `layer` if it is in one.
     pub fn dtype(&self, kind: Kind, layer: Option<usize>, source: DType, cols: u64) -> DType {
         let wanted = match (self.quantization, kind) {
             (Quantization::Keep, _) | (_, Kind::Kept) => return source,
@@ -134,7 +133,7 @@ impl Mixture {
     }
 }
 
-/// The first and last eighth of the layers, and every third between.
+/// True for the first and last eighth of the layers, and every third layer in between.
 const fn use_more_bits(layer: usize, layers: usize) -> bool {
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
@@ -159,7 +158,7 @@ mod tests {
     fn q4_k_m_gives_more_bits_to_what_hurts_most() {
         let dense = mixture(32, 0);
         let at = |kind, layer| dense.dtype(kind, Some(layer), DType::Bf16, 4096);
-        // First 4, last 4, and of those between every third from the third.
+        // The first 4, the last 4, and of those in between every third from the third on.
         let more: Vec<usize> =
             (0..32).filter(|&l| at(Kind::FeedForwardDown, l) == DType::Q6K).collect();
         assert_eq!(more, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);

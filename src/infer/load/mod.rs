@@ -1,10 +1,10 @@
 //! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
 //!
-//! Owns the containers (`checkpoint`: `hf`, `rdrr`), making weights of stored tensors
-//! (`recipe`), choosing types (`mixture`), placing tensors (`layout`), writing shards
-//! (`convert`, `sink`, `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summing
-//! manifests up (`inspect`). Refuses whatever it does not understand by name, before a byte
-//! is written. Invariant: an output directory either appears whole or not at all.
+//! Owns the containers (`checkpoint`: `hf`, `rdrr`), making weights from stored tensors (`recipe`),
+//! choosing types (`mixture`), placing tensors (`layout`), writing shards (`convert`, `sink`,
+//! `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summarising manifests
+//! (`inspect`). Refuses by name whatever it does not understand, before a byte is written.
+//! Invariant: an output directory appears complete or not at all.
 
 mod arch;
 mod checkpoint;
@@ -42,12 +42,12 @@ pub use routing::Routing;
 pub use sink::{MemorySink, ShardSink};
 pub use synth::{SynthOptions, random_blocks, synth, synth_manifest};
 
-/// Why a checkpoint was not converted. Each message is one line.
+/// Why a checkpoint could not be converted or read. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{path}: {source}")]
     Io { path: String, source: std::io::Error },
-    /// A file of the checkpoint is not what it should be.
+    /// A file of the checkpoint is invalid.
     #[error("{file}: {problem}")]
     File { file: String, problem: String },
     #[error("tensor {tensor}: {problem}")]
@@ -60,7 +60,7 @@ pub enum LoadError {
     Manifest(#[from] ManifestError),
     #[error("unknown architecture {name:?} (known: {known})")]
     UnknownArch { name: String, known: String },
-    #[error("{layers} layers: choose 1 to {max}")]
+    #[error("{layers} layers are out of range: choose 1 to {max}")]
     Layers { layers: usize, max: usize },
     #[error("{0} exists and is not an empty directory: choose another output")]
     OutputExists(String),
@@ -74,7 +74,7 @@ pub enum LoadError {
 
 pub type Result<T> = std::result::Result<T, LoadError>;
 
-/// The error for a tensor that a graph reads and a checkpoint does not have.
+/// The error for a tensor that the graph reads but the checkpoint does not have.
 fn missing(checkpoint: &dyn Checkpoint, name: &str) -> LoadError {
     let problem = format!("the config needs it, {} does not have it", checkpoint.place());
     LoadError::Tensor { tensor: name.to_owned(), problem }

@@ -1,5 +1,5 @@
-//! What a conversion keeps of a model, measured by running it: perplexity close to that
-//! of the unquantized weights.
+//! The quality of a conversion, measured by running it: its perplexity is close to that of the
+//! unquantized weights.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn session(source: &std::path::Path, quantization: Quantization, context: usize)
 
 #[test]
 fn q4_k_m_costs_the_trained_models_at_most_three_percent_of_perplexity() {
-    /// Enough text for a steady ratio, little enough for a test.
+    /// Enough text for a stable ratio, little enough for a test.
     const TOKENS: usize = 6000;
     let Some(text) = shared("text/heldout.txt") else { return };
     let text = std::fs::read_to_string(text).unwrap();

@@ -1,7 +1,7 @@
 //! An RDRR directory as a checkpoint: `manifest.json`, shards, tokenizer.
 //!
-//! Every byte handed out was proved: a shard is hashed whole when it is read, the tokenizer
-//! against the manifest. One shard is kept in memory at a time.
+//! Every byte returned was verified: a shard is hashed in full when it is read, the tokenizer is
+//! compared with the manifest. One shard is kept in memory at a time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,13 +39,13 @@ impl Rdrr {
         Ok(Self { dir: dir.to_owned(), manifest, tensors, shard: Mutex::default() })
     }
 
-    /// Reads a shard and proves it.
+    /// Reads a shard and verifies it.
     fn load(&self, index: u32) -> Result<Vec<u8>> {
         let shard = &self.manifest.shards[index as usize];
         let path = self.dir.join(&shard.filename);
         let bytes = fs::read(&path).map_err(io_error(&path))?;
         if bytes.len() as u64 != shard.size || !shard.hash.matches(&bytes) {
-            let problem = "damaged: it does not have the hash that its manifest says".to_owned();
+            let problem = "damaged: its hash is not the one in the manifest".to_owned();
             return Err(LoadError::File { file: path.display().to_string(), problem });
         }
         Ok(bytes)
@@ -96,7 +96,7 @@ impl Checkpoint for Rdrr {
         let Some(tensor) = self.manifest.tensors.get(name) else {
             return Err(super::missing(self, name));
         };
-        // Where the wanted bytes begin, from the start of the present span.
+        // Where the wanted bytes begin, counted from the start of the current span.
         let mut skip = first * tensor.dtype.row_bytes(tensor.rows_cols().1 as usize) as u64;
         let mut out = out;
         let mut last = self.shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +112,7 @@ impl Checkpoint for Rdrr {
                 Some((_, bytes)) => bytes,
                 None => self.load(span.shard)?,
             };
-            // A checked manifest's spans lie in their shards, which are at most 64 MiB.
+            // In a checked manifest, spans are within their shards, which are at most 64 MiB.
             let from = (span.offset + skip) as usize;
             let count = ((span.size - skip) as usize).min(out.len());
             let (now, later) = out.split_at_mut(count);

@@ -1,8 +1,8 @@
-//! Carries out a weight's source: from stored tensors to the weight's rows.
+//! Carries out a weight's source recipe: from stored tensors to the weight's rows.
 //!
-//! Resolving checks names, shapes and types before a byte is read. Reading is by rows and
-//! copies elements; only adding one is arithmetic. The plain case reads the stored rows
-//! straight into the caller's buffer.
+//! Resolving checks names, shapes and types before a byte is read. Reading goes by rows and copies
+//! elements; the only arithmetic is adding one. The plain case reads stored rows directly into the
+//! caller's buffer.
 
 use super::checkpoint::{Checkpoint, Form};
 use super::{LoadError, Result, missing};
@@ -11,38 +11,37 @@ use crate::quant::dequantize;
 use crate::source::{Source, Take};
 use doppler_store::DType;
 
-/// Bytes of a transposed matrix read at a time, about.
+/// About how many bytes of a transposed matrix are read at a time.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// A source whose stored tensors are there and fit.
+/// A source whose stored tensors exist and fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     node: Node,
     pub rows: u64,
     pub cols: u64,
-    /// Of what is read.
+    /// The type that is read.
     pub dtype: DType,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
-    /// With its shape as stored.
+    /// Its name and its stored shape.
     Stored(String, Vec<u64>),
     Rows(Box<Resolved>, Take),
     Cols(Box<Resolved>, Take),
     Concatenate(Vec<Resolved>),
     Transpose(Box<Resolved>),
-    /// Outer, inner.
+    /// The source, outer and inner.
     Permute(Box<Resolved>, u64, u64),
     AddOne(Box<Resolved>),
 }
 
 impl Resolved {
-    /// How `weight` is made of the checkpoint's tensors.
+    /// Resolves how `weight` is made from the checkpoint's tensors.
     ///
-    /// # Errors
-    /// A tensor that is missing, of a type that is not read, or of another shape than the
-    /// weight's; a slice that no stored tensor has.
+    /// # Errors If a tensor is missing, its type cannot be read, its shape is not the weight's, or
+    /// a slice exceeds its tensor.
     pub fn new(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Self> {
         let source = match checkpoint.manifest() {
             Some(_) => &Source::Itself,
@@ -62,7 +61,7 @@ impl Resolved {
         Err(resolver.fail(format!("its shape is {:?}, the config wants {want}", resolved.shape())))
     }
 
-    /// As it will be stored: a plain tensor keeps its shape.
+    /// The shape that will be stored. A plain tensor keeps its shape.
     pub fn shape(&self) -> Vec<u64> {
         match &self.node {
             Node::Stored(_, shape) => shape.clone(),
@@ -76,7 +75,7 @@ impl Resolved {
         self.dtype.row_bytes(self.cols as usize)
     }
 
-    /// Calls `each` with the stored tensors that it is made of.
+    /// Calls `each` with the names of the stored tensors that it is made from.
     pub fn names<'a>(&'a self, each: &mut dyn FnMut(&'a str)) {
         match &self.node {
             Node::Stored(name, _) => each(name),
@@ -89,7 +88,7 @@ impl Resolved {
         }
     }
 
-    /// Fills `out` with whole rows from row `first` on.
+    /// Fills `out` with whole rows, from row `first` on.
     pub fn read(&self, checkpoint: &dyn Checkpoint, first: u64, out: &mut [u8]) -> Result<()> {
         let row = self.row_bytes();
         match &self.node {
@@ -158,7 +157,8 @@ impl Resolved {
         }
     }
 
-    /// Rows `first..` of the transpose of `of`: columns of it, read some of its rows at a time.
+    /// Rows `first..` of the transpose of `of`, that is, some of its columns. Reads some of its
+    /// rows at a time.
     fn transposed(
         &self,
         checkpoint: &dyn Checkpoint,
@@ -214,7 +214,7 @@ impl Resolver<'_> {
                 if len > 1 && !(whole && take.step == 1) {
                     let dtype = of.dtype;
                     return Err(
-                        self.fail(format!("its columns cannot be cut within {dtype} blocks"))
+                        self.fail(format!("its columns cannot be sliced within {dtype} blocks"))
                     );
                 }
                 let (rows, cols, dtype) = (of.rows, take.count as u64, of.dtype);
@@ -224,7 +224,7 @@ impl Resolver<'_> {
                 let parts: Vec<_> =
                     parts.iter().map(|part| self.resolve(part)).collect::<Result<_>>()?;
                 let Some((cols, dtype)) = parts.first().map(|part| (part.cols, part.dtype)) else {
-                    return Err(self.fail("it is made of nothing".into()));
+                    return Err(self.fail("it has no parts".into()));
                 };
                 if let Some(part) = parts.iter().find(|p| (p.cols, p.dtype) != (cols, dtype)) {
                     return Err(self.fail(format!(
@@ -248,7 +248,9 @@ impl Resolver<'_> {
                 let (outer, inner) = (*outer as u64, *inner as u64);
                 let (rows, cols, dtype) = (of.rows, of.cols, of.dtype);
                 if outer * inner == 0 || !rows.is_multiple_of(outer * inner) {
-                    return Err(self.fail(format!("{rows} rows are no whole {outer} x {inner}")));
+                    return Err(
+                        self.fail(format!("{rows} rows are not a multiple of {outer} x {inner}"))
+                    );
                 }
                 Ok(Resolved { node: Node::Permute(Box::new(of), outer, inner), rows, cols, dtype })
             }
@@ -273,9 +275,9 @@ impl Resolver<'_> {
             tensor: name.to_owned(),
             problem: match &stored.form {
                 Form::Unreadable(what) => {
-                    format!("type {what} is not read (F32, F16 and BF16 are)")
+                    format!("type {what} cannot be read (F32, F16 and BF16 can)")
                 }
-                form => format!("{form:?} is not read"),
+                form => format!("{form:?} cannot be read"),
             },
         })?;
         let (rows, cols) = stored.rows_cols();
@@ -283,7 +285,7 @@ impl Resolver<'_> {
         Ok(Resolved { node, rows, cols, dtype })
     }
 
-    /// Whether all stored tensors of a source are there.
+    /// Whether all stored tensors of a source exist.
     fn is_there(&self, source: &Source) -> bool {
         match source {
             Source::Itself => self.checkpoint.find(&self.weight.tensor).is_some(),

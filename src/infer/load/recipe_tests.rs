@@ -1,4 +1,4 @@
-//! Recipes against the same steps on whole matrices, in ragged shapes and read in parts.
+//! Compares recipes with the same steps on whole matrices, with irregular shapes, read in parts.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// Adds a tensor of values that say where they are: `1000 * row + column`.
+    /// Adds a tensor whose values give their position: `1000 * row + column`.
     fn with(mut self, name: &str, shape: &[u64], dtype: DType) -> Self {
         let stored = Stored { shape: shape.to_vec(), form: Form::Blocks(dtype) };
         let (rows, cols) = stored.rows_cols();
@@ -78,7 +78,7 @@ fn weight(rows: usize, cols: usize, source: Source) -> Weight {
     Weight { tensor: "w".into(), rows, cols, role, layer: None, source }
 }
 
-/// The weight's rows, read in parts of a random size.
+/// The weight's rows, read in parts of random size.
 fn values(memory: &Memory, weight: &Weight, rng: &mut StdRng) -> Vec<Vec<f32>> {
     let resolved = Resolved::new(memory, weight).unwrap();
     let row = resolved.row_bytes();
@@ -102,7 +102,7 @@ fn at(row: usize, col: usize) -> f32 {
     (100 * row + col) as f32
 }
 
-/// Compares a recipe with what it should give at each row and column.
+/// Compares a recipe with the expected value at each row and column.
 fn gives(source: Source, rows: usize, cols: usize, expected: impl Fn(usize, usize) -> f32) {
     let seed = rand::random();
     println!("seed {seed}");
@@ -145,9 +145,9 @@ fn parts_are_joined_turned_and_put_in_another_order() {
     });
     gives(w().transpose(), 10, 12, |row, col| at(col, row));
     gives(v().transpose().rows(2..5), 3, 5, |row, col| at(col, row + 2));
-    // An expert stored as [hidden, 2 ff]: its second half, turned.
+    // An expert stored as [hidden, 2 ff]: its second half, transposed.
     gives(w().rows(6..12).cols(5..10).transpose(), 5, 6, |row, col| at(col + 6, row + 5));
-    // Two heads of 2 x 3 rows: pairs that were apart become neighbours.
+    // Two heads of 2 x 3 rows: separated pairs become neighbours.
     gives(w().permute(2, 3), 12, 10, |row, col| {
         let (head, within) = (row / 6, row % 6);
         at(6 * head + within % 2 * 3 + within / 2, col)
@@ -196,8 +196,8 @@ fn the_first_form_that_is_there_is_taken_and_what_is_missing_is_named() {
     assert!(refusal(5, forms(&["x", "y"])).contains("tensor x"));
     assert!(refusal(4, Source::stored("v")).contains("wants [4, 10]"));
     assert!(refusal(3, Source::stored("v").rows(3..6)).contains("3 rows from number 3 on"));
-    assert!(refusal(5, Source::stored("v").permute(2, 2)).contains("no whole 2 x 2"));
-    assert!(refusal(0, Source::Concatenate(vec![])).contains("nothing"));
+    assert!(refusal(5, Source::stored("v").permute(2, 2)).contains("not a multiple of 2 x 2"));
+    assert!(refusal(0, Source::Concatenate(vec![])).contains("no parts"));
     let take = Take { start: 0, count: usize::MAX, step: usize::MAX };
     assert!(refusal(5, Source::stored("v").rows(take)).contains("its source has 5"));
 }

@@ -1,23 +1,23 @@
-//! Skewed routing for models of random weights: which experts are popular, and how much
-//! one token's experts are those of the token before. The engine is not told: it all
-//! lies in the weights.
+//! Skewed routing for models of random weights: which experts are popular, and how many of a
+//! token's experts are also those of the previous token. The engine does not know of it; everything
+//! is in the weights.
 //!
-//! - Every embedding holds the same value in its first [`CONSTANT`] elements and is
-//!   random, and far larger than what layers add to it, elsewhere. So a router sees a
-//!   constant and noise that is near normal and new with each token.
-//! - A router's first [`CONSTANT`] columns turn the constant into a bias for each expert.
-//!   The biases are fitted (once, by simulation) so that the top k of biased noise falls
-//!   on the n-th most popular expert in proportion to `n^-S`, though never on more than
-//!   [`SHARE_MAX`] of tokens. Each layer has a popularity order of its own.
-//! - For stickiness, the first layer's queries are zero, so its attention is the mean over
-//!   the context: a part of the noise that hardly changes from token to token. Its size is
-//!   fitted so that at [`STICK_CONTEXT`] tokens of context a share P of a token's experts
-//!   is also the next token's. A mean of independent tokens shrinks as the context grows:
-//!   routing sticks more before that point and less after it. A share below what popularity
-//!   alone makes two tokens have in common is met by leaving this part out.
+//! - Every embedding holds the same value in its first [`CONSTANT`] elements and random values
+//!   elsewhere, which are far larger than what layers add. So a router sees a constant, and noise
+//!   that is nearly normal and different for each token.
+//! - A router's first [`CONSTANT`] columns turn the constant into a bias for each expert. The
+//!   biases are fitted (once, by simulation) so that the n-th most popular expert is among the top
+//!   k in proportion to `n^-S`, though never for more than [`SHARE_MAX`] of the tokens. Each layer
+//!   has its own order of popularity.
+//! - For stickiness, the first layer's queries are zero, so its attention is the mean over the
+//!   context: a part of the noise that hardly changes from token to token. Its size is fitted so
+//!   that with [`STICK_CONTEXT`] tokens of context a share P of a token's experts is also the next
+//!   token's. A mean of independent tokens shrinks as the context grows, so routing sticks more
+//!   before that point and less after it. If popularity alone already gives two tokens a larger
+//!   share in common, this part is left out.
 //!
-//! Holds for tokens that differ, as a text's do: a token's own part of the noise is always
-//! the same, so one token over and over is routed alike.
+//! This holds for varying tokens, as in text. A token's own noise is always the same, so a repeated
+//! token is always routed alike.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -35,24 +35,25 @@ use doppler_store::manifest::{Role, TensorEntry};
 
 /// Elements of the hidden state that are the same for every token.
 const CONSTANT: usize = 32;
-/// Standard deviation of the embeddings; a layer adds a few units at most.
+/// Standard deviation of the embeddings. A layer adds a few units at most.
 const EMBEDDING_STD: f64 = 128.0;
-/// No expert is wanted by more of the tokens.
+/// The largest share of tokens that any expert gets.
 const SHARE_MAX: f64 = 0.95;
-/// Where the stickiness asked for is met, tokens.
+/// The context, in tokens, at which the requested stickiness holds.
 const STICK_CONTEXT: f64 = 64.0;
-/// The most experts a layer may have here: the fit's memory grows with them.
+/// The most experts that a layer may have here. The fit's memory grows with them.
 const EXPERTS_MAX: usize = 4096;
-/// Normal numbers that one fit draws.
+/// Normally distributed numbers that one fit draws.
 const FIT_DRAWS: usize = 1 << 18;
 const FIT_ROUNDS: usize = 60;
 
-/// How tokens are to be routed.
+/// How tokens should be routed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Routing {
-    /// Popularity falls as rank to the power of minus this.
+    /// Popularity is proportional to the rank to the power of minus this.
     pub zipf: f64,
-    /// The share of a token's experts that the next token wants too; 0: whatever it is.
+    /// The share of a token's experts that the next token uses, too. 0 means that it does not
+    /// matter.
     pub stick: f64,
 }
 
@@ -76,20 +77,20 @@ impl FromStr for Routing {
     }
 }
 
-/// What becomes of the tensors of one model.
+/// Changes the tensors of one model.
 pub(super) struct Shaper {
     /// The constant's value in an embedding.
     constant: f32,
-    /// By router: each expert's weight in the constant's columns.
+    /// For each router: each expert's weight in the constant's columns.
     biases: HashMap<String, Vec<f32>>,
-    /// The first layer's attention, and its values' and outputs' standard deviation.
+    /// The first layer's attention module, and the standard deviation of its value and output
+    /// weights.
     sticky: Option<(String, f32)>,
     seed: u64,
 }
 
 impl Shaper {
-    /// # Errors
-    /// A model without routers, or with a hidden state too small to set a part aside.
+    /// # Errors If the model has no routers, or its hidden state is too small to reserve a part.
     pub fn new(routing: &Routing, graph: &Graph, seed: u64) -> Result<Self> {
         let routers = graph.weights.iter().filter(|weight| weight.role == WeightRole::Router);
         let hidden = graph.moe.first().map_or(0, |moe| moe.hidden);
@@ -105,10 +106,10 @@ impl Shaper {
         }
         let mut rng = StdRng::seed_from_u64(seed ^ 0x0005_7261_6365);
         let fit = Fit::new(experts, top_k, routing, &mut rng);
-        // A fifth of the hidden state's square is the constant.
+        // The constant is a fifth of the hidden state's squared norm.
         let constant = EMBEDDING_STD * (hidden as f64 / CONSTANT as f64).sqrt() / 2.0;
         let free = (hidden - CONSTANT) as f64;
-        // What is not constant, the sticky part included.
+        // Everything that is not constant, including the sticky part.
         let noise_std = EMBEDDING_STD / (1.0 - fit.slow).sqrt();
         let unit = f64::from(WEIGHT_STD) * free.sqrt() * noise_std;
         let by_rank: Vec<f32> = fit
@@ -137,13 +138,13 @@ impl Shaper {
         Ok(Self { constant: constant as f32, biases, sticky, seed })
     }
 
-    /// The part of the sticky attention that a tensor is: `q_proj.weight` and so on.
+    /// The name of a tensor within the sticky attention: `q_proj.weight` and so on.
     fn attention<'a>(&self, name: &'a str) -> Option<(&'a str, f32)> {
         let (prefix, std) = self.sticky.as_ref()?;
         Some((name.strip_prefix(prefix.as_str())?, *std))
     }
 
-    /// The standard deviation to draw a tensor with.
+    /// The standard deviation of a tensor's random weights.
     pub fn std(&self, name: &str, role: &Role) -> f32 {
         match (role, self.attention(name)) {
             (Role::Embedding, _) => EMBEDDING_STD as f32,
@@ -152,7 +153,7 @@ impl Shaper {
         }
     }
 
-    /// Changes whole blocks of a tensor, of which the first is number `first_block`.
+    /// Changes whole blocks of a tensor, starting with block number `first_block`.
     pub fn shape(&self, name: &str, tensor: &TensorEntry, first_block: usize, bytes: &mut [u8]) {
         let (_, cols) = tensor.rows_cols();
         let row_blocks = (cols as usize).div_ceil(tensor.dtype.block_len());
@@ -169,15 +170,16 @@ impl Shaper {
             match self.attention(name) {
                 Some(("q_proj.weight", _)) => block.fill(0),
                 Some(("v_proj.weight", std)) => {
-                    // The 32 weights of a part of a block drawn as bytes share an offset, and
-                    // so do an embedding's: together they would add up. Single draws do not.
+                    // The 32 weights of a part of a block drawn as bytes have a common offset, and
+                    // so do those of an embedding; the offsets would add up. Individually drawn
+                    // weights have none.
                     let mut rng = StdRng::seed_from_u64(self.seed ^ number as u64);
                     let most = std * 3_f32.sqrt();
                     let skip = if constant_block { CONSTANT } else { 0 };
                     let draw = |at| if at < skip { 0.0 } else { rng.random_range(-most..most) };
                     set(block, tensor.dtype, (0..tensor.dtype.block_len()).map(draw).collect());
                 }
-                // The constant stays what it is.
+                // The constant must not change.
                 Some(("o_proj.weight", _)) if row < CONSTANT => block.fill(0),
                 _ => {}
             }
@@ -185,7 +187,7 @@ impl Shaper {
     }
 }
 
-/// Sets the first [`CONSTANT`] elements of a row's block (all, of a smaller one) to `value`.
+/// Sets the first [`CONSTANT`] elements of a row's block (or all of a smaller block) to `value`.
 fn set_constant(dtype: DType, block: &mut [u8], value: f32) {
     let mut values = vec![0.0; dtype.block_len()];
     dequantize(dtype, block, dtype.block_len(), &mut values);
@@ -195,13 +197,13 @@ fn set_constant(dtype: DType, block: &mut [u8], value: f32) {
 
 fn set(block: &mut [u8], dtype: DType, values: Vec<f32>) {
     let mut changed = Vec::with_capacity(block.len());
-    // Finite values of a whole block cannot be refused.
+    // A whole block of finite values cannot be refused.
     if quantize(dtype, &values, &mut changed).is_ok() {
         block.copy_from_slice(&changed);
     }
 }
 
-/// Biases and the slow share of unit normal noise.
+/// The biases, and the slow share of the unit normal noise.
 struct Fit {
     /// By rank of popularity.
     biases: Vec<f64>,
@@ -224,7 +226,7 @@ impl Fit {
             for (bias, (count, wanted)) in biases.iter_mut().zip(counts.iter().zip(&wanted)) {
                 let least = 0.5 / tokens as f64;
                 let share = (*count as f64 / tokens as f64).clamp(least, 1.0 - least);
-                // Even steps in log odds; noise of standard deviation 1.
+                // Even steps in log odds, with noise of standard deviation 1.
                 let odds = |p: f64| (p / (1.0 - p)).ln();
                 *bias += 0.4 * (odds(*wanted) - odds(share));
             }
@@ -233,14 +235,14 @@ impl Fit {
     }
 }
 
-/// The share of tokens that want each expert, by rank: in proportion to `rank^-zipf`,
-/// at most [`SHARE_MAX`], adding up to `top_k`.
+/// The share of tokens that use each expert, by rank: proportional to `rank^-zipf`, at most
+/// [`SHARE_MAX`], with the sum `top_k`.
 fn shares(experts: usize, top_k: usize, zipf: f64) -> Vec<f64> {
     let weights: Vec<f64> = (1..=experts).map(|rank| (rank as f64).powf(-zipf)).collect();
     let max = SHARE_MAX.max(top_k as f64 / experts as f64).min(1.0 - 1e-6);
     let mut capped = 0;
     loop {
-        // The most popular are at the limit; the others share what is left.
+        // The most popular ones are at the limit; the others share the rest.
         let left = top_k as f64 - capped as f64 * max;
         let scale = left.max(0.0) / weights[capped.min(experts - 1)..].iter().sum::<f64>();
         if capped == experts || weights[capped] * scale <= max {
@@ -251,7 +253,7 @@ fn shares(experts: usize, top_k: usize, zipf: f64) -> Vec<f64> {
     }
 }
 
-/// How much of the noise two tokens must share to have `stick` of their experts in common.
+/// How much of the noise two tokens must have in common to have `stick` of their experts in common.
 fn slow_share(noise: &[f64], biases: &[f64], top_k: usize, stick: f64) -> f64 {
     let experts = biases.len();
     let rows: Vec<&[f64]> = noise.chunks_exact(experts).collect();
@@ -282,7 +284,7 @@ fn slow_share(noise: &[f64], biases: &[f64], top_k: usize, stick: f64) -> f64 {
     high
 }
 
-/// The `top_k` largest of `logits`, in no order.
+/// The `top_k` largest of `logits`, in any order.
 fn top(logits: impl Iterator<Item = f64>, top_k: usize, chosen: &mut Vec<usize>) {
     let logits: Vec<f64> = logits.collect();
     chosen.clear();
@@ -331,7 +333,7 @@ mod tests {
             ("num_experts_per_tok", 4),
             ("vocab_size", VOCAB as usize),
         ] {
-            // Mixtral keeps its 8 experts, of which a token takes 2.
+            // Mixtral keeps its 8 experts, of which a token uses 2.
             if config.get(key).is_some() && (arch != Arch::Mixtral8x7B || !key.contains("experts"))
             {
                 config[key] = json!(value);
@@ -348,7 +350,7 @@ mod tests {
         }
     }
 
-    /// What random tokens are routed to, in prompts of 96, one token at a time.
+    /// The routing of random tokens, in prompts of 96, one token at a time.
     fn trace(options: &SynthOptions) -> Trace {
         let mut sink = MemorySink::default();
         let manifest = synth(options, &mut sink, &mut |_| {}).unwrap();
@@ -369,7 +371,7 @@ mod tests {
         session.take_trace().unwrap()
     }
 
-    /// By layer, the share of tokens that want each expert, most popular first.
+    /// By layer, the share of tokens that use each expert, most popular first.
     fn popularity(trace: &Trace) -> Vec<Vec<f64>> {
         let layers = trace.layers.iter().enumerate().map(|(at, layer)| {
             let mut shares = vec![0.0; layer.experts];
@@ -384,7 +386,8 @@ mod tests {
         layers.collect()
     }
 
-    /// By layer, what a token's experts have in common with the next's, 48 to 80 tokens in.
+    /// By layer, the share of a token's experts that the next token uses, too, at positions 48 to
+    /// 80.
     fn overlap(trace: &Trace) -> Vec<f64> {
         let layers = trace.layers.iter().enumerate().map(|(at, layer)| {
             let (mut common, mut all) = (0, 0);
@@ -414,8 +417,8 @@ mod tests {
                 shares.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).sum()
             };
             let offs: Vec<f64> = skewed.iter().map(off).collect();
-            // Layers as narrow as these differ by chance (one in 200 is 0.33 of the way to even routing); a layer that is not
-            // skewed at all is noticed in their mean.
+            // Layers as narrow as these vary by chance (one in 200 is 0.33 of the way to even
+            // routing). A layer that is not skewed at all shows in their mean.
             let mean = offs.iter().sum::<f64>() / offs.len() as f64;
             let even_off: f64 =
                 wanted.iter().map(|b| (top_k as f64 / experts as f64 - b).abs()).sum();

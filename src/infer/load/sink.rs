@@ -1,4 +1,5 @@
-//! Where a conversion's shards go: what takes them, and memory (a directory: `dir_sink`).
+//! Where a conversion's shards go: the interface, and a sink in memory (`dir_sink` writes a
+//! directory).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,26 +11,26 @@ use futures::future::BoxFuture;
 use super::Result;
 use doppler_store::{Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
 
-/// Takes shards in order, then the files beside them, then the manifest.
+/// Receives shards in order, then the files beside them, then the manifest.
 pub trait ShardSink {
-    /// A finished shard; `id` is the hash of `bytes`.
+    /// Receives a finished shard. `id` is the hash of `bytes`.
     fn shard(&mut self, filename: &str, id: ShardId, bytes: Vec<u8>) -> Result<()>;
 
-    /// A file beside the shards, such as the tokenizer.
+    /// Receives a file beside the shards, such as the tokenizer.
     fn file(&mut self, name: &str, bytes: Vec<u8>) -> Result<()>;
 
-    /// The last call: `manifest.json`, after which the model is complete.
+    /// The last call: receives `manifest.json`, which completes the model.
     fn finish(&mut self, manifest: Vec<u8>) -> Result<()>;
 }
 
-/// Keeps a model in memory, by content address: shards, tokenizer and manifest.
+/// Keeps a model in memory: shards, tokenizer and manifest by content address.
 #[derive(Debug, Default, Clone)]
 pub struct MemorySink {
     objects: HashMap<ShardId, Bytes>,
 }
 
 impl MemorySink {
-    /// The whole object.
+    /// A whole object.
     pub fn get(&self, id: ShardId) -> Option<Bytes> {
         self.objects.get(&id).cloned()
     }
@@ -64,7 +65,7 @@ impl RangeReader for MemorySink {
             Some(bytes) if range.end() > bytes.len() as u64 => {
                 Err(ReadError::OutOfRange { shard, range, size: bytes.len() as u64 })
             }
-            // Bounded by the object's length, which is a usize.
+            // The range is within the object, whose length is a usize.
             Some(bytes) => Ok(Found {
                 bytes: bytes.slice(range.start() as usize..range.end() as usize),
                 tier: Tier::Ram,

@@ -1,9 +1,8 @@
-//! Models of random weights: true shapes and types, no training, no download.
+//! Models of random weights, with real shapes and types, without training or download.
 //!
-//! For measuring speed. Blocks are drawn as bytes, not quantized from floats;
-//! each block's scale is set so that its weights have standard deviation
-//! [`WEIGHT_STD`] and mean near 0, and norms are 1, so activations stay finite.
-//! The same options and seed give the same bytes.
+//! For measuring speed. Blocks are drawn as random bytes, not quantized from floats. Each block's
+//! scale is set so that its weights have standard deviation [`WEIGHT_STD`] and mean near 0, and
+//! norms are 1, so activations stay finite. The same options and seed give the same bytes.
 
 use half::f16;
 use rand::rngs::StdRng as Stream;
@@ -29,24 +28,24 @@ use doppler_store::{DType, Manifest};
 /// Standard deviation of every matrix: Transformers' `initializer_range`.
 pub const WEIGHT_STD: f32 = 0.02;
 
-/// Bytes drawn at a time, about: enough for every core.
+/// About how many bytes are drawn at a time: enough for every core.
 const CHUNK_BYTES: usize = 4 << 20;
-/// Blocks that one random stream fills.
+/// Blocks filled from one random stream.
 const STREAM_BLOCKS: usize = 512;
 
-/// What to make.
+/// What to generate.
 #[derive(Debug, Clone)]
 pub struct SynthOptions {
     /// A `config.json`, for example [`super::Arch::config`].
     pub config: Value,
-    /// Fewer or more layers than the config says.
+    /// The number of layers, if it should differ from the config.
     pub layers: Option<usize>,
     /// The manifest's `modelId`.
     pub name: String,
     pub quantization: Quantization,
     pub shard_bytes: u64,
     pub seed: u64,
-    /// How tokens are routed; evenly if `None`.
+    /// How tokens are routed; `None` means evenly.
     pub routing: Option<Routing>,
 }
 
@@ -64,7 +63,7 @@ impl SynthOptions {
         }
     }
 
-    /// What is to be written, and the manifest but for its shards.
+    /// What to write, and the manifest without its shards.
     fn plan(&self) -> Result<(Plan, ManifestBody, Option<Shaper>)> {
         check_shard_bytes(self.shard_bytes)?;
         let mut config = self.config.clone();
@@ -92,8 +91,8 @@ impl SynthOptions {
     }
 }
 
-/// The manifest that [`synth`] would write, but for the shards' hashes, which are all zero:
-/// for whoever needs shapes and no weights.
+/// The manifest that [`synth`] would write, except that the shards' hashes are zero. For callers
+/// that need shapes but no weights.
 pub fn synth_manifest(options: &SynthOptions) -> Result<Manifest> {
     let (plan, body, _) = options.plan()?;
     Ok(Manifest::new(with_tensors(body, &plan, planned_shards(&plan), None)?)?)
@@ -101,9 +100,8 @@ pub fn synth_manifest(options: &SynthOptions) -> Result<Manifest> {
 
 /// Writes a model of random weights to `sink`.
 ///
-/// # Errors
-/// A config that is no model, layers out of 1..=4096, a shard size that is not possible,
-/// a routing that the model cannot have.
+/// # Errors If the config is not that of a model, the layers are not 1..=4096, the shard size is
+/// not possible, or the model cannot have this routing.
 pub fn synth(
     options: &SynthOptions,
     sink: &mut dyn ShardSink,
@@ -131,7 +129,7 @@ pub fn synth(
     Ok(manifest)
 }
 
-/// One tensor to be drawn.
+/// One tensor to draw.
 struct Draw<'a> {
     name: &'a str,
     tensor: &'a TensorEntry,
@@ -140,7 +138,7 @@ struct Draw<'a> {
 }
 
 impl Draw<'_> {
-    /// Gives the tensor's bytes to `out`, some blocks at a time.
+    /// Passes the tensor's bytes to `out`, some blocks at a time.
     fn draw(&self, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Self { name, tensor, seed, shaper } = *self;
         let stream = STREAM_BLOCKS * tensor.dtype.block_bytes();
@@ -167,12 +165,12 @@ impl Draw<'_> {
     }
 }
 
-/// Fills `bytes` with whole blocks of a matrix of one type.
+/// Fills `bytes` with whole random blocks of one type.
 pub fn random_blocks(dtype: DType, seed: u64, bytes: &mut [u8]) {
     fill(dtype, &Role::Matmul, WEIGHT_STD, &mut Stream::seed_from_u64(seed), bytes);
 }
 
-/// Whole blocks of one type.
+/// Fills `bytes` with whole blocks of one type.
 fn fill(dtype: DType, role: &Role, std: f32, rng: &mut Stream, bytes: &mut [u8]) {
     let plain = |bits: u16| (f32::from(bits) / 32767.5 - 1.0) * std * 3_f32.sqrt();
     if !dtype.is_quantised() {
@@ -211,7 +209,7 @@ mod tests {
     use crate::session::Session;
     use crate::testing::runtime;
 
-    /// `arch` with everything but its form made small.
+    /// `arch`, with all sizes made small.
     fn tiny(arch: Arch) -> SynthOptions {
         let mut config = arch.config();
         for (key, value) in [

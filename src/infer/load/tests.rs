@@ -1,5 +1,5 @@
-//! Conversions opened again: every tensor near its source, experts aligned and
-//! adjacent; and every way in which a checkpoint can be wrong.
+//! Conversions read back: every tensor is close to its source, experts are aligned and adjacent.
+//! And every way in which a checkpoint can be wrong.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,7 +147,7 @@ fn weights(dtype: DType, bytes: &[u8], cols: usize) -> Vec<f32> {
     out
 }
 
-/// Reads the output back and holds every tensor and every rule against the source.
+/// Reads the output back and compares every tensor with its source, by every rule.
 fn verify(out: &Path, source: &Path, quantization: Quantization) -> Manifest {
     let manifest = Manifest::read_dir(out).unwrap();
     let shards: Vec<Vec<u8>> =
@@ -184,7 +184,8 @@ fn verify(out: &Path, source: &Path, quantization: Quantization) -> Manifest {
     manifest
 }
 
-/// Experts and trunk keep apart; experts start on pages, adjacent, in one shard.
+/// Experts and trunk are in separate shards. Experts start on pages, and their tensors are
+/// adjacent, in one shard.
 fn verify_layout(manifest: &Manifest) {
     let limit = manifest.shards.iter().map(|s| s.size).max().unwrap();
     let mut expert_shards = std::collections::BTreeSet::new();
@@ -243,7 +244,7 @@ fn the_trained_models_convert_and_read_back() {
     }
 }
 
-/// Ids are addresses: what is converted again must be the same model.
+/// Ids are content addresses, so converting again must give the same model.
 #[test]
 fn converting_again_gives_the_embedded_model() {
     let Some(source) = shared("models/tiny-mixtral") else { return };
@@ -259,8 +260,8 @@ fn the_reference_checkpoints_convert_and_read_back() {
     let dir = tempfile::tempdir().unwrap();
     for source in [references(false), references(true)].concat() {
         let name = source.file_name().unwrap().to_str().unwrap().to_owned();
-        // What is stacked or packed has no source of its own name; its logits are held to the
-        // reference.
+        // Stacked or packed tensors have no source of the same name; the logits are compared with
+        // the reference instead.
         let stacked = open(&source).unwrap().names().any(|name| name.contains("gate_up_proj"));
         for quantization in ALL.into_iter().filter(|_| !stacked) {
             let out = dir.path().join(format!("{name}-{quantization}"));
@@ -339,8 +340,8 @@ fn progress_rises_to_the_whole() {
     assert_eq!(seen.last(), Some(&(total as u64, total as u64)));
 }
 
-/// Converts what `break_it` made of a valid checkpoint; the output must not
-/// exist afterwards, nor anything beside it, and the error must be one line.
+/// Breaks a valid checkpoint with `break_it` and converts it. Afterwards neither the output nor
+/// anything beside it may exist, and the error must be one line.
 fn refused(split: bool, break_it: impl FnOnce(&Path, Value, Tensors)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let (hf, config, tensors) = small_checkpoint(dir.path(), split);
@@ -502,7 +503,7 @@ fn an_output_in_the_way_is_left_alone() {
     }
 }
 
-/// A weight that is not finite stops a conversion, whatever becomes of its tensor.
+/// A weight that is not finite stops a conversion, whatever its tensor's stored type.
 #[test]
 fn weights_that_are_not_finite_are_refused_in_every_type_and_role() {
     for (tensor, row, column) in [
@@ -529,7 +530,7 @@ fn weights_that_are_not_finite_are_refused_in_every_type_and_role() {
     }
 }
 
-/// Both versions of Transformers that are in use disagree on what such a model is.
+/// The two versions of Transformers in use disagree on what such a model is.
 #[test]
 fn a_head_beside_tied_embeddings_must_be_a_copy() {
     let dir = tempfile::tempdir().unwrap();
@@ -577,7 +578,7 @@ fn a_tokenizer_is_stored_without_its_limits_and_refused_if_it_cannot_be_used() {
         let (manifest, memory) = to_memory(&hf, Quantization::Bf16).unwrap();
         memory.get(manifest.tokenizer.as_ref().unwrap().id.unwrap()).unwrap()
     };
-    assert_eq!(stored(&limited), stored(&plain), "the very bytes, so the same id");
+    assert_eq!(stored(&limited), stored(&plain), "identical bytes, so the same id");
     for rubbish in [json!({}), json!({ "model": { "type": "NoSuchModel" } })] {
         fs::write(hf.join("tokenizer.json"), rubbish.to_string()).unwrap();
         let out = dir.path().join("out");

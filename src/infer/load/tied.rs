@@ -1,8 +1,8 @@
-//! A checkpoint whose config ties the output matrix to the embeddings, and whose files have
-//! a matrix of that name all the same.
+//! Checkpoints whose config ties the output matrix to the embeddings, but whose files contain an
+//! output matrix nevertheless.
 //!
-//! A copy is left out. Another matrix is refused: Transformers 4 drops it, Transformers 5
-//! uses it and does not tie, so which of the two the model is cannot be told.
+//! A copy is left out. A different matrix is refused: Transformers 4 drops it, Transformers 5 uses
+//! it and does not tie, so it is unclear which of the two the model is.
 
 use super::checkpoint::Checkpoint;
 use super::{LoadError, Result};
@@ -11,11 +11,10 @@ use crate::graph::{Graph, Op};
 /// The output matrix.
 pub const HEAD: &str = "lm_head.weight";
 
-/// Bytes compared at a time, about.
+/// About how many bytes are compared at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// # Errors
-/// A tied graph, and a head in the checkpoint that is not the embedding table.
+/// # Errors If the graph is tied and the checkpoint has a head that is not the embedding table.
 pub fn refuse_another_head(checkpoint: &dyn Checkpoint, graph: &Graph) -> Result<()> {
     if !graph.tied() || checkpoint.find(HEAD).is_none() {
         return Ok(());
@@ -36,7 +35,7 @@ pub fn refuse_another_head(checkpoint: &dyn Checkpoint, graph: &Graph) -> Result
     }
 }
 
-/// Whether the head has the table's very values.
+/// Whether the head has exactly the table's values.
 fn same(checkpoint: &dyn Checkpoint, table: &str) -> Result<bool> {
     let (Some(head), Some(stored)) = (checkpoint.find(HEAD), checkpoint.find(table)) else {
         return Ok(true);

@@ -1,8 +1,8 @@
-//! A checkpoint's tokenizer as it is stored: usable, compact, and cutting nothing.
+//! A checkpoint's tokenizer as it is stored: usable, compact, and without limits that clip text.
 //!
-//! Whoever trained a tokenizer may have left `truncation` and `padding` in its file. They are
-//! about batches of training text and would clip or fill up prompts; Transformers resets both
-//! before it encodes. They are stored as `null`. All else stays as written.
+//! The training may have left `truncation` and `padding` in a tokenizer's file. They are meant for
+//! batches of training text and would clip or pad prompts; Transformers resets both before it
+//! encodes. They are stored as `null`. Everything else stays as written.
 
 use serde::de::IgnoredAny;
 
@@ -10,14 +10,13 @@ use super::checkpoint::Checkpoint;
 use super::{LoadError, Result};
 use crate::tokenizer::Tokenizer;
 
-/// What it is called beside a manifest.
+/// Its file name beside a manifest.
 pub const FILE: &str = "tokenizer.json";
 
-/// The tokenizer without white space between its JSON tokens; `None` if there is none.
+/// The tokenizer without white space between JSON tokens. `None` if the checkpoint has none.
 ///
-/// # Errors
-/// A file that is no JSON, or no tokenizer that this program can use: a model that carried
-/// it could not be run on any text.
+/// # Errors If the file is not JSON, or not a tokenizer that this program can use. A model with it
+/// could not be run on any text.
 pub fn read(checkpoint: &dyn Checkpoint) -> Result<Option<Vec<u8>>> {
     let Some(bytes) = checkpoint.tokenizer()? else { return Ok(None) };
     let file = || format!("{}/{FILE}", checkpoint.place());
@@ -34,14 +33,14 @@ pub fn read(checkpoint: &dyn Checkpoint) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Drops white space outside strings; numbers and strings stay as written.
+/// Drops white space outside strings. Numbers and strings stay as written.
 fn compact(json: &[u8]) -> Vec<u8> {
     let mut strings = Strings::default();
     let mut keep = |byte: &u8| strings.inside(*byte) || !byte.is_ascii_whitespace();
     json.iter().copied().filter(|byte| keep(byte)).collect()
 }
 
-/// The keys as they may stand in a compact object, with what is before them.
+/// The keys as they occur in a compact object, with the character before them.
 const KEYS: [&[u8]; 4] =
     [br#"{"truncation":"#, br#","truncation":"#, br#"{"padding":"#, br#","padding":"#];
 
@@ -50,7 +49,7 @@ const KEYS: [&[u8]; 4] =
 fn without_limits(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len());
     let (mut strings, mut depth) = (Strings::default(), 0_usize);
-    // Within a value that is left out.
+    // Whether this is within a value that is left out.
     let mut skipping = false;
     for &byte in json {
         let quoted = strings.inside(byte);
@@ -72,7 +71,7 @@ fn without_limits(json: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Follows which bytes of a JSON text are within a string.
+/// Tracks which bytes of a JSON text are within a string.
 #[derive(Default)]
 struct Strings {
     quoted: bool,
@@ -80,7 +79,7 @@ struct Strings {
 }
 
 impl Strings {
-    /// Whether this next byte belongs to a string, its quotes included.
+    /// Whether the next byte belongs to a string, including its quotes.
     fn inside(&mut self, byte: u8) -> bool {
         let was = self.quoted;
         if self.quoted {

@@ -256,7 +256,7 @@ fn bad_files_are_refused_naming_the_line() {
         (good.clone() + "{\"tokens\":1,\"experts\":[[1,3]", "line 3"),
         (good.clone() + r#"{"tokens":0,"experts":[[]]}"#, "line 3: a step of 0 tokens"),
         (good.clone() + r#"{"tokens":1,"experts":[[1,3],[1]]}"#, "of 2 layers"),
-        (good.clone() + r#"{"tokens":1,"experts":[[3,1]]}"#, "rising"),
+        (good.clone() + r#"{"tokens":1,"experts":[[3,1]]}"#, "ascending"),
         (good.clone() + r#"{"tokens":1,"experts":[[1,1]]}"#, "distinct"),
         (good.clone() + r#"{"tokens":1,"experts":[[1,4]]}"#, "no expert 4"),
         (good.clone() + r#"{"tokens":1,"experts":[[1,2,3]]}"#, "3 experts for 1 tokens"),
