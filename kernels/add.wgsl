@@ -1,9 +1,9 @@
 // x += y over padded rows (padding stays zero).
-// Grid: four elements an invocation.
+// Grid: four elements per invocation.
 //!include shared/step.wgsl
 
 struct Params {
-    // vec4s of a row of both.
+    // vec4s of a row, in both.
     stride: u32,
 }
 

@@ -1,6 +1,6 @@
-// Causal grouped-query attention over the cache with a running softmax:
-// 64 positions at a time, a score for each invocation, then each invocation
-// adds up its dimensions. head_dim is a multiple of 4, at most 256.
+// Causal grouped-query attention over the cache with a running softmax: 64 positions at a time;
+// each invocation computes one score, then sums its dimensions. head_dim is a multiple of 4, at
+// most 256.
 // Grid: one workgroup for each (token, head).
 //!for kv in f32 f16
 //!include shared/step.wgsl

@@ -1,9 +1,8 @@
-// attention.wgsl for many tokens on cooperative matrices, over a cache of f16: a workgroup
-// takes QUERIES queries that read one kv head against POSITIONS positions at a time. The
-// positions are gone through twice: for each query's highest score, and for the sum of values,
-// which so never has to be scaled again. Queries (scaled by row) and weights are each the sum of
-// two f16, so that little is lost beside what the cache lost.
-// head_dim is a multiple of 4, at most HEAD_MAX.
+// attention.wgsl for many tokens on cooperative matrices, over an f16 cache: a workgroup multiplies
+// QUERIES queries that read one kv head with POSITIONS positions at a time. It goes through the
+// positions twice: for each query's highest score, and for the sum of values, which then never has
+// to be rescaled. Queries (scaled by row) and weights are each the sum of two f16, so that little
+// precision is lost beyond that of the cache. head_dim is a multiple of 4, at most HEAD_MAX.
 // Grid: x by queries, y by kv head.
 //!needs coopmat f16
 //!for shape in 8x64 16x64
@@ -18,18 +17,19 @@
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 
 const LEAST: f32 = -3.0e38;
-// The weight of a query's highest score: so large that lower parts of weights are normal f16.
+// The weight of a query's highest score. It is so large that the lower parts of weights are normal
+// f16.
 const WHOLE: f32 = 16384.0;
 const THREADS: u32 = 4u * LANES;
 const QUERIES: u32 = 2u * BLOCK;
 const POSITIONS: u32 = 2u * BLOCK;
 const HEAD_MAX: u32 = 8u * BLOCK;
 const HEAD_QUADS: u32 = HEAD_MAX / 4u;
-// vec4s from a row to the next; the added ones keep rows in different banks.
+// vec4s from one row to the next. The extra ones keep rows in different banks.
 const STRIDE: u32 = HEAD_QUADS + 2u;
 const WEIGHT_STRIDE: u32 = POSITIONS / 4u + 2u;
 const SCORE_STRIDE: u32 = POSITIONS + 4u;
-// Invocations of one query, and the positions that each looks at.
+// Invocations of one query, and the positions that each handles.
 const PARTS: u32 = THREADS / QUERIES;
 const EACH: u32 = POSITIONS / PARTS;
 
@@ -43,23 +43,24 @@ var<workgroup> weights: array<vec4<f16>, QUERIES * WEIGHT_STRIDE>;
 var<workgroup> weights_low: array<vec4<f16>, QUERIES * WEIGHT_STRIDE>;
 var<workgroup> partial: array<f32, THREADS>;
 
-// The tile: its kv head, its first query, and the end of what it sees.
+// The tile: its kv head, its first query, and the end of the positions that it sees.
 var<private> kv_head: u32;
 var<private> first: u32;
 var<private> end: u32;
-// Where the positions lie that are gone through.
+// The blocks of the current positions.
 var<private> span: Span;
-// This invocation's query: its position and what brings its scores to their scale.
+// This invocation's query: its position, and the factor that restores the scale of its scores.
 var<private> at: u32;
 var<private> scale: f32;
 
-// The upper 11 bits, which an f16 holds exactly. By mask, because a compiler may take an f32
-// made f16 and f32 again for what it was.
+// The upper 11 bits, which an f16 holds exactly. Masked, because a compiler may drop a conversion
+// from f32 to f16 and back.
 fn upper(v: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) & vec4<u32>(0xffffe000u));
 }
 
-// Heads that read one kv head; queries are numbered token by token, then head by head.
+// The number of heads that read one kv head. Queries are numbered token by token, then head by
+// head.
 fn sharing() -> u32 {
     return params.heads / params.kv_heads;
 }
@@ -69,7 +70,7 @@ fn query_at(row: u32, stride: u32) -> u32 {
     return (row / sharing()) * stride + head * params.head_dim;
 }
 
-// The cache's vec4 of dimension quad `quad` at a position.
+// The index in the cache of the vec4 `quad` at a position.
 fn cache_at(position: u32, quad: u32) -> u32 {
     return (row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 4u) + quad;
 }
@@ -78,13 +79,13 @@ fn live(position: u32, quad: u32) -> bool {
     return position < end && quad * 4u < params.head_dim;
 }
 
-// Whole blocks of dimensions that hold any.
+// Blocks of dimensions in use.
 fn blocks() -> u32 {
     return min((params.head_dim + BLOCK - 1u) / BLOCK, 8u);
 }
 
-// Leaves the products of the tile's queries with the keys from `start` in `scores`, and their blocks in `span`.
-// Must be reached by the whole workgroup.
+// Writes the products of the tile's queries and the keys from `start` on to `scores`, and their
+// blocks to `span`. Must be reached by the whole workgroup.
 fn score(start: u32, local: u32) {
     span = span_at(start);
     workgroupBarrier();
@@ -114,7 +115,7 @@ fn score(start: u32, local: u32) {
     workgroupBarrier();
 }
 
-// The score of this invocation's query at the i-th of its positions, LEAST if it sees it not.
+// The score of this invocation's query at the i-th of its positions; LEAST if it does not see it.
 fn seen(start: u32, i: u32, local: u32) -> f32 {
     let p = (local % PARTS) * EACH + i;
     let position = start + p;
@@ -152,7 +153,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let sees = now.position + group.x * QUERIES / sharing() + 1u;
     let begin = select(0u, sees - min(params.window, sees), params.window > 0u);
 
-    // The queries in f16, each scaled by a power of two to 2^14 .. 2^15 as halve.wgsl does.
+    // The queries in f16, each scaled by a power of two to 2^14 .. 2^15, as in halve.wgsl.
     let mine = first + local / PARTS;
     at = now.position + mine / sharing();
     var largest = vec4<f32>(0.0);
@@ -195,7 +196,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     let subgroup = local / LANES;
     let row = (subgroup % 2u) * BLOCK;
-    // Every second block of dimensions, from the first or from the second on.
+    // Every second block of dimensions, starting with the first or the second.
     let d = (subgroup / 2u) * (BLOCK / 4u);
     var total = 0.0;
     var sums0: Outputs;
@@ -207,7 +208,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < EACH; i += 4u) {
             let s = vec4<f32>(seen(start, i, local), seen(start, i + 1u, local),
                 seen(start, i + 2u, local), seen(start, i + 3u, local));
-            // A query that sees nothing here has LEAST for its highest too.
+            // If a query sees no position here, its highest score is LEAST, too.
             let weight = WHOLE * select(exp(s - highest), vec4<f32>(0.0), s <= vec4<f32>(LEAST));
             let to = (local / PARTS) * WEIGHT_STRIDE + ((local % PARTS) * EACH + i) / 4u;
             let high = upper(weight);
@@ -218,7 +219,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var e = local; e < POSITIONS * HEAD_QUADS; e += THREADS) {
             let position = e / HEAD_QUADS;
             let quad = e % HEAD_QUADS;
-            // What lies past the end may be anything, and nothing times it must be zero.
+            // Past the end the cache may contain anything, even NaN, so zeros are used instead.
             var v = vec4<f16>();
             if (live(start + position, quad)) {
                 v = values[cache_at(start + position, quad)];

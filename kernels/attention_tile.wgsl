@@ -1,6 +1,6 @@
-// attention.wgsl for many tokens: a workgroup takes 32 queries that read one kv head (tokens,
-// and the heads that share it) against 32 positions at a time, with a running softmax; what
-// it reads of the cache serves all 32. head_dim is a multiple of 4, at most 128.
+// attention.wgsl for many tokens: a workgroup handles 32 queries that read one kv head (of several
+// tokens and heads), with 32 positions at a time and a running softmax. It reads the cache once for
+// all 32. head_dim is a multiple of 4, at most 128.
 // Grid: x by 32 queries, y by kv head.
 //!for kv in f32 f16
 //!include shared/step.wgsl
@@ -36,7 +36,7 @@ fn add_values(sums: ptr<function, array<vec4<f32>, 4>>, chunk: u32, span: Span, 
         let position = start + e / 8u;
         let quad = chunk * 8u + e % 8u;
         var v = vec4<f32>(0.0);
-        // What lies past the end may be anything, and nothing times it must be zero.
+        // Past the end the cache may contain anything, even NaN, so zeros are used instead.
         if (position < end && quad < quads) {
             v = value_quad(row_of(span, position) * stride + head_at + quad);
         }

@@ -1,5 +1,5 @@
-// result = source: what a kernel can move, for measuring (the driver's own copies may be slower).
-// Grid: four vec4s an invocation, each 256 vec4s from the next.
+// result = source, to measure how fast a kernel can copy (the driver's own copies may be slower).
+// Grid: four vec4s per invocation, 256 vec4s apart.
 //!include shared/step.wgsl
 
 struct Params {

@@ -1,9 +1,8 @@
-// One token's attention once its queries, keys and values are there. Queries and the new
-// key are normalised (if asked) and rotated by the position; the new key and value go to the
-// cache as f16. Then, over one split of the positions and for up to four query heads that
-// share a key head, a running softmax over tiles of 32 (flash decoding: Dao et al., 2023).
-// A head's result is its weighted values, the highest score and the sum of weights;
-// decode_combine puts the splits together.
+// One token's attention, from its queries, keys and values. Queries and the new key are normalised
+// (if asked) and rotated by the position; the new key and value are written to the cache as f16.
+// Then follows, over one split of the positions and for up to four query heads of one key head, a
+// running softmax over tiles of 32 (flash decoding: Dao et al., 2023). A head's result is its
+// weighted values, the highest score and the sum of weights; decode_combine combines the splits.
 // Grid: a workgroup for each (key head, four of its query heads, split).
 // head_dim is a multiple of 8, at most 256.
 //!for team in subgroup group
@@ -18,10 +17,10 @@ struct Params {
     head_dim: u32,
     // Pairs that are rotated: (i, i + pairs).
     pairs: u32,
-    // Positions the token sees, itself included; 0 for all.
+    // Positions that the token sees, including its own; 0 for all.
     window: u32,
     splits_max: u32,
-    // 1 if the norm weights are to be used.
+    // 1 to use the norm weights.
     normed: u32,
     eps: f32,
     scale: f32,
@@ -39,14 +38,14 @@ struct Params {
 // By head and split: head_dim values, the highest score, the sum of weights, two unused.
 @group(1) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
 
-// The sequence's blocks, behind the count of elements that its cache clamped.
+// The number of elements clamped in the cache, then the sequence's blocks.
 struct Blocks { clamped: atomic<u32>, at: array<u32> }
 
 @group(1) @binding(7) var<storage, read_write> cache_blocks: Blocks;
 
 const LEAST: f32 = -3.0e38;
 const HALF_MAX: f32 = 65504.0;
-// vec4s of f16s from one row of the tile to the next, one of them to spread the banks.
+// vec4s of f16s from one row of the tile to the next. One is padding to spread the banks.
 const ROW: u32 = 17u;
 
 var<workgroup> query: array<vec4<f32>, 256>;
@@ -62,7 +61,7 @@ fn half_pair(a: f32, b: f32) -> u32 {
     return pack2x16float(clamp(vec2<f32>(a, b), vec2<f32>(-HALF_MAX), vec2<f32>(HALF_MAX)));
 }
 
-// Eight dimensions of the new key and value, as the cache has them.
+// Eight dimensions of the new key and value, in the cache's format.
 fn new_key(column: u32) -> vec4<u32> {
     let i = 8u * column;
     return vec4<u32>(half_pair(fresh[i], fresh[i + 1u]), half_pair(fresh[i + 2u], fresh[i + 3u]),
@@ -75,7 +74,7 @@ fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
         half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
 }
 
-// How many of eight dimensions of the new key and value the cache clamps.
+// How many of eight dimensions of the new key and value must be clamped for the cache.
 fn beyond(kv_head: u32, column: u32) -> u32 {
     let i = 8u * column;
     let v = (params.heads + params.kv_heads + kv_head) * params.head_dim + i;
@@ -87,7 +86,7 @@ fn beyond(kv_head: u32, column: u32) -> u32 {
     return count;
 }
 
-// Eight dimensions of the key at `position`, zero past the tile's or the head's end.
+// Eight dimensions of the key at `position`; zero past the end of the tile or the head.
 fn key_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
     if (position >= end || column >= params.head_dim / 8u) {
         return vec4<u32>(0u);
@@ -119,7 +118,7 @@ fn weight_of(i: u32) -> vec2<f32> {
     return bitcast<vec4<f32>>(tile[i]).zw;
 }
 
-// One over the root of the mean square that the whole team holds, or 1.
+// The reciprocal root of the mean square over the whole team, or 1 without a norm.
 fn inverse_of(square: f32, local: u32) -> f32 {
     let sum = sum32(square, local);
     return select(1.0, inverseSqrt(sum / f32(params.head_dim) + params.eps), params.normed == 1u);
@@ -136,11 +135,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let dim = min(params.head_dim, 256u);
     let team = local / 32u;
     let lane = local & 31u;
-    // The team's head; one past the last of this key head counts as zeros.
+    // The team's head. A head past the last one of this key head counts as zeros.
     let real = 4u * four + team < shared_by;
     let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
 
-    // Asked for before anything waits.
+    // Loaded before anything waits.
     let own = row_of(span_at(now.position), now.position);
     var next = span_at(splits.first + split * splits.tiles_each * TILE);
     let rotation = rope_table[now.position * params.pairs + local];
@@ -198,10 +197,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
 
-    // What this invocation moves of a tile: a column of eight dimensions, of every eighth row.
+    // The part of a tile that this invocation loads: a column of eight dimensions, of every eighth
+    // row.
     let column = local % 16u;
     let row = local / 16u;
-    // What it sums of the values: two dimensions of a head (x, y) and of the second next (z, w).
+    // The part of the values that it sums: two dimensions of a head (x, y) and of the second next
+    // head (z, w).
     let pair = local % 64u;
     let first = local / 64u;
     let chunks = (words + 15u) / 16u;
@@ -218,7 +219,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let end = min(splits.end, start + TILE);
         let span = next;
         next = span_at(start + TILE);
-        // The first values are under way while the scores are made.
+        // The first values are in flight while the scores are computed.
         let v0 = value_at(span, at, end, kv_head, column);
         let v1 = value_at(span, at + 8u, end, kv_head, column);
         let v2 = value_at(span, at + 16u, end, kv_head, column);

@@ -1,5 +1,5 @@
-// Puts the splits of decode_attention together, packed for the product that follows.
-// Grid: one workgroup for 64 elements of [heads, head_dim].
+// Combines the splits of decode_attention, packed for the product that follows.
+// Grid: one workgroup per 64 elements of [heads, head_dim].
 //!include shared/step.wgsl
 //!include shared/splits.wgsl
 //!include shared/pack.wgsl
@@ -24,7 +24,7 @@ var<workgroup> parts: array<vec4<f32>, 256>;
 var<workgroup> weights: array<vec2<f32>, 256>;
 var<workgroup> outs: array<vec4<f32>, 16>;
 
-// Puts parts `first`, `first + step` and the next two in place of the first of them.
+// Merges parts `first`, `first + step`, `first + 2 step` and `first + 3 step` into the first.
 fn merge(first: u32, step: u32) {
     let w = array<vec2<f32>, 4>(weights[first], weights[first + step], weights[first + 2u * step], weights[first + 3u * step]);
     let most = max(max(w[0].x, w[1].x), max(w[2].x, w[3].x));

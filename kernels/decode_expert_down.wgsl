@@ -1,7 +1,7 @@
-// result[row] (+)= sum over one token's choices, in their order, of routing weight * down_e[row] . inner.
-// The eight teams of a workgroup share the choices out; their parts are added in the
-// teams' order, whatever expert lies where.
-// Grid: one workgroup for two rows.
+// result[row] (+)= sum over one token's choices, in their order, of weight * down_e[row] . inner.
+// The eight teams of a workgroup divide the choices among themselves. Their parts are added in the
+// teams' order, whatever slots the experts are in.
+// Grid: one workgroup per two rows.
 //!for format
 //!for team in subgroup group
 //!include shared/step.wgsl
@@ -11,7 +11,7 @@
 //!include shared/routed.wgsl
 
 struct Params {
-    // The base is vec4s within a slot.
+    // The base is in vec4s within a slot.
     down: Pieces,
     @align(16) rows: u32,
     top_k: u32,
@@ -23,7 +23,7 @@ struct Params {
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-// The choices' packed inner activations, one after the other.
+// The packed inner activations of the choices, one after the other.
 @group(1) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(1) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 // By choice: (slot, routing weight).

@@ -1,5 +1,5 @@
-// As decode_gate_up, for each of one token's chosen experts, in its slot.
-// Grid: one workgroup for 16 rows of each choice.
+// The same as decode_gate_up, for each of one token's chosen experts, in its slot.
+// Grid: one workgroup per 16 rows of each choice.
 //!for format
 //!for team in subgroup group
 //!include shared/step.wgsl
@@ -10,11 +10,11 @@
 //!include shared/routed.wgsl
 
 struct Params {
-    // Bases are vec4s within a slot.
+    // Bases are in vec4s within a slot.
     gate: Pieces,
     @align(16) up: Pieces,
     @align(16) rows: u32,
-    // Pieces of a packed result; the choices' results lie one after the other.
+    // Pieces of a packed result. The choices' results are one after the other.
     pieces: u32,
     activation: u32,
     // vec4s from one slot to the next.

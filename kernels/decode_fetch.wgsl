@@ -1,17 +1,17 @@
-// Copies the experts of a layer that one token misses from memory of the host into the slots that
-// decode_route.wgsl gave them.
+// Copies the experts of a layer that a token misses from host memory into the slots that
+// decode_route.wgsl assigned to them.
 // Grid: `parts` workgroups for each choice.
 //!include shared/step.wgsl
 
 struct Params {
-    // vec4s of an expert, there as here.
+    // vec4s of an expert, in both places.
     quads: u32,
     parts: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> spill: array<vec4<u32>>;
-// By choice: (place in memory of the host, slot), or EMPTY.
+// By choice: (place in host memory, slot), or EMPTY.
 @group(1) @binding(1) var<storage, read> fetches: array<vec2<u32>>;
 @group(1) @binding(2) var<storage, read_write> slots: array<vec4<u32>>;
 
@@ -29,7 +29,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let target_at = fetch.y * params.quads;
     let stride = params.parts * 256u;
     var at = part * 256u + local;
-    // Four loads under way: the host's memory is far.
+    // Four loads in flight, because host memory is far away.
     for (; at + 3u * stride < params.quads; at += 4u * stride) {
         let a = spill[source + at];
         let b = spill[source + at + stride];

@@ -1,5 +1,5 @@
 // act(gate[row] . x) * (up[row] . x) for one token, packed for the product that follows.
-// Grid: one workgroup for 16 rows; up to whole pieces past the last row, with zeros.
+// Grid: one workgroup per 16 rows. Past the last row, zeros fill whole pieces.
 //!for format
 //!for team in subgroup group
 //!include shared/step.wgsl

@@ -1,6 +1,6 @@
-// result[row] (+)= x . weight[row] (+ bias[row]) for one token, over up to three
-// matrices that lie in one binding (queries, keys and values).
-// Grid: 8 / split rows a workgroup, matrix after matrix.
+// result[row] (+)= x . weight[row] (+ bias[row]) for one token, over up to three matrices in one
+// binding (queries, keys and values).
+// Grid: 8 / split rows per workgroup, matrix after matrix.
 //!for formats
 //!for team in subgroup group
 //!include shared/step.wgsl
@@ -15,9 +15,9 @@ struct Segment {
     pieces: u32,
     format: u32,
     rows: u32,
-    // Where its rows go in `result` and `bias`.
+    // Where its rows begin in `result` and `bias`.
     result_at: u32,
-    // The first workgroup after its own.
+    // The first workgroup after those of this segment.
     end: u32,
 }
 
@@ -25,7 +25,7 @@ struct Params {
     segments: array<Segment, 3>,
     // Teams that share a row: 1, 2, 4 or 8.
     split: u32,
-    // 1 if there is a bias; the binding is a dummy otherwise.
+    // 1 if there is a bias; otherwise the binding is a dummy.
     has_bias: u32,
     // 1 to add to what `result` holds.
     adds: u32,

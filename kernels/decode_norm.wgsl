@@ -1,5 +1,5 @@
 // RMS norm of one token's row, packed for the products that follow.
-// Grid: one workgroup for 1024 elements; each sums the whole row's squares.
+// Grid: one workgroup per 1024 elements. Each one sums the squares of the whole row.
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pack.wgsl

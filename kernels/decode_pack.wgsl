@@ -1,5 +1,5 @@
-// Packs one token's row of f32 for the products that follow, where what made it did not.
-// Grid: one workgroup for 1024 elements.
+// Packs one token's row of f32 for the products that follow, if the kernel that wrote it did not.
+// Grid: one workgroup per 1024 elements.
 //!include shared/step.wgsl
 //!include shared/decode_pack_params.wgsl
 //!include shared/pack.wgsl

@@ -1,8 +1,9 @@
-// Chooses one token's experts in a layer (as route.wgsl) and looks up their slots.
-// One that has none, but lies in memory of the host, is to be fetched into a free slot (decode_fetch.wgsl), if
-// there are free slots for all that this layer misses, and no other token has taken any since they were offered.
-// Else the step is halted: the state says at which layer, what the layer is begun again with is
-// set aside (here the residual; decode_aside.wgsl does the rest), and what follows finds no slots.
+// Chooses one token's experts in a layer (as route.wgsl) and looks up their slots. An expert that
+// has no slot but is in host memory will be fetched into a free slot (decode_fetch.wgsl), if there
+// are free slots for all experts that this layer misses and no other token has taken any since they
+// were offered. Otherwise the step is halted: the state says at which layer, what is needed to
+// restart the layer is saved (here the residual; decode_aside.wgsl does the rest), and later
+// kernels find no slots.
 // Grid: one workgroup. At most 1024 experts.
 //!include shared/step.wgsl
 
@@ -14,15 +15,16 @@ struct Params {
     table_at: u32,
     // Where its choices go in `state`.
     ids_at: u32,
-    // What word 0 of the state becomes on a miss.
+    // The value of word 0 of the state after a miss.
     halt: u32,
     // vec4s of the residual.
     quads: u32,
-    // Where in slot_table the layer's places in memory of the host begin, and the free slots of its class: their
-    // number, then which.
+    // Where in slot_table the layer's places in host memory begin, and the free slots of its class:
+    // their number, then the slots.
     spill_at: u32,
     free_at: u32,
-    // Words of `state`: whose token takes free slots (its position, counted from 1), how many of the class it took.
+    // Words of `state`: the token that takes free slots (its position, counted from 1), and how
+    // many of the class it took.
     taker_at: u32,
     taken_at: u32,
 }
@@ -31,30 +33,30 @@ struct Params {
 @group(1) @binding(0) var<storage, read> logits: array<f32>;
 @group(1) @binding(1) var<storage, read> slot_table: array<u32>;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
-// Word 0: 0, or the layer that halted, counted from 1. Word 2: whose step it was (its position, counted from 1).
-// Then the chosen ids.
+// Word 0: 0, or the layer that halted, counted from 1. Word 2: the token that halted (its position,
+// counted from 1). Then the chosen ids.
 @group(1) @binding(3) var<storage, read_write> state: array<u32>;
 // By choice: (slot, routing weight).
 @group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
 @group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
-// By choice: (place in memory of the host, slot), or EMPTY.
+// By choice: (place in host memory, slot), or EMPTY.
 @group(1) @binding(6) var<storage, read_write> fetches: array<vec2<u32>>;
 
 const EMPTY: u32 = 0xffffffffu;
 
-// Below what counts as a logit.
+// Below every logit.
 const NONE: f32 = -3.4e38;
 
 var<workgroup> scores: array<vec4<f32>, 256>;
 var<workgroup> ids: array<u32, 64>;
 var<workgroup> slots: array<u32, 64>;
-// By expert: its slot, and how many come before it.
+// By expert: its slot, and how many experts come before it.
 var<workgroup> slot_of: array<u32, 1024>;
 var<workgroup> places: array<atomic<u32>, 1024>;
 var<workgroup> missing: atomic<u32>;
-// Of those, how many are not in memory of the host either.
+// How many of the missing are not in host memory, either.
 var<workgroup> absent: atomic<u32>;
-// A logit is not finite: the weights are not numbers.
+// Set if a logit is not finite; the weights are then NaN.
 var<workgroup> non_finite: atomic<u32>;
 var<workgroup> halted: u32;
 var<workgroup> taker: u32;
@@ -79,8 +81,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
     for (var e = local; e < quads * 4u; e += 256u) {
         var score = NONE;
         if (e < experts) {
-            // What is not a number is never chosen while a number is there.
-            // (By its bits: a driver may take `l != l` for false.)
+            // NaN is never chosen while there is a number. (Tested by its bits, because a driver
+            // may optimise `l != l` to false.)
             let l = logits[e];
             let bits = bitcast<u32>(l) & 0x7fffffffu;
             if (bits >= 0x7f800000u) {
@@ -103,8 +105,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
         return;
     }
-    // An expert's place is the number of those before it: falling logit, ties by rising id.
-    // With few experts, several invocations share the counting for each.
+    // An expert's place is the number of experts before it, in order of descending logit, then
+    // ascending id. With few experts, several invocations count for each.
     let sharing = clamp(256u / experts, 1u, quads);
     let each = (quads + sharing - 1u) / sharing;
     for (var i = local; i < experts * sharing; i += 256u) {

@@ -1,11 +1,11 @@
-// One token's packed row (shared/pack.wgsl) as f32 again, exactly, for kernels that read it so.
-// Grid: one workgroup for 1024 elements.
+// Unpacks one token's packed row (shared/pack.wgsl) to f32, exactly, for kernels that read f32.
+// Grid: one workgroup per 1024 elements.
 //!include shared/step.wgsl
 //!include shared/decode_pack_params.wgsl
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> packed: array<vec4<u32>>;
-// The last element's vec4 is filled up with zeros.
+// The last element's vec4 is padded with zeros.
 @group(1) @binding(1) var<storage, read_write> result: array<vec4<u32>>;
 
 @compute @workgroup_size(256)

@@ -1,5 +1,5 @@
 // out[t] = table[token t] * scale, for the rows of the table in this range.
-// Grid: four columns an invocation.
+// Grid: four columns per invocation.
 //!for format
 //!include shared/step.wgsl
 //!include shared/matrix.wgsl
@@ -7,7 +7,7 @@
 
 struct Params {
     table: Matrix,
-    // The range is rows row_start .. row_start + rows of the table.
+    // The rows row_start .. row_start + rows of the table.
     row_start: u32,
     rows: u32,
     cols: u32,

@@ -1,5 +1,5 @@
-// result[pair, row] = down_e[row] . x[pair] for each (token, choice) pair whose
-// expert e is in this wave. Other pairs keep what they have.
+// result[pair, row] = down_e[row] . x[pair] for each (token, choice) pair whose expert e is in this
+// wave. Other pairs are left unchanged.
 // Grid: one row of the reduction for each (pair, row).
 //!for format
 //!for reduce in lane group

@@ -1,6 +1,6 @@
-// expert_down.wgsl for many tokens on cooperative matrices (see linear_coop.wgsl): tiles of
-// SIDE rows by 64 pairs of one expert. Tiles whose expert is not in this wave, and their
-// pairs, keep what they have.
+// expert_down.wgsl for many tokens on cooperative matrices (see linear_coop.wgsl): tiles of SIDE
+// rows by 64 pairs of one expert. Tiles whose expert is not in this wave leave their pairs
+// unchanged.
 // Grid: x by tile of pairs, y by row tile.
 //!needs coopmat f16
 //!for format
@@ -52,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     tile = mine;
     first_row = group.y * SIDE;
-    // Past the last row and pair the last ones are computed again and not written.
+    // Past the last row or pair, the last one is computed again and not written.
     let m = in_slot(params.down, slot, params.slot_stride);
     let row = min(first_row + fetched(local), params.rows - 1u);
     let pair = pair_order[mine.y + min(fetched(local), mine.z - 1u)];

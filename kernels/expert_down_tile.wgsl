@@ -1,5 +1,5 @@
-// expert_down.wgsl for many tokens: tiles of 64 rows by 64 pairs of one expert. Tiles whose
-// expert is not in this wave, and their pairs, keep what they have.
+// expert_down.wgsl for many tokens: tiles of 64 rows by 64 pairs of one expert. Tiles whose expert
+// is not in this wave leave their pairs unchanged.
 // Grid: x by tile of pairs, y by row tile.
 //!for format
 //!include shared/step.wgsl
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (tile.z == 0u || slot == EMPTY) {
         return;
     }
-    // Past the last row and pair the last ones are computed again and not written.
+    // Past the last row or pair, the last one is computed again and not written.
     let m = in_slot(params.down, slot, params.slot_stride);
     let row = min(group.y * TILE + local, params.rows - 1u);
     let pair = pair_order[tile.y + min(local, tile.z - 1u)];

@@ -1,6 +1,6 @@
-// expert_gate_up.wgsl for many tokens on cooperative matrices (see linear_coop.wgsl): tiles of
-// HALF rows of gate and of up by 64 pairs of one expert. Tiles whose expert is not in this
-// wave, and their pairs, keep what they have.
+// expert_gate_up.wgsl for many tokens on cooperative matrices (see linear_coop.wgsl): tiles of HALF
+// rows of gate and of up by 64 pairs of one expert. Tiles whose expert is not in this wave leave
+// their pairs unchanged.
 // Grid: x by tile of pairs, y by row tile.
 //!needs coopmat f16
 //!for format
@@ -49,8 +49,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     tile = mine;
     first_row = group.y * HALF;
-    // The low rows of the tile are the gate's, the high ones the up's. Past the last row and
-    // pair the last ones are computed again and not written.
+    // The low rows of the tile belong to gate, the high rows to up. Past the last row or pair, the
+    // last one is computed again and not written.
     var m = in_slot(params.gate, slot, params.slot_stride);
     if (fetched(local) >= HALF) {
         m = in_slot(params.up, slot, params.slot_stride);

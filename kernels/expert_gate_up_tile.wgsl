@@ -1,5 +1,5 @@
 // expert_gate_up.wgsl for many tokens: tiles of 32 rows of gate and of up by 64 pairs of one
-// expert. Tiles whose expert is not in this wave, and their pairs, keep what they have.
+// expert. Tiles whose expert is not in this wave leave their pairs unchanged.
 // Grid: x by tile of pairs, y by row tile.
 //!for format
 //!include shared/step.wgsl
@@ -41,8 +41,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (tile.z == 0u || slot == EMPTY) {
         return;
     }
-    // The low rows of the tile are the gate's, the high ones the up's. Past the last row and
-    // pair the last ones are computed again and not written.
+    // The low rows of the tile belong to gate, the high rows to up. Past the last row or pair, the
+    // last one is computed again and not written.
     var m = in_slot(params.gate, slot, params.slot_stride);
     if (local >= TILE / 2u) {
         m = in_slot(params.up, slot, params.slot_stride);

@@ -1,5 +1,5 @@
-// Sorts the step's (token, choice) pairs by expert and cuts each expert's into tiles of at
-// most 64; unused tiles count 0. The order within an expert is left open.
+// Sorts the step's (token, choice) pairs by expert and divides each expert's pairs into tiles of at
+// most 64. Unused tiles have count 0. The order within an expert is unspecified.
 // Grid: one workgroup.
 //!include shared/step.wgsl
 //!include shared/pairs.wgsl
@@ -16,9 +16,9 @@ struct Params {
 @group(1) @binding(2) var<storage, read_write> tiles: array<vec4<u32>>;
 
 const EXPERTS_MAX: u32 = 1024u;
-// By expert: its pairs that have no place yet.
+// By expert, the number of pairs that have no place yet.
 var<workgroup> counts: array<atomic<u32>, 1024>;
-// The expert's first pair and first tile.
+// By expert, its first pair and its first tile.
 var<workgroup> starts: array<vec2<u32>, 1024>;
 var<workgroup> used: u32;
 

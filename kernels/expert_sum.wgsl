@@ -1,5 +1,5 @@
 // out[t] = sum over choices j = 0 .. top_k, in that order, of routing weight * outputs[t, j].
-// Grid: one element an invocation.
+// Grid: one element per invocation.
 //!include shared/step.wgsl
 
 struct Params {

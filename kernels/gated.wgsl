@@ -1,6 +1,6 @@
-// out = act(gate) * up, element by element over padded rows (padding stays zero).
-// In place, `swapped` says that the buffer being replaced is `up`.
-// Grid: one element an invocation.
+// out = act(gate) * up, element by element over padded rows (padding stays zero). In place,
+// `swapped` means that the buffer that is replaced is `up`.
+// Grid: one element per invocation.
 //!for io in split inplace
 //!include shared/step.wgsl
 //!include shared/{io}.wgsl

@@ -1,11 +1,11 @@
-// Rows of activations as f16, each scaled by the power of two that brings its largest
-// magnitude to 2^14 .. 2^15, so that none overflows and few are lost below; the inverse is
-// kept by row. Scaling is exact, rounding is the f16's own.
+// Rows of activations as f16, each scaled by the power of two that brings its largest magnitude to
+// 2^14 .. 2^15, so that no element overflows and few underflow. The inverse scale is stored for
+// each row. Scaling is exact; only the conversion to f16 rounds.
 // Grid: one workgroup for each row.
 //!include shared/step.wgsl
 
 struct Params {
-    // vec4s from one row to the next, of both.
+    // vec4s from one row to the next, in both.
     stride: u32,
     // Rows of each token.
     per_token: u32,

@@ -1,5 +1,5 @@
-// What unpack2x16float makes of 1024 f16s. WGSL lets an adapter lose those below 2^-14
-// (0x0000 to 0x03ff); the host asks before it relies on them.
+// Unpacks 1024 f16s with unpack2x16float. WGSL allows an adapter to flush those below 2^-14 (0x0000
+// to 0x03ff) to zero, so the host checks before it relies on them.
 // Grid: four workgroups.
 //!include shared/step.wgsl
 

@@ -1,5 +1,5 @@
 // Appends the batch's keys and values to the cache at their positions.
-// Grid: two elements of both an invocation (rows are even).
+// Grid: two elements of keys and of values per invocation (rows have an even length).
 //!for kv in f32 f16
 //!include shared/step.wgsl
 //!include shared/kv_{kv}_write.wgsl
@@ -16,7 +16,7 @@ struct Params {
 @group(1) @binding(0) var<storage, read> k: array<f32>;
 @group(1) @binding(1) var<storage, read> v: array<f32>;
 
-// The sequence's blocks, behind the count of elements that its cache clamped.
+// The number of elements clamped in the cache, then the sequence's blocks.
 struct Blocks { clamped: atomic<u32>, at: array<u32> }
 
 @group(1) @binding(4) var<storage, read_write> cache_blocks: Blocks;

@@ -1,5 +1,5 @@
-// linear.wgsl for many tokens on cooperative matrices: weights in f16, activations as
-// halve.wgsl left them, whose scales come back on the sums.
+// linear.wgsl for many tokens on cooperative matrices: weights in f16, and activations from
+// halve.wgsl, whose scales are applied to the sums.
 // Grid: x by token tile, y by row tile.
 //!needs coopmat f16
 //!for format
@@ -44,7 +44,7 @@ fn emit(row: u32, token: u32, low: f32, high: f32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     first_row = group.y * SIDE;
     first_token = group.x * TOKENS;
-    // Past the last row and token the last ones are computed again and not written.
+    // Past the last row or token, the last one is computed again and not written.
     let row = min(first_row + fetched(local), params.rows - 1u);
     let token = min(first_token + fetched(local), now.tokens - 1u);
     coop_tile(params.weight, row, token * params.x_stride, local);

@@ -34,7 +34,7 @@ fn put(token: u32, row: u32, sums: vec4<f32>) {
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    // Past the last row and token the last ones are computed again and not written.
+    // Past the last row or token, the last one is computed again and not written.
     let row = min(group.y * TILE + local, params.rows - 1u);
     let token = min(group.x * TILE + local, row_count() - 1u);
     let sums = tile_sums(params.weight, row, source_row(token) * params.x_stride, local);

@@ -1,5 +1,5 @@
 // Rotates pairs (x[i], x[i + half]) of each head by the token's position.
-// Grid: one pair an invocation.
+// Grid: one pair per invocation.
 //!include shared/step.wgsl
 
 struct Params {
@@ -11,8 +11,8 @@ struct Params {
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-// (cos, sin) by position and pair, the attention factor included. A table,
-// because WGSL's own sine is coarse for large angles.
+// (cos, sin) by position and pair, multiplied by the attention factor. A table, because WGSL's own
+// sine is imprecise for large angles.
 @group(1) @binding(0) var<storage, read> rope_table: array<vec2<f32>>;
 @group(1) @binding(1) var<storage, read_write> x: array<f32>;
 

@@ -1,7 +1,7 @@
-// Chooses top_k experts a token: falling logit, ties to the lower id. The
-// weights are the softmax over all experts, renormalised over the chosen if asked. They are
-// not numbers if a logit is not finite, so that this shows in what the model says.
-// Grid: one token an invocation.
+// Chooses top_k experts per token, in order of descending logit, then ascending id. The weights are
+// the softmax over all experts, renormalised over the chosen ones if asked. If a logit is not
+// finite the weights are NaN, so that it shows in the model's output.
+// Grid: one token per invocation.
 //!include shared/step.wgsl
 
 struct Params {
@@ -23,8 +23,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (token >= now.tokens) {
         return;
     }
-    // Bounded by the buffers; this also keeps lavapipe from compiling the kernel anew for
-    // each dispatch (6 ms), as it does where a loop's bound is a uniform and nothing else.
+    // Bounded by the buffers. This also keeps lavapipe from recompiling the kernel for each
+    // dispatch (6 ms), which it does if a loop's only bound is a uniform.
     let experts = min(params.experts, arrayLength(&logits));
     let top_k = min(params.top_k, arrayLength(&ids));
     let row = token * params.stride;
@@ -34,8 +34,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var last_id = 0u;
     var chosen = 0.0;
     for (var j = 0u; j < top_k; j++) {
-        // The greatest of those that come after the last choice. Logits that
-        // are not numbers are never greatest; then the id is j, which is valid.
+        // The largest of those that come after the last choice. NaN logits are never the largest;
+        // if there are only NaNs the id is j, which is valid.
         var best = -3.0e38;
         var best_id = j;
         var found = false;

@@ -1,6 +1,5 @@
-// Sampling: the last rank that stays and how many of its tokens, and what that
-// leaves of each chunk.
-// Grid: one chunk of the vocabulary a workgroup; each of them finds the rank.
+// Sampling: finds the last rank to keep and how many of its tokens, and what remains of each chunk.
+// Grid: one chunk of the vocabulary per workgroup; each one finds the rank.
 //!include shared/odds.wgsl
 //!include shared/reach.wgsl
 
@@ -8,7 +7,7 @@
 @group(1) @binding(1) var<storage, read_write> bins: array<u32>;
 @group(1) @binding(2) var<storage, read_write> parts: array<u32>;
 
-// The least number of tokens of this weight that reach a mass, at most 2^18.
+// The least number of tokens of this weight that reach a mass; at most 2^18.
 fn tokens_for(mass: vec2<u32>, weight: u32) -> u32 {
     var fewer = 0u;
     for (var bit = 1u << 17u; bit > 0u; bit = bit / 2u) {
@@ -24,7 +23,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var cut = RANK_END;
     var keep = 0u;
     if ((params.top_k | params.top_p) != 0u) {
-        // Top-p ends where top-k does, or before.
+        // Top-p ends where top-k does, or earlier.
         let by_mass = params.top_p != 0u;
         let at = select(K_AT, P_AT, by_mass);
         let counts = select(FINE_K, FINE_P, by_mass);
@@ -56,7 +55,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (rank < cut) {
                 mass = plus(mass, vec2<u32>(weight_of(rank), 0u));
             }
-            // A chunk's mass is below 2^42: the tokens at the cut are counted above it.
+            // A chunk's mass is below 2^42, so the tokens at the cut are counted in the bits above
+            // it.
             if (rank == cut) {
                 mass.y += 1u << 16u;
             }

@@ -1,6 +1,6 @@
-// Sampling, the last pass: the token at which the kept weights, summed by rising
-// token id, pass a random number of the seed and the count of draws. No token, if a
-// logit is not finite.
+// Sampling, the last pass: finds the token at which the kept weights, summed in order of token id,
+// pass a random number that depends on the seed and the count of draws. Chooses no token if a logit
+// is not finite.
 // Grid: one workgroup.
 //!include shared/odds.wgsl
 //!include shared/reach.wgsl
@@ -14,7 +14,7 @@
 @group(1) @binding(5) var<storage, read_write> tokens: array<u32>;
 @group(1) @binding(6) var<storage, read_write> chosen: array<u32>;
 
-// The draw's random bits, and the tokens at the cut that the found chunk keeps.
+// The draw's random bits, and how many tokens at the cut the found chunk keeps.
 var<workgroup> bits: vec2<u32>;
 var<workgroup> chunk_keep: u32;
 var<workgroup> non_finite: atomic<u32>;

@@ -1,5 +1,5 @@
-// Sampling without chance, the last pass: the highest of the chunks' highest keys,
-// of equals the lowest token. None, if a logit is not finite.
+// Greedy sampling, the last pass: the highest of the chunks' highest keys; among equals, the lowest
+// token. Chooses no token if a logit is not finite.
 // Grid: one workgroup.
 //!include shared/odds.wgsl
 //!include shared/highest.wgsl

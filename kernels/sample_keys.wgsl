@@ -1,6 +1,7 @@
-// Sampling, the first pass: each logit's key, those of recent tokens penalised, the
-// highest of each chunk, and whether all of its logits are finite. Clears the histograms for the passes that follow.
-// Grid: one chunk of the vocabulary a workgroup.
+// Sampling, the first pass: each logit's key, with recent tokens penalised; the highest key of each
+// chunk; and whether all of its logits are finite. Clears the histograms for the passes that
+// follow.
+// Grid: one chunk of the vocabulary per workgroup.
 //!include shared/odds.wgsl
 //!include shared/highest.wgsl
 
@@ -10,14 +11,15 @@
 @group(1) @binding(3) var<storage, read_write> bins: array<u32>;
 @group(1) @binding(4) var<storage, read_write> parts: array<u32>;
 
-// A bit for each recent token of the chunk: one that comes twice is penalised once.
+// A bit for each token of the chunk that is recent. A token that occurs twice is penalised once.
 var<workgroup> recent: array<atomic<u32>, 32>;
 var<workgroup> non_finite: atomic<u32>;
 
-// An f32's exponent bits: all ones where it is infinite or not a number.
+// An f32's exponent bits, which are all ones if it is infinite or NaN.
 const INFINITY: u32 = 0x7f800000u;
 
-// The product of two f32s, the second positive, rounded as IEEE 754 has it: to nearest, ties to even.
+// The product of two f32s, of which the second is positive, rounded by IEEE 754: to nearest, ties
+// to even.
 fn times_f32(bits: u32, factor: u32) -> u32 {
     let a = bits & 0x7fffffffu;
     let sign = bits & 0x80000000u;
@@ -33,19 +35,19 @@ fn times_f32(bits: u32, factor: u32) -> u32 {
     let a_digits = select((a & 0x7fffffu) | 0x800000u, a << a_shift, a < 0x800000u);
     let b_digits = select((factor & 0x7fffffu) | 0x800000u, factor << b_shift, factor < 0x800000u);
     var exponent = i32(max(a >> 23u, 1u) + max(factor >> 23u, 1u)) - i32(a_shift + b_shift) - 127;
-    // Between 2^46 and 2^48; made to begin at 2^47.
+    // Between 2^46 and 2^48; normalised to start at 2^47.
     var full = product(a_digits, b_digits);
     if (full.y >= 0x8000u) {
         exponent += 1;
     } else {
         full = plus(full, full);
     }
-    // The upper 32 of its 48 bits; what is lost stays as the last one.
+    // The upper 32 of its 48 bits. If a lost bit is set, so is the last bit.
     let upper = (full.y << 16u) | (full.x >> 16u) | select(0u, 1u, (full.x & 0xffffu) != 0u);
     if (exponent >= 255) {
         return sign | 0x7f800000u;
     }
-    // 24 bits stay, fewer of a subnormal.
+    // 24 bits are kept, fewer for a subnormal.
     let drop = u32(8 + max(1 - exponent, 0));
     if (drop > 32u) {
         return sign;
@@ -56,7 +58,7 @@ fn times_f32(bits: u32, factor: u32) -> u32 {
     if (rest > half || (rest == half && (digits & 1u) == 1u)) {
         digits += 1u;
     }
-    // The leading one counts up the exponent, as does a carry, up to infinity.
+    // The leading one increments the exponent, and so does a carry, up to infinity.
     return sign | ((u32(max(exponent, 1) - 1) << 23u) + digits);
 }
 
@@ -93,7 +95,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
                 atomicStore(&non_finite, 1u);
             }
             if ((atomicLoad(&recent[place / 32u]) & (1u << (place % 32u))) != 0u) {
-                // Not a number is neither, and stays so.
+                // NaN is neither, and stays NaN.
                 bits = times_f32(bits, select(params.penalty, params.penalty_inverse, bits < 0x80000000u));
             }
             let key = key_of(bits);

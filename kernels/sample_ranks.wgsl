@@ -1,6 +1,6 @@
-// Sampling, the second pass: how far each token lies below the likeliest, and how
-// many tokens, or how much weight, each coarse bin of ranks holds.
-// Grid: one chunk of the vocabulary a workgroup.
+// Sampling, the second pass: how far each token is below the likeliest, and how many tokens or how
+// much weight each coarse bin of ranks holds.
+// Grid: one chunk of the vocabulary per workgroup.
 //!include shared/odds.wgsl
 //!include shared/highest.wgsl
 //!include shared/weigh.wgsl

@@ -1,6 +1,6 @@
-// Sampling: the coarse bin in which the last of the top_k likeliest lies; its ranks
-// are counted one by one.
-// Grid: one chunk of the vocabulary a workgroup; each of them finds the bin.
+// Sampling: finds the coarse bin that contains the last of the top_k likeliest tokens, and counts
+// its ranks one by one.
+// Grid: one chunk of the vocabulary per workgroup; each one finds the bin.
 //!include shared/odds.wgsl
 //!include shared/reach.wgsl
 //!include shared/weigh.wgsl
@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (rank >> FINE_BITS == bin) {
                 atomicAdd(&bins[FINE_K + rank % FINE], 1u);
             }
-            // The weights that top-p will look at: those to the bin's end.
+            // The weights that top-p will need: those up to the end of the bin.
             if (params.top_p != 0u && rank < RANK_END && rank >> FINE_BITS <= bin) {
                 weigh(rank);
             }

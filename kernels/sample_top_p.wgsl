@@ -1,13 +1,13 @@
-// Sampling: the coarse bin in which the likeliest tokens reach top_p of the weight
-// that top-k left; its ranks are counted one by one.
-// Grid: one chunk of the vocabulary a workgroup; each of them finds the bin.
+// Sampling: finds the coarse bin in which the likeliest tokens reach top_p of the weight that top-k
+// kept, and counts its ranks one by one.
+// Grid: one chunk of the vocabulary per workgroup; each one finds the bin.
 //!include shared/odds.wgsl
 //!include shared/reach.wgsl
 
 @group(1) @binding(0) var<storage, read> ranks: array<u32>;
 @group(1) @binding(1) var<storage, read_write> bins: array<atomic<u32>>;
 
-// The least mass that top_p asks of a total: its share, rounded up.
+// The least mass that top_p requires of a total: its share, rounded up.
 fn enough(total: vec2<u32>) -> vec2<u32> {
     let low = product(total.x, params.top_p);
     let share = plus(product(total.y, params.top_p), vec2<u32>(low.y, 0u));
@@ -16,7 +16,7 @@ fn enough(total: vec2<u32>) -> vec2<u32> {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    // The bin where top-k ends; of it only the first `need` tokens have stayed.
+    // The bin in which top-k ends. Only its first `need` tokens are kept.
     var end = NEVER;
     var need = 0u;
     if (params.top_k != 0u) {

@@ -18,7 +18,8 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 
 //!section pieces
 fn item_q4_1(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
-    // Blocks of 32: as many a row as pieces; a piece meets both of its pair.
+    // Blocks of 32: a row has as many blocks as pieces. A piece contains weights of both blocks of
+    // its pair.
     let at = row * m.row_blocks + i;
     let w = weights[m.base + at];
     let p = halves(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, a);

@@ -1,5 +1,5 @@
-// Q5_K: planes of nibbles (32 words a block), fifth bits (8 words) and
-// d, dmin, scales (4 words). A unit is a sub-block. Bits as src/infer/quant/planes.rs says.
+// Q5_K: planes of nibbles (32 words a block), fifth bits (8 words) and d, dmin, scales (4 words). A
+// unit is a sub-block. The order of bits is described in src/infer/quant/planes.rs.
 
 //!section units
 //!include shared/k_scales.wgsl#units

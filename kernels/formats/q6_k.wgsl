@@ -1,6 +1,6 @@
-// Q6_K: planes of nibbles (32 words a block), high pairs of bits (16 words),
-// i8 scales (4 words) and f16 d (half a word). A unit has two scales, one for each
-// 16 weights: w = d * scale * (q - 32). Bits as src/infer/quant/planes.rs says.
+// Q6_K: planes of nibbles (32 words a block), high pairs of bits (16 words), i8 scales (4 words)
+// and f16 d (half a word). A unit has two scales, one for each 16 weights: w = d * scale * (q -
+// 32). The order of bits is described in src/infer/quant/planes.rs.
 
 //!section units
 struct Unit { at: u32, shift: u32, high: u32, first: f32, second: f32 }
@@ -38,7 +38,7 @@ fn item_q6_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
     let second = ((vec4<u32>(bits.y) >> shifts) & three) << vec4<u32>(4u);
     let p = halves((w & NIBBLES) | first, ((w >> vec4<u32>(4u)) & NIBBLES) | second, a);
     let s = vec2<f32>(f32(bitcast<i32>(scales << 24u) >> 24u), f32(bitcast<i32>(scales << 8u) >> 24u));
-    // Quants stand for q - 32.
+    // The weights are q - 32.
     let t = s * (p - 32.0 * a.sums.zw);
     return d * (t.x + t.y);
 }

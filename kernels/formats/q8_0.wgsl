@@ -18,7 +18,7 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 
 //!section pieces
 fn item_q8_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
-    // Blocks of 32: as many a row as pieces.
+    // Blocks of 32: a row has as many blocks as pieces.
     let at = row * m.row_blocks + i;
     let p = halves(weights[m.base + at * 2u], weights[m.base + at * 2u + 1u], a);
     let d = word_at(m.base + m.blocks * 2u, at >> 1u);

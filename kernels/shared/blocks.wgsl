@@ -1,9 +1,11 @@
-// Where positions lie in a cache of blocks (src/infer/kv.rs): the i-th block of the sequence is cache_blocks.at[i], and each
-// is BLOCK_POSITIONS rows. The kernel declares `cache_blocks`, whose list ends with two words that nobody uses.
+// Where positions are in a cache made of blocks (src/infer/kv.rs): the i-th block of the sequence
+// is cache_blocks.at[i], and each block is BLOCK_POSITIONS rows. The kernel declares
+// `cache_blocks`, whose list ends with two unused words.
 
 const BLOCK_POSITIONS: u32 = 64u;
 
-// The blocks of a tile of at most BLOCK_POSITIONS positions: the number of the first in the list, that one and the next.
+// The blocks of a tile of at most BLOCK_POSITIONS positions: the first one's index in the list, the
+// first block and the next one.
 struct Span { number: u32, first: u32, second: u32 }
 
 fn span_at(start: u32) -> Span {

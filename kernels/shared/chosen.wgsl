@@ -1,13 +1,13 @@
-// The end of a choice: where the token goes, and what is remembered of it.
+// The end of a choice: where the token is written, and what is remembered of it.
 
-// For one invocation, if the step was not halted and a logit is not finite: no token is
-// chosen and nothing remembered. Steps that are queued behind it get a valid token.
+// For one invocation to call if the step was not halted and a logit is not finite: no token is
+// chosen and nothing is remembered. Steps that are queued behind it get a valid token.
 fn refuse() {
     tokens[0] = 0u;
     chosen[0] = NEVER;
 }
 
-// For one invocation, if the step was not halted.
+// For one invocation to call if the step was not halted.
 fn accept(token: u32) {
     tokens[0] = token;
     chosen[0] = token;

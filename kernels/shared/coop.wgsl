@@ -1,18 +1,17 @@
-// A tile of SIDE rows of weights by TOKENS rows of halved activations on cooperative
-// matrices, 32 columns at a time: f16 products, f32 sums. Eight subgroups; each sums two
-// stripes of BLOCK rows (`low` ones in the tile's first half, `high` ones in its second) by
-// COUNT * BLOCK tokens. While one step's columns are multiplied the next ones are fetched.
-// The kernel gives `units()` and `emit(row, token, low, high)`, which gets the sums of row
-// `row` and of the row HALF further.
+// A tile of SIDE rows of weights by TOKENS rows of f16 activations on cooperative matrices, 32
+// columns at a time: f16 products, f32 sums. There are eight subgroups; each sums two stripes of
+// BLOCK rows (`low` in the tile's first half, `high` in its second) by COUNT * BLOCK tokens. While
+// some columns are multiplied, the next ones are fetched. The kernel defines `units()` and
+// `emit(row, token, low, high)`, which receives the sums of row `row` and of row `row + HALF`.
 
 const SIDE: u32 = 8u * BLOCK;
 const HALF: u32 = 4u * BLOCK;
 const TOKENS: u32 = 2u * COUNT * BLOCK;
 const THREADS: u32 = 8u * LANES;
-// Invocations that share the fetching of a row's 32 columns, and quads that each fetches.
+// Invocations that fetch the 32 columns of a row together, and the quads that each fetches.
 const PARTS: u32 = THREADS / SIDE;
 const QUADS: u32 = 8u / PARTS;
-// vec4s from a row to the next: 8 of them hold columns, the others keep rows in different banks.
+// vec4s from one row to the next: 8 hold columns, the others keep rows in different banks.
 const STRIDE: u32 = 10u;
 const W_STAGE: u32 = SIDE * STRIDE;
 const X_STAGE: u32 = TOKENS * STRIDE;
@@ -23,8 +22,8 @@ var<workgroup> coop_x: array<vec4<f16>, 2u * X_STAGE>;
 // A block of sums for each subgroup, [token][row].
 var<workgroup> coop_out: array<f32, 8u * BLOCK * BLOCK>;
 
-// The row of the tile that this invocation fetches: of weights, and if it is below TOKENS of
-// activations.
+// The row of the tile that this invocation fetches: a row of weights, and if it is below TOKENS
+// also a row of activations.
 fn fetched(local: u32) -> u32 {
     return local / PARTS;
 }
@@ -50,8 +49,8 @@ fn finish(low: Outputs, high: Outputs, local: u32, block: u32) {
     workgroupBarrier();
 }
 
-// `row` of `m` and the activations from vec4 `x_at` are this invocation's to fetch.
-// Must be reached by the whole workgroup.
+// This invocation fetches `row` of `m` and the activations from vec4 `x_at` on. Must be reached by
+// the whole workgroup.
 fn coop_tile(m: Matrix, row: u32, x_at: u32, local: u32) {
     var low0: Outputs; var low1: Outputs; var low2: Outputs; var low3: Outputs;
     var high0: Outputs; var high1: Outputs; var high2: Outputs; var high3: Outputs;
@@ -76,7 +75,7 @@ fn coop_tile(m: Matrix, row: u32, x_at: u32, local: u32) {
         let x_now = (unit % 2u) * X_STAGE + b_at;
         let w_next = (1u - unit % 2u) * W_STAGE + to;
         let x_next = (1u - unit % 2u) * X_STAGE + to;
-        // Past the last columns those are fetched again, and not used.
+        // Past the last columns, they are fetched again and not used.
         let next = min(unit + 1u, count - 1u);
         let u = unit_at(m, row, next);
         let ahead = x_at + next * 8u + first;

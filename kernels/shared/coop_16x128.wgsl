@@ -1,4 +1,4 @@
-// Cooperative matrices of 16 x 16 by subgroups of 32; tiles of 128 tokens.
+// Cooperative matrices of 16 x 16 with subgroups of 32; tiles of 128 tokens.
 const BLOCK: u32 = 16u;
 const LANES: u32 = 32u;
 // Blocks of tokens of one subgroup (shared/coop.wgsl).

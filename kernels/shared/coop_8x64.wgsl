@@ -1,4 +1,4 @@
-// Cooperative matrices of 8 x 8 by subgroups of 8, as software adapters have them; tiles of 64 tokens.
+// Cooperative matrices of 8 x 8 with subgroups of 8, for software adapters; tiles of 64 tokens.
 const BLOCK: u32 = 8u;
 const LANES: u32 = 8u;
 // Blocks of tokens of one subgroup (shared/coop.wgsl).

@@ -1,4 +1,4 @@
-// One row in both forms: decode_pack, decode_unpack.
+// The parameters of decode_pack and decode_unpack, which convert one row.
 struct Params {
     cols: u32,
     // Pieces of the packed vector.

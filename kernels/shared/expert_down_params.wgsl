@@ -1,6 +1,6 @@
-// The parameters of the forms of an expert's second half.
+// The parameters of the variants of an expert's second half.
 struct Params {
-    // The base is words within a slot.
+    // The base is in words within a slot.
     down: Matrix,
     rows: u32,
     top_k: u32,

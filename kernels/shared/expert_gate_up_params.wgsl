@@ -1,6 +1,6 @@
-// The parameters of the forms of an expert's first half.
+// The parameters of the variants of an expert's first half.
 struct Params {
-    // Bases are words within a slot.
+    // Bases are in words within a slot.
     gate: Matrix,
     up: Matrix,
     rows: u32,

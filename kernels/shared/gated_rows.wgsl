@@ -1,12 +1,12 @@
-// act(gate . x) * (up . x) of 16 rows by a workgroup of eight teams, two rows a team, and
-// packed for the product that follows.
+// act(gate . x) * (up . x) of 16 rows, computed by a workgroup of eight teams with two rows each,
+// and packed for the product that follows.
 //!include shared/pack.wgsl
 //!include shared/activation.wgsl
 
 var<workgroup> outs: array<vec4<f32>, 4>;
 
-// Rows 16 t .. 16 t + 16 of `rows`, zero past the last; packed at vec4 `at`, where a vector
-// has `pieces` pieces. Must be reached by the whole workgroup.
+// Rows 16 t .. 16 t + 16 of `rows`, with zeros past the last, packed into the vector of `pieces`
+// pieces at vec4 `at`. Must be reached by the whole workgroup.
 fn gated_rows(gate: Pieces, up: Pieces, rows: u32, activation: u32, t: u32, at: u32, pieces: u32, local: u32) {
     let place = local / 32u;
     let row = 16u * t + place;

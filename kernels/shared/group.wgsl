@@ -1,5 +1,5 @@
-// How a row is summed: the 64 invocations of a workgroup share it and add up
-// in workgroup memory. Same names as lane.wgsl.
+// How a row is summed: by the 64 invocations of a workgroup together, in workgroup memory. Same
+// names as in lane.wgsl.
 
 // Invocations that share one row.
 const LANES: u32 = 64u;

@@ -1,5 +1,5 @@
-// The highest key that the 256 invocations of a workgroup hold, and its token; of
-// equals the lowest.
+// The highest key of the 256 invocations of a workgroup, and its token; among equals, the lowest
+// token.
 
 var<workgroup> lane_keys: array<u32, 256>;
 var<workgroup> lane_tokens: array<u32, 256>;

@@ -1,4 +1,4 @@
-// Elements are replaced where they are. Same names as split.wgsl.
+// Elements are replaced in place. Same names as in split.wgsl.
 @group(1) @binding(0) var<storage, read_write> result: array<f32>;
 @group(1) @binding(1) var<storage, read> other: array<f32>;
 

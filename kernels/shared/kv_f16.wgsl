@@ -1,4 +1,5 @@
-// A KV cache of f16 in pairs, the lower element in a word's low bits. Same names as kv_f32.wgsl.
+// An f16 KV cache in pairs, with the lower element in a word's low bits. Same names as in
+// kv_f32.wgsl.
 @group(1) @binding(1) var<storage, read> keys: array<vec2<u32>>;
 @group(1) @binding(2) var<storage, read> values: array<u32>;
 

@@ -1,4 +1,4 @@
-// A KV cache of f32, read four elements (keys) or one (values) at a time.
+// An f32 KV cache, read four elements (keys) or one element (values) at a time.
 @group(1) @binding(1) var<storage, read> keys: array<vec4<f32>>;
 @group(1) @binding(2) var<storage, read> values: array<f32>;
 

@@ -1,4 +1,4 @@
-// A KV cache of f32, two elements at a time. Same names as kv_f16_write.wgsl.
+// An f32 KV cache, written two elements at a time. Same names as in kv_f16_write.wgsl.
 @group(1) @binding(2) var<storage, read_write> keys: array<vec2<f32>>;
 @group(1) @binding(3) var<storage, read_write> values: array<vec2<f32>>;
 

@@ -1,5 +1,5 @@
-// How a row is summed: one invocation does the whole row, without a barrier.
-// Best where barriers are dear (software adapters). Same names as group.wgsl.
+// How a row is summed: by one invocation, without barriers. Best where barriers are slow (software
+// adapters). Same names as in group.wgsl.
 
 // Invocations that share one row.
 const LANES: u32 = 1u;

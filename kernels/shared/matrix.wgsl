@@ -1,8 +1,7 @@
-// A weight matrix as repacked for the device (src/infer/quant/planes.rs): planes
-// of u32 words in `weights`, one after the other, each with its share of every
-// block. All formats speak of units: 32 consecutive weights of a row.
-// A format file gives `Unit`, `unit_at(matrix, row, unit)` and
-// `quad(unit, i)`: weights 4i .. 4i+4 of the unit, i < 8.
+// A weight matrix repacked for the device (src/infer/quant/planes.rs): planes of u32 words in
+// `weights`, one after the other, each with its part of every block. All formats are read in units
+// of 32 consecutive weights of a row. A format file defines `Unit`, `unit_at(matrix, row, unit)`
+// and `quad(unit, i)`, which returns weights 4i .. 4i+4 of the unit, for i < 8.
 
 struct Matrix {
     // The first plane's first word.
@@ -15,8 +14,8 @@ struct Matrix {
     units: u32,
 }
 
-// An f16 from the low 16 bits, exactly: subnormals are kept, as the scales of
-// fine-grained formats need. Not for infinities.
+// Unpacks an f16 from the low 16 bits, exactly: subnormals are kept, because the scales of
+// fine-grained formats need them. Not for infinities.
 fn half_bits(bits: u32) -> f32 {
     let exponent = (bits >> 10u) & 31u;
     let normal = bitcast<f32>(((bits & 0x7fffu) << 13u) + 0x38000000u);

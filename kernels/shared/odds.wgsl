@@ -1,9 +1,9 @@
-// The arithmetic of sampling, in integers alone: src/infer/odds.rs says what keys,
-// ranks and weights are, and comes to the same bits. Logits are read as bit patterns.
+// The arithmetic of sampling, in integers only. src/infer/odds.rs explains keys, ranks and weights,
+// and computes the same bits. Logits are read as bit patterns.
 //!include shared/wide.wgsl
 //!include shared/sample_params.wgsl
 
-// Tokens that one workgroup looks after.
+// Tokens that one workgroup handles.
 const CHUNK: u32 = 1024u;
 const FLOOR: u32 = 0x007fffffu;
 const INFINITE: u32 = 0xff800000u;
@@ -13,27 +13,27 @@ const FINE_BITS: u32 = 10u;
 const FINE: u32 = 1024u;
 const COARSE: u32 = 2048u;
 
-// Histograms of ranks, and what was found in them, in words of one buffer.
+// Offsets of the histograms of ranks, and of what was found in them, in words of one buffer.
 const COUNTS: u32 = 0u;
 const MASS_LOW: u32 = 2048u;
 const MASS_HIGH: u32 = 4096u;
 const FINE_K: u32 = 6144u;
 const FINE_P: u32 = 7168u;
-// The bin in which top-k and top-p end, and what is needed of it (low, high).
+// The bin in which top-k or top-p ends, and what is needed of it (low, high).
 const K_AT: u32 = 8192u;
 const P_AT: u32 = 8196u;
-// The last rank that stays, and how many of its tokens.
+// The last rank to keep, and how many of its tokens.
 const CUT_AT: u32 = 8200u;
 const BIN_WORDS: u32 = 8208u;
 
-// Words of a chunk's part: first its highest key and that token, then its
-// tokens at the cut and the weight of those above it (low, high). The last word
-// stays: 1 if a logit of the chunk is infinite or not a number.
+// Words of a chunk's part: at first its highest key and that token; later its number of tokens at
+// the cut and the weight of those above it (low, high). The last word does not change: 1 if a logit
+// of the chunk is infinite or NaN.
 const PART: u32 = 4u;
 const NON_FINITE: u32 = 3u;
 
-// What is remembered from token to token: draws made (low, high), tokens
-// accepted, then a ring of the last `window` of them.
+// Offsets of what is remembered from token to token: the number of draws (low, high), the number of
+// accepted tokens, then a ring of the last `window` of them.
 const DRAWS: u32 = 0u;
 const ACCEPTED: u32 = 2u;
 const RING: u32 = 4u;

@@ -1,12 +1,12 @@
-// Activations for shared/pieces.wgsl. A vector of `pieces` pieces (64 elements a
-// pair) is 13 vec4s a piece: high bytes of the first sixteens, of the second; low bytes likewise;
-// (scale, scale, sum, sum); and the elements as they are, in order.
-// An element is scale * (256 * high + low), with both bytes signed. Where one of sixteen is not
-// finite, their scale is not a number, and neither is what comes of them.
+// Packs activations for shared/pieces.wgsl. A vector of `pieces` pieces (a pair of pieces is 64
+// elements) has 13 vec4s per piece: the high bytes of the first sixteens, then of the second; the
+// low bytes likewise; (scale, scale, sum, sum); and the unchanged elements, in order. A rounded
+// element is scale * (256 * high + low), where both bytes are signed. If one of sixteen elements is
+// not finite, their scale is NaN, and so is every result.
 
 const NOT_A_NUMBER: u32 = 0x7fc00000u;
 
-// Whether an element is infinite or not a number.
+// Whether an element is infinite or NaN.
 fn non_finite(v: vec4<f32>) -> bool {
     return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
 }
@@ -16,7 +16,7 @@ fn non_finite(v: vec4<f32>) -> bool {
 fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
     let a = max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3])));
     let most = max(max(a.x, a.y), max(a.z, a.w));
-    // Below this the reciprocal is not finite; such a group is as good as zero.
+    // Below this the reciprocal is not finite; such a group counts as zero.
     let tiny = most < 1e-32;
     let bad = non_finite(v[0]) || non_finite(v[1]) || non_finite(v[2]) || non_finite(v[3]);
     let inverse = select(32512.0 / most, 0.0, tiny);

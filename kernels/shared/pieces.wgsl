@@ -1,10 +1,10 @@
-// A weight matrix as one token meets it: rows of pieces (src/infer/quant/planes.rs),
-// taken as vec4s from `weights`, times activations packed by shared/pack.wgsl.
+// A weight matrix for products with one token: rows of pieces (src/infer/quant/planes.rs), read as
+// vec4s from `weights`, times activations packed by shared/pack.wgsl.
 //
-// The product of quants is taken in whole numbers: an activation is 16 bits, two
-// bytes that meet the quants in `dot4I8Packed`. It is exact but for the
-// activations' rounding, 1 / 65,024 of the largest of each 16.
-// Plain formats meet the activations as f32.
+// Products with quants are computed in integers: an activation has 16 bits, two bytes that are
+// multiplied with the quants by `dot4I8Packed`. They are exact except for the activations'
+// rounding, 1 / 65,024 of the largest of each 16. Plain formats are multiplied with f32
+// activations.
 
 struct Pieces {
     // The first plane's first vec4.
@@ -17,11 +17,11 @@ struct Pieces {
     format: u32,
 }
 
-// Whether f16s are put together by hand: an adapter may lose subnormals (kernels/halves.wgsl).
+// Whether f16s are unpacked by hand, because an adapter may flush subnormals (kernels/halves.wgsl).
 override by_hand: bool = true;
 
-// An f16 from the low 16 bits, exactly: subnormals are kept, as the scales of
-// fine-grained formats need. Not for infinities.
+// Unpacks an f16 from the low 16 bits, exactly: subnormals are kept, because the scales of
+// fine-grained formats need them. Not for infinities.
 fn half_bits(bits: u32) -> f32 {
     if (!by_hand) {
         return unpack2x16float(bits).x;
@@ -42,9 +42,9 @@ fn half_at(plane: u32, i: u32) -> f32 {
     return half_bits((word_at(plane, i >> 1u) >> (16u * (i & 1u))) & 0xffffu);
 }
 
-// What meets item `i` of a row. Of packed activations: high and low bytes of the first
-// sixteen and of the second; their scales (x, y) and their sums (z, w). Of plain ones:
-// their bits, in `high` and (eight of them) `high2`.
+// The activations for item `i` of a row. For packed activations: high and low bytes of the first
+// sixteen and of the second, their scales (x, y) and their sums (z, w). For plain ones: their bits,
+// in `high` and, if there are eight, `high2`.
 struct Acts { high: vec4<u32>, high2: vec4<u32>, low: vec4<u32>, low2: vec4<u32>, sums: vec4<f32> }
 
 fn dot16(q: vec4<u32>, high: vec4<u32>, low: vec4<u32>) -> f32 {
@@ -63,17 +63,17 @@ fn halves(first: vec4<u32>, second: vec4<u32>, a: Acts) -> vec2<f32> {
 const NIBBLES: vec4<u32> = vec4<u32>(0x0f0f0f0fu);
 const ONES: vec4<u32> = vec4<u32>(0x01010101u);
 
-// The fifth bits of a piece: of its first sixteen, of its second.
+// The fifth bits of a piece's first sixteen, and of its second.
 fn fifths(f: u32) -> array<vec4<u32>, 2> {
     let low = (vec4<u32>(f) >> vec4<u32>(0u, 1u, 2u, 3u)) & ONES;
     let high = (vec4<u32>(f) >> vec4<u32>(4u, 5u, 6u, 7u)) & ONES;
     return array<vec4<u32>, 2>(low << vec4<u32>(4u), high << vec4<u32>(4u));
 }
 
-// A format's file (kernels/formats) gives `item_FORMAT(m, row, i, acts)`: item `i` of the row times
-// what meets it. The build adds `item`, which calls that of the matrix's format, and `width_of`, the
-// weights of an item: 32, or of plain formats a vec4's. Both are constant choices in a kernel made
-// for one format.
+// A format's file (kernels/formats) defines `item_FORMAT(m, row, i, acts)`: item `i` of the row
+// times its activations. The build adds `item`, which calls the function of the matrix's format,
+// and `width_of`, the number of weights of an item: 32, or those of a vec4 for plain formats. Both
+// are constant in a kernel made for one format.
 
 // Items of a row: pieces, or vec4s of plain weights.
 fn items(m: Pieces) -> u32 {
@@ -109,8 +109,8 @@ fn acts(m: Pieces, at: u32, i: u32) -> Acts {
     }
 }
 
-// One invocation's share of row `r` of `m`: items `first`, `first + step` and so on, times
-// the activations at `at`.
+// One invocation's part of row `r` of `m`: items `first`, `first + step` and so on, times the
+// activations at `at`.
 fn one_row(m: Pieces, r: u32, at: u32, first: u32, step: u32) -> f32 {
     var sum = 0.0;
     let end = items(m);
@@ -131,7 +131,7 @@ fn two_rows(m: Pieces, r: u32, s: u32, at: u32, first: u32, step: u32) -> vec2<f
     return sum;
 }
 
-// As `one_row`, for rows `r` and `s` of `m` and of `n`, which is of the same shape and format.
+// As `one_row`, for rows `r` and `s` of `m` and of `n`, which has the same shape and format.
 fn four_rows(m: Pieces, n: Pieces, r: u32, s: u32, at: u32, first: u32, step: u32) -> vec4<f32> {
     var sum = vec4<f32>(0.0);
     let end = items(m);

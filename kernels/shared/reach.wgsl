@@ -1,13 +1,13 @@
-// Running sums over the 256 invocations of a workgroup, and where they reach a
-// target. Must be reached by the whole workgroup.
+// Prefix sums over the 256 invocations of a workgroup, and where they reach a target. Must be
+// called by the whole workgroup.
 
 var<workgroup> lane_sums: array<vec2<u32>, 256>;
-// The first part with which the sum reaches the target, or NEVER, and what is needed of it.
+// The first part with which the sum reaches the target, or NEVER, and how much of it is needed.
 var<workgroup> reached: u32;
 var<workgroup> needed: vec2<u32>;
 
-// The sum of what the invocations before this one hold; all of it is in `lane_sums[255]`
-// until the next scan.
+// The sum of the values of all invocations before this one. The total is in `lane_sums[255]` until
+// the next scan.
 fn scan(mine: vec2<u32>, local: u32) -> vec2<u32> {
     workgroupBarrier();
     lane_sums[local] = mine;
@@ -24,8 +24,8 @@ fn scan(mine: vec2<u32>, local: u32) -> vec2<u32> {
     return minus(lane_sums[local], mine);
 }
 
-// Each invocation holds `count` parts, one invocation's after the other's. The target is not 0,
-// and the same everywhere. The answer is in `reached` and `needed`.
+// Each invocation holds `count` consecutive parts. The target is not 0 and the same for all. The
+// answer is in `reached` and `needed`.
 fn reach(parts: ptr<function, array<vec2<u32>, 8>>, count: u32, goal: vec2<u32>, local: u32) {
     var sum = vec2<u32>(0u);
     for (var j = 0u; j < 8u; j++) {

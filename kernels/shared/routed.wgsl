@@ -1,4 +1,5 @@
-// One token's choices as decode_route leaves them: (slot, routing weight), EMPTY if the step is halted.
+// One token's choices as decode_route writes them: (slot, routing weight), with EMPTY if the step
+// is halted.
 const EMPTY: u32 = 0xffffffffu;
 
 // A matrix of the expert whose slot begins at vec4 `at`.

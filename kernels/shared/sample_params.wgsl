@@ -3,15 +3,15 @@
 struct Params {
     vocab: u32,
     greedy: u32,
-    // f32s: what recent logits are multiplied by where positive, and elsewhere.
+    // f32s: the factors for recent tokens' logits that are positive, and for the others.
     penalty_inverse: u32,
     penalty: u32,
-    // Recent tokens that count.
+    // How many recent tokens are penalised.
     window: u32,
-    // Differences are counted in 2^-unit, each scale / 2^35 ranks.
+    // Differences are in units of 2^-unit, each of which is scale / 2^35 ranks.
     unit: i32,
     scale: u32,
-    // 0 means all, for both; top_p in 2^-32.
+    // For both, 0 means all. top_p is in units of 2^-32.
     top_k: u32,
     top_p: u32,
     seed_low: u32,

@@ -1,5 +1,5 @@
-// Where the experts are: slot_table[slots_at + expert] is the slot, within the
-// chunk that is bound as `weights`, or EMPTY if the expert is not in this wave.
+// slot_table[slots_at + expert] is an expert's slot within the chunk that is bound as `weights`, or
+// EMPTY if the expert is not in this wave.
 const EMPTY: u32 = 0xffffffffu;
 
 // The matrix at words `offset` of the slot.

@@ -1,5 +1,5 @@
-// How the positions that one token sees are shared out over workgroups: tiles of 32,
-// the same number of tiles to each split. The host counts workgroups the same way
+// How the positions that one token sees are divided among workgroups: in tiles of 32, with the same
+// number of tiles in each split. The host counts workgroups in the same way
 // (src/infer/gpu/dispatch.rs).
 
 const TILE: u32 = 32u;

@@ -1,4 +1,4 @@
-// Teams of 32 invocations that add up in workgroup memory. Same names as team_subgroup.wgsl.
+// Teams of 32 invocations that sum in workgroup memory. Same names as in team_subgroup.wgsl.
 
 var<workgroup> team_sums: array<f32, 256>;
 
@@ -17,7 +17,7 @@ fn sum32(value: f32, local: u32) -> f32 {
     return total;
 }
 
-// The team's greatest, likewise.
+// The team's maximum, likewise.
 fn max32(value: f32, local: u32) -> f32 {
     team_sums[local] = value;
     workgroupBarrier();

@@ -1,4 +1,4 @@
-// Teams of 32 invocations that add up by shuffles. Subgroups must hold at least 32.
+// Teams of 32 invocations that sum by shuffles. Subgroups must have at least 32 invocations.
 //!needs subgroups
 
 // The team's total, in each of its invocations. Must be reached by the whole workgroup.
@@ -12,7 +12,7 @@ fn sum32(value: f32, local: u32) -> f32 {
     return sum;
 }
 
-// The team's greatest, likewise.
+// The team's maximum, likewise.
 fn max32(value: f32, local: u32) -> f32 {
     var most = value;
     most = max(most, subgroupShuffleXor(most, 16u));

@@ -1,8 +1,8 @@
-// 64 rows of weights by 64 rows of activations, 32 columns at a time: a workgroup of 64
-// unpacks each weight once for all its tokens. Each invocation fetches one row of both and
-// sums an 8 by 8 part: its `low` rows are 4 * (local % 8) .. + 4 and its `high` ones 32
-// further; its tokens are 4 * (local / 8) .. + 4 and those 32 further.
-// Sums run over the columns in order, whatever shares the tile. The kernel gives `units()`.
+// 64 rows of weights by 64 rows of activations, 32 columns at a time: a workgroup of 64 unpacks
+// each weight once for all its tokens. Each invocation fetches one row of both and sums an 8 by 8
+// part: its `low` rows are 4 * (local % 8) .. + 4, its `high` rows are 32 further; its tokens are 4
+// * (local / 8) .. + 4 and those 32 further. Sums run over the columns in order, whatever else is
+// in the tile. The kernel defines `units()`.
 
 const TILE: u32 = 64u;
 
@@ -13,17 +13,18 @@ var<workgroup> tile_x: array<vec4<f32>, 512>;
 // By token of this invocation: four rows each.
 struct Sums { low: array<vec4<f32>, 8>, high: array<vec4<f32>, 8> }
 
-// The token of the tile whose sums are at `i`, and the first of its low rows.
+// The token of the tile whose sums are at index `i`.
 fn token_of(local: u32, i: u32) -> u32 {
     return (local / 8u) * 4u + (i % 4u) + (i / 4u) * 32u;
 }
 
+// The first of its low rows.
 fn low_row(local: u32) -> u32 {
     return (local % 8u) * 4u;
 }
 
-// `row` of `m` and the activations from vec4 `x_at` are this invocation's to fetch.
-// Must be reached by the whole workgroup.
+// This invocation fetches `row` of `m` and the activations from vec4 `x_at` on. Must be reached by
+// the whole workgroup.
 fn tile_sums(m: Matrix, row: u32, x_at: u32, local: u32) -> Sums {
     var a0 = vec4<f32>(); var a1 = vec4<f32>(); var a2 = vec4<f32>(); var a3 = vec4<f32>();
     var a4 = vec4<f32>(); var a5 = vec4<f32>(); var a6 = vec4<f32>(); var a7 = vec4<f32>();

@@ -1,4 +1,4 @@
-// Unsigned numbers of 64 bits, which WGSL lacks: (low, high).
+// Unsigned 64-bit numbers, which WGSL lacks, as (low, high).
 
 fn plus(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
     let low = a.x + b.x;

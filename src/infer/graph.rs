@@ -91,9 +91,9 @@ impl WeightRole {
     }
 }
 
-/// Rotary position embedding of the "rotate half" form: pair `i` of a head is `(x[i], x[i +
-/// rotary_dim / 2])`, rotated by `position * inv_freq[i]` and scaled by `attention_factor`.
-/// Elements past `rotary_dim` pass through.
+/// Rotary position embedding of the "rotate half" form: pair `i` of a head is
+/// `(x[i], x[i + rotary_dim / 2])`, rotated by `position * inv_freq[i]` and scaled by
+/// `attention_factor`. Elements past `rotary_dim` pass through.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// `rotary_dim / 2` inverse frequencies, scaling already applied.

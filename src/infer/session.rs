@@ -39,8 +39,8 @@ impl Session {
         &self.engine
     }
 
-    /// Runs 1..=batch tokens at the current position and returns the requested logits, `[rows,
-    /// vocab]`.
+    /// Runs 1..=batch tokens at the current position and returns the requested logits,
+    /// `[rows, vocab]`.
     pub fn step(&mut self, tokens: &[u32], logits: LogitRows) -> Result<Vec<f32>, SessionError> {
         let rows = Rows { sequence: &mut self.sequence, tokens, logits };
         Ok(self.engine.step(&mut [rows])?.pop().unwrap_or_default())

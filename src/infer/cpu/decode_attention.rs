@@ -158,8 +158,8 @@ impl Attention {
 }
 
 /// `qkv` is the token's queries, keys and values (`[heads + 2 kv_heads, head_dim]`) as the products
-/// wrote them. `rotations` are the position's (cos, sin), `[pairs]`. `partial` is `[heads, splits,
-/// head_dim + 4]`. Returns how many elements were clamped in the caches.
+/// wrote them. `rotations` are the position's (cos, sin), `[pairs]`. `partial` is
+/// `[heads, splits, head_dim + 4]`. Returns how many elements were clamped in the caches.
 pub fn decode_attention(
     params: &Attention,
     position: usize,

@@ -242,8 +242,8 @@ impl Builder {
     /// Router, choice of experts, and experts.
     ///
     /// Each expert's matrices are separate tensors, or slices of the two tensors in which
-    /// Transformers 5 stacks a layer's experts: `mlp.experts.gate_up_proj` `[experts, 2 ff,
-    /// hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
+    /// Transformers 5 stacks a layer's experts: `mlp.experts.gate_up_proj`
+    /// `[experts, 2 ff, hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
     pub fn experts(&mut self, x: Buf, of: &Experts) -> Buf {
         let &Experts { module, experts, top_k, ff, activation, scoring, .. } = of;
         let hidden = self.graph.width(x);

@@ -227,8 +227,8 @@ impl<'a> Config<'a> {
     }
 }
 
-/// The value of `head_dim` if the key is absent. (If it is `null`, the value is always `hidden /
-/// heads`.)
+/// The value of `head_dim` if the key is absent. (If it is `null`, the value is always
+/// `hidden / heads`.)
 #[derive(Debug, Clone, Copy)]
 pub enum HeadDim {
     Divided,

@@ -1,9 +1,9 @@
-//! The forms of a product for many tokens, beside those for one: a weight is unpacked
-//! once for a whole tile of tokens. Both are in the plan; a step's number of rows says
-//! which runs. A sum never depends on what shares its tile.
+//! The variants of a product for many tokens, beside those for one: a weight is unpacked once for a
+//! whole tile of tokens. Both are in the plan, and a step's number of rows decides which one runs.
+//! A sum never depends on what else is in its tile.
 //!
-//! Quantised weights go through cooperative matrices where the adapter has them. Plain
-//! ones do not: half precision activations would cost them more than their own rounding.
+//! Quantised weights use cooperative matrices if the adapter has them. Plain weights do not,
+//! because half-precision activations would add more error than their own rounding.
 
 use super::buffers::{PAIR_TILE, stride};
 use super::cooperative::Cooperative;
@@ -19,14 +19,14 @@ use doppler_store::DType;
 const TILE: u32 = 64;
 /// expert_group.wgsl
 const EXPERTS_MAX: usize = 1024;
-/// From how many rows on cooperative matrices are worth their empty part.
+/// The least number of rows at which cooperative matrices pay although part of them is empty.
 const COOPERATIVE_MIN: u32 = 16;
-/// Tiles of 128 tokens are better than of 64, if there are so many of them that they occupy
-/// the largest devices (two for each of 132 multiprocessors).
+/// Tiles of 128 tokens are better than tiles of 64 if there are enough of them to occupy the
+/// largest devices (two for each of 132 multiprocessors).
 const WIDE_TILES_MIN: u32 = 264;
 
-/// From how many rows on an f32 tile is worth its empty part. On a software adapter one row
-/// at a time costs what a whole tile does from about 20 rows on.
+/// The least number of rows at which an f32 tile pays although part of it is empty. On a software
+/// adapter, about 20 single rows cost as much as a whole tile.
 const fn tiled_min(reduction: Reduction) -> u32 {
     match reduction {
         Reduction::Lane => 24,
@@ -34,7 +34,7 @@ const fn tiled_min(reduction: Reduction) -> u32 {
     }
 }
 
-/// Queries of one workgroup, and the widest head it holds (attention_tile.wgsl).
+/// Queries of one workgroup, and the widest head that fits (attention_tile.wgsl).
 const QUERIES: u32 = 32;
 const TILED_HEAD_DIM_MAX: u32 = 128;
 
@@ -62,16 +62,16 @@ pub(super) struct ExpertProducts<'a> {
 }
 
 impl Lower<'_> {
-    /// The cooperative matrices for weights of this format, if any.
+    /// The cooperative matrices to use for weights of this format, if any.
     fn cooperative_for(&self, dtype: DType) -> Option<Cooperative> {
         self.cooperative.filter(|_| dtype.is_quantised())
     }
 
-    /// The form for many rows, and from how many on it runs.
+    /// The variant for many rows, and the least number of rows at which it runs.
     pub fn linear_batch(&mut self, product: &LinearBatch) -> Result<(Vec<Recipe>, u32)> {
         let LinearBatch { dtype, params, x, weights, bias, result, rows } = *product;
         let format = dtype.file_name();
-        // Row ranges of logits begin at any row, and the halved rows are the step's.
+        // Row ranges of logits can begin at any row, but the halved rows are those of the step.
         let cooperative = self.cooperative_for(dtype).filter(|_| rows == Rows::Tokens);
         let Some(kind) = cooperative else {
             let from = tiled_min(self.reduction);
@@ -104,14 +104,15 @@ impl Lower<'_> {
         Ok((dispatches, COOPERATIVE_MIN))
     }
 
-    /// Brings `per_token` rows of each token into `halves`.
+    /// Converts `per_token` rows of each token into `halves`.
     fn halve(&mut self, source: Place, width: usize, per_token: u32) -> Result<Recipe> {
         let params = params::Halve { stride: word(stride(width) / 4)?, per_token };
         let storage = [source, Place::Halves, Place::Scales];
         Ok(recipe("halve", &params, &storage, Rows::Tokens, (per_token as usize, 1)))
     }
 
-    /// Attention for many tokens, and from how many on it runs; `None` if a head is too wide.
+    /// Attention for many tokens, and the least number of tokens at which it runs. `None` if a head
+    /// is too wide.
     pub fn attention_batch(
         &mut self,
         params: &params::Attention,
@@ -131,7 +132,7 @@ impl Lower<'_> {
         if params.head_dim > TILED_HEAD_DIM_MAX {
             return Ok(None);
         }
-        // On a software adapter a whole tile costs what four tokens of the single form do.
+        // On a software adapter a whole tile costs as much as four single tokens.
         let from = match self.reduction {
             Reduction::Lane => 4,
             Reduction::Group => tiled_min(Reduction::Group),
@@ -143,7 +144,8 @@ impl Lower<'_> {
         Ok(Some((tiled, from)))
     }
 
-    /// From how many tokens on a layer's pairs run by expert: enough for each expert.
+    /// The least number of tokens at which a layer's pairs are grouped by expert: enough pairs for
+    /// each expert.
     fn grouped_min(&self, spec: &Moe, cooperative: bool) -> Option<u32> {
         let experts = spec.experts.len();
         let (least, pairs_an_expert) = match self.reduction {
@@ -167,7 +169,8 @@ impl Lower<'_> {
         Ok(Some(group))
     }
 
-    /// The forms of a chunk's experts for many tokens, and from how many on they run.
+    /// The variants of a chunk's experts for many tokens, and the least number of tokens at which
+    /// they run.
     pub fn experts_batch(
         &mut self,
         experts: &ExpertProducts<'_>,

@@ -1,8 +1,8 @@
-//! The activations, caches and tables of one backend: everything whose size
-//! follows from the graph and the capacity, allocated once.
+//! The activations, caches and tables of a backend: everything whose size follows from the graph
+//! and the capacity. Allocated once.
 //!
-//! A row of activations is padded with zeros to whole units of 32 f32, so that
-//! kernels never look at where a row ends. Nothing ever writes the padding.
+//! A row of activations is padded with zeros to whole units of 32 f32, so that kernels need not
+//! check where a row ends. Nothing ever writes the padding.
 
 use wgpu::BufferUsages;
 
@@ -19,14 +19,15 @@ use crate::kv::{self, BLOCK};
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
 
-/// Device memory for one run of rows of a batch's logits, at most (but at least one row).
+/// The most device memory for the rows of logits that are computed at a time (but at least one
+/// row).
 const LOGITS_BYTES_MAX: usize = 16 << 20;
 
 const STORAGE: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 const UNIFORM: BufferUsages = BufferUsages::UNIFORM.union(BufferUsages::COPY_DST);
 
-/// f32s from one row of a buffer of this width to the next.
+/// The stride, in f32, of a buffer of this width.
 pub(super) const fn stride(width: usize) -> usize {
     width.next_multiple_of(UNIT)
 }
@@ -37,8 +38,8 @@ fn logit_rows(graph: &Graph, batch: usize) -> usize {
     (LOGITS_BYTES_MAX / row_bytes).clamp(1, batch.max(1))
 }
 
-/// Words of a buffer whose size follows from the graph and the capacity alone; `None` if they
-/// cannot be counted. Zero for weights, slots and what only cooperative matrices need.
+/// Words of a buffer whose size follows from the graph and the capacity alone. `None` if the number
+/// overflows. Zero for weights, slots and buffers that only cooperative matrices need.
 pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Option<usize> {
     let Capacity { batch, context, .. } = capacity;
     let pairs = |moe: &Moe| batch.checked_mul(moe.top_k);
@@ -57,7 +58,8 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
             };
             words.checked_mul(kv::blocks(context))?.checked_mul(BLOCK)
         }
-        // The count before, two words behind that kernels may read (kernels/shared/blocks.wgsl).
+        // One word before for the count, and two words behind that kernels may read
+        // (kernels/shared/blocks.wgsl).
         Place::BlockTable => Some(kv::blocks(graph.context_max.max(context)) + 3),
         Place::RopeTable(rope) => {
             graph.rope_spec(rope).inv_freq.len().checked_mul(2)?.checked_mul(context)
@@ -83,14 +85,14 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
     }
 }
 
-/// An attention layer's cache, `[blocks, BLOCK, kv_heads * head_dim]` each: f32, or f16 in pairs,
-/// the lower element in a word's low bits.
+/// An attention layer's cache, `[blocks, BLOCK, kv_heads * head_dim]` each: f32, or pairs of f16
+/// with the lower element in a word's low bits.
 pub(super) struct KvCache {
     pub keys: wgpu::Buffer,
     pub values: wgpu::Buffer,
 }
 
-/// (cos, sin) by position and pair. Angles in f32, as the reference implementations have them.
+/// (cos, sin) by position and pair. Angles are in f32, as in the reference implementations.
 fn rope_table(rope: &Rope, context: usize) -> Vec<f32> {
     let mut table = Vec::with_capacity(context * rope.inv_freq.len() * 2);
     for position in 0..context {
@@ -116,20 +118,20 @@ pub(super) struct Buffers {
     pub tokens: wgpu::Buffer,
     activations: Vec<wgpu::Buffer>,
     kv: Vec<KvCache>,
-    /// How many elements the caches clamped, and the blocks of the sequence that steps.
+    /// How many elements were clamped in the caches, and the blocks of the sequence that steps.
     pub blocks: wgpu::Buffer,
     /// (cos, sin) by position and pair.
     ropes: Vec<wgpu::Buffer>,
     pub routing: Vec<Routing>,
-    /// The gated inner activations of each (token, choice) pair; shared by the MoE layers.
+    /// The gated inner activations of each (token, choice) pair. Shared by the MoE layers.
     pub pair_inner: wgpu::Buffer,
     /// The output of each pair's expert.
     pub pair_outputs: wgpu::Buffer,
-    /// The pairs by expert, and the tiles they are cut into; shared by the MoE layers.
+    /// The pairs grouped by expert, and their division into tiles. Shared by the MoE layers.
     pub pair_order: wgpu::Buffer,
     pub pair_tiles: wgpu::Buffer,
-    /// Rows of activations in f16 and their scales, for cooperative matrices; whoever needs
-    /// them fills them anew.
+    /// Rows of activations in f16 and their scales, for cooperative matrices. Every user fills them
+    /// again.
     pub halves: wgpu::Buffer,
     pub scales: wgpu::Buffer,
     /// `[logit_rows, vocab]`, unpadded.
@@ -173,7 +175,7 @@ impl Buffers {
             .collect::<Result<_>>()?;
         let mut ropes = Vec::new();
         for (i, rope) in (0..).zip(&graph.ropes) {
-            let what = format!("rotary table for {context} positions");
+            let what = format!("rope table for {context} positions");
             let buffer = make(&what, size(Place::RopeTable(RopeId(i))), STORAGE)?;
             device.write(&buffer, 0, bytemuck::cast_slice(&rope_table(rope, context)));
             ropes.push(buffer);
@@ -192,7 +194,7 @@ impl Buffers {
         let order = size(Place::PairOrder);
         let widest = graph.buffers.iter().map(|b| stride(b.width)).max().unwrap_or(0);
         let (halves, scales) = match device.pipelines().cooperative {
-            // Half a word an element: of the batch's rows, or of the pairs'.
+            // Half a word per element of the batch's rows or of the pairs' rows.
             Some(_) => (
                 batch.checked_mul(widest).max(inner).map(|n| n.div_ceil(2)),
                 order.max(Some(batch)),
@@ -224,7 +226,7 @@ impl Buffers {
         })
     }
 
-    /// Makes room for the context of `capacity`, layer by layer; what the caches hold is kept.
+    /// Makes room for the context of `capacity`, layer by layer. The caches' contents are kept.
     pub fn grow(&mut self, device: &GpuDevice, graph: &Graph, capacity: Capacity) -> Result<()> {
         let context = capacity.context;
         let what = format!("the KV cache of one layer for {context} positions");
@@ -246,11 +248,11 @@ impl Buffers {
                 self.bytes = self.bytes + new.size() - of.size();
                 *of = new;
             }
-            // The old ones are free before the next layer's are made.
+            // The old buffers are freed before the next layer's are made.
             device.flush()?;
         }
         for (rope, of) in graph.ropes.iter().zip(&mut self.ropes) {
-            let what = format!("rotary table for {context} positions");
+            let what = format!("rope table for {context} positions");
             let table = rope_table(rope, context);
             let new = device.buffer(&what, table.len() as u64 * 4, STORAGE)?;
             device.write(&new, 0, bytemuck::cast_slice(&table));

@@ -1,5 +1,5 @@
-//! Whether an adapter has the cooperative matrices that `*_coop` kernels are written for:
-//! f16 inputs and f32 sums, of a shape and a subgroup's width that some kernel has.
+//! Whether an adapter has the cooperative matrices for which the `*_coop` kernels are written: f16
+//! inputs and f32 sums, with a shape and a subgroup width that some kernel supports.
 
 use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, Features, Limits};
 
@@ -39,7 +39,7 @@ impl Cooperative {
         }
     }
 
-    /// The suffix of kernels with tiles of 128 tokens, where there are such.
+    /// The suffix of kernels with tiles of 128 tokens, if there are any.
     pub const fn wide(self) -> Option<&'static str> {
         match self {
             Self::Sixteen => Some("16x128"),
@@ -47,7 +47,7 @@ impl Cooperative {
         }
     }
 
-    /// What the adapter offers of it, best first.
+    /// The best shape that the adapter offers, if any.
     pub fn of(adapter: &wgpu::Adapter) -> Option<Self> {
         if !trusted::experimental().is_enabled() || !adapter.features().contains(Self::features()) {
             return None;
@@ -76,12 +76,12 @@ impl Cooperative {
         })
     }
 
-    /// To ask of the adapter.
+    /// The features to request from the adapter.
     pub const fn features() -> Features {
         Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16)
     }
 
-    /// To ask of the adapter, given what it offers.
+    /// Raises the limits to request from the adapter, given what it offers.
     pub fn raise(limits: &mut Limits, offered: &Limits) {
         limits.max_compute_workgroup_storage_size =
             offered.max_compute_workgroup_storage_size.min(COOPERATIVE_BYTES);

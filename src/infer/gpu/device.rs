@@ -1,9 +1,9 @@
-//! One opened adapter: choosing it, allocating on it, submitting to it, and
-//! turning every way it can fail into a [`BackendError`].
+//! An opened adapter: choosing it, allocating on it, submitting to it, and turning every failure
+//! into a [`BackendError`].
 //!
-//! A software adapter (lavapipe, WARP, SwiftShader) is opened only when it is
-//! asked for: it is slower than the CPU backend. Nothing here panics on what a
-//! driver does; an error that no scope caught is kept and returned by the next call.
+//! A software adapter (lavapipe, WARP, SwiftShader) is opened only on request, because it is slower
+//! than the CPU backend. Nothing a driver does causes a panic here; an error that no scope caught
+//! is kept and returned by the next call.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,26 +25,26 @@ use super::trusted;
 use crate::backend::{Backend, BackendError, Bandwidth, Capacity, Counters, Device, Result};
 use crate::graph::{ExpertLayout, Graph};
 
-/// How long one submission may take before the device counts as lost. A driver's
-/// own watchdog is far quicker; this only bounds a wait on a driver without one.
+/// How long a submission may take before the device counts as lost. A driver's own watchdog acts
+/// much sooner; this only bounds the wait on a driver without one.
 pub(super) const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// How long an answer is looked for before the host sleeps.
+/// How long the host polls for an answer before it sleeps.
 const WATCH_MAX: Duration = Duration::from_micros(500);
 
 /// Which adapters may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AdapterChoice {
-    /// A GPU: discrete, else integrated, else virtual.
+    /// A GPU: a discrete one if there is one, then an integrated, then a virtual one.
     #[default]
     Hardware,
-    /// A GPU if there is one, else a software adapter.
+    /// A GPU if there is one, otherwise a software adapter.
     Any,
     /// A software adapter, for tests.
     Software,
 }
 
-/// An opened device; cheap to clone. Makes a backend for each graph.
+/// An opened device. Cheap to clone. Makes a backend for each graph.
 #[derive(Clone)]
 pub struct GpuDevice {
     inner: Arc<Inner>,
@@ -59,33 +59,32 @@ struct Inner {
     limits: wgpu::Limits,
     faults: Arc<Mutex<Faults>>,
     pipelines: Pipelines,
-    /// Subgroup operations may be used, and subgroups hold at least 32.
+    /// Whether subgroup operations may be used and subgroups have at least 32 invocations.
     subgroups: bool,
 }
 
-/// What the driver reported outside of any scope.
+/// Errors that the driver reported outside of any scope.
 #[derive(Default)]
 struct Faults {
-    /// Stays: a lost device never comes back.
+    /// Never cleared: a lost device does not come back.
     lost: Option<String>,
     /// The first uncaught error since the last check.
     error: Option<wgpu::Error>,
 }
 
 impl GpuDevice {
-    /// Opens the best adapter of the choice.
+    /// Opens the best adapter that the choice allows.
     pub fn open(choice: AdapterChoice) -> Result<Self> {
         Self::open_with(choice, None)
     }
 
-    /// As `open`, with the way rows are summed chosen by the caller instead of by
-    /// the adapter's type.
+    /// As `open`, but the caller chooses how rows are summed, instead of the adapter's type.
     pub fn open_with(choice: AdapterChoice, reduction: Option<Reduction>) -> Result<Self> {
         let mut adapters = hush::without_line(|| {
             pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()))
         });
         adapters.retain(|adapter| rank(adapter.get_info().device_type, choice).is_some());
-        // Stable: among equals the driver's own order stands.
+        // The sort is stable: equals stay in the driver's order.
         adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type, choice));
         let Some(adapter) = adapters.first() else {
             return Err(BackendError::NoDevice(match choice {
@@ -100,7 +99,7 @@ impl GpuDevice {
     fn from_adapter(adapter: &wgpu::Adapter, reduction: Option<Reduction>) -> Result<Self> {
         let info = adapter.get_info();
         let offered = adapter.limits();
-        // WebGPU's defaults, and of memory as much as there is.
+        // WebGPU's defaults, but as much memory as there is.
         let mut limits = wgpu::Limits {
             max_buffer_size: offered.max_buffer_size,
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
@@ -110,7 +109,7 @@ impl GpuDevice {
             DeviceType::Cpu => Reduction::Lane,
             _ => Reduction::Group,
         });
-        // The forms for software adapters stay as portable as they are.
+        // The variants for software adapters stay portable.
         let cooperative = match reduction {
             Reduction::Lane => None,
             Reduction::Group => Cooperative::of(adapter),
@@ -159,7 +158,7 @@ impl GpuDevice {
         Ok(device)
     }
 
-    /// Whether the adapter unpacks f16s below 2^-14 exactly.
+    /// Whether the adapter unpacks subnormal f16s (below 2^-14) exactly.
     fn unpacks_halves(&self) -> Result<bool> {
         let pipeline = self.pipelines().get(self, "halves")?;
         let bytes = 1024 * 4;
@@ -186,8 +185,8 @@ impl GpuDevice {
         Ok(got == crate::cpu::halves::halves())
     }
 
-    /// Keeps what the driver makes of the kernels in `dir`, and begins with what was kept there. For drivers that
-    /// give it away; others may do so by themselves.
+    /// Keeps the driver's compiled kernels in `dir`, and starts with those kept there. Only for
+    /// drivers that give them out; others may cache them by themselves.
     pub fn keep_pipelines(&self, dir: &Path) {
         if self.wgpu().features().contains(wgpu::Features::PIPELINE_CACHE)
             && let Some(file) = PipelineFile::of(dir, &self.inner.info)
@@ -196,12 +195,12 @@ impl GpuDevice {
         }
     }
 
-    /// The same device, whose backends time what it computes if the adapter can tell.
+    /// The same device, whose backends measure how long it computes, if the adapter has timestamps.
     pub fn timed(self) -> Self {
         Self { timed: true, ..self }
     }
 
-    /// The same device with counters of its own.
+    /// The same device with separate counters.
     pub(super) fn metered(&self) -> Self {
         let Inner { device, queue, .. } = self.inner.as_ref();
         let meter = Arc::new(Meter::new(device, queue, self.timed));
@@ -216,8 +215,8 @@ impl GpuDevice {
         self.meter.counters(self)
     }
 
-    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu, prompts on cooperative matrices)"; says so where
-    /// sums go without subgroups.
+    /// "NVIDIA H200 (Vulkan, NVIDIA 550.54, DiscreteGpu, prompts on cooperative matrices)"; says so
+    /// if sums do not use subgroups.
     pub fn describe(&self) -> String {
         let info = &self.inner.info;
         let prompts = match self.pipelines().cooperative {
@@ -242,10 +241,10 @@ impl GpuDevice {
         self.pipelines().cooperative.is_some()
     }
 
-    /// The most bytes one binding may hold.
+    /// The most bytes of one binding.
     pub(super) fn binding_bytes_max(&self) -> u64 {
         let limits = &self.inner.limits;
-        // Words are counted in u32, and sizes must be a multiple of 4.
+        // Words are indexed by u32, and sizes must be a multiple of 4.
         u64::from(u32::MAX).min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size)
             / 16
             * 16
@@ -268,18 +267,18 @@ impl GpuDevice {
         self.inner.queue.get_timestamp_period()
     }
 
-    /// How the decode kernels' teams of 32 add up: the suffix of their names.
+    /// How the decode kernels' teams of 32 sum: the suffix of their names.
     pub(super) fn team(&self) -> &'static str {
         if self.inner.subgroups { "subgroup" } else { "group" }
     }
 
-    /// Whether single tokens run fused: not where workgroup memory and barriers are dear.
+    /// Whether single tokens run fused. Not if workgroup memory and barriers are expensive.
     pub(super) fn fuses(&self) -> bool {
         self.pipelines().reduction == Reduction::Group
     }
 
-    /// Whether experts are worth keeping in memory of the host: it is not the device's own, and
-    /// the device can read it. Software adapters do, so that it can be tried without a GPU.
+    /// Whether keeping experts in host memory pays: the device has memory of its own and can read
+    /// the host's. True for software adapters, so that it can be tested without a GPU.
     pub(super) fn spills(&self) -> bool {
         let apart =
             matches!(self.inner.info.device_type, DeviceType::DiscreteGpu | DeviceType::Cpu);
@@ -290,8 +289,8 @@ impl GpuDevice {
         &self.inner.device
     }
 
-    /// Group 0 for kernels with one set of parameters that do not look at the step: any bytes
-    /// stand in for it.
+    /// Group 0 for kernels with a single set of parameters that do not read the step. Any bytes can
+    /// stand in for the step.
     pub(super) fn common(&self, arena: &wgpu::Buffer) -> Result<wgpu::BindGroup> {
         let entry = |binding, bytes| wgpu::BindGroupEntry {
             binding,
@@ -310,7 +309,8 @@ impl GpuDevice {
         })
     }
 
-    /// A zeroed buffer of `bytes`, rounded up to 16. A storage buffer must fit one binding.
+    /// A zeroed buffer of `bytes`, rounded up to a multiple of 16. A storage buffer must fit one
+    /// binding.
     pub(super) fn buffer(
         &self,
         what: &str,
@@ -338,7 +338,7 @@ impl GpuDevice {
         })
     }
 
-    /// Runs `make` under error scopes of its own: what it gets wrong is returned, not raised.
+    /// Runs `make` within its own error scopes. Its errors are returned.
     pub(super) fn scoped<T>(
         &self,
         what: &str,
@@ -358,8 +358,8 @@ impl GpuDevice {
         }
     }
 
-    /// Writes to a buffer before anything that is submitted later. Offset and
-    /// length are multiples of 4.
+    /// Writes to a buffer, before anything that is submitted later. Offset and length must be
+    /// multiples of 4.
     pub(super) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         self.meter.uploaded(bytes.len());
         self.inner.queue.write_buffer(buffer, offset, bytes);
@@ -369,7 +369,7 @@ impl GpuDevice {
         self.submit_all(encoder, None)
     }
 
-    /// As one submission: what `encoder` recorded, then `more`.
+    /// Submits what `encoder` recorded, then `more`, as one submission.
     pub(super) fn submit_all(
         &self,
         encoder: wgpu::CommandEncoder,
@@ -381,7 +381,7 @@ impl GpuDevice {
         Ok(index)
     }
 
-    /// A submission that does not count.
+    /// A submission that is not counted.
     pub(super) fn submit_unmetered(
         &self,
         encoder: wgpu::CommandEncoder,
@@ -394,19 +394,19 @@ impl GpuDevice {
         Ok(index)
     }
 
-    /// Sends pending writes on and waits until their staging memory is free again.
+    /// Sends pending writes and waits until their staging memory is free again.
     pub(super) fn flush(&self) -> Result<()> {
         self.meter.submitted();
         let index = self.scoped("an upload", 0, |_| self.inner.queue.submit(std::iter::empty()))?;
         self.wait(Some(index))
     }
 
-    /// Looks for an answer for as long as falling asleep and waking up would take. Not where
-    /// the device computes on the very cores that look.
+    /// Polls for an answer for about as long as falling asleep and waking up would take. Does not
+    /// poll if the device computes on the same cores.
     pub(super) fn watch<T>(&self, mut answer: impl FnMut() -> Option<T>) -> Option<T> {
         let until = Instant::now() + WATCH_MAX;
         while !self.is_software() && Instant::now() < until {
-            // What it says comes again from the wait, or with the answer.
+            // An error will be reported again by the wait or with the answer.
             let _ = self.inner.device.poll(wgpu::PollType::Poll);
             if let Some(answer) = answer() {
                 return Some(answer);
@@ -416,7 +416,7 @@ impl GpuDevice {
         None
     }
 
-    /// Waits for a submission (the latest, if none is named) and its callbacks.
+    /// Waits for a submission (the latest if none is given) and its callbacks.
     pub(super) fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let poll =
             wgpu::PollType::Wait { submission_index: submission, timeout: Some(ANSWER_WAIT_MAX) };
@@ -428,7 +428,7 @@ impl GpuDevice {
         }
     }
 
-    /// The device's loss, for good, or the last uncaught error, once.
+    /// Returns the device's loss, every time, or the last uncaught error, once.
     pub(super) fn check(&self) -> Result<()> {
         let mut faults = lock(&self.inner.faults);
         if let Some(lost) = &faults.lost {
@@ -478,7 +478,8 @@ impl Device for GpuDevice {
     }
 }
 
-/// The process's one instance: drivers have been seen to crash where several come and go at once.
+/// The process's only instance. Drivers have been seen to crash when several are created and
+/// destroyed at once.
 fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE.get_or_init(|| {
@@ -488,7 +489,7 @@ fn instance() -> &'static wgpu::Instance {
     })
 }
 
-/// Lower is better; `None` if the choice leaves this type out.
+/// Lower is better. `None` if the choice excludes this type.
 fn rank(kind: DeviceType, choice: AdapterChoice) -> Option<u8> {
     let order = match kind {
         DeviceType::DiscreteGpu => 0,
@@ -505,7 +506,7 @@ fn rank(kind: DeviceType, choice: AdapterChoice) -> Option<u8> {
     }
 }
 
-/// The faults are plain data: a panic elsewhere leaves them usable.
+/// The faults are plain data, which a panic elsewhere leaves usable.
 fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
     faults.lock().unwrap_or_else(PoisonError::into_inner)
 }

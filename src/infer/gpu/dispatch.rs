@@ -1,5 +1,5 @@
-//! One dispatch: what to bind, for which steps it is made, and how its grid grows
-//! with the step's rows.
+//! One dispatch: what to bind, for which steps it is used, and how its grid grows with the step's
+//! rows.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::params;
 use super::pipelines::Pipeline;
 use crate::cpu::decode_attention::Splits;
 
-/// What a grid grows with.
+/// Which rows a grid grows with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rows {
@@ -23,15 +23,15 @@ pub enum Rows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grid {
-    /// Items of one row, and how many of them a workgroup does; folded into y.
+    /// Items of one row, and how many of them a workgroup computes. Folded into y.
     Items { items: u64, per_workgroup: u32 },
-    /// Tiles of `tile` rows (each row of the step is `per_row` of them) and `spare` more in
-    /// x, and so many workgroups for each in y.
+    /// In x, tiles of `tile` rows (each row of the step counts as `per_row`) and `spare` more; in
+    /// y, the given number of workgroups for each.
     Tiles { per_row: u32, tile: u32, spare: u32, y: u32 },
-    /// One workgroup, however many rows.
+    /// One workgroup, whatever the number of rows.
     One,
-    /// For one token: `each` workgroups for every split of the positions that it sees, at
-    /// most `window` (0: all) of them (kernels/shared/splits.wgsl).
+    /// For one token: `each` workgroups for every split of the positions that it sees, of which
+    /// there are at most `window` (0 means all). See kernels/shared/splits.wgsl.
     Splits { each: u32, window: u32, most: u32 },
 }
 
@@ -41,8 +41,8 @@ impl Grid {
         Self::Tiles { per_row: 1, tile, spare: 0, y }
     }
 
-    /// Workgroups in x and y for so many rows; `None` if there are more than `most` in one, or
-    /// the items cannot be numbered in u32.
+    /// Workgroups in x and y for this many rows. `None` if there are more than `most` in one of
+    /// them, or the items cannot be numbered by u32.
     fn workgroups(self, rows: u32, most: u32) -> Option<(u32, u32)> {
         match self {
             Self::Items { items, per_workgroup } => fold(items, per_workgroup, rows, most),
@@ -64,13 +64,13 @@ pub(super) struct Dispatch {
     pub params: u32,
     pub rows: Rows,
     pub grid: Grid,
-    /// The numbers of rows that it is made for.
+    /// The numbers of rows for which it is used.
     pub when: RangeInclusive<u32>,
 }
 
 impl Dispatch {
-    /// The workgroups for this step; `None` if it is not made for so many rows, an error
-    /// names the rows that no grid can hold.
+    /// The workgroups for this step. `None` if the dispatch is not used for this number of rows. An
+    /// error if no grid can hold the rows.
     pub fn workgroups(
         &self,
         step: &params::Step,
@@ -100,7 +100,7 @@ fn fold(items: u64, per_workgroup: u32, rows: u32, most: u32) -> Option<(u32, u3
     let groups = items.checked_mul(u64::from(rows))?.div_ceil(u64::from(per_workgroup));
     let x = groups.min(u64::from(most));
     let y = if x == 0 { 0 } else { groups.div_ceil(x) };
-    // Invocations past the last item are numbered too.
+    // Invocations past the last item are numbered, too.
     let numbered = x * y * u64::from(per_workgroup);
     if y > u64::from(most) || numbered > u64::from(u32::MAX) {
         return None;

@@ -1,9 +1,9 @@
 //! [`Backend`] on a device: replays the plan.
 //!
-//! What has to run is queued; a submission (one encoder, one compute pass) goes
-//! out at the end of each `run`, and before a write that would change what a
-//! queued dispatch reads. So a MoE layer whose experts are all in place costs one
-//! submission: its experts, their sum, and everything up to the next routing.
+//! Work is queued. A submission (one encoder, one compute pass) is made at the end of each `run`,
+//! and before a write that would change what a queued dispatch reads. So a MoE layer whose experts
+//! all have slots costs one submission: its experts, their sum, and everything up to the next
+//! routing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,22 +40,22 @@ enum Queued {
     },
 }
 
-/// What the host knows of a MoE layer's routing in this step.
+/// What the host knows about a MoE layer's routing in this step.
 #[derive(Default)]
 struct Routed {
     /// Chosen expert of each pair, once read back.
     ids: Option<Vec<u32>>,
-    /// By expert: whether a wave has run it.
+    /// Whether a wave has run each expert.
     ran: Vec<bool>,
 }
 
-/// The step under way.
+/// The current step.
 #[derive(Default)]
 struct Running {
     params: StepParams,
-    /// Rows wanted from `logits` after those in `params`.
+    /// Rows of logits still to be computed after those in `params`.
     logit_rows_left: u32,
-    /// Logits read back so far, but for the last piece.
+    /// Logits read back so far, without the last rows.
     logits: Vec<u8>,
 }
 
@@ -64,9 +64,9 @@ pub(super) struct GpuBackend {
     pub(super) graph: Arc<Graph>,
     pub(super) capacity: Capacity,
     pub(super) buffers: Buffers,
-    /// Where single tokens are one submission each.
+    /// The path on which each single token is one submission, if there is one.
     pub(super) decode: Option<Decode>,
-    /// By weight: read as a vector.
+    /// For each weight, whether it is read as a vector.
     vectors: Vec<bool>,
     weights: Vec<Option<DeviceWeight>>,
     pub(super) experts: Experts,
@@ -78,12 +78,12 @@ pub(super) struct GpuBackend {
     running: Running,
     routed: Vec<Routed>,
     queued: Vec<Queued>,
-    /// Larger weights and slot classes are split. The device's limit; tests lower it.
+    /// Larger weights and slot classes are split. This is the device's limit; tests lower it.
     binding_bytes_max: u64,
     walk: Walk,
-    /// What the device's table of blocks says.
+    /// The contents of the device's table of blocks.
     blocks: Vec<u32>,
-    /// Elements that the caches clamped, at the last report.
+    /// Elements clamped in the caches, as of the last report.
     pub(super) clamped: u64,
 }
 
@@ -129,7 +129,8 @@ impl GpuBackend {
     pub(super) fn make_plan(&mut self) -> Result<()> {
         let grown = self.spill.as_mut().is_some_and(Spill::has_grown);
         if grown && self.decode.is_some() {
-            // Without the fetches of the new areas it must not run, also if the next one cannot be made.
+            // The old plan lacks the fetches from the new areas and must not run, even if the next
+            // one cannot be made.
             self.plan = None;
         }
         if self.plan.is_none() {
@@ -157,7 +158,8 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Brings together what fused dispatches read together, where a binding holds it.
+    /// Moves weights that fused dispatches read together into one buffer, if a binding can hold
+    /// them.
     fn gather(&mut self) -> Result<()> {
         if self.decode.is_none() {
             return Ok(());
@@ -169,7 +171,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Submits the copies of experts that wait, if any do.
+    /// Submits pending copies of experts, if there are any.
     fn copy_spilled(&mut self) -> Result<()> {
         if let Some(spill) = self.spill.as_mut().filter(|spill| spill.waits()) {
             let label = Some("experts set aside");
@@ -182,8 +184,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Submits what is queued: one compute pass, then the copies of what the
-    /// host will want to read.
+    /// Submits what is queued: one compute pass, then copies of what the host will read.
     fn submit(&mut self) -> Result<()> {
         if self.queued.is_empty() {
             return Ok(());
@@ -250,7 +251,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Waits for the logits on their way, and for what the caches clamped until then.
+    /// Waits for the logits in flight, and for the number of clamped elements up to then.
     fn take_logits(&mut self) -> Result<Vec<u8>> {
         let mut bytes = self.buffers.logits_readback.take(&self.device)?.unwrap_or_default();
         if let Some(at) = bytes.len().checked_sub(4) {
@@ -260,7 +261,7 @@ impl GpuBackend {
         Ok(bytes)
     }
 
-    /// Runs the `Logits` op piece by piece; the last piece stays on its way.
+    /// Runs the `Logits` op, some rows at a time. The last rows stay in flight.
     fn run_logits(&mut self, op: usize) -> Result<()> {
         if self.running.params.logit_rows == 0 {
             return Ok(());
@@ -320,7 +321,7 @@ impl Backend for GpuBackend {
         let index = id.0 as usize;
         let name = self.graph.weight_spec(id).tensor.as_str();
         let vector = self.vectors[index];
-        // Whatever was there goes first, so that a reload needs no second copy's room.
+        // Old contents are freed first, so that a reload needs no room for a second copy.
         self.plan = None;
         self.weights[index] = None;
         let Self { device, uploads, .. } = self;
@@ -341,7 +342,7 @@ impl Backend for GpuBackend {
         let most = self.binding_bytes_max;
         let made = Experts::alloc(&self.device, &self.graph, classes, class_of, most);
         if made.is_err() {
-            // What there was room for is free again for a smaller number.
+            // Frees what was allocated before a smaller number is tried.
             self.device.flush()?;
         }
         self.experts = made?;
@@ -375,10 +376,10 @@ impl Backend for GpuBackend {
         let one = Capacity { context: BLOCK, ..self.capacity };
         let layers = (0..self.graph.kv.len() as u16).map(KvId);
         let bytes = |i| elements(&self.graph, one, Place::Keys(i)).unwrap_or(0) as u64 * 4;
-        // WebGPU copies nothing within a buffer.
+        // WebGPU cannot copy within a buffer.
         let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let most = layers.clone().map(bytes).max().unwrap_or(0);
-        let between = self.device.buffer("a block on its way", most, usage)?;
+        let between = self.device.buffer("a block being copied", most, usage)?;
         for i in layers {
             let bytes = bytes(i);
             let (from, to) = (u64::from(copy.from) * bytes, u64::from(copy.to) * bytes);
@@ -486,7 +487,7 @@ impl Backend for GpuBackend {
 
     fn bring(&mut self, moe: MoeId, expert: u32, slot: Slot) -> Result<bool> {
         let Some(to) = self.experts.locate(slot) else { return Ok(false) };
-        // A queued wave still reads what the slot held.
+        // A queued wave still reads the slot's old contents.
         if self.queued.iter().any(|q| matches!(q, Queued::Wave { .. })) {
             self.submit()?;
         }
@@ -519,11 +520,12 @@ impl Backend for GpuBackend {
     }
 
     fn fill_slot(&mut self, slot: Slot, bytes: &[u8]) -> Result<()> {
-        // A queued wave still reads what the slot held.
+        // A queued wave still reads the slot's old contents.
         if self.queued.iter().any(|q| matches!(q, Queued::Wave { .. })) {
             self.submit()?;
         }
-        // Written bytes arrive before what is submitted next: what the slot held goes first.
+        // A write takes effect before the next submission, so copies of the slot's old contents
+        // must be submitted first.
         self.copy_spilled()?;
         self.experts.fill(&self.device, &mut self.uploads, slot, bytes)
     }
@@ -532,7 +534,7 @@ impl Backend for GpuBackend {
 impl Ops for GpuBackend {
     fn begin(&mut self, step: &Step<'_>) -> Result<()> {
         self.check_step(step)?;
-        // Left over from a step that was given up.
+        // Left over from a step that was abandoned.
         self.queued.clear();
         self.make_plan()?;
         let tokens = to_u32(step.tokens.len());
@@ -647,14 +649,14 @@ impl Ops for GpuBackend {
     }
 }
 
-/// Sizes of a step are bounded by buffers that u32 can count.
+/// A step's sizes are bounded by buffers whose sizes fit u32.
 fn to_u32(n: usize) -> u32 {
     u32::try_from(n).expect("a batch and a context below 2^32")
 }
 
 #[cfg(test)]
 impl GpuBackend {
-    /// Splits weights and slots as a device with smaller bindings would.
+    /// Splits weights and slots as on a device with smaller bindings.
     pub(super) fn limit(&mut self, binding_bytes_max: u64, logit_rows: usize) {
         self.binding_bytes_max = binding_bytes_max;
         self.buffers.logit_rows = logit_rows;
@@ -670,7 +672,7 @@ impl GpuBackend {
         }
     }
 
-    /// The first `rows` rows of an activation buffer; the padding must be zero.
+    /// The first `rows` rows of an activation buffer. The padding must be zero.
     pub(super) fn get(&self, buf: crate::graph::Buf, rows: usize) -> Vec<f32> {
         let width = self.graph.width(buf);
         let stride = super::buffers::stride(width);
@@ -684,12 +686,12 @@ impl GpuBackend {
         kept
     }
 
-    /// The weights of a MoE layer's first `pairs` choices.
+    /// The routing weights of a MoE layer's first `pairs` choices.
     pub(super) fn routing_weights(&self, moe: usize, pairs: usize) -> Vec<f32> {
         self.read(&self.buffers.routing[moe].weights, pairs)
     }
 
-    /// The last layer's pairs by expert, and all tiles.
+    /// The last layer's pairs grouped by expert, and all tiles.
     pub(super) fn grouped(&self, pairs: usize) -> (Vec<u32>, Vec<u32>) {
         let Buffers { pair_order, pair_tiles, .. } = &self.buffers;
         (self.read(pair_order, pairs), self.read(pair_tiles, pair_tiles.size() as usize / 4))
@@ -700,7 +702,7 @@ impl GpuBackend {
         (self.read(&self.buffers.halves, words), self.read(&self.buffers.scales, rows))
     }
 
-    /// Elements that the caches clamped so far.
+    /// Elements clamped in the caches so far.
     pub(super) fn clamped_now(&self) -> u32 {
         self.read(&self.buffers.blocks, 1)[0]
     }

@@ -1,11 +1,10 @@
-//! Expert slots: device memory of fixed strides that the pager fills, and the
-//! tables through which kernels find them.
+//! Expert slots: device memory of fixed stride that the pager fills, and the tables with which
+//! kernels find experts.
 //!
-//! A class (one expert layout) is a run of slots, cut into chunks of one buffer
-//! each where a binding cannot hold them all. A slot is the expert's gate, up and
-//! down planes one after the other. Each MoE layer has a table of `[chunks, experts]`
-//! slot numbers within the chunk, [`EMPTY`] where the expert is not; a wave writes
-//! the rows that changed, and the kernels read them.
+//! A class (one expert layout) is a run of slots. If a binding cannot hold them all, it is divided
+//! into chunks of one buffer each. A slot holds the expert's gate, up and down planes, one after
+//! the other. Each MoE layer has a table of `[chunks, experts]` slot numbers within the chunk, or
+//! [`EMPTY`]. A wave writes the rows that changed, and the kernels read them.
 
 use wgpu::BufferUsages;
 
@@ -19,7 +18,7 @@ use crate::graph::{ExpertLayout, Graph, MatrixSpec, Moe, MoeId};
 /// shared/slots.wgsl
 pub(super) const EMPTY: u32 = u32::MAX;
 
-/// How an expert lies in its slot, bytes.
+/// How an expert is laid out in its slot, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SlotShape {
     pub gate: (Packed, usize),
@@ -43,7 +42,7 @@ impl SlotShape {
     }
 }
 
-/// The one chunk that holds all slots of a MoE layer.
+/// The single chunk that holds all slots of a MoE layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Home {
     pub class: u16,
@@ -57,7 +56,7 @@ pub(super) struct Chunk {
     pub buffer: wgpu::Buffer,
 }
 
-/// A run of slots, and how it is cut.
+/// A run of slots, and its division into chunks.
 pub(super) struct Class {
     pub layout: ExpertLayout,
     pub shape: SlotShape,
@@ -68,7 +67,7 @@ pub(super) struct Class {
 }
 
 impl Class {
-    /// A class whose chunks, each of at most `binding_bytes_max`, are numbered from `first_chunk`.
+    /// A class with chunks of at most `binding_bytes_max` each, numbered from `first_chunk`.
     pub fn new(class: &SlotClass, first_chunk: usize, binding_bytes_max: u64) -> Result<Self> {
         let SlotClass { layout, count } = *class;
         for matrix in [layout.gate, layout.up, layout.down] {
@@ -96,8 +95,8 @@ impl Class {
         Ok(Self { layout, shape, count, slots_per_chunk, first_chunk })
     }
 
-    /// Where a layer's experts lie whose slots are of this class, the `index`th: `None` if a chunk cannot
-    /// hold them all, or they are of another shape.
+    /// Where the experts of a layer of this class (number `index`) are. `None` if a chunk cannot
+    /// hold them all, or they have another shape.
     pub fn home(&self, index: u16, spec: &Moe) -> Option<Home> {
         let shape = self.shape;
         let is = |of: &Packed, rows, cols| (of.rows, of.cols) == (rows, cols);
@@ -108,7 +107,7 @@ impl Class {
         fits.then_some(Home { class: index, chunk: self.first_chunk, shape })
     }
 
-    /// The slots of each chunk.
+    /// The number of slots in each chunk.
     pub fn chunks(&self) -> impl Iterator<Item = u32> {
         let (count, most) = (self.count, self.slots_per_chunk);
         (0..count).step_by(most as usize).map(move |first| most.min(count - first))
@@ -118,7 +117,7 @@ impl Class {
 /// A MoE layer's table.
 struct Table {
     buffer: wgpu::Buffer,
-    /// What the buffer holds, by chunk.
+    /// The buffer's contents, by chunk.
     rows: Vec<Vec<u32>>,
 }
 
@@ -134,7 +133,7 @@ pub(super) struct Experts {
 }
 
 impl Experts {
-    /// A chunk takes at most `binding_bytes_max`.
+    /// Allocates the classes' slots, in chunks of at most `binding_bytes_max`.
     pub fn alloc(
         device: &GpuDevice,
         graph: &Graph,
@@ -183,7 +182,7 @@ impl Experts {
         self.chunks.iter().map(|chunk| self.classes[chunk.class].shape).collect()
     }
 
-    /// By MoE layer: the chunk that holds all its slots, if one does.
+    /// For each MoE layer, the chunk that holds all its slots, if there is one.
     pub fn homes(&self, graph: &Graph) -> Vec<Option<Home>> {
         let home = |(i, spec): (u16, &Moe)| {
             let class = self.class_of(MoeId(i))?;
@@ -192,12 +191,12 @@ impl Experts {
         (0..).zip(&graph.moe).map(home).collect()
     }
 
-    /// A MoE layer's table; there is one once there are slots.
+    /// A MoE layer's table. It exists once there are slots.
     pub fn table(&self, moe: usize) -> Option<&wgpu::Buffer> {
         self.tables.get(moe).map(|table| &table.buffer)
     }
 
-    /// Writes an expert's stored bytes into a slot, before anything submitted later.
+    /// Writes an expert's stored bytes into a slot, before anything that is submitted later.
     pub fn fill(
         &mut self,
         device: &GpuDevice,
@@ -236,14 +235,14 @@ impl Experts {
         Some(class.shape.stride as u64)
     }
 
-    /// A slot's buffer, where it begins there, and its bytes.
+    /// A slot's buffer, its offset there, and its size in bytes.
     pub fn locate(&self, slot: Slot) -> Option<(wgpu::Buffer, u64, u64)> {
         let (chunk, index) = self.place(slot).ok()?;
         let stride = self.classes[usize::from(slot.class)].shape.stride as u64;
         Some((self.chunks[chunk].buffer.clone(), stride * u64::from(index), stride))
     }
 
-    /// The chunk of a slot and the slot's number in it.
+    /// The chunk of a slot, and the slot's number in it.
     fn place(&self, slot: Slot) -> Result<(usize, u32)> {
         let class = self.classes.get(usize::from(slot.class));
         let class = class
@@ -253,7 +252,7 @@ impl Experts {
         Ok((chunk, slot.index % class.slots_per_chunk))
     }
 
-    /// The table that a wave needs, by chunk: rows of slot numbers.
+    /// The table that a wave needs: rows of slot numbers, by chunk.
     pub fn wave(&self, slots: &[Option<Slot>]) -> Result<Vec<Vec<u32>>> {
         let mut rows = vec![vec![EMPTY; slots.len()]; self.chunks.len()];
         for (expert, slot) in slots.iter().enumerate() {
@@ -265,12 +264,12 @@ impl Experts {
         Ok(rows)
     }
 
-    /// Whether the layer's table already says so.
+    /// Whether the layer's table already has these rows.
     pub fn table_holds(&self, moe: usize, rows: &[Vec<u32>]) -> bool {
         self.tables[moe].rows == rows
     }
 
-    /// Writes the rows that differ, before anything submitted later.
+    /// Writes the rows that differ, before anything that is submitted later.
     pub fn write_table(&mut self, device: &GpuDevice, moe: usize, rows: Vec<Vec<u32>>) {
         let table = &mut self.tables[moe];
         for (chunk, (old, new)) in table.rows.iter().zip(&rows).enumerate() {
@@ -283,7 +282,7 @@ impl Experts {
     }
 }
 
-/// Whether a matrix lies within `bytes`.
+/// Whether a matrix is within `bytes`.
 fn inside(matrix: &MatrixSpec, bytes: usize) -> bool {
     let row = matrix.dtype.row_bytes(matrix.cols);
     let end = matrix.rows.checked_mul(row).and_then(|size| size.checked_add(matrix.offset));

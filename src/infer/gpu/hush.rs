@@ -1,22 +1,22 @@
 //! Keeps one line of a driver off standard error.
 //!
-//! Mesa's device-select layer sits between every Vulkan program and its drivers. wgpu offers to
-//! draw on a Wayland display; so the layer asks for one, and libwayland says that
-//! `XDG_RUNTIME_DIR` is not set where nobody is logged in at a screen: on servers, in containers,
-//! over ssh. Nothing is drawn here, and no setting of wgpu leaves the display out. While adapters
-//! are looked for, standard error is therefore a file in memory; everything in it but that
-//! line is passed on afterwards, in order. Where the variable is set nothing is done.
+//! Mesa's device-select layer sits between every Vulkan program and its drivers. wgpu supports
+//! drawing on a Wayland display, so the layer looks for one, and libwayland complains that
+//! `XDG_RUNTIME_DIR` is not set if nobody is logged in at a screen: on servers, in containers, over
+//! ssh. Nothing is drawn here, but wgpu has no setting that leaves the display out. So while
+//! adapters are enumerated, standard error is a file in memory. Everything in it except that line
+//! is passed on afterwards, in order. If the variable is set, nothing is done.
 
-/// What libwayland says (`wl_display_connect`).
+/// The message of libwayland (`wl_display_connect`).
 const LINE: &[u8] = b"error: XDG_RUNTIME_DIR is invalid or not set in the environment.";
 
-/// Does `work` without the line.
+/// Runs `work` and suppresses the line.
 #[cfg(target_os = "linux")]
 pub(super) fn without_line<T>(work: impl FnOnce() -> T) -> T {
     use std::os::fd::AsFd;
     use std::sync::{Mutex, PoisonError};
 
-    // One at a time: the second would take the first one's file for standard error.
+    // One call at a time: a second one would take the first one's file for standard error.
     static TURN: Mutex<()> = Mutex::new(());
     let is_set = std::env::var_os("XDG_RUNTIME_DIR")
         .is_some_and(|dir| std::path::Path::new(&dir).is_absolute());
@@ -41,7 +41,7 @@ pub(super) fn without_line<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Gives standard error back, also when the work panics.
+/// Restores standard error, even if the work panics.
 #[cfg(target_os = "linux")]
 struct Restore {
     real: std::os::fd::OwnedFd,
@@ -61,7 +61,7 @@ impl Drop for Restore {
     }
 }
 
-/// What was said, without the line.
+/// The captured output, without the line.
 fn sift(said: &[u8]) -> Vec<u8> {
     said.split_inclusive(|byte| *byte == b'\n')
         .filter(|line| line.trim_ascii_end() != LINE)

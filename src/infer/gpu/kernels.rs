@@ -1,7 +1,7 @@
-//! The table of composed kernels that `src/infer/build.rs` emits: plain WGSL text,
-//! validated at build time, addressed by name and by content.
+//! The table of composed kernels that `src/infer/build.rs` generates: plain WGSL text, validated at
+//! build time, looked up by name and by hash.
 
-/// A storage buffer of a kernel, group 1, in binding order.
+/// A storage buffer of a kernel, in group 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Storage {
     pub name: &'static str,
@@ -15,12 +15,12 @@ pub struct Kernel {
     /// The file's stem and its choices: `linear_q4_k_lane`.
     pub name: &'static str,
     pub source: &'static str,
-    /// Whether it takes cooperative matrices of f16, which few adapters have.
+    /// Whether it uses cooperative matrices of f16, which few adapters have.
     pub cooperative: bool,
-    /// The type of its `Params` in Rust, and its size.
+    /// The Rust type of its `Params`, and its size.
     pub params: &'static str,
     pub params_bytes: u32,
-    /// Uses subgroup operations, and counts on subgroups of at least 32.
+    /// Whether it uses subgroup operations, and needs subgroups of at least 32.
     pub subgroups: bool,
     pub storage: &'static [Storage],
 }
@@ -33,23 +33,23 @@ impl Kernel {
         KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| &KERNELS[at])
     }
 
-    /// Whether any WebGPU runs it.
+    /// Whether every WebGPU implementation can run it.
     pub const fn portable(&self) -> bool {
         !self.cooperative && !self.subgroups
     }
 
-    /// The portable kernel whose text has this hash.
+    /// The kernel for browsers whose text has this hash.
     pub fn by_hash(hash: &blake3::Hash) -> Option<&'static Self> {
         KERNELS.iter().find(|kernel| kernel.portable() && kernel.hash() == *hash)
     }
 
-    /// Whether a browser can run it, perhaps by adapters with subgroups only: its page puts
-    /// `enable subgroups;` before the text.
+    /// Whether a browser can run it, perhaps only on adapters with subgroups. The page puts
+    /// `enable subgroups;` before the text of such a kernel.
     pub const fn in_browsers(&self) -> bool {
         !self.cooperative
     }
 
-    /// BLAKE3 of the composed text: the kernel's id.
+    /// BLAKE3 of the composed text, which is the kernel's id.
     pub fn hash(&self) -> blake3::Hash {
         blake3::hash(self.source.as_bytes())
     }

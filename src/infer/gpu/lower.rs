@@ -1,9 +1,9 @@
-//! A graph's ops as recipes: which kernel over which buffers, with which parameters, for how
-//! many rows. No device and no bytes: the plan binds them on a device (plan.rs), a program
-//! carries them to a browser (program.rs), so both run the same dispatches.
+//! Lowers a graph's ops to recipes: which kernel over which buffers, with which parameters, for how
+//! many rows. Knows no device and no bytes. A plan binds recipes on a device (plan.rs), and a
+//! program carries them to a browser (program.rs), so both run the same dispatches.
 //!
-//! Shapes are checked here, so a graph that no kernel fits is refused before the
-//! first step. Parameters are static; a grid grows with the step's rows.
+//! Shapes are checked here, so a graph that the kernels do not support is refused before the first
+//! step. Parameters are static; a grid grows with the step's rows.
 
 use std::ops::RangeInclusive;
 
@@ -20,7 +20,7 @@ use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
 use doppler_store::DType;
 
-/// The widest head the attention kernel holds.
+/// The widest head that the attention kernel supports.
 pub(super) const HEAD_DIM_MAX: usize = 256;
 
 /// A buffer that dispatches bind.
@@ -31,11 +31,11 @@ pub(super) enum Place {
     Activation(Buf),
     Keys(KvId),
     Values(KvId),
-    /// How many elements the caches clamped, and the blocks of the sequence that steps.
+    /// How many elements were clamped in the caches, and the blocks of the sequence that steps.
     BlockTable,
     /// A rope's table.
     RopeTable(RopeId),
-    /// A MoE layer's chosen experts, and their weights.
+    /// A MoE layer's chosen experts, and their routing weights.
     Ids(MoeId),
     RoutingWeights(MoeId),
     PairInner,
@@ -49,33 +49,33 @@ pub(super) enum Place {
     Empty,
     /// A weight as f32 elements.
     Vector(WeightId),
-    /// A run of a matrix's rows, by its number.
+    /// A range of a matrix's rows, by its index.
     RowRange(WeightId, usize),
     /// A chunk of expert slots.
     Slots(usize),
     /// A MoE layer's table of slots.
     Table(MoeId),
-    /// One token's row of an activation as products take it (kernels/shared/pack.wgsl).
+    /// One token's row of an activation, packed for products (kernels/shared/pack.wgsl).
     Packed(Buf),
     /// One token's queries, keys and values, one after the other.
     Qkv,
-    /// The splits of one token's attention.
+    /// The results of the splits of one token's attention.
     Partial,
-    /// By choice of one token: its expert's inner activations, packed.
+    /// For each choice of one token, its expert's inner activations, packed.
     PackedInner,
-    /// By choice of one token: slot and routing weight; place in memory of the host and slot.
+    /// For each choice of one token: slot and routing weight; place in host memory and slot.
     Routed,
     Fetches,
-    /// What a layer that halted is begun again with.
+    /// What is saved to restart a layer that halted.
     Aside,
-    /// Whether a step halted, and its choices; where experts are (decode/layout.rs).
+    /// Whether a step halted, and its choices; the table of where experts are (decode/layout.rs).
     State,
     ExpertPlaces,
-    /// A MoE layer's memory of the host.
+    /// A MoE layer's area in host memory.
     Spill(MoeId),
     /// Three vectors one after another.
     Biases([WeightId; 3]),
-    /// The token that was chosen, and what choosing keeps and passes on (sample.rs).
+    /// The chosen token, and the buffers of sampling (sample.rs).
     Chosen,
     SampleMemory,
     SampleRanks,
@@ -93,27 +93,27 @@ pub(super) struct Recipe {
     pub storage: Vec<Place>,
     pub rows: Rows,
     pub grid: Grid,
-    /// The numbers of rows that it is made for.
+    /// The numbers of rows for which it is used.
     pub when: RangeInclusive<u32>,
 }
 
-/// What recipes follow from.
+/// Everything that recipes depend on.
 pub(super) struct Lower<'a> {
     pub graph: &'a Graph,
-    /// By weight of the graph.
+    /// For each weight of the graph, its shape.
     pub weights: &'a [WeightShape],
-    /// Shapes of the slots, by chunk.
+    /// The shapes of the slots, by chunk.
     pub chunks: &'a [SlotShape],
     pub kv: KvFormat,
     /// The most tokens of a step.
     pub batch: usize,
     pub reduction: Reduction,
     pub cooperative: Option<Cooperative>,
-    /// Whose rows `Halves` holds while linear products follow one another.
+    /// The buffer whose rows are in `Halves`, during consecutive linear products.
     pub halved: Option<Buf>,
 }
 
-/// A dispatch of `items` a row, `per_workgroup` of them a workgroup.
+/// A dispatch of `items` per row, of which a workgroup computes `per_workgroup`.
 pub(super) fn recipe(
     kernel: &str,
     params: &impl Params,
@@ -124,7 +124,7 @@ pub(super) fn recipe(
     recipe_grid(kernel, params, storage, rows, Grid::Items { items: items as u64, per_workgroup })
 }
 
-/// Refuses parameters of another kernel: a mistake in whoever filled them.
+/// Panics on parameters of another kernel, which are a mistake of the caller.
 pub(super) fn checked<P: Params>(kernel: &str, _: &P) {
     let takes = Kernel::find(kernel).map_or(P::NAME, |kernel| kernel.params);
     assert_eq!(takes, P::NAME, "the parameters of {kernel}");
@@ -148,12 +148,12 @@ impl<'a> Lower<'a> {
         self.graph.width(buf)
     }
 
-    /// The suffix of reducing kernels and the rows a workgroup of theirs sums.
+    /// The suffix of reducing kernels, and the rows that one of their workgroups sums.
     const fn reduction(&self) -> (&'static str, u32) {
         (self.reduction.name(), self.reduction.rows_per_workgroup())
     }
 
-    /// The ranges of a weight that an op reads as a matrix.
+    /// The row ranges of a weight that an op reads as a matrix.
     pub fn matrix(&self, id: WeightId) -> Result<&'a [RowRangeShape]> {
         let name = || &self.graph.weight_spec(id).tensor;
         match &self.weights[id.0 as usize] {
@@ -331,7 +331,7 @@ impl<'a> Lower<'a> {
             Some(id) => {
                 let rows = self.graph.weight_spec(weight).rows;
                 if self.graph.weight_spec(id).cols != rows {
-                    return Err(refused(format!("a bias that has not {rows} elements")));
+                    return Err(refused(format!("a bias that does not have {rows} elements")));
                 }
                 self.vector(id)?
             }
@@ -518,7 +518,7 @@ pub(super) fn refused(what: String) -> BackendError {
     BackendError::Unsupported(what)
 }
 
-/// Refuses what can be told from the graph alone, before any weight is loaded.
+/// Refuses what can be recognised from the graph alone, before any weight is loaded.
 pub(super) fn check(graph: &Graph) -> Result<()> {
     graph.kv.iter().try_for_each(|kv| check_head_dim(kv.head_dim))
 }
@@ -533,7 +533,7 @@ fn check_head_dim(head_dim: usize) -> Result<()> {
     )))
 }
 
-/// An expert whose gate and up matrices are stored differently.
+/// The error for experts whose gate and up matrices are stored differently.
 pub(super) fn mixed_experts(gate: DType, up: DType) -> BackendError {
     refused(format!(
         "experts whose gate matrices are {gate} and whose up matrices are {up}; the CPU takes \
@@ -545,7 +545,7 @@ fn expect(holds: bool, op: &Op) -> Result<()> {
     if holds { Ok(()) } else { Err(refused(format!("{} of these sizes", name(op)))) }
 }
 
-/// What an op is called in an error.
+/// The name of an op in an error.
 const fn name(op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "an embedding",

@@ -1,12 +1,11 @@
 //! The wgpu backend: device, pools, pipelines, plan, executor.
 //!
-//! A graph becomes a plan once: for each op a list of dispatches, each with its
-//! pipeline, its bind group and its slot of the parameter arena. A step then
-//! writes 16 bytes of step description and the token ids, and replays the plan;
-//! only a `Route`, whose choice the pager must see, ends a submission.
-//! Plain WebGPU core, so every adapter runs the same kernels, but for what pays where an
-//! adapter has it: subgroups for one token's products, cooperative matrices of f16 for a
-//! prompt's. Timestamps are asked for to measure with.
+//! A graph becomes a plan once: for each op a list of dispatches, each with its pipeline, its bind
+//! group and its slot of the parameter arena. A step then writes 16 bytes of step description and
+//! the token ids, and replays the plan. Only a `Route`, whose choice the pager must see, ends a
+//! submission. Kernels use plain WebGPU core, so every adapter runs the same ones, with two
+//! exceptions where the adapter supports them: subgroups for one token's products, and cooperative
+//! matrices of f16 for a prompt's. Timestamps are requested only for measuring.
 
 mod batch;
 mod buffers;

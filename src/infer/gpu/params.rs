@@ -1,29 +1,30 @@
-//! The kernels' uniforms, as `src/infer/build.rs` emits them from naga's layouts, and the arena they lie in.
+//! The kernels' uniforms, as `src/infer/build.rs` generates them from naga's layouts, and the arena
+//! that holds them.
 //!
-//! All parameters of a plan are written once, when it is made, into one uniform
-//! buffer; a dispatch names its slot by a dynamic offset. What changes from step
-//! to step is [`Step`] alone.
+//! All parameters of a plan are written once, when it is made, into one uniform buffer. A dispatch
+//! selects its slot by a dynamic offset. Only [`Step`] changes from step to step.
 
 use bytemuck::Pod;
 
-/// Bytes of one slot of the arena; at least any kernel's `Params`.
+/// Bytes of one slot of the arena. No kernel's `Params` is larger.
 pub(super) const ARENA_SLOT: u64 = 256;
 
-/// A kernel's `Params`. Each kernel names its own ([`super::kernels::Kernel::params`]).
+/// A kernel's `Params`. Each kernel gives the name of its type
+/// ([`super::kernels::Kernel::params`]).
 pub trait Params: Pod {
     const NAME: &str;
 }
 
 include!(concat!(env!("OUT_DIR"), "/params.rs"));
 
-/// Parameters gathered while a plan is made.
+/// Parameters collected while a plan is made.
 #[derive(Default)]
 pub(super) struct Arena {
     bytes: Vec<u8>,
 }
 
 impl Arena {
-    /// Takes a kernel's parameters; returns their dynamic offset.
+    /// Adds a kernel's parameters. Returns their dynamic offset.
     pub fn push(&mut self, params: &[u8]) -> u32 {
         let offset = self.bytes.len();
         self.bytes.extend_from_slice(params);

@@ -1,14 +1,16 @@
-//! What the driver made of the kernels, kept in a file between runs, so that it need not compile them again.
+//! The driver's compiled kernels, kept in a file between runs, so that it need not compile them
+//! again.
 //!
-//! One file for each adapter model, in a directory that is this user's own. A file is the BLAKE3 of what follows it,
-//! then what wgpu gave ([`wgpu::PipelineCache::get_data`]: its own header, which names adapter, driver and layout,
-//! then the driver's bytes). Anything else is as good as no file: it is replaced. Written as a whole and renamed.
+//! One file for each adapter model, in a directory that belongs to this user. A file is the BLAKE3
+//! of the rest, then the data from wgpu ([`wgpu::PipelineCache::get_data`]: its own header, which
+//! names adapter, driver and layout, then the driver's bytes). Any other content is ignored and
+//! replaced. Files are written in full and then renamed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-/// The largest file read. A driver's bytes for all kernels are a few MB.
+/// The largest file that is read. A driver's bytes for all kernels are a few MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// Where an adapter's file is.
@@ -17,13 +19,13 @@ pub(super) struct PipelineFile {
 }
 
 impl PipelineFile {
-    /// `None` for an adapter whose driver gives nothing to keep.
+    /// `None` for an adapter whose driver does not give out its compiled kernels.
     pub fn of(dir: &Path, adapter: &wgpu::AdapterInfo) -> Option<Self> {
         let name = wgpu::util::pipeline_cache_key(adapter)?;
         Some(Self { path: dir.join(name) })
     }
 
-    /// What was kept, if there is a whole and undamaged file.
+    /// The kept data, if there is a complete and undamaged file.
     pub fn read(&self) -> Option<Vec<u8>> {
         let file = File::open(&self.path).ok()?;
         let mut bytes = Vec::new();
@@ -31,12 +33,12 @@ impl PipelineFile {
         let (hash, data) = bytes.split_first_chunk::<{ blake3::OUT_LEN }>()?;
         let whole = bytes.len() as u64 <= FILE_BYTES_MAX && blake3::hash(data) == *hash;
         if !whole {
-            tracing::warn!("{} is damaged: kernels are compiled afresh", self.path.display());
+            tracing::warn!("{} is damaged: kernels are compiled again", self.path.display());
         }
         whole.then(|| data.to_vec())
     }
 
-    /// Keeps `data` instead of what was there.
+    /// Replaces the kept data by `data`.
     pub fn write(&self, data: &[u8]) -> io::Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let mut builder = DirBuilder::new();
@@ -50,7 +52,7 @@ impl PipelineFile {
             options.mode(0o600);
         }
         builder.create(dir)?;
-        // Two processes may write at once: each has its own, and the last one stays.
+        // Two processes may write at once: each has its own temporary file, and the last one wins.
         let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
         let written = options.open(&temporary).and_then(|mut file| {
             file.write_all(blake3::hash(data).as_bytes())?;

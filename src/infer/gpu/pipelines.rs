@@ -1,9 +1,8 @@
-//! Compute pipelines, made once a device and kernel, with explicit layouts.
+//! Compute pipelines, made once for each device and kernel, with explicit layouts.
 //!
-//! Group 0 has one layout for all kernels (the step; the parameters, by dynamic
-//! offset); group 1's layout follows from which of the kernel's storage buffers
-//! it writes. Shader modules keep naga's bounds checks: the unchecked form is
-//! `unsafe`, which this crate forbids.
+//! Group 0 has one layout for all kernels (the step; the parameters, by dynamic offset). Group 1's
+//! layout depends on which of its storage buffers the kernel writes. Shader modules keep naga's
+//! bounds checks: the unchecked form is `unsafe`, which this crate forbids.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +21,9 @@ use crate::backend::{BackendError, Result};
 /// How the kernels sum a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduction {
-    /// One invocation a row, no barrier: for software adapters.
+    /// One invocation per row, without barriers. For software adapters.
     Lane,
-    /// A workgroup of 64 a row: for hardware.
+    /// A workgroup of 64 per row. For hardware.
     Group,
 }
 
@@ -46,7 +45,7 @@ impl Reduction {
     }
 }
 
-/// A kernel ready to run.
+/// A kernel that is ready to run.
 pub(super) struct Pipeline {
     pub kernel: &'static Kernel,
     pub pipeline: wgpu::ComputePipeline,
@@ -55,11 +54,11 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Group 1 over these buffers, in the order of the kernel's bindings. None that it writes may be
-    /// among them twice.
+    /// Group 1 with these buffers, in the order of the kernel's bindings. A buffer that the kernel
+    /// writes must not occur twice.
     ///
-    /// # Panics
-    /// If they are not as many as the kernel has bindings: a mistake of the caller's.
+    /// # Panics If their number is not that of the kernel's bindings, which is a mistake of the
+    /// caller.
     pub fn bind(&self, device: &GpuDevice, storage: &[&wgpu::Buffer]) -> Result<wgpu::BindGroup> {
         let name = self.kernel.name;
         assert_eq!(storage.len(), self.kernel.storage.len(), "{name}");
@@ -95,21 +94,21 @@ pub(super) struct Pipelines {
     pub cooperative: Option<Cooperative>,
     /// Layout of group 0.
     pub common: BindGroupLayout,
-    /// `unpack2x16float` keeps subnormals here.
+    /// Whether `unpack2x16float` keeps subnormals on this device.
     keeps_halves: AtomicBool,
     made: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
     kept: OnceLock<Kept>,
 }
 
-/// What the driver makes, kept between runs.
+/// The driver's compiled kernels, kept between runs.
 struct Kept {
     cache: wgpu::PipelineCache,
     file: PipelineFile,
-    /// Pipelines were made since the file was written.
+    /// Whether pipelines were made since the file was written.
     stale: AtomicBool,
 }
 
-/// A constant of kernels that need every f16 exactly (kernels/shared/pieces.wgsl).
+/// A constant of kernels that need all f16s exactly (kernels/shared/pieces.wgsl).
 const BY_HAND: &str = "by_hand";
 
 impl Pipelines {
@@ -135,7 +134,7 @@ impl Pipelines {
         Self { reduction, cooperative, common, keeps_halves, made, kept }
     }
 
-    /// Makes pipelines from now on with what `file` holds of earlier runs.
+    /// From now on makes pipelines with the data of earlier runs in `file`.
     pub fn keep(&self, device: &wgpu::Device, file: PipelineFile) {
         let held = file.read();
         tracing::debug!("{} bytes of compiled kernels kept", held.as_ref().map_or(0, Vec::len));
@@ -144,8 +143,8 @@ impl Pipelines {
         let _ = self.kept.set(Kept { cache, file, stale: AtomicBool::new(false) });
     }
 
-    /// Writes what the driver made since the last call, if anything. A file that cannot be
-    /// written costs the next run time, nothing else.
+    /// Writes what the driver compiled since the last call, if anything. If the file cannot be
+    /// written, the next run only takes longer.
     pub fn save(&self) {
         let Some(kept) = self.kept.get().filter(|kept| kept.stale.swap(false, Ordering::Relaxed))
         else {
@@ -160,13 +159,13 @@ impl Pipelines {
         }
     }
 
-    /// Says whether kernels made from now on may leave f16s to `unpack2x16float`.
+    /// Sets whether kernels made from now on may unpack f16s with `unpack2x16float`.
     pub fn set_keeps_halves(&self, keeps: bool) {
         self.keeps_halves.store(keeps, Ordering::Relaxed);
         self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// The pipeline of a kernel, made if this is the first call for it.
+    /// The pipeline of a kernel, made on the first call.
     pub fn get(&self, device: &GpuDevice, name: &str) -> Result<Arc<Pipeline>> {
         let kernel = Kernel::find(name)
             .ok_or_else(|| BackendError::Unsupported(format!("there is no kernel {name}")))?;
@@ -183,7 +182,7 @@ impl Pipelines {
         Ok(pipeline)
     }
 
-    /// Whether the adapter has what the kernel needs.
+    /// Whether the adapter supports what the kernel needs.
     pub fn takes(&self, kernel: &Kernel) -> bool {
         let shape = |kind: Cooperative| {
             let mut shapes = [kind.narrow()].into_iter().chain(kind.wide());

@@ -1,5 +1,5 @@
-//! A graph's recipes (lower.rs) bound on a device: made once, when the weights and slots are
-//! in place, and replayed each step.
+//! A graph's recipes (lower.rs) bound on a device. Made once, when weights and slots are allocated,
+//! and replayed at each step.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use super::weights::{self, DeviceWeight};
 use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Graph, MoeId, Op};
 
-/// A chunk's dispatches of one wave: gate and up, then down, for few tokens and for many.
+/// A chunk's dispatches for one wave: gate and up, then down, for few tokens and for many.
 pub(super) type Wave = Vec<Dispatch>;
 
 pub(super) struct Plan {
     common: wgpu::BindGroup,
-    /// By op; for an `Experts` op the final sum.
+    /// By op. For an `Experts` op, only the final sum.
     pub ops: Vec<Vec<Dispatch>>,
-    /// By op and chunk; `None` where the chunk's layout is not this layer's.
+    /// By op and chunk. `None` if the chunk's layout is not this layer's.
     pub waves: Vec<Vec<Option<Wave>>>,
     /// One token's step as one submission, if its experts can be looked up on the device.
     pub decode: Option<TokenSteps<Dispatch, wgpu::Buffer>>,
@@ -39,7 +39,7 @@ pub(super) struct Parts<'a> {
     pub experts: &'a Experts,
     pub spill: Option<&'a Spill>,
     pub kv: KvFormat,
-    /// Where single tokens are one submission each.
+    /// The buffers for single tokens as one submission each, if possible.
     pub decode: Option<&'a DecodeBuffers>,
     /// The most tokens of a step.
     pub batch: usize,
@@ -111,7 +111,8 @@ impl Plan {
         Ok(Self { common, ops, waves, decode })
     }
 
-    /// Records a dispatch, if it is made for this step. Returns how many that are.
+    /// Records a dispatch, if it is used for this step. Returns the number of dispatches recorded
+    /// (0 or 1).
     pub fn encode(
         &self,
         device: &GpuDevice,
@@ -132,16 +133,16 @@ impl Plan {
     }
 }
 
-/// What a plan is made with.
+/// The state while a plan is made.
 struct Builder<'a> {
     parts: &'a Parts<'a>,
     arena: Arena,
-    /// Vectors that were put one after another.
+    /// Vectors that were joined into one buffer.
     joined: BTreeMap<Place, wgpu::Buffer>,
 }
 
 impl Builder<'_> {
-    /// One token's step, lowered and bound.
+    /// The step of a single token, lowered and bound.
     fn token(
         &mut self,
         buffers: &DecodeBuffers,
@@ -169,7 +170,7 @@ impl Builder<'_> {
         Ok(Some(TokenSteps { steps: self.bind(&steps)?, layers, tail }))
     }
 
-    /// Recipes with their buffers.
+    /// Binds recipes to their buffers.
     fn bind(&mut self, recipes: &[Recipe]) -> Result<Vec<Dispatch>> {
         recipes.iter().map(|recipe| self.make(recipe)).collect()
     }
@@ -228,7 +229,7 @@ impl Parts<'_> {
             }
             Place::Spill(moe) => {
                 let area = self.spill.and_then(|spill| spill.area(moe));
-                area.ok_or_else(|| refused("experts without memory of the host".into()))?
+                area.ok_or_else(|| refused("experts without an area in host memory".into()))?
             }
             token => {
                 let buffer = self.decode.and_then(|decode| decode.get(token));

@@ -1,11 +1,11 @@
-//! A model's step for somebody else's WebGPU: what to allocate, which bytes of which shards go
-//! where, and the dispatches, as plain data that a page executes without knowing any op.
+//! A model's step for a browser's WebGPU: what to allocate, which bytes of which shards go where,
+//! and the dispatches, as plain data that a page executes without knowing any op.
 //!
-//! Made by the same lowering as the plan of a device here (lower.rs, decode/), for an adapter with
+//! Made by the same lowering as a plan for a local device (lower.rs, decode/), for an adapter with
 //! WebGPU's guaranteed limits: no cooperative matrices, subgroups only if the page asks for them,
-//! bindings of `binding_bytes_max`. Kernels are named by the hash of their text.
+//! bindings of `binding_bytes_max`. Kernels are identified by the hash of their text.
 //!
-//! Refuses what no session here would take: see [`ProgramError`]. Reads no weights.
+//! Refuses what a local session would refuse: see [`ProgramError`]. Reads no weights.
 
 use std::collections::BTreeMap;
 
@@ -28,29 +28,30 @@ use crate::reader::ShardRange;
 use crate::slots::{SlotBudget, SlotPlan};
 use doppler_store::ShardId;
 
-/// WebGPU's `maxStorageBufferBindingSize` where an adapter promises no more.
+/// WebGPU's default `maxStorageBufferBindingSize`.
 pub const BINDING_BYTES_DEFAULT: u64 = 128 << 20;
 /// The least that a page may ask for.
 pub const BINDING_BYTES_MIN: u64 = 1 << 20;
-/// The most tokens of a step: prompts are cut into steps.
+/// The most tokens of a step. Longer prompts are split into steps.
 pub const BATCH_MAX: usize = 64;
-/// Positions of the cache, unless a page asks for another number.
+/// The default number of positions in the cache.
 pub const CONTEXT_DEFAULT: usize = 1024;
-/// The most positions that a page may ask for: their rotary tables are made at the start.
+/// The most positions that a page may ask for. Their rope tables are made at the start.
 pub const CONTEXT_MAX: usize = 32_768;
 
 /// What a page may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProgramOptions {
     pub reduction: Reduction,
-    /// The adapter's subgroups may be used: they hold at least 32.
+    /// Whether the adapter's subgroups may be used. They must have at least 32 invocations.
     pub subgroups: bool,
     pub kv: KvFormat,
-    /// Bytes of a storage binding.
+    /// The most bytes of a storage binding.
     pub binding_bytes_max: u64,
-    /// `None` is the model's own, at most [`CONTEXT_DEFAULT`].
+    /// Positions of the cache. `None` means the model's own maximum, but at most
+    /// [`CONTEXT_DEFAULT`].
     pub context: Option<usize>,
-    /// Expert slots; `None` is half as many as there are experts, if that is enough for a token.
+    /// Expert slots. `None` means half the number of experts, if that is enough for a token.
     pub slots: Option<usize>,
 }
 
@@ -70,9 +71,9 @@ impl Default for ProgramOptions {
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    #[error("{what} is {value}: it may be {least} to {most}")]
+    #[error("{what} is {value}: it must be {least} to {most}")]
     Option { what: &'static str, value: u64, least: u64, most: u64 },
-    #[error("{what} takes {bytes} bytes, a binding holds {most}")]
+    #[error("{what} takes {bytes} bytes, but a binding holds {most}")]
     Binding { what: &'static str, bytes: u64, most: u64 },
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -84,7 +85,7 @@ impl From<BackendError> for ProgramError {
     }
 }
 
-/// A model's step as data. Buffers, kernels, dispatches and shards are named by their index here.
+/// A model's step as data. Buffers, kernels, dispatches and shards are identified by their index.
 #[derive(Debug, Default, Serialize)]
 pub struct Program {
     pub vocab: usize,
@@ -99,10 +100,11 @@ pub struct Program {
     pub formats: BTreeMap<&'static str, &'static Planes>,
     /// Bytes of each buffer.
     pub buffers: Vec<u64>,
-    /// The buffer of the token ids, and that of one row of logits.
+    /// The buffer of the token ids, and the buffer of one row of logits.
     pub tokens: usize,
     pub logits: usize,
-    /// The table of cache blocks, whose words from the second on are 0, 1, 2, ...: the one sequence's blocks in order.
+    /// The table of cache blocks. Its words from the second on are 0, 1, 2, ...: the blocks of the
+    /// only sequence, in order.
     pub blocks: usize,
     pub kernels: Vec<KernelInfo>,
     pub ropes: Vec<RopeTable>,
@@ -112,7 +114,7 @@ pub struct Program {
     pub dispatches: Vec<DispatchInfo>,
     /// A step of any number of tokens.
     pub steps: Vec<Stretch>,
-    /// A step of one token as one submission, unless the device cannot look its experts up.
+    /// A step of one token as one submission, unless the device cannot look up its experts.
     pub token: Option<TokenInfo>,
 }
 
@@ -123,13 +125,13 @@ pub struct Object {
     pub size: u64,
 }
 
-/// One kernel; `write` says of each storage buffer, in binding order, whether it is written.
+/// One kernel. `write` says for each storage buffer, in binding order, whether it is written.
 #[derive(Debug, Serialize)]
 pub struct KernelInfo {
     pub name: &'static str,
     /// BLAKE3 of its text.
     pub hash: String,
-    /// Uses subgroups: `enable subgroups;` goes before the text.
+    /// Whether it uses subgroups, so that `enable subgroups;` goes before the text.
     pub subgroups: bool,
     pub write: Vec<bool>,
 }
@@ -154,7 +156,7 @@ pub struct Stored {
     pub cols: usize,
 }
 
-/// A weight of the trunk: its stored bytes are `runs`, one after another.
+/// A weight of the trunk. Its stored bytes are `runs`, one after another.
 #[derive(Debug, Serialize)]
 pub struct WeightInfo {
     pub tensor: String,
@@ -163,11 +165,11 @@ pub struct WeightInfo {
     pub runs: Vec<Run>,
     /// Where it goes as f32 elements, if it is read as a vector: (buffer, byte).
     pub vectors: Vec<(usize, usize)>,
-    /// Else its rows as planes: (buffer, byte, first row, rows).
+    /// Otherwise where its rows go as planes: (buffer, byte, first row, rows).
     pub pieces: Vec<(usize, usize, usize, usize)>,
 }
 
-/// Slots of one size.
+/// Slots of the same size.
 #[derive(Debug, Serialize)]
 pub struct ClassInfo {
     pub count: u32,
@@ -180,11 +182,12 @@ pub struct ClassInfo {
     pub slots_per_chunk: u32,
     /// By chunk.
     pub buffers: Vec<usize>,
-    /// The first of them in the rows of the layers' tables.
+    /// The index of the first of them in the rows of the layers' tables.
     pub first_chunk: usize,
 }
 
-/// A matrix of an expert: where it begins in the stored bytes, and its planes in the slot.
+/// A matrix of an expert: where it begins in the stored bytes, and where its planes begin in the
+/// slot.
 #[derive(Debug, Serialize)]
 pub struct PartInfo {
     #[serde(flatten)]
@@ -201,7 +204,7 @@ pub struct MoeInfo {
     pub top_k: usize,
     /// The chosen experts' buffer, `[tokens, top_k]`.
     pub ids: usize,
-    /// The slot table's, `[chunks, experts]`.
+    /// The slot table's buffer, `[chunks, experts]`.
     pub table: usize,
     /// By expert.
     pub experts: Vec<Vec<Run>>,
@@ -216,7 +219,7 @@ pub struct DispatchInfo {
     pub storage: Vec<usize>,
     pub rows: Rows,
     pub grid: Grid,
-    /// The fewest and the most rows that it is made for.
+    /// The fewest and the most rows for which it is used.
     pub when: (u32, u32),
 }
 
@@ -225,7 +228,7 @@ pub struct DispatchInfo {
 #[serde(rename_all = "snake_case")]
 pub enum Stretch {
     Run(Vec<usize>),
-    /// A layer's experts: for each wave those of the chunks that it fills, then the sum.
+    /// A layer's experts: in each wave the dispatches of the chunks that it fills, then the sum.
     Experts {
         moe: usize,
         /// By chunk of the layer's class.
@@ -235,8 +238,8 @@ pub enum Stretch {
 }
 
 impl Program {
-    /// # Errors
-    /// A choice out of bounds, a buffer that no binding holds, or what a session would refuse.
+    /// # Errors If an option is out of bounds, a buffer does not fit a binding, or a session would
+    /// refuse the model.
     pub fn new(model: &Model, options: &ProgramOptions) -> Result<Self, ProgramError> {
         let most = options.binding_bytes_max;
         bounded("binding", most, BINDING_BYTES_MIN, u64::from(u32::MAX))?;
@@ -313,7 +316,7 @@ fn bounded(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), 
     }
 }
 
-/// A buffer that is not cut, for people.
+/// The name of a buffer that is not split, for people.
 const fn words(place: Place) -> &'static str {
     match place {
         Place::Keys(_) | Place::Values(_) => "the attention cache of a layer",
@@ -326,7 +329,7 @@ const fn words(place: Place) -> &'static str {
     }
 }
 
-/// The slots asked for, or half of the experts if a token needs no more.
+/// The slots asked for, or half the number of experts if that is enough for a token.
 fn slots(model: &Model, options: &ProgramOptions) -> Result<SlotPlan, SessionError> {
     let demand: usize = model.graph.moe.iter().map(|moe| moe.top_k).sum();
     let slots = options.slots.unwrap_or_else(|| demand.max(model.experts().div_ceil(2)));
@@ -346,7 +349,7 @@ fn shapes(model: &Model, most: u64) -> Result<Vec<WeightShape>, BackendError> {
     model.trunk.iter().zip(vectors).map(shape).collect()
 }
 
-/// A program under way.
+/// A program being made.
 struct Make<'a> {
     model: &'a Model,
     capacity: Capacity,
@@ -361,7 +364,7 @@ struct Make<'a> {
 }
 
 impl Make<'_> {
-    /// The dispatches, op by op, cut at each `Experts` op as a session cuts them.
+    /// Makes the dispatches, op by op, cut at each `Experts` op as in a session.
     fn steps(&mut self, lower: &mut Lower<'_>, plan: &SlotPlan) -> Result<(), ProgramError> {
         let mut run = Vec::new();
         for op in &self.model.graph.ops {
@@ -429,7 +432,7 @@ impl Make<'_> {
         Ok(index)
     }
 
-    /// The buffer's index, sized when it is first named.
+    /// The buffer's index. Its size is set at the first call.
     fn buffer(&mut self, place: Place) -> Result<usize, ProgramError> {
         let place = self.home(place);
         if let Some(index) = self.places.get(&place) {
@@ -446,7 +449,7 @@ impl Make<'_> {
         Ok(index)
     }
 
-    /// The place that a row range lies in, where it shares one.
+    /// The place that holds a row range, if it is shared with others.
     fn home(&self, place: Place) -> Place {
         let Place::RowRange(id, index) = place else { return place };
         match &self.weights[id.0 as usize] {
@@ -457,7 +460,7 @@ impl Make<'_> {
         }
     }
 
-    /// Bytes of a row range, or of all that lie with it.
+    /// Bytes of a row range, or of all that share its buffer.
     fn row_range_bytes(&self, id: WeightId, index: usize) -> Option<u64> {
         let WeightShape::Matrix(ranges) = &self.weights[id.0 as usize] else { return None };
         let range = ranges.get(index)?;
@@ -514,7 +517,7 @@ impl Make<'_> {
         Ok(index)
     }
 
-    /// A matrix by the name of its format, which is then among the program's.
+    /// Describes a stored matrix by the name of its format, and adds the format to the program.
     fn stored(&mut self, spec: &MatrixSpec) -> Stored {
         let format = spec.dtype.file_name();
         self.made.formats.insert(format, planes::of(spec.dtype));
@@ -562,7 +565,7 @@ impl Make<'_> {
         Ok(())
     }
 
-    /// Where a vector lies after others.
+    /// Where a vector is in buffers of several vectors.
     fn joined(&self, of: WeightId) -> Vec<(usize, usize)> {
         let joined = self.places.iter().filter_map(|(place, buffer)| {
             let Place::Biases(ids) = place else { return None };

@@ -1,6 +1,6 @@
-//! A mappable buffer that device results are copied to: the copy is recorded in
-//! the submission that computes them, mapping starts right behind it, and the
-//! caller waits only when it takes the bytes.
+//! A mappable buffer to which device results are copied. The copy is recorded in the submission
+//! that computes them, mapping starts right after it, and the caller waits only when it takes the
+//! bytes.
 
 use std::sync::mpsc;
 
@@ -9,7 +9,7 @@ use wgpu::BufferUsages;
 use super::device::{ANSWER_WAIT_MAX, GpuDevice};
 use crate::backend::{BackendError, Result};
 
-/// One such buffer, with at most one copy on its way.
+/// Such a buffer, with at most one copy in flight.
 pub(super) struct Readback {
     what: &'static str,
     buffer: wgpu::Buffer,
@@ -28,8 +28,8 @@ impl Readback {
         Ok(Self { what, buffer: device.buffer(what, bytes, usage)?, pending: None })
     }
 
-    /// Records the copy of the first `bytes` of `from`. What an earlier copy
-    /// brought and nobody took is dropped.
+    /// Records the copy of the first `bytes` of `from`. The result of an earlier copy that nobody
+    /// took is dropped.
     pub fn copy(
         &mut self,
         device: &GpuDevice,
@@ -44,7 +44,7 @@ impl Readback {
         Ok(())
     }
 
-    /// As `copy`, with the first word of `tail` behind them.
+    /// As `copy`, followed by the first word of `tail`.
     pub fn copy_with(
         &mut self,
         device: &GpuDevice,
@@ -58,7 +58,7 @@ impl Readback {
         Ok(())
     }
 
-    /// To be called once the recorded copy is submitted.
+    /// Call once the recorded copy has been submitted.
     pub fn submitted(&mut self, bytes: u64, submission: &wgpu::SubmissionIndex) {
         let (sender, mapped) = mpsc::channel();
         self.buffer.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
@@ -68,7 +68,7 @@ impl Readback {
         self.pending = Some(Pending { bytes, submission: submission.clone(), mapped });
     }
 
-    /// Waits for the copy and returns its bytes; `None` if none is on its way.
+    /// Waits for the copy and returns its bytes. `None` if no copy is in flight.
     pub fn take(&mut self, device: &GpuDevice) -> Result<Option<Vec<u8>>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
         device.meter().read_back();
@@ -78,7 +78,7 @@ impl Readback {
             None => device.wait(Some(pending.submission))?,
         }
         let lost = |why: String| BackendError::Lost(format!("reading {}: {why}", self.what));
-        // Whoever polls a shared device runs the callbacks: it may be another thread, just now.
+        // Whoever polls a shared device runs the callbacks. That may be another thread right now.
         match answer.map_or_else(|| pending.mapped.recv_timeout(ANSWER_WAIT_MAX), Ok) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(lost(e.to_string())),

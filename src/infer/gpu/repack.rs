@@ -1,7 +1,7 @@
-//! Matrices on the device: how large they are there, where their planes begin, stored blocks to planes.
+//! Matrices on the device: their size, where their planes begin, and how stored blocks become
+//! planes.
 //!
-//! What planes there are is the format's to say (`quant::planes`, where they are described). A
-//! packed matrix is a multiple of 16 bytes.
+//! Each format defines its planes (see `quant::planes`). A packed matrix is a multiple of 16 bytes.
 
 use super::params::Matrix;
 use crate::graph::MatrixSpec;
@@ -22,8 +22,8 @@ impl Packed {
         Self { dtype: spec.dtype, rows: spec.rows, cols: spec.cols }
     }
 
-    /// Device blocks of one row: of the format's own length, whole groups of them; a plain
-    /// format's block is a unit.
+    /// Device blocks of one row. They have the format's block length and come in whole groups; a
+    /// plain format's block is a unit.
     fn row_blocks(&self) -> usize {
         let planes = planes::of(self.dtype);
         let groups = planes.groups(self.cols);
@@ -41,7 +41,7 @@ impl Packed {
         (self.rows * self.row_bytes()).next_multiple_of(16)
     }
 
-    /// What a kernel needs to know, for planes that begin at byte `offset` of the binding.
+    /// The kernels' description of a matrix whose planes begin at byte `offset` of the binding.
     pub fn matrix(&self, offset: usize) -> Matrix {
         let word = |n: usize| u32::try_from(n).expect("a binding has fewer than 2^32 bytes");
         Matrix {
@@ -52,11 +52,10 @@ impl Packed {
         }
     }
 
-    /// Writes the planes of `stored` (whole stored rows) to `out`, whatever is there.
+    /// Writes the planes of `stored` (whole stored rows) to `out`, overwriting it.
     ///
-    /// # Panics
-    /// If `stored` is not exactly `rows` stored rows or `out` not [`Packed::bytes`]; callers check
-    /// sizes where bytes enter.
+    /// # Panics If `stored` is not exactly `rows` stored rows or `out` is not [`Packed::bytes`]
+    /// long. Callers check sizes where bytes enter.
     pub fn pack(&self, stored: &[u8], out: &mut [u8]) {
         assert_eq!(stored.len(), self.rows * self.dtype.row_bytes(self.cols));
         assert_eq!(out.len(), self.bytes());
@@ -76,7 +75,7 @@ mod tests {
         u32::from_le_bytes(out[i * 4..][..4].try_into().unwrap())
     }
 
-    /// What the kernels make of row `row`: quants by column, from the planes alone.
+    /// Row `row` as the kernels see it: quants by column, from the planes alone.
     fn quants(packed: &Packed, out: &[u8], row: usize) -> Vec<i32> {
         let m = packed.matrix(0);
         let (blocks, pieces) = (m.blocks as usize, packed.cols.div_ceil(64) * 2);
@@ -111,7 +110,7 @@ mod tests {
         got
     }
 
-    /// The quants of a stored row, by the format's own description.
+    /// The quants of a stored row, by the format's description.
     fn stored_quants(dtype: DType, row: &[u8]) -> Vec<i32> {
         let mut got = Vec::new();
         for b in row.chunks_exact(dtype.block_bytes()) {
@@ -167,8 +166,9 @@ mod tests {
         }
     }
 
-    /// What the page's own repacking (web/src/engine/planes.ts) is held to, and this one with it:
-    /// the BLAKE3 of the planes of bytes that xorshift (Marsaglia, 2003) makes of a seed.
+    /// The results that the page's own repacking (web/src/engine/planes.ts) must match, checked for
+    /// this one, too: BLAKE3 of the planes of bytes that xorshift (Marsaglia, 2003) makes from a
+    /// seed.
     #[test]
     fn planes_are_those_that_the_page_is_held_to() {
         let listed = include_str!("../../../tests/data/tab/planes.json");
@@ -209,7 +209,7 @@ mod tests {
                 assert!(got[stored.len()..].iter().all(|b| *b == 0));
             }
         }
-        // One block and its pair of zeros: the scale is the first half-word after the quants.
+        // One block, paired with zeros: the scale is the first half-word after the quants.
         let mut stored = Vec::new();
         quant::quantize(DType::Q8_0, &random.floats(32), &mut stored).unwrap();
         let packed = Packed { dtype: DType::Q8_0, rows: 1, cols: 32 };

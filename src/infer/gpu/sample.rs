@@ -1,10 +1,10 @@
-//! Sampling on the device: the dispatches from a row of logits to the next token,
-//! without the host between one token and the next.
+//! Sampling on the device: the dispatches from a row of logits to the next token, without the host
+//! in between.
 //!
-//! The choice is the CPU sampler's, bit by bit (`infer::odds`). What it depends on besides
-//! the logits lies on the device: the count of draws and the ring of recent tokens, both
-//! moved on by the last kernel. So tokens may be recorded ahead; a halted step (`state`)
-//! leaves no trace. Refused: vocabularies and windows longer than the kernels hold.
+//! The choice is exactly the CPU sampler's (`infer::odds`). What it depends on besides the logits
+//! is on the device: the count of draws and the ring of recent tokens, both updated by the last
+//! kernel. So tokens may be recorded ahead, and a halted step (`state`) changes nothing.
+//! Vocabularies and windows larger than the kernels support are refused.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::backend::{BackendError, Result};
 use crate::odds::{CHUNK, Recipe, VOCAB_MAX, WINDOW_MAX};
 use crate::sampler::Sampler;
 
-/// Words of `bins` and before the ring in `memory`, and of one chunk's part
+/// Words of `bins`, words before the ring in `memory`, and words of one chunk's part
 /// (kernels/shared/odds.wgsl).
 const BIN_WORDS: usize = 8208;
 const RING: usize = 4;
@@ -26,10 +26,10 @@ const PART: usize = 4;
 
 const SCRATCH: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_SRC);
 
-/// The buffers that sampling shares with the rest of a step, all of u32 words.
+/// The buffers that sampling shares with the rest of a step. All consist of u32 words.
 #[derive(Clone, Copy)]
 pub(super) struct Links<'a> {
-    /// Read: the f32 logits of one token, `[vocab]`, from the buffer's start.
+    /// Read: the f32 logits of one token, `[vocab]`, at the buffer's start.
     pub logits: &'a wgpu::Buffer,
     /// Read: if word 0 is not 0, the step was halted and nothing is chosen.
     pub state: &'a wgpu::Buffer,
@@ -48,15 +48,14 @@ pub(super) struct Pass {
 
 /// The dispatches that choose a token from [`Place::Logits`].
 ///
-/// # Errors
-/// Vocabularies and windows longer than the kernels hold.
+/// # Errors If the vocabulary or the window is larger than the kernels support.
 pub(super) fn passes(recipe: &Recipe, vocab: usize) -> Result<Vec<Pass>> {
     if vocab == 0 || vocab > VOCAB_MAX {
-        return Err(refused(format!("a vocabulary of {vocab}, not 1 to {VOCAB_MAX}")));
+        return Err(refused(format!("a vocabulary of {vocab} (1 to {VOCAB_MAX} are possible)")));
     }
     if recipe.window > WINDOW_MAX {
         let window = recipe.window;
-        return Err(refused(format!("a repetition window of {window}, over {WINDOW_MAX}")));
+        return Err(refused(format!("a repetition window of {window}, more than {WINDOW_MAX}")));
     }
     let chunks = vocab.div_ceil(CHUNK) as u32;
     let (logits, state, tokens) = (Place::Logits, Place::State, Place::Tokens);
@@ -83,7 +82,7 @@ pub(super) fn passes(recipe: &Recipe, vocab: usize) -> Result<Vec<Pass>> {
     Ok(passes)
 }
 
-/// Words of a buffer that only choosing needs; `None` for all others.
+/// Words of a buffer that only the choice of a token needs. `None` for all others.
 pub(super) fn words(recipe: &Recipe, vocab: usize, place: Place) -> Option<usize> {
     Some(match place {
         Place::Chosen => 1,
@@ -113,7 +112,7 @@ struct Stage {
     workgroups: u32,
 }
 
-/// One sampler's choice of a token, ready to encode again and again.
+/// A sampler's choice of a token, which can be encoded repeatedly.
 pub(super) struct SamplePlan {
     recipe: Recipe,
     common: wgpu::BindGroup,
@@ -126,7 +125,7 @@ pub(super) struct SamplePlan {
 }
 
 impl SamplePlan {
-    /// For a vocabulary and a sampler's options; begins in the sampler's state.
+    /// For a vocabulary and a sampler's options. Starts in the sampler's state.
     pub fn new(
         device: &GpuDevice,
         vocab: usize,
@@ -173,13 +172,13 @@ impl SamplePlan {
         Ok(plan)
     }
 
-    /// Whether it chooses as this sampler does.
+    /// Whether it has this sampler's options.
     pub fn is_for(&self, sampler: &Sampler) -> bool {
         *sampler.recipe() == self.recipe
     }
 
-    /// Goes on from the sampler's state, in what is submitted from now on. Its options must be
-    /// those that the plan was made for.
+    /// Everything submitted from now on continues from the sampler's state. Its options must be
+    /// those for which the plan was made.
     pub fn restore(&self, device: &GpuDevice, sampler: &Sampler) -> Result<()> {
         if !self.is_for(sampler) {
             return Err(refused("a sampler with other options than the plan's".into()));
@@ -193,8 +192,8 @@ impl SamplePlan {
         Ok(())
     }
 
-    /// Records the choice of one token. Each recording after the first takes the one before
-    /// it as accepted, so the host's sampler is to `follow` each token that was not halted.
+    /// Records the choice of one token. Each further recording assumes that the previous token was
+    /// accepted, so the host's sampler must `follow` each token that was not halted.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
         self.encode_first(self.stages.len(), pass);
     }
@@ -209,7 +208,7 @@ impl SamplePlan {
         }
     }
 
-    /// Dispatches a token takes.
+    /// Dispatches per token.
     pub fn dispatches(&self) -> usize {
         self.stages.len()
     }

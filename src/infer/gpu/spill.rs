@@ -1,15 +1,15 @@
-//! Experts that lost their slots, kept in memory of the host as the device wants them, so
-//! that the device brings them back by itself: no bytes pass through the CPU.
+//! Experts that lost their slots, kept in host memory in the device's format, so that the device
+//! brings them back by itself: no bytes pass through the CPU.
 //!
-//! An expert is copied out of its slot when it is evicted for the first time, and is copied
-//! into a slot when it is wanted again; it stays here until the room is needed. Copies out, and those in that the
-//! host asks for, are recorded in order and go out at the head of the next submission ([`Spill::encode`]). A fused
-//! token fetches what it misses while it runs (kernels/decode_fetch.wgsl): each layer's area is one buffer,
-//! and the device knows who lies where in it.
-//! Within a layer the expert that was here longest unused gives way.
+//! An expert is copied out of its slot when it is first evicted, and copied into a slot when it is
+//! needed again. It stays here until the room is needed. Copies out, and copies in that the host
+//! asks for, are recorded in order and go first in the next submission ([`Spill::encode`]). A fused
+//! token fetches the experts that it misses while it runs (kernels/decode_fetch.wgsl): each layer's
+//! area is one buffer, and the device knows where each expert is in it. Within a layer the least
+//! recently used expert is dropped first.
 //!
-//! Only for adapters with memory of their own that can read the host's: buffers that may be
-//! mapped for reading lie in the host's memory, whoever reads them.
+//! Only for adapters with memory of their own that can read the host's. Buffers that can be mapped
+//! for reading are in host memory, whoever reads them.
 
 use std::collections::HashMap;
 
@@ -21,14 +21,14 @@ use super::experts::Experts;
 use crate::backend::Slot;
 use crate::graph::{Graph, MoeId};
 
-/// What the adapter must offer.
+/// The feature that the adapter must have.
 pub(super) const FEATURE: Features = Features::MAPPABLE_PRIMARY_BUFFERS;
-/// Of buffers in memory of the host.
+/// The usage of buffers in host memory.
 pub(super) const USAGE: BufferUsages = BufferUsages::MAP_READ
     .union(BufferUsages::COPY_DST)
     .union(BufferUsages::COPY_SRC)
     .union(BufferUsages::STORAGE);
-/// Copies recorded at most before they are to be submitted.
+/// The most copies that are recorded before they must be submitted.
 const COPIES_MAX: usize = 4096;
 
 type Key = (MoeId, u32);
@@ -37,15 +37,15 @@ type Key = (MoeId, u32);
 struct Area {
     /// Allocated when the first expert comes.
     buffer: Option<Buffer>,
-    /// Experts that it holds, and bytes of each.
+    /// How many experts fit, and the bytes of each.
     count: u32,
     bytes: u64,
     free: Vec<u32>,
-    /// By expert: its place.
+    /// The place of each expert.
     held: LruCache<u32, u32>,
 }
 
-/// A place in a buffer.
+/// An offset in a buffer.
 struct Place {
     buffer: Buffer,
     offset: u64,
@@ -61,18 +61,18 @@ struct Copy {
 pub(super) struct Spill {
     /// By MoE layer.
     areas: Vec<Area>,
-    /// Who is in which slot.
+    /// The slot of each expert that has one.
     slots: HashMap<Key, Slot>,
     copies: Vec<Copy>,
-    /// Who came to lie where, or lies nowhere any more, since it was last asked.
+    /// The experts that were put into a place or dropped since the last call of [`Self::moves`].
     moves: Vec<(MoeId, u32, Option<u32>)>,
-    /// Areas were allocated since it was last asked.
+    /// Whether areas were allocated since the last call of [`Self::has_grown`].
     grown: bool,
 }
 
 impl Spill {
-    /// Areas of at most `bytes` in all, shared out by what each layer's experts take; `None` if there are none, or the
-    /// adapter has no use for them.
+    /// Areas of at most `bytes` in total, divided in proportion to the size of each layer's
+    /// experts. `None` if there are no experts or the adapter has no use for areas.
     pub fn new(device: &GpuDevice, graph: &Graph, experts: &Experts, bytes: u64) -> Option<Self> {
         if !device.spills() {
             return None;
@@ -100,12 +100,12 @@ impl Spill {
         })
     }
 
-    /// A layer's area, if there is anything in it.
+    /// A layer's area, if it has been allocated.
     pub fn area(&self, moe: MoeId) -> Option<&Buffer> {
         self.areas.get(usize::from(moe.0))?.buffer.as_ref()
     }
 
-    /// Who came to lie where, or lies nowhere any more, since the last call.
+    /// The experts that were put into a place or dropped since the last call.
     pub fn moves(&mut self) -> impl Iterator<Item = (MoeId, u32, Option<u32>)> {
         self.moves.drain(..)
     }
@@ -115,7 +115,7 @@ impl Spill {
         std::mem::replace(&mut self.grown, false)
     }
 
-    /// An expert is in a slot now.
+    /// Call when an expert is in a slot.
     pub fn entered(&mut self, moe: MoeId, expert: u32, slot: Slot) {
         self.slots.insert((moe, expert), slot);
         if let Some(area) = self.areas.get_mut(usize::from(moe.0)) {
@@ -123,8 +123,8 @@ impl Spill {
         }
     }
 
-    /// An expert loses its slot, which is at `offset` of `buffer`: it is set aside unless it
-    /// is here already or there is no room at all.
+    /// Call when an expert loses its slot, which is at `offset` of `buffer`. It is set aside,
+    /// unless it is here already or there is no room at all.
     pub fn left(
         &mut self,
         device: &GpuDevice,
@@ -138,14 +138,14 @@ impl Spill {
         }
         let Some((buffer, offset, bytes)) = locate(slot) else { return };
         if area.buffer.is_none() && area.count > 0 {
-            match device.buffer("experts in memory of the host", area.room(), USAGE) {
+            match device.buffer("experts in host memory", area.room(), USAGE) {
                 Ok(made) => {
                     area.buffer = Some(made);
                     self.grown = true;
                 }
-                // What there is must do.
+                // Continues with the areas that exist.
                 Err(error) => {
-                    tracing::info!("no more memory of the host for experts: {error}");
+                    tracing::info!("no more host memory for experts: {error}");
                     area.count = 0;
                 }
             }
@@ -167,8 +167,8 @@ impl Spill {
         self.copies.push(Copy { from: Place { buffer, offset }, to, bytes });
     }
 
-    /// Records the copy of an expert into a slot, `bytes` at `offset` of `buffer`; `false` if
-    /// it is not here.
+    /// Records the copy of an expert into a slot, `bytes` at `offset` of `buffer`. `false` if it is
+    /// not here.
     pub fn bring(
         &mut self,
         (moe, expert): Key,
@@ -186,12 +186,12 @@ impl Spill {
         true
     }
 
-    /// Whether copies wait for a submission.
+    /// Whether copies are waiting for a submission.
     pub fn waits(&self) -> bool {
         !self.copies.is_empty()
     }
 
-    /// The copies recorded so far, in order.
+    /// Encodes the copies recorded so far, in order.
     pub fn encode(&mut self, encoder: &mut CommandEncoder) {
         for Copy { from, to, bytes } in self.copies.drain(..) {
             let Place { buffer, offset } = &from;
@@ -201,7 +201,7 @@ impl Spill {
 }
 
 impl Area {
-    /// Bytes for all its experts.
+    /// The area's size in bytes.
     fn room(&self) -> u64 {
         self.bytes * u64::from(self.count)
     }

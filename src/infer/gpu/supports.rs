@@ -1,14 +1,13 @@
-//! What the kernels do not compute, told from a model's shapes before anything is loaded.
+//! What the kernels do not support, recognised from a model's shapes before anything is loaded.
 //!
-//! Lowering refuses the same, op by op; here it is a sentence that names the model's part and
-//! the way out. The CPU backend computes all of it.
+//! Lowering refuses the same, op by op. Here the error names the part of the model and the way out.
+//! The CPU backend supports all of it.
 
 use super::lower::HEAD_DIM_MAX;
 use crate::backend::{BackendError, Result};
 use crate::graph::{ExpertLayout, Graph, Op};
 
-/// # Errors
-/// Attention heads or experts that no kernel computes.
+/// # Errors If the kernels do not support the attention heads or the experts.
 pub(super) fn check(graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
     let refuse = |what: String| {
         let what = format!("{what}; the CPU runs this model: --backend cpu");
@@ -19,7 +18,7 @@ pub(super) fn check(graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
         let head_dim = graph.kv_spec(*kv).head_dim;
         if !head_dim.is_multiple_of(4) || head_dim > HEAD_DIM_MAX {
             return refuse(format!(
-                "attention heads of {head_dim} elements (multiples of 4 up to {HEAD_DIM_MAX} are)"
+                "attention heads of {head_dim} elements (multiples of 4 up to {HEAD_DIM_MAX} are supported)"
             ));
         }
     }

@@ -1,10 +1,9 @@
-//! What a backend does on its device, counted, and how long the device takes.
+//! Counts what a backend does on its device, and measures how long the device takes.
 //!
-//! Counting is always on and costs an addition. Time comes from timestamps that the
-//! device writes where a compute pass begins and ends, only where it was asked for
-//! ([`GpuDevice::timed`]) and the adapter has them; they are read back when the queries
-//! are used up or the counters are asked for, and that waits for the device.
-//! Bandwidths are measured by copies, by the host's clock.
+//! Counting is always on and costs an addition. Times come from timestamps that the device writes
+//! at the beginning and the end of a compute pass, only on request ([`GpuDevice::timed`]) and if
+//! the adapter has them. They are read back when the queries are used up or the counters are asked
+//! for, which waits for the device. Bandwidths are measured with copies and the host's clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,22 +17,22 @@ use super::spill;
 use super::weights::Uploads;
 use crate::backend::{BackendError, Bandwidth, Counters, Result};
 
-/// Timestamps on the device before they are read back; WebGPU's limit for a query set.
+/// Timestamps kept on the device before they are read back. WebGPU's limit for a query set.
 const QUERIES: u32 = 4096;
 /// Bytes of one timestamp.
 const STAMP_BYTES: u64 = 8;
 
-/// Bytes of each of the two buffers copied between: above any cache of a GPU, and little
-/// enough for an adapter that is a program.
+/// Bytes of each of the two buffers of a copy, on a GPU (larger than any cache) and on a software
+/// adapter.
 const COPY_BYTES: (u64, u64) = (512 << 20, 32 << 20);
 /// Bytes written in one measurement of uploads.
 const UPLOAD_BYTES: (u64, u64) = (256 << 20, 32 << 20);
 /// Copies in one submission.
 const COPIES: u64 = 8;
-/// Measurements; the best counts, for what disturbs one only ever slows it.
+/// Measurements. The best one counts, because disturbances only ever slow one down.
 const ROUNDS: usize = 5;
 
-/// One backend's counters. Shared by the clones of its device.
+/// A backend's counters. Shared by the clones of its device.
 pub(super) struct Meter {
     dispatches: AtomicU64,
     submissions: AtomicU64,
@@ -45,7 +44,7 @@ pub(super) struct Meter {
 /// Timestamps of passes.
 struct Clock {
     queries: wgpu::QuerySet,
-    /// Queries written since the last time they were read.
+    /// Queries written since they were last read.
     used: u32,
     resolved: wgpu::Buffer,
     mapped: wgpu::Buffer,
@@ -53,7 +52,7 @@ struct Clock {
     seconds: f64,
 }
 
-/// Where one pass notes its beginning and end.
+/// Where one pass records its beginning and end.
 pub(super) struct PassClock {
     queries: wgpu::QuerySet,
     first: u32,
@@ -68,12 +67,13 @@ impl PassClock {
         }
     }
 
-    /// Notes the beginning before commands recorded elsewhere; to be submitted all the same.
+    /// Records the beginning, before commands that are recorded elsewhere. Must be submitted in any
+    /// case.
     pub fn begin(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.write_timestamp(&self.queries, self.first);
     }
 
-    /// Notes their end.
+    /// Records their end.
     pub fn end(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.write_timestamp(&self.queries, self.first + 1);
     }
@@ -84,7 +84,7 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Meter {
-    /// `timed`: with a clock, if the device has timestamps.
+    /// If `timed`, it has a clock, provided that the device has timestamps.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue, timed: bool) -> Self {
         let timed = timed && device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         Self {
@@ -112,8 +112,8 @@ impl Meter {
         add(&self.uploaded_bytes, bytes as u64);
     }
 
-    /// A clock for the next compute pass, or for commands recorded before, which must be submitted; `None` if passes
-    /// are not timed.
+    /// A clock for the next compute pass, or for commands recorded before, which must be submitted.
+    /// `None` if passes are not timed.
     pub fn pass(&self) -> Option<PassClock> {
         let mut clock = self.clock.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         let first = clock.used;
@@ -124,25 +124,25 @@ impl Meter {
         Some(PassClock { queries: clock.queries.clone(), first })
     }
 
-    /// Whether commands can be recorded before it is known that they will be submitted.
+    /// Whether commands can be recorded before it is certain that they will be submitted.
     pub fn records_ahead(&self, device: &GpuDevice) -> bool {
         let features = device.wgpu().features();
         self.clock.is_none() || features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
     }
 
-    /// Reads the timestamps if the next pass would find no queries left.
+    /// Reads the timestamps if no queries would be left for the next pass.
     pub fn make_room(&self, device: &GpuDevice) -> Result<()> {
         let Some(clock) = &self.clock else { return Ok(()) };
         let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
         if clock.used + 2 > QUERIES { clock.read(device) } else { Ok(()) }
     }
 
-    /// Waits for what was submitted if passes are timed.
+    /// Waits for what was submitted, if passes are timed.
     pub fn counters(&self, device: &GpuDevice) -> Counters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let seconds = self.clock.as_ref().and_then(|clock| {
             let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
-            // A device that is gone says so at the next step.
+            // A lost device reports it at the next step.
             clock.read(device).ok().map(|()| clock.seconds)
         });
         Counters {
@@ -204,7 +204,7 @@ impl Clock {
     }
 }
 
-/// Bytes a second of copies on the device (read and written) and of uploads to it.
+/// Bytes a second of copies on the device (reads plus writes) and of uploads to it.
 pub(super) fn bandwidth(device: &GpuDevice) -> Result<Bandwidth> {
     let software = device.is_software();
     let pick = |(hardware_bytes, software_bytes)| match software {
@@ -219,7 +219,7 @@ pub(super) fn bandwidth(device: &GpuDevice) -> Result<Bandwidth> {
     Ok(Bandwidth { copy_bytes_s, upload_bytes_s })
 }
 
-/// The largest buffer up to `bytes` that there is room for, and its size.
+/// The largest buffer of up to `bytes` for which there is room, and its size.
 fn scratch(device: &GpuDevice, what: &str, bytes: u64) -> Result<(wgpu::Buffer, u64)> {
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
     let mut size = bytes.min(device.binding_bytes_max());
@@ -232,11 +232,11 @@ fn scratch(device: &GpuDevice, what: &str, bytes: u64) -> Result<(wgpu::Buffer, 
     }
 }
 
-/// Bytes a second that the device copies from memory of the host by itself.
+/// Bytes a second at which the device copies from host memory by itself.
 fn fetch_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
-    let from = device.buffer("memory of the host", bytes, spill::USAGE)?;
+    let from = device.buffer("host memory", bytes, spill::USAGE)?;
     let (to, bytes) = scratch(device, "the target of a fetch", bytes)?;
-    // Pages that were never written need not be read.
+    // Written first, because unwritten pages need not be read at all.
     let mut encoder = device.wgpu().create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(&to, 0, &from, 0, Some(bytes));
     let submission = device.submit(encoder)?;
@@ -256,7 +256,7 @@ fn fetch_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
 fn copy_bandwidth(device: &GpuDevice, bytes: u64) -> Result<f64> {
     let (from, bytes) = scratch(device, "the source of a copy", bytes)?;
     let (to, bytes) = scratch(device, "the target of a copy", bytes)?;
-    // Pages that were never written need not be read.
+    // Written first, because unwritten pages need not be read at all.
     device.write(&from, 0, &[1; 16]);
     let pipeline = device.pipelines().get(device, "copy")?;
     let arena = device.buffer(

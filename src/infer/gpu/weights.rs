@@ -1,8 +1,8 @@
 //! The trunk's weights on the device.
 //!
-//! A matrix is repacked into planes; one larger than a binding may be is split
-//! into row ranges, each a buffer and a dispatch of its own. Vectors (norm
-//! weights, biases) become f32, exactly, and must not be quantised.
+//! A matrix is repacked into planes. If it is larger than a binding may be, it is split into row
+//! ranges, each with its own buffer and dispatch. Vectors (norm weights, biases) become f32,
+//! exactly, and must not be quantised.
 
 use wgpu::BufferUsages;
 
@@ -16,7 +16,7 @@ use doppler_store::DType;
 
 pub(super) const WEIGHT: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
-/// Bytes handed to the driver in one write.
+/// Bytes passed to the driver in one write.
 const WRITE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of writes that may wait in staging memory.
 const STAGED_BYTES_MAX: usize = 64 << 20;
@@ -24,9 +24,9 @@ const STAGED_BYTES_MAX: usize = 64 << 20;
 /// Rows `row_start ..` of a matrix.
 pub(super) struct RowRange {
     pub buffer: wgpu::Buffer,
-    /// The weight whose buffer it is, where several lie in one.
+    /// The weight that owns the buffer, if several share it.
     pub home: Option<WeightId>,
-    /// Where it begins in the buffer, bytes; a multiple of 16.
+    /// Where it begins in the buffer, in bytes. A multiple of 16.
     pub at: usize,
     pub row_start: usize,
     pub packed: Packed,
@@ -39,10 +39,10 @@ pub(super) enum DeviceWeight {
     Matrix(Vec<RowRange>),
 }
 
-/// A run of a matrix's rows, without its bytes.
+/// A range of a matrix's rows, without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowRangeShape {
-    /// As [`RowRange`] has them.
+    /// As in [`RowRange`].
     pub at: usize,
     pub row_start: usize,
     pub packed: Packed,
@@ -56,7 +56,7 @@ impl RowRangeShape {
     }
 }
 
-/// What recipes need to know of a weight.
+/// What recipes need to know about a weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WeightShape {
     Missing,
@@ -81,7 +81,7 @@ pub(super) fn shapes(weights: &[Option<DeviceWeight>]) -> Vec<WeightShape> {
     weights.iter().map(shape).collect()
 }
 
-/// Cuts a matrix into ranges of at most `binding_bytes_max`, each to lie in a buffer of its own.
+/// Divides a matrix into row ranges of at most `binding_bytes_max`, each for its own buffer.
 pub(super) fn cut(
     name: &str,
     spec: &MatrixSpec,
@@ -100,7 +100,8 @@ pub(super) fn cut(
     Ok((0..spec.rows).step_by(rows_max).map(range).collect())
 }
 
-/// Writes through the queue's staging memory, of which only so much is in use at a time.
+/// Writes through the queue's staging memory, of which only [`STAGED_BYTES_MAX`] are in use at a
+/// time.
 #[derive(Default)]
 pub(super) struct Uploads {
     staged: usize,
@@ -142,14 +143,14 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     vector
 }
 
-/// Device bytes of a weight of this shape; rounded up as if it were split.
+/// Device bytes of a weight of this shape, rounded up as if it were split.
 pub(super) fn device_bytes(spec: &MatrixSpec) -> u64 {
     let packed = Packed::of(spec).bytes() as u64;
     // A vector may be kept as f32.
     if spec.rows == 1 { packed.max((spec.cols as u64 * 4).next_multiple_of(16)) } else { packed }
 }
 
-/// Puts a vector's stored bytes on the device, as f32.
+/// Loads a vector's stored bytes onto the device, as f32.
 pub(super) fn load_vector(
     device: &GpuDevice,
     uploads: &mut Uploads,
@@ -164,8 +165,8 @@ pub(super) fn load_vector(
     Ok(DeviceWeight::Vector(buffer))
 }
 
-/// Puts a matrix's stored rows on the device as planes, split into ranges of at
-/// most `binding_bytes_max`.
+/// Loads a matrix's stored rows onto the device as planes, split into row ranges of at most
+/// `binding_bytes_max`.
 pub(super) fn load_matrix(
     device: &GpuDevice,
     uploads: &mut Uploads,
@@ -188,9 +189,9 @@ pub(super) fn load_matrix(
     Ok(DeviceWeight::Matrix(ranges))
 }
 
-/// Lays matrices one after another in one buffer, so that one dispatch may read them all: the bytes
-/// that they take. `None`, and nothing done, if one of them is split or lies with others already, or a
-/// binding cannot hold them together.
+/// Assigns matrices places one after another in one buffer, so that one dispatch can read them all.
+/// Returns their total bytes. `None`, with nothing changed, if one of them is split or already
+/// shares a buffer, or a binding cannot hold them together.
 pub(super) fn join_shapes(
     weights: &mut [WeightShape],
     ids: &[WeightId],
@@ -249,7 +250,7 @@ pub(super) fn gather(
     Ok(())
 }
 
-/// Vectors one after the other in a new buffer, each of as many elements as it has columns.
+/// Joins vectors one after the other in a new buffer, each with as many elements as it has columns.
 pub(super) fn join(
     device: &GpuDevice,
     graph: &Graph,
@@ -272,7 +273,7 @@ pub(super) fn join(
     Ok(buffer)
 }
 
-/// Every later size is computed from the spec.
+/// Checks the size once; every later size is computed from the spec.
 fn check_size(name: &str, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
     if bytes.len() == spec.bytes() {
         return Ok(());
@@ -294,7 +295,7 @@ fn to_f32(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// The matrix of a weight that an op reads as one.
+/// The row ranges of a weight that an op reads as a matrix.
 pub(super) fn matrix<'a>(
     graph: &Graph,
     weights: &'a [Option<DeviceWeight>],

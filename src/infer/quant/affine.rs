@@ -1,5 +1,6 @@
-//! The super-block of Q4_K and Q5_K: 256 weights in eight groups of 32, `w = d * scale * level -
-//! dmin * min`, with 6-bit scales and mins and f16 `d`, `dmin` (ggml's `block_q4_K`, `block_q5_K`).
+//! The super-block of Q4_K and Q5_K: 256 weights in eight groups of 32,
+//! `w = d * scale * level - dmin * min`, with 6-bit scales and mins and f16 `d`, `dmin` (ggml's
+//! `block_q4_K`, `block_q5_K`).
 
 use half::f16;
 

@@ -13,8 +13,8 @@
 //!   and weight `j` of the second sixteen in its high half;
 //! - fifth bits, 4 bytes per piece: byte `b`, bit `k` belongs to weight `4 k + b` of the first
 //!   sixteen, bit `k + 4` to that of the second;
-//! - high pairs of bits, two words per piece, one for each sixteen: byte `b`, bits `2 k` and `2 k +
-//!   1` belong to weight `4 k + b`;
+//! - high pairs of bits, two words per piece, one for each sixteen: byte `b`, bits `2 k` and
+//!   `2 k + 1` belong to weight `4 k + b`;
 //! - bytes, 32 per piece: the first sixteen, then the second;
 //! - scales and the like, as stored.
 //!

@@ -1,6 +1,6 @@
-//! What the decode kernels keep between dispatches: packed activations, one token's
-//! queries, the splits of its attention, its routing, the table of experts' slots
-//! and the state that says whether the step was halted.
+//! The buffers that the decode kernels share: packed activations, one token's queries, the splits
+//! of its attention, its routing, the table of experts' slots, and the state that says whether the
+//! step was halted.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,13 @@ use crate::gpu::experts::EMPTY;
 use crate::gpu::lower::Place;
 use crate::graph::{Buf, Graph, Kv, MoeId, Op};
 
-/// Splits of one token's attention at most (kernels/shared/splits.wgsl).
+/// The most splits of one token's attention (kernels/shared/splits.wgsl).
 pub(in crate::gpu) const SPLITS_MAX: u32 = 64;
 
 const STORAGE: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
 
-/// Words of a buffer that only tokens of one submission need; `None` for all others.
+/// Words of a buffer that only tokens as one submission need. `None` for all others.
 pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> Option<usize> {
     let attentions = || {
         graph.ops.iter().filter_map(|op| match *op {
@@ -59,24 +59,24 @@ pub(in crate::gpu) struct DecodeBuffers {
     pub bytes: u64,
 }
 
-/// What the device looks experts up in; the host's copy and the device's.
+/// The table in which the device looks up experts: the host's copy and the device's.
 pub(in crate::gpu) struct Table {
     buffer: wgpu::Buffer,
     layout: Layout,
-    /// By MoE layer and expert: the slot, or [`EMPTY`].
+    /// By MoE layer and expert, the slot or [`EMPTY`].
     slots: Words,
-    /// By MoE layer and expert: the place in the layer's memory of the host, or [`EMPTY`].
+    /// By MoE layer and expert, the place in the layer's host memory or [`EMPTY`].
     spill: Words,
-    /// By class: how many slots are offered, then which.
+    /// By class, the number of offered slots, then the slots.
     offers: Words,
 }
 
-/// A stretch of the table.
+/// A part of the table.
 struct Words {
     /// Where it begins.
     at: usize,
     words: Vec<u32>,
-    /// What the device has not been told of.
+    /// The words that the device does not have yet.
     dirty: std::ops::Range<usize>,
 }
 
@@ -113,7 +113,7 @@ impl DecodeBuffers {
         Ok(Self { made, layout, table, bytes })
     }
 
-    /// The buffer of a place that is the tokens' own.
+    /// The buffer of a place that belongs to this path.
     pub fn get(&self, place: Place) -> Option<&wgpu::Buffer> {
         self.made.get(&place)
     }
@@ -128,23 +128,23 @@ impl DecodeBuffers {
 }
 
 impl Table {
-    /// From the next flush on.
+    /// Sets an expert's slot, from the next flush on.
     pub fn place(&mut self, moe: MoeId, expert: u32, slot: Option<Slot>) {
         let at = self.layout.row(moe) + expert as usize;
         self.slots.set(at, slot.map_or(EMPTY, |slot| slot.index));
     }
 
-    /// Whether the device knows an expert to be in a slot.
+    /// Whether the device knows a slot of this expert.
     pub fn places(&self, moe: MoeId, expert: u32) -> bool {
         self.slots.words[self.layout.row(moe) + expert as usize] != EMPTY
     }
 
-    /// Where in the layer's memory of the host an expert lies, from the next flush on.
+    /// Sets an expert's place in the layer's host memory, from the next flush on.
     pub fn shelve(&mut self, moe: MoeId, expert: u32, place: Option<u32>) {
         self.spill.set(self.layout.row(moe) + expert as usize, place.unwrap_or(EMPTY));
     }
 
-    /// Slots that the device may fill, from the next flush on; what was offered before is not any more.
+    /// Offers slots that the device may fill, from the next flush on. They replace earlier offers.
     pub fn offer(&mut self, free: &[Slot]) {
         let mut counts = vec![0; self.layout.rows.len()];
         for slot in free {
@@ -160,14 +160,14 @@ impl Table {
         }
     }
 
-    /// The slots offered of a class, in the order in which they are taken.
+    /// The offered slots of a class, in the order in which they are taken.
     pub fn offered(&self, class: u16) -> &[u32] {
         let at = usize::from(class) * (1 + OFFERED_MAX);
         let count = self.offers.words.get(at).map_or(0, |count| *count as usize);
         self.offers.words.get(at + 1..at + 1 + count).unwrap_or_default()
     }
 
-    /// Writes what changed, before anything submitted later.
+    /// Writes what changed, before anything that is submitted later.
     pub fn flush(&mut self, device: &GpuDevice) {
         for words in [&mut self.slots, &mut self.spill, &mut self.offers] {
             let dirty = std::mem::take(&mut words.dirty);

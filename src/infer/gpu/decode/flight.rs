@@ -1,7 +1,8 @@
-//! One token's submission: what it begins with, its dispatches, its report.
+//! One token's submission: its inputs, its dispatches, its report.
 //!
-//! Where a token may miss experts, only one is under way, for what is offered to the next depends on its report.
-//! The next one's dispatches do not: they are recorded while this one runs.
+//! If tokens may miss experts, only one is in flight, because the slots offered to the next one
+//! depend on its report. The next one's dispatches do not depend on it, so they are recorded while
+//! it runs.
 
 use super::super::buffers::Buffers;
 use super::super::device::GpuDevice;
@@ -13,17 +14,17 @@ use super::super::timing::PassClock;
 use super::{Aside, Decode, FLIGHTS_MAX, TokenSteps, Want};
 use crate::backend::{BackendError, Result};
 
-/// A token under way.
+/// A token in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flight {
-    /// Which of the reports it leaves.
+    /// The index of the report that it writes.
     pub report: usize,
     pub step: StepParams,
     pub want: Want,
-    /// The MoE layers that it runs: from the first, up to the second's routing. The second is past
-    /// the last unless the token is to go on from there.
+    /// The MoE layers that it runs: from the first number up to the routing of the second. The
+    /// second is past the last layer unless the token will be continued from there.
     pub layers: (usize, usize),
-    /// The MoE layer since which the host knows nothing of it.
+    /// The first MoE layer about which the host knows nothing yet.
     pub since: usize,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct Flight {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Begin {
     Token,
-    /// After the routing of a MoE layer, where the submission before it stopped.
+    /// After the routing of a MoE layer, where the previous submission stopped.
     On(usize),
     /// At the MoE layer that halted it.
     Again(usize),
@@ -54,8 +55,9 @@ impl Recorded {
 
 impl GpuBackend {
     // Long: one submission, in the order in which the device sees it.
-    /// Submits one token's dispatches: all, or those from a MoE layer on, up to the layer at which
-    /// it is likely to halt. `since`: the layer from which on its report is to say what was brought.
+    /// Submits one token's dispatches: all of them, or those from a MoE layer on, up to the layer
+    /// at which it will probably halt. `since` is the first layer for which the report must say
+    /// which experts were brought in.
     pub(super) fn fly(
         &mut self,
         step: StepParams,
@@ -68,7 +70,7 @@ impl GpuBackend {
         let Self { device, plan, decode, buffers, spill, .. } = self;
         let (fused, decode) = fused(device, plan.as_ref(), decode.as_mut())?;
         let sequence = fused.sequence;
-        // One that goes on finds what it began with.
+        // A continued token finds its inputs in place.
         if let Begin::Token = begin {
             device.write(&buffers.step, 0, bytemuck::bytes_of(&step));
         }
@@ -93,7 +95,7 @@ impl GpuBackend {
             }
             encoder.clear_buffer(decode.buffers.state(), 0, Some(4));
         }
-        // Nothing is under way that could have taken of what is offered.
+        // No token in flight could have taken any of the offered slots.
         let offered = spill.is_some() && decode.flights.is_empty();
         if offered && !matches!(begin, Begin::On(_)) {
             let at = decode.buffers.layout.taker_at as u64 * 4;
@@ -145,7 +147,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Records the token after the only one under way, if it is likely to be wanted as it is.
+    /// Records the token after the only one in flight, if it will probably be needed unchanged.
     pub(super) fn record_ahead(&mut self) -> Result<()> {
         let layers = self.graph.moe.len();
         let Self { device, plan, decode, spill, capacity, .. } = self;
@@ -160,7 +162,7 @@ impl GpuBackend {
         let fits = (step.position as usize) < capacity.context && flight.layers.1 == layers;
         let known = |recorded: &Recorded| recorded.is(step.position, flight.want);
         let known = decode.recorded.as_ref().is_some_and(known);
-        // Logits are read back by way of one buffer, which is still in use.
+        // Logits are read back through a single buffer, which is still in use.
         if spill.is_none() || known || !fits || flight.want == Want::Logits {
             return Ok(());
         }
@@ -182,13 +184,13 @@ impl GpuBackend {
 }
 
 impl Decode {
-    /// The plan that it was recorded from is gone.
+    /// Call when the plan from which it was recorded is gone.
     pub(in crate::gpu) fn forget_recorded(&mut self) {
         self.recorded = None;
     }
 
-    /// Records these dispatches, the choice of a token after them if one is to be `chosen`, and their report: which
-    /// it is, and how many dispatches they are.
+    /// Records these dispatches, then the choice of a token if one is to be `chosen`, then their
+    /// report. Returns the report's index and the number of dispatches.
     fn record(
         &mut self,
         Made { device, plan, sequence }: &Made<'_>,
@@ -225,7 +227,7 @@ impl Decode {
     }
 }
 
-/// What a fused graph's tokens are run with.
+/// What is needed to run a fused graph's tokens.
 struct Made<'a> {
     device: &'a GpuDevice,
     plan: &'a Plan,

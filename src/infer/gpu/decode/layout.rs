@@ -1,32 +1,32 @@
-//! Where things lie in the words that the decode kernels share with the host: the step's state and
-//! the table that experts are looked up in. Pure numbers, the same for a device here and a tab.
+//! The layout of the words that the decode kernels share with the host: the step's state, and the
+//! table in which experts are looked up. Pure numbers, the same for a local device and a tab.
 //!
-//! State: the layer that halted (from 1) or 0, the chosen token, whose step halted (its position,
-//! from 1), one spare word; each layer's chosen experts; whose token takes offered slots, and by
-//! class how many it took.
+//! State: the layer that halted (counted from 1) or 0; the chosen token; the position of the token
+//! that halted (counted from 1); a spare word; each layer's chosen experts; which token takes
+//! offered slots, and how many it took of each class.
 //!
-//! Table: each layer's slots; each layer's places in memory of the host; by class, how many slots
-//! are offered, then which.
+//! Table: each layer's slots; each layer's places in host memory; for each class, the number of
+//! offered slots, then the slots.
 
 use crate::graph::{Graph, MoeId};
 
 /// Words of the state before the chosen experts.
 pub(in crate::gpu) const STATE_HEAD: usize = 4;
 
-/// Slots of one class offered to the device at most.
+/// The most slots of one class that are offered to the device.
 pub(super) const OFFERED_MAX: usize = 256;
 
-/// See the head of the file. All in words.
+/// The layout described above. All offsets are in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::gpu) struct Layout {
-    /// By MoE layer: where its choices begin in the state.
+    /// Where each MoE layer's choices begin in the state.
     pub ids_at: Vec<usize>,
-    /// Where the state says who took of the slots offered, and then, by class, how many.
+    /// Where the state says which token took offered slots, and then how many of each class.
     pub taker_at: usize,
     pub state_words: usize,
-    /// By MoE layer: where its row begins in the table's slots, and in its places.
+    /// Where each MoE layer's row begins, both within the table's slots and within its places.
     pub rows: Vec<usize>,
-    /// Entries of all layers: where the places begin.
+    /// The number of entries of all layers, which is where the places begin.
     pub entries: usize,
     pub table_words: usize,
 }
@@ -55,12 +55,12 @@ impl Layout {
         self.rows[usize::from(moe.0)]
     }
 
-    /// Where a layer's places in memory of the host begin.
+    /// Where a layer's places in host memory begin.
     pub fn spill_row(&self, moe: MoeId) -> usize {
         self.entries + self.row(moe)
     }
 
-    /// Where a class's offer begins.
+    /// Where the slots offered of a class begin.
     pub const fn offer_at(&self, class: u16) -> usize {
         2 * self.entries + class as usize * (1 + OFFERED_MAX)
     }

@@ -1,8 +1,8 @@
-//! Which values a token's groups of dispatches hand on, and from where a halted layer is begun
-//! again: pure.
+//! Which values a token's groups of dispatches pass on, and from where a halted layer is restarted.
+//! Pure.
 //!
-//! A token that misses an expert computes garbage behind its routing. The layer is begun again from
-//! a point before the routing, with every value that is still wanted there set aside by the routing
+//! A token that misses an expert computes garbage after its routing. The layer is restarted from a
+//! point before the routing; every value that is still needed there is set aside by the routing
 //! itself. So no dispatch between the two may change such a value.
 
 use std::collections::BTreeSet;
@@ -10,38 +10,38 @@ use std::ops::Range;
 
 use crate::graph::Buf;
 
-/// How one token's row of a buffer is held.
+/// The form in which one token's row of a buffer is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::gpu) enum Form {
     /// As f32, padded with zeros.
     Plain,
-    /// As the products take it (kernels/shared/pack.wgsl).
+    /// Packed for products (kernels/shared/pack.wgsl).
     Packed,
 }
 
 /// One token's row of a buffer in one form.
 pub(in crate::gpu) type Value = (Buf, Form);
 
-/// What a group reads of what is handed on, and what it leaves; a value that is written is written
-/// whole.
+/// The values that a group reads and writes. A written value is written in full.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::gpu) struct Flow {
     pub reads: Vec<Value>,
     pub writes: Vec<Value>,
-    /// It changes what lasts (a cache, experts counted as used): it is not run twice.
+    /// Whether it changes persistent state (a cache, experts counted as used), so that it must not
+    /// run twice.
     pub lasts: bool,
 }
 
-/// Where a layer that halted in its routing is begun again.
+/// Where a layer that halted in its routing is restarted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Resume {
-    /// The first group that is run again.
+    /// The first group to run again.
     pub from: usize,
-    /// What is set aside for it; a plain value first, if there is one.
+    /// The values that are set aside for it. A plain value comes first, if there is one.
     pub aside: Vec<Value>,
 }
 
-/// By group: the values that are read at it or later before they are written.
+/// For each group, the values that are read by it or later groups before they are written.
 fn live(flows: &[Flow]) -> Vec<BTreeSet<Value>> {
     let mut live = vec![BTreeSet::new(); flows.len()];
     let mut after = BTreeSet::new();
@@ -55,14 +55,15 @@ fn live(flows: &[Flow]) -> Vec<BTreeSet<Value>> {
     live
 }
 
-/// The groups that may be run again before the routing `at`: those since what lasts was last changed.
+/// The groups before the routing `at` that may run again: those since persistent state was last
+/// changed.
 fn since(flows: &[Flow], at: usize) -> Range<usize> {
     let first = flows[..at].iter().rposition(|flow| flow.lasts).map_or(0, |last| last + 1);
     first..at + 1
 }
 
-/// For each of `routings` (groups, in order): where its layer is begun again. Of the points that can
-/// be, the one that needs the fewest values; of equals the latest.
+/// For each of `routings` (groups, in order), where its layer is restarted: the possible point that
+/// needs the fewest values; among equals, the latest.
 pub(super) fn resumes(flows: &[Flow], routings: &[usize]) -> Vec<Resume> {
     let live = live(flows);
     let resume = |at: &usize| {
@@ -71,7 +72,8 @@ pub(super) fn resumes(flows: &[Flow], routings: &[usize]) -> Vec<Resume> {
             written.into_iter().all(|value| !live[*from].contains(value))
         };
         let from = since(flows, *at).rev().filter(kept);
-        // Of several least ones, the first: the latest. At the routing itself nothing was written.
+        // Among equals `min_by_key` returns the first, which is the latest point. At the routing
+        // itself nothing was written.
         let from = from.min_by_key(|from| live[*from].len()).unwrap_or(*at);
         let mut aside: Vec<Value> = live[from].iter().copied().collect();
         aside.sort_by_key(|(buf, form)| (*form, *buf));
@@ -93,7 +95,7 @@ mod tests {
         Flow { reads: reads.to_vec(), writes: writes.to_vec(), lasts }
     }
 
-    /// Attention's product, norm, router, routing, experts, norm.
+    /// Attention's output product, norm, router, routing, experts, norm.
     fn layer() -> Vec<Flow> {
         vec![
             flow(&[], &[X], true),
@@ -125,10 +127,10 @@ mod tests {
         let mut flows = layer();
         flows.insert(3, flow(&[X, ODD], &[X], false));
         flows[0].writes.push(ODD);
-        // Behind the change the stream and the norm are wanted; before it the stream is changed.
+        // After the change, the stream and the norm are needed; before it, the stream is changed.
         let resume = Resume { from: 4, aside: vec![X, NORMED] };
         assert_eq!(resumes(&flows, &[5]), vec![resume]);
-        // Where the router's result is changed in place, the routing itself is the point.
+        // If the router's result is changed in place, the routing itself is the point.
         let mut flows = layer();
         flows.insert(4, flow(&[ROUTER, X], &[ROUTER, X], false));
         let resume = Resume { from: 5, aside: vec![X, ROUTER, NORMED] };
@@ -147,7 +149,7 @@ mod tests {
             flow(&[X], &[X], true),
         ];
         let found = resumes(&flows, &[2, 5]);
-        // From the start nothing is needed at all.
+        // From the start, nothing is needed at all.
         assert_eq!(found[0], Resume { from: 0, aside: Vec::new() });
         assert_eq!(found[1], Resume { from: 4, aside: vec![X] });
     }

@@ -1,16 +1,16 @@
-//! One token as one submission: fused kernels over packed weights where a rewrite matches, the ops'
-//! own kernels elsewhere, the router's choice looked up in a table on the device, so that a full hit
-//! needs no word of the host.
+//! One token as one submission: fused kernels over packed weights where a rewrite matches, and the
+//! ops' own kernels elsewhere. The router's choice is looked up in a table on the device, so that a
+//! full hit does not involve the host.
 //!
-//! `token` lowers the graph by `rewrites`, `live` says what a halted layer needs, `layout` and
-//! `buffers` hold what the dispatches share. A token whose expert has no slot fetches it from memory of the host into a slot that was
-//! offered, if it lies there: the host learns of it from the report. Else it halts itself at that layer: the host fills
-//! the slot and begins the layer again from what was set aside. Tokens queued behind a
-//! halted one find the state set, change nothing that lasts, and are queued again.
-//! Where tokens halt often, only as many layers are queued as are likely to run.
+//! `token` lowers the graph with `rewrites`, `live` finds what a halted layer needs, `layout` and
+//! `buffers` hold what the dispatches share. A token whose expert has no slot fetches it from host
+//! memory, if it is there, into an offered slot; the host learns of it from the report. Otherwise
+//! the token halts at that layer: the host fills the slot and restarts the layer from what was set
+//! aside. Tokens queued behind a halted one see the halt in the state, change no persistent state,
+//! and are queued again. If tokens halt often, only as many layers are queued as will probably run.
 //!
-//! Slots offered are taken by one token only: the first that misses anything. The report of that token says what it took,
-//! and what is offered next does not contain it.
+//! Only one token takes offered slots: the first that misses anything. Its report says what it
+//! took, and the next offer does not contain those slots.
 
 mod buffers;
 mod flight;
@@ -42,7 +42,7 @@ use crate::backend::{BackendError, Fed, LogitRows, Report, Result, Slot, Want as
 use crate::graph::{Graph, MoeId, Op};
 use crate::sampler::Sampler;
 
-/// What a token's step is to leave behind.
+/// The result that a token's step should produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Want {
     Nothing,
@@ -61,35 +61,35 @@ impl From<Wanted> for Want {
     }
 }
 
-/// Tokens that may be under way at once.
+/// The most tokens in flight at once.
 const FLIGHTS_MAX: usize = 4;
 
-/// What the decode path keeps for a graph that it can run.
+/// The state of the decode path, for a graph that it can run.
 pub(super) struct Decode {
     pub buffers: DecodeBuffers,
-    /// One for each token under way.
+    /// One for each token in flight.
     reports: Vec<Readback>,
-    /// Reports on their way, oldest first: which, and its token's step.
+    /// Tokens in flight, oldest first.
     flights: VecDeque<Flight>,
     next: usize,
     /// The token that waits for an expert.
     halted: Option<Flight>,
-    /// MoE layers that a token passes before it halts, of late.
+    /// The number of MoE layers that tokens have recently passed before they halt, on average.
     reach: f32,
     /// The next token's commands, recorded while this one runs.
     recorded: Option<Recorded>,
-    /// The choice of the next token, once it was asked for.
+    /// The choice of the next token, once it has been asked for.
     sample: Option<SamplePlan>,
     chosen: wgpu::Buffer,
-    /// The table of cache blocks; a report ends with its first word.
+    /// The table of cache blocks. A report ends with its first word.
     blocks: wgpu::Buffer,
 }
 
-/// How fast `reach` follows what is seen.
+/// How fast `reach` follows observations.
 const REACH_GAIN: f32 = 0.25;
 
 impl Decode {
-    /// `None` for a graph that makes no logits: its steps are no tokens.
+    /// `None` for a graph without logits, whose steps are not tokens.
     pub fn new(device: &GpuDevice, graph: &Graph, blocks: &wgpu::Buffer) -> Result<Option<Self>> {
         if !graph.ops.iter().any(|op| matches!(op, Op::Logits { .. })) {
             return Ok(None);
@@ -116,29 +116,29 @@ impl Decode {
         }))
     }
 
-    /// Whether a token's report is on its way.
+    /// Whether a token is in flight.
     pub fn in_flight(&self) -> bool {
         !self.flights.is_empty()
     }
 
-    /// A token passed so many MoE layers.
+    /// Records that a token passed this many MoE layers.
     fn passed(&mut self, layers: usize) {
         self.reach += (layers as f32 - self.reach) * REACH_GAIN;
     }
 
-    /// The MoE layer after whose routing to stop, of `layers`: past the last if most of the rest
-    /// is likely to run.
+    /// The MoE layer, of `layers`, after whose routing a submission should stop. Past the last one
+    /// if most of the rest will probably run.
     fn stop(&self, first: usize, layers: usize) -> usize {
         let ahead = (self.reach.round() as usize).max(1);
         if first + 2 * ahead >= layers { layers } else { first + ahead }
     }
 }
 
-/// Single tokens of a fused graph: what `Backend` says of a step, for them.
+/// The step methods of `Backend`, for single tokens of a fused graph.
 impl GpuBackend {
     pub(super) fn tokens_room(&self) -> usize {
         let Some(decode) = &self.decode else { return 0 };
-        // Nothing may follow a token that stops on the way.
+        // No token may be queued behind one that stops early.
         let whole = decode.flights.iter().all(|flight| flight.layers.1 == self.graph.moe.len());
         if whole { FLIGHTS_MAX - decode.flights.len() } else { 0 }
     }
@@ -199,7 +199,7 @@ impl GpuBackend {
 
     pub(super) fn take_report(&mut self) -> Result<Report> {
         self.record_ahead()?;
-        let nothing = || BackendError::Unsupported("a report where no token is under way".into());
+        let nothing = || BackendError::Unsupported("a report when no token is in flight".into());
         let decode = self.decode.as_mut().ok_or_else(nothing)?;
         let flight = decode.flights.pop_front().ok_or_else(nothing)?;
         let bytes = decode.reports[flight.report].take(&self.device)?.ok_or_else(nothing)?;
@@ -234,7 +234,8 @@ impl GpuBackend {
             self.device.meter().uploaded(bytes * slots.len());
         }
         if halted.is_some() {
-            // Those behind it did nothing; their reports say the same. But each left its own step.
+            // The tokens behind it did nothing, and their reports say the same. But each wrote its
+            // own step description.
             let followed = !decode.flights.is_empty();
             while let Some(behind) = decode.flights.pop_front() {
                 decode.reports[behind.report].take(&self.device)?;
@@ -247,12 +248,12 @@ impl GpuBackend {
         Ok(Report { halted, token: words[1], experts, brought })
     }
 
-    /// Gives up the token that halted, and those in flight.
+    /// Abandons the token that halted, and those in flight.
     pub(super) fn drop_tokens(&mut self) {
         let Some(decode) = &mut self.decode else { return };
         let mut gone = decode.halted.take().is_some();
         while let Some(flight) = decode.flights.pop_front() {
-            // What it says, or why it says nothing, matters to nobody.
+            // Neither the report nor an error matters any more.
             let _ = decode.reports[flight.report].take(&self.device);
             gone = true;
         }
@@ -262,9 +263,11 @@ impl GpuBackend {
     }
 }
 
-/// By MoE layer: the experts that a token brought into slots that were offered. Those slots are not offered any more.
+/// For each MoE layer, the experts that a token brought into offered slots. Those slots are no
+/// longer offered.
 ///
-/// `words`: the state as the token left it; `experts`: its choices, which count before the layer `reached`.
+/// `words` is the state that the token left. `experts` are its choices, which are valid before the
+/// layer `reached`.
 fn brought(
     decode: &mut Decode,
     slots: &Experts,
@@ -285,14 +288,14 @@ fn brought(
         for expert in chosen.iter().filter(|expert| !table.places(moe, **expert)) {
             let at = &mut taken[usize::from(class)];
             let index = table.offered(class).get(*at).ok_or_else(|| {
-                BackendError::Lost(format!("it fetched expert {expert} into no slot"))
+                BackendError::Lost(format!("it fetched expert {expert} without a slot"))
             })?;
             brought[layer].push((*expert, Slot { class, index: *index }));
             *at += 1;
         }
     }
     if words[*taker_at + 1..][..taken.len()].iter().zip(&taken).any(|(a, b)| *a as usize != *b) {
-        return Err(BackendError::Lost("it fetched other experts than it chose".into()));
+        return Err(BackendError::Lost("it fetched experts that it did not choose".into()));
     }
     table.offer(&[]);
     Ok(brought)
@@ -302,7 +305,7 @@ impl GpuBackend {
     fn check_decode(&self, fed: Fed<'_>, position: usize) -> Result<()> {
         let refuse = |what| Err(BackendError::Unsupported(what));
         if self.tokens_room() == 0 {
-            return refuse(format!("more than {FLIGHTS_MAX} tokens under way"));
+            return refuse(format!("more than {FLIGHTS_MAX} tokens in flight"));
         }
         if position >= self.capacity.context {
             return refuse(format!(

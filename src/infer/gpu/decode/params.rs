@@ -1,4 +1,4 @@
-//! The decode kernels' `Params` by their short names, and how a matrix is named in them.
+//! The decode kernels' `Params` under short names, and how they describe a matrix.
 
 pub(in crate::gpu) use crate::cpu::pack::pieces;
 pub(in crate::gpu) use crate::gpu::params::{
@@ -23,8 +23,8 @@ impl Pieces {
     }
 }
 
-/// What the invocations of a team take turns at in one row (`items` in shared/pieces.wgsl): pieces,
-/// or vec4s of plain weights.
+/// Items of one row that the invocations of a team divide among themselves (`items` in
+/// shared/pieces.wgsl): pieces, or vec4s of plain weights.
 pub(in crate::gpu) fn items(packed: &Packed) -> usize {
     if packed.dtype.is_quantised() {
         pieces(packed.cols)

@@ -1,4 +1,4 @@
-//! How long each kernel of one token takes, by timestamps between dispatches.
+//! How long each kernel of one token takes, measured with timestamps between dispatches.
 
 use wgpu::BufferUsages;
 
@@ -11,8 +11,8 @@ use crate::gpu::readback::Readback;
 const QUERIES_MAX: usize = 4096;
 
 impl GpuBackend {
-    /// Runs `token` at `position` to its logits, every expert in its slot; the kernels in order
-    /// with the seconds that each took.
+    /// Runs `token` at `position` up to its logits, with every expert in its slot. Returns the
+    /// kernels in order, with the seconds that each took.
     pub(in crate::gpu) fn profile_token(
         &mut self,
         token: u32,

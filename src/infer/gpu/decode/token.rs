@@ -1,11 +1,11 @@
-//! One token's step as recipes, backend-free: rewrites over runs of ops where one matches, the op's
-//! own recipes at one row where none does, all in one list that is one submission.
+//! One token's step as recipes, independent of a device: rewrites where they match runs of ops, and
+//! otherwise each op's own recipes for one row. All are in one list, which is one submission.
 //!
-//! A value that one kernel leaves packed and another reads plain (or the reverse) is brought into
-//! the form that is read, where it is first read so. A standard layer needs none of that: eight
-//! dispatches a dense layer, ten a MoE layer, eleven where it fetches experts.
+//! If one kernel writes a value packed and another reads it plain (or the reverse), it is converted
+//! where it is first read in that form. A standard layer needs no conversion: it takes eight
+//! dispatches if dense, ten with experts, eleven if it fetches experts.
 //!
-//! Refuses a MoE layer that the fused kernels do not take: then the whole graph runs op by op.
+//! If the fused kernels do not support a MoE layer, the whole graph runs op by op.
 
 use super::layout::Layout;
 use super::live::{Flow, Form, Resume, Value, resumes};
@@ -19,36 +19,36 @@ use crate::gpu::experts::Home;
 use crate::gpu::lower::{Lower, Place, Recipe, recipe_grid, word};
 use crate::graph::{Buf, Graph, Op};
 
-/// What a token's recipes follow from.
+/// Everything that a token's recipes depend on.
 pub(in crate::gpu) struct Fuse<'a> {
-    /// For ops that no rewrite takes, and what they follow from.
+    /// Lowers ops that no rewrite matches.
     pub lower: Lower<'a>,
-    /// How the kernels' teams of 32 add up: the suffix of their names.
+    /// How the kernels' teams of 32 sum: the suffix of their names.
     pub team: &'static str,
     pub layout: &'a Layout,
-    /// By MoE layer: the one chunk that holds all its slots.
+    /// For each MoE layer, the single chunk that holds all its slots.
     pub homes: &'a [Option<Home>],
-    /// By MoE layer: whether experts may lie in memory of the host.
+    /// For each MoE layer, whether experts may be in host memory.
     pub fetches: &'a [bool],
 }
 
 /// Bytes that are set aside when a layer halts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::gpu) struct Aside<P> {
-    /// Where they come from, and go back to before the layer is begun again.
+    /// Where they come from, and go back to before the layer is restarted.
     pub of: P,
-    /// Where they lie in [`Place::Aside`].
+    /// Where they are in [`Place::Aside`].
     pub at: usize,
     pub bytes: usize,
 }
 
-/// A MoE layer's points in a token's list.
+/// A MoE layer's points in a token's list of dispatches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::gpu) struct Points<P> {
-    /// Where a step that halted there is begun again, once what was set aside is back.
+    /// Where a step that halted there restarts, once what was set aside is back.
     pub resume: usize,
     pub aside: Vec<Aside<P>>,
-    /// Where a step that stopped after its routing goes on.
+    /// Where a step that stopped after its routing continues.
     pub routed: usize,
 }
 
@@ -58,17 +58,17 @@ pub(in crate::gpu) struct TokenSteps<T, P> {
     pub steps: Vec<T>,
     /// By MoE layer.
     pub layers: Vec<Points<P>>,
-    /// Where what is only for the logits begins.
+    /// Where the dispatches that only serve the logits begin.
     pub tail: usize,
 }
 
 /// A run of ops as recipes.
 pub(super) struct Rewritten {
-    /// How many ops it stands for.
+    /// How many ops it replaces.
     pub ops: usize,
     pub recipes: Vec<Recipe>,
     pub flow: Flow,
-    /// A routing's recipes are made once it is known what it sets aside.
+    /// A routing, whose recipes are made once it is known what it sets aside.
     pub routing: Option<Routing>,
 }
 
@@ -78,7 +78,7 @@ impl Rewritten {
         Self { ops, recipes, flow, routing: None }
     }
 
-    /// It changes what lasts.
+    /// Marks it as changing persistent state.
     pub const fn lasting(mut self) -> Self {
         self.flow.lasts = true;
         self
@@ -102,14 +102,14 @@ fn bytes_of(graph: &Graph, (buf, form): Value) -> usize {
     }
 }
 
-/// Words that can be set aside at most: everything there is.
+/// The most words that can be set aside: everything.
 pub(super) fn aside_words(graph: &Graph) -> usize {
     graph.buffers.iter().map(|buffer| stride(buffer.width) + packed_words(buffer.width)).sum()
 }
 
 impl Fuse<'_> {
-    /// The graph's step for one token; `None` if it has a MoE layer that no kernel here takes, or routes
-    /// its layers in another order than theirs.
+    /// The graph's step for one token. `None` if the kernels do not support one of its MoE layers,
+    /// or its routings are not in the order of the layers.
     pub fn token(&mut self) -> Result<Option<TokenSteps<Recipe, Place>>> {
         let Some(groups) = self.groups()? else { return Ok(None) };
         let flows: Vec<Flow> = groups.iter().map(|group| group.flow.clone()).collect();
@@ -133,7 +133,7 @@ impl Fuse<'_> {
                 tail = steps.len();
             }
         }
-        // A step stops and goes on by the layers' numbers.
+        // A step stops and continues by layer number.
         let in_order = layers.iter().zip(0..).all(|((moe, _), i)| moe.0 == i);
         if !in_order || layers.len() != self.lower.graph.moe.len() {
             return Ok(None);
@@ -142,7 +142,7 @@ impl Fuse<'_> {
         Ok(Some(TokenSteps { steps, layers, tail }))
     }
 
-    /// What is set aside for a layer, one value after another.
+    /// Where the values set aside for a layer are, one after another.
     fn aside(&self, resume: &Resume) -> Vec<Aside<Place>> {
         let mut end = 0;
         let aside = |value: &Value| {
@@ -154,8 +154,7 @@ impl Fuse<'_> {
         resume.aside.iter().map(aside).collect()
     }
 
-    /// The ops in order, rewritten where a rewrite matches, with what brings values into the forms
-    /// that are read.
+    /// The ops in order, rewritten where a rewrite matches, with the conversions that they need.
     fn groups(&mut self) -> Result<Option<Vec<Rewritten>>> {
         let graph = self.lower.graph;
         let mut forms = Forms::new(graph);
@@ -185,7 +184,7 @@ impl Fuse<'_> {
         Ok(Some(groups))
     }
 
-    /// An op as its own recipes for one row; `None` for experts, which only fused kernels look up.
+    /// An op's own recipes for one row. `None` for experts, which only fused kernels can look up.
     fn plain(&mut self, op: &Op) -> Result<Option<Rewritten>> {
         if matches!(op, Op::Route { .. } | Op::Experts { .. }) {
             return Ok(None);
@@ -201,14 +200,14 @@ impl Fuse<'_> {
     }
 }
 
-/// By buffer: the forms in which its value is there.
+/// For each buffer, the forms in which its value exists.
 struct Forms {
     plain: Vec<bool>,
     packed: Vec<bool>,
 }
 
 impl Forms {
-    /// What no op has written is zeros, plain.
+    /// A buffer that no op has written contains zeros, in plain form.
     fn new(graph: &Graph) -> Self {
         let count = graph.buffers.len();
         Self { plain: vec![true; count], packed: vec![false; count] }
@@ -232,7 +231,7 @@ impl Forms {
         &mut all[usize::from(buf.0)]
     }
 
-    /// What makes a value of the other form, unless it is there.
+    /// The conversion that makes a value from its other form, unless it already exists.
     fn bring(&mut self, graph: &Graph, (buf, form): Value) -> Result<Option<Rewritten>> {
         if std::mem::replace(self.there(buf, form), true) {
             return Ok(None);

@@ -1,10 +1,11 @@
-//! The part of a program that runs one token as one submission: the list of its dispatches, the choice
-//! of the next token after them, and what a page must know to page experts behind them.
+//! The part of a program that runs one token as one submission: its dispatches, the choice of the
+//! next token after them, and what a page must know to page experts.
 //!
-//! The page submits the list, then a copy of the chosen token into the state and of the state to where
-//! it can read: one small report. Word 0 of it is 0, or the layer that halted (from 1); word 1 the
-//! token; then each layer's choices. After a halt it fills slots, says so in the table, copies back what was
-//! set aside, clears word 0 and submits the list from the layer's `resume` on.
+//! The page submits the list, then a copy of the chosen token into the state, and a copy of the
+//! state to where it can be read: one small report. Word 0 of the report is 0, or the layer that
+//! halted (counted from 1); word 1 is the token; then come each layer's choices. After a halt the
+//! page fills slots, updates the table, copies back what was set aside, clears word 0, and submits
+//! the list from the layer's `resume` on.
 
 use serde::Serialize;
 
@@ -23,16 +24,16 @@ use crate::slots::SlotPlan;
 /// A step of one token.
 #[derive(Debug, Serialize)]
 pub struct TokenInfo {
-    /// The dispatches in order, the choice of the next token last: the likeliest.
+    /// The dispatches in order, ending with the choice of the next token, which is the likeliest.
     pub dispatches: Vec<usize>,
-    /// The state, and the chosen token that is copied to its word 1.
+    /// The buffers of the state, and of the chosen token, which is copied to its word 1.
     pub state: usize,
     pub chosen: usize,
-    /// Where experts are looked up: by layer and expert the slot, or all ones. What follows them is for
-    /// devices that fetch by themselves: `entries` words of all ones, then zeros.
+    /// The table in which experts are looked up: by layer and expert the slot, or all ones. The
+    /// rest of it is for devices that fetch by themselves: `entries` words of all ones, then zeros.
     pub places: usize,
     pub entries: usize,
-    /// What a layer that halted set aside.
+    /// The buffer of what a halted layer set aside.
     pub aside: usize,
     /// By MoE layer.
     pub layers: Vec<TokenLayer>,
@@ -44,12 +45,12 @@ pub struct TokenLayer {
     /// The first of the dispatches to run again after a halt.
     pub resume: usize,
     pub kept: Vec<Kept>,
-    /// Where its experts begin in the table of places, and its choices in the state, words.
+    /// Where its experts begin in the table of places, and its choices in the state, in words.
     pub row: usize,
     pub ids_at: usize,
 }
 
-/// Bytes `at..at + bytes` of what was set aside, for the start of a buffer.
+/// Bytes `at..at + bytes` of what was set aside, which go to the start of a buffer.
 #[derive(Debug, Serialize)]
 pub struct Kept {
     pub buffer: usize,
@@ -57,12 +58,12 @@ pub struct Kept {
     pub bytes: usize,
 }
 
-/// A tab takes the likeliest token.
+/// A tab chooses the likeliest token.
 fn greedy() -> Recipe {
     Recipe::new(&SamplerOptions { temperature: 0.0, ..SamplerOptions::default() })
 }
 
-/// Words of a buffer that only choosing needs.
+/// Words of a buffer that only the choice of a token needs.
 pub(super) fn choice_words(vocab: usize, place: Place) -> Option<usize> {
     sample::words(&greedy(), vocab, place)
 }
@@ -90,7 +91,7 @@ impl Make<'_> {
         };
         let choice = match sample::passes(&greedy(), graph.vocab) {
             Ok(passes) => passes,
-            // The page chooses, and runs op by op.
+            // The page then chooses tokens itself, and runs op by op.
             Err(BackendError::Unsupported(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };

@@ -1,9 +1,9 @@
-//! Queries, keys and values, their head norms and rotary positions, the cache, attention:
-//! decode_linear into one buffer, decode_attention over splits of the context, decode_combine,
-//! which packs what is attended.
+//! Queries, keys and values with their head norms and rope, the cache, and attention: decode_linear
+//! into one buffer, decode_attention over splits of the context, and decode_combine, which packs
+//! the result.
 //!
-//! For caches of f16, heads of at most 256 whose size is a multiple of eight, and biases on all
-//! three products or on none.
+//! For f16 caches, heads of at most 256 elements and a multiple of eight, and biases on all three
+//! products or on none.
 
 use super::super::live::Form;
 use super::super::params;
@@ -23,14 +23,14 @@ const HEAD_DIM_MAX: usize = 256;
 /// Query heads of one key head in a workgroup of decode_attention.
 const HEADS_TOGETHER: usize = 4;
 
-/// The ops of one attention, from the first product to the attended values.
+/// The ops of one attention, from the first product to the attention itself.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Attention {
     pub ops: usize,
     pub x: Buf,
     /// Queries, keys, values.
     pub qkv: [Biased; 3],
-    /// Weights over a head of queries and of keys.
+    /// Norm weights for the heads of queries and of keys.
     pub head_norms: Option<([WeightId; 2], f32)>,
     pub rope: RopeId,
     pub kv: KvId,
@@ -50,7 +50,7 @@ struct Rotated {
     rope: RopeId,
 }
 
-/// A head norm (if there is one) and the rotation of the heads of `x`.
+/// Matches a head norm (if there is one) and the rope op of `x`.
 fn rotated(ops: &mut Ops<'_>, x: Buf) -> Option<Rotated> {
     let mut norm = None;
     if let Some(&Op::RmsNorm { x: from, weight, out, eps }) = ops.peek() {
@@ -66,7 +66,7 @@ fn rotated(ops: &mut Ops<'_>, x: Buf) -> Option<Rotated> {
     fits.then_some(Rotated { norm, heads, head_dim, rope })
 }
 
-/// The attention that begins at an op.
+/// Matches an attention that begins at an op.
 pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
     let mut ops = Ops::new(graph, at);
     let &Op::Linear { x, .. } = ops.peek()? else { return None };

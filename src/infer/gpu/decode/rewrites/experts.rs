@@ -1,10 +1,10 @@
-//! A token's experts: decode_route looks the choice up in a table, decode_fetch brings what memory of
-//! the host holds, decode_expert_gate_up and decode_expert_down run them and sum, added to what is
-//! there where an `Add` follows.
+//! A token's experts: decode_route looks the choice up in a table, decode_fetch brings in experts
+//! from host memory, decode_expert_gate_up and decode_expert_down run them and sum the results,
+//! adding them to the residual if an `Add` follows.
 //!
-//! No other kernels look experts up within a submission: a layer of more than 1,024 experts or 64
-//! choices, of slots in several buffers, or of gates and ups in two formats is not rewritten, and
-//! then the graph has no tokens of one submission.
+//! No other kernels look up experts within a submission. A layer with more than 1,024 experts or 64
+//! choices, with slots in several buffers, or with gates and ups in two formats is not rewritten,
+//! and then the graph's tokens are not single submissions.
 
 use super::super::live::Form;
 use super::super::params::{self, Pieces};
@@ -24,7 +24,7 @@ const TOP_K_MAX: usize = 64;
 /// Workgroups that copy one fetched expert, a part each.
 const FETCH_PARTS: usize = 64;
 
-/// A routing whose recipes are still to be made.
+/// A routing whose recipes have not been made yet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::gpu::decode) struct Routing {
     pub moe: MoeId,
@@ -32,7 +32,7 @@ pub(in crate::gpu::decode) struct Routing {
     renormalise: bool,
 }
 
-/// Where the kernels find a layer's experts, if they can.
+/// Where the kernels find a layer's experts, if they support the layer.
 fn home<'a>(fuse: &Fuse<'a>, moe: MoeId) -> Option<&'a Home> {
     let spec = fuse.lower.graph.moe_spec(moe);
     let home = fuse.homes.get(usize::from(moe.0))?.as_ref()?;
@@ -84,7 +84,7 @@ pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     Ok(Some(Rewritten::new(consumed, recipes, &reads, &[(result, Form::Plain)]).lasting()))
 }
 
-/// What the routing missed and memory of the host holds goes into slots.
+/// Fetches experts that the routing missed from host memory into slots.
 fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
     let quads = word(home.shape.stride / 16)?;
     let params = params::Fetch { quads, parts: word(FETCH_PARTS)? };
@@ -94,7 +94,7 @@ fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
 }
 
 impl Fuse<'_> {
-    /// A layer's routing, which sets aside what the layer is begun again with if it halts.
+    /// A layer's routing, which sets aside what is needed to restart the layer if it halts.
     pub(in crate::gpu::decode) fn route(
         &self,
         routing: &Routing,
@@ -103,10 +103,10 @@ impl Fuse<'_> {
         let Routing { moe, logits, renormalise } = *routing;
         let (graph, layout) = (self.lower.graph, self.layout);
         let spec = graph.moe_spec(moe);
-        // Without slots there is nothing to look up.
+        // Without slots there is nothing to look up, and any class will do.
         let class = home(self, moe).map_or(0, |home| home.class);
         let halt = u32::from(moe.0) + 1;
-        // The routing itself takes one value, which it reads as f32.
+        // The routing itself saves one value, which it reads as f32.
         let (first, more) = match aside.split_first() {
             Some((first, more)) if matches!(first.of, Place::Activation(_)) => (Some(first), more),
             _ => (None, aside),

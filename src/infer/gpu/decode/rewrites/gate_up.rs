@@ -1,5 +1,5 @@
-//! A dense feed-forward's gate, up and activation: decode_gate_up, which packs what comes of it.
-//! For two matrices of one shape and format that lie in one buffer, without biases.
+//! A dense feed-forward's gate, up and activation: decode_gate_up, which packs the result. For two
+//! matrices of the same shape and format in one buffer, without biases.
 
 use super::super::live::Form;
 use super::super::params::{self, Pieces};
@@ -20,7 +20,7 @@ pub(super) struct GateUp {
     pub activation: Activation,
 }
 
-/// The gated product that begins at an op, whichever of its matrices comes first.
+/// Matches a gated product that begins at an op, whichever of its matrices comes first.
 pub(super) fn matched(graph: &Graph, at: usize) -> Option<GateUp> {
     let mut ops = Ops::new(graph, at);
     let &Op::Linear { x, .. } = ops.peek()? else { return None };

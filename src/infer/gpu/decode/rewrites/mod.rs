@@ -1,8 +1,8 @@
-//! The rewrites of a single token: each takes a run of ops from one place on, if its shapes are
-//! those that its kernels hold, and gives the recipes that do the same. A file each, with its matcher.
+//! The rewrites for a single token. Each matches a run of ops, if its kernels support their shapes,
+//! and gives recipes that do the same. Each has a file, with its matcher.
 //!
-//! A rewrite that leaves out what an op in the middle writes must see that nobody reads it later
-//! ([`Graph::dead_after`]). Whatever no rewrite takes is lowered as it is (gpu/lower.rs).
+//! A rewrite that leaves out what an op in the middle writes must check that nobody reads it later
+//! ([`Graph::dead_after`]). Ops that no rewrite matches are lowered as they are (gpu/lower.rs).
 
 mod attention;
 mod experts;
@@ -19,12 +19,12 @@ use crate::graph::{Buf, Graph, Op, WeightId};
 
 pub(super) use experts::Routing;
 
-/// The run of ops that begins at an op, rewritten; `None` if it is another.
+/// Rewrites the run of ops that begins at an op. `None` if it does not match.
 pub(super) type Rewrite = fn(&Fuse<'_>, usize) -> Result<Option<Rewritten>>;
 
-/// The rewrites in the order in which they are tried: longer runs first. On software adapters only those
-/// without which a token is not one submission: the others' kernels live on workgroup memory and
-/// barriers, which are dear there.
+/// The rewrites in the order in which they are tried: longer runs first. On software adapters only
+/// those without which a token is not one submission: the others' kernels depend on workgroup
+/// memory and barriers, which are slow there.
 pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
     match reduction {
         Reduction::Lane => &[experts::route, experts::experts],
@@ -41,7 +41,7 @@ pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
     }
 }
 
-/// Matrices that a rewrite reads in one dispatch where they lie in one buffer.
+/// Matrices that a rewrite reads in one dispatch if they are in one buffer.
 pub(in crate::gpu) fn together(
     graph: &Graph,
     reduction: Reduction,
@@ -62,7 +62,7 @@ pub(in crate::gpu) fn together(
 /// A matrix and its bias.
 type Biased = (WeightId, Option<WeightId>);
 
-/// What is left of a graph's ops from one on.
+/// The ops of a graph from one on.
 struct Ops<'a> {
     graph: &'a Graph,
     at: usize,
@@ -83,19 +83,19 @@ impl<'a> Ops<'a> {
         Some(op)
     }
 
-    /// A product of `x`, and where it goes.
+    /// Matches a product of `x`: returns it and its output.
     fn linear(&mut self, x: Buf) -> Option<(Biased, Buf)> {
         let &Op::Linear { x: from, weight, bias, out } = self.next()? else { return None };
         (from == x).then_some(((weight, bias), out))
     }
 
-    /// Whether nobody reads what `buf` holds now.
+    /// Whether nobody reads the current value of `buf`.
     fn dead(&self, buf: Buf) -> bool {
         self.graph.dead_after(buf, self.at)
     }
 }
 
-/// The form in which the op that first reads `buf` from `at` on wants it.
+/// The form in which the first op from `at` on that reads `buf` needs it.
 fn wanted(graph: &Graph, buf: Buf, at: usize) -> Form {
     match graph.ops[at..].iter().find(|op| op.reads().any(|read| read == buf)) {
         Some(Op::Linear { .. } | Op::Experts { .. } | Op::Logits { .. }) => Form::Packed,

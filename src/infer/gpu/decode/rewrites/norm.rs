@@ -1,4 +1,4 @@
-//! A norm of a whole row whose result products read: decode_norm, which packs it.
+//! A norm of a whole row that products read: decode_norm, which packs the result.
 
 use super::super::live::Form;
 use super::super::params;

@@ -1,5 +1,5 @@
-//! Products: decode_linear, over as many matrices as lie together, added to what is there where an
-//! `Add` follows, and split where a matrix is.
+//! Products: decode_linear, over several matrices if they are in one buffer, added to the residual
+//! if an `Add` follows, and divided if a matrix is split.
 
 use super::super::live::Form;
 use super::super::params::{self, Pieces};
@@ -13,7 +13,7 @@ use crate::gpu::weights::RowRangeShape;
 use crate::graph::{Buf, Op, WeightId};
 use doppler_store::DType;
 
-/// Teams wanted for one dispatch, so that a big GPU is full.
+/// Teams wanted in one dispatch to occupy a big GPU.
 const TEAMS_WANTED: usize = 5000;
 
 /// Matrices of one dispatch.
@@ -40,7 +40,7 @@ pub(super) fn added(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     Ok(Some(Rewritten::new(2, recipes, &reads, &writes)))
 }
 
-/// A product by itself.
+/// A product alone.
 pub(super) fn product(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let Op::Linear { x, weight, bias, out } = graph.ops[at] else { return Ok(None) };
@@ -65,16 +65,16 @@ pub(super) fn logits(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     Ok(Some(Rewritten::new(1, recipes, &[(x, Form::Packed)], &[])))
 }
 
-/// What `linear` multiplies and where the result goes.
+/// The input of `linear`, and where its result goes.
 pub(super) struct LinearArgs {
     pub x: Buf,
-    /// As long as all matrices have rows.
+    /// As long as all matrices together have rows.
     pub bias: Option<Place>,
     pub result: Place,
     pub adds: bool,
 }
 
-/// A run of a matrix's rows.
+/// A range of a matrix's rows.
 struct Part<'a> {
     place: Place,
     shape: &'a RowRangeShape,
@@ -82,7 +82,7 @@ struct Part<'a> {
 }
 
 impl Fuse<'_> {
-    /// A kernel that sums in teams.
+    /// A recipe for a kernel that sums in teams.
     pub(super) fn in_teams(
         &self,
         kernel: &str,
@@ -94,8 +94,8 @@ impl Fuse<'_> {
         recipe_grid(&kernel, params, storage, Rows::Tokens, grid)
     }
 
-    /// Matrices times packed `x`, their results one after the other: one dispatch for each three
-    /// runs of rows that lie in one buffer.
+    /// Matrices times packed `x`, with their results one after the other. One dispatch covers up to
+    /// three ranges of rows that are in one buffer.
     pub(super) fn linear(&self, ids: &[WeightId], product: &LinearArgs) -> Result<Vec<Recipe>> {
         let graph = self.lower.graph;
         let mut parts = Vec::new();
@@ -117,7 +117,7 @@ impl Fuse<'_> {
         dispatches.map(|parts| self.segments(parts, product)).collect()
     }
 
-    /// At most three runs of rows in one buffer.
+    /// A dispatch over at most three ranges of rows in one buffer.
     fn segments(&self, of: &[Part<'_>], product: &LinearArgs) -> Result<Recipe> {
         let rows: usize = of.iter().map(|part| part.shape.packed.rows).sum();
         let split = split(rows, params::items(&of[0].shape.packed));
@@ -130,7 +130,7 @@ impl Fuse<'_> {
         };
         let mut end = 0;
         for (segment, i) in params.segments.iter_mut().zip(0..) {
-            // Segments that there are not end where the last one does.
+            // Unused segments end after all others.
             let Some(Part { shape, result_at, .. }) = of.get(i) else {
                 segment.end = u32::MAX;
                 continue;
@@ -156,7 +156,7 @@ impl Fuse<'_> {
     }
 }
 
-/// Which decode_linear: one format, a pair that a mixture puts together, or any.
+/// The variant of decode_linear: for one format, for a pair that a mixture combines, or for any.
 fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
     let only = |among: &[DType]| of.clone().all(|dtype| among.contains(&dtype));
     let one = DType::ALL.into_iter().find(|dtype| only(&[*dtype]));
@@ -167,7 +167,8 @@ fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
     }
 }
 
-/// Teams that share a row of so many items: enough for a big GPU, while each has a full round of work.
+/// How many teams share a row of `items`: enough to occupy a big GPU while each team has a full
+/// round of work.
 fn split(rows: usize, items: usize) -> usize {
     let mut split = 1;
     while split < 8 && rows * split < TEAMS_WANTED && items >= split * 2 * 32 {
