@@ -1,6 +1,7 @@
-//! One kernel by itself: its bindings from words, one dispatch, its bindings back as words.
+//! Runs a single kernel: fills its bindings from words, dispatches it once, and reads its bindings
+//! back as words.
 //!
-//! A change makes a wrong kernel of it on purpose, to see that a comparison notices.
+//! A change deliberately breaks the kernel, to see whether a comparison notices.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,10 +14,10 @@ use crate::gpu::params::{ARENA_SLOT, Params, Step};
 use crate::gpu::pipelines::Pipeline;
 use crate::gpu::readback::Readback;
 
-/// Text that stands in a kernel, and what is to stand there.
+/// A text in a kernel, and its replacement.
 pub(super) type Change = (&'static str, &'static str);
 
-/// Runs kernels of a device alone.
+/// Runs single kernels on a device.
 pub(super) struct Alone<'a> {
     device: &'a GpuDevice,
     change: Option<Change>,
@@ -28,12 +29,12 @@ impl<'a> Alone<'a> {
         Self { device, change: None, changed: RefCell::default() }
     }
 
-    /// Kernels with every such text changed.
+    /// Runs kernels in which the text is replaced everywhere.
     pub fn with(device: &'a GpuDevice, change: Change) -> Self {
         Self { change: Some(change), ..Self::new(device) }
     }
 
-    /// The forms in which kernels add up in teams here.
+    /// The variants of team sums that this device supports.
     pub fn teams(&self) -> &'static [&'static str] {
         if self.device.team() == "group" { &["group"] } else { &["group", "subgroup"] }
     }
@@ -44,7 +45,7 @@ impl<'a> Alone<'a> {
         };
         let make = || {
             let kernel = Kernel::find(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
-            assert!(kernel.source.contains(from), "{name} does not say {from:?}");
+            assert!(kernel.source.contains(from), "{name} does not contain {from:?}");
             let source = kernel.source.replace(from, to);
             let kernel = Box::leak(Box::new(Kernel { source: source.leak(), ..*kernel }));
             let make = |wgpu: &wgpu::Device| self.device.pipelines().make(wgpu, kernel);
@@ -53,7 +54,8 @@ impl<'a> Alone<'a> {
         Arc::clone(self.changed.borrow_mut().entry(name.to_owned()).or_insert_with(make))
     }
 
-    /// Runs one kernel for the token at `position` over `buffers`, and returns them as it left them.
+    /// Runs a kernel over `buffers` for the token at `position`, and returns the buffers
+    /// afterwards.
     pub fn run(
         &self,
         name: &str,
@@ -72,7 +74,7 @@ impl<'a> Alone<'a> {
             buffer
         };
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        // One buffer stands for the step and, one slot on, for the parameters.
+        // One buffer holds the step and, one slot further, the parameters.
         let slot = ARENA_SLOT as usize / 4;
         let mut words = vec![0; 2 * slot];
         let step = Step { tokens: 1, position: position as u32, logit_start: 0, logit_rows: 1 };

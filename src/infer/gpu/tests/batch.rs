@@ -1,4 +1,5 @@
-//! The forms for many tokens against their twins: tiles that rows and tokens do not fill.
+//! Compares the variants for many tokens with their twins, with tiles that rows and tokens do not
+//! fill.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ use doppler_store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 70, context: 200, kv: KvFormat::F32 };
 
-/// Odd counts of rows on both sides of a tile's 64, and columns that are no whole number of blocks.
+/// Odd numbers of rows, below and above a tile's 64, and columns that are not a whole number of
+/// blocks.
 fn shapes(dtype: DType) -> [(usize, usize); 3] {
     match dtype.block_len() {
         256 => [(67, 512), (3, 256), (130, 300)],
@@ -72,7 +74,7 @@ fn linear_over_many_tokens_matches_its_twin_in_every_format() {
     }
 }
 
-/// Logits come in runs of rows, each from its own first row.
+/// Logits are computed in ranges of rows, each from its own first row.
 #[test]
 fn logits_of_many_rows_match_their_twin_in_pieces() {
     let mut random = Random::new("logits batch");
@@ -97,7 +99,7 @@ fn logits_of_many_rows_match_their_twin_in_pieces() {
     }
 }
 
-/// Pairs enough for every expert's tile, in every format, in waves and chunks.
+/// Enough pairs for a tile of every expert, in every format, in waves and chunks.
 #[test]
 fn experts_over_many_tokens_match_the_cpu_and_waves_change_no_bit() {
     let mut random = Random::new("experts batch");
@@ -110,7 +112,7 @@ fn experts_over_many_tokens_match_the_cpu_and_waves_change_no_bit() {
             } else {
                 (96, 160)
             };
-            // Three roundings to 11 bits in a row; without them f32 sums in another order.
+            // Three consecutive roundings to 11 bits; without them, only f32 sums in another order.
             let halved = device.cooperative() && (inner.is_quantised() || outer.is_quantised());
             let tolerance = if halved { 3.0 / 2048.0 } else { 1e-5 };
             let tiny = TinyMoe::new(&mut random, hidden, ff, inner, outer);
@@ -196,7 +198,8 @@ fn attention_over_many_tokens_matches_its_twin() {
             let blocks: Vec<u32> = (0..kv::blocks(capacity.context) as u32).rev().collect();
             gpu.set_blocks(&blocks);
             let mut cache = Cache::new(kv_heads, head_dim, blocks.len(), format);
-            // Cooperative matrices may cut sums off instead of rounding them: 2^-22 each of some 60.
+            // Cooperative matrices may truncate sums instead of rounding them: 2^-22 for each of
+            // some 60.
             let halves = device.cooperative() && format == KvFormat::F16;
             let tolerance = if halves { 1.5e-5 } else { 5e-6 };
             let mut position = 0;
@@ -207,7 +210,7 @@ fn attention_over_many_tokens_matches_its_twin() {
                     values
                 });
                 if format == KvFormat::F16 {
-                    // Exact in half precision: WGSL leaves open which way it rounds.
+                    // Exact in half precision, because WGSL does not specify how it rounds.
                     ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
                 }
                 kv_write(&ks, &vs, position, &blocks, &mut cache);
@@ -226,7 +229,7 @@ fn attention_over_many_tokens_matches_its_twin() {
     }
 }
 
-/// The test adapter, if it has cooperative matrices; says so if not.
+/// The test adapter, if it has cooperative matrices. Otherwise prints that it skips.
 fn cooperative() -> Option<GpuDevice> {
     let device = device(Reduction::Group)?;
     if !device.cooperative() {
@@ -236,8 +239,8 @@ fn cooperative() -> Option<GpuDevice> {
     Some(device)
 }
 
-/// Against the twin, which rounds alike, and against exact products: an f16 has 11 bits, so a
-/// product of two is off by less than 2^-10 of itself, and f32 sums add far less.
+/// Compares with the twin, which rounds in the same way, and with exact products. An f16 has 11
+/// bits, so a product of two has a relative error below 2^-10, and f32 sums add far less.
 #[test]
 fn cooperative_products_match_their_twin_and_stay_within_their_rounding() {
     let mut random = Random::new("linear_coop");
@@ -255,7 +258,7 @@ fn cooperative_products_match_their_twin_and_stay_within_their_rounding() {
             let weight = graph.weight("w", rows, cols);
             let bias_id = graph.weight("b", 1, rows);
             graph.ops.push(Op::Linear { x, weight, bias: Some(bias_id), out });
-            // A second one takes the same halves.
+            // A second product uses the same halves.
             graph.ops.push(Op::Linear { x, weight, bias: None, out: other });
             let bias_spec = MatrixSpec { dtype: DType::F32, rows: 1, cols: rows, offset: 0 };
             let bias_bytes: &[u8] = bytemuck::cast_slice(&bias);
@@ -267,7 +270,7 @@ fn cooperative_products_match_their_twin_and_stay_within_their_rounding() {
                     continue;
                 }
                 let mut input = random.floats(tokens * cols);
-                // Rows of every scale, past what an f16 holds.
+                // Rows of every scale, beyond the range of f16.
                 for (i, row) in input.chunks_exact_mut(cols).enumerate() {
                     let scale = (i as f32 % 61.0 - 30.0).exp2();
                     row.iter_mut().for_each(|x| *x *= scale);
@@ -289,7 +292,7 @@ fn cooperative_products_match_their_twin_and_stay_within_their_rounding() {
                     let what = format!("{dtype} {rows}x{cols} T={tokens} [{token}, {row}]");
                     let off = (got - exact[i]).abs();
                     assert!(off <= magnitude / 1000.0, "{what}: {got}, not {}", exact[i]);
-                    // A weight that f32 rounds the other way may become another f16.
+                    // A weight that f32 rounds differently may become another f16.
                     let off = (got - twin[i]).abs();
                     assert!(off <= magnitude * 3e-5, "{what}: {got}, the twin has {}", twin[i]);
                     let off = (biased[i] - (got + bias[row])).abs();
@@ -328,7 +331,7 @@ fn halved_rows_match_their_twin() {
         let (want, scale) = halve(row);
         assert_eq!(scales[token], scale);
         for (got, want) in halves[token * stride..].iter().zip(&want) {
-            // WGSL leaves open which way it rounds.
+            // WGSL does not specify how it rounds.
             let off = (got - want.to_f32()).abs();
             assert!(off <= want.to_f32().abs() / 1024.0 + 6.2e-5, "[{token}]: {got}, not {want}");
         }

@@ -1,4 +1,4 @@
-//! Experts in slots, waves and chunks, against the CPU backend.
+//! Compares experts in slots, waves and chunks with the CPU backend.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) const EXPERTS: usize = 7;
 const TOP_K: usize = 3;
 pub(super) const VOCAB: usize = 11;
 
-/// Embed, route, experts, logits: the smallest MoE whose result both backends show.
+/// Embed, route, experts, logits: the smallest MoE graph with a result from both backends.
 pub(super) struct TinyMoe {
     pub graph: Graph,
     pub weights: Vec<(WeightId, MatrixSpec, Vec<u8>)>,
@@ -92,7 +92,7 @@ impl TinyMoe {
         backend.run(0..EXPERTS_OP).unwrap();
     }
 
-    /// One step with waves of at most `slots` experts, each filled in anew.
+    /// One step with waves of at most `slots` experts, each of which is filled again.
     pub fn step(&self, backend: &mut dyn Backend, tokens: &[u32], slots: usize) -> Vec<f32> {
         self.begin(backend, tokens);
         let mut wanted = backend.routing(EXPERTS_OP).unwrap();
@@ -101,7 +101,7 @@ impl TinyMoe {
         for wave in wanted.chunks(slots) {
             let mut table = vec![None; EXPERTS];
             for (index, expert) in wave.iter().enumerate() {
-                // From the last slot on, so that chunks other than the first are met.
+                // Starts at the last slot, so that chunks other than the first are used.
                 let slot = Slot { class: 0, index: (slots - 1 - index) as u32 };
                 backend.fill_slot(slot, &self.experts[*expert as usize]).unwrap();
                 table[*expert as usize] = Some(slot);
@@ -132,7 +132,7 @@ fn experts_match_the_cpu_in_every_format_and_waves_change_no_bit() {
             let mut cpu = CpuBackend::new(Arc::clone(&graph), capacity);
             tiny.load(&mut cpu, EXPERTS);
             let mut gpu = GpuBackend::new(device.clone(), graph, capacity).unwrap();
-            // Room for two slots a buffer, and one row of logits at a time.
+            // Room for two slots per buffer, and for one row of logits at a time.
             let stride = gpu.slot_bytes(&tiny.layout);
             gpu.limit(stride * 2 + 16, 1);
             tiny.load(&mut gpu, EXPERTS);
@@ -167,7 +167,7 @@ fn a_sum_before_all_experts_ran_is_refused() {
     gpu.run_experts(EXPERTS_OP, &table).unwrap();
     let refused = gpu.finish_experts(EXPERTS_OP).unwrap_err().to_string();
     assert!(refused.contains(&format!("expert {}", chosen[1])), "{refused}");
-    // Slots that do not exist and experts of another size are refused too.
+    // Slots that do not exist and experts of another size are refused, too.
     let far = Slot { class: 0, index: 2 };
     assert!(gpu.fill_slot(far, &tiny.experts[0]).is_err());
     assert!(gpu.fill_slot(slot, &tiny.experts[0][1..]).is_err());

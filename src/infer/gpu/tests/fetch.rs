@@ -1,5 +1,5 @@
-//! A token's routing and the experts that it fetches by itself, against their CPU twins: random tables, odd
-//! numbers of experts.
+//! Compares a token's routing and the experts that it fetches by itself with the CPU twins, with
+//! random tables and odd numbers of experts.
 
 use super::alone::Alone;
 use super::{Random, assert_close, device};
@@ -11,7 +11,7 @@ use crate::gpu::experts::EMPTY;
 use crate::graph::Scoring;
 
 // Long: it builds a layer's tables and judges each of the kernel's seven buffers.
-/// What decode_route makes of one layer, in every way that it can end.
+/// The result of decode_route for one layer, in every way that it can end.
 #[test]
 fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
     const STATE: usize = 40;
@@ -22,7 +22,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
     for round in 0..60 {
         let experts = 2 + random.below(140);
         let top_k = 1 + random.below(experts.min(9));
-        // Rarely enough out of reach that each end comes up.
+        // Experts are absent rarely enough that every outcome occurs.
         let gone = [2, 5, 40][round % 3];
         let mut some = |odds: usize, most: usize| {
             (0..experts)
@@ -33,7 +33,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let free: Vec<u32> = (0..random.below(12)).map(|i| 1000 + i as u32).collect();
         let taken = random.below(free.len() + 1);
         let position = random.below(500) as u32;
-        // No token has taken any, this one has, or another.
+        // No token has taken slots, this one has, or another one has.
         let taker = [0, position + 1, position + 2][random.below(3)];
         let renormalise = random.below(2) == 1;
         let mut logits = random.floats(experts);
@@ -96,7 +96,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let owner = if count > 0 { position + 1 } else { taker };
         assert_eq!((state[30], state[31]), (owner, (taken + count) as u32));
         let kept = if want.slots.is_none() { &x } else { &vec![9; 24] };
-        assert_eq!(&aside, kept, "the residual is set aside for a halt only");
+        assert_eq!(&aside, kept, "the residual is set aside only for a halt");
         ends[if want.slots.is_none() { 0 } else { 1 + usize::from(count > 0) }] += 1;
     }
     assert!(ends.iter().all(|end| *end > 0), "halted, found, fetched: {ends:?}");

@@ -1,5 +1,5 @@
-//! What is not finite is the same error on both backends: weights where they are loaded, logits
-//! where they come out.
+//! Values that are not finite give the same error on both backends: weights when they are loaded,
+//! logits when they are computed.
 
 use super::{Random, device};
 use crate::backend::{Device, LogitRows};
@@ -26,7 +26,7 @@ fn config() -> Value {
     })
 }
 
-/// Random weights, each of which `change` may replace: by tensor and place.
+/// Random weights, each of which `change` may replace, given the tensor and the index.
 fn model(dtype: DType, change: impl Fn(&str, usize) -> Option<f32>) -> Model {
     let mut random = Random::new("finite");
     let values = |wanted: &Wanted<'_>| {
@@ -62,7 +62,7 @@ fn a_weight_that_is_not_finite_is_refused_where_it_is_loaded() {
                 let loaded = Session::new(&model, device.as_ref(), &options());
                 let error = match loaded {
                     Err(error) => error,
-                    // An expert is loaded when a token wants it.
+                    // An expert is loaded when a token needs it.
                     Ok(mut session) => session.settle_all().unwrap_err(),
                 };
                 assert!(matches!(error, SessionError::Weight(_)), "{error:?}");
@@ -73,7 +73,7 @@ fn a_weight_that_is_not_finite_is_refused_where_it_is_loaded() {
     }
 }
 
-/// Weights that are sound one by one, and overflow together.
+/// Weights that are fine one by one but overflow together.
 #[test]
 fn logits_that_are_not_finite_are_refused_wherever_they_are_asked_for() {
     let huge = |name: &str, _: usize| match name {
@@ -101,7 +101,7 @@ fn logits_that_are_not_finite_are_refused_wherever_they_are_asked_for() {
     }
 }
 
-/// Logits that are finite, and so far apart that a likelihood is not.
+/// Logits that are finite but so far apart that a likelihood is not.
 #[test]
 fn a_perplexity_that_is_not_finite_is_an_error() {
     let steep = |name: &str, i: usize| (name == "lm_head.weight").then_some((i / 64) as f32 * 1e4);
@@ -134,7 +134,7 @@ fn a_reference_that_is_not_finite_is_refused() {
     }
 }
 
-/// What the GPU's kernels do not compute is told before anything is read; the CPU computes it.
+/// What the GPU's kernels do not support is reported before anything is read. The CPU supports it.
 #[test]
 fn a_model_that_a_device_cannot_run_is_refused_before_it_is_loaded() {
     let small = |head_dim: usize| {

@@ -1,4 +1,5 @@
-//! Each trunk kernel as a one-op graph against its CPU twin: odd shapes, one token and five.
+//! Compares each trunk kernel, as a graph of one op, with its CPU twin: odd shapes, one token and
+//! five.
 
 use half::f16;
 
@@ -24,7 +25,7 @@ use doppler_store::DType;
 
 const CAPACITY: Capacity = Capacity { batch: 5, context: 200, kv: KvFormat::F32 };
 
-/// Odd counts of rows, and columns that are no whole number of blocks too.
+/// Odd numbers of rows, and columns that are not always a whole number of blocks.
 fn shapes(dtype: DType) -> [(usize, usize); 3] {
     match dtype.block_len() {
         256 => [(67, 768), (3, 256), (130, 300)],
@@ -203,14 +204,14 @@ fn attention_and_its_cache_match_their_twins() {
         gpu.set_blocks(&blocks);
         let mut cache = Cache::new(kv_heads, head_dim, blocks.len(), format);
         let mut position = 0;
-        // Past several tiles of 64 positions.
+        // Beyond several tiles of 64 positions.
         while position < 150 {
             let tokens = if position % 4 == 0 { 5 } else { 1 };
             let [qs, ks, vs] = [heads, kv_heads, kv_heads]
                 .map(|n| random.floats(tokens * n * head_dim).iter().map(|v| v * 3.0).collect());
             let (qs, mut ks, mut vs): (Vec<f32>, Vec<f32>, Vec<f32>) = (qs, ks, vs);
             if format == KvFormat::F16 {
-                // Exact in half precision: WGSL leaves open which way it rounds.
+                // Exact in half precision, because WGSL does not specify how it rounds.
                 ks.iter_mut().chain(&mut vs).for_each(|x| *x = f16::from_f32(*x).to_f32());
             }
             kv_write(&ks, &vs, position, &blocks, &mut cache);
@@ -241,7 +242,7 @@ fn a_half_precision_cache_holds_the_nearest_finite_values() {
     let capacity = Capacity { kv: KvFormat::F16, ..CAPACITY };
     let mut gpu = backend(&device, &graph, capacity, &[]);
     let mut ks: Vec<f32> = random.floats(tokens * width);
-    // Every scale that an f16 has, and both ways past its end.
+    // Every scale of an f16, and beyond its range on both sides.
     ks.iter_mut().enumerate().for_each(|(i, x)| *x *= (i as f32 % 33.0 - 16.0).exp2());
     (ks[3], ks[8]) = (1e9, -70000.0);
     let vs: Vec<f32> = ks.iter().rev().copied().collect();
@@ -261,7 +262,7 @@ fn a_half_precision_cache_holds_the_nearest_finite_values() {
         assert!(halves[..position * width].iter().all(|x| *x == 0.0), "earlier positions");
         for (i, (got, exact)) in halves[position * width..].iter().zip(from).enumerate() {
             let nearest = exact.clamp(-65504.0, 65504.0);
-            // One unit in the last place of 11 bits, or a lost subnormal.
+            // One unit in the last place of 11 bits, or a flushed subnormal.
             let off = (got - nearest).abs();
             assert!(off <= nearest.abs() / 1024.0 + 6.2e-5, "[{i}]: {got} for {exact}");
             let (token, head, d) = (i / width, i % width / head_dim, i % head_dim);
@@ -327,7 +328,7 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
         let mut gpu = backend(&device, &graph, CAPACITY, &[]);
         for tokens in [1, 5] {
             let mut values = random.floats(tokens * experts);
-            // Coarse values tie often. (No -0: the twin's total order puts it below 0.)
+            // Coarse values tie often. (There is no -0: the twin's total order puts it below 0.)
             values.iter_mut().for_each(|v| *v = (*v * 4.0).round() + 0.0);
             let mut ids = vec![0; tokens * top_k];
             let mut weights = vec![0.0; tokens * top_k];
@@ -342,10 +343,11 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
             gpu.set(logits, &values);
             gpu.run(0..1).unwrap();
             assert_eq!(gpu.routing(1).unwrap(), ids, "{experts} choose {top_k}");
-            // Asked again, the answer stands.
+            // Asking again gives the same answer.
             assert_eq!(gpu.routing(1).unwrap(), ids);
             assert_close(&gpu.routing_weights(0, tokens * top_k), &weights, 2e-6, "the weights");
-            // A logit that is not finite spoils its row, chosen or not, and no other.
+            // A logit that is not finite spoils its own row, whether it is chosen or not, and no
+            // other.
             let spoilt = (tokens - 1) * experts + random.below(experts);
             values[spoilt] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(3)];
             gpu.begin(&step).unwrap();

@@ -65,7 +65,7 @@ fn more_workgroups_than_one_dimension_allows_fold_into_y() {
     assert_close(&got, &want, 3e-6, "70,001 rows");
 }
 
-/// What a refused allocation must look like.
+/// Whether an error is that of a refused allocation.
 fn out_of_memory(error: &BackendError) -> bool {
     matches!(error, BackendError::OutOfMemory { .. })
 }
@@ -94,7 +94,7 @@ fn an_allocation_that_cannot_be_is_an_error_and_the_next_step_works() {
     let error = device.backend(Arc::new(deep), capacity).err().unwrap();
     assert!(error.to_string().contains("KV cache"), "{error}");
 
-    // Beyond the driver: the same question asked without our own check first.
+    // Beyond the driver's limit: the same request without our own check first.
     let error = device
         .scoped("a test's buffer", 1 << 60, |wgpu| {
             wgpu.create_buffer(&wgpu::BufferDescriptor {
@@ -109,7 +109,7 @@ fn an_allocation_that_cannot_be_is_an_error_and_the_next_step_works() {
     println!("the driver's own refusal: {error}");
 
     assert_eq!(tiny.step(&mut gpu, &[3, 4], 3), before);
-    // Slots for more experts than there is memory: none, and then again a few.
+    // Slots for more experts than fit the memory are refused; then a few are possible again.
     let class = SlotClass { layout: tiny.layout, count: usize::MAX };
     assert!(out_of_memory(&gpu.alloc_slots(&[class], &[0]).unwrap_err()));
     tiny.load(&mut gpu, 3);
@@ -160,7 +160,7 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });
     let kv = crate::graph::KvId(0);
     graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
-    // Told before a weight is loaded, in words.
+    // Reported in words, before a weight is loaded.
     let made = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).map(drop);
     refused(made, "attention heads of 6 elements (a GPU takes multiples of 4");
     graph.kv[0].head_dim = 8;
@@ -212,7 +212,7 @@ fn a_lost_device_is_an_error_from_then_on_and_another_one_works() {
     let (device, mut gpu) = open();
     tiny.begin(&mut gpu, &[1]);
     device.wgpu().destroy();
-    // Whichever call meets the loss first says so, and so do all later ones.
+    // The first call that encounters the loss reports it, and so do all later ones.
     let lost = |error: &BackendError| matches!(error, BackendError::Lost(_));
     let met = gpu
         .routing(super::experts::EXPERTS_OP)
@@ -227,7 +227,7 @@ fn a_lost_device_is_an_error_from_then_on_and_another_one_works() {
     assert_eq!(tiny.step(&mut gpu, &[1, 2], 3).len(), 22);
 }
 
-/// What the driver made is kept; whatever is found instead of it later, kernels run.
+/// The driver's compiled kernels are kept. Whatever the file contains later, kernels run.
 #[test]
 fn compiled_kernels_are_kept_and_a_foreign_file_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
@@ -263,7 +263,7 @@ fn compiled_kernels_are_kept_and_a_foreign_file_does_no_harm() {
     let [file] = files().try_into().expect("one file for the adapter");
     let kept = std::fs::read(&file).unwrap();
     assert!(kept.len() > blake3::OUT_LEN);
-    // Kept by another driver: whole, but not its own.
+    // From another driver: complete, but not this driver's own.
     let mut foreign = kept[blake3::OUT_LEN..].to_vec();
     foreign.iter_mut().take(40).for_each(|byte| *byte ^= 0x5a);
     let foreign = [blake3::hash(&foreign).as_bytes().as_slice(), &foreign].concat();

@@ -1,7 +1,7 @@
-//! The kernels against their CPU twins, on a software Vulkan adapter.
+//! Compares the kernels with their CPU twins, on a software Vulkan adapter.
 //!
-//! Without any adapter a test says why it is skipped and passes, unless
-//! `DOPPLER_REQUIRE_GPU=1`. Data is random; `DOPPLER_TEST_SEED` repeats a run.
+//! Without an adapter, a test prints why it is skipped and passes, unless `DOPPLER_REQUIRE_GPU=1`.
+//! Data is random; `DOPPLER_TEST_SEED` repeats a run.
 
 mod alone;
 mod batch;
@@ -77,8 +77,9 @@ impl Random {
         (MatrixSpec { dtype, rows, cols, offset: 0 }, bytes)
     }
 
-    /// Blocks of any bytes with finite scales, which no quantizer of ours may ever write. Of each three rows one has subnormal
-    /// scales, one scales of any size, one scales of about the same.
+    /// Blocks of arbitrary bytes with finite scales, which our quantizers might never write. Of
+    /// each three rows, one has subnormal scales, one has scales of any size, one has similar
+    /// scales.
     pub fn blocks(&mut self, dtype: DType, rows: usize, cols: usize) -> (MatrixSpec, Vec<u8>) {
         let scales = quant::layout(dtype).halves;
         let mut bytes = self.bytes(rows * dtype.row_bytes(cols));
@@ -94,7 +95,7 @@ impl Random {
     }
 }
 
-/// The test adapter, once for each way of summing; `None` (said aloud) without one.
+/// The test adapter, opened once for each way of summing. Without one, `None`, which is printed.
 pub(in crate::gpu) fn device(reduction: Reduction) -> Option<GpuDevice> {
     static DEVICES: [OnceLock<Option<GpuDevice>>; 2] = [OnceLock::new(), OnceLock::new()];
     let made = DEVICES[usize::from(reduction == Reduction::Group)].get_or_init(|| {
@@ -119,7 +120,7 @@ pub(in crate::gpu) fn device(reduction: Reduction) -> Option<GpuDevice> {
 
 pub(super) const BOTH: [Reduction; 2] = [Reduction::Lane, Reduction::Group];
 
-/// A backend whose graph is complete, its weights loaded and no slots.
+/// A backend for a complete graph, with weights loaded and no slots.
 pub(super) fn backend(
     device: &GpuDevice,
     graph: &Graph,
@@ -133,8 +134,8 @@ pub(super) fn backend(
     backend
 }
 
-/// Runs all ops of the graph over `tokens` zeros at `position`, after putting
-/// `inputs` into their buffers; returns `out`.
+/// Puts `inputs` into their buffers, runs all ops of the graph over `tokens` zeros at `position`,
+/// and returns `out`.
 pub(super) fn run(
     backend: &mut GpuBackend,
     graph: &Graph,

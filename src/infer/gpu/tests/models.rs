@@ -1,4 +1,5 @@
-//! Whole models: Transformers' reference outputs, and quantized models against the CPU backend.
+//! Whole models: compared with Transformers' reference outputs, and quantized models with the CPU
+//! backend.
 
 use std::path::Path;
 use std::time::Instant;
@@ -55,7 +56,7 @@ fn references_with_experts_agree() {
 /// A tensor's format.
 type Mixture = fn(&Wanted<'_>) -> DType;
 
-/// Every format that a Q4_K_M file may hold, in its usual place; norms and the router stay bf16.
+/// Every format that a Q4_K_M file may contain, in its usual place. Norms and the router stay bf16.
 fn mixture(wanted: &Wanted<'_>) -> DType {
     let whole = wanted.cols.is_multiple_of(256);
     let is = |part: &str| wanted.name.contains(part);
@@ -87,7 +88,7 @@ fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
     Session::new(model, device, &options).unwrap()
 }
 
-/// A prefill and some single tokens; all logits.
+/// All logits of a prefill and some single tokens.
 fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     session.reset();
     let (prompt, rest) = tokens.split_at(PROMPT);
@@ -98,7 +99,7 @@ fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     logits
 }
 
-/// The largest difference over the reference's standard deviation.
+/// The largest difference, divided by the reference's standard deviation.
 pub(super) fn rel(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let n = want.len() as f64;
@@ -118,7 +119,7 @@ fn against_the_cpu(name: &str) {
         let tokens: Vec<u32> = (0..PROMPT + 5).map(|_| random.below(vocab) as u32).collect();
         let want = logits(&mut session(&model, &CpuDevice, SlotBudget::All), &tokens);
         for reduction in BOTH {
-            // Workgroups of 64 are slow in software; kernels' own tests cover their formats.
+            // Workgroups of 64 are slow in software. The kernels' own tests cover their formats.
             if reduction == Reduction::Group && kind != "Q4_K_M" {
                 continue;
             }
@@ -126,7 +127,7 @@ fn against_the_cpu(name: &str) {
             let mut gpu = session(&model, &device, SlotBudget::All);
             let got = logits(&mut gpu, &tokens);
             let rel = rel(&got, &want);
-            // Warm by now: pipelines compiled, experts in place.
+            // Warm by now: pipelines are compiled and experts loaded.
             let start = Instant::now();
             let rounds = 4;
             for token in &tokens[..rounds] {
@@ -135,7 +136,7 @@ fn against_the_cpu(name: &str) {
             let token_ms = start.elapsed().as_secs_f64() * 1e3 / rounds as f64;
             println!("{name} {kind} {reduction:?}: rel {rel:.2e}, {token_ms:.1} ms a token");
             assert!(rel <= REL_MAX, "{name} {kind} {reduction:?}: {rel}");
-            // Paged in waves: not a bit differs.
+            // Paged in waves: the results are bit-identical.
             let slots = SlotBudget::Experts(model.experts() / 4);
             let paged = logits(&mut session(&model, &device, slots), &tokens);
             assert!(paged == got, "{name} {kind} {reduction:?}: paging changed the logits");
@@ -153,9 +154,9 @@ fn a_quantized_qwen3_moe_agrees_with_the_cpu_and_paging_changes_no_bit() {
     against_the_cpu("tiny-qwen3moe");
 }
 
-/// Prompts on cooperative matrices: weights and activations are rounded to 11 bits, an error
-/// of at most 2^-11 each that the layers' products pass on; the bound is eight of them. It
-/// holds for the middle token: where two experts nearly tie, rounding may choose the other.
+/// Prompts on cooperative matrices. Weights and activations are rounded to 11 bits, an error of at
+/// most 2^-11 each, which the layers' products pass on. The bound is eight such errors, and applies
+/// to the median token: where two experts nearly tie, rounding may choose the other.
 #[test]
 fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
     let mut random = Random::new("cooperative prompts");
@@ -183,15 +184,14 @@ fn a_prompt_on_cooperative_matrices_stays_within_half_precision_of_the_cpu() {
         let middle = rels[rels.len() / 2];
         println!("{name}: rel {middle:.2e} in the middle, {:.2e} at most", rels[rels.len() - 1]);
         assert!(middle <= 8.0 / 2048.0, "{name}: {middle}");
-        assert!(middle > 1e-5, "{name}: {middle} is no half precision at all");
+        assert!(middle > 1e-5, "{name}: {middle} is too small for half precision");
         let paged = prefill(&device, SlotBudget::Experts(model.experts() / 2));
         assert!(paged == got, "{name}: paging changed the logits");
     }
 }
 
-/// Single tokens as the fused kernels run them, in every format of a Q4_K_M file: against the
-/// CPU, paged, and chosen on the device several at a time. f16s are unpacked as the adapter can,
-/// or by hand.
+/// Single tokens on the fused kernels, in every format of a Q4_K_M file: compared with the CPU,
+/// paged, and chosen on the device several at a time. f16s are unpacked by the adapter or by hand.
 fn fused(name: &str, keeps_halves: bool) {
     let mut random = Random::new(name);
     let Some(dir) = shared(&format!("models/{name}")) else { return };
@@ -217,11 +217,11 @@ fn fused(name: &str, keeps_halves: bool) {
     assert!(rel <= REL_MAX, "{name}: {rel}");
     let mut paged = make(&device, SlotBudget::Experts(model.experts() / 4));
     assert!(logits(&mut paged, &tokens) == got, "{name}: paging changed the logits");
-    // Ahead of the host, the device chooses what the host would, paged or not.
+    // Running ahead of the host, the device chooses what the host would, paged or not.
     let options = SamplerOptions { temperature: 0.8, seed: 5, ..SamplerOptions::default() };
     let mut chosen = Vec::new();
-    // New, it has seen no token halt: several are queued behind the first that does. So they are where the
-    // device fetches experts by itself.
+    // A new session has not seen a token halt yet, so several are queued behind the first one that
+    // does. The same is true if the device fetches experts by itself.
     let mut paged = make(&device, SlotBudget::Experts(model.experts() / 4));
     let mut fetching = make(&device, SlotBudget::Experts(model.experts() / 2));
     for session in [&mut whole, &mut paged, &mut fetching] {
@@ -257,7 +257,7 @@ fn fused_tokens_of_a_qwen3_moe_agree_with_the_cpu_and_are_chosen_ahead() {
     fused("tiny-qwen3moe", false);
 }
 
-/// Op by op and fused, all experts in slots, paged, and queued ahead.
+/// Op by op and fused, with all experts in slots, paged, and queued ahead.
 #[test]
 fn sequences_of_one_engine_are_what_each_is_alone() {
     for (reduction, kv) in [(Reduction::Lane, KvFormat::F32), (Reduction::Group, KvFormat::F16)] {
@@ -290,8 +290,8 @@ fn small(random: &mut Random) -> Model {
     })
 }
 
-/// An expert that lost its slot comes back from memory of the host, bit by bit as it was, as
-/// often as there is room for it there; the rest is read again.
+/// An expert that lost its slot comes back from host memory, bit by bit, if there was room for it
+/// there. Others are read again.
 #[test]
 fn evicted_experts_come_back_from_memory_of_the_host() {
     let mut random = Random::new("experts set aside");
@@ -327,15 +327,15 @@ fn evicted_experts_come_back_from_memory_of_the_host() {
         assert_eq!(none.ram, 0);
         assert!(few.ram > 0 && few.disk > 36, "{few:?}");
         assert!(all.ram > few.ram && all.disk <= 36, "each is read at most once: {all:?}");
-        // A device that fetches by itself has a few slots emptied ahead.
+        // If a device fetches by itself, a few slots are emptied ahead.
         if reduction == Reduction::Lane {
             assert_eq!(none.disk, all.disk + all.ram, "the same experts were missed");
         }
     }
 }
 
-/// A fused token fetches what it misses from memory of the host by itself: the same tokens, one submission for most of
-/// them, and a trace that replays to what was counted.
+/// A fused token fetches the experts that it misses from host memory by itself: the tokens are the
+/// same, most of them take one submission, and replaying the trace gives the same counts.
 #[test]
 fn a_token_fetches_the_experts_it_misses() {
     let mut random = Random::new("experts fetched");
@@ -353,7 +353,7 @@ fn a_token_fetches_the_experts_it_misses() {
         let options = SamplerOptions { temperature: 0.9, seed: 3, ..SamplerOptions::default() };
         session.reset_with(options).unwrap();
         session.prefill(&prompt).unwrap();
-        // Given tokens are routed all over; after them it generates.
+        // Random tokens are routed all over; then it generates.
         let mut chosen = Vec::new();
         for token in &given {
             chosen.push(session.next(*token, 1).unwrap());

@@ -1,5 +1,5 @@
-//! Ops where no rewrite expects them: a token stays one submission, halted layers are begun again
-//! with right inputs, and the logits are the CPU's.
+//! Ops where no rewrite expects them: a token stays one submission, halted layers restart with the
+//! right inputs, and the logits are the CPU's.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ const VOCAB: usize = 131;
 const HIDDEN: usize = 64;
 
 /// A dense layer, then two of 12 experts, top 3, in two classes of slots; attention as wide as the
-/// stream, so that its matrices fit elsewhere too.
+/// residual stream, so that its matrices fit elsewhere, too.
 fn model(random: &mut Random) -> Model {
     let config = json!({
         "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": 96,
@@ -41,7 +41,7 @@ fn model(random: &mut Random) -> Model {
     })
 }
 
-/// A graph under change.
+/// A graph being changed.
 struct Odd {
     graph: Graph,
 }
@@ -67,13 +67,13 @@ impl Odd {
         self.graph.ops.splice(at..at, ops);
     }
 
-    /// Each head's worth of a row normalised in place.
+    /// Normalises each head of a row in place.
     fn evened(&self, buf: Buf) -> Op {
         let weight = self.weight("model.layers.2.self_attn.q_norm.weight");
         Op::RmsNorm { x: buf, weight, out: buf, eps: 1e-6 }
     }
 
-    /// `x += evened(product(silu(norm(x)) * x))`, of plain ops and a lone product.
+    /// `x += evened(product(silu(norm(x)) * x))`, made of plain ops and a single product.
     fn block(&mut self, at: usize, name: &'static str) {
         let spare = self.graph.buffer(name, HIDDEN);
         let (x, delta) = (self.buf("x"), self.buf("delta"));
@@ -117,7 +117,7 @@ const CHANGES: [Change; 11] = [
         odd.block(at, "before the norm");
         odd.block(1, "first");
     }),
-    // Wanted at the end, changed in between: it lasts over every halt.
+    // Needed at the end and changed in between, so it must survive every halt.
     ("a second stream beside the first", |odd| {
         let (x, norm) = (odd.buf("x"), odd.weight("model.norm.weight"));
         let kept = odd.graph.buffer("kept", HIDDEN);
@@ -140,7 +140,7 @@ const CHANGES: [Change; 11] = [
                 Op::Add { x, y: delta },
             ],
         );
-        // Read by a product first: it is there packed alone.
+        // A product reads it first, so it exists only in packed form.
         odd.insert(1, [Op::RmsNorm { x, weight: norm, out: kept, eps: 1e-6 }]);
     }),
     ("between norm and router", |odd| {
@@ -179,7 +179,7 @@ const CHANGES: [Change; 11] = [
         let even = odd.evened(v);
         odd.insert(at, [even]);
         let (q, attended, x) = (odd.buf("q"), odd.buf("attended"), odd.buf("x"));
-        // Queries that are read once more after attention.
+        // Queries that are read again after attention.
         let at = odd.find(2, attends) + 1;
         odd.insert(at, [Op::Add { x: attended, y: q }]);
         let at = odd.find(0, attends) + 1;
@@ -207,7 +207,7 @@ fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     rest.flat_map(|token| session.step(&[*token], LogitRows::Last).unwrap()).collect()
 }
 
-/// The tokens chosen on the device after the prompt, several under way at a time.
+/// The tokens chosen on the device after the prompt, several in flight at a time.
 fn chosen(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
     let options = SamplerOptions { temperature: 0.9, seed: 7, ..SamplerOptions::default() };
     session.reset_with(options).unwrap();
@@ -239,7 +239,8 @@ fn an_op_where_none_is_expected_costs_dispatches_and_no_submission() {
             println!("{what}, {kv:?}: {off:.2e}");
             assert!(off <= REL_MAX, "{what}, {kv:?}: {off}");
 
-            // Every expert there: a token is one submission, and its report one readback.
+            // With every expert in a slot, a token is one submission, and its report is one
+            // readback.
             whole.settle_all().unwrap();
             let before = whole.counters();
             let want = chosen(&mut whole, &tokens[..PROMPT], 1);
@@ -255,7 +256,8 @@ fn an_op_where_none_is_expected_costs_dispatches_and_no_submission() {
                 "{what}, {kv:?}"
             );
 
-            // Few slots, halted again and again; and some brought by the device itself.
+            // With few slots, tokens halt again and again; the device brings some experts in by
+            // itself.
             for slots in [SlotBudget::Experts(6), SlotBudget::Experts(12)] {
                 let mut paged = make(&device, slots);
                 assert!(logits(&mut paged, &tokens) == got, "{what}, {kv:?}: paging, {slots:?}");

@@ -1,4 +1,4 @@
-//! Programs as data: everything that a page will look up is there and fits.
+//! Programs as data: everything that a page looks up is there and fits.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::reader::WeightReader;
 use crate::testing::{self, Wanted};
 use doppler_store::DType;
 
-/// A small Qwen3-MoE, its layers of two expert layouts.
+/// A small Qwen3-MoE whose layers have two expert layouts.
 fn mixture() -> Model {
     let config = json!({
         "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
@@ -37,7 +37,7 @@ fn bytes_of(runs: &[Run]) -> u64 {
     runs.iter().map(|Run(_, start, end)| end - start).sum()
 }
 
-/// Just the formats of its weights and experts are described.
+/// Only the formats of its weights and experts are described.
 fn describes_the_formats_it_uses(program: &Program) {
     let parts = program.classes.iter().flat_map(|class| &class.parts);
     let stored = parts.map(|part| part.stored).chain(program.weights.iter().map(|w| w.stored));
@@ -63,7 +63,7 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             let looks_up = kernels.iter().any(|name| info.name.starts_with(name));
             assert_eq!(dispatch.storage.contains(&program.blocks), looks_up, "{}", info.name);
         }
-        // Each dispatch is run by one stretch, and the layers come in order.
+        // Each dispatch belongs to one stretch, and the layers are in order.
         let mut run = BTreeSet::new();
         let mut layers = Vec::new();
         for stretch in &program.steps {
@@ -87,7 +87,8 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
         let all = names(&token.dispatches);
         assert_eq!(all[all.len() - 2..], ["sample_keys", "sample_greedy"]);
         if reduction == Reduction::Group {
-            // The node's own list: an embedding, ten dispatches a layer, a norm, logits, a choice.
+            // The node's own list: an embedding, ten dispatches per layer, a norm, logits, a
+            // choice.
             assert_eq!(all.len(), 1 + 3 * 10 + 2 + 2, "{all:?}");
             assert!(!all.iter().any(|name| name.ends_with("_subgroup")));
         }
@@ -100,7 +101,7 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             assert!(layer.row + 6 <= token.entries);
         }
 
-        // Half of 18 experts in two classes, and every stored byte has its place.
+        // Half of 18 experts in two classes, and every stored byte has a place.
         assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 9);
         for moe in &program.moe {
             let class = &program.classes[usize::from(moe.class)];

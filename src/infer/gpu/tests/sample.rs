@@ -1,4 +1,4 @@
-//! Sampling on the device against the CPU's sampler: the same token, exactly.
+//! Compares sampling on the device with the CPU's sampler: the tokens must be the same.
 
 use super::{Random, device};
 use crate::cpu::sample_greedy::sample_greedy;
@@ -24,7 +24,7 @@ struct Rig {
     state: wgpu::Buffer,
     tokens: wgpu::Buffer,
     chosen: wgpu::Buffer,
-    /// The tokens of a submission, one after the other.
+    /// Receives the tokens of a submission, one after the other.
     log: wgpu::Buffer,
 }
 
@@ -51,7 +51,7 @@ impl Rig {
         self.device.write(&self.logits, 0, bytemuck::cast_slice(logits));
     }
 
-    /// Chooses `AHEAD` tokens without looking at any of them.
+    /// Chooses `AHEAD` tokens without reading any of them in between.
     fn choose(&self, plan: &SamplePlan) -> Vec<u32> {
         let mut encoder = self.device.wgpu().create_command_encoder(&Default::default());
         for i in 0..AHEAD {
@@ -61,7 +61,7 @@ impl Rig {
         self.read(encoder, &self.log)[..AHEAD].to_vec()
     }
 
-    /// What the first kernels leave in the plan's `ranks`.
+    /// The plan's `ranks` after the first kernels.
     fn ranks_after(&self, plan: &SamplePlan, kernels: usize) -> Vec<u32> {
         let mut encoder = self.device.wgpu().create_command_encoder(&Default::default());
         plan.encode_first(kernels, &mut encoder.begin_compute_pass(&Default::default()));
@@ -84,7 +84,7 @@ impl Rig {
     }
 }
 
-/// Any bits at all: subnormals, infinities, what is not a number.
+/// Arbitrary bits: subnormals, infinities, NaNs.
 fn wild(random: &mut Random, n: usize) -> Vec<f32> {
     (0..n).map(|_| f32::from_bits(random.next() as u32)).collect()
 }
@@ -99,7 +99,7 @@ fn logits(random: &mut Random, n: usize) -> Vec<f32> {
             wild(random, n).into_iter().map(finite).collect()
         }
         3 => (0..n).map(|_| f32::from_bits((random.next() as u32 % 9) | 0x3f80_0000)).collect(),
-        // As of a model: a few stand out.
+        // Like a model's: a few stand out.
         4 => (0..n).map(|i| random.float() * 3.0 + if i % 997 == 5 { 12.0 } else { 0.0 }).collect(),
         _ => (0..n).map(|_| (random.float() + random.float() + random.float()) * spread).collect(),
     };
@@ -131,7 +131,7 @@ fn options(random: &mut Random, vocab: usize) -> SamplerOptions {
 fn the_device_chooses_what_the_cpu_chooses() {
     let mut random = Random::new("sample");
     let Some(device) = device(Reduction::Lane) else { return };
-    // Vocabularies about a chunk's edge, of real models, and the largest.
+    // Vocabularies around a chunk's boundary, those of real models, and the largest.
     let vocabularies = [
         (1, 30),
         (2, 60),
@@ -151,7 +151,7 @@ fn the_device_chooses_what_the_cpu_chooses() {
             let options = options(&mut random, vocab);
             let mut sampler = Sampler::new(options).unwrap();
             for _ in 0..random.below(300) {
-                // Some of them twice, some not of this vocabulary.
+                // Some of them twice, some outside this vocabulary.
                 sampler.accept(random.below(vocab.min(20) * 2) as u32);
             }
             let plan = rig.plan(&sampler).unwrap();
@@ -163,7 +163,7 @@ fn the_device_chooses_what_the_cpu_chooses() {
                 let finite = logits.iter().all(|logit| logit.is_finite());
                 refused += usize::from(!finite);
                 for _ in 0..AHEAD {
-                    // A row that is not finite is refused again and again, and leaves no trace.
+                    // A row that is not finite is refused repeatedly, and changes nothing.
                     want.push(if finite { sampler.sample(&logits) } else { REFUSED });
                     if finite {
                         sampler.accept(want[want.len() - 1]);
@@ -179,7 +179,7 @@ fn the_device_chooses_what_the_cpu_chooses() {
     assert!(refused > 20, "only {refused} rows that are not finite were seen");
 }
 
-/// One logit decides, wherever it is; the next token gets a valid one to be fed.
+/// A single logit is enough, wherever it is. The next step gets a valid token as input.
 #[test]
 fn a_row_with_a_logit_that_is_not_finite_is_refused_and_not_remembered() {
     let Some(device) = device(Reduction::Lane) else { return };
@@ -223,7 +223,7 @@ fn keys_and_ranks_are_the_twins_bit_by_bit() {
     let vocab = 5000;
     let rig = Rig::new(&device, vocab);
     for case in 0..300 {
-        // Products about the smallest normal number and the largest, and ties when rounded.
+        // Products near the smallest normal number and near the largest, and ties in rounding.
         let penalty = match case % 3 {
             0 => [1e-42, 3e38, 1.5, f32::MIN_POSITIVE, 1.0 + f32::EPSILON][random.below(5)],
             _ => f32::from_bits(random.next() as u32 % 0x7f7f_ffff + 1),
@@ -238,7 +238,7 @@ fn keys_and_ranks_are_the_twins_bit_by_bit() {
         (0..256).for_each(|_| sampler.accept(random.below(vocab) as u32));
         let mut logits = wild(&mut random, vocab);
         if case % 2 == 0 {
-            // Closer together, so that ranks are not all out of reach.
+            // Closer together, so that not all ranks are out of range.
             let near = options.temperature.min(1e30) * 20.0;
             logits.iter_mut().for_each(|logit| *logit = random.float() * near);
         }
@@ -287,7 +287,7 @@ fn a_halted_step_leaves_no_trace_and_a_plan_can_be_restored() {
             sampler.follow(*token);
         }
         assert_eq!(rig.word(&rig.tokens), first[AHEAD - 1]);
-        // The host goes on by itself, then hands back.
+        // The host continues by itself, then hands back to the device.
         let token = sampler.sample(&logits);
         sampler.accept(token);
         plan.restore(&rig.device, &sampler).unwrap();

@@ -1,4 +1,4 @@
-//! Graphs as tokens of one submission: which kernels, how many, and what a halted layer needs.
+//! Tokens as single submissions: which kernels, how many, and what a halted layer needs.
 
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ fn homes(graph: &Graph, up: DType) -> Vec<Option<Home>> {
     (0..).zip(&graph.moe).map(home).collect()
 }
 
-/// The token of a graph of f32 weights, over bindings of so many bytes.
+/// The token of a graph with f32 weights, with bindings of this many bytes.
 fn token(
     graph: &Graph,
     kv: KvFormat,
@@ -127,7 +127,7 @@ fn a_dense_layer_is_eight_dispatches_biased_or_not() {
         ];
         assert_eq!(kernels(&steps[1..9]), layer);
         assert_eq!(kernels(&steps[17..25]), layer);
-        // After the last attention nothing lasts.
+        // After the last attention no persistent state changes.
         assert_eq!(tail, 1 + 2 * 8 + 4);
         let joined = steps[2].storage.iter().any(|place| matches!(place, Place::Biases(_)));
         assert_eq!(joined, bias);
@@ -184,7 +184,7 @@ fn matrices_that_no_binding_holds_are_products_of_their_pieces() {
     assert_eq!(names[4], "decode_norm_group");
     assert_eq!(names[5..11], ["decode_linear_f32_group"; 6]);
     assert_eq!(names[11], "decode_attention_group");
-    // Gate and up do not lie together.
+    // Gate and up are not in one buffer.
     assert!(names.contains(&"gated_inplace") && !names.contains(&"decode_gate_up_f32_group"));
 }
 
@@ -203,7 +203,7 @@ fn without_any_op_or_with_one_more_there_is_still_a_token() {
         let mut cut = whole.clone();
         let op = cut.ops.remove(at);
         let token = token(&cut, KvFormat::F16, 1 << 30, DType::F32, false);
-        // Experts are never run unrouted.
+        // Experts never run without routing.
         let lost = matches!(op, Op::Route { .. });
         assert_eq!(
             token.map(|token| token.steps.len() <= count + 16),

@@ -12,7 +12,7 @@ use crate::gpu::tests::alone::Alone;
 use crate::gpu::tests::{Random, device};
 use crate::kv::{self, BLOCK};
 
-/// What f32 takes for zero.
+/// Values that f32 may flush to zero.
 const FLUSHED: f64 = 1e-36;
 
 /// A layer's attention.
@@ -20,7 +20,7 @@ const FLUSHED: f64 = 1e-36;
 pub(super) struct Layer {
     pub shape: Attention,
     pub normed: bool,
-    /// Keys and values that no f16 holds are among the token's.
+    /// Whether some of the token's keys and values do not fit f16.
     pub loud: bool,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn layer(
     Layer { shape, normed, loud: false }
 }
 
-/// The length of each rotated element's pair: what its roundings are relative to.
+/// The length of each rotated element's pair, to which its rounding errors are relative.
 fn lengths(shape: &Attention, rotated: &[f64]) -> Vec<f64> {
     let mut lengths: Vec<f64> = rotated.iter().map(|x| x.abs()).collect();
     for head in lengths.chunks_exact_mut(shape.head_dim) {
@@ -48,12 +48,12 @@ fn lengths(shape: &Attention, rotated: &[f64]) -> Vec<f64> {
     lengths
 }
 
-/// Roundings of a head's norm (squares, mean, root), its three factors and its rotation.
+/// Rounding errors of a head's norm (squares, mean, root), its three factors and its rotation.
 fn head_roundings(shape: &Attention) -> f64 {
     0.5 * ((shape.head_dim.div_ceil(32) + TEAM) as f64 + 3.5) + 2.0 + 3.0 + 3.0
 }
 
-/// By element of a split's share of one head: how far f32 may be off.
+/// The possible f32 error of each element of one head's result for a split.
 fn slacks(
     shape: &Attention,
     splits: &Splits,
@@ -62,7 +62,7 @@ fn slacks(
     rows: impl Fn(usize) -> [Vec<f64>; 2],
 ) -> Vec<f64> {
     let dim = shape.head_dim;
-    // Eights of a row, four products and their sums in each.
+    // Eighths of a row, each with four products and their sums.
     let roundings = head_roundings(shape) + (dim / 8 + 8) as f64;
     let lost = |x: f64| if x.abs() < HALF_LEAST { x.abs() } else { 0.0 };
     let scored = splits.range(split).map(|p| {
@@ -105,7 +105,8 @@ pub(super) fn attention(
     let splits = Splits::of(position, window, splits_max);
     let seen = splits.range(0).start..position;
     let width = kv_heads * dim;
-    // What the token must not read is no number: its own row, later ones, those before its window.
+    // Everything that the token must not read is NaN: its own row, later rows, those before its
+    // window.
     let mut cache = || {
         let mut rows = halves(random, (position + 2) * width, 3.0);
         let hidden = rows.chunks_exact_mut(width).enumerate().filter(|(p, _)| !seen.contains(p));
@@ -131,7 +132,7 @@ pub(super) fn attention(
     });
     let own = own.to_vec();
 
-    // The sequence's blocks lie backwards behind one that is not its own.
+    // The sequence's blocks are in reverse order, after one that belongs to no one.
     let count = (position + 2).div_ceil(BLOCK) as u32;
     let blocks: Vec<u32> = (1..=count).rev().collect();
     let spread = |rows: &Vec<f16>| {
@@ -178,7 +179,8 @@ pub(super) fn attention(
     let name = format!("decode_attention_{team}");
     let got = alone.run(&name, position, &p, &buffers, (groups as u32, 1));
 
-    // The caches, the twin's too: the token's row rounded to f16, whichever way, and no other.
+    // In the caches, including the twin's, only the token's row may have changed, rounded to f16
+    // either way.
     let cached = [&got[4], &got[5]].map(|of| gather(&bytemuck::pod_collect_to_vec::<u32, f16>(of)));
     let norm = head_norms.map(|n| (n.k, n.eps));
     let fresh = qkv[heads * dim..].chunks_exact(dim);
@@ -187,7 +189,7 @@ pub(super) fn attention(
     let values: Vec<f64> = fresh.skip(kv_heads).flatten().map(|x| f64::from(*x)).collect();
     let key_off = lengths(&shape, &keys).into_iter().map(|x| x * head_roundings(&shape) * EPS);
     let offs = [key_off.collect(), vec![0.0; width]];
-    // An element right at the range's end may be taken for one on either side.
+    // An element right at the end of the range may count as inside or outside.
     let near = |x: &&f64| (x.abs() / f16::MAX.to_f64() - 1.0).abs() < 1e-4;
     let unsure = keys.iter().filter(near).count() as u32;
     if got[7][0].abs_diff(clamped) > unsure {
@@ -217,12 +219,12 @@ pub(super) fn attention(
         }
     }
 
-    // The splits, over the row as the kernel rounded it.
+    // The splits, computed with the row as the kernel rounded it.
     let queries = shape.queries(&qkv, head_norms, &own);
     let twins = want.clone();
     let in_order: Vec<u32> = (0..count).collect();
     shape.attend(position, &queries, &in_order, [&cached[0], &cached[1]], &mut want);
-    // That row is all that a rounding of another way changes.
+    // Only that row depends on the direction of rounding.
     let bits = |of: &[Vec<f16>; 2]| of.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let alike = bits(&cached) == bits(&want_cache);
     let reach = lengths(&shape, &queries);
@@ -250,7 +252,7 @@ pub(super) fn attention(
     Ok(())
 }
 
-/// Contexts on both sides of a tile's end, past one split and past one tile a split.
+/// Contexts around a tile's end, with more than one split and more than one tile per split.
 const POSITIONS: [usize; 8] = [0, 30, 31, 32, 99, 100, 641, 2100];
 
 #[test]
@@ -288,7 +290,7 @@ pub(super) fn combine(
 ) -> Check {
     let Attention { heads, head_dim: dim, window, splits_max, .. } = *shape;
     let count = Splits::of(position, window, splits_max).count;
-    // More than the splits that there are, and words that nobody uses: no numbers.
+    // Splits beyond the existing ones and unused words contain NaNs.
     let mut partial = vec![f32::NAN; heads * count * (dim + 4) + 4 * dim];
     for part in partial.chunks_exact_mut(dim + 4).take(heads * count) {
         part[..dim].fill_with(|| 20.0 * random.float());

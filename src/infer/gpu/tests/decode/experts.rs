@@ -15,7 +15,7 @@ use crate::gpu::tests::{Random, device};
 use crate::graph::{Activation, ExpertLayout};
 use doppler_store::DType;
 
-/// Experts in slots, as stored and as the device has them.
+/// Experts in slots, as stored and as on the device.
 struct Slots {
     layout: ExpertLayout,
     shape: SlotShape,
@@ -95,7 +95,7 @@ pub(super) fn gate_up(
     let Experts { inner, hidden, ff, top_k, .. } = *case;
     let slots = Slots::new(random, top_k + 2, case);
     let mut choices = choices(random, top_k + 2, top_k);
-    // A choice that has no slot is left alone.
+    // A choice without a slot is left unchanged.
     let absent = random.below(2 * top_k);
     choices.iter_mut().skip(absent).take(1).for_each(|choice| *choice = None);
     let x = packed_vector(random, hidden, 10.0);
@@ -180,7 +180,8 @@ pub(super) fn down(
     compare(&floats(&got[3]), &want, &slack, &what)
 }
 
-/// Layers of every format, of numbers of rows that fill no workgroup and choices that fill no team.
+/// Layers of every format, with numbers of rows that do not fill a workgroup and choices that do
+/// not fill a team.
 fn layers() -> impl Iterator<Item = Experts> {
     DType::ALL.into_iter().enumerate().flat_map(|(i, inner)| {
         let outer = DType::ALL[(i + 3) % DType::ALL.len()];

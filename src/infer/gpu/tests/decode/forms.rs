@@ -1,4 +1,5 @@
-//! Rows brought from one form into the other, and set aside: decode_pack, decode_unpack, decode_aside.
+//! Rows converted from one form to the other, and set aside: decode_pack, decode_unpack,
+//! decode_aside.
 
 use super::{EPS, compare_packed, words};
 use crate::cpu::decode_aside::decode_aside;
@@ -33,7 +34,7 @@ fn a_row_is_packed_as_its_twin_packs_it_and_unpacked_as_it_was() {
         decode_unpack(&want, &mut plain);
         let mut expected = words(&plain);
         expected.resize(cols.next_multiple_of(4), 0);
-        // What lies behind the row stays as it is.
+        // What follows the row is unchanged.
         expected.extend([9; 8]);
         let buffers = [want, vec![9; expected.len()]];
         let got = alone.run("decode_unpack", 0, &p, &buffers, grid);
@@ -50,7 +51,7 @@ fn only_the_token_that_has_just_halted_sets_anything_aside() {
     let position = 17;
     for (quads, at) in [(1, 0), (8, 3), (700, 40)] {
         let source: Vec<u32> = (0..4 * quads).map(|_| random.next() as u32).collect();
-        // Here and by this token; at another layer; by another token; not at all.
+        // Halted here by this token; at another layer; by another token; not at all.
         for state in [[5, 0, 18, 0], [4, 0, 18, 0], [5, 0, 17, 0], [0, 0, 18, 0]] {
             let before = vec![9; 4 * (at + quads + 2)];
             let mut want = before.clone();

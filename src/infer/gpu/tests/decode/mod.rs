@@ -1,8 +1,10 @@
-//! Each decode kernel alone against its CPU twin: random data of odd shapes, in the forms that the adapter has.
+//! Compares each decode kernel alone with its CPU twin: random data of odd shapes, in the variants
+//! that the adapter supports.
 //!
-//! A kernel may differ from its twin, which sums in f64, by what f32 operations round, no more: each comparison
-//! counts them. WGSL leaves open which way an operation rounds, so each may be off by `EPS` of what it makes;
-//! functions have the errors that the specification gives them ("Accuracy of built-in functions").
+//! A kernel may differ from its twin, which sums in f64, only by the rounding of f32 operations,
+//! which each comparison counts. WGSL does not specify how an operation rounds, so each may be off
+//! by `EPS` of its result. Functions have the errors given in the specification ("Accuracy of
+//! built-in functions").
 
 mod attention;
 mod experts;
@@ -23,17 +25,17 @@ use crate::graph::{Activation, MatrixSpec};
 use crate::quant::layout;
 use doppler_store::DType;
 
-/// What an f32 operation may be off, of its result.
+/// The relative error of an f32 operation.
 const EPS: f64 = f32::EPSILON as f64;
 
-/// The least f16 that keeps all its bits; an adapter may take a smaller one for zero.
+/// The smallest f16 that keeps all its bits. An adapter may flush a smaller one to zero.
 const HALF_LEAST: f64 = 1.0 / 16384.0;
 
-/// Additions by which a team's 32 sums become one, and a workgroup's eight teams' one.
+/// Additions that reduce a team's 32 sums to one, and those of a workgroup's eight teams.
 const TEAM: usize = 5;
 const TEAMS: usize = 8;
 
-/// Whether a kernel does what its twin does; if not, where.
+/// Whether a kernel computes the same as its twin, and if not, where it differs.
 type Check = Result<(), String>;
 
 fn words(of: &[f32]) -> Vec<u32> {
@@ -44,13 +46,13 @@ fn floats(of: &[u32]) -> Vec<f32> {
     of.iter().map(|x| f32::from_bits(*x)).collect()
 }
 
-/// Every element within its slack of the twin's, which is itself rounded once.
+/// Every element must be within its tolerance of the twin's, which is itself rounded once.
 fn compare(got: &[f32], want: &[f32], slack: &[f64], what: &str) -> Check {
     assert_eq!((got.len(), want.len()), (want.len(), slack.len()), "{what}");
     for (i, ((got, want), slack)) in got.iter().zip(want).zip(slack).enumerate() {
         let off = (f64::from(*got) - f64::from(*want)).abs();
         let most = slack + EPS * f64::from(want.abs());
-        // A difference that is no number is none that is small.
+        // A NaN difference does not count as small.
         if !matches!(
             off.partial_cmp(&most),
             Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)
@@ -61,7 +63,8 @@ fn compare(got: &[f32], want: &[f32], slack: &[f64], what: &str) -> Check {
     Ok(())
 }
 
-/// A packed vector: its elements as `compare`, zeros past them, and all of it rounded as `pack` rounds those elements.
+/// A packed vector: its elements as in `compare`, zeros after them, and all of it rounded as `pack`
+/// rounds these elements.
 fn compare_packed(got: &[u32], want: &[u32], slack: &[f64], what: &str) -> Check {
     let (packed, twin) = (Packed::new(got), Packed::new(want));
     let all = 0..want.len() / 52 * 32;
@@ -80,7 +83,7 @@ fn compare_packed(got: &[u32], want: &[u32], slack: &[f64], what: &str) -> Check
         let tiny = most < 1e-32;
         let step = if tiny { 0.0 } else { f64::from(most) / f64::from(WHOLE_MAX) };
         let scale = f64::from(packed.scale(t));
-        // A division is off by 2.5 units, and so is what it multiplies.
+        // A division is off by 2.5 units, and so is its product.
         exactly(t, "the scale", scale, step, 3.0 * EPS * step)?;
         let mut sum = 0;
         for (i, element) in (t * SIXTEEN..).zip(elements) {
@@ -95,8 +98,9 @@ fn compare_packed(got: &[u32], want: &[u32], slack: &[f64], what: &str) -> Check
     Ok(())
 }
 
-/// A random vector of `cols` elements as products take it: all of them but a sixteen of zeros, or only a few of one
-/// sixteen. These leave f32 so little to round that what packing rounded stands out.
+/// A random vector of `cols` elements, packed for products: either all except sixteen zeros, or
+/// only a few of one sixteen. With the latter f32 has so little to round that the rounding of
+/// packing stands out.
 fn packed_vector(random: &mut Random, cols: usize, scale: f32) -> Vec<u32> {
     let mut x: Vec<f32> = random.floats(cols).iter().map(|x| x * scale).collect();
     let sixteen = random.below(cols.div_ceil(SIXTEEN)) * SIXTEEN;
@@ -111,7 +115,7 @@ fn packed_vector(random: &mut Random, cols: usize, scale: f32) -> Vec<u32> {
     packed
 }
 
-/// Stored rows: any blocks of a quantised format.
+/// Stored rows: arbitrary blocks of a quantised format.
 fn any_matrix(
     random: &mut Random,
     dtype: DType,
@@ -124,7 +128,7 @@ fn any_matrix(
     }
 }
 
-/// Odd counts of rows and columns of a format, whole blocks and not.
+/// Odd numbers of rows and columns of a format, in whole blocks and not.
 fn shapes(dtype: DType) -> [(usize, usize); 3] {
     match dtype.block_len() {
         256 => [(67, 768), (3, 256), (29, 2348)],
@@ -133,11 +137,12 @@ fn shapes(dtype: DType) -> [(usize, usize); 3] {
     }
 }
 
-/// By row: how far a product with `x` may be off, of whose items `lanes` invocations take turns, if `more` roundings
-/// follow it. `stored` holds the matrix at the spec's offset.
+/// The possible error of each row's product with `x`, whose items are divided among `lanes`
+/// invocations, if `more` roundings follow. `stored` holds the matrix at the spec's offset.
 fn slacks(x: &[u32], spec: &MatrixSpec, stored: &[u8], lanes: usize, more: usize) -> Vec<f64> {
     let x = Packed::new(x).meeting(spec.dtype);
-    // A weight is a level times a scale, and what level zero stands for: a kernel sums the two apart.
+    // A weight is a level times a scale plus the value of level zero. A kernel sums the two
+    // separately.
     let mut zeros = stored.to_vec();
     let quants = layout(spec.dtype).quants;
     let blocks =
@@ -145,7 +150,8 @@ fn slacks(x: &[u32], spec: &MatrixSpec, stored: &[u8], lanes: usize, more: usize
     blocks.for_each(|block| block[quants.clone()].fill(0));
     let (whole, zeros) = (Matrix::new(spec, stored), Matrix::new(spec, &zeros));
     let items = params::items(&repack::Packed::of(spec));
-    // Within an item: the weight's scale, the sums' own, four products, eight additions; and the twin's three of a weight.
+    // Within an item: the weight's scale, the sums' scale, four products, eight additions; and the
+    // twin's three operations per weight.
     let roundings = (16 + items.div_ceil(lanes) + TEAM + TEAMS + more) as f64;
     let (mut row, mut floor) = (vec![0.0; spec.cols], vec![0.0; spec.cols]);
     let slack = |at| {
@@ -161,30 +167,31 @@ fn slacks(x: &[u32], spec: &MatrixSpec, stored: &[u8], lanes: usize, more: usize
     (0..spec.rows).map(slack).collect()
 }
 
-/// How far `act(gate) * up` may be off where both factors are, by so much.
+/// The possible error of `act(gate) * up`, given the errors of both factors.
 fn gated_slack((gate, gate_off): (f64, f64), (up, up_off): (f64, f64), of: Activation) -> f64 {
-    // Neither activation is steeper than 1.13, nor further from zero than its argument.
+    // Neither activation has a slope above 1.13 or a magnitude above its argument's.
     let own = match of {
-        // exp is off by 3 + 2 |x| units, the division by 2.5.
+        // exp is off by 3 + 2 |x| units, and the division by 2.5.
         Activation::Silu => 9.0 + 2.0 * gate.abs(),
-        // tanh is sinh over cosh: each is off as exp is; half of 1 + tanh is multiplied.
+        // tanh is sinh over cosh, which have the errors of exp; half of 1 + tanh is multiplied.
         Activation::GeluTanh => {
             let inner = 0.8 * (gate.abs() + 0.0448 * gate.abs().powi(3));
             16.0 + 4.0 * inner.min(15.0)
         }
     };
     let act_off = 1.13 * gate_off + own * EPS * gate.abs();
-    // What f32 takes for zero.
+    // Values that f32 may flush to zero.
     let flushed = 1e-36;
     (gate.abs() + act_off) * up_off + (act_off + 2.0 * EPS * gate.abs()) * up.abs() + flushed
 }
 
-/// A grid of at least so many workgroups, in rows of which the last may be too long.
+/// A grid of at least this many workgroups, in rows of which the last may be too long.
 const fn folded(workgroups: usize) -> (u32, u32) {
     (workgroups.div_ceil(3) as u32, 3)
 }
 
-/// Packs `x` of `cols` elements normalised; the bindings' last quads hold something past the last element.
+/// Normalises and packs `x` of `cols` elements. The bindings' last quads contain data past the last
+/// element.
 fn norm(alone: &Alone<'_>, team: &str, random: &mut Random, cols: usize, eps: f32) -> Check {
     let quads = cols.next_multiple_of(4);
     let (mut x, weight) = (random.floats(quads), random.floats(quads));
@@ -195,8 +202,8 @@ fn norm(alone: &Alone<'_>, team: &str, random: &mut Random, cols: usize, eps: f3
     let buffers = [words(&x), words(&weight), vec![0x7fc0_0000; want.len()]];
     let grid = (pieces(cols).div_ceil(32) as u32, 1);
     let got = alone.run(&format!("decode_norm_{team}"), 0, &p, &buffers, grid);
-    // Squares: a quad's, an invocation's quads, the workgroup. The root halves what they are off; then the division, the
-    // epsilon, the root itself, and two products.
+    // Sums of squares: of a quad, of an invocation's quads, of the workgroup. The root halves their
+    // error; then come the division, the epsilon, the root itself, and two products.
     let sums = (cols.div_ceil(1024) + 4 + TEAM + TEAMS) as f64;
     let roundings = 0.5 * (sums + 2.5 + 1.0) + 2.0 + 2.0;
     let twin = Packed::new(&want);

@@ -14,7 +14,7 @@ use crate::gpu::tests::{Random, device};
 use crate::graph::{Activation, MatrixSpec};
 use doppler_store::DType;
 
-/// Planes of matrices one after the other, behind something else; and where each begins.
+/// Planes of matrices one after the other, after some other data; and where each begins.
 fn planes(random: &mut Random, of: &[(MatrixSpec, Vec<u8>)]) -> (Vec<u32>, Vec<usize>) {
     let mut planes = random.bytes(48);
     let mut begins = Vec::new();
@@ -79,7 +79,7 @@ pub(super) fn linear(
             end: end as u32,
         };
         segments.push(Segment { weight: Matrix::new(spec, stored), result_at: at });
-        // A bias and what was there are added.
+        // A bias and the old contents are added.
         for (i, product) in (at..).zip(slacks(&x, spec, stored, 32 * split, 2)) {
             let biased = if biased { bias[i].abs() } else { 0.0 };
             let added = if adds { before[i].abs() } else { 0.0 };
@@ -101,7 +101,7 @@ fn products_match_their_twin_in_every_format_however_a_row_is_shared() {
     let mut random = Random::new("decode_linear");
     let Some(device) = device(Reduction::Group) else { return };
     let alone = Alone::new(&device);
-    // f16s put together by hand, and as the adapter does it if it can.
+    // f16s unpacked by hand, and by the adapter if it can.
     for by_hand in [false, true] {
         if by_hand {
             device.pipelines().set_keeps_halves(false);
@@ -134,7 +134,7 @@ fn products_of_several_formats_match_their_twin() {
         for (kernel, formats) in pairs.chain([("any".into(), DType::ALL.to_vec())]) {
             for round in 0..formats.len().max(6) {
                 let mut any = || {
-                    // Each of the first formats comes up.
+                    // Each of the first formats occurs.
                     let dtype = formats[(round + random.below(2)) % formats.len()];
                     (dtype, 1 + random.below(40))
                 };

@@ -1,4 +1,5 @@
-//! The comparisons bite: kernels that are wrong in one place are noticed, each by the comparison of its own kernel.
+//! Tests the comparisons: a kernel that is wrong in one place must be noticed by its own
+//! comparison.
 
 use super::attention::{attention, combine, layer};
 use super::experts::{Experts, down, gate_up as expert_gate_up};
@@ -10,7 +11,7 @@ use crate::gpu::tests::{Random, device};
 use crate::graph::Activation;
 use doppler_store::DType;
 
-/// Whose comparison is to notice.
+/// The kernel whose comparison must notice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Of {
     Norm,
@@ -48,7 +49,8 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
     }
 }
 
-/// One mistake each: a sum that lacks a part, a scale or a bit taken for another, a place off by one, a rounding that is another.
+/// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
+/// different rounding.
 const MISTAKES: [(Of, Change); 44] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
@@ -96,7 +98,7 @@ const MISTAKES: [(Of, Change); 44] = [
     (Of::Combine, ("parts[first + 3u * step] * factor.w", "parts[first + 2u * step] * factor.w")),
 ];
 
-/// Times that each is tried: whatever its data, a kernel without a mistake passes.
+/// How often each is tried. Whatever the data, a kernel without a mistake passes.
 const ROUNDS: usize = 6;
 
 #[test]
@@ -117,5 +119,5 @@ fn every_mistake_in_a_kernel_is_noticed_and_no_kernel_without_one() {
             Err(noticed) => println!("{of:?} with {change:?}: {noticed}"),
         }
     }
-    assert!(passed.is_empty(), "taken for right: {passed:#?}");
+    assert!(passed.is_empty(), "not noticed: {passed:#?}");
 }
