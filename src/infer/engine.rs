@@ -121,8 +121,9 @@ pub struct Engine {
 impl Engine {
     /// Loads the trunk and allocates slots. Experts are loaded when they are needed.
     ///
-    /// # Errors If the context or the budget does not fit, the device has no room, or weights
-    /// cannot be read.
+    /// # Errors
+    /// If the context or the budget does not fit, the device has no room, or weights cannot be
+    /// read.
     pub fn load(
         model: &Model,
         device: &dyn Device,
@@ -176,7 +177,8 @@ impl Engine {
     /// Runs rows of one or several sequences, one sequence after another. Returns the requested
     /// logits of each, `[rows, vocab]`.
     ///
-    /// # Errors If any of them fails. All sequences then stay where they were.
+    /// # Errors
+    /// If any of them fails. All sequences then stay where they were.
     pub fn step(&mut self, rows: &mut [Rows<'_>]) -> Result<Vec<Vec<f32>>, SessionError> {
         for Rows { sequence, tokens, .. } in rows.iter() {
             self.check(sequence, tokens)?;
@@ -294,7 +296,8 @@ impl Engine {
     /// How long each kernel takes for `token` at the sequence's end: names in order, and seconds.
     /// Leaves the sequence as it is. Every expert must be in a slot.
     ///
-    /// # Errors If the device does not run single tokens fused, or has no timestamps within a pass.
+    /// # Errors
+    /// If the device does not run single tokens fused, or has no timestamps within a pass.
     pub fn profile(
         &mut self,
         sequence: &mut Sequence,
@@ -310,7 +313,8 @@ impl Engine {
     /// Runs any number of tokens, batch by batch. Returns the logits of the last one, `[vocab]`;
     /// nothing if there are no tokens.
     ///
-    /// # Errors If any batch fails. The sequence then stays where it was.
+    /// # Errors
+    /// If any batch fails. The sequence then stays where it was.
     pub fn prefill(
         &mut self,
         sequence: &mut Sequence,
@@ -353,7 +357,8 @@ impl Engine {
     /// Makes room for this many positions of a sequence in advance, so that its steps need not.
     /// Changes nothing if they do not fit.
     ///
-    /// # Errors If the device or its budget has no room.
+    /// # Errors
+    /// If the device or its budget has no room.
     pub fn reserve(&mut self, sequence: &Sequence, positions: usize) -> Result<(), SessionError> {
         if self.fits(sequence, sequence.len(), positions) {
             return Ok(());
@@ -528,7 +533,8 @@ impl Engine {
 
     /// Loads every expert into its slot.
     ///
-    /// # Errors If there are fewer slots than experts, or an expert cannot be read.
+    /// # Errors
+    /// If there are fewer slots than experts, or an expert cannot be read.
     pub fn settle_all(&mut self) -> Result<(), SessionError> {
         self.land()?;
         for (moe, experts) in (0..).map(MoeId).zip(self.pager.experts()) {

@@ -97,7 +97,8 @@ pub struct Timer {
 impl Timer {
     /// Puts the weights on the device.
     ///
-    /// # Errors If the device has no timestamps or no room.
+    /// # Errors
+    /// If the device has no timestamps or no room.
     pub fn new(device: &dyn Device, shape: &Shape) -> Result<Self> {
         let copies = COLD_BYTES.div_ceil(shape.bytes().max(1)).clamp(1, COPIES_MAX);
         let (graph, top_k) = match shape {

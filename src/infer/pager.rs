@@ -239,7 +239,8 @@ impl Pager {
     /// Counts the experts of one layer that the device found in their slots or `brought` into free
     /// ones.
     ///
-    /// # Errors If a slot was not free.
+    /// # Errors
+    /// If a slot was not free.
     pub fn found(
         &mut self,
         moe: MoeId,

@@ -35,7 +35,8 @@ pub struct Perplexity {
 
 /// Scores `tokens`; `on_window` sees the running result after each window.
 ///
-/// # Errors If there is no token to score (a scored token needs one before it), or a step fails.
+/// # Errors
+/// If there is no token to score (a scored token needs one before it), or a step fails.
 pub fn perplexity(
     session: &mut Session,
     tokens: &[u32],

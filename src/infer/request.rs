@@ -23,8 +23,9 @@ impl Request {
     /// `limit` is the number of positions that the caller allows; `None` means the model's own
     /// maximum.
     ///
-    /// # Errors If an option is out of range, the model was not made for the limit, or the prompt
-    /// does not fit.
+    /// # Errors
+    /// If an option is out of range, the model was not made for the limit, or the prompt does not
+    /// fit.
     pub fn check(
         graph: &Graph,
         prompt: Vec<u32>,

@@ -36,7 +36,8 @@ pub struct Snapshot(Sequence);
 impl Sequence {
     /// An empty sequence of at most `limit` positions.
     ///
-    /// # Errors If an option is out of range.
+    /// # Errors
+    /// If an option is out of range.
     pub fn new(options: SamplerOptions, limit: usize) -> Result<Self, SamplerError> {
         let sampler = Sampler::new(options)?;
         Ok(Self { number: number(), tokens: Vec::new(), table: Table::default(), sampler, limit })
@@ -72,7 +73,8 @@ impl Sequence {
 
     /// Continues with other sampling options. What was drawn so far counts as fed.
     ///
-    /// # Errors If an option is out of range.
+    /// # Errors
+    /// If an option is out of range.
     pub fn set_sampler(&mut self, options: SamplerOptions) -> Result<(), SamplerError> {
         let mut sampler = Sampler::new(options)?;
         self.tokens.iter().for_each(|token| sampler.accept(*token));

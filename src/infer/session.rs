@@ -73,7 +73,8 @@ impl Session {
 
     /// Forgets the sequence, and uses other sampling options from now on.
     ///
-    /// # Errors If an option is out of range.
+    /// # Errors
+    /// If an option is out of range.
     pub fn reset_with(&mut self, options: SamplerOptions) -> Result<(), SessionError> {
         self.sequence.clear();
         Ok(self.sequence.set_sampler(options)?)

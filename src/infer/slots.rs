@@ -124,7 +124,8 @@ const SMALLER: (u64, u64) = (3, 4);
 /// Tries `plan`, then smaller plans, until `alloc` finds room on `device`. `smaller` makes a plan
 /// of at most the given bytes, or the smallest that serves one token.
 ///
-/// # Errors The error of `alloc` for the last plan, or its first error other than a lack of memory.
+/// # Errors
+/// The error of `alloc` for the last plan, or its first error other than a lack of memory.
 pub fn settle<D: ?Sized>(
     device: &mut D,
     mut plan: SlotPlan,

@@ -48,7 +48,8 @@ impl Walk {
 
     /// The `Experts` op at which the step waits.
     ///
-    /// # Errors If it does not wait.
+    /// # Errors
+    /// If it does not wait.
     pub fn waits(&self) -> Result<usize> {
         self.waits.ok_or_else(|| {
             BackendError::Unsupported("running experts of a step that does not wait for any".into())

@@ -18,7 +18,8 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// The matrix `spec` within `bytes`.
     ///
-    /// # Panics If it does not fit into them. The caller checked sizes when it loaded them.
+    /// # Panics
+    /// If it does not fit into them. The caller checked sizes when it loaded them.
     pub fn new(spec: &MatrixSpec, bytes: &'a [u8]) -> Self {
         let bytes = &bytes[spec.offset..spec.offset + spec.bytes()];
         Self { dtype: spec.dtype, rows: spec.rows, cols: spec.cols, bytes }

@@ -58,8 +58,9 @@ pub fn known() -> Vec<&'static str> {
 
 /// Describes the model of a checkpoint's `config.json`: the op list of one step.
 ///
-/// # Errors One line that names the architecture, or the key that is missing, out of bounds, not
-/// supported, or neither read by the family nor known to be harmless.
+/// # Errors
+/// One line that names the architecture, or the key that is missing, out of bounds, not supported,
+/// or neither read by the family nor known to be harmless.
 pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
     let (family, config) = family(config)?;
     let described = (family.read)(&config)?;
@@ -69,7 +70,8 @@ pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
 
 /// The name of the family that reads this config: `llama`, `qwen3_moe` and so on.
 ///
-/// # Errors If the architecture is missing or unknown.
+/// # Errors
+/// If the architecture is missing or unknown.
 pub fn name(config: &serde_json::Value) -> Result<&'static str, FamilyError> {
     Ok(family(config)?.0.name)
 }

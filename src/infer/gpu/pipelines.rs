@@ -57,8 +57,8 @@ impl Pipeline {
     /// Group 1 with these buffers, in the order of the kernel's bindings. A buffer that the kernel
     /// writes must not occur twice.
     ///
-    /// # Panics If their number is not that of the kernel's bindings, which is a mistake of the
-    /// caller.
+    /// # Panics
+    /// If their number is not that of the kernel's bindings, which is a mistake of the caller.
     pub fn bind(&self, device: &GpuDevice, storage: &[&wgpu::Buffer]) -> Result<wgpu::BindGroup> {
         let name = self.kernel.name;
         assert_eq!(storage.len(), self.kernel.storage.len(), "{name}");

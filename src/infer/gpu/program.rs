@@ -238,8 +238,9 @@ pub enum Stretch {
 }
 
 impl Program {
-    /// # Errors If an option is out of bounds, a buffer does not fit a binding, or a session would
-    /// refuse the model.
+    /// # Errors
+    /// If an option is out of bounds, a buffer does not fit a binding, or a session would refuse
+    /// the model.
     pub fn new(model: &Model, options: &ProgramOptions) -> Result<Self, ProgramError> {
         let most = options.binding_bytes_max;
         bounded("binding", most, BINDING_BYTES_MIN, u64::from(u32::MAX))?;

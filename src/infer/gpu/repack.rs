@@ -54,8 +54,9 @@ impl Packed {
 
     /// Writes the planes of `stored` (whole stored rows) to `out`, overwriting it.
     ///
-    /// # Panics If `stored` is not exactly `rows` stored rows or `out` is not [`Packed::bytes`]
-    /// long. Callers check sizes where bytes enter.
+    /// # Panics
+    /// If `stored` is not exactly `rows` stored rows or `out` is not [`Packed::bytes`] long.
+    /// Callers check sizes where bytes enter.
     pub fn pack(&self, stored: &[u8], out: &mut [u8]) {
         assert_eq!(stored.len(), self.rows * self.dtype.row_bytes(self.cols));
         assert_eq!(out.len(), self.bytes());

@@ -48,7 +48,8 @@ pub(super) struct Pass {
 
 /// The dispatches that choose a token from [`Place::Logits`].
 ///
-/// # Errors If the vocabulary or the window is larger than the kernels support.
+/// # Errors
+/// If the vocabulary or the window is larger than the kernels support.
 pub(super) fn passes(recipe: &Recipe, vocab: usize) -> Result<Vec<Pass>> {
     if vocab == 0 || vocab > VOCAB_MAX {
         return Err(refused(format!("a vocabulary of {vocab} (1 to {VOCAB_MAX} are possible)")));

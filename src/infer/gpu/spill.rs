@@ -46,14 +46,14 @@ struct Area {
 }
 
 /// An offset in a buffer.
-struct Place {
+struct BufferOffset {
     buffer: Buffer,
     offset: u64,
 }
 
 struct Copy {
-    from: Place,
-    to: Place,
+    from: BufferOffset,
+    to: BufferOffset,
     bytes: u64,
 }
 
@@ -163,8 +163,8 @@ impl Spill {
         };
         area.held.put(expert, place);
         self.moves.push((moe, expert, Some(place)));
-        let to = Place { buffer: to, offset: area.bytes * u64::from(place) };
-        self.copies.push(Copy { from: Place { buffer, offset }, to, bytes });
+        let to = BufferOffset { buffer: to, offset: area.bytes * u64::from(place) };
+        self.copies.push(Copy { from: BufferOffset { buffer, offset }, to, bytes });
     }
 
     /// Records the copy of an expert into a slot, `bytes` at `offset` of `buffer`. `false` if it is
@@ -181,8 +181,8 @@ impl Spill {
         if self.copies.len() >= COPIES_MAX {
             return false;
         }
-        let from = Place { buffer: from, offset: area.bytes * u64::from(*place) };
-        self.copies.push(Copy { from, to: Place { buffer, offset }, bytes });
+        let from = BufferOffset { buffer: from, offset: area.bytes * u64::from(*place) };
+        self.copies.push(Copy { from, to: BufferOffset { buffer, offset }, bytes });
         true
     }
 
@@ -194,7 +194,7 @@ impl Spill {
     /// Encodes the copies recorded so far, in order.
     pub fn encode(&mut self, encoder: &mut CommandEncoder) {
         for Copy { from, to, bytes } in self.copies.drain(..) {
-            let Place { buffer, offset } = &from;
+            let BufferOffset { buffer, offset } = &from;
             encoder.copy_buffer_to_buffer(buffer, *offset, &to.buffer, to.offset, Some(bytes));
         }
     }

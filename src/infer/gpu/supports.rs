@@ -7,7 +7,8 @@ use super::lower::HEAD_DIM_MAX;
 use crate::backend::{BackendError, Result};
 use crate::graph::{ExpertLayout, Graph, Op};
 
-/// # Errors If the kernels do not support the attention heads or the experts.
+/// # Errors
+/// If the kernels do not support the attention heads or the experts.
 pub(super) fn check(graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
     let refuse = |what: String| {
         let what = format!("{what}; the CPU runs this model: --backend cpu");

@@ -90,7 +90,8 @@ pub trait Checkpoint {
 
     /// The shards of [`Self::manifest`], by content address.
     ///
-    /// # Errors If the container has no such shards, or the shards have no content address.
+    /// # Errors
+    /// If the container has no such shards, or the shards have no content address.
     fn shards(&self) -> Result<Arc<dyn RangeReader>> {
         let problem = "its tensors are not in shards".to_owned();
         Err(LoadError::File { file: self.place(), problem })
@@ -99,7 +100,8 @@ pub trait Checkpoint {
 
 /// Opens the model at `path`, whatever its container.
 ///
-/// # Errors If the directory holds none of the known containers, or it is damaged.
+/// # Errors
+/// If the directory holds none of the known containers, or it is damaged.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     let fail = |problem: &str| {
         Err(LoadError::File { file: path.display().to_string(), problem: problem.to_owned() })

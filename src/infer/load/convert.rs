@@ -45,8 +45,9 @@ pub struct Progress<'a> {
 /// Converts a checkpoint into a manifest and shards of at most `shard_bytes` (a multiple of 4 KiB
 /// up to 64 MiB), and gives them to `sink`.
 ///
-/// # Errors One line that names the file or tensor. If the config, the architecture, a header, a
-/// shape or the tokenizer is at fault, nothing has been given to the sink.
+/// # Errors
+/// One line that names the file or tensor. If the config, the architecture, a header, a shape or
+/// the tokenizer is at fault, nothing has been given to the sink.
 pub fn convert(
     checkpoint: &dyn Checkpoint,
     quantization: Quantization,
@@ -109,8 +110,9 @@ struct Sources<'a> {
 }
 
 impl<'a> Sources<'a> {
-    /// # Errors If no part of the graph reads a tensor (a tensor that nothing mentions is reported
-    /// first), or a weight's tensors are missing or do not fit.
+    /// # Errors
+    /// If no part of the graph reads a tensor (a tensor that nothing mentions is reported first),
+    /// or a weight's tensors are missing or do not fit.
     fn new(checkpoint: &'a dyn Checkpoint, graph: &Graph) -> Result<Self> {
         let experts = |moe: &Moe| -> Vec<Weight> {
             (0..moe.experts.len()).flat_map(|number| moe.weights(number)).collect()
@@ -319,7 +321,7 @@ fn store(
     let mut writer = Writer::new(&plan.shards, sink);
     for (name, tensor, source) in tensors {
         progress(Progress { tensor: name, done, total });
-        let mut place = Place { spans: &tensor.spans, filled: 0 };
+        let mut place = SpansLeft { spans: &tensor.spans, filled: 0 };
         store_tensor(sources.checkpoint, name, tensor, source, &mut |bytes| {
             writer.append(&mut place, bytes)
         })?;
@@ -392,7 +394,7 @@ fn requantize(
 }
 
 /// The spans of a tensor that are still to be filled.
-pub(super) struct Place<'a> {
+pub(super) struct SpansLeft<'a> {
     pub spans: &'a [Span],
     /// Bytes filled of the first of `spans`.
     pub filled: u64,
@@ -412,7 +414,7 @@ impl<'a> Writer<'a> {
         Self { sizes, shards: Vec::new(), buffer: Vec::new(), sink }
     }
 
-    pub fn append(&mut self, place: &mut Place<'_>, mut bytes: &[u8]) -> Result<()> {
+    pub fn append(&mut self, place: &mut SpansLeft<'_>, mut bytes: &[u8]) -> Result<()> {
         while let Some((span, rest)) = place.spans.split_first().filter(|_| !bytes.is_empty()) {
             if self.shards.len() < span.shard as usize {
                 self.close()?;
@@ -424,7 +426,7 @@ impl<'a> Writer<'a> {
             self.buffer.extend_from_slice(now);
             place.filled += now.len() as u64;
             if place.filled == span.size {
-                *place = Place { spans: rest, filled: 0 };
+                *place = SpansLeft { spans: rest, filled: 0 };
             }
             bytes = later;
         }

@@ -37,8 +37,9 @@ pub struct DirSink {
 impl DirSink {
     /// Creates the hidden directory, so that an output that cannot be written is refused at once.
     ///
-    /// # Errors If something exists there that is not an empty directory, or no directory can be
-    /// created there.
+    /// # Errors
+    /// If something exists there that is not an empty directory, or no directory can be created
+    /// there.
     pub fn new(out: &Path) -> Result<Self> {
         let taken = || LoadError::OutputExists(out.display().to_string());
         let fills = match fs::metadata(out) {

@@ -40,8 +40,9 @@ enum Node {
 impl Resolved {
     /// Resolves how `weight` is made from the checkpoint's tensors.
     ///
-    /// # Errors If a tensor is missing, its type cannot be read, its shape is not the weight's, or
-    /// a slice exceeds its tensor.
+    /// # Errors
+    /// If a tensor is missing, its type cannot be read, its shape is not the weight's, or a slice
+    /// exceeds its tensor.
     pub fn new(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Self> {
         let source = match checkpoint.manifest() {
             Some(_) => &Source::Itself,

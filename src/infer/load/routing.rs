@@ -90,7 +90,8 @@ pub(super) struct Shaper {
 }
 
 impl Shaper {
-    /// # Errors If the model has no routers, or its hidden state is too small to reserve a part.
+    /// # Errors
+    /// If the model has no routers, or its hidden state is too small to reserve a part.
     pub fn new(routing: &Routing, graph: &Graph, seed: u64) -> Result<Self> {
         let routers = graph.weights.iter().filter(|weight| weight.role == WeightRole::Router);
         let hidden = graph.moe.first().map_or(0, |moe| moe.hidden);

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::convert::{
-    Place, Progress, SHARD_BYTES_DEFAULT, Writer, body, check_shard_bytes, plan, planned_shards,
-    with_tensors,
+    Progress, SHARD_BYTES_DEFAULT, SpansLeft, Writer, body, check_shard_bytes, plan,
+    planned_shards, with_tensors,
 };
 use super::layout::Plan;
 use super::mixture::Quantization;
@@ -100,8 +100,9 @@ pub fn synth_manifest(options: &SynthOptions) -> Result<Manifest> {
 
 /// Writes a model of random weights to `sink`.
 ///
-/// # Errors If the config is not that of a model, the layers are not 1..=4096, the shard size is
-/// not possible, or the model cannot have this routing.
+/// # Errors
+/// If the config is not that of a model, the layers are not 1..=4096, the shard size is not
+/// possible, or the model cannot have this routing.
 pub fn synth(
     options: &SynthOptions,
     sink: &mut dyn ShardSink,
@@ -115,7 +116,7 @@ pub fn synth(
     let mut writer = Writer::new(&plan.shards, sink);
     for (number, (name, tensor)) in plan.tensors.iter().enumerate() {
         progress(Progress { tensor: name, done, total });
-        let mut place = Place { spans: &tensor.spans, filled: 0 };
+        let mut place = SpansLeft { spans: &tensor.spans, filled: 0 };
         let seed = options.seed.wrapping_add((number as u64) << 32);
         let draw = Draw { name, tensor, seed, shaper: shaper.as_ref() };
         draw.draw(&mut |bytes| writer.append(&mut place, bytes))?;

@@ -14,7 +14,8 @@ pub const HEAD: &str = "lm_head.weight";
 /// About how many bytes are compared at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// # Errors If the graph is tied and the checkpoint has a head that is not the embedding table.
+/// # Errors
+/// If the graph is tied and the checkpoint has a head that is not the embedding table.
 pub fn refuse_another_head(checkpoint: &dyn Checkpoint, graph: &Graph) -> Result<()> {
     if !graph.tied() || checkpoint.find(HEAD).is_none() {
         return Ok(());

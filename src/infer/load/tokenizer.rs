@@ -15,8 +15,9 @@ pub const FILE: &str = "tokenizer.json";
 
 /// The tokenizer without white space between JSON tokens. `None` if the checkpoint has none.
 ///
-/// # Errors If the file is not JSON, or not a tokenizer that this program can use. A model with it
-/// could not be run on any text.
+/// # Errors
+/// If the file is not JSON, or not a tokenizer that this program can use. A model with it could not
+/// be run on any text.
 pub fn read(checkpoint: &dyn Checkpoint) -> Result<Option<Vec<u8>>> {
     let Some(bytes) = checkpoint.tokenizer()? else { return Ok(None) };
     let file = || format!("{}/{FILE}", checkpoint.place());

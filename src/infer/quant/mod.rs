@@ -178,8 +178,9 @@ pub enum QuantizeError {
 
 /// Writes the `cols` weights of one row of `bytes` into `out`.
 ///
-/// # Panics If `bytes` is not `dtype.row_bytes(cols)` long or `out` is not `cols` long. Shapes are
-/// checked when a tensor is opened.
+/// # Panics
+/// If `bytes` is not `dtype.row_bytes(cols)` long or `out` is not `cols` long. Shapes are checked
+/// when a tensor is opened.
 pub fn dequantize(dtype: DType, bytes: &[u8], cols: usize, out: &mut [f32]) {
     assert_eq!(bytes.len(), dtype.row_bytes(cols), "a {dtype} row of {cols}");
     assert_eq!(out.len(), cols, "the row's output");

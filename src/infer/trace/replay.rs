@@ -79,7 +79,8 @@ pub struct Replayed {
 /// Replays a trace. Starts with empty slots: as many as asked for, but no more than there are
 /// experts.
 ///
-/// # Errors If there are fewer slots than one token needs.
+/// # Errors
+/// If there are fewer slots than one token needs.
 pub fn replay(trace: &Trace, slots: usize, policy: ReplayPolicy) -> Result<Replayed, TraceError> {
     let classes = trace.classes();
     let counts = share_slots(&classes, slots).ok_or_else(|| TraceError::TooFewSlots {
