@@ -20,7 +20,7 @@ pub struct Address(Arc<[u8]>);
 
 /// The transport of a connection, in the order in which nodes prefer them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Carrier {
+pub enum Transport {
     Quic,
     Tcp,
     /// Plain or over TLS. Browsers can dial it.
@@ -32,7 +32,7 @@ pub enum Carrier {
     Other,
 }
 
-impl Carrier {
+impl Transport {
     /// Whether a page can dial it.
     pub const fn suits_browsers(self) -> bool {
         matches!(self, Self::WebSocket | Self::WebRtc)
@@ -80,19 +80,19 @@ impl Address {
     }
 
     /// The transport of a connection to this address.
-    pub fn carrier(&self) -> Carrier {
-        let mut carrier = Carrier::Other;
+    pub fn transport(&self) -> Transport {
+        let mut transport = Transport::Other;
         for part in self.parts() {
-            carrier = match part.code() {
-                P2P_CIRCUIT => return Carrier::Relay,
-                TCP => Carrier::Tcp,
-                QUIC_V1 => Carrier::Quic,
-                WS | WSS | WS_WITH_PATH | WSS_WITH_PATH => Carrier::WebSocket,
-                WEBRTC_DIRECT => Carrier::WebRtc,
-                _ => carrier,
+            transport = match part.code() {
+                P2P_CIRCUIT => return Transport::Relay,
+                TCP => Transport::Tcp,
+                QUIC_V1 => Transport::Quic,
+                WS | WSS | WS_WITH_PATH | WSS_WITH_PATH => Transport::WebSocket,
+                WEBRTC_DIRECT => Transport::WebRtc,
+                _ => transport,
             };
         }
-        carrier
+        transport
     }
 
     /// The IP address that it begins with, if any.
@@ -116,7 +116,7 @@ impl Address {
     /// Whether it begins with a globally routable IP address. Names and relayed addresses do
     /// not count.
     pub fn is_global(&self) -> bool {
-        self.carrier() != Carrier::Relay
+        self.transport() != Transport::Relay
             && match self.ip() {
                 Some(IpAddr::V4(ip)) => Self::is_global_v4(ip),
                 // Global unicast: 2000::/3 without the documentation block.
@@ -325,19 +325,19 @@ mod tests {
     #[test]
     fn an_address_says_what_carries_it() {
         let relay = format!("/ip4/1.2.3.4/tcp/1/p2p/{}/p2p-circuit", PeerId::from_seed([1; 32]));
-        for (text, carrier) in [
-            ("/ip4/1.2.3.4/tcp/1", Carrier::Tcp),
-            ("/ip4/1.2.3.4/tcp/1/ws", Carrier::WebSocket),
-            ("/dns4/node.example/tcp/443/wss", Carrier::WebSocket),
-            ("/dns4/node.example/tcp/443/tls/ws", Carrier::WebSocket),
-            ("/ip6/::1/udp/1/quic-v1", Carrier::Quic),
-            ("/ip4/1.2.3.4/udp/1/webrtc-direct", Carrier::WebRtc),
-            ("/ip4/1.2.3.4/udp/1", Carrier::Other),
-            (&relay, Carrier::Relay),
+        for (text, transport) in [
+            ("/ip4/1.2.3.4/tcp/1", Transport::Tcp),
+            ("/ip4/1.2.3.4/tcp/1/ws", Transport::WebSocket),
+            ("/dns4/node.example/tcp/443/wss", Transport::WebSocket),
+            ("/dns4/node.example/tcp/443/tls/ws", Transport::WebSocket),
+            ("/ip6/::1/udp/1/quic-v1", Transport::Quic),
+            ("/ip4/1.2.3.4/udp/1/webrtc-direct", Transport::WebRtc),
+            ("/ip4/1.2.3.4/udp/1", Transport::Other),
+            (&relay, Transport::Relay),
         ] {
-            assert_eq!(text.parse::<Address>().unwrap().carrier(), carrier, "{text}");
+            assert_eq!(text.parse::<Address>().unwrap().transport(), transport, "{text}");
         }
-        assert!(Carrier::Quic < Carrier::Tcp && Carrier::Tcp < Carrier::WebSocket);
+        assert!(Transport::Quic < Transport::Tcp && Transport::Tcp < Transport::WebSocket);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod multiaddr;
 mod peer;
 mod range;
 
-pub use address::{Address, BadAddress, Carrier};
+pub use address::{Address, BadAddress, Transport};
 pub use hash::{BadHash, ModelId, ShardId};
 pub use peer::{BadPeerId, PEER_BYTES_MAX, PeerId};
 pub use range::ByteRange;

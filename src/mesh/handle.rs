@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_ids::{Address, Carrier, PeerId};
+use doppler_ids::{Address, PeerId, Transport};
 use doppler_swarm::{Bootstrap, Options, Path, Reach, SwarmHandle};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -121,7 +121,7 @@ impl Mesh {
                 return Err(MeshError::LimitTooLow(limit));
             }
         }
-        let wanted: BTreeSet<Carrier> = options.listen.iter().map(Address::carrier).collect();
+        let wanted: BTreeSet<Transport> = options.listen.iter().map(Address::transport).collect();
         let (swarm, events) = SwarmHandle::spawn(Options {
             listen: options.listen,
             bootstrap: options.bootstrap,
@@ -152,7 +152,7 @@ impl Mesh {
         let bootstrap = events.bootstrap.clone();
         if !wanted.is_empty() {
             let ready = listening.wait_for(|addresses| {
-                let heard: BTreeSet<Carrier> = addresses.iter().map(Address::carrier).collect();
+                let heard: BTreeSet<Transport> = addresses.iter().map(Address::transport).collect();
                 heard.is_superset(&wanted)
             });
             let ready = tokio::time::timeout(LISTEN_TIMEOUT, ready).await;
@@ -231,7 +231,7 @@ impl MeshHandle {
     /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
     pub fn browser_addrs(&self) -> Vec<Address> {
         let mut addresses = self.listen_addrs();
-        addresses.retain(|address| address.carrier().suits_browsers());
+        addresses.retain(|address| address.transport().suits_browsers());
         addresses
     }
 
@@ -356,12 +356,12 @@ fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
         .listens
         .iter()
         .filter(|address| host.is_some() && address.ip() == host)
-        .filter(|address| address.carrier() < Carrier::WebRtc)
+        .filter(|address| address.transport() < Transport::WebRtc)
         .collect();
-    near.sort_by_key(|address| address.carrier());
+    near.sort_by_key(|address| address.transport());
     let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
     // And at its relays, which is all that remains of a way through a hole.
-    let relayed = peer.listens.iter().filter(|address| address.carrier() == Carrier::Relay);
+    let relayed = peer.listens.iter().filter(|address| address.transport() == Transport::Relay);
     for address in near.into_iter().chain(relayed).map(Address::without_peer) {
         if !all.contains(&address) {
             all.push(address);

@@ -22,10 +22,10 @@ pub mod wire;
 
 pub use self::core::limits::Timing;
 pub use self::core::{Counts, Load, Meter, Progress, Pull, PullAction, PullEvent, Traffic, Wanted};
-pub use doppler_ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
+pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use doppler_swarm::{
-    Bootstrap, BootstrapState, Path, Reach, RelayMode, SwarmError, SwarmKey, Verdict, certificates,
-    check_certificate, generate_certificate, install_crypto,
+    Bootstrap, BootstrapState, Path, Reach, Reachability, RelayMode, SwarmError, SwarmKey,
+    certificates, check_certificate, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{

@@ -10,7 +10,7 @@ use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
 use doppler_infer::sampler::SamplerOptions;
-use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Progress, Reach, Verdict};
+use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Progress, Reach, Reachability};
 use doppler_store::signature::PublicKey;
 use doppler_store::{ByteRange, ShardId};
 
@@ -123,11 +123,11 @@ pub enum ReachState {
 
 impl ReachStatus {
     pub(super) fn of(reach: Reach) -> Self {
-        let state = match reach.verdict {
-            Verdict::Unknown => ReachState::Unknown,
-            Verdict::Public if reach.mapped.is_empty() => ReachState::Public,
-            Verdict::Public => ReachState::Mapped,
-            Verdict::Private => ReachState::Private,
+        let state = match reach.reachability {
+            Reachability::Unknown => ReachState::Unknown,
+            Reachability::Public if reach.mapped.is_empty() => ReachState::Public,
+            Reachability::Public => ReachState::Mapped,
+            Reachability::Private => ReachState::Private,
         };
         Self {
             state,

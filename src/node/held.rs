@@ -12,9 +12,9 @@ use anyhow::{Context, bail, ensure};
 use super::api::{ModelInfo, ResolveRequest};
 use super::catalog::sizes;
 use super::commands::{asking, can_ask};
-use super::reach::Reach;
 use super::size::ByteSize;
 use super::storage;
+use super::store_access::StoreAccess;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::disk::object_path;
 use doppler_store::manifest::Manifest;
@@ -34,12 +34,12 @@ pub struct Held {
 /// If the store knows no such model, or more than one; if its publisher may not be used; if part
 /// of it is not here, saying how much.
 pub fn open(data: &Path, text: &str) -> anyhow::Result<Held> {
-    open_in(Reach::open(data)?, data, text)
+    open_in(StoreAccess::open(data)?, data, text)
 }
 
 /// As [`open`], in a store that has been reached.
-pub fn open_in(reach: Reach, data: &Path, text: &str) -> anyhow::Result<Held> {
-    let model = find(reach, text)?;
+pub fn open_in(access: StoreAccess, data: &Path, text: &str) -> anyhow::Result<Held> {
+    let model = find(access, text)?;
     let id = model.to_string();
     let bytes = proved(data, model.manifest()).with_context(|| format!("the manifest of {id}"))?;
     let manifest = Manifest::parse(&bytes).with_context(|| format!("the manifest of {id}"))?;
@@ -74,15 +74,15 @@ pub fn open_in(reach: Reach, data: &Path, text: &str) -> anyhow::Result<Held> {
     Ok(Held { manifest, tokenizer, reader: Arc::new(reader) })
 }
 
-fn find(reach: Reach, text: &str) -> anyhow::Result<ModelId> {
-    match reach {
-        Reach::Node(client) => asking(|trust| {
+fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
+    match access {
+        StoreAccess::Node(client) => asking(|trust| {
             let request = ResolveRequest { model: text.to_owned(), trust, can_ask: can_ask() };
             let model: ModelInfo = client.post("/v1/models/resolve", &request)?;
             Ok(model.id.parse()?)
         }),
         // What is here whole was admitted when it was fetched.
-        Reach::Here { disk, runtime, data } => {
+        StoreAccess::Here { disk, runtime, data } => {
             runtime.block_on(async { storage::find_model(&disk, &data, text).await })
         }
     }

@@ -10,7 +10,7 @@ use super::config::Config;
 use super::identity;
 use super::ports::{self, Ports};
 use super::swarm_key;
-use doppler_mesh::{Address, Carrier, Mesh, MeshError, MeshHandle, MeshOptions, SwarmKey};
+use doppler_mesh::{Address, Mesh, MeshError, MeshHandle, MeshOptions, SwarmKey, Transport};
 use doppler_store::ShardServe;
 
 /// A mesh, and what was read on the way.
@@ -64,7 +64,7 @@ fn options(config: &Config, seed: [u8; 32]) -> anyhow::Result<MeshOptions> {
     let mut options = MeshOptions::new(config.swarm.clone(), seed);
     options.external = addresses("--external-address", &config.external)?;
     let listen = addresses("--listen", &config.listen)?;
-    if listen.iter().any(|address| address.carrier() == Carrier::WebRtc) {
+    if listen.iter().any(|address| address.transport() == Transport::WebRtc) {
         options.webrtc_certificate = Some(identity::load_or_create_certificate(&config.data)?);
     }
     if let Some(file) = &config.tls_ca {

@@ -31,7 +31,6 @@ mod panics;
 mod ports;
 mod progress;
 mod pulling;
-mod reach;
 #[cfg(test)]
 mod reference;
 mod resolve;
@@ -40,6 +39,7 @@ mod signals;
 mod size;
 mod source;
 mod storage;
+mod store_access;
 mod swarm_key;
 mod trust;
 mod work;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
-use doppler_mesh::{Address, Carrier};
+use doppler_mesh::{Address, Transport};
 
 /// Addresses of which ports are kept; more than anybody listens on.
 const ADDRESSES_MAX: usize = 64;
@@ -65,11 +65,13 @@ impl Ports {
         let mut last = Vec::new();
         for address in listen.iter().filter(|address| address.port() == Some(0)) {
             let fits = |one: &&Address| {
-                let key = (one.carrier(), one.port());
-                one.carrier() == address.carrier() && is_on(one, address) && !taken.contains(&key)
+                let key = (one.transport(), one.port());
+                one.transport() == address.transport()
+                    && is_on(one, address)
+                    && !taken.contains(&key)
             };
             let Some(found) = listening.iter().find(fits) else { continue };
-            taken.insert((found.carrier(), found.port()));
+            taken.insert((found.transport(), found.port()));
             if let Some(port) = found.port() {
                 last.push(Last { listen: address.to_string(), port });
             }
@@ -86,7 +88,7 @@ impl Ports {
 /// Whether a listening address belongs to a configured one: the same IP address, or one of the
 /// same family where that is any.
 fn is_on(listening: &Address, listen: &Address) -> bool {
-    listening.carrier() != Carrier::Relay
+    listening.transport() != Transport::Relay
         && match (listening.ip(), listen.ip()) {
             (Some(one), Some(other)) => {
                 one == other || other.is_unspecified() && one.is_ipv4() == other.is_ipv4()

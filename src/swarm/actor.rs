@@ -33,7 +33,7 @@ use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
 use crate::reach::Reach;
 use crate::redial::{Bootstrap, Met, Redial};
-use crate::{Address, Carrier, PeerId, SwarmError};
+use crate::{Address, PeerId, SwarmError, Transport};
 
 /// The commands that callers send to the loop.
 pub(crate) enum Command {
@@ -261,7 +261,7 @@ impl Actor {
     /// the dialler.
     fn reuses_port(&self, address: &Address) -> bool {
         // A socket on loopback cannot dial other machines.
-        address.carrier() == Carrier::Quic
+        address.transport() == Transport::Quic
             && (self.listens_beyond_loopback || address.is_loopback())
     }
 
@@ -538,7 +538,7 @@ impl Actor {
             }) => {
                 if self.reused.contains(&connection_id)
                     && convert::address(&info.observed_addr)
-                        .is_some_and(|address| address.carrier() == Carrier::Quic)
+                        .is_some_and(|address| address.transport() == Transport::Quic)
                     && let Some(autonat) = self.swarm.behaviour_mut().autonat.as_mut()
                 {
                     autonat.seen(info.observed_addr.clone());

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::{Address, Carrier, PeerId};
+use crate::{Address, PeerId, Transport};
 
 /// Peers that have addresses left to dial.
 pub(crate) struct Dials {
@@ -78,11 +78,11 @@ impl Dials {
 
 /// Groups addresses by transport, the least preferred first.
 fn waves(addresses: Vec<Address>) -> Vec<Vec<Address>> {
-    let mut waves: BTreeMap<Carrier, Vec<Address>> = BTreeMap::new();
+    let mut waves: BTreeMap<Transport, Vec<Address>> = BTreeMap::new();
     for address in addresses {
-        let carrier = address.carrier();
-        if carrier != Carrier::WebRtc {
-            waves.entry(carrier).or_default().push(address);
+        let transport = address.transport();
+        if transport != Transport::WebRtc {
+            waves.entry(transport).or_default().push(address);
         }
     }
     waves.into_values().rev().collect()

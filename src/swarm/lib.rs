@@ -29,7 +29,7 @@ mod transport;
 mod upnp;
 mod webrtc;
 
-pub use doppler_ids::{Address, BadAddress, BadPeerId, Carrier, PeerId};
+pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use gate::{Refusal, prove_key};
 pub use handle::{
     Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
@@ -37,7 +37,7 @@ pub use handle::{
 pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
 pub use options::{Limits, Options};
 pub use paths::Path;
-pub use reach::{Reach, Verdict};
+pub use reach::{Reach, Reachability};
 pub use redial::{Bootstrap, BootstrapState};
 pub use relay::RelayMode;
 pub use stream::Stream;

@@ -19,10 +19,10 @@ use tracing::{debug, info};
 use crate::behaviour::Behaviour;
 use crate::handle::Peer;
 use crate::options::{CONFIRMED_MAX, MAPPED_PORTS_MAX, Options, UNMAP_TIMEOUT};
-use crate::reach::{Reach, Verdict};
+use crate::reach::{Reach, Reachability};
 use crate::relay::{RelayAction, RelayMode, Reservations};
 use crate::upnp::{self, Mapped, Port};
-use crate::{Address, Carrier, PeerId, convert};
+use crate::{Address, PeerId, Transport, convert};
 
 /// A task that keeps ports mapped at the router.
 struct Mapper {
@@ -79,13 +79,13 @@ impl Nat {
                 }
             }
             AutoNatEvent::StatusChanged { new, .. } => {
-                self.reach.verdict = match new {
-                    NatStatus::Public(_) => Verdict::Public,
-                    NatStatus::Private => Verdict::Private,
-                    NatStatus::Unknown => Verdict::Unknown,
+                self.reach.reachability = match new {
+                    NatStatus::Public(_) => Reachability::Public,
+                    NatStatus::Private => Reachability::Private,
+                    NatStatus::Unknown => Reachability::Unknown,
                 };
-                info!(verdict = ?self.reach.verdict, "peers report whether they can dial this node");
-                if self.reach.verdict == Verdict::Private {
+                info!(reachability = ?self.reach.reachability, "peers report whether they can dial this node");
+                if self.reach.reachability == Reachability::Private {
                     for address in std::mem::take(&mut self.confirmed) {
                         swarm.remove_external_address(&address);
                     }
@@ -176,9 +176,9 @@ impl Nat {
 
     /// A listener has an address. In server mode the user vouches for it, so it is announced.
     pub(crate) fn on_listening(&self, swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
-        let carrier = convert::address(address).map(|address| address.carrier());
+        let transport = convert::address(address).map(|address| address.transport());
         if self.mode == RelayMode::Server
-            && carrier.is_some_and(|carrier| carrier < Carrier::WebRtc)
+            && transport.is_some_and(|transport| transport < Transport::WebRtc)
         {
             swarm.add_external_address(address.clone());
         }
@@ -202,8 +202,8 @@ impl Nat {
     ) {
         let wanted = match self.mode {
             RelayMode::Off | RelayMode::Server => false,
-            RelayMode::Client => self.reach.verdict != Verdict::Public,
-            RelayMode::Auto => self.reach.verdict == Verdict::Private,
+            RelayMode::Client => self.reach.reachability != Reachability::Public,
+            RelayMode::Auto => self.reach.reachability == Reachability::Private,
         };
         let offering = peers.iter().filter(|(_, peer)| peer.offers_relay && peer.path.is_direct());
         let offering = offering.filter(|(_, peer)| address_of(peer).is_some());
@@ -241,7 +241,7 @@ impl Nat {
         self.reach.offers_relay = match self.mode {
             RelayMode::Off | RelayMode::Client => false,
             RelayMode::Server => true,
-            RelayMode::Auto => self.reach.verdict == Verdict::Public,
+            RelayMode::Auto => self.reach.reachability == Reachability::Public,
         };
         let status =
             if self.reach.offers_relay { relay::Status::Enable } else { relay::Status::Disable };
@@ -268,10 +268,10 @@ impl Nat {
 /// listens on, the address that this node dialled, an address that it listens on with the IP address
 /// it is connected from.
 fn address_of(relay: &Peer) -> Option<Address> {
-    let dialable = |address: &&Address| address.carrier() < Carrier::WebRtc;
+    let dialable = |address: &&Address| address.transport() < Transport::WebRtc;
     let listens = || relay.listens.iter().filter(dialable);
     let best = |of: &mut dyn Iterator<Item = &Address>| {
-        of.min_by_key(|address| address.carrier()).cloned()
+        of.min_by_key(|address| address.transport()).cloned()
     };
     let here = relay.remote.ip();
     best(&mut listens().filter(|address| address.is_global()))

@@ -29,7 +29,7 @@ use crate::options::{
 
 /// What peers found when they tried to dial this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Verdict {
+pub enum Reachability {
     /// Nobody has tried: there are no peers yet, or none outside this node's own network.
     #[default]
     Unknown,
@@ -41,7 +41,7 @@ pub enum Verdict {
 /// How others reach this node, as far as it knows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {
-    pub verdict: Verdict,
+    pub reachability: Reachability,
     /// Addresses that a router forwards to this node on its request (UPnP).
     pub mapped: Vec<Address>,
     /// Relays at which this node has a reservation.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Address, Carrier, PeerId};
+use crate::{Address, PeerId, Transport};
 
 /// A bootstrap address and how it fares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Redial {
     ) -> Self {
         let entry = |address: Address| Entry {
             peer: address.peer(),
-            failed: (address.carrier() == Carrier::WebRtc)
+            failed: (address.transport() == Transport::WebRtc)
                 .then(|| (now, "WebRTC is for browsers; nodes do not dial it".to_owned())),
             address,
             due: now,

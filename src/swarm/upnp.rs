@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use crate::options::MAPPED_PORTS_MAX;
-use crate::{Address, Carrier};
+use crate::{Address, Transport};
 
 /// Where routers listen for searches (UPnP Device Architecture 1.1, section 1).
 const SSDP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 255, 250), 1900);
@@ -60,7 +60,7 @@ impl Port {
     /// The port of a listen address, if it is one that a router could forward to.
     pub(crate) fn of(address: &Address) -> Option<Self> {
         // A circuit's address begins with its relay's.
-        if address.carrier() == Carrier::Relay {
+        if address.transport() == Transport::Relay {
             return None;
         }
         let (udp, inside) = address.ipv4_socket()?;

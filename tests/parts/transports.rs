@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doppler_mesh::{Address, Carrier, Mesh, MeshHandle, MeshOptions, SwarmKey, Timing};
+use doppler_mesh::{Address, Mesh, MeshHandle, MeshOptions, SwarmKey, Timing, Transport};
 use doppler_store::verified::{self, Encoded, Outboard};
 use doppler_store::{ByteRange, ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
 use futures::FutureExt;
@@ -17,15 +17,15 @@ use tokio::sync::watch;
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const LISTEN: [(Carrier, &str); 4] = [
-    (Carrier::Quic, "/ip4/127.0.0.1/udp/0/quic-v1"),
-    (Carrier::Tcp, "/ip4/127.0.0.1/tcp/0"),
-    (Carrier::WebSocket, "/ip4/127.0.0.1/tcp/0/ws"),
-    (Carrier::WebRtc, "/ip4/127.0.0.1/udp/0/webrtc-direct"),
+const LISTEN: [(Transport, &str); 4] = [
+    (Transport::Quic, "/ip4/127.0.0.1/udp/0/quic-v1"),
+    (Transport::Tcp, "/ip4/127.0.0.1/tcp/0"),
+    (Transport::WebSocket, "/ip4/127.0.0.1/tcp/0/ws"),
+    (Transport::WebRtc, "/ip4/127.0.0.1/udp/0/webrtc-direct"),
 ];
 
 /// The transports by which nodes dial each other.
-const NATIVE: [Carrier; 3] = [Carrier::Quic, Carrier::Tcp, Carrier::WebSocket];
+const NATIVE: [Transport; 3] = [Transport::Quic, Transport::Tcp, Transport::WebSocket];
 
 /// One object in memory, or none.
 struct One(Option<(Bytes, Outboard)>, watch::Sender<u64>);
@@ -66,12 +66,12 @@ fn random(bytes: usize) -> Bytes {
     data.into()
 }
 
-fn listening(carriers: &[Carrier]) -> Vec<Address> {
-    let chosen = LISTEN.iter().filter(|(carrier, _)| carriers.contains(carrier));
+fn listening(transports: &[Transport]) -> Vec<Address> {
+    let chosen = LISTEN.iter().filter(|(transport, _)| transports.contains(transport));
     chosen.map(|(_, text)| text.parse().unwrap()).collect()
 }
 
-fn options(listen: &[Carrier], bootstrap: Vec<Address>) -> MeshOptions {
+fn options(listen: &[Transport], bootstrap: Vec<Address>) -> MeshOptions {
     let mut options = MeshOptions::new("transports", rand::random());
     options.listen = listening(listen);
     options.bootstrap = bootstrap;
@@ -100,8 +100,8 @@ fn hold(node: &MeshHandle, object: &Bytes) {
     node.register_model(ModelId::of(object), Vec::new()).unwrap();
 }
 
-fn remotes(node: &MeshHandle) -> Vec<Carrier> {
-    let first = |addresses: Vec<String>| addresses[0].parse::<Address>().unwrap().carrier();
+fn remotes(node: &MeshHandle) -> Vec<Transport> {
+    let first = |addresses: Vec<String>| addresses[0].parse::<Address>().unwrap().transport();
     node.peers().into_iter().map(|peer| first(peer.addresses)).collect()
 }
 
@@ -119,15 +119,15 @@ async fn until(what: &str, node: &MeshHandle, done: impl Fn(&MeshHandle) -> bool
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_comes_over_each_transport() {
-    for carrier in NATIVE {
+    for transport in NATIVE {
         let object = random(3 * 1024 * 1024 + 19);
-        let holder = start(options(&[carrier], Vec::new()), Some(&object)).await;
+        let holder = start(options(&[transport], Vec::new()), Some(&object)).await;
         hold(&holder, &object);
         let addresses = holder.listen_addrs();
-        assert!(!addresses.is_empty() && addresses.iter().all(|a| a.carrier() == carrier));
+        assert!(!addresses.is_empty() && addresses.iter().all(|a| a.transport() == transport));
         let reader = start(options(&[], addresses), None).await;
-        assert_eq!(fetch(&reader, &object).await.unwrap(), object, "{carrier:?}");
-        assert_eq!(remotes(&reader), [carrier]);
+        assert_eq!(fetch(&reader, &object).await.unwrap(), object, "{transport:?}");
+        assert_eq!(remotes(&reader), [transport]);
         assert!(holder.stats().counts.served_bytes > object.len() as u64);
         for node in [reader, holder] {
             node.shutdown().await;
@@ -137,7 +137,7 @@ async fn a_shard_comes_over_each_transport() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_lists_the_addresses_that_browsers_can_dial() {
-    let mut options = options(&LISTEN.map(|(carrier, _)| carrier), Vec::new());
+    let mut options = options(&LISTEN.map(|(transport, _)| transport), Vec::new());
     options.external = vec!["/dns4/node.example/tcp/443/wss".parse().unwrap()];
     let node = start(options, None).await;
     let own = format!("/p2p/{}", node.peer_id());
@@ -159,26 +159,26 @@ async fn quic_is_preferred_and_tcp_is_used_where_udp_is_blocked() {
     hold(&holder, &object);
     let reader = start(options(&[], holder.listen_addrs()), None).await;
     assert_eq!(fetch(&reader, &object).await.unwrap(), object);
-    assert_eq!(remotes(&reader), [Carrier::Quic]);
+    assert_eq!(remotes(&reader), [Transport::Quic]);
 
     // A port that never answers.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let dead = format!("/ip4/127.0.0.1/udp/{port}/quic-v1/p2p/{}", holder.peer_id());
     let mut addresses = holder.listen_addrs();
-    addresses.retain(|address| address.carrier() == Carrier::Tcp);
+    addresses.retain(|address| address.transport() == Transport::Tcp);
     addresses.push(dead.parse().unwrap());
     let reader = start(options(&[], addresses), None).await;
     assert_eq!(fetch(&reader, &object).await.unwrap(), object);
-    assert_eq!(remotes(&reader), [Carrier::Tcp]);
+    assert_eq!(remotes(&reader), [Transport::Tcp]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_swarm_is_one_on_each_transport() {
     let (ours, theirs) = (SwarmKey::generate(), SwarmKey::generate());
-    for carrier in NATIVE {
+    for transport in NATIVE {
         let object = random(100_019);
-        let private = |key: Option<&SwarmKey>, listen: &[Carrier], bootstrap| {
+        let private = |key: Option<&SwarmKey>, listen: &[Transport], bootstrap| {
             let mut options = options(listen, bootstrap);
             options.swarm_key = key.cloned();
             options.find_timeout = Duration::from_millis(300);
@@ -192,8 +192,8 @@ async fn a_private_swarm_is_one_on_each_transport() {
             (None, None),
         ] {
             let may = holder_key.map(SwarmKey::as_bytes) == reader_key.map(SwarmKey::as_bytes);
-            let case = format!("{carrier:?}, {}, {}", holder_key.is_some(), reader_key.is_some());
-            let holder = private(holder_key, &[carrier], Vec::new());
+            let case = format!("{transport:?}, {}, {}", holder_key.is_some(), reader_key.is_some());
+            let holder = private(holder_key, &[transport], Vec::new());
             let holder = start(holder, Some(&object)).await;
             hold(&holder, &object);
             let reader = private(reader_key, &[], holder.listen_addrs());

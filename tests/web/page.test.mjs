@@ -30,7 +30,7 @@ for (const via of ['gateway', 'websocket', 'webrtc']) {
     const page = await openTab(node.url, { via })
     if (via !== 'gateway') {
       await joined(page)
-      assert.equal(await page.getAttribute('body', 'data-carrier'), via)
+      assert.equal(await page.getAttribute('body', 'data-transport'), via)
     }
     const seconds = await keep(page, 'big')
     console.log(`${via}: 64 MiB kept in ${seconds.toFixed(1)} s, ${rate(big.bytes, seconds)}`)
@@ -48,26 +48,26 @@ test('without WebSocket the tab joins over WebRTC by itself', options, async () 
   const node = await Node.start('direct', { listen: ['/ip4/127.0.0.1/udp/0/webrtc-direct'] })
   const page = await openTab(node.url)
   await joined(page)
-  assert.equal(await page.getAttribute('body', 'data-carrier'), 'webrtc')
+  assert.equal(await page.getAttribute('body', 'data-transport'), 'webrtc')
 })
 
 test('where the browser forbids what WebRTC-direct does, WebSocket carries the tab', options, async () => {
   const node = await holder(small, 'strict')
-  for (const [trial, carrier] of [['Enabled', null], ['Disabled', 'webrtc']]) {
+  for (const [trial, transport] of [['Enabled', null], ['Disabled', 'webrtc']]) {
     const browser = await openBrowser([`--force-fieldtrials=WebRTC-NoSdpMangleUfrag/${trial}/`])
     later(async () => { await browser.close() })
     // Only WebRTC: whether it works depends on the trial.
     const direct = await openTab(node.url, { within: browser, via: 'webrtc' })
-    if (carrier === null) {
+    if (transport === null) {
       await direct.locator('#failure').filter({ hasText: /./ }).waitFor()
       assert.equal(await direct.getAttribute('body', 'data-state'), 'joining')
     } else {
       await joined(direct)
-      assert.equal(await direct.getAttribute('body', 'data-carrier'), carrier)
+      assert.equal(await direct.getAttribute('body', 'data-transport'), transport)
     }
     const page = await openTab(node.url, { within: browser })
     await joined(page)
-    assert.equal(await page.getAttribute('body', 'data-carrier'), 'websocket')
+    assert.equal(await page.getAttribute('body', 'data-transport'), 'websocket')
     await keep(page, 'small')
   }
 })

@@ -68,7 +68,7 @@ for (const via of ['websocket', 'webrtc']) {
     const page = await openTab(node.url, { via })
     await give(page, key)
     await joined(page)
-    assert.equal(await page.getAttribute('body', 'data-carrier'), via)
+    assert.equal(await page.getAttribute('body', 'data-transport'), via)
     await keep(page, 'small')
     assert.equal((await counts(page)).peers, small.bytes)
     await node.ask('rm', small.shards[0].hash, '--force', '--last-copy')

@@ -50,7 +50,7 @@ export type Via = 'auto' | 'gateway' | 'websocket' | 'webrtc'
 interface Member { sequence: number, addresses: string[], models: Map<string, { objects: Uint8Array, manifest: boolean, until: number }> }
 
 /** The transport that dials an address; null if a tab cannot dial it. */
-export function carrierOf (address: string): 'websocket' | 'webrtc' | null {
+export function transportOf (address: string): 'websocket' | 'webrtc' | null {
   if (/\/wss?(\/|$)/.test(address)) return 'websocket'
   return address.includes('/webrtc-direct/certhash/') ? 'webrtc' : null
 }
@@ -123,10 +123,10 @@ export class Swarm {
   }
 
   /** The tab's connections, with their peers and transports. */
-  connections (): Array<{ peer: string, carrier: string, since: number }> {
+  connections (): Array<{ peer: string, transport: string, since: number }> {
     return this.libp2p.getConnections().map((connection) => ({
       peer: connection.remotePeer.toString(),
-      carrier: carrierOf(connection.remoteAddr.toString()) ?? 'other',
+      transport: transportOf(connection.remoteAddr.toString()) ?? 'other',
       since: connection.timeline.open
     }))
   }
@@ -202,9 +202,9 @@ export class Swarm {
     let last: Error = new Error(`${peer} has no address that a browser can dial`)
     const host = location.hostname
     const near = (address: string): number => address.includes(`/${host === 'localhost' ? '127.0.0.1' : host}/`) ? 0 : 1
-    for (const carrier of ['websocket', 'webrtc'] as const) {
-      if (this.via !== 'auto' && this.via !== 'gateway' && this.via !== carrier) continue
-      const fit = addresses.filter((address) => carrierOf(address) === carrier).sort((a, b) => near(a) - near(b))
+    for (const transport of ['websocket', 'webrtc'] as const) {
+      if (this.via !== 'auto' && this.via !== 'gateway' && this.via !== transport) continue
+      const fit = addresses.filter((address) => transportOf(address) === transport).sort((a, b) => near(a) - near(b))
       for (const address of fit.slice(0, 4)) {
         const full = address.includes('/p2p/') ? address : `${address}/p2p/${peer}`
         try {
@@ -264,7 +264,7 @@ export class Swarm {
 
   /** Peers to ask for an object, the node of this page first. Other tabs are left out: nobody can dial them. */
   sources (model: string, bit: number): string[] {
-    const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => carrierOf(address) !== null))
+    const holders = this.holders(model, bit).filter((peer) => this.members.get(peer)?.addresses.some((address) => transportOf(address) !== null))
     const peers = new Set([this.node.peer_id, ...holders])
     return [...peers].filter((peer) => !this.banned.has(peer) && !this.relayed.has(peer) && peer !== this.id)
   }

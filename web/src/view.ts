@@ -15,7 +15,7 @@ export interface Shown {
 
 interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void, forget: () => void }
 
-const CARRIERS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'WebRTC', other: 'other' }
+const TRANSPORTS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'WebRTC', other: 'other' }
 /** The most cells drawn for one model. */
 const CELLS_MAX = 512
 
@@ -170,10 +170,10 @@ export class View {
     const connections = swarm?.connections() ?? []
     const state = swarm?.refused === true ? 'refused' : !reachable ? 'lost' : connections.length > 0 ? 'joined' : 'joining'
     document.body.dataset.state = state
-    document.body.dataset.carrier = connections[0]?.carrier ?? ''
+    document.body.dataset.transport = connections[0]?.transport ?? ''
     say(find('status'), {
       lost: 'The node does not answer',
-      joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ carrier }) => CARRIERS[carrier]))].join(' and ')}`,
+      joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ transport }) => TRANSPORTS[transport]))].join(' and ')}`,
       joining: `Joining swarm ${node.swarm}…`,
       refused: `Refused by swarm ${node.swarm}`
     }[state])
@@ -213,14 +213,14 @@ export class View {
     this.peers(node, swarm, connections)
   }
 
-  private peers (node: NodeInfo, swarm: Swarm | null, connections: Array<{ peer: string, carrier: string }>): void {
-    const carriers = new Map(connections.map(({ peer, carrier }) => [peer, carrier]))
+  private peers (node: NodeInfo, swarm: Swarm | null, connections: Array<{ peer: string, transport: string }>): void {
+    const transports = new Map(connections.map(({ peer, transport }) => [peer, transport]))
     const rows = [
-      { id: node.peer_id, agent: `doppler-node/${node.version}`, link: carriers.get(node.peer_id), note: 'serves this page' },
+      { id: node.peer_id, agent: `doppler-node/${node.version}`, link: transports.get(node.peer_id), note: 'serves this page' },
       ...node.peers.map((peer) => ({
         id: peer.id,
         agent: peer.agent,
-        link: carriers.get(peer.id),
+        link: transports.get(peer.id),
         note: peer.id === swarm?.id ? 'this tab' : `${peer.shards_held} objects`
       }))
     ]
@@ -232,7 +232,7 @@ export class View {
       const line = document.createElement('tr')
       const id = make('td', 'mono', short(row.id))
       id.title = row.id
-      const link = row.note === 'this tab' ? '—' : row.link === undefined ? 'through the node' : CARRIERS[row.link]
+      const link = row.note === 'this tab' ? '—' : row.link === undefined ? 'through the node' : TRANSPORTS[row.link]
       line.append(id, make('td', '', row.agent || '—'), make('td', '', link), make('td', '', row.note))
       return line
     }))

@@ -156,7 +156,7 @@ pub(super) fn holdings_messages(
 /// if there is nothing else.
 fn worth_saying(addresses: &[Address]) -> Vec<String> {
     let mut addresses: Vec<&Address> = addresses.iter().collect();
-    addresses.sort_by_key(|address| address.carrier());
+    addresses.sort_by_key(|address| address.transport());
     let all: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let loopback = |text: &str| text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/");
     let wide: Vec<String> = all.iter().filter(|text| !loopback(text)).cloned().collect();

@@ -13,10 +13,10 @@ use crate::args::{BudgetArgs, RunArgs};
 use crate::client::{Answered, Client};
 use crate::config::{Config, data_dir};
 use crate::output::{self, note};
-use crate::reach::Reach;
 use crate::service::Service;
 use crate::size::{ByteSize, count};
 use crate::source::{Opened, Place};
+use crate::store_access::StoreAccess;
 use crate::{engine, generation, held, progress, source};
 use doppler_infer::generate::{GenerateOptions, StopReason};
 use doppler_infer::request::Request;
@@ -96,8 +96,8 @@ fn run_named(args: &RunArgs, started: Instant) -> anyhow::Result<Answer> {
     let data = data_dir(&args.model.data)?;
     let text = &*args.model.name();
     let missing = || source::not_a_directory(text);
-    match Reach::open(&data).with_context(missing)? {
-        Reach::Node(client) => {
+    match StoreAccess::open(&data).with_context(missing)? {
+        StoreAccess::Node(client) => {
             check_policy(args)?;
             asking(|trust| run_on_node(args, &client, trust))
         }

@@ -14,9 +14,9 @@ use crate::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
 use crate::config::data_dir;
 use crate::output::outln;
 use crate::progress;
-use crate::reach::Reach;
 use crate::size::{ByteSize, count};
 use crate::storage::{self, Target};
+use crate::store_access::StoreAccess;
 use doppler_store::ByteRange;
 use doppler_store::disk::{Collected, DiskTier};
 
@@ -29,13 +29,13 @@ async fn resolve(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Result<Tar
     Target::resolve(text, &storage::candidates(data, &models), models, &disk.list().await?)
 }
 
-fn reach(control: &ControlArgs) -> anyhow::Result<Reach> {
-    Reach::open(&data_dir(&control.data)?)
+fn access(control: &ControlArgs) -> anyhow::Result<StoreAccess> {
+    StoreAccess::open(&data_dir(&control.data)?)
 }
 
 pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
-    let reply = match reach(&args.control)? {
-        Reach::Node(client) => asking(|answered| {
+    let reply = match access(&args.control)? {
+        StoreAccess::Node(client) => asking(|answered| {
             let fetching = progress::spinner("pinning");
             let trust = args.trust.iter().copied().chain(answered).collect();
             let request = TargetRequest {
@@ -51,7 +51,7 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
             fetching.finish_and_clear();
             reply
         })?,
-        Reach::Here { disk, runtime, data } => {
+        StoreAccess::Here { disk, runtime, data } => {
             ensure!(!args.fetch, "--fetch asks peers: start a node on this directory first");
             runtime.block_on(async {
                 storage::pin(&disk, &resolve(&disk, &data, &args.target).await?).await
@@ -62,9 +62,9 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
 }
 
 pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
-    let reply = match reach(&args.control)? {
-        Reach::Node(client) => client.post("/v1/store/unpin", &request(&args.target))?,
-        Reach::Here { disk, runtime, data } => runtime.block_on(async {
+    let reply = match access(&args.control)? {
+        StoreAccess::Node(client) => client.post("/v1/store/unpin", &request(&args.target))?,
+        StoreAccess::Here { disk, runtime, data } => runtime.block_on(async {
             storage::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
         })?,
     };
@@ -72,15 +72,17 @@ pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
 }
 
 pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
-    let reply = match reach(&args.control)? {
-        Reach::Node(client) => {
+    let reply = match access(&args.control)? {
+        StoreAccess::Node(client) => {
             let (force, last_copy) = (args.force, args.last_copy);
             client.post(
                 "/v1/store/rm",
                 &TargetRequest { force, last_copy, ..request(&args.target) },
             )?
         }
-        Reach::Here { disk, runtime, data } => runtime.block_on(remove(&disk, &data, args))?,
+        StoreAccess::Here { disk, runtime, data } => {
+            runtime.block_on(remove(&disk, &data, args))?
+        }
     };
     tell(&args.control, "removed", &reply)
 }
@@ -138,12 +140,12 @@ fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Resul
 
 pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     let budget = args.disk_budget.map(|size| size.0);
-    let done: Collected = match reach(&args.control)? {
-        Reach::Node(client) => client.post(
+    let done: Collected = match access(&args.control)? {
+        StoreAccess::Node(client) => client.post(
             "/v1/store/gc",
             &GcRequest { budget, dry_run: args.dry_run, last_copy: args.last_copy },
         )?,
-        Reach::Here { disk, runtime, .. } => {
+        StoreAccess::Here { disk, runtime, .. } => {
             let budget = budget.context(
                 "no node runs here, so its budget is not known: give --disk-budget SIZE",
             )?;
@@ -171,12 +173,12 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
 /// If damage is left when it is done.
 pub fn fsck(args: &FsckArgs) -> anyhow::Result<()> {
     let mut listener = Listener { json: args.control.json, ..Listener::default() };
-    match reach(&args.control)? {
-        Reach::Node(client) => {
+    match access(&args.control)? {
+        StoreAccess::Node(client) => {
             let request = FsckRequest { repair: args.repair };
             client.stream("/v1/store/fsck", &request, |event| listener.hear(event))?;
         }
-        Reach::Here { disk, runtime, .. } => {
+        StoreAccess::Here { disk, runtime, .. } => {
             ensure!(
                 !args.repair,
                 "--repair fetches from peers: start a node on this directory, then run it again"

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use doppler_swarm::{Address, Carrier, Options, SwarmEvents, SwarmHandle, certificates};
+use doppler_swarm::{Address, Options, SwarmEvents, SwarmHandle, Transport, certificates};
 use futures_rustls::TlsAcceptor;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -69,7 +69,7 @@ async fn a_node_behind_a_proxy_is_dialled_by_name_if_its_authority_is_trusted() 
     let roots = certificates(AUTHORITY).unwrap();
     for form in ["tls/ws", "wss"] {
         let wss: Address = format!("/dns4/localhost/tcp/{port}/{form}/p2p/{id}").parse().unwrap();
-        assert_eq!(wss.carrier(), Carrier::WebSocket);
+        assert_eq!(wss.transport(), Transport::WebSocket);
         let trusting = Options { tls_roots: roots.clone(), ..Options::new(rand::random()) };
         let (handle, mut events) = node(Options { bootstrap: vec![wss.clone()], ..trusting }).await;
         let met = events.peers.wait_for(|peers| peers.contains_key(&id));

@@ -13,12 +13,12 @@ use doppler_store::StoreError;
 use doppler_store::disk::{DiskOptions, DiskTier};
 
 /// Who has the data directory.
-pub enum Reach {
+pub enum StoreAccess {
     Node(Client),
     Here { disk: DiskTier, runtime: Runtime, data: PathBuf },
 }
 
-impl Reach {
+impl StoreAccess {
     /// # Errors
     /// If the directory holds no store, cannot be read, or belongs to a process that takes no
     /// commands.
