@@ -1,5 +1,5 @@
-//! The mesh's loop: turns what the swarm and the store report into events for the core, and wakes
-//! it when it asked to be woken. It never waits for a peer and decides nothing.
+//! The mesh's loop: turns reports of the swarm and the store into events for the core, and wakes
+//! the core when it asked for that. It never waits for a peer and decides nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use doppler_store::ShardServe;
 pub(super) struct Actor {
     pub(super) shared: Arc<Shared>,
     pub(super) serve: Arc<dyn ShardServe>,
-    /// How often it looks at what is held in part, which grows with every transfer.
+    /// How often it looks at partially held objects, which grow with every transfer.
     pub(super) look_every: Duration,
     pub(super) cancel: CancellationToken,
 }
 
 impl Actor {
-    /// Runs until cancelled or until the swarm has ended; then every read ends.
+    /// Runs until it is cancelled or the swarm has ended. Then every read ends.
     pub(super) async fn run(self, events: SwarmEvents) {
         let cancel = self.cancel.clone();
         tokio::select! {
@@ -54,7 +54,7 @@ impl Actor {
                     }
                     Err(_) => return,
                 },
-                // The swarm has refused the peer; here it is kept on its record.
+                // The swarm has refused the peer; the core records it.
                 Some(refusal) = refusals.recv() => shared.note(Event::KeptOut {
                     peer: refusal.peer,
                     is_guilty: refusal.why.is_proof_of_guilt(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Every schema; a new one is listed here and included in `wire.rs`.
+/// All schemas. A new one must be listed here and included in `wire.rs`.
 const SCHEMAS: [&str; 2] = ["gossip.proto", "shard.proto"];
 
 fn main() {

@@ -1,7 +1,8 @@
-//! One read from peers: does what the core orders, proves what comes, and joins it.
+//! One read from peers: carries out the core's orders, verifies the bytes that arrive, and joins
+//! them.
 //!
-//! Decides nothing: whom to ask, what to keep and when to give up are orders. Invariants: it
-//! never polls; dropping the read ends its requests and gives back their places.
+//! Decides nothing: whom to ask, what to keep and when to give up are orders. Invariants: it never
+//! polls; dropping the read ends its requests and frees their room.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -20,25 +21,25 @@ use crate::wire::ShardRequest;
 use doppler_store::verified::{GROUP_BYTES, RangeDecoder, VerifiedBuf, VerifiedRange};
 use doppler_store::{ByteRange, ReadError, ReadRequest};
 
-/// What a request's task brings home.
+/// The result of a request's task.
 type Brought = (Ask, Result<VerifiedBuf, Broken>);
 
-/// The memory of a read, given out to its requests. What a request that failed had is
-/// not given out again: who asks for those bytes next gets memory of its own.
+/// The memory of a read, which is given out to its requests. Memory of a failed request is not
+/// given out again: the next request for those bytes gets new memory.
 struct Memory {
-    /// Unused stretches, by where they begin in the object.
+    /// Unused parts, by their offset in the object.
     free: BTreeMap<u64, BytesMut>,
 }
 
 impl Memory {
     fn new(range: ByteRange) -> Self {
-        // The last group may be sent whole.
+        // The last group may be sent in full.
         let start = range.start() / GROUP_BYTES * GROUP_BYTES;
         let bytes = range.end().next_multiple_of(GROUP_BYTES) - start;
         Self { free: BTreeMap::from([(start, BytesMut::with_capacity(bytes as usize))]) }
     }
 
-    /// Memory for a range; none if it is given out, or in use in part.
+    /// Memory for a range. Empty if it was already given out, even partly.
     fn take(&mut self, range: ByteRange) -> BytesMut {
         let bytes = range.end().next_multiple_of(GROUP_BYTES) - range.start();
         let before = self.free.range(..=range.start()).next_back().map(|(start, _)| *start);
@@ -60,7 +61,7 @@ impl Memory {
     }
 }
 
-/// Fetches `request.range` grown to whole groups.
+/// Fetches `request.range`, extended to whole groups.
 pub(super) async fn fetch(
     shared: Arc<Shared>,
     request: ReadRequest,
@@ -68,24 +69,24 @@ pub(super) async fn fetch(
     Reading::begin(shared, request).run().await
 }
 
-/// How a request is ended from here: at once, or with what it has proved.
+/// The ways to end a request: at once, or keeping what it has proved.
 struct Running {
     abort: AbortHandle,
     stop: CancellationToken,
 }
 
-/// One read under way; dropping it takes it off the schedule.
+/// One read in flight. Dropping it removes it from the schedule.
 struct Reading {
     shared: Arc<Shared>,
     request: ReadRequest,
     id: ReadId,
     orders: mpsc::Receiver<Order>,
-    /// Dropping the set aborts what it runs.
+    /// Dropping the set aborts its tasks.
     running: JoinSet<Brought>,
     handles: BTreeMap<RequestId, Running>,
-    /// Allocated once somebody is asked.
+    /// Allocated when the first peer is asked.
     memory: Option<Memory>,
-    /// What a request brought, until it is known whether that is kept.
+    /// The result of a request, until the core decides whether to keep it.
     arrived: Option<(RequestId, VerifiedBuf)>,
     kept: BTreeMap<RequestId, VerifiedBuf>,
 }
@@ -180,14 +181,14 @@ impl Reading {
         self.handles.insert(ask.request, Running { abort, stop });
     }
 
-    /// Tells the core how a request ended, and does what that leads to.
+    /// Tells the core how a request ended, and carries out the consequences.
     fn on_brought(
         &mut self,
         brought: Result<Brought, JoinError>,
     ) -> ControlFlow<Result<(), ReadError>> {
         let (ask, brought) = match brought {
             Ok(brought) => brought,
-            // One that was abandoned; a panic is passed on.
+            // The request was abandoned; a panic is passed on.
             Err(error) if error.is_cancelled() => return ControlFlow::Continue(()),
             Err(error) => {
                 let what = format!("a transfer was abandoned: {error}");
@@ -209,7 +210,7 @@ impl Reading {
         let answer = Answer { outcome, proved };
         let (read, request, peer) = (self.id, ask.request, ask.peer);
         self.shared.note(Event::Answered { read, request, peer, answer });
-        // What follows from it has been ordered already.
+        // The core has already given the orders that follow from it.
         while let Ok(order) = self.orders.try_recv() {
             self.obey(order)?;
         }

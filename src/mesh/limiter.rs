@@ -1,4 +1,4 @@
-//! Bytes a second that this node sends or takes, at most: a bucket that several tasks share,
+//! Limits the bytes a second that this node sends or receives: a bucket shared by several tasks,
 //! and waiting for it.
 
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +19,7 @@ impl Limiter {
         self.0.is_some()
     }
 
-    /// Counts bytes; how long to wait for them.
+    /// Counts bytes. Returns how long to wait for them.
     pub(super) fn take(&self, bytes: u64) -> Duration {
         let Some(bucket) = &self.0 else { return Duration::ZERO };
         bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now(), bytes)
@@ -33,7 +33,7 @@ impl Limiter {
         }
     }
 
-    /// Whether the limit, not the peers, sets the pace now.
+    /// Whether the limit, not the peers, sets the pace at the moment.
     pub(super) fn is_the_brake(&self, now: Instant) -> bool {
         let Some(bucket) = &self.0 else { return false };
         bucket.lock().unwrap_or_else(PoisonError::into_inner).is_empty(now)

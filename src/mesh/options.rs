@@ -1,5 +1,5 @@
-//! How a mesh is started, why it may not start, and the bounds of what does its I/O. Those of
-//! its decisions are in `core::limits`.
+//! The options of a mesh, its errors, and the bounds of its I/O. The bounds of its decisions are in
+//! `core::limits`.
 
 use std::time::Duration;
 
@@ -13,37 +13,41 @@ use doppler_store::signature::SignatureError;
 /// How to start a mesh.
 #[derive(Clone)]
 pub struct MeshOptions {
-    /// Nodes of one name see each other's models; different names share nothing but a wire.
+    /// Nodes with the same name see each other's models. Nodes with different names share only
+    /// connections.
     pub swarm_name: String,
     /// The node's Ed25519 secret key.
     pub seed: [u8; 32],
     pub listen: Vec<Address>,
-    /// Announced beside what this node sees of itself, for example `/dns4/HOST/tcp/443/wss`.
+    /// Announced in addition to the addresses that this node knows of itself, for example
+    /// `/dns4/HOST/tcp/443/wss`.
     pub external: Vec<Address>,
-    /// PEM of the WebRTC listeners' certificate; one for this run when absent.
+    /// PEM of the WebRTC listeners' certificate. If absent, one is made for this run.
     pub webrtc_certificate: Option<String>,
-    /// Makes the swarm private: who cannot prove it is refused on every transport.
+    /// Makes the swarm private: a peer that cannot prove that it knows the key is refused on every
+    /// transport.
     pub swarm_key: Option<SwarmKey>,
-    /// Certificates, in DER, that may vouch for a proxy that ends TLS, beside the web's.
+    /// Further root certificates, in DER, for a proxy that ends TLS, in addition to the web's.
     pub tls_roots: Vec<Vec<u8>>,
     pub bootstrap: Vec<Address>,
     /// Where peers were reached before, each with its id: dialled once, at the start.
     pub known: Vec<Address>,
     pub mdns: bool,
-    /// What to do with relays; with any but `Off`, holes are punched, too.
+    /// How relays are used. With any value but `Off`, hole punching is on, too.
     pub relay: RelayMode,
-    /// Ask peers whether they reach this node.
+    /// Whether to ask peers if they can reach this node.
     pub ask_reach: bool,
-    /// Ask the router to forward the listening ports.
+    /// Whether to ask the router to forward the listening ports.
     pub upnp: bool,
     /// How long a read looks for a holder before it is `NotFound`.
     pub find_timeout: Duration,
     pub timing: Timing,
-    /// Replies sent at once.
+    /// The most replies sent at once.
     pub upload_slots: usize,
-    /// Bytes of objects a second that are sent to peers, and taken from them, at most;
-    /// no less than [`LIMIT_MIN`]. Gossip and the rest of the wire are not counted.
+    /// The most bytes of objects a second that are sent to peers. At least [`LIMIT_MIN`]. Gossip
+    /// and other traffic do not count.
     pub upload_limit: Option<u64>,
+    /// The same, for bytes that are received.
     pub download_limit: Option<u64>,
 }
 
@@ -77,10 +81,10 @@ impl MeshOptions {
 pub const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default of `MeshOptions::upload_slots`: at 4 MiB each they bound 64 MiB of replies in memory.
 pub const UPLOAD_SLOTS: usize = 16;
-/// The lowest limit on bytes a second: below it transfers count as stalled.
+/// The lowest limit on bytes a second. Below it transfers would count as stalled.
 pub const LIMIT_MIN: u64 = 64 * 1024;
-/// Under a limit: bytes that each reply under way should get a second, so that it does not
-/// look stalled (there are fewer slots then), and bytes that are let through at a time.
+/// With a limit: the bytes a second that each reply in flight should get so that it does not look
+/// stalled (there are fewer slots then), and the bytes that pass at a time.
 pub(super) const LIMITED_SLOT_RATE: u64 = 128 * 1024;
 pub(super) const LIMITED_BYTES: usize = 16 * 1024;
 /// A swarm's name, in bytes.
@@ -88,38 +92,39 @@ pub const SWARM_NAME_BYTES_MAX: usize = 64;
 
 /// The shard protocol's name; its messages are in `proto/shard.proto`.
 pub const SHARD_PROTOCOL: &str = "/doppler/shard/1";
-/// What peers must identify with to stay connected.
+/// The protocol version with which peers must identify themselves to stay connected.
 pub const PROTOCOL_VERSION: &str = "/doppler/1";
 
-/// Peers known from before that are dialled at the start.
+/// The most known peers that are dialled at the start.
 pub(super) const KNOWN_MAX: usize = 64;
 
-/// A transfer slower than this is abandoned, however steadily it drips.
+/// A transfer slower than this is abandoned, however steady it is.
 pub(super) const RATE_MIN: u64 = 32 * 1024;
 /// Time that every request gets before `RATE_MIN` counts.
 pub(super) const REQUEST_GRACE: Duration = Duration::from_secs(10);
 
-/// Orders that wait for a read: it has at most 16 requests, each of which is asked, kept or
-/// dropped, and stopped once before it takes them.
+/// The most orders waiting for a read: it has at most 16 requests, each of which is asked, kept or
+/// dropped, and stopped at most once before it takes them.
 pub(super) const ORDERS_MAX: usize = 64;
 /// Streams kept open to one peer for the next request.
 pub(super) const IDLE_STREAMS_PER_PEER_MAX: usize = 8;
-/// A kept stream older than this is not used again: below the server's own limit.
+/// A kept stream older than this is not reused. Below the server's own limit.
 pub(super) const IDLE_STREAM_CLIENT: Duration = Duration::from_secs(30);
-/// The server closes a stream that asks nothing for this long.
+/// The server closes a stream without a request for this long.
 pub(super) const IDLE_STREAM_SERVER: Duration = Duration::from_secs(60);
-/// Streams served at once, over all peers and for one.
+/// The most streams served at once, over all peers and per peer.
 pub(super) const STREAMS_MAX: usize = 512;
 pub(super) const STREAMS_PER_PEER_MAX: usize = 32;
-/// Wait for an upload slot before a request is answered "overloaded".
+/// How long a request waits for an upload slot before it is answered "overloaded".
 pub(super) const SLOT_WAIT: Duration = Duration::from_millis(1500);
-/// How long reading and encoding one range may take here. With `SLOT_WAIT` below
+/// How long reading and encoding one range may take here. Together with `SLOT_WAIT` it is below
 /// `Timing::idle`, so that a busy peer says so before it counts as stalled.
 pub(super) const ENCODE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes written at once between time-outs; also the largest frame a browser's transport takes well.
+/// Bytes written at once between time-outs. Also the largest frame that a browser's transport
+/// handles well.
 pub(super) const WRITE_BYTES: usize = 64 * 1024;
 
-/// Why the mesh cannot start or do what it was asked.
+/// Why the mesh cannot start or carry out a request.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
     #[error(transparent)]

@@ -1,8 +1,8 @@
-//! The asking side of the shard protocol: one request on a stream, its answer
-//! proved while it arrives, and the stream kept for the next.
+//! The client side of the shard protocol: sends one request on a stream, verifies the answer while
+//! it arrives, and keeps the stream for the next request.
 //!
-//! Invariant: at most one 16 KiB group is read after the first wrong byte; a
-//! stream on which anything went wrong is dropped, never kept.
+//! Invariant: at most one 16 KiB group is read after the first wrong byte. A stream on which
+//! anything went wrong is dropped, never kept.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,22 +26,22 @@ use super::options::{
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 use doppler_store::verified::{DecodeError, RangeDecoder, VerifiedBuf};
 
-/// A request that did not bring all that it asked for.
+/// A request that did not bring everything it asked for.
 #[derive(Debug)]
 pub(super) struct Broken {
     pub(super) failure: Failure,
-    /// What had been proved when it broke off, from the start of its range on. Nothing of a
-    /// peer that broke the protocol or sent a wrong byte.
+    /// What had been proved when it broke off, from the start of its range on. `None` if the peer
+    /// broke the protocol or sent a wrong byte.
     pub(super) proved: Option<VerifiedBuf>,
 }
 
-/// A request to a peer, and what its task shares with whoever waits for it.
+/// A request to a peer, and what its task shares with its caller.
 pub(super) struct Demand<'a> {
     pub(super) peer: PeerId,
     pub(super) request: ShardRequest,
     /// Whether it may go over a relay.
     pub(super) may_relay: bool,
-    /// Called now and then while bytes come.
+    /// Called from time to time while bytes arrive.
     pub(super) heard: Heard<'a>,
     /// Ends the request early.
     pub(super) stop: CancellationToken,
@@ -52,8 +52,8 @@ struct Kept {
     since: Instant,
 }
 
-/// Asks peers for ranges. Streams are kept per peer, at most
-/// `IDLE_STREAMS_PER_PEER_MAX` each, and dropped when the peer disconnects.
+/// Asks peers for ranges. Keeps at most `IDLE_STREAMS_PER_PEER_MAX` streams per peer, which are
+/// dropped when the peer disconnects.
 pub(super) struct Client {
     swarm: SwarmHandle,
     idle: Duration,
@@ -66,14 +66,14 @@ impl Client {
         Self { swarm, idle, limit, kept: Mutex::default() }
     }
 
-    /// Asks one peer for one range, at most `SERVE_BYTES_MAX` long, and decodes what comes.
+    /// Asks one peer for one range of at most `SERVE_BYTES_MAX` and decodes the answer.
     pub(super) async fn request(
         &self,
         demand: Demand<'_>,
         mut decoder: RangeDecoder,
     ) -> Result<VerifiedBuf, Broken> {
         let limit = REQUEST_GRACE + Duration::from_secs(demand.request.range.len() / RATE_MIN);
-        // A limit of this node's own is not the peer's fault.
+        // The peer is not to blame for this node's own limit.
         let limit = if self.limit.is_limited() { limit * 16 } else { limit };
         let ended = tokio::select! {
             ended = self.request_unlimited(&demand, &mut decoder) => ended,
@@ -107,7 +107,7 @@ impl Client {
                     self.keep(peer, stream);
                     return Ok(());
                 }
-                // The server may have dropped a stream that idled: that says nothing about the peer.
+                // The server may have dropped an idle stream, which says nothing about the peer.
                 Err((failure, Progress::Unanswered)) if failure.kind == FailureKind::Lost => {}
                 Err((failure, _)) => return Err(self.after(peer, stream, failure)),
             }
@@ -127,7 +127,7 @@ impl Client {
         }
     }
 
-    /// A stream whose peer merely said no is as good as before.
+    /// If the peer merely refused, the stream can still be used.
     fn after(&self, peer: PeerId, stream: Stream, failure: Failure) -> Failure {
         match failure.kind {
             FailureKind::NotFound
@@ -177,19 +177,19 @@ impl Client {
         }
     }
 
-    /// Drops the streams kept to a peer, which has gone.
+    /// Drops the streams kept to a peer that has gone.
     pub(super) fn forget(&self, peer: PeerId) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
     }
 }
 
-/// How far an exchange came.
+/// How far an exchange got.
 enum Progress {
     Unanswered,
     Answered,
 }
 
-/// Sends the request and reads the reply's head.
+/// Sends the request and reads the reply's header.
 async fn ask(
     stream: &mut Watched<'_>,
     request: ShardRequest,
@@ -210,7 +210,7 @@ async fn ask(
     Ok(ShardReply::decode(&frame[..length]).map_err(|error| error.to_string()))
 }
 
-/// Reads and proves what the reply announced.
+/// Reads and verifies what the reply announced.
 async fn answer(
     stream: &mut Watched<'_>,
     request: ShardRequest,
@@ -245,7 +245,7 @@ async fn answer(
             Err(failure(FailureKind::Wrong, read, error.to_string()))
         }
         Err(DecodeError::Io { source, .. }) => Err(io_failure(&source, read)),
-        // Ended early although the announced bytes came, or lengths that cannot be.
+        // It ended early although the announced bytes came, or its lengths are impossible.
         Err(error @ DecodeError::Truncated { .. }) if left > 0 => {
             Err(failure(FailureKind::Lost, read, error.to_string()))
         }
@@ -265,20 +265,20 @@ fn io_failure(error: &io::Error, bytes: u64) -> Failure {
     }
 }
 
-/// Told that bytes come.
+/// A callback for the arrival of bytes.
 pub(super) type Heard<'a> = &'a (dyn Fn() + Send + Sync);
 
-/// A stream that counts what is read, keeps to the download limit, and fails once
-/// nothing came for `idle`.
+/// A stream that counts the bytes read, respects the download limit, and fails if nothing arrives
+/// for `idle`.
 struct Watched<'a> {
     stream: &'a mut Stream,
     idle: Duration,
     silent: Pin<Box<Sleep>>,
-    /// Runs while the limit holds reading back.
+    /// Runs while the limit delays reading.
     pause: Option<Pin<Box<Sleep>>>,
     limit: &'a Limiter,
     heard: Heard<'a>,
-    /// When `heard` was last told, and the time-out last moved.
+    /// When `heard` was last called and the time-out last moved.
     noted: Instant,
     read: u64,
 }

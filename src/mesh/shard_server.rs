@@ -1,8 +1,8 @@
-//! The answering side of the shard protocol.
+//! The server side of the shard protocol.
 //!
-//! Refuses: more streams than its limits, more replies at once than upload
-//! slots, requests out of bounds. Invariant: what it sends comes from
-//! `ShardServe`, which checks it; nothing is sent that is not held here whole.
+//! Refuses more streams than its limits, more replies at once than upload slots, and requests out
+//! of bounds. Invariant: everything it sends comes from `ShardServe`, which checks it, and is held
+//! here in full.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,16 +36,16 @@ struct Guest {
     slots: Arc<Semaphore>,
 }
 
-/// Answers peers' requests from what is held here.
+/// Answers peers' requests from what this node holds.
 pub(super) struct Server {
     serve: Arc<dyn ShardServe>,
     shared: Arc<Shared>,
-    /// Every reply under way holds one.
+    /// Every reply in flight holds one.
     slots: Arc<Semaphore>,
-    /// Replies that no token waits for hold one of these too: a quarter of the
-    /// slots is left for those that one does.
+    /// Replies for which no token waits must hold one of these, too. So a quarter of the slots is
+    /// left for replies for which a token waits.
     patient_slots: Arc<Semaphore>,
-    /// Slots that one peer may hold, so that it cannot take all of them.
+    /// The most slots that one peer may hold, so that it cannot take all of them.
     slots_per_peer: usize,
     limit: Limiter,
     idle: Duration,
@@ -60,7 +60,7 @@ impl Server {
         upload_limit: Option<u64>,
         idle: Duration,
     ) -> Self {
-        // Under a limit fewer replies go on at once, so that none looks stalled.
+        // With a limit, fewer replies run at once, so that none looks stalled.
         let affordable = upload_limit.map_or(u64::MAX, |limit| limit / LIMITED_SLOT_RATE);
         let slots = upload_slots.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1);
         Self {
@@ -87,7 +87,7 @@ impl Server {
                 () = cancel.cancelled() => break,
                 next = incoming.recv() => {
                     let Some(IncomingStream { peer, stream }) = next else { break };
-                    // Finished tasks are cleared before the count is looked at.
+                    // Finished tasks are cleared before they are counted.
                     while tasks.try_join_next().is_some() {}
                     let slots = if tasks.len() < STREAMS_MAX { self.enter(peer) } else { None };
                     let Some(slots) = slots else {
@@ -109,7 +109,8 @@ impl Server {
         tasks.shutdown().await;
     }
 
-    /// One more stream of a peer: the slots that its streams share. `None` if it has too many.
+    /// Registers another stream of a peer, and returns the slots that its streams share. `None` if
+    /// it has too many.
     fn enter(&self, peer: PeerId) -> Option<Arc<Semaphore>> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = || Arc::new(Semaphore::new(self.slots_per_peer));
@@ -172,8 +173,8 @@ impl Server {
             self.write(stream, &ShardReply::Relayed.encode()).await?;
             return self.flush(stream).await;
         }
-        // Held until the reply is written: that is what bounds memory.
-        // The peer's own share comes first: who waits for that takes nothing from others.
+        // Held until the reply is written, which bounds memory. The peer's own slot comes first:
+        // waiting for it takes nothing from others.
         let slot = timeout(SLOT_WAIT, async {
             (slots.acquire().await.ok(), self.slot(request.priority).await)
         });
@@ -182,7 +183,7 @@ impl Server {
             Ok(_) => self.serve(request).await,
             Err(_) => Err(ShardReply::Overloaded),
         };
-        // Its publisher may have given a smaller size than it has.
+        // Its publisher may have announced a smaller size than it has.
         let too_large = |served: &Served| served.object_size() > RELAYED_MANIFEST_BYTES_MAX;
         let served = match served {
             Ok(served) if stream.is_relayed() && too_large(&served) => Err(ShardReply::Relayed),
@@ -198,7 +199,7 @@ impl Server {
         self.flush(stream).await
     }
 
-    /// Sends a range, a frame at a time; the bytes of its encoding.
+    /// Sends a range, a frame at a time. Returns the bytes of its encoding.
     async fn send(&self, stream: &mut Stream, served: &Served) -> io::Result<u64> {
         let object_size = served.object_size();
         let body_bytes = match served {
@@ -216,7 +217,7 @@ impl Server {
             }
             Served::Proved(range) => {
                 let mut encoder = range.encoder();
-                // A group and the nodes before it may come on top.
+                // One more group, and the nodes before it, may be added.
                 let mut frame = Vec::with_capacity(at_once + 2 * GROUP_BYTES as usize);
                 let mut more = true;
                 while more {
@@ -234,7 +235,7 @@ impl Server {
         let patient = match priority {
             Priority::Token => None,
             Priority::Prefetch | Priority::Bulk => {
-                // An error means a closed semaphore, and these are never closed.
+                // An error means that the semaphore is closed, which never happens.
                 self.patient_slots.clone().acquire_owned().await.ok()
             }
         };

@@ -1,32 +1,32 @@
-//! What a request to a peer brought, as far as decisions care.
+//! The result of a request to a peer, as far as decisions depend on it.
 
 use super::reputation::Conduct;
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// All of it came, or why not.
+    /// Whether all of it came, and if not, why.
     pub outcome: Result<(), Failure>,
-    /// What was proved of it. Nothing of a peer that broke the protocol or sent a wrong byte.
+    /// What was proved of it. `None` if the peer broke the protocol or sent a wrong byte.
     pub proved: Option<Proved>,
 }
 
 /// What a request proved, from the start of its range on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proved {
-    /// The byte of the object after it: a group's end, or the object's.
+    /// The end of the proved bytes within the object: a group's end or the object's.
     pub end: u64,
-    /// The object's size, as the peer says; proved if `end` is that.
+    /// The object's size according to the peer. Proved if `end` equals it.
     pub size: u64,
 }
 
-/// Why a request did not bring what it asked for.
+/// Why a request did not bring everything it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub kind: FailureKind,
     /// Body bytes read.
     pub bytes: u64,
-    /// Said after the peer's name: "went silent".
+    /// Text to follow the peer's name: "went silent".
     pub detail: String,
 }
 
@@ -40,16 +40,16 @@ pub enum FailureKind {
     Stalled,
     /// No connection, or it broke.
     Lost,
-    /// It was stopped here.
+    /// This node stopped it.
     Stopped,
     NotFound,
     OutOfRange {
         object_size: u64,
     },
     Overloaded,
-    /// It will not, or could not read it.
+    /// The peer refuses, or could not read it.
     Refused,
-    /// Only a relay leads there, and that may not carry this.
+    /// The peer is reachable only through a relay, which may not carry this.
     Relayed,
 }
 
@@ -67,7 +67,7 @@ impl FailureKind {
         }
     }
 
-    /// Whether what was proved before is kept: the peer did not show bad faith.
+    /// Whether what was proved before is kept, because the peer did not act in bad faith.
     pub const fn keeps(self) -> bool {
         matches!(self, Self::Stalled | Self::Lost | Self::Stopped)
     }

@@ -1,24 +1,24 @@
-//! Bytes a second that pass, at most: a token bucket.
+//! Limits the bytes a second that pass: a token bucket.
 //!
-//! Invariant: over any stretch of time no more passes than the rate gives, and one burst.
+//! Invariant: in any period of time, no more passes than the rate allows plus one burst.
 
 use std::time::{Duration, Instant};
 
 use super::limits::LIMIT_BURST;
 
-/// Who takes is let through at once and told how long to wait before going on, so
-/// that takers share the rate in the order in which they come.
+/// A caller may use the bytes at once and is told how long to wait before it continues, so callers
+/// share the rate in the order in which they arrive.
 #[derive(Debug)]
 pub struct Bucket {
     /// Bytes a second.
     rate: f64,
-    /// Bytes that may pass now; less than none is owed.
+    /// Bytes that may pass now. Negative if bytes are owed.
     level: f64,
     at: Instant,
 }
 
 impl Bucket {
-    /// `rate` in bytes a second; full.
+    /// A full bucket. `rate` is in bytes a second.
     pub fn new(now: Instant, rate: u64) -> Self {
         let rate = rate.max(1) as f64;
         Self { rate, level: rate * LIMIT_BURST.as_secs_f64(), at: now }
@@ -30,14 +30,14 @@ impl Bucket {
         self.at = now.max(self.at);
     }
 
-    /// How long to wait for these bytes.
+    /// Takes these bytes and returns how long to wait.
     pub fn take(&mut self, now: Instant, bytes: u64) -> Duration {
         self.fill(now);
         self.level -= bytes as f64;
         Duration::from_secs_f64((-self.level / self.rate).clamp(0.0, 3600.0))
     }
 
-    /// Whether somebody has to wait.
+    /// Whether a caller would have to wait.
     pub fn is_empty(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.level <= 0.0
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(bucket.take(later, burst), Duration::ZERO);
         let wait = bucket.take(later, 500_000);
         assert!(wait > Duration::from_millis(499) && wait < Duration::from_millis(501), "{wait:?}");
-        // A clock that steps back owes nothing and gives nothing.
+        // A clock that steps back changes nothing.
         assert!(bucket.take(start, 0) > Duration::from_millis(499));
     }
 }

@@ -1,6 +1,6 @@
 //! When a peer that did not answer is dialled again.
 //!
-//! Invariant: entries are those of peers with a lease; the caller retains no others.
+//! Invariant: only peers with a lease have entries; the caller drops all others.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,14 +14,15 @@ struct Entry {
     wait: Duration,
 }
 
-/// Peers that were dialled and have not connected since.
+/// Peers that were dialled and have not connected yet.
 #[derive(Default)]
 pub(super) struct Dialling {
     entries: BTreeMap<PeerId, Entry>,
 }
 
 impl Dialling {
-    /// Whether a peer may be dialled now; if so, the next time is put off, twice as long each time.
+    /// Whether a peer may be dialled now. If so, the next attempt is delayed, twice as long each
+    /// time.
     pub(super) fn take(&mut self, now: Instant, peer: PeerId) -> bool {
         let entry = self.entries.entry(peer).or_insert(Entry { next: now, wait: DIAL_RETRY_FIRST });
         if entry.next > now {
@@ -32,7 +33,7 @@ impl Dialling {
         true
     }
 
-    /// When the first of these that was put off may be dialled again, after `now`.
+    /// When the first of these peers may be dialled again, after `now`.
     pub(super) fn next(
         &self,
         now: Instant,
@@ -46,7 +47,7 @@ impl Dialling {
         self.entries.len()
     }
 
-    /// It is connected.
+    /// Call when a peer has connected.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.entries.remove(&peer);
     }

@@ -1,8 +1,8 @@
-//! What is known of the way to each peer: bytes in flight, its measured rate, when
-//! it was last heard, and how late answers are as a rule. Pure: the time is an argument.
+//! What is known about the connection to each peer: bytes in flight, its measured rate, when it was
+//! last heard, and how late answers usually are. Pure: the time is an argument.
 //!
-//! Invariant: a peer's bytes in flight are those of the requests begun and not
-//! yet ended; `begin` and `end` come in pairs.
+//! Invariant: a peer's bytes in flight are those of requests that have begun and not ended. `begin`
+//! and `end` come in pairs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use super::limits::{
 
 /// Weight of the newest sample in a peer's rate.
 const EWMA: f64 = 0.3;
-/// Bytes per second assumed of a peer that has not been measured while nobody has:
-/// a fast local link, so that newcomers are tried.
+/// The rate, in bytes per second, assumed for a peer while no peer has been measured: that of a
+/// fast local link, so that newcomers are tried.
 const RATE_UNKNOWN: f64 = 100e6;
 /// Transfers shorter than this measure the round trip, not the rate.
 const SAMPLE_BYTES_MIN: u64 = 64 * 1024;
-/// How late an answer is taken to be at worst (its 95th percentile) until enough came,
-/// as a multiple of what was expected, and the bounds of what is measured.
+/// The assumed 95th percentile of an answer's time, as a multiple of the expected time, until
+/// enough answers have come; and the bounds of the measured one.
 const LATENESS_UNKNOWN: f64 = 3.0;
 const LATENESS_RANGE: (f64, f64) = (1.5, 8.0);
 
@@ -31,26 +31,26 @@ struct Link {
     requests: u32,
     delivered: u64,
     rate: Option<f64>,
-    /// Since when it owes an answer, and when a byte of one last came.
+    /// Since when it has owed an answer, and when a byte of one last came.
     busy_since: Option<Instant>,
     heard: Option<Instant>,
-    /// It was silent, and has not been heard since.
+    /// Whether it was silent and has not been heard since.
     suspect: bool,
 }
 
-/// A request that began: what `end` needs to know.
+/// What `end` needs to know about a request that began.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Begun {
     pub(super) peer: PeerId,
     pub(super) len: u64,
     pub(super) at: Instant,
-    /// How long it should take; `None` of a peer that has not been measured.
+    /// How long it should take. `None` for a peer that has not been measured.
     expected: Option<Duration>,
     delivered_before: u64,
 }
 
 impl Begun {
-    /// When it should be done, if that can be said.
+    /// When it should be done, if that is known.
     pub(super) fn due(&self) -> Option<Instant> {
         self.expected.map(|expected| self.at + expected)
     }
@@ -60,7 +60,7 @@ impl Begun {
 #[derive(Default)]
 pub(super) struct Links {
     links: BTreeMap<PeerId, Link>,
-    /// The last answers' times over the times that were expected.
+    /// The times of the last answers, divided by the expected times.
     lateness: VecDeque<f64>,
     /// The 95th percentile of those, once there are enough.
     p95: Option<f64>,
@@ -78,7 +78,7 @@ impl Links {
         link.in_flight += len;
         link.requests += 1;
         let seconds = link.rate.map(|rate| link.in_flight as f64 / rate);
-        // A rate measured on little may be far off, but no request takes a day.
+        // A rate measured on few bytes may be far off, but no request takes a day.
         let expected = seconds.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
         Begun { peer, len, at: now, expected, delivered_before: link.delivered }
     }
@@ -89,7 +89,7 @@ impl Links {
         (self.links.len(), most.unwrap_or(0))
     }
 
-    /// Bytes of an answer came.
+    /// Call when bytes of an answer come.
     pub(super) fn heard(&mut self, now: Instant, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.heard = Some(now);
@@ -97,8 +97,8 @@ impl Links {
         }
     }
 
-    /// The way to a peer is another one: what was measured of the old one is forgotten.
-    /// Requests under way stay counted.
+    /// Call when a peer has a new connection. Forgets what was measured on the old one. Requests in
+    /// flight stay counted.
     pub(super) fn renew(&mut self, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.rate = None;
@@ -107,7 +107,8 @@ impl Links {
         }
     }
 
-    /// Others were faster while the peer was silent: one request at a time until it is heard.
+    /// Call when others were faster while the peer was silent. It then gets one request at a time
+    /// until it is heard.
     pub(super) fn suspect(&mut self, peer: PeerId) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.suspect = true;
@@ -118,7 +119,7 @@ impl Links {
         self.links.get(&peer).is_some_and(|link| link.suspect)
     }
 
-    /// A request ended, having delivered `bytes` (0 if it failed or was given up).
+    /// Call when a request ended, having delivered `bytes` (0 if it failed or was cancelled).
     pub(super) fn end(&mut self, now: Instant, begun: Begun, bytes: u64) {
         let Some(link) = self.links.get_mut(&begun.peer) else { return };
         link.in_flight = link.in_flight.saturating_sub(begun.len);
@@ -133,7 +134,8 @@ impl Links {
             return;
         }
         let elapsed = now.saturating_duration_since(begun.at).as_secs_f64().max(1e-6);
-        // All that the peer delivered meanwhile: its rate, not one request's share of it.
+        // Everything that the peer delivered meanwhile, to measure its whole rate and not that of
+        // one request.
         let delivered = link.delivered - begun.delivered_before;
         let sample = delivered as f64 / elapsed;
         link.rate = Some(link.rate.map_or(sample, |rate| rate + EWMA * (sample - rate)));
@@ -173,7 +175,7 @@ impl Links {
         (self.in_flight(peer) + len) as f64 / self.assumed_rate(peer).max(1.0)
     }
 
-    /// When a peer that owes answers counts as silent, if nothing comes until then.
+    /// When a peer that owes answers will count as silent, unless something comes before.
     pub(super) fn silent_at(&self, peer: PeerId) -> Option<Instant> {
         let link = self.links.get(&peer).filter(|link| link.requests > 0)?;
         link.busy_since.max(link.heard).map(|since| since + SILENT_AFTER)
@@ -183,7 +185,7 @@ impl Links {
         self.silent_at(peer).is_some_and(|at| at <= now)
     }
 
-    /// When a request is later than 95 of 100 are.
+    /// When a request will be later than 95 of 100 are.
     pub(super) fn late_at(&self, begun: &Begun) -> Instant {
         let wait = match begun.expected {
             None => HEDGE_UNKNOWN,
@@ -230,7 +232,7 @@ mod tests {
         let rate = links.rate(peer(1)).unwrap();
         assert!(rate > 1.25 * MIB as f64 && rate < 2.0 * MIB as f64, "{rate}");
         assert_eq!((links.in_flight(peer(1)), links.requests(peer(1))), (0, 0));
-        assert_eq!(links.assumed_rate(peer(2)), rate, "nobody else is known");
+        assert_eq!(links.assumed_rate(peer(2)), rate, "no other peer is known");
     }
 
     #[test]
@@ -261,7 +263,7 @@ mod tests {
         assert!(!links.is_silent(start + SILENT_AFTER, peer(1)));
         links.end(start + Duration::from_secs(1), begun, MIB);
         assert_eq!(links.silent_at(peer(1)), None, "it owes nothing");
-        // All answers take twice what is expected: those that take three times are late.
+        // All answers take twice the expected time, so those that take three times are late.
         let mut now = start + Duration::from_secs(10);
         for _ in 0..2 * LATENESS_SAMPLES {
             let begun = links.begin(now, peer(1), MIB);

@@ -1,17 +1,17 @@
-//! How far a long transfer has come, how fast it goes, and how long it will take.
+//! The progress of a long transfer: bytes done, rate, and time left.
 //!
-//! Invariant: what is done never shrinks and never exceeds the total.
+//! Invariant: the bytes done never decrease and never exceed the total.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// The rate is taken over this long: a stall shows soon, a burst does not.
+/// The period over which the rate is measured. A stall shows soon, a burst does not.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Samples kept of it.
+/// The most samples kept.
 const SAMPLES_MAX: usize = 64;
-/// Below this much time a rate would be a guess.
+/// A rate over less time than this would be a guess.
 const RATE_AFTER: Duration = Duration::from_millis(500);
 
 /// A reading of a [`Meter`].
@@ -20,7 +20,7 @@ pub struct Progress {
     /// Bytes.
     pub done: u64,
     pub total: u64,
-    /// Bytes a second, lately; `None` until that can be said.
+    /// Recent bytes a second. `None` until it is known.
     pub rate: Option<f64>,
     /// Seconds until the total is reached at this rate.
     pub left_s: Option<f64>,
@@ -40,11 +40,11 @@ impl Meter {
         Self { total, done: 0, samples: VecDeque::from([(now, 0)]) }
     }
 
-    /// So many bytes are done by now, since the beginning.
+    /// Records that `done` bytes, in total, are done by now.
     pub fn note(&mut self, now: Instant, done: u64) -> Progress {
         self.done = done.min(self.total).max(self.done);
         let oldest = |samples: &VecDeque<(Instant, u64)>| samples.front().map(|(at, _)| *at);
-        // One sample beyond the window stays, so that the rate covers all of it.
+        // One sample before the window is kept, so that the rate covers all of it.
         while self.samples.len() > 1
             && self.samples.get(1).is_some_and(|(at, _)| *at + WINDOW <= now)
         {
@@ -93,7 +93,7 @@ mod tests {
         }
         assert!((last.rate.unwrap() - 4000.0).abs() < 120.0, "{last:?}");
         assert!(meter.samples.len() <= SAMPLES_MAX);
-        // A stall: the rate falls to nothing, and no time is promised.
+        // A stall: the rate falls to zero, and no time left is given.
         for second in 19..=30u64 {
             last = meter.note(start + Duration::from_secs(second), 42_000);
         }

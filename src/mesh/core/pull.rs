@@ -1,10 +1,10 @@
-//! How the missing objects of a model are brought here: in which order, how many at a time,
-//! and what a failure means.
+//! How the missing objects of a model are fetched: in which order, how many at a time, and what a
+//! failure means.
 //!
-//! Objects of which something is here come first, then the rarest: whoever leaves takes least
-//! with them. Rarity is looked at when the next object is begun. The first failure ends the
-//! pull: what came is kept, what is under way is given up.
-//! Invariant: each object is fetched at most once, at most `at_once` of them at the same time.
+//! Objects of which a part is here come first, then the rarest, so that a peer that leaves takes as
+//! little as possible with it. Rarity is evaluated when the next object begins. The first failure
+//! ends the pull: what has arrived is kept, and fetches in flight are cancelled. Invariant: each
+//! object is fetched at most once, at most `at_once` of them at the same time.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,11 +13,11 @@ use doppler_ids::ShardId;
 
 use super::meter::{Meter, Progress};
 
-/// An object that is not here whole.
+/// An object that is not complete here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     pub shard: ShardId,
-    /// Bytes, and how many of them are here.
+    /// Its size in bytes, and how many of them are here.
     pub size: u64,
     pub held: u64,
 }
@@ -26,9 +26,9 @@ pub struct Wanted {
 pub enum PullEvent {
     /// It begins.
     Begin,
-    /// An object is here whole, and pinned.
+    /// An object is complete here, and pinned.
     Fetched(ShardId),
-    /// An object did not come.
+    /// An object could not be fetched.
     Failed(ShardId),
 }
 
@@ -37,7 +37,7 @@ pub enum PullAction {
     Fetch(Wanted),
     /// Everything is here.
     Done,
-    /// Give up what is under way: so many objects, and bytes of all, are still missing.
+    /// Cancel what is in flight. This many objects, and bytes in total, are still missing.
     GiveUp {
         objects: usize,
     },
@@ -49,14 +49,14 @@ pub struct Pull {
     waiting: Vec<Wanted>,
     under_way: BTreeMap<ShardId, Wanted>,
     at_once: usize,
-    /// Bytes of objects that were fetched, less what was here before.
+    /// Bytes of fetched objects, without what was here before.
     fetched: u64,
     meter: Meter,
     is_over: bool,
 }
 
 impl Pull {
-    /// An object that is wanted twice is fetched once.
+    /// An object that occurs twice is fetched once.
     pub fn new(now: Instant, missing: impl IntoIterator<Item = Wanted>, at_once: usize) -> Self {
         let by_id: BTreeMap<ShardId, Wanted> =
             missing.into_iter().map(|wanted| (wanted.shard, wanted)).collect();
@@ -107,7 +107,7 @@ impl Pull {
         actions
     }
 
-    /// How far it has come. `coming` gives the bytes of an object under way that are proved.
+    /// Its progress. `coming` gives the proved bytes of an object in flight.
     pub fn progress(&mut self, now: Instant, coming: &dyn Fn(ShardId) -> u64) -> Progress {
         let coming: u64 =
             self.under_way.values().map(|wanted| coming(wanted.shard).min(wanted.missing())).sum();
@@ -143,11 +143,11 @@ mod tests {
         let holders = |id: ShardId| if id == shard(3) { 1 } else { 5 };
         let fetch = |byte, held| PullAction::Fetch(wanted(byte, held));
         assert_eq!(pull.on(PullEvent::Begin, &holders), [fetch(4, 60), fetch(3, 0)]);
-        // What has become rare meanwhile is next.
+        // An object that has become rare meanwhile is next.
         let later = |id: ShardId| usize::from(id != shard(2));
         assert_eq!(pull.on(PullEvent::Fetched(shard(3)), &later), [fetch(2, 0)]);
         let half = pull.progress(now + Duration::from_secs(1), &|_| 50);
-        assert_eq!((half.done, half.total), (100 + 40 + 50, 340), "40 was all that 4 lacked");
+        assert_eq!((half.done, half.total), (100 + 40 + 50, 340), "object 4 lacked only 40");
         assert_eq!(half.rate, Some(190.0));
         assert_eq!(pull.on(PullEvent::Fetched(shard(4)), &later), [fetch(1, 0)]);
         assert_eq!(pull.on(PullEvent::Fetched(shard(1)), &later), []);

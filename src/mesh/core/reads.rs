@@ -1,8 +1,8 @@
-//! What becomes of a read: when it is looked at, when it is whole, when it is given up, and what
-//! an answer means for the peer that sent it.
+//! The course of a read: when it is examined, when it is complete, when it fails, and what an
+//! answer means for the peer that sent it.
 //!
-//! Invariants: a read is looked at whenever something that concerns it changed, and at `look`
-//! at the latest; what a request proved before it broke off is kept, unless its peer lied.
+//! Invariants: a read is examined whenever something that concerns it changes, and at `look` at the
+//! latest. What a request proved before it broke off is kept, unless its peer lied.
 
 use std::time::{Duration, Instant};
 
@@ -16,34 +16,34 @@ use super::reputation::Conduct;
 use super::scheduler::{Beaten, Ended, Holder, Outcome};
 use super::{Action, Core, Holders, ReadId, RequestId, Sight, may_relay};
 
-/// A deadline beyond any: used where the caller has none.
+/// A deadline later than any other, for callers that have none.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
-/// Said of a peer that only a relay leads to.
+/// The text for a peer that is reachable only through a relay.
 pub const RELAYED: &str = "is reached only through a relay, which carries no shards";
 
-/// What a request brought and the read keeps.
+/// A part that a request brought and the read keeps.
 struct Part {
     request: RequestId,
     peer: PeerId,
     range: ByteRange,
-    /// The object's size, as the peer says.
+    /// The object's size according to the peer.
     size: u64,
 }
 
-/// One read under way.
+/// One read in flight.
 pub(super) struct Reading {
     request: ReadRequest,
     started: Instant,
-    /// Since when nobody is asked for anything.
+    /// Since when no peer has been asked for anything.
     idle_since: Instant,
-    /// Failed requests since the last that brought something.
+    /// Failed requests since the last one that brought something.
     failures: u32,
     last: Option<(PeerId, Failure)>,
     parts: Vec<Part>,
-    /// Parts were dropped because another one disproved the size that they came under.
+    /// Whether parts were dropped because another part disproved the size that they came with.
     was_disputed: bool,
-    /// When it is looked at if nothing happens before.
+    /// When it is examined if nothing happens before.
     look: Instant,
 }
 
@@ -70,7 +70,7 @@ impl Reading {
         ReadError::Deadline { shard: self.request.shard, waited, detail }
     }
 
-    /// The error of a read for which nobody is left to ask.
+    /// The error of a read for which no peer is left to ask.
     fn gave_up(&self, now: Instant, holders: &Holders) -> ReadError {
         let shard = self.request.shard;
         let waited = now.saturating_duration_since(self.started);
@@ -142,7 +142,7 @@ impl Core {
         if self.reads.remove(&read).is_some() {
             self.scheduler.remove(now, read);
             out.push(Action::Changed);
-            // Its places are others' now.
+            // Its room is free for others now.
             self.settle(now, false, sight, out);
         }
     }
@@ -176,7 +176,7 @@ impl Core {
         self.settle(now, stirred, sight, out);
     }
 
-    /// A request ended with this proved: keeps what the schedule wants of it.
+    /// Handles a request that ended with this proved: keeps what the scheduler wants of it.
     fn take_in(
         &mut self,
         now: Instant,
@@ -186,12 +186,12 @@ impl Core {
         sight: &dyn Sight,
         out: &mut Vec<Action>,
     ) {
-        // What a peer that was banned meanwhile did not finish is not worth keeping.
+        // An unfinished answer of a peer that was banned meanwhile is not kept.
         let is_whole = outcome == Outcome::Delivered;
         let proved = proved.filter(|_| is_whole || !self.reputation.is_shunned(now, peer));
         let end = proved.map_or(0, |proved| proved.end);
         let seen = |request| sight.proved(read, request);
-        // Given up for its twin in the very moment it ended: not counted, not kept.
+        // It was cancelled in favour of its twin just when it ended: neither counted nor kept.
         let ended = self.scheduler.end(now, read, request, outcome, end, &seen);
         let Some(Ended { keep, beaten }) = ended else { return };
         if let Some((keep, proved)) = keep.zip(proved) {
@@ -219,7 +219,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let Some(reading) = self.reads.get_mut(&read) else { return };
-        // The read's last group comes whole, though less of it was asked for.
+        // The read's last group arrives in full, even if only a part was asked for.
         let is_last = keep.end() >= reading.request.range.end();
         let end = if is_last { proved.end } else { keep.end() };
         let Some(range) = ByteRange::new(keep.start(), end) else { return };
@@ -233,7 +233,7 @@ impl Core {
         out.extend([Action::Keep { read, request, end }, Action::Changed]);
     }
 
-    /// Draws the consequences of a failure for the peer.
+    /// Records the consequences of a failure for the peer.
     fn failed(
         &mut self,
         now: Instant,
@@ -263,8 +263,8 @@ impl Core {
         out.push(Action::Changed);
     }
 
-    /// Gives work to whoever has room and looks at the reads that this or the time concerns; at
-    /// all of them if who holds what may have changed (`stirred`).
+    /// Gives work to peers that have room, and examines the reads that this or the time affects;
+    /// all reads if holdings may have changed (`stirred`).
     pub(super) fn settle(
         &mut self,
         now: Instant,
@@ -273,7 +273,7 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let mut all = stirred;
-        // Ends: each further round has ended a read, or disputed one for the first time.
+        // Terminates: each further round has ended a read, or disputed one for the first time.
         loop {
             self.assign(now, sight, out);
             let due = self.reads.iter().filter(|(_, reading)| all || reading.look <= now);
@@ -298,7 +298,7 @@ impl Core {
             return;
         }
         let Self { scheduler, membership, reputation, contacts, announcements, .. } = self;
-        // Where this node's own limit is the brake, nobody is late.
+        // If this node's own limit sets the pace, no peer is late.
         let hedge = !sight.is_throttled(now);
         let holders = |shard: ShardId| {
             let holders = membership.holders(now, shard).into_iter();
@@ -320,8 +320,8 @@ impl Core {
         }
     }
 
-    /// Ends a read that is whole or late, dials for one that nobody is asked for, and says when
-    /// to look again. True if others may have room now, or more is to do.
+    /// Ends a read that is complete or late, dials for a read for which no peer is asked, and sets
+    /// when to look again. True if others may have room now or there is more to do.
     fn look(&mut self, now: Instant, read: ReadId, out: &mut Vec<Action>) -> bool {
         if self.scheduler.is_done(read) {
             return self.finish(now, read, out);
@@ -330,7 +330,7 @@ impl Core {
         let deadline = reading.deadline();
         if self.scheduler.in_flight(read) > 0 {
             if now >= deadline {
-                let error = reading.late(now, "somebody was still sending".into());
+                let error = reading.late(now, "a peer was still sending".into());
                 return self.end(now, read, Err(error), out);
             }
             return self.look_again(read, deadline);
@@ -355,9 +355,9 @@ impl Core {
         false
     }
 
-    /// Everything of a read was delivered: ends it, unless its parts contradict each other about
-    /// the object's size. A part that reaches the object's end proves it. Whoever sent another
-    /// part under another size lied: banned, and the part is fetched again, once.
+    /// Ends a read that was delivered in full, unless its parts disagree about the object's size. A
+    /// part that reaches the object's end proves its size. A peer that sent a part with another
+    /// size lied: it is banned, and the part is fetched again, once.
     fn finish(&mut self, now: Instant, read: ReadId, out: &mut Vec<Action>) -> bool {
         let Some(reading) = self.reads.get_mut(&read) else { return false };
         reading.parts.sort_by_key(|part| part.range.start());
@@ -380,7 +380,7 @@ impl Core {
         for Part { request, peer, range, size: said } in disproved {
             self.scheduler.put_back(read, range);
             out.push(Action::Discard { read, request });
-            // One lie, however many of its parts are here.
+            // It counts as one lie, however many of its parts are here.
             if self.reputation.is_banned(now, peer) {
                 self.counts.rejected_bytes += range.len();
                 self.traffic_of(peer).rejected += range.len();
@@ -393,7 +393,7 @@ impl Core {
         true
     }
 
-    /// True if it gave up requests, so that others may have room.
+    /// True if it cancelled requests, so that others may have room.
     fn end(
         &mut self,
         now: Instant,
@@ -408,7 +408,7 @@ impl Core {
         was_busy
     }
 
-    /// Bytes of an object that reads under way have proved and are about to deliver.
+    /// Bytes of an object that reads in flight have proved and are about to deliver.
     pub fn coming(&self, shard: ShardId, sight: &dyn Sight) -> u64 {
         let reads = self.reads.iter().filter(|(_, reading)| reading.request.shard == shard);
         reads

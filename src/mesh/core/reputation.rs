@@ -1,7 +1,7 @@
-//! How peers behave: a score in 0..=1 and bans. Pure: the time is an argument.
+//! How peers behave: a score in 0..=1, and bans. Pure: the time is an argument.
 //!
-//! Invariant: a peer that sent a wrong byte is banned from that moment; it is
-//! never chosen again before its ban ends, and then starts from the bottom.
+//! Invariant: a peer that sent a wrong byte is banned from that moment on. It is never chosen
+//! before its ban ends, and then starts with the lowest score.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,23 +13,23 @@ use super::limits::{BAN_FIRST, BAN_MAX, DENIALS_MAX, DENIED_FOR, PEERS_REMEMBERE
 /// What a peer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Conduct {
-    /// Sent a range that proved itself.
+    /// Sent a range that was verified.
     Delivered,
     /// Sent a byte that does not match its hash.
     WrongByte,
-    /// Broke the protocol: a reply out of bounds, bytes that do not add up, or no swarm key.
+    /// Broke the protocol: a reply out of bounds, inconsistent lengths, or no swarm key.
     Violation,
-    /// Went silent, or dripped, in the middle of a transfer.
+    /// Went silent or was too slow in the middle of a transfer.
     Stalled,
     /// Its connection broke in the middle of a transfer.
     Lost,
-    /// Said that it holds what it then did not have.
+    /// Did not have what it had said it holds.
     Denied,
-    /// Said that a range is outside an object: it, or whoever asked, is wrong about its size.
+    /// Said that a range is outside an object: either it or this node is wrong about the size.
     Disputed,
 }
 
-/// A newcomer's score: better than one that misbehaved, worse than one that delivered.
+/// A newcomer's score: better than after misbehaviour, worse than after a delivery.
 const SCORE_NEW: f64 = 0.5;
 /// Lowest score, so that a choice between bad peers remains a choice.
 const SCORE_MIN: f64 = 0.01;
@@ -40,13 +40,13 @@ struct Record {
     score: f64,
     offences: u32,
     banned_until: Option<Instant>,
-    /// Times it denied what it said it holds, less deliveries; what that earned it.
+    /// How often it denied what it had said it holds, minus deliveries; and the resulting penalty.
     denials: u32,
     disbelieved_until: Option<Instant>,
     seen: u64,
 }
 
-/// Everybody's record.
+/// The records of all peers.
 #[derive(Default)]
 pub(super) struct Reputation {
     records: BTreeMap<PeerId, Record>,
@@ -54,7 +54,7 @@ pub(super) struct Reputation {
 }
 
 impl Reputation {
-    /// Notes what a peer did; the end of its ban, if that earned one.
+    /// Records what a peer did. Returns the end of its ban, if that led to one.
     pub(super) fn note(&mut self, now: Instant, peer: PeerId, conduct: Conduct) -> Option<Instant> {
         self.make_room(now, peer);
         self.clock += 1;
@@ -103,8 +103,8 @@ impl Reputation {
         until.is_some_and(|until| until > now)
     }
 
-    /// Whether a peer's word about what it holds is not worth a request now: it is banned,
-    /// or denied too often what it had said.
+    /// Whether a peer should not be asked at the moment, because it is banned or has too often
+    /// denied what it had said it holds.
     pub(super) fn is_shunned(&self, now: Instant, peer: PeerId) -> bool {
         let until = self.records.get(&peer).and_then(|record| record.disbelieved_until);
         until.is_some_and(|until| until > now) || self.is_banned(now, peer)
@@ -114,12 +114,12 @@ impl Reputation {
         self.records.len()
     }
 
-    /// Peers banned now.
+    /// The number of peers banned now.
     pub(super) fn banned(&self, now: Instant) -> usize {
         self.records.keys().filter(|peer| self.is_banned(now, **peer)).count()
     }
 
-    /// The record not touched for longest gives way, banned ones last.
+    /// Makes room by dropping the record that was not touched for longest; banned peers last.
     fn make_room(&mut self, now: Instant, peer: PeerId) {
         if self.records.len() < PEERS_REMEMBERED_MAX || self.records.contains_key(&peer) {
             return;
@@ -146,7 +146,7 @@ mod tests {
             assert!(reputation.is_banned(now, peer) && reputation.banned(now) == 1);
             now = until;
             assert!(!reputation.is_banned(now, peer));
-            assert!(reputation.score(peer) < 0.02, "back, but at the bottom");
+            assert!(reputation.score(peer) < 0.02, "back, but with the lowest score");
         }
     }
 
@@ -154,7 +154,7 @@ mod tests {
     fn who_denies_too_often_is_not_believed_for_a_while() {
         let (now, peer) = (Instant::now(), PeerId::from_seed([1; 32]));
         let mut reputation = Reputation::default();
-        // One delivery for each denial: useful half the time.
+        // One delivery for each denial: the peer is useful half the time.
         for _ in 0..10 * DENIALS_MAX {
             reputation.note(now, peer, Conduct::Denied);
             reputation.note(now, peer, Conduct::Delivered);

@@ -1,15 +1,15 @@
-//! Which peer is asked for which bytes, when, and what is asked of two. Pure: the
-//! time, who holds what and how far each request came are given, nothing is sent from here.
+//! Which peer is asked for which bytes and when, and what is asked of two peers. Pure: the time,
+//! the holdings and each request's progress are arguments, and nothing is sent from here.
 //!
-//! A read is cut into requests as peers get room: a request is as long as its peer
-//! delivers in `REQUEST_TIME`, and never longer than the wire allows. Reads that a
-//! token waits for come first, by deadline; then shards that are begun, then the
-//! rarest. What is missing of a request that is late, or whose peer went silent, is asked
-//! of a second peer; so is that of the last of a read when somebody idle would be done sooner.
+//! A read is divided into requests as peers get room. A request is as long as its peer delivers in
+//! `REQUEST_TIME`, and never longer than the protocol allows. Reads for which a token waits come
+//! first, by deadline; then shards that have begun, then the rarest. If a request is late or its
+//! peer went silent, a second peer is asked for the missing bytes; the same holds for the last
+//! request of a read if an idle peer would be done sooner.
 //!
-//! Invariants: every byte of a read is to do, asked for (of at most two peers), or
-//! delivered; what is proved is asked of nobody; repeated bytes stay within a share of
-//! those delivered.
+//! Invariants: every byte of a read is still to do, asked for (of at most two peers), or delivered.
+//! Proved bytes are never asked for again. Repeated bytes stay within a fraction of those
+//! delivered.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub(super) struct Holder {
     pub(super) chunks: Chunks,
 }
 
-/// Ask this peer for this.
+/// A request to make of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     pub read: ReadId,
@@ -50,32 +50,32 @@ pub struct Ask {
 pub(super) enum Outcome {
     /// All of it came.
     Delivered,
-    /// It was given up here: another peer has the rest.
+    /// This node cancelled it, because another peer has the rest.
     Stopped,
-    /// No more comes; this peer is asked for this read again only after a while.
+    /// No more will come. This peer is asked for this read again only after a while.
     Failed,
 }
 
-/// What becomes of a request that ended.
+/// The consequences of a request's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ended {
-    /// What is kept of what it proved.
+    /// The part of what it proved that is kept.
     pub(super) keep: Option<ByteRange>,
     pub(super) beaten: Option<Beaten>,
 }
 
-/// A request that another peer's answer made needless.
+/// A request that another peer's answer made unnecessary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Beaten {
     pub(super) request: RequestId,
     pub(super) peer: PeerId,
-    /// Its peer had sent nothing for long.
+    /// Whether its peer had sent nothing for a long time.
     pub(super) is_silent: bool,
-    /// What it proved is still wanted: it is to be stopped, and to end, not to be dropped.
+    /// Whether what it proved is still wanted, so that it must be stopped rather than dropped.
     pub(super) is_wanted: bool,
 }
 
-/// A peer that failed a read: asked again only after a while.
+/// A peer that failed a read. It is asked again only after a while.
 struct Failed {
     retry: Instant,
     wait: Duration,
@@ -84,13 +84,13 @@ struct Failed {
 struct Request {
     begun: Begun,
     range: ByteRange,
-    /// The request to another peer for what was missing of this one, or whose rest this is.
-    /// Both end at the same byte.
+    /// The request to another peer for the missing bytes of this one, or the one whose missing
+    /// bytes this one requests. Both end at the same byte.
     twin: Option<RequestId>,
 }
 
 impl Request {
-    /// The first byte that is not proved; the range's end if all of it is. `seen` is the byte up
+    /// The first byte that is not proved, or the range's end if all of it is. `seen` is the byte up
     /// to which it is proved; 0 before its first group.
     fn proved(&self, seen: u64) -> u64 {
         seen.clamp(self.range.start(), self.range.end())
@@ -100,31 +100,31 @@ impl Request {
 struct Read {
     request: ReadRequest,
     arrived: u64,
-    /// Ascending, each begins on a group.
+    /// In ascending order; each begins at a group's start.
     todo: Vec<ByteRange>,
     requests: BTreeMap<RequestId, Request>,
     failed: BTreeMap<PeerId, Failed>,
 }
 
-/// What is served first is less.
+/// The smallest is served first.
 type Urgency = (Priority, bool, Option<Instant>, bool, usize, u64);
 
-/// Reads under way and the peers' loads.
+/// Reads in flight, and the peers' loads.
 #[derive(Default)]
 pub(super) struct Scheduler {
     pub(super) links: Links,
     reads: BTreeMap<ReadId, Read>,
-    /// Shards of which something came lately, with a number that grows.
+    /// Shards of which something came recently, with an increasing number.
     started: BTreeMap<ShardId, u64>,
     numbers: u64,
     twins: usize,
     delivered: u64,
-    /// Bytes asked for a second time although the first peer was still sending.
+    /// Bytes asked for a second time while the first peer was still sending.
     repeated: u64,
 }
 
 impl Scheduler {
-    /// A read begins. Its range is taken from the start of its first group.
+    /// Adds a read. Its range is extended to the start of its first group.
     pub(super) fn add(&mut self, id: ReadId, request: ReadRequest) -> Result<(), TooMany> {
         if self.reads.len() >= READS_MAX {
             return Err(TooMany { what: "reads under way", max: READS_MAX });
@@ -137,7 +137,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// A read ended, for whatever reason; what it asked for is given up.
+    /// Removes a read that ended, for whatever reason, and cancels its requests.
     pub(super) fn remove(&mut self, now: Instant, id: ReadId) {
         let Some(read) = self.reads.remove(&id) else { return };
         for request in read.requests.into_values() {
@@ -146,7 +146,7 @@ impl Scheduler {
         }
     }
 
-    /// Everything of the read was delivered.
+    /// Whether the read was delivered in full.
     pub(super) fn is_done(&self, id: ReadId) -> bool {
         self.reads.get(&id).is_none_or(|read| read.todo.is_empty() && read.requests.is_empty())
     }
@@ -161,21 +161,21 @@ impl Scheduler {
         self.reads.get(&id).map_or(0, |read| read.requests.len())
     }
 
-    /// Bytes that were delivered are needed again.
+    /// Marks delivered bytes as needed again.
     pub(super) fn put_back(&mut self, id: ReadId, range: ByteRange) {
         if let Some(read) = self.reads.get_mut(&id) {
             insert(&mut read.todo, range);
         }
     }
 
-    /// Bytes that the requests of a read have proved; what two were asked for counts once.
+    /// Bytes that the requests of a read have proved. Bytes asked of two peers count once.
     pub(super) fn proved(&self, id: ReadId, seen: &dyn Fn(RequestId) -> u64) -> u64 {
         let Some(read) = self.reads.get(&id) else { return 0 };
         let proved = |id: &RequestId, request: &Request| request.proved(seen(*id));
         let each = read.requests.iter().map(|(id, request)| {
             let own = proved(id, request) - request.range.start();
             let twin = request.twin.and_then(|twin| Some((twin, read.requests.get(&twin)?)));
-            // Both end at the same byte; the one that began later has what the other lacks.
+            // Both end at the same byte; the one that starts later covers what the other lacks.
             let repeated = twin.filter(|(_, twin)| twin.range.start() >= request.range.start());
             let repeated = repeated.map_or(0, |(twin_id, twin)| {
                 let both = proved(id, request).min(proved(&twin_id, twin));
@@ -187,9 +187,9 @@ impl Scheduler {
         each.sum()
     }
 
-    /// A request ended, having proved its range up to `proved`. Says what of that is kept and
-    /// which other request need not go on; `None` if it was given up before. `seen` says how far
-    /// the other came.
+    /// Ends a request that has proved its range up to `proved`. Returns what of it is kept and
+    /// which other request is unnecessary; `None` if it was cancelled before. `seen` gives the
+    /// progress of the other request.
     pub(super) fn end(
         &mut self,
         now: Instant,
@@ -212,8 +212,8 @@ impl Scheduler {
             failed.wait = (failed.wait * 2).min(RETRY_MAX);
         }
         let twin = ended.twin.and_then(|twin| Some((twin, read.requests.get_mut(&twin)?)));
-        // What is kept ends, and what nobody is asked for any more begins, at the first; the
-        // latter ends at the second.
+        // The kept range ends at `kept_to`. The range that nobody is asked for any more is
+        // `kept_to..missing_to`.
         let (mut kept_to, mut missing_to) = (proved, end);
         let mut beaten = None;
         if let Some((request, other)) = twin {
@@ -222,7 +222,8 @@ impl Scheduler {
             let peer = other.begun.peer;
             let silent = self.links.is_silent(now, peer);
             if proved == end || silent && proved > other.proved(seen(request)) {
-                // Of the other what came before this one's first byte is wanted, or nothing.
+                // Of the other request only what precedes this one's first byte is wanted, if
+                // anything.
                 let wanted = ByteRange::new(other.range.start(), start);
                 if let Some(range) = wanted {
                     other.range = range;
@@ -237,7 +238,7 @@ impl Scheduler {
                 beaten =
                     Some(Beaten { request, peer, is_silent: silent, is_wanted: wanted.is_some() });
             } else {
-                // The other goes on with its own.
+                // The other request continues.
                 missing_to = other.range.start();
                 kept_to = proved.min(missing_to);
             }
@@ -254,8 +255,8 @@ impl Scheduler {
         Some(Ended { keep, beaten })
     }
 
-    /// Gives work to whoever has room. `holders` says who holds a shard, `seen` how far a
-    /// request came; with `hedge` what is late is asked of a second peer too.
+    /// Gives work to peers that have room. `holders` says who holds a shard, `seen` how far a
+    /// request got. With `hedge`, late requests are asked of a second peer, too.
     pub(super) fn schedule(
         &mut self,
         now: Instant,
@@ -288,7 +289,7 @@ impl Scheduler {
         asks
     }
 
-    /// When this read should be scheduled again if nothing happens before.
+    /// When this read should be scheduled again, if nothing happens before.
     pub(super) fn wake(&self, now: Instant, id: ReadId) -> Option<Instant> {
         let read = self.reads.get(&id)?;
         let retries = read.failed.values().map(|failed| failed.retry);
@@ -302,7 +303,7 @@ impl Scheduler {
 
     fn urgency(&self, read: &Read, rarity: usize) -> Urgency {
         let ReadRequest { shard, priority, deadline, .. } = read.request;
-        // Without a deadline comes after any with one.
+        // Reads without a deadline come after those with one.
         let by_deadline = (deadline.is_none(), deadline);
         let waits = priority == Priority::Token;
         let fresh = !waits && !self.started.contains_key(&shard);
@@ -310,7 +311,7 @@ impl Scheduler {
         (priority, by_deadline.0, by_deadline.1, fresh, rarity, read.arrived)
     }
 
-    /// The next request of a read, if anybody has room for one.
+    /// The next request of a read, if a peer has room for one.
     fn next(
         &mut self,
         now: Instant,
@@ -334,8 +335,8 @@ impl Scheduler {
         Some(self.ask(now, id, peer, range))
     }
 
-    /// Who is asked next, for the first bytes to do that it holds: where those lie in
-    /// `todo`, how many, and who.
+    /// Chooses the peer to ask next, for the first bytes still to do that it holds. Returns their
+    /// index in `todo`, their number, and the peer.
     fn choose(
         &self,
         now: Instant,
@@ -352,7 +353,7 @@ impl Scheduler {
         let (at, held) = first(best)?;
         let rate = self.links.assumed_rate(best.peer);
         let by_rate = (rate * REQUEST_TIME.as_secs_f64()) as u64;
-        // Shared out, but not so finely that round trips dominate.
+        // Divided among the peers, but not so finely that round trips dominate.
         let todo: u64 = read.todo.iter().map(ByteRange::len).sum();
         let share = todo.div_ceil(able.len() as u64).max(PIECE_BYTES_MIN);
         let len = by_rate.clamp(REQUEST_BYTES_MIN, share);
@@ -361,9 +362,9 @@ impl Scheduler {
         Some((at, ByteRange::new(held.start(), end)?, best.peer))
     }
 
-    /// Of these, the one expected to be done first: bytes in flight and asked for,
-    /// over its rate, worsened by a low score. Equals are ordered by where the bytes
-    /// lie, so that ranges spread over peers of which nothing is known.
+    /// The peer that should be done first: bytes in flight plus bytes to ask for, divided by its
+    /// rate and its score. Equal peers are ordered by the bytes' offset, so that ranges spread over
+    /// unknown peers.
     fn best<'a>(
         &self,
         now: Instant,
@@ -383,7 +384,8 @@ impl Scheduler {
             let seconds = self.links.seconds(peer, PIECE_BYTES_MIN) / holder.score.max(0.01);
             let tie = tie_break(peer, salt);
             let better = best.is_none_or(|(least, other, _)| {
-                // Within a tenth is equal: small differences would pin all load to one peer.
+                // Times within a tenth count as equal, because small differences would send all
+                // load to one peer.
                 if (seconds - least).abs() <= 0.1 * least { tie < other } else { seconds < least }
             });
             if better {
@@ -400,7 +402,7 @@ impl Scheduler {
         }
         let requests_max = match read.request.priority {
             Priority::Token => REQUESTS_PER_PEER_MAX,
-            // Room is left for what a token will wait for.
+            // Room is left for reads for which a token will wait.
             Priority::Prefetch | Priority::Bulk => REQUESTS_PER_PEER_MAX * 3 / 4,
         };
         let silent = self.links.is_silent(now, peer) || self.links.is_suspect(peer);
@@ -438,7 +440,7 @@ impl Scheduler {
             if !(silent || late || last && nothing_waits) {
                 continue;
             }
-            // All proved: it is about to end.
+            // If all is proved, it is about to end.
             let missing = ByteRange::new(request.proved(seen(id, *first)), request.range.end());
             let Some(missing) = missing else { continue };
             let fits = |holder: &&Holder| holder.chunks.cover(missing);
@@ -472,7 +474,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether an idle peer would be done with what is missing in half the time that the first
+    /// Whether an idle peer would deliver the missing bytes in half the time that the first peer
     /// still needs.
     fn sooner(&self, now: Instant, begun: &Begun, peer: PeerId, missing: u64) -> bool {
         let left = begun.due().map(|due| due.saturating_duration_since(now).as_secs_f64());
@@ -507,7 +509,7 @@ impl Scheduler {
     }
 }
 
-/// Puts a range back where it belongs, joined with its neighbours.
+/// Inserts a range in order, joined with its neighbours.
 fn insert(todo: &mut Vec<ByteRange>, range: ByteRange) {
     let at = todo.partition_point(|other| other.start() < range.start());
     todo.insert(at, range);
@@ -523,14 +525,14 @@ fn insert(todo: &mut Vec<ByteRange>, range: ByteRange) {
     *todo = joined;
 }
 
-/// Distinguishes ranges, so that they spread over equal peers.
+/// A hash of a range, so that ranges spread over equal peers.
 fn salt(shard: ShardId, start: u64) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&shard.as_bytes()[..8]);
     u64::from_le_bytes(first) ^ (start / GROUP_BYTES)
 }
 
-/// A number that orders peers differently for every salt.
+/// A number that orders peers differently for each salt.
 fn tie_break(peer: PeerId, salt: u64) -> u64 {
     let mut bytes = peer.to_bytes();
     bytes.extend_from_slice(&salt.to_le_bytes());

@@ -1,5 +1,5 @@
-//! The scheduler under a simulated clock and simulated peers: each has a rate, may fall silent,
-//! break off and lie. No sockets, no sleeping; the same seed, the same run.
+//! The scheduler under a simulated clock and simulated peers: each has a rate and may fall silent,
+//! break off or lie. No sockets, no sleeping; the same seed gives the same run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ fn read(shard: &[u8], bytes: u64, priority: Priority) -> ReadRequest {
 /// A request at its peer.
 struct Sending {
     ask: Ask,
-    /// Bytes to go.
+    /// Bytes left.
     left: f64,
     proved: Arc<AtomicU64>,
 }
@@ -40,7 +40,7 @@ impl Sending {
     }
 }
 
-/// A peer that sends what it was asked for, one request after another.
+/// A peer that answers one request after another.
 struct Sim {
     rate: f64,
     chunks: Chunks,
@@ -63,13 +63,13 @@ struct World {
     now: f64,
     scheduler: Scheduler,
     peers: BTreeMap<PeerId, Sim>,
-    /// Shards that only some hold; all hold the others.
+    /// Shards that only some peers hold. All peers hold the others.
     only: BTreeMap<ShardId, Vec<PeerId>>,
     /// Requests in the order in which they were made.
     asked: Vec<Ask>,
     delivered: BTreeMap<ReadId, Vec<ByteRange>>,
     beaten: Vec<Beaten>,
-    /// How far requests came.
+    /// The progress of requests.
     proved: BTreeMap<RequestId, Arc<AtomicU64>>,
     reads: ReadId,
 }
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// A request ended; what it and the one that it beat had proved is delivered.
+    /// Handles the end of a request: delivers what it and the request that it beat had proved.
     fn ended(&mut self, done: &Sending, outcome: Outcome) {
         let (now, ask) = (self.at(), done.ask);
         let proved = done.proved.load(Ordering::Relaxed);
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// Runs until these are done; seconds that took.
+    /// Runs until these are done. Returns the seconds it took.
     fn run(&mut self, reads: &[ReadId]) -> f64 {
         let started = self.now;
         while reads.iter().any(|read| !self.scheduler.is_done(*read)) {
@@ -205,7 +205,7 @@ impl World {
         self.now - started
     }
 
-    /// That what came for a read is exactly its range, each byte once.
+    /// Asserts that what came for a read is exactly its range, each byte once.
     fn assert_whole(&mut self, read: ReadId, bytes: u64) {
         let parts = self.delivered.get_mut(&read).unwrap();
         parts.sort_by_key(ByteRange::start);
@@ -234,7 +234,7 @@ fn peers_share_a_read_by_their_rates_and_their_rates_add_up() {
     assert!(rate > 45e6, "{:.1} of 50 MB/s", rate / 1e6);
     let [fast, slow] = [0, 1].map(|index| world.peers[&peer(index)].sent as f64);
     assert!(fast / slow > 3.0 && fast / slow < 6.0, "{:.1} instead of 4", fast / slow);
-    // The slow one was asked for less at a time.
+    // The slow peer was asked for less at a time.
     let longest = |index| {
         let all = world.asked.iter().filter(|ask| ask.peer == peer(index));
         all.skip(REQUESTS_UNMEASURED_MAX as usize).map(|ask| ask.range.len()).max().unwrap()
@@ -254,7 +254,7 @@ fn a_silent_peer_costs_less_than_a_second() {
     assert!(seconds < alone + 0.8, "{seconds:.2} s, one peer alone takes {alone:.2}");
     assert!(world.beaten.iter().all(|beaten| beaten.peer == peer(0)));
     assert!(world.beaten.iter().any(|beaten| beaten.is_silent), "it is told who was silent");
-    // From a moment after it fell silent it was asked for nothing.
+    // Soon after it fell silent, it was asked for nothing more.
     let after = world.asked.len();
     let id = world.add(read(b"b", 4 * MIB, Priority::Token));
     world.run(&[id]);
@@ -264,7 +264,7 @@ fn a_silent_peer_costs_less_than_a_second() {
 
 #[test]
 fn a_second_peer_is_asked_only_for_what_is_missing() {
-    // The first is fast, and falls silent in the midst of a request; the second comes later.
+    // The first peer is fast and falls silent in the middle of a request. The second comes later.
     let mut world = World::new(&[40e6]);
     world.peers.get_mut(&peer(0)).unwrap().silent_from = 0.37;
     let bytes = 24 * MIB - 7;
@@ -275,7 +275,7 @@ fn a_second_peer_is_asked_only_for_what_is_missing() {
     let here: u64 = world.delivered[&id].iter().map(ByteRange::len).sum();
     let head = &world.peers[&peer(0)].queue[0];
     let proved = head.proved.load(Ordering::Relaxed) - head.ask.range.start();
-    assert!(proved > 0 && head.left > 0.0, "it is in the midst of one");
+    assert!(proved > 0 && head.left > 0.0, "it is in the middle of one");
     world.peers.insert(peer(1), Sim::new(40e6));
     let asked_before = world.asked.len();
     world.run(&[id]);
@@ -326,11 +326,11 @@ fn whatever_the_interleaving_every_byte_comes_once() {
             let now = world.now;
             let sim = world.peers.get_mut(&id).unwrap();
             match rng.random_range(0..100) {
-                // Silent for a while, or back; slow, or fast.
+                // Silent for a while, or back again; slow, or fast.
                 0..=2 => sim.silent_from = now,
                 3..=5 => sim.silent_from = f64::MAX,
                 6 => sim.rate = rng.random_range(0.2e6..60e6),
-                // One of its requests breaks; or all that came of it counts for nothing.
+                // One of its requests breaks, or everything that came of it is worthless.
                 7..=9 if !sim.queue.is_empty() => {
                     let end = sim.queue.remove(rng.random_range(0..sim.queue.len()));
                     if rng.random_range(0..3) == 0 {
@@ -369,7 +369,7 @@ fn a_peer_that_slows_down_is_hedged_and_repeats_are_bounded() {
     assert!(seconds < 1.0, "{seconds:.2} s; at the slow peer's pace it takes 5");
     assert!(world.asked.len() > started);
 
-    // However often peers are late: repeated bytes stay a share of what was delivered.
+    // However often peers are late, repeated bytes stay a fraction of those delivered.
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -407,11 +407,11 @@ fn tokens_come_first_by_deadline_then_begun_shards_then_rare_ones() {
     let patient = add(&mut world, b"t1", Priority::Token, None);
     let late = add(&mut world, b"t2", Priority::Token, Some(9));
     let soon = add(&mut world, b"t3", Priority::Token, Some(3));
-    // A second peer, of which nothing comes, holds all but the rare one.
+    // A second peer, which sends nothing, holds all except the rare one.
     world.peers.insert(peer(9), Sim { silent_from: 0.0, ..Sim::new(1.0) });
     let rare_shard = ShardId::of(b"rare");
     world.only.insert(rare_shard, vec![peer(0)]);
-    // Only its rarity counts: it has failed all of them.
+    // It counts only for rarity, because it has failed all of them.
     for id in [common, rare, more, prefetch, patient, late, soon] {
         let read = world.scheduler.reads.get_mut(&id).unwrap();
         let retry = world.start + Duration::from_secs(3600);
@@ -434,7 +434,7 @@ fn what_is_held_in_part_is_asked_only_for_that_part() {
     let seconds = world.run(&[id]);
     world.assert_whole(id, 64 * MIB);
     assert!(seconds < 1.5, "{seconds:.2} s: both at once take 1.1");
-    // The next one has a hole that nobody fills: it waits, and goes on once somebody does.
+    // The next one has a gap that no peer can fill: it waits, and continues once one can.
     for sim in world.peers.values_mut() {
         sim.chunks = Chunks(!0b100);
     }
@@ -466,14 +466,14 @@ fn failures_put_bytes_back_and_are_retried_elsewhere_then_later() {
     let nothing = Some(Ended { keep: None, beaten: None });
     assert_eq!(scheduler.end(start, id, asks[0].request, Outcome::Failed, 0, &none), nothing);
     let again = scheduler.schedule(start, true, &holders(2), &nothing_seen);
-    assert!(again.len() == 1 && again[0].peer != asks[0].peer, "at once, of the other");
+    assert!(again.len() == 1 && again[0].peer != asks[0].peer, "at once, of the other peer");
     assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Failed, 0, &none), nothing);
     assert_eq!(scheduler.schedule(start, true, &holders(2), &nothing_seen), []);
     assert_eq!(scheduler.wake(start, id), Some(start + RETRY_FIRST));
     assert_eq!(scheduler.schedule(start + RETRY_FIRST, true, &holders(2), &nothing_seen).len(), 1);
     scheduler.remove(start, id);
     assert!(scheduler.reads.is_empty() && scheduler.links.in_flight(peer(0)) == 0);
-    // The answer to a request of a read that is gone means nothing.
+    // An answer to a request of a read that is gone is ignored.
     assert_eq!(scheduler.end(start, id, again[0].request, Outcome::Delivered, MIB, &none), None);
     for id in 0..READS_MAX as ReadId {
         scheduler.add(id, read(b"a", 1, Priority::Bulk)).unwrap();
