@@ -1,8 +1,8 @@
-//! Where peers were reached before, kept in the data directory from one run to the next.
+//! Where peers were reached before, kept in the data directory between runs.
 //!
-//! Owns `peers.json`. Refuses: to believe it. What it says is only dialled, and a peer proves
-//! its id (and a private swarm's key) as ever. Invariant: the file is bounded and whole; a
-//! damaged one costs a warning and what was known, never the start.
+//! Owns `peers.json`, but does not trust it: its addresses are only dialled, and a peer must prove
+//! its id (and a private swarm's key) as usual. Invariant: the file is bounded and written as a
+//! whole. A damaged file costs a warning and the known addresses, never the start.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::identity::write_private;
 use doppler_mesh::{Address, PeerId};
 
-/// Peers kept; the one not met for longest gives way.
+/// The most peers kept. The one not met for longest is dropped.
 const PEERS_MAX: usize = 64;
 /// Addresses kept of each.
 const ADDRESSES_MAX: usize = 4;
-/// The longest file that is read: far above what is ever written.
+/// The longest file that is read, far above what is ever written.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// Peers and where they answered, the last met first.
+/// Peers and the addresses at which they answered, most recently met first.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressBook {
     peers: Vec<Entry>,
@@ -37,7 +37,7 @@ pub fn file(data: &Path) -> PathBuf {
 }
 
 impl AddressBook {
-    /// Reads the book; an absent file is an empty one, and so is a damaged one, with a warning.
+    /// Reads the book. An absent file counts as empty; so does a damaged one, with a warning.
     pub fn load(path: &Path) -> Self {
         match read(path) {
             Ok(book) => book,
@@ -53,7 +53,7 @@ impl AddressBook {
         write_private(path, &serde_json::to_vec_pretty(self)?)
     }
 
-    /// Notes where a peer was reached; true if that is news worth writing down.
+    /// Notes where a peer was reached. True if that changed something worth saving.
     pub fn note(&mut self, peer: PeerId, addresses: &[Address]) -> bool {
         let id = peer.to_string();
         let mut addresses: Vec<String> =
@@ -71,7 +71,7 @@ impl AddressBook {
         true
     }
 
-    /// Every address with its peer's id; what does not parse is left out.
+    /// Every address with its peer's id. Entries that do not parse are left out.
     pub fn addresses(&self) -> Vec<Address> {
         let entries = self.peers.iter().take(PEERS_MAX);
         let each = entries.filter_map(|entry| Some((entry.id.parse().ok()?, entry)));
@@ -117,7 +117,7 @@ mod tests {
         let known = book.addresses();
         assert_eq!(known.len(), (PEERS_MAX - 1) * ADDRESSES_MAX + 1);
         assert_eq!(known[0], address(99).with_peer(peer(3)));
-        assert!(known.iter().all(|address| address.peer() != Some(peer(0))), "the first gave way");
+        assert!(known.iter().all(|address| address.peer() != Some(peer(0))), "the first was dropped");
 
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path());

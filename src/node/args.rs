@@ -24,7 +24,7 @@ pub struct RawArgs {
     #[command(subcommand)]
     pub command: Command,
 
-    /// What to log on standard error, as RUST_LOG says it: `info`, or `doppler_mesh=debug`
+    /// What to log on standard error, in the syntax of RUST_LOG: `info`, or `doppler_mesh=debug`
     #[arg(long, global = true, env = "DOPPLER_LOG", default_value = "warn", value_name = "FILTER")]
     pub log: String,
 }
@@ -68,7 +68,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Measure a model's perplexity on a text
     Perplexity(PerplexityArgs),
-    /// Write a model of a well-known shape with random weights, to measure speed with
+    /// Write a model of a well-known shape with random weights, for measuring speed
     Synth(SynthArgs),
     /// Measure the speed of a model, of the store or of transfers
     #[command(subcommand)]
@@ -76,7 +76,7 @@ pub enum Command {
     /// Record which experts a run asks for, and try eviction policies on the record
     #[command(subcommand)]
     Trace(TraceCommand),
-    /// Import, fetch and collect without end, saying what is durable (for crash tests)
+    /// Import, fetch and collect without end, and print what is durable (for crash tests)
     #[command(hide = true)]
     StoreExercise(ExerciseArgs),
 }
@@ -305,7 +305,7 @@ pub struct RmArgs {
     /// A model's name or id, or an object's id; the first 4 characters are enough where they are
     /// unambiguous
     pub target: String,
-    /// Remove pinned objects too
+    /// Remove pinned objects, too
     #[arg(long)]
     pub force: bool,
     /// Remove objects that no other peer is known to hold, too
@@ -350,7 +350,7 @@ pub struct ExerciseArgs {
     pub operations: u64,
 }
 
-/// Parses what a conversion makes of the matrices: all that the engine knows except `keep`.
+/// Parses the ways to store matrices: all that the engine knows, except `keep`.
 fn quantizations() -> impl TypedValueParser<Value = Quantization> {
     let known = Quantization::all().filter(|of| *of != Quantization::Keep);
     let value = |of: Quantization| {
@@ -398,10 +398,10 @@ pub struct InspectArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BackendChoice {
-    /// A hardware GPU if there is one, else the CPU
+    /// A hardware GPU if there is one, otherwise the CPU
     #[default]
     Auto,
-    /// A GPU, or a software one where there is none (slow: for tests)
+    /// A GPU, or a software one if there is none (slow, for tests)
     Gpu,
     /// The CPU
     Cpu,
@@ -451,7 +451,7 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The model as a name; no name has bytes that are not UTF-8.
+    /// The model as a name. No name contains bytes that are not UTF-8.
     pub fn name(&self) -> Cow<'_, str> {
         self.model.to_string_lossy()
     }
@@ -548,7 +548,7 @@ pub struct BenchStoreArgs {
     /// How much to move in each measurement, at least 4MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub size: ByteSize,
-    /// How many objects the store holds that is reopened
+    /// How many objects the store that is reopened holds
     #[arg(long, default_value_t = 10_000)]
     pub objects: usize,
     /// Print JSON
@@ -580,7 +580,7 @@ mod tests {
         RawArgs::command().debug_assert();
     }
 
-    /// Every option explains itself, and every text may begin with a hyphen.
+    /// Every option has a help text, and every text may begin with a hyphen.
     #[test]
     fn each_option_has_its_help_and_takes_any_text() {
         fn walk(command: &clap::Command, path: &str) {

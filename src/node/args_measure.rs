@@ -1,4 +1,4 @@
-//! What the user typed to measure with: `synth`, `bench`, `trace`.
+//! What the user typed for measurements: `synth`, `bench`, `trace`.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ pub enum BenchCommand {
     },
     /// Each kernel that reads weights, at the model's shapes
     Kernels(KernelArgs),
-    /// The store: proving, importing, reading, checking and reopening
+    /// The store: verifying, importing, reading, checking and reopening
     Store(BenchStoreArgs),
     /// Verified transfers between nodes of this process, compared with a raw stream
     Mesh(BenchMeshArgs),
@@ -233,7 +233,7 @@ impl std::str::FromStr for SlotCount {
 }
 
 impl SlotCount {
-    /// Of so many experts, rounded down but not to nothing.
+    /// The number of slots for this many experts, rounded down but at least 1.
     pub fn of(self, experts: usize) -> usize {
         match self {
             Self::Slots(slots) => slots,

@@ -1,7 +1,7 @@
-//! Which commit a binary was built from, for records of measurements.
+//! The commit from which a binary was built, for records of measurements.
 //!
-//! Emits `DOPPLER_COMMIT` where git can tell: the commit's short name, with a `+` if
-//! tracked files differ from it. The build looks again when HEAD or a source changes.
+//! Emits `DOPPLER_COMMIT` if git knows it: the commit's short name, with a `+` if tracked files
+//! differ from it. The build checks again when HEAD or a source changes.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-env-changed=DOPPLER_COMMIT");
     if std::env::var_os("DOPPLER_COMMIT").is_some() {
-        return; // The builder knows better: a package, a container.
+        return; // The builder has set it: a package, a container.
     }
     for source in ["src", "kernels", "proto", "Cargo.lock"] {
         println!("cargo:rerun-if-changed=../../{source}");
@@ -27,7 +27,7 @@ fn main() {
     println!("cargo:rustc-env=DOPPLER_COMMIT={commit}{mark}");
 }
 
-/// What git prints; `None` without git, or outside a repository.
+/// What git prints. `None` without git or outside a repository.
 fn git(args: &[&str]) -> Option<String> {
     let output = Command::new("git").args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -1,4 +1,4 @@
-//! The other end of the control API: commands asking the node that runs on a data directory.
+//! The client of the control API, for commands that ask the node running on a data directory.
 
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use super::api::{ApiError, ControlFile, GenerateEvent, GenerateRequest};
 use super::work::WorkEvent;
 use doppler_mesh::Progress;
 
-/// The longest line a node may answer with; a generation's closing event carries its whole text.
+/// The longest line that a node may answer with. A generation's last event contains its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
-/// A failure that a node answered with; `failures` knows its label.
+/// A failure that a node reported. `failures` knows its label.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Answered {
@@ -30,7 +30,7 @@ pub struct Client {
     token: String,
 }
 
-/// Where a node running on `data` says how to reach it.
+/// The file in which a node running on `data` says how to reach it.
 pub fn control_file(data: &Path) -> PathBuf {
     data.join("control.json")
 }
@@ -46,10 +46,9 @@ impl Client {
         })
     }
 
-    /// Reads `control.json` of the data directory; `None` if no node runs there.
+    /// Reads `control.json` of the data directory. `None` if no node runs there.
     ///
-    /// # Errors
-    /// If the file is there and cannot be read: another user's node, or damage.
+    /// # Errors If the file exists but cannot be read: another user's node, or damage.
     pub fn find(data: &Path) -> anyhow::Result<Option<Self>> {
         let path = control_file(data);
         let text = match std::fs::read(&path) {
@@ -93,7 +92,8 @@ impl Client {
         read_json(response)
     }
 
-    /// Generates; `each` sees every event as it comes and may return false to stop listening.
+    /// Generates. `each` receives every event as it arrives, and may return false to stop
+    /// listening.
     pub fn generate(
         &self,
         request: &GenerateRequest,
@@ -102,7 +102,7 @@ impl Client {
         self.stream("/v1/generate", request, each)
     }
 
-    /// Posts work that is told as it goes; `each` sees how far it has come.
+    /// Posts work that reports its progress, which `each` receives.
     pub fn work<R: DeserializeOwned>(
         &self,
         path: &str,
@@ -127,8 +127,8 @@ impl Client {
         end.unwrap_or_else(|| Err(anyhow!("the node stopped before it was done")))
     }
 
-    /// Posts, and gives each line of the answer as it comes; `each` may return
-    /// false to stop listening.
+    /// Posts, and passes each line of the answer to `each` as it arrives. `each` may return false
+    /// to stop listening.
     pub fn stream<E: DeserializeOwned>(
         &self,
         path: &str,
@@ -207,7 +207,7 @@ mod tests {
         assert!(Client::find(&dir.path().join("nothing/here")).unwrap().is_none());
         let error = Client::open(dir.path()).err().unwrap().to_string();
         assert!(error.contains("no node is running"), "{error}");
-        // A directory in its place cannot be read by anybody, root included.
+        // A directory in its place cannot be read by anybody, not even root.
         std::fs::create_dir(control_file(dir.path())).unwrap();
         let error = Client::find(dir.path()).err().unwrap().to_string();
         assert!(error.contains("cannot read") && error.contains("control.json"), "{error}");

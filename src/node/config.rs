@@ -1,4 +1,4 @@
-//! What the user asked for, validated and resolved once: everything a node is started with.
+//! What the user asked for, validated and resolved once: everything that a node needs to start.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use doppler_store::signature::PublicKey;
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
 
-/// Where a node listens unless told: every transport, at ports that the system chooses.
+/// Where a node listens by default: every transport, at ports that the system chooses.
 const LISTEN_DEFAULT: [&str; 4] = [
     "/ip4/0.0.0.0/udp/0/quic-v1",
     "/ip4/0.0.0.0/tcp/0",
@@ -29,21 +29,21 @@ pub struct Config {
     pub data: PathBuf,
     pub listen: Vec<String>,
     pub external: Vec<String>,
-    /// Where a private swarm's key is.
+    /// The file with a private swarm's key.
     pub swarm_key: Option<PathBuf>,
-    /// Authorities for /wss addresses.
+    /// A file of certificate authorities for /wss addresses.
     pub tls_ca: Option<PathBuf>,
     pub bootstrap: Vec<String>,
     pub mdns: bool,
     pub relay: RelayMode,
-    /// Ask the router to forward ports.
+    /// Whether to ask the router to forward ports.
     pub upnp: bool,
-    /// How long a missing shard's holder is looked for.
+    /// How long to look for a holder of a missing shard.
     pub find_timeout: Duration,
     /// Bytes of shards a second to and from peers.
     pub upload_limit: Option<u64>,
     pub download_limit: Option<u64>,
-    /// Publishers to trust from now on, and what happens with others' models.
+    /// Publishers to trust from now on, and what to do with models of others.
     pub trust: Vec<PublicKey>,
     pub trust_policy: TrustPolicy,
     pub vram_budget: u64,
@@ -65,7 +65,7 @@ impl Config {
         )
     }
 
-    /// Errors name the argument that is wrong.
+    /// The error names the wrong argument.
     pub fn resolve(
         swarm: &str,
         network: &NetworkArgs,
@@ -150,7 +150,7 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<PathBuf> {
     Ok(base.join("doppler-node"))
 }
 
-/// The platform's place for what can be made again; `None` where there is none.
+/// The platform's directory for data that can be recreated. `None` if there is none.
 pub fn cache_dir() -> Option<PathBuf> {
     let base = if cfg!(target_os = "macos") {
         home().ok()?.join("Library/Caches")
@@ -168,7 +168,7 @@ pub fn cache_dir() -> Option<PathBuf> {
 fn home() -> anyhow::Result<PathBuf> {
     match std::env::home_dir() {
         Some(dir) if dir != Path::new("") => Ok(dir),
-        _ => bail!("there is no home directory; say where to keep data with --data DIR"),
+        _ => bail!("there is no home directory; choose a data directory with --data DIR"),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The control API: HTTP on loopback, JSON in and out, a bearer token from `control.json`.
 //!
-//! Refuses requests without the token, so that neither another user of the
-//! machine nor a web page can steer the node. The gateway and the page
-//! (`gateway`), which only read, share its port and need none.
+//! Refuses requests without the token, so that neither another user of the machine nor a web page
+//! can control the node. The gateway and the page (`gateway`), which only read, share its port and
+//! need none.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ impl ControlServer {
     pub async fn stop(self) {
         let _ = std::fs::remove_file(&self.file);
         let _ = self.stop.send(());
-        // A client that keeps a stream open does not hold the node up.
+        // A client that keeps a stream open does not delay the node.
         self.task.abort();
         let _ = self.task.await;
     }
@@ -118,7 +118,7 @@ async fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
     };
     if listen.port() == 0 {
         let port = listener.local_addr().context("the control API has no address")?.port();
-        // Without it the next start only has another address.
+        // Without it, the next start merely gets another address.
         let _ = std::fs::write(&file, port.to_string());
     }
     Ok(listener)

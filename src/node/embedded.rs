@@ -1,7 +1,7 @@
 //! The small Mixtral that comes with the binary, for `demo` and for pages to run.
 //!
-//! 15.5 M parameters in Q4_K_M, trained for this project on public-domain books. Its shards
-//! are of 1 MiB, so that they can be spread over several nodes; made by
+//! 15.5 M parameters in Q4_K_M, trained for this project on public-domain books. Its shards have 1
+//! MiB, so that they can be spread over several nodes. It was made with
 //! `convert tiny-mixtral --quantize q4_k_m --shard-size 1MiB`.
 
 use std::fs;
@@ -32,7 +32,7 @@ const FILES: [(&str, &[u8]); 13] = files![
     "shard_00010.bin",
 ];
 
-/// The bytes of `manifest.json`; their hash is the model's id.
+/// The bytes of `manifest.json`. Their hash is the model's id.
 pub const fn manifest() -> &'static [u8] {
     FILES[0].1
 }

@@ -26,7 +26,7 @@ pub enum NodeEvent {
 }
 
 impl NodeEvent {
-    /// Prints the event. A node goes on where standard output takes nothing.
+    /// Prints the event. The node goes on if standard output is closed.
     pub fn print(&self, json: bool) {
         let text =
             if json { serde_json::to_string(self).unwrap_or_default() } else { self.to_string() };

@@ -1,4 +1,4 @@
-//! Glue between text and the engine's tokens: devices by name, prompts in, text out.
+//! Connects text and the engine's tokens: opens devices by name, takes prompts, and produces text.
 
 use std::ops::ControlFlow;
 
@@ -16,13 +16,13 @@ use doppler_infer::request::Request;
 use doppler_infer::sequence::Sequence;
 use doppler_infer::tokenizer::Tokenizer;
 
-/// The device a choice stands for. `Auto` never picks a software GPU: the CPU
-/// backend is ten times faster than one.
+/// Opens the chosen device. `Auto` never picks a software GPU, because the CPU backend is ten times
+/// faster.
 pub fn device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, |device| device)
 }
 
-/// As [`device`], for this model: where a choice is left, a GPU that cannot run it gives way to the CPU.
+/// As [`device`], for this model: with `Auto`, the CPU is used if the GPU cannot run it.
 pub fn device_for(choice: BackendChoice, model: &Model) -> Result<Box<dyn Device>, BackendError> {
     let device = device(choice)?;
     match (choice, model.runs_on(device.as_ref())) {
@@ -57,12 +57,12 @@ fn open(
     }
 }
 
-/// As [`device`], timing what it computes if the adapter can tell.
+/// As [`device`], but measures how long it computes if the adapter has timestamps.
 pub fn timed_device(choice: BackendChoice) -> Result<Box<dyn Device>, BackendError> {
     open(choice, GpuDevice::timed)
 }
 
-/// The choice, before a device is opened.
+/// Describes the choice before a device is opened.
 pub const fn describe_choice(choice: BackendChoice) -> &'static str {
     match choice {
         BackendChoice::Auto => "auto",
@@ -86,12 +86,12 @@ pub struct Done {
     pub text: String,
     pub reason: StopReason,
     pub tok_s: f64,
-    /// Keys and values that were clamped to the range of the cache's format.
+    /// Elements of keys and values that did not fit the cache's format and were clamped.
     pub clamped: u64,
 }
 
-/// Generates text after the sequence; `each` sees every token with the text it completes (empty
-/// while a character is still open) and returns false to stop.
+/// Generates text that continues the sequence. `each` receives every token with the text that it
+/// completes (empty if a character is still incomplete), and returns false to stop.
 pub fn generate(
     engine: &mut Engine,
     sequence: &mut Sequence,

@@ -1,5 +1,5 @@
-//! What a node is known by, readable by the owner only: its Ed25519 identity, 32 seed
-//! bytes in `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
+//! A node's identity, in files that only the owner can read: its Ed25519 key as 32 seed bytes in
+//! `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rand::Rng;
 use tempfile::NamedTempFile;
 
-/// Reads the seed, or makes and stores one the first time.
+/// Reads the seed. The first time, creates and stores one.
 pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
     let path = data.join("identity.key");
     match fs::read(&path) {
@@ -30,8 +30,8 @@ pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
     Ok(seed)
 }
 
-/// Reads the WebRTC certificate with its key, or makes and stores one the first time:
-/// its hash is in every WebRTC address, which would change with each start.
+/// Reads the WebRTC certificate and its key. The first time, creates and stores one. Its hash is
+/// part of every WebRTC address, which would otherwise change with each start.
 pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     let path = data.join("webrtc.pem");
     match fs::read_to_string(&path) {
@@ -52,14 +52,14 @@ pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Replaces a file by one that only its owner can read, whole or not at all. A link is replaced,
-/// not followed, and no other file is touched.
+/// Replaces a file by one that only its owner can read, atomically. A link is replaced, not
+/// followed, and no other file is touched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> { Ok(private(path, bytes)?.persist(path).map(drop)?) };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// As [`write_private`], but an error if something of that name is there, a link included.
+/// As [`write_private`], but fails if something with that name exists, even a link.
 pub fn create_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let write =
         || -> std::io::Result<()> { Ok(private(path, bytes)?.persist_noclobber(path).map(drop)?) };
@@ -71,10 +71,10 @@ pub fn create_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// A file of a name that nobody has, beside `path`, readable by its owner only.
+/// A file with an unused name, beside `path`, which only its owner can read.
 fn private(path: &Path, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    // Tempfile makes files of mode 0600 that did not exist before.
+    // Tempfile creates new files with mode 0600.
     let mut file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;

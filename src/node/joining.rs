@@ -1,5 +1,5 @@
-//! How a node's configuration becomes a mesh: addresses and keys are read, what is known from
-//! before is added, and the ports of the last run are taken again where they are free.
+//! Turns a node's configuration into a mesh: reads addresses and keys, adds what is known from
+//! before, and takes the ports of the last run again if they are free.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub async fn join(
     options.listen = ports.apply(&listen);
     let expects_peers = !options.bootstrap.is_empty() || !options.known.is_empty();
     let mesh = match Mesh::start(options.clone(), Arc::clone(&serve)).await {
-        // Somebody took a port in the moment after it was seen free.
+        // Somebody took a port just after it was seen to be free.
         Err(MeshError::Swarm(error)) if options.listen != listen => {
             tracing::warn!("{error}; other ports are taken");
             options.listen.clone_from(&listen);

@@ -1,7 +1,7 @@
 //! Keeps a command from removing what no other peer is known to hold, unless it says so.
 //!
-//! Knows only what the mesh knows: leases of peers that say they hold an object whole. A peer that
-//! is away longer than its lease does not count.
+//! Relies on what the mesh knows: leases of peers that say they hold an object in full. A peer that
+//! has been away longer than its lease does not count.
 
 use anyhow::ensure;
 

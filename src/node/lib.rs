@@ -50,9 +50,9 @@ use args::{Command, RawArgs};
 use clap::Parser;
 use output::{Ended, Log, colours, note};
 
-/// The binary's entry point: parses the command line, runs the command, prints
-/// an error as one line. Exit codes: 0 done, 2 wrong usage (clap's), else the failure's (`failures`).
-/// A reader of standard output that goes away ends a command quietly.
+/// The binary's entry point: parses the command line, runs the command, and prints an error as one
+/// line. Exit codes: 0 for success, 2 for wrong usage (clap's), otherwise that of the failure
+/// (`failures`). If the reader of standard output goes away, the command ends quietly.
 pub fn main() -> ExitCode {
     doppler_mesh::install_crypto();
     let args = match RawArgs::try_parse() {
@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
     end(done)
 }
 
-/// Says what failed, if anything did: the command, or standard output under it.
+/// Reports what failed, if anything did: the command, or writing to standard output.
 fn end(done: anyhow::Result<()>) -> ExitCode {
     signals::unless_ending();
     match (done, output::finish()) {
@@ -117,7 +117,7 @@ fn end(done: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Prints the help or the version that was asked for, or what is wrong with the arguments.
+/// Prints the requested help or version, or what is wrong with the arguments.
 fn explain(usage: &clap::Error) -> ExitCode {
     let text = usage.render();
     if usage.use_stderr() {
@@ -131,7 +131,7 @@ fn explain(usage: &clap::Error) -> ExitCode {
     end(Ok(()))
 }
 
-/// An error and its causes on one line; a cause that its effect already quotes is not said twice.
+/// An error and its causes on one line. A cause that is already quoted is not repeated.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

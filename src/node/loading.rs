@@ -1,7 +1,8 @@
-//! How far the weights have come that a model needs before its first token, while it loads.
+//! Progress of loading: how many of the weights that a model needs before its first token have
+//! arrived.
 //!
-//! What is counted is what peers sent since the request: reads of others at the same time count
-//! too, so the end may come a little early, never late.
+//! It counts what peers have sent since the request. Simultaneous reads by others count, too, so
+//! the end may come a little early, but never late.
 
 use std::time::Instant;
 
@@ -15,10 +16,10 @@ use doppler_store::disk::DiskTier;
 use doppler_store::groups::Groups;
 use doppler_store::manifest::Manifest;
 
-/// Events that a slow listener may lag behind before the engine waits for it.
+/// How many events a slow listener may lag behind before the engine waits for it.
 const EVENTS_MAX: usize = 16;
 
-/// Bytes of the tensors that are no expert's and that are not on this disk.
+/// Bytes of the trunk's tensors that are not on this disk.
 pub async fn resident_missing(disk: &DiskTier, manifest: &Manifest) -> u64 {
     let mut held: Vec<Option<Option<Groups>>> = Vec::new();
     for shard in &manifest.shards {
@@ -39,7 +40,7 @@ pub async fn resident_missing(disk: &DiskTier, manifest: &Manifest) -> u64 {
     missing.map(|span| span.size).sum()
 }
 
-/// Passes events on; until the first comes, says how much of `total` bytes peers have sent.
+/// Passes events on. Until the first one comes, reports how many of `total` bytes peers have sent.
 pub fn follow(
     mesh: MeshHandle,
     total: u64,
@@ -60,7 +61,7 @@ pub fn follow(
                 },
                 _ = tick.tick(), if is_loading => {
                     let progress = meter.note(Instant::now(), verified() - before);
-                    // Who lags behind misses it.
+                    // A listener that lags behind misses it.
                     let _ = sender.try_send(GenerateEvent::Loading(progress));
                     continue;
                 }

@@ -1,6 +1,6 @@
-//! The machine's memory: how much is free, and in which pages this process has it.
+//! The machine's memory: how much is free, and the page size that this process uses.
 
-/// What is taken for free where the system does not say.
+/// Assumed to be free if the system does not say.
 const FALLBACK: u64 = 4 << 30;
 
 /// Bytes of main memory that can be used without swapping.
@@ -8,9 +8,10 @@ pub fn available() -> u64 {
     std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(parse).unwrap_or(FALLBACK)
 }
 
-/// Whether the kernel leaves this process's memory in small pages from now on. A node that only keeps and serves touches
-/// little of what its index reserves (sled: 41 counters of half a megabyte that nobody writes), and large pages would make it 20 MiB more; an engine's
-/// weights want them. Without effect where the system has no such choice.
+/// Sets whether the kernel keeps this process's memory in small pages from now on. A node that only
+/// stores and serves touches little of the memory that its index reserves (sled: 41 counters of
+/// half a megabyte that are never written), and huge pages would make 20 MiB of it resident. An
+/// engine's weights benefit from huge pages. Has no effect if the system does not offer the choice.
 pub fn use_small_pages(small: bool) {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(small) {

@@ -1,9 +1,9 @@
 //! What the program prints: results on standard output (`outln!`), remarks and the log on
 //! standard error (`note!`, [`Log`]). Nothing else in this crate prints.
 //!
-//! Invariant: printing never panics. The first failure of standard output is kept and what
-//! comes after it is dropped; `main` asks at the end how it went. What standard error does not
-//! take is lost, and nothing else with it.
+//! Invariant: printing never panics. The first failure of standard output is kept, and later output
+//! is dropped; `main` checks it at the end. Output that cannot be written to standard error is
+//! lost, without further effect.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Stdout, Write};
@@ -22,22 +22,23 @@ macro_rules! note {
 
 pub(crate) use {note, outln};
 
-/// How standard output fared.
+/// What became of standard output.
 #[derive(Debug)]
 pub enum Ended {
-    /// It took everything.
+    /// Everything was written.
     Whole,
-    /// Its reader went away, as `head` does, or what it did not take was no result.
+    /// Its reader went away, as `head` does, or only output that is not a result could not be
+    /// written.
     Closed,
     /// It could not be written: a full disk.
     Failed(io::Error),
 }
 
-/// A stream whose first failure ends it.
+/// A stream that ends with its first failure.
 struct Guarded<W> {
     stream: W,
     failed: Option<io::Error>,
-    /// What failed was no result.
+    /// Whether the output that failed was not a result.
     excused: bool,
 }
 
@@ -78,12 +79,12 @@ pub fn print(text: fmt::Arguments<'_>) {
     out().attempt(|stream| stream.write_fmt(text));
 }
 
-/// Prints a piece of text and writes it at once. False once standard output takes no more.
+/// Prints a piece of text and flushes it. False once standard output has failed.
 pub fn piece(text: &str) -> bool {
     out().attempt(|stream| stream.write_all(text.as_bytes()).and_then(|()| stream.flush()))
 }
 
-/// Prints a line that is no result: what a running node reports. Its loss is no failure.
+/// Prints a line that is not a result: a running node's report. Losing it is not a failure.
 pub fn report(line: &str) {
     let mut out = out();
     if !out.attempt(|stream| writeln!(stream, "{line}").and_then(|()| stream.flush())) {
@@ -91,7 +92,7 @@ pub fn report(line: &str) {
     }
 }
 
-/// Writes what is left, and says how standard output fared.
+/// Flushes, and returns what became of standard output.
 pub fn finish() -> Ended {
     out().finish()
 }
@@ -102,14 +103,15 @@ pub fn remark(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
 }
 
-/// Whether text on this stream may be coloured: a terminal, and a user who does not say no
-/// (<https://no-color.org>).
+/// Whether text on this stream may be coloured: it is a terminal, and the user has not disabled
+/// colours (<https://no-color.org>).
 pub fn colours(stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     stream.is_terminal() && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Where the log goes: standard error. A line that cannot be written is lost and costs nothing else.
+/// The log's destination: standard error. A line that cannot be written is lost, without further
+/// effect.
 pub struct Log;
 
 impl Write for Log {
@@ -127,7 +129,7 @@ impl Write for Log {
 mod tests {
     use super::*;
 
-    /// Takes some bytes, then fails.
+    /// Accepts some bytes, then fails.
     struct Full {
         room: usize,
         kind: io::ErrorKind,

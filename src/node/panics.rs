@@ -1,19 +1,19 @@
-//! Notices a panic of any thread or task of a running node, which would otherwise be a part that
-//! is missing from then on while the rest answers as before.
+//! Notices a panic of any thread or task of a running node. Otherwise that part would be missing
+//! from then on while the rest answers as before.
 //!
-//! Leaves two libraries alone. Panics of sled, which happen on a damaged index, are caught by the
-//! store, which makes the index anew. Panics of the webrtc crates end a task of one connection,
-//! which a stranger could provoke.
+//! Ignores two libraries. Panics of sled, which happen with a damaged index, are caught by the
+//! store, which rebuilds the index. Panics of the webrtc crates end the task of one connection, and
+//! a stranger could provoke them.
 
 use std::panic::{self, Location, PanicHookInfo};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Crates whose panics are dealt with elsewhere, as their sources' paths show them.
+/// Crates whose panics are handled elsewhere, recognised by the paths of their sources.
 const LEFT_ALONE: [&str; 2] = ["/sled-", "/webrtc-"];
 
-/// Resolves with the first panic of this process after the call: where it was, and what it said.
+/// Resolves with the first panic of this process after the call: its message and its place.
 pub fn first() -> impl Future<Output = String> + Send + use<> {
     let (sender, mut seen) = watch::channel(None);
     let sender = Arc::new(sender);
@@ -32,7 +32,7 @@ pub fn first() -> impl Future<Output = String> + Send + use<> {
         let first = seen.wait_for(Option::is_some).await.map(|first| first.clone());
         match first {
             Ok(first) => first.unwrap_or_default(),
-            // The hook, and the sender with it, stays for the life of the process.
+            // The hook, and with it the sender, stays for the life of the process.
             Err(_) => std::future::pending().await,
         }
     }

@@ -1,9 +1,8 @@
-//! The ports that a node listened on last, kept in its data directory, so that an address that
-//! others wrote down outlives a restart.
+//! The ports on which a node listened last, kept in its data directory, so that an address that
+//! others saved stays valid after a restart.
 //!
-//! Owns `listen.json`. Refuses to take a port that somebody else has by now. Invariant: only where
-//! the system chose the port is the last one asked for; a damaged file costs the ports, never the
-//! start.
+//! Owns `listen.json`. Does not take a port that somebody else has by now. Invariant: the last port
+//! is requested only if the system chose it. A damaged file costs the ports, never the start.
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
@@ -14,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::identity::write_private;
 use doppler_mesh::{Address, Transport};
 
-/// Addresses of which ports are kept; more than anybody listens on.
+/// The most addresses whose ports are kept; more than anybody listens on.
 const ADDRESSES_MAX: usize = 64;
 
-/// Where each address that leaves its port to the system listened last.
+/// The last port of each address that leaves its port to the system.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     last: Vec<Last>,
@@ -35,7 +34,7 @@ pub fn file(data: &Path) -> PathBuf {
 }
 
 impl Ports {
-    /// Reads the file; an absent or damaged one knows no ports.
+    /// Reads the file. An absent or damaged one contains no ports.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
@@ -45,8 +44,8 @@ impl Ports {
         write_private(path, &serde_json::to_vec_pretty(self)?)
     }
 
-    /// The same addresses; those that leave their port to the system at the last one, if it is
-    /// free. Two that are the same take one each.
+    /// The same addresses, but those that leave their port to the system get the last one, if it is
+    /// free. Two equal addresses take one port each.
     pub fn apply(&self, listen: &[Address]) -> Vec<Address> {
         let mut last: Vec<&Last> = self.last.iter().collect();
         let again = |address: &Address| {
@@ -59,7 +58,7 @@ impl Ports {
         listen.iter().map(|address| again(address).unwrap_or_else(|| address.clone())).collect()
     }
 
-    /// Notes where the addresses came to listen; true if that is news worth writing down.
+    /// Notes the ports on which the addresses listen. True if that changed something worth saving.
     pub fn note(&mut self, listen: &[Address], listening: &[Address]) -> bool {
         let mut taken = BTreeSet::new();
         let mut last = Vec::new();
@@ -85,8 +84,8 @@ impl Ports {
     }
 }
 
-/// Whether a listening address belongs to a configured one: the same IP address, or one of the
-/// same family where that is any.
+/// Whether a listening address belongs to a configured one: it has the same IP address, or one of
+/// the same family if the configured one is unspecified.
 fn is_on(listening: &Address, listen: &Address) -> bool {
     listening.transport() != Transport::Relay
         && match (listening.ip(), listen.ip()) {
@@ -97,7 +96,7 @@ fn is_on(listening: &Address, listen: &Address) -> bool {
         }
 }
 
-/// Whether nobody listens there. Asked a moment before this node does.
+/// Whether nobody listens there. Checked just before this node does.
 fn is_free(address: &Address) -> bool {
     match (address.tcp_socket(), address.udp_socket()) {
         (Some(socket), _) => TcpListener::bind(socket).is_ok(),

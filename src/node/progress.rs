@@ -1,4 +1,4 @@
-//! Progress bars on standard error; they draw nothing where that is no terminal.
+//! Progress bars on standard error. They draw nothing if it is not a terminal.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub fn spinner(what: impl Into<std::borrow::Cow<'static, str>>) -> ProgressBar {
     spinner
 }
 
-/// How far a transfer has come, in words: bytes, rate, time left.
+/// A transfer's progress in words: bytes, rate, time left.
 pub fn describe(what: &str, progress: &Transfer) -> String {
     let mut text = format!("{what}: {} of {}", ByteSize(progress.done), ByteSize(progress.total));
     if let Some(rate) = progress.rate {
@@ -38,7 +38,7 @@ pub fn describe(what: &str, progress: &Transfer) -> String {
     text
 }
 
-/// Seconds as people say them.
+/// A duration in seconds, for people.
 fn time(seconds: f64) -> String {
     let seconds = seconds.ceil().clamp(0.0, 1e9) as u64;
     match seconds {

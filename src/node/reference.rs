@@ -8,7 +8,7 @@ use clap::{Arg, Command, CommandFactory};
 
 use super::args::RawArgs;
 
-/// Markdown: one section a command, its usage, its arguments and options in order.
+/// Markdown with one section per command: its usage, and its arguments and options in order.
 fn reference() -> String {
     let mut root = RawArgs::command();
     root.build();
@@ -27,7 +27,7 @@ fn section(command: &Command, path: &str, text: &mut String) {
     let is_root = !path.contains(' ');
     let shown = command.get_arguments().filter(|arg| {
         let builtin = ["help", "version"].contains(&arg.get_id().as_str());
-        // Global options are told of once.
+        // Global options are listed once.
         let again = arg.is_global_set() && !is_root;
         !(arg.is_hide_set() || builtin || again)
     });

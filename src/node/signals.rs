@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-/// Resolves at the first of them with the exit code that is usual for it. The handlers are
-/// installed by this call. A SIGHUP that was ignored when the process started stays ignored, so
-/// that `nohup` works.
+/// Resolves at the first of these signals with its usual exit code. This call installs the
+/// handlers. If SIGHUP was ignored when the process started, it stays ignored, so that `nohup`
+/// works.
 #[cfg(unix)]
 pub fn ending() -> anyhow::Result<impl Future<Output = u8>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -40,7 +40,7 @@ pub fn ending() -> anyhow::Result<impl Future<Output = u8>> {
     })
 }
 
-/// Whether SIGHUP is ignored, as `nohup` has it; known on Linux only.
+/// Whether SIGHUP is ignored, as under `nohup`. Known on Linux only.
 #[cfg(unix)]
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -57,16 +57,16 @@ fn ignored(status: &str) -> Option<u64> {
 /// Set once a signal is ending the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Returns unless a signal is ending the process: what fails while its files are being taken away
-/// is not worth a word.
+/// Returns unless a signal is ending the process. Failures while its files are being removed need
+/// not be reported.
 pub fn unless_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::park();
     }
 }
 
-/// From now on such a signal removes `unfinished`, a directory that this process is filling, and
-/// ends the process; `first` is done before.
+/// From now on such a signal runs `first`, removes `unfinished`, a directory that this process is
+/// filling, and ends the process.
 pub fn remove_when_ended(
     unfinished: PathBuf,
     first: impl FnOnce() + Send + 'static,
@@ -83,7 +83,7 @@ pub fn remove_when_ended(
         let code = runtime.block_on(ended);
         ENDING.store(true, Ordering::SeqCst);
         first();
-        // The writer may add a file meanwhile, and then the directory is not empty.
+        // The writer may add a file meanwhile, so that the directory is not empty.
         for _ in 0..100 {
             match std::fs::remove_dir_all(&unfinished) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {}

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-/// A number of bytes. Reads `B`, `KB`/`MB`/`GB`/`TB` (powers of 1000) and
-/// `KiB`/`MiB`/`GiB`/`TiB` (powers of 1024), with a fraction if wanted; prints the latter.
-/// Only 0 needs no unit: whoever writes `--ram-budget 4` means 4 GiB, not 4 bytes.
+/// A number of bytes. Reads `B`, `KB`/`MB`/`GB`/`TB` (powers of 1000) and `KiB`/`MiB`/`GiB`/`TiB`
+/// (powers of 1024), with an optional fraction; prints the latter. Only 0 needs no unit: someone
+/// who writes `--ram-budget 4` means 4 GiB, not 4 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ByteSize(pub u64);
 
@@ -74,7 +74,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// `1 object`, `2 objects`: a number of things whose name takes an s.
+/// `1 object`, `2 objects`: a number of things whose plural ends in s.
 pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
     match number.try_into() {
         Ok(1) => format!("1 {thing}"),
@@ -83,7 +83,7 @@ pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
     }
 }
 
-/// Bytes a second: a size, with `/s` after it or not.
+/// Bytes a second: a size, optionally followed by `/s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ByteRate(pub u64);
 

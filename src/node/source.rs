@@ -30,15 +30,15 @@ use doppler_infer::tokenizer::Tokenizer;
 use doppler_store::manifest::Manifest;
 use doppler_store::{ModelId, PolicyKind, RangeReader};
 
-/// A local model, ready for sessions.
+/// A local model that is ready for sessions.
 pub struct Opened {
     pub model: Model,
     tokenizer: Option<Tokenizer>,
-    /// Runs the reads; must outlive the sessions.
+    /// Runs the reads. Must outlive the sessions.
     _runtime: Runtime,
 }
 
-/// What a model argument is.
+/// What a model argument means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A directory on this disk.
@@ -47,11 +47,12 @@ pub enum Place {
     Named,
 }
 
-/// Whether `args.model` is a directory or the name of a model. Whatever has a separator in it is a
-/// path; a name is one unless a model's directory has it. `in_swarm` if a swarm was asked for.
+/// Whether `args.model` is a directory or the name of a model. Anything with a separator is a path.
+/// Other text is a name, unless there is a model's directory with that name. `in_swarm` says
+/// whether a swarm was asked for.
 ///
-/// # Errors
-/// If it could be either: a directory here, and another model that the running node knows.
+/// # Errors If it could be both: a directory here, and a different model that the running node
+/// knows.
 pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<Place> {
     let (path, text) = (args.model.as_path(), &*args.name());
     let parts: Vec<Component<'_>> = path.components().collect();
@@ -86,7 +87,7 @@ fn running(args: &ModelArgs) -> Option<Client> {
     Client::find(&data_dir(&args.data).ok()?).ok()?
 }
 
-/// Opens what `args.model` means: a directory, or a model that the store at `--data` holds.
+/// Opens the model that `args.model` means: a directory, or a model in the store at `--data`.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
     match place(args, false)? {
         Place::Directory => open_path(&args.model, args.quantize),
@@ -97,7 +98,7 @@ pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
     }
 }
 
-/// What is said before the reason why a name was not found either.
+/// Introduces the reason why a name was not found, either.
 pub fn not_a_directory(text: &str) -> String {
     format!("{text:?} is not a directory here, so it must name a model")
 }
@@ -111,12 +112,13 @@ pub fn open_held(held: Held) -> anyhow::Result<Opened> {
     opened(manifest, tokenizer, reader)
 }
 
-/// The shapes of a well-known model, without any weights: reading one fails.
+/// The shapes of a well-known model, without weights: reading one fails.
 pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
     opened(synth_manifest(&SynthOptions::new(arch))?, None, Arc::new(MemorySink::default()))
 }
 
-/// As `open`. Whatever is no RDRR directory, or is asked for in another type, is converted in memory.
+/// As `open`. Anything that is not an RDRR directory, or is requested in another type, is converted
+/// in memory.
 pub fn open_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Opened> {
     let checkpoint = load::open(path)?;
     let (manifest, reader) = match checkpoint.manifest().filter(|_| quantize.is_none()) {
@@ -163,8 +165,8 @@ impl Opened {
         self.tokenizer.as_ref().context("the model comes without a tokenizer.json")
     }
 
-    /// A session on the device and with the policy that `args` name, with these slots and
-    /// room for `context` tokens (the engine's default if `None`).
+    /// A session on the device and with the policy named in `args`, with these slots and room for
+    /// `context` tokens (`None` means the engine's default).
     pub fn session(
         &self,
         args: &ModelArgs,

@@ -1,6 +1,7 @@
-//! Who has a data directory: the node that runs on it, or nobody, and then this process takes it.
+//! Access to a data directory's store: through the node that runs on it, or directly if no node
+//! does.
 //!
-//! The directory's lock decides: whoever holds it is the only one who may touch the store.
+//! The directory's lock decides: only the process that holds it may touch the store.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use super::client::Client;
 use doppler_store::StoreError;
 use doppler_store::disk::{DiskOptions, DiskTier};
 
-/// Who has the data directory.
+/// How the store is accessed.
 pub enum StoreAccess {
     Node(Client),
     Here { disk: DiskTier, runtime: Runtime, data: PathBuf },
@@ -36,12 +37,12 @@ impl StoreAccess {
                 data.display()
             ),
         }
-        // Whatever the node's budget: looking after a store evicts nothing by itself.
+        // Not the node's budget: maintenance of a store must not evict anything by itself.
         match DiskTier::open(data, DiskOptions { budget: u64::MAX }) {
             Ok(disk) => Ok(Self::Here { disk, runtime: runtime()?, data: data.to_owned() }),
             Err(locked @ StoreError::Locked { .. }) => match Client::find(data)? {
                 Some(client) => Ok(Self::Node(client)),
-                None => bail!("{locked}; that one takes no commands"),
+                None => bail!("{locked}; that process takes no commands"),
             },
             Err(error) => Err(error.into()),
         }

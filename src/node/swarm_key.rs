@@ -8,19 +8,18 @@ use anyhow::Context;
 use super::identity::create_private;
 use doppler_mesh::SwarmKey;
 
-/// The longest file that is looked into: the digits, and some white space.
+/// The longest file that is read: the digits, and some white space.
 const FILE_BYTES_MAX: u64 = 256;
 
-/// Makes a key and stores it.
+/// Creates a key and stores it.
 ///
-/// # Errors
-/// If the file exists: a key that others have is not replaced by accident.
+/// # Errors If the file exists, so that a key in use is not replaced by accident.
 pub fn create(path: &Path) -> anyhow::Result<()> {
     let digits = blake3::Hash::from_bytes(*SwarmKey::generate().as_bytes()).to_hex();
     create_private(path, format!("{digits}\n").as_bytes())
 }
 
-/// Reads a key; the error never quotes what the file says.
+/// Reads a key. The error never quotes the file's contents.
 pub fn read(path: &Path) -> anyhow::Result<SwarmKey> {
     let cannot = || format!("cannot read {}", path.display());
     let metadata = fs::metadata(path).with_context(cannot)?;

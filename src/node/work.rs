@@ -1,7 +1,7 @@
-//! Long work on behalf of a command, told as it goes: how far it has come, then how it ended, as
-//! one JSON object a line.
+//! Long work for a command, which reports its progress and then its result, one JSON object per
+//! line.
 //!
-//! Invariant: the end is the last line; work that nobody listens to any more is given up.
+//! Invariant: the result is the last line. Work is cancelled when its listener goes away.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use super::api::ApiError;
 use doppler_mesh::Progress;
 
-/// How often progress is told.
+/// How often progress is reported.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(250);
-/// Lines that a slow listener may lag behind before progress is left out.
+/// How many lines a slow listener may lag behind before progress is left out.
 const EVENTS_MAX: usize = 16;
 
 /// One line.
@@ -26,15 +26,15 @@ pub enum WorkEvent<R> {
     Failed(ApiError),
 }
 
-/// Where work says how far it has come.
+/// A callback for progress.
 pub type Report = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// Says it to nobody.
+/// A callback that reports to nobody.
 pub fn quietly() -> Report {
     std::sync::Arc::new(|_| ())
 }
 
-/// Begins work in a task of its own; what it says comes on the returned queue.
+/// Starts work in its own task. Its events arrive on the returned queue.
 pub fn begin<R, F>(work: impl FnOnce(Report) -> F) -> mpsc::Receiver<WorkEvent<R>>
 where
     R: Send + 'static,
@@ -42,7 +42,7 @@ where
 {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let told = sender.clone();
-    // A listener that lags behind misses progress, never the end.
+    // A listener that lags behind misses progress, but never the result.
     let report: Report = std::sync::Arc::new(move |progress| {
         let _ = told.try_send(WorkEvent::Progress(progress));
     });
@@ -56,7 +56,7 @@ where
             Ok(reply) => WorkEvent::Done { reply },
             Err(error) => WorkEvent::Failed(ApiError::of(&error)),
         };
-        // Nobody listens any more: the work is done all the same.
+        // An error means that the listener has just gone; the work is done all the same.
         let _ = sender.send(end).await;
     });
     events

@@ -1,4 +1,4 @@
-//! Nodes as separate operating-system processes: started, waited for, killed by pid.
+//! Nodes as separate operating-system processes, which are started, waited for and killed by pid.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use crate::client::Client;
 use crate::events::NodeEvent;
 
-/// A node that has not said it is ready by then has failed.
+/// A node that has not reported that it is ready by then has failed.
 const READY_MAX: Duration = Duration::from_secs(20);
 
 /// One `doppler-node join` process; killed when dropped.
@@ -25,12 +25,12 @@ pub struct NodeProcess {
     child: Arc<Mutex<Child>>,
 }
 
-/// All nodes that were started, to be killed if this process is told to end.
+/// All nodes that were started, to be killed when this process is told to end.
 #[derive(Clone, Default)]
 pub struct Children(Arc<Mutex<Vec<Arc<Mutex<Child>>>>>);
 
 impl Children {
-    /// Kills those that still run.
+    /// Kills the nodes that still run.
     pub fn kill(&self) {
         for child in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +47,7 @@ impl Children {
 }
 
 impl NodeProcess {
-    /// Starts `join --swarm SWARM --data DIR/NAME` on loopback and waits until it is ready.
+    /// Starts `join --swarm SWARM --data DIR/NAME` on loopback, and waits until it is ready.
     pub fn start(
         (dir, children): (&Path, &Children),
         name: &str,
@@ -77,7 +77,7 @@ impl NodeProcess {
         let stdout = child.stdout.take().context("the node's output is not piped")?;
         let child = children.adopt(child);
         let (sender, ready) = mpsc::sync_channel(1);
-        // Reads to the end so that the child never blocks on a full pipe.
+        // Reads to the end, so that the child never blocks on a full pipe.
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if let Ok(NodeEvent::Ready { peer_id, addresses, .. }) = serde_json::from_str(&line)
@@ -104,7 +104,7 @@ impl NodeProcess {
         Client::open(&self.data)
     }
 
-    /// SIGKILL: no goodbye, no flush.
+    /// Sends SIGKILL, so the node cannot flush or say goodbye.
     pub fn kill(&mut self) -> std::io::Result<()> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         child.kill()?;

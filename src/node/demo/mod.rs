@@ -1,9 +1,9 @@
 //! `demo`: a fresh node joins a swarm and runs a model whose weights it does not have.
 //!
-//! Four nodes as separate processes on loopback. Three seed the embedded model,
-//! every shard on two of them, all on none. The fourth starts empty, with
-//! less memory than the experts take, and generates; half-way one seeder is killed.
-//! The text must equal what one node holding everything produces.
+//! Four nodes run as separate processes on loopback. Three seed the embedded model: every shard is
+//! on two of them, all shards on none. The fourth starts empty, with less memory than the experts
+//! take, and generates. After a third of the tokens one seeder is killed. The text must equal that
+//! of a node that holds everything.
 
 mod children;
 mod placement;
@@ -43,7 +43,7 @@ struct Outcome<'a> {
     seconds: f64,
 }
 
-/// What the fourth node may use, bytes: device and RAM each below the experts' total.
+/// What the fourth node may use, in bytes. Device memory and RAM are each below the experts' total.
 struct Budgets {
     vram: u64,
     ram: u64,
@@ -51,9 +51,9 @@ struct Budgets {
 }
 
 impl Budgets {
-    /// Room for the trunk and a quarter of the experts on the device, a fifth of the
-    /// experts in RAM, and half of the model on disk: every tier is too
-    /// small, so bytes come from peers to the end.
+    /// Room for the trunk and a quarter of the experts on the device, a fifth of the experts in
+    /// RAM, and half of the model on disk. Every tier is too small, so bytes come from peers until
+    /// the end.
     fn of(manifest: &Manifest, tokens: usize) -> anyhow::Result<Self> {
         let (experts, trunk) = (manifest.expert_bytes(), manifest.trunk_bytes());
         let fixed = trunk + ACTIVATION_BYTES + experts / 4 + CONTEXT_PROMPT as u64 * KV_BYTES;
@@ -71,13 +71,13 @@ impl Budgets {
     }
 }
 
-/// Device bytes for the embedded model's activations, with repacked weights' padding.
+/// Device bytes for the embedded model's activations and the padding of repacked weights.
 const ACTIVATION_BYTES: u64 = 1 << 20;
 
-/// KV cache of the embedded model a token: 4 layers of 4 heads of 32, keys and values, f32.
+/// KV cache bytes per token of the embedded model: 4 layers, 4 heads of 32, keys and values, f32.
 const KV_BYTES: u64 = 4 * 4 * 32 * 2 * 4;
 
-/// Positions to make room for beyond the tokens generated: the prompt.
+/// Positions for the prompt, in addition to the generated tokens.
 const CONTEXT_PROMPT: usize = 64;
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
@@ -194,7 +194,7 @@ fn start(
     Ok((seeders, fourth, model))
 }
 
-/// What the fourth node wrote, and with what.
+/// What the fourth node generated, and with what.
 struct Remote {
     tokens: Vec<u32>,
     text: String,

@@ -1,10 +1,10 @@
-//! Which seeder gets which shards: every shard on two, the whole model on none.
+//! Which seeder gets which shards: every shard is on two seeders, the whole model on none.
 
 /// The seeders of the demo.
 pub const SEEDERS: usize = 3;
 
-/// Shard numbers for each seeder. Shard `i` is left out of seeder `i % 3` only,
-/// so with at least three shards no seeder holds all of them.
+/// Shard numbers for each seeder. Only seeder `i % 3` lacks shard `i`, so with at least three
+/// shards no seeder holds all of them.
 pub fn place(shards: usize) -> [Vec<usize>; SEEDERS] {
     std::array::from_fn(|seeder| (0..shards).filter(|shard| shard % SEEDERS != seeder).collect())
 }

@@ -1,5 +1,5 @@
-//! What one node that holds everything produces: a separate process, every
-//! expert resident, no swarm.
+//! The text of a node that holds everything: a separate process, with every expert resident and no
+//! swarm.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

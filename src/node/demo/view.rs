@@ -9,7 +9,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::api::{Hits, Traffic};
 use crate::size::ByteSize;
 
-/// Bars on standard error: tokens, hits by tier, bytes by peer. Draws nothing when not a terminal.
+/// Progress bars on standard error: tokens, hits by tier, bytes by peer. Draws nothing if it is not
+/// a terminal.
 pub struct View {
     bars: MultiProgress,
     stage: ProgressBar,
@@ -25,7 +26,7 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 impl View {
-    /// `seeders`: peer id and name of each.
+    /// `seeders` has the peer id and the name of each.
     pub fn new(quiet: bool, tokens: u64, seeders: &[(String, String)]) -> Self {
         let target = if quiet {
             ProgressDrawTarget::hidden()
@@ -57,7 +58,7 @@ impl View {
         self.stage.set_message(what.into());
     }
 
-    /// A line above the bars that stays.
+    /// Prints a line above the bars.
     pub fn note(&self, what: &str) {
         let _ = self.bars.println(what);
     }
@@ -87,7 +88,7 @@ impl View {
     }
 }
 
-/// What a demo run came to.
+/// The results of a demo run.
 pub struct Summary<'a> {
     pub model: &'a str,
     pub model_bytes: u64,
@@ -103,7 +104,7 @@ pub struct Summary<'a> {
     pub identical: bool,
 }
 
-/// The closing table.
+/// The table of results.
 pub fn table(summary: &Summary<'_>) -> String {
     let Summary { traffic, names, .. } = summary;
     let mut out = String::new();

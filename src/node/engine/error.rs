@@ -1,6 +1,6 @@
-//! Why a generation failed: one error at the engine's seam, each with a stable label.
+//! Why a generation failed: the engine's error type, with a stable label for each variant.
 //!
-//! `failures` gives a label its HTTP status and its exit code.
+//! `failures` maps a label to its HTTP status and exit code.
 
 use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
@@ -21,10 +21,10 @@ pub enum EngineError {
     /// The model's tokenizer cannot be used.
     #[error("model {model}: {source}")]
     Tokenizer { model: ModelId, source: TokenizerError },
-    /// The prompt or the answer cannot be turned to tokens or to text.
+    /// The prompt cannot be tokenized, or the answer cannot be decoded.
     #[error(transparent)]
     Text(#[from] TokenizerError),
-    /// The manifest makes no model that runs here.
+    /// The manifest does not describe a model that runs here.
     #[error("model {model}: {source}")]
     Model { model: ModelId, source: Box<ModelError> },
     /// No device could be opened.
@@ -63,7 +63,7 @@ impl EngineError {
         }
     }
 
-    /// Whether the device is gone: what was loaded on it cannot be used any more.
+    /// Whether the device is gone, so that what was loaded on it cannot be used any more.
     pub const fn is_lost(&self) -> bool {
         matches!(
             self,

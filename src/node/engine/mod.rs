@@ -1,9 +1,9 @@
 //! The engine of a node: requests are checked against their model, wait in a bounded queue, and run
 //! one after another on a thread that owns the device.
 //!
-//! `models` keeps graphs and tokenizers and checks requests, `queue` holds what waits, `worker` is the
-//! thread. A request that cannot be done is refused before anything is touched; only a lost device
-//! unloads a model.
+//! `models` keeps graphs and tokenizers and checks requests, `queue` holds waiting requests,
+//! `worker` is the thread. An impossible request is refused before anything is touched. Only a lost
+//! device unloads a model.
 
 mod error;
 mod models;
@@ -55,8 +55,7 @@ struct Shown {
 impl Engine {
     /// `traffic` reads the mesh's counters.
     ///
-    /// # Errors
-    /// The thread cannot be started.
+    /// # Errors If the thread cannot be started.
     pub fn start(
         options: EngineOptions,
         traffic: impl Fn() -> Traffic + Send + 'static,
@@ -83,10 +82,9 @@ impl Engine {
         &self.models
     }
 
-    /// Queues a checked request; its events come on the returned channel.
+    /// Queues a checked request. Its events arrive on the returned channel.
     ///
-    /// # Errors
-    /// Too many wait already, or the node is stopping.
+    /// # Errors If too many requests are waiting, or the node is stopping.
     pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<GenerateEvent>, EngineError> {
         self.queue.submit(job)
     }
@@ -109,7 +107,7 @@ impl Engine {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes no more requests and waits for the running one's present token.
+    /// Accepts no more requests, and waits for the current token of the running one.
     pub async fn stop(&self) {
         self.queue.close();
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,9 +1,9 @@
-//! The models that the engine knows: graphs and tokenizers, kept between requests, and requests
-//! checked against them.
+//! The models that the engine knows: graphs and tokenizers, which are kept between requests. Checks
+//! requests against them.
 //!
-//! Opening a model reads no weights, so a request is refused here, before it waits in the queue and
-//! before the loaded model is touched. Bounded: of more than [`OPENED_MAX`] models the one that was
-//! asked for longest ago is forgotten, and opened again when it is asked for.
+//! Opening a model reads no weights, so a request is refused here before it waits in the queue and
+//! before the loaded model is touched. Bounded: if there are more than [`OPENED_MAX`] models, the
+//! one not used for longest is dropped, and opened again when it is needed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +22,7 @@ use crate::api::GenerateRequest;
 /// Models kept open. A tokenizer of 150,000 tokens takes some 50 MB.
 const OPENED_MAX: usize = 4;
 
-/// A model's graph, the places of its weights, and its tokenizer.
+/// A model's graph, the locations of its weights, and its tokenizer.
 pub struct Opened {
     pub id: ModelId,
     pub model: Model,
@@ -35,14 +35,14 @@ pub struct Job {
     pub request: Request,
 }
 
-/// Models by id, the one asked for last at the end.
+/// Models by id, with the most recently used one at the end.
 #[derive(Clone, Default)]
 pub struct Models {
     opened: Arc<Mutex<Vec<Arc<Opened>>>>,
 }
 
 impl Models {
-    /// The model, if it is open; it is the last to be forgotten from now on.
+    /// The model, if it is open. Marks it as most recently used.
     pub fn get(&self, id: ModelId) -> Option<Arc<Opened>> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         let at = opened.iter().position(|one| one.id == id)?;
@@ -53,8 +53,8 @@ impl Models {
 
     /// Opens a model by its manifest and the bytes of its tokenizer.json.
     ///
-    /// # Errors
-    /// A manifest that makes no model that can run, or a tokenizer that cannot be used.
+    /// # Errors If the manifest does not describe a model that can run, or the tokenizer cannot be
+    /// used.
     pub fn open(
         &self,
         id: ModelId,
@@ -77,7 +77,7 @@ impl Models {
     }
 }
 
-/// Refuses what is wrong with a request whatever the model.
+/// Refuses what is wrong with a request for any model.
 pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
     if request.tokens == 0 {
         return Err(EngineError::NoTokens);
@@ -87,10 +87,9 @@ pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
 }
 
 impl Job {
-    /// A request as tokens that fit the model.
+    /// Turns a request into tokens that fit the model.
     ///
-    /// # Errors
-    /// Anything about it that the model cannot do.
+    /// # Errors If the model cannot do what is asked.
     pub fn check(opened: Arc<Opened>, request: &GenerateRequest) -> Result<Self, EngineError> {
         check_request(request)?;
         let prompt = opened.tokenizer.encode(&request.prompt)?;

@@ -1,7 +1,7 @@
-//! The engine's queue: jobs wait here for the one that runs.
+//! The engine's queue: jobs wait here while another one runs.
 //!
-//! Bounded: a full queue refuses at once. Closed when the node stops; what waits then is still run
-//! up to its next token, since its listeners are going too.
+//! Bounded: a full queue refuses at once. It is closed when the node stops. Jobs that wait then
+//! only run up to their next token, because their listeners are going, too.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,9 +11,9 @@ use super::error::EngineError;
 use super::models::Job;
 use crate::api::GenerateEvent;
 
-/// Requests waiting for the one running.
+/// The most waiting requests.
 pub const QUEUE_MAX: usize = 8;
-/// Events a slow listener may lag behind before the engine waits for it.
+/// How many events a slow listener may lag behind before the engine waits for it.
 const EVENTS_MAX: usize = 256;
 
 /// A job and where its events go.
@@ -31,10 +31,9 @@ impl Queue {
         (Self { jobs: Mutex::new(Some(jobs)) }, waiting)
     }
 
-    /// Queues a job; its events come on the returned channel.
+    /// Queues a job. Its events arrive on the returned channel.
     ///
-    /// # Errors
-    /// The queue is full, or closed.
+    /// # Errors If the queue is full or closed.
     pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<GenerateEvent>, EngineError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +45,7 @@ impl Queue {
         Ok(events)
     }
 
-    /// Takes no more jobs.
+    /// Accepts no more jobs.
     pub fn close(&self) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

@@ -1,4 +1,4 @@
-//! A bad request costs nothing: the next good one answers without loading again.
+//! A bad request costs nothing: the next good one is answered without loading again.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::*;
 use crate::api::GenerateRequest;
 use crate::embedded;
 
-/// An engine on the CPU and the embedded model, whose bytes lie in a directory.
+/// An engine on the CPU, and the embedded model in a directory.
 struct Bench {
     dir: TempDir,
     engine: Engine,
@@ -46,7 +46,7 @@ fn request(prompt: &str) -> GenerateRequest {
 }
 
 impl Bench {
-    /// The answer's text, or the label of what it failed with.
+    /// The answer's text, or the label of its failure.
     async fn ask(&self, request: &GenerateRequest) -> Result<String, &'static str> {
         let job = Job::check(self.opened.clone(), request).map_err(|error| error.label())?;
         let mut events = self.engine.submit(job).map_err(|error| error.label())?;
@@ -111,13 +111,13 @@ async fn a_longer_context_than_the_first_requests_needs_no_reload() {
     assert_eq!(bench.ask(&short).await, Ok(first));
     assert_eq!(bench.engine.loads(), 1);
     bench.engine.stop().await;
-    // The same text as on an engine that had the room from the start.
+    // The text is the same as on an engine that had the room from the start.
     let bench = self::bench();
     assert_eq!(bench.ask(&long).await, Ok(text));
     bench.engine.stop().await;
 }
 
-/// Weights that cannot be read fail the request, and are read again by the next one.
+/// Weights that cannot be read fail the request. The next one reads them again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_fails_says_why_and_can_be_tried_again() {
     let bench = bench();

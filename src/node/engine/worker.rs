@@ -1,7 +1,7 @@
-//! The engine's thread: one model loaded at a time, one job after another.
+//! The engine's thread, which loads one model at a time and runs one job after another.
 //!
-//! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at its
-//! next token. What fails leaves the loaded model as it was, but for a lost device.
+//! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at
+//! its next token. A failure leaves the loaded model unchanged, unless the device was lost.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -100,9 +100,10 @@ impl<T: Fn() -> Traffic> Worker<T> {
         Ok(())
     }
 
-    /// Makes the job's model the loaded one, with room for its sequence. The device is opened first, so that a
-    /// failure to do so costs nothing; then the one loaded before goes, since the budget is for one at a time. The
-    /// same model is loaded again only where its expert slots have to make room for a longer context.
+    /// Loads the job's model, with room for its sequence. The device is opened first, so that a
+    /// failure to open it costs nothing. Then the previous model is dropped, because the budget is
+    /// for one at a time. The same model is loaded again only if its expert slots must make room
+    /// for a longer context.
     fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<(), EngineError> {
         let room = job.request.room();
         if let Some(loaded) = self.loaded.as_mut().filter(|have| have.model == job.opened.id) {
@@ -115,7 +116,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             }
         }
         let device = generation::device_for(self.options.backend, &job.opened.model)?;
-        // What the device cannot run is refused before anything is let go of.
+        // A model that the device cannot run is refused before the previous one is dropped.
         job.opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
         self.loaded = None;
