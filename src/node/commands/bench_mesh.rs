@@ -1,9 +1,9 @@
-//! `bench mesh`: what a verified transfer between two nodes of this process costs,
-//! against a raw stream over the same transport.
+//! `bench mesh`: the cost of a verified transfer between two nodes in this process, compared with a
+//! raw stream over the same transport.
 //!
-//! Every round measures each way once, in turn, so that on a busy machine the
-//! ratios still mean something. Both ends run here and share its processors. Bytes
-//! are served from memory and thrown away once proved.
+//! Every round measures each variant once, so that the ratios are meaningful even on a busy
+//! machine. Both ends run in this process and share its processors. Bytes are served from memory
+//! and discarded once verified.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,44 +27,44 @@ use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::verified::{OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
 use doppler_store::{ByteRange, ModelId, Priority, ReadRequest, ShardId, ShardSource};
 
-/// The protocol of the raw stream: eight bytes of length one way, so many bytes the other.
+/// The protocol of the raw stream: eight bytes of length in one direction, that many bytes in the
+/// other.
 const RAW_PROTOCOL: &str = "/doppler/bench/1";
 /// Bytes written and read at a time on a raw stream, as the shard protocol does.
 const RAW_BYTES: usize = 64 * 1024;
-/// Raw streams at once, where there are several.
+/// The number of parallel raw streams.
 const RAW_STREAMS: usize = 4;
-/// Ranges of at most a wire request that are fetched at once, as the ladder does for two
-/// objects.
+/// Ranges of at most one request each that are fetched at once, as the ladder does for two objects.
 const PIECES_AT_ONCE: usize = 8;
-/// Providers of the throttled transfer, and what each may send a second.
+/// Providers of the throttled transfer, and the bytes that each may send a second.
 const THROTTLED: usize = 3;
 const THROTTLED_RATE: u64 = 20_000_000;
-/// Connections made before memory is first looked at.
+/// Connections made before memory is first measured.
 const CONNECTS_FIRST: usize = 200;
 /// How long a connection or an announcement may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `--json` prints; speeds in millions of bytes a second.
+/// What `--json` prints. Speeds are in millions of bytes a second.
 #[derive(Serialize)]
 struct Record {
     host_cpu: String,
     commit: Option<&'static str>,
     command: String,
-    /// Of each measurement.
+    /// Bytes of each measurement.
     bytes: u64,
     rounds: usize,
     raw_mb_s: Speeds,
     raw_4_streams_mb_s: Speeds,
     verified_mb_s: Speeds,
-    /// Medians of the ratios taken within a round, to the faster of the two raw ways.
+    /// Median of the rounds' ratios to the faster of the two raw variants.
     verified_to_raw: f64,
-    /// Processor seconds of both ends together for a billion bytes, medians: on a busy machine
-    /// they say more than speeds.
+    /// Median processor seconds of both ends together per billion bytes. On a busy machine they say
+    /// more than speeds.
     raw_cpu_s_per_gb: f64,
     verified_cpu_s_per_gb: f64,
     /// From three providers that send at most 20 MB/s each.
     throttled_mb_s: f64,
-    /// Of the process, before and after so many connections of new peers.
+    /// Memory of the process before and after `connects` connections of new peers.
     connects: usize,
     rss_before: u64,
     rss_after: u64,
@@ -116,7 +116,7 @@ pub fn bench_mesh(args: &BenchMeshArgs) -> anyhow::Result<()> {
     outln!("  raw          {:>6.0} MB/s   one stream", record.raw_mb_s.median);
     outln!("  raw          {:>6.0} MB/s   {RAW_STREAMS} streams", record.raw_4_streams_mb_s.median);
     outln!(
-        "  verified     {:>6.0} MB/s   {:.2} of the faster raw way (median of the rounds' ratios)",
+        "  verified     {:>6.0} MB/s   {:.2} of the faster raw variant (median of the rounds' ratios)",
         record.verified_mb_s.median,
         record.verified_to_raw
     );
@@ -141,7 +141,7 @@ pub fn bench_mesh(args: &BenchMeshArgs) -> anyhow::Result<()> {
 }
 
 async fn measure(args: &BenchMeshArgs, listen: &Address) -> anyhow::Result<Record> {
-    // First, while the process is small.
+    // Measured first, while the process is small.
     let (rss_before, rss_after) = connects(listen, args.connects).await?;
     let objects = objects(args.size.0);
     let raw = RawPair::start(listen).await?;
@@ -149,7 +149,7 @@ async fn measure(args: &BenchMeshArgs, listen: &Address) -> anyhow::Result<Recor
     let mut speeds: [Vec<f64>; 3] = Default::default();
     let (mut ratios, mut raw_cpu, mut verified_cpu) = (Vec::new(), Vec::new(), Vec::new());
     let bytes = args.size.0;
-    // One round more, which is not counted.
+    // One more round than asked for; the first is not counted.
     for round in 0..=args.rounds {
         let one = speed(bytes, raw.transfer(bytes, 1)).await?;
         let cpu_before = cpu_seconds().unwrap_or_default();
@@ -212,7 +212,7 @@ fn objects(bytes: u64) -> Vec<Bytes> {
     sizes.map(object).collect()
 }
 
-/// Nodes that hold all objects, and one that holds nothing and fetches.
+/// Nodes that hold all objects, and a node that holds nothing and fetches them.
 struct Swarm {
     providers: Vec<MeshHandle>,
     reader: MeshHandle,

@@ -1,8 +1,8 @@
-//! `bench store`: how fast the store proves, imports, reads, checks and reopens.
+//! `bench store`: how fast the store verifies, imports, reads, checks and reopens.
 //!
-//! Every figure is the median of rounds that are run in turn, with plain hashing
-//! and plain file reads among them to compare with: on a busy machine only the
-//! ratios mean something. Files are read back from the page cache.
+//! Every figure is the median over rounds. Plain hashing and plain file reads are measured for
+//! comparison, because on a busy machine only ratios are meaningful. Files are read back from the
+//! page cache.
 
 use std::path::Path;
 use std::time::Instant;
@@ -21,36 +21,36 @@ use doppler_store::disk::{DiskOptions, DiskTier};
 use doppler_store::verified::{OBJECT_BYTES_MAX, Outboard, SERVE_BYTES_MAX, decode, encode};
 use doppler_store::{ByteRange, ShardId};
 
-/// Times that each thing is measured.
+/// How often each thing is measured.
 const ROUNDS: usize = 3;
-/// Bytes of each of the many objects of the store that is reopened.
+/// Bytes of each object in the store that is reopened.
 const SMALL_BYTES: usize = 64;
 
-/// What `--json` prints; speeds in millions of bytes a second.
+/// What `--json` prints. Speeds are in millions of bytes a second.
 #[derive(Serialize)]
 struct Record {
     host_cpu: String,
     commit: Option<&'static str>,
     command: String,
     bytes: u64,
-    /// Median of the rounds, by what was done.
+    /// Median over the rounds, for each step.
     mb_s: Vec<(&'static str, f64)>,
     reopen_objects: usize,
-    /// Opening that store, with and without its index.
+    /// Seconds to open that store, with and without its index.
     reopen_s: f64,
     reopen_without_index_s: f64,
 }
 
-/// What is measured, in this order in each round, and what it says to people.
+/// What is measured in each round, in this order, and its description for people.
 const STEPS: [(&str, &str); 9] = [
     ("hash", "BLAKE3 alone, in memory"),
-    ("encode", "proving and encoding 4 MiB ranges, as served to a peer"),
-    ("decode", "decoding and proving them, memory to memory, as received"),
+    ("encode", "verifying and encoding 4 MiB ranges, as served to a peer"),
+    ("decode", "decoding and verifying them, memory to memory, as received"),
     ("put", "storing objects from memory, durable"),
     ("import", "importing files of the same file system, durable"),
-    ("file_read", "reading those files, nothing proved"),
-    ("read", "reading 4 MiB ranges from the store, proved"),
-    ("read_expert", "reading 1 MiB ranges from the store, proved"),
+    ("file_read", "reading those files, nothing verified"),
+    ("read", "reading 4 MiB ranges from the store, verified"),
+    ("read_expert", "reading 1 MiB ranges from the store, verified"),
     ("check", "checking whole objects"),
 ];
 
@@ -219,7 +219,7 @@ async fn reopen(count: usize, dir: &Path) -> anyhow::Result<(f64, f64)> {
     let options = DiskOptions { budget: u64::MAX };
     drop(DiskTier::open(dir, options)?);
     for number in 0..count as u64 {
-        // As the store would have written them, less the syncing.
+        // As the store would have written them, but without syncing.
         let mut bytes = [0; SMALL_BYTES];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
         let name = ShardId::of(&bytes).to_string();

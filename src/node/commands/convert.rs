@@ -22,7 +22,7 @@ struct Converted<'a> {
     shards: usize,
     tensors: usize,
     bytes: u64,
-    /// The tokenizer's file; `null` if the model comes without, and cannot be run on text.
+    /// The tokenizer's file. `null` if the model has none, so that it cannot be run on text.
     tokenizer: Option<&'a str>,
     seconds: f64,
 }

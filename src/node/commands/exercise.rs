@@ -1,9 +1,9 @@
-//! `store-exercise`: imports, downloads, collects and removes without end, and says
-//! on standard output what is durable, one JSON object a line. It exists to be
-//! killed: what it said must hold for whoever opens the directory next.
+//! `store-exercise`: imports, downloads, collects and removes without end, and prints on standard
+//! output what is durable, one JSON object per line. It exists to be killed: what it printed must
+//! be true for the next process that opens the directory.
 //!
-//! `stored` is printed after the store reported the object durable and pinned,
-//! `held` the same of a range, and `dropping` before anything may take them away.
+//! `stored` is printed after the store has reported an object as durable and pinned, `held` after
+//! the same for a range, and `dropping` before anything may remove them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,17 +27,17 @@ use doppler_store::{
     ByteRange, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardSource, StoreError,
 };
 
-/// Different objects there are; each is made from its number.
+/// The number of different objects, each of which is generated from its number.
 const OBJECTS: u64 = 64;
-/// Bytes of the largest of them.
+/// The bytes of the largest object.
 const BYTES_MAX: u64 = 40 * GROUP_BYTES;
 /// The store's budget: less than all of them.
 const BUDGET: u64 = 8 << 20;
 
-/// The object of this number: the same bytes always.
+/// The object with this number. Its bytes are always the same.
 fn object(number: u64) -> Bytes {
     let mut rng = StdRng::seed_from_u64(number);
-    // Mostly small, so that much happens between two kills.
+    // Mostly small, so that much happens between kills.
     let size = match number % 4 {
         0 => rng.random_range(1..GROUP_BYTES),
         1 | 2 => rng.random_range(1..4 * GROUP_BYTES),
@@ -112,7 +112,7 @@ async fn step(
             if !path.exists() {
                 std::fs::write(&path, bytes)?;
             }
-            // Written by one that was killed, perhaps: refused then, and made anew.
+            // The file may be from a killed process. It is then refused and written again.
             match ladder.import_file(path.clone(), shard, true).await {
                 Ok(_) => say(&stored)?,
                 Err(_) => std::fs::remove_file(&path)?,
@@ -120,7 +120,7 @@ async fn step(
         }
         2 => match ladder.put(bytes.clone(), true).await {
             Ok(_) => say(&stored)?,
-            // Too much is pinned: a collection will let go of some.
+            // Too much is pinned; a collection will unpin some.
             Err(StoreError::Budget { .. }) => {}
             Err(error) => return Err(error.into()),
         },
@@ -155,7 +155,7 @@ async fn step(
             }
         }
         _ => {
-            // Everything may be pinned by now: let go of some, then collect.
+            // Everything may be pinned by now, so unpin some, then collect.
             for object in disk.list().await? {
                 if rng.random_range(0..3) == 0 {
                     say(&json!({ "event": "dropping", "shard": object.shard }))?;
@@ -169,7 +169,7 @@ async fn step(
     Ok(())
 }
 
-/// One line, out of this process before anything else happens.
+/// Prints a line and flushes it before anything else happens.
 fn say(event: &serde_json::Value) -> anyhow::Result<()> {
     let line = serde_json::to_string(event)? + "\n";
     ensure!(output::piece(&line), "nobody reads what is durable");

@@ -12,7 +12,7 @@ use crate::events::NodeEvent;
 use crate::service::Service;
 use crate::{memory, panics, signals};
 
-/// How long a node of which a part failed may take to stop in order.
+/// How long an orderly stop may take if a part of the node has failed.
 const STOP_BROKEN_MAX: Duration = Duration::from_secs(10);
 
 pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
@@ -24,14 +24,14 @@ pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let served = runtime.block_on(serve(config, args.json));
     if served.is_err() {
-        // A part that failed may have left work behind that never ends.
+        // A failed part may have left work that never ends.
         runtime.shutdown_timeout(STOP_BROKEN_MAX);
     }
     served
 }
 
 async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
-    // Before anything slow, so that a signal during start-up is not lost.
+    // Installed before anything slow, so that a signal during start-up is not lost.
     let stop = signals::ending()?;
     let panicked = panics::first();
     let listen = config.control;
@@ -59,7 +59,7 @@ async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
         NodeEvent::Stopped.print(json);
         return Ok(());
     };
-    // What is left may wait for what is gone.
+    // The remaining parts may wait for the failed one.
     let _ = tokio::time::timeout(STOP_BROKEN_MAX, stopping).await;
     bail!("a part of the node failed, so all of it stops: {what}; start it again")
 }

@@ -1,4 +1,4 @@
-//! `check` and `perplexity`: is the model right, and how good is it.
+//! `check` and `perplexity`: whether a model is computed correctly, and how good it is.
 
 use std::path::Path;
 
@@ -18,12 +18,12 @@ use doppler_infer::tokenizer::Tokenizer;
 struct Checked {
     #[serde(flatten)]
     report: CheckReport,
-    /// The same with the cache that `run` has, unless `--kv` names one.
+    /// The same with the cache format that `run` uses, unless `--kv` gives one.
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<CheckReport>,
 }
 
-/// Positions a perplexity window has unless `--context` says otherwise.
+/// Positions of a perplexity window, unless `--context` is given.
 const PERPLEXITY_WINDOW: usize = 512;
 
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
@@ -36,8 +36,8 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
         let mut session = opened.session(&model, model.slots(), Some(context))?;
         anyhow::Ok((compare(&mut session, &expected)?, session.describe()))
     };
-    // A reference is compared with in the reference's own precision unless told otherwise; then also with the cache
-    // that `run` has, whose range is narrower.
+    // Unless `--kv` is given, the comparison uses the reference's own precision, and is repeated
+    // with the cache format that `run` uses, whose range is narrower.
     let (report, device) = with(args.model.kv.unwrap_or(KvChoice::F32))?;
     let run = match args.model.kv {
         Some(_) => None,
@@ -61,7 +61,7 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let clamped = report.clamped.max(run.map_or(0, |run| run.clamped));
     if clamped > 0 {
         bail!(
-            "{clamped} elements of keys and values are beyond the range of an f16 cache and were \
+            "{clamped} elements of keys and values do not fit an f16 cache and were \
              clamped: run this model with --kv f32"
         );
     }
@@ -103,7 +103,7 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
     }
     outln!("perplexity {:.4}", result.perplexity);
     outln!(
-        "  {:.4} nats a token over {} tokens in {} windows of {context}, on {}",
+        "  {:.4} nats per token over {} tokens in {} windows of {context}, on {}",
         result.mean_nll,
         result.tokens,
         result.windows,
@@ -112,8 +112,8 @@ pub fn perplexity(args: &PerplexityArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text's tokens, and what each window begins with. Where the tokenizer puts something else
-/// around a text than one token before it, it stays in the text.
+/// The text's tokens, and the token with which each window begins. If the tokenizer adds anything
+/// else than a single token before the text, it stays part of the text.
 fn tokens(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<(Vec<u32>, Option<u32>)> {
     Ok(match tokenizer.prefix()?[..] {
         [bos] => (tokenizer.encode_bare(text)?, Some(bos)),

@@ -1,4 +1,5 @@
-//! One file a command (or a few that belong together): resolve arguments, do it, print it.
+//! One file per command, or per group of related commands: resolves arguments, runs the command,
+//! prints the result.
 
 mod bench;
 mod bench_mesh;
@@ -39,7 +40,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The command as it was typed, for records; bytes that are no UTF-8 are replaced.
+/// The command as it was typed, for records. Bytes that are not UTF-8 are replaced.
 fn command_line() -> String {
     let words: Vec<_> = std::env::args_os().collect();
     words.join(" ".as_ref()).to_string_lossy().into_owned()

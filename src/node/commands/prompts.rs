@@ -1,21 +1,20 @@
-//! Tokens to measure with: fixed ids, so that any model can be measured, with a
-//! tokenizer or without, or passages of a text, which route as real text does.
+//! Tokens for measurements: fixed ids, so that any model can be measured even without a tokenizer,
+//! or passages of a text, which are routed as real text is.
 
 use anyhow::{Context, ensure};
 
 use crate::args::PromptArgs;
 use crate::source::Opened;
 
-/// Where tokens come from.
+/// The source of tokens.
 pub enum Prompts {
     Ids { vocab: usize },
     Text(Vec<u32>),
 }
 
 impl Prompts {
-    /// # Errors
-    /// Numbers of 0; a text that cannot be read or is shorter than `tokens`, the most
-    /// that one passage will need.
+    /// # Errors If a number is 0, or the text cannot be read or has fewer than `tokens` tokens,
+    /// which one passage needs.
     pub fn open(args: &PromptArgs, opened: &Opened, tokens: usize) -> anyhow::Result<Self> {
         ensure!(args.prompt_tokens > 0, "--prompt-tokens must be at least 1");
         ensure!((1..=1000).contains(&args.prompts), "--prompts must be 1 to 1000");
@@ -36,7 +35,8 @@ impl Prompts {
         Ok(Self::Text(ids))
     }
 
-    /// Passage `number`: always the same `len` tokens, other ones for another number.
+    /// The `len` tokens of passage `number`. Always the same for one number, and different for
+    /// another.
     pub fn passage(&self, number: usize, len: usize) -> Vec<u32> {
         match self {
             Self::Ids { vocab } => {

@@ -1,4 +1,4 @@
-//! `run`: generate with a model on this disk or in the swarm.
+//! `run`: generates with a model on this disk or in the swarm.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ struct Answer {
     seconds: f64,
     backend: String,
     hits: Hits,
-    /// Elements of keys and values that the cache's format could not hold: they were clamped to its range.
+    /// Elements of keys and values that did not fit the cache's format and were clamped.
     clamped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     traffic: Option<Traffic>,
@@ -73,7 +73,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     if answer.clamped > 0 {
         note!(
-            "{} elements of keys and values were beyond the range of the cache's f16: run with --kv f32",
+            "{} elements of keys and values did not fit the f16 cache and were clamped: run with --kv f32",
             answer.clamped
         );
     }
@@ -91,7 +91,7 @@ fn check_policy(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the node that runs on the data directory; where none does, takes the model from its store.
+/// Asks the node that runs on the data directory. If there is none, takes the model from its store.
 fn run_named(args: &RunArgs, started: Instant) -> anyhow::Result<Answer> {
     let data = data_dir(&args.model.data)?;
     let text = &*args.model.name();
@@ -127,7 +127,7 @@ fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Resul
         stop: opened.model.manifest.eos_token_ids.clone(),
         sampler: request(args).sampler(),
     };
-    // What is wrong with it is said before anything is loaded.
+    // A wrong request is refused before anything is loaded.
     let request = Request::check(&opened.model.graph, prompt, options, args.model.context)?;
     let mut session = opened.session(&args.model, args.model.slots(), Some(request.context))?;
     echo_prompt(args);
@@ -150,7 +150,7 @@ fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Resul
     })
 }
 
-/// Joins the swarm for this one run.
+/// Joins the swarm for this run only.
 fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
     let swarm = args.swarm.as_deref().context("--swarm is missing")?;
     let defaults = BudgetArgs::default();
@@ -211,7 +211,7 @@ fn request(args: &RunArgs) -> GenerateRequest {
     }
 }
 
-/// The same of a model that somebody has signed.
+/// The request for a model of the swarm.
 fn swarm_request(args: &RunArgs, answered: Vec<PublicKey>) -> GenerateRequest {
     let trust = args.network.trust.iter().copied().chain(answered).collect();
     GenerateRequest { trust, can_ask: can_ask(), progress: true, ..request(args) }
@@ -223,12 +223,12 @@ fn echo_prompt(args: &RunArgs) {
     }
 }
 
-/// False once nobody reads any more.
+/// False once standard output is closed.
 fn echo(text: &str) -> bool {
     output::piece(text)
 }
 
-/// Collects a generation's events, printing text as it comes unless quiet.
+/// Collects a generation's events, and prints text as it arrives unless quiet.
 struct Listener<'a> {
     args: &'a RunArgs,
     tokens: Vec<u32>,
@@ -252,7 +252,7 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// False once there is nothing more to hear.
+    /// False once no more events are expected.
     fn hear(&mut self, event: GenerateEvent) -> bool {
         if let GenerateEvent::Loading(progress) = &event {
             self.waiting.set_message(progress::describe("fetching the model", progress));

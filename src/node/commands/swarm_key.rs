@@ -1,4 +1,4 @@
-//! `swarm-key`: the secret of a private swarm.
+//! `swarm-key`: creates the secret key of a private swarm.
 
 use crate::args::SwarmKeyArgs;
 use crate::output::outln;

@@ -1,5 +1,5 @@
-//! `trace record` and `trace replay`: which experts a run asks for, and how well each
-//! eviction policy would have kept them.
+//! `trace record` and `trace replay`: which experts a run asks for, and how well each eviction
+//! policy would have done.
 
 use std::ops::ControlFlow;
 
@@ -43,7 +43,7 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
         true => Some(Prompts::open(&args.prompts, &opened, passage)?),
         false => None,
     };
-    // A path that cannot be written is refused before anything is run.
+    // A path that cannot be written is refused before anything runs.
     trace::write(&Trace::new(model), &args.out)?;
     let mut session = opened.session(&args.model, slots, Some(context))?;
     session.record(Trace::new(model));
@@ -88,7 +88,7 @@ fn record(args: &RecordArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One row of the answer.
+/// One row of the result.
 #[derive(Serialize)]
 struct Row {
     #[serde(flatten)]

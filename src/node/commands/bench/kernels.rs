@@ -21,7 +21,7 @@ struct Record {
     model: String,
     runs: usize,
     kernels: Vec<Kernel>,
-    /// All of them together, as often as a token meets them.
+    /// All of them together, as often as a token uses them.
     token_seconds: f64,
     bandwidth: Bandwidth,
 }
@@ -30,7 +30,7 @@ struct Record {
 struct Kernel {
     kernel: String,
     shape: String,
-    /// How often a token meets it.
+    /// How often a token uses it.
     count: usize,
     /// Stored bytes of the weights it reads.
     bytes: usize,
@@ -108,7 +108,7 @@ fn text(record: &Record) -> String {
         record.runs,
         copy / 1e9
     );
-    let (kernel, shape, each) = ("kernel", "shape", "a token");
+    let (kernel, shape, each) = ("kernel", "shape", "per token");
     let _ = writeln!(
         text,
         "  {kernel:<20} {shape:<18} {each:>7} {:>10} {:>9} {:>6}",
@@ -126,6 +126,6 @@ fn text(record: &Record) -> String {
             k.bandwidth_share * 100.0
         );
     }
-    let _ = writeln!(text, "  together {:.3} ms a token", record.token_seconds * 1e3);
+    let _ = writeln!(text, "  together {:.3} ms per token", record.token_seconds * 1e3);
     text
 }

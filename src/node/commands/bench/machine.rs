@@ -1,4 +1,4 @@
-//! What a measurement was taken on, and records of it for people.
+//! The machine of a measurement, and records for people.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
-/// The machine, the program and how it was called.
+/// The machine, the program, and the command line.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     pub host: String,
@@ -15,8 +15,8 @@ pub struct Machine {
     /// The backend; for a GPU its adapter and driver.
     pub device: String,
     pub version: &'static str,
-    /// The commit that the binary was built from, if the build could tell; with a `+`
-    /// if files differed from it.
+    /// The commit from which the binary was built, if the build knew it; with a `+` if files
+    /// differed from it.
     pub commit: Option<&'static str>,
     pub command: String,
 }
@@ -33,7 +33,7 @@ impl Machine {
         }
     }
 
-    /// One line for each thing that a record must name.
+    /// The lines that a record must contain.
     pub fn lines(&self) -> Vec<String> {
         let commit = self.commit.unwrap_or("unknown");
         vec![
@@ -45,24 +45,24 @@ impl Machine {
     }
 }
 
-/// The processor's name where the system tells it.
+/// The processor's name, if the system tells it.
 pub fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()
 }
 
-/// The most memory this process has held, bytes, where the system tells it.
+/// The most memory that this process has used, in bytes, if the system tells it.
 pub fn peak_rss_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
 
-/// The memory this process holds, bytes, where the system tells it.
+/// The memory that this process uses, in bytes, if the system tells it.
 pub fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
-/// Processor time this process has used, seconds, where the system tells it.
+/// The processor time that this process has used, in seconds, if the system tells it.
 pub fn cpu_seconds() -> Option<f64> {
     // proc(5): user and system time are the 14th and 15th field, in hundredths of a second; the
     // 2nd, a name in brackets, may itself contain spaces.
@@ -80,8 +80,8 @@ fn status_bytes(name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// A Markdown file to be written once a measurement is done. Made first, so that a
-/// path that cannot be written is refused before anything is measured.
+/// A Markdown file that is written after a measurement. It is created first, so that a path that
+/// cannot be written is refused before anything is measured.
 pub struct RecordFile {
     file: File,
     path: String,
@@ -94,7 +94,7 @@ impl RecordFile {
         Ok(Self { file, path: name })
     }
 
-    /// A heading, what was measured on, and the result as printed.
+    /// Writes a heading, the machine, and the result as printed.
     pub fn write(mut self, title: &str, machine: &Machine, result: &str) -> anyhow::Result<()> {
         let mut text = format!("# {title}\n\n");
         for line in machine.lines() {

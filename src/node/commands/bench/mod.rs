@@ -1,9 +1,8 @@
 //! `bench`: how fast a local model is, and why.
 //!
-//! Runs rotate over several prompts; each prompt has one unmeasured run first, which
-//! brings the experts in; a prompt is never measured with what is decoded after it.
-//! Bandwidths are measured in the same call, after the runs, so that shares of them
-//! compare like with like on a machine that is shared.
+//! Runs rotate over several prompts. Each prompt first has an unmeasured run, which loads the
+//! experts. Prompts and decoding are measured separately. Bandwidths are measured in the same call,
+//! after the runs, so that comparisons with them are fair on a shared machine.
 
 mod kernels;
 mod machine;
@@ -40,7 +39,7 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
     }
 }
 
-/// What the runs have in common.
+/// The parameters that the runs have in common.
 struct Runs {
     prompts: Prompts,
     /// Tokens of a passage: the prompt and what is decoded after it.
@@ -64,12 +63,12 @@ impl Runs {
     }
 }
 
-/// Where `--record` writes, made before anything is measured.
+/// The file for `--record`, created before anything is measured.
 fn record_file(path: Option<&std::path::Path>) -> anyhow::Result<Option<RecordFile>> {
     path.map(RecordFile::create).transpose()
 }
 
-/// Prints a result and writes it down if asked to.
+/// Prints a result, and records it if asked to.
 fn report(
     json: bool,
     file: Option<RecordFile>,

@@ -1,15 +1,17 @@
-//! `bench paging`: decoding with fewer slots than experts, against all of them resident.
+//! `bench paging`: decoding with fewer slots than experts, compared with all experts resident.
 //!
-//! One session holds every expert; one for each policy holds some. They take turns,
-//! prompt by prompt, and the resident one runs before and after each of the others, so
-//! that what else the machine does falls on all alike. The bound is what paging could
-//! reach if it cost nothing but moving the missed bytes to the device:
-//! `1 / (resident step time + missed bytes / upload bandwidth)`, the resident step as it is where tokens are generated.
+//! One session holds every expert; for each policy another one holds some. They alternate, prompt
+//! by prompt, and the resident one runs before and after each of the others, so that other load on
+//! the machine affects all of them alike. The bound is the speed that paging would reach if moving
+//! the missed bytes to the device were its only cost:
+//! `1 / (resident step time + missed bytes / upload bandwidth)`, with the resident step time of
+//! generating.
 //!
-//! On a device that guesses experts, a policy has two sessions: one reads them ahead.
+//! On a device that guesses experts, each policy has two sessions, one of which reads ahead.
 //!
-//! What paging costs where nothing is missed is measured on the resident session, in pairs: generating as ever, and with
-//! its pager switched off, so that no use of an expert is counted or ordered.
+//! The cost of paging when nothing is missed is measured on the resident session, in pairs:
+//! generating as usual, and with its pager switched off, so that uses of experts are neither
+//! counted nor ordered.
 
 use std::fmt::Write as _;
 
@@ -48,14 +50,14 @@ struct Record {
     peak_rss_bytes: Option<u64>,
 }
 
-/// The session that holds all.
+/// The session that holds all experts.
 #[derive(Serialize)]
 struct Resident {
     tok_s: Summary,
     hit_percent: Option<f64>,
     per_token: PerToken,
-    /// Generating, several tokens ahead where the device can: with the pager, without it, and how much longer a
-    /// token takes with it (1: as long).
+    /// Generating, several tokens ahead if the device can: with the pager, without it, and the
+    /// ratio of a token's times with and without.
     generating_tok_s: Summary,
     unpaged_tok_s: Summary,
     paging_cost: Summary,
@@ -68,13 +70,13 @@ struct Paged {
     /// Whether experts were guessed and read ahead.
     read_ahead: bool,
     tok_s: Summary,
-    /// Of the resident runs' speed just before and after.
+    /// As a fraction of the resident runs' speed just before and after.
     of_resident: Summary,
     hit_percent: Option<f64>,
     per_token: PerToken,
     pager: PagerStats,
     bound_tok_s: Summary,
-    /// Of the bound.
+    /// As a fraction of the bound.
     of_bound: Summary,
 }
 
@@ -155,7 +157,7 @@ pub fn paging(
     let generating = Summary::of(idle.paged);
     let step_s = 1.0 / generating.median;
     let paged = sides.iter().enumerate().map(|(at, side)| {
-        // Of run r the neighbours are before, at r * count + at, and after.
+        // The resident runs just before and after run r.
         let near = |run: usize| &resident[run * count + at..][..2];
         side.summary(near, step_s, bandwidth.upload_bytes_s)
     });
@@ -186,7 +188,7 @@ pub fn paging(
     report(args.json, file, &record, &title, &record.machine, &text(&record))
 }
 
-/// Generating with every expert in its slot, with the pager and without.
+/// Measures generating with every expert in its slot, with the pager and without.
 #[derive(Default)]
 struct Idle {
     paged: Vec<f64>,
@@ -206,7 +208,7 @@ impl Idle {
             session.switch_pager(paged);
             Ok(Sample::generate(session, passage, decoded)?.tok_s())
         };
-        // Who goes first changes from run to run.
+        // The order alternates from run to run.
         let paged_first = run.is_multiple_of(2);
         let (first, second) = (speed(paged_first)?, speed(!paged_first)?);
         session.switch_pager(true);
@@ -219,7 +221,8 @@ impl Idle {
 }
 
 impl Side {
-    /// `near`: the resident samples on either side of a run; `step_s`: a resident token, generating.
+    /// `near` gives the resident samples before and after a run; `step_s` is the time of a resident
+    /// token when generating.
     fn summary<'a>(
         &self,
         near: impl Fn(usize) -> &'a [Sample],
@@ -292,7 +295,7 @@ fn text(record: &Record) -> String {
             let of = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
             let _ = writeln!(
                 text,
-                "    {:.1} % of what had no slot was read ahead, {:.1} % of what was read ahead was asked for",
+                "    {:.1} % of the experts without a slot were read ahead, {:.1} % of those read ahead were asked for",
                 of(read_ahead_used, demands - hits.vram),
                 of(read_ahead_used, read_ahead)
             );

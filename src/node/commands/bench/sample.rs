@@ -11,7 +11,7 @@ use doppler_infer::model::Model;
 use doppler_infer::pager::{PagerStats, TierHits};
 use doppler_infer::session::Session;
 
-/// What one run, or several together, took. Loading and the parts not measured are left out.
+/// The cost of one run, or of several together, without loading and unmeasured parts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
     pub tokens: usize,
@@ -21,8 +21,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Decodes as a generation does, greedily, after the passage without its last `decoded`
-    /// tokens; with none, the passage as a prompt is measured.
+    /// Decodes greedily, as a generation does, `decoded` tokens after the rest of the passage. If
+    /// `decoded` is 0, measures the passage as a prompt.
     pub fn generate(
         session: &mut Session,
         passage: &[u32],
@@ -42,9 +42,9 @@ impl Sample {
         })
     }
 
-    /// Runs a passage from an empty cache: of `decoded` tokens at its end one step each, with the choice of a token
-    /// after it, is measured, so that other slots and policies meet the same tokens; with none, the passage
-    /// as a prompt is.
+    /// Runs a passage from an empty cache. Measures one step, with the choice of a token, for each
+    /// of the last `decoded` tokens, so that all slots and policies get the same tokens. If
+    /// `decoded` is 0, measures the passage as a prompt.
     pub fn take(session: &mut Session, passage: &[u32], decoded: usize) -> anyhow::Result<Self> {
         session.reset();
         let (prompt, rest) = passage.split_at(passage.len() - decoded);
@@ -126,7 +126,7 @@ impl Sample {
         }
     }
 
-    /// Experts that were in a slot when they were needed; `None` if none was.
+    /// The percentage of needed experts that were in a slot. `None` if none was needed.
     pub fn hit_percent(&self) -> Option<f64> {
         let PagerStats { demands, hits, .. } = self.pager;
         (demands > 0).then(|| hits.vram as f64 * 100.0 / demands as f64)
@@ -164,8 +164,8 @@ fn since(now: &PagerStats, before: &PagerStats) -> PagerStats {
     }
 }
 
-/// Stored bytes of all weights that a step of one token reads: the trunk's and the
-/// chosen experts'.
+/// Stored bytes of all weights that a step of one token reads: those of the trunk and of the chosen
+/// experts.
 pub fn weight_bytes_a_token(model: &Model) -> u64 {
     let weight = |id: WeightId| &model.trunk[id.0 as usize].spec;
     let bytes = model.graph.ops.iter().map(|op| match op {

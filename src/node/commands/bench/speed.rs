@@ -36,16 +36,16 @@ struct Record {
     tok_s: Summary,
     /// Weight bytes that one step of decoding reads.
     weight_bytes_a_token: u64,
-    /// Of those, a second; only for decoding.
+    /// Weight bytes read a second. Only for decoding.
     weight_bytes_s: Option<f64>,
     bandwidth: Bandwidth,
-    /// Of the copy bandwidth, what reading the weights reaches; only for decoding.
+    /// Weight bytes a second as a fraction of the copy bandwidth. Only for decoding.
     bandwidth_share: Option<f64>,
     per_token: PerToken,
     /// Over all measured runs.
     counters: Counters,
     pager: PagerStats,
-    /// A token's kernels, the dearest first, where the device can tell.
+    /// A token's kernels, the slowest first, if the device has timestamps.
     #[serde(skip_serializing_if = "Option::is_none")]
     kernels: Option<Vec<KernelTime>>,
     /// Since the session was made.
@@ -53,7 +53,7 @@ struct Record {
     peak_rss_bytes: Option<u64>,
 }
 
-/// One kernel's share of a token.
+/// One kernel's part of a token.
 #[derive(Serialize)]
 struct KernelTime {
     kernel: &'static str,
@@ -61,11 +61,11 @@ struct KernelTime {
     microseconds: f64,
 }
 
-/// Tokens profiled; each kernel's median counts.
+/// The number of profiled tokens, of which each kernel's median counts.
 const PROFILES: usize = 9;
 
-/// The kernels of the first token that a run decodes; it has been decoded before, so its
-/// experts are in place.
+/// Times the kernels of the first token that a run decodes. It was decoded before, so its experts
+/// have slots.
 fn kernel_times(session: &mut Session, prompt: &[u32]) -> anyhow::Result<Option<Vec<KernelTime>>> {
     session.reset();
     let token = greedy(&session.prefill(prompt)?);
@@ -94,7 +94,7 @@ fn kernel_times(session: &mut Session, prompt: &[u32]) -> anyhow::Result<Option<
     Ok(Some(times))
 }
 
-/// `decoded` tokens a run are measured; with none, the prompt.
+/// Measures `decoded` tokens per run, or the prompt if `decoded` is 0.
 pub fn speed(what: &'static str, args: &BenchArgs, decoded: usize) -> anyhow::Result<()> {
     let opened = source::open(&args.model)?;
     let runs = Runs::new(args, &opened, decoded)?;
@@ -160,7 +160,7 @@ fn text(record: &Record, sum: &Sample) -> String {
     let per = &record.per_token;
     let _ = write!(
         text,
-        "  a token: {:.1} dispatches, {:.1} submissions, {:.1} readbacks",
+        "  per token: {:.1} dispatches, {:.1} submissions, {:.1} readbacks",
         per.dispatches, per.submissions, per.readbacks
     );
     if let Some(seconds) = per.device_seconds {
@@ -170,7 +170,7 @@ fn text(record: &Record, sum: &Sample) -> String {
     if let (Some(bytes_s), Some(share)) = (record.weight_bytes_s, record.bandwidth_share) {
         let _ = writeln!(
             text,
-            "  {} of weights a token, {:.2} GB/s: {:.1} % of the {:.1} GB/s measured",
+            "  {} of weights per token, {:.2} GB/s: {:.1} % of the {:.1} GB/s measured",
             ByteSize(record.weight_bytes_a_token),
             bytes_s / 1e9,
             share * 100.0,

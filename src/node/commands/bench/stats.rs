@@ -1,8 +1,8 @@
-//! What is said of several measurements of one thing.
+//! Statistics of several measurements of the same thing.
 
 use serde::Serialize;
 
-/// Median and spread. Robust figures, for a busy machine makes outliers.
+/// Median and spread. Robust figures, because a busy machine causes outliers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     pub median: f64,
@@ -15,7 +15,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// All zero of nothing.
+    /// All zero if there are no measurements.
     pub fn of(all: Vec<f64>) -> Self {
         let mut sorted = all.clone();
         sorted.sort_by(f64::total_cmp);
