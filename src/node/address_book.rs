@@ -117,7 +117,10 @@ mod tests {
         let known = book.addresses();
         assert_eq!(known.len(), (PEERS_MAX - 1) * ADDRESSES_MAX + 1);
         assert_eq!(known[0], address(99).with_peer(peer(3)));
-        assert!(known.iter().all(|address| address.peer() != Some(peer(0))), "the first was dropped");
+        assert!(
+            known.iter().all(|address| address.peer() != Some(peer(0))),
+            "the first was dropped"
+        );
 
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path());

@@ -548,7 +548,7 @@ pub struct BenchStoreArgs {
     /// How much to move in each measurement, at least 4MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub size: ByteSize,
-    /// How many objects the store that is reopened holds
+    /// How many objects are in the store that is reopened
     #[arg(long, default_value_t = 10_000)]
     pub objects: usize,
     /// Print JSON

@@ -48,7 +48,8 @@ impl Client {
 
     /// Reads `control.json` of the data directory. `None` if no node runs there.
     ///
-    /// # Errors If the file exists but cannot be read: another user's node, or damage.
+    /// # Errors
+    /// If the file exists but cannot be read: another user's node, or damage.
     pub fn find(data: &Path) -> anyhow::Result<Option<Self>> {
         let path = control_file(data);
         let text = match std::fs::read(&path) {

@@ -40,7 +40,7 @@ pub struct Opened {
 
 /// What a model argument means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ModelArgument {
     /// A directory on this disk.
     Directory,
     /// A name or an id.
@@ -51,29 +51,31 @@ pub enum Place {
 /// Other text is a name, unless there is a model's directory with that name. `in_swarm` says
 /// whether a swarm was asked for.
 ///
-/// # Errors If it could be both: a directory here, and a different model that the running node
-/// knows.
-pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<Place> {
+/// # Errors
+/// If it could be both: a directory here, and a different model that the running node knows.
+pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> {
     let (path, text) = (args.model.as_path(), &*args.name());
     let parts: Vec<Component<'_>> = path.components().collect();
     if !matches!(parts[..], [Component::Normal(_)]) || text.contains(['/', MAIN_SEPARATOR]) {
-        return Ok(Place::Directory);
+        return Ok(ModelArgument::Directory);
     }
     if !path.exists() {
-        return Ok(Place::Named);
+        return Ok(ModelArgument::Named);
     }
     if in_swarm {
         note!("{text} is taken for a model of the swarm; the directory here is ./{text}");
-        return Ok(Place::Named);
+        return Ok(ModelArgument::Named);
     }
     let known = running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/v1/models").ok());
     let known = known.unwrap_or_default();
     let manifest = std::fs::read(path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
     let is_model = manifest.is_ok() || path.join("config.json").is_file();
     match known.iter().find(|model| model.name == text || model.id == text) {
-        None => Ok(Place::Directory),
-        Some(_) if !is_model => Ok(Place::Named),
-        Some(model) if manifest.is_ok_and(|id| id.to_string() == model.id) => Ok(Place::Directory),
+        None => Ok(ModelArgument::Directory),
+        Some(_) if !is_model => Ok(ModelArgument::Named),
+        Some(model) if manifest.is_ok_and(|id| id.to_string() == model.id) => {
+            Ok(ModelArgument::Directory)
+        }
         Some(model) => bail!(
             "{text} is a directory here and another model of the swarm: write ./{text} for the \
              directory, or {} for the model",
@@ -90,8 +92,8 @@ fn running(args: &ModelArgs) -> Option<Client> {
 /// Opens the model that `args.model` means: a directory, or a model in the store at `--data`.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Opened> {
     match place(args, false)? {
-        Place::Directory => open_path(&args.model, args.quantize),
-        Place::Named => {
+        ModelArgument::Directory => open_path(&args.model, args.quantize),
+        ModelArgument::Named => {
             let found = held::open(&data_dir(&args.data)?, &args.name());
             open_held(found.with_context(|| not_a_directory(&args.name()))?)
         }

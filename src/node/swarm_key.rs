@@ -13,7 +13,8 @@ const FILE_BYTES_MAX: u64 = 256;
 
 /// Creates a key and stores it.
 ///
-/// # Errors If the file exists, so that a key in use is not replaced by accident.
+/// # Errors
+/// If the file exists, so that a key in use is not replaced by accident.
 pub fn create(path: &Path) -> anyhow::Result<()> {
     let digits = blake3::Hash::from_bytes(*SwarmKey::generate().as_bytes()).to_hex();
     create_private(path, format!("{digits}\n").as_bytes())

@@ -13,8 +13,9 @@ pub enum Prompts {
 }
 
 impl Prompts {
-    /// # Errors If a number is 0, or the text cannot be read or has fewer than `tokens` tokens,
-    /// which one passage needs.
+    /// # Errors
+    /// If a number is 0, or the text cannot be read or has fewer than `tokens` tokens, which one
+    /// passage needs.
     pub fn open(args: &PromptArgs, opened: &Opened, tokens: usize) -> anyhow::Result<Self> {
         ensure!(args.prompt_tokens > 0, "--prompt-tokens must be at least 1");
         ensure!((1..=1000).contains(&args.prompts), "--prompts must be 1 to 1000");

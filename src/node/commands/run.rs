@@ -15,7 +15,7 @@ use crate::config::{Config, data_dir};
 use crate::output::{self, note};
 use crate::service::Service;
 use crate::size::{ByteSize, count};
-use crate::source::{Opened, Place};
+use crate::source::{ModelArgument, Opened};
 use crate::store_access::StoreAccess;
 use crate::{engine, generation, held, progress, source};
 use doppler_infer::generate::{GenerateOptions, StopReason};
@@ -43,14 +43,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     engine::check_request(&request(args))?;
     let started = Instant::now();
     let answer = match source::place(&args.model, args.swarm.is_some())? {
-        Place::Directory => {
+        ModelArgument::Directory => {
             run_local(args, started, &source::open_path(&args.model.model, args.model.quantize)?)?
         }
-        Place::Named if args.swarm.is_some() => {
+        ModelArgument::Named if args.swarm.is_some() => {
             check_policy(args)?;
             asking(|trust| run_in_swarm(args, trust))?
         }
-        Place::Named => run_named(args, started)?,
+        ModelArgument::Named => run_named(args, started)?,
     };
     if args.json {
         return print_json(&answer);

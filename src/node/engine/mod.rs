@@ -55,7 +55,8 @@ struct Shown {
 impl Engine {
     /// `traffic` reads the mesh's counters.
     ///
-    /// # Errors If the thread cannot be started.
+    /// # Errors
+    /// If the thread cannot be started.
     pub fn start(
         options: EngineOptions,
         traffic: impl Fn() -> Traffic + Send + 'static,
@@ -84,7 +85,8 @@ impl Engine {
 
     /// Queues a checked request. Its events arrive on the returned channel.
     ///
-    /// # Errors If too many requests are waiting, or the node is stopping.
+    /// # Errors
+    /// If too many requests are waiting, or the node is stopping.
     pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<GenerateEvent>, EngineError> {
         self.queue.submit(job)
     }

@@ -53,8 +53,8 @@ impl Models {
 
     /// Opens a model by its manifest and the bytes of its tokenizer.json.
     ///
-    /// # Errors If the manifest does not describe a model that can run, or the tokenizer cannot be
-    /// used.
+    /// # Errors
+    /// If the manifest does not describe a model that can run, or the tokenizer cannot be used.
     pub fn open(
         &self,
         id: ModelId,
@@ -89,7 +89,8 @@ pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
 impl Job {
     /// Turns a request into tokens that fit the model.
     ///
-    /// # Errors If the model cannot do what is asked.
+    /// # Errors
+    /// If the model cannot do what is asked.
     pub fn check(opened: Arc<Opened>, request: &GenerateRequest) -> Result<Self, EngineError> {
         check_request(request)?;
         let prompt = opened.tokenizer.encode(&request.prompt)?;

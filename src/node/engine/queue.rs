@@ -33,7 +33,8 @@ impl Queue {
 
     /// Queues a job. Its events arrive on the returned channel.
     ///
-    /// # Errors If the queue is full or closed.
+    /// # Errors
+    /// If the queue is full or closed.
     pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<GenerateEvent>, EngineError> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
