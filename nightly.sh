@@ -15,6 +15,9 @@ else
     cargo test --release --workspace --locked --no-fail-fast -- --ignored
 fi
 
+printf '\n== planted bugs\n'
+cargo test --release -p simnet --features planted --locked -- planted
+
 printf '\n== fuzz targets\n'
 if cargo fuzz --version >/dev/null 2>&1; then
     fuzz/run.sh

@@ -10,6 +10,8 @@ use doppler_store::groups::{Chunks, Groups};
 use doppler_store::policy::Policy;
 use doppler_store::verified::GROUP_BYTES;
 
+use crate::node::Purpose;
+
 /// A write that is not durable yet; a crash forgets it.
 #[derive(Debug, Clone, Copy)]
 pub struct Job {
@@ -17,6 +19,7 @@ pub struct Job {
     pub size: u64,
     pub range: ByteRange,
     pub is_pinned: bool,
+    pub purpose: Purpose,
 }
 
 /// What a read of the disk finds.
@@ -35,6 +38,8 @@ pub struct Disk {
     /// Groups that have changed without anybody knowing.
     flipped: BTreeMap<ShardId, u64>,
     pins: BTreeSet<ShardId>,
+    /// Held because the swarm needs copies; not evicted for anything else.
+    replicas: BTreeSet<ShardId>,
     policy: Box<dyn Policy<ShardId>>,
     budget: u64,
     pub is_full: bool,
@@ -49,6 +54,7 @@ impl Disk {
             sizes: BTreeMap::new(),
             flipped: BTreeMap::new(),
             pins: BTreeSet::new(),
+            replicas: BTreeSet::new(),
             policy,
             budget,
             is_full: false,
@@ -71,6 +77,11 @@ impl Disk {
 
     pub fn is_pinned(&self, shard: ShardId) -> bool {
         self.pins.contains(&shard)
+    }
+
+    /// Whole, and only here because the swarm needs copies.
+    pub fn is_replica(&self, shard: ShardId) -> bool {
+        self.is_whole(shard) && self.replicas.contains(&shard) && !self.is_pinned(shard)
     }
 
     /// What is held in part, as it is announced.
@@ -138,7 +149,8 @@ impl Disk {
     /// What must go so that so many bytes more fit; `None` if that cannot be.
     pub fn victims(&self, bytes: u64, spared: &dyn Fn(ShardId) -> bool) -> Option<Vec<ShardId>> {
         let over = (self.used() + bytes).saturating_sub(self.budget);
-        self.policy.victims(over, &|shard| self.pins.contains(shard) || spared(*shard))
+        let kept = |shard: &ShardId| self.pins.contains(shard) || self.replicas.contains(shard);
+        self.policy.victims(over, &|shard| kept(shard) || spared(*shard))
     }
 
     pub fn evict(&mut self, shard: ShardId) {
@@ -146,6 +158,7 @@ impl Disk {
         self.parts.remove(&shard);
         self.flipped.remove(&shard);
         self.pins.remove(&shard);
+        self.replicas.remove(&shard);
         self.policy.remove(&shard);
     }
 
@@ -153,6 +166,9 @@ impl Disk {
     pub fn put(&mut self, job: Job) -> bool {
         if job.is_pinned {
             self.pins.insert(job.shard);
+        }
+        if job.purpose == Purpose::Heal {
+            self.replicas.insert(job.shard);
         }
         if self.is_whole(job.shard) {
             return false;
@@ -186,7 +202,7 @@ mod tests {
         let mut disk = Disk::new(10 * GROUP_BYTES, PolicyKind::Lru.make());
         let (shard, size) = (ShardId::of(b"s"), 3 * GROUP_BYTES + 5);
         let at = |start, end| ByteRange::new(start, end).unwrap();
-        let job = |range| Job { shard, size, range, is_pinned: false };
+        let job = |range| Job { shard, size, range, is_pinned: false, purpose: Purpose::Work };
         assert!(!disk.put(job(at(0, GROUP_BYTES))));
         assert!(!disk.holds(shard, at(0, size)) && disk.holds(shard, at(0, 9)));
         assert!(disk.put(job(at(GROUP_BYTES, size))));

@@ -73,6 +73,14 @@ pub enum Kind {
         node: usize,
         lie: Lie,
     },
+    /// Killed, and never seen again.
+    Die {
+        node: usize,
+    },
+    /// Leaves for good, with its disk, when others hold what it holds.
+    Drain {
+        node: usize,
+    },
 }
 
 /// One fault.
@@ -117,6 +125,10 @@ impl Fault {
                 2 | 3 => Kind::Burst { node },
                 _ => Kind::Disorder,
             },
+            // In a mixed run whoever is dialled by all stays.
+            Scenario::Drain if options.scenario == Scenario::Drain || node > KEEPERS => {
+                Kind::Drain { node }
+            }
             Scenario::Liars if liar < options.nodes => {
                 Kind::Lie { node: liar, lie: LIES[rng.below(LIES.len() as u64) as usize] }
             }
@@ -128,7 +140,8 @@ impl Fault {
     fn family(scenario: Scenario, rng: &mut Rng) -> Scenario {
         let die = rng.below(10);
         match (scenario, die) {
-            (Scenario::Mixed, 0..=3) => Scenario::Churn,
+            (Scenario::Mixed, 0) => Scenario::Drain,
+            (Scenario::Mixed, 1..=3) => Scenario::Churn,
             (Scenario::Mixed, 4..=6) => Scenario::Partition,
             (Scenario::Mixed, _) => Scenario::Liars,
             (Scenario::ColdStart, 0) => Scenario::Churn,
@@ -150,6 +163,16 @@ impl Fault {
     }
 }
 
+/// Nodes that the scenario `kill` kills.
+const KILLED: usize = 3;
+
+/// The last three of the nodes die together in the middle of the safety phase.
+fn kill(options: &Options, number: usize) -> Fault {
+    let node = options.nodes.saturating_sub(1 + number % KILLED);
+    let (from, until) = (options.safety() / 2, options.safety());
+    Fault { number, from, until, kind: Kind::Die { node } }
+}
+
 /// All faults of a run, or those of them that its options name.
 pub fn plan(options: &Options) -> Vec<Fault> {
     let per_minute = match options.scenario {
@@ -159,6 +182,9 @@ pub fn plan(options: &Options) -> Vec<Fault> {
     };
     let minutes = options.safety() / SECOND * per_minute * options.nodes as u64;
     let count = (minutes / 600) as usize;
+    let is_kill = options.scenario == Scenario::Kill;
+    let count = if is_kill { KILLED } else { count };
     let numbers = options.faults.clone().unwrap_or_else(|| (0..count).collect());
-    numbers.into_iter().map(|number| Fault::draw(options, number)).collect()
+    let draw = if is_kill { kill } else { Fault::draw };
+    numbers.into_iter().map(|number| draw(options, number)).collect()
 }

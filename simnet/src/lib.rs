@@ -7,10 +7,10 @@
 mod check;
 mod disk;
 mod faults;
+mod heal;
 mod net;
 mod node;
 mod options;
-mod plant;
 mod queue;
 mod rng;
 mod rules;
@@ -22,8 +22,9 @@ mod work;
 mod world;
 
 pub use check::{Stats, Violation};
+pub use doppler_mesh::core::planted::Plant;
 pub use faults::{Fault, plan};
+pub use heal::Healed;
 pub use options::{Options, Scenario};
-pub use plant::Plant;
 pub use shrink::shrink;
 pub use world::{Outcome, World};

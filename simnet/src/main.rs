@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use simnet::{Options, Outcome, Plant, Scenario, Stats, World, plan, shrink};
+use simnet::{Options, Outcome, Scenario, Stats, World, plan, shrink};
 
 /// Runs swarms in virtual time and checks what must always hold.
 #[derive(Parser)]
@@ -60,7 +60,7 @@ fn run_all(args: &Args) -> Result<Vec<(Options, Outcome)>, String> {
             scope.spawn(|| {
                 while let Some(options) = options.get(next.fetch_add(1, Ordering::Relaxed) as usize)
                 {
-                    let outcome = World::run(options, Plant::Nothing);
+                    let outcome = World::run(options, None);
                     let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
                     done.push((options.clone(), outcome));
                 }
@@ -102,13 +102,16 @@ fn main() -> ExitCode {
                 println!("  {fault:?}");
             }
         }
+        if scenario == Scenario::Kill {
+            println!("seed {}: {}", options.seed, outcome.healed);
+        }
         let Some(violation) = &outcome.violation else { continue };
         failed += 1;
         println!("seed {}: {violation}", options.seed);
         // The first few are shrunk: each may take as long as a hundred runs.
         if failed <= 3 {
-            let small = shrink(options, Plant::Nothing, violation.rule);
-            if let Some(violation) = World::run(&small, Plant::Nothing).violation {
+            let small = shrink(options, None, violation.rule);
+            if let Some(violation) = World::run(&small, None).violation {
                 println!("  shrunk: {violation}");
             }
             for fault in plan(&small) {

@@ -263,23 +263,35 @@ impl World {
         let Some(mut delay) = self.delay(from, to) else { return };
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
         let rng: &mut Rng = &mut self.nodes[from].rng;
+        // When the receiver's lease for it runs, and when it has long ended.
+        let replay = rng.between(15, 150) * SECOND;
         let copies = if disorder {
             delay += rng.below(2 * SECOND);
-            1 + usize::from(rng.percent(20))
+            1 + u64::from(rng.percent(20))
         } else {
             1
         };
         for copy in 0..copies {
             let message = Rc::clone(message);
-            let at = self.now + delay + copy as u64 * 90 * SECOND;
-            self.queue.push(at, Next::Gossip { to, from, message });
+            let at = self.now + delay + copy * replay;
+            self.queue.push(at, Next::Gossip { to, from, message, is_replay: copy > 0 });
         }
     }
 
-    pub(crate) fn on_gossip(&mut self, to: usize, from: usize, message: Rc<Message>) {
+    pub(crate) fn on_gossip(
+        &mut self,
+        to: usize,
+        from: usize,
+        message: Rc<Message>,
+        is_replay: bool,
+    ) {
         let now = self.now;
         let node = &mut self.nodes[to];
-        if !node.is_up() || !node.seen.insert(now, message.id) {
+        let is_news = match is_replay {
+            true => node.seen.contains(message.id),
+            false => node.is_up() && node.seen.insert(now, message.id),
+        };
+        if !node.is_up() || !is_news {
             return;
         }
         self.stats.messages += 1;
@@ -289,7 +301,8 @@ impl World {
             author: message.author,
             data: message.data.clone(),
         };
-        self.hearing = Some((message, from));
+        // Whoever has forgotten a message passes it on once more, but not for ever.
+        self.hearing = Some((message, from)).filter(|_| !is_replay);
         self.tell(to, event);
         self.hearing = None;
     }

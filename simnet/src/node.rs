@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use doppler_ids::{ByteRange, PeerId, ShardId};
 use doppler_mesh::Pull;
-use doppler_mesh::core::{Core, ReadId, RequestId, Sight};
+use doppler_mesh::core::{Core, Healing, ReadId, RequestId, Sight};
 
 use crate::disk::Disk;
 use crate::faults::Lie;
@@ -53,6 +53,8 @@ pub enum Purpose {
     Manifest(usize),
     /// The pull needs it.
     Pull,
+    /// The swarm needs a copy more.
+    Heal,
     /// The disk lost it.
     Repair,
     /// It must be in reach now that nothing goes wrong any more.
@@ -72,6 +74,8 @@ pub struct Reading {
     pub shard: ShardId,
     pub range: ByteRange,
     pub purpose: Purpose,
+    /// A token waits for it.
+    pub is_token: bool,
     pub began: u64,
     pub parts: BTreeMap<RequestId, Part>,
 }
@@ -87,6 +91,10 @@ pub struct Seen {
 impl Seen {
     /// A generation, as long as gossipsub's duplicate cache.
     const GENERATION: u64 = 60 * crate::options::SECOND;
+
+    pub fn contains(&self, id: u64) -> bool {
+        self.old.contains(&id) || self.young.contains(&id)
+    }
 
     /// True if it was not heard before.
     pub fn insert(&mut self, now: u64, id: u64) -> bool {
@@ -120,6 +128,13 @@ pub struct Node {
     /// It wants all of every model, and keeps it.
     pub wants_all: bool,
     pub pull: Option<Pull>,
+    pub healing: Option<Healing>,
+    /// Bytes of copies that it makes for the swarm.
+    pub replica_budget: u64,
+    /// Since when it wants to leave for good; and that it has.
+    pub leaves_since: Option<u64>,
+    pub is_gone: bool,
+    pub down_since: Option<u64>,
     /// Bytes a second.
     pub up: u64,
     pub down: u64,

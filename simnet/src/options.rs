@@ -21,6 +21,10 @@ pub enum Scenario {
     Partition,
     /// Peers send wrong bytes, lie about what they hold, stall and flood.
     Liars,
+    /// Three nodes are killed at once and do not come back; a model of real size.
+    Kill,
+    /// Nodes leave for good, once others hold what they hold.
+    Drain,
     /// One node has everything, the others begin empty and want all of it.
     ColdStart,
 }
@@ -45,9 +49,7 @@ impl Options {
     /// When the faults have stopped, in nanoseconds. What is left of a run is the liveness
     /// phase: enough for leases to end, dials to be tried again and reads to be done.
     pub const fn safety(&self) -> u64 {
-        let rest =
-            if self.seconds < 2 * LIVENESS_SECONDS { self.seconds } else { LIVENESS_SECONDS };
-        (self.seconds - rest) * SECOND
+        self.seconds.saturating_sub(LIVENESS_SECONDS) * SECOND
     }
 
     pub const fn end(&self) -> u64 {

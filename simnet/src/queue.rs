@@ -69,10 +69,12 @@ pub enum Next {
         node: usize,
         other: usize,
     },
+    /// A replay comes after the receiver's duplicate cache has forgotten the message.
     Gossip {
         to: usize,
         from: usize,
         message: Rc<Message>,
+        is_replay: bool,
     },
     /// A request reaches the peer that it was sent to.
     Request {

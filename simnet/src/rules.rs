@@ -1,13 +1,21 @@
 //! The rules that every run is held to.
 
-use doppler_ids::{ByteRange, ShardId};
+use doppler_ids::{ByteRange, PeerId, ShardId};
+use doppler_mesh::core::{Kept, Replicas};
 use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings};
 use doppler_store::groups::CHUNK_BYTES;
 use doppler_store::verified::GROUP_BYTES;
 
 use crate::node::{Node, Purpose, Reading};
+use crate::options::SECOND;
 use crate::work::REACH;
 use crate::world::World;
+
+/// How long a lease lasts: `Timing::lease`.
+const LEASE: u64 = 35 * SECOND;
+/// How long an object may have too few copies, and a node one too many, after the faults.
+const HEALED_WITHIN: u64 = 120 * SECOND;
+const TRIMMED_WITHIN: u64 = 120 * SECOND;
 
 impl World {
     /// No wrong byte is accepted, and a read brings its range, each byte once.
@@ -54,6 +62,8 @@ impl World {
         }
         let false_word = match Envelope::decode(data) {
             Err(error) => Some(error.to_string()),
+            // Doubts are of others, and may be mistaken.
+            Ok(Envelope::Doubt(_)) => None,
             Ok(Envelope::Unknown) => Some("it says nothing".to_owned()),
             Ok(Envelope::Announcement(signed)) => signed.verify().err().map(|e| e.to_string()),
             Ok(Envelope::Holdings(holdings)) => self.false_holding(this, &holdings),
@@ -119,8 +129,87 @@ impl World {
         }
     }
 
+    /// No lease is believed after its end: whoever went longer ago holds nothing.
+    fn check_leases(&mut self) {
+        // A last word may have been some seconds on its way; a flooder's lease may be longer.
+        let longest = LEASE + 10 * SECOND;
+        let down = |node: &Node| {
+            !node.was_dishonest && node.down_since.is_some_and(|t| self.now > t + longest)
+        };
+        let gone: Vec<PeerId> =
+            self.nodes.iter().filter(|node| down(node)).map(|node| node.id).collect();
+        let now = self.instant(self.now);
+        let believed = self.nodes.iter().enumerate().find_map(|(node, this)| {
+            let core = this.core.as_ref()?;
+            let peer = gone.iter().find(|peer| core.standing(now, **peer).held > 0)?;
+            Some((node, *peer))
+        });
+        if let Some((node, peer)) = believed {
+            let peer = self.by_peer.get(&peer).copied().unwrap_or_default();
+            self.violate("lease", format!("node {node} believes {peer}, which is long gone"));
+        }
+    }
+
+    /// Once the faults have stopped every object has enough copies again, and not too many, after
+    /// a while.
+    fn check_copies(&mut self) {
+        if self.now < self.options.safety() {
+            return;
+        }
+        for shard in self.objects.keys().copied().collect::<Vec<_>>() {
+            let lacks = self.lacks(shard);
+            let since = *self.lacking.entry(shard).or_insert(self.now);
+            if !lacks {
+                self.lacking.remove(&shard);
+            } else if self.now > since + HEALED_WITHIN {
+                let what = format!("{} has too few copies for two minutes", shard.short());
+                self.violate("lack", what);
+            }
+            for node in 0..self.nodes.len() {
+                let is_surplus = self.is_surplus(node, shard);
+                let since = *self.surplus.entry((node, shard)).or_insert(self.now);
+                if !is_surplus {
+                    self.surplus.remove(&(node, shard));
+                } else if self.now > since + TRIMMED_WITHIN {
+                    let what = format!("node {node} keeps a copy too many of {}", shard.short());
+                    self.violate("surplus", what);
+                }
+            }
+        }
+    }
+
+    /// Fewer nodes hold it than should, though another could.
+    fn lacks(&self, shard: ShardId) -> bool {
+        let stays = |node: &&Node| node.is_up() && node.leaves_since.is_none();
+        let holders = self.nodes.iter().filter(stays).filter(|node| node.disk.is_whole(shard));
+        let held = self.nodes.iter().any(|node| node.is_up() && node.disk.is_sound(shard));
+        let size = self.size(shard);
+        let could = |node: &Node| {
+            let room = node.healing.as_ref().map_or(0, |healing| healing.room());
+            let fits = node.disk.used() + size <= node.disk.budget();
+            !node.disk.is_whole(shard) && room >= size && fits
+        };
+        held && holders.count() < self.replicas.min && self.nodes.iter().filter(stays).any(could)
+    }
+
+    /// A node holds a copy that the swarm does not need, and all others think so, too.
+    fn is_surplus(&self, node: usize, shard: ShardId) -> bool {
+        let this = &self.nodes[node];
+        let Some(core) = this.core.as_ref().filter(|_| this.disk.is_replica(shard)) else {
+            return false;
+        };
+        let copies = self.nodes.iter().filter(|n| n.is_up() && n.disk.is_whole(shard)).count();
+        let kept = core.kept(self.instant(self.now), (shard, 0), self.replicas, None);
+        let needed =
+            Kept { replicas: Replicas { min: self.replicas.max, max: self.replicas.max }, ..kept };
+        copies > self.replicas.max && needed.may_go(this.id)
+    }
+
     /// Bounds and deadlines, once a second.
     pub(crate) fn check(&mut self) {
+        self.note_noticed();
+        self.check_leases();
+        self.check_copies();
         for node in 0..self.nodes.len() {
             let this = &self.nodes[node];
             let (used, budget) = (this.disk.used(), this.disk.budget());

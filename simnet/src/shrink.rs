@@ -2,15 +2,15 @@
 //! broken.
 
 use crate::options::Options;
-use crate::plant::Plant;
 use crate::world::World;
 use crate::{faults, options};
+use doppler_mesh::core::planted::Plant;
 
 /// Runs that shrinking may take.
 const RUNS_MAX: usize = 100;
 
 /// The smallest run found that breaks `rule`.
-pub fn shrink(from: &Options, plant: Plant, rule: &str) -> Options {
+pub fn shrink(from: &Options, plant: Option<Plant>, rule: &str) -> Options {
     let mut runs = 0;
     let mut fails = |options: &Options| {
         runs += 1;

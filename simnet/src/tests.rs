@@ -1,12 +1,18 @@
 //! Runs of each scenario, that they repeat, and that a broken rule is seen and made small.
 
-use crate::{Options, Outcome, Plant, Scenario, World};
+use crate::{Options, Outcome, Scenario, World};
 
-const ALL: [Scenario; 5] =
-    [Scenario::Churn, Scenario::Mixed, Scenario::Partition, Scenario::Liars, Scenario::ColdStart];
+const ALL: [Scenario; 6] = [
+    Scenario::Drain,
+    Scenario::Churn,
+    Scenario::Mixed,
+    Scenario::Partition,
+    Scenario::Liars,
+    Scenario::ColdStart,
+];
 
 fn run(options: &Options) -> Outcome {
-    World::run(options, Plant::Nothing)
+    World::run(options, None)
 }
 
 /// Runs seeds on both processors; says which failed.
@@ -36,7 +42,7 @@ fn a_hundred_swarms_in_which_everything_goes_wrong_keep_every_rule() {
 #[test]
 fn each_scenario_alone_keeps_every_rule() {
     for scenario in ALL {
-        sweep(scenario, 1000, 10);
+        sweep(scenario, 1000, 4);
     }
 }
 
@@ -59,4 +65,40 @@ fn the_same_seed_gives_the_same_schedule_and_another_seed_another() {
         assert_ne!(one.schedule, other.schedule);
         assert!(one.stats.reads > 50 && one.stats.messages > 500, "{:?}", one.stats);
     }
+}
+
+/// Each planted bug breaks a rule within a few seeds.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_caught() {
+    use crate::Plant;
+    for plant in Plant::ALL {
+        let scenario = if plant == Plant::Drain { Scenario::Drain } else { Scenario::Mixed };
+        let caught = (1..=60).find_map(|seed| {
+            let options = Options::new(seed, scenario);
+            World::run(&options, Some(plant)).violation.map(|violation| (seed, violation))
+        });
+        let (seed, violation) = caught.unwrap_or_else(|| panic!("{plant:?} was not noticed"));
+        println!("{plant:?}: seed {seed}: {violation}");
+    }
+}
+
+/// Mixtral at 1 Gbit/s, four copies of each of its 394 shards on ten nodes, three nodes killed.
+#[test]
+fn what_three_dead_nodes_held_is_copied_at_nearly_the_survivors_joint_bandwidth() {
+    let options = Options { seconds: 260, ..Options::new(1, Scenario::Kill) };
+    let Outcome { violation, healed, .. } = run(&options);
+    assert_eq!(violation, None);
+    let seconds = |nanos: u64| nanos as f64 / 1e9;
+    let noticed = seconds(healed.noticed - healed.died);
+    let took = seconds(healed.healed - healed.died);
+    let least = healed.least as f64 / healed.joint as f64;
+    println!(
+        "noticed in {noticed:.1} s, healed in {took:.1} s, {} of {} bytes at least, which take \
+         {least:.1} s",
+        healed.moved, healed.least
+    );
+    assert!(noticed < 30.0, "{noticed}");
+    assert!(took <= 1.25 * least + noticed + 5.0, "{took} s");
+    assert!(healed.moved as f64 <= 1.1 * healed.least as f64, "{healed:?}");
 }

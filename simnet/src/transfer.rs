@@ -3,6 +3,7 @@
 //! or wrong, and whoever receives it finds out group by group, as the shard client does.
 
 use doppler_ids::{ByteRange, ShardId};
+use doppler_mesh::core::planted::{self, Plant};
 use doppler_mesh::core::{Answer, Ask, Event, Failure, FailureKind, Proved, RequestId};
 use doppler_store::verified::GROUP_BYTES;
 
@@ -186,7 +187,7 @@ impl World {
         let now = self.now;
         let Some(reply) = self.nodes[node].replies.0.get_mut(&key) else { return };
         // The shard client: bytes that do not match their hash are not taken.
-        if is_wrong && !self.plant.is(crate::plant::Plant::HashCheck) {
+        if is_wrong && !planted::is(Plant::HashCheck) {
             return self.answer(node, key, Some(FailureKind::Wrong));
         }
         reply.is_wrong |= is_wrong;

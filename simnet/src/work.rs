@@ -9,7 +9,7 @@ use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
 use doppler_store::PolicyKind;
 use doppler_store::signature::SignedModel;
-use doppler_store::verified::GROUP_BYTES;
+use doppler_store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX};
 use doppler_store::{Priority, ReadError, ReadRequest};
 
 use crate::disk::{Disk, Job};
@@ -33,6 +33,10 @@ const AT_ONCE: usize = 4;
 /// Messages that a flooder says a second.
 const FLOOD: u64 = 100;
 const MIB: u64 = 1 << 20;
+/// Mixtral-8x7B in Q4_K_M, 26.4 GB, in shards of 64 MiB.
+const MIXTRAL_OBJECTS: u64 = 394;
+/// Bytes a second of 1 Gbit/s.
+const GIGABIT: u64 = 125_000_000;
 
 /// 32 bytes that look unrelated for different numbers.
 fn bytes(seed: u64, what: u64) -> [u8; 32] {
@@ -49,13 +53,15 @@ impl World {
     pub(crate) fn furnish(&mut self) {
         let (seed, scenario) = (self.options.seed, self.options.scenario);
         let mut rng = Rng::fork(seed, "models", 0);
-        let models = if scenario == Scenario::ColdStart { 1 } else { 2 };
+        let is_one = matches!(scenario, Scenario::ColdStart | Scenario::Kill);
+        let models = if is_one { 1 } else { 2 };
         for number in 0..models {
-            let count = rng.between(6, 20);
+            let is_large = scenario == Scenario::Kill;
+            let count = if is_large { MIXTRAL_OBJECTS } else { rng.between(6, 20) };
             let name = |index: u64| bytes(seed, (number as u64) << 20 | index);
             let objects: Vec<ShardId> = (1..=count).map(|index| name(index).into()).collect();
             for shard in &objects {
-                let size = rng.between(MIB, 12 * MIB);
+                let size = if is_large { OBJECT_BYTES_MAX } else { rng.between(MIB, 12 * MIB) };
                 self.objects.insert(*shard, Object { size });
             }
             let id = ModelId::from(name(0));
@@ -76,27 +82,36 @@ impl World {
         let id = PeerId::from_seed(bytes(seed, 2 << 32 | index as u64));
         let total: u64 = self.objects.values().map(|object| object.size).sum();
         let is_cold = scenario == Scenario::ColdStart;
-        let is_keeper = index < if is_cold { 1 } else { KEEPERS };
-        let wants_all = is_cold || is_keeper || rng.percent(20);
-        let is_small = !wants_all && rng.percent(50);
-        let budget = if is_small { total / 2 + 13 * MIB } else { 2 * total };
+        let is_kill = scenario == Scenario::Kill;
+        let is_keeper = !is_kill && index < if is_cold { 1 } else { KEEPERS };
+        let wants_all = is_cold || is_keeper || !is_kill && rng.percent(20);
+        let is_small = !wants_all && !is_kill && rng.percent(50);
+        let budget = if is_small { total / 4 * 3 + 13 * MIB } else { 2 * total };
         let kind = PolicyKind::ALL[rng.below(3) as usize];
         let mut disk = Disk::new(budget, kind.make());
         let share = rng.below(70);
         for (shard, object) in &self.objects {
-            let starts_here = is_keeper || !is_cold && rng.percent(share);
+            let starts_here = match scenario {
+                Scenario::Kill => self.is_placed(*shard, index),
+                Scenario::ColdStart => is_keeper,
+                _ => is_keeper || rng.percent(share),
+            };
             let fits = disk.victims(object.size, &|_| true) == Some(Vec::new());
             if let Some(range) = ByteRange::new(0, object.size)
                 && starts_here
                 && fits
             {
-                disk.put(Job { shard: *shard, size: object.size, range, is_pinned: is_keeper });
+                let purpose = if is_kill { Purpose::Heal } else { Purpose::Pull };
+                let (shard, size, is_pinned) = (*shard, object.size, is_keeper);
+                disk.put(Job { shard, size, range, is_pinned, purpose });
             }
         }
         let hides = matches!(scenario, Scenario::Mixed | Scenario::Partition);
         self.by_peer.insert(id, index);
-        let starts = if is_keeper { 0 } else { rng.below(if is_cold { 20 } else { 3 } * SECOND) };
+        let latest = if is_cold { 20 } else { 3 };
+        let starts = if is_keeper { 0 } else { rng.below(latest * SECOND) };
         let (up, down) = (rng.between(10, 125) * 1_000_000, rng.between(10, 125) * 1_000_000);
+        let (up, down) = if is_kill { (GIGABIT, GIGABIT) } else { (up, down) };
         self.nodes.push(Node {
             id,
             is_nat: hides && index > KEEPERS && rng.percent(25),
@@ -112,6 +127,11 @@ impl World {
             registered: BTreeSet::new(),
             wants_all,
             pull: None,
+            healing: None,
+            replica_budget: if is_small { total / 4 } else { total },
+            leaves_since: None,
+            is_gone: false,
+            down_since: None,
             up,
             down,
             uploads: std::collections::VecDeque::new(),
@@ -128,7 +148,17 @@ impl World {
         self.queue.push(starts, Next::Boot { node: index });
     }
 
-    fn size(&self, shard: ShardId) -> u64 {
+    /// Whether an object, or a manifest, lies on a node before the killing: everybody has the
+    /// manifest, and each object is on as many nodes as it should be.
+    fn is_placed(&self, shard: ShardId, index: usize) -> bool {
+        let mut first = [0; 8];
+        first.copy_from_slice(&shard.as_bytes()[..8]);
+        let order = |node: usize| mix(u64::from_le_bytes(first) ^ mix(node as u64));
+        let before = (0..self.options.nodes).filter(|node| order(*node) < order(index)).count();
+        before < self.replicas.min || self.models.iter().any(|model| model.id.manifest() == shard)
+    }
+
+    pub(crate) fn size(&self, shard: ShardId) -> u64 {
         self.objects.get(&shard).map_or(1, |object| object.size)
     }
 
@@ -166,16 +196,23 @@ impl World {
         let this = &mut self.nodes[node];
         let read = this.next_read;
         this.next_read += 1;
-        let ReadRequest { shard, range, .. } = request;
+        let ReadRequest { shard, range, priority, .. } = request;
+        let is_token = priority == Priority::Token;
         let parts = std::collections::BTreeMap::new();
-        let reading = Reading { shard, range, purpose, began: self.now, parts };
+        let reading = Reading { shard, range, purpose, is_token, began: self.now, parts };
         this.reads.insert(read, reading);
         self.stats.reads += 1;
         self.tell(node, Event::Read { read, request });
         read
     }
 
-    fn begin_whole(&mut self, node: usize, shard: ShardId, priority: Priority, purpose: Purpose) {
+    pub(crate) fn begin_whole(
+        &mut self,
+        node: usize,
+        shard: ShardId,
+        priority: Priority,
+        purpose: Purpose,
+    ) {
         if let Some(range) = ByteRange::new(0, self.size(shard)) {
             self.begin(node, ReadRequest { shard, range, priority, deadline: None }, purpose);
         }
@@ -183,6 +220,9 @@ impl World {
 
     /// A node reads something that it lacks, and sometimes thinks better of it.
     pub(crate) fn work(&mut self, node: usize) {
+        if self.options.scenario == Scenario::Kill {
+            return;
+        }
         let boot = self.nodes[node].boot;
         let next = self.now + self.nodes[node].rng.between(SECOND / 2, 8 * SECOND);
         self.queue.push(next, Next::Work { node, boot });
@@ -241,9 +281,10 @@ impl World {
             }
         }
         let this = &self.nodes[node];
-        if this.wants_all && this.pull.is_none() {
+        if this.wants_all && this.pull.is_none() && this.leaves_since.is_none() {
             self.start_pull(node);
         }
+        self.heal(node);
     }
 
     fn start_pull(&mut self, node: usize) {
@@ -301,7 +342,7 @@ impl World {
         this.reads.remove(&read)
     }
 
-    fn drop_read(&mut self, node: usize, read: ReadId) {
+    pub(crate) fn drop_read(&mut self, node: usize, read: ReadId) {
         self.forget_read(node, read);
         self.nodes[node].dropped.insert(read);
         self.tell(node, Event::Dropped { read });
@@ -321,9 +362,7 @@ impl World {
             if purpose == Purpose::Probe {
                 self.violate("reach", format!("node {node}: {error}"));
             }
-            if purpose == Purpose::Pull {
-                self.on_pull(node, PullEvent::Failed(reading.shard));
-            }
+            self.over(node, reading.shard, purpose, false);
             return;
         }
         self.check_read(node, &reading);
@@ -331,7 +370,7 @@ impl World {
         let is_kept = match purpose {
             Purpose::Work => rng.percent(60),
             Purpose::Probe => false,
-            Purpose::Manifest(_) | Purpose::Pull | Purpose::Repair => true,
+            Purpose::Manifest(_) | Purpose::Pull | Purpose::Heal | Purpose::Repair => true,
         };
         if !is_kept {
             return;
@@ -344,7 +383,7 @@ impl World {
         let is_pinned = purpose == Purpose::Pull || self.nodes[node].disk.is_pinned(reading.shard);
         self.numbers += 1;
         let (job, boot) = (self.numbers, self.nodes[node].boot);
-        let write = Job { shard: reading.shard, size, range, is_pinned };
+        let write = Job { shard: reading.shard, size, range, is_pinned, purpose };
         self.nodes[node].disk.jobs.insert(job, write);
         self.queue.push(self.now + wait, Next::Stored { node, boot, job });
     }
@@ -352,7 +391,11 @@ impl World {
     pub(crate) fn on_stored(&mut self, node: usize, job: u64) {
         let Some(job) = self.nodes[node].disk.jobs.remove(&job) else { return };
         let disk = &self.nodes[node].disk;
-        let victims = disk.victims(job.range.len(), &|shard| shard == job.shard);
+        // What too few others hold is not evicted for something else.
+        let needs_room = disk.used() + job.range.len() > disk.budget();
+        let spared = if needs_room { self.spared(node) } else { BTreeSet::new() };
+        let is_spared = |shard| shard == job.shard || spared.contains(&shard);
+        let victims = disk.victims(job.range.len(), &is_spared);
         let stored = match victims {
             Some(victims) if !disk.is_full => {
                 for victim in &victims {
@@ -367,16 +410,26 @@ impl World {
             _ => false,
         };
         self.register_held(node);
-        if job.is_pinned {
-            let event = match stored {
-                true => PullEvent::Fetched(job.shard),
-                false => PullEvent::Failed(job.shard),
-            };
-            self.on_pull(node, event);
+        self.over(node, job.shard, job.purpose, stored);
+    }
+
+    /// What was read for a pull or for healing is durable, or did not come.
+    fn over(&mut self, node: usize, shard: ShardId, purpose: Purpose, is_stored: bool) {
+        let now = self.instant(self.now);
+        match (purpose, self.nodes[node].healing.as_mut()) {
+            (Purpose::Pull, _) if is_stored => self.on_pull(node, PullEvent::Fetched(shard)),
+            (Purpose::Pull, _) => self.on_pull(node, PullEvent::Failed(shard)),
+            (Purpose::Heal, Some(healing)) if is_stored => {
+                healing.copied(shard);
+                self.healed.moved += self.objects.get(&shard).map_or(0, |object| object.size);
+                self.healed.healed = self.now;
+            }
+            (Purpose::Heal, Some(healing)) => healing.failed(now, shard),
+            _ => {}
         }
     }
 
-    fn evict(&mut self, node: usize, shard: ShardId) {
+    pub(crate) fn evict(&mut self, node: usize, shard: ShardId) {
         self.check_last_copy(node, shard);
         self.nodes[node].disk.evict(shard);
     }
@@ -416,6 +469,9 @@ impl World {
             })
             .collect();
         for node in 0..self.nodes.len() {
+            if self.nodes[node].is_gone {
+                continue;
+            }
             if !self.nodes[node].is_up() {
                 self.violate("harness", format!("node {node} is down after the faults"));
                 return;
@@ -444,7 +500,7 @@ impl World {
         self.queue.push(self.now + SECOND, Next::Flood { node, boot });
         for _ in 0..FLOOD {
             let rng = &mut self.nodes[node].rng;
-            let (what, model) = (rng.below(3), rng.next());
+            let (what, model) = (rng.below(4), rng.next());
             let victim = rng.below(self.options.nodes as u64) as usize;
             let mut data: Vec<u8> = (0..rng.between(1, 60)).map(|_| rng.next() as u8).collect();
             if what > 0 {
@@ -459,10 +515,15 @@ impl World {
                     peer: self.nodes[speaker].id.to_bytes(),
                     sequence: u64::MAX - model % 1000,
                     lease: std::time::Duration::from_secs(300),
+                    room: u64::MAX,
+                    is_leaving: false,
                     addresses: vec!["/ip4/10.9.9.9/tcp/1".into(); 16],
                     models: vec![entry],
                 };
                 data = Envelope::Holdings(holdings).encode();
+            }
+            if what == 3 {
+                data = Envelope::Doubt(self.nodes[victim].id.to_bytes()).encode();
             }
             self.publish(node, data);
         }

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 
 use doppler_ids::{ModelId, PeerId, ShardId};
 use doppler_mesh::Timing;
-use doppler_mesh::core::{Action, Config, Core, Event, FailureKind};
+use doppler_mesh::core::{Action, Config, Core, Event, FailureKind, Replicas};
 use doppler_store::signature::SignedModel;
 
 use crate::check::{Schedule, Stats, Violation};
 use crate::faults::{self, Fault, Kind, Lie};
+use crate::heal::Healed;
 use crate::net::{Link, TOPIC};
 use crate::node::{Node, Reply};
-use crate::options::{MS, Options, SECOND};
-use crate::plant::Plant;
+use crate::options::{MS, Options, SECOND, Scenario};
 use crate::queue::{Key, Message, Next, Queue};
 use crate::rng::Rng;
+use doppler_mesh::core::planted::{self, Plant};
 
 /// A published model.
 #[derive(Debug, Clone)]
@@ -43,11 +44,11 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     pub schedule: u64,
     pub stats: Stats,
+    pub healed: Healed,
 }
 
 pub struct World {
     pub(crate) options: Options,
-    pub(crate) plant: Plant,
     base: Instant,
     pub(crate) now: u64,
     pub(crate) queue: Queue,
@@ -68,6 +69,11 @@ pub struct World {
     pub(crate) stats: Stats,
     pub(crate) schedule: Schedule,
     pub(crate) violation: Option<Violation>,
+    pub(crate) replicas: Replicas,
+    pub(crate) healed: Healed,
+    /// Since when an object has too few copies, and a node one too many, without a break.
+    pub(crate) lacking: BTreeMap<ShardId, u64>,
+    pub(crate) surplus: BTreeMap<(usize, ShardId), u64>,
 }
 
 /// Wall-clock milliseconds at the start.
@@ -79,8 +85,9 @@ const CHECK_EVERY: u64 = SECOND;
 
 impl World {
     /// Runs it to its end, or to the first violation.
-    pub fn run(options: &Options, plant: Plant) -> Outcome {
-        let mut world = Self::new(options, plant);
+    pub fn run(options: &Options, plant: Option<Plant>) -> Outcome {
+        planted::plant(plant);
+        let mut world = Self::new(options);
         while world.violation.is_none() {
             let Some((at, next)) = world.queue.pop() else { break };
             if at > options.end() {
@@ -93,14 +100,14 @@ impl World {
         if world.violation.is_none() {
             world.check_end();
         }
-        let Self { violation, schedule, stats, .. } = world;
-        Outcome { violation, schedule: schedule.value(), stats }
+        planted::plant(None);
+        let Self { violation, schedule, stats, healed, .. } = world;
+        Outcome { violation, schedule: schedule.value(), stats, healed }
     }
 
-    fn new(options: &Options, plant: Plant) -> Self {
+    fn new(options: &Options) -> Self {
         let mut world = Self {
             options: options.clone(),
-            plant,
             base: Instant::now(),
             now: 0,
             queue: Queue::default(),
@@ -117,6 +124,13 @@ impl World {
             stats: Stats::default(),
             schedule: Schedule::default(),
             violation: None,
+            replicas: match options.scenario {
+                Scenario::Kill => Replicas { min: 4, max: 5 },
+                _ => Replicas::default(),
+            },
+            healed: Healed::default(),
+            lacking: BTreeMap::new(),
+            surplus: BTreeMap::new(),
         };
         world.furnish();
         for (index, fault) in world.faults.iter().enumerate() {
@@ -252,7 +266,9 @@ impl World {
             Next::Notice { one, other, link } => self.on_notice(one, other, link),
             Next::Upgrade { one, other, link } => self.on_upgrade(one, other, link),
             Next::HangUp { node, other } => self.disconnect(node, other),
-            Next::Gossip { to, from, message } => self.on_gossip(to, from, message),
+            Next::Gossip { to, from, message, is_replay } => {
+                self.on_gossip(to, from, message, is_replay);
+            }
             Next::Request { to, upload } => self.on_request(to, upload),
             Next::Ready { node, upload, .. } => self.on_ready(node, upload),
             Next::Pump { node, .. } => self.on_pump(node),
@@ -285,7 +301,8 @@ impl World {
 
     /// A node starts, with what its disk holds.
     pub(crate) fn boot(&mut self, node: usize) {
-        if self.nodes[node].is_up() || !self.nodes[node].down_by.is_empty() {
+        let this = &self.nodes[node];
+        if this.is_up() || this.is_gone || !this.down_by.is_empty() {
             return;
         }
         // Connections of its former life end when it answers that it knows nothing of them.
@@ -299,10 +316,12 @@ impl World {
         (this.armed, this.down_free) = (u64::MAX, 0);
         this.seen = crate::node::Seen::default();
         this.registered.clear();
+        (this.leaves_since, this.down_since) = (None, None);
         let boot = this.boot;
         let address = format!("/ip4/10.{}.{}.1/tcp/4001", node / 200 + 1, node % 200 + 1);
         let addresses = address.parse().into_iter().collect();
         self.tell(node, Event::Addresses(addresses));
+        self.nodes[node].healing = Some(self.new_healing(node));
         self.holdings_changed(node);
         self.register_held(node);
         for model in 0..self.models.len() {
@@ -322,11 +341,13 @@ impl World {
     }
 
     /// A node goes: killed, or in good order.
-    fn stop(&mut self, node: usize, in_order: bool) {
+    pub(crate) fn stop(&mut self, node: usize, in_order: bool) {
         let this = &mut self.nodes[node];
         if this.core.take().is_none() {
             return;
         }
+        this.down_since = Some(self.now);
+        this.healing = None;
         this.replies.0.clear();
         this.reads.clear();
         this.uploads.clear();
@@ -354,6 +375,8 @@ impl World {
                 self.nodes[node].down_by.remove(&number);
                 self.queue.push(self.now, Next::Boot { node });
             }
+            Kind::Drain { node } if begins => self.drain(node),
+            Kind::Die { node } if begins => self.die(node),
             Kind::Partition { .. } | Kind::Isolate { .. } if begins => self.notice_cuts(),
             Kind::FullDisk { node } => self.nodes[node].disk.is_full = begins,
             Kind::Flip { node, pick } if begins => self.flip(node, pick),

@@ -63,6 +63,8 @@ pub enum Envelope {
     /// Fields within bounds; the signature is not checked yet.
     Announcement(SignedModel),
     Holdings(Holdings),
+    /// The author has lost the peer with this id, as bytes: if it lives, it should say so.
+    Doubt(Vec<u8>),
     /// A kind that this version does not know.
     Unknown,
 }
@@ -75,6 +77,10 @@ pub struct Holdings {
     pub sequence: u64,
     /// At most [`LEASE_MAX`].
     pub lease: Duration,
+    /// Bytes that the author would copy of what others lose.
+    pub room: u64,
+    /// The author is about to leave the swarm: what it holds needs another holder.
+    pub is_leaving: bool,
     /// Where the author listens, as text.
     pub addresses: Vec<String>,
     pub models: Vec<ModelHoldings>,
@@ -117,6 +123,8 @@ impl Envelope {
                 sequence: holdings.sequence,
                 lease_ms: u32::try_from(holdings.lease.as_millis()).unwrap_or(u32::MAX),
                 addresses: holdings.addresses.clone(),
+                room: holdings.room,
+                is_leaving: holdings.is_leaving,
                 models: holdings
                     .models
                     .iter()
@@ -135,6 +143,9 @@ impl Envelope {
                     })
                     .collect(),
             })),
+            Self::Doubt(peer) => {
+                Some(gossip::envelope::Body::Doubt(gossip::Doubt { peer: peer.clone() }))
+            }
             Self::Unknown => None,
         };
         gossip::Envelope { body }.encode_to_vec()
@@ -155,11 +166,15 @@ impl Envelope {
                 }))
             }
             Some(gossip::envelope::Body::Holdings(body)) => holdings(body).map(Self::Holdings),
+            Some(gossip::envelope::Body::Doubt(body)) => {
+                at_most("peer", body.peer.len(), PEER_BYTES_MAX)?;
+                Ok(Self::Doubt(body.peer))
+            }
         }
     }
 }
 
-fn holdings(body: gossip::Holdings) -> Result<Holdings, WireError> {
+fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
     at_most("peer", body.peer.len(), PEER_BYTES_MAX)?;
     at_most("addresses", body.addresses.len(), ADDRESSES_MAX)?;
     at_most("models", body.models.len(), HOLDINGS_MODELS_MAX)?;
@@ -174,7 +189,7 @@ fn holdings(body: gossip::Holdings) -> Result<Holdings, WireError> {
     let parts = body.models.iter().map(|entry| entry.parts.len()).sum();
     at_most("parts", parts, PARTS_MAX)?;
     let mut models = Vec::with_capacity(body.models.len());
-    for entry in body.models {
+    for entry in std::mem::take(&mut body.models) {
         at_most("objects", entry.objects.len(), BITMAP_BYTES_MAX)?;
         let parts = entry.parts.into_iter().map(|part| {
             at_most("object", part.object as usize, 8 * BITMAP_BYTES_MAX - 1)?;
@@ -187,8 +202,8 @@ fn holdings(body: gossip::Holdings) -> Result<Holdings, WireError> {
             parts: parts.collect::<Result<_, WireError>>()?,
         });
     }
-    let (peer, sequence, addresses) = (body.peer, body.sequence, body.addresses);
-    Ok(Holdings { peer, sequence, lease, addresses, models })
+    let gossip::Holdings { peer, sequence, addresses, room, is_leaving, .. } = body;
+    Ok(Holdings { peer, sequence, lease, room, is_leaving, addresses, models })
 }
 
 /// Asks for one range of one object.
@@ -328,6 +343,8 @@ mod tests {
             peer: vec![1; 38],
             sequence: 9,
             lease: Duration::from_secs(30),
+            room: 1 << 40,
+            is_leaving: true,
             addresses: vec!["/ip4/127.0.0.1/tcp/1".into()],
             models: vec![ModelHoldings {
                 model: ModelId::of(b"m"),
@@ -357,7 +374,8 @@ mod tests {
     #[test]
     fn messages_round_trip() {
         let signed = SignedModel::sign(&[1; 32], ModelId::of(b"m"), "tiny", 77).unwrap();
-        for envelope in [Envelope::Announcement(signed), Envelope::Holdings(sample_holdings())] {
+        let holdings = Envelope::Holdings(sample_holdings());
+        for envelope in [Envelope::Announcement(signed), holdings, Envelope::Doubt(vec![7; 38])] {
             assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
         }
         assert_eq!(Envelope::decode(b""), Ok(Envelope::Unknown));
@@ -396,6 +414,8 @@ mod tests {
         assert!(many(|h| h.addresses = vec![String::new(); ADDRESSES_MAX + 1]).is_err());
         assert!(many(|h| h.lease = LEASE_MAX + Duration::from_millis(1)).is_err());
         assert!(many(|h| h.peer = vec![0; PEER_BYTES_MAX + 1]).is_err());
+        let doubt = Envelope::Doubt(vec![0; PEER_BYTES_MAX + 1]);
+        assert!(Envelope::decode(&doubt.encode()).is_err());
         assert!(Envelope::decode(&vec![0; ENVELOPE_BYTES_MAX + 1]).is_err());
 
         let too_long = ByteRange::new(0, SERVE_BYTES_MAX + 1).unwrap();

@@ -29,6 +29,8 @@ impl Core {
             fill("bitmap bytes of a member", member_bytes, MEMBER_BYTES_MAX),
             fill("partial objects of a member", member_parts, MEMBER_PARTS_MAX),
             fill("registered models", self.membership.lists().count(), MODELS_MAX),
+            fill("peers gone or doubted", self.absence.len(), PEERS_REMEMBERED_MAX),
+            fill("forgotten members", self.membership.forgotten(), PEERS_REMEMBERED_MAX),
             fill("peers being dialled", self.dialling.len(), MEMBERS_MAX),
             fill("conduct records", self.reputation.len(), PEERS_REMEMBERED_MAX),
             fill("authors counted", self.inbox.len(), PEERS_REMEMBERED_MAX),

@@ -119,10 +119,20 @@ impl Sequence {
     }
 }
 
+/// What a node says of itself beside what it holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Bytes that it would copy of what others lose.
+    pub room: u64,
+    /// It is about to leave.
+    pub is_leaving: bool,
+}
+
 /// Packs holdings into as few messages as fit. Says at least one thing for every entry.
 pub(super) fn holdings_messages(
     peer: PeerId,
     lease: Duration,
+    offer: Offer,
     addresses: &[Address],
     models: Vec<ModelHoldings>,
     mut next_sequence: impl FnMut() -> u64,
@@ -147,7 +157,9 @@ pub(super) fn holdings_messages(
     }
     let envelope = |models| {
         let (peer, sequence, addresses) = (peer.to_bytes(), next_sequence(), addresses.clone());
-        Envelope::Holdings(Holdings { peer, sequence, lease, addresses, models }).encode()
+        let Offer { room, is_leaving } = offer;
+        let holdings = Holdings { peer, sequence, lease, room, is_leaving, addresses, models };
+        Envelope::Holdings(holdings).encode()
     };
     batches.into_iter().map(envelope).collect()
 }
@@ -172,6 +184,8 @@ mod tests {
     use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX, PartHoldings};
     use doppler_store::ModelId;
     use doppler_store::groups::Chunks;
+
+    const LEASE: Duration = Duration::from_secs(30);
 
     #[test]
     fn changes_settle_and_rounds_come_round() {
@@ -250,7 +264,7 @@ mod tests {
         .map(|a| a.parse().unwrap());
         let mut sequence = 0;
         let messages =
-            holdings_messages(peer, Duration::from_secs(30), &addresses, models.clone(), || {
+            holdings_messages(peer, LEASE, Offer::default(), &addresses, models.clone(), || {
                 sequence += 1;
                 sequence
             });
@@ -265,6 +279,7 @@ mod tests {
             seen.extend(holdings.models);
         }
         assert_eq!(seen, models);
-        assert!(holdings_messages(peer, Duration::ZERO, &[], Vec::new(), || 0).is_empty());
+        let nothing = holdings_messages(peer, LEASE, Offer::default(), &[], Vec::new(), || 0);
+        assert!(nothing.is_empty());
     }
 }

@@ -45,6 +45,9 @@ pub(crate) const MEMBERS_MAX: usize = 512;
 pub(crate) const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// Peers whose conduct and traffic are remembered.
 pub(crate) const PEERS_REMEMBERED_MAX: usize = 4096;
+/// How long a message that is no newer than a forgotten peer's last is taken for a repetition,
+/// unless the peer is connected: then its clock went back.
+pub(crate) const FORGOTTEN_FOR: Duration = Duration::from_secs(600);
 
 /// Objects that one peer is believed to hold in part, over all models: 40 KiB a peer at worst.
 pub(crate) const MEMBER_PARTS_MAX: usize = 1024;
@@ -111,6 +114,33 @@ pub(crate) const RELAYED_MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 /// How long a first wrong byte bans a peer; each further offence doubles it.
 pub(crate) const BAN_FIRST: Duration = Duration::from_secs(600);
 pub(crate) const BAN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A peer whose connection was lost counts for nothing in healing after this, if it has not spoken
+/// for one and a half rounds of anti-entropy.
+pub(crate) const MISSING_AFTER: Duration = Duration::from_secs(5);
+/// A lost peer is doubted aloud after this, so many at a time. A doubted peer that does not speak
+/// for so long is missing; one that is doubted itself speaks no more often than this.
+pub(crate) const DOUBT_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const DOUBTS_MAX: usize = 16;
+pub(crate) const DOUBT_FOR: Duration = Duration::from_secs(3);
+pub(crate) const REFUTE_EVERY: Duration = Duration::from_secs(1);
+/// An object must lack copies for this long, and at this many looks, before one is made, and for
+/// up to so much longer, which differs by node.
+pub(crate) const HEAL_CONFIRM: Duration = Duration::from_secs(3);
+pub(crate) const HEAL_LOOKS_MIN: u32 = 3;
+pub(crate) const HEAL_JITTER: Duration = Duration::from_secs(1);
+/// How long nodes that should copy an object are waited for before one more is taken on.
+pub(crate) const HEAL_PATIENCE: Duration = Duration::from_secs(45);
+/// A copy too many stays for this long: whoever was away may go again.
+pub(crate) const HEAL_SURPLUS_AFTER: Duration = Duration::from_secs(60);
+/// Objects that a node copies at a time; one while a token waits.
+pub(crate) const HEAL_AT_ONCE: usize = 4;
+/// Wait before a copy that failed is tried again.
+pub(crate) const HEAL_RETRY: Duration = Duration::from_secs(5);
+/// A node that leaves stays at least so long, to hear who else leaves; and at most so much longer
+/// for the sake of copies that are not the last.
+pub(crate) const DRAIN_CONFIRM: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A peer that denied so often more than it delivered what it had said it holds is not
 /// asked for anything for this long.

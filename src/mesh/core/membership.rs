@@ -13,12 +13,16 @@
 //! Invariant: what a lease no longer covers is never reported.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use doppler_ids::{Address, PeerId};
 
 use super::TooMany;
-use super::limits::{MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX};
+use super::limits::{
+    FORGOTTEN_FOR, MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX,
+    PEERS_REMEMBERED_MAX,
+};
+use super::planted::{self, Plant};
 use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
 use doppler_store::groups::Chunks;
 use doppler_store::{ModelId, ShardId};
@@ -64,6 +68,12 @@ struct Entry {
 
 struct Member {
     sequence: u64,
+    /// When it last said anything new.
+    heard: Instant,
+    /// Bytes that it would copy of what others lose.
+    room: u64,
+    /// It is about to leave the swarm.
+    is_leaving: bool,
     addresses: Vec<Address>,
     models: BTreeMap<ModelId, Entry>,
 }
@@ -88,10 +98,17 @@ impl Member {
     }
 }
 
+/// The last word of a peer whose lease has ended.
+struct Forgotten {
+    sequence: u64,
+    until: Instant,
+}
+
 /// Peers' holdings and the lists that give them meaning.
 #[derive(Default)]
 pub(super) struct Membership {
     members: BTreeMap<PeerId, Member>,
+    forgotten: BTreeMap<PeerId, Forgotten>,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
     /// Where an object stands: in which models' lists, at which bit.
     places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
@@ -108,17 +125,25 @@ impl Membership {
         }
         let member = self.members.entry(peer).or_insert_with(|| Member {
             sequence: 0,
+            heard: now,
+            room: 0,
+            is_leaving: false,
             addresses: Vec::new(),
             models: BTreeMap::new(),
         });
-        if holdings.sequence <= member.sequence {
+        if holdings.sequence <= member.sequence && !planted::is(Plant::EpochOrder) {
             return Heard::Stale;
         }
         member.sequence = holdings.sequence;
+        let mut changed = member.is_leaving != holdings.is_leaving;
+        (member.heard, member.room, member.is_leaving) = (now, holdings.room, holdings.is_leaving);
         member.addresses =
             holdings.addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        let until = now + holdings.lease;
-        let mut changed = false;
+        let lease = match planted::is(Plant::LeaseExpiry) {
+            true => Duration::from_secs(3600),
+            false => holdings.lease,
+        };
+        let until = now + lease;
         for ModelHoldings { model, manifest, objects, parts } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
@@ -221,6 +246,26 @@ impl Membership {
         (self.members.len(), bytes, parts)
     }
 
+    /// What peers with a running lease would copy, in bytes; those that offer nothing are left out.
+    pub(super) fn offers(&self, now: Instant) -> Vec<(PeerId, u64)> {
+        let runs = |member: &Member| member.models.values().any(|entry| entry.until > now);
+        let offers = self.members.iter().filter(|(_, member)| member.room > 0 && runs(member));
+        offers.map(|(peer, member)| (*peer, member.room)).collect()
+    }
+
+    pub(super) fn is_leaving(&self, peer: PeerId) -> bool {
+        self.members.get(&peer).is_some_and(|member| member.is_leaving)
+    }
+
+    /// When a peer last said anything new.
+    pub(super) fn heard(&self, peer: PeerId) -> Option<Instant> {
+        self.members.get(&peer).map(|member| member.heard)
+    }
+
+    pub(super) fn forgotten(&self) -> usize {
+        self.forgotten.len()
+    }
+
     pub(super) fn knows(&self, peer: PeerId) -> bool {
         self.members.contains_key(&peer)
     }
@@ -247,13 +292,27 @@ impl Membership {
         }
     }
 
+    /// Whether a message is no newer than what a peer said before it was forgotten. Gossip's own
+    /// memory of messages is short, and anybody may repeat a signed one: a dead peer would seem
+    /// alive again.
+    pub(super) fn is_repeated(&self, now: Instant, peer: PeerId, sequence: u64) -> bool {
+        let last = self.forgotten.get(&peer).filter(|last| last.until > now);
+        last.is_some_and(|last| sequence <= last.sequence) && !planted::is(Plant::EpochOrder)
+    }
+
     /// Forgets what a lease no longer covers; true if that was anything.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let mut changed = false;
-        self.members.retain(|_, member| {
+        let Self { members, forgotten, .. } = self;
+        forgotten.retain(|_, last| last.until > now);
+        members.retain(|peer, member| {
             let before = member.models.len();
             member.models.retain(|_, entry| entry.until > now);
             changed |= member.models.len() != before;
+            if member.models.is_empty() && forgotten.len() < PEERS_REMEMBERED_MAX {
+                let last = Forgotten { sequence: member.sequence, until: now + FORGOTTEN_FOR };
+                forgotten.insert(*peer, last);
+            }
             !member.models.is_empty()
         });
         changed
@@ -278,8 +337,6 @@ pub(super) fn bitmap(len: usize, held: impl Fn(usize) -> bool) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::wire::PartHoldings;
 
@@ -294,6 +351,8 @@ mod tests {
             peer: Vec::new(),
             sequence,
             lease: LEASE,
+            room: 0,
+            is_leaving: false,
             addresses: vec!["/ip4/127.0.0.1/tcp/9".into(), "nonsense".into()],
             models: vec![ModelHoldings {
                 model,
@@ -380,6 +439,21 @@ mod tests {
             members.hear(half + LEASE, peer(1), says(1, model, false, &[1])),
             Heard::Changed
         );
+    }
+
+    #[test]
+    fn what_a_forgotten_peer_said_before_is_not_news() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let mut members = Membership::default();
+        members.hear(now, peer(1), says(5, model, false, &[1]));
+        assert!(!members.is_repeated(now, peer(1), 5), "while its lease runs it is merely stale");
+        let later = now + LEASE;
+        assert!(members.expire(later));
+        assert!(members.is_repeated(later, peer(1), 5) && members.is_repeated(later, peer(1), 4));
+        assert!(!members.is_repeated(later, peer(1), 6) && !members.is_repeated(later, peer(2), 1));
+        assert!(!members.is_repeated(later + FORGOTTEN_FOR, peer(1), 5));
+        members.expire(later + FORGOTTEN_FOR);
+        assert!(members.forgotten.is_empty());
     }
 
     #[test]

@@ -9,16 +9,19 @@
 //! each read that began ends with exactly one [`Action::End`], unless its caller dropped it;
 //! every collection that a peer can grow has a bound in `limits`.
 
+mod absence;
 mod announcements;
 mod answer;
 mod bucket;
 mod census;
 mod dialling;
 mod gossip;
+mod healing;
 pub mod limits;
 mod links;
 mod membership;
 mod meter;
+pub mod planted;
 mod pull;
 mod reads;
 mod reputation;
@@ -37,12 +40,15 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
+use absence::Absence;
 use announcements::{Announcements, Learned};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
 use dialling::Dialling;
+pub use gossip::Offer;
 use gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
+pub use healing::{HealAction, HealOptions, HealView, Healing, Kept, Replicas};
 use limits::{OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing};
 use membership::{Heard, Membership, bitmap};
 pub use meter::{Meter, Progress};
@@ -101,6 +107,8 @@ pub enum Event {
     Whole(BTreeSet<ShardId>),
     /// What this node holds in part, as much of it as is told of.
     Parts(BTreeMap<ShardId, Chunks>),
+    /// What this node offers the swarm, or that it is about to leave.
+    Offer(Offer),
     /// This node announces a model from now on.
     Publish(SignedModel),
     /// The ordered object list of a model is known: bitmaps of holdings refer to it.
@@ -253,6 +261,10 @@ pub struct Core {
     inbox: Inbox,
     sequence: Sequence,
     dialling: Dialling,
+    absence: Absence,
+    /// When it last spoke because it was doubted.
+    refuted: Option<Instant>,
+    offer: Offer,
     contacts: BTreeMap<PeerId, Contact>,
     addresses: Vec<Address>,
     whole: BTreeSet<ShardId>,
@@ -279,6 +291,9 @@ impl Core {
             inbox: Inbox::new(now),
             sequence: Sequence::default(),
             dialling: Dialling::default(),
+            absence: Absence::default(),
+            refuted: None,
+            offer: Offer::default(),
             contacts: BTreeMap::new(),
             addresses: Vec::new(),
             whole: BTreeSet::new(),
@@ -321,6 +336,13 @@ impl Core {
                     self.parts = parts;
                     self.schedule.change(now, Due::Holdings);
                 }
+            }
+            Event::Offer(offer) => {
+                // Room alone changes with every copy; the next round tells of it.
+                if offer.is_leaving != self.offer.is_leaving {
+                    self.schedule.change(now, Due::Holdings);
+                }
+                self.offer = offer;
             }
             Event::Publish(signed) => self.on_publish(now, signed, out),
             Event::Register { model, objects } => match self.membership.register(model, objects) {
@@ -441,6 +463,8 @@ impl Core {
         for peer in contacts.keys() {
             self.dialling.forget(*peer);
         }
+        let connected = |contacts: &BTreeMap<PeerId, Contact>| contacts.keys().copied().collect();
+        self.absence.update(now, &connected(&self.contacts), &connected(&contacts));
         self.contacts = contacts;
         self.settle(now, true, sight, out);
         out.push(Action::Changed);
@@ -468,6 +492,7 @@ impl Core {
             Ok(Envelope::Unknown) => true,
             Ok(Envelope::Announcement(signed)) => self.on_announcement(now, signed, out),
             Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
+            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, &peer),
         };
         if !is_sound {
             out.push(Action::Changed);
@@ -510,7 +535,18 @@ impl Core {
         if self.reputation.is_banned(now, author) {
             return true;
         }
-        match self.membership.hear(now, author, holdings) {
+        // One that is connected lives: its clock went back.
+        if !self.contacts.contains_key(&author)
+            && self.membership.is_repeated(now, author, holdings.sequence)
+        {
+            self.counts.ignored_messages += 1;
+            return true;
+        }
+        let heard = self.membership.hear(now, author, holdings);
+        if matches!(heard, Heard::Changed | Heard::Renewed) {
+            self.absence.spoke(author);
+        }
+        match heard {
             Heard::Full => self.counts.ignored_messages += 1,
             Heard::Changed => {
                 self.dial_ahead(now, out);
@@ -518,6 +554,23 @@ impl Core {
                 out.push(Action::Changed);
             }
             Heard::Stale | Heard::Renewed => {}
+        }
+        true
+    }
+
+    /// Somebody lost a peer. If it is this node, it speaks.
+    fn on_doubt(&mut self, now: Instant, peer: &[u8]) -> bool {
+        let Ok(peer) = PeerId::from_bytes(peer) else {
+            self.counts.bad_messages += 1;
+            return false;
+        };
+        if peer != self.config.own {
+            if self.membership.knows(peer) {
+                self.absence.doubt(now, peer);
+            }
+        } else if self.refuted.is_none_or(|at| now >= at + limits::REFUTE_EVERY) {
+            self.refuted = Some(now);
+            self.schedule.change(now, Due::Holdings);
         }
         true
     }
@@ -546,8 +599,15 @@ impl Core {
         if self.upkeep <= now {
             self.upkeep = now + self.config.timing.upkeep();
             stirred = self.membership.expire(now);
-            let Self { dialling, membership, .. } = self;
+            let Self { dialling, absence, membership, .. } = self;
             dialling.retain(|peer| membership.knows(peer));
+            absence.retain(|peer| membership.knows(peer));
+            // Who has lost everybody is itself the one that is lost.
+            if !self.contacts.is_empty() {
+                let doubts = absence.take_doubts(now).into_iter();
+                let doubts = doubts.map(|peer| Envelope::Doubt(peer.to_bytes()).encode());
+                out.extend(doubts.map(Action::Publish));
+            }
             self.dial_ahead(now, out);
         }
         self.settle(now, stirred, sight, out);
@@ -569,9 +629,14 @@ impl Core {
         let mut messages: Vec<Vec<u8>> = announcements.collect();
         let (own, lease) = (self.config.own, self.config.timing.lease);
         let holdings = self.own_holdings();
-        messages.extend(holdings_messages(own, lease, &self.addresses, holdings, || {
-            self.sequence.next(unix_ms)
-        }));
+        messages.extend(holdings_messages(
+            own,
+            lease,
+            self.offer,
+            &self.addresses,
+            holdings,
+            || self.sequence.next(unix_ms),
+        ));
         let said = messages.len();
         out.extend(messages.into_iter().map(Action::Publish));
         said

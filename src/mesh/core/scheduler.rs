@@ -22,6 +22,7 @@ use super::limits::{
     REQUESTS_UNMEASURED_MAX, RETRY_FIRST, RETRY_MAX, STARTED_MAX,
 };
 use super::links::{Begun, Links};
+use super::planted::{self, Plant};
 use super::{ReadId, RequestId, TooMany};
 use doppler_store::groups::Chunks;
 use doppler_store::verified::{GROUP_BYTES, SERVE_BYTES_MAX};
@@ -243,7 +244,8 @@ impl Scheduler {
                 kept_to = proved.min(missing_to);
             }
         }
-        if let Some(missing) = ByteRange::new(kept_to, missing_to) {
+        let missing = ByteRange::new(kept_to, missing_to);
+        if let Some(missing) = missing.filter(|_| !planted::is(Plant::Picker)) {
             insert(&mut read.todo, missing);
         }
         let keep = ByteRange::new(start, kept_to);

@@ -106,6 +106,8 @@ struct World {
     queue: BTreeMap<(Instant, u64), (usize, Next)>,
     sequence: u64,
     log: Vec<String>,
+    /// The last holdings that each node said.
+    said: Vec<Vec<u8>>,
 }
 
 impl World {
@@ -119,6 +121,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             log: Vec::new(),
+            said: vec![Vec::new(); rates.len()],
         };
         for (index, rate) in rates.iter().enumerate() {
             let id = PeerId::from_seed([index as u8 + 1; 32]);
@@ -225,6 +228,9 @@ impl World {
         match action {
             Action::Publish(data) => {
                 let author = self.nodes[node].id;
+                if matches!(Envelope::decode(&data), Ok(Envelope::Holdings(_))) {
+                    self.said[node].clone_from(&data);
+                }
                 let others: Vec<usize> =
                     self.links.iter().filter(|(from, _)| *from == node).map(|l| l.1).collect();
                 for other in others {
@@ -535,6 +541,90 @@ fn holdings_end_with_their_lease_and_a_read_with_its_patience() {
     assert_eq!(world.now - began, Duration::from_secs(3));
     assert!(!world.nodes[1].ended.contains_key(&2));
     assert_eq!(world.nodes[1].core.load().reads, 0);
+}
+
+#[test]
+fn who_leaves_or_is_missing_is_no_holder_and_offers_are_heard() {
+    let mut world = World::new(Instant::now(), &[40e6, 40e6, 40e6]);
+    let model = Model::new(1, MIB);
+    for node in 0..2 {
+        world.hold(node, &model, &model.objects);
+    }
+    world.register(2, &model);
+    let offer = |room, is_leaving| Event::Offer(Offer { room, is_leaving });
+    world.tell(1, offer(5 * MIB, false));
+    world.run_for(Duration::from_secs(12));
+    let object = (model.objects[0], MIB);
+    let holders = |world: &World, since| {
+        let core = &world.nodes[2].core;
+        core.kept(world.now, object, Replicas::default(), since).holders.len()
+    };
+    let volunteers = |world: &World| world.nodes[2].core.volunteers(world.now);
+    assert_eq!(holders(&world, None), 2);
+    assert_eq!(volunteers(&world), [(world.nodes[1].id, 5 * MIB)]);
+    world.tell(1, offer(5 * MIB, true));
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((holders(&world, None), volunteers(&world).len()), (1, 0));
+    assert_eq!(holders(&world, Some(world.now)), 0, "nobody has spoken since");
+    let asked = world.now;
+    world.run_for(Duration::from_secs(11));
+    assert_eq!(holders(&world, Some(asked)), 1);
+    // Its lease runs, but it is disconnected and silent.
+    world.disconnect(0, 2);
+    world.run_for(Duration::from_secs(3));
+    assert_eq!(holders(&world, None), 1);
+    world.run_for(Duration::from_secs(4));
+    assert_eq!(holders(&world, None), 0);
+    assert_eq!(world.nodes[2].core.holders(world.now, object.0).away.len(), 1);
+}
+
+#[test]
+fn a_lost_peer_is_doubted_and_counts_again_once_it_speaks() {
+    let mut world = World::new(Instant::now(), &[40e6, 40e6, 40e6]);
+    let model = Model::new(1, MIB);
+    for node in 0..3 {
+        world.hold(node, &model, &model.objects);
+    }
+    world.run_for(Duration::from_secs(12));
+    let counts = |world: &World| world.nodes[1].core.counts_on(world.now, world.nodes[0].id);
+    assert!(counts(&world));
+    // Node 2 loses node 0, and says so to node 1, which is still connected to it.
+    world.disconnect(0, 2);
+    world.run_for(Duration::from_secs(6));
+    assert!(!counts(&world));
+    // Node 0 hears of it, here from node 1, and speaks.
+    let data = Envelope::Doubt(world.nodes[0].id.to_bytes()).encode();
+    let (topic, author) = ("t".to_owned(), world.nodes[1].id);
+    world.tell(0, Event::Gossip { message: 1, topic, author, data });
+    world.run_for(Duration::from_secs(1));
+    assert!(counts(&world));
+}
+
+#[test]
+fn an_old_message_does_not_bring_a_dead_peer_back() {
+    let mut world = World::new(Instant::now(), &[40e6, 40e6]);
+    let model = Model::new(1, MIB);
+    world.hold(0, &model, &model.objects);
+    world.register(1, &model);
+    world.run_for(Duration::from_secs(2));
+    let (author, topic) = (world.nodes[0].id, "t".to_owned());
+    let said = world.said[0].clone();
+    world.disconnect(0, 1);
+    // A partition: what node 0 says does not come through, and its lease ends.
+    world.run_for(Timing::default().lease + Duration::from_secs(3));
+    assert_eq!(world.nodes[1].core.load().leases, 0);
+    let replay = |topic: &String| Event::Gossip {
+        message: 1,
+        topic: topic.clone(),
+        author,
+        data: said.clone(),
+    };
+    world.tell(1, replay(&topic));
+    assert_eq!(world.nodes[1].core.load().leases, 0, "said before");
+    // Connected, it lives, and says what it says: its clock went back.
+    world.connect(0, 1);
+    world.tell(1, replay(&topic));
+    assert_eq!(world.nodes[1].core.load().leases, 1);
 }
 
 /// A run in which everything goes wrong that can; its log.

@@ -147,10 +147,14 @@ fn envelopes() {
         peer: vec![1; 38],
         sequence: 9,
         lease: std::time::Duration::from_secs(30),
+        room: 1 << 40,
+        is_leaving: true,
         addresses: vec!["/ip4/127.0.0.1/tcp/1".into(), "/dns/example.org/tcp/443".into()],
         models: (0..6).map(entry).collect(),
     };
-    let samples = [Envelope::Announcement(signed).encode(), Envelope::Holdings(holdings).encode()];
+    let announcement = Envelope::Announcement(signed).encode();
+    let doubt = Envelope::Doubt(vec![1; 38]).encode();
+    let samples = [announcement, Envelope::Holdings(holdings).encode(), doubt];
     run("envelope", &samples, 60_000, entries::envelope);
 }
 

@@ -545,6 +545,8 @@ impl Rogue {
             peer: peer.to_bytes(),
             sequence: 1,
             lease: Duration::from_secs(60),
+            room: 0,
+            is_leaving: false,
             addresses: Vec::new(),
             models: vec![ModelHoldings {
                 model: model.id,

@@ -1,0 +1,131 @@
+//! Peers that seem to be gone. A lease outlives its peer by half a minute; healing should not wait
+//! for its end.
+//!
+//! Whoever loses its connection to a peer says so once (a doubt). The peer, if it lives, speaks as
+//! soon as it hears that; if it does not speak, everybody who heard the doubt takes it for missing.
+//! Where no doubt arrives, a lost connection and a long silence mean the same.
+//! Invariant: a peer that was never connected nor doubted, or has spoken since, is not missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use doppler_ids::PeerId;
+
+use super::limits::{DOUBT_AFTER, DOUBT_FOR, DOUBTS_MAX, MISSING_AFTER, PEERS_REMEMBERED_MAX};
+
+/// Since when each has been disconnected, or doubted.
+#[derive(Default)]
+pub(super) struct Absence {
+    gone: BTreeMap<PeerId, Instant>,
+    doubted: BTreeMap<PeerId, Instant>,
+}
+
+impl Absence {
+    /// The connected peers were these, and are those.
+    pub(super) fn update(
+        &mut self,
+        now: Instant,
+        before: &BTreeSet<PeerId>,
+        after: &BTreeSet<PeerId>,
+    ) {
+        self.gone.retain(|peer, _| !after.contains(peer));
+        for gone in before.difference(after) {
+            if self.gone.len() < PEERS_REMEMBERED_MAX {
+                self.gone.insert(*gone, now);
+            }
+        }
+    }
+
+    /// Somebody lost a peer. The first doubt since it last spoke counts.
+    pub(super) fn doubt(&mut self, now: Instant, peer: PeerId) {
+        if self.doubted.len() < PEERS_REMEMBERED_MAX {
+            self.doubted.entry(peer).or_insert(now);
+        }
+    }
+
+    /// A peer said something new.
+    pub(super) fn spoke(&mut self, peer: PeerId) {
+        self.doubted.remove(&peer);
+    }
+
+    /// Those that this node should doubt aloud now; they are doubted from now on.
+    pub(super) fn take_doubts(&mut self, now: Instant) -> Vec<PeerId> {
+        let due = self.gone.iter().filter(|(peer, since)| {
+            now >= **since + DOUBT_AFTER && !self.doubted.contains_key(peer)
+        });
+        let due: Vec<PeerId> = due.map(|(peer, _)| *peer).take(DOUBTS_MAX).collect();
+        due.iter().for_each(|peer| self.doubt(now, *peer));
+        due
+    }
+
+    /// Forgets those that nothing else is known of.
+    pub(super) fn retain(&mut self, is_known: impl Fn(PeerId) -> bool) {
+        self.gone.retain(|peer, _| is_known(*peer));
+        self.doubted.retain(|peer, _| is_known(*peer));
+    }
+
+    /// How many are gone or doubted.
+    pub(super) fn len(&self) -> usize {
+        self.gone.len().max(self.doubted.len())
+    }
+
+    /// Doubted for so long that it would have spoken, or gone and silent: `silent_at` is when its
+    /// next word is overdue.
+    pub(super) fn is_missing(&self, now: Instant, peer: PeerId, silent_at: Instant) -> bool {
+        let doubted = self.doubted.get(&peer).is_some_and(|since| now >= *since + DOUBT_FOR);
+        let gone = self.gone.get(&peer).is_some_and(|since| now >= *since + MISSING_AFTER);
+        doubted || gone && now >= silent_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn peers() -> (PeerId, PeerId) {
+        (PeerId::from_seed([1; 32]), PeerId::from_seed([2; 32]))
+    }
+
+    #[test]
+    fn who_left_is_missing_after_a_while_until_it_is_back() {
+        let now = Instant::now();
+        let (one, other) = peers();
+        let (both, none) = (BTreeSet::from([one, other]), BTreeSet::new());
+        let mut absence = Absence::default();
+        absence.update(now, &none, &both);
+        absence.update(now, &both, &BTreeSet::from([one]));
+        let later = now + MISSING_AFTER;
+        assert!(!absence.is_missing(later - Duration::from_millis(1), other, now));
+        assert!(absence.is_missing(later, other, now) && !absence.is_missing(later, one, now));
+        assert!(!absence.is_missing(later, other, later + MISSING_AFTER), "it spoke lately");
+        absence.update(later, &BTreeSet::from([one]), &both);
+        assert!(!absence.is_missing(later + MISSING_AFTER, other, now));
+        absence.update(later, &both, &none);
+        absence.retain(|peer| peer == one);
+        assert!(absence.is_missing(later + MISSING_AFTER, one, now));
+        assert!(!absence.is_missing(later + MISSING_AFTER, other, now));
+    }
+
+    #[test]
+    fn who_is_doubted_and_does_not_speak_is_missing() {
+        let now = Instant::now();
+        let (one, other) = peers();
+        let far = now + Duration::from_secs(3600);
+        let mut absence = Absence::default();
+        absence.update(now, &BTreeSet::from([one, other]), &BTreeSet::from([one]));
+        assert_eq!(absence.take_doubts(now), [], "it may be back in a moment");
+        let doubted = now + DOUBT_AFTER;
+        assert_eq!(absence.take_doubts(doubted), [other]);
+        assert_eq!(absence.take_doubts(doubted), [], "once");
+        absence.doubt(doubted + DOUBT_FOR / 2, other);
+        assert!(!absence.is_missing(doubted + DOUBT_FOR / 2, other, far));
+        assert!(absence.is_missing(doubted + DOUBT_FOR, other, far), "the first doubt counts");
+        absence.spoke(other);
+        assert!(!absence.is_missing(doubted + DOUBT_FOR, other, far));
+        // Another's word is enough.
+        absence.doubt(doubted, one);
+        assert!(absence.is_missing(doubted + DOUBT_FOR, one, far));
+    }
+}

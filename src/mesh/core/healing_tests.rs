@@ -1,0 +1,248 @@
+//! Nodes that see the same swarm, in virtual time.
+
+use std::sync::LazyLock;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const SIZE: u64 = 10;
+
+/// Made once: a key takes longer than a look at the swarm.
+static PEERS: LazyLock<Vec<PeerId>> =
+    LazyLock::new(|| (1..=10).map(|byte| PeerId::from_seed([byte; 32])).collect());
+
+fn peer(index: usize) -> PeerId {
+    PEERS[index]
+}
+
+fn shard(index: u32) -> ShardId {
+    ShardId::of(&index.to_le_bytes())
+}
+
+fn healer(index: usize, budget: u64) -> Healing {
+    Healing::new(peer(index), HealOptions { budget, rate: None })
+}
+
+/// Who holds what; whoever of them is not there any more is no holder.
+struct Swarm {
+    now: Instant,
+    live: Vec<usize>,
+    room: u64,
+    holders: BTreeMap<ShardId, Vec<usize>>,
+    replicas: Replicas,
+    is_busy: bool,
+}
+
+impl Swarm {
+    fn new(nodes: usize, min: usize, max: usize) -> Self {
+        Self {
+            now: Instant::now(),
+            live: (0..nodes).collect(),
+            room: 1000 * SIZE,
+            holders: BTreeMap::new(),
+            replicas: Replicas { min, max },
+            is_busy: false,
+        }
+    }
+
+    /// As a node sees it. All copies but those of node 0 are replicas.
+    fn kept(&self, own: usize) -> Vec<Kept> {
+        let kept = |(shard, all): (&ShardId, &Vec<usize>)| {
+            let live = all.iter().filter(|node| self.live.contains(node) && **node != own);
+            let is_here = all.contains(&own);
+            Kept {
+                shard: *shard,
+                size: SIZE,
+                replicas: self.replicas,
+                holders: live.map(|node| peer(*node)).collect(),
+                is_here,
+                is_replica: is_here && own != 0,
+            }
+        };
+        self.holders.iter().map(kept).collect()
+    }
+
+    fn look(&self, own: usize, healing: &mut Healing) -> Vec<HealAction> {
+        let objects = self.kept(own);
+        let others = self.live.iter().filter(|node| **node != own);
+        let volunteers: Vec<(PeerId, u64)> = others.map(|node| (peer(*node), self.room)).collect();
+        let (objects, volunteers) = (&objects[..], &volunteers[..]);
+        let is_busy = self.is_busy;
+        let view = HealView { objects, volunteers, is_busy, is_leaving: false };
+        healing.look(self.now, &view)
+    }
+
+    /// All live nodes look every second for so long; who began to copy what.
+    fn run(&mut self, healers: &mut [Healing], seconds: u64) -> Vec<(usize, HealAction)> {
+        let mut all = Vec::new();
+        for _ in 0..seconds {
+            self.now += SECOND;
+            for node in self.live.clone() {
+                let actions = self.look(node, &mut healers[node]);
+                all.extend(actions.into_iter().map(|action| (node, action)));
+            }
+        }
+        all
+    }
+
+    /// What was begun is there.
+    fn done(&mut self, healers: &mut [Healing], actions: &[(usize, HealAction)]) {
+        for (node, action) in actions {
+            match action {
+                HealAction::Copy { shard, .. } => {
+                    healers[*node].copied(*shard);
+                    self.holders.entry(*shard).or_default().push(*node);
+                }
+                HealAction::Drop(shard) => {
+                    self.holders.entry(*shard).or_default().retain(|other| other != node);
+                }
+                HealAction::Stop(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn nodes_agree_without_a_leader_on_who_copies() {
+    let mut swarm = Swarm::new(10, 3, 4);
+    let mut healers: Vec<Healing> = (0..10).map(|node| healer(node, 1000)).collect();
+    swarm.holders.insert(shard(1), vec![0]);
+    assert_eq!(swarm.run(&mut healers, HEAL_CONFIRM.as_secs()), [], "not at once");
+    let begun = swarm.run(&mut healers, 10);
+    assert_eq!(begun.len(), 2, "as many as are missing: {begun:?}");
+    swarm.done(&mut healers, &begun);
+    assert_eq!(swarm.run(&mut healers, 300), [], "it is enough");
+}
+
+#[test]
+fn a_holder_that_is_back_in_time_costs_nothing() {
+    let mut swarm = Swarm::new(5, 2, 3);
+    let mut healers: Vec<Healing> = (0..5).map(|node| healer(node, 1000)).collect();
+    swarm.holders.insert(shard(1), vec![0, 1]);
+    for _ in 0..20 {
+        swarm.live.retain(|node| *node != 1);
+        assert_eq!(swarm.run(&mut healers, HEAL_CONFIRM.as_secs()), []);
+        swarm.live.push(1);
+        assert_eq!(swarm.run(&mut healers, 1), []);
+    }
+    // One that comes back later stops the copy.
+    swarm.live.retain(|node| *node != 1);
+    let begun = swarm.run(&mut healers, 10);
+    let [(healer, HealAction::Copy { .. })] = begun[..] else { panic!("{begun:?}") };
+    swarm.live.push(1);
+    assert_eq!(swarm.run(&mut healers, 1), [(healer, HealAction::Stop(shard(1)))]);
+}
+
+#[test]
+fn who_should_copy_and_does_not_is_replaced() {
+    let mut swarm = Swarm::new(6, 2, 3);
+    let mut healers: Vec<Healing> = (0..6).map(|node| healer(node, 1000)).collect();
+    swarm.holders.insert(shard(1), vec![0]);
+    let first = swarm.run(&mut healers, 10);
+    assert_eq!(first.len(), 1);
+    assert_eq!(swarm.run(&mut healers, HEAL_PATIENCE.as_secs() - 11), []);
+    let second = swarm.run(&mut healers, 10);
+    assert!(second.len() == 1 && second[0].0 != first[0].0, "{first:?} {second:?}");
+    // One that fails tries again, but not at once.
+    let healer = first[0].0;
+    healers[healer].failed(swarm.now, shard(1));
+    assert_eq!(swarm.run(&mut healers, HEAL_RETRY.as_secs() - 1), []);
+    assert_eq!(swarm.run(&mut healers, 2), first);
+}
+
+#[test]
+fn what_was_lost_at_once_is_spread_over_all_survivors() {
+    let mut swarm = Swarm::new(10, 2, 3);
+    let mut healers: Vec<Healing> = (0..10).map(|node| healer(node, 1_000_000)).collect();
+    for index in 0..350 {
+        swarm.holders.insert(shard(index), vec![0, 1 + index as usize % 9]);
+    }
+    swarm.live.retain(|node| *node > 3);
+    for holders in swarm.holders.values_mut() {
+        holders[0] = 4 + holders[1] % 3;
+        holders.dedup();
+    }
+    let mut copies = vec![0; 10];
+    for _ in 0..200 {
+        let begun = swarm.run(&mut healers, 1);
+        for (node, _) in begun.iter().filter(|(_, a)| matches!(a, HealAction::Copy { .. })) {
+            copies[*node] += 1;
+        }
+        swarm.done(&mut healers, &begun);
+    }
+    let total: usize = copies.iter().sum();
+    let lacking = swarm
+        .holders
+        .values()
+        .filter(|holders| holders.iter().filter(|node| swarm.live.contains(node)).count() < 2);
+    assert_eq!(lacking.count(), 0);
+    let (least, most) = (copies[4..].iter().min().unwrap(), copies[4..].iter().max().unwrap());
+    assert!(*least * 6 > total / 2 && *most * 6 < total * 2, "{copies:?}");
+}
+
+#[test]
+fn the_budget_and_the_cap_are_kept() {
+    let mut swarm = Swarm::new(2, 2, 2);
+    for index in 0..20 {
+        swarm.holders.insert(shard(index), vec![0]);
+    }
+    let mut healing = vec![healer(0, 0), healer(1, 7 * SIZE + 3)];
+    let mut begun = Vec::new();
+    for _ in 0..60 {
+        let new = swarm.run(&mut healing, 1);
+        assert!(new.len() <= HEAL_AT_ONCE);
+        swarm.done(&mut healing, &new);
+        begun.extend(new);
+    }
+    assert_eq!((begun.len(), healing[1].room()), (7, 3));
+    // A cap of half an object a second, and one at a time while a token waits.
+    let options = HealOptions { budget: 1000, rate: Some(SIZE / 2) };
+    let mut slow = Healing::new(peer(1), options);
+    for index in 0..20 {
+        swarm.holders.insert(shard(index), vec![0]);
+    }
+    let mut count = 0;
+    for _ in 0..24 {
+        swarm.now += SECOND;
+        for action in swarm.look(1, &mut slow) {
+            let HealAction::Copy { shard, .. } = action else { panic!() };
+            slow.copied(shard);
+            swarm.holders.get_mut(&shard).unwrap().push(1);
+            count += 1;
+        }
+    }
+    assert!((9..=11).contains(&count), "{count} in some 20 s");
+    let mut busy = healer(1, 1000);
+    swarm.is_busy = true;
+    swarm.holders.values_mut().for_each(|holders| *holders = vec![0]);
+    let begun: Vec<_> = (0..20)
+        .flat_map(|_| {
+            swarm.now += SECOND;
+            swarm.look(1, &mut busy)
+        })
+        .collect();
+    assert_eq!(begun.len(), 1);
+}
+
+#[test]
+fn a_surplus_goes_slowly_and_never_the_last_copies() {
+    let mut swarm = Swarm::new(8, 2, 3);
+    let mut healers: Vec<Healing> = (0..8).map(|node| healer(node, 1000)).collect();
+    for index in 0..50 {
+        swarm.holders.insert(shard(index), (1..8).collect());
+    }
+    assert_eq!(swarm.run(&mut healers, HEAL_SURPLUS_AFTER.as_secs()), []);
+    // All drop in the same second what each alone would: as many as are too many remain.
+    let dropped = swarm.run(&mut healers, 3);
+    swarm.done(&mut healers, &dropped);
+    assert!(swarm.holders.values().all(|holders| holders.len() == 3), "{:?}", swarm.holders);
+    assert_eq!(swarm.run(&mut healers, 200), []);
+    // Evicting together what may go leaves the fewest that there may be.
+    for index in 0..50 {
+        let stay = swarm.holders[&shard(index)].iter().filter(|node| {
+            let kept = swarm.kept(**node);
+            !kept.iter().find(|kept| kept.shard == shard(index)).unwrap().may_go(peer(**node))
+        });
+        assert_eq!(stay.count(), 2);
+    }
+}
