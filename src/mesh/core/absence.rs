@@ -1,10 +1,11 @@
-//! Peers that seem to be gone. A lease outlives its peer by half a minute; healing should not wait
-//! for its end.
+//! Peers that seem to be gone. A lease may outlive its peer by half a minute, and healing should
+//! not wait for its end.
 //!
-//! Whoever loses its connection to a peer says so once (a doubt). The peer, if it lives, speaks as
-//! soon as it hears that; if it does not speak, everybody who heard the doubt takes it for missing.
-//! Where no doubt arrives, a lost connection and a long silence mean the same.
-//! Invariant: a peer that was never connected nor doubted, or has spoken since, is not missing.
+//! A node that loses its connection to a peer says so once (a doubt). If the peer is alive, it
+//! announces its holdings as soon as it hears the doubt. If it does not, every node that heard the
+//! doubt considers it missing. Without a doubt, a lost connection followed by a long silence means
+//! the same. Invariant: a peer that was never connected or doubted, or has spoken since, is not
+//! missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -13,7 +14,7 @@ use doppler_ids::PeerId;
 
 use super::limits::{DOUBT_AFTER, DOUBT_FOR, DOUBTS_MAX, MISSING_AFTER, PEERS_REMEMBERED_MAX};
 
-/// Since when each has been disconnected, or doubted.
+/// When each peer was disconnected, and when it was first doubted.
 #[derive(Default)]
 pub(super) struct Absence {
     gone: BTreeMap<PeerId, Instant>,
@@ -21,7 +22,7 @@ pub(super) struct Absence {
 }
 
 impl Absence {
-    /// The connected peers were these, and are those.
+    /// Notes which peers were connected `before` and which are `after`.
     pub(super) fn update(
         &mut self,
         now: Instant,
@@ -36,7 +37,7 @@ impl Absence {
         }
     }
 
-    /// Somebody lost a peer. The first doubt since it last spoke counts.
+    /// A node has lost a peer. The first doubt since the peer last spoke counts.
     pub(super) fn doubt(&mut self, now: Instant, peer: PeerId) {
         if self.doubted.len() < PEERS_REMEMBERED_MAX {
             self.doubted.entry(peer).or_insert(now);
@@ -48,7 +49,7 @@ impl Absence {
         self.doubted.remove(&peer);
     }
 
-    /// Those that this node should doubt aloud now; they are doubted from now on.
+    /// The peers whose doubt this node should publish now. They count as doubted from now on.
     pub(super) fn take_doubts(&mut self, now: Instant) -> Vec<PeerId> {
         let due = self.gone.iter().filter(|(peer, since)| {
             now >= **since + DOUBT_AFTER && !self.doubted.contains_key(peer)
@@ -58,19 +59,19 @@ impl Absence {
         due
     }
 
-    /// Forgets those that nothing else is known of.
+    /// Forgets the peers that are not known otherwise.
     pub(super) fn retain(&mut self, is_known: impl Fn(PeerId) -> bool) {
         self.gone.retain(|peer, _| is_known(*peer));
         self.doubted.retain(|peer, _| is_known(*peer));
     }
 
-    /// How many are gone or doubted.
+    /// The number of peers that are disconnected or doubted, whichever is larger.
     pub(super) fn len(&self) -> usize {
         self.gone.len().max(self.doubted.len())
     }
 
-    /// Doubted for so long that it would have spoken, or gone and silent: `silent_at` is when its
-    /// next word is overdue.
+    /// Whether a peer was doubted so long ago that it would have spoken by now, or is disconnected
+    /// and silent. `silent_at` is the time at which its next message is overdue.
     pub(super) fn is_missing(&self, now: Instant, peer: PeerId, silent_at: Instant) -> bool {
         let doubted = self.doubted.get(&peer).is_some_and(|since| now >= *since + DOUBT_FOR);
         let gone = self.gone.get(&peer).is_some_and(|since| now >= *since + MISSING_AFTER);

@@ -1,14 +1,16 @@
-//! Who copies what, so that every object of a model keeps its copies; and which copies may go.
+//! Which node copies which object, so that every object of a model keeps enough copies, and which
+//! copies may be dropped.
 //!
 //! There is no leader. Every node looks at the same holdings, orders the others by rendezvous
-//! hashing and finds out whether it is among those that should copy an object. A node that is,
-//! and does not, is waited for; then the next one takes its place. What was lost at once is spread
-//! over all survivors, and each copies its share from all holders.
+//! hashing and determines whether it is among those that should copy an object. If a node that
+//! should copy does not, the others wait for a while; then the next one takes its place. The
+//! objects that one node held are spread over all survivors, and each survivor copies its share
+//! from all holders.
 //!
-//! Owns what this node copies and when. Refuses to read or to delete anything itself.
-//! Invariants: copies made here and on their way stay within the budget; nothing is done after
-//! one look; a copy that is among the `min` best placed is never let go, so that nodes that see
-//! the same never drop the last one together.
+//! Owns what this node copies and when. Never reads or deletes anything itself. Invariants: copies
+//! that are here or on their way stay within the budget; no copy is begun or dropped after a single
+//! look; a copy that is among the `min` best placed is never dropped, so nodes that see the same
+//! swarm never drop the last copy together.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,9 +28,9 @@ use doppler_store::groups::Chunks;
 /// How many live nodes should hold an object whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replicas {
-    /// Fewer are too few.
+    /// With fewer, the object lacks copies.
     pub min: usize,
-    /// More are not needed; no less than `min`.
+    /// More are not needed. At least `min`.
     pub max: usize,
 }
 
@@ -45,9 +47,9 @@ pub struct Kept {
     /// Bytes.
     pub size: u64,
     pub replicas: Replicas,
-    /// Live peers that hold it whole and stay.
+    /// Live peers that hold it whole and are not leaving.
     pub holders: Vec<PeerId>,
-    /// This node holds it whole; and only because it was to copy it.
+    /// Whether this node holds it whole, and whether it does so only as a replica.
     pub is_here: bool,
     pub is_replica: bool,
 }
@@ -69,15 +71,16 @@ impl Kept {
     }
 }
 
-/// What is seen of the swarm at one time.
+/// What a node sees of the swarm at one time.
 #[derive(Debug, Clone, Copy)]
 pub struct HealView<'a> {
     pub objects: &'a [Kept],
-    /// Live peers that stay and copy what others lost, and the bytes that each has room for.
+    /// Live peers that are not leaving and copy what others lose, and the bytes that each has room
+    /// for.
     pub volunteers: &'a [(PeerId, u64)],
-    /// A token waits for bytes of a peer.
+    /// A token waits for bytes from a peer.
     pub is_busy: bool,
-    /// This node is about to leave: it copies nothing.
+    /// This node is about to leave and copies nothing.
     pub is_leaving: bool,
 }
 
@@ -85,18 +88,18 @@ pub struct HealView<'a> {
 pub enum HealAction {
     /// Copy this object, and keep it as a replica.
     Copy { shard: ShardId, size: u64 },
-    /// Its copies are back: give up.
+    /// Stop copying: the object has enough copies again.
     Stop(ShardId),
-    /// There are more copies than are needed, and this node's is the one that may go.
+    /// Drop this node's copy: the maximum of other holders are better placed.
     Drop(ShardId),
 }
 
-/// What a node gives to the swarm.
+/// What a node contributes to healing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealOptions {
-    /// Bytes of copies; 0 copies nothing.
+    /// Bytes of copies. 0: it copies nothing.
     pub budget: u64,
-    /// Bytes a second of copying, at most.
+    /// Bytes per second of copying, at most.
     pub rate: Option<u64>,
 }
 
@@ -107,20 +110,20 @@ struct Lack {
     looks: u32,
 }
 
-/// What this node heals.
+/// The state of this node's healing.
 #[derive(Debug)]
 pub struct Healing {
     own: PeerId,
     options: HealOptions,
     lacks: BTreeMap<ShardId, Lack>,
     surplus: BTreeMap<ShardId, Instant>,
-    /// What is being copied, and its bytes.
+    /// The objects that are being copied, and their bytes.
     under_way: BTreeMap<ShardId, u64>,
-    /// What failed is not tried again before this.
+    /// The earliest time for another attempt at each object whose copy failed.
     failed: BTreeMap<ShardId, Instant>,
-    /// The cap lets the next copy begin then.
+    /// The earliest time at which the cap allows the next copy.
     not_before: Option<Instant>,
-    /// Bytes of copies that are here, at the last look.
+    /// Bytes of replicas here, as of the last look.
     held: u64,
 }
 
@@ -138,38 +141,39 @@ impl Healing {
         }
     }
 
-    /// Bytes that others may count on.
+    /// Bytes of further copies that other nodes may count on.
     pub fn room(&self) -> u64 {
         let coming: u64 = self.under_way.values().sum();
         self.options.budget.saturating_sub(self.held + coming)
     }
 
-    /// What is being copied.
+    /// The objects that are being copied.
     pub fn under_way(&self) -> impl Iterator<Item = ShardId> {
         self.under_way.keys().copied()
     }
 
-    /// Objects that have too few copies, by the last look.
+    /// The number of objects that had too few copies at the last look.
     pub fn lacking(&self) -> usize {
         self.lacks.len()
     }
 
-    /// A copy is here, and durable.
+    /// Call when a copy is here and durable.
     pub fn copied(&mut self, shard: ShardId) {
         let size = self.under_way.remove(&shard);
         self.held += size.unwrap_or(0);
     }
 
-    /// A copy did not come.
+    /// Call when a copy failed.
     pub fn failed(&mut self, now: Instant, shard: ShardId) {
         if self.under_way.remove(&shard).is_some() {
             self.failed.insert(shard, now + HEAL_RETRY);
         }
     }
 
-    /// Whether a node that has said since then that it leaves may go. `objects` count only who has
-    /// spoken since: of nodes that leave together none counts on one that began before it.
-    /// It never takes a last copy along, and leaves too few behind only after a while.
+    /// Whether a node that announced at `since` that it is leaving may go. The holders in `objects`
+    /// must have spoken since then, so that of nodes that leave together, none relies on one that
+    /// began before it. A node never takes the last copy along, and leaves too few behind only
+    /// after a while.
     pub fn may_leave(now: Instant, since: Instant, objects: &[Kept]) -> bool {
         if planted::is(Plant::Drain) {
             return true;
@@ -181,7 +185,7 @@ impl Healing {
         now >= since + DRAIN_CONFIRM && !is_last && !(is_thin && is_patient)
     }
 
-    /// Looks at the swarm. To be called every second or so.
+    /// Looks at the swarm and returns what to do. To be called about once a second.
     pub fn look(&mut self, now: Instant, view: &HealView<'_>) -> Vec<HealAction> {
         let replicas = view.objects.iter().filter(|kept| kept.is_replica);
         self.held = replicas.map(|kept| kept.size).sum();
@@ -200,7 +204,8 @@ impl Healing {
         actions
     }
 
-    /// Counts an object's copies: notes a lack, lets a surplus go, stops what is not needed.
+    /// Counts an object's copies: notes a lack, drops a surplus copy, and stops copying what is not
+    /// needed.
     fn count(&mut self, now: Instant, kept: &Kept, actions: &mut Vec<HealAction>) {
         let shard = kept.shard;
         let copies = kept.copies();
@@ -226,7 +231,7 @@ impl Healing {
         }
     }
 
-    /// Begins to copy what this node should, the rarest first.
+    /// Begins to copy the objects that this node should copy, the rarest first.
     fn begin(
         &mut self,
         now: Instant,
@@ -274,7 +279,7 @@ impl Healing {
         if lack.looks < HEAL_LOOKS_MIN || waited < HEAL_CONFIRM + jitter(own, shard) {
             return false;
         }
-        // Whoever should have copied it and has not is not counted on for ever.
+        // Nodes that should have copied it are not waited for forever.
         let patience = HEAL_PATIENCE.as_millis().max(1);
         let late = usize::try_from(waited.as_millis() / patience).unwrap_or(usize::MAX);
         let wanted = kept.replicas.min.saturating_sub(kept.copies()).saturating_add(late);
@@ -292,8 +297,9 @@ impl Healing {
 }
 
 impl Core {
-    /// An object as healing sees it. Who was disconnected for a while, is about to leave, or is
-    /// not believed is no holder; with `since`, neither is who has not spoken since then.
+    /// An object as healing sees it. A peer that has been disconnected for a while, is about to
+    /// leave, or is shunned does not count as a holder; with `since`, nor does one that has not
+    /// spoken since then.
     pub fn kept(
         &self,
         now: Instant,
@@ -312,18 +318,18 @@ impl Core {
         Kept { shard, size, replicas, holders, is_here, is_replica: false }
     }
 
-    /// Live peers that stay and offer room for copies, and how many bytes.
+    /// Live peers that are not leaving and offer room for copies, with their bytes.
     pub fn volunteers(&self, now: Instant) -> Vec<(PeerId, u64)> {
         let offers = self.membership.offers(now).into_iter();
         offers.filter(|(peer, _)| *peer != self.config.own && self.stays(now, *peer)).collect()
     }
 
-    /// Whether a peer is a live one that holds something and stays.
+    /// Whether a peer is alive, holds something and is not leaving.
     pub fn counts_on(&self, now: Instant, peer: PeerId) -> bool {
         self.membership.held_by(now, peer) > 0 && self.stays(now, peer)
     }
 
-    /// Whether a peer counts for what it says it holds and offers.
+    /// Whether a peer's holdings and offers count.
     fn stays(&self, now: Instant, peer: PeerId) -> bool {
         !self.membership.is_leaving(peer)
             && !self.reputation.is_shunned(now, peer)
@@ -338,7 +344,7 @@ impl Core {
     }
 }
 
-/// Where a peer stands for an object: higher is better.
+/// A peer's rank for an object: higher is better placed.
 fn weight(peer: PeerId, shard: ShardId) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(peer.as_bytes());
@@ -348,7 +354,7 @@ fn weight(peer: PeerId, shard: ShardId) -> u64 {
     u64::from_le_bytes(first)
 }
 
-/// Whether a peer stands better than this node, whose weight is given.
+/// Whether a peer is better placed than this node, whose weight is given.
 fn outweighs(peer: PeerId, own: PeerId, shard: ShardId, own_weight: u64) -> bool {
     (weight(peer, shard), peer) > (own_weight, own)
 }

@@ -23,7 +23,7 @@ fn healer(index: usize, budget: u64) -> Healing {
     Healing::new(peer(index), HealOptions { budget, rate: None })
 }
 
-/// Who holds what; whoever of them is not there any more is no holder.
+/// Which nodes hold what. Those that have left are not holders.
 struct Swarm {
     now: Instant,
     live: Vec<usize>,
@@ -45,7 +45,7 @@ impl Swarm {
         }
     }
 
-    /// As a node sees it. All copies but those of node 0 are replicas.
+    /// The objects as a node sees them. All copies except node 0's are replicas.
     fn kept(&self, own: usize) -> Vec<Kept> {
         let kept = |(shard, all): (&ShardId, &Vec<usize>)| {
             let live = all.iter().filter(|node| self.live.contains(node) && **node != own);
@@ -72,7 +72,7 @@ impl Swarm {
         healing.look(self.now, &view)
     }
 
-    /// All live nodes look every second for so long; who began to copy what.
+    /// Lets all live nodes look once a second for `seconds`. Returns which began to copy what.
     fn run(&mut self, healers: &mut [Healing], seconds: u64) -> Vec<(usize, HealAction)> {
         let mut all = Vec::new();
         for _ in 0..seconds {
@@ -85,7 +85,7 @@ impl Swarm {
         all
     }
 
-    /// What was begun is there.
+    /// The copies that were begun arrive.
     fn done(&mut self, healers: &mut [Healing], actions: &[(usize, HealAction)]) {
         for (node, action) in actions {
             match action {
@@ -232,12 +232,12 @@ fn a_surplus_goes_slowly_and_never_the_last_copies() {
         swarm.holders.insert(shard(index), (1..8).collect());
     }
     assert_eq!(swarm.run(&mut healers, HEAL_SURPLUS_AFTER.as_secs()), []);
-    // All drop in the same second what each alone would: as many as are too many remain.
+    // All drop in the same second what each alone would drop; the maximum remains.
     let dropped = swarm.run(&mut healers, 3);
     swarm.done(&mut healers, &dropped);
     assert!(swarm.holders.values().all(|holders| holders.len() == 3), "{:?}", swarm.holders);
     assert_eq!(swarm.run(&mut healers, 200), []);
-    // Evicting together what may go leaves the fewest that there may be.
+    // If all evict at once what they may, the minimum remains.
     for index in 0..50 {
         let stay = swarm.holders[&shard(index)].iter().filter(|node| {
             let kept = swarm.kept(**node);

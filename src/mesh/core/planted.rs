@@ -1,20 +1,20 @@
-//! Bugs that are planted on purpose, to see whether the simulator's rules notice them. Without the
-//! feature `planted`, which only that test switches on, there are none.
+//! Bugs that are planted on purpose, to see whether the simulator's rules notice them. There are
+//! none without the feature `planted`, which only that test enables.
 
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plant {
-    /// The wrong node is taken for the one that should copy an object.
+    /// The wrong node is chosen to copy an object.
     HealerChoice,
-    /// A lease lasts an hour, whatever its author says.
+    /// A lease lasts an hour, regardless of its author.
     LeaseExpiry,
-    /// The shard client takes bytes without looking at their hash.
+    /// The shard client accepts bytes without checking their hash.
     HashCheck,
-    /// What is missing of a request that failed is forgotten.
+    /// The rest of a failed request is forgotten.
     Picker,
-    /// An older message is believed after a newer one.
+    /// An older message is accepted after a newer one.
     EpochOrder,
-    /// A node leaves without looking at what others hold.
+    /// A node leaves without checking what others hold.
     Drain,
 }
 
@@ -34,8 +34,8 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Plant>> = const { std::cell::Cell::new(None) };
 }
 
-/// Plants a bug in the cores that run on this thread; `None` takes it out. Does nothing without
-/// the feature.
+/// Plants a bug in the cores that run on this thread; `None` removes it. Does nothing without the
+/// feature.
 pub fn plant(plant: Option<Plant>) {
     #[cfg(feature = "planted")]
     PLANTED.set(plant);
@@ -43,7 +43,7 @@ pub fn plant(plant: Option<Plant>) {
     let _ = plant;
 }
 
-/// Whether this is the bug that is planted.
+/// Whether this bug is planted.
 pub fn is(plant: Plant) -> bool {
     #[cfg(feature = "planted")]
     return PLANTED.get() == Some(plant);
