@@ -74,6 +74,13 @@ fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
         half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
 }
 
+// Whether one of eight f16s has the greatest magnitude, as what was clamped has.
+fn brimful(v: vec4<u32>) -> bool {
+    let low = (v & vec4<u32>(0x7fffu)) == vec4<u32>(0x7bffu);
+    let high = (v & vec4<u32>(0x7fff0000u)) == vec4<u32>(0x7bff0000u);
+    return any(low | high);
+}
+
 // How many of eight dimensions of the new key and value must be clamped for the cache.
 fn beyond(kv_head: u32, column: u32) -> u32 {
     let i = 8u * column;
@@ -84,6 +91,14 @@ fn beyond(kv_head: u32, column: u32) -> u32 {
             + select(0u, 1u, abs(qkv[v + j]) > HALF_MAX);
     }
     return count;
+}
+
+// The blocks of the tile from `start`. Without a window tiles begin at multiples of TILE, and none lies in two.
+fn blocks_of(start: u32) -> Span {
+    if (params.window == 0u) {
+        return span_within(start);
+    }
+    return span_at(start);
 }
 
 // Eight dimensions of the key at `position`; zero past the end of the tile or the head.
@@ -140,8 +155,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
 
     // Loaded before anything waits.
-    let own = row_of(span_at(now.position), now.position);
-    var next = span_at(splits.first + split * splits.tiles_each * TILE);
+    let own = row_of(span_within(now.position), now.position);
+    var next = blocks_of(splits.first + split * splits.tiles_each * TILE);
     let rotation = rope_table[now.position * params.pairs + local];
     let first_weight = vec2<f32>(q_norm[local], k_norm[local]);
     let second_weight = vec2<f32>(q_norm[local + 128u], k_norm[local + 128u]);
@@ -189,11 +204,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let words = dim / 8u;
     if (owner && four == 0u && local < words) {
         let to = (own * params.kv_heads + kv_head) * words + local;
-        keys[to] = new_key(local);
-        values[to] = new_value(kv_head, local);
-        let clamped = beyond(kv_head, local);
-        if (clamped > 0u) {
-            atomicAdd(&cache_blocks.clamped, clamped);
+        let key = new_key(local);
+        let value = new_value(kv_head, local);
+        keys[to] = key;
+        values[to] = value;
+        if (brimful(key) || brimful(value)) {
+            atomicAdd(&cache_blocks.clamped, beyond(kv_head, local));
         }
     }
 
@@ -218,7 +234,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let at = start + row;
         let end = min(splits.end, start + TILE);
         let span = next;
-        next = span_at(start + TILE);
+        next = blocks_of(start + TILE);
         // The first values are in flight while the scores are computed.
         let v0 = value_at(span, at, end, kv_head, column);
         let v1 = value_at(span, at + 8u, end, kv_head, column);

@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         return;
     }
     let position = now.position + token;
-    let to = row_of(span_at(position), position) * pairs + i;
+    let to = row_of(span_within(position), position) * pairs + i;
     let from_k = token * params.k_stride + 2u * i;
     let from_v = token * params.v_stride + 2u * i;
     let key = vec2<f32>(k[from_k], k[from_k + 1u]);

@@ -4,17 +4,26 @@
 
 const BLOCK_POSITIONS: u32 = 64u;
 
-// The blocks of a tile of at most BLOCK_POSITIONS positions: the first one's index in the list, the
-// first block and the next one.
-struct Span { number: u32, first: u32, second: u32 }
+// The blocks of a tile of at most BLOCK_POSITIONS positions: what is added to a position to get its
+// row (modulo 2^32), before `boundary` and from there on.
+struct Span { boundary: u32, first: u32, second: u32 }
+
+fn row_offset(number: u32) -> u32 {
+    return (cache_blocks.at[number] - number) * BLOCK_POSITIONS;
+}
 
 fn span_at(start: u32) -> Span {
     let number = start / BLOCK_POSITIONS;
-    return Span(number, cache_blocks.at[number], cache_blocks.at[number + 1u]);
+    return Span((number + 1u) * BLOCK_POSITIONS, row_offset(number), row_offset(number + 1u));
+}
+
+// For a tile that lies in one block.
+fn span_within(start: u32) -> Span {
+    let offset = row_offset(start / BLOCK_POSITIONS);
+    return Span(0xffffffffu, offset, offset);
 }
 
 // The row of a position of the tile.
 fn row_of(span: Span, position: u32) -> u32 {
-    let block = select(span.second, span.first, position / BLOCK_POSITIONS == span.number);
-    return block * BLOCK_POSITIONS + position % BLOCK_POSITIONS;
+    return position + select(span.second, span.first, position < span.boundary);
 }

@@ -66,7 +66,9 @@ fn a_model_that_is_wrong_fails_the_check() {
     .fails(&["outside tolerance", "greedy_match false"]);
 }
 
+/// The library's tests hold the same bound on less text.
 #[test]
+#[ignore = "a sweep"]
 fn quantized_perplexity_stays_within_three_percent() {
     let Some(text) = doppler_testing::shared("text/heldout.txt") else { return };
     for name in ["tiny-mixtral", "tiny-qwen3moe"] {

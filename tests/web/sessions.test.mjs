@@ -8,10 +8,10 @@ import { after, afterEach, test } from 'node:test'
 import { cleanUp, closeBrowser, joined, keep, Node, openTab, PATIENCE, randomModel } from './harness.mjs'
 
 const MEASURED = process.env.DOPPLER_SESSIONS !== undefined
-const SESSIONS = Number(process.env.DOPPLER_SESSIONS ?? 10)
+const SESSIONS = Number(process.env.DOPPLER_SESSIONS ?? 6)
 const VIA = process.env.DOPPLER_VIA
 /** Sessions before memory is measured: by then one-time allocations are made and rare code has run. */
-const WARM_UP = MEASURED ? 60 : 20
+const WARM_UP = MEASURED ? 60 : 8
 /** Tabs open at once. */
 const AT_ONCE = 3
 const LEASE_MS = 3000

@@ -21,6 +21,7 @@ pub mod decode_linear;
 pub mod decode_norm;
 pub mod decode_pack;
 pub mod decode_route;
+pub mod decode_seek;
 pub mod decode_unpack;
 pub mod embed;
 pub mod expert_down;

@@ -17,7 +17,7 @@ use super::params::{self, Params};
 use super::pipelines::Reduction;
 use super::weights::{RowRangeShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
-use crate::graph::{Activation, Buf, Graph, KvId, Moe, MoeId, Op, RopeId, Scoring, WeightId};
+use crate::graph::{Activation, Buf, Graph, KvId, MoeId, Op, RopeId, Scoring, WeightId};
 use doppler_store::DType;
 
 /// The widest head that the attention kernel supports.
@@ -440,7 +440,8 @@ impl<'a> Lower<'a> {
                 && fits(&shape.up.0, spec.ff, spec.hidden)
                 && fits(&shape.down.0, spec.hidden, spec.ff)
             {
-                waves.push(Some(self.wave(moe, spec, x, index)?));
+                let places = (Place::Table(moe), index * spec.experts.len());
+                waves.push(Some(self.wave(moe, x, index, places)?));
             } else {
                 waves.push(None);
             }
@@ -448,16 +449,24 @@ impl<'a> Lower<'a> {
         Ok(waves)
     }
 
-    fn wave(&mut self, moe: MoeId, spec: &Moe, x: Buf, index: usize) -> Result<Vec<Recipe>> {
+    /// The dispatches of a chunk's experts. `places` is where the kernels look slots up: a table, and the word
+    /// at which this layer's experts begin in it.
+    pub fn wave(
+        &mut self,
+        moe: MoeId,
+        x: Buf,
+        index: usize,
+        (table, slots_at): (Place, usize),
+    ) -> Result<Vec<Recipe>> {
+        let spec = self.graph.moe_spec(moe);
         let (reduce, per_workgroup) = self.reduction();
         let shape = &self.chunks[index];
         let ((gate, gate_at), (up, up_at), (down, down_at)) = (shape.gate, shape.up, shape.down);
         if gate.dtype != up.dtype {
             return Err(mixed_experts(gate.dtype, up.dtype));
         }
-        let table = Place::Table(moe);
         let slot_stride = word(shape.stride / 4)?;
-        let slots_at = word(index * spec.experts.len())?;
+        let slots_at = word(slots_at)?;
         let (ids, weights) = (Place::Ids(moe), Place::Slots(index));
         let inner = Place::PairInner;
         let gate_up = params::ExpertGateUp {

@@ -48,8 +48,6 @@ export class Session {
     if (choices.slots !== null) query.set('slots', String(choices.slots))
     if (choices.context !== null) query.set('context', String(choices.context))
     const program = await (await get(`${base}/models/${model}/program?${query}`)).json() as Program
-    // The fused kernels use barriers, which make a software adapter about twenty times slower than op by op.
-    if (device.software) program.token = null
     const text = async (kernel: number): Promise<string> => {
       const { name, hash } = program.kernels[kernel]
       const bytes = new Uint8Array(await (await get(`${base}/kernels/${hash}`)).arrayBuffer())

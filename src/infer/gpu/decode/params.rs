@@ -5,7 +5,7 @@ pub(in crate::gpu) use crate::gpu::params::{
     DecodeAside as Aside, DecodeAttention as Attention, DecodeCombine as Combine,
     DecodeExpertDown as ExpertDown, DecodeExpertGateUp as ExpertGateUp, DecodeFetch as Fetch,
     DecodeGateUp as GateUp, DecodeLinear as Linear, DecodeNorm as Norm, DecodePack as Pack,
-    DecodeRoute as Route, Pieces, Segment,
+    DecodeRoute as Route, DecodeSeek as Seek, Pieces, Segment,
 };
 use crate::gpu::repack::Packed;
 

@@ -184,13 +184,19 @@ impl Fuse<'_> {
         Ok(Some(groups))
     }
 
+    /// An op's own recipes for one row.
+    pub(super) fn one_row(&mut self, op: &Op) -> Result<Vec<Recipe>> {
+        let mut recipes = self.lower.op(op)?;
+        recipes.retain(|recipe| recipe.when.contains(&1));
+        Ok(recipes)
+    }
+
     /// An op's own recipes for one row. `None` for experts, which only fused kernels can look up.
     fn plain(&mut self, op: &Op) -> Result<Option<Rewritten>> {
         if matches!(op, Op::Route { .. } | Op::Experts { .. }) {
             return Ok(None);
         }
-        let mut recipes = self.lower.op(op)?;
-        recipes.retain(|recipe| recipe.when.contains(&1));
+        let recipes = self.one_row(op)?;
         let plain = |buf: Buf| (buf, Form::Plain);
         let reads: Vec<Value> = op.reads().map(plain).collect();
         let writes: Vec<Value> = op.writes().map(plain).into_iter().collect();

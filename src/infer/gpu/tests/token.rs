@@ -80,11 +80,13 @@ fn token_by(
     for group in together(graph, reduction, kv == KvFormat::F16) {
         join_shapes(&mut weights, &group, most);
     }
+    let homes = homes(graph, up);
+    let chunks: Vec<_> = homes.iter().flatten().map(|home| home.shape.clone()).collect();
     let mut fuse = Fuse {
         lower: Lower {
             graph,
             weights: &weights,
-            chunks: &[],
+            chunks: &chunks,
             kv,
             batch: 1,
             reduction,
@@ -93,7 +95,7 @@ fn token_by(
         },
         team: "group",
         layout: &Layout::of(graph),
-        homes: &homes(graph, up),
+        homes: &homes,
         fetches: &vec![fetches; graph.moe.len()],
     };
     fuse.token().unwrap()
@@ -214,15 +216,30 @@ fn without_any_op_or_with_one_more_there_is_still_a_token() {
 }
 
 #[test]
-fn a_software_adapter_fuses_what_looks_experts_up_and_nothing_else() {
+fn a_software_adapter_looks_experts_up_without_barriers_unless_they_are_fetched() {
     let graph = mixture();
-    let steps = token_by(Reduction::Lane, &graph, KvFormat::F16, 1 << 30, DType::F32, false);
-    let steps = steps.unwrap().steps;
+    let by = |fetches| {
+        token_by(Reduction::Lane, &graph, KvFormat::F16, 1 << 30, DType::F32, fetches).unwrap()
+    };
+    let TokenSteps { steps, layers, .. } = by(false);
     let names = kernels(&steps);
-    let routes = names.iter().position(|name| *name == "decode_route").unwrap();
+    let routes = names.iter().position(|name| *name == "route").unwrap();
     assert_eq!(names[routes - 2..routes], ["rms_norm_split_lane", "linear_f32_lane"]);
-    let experts =
-        ["decode_pack", "decode_expert_gate_up_f32_group", "decode_expert_down_f32_group"];
-    assert_eq!(names[routes + 1..routes + 4], experts);
-    assert_eq!(names.iter().filter(|name| name.starts_with("decode_")).count(), 2 * 4);
+    let after = [
+        "decode_seek",
+        "decode_aside",
+        "expert_gate_up_f32_lane",
+        "expert_down_f32_lane",
+        "expert_sum",
+        "add",
+    ];
+    assert_eq!(names[routes + 1..routes + 7], after);
+    // Nothing but what looks up, and sets aside what a halted layer begins again with.
+    assert_eq!(names.iter().filter(|name| name.starts_with("decode_")).count(), 2 * 2);
+    assert!(layers.iter().all(|points| points.aside.len() == 1), "{layers:?}");
+    let fetched = by(true);
+    let names = kernels(&fetched.steps);
+    for name in ["decode_route", "decode_fetch", "decode_expert_gate_up_f32_group"] {
+        assert!(names.contains(&name), "{name}");
+    }
 }

@@ -121,7 +121,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
     })
 }
 
-pub(super) fn attention(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let lower = &fuse.lower;
     let Some(found) = matched(lower.graph, at).filter(|_| lower.kv == KvFormat::F16) else {
         return Ok(None);

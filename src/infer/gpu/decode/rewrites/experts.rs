@@ -4,17 +4,19 @@
 //!
 //! No other kernels look up experts within a submission. A layer with more than 1,024 experts or 64
 //! choices, with slots in several buffers, or with gates and ups in two formats is not rewritten,
-//! and then the graph's tokens are not single submissions.
+//! and then the graph's tokens are not single submissions. On a software adapter that fetches
+//! nothing, the kernels of `rows` run the experts.
 
 use super::super::live::Form;
 use super::super::params::{self, Pieces};
 use super::super::token::{Aside, Fuse, Rewritten};
-use super::{Ops, workgroups_of};
+use super::{Ops, rows, workgroups_of};
 use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::experts::{Home, SlotShape};
 use crate::gpu::lower::{Place, Recipe, activation_code, recipe_grid, word};
+use crate::gpu::pipelines::Reduction;
 use crate::graph::{Buf, MoeId, Op, Scoring};
 
 /// kernels/decode_route.wgsl
@@ -28,8 +30,8 @@ const FETCH_PARTS: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::gpu::decode) struct Routing {
     pub moe: MoeId,
-    logits: Buf,
-    renormalise: bool,
+    pub(super) logits: Buf,
+    pub(super) scoring: Scoring,
 }
 
 /// Where the kernels find a layer's experts, if they support the layer.
@@ -43,19 +45,18 @@ fn home<'a>(fuse: &Fuse<'a>, moe: MoeId) -> Option<&'a Home> {
     fits.then_some(home)
 }
 
-pub(super) fn route(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn route(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let Op::Route { moe, logits, scoring } = graph.ops[at] else { return Ok(None) };
-    let Scoring::Softmax { renormalise } = scoring;
     if home(fuse, moe).is_none() || graph.width(logits) != graph.moe_spec(moe).experts.len() {
         return Ok(None);
     }
     let mut group = Rewritten::new(1, Vec::new(), &[(logits, Form::Plain)], &[]).lasting();
-    group.routing = Some(Routing { moe, logits, renormalise });
+    group.routing = Some(Routing { moe, logits, scoring });
     Ok(Some(group))
 }
 
-pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn experts(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let mut ops = Ops::new(graph, at);
     let Some(&Op::Experts { moe, x, out }) = ops.next() else { return Ok(None) };
@@ -63,6 +64,9 @@ pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let Some(home) = home(fuse, moe) else { return Ok(None) };
     if (graph.width(x), graph.width(out)) != (spec.hidden, spec.hidden) {
         return Ok(None);
+    }
+    if fuse.by_rows(moe) {
+        return rows::experts(fuse, (moe, x, out), home).map(Some);
     }
     let stream = match ops.next() {
         Some(&Op::Add { x: to, y })
@@ -74,7 +78,7 @@ pub(super) fn experts(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     };
     let result = stream.unwrap_or(out);
     let mut recipes = Vec::new();
-    if fuse.fetches.get(usize::from(moe.0)).is_some_and(|fetches| *fetches) {
+    if fuse.fetches(moe) {
         recipes.push(fetch(moe, home, spec.top_k)?);
     }
     recipes.extend(fuse.expert_products(moe, home, x, result, stream.is_some())?);
@@ -93,23 +97,44 @@ fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
     Ok(recipe_grid("decode_fetch", &params, &storage, Rows::Tokens, grid))
 }
 
+/// One more value that is set aside where a layer halts.
+pub(super) fn aside(moe: MoeId, value: &Aside<Place>) -> Result<Recipe> {
+    let quads = value.bytes / 16;
+    let halt = u32::from(moe.0) + 1;
+    let params = params::Aside { quads: word(quads)?, at: word(value.at / 16)?, halt };
+    let storage = [value.of, Place::State, Place::Aside];
+    let grid = workgroups_of(quads.div_ceil(256));
+    Ok(recipe_grid("decode_aside", &params, &storage, Rows::Tokens, grid))
+}
+
 impl Fuse<'_> {
+    /// Whether a token fetches a layer's experts from host memory.
+    fn fetches(&self, moe: MoeId) -> bool {
+        self.fetches.get(usize::from(moe.0)).is_some_and(|fetches| *fetches)
+    }
+
+    fn by_rows(&self, moe: MoeId) -> bool {
+        self.lower.reduction == Reduction::Lane && !self.fetches(moe)
+    }
+
     /// A layer's routing, which sets aside what is needed to restart the layer if it halts.
     pub(in crate::gpu::decode) fn route(
-        &self,
+        &mut self,
         routing: &Routing,
-        aside: &[Aside<Place>],
+        kept: &[Aside<Place>],
     ) -> Result<Vec<Recipe>> {
-        let Routing { moe, logits, renormalise } = *routing;
+        let Routing { moe, logits, scoring: Scoring::Softmax { renormalise } } = *routing;
+        if self.by_rows(moe) {
+            return rows::route(self, routing, kept);
+        }
         let (graph, layout) = (self.lower.graph, self.layout);
         let spec = graph.moe_spec(moe);
         // Without slots there is nothing to look up, and any class will do.
         let class = home(self, moe).map_or(0, |home| home.class);
-        let halt = u32::from(moe.0) + 1;
         // The routing itself saves one value, which it reads as f32.
-        let (first, more) = match aside.split_first() {
+        let (first, more) = match kept.split_first() {
             Some((first, more)) if matches!(first.of, Place::Activation(_)) => (Some(first), more),
-            _ => (None, aside),
+            _ => (None, kept),
         };
         let params = params::Route {
             experts: word(spec.experts.len())?,
@@ -117,7 +142,7 @@ impl Fuse<'_> {
             renormalise: u32::from(renormalise),
             table_at: word(layout.row(moe))?,
             ids_at: word(layout.ids_at[usize::from(moe.0)])?,
-            halt,
+            halt: u32::from(moe.0) + 1,
             quads: word(first.map_or(0, |first| first.bytes / 16))?,
             spill_at: word(layout.spill_row(moe))?,
             free_at: word(layout.offer_at(class))?,
@@ -137,11 +162,7 @@ impl Fuse<'_> {
         let mut recipes =
             vec![recipe_grid("decode_route", &params, &storage, Rows::Tokens, Grid::One)];
         for value in more {
-            let quads = value.bytes / 16;
-            let params = params::Aside { quads: word(quads)?, at: word(value.at / 16)?, halt };
-            let storage = [value.of, Place::State, Place::Aside];
-            let grid = workgroups_of(quads.div_ceil(256));
-            recipes.push(recipe_grid("decode_aside", &params, &storage, Rows::Tokens, grid));
+            recipes.push(aside(moe, value)?);
         }
         Ok(recipes)
     }

@@ -47,7 +47,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<GateUp> {
     (fits && unread).then_some(GateUp { x, gate, up, out, activation })
 }
 
-pub(super) fn gate_up(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn gate_up(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let lower = &fuse.lower;
     let Some(found) = matched(lower.graph, at) else { return Ok(None) };
     let GateUp { x, gate, up, out, activation } = found;

@@ -9,6 +9,7 @@ mod experts;
 mod gate_up;
 mod norm;
 mod product;
+mod rows;
 
 use super::live::Form;
 use super::token::{Fuse, Rewritten};
@@ -20,7 +21,7 @@ use crate::graph::{Buf, Graph, Op, WeightId};
 pub(super) use experts::Routing;
 
 /// Rewrites the run of ops that begins at an op. `None` if it does not match.
-pub(super) type Rewrite = fn(&Fuse<'_>, usize) -> Result<Option<Rewritten>>;
+pub(super) type Rewrite = fn(&mut Fuse<'_>, usize) -> Result<Option<Rewritten>>;
 
 /// The rewrites in the order in which they are tried: longer runs first. On software adapters only
 /// those without which a token is not one submission: the others' kernels depend on workgroup

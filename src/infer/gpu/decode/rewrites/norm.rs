@@ -9,7 +9,7 @@ use crate::cpu::pack::pieces;
 use crate::gpu::lower::{Place, word};
 use crate::graph::Op;
 
-pub(super) fn norm(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn norm(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let Op::RmsNorm { x, weight, out, eps } = graph.ops[at] else { return Ok(None) };
     let cols = graph.width(x);

@@ -20,7 +20,7 @@ const TEAMS_WANTED: usize = 5000;
 const SEGMENTS_MAX: usize = 3;
 
 /// `x += product`, where nobody reads the product itself.
-pub(super) fn added(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn added(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let mut ops = Ops::new(graph, at);
     let (Some(&Op::Linear { x, weight, bias, out }), Some(&Op::Add { x: to, y })) =
@@ -41,7 +41,7 @@ pub(super) fn added(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
 }
 
 /// A product alone.
-pub(super) fn product(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn product(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let Op::Linear { x, weight, bias, out } = graph.ops[at] else { return Ok(None) };
     if graph.weight_spec(weight).rows != graph.width(out) {
@@ -54,7 +54,7 @@ pub(super) fn product(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     Ok(Some(Rewritten::new(1, recipes, &reads, &writes)))
 }
 
-pub(super) fn logits(fuse: &Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
+pub(super) fn logits(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
     let Op::Logits { x, weight } = graph.ops[at] else { return Ok(None) };
     if graph.weight_spec(weight).rows != graph.vocab {

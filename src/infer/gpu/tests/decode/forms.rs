@@ -1,9 +1,10 @@
-//! Rows converted from one form to the other, and set aside: decode_pack, decode_unpack,
-//! decode_aside.
+//! Rows converted from one form to the other, and what a halted token leaves: decode_pack,
+//! decode_unpack, decode_seek, decode_aside.
 
 use super::{EPS, compare_packed, words};
 use crate::cpu::decode_aside::decode_aside;
 use crate::cpu::decode_pack::decode_pack;
+use crate::cpu::decode_seek::decode_seek;
 use crate::cpu::decode_unpack::decode_unpack;
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::Reduction;
@@ -62,6 +63,43 @@ fn only_the_token_that_has_just_halted_sets_anything_aside() {
             let grid = (quads.div_ceil(256) as u32, 1);
             let got = alone.run("decode_aside", position as usize, &p, &buffers, grid);
             assert_eq!(got[2], want, "{quads} quads, {state:?}");
+        }
+    }
+}
+
+#[test]
+fn a_token_halts_where_one_of_its_experts_has_no_slot_and_only_there() {
+    const EXPERTS: usize = 9;
+    let mut random = Random::new("decode_seek");
+    let Some(device) = device(Reduction::Lane) else { return };
+    let alone = Alone::new(&device);
+    let (position, halt, table_at, ids_at) = (17, 3, 5, 6);
+    for (top_k, halted) in [(1, 0), (4, 0), (9, 0), (4, 2)] {
+        let mut ids: Vec<u32> = (0..EXPERTS as u32).collect();
+        for i in (1..EXPERTS).rev() {
+            ids.swap(i, random.below(i + 1));
+        }
+        // Every slot is there; one that nobody chose is not; a chosen one is not, the first and the last.
+        let lacking = [None, ids.get(top_k).copied(), Some(ids[0]), Some(ids[top_k - 1])];
+        for lacks in lacking {
+            let mut table = vec![u32::MAX; table_at];
+            table.extend((0..EXPERTS as u32).map(|id| if Some(id) == lacks { u32::MAX } else { 7 * id }));
+            let mut before = vec![9; ids_at + top_k + 2];
+            before[0] = halted;
+            let mut want = before.clone();
+            decode_seek(&ids[..top_k], &table[table_at..], (halt, position), ids_at, &mut want);
+            let chosen_lacks = lacks.is_some_and(|lacks| ids[..top_k].contains(&lacks));
+            let expected = if halted == 0 && chosen_lacks { halt } else { halted };
+            assert_eq!(want[0], expected);
+            let p = params::Seek {
+                top_k: top_k as u32,
+                table_at: table_at as u32,
+                ids_at: ids_at as u32,
+                halt,
+            };
+            let buffers = [ids[..top_k].to_vec(), table, before];
+            let got = alone.run("decode_seek", position as usize, &p, &buffers, (1, 1));
+            assert_eq!(got[2], want, "{top_k} of {ids:?}, without {lacks:?}");
         }
     }
 }
