@@ -77,7 +77,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         atomicStore(&absent, 0u);
         atomicStore(&non_finite, 0u);
     }
-    workgroupBarrier();
+    var bad = false;
     for (var e = local; e < quads * 4u; e += 256u) {
         var score = NONE;
         if (e < experts) {
@@ -85,9 +85,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
             // may optimise `l != l` to false.)
             let l = logits[e];
             let bits = bitcast<u32>(l) & 0x7fffffffu;
-            if (bits >= 0x7f800000u) {
-                atomicStore(&non_finite, 1u);
-            }
+            bad = bad || bits >= 0x7f800000u;
             score = select(l, -3.0e38, bits > 0x7f800000u);
             slot_of[e] = slot_table[params.table_at + e];
             atomicStore(&places[e], 0u);
@@ -104,6 +102,9 @@ fn main(@builtin(local_invocation_index) local: u32) {
             fetches[local] = vec2<u32>(EMPTY, 0u);
         }
         return;
+    }
+    if (bad) {
+        atomicStore(&non_finite, 1u);
     }
     // An expert's place is the number of experts before it, in order of descending logit, then
     // ascending id. With few experts, several invocations count for each.

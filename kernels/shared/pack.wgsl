@@ -6,19 +6,20 @@
 
 const NOT_A_NUMBER: u32 = 0x7fc00000u;
 
-// Whether an element is infinite or NaN.
-fn non_finite(v: vec4<f32>) -> bool {
-    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+// The bits of the elements' magnitudes. They are ordered as the magnitudes are, with infinity and then
+// NaN last.
+fn magnitudes(v: vec4<f32>) -> vec4<u32> {
+    return bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
 }
 
 // Writes elements 16 t .. 16 t + 16 of the vector at vec4 `at` of `packed`, together with
 // three more invocations: `k` of 0 to 3 writes v[k].
 fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
-    let a = max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3])));
-    let most = max(max(a.x, a.y), max(a.z, a.w));
+    let a = max(max(magnitudes(v[0]), magnitudes(v[1])), max(magnitudes(v[2]), magnitudes(v[3])));
+    let bits = max(max(a.x, a.y), max(a.z, a.w));
+    let most = bitcast<f32>(bits);
     // Below this the reciprocal is not finite; such a group counts as zero.
     let tiny = most < 1e-32;
-    let bad = non_finite(v[0]) || non_finite(v[1]) || non_finite(v[2]) || non_finite(v[3]);
     let inverse = select(32512.0 / most, 0.0, tiny);
     let second = (t >> 1u) & 1u;
     let piece = (t >> 2u) * 2u + (t & 1u);
@@ -38,6 +39,7 @@ fn pack16(at: u32, pieces: u32, t: u32, v: array<vec4<f32>, 4>, k: u32) {
             + vec4<i32>(round(v[2] * inverse)) + vec4<i32>(round(v[3] * inverse));
         let scale = select(most / 32512.0, 0.0, tiny);
         let scales = (at + 4u * pieces + piece) * 4u + second;
+        let bad = bits >= 0x7f800000u;
         let sums = scale * f32(sum.x + sum.y + sum.z + sum.w);
         packed[scales] = select(bitcast<u32>(scale), NOT_A_NUMBER, bad);
         packed[scales + 2u] = select(bitcast<u32>(sums), NOT_A_NUMBER, bad);
