@@ -6,8 +6,8 @@ import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { MIB, modules } from './harness.mjs'
 
-const { Blake3, decodeReply, floats, greedy, hashObject, hex, pack, packedBytes, Slots, Status, STATUS_NAMES, storedRow, Tokenizer, workgroups } =
-  await modules('blake3', 'tree', 'engine/planes', 'engine/slots', 'engine/tokenizer', 'engine/program', 'engine/session', 'wire')
+const { Blake3, decodeReply, floats, greedy, hashObject, hex, pack, packedBytes, Reach, Slots, Status, STATUS_NAMES, storedRow, Tokenizer, workgroups } =
+  await modules('blake3', 'tree', 'engine/planes', 'engine/reach', 'engine/slots', 'engine/tokenizer', 'engine/program', 'engine/session', 'wire')
 const root = new URL('../../', import.meta.url).pathname
 const data = (name) => JSON.parse(readFileSync(`${root}tests/data/tab/${name}.json`))
 
@@ -34,6 +34,25 @@ test('planes equal those of the node', () => {
   }
   assert.deepEqual([...new Set(made.map(([name]) => name))].sort(), Object.keys(formats).sort())
   for (const [name, rows, cols, seed, bytes] of made) assert.equal(hex(planes(name, rows, cols, seed)), bytes, `${name} ${rows}x${cols}`)
+})
+
+test('a token is submitted as far as tokens have run of late', () => {
+  const reach = new Reach(8)
+  assert.deepEqual([reach.stop(0), reach.stop(5)], [8, 8])
+  // Tokens that halt after two layers each: soon submissions end there.
+  for (let i = 0; i < 20; i++) {
+    reach.passed(2)
+    reach.halted()
+  }
+  assert.deepEqual([reach.stop(0), reach.stop(3), reach.stop(7)], [2, 5, 8])
+  // Halts at once: no farther than the routing.
+  for (let i = 0; i < 20; i++) reach.halted()
+  assert.deepEqual([reach.stop(0), reach.stop(7)], [0, 7])
+  // Two tokens without a halt: whole tokens again.
+  for (let i = 0; i < 15; i++) reach.passed(1)
+  assert.equal(reach.stop(0), 0)
+  reach.passed(1)
+  assert.equal(reach.stop(0), 8)
 })
 
 test('vectors become f32 exactly', () => {

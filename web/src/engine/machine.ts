@@ -104,11 +104,11 @@ export class Machine {
     return await this.device.read(readback, bytes)
   }
 
-  /** Copies back what was set aside, submits a token's dispatches from `from` on, and reads its report. */
-  async token ({ dispatches, state, chosen, aside }: Token, from: number, kept: Kept[]): Promise<Uint32Array> {
+  /** Copies back what was set aside, submits dispatches `from` to `until` of a token, and reads its report. */
+  async token ({ dispatches, state, chosen, aside }: Token, from: number, until: number, kept: Kept[]): Promise<Uint32Array> {
     const readback = this.readbacks.get(state) as GPUBuffer
     const bytes = this.program.buffers[state]
-    this.queue(dispatches.slice(from))
+    this.queue(dispatches.slice(from, until))
     await this.submit((encoder) => {
       encoder.copyBufferToBuffer(this.buffers[chosen], 0, this.buffers[state], 4, 4)
       encoder.copyBufferToBuffer(this.buffers[state], 0, readback, 0, bytes)

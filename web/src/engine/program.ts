@@ -74,7 +74,7 @@ export interface Token {
   places: number
   entries: number
   aside: number
-  layers: Array<{ resume: number, kept: Kept[], row: number, ids_at: number }>
+  layers: Array<{ resume: number, routed: number, kept: Kept[], row: number, ids_at: number }>
 }
 
 export interface Program {

@@ -11,7 +11,8 @@ import type { Device } from './device.ts'
 import { Machine } from './machine.ts'
 import { noStats, Pager } from './pager.ts'
 import { floats, pack, packedBytes, storedRow } from './planes.ts'
-import { type Program, type Run, runBytes } from './program.ts'
+import { type Kept, type Program, type Run, runBytes } from './program.ts'
+import { Reach } from './reach.ts'
 import { type From, type Proved, type Range, Source } from './source.ts'
 
 /** What the device reports instead of a token if a logit is not finite (src/infer/odds.rs). */
@@ -41,7 +42,11 @@ async function get (url: string): Promise<Response> {
 export class Session {
   position = 0
 
-  private constructor (readonly program: Program, readonly machine: Machine, readonly pager: Pager, readonly source: Source) {}
+  private readonly reach: Reach
+
+  private constructor (readonly program: Program, readonly machine: Machine, readonly pager: Pager, readonly source: Source) {
+    this.reach = new Reach(program.moe.length)
+  }
 
   static async open (device: Device, { model, base, blake3, store, bring, progress }: Opening, choices: Choices): Promise<Session> {
     const query = new URLSearchParams({ reduce: device.software ? 'lane' : 'group', team: device.subgroups ? 'subgroup' : 'group', kv: choices.kv, binding: String(device.bindingMax) })
@@ -94,26 +99,46 @@ export class Session {
     return out
   }
 
-  /** Runs a token at the present position; the likeliest one after it. One submission, and one more for each layer that lacks an expert. */
+  /**
+   * Runs a token at the present position; the likeliest one after it. One submission, and one more for each layer
+   * that lacks an expert. A software adapter gets no more of it at a time than is likely to run.
+   */
   async next (token: number): Promise<number> {
-    const { machine, pager, program, program: { token: list } } = this
+    const { machine, pager, program, reach, program: { token: list } } = this
     if (list === null) return greedy(await this.step([token], true) as Float32Array)
     if (this.position === program.context) throw new Failure('full', `the context is full: all ${program.context} positions are used`)
     machine.begin({ tokens: 1, position: this.position, logitStart: 0, logitRows: 1 }, [token])
     pager.tell()
-    let report = await machine.token(list, 0, [])
-    for (let layer = 0; ; layer++) {
-      const reached = report[0] === 0 ? list.layers.length : report[0] - 1
-      for (; layer < reached; layer++) pager.found(layer, this.chosen(report, layer))
-      if (report[0] === 0) break
-      await pager.bring(layer, this.chosen(report, layer))
-      const { resume, kept } = list.layers[layer]
-      report = await machine.token(list, resume, kept)
+    const layers = list.layers.length
+    let from = 0
+    let kept: Kept[] = []
+    for (let layer = 0; ;) {
+      const stop = machine.device.software ? reach.stop(layer) : layers
+      const until = stop < layers ? list.layers[stop].routed : list.dispatches.length
+      const report = await machine.token(list, from, until, kept)
+      const halted = report[0] === 0 ? null : report[0] - 1
+      const reached = halted ?? Math.min(stop + 1, layers)
+      for (let passed = layer; passed < reached; passed++) pager.found(passed, this.chosen(report, passed))
+      reach.passed(reached - layer)
+      if (halted !== null) {
+        reach.halted()
+        await pager.bring(halted, this.chosen(report, halted))
+        from = list.layers[halted].resume
+        kept = list.layers[halted].kept
+        layer = halted + 1
+      } else if (stop < layers) {
+        from = until
+        kept = []
+        layer = stop + 1
+      } else return this.took(report[1])
     }
-    if (report[1] === REFUSED) throw new Failure('not_finite', 'a logit is infinite or not a number: the model does not compute in this precision, or its weights are damaged')
-    if (report[1] >= program.vocab) throw new Failure('device', 'the adapter chose a token that is not there')
+  }
+
+  private took (token: number): number {
+    if (token === REFUSED) throw new Failure('not_finite', 'a logit is infinite or not a number: the model does not compute in this precision, or its weights are damaged')
+    if (token >= this.program.vocab) throw new Failure('device', 'the adapter chose a token that is not there')
     this.position += 1
-    return report[1]
+    return token
   }
 
   /** A layer's experts, as a token's report has them. */

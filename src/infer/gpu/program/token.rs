@@ -44,6 +44,8 @@ pub struct TokenInfo {
 pub struct TokenLayer {
     /// The first of the dispatches to run again after a halt.
     pub resume: usize,
+    /// The first of the dispatches after its routing, where a token that was submitted up to there goes on.
+    pub routed: usize,
     pub kept: Vec<Kept>,
     /// Where its experts begin in the table of places, and its choices in the state, in words.
     pub row: usize,
@@ -104,13 +106,13 @@ impl Make<'_> {
             dispatches.push(self.dispatch(&recipe)?);
         }
         let mut made = Vec::new();
-        for (i, Points { resume, aside, .. }) in layers.into_iter().enumerate() {
+        for (i, Points { resume, aside, routed }) in layers.into_iter().enumerate() {
             let kept = aside
                 .into_iter()
                 .map(|Aside { of, at, bytes }| Ok(Kept { buffer: self.buffer(of)?, at, bytes }));
             let kept = kept.collect::<Result<_, ProgramError>>()?;
             let (row, ids_at) = (layout.rows[i], layout.ids_at[i]);
-            made.push(TokenLayer { resume, kept, row, ids_at });
+            made.push(TokenLayer { resume, routed, kept, row, ids_at });
         }
         self.made.token = Some(TokenInfo {
             dispatches,

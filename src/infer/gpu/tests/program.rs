@@ -93,8 +93,14 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             assert!(!all.iter().any(|name| name.ends_with("_subgroup")));
         }
         for layer in &token.layers {
-            let route = all[layer.resume..].iter().position(|name| *name == "decode_route");
-            assert!(route.is_some_and(|at| at <= 3), "{all:?}");
+            // A norm, a product with its packing, the routing and what it sets aside.
+            let routing = &all[layer.resume..layer.routed];
+            let (route, last) = match reduction {
+                Reduction::Group => ("decode_route", "decode_route"),
+                Reduction::Lane => ("route", "decode_aside"),
+            };
+            assert!(routing.len() <= 5 && routing.contains(&route), "{routing:?}");
+            assert_eq!(routing.last(), Some(&last));
             let [kept] = layer.kept.as_slice() else { panic!("{:?}", layer.kept) };
             assert_eq!((kept.at, kept.bytes), (0, 1024));
             assert!(program.buffers[token.aside] >= 1024 && program.buffers[kept.buffer] >= 1024);

@@ -83,7 +83,9 @@ fn a_token_halts_where_one_of_its_experts_has_no_slot_and_only_there() {
         let lacking = [None, ids.get(top_k).copied(), Some(ids[0]), Some(ids[top_k - 1])];
         for lacks in lacking {
             let mut table = vec![u32::MAX; table_at];
-            table.extend((0..EXPERTS as u32).map(|id| if Some(id) == lacks { u32::MAX } else { 7 * id }));
+            table.extend(
+                (0..EXPERTS as u32).map(|id| if Some(id) == lacks { u32::MAX } else { 7 * id }),
+            );
             let mut before = vec![9; ids_at + top_k + 2];
             before[0] = halted;
             let mut want = before.clone();
