@@ -81,7 +81,7 @@ fn token_by(
         join_shapes(&mut weights, &group, most);
     }
     let homes = homes(graph, up);
-    let chunks: Vec<_> = homes.iter().flatten().map(|home| home.shape.clone()).collect();
+    let chunks: Vec<_> = homes.iter().flatten().map(|home| home.shape).collect();
     let mut fuse = Fuse {
         lower: Lower {
             graph,
