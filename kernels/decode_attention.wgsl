@@ -74,7 +74,7 @@ fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
         half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
 }
 
-// Whether one of eight f16s has the greatest magnitude, as what was clamped has.
+// Whether one of eight f16s has the greatest magnitude, as a clamped value has.
 fn brimful(v: vec4<u32>) -> bool {
     let low = (v & vec4<u32>(0x7fffu)) == vec4<u32>(0x7bffu);
     let high = (v & vec4<u32>(0x7fff0000u)) == vec4<u32>(0x7bff0000u);
@@ -93,7 +93,8 @@ fn beyond(kv_head: u32, column: u32) -> u32 {
     return count;
 }
 
-// The blocks of the tile from `start`. Without a window tiles begin at multiples of TILE, and none lies in two.
+// The blocks of the tile from `start`. Without a window, tiles begin at multiples of TILE, and no
+// tile lies in two blocks.
 fn blocks_of(start: u32) -> Span {
     if (params.window == 0u) {
         return span_within(start);

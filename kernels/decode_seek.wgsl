@@ -1,7 +1,7 @@
-// Looks up the slots of the experts that route.wgsl has chosen for one token in a layer. The choice goes to the
-// state. If an expert has no slot the step is halted, as decode_route.wgsl halts it; kernels that
-// follow then run on experts that are there or on none, and their results are not used.
-// No barrier: for software adapters.
+// Looks up the slots of the experts that route.wgsl has chosen for one token in a layer. The choice
+// is written to the state. If an expert has no slot, the step is halted, as in decode_route.wgsl;
+// the kernels that follow then run with the experts that have slots, or with none, and their
+// results are not used. Uses no barrier, for software adapters.
 // Grid: one workgroup, of which one invocation works.
 //!include shared/step.wgsl
 
@@ -9,17 +9,17 @@ struct Params {
     top_k: u32,
     // Where the layer's row begins in slot_table.
     table_at: u32,
-    // Where its choices go in `state`.
+    // Where the layer's choices are written in `state`.
     ids_at: u32,
-    // What word 0 of the state becomes on a miss.
+    // The value of word 0 of the state after a miss.
     halt: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> ids: array<u32>;
 @group(1) @binding(1) var<storage, read> slot_table: array<u32>;
-// Word 0: 0, or the layer that halted, counted from 1. Word 2: whose step it was (its position, counted from 1).
-// Then the chosen ids.
+// Word 0: 0, or the layer that halted, counted from 1. Word 2: the position of the halted step,
+// counted from 1. Then the chosen ids.
 @group(1) @binding(2) var<storage, read_write> state: array<u32>;
 
 const EMPTY: u32 = 0xffffffffu;

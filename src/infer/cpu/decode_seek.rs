@@ -1,11 +1,11 @@
-//! The slots of a token's chosen experts, looked up.
+//! Looks up the slots of a token's chosen experts.
 
-/// What the table says of an expert without a slot.
+/// The table's entry for an expert without a slot.
 const EMPTY: u32 = u32::MAX;
 
-/// Notes a layer's chosen `ids` at word `ids_at` of `state`. If one has no slot in `slots`, the layer's
-/// row of the table, the state says that layer `halt` (from 1) halted the step at `position`. A step
-/// that is halted already leaves the state as it is.
+/// Writes a layer's chosen `ids` to `state` from word `ids_at` on. If one has no slot in `slots`,
+/// the layer's row of the table, the state says that layer `halt` (from 1) halted the step at
+/// `position`. If the step is already halted, the state stays as it is.
 pub fn decode_seek(
     ids: &[u32],
     slots: &[u32],

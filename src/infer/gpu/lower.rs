@@ -449,8 +449,8 @@ impl<'a> Lower<'a> {
         Ok(waves)
     }
 
-    /// The dispatches of a chunk's experts. `places` is where the kernels look slots up: a table, and the word
-    /// at which this layer's experts begin in it.
+    /// The dispatches of a chunk's experts. `places` is the table in which the kernels look up
+    /// slots, and the word at which this layer's experts begin.
     pub fn wave(
         &mut self,
         moe: MoeId,

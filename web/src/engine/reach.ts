@@ -1,5 +1,5 @@
-// How much of a token to submit before looking whether it has halted. On a software adapter, what is
-// computed behind a halt costs as much as what is needed. Pure numbers.
+// How much of a token to submit before checking whether it has halted. On a software adapter, work
+// after a halt costs as much as work that is needed. Pure numbers.
 
 /** How fast the average follows observations. */
 const GAIN = 0.25

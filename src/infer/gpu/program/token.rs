@@ -44,7 +44,8 @@ pub struct TokenInfo {
 pub struct TokenLayer {
     /// The first of the dispatches to run again after a halt.
     pub resume: usize,
-    /// The first of the dispatches after its routing, where a token that was submitted up to there goes on.
+    /// The first dispatch after the layer's routing, from which a token that was submitted up to
+    /// there continues.
     pub routed: usize,
     pub kept: Vec<Kept>,
     /// Where its experts begin in the table of places, and its choices in the state, in words.

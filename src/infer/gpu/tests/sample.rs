@@ -138,7 +138,7 @@ fn the_device_chooses_what_the_cpu_chooses_over_and_over() {
     choices(1);
 }
 
-/// Compares the choices of devices and CPU in one of `few` cases.
+/// Compares the choices of the device and the CPU, in one of every `few` cases.
 fn choices(few: usize) {
     let mut random = Random::new("sample");
     let Some(device) = device(Reduction::Lane) else { return };

@@ -234,7 +234,8 @@ fn a_software_adapter_looks_experts_up_without_barriers_unless_they_are_fetched(
         "add",
     ];
     assert_eq!(names[routes + 1..routes + 7], after);
-    // Nothing but what looks up, and sets aside what a halted layer begins again with.
+    // Only the kernels that look up slots, and those that set aside what a halted layer restarts
+    // with.
     assert_eq!(names.iter().filter(|name| name.starts_with("decode_")).count(), 2 * 2);
     assert!(layers.iter().all(|points| points.aside.len() == 1), "{layers:?}");
     let fetched = by(true);

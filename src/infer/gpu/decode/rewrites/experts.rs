@@ -97,7 +97,7 @@ fn fetch(moe: MoeId, home: &Home, top_k: usize) -> Result<Recipe> {
     Ok(recipe_grid("decode_fetch", &params, &storage, Rows::Tokens, grid))
 }
 
-/// One more value that is set aside where a layer halts.
+/// Sets aside one more value at a layer that halts.
 pub(super) fn aside(moe: MoeId, value: &Aside<Place>) -> Result<Recipe> {
     let quads = value.bytes / 16;
     let halt = u32::from(moe.0) + 1;

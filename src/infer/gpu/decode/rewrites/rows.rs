@@ -1,6 +1,6 @@
-//! A token's experts without barriers, for software adapters: the kernels that run a prompt of one token, with
-//! slots looked up in the table that the device keeps for tokens. `decode_seek` halts the step
-//! where an expert has none. Nothing is fetched from memory of the host.
+//! Runs a token's experts without barriers, for software adapters: the kernels for a prompt of one
+//! token, with slots looked up in the table that the device keeps for tokens. `decode_seek` halts
+//! the step if an expert has no slot. Nothing is fetched from host memory.
 
 use super::super::live::Form;
 use super::super::params;
@@ -12,7 +12,8 @@ use crate::gpu::experts::Home;
 use crate::gpu::lower::{Place, Recipe, recipe_grid, word};
 use crate::graph::{Buf, MoeId, Op};
 
-/// The choice of a layer's experts, the look at their slots, and what the layer is begun again with.
+/// Chooses a layer's experts, looks up their slots, and sets aside what is needed to restart the
+/// layer.
 pub(super) fn route(
     fuse: &mut Fuse<'_>,
     routing: &Routing,

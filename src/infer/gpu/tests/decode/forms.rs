@@ -79,7 +79,8 @@ fn a_token_halts_where_one_of_its_experts_has_no_slot_and_only_there() {
         for i in (1..EXPERTS).rev() {
             ids.swap(i, random.below(i + 1));
         }
-        // Every slot is there; one that nobody chose is not; a chosen one is not, the first and the last.
+        // Every expert has a slot; one that was not chosen has none; the first and the last chosen
+        // one have none.
         let lacking = [None, ids.get(top_k).copied(), Some(ids[0]), Some(ids[top_k - 1])];
         for lacks in lacking {
             let mut table = vec![u32::MAX; table_at];
