@@ -46,6 +46,25 @@ fn describes_the_formats_it_uses(program: &Program) {
     assert_eq!(program.formats.keys().copied().collect::<BTreeSet<_>>(), used);
 }
 
+/// Half of 18 experts in two classes.
+fn has_a_place_for_every_stored_byte(program: &Program) {
+    assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 9);
+    for moe in &program.moe {
+        let class = &program.classes[usize::from(moe.class)];
+        assert_eq!(moe.experts.len(), 6);
+        assert!(moe.experts.iter().all(|runs| bytes_of(runs) == class.bytes as u64));
+        for part in &class.parts {
+            assert!(part.from < class.bytes && part.to < class.stride);
+        }
+    }
+    for weight in &program.weights {
+        assert!(bytes_of(&weight.runs) > 0, "{}", weight.tensor);
+        let rows: usize = weight.pieces.iter().map(|(.., rows)| rows).sum();
+        let wanted = if weight.vectors.is_empty() { weight.stored.rows } else { 0 };
+        assert_eq!(rows, wanted, "{}", weight.tensor);
+    }
+}
+
 #[test]
 fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
     let model = mixture();
@@ -107,22 +126,7 @@ fn every_index_of_a_program_leads_somewhere_and_sizes_agree() {
             assert!(layer.row + 6 <= token.entries);
         }
 
-        // Half of 18 experts in two classes, and every stored byte has a place.
-        assert_eq!(program.classes.iter().map(|class| class.count).sum::<u32>(), 9);
-        for moe in &program.moe {
-            let class = &program.classes[usize::from(moe.class)];
-            assert_eq!(moe.experts.len(), 6);
-            assert!(moe.experts.iter().all(|runs| bytes_of(runs) == class.bytes as u64));
-            for part in &class.parts {
-                assert!(part.from < class.bytes && part.to < class.stride);
-            }
-        }
-        for weight in &program.weights {
-            assert!(bytes_of(&weight.runs) > 0, "{}", weight.tensor);
-            let rows: usize = weight.pieces.iter().map(|(.., rows)| rows).sum();
-            let wanted = if weight.vectors.is_empty() { weight.stored.rows } else { 0 };
-            assert_eq!(rows, wanted, "{}", weight.tensor);
-        }
+        has_a_place_for_every_stored_byte(&program);
         describes_the_formats_it_uses(&program);
         let shards = &model.manifest.shards;
         for object in &program.shards {
