@@ -41,8 +41,6 @@ impl Service {
             }
             all.extend(size.map(|size| (shard, size)));
         }
-        // What is here already must not make room for the rest.
-        let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         self.disk.check_room(all)?;
         self.disk.check_space(missing.clone()).await?;
         let held: BTreeMap<ShardId, u64> =

@@ -470,6 +470,8 @@ impl Service {
         report: &Report,
     ) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target, request.fetch).await?;
+        // Until all of it is pinned: what is here already must not make room for the rest.
+        let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         if request.fetch {
             if let Some(model) = target.model() {
                 self.admit(model, &request.trust, request.can_ask)?;

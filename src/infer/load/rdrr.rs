@@ -3,7 +3,6 @@
 //! Every byte returned was verified: a shard is hashed in full when it is read, the tokenizer is
 //! compared with the manifest. One shard is kept in memory at a time.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
