@@ -1,7 +1,6 @@
 //! A node's identity, in files that only the owner can read: its Ed25519 key as 32 seed bytes in
 //! `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -84,6 +83,8 @@ fn private(path: &Path, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
