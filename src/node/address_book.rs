@@ -4,7 +4,6 @@
 //! its id (and a private swarm's key) as usual. Invariant: the file is bounded and written as a
 //! whole. A damaged file costs a warning and the known addresses, never the start.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
 use doppler_mesh::{Address, PeerId};
+use doppler_store::regular;
 
 /// The most peers kept. The one not met for longest is dropped.
 const PEERS_MAX: usize = 64;
@@ -85,7 +85,7 @@ impl AddressBook {
 
 fn read(path: &Path) -> std::io::Result<AddressBook> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    regular::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes")));
     }

@@ -456,7 +456,8 @@ pub struct TargetReply {
     pub bytes: u64,
     /// Objects of the model that are not here whole.
     pub missing: usize,
-    /// Objects left alone because another model here has them too.
+    /// Objects left alone because another model here has them too; of an `unpin`, those that
+    /// another model or their own pin still holds.
     pub shared: usize,
     /// Of the removed objects those that no other peer was known to hold.
     #[serde(default)]

@@ -47,7 +47,7 @@ pub enum Command {
     Peers(ControlArgs),
     /// Keep a model or an object from being evicted
     Pin(PinArgs),
-    /// Allow a model or an object to be evicted again
+    /// Allow a model or an object to be evicted again, but for what another pinned model has
     Unpin(UnpinArgs),
     /// Manage the publishers whose models may be used
     #[command(subcommand)]

@@ -106,11 +106,7 @@ pub fn objects(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
 
 /// The same objects with the sizes that the manifest gives them, bytes.
 pub fn sizes(manifest: &Manifest) -> anyhow::Result<Vec<(ShardId, u64)>> {
-    let shards = manifest.shards.iter().map(|shard| Ok((shard.id()?, shard.size)));
-    let mut sizes = shards.collect::<anyhow::Result<Vec<_>>>()?;
-    sizes
-        .extend(manifest.tokenizer.as_ref().and_then(|tokenizer| tokenizer.id.zip(tokenizer.size)));
-    Ok(sizes)
+    Ok(manifest.objects()?)
 }
 
 /// The shards' addresses, in the manifest's order.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::api::{ApiError, ControlFile, GenerateEvent, GenerateRequest};
 use super::work::WorkEvent;
 use doppler_mesh::Progress;
+use doppler_store::regular;
 
 /// The longest line that a node may answer with. A generation's last event contains its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -52,7 +53,7 @@ impl Client {
     /// If the file exists but cannot be read: another user's node, or damage.
     pub fn find(data: &Path) -> anyhow::Result<Option<Self>> {
         let path = control_file(data);
-        let text = match std::fs::read(&path) {
+        let text = match regular::read(&path) {
             Ok(text) => text,
             Err(error) => match error.kind() {
                 ErrorKind::NotFound | ErrorKind::NotADirectory => return Ok(None),

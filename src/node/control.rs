@@ -34,7 +34,7 @@ use super::gateway::{self, Connections, Pressure};
 use super::identity::write_private;
 use super::service::Service;
 use super::work;
-use doppler_store::Collected;
+use doppler_store::{Collected, regular};
 
 /// A running API server; `stop` ends it and removes `control.json`.
 pub struct ControlServer {
@@ -104,7 +104,7 @@ impl ControlServer {
 /// belongs to its address, port included, so the address should outlive a restart.
 async fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
     let file = data.join("http.port");
-    let last = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let last = regular::read_text(&file).ok().and_then(|text| text.trim().parse().ok());
     let again = last.filter(|_| listen.port() == 0).map(|port| SocketAddr::new(listen.ip(), port));
     let listener = match again {
         Some(again) => TcpListener::bind(again).await.ok(),

@@ -3,6 +3,8 @@
 //! The labels come from the errors at the seams (`EngineError`, `SessionError`, `BackendError`,
 //! `ReadError`, `StoreError`, `Untrusted`). docs/errors.md lists the same table; a test holds the two together.
 
+use std::io;
+
 use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
 use doppler_store::{ReadError, StoreError};
@@ -77,6 +79,11 @@ pub const FAILURES: &[Failure] = &[
     failure("foreign_sequence", 500, 1),
 ];
 
+/// A file that is not the store's was written to a full disk.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The line of a label; [`OTHER`] for a label that has none.
 pub fn of_label(label: &str) -> Failure {
     FAILURES.iter().copied().find(|failure| failure.label == label).unwrap_or(OTHER)
@@ -92,6 +99,9 @@ pub fn of(error: &anyhow::Error) -> Failure {
             .or_else(|| cause.downcast_ref::<ReadError>().map(ReadError::label))
             .or_else(|| cause.downcast_ref::<StoreError>().map(StoreError::label))
             .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
+            .or_else(|| {
+                cause.downcast_ref::<io::Error>().filter(|e| is_full(e)).map(|_| "disk_full")
+            })
             .or_else(|| {
                 cause.downcast_ref::<Answered>().map(|answered| of_label(&answered.label).label)
             })
@@ -126,6 +136,8 @@ mod tests {
         let message = "all wait".to_owned();
         let answered = Answered { label: "busy".into(), message };
         assert_eq!(of(&answered.into()), of_label("busy"));
+        let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(of(&full.context("cannot write it")), of_label("disk_full"));
         assert_eq!(of(&anyhow::anyhow!("something else")), OTHER);
         assert_eq!(of_label("of a later version"), OTHER);
     }

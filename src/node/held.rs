@@ -18,7 +18,7 @@ use super::store_access::StoreAccess;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::disk::object_path;
 use doppler_store::manifest::Manifest;
-use doppler_store::{ModelId, ShardId};
+use doppler_store::{ModelId, ShardId, regular};
 
 /// A model whose objects are all here.
 pub struct Held {
@@ -91,7 +91,7 @@ fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
 /// A whole object, if its bytes are what its name says.
 fn proved(data: &Path, shard: ShardId) -> anyhow::Result<Vec<u8>> {
     let path = object_path(data, shard);
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = regular::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     if ShardId::of(&bytes) != shard {
         bail!("{} is damaged: doppler-node fsck --repair mends it", path.display());
     }

@@ -1,18 +1,18 @@
 //! A node's identity, in files that only the owner can read: its Ed25519 key as 32 seed bytes in
 //! `identity.key`, and the certificate of its WebRTC addresses in `webrtc.pem`.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use doppler_store::regular;
 use rand::Rng;
 use tempfile::NamedTempFile;
 
 /// Reads the seed. The first time, creates and stores one.
 pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
     let path = data.join("identity.key");
-    match fs::read(&path) {
+    match regular::read(&path) {
         Ok(bytes) => match <[u8; 32]>::try_from(bytes.as_slice()) {
             Ok(seed) => return Ok(seed),
             Err(_) => bail!(
@@ -34,7 +34,7 @@ pub fn load_or_create(data: &Path) -> anyhow::Result<[u8; 32]> {
 /// part of every WebRTC address, which would otherwise change with each start.
 pub fn load_or_create_certificate(data: &Path) -> anyhow::Result<String> {
     let path = data.join("webrtc.pem");
-    match fs::read_to_string(&path) {
+    match regular::read_text(&path) {
         Ok(pem) => match doppler_mesh::check_certificate(&pem) {
             Ok(()) => Ok(pem),
             Err(error) => bail!(
@@ -83,6 +83,8 @@ fn private(path: &Path, bytes: &[u8]) -> std::io::Result<NamedTempFile> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

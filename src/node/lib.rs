@@ -28,6 +28,7 @@ mod lookup;
 mod memory;
 mod output;
 mod panics;
+mod pins;
 mod ports;
 mod progress;
 mod pulling;

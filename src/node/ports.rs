@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
 use doppler_mesh::{Address, Transport};
+use doppler_store::regular;
 
 /// The most addresses whose ports are kept; more than anybody listens on.
 const ADDRESSES_MAX: usize = 64;
@@ -36,7 +37,7 @@ pub fn file(data: &Path) -> PathBuf {
 impl Ports {
     /// Reads the file. An absent or damaged one contains no ports.
     pub fn load(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap_or_default();
+        let bytes = regular::read(path).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 

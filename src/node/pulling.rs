@@ -9,11 +9,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::MissedTickBehavior;
 
+use super::pins;
 use super::service::Service;
 use super::storage::Target;
 use super::work::{PROGRESS_EVERY, Report};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
-use doppler_store::{Priority, ShardId};
+use doppler_store::{Priority, ShardId, StoreError};
 
 /// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
 const PULLS_AT_ONCE: usize = 2;
@@ -22,33 +23,54 @@ impl Service {
     /// Fetches and pins every object of a target that is not here whole.
     ///
     /// # Errors
-    /// If there is no room for all of it: nothing is fetched then. If one of them does not come:
-    /// what came before stays, pinned.
+    /// If there is no room for all of it, in the budget or on the disk: nothing is fetched then.
+    /// If one of them does not come or cannot be kept: what came before stays, pinned.
     pub(super) async fn fetch_missing(
         &self,
         target: &Target,
         report: &Report,
     ) -> anyhow::Result<()> {
-        let mut missing = Vec::new();
+        let (mut all, mut missing) = (Vec::new(), Vec::new());
         for (shard, size) in target.objects() {
+            let size = size.or_else(|| self.ladder.expected_size(shard));
             if !self.disk.is_whole(shard) {
-                let size = size.with_context(|| format!("{shard}: its size is not known here"))?;
+                let size = size.with_context(|| {
+                    format!("{shard}: its size is not known here, and no manifest says it")
+                })?;
                 missing.push((shard, size));
             }
+            all.extend(size.map(|size| (shard, size)));
         }
-        self.disk.check_room(missing.iter().copied())?;
+        self.disk.check_room(all)?;
+        self.disk.check_space(missing.clone()).await?;
         let held: BTreeMap<ShardId, u64> =
             self.disk.list().await?.into_iter().map(|object| (object.shard, object.held)).collect();
         let objects = missing.len();
-        let wanted = missing.into_iter().map(|(shard, size)| {
+        let wanted = missing.iter().map(|&(shard, size)| (shard, size)).map(|(shard, size)| {
             let held = held.get(&shard).copied().unwrap_or_default();
             Wanted { shard, size, held }
         });
         let pull = Pull::new(Instant::now(), wanted, PULLS_AT_ONCE);
-        self.pull(pull, objects, report).await
+        let pulled = self.pull(target, pull, objects, report).await;
+        let is_full = |error: &anyhow::Error| {
+            error.chain().filter_map(|cause| cause.downcast_ref()).any(StoreError::is_full)
+        };
+        if pulled.as_ref().is_err_and(is_full) {
+            // Others have filled the disk meanwhile: say what is lacking for all that is left.
+            let came = missing.iter().filter(|(shard, _)| self.disk.is_whole(*shard)).count();
+            let lack = self.disk.check_space(missing).await;
+            lack.with_context(|| came_of(came, objects))?;
+        }
+        pulled
     }
 
-    async fn pull(&self, mut pull: Pull, objects: usize, report: &Report) -> anyhow::Result<()> {
+    async fn pull(
+        &self,
+        target: &Target,
+        mut pull: Pull,
+        objects: usize,
+        report: &Report,
+    ) -> anyhow::Result<()> {
         let holders = |shard: ShardId| self.mesh.holdings(shard).len();
         let coming = |shard: ShardId| self.mesh.coming(shard);
         let mut tick = tokio::time::interval(PROGRESS_EVERY);
@@ -60,7 +82,9 @@ impl Service {
             for action in pull.on(event, &holders) {
                 match action {
                     PullAction::Fetch(wanted) => {
-                        fetching.push(async move { (wanted.shard, self.fetch_one(wanted).await) });
+                        fetching.push(async move {
+                            (wanted.shard, self.fetch_one(target, wanted).await)
+                        });
                     }
                     PullAction::Done => {
                         report(pull.progress(Instant::now(), &coming));
@@ -68,8 +92,7 @@ impl Service {
                     }
                     PullAction::GiveUp { objects: left } => {
                         let came = objects.saturating_sub(left);
-                        return Err(failure
-                            .context(format!("{came} of {objects} missing objects were fetched")));
+                        return Err(failure.context(came_of(came, objects)));
                     }
                 }
             }
@@ -88,10 +111,33 @@ impl Service {
         }
     }
 
-    async fn fetch_one(&self, Wanted { shard, size, .. }: Wanted) -> anyhow::Result<()> {
-        self.ladder.get_whole(shard, size, Priority::Bulk, None).await?;
-        self.ladder.flush().await?;
-        // At once, or the next one may push it out.
-        Ok(self.disk.pin(shard).await?)
+    async fn fetch_one(&self, target: &Target, wanted: Wanted) -> anyhow::Result<()> {
+        let Wanted { shard, size, .. } = wanted;
+        self.fetch_whole(shard, size, None).await?;
+        // At once: it stays, whatever becomes of the rest.
+        pins::pin_one(&self.disk, target, shard, size).await
     }
+
+    /// Brings a whole object here and keeps it on disk.
+    ///
+    /// # Errors
+    /// If it does not come, or the disk does not take it.
+    pub(super) async fn fetch_whole(
+        &self,
+        shard: ShardId,
+        size: u64,
+        deadline: Option<Instant>,
+    ) -> anyhow::Result<()> {
+        let bytes = self.ladder.get_whole(shard, size, Priority::Bulk, deadline).await?;
+        self.ladder.flush().await?;
+        if !self.disk.is_whole(shard) {
+            // It came from RAM, or was not kept on its way: the disk takes it now or says why not.
+            self.disk.put(bytes, false).await?;
+        }
+        Ok(())
+    }
+}
+
+fn came_of(came: usize, objects: usize) -> String {
+    format!("{came} of {objects} missing objects were fetched")
 }

@@ -29,14 +29,14 @@ use super::resolve::Standing;
 use super::storage::{self, StoredModel, Target};
 use super::trust::{How, TrustStore};
 use super::work::Report;
-use super::{last_copy, loading};
+use super::{last_copy, loading, pins};
 use doppler_infer::reader::WeightReader;
 use doppler_mesh::{MeshHandle, Meter, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
-use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe};
+use doppler_store::{ModelId, Priority, ShardId, ShardServe, regular};
 
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
@@ -250,8 +250,9 @@ impl Service {
     /// not trusted.
     ///
     /// # Errors
-    /// As reads err: nobody has it, or nobody sent it within [`BRING_MAX`].
-    pub async fn bring(&self, shard: ShardId) -> Option<Result<u64, ReadError>> {
+    /// As reads err: nobody has it, or nobody sent it within [`BRING_MAX`]. If the disk does not
+    /// take it.
+    pub async fn bring(&self, shard: ShardId) -> Option<anyhow::Result<u64>> {
         let (model, size) = self.catalog.list().into_iter().find_map(|(model, known)| {
             let sizes = sizes(known.manifest.as_deref()?).ok()?;
             sizes.into_iter().find(|(id, _)| *id == shard).map(|(_, size)| (model, size))
@@ -259,12 +260,8 @@ impl Service {
         self.admit(model, &[], false).ok()?;
         if !self.disk.is_whole(shard) {
             let deadline = Some(Instant::now() + BRING_MAX);
-            let fetched = self.ladder.get_whole(shard, size, Priority::Bulk, deadline).await;
-            if let Err(error) = fetched {
+            if let Err(error) = self.fetch_whole(shard, size, deadline).await {
                 return Some(Err(error));
-            }
-            if let Err(error) = self.ladder.flush().await {
-                return Some(Err(error.into()));
             }
         }
         Some(Ok(size))
@@ -341,9 +338,8 @@ impl Service {
         report: &Report,
     ) -> anyhow::Result<PublishReply> {
         let path = request.dir.join("manifest.json");
-        let bytes = tokio::fs::read(&path)
-            .await
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            regular::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let manifest = Manifest::parse(&bytes).with_context(|| format!("{}", path.display()))?;
         let model = ModelId::of(&bytes);
         let shards = shard_ids(&manifest)?;
@@ -359,22 +355,29 @@ impl Service {
             imports.push((&shard.filename, shards[index], shard.size));
         }
         let shards_stored = imports.len();
+        let mut pinned = vec![(model.manifest(), bytes.len() as u64)];
         if let Some(tokenizer) = &manifest.tokenizer
             && let (Some(id), Some(size)) = (tokenizer.id, tokenizer.size)
         {
             imports.push((&tokenizer.file, id, size));
         }
-        self.disk.check_room(imports.iter().map(|(_, id, size)| (*id, *size)))?;
+        pinned.extend(imports.iter().map(|(_, id, size)| (*id, *size)));
+        self.disk.check_room(pinned.iter().copied())?;
+        // Pinned only when all of it is here: what is left of a publication that failed or was
+        // interrupted may be evicted.
+        let _hold = self.disk.hold(pinned.iter().map(|(id, _)| *id));
         let bytes_stored = imports.iter().map(|(.., size)| size).sum();
         let bytes_copied = self.import(&request.dir, &imports, report).await?;
         let manifest_size = bytes.len() as u64;
-        self.ladder.put(bytes.into(), true).await?;
-
-        let signed = SignedModel::sign(&self.seed, model, &manifest.model_id, manifest_size)?;
-        let file = storage::published_file(&self.config.data, model);
-        std::fs::create_dir_all(self.published_dir())?;
-        identity::write_private(&file, &serde_json::to_vec(&signed)?)?;
-        self.announce(signed, Arc::new(manifest))?;
+        self.ladder.put(bytes.into(), false).await?;
+        let before = self.disk.model_pins().remove(&model);
+        self.disk.pin_model(model, manifest.model_id.clone(), pinned).await?;
+        if let Err(error) = self.sign_and_announce(manifest, manifest_size) {
+            if before.is_none() {
+                self.disk.unpin_model(model).await?;
+            }
+            return Err(error);
+        }
         let name = self.catalog.get(model).map(|known| known.name().to_owned());
         Ok(PublishReply {
             model: model.to_string(),
@@ -386,7 +389,20 @@ impl Service {
         })
     }
 
-    /// Takes files of a directory into the store, pinned; bytes that had to be copied.
+    /// Signs a model whose objects are pinned. Its signature outlives the node.
+    fn sign_and_announce(&self, manifest: Manifest, manifest_size: u64) -> anyhow::Result<()> {
+        let model = manifest.model_id_hash();
+        let signed = SignedModel::sign(&self.seed, model, &manifest.model_id, manifest_size)?;
+        let file = storage::published_file(&self.config.data, model);
+        let dir = self.published_dir();
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        identity::write_private(&file, &serde_json::to_vec(&signed)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        self.announce(signed, Arc::new(manifest))
+    }
+
+    /// Takes files of a directory into the store; bytes that had to be copied.
     async fn import(
         &self,
         dir: &Path,
@@ -396,7 +412,7 @@ impl Service {
         let mut meter = Meter::new(Instant::now(), imports.iter().map(|(.., size)| size).sum());
         let (mut done, mut copied) = (0, 0);
         for (file, id, size) in imports {
-            let imported = self.ladder.import_file(dir.join(file), *id, true).await?;
+            let imported = self.ladder.import_file(dir.join(file), *id, false).await?;
             done += size;
             copied += if imported.how == Some(ImportMethod::Copied) { *size } else { 0 };
             report(meter.note(Instant::now(), done));
@@ -453,14 +469,16 @@ impl Service {
         request: &TargetRequest,
         report: &Report,
     ) -> anyhow::Result<TargetReply> {
-        let target = self.target(&request.target).await?;
+        let target = self.target(&request.target, request.fetch).await?;
+        // Until all of it is pinned: what is here already must not make room for the rest.
+        let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         if request.fetch {
             if let Some(model) = target.model() {
                 self.admit(model, &request.trust, request.can_ask)?;
             }
             self.fetch_missing(&target, report).await?;
         }
-        storage::pin(&self.disk, &target).await
+        pins::pin(&self.disk, &target).await
     }
 
     /// Whether a model may be used: its publisher is trusted, or the policy lets it be.
@@ -484,13 +502,13 @@ impl Service {
     }
 
     pub async fn unpin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
-        storage::unpin(&self.disk, &self.target(&request.target).await?).await
+        pins::unpin(&self.disk, &self.target(&request.target, false).await?).await
     }
 
     /// Removes a model's objects, or one object, from disk and RAM. A model of
     /// this node's own is not announced again after the next start.
     pub async fn remove(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
-        let target = self.target(&request.target).await?;
+        let target = self.target(&request.target, false).await?;
         let models = self.stored_models();
         let mut plan = storage::plan_removal(&self.disk, &target, &models, request.force).await?;
         plan.reply.last_copies = last_copy::guard(
@@ -499,8 +517,14 @@ impl Service {
             |shard| self.is_elsewhere(shard),
             request.last_copy,
         )?;
+        if let Some(model) = target.model() {
+            self.disk.unpin_model(model).await?;
+        }
         for (shard, _) in &plan.objects {
-            self.ladder.remove(*shard).await?;
+            // A pinned object of which nothing was here went with its pin.
+            if self.disk.groups(*shard).await.is_some() {
+                self.ladder.remove(*shard).await?;
+            }
         }
         if let Some(model) = target.model() {
             storage::withdraw(&self.config.data, model)?;
@@ -539,9 +563,15 @@ impl Service {
         known.filter_map(|(id, known)| StoredModel::new(id, known.manifest.as_deref()?)).collect()
     }
 
-    async fn target(&self, text: &str) -> anyhow::Result<Target> {
-        let objects = self.disk.list().await?;
-        Target::resolve(text, &self.candidates()?, self.stored_models(), &objects)
+    /// What `text` means: a model that is known or pinned here, or an object that is stored
+    /// here. `or_known`: an object of a known model, too.
+    async fn target(&self, text: &str, or_known: bool) -> anyhow::Result<Target> {
+        let (mut models, mut named) = (self.stored_models(), self.candidates()?);
+        pins::add_pinned_and_names(&self.disk, &self.config.data, &mut models, &mut named).await;
+        let stored = self.disk.list().await?.into_iter().map(|object| object.shard);
+        let known = models.iter().filter(|_| or_known).flat_map(StoredModel::objects);
+        let objects = stored.chain(known).collect();
+        Target::resolve(text, &named, models, &objects)
     }
 
     /// A whole object: a manifest or a tokenizer.
@@ -550,16 +580,17 @@ impl Service {
     }
 
     fn announce(&self, signed: SignedModel, manifest: Arc<Manifest>) -> anyhow::Result<()> {
-        let model = signed.model;
+        let (model, size) = (signed.model, signed.manifest_size);
         self.catalog.announce(signed.clone());
-        self.know(model, manifest)?;
+        self.know(model, manifest, size)?;
         self.mesh.publish(signed)?;
         Ok(())
     }
 
     /// From here on the model's objects can be found, kept and served.
-    fn know(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<()> {
-        self.ladder.expect_sizes(sizes(&manifest)?);
+    /// `size` is the manifest's own, in bytes.
+    fn know(&self, model: ModelId, manifest: Arc<Manifest>, size: u64) -> anyhow::Result<()> {
+        self.ladder.expect_sizes(sizes(&manifest)?.into_iter().chain([(model.manifest(), size)]));
         self.mesh.register_model(model, objects(&manifest)?)?;
         self.catalog.add_manifest(model, manifest);
         Ok(())
@@ -585,7 +616,7 @@ impl Service {
     }
 
     async fn restore(&self, path: &Path) -> anyhow::Result<()> {
-        let signed: SignedModel = serde_json::from_slice(&std::fs::read(path)?)?;
+        let signed: SignedModel = serde_json::from_slice(&regular::read(path)?)?;
         signed.verify()?;
         let manifest = self.disk_only_manifest(&signed).await?;
         self.announce(signed, Arc::new(manifest))
@@ -683,7 +714,7 @@ async fn learn_one(service: &Service, signed: &SignedModel) -> anyhow::Result<No
     let bytes = service.whole(signed.model.manifest(), signed.manifest_size).await?;
     let manifest = Manifest::parse(&bytes)?;
     let bytes = manifest.total_size;
-    service.know(signed.model, Arc::new(manifest))?;
+    service.know(signed.model, Arc::new(manifest), signed.manifest_size)?;
     Ok(NodeEvent::Model {
         id: signed.model.to_string(),
         name: signed.name.clone(),

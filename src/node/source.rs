@@ -28,7 +28,7 @@ use doppler_infer::session::Session;
 use doppler_infer::slots::SlotBudget;
 use doppler_infer::tokenizer::Tokenizer;
 use doppler_store::manifest::Manifest;
-use doppler_store::{ModelId, PolicyKind, RangeReader};
+use doppler_store::{ModelId, PolicyKind, RangeReader, regular};
 
 /// A local model that is ready for sessions.
 pub struct Opened {
@@ -68,7 +68,7 @@ pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> 
     }
     let known = running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/v1/models").ok());
     let known = known.unwrap_or_default();
-    let manifest = std::fs::read(path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
+    let manifest = regular::read(&path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
     let is_model = manifest.is_ok() || path.join("config.json").is_file();
     match known.iter().find(|model| model.name == text || model.id == text) {
         None => Ok(ModelArgument::Directory),

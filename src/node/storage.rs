@@ -1,11 +1,11 @@
-//! What can be done with what is stored: pin, unpin, remove, check. The running
+//! What can be done with what is stored: remove, check; `pins` has the rest. The running
 //! node calls this, and so do the commands on a data directory that no node has open.
 //!
 //! Owns what a target is (a model or one object) and which objects go with it.
-//! Refuses to remove what is pinned unless told to, and never removes what
-//! another model here has too.
+//! Refuses to remove what is pinned unless told to, and with a model never removes what
+//! another model here has or pins too.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
+use super::pins;
 use super::resolve::{Candidate, PREFIX_MIN, Standing, Unresolved, did_you_mean, resolve};
 use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
 use doppler_store::ladder::Ladder;
@@ -39,6 +40,25 @@ impl StoredModel {
         objects.extend(sizes(manifest).ok()?.into_iter().map(|(shard, size)| (shard, Some(size))));
         Some(Self { id, name: manifest.model_id.clone(), objects })
     }
+
+    /// A model with these objects, and their sizes in bytes where they are known.
+    pub const fn with_objects(
+        id: ModelId,
+        name: String,
+        objects: Vec<(ShardId, Option<u64>)>,
+    ) -> Self {
+        Self { id, name, objects }
+    }
+
+    /// Ids of its objects.
+    pub fn objects(&self) -> impl Iterator<Item = ShardId> {
+        self.objects.iter().map(|(shard, _)| *shard)
+    }
+
+    /// The size in bytes of one of its objects, if the model knows it.
+    pub fn size_of(&self, shard: ShardId) -> Option<u64> {
+        self.objects.iter().find(|(id, _)| *id == shard).and_then(|(_, size)| *size)
+    }
 }
 
 /// What a command is about.
@@ -49,8 +69,8 @@ pub enum Target {
 }
 
 impl Target {
-    /// Finds the model or the stored object that `text` names. `models` are those of `named`
-    /// whose manifests are here.
+    /// Finds the model or the object that `text` names. `models` are those of `named` whose
+    /// objects are known, `objects` may be named by themselves.
     ///
     /// # Errors
     /// If there is none, or more than one.
@@ -58,7 +78,7 @@ impl Target {
         text: &str,
         named: &[Candidate],
         models: Vec<StoredModel>,
-        objects: &[ObjectInfo],
+        objects: &BTreeSet<ShardId>,
     ) -> anyhow::Result<Self> {
         let near = match resolve(text, named) {
             Ok(id) => {
@@ -72,13 +92,13 @@ impl Target {
         };
         let lower = text.to_lowercase();
         let begins = |id: String| lower.len() >= PREFIX_MIN && id.starts_with(&lower);
-        let mut stored = objects.iter().filter(|object| begins(object.shard.to_string()));
+        let mut stored = objects.iter().filter(|shard| begins(shard.to_string()));
         let first = stored.next().with_context(|| {
             let near = did_you_mean(&near);
             format!("{text:?} is neither a model known here nor an object stored here{near}")
         })?;
         ensure!(stored.next().is_none(), "{text:?} is more than one object: give more of its id");
-        Ok(Self::Object(first.shard))
+        Ok(Self::Object(*first))
     }
 
     pub fn model(&self) -> Option<ModelId> {
@@ -104,33 +124,38 @@ impl Target {
     }
 }
 
-/// The models whose manifests lie whole in a store that no node has open.
+/// The models whose manifests lie whole in a store that no node has open, and those that pin
+/// something in it.
 pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> {
     let mut models = Vec::new();
     for object in disk.list().await? {
-        let Some(first) = ByteRange::new(0, object.size.min(1)) else { continue };
-        if !object.whole || object.size > MANIFEST_BYTES_MAX as u64 {
-            continue;
-        }
-        // A manifest is a JSON object; most objects are told from it by their first byte.
-        let begins = disk.read(object.shard, first).await.ok().flatten();
-        let Some(whole) = ByteRange::new(0, object.size) else { continue };
-        if begins.is_none_or(|read| read.bytes().first() != Some(&b'{')) {
-            continue;
-        }
-        if let Ok(Some(bytes)) = disk.read(object.shard, whole).await
-            && let Ok(manifest) = Manifest::parse(bytes.bytes())
-        {
-            models.extend(StoredModel::new(ModelId::from(*object.shard.as_bytes()), &manifest));
+        if object.whole {
+            models.extend(stored_model(disk, ModelId::from(*object.shard.as_bytes())).await);
         }
     }
+    pins::add_pinned(disk, &mut models).await;
     Ok(models)
 }
 
-/// The names of models in a store that no node has open. Who signed them is not kept, but for
-/// the node's own.
-pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
-    let candidate = |model: &StoredModel| Candidate {
+/// A model whose manifest lies whole in the store.
+pub async fn stored_model(disk: &DiskTier, id: ModelId) -> Option<StoredModel> {
+    let shard = id.manifest();
+    let size = disk.groups(shard).await.filter(|_| disk.is_whole(shard))?.size();
+    if size > MANIFEST_BYTES_MAX as u64 {
+        return None;
+    }
+    // A manifest is a JSON object; most objects are told from it by their first byte.
+    let begins = disk.read(shard, ByteRange::new(0, 1)?).await.ok()??;
+    if begins.bytes().first() != Some(&b'{') {
+        return None;
+    }
+    let read = disk.read(shard, ByteRange::new(0, size)?).await.ok()??;
+    StoredModel::new(id, &Manifest::parse(read.bytes()).ok()?)
+}
+
+/// A model by its name in its manifest. Who signed it is not kept, but for the node's own.
+pub fn candidate(data: &Path, model: &StoredModel) -> Candidate {
+    Candidate {
         id: model.id,
         name: model.name.clone(),
         publisher: String::new(),
@@ -138,8 +163,12 @@ pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
             true => Standing::Own,
             false => Standing::Stranger,
         },
-    };
-    models.iter().map(candidate).collect()
+    }
+}
+
+/// The names of models in a store that no node has open.
+pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
+    models.iter().map(|model| candidate(data, model)).collect()
 }
 
 /// Which model `text` means in a store that no node has open.
@@ -150,15 +179,15 @@ pub async fn find_model(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Res
     Ok(resolve(text, &candidates(data, &stored_models(disk).await?))?)
 }
 
-/// What is held of a target's objects, those of which nothing is left out.
-async fn held(disk: &DiskTier, target: &Target) -> anyhow::Result<Vec<ObjectInfo>> {
+/// What is known in the store of a target's objects.
+pub async fn held(disk: &DiskTier, target: &Target) -> anyhow::Result<Vec<ObjectInfo>> {
     let ids: HashSet<ShardId> = target.objects().into_iter().map(|(shard, _)| shard).collect();
     let mut list = disk.list().await?;
     list.retain(|object| ids.contains(&object.shard));
     Ok(list)
 }
 
-fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
+pub fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
     let whole = held.iter().filter(|object| object.whole).count();
     let all: HashSet<ShardId> = target.objects().into_iter().map(|(shard, _)| shard).collect();
     TargetReply {
@@ -169,24 +198,6 @@ fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
         shared: 0,
         last_copies: 0,
     }
-}
-
-/// Pins what is here of a target.
-pub async fn pin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
-    let held = held(disk, target).await?;
-    for object in &held {
-        disk.pin(object.shard).await?;
-    }
-    Ok(reply(target, &held))
-}
-
-pub async fn unpin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
-    let mut held = held(disk, target).await?;
-    held.retain(|object| object.pinned);
-    for object in &held {
-        disk.unpin(object.shard).await?;
-    }
-    Ok(reply(target, &held))
 }
 
 /// What a removal will remove, and what will be said of it.
@@ -212,14 +223,20 @@ pub async fn plan_removal(
             .filter(|other| other.id != model.id && disk.is_whole(other.id.manifest()));
         let theirs: HashSet<ShardId> =
             others.flat_map(|other| other.objects.iter().map(|(shard, _)| *shard)).collect();
+        let pinned_by_others =
+            |shard: ShardId| disk.pinned_by(shard).iter().any(|other| *other != model.id);
         let before = objects.len();
-        objects.retain(|object| !theirs.contains(&object.shard));
+        objects.retain(|object| !theirs.contains(&object.shard) && !pinned_by_others(object.shard));
         shared = before - objects.len();
     }
     let pinned = objects.iter().filter(|object| object.pinned).count();
+    let unpin = match target {
+        Target::Model(model) if !disk.model_pins().contains_key(&model.id) => "unpin them by id",
+        _ => "unpin it first",
+    };
     ensure!(
         force || pinned == 0,
-        "{}: {pinned} of {} stored objects are pinned; unpin it first, or give --force",
+        "{}: {pinned} of {} stored objects are pinned; {unpin}, or give --force",
         target.describe(),
         objects.len()
     );

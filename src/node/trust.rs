@@ -4,7 +4,7 @@
 //! the running node and `doppler-node trust` see each other's changes at once. Bounded,
 //! replaced whole; a damaged file is an error, never an empty list.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::identity::write_private;
+use doppler_store::regular;
 use doppler_store::signature::PublicKey;
 
 /// Publishers kept.
@@ -96,7 +97,7 @@ impl TrustStore {
     pub fn list(&self) -> anyhow::Result<Vec<Trusted>> {
         let path = self.path.display();
         let mut text = Vec::new();
-        match File::open(&self.path) {
+        match regular::open(&self.path) {
             Ok(file) => file
                 .take(FILE_BYTES_MAX + 1)
                 .read_to_end(&mut text)

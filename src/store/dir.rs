@@ -7,7 +7,6 @@
 //! the file are detected.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +20,7 @@ use tokio::sync::{OnceCell, watch};
 use super::error::StoreError;
 use super::files;
 use super::verified::{Hashed, OBJECT_BYTES_MAX, Outboard, VerifiedRange, align};
-use super::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
+use super::{ByteRange, Found, RangeReader, ReadError, ReadRequest, ShardId, Tier, regular};
 
 /// One shard of a directory, as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +94,7 @@ fn check_file(of: &DirShard) -> Result<Result<Outboard, String>, ReadError> {
     let name = of.path.display();
     let io_error =
         |source: io::Error| ReadError::Io { what: of.path.display().to_string(), source };
-    let file = File::open(&of.path).map_err(io_error)?;
+    let file = regular::open(&of.path).map_err(io_error)?;
     let size = file.metadata().map_err(io_error)?.len();
     if size != of.size {
         return Ok(Err(format!("{name} has {size} bytes, but its manifest says {}", of.size)));
@@ -113,7 +112,7 @@ fn read_range(
     range: ByteRange,
 ) -> Result<VerifiedRange, ReadError> {
     let mut bytes = BytesMut::zeroed(range.len() as usize);
-    File::open(path)
+    regular::open(path)
         .and_then(|file| files::read_at(&file, &mut bytes, range.start()))
         .map_err(|source| ReadError::Io { what: path.display().to_string(), source })?;
     outboard.prove(range, bytes.freeze()).map_err(|error| ReadError::Corrupt {

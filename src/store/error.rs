@@ -1,6 +1,7 @@
 //! Errors of opening the store and of storing objects. Reads have their own
 //! [`ReadError`](super::ReadError).
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,12 +33,14 @@ pub enum StoreError {
     NotHeld(ShardId),
     #[error("the store needs a data directory to {0}")]
     NoDisk(&'static str),
-    /// The file system has no room left, although the budget may allow more.
+    /// The file system has no room left, although the budget may allow more. What is lacking is
+    /// said where it is known.
     #[error(
-        "{what}: the disk is full; free space on it, or drop cached shards: \
-         doppler-node gc --disk-budget SIZE"
+        "{what}: the disk is full{}; free space on it, or drop cached shards: \
+         doppler-node gc --disk-budget SIZE",
+        lack.map(|lack| format!(": {lack}")).unwrap_or_default()
     )]
-    Full { what: String },
+    Full { what: String, lack: Option<Lack> },
     /// The data directory is read-only or belongs to another user.
     #[error("{what}: {source}; a node must be able to read and write its data directory")]
     Denied { what: String, source: io::Error },
@@ -45,12 +48,44 @@ pub enum StoreError {
     Io { what: String, source: io::Error },
 }
 
+/// What a full disk lacks, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lack {
+    pub needed: u64,
+    pub available: u64,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { needed, available } = *self;
+        match needed.checked_sub(available).filter(|missing| *missing > 0) {
+            Some(missing) => write!(
+                f,
+                "{missing} bytes are missing ({needed} bytes needed, {available} available)"
+            ),
+            // The file system has the bytes, but does not give them.
+            None => write!(
+                f,
+                "{needed} bytes needed, {available} free, but a quota or the number of files is \
+                 used up"
+            ),
+        }
+    }
+}
+
 impl StoreError {
+    /// Whether the disk is full.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+
     /// Classifies an I/O error by what can be done about it.
     pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { what },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full { what, lack: None }
+            }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 Self::Denied { what, source }
             }

@@ -10,25 +10,31 @@
 //! DIR/objects/ab/abcd...part    an object of which some groups are held
 //! DIR/objects/ab/abcd...have    which groups (see `groups`); written after they are synced
 //! DIR/objects/ab/abcd...obao    the object's outboard; absent if it would be empty
-//! DIR/objects/ab/abcd...pin     present if the object must not be evicted
+//! DIR/objects/ab/abcd...pin     present if the object is pinned by itself; contains its size
+//! DIR/pins/                     what each pinned model pins (see `pins`)
+//! DIR/set-aside/                what lay here in the place of files and is none
 //! ```
 //!
 //! Invariant: a file without an extension is a whole object. It gets that name
-//! by a rename, after its bytes and its outboard are synced.
+//! by a rename, after its bytes and its outboard are synced. Only regular files
+//! are opened, so nothing here waits for another process.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::ShardId;
 use super::error::StoreError;
+use super::{ModelId, ShardId, regular};
 
 /// The most bytes of the lock file that are read to find a process id.
 const LOCK_BYTES_MAX: u64 = 32;
 
 /// Bytes written to find out whether the disk is full.
 const PROBE_BYTES: usize = 64 * 1024;
+
+/// Things of one name that can be set aside.
+const SET_ASIDE_MAX: usize = 1000;
 
 /// The path of a whole object in a data directory. The file may be read by anyone who verifies the
 /// bytes, and the store may evict it at any time.
@@ -59,21 +65,20 @@ impl Layout {
     pub fn create(root: &Path) -> Result<Self, StoreError> {
         let layout = Self { root: root.to_owned(), temps: AtomicU64::new(0) };
         let tmp = layout.tmp_dir();
-        fs::create_dir_all(&tmp).map_err(StoreError::file(&tmp))?;
+        layout.directory(&tmp)?;
         for entry in fs::read_dir(&tmp).map_err(StoreError::file(&tmp))? {
             let path = entry.map_err(StoreError::file(&tmp))?.path();
             let removed =
                 if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(StoreError::file(&path))?;
+            if let Err(error) = removed {
+                // `temp` chooses other names.
+                tracing::warn!(path = %path.display(), %error, "a temporary file is left");
+            }
         }
         let objects = layout.objects_dir();
-        let mut made = false;
+        let mut made = layout.directory(&layout.pins_dir())?;
         for first in 0..=u8::MAX {
-            let dir = objects.join(format!("{first:02x}"));
-            if !dir.is_dir() {
-                fs::create_dir_all(&dir).map_err(StoreError::file(&dir))?;
-                made = true;
-            }
+            made |= layout.directory(&objects.join(format!("{first:02x}")))?;
         }
         if made {
             sync_dir(&objects).map_err(StoreError::file(&objects))?;
@@ -82,10 +87,46 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Creates a directory if it is missing. Anything else of its name is set aside. True if it
+    /// was created.
+    fn directory(&self, dir: &Path) -> Result<bool, StoreError> {
+        if dir.is_dir() {
+            return Ok(false);
+        }
+        if let Ok(found) = fs::symlink_metadata(dir) {
+            self.set_aside(dir, found.file_type());
+        }
+        fs::create_dir_all(dir).map_err(StoreError::file(dir))?;
+        Ok(true)
+    }
+
+    /// Moves what is not a file, but has a file's name, to `set-aside/`. A failure is logged:
+    /// then it stays where it is, and whoever needs the name gets an error.
+    pub fn set_aside(&self, path: &Path, found: fs::FileType) {
+        let (what, aside) = (regular::describe(found), self.root.join("set-aside"));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut names = (0..SET_ASIDE_MAX).map(|n| match n {
+            0 => aside.join(&*name),
+            n => aside.join(format!("{name}.{n}")),
+        });
+        let free = names.find(|name| fs::symlink_metadata(name).is_err());
+        let moved = fs::create_dir_all(&aside).and_then(|()| match &free {
+            Some(to) => fs::rename(path, to),
+            None => Err(io::ErrorKind::AlreadyExists.into()),
+        });
+        let (path, to) = (path.display(), free.unwrap_or(aside));
+        match moved {
+            Ok(()) => tracing::warn!("{path}: {what} was here; it is now {}", to.display()),
+            Err(error) => {
+                tracing::warn!("{path} is {what}; it cannot be moved to {}: {error}", to.display());
+            }
+        }
+    }
+
     /// Checks that the disk is writable: writes [`PROBE_BYTES`] and deletes them.
     pub fn probe(&self) -> Result<(), StoreError> {
         let temp = self.temp();
-        let written = File::create(&temp).and_then(|mut file| {
+        let written = File::create_new(&temp).and_then(|mut file| {
             file.write_all(&[0x5A; PROBE_BYTES])?;
             file.sync_all()
         });
@@ -105,10 +146,24 @@ impl Layout {
         self.root.join("objects")
     }
 
-    /// A name for a new temporary file on the same file system.
+    pub fn pins_dir(&self) -> PathBuf {
+        self.root.join("pins")
+    }
+
+    /// The file that says what a model pins.
+    pub fn pin_record(&self, model: ModelId) -> PathBuf {
+        self.pins_dir().join(model.to_string())
+    }
+
+    /// A name for a new temporary file on the same file system. Nothing has it.
     pub fn temp(&self) -> PathBuf {
-        let n = self.temps.fetch_add(1, Ordering::Relaxed);
-        self.tmp_dir().join(n.to_string())
+        loop {
+            let n = self.temps.fetch_add(1, Ordering::Relaxed);
+            let temp = self.tmp_dir().join(n.to_string());
+            if fs::symlink_metadata(&temp).is_err() {
+                return temp;
+            }
+        }
     }
 
     /// The directory that an object's files are in.
@@ -128,11 +183,9 @@ impl Layout {
     }
 
     /// Calls `found` for every object file, with the id and kind that its name says.
-    /// Skips other names.
-    pub fn scan(
-        &self,
-        mut found: impl FnMut(ShardId, FileKind, fs::DirEntry),
-    ) -> Result<(), StoreError> {
+    /// Skips other names. Sets aside what has such a name and is not a file; a whole
+    /// object may be a link to one.
+    pub fn scan(&self, mut found: impl FnMut(ShardId, FileKind, &Path)) -> Result<(), StoreError> {
         for first in 0..=u8::MAX {
             let dir = self.objects_dir().join(format!("{first:02x}"));
             for entry in fs::read_dir(&dir).map_err(StoreError::file(&dir))? {
@@ -147,10 +200,22 @@ impl Layout {
                     Some((id, "pin")) => (id, FileKind::Pin),
                     Some(_) => continue,
                 };
-                if let Ok(shard) = id.parse::<ShardId>()
-                    && shard.as_bytes()[0] == first
-                {
-                    found(shard, kind, entry);
+                let shard = id.parse::<ShardId>().ok();
+                let Some(shard) = shard.filter(|shard| shard.as_bytes()[0] == first) else {
+                    continue;
+                };
+                let path = entry.path();
+                match entry.file_type() {
+                    Ok(of) if of.is_file() => found(shard, kind, &path),
+                    Ok(of)
+                        if of.is_symlink()
+                            && kind == FileKind::Whole
+                            && regular::is_file(&path) =>
+                    {
+                        found(shard, kind, &path);
+                    }
+                    Ok(of) => self.set_aside(&path, of),
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "left out"),
                 }
             }
         }
@@ -162,7 +227,7 @@ impl Layout {
     pub fn write_atomic(&self, to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let temp = self.temp();
         let written = (|| {
-            let mut file = File::create(&temp)?;
+            let mut file = File::create_new(&temp)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&temp, to)
@@ -178,13 +243,9 @@ impl Layout {
 pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
     fs::create_dir_all(root).map_err(StoreError::file(root))?;
     let path = root.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(StoreError::file(&path))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = regular::open_own(&mut options, &path).map_err(StoreError::file(&path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -215,7 +276,9 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 
 /// Opens a file for reading and writing at offsets, and makes it `size` bytes long.
 pub(super) fn open_sized(path: &Path, size: u64) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = regular::open_own(&mut options, path)?;
     if file.metadata()?.len() != size {
         file.set_len(size)?;
     }
@@ -251,9 +314,12 @@ pub(super) fn write_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
 }
 
 /// Whether this file must not be written in place: another name shares its
-/// bytes (a hard link made by an import), or it is read-only.
+/// bytes (a hard link made by an import, or a symbolic one), or it is read-only.
 pub(super) fn is_foreign(path: &Path) -> io::Result<bool> {
     let meta = fs::metadata(path)?;
+    if fs::symlink_metadata(path)?.is_symlink() {
+        return Ok(true);
+    }
     #[cfg(unix)]
     let shared = std::os::unix::fs::MetadataExt::nlink(&meta) > 1;
     #[cfg(not(unix))]
@@ -291,7 +357,7 @@ pub(super) fn import(source: &Path, to: &Path) -> io::Result<ImportMethod> {
 
 #[cfg(target_os = "linux")]
 fn clone(source: &Path, to: &Path) -> io::Result<()> {
-    let (from, to) = (File::open(source)?, File::create_new(to)?);
+    let (from, to) = (regular::open(source)?, File::create_new(to)?);
     rustix::fs::ioctl_ficlone(to, from)?;
     Ok(())
 }
@@ -303,7 +369,19 @@ fn clone(_: &Path, _: &Path) -> io::Result<()> {
 
 /// Copies bytes but not the mode, so that a copy of a read-only file can be repaired.
 pub(super) fn copy(source: &Path, to: &Path) -> io::Result<u64> {
-    io::copy(&mut File::open(source)?, &mut File::create(to)?)
+    io::copy(&mut regular::open(source)?, &mut File::create(to)?)
+}
+
+/// Free bytes on the file system of a directory; `None` where the system does not say.
+#[cfg(unix)]
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+pub(super) fn free_bytes(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(test)]
@@ -341,5 +419,7 @@ mod tests {
         fs::write(&temp, "left over").unwrap();
         Layout::create(dir.path()).unwrap();
         assert!(!temp.exists());
+        fs::create_dir(&temp).unwrap();
+        assert_ne!(layout.temp(), temp, "a name that is taken is not given");
     }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use super::ShardId;
+use super::{ShardId, regular};
 
 /// Changes with the record format; an index of another version is discarded.
 const VERSION: &[u8] = b"doppler-store-2";
@@ -112,9 +112,29 @@ impl Index {
     }
 }
 
+/// sled opens its files itself, and would wait at a FIFO.
+fn only_files(dir: &Path) -> Result<(), String> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| e.to_string())?;
+        let of = entry.file_type().map_err(|e| e.to_string())?;
+        if of.is_dir() {
+            only_files(&entry.path())?;
+        } else if !of.is_file() {
+            return Err(format!("{} is {}", entry.path().display(), regular::describe(of)));
+        }
+    }
+    Ok(())
+}
+
 /// sled may panic on damaged files, so panics are caught.
 fn try_open(dir: &Path) -> Result<(sled::Db, HashMap<ShardId, Record>), String> {
     let opened = catch_unwind(|| {
+        only_files(dir)?;
         let db = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE_BYTES)

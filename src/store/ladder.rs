@@ -173,6 +173,11 @@ impl Ladder {
         lock(&self.inner.sizes).extend(sizes);
     }
 
+    /// The size in bytes that a manifest gives an object.
+    pub fn expected_size(&self, shard: ShardId) -> Option<u64> {
+        self.inner.expected_size(shard)
+    }
+
     /// Stores an object. It is durable on return if there is a disk tier.
     pub async fn put(&self, bytes: Bytes, pin: bool) -> Result<ShardId, StoreError> {
         if let Some(disk) = &self.inner.disk {

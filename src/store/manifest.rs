@@ -428,6 +428,16 @@ impl Manifest {
         shard.ok_or_else(|| ManifestError::Missing(format!("shard {index}")))?.id()
     }
 
+    /// The model's objects in the order that every node derives from its manifest, with their
+    /// sizes in bytes: the shards, then the tokenizer if it has an address.
+    pub fn objects(&self) -> Result<Vec<(ShardId, u64)>, ManifestError> {
+        let shards = self.shards.iter().map(|shard| Ok((shard.id()?, shard.size)));
+        let mut objects = shards.collect::<Result<Vec<_>, ManifestError>>()?;
+        let tokenizer = self.tokenizer.as_ref();
+        objects.extend(tokenizer.and_then(|tokenizer| tokenizer.id.zip(tokenizer.size)));
+        Ok(objects)
+    }
+
     /// All experts, sorted by layer, then by number.
     pub fn expert_groups(&self) -> impl ExactSizeIterator<Item = &ExpertGroup> {
         self.experts.values()

@@ -5,8 +5,6 @@
 //! it, because real manifests have sha256 values under that key.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -167,13 +165,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ManifestError> {
         path: path.display().to_string(),
         problem: e.to_string(),
     };
-    let mut bytes = Vec::new();
-    let limit = MANIFEST_BYTES_MAX as u64 + 1;
-    File::open(path).map_err(io)?.take(limit).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() > MANIFEST_BYTES_MAX {
-        return Err(ManifestError::TooLarge(bytes.len()));
-    }
-    Ok(bytes)
+    let bytes = super::regular::read_at_most(path, MANIFEST_BYTES_MAX as u64).map_err(io)?;
+    bytes.ok_or(ManifestError::TooLarge(MANIFEST_BYTES_MAX + 1))
 }
 
 fn read_body(raw: Raw, tensors_file: Option<&[u8]>) -> Result<ManifestBody, ManifestError> {

@@ -18,7 +18,7 @@ use super::groups::Groups;
 use super::verified::{
     DecodeError, GROUP_BYTES, NODE_BYTES, Outboard, VerifiedRange, align, outboard_bytes,
 };
-use super::{ByteRange, ShardId};
+use super::{ByteRange, ShardId, regular};
 
 /// Bytes written to a `.part` file between two syncs.
 pub(super) const SYNC_BATCH_BYTES: u64 = 8 * 1024 * 1024;
@@ -73,9 +73,9 @@ pub(super) fn read(
     outboard: Option<Outboard>,
 ) -> Result<(VerifiedRange, Outboard), ReadFault> {
     let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
-    let fault = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => ReadFault::Vanished,
-        _ => ReadFault::Io(StoreError::io(path.display().to_string(), e)),
+    let fault = |e: io::Error| match is_gone(&e) {
+        true => ReadFault::Vanished,
+        false => ReadFault::Io(StoreError::io(path.display().to_string(), e)),
     };
     let size = held.groups.size();
     let range = align(range, size).ok_or(ReadFault::Damaged(DecodeError::OutOfRange {
@@ -83,7 +83,7 @@ pub(super) fn read(
         range,
         size,
     }))?;
-    let file = File::open(&path).map_err(fault)?;
+    let file = regular::open(&path).map_err(fault)?;
     let mut bytes = BytesMut::zeroed(range.len() as usize);
     files::read_at(&file, &mut bytes, range.start()).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => {
@@ -100,6 +100,11 @@ pub(super) fn read(
     Ok((verified, outboard))
 }
 
+/// Whether the file is no longer there, or something that is not a file has its name.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || regular::is_not_a_file(error)
+}
+
 fn read_outboard(layout: &Layout, shard: ShardId, size: u64) -> Result<Outboard, ReadFault> {
     let expected = outboard_bytes(size) as usize;
     let length = |got| ReadFault::Damaged(DecodeError::OutboardLength { shard, got, expected });
@@ -108,9 +113,9 @@ fn read_outboard(layout: &Layout, shard: ShardId, size: u64) -> Result<Outboard,
     }
     let path = layout.path(shard, FileKind::Outboard);
     let mut nodes = BytesMut::zeroed(expected);
-    match File::open(&path).and_then(|file| files::read_at(&file, &mut nodes, 0)) {
+    match regular::open(&path).and_then(|file| files::read_at(&file, &mut nodes, 0)) {
         Ok(()) => Outboard::parse(shard, size, nodes.freeze()).map_err(ReadFault::Damaged),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(length(0)),
+        Err(e) if is_gone(&e) => Err(length(0)),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
             Err(length(fs::metadata(&path).map_or(0, |meta| meta.len() as usize)))
         }
@@ -184,7 +189,7 @@ fn sync_contents(layout: &Layout, shard: ShardId, size: u64) -> Result<(), Store
         paths.push(layout.path(shard, FileKind::Outboard));
     }
     for path in paths {
-        File::open(&path).and_then(|f| f.sync_all()).map_err(StoreError::file(&path))?;
+        regular::open(&path).and_then(|f| f.sync_all()).map_err(StoreError::file(&path))?;
     }
     Ok(())
 }
@@ -257,9 +262,9 @@ pub(super) enum Survey {
 pub(super) fn survey(layout: &Layout, shard: ShardId, held: &Held) -> Result<Survey, StoreError> {
     let size = held.groups.size();
     let path = layout.path(shard, if held.whole { FileKind::Whole } else { FileKind::Part });
-    let file = match File::open(&path) {
+    let file = match regular::open(&path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+        Err(e) if is_gone(&e) => {
             return Ok(Survey::Damaged(Groups::none(size)));
         }
         Err(e) => return Err(StoreError::io(path.display().to_string(), e)),
@@ -331,7 +336,11 @@ pub(super) fn demote(
     if held.whole {
         let (part, whole) =
             (layout.path(shard, FileKind::Part), layout.path(shard, FileKind::Whole));
-        if files::is_foreign(&whole).unwrap_or(false) {
+        if let Ok(found) = fs::symlink_metadata(&whole)
+            && !regular::is_file(&whole)
+        {
+            layout.set_aside(&whole, found.file_type());
+        } else if files::is_foreign(&whole).unwrap_or(false) {
             let temp = layout.temp();
             let copied = files::copy(&whole, &temp)
                 .and_then(|_| File::open(&temp)?.sync_all())

@@ -8,17 +8,19 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::disk::Kept;
 use super::ladder::{Inner, Ladder, lock};
 use super::verified::{SERVE_BYTES_MAX, align};
-use super::{ByteRange, Priority, ReadError, ReadRequest, ShardId};
+use super::{ByteRange, Priority, ReadError, ReadRequest, ShardId, ShardSource};
 
 /// The most objects repaired in the background at a time.
 const REPAIRS_MAX: usize = 4;
 
 impl Ladder {
-    /// Fetches and stores the missing groups of an object whose size the disk tier
-    /// knows. They are durable when this returns. Returns the bytes fetched.
+    /// Fetches and stores the missing groups of an object that the disk tier knows. They are
+    /// durable when this returns. Returns the bytes fetched.
     pub async fn repair(&self, shard: ShardId) -> Result<u64, ReadError> {
         self.inner.repair(shard, None).await
     }
@@ -51,7 +53,14 @@ impl Inner {
             ));
         };
         let Some(held) = disk.groups(shard).await else { return Ok(0) };
-        let size = self.expected_size(shard).unwrap_or(held.size());
+        let size = match self.expected_size(shard).unwrap_or(held.size()) {
+            0 if shard == ShardId::of(b"") => {
+                disk.put(Bytes::new(), false).await?;
+                return Ok(0);
+            }
+            0 => self.size_at_peers(&peers, shard).await?,
+            known => known,
+        };
         let Some(whole) = ByteRange::new(0, size) else { return Ok(0) };
         let pieces = if held.size() == size {
             held.runs(whole, SERVE_BYTES_MAX)
@@ -79,5 +88,17 @@ impl Inner {
             disk.flush().await?;
         }
         Ok(fetched)
+    }
+
+    /// What a peer says of a size that nobody here knows. The object's last group proves it.
+    async fn size_at_peers(
+        &self,
+        peers: &Arc<dyn ShardSource>,
+        shard: ShardId,
+    ) -> Result<u64, ReadError> {
+        let Some(range) = ByteRange::new(0, 1) else { return Ok(0) };
+        let (priority, deadline) = (Priority::Bulk, None);
+        let request = ReadRequest { shard, range, priority, deadline };
+        Ok(self.fetch_only(peers, request).await?.size())
     }
 }

@@ -4,10 +4,12 @@
 //!
 //! Invariant: the file is whole or absent. It does not count against the budget.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+use super::{files, regular};
 
 /// Size of the reserve, enough for several index segments (512 KiB each in sled) and
 /// thousands of have-files.
@@ -45,7 +47,8 @@ impl Reserve {
             return Ok(());
         }
         // Do not fill the disk just to find out that it is full: other programs use it too.
-        if free_bytes(&self.path).is_some_and(|free| free < 2 * self.bytes) {
+        let free = self.path.parent().and_then(files::free_bytes);
+        if free.is_some_and(|free| free < 2 * self.bytes) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let written = self.write();
@@ -58,7 +61,9 @@ impl Reserve {
     /// Writes noise, because a compressing file system would not reserve space for zeroes.
     fn write(&self) -> io::Result<()> {
         let mut noise = blake3::Hasher::new().update(b"reserve").finalize_xof();
-        let mut file = File::create(&self.path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        let mut file = regular::open_own(&mut options, &self.path)?;
         let mut block = vec![0; BLOCK_BYTES];
         let mut left = self.bytes as usize;
         while left > 0 {
@@ -70,18 +75,6 @@ impl Reserve {
         // Some file systems report a full disk only on sync.
         file.sync_all()
     }
-}
-
-/// Free bytes on the file system of the directory that contains `path`.
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path.parent()?).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
-    None
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@ mod crash;
 mod demo;
 mod goldens;
 mod output;
+mod pins_cli;
+#[cfg(target_os = "linux")]
+#[path = "../common/small.rs"]
+mod small;
 mod storage_cli;
 mod swarm_cli;
 mod trust_cli;

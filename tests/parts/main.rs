@@ -4,6 +4,9 @@
 mod hostile;
 mod licences;
 mod mesh;
+#[cfg(target_os = "linux")]
+#[path = "../common/small.rs"]
+mod small;
 mod store;
 mod tidy;
 mod transports;

@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
 use super::{LoadError, Result, io_error, missing};
-use doppler_store::DType;
 use doppler_store::manifest::read_eos;
+use doppler_store::{DType, regular};
 
 /// The longest safetensors header that is read, in bytes (the format's own limit is 100 MB).
 const HEADER_BYTES_MAX: u64 = 64 << 20;
@@ -130,7 +130,7 @@ impl HuggingFace {
     /// Opens a weight file and reads its header.
     fn add_file(&mut self, path: PathBuf) -> Result<BTreeMap<String, Tensor>> {
         let io = io_error(&path);
-        let mut file = File::open(&path).map_err(&io)?;
+        let mut file = regular::open(&path).map_err(&io)?;
         let size = file.metadata().map_err(&io)?.len();
         let entries = read_header(&mut file, size, self.files.len())
             .map_err(|problem| LoadError::File { file: path.display().to_string(), problem })?;
@@ -289,7 +289,7 @@ fn lfs_pointer(bytes: &[u8]) -> Option<String> {
 pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let io = io_error(path);
     let mut bytes = Vec::new();
-    File::open(path).map_err(&io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    regular::open(path).map_err(&io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limit {
         return Err(LoadError::File {
             file: path.display().to_string(),

@@ -3,7 +3,6 @@
 //! Every byte returned was verified: a shard is hashed in full when it is read, the tokenizer is
 //! compared with the manifest. One shard is kept in memory at a time.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +12,7 @@ use super::checkpoint::{Checkpoint, Form, Stored};
 use super::hf::{JSON_BYTES_MAX, read_bounded};
 use super::{LoadError, Result, io_error};
 use doppler_store::dir::{DirReader, DirShard};
-use doppler_store::{Manifest, RangeReader, ShardId};
+use doppler_store::{Manifest, RangeReader, ShardId, regular};
 use std::collections::BTreeMap;
 
 /// An opened directory.
@@ -43,7 +42,7 @@ impl Rdrr {
     fn load(&self, index: u32) -> Result<Vec<u8>> {
         let shard = &self.manifest.shards[index as usize];
         let path = self.dir.join(&shard.filename);
-        let bytes = fs::read(&path).map_err(io_error(&path))?;
+        let bytes = regular::read(&path).map_err(io_error(&path))?;
         if bytes.len() as u64 != shard.size || !shard.hash.matches(&bytes) {
             let problem = "damaged: its hash is not the one in the manifest".to_owned();
             return Err(LoadError::File { file: path.display().to_string(), problem });

@@ -24,11 +24,14 @@ use doppler_store::disk::{DiskOptions, DiskTier};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::verified::{GROUP_BYTES, Outboard, VerifiedRange, align};
 use doppler_store::{
-    ByteRange, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardSource, StoreError,
+    ByteRange, ModelId, Priority, RangeReader, ReadError, ReadRequest, ShardId, ShardSource,
+    StoreError,
 };
 
 /// The number of different objects, each of which is generated from its number.
 const OBJECTS: u64 = 64;
+/// Models that pin some of the objects.
+const MODELS: u64 = 4;
 /// The bytes of the largest object.
 const BYTES_MAX: u64 = 40 * GROUP_BYTES;
 /// The store's budget: less than all of them.
@@ -127,8 +130,10 @@ async fn step(
         3 => {
             ladder.get_whole(shard, size, Priority::Bulk, None).await?;
             ladder.flush().await?;
-            if disk.is_whole(shard) {
-                disk.pin(shard).await?;
+            // Each of a few models pins what comes: their records change all the time.
+            let model = ModelId::of(&rng.random_range(0..MODELS).to_le_bytes());
+            let pinned = disk.pin_model(model, String::new(), vec![(shard, size)]).await?;
+            if disk.is_whole(shard) && !pinned.is_empty() {
                 say(&stored)?;
             }
         }

@@ -13,6 +13,7 @@ use crate::api::{
 use crate::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
 use crate::config::data_dir;
 use crate::output::outln;
+use crate::pins;
 use crate::progress;
 use crate::size::{ByteSize, count};
 use crate::storage::{self, Target};
@@ -22,11 +23,14 @@ use doppler_store::disk::{Collected, DiskTier};
 
 /// Damaged ranges of one object that are printed for people.
 const RANGES_SHOWN: usize = 8;
+/// Objects pinned by themselves that are printed for people.
+const OBJECTS_SHOWN: usize = 16;
 
 /// Finds a target in a store that is open here.
 async fn resolve(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Result<Target> {
     let models = storage::stored_models(disk).await?;
-    Target::resolve(text, &storage::candidates(data, &models), models, &disk.list().await?)
+    let objects = disk.list().await?.into_iter().map(|object| object.shard).collect();
+    Target::resolve(text, &storage::candidates(data, &models), models, &objects)
 }
 
 fn access(control: &ControlArgs) -> anyhow::Result<StoreAccess> {
@@ -54,7 +58,7 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
         StoreAccess::Here { disk, runtime, data } => {
             ensure!(!args.fetch, "--fetch asks peers: start a node on this directory first");
             runtime.block_on(async {
-                storage::pin(&disk, &resolve(&disk, &data, &args.target).await?).await
+                pins::pin(&disk, &resolve(&disk, &data, &args.target).await?).await
             })?
         }
     };
@@ -65,7 +69,7 @@ pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
     let reply = match access(&args.control)? {
         StoreAccess::Node(client) => client.post("/v1/store/unpin", &request(&args.target))?,
         StoreAccess::Here { disk, runtime, data } => runtime.block_on(async {
-            storage::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
+            pins::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
         })?,
     };
     tell(&args.control, "unpinned", &reply)
@@ -98,8 +102,13 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
         plan.reply.target,
         count(plan.objects.len(), "stored object")
     );
+    if let Some(model) = target.model() {
+        disk.unpin_model(model).await?;
+    }
     for (shard, _) in &plan.objects {
-        disk.remove(*shard).await?;
+        if disk.groups(*shard).await.is_some() {
+            disk.remove(*shard).await?;
+        }
     }
     if let Some(model) = target.model() {
         storage::withdraw(data, model)?;
@@ -133,7 +142,12 @@ fn tell(control: &ControlArgs, done: &str, reply: &TargetReply) -> anyhow::Resul
     }
     if reply.shared > 0 {
         let shared = count(reply.shared, "object");
-        outln!("  kept because another model here uses them: {shared}");
+        match done {
+            "unpinned" => {
+                outln!("  still pinned by another model or by themselves: {shared}");
+            }
+            _ => outln!("  kept because another model here uses them: {shared}"),
+        }
     }
     Ok(())
 }
@@ -162,6 +176,19 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     outln!("  {used} stored, {pinned} of it pinned; the budget is {}", ByteSize(done.budget_bytes));
     if done.used_bytes > done.budget_bytes {
         outln!("  what exceeds the budget is pinned");
+    }
+    if !done.pinned_alone.is_empty() {
+        let bytes = ByteSize(done.pinned_alone.iter().map(|(_, bytes)| bytes).sum());
+        let alone = count(done.pinned_alone.len(), "object");
+        outln!(
+            "  pinned by themselves and by no model: {alone}, {bytes} (unpin ID lets go of one)"
+        );
+        for (shard, bytes) in done.pinned_alone.iter().take(OBJECTS_SHOWN) {
+            outln!("    {shard}  {}", ByteSize(*bytes));
+        }
+        if done.pinned_alone.len() > OBJECTS_SHOWN {
+            outln!("    and {} more (--json lists them)", done.pinned_alone.len() - OBJECTS_SHOWN);
+        }
     }
     if !done.reserve_held {
         outln!("  the disk is too full to set the reserve aside");
@@ -281,14 +308,18 @@ fn describe(damage: &Damage) -> String {
     if damage.ranges.len() > RANGES_SHOWN {
         ranges.push(format!("and {} more", damage.ranges.len() - RANGES_SHOWN));
     }
-    let what = match ranges.is_empty() {
-        true => "not here whole".to_owned(),
-        false => format!("damaged at {}", ranges.join(", ")),
+    let is_damaged = !ranges.is_empty();
+    let what = match (is_damaged, damage.checked_bytes, damage.size) {
+        (true, _, size) => format!("damaged at {} of {size} bytes", ranges.join(", ")),
+        (false, 0, 0) => "pinned, but its file is missing".to_owned(),
+        (false, 0, size) => format!("pinned, but its file of {size} bytes is missing"),
+        (false, _, size) => format!("not here whole of {size} bytes"),
     };
     let end = match (&damage.detail, damage.repaired) {
         (_, true) => "; repaired".to_owned(),
         (Some(detail), false) => format!("; not repaired: {detail}"),
-        (None, false) => "; taken out of what is held".to_owned(),
+        (None, false) if is_damaged => "; taken out of what is held".to_owned(),
+        (None, false) => String::new(),
     };
-    format!("{shard}: {what} of {} bytes{end}", damage.size)
+    format!("{shard}: {what}{end}")
 }

@@ -31,6 +31,7 @@ use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
 use super::service::Service;
+use super::{failures, one_line};
 use doppler_store::{BadHash, ModelId};
 
 /// Seconds after which a busy gateway may be asked again.
@@ -157,8 +158,12 @@ async fn bring(State(state): State<Bringing>, Path(id): Path<String>) -> Respons
                 Err(Refused::new(StatusCode::NOT_FOUND, "not_found", error))
             }
             Some(Err(error)) => {
-                let (code, error) = (error.label(), error.to_string());
-                Err(Refused::new(StatusCode::BAD_GATEWAY, code, error))
+                let failure = failures::of(&error);
+                let status = match failure.status {
+                    507 => StatusCode::INSUFFICIENT_STORAGE,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                Err(Refused::new(status, failure.label, one_line(&error)))
             }
             Some(Ok(size)) => Ok(Json(Brought { size }).into_response()),
         }

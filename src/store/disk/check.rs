@@ -104,7 +104,7 @@ impl Inner {
 
     /// Runs `work`. If the disk is full, releases the reserve and runs it again:
     /// damage must be recorded even then.
-    fn or_from_reserve<T>(
+    pub(super) fn or_from_reserve<T>(
         &self,
         mut work: impl FnMut() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

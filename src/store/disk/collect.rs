@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DropWhy, Inner, RETRIES_MAX};
-use crate::ShardId;
-use crate::error::StoreError;
+use crate::error::{Lack, StoreError};
+use crate::verified::outboard_bytes;
+use crate::{ShardId, files};
 
 /// What a collection evicted, or would evict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct Collected {
     pub used_bytes: u64,
     /// How many of `used_bytes` are pinned.
     pub pinned_bytes: u64,
+    /// Objects that are pinned by themselves and by no model, with what they count.
+    #[serde(default)]
+    pub pinned_alone: Vec<(ShardId, u64)>,
     pub budget_bytes: u64,
     /// Whether space is reserved for cleaning up a full disk.
     pub reserve_held: bool,
@@ -60,17 +64,42 @@ impl Inner {
         work: impl Fn() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match work() {
-            Err(StoreError::Full { what }) => {
+            Err(StoreError::Full { what, .. }) => {
                 let victims = self.table().take_victims_up_to(bytes, Some(keep));
                 tracing::warn!(%what, evicting = victims.len(), "the disk is full");
                 if victims.is_empty() {
-                    return Err(StoreError::Full { what });
+                    return Err(self.full(what, bytes));
                 }
                 self.evict(&victims)?;
-                work()
+                work().map_err(|error| match error {
+                    StoreError::Full { what, .. } => self.full(what, bytes),
+                    other => other,
+                })
             }
             done => done,
         }
+    }
+
+    /// The disk has no room for `needed` bytes.
+    fn full(&self, what: String, needed: u64) -> StoreError {
+        let available = files::free_bytes(&self.root);
+        StoreError::Full { what, lack: available.map(|available| Lack { needed, available }) }
+    }
+
+    /// Whether what is missing of these objects fits on the disk, if all goes that may be evicted.
+    pub(super) fn check_space(&self, objects: &[(ShardId, u64)]) -> Result<(), StoreError> {
+        let missing = |(shard, size): &(ShardId, u64)| {
+            let counted = self.table().policy.cost(shard).unwrap_or(0);
+            (size + outboard_bytes(*size)).saturating_sub(counted)
+        };
+        let needed = objects.iter().map(missing).fold(0, u64::saturating_add);
+        let Some(free) = files::free_bytes(&self.root) else { return Ok(()) };
+        let available = free.saturating_add(self.table().evictable_bytes());
+        if needed <= available {
+            return Ok(());
+        }
+        let (what, lack) = (self.root.display().to_string(), Some(Lack { needed, available }));
+        Err(StoreError::Full { what, lack })
     }
 
     pub(super) fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
@@ -104,10 +133,14 @@ impl Inner {
         let freed_bytes = evicted.iter().map(|(_, bytes)| bytes).sum();
         let reserve_held = self.reserve.is_held();
         let table = self.table();
+        let counted = |shard: ShardId| (shard, table.policy.cost(&shard).unwrap_or(0));
+        let mut pinned_alone: Vec<_> = table.pins.only_alone().map(counted).collect();
+        pinned_alone.sort_unstable();
         Ok(Collected {
             freed_bytes,
             used_bytes: table.used.saturating_sub(if dry { freed_bytes } else { 0 }),
             pinned_bytes: table.pinned_bytes(),
+            pinned_alone,
             budget_bytes: budget,
             reserve_held,
             evicted,

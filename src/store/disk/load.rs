@@ -7,13 +7,13 @@ use std::fs;
 use std::sync::Arc;
 
 use super::{Checkup, Inner, Object};
-use crate::ShardId;
 use crate::error::StoreError;
 use crate::files::{self, FileKind};
 use crate::groups::Groups;
 use crate::index::Record;
 use crate::object::{self, Health, Held};
 use crate::verified::{OBJECT_BYTES_MAX, outboard_bytes};
+use crate::{ShardId, regular};
 
 /// The files found for one object; lengths in bytes.
 #[derive(Debug, Default)]
@@ -28,10 +28,86 @@ struct FoundFiles {
 impl Inner {
     /// Fills the table from the files; `records` of the index add the order of use.
     pub(super) fn load(&self, records: HashMap<ShardId, Record>) -> Result<(), StoreError> {
+        let mut found = self.find_files()?;
+        let pins = self.read_records()?;
+        {
+            let mut table = self.table();
+            for (shard, present) in found.iter().filter(|(_, present)| present.pin) {
+                // Whole objects are the rule, and their sizes are known without it.
+                let size = if present.whole.is_none() { self.size_in_pin(*shard) } else { None };
+                table.pins.add_alone(*shard, size.unwrap_or(0));
+            }
+            for (model, pin) in pins.pins {
+                table.pins.set_model(model, pin);
+            }
+            // What is pinned is in the table, whether anything of it is left or not.
+            for shard in table.pins.iter() {
+                found.entry(shard).or_default();
+            }
+        }
+        let mut order: Vec<_> = found
+            .into_iter()
+            .map(|(shard, present)| (records.get(&shard).map_or(0, |r| r.last_use), shard, present))
+            .collect();
+        order.sort_unstable_by_key(|(last_use, shard, _)| (*last_use, *shard));
+        let mut fresh = Vec::new();
+        let mut missing = 0;
+        for (last_use, shard, present) in order {
+            let recorded = records.get(&shard);
+            let pinned = self.table().pins.contains(shard);
+            let held = match self.adopt(shard, &present, pinned, recorded) {
+                Ok(Some(held)) => held,
+                Ok(None) => {
+                    self.clear(shard, &present);
+                    if !pinned {
+                        continue;
+                    }
+                    missing += 1;
+                    self.missing(shard, recorded)
+                }
+                Err(error) => {
+                    // Its files stay as they are: what hinders may pass.
+                    tracing::warn!(%shard, %error, "left out; another object is not affected");
+                    if !pinned {
+                        continue;
+                    }
+                    missing += 1;
+                    self.missing(shard, recorded)
+                }
+            };
+            let record = Record {
+                size: held.groups.size(),
+                held: held.groups.held_bytes(),
+                last_use,
+                pinned,
+                hot: recorded.is_some_and(|record| record.hot),
+            };
+            if recorded != Some(&record) {
+                fresh.push((shard, record));
+            }
+            self.enter(shard, held, record.hot);
+        }
+        if missing > 0 {
+            tracing::warn!(
+                missing,
+                "pinned objects are not here; doppler-node fsck --repair fetches them"
+            );
+        }
+        for shard in records.keys().filter(|shard| !self.knows(**shard)) {
+            self.index.remove(*shard);
+        }
+        self.index.put_all(fresh);
+        self.mend_records(&pins.damaged);
+        self.give_pins_to_models();
+        // The budget may be smaller than last time: evict by policy until the rest fits.
+        self.make_room(0, None)
+    }
+
+    fn find_files(&self) -> Result<HashMap<ShardId, FoundFiles>, StoreError> {
         let mut found: HashMap<ShardId, FoundFiles> = HashMap::new();
-        self.layout.scan(|shard, kind, entry| {
+        self.layout.scan(|shard, kind, path| {
             let present = found.entry(shard).or_default();
-            let len = || entry.metadata().map_or(0, |meta| meta.len());
+            let len = || fs::metadata(path).map_or(0, |meta| meta.len());
             match kind {
                 FileKind::Whole => present.whole = Some(len()),
                 FileKind::Part => present.part = Some(len()),
@@ -40,52 +116,38 @@ impl Inner {
                 FileKind::Pin => present.pin = true,
             }
         })?;
-        let mut order: Vec<_> = found
-            .into_iter()
-            .map(|(shard, present)| (records.get(&shard).map_or(0, |r| r.last_use), shard, present))
-            .collect();
-        order.sort_unstable_by_key(|(last_use, shard, _)| (*last_use, *shard));
-        let mut fresh = Vec::new();
-        for (last_use, shard, present) in order {
-            let Some(held) = self.adopt(shard, &present, records.get(&shard))? else {
-                if let Some(size) = present.whole {
-                    tracing::warn!(%shard, "no part of its file is valid; removed");
-                    self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
-                }
-                object::erase(&self.layout, shard)
-                    .map_err(StoreError::file(&self.layout.dir(shard)))?;
-                continue;
-            };
-            let record = Record {
-                size: held.groups.size(),
-                held: held.groups.held_bytes(),
-                last_use,
-                pinned: present.pin,
-                hot: records.get(&shard).is_some_and(|record| record.hot),
-            };
-            if records.get(&shard) != Some(&record) {
-                fresh.push((shard, record));
-            }
-            let mut table = self.table();
-            table.charge(shard, held.charge());
-            if held.whole {
-                table.whole.insert(shard);
-            }
-            if present.pin {
-                table.pinned.insert(shard);
-            }
-            if record.hot {
-                table.policy.touch(&shard);
-                table.hot.insert(shard);
-            }
-            table.objects.insert(shard, Arc::new(Object::new(held)));
+        Ok(found)
+    }
+
+    fn enter(&self, shard: ShardId, held: Held, is_hot: bool) {
+        let mut table = self.table();
+        table.charge(shard, held.charge());
+        if held.whole {
+            table.whole.insert(shard);
         }
-        for shard in records.keys().filter(|shard| !self.knows(**shard)) {
-            self.index.remove(*shard);
+        if is_hot {
+            table.policy.touch(&shard);
+            table.hot.insert(shard);
         }
-        self.index.put_all(fresh);
-        // The budget may be smaller than last time: evict by policy until the rest fits.
-        self.make_room(0, None)
+        table.objects.insert(shard, Arc::new(Object::new(held)));
+    }
+
+    /// Removes files that hold nothing of their object.
+    fn clear(&self, shard: ShardId, present: &FoundFiles) {
+        if let Some(size) = present.whole {
+            tracing::warn!(%shard, "no part of its file is valid; removed");
+            self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
+        }
+        if let Err(error) = object::erase_contents(&self.layout, shard) {
+            tracing::warn!(%shard, %error, "what is left of it cannot be removed");
+        }
+    }
+
+    /// A pinned object of which nothing is held. Its size may be unknown; then it is 0.
+    fn missing(&self, shard: ShardId, record: Option<&Record>) -> Held {
+        let pinned = self.table().pins.size_of(shard);
+        let size = pinned.or_else(|| record.map(|record| record.size)).unwrap_or(0);
+        Held::empty(size.min(OBJECT_BYTES_MAX))
     }
 
     /// What an object's files hold; `None` if they hold nothing.
@@ -93,6 +155,7 @@ impl Inner {
         &self,
         shard: ShardId,
         present: &FoundFiles,
+        pinned: bool,
         record: Option<&Record>,
     ) -> Result<Option<Held>, StoreError> {
         if let Some(len) = present.whole {
@@ -106,11 +169,11 @@ impl Inner {
                 return Ok(Some(Held::whole(len)));
             }
             let recorded = record.map(|record| record.size).filter(|size| *size != len);
-            return self.salvage(shard, recorded.into_iter().chain([len]), present.pin);
+            return self.salvage(shard, recorded.into_iter().chain([len]), pinned);
         }
         let (Some(len), true) = (present.part, present.have) else { return Ok(None) };
         let path = self.layout.path(shard, FileKind::Have);
-        let have = fs::read(&path).map_err(StoreError::file(&path))?;
+        let have = regular::read(&path).map_err(StoreError::file(&path))?;
         let groups = match Groups::from_file(shard, &have) {
             Some(groups) => groups,
             None if len > OBJECT_BYTES_MAX => return Ok(None),
@@ -123,7 +186,7 @@ impl Inner {
                 }
             }
         };
-        let wanted = groups.held_bytes() > 0 || present.pin;
+        let wanted = groups.held_bytes() > 0 || pinned;
         Ok(wanted.then_some(Held { groups, ..Held::empty(0) }))
     }
 

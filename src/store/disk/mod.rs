@@ -5,14 +5,14 @@
 //!
 //! - Every read verifies the bytes that it returns against the object's id.
 //! - What `put`, `import` and `flush` report stored survives a crash.
-//! - A pinned object is never evicted.
+//! - A pinned object is never evicted. It is pinned as long as a model or its own pin says so.
 //! - Damaged groups never reach a reader. They are quarantined, which means that
 //!   they no longer count as held and can be fetched again.
 //!
-//! Blocking work runs on tokio's blocking threads. Lock order: an object's lock,
-//! then the table's. No thread holds the locks of two objects at once.
+//! Blocking work runs on tokio's blocking threads. Lock order: the lock on pins, an
+//! object's lock, then the table's. No thread holds the locks of two objects at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,17 +26,20 @@ use tokio::sync::watch;
 mod check;
 mod collect;
 mod load;
+mod pinning;
 mod read;
 mod table;
 mod write;
 
 pub use self::check::Checkup;
 pub use self::collect::Collected;
+pub use self::pinning::Hold;
 pub use super::files::{ImportMethod, object_path};
+pub use super::pins::ModelPin;
 
 use self::table::{Outboards, Table};
 use super::error::StoreError;
-use super::files::{self, FileKind, Layout};
+use super::files::{self, Layout};
 use super::groups::{Chunks, Groups};
 use super::index::{Index, Record};
 use super::object::{self, Held};
@@ -44,7 +47,7 @@ use super::policy::Policy;
 use super::reserve::{RESERVE_BYTES, Reserve};
 use super::segmented::Segmented;
 use super::verified::{VerifiedRange, outboard_bytes};
-use super::{ByteRange, ReadError, ShardId};
+use super::{ByteRange, ModelId, ReadError, ShardId};
 
 /// Outboards of whole objects cached in memory, bytes. A 64 MiB shard's outboard is 256 KiB.
 const OUTBOARD_CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -130,6 +133,8 @@ struct Inner {
     index: Index,
     table: Mutex<Table>,
     outboards: Mutex<Outboards>,
+    /// Held while records of what models pin change; see `pinning`.
+    pinning: Mutex<()>,
     changes: watch::Sender<u64>,
     uses: AtomicU64,
     _lock: File,
@@ -205,6 +210,7 @@ impl DiskTier {
             index,
             table: Mutex::new(Table::new(policy)),
             outboards: Mutex::default(),
+            pinning: Mutex::default(),
             changes: watch::Sender::new(0),
             uses: AtomicU64::new(records.values().map(|r| r.last_use).max().unwrap_or(0)),
             _lock: lock,
@@ -265,7 +271,7 @@ impl DiskTier {
         objects: impl IntoIterator<Item = (ShardId, u64)>,
     ) -> Result<(), StoreError> {
         let table = self.inner.table();
-        let new = objects.into_iter().filter(|(shard, _)| !table.pinned.contains(shard));
+        let new = objects.into_iter().filter(|(shard, _)| !table.pins.contains(*shard));
         let needed = new.fold(0_u64, |sum, (_, size)| {
             sum.saturating_add(size).saturating_add(outboard_bytes(size))
         });
@@ -277,11 +283,57 @@ impl DiskTier {
         Ok(())
     }
 
-    /// Protects an object from eviction. [`StoreError::NotHeld`] if none of it is held.
+    /// Checks that what is missing of these objects (id and size in bytes) would fit on the
+    /// disk, whatever the budget, if everything went that may be evicted; [`StoreError::Full`]
+    /// otherwise.
+    pub async fn check_space(&self, objects: Vec<(ShardId, u64)>) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.check_space(&objects)).await?
+    }
+
+    /// Protects an object from eviction, by itself. [`StoreError::NotHeld`] if none of it
+    /// is held.
     pub async fn pin(&self, shard: ShardId) -> Result<(), StoreError> {
         self.blocking(move |inner| inner.pin(shard)).await?
     }
 
+    /// Adds objects (with their sizes in bytes) to what a model pins, and returns those of
+    /// which something is held; only they are pinned. Durable when this returns.
+    pub async fn pin_model(
+        &self,
+        model: ModelId,
+        name: String,
+        objects: Vec<(ShardId, u64)>,
+    ) -> Result<Vec<ShardId>, StoreError> {
+        self.blocking(move |inner| inner.pin_model(model, name, &objects)).await?
+    }
+
+    /// Forgets what a model pins, and returns it. What nobody else pins may be evicted from
+    /// then on.
+    pub async fn unpin_model(&self, model: ModelId) -> Result<BTreeMap<ShardId, u64>, StoreError> {
+        self.blocking(move |inner| inner.unpin_model(model)).await?
+    }
+
+    /// The models that pin anything, and what.
+    pub fn model_pins(&self) -> BTreeMap<ModelId, ModelPin> {
+        self.inner.table().pins.models().clone()
+    }
+
+    /// The models that pin an object.
+    pub fn pinned_by(&self, shard: ShardId) -> Vec<ModelId> {
+        self.inner.table().pins.models_of(shard)
+    }
+
+    /// Keeps these objects from being evicted until the returned value is dropped or the
+    /// process ends, whether they are held already or not. They can still be removed.
+    pub fn hold(&self, shards: impl IntoIterator<Item = ShardId>) -> Hold {
+        let shards: Vec<ShardId> = shards.into_iter().collect();
+        let mut table = self.inner.table();
+        shards.iter().for_each(|shard| table.pins.hold_back(*shard));
+        drop(table);
+        Hold { inner: Arc::clone(&self.inner), shards }
+    }
+
+    /// Lets go of an object: neither it nor any model pins it afterwards.
     pub async fn unpin(&self, shard: ShardId) -> Result<(), StoreError> {
         self.blocking(move |inner| inner.unpin(shard)).await?
     }
@@ -354,7 +406,7 @@ impl DiskTier {
     }
 
     pub fn is_pinned(&self, shard: ShardId) -> bool {
-        self.inner.table().pinned.contains(&shard)
+        self.inner.table().pins.contains(shard)
     }
 
     /// Which groups of an object are held; `None` if the object is unknown.
@@ -418,48 +470,24 @@ impl Inner {
         self.changes.send_modify(|version| *version += 1);
     }
 
-    fn pin(&self, shard: ShardId) -> Result<(), StoreError> {
-        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
-        let held = write_lock(&object.held);
-        if held.dead {
-            return Err(StoreError::NotHeld(shard));
-        }
-        let path = self.layout.path(shard, FileKind::Pin);
-        self.layout.write_atomic(&path, b"")?;
-        let dir = self.layout.dir(shard);
-        files::sync_dir(&dir).map_err(StoreError::file(&dir))?;
-        self.table().pinned.insert(shard);
-        Ok(())
-    }
-
-    fn unpin(&self, shard: ShardId) -> Result<(), StoreError> {
-        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
-        let _held = write_lock(&object.held);
-        let path = self.layout.path(shard, FileKind::Pin);
-        files::remove(&path).map_err(StoreError::file(&path))?;
-        self.table().pinned.remove(&shard);
-        Ok(())
-    }
-
-    fn remove(&self, shard: ShardId) -> Result<(), StoreError> {
-        let object = self.object(shard).ok_or(StoreError::NotHeld(shard))?;
-        self.drop_object(shard, &object, DropWhy::Asked)
-    }
-
     fn drop_object(&self, shard: ShardId, object: &Object, why: DropWhy) -> Result<(), StoreError> {
         let mut held = write_lock(&object.held);
         if held.dead {
             return Ok(());
         }
-        if why == DropWhy::Room {
-            // Pinning takes the object's lock too, so a pin is either visible here or comes
-            // after the object is gone.
-            let mut table = self.table();
-            if table.pinned.contains(&shard) {
-                return Ok(());
-            }
-            table.evictions += 1;
+        // Pinning takes the object's lock too, so a pin is either visible here or comes after the
+        // object is gone.
+        let mut table = self.table();
+        let is_empty = !held.whole && held.groups.held_bytes() == 0;
+        match why {
+            DropWhy::Asked => table.pins.remove_alone(shard),
+            DropWhy::Gone if table.pins.contains(shard) => return Ok(()),
+            DropWhy::Nothing if !is_empty => return Ok(()),
+            DropWhy::Room | DropWhy::Nothing if table.pins.spare(shard) => return Ok(()),
+            DropWhy::Room => table.evictions += 1,
+            DropWhy::Gone | DropWhy::Nothing => {}
         }
+        drop(table);
         held.dead = true;
         self.forget_outboard(shard);
         let erased =
@@ -499,10 +527,11 @@ impl Inner {
     fn write_uses(&self) {
         let mut table = self.table();
         let lately = std::mem::take(&mut table.used_lately);
-        let of = |all: &HashSet<ShardId>| -> HashSet<ShardId> {
-            lately.keys().filter(|shard| all.contains(shard)).copied().collect()
+        let of = |is: &dyn Fn(&ShardId) -> bool| -> HashSet<ShardId> {
+            lately.keys().filter(|shard| is(shard)).copied().collect()
         };
-        let (pinned, hot) = (of(&table.pinned), of(&table.hot));
+        let pinned = of(&|shard| table.pins.contains(*shard));
+        let hot = of(&|shard| table.hot.contains(shard));
         drop(table);
         let record = |(shard, last_use): (ShardId, u64)| {
             let object = self.object(shard)?;
@@ -544,7 +573,7 @@ impl Inner {
         let objects: Vec<_> = {
             let table = self.table();
             let one = |(shard, object): (&ShardId, &Arc<Object>)| {
-                (*shard, Arc::clone(object), table.pinned.contains(shard))
+                (*shard, Arc::clone(object), table.pins.contains(*shard))
             };
             table.objects.iter().map(one).collect()
         };
@@ -571,8 +600,10 @@ enum DropWhy {
     Room,
     /// On request.
     Asked,
-    /// Its files have disappeared.
+    /// Its files have disappeared. Does not apply if it is pinned.
     Gone,
+    /// It is no longer pinned. Applies if nothing of it is held.
+    Nothing,
 }
 
 fn read_lock(held: &RwLock<Held>) -> std::sync::RwLockReadGuard<'_, Held> {

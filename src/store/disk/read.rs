@@ -3,7 +3,7 @@
 
 use std::sync::PoisonError;
 
-use super::{DropWhy, Inner, OUTBOARD_CACHE_BYTES, Use, read_lock};
+use super::{Inner, OUTBOARD_CACHE_BYTES, Use, read_lock};
 use crate::object::{self, ReadFault};
 use crate::policy::Policy;
 use crate::verified::{Outboard, VerifiedRange};
@@ -22,7 +22,10 @@ impl Inner {
                 let held = read_lock(&object.held);
                 let size = held.groups.size();
                 if held.dead || !held.groups.holds(range) {
-                    if range.end() > size && held.groups.proves_size() && !held.dead {
+                    // Nothing proves a size, not even 0, as long as nothing is held.
+                    let knows_size = held.whole || held.groups.held_bytes() > 0;
+                    let proves_size = knows_size && held.groups.proves_size();
+                    if range.end() > size && proves_size && !held.dead {
                         return Err(ReadError::OutOfRange { shard, range, size });
                     }
                     return Ok(None);
@@ -45,9 +48,11 @@ impl Inner {
             match fault {
                 ReadFault::Io(e) => return Err(e.into()),
                 ReadFault::Vanished => {
-                    tracing::warn!(%shard, "its files were removed by another program");
-                    self.drop_object(shard, &object, DropWhy::Gone)?;
-                    return Ok(None);
+                    if self.vanished(shard, &object)? {
+                        let detail = format!("its file in {} is gone", self.root.display());
+                        return Err(ReadError::Corrupt { shard, detail });
+                    }
+                    // It may have come back meanwhile.
                 }
                 ReadFault::Damaged(error) => {
                     let checkup = self.quarantine(shard, &object, Some(range))?;

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use super::{Checkup, Object};
 use crate::ShardId;
+use crate::pins::Pins;
 use crate::policy::{Lru, Policy};
 use crate::verified::Outboard;
 
 pub(super) struct Table {
     pub objects: HashMap<ShardId, Arc<Object>>,
     pub whole: BTreeSet<ShardId>,
-    pub pinned: HashSet<ShardId>,
+    pub pins: Pins,
     pub evicting: HashSet<ShardId>,
     pub policy: Box<dyn Policy<ShardId>>,
     /// Sum of the objects' charges and of the room reserved for writes in flight.
@@ -33,7 +34,7 @@ impl Table {
         Self {
             objects: HashMap::new(),
             whole: BTreeSet::new(),
-            pinned: HashSet::new(),
+            pins: Pins::default(),
             evicting: HashSet::new(),
             policy,
             used: 0,
@@ -47,7 +48,7 @@ impl Table {
     }
 
     pub fn pinned_bytes(&self) -> u64 {
-        self.pinned.iter().filter_map(|shard| self.policy.cost(shard)).sum()
+        self.pins.iter().filter_map(|shard| self.policy.cost(&shard)).sum()
     }
 
     /// Sets how many bytes an object counts against the budget.
@@ -75,12 +76,18 @@ impl Table {
     }
 
     fn is_spared(&self, shard: ShardId, keep: Option<ShardId>) -> bool {
-        Some(shard) == keep || self.pinned.contains(&shard) || self.evicting.contains(&shard)
+        Some(shard) == keep || self.pins.spare(shard) || self.evicting.contains(&shard)
     }
 
+    /// Bytes of the objects that may be evicted.
+    pub fn evictable_bytes(&self) -> u64 {
+        let may_go = self.objects.keys().filter(|shard| !self.is_spared(**shard, None));
+        may_go.filter_map(|shard| self.policy.cost(shard)).sum()
+    }
+
+    /// Forgets an object, but not who pins it. True if it was whole.
     pub fn forget(&mut self, shard: ShardId) -> bool {
         self.objects.remove(&shard);
-        self.pinned.remove(&shard);
         self.hot.remove(&shard);
         self.used_lately.remove(&shard);
         self.used = self.used.saturating_sub(self.policy.remove(&shard).unwrap_or(0));

@@ -7,11 +7,11 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::{Imported, Inner, Kept, RETRIES_MAX, Use, write_lock};
-use crate::ShardId;
 use crate::error::StoreError;
 use crate::files::{self, FileKind};
 use crate::object::{self, Held};
 use crate::verified::{OBJECT_BYTES_MAX, Outboard, VerifiedRange, outboard_bytes};
+use crate::{ShardId, regular};
 
 impl Inner {
     pub(super) fn keep(&self, range: &VerifiedRange) -> Result<Kept, StoreError> {
@@ -73,7 +73,7 @@ impl Inner {
     /// Forgets an object none of which could be written. A pinned one stays in
     /// the table, so that it can be fetched.
     fn abandon_new(&self, shard: ShardId, held: &mut Held) {
-        if self.table().pinned.contains(&shard) {
+        if self.table().pins.contains(shard) {
             return;
         }
         held.dead = true;
@@ -90,9 +90,13 @@ impl Inner {
             .map_err(|e| StoreError::io("hashing an object", io::Error::other(e)))?;
         let temp = self.layout.temp();
         self.store_whole(&outboard, pin, &temp, || {
-            File::create(&temp)
-                .and_then(|mut file| file.write_all(bytes))
-                .map_err(StoreError::file(&temp))
+            // It is written a second time if the disk was full.
+            files::remove(&temp).and_then(|()| File::create_new(&temp)?.write_all(bytes)).map_err(
+                |error| {
+                    let _ = fs::remove_file(&temp);
+                    StoreError::io(temp.display().to_string(), error)
+                },
+            )
         })?;
         Ok(outboard.shard())
     }
@@ -105,7 +109,8 @@ impl Inner {
     ) -> Result<Imported, StoreError> {
         let source = fs::canonicalize(path).map_err(StoreError::file(path))?;
         let length = |file: &Path| {
-            let size = fs::metadata(file).map_err(StoreError::file(path))?.len();
+            let opened = regular::open(file).map_err(StoreError::file(path))?;
+            let size = opened.metadata().map_err(StoreError::file(path))?.len();
             if size > OBJECT_BYTES_MAX {
                 return Err(StoreError::TooLarge { what: path.display().to_string(), size });
             }
@@ -116,10 +121,13 @@ impl Inner {
         let checked = (|| {
             // Link or copy first, then hash the result: what is hashed is what is stored.
             let how = self.with_space(claimed, expected, || {
-                files::import(&source, &temp).map_err(StoreError::file(path))
+                files::import(&source, &temp).map_err(|error| {
+                    let _ = fs::remove_file(&temp);
+                    StoreError::io(path.display().to_string(), error)
+                })
             })?;
             let size = length(&temp)?;
-            let file = File::open(&temp).map_err(StoreError::file(path))?;
+            let file = regular::open(&temp).map_err(StoreError::file(path))?;
             let outboard = Outboard::of_reader(file, size).map_err(StoreError::file(path))?;
             if outboard.shard() != expected {
                 let actual = outboard.shard();
@@ -181,13 +189,12 @@ impl Inner {
             if held.dead {
                 continue;
             }
-            let pin_path = self.layout.path(shard, FileKind::Pin);
             if pin {
-                self.layout.write_atomic(&pin_path, b"")?;
+                self.pin_alone(shard, outboard.size())?;
             }
             if let Err(e) = object::place(&self.layout, outboard, temp, &mut held) {
-                if !self.table().pinned.contains(&shard) {
-                    let _ = files::remove(&pin_path);
+                if !self.table().pins.is_alone(shard) {
+                    let _ = files::remove(&self.layout.path(shard, FileKind::Pin));
                 }
                 if held.groups.held_bytes() == 0 {
                     self.abandon_new(shard, &mut held);
@@ -199,7 +206,7 @@ impl Inner {
             table.charge(shard, held.charge());
             table.whole.insert(shard);
             if pin {
-                table.pinned.insert(shard);
+                table.pins.add_alone(shard, outboard.size());
             }
             drop(table);
             drop(held);

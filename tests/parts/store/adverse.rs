@@ -2,70 +2,23 @@
 //! correctly or reports a clear error, and loses nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use doppler_store::{
-    DiskOptions, DiskTier, Ladder, LadderOptions, RangeReader, ReadRequest, ShardId, StoreError,
-    Tier,
+    DiskOptions, DiskTier, Ladder, LadderOptions, ModelId, RangeReader, ReadRequest, ShardId,
+    StoreError, Tier,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::support::*;
+use crate::small::Small;
 
 const ROOMY: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
-
-/// A small tmpfs, unmounted when dropped.
-struct Small {
-    at: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl Small {
-    /// Mounts it. Prints the reason and returns `None` if that is not possible.
-    fn mount(bytes: u64) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().to_owned();
-        let small = Self { at: at.clone(), _dir: dir };
-        let options = format!("size={bytes},mode=700");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(&at)
-            .output()
-            .is_ok_and(|output| output.status.success());
-        if mounted {
-            return Some(small);
-        }
-        println!("skipped: a small tmpfs cannot be mounted (not root?)");
-        None
-    }
-
-    fn remount(&self, how: &str) -> bool {
-        let options = format!("remount,{how}");
-        let status = Command::new("mount").args(["-o", &options]).arg(&self.at).status();
-        status.is_ok_and(|status| status.success())
-    }
-
-    /// Fills the file system until `left` bytes are free.
-    fn fill(&self, left: u64) {
-        let ballast = vec![0x55; 1 << 16];
-        let mut file = fs::File::create(self.at.join("ballast")).unwrap();
-        while std::io::Write::write_all(&mut file, &ballast).is_ok() {}
-        let len = file.metadata().unwrap().len();
-        file.set_len(len.saturating_sub(left)).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
-    }
-}
 
 async fn all_there(disk: &DiskTier, objects: &[Bytes]) {
     for bytes in objects {
@@ -106,7 +59,16 @@ async fn a_full_disk_evicts_unpinned_objects_is_reported_and_loses_nothing() {
     let error = disk.put(more.clone(), true).await.unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     assert_eq!(error.label(), "disk_full");
-    assert!(error.to_string().contains("doppler-node gc"), "{error}");
+    let size = 2 * MIB + more_outboard();
+    let needed = format!("bytes are missing ({size} bytes needed");
+    for word in ["the disk is full", &needed, "doppler-node gc"] {
+        assert!(error.to_string().contains(word), "{word:?} is not in {error}");
+    }
+    let wanted = vec![(ShardId::of(&more), 2 * MIB), (ShardId::of(&pinned[0]), 2 * MIB)];
+    let error = disk.check_space(wanted).await.unwrap_err();
+    let StoreError::Full { lack: Some(lack), .. } = error else { panic!("{error}") };
+    assert_eq!(lack.needed, size, "what is here needs nothing");
+    assert!(lack.available < MIB, "{lack}");
     let kept = disk.keep(proved(&more, range(0, 4 * G))).await;
     assert!(matches!(kept, Err(StoreError::Full { .. })), "{kept:?}");
     let file = small.at.join("elsewhere.bin");
@@ -145,6 +107,32 @@ async fn a_full_disk_evicts_unpinned_objects_is_reported_and_loses_nothing() {
     assert!(disk.collect(None, false).await.unwrap().reserve_held, "set aside again");
     disk.put(more.clone(), true).await.unwrap();
     all_there(&disk, &[more, pinned[2].clone()]).await;
+}
+
+#[tokio::test]
+async fn pins_are_written_down_on_a_full_disk() {
+    let Some(small) = Small::mount(24 * MIB) else { return };
+    let (data, bytes) = (small.at.join("data"), random(&mut fresh_rng(), 2 * MIB));
+    let (shard, model) = (ShardId::of(&bytes), ModelId::of(b"a model"));
+    let disk = open(&data, ROOMY);
+    disk.put(bytes, false).await.unwrap();
+    assert!(disk.stats().reserve_held);
+    small.fill(0);
+    // What a pin protects must not go, so it takes the reserve.
+    for _ in 0..2 {
+        disk.pin_model(model, "m".to_owned(), vec![(shard, 2 * MIB)]).await.unwrap();
+        assert!(open(as_if_killed(&data).path(), ROOMY).is_pinned(shard));
+        disk.unpin_model(model).await.unwrap();
+        disk.pin(shard).await.unwrap();
+        assert!(open(as_if_killed(&data).path(), ROOMY).is_pinned(shard));
+        disk.unpin(shard).await.unwrap();
+    }
+    assert!(!open(as_if_killed(&data).path(), ROOMY).is_pinned(shard));
+}
+
+/// Bytes of the outboard of an object of 2 MiB: a node of 64 bytes for each group but one.
+const fn more_outboard() -> u64 {
+    (2 * MIB / G - 1) * 64
 }
 
 fn flip_in_place(path: &Path, at: u64) {

@@ -6,5 +6,8 @@ mod adverse;
 #[cfg(unix)]
 mod care;
 mod disk;
+#[cfg(unix)]
+mod intruders;
 mod ladder;
+mod pins;
 mod support;
