@@ -23,6 +23,8 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::impatient::{Impatient, Pressure, Waiting};
@@ -38,6 +40,9 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 /// Connections that the system completes before they are accepted.
 const BACKLOG: u32 = 1024;
+/// Wait for a seat before the asker is told to come again. By then readers that take nothing have
+/// been cut off.
+const SEAT_WAIT: Duration = Duration::from_secs(4);
 /// Wait after the system refused to accept one: it has no descriptors or no memory left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -63,12 +68,15 @@ pub struct Server {
     is_owner: IsOwner,
     pressure: Pressure,
     seats: Arc<Mutex<Seats<CancellationToken>>>,
+    /// Told whenever a seat is free again.
+    freed: Arc<Notify>,
 }
 
 impl Server {
     pub fn new(routes: Router, is_owner: IsOwner, pressure: Pressure) -> Self {
         let seats = Arc::new(Mutex::new(Seats::new()));
-        Self { routes: TowerToHyperService::new(routes), is_owner, pressure, seats }
+        let routes = TowerToHyperService::new(routes);
+        Self { routes, is_owner, pressure, seats, freed: Arc::default() }
     }
 
     /// Serves until `stopping`. Then nobody is accepted, silent connections are closed, and
@@ -132,7 +140,7 @@ impl Server {
             return Ok(closing(refused.into_response()));
         }
         let asker = if (self.is_owner)(request.headers()) { Asker::Owner } else { Asker::Guest };
-        let Some(seat) = self.seat(id, asker) else {
+        let Some(seat) = self.seat(id, asker).await else {
             return Ok(closing(Refused::busy("too many requests at once").into_response()));
         };
         let mut response = self.routes.call(request).await?;
@@ -143,7 +151,20 @@ impl Server {
         Ok(response.map(|body| Body::new(Seated { body, _seat: seat })))
     }
 
-    fn seat(&self, id: Id, asker: Asker) -> Option<Seat> {
+    async fn seat(&self, id: Id, asker: Asker) -> Option<Seat> {
+        let end = Instant::now() + SEAT_WAIT;
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // From here on, what is freed is not missed.
+            freed.as_mut().enable();
+            if let Some(seat) = self.free_seat(id, asker) {
+                return Some(seat);
+            }
+            timeout_at(end, freed).await.ok()?;
+        }
+    }
+
+    fn free_seat(&self, id: Id, asker: Asker) -> Option<Seat> {
         let mut seats = self.seats();
         if !seats.begin(id, asker) {
             return None;
@@ -195,6 +216,7 @@ struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.server.seats().end(self.id, self.asker);
+        self.server.freed.notify_waiters();
     }
 }
 

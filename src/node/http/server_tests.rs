@@ -2,10 +2,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream as Stream;
-use std::time::Instant;
 
 use axum::routing::get;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::super::seats::{CONNECTIONS_MAX, GUESTS_MAX, OWNERS_MAX};
 use super::*;
@@ -152,7 +151,10 @@ async fn guests_that_are_too_many_are_told_so_and_the_owner_is_served() {
         port.come.recv().await.unwrap();
     }
     busy(&mut port.ask("/", true));
+    // Whoever still waits when a seat is free is served.
+    let mut patient = port.ask("/", false);
     port.go.notify_waiters();
+    read_to(&mut patient, "here");
     for stream in &mut waiting {
         read_to(stream, "held");
     }

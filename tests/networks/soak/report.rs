@@ -228,7 +228,7 @@ mod tests {
         // The first ten minutes do not count, nor does a reading now and then.
         let warm = |minute: u64| if minute < 10 { 10.0 * minute as f64 } else { 100.0 };
         assert_eq!(report(warm).faults(), [""; 0]);
-        let spiky = |minute: u64| if minute % 3 == 0 { 500.0 } else { 100.0 };
+        let spiky = |minute: u64| if minute.is_multiple_of(3) { 500.0 } else { 100.0 };
         assert_eq!(report(spiky).faults(), [""; 0]);
         let shrinking = |minute: u64| 200.0 - minute as f64;
         assert_eq!(report(shrinking).faults(), [""; 0]);
