@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What takes too long for every change: all of ./test.sh, then the sweeps that it skips (tests marked
-# `#[ignore]`), then the fuzz targets for a minute each where cargo-fuzz is installed.
+# `#[ignore]`; among them a soak of an hour, or of DOPPLER_SOAK_MINUTES), then the fuzz targets for a
+# minute each where cargo-fuzz is installed.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/doppler-node/target}"

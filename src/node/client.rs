@@ -16,6 +16,10 @@ use doppler_store::regular;
 /// The longest line that a node may answer with. A generation's last event contains its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
+/// How long a question that needs no work may take. A node that is stopped (SIGSTOP) accepts
+/// connections, too.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
 /// A failure that a node reported. `failures` knows its label.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -29,6 +33,7 @@ pub struct Client {
     agent: ureq::Agent,
     base: String,
     token: String,
+    answer_max: Duration,
 }
 
 /// The file in which a node running on `data` says how to reach it.
@@ -72,13 +77,16 @@ impl Client {
             .build()
             .new_agent();
         let base = format!("http://{}", control.address);
-        Ok(Some(Self { agent, base, token: control.token }))
+        Ok(Some(Self { agent, base, token: control.token, answer_max: ANSWER_MAX }))
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let response = self
             .agent
             .get(format!("{}{path}", self.base))
+            .config()
+            .timeout_global(Some(self.answer_max))
+            .build()
             .header("authorization", format!("Bearer {}", self.token))
             .call()
             .map_err(|error| self.unreachable(&error))?;
@@ -201,6 +209,20 @@ fn read_json<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_does_not_answer_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        // The system accepts; nobody else does.
+        let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = stopped.local_addr().unwrap().to_string();
+        let control = ControlFile { address, token: "t".into(), pid: 1 };
+        std::fs::write(control_file(dir.path()), serde_json::to_vec(&control).unwrap()).unwrap();
+        let mut client = Client::open(dir.path()).unwrap();
+        client.answer_max = Duration::from_millis(50);
+        let error = client.get::<serde_json::Value>("/v1/status").unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+    }
 
     #[test]
     fn a_node_that_cannot_be_asked_is_not_taken_for_none() {

@@ -21,8 +21,9 @@ use futures::stream;
 use rand::Rng;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::api::{
     ApiError, ControlFile, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
@@ -30,7 +31,8 @@ use super::api::{
 };
 use super::client::{Answered, control_file};
 use super::failures;
-use super::gateway::{self, Connections, Pressure};
+use super::gateway;
+use super::http::{self, IsOwner, Pressure, Server};
 use super::identity::write_private;
 use super::service::Service;
 use super::work;
@@ -40,8 +42,8 @@ use doppler_store::{Collected, regular};
 pub struct ControlServer {
     pub address: SocketAddr,
     file: PathBuf,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<std::io::Result<()>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 impl ControlServer {
@@ -50,13 +52,18 @@ impl ControlServer {
         data: &Path,
         service: Arc<Service>,
     ) -> anyhow::Result<Self> {
-        let listener = bind(listen, data).await?;
+        let listener = bind(listen, data)?;
         let address = listener.local_addr().context("the control API has no address")?;
         service.answers_at(address);
         let mut secret = [0; 16];
         rand::rng().fill_bytes(&mut secret);
         let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
 
+        let bearer = format!("Bearer {token}");
+        let is_owner: IsOwner = Arc::new(move |headers| {
+            let given = headers.get(header::AUTHORIZATION);
+            given.is_some_and(|given| constant_time_equal(given.as_bytes(), bearer.as_bytes()))
+        });
         let pressure = Pressure::default();
         let routes = Router::new()
             .route("/v1/status", get(status))
@@ -71,19 +78,11 @@ impl ControlServer {
             .route("/v1/store/gc", post(gc))
             .route("/v1/store/fsck", post(fsck))
             .with_state(Arc::clone(&service))
-            .route_layer(middleware::from_fn_with_state(
-                Arc::new(format!("Bearer {token}")),
-                authorise,
-            ))
+            .route_layer(middleware::from_fn_with_state(Arc::clone(&is_owner), authorise))
             .merge(gateway::routes(service, pressure.clone()));
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            axum::serve(Connections::new(listener, pressure), routes)
-                .with_graceful_shutdown(async move {
-                    let _ = stopped.await;
-                })
-                .await
-        });
+        let stop = CancellationToken::new();
+        let server = Server::new(routes, is_owner, pressure);
+        let task = tokio::spawn(server.run(listener, stop.clone()));
 
         let file = control_file(data);
         let control = ControlFile { address: address.to_string(), token, pid: std::process::id() };
@@ -93,27 +92,25 @@ impl ControlServer {
 
     pub async fn stop(self) {
         let _ = std::fs::remove_file(&self.file);
-        let _ = self.stop.send(());
-        // A client that keeps a stream open does not delay the node.
-        self.task.abort();
+        // A client that keeps a stream open does not delay the node: only accepting ends here.
+        self.stop.cancel();
         let _ = self.task.await;
     }
 }
 
 /// Binds `listen`. With port 0 the port that was used last, if it is free: a page's storage
 /// belongs to its address, port included, so the address should outlive a restart.
-async fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
+fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
     let file = data.join("http.port");
     let last = regular::read_text(&file).ok().and_then(|text| text.trim().parse().ok());
     let again = last.filter(|_| listen.port() == 0).map(|port| SocketAddr::new(listen.ip(), port));
     let listener = match again {
-        Some(again) => TcpListener::bind(again).await.ok(),
+        Some(again) => http::listen(again).ok(),
         None => None,
     };
     let listener = match listener {
         Some(listener) => listener,
-        None => TcpListener::bind(listen)
-            .await
+        None => http::listen(listen)
             .with_context(|| format!("the control API cannot listen on {listen}"))?,
     };
     if listen.port() == 0 {
@@ -124,9 +121,8 @@ async fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-async fn authorise(State(expected): State<Arc<String>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION);
-    if given.is_some_and(|value| constant_time_equal(value.as_bytes(), expected.as_bytes())) {
+async fn authorise(State(is_owner): State<IsOwner>, request: Request, next: Next) -> Response {
+    if is_owner(request.headers()) {
         next.run(request).await
     } else {
         let error = "the token of control.json is missing or wrong".to_owned();
@@ -261,15 +257,15 @@ mod tests {
     async fn the_port_is_the_last_one_unless_it_is_taken_or_another_is_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let first = bind(any, dir.path()).await.unwrap();
+        let first = bind(any, dir.path()).unwrap();
         let address = first.local_addr().unwrap();
-        let second = bind(any, dir.path()).await.unwrap();
+        let second = bind(any, dir.path()).unwrap();
         let other = second.local_addr().unwrap();
         assert_ne!(address, other, "the first one is taken");
         drop(second);
-        assert_eq!(bind(any, dir.path()).await.unwrap().local_addr().unwrap(), other);
-        assert!(bind(address, dir.path()).await.is_err(), "a port that is named is meant");
+        assert_eq!(bind(any, dir.path()).unwrap().local_addr().unwrap(), other);
+        assert!(bind(address, dir.path()).is_err(), "a port that is named is meant");
         std::fs::write(dir.path().join("http.port"), "no port").unwrap();
-        assert!(bind(any, dir.path()).await.is_ok());
+        assert!(bind(any, dir.path()).is_ok());
     }
 }

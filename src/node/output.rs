@@ -3,11 +3,14 @@
 //!
 //! Invariant: printing never panics. The first failure of standard output is kept, and later output
 //! is dropped; `main` checks it at the end. Output that cannot be written to standard error is
-//! lost, without further effect.
+//! lost, without further effect. Neither the log nor a node's reports are waited for.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Stdout, Write};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::drain::Drain;
 
 /// Prints a line on standard output.
 macro_rules! outln {
@@ -84,23 +87,41 @@ pub fn piece(text: &str) -> bool {
     out().attempt(|stream| stream.write_all(text.as_bytes()).and_then(|()| stream.flush()))
 }
 
+/// How long the end of a process waits for the log and the reports to be written.
+const FLUSH_MAX: Duration = Duration::from_millis(500);
+
+static REPORTS: OnceLock<Drain> = OnceLock::new();
+static LOG: OnceLock<Drain> = OnceLock::new();
+
 /// Prints a line that is not a result: a running node's report. Losing it is not a failure.
 pub fn report(line: &str) {
-    let mut out = out();
-    if !out.attempt(|stream| writeln!(stream, "{line}").and_then(|()| stream.flush())) {
-        out.excused = true;
-    }
+    let write = |line: &[u8], _lost| {
+        let mut out = out();
+        if !out.attempt(|stream| stream.write_all(line).and_then(|()| stream.flush())) {
+            out.excused = true;
+        }
+    };
+    REPORTS.get_or_init(|| Drain::new("reports", write)).offer(format!("{line}\n").into_bytes());
+}
+
+fn is_written(drain: &OnceLock<Drain>) -> bool {
+    drain.get().is_none_or(|drain| drain.flush(FLUSH_MAX))
 }
 
 /// Flushes, and returns what became of standard output.
 pub fn finish() -> Ended {
-    out().finish()
+    let _ = is_written(&LOG);
+    // Reports that nobody reads are given up. Their thread holds standard output.
+    if is_written(&REPORTS) { out().finish() } else { Ended::Closed }
 }
 
-/// Prints on standard error, which may fail. See `note!`.
+/// Prints on standard error, behind the log; both may fail. See `note!`.
 pub fn remark(text: fmt::Arguments<'_>) {
-    // One call for the whole text, so that lines of several threads do not mix.
-    let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
+    // If nobody reads the log, its thread holds standard error.
+    if is_written(&LOG) {
+        // One call for the whole text, so that lines of several threads do not mix.
+        let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
+    }
 }
 
 /// Whether text on this stream may be coloured: it is a terminal, and the user has not disabled
@@ -116,7 +137,14 @@ pub struct Log;
 
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = io::stderr().lock().write_all(line);
+        let write = |line: &[u8], lost| {
+            let mut stream = io::stderr().lock();
+            if lost > 0 {
+                let _ = writeln!(stream, "{lost} lines of the log are lost: nobody read it");
+            }
+            let _ = stream.write_all(line);
+        };
+        LOG.get_or_init(|| Drain::new("log", write)).offer(line.to_vec());
         Ok(line.len())
     }
 

@@ -19,7 +19,6 @@ pub fn first() -> impl Future<Output = String> + Send + use<> {
     let sender = Arc::new(sender);
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        before(info);
         if !is_left_alone(info) {
             sender.send_if_modified(|first| {
                 let is_first = first.is_none();
@@ -27,6 +26,8 @@ pub fn first() -> impl Future<Output = String> + Send + use<> {
                 is_first
             });
         }
+        // Prints it, for which it may have to wait.
+        before(info);
     }));
     async move {
         let first = seen.wait_for(Option::is_some).await.map(|first| first.clone());

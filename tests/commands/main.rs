@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 #[cfg(unix)]
 mod crash;
+mod crowd;
 mod demo;
 mod goldens;
 mod output;

@@ -3,9 +3,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use super::common::{Node, command, golden, model};
+use super::common::{Node, PATIENCE, command, golden, model, run};
 
 /// Commands that print: short ones and a long-running one.
 fn printing() -> Vec<Vec<String>> {
@@ -80,6 +80,51 @@ fn a_node_outlives_its_log() {
     assert_eq!(first.ask(&["status", "--json"]).ok().json()["disk"]["used"], 0);
     first.signal("TERM");
     assert_eq!(first.wait(), Some(0), "nobody read its reports, which is no failure");
+}
+
+/// A pipe that nobody empties, and that takes no more.
+#[cfg(target_os = "linux")]
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    use std::io::Write;
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut filling = writer.try_clone().unwrap();
+    let (sender, filled) = std::sync::mpsc::channel();
+    // Linux gives a pipe 64 KiB, or less to users with many pipes: then this thread stays.
+    std::thread::spawn(move || sender.send(filling.write_all(&[b'x'; 65_536]).is_ok()));
+    let _ = filled.recv_timeout(std::time::Duration::from_secs(1));
+    (reader, writer)
+}
+
+/// A node does not wait for a terminal that is held, nor for a parent that reads nothing.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_node_waits_for_no_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a");
+    let ((_out_reader, out), (_err_reader, err)) = (full_pipe(), full_pipe());
+    let mut join = command();
+    join.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+    join.args(["--swarm", "held", "--log", "debug", "--data"]).arg(&data);
+    let mut held = join.stdout(out).stderr(err).spawn().unwrap();
+    let ask = |args: &[&str]| {
+        run(args.iter().map(std::ffi::OsStr::new).chain(["--data".as_ref(), data.as_os_str()]))
+    };
+    let began = std::time::Instant::now();
+    let status = loop {
+        let said = ask(&["status", "--json"]);
+        if said.code == Some(0) {
+            break said.json();
+        }
+        assert!(began.elapsed() < PATIENCE, "{}", said.err);
+    };
+    let model = model();
+    ask(&["publish", model.to_str().unwrap()]).ok();
+    let address = status["addresses"][0].as_str().unwrap();
+    let mut other = Node::start(&dir.path().join("b"), "held", &[address], &[]);
+    assert_eq!(other.event("model")["name"], "tiny-mixtral-q4_k_m");
+    let pid = held.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(held.wait().unwrap().code(), Some(0));
 }
 
 /// On a GPU, also a software one, the Vulkan loader's layers must not mention displays.

@@ -2,7 +2,7 @@
 //!
 //! In an open swarm the gateway has no token: what it gives is what any peer is given. But a web page from
 //! elsewhere must not learn through the user's browser what this node holds, so:
-//! - `Host` must name this machine by a loopback address or `localhost` (a foreign name that
+//! - the host asked for must be a loopback address or `localhost` (a foreign name that
 //!   resolves to loopback is DNS rebinding);
 //! - an `Origin` must be a page of this machine; it is named in the reply's CORS headers;
 //! - a browser's cross-site request without an origin (an image, a script, a link) gets the
@@ -13,12 +13,12 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Refused;
+use crate::http::{self, Refused};
 
 /// Methods and headers that a page of this machine may use across origins.
 const ALLOW_METHODS: &str = "GET, HEAD, POST";
-const ALLOW_HEADERS: &str = "accept, authorization, range, if-none-match, if-range";
-const EXPOSE_HEADERS: &str = "content-length, content-range, etag, x-doppler-size";
+const ALLOW_HEADERS: &str = "accept, authorization, range, if-match, if-none-match, if-range";
+const EXPOSE_HEADERS: &str = "accept-ranges, content-length, content-range, etag, x-doppler-size";
 
 /// Whether a `host[:port]` names this machine whatever a DNS server says.
 fn is_loopback(authority: &str) -> bool {
@@ -36,14 +36,18 @@ fn is_own_page(origin: &str) -> bool {
     authority.is_some_and(|authority| !authority.contains(['/', '@']) && is_loopback(authority))
 }
 
-/// The origin to answer to, if the request has one.
+/// The origin to answer to, if the request has one. `host` is whom it is addressed to.
 ///
 /// # Errors
 /// Why the request is refused.
-fn admit(headers: &HeaderMap, page: bool) -> Result<Option<HeaderValue>, Refused> {
+fn admit(
+    host: Option<&str>,
+    headers: &HeaderMap,
+    page: bool,
+) -> Result<Option<HeaderValue>, Refused> {
     let forbidden = |error: &str| Refused::new(StatusCode::FORBIDDEN, "forbidden", error.into());
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
-    if !text(header::HOST).is_some_and(is_loopback) {
+    if !host.is_some_and(is_loopback) {
         return Err(forbidden(
             "the Host header must name this machine: use 127.0.0.1 or localhost",
         ));
@@ -61,7 +65,7 @@ fn admit(headers: &HeaderMap, page: bool) -> Result<Option<HeaderValue>, Refused
 /// Applies the rules, and says to browsers who may read the answer.
 pub async fn guard(request: Request, next: Next) -> Response {
     let page = super::page::is_page(request.uri().path());
-    let origin = match admit(request.headers(), page) {
+    let origin = match admit(http::named(&request), request.headers(), page) {
         Ok(origin) => origin,
         Err(refused) => return refused.into_response(),
     };
@@ -95,7 +99,8 @@ mod tests {
     fn asked(pairs: &[(&'static str, &str)], page: bool) -> Result<Option<HeaderValue>, Refused> {
         let pairs =
             pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-        admit(&pairs.collect::<HeaderMap>(), page)
+        let headers = pairs.collect::<HeaderMap>();
+        admit(headers.get("host").map(|host| host.to_str().unwrap()), &headers, page)
     }
 
     #[test]

@@ -5,90 +5,38 @@
 //! `guard` says who may ask; it needs no token, but in a private swarm (`lock`). It changes nothing but this: a page may have the
 //! node fetch an object of a model that it knows, within the node's budgets.
 
-mod connections;
+mod conditions;
 mod embedded;
 mod guard;
 mod lock;
 mod objects;
 mod page;
 mod program;
+mod ranges;
 mod select;
 
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-pub use connections::{Connections, Pressure};
-
+use self::conditions::conditional;
 use self::embedded::WithEmbedded;
 use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
+use super::http::{Pressure, Refused};
 use super::service::Service;
 use super::{failures, one_line};
-use doppler_store::{BadHash, ModelId};
-
-/// Seconds after which a busy gateway may be asked again.
-const RETRY_S: u64 = 1;
+use doppler_store::ModelId;
 
 /// Objects fetched at once because pages asked.
 const BRINGING_MAX: usize = 2;
-
-/// An answer that is not 2xx, as JSON.
-#[derive(Debug)]
-pub struct Refused {
-    status: StatusCode,
-    /// A stable name.
-    code: &'static str,
-    error: String,
-    /// The object's size, where a range was outside it.
-    size: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct RefusedBody {
-    error: String,
-    code: &'static str,
-}
-
-impl Refused {
-    const fn new(status: StatusCode, code: &'static str, error: String) -> Self {
-        Self { status, code, error, size: None }
-    }
-
-    fn busy(why: &str) -> Self {
-        let error = format!("{why}; ask again in {RETRY_S} s");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error)
-    }
-
-    fn bad_id(error: &BadHash) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad_request", error.to_string())
-    }
-}
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        let body = RefusedBody { error: self.error, code: self.code };
-        let mut response = (self.status, Json(body)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_S));
-        }
-        if let Some(size) = self.size
-            && let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}"))
-        {
-            headers.insert(header::CONTENT_RANGE, range);
-        }
-        response
-    }
-}
 
 /// Every route that does not need the control API's token.
 /// `pressure` is told of requests that wait for what readers hold.
@@ -106,9 +54,7 @@ pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
         .route("/node", get(node))
         .route("/shards/{id}/bring", post(bring))
         .with_state(Bringing { service, room: Arc::new(Semaphore::new(BRINGING_MAX)) });
-    let manifests =
-        Router::new().route("/models/{id}/manifest", get(manifest)).with_state(objects.clone());
-    let open = shards(objects).merge(known).merge(manifests).merge(runnable).fallback(other);
+    let open = assembled(objects, known.merge(runnable));
     let routes = match lock {
         None => open,
         Some(lock) => open.layer(middleware::from_fn_with_state(Arc::new(lock), lock::lock)),
@@ -116,16 +62,35 @@ pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
     routes.layer(middleware::from_fn(guard::guard))
 }
 
-fn shards(objects: Objects) -> Router {
-    Router::new().route("/shards/{id}", get(objects::shard)).with_state(objects)
+/// The routes of what is stored, `others`, and the page for what is left.
+fn assembled(objects: Objects, others: Router) -> Router {
+    let stored = Router::new()
+        .route("/shards/{id}", get(objects::shard))
+        .route("/models/{id}/manifest", get(manifest))
+        .with_state(objects);
+    // Objects look at preconditions themselves, before they read anything.
+    let others = others.fallback(other).layer(middleware::from_fn(conditional));
+    stored.merge(others).method_not_allowed_fallback(no_such_method)
 }
 
 /// A file of the page, or nothing.
-async fn other(uri: Uri) -> Response {
-    page::file(uri.path()).unwrap_or_else(|| {
-        let error = format!("{}: there is no such thing here", uri.path());
-        Refused::new(StatusCode::NOT_FOUND, "not_found", error).into_response()
-    })
+async fn other(method: Method, uri: Uri) -> Response {
+    match page::file(uri.path()) {
+        Some(file) if matches!(method, Method::GET | Method::HEAD) => file,
+        Some(_) => {
+            let allow = [(header::ALLOW, HeaderValue::from_static("GET, HEAD"))];
+            (allow, no_such_method(method, uri).await).into_response()
+        }
+        None => {
+            let error = format!("{}: there is no such thing here", uri.path());
+            Refused::new(StatusCode::NOT_FOUND, "not_found", error).into_response()
+        }
+    }
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Response {
+    let error = format!("{}: {method} is not for this", uri.path());
+    Refused::new(StatusCode::METHOD_NOT_ALLOWED, "bad_request", error).into_response()
 }
 
 /// The node, and how many objects pages may have it fetch at once.
@@ -181,11 +146,16 @@ async fn manifest(
     State(objects): State<Objects>,
     Path(id): Path<String>,
     Query(wanted): Query<Wanted>,
+    method: Method,
     headers: HeaderMap,
 ) -> Response {
+    let kind = "application/json";
     let reply = match id.parse::<ModelId>() {
-        Ok(model) => objects.reply(model.manifest(), "application/json", &headers, &wanted).await,
+        Ok(model) => objects.reply(model.manifest(), kind, &method, &headers, &wanted).await,
         Err(error) => Err(Refused::bad_id(&error)),
     };
     reply.unwrap_or_else(IntoResponse::into_response)
 }
+
+#[cfg(test)]
+mod rfc9110_tests;

@@ -1,44 +1,47 @@
-//! `GET /shards/ID`: an object that is held here, whole or a range of it, raw or with its proof.
+//! `GET /shards/ID`: an object that is held here, whole or ranges of it, raw or with its proof.
 //!
-//! Refuses: what is not held, ids that are no hashes, ranges outside the object, more replies
-//! at once than `REPLIES_MAX`, a reader slower than `RATE_MIN`. Everything sent was proved by
-//! [`ShardServe`]; a part that turns out damaged breaks the reply off before it.
+//! Refuses: what is not held, ids that are no hashes, ranges outside the object, more pieces in
+//! memory at once than `PIECES_MAX`. Everything sent was proved by [`ShardServe`]; a part that
+//! turns out damaged breaks the reply off before it.
 //!
 //! A bao reply is the encodings of the range cut at every `PIECE_BYTES` of the object, one
 //! after another, each starting from the root; so it is proved while it arrives.
+//!
+//! Invariant: a piece waits for its reader no longer than `http` lets a reader dawdle. So a reply
+//! waits for others' readers that long at most, however slow and however many they are.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::Refused;
-use super::connections::Pressure;
-use super::select::{BAO_TYPE, Form, Selection, etag, select};
-use doppler_store::verified::encoded_bytes;
+use super::conditions::{Verdict, failed, judge, not_modified};
+use super::ranges::{self, Spec};
+use super::select::{Asked, BAO_TYPE, Form, Selection, etag, select};
+use crate::http::{Pressure, Refused};
+use doppler_store::verified::{Encoded, OBJECT_BYTES_MAX, encoded_bytes};
 use doppler_store::{ByteRange, ReadError, ShardId, ShardServe};
 
 /// Bytes of the object read and proved at once.
 pub const PIECE_BYTES: u64 = 1 << 20;
-/// Pieces of one reply in memory while another is written.
+/// Pieces of one reply in memory, the one that is written included.
 const AHEAD: usize = 2;
-/// Replies at once: with `AHEAD` they bound 48 MiB in memory.
-const REPLIES_MAX: usize = 16;
-/// Wait for a place among them before the asker is told to come again.
-/// By then a reader that holds one and takes nothing has been cut off (`STALL_PRESSED_MAX`).
-const SLOT_WAIT: Duration = Duration::from_millis(3500);
+/// Pieces in memory at once, over all replies: 64 MiB and their proofs.
+const PIECES_MAX: usize = 64;
+/// Wait for a first piece's place before the asker is told to come again. By then readers that
+/// take nothing have been cut off (`STALL_PRESSED_MAX`), even if every seat was one's.
+const PIECE_WAIT: Duration = Duration::from_secs(8);
 /// How long one piece's disk read may take.
 const READ_MAX: Duration = Duration::from_secs(10);
-/// A reply slower than this is broken off, however steadily it drips, after `RATE_GRACE`.
-const RATE_MIN: u64 = 32 * 1024;
-const RATE_GRACE: Duration = Duration::from_secs(10);
+/// Bytes given to the connection at once, so that what waits there is little.
+const SLICE_BYTES: usize = 64 * 1024;
 
 /// The size of the whole object, with every reply.
 const SIZE_HEADER: HeaderName = HeaderName::from_static("x-doppler-size");
@@ -47,7 +50,7 @@ const SIZE_HEADER: HeaderName = HeaderName::from_static("x-doppler-size");
 #[derive(Clone)]
 pub struct Objects {
     serve: Arc<dyn ShardServe>,
-    slots: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     /// Told of those who wait for one.
     pressure: Pressure,
 }
@@ -59,9 +62,39 @@ pub struct Wanted {
     bytes: Option<String>,
 }
 
+/// A piece's bytes, which hold its place until the last of them is written.
+struct Placed {
+    bytes: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Placed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A range read at once, and text that follows it in a multipart body.
+struct Piece {
+    range: ByteRange,
+    after: Bytes,
+}
+
+/// An answer before its bytes are read.
+struct Plan {
+    status: StatusCode,
+    kind: HeaderValue,
+    /// `Content-Range`
+    range: Option<HeaderValue>,
+    length: u64,
+    /// Text before the first piece.
+    opening: Bytes,
+    pieces: Vec<Piece>,
+}
+
 impl Objects {
     pub fn new(serve: Arc<dyn ShardServe>, pressure: Pressure) -> Self {
-        Self { serve, slots: Arc::new(Semaphore::new(REPLIES_MAX)), pressure }
+        Self { serve, places: Arc::new(Semaphore::new(PIECES_MAX)), pressure }
     }
 
     /// Answers for one object. `kind` is the media type of its bytes.
@@ -69,22 +102,17 @@ impl Objects {
         &self,
         shard: ShardId,
         kind: &'static str,
+        method: &Method,
         headers: &HeaderMap,
         wanted: &Wanted,
     ) -> Result<Response, Refused> {
-        let Selection { form, asked, unchanged } =
-            select(shard, headers, wanted.format.as_deref(), wanted.bytes.as_deref())?;
+        let Selection { form, asked } =
+            select(shard, method, headers, wanted.format.as_deref(), wanted.bytes.as_deref())?;
         let tag = etag(shard, form);
-        let waiting = self.pressure.wait();
-        let slot = timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await;
-        drop(waiting);
-        // The semaphore is never closed.
-        let Ok(Ok(slot)) = slot else { return Err(Refused::busy("too many replies at once")) };
+        let place = timeout(PIECE_WAIT, self.place()).await;
+        let place = place.map_err(|_| Refused::busy("too many replies at once"))??;
+        let size = self.size(shard, &asked).await?;
 
-        // One group, for the object's size and to know that it is held.
-        let first = ByteRange::at(asked.first(), 1).ok_or_else(|| unsatisfiable(shard, None))?;
-        let size = self.encode(shard, first, form).await?.0;
-        let range = asked.within(size).ok_or_else(|| unsatisfiable(shard, Some(size)))?;
         let mut reply = Response::new(Body::empty());
         let fields = reply.headers_mut();
         fields.insert(header::ETAG, value(&tag)?);
@@ -94,50 +122,96 @@ impl Objects {
         );
         fields.insert(header::VARY, HeaderValue::from_static("accept"));
         fields.insert(SIZE_HEADER, HeaderValue::from(size));
-        if unchanged {
-            *reply.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(reply);
-        }
-        let pieces = cut(range);
-        let length = match form {
-            Form::Raw => range.len(),
-            Form::Bao => pieces.iter().filter_map(|piece| encoded_bytes(size, *piece)).sum(),
+        let ranged = form == Form::Raw && !matches!(asked, Asked::Part(_));
+        let accepts = if ranged { "bytes" } else { "none" };
+        fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static(accepts));
+
+        // A part that is not there is an error of the request; ranges come after preconditions.
+        let part = match &asked {
+            Asked::Part(spec) => Some(spec.within(size).ok_or_else(|| outside(shard, size))?),
+            Asked::Whole | Asked::Ranges(_) => None,
         };
-        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        let kind = if form == Form::Bao { BAO_TYPE } else { kind };
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        if form == Form::Raw {
-            fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-            if headers.contains_key(header::RANGE) && range.len() < size || wanted.bytes.is_some() {
-                let range = format!("bytes {}-{}/{size}", range.start(), range.end() - 1);
-                fields.insert(header::CONTENT_RANGE, value(&range)?);
-                *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
-            }
+        match judge(headers, Some(tag.as_bytes())) {
+            Verdict::Proceed => {}
+            Verdict::NotModified => return Ok(not_modified(reply)),
+            Verdict::Failed => return Err(failed()),
         }
+        let plan = match &asked {
+            Asked::Ranges(specs) if !is_all_of_nothing(specs, size) => {
+                let ranges = ranges::within(specs, size);
+                if ranges.is_empty() {
+                    return Err(outside(shard, size));
+                }
+                Plan::parts(&ranges, size, kind)?
+            }
+            _ => Plan::whole(part.or(ByteRange::new(0, size)), size, form, kind),
+        };
+        *reply.status_mut() = plan.status;
+        let fields = reply.headers_mut();
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(plan.length));
+        fields.insert(header::CONTENT_TYPE, plan.kind);
+        fields.extend(plan.range.map(|range| (header::CONTENT_RANGE, range)));
         // What is missing or damaged at the start is said in words; later it ends the reply.
-        let first = self.encode(shard, pieces[0], form).await?.1;
-        *reply.body_mut() = Body::from_stream(self.body(shard, form, first, pieces, slot));
+        let mut begun = vec![plan.opening];
+        let mut pieces = plan.pieces.into_iter();
+        if let Some(first) = pieces.next() {
+            begun.extend(self.piece(shard, first, form, place).await?);
+        }
+        *reply.body_mut() = Body::from_stream(self.body(shard, form, begun, pieces.collect()));
         Ok(reply)
     }
 
-    /// The object's size and a range of it, in the form asked for.
+    /// A place for a piece. Those who hold one must read meanwhile.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        let _waiting = self.pressure.wait();
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        // The semaphore is never closed.
+        place.map_err(|_| Refused::busy("the gateway is stopping"))
+    }
+
+    /// The object's size, learned from any byte of it that is held.
+    async fn size(&self, shard: ShardId, asked: &Asked) -> Result<u64, Refused> {
+        // No object is so long: the refusal says how long this one is.
+        for start in [OBJECT_BYTES_MAX].into_iter().chain(asked.probes()) {
+            let Some(probe) = ByteRange::at(start, 1) else { continue };
+            match self.encode(shard, probe).await? {
+                Ok(Encoded { size, .. }) | Err(ReadError::OutOfRange { size, .. }) => {
+                    return Ok(size);
+                }
+                Err(ReadError::NotFound { .. }) => {}
+                Err(error) => return Err(refused(shard, error)),
+            }
+        }
+        Err(not_held(shard))
+    }
+
     async fn encode(
         &self,
         shard: ShardId,
         range: ByteRange,
-        form: Form,
-    ) -> Result<(u64, Vec<Bytes>), Refused> {
+    ) -> Result<Result<Encoded, ReadError>, Refused> {
         let encoded = timeout(READ_MAX, self.serve.encode(shard, range)).await;
-        let encoded = encoded.map_err(|_| Refused::busy("the disk does not answer"))?;
-        let encoded = encoded.map_err(|error| refused(shard, error))?;
-        let size = encoded.size;
-        let parts = match form {
-            Form::Bao => vec![encoded.bytes],
-            Form::Raw => encoded.data(range).ok_or_else(|| {
+        encoded.map_err(|_| Refused::busy("the disk does not answer"))
+    }
+
+    /// A piece in the form asked for, and the text after it. It keeps its place until it is written.
+    async fn piece(
+        &self,
+        shard: ShardId,
+        Piece { range, after }: Piece,
+        form: Form,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Vec<Bytes>, Refused> {
+        let encoded = self.encode(shard, range).await?.map_err(|error| refused(shard, error))?;
+        let bytes = Bytes::from_owner(Placed { bytes: encoded.bytes, _place: place });
+        let mut parts = match form {
+            Form::Bao => slices(&bytes),
+            Form::Raw => Encoded { size: encoded.size, bytes }.data(range).ok_or_else(|| {
                 Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "bad encoding".into())
             })?,
         };
-        Ok((size, parts))
+        parts.push(after);
+        Ok(parts)
     }
 
     /// The reply's bytes. Reads ahead by `AHEAD` pieces, and only as the reader takes them.
@@ -145,37 +219,95 @@ impl Objects {
         &self,
         shard: ShardId,
         form: Form,
-        first: Vec<Bytes>,
-        pieces: Vec<ByteRange>,
-        slot: OwnedSemaphorePermit,
+        begun: Vec<Bytes>,
+        rest: Vec<Piece>,
     ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + use<> {
         let objects = self.clone();
-        let rest = stream::iter(pieces.into_iter().skip(1))
+        let rest = stream::iter(rest)
             .map(move |piece| {
                 let objects = objects.clone();
-                async move { objects.encode(shard, piece, form).await.map(|(_, parts)| parts) }
+                async move {
+                    let place = objects.place().await?;
+                    objects.piece(shard, piece, form, place).await
+                }
             })
             .buffered(AHEAD);
-        let parts = stream::once(async { Ok(first) }).chain(rest).flat_map(|parts| {
+        stream::once(async { Ok(begun) }).chain(rest).flat_map(|parts: Result<_, Refused>| {
             let parts = match parts {
-                Ok(parts) => parts.into_iter().map(Ok).collect(),
+                Ok(parts) => parts.into_iter().filter(|part| !part.is_empty()).map(Ok).collect(),
                 Err(refused) => vec![Err(std::io::Error::other(refused.error))],
             };
             stream::iter(parts)
-        });
-        let (started, mut sent) = (Instant::now(), 0);
-        parts.map(move |part| {
-            // Held until the last byte is taken: that is what bounds memory.
-            let _slot = &slot;
-            let part = part?;
-            let elapsed = started.elapsed();
-            if elapsed > RATE_GRACE && sent < RATE_MIN * elapsed.as_secs() {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
-            sent += part.len() as u64;
-            Ok(part)
         })
     }
+}
+
+impl Plan {
+    /// 200: all of a representation, which is the object or a part of it that the query selects.
+    fn whole(range: Option<ByteRange>, size: u64, form: Form, kind: &'static str) -> Self {
+        let ranges = range.map(cut).unwrap_or_default();
+        let length = match form {
+            Form::Raw => range.map_or(0, |range| range.len()),
+            Form::Bao => ranges.iter().filter_map(|piece| encoded_bytes(size, *piece)).sum(),
+        };
+        let kind = if form == Form::Bao { BAO_TYPE } else { kind };
+        let pieces = ranges.into_iter().map(|range| Piece { range, after: Bytes::new() });
+        Self {
+            status: StatusCode::OK,
+            kind: HeaderValue::from_static(kind),
+            range: None,
+            length,
+            opening: Bytes::new(),
+            pieces: pieces.collect(),
+        }
+    }
+
+    /// 206: one range, or several as `multipart/byteranges` (RFC 9110, sections 15.3.7 and 14.6).
+    fn parts(ranges: &[ByteRange], size: u64, kind: &'static str) -> Result<Self, Refused> {
+        let place =
+            |range: &ByteRange| format!("bytes {}-{}/{size}", range.start(), range.end() - 1);
+        if let [range] = ranges {
+            let mut plan = Self::whole(Some(*range), size, Form::Raw, kind);
+            plan.status = StatusCode::PARTIAL_CONTENT;
+            plan.range = Some(value(&place(range))?);
+            return Ok(plan);
+        }
+        // Unlikely to occur in any object, whoever made it.
+        let boundary = format!("doppler-{:032x}", rand::random::<u128>());
+        let head = |range: &ByteRange| {
+            let place = place(range);
+            format!("--{boundary}\r\nContent-Type: {kind}\r\nContent-Range: {place}\r\n\r\n")
+        };
+        let opening = Bytes::from(ranges.first().map(head).unwrap_or_default());
+        let mut length = opening.len() as u64;
+        let mut pieces = Vec::new();
+        for (at, range) in ranges.iter().enumerate() {
+            let after = match ranges.get(at + 1) {
+                Some(next) => format!("\r\n{}", head(next)),
+                None => format!("\r\n--{boundary}--\r\n"),
+            };
+            length += range.len() + after.len() as u64;
+            pieces
+                .extend(cut(*range).into_iter().map(|range| Piece { range, after: Bytes::new() }));
+            if let Some(last) = pieces.last_mut() {
+                last.after = after.into();
+            }
+        }
+        let (status, range) = (StatusCode::PARTIAL_CONTENT, None);
+        let kind = value(&format!("multipart/byteranges; boundary={boundary}"))?;
+        Ok(Self { status, kind, range, length, opening, pieces })
+    }
+}
+
+/// Whether a suffix of an empty object is asked for: that is all of it, and no range can say so.
+fn is_all_of_nothing(specs: &[Spec], size: u64) -> bool {
+    size == 0 && specs.iter().any(|spec| matches!(spec, Spec::Last(1..)))
+}
+
+/// A piece as small slices of itself.
+fn slices(bytes: &Bytes) -> Vec<Bytes> {
+    let starts = (0..bytes.len()).step_by(SLICE_BYTES);
+    starts.map(|at| bytes.slice(at..(at + SLICE_BYTES).min(bytes.len()))).collect()
 }
 
 /// A range cut at every `PIECE_BYTES` of the object.
@@ -196,24 +328,22 @@ fn value(text: &str) -> Result<HeaderValue, Refused> {
     })
 }
 
-fn unsatisfiable(shard: ShardId, size: Option<u64>) -> Refused {
-    let size = size.map_or_else(|| "its size".into(), |size| format!("its {size} bytes"));
-    let error = format!("shard {shard}: the range is outside {size}");
-    Refused::new(StatusCode::RANGE_NOT_SATISFIABLE, "out_of_range", error)
+fn outside(shard: ShardId, size: u64) -> Refused {
+    let error = format!("shard {shard}: the range is outside its {size} bytes");
+    let refused = Refused::new(StatusCode::RANGE_NOT_SATISFIABLE, "out_of_range", error);
+    Refused { size: Some(size), ..refused }
+}
+
+fn not_held(shard: ShardId) -> Refused {
+    let error = format!("shard {shard} is not held here");
+    Refused::new(StatusCode::NOT_FOUND, "not_found", error)
 }
 
 fn refused(shard: ShardId, error: ReadError) -> Refused {
     let label = error.label();
     match error {
-        ReadError::NotFound { .. } => {
-            let error = format!("shard {shard} is not held here");
-            Refused::new(StatusCode::NOT_FOUND, label, error)
-        }
-        ReadError::OutOfRange { size, .. } => {
-            let mut refused = unsatisfiable(shard, Some(size));
-            refused.size = Some(size);
-            refused
-        }
+        ReadError::NotFound { .. } => not_held(shard),
+        ReadError::OutOfRange { size, .. } => outside(shard, size),
         ReadError::Overloaded(_) => Refused::busy("the store is busy"),
         other => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, label, other.to_string()),
     }
@@ -224,10 +354,12 @@ pub async fn shard(
     State(objects): State<Objects>,
     Path(id): Path<String>,
     Query(wanted): Query<Wanted>,
+    method: Method,
     headers: HeaderMap,
 ) -> Response {
+    let kind = "application/octet-stream";
     let reply = match id.parse() {
-        Ok(shard) => objects.reply(shard, "application/octet-stream", &headers, &wanted).await,
+        Ok(shard) => objects.reply(shard, kind, &method, &headers, &wanted).await,
         Err(error) => Err(Refused::bad_id(&error)),
     };
     reply.unwrap_or_else(IntoResponse::into_response)
@@ -235,4 +367,4 @@ pub async fn shard(
 
 #[cfg(test)]
 #[path = "objects_tests.rs"]
-mod tests;
+pub mod tests;

@@ -1,6 +1,8 @@
 //! The browser's peer: a page that comes with the binary. Built from `web/` by
 //! `npm run build`; what is built is committed, so that building the node needs no Node.js.
 
+use std::sync::LazyLock;
+
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
@@ -28,13 +30,19 @@ pub fn is_page(path: &str) -> bool {
     FILES.iter().any(|(name, ..)| *name == path)
 }
 
+/// The files' entity tags, in their order.
+static TAGS: LazyLock<[String; FILES.len()]> =
+    LazyLock::new(|| FILES.map(|(.., bytes)| format!("\"{}\"", blake3::hash(bytes))));
+
 /// A file of the page; `None` for other paths.
 pub fn file(path: &str) -> Option<Response> {
-    let (_, kind, bytes) = FILES.iter().find(|(name, ..)| *name == path)?;
+    let at = FILES.iter().position(|(name, ..)| *name == path)?;
+    let (_, kind, bytes) = &FILES[at];
     let headers = [
         (header::CONTENT_TYPE, *kind),
         // A newer binary on the same port must not meet an old page.
         (header::CACHE_CONTROL, "no-cache"),
+        (header::ETAG, &TAGS[at]),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),
     ];

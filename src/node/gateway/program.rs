@@ -15,7 +15,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{Refused, embedded};
+use super::embedded;
+use crate::http::Refused;
 use crate::service::Service;
 use doppler_infer::backend::{BackendError, KvFormat};
 use doppler_infer::error::SessionError;
@@ -154,6 +155,7 @@ pub async fn kernel(Path(hash): Path<String>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
+        (header::ETAG, &format!("\"{hash}\"")),
     ];
     (headers, *text).into_response()
 }

@@ -1,12 +1,14 @@
 //! Which bytes of an object a request asks for, and in which form. Pure.
 //!
-//! Refuses: more than one range, ranges in other units, a `Range` header on a bao
-//! reply (its bytes are not the object's: `?bytes=` selects there).
+//! `?bytes=` selects a part, and that part is then the whole representation: a `Range` header is
+//! ignored beside it, as it is for a bao reply, whose bytes are not the object's.
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 
-use super::Refused;
-use doppler_store::{ByteRange, ShardId};
+use super::conditions::range_applies;
+use super::ranges::{Spec, asked};
+use crate::http::Refused;
+use doppler_store::ShardId;
 
 /// The media type of a bao-encoded reply.
 pub const BAO_TYPE: &str = "application/vnd.doppler.bao";
@@ -20,45 +22,36 @@ pub enum Form {
     Bao,
 }
 
-/// A range as it was asked for: RFC 9110, section 14.1.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     Whole,
-    /// From a byte on, to the last one named (or the object's).
-    From(u64, Option<u64>),
-    /// So many bytes before the end.
-    Last(u64),
+    /// By the query.
+    Part(Spec),
+    /// By a `Range` header that is to be heeded.
+    Ranges(Vec<Spec>),
 }
 
 impl Asked {
-    /// A byte that the object must have for the range to make sense.
-    pub const fn first(&self) -> u64 {
-        match self {
-            Self::From(first, _) => *first,
-            Self::Whole | Self::Last(_) => 0,
-        }
-    }
-
-    /// The range within an object of `size` bytes; `None` if there is nothing of it.
-    pub fn within(&self, size: u64) -> Option<ByteRange> {
-        match *self {
-            Self::Whole => ByteRange::new(0, size),
-            Self::From(first, last) => {
-                let end = last.map_or(size, |last| last.saturating_add(1).min(size));
-                ByteRange::new(first, end)
-            }
-            Self::Last(bytes) => ByteRange::new(size.saturating_sub(bytes), size),
-        }
+    /// Bytes that the object may have, to learn its size from one that is held.
+    pub fn probes(&self) -> Vec<u64> {
+        let specs = match self {
+            Self::Whole => &[],
+            Self::Part(spec) => std::slice::from_ref(spec),
+            Self::Ranges(specs) => &specs[..],
+        };
+        let firsts = specs.iter().filter_map(|spec| match spec {
+            Spec::From(first, _) => Some(*first),
+            Spec::Last(_) => None,
+        });
+        firsts.chain([0]).collect()
     }
 }
 
-/// What a request asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selection {
     pub form: Form,
     pub asked: Asked,
-    /// The asker has it already.
-    pub unchanged: bool,
 }
 
 /// The strong validator of an object in one form; its bytes never change.
@@ -70,75 +63,51 @@ pub fn etag(shard: ShardId, form: Form) -> String {
 }
 
 /// Reads a request's headers and its `format` and `bytes` query values.
+///
+/// # Errors
+/// What is wrong with the query. Headers are heeded or ignored.
 pub fn select(
     shard: ShardId,
+    method: &Method,
     headers: &HeaderMap,
     format: Option<&str>,
     bytes: Option<&str>,
 ) -> Result<Selection, Refused> {
-    let accepts_bao = || {
-        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        accept
-            .flat_map(|value| value.split(','))
-            .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == BAO_TYPE))
-    };
     let form = match format {
         Some("bao") => Form::Bao,
         Some("raw") => Form::Raw,
-        None if accepts_bao() => Form::Bao,
+        None if accepts_bao(headers) => Form::Bao,
         None => Form::Raw,
         Some(other) => return Err(bad(format!("format={other:?}: it is raw or bao"))),
     };
-    let tag = etag(shard, form);
-    let range = headers.get(header::RANGE).map(|value| value.to_str().unwrap_or_default());
-    let asked = match (bytes, range, form) {
-        (Some(_), Some(_), _) => {
-            return Err(bad("give a Range header or ?bytes=, not both".into()));
-        }
-        (None, Some(_), Form::Bao) => {
-            return Err(bad(
-                "a Range header would cut the encoding: select with ?bytes=FIRST-LAST".into(),
-            ));
-        }
-        (Some(text), None, _) => parse(text)?,
-        (None, Some(text), Form::Raw) => {
-            let spec = text.trim().strip_prefix("bytes=");
-            let asked = parse(spec.ok_or_else(|| bad(format!("Range {text:?}: give bytes=")))?)?;
-            // A range of a version that is no longer: then the whole is wanted.
-            let same = headers
-                .get(header::IF_RANGE)
-                .is_none_or(|value| value.as_bytes() == tag.as_bytes());
-            if same { asked } else { Asked::Whole }
-        }
-        (None, None, _) => Asked::Whole,
-    };
-    let unchanged = headers.get_all(header::IF_NONE_MATCH).iter().any(|value| {
-        let tags = value.to_str().unwrap_or_default().split(',').map(str::trim);
-        tags.map(|have| have.strip_prefix("W/").unwrap_or(have))
-            .any(|have| have == tag || have == "*")
-    });
-    Ok(Selection { form, asked, unchanged })
+    if let Some(bytes) = bytes {
+        let spec = Spec::parse(bytes.trim());
+        let spec = spec.ok_or_else(|| {
+            bad(format!("bytes={bytes:?} is no range: give FIRST-LAST, FIRST- or -COUNT"))
+        })?;
+        return Ok(Selection { form, asked: Asked::Part(spec) });
+    }
+    // Ranges are defined for GET alone (14.2).
+    let heeded = form == Form::Raw
+        && *method == Method::GET
+        && range_applies(headers, etag(shard, form).as_bytes());
+    let ranges = if heeded { asked(headers) } else { Vec::new() };
+    let asked = if ranges.is_empty() { Asked::Whole } else { Asked::Ranges(ranges) };
+    Ok(Selection { form, asked })
 }
 
-/// `FIRST-LAST`, `FIRST-` or `-COUNT`.
-fn parse(spec: &str) -> Result<Asked, Refused> {
-    if spec.contains(',') {
-        return Err(bad(format!("{spec:?}: one range at a time")));
-    }
-    let wrong = || bad(format!("{spec:?} is no range: give FIRST-LAST, FIRST- or -COUNT"));
-    let number = |text: &str| {
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        digits.then(|| text.parse::<u64>().ok()).flatten().ok_or_else(wrong)
-    };
-    let (first, last) = spec.trim().split_once('-').ok_or_else(wrong)?;
-    match (first, last) {
-        ("", count) => Ok(Asked::Last(number(count)?)),
-        (first, "") => Ok(Asked::From(number(first)?, None)),
-        (first, last) => {
-            let (first, last) = (number(first)?, number(last)?);
-            if last < first { Err(wrong()) } else { Ok(Asked::From(first, Some(last))) }
-        }
-    }
+/// Whether `Accept` names the encoding, with a weight other than nothing (12.4.2).
+fn accepts_bao(headers: &HeaderMap) -> bool {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accept.flat_map(|value| value.split(',')).any(|kind| {
+        let mut parts = kind.split(';').map(str::trim);
+        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(BAO_TYPE));
+        let refused = parts.any(|part| {
+            let weight = part.strip_prefix(['q', 'Q']).and_then(|rest| rest.strip_prefix('='));
+            weight.is_some_and(|weight| weight.parse::<f32>() == Ok(0.0))
+        });
+        named && !refused
+    })
 }
 
 fn bad(error: String) -> Refused {
@@ -154,55 +123,43 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_as_the_rfc_says() {
-        for (spec, size, wanted) in [
-            ("0-0", 10, Some((0, 1))),
-            ("3-", 10, Some((3, 10))),
-            ("3-99", 10, Some((3, 10))),
-            ("-4", 10, Some((6, 10))),
-            ("-40", 10, Some((0, 10))),
-            ("-0", 10, None),
-            ("10-", 10, None),
-            ("10-12", 10, None),
-            ("0-18446744073709551615", 10, Some((0, 10))),
-        ] {
-            let range = parse(spec).unwrap().within(size);
-            assert_eq!(range.map(|range| (range.start(), range.end())), wanted, "{spec}");
-        }
-        for spec in ["", "-", "5", "a-b", "5-4", "1-2,4-5", "+1-2", "1--2", "99999999999999999999-"]
-        {
-            assert!(parse(spec).is_err(), "{spec:?}");
-        }
-    }
-
-    #[test]
     fn the_form_comes_from_the_query_or_the_accept_header() {
         let shard = ShardId::of(b"x");
-        let bao = headers(&[(header::ACCEPT, "text/html, application/vnd.doppler.bao;q=0.9")]);
-        let form =
-            |headers: &HeaderMap, format| select(shard, headers, format, None).map(|s| s.form);
-        assert_eq!(form(&HeaderMap::new(), None).unwrap(), Form::Raw);
-        assert_eq!(form(&bao, None).unwrap(), Form::Bao);
-        assert_eq!(form(&bao, Some("raw")).unwrap(), Form::Raw);
-        assert_eq!(form(&HeaderMap::new(), Some("bao")).unwrap(), Form::Bao);
-        assert!(form(&HeaderMap::new(), Some("zip")).is_err());
-        let ranged = headers(&[(header::RANGE, "bytes=0-5")]);
-        assert!(form(&ranged, Some("bao")).is_err());
-        let asked = select(shard, &ranged, None, None).unwrap().asked;
-        assert_eq!(asked, Asked::From(0, Some(5)));
-        assert!(select(shard, &ranged, None, Some("0-5")).is_err());
-        assert!(select(shard, &headers(&[(header::RANGE, "lines=1-2")]), None, None).is_err());
+        let form = |accept: &str, format| {
+            let accept = headers(&[(header::ACCEPT, accept)]);
+            select(shard, &Method::GET, &accept, format, None).map(|selection| selection.form)
+        };
+        let bao = "text/html, application/vnd.doppler.bao;q=0.9";
+        assert_eq!(form("*/*", None).unwrap(), Form::Raw);
+        assert_eq!(form(bao, None).unwrap(), Form::Bao);
+        assert_eq!(form(bao, Some("raw")).unwrap(), Form::Raw);
+        assert_eq!(form("*/*", Some("bao")).unwrap(), Form::Bao);
+        assert_eq!(form("Application/VND.doppler.bao", None).unwrap(), Form::Bao);
+        assert_eq!(form("application/vnd.doppler.bao; q=0.0", None).unwrap(), Form::Raw);
+        assert!(form("*/*", Some("zip")).is_err());
     }
 
     #[test]
-    fn validators_name_the_object_and_its_form() {
+    fn a_range_is_heeded_where_it_is_defined() {
         let shard = ShardId::of(b"x");
-        let raw = etag(shard, Form::Raw);
-        let known = headers(&[(header::IF_NONE_MATCH, &format!("\"other\", W/{raw}"))]);
-        assert!(select(shard, &known, None, None).unwrap().unchanged);
-        assert!(!select(shard, &known, Some("bao"), None).unwrap().unchanged);
-        let range = |tag: &str| headers(&[(header::RANGE, "bytes=1-"), (header::IF_RANGE, tag)]);
-        assert_eq!(select(shard, &range(&raw), None, None).unwrap().asked, Asked::From(1, None));
-        assert_eq!(select(shard, &range("\"old\""), None, None).unwrap().asked, Asked::Whole);
+        let range = headers(&[(header::RANGE, "bytes=0-5")]);
+        let asked = |method: &Method, headers: &HeaderMap, format, bytes| {
+            select(shard, method, headers, format, bytes).map(|selection| selection.asked)
+        };
+        let (get, ranges) = (&Method::GET, Asked::Ranges(vec![Spec::From(0, Some(5))]));
+        assert_eq!(asked(get, &range, None, None).unwrap(), ranges);
+        assert_eq!(asked(&Method::HEAD, &range, None, None).unwrap(), Asked::Whole);
+        assert_eq!(asked(get, &range, Some("bao"), None).unwrap(), Asked::Whole);
+        let part = Asked::Part(Spec::Last(9));
+        assert_eq!(asked(get, &range, None, Some("-9")).unwrap(), part);
+        for wrong in ["", "5", "5-4", "1-2,4-5", "x"] {
+            assert!(asked(get, &range, None, Some(wrong)).is_err(), "{wrong:?}");
+        }
+        let tagged = |tag: &str| {
+            let fields = [(header::RANGE, "bytes=0-5"), (header::IF_RANGE, tag)];
+            asked(get, &headers(&fields), None, None).unwrap()
+        };
+        assert_eq!(tagged(&etag(shard, Form::Raw)), ranges);
+        assert_eq!(tagged(&etag(shard, Form::Bao)), Asked::Whole);
     }
 }
