@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
+use super::kept;
 use super::resolve::{Candidate, PREFIX_MIN, Standing, Unresolved, did_you_mean, resolve};
+use super::trust::TrustStore;
 use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
 use doppler_store::ladder::Ladder;
 use doppler_store::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -64,7 +66,7 @@ impl Target {
             Ok(id) => {
                 let model = models.into_iter().find(|model| model.id == id);
                 return model.map(Self::Model).with_context(|| {
-                    format!("model {id} was announced, but its manifest has not arrived yet")
+                    format!("the manifest of model {id} is not here: pin {id} --fetch fetches it")
                 });
             }
             Err(Unresolved::Unknown { near, .. }) => near,
@@ -127,19 +129,34 @@ pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> 
     Ok(models)
 }
 
-/// The names of models in a store that no node has open. Who signed them is not kept, but for
-/// the node's own.
+/// The models in a store that no node has open, under every name that is known: what their
+/// signers call them, and what their manifests do.
 pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
-    let candidate = |model: &StoredModel| Candidate {
-        id: model.id,
-        name: model.name.clone(),
-        publisher: String::new(),
-        standing: match published_file(data, model.id).exists() {
-            true => Standing::Own,
-            false => Standing::Stranger,
-        },
-    };
-    models.iter().map(candidate).collect()
+    // A damaged list of trust is told where it decides; here it trusts nobody.
+    let trust = TrustStore::open(data).and_then(|store| store.read()).unwrap_or_default();
+    let mut candidates = Vec::new();
+    for model in models {
+        let is_own = published_file(data, model.id).exists();
+        candidates.push(Candidate {
+            id: model.id,
+            name: model.name.clone(),
+            publisher: String::new(),
+            standing: if is_own { Standing::Own } else { Standing::Stranger },
+        });
+        for signed in kept::signed(data, model.id).unwrap_or_default() {
+            candidates.push(Candidate {
+                id: model.id,
+                standing: match signed.publisher {
+                    key if trust.trusts(key) => Standing::Trusted,
+                    key if trust.refused.contains(&key) => Standing::Refused,
+                    _ => Standing::Stranger,
+                },
+                name: signed.name,
+                publisher: signed.publisher.to_string(),
+            });
+        }
+    }
+    candidates
 }
 
 /// Which model `text` means in a store that no node has open.
@@ -228,8 +245,9 @@ pub async fn plan_removal(
     Ok(Removal { objects, reply })
 }
 
-/// Forgets that this node published a model.
+/// Forgets that this node published a model, and that it keeps it.
 pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
+    kept::remove(data, model)?;
     let path = published_file(data, model);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
