@@ -223,6 +223,12 @@ impl World {
             }
             Action::End { read, result } => self.on_end(node, read, &result),
             Action::Learned { .. } => {}
+            // What its holdings mean goes with it; it is registered again as long as it is here.
+            Action::Forgot(id) => {
+                if let Some(model) = self.models.iter().position(|model| model.id == id) {
+                    self.nodes[node].registered.remove(&model);
+                }
+            }
             Action::Refuse(refused) => {
                 self.violate("refused", format!("node {node}: {refused}"));
             }

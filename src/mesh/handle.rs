@@ -25,7 +25,7 @@ use super::shard_client::Client;
 use super::shard_server::Server;
 use super::shared::Shared;
 use doppler_store::groups::Chunks;
-use doppler_store::signature::SignedModel;
+use doppler_store::signature::{PublicKey, SignedModel};
 use doppler_store::verified::VerifiedRange;
 use doppler_store::{ModelId, ReadError, ReadRequest, ShardId, ShardServe, ShardSource};
 
@@ -240,6 +240,23 @@ impl MeshHandle {
         Ok(self.inner.shared.tell(Event::Publish(signed))?)
     }
 
+    /// Keeps a model under this announcement: it is not forgotten, however many others are heard
+    /// of, and it is told on while anything of it is here. Once for each of its signers.
+    pub fn keep(&self, signed: SignedModel) -> Result<(), MeshError> {
+        Ok(self.inner.shared.tell(Event::Keep(signed))?)
+    }
+
+    /// Keeps a model no longer; with `own` it is not announced as this node's own any more
+    /// either. It is forgotten once nobody holds it.
+    pub fn release(&self, model: ModelId, own: bool) {
+        self.inner.shared.note(Event::Release { model, own });
+    }
+
+    /// Whose models give way last among those that are neither this node's own nor kept.
+    pub fn trust(&self, publishers: BTreeSet<PublicKey>) {
+        self.inner.shared.note(Event::Trust(publishers));
+    }
+
     /// Gives the mesh a model's ordered object list, which bitmaps of holdings
     /// refer to: the manifest's shards in order, then the other files it names
     /// by hash. Every node must derive the same list from the same manifest.
@@ -253,6 +270,11 @@ impl MeshHandle {
     pub fn models(&self) -> Vec<KnownModel> {
         let models = self.inner.shared.look(|core, _| core.models(Instant::now()));
         models.into_iter().map(|(signed, holders)| KnownModel { signed, holders }).collect()
+    }
+
+    /// The announcements that are known, one for each model and publisher.
+    pub fn announced(&self) -> Vec<SignedModel> {
+        self.inner.shared.look(|core, _| core.announced())
     }
 
     /// Watches the list of known models.

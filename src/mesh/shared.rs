@@ -277,11 +277,11 @@ impl Shared {
             inner.armed = wake;
             self.earlier.notify_one();
         }
-        let models = news.models.then(|| inner.core.announced());
-        drop(inner);
-        if let Some(models) = models {
-            self.models.send_replace(Arc::new(models));
+        // Under the lock, so that an older list never replaces a newer one.
+        if news.models {
+            self.models.send_replace(Arc::new(inner.core.announced()));
         }
+        drop(inner);
         if news.changed {
             self.ring();
         }
@@ -335,6 +335,10 @@ impl Shared {
                 if !is_own {
                     info!(model = %signed.model.short(), name = signed.name, "learned of a model");
                 }
+                news.models = true;
+            }
+            Action::Forgot(model) => {
+                debug!(model = %model.short(), "forgotten: nobody holds it or speaks of it");
                 news.models = true;
             }
             Action::Refuse(refused) => news.refused = Some(refused),

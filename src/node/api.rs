@@ -309,10 +309,20 @@ impl Traffic {
     }
 }
 
+/// Who signed a model, and under which name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signer {
+    pub name: String,
+    /// The public key, hexadecimal.
+    pub publisher: String,
+    pub trust: Standing,
+}
+
 /// One line of `GET /v1/models`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
+    /// What the first of its signers calls it.
     pub name: String,
     /// Public keys of those who signed it, hexadecimal; whom this node trusts first.
     pub publishers: Vec<String>,
@@ -325,8 +335,12 @@ pub struct ModelInfo {
     pub shards_here: usize,
     /// Shards that at least one connected peer, or this node, holds whole.
     pub shards_reachable: usize,
-    /// False until the manifest itself has arrived.
+    /// False until the manifest itself has arrived. A large one of a stranger waits until the
+    /// model is used.
     pub manifest: bool,
+    /// Everybody who signed it, in the order of `publishers`.
+    #[serde(default)]
+    pub signers: Vec<Signer>,
 }
 
 /// One line of `GET /v1/peers`: a connected peer.

@@ -282,7 +282,7 @@ pub enum TrustCommand {
         #[command(flatten)]
         control: ControlArgs,
     },
-    /// Stop trusting a publisher
+    /// Stop trusting a publisher, and refuse it until it is added again
     Remove {
         /// The publisher's public key, as `trust list` shows it
         publisher: PublicKey,

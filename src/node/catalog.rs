@@ -1,7 +1,8 @@
 //! The models a node knows: who signed them, and the manifest once it has arrived.
 //!
-//! Signatures were verified before anything enters; a manifest enters only if its
-//! bytes hash to the model's id. Bounded: past `MODELS_MAX` new models are refused.
+//! Who signed what is the mesh's to say, where signatures are verified and bounds are kept: the
+//! catalogue follows it. A manifest enters only if its bytes hash to the model's id, and leaves
+//! with the last announcement of its model.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,23 +13,12 @@ use doppler_store::manifest::Manifest;
 use doppler_store::signature::SignedModel;
 use doppler_store::{ModelId, ShardId};
 
-/// Models known at once; a swarm of flooders cannot take more memory than this.
-const MODELS_MAX: usize = 256;
-/// Publishers remembered for one model.
-const PUBLISHERS_MAX: usize = 16;
-
 /// One model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Known {
     /// Announcements of it, one a publisher.
     pub signed: Vec<SignedModel>,
     pub manifest: Option<Arc<Manifest>>,
-}
-
-impl Known {
-    pub fn name(&self) -> &str {
-        self.signed.first().map_or("", |signed| signed.name.as_str())
-    }
 }
 
 /// All models this node knows.
@@ -53,31 +43,39 @@ impl Catalog {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Remembers a verified announcement. True if the model's manifest is still wanted.
-    pub fn announce(&self, signed: SignedModel) -> bool {
+    /// Takes over which announcements there are; models of which there is none any more go.
+    /// `announced` is called under the lock, so that an older list never follows a newer one.
+    pub fn follow(&self, announced: impl FnOnce() -> Vec<SignedModel>) {
         let mut models = self.lock();
-        if !models.contains_key(&signed.model) && models.len() >= MODELS_MAX {
-            return false;
+        let mut now: BTreeMap<ModelId, Vec<SignedModel>> = BTreeMap::new();
+        for signed in announced() {
+            now.entry(signed.model).or_default().push(signed);
         }
-        let known = models
-            .entry(signed.model)
-            .or_insert_with(|| Known { signed: Vec::new(), manifest: None });
-        let publisher_known = known.signed.iter().any(|have| have.publisher == signed.publisher);
-        if !publisher_known && known.signed.len() < PUBLISHERS_MAX {
-            known.signed.push(signed);
+        let before = models.len();
+        models.retain(|model, _| now.contains_key(model));
+        let mut changed = models.len() != before;
+        for (model, signed) in now {
+            let known = models.entry(model).or_default();
+            changed |= known.signed != signed;
+            known.signed = signed;
         }
-        let wanted = known.manifest.is_none();
         drop(models);
-        self.touch();
-        wanted
+        if changed {
+            self.touch();
+        }
     }
 
-    /// Adds the manifest of an announced model.
-    pub fn add_manifest(&self, id: ModelId, manifest: Arc<Manifest>) {
-        if let Some(known) = self.lock().get_mut(&id) {
-            known.manifest = Some(manifest);
-        }
+    /// Adds the manifest of an announced model; false if it is announced no longer.
+    pub fn add_manifest(&self, id: ModelId, manifest: Arc<Manifest>) -> bool {
+        let is_known = match self.lock().get_mut(&id) {
+            Some(known) => {
+                known.manifest = Some(manifest);
+                true
+            }
+            None => false,
+        };
         self.touch();
+        is_known
     }
 
     pub fn list(&self) -> Vec<(ModelId, Known)> {
@@ -112,4 +110,34 @@ pub fn sizes(manifest: &Manifest) -> anyhow::Result<Vec<(ShardId, u64)>> {
 /// The shards' addresses, in the manifest's order.
 pub fn shard_ids(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
     manifest.shards.iter().map(|shard| Ok(shard.id()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_holds_what_is_announced_and_nothing_else() {
+        let signed = |publisher: u8, model: &[u8]| {
+            let name = format!("name {publisher}");
+            SignedModel::sign(&[publisher; 32], ModelId::of(model), &name, 9).unwrap()
+        };
+        let manifest = Arc::new(Manifest::parse(crate::embedded::manifest()).unwrap());
+        let catalog = Catalog::default();
+        let (one, other) = (ModelId::of(b"m"), ModelId::of(b"n"));
+        assert!(!catalog.add_manifest(one, manifest.clone()), "nobody announced it");
+        let mut changes = catalog.changes();
+        catalog.follow(|| vec![signed(1, b"m"), signed(1, b"n")]);
+        assert!(catalog.add_manifest(one, manifest));
+        changes.mark_unchanged();
+        catalog.follow(|| vec![signed(1, b"m"), signed(1, b"n")]);
+        assert!(!changes.has_changed().unwrap(), "nothing is new");
+        // Another signer of the same bytes adds a name; the manifest stays.
+        catalog.follow(|| vec![signed(1, b"m"), signed(2, b"m")]);
+        let known = catalog.get(one).unwrap();
+        assert_eq!((known.signed.len(), known.manifest.is_some()), (2, true));
+        assert!(catalog.get(other).is_none() && changes.has_changed().unwrap());
+        catalog.follow(Vec::new);
+        assert_eq!(catalog.len(), 0);
+    }
 }

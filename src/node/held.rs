@@ -13,8 +13,9 @@ use super::api::{ModelInfo, ResolveRequest};
 use super::catalog::sizes;
 use super::commands::{asking, can_ask};
 use super::size::ByteSize;
-use super::storage;
 use super::store_access::StoreAccess;
+use super::trust::{TrustPolicy, TrustStore};
+use super::{kept, storage};
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::disk::object_path;
 use doppler_store::manifest::Manifest;
@@ -81,11 +82,26 @@ fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
             let model: ModelInfo = client.post("/v1/models/resolve", &request)?;
             Ok(model.id.parse()?)
         }),
-        // What is here whole was admitted when it was fetched.
         StoreAccess::Here { disk, runtime, data } => {
-            runtime.block_on(async { storage::find_model(&disk, &data, text).await })
+            let model =
+                runtime.block_on(async { storage::find_model(&disk, &data, text).await })?;
+            not_refused(&data, model, text)?;
+            Ok(model)
         }
     }
+}
+
+/// What is here whole was admitted when it was fetched; its publishers may have been removed
+/// from the trusted ones since.
+fn not_refused(data: &Path, model: ModelId, text: &str) -> anyhow::Result<()> {
+    let signed = kept::signed(data, model).unwrap_or_default();
+    if signed.is_empty() || storage::published_file(data, model).exists() {
+        return Ok(());
+    }
+    let signers: Vec<_> = signed.iter().map(|one| one.publisher).collect();
+    let trust = TrustStore::open(data)?;
+    trust.check(TrustPolicy::Any, &model.to_string(), text, &signers, false)?;
+    Ok(())
 }
 
 /// A whole object, if its bytes are what its name says.

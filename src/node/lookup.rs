@@ -6,13 +6,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use tokio::time::timeout;
 
 use super::api::{ModelInfo, ResolveRequest};
 use super::resolve::{Candidate, Standing, Unresolved, resolve};
 use super::service::Service;
 use super::size::count;
+use super::trust::{self, How, TrustPolicy};
+use doppler_mesh::PeerId;
 use doppler_store::ModelId;
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::PublicKey;
@@ -24,69 +26,106 @@ const SETTLE: Duration = Duration::from_secs(5);
 impl Service {
     /// Every known model under every name that it was signed with.
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
-        let trusted = self.trusted()?;
+        let trust = self.trust.read()?;
         let known = self.catalog.list().into_iter();
         Ok(known
             .flat_map(|(id, known)| known.signed.into_iter().map(move |signed| (id, signed)))
             .map(|(id, signed)| Candidate {
                 id,
-                standing: self.standing(signed.publisher, &trusted),
+                standing: self.standing(signed.publisher, &trust),
                 publisher: signed.publisher.to_string(),
                 name: signed.name,
             })
             .collect())
     }
 
-    pub(super) fn trusted(&self) -> anyhow::Result<Vec<PublicKey>> {
-        Ok(self.trust.list()?.into_iter().map(|one| one.publisher).collect())
-    }
-
-    pub(super) fn standing(&self, publisher: PublicKey, trusted: &[PublicKey]) -> Standing {
+    pub(super) fn standing(&self, publisher: PublicKey, trust: &trust::Known) -> Standing {
         if publisher == self.publisher() {
             Standing::Own
-        } else if trusted.contains(&publisher) {
+        } else if trust.trusts(publisher) {
             Standing::Trusted
+        } else if trust.refused.contains(&publisher) {
+            Standing::Refused
         } else {
             Standing::Stranger
         }
     }
 
-    /// The model that `text` means, with its manifest, which may have to arrive first.
+    /// Whether a model that `text` means may be used: one of its signers is trusted, or the
+    /// policy lets it be. Under the policy of the first use the signer that is trusted is one who
+    /// calls it `text`, if there is one, and not whoever signed first.
     ///
     /// # Errors
-    /// If no known model is meant, or more than one; if no peer sends the manifest within the
-    /// find timeout.
-    pub async fn wanted(&self, text: &str) -> anyhow::Result<(ModelId, Arc<Manifest>)> {
+    /// [`trust::Untrusted`] if it may not.
+    fn admit(&self, model: ModelId, text: &str, can_ask: bool) -> anyhow::Result<()> {
+        let Some((name, signers)) = self.strangers(model, text) else { return Ok(()) };
+        let policy = self.config().trust_policy;
+        self.trust.admit(policy, &model.to_string(), &name, &signers, can_ask)
+    }
+
+    /// Whether a model may be used without a word from this node's owner: nobody is trusted by it.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub(super) fn permit(&self, model: ModelId) -> anyhow::Result<()> {
+        let Some((name, signers)) = self.strangers(model, "") else { return Ok(()) };
+        // Nobody who asks here can answer for this node's owner, so first use allows nothing.
+        let policy = match self.config().trust_policy {
+            TrustPolicy::FirstUse => TrustPolicy::Listed,
+            other => other,
+        };
+        self.trust.check(policy, &model.to_string(), &name, &signers, false)?;
+        Ok(())
+    }
+
+    /// A model's name and signers; `None` if it needs no approval, being unknown or this node's
+    /// own. Those come first who call it `text`, and of these those who hold it themselves:
+    /// anybody may have signed what another published.
+    fn strangers(&self, model: ModelId, text: &str) -> Option<(String, Vec<PublicKey>)> {
+        let mut signed = self.catalog.get(model)?.signed;
+        if signed.iter().any(|signed| signed.publisher == self.publisher()) {
+            return None;
+        }
+        let holders = self.mesh.holders(model.manifest());
+        signed.sort_by_key(|signed| {
+            let peer = PeerId::from_public_key(signed.publisher.0);
+            (signed.name.to_lowercase() != text.to_lowercase(), !holders.contains(&peer))
+        });
+        let name = signed.first().map_or_else(String::new, |signed| signed.name.clone());
+        Some((name, signed.iter().map(|signed| signed.publisher).collect()))
+    }
+
+    /// The model that `text` means, with its manifest, which may have to arrive first. It may be
+    /// used, and is kept from here on.
+    ///
+    /// # Errors
+    /// If no known model is meant, or more than one; as [`Self::admit`]; if nobody sends the
+    /// manifest.
+    pub async fn wanted(
+        &self,
+        text: &str,
+        trust: &[PublicKey],
+        can_ask: bool,
+    ) -> anyhow::Result<(ModelId, Arc<Manifest>)> {
         let (asked, patience) = (Instant::now(), self.config().find_timeout);
         let mut changed = self.catalog.changes();
         loop {
             changed.mark_unchanged();
-            let (until, error) = match resolve(text, &self.candidates()?) {
-                Ok(id) => match self.catalog.get(id).and_then(|known| known.manifest) {
-                    Some(manifest) => return Ok((id, manifest)),
-                    None => (
-                        asked + patience,
-                        anyhow!(
-                            "model {id} was announced, but no peer sent its manifest within {:.0} s",
-                            patience.as_secs_f64()
-                        ),
-                    ),
-                },
-                Err(unknown @ Unresolved::Unknown { .. }) => {
-                    let peers = count(self.mesh.peers().len(), "connected peer");
-                    let swarm = &self.config().swarm;
-                    (
-                        self.settled_at().min(asked + patience),
-                        anyhow!(
-                            "{unknown} (doppler-node ls lists the models of swarm {swarm}; {peers})"
-                        ),
-                    )
+            let unknown = match resolve(text, &self.candidates()?) {
+                Ok(model) => {
+                    let manifest = self.wanted_by_id(model, text, trust, can_ask).await?;
+                    self.keep(model);
+                    return Ok((model, manifest));
                 }
+                Err(unknown @ Unresolved::Unknown { .. }) => unknown,
                 Err(ambiguous) => return Err(ambiguous.into()),
             };
+            let until = self.settled_at().min(asked + patience);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(error);
+                let peers = count(self.mesh.peers().len(), "connected peer");
+                let swarm = &self.config().swarm;
+                bail!("{unknown} (doppler-node ls lists the models of swarm {swarm}; {peers})");
             }
             if let Ok(Err(_)) = timeout(left, changed.changed()).await {
                 bail!("the node is stopping");
@@ -94,16 +133,41 @@ impl Service {
         }
     }
 
+    /// The manifest of a model that may be used. One that waited until somebody asks for it is
+    /// fetched now: after the policy allows its publisher, before the publisher is trusted.
+    ///
+    /// # Errors
+    /// As [`Self::admit`], or if nobody sends it.
+    pub(super) async fn wanted_by_id(
+        &self,
+        model: ModelId,
+        text: &str,
+        trust: &[PublicKey],
+        can_ask: bool,
+    ) -> anyhow::Result<Arc<Manifest>> {
+        if !trust.is_empty() {
+            self.trust.add(trust, How::Added, "")?;
+        }
+        if let Some((name, signers)) = self.strangers(model, text) {
+            let policy = self.config().trust_policy;
+            self.trust.check(policy, &model.to_string(), &name, &signers, can_ask)?;
+        }
+        let manifest = match self.catalog.get(model).and_then(|known| known.manifest) {
+            Some(manifest) => manifest,
+            None => self.learn_now(model).await?,
+        };
+        self.admit(model, text, can_ask)?;
+        self.rely_on(&manifest);
+        Ok(manifest)
+    }
+
     /// Finds a model for a command that reads it from the store by itself.
     ///
     /// # Errors
-    /// As [`wanted`](Self::wanted), or if its publisher may not be used.
+    /// As [`wanted`](Self::wanted).
     pub async fn resolve(&self, request: &ResolveRequest) -> anyhow::Result<ModelInfo> {
-        let (id, _) = self.wanted(&request.model).await?;
-        self.admit(id, &request.trust, request.can_ask)?;
-        let text = id.to_string();
-        let info = self.models().into_iter().find(|model| model.id == text);
-        info.ok_or_else(|| anyhow!("model {id} was withdrawn meanwhile"))
+        let (id, _) = self.wanted(&request.model, &request.trust, request.can_ask).await?;
+        self.info_of(id)
     }
 
     /// Waits for a first peer, as long as missing shards are looked for.

@@ -1,10 +1,12 @@
 //! Which model a text means. One rule for every command and for the node. Pure.
 //!
-//! The steps, in order: a whole id, a name, a name in other letters' case, the start of an id or
-//! of a name. Within a step, a node's own models come before those of trusted publishers, and
-//! those before all others, so a stranger gains nothing by taking a known name. Only whole names
-//! of strangers count: the start of a name that somebody else chose means nothing.
+//! A whole id is an id, whatever anybody's models are called. Any other text means a model of
+//! this node's own by its name, then one of a trusted publisher; then the start of an id or a
+//! name of either; only then a stranger's model, by its whole name or the start of its id, and
+//! last that of a refused publisher. So a stranger gains nothing by taking a known name, or by
+//! taking the start of a known id as a name. The start of a stranger's name means nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use doppler_store::ModelId;
@@ -13,6 +15,8 @@ use doppler_store::ModelId;
 pub const PREFIX_MIN: usize = 4;
 /// Suggestions in an error.
 const NEAR_MAX: usize = 3;
+/// Models that an error lists.
+const LISTED_MAX: usize = 8;
 
 /// How well this node knows who signed a model; better ones first.
 #[derive(
@@ -33,6 +37,8 @@ pub enum Standing {
     Trusted,
     #[default]
     Stranger,
+    /// Removed from the trusted ones, and not added again.
+    Refused,
 }
 
 impl fmt::Display for Standing {
@@ -41,6 +47,7 @@ impl fmt::Display for Standing {
             Self::Own => "own",
             Self::Trusted => "trusted",
             Self::Stranger => "no",
+            Self::Refused => "refused",
         })
     }
 }
@@ -93,42 +100,77 @@ impl fmt::Display for List<'_> {
 /// # Errors
 /// If it means none, or several of the same standing.
 pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> {
+    use Standing::{Own, Refused, Stranger, Trusted};
     let lower = text.to_lowercase();
+    let id = |model: &Candidate| model.id.to_string() == lower;
+    let name = |model: &Candidate| model.name == text;
+    let cased = |model: &Candidate| model.name.to_lowercase() == lower;
+    let id_begins =
+        |model: &Candidate| text.len() >= PREFIX_MIN && model.id.to_string().starts_with(&lower);
     let begins = |model: &Candidate| {
-        text.len() >= PREFIX_MIN
-            && (model.id.to_string().starts_with(&lower)
-                || model.standing != Standing::Stranger
-                    && model.name.to_lowercase().starts_with(&lower))
+        id_begins(model)
+            || text.len() >= PREFIX_MIN && model.name.to_lowercase().starts_with(&lower)
     };
-    let steps: [&dyn Fn(&Candidate) -> bool; 4] = [
-        &|model| model.id.to_string() == lower,
-        &|model| model.name == text,
-        &|model| model.name.to_lowercase() == lower,
-        &begins,
+    // Of two strangers neither comes first: one may have taken the start of the other's id as a name.
+    let either = |model: &Candidate| name(model) || id_begins(model);
+    type Matches<'a> = &'a dyn Fn(&Candidate) -> bool;
+    let steps: [(Standing, Matches); 10] = [
+        (Own, &name),
+        (Own, &cased),
+        (Trusted, &name),
+        (Trusted, &cased),
+        (Own, &begins),
+        (Trusted, &begins),
+        (Stranger, &either),
+        (Stranger, &cased),
+        (Refused, &either),
+        (Refused, &cased),
     ];
-    for step in steps {
-        let mut found: Vec<_> = models.iter().filter(|model| step(model)).collect();
-        let Some(best) = found.iter().map(|model| model.standing).min() else { continue };
-        found.retain(|model| model.standing == best);
-        found.sort_by_key(|model| model.id);
-        found.dedup_by_key(|model| model.id);
-        return match found[..] {
-            [one] => Ok(one.id),
-            _ => Err(Unresolved::Ambiguous {
-                text: text.to_owned(),
-                of: found.into_iter().map(describe).collect(),
-            }),
+    if is_whole_id(&lower) {
+        return match models.iter().find(|model| id(model)) {
+            Some(model) => Ok(model.id),
+            None => Err(Unresolved::Unknown { text: text.to_owned(), near: Vec::new() }),
         };
     }
-    Err(Unresolved::Unknown { text: text.to_owned(), near: near(&lower, models) })
+    for (standing, matches) in steps {
+        let found = models.iter().filter(|model| model.standing == standing && matches(model));
+        let mut by_id: BTreeMap<ModelId, Vec<&Candidate>> = BTreeMap::new();
+        for model in found {
+            by_id.entry(model.id).or_default().push(model);
+        }
+        match by_id.len() {
+            0 => {}
+            1 => return by_id.into_keys().next().ok_or_else(|| unknown(text, &lower, models)),
+            more => {
+                let mut of: Vec<String> = by_id.iter().take(LISTED_MAX).map(describe).collect();
+                if more > LISTED_MAX {
+                    of.push(format!("and {} more", more - LISTED_MAX));
+                }
+                return Err(Unresolved::Ambiguous { text: text.to_owned(), of });
+            }
+        }
+    }
+    Err(unknown(text, &lower, models))
 }
 
-fn describe(model: &Candidate) -> String {
-    let Candidate { id, name, publisher, .. } = model;
-    match publisher.as_str() {
-        "" => format!("{id} ({name})"),
-        publisher => format!("{id} ({name}, signed by {publisher})"),
-    }
+/// Whether a text is as long as an id and made of its digits.
+pub fn is_whole_id(lower: &str) -> bool {
+    lower.len() == 64 && lower.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn unknown(text: &str, lower: &str, models: &[Candidate]) -> Unresolved {
+    Unresolved::Unknown { text: text.to_owned(), near: near(lower, models) }
+}
+
+/// A model with the names that matched and who gave it those.
+fn describe((id, named): (&ModelId, &Vec<&Candidate>)) -> String {
+    let name = |model: &&Candidate| match model.publisher.as_str() {
+        "" => model.name.clone(),
+        publisher => format!("{}, signed by {publisher}", model.name),
+    };
+    let mut names: Vec<String> = named.iter().map(name).collect();
+    names.dedup();
+    format!("{id} ({})", names.join("; "))
 }
 
 /// Names that a mistyped `text` may have meant, the likeliest first.
@@ -229,6 +271,51 @@ mod tests {
         assert_eq!(resolve("MIXTRAL", &models), Ok(b()));
         assert!(resolve("mixtr", &models).is_err());
         assert_eq!(resolve(&b().to_string()[..8], &models), Ok(b()));
+    }
+
+    #[test]
+    fn the_start_of_a_known_id_is_nobody_elses_name_and_a_whole_id_nobodys() {
+        let start = &a().to_string()[..8];
+        let posing = |name: &str| model(id(0xbb, 1), name, Standing::Stranger);
+        for standing in [Standing::Own, Standing::Trusted] {
+            let models = [posing(start), model(a(), "mixtral", standing)];
+            assert_eq!(resolve(start, &models), Ok(a()), "{standing}");
+        }
+        // Of two strangers neither is preferred, but by its whole id each is found.
+        let models = [posing(start), model(a(), "mixtral", Standing::Stranger)];
+        let error = resolve(start, &models).unwrap_err().to_string();
+        assert!(error.contains("key-of-mixtral-no") && error.contains("more than one"), "{error}");
+        assert_eq!(resolve(&a().to_string(), &models), Ok(a()));
+        // A whole id that is not known is not looked for among names.
+        let gone = id(0xcc, 3).to_string();
+        assert!(resolve(&gone, &[posing(&gone)]).is_err());
+        // In other letters' case too, a known name is not taken by a stranger's exact one.
+        let models = [posing("mixtral"), model(a(), "Mixtral", Standing::Trusted)];
+        assert_eq!(resolve("mixtral", &models), Ok(a()));
+        // Who was refused comes after strangers.
+        let models =
+            [model(b(), "m", Standing::Refused), model(id(0xbb, 1), "m", Standing::Stranger)];
+        assert_eq!(resolve("m", &models), Ok(id(0xbb, 1)));
+        assert_eq!(resolve("m", &models[..1]), Ok(b()));
+    }
+
+    #[test]
+    fn every_signers_name_finds_the_same_bytes() {
+        let models = [
+            model(a(), "first-name", Standing::Stranger),
+            model(a(), "later-name", Standing::Stranger),
+        ];
+        for name in ["first-name", "later-name"] {
+            assert_eq!(resolve(name, &models), Ok(a()));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_one_name_is_counted_not_listed() {
+        let many: Vec<Candidate> =
+            (0..100).map(|last| model(id(1, last), "m", Standing::Stranger)).collect();
+        let error = resolve("m", &many).unwrap_err().to_string();
+        assert!(error.contains("and 92 more") && error.len() < 2048, "{error}");
     }
 
     #[test]

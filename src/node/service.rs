@@ -1,7 +1,6 @@
 //! A running node: the store, the mesh, the catalogue and the engine wired together,
 //! started and stopped in order. The control API and the commands call this.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -10,26 +9,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::address_book::{self, AddressBook};
 use super::api::{
     BootstrapStatus, FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo,
-    NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Status, StoreStatus, TargetReply,
-    TargetRequest, TierUse, Traffic, Via,
+    NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Signer, Status, StoreStatus,
+    TargetReply, TargetRequest, TierUse, Traffic, Via,
 };
-use super::catalog::{Catalog, objects, shard_ids, sizes};
+use super::catalog::{Catalog, Known, shard_ids, sizes};
 use super::config::Config;
 use super::engine::{Engine, EngineError, EngineOptions, Job, Opened, check_request};
 use super::events::NodeEvent;
 use super::identity;
 use super::joining::{self, Joined};
-use super::resolve::Standing;
+use super::kept::Kept;
+use super::resolve::{Standing, resolve};
 use super::storage::{self, StoredModel, Target};
-use super::trust::{How, TrustStore};
+use super::trust::{self, How, TrustStore};
 use super::work::Report;
-use super::{last_copy, loading, pins};
+use super::{last_copy, learning, loading, pins};
 use doppler_infer::reader::WeightReader;
 use doppler_mesh::{MeshHandle, Meter, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
@@ -37,9 +37,6 @@ use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
 use doppler_store::{ModelId, Priority, ShardId, ShardServe, regular};
-
-/// Manifests fetched at once.
-const LEARNING_MAX: usize = 4;
 
 /// Connected peers are looked at this often, at most, for addresses to keep.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
@@ -62,10 +59,12 @@ pub struct Service {
     /// Shows a private swarm's key to this node's gateway.
     gateway_token: Option<String>,
     pub(super) catalog: Arc<Catalog>,
+    /// Models that were used or pinned here.
+    pub(super) kept: Kept,
     engine: Engine,
     /// Held while the store is checked: once at a time.
     checking: Arc<Semaphore>,
-    stopping: CancellationToken,
+    pub(super) stopping: CancellationToken,
     /// Writes down where peers are; awaited at the end.
     remembering: Mutex<Option<JoinHandle<()>>>,
 }
@@ -118,14 +117,16 @@ impl Service {
             gateway_token: key.map(|key| key.gateway_token(mesh.peer_id())),
             mesh,
             catalog: Arc::default(),
+            kept: Kept::new(&config.data),
             engine,
             checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
             remembering: Mutex::default(),
             config,
         });
-        service.restore_published().await?;
-        tokio::spawn(learn(service.clone(), report));
+        service.restore_published().await;
+        service.restore_kept().await;
+        tokio::spawn(learning::learn(service.clone(), report));
         let remembering = tokio::spawn(remember(service.clone(), book));
         *service.remembering.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembering);
         Ok(service)
@@ -246,34 +247,47 @@ impl Service {
     }
 
     /// Brings an object of a known model here from peers, a tab among them, and keeps it as
-    /// long as there is room. `None` if no manifest known here names it, or its publisher is
-    /// not trusted.
+    /// long as there is room. `None` if no manifest known here names it. Whoever asks shows no
+    /// token, so nobody is trusted by it.
     ///
     /// # Errors
-    /// As reads err: nobody has it, or nobody sent it within [`BRING_MAX`]. If the disk does not
-    /// take it.
-    pub async fn bring(&self, shard: ShardId) -> Option<anyhow::Result<u64>> {
-        let (model, size) = self.catalog.list().into_iter().find_map(|(model, known)| {
+    /// The outer one: no model that names it may be used. The inner one as reads err: nobody has
+    /// it, or nobody sent it within [`BRING_MAX`]; or the disk does not take it.
+    pub async fn bring(&self, shard: ShardId) -> anyhow::Result<Option<anyhow::Result<u64>>> {
+        let named = self.catalog.list().into_iter().filter_map(|(model, known)| {
             let sizes = sizes(known.manifest.as_deref()?).ok()?;
             sizes.into_iter().find(|(id, _)| *id == shard).map(|(_, size)| (model, size))
-        })?;
-        self.admit(model, &[], false).ok()?;
+        });
+        let mut refusal = None;
+        let mut wanted = None;
+        for (model, size) in named {
+            match self.permit(model) {
+                Ok(()) => wanted = wanted.or(Some((model, size))),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        let Some((model, size)) = wanted else { return refusal.map_or(Ok(None), Err) };
+        self.keep(model);
+        if let Ok(Some(manifest)) = self.usable(model) {
+            self.rely_on(&manifest);
+        }
         if !self.disk.is_whole(shard) {
             let deadline = Some(Instant::now() + BRING_MAX);
             if let Err(error) = self.fetch_whole(shard, size, deadline).await {
-                return Some(Err(error));
+                return Ok(Some(Err(error)));
             }
         }
-        Some(Ok(size))
+        Ok(Some(Ok(size)))
     }
 
-    /// The manifest of a model that a page wants to run; `None` if it is not known here.
+    /// The manifest of a model that a page wants to run; `None` if it is not known here. As with
+    /// [`Self::bring`], nobody is trusted by it.
     ///
     /// # Errors
     /// Its publisher is not trusted, and the policy does not let it be used.
     pub fn usable(&self, model: ModelId) -> anyhow::Result<Option<Arc<Manifest>>> {
         let Some(known) = self.catalog.get(model) else { return Ok(None) };
-        self.admit(model, &[], false)?;
+        self.permit(model)?;
         Ok(known.manifest)
     }
 
@@ -293,39 +307,55 @@ impl Service {
 
     pub fn models(&self) -> Vec<ModelInfo> {
         // A damaged list of trust is told where it decides; here it trusts nobody.
-        let trusted = self.trusted().unwrap_or_default();
+        let trust = self.trust.read().unwrap_or_default();
         self.catalog
             .list()
             .into_iter()
-            .map(|(id, known)| {
-                let shards =
-                    known.manifest.as_ref().and_then(|m| shard_ids(m).ok()).unwrap_or_default();
-                let here = shards.iter().filter(|shard| self.disk.is_whole(**shard)).count();
-                let reachable = shards
-                    .iter()
-                    .filter(|shard| {
-                        self.disk.is_whole(**shard) || !self.mesh.holders(**shard).is_empty()
-                    })
-                    .count();
-                let mut signers: Vec<_> = known
-                    .signed
-                    .iter()
-                    .map(|signed| (self.standing(signed.publisher, &trusted), signed.publisher))
-                    .collect();
-                signers.sort_unstable();
-                ModelInfo {
-                    id: id.to_string(),
-                    name: known.name().to_owned(),
-                    publishers: signers.iter().map(|(_, signer)| signer.to_string()).collect(),
-                    trust: signers.first().map_or(Standing::Stranger, |(standing, _)| *standing),
-                    bytes: known.manifest.as_ref().map_or(0, |manifest| manifest.total_size),
-                    shards: shards.len(),
-                    shards_here: here,
-                    shards_reachable: reachable,
-                    manifest: known.manifest.is_some(),
-                }
-            })
+            .map(|(id, known)| self.describe(id, &known, &trust))
             .collect()
+    }
+
+    /// What is known of one model.
+    ///
+    /// # Errors
+    /// If it is not known any more.
+    pub(super) fn info_of(&self, model: ModelId) -> anyhow::Result<ModelInfo> {
+        let known = self.catalog.get(model);
+        let known = known.with_context(|| format!("model {model} was withdrawn meanwhile"))?;
+        Ok(self.describe(model, &known, &self.trust.read().unwrap_or_default()))
+    }
+
+    fn describe(&self, id: ModelId, known: &Known, trust: &trust::Known) -> ModelInfo {
+        let shards = known.manifest.as_ref().and_then(|m| shard_ids(m).ok()).unwrap_or_default();
+        let is_here = |shard: &&ShardId| self.disk.is_whole(**shard);
+        let here = shards.iter().filter(is_here).count();
+        let reachable = shards
+            .iter()
+            .filter(|shard| is_here(shard) || !self.mesh.holders(**shard).is_empty())
+            .count();
+        let mut signers: Vec<Signer> = known
+            .signed
+            .iter()
+            .map(|signed| Signer {
+                name: signed.name.clone(),
+                publisher: signed.publisher.to_string(),
+                trust: self.standing(signed.publisher, trust),
+            })
+            .collect();
+        signers.sort_by(|a, b| (a.trust, &a.publisher).cmp(&(b.trust, &b.publisher)));
+        let first = signers.first();
+        ModelInfo {
+            id: id.to_string(),
+            name: first.map(|signer| signer.name.clone()).unwrap_or_default(),
+            publishers: signers.iter().map(|signer| signer.publisher.clone()).collect(),
+            trust: first.map_or(Standing::Stranger, |signer| signer.trust),
+            bytes: known.manifest.as_ref().map_or(0, |manifest| manifest.total_size),
+            shards: shards.len(),
+            shards_here: here,
+            shards_reachable: reachable,
+            manifest: known.manifest.is_some(),
+            signers,
+        }
     }
 
     /// Imports shards of an RDRR directory (pinned), signs its manifest and announces it.
@@ -371,17 +401,17 @@ impl Service {
         let manifest_size = bytes.len() as u64;
         self.ladder.put(bytes.into(), false).await?;
         let before = self.disk.model_pins().remove(&model);
-        self.disk.pin_model(model, manifest.model_id.clone(), pinned).await?;
+        let name = manifest.model_id.clone();
+        self.disk.pin_model(model, name.clone(), pinned).await?;
         if let Err(error) = self.sign_and_announce(manifest, manifest_size) {
             if before.is_none() {
                 self.disk.unpin_model(model).await?;
             }
             return Err(error);
         }
-        let name = self.catalog.get(model).map(|known| known.name().to_owned());
         Ok(PublishReply {
             model: model.to_string(),
-            name: name.unwrap_or_default(),
+            name,
             publisher: self.publisher().to_string(),
             shards_stored,
             bytes_stored,
@@ -429,8 +459,8 @@ impl Service {
         request: GenerateRequest,
     ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
         check_request(&request)?;
-        let (model, manifest) = self.wanted(&request.model).await?;
-        self.admit(model, &request.trust, request.can_ask)?;
+        let (model, manifest) =
+            self.wanted(&request.model, &request.trust, request.can_ask).await?;
         let opened = self.opened(model, manifest.clone()).await?;
         let missing = match request.progress {
             true => loading::resident_missing(&self.disk, &manifest).await,
@@ -469,36 +499,28 @@ impl Service {
         request: &TargetRequest,
         report: &Report,
     ) -> anyhow::Result<TargetReply> {
+        if request.fetch
+            && let Ok(model) = resolve(&request.target, &self.candidates()?)
+        {
+            // Its manifest may have waited until somebody asks for it.
+            self.wanted_by_id(model, &request.target, &request.trust, request.can_ask).await?;
+        }
         let target = self.target(&request.target, request.fetch).await?;
+        if let Some(model) = target.model() {
+            self.keep(model);
+        }
         // Until all of it is pinned: what is here already must not make room for the rest.
         let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         if request.fetch {
-            if let Some(model) = target.model() {
-                self.admit(model, &request.trust, request.can_ask)?;
-            }
             self.fetch_missing(&target, report).await?;
         }
-        pins::pin(&self.disk, &target).await
-    }
-
-    /// Whether a model may be used: its publisher is trusted, or the policy lets it be.
-    pub(super) fn admit(
-        &self,
-        model: ModelId,
-        trust: &[PublicKey],
-        can_ask: bool,
-    ) -> anyhow::Result<()> {
-        if !trust.is_empty() {
-            self.trust.add(trust, How::Added, "")?;
+        let reply = pins::pin(&self.disk, &target).await?;
+        // Again, because fetching may have taken longer than a model of which nothing is here
+        // stays kept.
+        if let Some(model) = target.model() {
+            self.keep(model);
         }
-        let Some(known) = self.catalog.get(model) else { return Ok(()) };
-        let publishers: Vec<PublicKey> = known.signed.iter().map(|s| s.publisher).collect();
-        // What this node itself has published needs no approval.
-        if publishers.contains(&self.publisher()) {
-            return Ok(());
-        }
-        let policy = self.config.trust_policy;
-        self.trust.admit(policy, &model.to_string(), known.name(), &publishers, can_ask)
+        Ok(reply)
     }
 
     pub async fn unpin(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
@@ -528,6 +550,9 @@ impl Service {
         }
         if let Some(model) = target.model() {
             storage::withdraw(&self.config.data, model)?;
+            self.kept.release(model)?;
+            self.mesh.release(model, true);
+            self.follow();
         }
         Ok(plan.reply)
     }
@@ -575,25 +600,17 @@ impl Service {
     }
 
     /// A whole object: a manifest or a tokenizer.
-    async fn whole(&self, id: ShardId, size: u64) -> anyhow::Result<Bytes> {
-        Ok(self.ladder.get_whole(id, size, Priority::Token, None).await?)
+    pub(super) async fn whole(&self, id: ShardId, size: u64) -> Result<Bytes, ReadError> {
+        self.ladder.get_whole(id, size, Priority::Token, None).await
     }
 
     fn announce(&self, signed: SignedModel, manifest: Arc<Manifest>) -> anyhow::Result<()> {
         let (model, size) = (signed.model, signed.manifest_size);
-        self.catalog.announce(signed.clone());
-        self.know(model, manifest, size)?;
         self.mesh.publish(signed)?;
-        Ok(())
-    }
-
-    /// From here on the model's objects can be found, kept and served.
-    /// `size` is the manifest's own, in bytes.
-    fn know(&self, model: ModelId, manifest: Arc<Manifest>, size: u64) -> anyhow::Result<()> {
-        self.ladder.expect_sizes(sizes(&manifest)?.into_iter().chain([(model.manifest(), size)]));
-        self.mesh.register_model(model, objects(&manifest)?)?;
-        self.catalog.add_manifest(model, manifest);
-        Ok(())
+        self.follow();
+        self.ladder.expect_sizes([(model.manifest(), size)]);
+        self.rely_on(&manifest);
+        self.know(model, manifest)
     }
 
     fn published_dir(&self) -> PathBuf {
@@ -601,8 +618,8 @@ impl Service {
     }
 
     /// Announces again what this node published before it was last stopped.
-    async fn restore_published(&self) -> anyhow::Result<()> {
-        let Ok(entries) = std::fs::read_dir(self.published_dir()) else { return Ok(()) };
+    async fn restore_published(&self) {
+        let Ok(entries) = std::fs::read_dir(self.published_dir()) else { return };
         for entry in entries.flatten() {
             let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -612,20 +629,24 @@ impl Service {
                 tracing::warn!("{}: not announced again: {error:#}", path.display());
             }
         }
-        Ok(())
     }
 
     async fn restore(&self, path: &Path) -> anyhow::Result<()> {
         let signed: SignedModel = serde_json::from_slice(&regular::read(path)?)?;
         signed.verify()?;
-        let manifest = self.disk_only_manifest(&signed).await?;
+        let manifest = self.stored_manifest(signed.model, signed.manifest_size).await?;
         self.announce(signed, Arc::new(manifest))
     }
 
-    async fn disk_only_manifest(&self, signed: &SignedModel) -> anyhow::Result<Manifest> {
-        let shard = signed.model.manifest();
+    /// The manifest of a model, if it is here.
+    pub(super) async fn stored_manifest(
+        &self,
+        model: ModelId,
+        size: u64,
+    ) -> anyhow::Result<Manifest> {
+        let shard = model.manifest();
         ensure!(self.disk.is_whole(shard), "its manifest is no longer stored");
-        Ok(Manifest::parse(&self.whole(shard, signed.manifest_size).await?)?)
+        Ok(Manifest::parse(&self.whole(shard, size).await?)?)
     }
 }
 
@@ -673,52 +694,4 @@ async fn remember(service: Arc<Service>, mut book: AddressBook) {
             _ = changes.changed() => {}
         }
     }
-}
-
-/// Follows announcements: each new model's manifest is fetched by its hash and checked.
-async fn learn(service: Arc<Service>, report: impl Fn(NodeEvent) + Send + Sync + 'static) {
-    let mut announced = service.mesh.watch_models();
-    let mut fetching: JoinSet<ModelId> = JoinSet::new();
-    let mut under_way: HashSet<ModelId> = HashSet::new();
-    let report = Arc::new(report);
-    loop {
-        let list = announced.borrow_and_update().clone();
-        for signed in list.iter() {
-            let wanted = service.catalog.announce(signed.clone());
-            if !wanted || under_way.len() >= LEARNING_MAX || !under_way.insert(signed.model) {
-                continue;
-            }
-            let (service, report, signed) = (service.clone(), report.clone(), signed.clone());
-            fetching.spawn(async move {
-                match learn_one(&service, &signed).await {
-                    Ok(event) => report(event),
-                    // Gossip says it again, and then it is tried again.
-                    Err(error) => tracing::warn!("model {}: {error:#}", signed.model),
-                }
-                signed.model
-            });
-        }
-        tokio::select! {
-            () = service.stopping.cancelled() => break,
-            Some(done) = fetching.join_next(), if !fetching.is_empty() => {
-                if let Ok(model) = done {
-                    under_way.remove(&model);
-                }
-            }
-            changed = announced.changed() => if changed.is_err() { break },
-        }
-    }
-}
-
-async fn learn_one(service: &Service, signed: &SignedModel) -> anyhow::Result<NodeEvent> {
-    let bytes = service.whole(signed.model.manifest(), signed.manifest_size).await?;
-    let manifest = Manifest::parse(&bytes)?;
-    let bytes = manifest.total_size;
-    service.know(signed.model, Arc::new(manifest), signed.manifest_size)?;
-    Ok(NodeEvent::Model {
-        id: signed.model.to_string(),
-        name: signed.name.clone(),
-        bytes,
-        publisher: signed.publisher.to_string(),
-    })
 }

@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
-use super::pins;
+use super::{kept, pins};
 use super::resolve::{Candidate, PREFIX_MIN, Standing, Unresolved, did_you_mean, resolve};
+use super::trust::TrustStore;
 use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
 use doppler_store::ladder::Ladder;
 use doppler_store::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -84,7 +85,7 @@ impl Target {
             Ok(id) => {
                 let model = models.into_iter().find(|model| model.id == id);
                 return model.map(Self::Model).with_context(|| {
-                    format!("model {id} was announced, but its manifest has not arrived yet")
+                    format!("the manifest of model {id} is not here: pin {id} --fetch fetches it")
                 });
             }
             Err(Unresolved::Unknown { near, .. }) => near,
@@ -153,7 +154,7 @@ pub async fn stored_model(disk: &DiskTier, id: ModelId) -> Option<StoredModel> {
     StoredModel::new(id, &Manifest::parse(read.bytes()).ok()?)
 }
 
-/// A model by its name in its manifest. Who signed it is not kept, but for the node's own.
+/// A model by its name in its manifest.
 pub fn candidate(data: &Path, model: &StoredModel) -> Candidate {
     Candidate {
         id: model.id,
@@ -166,9 +167,28 @@ pub fn candidate(data: &Path, model: &StoredModel) -> Candidate {
     }
 }
 
-/// The names of models in a store that no node has open.
+/// The models in a store that no node has open, under every name that is known: what their
+/// signers call them, and what their manifests do.
 pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
-    models.iter().map(|model| candidate(data, model)).collect()
+    // A damaged list of trust is told where it decides; here it trusts nobody.
+    let trust = TrustStore::open(data).and_then(|store| store.read()).unwrap_or_default();
+    let mut candidates = Vec::new();
+    for model in models {
+        candidates.push(candidate(data, model));
+        for signed in kept::signed(data, model.id).unwrap_or_default() {
+            candidates.push(Candidate {
+                id: model.id,
+                standing: match signed.publisher {
+                    key if trust.trusts(key) => Standing::Trusted,
+                    key if trust.refused.contains(&key) => Standing::Refused,
+                    _ => Standing::Stranger,
+                },
+                name: signed.name,
+                publisher: signed.publisher.to_string(),
+            });
+        }
+    }
+    candidates
 }
 
 /// Which model `text` means in a store that no node has open.
@@ -245,8 +265,9 @@ pub async fn plan_removal(
     Ok(Removal { objects, reply })
 }
 
-/// Forgets that this node published a model.
+/// Forgets that this node published a model, and that it keeps it.
 pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
+    kept::remove(data, model)?;
     let path = published_file(data, model);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

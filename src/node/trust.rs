@@ -1,5 +1,7 @@
 //! Whose models may be used: publishers' keys in `trusted.json` of the data directory.
 //!
+//! Who was removed stays refused, under every policy, until added again.
+//!
 //! The file is the truth: it is read at every question and changed under a lock, so that
 //! the running node and `doppler-node trust` see each other's changes at once. Bounded,
 //! replaced whole; a damaged file is an error, never an empty list.
@@ -18,6 +20,8 @@ use doppler_store::signature::PublicKey;
 
 /// Publishers kept.
 pub const TRUSTED_MAX: usize = 1024;
+/// Removed publishers remembered.
+pub const REFUSED_MAX: usize = 4096;
 /// Bytes of a note.
 pub const NOTE_BYTES_MAX: usize = 128;
 /// Bytes of the file that are read; a full one is well below.
@@ -61,14 +65,58 @@ pub struct Trusted {
 struct Stored {
     version: u32,
     publishers: Vec<Trusted>,
+    /// Removed, and not added again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<PublicKey>,
+}
+
+/// What the file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    pub trusted: Vec<Trusted>,
+    /// Removed, and not added again.
+    pub refused: Vec<PublicKey>,
+}
+
+impl Known {
+    pub fn trusts(&self, publisher: PublicKey) -> bool {
+        self.trusted.iter().any(|one| one.publisher == publisher)
+    }
+}
+
+/// What follows from a model's signers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Allowed,
+    /// It may be used, and this publisher is trusted from then on.
+    FirstUse(PublicKey),
+    /// Somebody must decide; `removed` says that its signers were all removed.
+    Refused {
+        removed: bool,
+    },
+}
+
+/// One trusted signer is enough, for all signed the same bytes. A refused one counts for nothing.
+fn judge(policy: TrustPolicy, known: &Known, signers: &[PublicKey], can_ask: bool) -> Verdict {
+    if signers.iter().any(|key| known.trusts(*key)) {
+        return Verdict::Allowed;
+    }
+    let first = signers.iter().find(|key| !known.refused.contains(key));
+    match (policy, first) {
+        (_, None) if !signers.is_empty() => Verdict::Refused { removed: true },
+        (TrustPolicy::Any, _) => Verdict::Allowed,
+        (TrustPolicy::FirstUse, Some(first)) if !can_ask => Verdict::FirstUse(*first),
+        _ => Verdict::Refused { removed: false },
+    }
 }
 
 /// A model was not used because nobody trusted signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "model {name} ({model}) is signed by {}, who is not trusted here: \
+    "model {name} ({model}) is signed by {}, who {}: \
      doppler-node trust add {}, or run it again with --trust {}",
     publishers.first().map_or("nobody", String::as_str),
+    if *removed { "was removed from those trusted here" } else { "is not trusted here" },
     publishers.first().map_or("PUBLISHER", String::as_str),
     publishers.first().map_or("PUBLISHER", String::as_str)
 )]
@@ -77,6 +125,9 @@ pub struct Untrusted {
     pub name: String,
     /// Public keys, hexadecimal.
     pub publishers: Vec<String>,
+    /// They were removed: nobody is asked about them again.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// The publishers trusted in one data directory.
@@ -90,11 +141,12 @@ impl TrustStore {
     /// If there is a file that cannot be read or makes no sense.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let store = Self { path: data.join("trusted.json") };
-        store.list()?;
+        store.read()?;
         Ok(store)
     }
 
-    pub fn list(&self) -> anyhow::Result<Vec<Trusted>> {
+    /// Who is trusted, and who was removed.
+    pub fn read(&self) -> anyhow::Result<Known> {
         let path = self.path.display();
         let mut text = Vec::new();
         match regular::open(&self.path) {
@@ -102,7 +154,9 @@ impl TrustStore {
                 .take(FILE_BYTES_MAX + 1)
                 .read_to_end(&mut text)
                 .with_context(|| format!("cannot read {path}"))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Known::default());
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
         };
         let damaged = |why: String| {
@@ -114,18 +168,23 @@ impl TrustStore {
             Err(error) => bail!(damaged(error.to_string())),
         };
         ensure!(stored.version == VERSION, damaged(format!("version {}", stored.version)));
-        ensure!(stored.publishers.len() <= TRUSTED_MAX, damaged("too many publishers".into()));
-        Ok(stored.publishers)
+        let Stored { publishers: trusted, refused, .. } = stored;
+        ensure!(
+            trusted.len() <= TRUSTED_MAX && refused.len() <= REFUSED_MAX,
+            damaged("too many publishers".into())
+        );
+        Ok(Known { trusted, refused })
     }
 
-    /// Trusts these; true if any was new.
+    /// Trusts these, who are refused no longer; true if any was new.
     pub fn add(&self, publishers: &[PublicKey], how: How, note: &str) -> anyhow::Result<bool> {
         ensure!(
             note.len() <= NOTE_BYTES_MAX && !note.chars().any(char::is_control),
             "a note is at most {NOTE_BYTES_MAX} bytes on one line"
         );
-        self.change(|all| {
+        self.change(|Known { trusted: all, refused }| {
             let before = all.len();
+            refused.retain(|one| !publishers.contains(one));
             for publisher in publishers {
                 if all.iter().any(|one| one.publisher == *publisher) {
                     continue;
@@ -140,18 +199,25 @@ impl TrustStore {
         })
     }
 
-    /// Stops trusting one; false if it was not trusted.
+    /// Stops trusting one, and refuses it until it is added again; false if it was not trusted.
     pub fn remove(&self, publisher: PublicKey) -> anyhow::Result<bool> {
-        self.change(|all| {
-            let before = all.len();
-            all.retain(|one| one.publisher != publisher);
-            Ok(all.len() < before)
+        self.change(|Known { trusted, refused }| {
+            let before = trusted.len();
+            trusted.retain(|one| one.publisher != publisher);
+            if !refused.contains(&publisher) {
+                ensure!(
+                    refused.len() < REFUSED_MAX,
+                    "{REFUSED_MAX} publishers are refused already: nothing was changed"
+                );
+                refused.push(publisher);
+            }
+            Ok(trusted.len() < before)
         })
     }
 
     fn change(
         &self,
-        change: impl FnOnce(&mut Vec<Trusted>) -> anyhow::Result<bool>,
+        change: impl FnOnce(&mut Known) -> anyhow::Result<bool>,
     ) -> anyhow::Result<bool> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -160,17 +226,20 @@ impl TrustStore {
         let lock = lock.with_context(|| format!("cannot open {}", lock_path.display()))?;
         // Held for a few milliseconds by whoever has it; freed when it is closed.
         lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
-        let mut publishers = self.list()?;
-        let changed = change(&mut publishers)?;
-        if changed {
-            let stored = Stored { version: VERSION, publishers };
+        let before = self.read()?;
+        let mut known = before.clone();
+        let changed = change(&mut known)?;
+        if known != before {
+            let Known { trusted: publishers, refused } = known;
+            let stored = Stored { version: VERSION, publishers, refused };
             write_private(&self.path, &serde_json::to_vec_pretty(&stored)?)?;
         }
         Ok(changed)
     }
 
-    /// Whether a model signed by these may be used: one trusted signer is enough, for all
-    /// signed the same bytes. With `can_ask` a stranger is left to a person to decide.
+    /// Whether a model signed by these may be used. Under the policy of the first use the first
+    /// signer that was not removed is trusted from here on. With `can_ask` a stranger is left to
+    /// a person to decide.
     ///
     /// # Errors
     /// [`Untrusted`] if it may not.
@@ -182,27 +251,38 @@ impl TrustStore {
         publishers: &[PublicKey],
         can_ask: bool,
     ) -> anyhow::Result<()> {
-        if policy == TrustPolicy::Any {
+        let Some(first) = self.check(policy, model, name, publishers, can_ask)? else {
             return Ok(());
+        };
+        tracing::info!(publisher = %first, model = name, "trusted from its first use on");
+        let mut note: String = format!("first used: {name}");
+        while note.len() > NOTE_BYTES_MAX {
+            note.pop();
         }
-        let trusted = self.list()?;
-        if publishers.iter().any(|key| trusted.iter().any(|one| one.publisher == *key)) {
-            return Ok(());
-        }
-        match publishers.first() {
-            Some(first) if policy == TrustPolicy::FirstUse && !can_ask => {
-                tracing::info!(publisher = %first, model = name, "trusted from its first use on");
-                let mut note: String = format!("first used: {name}");
-                while note.len() > NOTE_BYTES_MAX {
-                    note.pop();
-                }
-                self.add(&[*first], How::FirstUse, &note)?;
-                Ok(())
-            }
-            _ => bail!(Untrusted {
+        self.add(&[first], How::FirstUse, &note)?;
+        Ok(())
+    }
+
+    /// As [`Self::admit`], but changes nothing: who would be trusted by the use.
+    ///
+    /// # Errors
+    /// [`Untrusted`] if it may not be used.
+    pub fn check(
+        &self,
+        policy: TrustPolicy,
+        model: &str,
+        name: &str,
+        publishers: &[PublicKey],
+        can_ask: bool,
+    ) -> anyhow::Result<Option<PublicKey>> {
+        match judge(policy, &self.read()?, publishers, can_ask) {
+            Verdict::Allowed => Ok(None),
+            Verdict::FirstUse(first) => Ok(Some(first)),
+            Verdict::Refused { removed } => bail!(Untrusted {
                 model: model.to_owned(),
                 name: name.to_owned(),
                 publishers: publishers.iter().map(PublicKey::to_string).collect(),
+                removed,
             }),
         }
     }
@@ -211,6 +291,12 @@ impl TrustStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl TrustStore {
+        fn list(&self) -> anyhow::Result<Vec<Trusted>> {
+            Ok(self.read()?.trusted)
+        }
+    }
 
     fn key(byte: u8) -> PublicKey {
         PublicKey::of_seed(&[byte; 32])
@@ -281,5 +367,44 @@ mod tests {
         assert_eq!((kept.len(), kept[0].publisher, kept[0].how), (1, key(1), How::FirstUse));
         // One of several signers is enough, under every policy.
         assert!(admit(TrustPolicy::Listed, &[key(9), key(1)], false).is_ok());
+    }
+
+    #[test]
+    fn who_was_removed_is_refused_under_every_policy_until_added() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = TrustStore::open(dir.path()).unwrap();
+        let admit = |policy, signers: &[PublicKey]| store.admit(policy, "id", "m", signers, false);
+        store.admit(TrustPolicy::FirstUse, "id", "m", &[key(1)], false).unwrap();
+        assert!(store.remove(key(1)).unwrap());
+        let store = TrustStore::open(dir.path()).unwrap();
+        for policy in [TrustPolicy::FirstUse, TrustPolicy::Listed, TrustPolicy::Any] {
+            let error = admit(policy, &[key(1)]).unwrap_err();
+            assert!(error.downcast_ref::<Untrusted>().unwrap().removed, "{policy:?}");
+            assert!(error.to_string().contains("was removed"), "{error}");
+        }
+        assert_eq!(store.list().unwrap(), [], "being refused trusts nobody");
+        // Another signer of the same bytes is judged by itself.
+        let first = store.check(TrustPolicy::FirstUse, "id", "m", &[key(1), key(2)], false);
+        assert_eq!(first.unwrap(), Some(key(2)));
+        assert_eq!(store.list().unwrap(), [], "a check changes nothing");
+        // Who was never trusted can be refused, too.
+        assert!(!store.remove(key(3)).unwrap());
+        assert!(admit(TrustPolicy::Any, &[key(3)]).is_err());
+        store.add(&[key(1), key(3)], How::Added, "").unwrap();
+        assert!(admit(TrustPolicy::Listed, &[key(1)]).is_ok());
+        assert!(admit(TrustPolicy::Listed, &[key(3)]).is_ok());
+        assert_eq!(store.read().unwrap().refused, []);
+    }
+
+    #[test]
+    fn a_list_without_refusals_is_read_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            r#"{{"version":1,"publishers":[{{"publisher":"{}","how":"added","note":""}}]}}"#,
+            key(1)
+        );
+        fs::write(dir.path().join("trusted.json"), text).unwrap();
+        let known = TrustStore::open(dir.path()).unwrap().read().unwrap();
+        assert!(known.trusts(key(1)) && known.refused.is_empty());
     }
 }

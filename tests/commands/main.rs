@@ -5,6 +5,7 @@
 mod common;
 
 mod bench;
+mod catalogue_cli;
 mod cli;
 #[cfg(unix)]
 mod crash;

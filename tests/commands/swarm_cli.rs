@@ -44,8 +44,15 @@ fn a_model_published_on_two_nodes_runs_on_a_third() {
     assert_eq!(models[0]["shards"], 11);
     assert_eq!(models[0]["shards_reachable"], 11);
     let listed = third.ask(&["ls"]).ok().out;
-    let publisher = first.ask(&["status", "--json"]).ok().json()["publisher"].clone();
-    assert_eq!(models[0]["publishers"][0], publisher);
+    let publisher = models[0]["publishers"][0].clone();
+    let publishers = [&first, &second].map(|node| {
+        let status = node.ask(&["status", "--json"]).ok().json();
+        status["publisher"].as_str().unwrap().to_owned()
+    });
+    // Both signed it; whose model was used first is trusted, and comes first.
+    assert!(publishers.iter().any(|one| publisher == one.as_str()), "{publisher}");
+    assert_eq!(models[0]["signers"][0]["trust"], "trusted");
+    assert_eq!(models[0]["signers"][1]["trust"], "stranger");
     for part in ["tiny-mixtral-q4_k_m", publisher.as_str().unwrap()] {
         assert!(listed.contains(part), "{part}: {listed}");
     }

@@ -53,7 +53,7 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
     strict.ask(&["trust", "add", &publisher]).ok();
     strict.ask(&run_it).ok();
     strict.ask(&["trust", "remove", &publisher]).ok();
-    strict.ask(&run_it).fails(&["not trusted"]);
+    strict.ask(&run_it).fails(&["was removed", &what_to_do]);
     strict.ask(&["run", &name, "-p", "Call me", "-n", "2", "--trust", &publisher]).ok();
     strict.ask(&run_it).ok();
 
@@ -63,4 +63,63 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
     open.ask(&run_it).ok();
     let kept = open.ask(&["trust", "list", "--json"]).ok().json();
     assert_eq!((&kept[0]["publisher"], &kept[0]["how"]), (&json!(publisher), &json!("first_use")));
+    // Once removed, it stays refused, though nobody can be asked; also for a run without the node.
+    open.ask(&["pin", &name, "--fetch"]).ok();
+    open.ask(&["trust", "remove", &publisher]).ok();
+    open.ask(&run_it).fails(&[&name, "was removed", &what_to_do]);
+    open.ask(&["pin", &name, "--fetch"]).fails(&["was removed"]);
+    assert_eq!(open.ask(&["trust", "list", "--json"]).ok().json(), json!([]));
+    assert!(open.ask(&["trust", "list"]).ok().out.contains("refused"));
+    assert_eq!(open.ask(&["ls", "--json"]).ok().json()[0]["trust"], "refused");
+    open.signal("TERM");
+    assert_eq!(open.wait(), Some(0));
+    open.ask(&run_it).fails(&["was removed"]);
+    open.ask(&["trust", "add", &publisher]).ok();
+    open.ask(&run_it).ok();
+}
+
+/// Asks a node's gateway for something, without a token; the status and the body.
+fn gateway(node: &Node, method: &str, path: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let status = node.ask(&["status", "--json"]).ok().json();
+    let address = status["page"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
+    let mut stream = std::net::TcpStream::connect(&address).unwrap();
+    stream.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+    // HTTP/1.0: the answer ends with the connection.
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+#[test]
+fn nobody_is_trusted_because_a_page_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = Node::start(&dir.path().join("a"), "page", &[], &[]);
+    holder.ask(&["publish", model().to_str().unwrap()]).ok();
+    // The default policy: a run from a script would trust the publisher.
+    let mut node = Node::start(&dir.path().join("b"), "page", &[&holder.address], &[]);
+    let event = node.event("model");
+    let (id, publisher) = (event["id"].as_str().unwrap(), event["publisher"].as_str().unwrap());
+    let manifest = std::fs::read(model().join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let shard = manifest["shards"][3]["hash"].as_str().unwrap();
+    let bring = format!("/shards/{shard}/bring");
+    let nobody = || assert_eq!(node.ask(&["trust", "list", "--json"]).ok().json(), json!([]));
+    let (status, body) = gateway(&node, "POST", &bring);
+    assert!(status == 403 && body.contains("untrusted") && body.contains(publisher), "{body}");
+    nobody();
+    // The model's program needs no trust for the embedded model alone.
+    let other = format!("/models/{id}/program");
+    let embedded = gateway(&node, "GET", "/models/embedded").1;
+    if !embedded.contains(id) {
+        assert_eq!(gateway(&node, "GET", &other).0, 403);
+        nobody();
+    }
+    node.ask(&["trust", "add", publisher]).ok();
+    let (status, body) = gateway(&node, "POST", &bring);
+    assert_eq!(status, 200, "{body}");
 }

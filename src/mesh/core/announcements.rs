@@ -1,12 +1,17 @@
 //! The models that the swarm's nodes know of, each under its publisher's
 //! signature. Pure: the time is an argument.
 //!
-//! Invariant: everything kept here was verified.
+//! What this node published or keeps always has room and stays. Of all else, what nobody holds
+//! gives way first, then what nobody trusted signed, and of that what most of comes from one peer.
+//! Invariants: everything kept here was verified; of all else there are at most
+//! `ANNOUNCEMENTS_MAX`, and `SIGNERS_MAX` of one model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::limits::ANNOUNCEMENTS_MAX;
+use doppler_ids::PeerId;
+
+use super::limits::{ANNOUNCEMENTS_MAX, SIGNERS_MAX};
 use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ModelId, ShardId};
 
@@ -17,64 +22,210 @@ pub(super) enum Learned {
     Known,
     /// Its signature does not verify; dropped.
     Bad(SignatureError),
-    /// No room, and every known model has a holder; dropped.
+    /// No room, and every known model has a better claim to its place; dropped.
     Full,
 }
 
+/// Where an announcement comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Published by this node.
+    Own,
+    /// Of a model that this node keeps.
+    Kept,
+    /// Said by this peer.
+    Peer(PeerId),
+}
+
+/// Claims to a place; the lowest gives way first: whether anybody holds the model, and whether
+/// a trusted publisher signed it.
+type Claim = (bool, bool);
+
 struct Known {
     signed: SignedModel,
-    /// Published by this node: never dropped, always announced.
     own: bool,
+    kept: bool,
+    /// Who said it first; nobody for what came from this node.
+    from: Option<PeerId>,
     heard: Instant,
     /// When anybody, this node included, last said it.
-    said: Instant,
+    said: Option<Instant>,
+    /// To be said, whoever said it last.
+    owed: bool,
 }
+
+impl Known {
+    const fn is_protected(&self) -> bool {
+        self.own || self.kept
+    }
+}
+
+/// Who holds a model: anybody, or a given peer.
+pub(super) type Holding<'a> = &'a dyn Fn(ModelId, Option<PeerId>) -> bool;
+
+type Key = (ModelId, PublicKey);
 
 /// Verified announcements, by model and publisher.
 #[derive(Default)]
 pub(super) struct Announcements {
-    known: BTreeMap<(ModelId, PublicKey), Known>,
+    known: BTreeMap<Key, Known>,
+    trusted: BTreeSet<PublicKey>,
 }
 
 impl Announcements {
-    /// Takes in an announcement from this node (`own`) or a peer. `has_holder` says
-    /// which models have one; when full, the one without that was heard longest ago gives way.
+    /// Whose models have a better claim from here on.
+    pub(super) fn trust(&mut self, trusted: BTreeSet<PublicKey>) {
+        self.trusted = trusted;
+    }
+
+    /// Takes in an announcement. `holding` says who holds a model.
     pub(super) fn learn(
         &mut self,
         now: Instant,
         signed: SignedModel,
-        own: bool,
-        has_holder: impl Fn(ModelId) -> bool,
+        source: Source,
+        holding: Holding,
     ) -> Learned {
         let key = (signed.model, signed.publisher);
+        let (own, kept) = (source == Source::Own, source == Source::Kept);
+        let from = match source {
+            Source::Peer(peer) => Some(peer),
+            Source::Own | Source::Kept => None,
+        };
         if let Some(known) = self.known.get_mut(&key)
             && known.signed == signed
         {
-            known.own |= own;
-            (known.heard, known.said) = (now, now);
+            (known.own, known.kept) = (known.own || own, known.kept || kept);
+            known.heard = now;
+            if from.is_some() {
+                known.said = Some(now);
+            }
             return Learned::Known;
         }
         if let Err(error) = signed.verify() {
             return Learned::Bad(error);
         }
-        if !self.known.contains_key(&key) && self.known.len() >= ANNOUNCEMENTS_MAX {
-            let idle = self
-                .known
-                .iter()
-                .filter(|((model, _), known)| !known.own && !has_holder(*model))
-                .min_by_key(|(_, known)| known.heard)
-                .map(|(key, _)| *key);
-            match idle {
-                Some(idle) => self.known.remove(&idle),
-                None => return Learned::Full,
-            };
+        // A publisher's new name for the same bytes takes the place of the old one.
+        let old = self.known.get(&key);
+        let (own, kept) =
+            (own || old.is_some_and(|old| old.own), kept || old.is_some_and(|old| old.kept));
+        if old.is_none()
+            && let Some(peer) = from
+            && !self.make_room(key, peer, holding)
+        {
+            return Learned::Full;
         }
-        self.known.insert(key, Known { signed, own, heard: now, said: now });
+        let said = from.is_some().then_some(now);
+        self.known.insert(key, Known { signed, own, kept, from, heard: now, said, owed: false });
         Learned::New
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.known.len()
+    /// Whether there is room for one more that a peer says, after others gave way.
+    fn make_room(&mut self, (model, publisher): Key, from: PeerId, holding: Holding) -> bool {
+        let first = (model, PublicKey([0; 32]));
+        let signers: Vec<Key> = self
+            .known
+            .range(first..)
+            .take_while(|((other, _), _)| *other == model)
+            .filter(|(_, known)| !known.is_protected())
+            .map(|(key, _)| *key)
+            .collect();
+        if signers.len() >= SIGNERS_MAX {
+            // Of one model's signers those stay who are trusted, or who hold it themselves.
+            let claim = |key: PublicKey| {
+                let peer = PeerId::from_public_key(key.0);
+                (self.trusted.contains(&key), holding(model, Some(peer)))
+            };
+            let least = signers.into_iter().min_by_key(|(_, signer)| claim(*signer));
+            let Some(least) = least.filter(|(_, signer)| claim(*signer) < claim(publisher)) else {
+                return false;
+            };
+            self.known.remove(&least);
+            return true;
+        }
+        let others = self.known.iter().filter(|(_, known)| !known.is_protected());
+        let claims: Vec<(Key, Claim, &Known)> =
+            others.map(|(key, known)| (*key, self.claim(*key, holding), known)).collect();
+        if claims.len() < ANNOUNCEMENTS_MAX {
+            return true;
+        }
+        let mine = self.claim((model, publisher), holding);
+        let Some(least) = claims.iter().map(|(_, claim, _)| *claim).min() else { return true };
+        let mut by_peer: BTreeMap<Option<PeerId>, usize> = BTreeMap::new();
+        for (.., known) in claims.iter().filter(|(_, claim, _)| *claim == least) {
+            *by_peer.entry(known.from).or_default() += 1;
+        }
+        let Some((most, number)) = by_peer.iter().max_by_key(|(_, number)| **number) else {
+            return true;
+        };
+        let from_here = by_peer.get(&Some(from)).copied().unwrap_or_default();
+        // What is held gives way to its like only if another peer has taken more than its share.
+        let is_held = least.0;
+        if least > mine || least == mine && is_held && *number <= from_here {
+            return false;
+        }
+        let oldest = claims
+            .iter()
+            .filter(|(_, claim, known)| *claim == least && known.from == *most)
+            .min_by_key(|(.., known)| known.heard)
+            .map(|(key, ..)| *key);
+        oldest.is_some_and(|oldest| self.known.remove(&oldest).is_some())
+    }
+
+    fn claim(&self, (model, publisher): Key, holding: Holding) -> Claim {
+        (holding(model, None), self.trusted.contains(&publisher))
+    }
+
+    /// This node no longer keeps a model, nor announces it as its own if `own` is given.
+    pub(super) fn release(&mut self, model: ModelId, own: bool) {
+        for (_, known) in self.known.iter_mut().filter(|((other, _), _)| *other == model) {
+            known.kept = false;
+            known.own &= !own;
+        }
+    }
+
+    /// Forgets what nobody holds and nobody has said for `after`, of one model or of all; the
+    /// models of which nothing is left.
+    pub(super) fn forget(
+        &mut self,
+        now: Instant,
+        after: Duration,
+        of: Option<ModelId>,
+        holding: Holding,
+    ) -> Vec<ModelId> {
+        let mut gone = BTreeSet::new();
+        self.known.retain(|(model, _), known| {
+            let stays = of.is_some_and(|of| of != *model)
+                || known.is_protected()
+                || now.saturating_duration_since(known.heard) < after
+                || holding(*model, None);
+            if !stays {
+                gone.insert(*model);
+            }
+            stays
+        });
+        gone.retain(|model| !self.knows(*model));
+        gone.into_iter().collect()
+    }
+
+    fn of_model(&self, model: ModelId) -> impl Iterator<Item = &Known> {
+        let first = (model, PublicKey([0; 32]));
+        let of_model = self.known.range(first..).take_while(move |((other, _), _)| *other == model);
+        of_model.map(|(_, known)| known)
+    }
+
+    fn knows(&self, model: ModelId) -> bool {
+        self.of_model(model).next().is_some()
+    }
+
+    /// Whether this node published the model or keeps it.
+    pub(super) fn is_protected(&self, model: ModelId) -> bool {
+        self.of_model(model).any(Known::is_protected)
+    }
+
+    /// Those that may have to give way.
+    pub(super) fn unprotected(&self) -> usize {
+        self.known.values().filter(|known| !known.is_protected()).count()
     }
 
     /// Everything known, by model id.
@@ -85,95 +236,46 @@ impl Announcements {
     /// The size of a model's manifest, if the object is one; the least that anybody says.
     pub(super) fn manifest_size(&self, object: ShardId) -> Option<u64> {
         let model = ModelId::from(*object.as_bytes());
-        let first = (model, PublicKey([0; 32]));
-        let of_model = self.known.range(first..).take_while(|((other, _), _)| *other == model);
-        of_model.map(|(_, known)| known.signed.manifest_size).min()
+        self.of_model(model).map(|known| known.signed.manifest_size).min()
     }
 
-    /// What this node should say: its own models and those whose manifest it `holds`,
-    /// unless somebody said it within `quiet`. Marks what it returns as said.
+    /// From here on everything that this node has to say is owed, whoever said it last.
+    pub(super) fn owe_all(&mut self) {
+        for known in self.known.values_mut() {
+            known.owed = true;
+        }
+    }
+
+    /// What this node should say: its own models and those of which it `holds` something, if they
+    /// are owed or nobody said them within `quiet`. At most `max`, those first that were said
+    /// longest ago; marks them as said. The flag says that there is more.
     pub(super) fn take_due(
         &mut self,
         now: Instant,
         quiet: Duration,
+        max: usize,
         holds: impl Fn(ModelId) -> bool,
-    ) -> Vec<SignedModel> {
-        let mut say = Vec::new();
-        for ((model, _), known) in &mut self.known {
-            let due = quiet.is_zero() || now.saturating_duration_since(known.said) >= quiet;
-            if due && (known.own || holds(*model)) {
-                known.said = now;
-                say.push(known.signed.clone());
-            }
-        }
-        say
+    ) -> (Vec<SignedModel>, bool) {
+        let is_due = |known: &Known| {
+            let rested = |said| now.saturating_duration_since(said) >= quiet;
+            known.owed || known.said.is_none_or(rested)
+        };
+        let mut due: Vec<&mut Known> = self
+            .known
+            .iter_mut()
+            .filter(|((model, _), known)| is_due(known) && (known.own || holds(*model)))
+            .map(|(_, known)| known)
+            .collect();
+        due.sort_by_key(|known| known.said);
+        let more = due.len() > max;
+        let say = due.into_iter().take(max).map(|known| {
+            (known.said, known.owed) = (Some(now), false);
+            known.signed.clone()
+        });
+        (say.collect(), more)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn signed(index: usize) -> SignedModel {
-        SignedModel::sign(&[1; 32], ModelId::of(&index.to_le_bytes()), "m", 9).unwrap()
-    }
-
-    #[test]
-    fn only_verified_announcements_are_kept_and_once() {
-        let now = Instant::now();
-        let mut all = Announcements::default();
-        let good = signed(0);
-        let bad = SignedModel { name: "other".into(), ..good.clone() };
-        assert!(matches!(all.learn(now, bad.clone(), false, |_| true), Learned::Bad(_)));
-        assert_eq!(all.learn(now, good.clone(), false, |_| true), Learned::New);
-        assert_eq!(all.learn(now, good.clone(), false, |_| true), Learned::Known);
-        // A known key does not let a changed announcement slip in.
-        assert!(matches!(all.learn(now, bad, false, |_| true), Learned::Bad(_)));
-        assert_eq!(all.all(), [good]);
-    }
-
-    #[test]
-    fn a_manifest_is_known_by_its_hash_and_its_least_size() {
-        let mut all = Announcements::default();
-        let (model, now) = (ModelId::of(b"model"), Instant::now());
-        assert_eq!(all.manifest_size(model.manifest()), None);
-        for (publisher, size) in [([1; 32], 700), ([2; 32], 500), ([3; 32], 600)] {
-            let signed = SignedModel::sign(&publisher, model, "m", size).unwrap();
-            assert_eq!(all.learn(now, signed, false, |_| true), Learned::New);
-        }
-        all.learn(now, signed(0), false, |_| true);
-        assert_eq!(all.manifest_size(model.manifest()), Some(500));
-        assert_eq!(all.manifest_size(ShardId::of(b"shard")), None);
-    }
-
-    #[test]
-    fn a_flood_of_models_nobody_holds_pushes_out_no_others() {
-        let now = Instant::now();
-        let mut all = Announcements::default();
-        let held = signed(0);
-        all.learn(now, held.clone(), false, |_| true);
-        for index in 1..ANNOUNCEMENTS_MAX + 20 {
-            let later = now + Duration::from_millis(index as u64);
-            let learned = all.learn(later, signed(index), false, |model| model == held.model);
-            assert_eq!(learned, Learned::New);
-        }
-        assert_eq!(all.all().len(), ANNOUNCEMENTS_MAX);
-        assert!(all.all().contains(&held));
-        assert_eq!(all.learn(now, signed(1), false, |_| true), Learned::Full);
-    }
-
-    #[test]
-    fn holders_repeat_what_nobody_said_lately() {
-        let now = Instant::now();
-        let quiet = Duration::from_secs(10);
-        let mut all = Announcements::default();
-        all.learn(now, signed(0), true, |_| false);
-        all.learn(now, signed(1), false, |_| false);
-        let held = signed(1).model;
-        assert_eq!(all.take_due(now + quiet / 2, quiet, |_| true), []);
-        assert_eq!(all.take_due(now + quiet, quiet, |_| false), [signed(0)]);
-        assert_eq!(all.take_due(now + quiet, quiet, |model| model == held), [signed(1)]);
-        assert_eq!(all.take_due(now + quiet, quiet, |_| true), []);
-        assert_eq!(all.take_due(now + quiet, Duration::ZERO, |_| true).len(), 2);
-    }
-}
+#[path = "announcements_tests.rs"]
+mod tests;

@@ -3,8 +3,9 @@
 
 use super::Core;
 use super::limits::{
-    ANNOUNCEMENTS_MAX, HEDGES_MAX, MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX,
-    PEERS_REMEMBERED_MAX, READS_MAX, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX, STARTED_MAX,
+    ANNOUNCEMENTS_MAX, HEDGES_MAX, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX,
+    MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, READS_MAX,
+    REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX, STARTED_MAX,
 };
 
 /// How full one collection is.
@@ -23,12 +24,18 @@ impl Core {
         let (members, member_bytes, member_parts) = self.membership.fill();
         let (reads, requests, twins, started) = self.scheduler.fill();
         let (links, per_peer) = self.scheduler.links.fill();
+        let lists = self.membership.lists();
+        // This node's own models and those that it keeps have room beside the others.
+        let lists = lists.filter(|(model, _)| !self.announcements.is_protected(**model));
+        let (entries, most_entries) = self.membership.entries();
         vec![
-            fill("announcements", self.announcements.len(), ANNOUNCEMENTS_MAX),
+            fill("announcements", self.announcements.unprotected(), ANNOUNCEMENTS_MAX),
             fill("members", members, MEMBERS_MAX),
+            fill("models of a member", most_entries, MEMBER_MODELS_MAX),
+            fill("models of all members", entries, HOLDINGS_MAX),
             fill("bitmap bytes of a member", member_bytes, MEMBER_BYTES_MAX),
             fill("partial objects of a member", member_parts, MEMBER_PARTS_MAX),
-            fill("registered models", self.membership.lists().count(), MODELS_MAX),
+            fill("registered models", lists.count(), MODELS_MAX),
             fill("peers gone or doubted", self.absence.len(), PEERS_REMEMBERED_MAX),
             fill("forgotten members", self.membership.forgotten(), PEERS_REMEMBERED_MAX),
             fill("peers being dialled", self.dialling.len(), MEMBERS_MAX),

@@ -36,13 +36,20 @@ impl Timing {
 
 /// What a limit lets pass at once after idling.
 pub(crate) const LIMIT_BURST: Duration = Duration::from_millis(100);
-/// Announcements kept. A forgotten one comes again with anti-entropy.
-pub(crate) const ANNOUNCEMENTS_MAX: usize = 256;
-/// Models whose object lists are registered.
-pub(crate) const MODELS_MAX: usize = 256;
+/// Announcements kept beside those of this node's own models and of those that it keeps, and how
+/// many of them of one model. A forgotten one comes again with anti-entropy.
+pub(crate) const ANNOUNCEMENTS_MAX: usize = 1024;
+pub(crate) const SIGNERS_MAX: usize = 16;
+/// Announcements said in one turn; the next one comes after the pause that they cost.
+pub(crate) const ANNOUNCEMENTS_PER_TURN: usize = 64;
+/// Models whose object lists are registered, beside this node's own and those that it keeps.
+pub(crate) const MODELS_MAX: usize = 1024;
 /// Peers whose holdings are remembered, and bitmap bytes of each: 32 MiB at worst.
 pub(crate) const MEMBERS_MAX: usize = 512;
 pub(crate) const MEMBER_BYTES_MAX: usize = 64 * 1024;
+/// Models of which one peer is believed to hold something, and over all peers: 8 MiB at worst.
+pub(crate) const MEMBER_MODELS_MAX: usize = 1024;
+pub(crate) const HOLDINGS_MAX: usize = 32 * 1024;
 /// Peers whose conduct and traffic are remembered.
 pub(crate) const PEERS_REMEMBERED_MAX: usize = 4096;
 /// How long a message that is no newer than a forgotten peer's last is taken for a repetition,

@@ -12,18 +12,18 @@
 //! resolved when somebody asks, so registering later needs no second message.
 //! Invariant: what a lease no longer covers is never reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use doppler_ids::{Address, PeerId};
 
 use super::TooMany;
 use super::limits::{
-    FORGOTTEN_FOR, MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX,
-    PEERS_REMEMBERED_MAX,
+    FORGOTTEN_FOR, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX,
+    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX,
 };
 use super::planted::{self, Plant};
-use crate::wire::{BITMAP_BYTES_MAX, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings};
+use crate::wire::{BITMAP_BYTES_MAX, Holdings, ModelHoldings};
 use doppler_store::groups::Chunks;
 use doppler_store::{ModelId, ShardId};
 
@@ -48,8 +48,9 @@ struct Held {
 }
 
 impl Held {
-    fn is_nothing(&self) -> bool {
-        !self.manifest && self.parts.is_empty() && self.objects.iter().all(|byte| *byte == 0)
+    /// Whether anything of the model itself is held, of which the manifest is no part.
+    fn has_objects(&self) -> bool {
+        !self.parts.is_empty() || self.objects.iter().any(|byte| *byte != 0)
     }
 
     fn chunks(&self, bit: usize) -> Chunks {
@@ -79,22 +80,29 @@ struct Member {
 }
 
 impl Member {
-    /// Makes room for one model's entry: those whose leases end first give way.
-    fn make_room(&mut self, model: ModelId, bytes: usize, parts: usize) {
+    /// Makes room for one model's entry: those whose leases end first give way. Returns them.
+    fn make_room(&mut self, model: ModelId, bytes: usize, parts: usize) -> Vec<ModelId> {
         self.models.remove(&model);
         let mut held: usize = self.models.values().map(|entry| entry.held.objects.len()).sum();
         let mut in_part: usize = self.models.values().map(|entry| entry.held.parts.len()).sum();
-        while self.models.len() >= HOLDINGS_MODELS_MAX
+        let mut gone = Vec::new();
+        while self.models.len() >= MEMBER_MODELS_MAX
             || held + bytes > MEMBER_BYTES_MAX
             || in_part + parts > MEMBER_PARTS_MAX
         {
-            let first = self.models.iter().min_by_key(|(_, entry)| entry.until);
-            let Some(first) = first.map(|(model, _)| *model) else { break };
-            if let Some(entry) = self.models.remove(&first) {
-                held -= entry.held.objects.len();
-                in_part -= entry.held.parts.len();
-            }
+            let Some((first, entry)) = self.take_first() else { break };
+            held -= entry.held.objects.len();
+            in_part -= entry.held.parts.len();
+            gone.push(first);
         }
+        gone
+    }
+
+    /// Removes the entry whose lease ends first.
+    fn take_first(&mut self) -> Option<(ModelId, Entry)> {
+        let first = self.models.iter().min_by_key(|(_, entry)| entry.until);
+        let first = first.map(|(model, _)| *model)?;
+        self.models.remove(&first).map(|entry| (first, entry))
     }
 }
 
@@ -109,6 +117,10 @@ struct Forgotten {
 pub(super) struct Membership {
     members: BTreeMap<PeerId, Member>,
     forgotten: BTreeMap<PeerId, Forgotten>,
+    /// Which members have an entry for a model.
+    by_model: BTreeMap<ModelId, BTreeSet<PeerId>>,
+    /// Entries of all members.
+    entries: usize,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
     /// Where an object stands: in which models' lists, at which bit.
     places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
@@ -148,27 +160,67 @@ impl Membership {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
             let held = Held { manifest, objects, parts };
-            let known = member.models.get(&model).filter(|entry| entry.until > now);
-            changed |= known.is_none_or(|old| old.held != held);
-            member.make_room(model, held.objects.len(), held.parts.len());
+            let Some(member) = self.members.get_mut(&peer) else { break };
+            let old = member.models.get(&model);
+            changed |= old.is_none_or(|old| old.until <= now || old.held != held);
+            self.entries -= usize::from(old.is_some());
+            let gone = member.make_room(model, held.objects.len(), held.parts.len());
             member.models.insert(model, Entry { held, until });
+            self.entries += 1;
+            self.by_model.entry(model).or_default().insert(peer);
+            self.entries -= gone.len();
+            for model in gone {
+                unlink(&mut self.by_model, model, peer);
+            }
+            self.shed();
         }
         if changed { Heard::Changed } else { Heard::Renewed }
     }
 
-    /// Gives a model's bitmaps their meaning. Registering again replaces the list.
+    /// Past the bound over all peers, whoever says that it holds of most models is believed of
+    /// one less.
+    fn shed(&mut self) {
+        while self.entries > HOLDINGS_MAX {
+            let most = self.members.iter_mut().max_by_key(|(_, member)| member.models.len());
+            let Some((peer, (model, _))) =
+                most.and_then(|(peer, member)| Some((*peer, member.take_first()?)))
+            else {
+                return;
+            };
+            self.entries -= 1;
+            unlink(&mut self.by_model, model, peer);
+        }
+    }
+
+    /// Gives a model's bitmaps their meaning. Registering again replaces the list. One that is
+    /// `protected`, this node's own or kept, always has room.
     pub(super) fn register(
         &mut self,
         model: ModelId,
         objects: Vec<ShardId>,
+        protected: impl Fn(ModelId) -> bool,
     ) -> Result<(), TooMany> {
         let objects_max = BITMAP_BYTES_MAX * 8;
         if objects.len() > objects_max {
             return Err(TooMany { what: "objects of a model", max: objects_max });
         }
-        if !self.lists.contains_key(&model) && self.lists.len() >= MODELS_MAX {
+        if !self.lists.contains_key(&model)
+            && self.lists.len() >= MODELS_MAX
+            && !protected(model)
+            && self.lists.keys().filter(|model| !protected(**model)).count() >= MODELS_MAX
+        {
             return Err(TooMany { what: "registered models", max: MODELS_MAX });
         }
+        self.unregister(model);
+        for (bit, shard) in objects.iter().enumerate() {
+            self.places.entry(*shard).or_default().push((model, bit));
+        }
+        self.lists.insert(model, objects);
+        Ok(())
+    }
+
+    /// Forgets what a model's bitmaps mean.
+    pub(super) fn unregister(&mut self, model: ModelId) {
         if let Some(old) = self.lists.remove(&model) {
             for shard in old {
                 if let Some(places) = self.places.get_mut(&shard) {
@@ -179,11 +231,17 @@ impl Membership {
                 }
             }
         }
-        for (bit, shard) in objects.iter().enumerate() {
-            self.places.entry(*shard).or_default().push((model, bit));
-        }
-        self.lists.insert(model, objects);
-        Ok(())
+    }
+
+    /// Whether another model's list names an object, too, one for which this holds.
+    pub(super) fn is_shared(
+        &self,
+        model: ModelId,
+        shard: ShardId,
+        with: impl Fn(ModelId) -> bool,
+    ) -> bool {
+        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
+        places.iter().any(|(other, _)| *other != model && with(*other))
     }
 
     /// The registered models and their lists.
@@ -211,10 +269,21 @@ impl Membership {
         holders.filter(|(_, chunks)| !chunks.is_none()).collect()
     }
 
-    /// Peers with a running lease that hold anything of the model.
-    pub(super) fn holders_of_model(&self, now: Instant, model: ModelId) -> usize {
-        let holds = |entry: &Entry| entry.until > now && !entry.held.is_nothing();
-        self.members.values().filter(|member| member.models.get(&model).is_some_and(holds)).count()
+    /// Peers with a running lease that hold any object of the model. Its manifest alone, which
+    /// whoever has heard of the model may have, does not count.
+    pub(super) fn holders_of_model(
+        &self,
+        now: Instant,
+        model: ModelId,
+    ) -> impl Iterator<Item = PeerId> {
+        let peers = self.by_model.get(&model).into_iter().flatten().copied();
+        peers.filter(move |peer| self.holds_of(now, model, *peer))
+    }
+
+    /// Whether a peer with a running lease holds any object of the model.
+    pub(super) fn holds_of(&self, now: Instant, model: ModelId, peer: PeerId) -> bool {
+        let entry = self.members.get(&peer).and_then(|member| member.models.get(&model));
+        entry.is_some_and(|entry| entry.until > now && entry.held.has_objects())
     }
 
     /// Objects that a peer says it holds whole, manifests included.
@@ -266,6 +335,12 @@ impl Membership {
         self.forgotten.len()
     }
 
+    /// Entries of all members, and of the one that has most.
+    pub(super) fn entries(&self) -> (usize, usize) {
+        let most = self.members.values().map(|member| member.models.len()).max();
+        (self.entries, most.unwrap_or(0))
+    }
+
     pub(super) fn knows(&self, peer: PeerId) -> bool {
         self.members.contains_key(&peer)
     }
@@ -302,20 +377,34 @@ impl Membership {
 
     /// Forgets what a lease no longer covers; true if that was anything.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
-        let mut changed = false;
-        let Self { members, forgotten, .. } = self;
+        let before = self.entries;
+        let Self { members, forgotten, by_model, entries, .. } = self;
         forgotten.retain(|_, last| last.until > now);
         members.retain(|peer, member| {
-            let before = member.models.len();
-            member.models.retain(|_, entry| entry.until > now);
-            changed |= member.models.len() != before;
+            member.models.retain(|model, entry| {
+                let runs = entry.until > now;
+                if !runs {
+                    *entries -= 1;
+                    unlink(by_model, *model, *peer);
+                }
+                runs
+            });
             if member.models.is_empty() && forgotten.len() < PEERS_REMEMBERED_MAX {
                 let last = Forgotten { sequence: member.sequence, until: now + FORGOTTEN_FOR };
                 forgotten.insert(*peer, last);
             }
             !member.models.is_empty()
         });
-        changed
+        self.entries != before
+    }
+}
+
+fn unlink(by_model: &mut BTreeMap<ModelId, BTreeSet<PeerId>>, model: ModelId, peer: PeerId) {
+    if let Some(peers) = by_model.get_mut(&model) {
+        peers.remove(&peer);
+        if peers.is_empty() {
+            by_model.remove(&model);
+        }
     }
 }
 
@@ -363,6 +452,10 @@ mod tests {
         }
     }
 
+    fn register(members: &mut Membership, model: ModelId, objects: Vec<ShardId>) {
+        members.register(model, objects, |_| false).unwrap();
+    }
+
     fn whole(members: &Membership, now: Instant, shard: ShardId) -> Vec<PeerId> {
         let holders = members.holders(now, shard).into_iter();
         holders.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect()
@@ -373,7 +466,7 @@ mod tests {
         let (now, model) = (Instant::now(), ModelId::of(b"m"));
         let objects: Vec<ShardId> = (0..3u8).map(|i| ShardId::of(&[i])).collect();
         let mut members = Membership::default();
-        members.register(model, objects.clone()).unwrap();
+        register(&mut members, model, objects.clone());
         let mut part = says(1, model, false, &[0b1]);
         part.models[0].parts = [(1, 0b101), (2, 0)]
             .map(|(object, chunks)| PartHoldings { object, chunks: Chunks(chunks) })
@@ -408,14 +501,15 @@ mod tests {
         assert_eq!(members.hear(now, peer(1), says(1, model, true, &[1, 2])), Heard::Changed);
         assert_eq!(whole(&members, now, objects[0]), []);
         assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
-        members.register(model, objects.clone()).unwrap();
+        register(&mut members, model, objects.clone());
         assert_eq!(whole(&members, now, objects[0]), [peer(1)]);
         assert_eq!(whole(&members, now, objects[9]), [peer(1)]);
         assert_eq!(whole(&members, now, objects[1]), []);
-        assert_eq!((members.held_by(now, peer(1)), members.holders_of_model(now, model)), (3, 1));
+        assert_eq!(members.held_by(now, peer(1)), 3);
+        assert_eq!(members.holders_of_model(now, model).collect::<Vec<_>>(), [peer(1)]);
         assert_eq!(members.addresses(peer(1)).len(), 1);
         // A shorter list leaves no trace of the longer one.
-        members.register(model, objects[..1].to_vec()).unwrap();
+        register(&mut members, model, objects[..1].to_vec());
         assert_eq!(whole(&members, now, objects[9]), []);
     }
 
@@ -424,7 +518,7 @@ mod tests {
         let (now, model) = (Instant::now(), ModelId::of(b"m"));
         let shard = ShardId::of(b"s");
         let mut members = Membership::default();
-        members.register(model, vec![shard]).unwrap();
+        register(&mut members, model, vec![shard]);
         members.hear(now, peer(1), says(5, model, false, &[1]));
         assert_eq!(members.hear(now, peer(1), says(5, model, false, &[0])), Heard::Stale);
         let half = now + LEASE / 2;
@@ -461,7 +555,7 @@ mod tests {
         let (now, model) = (Instant::now(), ModelId::of(b"m"));
         let shard = ShardId::of(b"s");
         let mut members = Membership::default();
-        members.register(model, vec![shard, shard]).unwrap();
+        register(&mut members, model, vec![shard, shard]);
         members.hear(now, peer(1), says(1, model, true, &[0b11]));
         members.retract(peer(1), shard);
         members.retract(peer(2), shard);
@@ -474,21 +568,75 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_alone_makes_no_holder_of_the_model() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let mut members = Membership::default();
+        members.hear(now, peer(1), says(1, model, true, &[0, 0]));
+        assert_eq!(members.holders_of_model(now, model).count(), 0);
+        members.hear(now, peer(1), says(2, model, true, &[0, 1]));
+        assert_eq!(members.holders_of_model(now, model).collect::<Vec<_>>(), [peer(1)]);
+        assert!(members.holds_of(now, model, peer(1)) && !members.holds_of(now, model, peer(2)));
+        assert_eq!(members.holders_of_model(now + LEASE, model).count(), 0, "its lease has ended");
+        members.hear(now, peer(1), says(3, model, true, &[]));
+        assert_eq!(members.holders_of_model(now, model).count(), 0, "it was removed");
+    }
+
+    #[test]
+    fn all_of_a_peers_models_are_believed() {
+        let now = Instant::now();
+        let mut members = Membership::default();
+        let models: Vec<ModelId> = (0..300u16).map(|i| ModelId::of(&i.to_le_bytes())).collect();
+        for (sequence, model) in models.iter().enumerate() {
+            members.hear(now, peer(1), says(sequence as u64 + 1, *model, true, &[1]));
+        }
+        for model in models {
+            assert_eq!(members.holders_of_model(now, model).count(), 1);
+            assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
+        }
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let (now, model) = (Instant::now(), ModelId::of(b"m"));
         let mut members = Membership::default();
         let too_many = vec![ShardId::of(b"s"); BITMAP_BYTES_MAX * 8 + 1];
-        assert!(members.register(model, too_many).is_err());
-        for sequence in 1..=200u64 {
-            let model = ModelId::of(&sequence.to_le_bytes());
+        assert!(members.register(model, too_many, |_| true).is_err());
+        let number = |number: u64| ModelId::of(&number.to_le_bytes());
+        for sequence in 1..=MEMBER_MODELS_MAX as u64 + 100 {
             let later = now + Duration::from_millis(sequence);
-            members.hear(later, peer(1), says(sequence, model, true, &[]));
+            members.hear(later, peer(1), says(sequence, number(sequence), true, &[]));
         }
-        assert_eq!(members.held_by(now, peer(1)), HOLDINGS_MODELS_MAX as u64);
+        assert_eq!(members.held_by(now, peer(1)), MEMBER_MODELS_MAX as u64);
+        // Over all peers: whoever says the most loses the most.
+        for other in 2..=40 {
+            for sequence in 1..=900 {
+                members.hear(now, peer(other), says(sequence, number(sequence), true, &[1]));
+            }
+        }
+        members.hear(now, peer(99), says(1, model, true, &[1]));
+        assert_eq!(members.holders_of_model(now, model).count(), 1);
+        let count = |members: &Membership| -> usize {
+            members.members.values().map(|member| member.models.len()).sum()
+        };
+        let linked =
+            |members: &Membership| members.by_model.values().map(BTreeSet::len).sum::<usize>();
+        assert_eq!(
+            (count(&members), members.entries, linked(&members)),
+            (HOLDINGS_MAX, HOLDINGS_MAX, HOLDINGS_MAX)
+        );
+        assert!(members.expire(now + LEASE * 2));
+        assert_eq!((count(&members), members.entries, linked(&members)), (0, 0, 0));
+
         for index in 0..MODELS_MAX {
-            members.register(ModelId::of(&index.to_le_bytes()), Vec::new()).unwrap();
+            register(&mut members, ModelId::of(&index.to_le_bytes()), Vec::new());
         }
-        assert!(members.register(ModelId::of(b"one more"), Vec::new()).is_err());
+        let more = ModelId::of(b"one more");
+        assert!(members.register(more, Vec::new(), |_| false).is_err());
+        // An own or kept one has room, and takes none from others.
+        members.register(more, vec![ShardId::of(b"s")], |model| model == more).unwrap();
+        assert!(members.lists.contains_key(&more));
+        members.unregister(more);
+        assert!(!members.lists.contains_key(&more) && members.places.is_empty());
     }
 
     #[test]

@@ -34,14 +34,14 @@ use std::time::{Duration, Instant};
 
 use doppler_ids::{Address, ModelId, PeerId, ShardId};
 use doppler_store::groups::Chunks;
-use doppler_store::signature::{SignatureError, SignedModel};
+use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ReadError, ReadRequest};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
 use absence::Absence;
-use announcements::{Announcements, Learned};
+use announcements::{Announcements, Learned, Source};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
@@ -49,7 +49,9 @@ use dialling::Dialling;
 pub use gossip::Offer;
 use gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
 pub use healing::{HealAction, HealOptions, HealView, Healing, Kept, Replicas};
-use limits::{OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing};
+use limits::{
+    ANNOUNCEMENTS_PER_TURN, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing,
+};
 use membership::{Heard, Membership, bitmap};
 pub use meter::{Meter, Progress};
 pub use pull::{Pull, PullAction, PullEvent, Wanted};
@@ -111,6 +113,13 @@ pub enum Event {
     Offer(Offer),
     /// This node announces a model from now on.
     Publish(SignedModel),
+    /// This node keeps a model, under this announcement: it is not forgotten, and is told on while
+    /// anything of it is here.
+    Keep(SignedModel),
+    /// This node keeps a model no longer, nor announces it as its own if `own` is given.
+    Release { model: ModelId, own: bool },
+    /// Whose models have a better claim to the room that there is; all of them.
+    Trust(BTreeSet<PublicKey>),
     /// The ordered object list of a model is known: bitmaps of holdings refer to it.
     Register { model: ModelId, objects: Vec<ShardId> },
     /// A read begins.
@@ -152,8 +161,10 @@ pub enum Action {
     Discard { read: ReadId, request: RequestId },
     /// The read is over: what was kept is its range, or this is why not.
     End { read: ReadId, result: Result<(), ReadError> },
-    /// A model that was not known before; this node's own, or a peer's.
+    /// A model that was not known before; from this node, or from a peer.
     Learned { signed: SignedModel, is_own: bool },
+    /// Nobody holds a model or speaks of it any more.
+    Forgot(ModelId),
     /// The publication or registration was not taken in.
     Refuse(Refused),
     /// Peers, holdings or counts may have changed: whoever watches them is told.
@@ -344,15 +355,17 @@ impl Core {
                 }
                 self.offer = offer;
             }
-            Event::Publish(signed) => self.on_publish(now, signed, out),
-            Event::Register { model, objects } => match self.membership.register(model, objects) {
-                Ok(()) => {
-                    self.schedule.change(now, Due::Everything);
-                    self.settle(now, true, sight, out);
-                    out.push(Action::Changed);
-                }
-                Err(error) => out.push(Action::Refuse(error.into())),
-            },
+            Event::Publish(signed) => self.on_publish(now, signed, Source::Own, out),
+            Event::Keep(signed) => self.on_publish(now, signed, Source::Kept, out),
+            Event::Release { model, own } => {
+                self.announcements.release(model, own);
+                self.forget(now, Duration::ZERO, Some(model), out);
+                self.schedule.change(now, Due::Holdings);
+            }
+            Event::Trust(trusted) => self.announcements.trust(trusted),
+            Event::Register { model, objects } => {
+                self.on_register(now, (model, objects), sight, out);
+            }
             Event::Read { read, request } => self.on_read(now, read, request, sight, out),
             Event::Dropped { read } => self.on_dropped(now, read, sight, out),
             Event::Heard { peer } => self.scheduler.links.heard(now, peer),
@@ -400,7 +413,7 @@ impl Core {
     /// The announced models, with the number of peers that hold some of each.
     pub fn models(&self, now: Instant) -> Vec<(SignedModel, usize)> {
         let count = |signed: SignedModel| {
-            let holders = self.membership.holders_of_model(now, signed.model);
+            let holders = self.membership.holders_of_model(now, signed.model).count();
             (signed, holders)
         };
         self.announcements.all().into_iter().map(count).collect()
@@ -490,7 +503,7 @@ impl Core {
                 false
             }
             Ok(Envelope::Unknown) => true,
-            Ok(Envelope::Announcement(signed)) => self.on_announcement(now, signed, out),
+            Ok(Envelope::Announcement(signed)) => self.on_announcement(now, author, signed, out),
             Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
             Ok(Envelope::Doubt(peer)) => self.on_doubt(now, &peer),
         };
@@ -503,10 +516,11 @@ impl Core {
     fn on_announcement(
         &mut self,
         now: Instant,
+        author: PeerId,
         signed: SignedModel,
         out: &mut Vec<Action>,
     ) -> bool {
-        match self.learn(now, &signed, false) {
+        match self.learn(now, &signed, Source::Peer(author)) {
             Learned::New => {
                 out.extend([Action::Learned { signed, is_own: false }, Action::Changed]);
                 true
@@ -575,25 +589,49 @@ impl Core {
         true
     }
 
-    fn on_publish(&mut self, now: Instant, signed: SignedModel, out: &mut Vec<Action>) {
-        match self.learn(now, &signed, true) {
+    fn on_publish(
+        &mut self,
+        now: Instant,
+        signed: SignedModel,
+        source: Source,
+        out: &mut Vec<Action>,
+    ) {
+        match self.learn(now, &signed, source) {
             Learned::Bad(error) => out.push(Action::Refuse(error.into())),
-            Learned::Full => {
-                let max = limits::ANNOUNCEMENTS_MAX;
-                out.push(Action::Refuse(TooMany { what: "known models", max }.into()));
-            }
             Learned::New => {
                 out.push(Action::Learned { signed, is_own: true });
                 self.schedule.change(now, Due::Everything);
             }
-            Learned::Known => self.schedule.change(now, Due::Everything),
+            // What this node says itself always has room.
+            Learned::Known | Learned::Full => self.schedule.change(now, Due::Everything),
+        }
+    }
+
+    fn on_register(
+        &mut self,
+        now: Instant,
+        (model, objects): (ModelId, Vec<ShardId>),
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) {
+        let Self { membership, announcements, .. } = self;
+        match membership.register(model, objects, |model| announcements.is_protected(model)) {
+            Ok(()) => {
+                self.schedule.change(now, Due::Everything);
+                self.settle(now, true, sight, out);
+                out.push(Action::Changed);
+            }
+            Err(error) => out.push(Action::Refuse(error.into())),
         }
     }
 
     fn on_time(&mut self, now: Instant, unix_ms: u64, sight: &dyn Sight, out: &mut Vec<Action>) {
         if let Some(due) = self.schedule.due(now) {
-            let said = self.say(now, due, unix_ms, out);
+            let (said, more) = self.say(now, due, unix_ms, out);
             self.schedule.said(now, said);
+            if more {
+                self.schedule.change(now, Due::Holdings);
+            }
         }
         let mut stirred = false;
         if self.upkeep <= now {
@@ -609,6 +647,7 @@ impl Core {
                 out.extend(doubts.map(Action::Publish));
             }
             self.dial_ahead(now, out);
+            self.forget(now, self.config.timing.lease, None, out);
         }
         self.settle(now, stirred, sight, out);
         if stirred {
@@ -616,14 +655,30 @@ impl Core {
         }
     }
 
-    /// Says what is due; how many messages that takes.
-    fn say(&mut self, now: Instant, due: Due, unix_ms: u64, out: &mut Vec<Action>) -> usize {
-        let quiet = match due {
-            Due::Everything => Duration::ZERO,
-            Due::Holdings => self.config.timing.announce_every / 2,
-        };
-        let Self { announcements, whole, .. } = self;
-        let models = announcements.take_due(now, quiet, |model| whole.contains(&model.manifest()));
+    /// Says what is due; how many messages that takes, and whether more is due.
+    fn say(
+        &mut self,
+        now: Instant,
+        due: Due,
+        unix_ms: u64,
+        out: &mut Vec<Action>,
+    ) -> (usize, bool) {
+        if due == Due::Everything {
+            self.announcements.owe_all();
+        }
+        let quiet = self.config.timing.announce_every / 2;
+        let held: BTreeSet<ModelId> = self
+            .membership
+            .lists()
+            .filter(|(model, list)| {
+                self.whole.contains(&model.manifest()) && self.holds_of(**model, list)
+            })
+            .map(|(model, _)| *model)
+            .collect();
+        // Only what somebody can fetch of this node is told on: not a manifest alone.
+        let holds = |model: ModelId| held.contains(&model);
+        let Self { announcements, .. } = self;
+        let (models, more) = announcements.take_due(now, quiet, ANNOUNCEMENTS_PER_TURN, holds);
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
         let mut messages: Vec<Vec<u8>> = announcements.collect();
@@ -639,7 +694,20 @@ impl Core {
         ));
         let said = messages.len();
         out.extend(messages.into_iter().map(Action::Publish));
-        said
+        (said, more)
+    }
+
+    /// Whether this node holds an object of a model, or some of one, for the model's sake.
+    fn holds_of(&self, model: ModelId, list: &[ShardId]) -> bool {
+        let is_here = |id: &ShardId| self.whole.contains(id) || self.parts.contains_key(id);
+        let is_protected = self.announcements.is_protected(model);
+        list.iter().any(|id| is_here(id) && (is_protected || !self.is_anothers(model, *id)))
+    }
+
+    /// Whether an object is here for another model's sake, which this node published or keeps. A
+    /// model that was withdrawn is not held because it has the tokenizer of one that was not.
+    fn is_anothers(&self, model: ModelId, shard: ShardId) -> bool {
+        self.membership.is_shared(model, shard, |other| self.announcements.is_protected(other))
     }
 
     /// What this node holds, for gossip.
@@ -647,11 +715,14 @@ impl Core {
         let (held, parts) = (&self.whole, &self.parts);
         let mut room = OWN_PARTS_MAX;
         let entry = |(model, list): (&ModelId, &[ShardId])| {
+            let is_protected = self.announcements.is_protected(*model);
+            let is_told = |id: &ShardId| is_protected || !self.is_anothers(*model, *id);
             let mut told = Vec::new();
             for (object, id) in list.iter().enumerate().filter(|_| !parts.is_empty()) {
                 if let (Some(chunks), Ok(object)) = (parts.get(id), u32::try_from(object))
                     && !held.contains(id)
                     && room > 0
+                    && is_told(id)
                 {
                     told.push(PartHoldings { object, chunks: *chunks });
                     room -= 1;
@@ -661,7 +732,7 @@ impl Core {
                 model: *model,
                 manifest: held.contains(&model.manifest()),
                 objects: bitmap(list.len(), |bit| {
-                    list.get(bit).is_some_and(|id| held.contains(id))
+                    list.get(bit).is_some_and(|id| held.contains(id) && is_told(id))
                 }),
                 parts: told,
             }
@@ -669,17 +740,37 @@ impl Core {
         self.membership.lists().map(entry).collect()
     }
 
-    /// Takes in an announcement; its models' holders protect them from being pushed out.
-    fn learn(&mut self, now: Instant, signed: &SignedModel, own: bool) -> Learned {
+    /// Takes in an announcement; a model's holders protect it from being pushed out.
+    fn learn(&mut self, now: Instant, signed: &SignedModel, source: Source) -> Learned {
         let Self { announcements, membership, .. } = self;
-        let learned = announcements
-            .learn(now, signed.clone(), own, |model| membership.holders_of_model(now, model) > 0);
+        let learned = announcements.learn(now, signed.clone(), source, &|model, peer| match peer {
+            Some(peer) => membership.holds_of(now, model, peer),
+            None => membership.holders_of_model(now, model).next().is_some(),
+        });
         match learned {
             Learned::Bad(_) => self.counts.bad_signatures += 1,
             Learned::Full => self.counts.ignored_messages += 1,
             Learned::New | Learned::Known => {}
         }
         learned
+    }
+
+    /// Forgets models that nobody holds and nobody has spoken of for `after`.
+    fn forget(
+        &mut self,
+        now: Instant,
+        after: Duration,
+        of: Option<ModelId>,
+        out: &mut Vec<Action>,
+    ) {
+        let Self { announcements, membership, .. } = self;
+        let gone = announcements.forget(now, after, of, &|model, _| {
+            membership.holders_of_model(now, model).next().is_some()
+        });
+        for model in gone {
+            self.membership.unregister(model);
+            out.extend([Action::Forgot(model), Action::Changed]);
+        }
     }
 
     /// Connects to holders ahead of need, up to a number of connections.

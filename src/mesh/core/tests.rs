@@ -14,6 +14,8 @@ use rand::{RngExt, SeedableRng};
 use super::limits::{BAN_FIRST, HEARD_EVERY};
 use super::*;
 
+mod catalogue;
+
 const MIB: u64 = 1 << 20;
 const LATENCY: Duration = Duration::from_millis(10);
 const FIND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -276,6 +278,7 @@ impl World {
                 assert!(again.is_none(), "a read ends once");
             }
             Action::Learned { signed, .. } => self.nodes[node].learned.push(signed.model),
+            Action::Forgot(model) => self.nodes[node].learned.retain(|known| *known != model),
             Action::Refuse(refused) => panic!("{refused}"),
         }
     }

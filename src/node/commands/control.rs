@@ -3,7 +3,9 @@
 use anyhow::Context;
 
 use super::print_json;
-use crate::api::{BootstrapStatus, ModelInfo, Peer, PublishReply, PublishRequest, Status, Via};
+use crate::api::{
+    BootstrapStatus, ModelInfo, Peer, PublishReply, PublishRequest, Signer, Status, Via,
+};
 use crate::args::{ControlArgs, PublishArgs};
 use crate::client::Client;
 use crate::config::data_dir;
@@ -83,22 +85,43 @@ pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
         "TRUSTED"
     );
     for model in models {
-        outln!(
-            "{:<12} {:<36} {:>11} {:>7} {:>10}  {:<7}  {}{}",
-            model.id.get(..10).unwrap_or(&model.id),
-            model.name,
-            ByteSize(model.bytes),
-            format!("{}/{}", model.shards_here, model.shards),
-            format!("{}/{}", model.shards_reachable, model.shards),
-            model.trust,
-            model.publishers.first().map_or("", String::as_str),
-            match model.publishers.len() {
-                0 | 1 => String::new(),
-                signers => format!(" and {} more", signers - 1),
-            },
-        );
+        for line in lines(&model) {
+            outln!("{line}");
+        }
     }
     Ok(())
+}
+
+/// A model's lines: one for each name that it was signed with, the best known signer's first.
+fn lines(model: &ModelInfo) -> Vec<String> {
+    let mut names: Vec<(&str, Vec<&Signer>)> = Vec::new();
+    for signer in &model.signers {
+        match names.iter_mut().find(|(name, _)| *name == signer.name) {
+            Some((_, signers)) => signers.push(signer),
+            None => names.push((&signer.name, vec![signer])),
+        }
+    }
+    let of = |count: usize| match model.manifest {
+        true => format!("{count}/{}", model.shards),
+        // It is fetched when the model is used.
+        false => "-".to_owned(),
+    };
+    let line = |(name, signers): (&str, Vec<&Signer>)| {
+        let first = signers.first().map_or("", |signer| &signer.publisher);
+        let more = match signers.len() {
+            0 | 1 => String::new(),
+            more => format!(" and {} more", more - 1),
+        };
+        let size = if model.manifest { ByteSize(model.bytes).to_string() } else { "-".into() };
+        format!(
+            "{:<12} {name:<36} {size:>11} {:>7} {:>10}  {:<7}  {first}{more}",
+            model.id.get(..10).unwrap_or(&model.id),
+            of(model.shards_here),
+            of(model.shards_reachable),
+            signers.first().map_or(model.trust, |signer| signer.trust),
+        )
+    };
+    names.into_iter().map(line).collect()
 }
 
 pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
@@ -198,6 +221,43 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resolve::Standing;
+
+    #[test]
+    fn every_name_of_a_model_is_listed() {
+        let signer = |name: &str, publisher: &str, trust| Signer {
+            name: name.into(),
+            publisher: publisher.into(),
+            trust,
+        };
+        let signers = vec![
+            signer("later-name", "trusted-key", Standing::Trusted),
+            signer("first-name", "key-1", Standing::Stranger),
+            signer("first-name", "key-2", Standing::Stranger),
+        ];
+        let mut model = ModelInfo {
+            id: "0123456789abcdef".into(),
+            name: "later-name".into(),
+            publishers: signers.iter().map(|signer| signer.publisher.clone()).collect(),
+            trust: Standing::Trusted,
+            bytes: 4096,
+            shards: 11,
+            shards_here: 0,
+            shards_reachable: 11,
+            manifest: true,
+            signers,
+        };
+        let all = lines(&model);
+        assert_eq!(all.len(), 2);
+        for (line, words) in all.iter().zip([
+            ["later-name", "11/11", "trusted ", "trusted-key"],
+            ["first-name", "4.00 KiB", "no", "key-1 and 1 more"],
+        ]) {
+            assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        }
+        model.manifest = false;
+        assert!(!lines(&model)[0].contains('/'), "nothing is known of its shards");
+    }
 
     #[test]
     fn shard_lists_are_numbers_and_ranges() {

@@ -6,7 +6,7 @@ use super::print_json;
 use crate::args::{ControlArgs, TrustCommand};
 use crate::config::data_dir;
 use crate::output::{self, outln};
-use crate::trust::{How, TrustStore, Untrusted};
+use crate::trust::{How, Known, TrustStore, Untrusted};
 use doppler_store::signature::PublicKey;
 
 pub fn trust(command: &TrustCommand) -> anyhow::Result<()> {
@@ -18,7 +18,11 @@ pub fn trust(command: &TrustCommand) -> anyhow::Result<()> {
         }
         TrustCommand::Remove { publisher, control } => {
             let known = open(control)?.remove(*publisher)?;
-            tell(control, *publisher, if known { "removed" } else { "was not trusted" })
+            tell(control, *publisher, if known { "removed" } else { "was not trusted" })?;
+            if !control.json {
+                outln!("  refused under every trust policy until it is added");
+            }
+            Ok(())
         }
     }
 }
@@ -28,7 +32,7 @@ fn open(control: &ControlArgs) -> anyhow::Result<TrustStore> {
 }
 
 fn list(control: &ControlArgs) -> anyhow::Result<()> {
-    let trusted = open(control)?.list()?;
+    let Known { trusted, refused } = open(control)?.read()?;
     if control.json {
         return print_json(&trusted);
     }
@@ -41,6 +45,9 @@ fn list(control: &ControlArgs) -> anyhow::Result<()> {
             How::FirstUse => "first use",
         };
         outln!("{}  {how:<9}  {}", one.publisher, one.note);
+    }
+    for publisher in refused {
+        outln!("{publisher}  refused");
     }
     Ok(())
 }
@@ -66,7 +73,7 @@ pub fn asking<T>(mut work: impl FnMut(Vec<PublicKey>) -> anyhow::Result<T>) -> a
         Err(error) => error,
     };
     match error.downcast_ref::<Untrusted>() {
-        Some(untrusted) if can_ask() => {
+        Some(untrusted) if can_ask() && !untrusted.removed => {
             let mut publishers = Vec::new();
             for publisher in untrusted.publishers.iter().take(1) {
                 publishers.push(publisher.parse()?);
@@ -101,6 +108,7 @@ mod tests {
             model: "id".into(),
             name: "tiny".into(),
             publishers: vec![PublicKey([7; 32]).to_string()],
+            removed: false,
         };
         for (text, agreed) in
             [("y\n", true), (" YES \n", true), ("\n", false), ("", false), ("yeah\n", false)]

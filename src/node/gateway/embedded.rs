@@ -66,6 +66,7 @@ pub fn info() -> Option<ModelInfo> {
         shards_here: shards,
         shards_reachable: shards,
         manifest: true,
+        signers: Vec::new(),
     })
 }
 

@@ -117,6 +117,9 @@ async fn bring(State(state): State<Bringing>, Path(id): Path<String>) -> Respons
             state.room.try_acquire().map_err(|_| Refused::busy("enough is being fetched"))?;
         let brought = state.service.bring(shard).await;
         drop(room);
+        let brought = brought.map_err(|error| {
+            Refused::new(StatusCode::FORBIDDEN, "untrusted", format!("{error:#}"))
+        })?;
         match brought {
             None => {
                 let error = format!("{shard}: no model known here has such a shard");
