@@ -73,6 +73,7 @@ impl Service {
     ) -> anyhow::Result<()> {
         let holders = |shard: ShardId| self.mesh.holdings(shard).len();
         let coming = |shard: ShardId| self.mesh.coming(shard);
+        let slowest = || self.mesh.slowest().map(|peer| peer.to_string());
         let mut tick = tokio::time::interval(PROGRESS_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut fetching = FuturesUnordered::new();
@@ -105,7 +106,7 @@ impl Service {
                             break PullEvent::Failed(shard);
                         }
                     },
-                    _ = tick.tick() => report(pull.progress(Instant::now(), &coming)),
+                    _ = tick.tick() => report(pull.progress(Instant::now(), &coming).naming(slowest)),
                 }
             };
         }

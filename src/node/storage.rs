@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 
 use super::api::{Damage, FsckEvent, FsckSummary, TargetReply};
 use super::catalog::sizes;
-use super::{kept, pins};
 use super::resolve::{Candidate, PREFIX_MIN, Standing, Unresolved, did_you_mean, resolve};
 use super::trust::TrustStore;
+use super::{kept, pins};
 use doppler_store::disk::{Checkup, DiskTier, ObjectInfo};
 use doppler_store::ladder::Ladder;
 use doppler_store::manifest::{MANIFEST_BYTES_MAX, Manifest};

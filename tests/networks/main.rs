@@ -7,4 +7,5 @@ mod clock;
 mod link;
 mod mdns;
 mod nat;
+mod slow;
 mod soak;

@@ -28,7 +28,7 @@ pub(super) enum Learned {
 
 /// Where an announcement comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum Origin {
     /// Published by this node.
     Own,
     /// Of a model that this node keeps.
@@ -83,14 +83,14 @@ impl Announcements {
         &mut self,
         now: Instant,
         signed: SignedModel,
-        source: Source,
+        source: Origin,
         holding: Holding,
     ) -> Learned {
         let key = (signed.model, signed.publisher);
-        let (own, kept) = (source == Source::Own, source == Source::Kept);
+        let (own, kept) = (source == Origin::Own, source == Origin::Kept);
         let from = match source {
-            Source::Peer(peer) => Some(peer),
-            Source::Own | Source::Kept => None,
+            Origin::Peer(peer) => Some(peer),
+            Origin::Own | Origin::Kept => None,
         };
         if let Some(known) = self.known.get_mut(&key)
             && known.signed == signed

@@ -19,8 +19,8 @@ fn signed(index: usize) -> SignedModel {
     by(1, index)
 }
 
-fn said(byte: u8) -> Source {
-    Source::Peer(peer(byte))
+fn said(byte: u8) -> Origin {
+    Origin::Peer(peer(byte))
 }
 
 /// Fills the table with what peer 1 says.
@@ -111,9 +111,9 @@ fn own_and_kept_models_always_have_room_and_stay() {
     let mut all = full(now, ANYBODY);
     for index in 0..ANNOUNCEMENTS_MAX + 1 {
         let own = by(7, index);
-        assert_eq!(all.learn(now, own, Source::Own, NOBODY), Learned::New);
+        assert_eq!(all.learn(now, own, Origin::Own, NOBODY), Learned::New);
     }
-    assert_eq!(all.learn(now, by(8, 0), Source::Kept, NOBODY), Learned::New);
+    assert_eq!(all.learn(now, by(8, 0), Origin::Kept, NOBODY), Learned::New);
     assert_eq!(all.all().len(), 2 * ANNOUNCEMENTS_MAX + 2, "and nothing gave way to them");
     let much_later = now + Duration::from_secs(3600);
     all.forget(much_later, Duration::ZERO, None, NOBODY);
@@ -141,7 +141,7 @@ fn signers_of_one_model_are_bounded_and_the_better_known_stay() {
     assert_eq!(all.learn(now, stranger, said(2), &holding), Learned::Full);
     assert_eq!(all.learn(now, holder.clone(), said(2), &holding), Learned::New);
     assert_eq!(all.learn(now, trusted.clone(), said(2), &holding), Learned::New);
-    assert_eq!(all.learn(now, sign(104), Source::Own, &holding), Learned::New);
+    assert_eq!(all.learn(now, sign(104), Origin::Own, &holding), Learned::New);
     assert_eq!(all.all().len(), SIGNERS_MAX + 1, "and this node's own");
     assert!(all.all().contains(&trusted) && all.all().contains(&holder));
 }
@@ -152,8 +152,8 @@ fn what_was_withdrawn_and_nobody_holds_is_forgotten() {
     let mut all = Announcements::default();
     all.learn(now, signed(0), said(1), NOBODY);
     all.learn(now, by(2, 0), said(1), NOBODY);
-    all.learn(now, signed(1), Source::Own, NOBODY);
-    all.learn(now, signed(2), Source::Kept, NOBODY);
+    all.learn(now, signed(1), Origin::Own, NOBODY);
+    all.learn(now, signed(2), Origin::Kept, NOBODY);
     assert_eq!(all.forget(now + QUIET / 2, QUIET, None, NOBODY), []);
     all.learn(now + QUIET / 2, by(2, 0), said(1), NOBODY);
     assert_eq!(all.forget(now + QUIET, QUIET, None, ANYBODY), [], "somebody holds it");
@@ -173,7 +173,7 @@ fn what_was_withdrawn_and_nobody_holds_is_forgotten() {
 fn holders_repeat_what_nobody_said_lately() {
     let now = Instant::now();
     let mut all = Announcements::default();
-    all.learn(now, signed(0), Source::Own, NOBODY);
+    all.learn(now, signed(0), Origin::Own, NOBODY);
     all.learn(now, signed(1), said(1), NOBODY);
     let held = signed(1).model;
     assert_eq!(all.take_due(now, QUIET, ALL, |_| true), (vec![signed(0)], false), "never said");
@@ -191,7 +191,7 @@ fn much_is_said_in_turns_and_none_is_left_out() {
     let now = Instant::now();
     let mut all = Announcements::default();
     for index in 0..10 {
-        all.learn(now, signed(index), Source::Own, NOBODY);
+        all.learn(now, signed(index), Origin::Own, NOBODY);
     }
     all.owe_all();
     let mut heard = BTreeSet::new();
