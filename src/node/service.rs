@@ -36,7 +36,7 @@ use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
-use doppler_store::{ModelId, Priority, ShardId, ShardServe, regular};
+use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe, regular};
 
 /// Peers that are away of which `status` tells.
 const AWAY_MAX: usize = 64;
