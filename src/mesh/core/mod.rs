@@ -615,7 +615,7 @@ impl Core {
         }
         let texts = holdings.addresses.iter();
         let addresses: Vec<Address> = texts.filter_map(|text| text.parse().ok()).collect();
-        let (until, run) = (now + holdings.lease, holdings.run);
+        let (until, said) = (now + holdings.lease, (holdings.run, holdings.sequence));
         let heard = self.membership.hear(now, author, holdings);
         if matches!(heard, Heard::Changed | Heard::Renewed) {
             self.absence.spoke(author);
@@ -630,7 +630,7 @@ impl Core {
             Heard::Renewed => {}
         }
         let place = addresses.first().map(|address| address.without_peer().to_string());
-        if let Some(twin) = self.twins.hear(now, author, run, &place.unwrap_or_default()) {
+        if let Some(twin) = self.twins.hear(now, author, said, &place.unwrap_or_default()) {
             self.on_twin(now, twin, out);
         }
         if self.known.hear(now, author, addresses, until) {

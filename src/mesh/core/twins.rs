@@ -5,8 +5,8 @@
 //! changes the number once. If an earlier number comes back, two nodes speak under one identity.
 //! Peers see that; the two themselves never hear each other, so whoever sees it tells them.
 //!
-//! Invariants: a replayed message changes nothing, because only messages newer than all before are
-//! looked at; what one peer claims of another is told as that peer's word; the tables are bounded.
+//! Invariants: a repeated or late message changes nothing, because only messages newer than all of
+//! the peer's before are looked at, for as long as it is remembered; what one peer claims of another is told as that peer's word; the tables are bounded.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,6 +28,8 @@ pub struct Twin {
 /// The runs of one peer: the one that spoke last, and the one before.
 struct Runs {
     run: u64,
+    /// The number of its newest message, whichever run said it.
+    sequence: u64,
     place: String,
     before: Option<(u64, String)>,
     spoke: Instant,
@@ -53,13 +55,13 @@ impl Twins {
         self.seen.len()
     }
 
-    /// A peer's newest message came from this run of it, which is at `place`. Returns what that
-    /// shows.
+    /// A peer's message of this number came from this run of it, which is at `place`. Returns what
+    /// that shows.
     pub(super) fn hear(
         &mut self,
         now: Instant,
         peer: PeerId,
-        run: u64,
+        (run, sequence): (u64, u64),
         place: &str,
     ) -> Option<Twin> {
         if run == 0 {
@@ -70,9 +72,12 @@ impl Twins {
             return None;
         }
         let place = place.to_owned();
-        let fresh = || Runs { run, place: place.clone(), before: None, spoke: now };
+        let fresh = || Runs { run, sequence: 0, place: place.clone(), before: None, spoke: now };
         let runs = self.runs.entry(peer).or_insert_with(fresh);
-        runs.spoke = now;
+        if sequence <= runs.sequence {
+            return None;
+        }
+        (runs.spoke, runs.sequence) = (now, sequence);
         if runs.run == run {
             runs.place = place;
             return None;
@@ -140,21 +145,24 @@ mod tests {
         let mut twins = Twins::default();
         // One that says no number, one that restarts again and again, one that moves.
         for second in 0..20 {
-            assert_eq!(twins.hear(at(second), peer, 0, "a"), None);
-            assert_eq!(twins.hear(at(second), peer, 100 + second, "a"), None);
+            assert_eq!(twins.hear(at(second), peer, (0, second + 1), "a"), None);
+            assert_eq!(twins.hear(at(second), peer, (100 + second, second + 1), "a"), None);
             let other = PeerId::from_seed([2; 32]);
-            assert_eq!(twins.hear(at(second), other, 7, if second < 9 { "a" } else { "b" }), None);
+            let place = if second < 9 { "a" } else { "b" };
+            assert_eq!(twins.hear(at(second), other, (7, second + 1), place), None);
+            // What an earlier run said comes late, or again.
+            assert_eq!(twins.hear(at(second), peer, (100, 1), "a"), None);
         }
         assert_eq!(twins.now(at(20)), []);
-        assert_eq!(twins.hear(at(21), peer, 1, "a"), None);
-        assert_eq!(twins.hear(at(22), peer, 2, "b"), None);
+        assert_eq!(twins.hear(at(21), peer, (1, 21), "a"), None);
+        assert_eq!(twins.hear(at(22), peer, (2, 22), "b"), None);
         let twin = Twin { peer, places: vec!["b".into(), "a".into()], told_by: None };
-        assert_eq!(twins.hear(at(23), peer, 1, "a"), Some(twin.clone()));
+        assert_eq!(twins.hear(at(23), peer, (1, 23), "a"), Some(twin.clone()));
         assert_eq!(twins.note(at(23), twin.clone()), Some(twin.clone()));
         let mut told = 0;
         for second in 24..60 {
             let (run, place) = if second % 2 == 0 { (2, "b") } else { (1, "a") };
-            let seen = twins.hear(at(second), peer, run, place).unwrap();
+            let seen = twins.hear(at(second), peer, (run, second), place).unwrap();
             assert_eq!(twins.note(at(second), seen), None, "the owner is told once");
             told += u32::from(twins.may_tell(at(second), peer));
         }
