@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
 
 use crate::faults::{KEEPERS, Kind};
@@ -30,7 +31,7 @@ const MESH: usize = 6;
 const PING: u64 = 10 * SECOND;
 /// Waits between dials of a node that one was given.
 const REDIAL_FIRST: u64 = 250 * MS;
-const REDIAL_MAX: u64 = 60 * SECOND;
+const REDIAL_MAX: u64 = 15 * SECOND;
 /// How often a connected one is looked at.
 const REDIAL_LOOK: u64 = 2 * SECOND;
 /// When a relayed connection to a node that is not behind a NAT has become a direct one.
@@ -40,6 +41,12 @@ pub const TOPIC: &str = "simnet";
 
 const fn pair(one: usize, other: usize) -> (usize, usize) {
     if one < other { (one, other) } else { (other, one) }
+}
+
+/// Where a node listens.
+pub fn address_of(node: usize) -> Vec<Address> {
+    let address = format!("/ip4/10.{}.{}.1/tcp/4001", node / 200 + 1, node % 200 + 1);
+    address.parse().into_iter().collect()
 }
 
 impl World {
@@ -145,7 +152,9 @@ impl World {
     fn tell_contacts(&mut self, node: usize) {
         let contact = |other: &usize| {
             let relay = self.link(node, *other).and_then(|link| link.relay);
-            (self.nodes[*other].id, Contact { is_direct: relay.is_none(), listens: true })
+            let reached = if relay.is_none() { address_of(*other) } else { Vec::new() };
+            let contact = Contact { is_direct: relay.is_none(), listens: true, reached };
+            (self.nodes[*other].id, contact)
         };
         let contacts: BTreeMap<_, _> = self.nodes[node].contacts.iter().map(contact).collect();
         self.tell(node, Event::Contacts(contacts));

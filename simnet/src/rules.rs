@@ -1,6 +1,7 @@
 //! The rules that every run is held to.
 
 use doppler_ids::{ByteRange, PeerId, ShardId};
+use doppler_mesh::Twin;
 use doppler_mesh::core::{Kept, Replicas};
 use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings};
 use doppler_store::groups::CHUNK_BYTES;
@@ -113,6 +114,14 @@ impl World {
     pub(crate) fn check_ban(&mut self, node: usize, other: usize, detail: &str) {
         if !self.nodes[other].was_dishonest {
             self.violate("ban", format!("node {node} banned {other}, which is honest: {detail}"));
+        }
+    }
+
+    /// Only who lied is taken for two nodes: nobody else's identity is used twice.
+    pub(crate) fn check_twin(&mut self, node: usize, twin: &Twin) {
+        let other = self.by_peer.get(&twin.peer).copied();
+        if other.is_none_or(|other| !self.nodes[other].was_dishonest) {
+            self.violate("twin", format!("node {node} took {} for two nodes", twin.peer));
         }
     }
 

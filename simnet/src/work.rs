@@ -519,6 +519,7 @@ impl World {
                     is_leaving: false,
                     addresses: vec!["/ip4/10.9.9.9/tcp/1".into(); 16],
                     models: vec![entry],
+                    run: model,
                 };
                 data = Envelope::Holdings(holdings).encode();
             }

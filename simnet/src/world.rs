@@ -15,7 +15,7 @@ use doppler_store::signature::SignedModel;
 use crate::check::{Schedule, Stats, Violation};
 use crate::faults::{self, Fault, Kind, Lie};
 use crate::heal::Healed;
-use crate::net::{Link, TOPIC};
+use crate::net::{Link, TOPIC, address_of};
 use crate::node::{Node, Reply};
 use crate::options::{MS, Options, SECOND, Scenario};
 use crate::queue::{Key, Message, Next, Queue};
@@ -203,7 +203,8 @@ impl World {
                 self.nodes[node].refused.insert(other, until);
                 self.queue.push(now, Next::HangUp { node, other });
             }
-            Action::ForgetStreams(_) | Action::Changed => {}
+            Action::Warn(twin) => self.check_twin(node, &twin),
+            Action::ForgetStreams(_) | Action::TellTwins(_) | Action::Changed => {}
             Action::Ask { ask, may_relay } => {
                 self.schedule.fold(ask.range.start() ^ ask.request.rotate_left(32));
                 self.ask(node, ask, may_relay);
@@ -311,16 +312,16 @@ impl World {
         let this = &mut self.nodes[node];
         let (own, topic) = (this.id, TOPIC.to_owned());
         let timing = Timing::default();
-        this.core = Some(Core::new(Config { own, topic, timing, find_timeout: FIND_TIMEOUT }, now));
         this.boot += 1;
+        let run = u64::from(this.boot);
+        let config = Config { own, run, topic, timing, find_timeout: FIND_TIMEOUT };
+        this.core = Some(Core::new(config, now));
         (this.armed, this.down_free) = (u64::MAX, 0);
         this.seen = crate::node::Seen::default();
         this.registered.clear();
         (this.leaves_since, this.down_since) = (None, None);
         let boot = this.boot;
-        let address = format!("/ip4/10.{}.{}.1/tcp/4001", node / 200 + 1, node % 200 + 1);
-        let addresses = address.parse().into_iter().collect();
-        self.tell(node, Event::Addresses(addresses));
+        self.tell(node, Event::Addresses(address_of(node)));
         self.nodes[node].healing = Some(self.new_healing(node));
         self.holdings_changed(node);
         self.register_held(node);

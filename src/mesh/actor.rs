@@ -33,8 +33,8 @@ impl Actor {
     }
 
     async fn follow(&self, events: SwarmEvents) {
-        let SwarmEvents { mut messages, mut peers, mut refusals, mut listening, mut reach, .. } =
-            events;
+        let SwarmEvents { mut messages, mut peers, mut refusals, mut notices, .. } = events;
+        let SwarmEvents { mut listening, mut reach, .. } = events;
         let mut held = self.serve.changes();
         let mut look = tokio::time::interval(self.look_every);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -59,6 +59,7 @@ impl Actor {
                     peer: refusal.peer,
                     is_guilty: refusal.why.is_proof_of_guilt(),
                 }),
+                Some(notice) = notices.recv() => shared.heed(notice),
                 Ok(()) = listening.changed() => {
                     let now = listening.borrow_and_update().clone();
                     shared.note(Event::Addresses(now));

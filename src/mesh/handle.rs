@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::actor::Actor;
-use super::core::{Config, Core, Counts, Event, Load, Standing, Traffic};
+use super::core::{Away, Config, Core, Counts, Event, Load, Source, Standing, Traffic, Twin};
 use super::fetch::fetch;
 use super::limiter::Limiter;
 use super::options::{
@@ -23,7 +23,7 @@ use super::options::{
 };
 use super::shard_client::Client;
 use super::shard_server::Server;
-use super::shared::Shared;
+use super::shared::{Shared, describe};
 use doppler_store::groups::Chunks;
 use doppler_store::signature::SignedModel;
 use doppler_store::verified::VerifiedRange;
@@ -121,6 +121,7 @@ impl Mesh {
                 return Err(MeshError::LimitTooLow(limit));
             }
         }
+        let run = rand::random_range(1..=u64::MAX);
         let wanted: BTreeSet<Transport> = options.listen.iter().map(Address::transport).collect();
         let (swarm, events) = SwarmHandle::spawn(Options {
             listen: options.listen,
@@ -129,6 +130,7 @@ impl Mesh {
             relay: options.relay,
             ask_reach: options.ask_reach,
             upnp: options.upnp,
+            run,
             agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
             topics: vec![topic.clone()],
@@ -139,15 +141,6 @@ impl Mesh {
             ..Options::new(options.seed)
         })
         .await?;
-        let mut known: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
-        for address in options.known {
-            if let Some(peer) = address.peer() {
-                known.entry(peer).or_default().push(address);
-            }
-        }
-        for (peer, addresses) in known.into_iter().take(KNOWN_MAX) {
-            swarm.dial(peer, addresses)?;
-        }
         let (mut listening, reach) = (events.listening.clone(), events.reach.clone());
         let bootstrap = events.bootstrap.clone();
         if !wanted.is_empty() {
@@ -164,6 +157,7 @@ impl Mesh {
         let core = Core::new(
             Config {
                 own: swarm.peer(),
+                run,
                 topic: topic.clone(),
                 timing: options.timing,
                 find_timeout: options.find_timeout,
@@ -172,6 +166,9 @@ impl Mesh {
         );
         let client = Client::new(swarm.clone(), options.timing.idle, download.clone());
         let shared = Arc::new(Shared::new(core, swarm.clone(), client, topic.clone(), download));
+        for (peer, addresses) in by_peer(options.known) {
+            shared.note(Event::Known { peer, source: Source::Remembered, addresses });
+        }
         let cancel = CancellationToken::new();
         let server = Arc::new(Server::new(
             serve.clone(),
@@ -226,6 +223,26 @@ impl MeshHandle {
     /// How the bootstrap addresses fare.
     pub fn bootstrap(&self) -> Vec<Bootstrap> {
         self.inner.bootstrap.borrow().clone()
+    }
+
+    /// Known peers that are not connected and how looking for them fares, the most useful first.
+    pub fn away(&self) -> Vec<Away> {
+        self.inner.shared.look(|core, _| core.away(Instant::now()))
+    }
+
+    /// The peer that reads wait for most.
+    pub fn slowest(&self) -> Option<PeerId> {
+        self.inner.shared.look(|core, _| core.slowest(Instant::now()))
+    }
+
+    /// In words: what two nodes of one identity are, and what to do about them.
+    pub fn describe_twin(&self, twin: &Twin) -> String {
+        describe(twin, twin.peer == self.peer_id())
+    }
+
+    /// Identities of which two nodes were seen lately, this node's own among them.
+    pub fn twins(&self) -> Vec<Twin> {
+        self.inner.shared.look(|core, _| core.twins(Instant::now()))
     }
 
     /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
@@ -347,7 +364,25 @@ impl ShardSource for MeshHandle {
     }
 }
 
-fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
+/// Addresses by the peer that they name, the first peer named last: it counts as seen last.
+fn by_peer(addresses: Vec<Address>) -> Vec<(PeerId, Vec<Address>)> {
+    let mut peers: Vec<(PeerId, Vec<Address>)> = Vec::new();
+    for address in addresses {
+        let Some(peer) = address.peer() else { continue };
+        let at = peers.iter().position(|(known, _)| *known == peer).unwrap_or(peers.len());
+        if at == peers.len() && at < KNOWN_MAX {
+            peers.push((peer, Vec::new()));
+        }
+        if let Some((_, addresses)) = peers.get_mut(at) {
+            addresses.push(address.without_peer());
+        }
+    }
+    peers.reverse();
+    peers
+}
+
+/// Where a connected peer can be dialled again, best first.
+pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
     if peer.agent.is_none() {
         return Vec::new();
     }

@@ -15,17 +15,20 @@ mod fetch;
 mod handle;
 mod limiter;
 mod options;
+mod pace;
 mod shard_client;
 mod shard_server;
 mod shared;
 pub mod wire;
 
 pub use self::core::limits::Timing;
-pub use self::core::{Counts, Load, Meter, Progress, Pull, PullAction, PullEvent, Traffic, Wanted};
+pub use self::core::{
+    Away, Counts, Load, Meter, Progress, Pull, PullAction, PullEvent, Source, Traffic, Twin, Wanted,
+};
 pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use doppler_swarm::{
-    Bootstrap, BootstrapState, Path, Reach, Reachability, RelayMode, SwarmError, SwarmKey,
-    certificates, check_certificate, generate_certificate, install_crypto,
+    Bootstrap, BootstrapState, Path, QUIET_LOGS, Reach, Reachability, RelayMode, SwarmError,
+    SwarmKey, certificates, check_certificate, generate_certificate, install_crypto,
 };
 pub use handle::{KnownModel, Mesh, MeshHandle, PeerInfo, Stats, topic};
 pub use options::{

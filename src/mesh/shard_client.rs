@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -21,8 +22,10 @@ use super::core::limits::HEARD_EVERY;
 use super::core::{Failure, FailureKind, RELAYED};
 use super::limiter::Limiter;
 use super::options::{
-    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, RATE_MIN, REQUEST_GRACE, SHARD_PROTOCOL,
+    IDLE_STREAM_CLIENT, IDLE_STREAMS_PER_PEER_MAX, PROGRESS_LOOK, PROVED_WITHIN, REQUEST_STUCK,
+    SHARD_PROTOCOL,
 };
+use super::pace::{Pace, Paces};
 use crate::wire::{FRAME_BYTES_MAX, ShardReply, ShardRequest};
 use doppler_store::verified::{DecodeError, RangeDecoder, VerifiedBuf};
 
@@ -58,12 +61,13 @@ pub(super) struct Client {
     swarm: SwarmHandle,
     idle: Duration,
     limit: Arc<Limiter>,
+    paces: Paces,
     kept: Mutex<HashMap<PeerId, Vec<Kept>>>,
 }
 
 impl Client {
     pub(super) fn new(swarm: SwarmHandle, idle: Duration, limit: Arc<Limiter>) -> Self {
-        Self { swarm, idle, limit, kept: Mutex::default() }
+        Self { swarm, idle, limit, paces: Paces::default(), kept: Mutex::default() }
     }
 
     /// Asks one peer for one range of at most `SERVE_BYTES_MAX` and decodes the answer.
@@ -72,14 +76,15 @@ impl Client {
         demand: Demand<'_>,
         mut decoder: RangeDecoder,
     ) -> Result<VerifiedBuf, Broken> {
-        let limit = REQUEST_GRACE + Duration::from_secs(demand.request.range.len() / RATE_MIN);
         // The peer is not to blame for this node's own limit.
-        let limit = if self.limit.is_limited() { limit * 16 } else { limit };
+        let patience = if self.limit.is_limited() { 4 } else { 1 };
+        let (pace, proved) = (self.paces.of(demand.peer), decoder.proved());
         let ended = tokio::select! {
-            ended = self.request_unlimited(&demand, &mut decoder) => ended,
+            ended = self.request_unlimited(&demand, &pace, &mut decoder) => ended,
             () = demand.stop.cancelled() => Err(failure(FailureKind::Stopped, 0, String::new())),
-            () = sleep(limit) => {
-                Err(failure(FailureKind::Stalled, 0, "slower than 32 KiB/s".into()))
+            since = unproved(&pace, &proved, patience) => {
+                let detail = format!("sent nothing that could be proved for {} s", since.as_secs());
+                Err(failure(FailureKind::Stalled, 0, detail))
             }
         };
         match ended {
@@ -98,11 +103,12 @@ impl Client {
     async fn request_unlimited(
         &self,
         demand: &Demand<'_>,
+        pace: &Pace,
         decoder: &mut RangeDecoder,
     ) -> Result<(), Failure> {
         let peer = demand.peer;
         if let Some(mut stream) = self.take(peer) {
-            match self.exchange(&mut stream, demand, decoder).await {
+            match self.exchange(&mut stream, demand, pace, decoder).await {
                 Ok(()) => {
                     self.keep(peer, stream);
                     return Ok(());
@@ -118,7 +124,7 @@ impl Client {
         if stream.is_relayed() && !demand.may_relay {
             return Err(failure(FailureKind::Relayed, 0, RELAYED.into()));
         }
-        match self.exchange(&mut stream, demand, decoder).await {
+        match self.exchange(&mut stream, demand, pace, decoder).await {
             Ok(()) => {
                 self.keep(peer, stream);
                 Ok(())
@@ -148,9 +154,10 @@ impl Client {
         &self,
         stream: &mut Stream,
         demand: &Demand<'_>,
+        pace: &Pace,
         decoder: &mut RangeDecoder,
     ) -> Result<(), (Failure, Progress)> {
-        let mut reader = Watched::new(stream, self.idle, &self.limit, demand.heard);
+        let mut reader = Watched::new(stream, self.idle, &self.limit, pace, demand.heard);
         let reply = ask(&mut reader, demand.request)
             .await
             .map_err(|error| (io_failure(&error, 0), Progress::Unanswered))?;
@@ -180,6 +187,29 @@ impl Client {
     /// Drops the streams kept to a peer that has gone.
     pub(super) fn forget(&self, peer: PeerId) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+        self.paces.forget(peer);
+    }
+}
+
+/// Waits until nothing of a request's peer, or of the request itself, was proved for too long; how
+/// long that was.
+async fn unproved(pace: &Pace, proved: &AtomicU64, patience: u32) -> Duration {
+    let began = Instant::now();
+    let (mut own, mut seen) = (began, proved.load(Ordering::Relaxed));
+    loop {
+        sleep(PROGRESS_LOOK).await;
+        let (now, so_far) = (Instant::now(), proved.load(Ordering::Relaxed));
+        if so_far > seen {
+            (own, seen) = (now, so_far);
+            pace.proved(now);
+        }
+        let by_peer = now.saturating_duration_since(pace.proved_at().max(began));
+        if by_peer >= PROVED_WITHIN * patience {
+            return by_peer;
+        }
+        if now - own >= REQUEST_STUCK * patience {
+            return now - own;
+        }
     }
 }
 
@@ -268,8 +298,8 @@ fn io_failure(error: &io::Error, bytes: u64) -> Failure {
 /// A callback for the arrival of bytes.
 pub(super) type Heard<'a> = &'a (dyn Fn() + Send + Sync);
 
-/// A stream that counts the bytes read, respects the download limit, and fails if nothing arrives
-/// for `idle`.
+/// A stream that counts what is read, keeps to the download limit, and fails once
+/// nothing came for `idle`, neither on it nor on another stream of its peer.
 struct Watched<'a> {
     stream: &'a mut Stream,
     idle: Duration,
@@ -277,6 +307,7 @@ struct Watched<'a> {
     /// Runs while the limit delays reading.
     pause: Option<Pin<Box<Sleep>>>,
     limit: &'a Limiter,
+    pace: &'a Pace,
     heard: Heard<'a>,
     /// When `heard` was last called and the time-out last moved.
     noted: Instant,
@@ -284,9 +315,15 @@ struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    fn new(stream: &'a mut Stream, idle: Duration, limit: &'a Limiter, heard: Heard<'a>) -> Self {
-        let silent = Box::pin(sleep(idle));
-        Self { stream, idle, silent, pause: None, limit, heard, noted: Instant::now(), read: 0 }
+    fn new(
+        stream: &'a mut Stream,
+        idle: Duration,
+        limit: &'a Limiter,
+        pace: &'a Pace,
+        heard: Heard<'a>,
+    ) -> Self {
+        let (silent, noted) = (Box::pin(sleep(idle)), Instant::now());
+        Self { stream, idle, silent, pause: None, limit, pace, heard, noted, read: 0 }
     }
 
     fn rearm(&mut self, now: Instant) {
@@ -316,6 +353,7 @@ impl AsyncRead for Watched<'_> {
                 // Timers and locks are not touched for every frame.
                 if now.duration_since(this.noted) >= HEARD_EVERY {
                     this.rearm(now);
+                    this.pace.moved(now);
                     (this.heard)();
                 }
                 let wait = this.limit.take(bytes);
@@ -324,9 +362,15 @@ impl AsyncRead for Watched<'_> {
                 }
                 Poll::Ready(done)
             }
-            Poll::Pending => {
-                this.silent.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
-            }
+            Poll::Pending => loop {
+                ready!(this.silent.as_mut().poll(cx));
+                // Its turn comes after that of other streams of this peer.
+                let until = this.pace.moved_at() + this.idle;
+                if until <= Instant::now() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                this.silent.as_mut().reset(until.into());
+            },
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use doppler_ids::PeerId;
 use doppler_swarm::{IncomingStream, IncomingStreams, Stream};
@@ -23,8 +23,9 @@ use super::core::limits::RELAYED_MANIFEST_BYTES_MAX;
 use super::limiter::Limiter;
 use super::options::{
     ENCODE_TIMEOUT, IDLE_STREAM_SERVER, LIMITED_BYTES, LIMITED_SLOT_RATE, SLOT_WAIT, STREAMS_MAX,
-    STREAMS_PER_PEER_MAX, WRITE_BYTES,
+    STREAMS_PER_PEER_MAX, WRITE_BYTES, WRITE_STUCK,
 };
+use super::pace::Paces;
 use super::shared::Shared;
 use crate::wire::{BODY_BYTES_MAX, FRAME_BYTES_MAX, ShardReply, ShardRequest};
 use doppler_store::verified::GROUP_BYTES;
@@ -48,6 +49,8 @@ pub(super) struct Server {
     /// The most slots that one peer may hold, so that it cannot take all of them.
     slots_per_peer: usize,
     limit: Limiter,
+    /// When each peer last took bytes.
+    paces: Paces,
     idle: Duration,
     streams: Mutex<HashMap<PeerId, Guest>>,
 }
@@ -63,12 +66,14 @@ impl Server {
         // With a limit, fewer replies run at once, so that none looks stalled.
         let affordable = upload_limit.map_or(u64::MAX, |limit| limit / LIMITED_SLOT_RATE);
         let slots = upload_slots.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1);
+        let share = if upload_limit.is_some() { 4 } else { 2 };
         Self {
             serve,
             shared,
             slots: Arc::new(Semaphore::new(slots)),
             patient_slots: Arc::new(Semaphore::new((slots - slots / 4).max(1))),
-            slots_per_peer: (slots / 2).max(1),
+            slots_per_peer: (slots / share).max(1),
+            paces: Paces::default(),
             limit: Limiter::new(upload_limit),
             idle,
             streams: Mutex::default(),
@@ -130,6 +135,7 @@ impl Server {
             self.shared.stream_closed();
             if guest.streams == 0 {
                 streams.remove(&peer);
+                self.paces.forget(peer);
             }
         }
     }
@@ -154,8 +160,8 @@ impl Server {
                 Ok(request) => self.reply(peer, slots, &mut stream, request).await?,
                 Err(error) => {
                     debug!(%peer, %error, "request out of bounds");
-                    self.write(&mut stream, &ShardReply::Refused.encode()).await?;
-                    self.flush(&mut stream).await?;
+                    self.write(peer, &mut stream, &ShardReply::Refused.encode()).await?;
+                    self.flush(peer, &mut stream).await?;
                 }
             }
         }
@@ -170,8 +176,8 @@ impl Server {
     ) -> io::Result<()> {
         if stream.is_relayed() && !self.shared.look(|core, _| core.may_relay(request.shard)) {
             debug!(%peer, shard = %request.shard.short(), "not sent over a relay");
-            self.write(stream, &ShardReply::Relayed.encode()).await?;
-            return self.flush(stream).await;
+            self.write(peer, stream, &ShardReply::Relayed.encode()).await?;
+            return self.flush(peer, stream).await;
         }
         // Held until the reply is written, which bounds memory. The peer's own slot comes first:
         // waiting for it takes nothing from others.
@@ -190,29 +196,30 @@ impl Server {
             served => served,
         };
         match served {
-            Err(reply) => self.write(stream, &reply.encode()).await?,
+            Err(reply) => self.write(peer, stream, &reply.encode()).await?,
             Ok(served) => {
-                let body_bytes = self.send(stream, &served).await?;
+                let body_bytes = self.send(peer, stream, &served).await?;
                 self.shared.note(Event::Sent { peer, bytes: body_bytes });
             }
         }
-        self.flush(stream).await
+        self.flush(peer, stream).await
     }
 
     /// Sends a range, a frame at a time. Returns the bytes of its encoding.
-    async fn send(&self, stream: &mut Stream, served: &Served) -> io::Result<u64> {
+    async fn send(&self, peer: PeerId, stream: &mut Stream, served: &Served) -> io::Result<u64> {
         let object_size = served.object_size();
         let body_bytes = match served {
             Served::Encoded(encoded) => encoded.bytes.len() as u64,
             Served::Proved(range) => range.encoded_bytes() as u64,
         };
-        self.write(stream, &ShardReply::Ok { object_size, body_bytes }.encode()).await?;
+        let head = ShardReply::Ok { object_size, body_bytes }.encode();
+        self.write(peer, stream, &head).await?;
         let at_once = if self.limit.is_limited() { LIMITED_BYTES } else { WRITE_BYTES };
         match served {
             Served::Encoded(encoded) => {
                 for part in encoded.bytes.chunks(at_once) {
                     self.limit.pass(part.len() as u64).await;
-                    self.write(stream, part).await?;
+                    self.write(peer, stream, part).await?;
                 }
             }
             Served::Proved(range) => {
@@ -224,7 +231,7 @@ impl Server {
                     frame.clear();
                     more = encoder.next(&mut frame, at_once);
                     self.limit.pass(frame.len() as u64).await;
-                    self.write(stream, &frame).await?;
+                    self.write(peer, stream, &frame).await?;
                 }
             }
         }
@@ -270,11 +277,39 @@ impl Server {
         }
     }
 
-    async fn write(&self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
-        timeout(self.idle, stream.write_all(bytes)).await.map_err(|_| io::ErrorKind::TimedOut)?
+    /// Writes all of it. Fails once the peer takes nothing for `idle`, on this stream or another.
+    async fn write(&self, peer: PeerId, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+        let pace = self.paces.of(peer);
+        let (mut rest, mut own) = (bytes, Instant::now());
+        while !rest.is_empty() {
+            let wrote = timeout(self.idle, stream.write(rest)).await;
+            let now = Instant::now();
+            match wrote {
+                Ok(wrote) => {
+                    rest = match wrote? {
+                        0 => return Err(io::ErrorKind::WriteZero.into()),
+                        wrote => &rest[wrote..],
+                    };
+                    own = now;
+                    pace.moved(now);
+                }
+                Err(_) if pace.moved_at() + self.idle > now && own + WRITE_STUCK > now => {}
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+        Ok(())
     }
 
-    async fn flush(&self, stream: &mut Stream) -> io::Result<()> {
-        timeout(self.idle, stream.flush()).await.map_err(|_| io::ErrorKind::TimedOut)?
+    async fn flush(&self, peer: PeerId, stream: &mut Stream) -> io::Result<()> {
+        let (pace, own) = (self.paces.of(peer), Instant::now());
+        loop {
+            if let Ok(flushed) = timeout(self.idle, stream.flush()).await {
+                return flushed;
+            }
+            let now = Instant::now();
+            if pace.moved_at() + self.idle <= now || own + WRITE_STUCK <= now {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
     }
 }

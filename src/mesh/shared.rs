@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use doppler_swarm::{Message, Peers, SwarmHandle};
+use doppler_swarm::{Message, Notice, Peers, SwarmHandle};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::core::{
     Action, Ask, Contact, Core, Counts, Event, Load, MessageId, ReadId, Refused, RequestId, Sight,
+    Source, Twin,
 };
+use super::handle::reached;
 use super::limiter::Limiter;
 use super::options::ORDERS_MAX;
 use super::shard_client::Client;
@@ -155,12 +157,32 @@ impl Shared {
         let contact = |peer: &doppler_swarm::Peer| Contact {
             is_direct: peer.path.is_direct(),
             listens: peer.topics.contains(&self.topic),
+            reached: reached(peer),
         };
         let contacts = peers.iter().map(|(id, peer)| (*id, contact(peer))).collect();
         let mut inner = self.lock();
         inner.peers = peers;
         let refused = self.act(inner, Event::Contacts(contacts), None);
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
+    }
+
+    /// The swarm noticed something of a peer that is not connected.
+    pub(super) fn heed(&self, notice: Notice) {
+        match notice {
+            Notice::Found { peer, addresses } => {
+                self.note(Event::Known { peer, source: Source::Found, addresses });
+            }
+            Notice::NotReached { peer, reason, is_stranger } => {
+                self.note(Event::NotReached { peer, reason, is_stranger });
+            }
+            Notice::Twin { address } => {
+                self.note(Event::Twin { peer: self.swarm.peer(), places: vec![address] });
+            }
+            Notice::ToldOfTwin { by } => self.note(Event::ToldOfTwin { by }),
+            Notice::Doubled { peer, places } => {
+                self.note(Event::Twin { peer, places: places.into() });
+            }
+        }
     }
 
     /// Begins a read; its orders come on the returned queue, which closes when the mesh stops.
@@ -317,6 +339,14 @@ impl Shared {
                 self.client.forget(peer);
                 let _ = self.swarm.ban(peer, until);
             }
+            Action::Warn(twin) => {
+                let is_own = twin.peer == self.swarm.peer();
+                warn!("{}", describe(&twin, is_own));
+                news.changed = true;
+            }
+            Action::TellTwins(peer) => {
+                let _ = self.swarm.tell_twins(peer);
+            }
             Action::ForgetStreams(peer) => self.client.forget(peer),
             Action::Ask { ask, may_relay } => inner.post(ask.read, Order::Ask { ask, may_relay }),
             Action::Keep { read, request, end } => inner.post(read, Order::Keep { request, end }),
@@ -359,6 +389,35 @@ impl Progress {
         for key in gone.map(|(key, _)| *key).collect::<Vec<_>>() {
             self.proved.remove(&key);
         }
+    }
+}
+
+/// Two nodes of one identity, in words, and what to do about it.
+pub(super) fn describe(twin: &Twin, is_own: bool) -> String {
+    let places: Vec<&str> =
+        twin.places.iter().map(String::as_str).filter(|place| !place.is_empty()).collect();
+    let places = match &places[..] {
+        [] => String::new(),
+        places => format!(" (at {})", places.join(" and ")),
+    };
+    let cure = "stop one of them and delete identity.key in its data directory: it makes a new \
+                identity when it starts again";
+    match (is_own, twin.told_by) {
+        (false, _) => format!(
+            "two nodes use the identity {}{places}; its data directory was copied. Whoever runs \
+             them should {cure}",
+            twin.peer
+        ),
+        (true, None) => format!(
+            "another node{places} uses this node's identity, {}; the data directory was copied. \
+             One of the two disturbs the other: {cure}",
+            twin.peer
+        ),
+        (true, Some(peer)) => format!(
+            "peer {peer} sees two nodes that use this node's identity, {}; the data directory was \
+             copied. One of the two disturbs the other: {cure}",
+            twin.peer
+        ),
     }
 }
 

@@ -84,6 +84,8 @@ pub struct Holdings {
     /// Where the author listens, as text.
     pub addresses: Vec<String>,
     pub models: Vec<ModelHoldings>,
+    /// Drawn at random when the author started; 0 if it does not say.
+    pub run: u64,
 }
 
 /// What is held of one model.
@@ -125,6 +127,7 @@ impl Envelope {
                 addresses: holdings.addresses.clone(),
                 room: holdings.room,
                 is_leaving: holdings.is_leaving,
+                run: holdings.run,
                 models: holdings
                     .models
                     .iter()
@@ -202,8 +205,8 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
             parts: parts.collect::<Result<_, WireError>>()?,
         });
     }
-    let gossip::Holdings { peer, sequence, addresses, room, is_leaving, .. } = body;
-    Ok(Holdings { peer, sequence, lease, room, is_leaving, addresses, models })
+    let gossip::Holdings { peer, sequence, addresses, room, is_leaving, run, .. } = body;
+    Ok(Holdings { peer, sequence, lease, room, is_leaving, addresses, models, run })
 }
 
 /// Asks for one range of one object.
@@ -352,6 +355,7 @@ mod tests {
                 objects: vec![0b101],
                 parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
             }],
+            run: 3,
         }
     }
 

@@ -10,7 +10,9 @@ use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
 use doppler_infer::sampler::SamplerOptions;
-use doppler_mesh::{Bootstrap, BootstrapState, Load, Path, Progress, Reach, Reachability};
+use doppler_mesh::{
+    Away, Bootstrap, BootstrapState, Load, Path, Progress, Reach, Reachability, Source,
+};
 use doppler_store::signature::PublicKey;
 use doppler_store::{ByteRange, ShardId};
 
@@ -46,6 +48,12 @@ pub struct Status {
     /// How the bootstrap addresses fare.
     #[serde(default)]
     pub bootstrap: Vec<BootstrapStatus>,
+    /// Known peers that are not connected and are looked for, the most useful first, at most 64.
+    #[serde(default)]
+    pub away: Vec<AwayPeer>,
+    /// Identities that two nodes use, this node's own among them; in words, with what to do.
+    #[serde(default)]
+    pub twins: Vec<String>,
     /// The swarm has a key, and connections that failed for want of it.
     #[serde(default)]
     pub private: bool,
@@ -208,6 +216,69 @@ impl BootstrapStatus {
             _ => format!("{}: {reason}", self.address),
         })
     }
+}
+
+/// A known peer that is not connected, and how looking for it fares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AwayPeer {
+    pub id: String,
+    pub known_by: KnownBy,
+    /// Where it is dialled, best first.
+    pub addresses: Vec<String>,
+    /// Dials since it was connected last.
+    pub dials: u32,
+    /// Why the last of them failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seconds until it is dialled again.
+    pub next_s: f64,
+}
+
+/// How a peer became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnownBy {
+    /// It said so itself, and other peers passed that on.
+    Exchange,
+    /// The local network (mDNS).
+    Network,
+    /// The last run (`peers.json`).
+    File,
+    /// It was connected.
+    Meeting,
+}
+
+impl AwayPeer {
+    pub(super) fn of(away: &Away) -> Self {
+        Self {
+            id: away.peer.to_string(),
+            known_by: match away.source {
+                Source::Heard => KnownBy::Exchange,
+                Source::Found => KnownBy::Network,
+                Source::Remembered => KnownBy::File,
+                Source::Met => KnownBy::Meeting,
+            },
+            addresses: away.addresses.iter().map(ToString::to_string).collect(),
+            dials: away.dials,
+            reason: away.failure.clone(),
+            next_s: away.next.as_secs_f64(),
+        }
+    }
+
+    /// In words: who, where, and why it is not here.
+    pub fn describe(&self) -> String {
+        let place = self.addresses.first().map_or("an unknown address", String::as_str);
+        let reason = match &self.reason {
+            Some(reason) => reason.clone(),
+            None => format!("no answer from {place} yet"),
+        };
+        let next = self.next_s.ceil();
+        format!("{}: {reason} (dialled {}, again in {next} s)", self.id, times(self.dials))
+    }
+}
+
+fn times(count: u32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 /// By what way a peer is connected.

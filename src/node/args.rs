@@ -124,7 +124,7 @@ pub struct NetworkArgs {
     pub bootstrap: Vec<String>,
 
     /// Address to listen on (repeatable) [default: QUIC, TCP, WebSocket and WebRTC-direct on
-    /// every IPv4 interface, at the ports of the last run where they are free]
+    /// every interface, over IPv4 and IPv6, at the ports of the last run where they are free]
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
 

@@ -14,12 +14,17 @@ use doppler_store::signature::PublicKey;
 /// Names longer than this would not fit the gossip topic's bound.
 const SWARM_NAME_MAX: usize = 64;
 
-/// Where a node listens by default: every transport, at ports that the system chooses.
-const LISTEN_DEFAULT: [&str; 4] = [
+/// Where a node listens by default: every transport over both families, at ports that the system
+/// chooses.
+pub const LISTEN_DEFAULT: [&str; 8] = [
     "/ip4/0.0.0.0/udp/0/quic-v1",
     "/ip4/0.0.0.0/tcp/0",
     "/ip4/0.0.0.0/tcp/0/ws",
     "/ip4/0.0.0.0/udp/0/webrtc-direct",
+    "/ip6/::/udp/0/quic-v1",
+    "/ip6/::/tcp/0",
+    "/ip6/::/tcp/0/ws",
+    "/ip6/::/udp/0/webrtc-direct",
 ];
 
 /// Everything a node needs to start.

@@ -1,12 +1,13 @@
 //! Turns a node's configuration into a mesh: reads addresses and keys, adds what is known from
 //! before, and takes the ports of the last run again if they are free.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::Context;
 
 use super::address_book::{self, AddressBook};
-use super::config::Config;
+use super::config::{Config, LISTEN_DEFAULT};
 use super::identity;
 use super::ports::{self, Ports};
 use super::swarm_key;
@@ -31,7 +32,7 @@ pub async fn join(
     seed: [u8; 32],
     serve: Arc<dyn ShardServe>,
 ) -> anyhow::Result<Joined> {
-    let listen = addresses("--listen", &config.listen)?;
+    let listen = listen(config)?;
     let file = ports::file(&config.data);
     let mut ports = Ports::load(&file);
     let key = config.swarm_key.as_deref().map(swarm_key::read).transpose();
@@ -57,6 +58,21 @@ pub async fn join(
         tracing::warn!("the ports are not kept: {error:#}");
     }
     Ok(Joined { mesh, book, key, expects_peers })
+}
+
+/// Where to listen. Of the addresses that nobody asked for, those of a family that this machine has
+/// been built or booted without are left out.
+fn listen(config: &Config) -> anyhow::Result<Vec<Address>> {
+    let mut listen = addresses("--listen", &config.listen)?;
+    if config.listen == LISTEN_DEFAULT {
+        let works = |any: IpAddr| UdpSocket::bind((any, 0)).is_ok();
+        let (v4, v6) = (works(Ipv4Addr::UNSPECIFIED.into()), works(Ipv6Addr::UNSPECIFIED.into()));
+        if v4 || v6 {
+            listen
+                .retain(|address| address.ip().is_none_or(|ip| if ip.is_ipv4() { v4 } else { v6 }));
+        }
+    }
+    Ok(listen)
 }
 
 /// What the configuration says; it listens nowhere yet.

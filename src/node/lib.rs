@@ -67,6 +67,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // A directive of the user's own for the same target overrides these.
+    let quiet = format!("{},{}", doppler_mesh::QUIET_LOGS, args.log);
+    let filter = tracing_subscriber::EnvFilter::try_new(quiet).unwrap_or(filter);
     let coloured = colours(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -60,7 +60,8 @@ pub fn follow(
                     None => return,
                 },
                 _ = tick.tick(), if is_loading => {
-                    let progress = meter.note(Instant::now(), verified() - before);
+                    let slowest = || mesh.slowest().map(|peer| peer.to_string());
+                    let progress = meter.note(Instant::now(), verified() - before).naming(slowest);
                     // A listener that lags behind misses it.
                     let _ = sender.try_send(GenerateEvent::Loading(progress));
                     continue;

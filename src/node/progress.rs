@@ -35,6 +35,9 @@ pub fn describe(what: &str, progress: &Transfer) -> String {
     if let Some(left) = progress.left_s {
         text += &format!(", {} left", time(left));
     }
+    if let Some(peer) = &progress.slow {
+        text += &format!("; waiting for {peer}, which is slow");
+    }
     text
 }
 
@@ -73,11 +76,15 @@ mod tests {
 
     #[test]
     fn a_transfer_is_told_in_bytes_rate_and_time_left() {
-        let mut progress = Transfer { done: 1 << 20, total: 3 << 30, rate: None, left_s: None };
+        let mut progress = Transfer { done: 1 << 20, total: 3 << 30, ..Transfer::default() };
         assert_eq!(describe("fetching", &progress), "fetching: 1.00 MiB of 3.00 GiB");
         (progress.rate, progress.left_s) = (Some(2.5 * 1024.0 * 1024.0), Some(1228.4));
         let text = describe("fetching", &progress);
         assert_eq!(text, "fetching: 1.00 MiB of 3.00 GiB, 2.50 MiB/s, 21 min left");
+        assert_eq!(progress.clone().naming(|| Some("a peer".into())).slow, None, "it is not slow");
+        progress.rate = Some(1000.0);
+        let slow = describe("fetching", &progress.naming(|| Some("a peer".into())));
+        assert!(slow.ends_with("waiting for a peer, which is slow"), "{slow}");
         assert_eq!(
             [0.0, 59.2, 61.0, 3600.0, 9000.0].map(time),
             ["0 s", "1 min", "2 min", "1 h 0 min", "2 h 30 min"]

@@ -51,6 +51,7 @@ impl Service {
     async fn pull(&self, mut pull: Pull, objects: usize, report: &Report) -> anyhow::Result<()> {
         let holders = |shard: ShardId| self.mesh.holdings(shard).len();
         let coming = |shard: ShardId| self.mesh.coming(shard);
+        let slowest = || self.mesh.slowest().map(|peer| peer.to_string());
         let mut tick = tokio::time::interval(PROGRESS_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut fetching = FuturesUnordered::new();
@@ -82,7 +83,7 @@ impl Service {
                             break PullEvent::Failed(shard);
                         }
                     },
-                    _ = tick.tick() => report(pull.progress(Instant::now(), &coming)),
+                    _ = tick.tick() => report(pull.progress(Instant::now(), &coming).naming(slowest)),
                 }
             };
         }

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::address_book::{self, AddressBook};
 use super::api::{
-    BootstrapStatus, FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo,
-    NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Status, StoreStatus, TargetReply,
-    TargetRequest, TierUse, Traffic, Via,
+    AwayPeer, BootstrapStatus, FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest,
+    ModelInfo, NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Status, StoreStatus,
+    TargetReply, TargetRequest, TierUse, Traffic, Via,
 };
 use super::catalog::{Catalog, objects, shard_ids, sizes};
 use super::config::Config;
@@ -41,6 +41,8 @@ use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe};
 /// Manifests fetched at once.
 const LEARNING_MAX: usize = 4;
 
+/// Peers that are away of which `status` tells.
+const AWAY_MAX: usize = 64;
 /// Connected peers are looked at this often, at most, for addresses to keep.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 /// How long an object may take that a page asks for: 64 MiB from a tab on a slow line.
@@ -183,6 +185,7 @@ impl Service {
     pub async fn status(&self) -> Status {
         let disk = self.disk.stats();
         let ladder = self.ladder.stats();
+        let twins = self.mesh.twins();
         Status {
             peer_id: self.peer_id(),
             publisher: self.publisher().to_string(),
@@ -193,6 +196,8 @@ impl Service {
             browser_addresses: self.browser_addresses(),
             reach: ReachStatus::of(self.mesh.reach()),
             bootstrap: self.mesh.bootstrap().iter().map(BootstrapStatus::of).collect(),
+            twins: twins.iter().map(|twin| self.mesh.describe_twin(twin)).collect(),
+            away: self.mesh.away().iter().take(AWAY_MAX).map(AwayPeer::of).collect(),
             private: self.config.swarm_key.is_some(),
             gateway_token: self.gateway_token(),
             refused_peers: self.mesh.stats().counts.refused_peers,

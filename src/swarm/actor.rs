@@ -1,7 +1,8 @@
 //! The loop that owns the libp2p swarm: one `select!` over its events, the
 //! caller's commands and a tick. It never waits for a caller.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -10,29 +11,32 @@ use futures::StreamExt;
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{StreamProtocol, Swarm, gossipsub, identify, mdns, ping};
+use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
+use libp2p::{Multiaddr, StreamProtocol, Swarm, gossipsub, identify, mdns, ping};
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use crate::activity::Activities;
 use crate::behaviour::{Behaviour, BehaviourEvent, setup};
 use crate::convert::{self, keypair};
 use crate::dials::Dials;
 use crate::gate::{Refusal, decline_all};
-use crate::handle::{Controls, Drops, Message, Peer, Peers};
+use crate::handle::{Controls, Drops, Message, Notice, Peer, Peers};
 use crate::key::KEY_PROTOCOL;
 use crate::nat::Nat;
 use crate::options::{
     AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, BOOTSTRAP_PATIENCE, DIALS_WAITING_MAX, EXTERNAL_MAX,
     FOREIGN_BAN, GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX,
-    OUTBOX, Options, PEER_ADDRESSES_MAX, REASON_BYTES_MAX, REDIAL_FIRST, REDIAL_MAX,
-    REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE, TICK,
+    OUTBOX, Options, PEER_ADDRESSES_MAX, PING_INTERVAL, PING_TIMEOUT, PINGS_LOST_MAX,
+    REASON_BYTES_MAX, REDIAL, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE, RUNS_EVERY, TICK,
 };
 use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
 use crate::reach::Reach;
 use crate::redial::{Bootstrap, Met, Redial};
+use crate::runs::{Runs, TWIN_PROTOCOL, hear_of_twins, split_run, tell_twins};
+use crate::selves::{End, Selves};
 use crate::{Address, PeerId, SwarmError, Transport};
 
 /// The commands that callers send to the loop.
@@ -41,6 +45,7 @@ pub(crate) enum Command {
     Judge { id: gossipsub::MessageId, forwarder: PeerId, sound: bool },
     Dial { peer: PeerId, addresses: Vec<Address> },
     Disconnect { peer: PeerId },
+    TellTwins { peer: PeerId },
     Ban { peer: PeerId, until: Instant },
     Shutdown { done: oneshot::Sender<()> },
 }
@@ -53,7 +58,9 @@ pub(crate) struct Outputs {
     pub(crate) reach: watch::Sender<Reach>,
     pub(crate) bootstrap: watch::Sender<Vec<Bootstrap>>,
     pub(crate) refusals: mpsc::Sender<Refusal>,
+    pub(crate) notices: mpsc::Sender<Notice>,
     pub(crate) drops: Arc<Drops>,
+    pub(crate) activities: Activities,
 }
 
 /// The most threads beside the swarm's own.
@@ -112,7 +119,15 @@ struct Actor {
     bans: BTreeMap<PeerId, Instant>,
     dials: Dials,
     paths: Paths,
+    /// Pings in a row that failed, by connection.
+    pings_lost: HashMap<ConnectionId, u32>,
+    selves: Selves,
+    runs: Runs,
+    /// Connections are looked at for two runs of one peer this often.
+    runs_at: Instant,
     nat: Nat,
+    /// The machine's addresses at which it listens.
+    here: BTreeSet<IpAddr>,
     /// Whether it listens on more than loopback.
     listens_beyond_loopback: bool,
     /// Outgoing connections that were dialled from a listening port.
@@ -134,13 +149,10 @@ impl Actor {
                 tokio::spawn(decline_all(asked, refusals_in.clone()));
             }
         }
-        for address in &options.listen {
-            refuse_taken_port(address)?;
-            let refuse = |reason| SwarmError::Listen { address: address.clone(), reason };
-            let multiaddr = convert::multiaddr(address);
-            let multiaddr = multiaddr.ok_or_else(|| refuse("libp2p does not know it".into()))?;
-            swarm.listen_on(multiaddr).map_err(|error| refuse(error.to_string()))?;
-        }
+        let told = swarm.behaviour().streams.new_control().accept(TWIN_PROTOCOL);
+        let told = told.map_err(|_| SwarmError::AlreadyServed(TWIN_PROTOCOL.to_string()))?;
+        tokio::spawn(hear_of_twins(told, outputs.notices.clone()));
+        listen(&mut swarm, &options.listen)?;
         let mut nat = Nat::new(&options, outputs.reach.clone());
         nat.offer(&mut swarm);
         if options.bootstrap.len() > BOOTSTRAP_MAX {
@@ -152,18 +164,17 @@ impl Actor {
             protocol_version: options.protocol_version,
             outputs,
             peers: BTreeMap::new(),
-            redial: Redial::new(
-                bootstrap,
-                REDIAL_FIRST,
-                REDIAL_MAX,
-                BOOTSTRAP_PATIENCE,
-                Instant::now(),
-            ),
+            redial: Redial::new(bootstrap, REDIAL, BOOTSTRAP_PATIENCE, Instant::now()),
             outbox: Outbox::new(OUTBOX),
             bans: BTreeMap::new(),
             dials: Dials::new(HEAD_START, DIALS_WAITING_MAX),
             paths: Paths::new(RELAYED_GRACE),
+            pings_lost: HashMap::new(),
+            selves: Selves::default(),
+            runs: Runs::default(),
+            runs_at: Instant::now(),
             nat,
+            here: BTreeSet::new(),
             listens_beyond_loopback: options.listen.iter().any(|address| !address.is_loopback()),
             reused: HashSet::new(),
             refusals,
@@ -212,6 +223,10 @@ impl Actor {
                 );
             }
             Command::Dial { peer, addresses } => self.dial_peer(peer, addresses),
+            Command::TellTwins { peer } => {
+                let behaviour = self.swarm.behaviour();
+                tokio::spawn(tell_twins(behaviour.streams.new_control(), convert::id(peer)));
+            }
             Command::Disconnect { peer } => {
                 // An error means that it is not connected, which is the goal.
                 let _ = self.swarm.disconnect_peer_id(convert::id(peer));
@@ -252,7 +267,10 @@ impl Actor {
         let dial = DialOpts::peer_id(convert::id(peer))
             .condition(condition)
             .addresses(convert::multiaddrs(addresses));
-        self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
+        let dial = if reuses { dial.build() } else { dial.allocate_new_port().build() };
+        if let Some(error) = self.dial(dial) {
+            self.on_dial_error(Some(peer), &error);
+        }
     }
 
     /// Whether an address is dialled from this node's listening port. Others then see how a NAT
@@ -265,10 +283,25 @@ impl Actor {
             && (self.listens_beyond_loopback || address.is_loopback())
     }
 
-    fn dial(&mut self, dial: impl Into<DialOpts>) {
+    /// Begins a dial; why not, if it cannot even begin.
+    fn dial(&mut self, dial: impl Into<DialOpts>) -> Option<DialError> {
         match self.swarm.dial(dial) {
-            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
-            Err(error) => debug!(%error, "dial refused"),
+            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => None,
+            Err(error) => {
+                debug!(%error, "dial refused");
+                Some(error)
+            }
+        }
+    }
+
+    /// Dials an address of whoever answers there.
+    fn dial_address(&mut self, now: Instant, address: &Address) {
+        let reuses = self.reuses_port(address);
+        let Some(multiaddr) = convert::multiaddr(address) else { return };
+        let dial = DialOpts::unknown_peer_id().address(multiaddr);
+        let dial = if reuses { dial.build() } else { dial.allocate_new_port().build() };
+        if let Some(error) = self.dial(dial) {
+            self.redial.failed(now, address, &root_of(&error));
         }
     }
 
@@ -279,18 +312,14 @@ impl Actor {
         for address in due {
             match address.peer() {
                 Some(peer) => by_peer.entry(peer).or_default().push(address),
-                None => {
-                    let reuses = self.reuses_port(&address);
-                    let Some(address) = convert::multiaddr(&address) else { continue };
-                    let dial = DialOpts::unknown_peer_id().address(address);
-                    self.dial(if reuses { dial.build() } else { dial.allocate_new_port().build() });
-                }
+                None => self.dial_address(now, &address),
             }
         }
         for (peer, addresses) in by_peer {
             self.dial_peer(peer, addresses);
         }
         self.review_bootstrap(now);
+        self.look_for_twins(now);
         for (peer, addresses) in self.dials.due(now) {
             self.dial_wave(peer, addresses, PeerCondition::Disconnected);
         }
@@ -308,6 +337,22 @@ impl Actor {
             self.outbox.retry(|topic, data| {
                 try_publish(swarm, gossipsub::IdentTopic::new(topic).hash(), data)
             });
+        }
+    }
+
+    /// Tells the caller of identities that two nodes use, this node's own or a peer's.
+    fn look_for_twins(&mut self, now: Instant) {
+        for (end, address) in self.selves.twins(now) {
+            if end == End::Dialled {
+                self.redial.failed(now, &address, "another node of this node's identity answers");
+            }
+            self.notice(Notice::Twin { address });
+        }
+        if self.runs_at <= now {
+            self.runs_at = now + RUNS_EVERY;
+            for (peer, places) in self.runs.doubled(now) {
+                self.notice(Notice::Doubled { peer, places });
+            }
         }
     }
 
@@ -346,8 +391,10 @@ impl Actor {
             debug!("no connection with {peer}{remote}: {why}");
         }
         self.redial.failed_peer(now, *peer, &why.to_string());
+        let (peer, reason) = (*peer, why.to_string());
+        self.notice(Notice::NotReached { peer, reason, is_stranger: true });
         if why.is_proof_of_guilt() {
-            self.ban(*peer, now + KEY_BAN);
+            self.ban(peer, now + KEY_BAN);
         }
         // The caller only counts refusals, so dropping one is harmless.
         let _ = self.outputs.refusals.try_send(refusal);
@@ -381,9 +428,12 @@ impl Actor {
                 let peer = convert::peer(peer_id);
                 self.reused.remove(&connection_id);
                 self.paths.closed(peer, connection_id);
+                self.runs.closed(peer, connection_id);
+                self.pings_lost.remove(&connection_id);
                 if num_established == 0 {
                     debug!(%peer, ?cause, "disconnected");
                     self.peers.remove(&peer);
+                    self.outputs.activities.forget(peer);
                 } else {
                     self.update_path(peer);
                 }
@@ -399,11 +449,20 @@ impl Actor {
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.nat.on_listening(&mut self.swarm, &address);
+                self.look_around();
                 self.publish_listening();
             }
-            SwarmEvent::ExpiredListenAddr { .. }
-            | SwarmEvent::ExternalAddrConfirmed { .. }
-            | SwarmEvent::ExternalAddrExpired { .. } => self.publish_listening(),
+            SwarmEvent::ExpiredListenAddr { .. } => {
+                self.look_around();
+                self.publish_listening();
+            }
+            SwarmEvent::IncomingConnectionError {
+                error: ListenError::LocalPeerId { address },
+                ..
+            } => self.on_self(End::Accepted, &address),
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
+                self.publish_listening()
+            }
             SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
                 if !self.nat.on_listener_closed(listener_id) {
                     warn!(?addresses, ?reason, "a listener closed");
@@ -465,26 +524,34 @@ impl Actor {
         entry.path = path;
     }
 
-    /// Keeps the reason with the bootstrap addresses that it concerns. One that turns out to be
-    /// this node is not dialled again.
+    /// A connection's other end showed this node's own identity: this node itself, whose address
+    /// is not dialled again, or another one.
+    fn on_self(&mut self, end: End, address: &Multiaddr) {
+        let Some(address) = convert::address(address) else { return };
+        if let Some(own) = self.selves.note(Instant::now(), end, address) {
+            self.redial.forget_self(&own);
+        }
+    }
+
+    /// Keeps the reason with the bootstrap addresses that it concerns, and tells the caller.
     fn on_dial_error(&mut self, peer: Option<PeerId>, error: &DialError) {
         let now = Instant::now();
+        let mut told = None;
         match error {
-            DialError::LocalPeerId { address } => {
-                if let Some(address) = convert::address(address) {
-                    self.redial.forget_self(&address);
-                }
-            }
+            DialError::LocalPeerId { address } => self.on_self(End::Dialled, address),
             DialError::WrongPeerId { obtained, address } => {
                 if let Some(address) = convert::address(address) {
                     let reason = format!("another node answers there: {obtained}");
                     self.redial.failed(now, &address, &reason);
+                    told = Some(format!("{}: {reason}", address.without_peer()));
                 }
             }
             DialError::Transport(errors) => {
                 for (address, error) in errors {
                     if let Some(address) = convert::address(address) {
-                        self.redial.failed(now, &address, &root_of(error));
+                        let reason = root_of(error);
+                        self.redial.failed(now, &address, &reason);
+                        told = Some(format!("{}: {reason}", address.without_peer()));
                     }
                 }
             }
@@ -492,9 +559,30 @@ impl Actor {
             DialError::NoAddresses | DialError::Aborted | DialError::Denied { .. } => {
                 if let Some(peer) = peer {
                     self.redial.failed_peer(now, peer, &root_of(error));
+                    told = Some(root_of(error));
                 }
             }
         }
+        if let Some((peer, reason)) = peer.zip(told) {
+            self.notice(Notice::NotReached { peer, reason, is_stranger: false });
+        }
+    }
+
+    /// Tells the caller, unless it has much to read already.
+    fn notice(&self, notice: Notice) {
+        // What is dropped happens again.
+        let _ = self.outputs.notices.try_send(notice);
+    }
+
+    /// Another address of this machine is another network: what could not be reached may be now.
+    fn look_around(&mut self) {
+        let here = self.swarm.listeners().filter_map(convert::address);
+        let here = here.filter(|address| address.transport() != Transport::Relay);
+        let here: BTreeSet<IpAddr> = here.filter_map(|address| address.ip()).collect();
+        if !here.is_subset(&self.here) {
+            self.redial.hurry(Instant::now());
+        }
+        self.here = here;
     }
 
     fn on_behaviour(&mut self, event: BehaviourEvent) {
@@ -543,7 +631,7 @@ impl Actor {
                 {
                     autonat.seen(info.observed_addr.clone());
                 }
-                self.on_identified(convert::peer(peer_id), info);
+                self.on_identified(convert::peer(peer_id), connection_id, info);
             }
             BehaviourEvent::Autonat(event) => self.nat.on_autonat(&mut self.swarm, event),
             BehaviourEvent::RelayClient(event) => self.nat.on_relay(event),
@@ -558,37 +646,62 @@ impl Actor {
             BehaviourEvent::Ping(ping::Event {
                 result: Err(ping::Failure::Unsupported), ..
             }) => {}
-            BehaviourEvent::Ping(event) => {
-                if let Err(error) = event.result {
-                    debug!(peer = %event.peer, %error, "silent peer; closing its connection");
-                    self.swarm.close_connection(event.connection);
-                }
-            }
-            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+            BehaviourEvent::Ping(event) => self.on_ping(event),
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found))
+            | BehaviourEvent::Mdns6(mdns::Event::Discovered(found)) => {
                 let mut by_peer: BTreeMap<PeerId, Vec<Address>> = BTreeMap::new();
                 for (peer, address) in found {
                     let addresses = by_peer.entry(convert::peer(peer)).or_default();
                     addresses.extend(convert::address(&address));
                 }
-                for (peer, addresses) in by_peer {
-                    self.dial_peer(peer, addresses);
+                for (peer, mut addresses) in by_peer {
+                    addresses.truncate(PEER_ADDRESSES_MAX);
+                    self.notice(Notice::Found { peer, addresses });
                 }
             }
             _ => {}
         }
     }
 
-    fn on_identified(&mut self, peer: PeerId, info: identify::Info) {
+    /// Closes the connection to a silent peer. One whose streams move is not silent: its answer
+    /// waits behind them. Of two connections the other one may be the one that moves.
+    fn on_ping(&mut self, event: ping::Event) {
+        let Err(error) = event.result else {
+            self.pings_lost.remove(&event.connection);
+            return;
+        };
+        let peer = convert::peer(event.peer);
+        let activity = self.outputs.activities.of(peer);
+        let lost = self.pings_lost.entry(event.connection).or_insert(0);
+        *lost += 1;
+        let late = PING_INTERVAL + PING_TIMEOUT;
+        let moves =
+            activity.has_read(late) || *lost <= PINGS_LOST_MAX && activity.has_written(late);
+        if moves && self.paths.is_only(peer) {
+            debug!(%peer, %error, "a late answer; its streams move");
+            return;
+        }
+        debug!(%peer, %error, "silent peer; closing its connection");
+        self.swarm.close_connection(event.connection);
+    }
+
+    fn on_identified(&mut self, peer: PeerId, id: ConnectionId, info: identify::Info) {
         if info.protocol_version != self.protocol_version {
             info!(%peer, theirs = %sanitised(&info.protocol_version, AGENT_BYTES_MAX), "has another protocol version; disconnecting");
             let now = Instant::now();
             let theirs = sanitised(&info.protocol_version, AGENT_BYTES_MAX);
-            self.redial.failed_peer(now, peer, &format!("it speaks another protocol, {theirs:?}"));
+            let reason = format!("it speaks another protocol, {theirs:?}");
+            self.redial.failed_peer(now, peer, &reason);
+            self.notice(Notice::NotReached { peer, reason, is_stranger: true });
             self.ban(peer, now + FOREIGN_BAN);
             return;
         }
+        let (agent, run) = split_run(&info.agent_version);
+        if let Some((run, remote)) = run.zip(self.paths.remote(peer, id)) {
+            self.runs.identified(Instant::now(), peer, id, run, remote.clone());
+        }
         if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.agent = Some(sanitised(&info.agent_version, AGENT_BYTES_MAX));
+            entry.agent = Some(sanitised(agent, AGENT_BYTES_MAX));
             entry.offers_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
             let listens = info.listen_addrs.iter().filter_map(convert::address);
             entry.listens = listens.take(PEER_ADDRESSES_MAX).collect();
@@ -612,6 +725,19 @@ impl Actor {
         self.outputs.listening.send_replace(addresses.into_iter().collect());
         self.nat.set_wanted_ports(&self.swarm);
     }
+}
+
+/// Listens at every address.
+fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Address]) -> Result<(), SwarmError> {
+    // All of them first: a port of one family looks taken once this node has the other's.
+    addresses.iter().try_for_each(refuse_taken_port)?;
+    for address in addresses {
+        let refuse = |reason| SwarmError::Listen { address: address.clone(), reason };
+        let multiaddr = convert::multiaddr(address);
+        let multiaddr = multiaddr.ok_or_else(|| refuse("libp2p does not know it".into()))?;
+        swarm.listen_on(multiaddr).map_err(|error| refuse(root_of(&error)))?;
+    }
+    Ok(())
 }
 
 /// Checks that a TCP port is free. libp2p listens with SO_REUSEPORT, so a second node on the

@@ -10,8 +10,9 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{dcutr, gossipsub, identify, mdns, ping, relay};
 
 use crate::SwarmError;
-use crate::options::{GOSSIP_BYTES_MAX, Options, PING_INTERVAL, PING_TIMEOUT};
+use crate::options::{GOSSIP_BYTES_MAX, MDNS_INTERVAL, Options, PING_INTERVAL, PING_TIMEOUT};
 use crate::reach::BoundedAutoNat;
+use crate::runs::agent_with_run;
 use crate::streams::PathStreams;
 
 pub(crate) type Gossip =
@@ -27,6 +28,8 @@ pub(crate) struct Behaviour {
     ping: ping::Behaviour,
     pub(crate) gossip: Gossip,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    /// The same over IPv6: one behaviour speaks one family.
+    mdns6: Toggle<mdns::tokio::Behaviour>,
     pub(crate) autonat: Toggle<BoundedAutoNat>,
     pub(crate) relay_server: Toggle<relay::Behaviour>,
     relay_client: Toggle<relay::client::Behaviour>,
@@ -49,12 +52,11 @@ impl Behaviour {
             .with_max_established_incoming(Some(options.limits.established_incoming))
             .with_max_established(Some(options.limits.established))
             .with_max_established_per_peer(Some(options.limits.established_per_peer));
-        let mdns = if options.mdns {
-            let behaviour = mdns::tokio::Behaviour::new(mdns::Config::default(), peer)
-                .map_err(|error| setup("mDNS", &error))?;
-            Some(behaviour)
-        } else {
-            None
+        let mdns = |enable_ipv6| {
+            let query_interval = MDNS_INTERVAL;
+            let config = mdns::Config { query_interval, enable_ipv6, ..Default::default() };
+            let behaviour = options.mdns.then(|| mdns::tokio::Behaviour::new(config, peer));
+            behaviour.transpose().map_err(|error| setup("mDNS", &error))
         };
         let serves = options.relay.may_serve();
         let relay_server = serves.then(|| relay::Behaviour::new(peer, crate::relay::limits()));
@@ -63,14 +65,15 @@ impl Behaviour {
             bans: allow_block_list::Behaviour::default(),
             identify: identify::Behaviour::new(
                 identify::Config::new(options.protocol_version.clone(), keypair.public())
-                    .with_agent_version(options.agent.clone())
+                    .with_agent_version(agent_with_run(&options.agent, options.run))
                     .with_push_listen_addr_updates(true),
             ),
             ping: ping::Behaviour::new(
                 ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
             ),
             gossip: gossip(keypair, &options.topics)?,
-            mdns: mdns.into(),
+            mdns: mdns(false)?.into(),
+            mdns6: mdns(true)?.into(),
             autonat: options.ask_reach.then(|| BoundedAutoNat::new(peer)).into(),
             relay_server: relay_server.into(),
             dcutr: circuits.is_some().then(|| dcutr::Behaviour::new(peer)).into(),

@@ -4,6 +4,7 @@
 //! missed. Gossip messages come through a bounded queue and may be dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -13,12 +14,13 @@ use futures::StreamExt;
 use libp2p::StreamProtocol;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::activity::Activities;
 use crate::actor::{self, Command};
 use crate::convert::{self, keypair};
 use crate::gate::Refusal;
 use crate::options::{
-    COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, OPEN_TIMEOUT, Options, REFUSAL_QUEUE,
-    SHUTDOWN_TIMEOUT,
+    COMMAND_QUEUE, INCOMING_QUEUE, MESSAGE_QUEUE, NOTICE_QUEUE, OPEN_TIMEOUT, OPEN_TIMEOUTS_MAX,
+    Options, REFUSAL_QUEUE, SHUTDOWN_TIMEOUT,
 };
 use crate::paths::Path;
 use crate::reach::Reach;
@@ -39,7 +41,7 @@ pub struct Peer {
     pub dialled: Option<Address>,
     /// Whether it offers to be a relay.
     pub offers_relay: bool,
-    /// Its listen addresses by its own account, once it has identified itself (at most 16).
+    /// Its listen addresses by its own account, once it has identified itself (at most 32).
     pub listens: Vec<Address>,
     /// Its `NAME/VERSION`, once it has identified itself.
     pub agent: Option<String>,
@@ -64,6 +66,22 @@ pub struct Message {
     pub(crate) id: libp2p::gossipsub::MessageId,
 }
 
+/// What the swarm noticed of peers that are not connected, or that are two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The local network says that a peer is at these addresses.
+    Found { peer: PeerId, addresses: Vec<Address> },
+    /// A dial of a peer failed, or the peer was refused. `is_stranger` if it cannot take part in
+    /// this swarm: it speaks another protocol, or has no key.
+    NotReached { peer: PeerId, reason: String, is_stranger: bool },
+    /// A node with this node's own identity answers at this address, or dialled from it.
+    Twin { address: Address },
+    /// Two nodes of one identity are connected, from these places.
+    Doubled { peer: PeerId, places: [Address; 2] },
+    /// A peer says that two nodes use this node's identity.
+    ToldOfTwin { by: PeerId },
+}
+
 /// What the swarm reports.
 #[derive(Debug)]
 pub struct SwarmEvents {
@@ -77,6 +95,8 @@ pub struct SwarmEvents {
     pub reach: watch::Receiver<Reach>,
     /// How the bootstrap addresses fare.
     pub bootstrap: watch::Receiver<Vec<Bootstrap>>,
+    /// What is noticed of peers that are not connected.
+    pub notices: mpsc::Receiver<Notice>,
 }
 
 /// A stream that a peer opened.
@@ -120,6 +140,7 @@ pub struct SwarmHandle {
     peers: watch::Receiver<Peers>,
     runtime: tokio::runtime::Handle,
     drops: Arc<Drops>,
+    activities: Activities,
 }
 
 impl SwarmHandle {
@@ -136,8 +157,10 @@ impl SwarmHandle {
         let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
         let (reach_in, reach) = watch::channel(Reach::default());
         let (bootstrap_in, bootstrap) = watch::channel(Vec::new());
+        let (notices_in, notices) = mpsc::channel(NOTICE_QUEUE);
         let (started_in, started) = oneshot::channel();
         let drops = Arc::new(Drops::default());
+        let activities = Activities::default();
         let outputs = actor::Outputs {
             messages: messages_in,
             peers: peers_in,
@@ -145,15 +168,20 @@ impl SwarmHandle {
             reach: reach_in,
             bootstrap: bootstrap_in,
             refusals: refusals_in,
+            notices: notices_in,
             drops: drops.clone(),
+            activities: activities.clone(),
         };
         thread::Builder::new()
             .name("swarm".into())
             .spawn(move || actor::run_thread(options, command_queue, outputs, started_in))
             .map_err(|error| crate::behaviour::setup("its thread", &error))?;
         let (streams, runtime) = started.await.map_err(|_| SwarmError::Closed)??;
-        let handle = Self { peer, commands, streams, peers: peers.clone(), runtime, drops };
-        Ok((handle, SwarmEvents { messages, peers, refusals, listening, reach, bootstrap }))
+        let handle =
+            Self { peer, commands, streams, peers: peers.clone(), runtime, drops, activities };
+        let events =
+            SwarmEvents { messages, peers, refusals, listening, reach, bootstrap, notices };
+        Ok((handle, events))
     }
 
     /// This node's id.
@@ -178,6 +206,11 @@ impl SwarmHandle {
         self.command(Command::Dial { peer, addresses })
     }
 
+    /// Tells the nodes that are connected under this id that there are two of them.
+    pub fn tell_twins(&self, peer: PeerId) -> Result<(), SwarmError> {
+        self.command(Command::TellTwins { peer })
+    }
+
     /// Closes every connection to a peer.
     pub fn disconnect(&self, peer: PeerId) -> Result<(), SwarmError> {
         self.command(Command::Disconnect { peer })
@@ -196,15 +229,21 @@ impl SwarmHandle {
         let Controls { direct, relayed: circuits } = &self.streams;
         // A clone, because one control opens one stream at a time.
         let mut control = if relayed { circuits.clone() } else { direct.clone() };
-        let opened = timeout(OPEN_TIMEOUT, control.open_stream(convert::id(peer), protocol)).await;
-        match opened {
-            Some(Ok(stream)) => Ok(Stream::new(stream, relayed)),
-            Some(Err(error)) => Err(SwarmError::Open { peer, reason: error.to_string() }),
-            None => Err(SwarmError::Open {
-                peer,
-                reason: format!("no answer within {} s", OPEN_TIMEOUT.as_secs()),
-            }),
+        let activity = self.activities.of(peer);
+        let mut opening = pin!(control.open_stream(convert::id(peer), protocol));
+        for _ in 0..OPEN_TIMEOUTS_MAX {
+            match timeout(OPEN_TIMEOUT, &mut opening).await {
+                Some(Ok(stream)) => return Ok(Stream::new(stream, relayed, activity)),
+                Some(Err(error)) => {
+                    return Err(SwarmError::Open { peer, reason: error.to_string() });
+                }
+                // It may wait behind what comes on other streams.
+                None if activity.has_read(OPEN_TIMEOUT) => {}
+                None => break,
+            }
         }
+        let reason = format!("no answer within {} s", OPEN_TIMEOUT.as_secs());
+        Err(SwarmError::Open { peer, reason })
     }
 
     /// Serves a protocol: streams that peers open for it arrive in the returned
@@ -218,6 +257,7 @@ impl SwarmHandle {
                 .accept(name.clone())
                 .map_err(|_| SwarmError::AlreadyServed(protocol.to_owned()))?;
             let (sender, drops) = (sender.clone(), self.drops.clone());
+            let activities = self.activities.clone();
             // libp2p-stream drops bursts when nobody polls, so this task does nothing else.
             self.runtime.spawn(async move {
                 loop {
@@ -226,8 +266,9 @@ impl SwarmHandle {
                         () = sender.closed() => break,
                     };
                     let Some((peer, stream)) = next else { break };
-                    let stream = Stream::new(stream, relayed);
-                    let stream = IncomingStream { peer: convert::peer(peer), stream };
+                    let peer = convert::peer(peer);
+                    let stream = Stream::new(stream, relayed, activities.of(peer));
+                    let stream = IncomingStream { peer, stream };
                     if sender.try_send(stream).is_err() {
                         drops.streams.fetch_add(1, Ordering::Relaxed);
                     }

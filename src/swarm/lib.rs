@@ -9,6 +9,7 @@
 //! It is a crate of its own because a libp2p swarm is generic and compiled where it is used: behind
 //! this boundary, a change elsewhere does not compile it again.
 
+mod activity;
 mod actor;
 mod behaviour;
 mod convert;
@@ -23,19 +24,23 @@ mod paths;
 mod reach;
 mod redial;
 mod relay;
+mod runs;
+mod selves;
 mod stream;
 mod streams;
 mod transport;
 mod upnp;
 mod webrtc;
+mod wide;
 
 pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use gate::{Refusal, prove_key};
 pub use handle::{
-    Counters, IncomingStream, IncomingStreams, Message, Peer, Peers, SwarmEvents, SwarmHandle,
+    Counters, IncomingStream, IncomingStreams, Message, Notice, Peer, Peers, SwarmEvents,
+    SwarmHandle,
 };
 pub use key::{KEY_PROTOCOL, KeyFailure, Side, SwarmKey};
-pub use options::{Limits, Options};
+pub use options::{Limits, Options, QUIET_LOGS};
 pub use paths::Path;
 pub use reach::{Reach, Reachability};
 pub use redial::{Bootstrap, BootstrapState};

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use crate::redial::Pauses;
 use crate::{Address, RelayMode, SwarmKey};
+
+/// Log directives for libraries that complain whenever a link is down, although they try again.
+pub const QUIET_LOGS: &str = "libp2p_mdns=off,quinn_udp=off";
 
 /// How to start a swarm.
 #[derive(Clone)]
@@ -17,6 +21,9 @@ pub struct Options {
     pub mdns: bool,
     /// `NAME/VERSION`, sent to peers.
     pub agent: String,
+    /// A number drawn for this run, sent with it: two that are connected at once under one peer id
+    /// are two nodes.
+    pub run: u64,
     /// Peers that identify with another protocol version are disconnected.
     pub protocol_version: String,
     /// Gossip topics to subscribe to; peers' other topics are ignored.
@@ -55,6 +62,7 @@ impl Options {
             bootstrap: Vec::new(),
             mdns: false,
             agent: String::new(),
+            run: 0,
             protocol_version: String::new(),
             topics: Vec::new(),
             external: Vec::new(),
@@ -142,10 +150,14 @@ pub(crate) const OUTBOX: usize = 64;
 /// joins within a heartbeat, and rarely enough to cost nothing.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 
-/// First and longest wait before a bootstrap address is redialled: a process that starts a
-/// moment later is reached at once, and a dead host costs one dial a minute.
-pub(crate) const REDIAL_FIRST: Duration = Duration::from_millis(250);
-pub(crate) const REDIAL_MAX: Duration = Duration::from_secs(60);
+/// Pauses between dials of a bootstrap address: a process that starts a moment later is reached at
+/// once, one that comes back within seconds; addresses beyond the first 32 are dialled less often.
+pub(crate) const REDIAL: Pauses = Pauses {
+    first: Duration::from_millis(250),
+    near_max: Duration::from_secs(15),
+    near: 32,
+    far_max: Duration::from_secs(600),
+};
 
 /// How long a bootstrap address may fail, or its peer may take part in none of this node's
 /// topics, before that is said: longer than a handshake and the first gossip take.
@@ -155,14 +167,28 @@ pub(crate) const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(3);
 /// most lines, and short enough where UDP is blocked.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(500);
 
+/// Streams that tell two nodes of one identity of each other: each reaches one of them, at random.
+pub(crate) const TWIN_TELLS: usize = 4;
+
+/// How often it is looked whether two nodes of one identity are connected.
+pub(crate) const RUNS_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the local network is asked for peers. libp2p's five minutes would keep two nodes apart
+/// for so long that started while the network between them was down.
+pub(crate) const MDNS_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What is noticed of peers that are not connected, waiting for the caller. Beyond it notices are
+/// dropped: a peer is found again, and a dial fails again.
+pub(crate) const NOTICE_QUEUE: usize = 256;
+
 /// Peers with addresses left to dial.
 pub(crate) const DIALS_WAITING_MAX: usize = 256;
 
 /// Bootstrap addresses that are used: more than anyone types.
 pub(crate) const BOOTSTRAP_MAX: usize = 64;
 
-/// Addresses remembered per peer: four transports on a few interfaces.
-pub(crate) const PEER_ADDRESSES_MAX: usize = 16;
+/// Addresses remembered per peer: four transports over two families on a few interfaces.
+pub(crate) const PEER_ADDRESSES_MAX: usize = 32;
 
 /// External addresses a node may announce.
 pub(crate) const EXTERNAL_MAX: usize = 8;
@@ -180,6 +206,10 @@ pub(crate) const IDLE_CONNECTION: Duration = Duration::from_secs(300);
 /// Pings detect a silent peer, within the interval plus the time-out.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// So many pings in a row may fail while bytes are written to a peer, which the system may take for
+/// a dead one for a while. While bytes come, pings may fail.
+pub(crate) const PINGS_LOST_MAX: u32 = 3;
 
 /// Streams of one connection that a peer may be negotiating at once.
 pub(crate) const NEGOTIATING_STREAMS_MAX: usize = 64;
@@ -313,8 +343,10 @@ pub(crate) const MAPPED_PORTS_MAX: usize = 16;
 /// How long a stopping node waits for its router to remove port mappings.
 pub(crate) const UNMAP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long opening a stream may take, including negotiation and, if needed, dialling.
+/// How long opening a stream may take, including negotiation and, if needed, dialling; and so many
+/// times that long while other streams of the peer bring bytes.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const OPEN_TIMEOUTS_MAX: usize = 6;
 
 /// How long a shutdown waits for the swarm's thread to end.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -65,6 +65,16 @@ impl Paths {
         }
     }
 
+    /// Where the other end of a connection is.
+    pub(crate) fn remote(&self, peer: PeerId, id: ConnectionId) -> Option<&Address> {
+        Some(&self.peers.get(&peer)?.get(&id)?.remote)
+    }
+
+    /// Whether a peer has no other connection than one.
+    pub(crate) fn is_only(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_none_or(|links| links.len() == 1)
+    }
+
     /// The address and path of a peer's oldest direct connection; of its oldest one if none is
     /// direct.
     pub(crate) fn best(&self, peer: PeerId) -> Option<(&Address, Path)> {

@@ -1,9 +1,10 @@
 //! When to dial a bootstrap address again, and how each of them fares. Pure: the time is an
 //! argument.
 //!
-//! Invariant: whatever keeps an address from leading into the swarm is said once, and again only
-//! after it had led there meanwhile.
+//! Invariants: an address is dialled for as long as the node runs; whatever keeps it from leading
+//! into the swarm is said once, and again only after it had led there meanwhile.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use crate::{Address, PeerId, Transport};
@@ -41,8 +42,11 @@ pub(crate) struct Met {
 struct Entry {
     address: Address,
     peer: Option<PeerId>,
+    /// Nodes never dial it; `failed` says why.
+    refused: bool,
     due: Instant,
     wait: Duration,
+    max: Duration,
     /// Since when it has failed, and why it did last.
     failed: Option<(Instant, String)>,
     is_foreign: bool,
@@ -61,11 +65,20 @@ impl Entry {
     }
 }
 
+/// Pauses between dials of one address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pauses {
+    pub(crate) first: Duration,
+    /// The longest for the first `near` addresses, and for those after them.
+    pub(crate) near_max: Duration,
+    pub(crate) near: usize,
+    pub(crate) far_max: Duration,
+}
+
 /// The bootstrap addresses and their backoff.
 pub(crate) struct Redial {
     entries: Vec<Entry>,
-    first: Duration,
-    max: Duration,
+    pauses: Pauses,
     /// How long an address may fail, or its peer may take part in nothing, before that is said.
     patience: Duration,
 }
@@ -73,24 +86,27 @@ pub(crate) struct Redial {
 impl Redial {
     pub(crate) fn new(
         addresses: impl IntoIterator<Item = Address>,
-        first: Duration,
-        max: Duration,
+        pauses: Pauses,
         patience: Duration,
         now: Instant,
     ) -> Self {
-        let entry = |address: Address| Entry {
-            peer: address.peer(),
-            failed: (address.transport() == Transport::WebRtc)
-                .then(|| (now, "WebRTC is for browsers; nodes do not dial it".to_owned())),
-            address,
-            due: now,
-            wait: first,
-            is_foreign: false,
-            is_connected: false,
-            was_told: false,
+        let entry = |(index, address): (usize, Address)| {
+            let refused = never_dialled(&address);
+            Entry {
+                peer: address.peer(),
+                refused: refused.is_some(),
+                failed: refused.map(|reason| (now, reason.to_owned())),
+                address,
+                due: now,
+                wait: pauses.first,
+                max: if index < pauses.near { pauses.near_max } else { pauses.far_max },
+                is_foreign: false,
+                is_connected: false,
+                was_told: false,
+            }
         };
-        let entries = addresses.into_iter().map(entry).collect();
-        Self { entries, first, max, patience }
+        let entries = addresses.into_iter().enumerate().map(entry).collect();
+        Self { entries, pauses, patience }
     }
 
     /// Addresses to dial now. Each is then postponed by its backoff, which doubles until it
@@ -101,17 +117,24 @@ impl Redial {
         is_connected: impl Fn(PeerId) -> bool,
     ) -> Vec<Address> {
         let mut dial = Vec::new();
-        for entry in &mut self.entries {
+        for entry in self.entries.iter_mut().filter(|entry| !entry.refused) {
             if entry.peer.is_some_and(&is_connected) {
-                entry.wait = self.first;
-                entry.due = now + self.first;
+                entry.wait = self.pauses.first;
+                entry.due = now + self.pauses.first;
             } else if entry.due <= now {
                 dial.push(entry.address.clone());
-                entry.due = now + entry.wait;
-                entry.wait = (entry.wait * 2).min(self.max);
+                entry.due = now + shortened(entry.wait, &entry.address);
+                entry.wait = (entry.wait * 2).min(entry.max);
             }
         }
         dial
+    }
+
+    /// The network has changed: every address is dialled at once.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        for entry in &mut self.entries {
+            (entry.due, entry.wait) = (now, self.pauses.first);
+        }
     }
 
     /// Records which peer answered at a dialled address.
@@ -188,6 +211,25 @@ impl Redial {
     }
 }
 
+/// Why an address can never be dialled, if so.
+fn never_dialled(address: &Address) -> Option<&'static str> {
+    if address.transport() == Transport::WebRtc {
+        return Some("WebRTC is for browsers; nodes do not dial it");
+    }
+    let is_only_a_peer = address.peer().is_some_and(|peer| Address::of_peer(peer) == *address);
+    is_only_a_peer.then_some(
+        "it names a peer but no place; write where that peer listens before it, such as \
+         /ip4/192.0.2.1/tcp/4001/p2p/PEER",
+    )
+}
+
+/// A pause, up to a quarter shorter: nodes that lost the same address do not dial it in step.
+fn shortened(pause: Duration, address: &Address) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (std::process::id(), pause, address).hash(&mut hasher);
+    pause.mul_f64(1.0 - f64::from(hasher.finish() as u8) / 1024.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,20 +240,32 @@ mod tests {
     fn waits_double_up_to_the_limit_and_reset_when_connected() {
         let start = Instant::now();
         let (first, max) = (Duration::from_secs(1), Duration::from_secs(4));
+        let pauses = Pauses { first, near_max: max, near: 1, far_max: max * 10 };
         let address: Address = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let far: Address = "/ip4/127.0.0.1/tcp/2".parse().unwrap();
         let peer = PeerId::from_seed([1; 32]);
-        let mut redial = Redial::new([address.clone()], first, max, PATIENCE, start);
-        let mut dialled = Vec::new();
-        for second in 0..16 {
-            let now = start + Duration::from_secs(second);
-            if !redial.due(now, |_| false).is_empty() {
-                dialled.push(second);
+        let mut redial = Redial::new([address.clone(), far.clone()], pauses, PATIENCE, start);
+        let mut dialled: [Vec<f64>; 2] = Default::default();
+        for step in 0..10_000 {
+            let now = start + Duration::from_millis(step * 10);
+            for due in redial.due(now, |_| false) {
+                dialled[usize::from(due == far)].push((now - start).as_secs_f64());
             }
         }
-        assert_eq!(dialled, [0, 1, 3, 7, 11, 15]);
+        for (times, max) in dialled.iter().zip([4.0, 40.0]) {
+            assert_eq!(times[0], 0.0);
+            for (index, pair) in times.windows(2).enumerate() {
+                let (pause, most) = (pair[1] - pair[0], f64::powi(2.0, index as i32).min(max));
+                assert!(pause <= most + 0.011 && pause >= 0.75 * most, "{index}: {pause}");
+            }
+        }
+        let now = start + Duration::from_secs(101);
+        redial.hurry(now);
+        assert_eq!(redial.due(now, |_| false).len(), 2, "another network");
+        redial.forget_self(&far);
 
         redial.connected(&address.with_peer(peer), peer);
-        let later = start + Duration::from_secs(100);
+        let later = start + Duration::from_secs(200);
         assert!(redial.due(later, |other| other == peer).is_empty());
         // Lost again: dialled after the first, short wait.
         assert_eq!(redial.due(later + first, |_| false), std::slice::from_ref(&address));
@@ -221,7 +275,9 @@ mod tests {
 
     fn redial(addresses: &[&str], start: Instant) -> Redial {
         let addresses = addresses.iter().map(|text| text.parse().unwrap());
-        Redial::new(addresses, Duration::from_secs(1), Duration::from_secs(60), PATIENCE, start)
+        let (first, max) = (Duration::from_secs(1), Duration::from_secs(15));
+        let pauses = Pauses { first, near_max: max, near: 9, far_max: max };
+        Redial::new(addresses, pauses, PATIENCE, start)
     }
 
     #[test]
@@ -275,8 +331,16 @@ mod tests {
     #[test]
     fn an_address_that_nodes_never_dial_says_so() {
         let start = Instant::now();
-        let mut redial = redial(&["/ip4/10.0.0.1/udp/1/webrtc-direct"], start);
+        let peer = PeerId::from_seed([1; 32]);
+        let alone = format!("/p2p/{peer}");
+        let mut redial = redial(&["/ip4/10.0.0.1/udp/1/webrtc-direct", &alone], start);
+        assert_eq!(redial.due(start, |_| false), []);
         let said = redial.review(start + PATIENCE, |_| None);
-        assert!(said.len() == 1 && said[0].1.contains("WebRTC"), "{said:?}");
+        let [webrtc, alone] = &said[..] else { panic!("{said:?}") };
+        assert!(webrtc.1.contains("WebRTC") && alone.1.contains("no place"), "{said:?}");
+        // The local network may find the peer all the same.
+        let met = |_: PeerId| Some(Met { since: start, is_member: true });
+        assert_eq!(redial.review(start + PATIENCE, met), []);
+        assert_eq!(redial.report()[1].state, BootstrapState::Connected);
     }
 }

@@ -2,21 +2,26 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+
+use crate::activity::Activity;
 
 /// One multiplexed stream. Dropping it resets it. Closing it has no meaning:
 /// protocols over it carry their own lengths.
 pub struct Stream {
     inner: Compat<libp2p::Stream>,
     relayed: bool,
+    activity: Arc<Activity>,
 }
 
 impl Stream {
-    pub(crate) fn new(stream: libp2p::Stream, relayed: bool) -> Self {
-        Self { inner: stream.compat(), relayed }
+    /// `activity` is its peer's.
+    pub(crate) fn new(stream: libp2p::Stream, relayed: bool, activity: Arc<Activity>) -> Self {
+        Self { inner: stream.compat(), relayed, activity }
     }
 
     /// Whether it goes through a relay, which limits its duration and bytes.
@@ -31,7 +36,12 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let done = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.activity.read();
+        }
+        done
     }
 }
 
@@ -41,7 +51,11 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let done = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if matches!(done, Poll::Ready(Ok(bytes)) if bytes > 0) {
+            self.activity.wrote();
+        }
+        done
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

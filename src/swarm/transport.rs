@@ -24,6 +24,7 @@ use crate::options::{
 };
 use crate::relay::RelayMode;
 use crate::webrtc;
+use crate::wide::Wide;
 
 /// An authenticated connection that carries streams.
 pub(crate) type Connection = (PeerId, StreamMuxerBox);
@@ -66,7 +67,7 @@ pub(crate) fn build(
     options: &Options,
     refusals: mpsc::Sender<Refusal>,
 ) -> Result<(Boxed<Connection>, Option<relay::client::Behaviour>), SwarmError> {
-    let mut transports = transports(keys, options)?;
+    let mut transports = Wide(transports(keys, options)?).boxed();
     let mut circuits = None;
     if options.relay != RelayMode::Off {
         let (relayed, behaviour) = relay::client::new(keys.public().to_peer_id());

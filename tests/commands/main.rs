@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod demo;
 mod goldens;
+mod meeting;
 mod output;
 mod storage_cli;
 mod swarm_cli;

@@ -7,3 +7,4 @@ mod clock;
 mod link;
 mod mdns;
 mod nat;
+mod slow;

@@ -3,8 +3,9 @@
 
 use super::Core;
 use super::limits::{
-    ANNOUNCEMENTS_MAX, HEDGES_MAX, MEMBER_BYTES_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX,
-    PEERS_REMEMBERED_MAX, READS_MAX, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX, STARTED_MAX,
+    ANNOUNCEMENTS_MAX, HEDGES_MAX, KNOWN_PEERS_MAX, MEMBER_BYTES_MAX, MEMBER_PARTS_MAX,
+    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, READS_MAX, REQUESTS_PER_PEER_MAX,
+    REQUESTS_PER_READ_MAX, STARTED_MAX, TWINS_MAX,
 };
 
 /// How full one collection is.
@@ -31,7 +32,8 @@ impl Core {
             fill("registered models", self.membership.lists().count(), MODELS_MAX),
             fill("peers gone or doubted", self.absence.len(), PEERS_REMEMBERED_MAX),
             fill("forgotten members", self.membership.forgotten(), PEERS_REMEMBERED_MAX),
-            fill("peers being dialled", self.dialling.len(), MEMBERS_MAX),
+            fill("known peers", self.known.len(), KNOWN_PEERS_MAX),
+            fill("identities of two nodes", self.twins.len(), TWINS_MAX),
             fill("conduct records", self.reputation.len(), PEERS_REMEMBERED_MAX),
             fill("authors counted", self.inbox.len(), PEERS_REMEMBERED_MAX),
             fill("peers with traffic", self.traffic.len(), PEERS_REMEMBERED_MAX),

@@ -128,16 +128,23 @@ pub struct Offer {
     pub is_leaving: bool,
 }
 
-/// Packs holdings into as few messages as fit. Says at least one thing for every entry.
+/// What every message of holdings says, beside what is held.
+pub(super) struct Author<'a> {
+    pub(super) peer: PeerId,
+    pub(super) run: u64,
+    pub(super) lease: Duration,
+    pub(super) offer: Offer,
+    pub(super) addresses: &'a [Address],
+}
+
+/// Packs holdings into as few messages as fit. A node that holds nothing says that, too: its message
+/// tells others that it is there, and where.
 pub(super) fn holdings_messages(
-    peer: PeerId,
-    lease: Duration,
-    offer: Offer,
-    addresses: &[Address],
+    author: Author<'_>,
     models: Vec<ModelHoldings>,
     mut next_sequence: impl FnMut() -> u64,
 ) -> Vec<Vec<u8>> {
-    let addresses = worth_saying(addresses);
+    let addresses = worth_saying(author.addresses);
     let mut batches: Vec<Vec<ModelHoldings>> = Vec::new();
     let mut bytes = usize::MAX;
     for model in models {
@@ -155,11 +162,21 @@ pub(super) fn holdings_messages(
             }
         }
     }
+    if batches.is_empty() {
+        batches.push(Vec::new());
+    }
     let envelope = |models| {
-        let (peer, sequence, addresses) = (peer.to_bytes(), next_sequence(), addresses.clone());
-        let Offer { room, is_leaving } = offer;
-        let holdings = Holdings { peer, sequence, lease, room, is_leaving, addresses, models };
-        Envelope::Holdings(holdings).encode()
+        Envelope::Holdings(Holdings {
+            peer: author.peer.to_bytes(),
+            sequence: next_sequence(),
+            lease: author.lease,
+            room: author.offer.room,
+            is_leaving: author.offer.is_leaving,
+            addresses: addresses.clone(),
+            models,
+            run: author.run,
+        })
+        .encode()
     };
     batches.into_iter().map(envelope).collect()
 }
@@ -170,8 +187,12 @@ fn worth_saying(addresses: &[Address]) -> Vec<String> {
     let mut addresses: Vec<&Address> = addresses.iter().collect();
     addresses.sort_by_key(|address| address.transport());
     let all: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let loopback = |text: &str| text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/");
-    let wide: Vec<String> = all.iter().filter(|text| !loopback(text)).cloned().collect();
+    // A link-local address means nothing without the name of the link.
+    let narrow = |text: &str| {
+        let narrow = ["/ip4/127.", "/ip4/169.254.", "/ip6/::1/", "/ip6/fe80:"];
+        narrow.iter().any(|start| text.starts_with(start))
+    };
+    let wide: Vec<String> = all.iter().filter(|text| !narrow(text)).cloned().collect();
     let mut chosen = if wide.is_empty() { all } else { wide };
     chosen.retain(|text| text.len() <= ADDRESS_BYTES_MAX);
     chosen.truncate(ADDRESSES_MAX);
@@ -263,23 +284,29 @@ mod tests {
         ]
         .map(|a| a.parse().unwrap());
         let mut sequence = 0;
-        let messages =
-            holdings_messages(peer, LEASE, Offer::default(), &addresses, models.clone(), || {
-                sequence += 1;
-                sequence
-            });
+        let author = || {
+            let offer = Offer::default();
+            Author { peer, run: 5, lease: LEASE, offer, addresses: &addresses }
+        };
+        let messages = holdings_messages(author(), models.clone(), || {
+            sequence += 1;
+            sequence
+        });
         let mut seen = Vec::new();
         for (index, message) in messages.iter().enumerate() {
             assert!(message.len() <= ENVELOPE_BYTES_MAX);
             let Ok(Envelope::Holdings(holdings)) = Envelope::decode(message) else { panic!() };
             assert_eq!(holdings.sequence, index as u64 + 1);
+            assert_eq!(holdings.run, 5);
             let best_first =
                 ["/ip4/10.0.0.1/udp/1/quic-v1", "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/2/ws"];
             assert_eq!(holdings.addresses, best_first);
             seen.extend(holdings.models);
         }
         assert_eq!(seen, models);
-        let nothing = holdings_messages(peer, LEASE, Offer::default(), &[], Vec::new(), || 0);
-        assert!(nothing.is_empty());
+        let nothing = holdings_messages(author(), Vec::new(), || 1);
+        let [nothing] = &nothing[..] else { panic!("{} messages", nothing.len()) };
+        let Ok(Envelope::Holdings(nothing)) = Envelope::decode(nothing) else { panic!() };
+        assert_eq!((nothing.addresses.len(), nothing.models.len()), (3, 0), "it is there");
     }
 }

@@ -62,11 +62,36 @@ pub(crate) const GOSSIP_PAUSE: Duration = Duration::from_millis(50);
 /// Holdings bytes packed into one message, below the envelope's limit with its other fields.
 pub(crate) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
 
+/// Peers that are known, connected or not, and addresses kept of each from one source.
+pub(crate) const KNOWN_PEERS_MAX: usize = 1024;
+pub(crate) const KNOWN_ADDRESSES_MAX: usize = 16;
 /// Connections that are opened without a need, so that a read finds its holder connected.
 pub(crate) const DIAL_TARGET: usize = 32;
-/// Wait before a peer that did not answer is dialled again, doubling.
+/// Pause after the first dial of a peer that does not answer, doubling.
 pub(crate) const DIAL_RETRY_FIRST: Duration = Duration::from_millis(500);
-pub(crate) const DIAL_RETRY_MAX: Duration = Duration::from_secs(60);
+/// So many of the peers that are away, the most useful, are dialled at least this often, and the
+/// others at least that often: who comes back is met soon, and a thousand dead addresses cost
+/// two dials a second.
+pub(crate) const NEAR_MAX: usize = 32;
+pub(crate) const DIAL_NEAR_MAX: Duration = Duration::from_secs(15);
+pub(crate) const DIAL_FAR_MAX: Duration = Duration::from_secs(600);
+/// Dials begun at once: half of what the swarm lets be under way. And the least time between
+/// two such rounds, in which what many peers say at once is gathered.
+pub(crate) const DIALS_AT_ONCE: usize = 32;
+pub(crate) const DIAL_SETTLE: Duration = Duration::from_millis(100);
+/// A peer that was lost is dialled again within this.
+pub(crate) const DIAL_AGAIN: Duration = Duration::from_millis(250);
+/// A connection that lasted for less did not help: the pauses go on growing.
+pub(crate) const STEADY: Duration = Duration::from_secs(10);
+/// A peer that was connected for so long and took part in nothing belongs to another swarm.
+pub(crate) const STRANGER_AFTER: Duration = Duration::from_secs(3);
+
+/// Identities that two nodes use: how long one is taken to be so after it was seen, how soon the
+/// owner is told again, how soon the two are, and how many are remembered.
+pub(crate) const TWIN_FOR: Duration = Duration::from_secs(120);
+pub(crate) const TWIN_AGAIN: Duration = Duration::from_secs(3600);
+pub(crate) const TWIN_TELL: Duration = Duration::from_secs(10);
+pub(crate) const TWINS_MAX: usize = 64;
 
 /// Reads under way; each is at most one object.
 pub(crate) const READS_MAX: usize = 1024;
@@ -87,6 +112,8 @@ pub(crate) const PIPELINE_TIME: Duration = Duration::from_millis(500);
 /// A peer that owes answers and sends nothing for this long is asked for nothing more,
 /// and what it owes is asked of another. Well above a disk read, well below `Timing::idle`.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_millis(400);
+/// A peer that owes answers for so long may be named as the one that is waited for.
+pub(crate) const SLOW_AFTER: Duration = Duration::from_secs(2);
 /// A request is late after the 95th percentile of past lateness, but never before this;
 /// one to a peer that has not been measured, after that.
 pub(crate) const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
@@ -103,6 +130,8 @@ pub(crate) const HEDGE_SHARE: f64 = 0.1;
 pub(crate) const STARTED_MAX: usize = 256;
 /// Failed requests of one read since the last that brought something.
 pub(crate) const ATTEMPTS_MAX: u32 = 32;
+/// A read whose holders only say that they are overloaded ends so long after the last proved byte.
+pub(crate) const BUSY_MAX: Duration = Duration::from_secs(300);
 /// Wait before a peer that failed a read is asked for it again, doubling.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(5);

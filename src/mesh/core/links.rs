@@ -11,6 +11,7 @@ use doppler_ids::PeerId;
 
 use super::limits::{
     HEDGE_AFTER_MIN, HEDGE_UNKNOWN, LATENESS_SAMPLES, PEERS_REMEMBERED_MAX, SILENT_AFTER,
+    SLOW_AFTER,
 };
 
 /// Weight of the newest sample in a peer's rate.
@@ -34,6 +35,8 @@ struct Link {
     /// Since when it has owed an answer, and when a byte of one last came.
     busy_since: Option<Instant>,
     heard: Option<Instant>,
+    /// When all of an answer last came.
+    delivered_at: Option<Instant>,
     /// Whether it was silent and has not been heard since.
     suspect: bool,
 }
@@ -97,6 +100,16 @@ impl Links {
         }
     }
 
+    /// When bytes of an answer last came from a peer.
+    pub(super) fn heard_at(&self, peer: PeerId) -> Option<Instant> {
+        self.links.get(&peer).and_then(|link| link.heard)
+    }
+
+    /// When all of an answer last came from a peer.
+    pub(super) fn delivered_at(&self, peer: PeerId) -> Option<Instant> {
+        self.links.get(&peer).and_then(|link| link.delivered_at)
+    }
+
     /// Call when a peer has a new connection. Forgets what was measured on the old one. Requests in
     /// flight stay counted.
     pub(super) fn renew(&mut self, peer: PeerId) {
@@ -128,7 +141,7 @@ impl Links {
         if bytes == 0 {
             return;
         }
-        link.heard = Some(now);
+        (link.heard, link.delivered_at) = (Some(now), Some(now));
         link.suspect = false;
         if bytes < SAMPLE_BYTES_MIN {
             return;
@@ -146,6 +159,15 @@ impl Links {
             self.lateness.push_back(elapsed / expected.as_secs_f64().max(1e-6));
             self.p95 = self.measured_p95();
         }
+    }
+
+    /// The peer that has owed answers for a while and delivers least.
+    pub(super) fn slowest(&self, now: Instant) -> Option<PeerId> {
+        let busy = self.links.iter().filter(|(_, link)| {
+            link.requests > 0 && link.busy_since.is_some_and(|since| since + SLOW_AFTER <= now)
+        });
+        let rate = |link: &Link| link.rate.unwrap_or(0.0);
+        busy.min_by(|a, b| rate(a.1).total_cmp(&rate(b.1))).map(|(peer, _)| *peer)
     }
 
     pub(super) fn requests(&self, peer: PeerId) -> u32 {
@@ -263,6 +285,11 @@ mod tests {
         assert!(!links.is_silent(start + SILENT_AFTER, peer(1)));
         links.end(start + Duration::from_secs(1), begun, MIB);
         assert_eq!(links.silent_at(peer(1)), None, "it owes nothing");
+        assert_eq!(links.slowest(start + SLOW_AFTER * 9), None);
+        let owed = links.begin(start, peer(2), MIB);
+        assert_eq!(links.slowest(start), None);
+        assert_eq!(links.slowest(start + SLOW_AFTER), Some(peer(2)));
+        links.end(start, owed, 0);
         // All answers take twice the expected time, so those that take three times are late.
         let mut now = start + Duration::from_secs(10);
         for _ in 0..2 * LATENESS_SAMPLES {

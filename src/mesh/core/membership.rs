@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use doppler_ids::{Address, PeerId};
+use doppler_ids::PeerId;
 
 use super::TooMany;
 use super::limits::{
@@ -68,13 +68,13 @@ struct Entry {
 
 struct Member {
     sequence: u64,
-    /// When it last said anything new.
+    /// When it last said anything new, and when the lease of that ends, whatever it named.
     heard: Instant,
+    until: Instant,
     /// Bytes that it would copy of what others lose.
     room: u64,
     /// It is about to leave the swarm.
     is_leaving: bool,
-    addresses: Vec<Address>,
     models: BTreeMap<ModelId, Entry>,
 }
 
@@ -126,9 +126,9 @@ impl Membership {
         let member = self.members.entry(peer).or_insert_with(|| Member {
             sequence: 0,
             heard: now,
+            until: now,
             room: 0,
             is_leaving: false,
-            addresses: Vec::new(),
             models: BTreeMap::new(),
         });
         if holdings.sequence <= member.sequence && !planted::is(Plant::EpochOrder) {
@@ -137,13 +137,12 @@ impl Membership {
         member.sequence = holdings.sequence;
         let mut changed = member.is_leaving != holdings.is_leaving;
         (member.heard, member.room, member.is_leaving) = (now, holdings.room, holdings.is_leaving);
-        member.addresses =
-            holdings.addresses.iter().filter_map(|address| address.parse().ok()).collect();
         let lease = match planted::is(Plant::LeaseExpiry) {
             true => Duration::from_secs(3600),
             false => holdings.lease,
         };
         let until = now + lease;
+        member.until = until;
         for ModelHoldings { model, manifest, objects, parts } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
@@ -270,11 +269,6 @@ impl Membership {
         self.members.contains_key(&peer)
     }
 
-    /// Where a peer says it listens.
-    pub(super) fn addresses(&self, peer: PeerId) -> Vec<Address> {
-        self.members.get(&peer).map(|member| member.addresses.clone()).unwrap_or_default()
-    }
-
     /// A peer answered that it does not hold an object: believed until its next message.
     pub(super) fn retract(&mut self, peer: PeerId, shard: ShardId) {
         let Some(member) = self.members.get_mut(&peer) else { return };
@@ -309,11 +303,12 @@ impl Membership {
             let before = member.models.len();
             member.models.retain(|_, entry| entry.until > now);
             changed |= member.models.len() != before;
-            if member.models.is_empty() && forgotten.len() < PEERS_REMEMBERED_MAX {
+            let is_over = member.until <= now && member.models.is_empty();
+            if is_over && forgotten.len() < PEERS_REMEMBERED_MAX {
                 let last = Forgotten { sequence: member.sequence, until: now + FORGOTTEN_FOR };
                 forgotten.insert(*peer, last);
             }
-            !member.models.is_empty()
+            !is_over
         });
         changed
     }
@@ -353,13 +348,14 @@ mod tests {
             lease: LEASE,
             room: 0,
             is_leaving: false,
-            addresses: vec!["/ip4/127.0.0.1/tcp/9".into(), "nonsense".into()],
+            addresses: Vec::new(),
             models: vec![ModelHoldings {
                 model,
                 manifest,
                 objects: objects.to_vec(),
                 parts: Vec::new(),
             }],
+            run: 0,
         }
     }
 
@@ -413,7 +409,6 @@ mod tests {
         assert_eq!(whole(&members, now, objects[9]), [peer(1)]);
         assert_eq!(whole(&members, now, objects[1]), []);
         assert_eq!((members.held_by(now, peer(1)), members.holders_of_model(now, model)), (3, 1));
-        assert_eq!(members.addresses(peer(1)).len(), 1);
         // A shorter list leaves no trace of the longer one.
         members.register(model, objects[..1].to_vec()).unwrap();
         assert_eq!(whole(&members, now, objects[9]), []);

@@ -15,7 +15,7 @@ const SAMPLES_MAX: usize = 64;
 const RATE_AFTER: Duration = Duration::from_millis(500);
 
 /// A reading of a [`Meter`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Bytes.
     pub done: u64,
@@ -24,6 +24,22 @@ pub struct Progress {
     pub rate: Option<f64>,
     /// Seconds until the total is reached at this rate.
     pub left_s: Option<f64>,
+    /// The peer that is waited for, if it goes slowly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow: Option<String>,
+}
+
+impl Progress {
+    /// Below this many bytes a second a transfer is slow enough to say whom it waits for.
+    pub const SLOW: f64 = 256.0 * 1024.0;
+
+    /// Names the peer that is waited for, if it goes slowly.
+    #[must_use]
+    pub fn naming(self, slowest: impl FnOnce() -> Option<String>) -> Self {
+        let is_slow = self.done < self.total && self.rate.is_some_and(|rate| rate < Self::SLOW);
+        let slow = if is_slow { slowest() } else { None };
+        Self { slow, ..self }
+    }
 }
 
 /// Measures one transfer.
@@ -66,7 +82,7 @@ impl Meter {
         let rate = (since >= RATE_AFTER).then(|| (self.done - before) as f64 / since.as_secs_f64());
         let left_s =
             rate.filter(|rate| *rate > 0.0).map(|rate| (self.total - self.done) as f64 / rate);
-        Progress { done: self.done, total: self.total, rate, left_s }
+        Progress { done: self.done, total: self.total, rate, left_s, slow: None }
     }
 }
 

@@ -14,11 +14,13 @@ mod announcements;
 mod answer;
 mod bucket;
 mod census;
-mod dialling;
 mod gossip;
 mod healing;
+mod known;
 pub mod limits;
 mod links;
+#[cfg(test)]
+mod meeting_tests;
 mod membership;
 mod meter;
 pub mod planted;
@@ -28,11 +30,13 @@ mod reputation;
 mod scheduler;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use doppler_ids::{Address, ModelId, PeerId, ShardId};
+use doppler_ids::{Address, ModelId, PeerId, ShardId, Transport};
 use doppler_store::groups::Chunks;
 use doppler_store::signature::{SignatureError, SignedModel};
 use doppler_store::{ReadError, ReadRequest};
@@ -45,10 +49,11 @@ use announcements::{Announcements, Learned};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
-use dialling::Dialling;
 pub use gossip::Offer;
-use gossip::{Due, Inbox, Schedule, Sequence, holdings_messages};
+use gossip::{Author, Due, Inbox, Schedule, Sequence, holdings_messages};
 pub use healing::{HealAction, HealOptions, HealView, Healing, Kept, Replicas};
+use known::Known;
+pub use known::{Away, Source};
 use limits::{OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing};
 use membership::{Heard, Membership, bitmap};
 pub use meter::{Meter, Progress};
@@ -58,6 +63,8 @@ use reads::Reading;
 use reputation::{Conduct, Reputation};
 pub use scheduler::Ask;
 use scheduler::Scheduler;
+pub use twins::Twin;
+use twins::Twins;
 
 /// Names a read; chosen by whoever begins it, never used twice.
 pub type ReadId = u64;
@@ -84,12 +91,14 @@ pub enum Refused {
 }
 
 /// A connected peer, as far as decisions care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contact {
     /// No relay lies between.
     pub is_direct: bool,
     /// It takes part in the swarm's topic.
     pub listens: bool,
+    /// Where it can be dialled again, best first; empty until that is known.
+    pub reached: Vec<Address>,
 }
 
 /// What happened.
@@ -101,6 +110,14 @@ pub enum Event {
     Gossip { message: MessageId, topic: String, author: PeerId, data: Vec<u8> },
     /// A private swarm's door kept a peer out, or kept this node out.
     KeptOut { peer: PeerId, is_guilty: bool },
+    /// A peer is said to be at these addresses by the last run or by the local network.
+    Known { peer: PeerId, source: Source, addresses: Vec<Address> },
+    /// A dial of a peer failed; `is_stranger` if the peer cannot take part in this swarm at all.
+    NotReached { peer: PeerId, reason: String, is_stranger: bool },
+    /// Two nodes use one identity, this node's or a peer's, at these places as far as known.
+    Twin { peer: PeerId, places: Vec<Address> },
+    /// A connected peer says that two nodes use this node's identity.
+    ToldOfTwin { by: PeerId },
     /// Where this node listens.
     Addresses(Vec<Address>),
     /// What this node holds whole, all of it.
@@ -138,6 +155,10 @@ pub enum Action {
     Dial { peer: PeerId, addresses: Vec<Address> },
     /// Disconnect a peer and refuse it until then.
     Ban { peer: PeerId, until: Instant, shard: ShardId, detail: String },
+    /// Tell the owner that two nodes use one identity, this node's or a peer's.
+    Warn(Twin),
+    /// Tell whoever is connected under this identity that there are two of them.
+    TellTwins(PeerId),
     /// Streams that are kept open to a peer lead nowhere now.
     ForgetStreams(PeerId),
     /// Ask a peer for a range; over a relay only if that is allowed.
@@ -173,6 +194,8 @@ pub trait Sight {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub own: PeerId,
+    /// A number drawn at random for this run, not 0.
+    pub run: u64,
     /// The swarm's gossip topic; others are ignored.
     pub topic: String,
     pub timing: Timing,
@@ -260,11 +283,12 @@ pub struct Core {
     schedule: Schedule,
     inbox: Inbox,
     sequence: Sequence,
-    dialling: Dialling,
     absence: Absence,
     /// When it last spoke because it was doubted.
     refuted: Option<Instant>,
     offer: Offer,
+    known: Known,
+    twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
     addresses: Vec<Address>,
     whole: BTreeSet<ShardId>,
@@ -272,8 +296,11 @@ pub struct Core {
     reads: BTreeMap<ReadId, Reading>,
     counts: Counts,
     traffic: BTreeMap<PeerId, Traffic>,
-    /// When leases and dials are looked at next.
+    /// When leases are looked at next.
     upkeep: Instant,
+    /// When peers are dialled next, and when they were last.
+    dial_at: Instant,
+    dialled_at: Option<Instant>,
     /// When a read is to be looked at next if nothing happens before.
     reads_wake: Option<Instant>,
 }
@@ -290,10 +317,11 @@ impl Core {
             schedule,
             inbox: Inbox::new(now),
             sequence: Sequence::default(),
-            dialling: Dialling::default(),
             absence: Absence::default(),
             refuted: None,
             offer: Offer::default(),
+            known: Known::new(config.own),
+            twins: Twins::default(),
             contacts: BTreeMap::new(),
             addresses: Vec::new(),
             whole: BTreeSet::new(),
@@ -302,6 +330,8 @@ impl Core {
             counts: Counts::default(),
             traffic: BTreeMap::new(),
             upkeep: now + config.timing.upkeep(),
+            dial_at: now,
+            dialled_at: None,
             reads_wake: None,
             config,
         }
@@ -323,10 +353,23 @@ impl Core {
                 }
                 out.push(Action::Changed);
             }
-            Event::Addresses(addresses) => {
-                self.addresses = addresses;
-                self.schedule.change(now, Due::Holdings);
+            Event::Known { peer, source, addresses } => {
+                self.known.learn(now, peer, source, addresses);
+                self.dial_soon(now);
             }
+            Event::NotReached { peer, reason, is_stranger } => {
+                self.known.failed(peer, reason, is_stranger);
+                out.push(Action::Changed);
+            }
+            Event::Twin { peer, places } => {
+                let places = places.iter().map(|place| place.without_peer().to_string());
+                self.on_twin(now, Twin { peer, places: places.collect(), told_by: None }, out);
+            }
+            Event::ToldOfTwin { by } => {
+                let twin = Twin { peer: self.config.own, places: vec![], told_by: Some(by) };
+                self.on_twin(now, twin, out);
+            }
+            Event::Addresses(addresses) => self.on_addresses(now, addresses),
             Event::Whole(whole) => {
                 self.whole = whole;
                 self.schedule.change(now, Due::Holdings);
@@ -370,7 +413,7 @@ impl Core {
 
     /// When [`Event::Time`] is due if nothing happens before.
     pub fn next_wake(&self) -> Instant {
-        let wake = self.schedule.next().min(self.upkeep);
+        let wake = self.schedule.next().min(self.upkeep).min(self.dial_at);
         self.reads_wake.map_or(wake, |reads| reads.min(wake))
     }
 
@@ -434,6 +477,21 @@ impl Core {
         Load { streams: 0, leases: self.membership.peers().count(), reads: self.reads.len() }
     }
 
+    /// Known peers that are not connected, the most useful first.
+    pub fn away(&self, now: Instant) -> Vec<Away> {
+        self.known.report(now)
+    }
+
+    /// The peer that reads wait for most: it has owed answers for a while and delivers least.
+    pub fn slowest(&self, now: Instant) -> Option<PeerId> {
+        self.scheduler.links.slowest(now)
+    }
+
+    /// Identities of which two nodes were seen lately, this node's own among them.
+    pub fn twins(&self, now: Instant) -> Vec<Twin> {
+        self.twins.now(now)
+    }
+
     /// Peers banned now.
     pub fn banned(&self, now: Instant) -> usize {
         self.reputation.banned(now)
@@ -460,11 +518,10 @@ impl Core {
                 out.push(Action::ForgetStreams(*peer));
             }
         }
-        for peer in contacts.keys() {
-            self.dialling.forget(*peer);
-        }
         let connected = |contacts: &BTreeMap<PeerId, Contact>| contacts.keys().copied().collect();
         self.absence.update(now, &connected(&self.contacts), &connected(&contacts));
+        self.known.contacts(now, &contacts);
+        self.dial_soon(now);
         self.contacts = contacts;
         self.settle(now, true, sight, out);
         out.push(Action::Changed);
@@ -542,18 +599,28 @@ impl Core {
             self.counts.ignored_messages += 1;
             return true;
         }
+        let texts = holdings.addresses.iter();
+        let addresses: Vec<Address> = texts.filter_map(|text| text.parse().ok()).collect();
+        let (until, said) = (now + holdings.lease, (holdings.run, holdings.sequence));
         let heard = self.membership.hear(now, author, holdings);
         if matches!(heard, Heard::Changed | Heard::Renewed) {
             self.absence.spoke(author);
         }
         match heard {
+            Heard::Stale => return true,
             Heard::Full => self.counts.ignored_messages += 1,
             Heard::Changed => {
-                self.dial_ahead(now, out);
                 self.settle(now, true, sight, out);
                 out.push(Action::Changed);
             }
-            Heard::Stale | Heard::Renewed => {}
+            Heard::Renewed => {}
+        }
+        let place = addresses.first().map(|address| address.without_peer().to_string());
+        if let Some(twin) = self.twins.hear(now, author, said, &place.unwrap_or_default()) {
+            self.on_twin(now, twin, out);
+        }
+        if self.known.hear(now, author, addresses, until) {
+            self.dial_soon(now);
         }
         true
     }
@@ -573,6 +640,15 @@ impl Core {
             self.schedule.change(now, Due::Holdings);
         }
         true
+    }
+
+    /// Two nodes use one identity: the owner is told, and so are the two, by those that see it.
+    fn on_twin(&mut self, now: Instant, twin: Twin, out: &mut Vec<Action>) {
+        let (peer, is_seen) = (twin.peer, twin.told_by.is_none());
+        out.extend(self.twins.note(now, twin).map(Action::Warn));
+        if is_seen && self.contacts.contains_key(&peer) && self.twins.may_tell(now, peer) {
+            out.push(Action::TellTwins(peer));
+        }
     }
 
     fn on_publish(&mut self, now: Instant, signed: SignedModel, out: &mut Vec<Action>) {
@@ -599,8 +675,7 @@ impl Core {
         if self.upkeep <= now {
             self.upkeep = now + self.config.timing.upkeep();
             stirred = self.membership.expire(now);
-            let Self { dialling, absence, membership, .. } = self;
-            dialling.retain(|peer| membership.knows(peer));
+            let Self { absence, membership, .. } = self;
             absence.retain(|peer| membership.knows(peer));
             // Who has lost everybody is itself the one that is lost.
             if !self.contacts.is_empty() {
@@ -608,7 +683,10 @@ impl Core {
                 let doubts = doubts.map(|peer| Envelope::Doubt(peer.to_bytes()).encode());
                 out.extend(doubts.map(Action::Publish));
             }
-            self.dial_ahead(now, out);
+            self.dial_soon(now);
+        }
+        if self.dial_at <= now {
+            self.dial_known(now, out);
         }
         self.settle(now, stirred, sight, out);
         if stirred {
@@ -627,16 +705,16 @@ impl Core {
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
         let mut messages: Vec<Vec<u8>> = announcements.collect();
-        let (own, lease) = (self.config.own, self.config.timing.lease);
         let holdings = self.own_holdings();
-        messages.extend(holdings_messages(
-            own,
-            lease,
-            self.offer,
-            &self.addresses,
-            holdings,
-            || self.sequence.next(unix_ms),
-        ));
+        let author = Author {
+            peer: self.config.own,
+            run: self.config.run,
+            lease: self.config.timing.lease,
+            offer: self.offer,
+            addresses: &self.addresses,
+        };
+        let sequence = &mut self.sequence;
+        messages.extend(holdings_messages(author, holdings, || sequence.next(unix_ms)));
         let said = messages.len();
         out.extend(messages.into_iter().map(Action::Publish));
         said
@@ -682,12 +760,36 @@ impl Core {
         learned
     }
 
-    /// Connects to holders ahead of need, up to a number of connections.
-    fn dial_ahead(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let room = limits::DIAL_TARGET.saturating_sub(self.contacts.len());
-        let away = self.membership.peers().filter(|peer| !self.contacts.contains_key(peer));
-        let wanted: Vec<PeerId> = away.filter(|peer| *peer != self.config.own).take(room).collect();
-        self.dial(now, wanted, out);
+    /// Where this node listens has changed. Another IP address is another network.
+    fn on_addresses(&mut self, now: Instant, addresses: Vec<Address>) {
+        let here = |address: &&Address| address.transport() != Transport::Relay;
+        let ip = |addresses: &[Address]| -> BTreeSet<IpAddr> {
+            addresses.iter().filter(here).filter_map(Address::ip).collect()
+        };
+        if !ip(&addresses).is_subset(&ip(&self.addresses)) {
+            self.known.network_changed(now);
+            self.dial_soon(now);
+        }
+        self.addresses = addresses;
+        self.schedule.change(now, Due::Holdings);
+    }
+
+    /// Somebody may be to be dialled: looks as soon as the last round allows.
+    fn dial_soon(&mut self, now: Instant) {
+        let earliest = self.dialled_at.map_or(now, |at| now.max(at + limits::DIAL_SETTLE));
+        self.dial_at = self.dial_at.min(earliest);
+    }
+
+    /// Dials known peers whose turn it is, up to a number of connections ahead of need.
+    fn dial_known(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let members = self.contacts.values().filter(|contact| contact.listens).count();
+        let room = limits::DIAL_TARGET.saturating_sub(members);
+        let Self { known, reputation, .. } = self;
+        let due = known.due(now, room, |peer| !reputation.is_banned(now, peer));
+        out.extend(due.into_iter().map(|(peer, addresses)| Action::Dial { peer, addresses }));
+        self.dialled_at = Some(now);
+        let next = self.known.next(now).unwrap_or(self.upkeep);
+        self.dial_at = next.max(now + limits::DIAL_SETTLE);
     }
 
     /// Dials those of `wanted` whose turn it is. Each dial puts the next one off.
@@ -696,10 +798,8 @@ impl Core {
             if self.contacts.contains_key(&peer) || self.reputation.is_banned(now, peer) {
                 continue;
             }
-            let addresses = self.membership.addresses(peer);
-            if !addresses.is_empty() && self.dialling.take(now, peer) {
-                out.push(Action::Dial { peer, addresses });
-            }
+            let addresses = self.known.take(now, peer);
+            out.extend(addresses.map(|addresses| Action::Dial { peer, addresses }));
         }
     }
 

@@ -11,7 +11,7 @@ use doppler_store::verified::OBJECT_BYTES_MAX;
 use doppler_store::{ReadError, ReadRequest};
 
 use super::answer::{Answer, Failure, FailureKind, Proved};
-use super::limits::ATTEMPTS_MAX;
+use super::limits::{ATTEMPTS_MAX, BUSY_MAX};
 use super::reputation::Conduct;
 use super::scheduler::{Beaten, Ended, Holder, Outcome};
 use super::{Action, Core, Holders, ReadId, RequestId, Sight, may_relay};
@@ -37,6 +37,8 @@ pub(super) struct Reading {
     started: Instant,
     /// Since when no peer has been asked for anything.
     idle_since: Instant,
+    /// When something of it was proved last; at first, when it began.
+    proved_at: Instant,
     /// Failed requests since the last one that brought something.
     failures: u32,
     last: Option<(PeerId, Failure)>,
@@ -53,6 +55,7 @@ impl Reading {
             request,
             started: now,
             idle_since: now,
+            proved_at: now,
             failures: 0,
             last: None,
             parts: Vec::new(),
@@ -83,7 +86,8 @@ impl Reading {
             None if known == 0 => ReadError::NotFound { shard, waited },
             None => {
                 let (ready, away) = (holders.ready.len(), holders.away.len());
-                self.late(now, format!("{ready} holders are busy, {away} cannot be reached"))
+                let are = if ready == 1 { "holder is" } else { "holders are" };
+                self.late(now, format!("{ready} {are} busy, {away} cannot be reached"))
             }
             Some((peer, failure)) => match failure.kind {
                 FailureKind::Wrong => {
@@ -97,9 +101,10 @@ impl Reading {
                 FailureKind::NotFound if known == 0 => ReadError::NotFound { shard, waited },
                 _ => {
                     let detail = &failure.detail;
+                    let holders = if known == 1 { "holder" } else { "holders" };
                     self.late(
                         now,
-                        format!("{known} holders known; the last asked, {peer}, {detail}"),
+                        format!("{known} {holders} known; the last asked, {peer}, {detail}"),
                     )
                 }
             },
@@ -162,7 +167,10 @@ impl Core {
             Err(_) => Outcome::Failed,
         };
         if let Some(reading) = self.reads.get_mut(&read) {
-            reading.failures += u32::from(ended == Outcome::Failed);
+            // A peer that says that it is busy is late.
+            let is_busy =
+                outcome.as_ref().is_err_and(|failure| failure.kind == FailureKind::Overloaded);
+            reading.failures += u32::from(ended == Outcome::Failed && !is_busy);
             (reading.idle_since, reading.look) = (now, now);
         }
         self.take_in(now, (read, request, peer), ended, proved, sight, out);
@@ -224,7 +232,7 @@ impl Core {
         let end = if is_last { proved.end } else { keep.end() };
         let Some(range) = ByteRange::new(keep.start(), end) else { return };
         reading.parts.push(Part { request, peer, range, size: proved.size });
-        reading.failures = 0;
+        (reading.failures, reading.proved_at) = (0, now);
         self.counts.verified_bytes += range.len();
         self.traffic_of(peer).bytes_in += range.len();
         if is_whole {
@@ -335,17 +343,39 @@ impl Core {
             }
             return self.look_again(read, deadline);
         }
-        let until = deadline.min(reading.idle_since + self.config.find_timeout);
         let (shard, failures) = (reading.request.shard, reading.failures);
         let holders = self.holders(now, shard);
+        let Some(until) = self.patience(now, read, deadline, &holders) else { return false };
         let away = || holders.away.iter().map(|(peer, _)| *peer);
         self.dial(now, away().collect(), out);
         if now >= until || failures >= ATTEMPTS_MAX {
             let gave_up = self.reads.get(&read).map(|reading| reading.gave_up(now, &holders));
             return gave_up.is_some_and(|error| self.end(now, read, Err(error), out));
         }
-        let next_dial = self.dialling.next(now, away());
+        let next_dial = self.known.next_of(now, away());
         self.look_again(read, next_dial.map_or(until, |next| next.min(until)))
+    }
+
+    /// When a read of which nobody is asked is given up. A holder that owes this node other answers
+    /// is busy, and this read's turn will come: who owes them and sends nothing is noticed where they
+    /// are read. One that only says that it is busy is believed for a while.
+    fn patience(
+        &self,
+        now: Instant,
+        read: ReadId,
+        deadline: Instant,
+        holders: &Holders,
+    ) -> Option<Instant> {
+        let reading = self.reads.get(&read)?;
+        let links = &self.scheduler.links;
+        let ready = || holders.ready.iter().map(|(peer, _)| *peer);
+        let heard = |peer| if links.requests(peer) > 0 { Some(now) } else { links.heard_at(peer) };
+        let heard = ready().filter_map(heard).max();
+        let delivered = ready().filter_map(|peer| links.delivered_at(peer)).max();
+        let idle = heard.map_or(reading.idle_since, |heard| heard.max(reading.idle_since));
+        let proved = delivered.map_or(reading.proved_at, |at| at.max(reading.proved_at));
+        let find = self.config.find_timeout;
+        Some(deadline.min(idle + find).min(proved + BUSY_MAX.max(find)))
     }
 
     fn look_again(&mut self, read: ReadId, at: Instant) -> bool {

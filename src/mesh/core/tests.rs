@@ -11,7 +11,7 @@ use doppler_store::{Priority, ReadRequest};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::limits::{BAN_FIRST, HEARD_EVERY};
+use super::limits::{BAN_FIRST, BUSY_MAX, HEARD_EVERY};
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -28,6 +28,8 @@ enum Manner {
     Wrong,
     /// Says that objects are one group longer.
     Longer,
+    /// Has no time for anybody.
+    Busy,
 }
 
 /// A request on its way back to who asked.
@@ -126,7 +128,8 @@ impl World {
         for (index, rate) in rates.iter().enumerate() {
             let id = PeerId::from_seed([index as u8 + 1; 32]);
             let timing = Timing::default();
-            let config = Config { own: id, topic: "t".into(), timing, find_timeout: FIND_TIMEOUT };
+            let (topic, find_timeout) = ("t".to_owned(), FIND_TIMEOUT);
+            let config = Config { own: id, run: 1, topic, timing, find_timeout };
             world.nodes.push(Node {
                 id,
                 core: Core::new(config, start),
@@ -184,8 +187,8 @@ impl World {
 
     fn tell_contacts(&mut self, node: usize) {
         let others = self.links.iter().filter(|(from, _)| *from == node);
-        let contact = Contact { is_direct: true, listens: true };
-        let contacts = others.map(|(_, other)| (self.nodes[*other].id, contact)).collect();
+        let contact = Contact { is_direct: true, listens: true, reached: Vec::new() };
+        let contacts = others.map(|(_, other)| (self.nodes[*other].id, contact.clone())).collect();
         self.tell(node, Event::Contacts(contacts));
     }
 
@@ -251,6 +254,7 @@ impl World {
                 self.at(now, node, Next::Disconnect(other));
             }
             Action::ForgetStreams(_) | Action::Changed => {}
+            Action::Warn(_) | Action::TellTwins(_) => panic!("nobody has a twin"),
             Action::Ask { ask, .. } => self.ask(node, ask),
             Action::Keep { read, request, end } => {
                 let (_, ask) = *self.nodes[node]
@@ -316,6 +320,7 @@ impl World {
                 self.answer(node, key, Some(FailureKind::Wrong));
             }
             Manner::Wrong => self.answer(node, key, Some(FailureKind::Wrong)),
+            Manner::Busy => self.answer(node, key, Some(FailureKind::Overloaded)),
             _ if self.now >= reply.ends => self.answer(node, key, None),
             _ => {
                 let peer = server.id;
@@ -625,6 +630,49 @@ fn an_old_message_does_not_bring_a_dead_peer_back() {
     world.connect(0, 1);
     world.tell(1, replay(&topic));
     assert_eq!(world.nodes[1].core.load().leases, 1);
+}
+
+#[test]
+fn late_is_not_failed() {
+    // Three nodes read from one that sends 64 KiB a second: more at once than it is asked for.
+    let mut world = World::new(Instant::now(), &[65_536.0, 40e6, 40e6, 40e6]);
+    let model = Model::new(8, 384 * 1024);
+    world.hold(0, &model, &model.objects);
+    (1..4).for_each(|node| world.register(node, &model));
+    world.run_for(Duration::from_secs(1));
+    for node in 1..4 {
+        for (read, shard) in (1..).zip(model.objects.clone()) {
+            world.read(node, read, shard, model.size);
+        }
+    }
+    let began = world.now;
+    world.run_until(|world| world.nodes[1..].iter().all(|node| node.ended.len() == 8));
+    for node in 1..4 {
+        for read in 1..=8 {
+            assert_eq!(world.nodes[node].ended[&read].1, Ok(()), "{node} {read}");
+            world.assert_whole(node, read, model.size);
+        }
+    }
+    let seconds = (world.now - began).as_secs_f64();
+    let least = 3.0 * 8.0 * model.size as f64 / 65_536.0;
+    assert!(seconds > 2.0 * FIND_TIMEOUT.as_secs_f64() && seconds < 1.2 * least, "{seconds}");
+}
+
+#[test]
+fn a_holder_that_is_only_ever_busy_is_given_up_after_a_while() {
+    let mut world = World::new(Instant::now(), &[40e6, 40e6]);
+    let model = Model::new(1, MIB);
+    world.hold(0, &model, &model.objects);
+    world.register(1, &model);
+    world.run_for(Duration::from_secs(1));
+    world.nodes[0].manner = Manner::Busy;
+    world.read(1, 1, model.objects[0], MIB);
+    let began = world.now;
+    world.run_for(2 * FIND_TIMEOUT);
+    assert!(world.nodes[1].ended.is_empty(), "it may have time yet");
+    assert!(world.run_read(1, 1).is_err());
+    let waited = world.now - began;
+    assert!(waited >= BUSY_MAX && waited < BUSY_MAX + Duration::from_secs(1), "{waited:?}");
 }
 
 /// A run in which everything goes wrong that can; its log.

@@ -127,6 +127,12 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     for problem in status.bootstrap.iter().filter_map(BootstrapStatus::problem) {
         row("bootstrap", problem);
     }
+    for twins in status.twins {
+        row("identity", twins);
+    }
+    for away in &status.away {
+        row("looking for", away.describe());
+    }
     row("data", status.data);
     row("backend", status.backend);
     row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
@@ -157,13 +163,20 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
 pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
     let client = connect(args)?;
     let peers: Vec<Peer> = client.get("/v1/peers")?;
-    if args.json {
-        return print_json(&peers);
-    }
     let status: Status = client.get("/v1/status")?;
+    // On standard error: the table, and the JSON of scripts, are of those that are connected.
     let problems = status.bootstrap.iter().filter_map(BootstrapStatus::problem);
     for problem in problems {
         note!("bootstrap address {problem}");
+    }
+    for twins in &status.twins {
+        note!("{twins}");
+    }
+    for away in &status.away {
+        note!("looking for {}", away.describe());
+    }
+    if args.json {
+        return print_json(&peers);
     }
     if peers.is_empty() {
         outln!("no peers (give one with --bootstrap, or start another node on this network)");

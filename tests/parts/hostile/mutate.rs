@@ -151,6 +151,7 @@ fn envelopes() {
         is_leaving: true,
         addresses: vec!["/ip4/127.0.0.1/tcp/1".into(), "/dns/example.org/tcp/443".into()],
         models: (0..6).map(entry).collect(),
+        run: 7,
     };
     let announcement = Envelope::Announcement(signed).encode();
     let doubt = Envelope::Doubt(vec![1; 38]).encode();

@@ -1,0 +1,373 @@
+//! Which peers are known, where they can be reached, and whom to dial when. Pure: the time is an
+//! argument.
+//!
+//! A peer is known because it was connected, because the last run met it, because the local
+//! network found it, or because it said itself where it is, in a message under its own signature.
+//! However it became known, it stays so, and is dialled for as long as it is away.
+//!
+//! Invariants: no pause between two dials is longer than [`DIAL_NEAR_MAX`] for the [`NEAR_MAX`]
+//! most useful of those that are away, nor than [`DIAL_FAR_MAX`] for the others; the table is
+//! bounded, and who was connected never gives way to who was only heard of.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use doppler_ids::{Address, PeerId};
+
+use super::Contact;
+use super::limits::{
+    DIAL_AGAIN, DIAL_FAR_MAX, DIAL_NEAR_MAX, DIAL_RETRY_FIRST, DIALS_AT_ONCE, KNOWN_ADDRESSES_MAX,
+    KNOWN_PEERS_MAX, NEAR_MAX, STEADY, STRANGER_AFTER,
+};
+
+/// How a peer became known, the most telling last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// It said where it is, and others passed that on.
+    Heard,
+    /// The local network found it (mDNS).
+    Found,
+    /// An earlier run met it.
+    Remembered,
+    /// It was connected.
+    Met,
+}
+
+/// A known peer that is not connected, and how dialling it fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    pub peer: PeerId,
+    pub source: Source,
+    /// Where it is dialled, best first.
+    pub addresses: Vec<Address>,
+    /// Dials since it was connected last.
+    pub dials: u32,
+    /// Why the last dial failed.
+    pub failure: Option<String>,
+    /// Until it is dialled again; zero if it is about to be.
+    pub next: Duration,
+}
+
+struct Entry {
+    source: Source,
+    /// Where it was reached, where the local network found it, where it says it listens.
+    reached: Vec<Address>,
+    found: Vec<Address>,
+    said: Vec<Address>,
+    /// Until when its last message is believed.
+    alive_until: Option<Instant>,
+    /// When it was connected or heard of last.
+    seen: Instant,
+    /// Since when it is connected, and whether it took part in this swarm meanwhile.
+    connected: Option<Instant>,
+    took_part: bool,
+    /// It was connected and belongs to another swarm, or has no key to this one.
+    is_stranger: bool,
+    /// Not dialled before this. When it was dialled last, and how often since the pauses began.
+    from: Instant,
+    dialled: Option<Instant>,
+    dials: u32,
+    failure: Option<String>,
+}
+
+impl Entry {
+    fn is_alive(&self, now: Instant) -> bool {
+        !self.is_stranger && self.alive_until.is_some_and(|until| until > now)
+    }
+
+    fn addresses(&self) -> Vec<Address> {
+        let mut all: Vec<Address> = Vec::new();
+        for address in self.reached.iter().chain(&self.found).chain(&self.said) {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        all.truncate(KNOWN_ADDRESSES_MAX);
+        all
+    }
+
+    /// Its pauses begin anew. Whoever makes this happen again and again gets no more dials than
+    /// one each [`DIAL_RETRY_FIRST`].
+    fn start_over(&mut self, from: Instant) {
+        (self.from, self.dials) = (from, 0);
+    }
+
+    /// The most useful first: of this swarm, by the best source, seen last.
+    fn usefulness(&self) -> impl Ord + use<> {
+        (self.is_stranger, Reverse(self.source), Reverse(self.seen))
+    }
+}
+
+/// Every known peer.
+pub(super) struct Known {
+    own: PeerId,
+    /// Who is connected, with or without an entry.
+    connected: BTreeSet<PeerId>,
+    peers: BTreeMap<PeerId, Entry>,
+}
+
+impl Known {
+    pub(super) const fn new(own: PeerId) -> Self {
+        Self { own, connected: BTreeSet::new(), peers: BTreeMap::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// A peer is said to be at these addresses, by the last run or by the local network: it is
+    /// dialled at once.
+    pub(super) fn learn(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        source: Source,
+        addresses: Vec<Address>,
+    ) {
+        let Some(entry) = self.entry(now, peer, source) else { return };
+        let list = match source {
+            Source::Found => &mut entry.found,
+            _ => &mut entry.reached,
+        };
+        // The local network tells of each address once, so earlier ones are kept behind.
+        for address in addresses.into_iter().rev() {
+            list.retain(|known| *known != address);
+            list.insert(0, address);
+        }
+        list.truncate(KNOWN_ADDRESSES_MAX);
+        entry.start_over(now);
+    }
+
+    /// A peer's own message says where it listens, and is believed until then. True if that is
+    /// news.
+    pub(super) fn hear(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        addresses: Vec<Address>,
+        until: Instant,
+    ) -> bool {
+        // A page listens nowhere and is not looked for.
+        if addresses.is_empty() && !self.peers.contains_key(&peer) {
+            return false;
+        }
+        let Some(entry) = self.entry(now, peer, Source::Heard) else { return false };
+        let was_away = !entry.is_alive(now);
+        let moved = addresses.iter().any(|address| !entry.said.contains(address));
+        entry.said = addresses;
+        entry.said.truncate(KNOWN_ADDRESSES_MAX);
+        entry.alive_until = Some(until);
+        entry.is_stranger = false;
+        entry.seen = now;
+        if was_away || moved {
+            entry.start_over(now);
+        }
+        was_away || moved
+    }
+
+    /// These are connected now, all of them. A peer that has gone is dialled again at once, unless
+    /// it does not stay.
+    pub(super) fn contacts(&mut self, now: Instant, contacts: &BTreeMap<PeerId, Contact>) {
+        self.connected = contacts.keys().copied().collect();
+        for (peer, contact) in contacts {
+            // Who cannot be dialled is not remembered.
+            if contact.reached.is_empty() && !self.peers.contains_key(peer) {
+                continue;
+            }
+            let Some(entry) = self.entry(now, *peer, Source::Met) else { continue };
+            if !contact.reached.is_empty() {
+                entry.reached.clone_from(&contact.reached);
+                entry.reached.truncate(KNOWN_ADDRESSES_MAX);
+            }
+            entry.connected.get_or_insert(now);
+            entry.took_part |= contact.listens;
+            entry.is_stranger &= !contact.listens;
+            (entry.seen, entry.failure) = (now, None);
+        }
+        let (own, peers) = (self.own, self.peers.iter_mut());
+        for (peer, entry) in peers.filter(|(peer, _)| !contacts.contains_key(*peer)) {
+            let Some(since) = entry.connected.take() else { continue };
+            let stayed = now.saturating_duration_since(since);
+            entry.is_stranger |= !entry.took_part && stayed >= STRANGER_AFTER;
+            entry.took_part = false;
+            if stayed >= STEADY {
+                // Both ends notice at once: not both of them should dial.
+                entry.start_over(now + DIAL_AGAIN.mul_f64(share(own, *peer, 0)));
+            }
+        }
+    }
+
+    /// A dial of a peer failed, or it was refused; `is_stranger` if it cannot take part at all.
+    pub(super) fn failed(&mut self, peer: PeerId, reason: String, is_stranger: bool) {
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.is_stranger |= is_stranger;
+            entry.failure = Some(reason);
+        }
+    }
+
+    /// The network has changed: whoever is away may be reached now.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        for entry in self.peers.values_mut().filter(|entry| entry.connected.is_none()) {
+            entry.start_over(now);
+        }
+    }
+
+    /// Whom to dial now and where. Peers that are alive and merely not connected are dialled while
+    /// there is `room` for more connections; those that are lost in any case.
+    pub(super) fn due(
+        &mut self,
+        now: Instant,
+        mut room: usize,
+        may: impl Fn(PeerId) -> bool,
+    ) -> Vec<(PeerId, Vec<Address>)> {
+        let mut due = Vec::new();
+        for (peer, at) in self.away(now) {
+            let Some(entry) = self.peers.get_mut(&peer) else { continue };
+            let is_alive = entry.is_alive(now);
+            if at > now || is_alive && room == 0 || !may(peer) {
+                continue;
+            }
+            room -= usize::from(is_alive);
+            due.extend(dial(now, entry).map(|addresses| (peer, addresses)));
+            if due.len() >= DIALS_AT_ONCE {
+                break;
+            }
+        }
+        due
+    }
+
+    /// Where to dial a peer that somebody needs; `None` if it is not its turn yet.
+    pub(super) fn take(&mut self, now: Instant, peer: PeerId) -> Option<Vec<Address>> {
+        let own = self.own;
+        let entry = self.peers.get_mut(&peer).filter(|entry| entry.connected.is_none())?;
+        if due_at(own, peer, entry, DIAL_NEAR_MAX) > now {
+            return None;
+        }
+        dial(now, entry)
+    }
+
+    /// When the first of these may be dialled again, after `now`.
+    pub(super) fn next_of(
+        &self,
+        now: Instant,
+        peers: impl Iterator<Item = PeerId>,
+    ) -> Option<Instant> {
+        let entries = peers.filter_map(|peer| Some((peer, self.peers.get(&peer)?)));
+        let due = entries.map(|(peer, entry)| due_at(self.own, peer, entry, DIAL_NEAR_MAX));
+        due.filter(|at| *at > now).min()
+    }
+
+    /// When somebody is to be dialled next, after `now`.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        self.away(now).into_iter().map(|(_, at)| at).filter(|at| *at > now).min()
+    }
+
+    /// The known peers that are away, the most useful first.
+    pub(super) fn report(&self, now: Instant) -> Vec<Away> {
+        let away = self.away(now).into_iter();
+        let told = away.filter_map(|(peer, at)| {
+            let entry = self.peers.get(&peer)?;
+            Some(Away {
+                peer,
+                source: entry.source,
+                addresses: entry.addresses(),
+                dials: entry.dials,
+                failure: entry.failure.clone(),
+                next: at.saturating_duration_since(now),
+            })
+        });
+        told.collect()
+    }
+
+    /// Who is away, the most useful first, and when each is to be dialled. Those that are alive are
+    /// counted apart: they are found when they are needed, and do not put off those that are lost.
+    fn away(&self, now: Instant) -> Vec<(PeerId, Instant)> {
+        let away = self.peers.iter().filter(|(_, entry)| {
+            let lists = [&entry.reached, &entry.found, &entry.said];
+            entry.connected.is_none() && lists.iter().any(|list| !list.is_empty())
+        });
+        let mut away: Vec<(&PeerId, &Entry)> = away.collect();
+        away.sort_by_key(|(_, entry)| entry.usefulness());
+        let mut ranks = [0, 0];
+        let at = |(peer, entry): (&PeerId, &Entry)| {
+            let rank = &mut ranks[usize::from(entry.is_alive(now))];
+            *rank += 1;
+            let is_near = *rank <= NEAR_MAX && !entry.is_stranger;
+            let max = if is_near { DIAL_NEAR_MAX } else { DIAL_FAR_MAX };
+            (*peer, due_at(self.own, *peer, entry, max))
+        };
+        away.into_iter().map(at).collect()
+    }
+
+    /// A peer's entry, made if there is room: the least useful of those that are away gives way
+    /// to one known by a source as good.
+    fn entry(&mut self, now: Instant, peer: PeerId, source: Source) -> Option<&mut Entry> {
+        if peer == self.own {
+            return None;
+        }
+        if !self.peers.contains_key(&peer) && self.peers.len() >= KNOWN_PEERS_MAX {
+            let away = self.peers.iter().filter(|(_, entry)| {
+                entry.connected.is_none() && (entry.is_stranger || entry.source <= source)
+            });
+            let least = away.max_by_key(|(_, entry)| entry.usefulness())?;
+            let least = *least.0;
+            self.peers.remove(&least);
+        }
+        let connected = self.connected.contains(&peer).then_some(now);
+        let entry = self.peers.entry(peer).or_insert_with(|| Entry {
+            source,
+            reached: Vec::new(),
+            found: Vec::new(),
+            said: Vec::new(),
+            alive_until: None,
+            seen: now,
+            connected,
+            took_part: false,
+            is_stranger: false,
+            from: now,
+            dialled: None,
+            dials: 0,
+            failure: None,
+        });
+        entry.source = entry.source.max(source);
+        Some(entry)
+    }
+}
+
+/// Notes a dial; `None` if there is nowhere to dial to.
+fn dial(now: Instant, entry: &mut Entry) -> Option<Vec<Address>> {
+    entry.dialled = Some(now);
+    entry.dials = entry.dials.saturating_add(1);
+    Some(entry.addresses()).filter(|addresses| !addresses.is_empty())
+}
+
+fn due_at(own: PeerId, peer: PeerId, entry: &Entry, max: Duration) -> Instant {
+    let pause = match entry.dials {
+        0 => DIAL_RETRY_FIRST,
+        dials => pause(own, peer, dials, max),
+    };
+    entry.dialled.map_or(entry.from, |dialled| entry.from.max(dialled + pause))
+}
+
+/// The pause after so many dials: twice as long each time up to `max`, and up to a quarter
+/// shorter, so that nodes that lost each other together do not dial in step.
+fn pause(own: PeerId, peer: PeerId, dials: u32, max: Duration) -> Duration {
+    let doublings = (dials - 1).min(16);
+    let whole = DIAL_RETRY_FIRST.saturating_mul(1 << doublings).min(max);
+    whole.mul_f64(1.0 - share(own, peer, dials) / 4.0)
+}
+
+/// A number from 0 to 1 that differs from one pair of peers and one dial to the next. The same
+/// events give the same actions, so it is no dice.
+fn share(own: PeerId, peer: PeerId, dials: u32) -> f64 {
+    let mut bytes = [own.to_bytes(), peer.to_bytes()].concat();
+    bytes.extend_from_slice(&dials.to_le_bytes());
+    let mut first = [0; 4];
+    first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..4]);
+    f64::from(u32::from_le_bytes(first)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;
