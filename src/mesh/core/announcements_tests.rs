@@ -44,7 +44,7 @@ fn only_verified_announcements_are_kept_and_once() {
     assert_eq!(all.learn(now, good.clone(), said(1), ANYBODY), Learned::Known);
     // A known key does not let a changed announcement slip in.
     assert!(matches!(all.learn(now, bad, said(1), ANYBODY), Learned::Bad(_)));
-    assert_eq!(all.all(), [good.clone()]);
+    assert_eq!(all.all(), std::slice::from_ref(&good));
     // Another name by the same publisher takes its place.
     let renamed = SignedModel::sign(&[1; 32], good.model, "new name", 9).unwrap();
     assert_eq!(all.learn(now, renamed.clone(), said(1), ANYBODY), Learned::New);
