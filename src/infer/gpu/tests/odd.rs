@@ -274,7 +274,9 @@ fn hold(changes: &[Change], caches: &[KvFormat]) {
                 assert!(logits(&mut paged, &tokens) == got, "{what}, {kv:?}: again, {slots:?}");
                 let ahead = chosen(&mut paged, &tokens[..PROMPT], 8);
                 assert_eq!(ahead, more, "{what}, {kv:?}: ahead, {slots:?}");
-                assert!(paged.stats().pager.evictions > 0, "{what}: nothing was missed");
+                // Twelve slots may hold all that so few tokens want.
+                let misses = slots == SlotBudget::Experts(6);
+                assert!(!misses || paged.stats().pager.evictions > 0, "{what}: nothing was missed");
             }
         }
     }
