@@ -109,6 +109,8 @@ pub struct Node {
     pub data: PathBuf,
     child: Child,
     lines: Receiver<Value>,
+    /// Events that came before it was ready: on a busy machine a model can.
+    early: Vec<Value>,
 }
 
 impl Node {
@@ -142,8 +144,16 @@ impl Node {
             data: data.into(),
             child,
             lines,
+            early: Vec::new(),
         };
-        let ready = node.event("ready");
+        let mut early = Vec::new();
+        let ready = loop {
+            match node.next_event("ready") {
+                event if event["event"] == "ready" => break event,
+                event => early.push(event),
+            }
+        };
+        node.early = early;
         node.peer_id = ready["peer_id"].as_str().unwrap().to_owned();
         node.address = ready["addresses"][0].as_str().unwrap().to_owned();
         node
@@ -164,18 +174,29 @@ impl Node {
             data: data.into(),
             child,
             lines: channel().1,
+            early: Vec::new(),
         }
     }
 
     /// Waits for the next event of this kind.
     pub fn event(&mut self, kind: &str) -> Value {
+        if let Some(at) = self.early.iter().position(|event| event["event"] == kind) {
+            return self.early.remove(at);
+        }
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(event) if event["event"] == kind => return event,
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => panic!("no {kind:?} event in {PATIENCE:?}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("the node ended before {kind:?}"),
+            match self.next_event(kind) {
+                event if event["event"] == kind => return event,
+                _ => {}
             }
+        }
+    }
+
+    /// Waits for any event; `kind` is what the test waits for.
+    fn next_event(&self, kind: &str) -> Value {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => panic!("no {kind:?} event in {PATIENCE:?}"),
+            Err(RecvTimeoutError::Disconnected) => panic!("the node ended before {kind:?}"),
         }
     }
 
