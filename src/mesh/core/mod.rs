@@ -13,6 +13,7 @@ mod absence;
 mod announcements;
 mod answer;
 mod bucket;
+mod catalogue;
 mod census;
 mod gossip;
 mod healing;
@@ -45,7 +46,7 @@ use tracing::debug;
 
 use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
 use absence::Absence;
-use announcements::{Announcements, Learned, Origin};
+use announcements::{Announcements, Origin};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
@@ -570,26 +571,6 @@ impl Core {
         out.push(Action::Judge { message, is_sound });
     }
 
-    fn on_announcement(
-        &mut self,
-        now: Instant,
-        author: PeerId,
-        signed: SignedModel,
-        out: &mut Vec<Action>,
-    ) -> bool {
-        match self.learn(now, &signed, Origin::Peer(author)) {
-            Learned::New => {
-                out.extend([Action::Learned { signed, is_own: false }, Action::Changed]);
-                true
-            }
-            Learned::Known | Learned::Full => true,
-            Learned::Bad(error) => {
-                debug!(%error, "announcement dropped");
-                false
-            }
-        }
-    }
-
     fn on_holdings(
         &mut self,
         now: Instant,
@@ -662,42 +643,6 @@ impl Core {
         out.extend(self.twins.note(now, twin).map(Action::Warn));
         if is_seen && self.contacts.contains_key(&peer) && self.twins.may_tell(now, peer) {
             out.push(Action::TellTwins(peer));
-        }
-    }
-
-    fn on_publish(
-        &mut self,
-        now: Instant,
-        signed: SignedModel,
-        source: Origin,
-        out: &mut Vec<Action>,
-    ) {
-        match self.learn(now, &signed, source) {
-            Learned::Bad(error) => out.push(Action::Refuse(error.into())),
-            Learned::New => {
-                out.push(Action::Learned { signed, is_own: true });
-                self.schedule.change(now, Due::Everything);
-            }
-            // What this node says itself always has room.
-            Learned::Known | Learned::Full => self.schedule.change(now, Due::Everything),
-        }
-    }
-
-    fn on_register(
-        &mut self,
-        now: Instant,
-        (model, objects): (ModelId, Vec<ShardId>),
-        sight: &dyn Sight,
-        out: &mut Vec<Action>,
-    ) {
-        let Self { membership, announcements, .. } = self;
-        match membership.register(model, objects, |model| announcements.is_protected(model)) {
-            Ok(()) => {
-                self.schedule.change(now, Due::Everything);
-                self.settle(now, true, sight, out);
-                out.push(Action::Changed);
-            }
-            Err(error) => out.push(Action::Refuse(error.into())),
         }
     }
 
@@ -775,19 +720,6 @@ impl Core {
         (said, more)
     }
 
-    /// Whether this node holds an object of a model, or some of one, for the model's sake.
-    fn holds_of(&self, model: ModelId, list: &[ShardId]) -> bool {
-        let is_here = |id: &ShardId| self.whole.contains(id) || self.parts.contains_key(id);
-        let is_protected = self.announcements.is_protected(model);
-        list.iter().any(|id| is_here(id) && (is_protected || !self.is_anothers(model, *id)))
-    }
-
-    /// Whether an object is here for another model's sake, which this node published or keeps. A
-    /// model that was withdrawn is not held because it has the tokenizer of one that was not.
-    fn is_anothers(&self, model: ModelId, shard: ShardId) -> bool {
-        self.membership.is_shared(model, shard, |other| self.announcements.is_protected(other))
-    }
-
     /// What this node holds, for gossip.
     fn own_holdings(&self) -> Vec<ModelHoldings> {
         let (held, parts) = (&self.whole, &self.parts);
@@ -816,39 +748,6 @@ impl Core {
             }
         };
         self.membership.lists().map(entry).collect()
-    }
-
-    /// Takes in an announcement; a model's holders protect it from being pushed out.
-    fn learn(&mut self, now: Instant, signed: &SignedModel, source: Origin) -> Learned {
-        let Self { announcements, membership, .. } = self;
-        let learned = announcements.learn(now, signed.clone(), source, &|model, peer| match peer {
-            Some(peer) => membership.holds_of(now, model, peer),
-            None => membership.holders_of_model(now, model).next().is_some(),
-        });
-        match learned {
-            Learned::Bad(_) => self.counts.bad_signatures += 1,
-            Learned::Full => self.counts.ignored_messages += 1,
-            Learned::New | Learned::Known => {}
-        }
-        learned
-    }
-
-    /// Forgets models that nobody holds and nobody has spoken of for `after`.
-    fn forget(
-        &mut self,
-        now: Instant,
-        after: Duration,
-        of: Option<ModelId>,
-        out: &mut Vec<Action>,
-    ) {
-        let Self { announcements, membership, .. } = self;
-        let gone = announcements.forget(now, after, of, &|model, _| {
-            membership.holders_of_model(now, model).next().is_some()
-        });
-        for model in gone {
-            self.membership.unregister(model);
-            out.extend([Action::Forgot(model), Action::Changed]);
-        }
     }
 
     /// Where this node listens has changed. Another IP address is another network.

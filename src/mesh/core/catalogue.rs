@@ -1,0 +1,118 @@
+//! Which models this node knows, publishes and keeps: what it takes in, what it registers, what it
+//! forgets, and which objects are here for a model's sake.
+//!
+//! Invariant: a model leaves with its object list, and only once nobody holds or announces it.
+
+use std::time::{Duration, Instant};
+
+use doppler_ids::{ModelId, PeerId, ShardId};
+use doppler_store::signature::SignedModel;
+use tracing::debug;
+
+use super::announcements::{Learned, Origin};
+use super::gossip::Due;
+use super::{Action, Core, Sight};
+
+impl Core {
+    pub(super) fn on_announcement(
+        &mut self,
+        now: Instant,
+        author: PeerId,
+        signed: SignedModel,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        match self.learn(now, &signed, Origin::Peer(author)) {
+            Learned::New => {
+                out.extend([Action::Learned { signed, is_own: false }, Action::Changed]);
+                true
+            }
+            Learned::Known | Learned::Full => true,
+            Learned::Bad(error) => {
+                debug!(%error, "announcement dropped");
+                false
+            }
+        }
+    }
+
+    pub(super) fn on_publish(
+        &mut self,
+        now: Instant,
+        signed: SignedModel,
+        source: Origin,
+        out: &mut Vec<Action>,
+    ) {
+        match self.learn(now, &signed, source) {
+            Learned::Bad(error) => out.push(Action::Refuse(error.into())),
+            Learned::New => {
+                out.push(Action::Learned { signed, is_own: true });
+                self.schedule.change(now, Due::Everything);
+            }
+            // What this node says itself always has room.
+            Learned::Known | Learned::Full => self.schedule.change(now, Due::Everything),
+        }
+    }
+
+    pub(super) fn on_register(
+        &mut self,
+        now: Instant,
+        (model, objects): (ModelId, Vec<ShardId>),
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) {
+        let Self { membership, announcements, .. } = self;
+        match membership.register(model, objects, |model| announcements.is_protected(model)) {
+            Ok(()) => {
+                self.schedule.change(now, Due::Everything);
+                self.settle(now, true, sight, out);
+                out.push(Action::Changed);
+            }
+            Err(error) => out.push(Action::Refuse(error.into())),
+        }
+    }
+
+    /// Whether this node holds an object of a model, or some of one, for the model's sake.
+    pub(super) fn holds_of(&self, model: ModelId, list: &[ShardId]) -> bool {
+        let is_here = |id: &ShardId| self.whole.contains(id) || self.parts.contains_key(id);
+        let is_protected = self.announcements.is_protected(model);
+        list.iter().any(|id| is_here(id) && (is_protected || !self.is_anothers(model, *id)))
+    }
+
+    /// Whether an object is here for another model's sake, which this node published or keeps. A
+    /// model that was withdrawn is not held because it has the tokenizer of one that was not.
+    pub(super) fn is_anothers(&self, model: ModelId, shard: ShardId) -> bool {
+        self.membership.is_shared(model, shard, |other| self.announcements.is_protected(other))
+    }
+
+    /// Takes in an announcement; a model's holders protect it from being pushed out.
+    fn learn(&mut self, now: Instant, signed: &SignedModel, source: Origin) -> Learned {
+        let Self { announcements, membership, .. } = self;
+        let learned = announcements.learn(now, signed.clone(), source, &|model, peer| match peer {
+            Some(peer) => membership.holds_of(now, model, peer),
+            None => membership.holders_of_model(now, model).next().is_some(),
+        });
+        match learned {
+            Learned::Bad(_) => self.counts.bad_signatures += 1,
+            Learned::Full => self.counts.ignored_messages += 1,
+            Learned::New | Learned::Known => {}
+        }
+        learned
+    }
+
+    /// Forgets models that nobody holds and nobody has spoken of for `after`.
+    pub(super) fn forget(
+        &mut self,
+        now: Instant,
+        after: Duration,
+        of: Option<ModelId>,
+        out: &mut Vec<Action>,
+    ) {
+        let Self { announcements, membership, .. } = self;
+        let gone = announcements.forget(now, after, of, &|model, _| {
+            membership.holders_of_model(now, model).next().is_some()
+        });
+        for model in gone {
+            self.membership.unregister(model);
+            out.extend([Action::Forgot(model), Action::Changed]);
+        }
+    }
+}
