@@ -208,10 +208,9 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   assert.match((await asked).url(), /reduce=group/)
   same(await ended(page), native(embedded, PROMPT, 3))
   // When every expert has a slot, a token is one submission. The prompt gives the first token.
-  const whole = await run(page, { tokens: 4, slots: 32 })
-  same(whole, native(embedded, PROMPT, 4))
-  const { numbers } = whole
-  assert.deepEqual([numbers.submissions, numbers.dispatches, numbers.pager.hits.slot], [3, 3 * 45, numbers.pager.demands])
+  same(await run(page, { tokens: 3, slots: 32 }), native(embedded, PROMPT, 3))
+  const { numbers } = await run(page, { tokens: 3, slots: 32 })
+  assert.deepEqual([numbers.submissions, numbers.dispatches, numbers.pager.hits.slot], [2, 2 * 45, numbers.pager.demands])
 })
 
 /** A byte-level tokenizer, for checkpoints that come without one. */
