@@ -58,16 +58,16 @@ struct Inner {
 pub struct PeerInfo {
     #[serde(serialize_with = "as_text")]
     pub id: PeerId,
-    /// Where it is connected from or to, then where it says it listens.
+    /// The addresses of its connections, then those on which it says it listens.
     pub addresses: Vec<String>,
-    /// Where it can be dialled again, best first: where this node reached it, then where it
-    /// says it listens on the machine that it connected from, then its places at relays.
-    /// None before it identified itself.
+    /// Where it can be dialled again, best first: where this node reached it, then where it says it
+    /// listens on the machine from which it connected, then its relayed addresses. Empty until it
+    /// has identified itself.
     #[serde(skip)]
     pub reached: Vec<Address>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
-    /// Whether a relay lies between: then no shards come from it.
+    /// Whether it is connected through a relay, so that it sends no shards.
     #[serde(skip)]
     pub path: Path,
     /// Whether it takes part in the swarm of this node's name.
@@ -98,7 +98,7 @@ pub struct KnownModel {
 pub struct Stats {
     #[serde(flatten)]
     pub counts: Counts,
-    /// By peer id as text; peers that have gone are kept.
+    /// By peer id as text. Includes peers that have gone.
     pub peers: BTreeMap<String, Traffic>,
     /// Peers banned now.
     pub banned: usize,
@@ -220,7 +220,7 @@ impl MeshHandle {
         self.inner.reach.borrow().clone()
     }
 
-    /// How the bootstrap addresses fare.
+    /// The state of each bootstrap address.
     pub fn bootstrap(&self) -> Vec<Bootstrap> {
         self.inner.bootstrap.borrow().clone()
     }
@@ -245,7 +245,7 @@ impl MeshHandle {
         self.inner.shared.look(|core, _| core.twins(Instant::now()))
     }
 
-    /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
+    /// The addresses that a page can dial: WebSocket and WebRTC-direct.
     pub fn browser_addrs(&self) -> Vec<Address> {
         let mut addresses = self.listen_addrs();
         addresses.retain(|address| address.transport().suits_browsers());
@@ -304,19 +304,19 @@ impl MeshHandle {
         self.inner.shared.changed()
     }
 
-    /// Peers that say they hold an object whole, by leases that run, connected or not.
+    /// Peers with a running lease that say they hold an object in full, whether connected or not.
     pub fn holders(&self, shard: ShardId) -> Vec<PeerId> {
         let whole = self.holdings(shard).into_iter().filter(|(_, chunks)| *chunks == Chunks::ALL);
         whole.map(|(peer, _)| peer).collect()
     }
 
-    /// Peers that say they hold an object or some of it, and which chunks.
+    /// Peers that say they hold an object or a part of it, and which chunks.
     pub fn holdings(&self, shard: ShardId) -> Vec<(PeerId, Chunks)> {
         let holders = self.inner.shared.look(|core, _| core.holders(Instant::now(), shard));
         holders.ready.into_iter().chain(holders.away).collect()
     }
 
-    /// Bytes of an object that reads under way have proved, and have not delivered yet.
+    /// Bytes of an object that reads in flight have proved but not delivered yet.
     pub fn coming(&self, shard: ShardId) -> u64 {
         self.inner.shared.coming(shard)
     }
@@ -373,7 +373,7 @@ impl MeshHandle {
             tasks.drain(..).collect()
         };
         for task in tasks {
-            // An error means that the task panicked: it has ended all the same.
+            // An error means that the task panicked. It has ended in any case.
             let _ = task.await;
         }
         self.inner.swarm.shutdown().await;
@@ -417,7 +417,7 @@ pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
         .collect();
     near.sort_by_key(|address| address.transport());
     let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
-    // And at its relays, which is all that remains of a way through a hole.
+    // And its relayed addresses, because a hole-punched address cannot be reused.
     let relayed = peer.listens.iter().filter(|address| address.transport() == Transport::Relay);
     for address in near.into_iter().chain(relayed).map(Address::without_peer) {
         if !all.contains(&address) {
@@ -427,7 +427,7 @@ pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
     all
 }
 
-/// The gossip topic of a swarm. The name itself is not told to peers outside it.
+/// The gossip topic of a swarm. It does not reveal the name to peers outside the swarm.
 pub fn topic(swarm_name: &str) -> Result<String, MeshError> {
     if swarm_name.is_empty() || swarm_name.len() > SWARM_NAME_BYTES_MAX {
         return Err(MeshError::BadSwarmName(swarm_name.to_owned()));

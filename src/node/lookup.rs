@@ -1,7 +1,7 @@
-//! Which model a request to the node means, and how long to wait for one that is not known.
+//! Which model a request to the node means, and how long to wait for an unknown one.
 //!
-//! A peer says what it knows soon after it is met. So a name that is not known is refused at
-//! once, but for a node that has just started or just met somebody.
+//! A peer announces what it knows soon after it connects. So an unknown name is refused at once,
+//! unless the node has just started or just met a peer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ use doppler_store::ModelId;
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::PublicKey;
 
-/// How long a peer that was just met may take to say what models there are; mDNS takes no
-/// longer to find one. Ten times the pause with which nodes gather what they say.
+/// How long a peer that was just met may take to announce models. mDNS takes no longer to find one.
+/// Ten times the period over which nodes collect announcements.
 const SETTLE: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Every known model under every name that it was signed with.
+    /// Every known model under every name with which it was signed.
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
         let trust = self.trust.read()?;
         let known = self.catalog.list().into_iter();
@@ -181,11 +181,11 @@ impl Service {
                 }
             }
         };
-        // Nobody was met: what follows says so.
+        // If no peer was met, the following error says so.
         let _ = timeout(self.config().find_timeout, met).await;
     }
 
-    /// When all that there is to be heard has been heard.
+    /// When everything should have been heard.
     fn settled_at(&self) -> Instant {
         let now = Instant::now();
         let newest = self.mesh.peers().iter().map(|peer| peer.connected_s).reduce(f64::min);

@@ -1,5 +1,5 @@
-//! Brings what is missing of a model here: asks the ladder for what `doppler_mesh::Pull` says, and
-//! tells how far it has come.
+//! Fetches the missing objects of a model: asks the ladder for those that `doppler_mesh::Pull`
+//! chooses, and reports progress.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,11 +16,11 @@ use super::work::{PROGRESS_EVERY, Report};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
 use doppler_store::{Priority, ShardId, StoreError};
 
-/// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
+/// The most objects fetched at once for pinning. At most 64 MiB of each are in memory.
 const PULLS_AT_ONCE: usize = 2;
 
 impl Service {
-    /// Fetches and pins every object of a target that is not here whole.
+    /// Fetches and pins every object of a target that is not complete here.
     ///
     /// # Errors
     /// If there is no room for all of it, in the budget or on the disk: nothing is fetched then.

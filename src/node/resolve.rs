@@ -1,4 +1,4 @@
-//! Which model a text means. One rule for every command and for the node. Pure.
+//! Which model a text means: one rule for every command and for the node. Pure.
 //!
 //! A whole id is an id, whatever anybody's models are called. Any other text means a model of
 //! this node's own by its name, then one of a trusted publisher; then the start of an id or a
@@ -11,7 +11,7 @@ use std::fmt;
 
 use doppler_store::ModelId;
 
-/// Characters of an id or a name that are enough to mean it.
+/// The fewest characters of an id or a name that identify it.
 pub const PREFIX_MIN: usize = 4;
 /// Suggestions in an error.
 const NEAR_MAX: usize = 3;
@@ -52,17 +52,18 @@ impl fmt::Display for Standing {
     }
 }
 
-/// A model as one of its signers calls it; one that several have signed is several candidates.
+/// A model under the name that one of its signers gave it. A model with several signers is several
+/// candidates.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     pub id: ModelId,
     pub name: String,
-    /// The signer's public key; nothing where it is not known.
+    /// The signer's public key. Empty if it is not known.
     pub publisher: String,
     pub standing: Standing,
 }
 
-/// Why a text means no model.
+/// Why a text does not identify a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     #[error("no model {text:?} is known here{}", did_you_mean(near))]
@@ -98,7 +99,7 @@ impl fmt::Display for List<'_> {
 /// Finds the one model that `text` means.
 ///
 /// # Errors
-/// If it means none, or several of the same standing.
+/// If it means none, or several of equal rank.
 pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> {
     use Standing::{Own, Refused, Stranger, Trusted};
     let lower = text.to_lowercase();

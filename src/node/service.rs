@@ -40,9 +40,9 @@ use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe, regular};
 
 /// Peers that are away of which `status` tells.
 const AWAY_MAX: usize = 64;
-/// Connected peers are looked at this often, at most, for addresses to keep.
+/// How often, at most, the addresses of connected peers are saved.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
-/// How long an object may take that a page asks for: 64 MiB from a tab on a slow line.
+/// How long fetching an object for a page may take: 64 MiB from a tab on a slow line.
 const BRING_MAX: Duration = Duration::from_secs(120);
 
 /// Everything a node is, for as long as it runs.
@@ -56,18 +56,18 @@ pub struct Service {
     pub(super) ladder: Ladder,
     pub(super) disk: Arc<DiskTier>,
     pub(super) mesh: MeshHandle,
-    /// Where the page and the control API answer; set once they do.
+    /// The address of the page and the control API, once they answer.
     http: OnceLock<String>,
-    /// Shows a private swarm's key to this node's gateway.
+    /// The token that this node's gateway requires in a private swarm.
     gateway_token: Option<String>,
     pub(super) catalog: Arc<Catalog>,
     /// Models that were used or pinned here.
     pub(super) kept: Kept,
     engine: Engine,
-    /// Held while the store is checked: once at a time.
+    /// Held while the store is checked, so that only one check runs at a time.
     checking: Arc<Semaphore>,
     pub(super) stopping: CancellationToken,
-    /// Writes down where peers are; awaited at the end.
+    /// The task that saves peers' addresses. Awaited at the end.
     remembering: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -138,7 +138,7 @@ impl Service {
         &self.config
     }
 
-    /// What this node's gateway asks for; nothing in an open swarm.
+    /// The token that this node's gateway requires. `None` in an open swarm.
     pub fn gateway_token(&self) -> Option<String> {
         self.gateway_token.clone()
     }
@@ -148,9 +148,9 @@ impl Service {
         PublicKey::of_seed(&self.seed)
     }
 
-    /// Says where the page and the control API answer.
+    /// Sets the address of the page and the control API.
     pub fn answers_at(&self, address: SocketAddr) {
-        // The first one stands: a node serves HTTP once.
+        // Only the first call counts: a node serves HTTP once.
         let _ = self.http.set(address.to_string());
     }
 
@@ -168,12 +168,12 @@ impl Service {
         self.mesh.browser_addrs().iter().map(ToString::to_string).collect()
     }
 
-    /// Ends in order: no new work, the engine, the mesh, and the disk last.
+    /// Stops in order: new work, the engine, the mesh, and the disk last.
     pub async fn stop(&self) {
         self.stopping.cancel();
         let remembering = self.remembering.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(remembering) = remembering {
-            // An error means that it panicked: it has ended all the same.
+            // An error means that it panicked. It has ended in any case.
             let _ = remembering.await;
         }
         self.engine.stop().await;
@@ -246,7 +246,7 @@ impl Service {
         self.mesh.peers().into_iter().map(peer).collect()
     }
 
-    /// What this node gives to others, peers or the gateway.
+    /// What this node serves to peers and the gateway.
     pub fn serve(&self) -> Arc<dyn ShardServe> {
         Arc::new(self.ladder.clone())
     }
@@ -311,7 +311,8 @@ impl Service {
     }
 
     pub fn models(&self) -> Vec<ModelInfo> {
-        // A damaged list of trust is told where it decides; here it trusts nobody.
+        // A damaged trust list is reported where it decides something. Here it means that nobody is
+        // trusted.
         let trust = self.trust.read().unwrap_or_default();
         self.catalog
             .list()
@@ -497,8 +498,7 @@ impl Service {
         Ok(tokio::task::spawn_blocking(open).await??)
     }
 
-    /// Never evict what is here of a model or an object; fetches what is not
-    /// here first, if asked to.
+    /// Protects a model or an object from eviction. First fetches what is missing, if asked to.
     pub async fn pin(
         &self,
         request: &TargetRequest,
@@ -532,8 +532,8 @@ impl Service {
         pins::unpin(&self.disk, &self.target(&request.target, false).await?).await
     }
 
-    /// Removes a model's objects, or one object, from disk and RAM. A model of
-    /// this node's own is not announced again after the next start.
+    /// Removes a model's objects, or one object, from disk and RAM. If this node published the
+    /// model, it is not announced again after the next start.
     pub async fn remove(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target, false).await?;
         let models = self.stored_models();
@@ -570,7 +570,8 @@ impl Service {
     /// Evicts unpinned objects until the rest fits.
     ///
     /// # Errors
-    /// If objects would go that no other peer is known to hold, unless the request says so.
+    /// If objects would be evicted that no other peer is known to hold, unless the request allows
+    /// it.
     pub async fn collect(&self, request: &GcRequest) -> anyhow::Result<Collected> {
         if !request.dry_run {
             let plan = self.disk.collect(request.budget, true).await?;
@@ -672,7 +673,7 @@ fn traffic_of(mesh: &MeshHandle) -> Traffic {
     }
 }
 
-/// Keeps the address book up to date while peers come and go.
+/// Keeps the address book current while peers come and go.
 async fn remember(service: Arc<Service>, mut book: AddressBook) {
     let path = address_book::file(&service.config.data);
     let mut changes = service.mesh.watch_changes();
@@ -680,7 +681,7 @@ async fn remember(service: Arc<Service>, mut book: AddressBook) {
         let ends = service.stopping.is_cancelled();
         changes.borrow_and_update();
         let peers = service.mesh.peers();
-        // `|` and not `||`: each peer is noted, whatever the others brought.
+        // `|` instead of `||`, so that each peer is noted whatever the others brought.
         let is_news =
             peers.iter().fold(false, |news, peer| book.note(peer.id, &peer.reached) | news);
         if is_news && let Err(error) = book.save(&path) {
@@ -689,7 +690,7 @@ async fn remember(service: Arc<Service>, mut book: AddressBook) {
         if ends {
             return;
         }
-        // Holdings and loads change all the time; who is there changes seldom.
+        // Holdings and loads change all the time; the set of peers rarely does.
         tokio::select! {
             () = service.stopping.cancelled() => {}
             () = tokio::time::sleep(REMEMBER_EVERY) => {}

@@ -2,9 +2,9 @@
 //!
 //! Who was removed stays refused, under every policy, until added again.
 //!
-//! The file is the truth: it is read at every question and changed under a lock, so that
-//! the running node and `doppler-node trust` see each other's changes at once. Bounded,
-//! replaced whole; a damaged file is an error, never an empty list.
+//! The file is authoritative: it is read for every decision and changed under a lock, so that the
+//! running node and `doppler-node trust` see each other's changes at once. It is bounded and
+//! replaced as a whole. A damaged file is an error, never an empty list.
 
 use std::fs::{self, OpenOptions};
 use std::io::Read;
@@ -24,15 +24,15 @@ pub const TRUSTED_MAX: usize = 1024;
 pub const REFUSED_MAX: usize = 4096;
 /// Bytes of a note.
 pub const NOTE_BYTES_MAX: usize = 128;
-/// Bytes of the file that are read; a full one is well below.
+/// The largest file that is read. A full one is well below.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const VERSION: u32 = 1;
 
-/// What happens when a model of a publisher who is not trusted is to be used.
+/// What happens when a model of an untrusted publisher should be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrustPolicy {
-    /// Ask at a terminal; where there is none, trust the publisher from its first use on. Either
-    /// way the answer is kept
+    /// Ask at a terminal; without one, trust the publisher from its first use on. Either way the
+    /// answer is kept
     #[default]
     FirstUse,
     /// Refuse it until the publisher is added
@@ -56,7 +56,7 @@ pub enum How {
 pub struct Trusted {
     pub publisher: PublicKey,
     pub how: How,
-    /// Why, in its owner's words; or the model that was first used.
+    /// The user's note, or the model that was first used.
     #[serde(default)]
     pub note: String,
 }
@@ -138,7 +138,7 @@ pub struct TrustStore {
 
 impl TrustStore {
     /// # Errors
-    /// If there is a file that cannot be read or makes no sense.
+    /// If the file exists but cannot be read or is invalid.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let store = Self { path: data.join("trusted.json") };
         store.read()?;
@@ -224,7 +224,7 @@ impl TrustStore {
         let lock_path = self.path.with_extension("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
         let lock = lock.with_context(|| format!("cannot open {}", lock_path.display()))?;
-        // Held for a few milliseconds by whoever has it; freed when it is closed.
+        // Held for a few milliseconds at a time, and released when it is closed.
         lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
         let before = self.read()?;
         let mut known = before.clone();

@@ -1,5 +1,5 @@
-//! The models that the swarm's nodes know of, each under its publisher's
-//! signature. Pure: the time is an argument.
+//! The models that the swarm's nodes know, each with its publisher's signature. Pure: the time is
+//! an argument.
 //!
 //! What this node published or keeps always has room and stays. Of all else, what nobody holds
 //! gives way first, then what nobody trusted signed, and of that what most of comes from one peer.
@@ -15,7 +15,7 @@ use super::limits::{ANNOUNCEMENTS_MAX, SIGNERS_MAX};
 use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ModelId, ShardId};
 
-/// What hearing an announcement led to.
+/// The result of hearing an announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Learned {
     New,
@@ -48,7 +48,7 @@ struct Known {
     /// Who said it first; nobody for what came from this node.
     from: Option<PeerId>,
     heard: Instant,
-    /// When anybody, this node included, last said it.
+    /// When any node, including this one, last announced it.
     said: Option<Instant>,
     /// To be said, whoever said it last.
     owed: bool,
@@ -233,7 +233,7 @@ impl Announcements {
         self.known.values().map(|known| known.signed.clone()).collect()
     }
 
-    /// The size of a model's manifest, if the object is one; the least that anybody says.
+    /// The size of a model's manifest, if the object is one: the smallest announced.
     pub(super) fn manifest_size(&self, object: ShardId) -> Option<u64> {
         let model = ModelId::from(*object.as_bytes());
         self.of_model(model).map(|known| known.signed.manifest_size).min()

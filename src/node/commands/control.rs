@@ -19,7 +19,7 @@ fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
 
 pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let dir = std::path::absolute(&args.dir)
-        .with_context(|| format!("{} is no usable path", args.dir.display()))?;
+        .with_context(|| format!("{} is not a usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
     let storing = progress::spinner("the node is verifying and storing the shards");

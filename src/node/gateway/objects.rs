@@ -4,8 +4,8 @@
 //! memory at once than `PIECES_MAX`. Everything sent was proved by [`ShardServe`]; a part that
 //! turns out damaged breaks the reply off before it.
 //!
-//! A bao reply is the encodings of the range cut at every `PIECE_BYTES` of the object, one
-//! after another, each starting from the root; so it is proved while it arrives.
+//! A bao reply consists of the encodings of the range, cut at every `PIECE_BYTES` of the object,
+//! one after another. Each starts from the root, so the reply can be verified while it arrives.
 //!
 //! Invariant: a piece waits for its reader no longer than `http` lets a reader dawdle. So a reply
 //! waits for others' readers that long at most, however slow and however many they are.
@@ -29,7 +29,7 @@ use crate::http::{Pressure, Refused};
 use doppler_store::verified::{Encoded, OBJECT_BYTES_MAX, encoded_bytes};
 use doppler_store::{ByteRange, ReadError, ShardId, ShardServe};
 
-/// Bytes of the object read and proved at once.
+/// Bytes of the object that are read and verified at a time.
 pub const PIECE_BYTES: u64 = 1 << 20;
 /// Pieces of one reply in memory, the one that is written included.
 const AHEAD: usize = 2;
@@ -43,7 +43,7 @@ const READ_MAX: Duration = Duration::from_secs(10);
 /// Bytes given to the connection at once, so that what waits there is little.
 const SLICE_BYTES: usize = 64 * 1024;
 
-/// The size of the whole object, with every reply.
+/// Gives the size of the whole object with every reply.
 const SIZE_HEADER: HeaderName = HeaderName::from_static("x-doppler-size");
 
 /// What the gateway reads from.
@@ -151,7 +151,7 @@ impl Objects {
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from(plan.length));
         fields.insert(header::CONTENT_TYPE, plan.kind);
         fields.extend(plan.range.map(|range| (header::CONTENT_RANGE, range)));
-        // What is missing or damaged at the start is said in words; later it ends the reply.
+        // Missing or damaged bytes at the start give an error message; later they end the reply.
         let mut begun = vec![plan.opening];
         let mut pieces = plan.pieces.into_iter();
         if let Some(first) = pieces.next() {
@@ -214,7 +214,7 @@ impl Objects {
         Ok(parts)
     }
 
-    /// The reply's bytes. Reads ahead by `AHEAD` pieces, and only as the reader takes them.
+    /// The reply's bytes. Reads at most `AHEAD` pieces ahead of the reader.
     fn body(
         &self,
         shard: ShardId,

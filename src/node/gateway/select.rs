@@ -1,4 +1,4 @@
-//! Which bytes of an object a request asks for, and in which form. Pure.
+//! Determines which bytes of an object a request asks for, and in which form. Pure.
 //!
 //! `?bytes=` selects a part, and that part is then the whole representation: a `Range` header is
 //! ignored beside it, as it is for a bao reply, whose bytes are not the object's.
@@ -54,7 +54,7 @@ pub struct Selection {
     pub asked: Asked,
 }
 
-/// The strong validator of an object in one form; its bytes never change.
+/// The strong validator of an object in one form, whose bytes never change.
 pub fn etag(shard: ShardId, form: Form) -> String {
     match form {
         Form::Raw => format!("\"{shard}\""),
