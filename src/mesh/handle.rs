@@ -225,7 +225,8 @@ impl MeshHandle {
         self.inner.bootstrap.borrow().clone()
     }
 
-    /// Known peers that are not connected and how looking for them fares, the most useful first.
+    /// The known peers that are not connected and the state of looking for them, the most useful
+    /// first.
     pub fn away(&self) -> Vec<Away> {
         self.inner.shared.look(|core, _| core.away(Instant::now()))
     }
@@ -240,7 +241,7 @@ impl MeshHandle {
         describe(twin, twin.peer == self.peer_id())
     }
 
-    /// Identities of which two nodes were seen lately, this node's own among them.
+    /// Identities that two nodes were recently seen to use, including this node's own.
     pub fn twins(&self) -> Vec<Twin> {
         self.inner.shared.look(|core, _| core.twins(Instant::now()))
     }
@@ -257,19 +258,21 @@ impl MeshHandle {
         Ok(self.inner.shared.tell(Event::Publish(signed))?)
     }
 
-    /// Keeps a model under this announcement: it is not forgotten, however many others are heard
-    /// of, and it is told on while anything of it is here. Once for each of its signers.
+    /// Keeps a model with this announcement: the model is not forgotten, however many others are
+    /// heard of, and is announced while any of its objects is here. Call it once for each of the
+    /// model's signers.
     pub fn keep(&self, signed: SignedModel) -> Result<(), MeshError> {
         Ok(self.inner.shared.tell(Event::Keep(signed))?)
     }
 
-    /// Keeps a model no longer; with `own` it is not announced as this node's own any more
-    /// either. It is forgotten once nobody holds it.
+    /// Stops keeping a model. With `own`, it also stops announcing it as this node's own. The model
+    /// is forgotten once nobody holds it.
     pub fn release(&self, model: ModelId, own: bool) {
         self.inner.shared.note(Event::Release { model, own });
     }
 
-    /// Whose models give way last among those that are neither this node's own nor kept.
+    /// Sets the publishers whose models give way last among those that are neither this node's own
+    /// nor kept.
     pub fn trust(&self, publishers: BTreeSet<PublicKey>) {
         self.inner.shared.note(Event::Trust(publishers));
     }
@@ -289,7 +292,7 @@ impl MeshHandle {
         models.into_iter().map(|(signed, holders)| KnownModel { signed, holders }).collect()
     }
 
-    /// The announcements that are known, one for each model and publisher.
+    /// The known announcements, one for each model and publisher.
     pub fn announced(&self) -> Vec<SignedModel> {
         self.inner.shared.look(|core, _| core.announced())
     }
@@ -386,7 +389,8 @@ impl ShardSource for MeshHandle {
     }
 }
 
-/// Addresses by the peer that they name, the first peer named last: it counts as seen last.
+/// Addresses by the peer that they name. The first peer comes last, because it counts as the last
+/// seen.
 fn by_peer(addresses: Vec<Address>) -> Vec<(PeerId, Vec<Address>)> {
     let mut peers: Vec<(PeerId, Vec<Address>)> = Vec::new();
     for address in addresses {
@@ -403,7 +407,7 @@ fn by_peer(addresses: Vec<Address>) -> Vec<(PeerId, Vec<Address>)> {
     peers
 }
 
-/// Where a connected peer can be dialled again, best first.
+/// The addresses at which a connected peer can be dialled again, best first.
 pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
     if peer.agent.is_none() {
         return Vec::new();

@@ -165,7 +165,7 @@ impl Shared {
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
     }
 
-    /// The swarm noticed something of a peer that is not connected.
+    /// Call when the swarm has noticed something about a peer that is not connected.
     pub(super) fn heed(&self, notice: Notice) {
         match notice {
             Notice::Found { peer, addresses } => {
@@ -298,7 +298,7 @@ impl Shared {
             inner.armed = wake;
             self.earlier.notify_one();
         }
-        // Under the lock, so that an older list never replaces a newer one.
+        // Done under the lock, so that an older list never replaces a newer one.
         if news.models {
             self.models.send_replace(Arc::new(inner.core.announced()));
         }
@@ -395,7 +395,7 @@ impl Progress {
     }
 }
 
-/// Two nodes of one identity, in words, and what to do about it.
+/// Describes two nodes with one identity, and what to do about it.
 pub(super) fn describe(twin: &Twin, is_own: bool) -> String {
     let places: Vec<&str> =
         twin.places.iter().map(String::as_str).filter(|place| !place.is_empty()).collect();

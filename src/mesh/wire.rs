@@ -84,7 +84,7 @@ pub struct Holdings {
     /// Where the author listens, as text.
     pub addresses: Vec<String>,
     pub models: Vec<ModelHoldings>,
-    /// Drawn at random when the author started; 0 if it does not say.
+    /// A random number drawn when the author started; 0 if it gives none.
     pub run: u64,
 }
 

@@ -49,10 +49,12 @@ pub struct Status {
     /// The state of each bootstrap address.
     #[serde(default)]
     pub bootstrap: Vec<BootstrapStatus>,
-    /// Known peers that are not connected and are looked for, the most useful first, at most 64.
+    /// The known peers that are not connected and are looked for, the most useful first, at most
+    /// 64.
     #[serde(default)]
     pub away: Vec<AwayPeer>,
-    /// Identities that two nodes use, this node's own among them; in words, with what to do.
+    /// Identities that two nodes use, including this node's own: a description and what to do about
+    /// it.
     #[serde(default)]
     pub twins: Vec<String>,
     /// Whether the swarm has a key, and how many connections failed without it.
@@ -220,14 +222,14 @@ impl BootstrapStatus {
     }
 }
 
-/// A known peer that is not connected, and how looking for it fares.
+/// A known peer that is not connected, and the state of looking for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AwayPeer {
     pub id: String,
     pub known_by: KnownBy,
-    /// Where it is dialled, best first.
+    /// The addresses that are dialled, best first.
     pub addresses: Vec<String>,
-    /// Dials since it was connected last.
+    /// Dials since it was last connected.
     pub dials: u32,
     /// Why the last of them failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -240,7 +242,7 @@ pub struct AwayPeer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KnownBy {
-    /// It said so itself, and other peers passed that on.
+    /// It announced itself, and other peers passed that on.
     Exchange,
     /// The local network (mDNS).
     Network,
@@ -267,7 +269,7 @@ impl AwayPeer {
         }
     }
 
-    /// In words: who, where, and why it is not here.
+    /// Describes the peer, its address, and why it is not connected.
     pub fn describe(&self) -> String {
         let place = self.addresses.first().map_or("an unknown address", String::as_str);
         let reason = match &self.reason {
@@ -395,7 +397,7 @@ pub struct Signer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
-    /// What the first of its signers calls it.
+    /// The name that the first of its signers gives it.
     pub name: String,
     /// Public keys of its signers, in hexadecimal; trusted ones first.
     pub publishers: Vec<String>,
@@ -408,10 +410,10 @@ pub struct ModelInfo {
     pub shards_here: usize,
     /// Shards that this node or at least one connected peer holds in full.
     pub shards_reachable: usize,
-    /// False until the manifest itself has arrived. A large one of a stranger waits until the
+    /// False until the manifest itself has arrived. A stranger's large manifest is fetched when the
     /// model is used.
     pub manifest: bool,
-    /// Everybody who signed it, in the order of `publishers`.
+    /// All its signers, in the order of `publishers`.
     #[serde(default)]
     pub signers: Vec<Signer>,
 }
@@ -543,8 +545,8 @@ pub struct TargetReply {
     pub bytes: u64,
     /// Objects of the model that are not complete here.
     pub missing: usize,
-    /// Objects left alone because another model here has them too; of an `unpin`, those that
-    /// another model or their own pin still holds.
+    /// Objects left alone because another model here has them, too. For an `unpin`: those that
+    /// another model or a pin of their own still holds.
     pub shared: usize,
     /// The removed objects that no other peer was known to hold.
     #[serde(default)]

@@ -1,8 +1,8 @@
 //! The models that a node knows: their signers, and the manifest once it has arrived.
 //!
-//! Who signed what is the mesh's to say, where signatures are verified and bounds are kept: the
-//! catalogue follows it. A manifest enters only if its bytes hash to the model's id, and leaves
-//! with the last announcement of its model.
+//! The mesh decides who signed what: it verifies signatures and enforces bounds, and the catalogue
+//! follows it. A manifest is added only if its bytes hash to the model's id, and is removed with
+//! the last announcement of its model.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,8 +43,8 @@ impl Catalog {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Takes over which announcements there are; models of which there is none any more go.
-    /// `announced` is called under the lock, so that an older list never follows a newer one.
+    /// Takes over the current announcements. Models without any are removed. `announced` is called
+    /// under the lock, so that an older list never follows a newer one.
     pub fn follow(&self, announced: impl FnOnce() -> Vec<SignedModel>) {
         let mut models = self.lock();
         let mut now: BTreeMap<ModelId, Vec<SignedModel>> = BTreeMap::new();
@@ -65,7 +65,7 @@ impl Catalog {
         }
     }
 
-    /// Adds the manifest of an announced model; false if it is announced no longer.
+    /// Adds the manifest of an announced model. False if it is no longer announced.
     pub fn add_manifest(&self, id: ModelId, manifest: Arc<Manifest>) -> bool {
         let is_known = match self.lock().get_mut(&id) {
             Some(known) => {

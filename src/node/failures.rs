@@ -80,7 +80,7 @@ pub const FAILURES: &[Failure] = &[
     failure("foreign_sequence", 500, 1),
 ];
 
-/// A file that is not the store's was written to a full disk.
+/// A file outside the store could not be written because the disk is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

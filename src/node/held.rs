@@ -91,8 +91,8 @@ fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
     }
 }
 
-/// What is here whole was admitted when it was fetched; its publishers may have been removed
-/// from the trusted ones since.
+/// A model that is here whole was admitted when it was fetched, although its publishers may have
+/// been removed from the trusted ones since.
 fn not_refused(data: &Path, model: ModelId, text: &str) -> anyhow::Result<()> {
     let signed = kept::signed(data, model).unwrap_or_default();
     if signed.is_empty() || storage::published_file(data, model).exists() {

@@ -38,7 +38,7 @@ use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
 use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe, regular};
 
-/// Peers that are away of which `status` tells.
+/// Peers that are away and that `status` lists, at most.
 const AWAY_MAX: usize = 64;
 /// How often, at most, the addresses of connected peers are saved.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
@@ -256,8 +256,8 @@ impl Service {
     /// token, so nobody is trusted by it.
     ///
     /// # Errors
-    /// The outer one: no model that names it may be used. The inner one as reads err: nobody has
-    /// it, or nobody sent it within [`BRING_MAX`]; or the disk does not take it.
+    /// The outer error: no model that names it may be used. The inner one is a read's error: nobody
+    /// has it, nobody sent it within [`BRING_MAX`], or it cannot be written to disk.
     pub async fn bring(&self, shard: ShardId) -> anyhow::Result<Option<anyhow::Result<u64>>> {
         let named = self.catalog.list().into_iter().filter_map(|(model, known)| {
             let sizes = sizes(known.manifest.as_deref()?).ok()?;
@@ -286,7 +286,7 @@ impl Service {
     }
 
     /// The manifest of a model that a page wants to run; `None` if it is not known here. As with
-    /// [`Self::bring`], nobody is trusted by it.
+    /// [`Self::bring`], no publisher becomes trusted by this.
     ///
     /// # Errors
     /// Its publisher is not trusted, and the policy does not let it be used.
@@ -399,8 +399,8 @@ impl Service {
         }
         pinned.extend(imports.iter().map(|(_, id, size)| (*id, *size)));
         self.disk.check_room(pinned.iter().copied())?;
-        // Pinned only when all of it is here: what is left of a publication that failed or was
-        // interrupted may be evicted.
+        // Pinned only once all of it is here, so that the rest of a failed or interrupted
+        // publication may be evicted.
         let _hold = self.disk.hold(pinned.iter().map(|(id, _)| *id));
         let bytes_stored = imports.iter().map(|(.., size)| size).sum();
         let bytes_copied = self.import(&request.dir, &imports, report).await?;
@@ -507,14 +507,14 @@ impl Service {
         if request.fetch
             && let Ok(model) = resolve(&request.target, &self.candidates()?)
         {
-            // Its manifest may have waited until somebody asks for it.
+            // Its manifest may not have been fetched until now.
             self.wanted_by_id(model, &request.target, &request.trust, request.can_ask).await?;
         }
         let target = self.target(&request.target, request.fetch).await?;
         if let Some(model) = target.model() {
             self.keep(model);
         }
-        // Until all of it is pinned: what is here already must not make room for the rest.
+        // Until all of it is pinned, what is here already must not be evicted for the rest.
         let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         if request.fetch {
             self.fetch_missing(&target, report).await?;

@@ -1,9 +1,9 @@
-//! What can be done with what is stored: remove, check; `pins` has the rest. The running
-//! node calls this, and so do the commands on a data directory that no node has open.
+//! Operations on what is stored: remove and check; the others are in `pins`. The running node calls
+//! this, and so do the commands on a data directory that no node has open.
 //!
-//! Owns what a target is (a model or one object) and which objects go with it.
-//! Refuses to remove what is pinned unless told to, and with a model never removes what
-//! another model here has or pins too.
+//! Owns what a target is (a model or one object) and which objects go with it. Refuses to remove
+//! pinned objects unless forced, and with a model never removes objects that another model here has
+//! or pins, too.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -125,7 +125,7 @@ impl Target {
     }
 }
 
-/// The models whose manifests lie whole in a store that no node has open, and those that pin
+/// The models whose manifests are whole in a store that no node has open, and those that pin
 /// something in it.
 pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> {
     let mut models = Vec::new();
@@ -138,7 +138,7 @@ pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> 
     Ok(models)
 }
 
-/// A model whose manifest lies whole in the store.
+/// A model whose manifest is whole in the store.
 pub async fn stored_model(disk: &DiskTier, id: ModelId) -> Option<StoredModel> {
     let shard = id.manifest();
     let size = disk.groups(shard).await.filter(|_| disk.is_whole(shard))?.size();
@@ -167,8 +167,8 @@ pub fn candidate(data: &Path, model: &StoredModel) -> Candidate {
     }
 }
 
-/// The models in a store that no node has open, under every name that is known: what their
-/// signers call them, and what their manifests do.
+/// The models in a store that no node has open, with every known name: those of their signers and
+/// those in their manifests.
 pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
     // A damaged list of trust is told where it decides; here it trusts nobody.
     let trust = TrustStore::open(data).and_then(|store| store.read()).unwrap_or_default();
@@ -265,7 +265,7 @@ pub async fn plan_removal(
     Ok(Removal { objects, reply })
 }
 
-/// Forgets that this node published a model, and that it keeps it.
+/// Forgets that this node published a model and that it keeps it.
 pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
     kept::remove(data, model)?;
     let path = published_file(data, model);

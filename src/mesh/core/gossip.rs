@@ -128,7 +128,7 @@ pub struct Offer {
     pub is_leaving: bool,
 }
 
-/// What every message of holdings says, beside what is held.
+/// What every message of holdings says besides the holdings.
 pub(super) struct Author<'a> {
     pub(super) peer: PeerId,
     pub(super) run: u64,
@@ -137,8 +137,8 @@ pub(super) struct Author<'a> {
     pub(super) addresses: &'a [Address],
 }
 
-/// Packs holdings into as few messages as fit. A node that holds nothing says that, too: its message
-/// tells others that it is there, and where.
+/// Packs holdings into as few messages as possible. A node that holds nothing says so, too: its
+/// message tells others that it exists, and its addresses.
 pub(super) fn holdings_messages(
     author: Author<'_>,
     models: Vec<ModelHoldings>,

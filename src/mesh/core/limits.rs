@@ -36,13 +36,13 @@ impl Timing {
 
 /// The burst that a limit allows after idling.
 pub(crate) const LIMIT_BURST: Duration = Duration::from_millis(100);
-/// Announcements kept beside those of this node's own models and of those that it keeps, and how
-/// many of them of one model. A forgotten one comes again with anti-entropy.
+/// Announcements kept besides those of this node's own and kept models, and how many of them may be
+/// of one model. A forgotten announcement comes back with anti-entropy.
 pub(crate) const ANNOUNCEMENTS_MAX: usize = 1024;
 pub(crate) const SIGNERS_MAX: usize = 16;
-/// Announcements said in one turn; the next one comes after the pause that they cost.
+/// Announcements sent in one turn. The next turn comes after the pause that they cost.
 pub(crate) const ANNOUNCEMENTS_PER_TURN: usize = 64;
-/// Models whose object lists are registered, beside this node's own and those that it keeps.
+/// Models whose object lists are registered, besides this node's own and kept models.
 pub(crate) const MODELS_MAX: usize = 1024;
 /// Peers whose holdings are remembered, and bitmap bytes of each: 32 MiB at worst.
 pub(crate) const MEMBERS_MAX: usize = 512;
@@ -69,32 +69,32 @@ pub(crate) const GOSSIP_PAUSE: Duration = Duration::from_millis(50);
 /// Holdings bytes packed into one message, below the envelope's limit with its other fields.
 pub(crate) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
 
-/// Peers that are known, connected or not, and addresses kept of each from one source.
+/// Known peers, connected or not, and addresses of each kept from one source.
 pub(crate) const KNOWN_PEERS_MAX: usize = 1024;
 pub(crate) const KNOWN_ADDRESSES_MAX: usize = 16;
 /// Connections that are opened in advance, so that a read finds its holder connected.
 pub(crate) const DIAL_TARGET: usize = 32;
 /// Pause after the first dial of a peer that does not answer, doubling.
 pub(crate) const DIAL_RETRY_FIRST: Duration = Duration::from_millis(500);
-/// So many of the peers that are away, the most useful, are dialled at least this often, and the
-/// others at least that often: who comes back is met soon, and a thousand dead addresses cost
-/// two dials a second.
+/// Of the peers that are away, the `NEAR_MAX` most useful are dialled at least once per
+/// `DIAL_NEAR_MAX`, the others at least once per `DIAL_FAR_MAX`. So a peer that comes back is met
+/// soon, and a thousand dead addresses cost two dials a second.
 pub(crate) const NEAR_MAX: usize = 32;
 pub(crate) const DIAL_NEAR_MAX: Duration = Duration::from_secs(15);
 pub(crate) const DIAL_FAR_MAX: Duration = Duration::from_secs(600);
-/// Dials begun at once: half of what the swarm lets be under way. And the least time between
-/// two such rounds, in which what many peers say at once is gathered.
+/// Dials begun at once: half of what the swarm allows in flight. And the minimum time between two
+/// such rounds, in which the reports of many peers are collected.
 pub(crate) const DIALS_AT_ONCE: usize = 32;
 pub(crate) const DIAL_SETTLE: Duration = Duration::from_millis(100);
 /// A peer that was lost is dialled again within this.
 pub(crate) const DIAL_AGAIN: Duration = Duration::from_millis(250);
-/// A connection that lasted for less did not help: the pauses go on growing.
+/// A connection that lasted for less does not count, and the pauses continue to grow.
 pub(crate) const STEADY: Duration = Duration::from_secs(10);
-/// A peer that was connected for so long and took part in nothing belongs to another swarm.
+/// A peer that was connected for this long and took part in nothing belongs to another swarm.
 pub(crate) const STRANGER_AFTER: Duration = Duration::from_secs(3);
 
-/// Identities that two nodes use: how long one is taken to be so after it was seen, how soon the
-/// owner is told again, how soon the two are, and how many are remembered.
+/// Identities that two nodes use: how long after it was seen an identity counts as such, how soon
+/// the owner is told again, how soon the two nodes are, and how many are remembered.
 pub(crate) const TWIN_FOR: Duration = Duration::from_secs(120);
 pub(crate) const TWIN_AGAIN: Duration = Duration::from_secs(3600);
 pub(crate) const TWIN_TELL: Duration = Duration::from_secs(10);
@@ -119,7 +119,7 @@ pub(crate) const PIPELINE_TIME: Duration = Duration::from_millis(500);
 /// A peer that owes answers and sends nothing for this long is asked for nothing more, and another
 /// peer is asked for what it owes. Well above a disk read, well below `Timing::idle`.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_millis(400);
-/// A peer that owes answers for so long may be named as the one that is waited for.
+/// A peer that has owed answers for this long may be named as the one that is waited for.
 pub(crate) const SLOW_AFTER: Duration = Duration::from_secs(2);
 /// A request is late after the 95th percentile of past lateness, but never before this. A request
 /// to a peer that has not been measured is late after [`HEDGE_UNKNOWN`].
@@ -137,7 +137,8 @@ pub(crate) const HEDGE_SHARE: f64 = 0.1;
 pub(crate) const STARTED_MAX: usize = 256;
 /// The most failed requests of one read since the last one that brought something.
 pub(crate) const ATTEMPTS_MAX: u32 = 32;
-/// A read whose holders only say that they are overloaded ends so long after the last proved byte.
+/// How long after the last proved byte a read ends if its holders only say that they are
+/// overloaded.
 pub(crate) const BUSY_MAX: Duration = Duration::from_secs(300);
 /// Wait before a peer that failed a read is asked for it again, doubling.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);

@@ -48,7 +48,7 @@ struct Held {
 }
 
 impl Held {
-    /// Whether anything of the model itself is held, of which the manifest is no part.
+    /// Whether anything of the model itself is held. The manifest does not count.
     fn has_objects(&self) -> bool {
         !self.parts.is_empty() || self.objects.iter().any(|byte| *byte != 0)
     }
@@ -69,7 +69,7 @@ struct Entry {
 
 struct Member {
     sequence: u64,
-    /// When it last said anything new, and when the lease of that ends, whatever it named.
+    /// When it last sent something new, and when the lease of that message ends, whatever it named.
     heard: Instant,
     until: Instant,
     /// Bytes that it would copy of objects that others lose.
@@ -176,8 +176,7 @@ impl Membership {
         if changed { Heard::Changed } else { Heard::Renewed }
     }
 
-    /// Past the bound over all peers, whoever says that it holds of most models is believed of
-    /// one less.
+    /// Beyond the bound over all peers, one model of the peer that names the most is forgotten.
     fn shed(&mut self) {
         while self.entries > HOLDINGS_MAX {
             let most = self.members.iter_mut().max_by_key(|(_, member)| member.models.len());
@@ -191,8 +190,8 @@ impl Membership {
         }
     }
 
-    /// Gives a model's bitmaps their meaning. Registering again replaces the list. One that is
-    /// `protected`, this node's own or kept, always has room.
+    /// Registers the object list that gives a model's bitmaps their meaning. Registering again
+    /// replaces the list. There is always room for a `protected` model, this node's own or kept.
     pub(super) fn register(
         &mut self,
         model: ModelId,
@@ -232,7 +231,7 @@ impl Membership {
         }
     }
 
-    /// Whether another model's list names an object, too, one for which this holds.
+    /// Whether the list of another model that satisfies the condition names the object, too.
     pub(super) fn is_shared(
         &self,
         model: ModelId,
@@ -268,8 +267,8 @@ impl Membership {
         holders.filter(|(_, chunks)| !chunks.is_none()).collect()
     }
 
-    /// Peers with a running lease that hold any object of the model. Its manifest alone, which
-    /// whoever has heard of the model may have, does not count.
+    /// Peers with a running lease that hold any object of the model. The manifest alone does not
+    /// count: any peer that has heard of the model may have it.
     pub(super) fn holders_of_model(
         &self,
         now: Instant,
@@ -335,7 +334,7 @@ impl Membership {
         self.forgotten.len()
     }
 
-    /// Entries of all members, and of the one that has most.
+    /// Entries of all members, and of the member with the most.
     pub(super) fn entries(&self) -> (usize, usize) {
         let most = self.members.values().map(|member| member.models.len()).max();
         (self.entries, most.unwrap_or(0))
@@ -604,7 +603,7 @@ mod tests {
             members.hear(later, peer(1), says(sequence, number(sequence), true, &[]));
         }
         assert_eq!(members.held_by(now, peer(1)), MEMBER_MODELS_MAX as u64);
-        // Over all peers: whoever says the most loses the most.
+        // Over all peers: the peer that names the most loses the most.
         for other in 2..=40 {
             for sequence in 1..=900 {
                 members.hear(now, peer(other), says(sequence, number(sequence), true, &[1]));
@@ -629,7 +628,7 @@ mod tests {
         }
         let more = ModelId::of(b"one more");
         assert!(members.register(more, Vec::new(), |_| false).is_err());
-        // An own or kept one has room, and takes none from others.
+        // An own or kept model has room, and takes none from others.
         members.register(more, vec![ShardId::of(b"s")], |model| model == more).unwrap();
         assert!(members.lists.contains_key(&more));
         members.unregister(more);

@@ -100,7 +100,7 @@ pub struct Contact {
     pub is_direct: bool,
     /// Whether it takes part in the swarm's topic.
     pub listens: bool,
-    /// Where it can be dialled again, best first; empty until that is known.
+    /// Addresses at which it can be dialled again, best first; empty until they are known.
     pub reached: Vec<Address>,
 }
 
@@ -113,11 +113,12 @@ pub enum Event {
     Gossip { message: MessageId, topic: String, author: PeerId, data: Vec<u8> },
     /// A private swarm's gate refused a peer, or a peer's gate refused this node.
     KeptOut { peer: PeerId, is_guilty: bool },
-    /// A peer is said to be at these addresses by the last run or by the local network.
+    /// The last run or the local network says that a peer is at these addresses.
     Known { peer: PeerId, source: Source, addresses: Vec<Address> },
-    /// A dial of a peer failed; `is_stranger` if the peer cannot take part in this swarm at all.
+    /// A dial of a peer failed. `is_stranger`: the peer cannot take part in this swarm at all.
     NotReached { peer: PeerId, reason: String, is_stranger: bool },
-    /// Two nodes use one identity, this node's or a peer's, at these places as far as known.
+    /// Two nodes use one identity, this node's or a peer's, at these places as far as they are
+    /// known.
     Twin { peer: PeerId, places: Vec<Address> },
     /// A connected peer says that two nodes use this node's identity.
     ToldOfTwin { by: PeerId },
@@ -131,12 +132,12 @@ pub enum Event {
     Offer(Offer),
     /// This node announces a model from now on.
     Publish(SignedModel),
-    /// This node keeps a model, under this announcement: it is not forgotten, and is told on while
-    /// anything of it is here.
+    /// This node keeps a model, with this announcement: the model is not forgotten, and is
+    /// announced while any of its objects is here.
     Keep(SignedModel),
-    /// This node keeps a model no longer, nor announces it as its own if `own` is given.
+    /// This node stops keeping a model. If `own` is given, it also stops announcing it as its own.
     Release { model: ModelId, own: bool },
-    /// Whose models have a better claim to the room that there is; all of them.
+    /// The publishers, all of them, whose models have priority when room is short.
     Trust(BTreeSet<PublicKey>),
     /// The ordered object list of a model is known: bitmaps of holdings refer to it.
     Register { model: ModelId, objects: Vec<ShardId> },
@@ -165,9 +166,9 @@ pub enum Action {
     Dial { peer: PeerId, addresses: Vec<Address> },
     /// Disconnect a peer and refuse it until then.
     Ban { peer: PeerId, until: Instant, shard: ShardId, detail: String },
-    /// Tell the owner that two nodes use one identity, this node's or a peer's.
+    /// Tell this node's owner that two nodes use one identity, this node's or a peer's.
     Warn(Twin),
-    /// Tell whoever is connected under this identity that there are two of them.
+    /// Tell the nodes that are connected under this identity that there are two of them.
     TellTwins(PeerId),
     /// Drop the streams kept open to a peer, which are dead.
     ForgetStreams(PeerId),
@@ -183,9 +184,9 @@ pub enum Action {
     Discard { read: ReadId, request: RequestId },
     /// The read is over: either what was kept is its whole range, or this is the error.
     End { read: ReadId, result: Result<(), ReadError> },
-    /// A model that was not known before; from this node, or from a peer.
+    /// A model that was not known before, from this node or from a peer.
     Learned { signed: SignedModel, is_own: bool },
-    /// Nobody holds a model or speaks of it any more.
+    /// Nobody holds or announces a model any more.
     Forgot(ModelId),
     /// The publication or registration is refused.
     Refuse(Refused),
@@ -206,7 +207,7 @@ pub trait Sight {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub own: PeerId,
-    /// A number drawn at random for this run, not 0.
+    /// A random number for this run, not 0.
     pub run: u64,
     /// The swarm's gossip topic; others are ignored.
     pub topic: String,
@@ -310,7 +311,7 @@ pub struct Core {
     traffic: BTreeMap<PeerId, Traffic>,
     /// When leases are looked at next.
     upkeep: Instant,
-    /// When peers are dialled next, and when they were last.
+    /// When peers are dialled next, and when they were last dialled.
     dial_at: Instant,
     dialled_at: Option<Instant>,
     /// When a read must be examined next, if nothing happens before.
@@ -491,22 +492,22 @@ impl Core {
         Load { streams: 0, leases: self.membership.peers().count(), reads: self.reads.len() }
     }
 
-    /// Known peers that are not connected, the most useful first.
+    /// The known peers that are not connected, the most useful first.
     pub fn away(&self, now: Instant) -> Vec<Away> {
         self.known.report(now)
     }
 
-    /// The peer that reads wait for most: it has owed answers for a while and delivers least.
+    /// The peer that reads wait for most: it has owed answers for a while and delivers the least.
     pub fn slowest(&self, now: Instant) -> Option<PeerId> {
         self.scheduler.links.slowest(now)
     }
 
-    /// Identities of which two nodes were seen lately, this node's own among them.
+    /// Identities that two nodes were recently seen to use, including this node's own.
     pub fn twins(&self, now: Instant) -> Vec<Twin> {
         self.twins.now(now)
     }
 
-    /// Peers banned now.
+    /// The number of peers banned now.
     pub fn banned(&self, now: Instant) -> usize {
         self.reputation.banned(now)
     }
@@ -637,7 +638,8 @@ impl Core {
         true
     }
 
-    /// Two nodes use one identity: the owner is told, and so are the two, by those that see it.
+    /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
+    /// notice it.
     fn on_twin(&mut self, now: Instant, twin: Twin, out: &mut Vec<Action>) {
         let (peer, is_seen) = (twin.peer, twin.told_by.is_none());
         out.extend(self.twins.note(now, twin).map(Action::Warn));
@@ -678,7 +680,7 @@ impl Core {
         }
     }
 
-    /// Says what is due; how many messages that takes, and whether more is due.
+    /// Sends what is due. Returns the number of messages, and whether more is due.
     fn say(
         &mut self,
         now: Instant,
@@ -698,7 +700,8 @@ impl Core {
             })
             .map(|(model, _)| *model)
             .collect();
-        // Only what somebody can fetch of this node is told on: not a manifest alone.
+        // Only models of which others can fetch something here are announced: not those of which
+        // only the manifest is here.
         let holds = |model: ModelId| held.contains(&model);
         let Self { announcements, .. } = self;
         let (models, more) = announcements.take_due(now, quiet, ANNOUNCEMENTS_PER_TURN, holds);
@@ -750,7 +753,8 @@ impl Core {
         self.membership.lists().map(entry).collect()
     }
 
-    /// Where this node listens has changed. Another IP address is another network.
+    /// Call when the addresses at which this node listens have changed. Another IP address means
+    /// another network.
     fn on_addresses(&mut self, now: Instant, addresses: Vec<Address>) {
         let here = |address: &&Address| address.transport() != Transport::Relay;
         let ip = |addresses: &[Address]| -> BTreeSet<IpAddr> {
@@ -764,7 +768,7 @@ impl Core {
         self.schedule.change(now, Due::Holdings);
     }
 
-    /// Somebody may be to be dialled: looks as soon as the last round allows.
+    /// Peers may have to be dialled: looks as soon as the last round allows.
     fn dial_soon(&mut self, now: Instant) {
         let earliest = self.dialled_at.map_or(now, |at| now.max(at + limits::DIAL_SETTLE));
         self.dial_at = self.dial_at.min(earliest);

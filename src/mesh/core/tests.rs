@@ -30,7 +30,7 @@ enum Manner {
     Wrong,
     /// Says that objects are one group longer.
     Longer,
-    /// Has no time for anybody.
+    /// Answers that it is busy.
     Busy,
 }
 
@@ -637,7 +637,7 @@ fn an_old_message_does_not_bring_a_dead_peer_back() {
 
 #[test]
 fn late_is_not_failed() {
-    // Three nodes read from one that sends 64 KiB a second: more at once than it is asked for.
+    // Three nodes read from one that sends 64 KiB per second.
     let mut world = World::new(Instant::now(), &[65_536.0, 40e6, 40e6, 40e6]);
     let model = Model::new(8, 384 * 1024);
     world.hold(0, &model, &model.objects);

@@ -92,7 +92,7 @@ pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model's lines: one for each name that it was signed with, the best known signer's first.
+/// A model's lines: one for each name that its signers gave it, the best known signer's first.
 fn lines(model: &ModelInfo) -> Vec<String> {
     let mut names: Vec<(&str, Vec<&Signer>)> = Vec::new();
     for signer in &model.signers {
@@ -187,7 +187,7 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
     let client = connect(args)?;
     let peers: Vec<Peer> = client.get("/v1/peers")?;
     let status: Status = client.get("/v1/status")?;
-    // On standard error: the table, and the JSON of scripts, are of those that are connected.
+    // On standard error, because the table, and the JSON for scripts, list only connected peers.
     let problems = status.bootstrap.iter().filter_map(BootstrapStatus::problem);
     for problem in problems {
         note!("bootstrap address {problem}");

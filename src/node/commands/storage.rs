@@ -23,7 +23,7 @@ use doppler_store::disk::{Collected, DiskTier};
 
 /// The most damaged ranges of an object that are printed for people.
 const RANGES_SHOWN: usize = 8;
-/// Objects pinned by themselves that are printed for people.
+/// Objects with pins of their own that are printed for people, at most.
 const OBJECTS_SHOWN: usize = 16;
 
 /// Finds a target in a store that this process has open.

@@ -36,7 +36,8 @@ fn is_own_page(origin: &str) -> bool {
     authority.is_some_and(|authority| !authority.contains(['/', '@']) && is_loopback(authority))
 }
 
-/// The origin to answer to, if the request has one. `host` is whom it is addressed to.
+/// The origin to answer to, if the request has one. `host` is the host that the request is
+/// addressed to.
 ///
 /// # Errors
 /// Why the request is refused.

@@ -63,13 +63,13 @@ pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
     routes.layer(middleware::from_fn(guard::guard))
 }
 
-/// The routes of what is stored, `others`, and the page for what is left.
+/// The routes of stored objects, `others`, and the page for all other paths.
 fn assembled(objects: Objects, others: Router) -> Router {
     let stored = Router::new()
         .route("/shards/{id}", get(objects::shard))
         .route("/models/{id}/manifest", get(manifest))
         .with_state(objects);
-    // Objects look at preconditions themselves, before they read anything.
+    // Objects evaluate preconditions themselves, before they read anything.
     let others = others.fallback(other).layer(middleware::from_fn(conditional));
     stored.merge(others).method_not_allowed_fallback(no_such_method)
 }
