@@ -58,16 +58,16 @@ struct Inner {
 pub struct PeerInfo {
     #[serde(serialize_with = "as_text")]
     pub id: PeerId,
-    /// Where it is connected from or to, then where it says it listens.
+    /// The addresses of its connections, then those on which it says it listens.
     pub addresses: Vec<String>,
-    /// Where it can be dialled again, best first: where this node reached it, then where it
-    /// says it listens on the machine that it connected from, then its places at relays.
-    /// None before it identified itself.
+    /// Where it can be dialled again, best first: where this node reached it, then where it says it
+    /// listens on the machine from which it connected, then its relayed addresses. Empty until it
+    /// has identified itself.
     #[serde(skip)]
     pub reached: Vec<Address>,
     /// Its `NAME/VERSION`; empty until it has identified itself.
     pub agent: String,
-    /// Whether a relay lies between: then no shards come from it.
+    /// Whether it is connected through a relay, so that it sends no shards.
     #[serde(skip)]
     pub path: Path,
     /// Whether it takes part in the swarm of this node's name.
@@ -98,7 +98,7 @@ pub struct KnownModel {
 pub struct Stats {
     #[serde(flatten)]
     pub counts: Counts,
-    /// By peer id as text; peers that have gone are kept.
+    /// By peer id as text. Includes peers that have gone.
     pub peers: BTreeMap<String, Traffic>,
     /// Peers banned now.
     pub banned: usize,
@@ -220,12 +220,13 @@ impl MeshHandle {
         self.inner.reach.borrow().clone()
     }
 
-    /// How the bootstrap addresses fare.
+    /// The state of each bootstrap address.
     pub fn bootstrap(&self) -> Vec<Bootstrap> {
         self.inner.bootstrap.borrow().clone()
     }
 
-    /// Known peers that are not connected and how looking for them fares, the most useful first.
+    /// The known peers that are not connected and the state of looking for them, the most useful
+    /// first.
     pub fn away(&self) -> Vec<Away> {
         self.inner.shared.look(|core, _| core.away(Instant::now()))
     }
@@ -240,12 +241,12 @@ impl MeshHandle {
         describe(twin, twin.peer == self.peer_id())
     }
 
-    /// Identities of which two nodes were seen lately, this node's own among them.
+    /// Identities that two nodes were recently seen to use, including this node's own.
     pub fn twins(&self) -> Vec<Twin> {
         self.inner.shared.look(|core, _| core.twins(Instant::now()))
     }
 
-    /// Those of its addresses that a page can dial: WebSocket and WebRTC-direct.
+    /// The addresses that a page can dial: WebSocket and WebRTC-direct.
     pub fn browser_addrs(&self) -> Vec<Address> {
         let mut addresses = self.listen_addrs();
         addresses.retain(|address| address.transport().suits_browsers());
@@ -257,19 +258,21 @@ impl MeshHandle {
         Ok(self.inner.shared.tell(Event::Publish(signed))?)
     }
 
-    /// Keeps a model under this announcement: it is not forgotten, however many others are heard
-    /// of, and it is told on while anything of it is here. Once for each of its signers.
+    /// Keeps a model with this announcement: the model is not forgotten, however many others are
+    /// heard of, and is announced while any of its objects is here. Call it once for each of the
+    /// model's signers.
     pub fn keep(&self, signed: SignedModel) -> Result<(), MeshError> {
         Ok(self.inner.shared.tell(Event::Keep(signed))?)
     }
 
-    /// Keeps a model no longer; with `own` it is not announced as this node's own any more
-    /// either. It is forgotten once nobody holds it.
+    /// Stops keeping a model. With `own`, it also stops announcing it as this node's own. The model
+    /// is forgotten once nobody holds it.
     pub fn release(&self, model: ModelId, own: bool) {
         self.inner.shared.note(Event::Release { model, own });
     }
 
-    /// Whose models give way last among those that are neither this node's own nor kept.
+    /// Sets the publishers whose models give way last among those that are neither this node's own
+    /// nor kept.
     pub fn trust(&self, publishers: BTreeSet<PublicKey>) {
         self.inner.shared.note(Event::Trust(publishers));
     }
@@ -289,7 +292,7 @@ impl MeshHandle {
         models.into_iter().map(|(signed, holders)| KnownModel { signed, holders }).collect()
     }
 
-    /// The announcements that are known, one for each model and publisher.
+    /// The known announcements, one for each model and publisher.
     pub fn announced(&self) -> Vec<SignedModel> {
         self.inner.shared.look(|core, _| core.announced())
     }
@@ -304,19 +307,19 @@ impl MeshHandle {
         self.inner.shared.changed()
     }
 
-    /// Peers that say they hold an object whole, by leases that run, connected or not.
+    /// Peers with a running lease that say they hold an object in full, whether connected or not.
     pub fn holders(&self, shard: ShardId) -> Vec<PeerId> {
         let whole = self.holdings(shard).into_iter().filter(|(_, chunks)| *chunks == Chunks::ALL);
         whole.map(|(peer, _)| peer).collect()
     }
 
-    /// Peers that say they hold an object or some of it, and which chunks.
+    /// Peers that say they hold an object or a part of it, and which chunks.
     pub fn holdings(&self, shard: ShardId) -> Vec<(PeerId, Chunks)> {
         let holders = self.inner.shared.look(|core, _| core.holders(Instant::now(), shard));
         holders.ready.into_iter().chain(holders.away).collect()
     }
 
-    /// Bytes of an object that reads under way have proved, and have not delivered yet.
+    /// Bytes of an object that reads in flight have proved but not delivered yet.
     pub fn coming(&self, shard: ShardId) -> u64 {
         self.inner.shared.coming(shard)
     }
@@ -373,7 +376,7 @@ impl MeshHandle {
             tasks.drain(..).collect()
         };
         for task in tasks {
-            // An error means that the task panicked: it has ended all the same.
+            // An error means that the task panicked. It has ended in any case.
             let _ = task.await;
         }
         self.inner.swarm.shutdown().await;
@@ -386,7 +389,8 @@ impl ShardSource for MeshHandle {
     }
 }
 
-/// Addresses by the peer that they name, the first peer named last: it counts as seen last.
+/// Addresses by the peer that they name. The first peer comes last, because it counts as the last
+/// seen.
 fn by_peer(addresses: Vec<Address>) -> Vec<(PeerId, Vec<Address>)> {
     let mut peers: Vec<(PeerId, Vec<Address>)> = Vec::new();
     for address in addresses {
@@ -403,7 +407,7 @@ fn by_peer(addresses: Vec<Address>) -> Vec<(PeerId, Vec<Address>)> {
     peers
 }
 
-/// Where a connected peer can be dialled again, best first.
+/// The addresses at which a connected peer can be dialled again, best first.
 pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
     if peer.agent.is_none() {
         return Vec::new();
@@ -417,7 +421,7 @@ pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
         .collect();
     near.sort_by_key(|address| address.transport());
     let mut all: Vec<Address> = peer.dialled.iter().cloned().collect();
-    // And at its relays, which is all that remains of a way through a hole.
+    // And its relayed addresses, because a hole-punched address cannot be reused.
     let relayed = peer.listens.iter().filter(|address| address.transport() == Transport::Relay);
     for address in near.into_iter().chain(relayed).map(Address::without_peer) {
         if !all.contains(&address) {
@@ -427,7 +431,7 @@ pub(super) fn reached(peer: &doppler_swarm::Peer) -> Vec<Address> {
     all
 }
 
-/// The gossip topic of a swarm. The name itself is not told to peers outside it.
+/// The gossip topic of a swarm. It does not reveal the name to peers outside the swarm.
 pub fn topic(swarm_name: &str) -> Result<String, MeshError> {
     if swarm_name.is_empty() || swarm_name.len() > SWARM_NAME_BYTES_MAX {
         return Err(MeshError::BadSwarmName(swarm_name.to_owned()));

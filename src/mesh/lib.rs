@@ -1,12 +1,11 @@
 //! The mesh: who is there, who holds what, and bytes that prove themselves.
 //!
-//! Knows the store's vocabulary and `wire`; libp2p stays behind `doppler_swarm`.
-//! Owns peers' holdings, reputations and the two sides of the shard protocol.
-//! Refuses: to believe anybody. An announcement counts only under its
-//! publisher's signature, a holding only from the one who holds it and only for
-//! its lease, a byte only once it matched its hash.
+//! Knows the store's vocabulary and `wire`; libp2p stays behind `doppler_swarm`. Owns peers'
+//! holdings, reputations and both sides of the shard protocol. Trusts nobody: an announcement
+//! counts only with its publisher's signature, a holding only if its holder says so and only for
+//! its lease, and a byte only once it matches its hash.
 //!
-//! `core` decides, and does nothing; `shared` puts it behind one lock and does what it says;
+//! `core` decides, but performs nothing; `shared` puts it behind one lock and performs its actions;
 //! `actor` (gossip), `fetch` with `shard_client` (reads) and `shard_server` (serving) do the I/O.
 
 mod actor;

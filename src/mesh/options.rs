@@ -30,7 +30,7 @@ pub struct MeshOptions {
     /// Further root certificates, in DER, for a proxy that ends TLS, in addition to the web's.
     pub tls_roots: Vec<Vec<u8>>,
     pub bootstrap: Vec<Address>,
-    /// Where peers were reached before, each with its id; who was met last comes first.
+    /// Addresses at which peers were reached before, each with its id, the last met first.
     pub known: Vec<Address>,
     pub mdns: bool,
     /// How relays are used. With any value but `Off`, hole punching is on, too.
@@ -83,9 +83,9 @@ pub const FIND_TIMEOUT: Duration = Duration::from_secs(30);
 pub const UPLOAD_SLOTS: usize = 16;
 /// The lowest limit on bytes a second. Below it transfers would count as stalled.
 pub const LIMIT_MIN: u64 = 64 * 1024;
-/// Under a limit: bytes that each reply under way should get a second (there are fewer slots then,
-/// and one peer gets a quarter of them: several peers get something at once), and bytes that are
-/// let through at a time.
+/// Under a limit: bytes per second that each reply in flight should get (there are fewer slots
+/// then, and one peer gets at most a quarter of them, so several peers are served at once), and
+/// bytes that are let through at a time.
 pub(super) const LIMITED_SLOT_RATE: u64 = 16 * 1024;
 pub(super) const LIMITED_BYTES: usize = 16 * 1024;
 /// A swarm's name, in bytes.
@@ -96,20 +96,20 @@ pub const SHARD_PROTOCOL: &str = "/doppler/shard/1";
 /// The protocol version with which peers must identify themselves to stay connected.
 pub const PROTOCOL_VERSION: &str = "/doppler/1";
 
-/// Peers taken over from the last run.
+/// Peers taken over from the previous run.
 pub(super) const KNOWN_MAX: usize = 64;
 
-/// A request ends if nothing of its peer was proved for this long, over all requests to it, however
-/// steadily bytes drip; and if nothing of its own was for that long. Late is not failed: as long as
-/// something is proved, it goes on.
+/// A request ends if nothing from its peer, over all requests to it, was proved for
+/// `PROVED_WITHIN`, even if bytes keep dripping in, or if nothing of the request itself was proved
+/// for `REQUEST_STUCK`. Late is not failed: while something is proved, the request continues.
 pub(super) const PROVED_WITHIN: Duration = Duration::from_secs(30);
 pub(super) const REQUEST_STUCK: Duration = Duration::from_secs(120);
-/// How often that is looked at.
+/// How often that is checked.
 pub(super) const PROGRESS_LOOK: Duration = Duration::from_secs(1);
-/// A reply ends if its peer takes nothing for this long although others of it are taken.
+/// A reply ends if its peer takes nothing of it for this long, although it takes other replies.
 pub(super) const WRITE_STUCK: Duration = Duration::from_secs(60);
 
-/// Peers of which it is remembered when their transfers moved on; beyond it those without one are
+/// Peers whose transfers' last progress is remembered; beyond this, peers without a transfer are
 /// forgotten.
 pub(super) const PACES_MAX: usize = 1024;
 

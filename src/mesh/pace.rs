@@ -1,9 +1,9 @@
-//! When the transfers with one peer last moved on, over all of its streams.
+//! When the transfers with one peer last made progress, over all of its streams.
 //!
-//! On a slow line the streams to one peer take turns: one that waits for its turn is late, not dead.
-//! So a stream has stalled only if nothing came from its peer at all.
+//! On a slow line the streams to one peer take turns: one that waits for its turn is late, not
+//! dead. So a stream has stalled only if nothing at all arrived from its peer.
 //!
-//! Invariant: the times kept never go back.
+//! Invariant: the recorded times never go back.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use doppler_ids::PeerId;
 
 use super::options::PACES_MAX;
 
-/// When bytes moved last, and when some were proved last.
+/// When bytes last moved, and when some were last proved.
 pub(super) struct Pace {
     epoch: Instant,
     moved_ms: AtomicU64,
@@ -35,7 +35,7 @@ impl Pace {
         self.epoch + Duration::from_millis(time.load(Ordering::Relaxed))
     }
 
-    /// Bytes of a transfer came, or were taken.
+    /// Call when bytes of a transfer have arrived or were taken.
     pub(super) fn moved(&self, now: Instant) {
         self.note(&self.moved_ms, now);
     }
@@ -44,7 +44,7 @@ impl Pace {
         self.read(&self.moved_ms)
     }
 
-    /// Bytes of an answer were proved.
+    /// Call when bytes of an answer were proved.
     pub(super) fn proved(&self, now: Instant) {
         self.note(&self.proved_ms, now);
     }
@@ -68,7 +68,7 @@ impl Paces {
         Arc::clone(pace)
     }
 
-    /// The peer has gone.
+    /// Call when the peer has gone.
     pub(super) fn forget(&self, peer: PeerId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
     }

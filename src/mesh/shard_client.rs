@@ -191,8 +191,8 @@ impl Client {
     }
 }
 
-/// Waits until nothing of a request's peer, or of the request itself, was proved for too long; how
-/// long that was.
+/// Waits until nothing from a request's peer, or nothing of the request itself, has been proved for
+/// too long. Returns how long that was.
 async fn unproved(pace: &Pace, proved: &AtomicU64, patience: u32) -> Duration {
     let began = Instant::now();
     let (mut own, mut seen) = (began, proved.load(Ordering::Relaxed));
@@ -298,8 +298,8 @@ fn io_failure(error: &io::Error, bytes: u64) -> Failure {
 /// A callback for the arrival of bytes.
 pub(super) type Heard<'a> = &'a (dyn Fn() + Send + Sync);
 
-/// A stream that counts what is read, keeps to the download limit, and fails once
-/// nothing came for `idle`, neither on it nor on another stream of its peer.
+/// A stream that counts what is read, keeps to the download limit, and fails once nothing has
+/// arrived for `idle`, on it or on another stream of its peer.
 struct Watched<'a> {
     stream: &'a mut Stream,
     idle: Duration,
@@ -364,7 +364,7 @@ impl AsyncRead for Watched<'_> {
             }
             Poll::Pending => loop {
                 ready!(this.silent.as_mut().poll(cx));
-                // Its turn comes after that of other streams of this peer.
+                // It may have to wait its turn behind other streams of this peer.
                 let until = this.pace.moved_at() + this.idle;
                 if until <= Instant::now() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

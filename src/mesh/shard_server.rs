@@ -277,7 +277,8 @@ impl Server {
         }
     }
 
-    /// Writes all of it. Fails once the peer takes nothing for `idle`, on this stream or another.
+    /// Writes everything. Fails once the peer has taken nothing for `idle`, on this stream or
+    /// another.
     async fn write(&self, peer: PeerId, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
         let pace = self.paces.of(peer);
         let (mut rest, mut own) = (bytes, Instant::now());

@@ -1,8 +1,8 @@
-//! The core behind one lock, and the hands that do what it says.
+//! The core behind one lock, and the code that performs its actions.
 //!
-//! The lock is a plain mutex: it is held for a decision and its actions, none of which waits,
-//! never across an await. Actions are performed under it, so that they happen in the order in
-//! which they were decided, whichever thread told the core of what.
+//! The lock is a plain mutex. It is held for a decision and its actions, none of which waits, and
+//! never across an await. Actions are performed under it, so that they happen in the order in which
+//! they were decided, whichever threads report events.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use super::shard_client::Client;
 use doppler_store::signature::SignedModel;
 use doppler_store::{ReadError, ReadRequest};
 
-/// What a read is told to do.
+/// An order to a read.
 #[derive(Debug)]
 pub(super) enum Order {
     Ask { ask: Ask, may_relay: bool },
@@ -35,7 +35,7 @@ pub(super) enum Order {
     End(Result<(), ReadError>),
 }
 
-/// How far requests came, and whether this node holds back itself.
+/// The progress of requests, and whether this node's own limit sets the pace.
 struct Progress {
     proved: BTreeMap<(ReadId, RequestId), Arc<AtomicU64>>,
     download: Arc<Limiter>,
@@ -55,11 +55,11 @@ impl Sight for Progress {
 struct Inner {
     core: Core,
     progress: Progress,
-    /// Where each read takes its orders.
+    /// The queue from which each read takes its orders.
     mailboxes: BTreeMap<ReadId, mpsc::Sender<Order>>,
     /// Reads begun so far.
     reads: ReadId,
-    /// The actor wakes no later than this.
+    /// The time at which the actor will wake, at the latest.
     armed: Instant,
     peers: Peers,
     /// Streams of peers that are served now, and that were refused.
@@ -68,7 +68,7 @@ struct Inner {
     is_closed: bool,
 }
 
-/// What a performance leaves to be told once the lock is gone.
+/// What is reported once the lock is released.
 #[derive(Default)]
 struct News {
     changed: bool,
@@ -76,7 +76,7 @@ struct News {
     refused: Option<Refused>,
 }
 
-/// The mesh's state, and the bells that ring when it changes.
+/// The mesh's state, and the notifications of its changes.
 pub(super) struct Shared {
     inner: Mutex<Inner>,
     swarm: SwarmHandle,
@@ -84,7 +84,7 @@ pub(super) struct Shared {
     topic: String,
     changed: watch::Sender<u64>,
     models: watch::Sender<Arc<Vec<SignedModel>>>,
-    /// The core wants to be woken earlier than the actor is armed for.
+    /// Notified when the core wants to be woken earlier than the actor would wake.
     earlier: Notify,
 }
 
@@ -119,13 +119,12 @@ impl Shared {
         }
     }
 
-    /// A panic elsewhere leaves counts off by one at worst, so a poisoned lock is taken all the
-    /// same.
+    /// A panic elsewhere leaves counts off by one at worst, so a poisoned lock is used anyway.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the core what happened and does what it says.
+    /// Tells the core what happened, and performs its actions.
     ///
     /// # Errors
     /// If it refuses a publication or a registration.
@@ -133,13 +132,13 @@ impl Shared {
         self.act(self.lock(), event, None)
     }
 
-    /// Tells the core of something that it never refuses.
+    /// Tells the core of an event that it never refuses.
     pub(super) fn note(&self, event: Event) {
         let refused = self.tell(event);
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
     }
 
-    /// Tells the core of a gossip message, and judges it as it says.
+    /// Tells the core of a gossip message, and accepts or rejects it as the core decides.
     pub(super) fn hear(&self, mut message: Message) {
         let (topic, data) = (message.topic.clone(), std::mem::take(&mut message.data));
         let event = Event::Gossip { message: 0, topic, author: message.author, data };
@@ -147,12 +146,12 @@ impl Shared {
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
     }
 
-    /// The time that the actor sleeps until has come.
+    /// Call when the time has come until which the actor slept.
     pub(super) fn wake(&self) {
         self.note(Event::Time { unix_ms: unix_ms() });
     }
 
-    /// The connected peers are these now.
+    /// Sets the connected peers.
     pub(super) fn set_peers(&self, peers: Peers) {
         let contact = |peer: &doppler_swarm::Peer| Contact {
             is_direct: peer.path.is_direct(),
@@ -166,7 +165,7 @@ impl Shared {
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
     }
 
-    /// The swarm noticed something of a peer that is not connected.
+    /// Call when the swarm has noticed something about a peer that is not connected.
     pub(super) fn heed(&self, notice: Notice) {
         match notice {
             Notice::Found { peer, addresses } => {
@@ -185,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// Begins a read; its orders come on the returned queue, which closes when the mesh stops.
+    /// Begins a read. Its orders arrive on the returned queue, which closes when the mesh stops.
     pub(super) fn begin(&self, request: ReadRequest) -> (ReadId, mpsc::Receiver<Order>) {
         let mut inner = self.lock();
         inner.reads += 1;
@@ -199,7 +198,7 @@ impl Shared {
         (read, orders)
     }
 
-    /// From here on a request's progress is looked at when decisions depend on it.
+    /// From here on, decisions that depend on a request's progress read it from `proved`.
     pub(super) fn watch(&self, read: ReadId, request: RequestId, proved: Arc<AtomicU64>) {
         let mut inner = self.lock();
         if inner.mailboxes.contains_key(&read) {
@@ -207,14 +206,14 @@ impl Shared {
         }
     }
 
-    /// Nobody will wake the core any more: every read ends.
+    /// Ends every read, because nothing will wake the core any more.
     pub(super) fn close(&self) {
         let mut inner = self.lock();
         inner.is_closed = true;
         inner.mailboxes.clear();
     }
 
-    /// When the actor should wake the core; it will unless [`Self::earlier`] says otherwise.
+    /// When the actor should wake the core, unless [`Self::earlier`] resolves before.
     pub(super) fn arm(&self) -> Instant {
         let mut inner = self.lock();
         inner.armed = inner.core.next_wake();
@@ -299,7 +298,7 @@ impl Shared {
             inner.armed = wake;
             self.earlier.notify_one();
         }
-        // Under the lock, so that an older list never replaces a newer one.
+        // Done under the lock, so that an older list never replaces a newer one.
         if news.models {
             self.models.send_replace(Arc::new(inner.core.announced()));
         }
@@ -310,9 +309,9 @@ impl Shared {
         news.refused.map_or(Ok(()), Err)
     }
 
-    /// A full command queue of the swarm is never waited for: what is said is said again with
-    /// the next round, a dial is tried again, a message only goes no further, and a banned peer
-    /// is not chosen any more.
+    /// Never waits for a full command queue of the swarm: announcements are repeated in the next
+    /// round, dials are tried again, a message is merely not forwarded, and a banned peer is not
+    /// chosen any more.
     fn perform(
         &self,
         inner: &mut Inner,
@@ -378,7 +377,7 @@ impl Shared {
 }
 
 impl Inner {
-    /// A read that does not take its orders, of which there are never so many, is over.
+    /// If a read's queue is full, which it should never be, the read ends.
     fn post(&mut self, read: ReadId, order: Order) {
         let sent = self.mailboxes.get(&read).map(|mailbox| mailbox.try_send(order));
         if matches!(sent, Some(Err(_))) {
@@ -396,7 +395,7 @@ impl Progress {
     }
 }
 
-/// Two nodes of one identity, in words, and what to do about it.
+/// Describes two nodes with one identity, and what to do about it.
 pub(super) fn describe(twin: &Twin, is_own: bool) -> String {
     let places: Vec<&str> =
         twin.places.iter().map(String::as_str).filter(|place| !place.is_empty()).collect();
@@ -425,7 +424,7 @@ pub(super) fn describe(twin: &Twin, is_own: bool) -> String {
     }
 }
 
-/// The wall clock; only numbers messages.
+/// The wall clock, which only numbers messages.
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(0)

@@ -1,8 +1,8 @@
 //! The prost types of `proto/` and their conversions, nothing else.
 //!
-//! Refuses: anything out of bounds. What comes out of a `decode` here has the
-//! right lengths and counts; whether it is true is for others to check. No input
-//! panics, and none allocates more than a small multiple of its own length.
+//! Refuses anything out of bounds. The result of `decode` has valid lengths and counts; whether it
+//! is true is for others to check. No input causes a panic or allocates more than a small multiple
+//! of its own length.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ mod shard {
     include!(concat!(env!("OUT_DIR"), "/doppler.shard.v1.rs"));
 }
 
-/// The largest gossip message (gossipsub's limit, less its own framing and signature).
+/// The largest gossip message (gossipsub's limit minus its own framing and signature).
 pub const ENVELOPE_BYTES_MAX: usize = 60 * 1024;
 /// Models in one holdings message.
 pub const HOLDINGS_MODELS_MAX: usize = 64;
@@ -34,12 +34,12 @@ pub const ADDRESSES_MAX: usize = 16;
 pub const ADDRESS_BYTES_MAX: usize = 256;
 /// Bytes of a peer id.
 pub const PEER_BYTES_MAX: usize = 66;
-/// The longest a peer may ask to be believed without saying it again.
+/// The longest lease that a peer may ask for.
 pub const LEASE_MAX: Duration = Duration::from_secs(300);
 /// Bytes of one message of the shard protocol, without its length.
 pub const FRAME_BYTES_MAX: usize = 256;
-/// Hash-tree nodes that one request's range can need: one between every two
-/// of its groups (at most 258) and two paths of at most 12 to the root of 4,096 groups.
+/// The most hash-tree nodes that a request's range can need: one between every two of its groups
+/// (at most 258), and two paths of at most 12 to the root of 4,096 groups.
 const NODES_MAX: u64 = 258 + 2 * 12;
 /// Bytes of one reply's body.
 pub const BODY_BYTES_MAX: u64 = DECODE_BYTES_MAX + NODES_MAX * NODE_BYTES as u64;
@@ -63,7 +63,7 @@ pub enum Envelope {
     /// Fields within bounds; the signature is not checked yet.
     Announcement(SignedModel),
     Holdings(Holdings),
-    /// The author has lost the peer with this id, as bytes: if it lives, it should say so.
+    /// The author has lost the peer with this id, in bytes. If the peer is alive, it should say so.
     Doubt(Vec<u8>),
     /// A kind that this version does not know.
     Unknown,
@@ -77,14 +77,14 @@ pub struct Holdings {
     pub sequence: u64,
     /// At most [`LEASE_MAX`].
     pub lease: Duration,
-    /// Bytes that the author would copy of what others lose.
+    /// Bytes that the author would copy of objects that others lose.
     pub room: u64,
-    /// The author is about to leave the swarm: what it holds needs another holder.
+    /// Whether the author is about to leave the swarm, so that its objects need other holders.
     pub is_leaving: bool,
     /// Where the author listens, as text.
     pub addresses: Vec<String>,
     pub models: Vec<ModelHoldings>,
-    /// Drawn at random when the author started; 0 if it does not say.
+    /// A random number drawn when the author started; 0 if it gives none.
     pub run: u64,
 }
 
@@ -96,14 +96,14 @@ pub struct ModelHoldings {
     pub manifest: bool,
     /// Bit i (byte i / 8, bit i % 8 from the lowest): object i is held.
     pub objects: Vec<u8>,
-    /// Objects held in part, by their place in the list.
+    /// Partially held objects, by their index in the list.
     pub parts: Vec<PartHoldings>,
 }
 
-/// An object held in part.
+/// A partially held object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartHoldings {
-    /// Its place in the model's list: below `8 * BITMAP_BYTES_MAX`.
+    /// Its index in the model's list, below `8 * BITMAP_BYTES_MAX`.
     pub object: u32,
     pub chunks: Chunks,
 }
@@ -452,7 +452,7 @@ mod tests {
                 bytes[at] = rng.next_u32() as u8;
             }
             bytes.truncate(rng.random_range(0..=bytes.len()));
-            // Whatever it is, it is an answer.
+            // Any result will do; it must not panic.
             let _ = Envelope::decode(&bytes);
             let _ = ShardRequest::decode(&bytes);
             let _ = ShardReply::decode(&bytes);

@@ -1,4 +1,4 @@
-//! What the control API says: the types that go over loopback HTTP as JSON.
+//! The types of the control API, which go over loopback HTTP as JSON.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,8 @@ use doppler_store::{ByteRange, ShardId};
 pub struct ControlFile {
     /// Loopback `address:port` of the API.
     pub address: String,
-    /// Sent as `Authorization: Bearer TOKEN`, so that no other user and no web page can ask.
+    /// Sent as `Authorization: Bearer TOKEN`, so that neither another user nor a web page can use
+    /// the API.
     pub token: String,
     pub pid: u32,
 }
@@ -30,39 +31,42 @@ pub struct ControlFile {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     pub peer_id: String,
-    /// The public key that this node signs models with; others trust it by `trust add`.
+    /// The public key with which this node signs models. Others trust it with `trust add`.
     #[serde(default)]
     pub publisher: String,
     pub swarm: String,
     pub version: String,
-    /// Where the node's page answers on this machine.
+    /// The address of the node's page on this machine.
     #[serde(default)]
     pub page: Option<String>,
     pub addresses: Vec<String>,
-    /// Those of `addresses` that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
+    /// The addresses that a page can dial: WebSocket and WebRTC-direct, each with `/p2p/ID`.
     #[serde(default)]
     pub browser_addresses: Vec<String>,
     /// How others reach this node.
     #[serde(default)]
     pub reach: ReachStatus,
-    /// How the bootstrap addresses fare.
+    /// The state of each bootstrap address.
     #[serde(default)]
     pub bootstrap: Vec<BootstrapStatus>,
-    /// Known peers that are not connected and are looked for, the most useful first, at most 64.
+    /// The known peers that are not connected and are looked for, the most useful first, at most
+    /// 64.
     #[serde(default)]
     pub away: Vec<AwayPeer>,
-    /// Identities that two nodes use, this node's own among them; in words, with what to do.
+    /// Identities that two nodes use, including this node's own: a description and what to do about
+    /// it.
     #[serde(default)]
     pub twins: Vec<String>,
-    /// The swarm has a key, and connections that failed for want of it.
+    /// Whether the swarm has a key, and how many connections failed without it.
     #[serde(default)]
     pub private: bool,
-    /// What the gateway of a node in a private swarm asks for, as `Authorization: Bearer TOKEN`.
+    /// The token that the gateway of a node in a private swarm requires, as
+    /// `Authorization: Bearer TOKEN`.
     #[serde(default)]
     pub gateway_token: Option<String>,
     #[serde(default)]
     pub refused_peers: u64,
-    /// The data directory, for people: bytes that are no UTF-8 are replaced.
+    /// The data directory, for people. Bytes that are not UTF-8 are replaced.
     pub data: String,
     pub backend: String,
     pub uptime_s: f64,
@@ -79,7 +83,7 @@ pub struct Status {
     pub store: StoreStatus,
     pub traffic: Traffic,
     pub uploaded_bytes: u64,
-    /// What peers have under way, and the tasks of the whole node.
+    /// What peers have in progress, and the tasks of the whole node.
     #[serde(default)]
     pub load: Load,
     #[serde(default)]
@@ -94,9 +98,9 @@ pub struct NodeInfo {
     pub version: String,
     /// The swarm's gossip topic.
     pub topic: String,
-    /// What peers must identify with.
+    /// The protocol version with which peers must identify themselves.
     pub protocol_version: String,
-    /// Whether the swarm has a key, which a page must prove as any peer.
+    /// Whether the swarm has a key, which a page must prove like any peer.
     pub private: bool,
     /// Where the node can be dialled.
     pub addresses: Vec<String>,
@@ -107,11 +111,11 @@ pub struct NodeInfo {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReachStatus {
     pub state: ReachState,
-    /// Addresses that a router forwards because it was asked to (UPnP).
+    /// Addresses that a router forwards at this node's request (UPnP).
     pub mapped: Vec<String>,
-    /// Peers that keep a place for this node as its relays.
+    /// Peers at which this node has a reservation as its relays.
     pub relays: Vec<String>,
-    /// This node offers a relay to its peers.
+    /// Whether this node offers a relay to its peers.
     pub offers_relay: bool,
 }
 
@@ -123,9 +127,9 @@ pub enum ReachState {
     Unknown,
     /// Peers dialled it, and it answered.
     Public,
-    /// The same, at a port that a router forwards.
+    /// The same, through a port that a router forwards.
     Mapped,
-    /// Peers dialled it, and nobody answered.
+    /// Peers dialled it without an answer.
     Private,
 }
 
@@ -171,7 +175,7 @@ impl std::fmt::Display for ReachStatus {
     }
 }
 
-/// A bootstrap address and how it fares.
+/// A bootstrap address, and its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapStatus {
     pub address: String,
@@ -188,9 +192,9 @@ pub enum BootstrapStanding {
     Trying,
     /// Its peer is connected.
     Connected,
-    /// Its peer is connected and takes part in no swarm of this name.
+    /// Its peer is connected, but is not in a swarm of this name.
     OtherSwarm,
-    /// The last dial failed; it is dialled again.
+    /// The last dial failed. It is dialled again.
     Failed,
 }
 
@@ -200,7 +204,7 @@ impl BootstrapStatus {
             BootstrapState::Trying => (BootstrapStanding::Trying, None),
             BootstrapState::Connected => (BootstrapStanding::Connected, None),
             BootstrapState::OtherSwarm => {
-                let reason = "it answers, but takes part in no swarm of this name";
+                let reason = "it answers, but is not in a swarm of this name";
                 (BootstrapStanding::OtherSwarm, Some(reason.to_owned()))
             }
             BootstrapState::Failed { reason } => (BootstrapStanding::Failed, Some(reason.clone())),
@@ -208,7 +212,7 @@ impl BootstrapStatus {
         Self { address: bootstrap.address.to_string(), state, reason }
     }
 
-    /// What is wrong with it, in words; `None` while nothing is known to be.
+    /// What is wrong with it, in words. `None` if no problem is known.
     pub fn problem(&self) -> Option<String> {
         let reason = self.reason.as_ref()?;
         Some(match self.state {
@@ -218,14 +222,14 @@ impl BootstrapStatus {
     }
 }
 
-/// A known peer that is not connected, and how looking for it fares.
+/// A known peer that is not connected, and the state of looking for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AwayPeer {
     pub id: String,
     pub known_by: KnownBy,
-    /// Where it is dialled, best first.
+    /// The addresses that are dialled, best first.
     pub addresses: Vec<String>,
-    /// Dials since it was connected last.
+    /// Dials since it was last connected.
     pub dials: u32,
     /// Why the last of them failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,7 +242,7 @@ pub struct AwayPeer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KnownBy {
-    /// It said so itself, and other peers passed that on.
+    /// It announced itself, and other peers passed that on.
     Exchange,
     /// The local network (mDNS).
     Network,
@@ -265,7 +269,7 @@ impl AwayPeer {
         }
     }
 
-    /// In words: who, where, and why it is not here.
+    /// Describes the peer, its address, and why it is not connected.
     pub fn describe(&self) -> String {
         let place = self.addresses.first().map_or("an unknown address", String::as_str);
         let reason = match &self.reason {
@@ -281,7 +285,7 @@ fn times(count: u32) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-/// By what way a peer is connected.
+/// How a peer is connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "way", rename_all = "snake_case")]
 pub enum Via {
@@ -303,32 +307,32 @@ impl Via {
     }
 }
 
-/// How the store has fared since the node started.
+/// The store's health since the node started.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct StoreStatus {
     pub whole_objects: u64,
     pub part_objects: u64,
     pub pinned_bytes: u64,
     pub evictions: u64,
-    /// Objects in which damage was found, and the bytes taken out of them.
+    /// Objects in which damage was found, and their damaged bytes.
     pub quarantines: u64,
     pub damaged_bytes: u64,
-    /// Reads that met damage and went on with a peer's bytes.
+    /// Reads that met damage and continued with a peer's bytes.
     pub repaired_reads: u64,
-    /// Bytes fetched behind such reads to fill what else was damaged.
+    /// Bytes fetched after such reads to replace other damage.
     pub repaired_bytes: u64,
-    /// Space is set aside for cleaning up a full disk.
+    /// Whether space is reserved for cleaning up a full disk.
     pub reserve_held: bool,
 }
 
-/// What one tier holds against what it may hold.
+/// How much a tier holds, and its budget.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct TierUse {
     pub used: u64,
     pub budget: u64,
 }
 
-/// Expert demands by the tier that met them.
+/// Expert demands, by the tier that served them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hits {
     pub vram: u64,
@@ -338,7 +342,7 @@ pub struct Hits {
 }
 
 impl Hits {
-    /// What was counted since `earlier`, a previous reading.
+    /// The difference from `earlier`, a previous reading.
     pub const fn since(&self, earlier: &Self) -> Self {
         Self {
             vram: self.vram.saturating_sub(earlier.vram),
@@ -349,7 +353,7 @@ impl Hits {
     }
 }
 
-/// What a stretch of work took from which tier and peer.
+/// What some work took from each tier and peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     pub hits: Hits,
@@ -360,7 +364,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What happened since `earlier`, a previous reading of the same counters.
+    /// The difference from `earlier`, a previous reading of the same counters.
     pub fn since(&self, earlier: &Self) -> Self {
         let peer_bytes = self
             .peer_bytes
@@ -389,41 +393,41 @@ pub struct Signer {
     pub trust: Standing,
 }
 
-/// One line of `GET /v1/models`.
+/// An entry of `GET /v1/models`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
-    /// What the first of its signers calls it.
+    /// The name that the first of its signers gives it.
     pub name: String,
-    /// Public keys of those who signed it, hexadecimal; whom this node trusts first.
+    /// Public keys of its signers, in hexadecimal; trusted ones first.
     pub publishers: Vec<String>,
     /// How far this node trusts the first of them.
     #[serde(default)]
     pub trust: Standing,
     pub bytes: u64,
     pub shards: usize,
-    /// Shards held whole here.
+    /// Shards held here in full.
     pub shards_here: usize,
-    /// Shards that at least one connected peer, or this node, holds whole.
+    /// Shards that this node or at least one connected peer holds in full.
     pub shards_reachable: usize,
-    /// False until the manifest itself has arrived. A large one of a stranger waits until the
+    /// False until the manifest itself has arrived. A stranger's large manifest is fetched when the
     /// model is used.
     pub manifest: bool,
-    /// Everybody who signed it, in the order of `publishers`.
+    /// All its signers, in the order of `publishers`.
     #[serde(default)]
     pub signers: Vec<Signer>,
 }
 
-/// One line of `GET /v1/peers`: a connected peer.
+/// An entry of `GET /v1/peers`: a connected peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Peer {
     pub id: String,
     pub addresses: Vec<String>,
-    /// Its `NAME/VERSION`; empty until it has identified itself.
+    /// Its `NAME/VERSION`. Empty until it has identified itself.
     pub agent: String,
     #[serde(default)]
     pub via: Via,
-    /// It takes part in the swarm of this node's name.
+    /// Whether it takes part in the swarm of this node's name.
     #[serde(default = "yes")]
     pub in_swarm: bool,
     pub connected_s: f64,
@@ -442,9 +446,9 @@ pub struct Peer {
 pub struct PublishRequest {
     #[serde(with = "path_bytes")]
     pub dir: PathBuf,
-    /// Shard numbers to store; all when absent.
+    /// Numbers of the shards to store. All if absent.
     pub shards: Option<Vec<usize>>,
-    /// Answered by [`WorkEvent`](super::work::WorkEvent)s, one JSON object a line.
+    /// Whether to answer with [`WorkEvent`](super::work::WorkEvent)s, one JSON object per line.
     #[serde(default)]
     pub progress: bool,
 }
@@ -453,12 +457,12 @@ pub struct PublishRequest {
 pub struct PublishReply {
     pub model: String,
     pub name: String,
-    /// The public key that it was signed with.
+    /// The public key with which it was signed.
     #[serde(default)]
     pub publisher: String,
     pub shards_stored: usize,
     pub bytes_stored: u64,
-    /// Of those, what had to be copied; the rest shares its blocks with the directory.
+    /// How many of those had to be copied. The rest shares its blocks with the directory.
     pub bytes_copied: u64,
 }
 
@@ -474,7 +478,7 @@ pub struct ResolveRequest {
     pub can_ask: bool,
 }
 
-/// A path as JSON: text, or its bytes where they are no UTF-8.
+/// A path as JSON: text, or its bytes if they are not UTF-8.
 mod path_bytes {
     use std::path::{Path, PathBuf};
 
@@ -513,13 +517,13 @@ mod path_bytes {
 pub struct TargetRequest {
     /// A model's name, id or unambiguous start of it, or an object's.
     pub target: String,
-    /// Pin: fetch what is missing first.
+    /// For pin: fetch what is missing first.
     #[serde(default)]
     pub fetch: bool,
-    /// Remove: what is pinned too.
+    /// For remove: also remove what is pinned.
     #[serde(default)]
     pub force: bool,
-    /// Remove: what no other peer is known to hold, too.
+    /// For remove: also remove what no other peer is known to hold.
     #[serde(default)]
     pub last_copy: bool,
     /// Pin: answered by [`WorkEvent`](super::work::WorkEvent)s, one JSON object a line.
@@ -539,12 +543,12 @@ pub struct TargetReply {
     /// Objects that were pinned, unpinned or removed, and the bytes of them that are held.
     pub objects: usize,
     pub bytes: u64,
-    /// Objects of the model that are not here whole.
+    /// Objects of the model that are not complete here.
     pub missing: usize,
-    /// Objects left alone because another model here has them too; of an `unpin`, those that
-    /// another model or their own pin still holds.
+    /// Objects left alone because another model here has them, too. For an `unpin`: those that
+    /// another model or a pin of their own still holds.
     pub shared: usize,
-    /// Of the removed objects those that no other peer was known to hold.
+    /// The removed objects that no other peer was known to hold.
     #[serde(default)]
     pub last_copies: usize,
 }
@@ -552,11 +556,11 @@ pub struct TargetReply {
 /// `POST /v1/store/gc`; answered by [`doppler_store::Collected`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct GcRequest {
-    /// Bytes that may stay; the node's own budget when absent.
+    /// Bytes that may stay stored. The node's own budget if absent.
     pub budget: Option<u64>,
     #[serde(default)]
     pub dry_run: bool,
-    /// Evict what no other peer is known to hold, too.
+    /// Also evict what no other peer is known to hold.
     #[serde(default)]
     pub last_copy: bool,
 }
@@ -587,19 +591,19 @@ pub enum FsckEvent {
     },
 }
 
-/// An object that is not as it should be.
+/// A damaged object.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Damage {
     pub shard: ShardId,
     pub size: u64,
-    /// Bytes that were looked at, and what of them is wrong; not held any more.
+    /// Bytes that were checked, and the damaged ranges, which are no longer held.
     pub checked_bytes: u64,
     pub ranges: Vec<ByteRange>,
-    /// Only the hash tree beside it was wrong, and has been made anew.
+    /// Whether only the hash tree beside it was wrong, and has been rebuilt.
     pub outboard_only: bool,
-    /// All of it is here again, and proved.
+    /// Whether all of it is here again, and verified.
     pub repaired: bool,
-    /// What stands in the way of a repair.
+    /// Why it could not be repaired.
     pub detail: Option<String>,
 }
 
@@ -611,7 +615,7 @@ pub struct FsckSummary {
     pub damaged_bytes: u64,
     pub outboards_rewritten: u64,
     pub repaired_objects: u64,
-    /// Pinned objects of which something is still missing.
+    /// Pinned objects that are still incomplete.
     pub incomplete_pinned: u64,
     pub seconds: f64,
 }
@@ -633,16 +637,17 @@ pub struct GenerateRequest {
     pub repetition_penalty: f32,
     #[serde(default)]
     pub seed: u64,
-    /// Tokens of context to make room for; prompt plus `tokens` when absent.
+    /// Tokens of context to make room for. Prompt plus `tokens` if absent.
     #[serde(default)]
     pub context: Option<usize>,
     /// Publishers to trust from now on.
     #[serde(default)]
     pub trust: Vec<PublicKey>,
-    /// A person can be asked: an unknown publisher is refused instead of trusted on first use.
+    /// Whether a person can be asked. Then an unknown publisher is refused instead of trusted on
+    /// first use.
     #[serde(default)]
     pub can_ask: bool,
-    /// Say how loading the model goes ([`GenerateEvent::Loading`]).
+    /// Whether to report the progress of loading ([`GenerateEvent::Loading`]).
     #[serde(default)]
     pub progress: bool,
 }
@@ -671,9 +676,9 @@ fn one() -> f32 {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GenerateEvent {
-    /// How much has come of what the model needs before its first token.
+    /// How much of what the model needs before its first token has arrived.
     Loading(Progress),
-    /// The model is ready, the prompt is being read.
+    /// The model is ready, and the prompt is being processed.
     Start {
         prompt_tokens: usize,
         backend: String,
@@ -689,7 +694,7 @@ pub enum GenerateEvent {
         stop: StopReason,
         seconds: f64,
         tok_s: f64,
-        /// Elements of keys and values that the cache's format could not hold.
+        /// Elements of keys and values that did not fit the cache's format and were clamped.
         #[serde(default)]
         clamped: u64,
         traffic: Traffic,
@@ -716,13 +721,13 @@ pub struct ApiError {
     /// The failure's stable name (docs/errors.md).
     #[serde(default)]
     pub label: String,
-    /// It may go on once one of these publishers is trusted.
+    /// The request can succeed once one of these publishers is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untrusted: Option<Untrusted>,
 }
 
 impl ApiError {
-    /// What whoever asked is told of a failure.
+    /// The answer for a failure.
     pub fn of(error: &anyhow::Error) -> Self {
         let label = super::failures::of(error).label.to_owned();
         let untrusted = error.downcast_ref::<Untrusted>().cloned();

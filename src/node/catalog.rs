@@ -1,8 +1,8 @@
-//! The models a node knows: who signed them, and the manifest once it has arrived.
+//! The models that a node knows: their signers, and the manifest once it has arrived.
 //!
-//! Who signed what is the mesh's to say, where signatures are verified and bounds are kept: the
-//! catalogue follows it. A manifest enters only if its bytes hash to the model's id, and leaves
-//! with the last announcement of its model.
+//! The mesh decides who signed what: it verifies signatures and enforces bounds, and the catalogue
+//! follows it. A manifest is added only if its bytes hash to the model's id, and is removed with
+//! the last announcement of its model.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use doppler_store::{ModelId, ShardId};
 /// One model.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Announcements of it, one a publisher.
+    /// Its announcements, one per publisher.
     pub signed: Vec<SignedModel>,
     pub manifest: Option<Arc<Manifest>>,
 }
@@ -35,7 +35,7 @@ impl Default for Catalog {
 
 impl Catalog {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelId, Known>> {
-        // Nothing in here can be left half-changed by a panic.
+        // A panic cannot leave anything in here half-changed.
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,8 +43,8 @@ impl Catalog {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Takes over which announcements there are; models of which there is none any more go.
-    /// `announced` is called under the lock, so that an older list never follows a newer one.
+    /// Takes over the current announcements. Models without any are removed. `announced` is called
+    /// under the lock, so that an older list never follows a newer one.
     pub fn follow(&self, announced: impl FnOnce() -> Vec<SignedModel>) {
         let mut models = self.lock();
         let mut now: BTreeMap<ModelId, Vec<SignedModel>> = BTreeMap::new();
@@ -65,7 +65,7 @@ impl Catalog {
         }
     }
 
-    /// Adds the manifest of an announced model; false if it is announced no longer.
+    /// Adds the manifest of an announced model. False if it is no longer announced.
     pub fn add_manifest(&self, id: ModelId, manifest: Arc<Manifest>) -> bool {
         let is_known = match self.lock().get_mut(&id) {
             Some(known) => {
@@ -90,24 +90,24 @@ impl Catalog {
         self.lock().get(&id).cloned()
     }
 
-    /// Says when anything here has changed.
+    /// Notifies of changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 }
 
-/// A model's objects in the order that every node derives from its manifest, which
-/// bitmaps of holdings refer to: shards, then the tokenizer if it has an address.
+/// A model's objects in the order that every node derives from its manifest, and to which bitmaps
+/// of holdings refer: shards, then the tokenizer if it has a hash.
 pub fn objects(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
     Ok(sizes(manifest)?.into_iter().map(|(id, _)| id).collect())
 }
 
-/// The same objects with the sizes that the manifest gives them, bytes.
+/// The same objects with their sizes from the manifest, in bytes.
 pub fn sizes(manifest: &Manifest) -> anyhow::Result<Vec<(ShardId, u64)>> {
     Ok(manifest.objects()?)
 }
 
-/// The shards' addresses, in the manifest's order.
+/// The shards' ids, in the manifest's order.
 pub fn shard_ids(manifest: &Manifest) -> anyhow::Result<Vec<ShardId>> {
     manifest.shards.iter().map(|shard| Ok(shard.id()?)).collect()
 }

@@ -16,8 +16,8 @@ use doppler_store::regular;
 /// The longest line that a node may answer with. A generation's last event contains its whole text.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 
-/// How long a question that needs no work may take. A node that is stopped (SIGSTOP) accepts
-/// connections, too.
+/// How long a request that needs no work may take. A stopped node (SIGSTOP) accepts connections,
+/// too.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// A failure that a node reported. `failures` knows its label.
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_node_that_does_not_answer_is_not_waited_for_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        // The system accepts; nobody else does.
+        // The system accepts the connection, and nothing else happens.
         let stopped = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = stopped.local_addr().unwrap().to_string();
         let control = ControlFile { address, token: "t".into(), pid: 1 };

@@ -92,7 +92,7 @@ impl ControlServer {
 
     pub async fn stop(self) {
         let _ = std::fs::remove_file(&self.file);
-        // A client that keeps a stream open does not delay the node: only accepting ends here.
+        // A client that keeps a stream open does not delay the node: only accepting stops here.
         self.stop.cancel();
         let _ = self.task.await;
     }

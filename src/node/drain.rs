@@ -1,21 +1,22 @@
-//! A stream written by a thread of its own: whoever has a line for it never waits. So a terminal
-//! that is held, or a pipe that nobody empties, costs lines and nothing else.
+//! A stream that is written by a separate thread, so that a caller with a line for it never waits.
+//! A stopped terminal, or a pipe that nobody reads, costs lines and nothing else.
 //!
-//! Owns the lines that are not written yet, `LINES_MAX` of them. What comes beyond is lost, and counted.
+//! Owns the lines that are not written yet, `LINES_MAX` of them. Further lines are lost, and
+//! counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Lines that wait.
+/// Lines that wait, at most.
 pub const LINES_MAX: usize = 1024;
-/// How often a full queue is looked at by who waits for it to empty.
+/// How often a caller that waits for a full queue to empty checks it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 enum Item {
     Line(Vec<u8>),
-    /// Answered when all before it is written.
+    /// Answered once everything before it is written.
     Flush(SyncSender<()>),
 }
 
@@ -88,7 +89,7 @@ mod tests {
             let _ = sender.send((line.to_vec(), lost));
         });
         assert!(drain.flush(PATIENCE), "nothing waits");
-        // One is being written, the others wait or are lost.
+        // One line is being written; the others wait or are lost.
         for number in 0..2 * LINES_MAX {
             drain.offer(number.to_string().into_bytes());
         }

@@ -1,7 +1,8 @@
-//! What each failure means to whoever asked: one HTTP status and one exit code for each label.
+//! How each failure is reported: one HTTP status and one exit code for each label.
 //!
-//! The labels come from the errors at the seams (`EngineError`, `SessionError`, `BackendError`,
-//! `ReadError`, `StoreError`, `Untrusted`). docs/errors.md lists the same table; a test holds the two together.
+//! The labels come from the errors of the components (`EngineError`, `SessionError`,
+//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`). docs/errors.md contains the same table;
+//! a test compares them.
 
 use std::io;
 
@@ -28,7 +29,7 @@ const fn failure(label: &'static str, status: u16, exit: u8) -> Failure {
     Failure { label, status, exit }
 }
 
-/// A failure that no other line names.
+/// Any other failure.
 pub const OTHER: Failure = failure("failed", 422, 1);
 
 /// Exit code 2 is also clap's, for wrong usage.
@@ -45,7 +46,7 @@ pub const FAILURES: &[Failure] = &[
     failure("batch", 400, 2),
     failure("context_full", 400, 2),
     failure("nothing_to_score", 400, 2),
-    // It is not here, or did not come.
+    // It is not here, or did not arrive.
     failure("not_found", 404, 3),
     failure("not_held", 404, 3),
     failure("deadline", 504, 3),
@@ -69,7 +70,7 @@ pub const FAILURES: &[Failure] = &[
     failure("corrupt", 502, 7),
     failure("mismatch", 422, 7),
     failure("out_of_range", 422, 7),
-    // This machine does not do it.
+    // This machine cannot do it.
     failure("no_device", 500, 8),
     failure("device_lost", 500, 8),
     failure("thread", 500, 8),
@@ -79,17 +80,17 @@ pub const FAILURES: &[Failure] = &[
     failure("foreign_sequence", 500, 1),
 ];
 
-/// A file that is not the store's was written to a full disk.
+/// A file outside the store could not be written because the disk is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// The line of a label; [`OTHER`] for a label that has none.
+/// The entry of a label, or [`OTHER`].
 pub fn of_label(label: &str) -> Failure {
     FAILURES.iter().copied().find(|failure| failure.label == label).unwrap_or(OTHER)
 }
 
-/// The line of an error: of the first of its causes that has a label.
+/// The entry of an error: that of its first cause with a label.
 pub fn of(error: &anyhow::Error) -> Failure {
     let label = error.chain().find_map(|cause| {
         let engine = cause.downcast_ref::<EngineError>().map(EngineError::label);

@@ -1,8 +1,8 @@
 //! Models that the store of a data directory holds, for commands that compute by themselves:
 //! `check`, `perplexity`, `bench`, `trace record`, and `run` where no node runs.
 //!
-//! The store's files are plain and named by their hashes, so they are read beside a running node
-//! as well; every byte is proved. Refuses a model of which something is not here.
+//! The store's files are plain and named by their hashes, so they can be read even while a node
+//! runs; every byte is verified. Refuses a model that is not complete here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,13 +32,13 @@ pub struct Held {
 /// Finds the model that `text` means in the store at `data`, and reads its manifest.
 ///
 /// # Errors
-/// If the store knows no such model, or more than one; if its publisher may not be used; if part
-/// of it is not here, saying how much.
+/// If the store knows no such model or more than one, if its publisher may not be used, or if part
+/// of it is not here (the error says how much).
 pub fn open(data: &Path, text: &str) -> anyhow::Result<Held> {
     open_in(StoreAccess::open(data)?, data, text)
 }
 
-/// As [`open`], in a store that has been reached.
+/// As [`open`], in a store that has been opened.
 pub fn open_in(access: StoreAccess, data: &Path, text: &str) -> anyhow::Result<Held> {
     let model = find(access, text)?;
     let id = model.to_string();
@@ -91,8 +91,8 @@ fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
     }
 }
 
-/// What is here whole was admitted when it was fetched; its publishers may have been removed
-/// from the trusted ones since.
+/// A model that is here whole was admitted when it was fetched, although its publishers may have
+/// been removed from the trusted ones since.
 fn not_refused(data: &Path, model: ModelId, text: &str) -> anyhow::Result<()> {
     let signed = kept::signed(data, model).unwrap_or_default();
     if signed.is_empty() || storage::published_file(data, model).exists() {
@@ -104,12 +104,12 @@ fn not_refused(data: &Path, model: ModelId, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A whole object, if its bytes are what its name says.
+/// A whole object, if its bytes match its name.
 fn proved(data: &Path, shard: ShardId) -> anyhow::Result<Vec<u8>> {
     let path = object_path(data, shard);
     let bytes = regular::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     if ShardId::of(&bytes) != shard {
-        bail!("{} is damaged: doppler-node fsck --repair mends it", path.display());
+        bail!("{} is damaged: doppler-node fsck --repair repairs it", path.display());
     }
     Ok(bytes)
 }

@@ -1,9 +1,9 @@
-//! Learns the swarm's models: follows what is announced, fetches the manifests that
-//! `node::manifests` chooses, keeps what `node::kept` says, and tells the mesh which publishers this
-//! node trusts.
+//! Learns the swarm's models: follows announcements, fetches the manifests that `node::manifests`
+//! chooses, keeps the models that `node::kept` lists, and tells the mesh which publishers this node
+//! trusts.
 //!
-//! Invariant: a manifest that strangers sent unasked leaves disk and memory with the last
-//! announcement of its model, unless it was pinned or the model kept meanwhile.
+//! Invariant: a manifest of a stranger that was fetched unasked leaves disk and memory with the
+//! last announcement of its model, unless it was pinned or the model was kept in the meantime.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,14 +23,15 @@ use doppler_store::manifest::Manifest;
 use doppler_store::signature::SignedModel;
 use doppler_store::{ModelId, ShardId};
 
-/// How often the list of trusted publishers is read again, which another process may change.
+/// How often the list of trusted publishers is reread, because another process may change it.
 const TRUST_EVERY: Duration = Duration::from_secs(2);
-/// How often it is looked for kept models of which nothing is left.
+/// How often kept models of which nothing is left are looked for.
 const RELEASE_EVERY: Duration = Duration::from_secs(30);
-/// How long changes of who holds what gather before manifests that nobody held are looked for.
+/// How long changes of holdings are collected before manifests that nobody held are looked for
+/// again.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Follows announcements for as long as the node runs. `report` is told of models learned.
+/// Follows announcements as long as the node runs. `report` is told of learned models.
 pub async fn learn(service: Arc<Service>, report: impl Fn(NodeEvent) + Send + Sync + 'static) {
     let mut announced = service.mesh.watch_models();
     let mut changed = service.mesh.watch_changes();
@@ -81,7 +82,7 @@ pub async fn learn(service: Arc<Service>, report: impl Fn(NodeEvent) + Send + Sy
                     manifests.ended(Instant::now(), model, outcome);
                     tracing::info!("model {model}: {error:#}");
                 }
-                // It panicked, which is told elsewhere; its place stays taken.
+                // It panicked, which is reported elsewhere; its place stays taken.
                 Err(_) => {}
             },
             changed = announced.changed() => if changed.is_err() { break },
@@ -91,12 +92,12 @@ pub async fn learn(service: Arc<Service>, report: impl Fn(NodeEvent) + Send + Sy
     }
 }
 
-/// Bytes that are a model's manifest and make no sense.
+/// Bytes that are a model's manifest, but an invalid one.
 #[derive(Debug, thiserror::Error)]
 #[error("its manifest makes no sense: {0}")]
 struct Senseless(String);
 
-/// What signers say that a manifest's size is, each once, in their order.
+/// The sizes of a manifest that its signers state, each once, in their order.
 fn manifest_sizes(signed: &[SignedModel]) -> Vec<u64> {
     let mut sizes: Vec<u64> = Vec::new();
     for one in signed {
@@ -108,7 +109,7 @@ fn manifest_sizes(signed: &[SignedModel]) -> Vec<u64> {
 }
 
 impl Service {
-    /// Takes over what the mesh knows of models.
+    /// Takes over the mesh's knowledge of models.
     pub(super) fn follow(&self) {
         self.catalog.follow(|| self.mesh.announced());
     }
@@ -135,7 +136,7 @@ impl Service {
         self.catalog.list().into_iter().map(candidate).collect()
     }
 
-    /// Fetches a model's manifest because somebody asks for it, however large it is.
+    /// Fetches a model's manifest that was requested, however large it is.
     ///
     /// # Errors
     /// If nobody sends it, or it makes no sense.
@@ -179,15 +180,15 @@ impl Service {
         Ok(())
     }
 
-    /// A model may be used: what its manifest says of its objects' sizes counts from here on.
+    /// Call when a model may be used: from here on, the sizes in its manifest count.
     pub(super) fn rely_on(&self, manifest: &Manifest) {
         if let Ok(sizes) = sizes(manifest) {
             self.ladder.expect_sizes(sizes);
         }
     }
 
-    /// This node uses a model or has pinned it: who signed it is known after a restart, too, and
-    /// told on.
+    /// Call when this node uses a model or has pinned it: its signers are then known after a
+    /// restart, too, and announced.
     pub(super) fn keep(&self, model: ModelId) {
         let Some(Known { mut signed, .. }) = self.catalog.get(model) else { return };
         // A damaged list of trust is told where it decides; here it trusts nobody.
@@ -207,7 +208,7 @@ impl Service {
         }
     }
 
-    /// Takes up what was kept when the node was last stopped.
+    /// Resumes keeping what was kept when the node was last stopped.
     pub(super) async fn restore_kept(&self) {
         for (model, signed) in self.kept.restore(Instant::now()) {
             self.tell_kept(signed.clone());
@@ -249,7 +250,8 @@ impl Service {
             *users.entry(*object).or_default() += 1;
         }
         for model in self.kept.settled(Instant::now()) {
-            // A manifest that is lost, and that nobody sent since, is missed only if it is pinned.
+            // A manifest that is lost, and that nobody has sent since, matters only if it is
+            // pinned.
             let objects = lists.get(&model).map_or(&[][..], Vec::as_slice);
             let here = |object: ShardId| {
                 let (bytes, is_pinned) = held.get(&object).copied().unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Which model a request to the node means, and how long to wait for one that is not known.
+//! Which model a request to the node means, and how long to wait for an unknown one.
 //!
-//! A peer says what it knows soon after it is met. So a name that is not known is refused at
-//! once, but for a node that has just started or just met somebody.
+//! A peer announces what it knows soon after it connects. So an unknown name is refused at once,
+//! unless the node has just started or just met a peer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,12 +19,12 @@ use doppler_store::ModelId;
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::PublicKey;
 
-/// How long a peer that was just met may take to say what models there are; mDNS takes no
-/// longer to find one. Ten times the pause with which nodes gather what they say.
+/// How long a peer that was just met may take to announce models. mDNS takes no longer to find one.
+/// Ten times the period over which nodes collect announcements.
 const SETTLE: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Every known model under every name that it was signed with.
+    /// Every known model under every name with which it was signed.
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
         let trust = self.trust.read()?;
         let known = self.catalog.list().into_iter();
@@ -51,9 +51,9 @@ impl Service {
         }
     }
 
-    /// Whether a model that `text` means may be used: one of its signers is trusted, or the
-    /// policy lets it be. Under the policy of the first use the signer that is trusted is one who
-    /// calls it `text`, if there is one, and not whoever signed first.
+    /// Whether the model that `text` means may be used: one of its signers is trusted, or the
+    /// policy allows it. Under the first-use policy, the signer that becomes trusted is one that
+    /// calls the model `text`, if there is one, rather than the first signer.
     ///
     /// # Errors
     /// [`trust::Untrusted`] if it may not.
@@ -63,13 +63,15 @@ impl Service {
         self.trust.admit(policy, &model.to_string(), &name, &signers, can_ask)
     }
 
-    /// Whether a model may be used without a word from this node's owner: nobody is trusted by it.
+    /// Whether a model may be used without the owner's approval. No publisher becomes trusted by
+    /// this.
     ///
     /// # Errors
     /// As [`Self::admit`].
     pub(super) fn permit(&self, model: ModelId) -> anyhow::Result<()> {
         let Some((name, signers)) = self.strangers(model, "") else { return Ok(()) };
-        // Nobody who asks here can answer for this node's owner, so first use allows nothing.
+        // A request here does not come from this node's owner, so the first-use policy allows
+        // nothing.
         let policy = match self.config().trust_policy {
             TrustPolicy::FirstUse => TrustPolicy::Listed,
             other => other,
@@ -79,8 +81,8 @@ impl Service {
     }
 
     /// A model's name and signers; `None` if it needs no approval, being unknown or this node's
-    /// own. Those come first who call it `text`, and of these those who hold it themselves:
-    /// anybody may have signed what another published.
+    /// own. Signers that call it `text` come first, and among these the ones that hold it
+    /// themselves: anybody can sign what another published.
     fn strangers(&self, model: ModelId, text: &str) -> Option<(String, Vec<PublicKey>)> {
         let mut signed = self.catalog.get(model)?.signed;
         if signed.iter().any(|signed| signed.publisher == self.publisher()) {
@@ -95,8 +97,8 @@ impl Service {
         Some((name, signed.iter().map(|signed| signed.publisher).collect()))
     }
 
-    /// The model that `text` means, with its manifest, which may have to arrive first. It may be
-    /// used, and is kept from here on.
+    /// The model that `text` means, with its manifest, which may have to be fetched first. The
+    /// model may be used, and is kept from here on.
     ///
     /// # Errors
     /// If no known model is meant, or more than one; as [`Self::admit`]; if nobody sends the
@@ -133,8 +135,8 @@ impl Service {
         }
     }
 
-    /// The manifest of a model that may be used. One that waited until somebody asks for it is
-    /// fetched now: after the policy allows its publisher, before the publisher is trusted.
+    /// The manifest of a model that may be used. If it was not fetched unasked, it is fetched now:
+    /// after the policy has allowed its publisher, and before the publisher is trusted.
     ///
     /// # Errors
     /// As [`Self::admit`], or if nobody sends it.
@@ -181,11 +183,11 @@ impl Service {
                 }
             }
         };
-        // Nobody was met: what follows says so.
+        // If no peer was met, the following error says so.
         let _ = timeout(self.config().find_timeout, met).await;
     }
 
-    /// When all that there is to be heard has been heard.
+    /// When everything should have been heard.
     fn settled_at(&self) -> Instant {
         let now = Instant::now();
         let newest = self.mesh.peers().iter().map(|peer| peer.connected_s).reduce(f64::min);

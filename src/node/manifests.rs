@@ -1,11 +1,10 @@
-//! Which manifests are fetched before anybody asks for them, and when. Pure: the time is an
-//! argument.
+//! Which manifests are fetched before they are requested, and when. Pure: the time is an argument.
 //!
-//! What this node published or keeps is always fetched, then what trusted publishers signed,
-//! then what strangers did while it is small. All else waits until it is asked for, as does what
-//! would exceed a class's budget: so announcements cost at most `STRANGE_TOTAL` bytes of memory
-//! and disk, times what a parsed manifest takes, whoever sends them. Nothing is asked for that
-//! nobody holds, and a failure puts the next try off.
+//! Manifests of models that this node published or keeps are always fetched, then those that
+//! trusted publishers signed, then those of strangers if they are small. All others wait until they
+//! are requested, as do those that would exceed the budget of their class. So announcements from
+//! anybody cost at most `STRANGE_TOTAL` bytes of memory and disk, times the overhead of a parsed
+//! manifest. A manifest that nobody holds is not requested, and a failure delays the next attempt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,12 +14,12 @@ use doppler_store::manifest::MANIFEST_BYTES_MAX;
 
 /// Manifests fetched at once.
 const AT_ONCE: usize = 4;
-/// The largest manifest of a stranger that is fetched unasked, and all of them together, bytes.
+/// The largest manifest of a stranger that is fetched unasked, and all of them together, in bytes.
 const STRANGE_MAX: u64 = 256 * 1024;
 const STRANGE_TOTAL: u64 = 8 * 1024 * 1024;
-/// All manifests that are fetched unasked because a trusted publisher signed them, bytes.
+/// All manifests that are fetched unasked because a trusted publisher signed them, in bytes.
 const TRUSTED_TOTAL: u64 = 64 * 1024 * 1024;
-/// Wait before a manifest that did not come is tried again, doubling.
+/// Wait before a manifest that did not arrive is tried again; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
@@ -31,20 +30,20 @@ pub enum Class {
     Kept,
     Trusted,
     Stranger,
-    /// All its signers were removed from the trusted ones: fetched only if asked for.
+    /// All its signers were removed from the trusted ones: fetched only if requested.
     Refused,
 }
 
-/// A model that is known.
+/// A known model.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     pub model: ModelId,
     pub class: Class,
-    /// What its signers say that its manifest's size is, the best known signer first.
+    /// The sizes of its manifest that its signers state, the best known signer first.
     pub sizes: Vec<u64>,
     /// Its manifest is known.
     pub is_learned: bool,
-    /// The manifest is here, or a peer says that it holds it.
+    /// Whether the manifest is here or a peer says that it holds it.
     pub is_reachable: bool,
 }
 
@@ -59,9 +58,9 @@ pub struct Fetch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Learned,
-    /// It did not come, or does not have that size.
+    /// It did not arrive, or does not have that size.
     Failed,
-    /// It came and makes no sense: it never will.
+    /// It arrived and is invalid, so further attempts are useless.
     Hopeless,
 }
 
@@ -72,18 +71,18 @@ struct Tried {
     is_hopeless: bool,
 }
 
-/// What was tried, and what is under way.
+/// What was tried, and what is being fetched.
 #[derive(Debug, Default)]
 pub struct Manifests {
     under_way: BTreeSet<ModelId>,
     tried: BTreeMap<ModelId, Tried>,
-    /// Bytes that each model's manifest may have here because it was fetched unasked, whether all
-    /// of it came or not.
+    /// Bytes that each model's manifest may take here because it was fetched unasked, even if only
+    /// a part arrived.
     fetched: BTreeMap<ModelId, u64>,
 }
 
 impl Manifests {
-    /// What to fetch now; each counts as under way until [`Self::ended`].
+    /// What to fetch now. Each counts as being fetched until [`Self::ended`].
     pub fn choose(&mut self, now: Instant, known: &[Candidate]) -> Vec<Fetch> {
         let mut used: BTreeMap<Class, u64> = BTreeMap::new();
         for one in known {
@@ -109,7 +108,7 @@ impl Manifests {
             let before = self.fetched.get(&one.model).copied().unwrap_or_default();
             let room = largest.min(total.saturating_sub(*used - before));
             let sizes: Vec<u64> = one.sizes.iter().copied().filter(|size| *size <= room).collect();
-            // Signers may lie about the size: after a failure the next one's word is taken.
+            // Signers may lie about the size: after a failure, the next signer's size is used.
             let turn = self.tried.get(&one.model).map_or(0, |tried| tried.times as usize);
             let Some(size) = sizes.get(turn % sizes.len().max(1)).copied() else { continue };
             *used += size.saturating_sub(before);
@@ -142,15 +141,15 @@ impl Manifests {
         tried.is_hopeless |= outcome == Outcome::Hopeless;
     }
 
-    /// When the next failed one may be tried again, after `now`: what was due before waits for
+    /// When the next failed manifest may be tried again, after `now`. Those due earlier wait for
     /// something else.
     pub fn next_try(&self, now: Instant) -> Option<Instant> {
         let open = self.tried.values().filter(|tried| !tried.is_hopeless);
         open.filter_map(|tried| tried.next).filter(|next| *next > now).min()
     }
 
-    /// Only these models are known any more. Returns the others of which something may be here
-    /// because it was fetched unasked.
+    /// Forgets all models except these. Returns those of which something may be here because it was
+    /// fetched unasked.
     pub fn forget_others(&mut self, known: &[Candidate]) -> Vec<ModelId> {
         let known: BTreeSet<ModelId> = known.iter().map(|one| one.model).collect();
         let stays = |model: &ModelId| known.contains(model) || self.under_way.contains(model);
@@ -177,7 +176,7 @@ mod tests {
         Candidate { model: id(index), class, sizes: vec![size], is_learned, is_reachable }
     }
 
-    /// Fetches all that is to be had, as if everything came; bytes of all.
+    /// Fetches everything available, as if every fetch succeeded. Returns the total bytes.
     fn fetch_all(manifests: &mut Manifests, known: &mut [Candidate]) -> u64 {
         let (now, mut bytes) = (Instant::now(), 0);
         loop {
@@ -208,14 +207,14 @@ mod tests {
         known.push(candidate(1001, Class::Kept, 32 * MIB));
         known.push(candidate(1002, Class::Refused, 10));
         assert_eq!(fetch_all(&mut manifests, &mut known), 62 * MIB);
-        // What was forgotten makes room.
+        // Forgotten models make room.
         assert_eq!(manifests.forget_others(&known), []);
         let gone = known.iter().position(|one| one.is_learned).unwrap();
         let gone = known.remove(gone).model;
         assert_eq!(manifests.forget_others(&known), [gone]);
         assert_eq!(manifests.forget_others(&known), []);
         assert!(fetch_all(&mut manifests, &mut known) > 0);
-        // Of many by trusted publishers some wait, too; those that this node keeps do not.
+        // Of many models of trusted publishers, some wait, too; models that this node keeps do not.
         known.extend((2000..2010).map(|index| candidate(index, Class::Trusted, 30 * MIB)));
         assert_eq!(fetch_all(&mut manifests, &mut known), 30 * MIB);
         known.extend((3000..3010).map(|index| candidate(index, Class::Kept, 30 * MIB)));

@@ -87,7 +87,7 @@ pub fn piece(text: &str) -> bool {
     out().attempt(|stream| stream.write_all(text.as_bytes()).and_then(|()| stream.flush()))
 }
 
-/// How long the end of a process waits for the log and the reports to be written.
+/// How long a process waits at its end for the log and the reports to be written.
 const FLUSH_MAX: Duration = Duration::from_millis(500);
 
 static REPORTS: OnceLock<Drain> = OnceLock::new();
@@ -111,7 +111,7 @@ fn is_written(drain: &OnceLock<Drain>) -> bool {
 /// Flushes, and returns what became of standard output.
 pub fn finish() -> Ended {
     let _ = is_written(&LOG);
-    // Reports that nobody reads are given up. Their thread holds standard output.
+    // Reports that nobody reads are dropped. Their thread holds standard output.
     if is_written(&REPORTS) { out().finish() } else { Ended::Closed }
 }
 

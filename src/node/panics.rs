@@ -26,7 +26,7 @@ pub fn first() -> impl Future<Output = String> + Send + use<> {
                 is_first
             });
         }
-        // Prints it, for which it may have to wait.
+        // Prints it, and may have to wait for that.
         before(info);
     }));
     async move {

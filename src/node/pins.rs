@@ -1,8 +1,8 @@
-//! Pins of models and of single objects, and the models that are known by their pins alone.
+//! Pins of models and of single objects, and the models that are known only by their pins.
 //!
-//! A model pins what of it is here when it is told to. What a pinned model has stays, whoever
-//! else has it. A pin says the model's name and its objects, so a model can be named, unpinned and
-//! removed although its manifest is not here.
+//! Pinning a model pins those of its objects that are here. The objects of a pinned model stay,
+//! even if other models have them, too. A pin records the model's name and its objects, so a model
+//! can be named, unpinned and removed even if its manifest is not here.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub async fn add_pinned_and_names(
     }
 }
 
-/// Pins what is here of a target.
+/// Pins those objects of a target that are here.
 pub async fn pin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
     let held = held(disk, target).await?;
     match target {
@@ -85,8 +85,8 @@ pub async fn pin_one(
     Ok(())
 }
 
-/// Lets go of what a model pins, or of one object. `shared` counts the objects that are still
-/// pinned, by another model or by themselves.
+/// Unpins what a model pins, or one object. `shared` counts the objects that stay pinned, by
+/// another model or by a pin of their own.
 pub async fn unpin(disk: &DiskTier, target: &Target) -> anyhow::Result<TargetReply> {
     let mut before = held(disk, target).await?;
     let mut released: HashSet<ShardId> = HashSet::new();

@@ -1,5 +1,5 @@
-//! Brings what is missing of a model here: asks the ladder for what `doppler_mesh::Pull` says, and
-//! tells how far it has come.
+//! Fetches the missing objects of a model: asks the ladder for those that `doppler_mesh::Pull`
+//! chooses, and reports progress.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,15 +16,15 @@ use super::work::{PROGRESS_EVERY, Report};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
 use doppler_store::{Priority, ShardId, StoreError};
 
-/// Objects fetched at once to be pinned: at most 64 MiB of each are in memory.
+/// The most objects fetched at once for pinning. At most 64 MiB of each are in memory.
 const PULLS_AT_ONCE: usize = 2;
 
 impl Service {
-    /// Fetches and pins every object of a target that is not here whole.
+    /// Fetches and pins every object of a target that is not complete here.
     ///
     /// # Errors
-    /// If there is no room for all of it, in the budget or on the disk: nothing is fetched then.
-    /// If one of them does not come or cannot be kept: what came before stays, pinned.
+    /// If the budget or the disk has no room for all of it. Then nothing is fetched. If an object
+    /// does not arrive or cannot be kept. What arrived before stays pinned.
     pub(super) async fn fetch_missing(
         &self,
         target: &Target,
@@ -56,7 +56,7 @@ impl Service {
             error.chain().filter_map(|cause| cause.downcast_ref()).any(StoreError::is_full)
         };
         if pulled.as_ref().is_err_and(is_full) {
-            // Others have filled the disk meanwhile: say what is lacking for all that is left.
+            // Others have filled the disk in the meantime: the error says how much the rest needs.
             let came = missing.iter().filter(|(shard, _)| self.disk.is_whole(*shard)).count();
             let lack = self.disk.check_space(missing).await;
             lack.with_context(|| came_of(came, objects))?;
@@ -115,14 +115,14 @@ impl Service {
     async fn fetch_one(&self, target: &Target, wanted: Wanted) -> anyhow::Result<()> {
         let Wanted { shard, size, .. } = wanted;
         self.fetch_whole(shard, size, None).await?;
-        // At once: it stays, whatever becomes of the rest.
+        // At once, so that it stays even if the rest fails.
         pins::pin_one(&self.disk, target, shard, size).await
     }
 
-    /// Brings a whole object here and keeps it on disk.
+    /// Fetches a whole object and keeps it on disk.
     ///
     /// # Errors
-    /// If it does not come, or the disk does not take it.
+    /// If it does not arrive, or cannot be written to disk.
     pub(super) async fn fetch_whole(
         &self,
         shard: ShardId,
@@ -132,7 +132,8 @@ impl Service {
         let bytes = self.ladder.get_whole(shard, size, Priority::Bulk, deadline).await?;
         self.ladder.flush().await?;
         if !self.disk.is_whole(shard) {
-            // It came from RAM, or was not kept on its way: the disk takes it now or says why not.
+            // It came from RAM, or was not kept on arrival. It is written to disk now, or the error
+            // says why not.
             self.disk.put(bytes, false).await?;
         }
         Ok(())

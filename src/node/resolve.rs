@@ -1,17 +1,17 @@
-//! Which model a text means. One rule for every command and for the node. Pure.
+//! Which model a text means: one rule for every command and for the node. Pure.
 //!
-//! A whole id is an id, whatever anybody's models are called. Any other text means a model of
-//! this node's own by its name, then one of a trusted publisher; then the start of an id or a
-//! name of either; only then a stranger's model, by its whole name or the start of its id, and
-//! last that of a refused publisher. So a stranger gains nothing by taking a known name, or by
-//! taking the start of a known id as a name. The start of a stranger's name means nothing.
+//! A whole id always means an id, even if a model has it as its name. Any other text means a model
+//! of this node by its name, then one of a trusted publisher; then the start of an id or a name of
+//! either; only then a stranger's model, by its whole name or the start of its id; and last that of
+//! a refused publisher. So a stranger gains nothing by taking a known name, or by taking the start
+//! of a known id as a name. The start of a stranger's name means nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use doppler_store::ModelId;
 
-/// Characters of an id or a name that are enough to mean it.
+/// The fewest characters of an id or a name that identify it.
 pub const PREFIX_MIN: usize = 4;
 /// Suggestions in an error.
 const NEAR_MAX: usize = 3;
@@ -37,7 +37,7 @@ pub enum Standing {
     Trusted,
     #[default]
     Stranger,
-    /// Removed from the trusted ones, and not added again.
+    /// Removed from the trusted publishers, and not added again.
     Refused,
 }
 
@@ -52,17 +52,18 @@ impl fmt::Display for Standing {
     }
 }
 
-/// A model as one of its signers calls it; one that several have signed is several candidates.
+/// A model under the name that one of its signers gave it. A model with several signers is several
+/// candidates.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     pub id: ModelId,
     pub name: String,
-    /// The signer's public key; nothing where it is not known.
+    /// The signer's public key. Empty if it is not known.
     pub publisher: String,
     pub standing: Standing,
 }
 
-/// Why a text means no model.
+/// Why a text does not identify a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     #[error("no model {text:?} is known here{}", did_you_mean(near))]
@@ -98,7 +99,7 @@ impl fmt::Display for List<'_> {
 /// Finds the one model that `text` means.
 ///
 /// # Errors
-/// If it means none, or several of the same standing.
+/// If it means none, or several of equal rank.
 pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> {
     use Standing::{Own, Refused, Stranger, Trusted};
     let lower = text.to_lowercase();
@@ -111,7 +112,8 @@ pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> 
         id_begins(model)
             || text.len() >= PREFIX_MIN && model.name.to_lowercase().starts_with(&lower)
     };
-    // Of two strangers neither comes first: one may have taken the start of the other's id as a name.
+    // Neither of two strangers comes first: one may have taken the start of the other's id as a
+    // name.
     let either = |model: &Candidate| name(model) || id_begins(model);
     type Matches<'a> = &'a dyn Fn(&Candidate) -> bool;
     let steps: [(Standing, Matches); 10] = [
@@ -162,7 +164,7 @@ fn unknown(text: &str, lower: &str, models: &[Candidate]) -> Unresolved {
     Unresolved::Unknown { text: text.to_owned(), near: near(lower, models) }
 }
 
-/// A model with the names that matched and who gave it those.
+/// A model with the names that matched, and the publishers that gave them.
 fn describe((id, named): (&ModelId, &Vec<&Candidate>)) -> String {
     let name = |model: &&Candidate| match model.publisher.as_str() {
         "" => model.name.clone(),
@@ -281,18 +283,18 @@ mod tests {
             let models = [posing(start), model(a(), "mixtral", standing)];
             assert_eq!(resolve(start, &models), Ok(a()), "{standing}");
         }
-        // Of two strangers neither is preferred, but by its whole id each is found.
+        // Neither of two strangers is preferred, but each is found by its whole id.
         let models = [posing(start), model(a(), "mixtral", Standing::Stranger)];
         let error = resolve(start, &models).unwrap_err().to_string();
         assert!(error.contains("key-of-mixtral-no") && error.contains("more than one"), "{error}");
         assert_eq!(resolve(&a().to_string(), &models), Ok(a()));
-        // A whole id that is not known is not looked for among names.
+        // An unknown whole id is not looked for among names.
         let gone = id(0xcc, 3).to_string();
         assert!(resolve(&gone, &[posing(&gone)]).is_err());
-        // In other letters' case too, a known name is not taken by a stranger's exact one.
+        // A known name in another letter case wins over a stranger's exact name, too.
         let models = [posing("mixtral"), model(a(), "Mixtral", Standing::Trusted)];
         assert_eq!(resolve("mixtral", &models), Ok(a()));
-        // Who was refused comes after strangers.
+        // Refused publishers come after strangers.
         let models =
             [model(b(), "m", Standing::Refused), model(id(0xbb, 1), "m", Standing::Stranger)];
         assert_eq!(resolve("m", &models), Ok(id(0xbb, 1)));

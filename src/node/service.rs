@@ -38,11 +38,11 @@ use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
 use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe, regular};
 
-/// Peers that are away of which `status` tells.
+/// Peers that are away and that `status` lists, at most.
 const AWAY_MAX: usize = 64;
-/// Connected peers are looked at this often, at most, for addresses to keep.
+/// How often, at most, the addresses of connected peers are saved.
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
-/// How long an object may take that a page asks for: 64 MiB from a tab on a slow line.
+/// How long fetching an object for a page may take: 64 MiB from a tab on a slow line.
 const BRING_MAX: Duration = Duration::from_secs(120);
 
 /// Everything a node is, for as long as it runs.
@@ -56,18 +56,18 @@ pub struct Service {
     pub(super) ladder: Ladder,
     pub(super) disk: Arc<DiskTier>,
     pub(super) mesh: MeshHandle,
-    /// Where the page and the control API answer; set once they do.
+    /// The address of the page and the control API, once they answer.
     http: OnceLock<String>,
-    /// Shows a private swarm's key to this node's gateway.
+    /// The token that this node's gateway requires in a private swarm.
     gateway_token: Option<String>,
     pub(super) catalog: Arc<Catalog>,
     /// Models that were used or pinned here.
     pub(super) kept: Kept,
     engine: Engine,
-    /// Held while the store is checked: once at a time.
+    /// Held while the store is checked, so that only one check runs at a time.
     checking: Arc<Semaphore>,
     pub(super) stopping: CancellationToken,
-    /// Writes down where peers are; awaited at the end.
+    /// The task that saves peers' addresses. Awaited at the end.
     remembering: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -138,7 +138,7 @@ impl Service {
         &self.config
     }
 
-    /// What this node's gateway asks for; nothing in an open swarm.
+    /// The token that this node's gateway requires. `None` in an open swarm.
     pub fn gateway_token(&self) -> Option<String> {
         self.gateway_token.clone()
     }
@@ -148,9 +148,9 @@ impl Service {
         PublicKey::of_seed(&self.seed)
     }
 
-    /// Says where the page and the control API answer.
+    /// Sets the address of the page and the control API.
     pub fn answers_at(&self, address: SocketAddr) {
-        // The first one stands: a node serves HTTP once.
+        // Only the first call counts: a node serves HTTP once.
         let _ = self.http.set(address.to_string());
     }
 
@@ -168,12 +168,12 @@ impl Service {
         self.mesh.browser_addrs().iter().map(ToString::to_string).collect()
     }
 
-    /// Ends in order: no new work, the engine, the mesh, and the disk last.
+    /// Stops in order: new work, the engine, the mesh, and the disk last.
     pub async fn stop(&self) {
         self.stopping.cancel();
         let remembering = self.remembering.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(remembering) = remembering {
-            // An error means that it panicked: it has ended all the same.
+            // An error means that it panicked. It has ended in any case.
             let _ = remembering.await;
         }
         self.engine.stop().await;
@@ -246,7 +246,7 @@ impl Service {
         self.mesh.peers().into_iter().map(peer).collect()
     }
 
-    /// What this node gives to others, peers or the gateway.
+    /// What this node serves to peers and the gateway.
     pub fn serve(&self) -> Arc<dyn ShardServe> {
         Arc::new(self.ladder.clone())
     }
@@ -256,8 +256,8 @@ impl Service {
     /// token, so nobody is trusted by it.
     ///
     /// # Errors
-    /// The outer one: no model that names it may be used. The inner one as reads err: nobody has
-    /// it, or nobody sent it within [`BRING_MAX`]; or the disk does not take it.
+    /// The outer error: no model that names it may be used. The inner one is a read's error: nobody
+    /// has it, nobody sent it within [`BRING_MAX`], or it cannot be written to disk.
     pub async fn bring(&self, shard: ShardId) -> anyhow::Result<Option<anyhow::Result<u64>>> {
         let named = self.catalog.list().into_iter().filter_map(|(model, known)| {
             let sizes = sizes(known.manifest.as_deref()?).ok()?;
@@ -286,7 +286,7 @@ impl Service {
     }
 
     /// The manifest of a model that a page wants to run; `None` if it is not known here. As with
-    /// [`Self::bring`], nobody is trusted by it.
+    /// [`Self::bring`], no publisher becomes trusted by this.
     ///
     /// # Errors
     /// Its publisher is not trusted, and the policy does not let it be used.
@@ -311,7 +311,8 @@ impl Service {
     }
 
     pub fn models(&self) -> Vec<ModelInfo> {
-        // A damaged list of trust is told where it decides; here it trusts nobody.
+        // A damaged trust list is reported where it decides something. Here it means that nobody is
+        // trusted.
         let trust = self.trust.read().unwrap_or_default();
         self.catalog
             .list()
@@ -398,8 +399,8 @@ impl Service {
         }
         pinned.extend(imports.iter().map(|(_, id, size)| (*id, *size)));
         self.disk.check_room(pinned.iter().copied())?;
-        // Pinned only when all of it is here: what is left of a publication that failed or was
-        // interrupted may be evicted.
+        // Pinned only once all of it is here, so that the rest of a failed or interrupted
+        // publication may be evicted.
         let _hold = self.disk.hold(pinned.iter().map(|(id, _)| *id));
         let bytes_stored = imports.iter().map(|(.., size)| size).sum();
         let bytes_copied = self.import(&request.dir, &imports, report).await?;
@@ -497,8 +498,7 @@ impl Service {
         Ok(tokio::task::spawn_blocking(open).await??)
     }
 
-    /// Never evict what is here of a model or an object; fetches what is not
-    /// here first, if asked to.
+    /// Protects a model or an object from eviction. First fetches what is missing, if asked to.
     pub async fn pin(
         &self,
         request: &TargetRequest,
@@ -507,14 +507,14 @@ impl Service {
         if request.fetch
             && let Ok(model) = resolve(&request.target, &self.candidates()?)
         {
-            // Its manifest may have waited until somebody asks for it.
+            // Its manifest may not have been fetched until now.
             self.wanted_by_id(model, &request.target, &request.trust, request.can_ask).await?;
         }
         let target = self.target(&request.target, request.fetch).await?;
         if let Some(model) = target.model() {
             self.keep(model);
         }
-        // Until all of it is pinned: what is here already must not make room for the rest.
+        // Until all of it is pinned, what is here already must not be evicted for the rest.
         let _hold = self.disk.hold(target.objects().into_iter().map(|(shard, _)| shard));
         if request.fetch {
             self.fetch_missing(&target, report).await?;
@@ -532,8 +532,8 @@ impl Service {
         pins::unpin(&self.disk, &self.target(&request.target, false).await?).await
     }
 
-    /// Removes a model's objects, or one object, from disk and RAM. A model of
-    /// this node's own is not announced again after the next start.
+    /// Removes a model's objects, or one object, from disk and RAM. If this node published the
+    /// model, it is not announced again after the next start.
     pub async fn remove(&self, request: &TargetRequest) -> anyhow::Result<TargetReply> {
         let target = self.target(&request.target, false).await?;
         let models = self.stored_models();
@@ -570,7 +570,8 @@ impl Service {
     /// Evicts unpinned objects until the rest fits.
     ///
     /// # Errors
-    /// If objects would go that no other peer is known to hold, unless the request says so.
+    /// If objects would be evicted that no other peer is known to hold, unless the request allows
+    /// it.
     pub async fn collect(&self, request: &GcRequest) -> anyhow::Result<Collected> {
         if !request.dry_run {
             let plan = self.disk.collect(request.budget, true).await?;
@@ -672,7 +673,7 @@ fn traffic_of(mesh: &MeshHandle) -> Traffic {
     }
 }
 
-/// Keeps the address book up to date while peers come and go.
+/// Keeps the address book current while peers come and go.
 async fn remember(service: Arc<Service>, mut book: AddressBook) {
     let path = address_book::file(&service.config.data);
     let mut changes = service.mesh.watch_changes();
@@ -680,7 +681,7 @@ async fn remember(service: Arc<Service>, mut book: AddressBook) {
         let ends = service.stopping.is_cancelled();
         changes.borrow_and_update();
         let peers = service.mesh.peers();
-        // `|` and not `||`: each peer is noted, whatever the others brought.
+        // `|` instead of `||`, so that each peer is noted whatever the others brought.
         let is_news =
             peers.iter().fold(false, |news, peer| book.note(peer.id, &peer.reached) | news);
         if is_news && let Err(error) = book.save(&path) {
@@ -689,7 +690,7 @@ async fn remember(service: Arc<Service>, mut book: AddressBook) {
         if ends {
             return;
         }
-        // Holdings and loads change all the time; who is there changes seldom.
+        // Holdings and loads change all the time; the set of peers rarely does.
         tokio::select! {
             () = service.stopping.cancelled() => {}
             () = tokio::time::sleep(REMEMBER_EVERY) => {}

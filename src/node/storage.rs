@@ -1,9 +1,9 @@
-//! What can be done with what is stored: remove, check; `pins` has the rest. The running
-//! node calls this, and so do the commands on a data directory that no node has open.
+//! Operations on what is stored: remove and check; the others are in `pins`. The running node calls
+//! this, and so do the commands on a data directory that no node has open.
 //!
-//! Owns what a target is (a model or one object) and which objects go with it.
-//! Refuses to remove what is pinned unless told to, and with a model never removes what
-//! another model here has or pins too.
+//! Owns what a target is (a model or one object) and which objects go with it. Refuses to remove
+//! pinned objects unless forced, and with a model never removes objects that another model here has
+//! or pins, too.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -30,7 +30,7 @@ const EVENTS_MAX: usize = 256;
 pub struct StoredModel {
     pub id: ModelId,
     pub name: String,
-    /// The manifest itself, the shards, the tokenizer; with their sizes where known.
+    /// The manifest itself, the shards and the tokenizer, with their sizes if known.
     objects: Vec<(ShardId, Option<u64>)>,
 }
 
@@ -62,7 +62,7 @@ impl StoredModel {
     }
 }
 
-/// What a command is about.
+/// The target of a command.
 #[derive(Debug, Clone)]
 pub enum Target {
     Model(StoredModel),
@@ -109,7 +109,7 @@ impl Target {
         }
     }
 
-    /// The objects that go with it, with their sizes where known.
+    /// The objects that belong to it, with their sizes if known.
     pub fn objects(&self) -> Vec<(ShardId, Option<u64>)> {
         match self {
             Self::Model(model) => model.objects.clone(),
@@ -125,7 +125,7 @@ impl Target {
     }
 }
 
-/// The models whose manifests lie whole in a store that no node has open, and those that pin
+/// The models whose manifests are whole in a store that no node has open, and those that pin
 /// something in it.
 pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> {
     let mut models = Vec::new();
@@ -138,14 +138,14 @@ pub async fn stored_models(disk: &DiskTier) -> anyhow::Result<Vec<StoredModel>> 
     Ok(models)
 }
 
-/// A model whose manifest lies whole in the store.
+/// A model whose manifest is whole in the store.
 pub async fn stored_model(disk: &DiskTier, id: ModelId) -> Option<StoredModel> {
     let shard = id.manifest();
     let size = disk.groups(shard).await.filter(|_| disk.is_whole(shard))?.size();
     if size > MANIFEST_BYTES_MAX as u64 {
         return None;
     }
-    // A manifest is a JSON object; most objects are told from it by their first byte.
+    // A manifest is a JSON object, so most other objects differ in their first byte.
     let begins = disk.read(shard, ByteRange::new(0, 1)?).await.ok()??;
     if begins.bytes().first() != Some(&b'{') {
         return None;
@@ -167,8 +167,8 @@ pub fn candidate(data: &Path, model: &StoredModel) -> Candidate {
     }
 }
 
-/// The models in a store that no node has open, under every name that is known: what their
-/// signers call them, and what their manifests do.
+/// The models in a store that no node has open, with every known name: those of their signers and
+/// those in their manifests.
 pub fn candidates(data: &Path, models: &[StoredModel]) -> Vec<Candidate> {
     // A damaged list of trust is told where it decides; here it trusts nobody.
     let trust = TrustStore::open(data).and_then(|store| store.read()).unwrap_or_default();
@@ -220,15 +220,15 @@ pub fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
     }
 }
 
-/// What a removal will remove, and what will be said of it.
+/// What a removal will remove, and the reply to it.
 pub struct Removal {
-    /// With the bytes of each that are held.
+    /// The objects, with the bytes of each that are held.
     pub objects: Vec<(ShardId, u64)>,
     pub reply: TargetReply,
 }
 
 /// # Errors
-/// If something of it is pinned and `force` is not given.
+/// If some of it is pinned and `force` is not given.
 pub async fn plan_removal(
     disk: &DiskTier,
     target: &Target,
@@ -265,7 +265,7 @@ pub async fn plan_removal(
     Ok(Removal { objects, reply })
 }
 
-/// Forgets that this node published a model, and that it keeps it.
+/// Forgets that this node published a model and that it keeps it.
 pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
     kept::remove(data, model)?;
     let path = published_file(data, model);
@@ -277,14 +277,14 @@ pub fn withdraw(data: &Path, model: ModelId) -> anyhow::Result<()> {
     }
 }
 
-/// Where a published model's signature is kept, to be announced again at the next start.
+/// The file with a published model's signature, from which it is announced again at the next start.
 pub fn published_file(data: &Path, model: ModelId) -> std::path::PathBuf {
     data.join("published").join(format!("{model}.json"))
 }
 
-/// Checks everything stored, one object after another, in a task of its own.
-/// With a ladder, what is damaged is fetched again. `_guard` is dropped at the end;
-/// a listener that goes away ends it early.
+/// Checks everything stored, one object after another, in its own task. With a ladder, damaged
+/// objects are fetched again. `_guard` is dropped at the end. If the listener goes away, the check
+/// ends early.
 pub fn fsck(
     disk: DiskTier,
     repair: Option<Ladder>,
@@ -311,7 +311,7 @@ async fn check_all(
     let bytes = list.iter().map(|object| object.held).sum();
     events.send(FsckEvent::Start { objects: list.len() as u64, bytes }).await?;
     let mut summary = FsckSummary::default();
-    // What opening the store had to take out already; if it is here, it is checked below too.
+    // Damage that was found when the store was opened. What is still here is also checked below.
     for checkup in disk.damage_at_open() {
         let is_here = list.iter().any(|object| object.shard == checkup.shard);
         if !is_here {
@@ -323,7 +323,7 @@ async fn check_all(
         let before = at_open.iter().find(|checkup| checkup.shard == object.shard);
         let checkup = match disk.check(object.shard).await? {
             Some(checkup) => checkup,
-            // Removed meanwhile, or pinned and lost altogether.
+            // Removed meanwhile, or pinned and completely lost.
             None if !object.pinned => continue,
             None => Checkup {
                 shard: object.shard,

@@ -1,10 +1,10 @@
 //! Whose models may be used: publishers' keys in `trusted.json` of the data directory.
 //!
-//! Who was removed stays refused, under every policy, until added again.
+//! A removed publisher stays refused, under every policy, until it is added again.
 //!
-//! The file is the truth: it is read at every question and changed under a lock, so that
-//! the running node and `doppler-node trust` see each other's changes at once. Bounded,
-//! replaced whole; a damaged file is an error, never an empty list.
+//! The file is authoritative: it is read for every decision and changed under a lock, so that the
+//! running node and `doppler-node trust` see each other's changes at once. It is bounded and
+//! replaced as a whole. A damaged file is an error, never an empty list.
 
 use std::fs::{self, OpenOptions};
 use std::io::Read;
@@ -24,15 +24,15 @@ pub const TRUSTED_MAX: usize = 1024;
 pub const REFUSED_MAX: usize = 4096;
 /// Bytes of a note.
 pub const NOTE_BYTES_MAX: usize = 128;
-/// Bytes of the file that are read; a full one is well below.
+/// The largest file that is read. A full one is well below.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const VERSION: u32 = 1;
 
-/// What happens when a model of a publisher who is not trusted is to be used.
+/// What happens when a model of an untrusted publisher should be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum TrustPolicy {
-    /// Ask at a terminal; where there is none, trust the publisher from its first use on. Either
-    /// way the answer is kept
+    /// Ask at a terminal; without one, trust the publisher from its first use on. Either way the
+    /// answer is kept
     #[default]
     FirstUse,
     /// Refuse it until the publisher is added
@@ -56,7 +56,7 @@ pub enum How {
 pub struct Trusted {
     pub publisher: PublicKey,
     pub how: How,
-    /// Why, in its owner's words; or the model that was first used.
+    /// The user's note, or the model that was first used.
     #[serde(default)]
     pub note: String,
 }
@@ -88,15 +88,16 @@ impl Known {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Allowed,
-    /// It may be used, and this publisher is trusted from then on.
+    /// It may be used, and this publisher becomes trusted.
     FirstUse(PublicKey),
-    /// Somebody must decide; `removed` says that its signers were all removed.
+    /// The owner must decide. `removed`: all its signers were removed.
     Refused {
         removed: bool,
     },
 }
 
-/// One trusted signer is enough, for all signed the same bytes. A refused one counts for nothing.
+/// One trusted signer is enough, because all signed the same bytes. A refused signer does not
+/// count.
 fn judge(policy: TrustPolicy, known: &Known, signers: &[PublicKey], can_ask: bool) -> Verdict {
     if signers.iter().any(|key| known.trusts(*key)) {
         return Verdict::Allowed;
@@ -125,7 +126,7 @@ pub struct Untrusted {
     pub name: String,
     /// Public keys, hexadecimal.
     pub publishers: Vec<String>,
-    /// They were removed: nobody is asked about them again.
+    /// They were removed: the owner is not asked about them again.
     #[serde(default)]
     pub removed: bool,
 }
@@ -138,14 +139,14 @@ pub struct TrustStore {
 
 impl TrustStore {
     /// # Errors
-    /// If there is a file that cannot be read or makes no sense.
+    /// If the file exists but cannot be read or is invalid.
     pub fn open(data: &Path) -> anyhow::Result<Self> {
         let store = Self { path: data.join("trusted.json") };
         store.read()?;
         Ok(store)
     }
 
-    /// Who is trusted, and who was removed.
+    /// The trusted publishers, and the removed ones.
     pub fn read(&self) -> anyhow::Result<Known> {
         let path = self.path.display();
         let mut text = Vec::new();
@@ -176,7 +177,7 @@ impl TrustStore {
         Ok(Known { trusted, refused })
     }
 
-    /// Trusts these, who are refused no longer; true if any was new.
+    /// Trusts these publishers and stops refusing them. True if any was new.
     pub fn add(&self, publishers: &[PublicKey], how: How, note: &str) -> anyhow::Result<bool> {
         ensure!(
             note.len() <= NOTE_BYTES_MAX && !note.chars().any(char::is_control),
@@ -199,7 +200,8 @@ impl TrustStore {
         })
     }
 
-    /// Stops trusting one, and refuses it until it is added again; false if it was not trusted.
+    /// Stops trusting a publisher, and refuses it until it is added again. False if it was not
+    /// trusted.
     pub fn remove(&self, publisher: PublicKey) -> anyhow::Result<bool> {
         self.change(|Known { trusted, refused }| {
             let before = trusted.len();
@@ -224,7 +226,7 @@ impl TrustStore {
         let lock_path = self.path.with_extension("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path);
         let lock = lock.with_context(|| format!("cannot open {}", lock_path.display()))?;
-        // Held for a few milliseconds by whoever has it; freed when it is closed.
+        // Held for a few milliseconds at a time, and released when it is closed.
         lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
         let before = self.read()?;
         let mut known = before.clone();
@@ -237,9 +239,9 @@ impl TrustStore {
         Ok(changed)
     }
 
-    /// Whether a model signed by these may be used. Under the policy of the first use the first
-    /// signer that was not removed is trusted from here on. With `can_ask` a stranger is left to
-    /// a person to decide.
+    /// Whether a model signed by these publishers may be used. Under the first-use policy, the
+    /// first signer that was not removed becomes trusted. With `can_ask`, a person decides about
+    /// strangers.
     ///
     /// # Errors
     /// [`Untrusted`] if it may not.
@@ -263,7 +265,8 @@ impl TrustStore {
         Ok(())
     }
 
-    /// As [`Self::admit`], but changes nothing: who would be trusted by the use.
+    /// As [`Self::admit`], but changes nothing. Returns the publisher that the use would make
+    /// trusted.
     ///
     /// # Errors
     /// [`Untrusted`] if it may not be used.
@@ -383,11 +386,11 @@ mod tests {
             assert!(error.to_string().contains("was removed"), "{error}");
         }
         assert_eq!(store.list().unwrap(), [], "being refused trusts nobody");
-        // Another signer of the same bytes is judged by itself.
+        // Another signer of the same bytes is judged separately.
         let first = store.check(TrustPolicy::FirstUse, "id", "m", &[key(1), key(2)], false);
         assert_eq!(first.unwrap(), Some(key(2)));
         assert_eq!(store.list().unwrap(), [], "a check changes nothing");
-        // Who was never trusted can be refused, too.
+        // A publisher that was never trusted can be refused, too.
         assert!(!store.remove(key(3)).unwrap());
         assert!(admit(TrustPolicy::Any, &[key(3)]).is_err());
         store.add(&[key(1), key(3)], How::Added, "").unwrap();

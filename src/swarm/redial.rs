@@ -181,7 +181,7 @@ impl Redial {
                 (Some(met), _) => {
                     entry.failed = None;
                     entry.was_told &= !met.is_member;
-                    let foreign = "it answers, but takes part in no swarm of this name";
+                    let foreign = "it answers, but is not in a swarm of this name";
                     entry.is_foreign.then(|| foreign.to_owned())
                 }
                 (None, Some((since, reason))) if *since + patience <= now => Some(reason.clone()),

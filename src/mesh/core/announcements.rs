@@ -1,10 +1,11 @@
-//! The models that the swarm's nodes know of, each under its publisher's
-//! signature. Pure: the time is an argument.
+//! The models that the swarm's nodes know, each with its publisher's signature. Pure: the time is
+//! an argument.
 //!
-//! What this node published or keeps always has room and stays. Of all else, what nobody holds
-//! gives way first, then what nobody trusted signed, and of that what most of comes from one peer.
-//! Invariants: everything kept here was verified; of all else there are at most
-//! `ANNOUNCEMENTS_MAX`, and `SIGNERS_MAX` of one model.
+//! There is always room for what this node published or keeps, and it stays. Of all other
+//! announcements, those of models that nobody holds give way first, then those without a trusted
+//! signer, and among these the ones of the peer that sent most. Invariants: everything kept here
+//! was verified; there are at most `ANNOUNCEMENTS_MAX` other announcements, and `SIGNERS_MAX` of
+//! one model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::limits::{ANNOUNCEMENTS_MAX, SIGNERS_MAX};
 use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ModelId, ShardId};
 
-/// What hearing an announcement led to.
+/// The result of hearing an announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Learned {
     New,
@@ -31,26 +32,26 @@ pub(super) enum Learned {
 pub(super) enum Origin {
     /// Published by this node.
     Own,
-    /// Of a model that this node keeps.
+    /// It is of a model that this node keeps.
     Kept,
-    /// Said by this peer.
+    /// It came from this peer.
     Peer(PeerId),
 }
 
-/// Claims to a place; the lowest gives way first: whether anybody holds the model, and whether
-/// a trusted publisher signed it.
+/// What gives an announcement its priority; the lowest gives way first. Whether anybody holds the
+/// model, and whether a trusted publisher signed it.
 type Claim = (bool, bool);
 
 struct Known {
     signed: SignedModel,
     own: bool,
     kept: bool,
-    /// Who said it first; nobody for what came from this node.
+    /// The peer that sent it first; none if it came from this node.
     from: Option<PeerId>,
     heard: Instant,
-    /// When anybody, this node included, last said it.
+    /// When any node, including this one, last announced it.
     said: Option<Instant>,
-    /// To be said, whoever said it last.
+    /// It must be sent, whichever peer sent it last.
     owed: bool,
 }
 
@@ -73,12 +74,12 @@ pub(super) struct Announcements {
 }
 
 impl Announcements {
-    /// Whose models have a better claim from here on.
+    /// Sets the publishers whose models have a higher priority from here on.
     pub(super) fn trust(&mut self, trusted: BTreeSet<PublicKey>) {
         self.trusted = trusted;
     }
 
-    /// Takes in an announcement. `holding` says who holds a model.
+    /// Adds an announcement. `holding` says which peers hold a model.
     pub(super) fn learn(
         &mut self,
         now: Instant,
@@ -105,7 +106,7 @@ impl Announcements {
         if let Err(error) = signed.verify() {
             return Learned::Bad(error);
         }
-        // A publisher's new name for the same bytes takes the place of the old one.
+        // A publisher's new name for the same bytes replaces the old one.
         let old = self.known.get(&key);
         let (own, kept) =
             (own || old.is_some_and(|old| old.own), kept || old.is_some_and(|old| old.kept));
@@ -120,7 +121,7 @@ impl Announcements {
         Learned::New
     }
 
-    /// Whether there is room for one more that a peer says, after others gave way.
+    /// Whether there is room for one more announcement from a peer, after others have given way.
     fn make_room(&mut self, (model, publisher): Key, from: PeerId, holding: Holding) -> bool {
         let first = (model, PublicKey([0; 32]));
         let signers: Vec<Key> = self
@@ -131,7 +132,7 @@ impl Announcements {
             .map(|(key, _)| *key)
             .collect();
         if signers.len() >= SIGNERS_MAX {
-            // Of one model's signers those stay who are trusted, or who hold it themselves.
+            // Of one model's signers, those stay who are trusted or hold it themselves.
             let claim = |key: PublicKey| {
                 let peer = PeerId::from_public_key(key.0);
                 (self.trusted.contains(&key), holding(model, Some(peer)))
@@ -159,7 +160,8 @@ impl Announcements {
             return true;
         };
         let from_here = by_peer.get(&Some(from)).copied().unwrap_or_default();
-        // What is held gives way to its like only if another peer has taken more than its share.
+        // A held model gives way to another held model only if another peer uses more than its
+        // share.
         let is_held = least.0;
         if least > mine || least == mine && is_held && *number <= from_here {
             return false;
@@ -176,7 +178,7 @@ impl Announcements {
         (holding(model, None), self.trusted.contains(&publisher))
     }
 
-    /// This node no longer keeps a model, nor announces it as its own if `own` is given.
+    /// Stops keeping a model. If `own` is given, it also stops announcing it as its own.
     pub(super) fn release(&mut self, model: ModelId, own: bool) {
         for (_, known) in self.known.iter_mut().filter(|((other, _), _)| *other == model) {
             known.kept = false;
@@ -184,8 +186,8 @@ impl Announcements {
         }
     }
 
-    /// Forgets what nobody holds and nobody has said for `after`, of one model or of all; the
-    /// models of which nothing is left.
+    /// Forgets announcements, of one model or of all, whose model nobody holds and that nobody has
+    /// sent for `after`. Returns the models of which none is left.
     pub(super) fn forget(
         &mut self,
         now: Instant,
@@ -223,7 +225,7 @@ impl Announcements {
         self.of_model(model).any(Known::is_protected)
     }
 
-    /// Those that may have to give way.
+    /// The number of announcements that may have to give way.
     pub(super) fn unprotected(&self) -> usize {
         self.known.values().filter(|known| !known.is_protected()).count()
     }
@@ -233,22 +235,23 @@ impl Announcements {
         self.known.values().map(|known| known.signed.clone()).collect()
     }
 
-    /// The size of a model's manifest, if the object is one; the least that anybody says.
+    /// The size of a model's manifest, if the object is one: the smallest announced.
     pub(super) fn manifest_size(&self, object: ShardId) -> Option<u64> {
         let model = ModelId::from(*object.as_bytes());
         self.of_model(model).map(|known| known.signed.manifest_size).min()
     }
 
-    /// From here on everything that this node has to say is owed, whoever said it last.
+    /// From here on, this node must send everything that it has to announce, whichever peer sent it
+    /// last.
     pub(super) fn owe_all(&mut self) {
         for known in self.known.values_mut() {
             known.owed = true;
         }
     }
 
-    /// What this node should say: its own models and those of which it `holds` something, if they
-    /// are owed or nobody said them within `quiet`. At most `max`, those first that were said
-    /// longest ago; marks them as said. The flag says that there is more.
+    /// What this node should send: its own models and those of which it `holds` something, if they
+    /// must be sent or nobody has sent them within `quiet`. At most `max`, beginning with those
+    /// sent longest ago; they count as sent. The flag says whether there are more.
     pub(super) fn take_due(
         &mut self,
         now: Instant,

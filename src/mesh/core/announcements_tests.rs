@@ -1,4 +1,4 @@
-//! Announcements: what is believed, what gives way to what, what is said again and forgotten.
+//! Announcements: which are believed, which give way to which, which are sent again and forgotten.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn said(byte: u8) -> Origin {
     Origin::Peer(peer(byte))
 }
 
-/// Fills the table with what peer 1 says.
+/// Fills the table with announcements of peer 1.
 fn full(now: Instant, holding: Holding) -> Announcements {
     let mut all = Announcements::default();
     for index in 0..ANNOUNCEMENTS_MAX {
@@ -119,7 +119,7 @@ fn own_and_kept_models_always_have_room_and_stay() {
     all.forget(much_later, Duration::ZERO, None, NOBODY);
     assert_eq!(all.all().len(), ANNOUNCEMENTS_MAX + 2, "all others are held by nobody");
     assert!(all.is_protected(by(8, 0).model) && all.is_protected(by(7, 3).model));
-    // What is heard of a kept model later is not kept by it.
+    // Later announcements of a kept model are not kept with it.
     assert_eq!(all.learn(much_later, by(9, 0), said(1), NOBODY), Learned::New);
     all.forget(much_later, Duration::ZERO, None, NOBODY);
     assert!(!all.all().contains(&by(9, 0)) && all.all().contains(&by(8, 0)));
@@ -160,7 +160,7 @@ fn what_was_withdrawn_and_nobody_holds_is_forgotten() {
     assert_eq!(all.forget(now + QUIET, QUIET, None, NOBODY), [], "another signer still says it");
     assert_eq!(all.all().len(), 3);
     assert_eq!(all.forget(now + 2 * QUIET, QUIET, None, NOBODY), [signed(0).model]);
-    // Its own publisher withdraws it, and keeps it no longer.
+    // Its own publisher withdraws it and stops keeping it.
     all.release(signed(1).model, false);
     assert!(all.is_protected(signed(1).model), "it is still this node's own");
     all.release(signed(1).model, true);
@@ -199,7 +199,7 @@ fn much_is_said_in_turns_and_none_is_left_out() {
         let (say, more) = all.take_due(now, QUIET, 4, |_| false);
         heard.extend(say.into_iter().map(|signed| signed.model));
         assert_eq!((heard.len(), more), (4 * turn, true));
-        // What is owed anew does not push back what has not been said at all.
+        // What must be sent again does not delay what has not been sent at all.
         all.owe_all();
     }
     heard.extend(all.take_due(now, QUIET, 4, |_| false).0.into_iter().map(|signed| signed.model));

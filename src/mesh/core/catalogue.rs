@@ -47,7 +47,7 @@ impl Core {
                 out.push(Action::Learned { signed, is_own: true });
                 self.schedule.change(now, Due::Everything);
             }
-            // What this node says itself always has room.
+            // There is always room for this node's own messages.
             Learned::Known | Learned::Full => self.schedule.change(now, Due::Everything),
         }
     }
@@ -70,20 +70,20 @@ impl Core {
         }
     }
 
-    /// Whether this node holds an object of a model, or some of one, for the model's sake.
+    /// Whether this node holds an object of a model, whole or in part, for the sake of this model.
     pub(super) fn holds_of(&self, model: ModelId, list: &[ShardId]) -> bool {
         let is_here = |id: &ShardId| self.whole.contains(id) || self.parts.contains_key(id);
         let is_protected = self.announcements.is_protected(model);
         list.iter().any(|id| is_here(id) && (is_protected || !self.is_anothers(model, *id)))
     }
 
-    /// Whether an object is here for another model's sake, which this node published or keeps. A
-    /// model that was withdrawn is not held because it has the tokenizer of one that was not.
+    /// Whether an object is here for the sake of another model that this node published or keeps. A
+    /// withdrawn model does not count as held because it shares its tokenizer with another.
     pub(super) fn is_anothers(&self, model: ModelId, shard: ShardId) -> bool {
         self.membership.is_shared(model, shard, |other| self.announcements.is_protected(other))
     }
 
-    /// Takes in an announcement; a model's holders protect it from being pushed out.
+    /// Adds an announcement; a model's holders protect it from being pushed out.
     fn learn(&mut self, now: Instant, signed: &SignedModel, source: Origin) -> Learned {
         let Self { announcements, membership, .. } = self;
         let learned = announcements.learn(now, signed.clone(), source, &|model, peer| match peer {
@@ -98,7 +98,7 @@ impl Core {
         learned
     }
 
-    /// Forgets models that nobody holds and nobody has spoken of for `after`.
+    /// Forgets models that nobody holds and nobody has announced for `after`.
     pub(super) fn forget(
         &mut self,
         now: Instant,

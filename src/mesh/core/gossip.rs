@@ -1,8 +1,8 @@
-//! What is said to the swarm and when, and how much of what others say is
-//! heeded. Pure: the time is an argument.
+//! What this node tells the swarm and when, and how many messages of others it accepts. Pure: the
+//! time is an argument.
 //!
-//! Invariant: what changed is said once it has settled, everything is said
-//! again every `announce_every`, and no author is heeded more often than the window allows.
+//! Invariant: changes are announced once they have settled, everything is announced again every
+//! `announce_every`, and no author gets more messages accepted than the window allows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,25 +20,25 @@ use crate::wire::{
 /// A model's entry costs this much beyond its bitmap: id, flag and framing.
 const ENTRY_BYTES: usize = 48;
 
-/// And this much an object held in part.
+/// And each partially held object costs this much.
 const PART_BYTES: usize = 16;
 
-/// What is due to be said.
+/// What is due to be announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
-    /// Holdings, and the announcements that nobody said lately: the rounds of anti-entropy,
-    /// and what is held has changed.
+    /// Holdings, and models that nobody announced recently: in rounds of anti-entropy, and when
+    /// holdings have changed.
     Holdings,
-    /// Everything at once: somebody new listens, or a model was published.
+    /// Everything at once: a new peer listens, or a model was published.
     Everything,
 }
 
-/// When to speak.
+/// When to announce.
 pub(super) struct Schedule {
     timing: Timing,
     round: Instant,
     changed: Option<(Instant, Due)>,
-    /// Not before this, whatever changes: what was said last sets the pace.
+    /// Nothing is announced before this, whatever changes. The last announcement sets the pace.
     quiet_until: Instant,
 }
 
@@ -47,14 +47,14 @@ impl Schedule {
         Self { timing, round: now + timing.announce_every, changed: None, quiet_until: now }
     }
 
-    /// Something changed: due after `settle`, counted from the first such change.
+    /// Call when something changed. It is due after `settle`, counted from the first such change.
     pub(super) fn change(&mut self, now: Instant, what: Due) {
         let (at, due) = self.changed.unwrap_or((now + self.timing.settle, what));
         self.changed = Some((at.max(self.quiet_until), due.max(what)));
     }
 
-    /// So many messages were said: a pause in proportion keeps this node's pace
-    /// well below what others heed.
+    /// Call when this many messages were sent. A proportional pause keeps this node's rate well
+    /// below what others accept.
     pub(super) fn said(&mut self, now: Instant, messages: usize) {
         let pause = GOSSIP_PAUSE.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
         self.quiet_until = now + pause;
@@ -65,7 +65,7 @@ impl Schedule {
         self.changed.map_or(self.round, |(at, _)| at.min(self.round))
     }
 
-    /// What is due now; asking takes it.
+    /// Takes what is due now.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
         let changed = self.changed.filter(|(at, _)| *at <= now).map(|(_, due)| due);
         if changed.is_none() && self.round > now {
@@ -92,7 +92,7 @@ impl Inbox {
         self.counts.len()
     }
 
-    /// Whether one more message of this author is heeded.
+    /// Whether one more message of this author is accepted.
     pub(super) fn admit(&mut self, now: Instant, author: PeerId) -> bool {
         if now >= self.window_ends {
             self.window_ends = now + GOSSIP_WINDOW;
@@ -107,8 +107,8 @@ impl Inbox {
     }
 }
 
-/// Numbers messages so that later ones are larger, over restarts too unless the
-/// clock went back by more than a lease. `unix_ms` is the wall clock.
+/// Numbers messages so that later ones have larger numbers, even across restarts, unless the clock
+/// went back by more than a lease. `unix_ms` is the wall clock.
 #[derive(Default)]
 pub(super) struct Sequence(u64);
 
@@ -119,16 +119,16 @@ impl Sequence {
     }
 }
 
-/// What a node says of itself beside what it holds.
+/// What a node announces about itself besides its holdings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Bytes that it would copy of what others lose.
+    /// Bytes that it would copy of objects that others lose.
     pub room: u64,
     /// It is about to leave.
     pub is_leaving: bool,
 }
 
-/// What every message of holdings says, beside what is held.
+/// What every message of holdings says besides the holdings.
 pub(super) struct Author<'a> {
     pub(super) peer: PeerId,
     pub(super) run: u64,
@@ -137,8 +137,8 @@ pub(super) struct Author<'a> {
     pub(super) addresses: &'a [Address],
 }
 
-/// Packs holdings into as few messages as fit. A node that holds nothing says that, too: its message
-/// tells others that it is there, and where.
+/// Packs holdings into as few messages as possible. A node that holds nothing says so, too: its
+/// message tells others that it exists, and its addresses.
 pub(super) fn holdings_messages(
     author: Author<'_>,
     models: Vec<ModelHoldings>,
@@ -181,8 +181,8 @@ pub(super) fn holdings_messages(
     batches.into_iter().map(envelope).collect()
 }
 
-/// Addresses that mean something to others, those that nodes prefer first: loopback only
-/// if there is nothing else.
+/// Addresses that are useful to others, preferred ones first. Loopback only if there is nothing
+/// else.
 fn worth_saying(addresses: &[Address]) -> Vec<String> {
     let mut addresses: Vec<&Address> = addresses.iter().collect();
     addresses.sort_by_key(|address| address.transport());

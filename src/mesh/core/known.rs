@@ -1,13 +1,13 @@
 //! Which peers are known, where they can be reached, and whom to dial when. Pure: the time is an
 //! argument.
 //!
-//! A peer is known because it was connected, because the last run met it, because the local
-//! network found it, or because it said itself where it is, in a message under its own signature.
-//! However it became known, it stays so, and is dialled for as long as it is away.
+//! A peer is known because it was connected, because the last run met it, because the local network
+//! found it, or because it announced its addresses in a message with its own signature. However it
+//! became known, it stays known, and is dialled as long as it is away.
 //!
 //! Invariants: no pause between two dials is longer than [`DIAL_NEAR_MAX`] for the [`NEAR_MAX`]
 //! most useful of those that are away, nor than [`DIAL_FAR_MAX`] for the others; the table is
-//! bounded, and who was connected never gives way to who was only heard of.
+//! bounded, and a peer that was connected never gives way to one that was only heard of.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,10 +21,10 @@ use super::limits::{
     KNOWN_PEERS_MAX, NEAR_MAX, STEADY, STRANGER_AFTER,
 };
 
-/// How a peer became known, the most telling last.
+/// How a peer became known, in ascending order of value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// It said where it is, and others passed that on.
+    /// It announced its addresses, and others passed them on.
     Heard,
     /// The local network found it (mDNS).
     Found,
@@ -34,37 +34,39 @@ pub enum Source {
     Met,
 }
 
-/// A known peer that is not connected, and how dialling it fares.
+/// A known peer that is not connected, and the state of dialling it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Away {
     pub peer: PeerId,
     pub source: Source,
-    /// Where it is dialled, best first.
+    /// The addresses that are dialled, best first.
     pub addresses: Vec<Address>,
-    /// Dials since it was connected last.
+    /// Dials since it was last connected.
     pub dials: u32,
     /// Why the last dial failed.
     pub failure: Option<String>,
-    /// Until it is dialled again; zero if it is about to be.
+    /// Time until it is dialled again; zero if that is due.
     pub next: Duration,
 }
 
 struct Entry {
     source: Source,
-    /// Where it was reached, where the local network found it, where it says it listens.
+    /// Addresses at which it was reached, at which the local network found it, and at which it says
+    /// it listens.
     reached: Vec<Address>,
     found: Vec<Address>,
     said: Vec<Address>,
-    /// Until when its last message is believed.
+    /// When its last message ceases to be believed.
     alive_until: Option<Instant>,
-    /// When it was connected or heard of last.
+    /// When it was last connected or heard of.
     seen: Instant,
-    /// Since when it is connected, and whether it took part in this swarm meanwhile.
+    /// Since when it is connected, and whether it has taken part in this swarm since then.
     connected: Option<Instant>,
     took_part: bool,
-    /// It was connected and belongs to another swarm, or has no key to this one.
+    /// It was connected, but belongs to another swarm or does not have this swarm's key.
     is_stranger: bool,
-    /// Not dialled before this. When it was dialled last, and how often since the pauses began.
+    /// It is not dialled before this; when it was last dialled; and how often since its pauses
+    /// began.
     from: Instant,
     dialled: Option<Instant>,
     dials: u32,
@@ -87,13 +89,14 @@ impl Entry {
         all
     }
 
-    /// Its pauses begin anew. Whoever makes this happen again and again gets no more dials than
-    /// one each [`DIAL_RETRY_FIRST`].
+    /// Its pauses begin anew. A peer that causes this again and again gets at most one dial per
+    /// [`DIAL_RETRY_FIRST`].
     fn start_over(&mut self, from: Instant) {
         (self.from, self.dials) = (from, 0);
     }
 
-    /// The most useful first: of this swarm, by the best source, seen last.
+    /// Orders the most useful first: members of this swarm, then the best source, then the latest
+    /// seen.
     fn usefulness(&self) -> impl Ord + use<> {
         (self.is_stranger, Reverse(self.source), Reverse(self.seen))
     }
@@ -102,7 +105,7 @@ impl Entry {
 /// Every known peer.
 pub(super) struct Known {
     own: PeerId,
-    /// Who is connected, with or without an entry.
+    /// The connected peers, with or without an entry.
     connected: BTreeSet<PeerId>,
     peers: BTreeMap<PeerId, Entry>,
 }
@@ -116,8 +119,8 @@ impl Known {
         self.peers.len()
     }
 
-    /// A peer is said to be at these addresses, by the last run or by the local network: it is
-    /// dialled at once.
+    /// The last run or the local network says that a peer is at these addresses; it is dialled at
+    /// once.
     pub(super) fn learn(
         &mut self,
         now: Instant,
@@ -130,7 +133,7 @@ impl Known {
             Source::Found => &mut entry.found,
             _ => &mut entry.reached,
         };
-        // The local network tells of each address once, so earlier ones are kept behind.
+        // The local network reports each address once, so earlier ones are kept after the new ones.
         for address in addresses.into_iter().rev() {
             list.retain(|known| *known != address);
             list.insert(0, address);
@@ -139,8 +142,8 @@ impl Known {
         entry.start_over(now);
     }
 
-    /// A peer's own message says where it listens, and is believed until then. True if that is
-    /// news.
+    /// A peer's own message says where it listens; it is believed until `until`. True if that is
+    /// new.
     pub(super) fn hear(
         &mut self,
         now: Instant,
@@ -148,7 +151,7 @@ impl Known {
         addresses: Vec<Address>,
         until: Instant,
     ) -> bool {
-        // A page listens nowhere and is not looked for.
+        // A page listens nowhere, so it is not looked for.
         if addresses.is_empty() && !self.peers.contains_key(&peer) {
             return false;
         }
@@ -166,12 +169,12 @@ impl Known {
         was_away || moved
     }
 
-    /// These are connected now, all of them. A peer that has gone is dialled again at once, unless
-    /// it does not stay.
+    /// Sets the connected peers. A peer that has gone is dialled again at once, unless its
+    /// connections do not last.
     pub(super) fn contacts(&mut self, now: Instant, contacts: &BTreeMap<PeerId, Contact>) {
         self.connected = contacts.keys().copied().collect();
         for (peer, contact) in contacts {
-            // Who cannot be dialled is not remembered.
+            // A peer that cannot be dialled is not remembered.
             if contact.reached.is_empty() && !self.peers.contains_key(peer) {
                 continue;
             }
@@ -192,13 +195,14 @@ impl Known {
             entry.is_stranger |= !entry.took_part && stayed >= STRANGER_AFTER;
             entry.took_part = false;
             if stayed >= STEADY {
-                // Both ends notice at once: not both of them should dial.
+                // Both ends notice at the same time, but only one of them should dial.
                 entry.start_over(now + DIAL_AGAIN.mul_f64(share(own, *peer, 0)));
             }
         }
     }
 
-    /// A dial of a peer failed, or it was refused; `is_stranger` if it cannot take part at all.
+    /// Call when a dial of a peer has failed or was refused. `is_stranger`: it cannot take part in
+    /// the swarm at all.
     pub(super) fn failed(&mut self, peer: PeerId, reason: String, is_stranger: bool) {
         if let Some(entry) = self.peers.get_mut(&peer) {
             entry.is_stranger |= is_stranger;
@@ -206,15 +210,15 @@ impl Known {
         }
     }
 
-    /// The network has changed: whoever is away may be reached now.
+    /// Call when the network has changed: peers that are away may be reachable now.
     pub(super) fn network_changed(&mut self, now: Instant) {
         for entry in self.peers.values_mut().filter(|entry| entry.connected.is_none()) {
             entry.start_over(now);
         }
     }
 
-    /// Whom to dial now and where. Peers that are alive and merely not connected are dialled while
-    /// there is `room` for more connections; those that are lost in any case.
+    /// The peers to dial now, and where. Peers that are alive but not connected are dialled while
+    /// there is `room` for more connections; lost peers are dialled in any case.
     pub(super) fn due(
         &mut self,
         now: Instant,
@@ -237,7 +241,7 @@ impl Known {
         due
     }
 
-    /// Where to dial a peer that somebody needs; `None` if it is not its turn yet.
+    /// Where to dial a peer that is needed. `None` if its turn has not come yet.
     pub(super) fn take(&mut self, now: Instant, peer: PeerId) -> Option<Vec<Address>> {
         let own = self.own;
         let entry = self.peers.get_mut(&peer).filter(|entry| entry.connected.is_none())?;
@@ -247,7 +251,7 @@ impl Known {
         dial(now, entry)
     }
 
-    /// When the first of these may be dialled again, after `now`.
+    /// When the first of these peers may be dialled again, after `now`.
     pub(super) fn next_of(
         &self,
         now: Instant,
@@ -258,7 +262,7 @@ impl Known {
         due.filter(|at| *at > now).min()
     }
 
-    /// When somebody is to be dialled next, after `now`.
+    /// When a peer is to be dialled next, after `now`.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.away(now).into_iter().map(|(_, at)| at).filter(|at| *at > now).min()
     }
@@ -280,8 +284,9 @@ impl Known {
         told.collect()
     }
 
-    /// Who is away, the most useful first, and when each is to be dialled. Those that are alive are
-    /// counted apart: they are found when they are needed, and do not put off those that are lost.
+    /// The peers that are away, the most useful first, and when each is to be dialled. Those that
+    /// are alive are counted separately: they are found when needed, and do not delay the lost
+    /// ones.
     fn away(&self, now: Instant) -> Vec<(PeerId, Instant)> {
         let away = self.peers.iter().filter(|(_, entry)| {
             let lists = [&entry.reached, &entry.found, &entry.said];
@@ -300,8 +305,8 @@ impl Known {
         away.into_iter().map(at).collect()
     }
 
-    /// A peer's entry, made if there is room: the least useful of those that are away gives way
-    /// to one known by a source as good.
+    /// A peer's entry, created if there is room. The least useful of the peers that are away gives
+    /// way to one whose source is at least as good.
     fn entry(&mut self, now: Instant, peer: PeerId, source: Source) -> Option<&mut Entry> {
         if peer == self.own {
             return None;
@@ -335,7 +340,7 @@ impl Known {
     }
 }
 
-/// Notes a dial; `None` if there is nowhere to dial to.
+/// Notes a dial. `None` if there is no address to dial.
 fn dial(now: Instant, entry: &mut Entry) -> Option<Vec<Address>> {
     entry.dialled = Some(now);
     entry.dials = entry.dials.saturating_add(1);
@@ -350,7 +355,7 @@ fn due_at(own: PeerId, peer: PeerId, entry: &Entry, max: Duration) -> Instant {
     entry.dialled.map_or(entry.from, |dialled| entry.from.max(dialled + pause))
 }
 
-/// The pause after so many dials: twice as long each time up to `max`, and up to a quarter
+/// The pause after a number of dials. It doubles each time, up to `max`, and is up to a quarter
 /// shorter, so that nodes that lost each other together do not dial in step.
 fn pause(own: PeerId, peer: PeerId, dials: u32, max: Duration) -> Duration {
     let doublings = (dials - 1).min(16);
@@ -358,8 +363,8 @@ fn pause(own: PeerId, peer: PeerId, dials: u32, max: Duration) -> Duration {
     whole.mul_f64(1.0 - share(own, peer, dials) / 4.0)
 }
 
-/// A number from 0 to 1 that differs from one pair of peers and one dial to the next. The same
-/// events give the same actions, so it is no dice.
+/// A number from 0 to 1 that differs from one pair of peers and one dial to the next. It is not
+/// random, because the same events must give the same actions.
 fn share(own: PeerId, peer: PeerId, dials: u32) -> f64 {
     let mut bytes = [own.to_bytes(), peer.to_bytes()].concat();
     bytes.extend_from_slice(&dials.to_le_bytes());

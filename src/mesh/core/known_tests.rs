@@ -1,4 +1,4 @@
-//! Known peers under a simulated clock: who is dialled, when, and who gives way.
+//! Known peers in virtual time: which are dialled, when, and which give way.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn known() -> Known {
     Known::new(peer(u16::MAX))
 }
 
-/// Who is dialled in this time, and after how many seconds.
+/// The peers dialled in this time, and after how many seconds.
 fn dials(known: &mut Known, from: Instant, time: Duration) -> BTreeMap<PeerId, Vec<f64>> {
     let mut dials: BTreeMap<PeerId, Vec<f64>> = BTreeMap::new();
     let mut now = from;
@@ -62,7 +62,7 @@ fn the_most_useful_are_dialled_often_and_the_others_seldom() {
     for number in 0..40 {
         known.hear(start, peer(number), at(number), start + Duration::from_secs(35));
     }
-    // Who was connected comes before those that were only heard of.
+    // Peers that were connected come before those that were only heard of.
     let met: Vec<u16> = (36..40).collect();
     known.contacts(start, &contacts(&met, true));
     known.contacts(start + STEADY, &BTreeMap::new());
@@ -87,7 +87,7 @@ fn a_lost_peer_is_dialled_at_once_and_one_that_does_not_stay_ever_more_seldom() 
     assert_eq!(known.due(lost, 9, |_| true), [], "it is connected");
     known.contacts(lost, &BTreeMap::new());
     assert_eq!(known.due(lost + DIAL_AGAIN, 0, |_| true), [(peer(1), at(1))]);
-    // It answers and goes again at once, ten times.
+    // It answers and leaves again at once, ten times.
     let mut now = lost + DIAL_AGAIN;
     for _ in 0..10 {
         known.contacts(now, &contacts(&[1], true));
@@ -119,7 +119,7 @@ fn who_is_alive_is_connected_only_while_there_is_room() {
     assert_eq!(known.take(start, peer(needed)), None, "it was dialled just now");
     let next = known.next_of(start, [peer(needed)].into_iter()).unwrap();
     assert!(next > start && next <= start + DIAL_RETRY_FIRST);
-    // Silent since: they are lost, and are looked for whatever the room.
+    // Silent since then: they are lost, and are looked for regardless of the room.
     assert_eq!(known.due(until, 0, |_| true).len(), 5);
     assert_eq!(known.due(until + DIAL_NEAR_MAX, 0, |_| false).len(), 0, "banned");
 }
@@ -158,7 +158,7 @@ fn strangers_are_dialled_seldom_and_say_why() {
     let away = known.report(start + hour);
     let reason = away.iter().find(|away| away.peer == peer(3)).unwrap().failure.clone();
     assert_eq!(reason.as_deref(), Some("it has no key"));
-    // One that speaks in this swarm is no stranger.
+    // A peer that speaks in this swarm is not a stranger.
     known.hear(start + hour, peer(1), at(1), start + hour);
     assert_eq!(known.report(start + hour)[0].peer, peer(1));
 }
@@ -177,7 +177,7 @@ fn the_table_is_bounded_and_who_was_met_stays() {
     assert_eq!(away.len(), KNOWN_PEERS_MAX);
     assert_eq!(away[0].peer, peer(0));
     assert!(!away.iter().any(|away| away.peer == peer(1)), "the first heard of gave way");
-    // And so are one peer's addresses, whoever tells of them, and the dials that it can cause.
+    // So are one peer's addresses, from any source, and the dials that it can cause.
     let mut known = Known::new(peer(9));
     let mut dialled = 0;
     for round in 0..1000 {

@@ -35,7 +35,7 @@ struct Link {
     /// Since when it has owed an answer, and when a byte of one last came.
     busy_since: Option<Instant>,
     heard: Option<Instant>,
-    /// When all of an answer last came.
+    /// When the whole of an answer last arrived.
     delivered_at: Option<Instant>,
     /// Whether it was silent and has not been heard since.
     suspect: bool,
@@ -100,12 +100,12 @@ impl Links {
         }
     }
 
-    /// When bytes of an answer last came from a peer.
+    /// When bytes of an answer last arrived from a peer.
     pub(super) fn heard_at(&self, peer: PeerId) -> Option<Instant> {
         self.links.get(&peer).and_then(|link| link.heard)
     }
 
-    /// When all of an answer last came from a peer.
+    /// When the whole of an answer last arrived from a peer.
     pub(super) fn delivered_at(&self, peer: PeerId) -> Option<Instant> {
         self.links.get(&peer).and_then(|link| link.delivered_at)
     }
@@ -161,7 +161,7 @@ impl Links {
         }
     }
 
-    /// The peer that has owed answers for a while and delivers least.
+    /// The peer that has owed answers for a while and delivers the least.
     pub(super) fn slowest(&self, now: Instant) -> Option<PeerId> {
         let busy = self.links.iter().filter(|(_, link)| {
             link.requests > 0 && link.busy_since.is_some_and(|since| since + SLOW_AFTER <= now)

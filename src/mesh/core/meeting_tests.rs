@@ -1,4 +1,4 @@
-//! Nodes that look for each other in virtual time: links are cut, peers go and come back.
+//! Nodes that look for each other in virtual time: links are cut, peers leave and come back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use doppler_ids::{Address, PeerId};
 use super::*;
 
 const LATENCY: Duration = Duration::from_millis(10);
-/// A dial into nothing takes so long, and so long it takes to notice that a peer is gone.
+/// How long a dial takes that nobody answers, and how long it takes to notice that a peer has gone.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(20);
 const SECOND: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ struct World {
     cores: Vec<Core>,
     links: BTreeSet<(usize, usize)>,
     dialling: BTreeSet<(usize, usize)>,
-    /// Nobody reaches these, nor do they reach anybody.
+    /// These nodes cannot reach any other, nor be reached.
     cut: BTreeSet<usize>,
     queue: BTreeMap<(Instant, u64), (usize, Next)>,
     sequence: u64,
@@ -84,7 +84,7 @@ impl World {
         Core::new(config, self.now)
     }
 
-    /// The node starts again and knows what its file of peers says.
+    /// The node starts again and knows the peers in its file.
     fn restart(&mut self, node: usize, remembers: &[usize]) {
         self.cores[node] = self.fresh(node);
         self.tell(node, Event::Addresses(vec![address(node)]));
@@ -122,7 +122,7 @@ impl World {
         self.tell(node, Event::Contacts(contacts));
     }
 
-    /// Nothing comes from or to a node any more, which its peers notice in a while.
+    /// Nothing goes to or from a node any more, which its peers notice after a while.
     fn cut(&mut self, node: usize) {
         self.cut.insert(node);
         let links: Vec<_> = self.links.iter().copied().collect();
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// Gossip reaches whoever a chain of connections leads to.
+    /// Gossip reaches every node to which a chain of connections leads.
     fn publish(&mut self, author: usize, data: &[u8]) {
         let mut reached = BTreeSet::from([author]);
         let mut open = vec![author];
@@ -231,7 +231,7 @@ impl World {
     }
 }
 
-/// Two nodes that met by what the local network, the last run or a third node told.
+/// Two nodes that met through the local network, the last run or a third node.
 fn by_each_way() -> Vec<World> {
     let mut worlds = Vec::new();
     for source in [Source::Found, Source::Remembered] {
@@ -246,7 +246,7 @@ fn by_each_way() -> Vec<World> {
     for world in &mut worlds {
         world.assert_met(0, 1);
         world.run_for(60 * SECOND);
-        // Who told of them is gone for good.
+        // The third node is gone for good.
         if world.cores.len() > 2 {
             world.cut(2);
         }
@@ -278,7 +278,7 @@ fn after_ten_minutes_of_absence_they_meet_again_whoever_looks() {
         world.restart(1, &[]);
         world.mend(1);
         world.assert_met(0, 1);
-        // And the other way round: only the one that comes back knows whom it met.
+        // The other way round: only the one that comes back knows whom it met.
         world.run_for(60 * SECOND);
         world.cut(1);
         world.run_for(600 * SECOND);
@@ -330,7 +330,7 @@ fn looking_for_the_lost_costs_little() {
     world.run_for(600 * SECOND);
     let before = world.dials;
     world.run_for(600 * SECOND);
-    // Of those that node 0 looks for: 32 every 12 s or so, the others once.
+    // Of the peers that node 0 looks for, 32 are dialled about every 12 s, the others once.
     let alone = world.cores[0].away(world.now);
     assert_eq!(alone.len(), 59);
     let per_node = (world.dials - before) / 60;

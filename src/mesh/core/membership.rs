@@ -27,7 +27,7 @@ use crate::wire::{BITMAP_BYTES_MAX, Holdings, ModelHoldings};
 use doppler_store::groups::Chunks;
 use doppler_store::{ModelId, ShardId};
 
-/// What a holdings message changed.
+/// The result of a holdings message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heard {
     /// Older than what is known; ignored.
@@ -43,12 +43,12 @@ pub(super) enum Heard {
 struct Held {
     manifest: bool,
     objects: Vec<u8>,
-    /// By place in the list.
+    /// By index in the list.
     parts: BTreeMap<u32, Chunks>,
 }
 
 impl Held {
-    /// Whether anything of the model itself is held, of which the manifest is no part.
+    /// Whether anything of the model itself is held. The manifest does not count.
     fn has_objects(&self) -> bool {
         !self.parts.is_empty() || self.objects.iter().any(|byte| *byte != 0)
     }
@@ -69,10 +69,10 @@ struct Entry {
 
 struct Member {
     sequence: u64,
-    /// When it last said anything new, and when the lease of that ends, whatever it named.
+    /// When it last sent something new, and when the lease of that message ends, whatever it named.
     heard: Instant,
     until: Instant,
-    /// Bytes that it would copy of what others lose.
+    /// Bytes that it would copy of objects that others lose.
     room: u64,
     /// It is about to leave the swarm.
     is_leaving: bool,
@@ -80,7 +80,7 @@ struct Member {
 }
 
 impl Member {
-    /// Makes room for one model's entry: those whose leases end first give way. Returns them.
+    /// Makes room for one model's entry by dropping those whose leases end first. Returns them.
     fn make_room(&mut self, model: ModelId, bytes: usize, parts: usize) -> Vec<ModelId> {
         self.models.remove(&model);
         let mut held: usize = self.models.values().map(|entry| entry.held.objects.len()).sum();
@@ -106,7 +106,7 @@ impl Member {
     }
 }
 
-/// The last word of a peer whose lease has ended.
+/// The last message of a peer whose lease has ended.
 struct Forgotten {
     sequence: u64,
     until: Instant,
@@ -122,12 +122,12 @@ pub(super) struct Membership {
     /// Entries of all members.
     entries: usize,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
-    /// Where an object stands: in which models' lists, at which bit.
+    /// The models' lists that contain an object, and its bit in each.
     places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
 }
 
 impl Membership {
-    /// Takes in what `peer`, the author, says it holds.
+    /// Adds what `peer`, the author, says it holds.
     pub(super) fn hear(&mut self, now: Instant, peer: PeerId, holdings: Holdings) -> Heard {
         if !self.members.contains_key(&peer) && self.members.len() >= MEMBERS_MAX {
             self.expire(now);
@@ -176,8 +176,7 @@ impl Membership {
         if changed { Heard::Changed } else { Heard::Renewed }
     }
 
-    /// Past the bound over all peers, whoever says that it holds of most models is believed of
-    /// one less.
+    /// Beyond the bound over all peers, one model of the peer that names the most is forgotten.
     fn shed(&mut self) {
         while self.entries > HOLDINGS_MAX {
             let most = self.members.iter_mut().max_by_key(|(_, member)| member.models.len());
@@ -191,8 +190,8 @@ impl Membership {
         }
     }
 
-    /// Gives a model's bitmaps their meaning. Registering again replaces the list. One that is
-    /// `protected`, this node's own or kept, always has room.
+    /// Registers the object list that gives a model's bitmaps their meaning. Registering again
+    /// replaces the list. There is always room for a `protected` model, this node's own or kept.
     pub(super) fn register(
         &mut self,
         model: ModelId,
@@ -232,7 +231,7 @@ impl Membership {
         }
     }
 
-    /// Whether another model's list names an object, too, one for which this holds.
+    /// Whether the list of another model that satisfies the condition names the object, too.
     pub(super) fn is_shared(
         &self,
         model: ModelId,
@@ -248,7 +247,7 @@ impl Membership {
         self.lists.iter().map(|(model, list)| (model, list.as_slice()))
     }
 
-    /// Peers that hold the object or some of it, by leases that run, and what they hold.
+    /// Peers with a running lease that hold the object or a part of it, and what they hold.
     pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Vec<(PeerId, Chunks)> {
         let model = ModelId::from(*shard.as_bytes());
         let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
@@ -268,8 +267,8 @@ impl Membership {
         holders.filter(|(_, chunks)| !chunks.is_none()).collect()
     }
 
-    /// Peers with a running lease that hold any object of the model. Its manifest alone, which
-    /// whoever has heard of the model may have, does not count.
+    /// Peers with a running lease that hold any object of the model. The manifest alone does not
+    /// count: any peer that has heard of the model may have it.
     pub(super) fn holders_of_model(
         &self,
         now: Instant,
@@ -285,7 +284,7 @@ impl Membership {
         entry.is_some_and(|entry| entry.until > now && entry.held.has_objects())
     }
 
-    /// Objects that a peer says it holds whole, manifests included.
+    /// The number of objects that a peer says it holds in full, including manifests.
     pub(super) fn held_by(&self, now: Instant, peer: PeerId) -> u64 {
         let Some(member) = self.members.get(&peer) else { return 0 };
         let running = member.models.values().filter(|entry| entry.until > now);
@@ -314,7 +313,8 @@ impl Membership {
         (self.members.len(), bytes, parts)
     }
 
-    /// What peers with a running lease would copy, in bytes; those that offer nothing are left out.
+    /// The bytes that each peer with a running lease would copy. Peers that offer nothing are left
+    /// out.
     pub(super) fn offers(&self, now: Instant) -> Vec<(PeerId, u64)> {
         let runs = |member: &Member| member.models.values().any(|entry| entry.until > now);
         let offers = self.members.iter().filter(|(_, member)| member.room > 0 && runs(member));
@@ -325,7 +325,7 @@ impl Membership {
         self.members.get(&peer).is_some_and(|member| member.is_leaving)
     }
 
-    /// When a peer last said anything new.
+    /// When a peer last sent something new.
     pub(super) fn heard(&self, peer: PeerId) -> Option<Instant> {
         self.members.get(&peer).map(|member| member.heard)
     }
@@ -334,7 +334,7 @@ impl Membership {
         self.forgotten.len()
     }
 
-    /// Entries of all members, and of the one that has most.
+    /// Entries of all members, and of the member with the most.
     pub(super) fn entries(&self) -> (usize, usize) {
         let most = self.members.values().map(|member| member.models.len()).max();
         (self.entries, most.unwrap_or(0))
@@ -344,7 +344,8 @@ impl Membership {
         self.members.contains_key(&peer)
     }
 
-    /// A peer answered that it does not hold an object: believed until its next message.
+    /// Records that a peer said it does not hold an object, which is believed until its next
+    /// message.
     pub(super) fn retract(&mut self, peer: PeerId, shard: ShardId) {
         let Some(member) = self.members.get_mut(&peer) else { return };
         if let Some(entry) = member.models.get_mut(&ModelId::from(*shard.as_bytes())) {
@@ -361,15 +362,15 @@ impl Membership {
         }
     }
 
-    /// Whether a message is no newer than what a peer said before it was forgotten. Gossip's own
-    /// memory of messages is short, and anybody may repeat a signed one: a dead peer would seem
-    /// alive again.
+    /// Whether a message is no newer than the last one of a peer that was forgotten. Gossip
+    /// remembers messages for a short time only, and anybody may repeat a signed one, so a dead
+    /// peer would seem alive again.
     pub(super) fn is_repeated(&self, now: Instant, peer: PeerId, sequence: u64) -> bool {
         let last = self.forgotten.get(&peer).filter(|last| last.until > now);
         last.is_some_and(|last| sequence <= last.sequence) && !planted::is(Plant::EpochOrder)
     }
 
-    /// Forgets what a lease no longer covers; true if that was anything.
+    /// Drops what no lease covers any more. True if there was anything.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let before = self.entries;
         let Self { members, forgotten, by_model, entries, .. } = self;
@@ -602,7 +603,7 @@ mod tests {
             members.hear(later, peer(1), says(sequence, number(sequence), true, &[]));
         }
         assert_eq!(members.held_by(now, peer(1)), MEMBER_MODELS_MAX as u64);
-        // Over all peers: whoever says the most loses the most.
+        // Over all peers: the peer that names the most loses the most.
         for other in 2..=40 {
             for sequence in 1..=900 {
                 members.hear(now, peer(other), says(sequence, number(sequence), true, &[1]));
@@ -627,7 +628,7 @@ mod tests {
         }
         let more = ModelId::of(b"one more");
         assert!(members.register(more, Vec::new(), |_| false).is_err());
-        // An own or kept one has room, and takes none from others.
+        // An own or kept model has room, and takes none from others.
         members.register(more, vec![ShardId::of(b"s")], |model| model == more).unwrap();
         assert!(members.lists.contains_key(&more));
         members.unregister(more);

@@ -24,16 +24,17 @@ pub struct Progress {
     pub rate: Option<f64>,
     /// Seconds until the total is reached at this rate.
     pub left_s: Option<f64>,
-    /// The peer that is waited for, if it goes slowly.
+    /// The peer that is waited for, if the transfer is slow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow: Option<String>,
 }
 
 impl Progress {
-    /// Below this many bytes a second a transfer is slow enough to say whom it waits for.
+    /// Below this many bytes per second, a transfer is slow enough to name the peer that it waits
+    /// for.
     pub const SLOW: f64 = 256.0 * 1024.0;
 
-    /// Names the peer that is waited for, if it goes slowly.
+    /// Names the peer that is waited for, if the transfer is slow.
     #[must_use]
     pub fn naming(self, slowest: impl FnOnce() -> Option<String>) -> Self {
         let is_slow = self.done < self.total && self.rate.is_some_and(|rate| rate < Self::SLOW);

@@ -1,8 +1,8 @@
 //! What the mesh decides. Pure: an event and a time go in, actions come out.
 //!
 //! Owns who is connected, who holds what, who may be believed, what is announced and when, and
-//! which bytes of which read are asked of whom. Refuses to do anything itself: no clock, no
-//! runtime, no socket, no lock. The node performs the actions (`shared`, `actor`, `fetch`), a
+//! which bytes of which read are requested from which peer. Performs nothing itself: it has no
+//! clock, runtime, socket or lock. The node performs the actions (`shared`, `actor`, `fetch`); a
 //! simulator may perform them in virtual time.
 //!
 //! Invariants: the same events at the same times give the same actions (every map is ordered);
@@ -69,11 +69,11 @@ use scheduler::Scheduler;
 pub use twins::Twin;
 use twins::Twins;
 
-/// Names a read; chosen by whoever begins it, never used twice.
+/// Identifies a read. Chosen by the caller that begins it, never used twice.
 pub type ReadId = u64;
-/// Names a request to a peer; never used twice.
+/// Identifies a request to a peer. Never used twice.
 pub type RequestId = u64;
-/// Names a gossip message until it is judged.
+/// Identifies a gossip message until it is judged.
 pub type MessageId = u64;
 
 /// A bound was reached.
@@ -84,7 +84,7 @@ pub struct TooMany {
     pub max: usize,
 }
 
-/// Why a publication or a registration was not taken in.
+/// Why a publication or a registration was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(transparent)]
@@ -93,14 +93,14 @@ pub enum Refused {
     Signature(#[from] SignatureError),
 }
 
-/// A connected peer, as far as decisions care.
+/// What decisions need to know about a connected peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contact {
-    /// No relay lies between.
+    /// Whether it is connected without a relay.
     pub is_direct: bool,
-    /// It takes part in the swarm's topic.
+    /// Whether it takes part in the swarm's topic.
     pub listens: bool,
-    /// Where it can be dialled again, best first; empty until that is known.
+    /// Addresses at which it can be dialled again, best first; empty until they are known.
     pub reached: Vec<Address>,
 }
 
@@ -111,38 +111,39 @@ pub enum Event {
     Contacts(BTreeMap<PeerId, Contact>),
     /// A gossip message whose author's signature was checked.
     Gossip { message: MessageId, topic: String, author: PeerId, data: Vec<u8> },
-    /// A private swarm's door kept a peer out, or kept this node out.
+    /// A private swarm's gate refused a peer, or a peer's gate refused this node.
     KeptOut { peer: PeerId, is_guilty: bool },
-    /// A peer is said to be at these addresses by the last run or by the local network.
+    /// The last run or the local network says that a peer is at these addresses.
     Known { peer: PeerId, source: Source, addresses: Vec<Address> },
-    /// A dial of a peer failed; `is_stranger` if the peer cannot take part in this swarm at all.
+    /// A dial of a peer failed. `is_stranger`: the peer cannot take part in this swarm at all.
     NotReached { peer: PeerId, reason: String, is_stranger: bool },
-    /// Two nodes use one identity, this node's or a peer's, at these places as far as known.
+    /// Two nodes use one identity, this node's or a peer's, at these places as far as they are
+    /// known.
     Twin { peer: PeerId, places: Vec<Address> },
     /// A connected peer says that two nodes use this node's identity.
     ToldOfTwin { by: PeerId },
     /// Where this node listens.
     Addresses(Vec<Address>),
-    /// What this node holds whole, all of it.
+    /// Everything that this node holds in full.
     Whole(BTreeSet<ShardId>),
-    /// What this node holds in part, as much of it as is told of.
+    /// What this node holds partially, as far as it is announced.
     Parts(BTreeMap<ShardId, Chunks>),
     /// What this node offers the swarm, or that it is about to leave.
     Offer(Offer),
     /// This node announces a model from now on.
     Publish(SignedModel),
-    /// This node keeps a model, under this announcement: it is not forgotten, and is told on while
-    /// anything of it is here.
+    /// This node keeps a model, with this announcement: the model is not forgotten, and is
+    /// announced while any of its objects is here.
     Keep(SignedModel),
-    /// This node keeps a model no longer, nor announces it as its own if `own` is given.
+    /// This node stops keeping a model. If `own` is given, it also stops announcing it as its own.
     Release { model: ModelId, own: bool },
-    /// Whose models have a better claim to the room that there is; all of them.
+    /// The publishers, all of them, whose models have priority when room is short.
     Trust(BTreeSet<PublicKey>),
     /// The ordered object list of a model is known: bitmaps of holdings refer to it.
     Register { model: ModelId, objects: Vec<ShardId> },
     /// A read begins.
     Read { read: ReadId, request: ReadRequest },
-    /// Nobody waits for a read any more.
+    /// The caller of a read has gone.
     Dropped { read: ReadId },
     /// Bytes of an answer came from a peer.
     Heard { peer: PeerId },
@@ -154,7 +155,7 @@ pub enum Event {
     Time { unix_ms: u64 },
 }
 
-/// What is to be done.
+/// What the node must do.
 #[derive(Debug)]
 pub enum Action {
     /// Say this on the swarm's topic.
@@ -165,40 +166,40 @@ pub enum Action {
     Dial { peer: PeerId, addresses: Vec<Address> },
     /// Disconnect a peer and refuse it until then.
     Ban { peer: PeerId, until: Instant, shard: ShardId, detail: String },
-    /// Tell the owner that two nodes use one identity, this node's or a peer's.
+    /// Tell this node's owner that two nodes use one identity, this node's or a peer's.
     Warn(Twin),
-    /// Tell whoever is connected under this identity that there are two of them.
+    /// Tell the nodes that are connected under this identity that there are two of them.
     TellTwins(PeerId),
-    /// Streams that are kept open to a peer lead nowhere now.
+    /// Drop the streams kept open to a peer, which are dead.
     ForgetStreams(PeerId),
     /// Ask a peer for a range; over a relay only if that is allowed.
     Ask { ask: Ask, may_relay: bool },
     /// Keep what a request proved, up to this byte of the object.
     Keep { read: ReadId, request: RequestId, end: u64 },
-    /// End a request; what it has proved is wanted.
+    /// End a request, but keep what it has proved.
     Stop { read: ReadId, request: RequestId },
-    /// End a request; nothing of it is wanted.
+    /// End a request and drop what it has proved.
     Abandon { read: ReadId, request: RequestId },
     /// Drop what was kept of a request: its peer lied about the object's size.
     Discard { read: ReadId, request: RequestId },
-    /// The read is over: what was kept is its range, or this is why not.
+    /// The read is over: either what was kept is its whole range, or this is the error.
     End { read: ReadId, result: Result<(), ReadError> },
-    /// A model that was not known before; from this node, or from a peer.
+    /// A model that was not known before, from this node or from a peer.
     Learned { signed: SignedModel, is_own: bool },
-    /// Nobody holds a model or speaks of it any more.
+    /// Nobody holds or announces a model any more.
     Forgot(ModelId),
-    /// The publication or registration was not taken in.
+    /// The publication or registration is refused.
     Refuse(Refused),
-    /// Peers, holdings or counts may have changed: whoever watches them is told.
+    /// Peers, holdings or counts may have changed, so watchers are notified.
     Changed,
 }
 
-/// What a decision may look at beside the events.
+/// What a decision may look at besides events.
 pub trait Sight {
     /// The byte of the object up to which a request's answer is proved; 0 before its first group.
     fn proved(&self, read: ReadId, request: RequestId) -> u64;
 
-    /// Whether this node's own download limit sets the pace: then nobody is late.
+    /// Whether this node's own download limit sets the pace, so that no peer counts as late.
     fn is_throttled(&self, now: Instant) -> bool;
 }
 
@@ -206,7 +207,7 @@ pub trait Sight {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub own: PeerId,
-    /// A number drawn at random for this run, not 0.
+    /// A random number for this run, not 0.
     pub run: u64,
     /// The swarm's gossip topic; others are ignored.
     pub topic: String,
@@ -215,23 +216,23 @@ pub struct Config {
     pub find_timeout: Duration,
 }
 
-/// Bytes of objects exchanged with one peer; kept after it has gone.
+/// Bytes of objects exchanged with one peer. Kept after it has gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// Verified bytes received.
     pub bytes_in: u64,
     /// Bytes of objects sent.
     pub bytes_out: u64,
-    /// Bytes received and thrown away because they did not match their hash.
+    /// Bytes received and discarded because they did not match their hash.
     pub rejected: u64,
 }
 
-/// What is under way now; all of it is nothing once every peer has gone and its lease has run out.
+/// What is in progress now. All zero once every peer has gone and its lease has expired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
-    /// Streams of the shard protocol on which peers ask.
+    /// Streams of the shard protocol opened by peers.
     pub streams: usize,
-    /// Peers whose word on what they hold is believed.
+    /// Peers whose announced holdings are believed.
     pub leases: usize,
     /// Reads from peers.
     pub reads: usize,
@@ -242,13 +243,13 @@ pub struct Load {
 pub struct Counts {
     /// Bytes received and proved.
     pub verified_bytes: u64,
-    /// Bytes received from peers whose bytes did not match, and thrown away.
+    /// Bytes received and discarded because they did not match their hash.
     pub rejected_bytes: u64,
     /// Bytes of objects sent to peers.
     pub served_bytes: u64,
-    /// Announcements dropped because their signature does not verify.
+    /// Announcements dropped because their signature is invalid.
     pub bad_signatures: u64,
-    /// Gossip messages dropped because they were malformed or not their author's to say.
+    /// Gossip messages dropped because they were malformed or spoke for another peer.
     pub bad_messages: u64,
     /// Gossip messages dropped because their author sends too many, or nothing had room.
     pub ignored_messages: u64,
@@ -258,7 +259,7 @@ pub struct Counts {
     pub hedges: u64,
     /// Streams refused because there were too many, from one peer or from all.
     pub refused_streams: u64,
-    /// Connections that failed at a private swarm's door, this node's or the peer's.
+    /// Connections that failed at a private swarm's gate, this node's or the peer's.
     pub refused_peers: u64,
 }
 
@@ -273,7 +274,7 @@ pub struct Holders {
     pub relayed: Vec<(PeerId, Chunks)>,
 }
 
-/// What is known of how a peer behaves.
+/// What is known about a peer's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
     pub traffic: Traffic,
@@ -285,7 +286,7 @@ pub struct Standing {
     pub held: u64,
 }
 
-/// Everything that the mesh knows, and every decision on it.
+/// Everything that the mesh knows. Makes every decision.
 pub struct Core {
     config: Config,
     membership: Membership,
@@ -296,7 +297,7 @@ pub struct Core {
     inbox: Inbox,
     sequence: Sequence,
     absence: Absence,
-    /// When it last spoke because it was doubted.
+    /// When this node last answered a doubt of itself.
     refuted: Option<Instant>,
     offer: Offer,
     known: Known,
@@ -310,10 +311,10 @@ pub struct Core {
     traffic: BTreeMap<PeerId, Traffic>,
     /// When leases are looked at next.
     upkeep: Instant,
-    /// When peers are dialled next, and when they were last.
+    /// When peers are dialled next, and when they were last dialled.
     dial_at: Instant,
     dialled_at: Option<Instant>,
-    /// When a read is to be looked at next if nothing happens before.
+    /// When a read must be examined next, if nothing happens before.
     reads_wake: Option<Instant>,
 }
 
@@ -349,7 +350,7 @@ impl Core {
         }
     }
 
-    /// Takes in what happened; what is to be done about it, in this order.
+    /// Handles an event. Returns the actions to perform, in this order.
     pub fn on(&mut self, now: Instant, event: Event, sight: &dyn Sight) -> Vec<Action> {
         let mut out = Vec::new();
         let out = &mut out;
@@ -393,7 +394,7 @@ impl Core {
                 }
             }
             Event::Offer(offer) => {
-                // Room alone changes with every copy; the next round tells of it.
+                // Room alone changes with every copy, so the next round announces it.
                 if offer.is_leaving != self.offer.is_leaving {
                     self.schedule.change(now, Due::Holdings);
                 }
@@ -425,7 +426,7 @@ impl Core {
         std::mem::take(out)
     }
 
-    /// When [`Event::Time`] is due if nothing happens before.
+    /// When [`Event::Time`] is due, if nothing happens before.
     pub fn next_wake(&self) -> Instant {
         let wake = self.schedule.next().min(self.upkeep).min(self.dial_at);
         self.reads_wake.map_or(wake, |reads| reads.min(wake))
@@ -449,7 +450,7 @@ impl Core {
         holders
     }
 
-    /// Whether an object is small and needed enough to go over a relay: a manifest.
+    /// Whether an object may go over a relay. Only small manifests may.
     pub fn may_relay(&self, shard: ShardId) -> bool {
         may_relay(&self.announcements, shard)
     }
@@ -481,32 +482,32 @@ impl Core {
         self.counts
     }
 
-    /// By peer; those that have gone are kept.
+    /// By peer, including those that have gone.
     pub const fn traffic(&self) -> &BTreeMap<PeerId, Traffic> {
         &self.traffic
     }
 
-    /// Peers whose holdings are believed, and reads under way.
+    /// Peers whose holdings are believed, and reads in flight.
     pub fn load(&self) -> Load {
         Load { streams: 0, leases: self.membership.peers().count(), reads: self.reads.len() }
     }
 
-    /// Known peers that are not connected, the most useful first.
+    /// The known peers that are not connected, the most useful first.
     pub fn away(&self, now: Instant) -> Vec<Away> {
         self.known.report(now)
     }
 
-    /// The peer that reads wait for most: it has owed answers for a while and delivers least.
+    /// The peer that reads wait for most: it has owed answers for a while and delivers the least.
     pub fn slowest(&self, now: Instant) -> Option<PeerId> {
         self.scheduler.links.slowest(now)
     }
 
-    /// Identities of which two nodes were seen lately, this node's own among them.
+    /// Identities that two nodes were recently seen to use, including this node's own.
     pub fn twins(&self, now: Instant) -> Vec<Twin> {
         self.twins.now(now)
     }
 
-    /// Peers banned now.
+    /// The number of peers banned now.
     pub fn banned(&self, now: Instant) -> usize {
         self.reputation.banned(now)
     }
@@ -587,7 +588,7 @@ impl Core {
         if self.reputation.is_banned(now, author) {
             return true;
         }
-        // One that is connected lives: its clock went back.
+        // A connected peer is alive; its clock was set back.
         if !self.contacts.contains_key(&author)
             && self.membership.is_repeated(now, author, holdings.sequence)
         {
@@ -620,7 +621,7 @@ impl Core {
         true
     }
 
-    /// Somebody lost a peer. If it is this node, it speaks.
+    /// Another node has lost a peer. If the peer is this node, it announces its holdings.
     fn on_doubt(&mut self, now: Instant, peer: &[u8]) -> bool {
         let Ok(peer) = PeerId::from_bytes(peer) else {
             self.counts.bad_messages += 1;
@@ -637,7 +638,8 @@ impl Core {
         true
     }
 
-    /// Two nodes use one identity: the owner is told, and so are the two, by those that see it.
+    /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
+    /// notice it.
     fn on_twin(&mut self, now: Instant, twin: Twin, out: &mut Vec<Action>) {
         let (peer, is_seen) = (twin.peer, twin.told_by.is_none());
         out.extend(self.twins.note(now, twin).map(Action::Warn));
@@ -660,7 +662,7 @@ impl Core {
             stirred = self.membership.expire(now);
             let Self { absence, membership, .. } = self;
             absence.retain(|peer| membership.knows(peer));
-            // Who has lost everybody is itself the one that is lost.
+            // A node that has lost all its peers is itself the lost one.
             if !self.contacts.is_empty() {
                 let doubts = absence.take_doubts(now).into_iter();
                 let doubts = doubts.map(|peer| Envelope::Doubt(peer.to_bytes()).encode());
@@ -678,7 +680,7 @@ impl Core {
         }
     }
 
-    /// Says what is due; how many messages that takes, and whether more is due.
+    /// Sends what is due. Returns the number of messages, and whether more is due.
     fn say(
         &mut self,
         now: Instant,
@@ -698,7 +700,8 @@ impl Core {
             })
             .map(|(model, _)| *model)
             .collect();
-        // Only what somebody can fetch of this node is told on: not a manifest alone.
+        // Only models of which others can fetch something here are announced: not those of which
+        // only the manifest is here.
         let holds = |model: ModelId| held.contains(&model);
         let Self { announcements, .. } = self;
         let (models, more) = announcements.take_due(now, quiet, ANNOUNCEMENTS_PER_TURN, holds);
@@ -750,7 +753,8 @@ impl Core {
         self.membership.lists().map(entry).collect()
     }
 
-    /// Where this node listens has changed. Another IP address is another network.
+    /// Call when the addresses at which this node listens have changed. Another IP address means
+    /// another network.
     fn on_addresses(&mut self, now: Instant, addresses: Vec<Address>) {
         let here = |address: &&Address| address.transport() != Transport::Relay;
         let ip = |addresses: &[Address]| -> BTreeSet<IpAddr> {
@@ -764,7 +768,7 @@ impl Core {
         self.schedule.change(now, Due::Holdings);
     }
 
-    /// Somebody may be to be dialled: looks as soon as the last round allows.
+    /// Peers may have to be dialled: looks as soon as the last round allows.
     fn dial_soon(&mut self, now: Instant) {
         let earliest = self.dialled_at.map_or(now, |at| now.max(at + limits::DIAL_SETTLE));
         self.dial_at = self.dial_at.min(earliest);
@@ -782,7 +786,7 @@ impl Core {
         self.dial_at = next.max(now + limits::DIAL_SETTLE);
     }
 
-    /// Dials those of `wanted` whose turn it is. Each dial puts the next one off.
+    /// Dials those of `wanted` that are due. Each dial delays the next one.
     fn dial(&mut self, now: Instant, wanted: Vec<PeerId>, out: &mut Vec<Action>) {
         for peer in wanted {
             if self.contacts.contains_key(&peer) || self.reputation.is_banned(now, peer) {
@@ -793,7 +797,7 @@ impl Core {
         }
     }
 
-    /// Notes conduct; the end of a ban, if there is a new one.
+    /// Records conduct. Returns the end of a ban, if there is a new one.
     fn note(&mut self, now: Instant, peer: PeerId, conduct: Conduct) -> Option<Instant> {
         let ban = self.reputation.note(now, peer, conduct);
         self.counts.bans += u64::from(ban.is_some());

@@ -37,7 +37,7 @@ pub(super) struct Reading {
     started: Instant,
     /// Since when no peer has been asked for anything.
     idle_since: Instant,
-    /// When something of it was proved last; at first, when it began.
+    /// When some of it was last proved; at first, when it began.
     proved_at: Instant,
     /// Failed requests since the last one that brought something.
     failures: u32,
@@ -167,7 +167,7 @@ impl Core {
             Err(_) => Outcome::Failed,
         };
         if let Some(reading) = self.reads.get_mut(&read) {
-            // A peer that says that it is busy is late.
+            // A peer that says it is busy counts as late.
             let is_busy =
                 outcome.as_ref().is_err_and(|failure| failure.kind == FailureKind::Overloaded);
             reading.failures += u32::from(ended == Outcome::Failed && !is_busy);
@@ -356,9 +356,9 @@ impl Core {
         self.look_again(read, next_dial.map_or(until, |next| next.min(until)))
     }
 
-    /// When a read of which nobody is asked is given up. A holder that owes this node other answers
-    /// is busy, and this read's turn will come: who owes them and sends nothing is noticed where they
-    /// are read. One that only says that it is busy is believed for a while.
+    /// When a read that is asked of nobody is given up. A holder that owes this node other answers
+    /// is busy, and this read's turn will come; if the holder sends nothing, the reads of those
+    /// answers notice it. A holder that only says it is busy is believed for a while.
     fn patience(
         &self,
         now: Instant,

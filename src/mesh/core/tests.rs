@@ -1,5 +1,5 @@
-//! Cores that talk to each other in virtual time: no sockets, no sleeping; the same seed, the
-//! same actions. Peers have rates, fall silent, send wrong bytes, go away.
+//! Cores that talk to each other in virtual time. No sockets, no sleeping; the same seed gives the
+//! same actions. Peers have rates, fall silent, send wrong bytes, and go away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -30,11 +30,11 @@ enum Manner {
     Wrong,
     /// Says that objects are one group longer.
     Longer,
-    /// Has no time for anybody.
+    /// Answers that it is busy.
     Busy,
 }
 
-/// A request on its way back to who asked.
+/// A request whose answer is on its way.
 #[derive(Clone, Copy)]
 struct Reply {
     from: usize,
@@ -45,7 +45,7 @@ struct Reply {
     silent_from: Option<Instant>,
 }
 
-/// The requests of one node and how far they came.
+/// The requests of one node, and their progress.
 #[derive(Default)]
 struct Replies {
     now: Option<Instant>,
@@ -92,11 +92,11 @@ struct Node {
     banned: Vec<PeerId>,
 }
 
-/// What is to happen to a node.
+/// What happens to a node next.
 enum Next {
     Tell(Event),
     Arrive(ReadId, RequestId),
-    /// Who asked has waited for long enough.
+    /// The node that asked has waited long enough.
     GiveUp(ReadId, RequestId),
     Disconnect(usize),
     Wake,
@@ -248,7 +248,7 @@ impl World {
             Action::Dial { peer, .. } => {
                 let other = self.index(peer);
                 assert!(!self.links.contains(&(node, other)), "it is connected");
-                // Nobody answers: who went away stays away.
+                // Nobody answers; a node that went away stays away.
             }
             Action::Ban { peer, .. } => {
                 self.nodes[node].banned.push(peer);
@@ -307,7 +307,7 @@ impl World {
         self.at(ends, node, Next::Arrive(ask.read, ask.request));
     }
 
-    /// Bytes of a reply come; all of them, at its end.
+    /// Bytes of a reply arrive; at its end, all of them.
     fn arrive(&mut self, node: usize, key: (ReadId, RequestId)) {
         let Some(reply) = self.nodes[node].replies.under_way.get(&key).copied() else { return };
         let server = &self.nodes[reply.from];
@@ -383,7 +383,7 @@ impl World {
         self.nodes[node].ended[&read].1.clone()
     }
 
-    /// That what was kept of a read is exactly its range, each byte once.
+    /// Asserts that what was kept of a read is exactly its range, each byte once.
     fn assert_whole(&self, node: usize, read: ReadId, bytes: u64) {
         let kept = self.nodes[node].kept.iter().filter(|((of, _), _)| *of == read);
         let mut ranges: Vec<ByteRange> = kept.map(|(_, range)| *range).collect();
@@ -424,7 +424,7 @@ fn a_model_is_announced_learned_found_and_fetched() {
     world.run_until(|world| !world.nodes[1].learned.is_empty());
     assert!(world.now - world.start < Duration::from_secs(1), "said once it has settled");
     world.read(1, 7, model.objects[0], model.size);
-    // Its holder is known, but not what the bitmap means: nobody is asked yet.
+    // Its holder is known, but not the meaning of the bitmap, so nobody is asked yet.
     assert!(world.nodes[1].asked.is_empty());
     world.register(1, &model);
     assert_eq!(world.run_read(1, 7), Ok(()));
@@ -536,7 +536,7 @@ fn holdings_end_with_their_lease_and_a_read_with_its_patience() {
     let end = world.run_read(1, 1).unwrap_err();
     assert!(end.contains("nobody has it") && end.contains("30.0 s"), "{end}");
     assert_eq!(world.now - began, FIND_TIMEOUT, "to the instant");
-    // One that its caller drops says nothing more, and one with a deadline keeps to it.
+    // A read that its caller drops reports nothing more, and one with a deadline ends by then.
     world.read(1, 2, shard, MIB);
     world.tell(1, Event::Dropped { read: 2 });
     let request = ReadRequest {
@@ -637,7 +637,7 @@ fn an_old_message_does_not_bring_a_dead_peer_back() {
 
 #[test]
 fn late_is_not_failed() {
-    // Three nodes read from one that sends 64 KiB a second: more at once than it is asked for.
+    // Three nodes read from one that sends 64 KiB per second.
     let mut world = World::new(Instant::now(), &[65_536.0, 40e6, 40e6, 40e6]);
     let model = Model::new(8, 384 * 1024);
     world.hold(0, &model, &model.objects);
@@ -678,7 +678,7 @@ fn a_holder_that_is_only_ever_busy_is_given_up_after_a_while() {
     assert!(waited >= BUSY_MAX && waited < BUSY_MAX + Duration::from_secs(1), "{waited:?}");
 }
 
-/// A run in which everything goes wrong that can; its log.
+/// A run in which everything goes wrong that can. Returns its log.
 fn tumult(start: Instant, seed: u64) -> (Vec<String>, Vec<(ReadId, bool)>) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let rates: Vec<f64> = (0..6).map(|_| rng.random_range(2e6..60e6)).collect();
@@ -731,7 +731,7 @@ fn the_same_seed_gives_the_same_actions_and_every_read_ends() {
         );
         let (again, _) = tumult(start, seed);
         assert_eq!(log.len(), again.len());
-        // Compared line by line, so that a difference is shown and not two whole logs.
+        // Compared line by line, so that a failure shows the difference and not two whole logs.
         for (one, other) in log.iter().zip(&again) {
             assert_eq!(one, other);
         }

@@ -1,12 +1,13 @@
-//! Identities that two nodes use at once, as when a data directory was copied. Pure: the time is an
-//! argument.
+//! Identities that two nodes use at once, for example because a data directory was copied. Pure:
+//! the time is an argument.
 //!
-//! A node says a number with everything it says of itself, drawn at random when it starts. A restart
-//! changes the number once. If an earlier number comes back, two nodes speak under one identity.
-//! Peers see that; the two themselves never hear each other, so whoever sees it tells them.
+//! A node puts a number into every message about itself, drawn at random when it starts. A restart
+//! changes the number once. If an earlier number comes back, two nodes use one identity. Peers
+//! notice it; the two nodes never hear each other, so the peers tell them.
 //!
-//! Invariants: a repeated or late message changes nothing, because only messages newer than all of
-//! the peer's before are looked at, for as long as it is remembered; what one peer claims of another is told as that peer's word; the tables are bounded.
+//! Invariants: a repeated or late message changes nothing, because only messages newer than all
+//! earlier ones of the peer count, as long as the peer is remembered; what one peer claims about
+//! another is reported as that peer's claim; the tables are bounded.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,20 +16,20 @@ use doppler_ids::PeerId;
 
 use super::limits::{MEMBERS_MAX, TWIN_AGAIN, TWIN_FOR, TWIN_TELL, TWINS_MAX};
 
-/// Two nodes of one identity.
+/// Two nodes with one identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Twin {
     pub peer: PeerId,
-    /// Where they are or were seen, as far as that is known; one place for each.
+    /// Where each of them is or was seen, as far as known.
     pub places: Vec<String>,
-    /// Who says so; `None` if this node saw it.
+    /// The peer that says so; `None` if this node noticed it.
     pub told_by: Option<PeerId>,
 }
 
-/// The runs of one peer: the one that spoke last, and the one before.
+/// The runs of one peer: the one that sent the last message, and the one before.
 struct Runs {
     run: u64,
-    /// The number of its newest message, whichever run said it.
+    /// The sequence number of its newest message, whichever run sent it.
     sequence: u64,
     place: String,
     before: Option<(u64, String)>,
@@ -39,7 +40,7 @@ struct Seen {
     twin: Twin,
     at: Instant,
     told: Instant,
-    /// When the two were told.
+    /// When the two nodes were told.
     they_know: Option<Instant>,
 }
 
@@ -55,8 +56,8 @@ impl Twins {
         self.seen.len()
     }
 
-    /// A peer's message of this number came from this run of it, which is at `place`. Returns what
-    /// that shows.
+    /// Call when a peer's message with this sequence number came from this run of it, which is at
+    /// `place`. Returns what that shows.
     pub(super) fn hear(
         &mut self,
         now: Instant,
@@ -93,12 +94,12 @@ impl Twins {
         Some(Twin { peer, places: vec![other, place], told_by: None })
     }
 
-    /// It was seen that two nodes use this identity. Returns it if that is to be told: not for the
-    /// second time within [`TWIN_AGAIN`].
+    /// Call when two nodes were seen to use this identity. Returns it if it is to be reported, but
+    /// not twice within [`TWIN_AGAIN`].
     pub(super) fn note(&mut self, now: Instant, twin: Twin) -> Option<Twin> {
         self.seen.retain(|_, seen| seen.told + TWIN_AGAIN > now);
         if let Some(seen) = self.seen.get_mut(&twin.peer) {
-            // What this node saw itself is worth more than what it was told.
+            // What this node noticed itself counts for more than what it was told.
             if seen.twin.told_by.is_some() || twin.told_by.is_none() {
                 seen.twin = twin;
             }
@@ -113,14 +114,14 @@ impl Twins {
         None
     }
 
-    /// Identities of which two nodes were seen lately.
+    /// Identities that two nodes were recently seen to use.
     pub(super) fn now(&self, now: Instant) -> Vec<Twin> {
         let seen = self.seen.values().filter(|seen| seen.at + TWIN_FOR > now);
         seen.map(|seen| seen.twin.clone()).collect()
     }
 
-    /// Whether the two nodes of an identity are to be told of each other now; asking counts as
-    /// telling.
+    /// Whether the two nodes of an identity are to be told of each other now. If so, they count as
+    /// told.
     pub(super) fn may_tell(&mut self, now: Instant, peer: PeerId) -> bool {
         let Some(seen) = self.seen.get_mut(&peer) else { return false };
         let is_due = seen.they_know.is_none_or(|at| at + TWIN_TELL <= now);
@@ -143,14 +144,14 @@ mod tests {
         let at = |second| start + Duration::from_secs(second);
         let peer = PeerId::from_seed([1; 32]);
         let mut twins = Twins::default();
-        // One that says no number, one that restarts again and again, one that moves.
+        // One that sends no number, one that restarts again and again, one that moves.
         for second in 0..20 {
             assert_eq!(twins.hear(at(second), peer, (0, second + 1), "a"), None);
             assert_eq!(twins.hear(at(second), peer, (100 + second, second + 1), "a"), None);
             let other = PeerId::from_seed([2; 32]);
             let place = if second < 9 { "a" } else { "b" };
             assert_eq!(twins.hear(at(second), other, (7, second + 1), place), None);
-            // What an earlier run said comes late, or again.
+            // A message of an earlier run arrives late, or again.
             assert_eq!(twins.hear(at(second), peer, (100, 1), "a"), None);
         }
         assert_eq!(twins.now(at(20)), []);

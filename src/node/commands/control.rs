@@ -19,7 +19,7 @@ fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
 
 pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let dir = std::path::absolute(&args.dir)
-        .with_context(|| format!("{} is no usable path", args.dir.display()))?;
+        .with_context(|| format!("{} is not a usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
     let storing = progress::spinner("the node is verifying and storing the shards");
@@ -92,7 +92,7 @@ pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model's lines: one for each name that it was signed with, the best known signer's first.
+/// A model's lines: one for each name that its signers gave it, the best known signer's first.
 fn lines(model: &ModelInfo) -> Vec<String> {
     let mut names: Vec<(&str, Vec<&Signer>)> = Vec::new();
     for signer in &model.signers {
@@ -187,7 +187,7 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
     let client = connect(args)?;
     let peers: Vec<Peer> = client.get("/v1/peers")?;
     let status: Status = client.get("/v1/status")?;
-    // On standard error: the table, and the JSON of scripts, are of those that are connected.
+    // On standard error, because the table, and the JSON for scripts, list only connected peers.
     let problems = status.bootstrap.iter().filter_map(BootstrapStatus::problem);
     for problem in problems {
         note!("bootstrap address {problem}");

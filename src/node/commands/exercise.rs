@@ -130,7 +130,7 @@ async fn step(
         3 => {
             ladder.get_whole(shard, size, Priority::Bulk, None).await?;
             ladder.flush().await?;
-            // Each of a few models pins what comes: their records change all the time.
+            // A few models pin new objects, so their records change all the time.
             let model = ModelId::of(&rng.random_range(0..MODELS).to_le_bytes());
             let pinned = disk.pin_model(model, String::new(), vec![(shard, size)]).await?;
             if disk.is_whole(shard) && !pinned.is_empty() {

@@ -1,5 +1,5 @@
-//! Commands on what is stored: `pin`, `unpin`, `rm`, `gc`, `fsck`. They ask the node
-//! that runs on the data directory, or do it themselves where none does.
+//! Commands on stored objects: `pin`, `unpin`, `rm`, `gc`, `fsck`. They ask the node that runs on
+//! the data directory, or work by themselves if none does.
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ use crate::store_access::StoreAccess;
 use doppler_store::ByteRange;
 use doppler_store::disk::{Collected, DiskTier};
 
-/// Damaged ranges of one object that are printed for people.
+/// The most damaged ranges of an object that are printed for people.
 const RANGES_SHOWN: usize = 8;
-/// Objects pinned by themselves that are printed for people.
+/// Objects with pins of their own that are printed for people, at most.
 const OBJECTS_SHOWN: usize = 16;
 
-/// Finds a target in a store that is open here.
+/// Finds a target in a store that this process has open.
 async fn resolve(disk: &DiskTier, data: &Path, text: &str) -> anyhow::Result<Target> {
     let models = storage::stored_models(disk).await?;
     let objects = disk.list().await?.into_iter().map(|object| object.shard).collect();
@@ -219,7 +219,7 @@ pub fn fsck(args: &FsckArgs) -> anyhow::Result<()> {
     listener.verdict()
 }
 
-/// Follows a check and says what it found.
+/// Follows a check and reports its results.
 #[derive(Default)]
 struct Listener {
     json: bool,
@@ -232,7 +232,7 @@ struct Listener {
 impl Listener {
     fn hear(&mut self, event: FsckEvent) -> bool {
         if self.json {
-            // A closed standard output is nobody's loss; the verdict is the exit code.
+            // A closed standard output does not matter, because the exit code gives the result.
             let _ = print_json(&event);
         }
         match event {

@@ -1,4 +1,5 @@
-//! `trust`: whose models may be used; and the question that is asked before a stranger's is.
+//! `trust`: whose models may be used, and the question that is asked before an unknown publisher's
+//! model is used.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -65,8 +66,8 @@ pub fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Does `work`, with nobody trusted in addition; if it is refused for want of trust and a person
-/// says yes, does it once more with those publishers trusted.
+/// Runs `work` with no further publishers trusted. If it is refused because the publisher is not
+/// trusted and a person agrees, runs it again with those publishers trusted.
 pub fn asking<T>(mut work: impl FnMut(Vec<PublicKey>) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let error = match work(Vec::new()) {
         Ok(done) => return Ok(done),
@@ -85,7 +86,7 @@ pub fn asking<T>(mut work: impl FnMut(Vec<PublicKey>) -> anyhow::Result<T>) -> a
     }
 }
 
-/// Asks on standard error; anything but a yes is a no.
+/// Asks on standard error. Anything but a yes means no.
 fn ask(untrusted: &Untrusted, answer: &mut impl BufRead) -> anyhow::Result<bool> {
     let publisher = untrusted.publishers.first().map_or("nobody", String::as_str);
     output::remark(format_args!(

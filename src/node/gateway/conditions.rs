@@ -13,13 +13,13 @@ use axum::response::{IntoResponse, Response};
 
 use crate::http::Refused;
 
-/// What the preconditions make of a request.
+/// What follows from a request's preconditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Proceed,
-    /// 304: the asker has it.
+    /// 304: the client has it already.
     NotModified,
-    /// 412: the asker wants another version.
+    /// 412: the client wants another version.
     Failed,
 }
 
@@ -35,7 +35,7 @@ enum Tags<'a> {
     Absent,
     /// `*`
     Any,
-    /// Members that are no entity tags match nothing.
+    /// Members that are not entity tags match nothing.
     List(Vec<Tag<'a>>),
 }
 
@@ -55,7 +55,7 @@ pub fn judge(headers: &HeaderMap, tag: Option<&[u8]>) -> Verdict {
     }
 }
 
-/// Whether a `Range` is to be heeded (13.1.5): there is no `If-Range`, or it is this strong tag.
+/// Whether a `Range` applies (13.1.5): there is no `If-Range`, or it is this strong tag.
 pub fn range_applies(headers: &HeaderMap, tag: &[u8]) -> bool {
     let mut values = headers.get_all(header::IF_RANGE).iter();
     match (values.next(), values.next()) {
@@ -97,7 +97,7 @@ fn members(mut rest: &[u8]) -> Vec<Tag<'_>> {
                 tags.push(Tag { weak: weak.is_some(), opaque: &quoted[..close] });
                 rest = &quoted[close..];
             }
-            // No entity tag: on to the next member.
+            // Not an entity tag; continue with the next member.
             None => {
                 let end = rest.iter().position(|byte| *byte == b',').unwrap_or(rest.len());
                 rest = &rest[end..];
@@ -106,7 +106,7 @@ fn members(mut rest: &[u8]) -> Vec<Tag<'_>> {
     }
 }
 
-/// 304, with the headers of the answer that it stands for (15.4.5).
+/// 304, with the headers of the answer that it replaces (15.4.5).
 pub fn not_modified(mut answer: Response) -> Response {
     *answer.status_mut() = StatusCode::NOT_MODIFIED;
     *answer.body_mut() = Body::empty();
@@ -124,7 +124,7 @@ pub fn failed() -> Refused {
     Refused::new(StatusCode::PRECONDITION_FAILED, "precondition", error)
 }
 
-/// Applies the preconditions to answers by their `ETag`.
+/// Applies the preconditions to answers that have an `ETag`.
 pub async fn conditional(request: Request, next: Next) -> Response {
     let names = [header::IF_MATCH, header::IF_NONE_MATCH];
     let asks = matches!(*request.method(), Method::GET | Method::HEAD)

@@ -1,7 +1,7 @@
-//! The small model that comes with the binary, for pages: its objects are given like any that
-//! is held, so a tab can fetch, prove and run it at a node whose store is empty.
+//! The small model that comes with the binary, for pages. Its objects are served like any that is
+//! held, so a tab can fetch, verify and run it from a node whose store is empty.
 //!
-//! They stay in the binary: nothing is written to the store, announced or given to peers.
+//! They stay in the binary: nothing is written to the store, announced, or served to peers.
 
 use std::sync::Arc;
 
@@ -21,10 +21,10 @@ use doppler_store::{
 /// Room for all of them: none is evicted.
 const RAM: u64 = 64 << 20;
 
-/// A store, and behind it the objects of the embedded model.
+/// A store, backed by the objects of the embedded model.
 pub struct WithEmbedded {
     store: Arc<dyn ShardServe>,
-    /// Made when a page first asks for what the store does not have.
+    /// Made when a page first asks for something that the store does not have.
     objects: OnceCell<Ladder>,
 }
 

@@ -1,12 +1,12 @@
-//! Who may ask the gateway. Pure, and the middleware that applies it.
+//! Who may use the gateway: the pure rule, and the middleware that applies it.
 //!
-//! In an open swarm the gateway has no token: what it gives is what any peer is given. But a web page from
-//! elsewhere must not learn through the user's browser what this node holds, so:
+//! In an open swarm the gateway has no token, because it serves only what any peer can get. But a
+//! web page from elsewhere must not learn through the user's browser what this node holds, so:
 //! - the host asked for must be a loopback address or `localhost` (a foreign name that
 //!   resolves to loopback is DNS rebinding);
-//! - an `Origin` must be a page of this machine; it is named in the reply's CORS headers;
-//! - a browser's cross-site request without an origin (an image, a script, a link) gets the
-//!   page at most, never data.
+//! - an `Origin` must be a page of this machine, which is then named in the reply's CORS headers;
+//! - a browser's cross-site request without an origin (an image, a script, a link) gets at most the
+//!   page, never data.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -36,7 +36,8 @@ fn is_own_page(origin: &str) -> bool {
     authority.is_some_and(|authority| !authority.contains(['/', '@']) && is_loopback(authority))
 }
 
-/// The origin to answer to, if the request has one. `host` is whom it is addressed to.
+/// The origin to answer to, if the request has one. `host` is the host that the request is
+/// addressed to.
 ///
 /// # Errors
 /// Why the request is refused.
@@ -62,7 +63,7 @@ fn admit(
     }
 }
 
-/// Applies the rules, and says to browsers who may read the answer.
+/// Applies the rules, and tells browsers who may read the answer.
 pub async fn guard(request: Request, next: Next) -> Response {
     let page = super::page::is_page(request.uri().path());
     let origin = match admit(http::named(&request), request.headers(), page) {

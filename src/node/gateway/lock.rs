@@ -1,8 +1,9 @@
-//! The gateway of a node in a private swarm: what it gives is the swarm's, so who asks shows that
-//! they have its key, as a token that follows from it (`SwarmKey::gateway_token`).
+//! The gateway of a node in a private swarm. What it serves belongs to the swarm, so a client must
+//! show that it has the key, with a token derived from it (`SwarmKey::gateway_token`).
 //!
-//! The page itself is given to anybody: it is what asks its user for the key. A request without
-//! the token learns the node's peer id, which the token needs, and which any connection shows.
+//! The page itself is served to anybody, because it asks its user for the key. A request without
+//! the token learns the node's peer id, from which the token is derived and which any connection
+//! reveals.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// What is compared with, and what a refusal says.
+/// The expected token, and what a refusal contains.
 pub struct Lock {
     pub token: String,
     pub peer_id: String,
@@ -35,7 +36,7 @@ impl Lock {
     }
 }
 
-/// Lets through who has the token, or asks for a file of the page.
+/// Admits requests that have the token or ask for a file of the page.
 pub async fn lock(State(lock): State<Arc<Lock>>, request: Request, next: Next) -> Response {
     if super::page::is_page(request.uri().path()) || lock.opens(request.headers()) {
         return next.run(request).await;

@@ -1,9 +1,10 @@
-//! The trustless HTTP gateway and the browser's page: what is held here, proved, for anything
-//! on this machine that speaks HTTP.
+//! The trustless HTTP gateway and the browser's page: serves what is held here, verified, to
+//! anything on this machine that speaks HTTP.
 //!
-//! It owns no bytes: everything comes from the store through `ShardServe`, as peers get it.
-//! `guard` says who may ask; it needs no token, but in a private swarm (`lock`). It changes nothing but this: a page may have the
-//! node fetch an object of a model that it knows, within the node's budgets.
+//! It owns no bytes: everything comes from the store through `ShardServe`, as for peers. `guard`
+//! decides who may use it; it needs no token, except in a private swarm (`lock`). It changes
+//! nothing, with one exception: a page may have the node fetch an object of a known model, within
+//! the node's budgets.
 
 mod conditions;
 mod embedded;
@@ -35,7 +36,7 @@ use super::service::Service;
 use super::{failures, one_line};
 use doppler_store::ModelId;
 
-/// Objects fetched at once because pages asked.
+/// The most objects fetched at once for pages.
 const BRINGING_MAX: usize = 2;
 
 /// Every route that does not need the control API's token.
@@ -62,18 +63,18 @@ pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
     routes.layer(middleware::from_fn(guard::guard))
 }
 
-/// The routes of what is stored, `others`, and the page for what is left.
+/// The routes of stored objects, `others`, and the page for all other paths.
 fn assembled(objects: Objects, others: Router) -> Router {
     let stored = Router::new()
         .route("/shards/{id}", get(objects::shard))
         .route("/models/{id}/manifest", get(manifest))
         .with_state(objects);
-    // Objects look at preconditions themselves, before they read anything.
+    // Objects evaluate preconditions themselves, before they read anything.
     let others = others.fallback(other).layer(middleware::from_fn(conditional));
     stored.merge(others).method_not_allowed_fallback(no_such_method)
 }
 
-/// A file of the page, or nothing.
+/// Serves a file of the page, or answers 404.
 async fn other(method: Method, uri: Uri) -> Response {
     match page::file(uri.path()) {
         Some(file) if matches!(method, Method::GET | Method::HEAD) => file,
@@ -108,8 +109,8 @@ async fn node(State(Bringing { service, .. }): State<Bringing>) -> Json<NodeInfo
     Json(service.info())
 }
 
-/// `POST /shards/{id}/bring`: the node fetches an object of a model that it knows, so that a
-/// page can have what only another tab holds: tabs have no way to each other.
+/// `POST /shards/{id}/bring`: the node fetches an object of a known model, so that a page can get
+/// what only another tab holds. Tabs cannot connect to each other.
 async fn bring(State(state): State<Bringing>, Path(id): Path<String>) -> Response {
     let bring = async {
         let shard = id.parse().map_err(|error| Refused::bad_id(&error))?;

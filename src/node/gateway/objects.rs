@@ -1,14 +1,14 @@
 //! `GET /shards/ID`: an object that is held here, whole or ranges of it, raw or with its proof.
 //!
-//! Refuses: what is not held, ids that are no hashes, ranges outside the object, more pieces in
-//! memory at once than `PIECES_MAX`. Everything sent was proved by [`ShardServe`]; a part that
-//! turns out damaged breaks the reply off before it.
+//! Refuses: objects that are not held, ids that are not hashes, ranges outside the object, and more
+//! pieces in memory at once than `PIECES_MAX`. Everything sent was verified by [`ShardServe`]; if a
+//! part is damaged, the reply is aborted before it.
 //!
-//! A bao reply is the encodings of the range cut at every `PIECE_BYTES` of the object, one
-//! after another, each starting from the root; so it is proved while it arrives.
+//! A bao reply consists of the encodings of the range, cut at every `PIECE_BYTES` of the object,
+//! one after another. Each starts from the root, so the reply can be verified while it arrives.
 //!
-//! Invariant: a piece waits for its reader no longer than `http` lets a reader dawdle. So a reply
-//! waits for others' readers that long at most, however slow and however many they are.
+//! Invariant: a piece waits for its reader no longer than `http` allows a reader to be slow. So a
+//! reply waits that long at most for other readers, however slow and however many they are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,21 +29,21 @@ use crate::http::{Pressure, Refused};
 use doppler_store::verified::{Encoded, OBJECT_BYTES_MAX, encoded_bytes};
 use doppler_store::{ByteRange, ReadError, ShardId, ShardServe};
 
-/// Bytes of the object read and proved at once.
+/// Bytes of the object that are read and verified at a time.
 pub const PIECE_BYTES: u64 = 1 << 20;
-/// Pieces of one reply in memory, the one that is written included.
+/// Pieces of one reply in memory, including the one being written.
 const AHEAD: usize = 2;
 /// Pieces in memory at once, over all replies: 64 MiB and their proofs.
 const PIECES_MAX: usize = 64;
-/// Wait for a first piece's place before the asker is told to come again. By then readers that
-/// take nothing have been cut off (`STALL_PRESSED_MAX`), even if every seat was one's.
+/// How long a reply waits for its first piece's place before the client is told to retry. By then
+/// readers that take nothing have been cut off (`STALL_PRESSED_MAX`), even if they had every seat.
 const PIECE_WAIT: Duration = Duration::from_secs(8);
 /// How long one piece's disk read may take.
 const READ_MAX: Duration = Duration::from_secs(10);
-/// Bytes given to the connection at once, so that what waits there is little.
+/// Bytes given to the connection at once, so that few wait there.
 const SLICE_BYTES: usize = 64 * 1024;
 
-/// The size of the whole object, with every reply.
+/// Gives the size of the whole object with every reply.
 const SIZE_HEADER: HeaderName = HeaderName::from_static("x-doppler-size");
 
 /// What the gateway reads from.
@@ -62,7 +62,7 @@ pub struct Wanted {
     bytes: Option<String>,
 }
 
-/// A piece's bytes, which hold its place until the last of them is written.
+/// A piece's bytes, which keep its place until the last of them is written.
 struct Placed {
     bytes: Bytes,
     _place: OwnedSemaphorePermit,
@@ -74,7 +74,7 @@ impl AsRef<[u8]> for Placed {
     }
 }
 
-/// A range read at once, and text that follows it in a multipart body.
+/// A range that is read at once, and the text that follows it in a multipart body.
 struct Piece {
     range: ByteRange,
     after: Bytes,
@@ -126,7 +126,8 @@ impl Objects {
         let accepts = if ranged { "bytes" } else { "none" };
         fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static(accepts));
 
-        // A part that is not there is an error of the request; ranges come after preconditions.
+        // A part that does not exist is an error of the request. Ranges are evaluated after
+        // preconditions.
         let part = match &asked {
             Asked::Part(spec) => Some(spec.within(size).ok_or_else(|| outside(shard, size))?),
             Asked::Whole | Asked::Ranges(_) => None,
@@ -151,7 +152,7 @@ impl Objects {
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from(plan.length));
         fields.insert(header::CONTENT_TYPE, plan.kind);
         fields.extend(plan.range.map(|range| (header::CONTENT_RANGE, range)));
-        // What is missing or damaged at the start is said in words; later it ends the reply.
+        // Missing or damaged bytes at the start give an error message; later they end the reply.
         let mut begun = vec![plan.opening];
         let mut pieces = plan.pieces.into_iter();
         if let Some(first) = pieces.next() {
@@ -161,7 +162,7 @@ impl Objects {
         Ok(reply)
     }
 
-    /// A place for a piece. Those who hold one must read meanwhile.
+    /// A place for a piece. While it waits, the readers that hold places are under pressure.
     async fn place(&self) -> Result<OwnedSemaphorePermit, Refused> {
         let _waiting = self.pressure.wait();
         let place = Arc::clone(&self.places).acquire_owned().await;
@@ -171,7 +172,7 @@ impl Objects {
 
     /// The object's size, learned from any byte of it that is held.
     async fn size(&self, shard: ShardId, asked: &Asked) -> Result<u64, Refused> {
-        // No object is so long: the refusal says how long this one is.
+        // No object is that long, and the refusal says how long this one is.
         for start in [OBJECT_BYTES_MAX].into_iter().chain(asked.probes()) {
             let Some(probe) = ByteRange::at(start, 1) else { continue };
             match self.encode(shard, probe).await? {
@@ -214,7 +215,7 @@ impl Objects {
         Ok(parts)
     }
 
-    /// The reply's bytes. Reads ahead by `AHEAD` pieces, and only as the reader takes them.
+    /// The reply's bytes. Reads at most `AHEAD` pieces ahead of the reader.
     fn body(
         &self,
         shard: ShardId,
@@ -243,7 +244,8 @@ impl Objects {
 }
 
 impl Plan {
-    /// 200: all of a representation, which is the object or a part of it that the query selects.
+    /// 200: the whole of a representation, which is the object or a part of it that the query
+    /// selects.
     fn whole(range: Option<ByteRange>, size: u64, form: Form, kind: &'static str) -> Self {
         let ranges = range.map(cut).unwrap_or_default();
         let length = match form {
@@ -272,7 +274,7 @@ impl Plan {
             plan.range = Some(value(&place(range))?);
             return Ok(plan);
         }
-        // Unlikely to occur in any object, whoever made it.
+        // Random, so that no object contains it, except by an improbable chance.
         let boundary = format!("doppler-{:032x}", rand::random::<u128>());
         let head = |range: &ByteRange| {
             let place = place(range);
@@ -299,12 +301,13 @@ impl Plan {
     }
 }
 
-/// Whether a suffix of an empty object is asked for: that is all of it, and no range can say so.
+/// Whether a suffix of an empty object is requested. It is the whole object, which no range can
+/// express.
 fn is_all_of_nothing(specs: &[Spec], size: u64) -> bool {
     size == 0 && specs.iter().any(|spec| matches!(spec, Spec::Last(1..)))
 }
 
-/// A piece as small slices of itself.
+/// A piece as a sequence of small slices.
 fn slices(bytes: &Bytes) -> Vec<Bytes> {
     let starts = (0..bytes.len()).step_by(SLICE_BYTES);
     starts.map(|at| bytes.slice(at..(at + SLICE_BYTES).min(bytes.len()))).collect()

@@ -152,15 +152,15 @@ async fn replies_beyond_the_limit_are_told_to_come_again() {
     assert_eq!(ask().await.unwrap_err().status, StatusCode::NOT_FOUND);
 }
 
-/// How a reader of a whole object behaves while others want something, too.
+/// How a reader of a whole object behaves while others wait.
 #[derive(Clone, Copy)]
 enum Reader {
     Idle,
-    /// So many bytes every 100 ms.
+    /// It takes this many bytes every 100 ms.
     Dripping(usize),
 }
 
-/// Twice as many readers as there are places are slow: another one waits a few seconds at most.
+/// Twice as many slow readers as there are places: another reader waits a few seconds at most.
 async fn makes_way(reader: Reader) {
     use std::io::{Read, Write};
     let contents = Bytes::from(vec![7; 48 << 20]);
@@ -186,14 +186,14 @@ async fn makes_way(reader: Reader) {
                 if let Reader::Dripping(bytes) = reader {
                     slow.retain_mut(|stream| match stream.read(&mut taken[..bytes]) {
                         Ok(taken) => taken > 0,
-                        // It waits for its turn. Others were cut off.
+                        // It waits for its turn; others were cut off.
                         Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
                     });
                 }
             }
             slow.len()
         });
-        // Again and again: the places are not given back to those who were slow before.
+        // Again and again: readers that were slow before do not get the places back.
         for _ in 0..3 {
             let asked = Instant::now();
             let mut stream = ask("Range: bytes=0-9\r\nConnection: close\r\n");

@@ -1,5 +1,5 @@
-//! The browser's peer: a page that comes with the binary. Built from `web/` by
-//! `npm run build`; what is built is committed, so that building the node needs no Node.js.
+//! The browser's peer: a page that comes with the binary. It is built from `web/` with
+//! `npm run build`. The build is committed, so that building the node needs no Node.js.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ const FILES: [(&str, &str, &[u8]); 6] = [
     ),
 ];
 
-/// The page runs its own scripts only, and may connect to peers anywhere.
+/// The page runs only its own scripts, and may connect to peers anywhere.
 const POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; \
     style-src 'self'; img-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

@@ -1,9 +1,9 @@
-//! What a tab needs to run a model by itself: `GET /models/ID/program`, the model's step as
-//! plain data, and `GET /kernels/HASH`, the very WGSL text that this node runs.
+//! What a tab needs to run a model: `GET /models/ID/program`, the model's step as plain data, and
+//! `GET /kernels/HASH`, the same WGSL text that this node runs.
 //!
-//! Refuses: models not known here, those whose publisher may not be used (`node::trust`),
-//! families and shapes that no kernel fits (by name), choices out of their bounds. Gives no
-//! weights: those are objects, proved like all others.
+//! Refuses unknown models, models whose publisher may not be used (`node::trust`), families and
+//! shapes that the kernels do not support (by name), and options out of bounds. Serves no weights:
+//! those are objects, verified like all others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,7 @@ use doppler_infer::model::{Model, ModelError};
 use doppler_infer::reader::WeightReader;
 use doppler_store::{Manifest, MemReader, ModelId};
 
-/// The choices of [`ProgramOptions`] as a page writes them.
+/// The options of [`ProgramOptions`] as a page writes them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Asked {
@@ -135,7 +135,7 @@ fn texts() -> &'static HashMap<String, &'static Kernel> {
     })
 }
 
-/// `GET /kernels`: those that browsers can run, and which of them need subgroups.
+/// `GET /kernels`: the kernels that browsers can run, and which of them need subgroups.
 pub async fn kernels() -> Response {
     let listed = texts().iter().map(|(hash, Kernel { name, subgroups, .. })| Listed {
         name,
@@ -147,7 +147,7 @@ pub async fn kernels() -> Response {
     Json(listed).into_response()
 }
 
-/// `GET /kernels/{hash}`: its text never changes.
+/// `GET /kernels/{hash}`: a kernel's text, which never changes.
 pub async fn kernel(Path(hash): Path<String>) -> Response {
     let Some(Kernel { source: text, .. }) = texts().get(&hash) else {
         return not_found(format!("no kernel here has the hash {hash}")).into_response();
@@ -168,7 +168,7 @@ fn not_found(error: String) -> Refused {
     Refused::new(StatusCode::NOT_FOUND, "not_found", error)
 }
 
-/// What no tab can run.
+/// The refusal of a model that no tab can run.
 fn unfit(error: &dyn std::error::Error) -> Refused {
     Refused::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", error.to_string())
 }

@@ -1,27 +1,27 @@
 //! Byte ranges: RFC 9110, section 14. Pure.
 //!
-//! A `Range` that is not understood is ignored, as section 14.2 allows: another unit, what is
-//! malformed, more than [`RANGES_MAX`] ranges. Ranges that overlap or touch become one, so an
-//! answer is never longer than the object and the headers of its parts.
+//! A `Range` that is not understood is ignored, as section 14.2 allows: another unit, malformed
+//! text, more than [`RANGES_MAX`] ranges. Ranges that overlap or touch are merged, so an answer is
+//! never longer than the object plus the headers of its parts.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use doppler_store::ByteRange;
 
-/// Ranges of one request.
+/// Ranges of one request, at most.
 pub const RANGES_MAX: usize = 16;
 
-/// A range as it was asked for (14.1.2).
+/// A range as requested (14.1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spec {
-    /// From a byte on, to the last one named, or to the object's.
+    /// From a byte on, to the last byte named or to the object's end.
     From(u64, Option<u64>),
-    /// So many bytes before the end.
+    /// This many bytes before the end.
     Last(u64),
 }
 
 impl Spec {
-    /// `FIRST-LAST`, `FIRST-` or `-COUNT`. A number past `u64` is as good as `u64::MAX`.
+    /// `FIRST-LAST`, `FIRST-` or `-COUNT`. A number beyond `u64` counts as `u64::MAX`.
     pub fn parse(text: &str) -> Option<Self> {
         let number = |text: &str| {
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -37,7 +37,7 @@ impl Spec {
         }
     }
 
-    /// What of it lies within an object of `size` bytes; `None` if nothing does.
+    /// The part within an object of `size` bytes; `None` if there is none.
     pub fn within(self, size: u64) -> Option<ByteRange> {
         match self {
             Self::From(first, last) => {
@@ -78,8 +78,8 @@ fn parse(value: &str) -> Option<Vec<Spec>> {
     Some(specs)
 }
 
-/// What of these ranges lies within an object of `size` bytes, in the order in which it was asked
-/// for. Ranges that overlap or touch are one, at the place of the first of them (15.3.7.2).
+/// The parts of these ranges within an object of `size` bytes, in the order of the request. Ranges
+/// that overlap or touch are merged, at the place of the first (15.3.7.2).
 pub fn within(specs: &[Spec], size: u64) -> Vec<ByteRange> {
     let mut parts: Vec<ByteRange> = Vec::new();
     for range in specs.iter().filter_map(|spec| spec.within(size)) {

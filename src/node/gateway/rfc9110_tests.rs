@@ -10,10 +10,10 @@ use super::objects::tests::gateway;
 use doppler_infer::gpu::KERNELS;
 use doppler_store::ShardId;
 
-/// The object that is asked for.
+/// The object that is requested.
 const OBJECT: &[u8] = b"0123456789abcdefghij";
 
-/// A reply as it came.
+/// A reply as received.
 struct Reply {
     status: u16,
     head: String,
@@ -219,7 +219,7 @@ async fn several_ranges_come_as_parts() {
         };
         let parts = [part("18-19", "ij"), part("0-1", "01"), part("5-5", "5")].concat();
         assert_eq!(reply.body, format!("{parts}--{boundary}--\r\n"));
-        // Too many are ignored, however small they are.
+        // Too many ranges are ignored, however small they are.
         let many: Vec<_> = (0..17).map(|at| format!("{at}-{at}")).collect();
         let reply = ask(&address, &request, &format!("Range: bytes={}\r\n", many.join(",")));
         assert_eq!((reply.status, reply.body.as_str()), (200, ALL));
@@ -228,7 +228,7 @@ async fn several_ranges_come_as_parts() {
     .unwrap();
 }
 
-/// What is no stored object: kernels and the page, which have entity tags and no ranges.
+/// Kernels and the page, which are not stored objects: they have entity tags, but no ranges.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_routes_follow_them_too() {
     let kernel = KERNELS.iter().find(|kernel| kernel.in_browsers()).unwrap();
@@ -265,7 +265,7 @@ async fn other_routes_follow_them_too() {
                 }
             }
         }
-        // 13.2.1: what is not there is not there, whatever is preferred.
+        // 13.2.1: preconditions do not change a 404.
         let absent = format!("GET /shards/{}", ShardId::of(b"x"));
         for lines in ["If-Match: \"x\"\r\n", "If-None-Match: *\r\n", "Range: bytes=0-\r\n"] {
             assert_eq!(ask(&address, &absent, lines).status, 404, "{lines}");

@@ -1,7 +1,7 @@
-//! Which bytes of an object a request asks for, and in which form. Pure.
+//! Determines which bytes of an object a request asks for, and in which form. Pure.
 //!
-//! `?bytes=` selects a part, and that part is then the whole representation: a `Range` header is
-//! ignored beside it, as it is for a bao reply, whose bytes are not the object's.
+//! `?bytes=` selects a part, and that part is then the whole representation. A `Range` header is
+//! ignored with it, as it is for a bao reply, whose bytes are not the object's.
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
 
@@ -28,7 +28,7 @@ pub enum Asked {
     Whole,
     /// By the query.
     Part(Spec),
-    /// By a `Range` header that is to be heeded.
+    /// By a `Range` header that applies.
     Ranges(Vec<Spec>),
 }
 
@@ -54,7 +54,7 @@ pub struct Selection {
     pub asked: Asked,
 }
 
-/// The strong validator of an object in one form; its bytes never change.
+/// The strong validator of an object in one form, whose bytes never change.
 pub fn etag(shard: ShardId, form: Form) -> String {
     match form {
         Form::Raw => format!("\"{shard}\""),
@@ -65,7 +65,7 @@ pub fn etag(shard: ShardId, form: Form) -> String {
 /// Reads a request's headers and its `format` and `bytes` query values.
 ///
 /// # Errors
-/// What is wrong with the query. Headers are heeded or ignored.
+/// If the query is wrong. Headers are applied or ignored.
 pub fn select(
     shard: ShardId,
     method: &Method,
@@ -87,7 +87,7 @@ pub fn select(
         })?;
         return Ok(Selection { form, asked: Asked::Part(spec) });
     }
-    // Ranges are defined for GET alone (14.2).
+    // Ranges are defined for GET only (14.2).
     let heeded = form == Form::Raw
         && *method == Method::GET
         && range_applies(headers, etag(shard, form).as_bytes());
@@ -96,7 +96,7 @@ pub fn select(
     Ok(Selection { form, asked })
 }
 
-/// Whether `Accept` names the encoding, with a weight other than nothing (12.4.2).
+/// Whether `Accept` names the encoding with a weight other than 0 (12.4.2).
 fn accepts_bao(headers: &HeaderMap) -> bool {
     let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accept.flat_map(|value| value.split(',')).any(|kind| {

@@ -1,11 +1,11 @@
-//! Whose name a request is addressed to (RFC 9110, section 7.2; RFC 9112, section 3.2). Pure.
+//! The host that a request is addressed to (RFC 9110, section 7.2; RFC 9112, section 3.2). Pure.
 
 use axum::extract::Request;
 use axum::http::{StatusCode, Version, header};
 
 use super::Refused;
 
-/// Checks that a request says in one valid way whom it is for.
+/// Checks that a request names its host once and validly.
 ///
 /// # Errors
 /// If HTTP/1.1 comes without a `Host`, or any version with two of them or an invalid one.
@@ -25,7 +25,8 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Refused> {
     }
 }
 
-/// `HOST` or `HOST:PORT` that the request is for: what its target names, else its `Host`.
+/// The `HOST` or `HOST:PORT` that the request is addressed to: from its target, else from its
+/// `Host`.
 pub fn named<B>(request: &Request<B>) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),

@@ -1,8 +1,8 @@
 //! A stream whose reader must keep up.
 //!
-//! Invariant: a reader for whom bytes wait takes [`RATE_MIN`] over every [`STALL_MAX`], or the
-//! write fails and with it the connection. While others wait for what readers hold ([`Pressure`]),
-//! it takes [`PRESSED_BYTES_MIN`] in [`STALL_PRESSED_MAX`].
+//! Invariant: while bytes wait for a reader, it takes [`RATE_MIN`] over every [`STALL_MAX`], or the
+//! write fails, and the connection with it. While requests wait for places that readers hold
+//! ([`Pressure`]), it must take [`PRESSED_BYTES_MIN`] in [`STALL_PRESSED_MAX`].
 
 use std::io;
 use std::pin::Pin;
@@ -16,20 +16,20 @@ use tokio::time::{Instant, Sleep};
 
 /// How long a reader may be slower than [`RATE_MIN`]. A busy browser catches up within seconds.
 pub const STALL_MAX: Duration = Duration::from_secs(20);
-/// Bytes a second that a reader takes at least.
+/// Bytes per second that a reader must take.
 pub const RATE_MIN: u64 = 32 * 1024;
-/// The same while others wait, and the bytes that a reader takes in that time at least.
+/// The same while others wait, and the bytes that a reader must take in that time.
 pub const STALL_PRESSED_MAX: Duration = Duration::from_secs(2);
 pub const PRESSED_BYTES_MIN: u64 = 512 * 1024;
-/// A write that waits looks this often whether others wait.
+/// How often a waiting write checks whether others wait.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How many requests wait for a place that readers hold.
+/// The number of requests that wait for places that readers hold.
 #[derive(Clone, Default)]
 pub struct Pressure(Arc<AtomicUsize>);
 
 impl Pressure {
-    /// Counts one more until what is returned is dropped.
+    /// Counts one more request until the returned value is dropped.
     pub fn wait(&self) -> Waiting {
         self.0.fetch_add(1, Ordering::Relaxed);
         Waiting(self.clone())
@@ -40,7 +40,7 @@ impl Pressure {
     }
 }
 
-/// One request that waits.
+/// One waiting request.
 pub struct Waiting(Pressure);
 
 impl Drop for Waiting {
@@ -49,7 +49,7 @@ impl Drop for Waiting {
     }
 }
 
-/// What a reader takes at least: so many bytes in so long.
+/// What a reader must take: a number of bytes in a time.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     within: Duration,
@@ -70,14 +70,14 @@ const PATIENCE: Patience = Patience {
     look: LOOK_EVERY,
 };
 
-/// The stretch over which a reader is measured.
+/// The period over which a reader is measured.
 struct Stretch {
     since: Instant,
     taken: u64,
 }
 
 impl Stretch {
-    /// Whether the reader is too slow. One that has kept up for long enough is measured anew.
+    /// Whether the reader is too slow. After a period in which it kept up, a new one begins.
     fn is_too_slow(&mut self, now: Instant, pace: Pace) -> bool {
         if now - self.since < pace.within {
             return false;
@@ -88,12 +88,12 @@ impl Stretch {
     }
 }
 
-/// A stream whose writes must move.
+/// A stream whose writes must make progress.
 pub struct Impatient<S> {
     stream: S,
     patience: Patience,
     pressure: Pressure,
-    /// From the first write that waits until all is written.
+    /// From the first write that waits until everything is written.
     stretch: Option<(Stretch, Pin<Box<Sleep>>)>,
 }
 
@@ -119,7 +119,7 @@ impl<S> Impatient<S> {
         done
     }
 
-    /// A write waits. Ready if it has waited for too long.
+    /// Call when a write waits. Ready if it has waited for too long.
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let Patience { usual, pressed, look } = self.patience;
         let (stretch, timer) = self.stretch.get_or_insert_with(|| {
@@ -206,7 +206,8 @@ mod tests {
         }
     }
 
-    /// After how many seconds a reader of so many bytes a second is too slow, within two minutes.
+    /// After how many seconds, within two minutes, a reader with this many bytes per second is too
+    /// slow.
     fn too_slow_after(rate: u64, pace: Pace) -> Option<u64> {
         let began = Instant::now();
         let mut stretch = Stretch { since: began, taken: 0 };
@@ -230,7 +231,7 @@ mod tests {
         ] {
             assert_eq!(too_slow_after(rate, pace), after, "{rate} {pace:?}");
         }
-        // What was taken before does not excuse what is not taken now.
+        // Bytes taken earlier do not excuse taking none now.
         let began = Instant::now();
         let mut stretch = Stretch { since: began, taken: 1 << 30 };
         assert!(!stretch.is_too_slow(began + usual.within, usual));
@@ -245,7 +246,7 @@ mod tests {
         let mut near = Impatient::with(near, patience(60_000, 20), pressure.clone());
         let write = near.write_all(&[7; 5000]);
         tokio::pin!(write);
-        // Nobody waits, or no longer: it may take its time.
+        // While nobody waits, or no longer waits, it may take its time.
         drop(pressure.wait());
         assert!(tokio::time::timeout(millis(100), &mut write).await.is_err());
         let _waiting = pressure.wait();
@@ -259,7 +260,7 @@ mod tests {
         let mut near = Impatient::with(near, patience(20, 20), Pressure::default());
         let error = near.write_all(&[7; 5000]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // What the pipe took before is there, and once there is room writes go on.
+        // The bytes that the pipe took before are there, and writes continue once there is room.
         far.read_exact(&mut [0; 1000]).await.unwrap();
         near.write_all(&[8; 1000]).await.unwrap();
         near.flush().await.unwrap();

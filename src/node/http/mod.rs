@@ -1,8 +1,8 @@
-//! The node's HTTP port: whom it accepts, how long it waits for whom, who gives way when it is
-//! crowded. What is said on it is the control API's and the gateway's.
+//! The node's HTTP port: which connections it accepts, how long it waits for them, and which give
+//! way when it is crowded. The requests themselves belong to the control API and the gateway.
 //!
-//! Invariant: nobody's silence keeps another out, a reader's slowness does so for
-//! `STALL_PRESSED_MAX` at most, and the node's owner is served however many others ask.
+//! Invariant: a silent connection never keeps another out, a slow reader does so for
+//! `STALL_PRESSED_MAX` at most, and the node's owner is served however many others send requests.
 
 mod host;
 mod impatient;

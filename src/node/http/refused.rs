@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use doppler_store::BadHash;
 
-/// Seconds after which a busy port may be asked again.
+/// Seconds after which a client may retry when the port is busy.
 const RETRY_S: u64 = 1;
 
 /// An answer that is not 2xx, as JSON.
@@ -17,7 +17,7 @@ pub struct Refused {
     /// A stable name.
     pub code: &'static str,
     pub error: String,
-    /// The object's size, where a range was outside it.
+    /// The object's size, if a range was outside it.
     pub size: Option<u64>,
 }
 

@@ -1,21 +1,22 @@
 //! Which of the port's connections may be served, and which one gives way to a newcomer. Pure.
 //!
-//! A connection is silent until a request's headers have come, and again when it is answered.
-//! Requests of guests and of the owner have a number of seats each; together they are fewer than
-//! all connections. So there is always a silent one that can give way.
+//! A connection is silent until a request's headers have arrived, and again once the request is
+//! answered. Guests' requests and the owner's have a number of seats each; together they are fewer
+//! than the connections. So there is always a silent connection that can give way.
 //!
-//! Invariant: a newcomer always gets in. Nobody who is being served is sent away for it.
+//! Invariant: a newcomer always gets in, and never at the expense of a connection that is being
+//! served.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Connections at once, whatever they do.
+/// Connections at once, of all kinds.
 pub const CONNECTIONS_MAX: usize = 256;
-/// Requests in service: of whoever asks without the control API's token, and of the node's owner.
+/// Requests in service: those without the control API's token, and those of the node's owner.
 pub const GUESTS_MAX: usize = 176;
 pub const OWNERS_MAX: usize = 64;
 const _: () = assert!(GUESTS_MAX + OWNERS_MAX < CONNECTIONS_MAX);
 
-/// Who asks.
+/// Who sends a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
     /// Has the control API's token.
@@ -23,14 +24,14 @@ pub enum Asker {
     Guest,
 }
 
-/// A connection's number, never given twice.
+/// A connection's number, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u64);
 
-/// The connections of one port. `H` is how a connection is told to close.
+/// The connections of one port. `H` is the handle by which a connection is told to close.
 pub struct Seats<H> {
     last: u64,
-    /// Silent connections by the turn in which they fell silent.
+    /// Silent connections by the turn in which they became silent.
     silent: BTreeMap<u64, Id>,
     connections: HashMap<Id, Connection<H>>,
     guests: usize,
@@ -39,7 +40,7 @@ pub struct Seats<H> {
 
 struct Connection<H> {
     close: H,
-    /// Since which turn it is silent; `None` while it is served.
+    /// The turn since which it has been silent; `None` while it is served.
     silent: Option<u64>,
 }
 
@@ -49,7 +50,7 @@ impl<H> Seats<H> {
         Self { last: 0, silent, connections, guests: 0, owners: 0 }
     }
 
-    /// A newcomer, and whoever gives way to it.
+    /// Adds a newcomer. Returns the connection that gives way to it, if any.
     pub fn enter(&mut self, close: H) -> (Id, Option<H>) {
         let gone = (self.connections.len() >= CONNECTIONS_MAX).then(|| self.evict()).flatten();
         self.last += 1;
@@ -59,13 +60,13 @@ impl<H> Seats<H> {
         (id, gone)
     }
 
-    /// Takes out the connection that has been silent for longest.
+    /// Removes the connection that has been silent the longest.
     pub fn evict(&mut self) -> Option<H> {
         let (_, id) = self.silent.pop_first()?;
         self.connections.remove(&id).map(|connection| connection.close)
     }
 
-    /// A request has come. False if all seats of its kind are taken.
+    /// Call when a request has arrived. False if all seats of its kind are taken.
     pub fn begin(&mut self, id: Id, asker: Asker) -> bool {
         let (taken, max) = self.taken(asker);
         if *taken >= max {
@@ -79,7 +80,7 @@ impl<H> Seats<H> {
         true
     }
 
-    /// A request that had [begun](Self::begin) is answered, or its connection is gone.
+    /// Call when a request that had [begun](Self::begin) is answered or its connection is gone.
     pub fn end(&mut self, id: Id, asker: Asker) {
         *self.taken(asker).0 -= 1;
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -89,14 +90,14 @@ impl<H> Seats<H> {
         }
     }
 
-    /// A connection is closed.
+    /// Call when a connection is closed.
     pub fn leave(&mut self, id: Id) {
         if let Some(Connection { silent: Some(turn), .. }) = self.connections.remove(&id) {
             self.silent.remove(&turn);
         }
     }
 
-    /// Whether so many guests are served that the slow among them stand in others' way.
+    /// Whether so many guests are served that the slow ones delay others.
     pub const fn is_crowded(&self) -> bool {
         self.guests > GUESTS_MAX / 4 * 3
     }
@@ -166,7 +167,7 @@ mod tests {
             seats.enter(7);
         }
         assert_eq!(seats.connections.len(), CONNECTIONS_MAX);
-        // What ends after its connection makes room, too.
+        // A request that ends after its connection makes room, too.
         seats.leave(guests[0].0);
         seats.end(guests[0].0, Asker::Guest);
         let (id, gone) = seats.enter(8);
@@ -180,7 +181,7 @@ mod tests {
         let id = enter(&mut seats, 1);
         assert_eq!(seats.evict(), Some(1));
         assert_eq!(seats.evict(), None);
-        // Its request had just come.
+        // Its request had just arrived.
         assert!(seats.begin(id, Asker::Guest));
         seats.end(id, Asker::Guest);
         seats.leave(id);

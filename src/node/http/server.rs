@@ -1,8 +1,8 @@
 //! The accept loop of the HTTP port, and each connection's task.
 //!
-//! Refuses: requests whose headers do not come within [`HEAD_TIME`] or are larger than
+//! Refuses: requests whose headers do not arrive within [`HEAD_TIME`] or are larger than
 //! [`BUFFER_BYTES_MAX`], a request without one valid `Host` (RFC 9112, section 3.2), and more
-//! requests at once than there are seats. Who gives way is decided in `seats`.
+//! requests at once than there are seats. `seats` decides which connection gives way.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,25 +31,25 @@ use super::impatient::{Impatient, Pressure, Waiting};
 use super::seats::{Asker, Id, Seats};
 use super::{Refused, host};
 
-/// From a connection, or its last answer, to the end of a request's headers.
+/// Time from a connection's start, or its last answer, to the end of a request's headers.
 const HEAD_TIME: Duration = Duration::from_secs(20);
 /// Bytes of a connection's input, headers included, and of its output that wait in this process.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of output that wait in the system; it doubles this. Small, so that a slow reader is seen
-/// to move, and many of them hold little.
+/// Bytes of output that wait in the system, which doubles this. Small, so that a slow reader's
+/// progress is visible, and many slow readers hold little.
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 /// Connections that the system completes before they are accepted.
 const BACKLOG: u32 = 1024;
-/// Wait for a seat before the asker is told to come again. By then readers that take nothing have
-/// been cut off.
+/// How long a request waits for a seat before the client is told to retry. By then readers that
+/// take nothing have been cut off.
 const SEAT_WAIT: Duration = Duration::from_secs(4);
-/// Wait after the system refused to accept one: it has no descriptors or no memory left.
+/// Wait after the system failed to accept a connection: it has no descriptors or no memory left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
-/// Listens where axum or anybody else would, with the buffers of this port.
+/// Listens like any listener of axum, but with this port's buffers.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // As the standard library does on Unix; on Windows it would share the port.
+    // As the standard library does on Unix. On Windows this would share the port.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     // Accepted connections inherit it.
@@ -68,7 +68,7 @@ pub struct Server {
     is_owner: IsOwner,
     pressure: Pressure,
     seats: Arc<Mutex<Seats<CancellationToken>>>,
-    /// Told whenever a seat is free again.
+    /// Notified whenever a seat is free again.
     freed: Arc<Notify>,
 }
 
@@ -79,7 +79,7 @@ impl Server {
         Self { routes, is_owner, pressure, seats, freed: Arc::default() }
     }
 
-    /// Serves until `stopping`. Then nobody is accepted, silent connections are closed, and
+    /// Serves until `stopping`. Then no connection is accepted, silent ones are closed, and
     /// requests in service are answered.
     pub async fn run(self, listener: TcpListener, stopping: CancellationToken) {
         loop {
@@ -123,7 +123,7 @@ impl Server {
             let mut told = false;
             loop {
                 tokio::select! {
-                    // Broken, timed out or ended: all the same to us.
+                    // Broken, timed out or ended makes no difference here.
                     _ = serving.as_mut() => return,
                     () = close.cancelled() => return,
                     () = stopping.cancelled(), if !told => {
@@ -145,7 +145,7 @@ impl Server {
         };
         let mut response = self.routes.call(request).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
-            // It would be the length that a 200 has (RFC 9110, section 8.6), not that of nothing.
+            // It would be the length of a 200's body (RFC 9110, section 8.6), not of an empty one.
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }
         Ok(response.map(|body| Body::new(Seated { body, _seat: seat })))
@@ -155,7 +155,7 @@ impl Server {
         let end = Instant::now() + SEAT_WAIT;
         loop {
             let mut freed = pin!(self.freed.notified());
-            // From here on, what is freed is not missed.
+            // From here on, no freed seat is missed.
             freed.as_mut().enable();
             if let Some(seat) = self.free_seat(id, asker) {
                 return Some(seat);
@@ -169,7 +169,7 @@ impl Server {
         if !seats.begin(id, asker) {
             return None;
         }
-        // The last seats are taken under pressure: who holds the others must read.
+        // The last seats are taken under pressure: the readers that hold the others must keep up.
         let pressure = seats.is_crowded().then(|| self.pressure.wait());
         drop(seats);
         Some(Seat { id, asker, server: self.clone(), _pressure: pressure })
@@ -186,7 +186,7 @@ fn is_the_peers(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A refusal after which the connection is of no use.
+/// A refusal after which the connection is useless.
 fn closing(mut response: Response) -> Response {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);

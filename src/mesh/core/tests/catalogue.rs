@@ -1,4 +1,4 @@
-//! What nodes know of models: many of one peer, those that were withdrawn, those that are kept.
+//! What nodes know of models: many from one peer, withdrawn ones, kept ones.
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn all_models_of_one_peer_are_learned_and_can_be_reached() {
     for model in &models {
         world.register(1, model);
     }
-    // For as long as it is there: what is said last pushes out nothing.
+    // As long as it is there, later announcements push out nothing.
     for _ in 0..10 {
         world.run_for(Duration::from_secs(7));
         let core = &world.nodes[1].core;
@@ -84,7 +84,7 @@ fn what_is_kept_is_told_on_when_its_publisher_has_gone() {
     store(&mut world, 1, &model);
     world.tell(1, Event::Keep(model.signed()));
     world.run_for(Duration::from_secs(2));
-    // The publisher goes, and nobody is there for a long time.
+    // The publisher leaves, and no node is there for a long time.
     world.disconnect(0, 1);
     world.run_for(Duration::from_secs(600));
     assert_eq!(known(&world, 1), [model.id]);
@@ -94,7 +94,8 @@ fn what_is_kept_is_told_on_when_its_publisher_has_gone() {
     world.register(2, &model);
     world.read(2, 1, model.objects[0], model.size);
     assert_eq!(world.run_read(2, 1), Ok(()));
-    // Once it keeps the model no longer, and nothing of it is left, it is gone everywhere.
+    // Once it has stopped keeping the model and nothing of it is left, the model is gone
+    // everywhere.
     world.tell(1, Event::Whole([model.id.manifest()].into()));
     world.tell(1, Event::Release { model: model.id, own: false });
     world.run_for(Duration::from_secs(60));
@@ -124,7 +125,7 @@ fn a_shared_tokenizer_does_not_keep_a_withdrawn_model_alive() {
     world.tell(1, Event::Whole(here));
     world.run_for(Duration::from_secs(60));
     assert_eq!(known(&world, 1).len(), 2);
-    // Whoever asks for the tokenizer finds it there, whichever model it is for.
+    // The tokenizer is found there, whichever model it is for.
     let holders = world.nodes[0].core.holders(world.now, tokenizer);
     assert_eq!(holders.ready.len(), 1);
     let mut left = BTreeSet::from([second.id.manifest()]);
