@@ -18,6 +18,9 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// How soon a model is known, or known to be gone, everywhere.
 const NEWS: Duration = Duration::from_secs(60);
 
+/// How often nodes are asked whether they know by now.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// How soon each command answers.
 const LIMITS: [(&str, Duration); 9] = [
     ("publish", Duration::from_secs(30)),
@@ -180,16 +183,21 @@ impl Fleet {
         rows.map(|rows| rows.iter().map(name).collect()).unwrap_or_default()
     }
 
-    /// Waits until a node lists a model, or no longer does.
-    pub fn until(&mut self, node: usize, name: &str, listed: bool) {
-        let began = Instant::now();
-        while self.models(node).iter().any(|have| have == name) != listed {
-            if began.elapsed() > NEWS {
-                let what = if listed { "does not know" } else { "still lists" };
-                self.check(false, &format!("node {node} {what} {name} after {NEWS:?}"));
+    /// Waits until all these nodes list a model, or no longer do.
+    pub fn until(&mut self, nodes: impl IntoIterator<Item = usize>, name: &str, listed: bool) {
+        let end = Instant::now() + NEWS;
+        let mut left: Vec<usize> = nodes.into_iter().collect();
+        loop {
+            left.retain(|node| self.models(*node).iter().any(|have| have == name) != listed);
+            if left.is_empty() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(500));
+            if Instant::now() >= end {
+                let what = if listed { "do not know" } else { "still list" };
+                self.check(false, &format!("nodes {left:?} {what} {name} after {NEWS:?}"));
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 
@@ -207,7 +215,7 @@ impl Fleet {
                     self.check(false, &format!("node {node} has {met} peers after {limit:?}"));
                     break;
                 }
-                std::thread::sleep(Duration::from_millis(500));
+                std::thread::sleep(LOOK_EVERY);
             }
         }
     }

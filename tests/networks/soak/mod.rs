@@ -85,9 +85,7 @@ fn round(fleet: &mut Fleet, round: usize, text: &str) {
     let dir = variant(fleet.dir(), &name);
     fleet.ask(PUBLISHER, "publish", &[dir.to_str().unwrap()]);
     std::fs::remove_dir_all(&dir).unwrap();
-    for node in [runner, keeper] {
-        fleet.until(node, &name, true);
-    }
+    fleet.until([runner, keeper], &name, true);
     let said = fleet.ask(runner, "run", &[&name, "-p", PROMPT, "-n", "8", "--json"]);
     fleet
         .check(said.is_none_or(|said| said.json()["text"] == text), &format!("{name}: other text"));
@@ -99,8 +97,8 @@ fn round(fleet: &mut Fleet, round: usize, text: &str) {
         fleet.ask(node, "status", &[]);
     }
     mishap.end(fleet);
+    fleet.until(0..STEADY, &name, false);
     for node in 0..STEADY {
-        fleet.until(node, &name, false);
         let known = fleet.models(node);
         fleet.report.add(node, Measure::Catalogue, known.len() as f64);
     }
@@ -119,7 +117,7 @@ fn soak() {
         fleet.ask(node, "publish", &[model().to_str().unwrap()]);
     }
     let name = "tiny-mixtral-q4_k_m";
-    (0..10).for_each(|node| fleet.until(node, name, true));
+    fleet.until(0..10, name, true);
     let text = fleet.ask(1, "run", &[name, "-p", PROMPT, "-n", "8", "--json"]);
     let text = text.expect("the first run").json()["text"].as_str().unwrap().to_owned();
 
