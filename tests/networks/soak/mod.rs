@@ -33,6 +33,8 @@ const STEADY: usize = 7;
 
 /// A round takes at least this long, so that most of the hour is not the machine's full load.
 const ROUND_MIN: Duration = Duration::from_secs(10);
+/// A model that was removed is known nowhere so many rounds later: its lease is over.
+const GONE_AFTER: usize = 4;
 /// How long a node is left alone before its idle cost is measured, and for how long that is done.
 const SETTLE: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_secs(60);
@@ -97,7 +99,9 @@ fn round(fleet: &mut Fleet, round: usize, text: &str) {
         fleet.ask(node, "status", &[]);
     }
     mishap.end(fleet);
-    fleet.until(0..STEADY, &name, false);
+    if let Some(gone) = round.checked_sub(GONE_AFTER) {
+        fleet.until(0..STEADY, &format!("soak-{gone}"), false);
+    }
     for node in 0..STEADY {
         let known = fleet.models(node);
         fleet.report.add(node, Measure::Catalogue, known.len() as f64);
