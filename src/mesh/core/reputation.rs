@@ -85,7 +85,9 @@ impl Reputation {
             record.denials = 0;
             record.disbelieved_until = Some(now + DENIED_FOR);
         }
-        if conduct != Conduct::WrongByte {
+        // What was under way when a ban began belongs to the offence that led to it.
+        let is_banned = record.banned_until.is_some_and(|until| until > now);
+        if conduct != Conduct::WrongByte || is_banned {
             return None;
         }
         let ban = BAN_FIRST.saturating_mul(1 << record.offences.min(16)).min(BAN_MAX);
@@ -144,6 +146,9 @@ mod tests {
             let until = reputation.note(now, peer, Conduct::WrongByte).unwrap();
             assert_eq!(until - now, (BAN_FIRST * (1 << offence)).min(BAN_MAX));
             assert!(reputation.is_banned(now, peer) && reputation.banned(now) == 1);
+            // Another wrong answer that was under way is no further offence.
+            let later = now + (until - now) / 2;
+            assert_eq!(reputation.note(later, peer, Conduct::WrongByte), None);
             now = until;
             assert!(!reputation.is_banned(now, peer));
             assert!(reputation.score(peer) < 0.02, "back, but with the lowest score");
