@@ -48,6 +48,5 @@ pub fn shrink(from: &Options, plant: Option<Plant>, rule: &str) -> Options {
         }
         size = if size == 1 { 0 } else { size.div_ceil(2) };
     }
-    let smallest = Options { faults: Some(kept), ..best.clone() };
-    if fails(&smallest) { smallest } else { best }
+    Options { faults: Some(kept), ..best }
 }

@@ -73,14 +73,35 @@ fn the_same_seed_gives_the_same_schedule_and_another_seed_another() {
 fn planted_bugs_are_caught() {
     use crate::Plant;
     for plant in Plant::ALL {
-        let scenario = if plant == Plant::Drain { Scenario::Drain } else { Scenario::Mixed };
+        let (scenario, seconds) = match plant {
+            Plant::HealerChoice => (Scenario::Kill, 260),
+            Plant::Drain => (Scenario::Drain, 600),
+            _ => (Scenario::Mixed, 600),
+        };
         let caught = (1..=60).find_map(|seed| {
-            let options = Options::new(seed, scenario);
+            let options = Options { seconds, ..Options::new(seed, scenario) };
             World::run(&options, Some(plant)).violation.map(|violation| (seed, violation))
         });
         let (seed, violation) = caught.unwrap_or_else(|| panic!("{plant:?} was not noticed"));
         println!("{plant:?}: seed {seed}: {violation}");
     }
+}
+
+/// A failing run is made small, and the small one breaks the same rule.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_shrunk() {
+    use crate::{Plant, plan, shrink};
+    let plant = Some(Plant::HashCheck);
+    let fails = |seed| {
+        let options = Options::new(seed, Scenario::Liars);
+        World::run(&options, plant).violation.map(|violation| (options, violation.rule))
+    };
+    let (options, rule) = (1..=20).find_map(fails).expect("liars are believed");
+    let small = shrink(&options, plant, rule);
+    assert_eq!(World::run(&small, plant).violation.map(|violation| violation.rule), Some(rule));
+    let (before, after) = (plan(&options).len(), plan(&small).len());
+    assert!(after <= 2 && before > 10, "{before} faults became {after}: {}", small.command());
 }
 
 /// Mixtral at 1 Gbit/s, four copies of each of its 394 shards on ten nodes, three nodes killed.

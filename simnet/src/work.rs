@@ -93,7 +93,8 @@ impl World {
         for (shard, object) in &self.objects {
             let starts_here = match scenario {
                 Scenario::Kill => self.is_placed(*shard, index),
-                Scenario::ColdStart => is_keeper,
+                // Only what healing copies stands between a drain and a loss.
+                Scenario::ColdStart | Scenario::Drain => is_keeper,
                 _ => is_keeper || rng.percent(share),
             };
             let fits = disk.victims(object.size, &|_| true) == Some(Vec::new());
@@ -368,7 +369,7 @@ impl World {
         self.check_read(node, &reading);
         let rng = &mut self.nodes[node].rng;
         let is_kept = match purpose {
-            Purpose::Work => rng.percent(60),
+            Purpose::Work => rng.percent(60) && self.options.scenario != Scenario::Drain,
             Purpose::Probe => false,
             Purpose::Manifest(_) | Purpose::Pull | Purpose::Heal | Purpose::Repair => true,
         };

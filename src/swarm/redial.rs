@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(redial.review(at(1), met(false)), []);
         assert_eq!(redial.report()[0].state, BootstrapState::Connected);
         let said = redial.review(at(3), met(false));
-        assert!(said.len() == 1 && said[0].1.contains("no swarm of this name"), "{said:?}");
+        assert!(said.len() == 1 && said[0].1.contains("not in a swarm of this name"), "{said:?}");
         assert_eq!(redial.report()[0].state, BootstrapState::OtherSwarm);
         assert_eq!(redial.review(at(9), met(false)), []);
         assert_eq!(redial.review(at(10), met(true)), []);

@@ -325,7 +325,8 @@ fn a_bootstrap_address_that_leads_nowhere_is_told_with_its_reason() {
         }
         assert!(std::time::Instant::now() < deadline, "{status}");
     };
-    for (index, reason) in ["refused", "refused", "no swarm of this name"].iter().enumerate() {
+    for (index, reason) in ["refused", "refused", "not in a swarm of this name"].iter().enumerate()
+    {
         let one = &status["bootstrap"][index];
         assert_eq!(one["address"], bootstrap[index]);
         assert!(one["reason"].as_str().unwrap().contains(reason), "{one}");
