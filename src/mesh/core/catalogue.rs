@@ -72,9 +72,13 @@ impl Core {
 
     /// Whether this node holds an object of a model, whole or in part, for the sake of this model.
     pub(super) fn holds_of(&self, model: ModelId, list: &[ShardId]) -> bool {
-        let is_here = |id: &ShardId| self.whole.contains(id) || self.parts.contains_key(id);
-        let is_protected = self.announcements.is_protected(model);
-        list.iter().any(|id| is_here(id) && (is_protected || !self.is_anothers(model, *id)))
+        let at = |bit: usize| list.get(bit);
+        let whole = |bit: usize| at(bit).is_some_and(|id| self.whole.contains(id));
+        let has = |bit: usize| whole(bit) || at(bit).is_some_and(|id| self.parts.contains_key(id));
+        match self.announcements.is_protected(model) {
+            true => (0..list.len()).any(has),
+            false => self.membership.is_life_sign(model, list, has, whole),
+        }
     }
 
     /// Whether an object is here for the sake of another model that this node published or keeps. A

@@ -267,8 +267,9 @@ impl Membership {
         holders.filter(|(_, chunks)| !chunks.is_none()).collect()
     }
 
-    /// Peers with a running lease that hold any object of the model. The manifest alone does not
-    /// count: any peer that has heard of the model may have it.
+    /// Peers with a running lease that hold the model or a part of it. Neither the manifest alone
+    /// counts, because any peer that has heard of the model may have it, nor what other models
+    /// have, too, unless nothing is missing.
     pub(super) fn holders_of_model(
         &self,
         now: Instant,
@@ -278,10 +279,34 @@ impl Membership {
         peers.filter(move |peer| self.holds_of(now, model, *peer))
     }
 
-    /// Whether a peer with a running lease holds any object of the model.
+    /// Whether a peer with a running lease holds the model or a part of it, as
+    /// [`Self::holders_of_model`] counts it.
     pub(super) fn holds_of(&self, now: Instant, model: ModelId, peer: PeerId) -> bool {
         let entry = self.members.get(&peer).and_then(|member| member.models.get(&model));
-        entry.is_some_and(|entry| entry.until > now && entry.held.has_objects())
+        let Some(Entry { held, .. }) = entry.filter(|entry| entry.until > now) else {
+            return false;
+        };
+        held.has_objects()
+            && self.lists.get(&model).is_none_or(|list| {
+                let has = |bit: usize| !held.chunks(bit).is_none();
+                let whole = |bit: usize| has_bit(&held.objects, bit);
+                self.is_life_sign(model, list, has, whole)
+            })
+    }
+
+    /// Whether objects of a model, given by their places in its list, are there for the sake of
+    /// this model: one that no other registered model names, or all of them. The tokenizer that
+    /// many models share keeps none of them alive.
+    pub(super) fn is_life_sign(
+        &self,
+        model: ModelId,
+        list: &[ShardId],
+        has: impl Fn(usize) -> bool,
+        whole: impl Fn(usize) -> bool,
+    ) -> bool {
+        let is_alone = |id: &ShardId| !self.is_shared(model, *id, |_| true);
+        list.iter().enumerate().any(|(bit, id)| has(bit) && is_alone(id))
+            || !list.is_empty() && (0..list.len()).all(whole)
     }
 
     /// The number of objects that a peer says it holds in full, including manifests.
@@ -575,6 +600,29 @@ mod tests {
         assert_eq!(members.holders_of_model(now + LEASE, model).count(), 0, "its lease has ended");
         members.hear(now, peer(1), says(3, model, true, &[]));
         assert_eq!(members.holders_of_model(now, model).count(), 0, "it was removed");
+    }
+
+    #[test]
+    fn what_other_models_have_too_makes_no_holder_unless_it_is_all() {
+        let (now, model, other) = (Instant::now(), ModelId::of(b"m"), ModelId::of(b"n"));
+        let [own, shared] = [ShardId::of(b"weights"), ShardId::of(b"tokenizer")];
+        let mut members = Membership::default();
+        members.hear(now, peer(1), says(1, model, true, &[0b10]));
+        members.hear(now, peer(2), says(1, model, true, &[0b01]));
+        let holders =
+            |members: &Membership| members.holders_of_model(now, model).collect::<Vec<_>>();
+        register(&mut members, model, vec![own, shared]);
+        assert_eq!(holders(&members), [peer(1), peer(2)]);
+        register(&mut members, other, vec![shared]);
+        assert_eq!(holders(&members), [peer(2)]);
+        assert_eq!(whole(&members, now, shared), [peer(1)], "it is found all the same");
+        // The same weights under another name.
+        register(&mut members, other, vec![own, shared]);
+        assert_eq!(holders(&members), []);
+        members.hear(now, peer(2), says(2, model, true, &[0b11]));
+        assert_eq!(holders(&members), [peer(2)]);
+        members.unregister(other);
+        assert_eq!(holders(&members), [peer(1), peer(2)]);
     }
 
     #[test]
