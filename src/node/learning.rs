@@ -160,20 +160,26 @@ impl Service {
 
     async fn learn_one(&self, model: ModelId, size: u64) -> anyhow::Result<NodeEvent> {
         let bytes = self.whole(model.manifest(), size).await?;
-        self.ladder.expect_sizes([(model.manifest(), size)]);
         let senseless = |error: String| anyhow::Error::new(Senseless(error));
         let manifest = Manifest::parse(&bytes).map_err(|error| senseless(error.to_string()))?;
         objects(&manifest).map_err(|error| senseless(format!("{error:#}")))?;
         let bytes = manifest.total_size;
-        self.know(model, Arc::new(manifest))?;
+        self.know(model, Arc::new(manifest), size)?;
         let info = self.info_of(model)?;
         let publisher = info.publishers.into_iter().next().unwrap_or_default();
         Ok(NodeEvent::Model { id: info.id, name: info.name, bytes, publisher })
     }
 
-    /// From here on the model's objects can be found, kept and served.
-    pub(super) fn know(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<()> {
+    /// From here on the model's objects can be found, kept and served. `size` is its manifest's, in
+    /// bytes.
+    pub(super) fn know(
+        &self,
+        model: ModelId,
+        manifest: Arc<Manifest>,
+        size: u64,
+    ) -> anyhow::Result<()> {
         let withdrawn = || format!("model {model} was withdrawn meanwhile");
+        self.ladder.expect_sizes([(model.manifest(), size)]);
         self.catalog.get(model).with_context(withdrawn)?;
         self.mesh.register_model(model, objects(&manifest)?)?;
         ensure!(self.catalog.add_manifest(model, manifest), withdrawn());
@@ -216,11 +222,10 @@ impl Service {
             // One that is damaged is fetched again.
             for size in manifest_sizes(&signed) {
                 let Ok(manifest) = self.stored_manifest(model, size).await else { continue };
-                self.ladder.expect_sizes([(model.manifest(), size)]);
                 if self.permit(model).is_ok() {
                     self.rely_on(&manifest);
                 }
-                if let Err(error) = self.know(model, Arc::new(manifest)) {
+                if let Err(error) = self.know(model, Arc::new(manifest), size) {
                     tracing::warn!("model {model}: {error:#}");
                 }
                 break;

@@ -614,9 +614,8 @@ impl Service {
         let (model, size) = (signed.model, signed.manifest_size);
         self.mesh.publish(signed)?;
         self.follow();
-        self.ladder.expect_sizes([(model.manifest(), size)]);
         self.rely_on(&manifest);
-        self.know(model, manifest)
+        self.know(model, manifest, size)
     }
 
     fn published_dir(&self) -> PathBuf {
