@@ -609,20 +609,21 @@ mod tests {
         let mut members = Membership::default();
         members.hear(now, peer(1), says(1, model, true, &[0b10]));
         members.hear(now, peer(2), says(1, model, true, &[0b01]));
-        let holders =
-            |members: &Membership| members.holders_of_model(now, model).collect::<Vec<_>>();
+        let holders = |members: &Membership| -> BTreeSet<PeerId> {
+            members.holders_of_model(now, model).collect()
+        };
         register(&mut members, model, vec![own, shared]);
-        assert_eq!(holders(&members), [peer(1), peer(2)]);
+        assert_eq!(holders(&members), BTreeSet::from([peer(1), peer(2)]));
         register(&mut members, other, vec![shared]);
-        assert_eq!(holders(&members), [peer(2)]);
+        assert_eq!(holders(&members), BTreeSet::from([peer(2)]));
         assert_eq!(whole(&members, now, shared), [peer(1)], "it is found all the same");
         // The same weights under another name.
         register(&mut members, other, vec![own, shared]);
-        assert_eq!(holders(&members), []);
+        assert_eq!(holders(&members), BTreeSet::new());
         members.hear(now, peer(2), says(2, model, true, &[0b11]));
-        assert_eq!(holders(&members), [peer(2)]);
+        assert_eq!(holders(&members), BTreeSet::from([peer(2)]));
         members.unregister(other);
-        assert_eq!(holders(&members), [peer(1), peer(2)]);
+        assert_eq!(holders(&members), BTreeSet::from([peer(1), peer(2)]));
     }
 
     #[test]

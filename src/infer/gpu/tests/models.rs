@@ -366,7 +366,7 @@ fn a_token_fetches_the_experts_it_misses() {
     };
     let want = run(&mut make(SlotBudget::All, 0));
     for host_bytes in [1 << 30, 60_000] {
-        let mut session = make(SlotBudget::Experts(24), host_bytes);
+        let mut session = make(SlotBudget::Experts(20), host_bytes);
         session.record(Trace::new(&model));
         assert!(run(&mut session) == want, "cold, {host_bytes}");
         let before = (session.counters(), session.stats().pager);
@@ -376,7 +376,7 @@ fn a_token_fetches_the_experts_it_misses() {
         println!("{host_bytes}: {} submissions, {brought} of {pager:?}", counters.submissions);
         assert_eq!(pager.demands, pager.hits.total());
         if host_bytes == 1 << 30 {
-            assert!(brought > 20, "{brought}");
+            assert!(brought > 5, "{brought}");
             let alone = 2 * tokens as u64;
             assert!(counters.submissions < alone, "{} submissions", counters.submissions);
         }
