@@ -1,13 +1,15 @@
 //! A swarm in one process under virtual time: the very core that a node's mesh runs, and the
 //! store's policies, against a network, disks and peers that do what they should not.
 //!
-//! Refuses: clocks, threads, sockets, payloads. Bytes are counted and either right or wrong.
-//! Invariant: the same options give the same schedule, on any machine.
+//! Refuses, but for [`level2`]: clocks, threads, sockets, payloads. Bytes are counted and either right
+//! or wrong. Invariant: the same options give the same schedule, on any machine.
 
 mod check;
 mod disk;
 mod faults;
+mod gossip;
 mod heal;
+pub mod level2;
 mod net;
 mod node;
 mod options;

@@ -1,10 +1,10 @@
-//! The fake network: who is connected to whom, how long a packet takes, what is cut, and how
-//! gossip is passed on.
+//! The fake network: who is connected to whom, how long a packet takes, what is cut, and what
+//! becomes of gossip on its way.
 //!
-//! Gossip is modelled on gossipsub: an author sends to all its peers, whoever finds a message
-//! sound passes it on to six of its own, and nobody takes it twice. What is sent while a link is
-//! cut is lost; anti-entropy has to make up for it.
+//! To whom gossip is passed on is decided in `gossip`. Nobody takes a message twice. What is sent
+//! while a link is cut is lost; anti-entropy has to make up for it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -12,6 +12,7 @@ use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
 
 use crate::faults::{KEEPERS, Kind};
+use crate::gossip::is_large;
 use crate::options::{MS, SECOND};
 use crate::queue::{Message, Next};
 use crate::rng::{Rng, mix};
@@ -25,8 +26,6 @@ pub struct Link {
     pub relay: Option<usize>,
 }
 
-/// Peers to which a message is passed on.
-const MESH: usize = 6;
 /// A dead connection is noticed by its pings: every 10 s, each of which may take 10 s.
 const PING: u64 = 10 * SECOND;
 /// Waits between dials of a node that one was given.
@@ -41,6 +40,13 @@ pub const TOPIC: &str = "simnet";
 
 const fn pair(one: usize, other: usize) -> (usize, usize) {
     if one < other { (one, other) } else { (other, one) }
+}
+
+/// How long a packet takes at least between two nodes: 0.2 to 30.2 ms.
+pub const fn latency(seed: u64, nodes: usize, one: usize, other: usize) -> u64 {
+    let (low, high) = pair(one, other);
+    let place = (low * nodes + high) as u64;
+    MS / 5 + mix(seed ^ mix(place)) % (30 * MS)
 }
 
 /// Where a node listens.
@@ -69,9 +75,7 @@ impl World {
         if self.is_blocked(from, to) {
             return None;
         }
-        let (low, high) = pair(from, to);
-        let place = (low * self.nodes.len() + high) as u64;
-        let base = MS / 5 + mix(self.options.seed ^ mix(place)) % (30 * MS);
+        let base = latency(self.options.seed, self.nodes.len(), from, to);
         let burst = self.in_burst(from) || self.in_burst(to);
         let rng = &mut self.nodes[from].rng;
         let jitter = rng.below(base / 8 + 1);
@@ -126,6 +130,7 @@ impl World {
         };
         self.numbers += 1;
         self.links.insert(pair(node, to), Link { id: self.numbers, relay });
+        self.gossip.connect(now, node, to);
         if relay.is_some() && !self.nodes[node].is_nat {
             let upgrade = Next::Upgrade { one: node, other: to, link: self.numbers };
             self.queue.push(self.now + UPGRADE, upgrade);
@@ -164,6 +169,7 @@ impl World {
         if self.links.remove(&pair(one, other)).is_none() {
             return;
         }
+        self.gossip.disconnect(one, other);
         for (node, gone) in [(one, other), (other, one)] {
             self.nodes[node].contacts.remove(&gone);
             if !self.nodes[node].is_up() {
@@ -259,11 +265,11 @@ impl World {
     pub(crate) fn publish(&mut self, node: usize, data: Vec<u8>) {
         self.numbers += 1;
         let author = self.nodes[node].id;
-        let message = Rc::new(Message { id: self.numbers, author, data });
+        let heard = RefCell::default();
+        let message = Rc::new(Message { id: self.numbers, author, data, heard });
         let now = self.now;
         self.nodes[node].seen.insert(now, message.id);
-        let all: Vec<usize> = self.nodes[node].contacts.iter().copied().collect();
-        for to in all {
+        for to in self.gossip.publish(now, node, message.data.len()) {
             self.send(node, to, &message);
         }
     }
@@ -304,6 +310,9 @@ impl World {
             return;
         }
         self.stats.messages += 1;
+        if is_large(message.data.len()) {
+            message.heard.borrow_mut().insert(to, now);
+        }
         let event = Event::Gossip {
             message: message.id,
             topic: TOPIC.to_owned(),
@@ -320,11 +329,13 @@ impl World {
     pub(crate) fn pass_on(&mut self, node: usize) {
         let Some((message, from)) = self.hearing.clone() else { return };
         let author = self.by_peer.get(&message.author).copied();
-        let salt = mix(node as u64);
-        let mut others: Vec<usize> = self.nodes[node].contacts.iter().copied().collect();
-        others.retain(|other| *other != from && Some(*other) != author);
-        others.sort_unstable_by_key(|other| mix(salt ^ *other as u64));
-        for to in others.into_iter().take(MESH) {
+        let (now, seed, nodes) = (self.now, self.options.seed, self.nodes.len());
+        // Its word that it has the message has come.
+        let has = |other: usize| {
+            let heard = message.heard.borrow().get(&other).copied();
+            heard.is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
+        };
+        for to in self.gossip.forward(now, node, (from, author), message.data.len(), has) {
             self.send(node, to, &message);
         }
     }

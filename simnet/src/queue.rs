@@ -1,8 +1,9 @@
 //! What is to happen, in the order of time; what is due at the same time happens in the order in
 //! which it was put there.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 
 use doppler_ids::PeerId;
@@ -19,6 +20,8 @@ pub struct Message {
     pub id: u64,
     pub author: PeerId,
     pub data: Vec<u8>,
+    /// When a node first heard it, if it is large.
+    pub heard: RefCell<BTreeMap<usize, u64>>,
 }
 
 /// What is to happen. `boot` is the life of the node that it belongs to: what a killed node was
@@ -177,6 +180,11 @@ impl Queue {
     pub fn push(&mut self, at: u64, next: Next) {
         self.sequence += 1;
         self.heap.push(Entry { at, sequence: self.sequence, next });
+    }
+
+    /// When the next thing happens.
+    pub fn next_at(&self) -> Option<u64> {
+        self.heap.peek().map(|entry| entry.at)
     }
 
     pub fn pop(&mut self) -> Option<(u64, Next)> {

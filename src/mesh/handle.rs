@@ -138,6 +138,7 @@ impl Mesh {
             webrtc_certificate: options.webrtc_certificate,
             swarm_key: options.swarm_key,
             tls_roots: options.tls_roots,
+            carrier: options.carrier,
             ..Options::new(options.seed)
         })
         .await?;

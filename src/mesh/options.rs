@@ -1,10 +1,11 @@
 //! The options of a mesh, its errors, and the bounds of its I/O. The bounds of its decisions are in
 //! `core::limits`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use doppler_ids::Address;
-use doppler_swarm::{RelayMode, SwarmError, SwarmKey};
+use doppler_swarm::{Carrier, RelayMode, SwarmError, SwarmKey};
 
 use super::core::limits::Timing;
 use super::core::{Refused, TooMany};
@@ -39,6 +40,8 @@ pub struct MeshOptions {
     pub ask_reach: bool,
     /// Whether to ask the router to forward the listening ports.
     pub upnp: bool,
+    /// Carries the node's connections in place of the system's sockets.
+    pub carrier: Option<Arc<dyn Carrier>>,
     /// How long a read looks for a holder before it is `NotFound`.
     pub find_timeout: Duration,
     pub timing: Timing,
@@ -68,6 +71,7 @@ impl MeshOptions {
             relay: RelayMode::Off,
             ask_reach: false,
             upnp: false,
+            carrier: None,
             find_timeout: FIND_TIMEOUT,
             timing: Timing::default(),
             upload_slots: UPLOAD_SLOTS,

@@ -12,6 +12,7 @@
 mod activity;
 mod actor;
 mod behaviour;
+mod carrier;
 mod convert;
 mod dials;
 mod gate;
@@ -33,6 +34,7 @@ mod upnp;
 mod webrtc;
 mod wide;
 
+pub use carrier::{Arrival, Carrier, Duplex, Listening, RawStream};
 pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use gate::{Refusal, prove_key};
 pub use handle::{

@@ -1,9 +1,10 @@
 //! The options of a swarm, and all of its bounds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::redial::Pauses;
-use crate::{Address, RelayMode, SwarmKey};
+use crate::{Address, Carrier, RelayMode, SwarmKey};
 
 /// Log directives for libraries that complain whenever a link is down, although they try again.
 pub const QUIET_LOGS: &str = "libp2p_mdns=off,quinn_udp=off";
@@ -50,6 +51,8 @@ pub struct Options {
     /// Whether to ask the router to forward the listening ports (UPnP). A node that listens on
     /// loopback only never does.
     pub upnp: bool,
+    /// Carries the node's connections in place of the system's sockets.
+    pub carrier: Option<Arc<dyn Carrier>>,
     pub limits: Limits,
 }
 
@@ -72,6 +75,7 @@ impl Options {
             relay: RelayMode::Off,
             ask_reach: false,
             upnp: false,
+            carrier: None,
             limits: Limits::default(),
         }
     }

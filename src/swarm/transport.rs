@@ -4,6 +4,8 @@
 //! Invariants: every connection has proved the remote's peer id and, in a private swarm, has
 //! passed the gate before it leaves this module. Neither takes longer than its time-out.
 
+use std::sync::Arc;
+
 use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::timeout::TransportTimeout;
@@ -18,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::SwarmError;
 use crate::behaviour::setup;
+use crate::carrier::{Carried, Carrier};
 use crate::gate::{Gate, Refusal};
 use crate::options::{
     CONNECTION_STREAMS_MAX, HANDSHAKE_TIMEOUT, Options, TLS_ROOTS_MAX, WEBSOCKET_FRAME_BYTES_MAX,
@@ -67,7 +70,11 @@ pub(crate) fn build(
     options: &Options,
     refusals: mpsc::Sender<Refusal>,
 ) -> Result<(Boxed<Connection>, Option<relay::client::Behaviour>), SwarmError> {
-    let mut transports = Wide(transports(keys, options)?).boxed();
+    let transports = match &options.carrier {
+        Some(carrier) => carried(keys, carrier.clone())?,
+        None => transports(keys, options)?,
+    };
+    let mut transports = Wide(transports).boxed();
     let mut circuits = None;
     if options.relay != RelayMode::Off {
         let (relayed, behaviour) = relay::client::new(keys.public().to_peer_id());
@@ -115,6 +122,17 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
     let direct = webrtc::listener(keys, options.webrtc_certificate.as_deref())?;
     // WebSocket comes before TCP, which would accept the first part of its addresses as its own.
     Ok(either(either(timely(browsers), direct), native))
+}
+
+/// As TCP, but for the sockets.
+fn carried(keys: &Keypair, carrier: Arc<dyn Carrier>) -> Result<Boxed<Connection>, SwarmError> {
+    let encryption = noise::Config::new(keys).map_err(|error| setup("encryption", &error))?;
+    let plain = Carried::new(carrier)
+        .upgrade(Version::V1Lazy)
+        .authenticate(encryption)
+        .multiplex(multiplexing())
+        .boxed();
+    Ok(timely(plain))
 }
 
 /// Ends handshakes that stall: a silent socket would occupy one of the few pending connections.
