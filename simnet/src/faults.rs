@@ -163,12 +163,12 @@ impl Fault {
     }
 }
 
-/// Nodes that the scenario `kill` kills.
+/// Nodes that the scenarios `kill` and `busy` kill unless they are told.
 const KILLED: usize = 3;
 
-/// The last three of the nodes die together in the middle of the safety phase.
+/// The last of the nodes die together in the middle of the safety phase.
 fn kill(options: &Options, number: usize) -> Fault {
-    let node = options.nodes.saturating_sub(1 + number % KILLED);
+    let node = options.nodes.saturating_sub(1 + number);
     let (from, until) = (options.safety() / 2, options.safety());
     Fault { number, from, until, kind: Kind::Die { node } }
 }
@@ -182,8 +182,12 @@ pub fn plan(options: &Options) -> Vec<Fault> {
     };
     let minutes = options.safety() / SECOND * per_minute * options.nodes as u64;
     let count = (minutes / 600) as usize;
-    let is_kill = options.scenario == Scenario::Kill;
-    let count = if is_kill { KILLED } else { count };
+    let is_kill = options.scenario.kills();
+    let count = match options.scenario {
+        Scenario::Quiet => 0,
+        _ if is_kill => KILLED,
+        _ => count,
+    };
     let numbers = options.faults.clone().unwrap_or_else(|| (0..count).collect());
     let draw = if is_kill { kill } else { Fault::draw };
     numbers.into_iter().map(|number| draw(options, number)).collect()

@@ -23,6 +23,8 @@ pub struct Healed {
     /// Bytes of copies made, and of those that were missing when the last node died.
     pub moved: u64,
     pub least: u64,
+    /// Objects of which every copy died.
+    pub lost: u64,
     /// Bytes a second that the survivors' lines take together.
     pub joint: u64,
 }
@@ -127,11 +129,15 @@ impl World {
         }
         self.nodes[node].is_gone = true;
         self.stop(node, false);
-        let missing = |shard: &ShardId| {
-            let copies = self.nodes.iter().filter(|this| this.disk.is_whole(*shard)).count();
-            self.replicas.min.saturating_sub(copies) as u64 * self.size(*shard)
+        let copies =
+            |shard: &ShardId| self.nodes.iter().filter(|this| this.disk.is_whole(*shard)).count();
+        let missing = |shard: &ShardId| match copies(shard) {
+            // Nobody can copy what is nowhere.
+            0 => 0,
+            copies => self.replicas.min.saturating_sub(copies) as u64 * self.size(*shard),
         };
         self.healed.least = self.objects.keys().map(missing).sum();
+        self.healed.lost = self.objects.keys().filter(|shard| copies(shard) == 0).count() as u64;
         self.healed.joint = self.nodes.iter().filter(|this| this.is_up()).map(|n| n.down).sum();
         self.healed.died = self.now;
     }

@@ -5,12 +5,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use simnet::report::{PAGE, ReportOptions};
 use simnet::{Options, Outcome, Scenario, Stats, World, plan, shrink};
 
 /// Runs swarms in virtual time and checks what must always hold.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many seeds to run
     #[arg(long, default_value_t = 100)]
     seeds: u64,
@@ -33,6 +37,12 @@ struct Args {
     /// Prints each seed's schedule hash and faults
     #[arg(long)]
     verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures healing and gossip, and writes a page with plots and the figures as JSON
+    Report(ReportOptions),
 }
 
 impl Args {
@@ -72,8 +82,27 @@ fn run_all(args: &Args) -> Result<Vec<(Options, Outcome)>, String> {
     Ok(done)
 }
 
+/// Writes a report; the exit code is 1 if a rule was broken.
+fn report(options: &ReportOptions) -> ExitCode {
+    println!("{}", options.headline());
+    let report = options.collect(|done| println!("{done}"));
+    if let Err(error) = report.write(options) {
+        eprintln!("error: cannot write {}: {error}", options.out.display());
+        return ExitCode::from(2);
+    }
+    let violations = report.violations();
+    for violation in &violations {
+        println!("{violation}");
+    }
+    println!("{} violations, {}", violations.len(), options.out.join(PAGE).display());
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Command::Report(options)) = &args.command {
+        return report(options);
+    }
     let (first, last) = (args.first_seed, args.first_seed.wrapping_add(args.seeds.max(1) - 1));
     let scenario = args.scenario;
     println!(
@@ -102,7 +131,7 @@ fn main() -> ExitCode {
                 println!("  {fault:?}");
             }
         }
-        if scenario == Scenario::Kill {
+        if scenario.kills() {
             println!("seed {}: {}", options.seed, outcome.healed);
         }
         let Some(violation) = &outcome.violation else { continue };

@@ -23,10 +23,26 @@ pub enum Scenario {
     Liars,
     /// Three nodes are killed at once and do not come back; a model of real size.
     Kill,
+    /// The same, while every node reads for tokens.
+    Busy,
+    /// Nothing goes wrong, and nobody reads: what a swarm costs by itself.
+    Quiet,
     /// Nodes leave for good, once others hold what they hold.
     Drain,
     /// One node has everything, the others begin empty and want all of it.
     ColdStart,
+}
+
+impl Scenario {
+    /// Whether nodes are killed for ever.
+    pub const fn kills(self) -> bool {
+        matches!(self, Self::Kill | Self::Busy)
+    }
+
+    /// Whether each object lies on as many nodes as it should, and no other.
+    pub const fn is_placed(self) -> bool {
+        matches!(self, Self::Kill | Self::Busy | Self::Quiet)
+    }
 }
 
 /// One run.

@@ -53,10 +53,10 @@ impl World {
     pub(crate) fn furnish(&mut self) {
         let (seed, scenario) = (self.options.seed, self.options.scenario);
         let mut rng = Rng::fork(seed, "models", 0);
-        let is_one = matches!(scenario, Scenario::ColdStart | Scenario::Kill);
+        let is_one = scenario == Scenario::ColdStart || scenario.is_placed();
         let models = if is_one { 1 } else { 2 };
         for number in 0..models {
-            let is_large = scenario == Scenario::Kill;
+            let is_large = scenario.kills();
             let count = if is_large { MIXTRAL_OBJECTS } else { rng.between(6, 20) };
             let name = |index: u64| bytes(seed, (number as u64) << 20 | index);
             let objects: Vec<ShardId> = (1..=count).map(|index| name(index).into()).collect();
@@ -82,17 +82,17 @@ impl World {
         let id = PeerId::from_seed(bytes(seed, 2 << 32 | index as u64));
         let total: u64 = self.objects.values().map(|object| object.size).sum();
         let is_cold = scenario == Scenario::ColdStart;
-        let is_kill = scenario == Scenario::Kill;
-        let is_keeper = !is_kill && index < if is_cold { 1 } else { KEEPERS };
-        let wants_all = is_cold || is_keeper || !is_kill && rng.percent(20);
-        let is_small = !wants_all && !is_kill && rng.percent(50);
+        let is_placed = scenario.is_placed();
+        let is_keeper = !is_placed && index < if is_cold { 1 } else { KEEPERS };
+        let wants_all = is_cold || is_keeper || !is_placed && rng.percent(20);
+        let is_small = !wants_all && !is_placed && rng.percent(50);
         let budget = if is_small { total / 4 * 3 + 13 * MIB } else { 2 * total };
         let kind = PolicyKind::ALL[rng.below(3) as usize];
         let mut disk = Disk::new(budget, kind.make());
         let share = rng.below(70);
         for (shard, object) in &self.objects {
             let starts_here = match scenario {
-                Scenario::Kill => self.is_placed(*shard, index),
+                _ if is_placed => self.is_placed(*shard, index),
                 // Only what healing copies stands between a drain and a loss.
                 Scenario::ColdStart | Scenario::Drain => is_keeper,
                 _ => is_keeper || rng.percent(share),
@@ -102,7 +102,7 @@ impl World {
                 && starts_here
                 && fits
             {
-                let purpose = if is_kill { Purpose::Heal } else { Purpose::Pull };
+                let purpose = if is_placed { Purpose::Heal } else { Purpose::Pull };
                 let (shard, size, is_pinned) = (*shard, object.size, is_keeper);
                 disk.put(Job { shard, size, range, is_pinned, purpose });
             }
@@ -112,7 +112,7 @@ impl World {
         let latest = if is_cold { 20 } else { 3 };
         let starts = if is_keeper { 0 } else { rng.below(latest * SECOND) };
         let (up, down) = (rng.between(10, 125) * 1_000_000, rng.between(10, 125) * 1_000_000);
-        let (up, down) = if is_kill { (GIGABIT, GIGABIT) } else { (up, down) };
+        let (up, down) = if is_placed { (GIGABIT, GIGABIT) } else { (up, down) };
         self.nodes.push(Node {
             id,
             is_nat: hides && index > KEEPERS && rng.percent(25),
@@ -221,11 +221,13 @@ impl World {
 
     /// A node reads something that it lacks, and sometimes thinks better of it.
     pub(crate) fn work(&mut self, node: usize) {
-        if self.options.scenario == Scenario::Kill {
-            return;
-        }
+        let is_busy = match self.options.scenario {
+            Scenario::Kill | Scenario::Quiet => return,
+            other => other == Scenario::Busy,
+        };
         let boot = self.nodes[node].boot;
-        let next = self.now + self.nodes[node].rng.between(SECOND / 2, 8 * SECOND);
+        let longest = if is_busy { SECOND } else { 8 * SECOND };
+        let next = self.now + self.nodes[node].rng.between(SECOND / 2, longest);
         self.queue.push(next, Next::Work { node, boot });
         if self.nodes[node].reads.len() >= WORK_MAX {
             return;
@@ -247,8 +249,9 @@ impl World {
         let shard = objects[rng.below(objects.len() as u64) as usize];
         let size = self.objects.get(&shard).map_or(1, |object| object.size);
         let (is_token, is_all, is_patient) = (rng.percent(70), rng.percent(30), rng.percent(80));
+        let (is_token, is_all) = (is_token || is_busy, is_all && !is_busy);
         let start = if is_all { 0 } else { rng.below(size) };
-        let len = if is_all { size } else { rng.between(1, MIB) };
+        let len = if is_all { size } else { rng.between(1, if is_busy { 8 * MIB } else { MIB }) };
         let wait = rng.between(SECOND, 30 * SECOND);
         let Some(range) = ByteRange::new(start, (start + len).min(size)) else { return };
         if self.nodes[node].disk.holds(shard, range) {
@@ -366,10 +369,16 @@ impl World {
             self.over(node, reading.shard, purpose, false);
             return;
         }
+        if purpose == Purpose::Work && self.options.scenario == Scenario::Busy {
+            self.token_times.push((self.now, self.now - reading.began));
+        }
         self.check_read(node, &reading);
         let rng = &mut self.nodes[node].rng;
         let is_kept = match purpose {
-            Purpose::Work => rng.percent(60) && self.options.scenario != Scenario::Drain,
+            Purpose::Work => {
+                rng.percent(60)
+                    && !matches!(self.options.scenario, Scenario::Drain | Scenario::Busy)
+            }
             Purpose::Probe => false,
             Purpose::Manifest(_) | Purpose::Pull | Purpose::Heal | Purpose::Repair => true,
         };

@@ -14,6 +14,7 @@ use doppler_store::signature::SignedModel;
 
 use crate::check::{Schedule, Stats, Violation};
 use crate::faults::{self, Fault, Kind, Lie};
+use crate::gossip::Gossip;
 use crate::heal::Healed;
 use crate::net::{Link, TOPIC, address_of};
 use crate::node::{Node, Reply};
@@ -55,6 +56,7 @@ pub struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) by_peer: BTreeMap<PeerId, usize>,
     pub(crate) links: BTreeMap<(usize, usize), Link>,
+    pub(crate) gossip: Gossip,
     pub(crate) models: Vec<Model>,
     pub(crate) objects: BTreeMap<ShardId, Object>,
     faults: Vec<Fault>,
@@ -71,6 +73,10 @@ pub struct World {
     pub(crate) violation: Option<Violation>,
     pub(crate) replicas: Replicas,
     pub(crate) healed: Healed,
+    /// When nodes learned of models that are watched.
+    pub(crate) watched: BTreeMap<ModelId, Vec<u64>>,
+    /// When a read for a token ended, and how long it took, in the scenario `busy`.
+    pub(crate) token_times: Vec<(u64, u64)>,
     /// Since when an object has too few copies, and a node one too many, without a break.
     pub(crate) lacking: BTreeMap<ShardId, u64>,
     pub(crate) surplus: BTreeMap<(usize, ShardId), u64>,
@@ -88,24 +94,33 @@ impl World {
     pub fn run(options: &Options, plant: Option<Plant>) -> Outcome {
         planted::plant(plant);
         let mut world = Self::new(options);
-        while world.violation.is_none() {
-            let Some((at, next)) = world.queue.pop() else { break };
-            if at > options.end() {
-                break;
-            }
-            world.now = at;
-            world.stats.events += 1;
-            world.step(next);
-        }
+        world.run_until(options.end());
         if world.violation.is_none() {
             world.check_end();
         }
         planted::plant(None);
-        let Self { violation, schedule, stats, healed, .. } = world;
+        world.outcome()
+    }
+
+    /// Everything up to a time, or to the first violation.
+    pub(crate) fn run_until(&mut self, end: u64) {
+        while self.violation.is_none() && self.queue.next_at().is_some_and(|at| at <= end) {
+            let Some((at, next)) = self.queue.pop() else { break };
+            self.now = at;
+            self.stats.events += 1;
+            self.step(next);
+        }
+        if self.violation.is_none() {
+            self.now = end;
+        }
+    }
+
+    pub(crate) fn outcome(self) -> Outcome {
+        let Self { violation, schedule, stats, healed, .. } = self;
         Outcome { violation, schedule: schedule.value(), stats, healed }
     }
 
-    fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
         let mut world = Self {
             options: options.clone(),
             base: Instant::now(),
@@ -114,6 +129,7 @@ impl World {
             nodes: Vec::new(),
             by_peer: BTreeMap::new(),
             links: BTreeMap::new(),
+            gossip: Gossip::new(options.seed, options.nodes),
             models: Vec::new(),
             objects: BTreeMap::new(),
             faults: faults::plan(options),
@@ -125,10 +141,12 @@ impl World {
             schedule: Schedule::default(),
             violation: None,
             replicas: match options.scenario {
-                Scenario::Kill => Replicas { min: 4, max: 5 },
+                Scenario::Kill | Scenario::Busy => Replicas { min: 4, max: 5 },
                 _ => Replicas::default(),
             },
             healed: Healed::default(),
+            watched: BTreeMap::new(),
+            token_times: Vec::new(),
             lacking: BTreeMap::new(),
             surplus: BTreeMap::new(),
         };
@@ -223,7 +241,12 @@ impl World {
                 }
             }
             Action::End { read, result } => self.on_end(node, read, &result),
-            Action::Learned { .. } => {}
+            Action::Learned { is_own: true, .. } => {}
+            Action::Learned { signed, .. } => {
+                if let Some(times) = self.watched.get_mut(&signed.model) {
+                    times.push(now);
+                }
+            }
             // What its holdings mean goes with it; it is registered again as long as it is here.
             Action::Forgot(id) => {
                 if let Some(model) = self.models.iter().position(|model| model.id == id) {
@@ -314,6 +337,7 @@ impl World {
         }
         // Connections of its former life end when it answers that it knows nothing of them.
         self.drop_links(node);
+        self.gossip.begin(self.now, node);
         let now = self.instant(self.now);
         let this = &mut self.nodes[node];
         let (own, topic) = (this.id, TOPIC.to_owned());
