@@ -21,6 +21,8 @@ pub struct Builder {
     ropes: Vec<(RopeSpec, usize)>,
     table: Option<WeightId>,
     layer: Option<usize>,
+    /// Norms are stored as the difference from 1.
+    has_offset_norms: bool,
 }
 
 /// Grouped-query attention in one layer.
@@ -39,9 +41,8 @@ pub struct Attention {
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub out_bias: bool,
-    /// The epsilon of the norm by which queries and keys are normalised, head by head, before the
-    /// rotation, if they are.
-    pub head_norm: Option<f32>,
+    /// How queries and keys are normalised before the rotation.
+    pub norm: QueryKeyNorm,
     /// The module whose rows are the projections of queries, keys and values, in this order. `None`
     /// if each has its own module.
     pub packed: Option<&'static str>,
@@ -60,10 +61,20 @@ impl Attention {
             window,
             qkv_bias: false,
             out_bias: false,
-            head_norm: None,
+            norm: QueryKeyNorm::None,
             packed: None,
         }
     }
+}
+
+/// A norm of queries and keys, with its epsilon.
+#[derive(Debug, Clone, Copy)]
+pub enum QueryKeyNorm {
+    None,
+    /// Of each head by itself; all heads share a vector.
+    Heads(f32),
+    /// Of all heads together.
+    Whole(f32),
 }
 
 /// `down(act(gate(x)) * up(x))`.
@@ -125,7 +136,13 @@ impl Builder {
     pub fn new(shape: &Shape) -> Self {
         let &Shape { layers, vocab, context_max, .. } = shape;
         let graph = Graph { vocab, context_max, layers, ..Graph::default() };
-        Self { graph, ropes: Vec::new(), table: None, layer: None }
+        Self { graph, ropes: Vec::new(), table: None, layer: None, has_offset_norms: false }
+    }
+
+    /// The checkpoint's norms are all stored as the difference from 1 (Gemma).
+    pub const fn offset_norms(mut self) -> Self {
+        self.has_offset_norms = true;
+        self
     }
 
     /// A rope that rotates the first `rotary_dim` elements of a head. Equal arguments give the same
@@ -170,6 +187,21 @@ impl Builder {
         self.graph.ops.push(Op::Add { x, y: delta });
     }
 
+    /// `x += rms_norm(block(y))`, where `y` is `x`, or `rms_norm(x)` with the norm `before`: a
+    /// sub-block whose result is normalised.
+    pub fn residual_normed(
+        &mut self,
+        x: Buf,
+        (before, after): (Option<&str>, &str),
+        eps: f32,
+        piece: impl FnOnce(&mut Self, Buf) -> Buf,
+    ) {
+        let input = before.map_or(x, |before| self.norm(x, before, eps));
+        let delta = piece(self, input);
+        let normed = self.norm(delta, after, eps);
+        self.graph.ops.push(Op::Add { x, y: normed });
+    }
+
     /// `rms_norm(x)` with the vector `NAME.weight`.
     pub fn norm(&mut self, x: Buf, name: &str, eps: f32) -> Buf {
         let width = self.graph.width(x);
@@ -196,8 +228,13 @@ impl Builder {
         let v = project("v", "self_attn.v_proj", WeightRole::Value, kv_width);
         for (x, norm, heads) in [(q, "self_attn.q_norm", heads), (k, "self_attn.k_norm", kv_heads)]
         {
-            if let Some(eps) = of.head_norm {
-                let weight = self.norm_weight(norm, head_dim);
+            let normed = match of.norm {
+                QueryKeyNorm::None => None,
+                QueryKeyNorm::Heads(eps) => Some((head_dim, eps)),
+                QueryKeyNorm::Whole(eps) => Some((heads * head_dim, eps)),
+            };
+            if let Some((width, eps)) = normed {
+                let weight = self.norm_weight(norm, width);
                 self.graph.ops.push(Op::RmsNorm { x, weight, out: x, eps });
             }
             if let Some(rope) = of.rope {
@@ -322,7 +359,11 @@ impl Builder {
     /// The vector `NAME.weight` of a norm.
     fn norm_weight(&mut self, name: &str, width: usize) -> WeightId {
         let name = self.name(&format!("{name}.weight"));
-        self.weight(name, WeightRole::Norm, 1, width, Source::Itself)
+        let source = match self.has_offset_norms {
+            true => Source::Itself.add_one(),
+            false => Source::Itself,
+        };
+        self.weight(name, WeightRole::Norm, 1, width, source)
     }
 
     /// A tensor's name within the current layer.

@@ -142,12 +142,17 @@ impl<'a> Config<'a> {
 
     /// `hidden_act`; SiLU if it is absent.
     pub fn activation(&self) -> Result<Activation, FamilyError> {
-        match self.get("hidden_act") {
-            None => Ok(Activation::Silu),
+        self.activation_of("hidden_act", Activation::Silu)
+    }
+
+    /// The activation that a key names.
+    pub fn activation_of(&self, key: &str, default: Activation) -> Result<Activation, FamilyError> {
+        match self.get(key) {
+            None => Ok(default),
             Some(value) => match value.as_str() {
                 Some("silu" | "swish") => Ok(Activation::Silu),
                 Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
-                _ => Err(self.unsupported("hidden_act", value, "silu, gelu_pytorch_tanh")),
+                _ => Err(self.unsupported(key, value, "silu, gelu_pytorch_tanh")),
             },
         }
     }
@@ -160,6 +165,17 @@ impl<'a> Config<'a> {
     /// `rms_norm_eps`.
     pub fn rms_eps(&self, default: f64) -> Result<f32, FamilyError> {
         Ok(self.positive("rms_norm_eps", default)? as f32)
+    }
+
+    /// Refuses keys that change the result, and for which there is no kernel, unless they are
+    /// absent, `null` or `false`.
+    pub fn refuse(&self, keys: &[&str]) -> Result<(), FamilyError> {
+        for key in keys {
+            if let Some(value) = self.get(key).filter(|value| value.as_bool() != Some(false)) {
+                return Err(self.unsupported(key, value, "null"));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses weights that are already quantized; such checkpoints cannot be read here.

@@ -1,7 +1,7 @@
 //! Qwen3, dense: queries and keys are normalised head by head; an optional sliding window in the
 //! layers that `layer_types` names (or those from `max_window_layers` on).
 
-use super::block::{Attention, Builder, FeedForward};
+use super::block::{Attention, Builder, FeedForward, QueryKeyNorm};
 use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -27,7 +27,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         let attention = Attention {
             qkv_bias: bias,
             out_bias: bias,
-            head_norm: Some(eps),
+            norm: QueryKeyNorm::Heads(eps),
             ..Attention::new(&shape, rope, window)
         };
         d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));

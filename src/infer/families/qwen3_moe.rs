@@ -1,7 +1,7 @@
 //! Qwen3-MoE: Qwen3's attention, with experts in every `decoder_sparse_step`-th layer that
 //! `mlp_only_layers` does not list, and a dense feed-forward in the others.
 
-use super::block::{Attention, Builder, Experts, FeedForward};
+use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -49,7 +49,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         let attention = Attention {
             qkv_bias: bias,
             out_bias: bias,
-            head_norm: Some(eps),
+            norm: QueryKeyNorm::Heads(eps),
             ..Attention::new(&shape, rope, window)
         };
         d.residual(x, "input_layernorm", eps, |d, x| d.attention(x, &attention));

@@ -1,7 +1,8 @@
 //! Rotary embedding parameters: from both config forms to inverse frequencies.
 //!
-//! Forms: `default`, `linear` (frequencies divided by a factor) and `llama3`
-//! (NTK by parts, Llama 3.1). Every other `rope_type` is refused by name.
+//! Forms: `default`, `linear` (frequencies divided by a factor), `llama3` (NTK by parts, Llama 3.1)
+//! and `yarn`. Every other `rope_type` is refused by name. Families whose sliding layers rotate
+//! differently have two specs ([`RopeSpec::by_layer_type`]).
 //! Formulas: Transformers, `modeling_rope_utils.py`.
 
 use std::cell::RefCell;
@@ -39,6 +40,20 @@ pub enum RopeScaling {
         /// Tokens.
         original_context: f64,
     },
+    /// Divides the frequencies of pairs that rotate less than `beta_slow` times within the original
+    /// context by `factor`, keeps those that rotate more than `beta_fast` times, and blends in
+    /// between. (Peng et al., "YaRN", arXiv 2309.00071.)
+    Yarn {
+        factor: f64,
+        /// Tokens.
+        original_context: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        /// Whether the bounds of the blend are whole pairs.
+        truncate: bool,
+        /// The factor of sines and cosines.
+        attention_factor: f64,
+    },
 }
 
 impl RopeSpec {
@@ -54,13 +69,11 @@ impl RopeSpec {
     ) -> Result<Self, FamilyError> {
         let theta = config.positive("rope_theta", default_theta)?;
         let partial = config.positive("partial_rotary_factor", 1.0)?;
-        let read = |key| {
-            let map = config.get(key).map(|value| object(key, value)).transpose()?;
+        let read = |key: &'static str| {
+            let map = config.get(key).map(|value| flat(key, value)).transpose()?;
             // An empty set of parameters counts as absent.
             let Some(map) = map.filter(|map| !map.is_empty()) else { return Ok(None) };
-            Keys { config, key, map, read: RefCell::default() }
-                .spec(theta, partial, context_max)
-                .map(Some)
+            Keys::new(config, key, map).spec(theta, partial, context_max).map(Some)
         };
         match (read("rope_scaling")?, read("rope_parameters")?) {
             (None, None) => {
@@ -84,16 +97,96 @@ impl RopeSpec {
         }
     }
 
+    /// The specs of layers that see everything and of sliding layers.
+    ///
+    /// Reads the new form, a set of `rope_parameters` for each layer type, or else the old one:
+    /// there, all keys of [`Self::from_config`] are those of layers that see everything, and sliding
+    /// layers use the plain form with the base `local_theta` gives, or with the same base.
+    pub fn by_layer_type(
+        config: &Config<'_>,
+        default_theta: f64,
+        local_theta: Option<f64>,
+        context_max: usize,
+    ) -> Result<LayerRopes, FamilyError> {
+        const KEY: &str = "rope_parameters";
+        let sets = config.get(KEY).and_then(Value::as_object);
+        let Some(sets) = sets.filter(|sets| sets.values().any(Value::is_object)) else {
+            let full = Self::from_config(config, default_theta, context_max)?;
+            let theta = local_theta.unwrap_or(full.theta);
+            return Ok(LayerRopes { full, sliding: Self { theta, scaling: RopeScaling::None } });
+        };
+        let set = |kind: &'static str, key: &'static str, theta: f64| {
+            let value = sets.get(kind).ok_or_else(|| FamilyError::Bad {
+                key: key.into(),
+                value: "missing".into(),
+                want: "the parameters of this layer type".into(),
+            })?;
+            Keys::new(config, key, flat(key, value)?).spec(theta, 1.0, context_max)
+        };
+        let known = ["full_attention", "sliding_attention"];
+        if let Some((kind, value)) = sets.iter().find(|(kind, _)| !known.contains(&kind.as_str())) {
+            return Err(config.unread(&format!("{KEY}.{kind}"), value));
+        }
+        let full = set(known[0], "rope_parameters.full_attention", default_theta)?;
+        let theta = local_theta.unwrap_or(default_theta);
+        let sliding = set(known[1], "rope_parameters.sliding_attention", theta)?;
+        Ok(LayerRopes { full, sliding })
+    }
+
     /// Inverse frequencies of a head of `head_dim`: `theta^(-2i / head_dim)`, scaled.
     pub fn rope(&self, head_dim: usize) -> Rope {
-        let inv_freq = (0..head_dim / 2)
-            .map(|i| {
-                let exponent = (2 * i) as f64 / head_dim as f64;
-                self.scaling.apply(self.theta.powf(-exponent)) as f32
-            })
-            .collect();
-        Rope { inv_freq, attention_factor: 1.0 }
+        let inv_freq = (0..head_dim / 2).map(|i| self.inv_freq(i, head_dim) as f32).collect();
+        let attention_factor = match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        };
+        Rope { inv_freq, attention_factor }
     }
+
+    /// How far pair `i` of a head turns from one position to the next, in radians.
+    fn inv_freq(&self, i: usize, head_dim: usize) -> f64 {
+        let freq = self.theta.powf(-((2 * i) as f64 / head_dim as f64));
+        match self.scaling {
+            RopeScaling::None => freq,
+            RopeScaling::Linear { factor } => freq / factor,
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let wavelength = 2.0 * PI / freq;
+                if wavelength < original_context / high_freq_factor {
+                    freq
+                } else if wavelength > original_context / low_freq_factor {
+                    freq / factor
+                } else {
+                    let smooth = (original_context / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * freq / factor + smooth * freq
+                }
+            }
+            RopeScaling::Yarn {
+                factor, original_context, beta_fast, beta_slow, truncate, ..
+            } => {
+                // The pair that rotates so many times within the original context.
+                let pair = |turns: f64| {
+                    let logarithm = (original_context / (turns * 2.0 * PI)).ln();
+                    head_dim as f64 * logarithm / (2.0 * self.theta.ln())
+                };
+                let (low, high) = match truncate {
+                    true => (pair(beta_fast).floor(), pair(beta_slow).ceil()),
+                    false => (pair(beta_fast), pair(beta_slow)),
+                };
+                let (low, high) = (low.max(0.0), high.min((head_dim - 1) as f64));
+                let width = if low == high { 0.001 } else { high - low };
+                let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                divided * freq / factor + (1.0 - divided) * freq
+            }
+        }
+    }
+}
+
+/// The ropes of a family whose sliding layers have their own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerRopes {
+    pub full: RopeSpec,
+    pub sliding: RopeSpec,
 }
 
 impl fmt::Display for RopeSpec {
@@ -110,6 +203,7 @@ impl RopeScaling {
             Self::None => None,
             Self::Linear { .. } => Some("linear"),
             Self::Llama3 { .. } => Some("llama3"),
+            Self::Yarn { .. } => Some("yarn"),
         }
     }
 
@@ -117,26 +211,8 @@ impl RopeScaling {
     pub const fn factor(&self) -> f64 {
         match *self {
             Self::None => 1.0,
-            Self::Linear { factor } | Self::Llama3 { factor, .. } => factor,
-        }
-    }
-
-    /// Scales one inverse frequency, in radians per position.
-    fn apply(&self, freq: f64) -> f64 {
-        match *self {
-            Self::None => freq,
-            Self::Linear { factor } => freq / factor,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                let wavelength = 2.0 * PI / freq;
-                if wavelength < original_context / high_freq_factor {
-                    freq
-                } else if wavelength > original_context / low_freq_factor {
-                    freq / factor
-                } else {
-                    let smooth = (original_context / wavelength - low_freq_factor)
-                        / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * freq / factor + smooth * freq
-                }
+            Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. } => {
+                factor
             }
         }
     }
@@ -149,7 +225,7 @@ fn refuse_partial(config: &Config<'_>, factor: f64) -> Result<(), FamilyError> {
     }
 }
 
-fn object<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, FamilyError> {
+fn flat<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, FamilyError> {
     let map = value.as_object().ok_or_else(|| bad(key, value, "an object"))?;
     match map.values().any(Value::is_object) {
         true => Err(bad(key, value, "one flat set of parameters for all layers")),
@@ -166,12 +242,23 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
+    fn new(config: &'a Config<'a>, key: &'static str, map: &'a Map<String, Value>) -> Self {
+        Self { config, key, map, read: RefCell::default() }
+    }
+
     /// Interprets the keys, given `rope_theta` and `partial_rotary_factor` from outside of them.
     fn spec(&self, theta: f64, partial: f64, context_max: usize) -> Result<RopeSpec, FamilyError> {
         let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
         refuse_partial(self.config, partial)?;
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
+        if matches!(spec.scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
+            return Err(FamilyError::Bad {
+                key: "rope_theta".into(),
+                value: theta.to_string(),
+                want: "more than 1, for yarn".into(),
+            });
+        }
         let read = self.read.borrow();
         let left =
             |(key, value): &(&String, &Value)| !value.is_null() && !read.contains(key.as_str());
@@ -209,11 +296,39 @@ impl<'a> Keys<'a> {
                     original_context: original.unwrap_or(context_max as f64),
                 })
             }
+            "yarn" => self.yarn(context_max),
             other => {
                 let key = format!("{}.rope_type", self.key);
-                Err(self.config.unsupported(&key, &other.into(), "default, linear, llama3"))
+                Err(self.config.unsupported(&key, &other.into(), "default, linear, llama3, yarn"))
             }
         }
+    }
+
+    /// YaRN with the defaults of `_compute_yarn_parameters`.
+    fn yarn(&self, context_max: usize) -> Result<RopeScaling, FamilyError> {
+        let original = self.number("original_max_position_embeddings")?;
+        let original_context = original.unwrap_or(context_max as f64);
+        let factor = self.needed("factor")?;
+        let scale =
+            |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let by_scale = match (self.number("mscale")?, self.number("mscale_all_dim")?) {
+            (Some(mscale), Some(all)) => scale(mscale) / scale(all),
+            _ => scale(1.0),
+        };
+        let truncate = match self.get("truncate") {
+            None => true,
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| bad(&format!("{}.truncate", self.key), value, "true or false"))?,
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            original_context,
+            beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
+            truncate,
+            attention_factor: self.number("attention_factor")?.unwrap_or(by_scale),
+        })
     }
 
     fn get(&self, name: &'static str) -> Option<&'a Value> {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Described, FamilyError, RopeScaling, RopeSpec, name, read};
-use crate::graph::{Activation, Graph, Kv, Op, Scoring, WeightRole};
+use crate::graph::{Activation, Graph, Kv, Op, Rope, Scoring, WeightRole};
 use crate::source::Source;
 
 fn llama() -> Value {
@@ -290,6 +290,29 @@ fn qwen3_moe_mixes_sparse_and_dense_layers() {
     assert!(refusal(&qwen3_moe(json!({ "mlp_only_layers": [-1] }))).contains("mlp_only_layers"));
 }
 
+/// Against `_compute_yarn_parameters` in double precision.
+#[test]
+fn yarn_keeps_short_wavelengths_and_divides_long_ones() {
+    let yarn = |changes: Value| {
+        let base = json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
+            "original_max_position_embeddings": 64 });
+        rope(&with(llama(), json!({ "rope_scaling": with(base, changes) }))).rope(16)
+    };
+    let close = |rope: &Rope, want: [f64; 4]| {
+        let near = |(have, want): (&f32, f64)| (f64::from(*have) / want - 1.0).abs() < 1e-6;
+        assert!(rope.inv_freq.iter().zip(want).all(near), "{:?}", rope.inv_freq);
+    };
+    let whole = yarn(json!({}));
+    close(&whole, [1.0, 0.237_170_824_512_628, 0.05, 0.007_905_694_150_421]);
+    assert!((whole.attention_factor - 1.138_629_4).abs() < 1e-6);
+    let exact = yarn(json!({ "truncate": false, "attention_factor": 1.5 }));
+    close(&exact, [1.0, 0.198_583_520_153_693, 0.025_595_245_891_924, 0.007_905_694_150_421]);
+    assert_eq!(exact.attention_factor, 1.5);
+    // DeepSeek's two factors: (0.1 * 0.5 ln 4 + 1) / (0.1 * 2 ln 4 + 1).
+    let both = yarn(json!({ "mscale": 0.5, "mscale_all_dim": 2.0 }));
+    assert!((both.attention_factor - 0.837_195_5).abs() < 1e-6, "{}", both.attention_factor);
+}
+
 #[test]
 fn an_unknown_architecture_is_named_with_those_known() {
     let error = refusal(&with(llama(), json!({ "architectures": ["FooForCausalLM"] })));
@@ -326,7 +349,7 @@ fn what_no_kernel_computes_is_refused_by_name() {
     assert!(refusal(&with(llama(), json!({ "hidden_act": "relu" }))).contains("\"relu\""));
     let awq = json!({ "quantization_config": { "quant_method": "awq" } });
     assert!(refusal(&with(llama(), awq)).contains("quantization_config"));
-    for kind in ["yarn", "dynamic", "longrope"] {
+    for kind in ["dynamic", "longrope"] {
         let scaling = json!({ "rope_type": kind, "factor": 2.0 });
         assert!(refusal(&with(llama(), json!({ "rope_scaling": scaling }))).contains(kind));
     }
@@ -338,6 +361,10 @@ fn what_no_kernel_computes_is_refused_by_name() {
         json!({ "full_attention": { "rope_type": "default" } }),
         json!({ "rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4 }),
         json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }),
+        json!({ "rope_type": "yarn" }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "truncate": 1 }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0 }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "beta_medium": 2.0 }),
     ] {
         refusal(&with(llama(), json!({ "rope_scaling": scaling })));
     }
@@ -402,10 +429,10 @@ fn rope_scaling_beside_rope_parameters_counts() {
         assert_eq!(rope(&both(nothing.clone(), linear.clone())), spec);
         assert_eq!(rope(&both(linear.clone(), nothing)), spec);
     }
-    let yarn = json!({ "rope_type": "yarn", "factor": 4.0 });
-    let error = refusal(&both(yarn.clone(), plain.clone()));
-    assert!(error.contains("rope_scaling.rope_type") && error.contains("yarn"), "{error}");
-    assert!(refusal(&both(plain.clone(), yarn)).contains("rope_parameters.rope_type"));
+    let dynamic = json!({ "rope_type": "dynamic", "factor": 4.0 });
+    let error = refusal(&both(dynamic.clone(), plain.clone()));
+    assert!(error.contains("rope_scaling.rope_type") && error.contains("dynamic"), "{error}");
+    assert!(refusal(&both(plain.clone(), dynamic)).contains("rope_parameters.rope_type"));
     let other_base = with(plain.clone(), json!({ "rope_theta": 5e5 }));
     let error = refusal(&both(linear.clone(), other_base));
     assert!(error.contains("rope_scaling") && error.contains("rope_parameters"), "{error}");
@@ -446,7 +473,7 @@ fn weights_say_what_they_are_for_and_where_they_come_from() {
 /// A decoder whose layers differ in every argument of the building blocks.
 #[test]
 fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
-    use super::block::{Attention, Builder, FeedForward};
+    use super::block::{Attention, Builder, FeedForward, QueryKeyNorm};
     use super::config::Shape;
     let shape = |kv_heads, head_dim| Shape {
         layers: 3,
@@ -468,7 +495,7 @@ fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
         let attention = Attention {
             rope: (layer < 2).then_some(ropes[layer]),
             qkv_bias: layer == 0,
-            head_norm: (layer == 1).then_some(1e-6),
+            norm: if layer == 1 { QueryKeyNorm::Heads(1e-6) } else { QueryKeyNorm::None },
             ..Attention::new(shape, ropes[0], [Some(4), None, Some(9)][layer])
         };
         b.residual(x, "input_layernorm", 1e-5, |b, x| b.attention(x, &attention));

@@ -17,6 +17,19 @@ pub fn by_layer_types(
     Ok(layer_types(config, layers, window)?.unwrap_or_else(|| vec![window; layers]))
 }
 
+/// `layer_types`, or without that list: every `full_every`-th layer sees all positions, the others
+/// see `window`.
+pub fn alternating(
+    config: &Config<'_>,
+    layers: usize,
+    window: usize,
+    full_every: usize,
+) -> Result<Windows, FamilyError> {
+    let pattern = |layer: usize| (!(layer + 1).is_multiple_of(full_every)).then_some(window);
+    let listed = layer_types(config, layers, Some(window))?;
+    Ok(listed.unwrap_or_else(|| (0..layers).map(pattern).collect()))
+}
+
 /// Qwen's rule: no layer has a sliding window without `use_sliding_window`. With it, the layers
 /// that `layer_types` names have one, or without that list the layers from `max_window_layers` on.
 pub fn qwen(config: &Config<'_>, layers: usize) -> Result<Windows, FamilyError> {
