@@ -25,12 +25,16 @@ macro_rules! families {
 }
 
 families! {
+    gemma3,
     llama,
     mixtral,
+    olmo3,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    smollm3,
 }
 
 /// A family: its name, the architectures that it reads, and its reader.

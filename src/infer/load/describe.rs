@@ -60,6 +60,10 @@ pub fn inference(model: &Described) -> Value {
         matches!(op, Op::Linear { weight, bias: Some(_), .. }
             if graph.weight_spec(*weight).role == WeightRole::Query)
     };
+    let has = |norm: &str| {
+        let end = format!(".{norm}.weight");
+        graph.weights.iter().any(|weight| weight.tensor.ends_with(&end))
+    };
     json!({
         "attention": {
             "slidingWindow": windows.iter().flatten().next(),
@@ -71,9 +75,9 @@ pub fn inference(model: &Described) -> Value {
         "normalization": {
             "rmsNormEps": eps,
             "rmsNormWeightOffset": false,
-            "postAttentionNorm": true,
-            "preFeedforwardNorm": false,
-            "postFeedforwardNorm": false,
+            "postAttentionNorm": has("post_attention_layernorm"),
+            "preFeedforwardNorm": has("pre_feedforward_layernorm"),
+            "postFeedforwardNorm": has("post_feedforward_layernorm"),
         },
         "ffn": {
             "activation": match activation {
@@ -91,10 +95,12 @@ pub fn inference(model: &Described) -> Value {
     })
 }
 
+/// If sliding layers have a rope of their own, it is the second one.
 fn rope(model: &Described) -> Value {
-    let rope = model.ropes.first();
+    let (rope, local) = (model.ropes.first(), model.ropes.get(1));
     json!({
         "ropeTheta": rope.map(|rope| rope.theta),
+        "ropeLocalTheta": local.map(|rope| rope.theta),
         "ropeInterleaved": false,
         "ropeScalingType": rope.and_then(|rope| rope.scaling.name()),
         "ropeScalingFactor": rope.map(|rope| rope.scaling.factor()),
