@@ -19,7 +19,7 @@ pub enum StoreError {
     /// The object does not fit beside what is pinned or in use. Sizes in bytes.
     #[error(
         "disk budget too small: {needed} bytes needed, {available} available \
-         (budget {budget} bytes, the rest is pinned or in use)"
+         (budget {budget} bytes, the rest is pinned, in use, or held by too few other nodes)"
     )]
     Budget { needed: u64, available: u64, budget: u64 },
     /// As [`Self::Budget`], for a store without a data directory.

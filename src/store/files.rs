@@ -10,6 +10,7 @@
 //! DIR/objects/ab/abcd...part    an object of which some groups are held
 //! DIR/objects/ab/abcd...have    which groups (see `groups`); written after they are synced
 //! DIR/objects/ab/abcd...obao    the object's outboard; absent if it would be empty
+//! DIR/objects/ab/abcd...replica present if the object is here because the swarm had too few copies
 //! DIR/objects/ab/abcd...pin     present if the object is pinned by itself; contains its size
 //! DIR/pins/                     what each pinned model pins (see `pins`)
 //! DIR/set-aside/                what lay here in the place of files and is none
@@ -57,6 +58,7 @@ pub(super) enum FileKind {
     Have,
     Outboard,
     Pin,
+    Replica,
 }
 
 impl Layout {
@@ -178,6 +180,7 @@ impl Layout {
             FileKind::Have => ".have",
             FileKind::Outboard => ".obao",
             FileKind::Pin => ".pin",
+            FileKind::Replica => ".replica",
         };
         self.dir(shard).join(format!("{shard}{suffix}"))
     }
@@ -198,6 +201,7 @@ impl Layout {
                     Some((id, "have")) => (id, FileKind::Have),
                     Some((id, "obao")) => (id, FileKind::Outboard),
                     Some((id, "pin")) => (id, FileKind::Pin),
+                    Some((id, "replica")) => (id, FileKind::Replica),
                     Some(_) => continue,
                 };
                 let shard = id.parse::<ShardId>().ok();

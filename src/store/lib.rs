@@ -29,6 +29,7 @@ mod policy_kind;
 pub mod ram;
 pub mod regular;
 mod repair;
+mod replicas;
 mod reserve;
 pub mod segmented;
 pub mod signature;
@@ -44,6 +45,7 @@ pub use error::{Lack, StoreError};
 pub use ladder::{Ladder, LadderOptions, LadderStats, TierStats};
 pub use manifest::{Manifest, ManifestError};
 pub use policy_kind::{PolicyKind, UnknownPolicy};
+pub use replicas::{BadReplicas, REPLICAS_MAX, Replicas};
 pub use tier::{
     Found, Priority, RangeReader, ReadError, ReadRequest, Served, ShardServe, ShardSource, Tier,
 };

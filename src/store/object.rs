@@ -236,10 +236,11 @@ pub(super) fn place(
 /// go first, so that after a crash the rest claims nothing.
 pub(super) fn erase(layout: &Layout, shard: ShardId) -> io::Result<()> {
     erase_contents(layout, shard)?;
+    files::remove(&layout.path(shard, FileKind::Replica))?;
     files::remove(&layout.path(shard, FileKind::Pin))
 }
 
-/// As [`erase`], but keeps the pin.
+/// As [`erase`], but keeps the pin, and that it was a replica.
 pub(super) fn erase_contents(layout: &Layout, shard: ShardId) -> io::Result<()> {
     use FileKind::{Have, Outboard, Part, Whole};
     for kind in [Whole, Have, Part, Outboard] {

@@ -1,5 +1,6 @@
 //! Makes room: evicts for a write that would exceed the budget, when the disk is
-//! full below the budget, and on request (`gc`). Pinned objects are never evicted.
+//! full below the budget, and on request (`gc`). Pinned objects are never evicted, guarded ones
+//! only on request.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub struct Collected {
     /// Objects that are pinned by themselves and by no model, with what they count.
     #[serde(default)]
     pub pinned_alone: Vec<(ShardId, u64)>,
+    /// How many of `used_bytes` are kept only because too few others hold them.
+    #[serde(default)]
+    pub guarded_bytes: u64,
     pub budget_bytes: u64,
     /// Whether space is reserved for cleaning up a full disk.
     pub reserve_held: bool,
@@ -49,7 +53,7 @@ impl Inner {
                 };
                 victims
             };
-            self.evict(&victims)?;
+            self.evict(&victims, DropWhy::Room)?;
         }
         let available = self.budget.saturating_sub(self.table().used);
         Err(StoreError::Budget { needed: room, available, budget: self.budget })
@@ -70,7 +74,7 @@ impl Inner {
                 if victims.is_empty() {
                     return Err(self.full(what, bytes));
                 }
-                self.evict(&victims)?;
+                self.evict(&victims, DropWhy::Room)?;
                 work().map_err(|error| match error {
                     StoreError::Full { what, .. } => self.full(what, bytes),
                     other => other,
@@ -102,7 +106,13 @@ impl Inner {
         Err(StoreError::Full { what, lack })
     }
 
-    pub(super) fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
+    /// `is_guarded`: what is guarded stays.
+    pub(super) fn collect(
+        &self,
+        budget: Option<u64>,
+        dry: bool,
+        is_guarded: bool,
+    ) -> Result<Collected, StoreError> {
         let budget = budget.unwrap_or(self.budget);
         if !dry {
             // Deleting needs free space on some file systems, and so does the index.
@@ -113,7 +123,10 @@ impl Inner {
             let victims = {
                 let mut table = self.table();
                 let over = table.used.saturating_sub(budget);
-                let victims = table.take_victims_up_to(over, None);
+                let victims = match is_guarded {
+                    true => table.take_victims_up_to(over, None),
+                    false => table.take_guarded_victims_up_to(over),
+                };
                 let cost = |shard: &ShardId| table.policy.cost(shard).unwrap_or(0);
                 evicted.extend(victims.iter().map(|shard| (*shard, cost(shard))));
                 if dry {
@@ -124,7 +137,7 @@ impl Inner {
             if dry || victims.is_empty() {
                 break;
             }
-            self.evict(&victims)?;
+            self.evict(&victims, if is_guarded { DropWhy::Room } else { DropWhy::RoomUnguarded })?;
         }
         if !dry {
             self.index.flush();
@@ -141,6 +154,7 @@ impl Inner {
             used_bytes: table.used.saturating_sub(if dry { freed_bytes } else { 0 }),
             pinned_bytes: table.pinned_bytes(),
             pinned_alone,
+            guarded_bytes: table.guarded_bytes(),
             budget_bytes: budget,
             reserve_held,
             evicted,
@@ -148,9 +162,9 @@ impl Inner {
     }
 
     /// Drops the victims, except those that were pinned in the meantime.
-    fn evict(&self, victims: &[ShardId]) -> Result<(), StoreError> {
+    fn evict(&self, victims: &[ShardId], why: DropWhy) -> Result<(), StoreError> {
         let evicted = victims.iter().try_for_each(|shard| match self.object(*shard) {
-            Some(object) => self.drop_object(*shard, &object, DropWhy::Room),
+            Some(object) => self.drop_object(*shard, &object, why),
             None => Ok(()),
         });
         self.table().evicting.retain(|shard| !victims.contains(shard));

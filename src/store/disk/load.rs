@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 
+use super::copies::Guard;
 use super::{Checkup, Inner, Object};
 use crate::error::StoreError;
 use crate::files::{self, FileKind};
@@ -23,6 +24,7 @@ struct FoundFiles {
     have: bool,
     outboard: Option<u64>,
     pin: bool,
+    replica: bool,
 }
 
 impl Inner {
@@ -86,6 +88,9 @@ impl Inner {
                 fresh.push((shard, record));
             }
             self.enter(shard, held, record.hot);
+            if present.replica {
+                self.table().replicas.insert(shard);
+            }
         }
         if missing > 0 {
             tracing::warn!(
@@ -99,7 +104,15 @@ impl Inner {
         self.index.put_all(fresh);
         self.mend_records(&pins.damaged);
         self.give_pins_to_models();
-        // The budget may be smaller than last time: evict by policy until the rest fits.
+        self.fit_budget()
+    }
+
+    /// The budget may be smaller than last time: evicts by policy until the rest fits. A guarded
+    /// store does that once it is known what others hold.
+    fn fit_budget(&self) -> Result<(), StoreError> {
+        if matches!(self.table().guard, Guard::Everything) {
+            return Ok(());
+        }
         self.make_room(0, None)
     }
 
@@ -114,6 +127,7 @@ impl Inner {
                 FileKind::Have => present.have = true,
                 FileKind::Outboard => present.outboard = Some(len()),
                 FileKind::Pin => present.pin = true,
+                FileKind::Replica => present.replica = true,
             }
         })?;
         Ok(found)
@@ -138,7 +152,10 @@ impl Inner {
             tracing::warn!(%shard, "no part of its file is valid; removed");
             self.found_at_open(shard, &Groups::all(size.min(OBJECT_BYTES_MAX)), None);
         }
-        if let Err(error) = object::erase_contents(&self.layout, shard) {
+        let marker = self.layout.path(shard, FileKind::Replica);
+        let erased =
+            object::erase_contents(&self.layout, shard).and_then(|()| files::remove(&marker));
+        if let Err(error) = erased {
             tracing::warn!(%shard, %error, "what is left of it cannot be removed");
         }
     }

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 mod check;
 mod collect;
+mod copies;
 mod load;
 mod pinning;
 mod read;
@@ -37,6 +38,7 @@ pub use self::pinning::Hold;
 pub use super::files::{ImportMethod, object_path};
 pub use super::pins::ModelPin;
 
+use self::copies::Guard;
 use self::table::{Outboards, Table};
 use super::error::StoreError;
 use super::files::{self, Layout};
@@ -187,6 +189,15 @@ impl DiskTier {
         options: DiskOptions,
         policy: Box<dyn Policy<ShardId>>,
     ) -> Result<Self, StoreError> {
+        Self::with_guard(dir, options, policy, Guard::Nothing)
+    }
+
+    fn with_guard(
+        dir: &Path,
+        options: DiskOptions,
+        policy: Box<dyn Policy<ShardId>>,
+        guard: Guard,
+    ) -> Result<Self, StoreError> {
         let lock = files::lock(dir)?;
         let layout = Layout::create(dir)?;
         let reserve = Reserve::of(dir, options.budget.min(RESERVE_BYTES));
@@ -208,7 +219,7 @@ impl DiskTier {
             budget: options.budget,
             reserve,
             index,
-            table: Mutex::new(Table::new(policy)),
+            table: Mutex::new(Table::new(policy, guard)),
             outboards: Mutex::default(),
             pinning: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -359,7 +370,16 @@ impl DiskTier {
     /// store's own budget if `None`), and sets the reserve aside again. With `dry`
     /// it changes nothing and only lists what would go.
     pub async fn collect(&self, budget: Option<u64>, dry: bool) -> Result<Collected, StoreError> {
-        self.blocking(move |inner| inner.collect(budget, dry)).await?
+        self.blocking(move |inner| inner.collect(budget, dry, true)).await?
+    }
+
+    /// As [`Self::collect`], but evicts what is guarded, too.
+    pub async fn collect_all(
+        &self,
+        budget: Option<u64>,
+        dry: bool,
+    ) -> Result<Collected, StoreError> {
+        self.blocking(move |inner| inner.collect(budget, dry, false)).await?
     }
 
     /// Everything held, whole or in part, by id.
@@ -483,8 +503,13 @@ impl Inner {
             DropWhy::Asked => table.pins.remove_alone(shard),
             DropWhy::Gone if table.pins.contains(shard) => return Ok(()),
             DropWhy::Nothing if !is_empty => return Ok(()),
-            DropWhy::Room | DropWhy::Nothing if table.pins.spare(shard) => return Ok(()),
-            DropWhy::Room => table.evictions += 1,
+            DropWhy::Room if table.guard.spares(shard) => return Ok(()),
+            DropWhy::Room | DropWhy::RoomUnguarded | DropWhy::Nothing
+                if table.pins.spare(shard) =>
+            {
+                return Ok(());
+            }
+            DropWhy::Room | DropWhy::RoomUnguarded => table.evictions += 1,
             DropWhy::Gone | DropWhy::Nothing => {}
         }
         drop(table);
@@ -596,8 +621,10 @@ impl Inner {
 /// Why an object is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DropWhy {
-    /// To make room. Does not apply if the object has been pinned meanwhile.
+    /// To make room. Does not apply if the object has been pinned or guarded meanwhile.
     Room,
+    /// The same, even if it is guarded.
+    RoomUnguarded,
     /// On request.
     Asked,
     /// Its files have disappeared. Does not apply if it is pinned.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::copies::Guard;
 use super::{Checkup, Object};
 use crate::ShardId;
 use crate::pins::Pins;
@@ -15,6 +16,9 @@ pub(super) struct Table {
     pub objects: HashMap<ShardId, Arc<Object>>,
     pub whole: BTreeSet<ShardId>,
     pub pins: Pins,
+    /// Objects that are here because the swarm had too few copies.
+    pub replicas: HashSet<ShardId>,
+    pub guard: Guard,
     pub evicting: HashSet<ShardId>,
     pub policy: Box<dyn Policy<ShardId>>,
     /// Sum of the objects' charges and of the room reserved for writes in flight.
@@ -30,11 +34,13 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn new(policy: Box<dyn Policy<ShardId>>) -> Self {
+    pub fn new(policy: Box<dyn Policy<ShardId>>, guard: Guard) -> Self {
         Self {
             objects: HashMap::new(),
             whole: BTreeSet::new(),
             pins: Pins::default(),
+            replicas: HashSet::new(),
+            guard,
             evicting: HashSet::new(),
             policy,
             used: 0,
@@ -75,8 +81,28 @@ impl Table {
         self.take_victims(room.min(all), keep).unwrap_or_default()
     }
 
+    /// As [`Self::take_victims_up_to`], with what is guarded.
+    pub fn take_guarded_victims_up_to(&mut self, room: u64) -> Vec<ShardId> {
+        let spared = |shard: &ShardId| self.is_in_use(*shard, None);
+        let may_go = self.objects.keys().filter(|shard| !spared(shard));
+        let all: u64 = may_go.filter_map(|shard| self.policy.cost(shard)).sum();
+        let victims = self.policy.victims(room.min(all), &spared).unwrap_or_default();
+        self.evicting.extend(victims.iter().copied());
+        victims
+    }
+
     fn is_spared(&self, shard: ShardId, keep: Option<ShardId>) -> bool {
+        self.is_in_use(shard, keep) || self.guard.spares(shard)
+    }
+
+    fn is_in_use(&self, shard: ShardId, keep: Option<ShardId>) -> bool {
         Some(shard) == keep || self.pins.spare(shard) || self.evicting.contains(&shard)
+    }
+
+    /// Bytes that are kept only because too few others hold them.
+    pub fn guarded_bytes(&self) -> u64 {
+        let kept = |shard: &&ShardId| self.guard.spares(**shard) && !self.pins.contains(**shard);
+        self.objects.keys().filter(kept).filter_map(|shard| self.policy.cost(shard)).sum()
     }
 
     /// Bytes of the objects that may be evicted.
@@ -88,6 +114,7 @@ impl Table {
     /// Forgets an object, but not who pins it. True if it was whole.
     pub fn forget(&mut self, shard: ShardId) -> bool {
         self.objects.remove(&shard);
+        self.replicas.remove(&shard);
         self.hot.remove(&shard);
         self.used_lately.remove(&shard);
         self.used = self.used.saturating_sub(self.policy.remove(&shard).unwrap_or(0));
