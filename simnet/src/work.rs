@@ -520,6 +520,7 @@ impl World {
                     manifest: true,
                     objects: vec![0xff; 40],
                     parts: Vec::new(),
+                    helps: true,
                 };
                 let holdings = Holdings {
                     peer: self.nodes[speaker].id.to_bytes(),

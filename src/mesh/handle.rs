@@ -205,6 +205,10 @@ impl Mesh {
 }
 
 impl MeshHandle {
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
     /// This node's id.
     pub fn peer_id(&self) -> PeerId {
         self.inner.swarm.peer()

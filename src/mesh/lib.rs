@@ -9,6 +9,7 @@
 //! `actor` (gossip), `fetch` with `shard_client` (reads) and `shard_server` (serving) do the I/O.
 
 mod actor;
+mod copies;
 pub mod core;
 mod fetch;
 mod handle;
@@ -22,7 +23,8 @@ pub mod wire;
 
 pub use self::core::limits::Timing;
 pub use self::core::{
-    Away, Counts, Load, Meter, Progress, Pull, PullAction, PullEvent, Source, Traffic, Twin, Wanted,
+    Away, Counts, HealAction, HealOptions, HealView, Healing, Kept, Load, Meter, Offer, Progress,
+    Pull, PullAction, PullEvent, Source, Traffic, Twin, Wanted,
 };
 pub use doppler_ids::{Address, BadAddress, BadPeerId, PeerId, Transport};
 pub use doppler_swarm::{

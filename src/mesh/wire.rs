@@ -11,7 +11,7 @@ use prost::Message;
 use doppler_store::groups::Chunks;
 use doppler_store::signature::{NAME_BYTES_MAX, PublicKey, Signature, SignedModel};
 use doppler_store::verified::{DECODE_BYTES_MAX, NODE_BYTES, OBJECT_BYTES_MAX, SERVE_BYTES_MAX};
-use doppler_store::{ByteRange, ModelId, Priority, ShardId};
+use doppler_store::{BadReplicas, ByteRange, ModelId, Priority, Replicas, ShardId};
 
 mod gossip {
     include!(concat!(env!("OUT_DIR"), "/doppler.gossip.v1.rs"));
@@ -98,6 +98,8 @@ pub struct ModelHoldings {
     pub objects: Vec<u8>,
     /// Partially held objects, by their index in the list.
     pub parts: Vec<PartHoldings>,
+    /// Whether the author copies objects of this model that too few hold.
+    pub helps: bool,
 }
 
 /// A partially held object.
@@ -112,12 +114,20 @@ impl Envelope {
     pub fn encode(&self) -> Vec<u8> {
         let body = match self {
             Self::Announcement(signed) => {
+                // Bounded far below u32::MAX when it was signed; the default is not said.
+                let copies = |number: usize| match signed.replicas.is_default() {
+                    true => 0,
+                    false => u32::try_from(number).unwrap_or(u32::MAX),
+                };
                 Some(gossip::envelope::Body::Announcement(gossip::Announcement {
                     model: signed.model.as_bytes().to_vec(),
                     name: signed.name.clone(),
                     manifest_size: signed.manifest_size,
                     publisher: signed.publisher.0.to_vec(),
                     signature: signed.signature.0.to_vec(),
+                    replicas_min: copies(signed.replicas.min),
+                    replicas_max: copies(signed.replicas.max),
+                    signed_ms: signed.signed_ms,
                 }))
             }
             Self::Holdings(holdings) => Some(gossip::envelope::Body::Holdings(gossip::Holdings {
@@ -143,6 +153,7 @@ impl Envelope {
                                 chunks: part.chunks.0,
                             })
                             .collect(),
+                        helps: entry.helps,
                     })
                     .collect(),
             })),
@@ -164,6 +175,8 @@ impl Envelope {
                     model: ModelId::from(fixed("model", &body.model)?),
                     name: body.name,
                     manifest_size: body.manifest_size,
+                    replicas: replicas(body.replicas_min, body.replicas_max)?,
+                    signed_ms: body.signed_ms,
                     publisher: PublicKey(fixed("publisher", &body.publisher)?),
                     signature: Signature(fixed("signature", &body.signature)?),
                 }))
@@ -175,6 +188,17 @@ impl Envelope {
             }
         }
     }
+}
+
+/// The number of copies in an announcement; the default if it has none.
+fn replicas(min: u32, max: u32) -> Result<Replicas, WireError> {
+    if (min, max) == (0, 0) {
+        return Ok(Replicas::DEFAULT);
+    }
+    let replicas = Replicas { min: min as usize, max: max as usize };
+    let problem = || BadReplicas(replicas.to_string()).to_string();
+    let invalid = || WireError::Invalid { field: "replicas", problem: problem() };
+    replicas.is_valid().then_some(replicas).ok_or_else(invalid)
 }
 
 fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
@@ -203,6 +227,7 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
             manifest: entry.manifest,
             objects: entry.objects,
             parts: parts.collect::<Result<_, WireError>>()?,
+            helps: entry.helps,
         });
     }
     let gossip::Holdings { peer, sequence, addresses, room, is_leaving, run, .. } = body;
@@ -354,6 +379,7 @@ mod tests {
                 manifest: true,
                 objects: vec![0b101],
                 parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
+                helps: true,
             }],
             run: 3,
         }
@@ -379,7 +405,15 @@ mod tests {
     fn messages_round_trip() {
         let signed = SignedModel::sign(&[1; 32], ModelId::of(b"m"), "tiny", 77).unwrap();
         let holdings = Envelope::Holdings(sample_holdings());
-        for envelope in [Envelope::Announcement(signed), holdings, Envelope::Doubt(vec![7; 38])] {
+        let model = signed.model;
+        let many = Replicas { min: 4, max: 64 };
+        let copies = SignedModel::sign_at(&[1; 32], model, "tiny", 77, many, u64::MAX).unwrap();
+        for envelope in [
+            Envelope::Announcement(signed),
+            Envelope::Announcement(copies),
+            holdings,
+            Envelope::Doubt(vec![7; 38]),
+        ] {
             assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
         }
         assert_eq!(Envelope::decode(b""), Ok(Envelope::Unknown));
@@ -420,6 +454,12 @@ mod tests {
         assert!(many(|h| h.peer = vec![0; PEER_BYTES_MAX + 1]).is_err());
         let doubt = Envelope::Doubt(vec![0; PEER_BYTES_MAX + 1]);
         assert!(Envelope::decode(&doubt.encode()).is_err());
+        let signed = SignedModel::sign(&[1; 32], ModelId::of(b"m"), "tiny", 77).unwrap();
+        for (min, max) in [(0, 4), (3, 2), (1, 65), (usize::MAX, usize::MAX)] {
+            let replicas = Replicas { min, max };
+            let envelope = Envelope::Announcement(SignedModel { replicas, ..signed.clone() });
+            assert!(Envelope::decode(&envelope.encode()).is_err(), "{replicas}");
+        }
         assert!(Envelope::decode(&vec![0; ENVELOPE_BYTES_MAX + 1]).is_err());
 
         let too_long = ByteRange::new(0, SERVE_BYTES_MAX + 1).unwrap();

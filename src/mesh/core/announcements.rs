@@ -106,7 +106,14 @@ impl Announcements {
         if let Err(error) = signed.verify() {
             return Learned::Bad(error);
         }
-        // A publisher's new name for the same bytes replaces the old one.
+        // A publisher's new name or number of copies replaces the old one. What it signed earlier
+        // may still come from a node that was away, and changes nothing.
+        if let Some(known) = self.known.get_mut(&key)
+            && !signed.is_later(&known.signed)
+        {
+            (known.own, known.kept) = (known.own || own, known.kept || kept);
+            return Learned::Known;
+        }
         let old = self.known.get(&key);
         let (own, kept) =
             (own || old.is_some_and(|old| old.own), kept || old.is_some_and(|old| old.kept));

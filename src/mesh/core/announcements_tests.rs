@@ -1,6 +1,7 @@
 //! Announcements: which are believed, which give way to which, which are sent again and forgotten.
 
 use super::*;
+use doppler_store::Replicas;
 
 const NOBODY: Holding = &|_, _| false;
 const ANYBODY: Holding = &|_, _| true;
@@ -49,6 +50,29 @@ fn only_verified_announcements_are_kept_and_once() {
     let renamed = SignedModel::sign(&[1; 32], good.model, "new name", 9).unwrap();
     assert_eq!(all.learn(now, renamed.clone(), said(1), ANYBODY), Learned::New);
     assert_eq!(all.all(), [renamed]);
+}
+
+#[test]
+fn what_a_publisher_signed_earlier_does_not_come_back() {
+    let now = Instant::now();
+    let mut all = Announcements::default();
+    let sign = |max, at| {
+        let replicas = Replicas { min: 2, max };
+        SignedModel::sign_at(&[1; 32], ModelId::of(b"m"), "m", 9, replicas, at).unwrap()
+    };
+    assert_eq!(all.learn(now, sign(5, 10), Origin::Own, NOBODY), Learned::New);
+    assert_eq!(
+        all.learn(now, sign(7, 9), said(2), NOBODY),
+        Learned::Known,
+        "of a node that was away"
+    );
+    assert_eq!(all.learn(now, sign(4, 0), Origin::Kept, NOBODY), Learned::Known);
+    assert_eq!(all.all(), [sign(5, 10)]);
+    // It still has to be said: nobody has repeated it.
+    assert_eq!(all.take_due(now, QUIET, ALL, |_| true), (vec![sign(5, 10)], false));
+    assert_eq!(all.learn(now, sign(3, 11), said(2), NOBODY), Learned::New);
+    assert_eq!(all.all(), [sign(3, 11)]);
+    assert!(all.is_protected(ModelId::of(b"m")), "it is this node's own as before");
 }
 
 #[test]

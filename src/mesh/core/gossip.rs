@@ -274,6 +274,7 @@ mod tests {
                         chunks: Chunks(u64::MAX),
                     })
                     .collect(),
+                helps: index % 2 == 0,
             })
             .collect();
         let addresses = [

@@ -12,10 +12,11 @@
 //! look; a copy that is among the `min` best placed is never dropped, so nodes that see the same
 //! swarm never drop the last copy together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use doppler_ids::{PeerId, ShardId};
+use doppler_ids::{ModelId, PeerId, ShardId};
 
 use super::Core;
 use super::limits::{
@@ -23,22 +24,9 @@ use super::limits::{
     HEAL_PATIENCE, HEAL_RETRY, HEAL_SURPLUS_AFTER,
 };
 use super::planted::{self, Plant};
+use super::reads::Reading;
+use doppler_store::Replicas;
 use doppler_store::groups::Chunks;
-
-/// How many live nodes should hold an object whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replicas {
-    /// With fewer, the object lacks copies.
-    pub min: usize,
-    /// More are not needed. At least `min`.
-    pub max: usize,
-}
-
-impl Default for Replicas {
-    fn default() -> Self {
-        Self { min: 2, max: 4 }
-    }
-}
 
 /// An object whose copies are counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +37,10 @@ pub struct Kept {
     pub replicas: Replicas,
     /// Live peers that hold it whole and are not leaving.
     pub holders: Vec<PeerId>,
+    /// The number of live peers that hold it whole, but are leaving. It can be copied from them.
+    pub leaving: usize,
+    /// The volunteers that copy it. `None`: all of them.
+    pub helpers: Option<Arc<BTreeSet<PeerId>>>,
     /// Whether this node holds it whole, and whether it does so only as a replica.
     pub is_here: bool,
     pub is_replica: bool,
@@ -125,6 +117,7 @@ pub struct Healing {
     not_before: Option<Instant>,
     /// Bytes of replicas here, as of the last look.
     held: u64,
+    is_pending: bool,
 }
 
 impl Healing {
@@ -138,6 +131,7 @@ impl Healing {
             failed: BTreeMap::new(),
             not_before: None,
             held: 0,
+            is_pending: false,
         }
     }
 
@@ -155,6 +149,12 @@ impl Healing {
     /// The number of objects that had too few copies at the last look.
     pub fn lacking(&self) -> usize {
         self.lacks.len()
+    }
+
+    /// Whether this node could copy or drop something soon, so that it has to look again even if
+    /// nothing happens.
+    pub const fn is_pending(&self) -> bool {
+        self.is_pending
     }
 
     /// Call when a copy is here and durable.
@@ -201,6 +201,12 @@ impl Healing {
         if !view.is_leaving {
             self.begin(now, view, &known, &mut actions);
         }
+        let mine = |shard: &ShardId| {
+            known.get(shard).is_some_and(|kept| !kept.is_here && kept.size <= self.room())
+        };
+        self.is_pending = !self.under_way.is_empty()
+            || !self.surplus.is_empty()
+            || !view.is_leaving && self.lacks.keys().any(mine);
         actions
     }
 
@@ -209,7 +215,8 @@ impl Healing {
     fn count(&mut self, now: Instant, kept: &Kept, actions: &mut Vec<HealAction>) {
         let shard = kept.shard;
         let copies = kept.copies();
-        if copies >= kept.replicas.min || copies == 0 {
+        // What nobody holds cannot be copied.
+        if copies >= kept.replicas.min || copies + kept.leaving == 0 {
             self.lacks.remove(&shard);
         } else {
             let lack = self.lacks.entry(shard).or_insert(Lack { since: now, looks: 0 });
@@ -286,6 +293,7 @@ impl Healing {
         let weight = weight(own, shard);
         let better = volunteers.iter().filter(|(peer, room)| {
             *room >= kept.size
+                && kept.helpers.as_ref().is_none_or(|helpers| helpers.contains(peer))
                 && !kept.holders.contains(peer)
                 && outweighs(*peer, own, shard, weight)
         });
@@ -311,11 +319,30 @@ impl Core {
             since.is_none_or(|since| self.membership.heard(peer).is_some_and(|at| at > since))
         };
         let stays = |peer: PeerId| peer != self.config.own && self.stays(now, peer) && spoke(peer);
-        let holders = self.membership.holders(now, shard).into_iter();
-        let holders =
-            holders.filter(|(peer, chunks)| *chunks == Chunks::ALL && stays(*peer)).map(|h| h.0);
-        let (holders, is_here) = (holders.collect(), self.whole.contains(&shard));
-        Kept { shard, size, replicas, holders, is_here, is_replica: false }
+        let all = self.membership.holders(now, shard).into_iter();
+        let all: Vec<PeerId> =
+            all.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect();
+        let leaves = |peer: &&PeerId| self.membership.is_leaving(**peer) && self.lives(now, **peer);
+        let leaving = all.iter().filter(leaves).count();
+        let holders = all.into_iter().filter(|peer| stays(*peer)).collect();
+        let is_here = self.whole.contains(&shard);
+        let (helpers, is_replica) = (None, false);
+        Kept { shard, size, replicas, holders, leaving, helpers, is_here, is_replica }
+    }
+
+    /// The peers that copy objects of a model that too few hold.
+    pub fn helpers(&self, now: Instant, model: ModelId) -> BTreeSet<PeerId> {
+        self.membership.helpers(now, model)
+    }
+
+    /// Whether a read for which a token waits is in flight.
+    pub fn is_token_waiting(&self) -> bool {
+        self.reads.values().any(Reading::is_for_token)
+    }
+
+    /// Whether time alone may show that a peer is missing: one was lost or is doubted.
+    pub fn is_anybody_in_doubt(&self) -> bool {
+        self.absence.len() > 0
     }
 
     /// Live peers that are not leaving and offer room for copies, with their bytes.
@@ -331,9 +358,12 @@ impl Core {
 
     /// Whether a peer's holdings and offers count.
     fn stays(&self, now: Instant, peer: PeerId) -> bool {
-        !self.membership.is_leaving(peer)
-            && !self.reputation.is_shunned(now, peer)
-            && !self.is_missing(now, peer)
+        !self.membership.is_leaving(peer) && self.lives(now, peer)
+    }
+
+    /// Whether a peer is neither missing nor shunned.
+    fn lives(&self, now: Instant, peer: PeerId) -> bool {
+        !self.reputation.is_shunned(now, peer) && !self.is_missing(now, peer)
     }
 
     /// Whether a peer's connection was lost and it has not spoken since.

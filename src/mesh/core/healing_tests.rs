@@ -30,6 +30,9 @@ struct Swarm {
     room: u64,
     holders: BTreeMap<ShardId, Vec<usize>>,
     replicas: Replicas,
+    /// Holders that are leaving, and the volunteers that copy anything of this.
+    leaving: BTreeMap<ShardId, usize>,
+    helpers: Option<Arc<BTreeSet<PeerId>>>,
     is_busy: bool,
 }
 
@@ -41,6 +44,8 @@ impl Swarm {
             room: 1000 * SIZE,
             holders: BTreeMap::new(),
             replicas: Replicas { min, max },
+            leaving: BTreeMap::new(),
+            helpers: None,
             is_busy: false,
         }
     }
@@ -55,6 +60,8 @@ impl Swarm {
                 size: SIZE,
                 replicas: self.replicas,
                 holders: live.map(|node| peer(*node)).collect(),
+                leaving: self.leaving.get(shard).copied().unwrap_or(0),
+                helpers: self.helpers.clone(),
                 is_here,
                 is_replica: is_here && own != 0,
             }
@@ -112,6 +119,47 @@ fn nodes_agree_without_a_leader_on_who_copies() {
     assert_eq!(begun.len(), 2, "as many as are missing: {begun:?}");
     swarm.done(&mut healers, &begun);
     assert_eq!(swarm.run(&mut healers, 300), [], "it is enough");
+}
+
+#[test]
+fn the_only_holder_that_leaves_is_copied_from_and_what_nobody_has_is_not() {
+    let mut swarm = Swarm::new(5, 2, 3);
+    let mut healers: Vec<Healing> = (0..5).map(|node| healer(node, 1000)).collect();
+    swarm.holders.insert(shard(1), vec![]);
+    assert_eq!(swarm.run(&mut healers, 20), [], "nobody has it");
+    assert!(healers.iter().all(|healer| !healer.is_pending()));
+    swarm.leaving.insert(shard(1), 1);
+    let begun = swarm.run(&mut healers, 20);
+    assert_eq!(begun.len(), 2, "as many as it must have: {begun:?}");
+}
+
+#[test]
+fn volunteers_that_do_not_copy_a_model_are_not_waited_for() {
+    let mut swarm = Swarm::new(6, 3, 4);
+    // Whoever is best placed, the two that help copy it at once.
+    for index in 0..20 {
+        swarm.holders.insert(shard(index), vec![0]);
+    }
+    swarm.helpers = Some(Arc::new([peer(1), peer(2)].into()));
+    let mut healers: Vec<Healing> = (0..6).map(|node| healer(node, 1000)).collect();
+    swarm.live = vec![0, 1, 2];
+    let others: Vec<(PeerId, u64)> = (0..6).map(|node| (peer(node), 1000 * SIZE)).collect();
+    let mut begun = 0;
+    for _ in 0..15 {
+        swarm.now += SECOND;
+        for node in [1, 2] {
+            let objects = swarm.kept(node);
+            let mine = others.iter().filter(|(other, _)| *other != peer(node)).copied();
+            let volunteers: Vec<_> = mine.collect();
+            let (objects, volunteers) = (&objects[..], &volunteers[..]);
+            let view = HealView { objects, volunteers, is_busy: false, is_leaving: false };
+            let actions = healers[node].look(swarm.now, &view);
+            begun += actions.len();
+            let actions: Vec<_> = actions.into_iter().map(|action| (node, action)).collect();
+            swarm.done(&mut healers, &actions);
+        }
+    }
+    assert_eq!(begun, 40, "both copy everything, long before {HEAL_PATIENCE:?}");
 }
 
 #[test]

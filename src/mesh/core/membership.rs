@@ -41,6 +41,8 @@ pub(super) enum Heard {
 
 #[derive(Default, PartialEq, Eq)]
 struct Held {
+    /// It copies objects of the model that too few hold.
+    helps: bool,
     manifest: bool,
     objects: Vec<u8>,
     /// By index in the list.
@@ -155,10 +157,10 @@ impl Membership {
         };
         let until = now + lease;
         member.until = until;
-        for ModelHoldings { model, manifest, objects, parts } in holdings.models {
+        for ModelHoldings { model, manifest, objects, parts, helps } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
-            let held = Held { manifest, objects, parts };
+            let held = Held { helps, manifest, objects, parts };
             let Some(member) = self.members.get_mut(&peer) else { break };
             let old = member.models.get(&model);
             changed |= old.is_none_or(|old| old.until <= now || old.held != held);
@@ -346,6 +348,16 @@ impl Membership {
         offers.map(|(peer, member)| (*peer, member.room)).collect()
     }
 
+    /// Peers with a running lease that copy objects of a model that too few hold.
+    pub(super) fn helpers(&self, now: Instant, model: ModelId) -> BTreeSet<PeerId> {
+        let peers = self.by_model.get(&model).into_iter().flatten().copied();
+        let helps = |peer: &PeerId| {
+            let entry = self.members.get(peer).and_then(|member| member.models.get(&model));
+            entry.is_some_and(|entry| entry.until > now && entry.held.helps)
+        };
+        peers.filter(helps).collect()
+    }
+
     pub(super) fn is_leaving(&self, peer: PeerId) -> bool {
         self.members.get(&peer).is_some_and(|member| member.is_leaving)
     }
@@ -469,6 +481,7 @@ mod tests {
                 manifest,
                 objects: objects.to_vec(),
                 parts: Vec::new(),
+                helps: false,
             }],
             run: 0,
         }
@@ -624,6 +637,22 @@ mod tests {
         assert_eq!(holders(&members), BTreeSet::from([peer(2)]));
         members.unregister(other);
         assert_eq!(holders(&members), BTreeSet::from([peer(1), peer(2)]));
+    }
+
+    #[test]
+    fn who_helps_with_a_model_is_known_while_its_lease_runs() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let mut members = Membership::default();
+        let mut helps = says(1, model, false, &[]);
+        helps.models[0].helps = true;
+        members.hear(now, peer(1), helps.clone());
+        members.hear(now, peer(2), says(1, model, true, &[1]));
+        assert_eq!(members.helpers(now, model), BTreeSet::from([peer(1)]));
+        assert_eq!(members.helpers(now, ModelId::of(b"n")), BTreeSet::new());
+        assert_eq!(members.helpers(now + LEASE, model), BTreeSet::new());
+        (helps.sequence, helps.models[0].helps) = (2, false);
+        assert_eq!(members.hear(now, peer(1), helps), Heard::Changed);
+        assert_eq!(members.helpers(now, model), BTreeSet::new());
     }
 
     #[test]

@@ -50,9 +50,10 @@ use announcements::{Announcements, Origin};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
+pub use doppler_store::Replicas;
 pub use gossip::Offer;
 use gossip::{Author, Due, Inbox, Schedule, Sequence, holdings_messages};
-pub use healing::{HealAction, HealOptions, HealView, Healing, Kept, Replicas};
+pub use healing::{HealAction, HealOptions, HealView, Healing, Kept};
 use known::Known;
 pub use known::{Away, Source};
 use limits::{
@@ -130,6 +131,8 @@ pub enum Event {
     Parts(BTreeMap<ShardId, Chunks>),
     /// What this node offers the swarm, or that it is about to leave.
     Offer(Offer),
+    /// The models, all of them, of which this node copies objects that too few hold.
+    Help(BTreeSet<ModelId>),
     /// This node announces a model from now on.
     Publish(SignedModel),
     /// This node keeps a model, with this announcement: the model is not forgotten, and is
@@ -300,6 +303,8 @@ pub struct Core {
     /// When this node last answered a doubt of itself.
     refuted: Option<Instant>,
     offer: Offer,
+    /// The models of which it copies objects that too few hold.
+    helped: BTreeSet<ModelId>,
     known: Known,
     twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
@@ -333,6 +338,7 @@ impl Core {
             absence: Absence::default(),
             refuted: None,
             offer: Offer::default(),
+            helped: BTreeSet::new(),
             known: Known::new(config.own),
             twins: Twins::default(),
             contacts: BTreeMap::new(),
@@ -399,6 +405,12 @@ impl Core {
                     self.schedule.change(now, Due::Holdings);
                 }
                 self.offer = offer;
+            }
+            Event::Help(models) => {
+                if models != self.helped {
+                    self.helped = models;
+                    self.schedule.change(now, Due::Holdings);
+                }
             }
             Event::Publish(signed) => self.on_publish(now, signed, Origin::Own, out),
             Event::Keep(signed) => self.on_publish(now, signed, Origin::Kept, out),
@@ -748,6 +760,7 @@ impl Core {
                     list.get(bit).is_some_and(|id| held.contains(id) && is_told(id))
                 }),
                 parts: told,
+                helps: self.helped.contains(model),
             }
         };
         self.membership.lists().map(entry).collect()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use doppler_ids::{ByteRange, PeerId, ShardId};
 use doppler_store::verified::OBJECT_BYTES_MAX;
-use doppler_store::{ReadError, ReadRequest};
+use doppler_store::{Priority, ReadError, ReadRequest};
 
 use super::answer::{Answer, Failure, FailureKind, Proved};
 use super::limits::{ATTEMPTS_MAX, BUSY_MAX};
@@ -50,6 +50,10 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    pub(super) fn is_for_token(&self) -> bool {
+        self.request.priority == Priority::Token
+    }
+
     const fn new(now: Instant, request: ReadRequest) -> Self {
         Self {
             request,

@@ -142,6 +142,7 @@ fn envelopes() {
         manifest: n.is_multiple_of(2),
         objects: vec![n; usize::from(n)],
         parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
+        helps: n > 2,
     };
     let holdings = Holdings {
         peer: vec![1; 38],

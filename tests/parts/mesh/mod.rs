@@ -553,6 +553,7 @@ impl Rogue {
                 manifest: true,
                 objects: vec![1],
                 parts: Vec::new(),
+                helps: false,
             }],
             run: 0,
         })
