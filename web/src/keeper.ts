@@ -18,7 +18,10 @@ const UNREACHED = ['not_found', 'relayed']
 /** How often an incomplete model is retried. */
 const AGAIN_MS = 5000
 
-export interface Listed { id: string, name: string, bytes: number, shards: number, shards_here: number, shards_reachable: number, publishers: string[], manifest: boolean, embedded?: boolean }
+/** How many nodes hold the rarest and the commonest object, and what is to be copied before each has enough copies. */
+export interface Copies { fewest: number, most: number, lacking: number, lacking_bytes: number, left_s: number | null }
+
+export interface Listed { id: string, name: string, bytes: number, shards: number, shards_here: number, shards_reachable: number, copies?: Copies | null, publishers: string[], manifest: boolean, embedded?: boolean }
 
 export interface Part { id: string, size: number, bit: number, held: number, state: 'absent' | 'partial' | 'busy' | 'whole' | 'failed', from: string }
 

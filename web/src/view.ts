@@ -1,6 +1,6 @@
 // What the page shows: plain DOM, redrawn from state. Text is only ever inserted as text.
 
-import type { Keeper, Model } from './keeper.ts'
+import type { Copies, Keeper, Model } from './keeper.ts'
 import type { SwarmKey } from './key.ts'
 import { type NodeInfo, short, type Swarm, type Via } from './swarm.ts'
 
@@ -27,6 +27,16 @@ export function size (bytes: number): string {
     unit += 1
   }
   return `${unit === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)} ${units[unit]}`
+}
+
+/** How many nodes hold each object of a model, and what is being healed. */
+function spread (copies: Copies | null | undefined): string {
+  if (copies === null || copies === undefined) return ''
+  const { fewest, most, lacking } = copies
+  const held = ` · on ${fewest === most ? `${fewest} ${fewest === 1 ? 'node' : 'nodes'}` : `${fewest} to ${most} nodes`}`
+  if (lacking === 0) return held
+  const left = copies.left_s === null ? '' : `, ${Math.ceil(copies.left_s)} s left`
+  return `${held}; too few hold ${lacking} ${lacking === 1 ? 'object' : 'objects'} (${size(copies.lacking_bytes)} to be copied${left})`
 }
 
 const find = (id: string): HTMLElement => document.getElementById(id) as HTMLElement
@@ -79,7 +89,7 @@ class Card {
     const complete = parts.length > 0 && whole === parts.length
     const state = complete ? 'kept' : model.working ? 'fetching' : model.error !== '' ? 'failed' : held > 0 ? 'partial' : 'absent'
     say(this.name, model.name)
-    say(this.facts, `${size(model.bytes)} · ${model.shards} shards · ${model.shards_here} on the node, ${model.shards_reachable} within reach · ${short(model.id)}`)
+    say(this.facts, `${size(model.bytes)} · ${model.shards} shards · ${model.shards_here} on the node, ${model.shards_reachable} within reach${spread(model.copies)} · ${short(model.id)}`)
     this.root.dataset.state = state
     this.root.dataset.held = String(held)
     this.bar.max = Math.max(1, total)
