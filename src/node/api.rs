@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::copies::Copies;
 use super::engine::EngineError;
+use super::healing::HealStatus;
 use super::resolve::Standing;
 use super::trust::Untrusted;
 use doppler_infer::generate::StopReason;
@@ -14,7 +16,7 @@ use doppler_mesh::{
     Away, Bootstrap, BootstrapState, Load, Path, Progress, Reach, Reachability, Source,
 };
 use doppler_store::signature::PublicKey;
-use doppler_store::{ByteRange, ShardId};
+use doppler_store::{ByteRange, Replicas, ShardId};
 
 /// How a running node is found: written to `control.json` in its data directory, mode 0600.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,6 +83,9 @@ pub struct Status {
     pub ram: TierUse,
     pub disk: TierUse,
     pub store: StoreStatus,
+    /// What this node keeps for the swarm, and what the swarm lacks.
+    #[serde(default)]
+    pub healing: HealStatus,
     pub traffic: Traffic,
     pub uploaded_bytes: u64,
     /// What peers have in progress, and the tasks of the whole node.
@@ -405,11 +410,17 @@ pub struct ModelInfo {
     #[serde(default)]
     pub trust: Standing,
     pub bytes: u64,
+    /// How many copies of each object there should be.
+    #[serde(default)]
+    pub replicas: Replicas,
     pub shards: usize,
     /// Shards held here in full.
     pub shards_here: usize,
     /// Shards that this node or at least one connected peer holds in full.
     pub shards_reachable: usize,
+    /// The copies of its shards and other files. Absent while its manifest is not here.
+    #[serde(default)]
+    pub copies: Option<Copies>,
     /// False until the manifest itself has arrived. A stranger's large manifest is fetched when the
     /// model is used.
     pub manifest: bool,
@@ -448,6 +459,9 @@ pub struct PublishRequest {
     pub dir: PathBuf,
     /// Numbers of the shards to store. All if absent.
     pub shards: Option<Vec<usize>>,
+    /// How many copies of each object the swarm should keep.
+    #[serde(default)]
+    pub replicas: Replicas,
     /// Whether to answer with [`WorkEvent`](super::work::WorkEvent)s, one JSON object per line.
     #[serde(default)]
     pub progress: bool,
@@ -560,7 +574,7 @@ pub struct GcRequest {
     pub budget: Option<u64>,
     #[serde(default)]
     pub dry_run: bool,
-    /// Also evict what no other peer is known to hold.
+    /// Also evict what no other peer is known to hold, or too few.
     #[serde(default)]
     pub last_copy: bool,
 }
@@ -748,6 +762,7 @@ mod tests {
             let json = serde_json::to_string(&PublishRequest {
                 dir: dir.clone(),
                 shards: None,
+                replicas: Replicas::DEFAULT,
                 progress: false,
             });
             let back: PublishRequest = serde_json::from_str(&json.unwrap()).unwrap();

@@ -9,13 +9,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
 use super::memory;
-use super::size::{ByteRate, ByteSize};
+use super::size::{ByteRate, ByteSize, ReplicaBudget};
 use super::trust::TrustPolicy;
 use doppler_infer::load::Quantization;
 use doppler_infer::slots::SlotBudget;
 use doppler_mesh::RelayMode;
-use doppler_store::PolicyKind;
 use doppler_store::signature::PublicKey;
+use doppler_store::{PolicyKind, Replicas};
 
 /// Runs models that do not fit this machine: weights are fetched from a swarm, proved and paged.
 #[derive(Debug, Parser)]
@@ -35,12 +35,14 @@ pub enum Command {
     Demo(DemoArgs),
     /// Join a swarm and stay: keep, fetch and serve shards, and answer the commands below
     Join(JoinArgs),
+    /// Leave the swarm: the running node ends, with --drain once others hold what it holds
+    Leave(LeaveArgs),
     /// Make the key of a private swarm
     SwarmKey(SwarmKeyArgs),
     /// Sign an RDRR model, store its shards in the running node, and announce it
     Publish(PublishArgs),
-    /// List the models that the running node knows
-    Ls(ControlArgs),
+    /// List the models that the running node knows, or the copies of one model's objects
+    Ls(LsArgs),
     /// Show the running node's page, addresses, tiers and traffic
     Status(ControlArgs),
     /// Show the peers that the running node is connected to
@@ -211,6 +213,14 @@ pub struct JoinArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// Disk space, of the disk budget, for copies of what too few nodes of the swarm hold; `off` for
+    /// none [default: a quarter of the disk budget]
+    #[arg(long, value_name = "SIZE|off")]
+    pub replica_budget: Option<ReplicaBudget>,
+    /// The most that is fetched for such copies, for example 10MB/s; at least 64KiB/s
+    /// [default: no limit, but what a token waits for comes first]
+    #[arg(long, value_name = "RATE")]
+    pub replica_rate: Option<ByteRate>,
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
@@ -240,12 +250,33 @@ pub struct ControlArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct LsArgs {
+    /// A model's name or id: show each of its objects, how many nodes hold it, and which
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// Go only when others hold copies of everything that is here; Ctrl-C calls it off
+    #[arg(long)]
+    pub drain: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct PublishArgs {
     /// The RDRR model's directory: manifest.json and its shards
     pub dir: PathBuf,
     /// Numbers of the shards to store, for example `0,2-5` [default: all]
     #[arg(long, value_name = "LIST")]
     pub shards: Option<String>,
+    /// How many nodes should hold each of its objects: at least MIN (1 or more), at most MAX (up to
+    /// 64). If fewer do, others copy it
+    #[arg(long, value_name = "MIN:MAX", default_value_t)]
+    pub replicas: Replicas,
     #[command(flatten)]
     pub control: ControlArgs,
 }
@@ -323,7 +354,7 @@ pub struct GcArgs {
     /// Only say what would be evicted
     #[arg(long)]
     pub dry_run: bool,
-    /// Evict objects that no other peer is known to hold, too
+    /// Evict objects that no other peer is known to hold, or too few, too
     #[arg(long)]
     pub last_copy: bool,
     #[command(flatten)]
@@ -564,6 +595,10 @@ pub struct DemoArgs {
     /// How many tokens to generate, at least 3
     #[arg(short = 'n', long, default_value_t = 96)]
     pub tokens: usize,
+    /// Start ten nodes instead, kill three of them at once, and show how the others copy what has
+    /// become rare
+    #[arg(long)]
+    pub heal: bool,
     /// Show no live view, and print one JSON object as the last line
     #[arg(long)]
     pub json: bool,

@@ -185,7 +185,7 @@ impl Client {
 }
 
 /// The node's failure as this command's.
-fn told(error: ApiError) -> anyhow::Error {
+pub fn told(error: ApiError) -> anyhow::Error {
     match error.untrusted {
         Some(untrusted) => untrusted.into(),
         None => Answered { label: error.label, message: error.error }.into(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 
 use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
+use super::size::{ByteSize, ReplicaBudget};
 use super::trust::TrustPolicy;
 use doppler_mesh::{LIMIT_MIN, RelayMode};
 use doppler_store::signature::PublicKey;
@@ -26,6 +27,10 @@ pub const LISTEN_DEFAULT: [&str; 8] = [
     "/ip6/::/tcp/0/ws",
     "/ip6/::/udp/0/webrtc-direct",
 ];
+
+/// One part in this many of the disk budget is for copies that the swarm needs, unless the user says
+/// otherwise.
+const REPLICA_SHARE: u64 = 4;
 
 /// Everything a node needs to start.
 #[derive(Debug, Clone)]
@@ -54,23 +59,42 @@ pub struct Config {
     pub vram_budget: u64,
     pub ram_budget: u64,
     pub disk_budget: u64,
+    /// Bytes of copies that this node keeps for the swarm, part of the disk budget.
+    pub replica_budget: u64,
+    /// Bytes of such copies a second.
+    pub replica_rate: Option<u64>,
     pub backend: BackendChoice,
     pub control: SocketAddr,
 }
 
 impl Config {
     pub fn for_join(args: &JoinArgs) -> anyhow::Result<Self> {
-        Self::resolve(
+        let config = Self::resolve(
             &args.swarm,
             &args.network,
             &args.data,
             &args.budget,
             args.backend,
             args.control,
-        )
+        )?;
+        let disk = config.disk_budget;
+        let replica_budget = match args.replica_budget {
+            Some(ReplicaBudget::Off) => 0,
+            Some(ReplicaBudget::Bytes(size)) => size.0,
+            None => disk / REPLICA_SHARE,
+        };
+        ensure!(
+            replica_budget <= disk,
+            "--replica-budget {}: it is part of --disk-budget, {}",
+            ByteSize(replica_budget),
+            ByteSize(disk)
+        );
+        let replica_rate = args.replica_rate.map(|rate| rate.0);
+        check_limit("--replica-rate", replica_rate)?;
+        Ok(Self { replica_budget, replica_rate, ..config })
     }
 
-    /// The error names the wrong argument.
+    /// What a node needs that keeps no copies for others. The error names the wrong argument.
     pub fn resolve(
         swarm: &str,
         network: &NetworkArgs,
@@ -96,17 +120,8 @@ impl Config {
             "--find-timeout {}: give seconds, more than 0 and at most a day",
             network.find_timeout
         );
-        let limits = [
-            ("--upload-limit", network.upload_limit),
-            ("--download-limit", network.download_limit),
-        ];
-        for (flag, limit) in limits {
-            let limit = limit.map_or(u64::MAX, |limit| limit.0);
-            ensure!(
-                limit >= LIMIT_MIN,
-                "{flag} {limit} bytes/s: give at least 64KiB/s, slower transfers count as stalled"
-            );
-        }
+        check_limit("--upload-limit", network.upload_limit.map(|limit| limit.0))?;
+        check_limit("--download-limit", network.download_limit.map(|limit| limit.0))?;
         let listen = if network.listen.is_empty() {
             LISTEN_DEFAULT.map(str::to_owned).to_vec()
         } else {
@@ -131,10 +146,22 @@ impl Config {
             vram_budget: budget.vram_budget.0,
             ram_budget: budget.ram_budget.0,
             disk_budget: budget.disk_budget.0,
+            replica_budget: 0,
+            replica_rate: None,
             backend,
             control,
         })
     }
+}
+
+/// Checks a limit in bytes a second, which the flag set.
+fn check_limit(flag: &str, limit: Option<u64>) -> anyhow::Result<()> {
+    let limit = limit.unwrap_or(u64::MAX);
+    ensure!(
+        limit >= LIMIT_MIN,
+        "{flag} {limit} bytes/s: give at least 64KiB/s, slower transfers count as stalled"
+    );
+    Ok(())
 }
 
 /// `--data`, or the platform's place for an application's data.
@@ -202,6 +229,12 @@ mod tests {
         let config = resolve(&["lab", "--relay", "off", "--no-upnp"]).unwrap();
         assert_eq!((config.relay, config.upnp), (RelayMode::Off, false));
         assert_eq!(config.ram_budget, 4 << 30);
+        assert_eq!((config.replica_budget, config.replica_rate), (50 << 28, None));
+        for (text, budget) in [("off", 0), ("0", 0), ("3MiB", 3 << 20)] {
+            let config = resolve(&["lab", "--replica-budget", text, "--replica-rate", "1MB/s"]);
+            let config = config.unwrap();
+            assert_eq!((config.replica_budget, config.replica_rate), (budget, Some(1_000_000)));
+        }
     }
 
     #[test]
@@ -213,6 +246,9 @@ mod tests {
             (vec!["lab", "--find-timeout", "0"], "--find-timeout"),
             (vec!["lab", "--upload-limit", "10KB/s"], "--upload-limit"),
             (vec!["lab", "--download-limit", "0"], "--download-limit"),
+            (vec!["lab", "--replica-rate", "1KB/s"], "--replica-rate"),
+            (vec!["lab", "--replica-budget", "51GiB"], "--replica-budget 51.00 GiB"),
+            (vec!["lab", "--replica-budget", "some"], "--replica-budget"),
         ] {
             let error = resolve(&extra).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

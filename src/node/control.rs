@@ -30,10 +30,12 @@ use super::api::{
     PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::{Answered, control_file};
+use super::copies::{CopiesRequest, ModelCopies};
 use super::failures;
 use super::gateway;
 use super::http::{self, IsOwner, Pressure, Server};
 use super::identity::write_private;
+use super::leaving::LeaveRequest;
 use super::service::Service;
 use super::work;
 use doppler_store::{Collected, regular};
@@ -69,6 +71,8 @@ impl ControlServer {
             .route("/v1/status", get(status))
             .route("/v1/models", get(models))
             .route("/v1/models/resolve", post(resolve))
+            .route("/v1/models/copies", post(copies))
+            .route("/v1/leave", post(leave))
             .route("/v1/peers", get(peers))
             .route("/v1/publish", post(publish))
             .route("/v1/generate", post(generate))
@@ -167,6 +171,20 @@ async fn resolve(
     Json(request): Json<ResolveRequest>,
 ) -> Result<Json<ModelInfo>, Refusal> {
     Ok(Json(service.resolve(&request).await?))
+}
+
+async fn copies(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<CopiesRequest>,
+) -> Result<Json<ModelCopies>, Refusal> {
+    Ok(Json(service.model_copies(&request)?))
+}
+
+async fn leave(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<LeaveRequest>,
+) -> Result<Response, Refusal> {
+    Ok(lines(None, service.leave(&request)?))
 }
 
 async fn peers(State(service): State<Arc<Service>>) -> Json<Vec<Peer>> {

@@ -1,6 +1,7 @@
 //! Announcements of the models that a node keeps, in `kept/ID.json` of its data directory.
 //!
-//! A model is kept once it was used or pinned here: who signed it, and under which names, is still
+//! A model is kept once it was used or pinned here, or some of it was copied here because the swarm
+//! had too few copies: who signed it, and under which names, is still
 //! known when its publisher has gone and the node was restarted. A file of this node's own acts:
 //! what is only heard of leaves none. What it says is verified again when it is read; a damaged
 //! file costs a warning and that model's announcements. Bounded: `SIGNERS_MAX` a model.
@@ -145,6 +146,16 @@ impl Kept {
         self.lock().contains_key(&model)
     }
 
+    /// Whether a publisher has signed a kept model anew.
+    pub fn is_behind(&self, model: ModelId, now: &[SignedModel]) -> bool {
+        let models = self.lock();
+        let Some(entry) = models.get(&model) else { return false };
+        let is_old = |kept: &SignedModel| {
+            now.iter().any(|one| one.publisher == kept.publisher && one != kept)
+        };
+        entry.signed.iter().any(is_old)
+    }
+
     /// Stops keeping a model.
     ///
     /// # Errors
@@ -203,6 +214,9 @@ mod tests {
             [by(2, model)]
         );
         kept.keep(now, other, vec![by(1, other)]).unwrap();
+        assert!(!kept.is_behind(model, &[by(3, model)]) && !kept.is_behind(other, &[]));
+        let renamed = SignedModel::sign(&[2; 32], model, "another name", 9).unwrap();
+        assert!(kept.is_behind(model, &[renamed]), "its publisher has signed it anew");
         kept.release(other).unwrap();
         kept.release(other).unwrap();
 

@@ -123,6 +123,8 @@ impl Service {
                 Some(Standing::Own) => Class::Kept,
                 _ if self.kept.has(model) => Class::Kept,
                 Some(Standing::Trusted) => Class::Trusted,
+                // This node helps to keep them.
+                Some(Standing::Stranger) if self.is_open_to_all() => Class::Trusted,
                 Some(Standing::Refused) => Class::Refused,
                 Some(Standing::Stranger) | None => Class::Stranger,
             };
@@ -196,6 +198,12 @@ impl Service {
     /// Call when this node uses a model or has pinned it: its signers are then known after a
     /// restart, too, and announced.
     pub(super) fn keep(&self, model: ModelId) {
+        self.declined.forget(model);
+        self.keep_signers(model);
+    }
+
+    /// The same, when some of a model was copied here for the swarm.
+    pub(super) fn keep_signers(&self, model: ModelId) {
         let Some(Known { mut signed, .. }) = self.catalog.get(model) else { return };
         // A damaged list of trust is told where it decides; here it trusts nobody.
         let trust = self.trust.read().unwrap_or_default();
@@ -233,15 +241,16 @@ impl Service {
         }
     }
 
-    /// Keeps the models that were pinned, and stops keeping those of which nothing is here.
+    /// Keeps the models that were pinned, under what their publishers signed last, and stops keeping those of which nothing is here.
     async fn review_kept(&self) {
         let Ok(list) = self.disk.list().await else { return };
         let held: HashMap<ShardId, (u64, bool)> =
             list.into_iter().map(|one| (one.shard, (one.held, one.pinned))).collect();
         let pinned = |model: &ModelId| held.get(&model.manifest()).is_some_and(|(_, pin)| *pin);
         let known = self.catalog.list();
-        for (model, _) in &known {
-            if pinned(model) && !self.kept.has(*model) {
+        for (model, Known { signed, .. }) in &known {
+            let is_new = pinned(model) && !self.kept.has(*model);
+            if is_new || self.kept.is_behind(*model, signed) {
                 self.keep(*model);
             }
         }

@@ -12,6 +12,8 @@ pub mod client;
 mod commands;
 pub mod config;
 mod control;
+mod copies;
+mod declined;
 mod demo;
 mod drain;
 mod embedded;
@@ -20,6 +22,7 @@ mod events;
 mod failures;
 mod gateway;
 mod generation;
+mod healing;
 mod held;
 mod http;
 mod identity;
@@ -27,6 +30,7 @@ mod joining;
 mod kept;
 mod last_copy;
 mod learning;
+mod leaving;
 mod loading;
 mod lookup;
 mod manifests;
@@ -47,6 +51,7 @@ mod source;
 mod storage;
 mod store_access;
 mod swarm_key;
+mod targets;
 mod trust;
 mod work;
 
@@ -89,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
+        Command::Leave(args) => commands::leave(&args),
         Command::Status(args) => commands::status(&args),
         Command::Peers(args) => commands::peers(&args),
         Command::Pin(args) => commands::pin(&args),

@@ -42,7 +42,7 @@ pub fn describe(what: &str, progress: &Transfer) -> String {
 }
 
 /// A duration in seconds, for people.
-fn time(seconds: f64) -> String {
+pub fn time(seconds: f64) -> String {
     let seconds = seconds.ceil().clamp(0.0, 1e9) as u64;
     match seconds {
         0..60 => format!("{seconds} s"),

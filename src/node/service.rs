@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -20,8 +20,10 @@ use super::api::{
 };
 use super::catalog::{Catalog, Known, shard_ids, sizes};
 use super::config::Config;
+use super::declined::Declined;
 use super::engine::{Engine, EngineError, EngineOptions, Job, Opened, check_request};
 use super::events::NodeEvent;
+use super::healing::Healer;
 use super::identity;
 use super::joining::{self, Joined};
 use super::kept::Kept;
@@ -29,14 +31,16 @@ use super::resolve::{Standing, resolve};
 use super::storage::{self, StoredModel, Target};
 use super::trust::{self, How, TrustStore};
 use super::work::Report;
-use super::{last_copy, learning, loading, pins};
+use super::{healing, last_copy, learning, loading, pins};
 use doppler_infer::reader::WeightReader;
 use doppler_mesh::{MeshHandle, Meter, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::manifest::Manifest;
 use doppler_store::signature::{PublicKey, SignedModel};
-use doppler_store::{ModelId, Priority, ReadError, ShardId, ShardServe, regular};
+use doppler_store::{
+    BadReplicas, ModelId, Priority, ReadError, Replicas, ShardId, ShardServe, regular,
+};
 
 /// Peers that are away and that `status` lists, at most.
 const AWAY_MAX: usize = 64;
@@ -63,6 +67,11 @@ pub struct Service {
     pub(super) catalog: Arc<Catalog>,
     /// Models that were used or pinned here.
     pub(super) kept: Kept,
+    /// Models that were removed here.
+    pub(super) declined: Declined,
+    pub(super) healer: Healer,
+    /// Cancelled once the owner has asked this node to leave, and it may go.
+    pub(super) leave: CancellationToken,
     engine: Engine,
     /// Held while the store is checked, so that only one check runs at a time.
     checking: Arc<Semaphore>,
@@ -120,6 +129,9 @@ impl Service {
             mesh,
             catalog: Arc::default(),
             kept: Kept::new(&config.data),
+            declined: Declined::load(&config.data),
+            healer: Healer::new(config.replica_budget, config.replica_rate),
+            leave: CancellationToken::new(),
             engine,
             checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
@@ -129,6 +141,7 @@ impl Service {
         service.restore_published().await;
         service.restore_kept().await;
         tokio::spawn(learning::learn(service.clone(), report));
+        tokio::spawn(healing::heal(service.clone()));
         let remembering = tokio::spawn(remember(service.clone(), book));
         *service.remembering.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembering);
         Ok(service)
@@ -223,6 +236,7 @@ impl Service {
                 repaired_bytes: ladder.repaired_bytes,
                 reserve_held: disk.reserve_held,
             },
+            healing: self.healer.status(),
             traffic: traffic_of(&self.mesh),
             uploaded_bytes: self.mesh.stats().peers.values().map(|peer| peer.bytes_out).sum(),
             load: self.mesh.stats().load,
@@ -356,9 +370,11 @@ impl Service {
             publishers: signers.iter().map(|signer| signer.publisher.clone()).collect(),
             trust: first.map_or(Standing::Stranger, |signer| signer.trust),
             bytes: known.manifest.as_ref().map_or(0, |manifest| manifest.total_size),
+            replicas: self.wanted_copies(known, trust),
             shards: shards.len(),
             shards_here: here,
             shards_reachable: reachable,
+            copies: self.copies_of(id, known),
             manifest: known.manifest.is_some(),
             signers,
         }
@@ -367,12 +383,14 @@ impl Service {
     /// Imports shards of an RDRR directory (pinned), signs its manifest and announces it.
     ///
     /// # Errors
-    /// A damaged manifest, a shard whose bytes are not its hash's, or no room: nothing is announced then.
+    /// A number of copies out of bounds, a damaged manifest, a shard whose bytes are not its hash's, or no room: nothing is announced then.
     pub async fn publish(
         &self,
         request: PublishRequest,
         report: &Report,
     ) -> anyhow::Result<PublishReply> {
+        let copies = request.replicas;
+        ensure!(copies.is_valid(), BadReplicas(copies.to_string()));
         let path = request.dir.join("manifest.json");
         let bytes =
             regular::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -409,7 +427,7 @@ impl Service {
         let before = self.disk.model_pins().remove(&model);
         let name = manifest.model_id.clone();
         self.disk.pin_model(model, name.clone(), pinned).await?;
-        if let Err(error) = self.sign_and_announce(manifest, manifest_size) {
+        if let Err(error) = self.sign_and_announce(manifest, manifest_size, request.replicas) {
             if before.is_none() {
                 self.disk.unpin_model(model).await?;
             }
@@ -426,9 +444,20 @@ impl Service {
     }
 
     /// Signs a model whose objects are pinned. Its signature outlives the node.
-    fn sign_and_announce(&self, manifest: Manifest, manifest_size: u64) -> anyhow::Result<()> {
+    fn sign_and_announce(
+        &self,
+        manifest: Manifest,
+        manifest_size: u64,
+        replicas: Replicas,
+    ) -> anyhow::Result<()> {
         let model = manifest.model_id_hash();
-        let signed = SignedModel::sign(&self.seed, model, &manifest.model_id, manifest_size)?;
+        // Later than what this node signed before, even if its clock was set back.
+        let known = self.catalog.get(model).map(|known| known.signed).unwrap_or_default();
+        let own = known.iter().filter(|signed| signed.publisher == self.publisher());
+        let before = own.map(|signed| signed.signed_ms).max().unwrap_or(0);
+        let now = before.saturating_add(1).max(unix_ms());
+        let name = &manifest.model_id;
+        let signed = SignedModel::sign_at(&self.seed, model, name, manifest_size, replicas, now)?;
         let file = storage::published_file(&self.config.data, model);
         let dir = self.published_dir();
         std::fs::create_dir_all(&dir)
@@ -538,13 +567,12 @@ impl Service {
         let target = self.target(&request.target, false).await?;
         let models = self.stored_models();
         let mut plan = storage::plan_removal(&self.disk, &target, &models, request.force).await?;
-        plan.reply.last_copies = last_copy::guard(
-            &plan.reply.target,
-            &plan.objects,
-            |shard| self.is_elsewhere(shard),
-            request.last_copy,
-        )?;
+        let elsewhere = self.are_elsewhere(plan.objects.iter().map(|(shard, _)| *shard));
+        plan.reply.last_copies =
+            last_copy::guard(&plan.reply.target, &plan.objects, &elsewhere, request.last_copy)?;
         if let Some(model) = target.model() {
+            // First, so that nothing of it is copied again for the swarm.
+            self.declined.add(model)?;
             self.disk.unpin_model(model).await?;
         }
         for (shard, _) in &plan.objects {
@@ -562,23 +590,21 @@ impl Service {
         Ok(plan.reply)
     }
 
-    /// Whether another peer says that it holds all of an object.
-    fn is_elsewhere(&self, shard: ShardId) -> bool {
-        !self.mesh.holders(shard).is_empty()
-    }
-
-    /// Evicts unpinned objects until the rest fits.
+    /// Evicts unpinned objects until the rest fits. What too few others hold stays.
     ///
     /// # Errors
-    /// If objects would be evicted that no other peer is known to hold, unless the request allows
-    /// it.
+    /// If objects would have to be evicted that no other peer is known to hold, unless the request
+    /// allows it.
     pub async fn collect(&self, request: &GcRequest) -> anyhow::Result<Collected> {
-        if !request.dry_run {
-            let plan = self.disk.collect(request.budget, true).await?;
-            let is_elsewhere = |shard| self.is_elsewhere(shard);
-            last_copy::guard("the store", &plan.evicted, is_elsewhere, request.last_copy)?;
+        let GcRequest { budget, dry_run, last_copy } = *request;
+        if dry_run || last_copy {
+            return Ok(self.disk.collect_all(budget, dry_run).await?);
         }
-        Ok(self.disk.collect(request.budget, request.dry_run).await?)
+        let plan = self.disk.collect_all(budget, true).await?;
+        let elsewhere = self.are_elsewhere(plan.evicted.iter().map(|(shard, _)| *shard));
+        last_copy::guard("the store", &plan.evicted, &elsewhere, false)?;
+        // The swarm may have changed since: the disk plans anew, and spares what too few hold now.
+        Ok(self.disk.collect(budget, false).await?)
     }
 
     /// Starts a check of everything stored; the events end with it.
@@ -612,6 +638,7 @@ impl Service {
 
     fn announce(&self, signed: SignedModel, manifest: Arc<Manifest>) -> anyhow::Result<()> {
         let (model, size) = (signed.model, signed.manifest_size);
+        self.declined.forget(model);
         self.mesh.publish(signed)?;
         self.follow();
         self.rely_on(&manifest);
@@ -658,8 +685,14 @@ impl Service {
 async fn open_disk(config: &Config) -> anyhow::Result<Arc<DiskTier>> {
     let dir = config.data.clone();
     let options = DiskOptions { budget: config.disk_budget };
-    let disk = tokio::task::spawn_blocking(move || DiskTier::open(&dir, options)).await??;
+    let disk = tokio::task::spawn_blocking(move || DiskTier::open_guarded(&dir, options)).await??;
     Ok(Arc::new(disk))
+}
+
+/// The wall clock, which numbers what this node signs.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0)
 }
 
 fn traffic_of(mesh: &MeshHandle) -> Traffic {

@@ -98,6 +98,24 @@ impl FromStr for ByteRate {
     }
 }
 
+/// A number of bytes, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaBudget {
+    Off,
+    Bytes(ByteSize),
+}
+
+impl FromStr for ReplicaBudget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "off" => Ok(Self::Off),
+            size => size.parse().map(Self::Bytes).map_err(|error| format!("{error}, or off")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ mod crash;
 mod crowd;
 mod demo;
 mod goldens;
+mod heal;
 mod meeting;
 mod output;
 mod pins_cli;

@@ -128,7 +128,13 @@ fn a_stopped_nodes_store_is_looked_after_in_place() {
     assert_eq!(ask(&["unpin", NAME, "--json"]).ok().json()["objects"], OBJECTS);
     assert_eq!(ask(&["pin", NAME, "--json"]).ok().json()["objects"], OBJECTS);
     assert_eq!(ask(&["unpin", &shard(5), "--json"]).ok().json()["objects"], 1);
-    let gone = ask(&["gc", "--disk-budget", "1MiB", "--json"]).ok().json();
+    ask(&["rm", &shard(5)]).fails(&["no node runs here", "1 stored object", "--last-copy"]);
+    ask(&["gc", "--disk-budget", "1MiB"]).fails(&["no node runs here", "1 object", "--last-copy"]);
+    assert!(stored(&data, &shard(5)).exists());
+    let gc = ["gc", "--disk-budget", "1MiB", "--json"];
+    let planned = ask(&[&gc[..], &["--dry-run"]].concat()).ok().json();
+    let gone = ask(&[&gc[..], &["--last-copy"]].concat()).ok().json();
+    assert_eq!(gone["evicted"], planned["evicted"]);
     assert_eq!(gone["evicted"][0][0], shard(5).as_str(), "the only unpinned one: {gone}");
 
     // Damage is reported by range, gives exit code 1, and is quarantined.

@@ -7,5 +7,6 @@ mod clock;
 mod link;
 mod mdns;
 mod nat;
+mod partition;
 mod slow;
 mod soak;

@@ -6,9 +6,11 @@ use super::print_json;
 use crate::api::{
     BootstrapStatus, ModelInfo, Peer, PublishReply, PublishRequest, Signer, Status, Via,
 };
-use crate::args::{ControlArgs, PublishArgs};
+use crate::args::{ControlArgs, LsArgs, PublishArgs};
 use crate::client::Client;
 use crate::config::data_dir;
+use crate::copies::{Copies, CopiesRequest, ModelCopies};
+use crate::healing::HealStatus;
 use crate::output::{note, outln};
 use crate::progress;
 use crate::size::{ByteSize, count};
@@ -23,7 +25,8 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
     let storing = progress::spinner("the node is verifying and storing the shards");
-    let request = PublishRequest { dir, shards, progress: true };
+    let replicas = args.replicas;
+    let request = PublishRequest { dir, shards, replicas, progress: true };
     let reply = client.work("/v1/publish", &request, |progress| {
         storing.set_message(progress::describe("storing", progress));
     });
@@ -66,7 +69,11 @@ fn shard_list(text: &str) -> anyhow::Result<Vec<usize>> {
     Ok(shards)
 }
 
-pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
+pub fn ls(args: &LsArgs) -> anyhow::Result<()> {
+    let LsArgs { model, control: args } = args;
+    if let Some(model) = model {
+        return objects(args, model);
+    }
     let models: Vec<ModelInfo> = connect(args)?.get("/v1/models")?;
     if args.json {
         return print_json(&models);
@@ -76,12 +83,13 @@ pub fn ls(args: &ControlArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     outln!(
-        "{:<12} {:<36} {:>11} {:>7} {:>10}  {:<7}  PUBLISHER",
+        "{:<12} {:<36} {:>11} {:>7} {:>10} {:>8}  {:<7}  PUBLISHER",
         "ID",
         "NAME",
         "SIZE",
         "HERE",
         "REACHABLE",
+        "COPIES",
         "TRUSTED"
     );
     for model in models {
@@ -114,14 +122,61 @@ fn lines(model: &ModelInfo) -> Vec<String> {
         };
         let size = if model.manifest { ByteSize(model.bytes).to_string() } else { "-".into() };
         format!(
-            "{:<12} {name:<36} {size:>11} {:>7} {:>10}  {:<7}  {first}{more}",
+            "{:<12} {name:<36} {size:>11} {:>7} {:>10} {:>8}  {:<7}  {first}{more}",
             model.id.get(..10).unwrap_or(&model.id),
             of(model.shards_here),
             of(model.shards_reachable),
+            copies(model),
             signers.first().map_or(model.trust, |signer| signer.trust),
         )
     };
     names.into_iter().map(line).collect()
+}
+
+/// The fewest and the most copies of a model's objects; `!` if some have too few.
+fn copies(model: &ModelInfo) -> String {
+    let Some(copies) = model.copies else { return "-".to_owned() };
+    let mark = if copies.lacking > 0 { "!" } else { "" };
+    match copies {
+        Copies { fewest, most, .. } if fewest == most => format!("{fewest}{mark}"),
+        Copies { fewest, most, .. } => format!("{fewest}-{most}{mark}"),
+    }
+}
+
+/// Lists the objects of one model.
+fn objects(args: &ControlArgs, model: &str) -> anyhow::Result<()> {
+    let request = CopiesRequest { model: model.to_owned() };
+    let ModelCopies { model, objects } = connect(args)?.post("/v1/models/copies", &request)?;
+    if args.json {
+        return print_json(&ModelCopies { model, objects });
+    }
+    outln!("{} ({})", model.name, model.id);
+    outln!("  {} copies of each object are wanted", model.replicas);
+    if let Some(Copies { lacking: 1.., .. }) = model.copies {
+        outln!("  {}", lacking(&model));
+    }
+    outln!("{:<12} {:<14} {:>11} {:>6}  {:<8} HOLDERS", "ID", "WHAT", "SIZE", "COPIES", "HERE");
+    for object in objects {
+        let id = object.id.to_string();
+        let here = if object.is_copying { "copying" } else { object.here.word() };
+        outln!(
+            "{:<12} {:<14} {:>11} {:>6}  {here:<8} {}",
+            id.get(..10).unwrap_or(&id),
+            object.what,
+            ByteSize(object.size),
+            object.copies,
+            object.holders.join(" "),
+        );
+    }
+    Ok(())
+}
+
+/// What a model lacks, for people.
+fn lacking(model: &ModelInfo) -> String {
+    let Copies { lacking, lacking_bytes, left_s, .. } = model.copies.unwrap_or_default();
+    let left = left_s.map_or_else(String::new, |left| format!(", {} left", progress::time(left)));
+    let (few, bytes) = (count(lacking, "object"), ByteSize(lacking_bytes));
+    format!("too few copies: {few}, {bytes} to be copied{left}")
 }
 
 pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
@@ -174,6 +229,9 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
         let repaired = store.repaired_reads;
         row("damage", format!("{bytes} in {found} objects; {repaired} reads repaired from peers"));
     }
+    for (key, value) in healing(&status.healing) {
+        row(key, value);
+    }
     row("peers", status.peers.to_string());
     row("models", status.models.to_string());
     row("received", format!("{} verified", ByteSize(status.traffic.verified_bytes)));
@@ -181,6 +239,34 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     row("served", ByteSize(status.uploaded_bytes).to_string());
     row("up", format!("{:.0} s", status.uptime_s));
     Ok(())
+}
+
+/// What this node keeps for the swarm, and what the swarm lacks.
+fn healing(status: &HealStatus) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let (kept, budget) = (ByteSize(status.replica_bytes), ByteSize(status.budget));
+    match status.budget {
+        0 => rows.push(("replicas", "off".to_owned())),
+        _ => rows.push(("replicas", format!("{kept} of {budget}"))),
+    }
+    if status.lacking > 0 {
+        let (few, bytes) = (count(status.lacking, "object"), ByteSize(status.lacking_bytes));
+        let lost = match status.lost {
+            0 => String::new(),
+            lost => format!(", {lost} of them held by nobody"),
+        };
+        let here = match status.under_way {
+            0 => String::new(),
+            some => format!("; {some} are copied here"),
+        };
+        let left = status.left_s.map(|left| format!(", {} left", progress::time(left)));
+        let left = left.unwrap_or_default();
+        rows.push(("lacking", format!("copies of {few}{lost}, {bytes}{left}{here}")));
+    }
+    if status.is_leaving {
+        rows.push(("leaving", "as soon as others hold what is here".to_owned()));
+    }
+    rows
 }
 
 pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
@@ -235,6 +321,7 @@ pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::resolve::Standing;
+    use doppler_store::Replicas;
 
     #[test]
     fn every_name_of_a_model_is_listed() {
@@ -254,16 +341,18 @@ mod tests {
             publishers: signers.iter().map(|signer| signer.publisher.clone()).collect(),
             trust: Standing::Trusted,
             bytes: 4096,
+            replicas: Replicas::DEFAULT,
             shards: 11,
             shards_here: 0,
             shards_reachable: 11,
+            copies: Some(Copies { fewest: 2, most: 4, lacking: 3, lacking_bytes: 9, left_s: None }),
             manifest: true,
             signers,
         };
         let all = lines(&model);
         assert_eq!(all.len(), 2);
         for (line, words) in all.iter().zip([
-            ["later-name", "11/11", "trusted ", "trusted-key"],
+            ["later-name", "11/11     2-4!", "trusted ", "trusted-key"],
             ["first-name", "4.00 KiB", "no", "key-1 and 1 more"],
         ]) {
             assert!(words.iter().all(|word| line.contains(word)), "{line}");

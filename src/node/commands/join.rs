@@ -48,6 +48,7 @@ async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
 
     let broken = tokio::select! {
         _ = stop => None,
+        () = service.leave.cancelled() => None,
         what = panicked => Some(what),
     };
     let stopping = async {

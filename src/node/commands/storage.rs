@@ -12,6 +12,7 @@ use crate::api::{
 };
 use crate::args::{ControlArgs, FsckArgs, GcArgs, PinArgs, RmArgs, UnpinArgs};
 use crate::config::data_dir;
+use crate::declined::Declined;
 use crate::output::outln;
 use crate::pins;
 use crate::progress;
@@ -95,8 +96,9 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
     let target = resolve(disk, data, &args.target).await?;
     let models = storage::stored_models(disk).await?;
     let plan = storage::plan_removal(disk, &target, &models, args.force).await?;
+    let is_held = plan.objects.iter().any(|(_, bytes)| *bytes > 0);
     ensure!(
-        args.last_copy || !args.force || plan.objects.is_empty(),
+        args.last_copy || !is_held,
         "{}: no node runs here, so it is not known whether another peer holds {}; start one and \
          ask it, or give --last-copy",
         plan.reply.target,
@@ -112,6 +114,7 @@ async fn remove(disk: &DiskTier, data: &Path, args: &RmArgs) -> anyhow::Result<T
     }
     if let Some(model) = target.model() {
         storage::withdraw(data, model)?;
+        Declined::load(data).add(model)?;
     }
     Ok(plan.reply)
 }
@@ -163,7 +166,7 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
             let budget = budget.context(
                 "no node runs here, so its budget is not known: give --disk-budget SIZE",
             )?;
-            runtime.block_on(disk.collect(Some(budget), args.dry_run))?
+            runtime.block_on(collect(&disk, budget, args))?
         }
     };
     if args.control.json {
@@ -174,7 +177,12 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     outln!("{would} {evicted}, {}", ByteSize(done.freed_bytes));
     let (used, pinned) = (ByteSize(done.used_bytes), ByteSize(done.pinned_bytes));
     outln!("  {used} stored, {pinned} of it pinned; the budget is {}", ByteSize(done.budget_bytes));
-    if done.used_bytes > done.budget_bytes {
+    if done.guarded_bytes > 0 {
+        let guarded = ByteSize(done.guarded_bytes);
+        outln!(
+            "  {guarded} of it stay because too few others hold it (unless --last-copy is given)"
+        );
+    } else if done.used_bytes > done.budget_bytes {
         outln!("  what exceeds the budget is pinned");
     }
     if !done.pinned_alone.is_empty() {
@@ -194,6 +202,22 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
         outln!("  the disk is too full to set the reserve aside");
     }
     Ok(())
+}
+
+/// Evicts in a store that no node has open.
+async fn collect(disk: &DiskTier, budget: u64, args: &GcArgs) -> anyhow::Result<Collected> {
+    let plan = disk.collect(Some(budget), true).await?;
+    if args.dry_run {
+        return Ok(plan);
+    }
+    ensure!(
+        args.last_copy || plan.evicted.is_empty(),
+        "no node runs here, so it is not known whether other peers hold the {} ({}) that would be \
+         evicted; start one and ask it, or give --last-copy",
+        count(plan.evicted.len(), "object"),
+        ByteSize(plan.freed_bytes)
+    );
+    Ok(disk.collect(Some(budget), false).await?)
 }
 
 /// # Errors

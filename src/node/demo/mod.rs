@@ -3,9 +3,10 @@
 //! Four nodes run as separate processes on loopback. Three seed the embedded model: every shard is
 //! on two of them, all shards on none. The fourth starts empty, with less memory than the experts
 //! take, and generates. After a third of the tokens one seeder is killed. The text must equal that
-//! of a node that holds everything.
+//! of a node that holds everything. With `--heal`, ten nodes lose three (`heal`).
 
 mod children;
+mod heal;
 mod placement;
 mod reference;
 mod view;
@@ -24,6 +25,7 @@ use super::embedded;
 use super::output::outln;
 use super::signals;
 use children::{Children, NodeProcess};
+use doppler_store::Replicas;
 use doppler_store::manifest::Manifest;
 use placement::SEEDERS;
 use view::{Summary, View};
@@ -51,6 +53,17 @@ struct Budgets {
 }
 
 impl Budgets {
+    /// The flags of `join`.
+    fn flags(&self) -> Vec<String> {
+        let budget = |flag: &str, bytes: u64| [flag.to_owned(), format!("{bytes}B")];
+        [
+            budget("--vram-budget", self.vram),
+            budget("--ram-budget", self.ram),
+            budget("--disk-budget", self.disk),
+        ]
+        .concat()
+    }
+
     /// Room for the trunk and a quarter of the experts on the device, a fifth of the experts in
     /// RAM, and half of the model on disk. Every tier is too small, so bytes come from peers until
     /// the end.
@@ -80,7 +93,28 @@ const KV_BYTES: u64 = 4 * 4 * 32 * 2 * 4;
 /// Positions for the prompt, in addition to the generated tokens.
 const CONTEXT_PROMPT: usize = 64;
 
+/// What the demo asks for.
+fn request(args: &DemoArgs, model: String) -> GenerateRequest {
+    GenerateRequest {
+        model,
+        prompt: args.prompt.clone(),
+        tokens: args.tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        repetition_penalty: 1.0,
+        seed: 0,
+        context: Some(args.tokens + CONTEXT_PROMPT),
+        trust: Vec::new(),
+        can_ask: false,
+        progress: false,
+    }
+}
+
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    if args.heal {
+        return heal::run(args);
+    }
     let began = Instant::now();
     ensure!(args.tokens >= 3, "-n {}: the demo needs at least 3 tokens", args.tokens);
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -100,21 +134,12 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let mut view = View::new(args.json, args.tokens as u64, &ids);
     view.stage(format!("the fourth node joins swarm {swarm}, empty, and learns the manifest"));
 
-    let request = GenerateRequest {
-        model,
-        prompt: args.prompt.clone(),
-        tokens: args.tokens,
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        repetition_penalty: 1.0,
-        seed: 0,
-        context: Some(args.tokens + CONTEXT_PROMPT),
-        trust: Vec::new(),
-        can_ask: false,
-        progress: false,
-    };
-    let remote = generate(&fourth, &request, &mut seeders, &mut view)?;
+    let request = request(args, model);
+    let mut killed = String::new();
+    let remote = generate(&fourth, &request, &mut view, &mut |traffic, view| {
+        killed = victims(&mut seeders, traffic, 1, view)?.concat();
+        Ok(())
+    })?;
     view.stage("the same on one node that holds everything");
     drop((seeders, fourth));
     let local = reference::generate(&model_dir, &request)?;
@@ -132,7 +157,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             peer_bytes: &remote.traffic.peer_bytes,
             verified_bytes: remote.traffic.verified_bytes,
             rejected_bytes: remote.traffic.rejected_bytes,
-            killed_peer: &remote.killed,
+            killed_peer: &killed,
             seconds,
         };
         outln!("{}", serde_json::to_string(&outcome)?);
@@ -151,7 +176,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
                 seconds,
                 traffic: &remote.traffic,
                 names: &names,
-                killed: &remote.killed,
+                killed: &killed,
                 identical,
             })
             .trim_end()
@@ -175,49 +200,47 @@ fn start(
         let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
         let name = format!("seeder {}", number + 1);
         let node = NodeProcess::start(place, &name, swarm, &bootstrap, &[])?;
-        let request =
-            PublishRequest { dir: place.0.join("model"), shards: Some(shards), progress: false };
+        let request = PublishRequest {
+            dir: place.0.join("model"),
+            shards: Some(shards),
+            replicas: Replicas::DEFAULT,
+            progress: false,
+        };
         let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
         model = reply.model;
         seeders.push(node);
     }
     debug_assert_eq!(seeders.len(), SEEDERS);
     let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
-    let budget = |flag: &str, bytes: u64| [flag.to_owned(), format!("{bytes}B")];
-    let extra = [
-        budget("--vram-budget", budgets.vram),
-        budget("--ram-budget", budgets.ram),
-        budget("--disk-budget", budgets.disk),
-    ]
-    .concat();
-    let fourth = NodeProcess::start(place, "fourth", swarm, &bootstrap, &extra)?;
+    let fourth = NodeProcess::start(place, "fourth", swarm, &bootstrap, &budgets.flags())?;
     Ok((seeders, fourth, model))
 }
 
-/// What the fourth node generated, and with what.
+/// What a node generated, and with what.
 struct Remote {
     tokens: Vec<u32>,
     text: String,
     tok_s: f64,
     traffic: Traffic,
-    killed: String,
 }
 
-/// Generates on the fourth node; after a third of the tokens, kills the seeder
-/// that has sent the most.
+/// What happens after a third of the tokens; it is told what has come from whom by then.
+type Kill<'a> = &'a mut dyn FnMut(&Traffic, &View) -> anyhow::Result<()>;
+
+/// Generates on a node; after a third of the tokens, kills.
 fn generate(
-    fourth: &NodeProcess,
+    node: &NodeProcess,
     request: &GenerateRequest,
-    seeders: &mut [NodeProcess],
     view: &mut View,
+    kill: Kill<'_>,
 ) -> anyhow::Result<Remote> {
     let kill_at = request.tokens / 3;
+    let name = &node.name;
     let mut tokens = Vec::new();
-    let mut killed = String::new();
     let mut end = None;
     let mut failure = None;
     let mut first: Option<Instant> = None;
-    fourth.client()?.generate(request, |event| {
+    node.client()?.generate(request, |event| {
         match event {
             GenerateEvent::Loading(_) => {}
             GenerateEvent::Start { prompt_tokens, backend } => {
@@ -228,16 +251,15 @@ fn generate(
                 let tok_s = if since > 0.0 { tokens.len() as f64 / since } else { 0.0 };
                 tokens.push(id);
                 view.token(&text, tok_s, &traffic);
-                if tokens.len() == kill_at {
-                    match kill_busiest(seeders, &traffic, view) {
-                        Ok(peer) => killed = peer,
-                        Err(error) => failure = Some(error),
-                    }
+                if tokens.len() == kill_at
+                    && let Err(error) = kill(&traffic, view)
+                {
+                    failure = Some(error);
                 }
             }
             GenerateEvent::End { text, tok_s, traffic, .. } => end = Some((text, tok_s, traffic)),
             GenerateEvent::Error { message, .. } => {
-                failure = Some(anyhow::anyhow!("the fourth node: {message}"));
+                failure = Some(anyhow::anyhow!("the node {name:?}: {message}"));
             }
         }
         failure.is_none()
@@ -245,25 +267,33 @@ fn generate(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let (text, tok_s, traffic) = end.context("the fourth node stopped without an answer")?;
-    if killed.is_empty() {
+    let (text, tok_s, traffic) =
+        end.with_context(|| format!("the node {name:?} stopped without an answer"))?;
+    if tokens.len() < kill_at {
         bail!(
             "only {} tokens came before the model ended its text: nobody was killed",
             tokens.len()
         );
     }
-    Ok(Remote { tokens, text, tok_s, traffic, killed })
+    Ok(Remote { tokens, text, tok_s, traffic })
 }
 
-fn kill_busiest(
+/// Kills the seeders that have sent the most, at once. Returns their peer ids.
+fn victims(
     seeders: &mut [NodeProcess],
     traffic: &Traffic,
+    number: usize,
     view: &View,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Vec<String>> {
     let sent = |node: &NodeProcess| traffic.peer_bytes.get(&node.peer_id).copied().unwrap_or(0);
-    let victim = seeders.iter_mut().max_by_key(|node| sent(node)).context("no seeder to kill")?;
-    victim.kill().with_context(|| format!("cannot kill {}", victim.name))?;
-    view.mark(&victim.peer_id, "✗");
-    view.note(&format!("  killed {} (SIGKILL) in mid-generation", victim.name));
-    Ok(victim.peer_id.clone())
+    let mut victims: Vec<&mut NodeProcess> = seeders.iter_mut().collect();
+    ensure!(victims.len() >= number, "too few seeders to kill {number}");
+    victims.sort_by_key(|node| std::cmp::Reverse(sent(node)));
+    victims.truncate(number);
+    for victim in &mut victims {
+        victim.kill().with_context(|| format!("cannot kill {}", victim.name))?;
+        view.mark(&victim.peer_id, "✗");
+        view.note(&format!("  killed {} (SIGKILL) in mid-generation", victim.name));
+    }
+    Ok(victims.iter().map(|victim| victim.peer_id.clone()).collect())
 }

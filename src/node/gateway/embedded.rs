@@ -15,7 +15,7 @@ use crate::embedded;
 use crate::resolve::Standing;
 use doppler_store::verified::Encoded;
 use doppler_store::{
-    ByteRange, Ladder, LadderOptions, Manifest, ModelId, ReadError, ShardId, ShardServe,
+    ByteRange, Ladder, LadderOptions, Manifest, ModelId, ReadError, Replicas, ShardId, ShardServe,
 };
 
 /// Room for all of them: none is evicted.
@@ -62,9 +62,11 @@ pub fn info() -> Option<ModelInfo> {
         publishers: Vec::new(),
         trust: Standing::Own,
         bytes: manifest.total_size,
+        replicas: Replicas::DEFAULT,
         shards,
         shards_here: shards,
         shards_reachable: shards,
+        copies: None,
         manifest: true,
         signers: Vec::new(),
     })

@@ -85,7 +85,8 @@ fn round(fleet: &mut Fleet, round: usize, text: &str) {
     let mishap = Mishap::of(round);
     mishap.begin(fleet);
     let dir = variant(fleet.dir(), &name);
-    fleet.ask(PUBLISHER, "publish", &[dir.to_str().unwrap()]);
+    // One copy is enough, so that it goes for good when those who used it have removed it.
+    fleet.ask(PUBLISHER, "publish", &[dir.to_str().unwrap(), "--replicas", "1:1"]);
     std::fs::remove_dir_all(&dir).unwrap();
     fleet.until([runner, keeper], &name, true);
     let said = fleet.ask(runner, "run", &[&name, "-p", PROMPT, "-n", "8", "--json"]);
