@@ -36,7 +36,7 @@ pub struct Buffer {
 }
 
 /// A resident tensor of the trunk: a matrix `[rows, cols]`, or a vector with `rows == 1`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
     /// The tensor's name in the manifest.
     pub tensor: String,
@@ -109,7 +109,7 @@ pub struct Kv {
 }
 
 /// A tensor's name in the manifest, and how it is made from a checkpoint's tensors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     pub name: String,
     pub source: Source,
@@ -122,7 +122,7 @@ impl From<&str> for Tensor {
 }
 
 /// The tensors of one expert.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExpertTensors {
     /// `[ff, hidden]`
     pub gate: Tensor,
@@ -133,7 +133,7 @@ pub struct ExpertTensors {
 }
 
 /// A mixture-of-experts layer. Its experts are paged; its router is in the trunk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Moe {
     /// The model's layer number.
     pub layer: usize,

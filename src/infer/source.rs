@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 /// Where a weight's values come from.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub enum Source {
     /// The stored tensor with the weight's own name.
     #[default]
@@ -27,6 +27,8 @@ pub enum Source {
     Permute { of: Box<Source>, outer: usize, inner: usize },
     /// Each value plus one, as F32. For norms that are stored as the difference from 1.
     AddOne(Box<Source>),
+    /// Each value times a factor, as F32.
+    Times(Box<Source>, f32),
     /// The first of these whose stored tensors all exist. For architectures whose checkpoints come
     /// in several forms.
     FirstOf(Vec<Source>),
@@ -72,6 +74,10 @@ impl Source {
         Self::AddOne(Box::new(self))
     }
 
+    pub fn times(self, factor: f32) -> Self {
+        Self::Times(Box::new(self), factor)
+    }
+
     /// Calls `each` with the name of every stored tensor that it mentions, including alternatives.
     /// `own` is the weight's own name.
     pub fn names<'a>(&'a self, own: &'a str, each: &mut dyn FnMut(&'a str)) {
@@ -85,7 +91,8 @@ impl Source {
             | Self::Cols { of, .. }
             | Self::Transpose(of)
             | Self::Permute { of, .. }
-            | Self::AddOne(of) => of.names(own, each),
+            | Self::AddOne(of)
+            | Self::Times(of, _) => of.names(own, each),
         }
     }
 }

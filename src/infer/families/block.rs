@@ -109,8 +109,12 @@ pub enum Packed {
 /// A router and its experts, each of which is a gated feed-forward.
 #[derive(Debug, Clone, Copy)]
 pub struct Experts {
-    /// The module within the layer. The router is `MODULE.gate.weight`.
+    /// The module within the layer.
     pub module: &'static str,
+    /// The router is `MODULE.ROUTER.weight`.
+    pub router: &'static str,
+    /// The tensors in which all gates and ups, and all downs, may be stacked.
+    pub stacks: [&'static str; 2],
     /// The names of an expert's three matrices.
     pub gate: &'static str,
     pub up: &'static str,
@@ -131,6 +135,9 @@ struct Module {
     bias: bool,
     part: Option<(&'static str, Take)>,
 }
+
+/// How Transformers 5 stacks a layer's experts.
+pub const STACKS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
 
 impl Builder {
     pub fn new(shape: &Shape) -> Self {
@@ -278,14 +285,13 @@ impl Builder {
 
     /// Router, choice of experts, and experts.
     ///
-    /// Each expert's matrices are separate tensors, or slices of the two tensors in which
-    /// Transformers 5 stacks a layer's experts: `mlp.experts.gate_up_proj`
-    /// `[experts, 2 ff, hidden]`, gates first, and `mlp.experts.down_proj` `[experts, hidden, ff]`.
+    /// Each expert's matrices are separate tensors, or slices of the two [`Experts::stacks`]:
+    /// `[experts, 2 ff, hidden]`, gates first, and `[experts, hidden, ff]`.
     pub fn experts(&mut self, x: Buf, of: &Experts) -> Buf {
         let &Experts { module, experts, top_k, ff, activation, scoring, .. } = of;
         let hidden = self.graph.width(x);
         let logits = self.buffer("router", experts);
-        let router = self.name(&format!("{module}.gate.weight"));
+        let router = self.name(&format!("{module}.{}.weight", of.router));
         let renamed = self.name("mlp.gate.weight");
         let source = match router == renamed {
             true => Source::Itself,
@@ -294,7 +300,7 @@ impl Builder {
         let weight = self.weight(router, WeightRole::Router, experts, hidden, source);
         self.graph.ops.push(Op::Linear { x, weight, bias: None, out: logits });
         let stacked = |name: &str, start: usize, count: usize| {
-            let stack = Source::stored(self.name(&format!("mlp.experts.{name}")));
+            let stack = Source::stored(self.name(name));
             Source::FirstOf(vec![Source::Itself, stack.rows(start..start + count)])
         };
         let tensor = |expert: usize, part: &str, source| {
@@ -302,9 +308,9 @@ impl Builder {
             Tensor { name, source }
         };
         let list = (0..experts).map(|e| ExpertTensors {
-            gate: tensor(e, of.gate, stacked("gate_up_proj", 2 * e * ff, ff)),
-            up: tensor(e, of.up, stacked("gate_up_proj", (2 * e + 1) * ff, ff)),
-            down: tensor(e, of.down, stacked("down_proj", e * hidden, hidden)),
+            gate: tensor(e, of.gate, stacked(of.stacks[0], 2 * e * ff, ff)),
+            up: tensor(e, of.up, stacked(of.stacks[0], (2 * e + 1) * ff, ff)),
+            down: tensor(e, of.down, stacked(of.stacks[1], e * hidden, hidden)),
         });
         let experts = list.collect();
         let moe = MoeId(u16::try_from(self.graph.moe.len()).expect("layers are bounded"));
@@ -318,9 +324,19 @@ impl Builder {
 
     /// The final norm and the logits, computed with the embedding table if `tied`, otherwise with
     /// `lm_head.weight`.
-    pub fn finish(mut self, x: Buf, eps: f32, tied: bool) -> Described {
+    pub fn finish(self, x: Buf, eps: f32, tied: bool) -> Described {
+        self.finish_scaled(x, eps, tied, 1.0)
+    }
+
+    /// As [`Self::finish`], with logits times a factor, which the final norm applies.
+    pub fn finish_scaled(mut self, x: Buf, eps: f32, tied: bool, factor: f32) -> Described {
         self.layer = None;
         let normed = self.norm(x, "norm", eps);
+        if factor != 1.0
+            && let Some(norm) = self.graph.weights.last_mut()
+        {
+            norm.source = std::mem::take(&mut norm.source).times(factor);
+        }
         let weight = match self.table.filter(|_| tied) {
             Some(table) => table,
             None => {

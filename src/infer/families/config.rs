@@ -232,6 +232,20 @@ impl<'a> Config<'a> {
         })
     }
 
+    /// How many elements of a head rotate if `partial` of them do.
+    pub fn rotary_dim(&self, head_dim: usize, partial: f64) -> Result<usize, FamilyError> {
+        // As Transformers: rounded down.
+        let rotary_dim = (head_dim as f64 * partial) as usize;
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+            return Err(FamilyError::Bad {
+                key: "partial_rotary_factor".into(),
+                value: partial.to_string(),
+                want: format!("an even part of head_dim {head_dim}"),
+            });
+        }
+        Ok(rotary_dim)
+    }
+
     /// The error for a value that is understood but cannot be computed here.
     pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> FamilyError {
         FamilyError::Unsupported {

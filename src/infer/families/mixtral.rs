@@ -1,7 +1,7 @@
 //! Mixtral: every layer's feed-forward is a mixture of experts, with a softmax over all of them and
 //! the top ones renormalised to sum to 1.
 
-use super::block::{Attention, Builder, Experts};
+use super::block::{Attention, Builder, Experts, STACKS};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -24,6 +24,8 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     };
     let experts = Experts {
         module: "block_sparse_moe",
+        router: "gate",
+        stacks: STACKS,
         gate: "w1",
         up: "w3",
         down: "w2",

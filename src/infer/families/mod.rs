@@ -26,6 +26,7 @@ macro_rules! families {
 
 families! {
     gemma3,
+    granite,
     llama,
     mixtral,
     olmo3,

@@ -1,6 +1,6 @@
 //! OLMoE: experts in every layer; a norm of all query heads together and one of all key heads.
 
-use super::block::{Attention, Builder, Experts, QueryKeyNorm};
+use super::block::{Attention, Builder, Experts, QueryKeyNorm, STACKS};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -22,6 +22,8 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     };
     let experts = Experts {
         module: "mlp",
+        router: "gate",
+        stacks: STACKS,
         gate: "gate_proj",
         up: "up_proj",
         down: "down_proj",

@@ -1,5 +1,6 @@
-//! Phi-3 and Phi-3.5: Llama, but with queries, keys and values in one tensor, and gate and up in
-//! another. Their long-context rope and Phi-4-mini's partial rotation are refused by name.
+//! Phi-3, Phi-3.5 and Phi-4-mini: Llama, but with queries, keys and values in one tensor, and gate
+//! and up in another. In Phi-4-mini a part of each head rotates. Their long-context rope is refused
+//! by name.
 
 use super::block::{Attention, Builder, FeedForward, Packed};
 use super::config::{Config, FamilyError, HeadDim};
@@ -12,7 +13,8 @@ pub const FAMILY: Family =
 fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-5)?;
-    let rope = RopeSpec::from_config(config, 10_000.0, shape.context_max)?;
+    let (rope, partial) = RopeSpec::partial(config, 10_000.0, shape.context_max)?;
+    let rotary_dim = config.rotary_dim(shape.head_dim, partial)?;
     // The length from which longrope uses its long factors. Longrope itself is refused.
     config.skip(&["original_max_position_embeddings"]);
     let window = config.optional("sliding_window", usize::MAX)?;
@@ -24,7 +26,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);
-    let rope = d.rope(&rope, shape.head_dim);
+    let rope = d.rope(&rope, rotary_dim);
     let x = d.embed(shape.hidden, 1.0);
     for (layer, window) in windows.into_iter().enumerate() {
         d.layer(layer);
@@ -63,13 +65,20 @@ mod tests {
         assert_eq!(source("self_attn.v_proj"), qkv.rows(48..64));
         assert_eq!(source("self_attn.o_proj"), Source::Itself);
         assert_eq!(source("mlp.up_proj"), stored("mlp.gate_up_proj").rows(40..80));
-        for key in ["partial_rotary_factor", "rope_scaling"] {
+        let with = |key: &str, value| {
             let mut odd = config.clone();
-            odd[key] = match key {
-                "rope_scaling" => json!({ "type": "longrope", "short_factor": [1.0] }),
-                _ => json!(0.75),
-            };
-            assert!(read(&odd).unwrap_err().to_string().contains(key));
+            odd[key] = value;
+            read(&odd)
+        };
+        let part = with("partial_rotary_factor", json!(0.75)).unwrap().graph;
+        assert_eq!((graph.ropes[0].inv_freq.len(), part.ropes[0].inv_freq.len()), (4, 3));
+        let longrope = json!({ "type": "longrope", "short_factor": [1.0] });
+        for (key, value) in [
+            ("rope_scaling", longrope),
+            ("partial_rotary_factor", json!(0.4)),
+            ("partial_rotary_factor", json!(1.5)),
+        ] {
+            assert!(with(key, value).unwrap_err().to_string().contains(key));
         }
     }
 }

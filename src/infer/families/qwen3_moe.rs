@@ -1,7 +1,7 @@
 //! Qwen3-MoE: Qwen3's attention, with experts in every `decoder_sparse_step`-th layer that
 //! `mlp_only_layers` does not list, and a dense feed-forward in the others.
 
-use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm};
+use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm, STACKS};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -71,6 +71,8 @@ fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
     let renormalise = config.flag("norm_topk_prob", false)?;
     Ok(Experts {
         module: "mlp",
+        router: "gate",
+        stacks: STACKS,
         gate: "gate_proj",
         up: "up_proj",
         down: "down_proj",

@@ -67,8 +67,23 @@ impl RopeSpec {
         default_theta: f64,
         context_max: usize,
     ) -> Result<Self, FamilyError> {
+        let (spec, partial) = Self::partial(config, default_theta, context_max)?;
+        refuse_partial(config, partial)?;
+        Ok(spec)
+    }
+
+    /// As [`Self::from_config`], for families in which a part of each head rotates: also that part,
+    /// `partial_rotary_factor`, 1 at most.
+    pub fn partial(
+        config: &Config<'_>,
+        default_theta: f64,
+        context_max: usize,
+    ) -> Result<(Self, f64), FamilyError> {
         let theta = config.positive("rope_theta", default_theta)?;
         let partial = config.positive("partial_rotary_factor", 1.0)?;
+        if partial > 1.0 {
+            return Err(bad("partial_rotary_factor", &partial.into(), "at most 1"));
+        }
         let read = |key: &'static str| {
             let map = config.get(key).map(|value| flat(key, value)).transpose()?;
             // An empty set of parameters counts as absent.
@@ -76,15 +91,13 @@ impl RopeSpec {
             Keys::new(config, key, map).spec(theta, partial, context_max).map(Some)
         };
         match (read("rope_scaling")?, read("rope_parameters")?) {
-            (None, None) => {
-                refuse_partial(config, partial)?;
-                Ok(Self { theta, scaling: RopeScaling::None })
-            }
-            (Some(spec), None) | (None, Some(spec)) => Ok(spec),
-            (Some(scaling), Some(parameters)) => {
+            (None, None) => Ok((Self { theta, scaling: RopeScaling::None }, partial)),
+            (Some(read), None) | (None, Some(read)) => Ok(read),
+            (Some((scaling, part)), Some((parameters, other))) => {
                 let plain = parameters.scaling == RopeScaling::None;
-                if scaling == parameters || plain && scaling.theta == parameters.theta {
-                    return Ok(scaling);
+                let same = scaling == parameters || plain && scaling.theta == parameters.theta;
+                if same && part == other {
+                    return Ok((scaling, part));
                 }
                 Err(FamilyError::Bad {
                     key: "rope_scaling".into(),
@@ -121,7 +134,10 @@ impl RopeSpec {
                 value: "missing".into(),
                 want: "the parameters of this layer type".into(),
             })?;
-            Keys::new(config, key, flat(key, value)?).spec(theta, 1.0, context_max)
+            let (spec, partial) =
+                Keys::new(config, key, flat(key, value)?).spec(theta, 1.0, context_max)?;
+            refuse_partial(config, partial)?;
+            Ok(spec)
         };
         let known = ["full_attention", "sliding_attention"];
         if let Some((kind, value)) = sets.iter().find(|(kind, _)| !known.contains(&kind.as_str())) {
@@ -133,7 +149,8 @@ impl RopeSpec {
         Ok(LayerRopes { full, sliding })
     }
 
-    /// Inverse frequencies of a head of `head_dim`: `theta^(-2i / head_dim)`, scaled.
+    /// Inverse frequencies of a head of which `head_dim` elements rotate:
+    /// `theta^(-2i / head_dim)`, scaled.
     pub fn rope(&self, head_dim: usize) -> Rope {
         let inv_freq = (0..head_dim / 2).map(|i| self.inv_freq(i, head_dim) as f32).collect();
         let attention_factor = match self.scaling {
@@ -247,9 +264,17 @@ impl<'a> Keys<'a> {
     }
 
     /// Interprets the keys, given `rope_theta` and `partial_rotary_factor` from outside of them.
-    fn spec(&self, theta: f64, partial: f64, context_max: usize) -> Result<RopeSpec, FamilyError> {
+    /// Also returns the latter.
+    fn spec(
+        &self,
+        theta: f64,
+        partial: f64,
+        context_max: usize,
+    ) -> Result<(RopeSpec, f64), FamilyError> {
         let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
-        refuse_partial(self.config, partial)?;
+        if partial > 1.0 {
+            return Err(bad("partial_rotary_factor", &partial.into(), "at most 1"));
+        }
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
         if matches!(spec.scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
@@ -263,7 +288,7 @@ impl<'a> Keys<'a> {
         let left =
             |(key, value): &(&String, &Value)| !value.is_null() && !read.contains(key.as_str());
         match self.map.iter().find(left) {
-            None => Ok(spec),
+            None => Ok((spec, partial)),
             Some((key, value)) => Err(self.config.unread(&format!("{}.{key}", self.key), value)),
         }
     }

@@ -1,7 +1,7 @@
 //! Carries out a weight's source recipe: from stored tensors to the weight's rows.
 //!
 //! Resolving checks names, shapes and types before a byte is read. Reading goes by rows and copies
-//! elements; the only arithmetic is adding one. The plain case reads stored rows directly into the
+//! elements; the only arithmetic is adding one and multiplying by a constant. The plain case reads stored rows directly into the
 //! caller's buffer.
 
 use super::checkpoint::{Checkpoint, Form};
@@ -15,7 +15,7 @@ use doppler_store::DType;
 const CHUNK_BYTES: usize = 4 << 20;
 
 /// A source whose stored tensors exist and fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     node: Node,
     pub rows: u64,
@@ -24,7 +24,7 @@ pub struct Resolved {
     pub dtype: DType,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Node {
     /// Its name and its stored shape.
     Stored(String, Vec<u64>),
@@ -35,6 +35,7 @@ enum Node {
     /// The source, outer and inner.
     Permute(Box<Resolved>, u64, u64),
     AddOne(Box<Resolved>),
+    Times(Box<Resolved>, f32),
 }
 
 impl Resolved {
@@ -85,7 +86,8 @@ impl Resolved {
             | Node::Cols(of, _)
             | Node::Transpose(of)
             | Node::Permute(of, ..)
-            | Node::AddOne(of) => of.names(each),
+            | Node::AddOne(of)
+            | Node::Times(of, _) => of.names(each),
         }
     }
 
@@ -141,21 +143,33 @@ impl Resolved {
                 }
                 Ok(())
             }
-            Node::AddOne(of) => {
-                let cols = self.cols as usize;
-                let mut rows = vec![0; out.len() / row * of.row_bytes()];
-                of.read(checkpoint, first, &mut rows)?;
-                let mut values = vec![0.0; cols];
-                for (out, from) in out.chunks_exact_mut(row).zip(rows.chunks_exact(of.row_bytes()))
-                {
-                    dequantize(of.dtype, from, cols, &mut values);
-                    for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(&values) {
-                        *out = (value + 1.0).to_le_bytes();
-                    }
-                }
-                Ok(())
+            Node::AddOne(of) => self.computed(checkpoint, of, first, out, |value| value + 1.0),
+            Node::Times(of, factor) => {
+                self.computed(checkpoint, of, first, out, |value| value * factor)
             }
         }
+    }
+
+    /// Rows of `of` as F32, each value changed.
+    fn computed(
+        &self,
+        checkpoint: &dyn Checkpoint,
+        of: &Self,
+        first: u64,
+        out: &mut [u8],
+        change: impl Fn(f32) -> f32,
+    ) -> Result<()> {
+        let (cols, row) = (self.cols as usize, self.row_bytes());
+        let mut rows = vec![0; out.len() / row * of.row_bytes()];
+        of.read(checkpoint, first, &mut rows)?;
+        let mut values = vec![0.0; cols];
+        for (out, from) in out.chunks_exact_mut(row).zip(rows.chunks_exact(of.row_bytes())) {
+            dequantize(of.dtype, from, cols, &mut values);
+            for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(&values) {
+                *out = change(*value).to_le_bytes();
+            }
+        }
+        Ok(())
     }
 
     /// Rows `first..` of the transpose of `of`, that is, some of its columns. Reads some of its
@@ -260,6 +274,11 @@ impl Resolver<'_> {
                 let (rows, cols) = (of.rows, of.cols);
                 Ok(Resolved { node: Node::AddOne(Box::new(of)), rows, cols, dtype: DType::F32 })
             }
+            Source::Times(of, factor) => {
+                let of = self.resolve(of)?;
+                let (rows, cols, node) = (of.rows, of.cols, Node::Times(Box::new(of), *factor));
+                Ok(Resolved { node, rows, cols, dtype: DType::F32 })
+            }
             Source::FirstOf(sources) => {
                 let there = sources.iter().find(|source| self.is_there(source));
                 match there.or(sources.first()) {
@@ -297,7 +316,8 @@ impl Resolver<'_> {
             | Source::Cols { of, .. }
             | Source::Transpose(of)
             | Source::Permute { of, .. }
-            | Source::AddOne(of) => self.is_there(of),
+            | Source::AddOne(of)
+            | Source::Times(of, _) => self.is_there(of),
         }
     }
 

@@ -156,13 +156,17 @@ fn parts_are_joined_turned_and_put_in_another_order() {
 }
 
 #[test]
-fn one_is_added_in_f32() {
+fn one_is_added_and_factors_multiplied_in_f32() {
     let mut rng = StdRng::seed_from_u64(1);
     let memory = Memory::default().with("w", &[7], DType::F16);
     let weight = weight(1, 7, Source::Itself.add_one());
     let resolved = Resolved::new(&memory, &weight).unwrap();
     assert_eq!((resolved.dtype, resolved.shape()), (DType::F32, vec![7]));
     let expected: Vec<f32> = (1..8).map(|n| n as f32).collect();
+    assert_eq!(values(&memory, &weight, &mut rng), [expected]);
+    let weight = self::weight(1, 7, Source::Itself.times(0.125));
+    assert_eq!(Resolved::new(&memory, &weight).unwrap().dtype, DType::F32);
+    let expected: Vec<f32> = (0..7).map(|n| n as f32 / 8.0).collect();
     assert_eq!(values(&memory, &weight, &mut rng), [expected]);
 }
 
