@@ -581,7 +581,11 @@ impl Service {
                 self.ladder.remove(*shard).await?;
             }
         }
+        for shard in &plan.unneeded {
+            self.ladder.forget_in_ram(*shard);
+        }
         if let Some(model) = target.model() {
+            self.engine.models().close(model);
             storage::withdraw(&self.config.data, model)?;
             self.kept.release(model)?;
             self.mesh.release(model, true);

@@ -222,8 +222,10 @@ pub fn reply(target: &Target, held: &[ObjectInfo]) -> TargetReply {
 
 /// What a removal will remove, and the reply to it.
 pub struct Removal {
-    /// The objects, with the bytes of each that are held.
+    /// The objects, with the bytes of each that are held on disk.
     pub objects: Vec<(ShardId, u64)>,
+    /// Everything of the target that no other model here needs, on disk or not. RAM may have it.
+    pub unneeded: Vec<ShardId>,
     pub reply: TargetReply,
 }
 
@@ -236,6 +238,7 @@ pub async fn plan_removal(
     force: bool,
 ) -> anyhow::Result<Removal> {
     let mut objects = held(disk, target).await?;
+    let mut unneeded: Vec<ShardId> = target.objects().iter().map(|(shard, _)| *shard).collect();
     let mut shared = 0;
     if let Target::Model(model) = target {
         let others = models
@@ -245,8 +248,10 @@ pub async fn plan_removal(
             others.flat_map(|other| other.objects.iter().map(|(shard, _)| *shard)).collect();
         let pinned_by_others =
             |shard: ShardId| disk.pinned_by(shard).iter().any(|other| *other != model.id);
+        let is_needed = |shard: ShardId| theirs.contains(&shard) || pinned_by_others(shard);
+        unneeded.retain(|shard| !is_needed(*shard));
         let before = objects.len();
-        objects.retain(|object| !theirs.contains(&object.shard) && !pinned_by_others(object.shard));
+        objects.retain(|object| !is_needed(object.shard));
         shared = before - objects.len();
     }
     let pinned = objects.iter().filter(|object| object.pinned).count();
@@ -262,7 +267,7 @@ pub async fn plan_removal(
     );
     let reply = TargetReply { shared, ..reply(target, &objects) };
     let objects = objects.into_iter().map(|object| (object.shard, object.held)).collect();
-    Ok(Removal { objects, reply })
+    Ok(Removal { objects, unneeded, reply })
 }
 
 /// Forgets that this node published a model and that it keeps it.

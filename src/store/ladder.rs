@@ -243,8 +243,13 @@ impl Ladder {
     /// Removes an object from disk and RAM, pinned or not.
     pub async fn remove(&self, shard: ShardId) -> Result<(), StoreError> {
         let disk = self.inner.disk.as_ref().ok_or(StoreError::NoDisk("remove objects"))?;
-        lock(&self.inner.ram).forget(shard);
+        self.forget_in_ram(shard);
         disk.remove(shard).await
+    }
+
+    /// Drops what RAM holds of an object, pinned or not.
+    pub fn forget_in_ram(&self, shard: ShardId) {
+        lock(&self.inner.ram).forget(shard);
     }
 
     pub fn disk(&self) -> Option<&Arc<DiskTier>> {

@@ -253,6 +253,23 @@ fn a_model_that_is_fetched_and_pinned_outlives_its_holder() {
     assert!(left.out.contains(&shard(1)) && left.out.contains("not repaired"), "{}", left.out);
 }
 
+/// Also what only memory has left, after disk has evicted it.
+#[test]
+fn a_removed_model_is_gone_from_memory_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(&dir.path().join("a"), "gone", &[], &[]);
+    publish(&node, "0-10");
+    let ram = || node.ask(&["status", "--json"]).ok().json()["ram"]["used"].as_u64().unwrap();
+    node.ask(&["run", NAME, "-p", "Call me", "-n", "3"]).ok();
+    assert!(ram() > 1 << 20);
+    node.ask(&["unpin", NAME]).ok();
+    node.ask(&["gc", "--disk-budget", "0", "--last-copy"]).ok();
+    assert_eq!(used(&node), 0);
+    assert!(ram() > 1 << 20, "a tier of its own");
+    node.ask(&["rm", NAME]).ok();
+    assert_eq!(ram(), 0);
+}
+
 /// Posts to a node's control API; the lines of the answer.
 fn post(node: &Node, path: &str, body: &Value) -> Vec<Value> {
     use std::io::{Read, Write};

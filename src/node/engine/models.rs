@@ -51,6 +51,12 @@ impl Models {
         Some(found)
     }
 
+    /// Closes a model. Requests that have it go on.
+    pub fn close(&self, id: ModelId) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|one| one.id != id);
+    }
+
     /// Opens a model by its manifest and the bytes of its tokenizer.json.
     ///
     /// # Errors

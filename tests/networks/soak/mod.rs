@@ -94,7 +94,9 @@ fn round(fleet: &mut Fleet, round: usize, text: &str) {
         .check(said.is_none_or(|said| said.json()["text"] == text), &format!("{name}: other text"));
     fleet.ask(keeper, "pin", &[&name, "--fetch"]);
     fleet.ask(runner, "gc", &["--disk-budget", "1MiB", "--last-copy"]);
-    for node in [keeper, runner, PUBLISHER] {
+    // The publisher first: whoever has said that it holds something keeps a model known for a lease,
+    // so all nodes forget it alike.
+    for node in [PUBLISHER, keeper, runner] {
         fleet.ask(node, "unpin", &[&name]);
         fleet.ask(node, "rm", &[&name, "--force", "--last-copy"]);
         fleet.ask(node, "status", &[]);
