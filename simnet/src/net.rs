@@ -270,12 +270,13 @@ impl World {
         let now = self.now;
         self.nodes[node].seen.insert(now, message.id);
         for to in self.gossip.publish(now, node, message.data.len()) {
-            self.send(node, to, &message);
+            self.send(node, to, &message, 0);
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: &Rc<Message>) {
+    fn send(&mut self, from: usize, to: usize, message: &Rc<Message>, wait: u64) {
         let Some(mut delay) = self.delay(from, to) else { return };
+        delay += wait;
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
         let rng: &mut Rng = &mut self.nodes[from].rng;
         // When the receiver's lease for it runs, and when it has long ended.
@@ -336,7 +337,14 @@ impl World {
             heard.is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
         };
         for to in self.gossip.forward(now, node, (from, author), message.data.len(), has) {
-            self.send(node, to, &message);
+            self.send(node, to, &message, 0);
+        }
+        for (to, wait) in self.gossip.offered(node) {
+            if !self.nodes[to].seen.contains(message.id) {
+                self.gossip.answer(node, to, message.data.len());
+                // The offer, and the request.
+                self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));
+            }
         }
     }
 }

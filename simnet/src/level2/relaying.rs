@@ -22,6 +22,11 @@ use crate::rng::Rng;
 
 /// Until meshes are what they will be: gossipsub's first heartbeat comes after 5 s.
 const WARM_UP: Duration = Duration::from_secs(9);
+/// Lines are slower than elsewhere, so that what threads add to a delay hardly counts.
+const STRETCH: u64 = 8;
+/// Trips from a dial until both ends know the other's topics: sockets, encryption, multiplexer, and the
+/// stream for gossip.
+const HANDSHAKE: u64 = 8;
 /// What nodes say.
 const PROTOCOL: &str = "/simnet/1";
 
@@ -81,6 +86,11 @@ impl Plan {
         Self { seed, nodes, links, messages: 60, every, sizes: [100, 700] }
     }
 
+    /// Nanoseconds that a packet takes at least.
+    const fn trip(&self, one: usize, other: usize) -> u64 {
+        STRETCH * latency(self.seed, self.nodes, one, other)
+    }
+
     fn warm_ups(&self) -> usize {
         (WARM_UP.as_nanos() / self.every.as_nanos()) as usize
     }
@@ -137,7 +147,9 @@ pub fn modelled(plan: &Plan) -> Relaying {
         gossip.begin(rng.below(SECOND), node);
     }
     for (one, other) in &plan.links {
-        queue.push(Reverse((rng.below(SECOND / 2), Next::Connect(*one, *other))));
+        // All are dialled at once; who is near is met first, and so is more often in the mesh.
+        let at = HANDSHAKE * plan.trip(*one, *other) + rng.below(10 * MS);
+        queue.push(Reverse((at, Next::Connect(*one, *other))));
     }
     for message in 0..plan.total() {
         queue.push(Reverse((message as u64 * every, Next::Publish(message))));
@@ -168,15 +180,15 @@ pub fn modelled(plan: &Plan) -> Relaying {
                     delays.push(now - message as u64 * every);
                 }
                 let has = |other: usize| {
-                    let trip = latency(plan.seed, plan.nodes, other, to);
-                    heard[message][other].is_some_and(|at: u64| at + trip <= now)
+                    let at = heard[message][other];
+                    at.is_some_and(|at: u64| at + plan.trip(other, to) <= now)
                 };
                 let way = (from, Some(plan.author(message)));
                 (to, message, gossip.forward(now, to, way, plan.size(message), has))
             }
         };
         for to in recipients {
-            let base = latency(plan.seed, plan.nodes, node, to);
+            let base = plan.trip(node, to);
             let at = now + base + rng.below(base / 8 + 1);
             queue.push(Reverse((at, Next::Arrive { to, from: node, message })));
         }
@@ -196,7 +208,7 @@ struct Receipt {
 /// # Errors
 /// If they cannot be started.
 pub async fn measured(plan: &Plan) -> io::Result<Relaying> {
-    let network = Network::new(plan.nodes, Lines::new(plan.seed));
+    let network = Network::new(plan.nodes, Lines { stretch: STRETCH, ..Lines::new(plan.seed) });
     let topic = doppler_mesh::topic("simnet").map_err(io::Error::other)?;
     let receipts = Arc::new(Mutex::new(Vec::new()));
     let mut swarms = Vec::new();
@@ -302,13 +314,11 @@ pub const fn is_countable(plan: &Plan) -> bool {
 mod tests {
     use super::*;
 
-    /// Of what is measured, a fifth more or less; and the few milliseconds that threads need.
-    fn is_near(what: &str, model: f64, real: f64, slack: f64) -> bool {
-        let is_near = (model - real).abs() <= 0.2 * real + slack;
-        println!(
-            "{what}: {model:.2} modelled, {real:.2} measured{}",
-            if is_near { "" } else { " (!)" }
-        );
+    /// At most a fifth more or less than what is measured.
+    fn is_near(what: &str, model: f64, real: f64) -> bool {
+        let is_near = (model - real).abs() <= 0.2 * real;
+        let mark = if is_near { "" } else { " (!)" };
+        println!("  {what}: {model:.2} modelled, {real:.2} measured{mark}");
         is_near
     }
 
@@ -316,22 +326,20 @@ mod tests {
     #[ignore = "a minute of real time; delays are measured, so nothing else may run"]
     async fn the_model_of_gossip_is_within_a_fifth_of_real_swarms() {
         let large = Plan { sizes: [2_000, 8_000], ..Plan::new(3, 10, 9) };
-        let mut far = Vec::new();
+        let mut far = 0;
         for plan in [Plan::new(1, 10, 9), Plan::new(2, 40, 12), large] {
             assert!(is_countable(&plan));
             let (model, real) = (modelled(&plan), measured(&plan).await.unwrap());
             println!("{} nodes, {} links, {:?} bytes", plan.nodes, plan.links.len(), plan.sizes);
             let checks = [
-                is_near("half have it, ms", model.p50_ms, real.p50_ms, 2.0),
-                is_near("99 of 100 have it, ms", model.p99_ms, real.p99_ms, 4.0),
-                is_near("copies", model.copies, real.copies, 0.0),
-                is_near("bytes", model.bytes, real.bytes, 0.0),
+                is_near("half have it, ms", model.p50_ms, real.p50_ms),
+                is_near("99 of 100 have it, ms", model.p99_ms, real.p99_ms),
+                is_near("copies", model.copies, real.copies),
+                is_near("bytes", model.bytes, real.bytes),
             ];
-            if checks.contains(&false) {
-                far.push(plan);
-            }
+            far += checks.iter().filter(|is_near| !**is_near).count();
         }
-        assert!(far.is_empty(), "{far:?}");
+        assert_eq!(far, 0, "marked with (!) above");
     }
 
     #[test]
