@@ -24,6 +24,10 @@ use crate::rng::Rng;
 const WARM_UP: Duration = Duration::from_secs(9);
 /// Lines are slower than elsewhere, so that what threads add to a delay hardly counts.
 const STRETCH: u64 = 8;
+/// Links are dialled one after the other: who is met first is in the mesh, and that must not depend on how
+/// busy the machine is. After the last of them, nodes have so long to meet.
+const DIALS: Duration = Duration::from_millis(25);
+const MEET: Duration = Duration::from_secs(3);
 /// Trips from a dial until both ends know the other's topics: sockets, encryption, multiplexer, and the
 /// stream for gossip.
 const HANDSHAKE: u64 = 8;
@@ -81,7 +85,12 @@ impl Plan {
                 }
             }
         }
-        let links = links.into_iter().collect();
+        // Dialled in no particular order.
+        let mut left: Vec<(usize, usize)> = links.into_iter().collect();
+        let mut links = Vec::new();
+        while !left.is_empty() {
+            links.push(left.swap_remove(rng.below(left.len() as u64) as usize));
+        }
         let every = Duration::from_millis(60);
         Self { seed, nodes, links, messages: 60, every, sizes: [100, 700] }
     }
@@ -146,13 +155,14 @@ pub fn modelled(plan: &Plan) -> Relaying {
         // Nodes do not start in step.
         gossip.begin(rng.below(SECOND), node);
     }
-    for (one, other) in &plan.links {
-        // All are dialled at once; who is near is met first, and so is more often in the mesh.
-        let at = HANDSHAKE * plan.trip(*one, *other) + rng.below(10 * MS);
+    for (at, (one, other)) in plan.links.iter().enumerate() {
+        let at = at as u64 * DIALS.as_nanos() as u64 + HANDSHAKE * plan.trip(*one, *other);
         queue.push(Reverse((at, Next::Connect(*one, *other))));
     }
+    let start = (DIALS * plan.links.len() as u32 + MEET).as_nanos() as u64;
+    let said = |message: usize| start + message as u64 * every;
     for message in 0..plan.total() {
-        queue.push(Reverse((message as u64 * every, Next::Publish(message))));
+        queue.push(Reverse((said(message), Next::Publish(message))));
     }
     let mut heard = vec![vec![None; plan.nodes]; plan.total()];
     let (mut delays, mut bytes) = (Vec::new(), [0; 3]);
@@ -177,7 +187,7 @@ pub fn modelled(plan: &Plan) -> Relaying {
             Next::Arrive { to, from, message } => {
                 heard[message][to] = Some(now);
                 if message >= plan.warm_ups() {
-                    delays.push(now - message as u64 * every);
+                    delays.push(now - said(message));
                 }
                 let has = |other: usize| {
                     let at = heard[message][other];
@@ -230,7 +240,9 @@ pub async fn measured(plan: &Plan) -> io::Result<Relaying> {
         waits.push((peers, listening));
         swarms.push(swarm);
     }
+    let mut pace = interval(DIALS);
     for (one, other) in &plan.links {
+        pace.tick().await;
         let dialled = swarms[*one].dial(swarms[*other].peer(), vec![address_of(*other)]);
         dialled.map_err(io::Error::other)?;
     }
