@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    #[ignore = "a minute of real time; delays are measured, so nothing else may run"]
+    #[ignore = "a minute of real time; delays are measured, so the machine should not be busy"]
     async fn the_model_of_gossip_is_within_a_fifth_of_real_swarms() {
         let large = Plan { sizes: [2_000, 8_000], ..Plan::new(3, 10, 9) };
         let mut far = 0;

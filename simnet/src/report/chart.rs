@@ -234,7 +234,7 @@ impl Chart {
                     y(value.at),
                     escaped(&series.name),
                     number(value.at),
-                    short(value.at)
+                    if value.at < 10.0 { number(value.at) } else { short(value.at) }
                 );
             }
         }

@@ -84,7 +84,7 @@ fn tiles(out: &mut String, report: &Report) {
         let nodes = number(largest.nodes as f64);
         tiles.push((
             format!("{} s", number(largest.p99_s)),
-            format!("until 99 of 100 of {nodes} nodes know a new model"),
+            format!("until 99 % of {nodes} nodes know a new model"),
         ));
         tiles.push((
             format!("{} kB/s", number(largest.bytes_per_s / 1e3)),
