@@ -4,12 +4,13 @@
 //! An author sends to all its peers. Whoever finds a message sound passes it on to its mesh, 5 to 11
 //! of its peers, chosen at heartbeats; both ends agree on it. Whoever has a message larger than
 //! [`LARGE`] tells its mesh that it needs no further copy. Each heartbeat offers the ids of late
-//! messages to some peers outside the mesh; here that costs bytes and repairs nothing.
+//! messages to some peers outside the mesh. That costs bytes; here only a peer that is in nobody's
+//! mesh asks for one: a newcomer whose peers have all they want.
 //!
 //! Pure: the time is an argument. Level 2 measures how far the model is off (`level2::relaying`).
 //! Invariant: a node's mesh is a subset of its peers, and if one has another in its mesh, so does the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::options::SECOND;
 use crate::rng::Rng;
@@ -74,6 +75,8 @@ struct Relay {
 /// Every node's part in passing gossip on.
 pub struct Gossip {
     relays: Vec<Relay>,
+    /// Nodes that are connected and in nobody's mesh.
+    outsiders: BTreeSet<usize>,
 }
 
 /// Bytes of a message with so many bytes of data, once sent.
@@ -97,7 +100,7 @@ impl Gossip {
             offers_until: 0,
             sent: Traffic::default(),
         };
-        Self { relays: (0..nodes).map(relay).collect() }
+        Self { relays: (0..nodes).map(relay).collect(), outsiders: BTreeSet::new() }
     }
 
     pub fn sent(&self, node: usize) -> Traffic {
@@ -106,7 +109,7 @@ impl Gossip {
 
     /// Those to which a node passes messages on.
     #[cfg(test)]
-    fn mesh(&self, node: usize) -> &[usize] {
+    pub fn mesh(&self, node: usize) -> &[usize] {
         &self.relays[node].mesh
     }
 
@@ -129,6 +132,18 @@ impl Gossip {
                 self.graft(now, one, other);
             }
         }
+        self.look(dialler);
+        self.look(listener);
+    }
+
+    /// A node's mesh may have changed.
+    fn look(&mut self, node: usize) {
+        let relay = &self.relays[node];
+        if relay.mesh.is_empty() && !relay.peers.is_empty() {
+            self.outsiders.insert(node);
+        } else {
+            self.outsiders.remove(&node);
+        }
     }
 
     pub fn disconnect(&mut self, one: usize, other: usize) {
@@ -136,6 +151,7 @@ impl Gossip {
             let relay = &mut self.relays[one];
             relay.peers.retain(|peer| peer.node != other);
             relay.mesh.retain(|peer| *peer != other);
+            self.look(one);
         }
     }
 
@@ -155,8 +171,10 @@ impl Gossip {
             self.relays[one].backoff.insert(other, now + BACKOFF);
             return;
         }
-        self.relays[one].mesh.push(other);
-        self.relays[other].mesh.push(one);
+        for (one, other) in [(one, other), (other, one)] {
+            self.relays[one].mesh.push(other);
+            self.look(one);
+        }
     }
 
     fn prune(&mut self, now: u64, one: usize, other: usize) {
@@ -164,6 +182,7 @@ impl Gossip {
             let relay = &mut self.relays[one];
             relay.mesh.retain(|peer| *peer != other);
             relay.backoff.insert(other, now + BACKOFF);
+            self.look(one);
         }
     }
 
@@ -224,11 +243,45 @@ impl Gossip {
         }
     }
 
+    /// Peers outside a node's mesh, and to how many of them it offers ids at a heartbeat.
+    fn lazy(&self, node: usize) -> (u64, u64) {
+        let relay = &self.relays[node];
+        let outside = relay.peers.len() - relay.mesh.len();
+        (outside as u64, outside.min(LAZY.max(outside / 4)) as u64)
+    }
+
+    /// Those of a node's peers that are in nobody's mesh, if they are offered the id of a message that it
+    /// has now, and how long from now.
+    pub fn offered(&mut self, node: usize) -> Vec<(usize, u64)> {
+        if self.outsiders.is_empty() {
+            return Vec::new();
+        }
+        let (outside, lazy) = self.lazy(node);
+        let relays = &mut self.relays;
+        let near = |other: &usize| relays[*other].peers.iter().any(|peer| peer.node == node);
+        let near: Vec<usize> = self.outsiders.iter().copied().filter(near).collect();
+        let mut offered = Vec::new();
+        for other in near {
+            let rng = &mut relays[node].rng;
+            let first = rng.below(HEARTBEAT);
+            let beat = (0..OFFERS).find(|_| rng.below(outside) < lazy);
+            offered.extend(beat.map(|beat| (other, first + beat * HEARTBEAT)));
+        }
+        offered
+    }
+
+    /// A node has asked for a message that it was offered, and gets it.
+    pub fn answer(&mut self, from: usize, to: usize, data: usize) {
+        self.relays[to].sent.bytes += FRAME + ID + 6;
+        let sent = &mut self.relays[from].sent;
+        sent.copies += 1;
+        sent.bytes += copy_bytes(data);
+    }
+
     /// The bytes that offering a message's id costs, once for each message.
     fn offer(&mut self, now: u64, node: usize) {
+        let (_, lazy) = self.lazy(node);
         let relay = &mut self.relays[node];
-        let outside = relay.peers.len() - relay.mesh.len();
-        let lazy = outside.min(LAZY.max(outside / 4)) as u64;
         let until = now + OFFERS * HEARTBEAT;
         let beats = (until - relay.offers_until.max(now)) as f64 / HEARTBEAT as f64;
         relay.offers_until = until;
@@ -309,6 +362,22 @@ mod tests {
         }
         gossip.disconnect(0, gossip.mesh(0)[0]);
         assert!(is_symmetric(&gossip));
+    }
+
+    #[test]
+    fn a_newcomer_that_nobody_wants_in_a_mesh_is_offered_messages() {
+        let mut gossip = Gossip::new(1, 30);
+        for other in 1..29 {
+            gossip.connect(0, other, 0);
+            gossip.connect(0, other, other % 28 + 1);
+        }
+        assert_eq!(gossip.mesh(0).len(), HIGH, "whoever comes next is not let in");
+        assert_eq!(gossip.offered(0), []);
+        gossip.connect(0, 29, 0);
+        assert_eq!(gossip.mesh(29), [0; 0]);
+        let times: Vec<u64> = (0..100).flat_map(|_| gossip.offered(0)).map(|(_, at)| at).collect();
+        assert!(times.len() > 40 && times.iter().all(|at| *at < OFFERS * HEARTBEAT), "{times:?}");
+        assert_eq!(gossip.offered(3), [], "it is no peer of the newcomer");
     }
 
     #[test]

@@ -288,12 +288,13 @@ impl World {
         let message = Rc::new(Message::new(self.numbers, author, data, self.nodes.len()));
         message.hear(node, this.boot, now);
         for to in self.gossip.publish(now, node, message.data.len()) {
-            self.send(node, to, &message);
+            self.send(node, to, &message, 0);
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: &Rc<Message>) {
+    fn send(&mut self, from: usize, to: usize, message: &Rc<Message>, wait: u64) {
         let Some(mut delay) = self.delay(from, to) else { return };
+        delay += wait;
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
         if !disorder {
             let at = self.now + delay;
@@ -354,7 +355,14 @@ impl World {
             message.heard_at(other).is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
         };
         for to in self.gossip.forward(now, node, (from, author), message.data.len(), has) {
-            self.send(node, to, &message);
+            self.send(node, to, &message, 0);
+        }
+        for (to, wait) in self.gossip.offered(node) {
+            if !self.nodes[to].seen.contains(message.id) {
+                self.gossip.answer(node, to, message.data.len());
+                // The offer, and the request.
+                self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use doppler_store::disk::{DiskOptions, DiskTier};
 use doppler_store::ladder::{Ladder, LadderOptions};
 use doppler_store::signature::SignedModel;
 use doppler_store::{Priority, RangeReader, ReadRequest};
+use futures::future::join_all;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -107,6 +108,19 @@ impl Node {
     }
 }
 
+/// Ends nodes. Their directories are free for the next life once this returns.
+async fn end_all(nodes: Vec<Node>) {
+    let ending = nodes.into_iter().map(|mut node| async move {
+        node.learning.abort();
+        // An error means that it was aborted, or panicked. It has ended in any case.
+        let _ = (&mut node.learning).await;
+        node.mesh.shutdown().await;
+        // Closing the store's index blocks.
+        let _ = tokio::task::spawn_blocking(move || drop(node)).await;
+    });
+    join_all(ending).await;
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         self.learning.abort();
@@ -173,26 +187,16 @@ impl Fleet {
         self.nodes[node].as_ref().expect("the node runs")
     }
 
-    /// Kills a node: it says nothing to anybody, and its disk stays.
-    pub async fn kill(&mut self, node: usize) {
-        self.network.kill(node);
-        if let Some(mut gone) = self.nodes[node].take() {
-            // Its directory is free for the next life only once nothing holds it.
-            gone.learning.abort();
-            let _ = (&mut gone.learning).await;
-            gone.mesh.shutdown().await;
-        }
+    /// Kills nodes at once: they say nothing to anybody, and their disks stay.
+    pub async fn kill(&mut self, nodes: &[usize]) {
+        nodes.iter().for_each(|node| self.network.kill(*node));
+        let gone: Vec<Node> = nodes.iter().filter_map(|node| self.nodes[*node].take()).collect();
+        end_all(gone).await;
     }
 
     /// Stops every node in good order.
     pub async fn stop(mut self) {
-        let nodes = self.nodes.iter_mut().filter_map(Option::take);
-        let stopping: Vec<_> =
-            nodes.map(|node| tokio::spawn(async move { node.mesh.shutdown().await })).collect();
-        for node in stopping {
-            // An error means that it panicked. It has ended in any case.
-            let _ = node.await;
-        }
+        end_all(self.nodes.iter_mut().filter_map(Option::take).collect()).await;
     }
 
     /// A node publishes a model that it holds, and pins it.

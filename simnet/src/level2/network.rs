@@ -35,6 +35,8 @@ pub const NODES_MAX: usize = 250 * 250;
 pub struct Lines {
     /// Delays between pairs of nodes follow from it, as in level 1; so does what is lost.
     pub seed: u64,
+    /// How many times as long as there they are.
+    pub stretch: u64,
     /// Bytes a second that a node can send.
     pub rate: u64,
     /// Of a hundred pieces, so many are lost and sent again, which takes 0.1 to 0.9 s.
@@ -44,7 +46,7 @@ pub struct Lines {
 impl Lines {
     /// Lines of 1 Gbit/s that lose nothing.
     pub const fn new(seed: u64) -> Self {
-        Self { seed, rate: 125_000_000, loss_percent: 0 }
+        Self { seed, stretch: 1, rate: 125_000_000, loss_percent: 0 }
     }
 }
 
@@ -182,6 +184,11 @@ impl Network {
         live.into_iter().filter(|pipe| which(pipe.from, pipe.to)).collect()
     }
 
+    /// Nanoseconds that a packet takes at least.
+    fn trip(&self, from: usize, to: usize) -> u64 {
+        self.lines.stretch * latency(self.lines.seed, self.nodes, from, to)
+    }
+
     /// When bytes that are sent now arrive.
     pub(super) fn arrival(&self, from: usize, to: usize, bytes: usize) -> Instant {
         self.bytes[from][0].fetch_add(bytes as u64, Ordering::Relaxed);
@@ -189,7 +196,7 @@ impl Network {
         let mut state = self.lock();
         let host = &mut state.hosts[from];
         host.free = host.free.max(Instant::now()) + takes;
-        let base = latency(self.lines.seed, self.nodes, from, to);
+        let base = self.trip(from, to);
         let jitter = host.rng.below(base / 8 + 1);
         let is_lost = bytes > 0 && host.rng.percent(self.lines.loss_percent);
         let again = if is_lost { host.rng.between(100, 900) } else { 0 };
@@ -262,8 +269,7 @@ impl Carrier for Seat {
                     return Err(ErrorKind::NetworkDown.into());
                 }
             }
-            let trip = latency(network.lines.seed, network.nodes, from, to);
-            tokio::time::sleep(Duration::from_nanos(2 * trip)).await;
+            tokio::time::sleep(Duration::from_nanos(2 * network.trip(from, to))).await;
             network.connect(from, to, port)
         }
         .boxed()

@@ -41,12 +41,14 @@ struct Flow {
     writer: Option<Waker>,
 }
 
-impl Flow {
-    fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            waker.wake();
-        }
-    }
+/// Changes a flow and wakes whoever that concerns. They are woken once the lock is released: waking a task
+/// of a runtime that has ended drops the task, and with it perhaps an end of this very pipe.
+fn change<T>(mut flow: MutexGuard<'_, Flow>, change: impl FnOnce(&mut Flow) -> T) -> T {
+    let result = change(&mut flow);
+    let wakers = [flow.reader.take(), flow.writer.take()];
+    drop(flow);
+    wakers.into_iter().flatten().for_each(Waker::wake);
+    result
 }
 
 impl Pipe {
@@ -74,15 +76,15 @@ impl Pipe {
 
     /// Both ends look again.
     pub(super) fn wake(&self) {
-        self.lock().wake();
+        change(self.lock(), |_| {});
     }
 
     /// What is on its way is lost, and both ends are told.
     pub(super) fn break_off(&self) {
-        let mut flow = self.lock();
-        flow.is_broken = true;
-        flow.pieces.clear();
-        flow.wake();
+        change(self.lock(), |flow| {
+            flow.is_broken = true;
+            flow.pieces.clear();
+        });
     }
 
     /// Flips a bit of what arrives last. False if nothing is on its way.
@@ -98,7 +100,8 @@ impl Pipe {
     }
 
     fn write(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.lock().writer = Some(cx.waker().clone());
+        let former = self.lock().writer.replace(cx.waker().clone());
+        drop(former);
         // After the waker is in place, so that the end of a cut in between is not missed.
         let is_cut = self.is_cut();
         let mut flow = self.lock();
@@ -116,24 +119,27 @@ impl Pipe {
         flow.last = at;
         flow.bytes += len;
         flow.pieces.push_back((at, Bytes::copy_from_slice(&bytes[..len])));
-        if let Some(reader) = flow.reader.take() {
+        let reader = flow.reader.take();
+        drop(flow);
+        if let Some(reader) = reader {
             reader.wake();
         }
         Poll::Ready(Ok(len))
     }
 
     fn close(&self) {
-        let mut flow = self.lock();
-        if flow.ends.is_none() {
-            let at = self.network.arrival(self.from, self.to, 0).max(flow.last);
-            flow.ends = Some(at);
-        }
-        flow.wake();
+        change(self.lock(), |flow| {
+            if flow.ends.is_none() {
+                let at = self.network.arrival(self.from, self.to, 0).max(flow.last);
+                flow.ends = Some(at);
+            }
+        });
     }
 
     /// When there is something to read, or the end; at once if it has broken.
     fn next(&self, cx: &Context<'_>) -> Poll<Instant> {
-        self.lock().reader = Some(cx.waker().clone());
+        let former = self.lock().reader.replace(cx.waker().clone());
+        drop(former);
         let is_cut = self.is_cut();
         let flow = self.lock();
         if flow.is_broken {
@@ -158,10 +164,11 @@ impl Pipe {
             flow.pieces.pop_front();
         }
         flow.bytes -= len;
-        if let Some(writer) = flow.writer.take() {
+        let writer = flow.writer.take();
+        drop(flow);
+        if let Some(writer) = writer {
             writer.wake();
         }
-        drop(flow);
         self.network.received(self.to, len);
         Ok(len)
     }
@@ -183,9 +190,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         self.output.close();
-        let mut flow = self.input.lock();
-        flow.has_reader = false;
-        flow.wake();
+        change(self.input.lock(), |flow| flow.has_reader = false);
     }
 }
 

@@ -22,6 +22,15 @@ use crate::rng::Rng;
 
 /// Until meshes are what they will be: gossipsub's first heartbeat comes after 5 s.
 const WARM_UP: Duration = Duration::from_secs(9);
+/// Lines are slower than elsewhere, so that what threads add to a delay hardly counts.
+const STRETCH: u64 = 8;
+/// Links are dialled one after the other: who is met first is in the mesh, and that must not depend on how
+/// busy the machine is. After the last of them, nodes have so long to meet.
+const DIALS: Duration = Duration::from_millis(25);
+const MEET: Duration = Duration::from_secs(3);
+/// Trips from a dial until both ends know the other's topics: sockets, encryption, multiplexer, and the
+/// stream for gossip.
+const HANDSHAKE: u64 = 8;
 /// What nodes say.
 const PROTOCOL: &str = "/simnet/1";
 
@@ -76,9 +85,19 @@ impl Plan {
                 }
             }
         }
-        let links = links.into_iter().collect();
+        // Dialled in no particular order.
+        let mut left: Vec<(usize, usize)> = links.into_iter().collect();
+        let mut links = Vec::new();
+        while !left.is_empty() {
+            links.push(left.swap_remove(rng.below(left.len() as u64) as usize));
+        }
         let every = Duration::from_millis(60);
         Self { seed, nodes, links, messages: 60, every, sizes: [100, 700] }
+    }
+
+    /// Nanoseconds that a packet takes at least.
+    const fn trip(&self, one: usize, other: usize) -> u64 {
+        STRETCH * latency(self.seed, self.nodes, one, other)
     }
 
     fn warm_ups(&self) -> usize {
@@ -136,11 +155,14 @@ pub fn modelled(plan: &Plan) -> Relaying {
         // Nodes do not start in step.
         gossip.begin(rng.below(SECOND), node);
     }
-    for (one, other) in &plan.links {
-        queue.push(Reverse((rng.below(SECOND / 2), Next::Connect(*one, *other))));
+    for (at, (one, other)) in plan.links.iter().enumerate() {
+        let at = at as u64 * DIALS.as_nanos() as u64 + HANDSHAKE * plan.trip(*one, *other);
+        queue.push(Reverse((at, Next::Connect(*one, *other))));
     }
+    let start = (DIALS * plan.links.len() as u32 + MEET).as_nanos() as u64;
+    let said = |message: usize| start + message as u64 * every;
     for message in 0..plan.total() {
-        queue.push(Reverse((message as u64 * every, Next::Publish(message))));
+        queue.push(Reverse((said(message), Next::Publish(message))));
     }
     let mut heard = vec![vec![None; plan.nodes]; plan.total()];
     let (mut delays, mut bytes) = (Vec::new(), [0; 3]);
@@ -165,18 +187,18 @@ pub fn modelled(plan: &Plan) -> Relaying {
             Next::Arrive { to, from, message } => {
                 heard[message][to] = Some(now);
                 if message >= plan.warm_ups() {
-                    delays.push(now - message as u64 * every);
+                    delays.push(now - said(message));
                 }
                 let has = |other: usize| {
-                    let trip = latency(plan.seed, plan.nodes, other, to);
-                    heard[message][other].is_some_and(|at: u64| at + trip <= now)
+                    let at = heard[message][other];
+                    at.is_some_and(|at: u64| at + plan.trip(other, to) <= now)
                 };
                 let way = (from, Some(plan.author(message)));
                 (to, message, gossip.forward(now, to, way, plan.size(message), has))
             }
         };
         for to in recipients {
-            let base = latency(plan.seed, plan.nodes, node, to);
+            let base = plan.trip(node, to);
             let at = now + base + rng.below(base / 8 + 1);
             queue.push(Reverse((at, Next::Arrive { to, from: node, message })));
         }
@@ -196,7 +218,7 @@ struct Receipt {
 /// # Errors
 /// If they cannot be started.
 pub async fn measured(plan: &Plan) -> io::Result<Relaying> {
-    let network = Network::new(plan.nodes, Lines::new(plan.seed));
+    let network = Network::new(plan.nodes, Lines { stretch: STRETCH, ..Lines::new(plan.seed) });
     let topic = doppler_mesh::topic("simnet").map_err(io::Error::other)?;
     let receipts = Arc::new(Mutex::new(Vec::new()));
     let mut swarms = Vec::new();
@@ -218,7 +240,9 @@ pub async fn measured(plan: &Plan) -> io::Result<Relaying> {
         waits.push((peers, listening));
         swarms.push(swarm);
     }
+    let mut pace = interval(DIALS);
     for (one, other) in &plan.links {
+        pace.tick().await;
         let dialled = swarms[*one].dial(swarms[*other].peer(), vec![address_of(*other)]);
         dialled.map_err(io::Error::other)?;
     }
@@ -302,36 +326,32 @@ pub const fn is_countable(plan: &Plan) -> bool {
 mod tests {
     use super::*;
 
-    /// Of what is measured, a fifth more or less; and the few milliseconds that threads need.
-    fn is_near(what: &str, model: f64, real: f64, slack: f64) -> bool {
-        let is_near = (model - real).abs() <= 0.2 * real + slack;
-        println!(
-            "{what}: {model:.2} modelled, {real:.2} measured{}",
-            if is_near { "" } else { " (!)" }
-        );
+    /// At most a fifth more or less than what is measured.
+    fn is_near(what: &str, model: f64, real: f64) -> bool {
+        let is_near = (model - real).abs() <= 0.2 * real;
+        let mark = if is_near { "" } else { " (!)" };
+        println!("  {what}: {model:.2} modelled, {real:.2} measured{mark}");
         is_near
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    #[ignore = "a minute of real time; delays are measured, so nothing else may run"]
+    #[ignore = "a minute of real time; delays are measured, so the machine should not be busy"]
     async fn the_model_of_gossip_is_within_a_fifth_of_real_swarms() {
         let large = Plan { sizes: [2_000, 8_000], ..Plan::new(3, 10, 9) };
-        let mut far = Vec::new();
+        let mut far = 0;
         for plan in [Plan::new(1, 10, 9), Plan::new(2, 40, 12), large] {
             assert!(is_countable(&plan));
             let (model, real) = (modelled(&plan), measured(&plan).await.unwrap());
             println!("{} nodes, {} links, {:?} bytes", plan.nodes, plan.links.len(), plan.sizes);
             let checks = [
-                is_near("half have it, ms", model.p50_ms, real.p50_ms, 2.0),
-                is_near("99 of 100 have it, ms", model.p99_ms, real.p99_ms, 4.0),
-                is_near("copies", model.copies, real.copies, 0.0),
-                is_near("bytes", model.bytes, real.bytes, 0.0),
+                is_near("half have it, ms", model.p50_ms, real.p50_ms),
+                is_near("99 of 100 have it, ms", model.p99_ms, real.p99_ms),
+                is_near("copies", model.copies, real.copies),
+                is_near("bytes", model.bytes, real.bytes),
             ];
-            if checks.contains(&false) {
-                far.push(plan);
-            }
+            far += checks.iter().filter(|is_near| !**is_near).count();
         }
-        assert!(far.is_empty(), "{far:?}");
+        assert_eq!(far, 0, "marked with (!) above");
     }
 
     #[test]

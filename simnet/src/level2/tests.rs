@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn options(nodes: usize) -> FleetOptions {
     let timing = Timing {
         announce_every: Duration::from_millis(500),
-        lease: Duration::from_secs(5),
+        lease: Duration::from_secs(4),
         settle: Duration::from_millis(20),
         ..Timing::default()
     };
@@ -110,9 +110,7 @@ async fn ten_real_swarms_survive_cuts_and_deaths_and_lose_nothing() {
     let held = fleet.node(3).whole();
     let dead = [0, 3, 6];
     let peers = dead.map(|at| fleet.node(at).mesh.peer_id());
-    for at in dead {
-        fleet.kill(at).await;
-    }
+    fleet.kill(&dead).await;
     read_all(&fleet, |_| model.objects.clone()).await;
     let alone = |node: &Node| {
         let holders = ids.iter().flat_map(|shard| node.mesh.holders(*shard));

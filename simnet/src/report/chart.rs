@@ -6,10 +6,10 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 360.0;
-const HEIGHT: f64 = 216.0;
+const HEIGHT: f64 = 228.0;
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = 10.0;
-const TOP: f64 = 20.0;
+const TOP: f64 = 34.0;
 const BOTTOM: f64 = 38.0;
 
 /// Values that belong together.
@@ -69,6 +69,15 @@ pub fn number(value: f64) -> String {
     match text.split_once('.') {
         Some(_) => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
         None => grouped(&text),
+    }
+}
+
+/// The same for a mark in a plot, where there is little room.
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 10.0 => number(value.round()),
+        v if v >= 1.0 => number((value * 10.0).round() / 10.0),
+        _ => number(value),
     }
 }
 
@@ -198,7 +207,7 @@ impl Chart {
                     "<text class=\"value\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                     left + wide / 2.0,
                     y(value.most) - 4.0,
-                    number(value.at)
+                    short(value.at)
                 );
             }
         }
@@ -206,6 +215,8 @@ impl Chart {
 
     fn lines(&self, out: &mut String, y: &dyn Fn(f64) -> f64) {
         for (index, series) in self.series.iter().enumerate() {
+            // Two lines may lie close together; so may a line and its limit.
+            let is_below = index + 1 < self.series.len() || self.limit.is_some();
             let points = series.values.iter().enumerate();
             let points: Vec<(f64, Value)> =
                 points.filter_map(|(place, value)| Some((self.x(place), (*value)?))).collect();
@@ -214,16 +225,16 @@ impl Chart {
             let _ = writeln!(out, "<polyline class=\"s{index}\" points=\"{}\"/>", line.join(" "));
             for (x, value) in points {
                 self.spread(out, x, value, y);
+                let text = if is_below { y(value.least) + 14.0 } else { y(value.most) - 6.0 };
                 let _ = writeln!(
                     out,
                     "<circle class=\"s{index}\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"3\">\
                      <title>{}: {}</title></circle>\
-                     <text class=\"value\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                     <text class=\"value\" x=\"{x:.1}\" y=\"{text:.1}\" text-anchor=\"middle\">{}</text>",
                     y(value.at),
                     escaped(&series.name),
                     number(value.at),
-                    y(value.most) - 6.0,
-                    number(value.at)
+                    if value.at < 10.0 { number(value.at) } else { short(value.at) }
                 );
             }
         }
