@@ -521,6 +521,7 @@ impl World {
                     objects: vec![0xff; 40],
                     parts: Vec::new(),
                     helps: true,
+                    pins: true,
                 };
                 let holdings = Holdings {
                     peer: self.nodes[speaker].id.to_bytes(),

@@ -100,6 +100,8 @@ pub struct ModelHoldings {
     pub parts: Vec<PartHoldings>,
     /// Whether the author copies objects of this model that too few hold.
     pub helps: bool,
+    /// Whether everything that the author says it holds of this model is pinned there.
+    pub pins: bool,
 }
 
 /// A partially held object.
@@ -154,6 +156,7 @@ impl Envelope {
                             })
                             .collect(),
                         helps: entry.helps,
+                        pins: entry.pins,
                     })
                     .collect(),
             })),
@@ -228,6 +231,7 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
             objects: entry.objects,
             parts: parts.collect::<Result<_, WireError>>()?,
             helps: entry.helps,
+            pins: entry.pins,
         });
     }
     let gossip::Holdings { peer, sequence, addresses, room, is_leaving, run, .. } = body;
@@ -380,6 +384,7 @@ mod tests {
                 objects: vec![0b101],
                 parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
                 helps: true,
+                pins: true,
             }],
             run: 3,
         }

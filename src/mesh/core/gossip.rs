@@ -275,6 +275,7 @@ mod tests {
                     })
                     .collect(),
                 helps: index % 2 == 0,
+                pins: index % 3 == 0,
             })
             .collect();
         let addresses = [

@@ -43,6 +43,8 @@ pub(super) enum Heard {
 struct Held {
     /// It copies objects of the model that too few hold.
     helps: bool,
+    /// Everything that it holds of the model is pinned there.
+    pins: bool,
     manifest: bool,
     objects: Vec<u8>,
     /// By index in the list.
@@ -157,10 +159,10 @@ impl Membership {
         };
         let until = now + lease;
         member.until = until;
-        for ModelHoldings { model, manifest, objects, parts, helps } in holdings.models {
+        for ModelHoldings { model, manifest, objects, parts, helps, pins } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
-            let held = Held { helps, manifest, objects, parts };
+            let held = Held { helps, pins, manifest, objects, parts };
             let Some(member) = self.members.get_mut(&peer) else { break };
             let old = member.models.get(&model);
             changed |= old.is_none_or(|old| old.until <= now || old.held != held);
@@ -358,6 +360,23 @@ impl Membership {
         peers.filter(helps).collect()
     }
 
+    /// Whether one of these peers, with a running lease, holds an object whole and pins it.
+    pub(super) fn is_pinned(&self, now: Instant, shard: ShardId, by: &[PeerId]) -> bool {
+        let model = ModelId::from(*shard.as_bytes());
+        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
+        let pinned = |member: &Member| {
+            let pinning = |model: &ModelId| {
+                let entry = member.models.get(model).filter(|entry| entry.until > now);
+                entry.map(|entry| &entry.held).filter(|held| held.pins)
+            };
+            pinning(&model).is_some_and(|held| held.manifest)
+                || places.iter().any(|(model, bit)| {
+                    pinning(model).is_some_and(|held| has_bit(&held.objects, *bit))
+                })
+        };
+        by.iter().filter_map(|peer| self.members.get(peer)).any(pinned)
+    }
+
     pub(super) fn is_leaving(&self, peer: PeerId) -> bool {
         self.members.get(&peer).is_some_and(|member| member.is_leaving)
     }
@@ -482,6 +501,7 @@ mod tests {
                 objects: objects.to_vec(),
                 parts: Vec::new(),
                 helps: false,
+                pins: false,
             }],
             run: 0,
         }
@@ -653,6 +673,24 @@ mod tests {
         (helps.sequence, helps.models[0].helps) = (2, false);
         assert_eq!(members.hear(now, peer(1), helps), Heard::Changed);
         assert_eq!(members.helpers(now, model), BTreeSet::new());
+    }
+
+    #[test]
+    fn an_object_is_pinned_where_all_that_is_held_of_its_model_is() {
+        let (now, model) = (Instant::now(), ModelId::of(b"m"));
+        let objects = [ShardId::of(b"a"), ShardId::of(b"b")];
+        let mut members = Membership::default();
+        register(&mut members, model, objects.to_vec());
+        let mut pins = says(1, model, true, &[0b01]);
+        pins.models[0].pins = true;
+        members.hear(now, peer(1), pins);
+        members.hear(now, peer(2), says(1, model, true, &[0b11]));
+        let is_pinned = |at, shard, by: &[PeerId]| members.is_pinned(at, shard, by);
+        assert!(is_pinned(now, objects[0], &[peer(1), peer(2)]));
+        assert!(is_pinned(now, model.manifest(), &[peer(1)]));
+        assert!(!is_pinned(now, objects[1], &[peer(1), peer(2)]), "only cached");
+        assert!(!is_pinned(now, objects[0], &[peer(2)]), "by somebody who does not count");
+        assert!(!is_pinned(now + LEASE, objects[0], &[peer(1)]));
     }
 
     #[test]

@@ -133,6 +133,8 @@ pub enum Event {
     Offer(Offer),
     /// The models, all of them, of which this node copies objects that too few hold.
     Help(BTreeSet<ModelId>),
+    /// Everything that is pinned here.
+    Pinned(BTreeSet<ShardId>),
     /// This node announces a model from now on.
     Publish(SignedModel),
     /// This node keeps a model, with this announcement: the model is not forgotten, and is
@@ -305,6 +307,7 @@ pub struct Core {
     offer: Offer,
     /// The models of which it copies objects that too few hold.
     helped: BTreeSet<ModelId>,
+    pinned: BTreeSet<ShardId>,
     known: Known,
     twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
@@ -339,6 +342,7 @@ impl Core {
             refuted: None,
             offer: Offer::default(),
             helped: BTreeSet::new(),
+            pinned: BTreeSet::new(),
             known: Known::new(config.own),
             twins: Twins::default(),
             contacts: BTreeMap::new(),
@@ -406,12 +410,8 @@ impl Core {
                 }
                 self.offer = offer;
             }
-            Event::Help(models) => {
-                if models != self.helped {
-                    self.helped = models;
-                    self.schedule.change(now, Due::Holdings);
-                }
-            }
+            Event::Help(models) => self.on_help(now, models),
+            Event::Pinned(pinned) => self.on_pinned(now, pinned),
             Event::Publish(signed) => self.on_publish(now, signed, Origin::Own, out),
             Event::Keep(signed) => self.on_publish(now, signed, Origin::Kept, out),
             Event::Release { model, own } => {
@@ -753,6 +753,9 @@ impl Core {
                     room -= 1;
                 }
             }
+            let manifest = model.manifest();
+            let mut here = list.iter().chain([&manifest]).filter(|id| held.contains(id)).peekable();
+            let pins = here.peek().is_some() && here.all(|id| self.pinned.contains(id));
             ModelHoldings {
                 model: *model,
                 manifest: held.contains(&model.manifest()),
@@ -761,6 +764,7 @@ impl Core {
                 }),
                 parts: told,
                 helps: self.helped.contains(model),
+                pins,
             }
         };
         self.membership.lists().map(entry).collect()

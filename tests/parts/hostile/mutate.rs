@@ -143,6 +143,7 @@ fn envelopes() {
         objects: vec![n; usize::from(n)],
         parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
         helps: n > 2,
+        pins: n > 3,
     };
     let holdings = Holdings {
         peer: vec![1; 38],

@@ -554,6 +554,7 @@ impl Rogue {
                 objects: vec![1],
                 parts: Vec::new(),
                 helps: false,
+                pins: false,
             }],
             run: 0,
         })
