@@ -228,8 +228,11 @@ impl World {
         };
         let copies = self.nodes.iter().filter(|n| n.is_up() && n.disk.is_whole(shard)).count();
         let kept = core.kept(self.instant(self.now), (shard, 0), self.replicas, None);
-        let needed =
-            Kept { replicas: Replicas { min: self.replicas.max, max: self.replicas.max }, ..kept };
+        let needed = Kept {
+            replicas: Replicas { min: self.replicas.max, max: self.replicas.max },
+            is_replica: true,
+            ..kept
+        };
         copies > self.replicas.max && needed.may_go(this.id)
     }
 

@@ -565,6 +565,7 @@ impl World {
                     parts: Vec::new(),
                     helps: true,
                     hot: (0..16).collect(),
+                    pins: true,
                 };
                 let holdings = Holdings {
                     peer: self.nodes[speaker].id.to_bytes(),

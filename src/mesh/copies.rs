@@ -58,6 +58,11 @@ impl MeshHandle {
         self.shared().note(Event::Help(models));
     }
 
+    /// Says what, everything, is pinned here.
+    pub fn pinned(&self, shards: BTreeSet<ShardId>) {
+        self.shared().note(Event::Pinned(shards));
+    }
+
     /// Whether a token waits for bytes from a peer.
     pub fn is_busy(&self) -> bool {
         self.shared().look(|core, _| core.is_token_waiting())

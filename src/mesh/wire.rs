@@ -123,6 +123,8 @@ pub struct ModelHoldings {
     pub helps: bool,
     /// Objects that the author keeps reading from peers, by index; at most [`HOT_MAX`].
     pub hot: Vec<u32>,
+    /// Whether everything that the author says it holds of this model is pinned there.
+    pub pins: bool,
 }
 
 /// A partially held object.
@@ -180,6 +182,7 @@ impl Envelope {
                             .collect(),
                         helps: entry.helps,
                         hot: entry.hot.clone(),
+                        pins: entry.pins,
                     })
                     .collect(),
             })),
@@ -285,6 +288,7 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
             parts: parts.collect::<Result<_, WireError>>()?,
             helps: entry.helps,
             hot: entry.hot,
+            pins: entry.pins,
         });
     }
     let stamp = Stamp { epoch: body.epoch, sequence: body.sequence };
@@ -440,6 +444,7 @@ mod tests {
                 parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
                 helps: true,
                 hot: vec![2, 700],
+                pins: true,
             }],
             run: 3,
         }

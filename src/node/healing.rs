@@ -204,6 +204,8 @@ impl Service {
             let model = objects.get(&kept.shard).map(|object| object.model);
             kept.helpers = model.and_then(|model| helpers.get(&model).cloned());
         }
+        let pinned = counted.iter().filter(|kept| kept.is_here && self.disk.is_pinned(kept.shard));
+        self.mesh.pinned(pinned.map(|kept| kept.shard).collect());
         let volunteers = self.mesh.volunteers();
         let view = HealView {
             objects: &counted,

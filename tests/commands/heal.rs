@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::common::{self, Node, PATIENCE, model, run};
+use crate::trust_cli::gateway;
 use serde_json::Value;
 
 const NAME: &str = "tiny-mixtral-q4_k_m";
@@ -199,4 +200,40 @@ fn a_node_leaves_once_others_hold_what_it_holds_and_says_so_if_nobody_does() {
     assert!(said.contains("left") && said.contains("held by no other peer: 12 objects"), "{said}");
     assert_eq!(other.wait(), Some(0));
     run(["leave", "--data", other.data.to_str().unwrap()]).fails(&["no node is running"]);
+}
+
+#[test]
+fn the_cache_of_a_small_disk_beside_one_publisher_keeps_changing() {
+    let dir = tempfile::tempdir().unwrap();
+    let holder = join(dir.path(), "a", &[], &[]);
+    publish(&holder, "0-10", "2:4");
+    let publisher = status(&holder)["publisher"].as_str().unwrap().to_owned();
+    // Room for three shards of eleven, and no copies for others.
+    let small = ["--disk-budget", "4MiB", "--replica-budget", "off", "--trust", &publisher];
+    let node = join(dir.path(), "b", &[&holder.address], &small);
+    wait(PATIENCE, "it knows the model", || fewest(&node) >= 1);
+    let shards: Vec<Value> = objects(&node).into_iter().skip(1).collect();
+    let bring = |shard: &Value| {
+        let path = format!("/shards/{}/bring", shard["id"].as_str().unwrap());
+        let (status, body) = gateway(&node, "POST", &path);
+        assert_eq!(status, 200, "{body}");
+    };
+    shards[..2].iter().for_each(bring);
+    let lacking = |node: &Node| status(node)["healing"]["lacking"].as_u64().unwrap();
+    // Everything but the two and the manifest: the node has looked since they came.
+    wait(PATIENCE, "it counts the copies", || lacking(&node) == 10);
+    // Fewer nodes than should hold them, but the publisher has pinned them.
+    shards[2..].iter().for_each(bring);
+    let here = |node: &Node| {
+        let here = objects(node).into_iter().filter(|object| object["here"] == "cached");
+        here.map(|object| object["id"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let last = shards.last().unwrap()["id"].as_str().unwrap();
+    assert!(here(&node).contains(last), "what was read last is here: {:?}", here(&node));
+    let first = shards[0]["id"].as_str().unwrap();
+    assert!(!here(&node).contains(first), "what was read first has gone: {:?}", here(&node));
+    // The publisher evicts nothing, and its copies are the last ones of most.
+    let kept = holder.ask(&["gc", "--disk-budget", "0", "--json"]).ok().json();
+    assert_eq!(kept["evicted"], serde_json::json!([]));
+    assert_eq!(objects(&holder).iter().filter(|object| object["here"] == "pinned").count(), 13);
 }

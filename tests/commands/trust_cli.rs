@@ -79,7 +79,7 @@ fn a_strangers_model_is_refused_or_trusted_on_first_use() {
 }
 
 /// Asks a node's gateway for something, without a token; the status and the body.
-fn gateway(node: &Node, method: &str, path: &str) -> (u16, String) {
+pub fn gateway(node: &Node, method: &str, path: &str) -> (u16, String) {
     use std::io::{Read, Write};
     let status = node.ask(&["status", "--json"]).ok().json();
     let address = status["page"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();

@@ -400,6 +400,7 @@ mod tests {
                     .collect(),
                 helps: index % 2 == 0,
                 hot: vec![65_535; if index % 3 == 0 { HOT_MAX } else { 0 }],
+                pins: index % 3 == 0,
             })
             .collect();
         let addresses = [

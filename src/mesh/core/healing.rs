@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use doppler_ids::{ModelId, PeerId, ShardId};
 
 use super::Core;
+use super::gossip::Due;
 use super::limits::{
     CROWD, DRAIN_CONFIRM, DRAIN_PATIENCE, HEAL_AT_ONCE, HEAL_BYTES_AT_ONCE, HEAL_CONFIRM,
     HEAL_HOT_AFTER, HEAL_JITTER, HEAL_LOOKS_MIN, HEAL_PACE_MIN, HEAL_PATIENCE, HEAL_RETRY,
@@ -49,6 +50,8 @@ pub struct Kept {
     pub helpers: Option<Arc<BTreeSet<PeerId>>>,
     /// Peers, including this node, that keep reading it from others.
     pub heat: usize,
+    /// Whether one of the holders has pinned it.
+    pub is_pinned_elsewhere: bool,
     /// Whether this node holds it whole, and whether it does so only as a replica.
     pub is_here: bool,
     pub is_replica: bool,
@@ -81,9 +84,14 @@ impl Kept {
         self.holders.iter().filter(|peer| outweighs(**peer, own, self.shard, weight)).count()
     }
 
-    /// Whether this node's copy may be evicted: enough others are better placed to keep theirs.
+    /// Whether this node's copy may be evicted. A replica may if enough others are better placed to
+    /// keep theirs. What is here only because it was read may if a holder has pinned it or one is
+    /// better placed, so that the cache of a small disk beside one publisher keeps changing.
     pub fn may_go(&self, own: PeerId) -> bool {
-        self.place(own) >= self.replicas.min
+        match self.is_replica {
+            true => self.place(own) >= self.replicas.min,
+            false => self.is_pinned_elsewhere || self.place(own) > 0,
+        }
     }
 }
 
@@ -410,11 +418,38 @@ impl Core {
             all.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect();
         let leaves = |peer: &&PeerId| self.membership.is_leaving(**peer) && self.lives(now, **peer);
         let leaving = all.iter().filter(leaves).count();
-        let holders = all.into_iter().filter(|peer| stays(*peer)).collect();
+        let holders: Vec<PeerId> = all.into_iter().filter(|peer| stays(*peer)).collect();
+        let is_pinned_elsewhere = self.membership.is_pinned(now, shard, &holders);
         let is_here = self.whole.contains(&shard);
         let heat = self.membership.heat(now, shard) + usize::from(self.heat.is_hot(now, shard));
-        let (helpers, is_replica) = (None, false);
-        Kept { shard, size, replicas, holders, leaving, helpers, heat, is_here, is_replica }
+        Kept {
+            shard,
+            size,
+            replicas,
+            holders,
+            leaving,
+            helpers: None,
+            heat,
+            is_pinned_elsewhere,
+            is_here,
+            is_replica: false,
+        }
+    }
+
+    /// Call when this node copies objects of these models, and of no others.
+    pub(super) fn on_help(&mut self, now: Instant, models: BTreeSet<ModelId>) {
+        if models != self.helped {
+            self.helped = models;
+            self.schedule.change(now, Due::Holdings);
+        }
+    }
+
+    /// Call when these objects, and no others, are pinned here.
+    pub(super) fn on_pinned(&mut self, now: Instant, pinned: BTreeSet<ShardId>) {
+        if pinned != self.pinned {
+            self.pinned = pinned;
+            self.schedule.change(now, Due::Holdings);
+        }
     }
 
     /// The peers that copy objects of a model that too few hold.

@@ -66,6 +66,7 @@ impl Swarm {
                 leaving: self.leaving.get(shard).copied().unwrap_or(0),
                 helpers: self.helpers.clone(),
                 heat: self.heat.get(shard).copied().unwrap_or(0),
+                is_pinned_elsewhere: false,
                 is_here,
                 is_replica: is_here && own != 0,
             }
@@ -123,6 +124,33 @@ fn nodes_agree_without_a_leader_on_who_copies() {
     assert_eq!(begun.len(), 2, "as many as are missing: {begun:?}");
     swarm.done(&mut healers, &begun);
     assert_eq!(swarm.run(&mut healers, 300), [], "it is enough");
+}
+
+#[test]
+fn a_cached_copy_goes_unless_nobody_better_has_one_and_a_replica_stays_for_longer() {
+    for index in 0..30 {
+        let copy = |own: usize, holders: usize, is_replica| Kept {
+            shard: shard(index),
+            size: SIZE,
+            replicas: Replicas { min: 2, max: 4 },
+            holders: (0..holders).filter(|other| *other != own).map(peer).collect(),
+            leaving: 0,
+            helpers: None,
+            is_pinned_elsewhere: false,
+            is_here: true,
+            is_replica,
+        };
+        for holders in 1..6 {
+            let stay = |is_replica| {
+                let stays = |own: &usize| !copy(*own, holders, is_replica).may_go(peer(*own));
+                (0..holders).filter(stays).count()
+            };
+            assert_eq!((stay(false), stay(true)), (1, holders.min(2)), "{holders} holders");
+        }
+        let pinned = Kept { is_pinned_elsewhere: true, ..copy(0, 2, false) };
+        assert!(pinned.may_go(peer(0)), "beside one publisher, the cache keeps changing");
+        assert!(!Kept { is_replica: true, ..pinned }.may_go(peer(0)));
+    }
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(super) enum Heard {
 struct Held {
     /// It copies objects of the model that too few hold.
     helps: bool,
+    /// Everything that it holds of the model is pinned there.
+    pins: bool,
     manifest: bool,
     objects: Vec<u8>,
     /// By index in the list.
@@ -173,11 +175,11 @@ impl Membership {
         let until = now + lease;
         member.until = until;
         self.soonest = Some(self.soonest.map_or(until, |soonest| soonest.min(until)));
-        for ModelHoldings { model, manifest, objects, parts, helps, hot } in holdings.models {
+        for ModelHoldings { model, manifest, objects, parts, helps, pins, hot } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
             let hot = hot.into_iter().collect();
-            let held = Held { helps, manifest, objects, parts, hot };
+            let held = Held { helps, pins, manifest, objects, parts, hot };
             let Some(member) = self.members.get_mut(&peer) else { break };
             let old = member.models.get(&model);
             changed |= old.is_none_or(|old| old.until <= now || old.held != held);
@@ -497,6 +499,23 @@ impl Membership {
             entry.is_some_and(|entry| entry.until > now && entry.held.helps)
         };
         peers.filter(helps).collect()
+    }
+
+    /// Whether one of these peers, with a running lease, holds an object whole and pins it.
+    pub(super) fn is_pinned(&self, now: Instant, shard: ShardId, by: &[PeerId]) -> bool {
+        let model = ModelId::from(*shard.as_bytes());
+        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
+        let pinned = |member: &Member| {
+            let pinning = |model: &ModelId| {
+                let entry = member.models.get(model).filter(|entry| entry.until > now);
+                entry.map(|entry| &entry.held).filter(|held| held.pins)
+            };
+            pinning(&model).is_some_and(|held| held.manifest)
+                || places.iter().any(|(model, bit)| {
+                    pinning(model).is_some_and(|held| has_bit(&held.objects, *bit))
+                })
+        };
+        by.iter().filter_map(|peer| self.members.get(peer)).any(pinned)
     }
 
     pub(super) fn is_leaving(&self, peer: PeerId) -> bool {

@@ -29,6 +29,7 @@ fn says(sequence: u64, model: ModelId, manifest: bool, objects: &[u8]) -> Holdin
             parts: Vec::new(),
             helps: false,
             hot: Vec::new(),
+            pins: false,
         }],
         run: 0,
     }
@@ -376,4 +377,22 @@ fn bitmaps_are_as_short_as_they_can_be() {
     assert_eq!(bitmap(20, |_| false), [] as [u8; 0]);
     let map = bitmap(20, |bit| bit % 3 == 0);
     assert!((0..20).all(|bit| has_bit(&map, bit) == (bit % 3 == 0)) && !has_bit(&map, 1000));
+}
+
+#[test]
+fn an_object_is_pinned_where_all_that_is_held_of_its_model_is() {
+    let (now, model) = (Instant::now(), ModelId::of(b"m"));
+    let objects = [ShardId::of(b"a"), ShardId::of(b"b")];
+    let mut members = Membership::default();
+    register(&mut members, model, objects.to_vec());
+    let mut pins = says(1, model, true, &[0b01]);
+    pins.models[0].pins = true;
+    members.hear(now, peer(1), pins);
+    members.hear(now, peer(2), says(1, model, true, &[0b11]));
+    let is_pinned = |at, shard, by: &[PeerId]| members.is_pinned(at, shard, by);
+    assert!(is_pinned(now, objects[0], &[peer(1), peer(2)]));
+    assert!(is_pinned(now, model.manifest(), &[peer(1)]));
+    assert!(!is_pinned(now, objects[1], &[peer(1), peer(2)]), "only cached");
+    assert!(!is_pinned(now, objects[0], &[peer(2)]), "by somebody who does not count");
+    assert!(!is_pinned(now + LEASE, objects[0], &[peer(1)]));
 }

@@ -140,6 +140,8 @@ pub enum Event {
     Help(BTreeSet<ModelId>),
     /// This node stops: it takes leave and says nothing more.
     Stop,
+    /// Everything that is pinned here.
+    Pinned(BTreeSet<ShardId>),
     /// This node announces a model from now on.
     Publish(SignedModel),
     /// This node keeps a model, with this announcement: the model is not forgotten, and is
@@ -320,6 +322,7 @@ pub struct Core {
     /// The models of which it copies objects that too few hold.
     helped: BTreeSet<ModelId>,
     heat: Heat,
+    pinned: BTreeSet<ShardId>,
     known: Known,
     twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
@@ -359,6 +362,7 @@ impl Core {
             offer: Offer::default(),
             helped: BTreeSet::new(),
             heat: Heat::default(),
+            pinned: BTreeSet::new(),
             known: Known::new(config.own),
             twins: Twins::default(),
             contacts: BTreeMap::new(),
@@ -427,12 +431,8 @@ impl Core {
                 }
                 self.offer = offer;
             }
-            Event::Help(models) => {
-                if models != self.helped {
-                    self.helped = models;
-                    self.schedule.change(now, Due::Holdings);
-                }
-            }
+            Event::Help(models) => self.on_help(now, models),
+            Event::Pinned(pinned) => self.on_pinned(now, pinned),
             Event::Publish(signed) => self.on_publish(now, signed, Origin::Own, out),
             Event::Keep(signed) => self.on_publish(now, signed, Origin::Kept, out),
             Event::Release { model, own } => self.on_release(now, model, own, out),
@@ -797,6 +797,9 @@ impl Core {
                     room -= 1;
                 }
             }
+            let manifest = model.manifest();
+            let mut here = list.iter().chain([&manifest]).filter(|id| held.contains(id)).peekable();
+            let pins = here.peek().is_some() && here.all(|id| self.pinned.contains(id));
             ModelHoldings {
                 model: *model,
                 manifest: held.contains(&model.manifest()),
@@ -806,6 +809,7 @@ impl Core {
                 parts: told,
                 helps: self.helped.contains(model),
                 hot: self.places_of(*model, &hottest),
+                pins,
             }
         };
         self.membership.lists().map(entry).collect()

@@ -144,6 +144,7 @@ fn envelopes() {
         parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
         helps: n > 2,
         hot: vec![n.into(), 3],
+        pins: n > 3,
     };
     let holdings = Holdings {
         peer: vec![1; 38],

@@ -556,6 +556,7 @@ impl Rogue {
                 parts: Vec::new(),
                 helps: false,
                 hot: Vec::new(),
+                pins: false,
             }],
             run: 0,
         })
