@@ -358,7 +358,7 @@ impl World {
             self.send(node, to, &message, 0);
         }
         for (to, wait) in self.gossip.offered(node) {
-            if !self.nodes[to].seen.contains(message.id) {
+            if message.heard_at(to).is_none() {
                 self.gossip.answer(node, to, message.data.len());
                 // The offer, and the request.
                 self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));
