@@ -1,12 +1,14 @@
 //! Compiles the protobuf schemas in `proto/` with protox: no protoc is needed.
 
-use std::path::Path;
+use std::env;
+use std::path::PathBuf;
 
 /// All schemas. A new one must be listed here and included in `wire.rs`.
 const SCHEMAS: [&str; 2] = ["gossip.proto", "shard.proto"];
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // When it runs: a build folder may serve several checkouts.
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../proto");
     for schema in SCHEMAS {
         println!("cargo::rerun-if-changed={}", root.join(schema).display());
     }

@@ -136,6 +136,7 @@ fn a_cached_copy_goes_unless_nobody_better_has_one_and_a_replica_stays_for_longe
             holders: (0..holders).filter(|other| *other != own).map(peer).collect(),
             leaving: 0,
             helpers: None,
+            heat: 0,
             is_pinned_elsewhere: false,
             is_here: true,
             is_replica,
@@ -371,6 +372,7 @@ fn a_lack_drives_out_copies_that_only_heat_had_made_and_nothing_else() {
             leaving: 0,
             helpers: None,
             heat: 0,
+            is_pinned_elsewhere: false,
             is_here: true,
             is_replica: true,
         };
