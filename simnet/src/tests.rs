@@ -1,6 +1,6 @@
 //! Runs of each scenario, that they repeat, and that a broken rule is seen and made small.
 
-use crate::{Options, Outcome, Scenario, World};
+use crate::{News, Options, Outcome, Scenario, World};
 
 const ALL: [Scenario; 6] = [
     Scenario::Drain,
@@ -138,21 +138,29 @@ fn a_small_model_is_whole_again_within_half_a_minute() {
     }
 }
 
-/// A newly published model is announced to everybody, and what a node hears, says and remembers does
-/// not grow with the swarm.
+/// A swarm of so many nodes, in which a newly published model is announced to everybody in time.
+fn crowd(nodes: usize, limit: f64) -> News {
+    let options = Options { nodes, seconds: 250, ..Options::new(1, Scenario::Crowd) };
+    let Outcome { violation, news, .. } = run(&options);
+    println!("{news}");
+    assert_eq!(violation, None);
+    let most = news.within(990).expect("it reached everybody");
+    assert!(most <= limit, "{nodes} nodes: {most} s");
+    assert!(news.within(1000).is_some(), "{nodes} nodes: somebody was not reached");
+    news
+}
+
 #[test]
-fn news_are_fast_and_a_node_of_a_thousand_hears_no_more_than_one_of_a_hundred() {
-    let crowd = |nodes, limit| {
-        let options = Options { nodes, seconds: 250, ..Options::new(1, Scenario::Crowd) };
-        let Outcome { violation, news, .. } = run(&options);
-        println!("{news}");
-        assert_eq!(violation, None);
-        let most = news.within(990).expect("it reached everybody");
-        assert!(most <= limit, "{nodes} nodes: {most} s");
-        assert!(news.within(1000).is_some(), "{nodes} nodes: somebody was not reached");
-        news
-    };
-    let (_, few, many) = (crowd(10, 1.0), crowd(100, 1.0), crowd(1000, 3.0));
+fn news_are_fast() {
+    crowd(10, 1.0);
+    crowd(100, 1.0);
+}
+
+/// What a node hears, says and remembers does not grow with the swarm.
+#[test]
+#[ignore = "takes minutes"]
+fn a_node_of_a_thousand_hears_no_more_than_one_of_a_few() {
+    let (few, many) = (crowd(100, 1.0), crowd(1000, 3.0));
     assert!(many.heard <= 1.3 * few.heard, "{} messages a second, {}", few.heard, many.heard);
     assert!(many.sent_bytes <= 1.3 * few.sent_bytes, "{} B/s, {}", few.sent_bytes, many.sent_bytes);
     assert!(many.members <= 256 && many.known <= 600, "{many}");
