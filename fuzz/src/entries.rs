@@ -82,7 +82,10 @@ pub fn envelope(data: &[u8]) {
         Envelope::Holdings(holdings) => {
             holdings.addresses.iter().for_each(|text| drop(text.parse::<Address>()));
         }
-        Envelope::Doubt(_) | Envelope::Unknown => {}
+        Envelope::Doubt(_)
+        | Envelope::Heartbeat { .. }
+        | Envelope::Goodbye(_)
+        | Envelope::Unknown => {}
     }
     assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
 }

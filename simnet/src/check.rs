@@ -53,6 +53,7 @@ impl Schedule {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     pub events: u64,
+    /// Gossip messages heard for the first time, summed over the nodes.
     pub messages: u64,
     pub reads: u64,
     pub failed_reads: u64,

@@ -184,7 +184,7 @@ pub fn plan(options: &Options) -> Vec<Fault> {
     let count = (minutes / 600) as usize;
     let is_kill = options.scenario.kills();
     let count = match options.scenario {
-        Scenario::Quiet => 0,
+        Scenario::Quiet | Scenario::Crowd => 0,
         _ if is_kill => KILLED,
         _ => count,
     };

@@ -5,6 +5,7 @@
 //! or wrong. Invariant: the same options give the same schedule, on any machine.
 
 mod check;
+mod crowd;
 mod disk;
 mod faults;
 mod gossip;
@@ -26,6 +27,7 @@ mod work;
 mod world;
 
 pub use check::{Stats, Violation};
+pub use crowd::News;
 pub use doppler_mesh::core::planted::Plant;
 pub use faults::{Fault, plan};
 pub use heal::Healed;

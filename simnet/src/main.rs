@@ -134,6 +134,9 @@ fn main() -> ExitCode {
         if scenario.kills() {
             println!("seed {}: {}", options.seed, outcome.healed);
         }
+        if scenario == Scenario::Crowd {
+            println!("seed {}: {}", options.seed, outcome.news);
+        }
         let Some(violation) = &outcome.violation else { continue };
         failed += 1;
         println!("seed {}: {violation}", options.seed);

@@ -4,16 +4,14 @@
 //! To whom gossip is passed on is decided in `gossip`. Nobody takes a message twice. What is sent
 //! while a link is cut is lost; anti-entropy has to make up for it.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
 
 use crate::faults::{KEEPERS, Kind};
-use crate::gossip::is_large;
-use crate::options::{MS, SECOND};
+use crate::options::{MS, SECOND, Scenario};
 use crate::queue::{Message, Next};
 use crate::rng::{Rng, mix};
 use crate::world::World;
@@ -48,6 +46,11 @@ pub const fn latency(seed: u64, nodes: usize, one: usize, other: usize) -> u64 {
     let place = (low * nodes + high) as u64;
     MS / 5 + mix(seed ^ mix(place)) % (30 * MS)
 }
+
+/// Up to so many nodes, all are given the same ones to begin with.
+const FEW: usize = 100;
+/// Connections that a node accepts: `CONNECTIONS` of the real one.
+const CONNECTIONS_MAX: usize = 256;
 
 /// Where a node listens.
 pub fn address_of(node: usize) -> Vec<Address> {
@@ -115,6 +118,9 @@ impl World {
         if blocked || !self.nodes[to].is_up() || self.link(node, to).is_some() {
             return;
         }
+        if [node, to].iter().any(|end| self.nodes[*end].contacts.len() >= CONNECTIONS_MAX) {
+            return;
+        }
         let now = self.now;
         let refuses =
             |one: &crate::node::Node, whom: usize| one.refused.get(&whom).is_some_and(|t| *t > now);
@@ -157,9 +163,10 @@ impl World {
     fn tell_contacts(&mut self, node: usize) {
         let contact = |other: &usize| {
             let relay = self.link(node, *other).and_then(|link| link.relay);
-            let reached = if relay.is_none() { address_of(*other) } else { Vec::new() };
+            let there = &self.nodes[*other];
+            let reached = if relay.is_none() { there.address.clone() } else { Vec::new() };
             let contact = Contact { is_direct: relay.is_none(), listens: true, reached };
-            (self.nodes[*other].id, contact)
+            (there.id, contact)
         };
         let contacts: BTreeMap<_, _> = self.nodes[node].contacts.iter().map(contact).collect();
         self.tell(node, Event::Contacts(contacts));
@@ -232,6 +239,10 @@ impl World {
 
     /// The links of a node, and those that it relays.
     fn links_of(&self, node: usize) -> Vec<(usize, usize)> {
+        if !self.nodes.iter().any(|this| this.is_nat) {
+            let contacts = self.nodes[node].contacts.iter();
+            return contacts.map(|other| pair(node, *other)).collect();
+        }
         let uses = |(ends, link): (&(usize, usize), &Link)| {
             (ends.0 == node || ends.1 == node || link.relay == Some(node)).then_some(*ends)
         };
@@ -255,8 +266,16 @@ impl World {
 
     pub(crate) fn start_bootstrap(&mut self, node: usize) {
         let boot = self.nodes[node].boot;
-        let given = KEEPERS + 1;
-        for to in (0..given.min(self.nodes.len())).filter(|to| *to != node) {
+        // In a large swarm not everybody is given the same nodes.
+        let nodes = self.nodes.len();
+        let given: BTreeSet<usize> = if self.options.scenario != Scenario::Crowd || nodes <= FEW {
+            (0..(KEEPERS + 1).min(nodes)).collect()
+        } else {
+            let rng = &mut self.nodes[node].rng;
+            let first = (nodes / 20).min(node.max(KEEPERS)) as u64;
+            (0..=KEEPERS).map(|_| rng.below(first) as usize).collect()
+        };
+        for to in given.into_iter().filter(|to| *to != node) {
             let at = self.now + self.nodes[node].rng.below(100 * MS);
             self.queue.push(at, Next::Bootstrap { node, boot, to, wait: REDIAL_FIRST });
         }
@@ -264,11 +283,10 @@ impl World {
 
     pub(crate) fn publish(&mut self, node: usize, data: Vec<u8>) {
         self.numbers += 1;
-        let author = self.nodes[node].id;
-        let heard = RefCell::default();
-        let message = Rc::new(Message { id: self.numbers, author, data, heard });
-        let now = self.now;
-        self.nodes[node].seen.insert(now, message.id);
+        let this = &self.nodes[node];
+        let (author, now) = ((this.id, node), self.now);
+        let message = Rc::new(Message::new(self.numbers, author, data, self.nodes.len()));
+        message.hear(node, this.boot, now);
         for to in self.gossip.publish(now, node, message.data.len()) {
             self.send(node, to, &message, 0);
         }
@@ -278,15 +296,19 @@ impl World {
         let Some(mut delay) = self.delay(from, to) else { return };
         delay += wait;
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
+        if !disorder {
+            let at = self.now + delay;
+            if message.is_wanted(to, self.nodes[to].boot, at) {
+                let message = Rc::clone(message);
+                self.queue.push(at, Next::Gossip { to, from, message, is_replay: false });
+            }
+            return;
+        }
         let rng: &mut Rng = &mut self.nodes[from].rng;
         // When the receiver's lease for it runs, and when it has long ended.
         let replay = rng.between(15, 150) * SECOND;
-        let copies = if disorder {
-            delay += rng.below(2 * SECOND);
-            1 + u64::from(rng.percent(20))
-        } else {
-            1
-        };
+        delay += rng.below(2 * SECOND);
+        let copies = 1 + u64::from(rng.percent(20));
         for copy in 0..copies {
             let message = Rc::clone(message);
             let at = self.now + delay + copy * replay;
@@ -301,19 +323,16 @@ impl World {
         message: Rc<Message>,
         is_replay: bool,
     ) {
-        let now = self.now;
-        let node = &mut self.nodes[to];
+        let (now, node) = (self.now, &self.nodes[to]);
+        // What a node has forgotten is told to it once more.
         let is_news = match is_replay {
-            true => node.seen.contains(message.id),
-            false => node.is_up() && node.seen.insert(now, message.id),
+            true => message.is_heard(to, node.boot),
+            false => node.is_up() && message.hear(to, node.boot, now),
         };
         if !node.is_up() || !is_news {
             return;
         }
         self.stats.messages += 1;
-        if is_large(message.data.len()) {
-            message.heard.borrow_mut().insert(to, now);
-        }
         let event = Event::Gossip {
             message: message.id,
             topic: TOPIC.to_owned(),
@@ -329,18 +348,17 @@ impl World {
     /// The core found the message that it was just told sound: it is passed on.
     pub(crate) fn pass_on(&mut self, node: usize) {
         let Some((message, from)) = self.hearing.clone() else { return };
-        let author = self.by_peer.get(&message.author).copied();
+        let author = Some(message.from);
         let (now, seed, nodes) = (self.now, self.options.seed, self.nodes.len());
         // Its word that it has the message has come.
         let has = |other: usize| {
-            let heard = message.heard.borrow().get(&other).copied();
-            heard.is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
+            message.heard_at(other).is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
         };
         for to in self.gossip.forward(now, node, (from, author), message.data.len(), has) {
             self.send(node, to, &message, 0);
         }
         for (to, wait) in self.gossip.offered(node) {
-            if !self.nodes[to].seen.contains(message.id) {
+            if !message.is_heard(to, self.nodes[to].boot) {
                 self.gossip.answer(node, to, message.data.len());
                 // The offer, and the request.
                 self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));

@@ -1,9 +1,9 @@
 //! One node: the real core, a fake disk and a fake line, and what it does of its own accord.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use doppler_ids::{ByteRange, PeerId, ShardId};
+use doppler_ids::{Address, ByteRange, PeerId, ShardId};
 use doppler_mesh::Pull;
 use doppler_mesh::core::{Core, Healing, ReadId, RequestId, Sight};
 
@@ -80,32 +80,6 @@ pub struct Reading {
     pub parts: BTreeMap<RequestId, Part>,
 }
 
-/// Message ids heard lately, in two generations.
-#[derive(Default)]
-pub struct Seen {
-    young: HashSet<u64>,
-    old: HashSet<u64>,
-    turned: u64,
-}
-
-impl Seen {
-    /// A generation, as long as gossipsub's duplicate cache.
-    const GENERATION: u64 = 60 * crate::options::SECOND;
-
-    pub fn contains(&self, id: u64) -> bool {
-        self.old.contains(&id) || self.young.contains(&id)
-    }
-
-    /// True if it was not heard before.
-    pub fn insert(&mut self, now: u64, id: u64) -> bool {
-        if now >= self.turned + Self::GENERATION {
-            self.turned = now;
-            self.old = std::mem::take(&mut self.young);
-        }
-        !self.old.contains(&id) && self.young.insert(id)
-    }
-}
-
 pub struct Node {
     pub id: PeerId,
     pub rng: Rng,
@@ -113,6 +87,8 @@ pub struct Node {
     pub core: Option<Core>,
     /// Counts its lives.
     pub boot: u32,
+    /// The number of its last run, as its disk has it.
+    pub epoch: u64,
     /// The earliest time for which a wake-up is queued.
     pub armed: u64,
     pub is_nat: bool,
@@ -144,7 +120,7 @@ pub struct Node {
     pub contacts: BTreeSet<usize>,
     /// Whom it refuses, until when.
     pub refused: BTreeMap<usize, u64>,
-    pub seen: Seen,
+    pub address: Vec<Address>,
     /// How far its wall clock is off, in milliseconds.
     pub skew_ms: i64,
     pub lies: BTreeMap<usize, Lie>,

@@ -27,6 +27,10 @@ pub enum Scenario {
     Busy,
     /// Nothing goes wrong, and nobody reads: what a swarm costs by itself.
     Quiet,
+    /// The same with a model of a few MB.
+    KillSmall,
+    /// Many nodes and models, nothing goes wrong: what gossip costs, and how fast it is.
+    Crowd,
     /// Nodes leave for good, once others hold what they hold.
     Drain,
     /// One node has everything, the others begin empty and want all of it.
@@ -36,12 +40,12 @@ pub enum Scenario {
 impl Scenario {
     /// Whether nodes are killed for ever.
     pub const fn kills(self) -> bool {
-        matches!(self, Self::Kill | Self::Busy)
+        matches!(self, Self::Kill | Self::KillSmall | Self::Busy)
     }
 
     /// Whether each object lies on as many nodes as it should, and no other.
     pub const fn is_placed(self) -> bool {
-        matches!(self, Self::Kill | Self::Busy | Self::Quiet)
+        matches!(self, Self::Kill | Self::KillSmall | Self::Busy | Self::Quiet)
     }
 }
 

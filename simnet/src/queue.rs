@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::rc::Rc;
 
 use doppler_ids::PeerId;
@@ -14,14 +14,66 @@ use crate::transfer::Upload;
 /// Names a request of one node.
 pub type Key = (ReadId, RequestId);
 
-/// A gossip message on its way.
+/// A gossip message on its way, and who has it.
 #[derive(Debug)]
 pub struct Message {
     pub id: u64,
     pub author: PeerId,
+    /// The author's number.
+    pub from: usize,
     pub data: Vec<u8>,
-    /// When a node first heard it, if it is large.
-    pub heard: RefCell<BTreeMap<usize, u64>>,
+    /// By node.
+    pub heard: RefCell<Vec<Heard>>,
+}
+
+/// What has become of a message at one node.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard {
+    /// The life in which the node heard it; 0 if it did not.
+    pub boot: u32,
+    /// When the first of its copies on their way arrives, and when it heard one.
+    pub due: u64,
+    pub at: u64,
+}
+
+impl Message {
+    pub fn new(id: u64, (author, from): (PeerId, usize), data: Vec<u8>, nodes: usize) -> Self {
+        let heard = RefCell::new(vec![Heard { boot: 0, due: u64::MAX, at: u64::MAX }; nodes]);
+        Self { id, author, from, data, heard }
+    }
+
+    /// Whether a node heard it in this life of its.
+    pub fn is_heard(&self, node: usize, boot: u32) -> bool {
+        self.heard.borrow().get(node).is_some_and(|heard| heard.boot == boot)
+    }
+
+    /// A node hears it. True if it had not before in this life.
+    pub fn hear(&self, node: usize, boot: u32, now: u64) -> bool {
+        let mut heard = self.heard.borrow_mut();
+        let Some(heard) = heard.get_mut(node).filter(|heard| heard.boot != boot) else {
+            return false;
+        };
+        heard.boot = boot;
+        heard.at = heard.at.min(now);
+        true
+    }
+
+    /// When a node first heard it.
+    pub fn heard_at(&self, node: usize) -> Option<u64> {
+        self.heard.borrow().get(node).map(|heard| heard.at).filter(|at| *at < u64::MAX)
+    }
+
+    /// Whether a copy that arrives at a node then is worth sending: whoever has it, or gets it
+    /// before, does not take it.
+    pub fn is_wanted(&self, node: usize, boot: u32, at: u64) -> bool {
+        let mut heard = self.heard.borrow_mut();
+        let Some(heard) = heard.get_mut(node) else { return false };
+        if heard.boot == boot || heard.due <= at {
+            return false;
+        }
+        heard.due = at;
+        true
+    }
 }
 
 /// What is to happen. `boot` is the life of the node that it belongs to: what a killed node was
@@ -137,25 +189,25 @@ pub enum Next {
         node: usize,
         boot: u32,
     },
+    /// A node publishes a model that nobody knows.
+    News {
+        node: usize,
+        number: u64,
+    },
     /// The liveness reads begin.
     Probe,
     /// Everything is looked at.
     Check,
 }
 
+/// When something is to happen, and where it is kept meanwhile. Small, because a heap moves its
+/// entries.
+#[derive(PartialEq, Eq)]
 struct Entry {
     at: u64,
     sequence: u64,
-    next: Next,
+    place: usize,
 }
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Entry {}
 
 impl PartialOrd for Entry {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
@@ -173,13 +225,23 @@ impl Ord for Entry {
 #[derive(Default)]
 pub struct Queue {
     heap: BinaryHeap<Entry>,
+    kept: Vec<Option<Next>>,
+    free: Vec<usize>,
     sequence: u64,
 }
 
 impl Queue {
     pub fn push(&mut self, at: u64, next: Next) {
         self.sequence += 1;
-        self.heap.push(Entry { at, sequence: self.sequence, next });
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                self.kept.push(None);
+                self.kept.len() - 1
+            }
+        };
+        self.kept[place] = Some(next);
+        self.heap.push(Entry { at, sequence: self.sequence, place });
     }
 
     /// When the next thing happens.
@@ -188,6 +250,8 @@ impl Queue {
     }
 
     pub fn pop(&mut self) -> Option<(u64, Next)> {
-        self.heap.pop().map(|entry| (entry.at, entry.next))
+        let Entry { at, place, .. } = self.heap.pop()?;
+        self.free.push(place);
+        self.kept[place].take().map(|next| (at, next))
     }
 }

@@ -7,13 +7,18 @@ use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings};
 use doppler_store::groups::CHUNK_BYTES;
 use doppler_store::verified::GROUP_BYTES;
 
+use crate::heal::Healed;
 use crate::node::{Node, Purpose, Reading};
-use crate::options::SECOND;
+use crate::options::{SECOND, Scenario};
 use crate::work::REACH;
 use crate::world::World;
 
 /// How long a lease lasts: `Timing::lease`.
 const LEASE: u64 = 35 * SECOND;
+/// How long the dead may be counted on in a swarm that nothing else disturbs.
+const DEAD_WITHIN: u64 = 10 * SECOND;
+/// Nodes looked at each second.
+const MANY: usize = 100;
 /// How long an object may have too few copies, and a node one too many, after the faults.
 const HEALED_WITHIN: u64 = 120 * SECOND;
 const TRIMMED_WITHIN: u64 = 120 * SECOND;
@@ -65,6 +70,9 @@ impl World {
             Err(error) => Some(error.to_string()),
             // Doubts are of others, and may be mistaken.
             Ok(Envelope::Doubt(_)) => None,
+            Ok(Envelope::Heartbeat { stamp, .. } | Envelope::Goodbye(stamp)) => {
+                (stamp.epoch != this.epoch).then(|| "it speaks as of another run".to_owned())
+            }
             Ok(Envelope::Unknown) => Some("it says nothing".to_owned()),
             Ok(Envelope::Announcement(signed)) => signed.verify().err().map(|e| e.to_string()),
             Ok(Envelope::Holdings(holdings)) => self.false_holding(this, &holdings),
@@ -77,6 +85,9 @@ impl World {
     fn false_holding(&self, this: &Node, holdings: &Holdings) -> Option<String> {
         if holdings.peer != this.id.as_bytes() {
             return Some("it speaks for another".to_owned());
+        }
+        if holdings.stamp.epoch != this.epoch {
+            return Some("it speaks as of another run".to_owned());
         }
         holdings.models.iter().find_map(|entry| self.false_entry(this, entry))
     }
@@ -138,6 +149,14 @@ impl World {
         }
     }
 
+    /// Whoever is killed counts for nobody any more after ten seconds.
+    fn check_dead(&mut self) {
+        let Healed { died, noticed, .. } = self.healed;
+        if died > 0 && noticed == 0 && self.now >= died + DEAD_WITHIN {
+            self.violate("dead", "after ten seconds somebody counts on the dead".to_owned());
+        }
+    }
+
     /// No lease is believed after its end: whoever went longer ago holds nothing.
     fn check_leases(&mut self) {
         // A last word may have been some seconds on its way; a flooder's lease may be longer.
@@ -162,7 +181,7 @@ impl World {
     /// Once the faults have stopped every object has enough copies again, and not too many, after
     /// a while.
     fn check_copies(&mut self) {
-        if self.now < self.options.safety() {
+        if self.now < self.options.safety() || self.options.scenario == Scenario::Crowd {
             return;
         }
         for shard in self.objects.keys().copied().collect::<Vec<_>>() {
@@ -217,9 +236,13 @@ impl World {
     /// Bounds and deadlines, once a second.
     pub(crate) fn check(&mut self) {
         self.note_noticed();
+        self.check_dead();
         self.check_leases();
         self.check_copies();
-        for node in 0..self.nodes.len() {
+        // Of very many nodes, some each time.
+        let step = self.nodes.len().div_ceil(MANY);
+        let first = (self.now / SECOND) as usize % step;
+        for node in (first..self.nodes.len()).step_by(step) {
             let this = &self.nodes[node];
             let (used, budget) = (this.disk.used(), this.disk.budget());
             if used > budget {
@@ -247,6 +270,7 @@ impl World {
     /// At the end every read that had to end has.
     pub(crate) fn check_end(&mut self) {
         self.check();
+        self.count_cost();
         let open = |node: &Node| node.reads.values().any(|r| r.purpose == Purpose::Probe);
         if let Some(node) = self.nodes.iter().position(open) {
             self.violate("reach", format!("node {node} still reads at the end"));

@@ -5,16 +5,18 @@ use std::collections::BTreeSet;
 
 use doppler_ids::{ByteRange, ModelId, PeerId, ShardId};
 use doppler_mesh::core::{Event, ReadId};
-use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings};
+use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings, Stamp};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
 use doppler_store::PolicyKind;
 use doppler_store::signature::SignedModel;
 use doppler_store::verified::{GROUP_BYTES, OBJECT_BYTES_MAX};
 use doppler_store::{Priority, ReadError, ReadRequest};
 
+use crate::crowd::NODES_PER_MODEL;
 use crate::disk::{Disk, Job};
 use crate::faults::{KEEPERS, Lie};
-use crate::node::{Node, Purpose, Reading, Replies, Seen};
+use crate::net::address_of;
+use crate::node::{Node, Purpose, Reading, Replies};
 use crate::options::{MS, SECOND, Scenario};
 use crate::queue::Next;
 use crate::rng::{Rng, mix};
@@ -30,11 +32,15 @@ const PROBES: usize = 8;
 const WORK_MAX: usize = 32;
 /// Objects that a pull fetches at a time.
 const AT_ONCE: usize = 4;
+/// How often a node of a crowd looks at what it lacks.
+const CROWD_LOOK: u64 = 10 * SECOND;
 /// Messages that a flooder says a second.
 const FLOOD: u64 = 100;
 const MIB: u64 = 1 << 20;
 /// Mixtral-8x7B in Q4_K_M, 26.4 GB, in shards of 64 MiB.
 const MIXTRAL_OBJECTS: u64 = 394;
+/// The model that comes with the program, in shards of 1 MiB, and its tokenizer.
+const EMBEDDED_OBJECTS: u64 = 10;
 /// Bytes a second of 1 Gbit/s.
 const GIGABIT: u64 = 125_000_000;
 
@@ -53,15 +59,28 @@ impl World {
     pub(crate) fn furnish(&mut self) {
         let (seed, scenario) = (self.options.seed, self.options.scenario);
         let mut rng = Rng::fork(seed, "models", 0);
-        let is_one = scenario == Scenario::ColdStart || scenario.is_placed();
-        let models = if is_one { 1 } else { 2 };
+        let models = match scenario {
+            Scenario::Crowd => (self.options.nodes / NODES_PER_MODEL).max(1),
+            Scenario::ColdStart => 1,
+            _ if scenario.is_placed() => 1,
+            _ => 2,
+        };
         for number in 0..models {
-            let is_large = scenario.kills();
-            let count = if is_large { MIXTRAL_OBJECTS } else { rng.between(6, 20) };
+            let is_small = scenario == Scenario::KillSmall;
+            let is_large = scenario.kills() && !is_small;
+            let count = match (is_large, is_small) {
+                (true, _) => MIXTRAL_OBJECTS,
+                (_, true) => EMBEDDED_OBJECTS,
+                _ => rng.between(6, 20),
+            };
             let name = |index: u64| bytes(seed, (number as u64) << 20 | index);
             let objects: Vec<ShardId> = (1..=count).map(|index| name(index).into()).collect();
             for shard in &objects {
-                let size = if is_large { OBJECT_BYTES_MAX } else { rng.between(MIB, 12 * MIB) };
+                let size = match (is_large, is_small) {
+                    (true, _) => OBJECT_BYTES_MAX,
+                    (_, true) => MIB,
+                    _ => rng.between(MIB, 12 * MIB),
+                };
                 self.objects.insert(*shard, Object { size });
             }
             let id = ModelId::from(name(0));
@@ -69,7 +88,9 @@ impl World {
             self.objects.insert(id.manifest(), Object { size });
             let signed = SignedModel::sign(&bytes(seed, 1 << 32), id, "model", size);
             let Ok(signed) = signed else { continue };
-            self.models.push(Model { id, signed, objects, publisher: number % KEEPERS });
+            let is_crowd = scenario == Scenario::Crowd;
+            let publisher = if is_crowd { number } else { number % KEEPERS };
+            self.models.push(Model { id, signed, objects, publisher });
         }
         for index in 0..self.options.nodes {
             self.furnish_node(index);
@@ -82,10 +103,11 @@ impl World {
         let id = PeerId::from_seed(bytes(seed, 2 << 32 | index as u64));
         let total: u64 = self.objects.values().map(|object| object.size).sum();
         let is_cold = scenario == Scenario::ColdStart;
-        let is_placed = scenario.is_placed();
-        let is_keeper = !is_placed && index < if is_cold { 1 } else { KEEPERS };
-        let wants_all = is_cold || is_keeper || !is_placed && rng.percent(20);
-        let is_small = !wants_all && !is_placed && rng.percent(50);
+        let (is_placed, is_crowd) = (scenario.is_placed(), scenario == Scenario::Crowd);
+        let is_still = is_placed || is_crowd;
+        let is_keeper = !is_still && index < if is_cold { 1 } else { KEEPERS };
+        let wants_all = is_cold || is_keeper || !is_still && rng.percent(20);
+        let is_small = !wants_all && !is_still && rng.percent(50);
         let budget = if is_small { total / 4 * 3 + 13 * MIB } else { 2 * total };
         let kind = PolicyKind::ALL[rng.below(3) as usize];
         let mut disk = Disk::new(budget, kind.make());
@@ -93,6 +115,7 @@ impl World {
         for (shard, object) in &self.objects {
             let starts_here = match scenario {
                 _ if is_placed => self.is_placed(*shard, index),
+                Scenario::Crowd => self.is_furnished(*shard, index, rng.percent(5)),
                 // Only what healing copies stands between a drain and a loss.
                 Scenario::ColdStart | Scenario::Drain => is_keeper,
                 _ => is_keeper || rng.percent(share),
@@ -111,6 +134,7 @@ impl World {
         self.by_peer.insert(id, index);
         let latest = if is_cold { 20 } else { 3 };
         let starts = if is_keeper { 0 } else { rng.below(latest * SECOND) };
+        let starts = if is_crowd { self.joins_at(index) } else { starts };
         let (up, down) = (rng.between(10, 125) * 1_000_000, rng.between(10, 125) * 1_000_000);
         let (up, down) = if is_placed { (GIGABIT, GIGABIT) } else { (up, down) };
         self.nodes.push(Node {
@@ -119,6 +143,7 @@ impl World {
             rng,
             core: None,
             boot: 0,
+            epoch: 0,
             armed: u64::MAX,
             replies: Replies::default(),
             reads: std::collections::BTreeMap::new(),
@@ -140,7 +165,7 @@ impl World {
             down_free: 0,
             contacts: BTreeSet::new(),
             refused: std::collections::BTreeMap::new(),
-            seen: Seen::default(),
+            address: address_of(index),
             skew_ms: 0,
             lies: std::collections::BTreeMap::new(),
             down_by: BTreeSet::new(),
@@ -157,6 +182,15 @@ impl World {
         let order = |node: usize| mix(u64::from_le_bytes(first) ^ mix(node as u64));
         let before = (0..self.options.nodes).filter(|node| order(*node) < order(index)).count();
         before < self.replicas.min || self.models.iter().any(|model| model.id.manifest() == shard)
+    }
+
+    /// Whether an object, or a manifest, lies on a node of a crowd at the start: everybody has the
+    /// manifest of one model and a few of its objects; one has all.
+    fn is_furnished(&self, shard: ShardId, index: usize, is_lucky: bool) -> bool {
+        let number = index % self.models.len().max(1);
+        let Some(model) = self.models.get(number) else { return false };
+        let is_listed = is_lucky || index == model.publisher;
+        model.id.manifest() == shard || is_listed && model.objects.contains(&shard)
     }
 
     pub(crate) fn size(&self, shard: ShardId) -> u64 {
@@ -183,11 +217,10 @@ impl World {
     /// Models whose manifest is here are registered.
     pub(crate) fn register_held(&mut self, node: usize) {
         for model in 0..self.models.len() {
-            let Model { id, objects, .. } = &self.models[model];
-            let (id, objects) = (*id, objects.clone());
-            if self.nodes[node].disk.is_whole(id.manifest())
-                && self.nodes[node].registered.insert(model)
-            {
+            let id = self.models[model].id;
+            let this = &mut self.nodes[node];
+            if this.disk.is_whole(id.manifest()) && this.registered.insert(model) {
+                let objects = self.models[model].objects.clone();
                 self.tell(node, Event::Register { model: id, objects });
             }
         }
@@ -222,7 +255,7 @@ impl World {
     /// A node reads something that it lacks, and sometimes thinks better of it.
     pub(crate) fn work(&mut self, node: usize) {
         let is_busy = match self.options.scenario {
-            Scenario::Kill | Scenario::Quiet => return,
+            Scenario::Kill | Scenario::KillSmall | Scenario::Quiet | Scenario::Crowd => return,
             other => other == Scenario::Busy,
         };
         let boot = self.nodes[node].boot;
@@ -246,7 +279,9 @@ impl World {
             return;
         };
         let objects = &self.models[*model].objects;
-        let shard = objects[rng.below(objects.len() as u64) as usize];
+        // Some objects are read more often than others.
+        let among = if rng.percent(30) && !is_busy { 2 } else { objects.len() as u64 };
+        let shard = objects[rng.below(among) as usize];
         let size = self.objects.get(&shard).map_or(1, |object| object.size);
         let (is_token, is_all, is_patient) = (rng.percent(70), rng.percent(30), rng.percent(80));
         let (is_token, is_all) = (is_token || is_busy, is_all && !is_busy);
@@ -265,9 +300,14 @@ impl World {
     /// A node looks at what it lacks: manifests of models that it heard of, objects of a pull.
     pub(crate) fn look(&mut self, node: usize) {
         let boot = self.nodes[node].boot;
-        self.queue.push(self.now + SECOND, Next::Look { node, boot });
+        let is_crowd = self.options.scenario == Scenario::Crowd;
+        let every = if is_crowd { CROWD_LOOK } else { SECOND };
+        self.queue.push(self.now + every, Next::Look { node, boot });
         self.parts_changed(node);
         self.register_held(node);
+        if is_crowd {
+            return self.heal(node);
+        }
         let announced: BTreeSet<ModelId> = self.nodes[node]
             .core
             .as_ref()
@@ -469,6 +509,9 @@ impl World {
 
     /// Each node reads some of what it lacks and somebody in reach has.
     pub(crate) fn probe(&mut self) {
+        if self.options.scenario == Scenario::Crowd {
+            return;
+        }
         let sound: Vec<ShardId> = self
             .objects
             .keys()
@@ -521,11 +564,16 @@ impl World {
                     objects: vec![0xff; 40],
                     parts: Vec::new(),
                     helps: true,
+                    hot: (0..16).collect(),
                 };
                 let holdings = Holdings {
                     peer: self.nodes[speaker].id.to_bytes(),
-                    sequence: u64::MAX - model % 1000,
+                    stamp: Stamp {
+                        epoch: self.nodes[speaker].epoch,
+                        sequence: u64::MAX - model % 1000,
+                    },
                     lease: std::time::Duration::from_secs(300),
+                    next: std::time::Duration::from_secs(model % 30),
                     room: u64::MAX,
                     is_leaving: false,
                     addresses: vec!["/ip4/10.9.9.9/tcp/1".into(); 16],

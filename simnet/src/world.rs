@@ -13,10 +13,11 @@ use doppler_mesh::core::{Action, Config, Core, Event, FailureKind, Replicas};
 use doppler_store::signature::SignedModel;
 
 use crate::check::{Schedule, Stats, Violation};
+use crate::crowd::News;
 use crate::faults::{self, Fault, Kind, Lie};
 use crate::gossip::Gossip;
 use crate::heal::Healed;
-use crate::net::{Link, TOPIC, address_of};
+use crate::net::{Link, TOPIC};
 use crate::node::{Node, Reply};
 use crate::options::{MS, Options, SECOND, Scenario};
 use crate::queue::{Key, Message, Next, Queue};
@@ -46,6 +47,7 @@ pub struct Outcome {
     pub schedule: u64,
     pub stats: Stats,
     pub healed: Healed,
+    pub news: News,
 }
 
 pub struct World {
@@ -77,6 +79,7 @@ pub struct World {
     pub(crate) watched: BTreeMap<ModelId, Vec<u64>>,
     /// When a read for a token ended, and how long it took, in the scenario `busy`.
     pub(crate) token_times: Vec<(u64, u64)>,
+    pub(crate) news: News,
     /// Since when an object has too few copies, and a node one too many, without a break.
     pub(crate) lacking: BTreeMap<ShardId, u64>,
     pub(crate) surplus: BTreeMap<(usize, ShardId), u64>,
@@ -116,8 +119,8 @@ impl World {
     }
 
     pub(crate) fn outcome(self) -> Outcome {
-        let Self { violation, schedule, stats, healed, .. } = self;
-        Outcome { violation, schedule: schedule.value(), stats, healed }
+        let Self { violation, schedule, stats, healed, news, .. } = self;
+        Outcome { violation, schedule: schedule.value(), stats, healed, news }
     }
 
     pub(crate) fn new(options: &Options) -> Self {
@@ -141,10 +144,13 @@ impl World {
             schedule: Schedule::default(),
             violation: None,
             replicas: match options.scenario {
-                Scenario::Kill | Scenario::Busy => Replicas { min: 4, max: 5 },
+                Scenario::Kill | Scenario::KillSmall | Scenario::Busy => {
+                    Replicas { min: 4, max: 5 }
+                }
                 _ => Replicas::default(),
             },
             healed: Healed::default(),
+            news: News::default(),
             watched: BTreeMap::new(),
             token_times: Vec::new(),
             lacking: BTreeMap::new(),
@@ -157,6 +163,9 @@ impl World {
         }
         world.stats.faults = world.faults.len() as u64;
         world.queue.push(CHECK_EVERY, Next::Check);
+        if options.scenario == Scenario::Crowd {
+            world.plan_news();
+        }
         let settled = options.safety() + crate::work::SETTLE;
         world.queue.push(settled, Next::Probe);
         world
@@ -243,6 +252,7 @@ impl World {
             Action::End { read, result } => self.on_end(node, read, &result),
             Action::Learned { is_own: true, .. } => {}
             Action::Learned { signed, .. } => {
+                self.news.learned(now, &signed);
                 if let Some(times) = self.watched.get_mut(&signed.model) {
                     times.push(now);
                 }
@@ -311,6 +321,7 @@ impl World {
             Next::Work { node, .. } => self.work(node),
             Next::Look { node, .. } => self.look(node),
             Next::Flood { node, .. } => self.flood(node),
+            Next::News { node, number } => self.publish_in_crowd(node, number),
             Next::Probe => self.probe(),
             Next::Check => {
                 self.check();
@@ -324,9 +335,15 @@ impl World {
             return;
         }
         self.nodes[node].armed = u64::MAX;
-        let skew = self.nodes[node].skew_ms;
-        let wall = EPOCH_MS + (self.now / MS) as i64 + skew;
-        self.tell(node, Event::Time { unix_ms: u64::try_from(wall).unwrap_or(0) });
+        self.tell(node, Event::Time);
+    }
+
+    /// The number of a node's next run: its clock's, or one more than the one on its disk.
+    fn begin_epoch(&mut self, node: usize) -> u64 {
+        let this = &mut self.nodes[node];
+        let wall = EPOCH_MS + (self.now / MS) as i64 + this.skew_ms;
+        this.epoch = u64::try_from(wall).unwrap_or(0).max(this.epoch + 1);
+        this.epoch
     }
 
     /// A node starts, with what its disk holds.
@@ -339,19 +356,20 @@ impl World {
         self.drop_links(node);
         self.gossip.begin(self.now, node);
         let now = self.instant(self.now);
+        let epoch = self.begin_epoch(node);
         let this = &mut self.nodes[node];
         let (own, topic) = (this.id, TOPIC.to_owned());
         let timing = Timing::default();
         this.boot += 1;
         let run = u64::from(this.boot);
-        let config = Config { own, run, topic, timing, find_timeout: FIND_TIMEOUT };
+        let config = Config { own, run, epoch, topic, timing, find_timeout: FIND_TIMEOUT };
         this.core = Some(Core::new(config, now));
         (this.armed, this.down_free) = (u64::MAX, 0);
-        this.seen = crate::node::Seen::default();
         this.registered.clear();
         (this.leaves_since, this.down_since) = (None, None);
         let boot = this.boot;
-        self.tell(node, Event::Addresses(address_of(node)));
+        let address = self.nodes[node].address.clone();
+        self.tell(node, Event::Addresses(address));
         self.nodes[node].healing = Some(self.new_healing(node));
         self.holdings_changed(node);
         self.register_held(node);
@@ -373,6 +391,9 @@ impl World {
 
     /// A node goes: killed, or in good order.
     pub(crate) fn stop(&mut self, node: usize, in_order: bool) {
+        if in_order {
+            self.tell(node, Event::Stop);
+        }
         let this = &mut self.nodes[node];
         if this.core.take().is_none() {
             return;

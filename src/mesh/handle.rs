@@ -159,6 +159,7 @@ impl Mesh {
             Config {
                 own: swarm.peer(),
                 run,
+                epoch: options.epoch,
                 topic: topic.clone(),
                 timing: options.timing,
                 find_timeout: options.find_timeout,
@@ -372,9 +373,10 @@ impl MeshHandle {
         }
     }
 
-    /// Stops serving, closes every connection and waits until that is done. Reads
-    /// under way fail; a second call does nothing.
+    /// Takes leave of the swarm, stops serving, closes every connection and waits until that is
+    /// done. Reads under way fail; a second call does nothing.
     pub async fn shutdown(&self) {
+        self.inner.shared.note(Event::Stop);
         self.inner.cancel.cancel();
         let tasks: Vec<_> = {
             let mut tasks = self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner);

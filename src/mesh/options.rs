@@ -2,7 +2,7 @@
 //! `core::limits`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use doppler_ids::Address;
 use doppler_swarm::{Carrier, RelayMode, SwarmError, SwarmKey};
@@ -19,6 +19,10 @@ pub struct MeshOptions {
     pub swarm_name: String,
     /// The node's Ed25519 secret key.
     pub seed: [u8; 32],
+    /// Larger in each run of this identity than in all earlier ones: peers believe the later run.
+    /// By default the wall clock in milliseconds, which suffices for identities that do not
+    /// outlive the process.
+    pub epoch: u64,
     pub listen: Vec<Address>,
     /// Announced in addition to the addresses that this node knows of itself, for example
     /// `/dns4/HOST/tcp/443/wss`.
@@ -60,6 +64,7 @@ impl MeshOptions {
         Self {
             swarm_name: swarm_name.into(),
             seed,
+            epoch: unix_ms(),
             listen: Vec::new(),
             external: Vec::new(),
             webrtc_certificate: None,
@@ -79,6 +84,12 @@ impl MeshOptions {
             download_limit: None,
         }
     }
+}
+
+/// The wall clock, milliseconds since 1970.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0)
 }
 
 /// Default of `MeshOptions::find_timeout`: three anti-entropy rounds.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use doppler_swarm::{Message, Notice, Peers, SwarmHandle};
 use tokio::sync::{Notify, mpsc, watch};
@@ -148,7 +148,7 @@ impl Shared {
 
     /// Call when the time has come until which the actor slept.
     pub(super) fn wake(&self) {
-        self.note(Event::Time { unix_ms: unix_ms() });
+        self.note(Event::Time);
     }
 
     /// Sets the connected peers.
@@ -422,10 +422,4 @@ pub(super) fn describe(twin: &Twin, is_own: bool) -> String {
             twin.peer
         ),
     }
-}
-
-/// The wall clock, which only numbers messages.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(0)
 }

@@ -28,14 +28,17 @@ pub const HOLDINGS_MODELS_MAX: usize = 64;
 pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
 /// Objects held in part in one holdings message.
 pub const PARTS_MAX: usize = 512;
+/// Objects of one model that a message names as often read.
+pub const HOT_MAX: usize = 16;
 /// Addresses in one holdings message: four transports on a few interfaces.
 pub const ADDRESSES_MAX: usize = 16;
 /// Bytes of one address as text.
 pub const ADDRESS_BYTES_MAX: usize = 256;
 /// Bytes of a peer id.
 pub const PEER_BYTES_MAX: usize = 66;
-/// The longest lease that a peer may ask for.
-pub const LEASE_MAX: Duration = Duration::from_secs(300);
+/// The longest lease that a peer may ask for, and the longest pause that it may promise to end. A
+/// member of a large swarm speaks rarely.
+pub const LEASE_MAX: Duration = Duration::from_secs(7200);
 /// Bytes of one message of the shard protocol, without its length.
 pub const FRAME_BYTES_MAX: usize = 256;
 /// The most hash-tree nodes that a request's range can need: one between every two of its groups
@@ -63,10 +66,26 @@ pub enum Envelope {
     /// Fields within bounds; the signature is not checked yet.
     Announcement(SignedModel),
     Holdings(Holdings),
-    /// The author has lost the peer with this id, in bytes. If the peer is alive, it should say so.
+    /// The author has lost the peer with this id, in bytes, or misses its word. If the peer is
+    /// alive, it should say so.
     Doubt(Vec<u8>),
+    /// The author is there, and speaks again within `next`.
+    Heartbeat {
+        stamp: Stamp,
+        next: Duration,
+    },
+    /// The author stops, and says nothing more in this epoch.
+    Goodbye(Stamp),
     /// A kind that this version does not know.
     Unknown,
+}
+
+/// Orders the messages of one author over all its runs. A restarted node begins a larger epoch, so
+/// that its first message is newer than everything that it said before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    pub epoch: u64,
+    pub sequence: u64,
 }
 
 /// What the author of a message holds.
@@ -74,9 +93,11 @@ pub enum Envelope {
 pub struct Holdings {
     /// The author's peer id, as bytes.
     pub peer: Vec<u8>,
-    pub sequence: u64,
+    pub stamp: Stamp,
     /// At most [`LEASE_MAX`].
     pub lease: Duration,
+    /// The author speaks again within this time, at most [`LEASE_MAX`]; zero if it does not say.
+    pub next: Duration,
     /// Bytes that the author would copy of objects that others lose.
     pub room: u64,
     /// Whether the author is about to leave the swarm, so that its objects need other holders.
@@ -100,6 +121,8 @@ pub struct ModelHoldings {
     pub parts: Vec<PartHoldings>,
     /// Whether the author copies objects of this model that too few hold.
     pub helps: bool,
+    /// Objects that the author keeps reading from peers, by index; at most [`HOT_MAX`].
+    pub hot: Vec<u32>,
 }
 
 /// A partially held object.
@@ -132,8 +155,10 @@ impl Envelope {
             }
             Self::Holdings(holdings) => Some(gossip::envelope::Body::Holdings(gossip::Holdings {
                 peer: holdings.peer.clone(),
-                sequence: holdings.sequence,
-                lease_ms: u32::try_from(holdings.lease.as_millis()).unwrap_or(u32::MAX),
+                epoch: holdings.stamp.epoch,
+                sequence: holdings.stamp.sequence,
+                lease_ms: millis(holdings.lease),
+                next_ms: millis(holdings.next),
                 addresses: holdings.addresses.clone(),
                 room: holdings.room,
                 is_leaving: holdings.is_leaving,
@@ -154,11 +179,21 @@ impl Envelope {
                             })
                             .collect(),
                         helps: entry.helps,
+                        hot: entry.hot.clone(),
                     })
                     .collect(),
             })),
             Self::Doubt(peer) => {
                 Some(gossip::envelope::Body::Doubt(gossip::Doubt { peer: peer.clone() }))
+            }
+            Self::Heartbeat { stamp: Stamp { epoch, sequence }, next } => {
+                let (epoch, sequence, next_ms) = (*epoch, *sequence, millis(*next));
+                let body = gossip::Heartbeat { epoch, sequence, next_ms };
+                Some(gossip::envelope::Body::Heartbeat(body))
+            }
+            Self::Goodbye(Stamp { epoch, sequence }) => {
+                let (epoch, sequence) = (*epoch, *sequence);
+                Some(gossip::envelope::Body::Goodbye(gossip::Goodbye { epoch, sequence }))
             }
             Self::Unknown => None,
         };
@@ -186,6 +221,13 @@ impl Envelope {
                 at_most("peer", body.peer.len(), PEER_BYTES_MAX)?;
                 Ok(Self::Doubt(body.peer))
             }
+            Some(gossip::envelope::Body::Heartbeat(body)) => Ok(Self::Heartbeat {
+                stamp: Stamp { epoch: body.epoch, sequence: body.sequence },
+                next: time("next_ms", body.next_ms)?,
+            }),
+            Some(gossip::envelope::Body::Goodbye(body)) => {
+                Ok(Self::Goodbye(Stamp { epoch: body.epoch, sequence: body.sequence }))
+            }
         }
     }
 }
@@ -201,6 +243,20 @@ fn replicas(min: u32, max: u32) -> Result<Replicas, WireError> {
     replicas.is_valid().then_some(replicas).ok_or_else(invalid)
 }
 
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A time that a message names, at most [`LEASE_MAX`].
+fn time(field: &'static str, ms: u32) -> Result<Duration, WireError> {
+    let time = Duration::from_millis(u64::from(ms));
+    if time > LEASE_MAX {
+        let problem = format!("{} s is more than {} s", time.as_secs(), LEASE_MAX.as_secs());
+        return Err(WireError::Invalid { field, problem });
+    }
+    Ok(time)
+}
+
 fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
     at_most("peer", body.peer.len(), PEER_BYTES_MAX)?;
     at_most("addresses", body.addresses.len(), ADDRESSES_MAX)?;
@@ -208,16 +264,16 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
     for address in &body.addresses {
         at_most("address", address.len(), ADDRESS_BYTES_MAX)?;
     }
-    let lease = Duration::from_millis(u64::from(body.lease_ms));
-    if lease > LEASE_MAX {
-        let problem = format!("{} s is more than {} s", lease.as_secs(), LEASE_MAX.as_secs());
-        return Err(WireError::Invalid { field: "lease_ms", problem });
-    }
+    let (lease, next) = (time("lease_ms", body.lease_ms)?, time("next_ms", body.next_ms)?);
     let parts = body.models.iter().map(|entry| entry.parts.len()).sum();
     at_most("parts", parts, PARTS_MAX)?;
     let mut models = Vec::with_capacity(body.models.len());
     for entry in std::mem::take(&mut body.models) {
         at_most("objects", entry.objects.len(), BITMAP_BYTES_MAX)?;
+        at_most("hot", entry.hot.len(), HOT_MAX)?;
+        for object in &entry.hot {
+            at_most("object", *object as usize, 8 * BITMAP_BYTES_MAX - 1)?;
+        }
         let parts = entry.parts.into_iter().map(|part| {
             at_most("object", part.object as usize, 8 * BITMAP_BYTES_MAX - 1)?;
             Ok(PartHoldings { object: part.object, chunks: Chunks(part.chunks) })
@@ -228,10 +284,12 @@ fn holdings(mut body: gossip::Holdings) -> Result<Holdings, WireError> {
             objects: entry.objects,
             parts: parts.collect::<Result<_, WireError>>()?,
             helps: entry.helps,
+            hot: entry.hot,
         });
     }
-    let gossip::Holdings { peer, sequence, addresses, room, is_leaving, run, .. } = body;
-    Ok(Holdings { peer, sequence, lease, room, is_leaving, addresses, models, run })
+    let stamp = Stamp { epoch: body.epoch, sequence: body.sequence };
+    let gossip::Holdings { peer, addresses, room, is_leaving, run, .. } = body;
+    Ok(Holdings { peer, stamp, lease, next, room, is_leaving, addresses, models, run })
 }
 
 /// Asks for one range of one object.
@@ -369,8 +427,9 @@ mod tests {
     fn sample_holdings() -> Holdings {
         Holdings {
             peer: vec![1; 38],
-            sequence: 9,
+            stamp: Stamp { epoch: 4, sequence: 9 },
             lease: Duration::from_secs(30),
+            next: Duration::from_secs(3),
             room: 1 << 40,
             is_leaving: true,
             addresses: vec!["/ip4/127.0.0.1/tcp/1".into()],
@@ -380,6 +439,7 @@ mod tests {
                 objects: vec![0b101],
                 parts: vec![PartHoldings { object: 1, chunks: Chunks(0b11) }],
                 helps: true,
+                hot: vec![2, 700],
             }],
             run: 3,
         }
@@ -408,11 +468,15 @@ mod tests {
         let model = signed.model;
         let many = Replicas { min: 4, max: 64 };
         let copies = SignedModel::sign_at(&[1; 32], model, "tiny", 77, many, u64::MAX).unwrap();
+        let stamp = Stamp { epoch: 1, sequence: 2 };
+        let beat = Envelope::Heartbeat { stamp, next: Duration::from_secs(9) };
         for envelope in [
             Envelope::Announcement(signed),
             Envelope::Announcement(copies),
             holdings,
             Envelope::Doubt(vec![7; 38]),
+            beat,
+            Envelope::Goodbye(stamp),
         ] {
             assert_eq!(Envelope::decode(&envelope.encode()), Ok(envelope));
         }
@@ -448,9 +512,14 @@ mod tests {
         assert!(many(|h| h.models[0].objects = vec![0; BITMAP_BYTES_MAX + 1]).is_err());
         assert!(many(|h| h.models[0].parts = vec![h.models[0].parts[0]; PARTS_MAX + 1]).is_err());
         assert!(many(|h| h.models[0].parts[0].object = 8 * BITMAP_BYTES_MAX as u32).is_err());
+        assert!(many(|h| h.models[0].hot = vec![0; HOT_MAX + 1]).is_err());
+        assert!(many(|h| h.models[0].hot = vec![8 * BITMAP_BYTES_MAX as u32]).is_err());
         assert!(many(|h| h.addresses = vec!["a".repeat(ADDRESS_BYTES_MAX + 1)]).is_err());
         assert!(many(|h| h.addresses = vec![String::new(); ADDRESSES_MAX + 1]).is_err());
         assert!(many(|h| h.lease = LEASE_MAX + Duration::from_millis(1)).is_err());
+        assert!(many(|h| h.next = LEASE_MAX + Duration::from_millis(1)).is_err());
+        let (stamp, next) = (Stamp::default(), LEASE_MAX + Duration::from_millis(1));
+        assert!(Envelope::decode(&Envelope::Heartbeat { stamp, next }.encode()).is_err());
         assert!(many(|h| h.peer = vec![0; PEER_BYTES_MAX + 1]).is_err());
         let doubt = Envelope::Doubt(vec![0; PEER_BYTES_MAX + 1]);
         assert!(Envelope::decode(&doubt.encode()).is_err());

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::address_book::{self, AddressBook};
 use super::config::{Config, LISTEN_DEFAULT};
+use super::epoch;
 use super::identity;
 use super::ports::{self, Ports};
 use super::swarm_key;
@@ -78,6 +79,7 @@ fn listen(config: &Config) -> anyhow::Result<Vec<Address>> {
 /// What the configuration says; it listens nowhere yet.
 fn options(config: &Config, seed: [u8; 32]) -> anyhow::Result<MeshOptions> {
     let mut options = MeshOptions::new(config.swarm.clone(), seed);
+    options.epoch = epoch::begin(&config.data)?;
     options.external = addresses("--external-address", &config.external)?;
     let listen = addresses("--listen", &config.listen)?;
     if listen.iter().any(|address| address.transport() == Transport::WebRtc) {

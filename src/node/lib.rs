@@ -18,6 +18,7 @@ mod demo;
 mod drain;
 mod embedded;
 mod engine;
+mod epoch;
 mod events;
 mod failures;
 mod gateway;

@@ -27,9 +27,10 @@ use crate::key::KEY_PROTOCOL;
 use crate::nat::Nat;
 use crate::options::{
     AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, BOOTSTRAP_PATIENCE, DIALS_WAITING_MAX, EXTERNAL_MAX,
-    FOREIGN_BAN, GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, NEGOTIATING_STREAMS_MAX,
-    OUTBOX, Options, PEER_ADDRESSES_MAX, PING_INTERVAL, PING_TIMEOUT, PINGS_LOST_MAX,
-    REASON_BYTES_MAX, REDIAL, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE, RUNS_EVERY, TICK,
+    FOREIGN_BAN, GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, LINGER,
+    NEGOTIATING_STREAMS_MAX, OUTBOX, Options, PEER_ADDRESSES_MAX, PING_INTERVAL, PING_TIMEOUT,
+    PINGS_LOST_MAX, REASON_BYTES_MAX, REDIAL, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE,
+    RUNS_EVERY, TICK,
 };
 use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
@@ -193,6 +194,7 @@ impl Actor {
                 command = commands.recv() => match command {
                     None => return None,
                     Some(Command::Shutdown { done }) => {
+                        self.linger().await;
                         self.nat.unmap().await;
                         return Some(done);
                     }
@@ -203,6 +205,17 @@ impl Actor {
                 _ = tick.tick() => self.on_tick(Instant::now()),
                 event = self.swarm.select_next_some() => self.on_event(event),
             }
+        }
+    }
+
+    /// What was published last leaves before the connections close.
+    async fn linger(&mut self) {
+        if self.peers.is_empty() {
+            return;
+        }
+        let end = tokio::time::Instant::now() + LINGER;
+        while let Ok(event) = tokio::time::timeout_at(end, self.swarm.select_next_some()).await {
+            self.on_event(event);
         }
     }
 

@@ -344,6 +344,9 @@ pub(crate) const TLS_ROOTS_MAX: usize = 1024;
 /// Ports that a router is asked to forward: four transports on a few interfaces.
 pub(crate) const MAPPED_PORTS_MAX: usize = 16;
 
+/// How long a stopping node keeps its connections open for what it published last: its goodbye.
+pub(crate) const LINGER: Duration = Duration::from_millis(100);
+
 /// How long a stopping node waits for its router to remove port mappings.
 pub(crate) const UNMAP_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -172,6 +172,27 @@ test('a tab gets what only another tab holds, through the node between them', op
   assert.ok((await counts(holding)).sent >= small.bytes)
 })
 
+test('a tab that is closed says goodbye, and the node drops it at once', options, async () => {
+  const node = await holder(small, 'goodbye')
+  const leases = async () => (await node.json('status')).load.leases
+  const until = async (count, limit = PATIENCE) => {
+    const end = performance.now() + limit
+    while (await leases() !== count) {
+      assert.ok(performance.now() < end, `still ${await leases()} leases`)
+      await new Promise((resolve) => setTimeout(resolve, 50))
+    }
+  }
+  for (const via of ['websocket', 'webrtc']) {
+    const page = await openTab(node.url, { via })
+    await joined(page)
+    await keep(page, 'small')
+    await until(1)
+    await page.goto('about:blank')
+    // Its lease would run for half a minute more.
+    await until(0, 10_000)
+  }
+})
+
 test('a quota that is too small is reported before anything is fetched', options, async () => {
   const node = await holder(big, 'quota')
   const page = await openTab(node.url, {

@@ -43,6 +43,19 @@ async function open (view: View): Promise<Opened | null> {
   }
 }
 
+/** The number of this run of a tab's identity: larger than those of all earlier ones, whatever the clock says. */
+function beginEpoch (slot: number): number {
+  const name = `doppler-epoch-${slot}`
+  try {
+    const last = Number(localStorage.getItem(name))
+    const epoch = Math.max(Date.now(), Number.isSafeInteger(last) ? last + 1 : 0)
+    localStorage.setItem(name, String(epoch))
+    return epoch
+  } catch {
+    return Date.now()
+  }
+}
+
 async function main (): Promise<void> {
   const asked = new URLSearchParams(location.search).get('via') as Via
   const via = VIAS.includes(asked) ? asked : 'auto'
@@ -61,10 +74,13 @@ async function main (): Promise<void> {
   }
   let swarm: Swarm | null = null
   try {
-    swarm = await Swarm.join(node, started.key, via, worker, opened?.key ?? null)
+    swarm = await Swarm.join(node, started.key, beginEpoch(started.slot), via, worker, opened?.key ?? null)
   } catch (error) {
     view.fail(error as Error)
   }
+  addEventListener('pagehide', () => { swarm?.part() })
+  // A page that is shown again has taken leave: it joins anew.
+  addEventListener('pageshow', (event) => { if ((event as PageTransitionEvent).persisted) location.reload() })
   const keeper = new Keeper(worker, swarm, via, started.slot)
   if (swarm !== null) swarm.holdings = () => keeper.holdings()
   const runner = new Runner(worker, keeper)

@@ -3,8 +3,9 @@
 
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import { type GossipSub, gossipsub } from '@libp2p/gossipsub'
+import { RPC } from '@libp2p/gossipsub/message'
 import { type Identify, identify } from '@libp2p/identify'
-import type { Connection, Libp2p, PeerId, Stream, StreamMuxerFactory } from '@libp2p/interface'
+import type { Connection, Ed25519PrivateKey, Libp2p, PeerId, Stream, StreamMuxerFactory } from '@libp2p/interface'
 import { noise } from '@libp2p/noise'
 import { peerIdFromPrivateKey, peerIdFromString } from '@libp2p/peer-id'
 import { type Ping, ping } from '@libp2p/ping'
@@ -17,7 +18,7 @@ import { Gate, KeyRefused, type SwarmKey } from './key.ts'
 import { type WorkerClient, Failure } from './messages.ts'
 import { Exchange } from './stream.ts'
 import { hex, unhex } from './tree.ts'
-import { decodeEnvelope, decodeReply, decodeRequest, encodeHoldings, encodeReply, encodeRequest, frameLength, type ModelHoldings, SHARD_PROTOCOL, Status, STATUS_NAMES } from './wire.ts'
+import { decodeEnvelope, decodeReply, decodeRequest, encodeGoodbye, encodeHoldings, encodeReply, encodeRequest, frameLength, isNewer, type ModelHoldings, SHARD_PROTOCOL, type Stamp, Status, STATUS_NAMES } from './wire.ts'
 
 const ANNOUNCE_MS = 10_000
 const LEASE_MS = 35_000
@@ -47,7 +48,7 @@ export interface NodeInfo {
 
 export type Via = 'auto' | 'gateway' | 'websocket' | 'webrtc'
 
-interface Member { sequence: number, addresses: string[], models: Map<string, { objects: Uint8Array, manifest: boolean, until: number }> }
+interface Member extends Stamp { addresses: string[], models: Map<string, { objects: Uint8Array, manifest: boolean, until: number }> }
 
 /** The transport that dials an address; null if a tab cannot dial it. */
 export function transportOf (address: string): 'websocket' | 'webrtc' | null {
@@ -76,11 +77,15 @@ export class Swarm {
 
   private constructor (
     private readonly libp2p: Libp2p<{ gossip: GossipSub, identify: Identify, ping: Ping }>,
-    private node: NodeInfo, private readonly via: Via, private readonly worker: WorkerClient, private readonly gate: Gate | null
+    private node: NodeInfo, private readonly via: Via, private readonly worker: WorkerClient, private readonly gate: Gate | null,
+    private readonly epoch: number, private readonly goodbye: Uint8Array
   ) {}
 
-  /** Joins the node's swarm. With a key, both ends of every connection must prove it. */
-  static async join (node: NodeInfo, seed: Uint8Array, via: Via, worker: WorkerClient, key: SwarmKey | null): Promise<Swarm> {
+  /**
+   * Joins the node's swarm. With a key, both ends of every connection must prove it. The epoch is
+   * larger than in all earlier runs of this identity.
+   */
+  static async join (node: NodeInfo, seed: Uint8Array, epoch: number, via: Via, worker: WorkerClient, key: SwarmKey | null): Promise<Swarm> {
     const privateKey = await generateKeyPairFromSeed('Ed25519', seed)
     const own = peerIdFromPrivateKey(privateKey)
     const gate = key === null ? null : new Gate(key, own)
@@ -113,9 +118,25 @@ export class Swarm {
         gossip: gossipsub({ allowPublishToZeroTopicPeers: true, fallbackToFloodsub: false, emitSelf: false })
       }
     })
-    const swarm = new Swarm(libp2p as never, node, via, worker, gate)
+    const goodbye = await signGoodbye(privateKey, node.topic, epoch)
+    const swarm = new Swarm(libp2p as never, node, via, worker, gate, epoch, goodbye)
     await swarm.start()
     return swarm
+  }
+
+  /**
+   * Tells peers that this tab stops, so that they drop what it holds at once. Only what is written
+   * before this returns leaves a page that is being closed, so the message was signed before.
+   */
+  part (): void {
+    const { streamsOutbound } = this.libp2p.services.gossip as unknown as { streamsOutbound: Map<string, { push: (data: Uint8Array) => void }> }
+    for (const stream of streamsOutbound.values()) {
+      try {
+        stream.push(this.goodbye)
+      } catch {
+        // This stream has closed already; another peer may pass it on.
+      }
+    }
   }
 
   get id (): string {
@@ -218,12 +239,21 @@ export class Swarm {
   }
 
   private hear (from: PeerId, data: Uint8Array): void {
-    const holdings = decodeEnvelope(data)
+    const said = decodeEnvelope(data)
     const author = from.toString()
+    if (said === null) return
+    const member: Member = this.members.get(author) ?? { epoch: 0, sequence: 0, addresses: [], models: new Map() }
+    if (!isNewer(said, member)) return
+    if (said.kind === 'goodbye') {
+      // What is left of it tells earlier messages that come late from new ones.
+      if (this.members.has(author)) this.members.set(author, { epoch: said.epoch, sequence: said.sequence, addresses: [], models: new Map() })
+      this.changed()
+      return
+    }
+    const holdings = said
     // Peers may only announce their own holdings.
-    if (holdings === null || hex(holdings.peer) !== hex(from.toMultihash().bytes)) return
-    const member = this.members.get(author) ?? { sequence: 0, addresses: [], models: new Map() }
-    if (holdings.sequence <= member.sequence) return
+    if (hex(holdings.peer) !== hex(from.toMultihash().bytes)) return
+    member.epoch = holdings.epoch
     member.sequence = holdings.sequence
     member.addresses = holdings.addresses
     // Leases use a monotonic clock: the wall clock may jump.
@@ -257,8 +287,8 @@ export class Swarm {
     this.announcing = undefined
     const models = this.holdings()
     if (models.length === 0) return
-    this.sequence = Math.max(this.sequence + 1, Date.now())
-    const message = encodeHoldings({ peer: this.libp2p.peerId.toMultihash().bytes, sequence: this.sequence, leaseMs: this.leaseMs, addresses: [], models })
+    this.sequence += 1
+    const message = encodeHoldings({ kind: 'holdings', peer: this.libp2p.peerId.toMultihash().bytes, epoch: this.epoch, sequence: this.sequence, leaseMs: this.leaseMs, addresses: [], models })
     this.libp2p.services.gossip.publish(this.node.topic, message).catch((error: Error) => { this.lastError = `gossip: ${error.message}` })
   }
 
@@ -361,3 +391,17 @@ export class Swarm {
 }
 
 export const short = (id: string): string => id.length > 14 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id
+
+/** A signed gossip message that ends this epoch, ready to be written. */
+async function signGoodbye (key: Ed25519PrivateKey, topic: string, epoch: number): Promise<Uint8Array> {
+  const seqno = new Uint8Array(8)
+  new DataView(seqno.buffer).setBigUint64(0, BigInt(Date.now()) * 1_000_000n)
+  const data = encodeGoodbye({ epoch, sequence: Number.MAX_SAFE_INTEGER })
+  const message: RPC.Message = { from: peerIdFromPrivateKey(key).toMultihash().bytes, data, seqno, topic }
+  const [prefix, body] = [new TextEncoder().encode('libp2p-pubsub:'), RPC.Message.encode(message)]
+  const signed = new Uint8Array(prefix.length + body.length)
+  signed.set(prefix)
+  signed.set(body, prefix.length)
+  message.signature = await key.sign(signed)
+  return RPC.encode({ subscriptions: [], messages: [message] })
+}

@@ -8,7 +8,7 @@ const FRAME_MAX = 256
 const MODELS_MAX = 64
 const ADDRESSES_MAX = 16
 const BITMAP_MAX = 8 * 1024
-const LEASE_MAX_MS = 300_000
+const LEASE_MAX_MS = 7_200_000
 /** The longest reply body: a request's bytes, the rest of two cut groups, and the nodes that prove them. */
 export const BODY_MAX = REQUEST_MAX + 2 * 16384 + (258 + 24) * 64
 
@@ -86,26 +86,46 @@ const text = (value: number | Uint8Array): Uint8Array => {
   return value
 }
 
+/** Orders the messages of one author: the epoch grows with every run, the sequence within one. */
+export interface Stamp { epoch: number, sequence: number }
 export interface ModelHoldings { model: Uint8Array, manifest: boolean, objects: Uint8Array }
-export interface Holdings { peer: Uint8Array, sequence: number, leaseMs: number, addresses: string[], models: ModelHoldings[] }
+export interface Holdings extends Stamp { kind: 'holdings', peer: Uint8Array, leaseMs: number, addresses: string[], models: ModelHoldings[] }
+/** The author has stopped: its last message of this epoch. */
+export interface Goodbye extends Stamp { kind: 'goodbye' }
+
+export const isNewer = (one: Stamp, other: Stamp): boolean => one.epoch > other.epoch || (one.epoch === other.epoch && one.sequence > other.sequence)
+
+export function encodeGoodbye ({ epoch, sequence }: Stamp): Uint8Array<ArrayBuffer> {
+  return new Writer().bytes(5, new Writer().varint(1, epoch).varint(2, sequence).finish()).finish()
+}
 
 export function encodeHoldings (holdings: Holdings): Uint8Array<ArrayBuffer> {
   const body = new Writer().bytes(1, holdings.peer).varint(2, holdings.sequence).varint(3, holdings.leaseMs)
   for (const { model, manifest, objects } of holdings.models) {
     body.bytes(5, new Writer().bytes(1, model).varint(2, manifest ? 1 : 0).bytes(3, objects).finish())
   }
+  body.varint(9, holdings.epoch)
   return new Writer().bytes(2, body.finish()).finish()
 }
 
-/** Decodes holdings; null for other kinds of message. */
-export function decodeEnvelope (bytes: Uint8Array): Holdings | null {
-  const body = fields(bytes).findLast(([field]) => field === 2)
+/** Decodes holdings and goodbyes; null for other kinds of message. */
+export function decodeEnvelope (bytes: Uint8Array): Holdings | Goodbye | null {
+  const body = fields(bytes).findLast(([field]) => field === 2 || field === 5)
   if (body === undefined) return null
-  const holdings: Holdings = { peer: new Uint8Array(), sequence: 0, leaseMs: 0, addresses: [], models: [] }
+  if (body[0] === 5) {
+    const goodbye: Goodbye = { kind: 'goodbye', epoch: 0, sequence: 0 }
+    for (const [field, value] of fields(text(body[1]))) {
+      if (field === 1) goodbye.epoch = number(value)
+      if (field === 2) goodbye.sequence = number(value)
+    }
+    return goodbye
+  }
+  const holdings: Holdings = { kind: 'holdings', peer: new Uint8Array(), epoch: 0, sequence: 0, leaseMs: 0, addresses: [], models: [] }
   for (const [field, value] of fields(text(body[1]))) {
     if (field === 1) holdings.peer = text(value)
     if (field === 2) holdings.sequence = number(value)
     if (field === 3) holdings.leaseMs = number(value)
+    if (field === 9) holdings.epoch = number(value)
     if (field === 4) holdings.addresses.push(new TextDecoder().decode(text(value)))
     if (field === 5) {
       const entry: ModelHoldings = { model: new Uint8Array(), manifest: false, objects: new Uint8Array() }

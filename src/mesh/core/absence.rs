@@ -1,11 +1,11 @@
 //! Peers that seem to be gone. A lease may outlive its peer by half a minute, and healing should
 //! not wait for its end.
 //!
-//! A node that loses its connection to a peer says so once (a doubt). If the peer is alive, it
-//! announces its holdings as soon as it hears the doubt. If it does not, every node that heard the
-//! doubt considers it missing. Without a doubt, a lost connection followed by a long silence means
-//! the same. Invariant: a peer that was never connected or doubted, or has spoken since, is not
-//! missing.
+//! A node that loses its connection to a peer, or waits in vain for its next heartbeat, says so
+//! once (a doubt). If the peer is alive, it speaks as soon as it hears the doubt. If it does not,
+//! every node that heard the doubt considers it missing. Without a doubt, a lost connection
+//! followed by silence means the same. Invariant: a peer that was never disconnected, doubted or
+//! overdue, or has spoken since, is not missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -37,11 +37,14 @@ impl Absence {
         }
     }
 
-    /// A node has lost a peer. The first doubt since the peer last spoke counts.
-    pub(super) fn doubt(&mut self, now: Instant, peer: PeerId) {
-        if self.doubted.len() < PEERS_REMEMBERED_MAX {
-            self.doubted.entry(peer).or_insert(now);
+    /// A node has lost a peer. The first doubt since the peer last spoke counts. True if it is the
+    /// first.
+    pub(super) fn doubt(&mut self, now: Instant, peer: PeerId) -> bool {
+        if self.doubted.len() >= PEERS_REMEMBERED_MAX || self.doubted.contains_key(&peer) {
+            return false;
         }
+        self.doubted.insert(peer, now);
+        true
     }
 
     /// A peer said something new.
@@ -49,13 +52,16 @@ impl Absence {
         self.doubted.remove(&peer);
     }
 
-    /// The peers whose doubt this node should publish now. They count as doubted from now on.
-    pub(super) fn take_doubts(&mut self, now: Instant) -> Vec<PeerId> {
-        let due = self.gone.iter().filter(|(peer, since)| {
-            now >= **since + DOUBT_AFTER && !self.doubted.contains_key(peer)
-        });
-        let due: Vec<PeerId> = due.map(|(peer, _)| *peer).take(DOUBTS_MAX).collect();
-        due.iter().for_each(|peer| self.doubt(now, *peer));
+    /// The peers whose doubt this node should publish now: those that are lost, and those whose
+    /// next word is `overdue`. They count as doubted from now on.
+    pub(super) fn take_doubts(&mut self, now: Instant, overdue: Vec<PeerId>) -> Vec<PeerId> {
+        let lost = self.gone.iter().filter(|(_, since)| now >= **since + DOUBT_AFTER);
+        let all: BTreeSet<PeerId> = lost.map(|(peer, _)| *peer).chain(overdue).collect();
+        let due = all.into_iter().filter(|peer| !self.doubted.contains_key(peer));
+        let due: Vec<PeerId> = due.take(DOUBTS_MAX).collect();
+        for peer in &due {
+            self.doubt(now, *peer);
+        }
         due
     }
 
@@ -116,17 +122,21 @@ mod tests {
         let far = now + Duration::from_secs(3600);
         let mut absence = Absence::default();
         absence.update(now, &BTreeSet::from([one, other]), &BTreeSet::from([one]));
-        assert_eq!(absence.take_doubts(now), [], "it may be back in a moment");
+        assert_eq!(absence.take_doubts(now, vec![]), [], "it may be back in a moment");
         let doubted = now + DOUBT_AFTER;
-        assert_eq!(absence.take_doubts(doubted), [other]);
-        assert_eq!(absence.take_doubts(doubted), [], "once");
+        assert_eq!(absence.take_doubts(doubted, vec![]), [other]);
+        assert_eq!(absence.take_doubts(doubted, vec![other]), [], "once");
         absence.doubt(doubted + DOUBT_FOR / 2, other);
         assert!(!absence.is_missing(doubted + DOUBT_FOR / 2, other, far));
         assert!(absence.is_missing(doubted + DOUBT_FOR, other, far), "the first doubt counts");
         absence.spoke(other);
         assert!(!absence.is_missing(doubted + DOUBT_FOR, other, far));
         // Another's word is enough.
-        absence.doubt(doubted, one);
+        assert!(absence.doubt(doubted, one) && !absence.doubt(doubted, one));
         assert!(absence.is_missing(doubted + DOUBT_FOR, one, far));
+        // So is an overdue word, whether it was connected or not.
+        let never_met = PeerId::from_seed([3; 32]);
+        assert!(absence.take_doubts(doubted, vec![never_met]).contains(&never_met));
+        assert!(absence.is_missing(doubted + DOUBT_FOR, never_met, far));
     }
 }

@@ -248,6 +248,17 @@ impl Announcements {
         self.of_model(model).map(|known| known.signed.manifest_size).min()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Call when this node has just sent an announcement.
+    pub(super) fn said(&mut self, now: Instant, signed: &SignedModel) {
+        if let Some(known) = self.known.get_mut(&(signed.model, signed.publisher)) {
+            (known.said, known.owed) = (Some(now), false);
+        }
+    }
+
     /// From here on, this node must send everything that it has to announce, whichever peer sent it
     /// last.
     pub(super) fn owe_all(&mut self) {

@@ -11,7 +11,9 @@ use tracing::debug;
 
 use super::announcements::{Learned, Origin};
 use super::gossip::Due;
+use super::limits::CROWD;
 use super::{Action, Core, Sight};
+use crate::wire::Envelope;
 
 impl Core {
     pub(super) fn on_announcement(
@@ -44,12 +46,32 @@ impl Core {
         match self.learn(now, &signed, source) {
             Learned::Bad(error) => out.push(Action::Refuse(error.into())),
             Learned::New => {
+                // A model's news does not wait for what else has changed.
+                if source == Origin::Own && !self.contacts.is_empty() && self.schedule.may_say(now)
+                {
+                    out.push(Action::Publish(Envelope::Announcement(signed.clone()).encode()));
+                    self.schedule.said(now, 1);
+                    self.announcements.said(now, &signed);
+                }
                 out.push(Action::Learned { signed, is_own: true });
-                self.schedule.change(now, Due::Everything);
+                let due = if self.size() > CROWD { Due::Holdings } else { Due::Everything };
+                self.schedule.change(now, due);
             }
             // There is always room for this node's own messages.
             Learned::Known | Learned::Full => self.schedule.change(now, Due::Everything),
         }
+    }
+
+    pub(super) fn on_release(
+        &mut self,
+        now: Instant,
+        model: ModelId,
+        own: bool,
+        out: &mut Vec<Action>,
+    ) {
+        self.announcements.release(model, own);
+        self.forget(now, Duration::ZERO, Some(model), out);
+        self.schedule.change(now, Due::Holdings);
     }
 
     pub(super) fn on_register(

@@ -3,9 +3,10 @@
 
 use super::Core;
 use super::limits::{
-    ANNOUNCEMENTS_MAX, HEDGES_MAX, HOLDINGS_MAX, KNOWN_PEERS_MAX, MEMBER_BYTES_MAX,
-    MEMBER_MODELS_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, READS_MAX,
-    REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX, STARTED_MAX, TWINS_MAX,
+    ANNOUNCEMENTS_MAX, CROWD_SAMPLES_MAX, HEAT_MAX, HEDGES_MAX, HOLDINGS_MAX, KNOWN_HEARD_MAX,
+    KNOWN_PEERS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX,
+    MODELS_MAX, PEERS_REMEMBERED_MAX, READS_MAX, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
+    STARTED_MAX, TWINS_MAX,
 };
 
 /// How full one collection is.
@@ -39,15 +40,18 @@ impl Core {
             fill("peers gone or doubted", self.absence.len(), PEERS_REMEMBERED_MAX),
             fill("forgotten members", self.membership.forgotten(), PEERS_REMEMBERED_MAX),
             fill("known peers", self.known.len(), KNOWN_PEERS_MAX),
+            fill("peers only heard of", self.known.heard(), KNOWN_HEARD_MAX),
             fill("identities of two nodes", self.twins.len(), TWINS_MAX),
             fill("conduct records", self.reputation.len(), PEERS_REMEMBERED_MAX),
             fill("authors counted", self.inbox.len(), PEERS_REMEMBERED_MAX),
+            fill("promises counted", self.crowd.len(), CROWD_SAMPLES_MAX),
             fill("peers with traffic", self.traffic.len(), PEERS_REMEMBERED_MAX),
             fill("reads", reads.max(self.reads.len()), READS_MAX),
             // Each may have been asked of a second peer.
             fill("requests of a read", requests, 2 * REQUESTS_PER_READ_MAX),
             fill("requests asked twice", twins, 2 * HEDGES_MAX),
             fill("shards begun", started, STARTED_MAX),
+            fill("objects whose reads are counted", self.heat.len(), HEAT_MAX),
             // Those that owe answers stay, and every read's requests are bounded.
             fill("links", links, PEERS_REMEMBERED_MAX),
             fill("requests to a peer", per_peer, REQUESTS_PER_PEER_MAX as usize),

@@ -1,8 +1,9 @@
 //! What this node tells the swarm and when, and how many messages of others it accepts. Pure: the
 //! time is an argument.
 //!
-//! Invariant: changes are announced once they have settled, everything is announced again every
-//! `announce_every`, and no author gets more messages accepted than the window allows.
+//! Invariants: changes are announced once they have settled; everything is announced again every
+//! `announce_every`; between two messages of this node there is at most the pause that it
+//! promised in the first; no author gets more messages accepted than the window allows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use doppler_ids::{Address, PeerId};
 
 use super::limits::{
-    GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW, HOLDINGS_BYTES_TARGET,
-    PEERS_REMEMBERED_MAX, Timing,
+    CROWD, CROWD_CHANGES, GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW,
+    HOLDINGS_BYTES_TARGET, PEERS_REMEMBERED_MAX, Timing,
 };
 use crate::wire::{
-    ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings,
+    ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings, Stamp,
 };
 
 /// A model's entry costs this much beyond its bitmap: id, flag and framing.
@@ -23,9 +24,14 @@ const ENTRY_BYTES: usize = 48;
 /// And each partially held object costs this much.
 const PART_BYTES: usize = 16;
 
+/// And each object that is named as often read.
+const HOT_BYTES: usize = 3;
+
 /// What is due to be announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
+    /// Only that this node is there.
+    Heartbeat,
     /// Holdings, and models that nobody announced recently: in rounds of anti-entropy, and when
     /// holdings have changed.
     Holdings,
@@ -40,17 +46,58 @@ pub(super) struct Schedule {
     changed: Option<(Instant, Due)>,
     /// Nothing is announced before this, whatever changes. The last announcement sets the pace.
     quiet_until: Instant,
+    /// The pause after which this node says at least that it is there, and when that is.
+    beat: Duration,
+    beat_at: Instant,
+    /// The time between two rounds, and the least time between two changes.
+    every: Duration,
+    rest: Duration,
+    rest_until: Instant,
 }
 
 impl Schedule {
     pub(super) fn new(timing: Timing, now: Instant) -> Self {
-        Self { timing, round: now + timing.announce_every, changed: None, quiet_until: now }
+        let beat = timing.beat(1);
+        let round = now + timing.announce_every;
+        Self {
+            timing,
+            round,
+            changed: None,
+            quiet_until: now,
+            beat,
+            beat_at: now + beat,
+            every: timing.announce_every,
+            rest: Duration::ZERO,
+            rest_until: now,
+        }
+    }
+
+    /// Sets the pace of a swarm of so many members.
+    pub(super) fn set_pace(&mut self, members: usize) {
+        self.beat = self.timing.beat(members);
+        self.every = self.timing.round(members);
+        self.rest = if members > CROWD { self.every / CROWD_CHANGES } else { Duration::ZERO };
+    }
+
+    /// Whether a message may be sent that cannot wait for changes to settle.
+    pub(super) fn may_say(&self, now: Instant) -> bool {
+        self.quiet_until <= now
+    }
+
+    pub(super) const fn beat(&self) -> Duration {
+        self.beat
+    }
+
+    /// This node is doubted, so it says at once that it is there.
+    pub(super) fn beat_now(&mut self, now: Instant) {
+        self.beat_at = now;
     }
 
     /// Call when something changed. It is due after `settle`, counted from the first such change.
     pub(super) fn change(&mut self, now: Instant, what: Due) {
         let (at, due) = self.changed.unwrap_or((now + self.timing.settle, what));
-        self.changed = Some((at.max(self.quiet_until), due.max(what)));
+        let rest = if what == Due::Holdings { self.rest_until } else { now };
+        self.changed = Some((at.max(self.quiet_until).max(rest), due.max(what)));
     }
 
     /// Call when this many messages were sent. A proportional pause keeps this node's rate well
@@ -60,19 +107,29 @@ impl Schedule {
         self.quiet_until = now + pause;
     }
 
+    /// Call when holdings were announced: in a crowd, the next change waits.
+    pub(super) fn said_holdings(&mut self, now: Instant) {
+        self.rest_until = now + self.rest;
+    }
+
     /// When `due` should be asked next.
     pub(super) fn next(&self) -> Instant {
-        self.changed.map_or(self.round, |(at, _)| at.min(self.round))
+        let next = self.round.min(self.beat_at);
+        self.changed.map_or(next, |(at, _)| at.min(next))
     }
 
     /// Takes what is due now.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
         let changed = self.changed.filter(|(at, _)| *at <= now).map(|(_, due)| due);
-        if changed.is_none() && self.round > now {
-            return None;
+        let round = (self.round <= now).then_some(Due::Holdings);
+        let beat = (self.beat_at <= now).then_some(Due::Heartbeat);
+        let due = changed.max(round).or(beat)?;
+        self.beat_at = now + self.beat;
+        if due > Due::Heartbeat {
+            let waiting = self.changed.take().map(|(_, due)| due);
+            self.round = now + self.every;
+            return Some(waiting.map_or(due, |waiting| waiting.max(due)));
         }
-        let due = self.changed.take().map_or(Due::Holdings, |(_, due)| due);
-        self.round = now + self.timing.announce_every;
         Some(due)
     }
 }
@@ -107,14 +164,17 @@ impl Inbox {
     }
 }
 
-/// Numbers messages so that later ones have larger numbers, even across restarts, unless the clock
-/// went back by more than a lease. `unix_ms` is the wall clock.
-#[derive(Default)]
-pub(super) struct Sequence(u64);
+/// Numbers this node's messages of one epoch.
+#[derive(Debug)]
+pub(super) struct Numbers(Stamp);
 
-impl Sequence {
-    pub(super) fn next(&mut self, unix_ms: u64) -> u64 {
-        self.0 = unix_ms.max(self.0 + 1);
+impl Numbers {
+    pub(super) const fn new(epoch: u64) -> Self {
+        Self(Stamp { epoch, sequence: 0 })
+    }
+
+    pub(super) fn next(&mut self) -> Stamp {
+        self.0.sequence += 1;
         self.0
     }
 }
@@ -133,6 +193,8 @@ pub(super) struct Author<'a> {
     pub(super) peer: PeerId,
     pub(super) run: u64,
     pub(super) lease: Duration,
+    /// It speaks again within this time.
+    pub(super) next: Duration,
     pub(super) offer: Offer,
     pub(super) addresses: &'a [Address],
 }
@@ -142,13 +204,14 @@ pub(super) struct Author<'a> {
 pub(super) fn holdings_messages(
     author: Author<'_>,
     models: Vec<ModelHoldings>,
-    mut next_sequence: impl FnMut() -> u64,
+    numbers: &mut Numbers,
 ) -> Vec<Vec<u8>> {
     let addresses = worth_saying(author.addresses);
     let mut batches: Vec<Vec<ModelHoldings>> = Vec::new();
     let mut bytes = usize::MAX;
     for model in models {
-        let cost = ENTRY_BYTES + model.objects.len() + PART_BYTES * model.parts.len();
+        let named = PART_BYTES * model.parts.len() + HOT_BYTES * model.hot.len();
+        let cost = ENTRY_BYTES + model.objects.len() + named;
         match batches.last_mut() {
             Some(batch)
                 if bytes + cost <= HOLDINGS_BYTES_TARGET && batch.len() < HOLDINGS_MODELS_MAX =>
@@ -168,8 +231,9 @@ pub(super) fn holdings_messages(
     let envelope = |models| {
         Envelope::Holdings(Holdings {
             peer: author.peer.to_bytes(),
-            sequence: next_sequence(),
+            stamp: numbers.next(),
             lease: author.lease,
+            next: author.next,
             room: author.offer.room,
             is_leaving: author.offer.is_leaving,
             addresses: addresses.clone(),
@@ -201,8 +265,9 @@ fn worth_saying(addresses: &[Address]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::CROWD_SHARE;
     use super::*;
-    use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX, PartHoldings};
+    use crate::wire::{BITMAP_BYTES_MAX, ENVELOPE_BYTES_MAX, HOT_MAX, PartHoldings};
     use doppler_store::ModelId;
     use doppler_store::groups::Chunks;
 
@@ -221,8 +286,41 @@ mod tests {
         assert_eq!(schedule.due(schedule.next()), Some(Due::Everything));
         let said = start + timing.settle;
         assert_eq!(schedule.due(said), None);
+        schedule.set_pace(100);
+        assert_eq!(schedule.due(schedule.next()), Some(Due::Heartbeat));
         assert_eq!(schedule.next(), said + timing.announce_every);
         assert_eq!(schedule.due(schedule.next()), Some(Due::Holdings));
+    }
+
+    #[test]
+    fn in_a_crowd_all_together_say_as_much_as_a_few() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let said_by_all = |members: usize| {
+            let mut schedule = Schedule::new(timing, start);
+            schedule.set_pace(members);
+            let (mut now, mut said) = (start, 0);
+            while now < start + Duration::from_secs(36_000) {
+                // Its holdings change all the time.
+                schedule.change(now, Due::Holdings);
+                now = schedule.next();
+                if let Some(due) = schedule.due(now) {
+                    said += 1;
+                    schedule.said(now, 1);
+                    if due > Due::Heartbeat {
+                        schedule.said_holdings(now);
+                    }
+                }
+            }
+            (said * members) as f64 / 36_000.0
+        };
+        let most = f64::from(CROWD_CHANGES + 2) / CROWD_SHARE.as_secs_f64();
+        for members in [300, 1000, 10_000] {
+            let a_second = said_by_all(members);
+            assert!(a_second < most, "{members} members say {a_second} messages a second");
+        }
+        let idle = timing.round(10_000).as_secs_f64();
+        assert!(10_000.0 / idle <= 6.0 && timing.lease_in(10_000).as_secs_f64() > 3.0 * idle);
     }
 
     #[test]
@@ -255,9 +353,35 @@ mod tests {
     }
 
     #[test]
-    fn sequences_grow_even_if_the_clock_does_not() {
-        let mut sequence = Sequence::default();
-        assert_eq!([5, 5, 3, 9].map(|ms| sequence.next(ms)), [5, 6, 7, 9]);
+    fn a_later_run_is_newer_whatever_an_earlier_one_said() {
+        let (mut earlier, mut later) = (Numbers::new(7), Numbers::new(8));
+        let last = (0..1000).map(|_| earlier.next()).max();
+        assert_eq!(last, Some(Stamp { epoch: 7, sequence: 1000 }));
+        assert!(Some(later.next()) > last && later.next() > Stamp { epoch: 8, sequence: 1 });
+    }
+
+    #[test]
+    fn between_two_messages_there_is_at_most_the_promised_pause() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let mut schedule = Schedule::new(timing, start);
+        let beat = timing.beat(10);
+        schedule.set_pace(10);
+        let (mut last, mut said) = (start, Vec::new());
+        while last < start + 3 * timing.announce_every {
+            let now = schedule.next();
+            assert!(now <= last + beat, "{:?}", now - last);
+            said.extend(schedule.due(now));
+            last = now;
+        }
+        let rounds = said.iter().filter(|due| **due == Due::Holdings).count();
+        let beats = said.iter().filter(|due| **due == Due::Heartbeat).count();
+        assert!(rounds == 3 && (6..=9).contains(&beats), "{said:?}");
+        // A doubted node says so at once, even while it pauses.
+        schedule.said(last, 64);
+        schedule.change(last, Due::Holdings);
+        schedule.beat_now(last);
+        assert_eq!((schedule.due(last), schedule.due(last)), (Some(Due::Heartbeat), None));
     }
 
     #[test]
@@ -275,6 +399,7 @@ mod tests {
                     })
                     .collect(),
                 helps: index % 2 == 0,
+                hot: vec![65_535; if index % 3 == 0 { HOT_MAX } else { 0 }],
             })
             .collect();
         let addresses = [
@@ -284,28 +409,25 @@ mod tests {
             "/ip4/10.0.0.1/udp/1/quic-v1",
         ]
         .map(|a| a.parse().unwrap());
-        let mut sequence = 0;
+        let mut numbers = Numbers::new(3);
         let author = || {
-            let offer = Offer::default();
-            Author { peer, run: 5, lease: LEASE, offer, addresses: &addresses }
+            let (offer, next) = (Offer::default(), Duration::from_secs(4));
+            Author { peer, run: 5, lease: LEASE, next, offer, addresses: &addresses }
         };
-        let messages = holdings_messages(author(), models.clone(), || {
-            sequence += 1;
-            sequence
-        });
+        let messages = holdings_messages(author(), models.clone(), &mut numbers);
         let mut seen = Vec::new();
         for (index, message) in messages.iter().enumerate() {
             assert!(message.len() <= ENVELOPE_BYTES_MAX);
             let Ok(Envelope::Holdings(holdings)) = Envelope::decode(message) else { panic!() };
-            assert_eq!(holdings.sequence, index as u64 + 1);
-            assert_eq!(holdings.run, 5);
+            assert_eq!(holdings.stamp, Stamp { epoch: 3, sequence: index as u64 + 1 });
+            assert_eq!((holdings.run, holdings.next), (5, Duration::from_secs(4)));
             let best_first =
                 ["/ip4/10.0.0.1/udp/1/quic-v1", "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/2/ws"];
             assert_eq!(holdings.addresses, best_first);
             seen.extend(holdings.models);
         }
         assert_eq!(seen, models);
-        let nothing = holdings_messages(author(), Vec::new(), || 1);
+        let nothing = holdings_messages(author(), Vec::new(), &mut numbers);
         let [nothing] = &nothing[..] else { panic!("{} messages", nothing.len()) };
         let Ok(Envelope::Holdings(nothing)) = Envelope::decode(nothing) else { panic!() };
         assert_eq!((nothing.addresses.len(), nothing.models.len()), (3, 0), "it is there");

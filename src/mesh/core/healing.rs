@@ -7,10 +7,15 @@
 //! objects that one node held are spread over all survivors, and each survivor copies its share
 //! from all holders.
 //!
+//! An object that peers keep reading from others is hot: one copy more for each of them, up to the
+//! maximum. These copies cost only room that nobody needs. When the object cools down they stay
+//! where they are, and go when a lack needs their room; so copies do not come and go with the
+//! heat.
+//!
 //! Owns what this node copies and when. Never reads or deletes anything itself. Invariants: copies
 //! that are here or on their way stay within the budget; no copy is begun or dropped after a single
 //! look; a copy that is among the `min` best placed is never dropped, so nodes that see the same
-//! swarm never drop the last copy together.
+//! swarm never drop the last copy together; a lack comes before every hot object.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,8 +25,9 @@ use doppler_ids::{ModelId, PeerId, ShardId};
 
 use super::Core;
 use super::limits::{
-    DRAIN_CONFIRM, DRAIN_PATIENCE, HEAL_AT_ONCE, HEAL_CONFIRM, HEAL_JITTER, HEAL_LOOKS_MIN,
-    HEAL_PATIENCE, HEAL_RETRY, HEAL_SURPLUS_AFTER,
+    CROWD, DRAIN_CONFIRM, DRAIN_PATIENCE, HEAL_AT_ONCE, HEAL_BYTES_AT_ONCE, HEAL_CONFIRM,
+    HEAL_HOT_AFTER, HEAL_JITTER, HEAL_LOOKS_MIN, HEAL_PACE_MIN, HEAL_PATIENCE, HEAL_RETRY,
+    HEAL_SMALL_AT_ONCE, HEAL_SURPLUS_AFTER,
 };
 use super::planted::{self, Plant};
 use super::reads::Reading;
@@ -41,6 +47,8 @@ pub struct Kept {
     pub leaving: usize,
     /// The volunteers that copy it. `None`: all of them.
     pub helpers: Option<Arc<BTreeSet<PeerId>>>,
+    /// Peers, including this node, that keep reading it from others.
+    pub heat: usize,
     /// Whether this node holds it whole, and whether it does so only as a replica.
     pub is_here: bool,
     pub is_replica: bool,
@@ -49,6 +57,22 @@ pub struct Kept {
 impl Kept {
     fn copies(&self) -> usize {
         self.holders.len() + usize::from(self.is_here)
+    }
+
+    /// The number of copies that it should have now.
+    pub fn wanted(&self) -> usize {
+        let Replicas { min, max } = self.replicas;
+        min.saturating_add(self.heat).min(max).max(min)
+    }
+
+    /// Whether it has fewer copies than it must have, however cold it is.
+    fn lacks(&self) -> bool {
+        self.copies() < self.replicas.min
+    }
+
+    /// Whether this node's copy is a replica that is not wanted now.
+    fn is_spare(&self, own: PeerId) -> bool {
+        self.is_replica && self.place(own) >= self.wanted()
     }
 
     /// How many of the other holders are better placed than this node.
@@ -82,7 +106,7 @@ pub enum HealAction {
     Copy { shard: ShardId, size: u64 },
     /// Stop copying: the object has enough copies again.
     Stop(ShardId),
-    /// Drop this node's copy: the maximum of other holders are better placed.
+    /// Drop this node's copy: enough other holders are better placed.
     Drop(ShardId),
 }
 
@@ -95,11 +119,13 @@ pub struct HealOptions {
     pub rate: Option<u64>,
 }
 
-/// An object that has too few copies.
+/// An object that has fewer copies than it should.
 #[derive(Debug, Clone, Copy)]
 struct Lack {
     since: Instant,
     looks: u32,
+    /// It is only hot; it has as many as it must have.
+    is_mild: bool,
 }
 
 /// The state of this node's healing.
@@ -115,9 +141,10 @@ pub struct Healing {
     failed: BTreeMap<ShardId, Instant>,
     /// The earliest time at which the cap allows the next copy.
     not_before: Option<Instant>,
-    /// Bytes of replicas here, as of the last look.
+    /// Bytes of replicas here, as of the last look; and of those among them that are not wanted.
     held: u64,
     is_pending: bool,
+    spare: u64,
 }
 
 impl Healing {
@@ -132,13 +159,23 @@ impl Healing {
             not_before: None,
             held: 0,
             is_pending: false,
+            spare: 0,
         }
     }
 
-    /// Bytes of further copies that other nodes may count on.
+    /// Bytes of further copies that other nodes may count on if they lack some.
     pub fn room(&self) -> u64 {
-        let coming: u64 = self.under_way.values().sum();
-        self.options.budget.saturating_sub(self.held + coming)
+        self.free().saturating_add(self.spare)
+    }
+
+    /// Bytes of further copies without dropping any.
+    fn free(&self) -> u64 {
+        self.options.budget.saturating_sub(self.held.saturating_add(self.coming()))
+    }
+
+    /// Bytes of copies on their way.
+    fn coming(&self) -> u64 {
+        self.under_way.values().sum()
     }
 
     /// The objects that are being copied.
@@ -189,6 +226,8 @@ impl Healing {
     pub fn look(&mut self, now: Instant, view: &HealView<'_>) -> Vec<HealAction> {
         let replicas = view.objects.iter().filter(|kept| kept.is_replica);
         self.held = replicas.map(|kept| kept.size).sum();
+        let spare = view.objects.iter().filter(|kept| kept.is_spare(self.own));
+        self.spare = spare.map(|kept| kept.size).sum();
         self.failed.retain(|_, retry| *retry > now);
         let mut actions = Vec::new();
         let known: BTreeMap<ShardId, &Kept> =
@@ -216,13 +255,18 @@ impl Healing {
         let shard = kept.shard;
         let copies = kept.copies();
         // What nobody holds cannot be copied.
-        if copies >= kept.replicas.min || copies + kept.leaving == 0 {
+        if copies >= kept.wanted() || copies + kept.leaving == 0 {
             self.lacks.remove(&shard);
         } else {
-            let lack = self.lacks.entry(shard).or_insert(Lack { since: now, looks: 0 });
+            let new = Lack { since: now, looks: 0, is_mild: !kept.lacks() };
+            let lack = self.lacks.entry(shard).or_insert(new);
+            // What was hot and is lacking now is confirmed anew.
+            if lack.is_mild != new.is_mild {
+                *lack = new;
+            }
             lack.looks = lack.looks.saturating_add(1);
         }
-        if kept.holders.len() >= kept.replicas.min && self.under_way.remove(&shard).is_some() {
+        if kept.holders.len() >= kept.wanted() && self.under_way.remove(&shard).is_some() {
             actions.push(HealAction::Stop(shard));
         }
         let is_surplus = kept.is_replica && kept.place(self.own) >= kept.replicas.max;
@@ -233,9 +277,14 @@ impl Healing {
         let since = *self.surplus.entry(shard).or_insert(now);
         if now >= since + HEAL_SURPLUS_AFTER + jitter(self.own, shard) {
             self.surplus.remove(&shard);
-            self.held = self.held.saturating_sub(kept.size);
-            actions.push(HealAction::Drop(shard));
+            self.let_go(kept, actions);
         }
+    }
+
+    fn let_go(&mut self, kept: &Kept, actions: &mut Vec<HealAction>) {
+        self.held = self.held.saturating_sub(kept.size);
+        self.spare = self.spare.saturating_sub(kept.size);
+        actions.push(HealAction::Drop(kept.shard));
     }
 
     /// Begins to copy the objects that this node should copy, the rarest first.
@@ -254,23 +303,58 @@ impl Healing {
                 chosen.push((kept.copies(), weight(self.own, *shard), kept));
             }
         }
-        chosen.sort_unstable_by_key(|(copies, weight, kept)| (*copies, *weight, kept.shard));
-        let at_once = if view.is_busy { 1 } else { HEAL_AT_ONCE };
-        for (_, _, Kept { shard, size, .. }) in chosen {
-            if self.under_way.len() >= at_once || self.not_before.is_some_and(|at| at > now) {
+        chosen.sort_unstable_by_key(|(copies, weight, kept)| {
+            (!kept.lacks(), *copies, *weight, kept.shard)
+        });
+        let mut spare = self.spares(view, actions);
+        let mut spare_bytes: u64 = spare.iter().map(|kept| kept.size).sum();
+        for (_, _, kept) in chosen {
+            if !self.may_begin(kept.size, view.is_busy) {
                 break;
             }
-            if *size > self.room() {
+            if self.not_before.is_some_and(|at| at > now) {
+                break;
+            }
+            // Only a lack drives out what is not wanted.
+            let spared = if kept.lacks() { spare_bytes } else { 0 };
+            if kept.size > self.free().saturating_add(spared) {
                 continue;
             }
+            while kept.size > self.free()
+                && let Some(other) = spare.pop()
+            {
+                spare_bytes -= other.size;
+                self.surplus.remove(&other.shard);
+                self.let_go(other, actions);
+            }
             if let Some(rate) = self.options.rate {
-                let seconds = *size as f64 / rate.max(1) as f64;
+                let seconds = kept.size as f64 / rate.max(1) as f64;
                 let pause = Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0));
                 self.not_before = Some(now + pause);
             }
-            self.under_way.insert(*shard, *size);
-            actions.push(HealAction::Copy { shard: *shard, size: *size });
+            self.under_way.insert(kept.shard, kept.size);
+            actions.push(HealAction::Copy { shard: kept.shard, size: kept.size });
         }
+    }
+
+    /// Replicas here that are not wanted, without those just dropped; the worst placed last.
+    fn spares<'a>(&self, view: &HealView<'a>, actions: &[HealAction]) -> Vec<&'a Kept> {
+        if self.spare == 0 {
+            return Vec::new();
+        }
+        let is_left = |kept: &&Kept| !actions.contains(&HealAction::Drop(kept.shard));
+        let spare = view.objects.iter().filter(|kept| kept.is_spare(self.own)).filter(is_left);
+        let mut spare: Vec<&Kept> = spare.collect();
+        spare.sort_unstable_by_key(|kept| (kept.place(self.own), kept.shard));
+        spare
+    }
+
+    /// Whether one more object of this size may be copied beside those under way.
+    fn may_begin(&self, size: u64, is_busy: bool) -> bool {
+        let count = self.under_way.len();
+        let is_small =
+            count < HEAL_SMALL_AT_ONCE && self.coming().saturating_add(size) <= HEAL_BYTES_AT_ONCE;
+        if is_busy { count == 0 } else { count < HEAL_AT_ONCE || is_small }
     }
 
     /// Whether this node is among those that should copy an object now.
@@ -283,13 +367,15 @@ impl Healing {
     ) -> bool {
         let (own, shard) = (self.own, kept.shard);
         let waited = now.saturating_duration_since(lack.since);
-        if lack.looks < HEAL_LOOKS_MIN || waited < HEAL_CONFIRM + jitter(own, shard) {
+        let confirm = if kept.lacks() { HEAL_CONFIRM } else { HEAL_HOT_AFTER };
+        if lack.looks < HEAL_LOOKS_MIN || waited < confirm + jitter(own, shard) {
             return false;
         }
-        // Nodes that should have copied it are not waited for forever.
-        let patience = HEAL_PATIENCE.as_millis().max(1);
-        let late = usize::try_from(waited.as_millis() / patience).unwrap_or(usize::MAX);
-        let wanted = kept.replicas.min.saturating_sub(kept.copies()).saturating_add(late);
+        // Nodes that should have copied what is lacking are not waited for forever.
+        let patience = HEAL_PATIENCE + Duration::from_millis(kept.size * 1000 / HEAL_PACE_MIN);
+        let late = usize::try_from(waited.as_millis() / patience.as_millis().max(1));
+        let late = if kept.lacks() { late.unwrap_or(usize::MAX) } else { 0 };
+        let wanted = kept.wanted().saturating_sub(kept.copies()).saturating_add(late);
         let weight = weight(own, shard);
         let better = volunteers.iter().filter(|(peer, room)| {
             *room >= kept.size
@@ -307,7 +393,7 @@ impl Healing {
 impl Core {
     /// An object as healing sees it. A peer that has been disconnected for a while, is about to
     /// leave, or is shunned does not count as a holder; with `since`, nor does one that has not
-    /// spoken since then.
+    /// said since then what it holds.
     pub fn kept(
         &self,
         now: Instant,
@@ -316,7 +402,7 @@ impl Core {
         since: Option<Instant>,
     ) -> Kept {
         let spoke = |peer: PeerId| {
-            since.is_none_or(|since| self.membership.heard(peer).is_some_and(|at| at > since))
+            since.is_none_or(|since| self.membership.told(peer).is_some_and(|at| at > since))
         };
         let stays = |peer: PeerId| peer != self.config.own && self.stays(now, peer) && spoke(peer);
         let all = self.membership.holders(now, shard).into_iter();
@@ -326,8 +412,9 @@ impl Core {
         let leaving = all.iter().filter(leaves).count();
         let holders = all.into_iter().filter(|peer| stays(*peer)).collect();
         let is_here = self.whole.contains(&shard);
+        let heat = self.membership.heat(now, shard) + usize::from(self.heat.is_hot(now, shard));
         let (helpers, is_replica) = (None, false);
-        Kept { shard, size, replicas, holders, leaving, helpers, is_here, is_replica }
+        Kept { shard, size, replicas, holders, leaving, helpers, heat, is_here, is_replica }
     }
 
     /// The peers that copy objects of a model that too few hold.
@@ -347,7 +434,7 @@ impl Core {
 
     /// Live peers that are not leaving and offer room for copies, with their bytes.
     pub fn volunteers(&self, now: Instant) -> Vec<(PeerId, u64)> {
-        let offers = self.membership.offers(now).into_iter();
+        let offers = self.membership.offers(now, self.size() > CROWD).into_iter();
         offers.filter(|(peer, _)| *peer != self.config.own && self.stays(now, *peer)).collect()
     }
 
@@ -364,13 +451,6 @@ impl Core {
     /// Whether a peer is neither missing nor shunned.
     fn lives(&self, now: Instant, peer: PeerId) -> bool {
         !self.reputation.is_shunned(now, peer) && !self.is_missing(now, peer)
-    }
-
-    /// Whether a peer's connection was lost and it has not spoken since.
-    fn is_missing(&self, now: Instant, peer: PeerId) -> bool {
-        let silence = self.config.timing.announce_every * 3 / 2;
-        let silent_at = self.membership.heard(peer).map_or(now, |heard| heard + silence);
-        self.absence.is_missing(now, peer, silent_at)
     }
 }
 

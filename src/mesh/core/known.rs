@@ -17,8 +17,8 @@ use doppler_ids::{Address, PeerId};
 
 use super::Contact;
 use super::limits::{
-    DIAL_AGAIN, DIAL_FAR_MAX, DIAL_NEAR_MAX, DIAL_RETRY_FIRST, DIALS_AT_ONCE, KNOWN_ADDRESSES_MAX,
-    KNOWN_PEERS_MAX, NEAR_MAX, STEADY, STRANGER_AFTER,
+    DIAL_AGAIN, DIAL_FAR_MAX, DIAL_NEAR_MAX, DIAL_RETRY_FIRST, DIALS_AT_ONCE, HEARD_TURNS,
+    KNOWN_ADDRESSES_MAX, KNOWN_HEARD_MAX, KNOWN_PEERS_MAX, NEAR_MAX, STEADY, STRANGER_AFTER,
 };
 
 /// How a peer became known, in ascending order of value.
@@ -108,15 +108,24 @@ pub(super) struct Known {
     /// The connected peers, with or without an entry.
     connected: BTreeSet<PeerId>,
     peers: BTreeMap<PeerId, Entry>,
+    /// How many of them are only heard of, and when the next of those may give way.
+    heard: usize,
+    next_turn: Option<Instant>,
 }
 
 impl Known {
-    pub(super) const fn new(own: PeerId) -> Self {
-        Self { own, connected: BTreeSet::new(), peers: BTreeMap::new() }
+    pub(super) fn new(own: PeerId) -> Self {
+        let (connected, peers) = (BTreeSet::new(), BTreeMap::new());
+        Self { own, connected, peers, heard: 0, next_turn: None }
     }
 
     pub(super) fn len(&self) -> usize {
         self.peers.len()
+    }
+
+    /// The peers that were never met, found or remembered.
+    pub(super) const fn heard(&self) -> usize {
+        self.heard
     }
 
     /// The last run or the local network says that a peer is at these addresses; it is dialled at
@@ -210,6 +219,13 @@ impl Known {
         }
     }
 
+    /// Call when a peer is to be dialled for the others, because they doubt that it is alive.
+    pub(super) fn call(&mut self, now: Instant, peer: PeerId) {
+        if let Some(entry) = self.peers.get_mut(&peer).filter(|entry| entry.connected.is_none()) {
+            entry.start_over(now);
+        }
+    }
+
     /// Call when the network has changed: peers that are away may be reachable now.
     pub(super) fn network_changed(&mut self, now: Instant) {
         for entry in self.peers.values_mut().filter(|entry| entry.connected.is_none()) {
@@ -262,6 +278,11 @@ impl Known {
         due.filter(|at| *at > now).min()
     }
 
+    /// Whether any peer is away that does not say itself that it is alive.
+    pub(super) fn has_lost(&self, now: Instant) -> bool {
+        self.peers.values().any(|entry| entry.connected.is_none() && !entry.is_alive(now))
+    }
+
     /// When a peer is to be dialled next, after `now`.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.away(now).into_iter().map(|(_, at)| at).filter(|at| *at > now).min()
@@ -311,15 +332,13 @@ impl Known {
         if peer == self.own {
             return None;
         }
-        if !self.peers.contains_key(&peer) && self.peers.len() >= KNOWN_PEERS_MAX {
-            let away = self.peers.iter().filter(|(_, entry)| {
-                entry.connected.is_none() && (entry.is_stranger || entry.source <= source)
-            });
-            let least = away.max_by_key(|(_, entry)| entry.usefulness())?;
-            let least = *least.0;
-            self.peers.remove(&least);
+        if !self.peers.contains_key(&peer) && !self.make_room(now, source) {
+            return None;
         }
         let connected = self.connected.contains(&peer).then_some(now);
+        if source == Source::Heard && !self.peers.contains_key(&peer) {
+            self.heard += 1;
+        }
         let entry = self.peers.entry(peer).or_insert_with(|| Entry {
             source,
             reached: Vec::new(),
@@ -335,8 +354,36 @@ impl Known {
             dials: 0,
             failure: None,
         });
+        self.heard -= usize::from(entry.source == Source::Heard && source > Source::Heard);
         entry.source = entry.source.max(source);
         Some(entry)
+    }
+
+    /// Whether there is room for one more peer from this source, after another has given way.
+    fn make_room(&mut self, now: Instant, source: Source) -> bool {
+        let is_heard = source == Source::Heard;
+        let is_full = self.peers.len() >= KNOWN_PEERS_MAX;
+        let is_enough = is_heard && self.heard >= KNOWN_HEARD_MAX;
+        if !is_full && !is_enough {
+            return true;
+        }
+        // In a large swarm somebody new speaks all the time.
+        if is_heard && self.next_turn.is_some_and(|turn| now < turn) {
+            return false;
+        }
+        if is_heard {
+            self.next_turn = Some(now + HEARD_TURNS);
+        }
+        let away = self.peers.iter().filter(|(_, entry)| {
+            entry.connected.is_none() && (entry.is_stranger || entry.source <= source)
+        });
+        let Some((least, entry)) = away.max_by_key(|(_, entry)| entry.usefulness()) else {
+            return false;
+        };
+        let least = *least;
+        self.heard -= usize::from(entry.source == Source::Heard);
+        self.peers.remove(&least);
+        true
     }
 }
 

@@ -174,9 +174,16 @@ fn the_table_is_bounded_and_who_was_met_stays() {
         known.hear(now, peer(number), at(number), now + Duration::from_secs(35));
     }
     let away = known.report(start);
-    assert_eq!(away.len(), KNOWN_PEERS_MAX);
+    assert_eq!(away.len(), 1 + KNOWN_HEARD_MAX);
     assert_eq!(away[0].peer, peer(0));
     assert!(!away.iter().any(|away| away.peer == peer(1)), "the first heard of gave way");
+    // Whoever is found comes before them, and a stranger's place is free.
+    for number in 5000..5000 + 2 * KNOWN_PEERS_MAX as u16 {
+        known.learn(start, peer(number), Source::Found, at(number));
+    }
+    let away = known.report(start);
+    assert_eq!((away.len(), known.heard), (KNOWN_PEERS_MAX, 0));
+    assert_eq!(away[0].peer, peer(0));
     // So are one peer's addresses, from any source, and the dials that it can cause.
     let mut known = Known::new(peer(9));
     let mut dialled = 0;

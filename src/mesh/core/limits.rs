@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::wire::LEASE_MAX;
+
 /// Intervals that tests shorten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -32,6 +34,28 @@ impl Timing {
     pub(crate) fn upkeep(&self) -> Duration {
         self.lease.min(self.announce_every) / 8
     }
+
+    /// How often a node of a swarm of so many members announces everything again. In a crowd, all
+    /// together say five messages a second.
+    pub(crate) fn round(&self, members: usize) -> Duration {
+        let share = CROWD_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+        let share = if members > CROWD { share } else { Duration::ZERO };
+        self.announce_every.max(share.min(LEASE_MAX * 2 / 7))
+    }
+
+    /// The longest pause between two messages of a node in a swarm of so many members: a third of a
+    /// round, so that a death is noticed within one, but no more than ten heartbeats a second of
+    /// all members together.
+    pub(crate) fn beat(&self, members: usize) -> Duration {
+        let share = BEAT_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+        let third = self.announce_every / 3 + self.settle / 20;
+        third.max(share).min(self.round(members))
+    }
+
+    /// How long others believe what a node of such a swarm holds.
+    pub(crate) fn lease_in(&self, members: usize) -> Duration {
+        self.lease.max(self.round(members) * 7 / 2).min(LEASE_MAX)
+    }
 }
 
 /// The burst that a limit allows after idling.
@@ -44,16 +68,20 @@ pub(crate) const SIGNERS_MAX: usize = 16;
 pub(crate) const ANNOUNCEMENTS_PER_TURN: usize = 64;
 /// Models whose object lists are registered, besides this node's own and kept models.
 pub(crate) const MODELS_MAX: usize = 1024;
-/// Peers whose holdings are remembered, and bitmap bytes of each: 32 MiB at worst.
-pub(crate) const MEMBERS_MAX: usize = 512;
+/// Peers whose holdings are remembered, and bitmap bytes of each: 16 MiB at worst. Those that share
+/// a model with this node stay, the others give way.
+pub(crate) const MEMBERS_MAX: usize = 256;
+/// How long a member that shares nothing stays when others of its kind want its place.
+pub(crate) const VIEW_TURNS: Duration = Duration::from_secs(600);
+/// How soon members are looked at again that all share a model.
+pub(crate) const VIEW_LOOK: Duration = Duration::from_secs(10);
 pub(crate) const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// Models of which one peer is believed to hold something, and over all peers: 8 MiB at worst.
 pub(crate) const MEMBER_MODELS_MAX: usize = 1024;
 pub(crate) const HOLDINGS_MAX: usize = 32 * 1024;
 /// Peers whose conduct and traffic are remembered.
 pub(crate) const PEERS_REMEMBERED_MAX: usize = 4096;
-/// How long a message that is no newer than a forgotten peer's last one counts as a repetition,
-/// unless the peer is connected: then its clock was set back.
+/// How long a message that is no newer than a forgotten peer's last one counts as a repetition.
 pub(crate) const FORGOTTEN_FOR: Duration = Duration::from_secs(600);
 
 /// The most partially held objects per peer, over all models: at most 40 KiB per peer.
@@ -71,6 +99,10 @@ pub(crate) const HOLDINGS_BYTES_TARGET: usize = 48 * 1024;
 
 /// Known peers, connected or not, and addresses of each kept from one source.
 pub(crate) const KNOWN_PEERS_MAX: usize = 1024;
+/// Of these, the peers that were never met, found or remembered, only heard of.
+pub(crate) const KNOWN_HEARD_MAX: usize = 256;
+/// How often one of them gives way to another.
+pub(crate) const HEARD_TURNS: Duration = Duration::from_secs(2);
 pub(crate) const KNOWN_ADDRESSES_MAX: usize = 16;
 /// Connections that are opened in advance, so that a read finds its holder connected.
 pub(crate) const DIAL_TARGET: usize = 32;
@@ -99,6 +131,11 @@ pub(crate) const TWIN_FOR: Duration = Duration::from_secs(120);
 pub(crate) const TWIN_AGAIN: Duration = Duration::from_secs(3600);
 pub(crate) const TWIN_TELL: Duration = Duration::from_secs(10);
 pub(crate) const TWINS_MAX: usize = 64;
+/// When an earlier run of a peer still speaks: how long after the later one began its messages may
+/// be late, how many are needed, and how far apart they must be.
+pub(crate) const TWIN_LATE: Duration = Duration::from_secs(15);
+pub(crate) const TWIN_WORDS: u32 = 3;
+pub(crate) const TWIN_PAUSE: Duration = Duration::from_secs(5);
 
 /// The most reads in flight. Each is at most one object.
 pub(crate) const READS_MAX: usize = 1024;
@@ -152,9 +189,25 @@ pub(crate) const RELAYED_MANIFEST_BYTES_MAX: u64 = 64 * 1024;
 pub(crate) const BAN_FIRST: Duration = Duration::from_secs(600);
 pub(crate) const BAN_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// How long after its connection was lost a peer stops counting in healing, if it has not spoken
-/// for one and a half rounds of anti-entropy.
+/// The time that each member adds to the pause between heartbeats, and in a crowd to the round.
+pub(crate) const BEAT_SHARE: Duration = Duration::from_millis(100);
+pub(crate) const CROWD_SHARE: Duration = Duration::from_millis(200);
+/// How much later than promised a message may be before its author is doubted.
+pub(crate) const BEAT_GRACE: Duration = Duration::from_millis(1500);
+/// A swarm of more members is a crowd: nobody knows all of it.
+pub(crate) const CROWD: usize = MEMBERS_MAX - 1;
+/// In a crowd, a node whose holdings change says so at most this many times a round.
+pub(crate) const CROWD_CHANGES: u32 = 8;
+/// The window over which a crowd's size is estimated, and the authors counted in it.
+pub(crate) const CROWD_WINDOW: Duration = Duration::from_secs(30);
+pub(crate) const CROWD_SAMPLES_MAX: usize = 1024;
+/// The time that each known model adds to the pause before it is announced again.
+pub(crate) const MODEL_SHARE: Duration = Duration::from_millis(200);
+/// How long after its connection was lost a peer stops counting in healing, if its next word is
+/// overdue.
 pub(crate) const MISSING_AFTER: Duration = Duration::from_secs(5);
+/// The peers that dial a doubted peer for the others: the indirect probe.
+pub(crate) const WITNESSES: usize = 2;
 /// When the doubt of a lost peer is published, and how many at a time; how long a doubted peer may
 /// take to speak before it is missing; and how often at most a node answers doubts of itself.
 pub(crate) const DOUBT_AFTER: Duration = Duration::from_secs(1);
@@ -166,12 +219,24 @@ pub(crate) const REFUTE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) const HEAL_CONFIRM: Duration = Duration::from_secs(3);
 pub(crate) const HEAL_LOOKS_MIN: u32 = 3;
 pub(crate) const HEAL_JITTER: Duration = Duration::from_secs(1);
-/// How long the nodes that should copy an object have for it before one more is added.
-pub(crate) const HEAL_PATIENCE: Duration = Duration::from_secs(45);
+/// How long the nodes that should copy an object have for it before one more is added: this long,
+/// and as long as its bytes take at a rate that any node reaches.
+pub(crate) const HEAL_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const HEAL_PACE_MIN: u64 = 2_000_000;
 /// How long a surplus copy stays: a node that came back may leave again.
 pub(crate) const HEAL_SURPLUS_AFTER: Duration = Duration::from_secs(60);
-/// Objects that a node copies at a time. While a token waits, it copies one.
+/// Objects that a node copies at a time, or more of them while they are no larger together than
+/// this. While a token waits, it copies one.
 pub(crate) const HEAL_AT_ONCE: usize = 4;
+pub(crate) const HEAL_SMALL_AT_ONCE: usize = 16;
+pub(crate) const HEAL_BYTES_AT_ONCE: u64 = 64 * 1024 * 1024;
+/// How long an object must be hot before another copy of it is made.
+pub(crate) const HEAL_HOT_AFTER: Duration = Duration::from_secs(20);
+/// Objects whose reads are counted; how many reads make one hot; and the time in which a count
+/// halves.
+pub(crate) const HEAT_MAX: usize = 256;
+pub(crate) const HOT_READS: u32 = 8;
+pub(crate) const HEAT_HALVES: Duration = Duration::from_secs(60);
 /// Wait before a copy that failed is tried again.
 pub(crate) const HEAL_RETRY: Duration = Duration::from_secs(5);
 /// How long a leaving node stays at least, to hear which others leave; and how long it waits at

@@ -36,7 +36,6 @@ enum Next {
 }
 
 struct World {
-    start: Instant,
     now: Instant,
     cores: Vec<Core>,
     links: BTreeSet<(usize, usize)>,
@@ -58,10 +57,8 @@ fn address(node: usize) -> Address {
 
 impl World {
     fn new(nodes: usize) -> Self {
-        let start = Instant::now();
         let mut world = Self {
-            start,
-            now: start,
+            now: Instant::now(),
             cores: Vec::new(),
             links: BTreeSet::new(),
             dialling: BTreeSet::new(),
@@ -80,7 +77,7 @@ impl World {
     fn fresh(&self, node: usize) -> Core {
         let (timing, find_timeout) = (Timing::default(), Duration::from_secs(30));
         let (run, topic) = (self.sequence + 1, "t".to_owned());
-        let config = Config { own: id(node), run, topic, timing, find_timeout };
+        let config = Config { own: id(node), run, epoch: run, topic, timing, find_timeout };
         Core::new(config, self.now)
     }
 
@@ -199,8 +196,7 @@ impl World {
                 }
             }
             Next::Wake if self.cores[node].next_wake() <= self.now => {
-                let unix_ms = (self.now - self.start).as_millis() as u64 + 1;
-                self.tell(node, Event::Time { unix_ms });
+                self.tell(node, Event::Time);
             }
             Next::Wake => {}
         }
@@ -222,6 +218,12 @@ impl World {
 
     fn run_for(&mut self, time: Duration) {
         self.run_until(self.now + time, |_| false);
+    }
+
+    /// Whether a node counts another as gone: it knows nothing of it, or misses it.
+    fn misses(&self, node: usize, other: usize) -> bool {
+        let core = &self.cores[node];
+        !core.membership.knows(id(other)) || core.is_missing(self.now, id(other))
     }
 
     fn assert_met(&mut self, one: usize, other: usize) {
@@ -335,4 +337,90 @@ fn looking_for_the_lost_costs_little() {
     assert_eq!(alone.len(), 59);
     let per_node = (world.dials - before) / 60;
     assert!(per_node > 32 && per_node < 32 * 60, "{per_node} dials in ten minutes");
+}
+
+/// Nodes that have met, all of them.
+fn all_met(nodes: usize) -> World {
+    let mut world = World::new(nodes);
+    for node in 1..nodes {
+        world.connect(0, node);
+    }
+    world.run_for(60 * SECOND);
+    let pairs = (0..nodes).flat_map(|one| (0..one).map(move |other| (one, other)));
+    assert!(pairs.clone().all(|(one, other)| world.are_connected(one, other)));
+    assert!(pairs.into_iter().all(|(one, other)| !world.misses(one, other)));
+    world
+}
+
+#[test]
+fn the_dead_are_missed_within_ten_seconds_however_late_their_connections_break() {
+    for nodes in [3, 10, 30] {
+        let mut world = all_met(nodes);
+        let dead = nodes / 3;
+        for node in 0..dead {
+            world.cut(node);
+        }
+        world.run_for(10 * SECOND);
+        assert!(world.are_connected(0, nodes - 1), "nobody has noticed a broken connection");
+        for node in dead..nodes {
+            for other in (0..nodes).filter(|other| *other != node) {
+                assert_eq!(world.misses(node, other), other < dead, "{nodes}: {node} of {other}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_who_lives_is_missed_in_five_minutes() {
+    let mut world = all_met(12);
+    for second in 0..300 {
+        world.run_for(SECOND);
+        for node in 0..12 {
+            for other in (0..12).filter(|other| *other != node) {
+                assert!(!world.misses(node, other), "{node} misses {other} after {second} s");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_others_dial_a_doubted_peer_for_all() {
+    let mut world = all_met(12);
+    for other in (0..12).filter(|other| *other != 5) {
+        world.links.remove(&(5, other));
+        world.links.remove(&(other, 5));
+        world.tell_contacts(other);
+    }
+    let doubt = |message| {
+        let (topic, author) = ("t".to_owned(), id(4));
+        let data = Envelope::Doubt(id(5).to_bytes()).encode();
+        Event::Gossip { message, topic, author, data }
+    };
+    let now = world.now;
+    let mut dials = |message| {
+        let others = world.cores.iter_mut().enumerate().filter(|(node, _)| ![4, 5].contains(node));
+        let dials = others.flat_map(|(_, core)| core.on(now, doubt(message), &Blind));
+        let to = |action: &Action| matches!(action, Action::Dial { peer, .. } if *peer == id(5));
+        dials.filter(to).count()
+    };
+    assert_eq!(dials(1), limits::WITNESSES);
+    assert_eq!(dials(2), 0, "once for each silence");
+}
+
+#[test]
+fn a_goodbye_is_believed_at_once_and_a_later_run_after_it() {
+    let mut world = all_met(5);
+    world.tell(3, Event::Stop);
+    world.run_for(2 * LATENCY);
+    let known =
+        |world: &World| (0..5).filter(|node| world.cores[*node].membership.knows(id(3))).count();
+    assert_eq!(known(&world), 0);
+    // It says nothing more, whatever it is told.
+    world.tell(3, Event::Addresses(vec![address(3)]));
+    world.run_for(60 * SECOND);
+    assert_eq!(known(&world), 0);
+    world.restart(3, &[]);
+    world.tell_contacts(3);
+    world.run_for(SECOND);
+    assert_eq!(known(&world), 4);
 }

@@ -20,10 +20,10 @@ use doppler_ids::PeerId;
 use super::TooMany;
 use super::limits::{
     FORGOTTEN_FOR, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX,
-    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX,
+    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, VIEW_LOOK, VIEW_TURNS,
 };
 use super::planted::{self, Plant};
-use crate::wire::{BITMAP_BYTES_MAX, Holdings, ModelHoldings};
+use crate::wire::{BITMAP_BYTES_MAX, Holdings, ModelHoldings, Stamp};
 use doppler_store::groups::Chunks;
 use doppler_store::{ModelId, ShardId};
 
@@ -47,6 +47,8 @@ struct Held {
     objects: Vec<u8>,
     /// By index in the list.
     parts: BTreeMap<u32, Chunks>,
+    /// What it keeps reading from others, by index.
+    hot: BTreeSet<u32>,
 }
 
 impl Held {
@@ -70,10 +72,14 @@ struct Entry {
 }
 
 struct Member {
-    sequence: u64,
-    /// When it last sent something new, and when the lease of that message ends, whatever it named.
+    /// Of its newest message.
+    stamp: Stamp,
+    /// When it last sent something new, and last its holdings; when the lease of those ends,
+    /// whatever they named; and within which time it promised to speak again (zero: it did not).
     heard: Instant,
+    told: Instant,
     until: Instant,
+    next: Duration,
     /// Bytes that it would copy of objects that others lose.
     room: u64,
     /// It is about to leave the swarm.
@@ -108,9 +114,9 @@ impl Member {
     }
 }
 
-/// The last message of a peer whose lease has ended.
+/// The last message of a peer whose lease has ended, or that said goodbye.
 struct Forgotten {
-    sequence: u64,
+    stamp: Stamp,
     until: Instant,
 }
 
@@ -123,6 +129,12 @@ pub(super) struct Membership {
     by_model: BTreeMap<ModelId, BTreeSet<PeerId>>,
     /// Entries of all members.
     entries: usize,
+    /// No lease ends before this, if any runs.
+    soonest: Option<Instant>,
+    /// Nobody who shares no model gives way before this to another of that kind.
+    next_turn: Option<Instant>,
+    /// All members share a model, as of a look that is not repeated before this.
+    all_share_until: Option<Instant>,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
     /// The models' lists that contain an object, and its bit in each.
     places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
@@ -133,34 +145,39 @@ impl Membership {
     pub(super) fn hear(&mut self, now: Instant, peer: PeerId, holdings: Holdings) -> Heard {
         if !self.members.contains_key(&peer) && self.members.len() >= MEMBERS_MAX {
             self.expire(now);
-            if self.members.len() >= MEMBERS_MAX {
+            if self.members.len() >= MEMBERS_MAX && !self.give_way(now, &holdings) {
                 return Heard::Full;
             }
         }
         let member = self.members.entry(peer).or_insert_with(|| Member {
-            sequence: 0,
+            stamp: Stamp::default(),
             heard: now,
+            told: now,
             until: now,
+            next: Duration::ZERO,
             room: 0,
             is_leaving: false,
             models: BTreeMap::new(),
         });
-        if holdings.sequence <= member.sequence && !planted::is(Plant::EpochOrder) {
+        if holdings.stamp <= member.stamp && !planted::is(Plant::EpochOrder) {
             return Heard::Stale;
         }
-        member.sequence = holdings.sequence;
+        member.stamp = holdings.stamp;
         let mut changed = member.is_leaving != holdings.is_leaving;
-        (member.heard, member.room, member.is_leaving) = (now, holdings.room, holdings.is_leaving);
+        (member.heard, member.told, member.next) = (now, now, holdings.next);
+        (member.room, member.is_leaving) = (holdings.room, holdings.is_leaving);
         let lease = match planted::is(Plant::LeaseExpiry) {
             true => Duration::from_secs(3600),
             false => holdings.lease,
         };
         let until = now + lease;
         member.until = until;
-        for ModelHoldings { model, manifest, objects, parts, helps } in holdings.models {
+        self.soonest = Some(self.soonest.map_or(until, |soonest| soonest.min(until)));
+        for ModelHoldings { model, manifest, objects, parts, helps, hot } in holdings.models {
             let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
             let parts = parts.map(|part| (part.object, part.chunks)).collect();
-            let held = Held { helps, manifest, objects, parts };
+            let hot = hot.into_iter().collect();
+            let held = Held { helps, manifest, objects, parts, hot };
             let Some(member) = self.members.get_mut(&peer) else { break };
             let old = member.models.get(&model);
             changed |= old.is_none_or(|old| old.until <= now || old.held != held);
@@ -176,6 +193,99 @@ impl Membership {
             self.shed();
         }
         if changed { Heard::Changed } else { Heard::Renewed }
+    }
+
+    /// Makes room for a peer: of those that share no model with this node, the one that was silent
+    /// for longest gives way, unless the newcomer shares none either and that one has just spoken.
+    fn give_way(&mut self, now: Instant, holdings: &Holdings) -> bool {
+        let is_shared = |model: &ModelId| self.lists.contains_key(model);
+        let shares = holdings.models.iter().any(|entry| is_shared(&entry.model));
+        let is_shut = |turn: Option<Instant>| turn.is_some_and(|turn| now < turn);
+        if is_shut(self.all_share_until) || !shares && is_shut(self.next_turn) {
+            return false;
+        }
+        let others = self.members.iter().filter(|(_, m)| !m.models.keys().any(is_shared));
+        let Some((oldest, member)) = others.min_by_key(|(_, member)| member.told) else {
+            self.all_share_until = Some(now + VIEW_LOOK);
+            return false;
+        };
+        if !shares && now < member.told + VIEW_TURNS {
+            self.next_turn = Some(member.told + VIEW_TURNS);
+            return false;
+        }
+        let (oldest, stamp) = (*oldest, member.stamp);
+        self.drop_member(oldest);
+        self.remember(now, oldest, stamp);
+        true
+    }
+
+    /// Removes a member and all that it holds. True if it was there.
+    fn drop_member(&mut self, peer: PeerId) -> bool {
+        let Some(member) = self.members.remove(&peer) else { return false };
+        self.entries -= member.models.len();
+        for model in member.models.into_keys() {
+            unlink(&mut self.by_model, model, peer);
+        }
+        true
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// A peer says that it is there. True if that is news of a known peer.
+    pub(super) fn beat(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        stamp: Stamp,
+        next: Duration,
+    ) -> bool {
+        let member = self.members.get_mut(&peer);
+        let Some(member) =
+            member.filter(|member| stamp > member.stamp || planted::is(Plant::EpochOrder))
+        else {
+            return false;
+        };
+        (member.stamp, member.heard, member.next) = (stamp, now, next);
+        true
+    }
+
+    /// A peer says that it stops: it is forgotten, and so is all that it held. True if it was
+    /// known.
+    pub(super) fn part(&mut self, now: Instant, peer: PeerId, stamp: Stamp) -> bool {
+        let is_old = self.members.get(&peer).is_some_and(|member| stamp <= member.stamp);
+        if is_old && !planted::is(Plant::EpochOrder) {
+            return false;
+        }
+        self.remember(now, peer, stamp);
+        self.drop_member(peer)
+    }
+
+    /// Notes the last message of a peer that is forgotten, so that it is known when it is repeated.
+    fn remember(&mut self, now: Instant, peer: PeerId, stamp: Stamp) {
+        let known = self.forgotten.get(&peer);
+        if known.is_some() || self.forgotten.len() < PEERS_REMEMBERED_MAX {
+            let stamp = known.map_or(stamp, |last| last.stamp.max(stamp));
+            let until = now + FORGOTTEN_FOR;
+            self.forgotten.insert(peer, Forgotten { stamp, until });
+            self.soonest = Some(self.soonest.map_or(until, |soonest| soonest.min(until)));
+        }
+    }
+
+    /// Peers that promised to speak again by now, with `grace`, but have not. Those that were last
+    /// heard before `since`, when this node itself was not awake, have their time from then on.
+    pub(super) fn overdue(&self, now: Instant, since: Instant, grace: Duration) -> Vec<PeerId> {
+        let is_overdue =
+            |member: &Member| !member.next.is_zero() && now >= due_at(member, since) + grace;
+        let overdue = self.members.iter().filter(|(_, member)| is_overdue(member));
+        overdue.map(|(peer, _)| *peer).collect()
+    }
+
+    /// When a peer's next word is due, if it is known and promised one.
+    pub(super) fn due_at(&self, peer: PeerId, since: Instant) -> Option<Instant> {
+        let member = self.members.get(&peer).filter(|member| !member.next.is_zero());
+        member.map(|member| due_at(member, since))
     }
 
     /// Beyond the bound over all peers, one model of the peer that names the most is forgotten.
@@ -249,24 +359,50 @@ impl Membership {
         self.lists.iter().map(|(model, list)| (model, list.as_slice()))
     }
 
-    /// Peers with a running lease that hold the object or a part of it, and what they hold.
+    /// Peers with a running lease that hold the object or a part of it, and what they hold, in the
+    /// order of their ids.
     pub(super) fn holders(&self, now: Instant, shard: ShardId) -> Vec<(PeerId, Chunks)> {
-        let model = ModelId::from(*shard.as_bytes());
-        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
-        let chunks = |member: &Member| {
-            let running = |model: &ModelId| {
-                member.models.get(model).filter(|entry| entry.until > now).map(|entry| &entry.held)
-            };
-            if running(&model).is_some_and(|held| held.manifest) {
-                return Chunks::ALL;
+        let mut found: BTreeMap<PeerId, Chunks> = BTreeMap::new();
+        for (peer, held) in self.entries_of(now, ModelId::from(*shard.as_bytes())) {
+            if held.manifest {
+                found.insert(peer, Chunks::ALL);
             }
-            let of = |(model, bit): &(ModelId, usize)| {
-                running(model).map_or(Chunks::NONE, |held| held.chunks(*bit))
-            };
-            places.iter().map(of).fold(Chunks::NONE, Chunks::or)
+        }
+        for (model, bit) in self.places.get(&shard).map_or(&[][..], Vec::as_slice) {
+            for (peer, held) in self.entries_of(now, *model) {
+                let chunks = held.chunks(*bit);
+                if !chunks.is_none() {
+                    let known = found.entry(peer).or_insert(Chunks::NONE);
+                    *known = known.or(chunks);
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// The number of peers with a running lease that keep reading an object from others.
+    pub(super) fn heat(&self, now: Instant, shard: ShardId) -> usize {
+        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
+        let reads = |(model, bit): &(ModelId, usize)| {
+            let bit = u32::try_from(*bit).unwrap_or(u32::MAX);
+            self.entries_of(now, *model).filter(|(_, held)| held.hot.contains(&bit)).count()
         };
-        let holders = self.members.iter().map(|(peer, member)| (*peer, chunks(member)));
-        holders.filter(|(_, chunks)| !chunks.is_none()).collect()
+        places.iter().map(reads).max().unwrap_or(0)
+    }
+
+    /// An object's place in a model's list.
+    pub(super) fn place(&self, model: ModelId, shard: ShardId) -> Option<usize> {
+        let places = self.places.get(&shard)?;
+        places.iter().find(|(other, _)| *other == model).map(|(_, bit)| *bit)
+    }
+
+    /// What peers with a running lease said of a model.
+    fn entries_of(&self, now: Instant, model: ModelId) -> impl Iterator<Item = (PeerId, &Held)> {
+        let peers = self.by_model.get(&model).into_iter().flatten();
+        peers.filter_map(move |peer| {
+            let entry = self.members.get(peer)?.models.get(&model)?;
+            (entry.until > now).then_some((*peer, &entry.held))
+        })
     }
 
     /// Peers with a running lease that hold the model or a part of it. Neither the manifest alone
@@ -341,9 +477,14 @@ impl Membership {
     }
 
     /// The bytes that each peer with a running lease would copy. Peers that offer nothing are left
-    /// out.
-    pub(super) fn offers(&self, now: Instant) -> Vec<(PeerId, u64)> {
-        let runs = |member: &Member| member.models.values().any(|entry| entry.until > now);
+    /// out. In a crowd, so are those that share no model with this node: of those, every node knows
+    /// others.
+    pub(super) fn offers(&self, now: Instant, is_crowd: bool) -> Vec<(PeerId, u64)> {
+        let runs = |member: &Member| {
+            member.models.iter().any(|(model, entry)| {
+                entry.until > now && (!is_crowd || self.lists.contains_key(model))
+            })
+        };
         let offers = self.members.iter().filter(|(_, member)| member.room > 0 && runs(member));
         offers.map(|(peer, member)| (*peer, member.room)).collect()
     }
@@ -365,6 +506,11 @@ impl Membership {
     /// When a peer last sent something new.
     pub(super) fn heard(&self, peer: PeerId) -> Option<Instant> {
         self.members.get(&peer).map(|member| member.heard)
+    }
+
+    /// When a peer last said what it holds.
+    pub(super) fn told(&self, peer: PeerId) -> Option<Instant> {
+        self.members.get(&peer).map(|member| member.told)
     }
 
     pub(super) fn forgotten(&self) -> usize {
@@ -402,14 +548,18 @@ impl Membership {
     /// Whether a message is no newer than the last one of a peer that was forgotten. Gossip
     /// remembers messages for a short time only, and anybody may repeat a signed one, so a dead
     /// peer would seem alive again.
-    pub(super) fn is_repeated(&self, now: Instant, peer: PeerId, sequence: u64) -> bool {
+    pub(super) fn is_repeated(&self, now: Instant, peer: PeerId, stamp: Stamp) -> bool {
         let last = self.forgotten.get(&peer).filter(|last| last.until > now);
-        last.is_some_and(|last| sequence <= last.sequence) && !planted::is(Plant::EpochOrder)
+        last.is_some_and(|last| stamp <= last.stamp) && !planted::is(Plant::EpochOrder)
     }
 
     /// Drops what no lease covers any more. True if there was anything.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
+        if self.soonest.is_none_or(|soonest| soonest > now) {
+            return false;
+        }
         let before = self.entries;
+        let (mut gone, mut next) = (Vec::new(), None::<Instant>);
         let Self { members, forgotten, by_model, entries, .. } = self;
         forgotten.retain(|_, last| last.until > now);
         members.retain(|peer, member| {
@@ -422,14 +572,27 @@ impl Membership {
                 runs
             });
             let is_over = member.until <= now && member.models.is_empty();
-            if is_over && forgotten.len() < PEERS_REMEMBERED_MAX {
-                let last = Forgotten { sequence: member.sequence, until: now + FORGOTTEN_FOR };
-                forgotten.insert(*peer, last);
+            if is_over {
+                gone.push((*peer, member.stamp));
+                return false;
             }
-            !is_over
+            let ends = member.models.values().map(|entry| entry.until);
+            let ends = ends.chain((member.until > now).then_some(member.until));
+            next = next.into_iter().chain(ends).min();
+            true
         });
+        // What is forgotten for good is looked at with the rest.
+        next = next.into_iter().chain(forgotten.values().map(|last| last.until)).min();
+        self.soonest = next;
+        for (peer, stamp) in gone {
+            self.remember(now, peer, stamp);
+        }
         self.entries != before
     }
+}
+
+fn due_at(member: &Member, since: Instant) -> Instant {
+    member.heard.max(since) + member.next
 }
 
 fn unlink(by_model: &mut BTreeMap<ModelId, BTreeSet<PeerId>>, model: ModelId, peer: PeerId) {
@@ -458,266 +621,5 @@ pub(super) fn bitmap(len: usize, held: impl Fn(usize) -> bool) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::PartHoldings;
-
-    const LEASE: Duration = Duration::from_secs(30);
-
-    fn peer(byte: u8) -> PeerId {
-        PeerId::from_seed([byte; 32])
-    }
-
-    fn says(sequence: u64, model: ModelId, manifest: bool, objects: &[u8]) -> Holdings {
-        Holdings {
-            peer: Vec::new(),
-            sequence,
-            lease: LEASE,
-            room: 0,
-            is_leaving: false,
-            addresses: Vec::new(),
-            models: vec![ModelHoldings {
-                model,
-                manifest,
-                objects: objects.to_vec(),
-                parts: Vec::new(),
-                helps: false,
-            }],
-            run: 0,
-        }
-    }
-
-    fn register(members: &mut Membership, model: ModelId, objects: Vec<ShardId>) {
-        members.register(model, objects, |_| false).unwrap();
-    }
-
-    fn whole(members: &Membership, now: Instant, shard: ShardId) -> Vec<PeerId> {
-        let holders = members.holders(now, shard).into_iter();
-        holders.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect()
-    }
-
-    #[test]
-    fn parts_of_objects_are_told_apart_from_whole_ones() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let objects: Vec<ShardId> = (0..3u8).map(|i| ShardId::of(&[i])).collect();
-        let mut members = Membership::default();
-        register(&mut members, model, objects.clone());
-        let mut part = says(1, model, false, &[0b1]);
-        part.models[0].parts = [(1, 0b101), (2, 0)]
-            .map(|(object, chunks)| PartHoldings { object, chunks: Chunks(chunks) })
-            .to_vec();
-        assert_eq!(members.hear(now, peer(1), part.clone()), Heard::Changed);
-        assert_eq!(members.holders(now, objects[0]), [(peer(1), Chunks::ALL)]);
-        assert_eq!(members.holders(now, objects[1]), [(peer(1), Chunks(0b101))]);
-        assert_eq!(members.holders(now, objects[2]), [], "no chunk at all");
-        part.sequence = 2;
-        assert_eq!(members.hear(now, peer(1), part.clone()), Heard::Renewed);
-        members.retract(peer(1), objects[1]);
-        assert_eq!(members.holders(now, objects[1]), []);
-        // Many parts push out what ends first, and never add up to more than the bound.
-        for sequence in 3..20u64 {
-            let model = ModelId::of(&sequence.to_le_bytes());
-            let mut many = says(sequence, model, false, &[]);
-            let part = |object| PartHoldings { object, chunks: Chunks::ALL };
-            many.models[0].parts = (0..500).map(part).collect();
-            members.hear(now + Duration::from_millis(sequence), peer(1), many);
-        }
-        let parts: usize =
-            members.members[&peer(1)].models.values().map(|entry| entry.held.parts.len()).sum();
-        assert_eq!(parts, 1000);
-        assert!(parts <= MEMBER_PARTS_MAX);
-    }
-
-    #[test]
-    fn bitmaps_mean_something_once_the_list_is_registered() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let objects: Vec<ShardId> = (0..10u8).map(|i| ShardId::of(&[i])).collect();
-        let mut members = Membership::default();
-        assert_eq!(members.hear(now, peer(1), says(1, model, true, &[1, 2])), Heard::Changed);
-        assert_eq!(whole(&members, now, objects[0]), []);
-        assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
-        register(&mut members, model, objects.clone());
-        assert_eq!(whole(&members, now, objects[0]), [peer(1)]);
-        assert_eq!(whole(&members, now, objects[9]), [peer(1)]);
-        assert_eq!(whole(&members, now, objects[1]), []);
-        assert_eq!(members.held_by(now, peer(1)), 3);
-        assert_eq!(members.holders_of_model(now, model).collect::<Vec<_>>(), [peer(1)]);
-        // A shorter list leaves no trace of the longer one.
-        register(&mut members, model, objects[..1].to_vec());
-        assert_eq!(whole(&members, now, objects[9]), []);
-    }
-
-    #[test]
-    fn leases_end_and_renewals_and_stale_messages_are_told_apart() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let shard = ShardId::of(b"s");
-        let mut members = Membership::default();
-        register(&mut members, model, vec![shard]);
-        members.hear(now, peer(1), says(5, model, false, &[1]));
-        assert_eq!(members.hear(now, peer(1), says(5, model, false, &[0])), Heard::Stale);
-        let half = now + LEASE / 2;
-        assert_eq!(members.hear(half, peer(1), says(6, model, false, &[1])), Heard::Renewed);
-        assert_eq!(whole(&members, half + LEASE - Duration::from_millis(1), shard), [peer(1)]);
-        assert_eq!(whole(&members, half + LEASE, shard), [], "at the end of its lease");
-        assert!(!members.expire(half + LEASE / 2));
-        assert!(members.expire(half + LEASE));
-        assert_eq!(members.peers().count(), 0);
-        // A restarted peer whose clock went back is believed again once forgotten.
-        assert_eq!(
-            members.hear(half + LEASE, peer(1), says(1, model, false, &[1])),
-            Heard::Changed
-        );
-    }
-
-    #[test]
-    fn what_a_forgotten_peer_said_before_is_not_news() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let mut members = Membership::default();
-        members.hear(now, peer(1), says(5, model, false, &[1]));
-        assert!(!members.is_repeated(now, peer(1), 5), "while its lease runs it is merely stale");
-        let later = now + LEASE;
-        assert!(members.expire(later));
-        assert!(members.is_repeated(later, peer(1), 5) && members.is_repeated(later, peer(1), 4));
-        assert!(!members.is_repeated(later, peer(1), 6) && !members.is_repeated(later, peer(2), 1));
-        assert!(!members.is_repeated(later + FORGOTTEN_FOR, peer(1), 5));
-        members.expire(later + FORGOTTEN_FOR);
-        assert!(members.forgotten.is_empty());
-    }
-
-    #[test]
-    fn a_denied_object_is_not_reported_until_the_next_message() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let shard = ShardId::of(b"s");
-        let mut members = Membership::default();
-        register(&mut members, model, vec![shard, shard]);
-        members.hear(now, peer(1), says(1, model, true, &[0b11]));
-        members.retract(peer(1), shard);
-        members.retract(peer(2), shard);
-        assert_eq!(whole(&members, now, shard), []);
-        assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
-        members.retract(peer(1), model.manifest());
-        assert_eq!(whole(&members, now, model.manifest()), []);
-        members.hear(now, peer(1), says(2, model, true, &[0b11]));
-        assert_eq!(whole(&members, now, shard), [peer(1)]);
-    }
-
-    #[test]
-    fn a_manifest_alone_makes_no_holder_of_the_model() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let mut members = Membership::default();
-        members.hear(now, peer(1), says(1, model, true, &[0, 0]));
-        assert_eq!(members.holders_of_model(now, model).count(), 0);
-        members.hear(now, peer(1), says(2, model, true, &[0, 1]));
-        assert_eq!(members.holders_of_model(now, model).collect::<Vec<_>>(), [peer(1)]);
-        assert!(members.holds_of(now, model, peer(1)) && !members.holds_of(now, model, peer(2)));
-        assert_eq!(members.holders_of_model(now + LEASE, model).count(), 0, "its lease has ended");
-        members.hear(now, peer(1), says(3, model, true, &[]));
-        assert_eq!(members.holders_of_model(now, model).count(), 0, "it was removed");
-    }
-
-    #[test]
-    fn what_other_models_have_too_makes_no_holder_unless_it_is_all() {
-        let (now, model, other) = (Instant::now(), ModelId::of(b"m"), ModelId::of(b"n"));
-        let [own, shared] = [ShardId::of(b"weights"), ShardId::of(b"tokenizer")];
-        let mut members = Membership::default();
-        members.hear(now, peer(1), says(1, model, true, &[0b10]));
-        members.hear(now, peer(2), says(1, model, true, &[0b01]));
-        let holders = |members: &Membership| -> BTreeSet<PeerId> {
-            members.holders_of_model(now, model).collect()
-        };
-        register(&mut members, model, vec![own, shared]);
-        assert_eq!(holders(&members), BTreeSet::from([peer(1), peer(2)]));
-        register(&mut members, other, vec![shared]);
-        assert_eq!(holders(&members), BTreeSet::from([peer(2)]));
-        assert_eq!(whole(&members, now, shared), [peer(1)], "it is found all the same");
-        // The same weights under another name.
-        register(&mut members, other, vec![own, shared]);
-        assert_eq!(holders(&members), BTreeSet::new());
-        members.hear(now, peer(2), says(2, model, true, &[0b11]));
-        assert_eq!(holders(&members), BTreeSet::from([peer(2)]));
-        members.unregister(other);
-        assert_eq!(holders(&members), BTreeSet::from([peer(1), peer(2)]));
-    }
-
-    #[test]
-    fn who_helps_with_a_model_is_known_while_its_lease_runs() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let mut members = Membership::default();
-        let mut helps = says(1, model, false, &[]);
-        helps.models[0].helps = true;
-        members.hear(now, peer(1), helps.clone());
-        members.hear(now, peer(2), says(1, model, true, &[1]));
-        assert_eq!(members.helpers(now, model), BTreeSet::from([peer(1)]));
-        assert_eq!(members.helpers(now, ModelId::of(b"n")), BTreeSet::new());
-        assert_eq!(members.helpers(now + LEASE, model), BTreeSet::new());
-        (helps.sequence, helps.models[0].helps) = (2, false);
-        assert_eq!(members.hear(now, peer(1), helps), Heard::Changed);
-        assert_eq!(members.helpers(now, model), BTreeSet::new());
-    }
-
-    #[test]
-    fn all_of_a_peers_models_are_believed() {
-        let now = Instant::now();
-        let mut members = Membership::default();
-        let models: Vec<ModelId> = (0..300u16).map(|i| ModelId::of(&i.to_le_bytes())).collect();
-        for (sequence, model) in models.iter().enumerate() {
-            members.hear(now, peer(1), says(sequence as u64 + 1, *model, true, &[1]));
-        }
-        for model in models {
-            assert_eq!(members.holders_of_model(now, model).count(), 1);
-            assert_eq!(whole(&members, now, model.manifest()), [peer(1)]);
-        }
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let (now, model) = (Instant::now(), ModelId::of(b"m"));
-        let mut members = Membership::default();
-        let too_many = vec![ShardId::of(b"s"); BITMAP_BYTES_MAX * 8 + 1];
-        assert!(members.register(model, too_many, |_| true).is_err());
-        let number = |number: u64| ModelId::of(&number.to_le_bytes());
-        for sequence in 1..=MEMBER_MODELS_MAX as u64 + 100 {
-            let later = now + Duration::from_millis(sequence);
-            members.hear(later, peer(1), says(sequence, number(sequence), true, &[]));
-        }
-        assert_eq!(members.held_by(now, peer(1)), MEMBER_MODELS_MAX as u64);
-        // Over all peers: the peer that names the most loses the most.
-        for other in 2..=40 {
-            for sequence in 1..=900 {
-                members.hear(now, peer(other), says(sequence, number(sequence), true, &[1]));
-            }
-        }
-        members.hear(now, peer(99), says(1, model, true, &[1]));
-        assert_eq!(members.holders_of_model(now, model).count(), 1);
-        let count = |members: &Membership| -> usize {
-            members.members.values().map(|member| member.models.len()).sum()
-        };
-        let linked =
-            |members: &Membership| members.by_model.values().map(BTreeSet::len).sum::<usize>();
-        assert_eq!(
-            (count(&members), members.entries, linked(&members)),
-            (HOLDINGS_MAX, HOLDINGS_MAX, HOLDINGS_MAX)
-        );
-        assert!(members.expire(now + LEASE * 2));
-        assert_eq!((count(&members), members.entries, linked(&members)), (0, 0, 0));
-
-        for index in 0..MODELS_MAX {
-            register(&mut members, ModelId::of(&index.to_le_bytes()), Vec::new());
-        }
-        let more = ModelId::of(b"one more");
-        assert!(members.register(more, Vec::new(), |_| false).is_err());
-        // An own or kept model has room, and takes none from others.
-        members.register(more, vec![ShardId::of(b"s")], |model| model == more).unwrap();
-        assert!(members.lists.contains_key(&more));
-        members.unregister(more);
-        assert!(!members.lists.contains_key(&more) && members.places.is_empty());
-    }
-
-    #[test]
-    fn bitmaps_are_as_short_as_they_can_be() {
-        assert_eq!(bitmap(20, |bit| bit == 9), [0, 2]);
-        assert_eq!(bitmap(20, |_| false), [] as [u8; 0]);
-        let map = bitmap(20, |bit| bit % 3 == 0);
-        assert!((0..20).all(|bit| has_bit(&map, bit) == (bit % 3 == 0)) && !has_bit(&map, 1000));
-    }
-}
+#[path = "membership_tests.rs"]
+mod tests;

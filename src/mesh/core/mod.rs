@@ -15,11 +15,14 @@ mod answer;
 mod bucket;
 mod catalogue;
 mod census;
+mod crowd;
 mod gossip;
 mod healing;
+mod heat;
 mod known;
 pub mod limits;
 mod links;
+mod liveness;
 #[cfg(test)]
 mod meeting_tests;
 mod membership;
@@ -44,16 +47,18 @@ use doppler_store::{ReadError, ReadRequest};
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
-use crate::wire::{Envelope, Holdings, ModelHoldings, PartHoldings};
+use crate::wire::{Envelope, HOT_MAX, Holdings, ModelHoldings, PartHoldings};
 use absence::Absence;
 use announcements::{Announcements, Origin};
 pub use answer::{Answer, Failure, FailureKind, Proved};
 pub use bucket::Bucket;
 pub use census::Fill;
+use crowd::Crowd;
 pub use doppler_store::Replicas;
 pub use gossip::Offer;
-use gossip::{Author, Due, Inbox, Schedule, Sequence, holdings_messages};
+use gossip::{Author, Due, Inbox, Numbers, Schedule, holdings_messages};
 pub use healing::{HealAction, HealOptions, HealView, Healing, Kept};
+use heat::Heat;
 use known::Known;
 pub use known::{Away, Source};
 use limits::{
@@ -133,6 +138,8 @@ pub enum Event {
     Offer(Offer),
     /// The models, all of them, of which this node copies objects that too few hold.
     Help(BTreeSet<ModelId>),
+    /// This node stops: it takes leave and says nothing more.
+    Stop,
     /// This node announces a model from now on.
     Publish(SignedModel),
     /// This node keeps a model, with this announcement: the model is not forgotten, and is
@@ -154,8 +161,8 @@ pub enum Event {
     Answered { read: ReadId, request: RequestId, peer: PeerId, answer: Answer },
     /// Bytes of objects were sent to a peer.
     Sent { peer: PeerId, bytes: u64 },
-    /// [`Core::next_wake`] has come. The wall clock only numbers messages.
-    Time { unix_ms: u64 },
+    /// [`Core::next_wake`] has come.
+    Time,
 }
 
 /// What the node must do.
@@ -212,6 +219,8 @@ pub struct Config {
     pub own: PeerId,
     /// A random number for this run, not 0.
     pub run: u64,
+    /// Larger than in all earlier runs of this identity.
+    pub epoch: u64,
     /// The swarm's gossip topic; others are ignored.
     pub topic: String,
     pub timing: Timing,
@@ -298,13 +307,19 @@ pub struct Core {
     scheduler: Scheduler,
     schedule: Schedule,
     inbox: Inbox,
-    sequence: Sequence,
+    crowd: Crowd,
+    numbers: Numbers,
     absence: Absence,
     /// When this node last answered a doubt of itself.
     refuted: Option<Instant>,
+    /// Since when this node has been awake: peers' words before it may have passed it by.
+    awake: Instant,
+    /// It has taken leave.
+    has_stopped: bool,
     offer: Offer,
     /// The models of which it copies objects that too few hold.
     helped: BTreeSet<ModelId>,
+    heat: Heat,
     known: Known,
     twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
@@ -314,8 +329,9 @@ pub struct Core {
     reads: BTreeMap<ReadId, Reading>,
     counts: Counts,
     traffic: BTreeMap<PeerId, Traffic>,
-    /// When leases are looked at next.
+    /// When leases are looked at next, and when models that nobody announces.
     upkeep: Instant,
+    forget_at: Instant,
     /// When peers are dialled next, and when they were last dialled.
     dial_at: Instant,
     dialled_at: Option<Instant>,
@@ -334,11 +350,15 @@ impl Core {
             scheduler: Scheduler::default(),
             schedule,
             inbox: Inbox::new(now),
-            sequence: Sequence::default(),
+            crowd: Crowd::new(now),
+            numbers: Numbers::new(config.epoch),
             absence: Absence::default(),
             refuted: None,
+            awake: now,
+            has_stopped: false,
             offer: Offer::default(),
             helped: BTreeSet::new(),
+            heat: Heat::default(),
             known: Known::new(config.own),
             twins: Twins::default(),
             contacts: BTreeMap::new(),
@@ -349,6 +369,7 @@ impl Core {
             counts: Counts::default(),
             traffic: BTreeMap::new(),
             upkeep: now + config.timing.upkeep(),
+            forget_at: now,
             dial_at: now,
             dialled_at: None,
             reads_wake: None,
@@ -414,11 +435,7 @@ impl Core {
             }
             Event::Publish(signed) => self.on_publish(now, signed, Origin::Own, out),
             Event::Keep(signed) => self.on_publish(now, signed, Origin::Kept, out),
-            Event::Release { model, own } => {
-                self.announcements.release(model, own);
-                self.forget(now, Duration::ZERO, Some(model), out);
-                self.schedule.change(now, Due::Holdings);
-            }
+            Event::Release { model, own } => self.on_release(now, model, own, out),
             Event::Trust(trusted) => self.announcements.trust(trusted),
             Event::Register { model, objects } => {
                 self.on_register(now, (model, objects), sight, out);
@@ -433,7 +450,8 @@ impl Core {
                 self.counts.served_bytes += bytes;
                 self.traffic_of(peer).bytes_out += bytes;
             }
-            Event::Time { unix_ms } => self.on_time(now, unix_ms, sight, out),
+            Event::Stop => self.on_stop(out),
+            Event::Time => self.on_time(now, sight, out),
         }
         std::mem::take(out)
     }
@@ -532,7 +550,12 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let listened = |peer: &PeerId| self.contacts.get(peer).is_some_and(|old| old.listens);
-        if contacts.iter().any(|(peer, contact)| contact.listens && !listened(peer)) {
+        // Where more are than one connects to, a newcomer waits for the others' rounds: what each of
+        // them says to it, all others hear once more.
+        let was_alone = !self.contacts.values().any(|old| old.listens);
+        if (was_alone || self.size() <= limits::DIAL_TARGET)
+            && contacts.iter().any(|(peer, contact)| contact.listens && !listened(peer))
+        {
             self.schedule.change(now, Due::Everything);
         }
         // Who went away, or to whom another way leads now, which is to be measured afresh.
@@ -576,7 +599,18 @@ impl Core {
             Ok(Envelope::Unknown) => true,
             Ok(Envelope::Announcement(signed)) => self.on_announcement(now, author, signed, out),
             Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
-            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, &peer),
+            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, author, &peer, out),
+            Ok(Envelope::Heartbeat { stamp, next }) => {
+                self.crowd.hear(now, author, next);
+                if self.membership.beat(now, author, stamp, next) {
+                    self.absence.spoke(author);
+                }
+                true
+            }
+            Ok(Envelope::Goodbye(stamp)) => {
+                self.on_goodbye(now, author, stamp, sight, out);
+                true
+            }
         };
         if !is_sound {
             out.push(Action::Changed);
@@ -600,16 +634,21 @@ impl Core {
         if self.reputation.is_banned(now, author) {
             return true;
         }
-        // A connected peer is alive; its clock was set back.
-        if !self.contacts.contains_key(&author)
-            && self.membership.is_repeated(now, author, holdings.sequence)
-        {
+        if self.membership.is_repeated(now, author, holdings.stamp) {
             self.counts.ignored_messages += 1;
             return true;
         }
+        self.crowd.hear(now, author, holdings.next);
         let texts = holdings.addresses.iter();
         let addresses: Vec<Address> = texts.filter_map(|text| text.parse().ok()).collect();
-        let (until, said) = (now + holdings.lease, (holdings.run, holdings.sequence));
+        let (until, said) = (now + holdings.lease, (holdings.run, holdings.stamp));
+        let place = || {
+            let place = addresses.first().map(|address| address.without_peer().to_string());
+            place.unwrap_or_default()
+        };
+        if let Some(twin) = self.twins.hear(now, author, said, &place) {
+            self.on_twin(now, twin, out);
+        }
         let heard = self.membership.hear(now, author, holdings);
         if matches!(heard, Heard::Changed | Heard::Renewed) {
             self.absence.spoke(author);
@@ -623,31 +662,27 @@ impl Core {
             }
             Heard::Renewed => {}
         }
-        let place = addresses.first().map(|address| address.without_peer().to_string());
-        if let Some(twin) = self.twins.hear(now, author, said, &place.unwrap_or_default()) {
-            self.on_twin(now, twin, out);
-        }
-        if self.known.hear(now, author, addresses, until) {
+        // Whoever is alive and not needed now is not dialled at once.
+        if self.known.hear(now, author, addresses, until) && self.room() > 0 {
             self.dial_soon(now);
         }
         true
     }
 
-    /// Another node has lost a peer. If the peer is this node, it announces its holdings.
-    fn on_doubt(&mut self, now: Instant, peer: &[u8]) -> bool {
-        let Ok(peer) = PeerId::from_bytes(peer) else {
-            self.counts.bad_messages += 1;
-            return false;
-        };
-        if peer != self.config.own {
-            if self.membership.knows(peer) {
-                self.absence.doubt(now, peer);
-            }
-        } else if self.refuted.is_none_or(|at| now >= at + limits::REFUTE_EVERY) {
-            self.refuted = Some(now);
-            self.schedule.change(now, Due::Holdings);
-        }
-        true
+    /// The number of members, exact up to [`limits::CROWD`].
+    pub fn size(&self) -> usize {
+        self.crowd.size().max(self.membership.len() + 1)
+    }
+
+    /// How long others believe what this node holds.
+    fn lease(&self) -> Duration {
+        self.config.timing.lease_in(self.size())
+    }
+
+    /// Connections to members that this node opens in advance.
+    fn room(&self) -> usize {
+        let members = self.contacts.values().filter(|contact| contact.listens).count();
+        limits::DIAL_TARGET.saturating_sub(members)
     }
 
     /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
@@ -660,27 +695,30 @@ impl Core {
         }
     }
 
-    fn on_time(&mut self, now: Instant, unix_ms: u64, sight: &dyn Sight, out: &mut Vec<Action>) {
+    fn on_time(&mut self, now: Instant, sight: &dyn Sight, out: &mut Vec<Action>) {
         if let Some(due) = self.schedule.due(now) {
-            let (said, more) = self.say(now, due, unix_ms, out);
+            let (said, more) = self.say(now, due, out);
             self.schedule.said(now, said);
+            if due > Due::Heartbeat {
+                self.schedule.said_holdings(now);
+            }
             if more {
                 self.schedule.change(now, Due::Holdings);
             }
         }
         let mut stirred = false;
         if self.upkeep <= now {
+            self.look_for_the_silent(now, out);
             self.upkeep = now + self.config.timing.upkeep();
             stirred = self.membership.expire(now);
             let Self { absence, membership, .. } = self;
             absence.retain(|peer| membership.knows(peer));
-            // A node that has lost all its peers is itself the lost one.
-            if !self.contacts.is_empty() {
-                let doubts = absence.take_doubts(now).into_iter();
-                let doubts = doubts.map(|peer| Envelope::Doubt(peer.to_bytes()).encode());
-                out.extend(doubts.map(Action::Publish));
+            self.twins.expire(now);
+            self.schedule.set_pace(self.size());
+            if self.forget_at <= now {
+                self.forget_at = now + self.lease() / 16;
+                self.forget(now, self.lease(), None, out);
             }
-            self.forget(now, self.config.timing.lease, None, out);
             self.dial_soon(now);
         }
         if self.dial_at <= now {
@@ -693,17 +731,22 @@ impl Core {
     }
 
     /// Sends what is due. Returns the number of messages, and whether more is due.
-    fn say(
-        &mut self,
-        now: Instant,
-        due: Due,
-        unix_ms: u64,
-        out: &mut Vec<Action>,
-    ) -> (usize, bool) {
-        if due == Due::Everything {
+    fn say(&mut self, now: Instant, due: Due, out: &mut Vec<Action>) -> (usize, bool) {
+        if self.has_stopped {
+            return (0, false);
+        }
+        let next = self.schedule.beat();
+        if due == Due::Heartbeat {
+            let stamp = self.numbers.next();
+            out.push(Action::Publish(Envelope::Heartbeat { stamp, next }.encode()));
+            return (1, false);
+        }
+        if due == Due::Everything && self.size() <= limits::CROWD {
             self.announcements.owe_all();
         }
+        let models = u32::try_from(self.announcements.len()).unwrap_or(u32::MAX);
         let quiet = self.config.timing.announce_every / 2;
+        let quiet = quiet.max(limits::MODEL_SHARE.saturating_mul(models));
         let held: BTreeSet<ModelId> = self
             .membership
             .lists()
@@ -720,24 +763,25 @@ impl Core {
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
         let mut messages: Vec<Vec<u8>> = announcements.collect();
-        let holdings = self.own_holdings();
+        let holdings = self.own_holdings(now);
         let author = Author {
             peer: self.config.own,
             run: self.config.run,
-            lease: self.config.timing.lease,
+            lease: self.lease(),
+            next,
             offer: self.offer,
             addresses: &self.addresses,
         };
-        let sequence = &mut self.sequence;
-        messages.extend(holdings_messages(author, holdings, || sequence.next(unix_ms)));
+        messages.extend(holdings_messages(author, holdings, &mut self.numbers));
         let said = messages.len();
         out.extend(messages.into_iter().map(Action::Publish));
         (said, more)
     }
 
     /// What this node holds, for gossip.
-    fn own_holdings(&self) -> Vec<ModelHoldings> {
+    fn own_holdings(&self, now: Instant) -> Vec<ModelHoldings> {
         let (held, parts) = (&self.whole, &self.parts);
+        let hottest = self.heat.hottest(now);
         let mut room = OWN_PARTS_MAX;
         let entry = |(model, list): (&ModelId, &[ShardId])| {
             let is_protected = self.announcements.is_protected(*model);
@@ -761,9 +805,16 @@ impl Core {
                 }),
                 parts: told,
                 helps: self.helped.contains(model),
+                hot: self.places_of(*model, &hottest),
             }
         };
         self.membership.lists().map(entry).collect()
+    }
+
+    /// The places of some objects in a model's list, as many as a message may name.
+    fn places_of(&self, model: ModelId, objects: &[ShardId]) -> Vec<u32> {
+        let places = objects.iter().filter_map(|shard| self.membership.place(model, *shard));
+        places.filter_map(|place| u32::try_from(place).ok()).take(HOT_MAX).collect()
     }
 
     /// Call when the addresses at which this node listens have changed. Another IP address means
@@ -789,12 +840,15 @@ impl Core {
 
     /// Dials known peers whose turn it is, up to a number of connections ahead of need.
     fn dial_known(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let members = self.contacts.values().filter(|contact| contact.listens).count();
-        let room = limits::DIAL_TARGET.saturating_sub(members);
+        let room = self.room();
+        self.dialled_at = Some(now);
+        if room == 0 && !self.known.has_lost(now) {
+            self.dial_at = self.upkeep.max(now + limits::DIAL_SETTLE);
+            return;
+        }
         let Self { known, reputation, .. } = self;
         let due = known.due(now, room, |peer| !reputation.is_banned(now, peer));
         out.extend(due.into_iter().map(|(peer, addresses)| Action::Dial { peer, addresses }));
-        self.dialled_at = Some(now);
         let next = self.known.next(now).unwrap_or(self.upkeep);
         self.dial_at = next.max(now + limits::DIAL_SETTLE);
     }

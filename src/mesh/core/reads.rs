@@ -137,6 +137,9 @@ impl Core {
             return;
         }
         self.reads.insert(read, Reading::new(now, request));
+        if request.priority != Priority::Bulk {
+            self.heat.read(now, shard);
+        }
         out.push(Action::Changed);
         self.settle(now, false, sight, out);
     }

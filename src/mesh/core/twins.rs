@@ -1,20 +1,25 @@
 //! Identities that two nodes use at once, for example because a data directory was copied. Pure:
 //! the time is an argument.
 //!
-//! A node puts a number into every message about itself, drawn at random when it starts. A restart
-//! changes the number once. If an earlier number comes back, two nodes use one identity. Peers
-//! notice it; the two nodes never hear each other, so the peers tell them.
+//! Each run of a node has an epoch, larger than those of all its earlier runs, and a random number.
+//! If two runs have the same epoch, or an earlier run still speaks when a later one has begun, two
+//! nodes use one identity. Peers notice it; the two nodes never hear each other, so the peers tell
+//! them.
 //!
-//! Invariants: a repeated or late message changes nothing, because only messages newer than all
-//! earlier ones of the peer count, as long as the peer is remembered; what one peer claims about
-//! another is reported as that peer's claim; the tables are bounded.
+//! Invariants: no repeated message and no late one is taken for a second node: an earlier run
+//! must say several new things, some time apart, well after the later one began. (Whoever kept so
+//! many of its messages back can cause a false warning, and nothing else.) What one peer claims
+//! about another is reported as that peer's claim; the tables are bounded.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use doppler_ids::PeerId;
 
-use super::limits::{MEMBERS_MAX, TWIN_AGAIN, TWIN_FOR, TWIN_TELL, TWINS_MAX};
+use super::limits::{
+    MEMBERS_MAX, TWIN_AGAIN, TWIN_FOR, TWIN_LATE, TWIN_PAUSE, TWIN_TELL, TWIN_WORDS, TWINS_MAX,
+};
+use crate::wire::Stamp;
 
 /// Two nodes with one identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +31,23 @@ pub struct Twin {
     pub told_by: Option<PeerId>,
 }
 
-/// The runs of one peer: the one that sent the last message, and the one before.
-struct Runs {
+/// A run of a peer, as far as it was heard.
+struct Run {
     run: u64,
-    /// The sequence number of its newest message, whichever run sent it.
-    sequence: u64,
+    /// Of its newest message.
+    stamp: Stamp,
     place: String,
-    before: Option<(u64, String)>,
+}
+
+/// The runs of one peer: the latest, and the one before it.
+struct Runs {
+    latest: Run,
+    /// When the latest run was first heard.
+    since: Instant,
+    before: Option<Run>,
+    /// New messages of the earlier run since then, and when the last of them came.
+    words: u32,
+    word_at: Instant,
     spoke: Instant,
 }
 
@@ -56,42 +71,55 @@ impl Twins {
         self.seen.len()
     }
 
-    /// Call when a peer's message with this sequence number came from this run of it, which is at
-    /// `place`. Returns what that shows.
+    /// Forgets the runs of peers that are silent.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.runs.retain(|_, runs| runs.spoke + TWIN_FOR > now);
+    }
+
+    /// Call when a peer's message with this stamp came from this run of it, which is at `place`.
+    /// Returns what that shows.
     pub(super) fn hear(
         &mut self,
         now: Instant,
         peer: PeerId,
-        (run, sequence): (u64, u64),
-        place: &str,
+        (run, stamp): (u64, Stamp),
+        place: &dyn Fn() -> String,
     ) -> Option<Twin> {
         if run == 0 {
             return None;
         }
-        self.runs.retain(|_, runs| runs.spoke + TWIN_FOR > now);
         if !self.runs.contains_key(&peer) && self.runs.len() >= MEMBERS_MAX {
             return None;
         }
-        let place = place.to_owned();
-        let fresh = || Runs { run, sequence: 0, place: place.clone(), before: None, spoke: now };
-        let runs = self.runs.entry(peer).or_insert_with(fresh);
-        if sequence <= runs.sequence {
+        // The place of a run is where it was first heard: most messages are of a known one.
+        if let Some(runs) = self.runs.get_mut(&peer)
+            && (runs.latest.run, runs.latest.stamp.epoch) == (run, stamp.epoch)
+        {
+            runs.spoke = now;
+            runs.latest.stamp = runs.latest.stamp.max(stamp);
             return None;
         }
-        (runs.spoke, runs.sequence) = (now, sequence);
-        if runs.run == run {
-            runs.place = place;
+        let this = Run { run, stamp, place: place() };
+        let Some(runs) = self.runs.get_mut(&peer) else {
+            let runs =
+                Runs { latest: this, since: now, before: None, words: 0, word_at: now, spoke: now };
+            self.runs.insert(peer, runs);
             return None;
-        }
-        let last = (runs.run, std::mem::replace(&mut runs.place, place.clone()));
-        let came_back = runs.before.as_ref().is_some_and(|(before, _)| *before == run);
-        runs.run = run;
-        let other = last.1.clone();
-        runs.before = Some(last);
-        if !came_back {
-            return None;
-        }
-        Some(Twin { peer, places: vec![other, place], told_by: None })
+        };
+        let is_twin = if stamp.epoch > runs.latest.stamp.epoch {
+            runs.before = Some(std::mem::replace(&mut runs.latest, this));
+            (runs.since, runs.words, runs.spoke) = (now, 0, now);
+            false
+        } else if stamp.epoch < runs.latest.stamp.epoch {
+            runs.earlier(now, this)
+        } else {
+            runs.before = Some(this);
+            true
+        };
+        let runs = self.runs.get(&peer).filter(|_| is_twin)?;
+        let places = [Some(&runs.latest), runs.before.as_ref()];
+        let places = places.into_iter().flatten().map(|run| run.place.clone()).collect();
+        Some(Twin { peer, places, told_by: None })
     }
 
     /// Call when two nodes were seen to use this identity. Returns it if it is to be reported, but
@@ -132,11 +160,39 @@ impl Twins {
     }
 }
 
+impl Runs {
+    /// A message of an earlier run than the latest. True if it shows that the earlier one lives.
+    fn earlier(&mut self, now: Instant, this: Run) -> bool {
+        let is_new = match &self.before {
+            Some(before) if before.stamp.epoch == this.stamp.epoch => {
+                before.run == this.run && this.stamp > before.stamp
+            }
+            Some(before) => before.stamp.epoch < this.stamp.epoch,
+            None => true,
+        };
+        if !is_new {
+            return false;
+        }
+        let is_same = self.before.as_ref().is_some_and(|before| before.run == this.run);
+        self.before = Some(this);
+        if now < self.since + TWIN_LATE || self.words > 0 && now < self.word_at + TWIN_PAUSE {
+            return false;
+        }
+        self.words = if is_same { self.words.saturating_add(1) } else { 1 };
+        self.word_at = now;
+        self.words >= TWIN_WORDS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    fn stamp(epoch: u64, sequence: u64) -> Stamp {
+        Stamp { epoch, sequence }
+    }
 
     #[test]
     fn two_nodes_are_told_from_one_that_starts_again() {
@@ -145,31 +201,48 @@ mod tests {
         let peer = PeerId::from_seed([1; 32]);
         let mut twins = Twins::default();
         // One that sends no number, one that restarts again and again, one that moves.
-        for second in 0..20 {
-            assert_eq!(twins.hear(at(second), peer, (0, second + 1), "a"), None);
-            assert_eq!(twins.hear(at(second), peer, (100 + second, second + 1), "a"), None);
+        for second in 0..60 {
+            assert_eq!(twins.hear(at(second), peer, (0, stamp(1, second)), &|| "a".into()), None);
+            let (run, epoch) = (100 + second, 1 + second);
+            assert_eq!(twins.hear(at(second), peer, (run, stamp(epoch, 1)), &|| "a".into()), None);
             let other = PeerId::from_seed([2; 32]);
             let place = if second < 9 { "a" } else { "b" };
-            assert_eq!(twins.hear(at(second), other, (7, second + 1), place), None);
-            // A message of an earlier run arrives late, or again.
-            assert_eq!(twins.hear(at(second), peer, (100, 1), "a"), None);
+            assert_eq!(
+                twins.hear(at(second), other, (7, stamp(1, second + 1)), &|| place.into()),
+                None
+            );
+            // Messages of earlier runs arrive late, or again.
+            let (run, epoch) = (100 + second / 2, 1 + second / 2);
+            assert_eq!(twins.hear(at(second), peer, (run, stamp(epoch, 1)), &|| "a".into()), None);
         }
-        assert_eq!(twins.now(at(20)), []);
-        assert_eq!(twins.hear(at(21), peer, (1, 21), "a"), None);
-        assert_eq!(twins.hear(at(22), peer, (2, 22), "b"), None);
-        let twin = Twin { peer, places: vec!["b".into(), "a".into()], told_by: None };
-        assert_eq!(twins.hear(at(23), peer, (1, 23), "a"), Some(twin.clone()));
-        assert_eq!(twins.note(at(23), twin.clone()), Some(twin.clone()));
-        let mut told = 0;
-        for second in 24..60 {
-            let (run, place) = if second % 2 == 0 { (2, "b") } else { (1, "a") };
-            let seen = twins.hear(at(second), peer, (run, second), place).unwrap();
-            assert_eq!(twins.note(at(second), seen), None, "the owner is told once");
-            told += u32::from(twins.may_tell(at(second), peer));
+        assert_eq!(twins.now(at(60)), []);
+        // A copy of the data directory begins a later run, and the earlier one does not end.
+        let (one, other) = ((1, 100), (2, 200));
+        let mut told = Vec::new();
+        for second in 61..140 {
+            let (run, epoch) = if second % 2 == 0 && second > 64 { other } else { one };
+            let place = if run == 1 { "a" } else { "b" };
+            let seen = twins.hear(at(second), peer, (run, stamp(epoch, second)), &|| place.into());
+            let Some(twin) = seen else { continue };
+            assert_eq!(twin, Twin { peer, places: vec!["b".into(), "a".into()], told_by: None });
+            told.extend(twins.note(at(second), twin).map(|_| second));
         }
-        assert_eq!(told, 4, "the two are told again and again");
-        assert_eq!(twins.now(at(60)), [twin]);
-        assert_eq!(twins.now(at(60) + TWIN_FOR), [], "one of them was stopped");
+        assert_eq!(told.len(), 1, "the owner is told once");
+        let waited = told[0] - 66;
+        assert!(waited >= TWIN_LATE.as_secs() && waited < 40, "after {waited} s");
+        assert!(twins.may_tell(at(140), peer) && !twins.may_tell(at(141), peer));
+        assert_eq!(twins.now(at(140)).len(), 1);
+        assert_eq!(twins.now(at(140) + TWIN_FOR), [], "one of them was stopped");
+    }
+
+    #[test]
+    fn two_runs_of_one_epoch_are_two_nodes() {
+        let now = Instant::now();
+        let peer = PeerId::from_seed([1; 32]);
+        let mut twins = Twins::default();
+        assert_eq!(twins.hear(now, peer, (1, stamp(5, 9)), &|| "a".into()), None);
+        let seen = twins.hear(now, peer, (2, stamp(5, 1)), &|| "b".into()).unwrap();
+        assert_eq!(seen.places, ["a", "b"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use doppler_mesh::wire::{
-    Envelope, Holdings, ModelHoldings, PartHoldings, ShardReply, ShardRequest,
+    Envelope, Holdings, ModelHoldings, PartHoldings, ShardReply, ShardRequest, Stamp,
 };
 use doppler_store::groups::{Chunks, Groups};
 use doppler_store::signature::SignedModel;
@@ -143,11 +143,13 @@ fn envelopes() {
         objects: vec![n; usize::from(n)],
         parts: vec![PartHoldings { object: n.into(), chunks: Chunks(n.into()) }],
         helps: n > 2,
+        hot: vec![n.into(), 3],
     };
     let holdings = Holdings {
         peer: vec![1; 38],
-        sequence: 9,
+        stamp: Stamp { epoch: 4, sequence: 9 },
         lease: std::time::Duration::from_secs(30),
+        next: std::time::Duration::from_secs(3),
         room: 1 << 40,
         is_leaving: true,
         addresses: vec!["/ip4/127.0.0.1/tcp/1".into(), "/dns/example.org/tcp/443".into()],
@@ -156,7 +158,10 @@ fn envelopes() {
     };
     let announcement = Envelope::Announcement(signed).encode();
     let doubt = Envelope::Doubt(vec![1; 38]).encode();
-    let samples = [announcement, Envelope::Holdings(holdings).encode(), doubt];
+    let stamp = Stamp { epoch: 4, sequence: 9 };
+    let beat = Envelope::Heartbeat { stamp, next: std::time::Duration::from_secs(3) }.encode();
+    let goodbye = Envelope::Goodbye(stamp).encode();
+    let samples = [announcement, Envelope::Holdings(holdings).encode(), doubt, beat, goodbye];
     run("envelope", &samples, 60_000, entries::envelope);
 }
 

@@ -20,7 +20,8 @@ async fn a_peer_that_denies_what_it_announced_is_no_longer_believed() {
     let Envelope::Holdings(lie) = rogue.holdings(id, &model) else { unreachable!() };
     let (swarm, topic) = (rogue.swarm.clone(), rogue.topic.clone());
     let say = |sequence| {
-        let lie = Envelope::Holdings(Holdings { sequence, ..lie.clone() });
+        let lie =
+            Envelope::Holdings(Holdings { stamp: Stamp { epoch: 1, sequence }, ..lie.clone() });
         swarm.publish(&topic, lie.encode()).unwrap();
     };
     say(1);
@@ -55,7 +56,7 @@ async fn a_peer_that_denies_what_it_announced_is_no_longer_believed() {
         until("the next lie", &reader, |node| !node.holders(shard).is_empty()).await;
     }
     // Another lie, about partial objects: it is accepted but has no effect.
-    let mut holdings = Holdings { sequence: 100, ..lie.clone() };
+    let mut holdings = Holdings { stamp: Stamp { epoch: 1, sequence: 100 }, ..lie.clone() };
     let chunks = doppler_store::groups::Chunks::ALL;
     holdings.models[0].objects.clear();
     holdings.models[0].parts = vec![PartHoldings { object: 0, chunks }];
@@ -163,7 +164,7 @@ async fn a_peer_that_floods_gossip_is_ignored_and_others_are_heard() {
                     },
                 );
                 let Envelope::Holdings(mut holdings) = holdings else { unreachable!() };
-                holdings.sequence = sequence;
+                holdings.stamp.sequence = sequence;
                 sequence += 1;
                 // The queue is full: repeated in the next round.
                 let _ =

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings, ShardReply, ShardRequest};
+use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings, ShardReply, ShardRequest, Stamp};
 use doppler_mesh::{
     Mesh, MeshHandle, MeshOptions, PROTOCOL_VERSION, PeerId, SHARD_PROTOCOL, Timing, topic,
 };
@@ -543,8 +543,9 @@ impl Rogue {
     fn holdings(&self, peer: PeerId, model: &Model) -> Envelope {
         Envelope::Holdings(Holdings {
             peer: peer.to_bytes(),
-            sequence: 1,
+            stamp: Stamp { epoch: 1, sequence: 1 },
             lease: Duration::from_secs(60),
+            next: Duration::ZERO,
             room: 0,
             is_leaving: false,
             addresses: Vec::new(),
@@ -554,6 +555,7 @@ impl Rogue {
                 objects: vec![1],
                 parts: Vec::new(),
                 helps: false,
+                hot: Vec::new(),
             }],
             run: 0,
         })

@@ -1,0 +1,110 @@
+//! How large the swarm is, and the pace that follows from that. Pure: the time is an argument.
+//!
+//! Up to [`CROWD`] members everybody knows everybody. Beyond, a node knows some of them, and
+//! estimates the number from their promises: whoever speaks every three hundred seconds and was
+//! heard in the last thirty stands for ten. The larger the swarm, the longer is each node's round, so that
+//! what all say together stays the same.
+//!
+//! Invariants: an author counts once in a window, however much it says, and for no more than a
+//! lease's worth; the table is bounded.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use doppler_ids::PeerId;
+
+use super::limits::{CROWD_SAMPLES_MAX, CROWD_SHARE, CROWD_WINDOW};
+
+pub(super) struct Crowd {
+    window_ends: Instant,
+    /// What each author of this window promised, and what those of the last one did together.
+    promises: BTreeMap<PeerId, Duration>,
+    last: Option<Duration>,
+}
+
+impl Crowd {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { window_ends: now + CROWD_WINDOW, promises: BTreeMap::new(), last: None }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.promises.len()
+    }
+
+    /// A peer has spoken, and promised to speak again within `next`.
+    pub(super) fn hear(&mut self, now: Instant, peer: PeerId, next: Duration) {
+        if now >= self.window_ends {
+            // If whole windows passed in silence, nobody spoke in the last one.
+            let is_next = now < self.window_ends + CROWD_WINDOW;
+            let sum = self.promises.values().sum();
+            self.last = Some(if is_next { sum } else { Duration::ZERO });
+            self.promises.clear();
+            self.window_ends = now + CROWD_WINDOW;
+        }
+        if self.promises.len() < CROWD_SAMPLES_MAX || self.promises.contains_key(&peer) {
+            self.promises.insert(peer, next);
+        }
+    }
+
+    /// The number of members that the promises stand for. A newcomer believes what the others say
+    /// about the pace until it has listened for a window.
+    pub(super) fn size(&self) -> usize {
+        let millis = match self.last {
+            Some(last) => last.as_millis() / CROWD_WINDOW.as_millis(),
+            None => {
+                let mut promises: Vec<Duration> = self.promises.values().copied().collect();
+                promises.sort_unstable();
+                let median = promises.get(promises.len() / 2).copied().unwrap_or_default();
+                let is_crowd = median > CROWD_WINDOW;
+                if is_crowd { median.as_millis() / CROWD_SHARE.as_millis() } else { 0 }
+            }
+        };
+        usize::try_from(millis).unwrap_or(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::Timing;
+    use super::*;
+
+    fn peer(number: u32) -> PeerId {
+        let mut seed = [0; 32];
+        seed[..4].copy_from_slice(&number.to_le_bytes());
+        PeerId::from_seed(seed)
+    }
+
+    #[test]
+    fn a_crowd_is_as_large_as_its_members_promises_say() {
+        let start = Instant::now();
+        let round = Timing::default().round(3000);
+        let mut crowd = Crowd::new(start);
+        // Each of 3,000 members speaks once a round; here those of three windows.
+        let each = round / 3000;
+        for number in 0..(3 * CROWD_WINDOW.as_millis() / each.as_millis()) as u32 {
+            crowd.hear(start + each * number, peer(number), round);
+            if number == 10 {
+                assert_eq!(crowd.size(), 3000, "a newcomer is told the pace");
+            }
+        }
+        let size = crowd.size();
+        assert!((2700..3300).contains(&size), "{size}");
+        // One that talks all the time counts once.
+        let later = start + 4 * CROWD_WINDOW;
+        for number in 0..2000 {
+            crowd.hear(later + Duration::from_millis(number), peer(1), Duration::from_secs(3600));
+        }
+        crowd.hear(later + CROWD_WINDOW, peer(2), round);
+        assert!(crowd.size() <= 120, "{}", crowd.size());
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let now = Instant::now();
+        let mut crowd = Crowd::new(now);
+        for number in 0..CROWD_SAMPLES_MAX as u32 + 50 {
+            crowd.hear(now, peer(number), Duration::from_secs(1));
+        }
+        assert_eq!(crowd.len(), CROWD_SAMPLES_MAX);
+    }
+}
