@@ -11,7 +11,7 @@ use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
 
 use crate::faults::{KEEPERS, Kind};
-use crate::options::{MS, SECOND, Scenario};
+use crate::options::{MS, SECOND};
 use crate::queue::{Message, Next};
 use crate::rng::{Rng, mix};
 use crate::world::World;
@@ -268,7 +268,7 @@ impl World {
         let boot = self.nodes[node].boot;
         // In a large swarm not everybody is given the same nodes.
         let nodes = self.nodes.len();
-        let given: BTreeSet<usize> = if self.options.scenario != Scenario::Crowd || nodes <= FEW {
+        let given: BTreeSet<usize> = if nodes <= FEW {
             (0..(KEEPERS + 1).min(nodes)).collect()
         } else {
             let rng = &mut self.nodes[node].rng;

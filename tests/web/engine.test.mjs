@@ -285,14 +285,14 @@ test('an adapter that is lost in the middle is reported, and the next run loads 
 test('a family that no tab can run, and too few slots, are refused by name', options, async () => {
   const dir = folder()
   for (const file of readdirSync(embedded)) cpSync(join(embedded, file), join(dir, file))
-  const other = { ...manifest, modelId: 'other-family', config: { ...manifest.config, architectures: ['Gemma3ForCausalLM'] } }
+  const other = { ...manifest, modelId: 'other-family', config: { ...manifest.config, architectures: ['UnheardOfForCausalLM'] } }
   writeFileSync(join(dir, 'manifest.json'), JSON.stringify(other))
   const node = await Node.start('refused')
   await node.ask('publish', dir)
   const page = await tabAt(node.url)
   const refused = await run(page, { name: 'other-family' })
   assert.equal(refused.error.code, 'unsupported')
-  assert.match(refused.error.message, /cannot run in a tab: .*Gemma3ForCausalLM/)
+  assert.match(refused.error.message, /cannot run in a tab: .*UnheardOfForCausalLM/)
   const few = await run(page, { slots: 7 })
   assert.match(few.error.message, /8 slots/)
 })

@@ -97,14 +97,18 @@ pub fn inference(model: &Described) -> Value {
 
 /// If sliding layers have a rope of their own, it is the second one.
 fn rope(model: &Described) -> Value {
-    let (rope, local) = (model.ropes.first(), model.ropes.get(1));
-    json!({
+    let rope = model.ropes.first();
+    let mut described = json!({
         "ropeTheta": rope.map(|rope| rope.theta),
-        "ropeLocalTheta": local.map(|rope| rope.theta),
         "ropeInterleaved": false,
         "ropeScalingType": rope.and_then(|rope| rope.scaling.name()),
         "ropeScalingFactor": rope.map(|rope| rope.scaling.factor()),
-    })
+    });
+    // Only where there is one, so that models converted before have the same id.
+    if let Some(local) = model.ropes.get(1) {
+        described["ropeLocalTheta"] = local.theta.into();
+    }
+    described
 }
 
 /// The window of each attention layer.

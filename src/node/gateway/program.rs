@@ -211,9 +211,9 @@ mod tests {
             let refused = lower(manifest, &asked(query).unwrap()).unwrap_err();
             (refused.status.as_u16(), refused.code, refused.error)
         };
-        let (status, code, error) = of("Gemma3ForCausalLM", "");
+        let (status, code, error) = of("UnheardOfForCausalLM", "");
         assert_eq!((status, code), (422, "unsupported"));
-        assert!(error.contains("Gemma3ForCausalLM"), "{error}");
+        assert!(error.contains("UnheardOfForCausalLM"), "{error}");
         let (status, _, error) = of("MixtralForCausalLM", "slots=7");
         assert_eq!(status, 400);
         assert!(error.contains("8 slots"), "{error}");
