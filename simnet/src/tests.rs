@@ -67,6 +67,26 @@ fn the_same_seed_gives_the_same_schedule_and_another_seed_another() {
     }
 }
 
+/// Schedules of seed 42, 260 virtual seconds. They change whenever a decision of the core or something in the
+/// simulator does. If that was meant, copy what the test prints; if not, something is decided otherwise
+/// than before, or differs from machine to machine.
+const PINNED: [(Scenario, u64); 4] = [
+    (Scenario::Mixed, 0xc045_b074_b45f_e117),
+    (Scenario::Drain, 0xab6b_a93b_db3b_c67f),
+    (Scenario::Partition, 0xa4ff_cfcf_9cb3_4c05),
+    (Scenario::Kill, 0x08c2_02cf_0e45_0464),
+];
+
+#[test]
+fn schedules_are_the_same_on_every_machine() {
+    let found = PINNED.map(|(scenario, _)| {
+        (scenario, run(&Options { seconds: 260, ..Options::new(42, scenario) }).schedule)
+    });
+    let lines =
+        found.map(|(scenario, hash)| format!("    (Scenario::{scenario:?}, {hash:#018x}),\n"));
+    assert!(found == PINNED, "other schedules. If they were meant to change:\n{}", lines.concat());
+}
+
 /// Each planted bug breaks a rule within a few seeds.
 #[cfg(feature = "planted")]
 #[test]
