@@ -236,7 +236,7 @@ impl<'a> Config<'a> {
     pub fn rotary_dim(&self, head_dim: usize, partial: f64) -> Result<usize, FamilyError> {
         // As Transformers: rounded down.
         let rotary_dim = (head_dim as f64 * partial) as usize;
-        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+        if partial > 1.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             return Err(FamilyError::Bad {
                 key: "partial_rotary_factor".into(),
                 value: partial.to_string(),

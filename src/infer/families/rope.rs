@@ -73,7 +73,7 @@ impl RopeSpec {
     }
 
     /// As [`Self::from_config`], for families in which a part of each head rotates: also that part,
-    /// `partial_rotary_factor`, 1 at most.
+    /// `partial_rotary_factor`, for [`Config::rotary_dim`] to check.
     pub fn partial(
         config: &Config<'_>,
         default_theta: f64,
@@ -81,9 +81,6 @@ impl RopeSpec {
     ) -> Result<(Self, f64), FamilyError> {
         let theta = config.positive("rope_theta", default_theta)?;
         let partial = config.positive("partial_rotary_factor", 1.0)?;
-        if partial > 1.0 {
-            return Err(bad("partial_rotary_factor", &partial.into(), "at most 1"));
-        }
         let read = |key: &'static str| {
             let map = config.get(key).map(|value| flat(key, value)).transpose()?;
             // An empty set of parameters counts as absent.
@@ -272,9 +269,6 @@ impl<'a> Keys<'a> {
         context_max: usize,
     ) -> Result<(RopeSpec, f64), FamilyError> {
         let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
-        if partial > 1.0 {
-            return Err(bad("partial_rotary_factor", &partial.into(), "at most 1"));
-        }
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
         if matches!(spec.scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
