@@ -244,7 +244,7 @@ impl Shared {
 
     pub(super) fn load(&self) -> Load {
         let inner = self.lock();
-        Load { streams: inner.streams, ..inner.core.load() }
+        Load { streams: inner.streams, reads: inner.mailboxes.len(), ..inner.core.load() }
     }
 
     pub(super) fn stream_opened(&self) {
@@ -284,10 +284,14 @@ impl Shared {
             Event::Dropped { read } => Some((*read, 0..=RequestId::MAX)),
             _ => None,
         };
-        let Inner { core, progress, .. } = &mut *inner;
+        let is_dropped = matches!(event, Event::Dropped { .. });
+        let Inner { core, progress, mailboxes, .. } = &mut *inner;
         let actions = core.on(Instant::now(), event, progress);
         if let Some((read, requests)) = over {
             progress.forget(read, *requests.start(), *requests.end());
+            if is_dropped {
+                mailboxes.remove(&read);
+            }
         }
         let mut news = News::default();
         for action in actions {

@@ -4,7 +4,7 @@
 //! follows it. A manifest is added only if its bytes hash to the model's id, and is removed with
 //! the last announcement of its model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -19,6 +19,14 @@ pub struct Known {
     /// Its announcements, one per publisher.
     pub signed: Vec<SignedModel>,
     pub manifest: Option<Arc<Manifest>>,
+}
+
+impl Known {
+    /// The manifest's object and, once the manifest is here, those that it lists.
+    fn names(&self, id: ModelId) -> Vec<ShardId> {
+        let listed = self.manifest.as_ref().and_then(|manifest| objects(manifest).ok());
+        listed.unwrap_or_default().into_iter().chain([id.manifest()]).collect()
+    }
 }
 
 /// All models this node knows.
@@ -44,25 +52,34 @@ impl Catalog {
     }
 
     /// Takes over the current announcements. Models without any are removed. `announced` is called
-    /// under the lock, so that an older list never follows a newer one.
-    pub fn follow(&self, announced: impl FnOnce() -> Vec<SignedModel>) {
+    /// under the lock, so that an older list never follows a newer one. Returns the objects, manifests
+    /// included, that only removed models name.
+    pub fn follow(&self, announced: impl FnOnce() -> Vec<SignedModel>) -> Vec<ShardId> {
         let mut models = self.lock();
         let mut now: BTreeMap<ModelId, Vec<SignedModel>> = BTreeMap::new();
         for signed in announced() {
             now.entry(signed.model).or_default().push(signed);
         }
-        let before = models.len();
-        models.retain(|model, _| now.contains_key(model));
-        let mut changed = models.len() != before;
+        let gone: Vec<(ModelId, Known)> =
+            models.extract_if(.., |model, _| !now.contains_key(model)).collect();
+        let mut changed = !gone.is_empty();
         for (model, signed) in now {
             let known = models.entry(model).or_default();
             changed |= known.signed != signed;
             known.signed = signed;
         }
+        let mut orphans: HashSet<ShardId> =
+            gone.iter().flat_map(|(id, known)| known.names(*id)).collect();
+        if !orphans.is_empty() {
+            for object in models.iter().flat_map(|(id, known)| known.names(*id)) {
+                orphans.remove(&object);
+            }
+        }
         drop(models);
         if changed {
             self.touch();
         }
+        orphans.into_iter().collect()
     }
 
     /// Adds the manifest of an announced model. False if it is no longer announced.
@@ -137,7 +154,17 @@ mod tests {
         let known = catalog.get(one).unwrap();
         assert_eq!((known.signed.len(), known.manifest.is_some()), (2, true));
         assert!(catalog.get(other).is_none() && changes.has_changed().unwrap());
-        catalog.follow(Vec::new);
+        // What another model names, too, stays wanted.
+        let embedded = catalog.get(one).unwrap().manifest.unwrap();
+        catalog.follow(|| vec![signed(1, b"m"), signed(1, b"n")]);
+        assert!(catalog.add_manifest(other, embedded.clone()));
+        assert_eq!(catalog.follow(|| vec![signed(1, b"n")]), [one.manifest()]);
+        let mut gone = catalog.follow(Vec::new);
+        let mut all = objects(&embedded).unwrap();
+        all.push(other.manifest());
+        gone.sort();
+        all.sort();
+        assert_eq!(gone, all);
         assert_eq!(catalog.len(), 0);
     }
 }

@@ -111,7 +111,8 @@ fn manifest_sizes(signed: &[SignedModel]) -> Vec<u64> {
 impl Service {
     /// Takes over the mesh's knowledge of models.
     pub(super) fn follow(&self) {
-        self.catalog.follow(|| self.mesh.announced());
+        let orphans = self.catalog.follow(|| self.mesh.announced());
+        self.ladder.forget_sizes(&orphans);
     }
 
     /// Every known model, as `Manifests` sees it.

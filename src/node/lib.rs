@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod address_book;
+mod allocator;
 pub mod api;
 pub mod args;
 mod args_measure;
@@ -66,6 +67,7 @@ use output::{Ended, Log, colours, note};
 /// line. Exit codes: 0 for success, 2 for wrong usage (clap's), otherwise that of the failure
 /// (`failures`). If the reader of standard output goes away, the command ends quietly.
 pub fn main() -> ExitCode {
+    allocator::give_back();
     doppler_mesh::install_crypto();
     let args = match RawArgs::try_parse() {
         Ok(args) => args,

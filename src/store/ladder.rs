@@ -173,6 +173,14 @@ impl Ladder {
         lock(&self.inner.sizes).extend(sizes);
     }
 
+    /// Forgets the sizes of objects that no known model names any more.
+    pub fn forget_sizes(&self, shards: &[ShardId]) {
+        let mut sizes = lock(&self.inner.sizes);
+        for shard in shards {
+            sizes.remove(shard);
+        }
+    }
+
     /// The size in bytes that a manifest gives an object.
     pub fn expected_size(&self, shard: ShardId) -> Option<u64> {
         self.inner.expected_size(shard)

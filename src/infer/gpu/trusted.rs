@@ -1,4 +1,4 @@
-//! The only place where `unsafe` is allowed. wgpu marks its experimental features and its pipeline
+//! The engine's only `unsafe` code. wgpu marks its experimental features and its pipeline
 //! caches as unsafe.
 //!
 //! `Device::create_pipeline_cache` is unsafe because a driver may trust the given bytes blindly:

@@ -659,6 +659,19 @@ async fn broken_replies_cost_score_and_the_read_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_its_caller_gives_up_leaves_nothing() {
+    let node = node("given up", &[], nothing()).await;
+    let waits = node.clone();
+    let absent = read(ShardId::of(b"absent"), range(0, 10));
+    let waiting = tokio::spawn(async move { waits.fetch(absent).await });
+    until("the read", &node, |node| node.stats().load.reads == 1).await;
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    until("its end", &node, |node| node.stats().load.reads == 0).await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shutting_down_frees_the_port_and_ends_what_waits() {
     let first = node("stop", &[], nothing()).await;
     let address = first.listen_addrs()[0].clone();
