@@ -10,19 +10,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rand::Rng;
 use serde::Serialize;
 
 use super::children::{Children, NodeProcess};
 use super::view::View;
-use super::{Budgets, generate, reference, request, victims};
+use super::{Prepared, generate, prepare, reference, request, victims};
 use crate::api::{PublishReply, PublishRequest};
 use crate::args::DemoArgs;
 use crate::client::Client;
 use crate::copies::{CopiesRequest, ModelCopies};
-use crate::embedded;
 use crate::output::outln;
-use crate::signals;
 use doppler_store::Replicas;
 use doppler_store::manifest::Manifest;
 
@@ -66,18 +63,7 @@ struct Healed {
 }
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
-    let began = Instant::now();
-    ensure!(args.tokens >= 3, "-n {}: the demo needs at least 3 tokens", args.tokens);
-    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let children = Children::default();
-    let all = children.clone();
-    signals::remove_when_ended(dir.path().to_owned(), move || all.kill())?;
-    let model_dir = dir.path().join("model");
-    embedded::extract(&model_dir)?;
-    let manifest = Manifest::read_dir(&model_dir)?;
-    let budgets = Budgets::of(&manifest, args.tokens)?;
-
-    let swarm = format!("demo-{:08x}", rand::rng().next_u32());
+    let Prepared { began, dir, children, model_dir, manifest, budgets, swarm } = prepare(args)?;
     let (mut seeders, model) = start((dir.path(), &children), &swarm, &manifest)?;
     let bootstrap: Vec<String> = seeders.iter().map(|node| node.address.clone()).collect();
     let asker =

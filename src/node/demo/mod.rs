@@ -12,12 +12,13 @@ mod reference;
 mod view;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use rand::Rng;
 use serde::Serialize;
+use tempfile::TempDir;
 
 use super::api::{GenerateEvent, GenerateRequest, Hits, PublishReply, PublishRequest, Traffic};
 use super::args::DemoArgs;
@@ -111,10 +112,21 @@ fn request(args: &DemoArgs, model: String) -> GenerateRequest {
     }
 }
 
-pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
-    if args.heal {
-        return heal::run(args);
-    }
+/// What both demonstrations begin with. Nodes run as children, and a signal ends them and removes the
+/// directory.
+struct Prepared {
+    began: Instant,
+    dir: TempDir,
+    children: Children,
+    /// The embedded model, in `model` below `dir`.
+    model_dir: PathBuf,
+    manifest: Manifest,
+    /// Those of the node that asks.
+    budgets: Budgets,
+    swarm: String,
+}
+
+fn prepare(args: &DemoArgs) -> anyhow::Result<Prepared> {
     let began = Instant::now();
     ensure!(args.tokens >= 3, "-n {}: the demo needs at least 3 tokens", args.tokens);
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -125,8 +137,15 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     embedded::extract(&model_dir)?;
     let manifest = Manifest::read_dir(&model_dir)?;
     let budgets = Budgets::of(&manifest, args.tokens)?;
-
     let swarm = format!("demo-{:08x}", rand::rng().next_u32());
+    Ok(Prepared { began, dir, children, model_dir, manifest, budgets, swarm })
+}
+
+pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    if args.heal {
+        return heal::run(args);
+    }
+    let Prepared { began, dir, children, model_dir, manifest, budgets, swarm } = prepare(args)?;
     let (mut seeders, fourth, model) = start((dir.path(), &children), &swarm, &manifest, &budgets)?;
     let ids: Vec<(String, String)> =
         seeders.iter().map(|node| (node.peer_id.clone(), node.name.clone())).collect();
