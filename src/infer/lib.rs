@@ -38,6 +38,8 @@ mod golden_tests;
 #[cfg(test)]
 mod paging_tests;
 #[cfg(test)]
+mod real_weights_tests;
+#[cfg(test)]
 mod sequence_tests;
 #[cfg(test)]
 pub mod testing;

@@ -268,7 +268,9 @@ pub struct LeaveArgs {
 
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// The RDRR model's directory: manifest.json and its shards
+    /// The RDRR model's directory (manifest.json and its shards), or a GGUF file, which is converted
+    /// first
+    #[arg(value_name = "MODEL")]
     pub dir: PathBuf,
     /// Numbers of the shards to store, for example `0,2-5` [default: all]
     #[arg(long, value_name = "LIST")]
@@ -402,14 +404,16 @@ fn quantizations() -> impl TypedValueParser<Value = Quantization> {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// The checkpoint's directory: config.json, *.safetensors, tokenizer.json
-    pub hf_dir: PathBuf,
+    /// A GGUF file (of several parts the first), or a checkpoint's directory: config.json,
+    /// *.safetensors, tokenizer.json
+    #[arg(value_name = "CHECKPOINT")]
+    pub source: PathBuf,
     /// Directory to write the model to: a new or an empty one
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// How to store the weights
-    #[arg(long, value_name = "FORMAT", value_parser = quantizations(), default_value = "q4_k_m")]
-    pub quantize: Quantization,
+    /// How to store the weights [default: q4_k_m, or as they are if they are quantised already]
+    #[arg(long, value_name = "FORMAT", value_parser = quantizations())]
+    pub quantize: Option<Quantization>,
     /// The largest shard to write: 4KiB to 64MiB, a multiple of 4KiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub shard_size: ByteSize,
@@ -450,15 +454,15 @@ pub enum KvChoice {
 /// Which model, and what to run it on.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// An RDRR directory, a Hugging Face directory (converted in memory), or the name or id of a
-    /// model that the node at --data knows. Write ./NAME for a directory if both exist
+    /// An RDRR directory, a Hugging Face directory or a GGUF file (converted in memory), or the name
+    /// or id of a model that the node at --data knows. Write ./NAME for what is here if both exist
     pub model: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
-    /// How to convert a Hugging Face directory in memory [default: weights as they are]
+    /// How to convert a directory or a file in memory [default: weights as they are]
     #[arg(long, value_name = "FORMAT", value_parser = quantizations())]
     pub quantize: Option<Quantization>,
     /// Device memory that the model may take, for example 8GiB [default: what it needs]

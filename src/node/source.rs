@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use super::api::ModelInfo;
 use super::args::{KvChoice, ModelArgs};
 use super::client::Client;
+use super::commands::note_restored;
 use super::config::data_dir;
 use super::generation;
 use super::held::{self, Held};
@@ -41,7 +42,7 @@ pub struct Opened {
 /// What a model argument means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelArgument {
-    /// A directory on this disk.
+    /// A directory or a file on this disk.
     Directory,
     /// A name or an id.
     Named,
@@ -69,7 +70,7 @@ pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> 
     let known = running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/v1/models").ok());
     let known = known.unwrap_or_default();
     let manifest = regular::read(&path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
-    let is_model = manifest.is_ok() || path.join("config.json").is_file();
+    let is_model = manifest.is_ok() || path.join("config.json").is_file() || path.is_file();
     match known.iter().find(|model| model.name == text || model.id == text) {
         None => Ok(ModelArgument::Directory),
         Some(_) if !is_model => Ok(ModelArgument::Named),
@@ -139,6 +140,7 @@ fn converted(
     quantize: Option<Quantization>,
 ) -> anyhow::Result<(Manifest, Arc<dyn RangeReader>)> {
     let quantization = quantize.unwrap_or(Quantization::Keep);
+    note_restored(checkpoint);
     let mut sink = MemorySink::default();
     let bar = ConvertBar::new("converting in memory");
     let mut show = |progress: Progress<'_>| bar.show(progress);

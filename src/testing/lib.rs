@@ -42,3 +42,23 @@ pub fn references() -> Vec<PathBuf> {
     found.dedup_by_key(|dir| dir.file_name().map(ToOwned::to_owned));
     found
 }
+
+/// Every GGUF file with reference outputs: directories with `model.gguf` and
+/// `expected.safetensors`, of this repository and of the larger material beside it.
+pub fn gguf_references() -> Vec<PathBuf> {
+    let own = Some(root().join("tests/data/gguf"));
+    let dirs = [own, shared("formats")].into_iter().flatten();
+    let entries = dirs.filter_map(|dir| std::fs::read_dir(dir).ok()).flat_map(|dir| dir.flatten());
+    let complete = |dir: &PathBuf| {
+        ["model.gguf", "expected.safetensors"].iter().all(|file| dir.join(file).is_file())
+    };
+    let name = |dir: &PathBuf| {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.trim_start_matches("gguf-").to_owned()
+    };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(complete).collect();
+    // A directory that is in both places has the same files.
+    found.sort_by_key(name);
+    found.dedup_by_key(|dir| name(dir));
+    found
+}

@@ -1,7 +1,7 @@
 //! Rotary embedding parameters: from both config forms to inverse frequencies.
 //!
 //! Forms: `default`, `linear` (frequencies divided by a factor), `llama3` (NTK by parts, Llama 3.1)
-//! and `yarn`. Every other `rope_type` is refused by name. Families whose sliding layers rotate
+//! and `yarn`, and a list of `divisors`, which only GGUF files have. Every other `rope_type` is refused by name. Families whose sliding layers rotate
 //! differently have two specs ([`RopeSpec::by_layer_type`]).
 //! Formulas: Transformers, `modeling_rope_utils.py`.
 
@@ -54,6 +54,9 @@ pub enum RopeScaling {
         /// The factor of sines and cosines.
         attention_factor: f64,
     },
+    /// Divides the frequency of each pair by a number of its own. GGUF files of Llama 3.1 have
+    /// such a list instead of the parameters behind it.
+    Divisors(Vec<f64>),
 }
 
 impl RopeSpec {
@@ -162,6 +165,8 @@ impl RopeSpec {
         let freq = self.theta.powf(-((2 * i) as f64 / head_dim as f64));
         match self.scaling {
             RopeScaling::None => freq,
+            // As many as there are pairs.
+            RopeScaling::Divisors(ref divisors) => freq / divisors[i],
             RopeScaling::Linear { factor } => freq / factor,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let wavelength = 2.0 * PI / freq;
@@ -218,13 +223,14 @@ impl RopeScaling {
             Self::Linear { .. } => Some("linear"),
             Self::Llama3 { .. } => Some("llama3"),
             Self::Yarn { .. } => Some("yarn"),
+            Self::Divisors(_) => Some("divisors"),
         }
     }
 
     /// The factor by which the context is extended.
     pub const fn factor(&self) -> f64 {
         match *self {
-            Self::None => 1.0,
+            Self::None | Self::Divisors(_) => 1.0,
             Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. } => {
                 factor
             }
@@ -316,11 +322,28 @@ impl<'a> Keys<'a> {
                 })
             }
             "yarn" => self.yarn(context_max),
+            "divisors" => self.divisors(),
             other => {
                 let key = format!("{}.rope_type", self.key);
                 Err(self.config.unsupported(&key, &other.into(), "default, linear, llama3, yarn"))
             }
         }
+    }
+
+    /// One for each pair of a head. The config must state `head_dim`, so that their number can be
+    /// checked here.
+    fn divisors(&self) -> Result<RopeScaling, FamilyError> {
+        let list = self.get("divisors").unwrap_or(&Value::Null);
+        let pairs = self.config.optional("head_dim", 1 << 16)?.map(|width| width / 2);
+        let numbers = list.as_array().filter(|list| Some(list.len()) == pairs).and_then(|list| {
+            let number = |value: &Value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+            list.iter().map(number).collect::<Option<Vec<f64>>>()
+        });
+        let key = format!("{}.divisors", self.key);
+        let numbers = numbers.ok_or_else(|| {
+            bad(&key, list, "a number above 0 for each pair of head_dim, which must be given")
+        })?;
+        Ok(RopeScaling::Divisors(numbers))
     }
 
     /// YaRN with the defaults of `_compute_yarn_parameters`.

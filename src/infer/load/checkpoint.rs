@@ -4,14 +4,18 @@
 //! is stored ([`Form`]). If its blocks are not one of our types, it decodes them itself and says
 //! into which type.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::gguf::Gguf;
 use super::hf::HuggingFace;
 use super::rdrr::Rdrr;
 use super::{LoadError, Result};
+use crate::graph::Weight;
+use crate::source::Source;
 use doppler_store::{DType, Manifest, RangeReader};
 
 /// How a tensor is stored in its container.
@@ -67,6 +71,11 @@ pub trait Checkpoint {
     /// Hugging Face's `config.json`, or an equivalent.
     fn config(&self) -> &Value;
 
+    /// What the form of its weights is called, if they are quantised already.
+    fn quantization(&self) -> Option<String> {
+        None
+    }
+
     /// Tokens that end a text.
     fn eos_token_ids(&self) -> Result<Vec<u32>>;
 
@@ -77,6 +86,12 @@ pub trait Checkpoint {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
 
     fn find(&self, name: &str) -> Option<&Stored>;
+
+    /// How a weight of the graph is made from this container's tensors. As the family says, unless
+    /// the container has other names or layouts.
+    fn source<'a>(&self, weight: &'a Weight) -> Cow<'a, Source> {
+        Cow::Borrowed(&weight.source)
+    }
 
     /// Fills `out` with whole rows of a tensor, from row `first` on, in [`Stored::dtype`]. The
     /// tensor must have these rows.
@@ -98,16 +113,44 @@ pub trait Checkpoint {
     }
 }
 
+/// Tensors of one type of a container that are held as another type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The container's type.
+    pub what: String,
+    pub dtype: DType,
+    pub tensors: usize,
+}
+
+/// The tensors that a container decodes, by type.
+pub fn restored(checkpoint: &dyn Checkpoint) -> Vec<Restored> {
+    let mut found: Vec<Restored> = Vec::new();
+    for stored in checkpoint.names().filter_map(|name| checkpoint.find(name)) {
+        let Form::Decoded { what, dtype } = &stored.form else { continue };
+        match found.iter_mut().find(|one| one.what == *what && one.dtype == *dtype) {
+            Some(one) => one.tensors += 1,
+            None => found.push(Restored { what: what.clone(), dtype: *dtype, tensors: 1 }),
+        }
+    }
+    found
+}
+
 /// Opens the model at `path`, whatever its container.
 ///
 /// # Errors
-/// If the directory holds none of the known containers, or it is damaged.
+/// If there is none of the known containers, or it is damaged.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     let fail = |problem: &str| {
         Err(LoadError::File { file: path.display().to_string(), problem: problem.to_owned() })
     };
     if !path.exists() {
-        return fail("there is no such directory");
+        return fail("there is no such file or directory");
+    }
+    if path.is_file() {
+        return match path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+            true => Ok(Box::new(Gguf::open(path)?)),
+            false => fail("not a model: of single files only *.gguf are read"),
+        };
     }
     if path.join("manifest.json").is_file() {
         return Ok(Box::new(Rdrr::open(path)?));
@@ -115,5 +158,8 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     if path.join("config.json").is_file() {
         return Ok(Box::new(HuggingFace::open(path)?));
     }
-    fail("not a model: it has neither manifest.json (RDRR) nor config.json (Hugging Face)")
+    fail(
+        "not a model: it has neither manifest.json (RDRR) nor config.json (Hugging Face); a GGUF file is \
+         given by its own name",
+    )
 }

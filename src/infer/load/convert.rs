@@ -67,8 +67,14 @@ pub fn convert(
     let plan = plan(&stored_as, graph, quantization, shard_bytes)?;
     let tokenizer = tokenizer::read(checkpoint)?;
     let (eos, config) = (checkpoint.eos_token_ids()?, checkpoint.config());
-    let model_id = model_id(&checkpoint.name(), quantization);
-    let body = body(eos, config, &model, quantization, model_id)?;
+    let kept = checkpoint.quantization().filter(|_| quantization == Quantization::Keep);
+    let model_id = match &kept {
+        // The file's own name says what it is.
+        Some(_) => plain_name(&checkpoint.name()),
+        None => format!("{}-{quantization}", plain_name(&checkpoint.name())),
+    };
+    let mut body = body(eos, config, &model, quantization, model_id)?;
+    body.quantization = kept.unwrap_or(body.quantization);
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 
@@ -96,11 +102,10 @@ pub(super) fn check_shard_bytes(shard_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// The model's id, from the checkpoint's name: `NAME-q4_k_m`.
-fn model_id(name: &str, quantization: Quantization) -> String {
+/// A checkpoint's name as part of a model's id.
+fn plain_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
-    let name: String = name.chars().take(128).map(plain).collect();
-    format!("{name}-{quantization}")
+    name.chars().take(128).map(plain).collect()
 }
 
 /// How each weight of a graph is made from the checkpoint's tensors, by its name.
@@ -119,9 +124,10 @@ impl<'a> Sources<'a> {
         };
         let weights = graph.weights.iter().cloned();
         let weights: Vec<Weight> = weights.chain(graph.moe.iter().flat_map(experts)).collect();
+        let sources: Vec<_> = weights.iter().map(|weight| checkpoint.source(weight)).collect();
         let mut known = HashSet::new();
-        for weight in &weights {
-            weight.source.names(&weight.tensor, &mut |name| {
+        for (weight, source) in weights.iter().zip(&sources) {
+            source.names(&weight.tensor, &mut |name| {
                 known.insert(name);
             });
         }

@@ -1,6 +1,6 @@
-//! From files to weights: Hugging Face checkpoints in, RDRR out, and back in.
+//! From files to weights: checkpoints in, RDRR out, and back in.
 //!
-//! Owns the containers (`checkpoint`: `hf`, `rdrr`), making weights from stored tensors (`recipe`),
+//! Owns the containers (`checkpoint`: `hf`, `rdrr`, `gguf`), making weights from stored tensors (`recipe`),
 //! choosing types (`mixture`), placing tensors (`layout`), writing shards (`convert`, `sink`,
 //! `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summarising manifests
 //! (`inspect`). Refuses by name whatever it does not understand, before a byte is written.
@@ -11,6 +11,7 @@ mod checkpoint;
 mod convert;
 mod describe;
 mod dir_sink;
+mod gguf;
 mod hf;
 pub mod inspect;
 mod layout;
@@ -34,7 +35,7 @@ use super::quant::QuantizeError;
 use doppler_store::ManifestError;
 
 pub use arch::Arch;
-pub use checkpoint::{Checkpoint, Form, Stored, open};
+pub use checkpoint::{Checkpoint, Form, Restored, Stored, open, restored};
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use dir_sink::DirSink;
 pub use mixture::{Quantization, UnknownQuantization};

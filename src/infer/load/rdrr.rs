@@ -3,6 +3,7 @@
 //! Every byte returned was verified: a shard is hashed in full when it is read, the tokenizer is
 //! compared with the manifest. One shard is kept in memory at a time.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +12,8 @@ use serde_json::Value;
 use super::checkpoint::{Checkpoint, Form, Stored};
 use super::hf::{JSON_BYTES_MAX, read_bounded};
 use super::{LoadError, Result, io_error};
+use crate::graph::Weight;
+use crate::source::Source;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::{Manifest, RangeReader, ShardId, regular};
 use std::collections::BTreeMap;
@@ -89,6 +92,10 @@ impl Checkpoint for Rdrr {
 
     fn find(&self, name: &str) -> Option<&Stored> {
         self.tensors.get(name)
+    }
+
+    fn source<'a>(&self, _: &'a Weight) -> Cow<'a, Source> {
+        Cow::Owned(Source::Itself)
     }
 
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {

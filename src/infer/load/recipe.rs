@@ -45,12 +45,9 @@ impl Resolved {
     /// If a tensor is missing, its type cannot be read, its shape is not the weight's, or a slice
     /// exceeds its tensor.
     pub fn new(checkpoint: &dyn Checkpoint, weight: &Weight) -> Result<Self> {
-        let source = match checkpoint.manifest() {
-            Some(_) => &Source::Itself,
-            None => &weight.source,
-        };
+        let source = checkpoint.source(weight);
         let resolver = Resolver { checkpoint, weight };
-        let resolved = resolver.resolve(source)?;
+        let resolved = resolver.resolve(&source)?;
         let (rows, cols) = (weight.rows as u64, weight.cols as u64);
         let fits = match &resolved.node {
             Node::Stored(_, shape) => *shape == [rows, cols] || rows == 1 && *shape == [cols],

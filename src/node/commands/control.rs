@@ -1,5 +1,7 @@
 //! Commands that ask the running node: `publish`, `ls`, `status`, `peers`.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context;
 
 use super::print_json;
@@ -14,6 +16,7 @@ use crate::healing::HealStatus;
 use crate::output::{note, outln};
 use crate::progress;
 use crate::size::{ByteSize, count};
+use doppler_infer::load::SHARD_BYTES_DEFAULT;
 
 fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
     Client::open(&data_dir(&args.data)?)
@@ -24,6 +27,8 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         .with_context(|| format!("{} is not a usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
+    let converted = dir.is_file().then(|| Converted::new(&dir, args)).transpose()?;
+    let dir = converted.as_ref().map_or(dir, |converted| converted.dir.clone());
     let storing = progress::spinner("the node is verifying and storing the shards");
     let replicas = args.replicas;
     let request = PublishRequest { dir, shards, replicas, progress: true };
@@ -44,6 +49,29 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let shards = count(reply.shards_stored, "shard");
     outln!("  stored {shards}, {}, {copied}", ByteSize(reply.bytes_stored));
     Ok(())
+}
+
+/// A file's model, converted into the data directory, so that the node can take its shards over
+/// without a copy. Removes what is left of it when dropped.
+struct Converted {
+    dir: PathBuf,
+}
+
+impl Converted {
+    fn new(file: &Path, args: &PublishArgs) -> anyhow::Result<Self> {
+        let home = data_dir(&args.control.data)?;
+        let dir = home.join(format!(".publish-{}", std::process::id()));
+        super::convert::into_dir(file, &dir, None, ByteSize(SHARD_BYTES_DEFAULT))?;
+        Ok(Self { dir })
+    }
+}
+
+impl Drop for Converted {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            note!("{} could not be removed: {error}", self.dir.display());
+        }
+    }
 }
 
 /// Reads `0,2-5` as `[0, 2, 3, 4, 5]`.

@@ -1,16 +1,20 @@
 //! `convert`: a checkpoint to an RDRR directory.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::print_json;
 use crate::args::ConvertArgs;
-use crate::output::outln;
+use crate::output::{note, outln};
 use crate::progress::ConvertBar;
 use crate::signals;
-use crate::size::ByteSize;
-use doppler_infer::load::{DirSink, Progress, convert as run_conversion, open};
+use crate::size::{ByteSize, count};
+use doppler_infer::load::{
+    Checkpoint, DirSink, Progress, Quantization, convert as run_conversion, open, restored,
+};
+use doppler_store::Manifest;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -29,16 +33,7 @@ struct Converted<'a> {
 
 pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut sink = DirSink::new(&args.out)?;
-    signals::remove_when_ended(sink.unfinished().to_owned(), || ())?;
-    let bar = ConvertBar::new("converting");
-    let mut show = |progress: Progress<'_>| bar.show(progress);
-    let quantization = args.quantize;
-    let checkpoint = open(&args.hf_dir)?;
-    let shard_bytes = args.shard_size.0;
-    let manifest =
-        run_conversion(checkpoint.as_ref(), quantization, shard_bytes, &mut sink, &mut show)?;
-    bar.finish();
+    let manifest = into_dir(&args.source, &args.out, args.quantize, args.shard_size)?;
     let converted = Converted {
         model: manifest.model_id_hash().to_string(),
         name: &manifest.model_id,
@@ -53,7 +48,7 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&converted);
     }
-    outln!("{} -> {}", args.hf_dir.display(), args.out.display());
+    outln!("{} -> {}", args.source.display(), args.out.display());
     outln!("  model     {}", converted.model);
     outln!(
         "  {} in {} tensors, {} shards, {:.1} s",
@@ -63,8 +58,44 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         converted.seconds
     );
     if converted.tokenizer.is_none() {
-        let from = args.hf_dir.display();
-        outln!("  no tokenizer: {from} has no tokenizer.json, so the model cannot be run on text");
+        let from = args.source.display();
+        outln!("  no tokenizer: {from} has none, so the model cannot be run on text");
     }
     Ok(())
+}
+
+/// Converts a checkpoint into a directory, which is removed if a signal ends the process meanwhile.
+pub fn into_dir(
+    source: &Path,
+    out: &Path,
+    quantize: Option<Quantization>,
+    shard_size: ByteSize,
+) -> anyhow::Result<Manifest> {
+    let mut sink = DirSink::new(out)?;
+    signals::remove_when_ended(sink.unfinished().to_owned(), || ())?;
+    let bar = ConvertBar::new("converting");
+    let mut show = |progress: Progress<'_>| bar.show(progress);
+    let checkpoint = open(source)?;
+    let checkpoint = checkpoint.as_ref();
+    note_restored(checkpoint);
+    let quantization = quantize.unwrap_or(match checkpoint.quantization() {
+        Some(_) => Quantization::Keep,
+        None => Quantization::Q4KM,
+    });
+    let manifest = run_conversion(checkpoint, quantization, shard_size.0, &mut sink, &mut show)?;
+    bar.finish();
+    Ok(manifest)
+}
+
+/// Says which types of a checkpoint are held as another type.
+pub fn note_restored(checkpoint: &dyn Checkpoint) {
+    for found in restored(checkpoint) {
+        let dtype = found.dtype;
+        let bits = 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64;
+        note!(
+            "{} of {} held as {dtype}, which takes {bits} bits per weight and loses nothing",
+            count(found.tensors, "tensor"),
+            found.what,
+        );
+    }
 }

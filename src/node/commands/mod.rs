@@ -21,7 +21,7 @@ mod trust;
 
 pub use bench::bench;
 pub use control::{ls, peers, publish, status};
-pub use convert::convert;
+pub use convert::{convert, note_restored};
 pub use exercise::exercise;
 pub use inspect::inspect;
 pub use join::join;
