@@ -61,7 +61,7 @@ fn agrees(dir: &Path, name: &str, prompt: &str, text: &str) {
     let report = check(&mut session, &expected).unwrap();
     println!("{name}: {report:?}");
     assert!(report.passes(REL_MAX), "{name}: {report:?}");
-    let said = answer(&mut session, &tokenizer, prompt, 16);
+    let said = answer(&mut session, &tokenizer, prompt, 20);
     println!("{name}: {said:?}");
     assert!(said.starts_with(text), "{name}: {said:?}");
 }
