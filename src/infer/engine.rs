@@ -257,7 +257,9 @@ impl Engine {
         let position = sequence.len() - 1;
         if self.flight.ahead == 0 {
             sequence.sampler.rewind(sequence.len());
-            if !self.backend.choose(&sequence.sampler)? {
+            // What kernels do not know is chosen here, from the logits.
+            let plain = sequence.sampler.is_plain();
+            if !plain || !self.backend.choose(&sequence.sampler)? {
                 sequence.unfeed(1);
                 let logits = self.run(sequence, &[token], LogitRows::Last)?;
                 return Ok(sequence.choose(&logits));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::Engine;
 use super::error::SessionError;
+use super::extras::{Extras, Logprobs};
 use super::sampler::SamplerOptions;
 use super::sequence::Sequence;
 
@@ -21,6 +22,15 @@ pub struct GenerateOptions {
     /// Tokens that end the text. They are not reported.
     pub stop: Vec<u32>,
     pub sampler: SamplerOptions,
+    pub extras: Extras,
+}
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    pub token: u32,
+    /// If [`Extras::logprobs`] asks for them.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// What ended the generation.
@@ -29,6 +39,8 @@ pub struct GenerateOptions {
 pub enum StopReason {
     /// The model chose one of the stop tokens.
     StopToken,
+    /// The text contains one of the stop texts. Only who knows the text sees this.
+    StopString,
     MaxTokens,
     /// The cache is full.
     ContextFull,
@@ -70,7 +82,7 @@ pub fn generate(
     sequence: &mut Sequence,
     prompt: &[u32],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(&Engine, u32) -> ControlFlow<()>,
+    mut on_token: impl FnMut(&Engine, &Chosen) -> ControlFlow<()>,
 ) -> Result<Generated, SessionError> {
     if prompt.is_empty() {
         return Err(SessionError::EmptyPrompt);
@@ -79,7 +91,7 @@ pub fn generate(
     if prompt.len() > context.saturating_sub(position) {
         return Err(SessionError::Full { position, context, tokens: prompt.len() });
     }
-    sequence.set_sampler(options.sampler)?;
+    sequence.set_sampler(options.sampler, &options.extras)?;
     let room = position + prompt.len() + options.max_tokens.min(ROOM);
     engine.reserve(sequence, room.min(context))?;
     let clamped = engine.clamped();
@@ -101,7 +113,8 @@ pub fn generate(
             break StopReason::StopToken;
         }
         tokens.push(token);
-        if on_token(engine, token).is_break() {
+        let chosen = Chosen { token, logprobs: sequence.take_logprobs() };
+        if on_token(engine, &chosen).is_break() {
             break StopReason::Cancelled;
         }
         if tokens.len() == options.max_tokens {

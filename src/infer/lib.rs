@@ -9,6 +9,7 @@ pub mod check;
 pub mod cpu;
 pub mod engine;
 pub mod error;
+pub mod extras;
 pub mod families;
 pub mod generate;
 pub mod gpu;
@@ -29,6 +30,10 @@ pub mod sequence;
 pub mod session;
 pub mod slots;
 pub mod source;
+pub mod stops;
+pub mod template;
+#[cfg(test)]
+mod template_tests;
 pub mod tokenizer;
 pub mod trace;
 mod walk;

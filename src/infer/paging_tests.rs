@@ -199,8 +199,8 @@ fn generation_stops_for_each_of_its_reasons() {
         let options = GenerateOptions { max_tokens, stop, ..GenerateOptions::default() };
         let mut seen = Vec::new();
         let (engine, sequence) = session.parts();
-        let generated = generate(engine, sequence, &tokens[..20], &options, |_, token| {
-            seen.push(token);
+        let generated = generate(engine, sequence, &tokens[..20], &options, |_, chosen| {
+            seen.push(chosen.token);
             match seen.len() == cancel_after {
                 true => std::ops::ControlFlow::Break(()),
                 false => std::ops::ControlFlow::Continue(()),

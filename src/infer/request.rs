@@ -32,7 +32,7 @@ impl Request {
         options: GenerateOptions,
         limit: Option<usize>,
     ) -> Result<Self, SessionError> {
-        Sampler::new(options.sampler)?;
+        Sampler::with(options.sampler, options.extras.clone())?;
         let max = graph.context_max;
         let limit = limit.unwrap_or(max);
         if limit == 0 || limit > max {
@@ -44,7 +44,10 @@ impl Request {
         if prompt.len() > limit {
             return Err(SessionError::Prompt { tokens: prompt.len(), context: limit });
         }
-        if let Some(token) = prompt.iter().find(|token| **token as usize >= graph.vocab) {
+        let biased = options.extras.bias.iter().map(|(token, _)| token);
+        if let Some(token) =
+            prompt.iter().chain(biased).find(|token| **token as usize >= graph.vocab)
+        {
             return Err(SessionError::Token { token: *token, vocab: graph.vocab });
         }
         // An unbounded number of tokens is bounded by the context.
@@ -64,6 +67,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extras::Extras;
     use crate::sampler::SamplerOptions;
 
     fn check(
@@ -91,6 +95,13 @@ mod tests {
         assert_eq!(label(check(&[1; 65], tokens(1), None)), "prompt_too_long");
         assert_eq!(label(check(&[1; 9], tokens(1), Some(8))), "prompt_too_long");
         assert_eq!(label(check(&[1, 10], tokens(1), None)), "token");
+        let bias = |token, by| {
+            let extras = Extras { bias: [(token, by)].into(), ..Extras::default() };
+            GenerateOptions { extras, ..tokens(1) }
+        };
+        assert_eq!(label(check(&[1], bias(10, 1.0), None)), "token");
+        assert_eq!(label(check(&[1], bias(9, f32::NAN), None)), "sampling");
+        assert!(check(&[1], bias(9, 1.0), None).is_ok());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! From logits to the next token: greedy, or drawn after repetition penalty,
-//! temperature, top-k and top-p, in that order.
+//! From logits to the next token: greedy, or drawn after biases, penalties, temperature, top-k,
+//! top-p and min-p, in that order.
 //!
 //! Deterministic: the same options, logits and history give the same token on every machine and
 //! device, because probabilities are integers (`odds`). Nothing is sorted; thresholds come from
@@ -13,7 +13,8 @@ use super::cpu::sample_keys::sample_keys;
 use super::cpu::sample_ranks::{Bins, sample_ranks};
 use super::cpu::sample_top_k::sample_top_k;
 use super::cpu::sample_top_p::sample_top_p;
-use super::odds::{Recipe, key, random};
+use super::extras::{Extras, Logprobs, PENALTY_MAX};
+use super::odds::{NEVER, Recipe, key, random, weight};
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,10 +25,16 @@ pub struct SamplerOptions {
     pub top_k: usize,
     /// Keep the likeliest whose probabilities reach `top_p` together; 1 means all.
     pub top_p: f32,
+    /// Keep tokens at least this share as likely as the likeliest; 0 means all.
+    pub min_p: f32,
     /// Logits of recent tokens are divided by it if positive and multiplied by it if negative
     /// (Keskar et al., 2019). 1 means no penalty.
     pub repetition_penalty: f32,
-    /// How many recent tokens count as repetitions.
+    /// Subtracted from the logits of recent tokens, once.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a recent token for each time that it occurs.
+    pub frequency_penalty: f32,
+    /// How many recent tokens count as repetitions, prompt included.
     pub repetition_window: usize,
     pub seed: u64,
 }
@@ -38,7 +45,10 @@ impl Default for SamplerOptions {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             repetition_window: 64,
             seed: 0,
         }
@@ -57,7 +67,13 @@ pub struct SamplerError {
 /// Chooses one token after another.
 #[derive(Debug, Clone)]
 pub struct Sampler {
+    options: SamplerOptions,
+    extras: Extras,
     recipe: Recipe,
+    /// The least weight that min-p keeps; 0 keeps all.
+    weight_min: u32,
+    /// The probabilities at the last choice, if they are asked for.
+    told: Option<Logprobs>,
     /// The tokens accepted so far, kept for rewinding.
     accepted: Vec<u32>,
     /// How many tokens were accepted before the first choice. Draws are numbered from there by
@@ -72,6 +88,8 @@ pub struct Sampler {
 /// Working memory for a choice. The next choice overwrites it.
 #[derive(Debug, Clone, Default)]
 struct Scratch {
+    /// Logits with biases and penalties.
+    adjusted: Vec<f32>,
     /// Keys, then ranks.
     ranks: Vec<u32>,
     bins: Bins,
@@ -80,19 +98,62 @@ struct Scratch {
 
 impl Sampler {
     pub fn new(options: SamplerOptions) -> Result<Self, SamplerError> {
+        Self::with(options, Extras::default())
+    }
+
+    /// # Errors
+    /// If an option is out of range.
+    pub fn with(options: SamplerOptions, extras: Extras) -> Result<Self, SamplerError> {
         let check = |name, value: f32, good: bool, want| match good {
             true => Ok(()),
             false => Err(SamplerError { name, value, want }),
         };
-        let SamplerOptions { temperature, top_p, repetition_penalty: penalty, .. } = options;
+        let SamplerOptions { temperature, top_p, min_p, repetition_penalty: penalty, .. } = options;
         let finite = temperature.is_finite() && temperature >= 0.0;
         check("temperature", temperature, finite, "0 (greedy) or more")?;
         check("top-p", top_p, top_p > 0.0 && top_p <= 1.0, "more than 0 and at most 1")?;
+        check("min-p", min_p, (0.0..=1.0).contains(&min_p), "0 (keeps all) to 1")?;
         let good = penalty.is_finite() && penalty > 0.0;
         check("repetition penalty", penalty, good, "more than 0 (1 is none)")?;
+        for (name, penalty) in [
+            ("presence penalty", options.presence_penalty),
+            ("frequency penalty", options.frequency_penalty),
+        ] {
+            check(name, penalty, penalty.abs() <= PENALTY_MAX, "-100 to 100 (0 is none)")?;
+        }
+        extras.check()?;
         let recipe = Recipe::new(&options);
-        let scratch = Scratch::default();
-        Ok(Self { recipe, accepted: Vec::new(), first: None, pending: 0, scratch })
+        // In units of `weight`: an integer, so that the cut is the same everywhere.
+        let weight_min = (f64::from(min_p) * f64::from(weight(0))) as u32;
+        let weight_min = if recipe.greedy { 0 } else { weight_min };
+        Ok(Self {
+            options,
+            extras,
+            recipe,
+            weight_min,
+            told: None,
+            accepted: Vec::new(),
+            first: None,
+            pending: 0,
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Whether a device that samples can make this sampler's choices.
+    pub fn is_plain(&self) -> bool {
+        let adjusts = self.adjusts();
+        !adjusts && self.weight_min == 0 && self.extras.logprobs.is_none()
+    }
+
+    /// Whether logits change in ways that kernels do not know.
+    fn adjusts(&self) -> bool {
+        let SamplerOptions { presence_penalty, frequency_penalty, .. } = self.options;
+        !self.extras.bias.is_empty() || presence_penalty != 0.0 || frequency_penalty != 0.0
+    }
+
+    /// The probabilities at the last choice, if they were asked for and not yet taken.
+    pub fn take_logprobs(&mut self) -> Option<Logprobs> {
+        self.told.take()
     }
 
     /// Remembers a token of the sequence, prompt included, for the repetition penalty.
@@ -123,12 +184,28 @@ impl Sampler {
     /// Chooses the next token. `logits` has one entry for each token of the vocabulary, and at
     /// least one.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let token = self.choose(logits);
+        self.told = self.extras.logprobs.map(|count| Logprobs::of(logits, token, count));
+        token
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
         let draws = self.draws();
         self.first.get_or_insert(self.accepted.len());
-        let Self { recipe, accepted, scratch: Scratch { ranks, bins, parts }, .. } = self;
+        let adjusts = self.adjusts();
+        let Self { recipe, accepted, scratch, .. } = self;
+        let Scratch { adjusted, ranks, bins, parts } = scratch;
         ranks.resize(logits.len(), 0);
-        let recent = last(accepted, recipe.window).iter().copied();
-        sample_keys(logits, recent, recipe, ranks);
+        if adjusts {
+            adjusted.clear();
+            adjusted.extend_from_slice(logits);
+            let recent = last(accepted, self.options.repetition_window);
+            self.extras.adjust(adjusted, recent, &self.options, recipe);
+            sample_keys(adjusted, std::iter::empty(), recipe, ranks);
+        } else {
+            let recent = last(accepted, recipe.window).iter().copied();
+            sample_keys(logits, recent, recipe, ranks);
+        }
         let (best, max) = sample_greedy(ranks);
         if recipe.greedy {
             return best;
@@ -137,6 +214,10 @@ impl Sampler {
         sample_ranks(ranks, max, recipe, bins);
         let k = if recipe.top_k > 0 { sample_top_k(ranks, recipe, bins) } else { None };
         let p = if recipe.top_p > 0 { sample_top_p(ranks, recipe, k, bins) } else { None };
+        if self.weight_min > 0 {
+            let unlikely = |rank: &&mut u32| weight(**rank) < self.weight_min;
+            ranks.iter_mut().filter(unlikely).for_each(|rank| *rank = NEVER);
+        }
         let cut = sample_cut(ranks, k, p, bins, parts);
         let random = random(recipe.seed, draws);
         self.pending += 1;
@@ -285,6 +366,7 @@ mod tests {
                 repetition_penalty: [1.0, 1.3, 0.6][any(3)],
                 repetition_window: [1, 4, 64][any(3)],
                 seed: any(1 << 30) as u64,
+                ..SamplerOptions::default()
             };
             let mut sampler = Sampler::new(options).unwrap();
             for step in 0..6 {

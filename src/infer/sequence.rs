@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::extras::{Extras, Logprobs};
 use super::kv::Table;
 use super::sampler::{Sampler, SamplerError, SamplerOptions};
 
@@ -75,8 +76,12 @@ impl Sequence {
     ///
     /// # Errors
     /// If an option is out of range.
-    pub fn set_sampler(&mut self, options: SamplerOptions) -> Result<(), SamplerError> {
-        let mut sampler = Sampler::new(options)?;
+    pub fn set_sampler(
+        &mut self,
+        options: SamplerOptions,
+        extras: &Extras,
+    ) -> Result<(), SamplerError> {
+        let mut sampler = Sampler::with(options, extras.clone())?;
         self.tokens.iter().for_each(|token| sampler.accept(*token));
         self.sampler = sampler;
         self.number = number();
@@ -107,6 +112,11 @@ impl Sequence {
         let token = self.sampler.sample(logits);
         self.sampler.accept(token);
         token
+    }
+
+    /// The probabilities at the last choice, if they were asked for and not yet taken.
+    pub fn take_logprobs(&mut self) -> Option<Logprobs> {
+        self.sampler.take_logprobs()
     }
 
     /// Forgets the last `count` tokens (or all, if there are fewer), with their positions and

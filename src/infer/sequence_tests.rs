@@ -1,6 +1,8 @@
 //! Sequences of one engine are independent, rewinding leaves no trace, and a context grows without
 //! a reload; on any device.
 
+use std::ops::ControlFlow;
+
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
@@ -9,6 +11,8 @@ use super::check::{Expected, check};
 use super::cpu::CpuDevice;
 use super::engine::{Engine, LoadOptions, Rows};
 use super::error::SessionError;
+use super::extras::Extras;
+use super::generate::{Chosen, GenerateOptions, generate};
 use super::kv::BLOCK;
 use super::model::Model;
 use super::sampler::SamplerOptions;
@@ -24,7 +28,10 @@ const GREEDY: SamplerOptions = SamplerOptions {
     temperature: 0.0,
     top_k: 0,
     top_p: 1.0,
+    min_p: 0.0,
     repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
     repetition_window: 64,
     seed: 0,
 };
@@ -259,6 +266,45 @@ pub fn stepped(bench: &Bench<'_>, seed: u64) {
     assert_eq!((a.len(), b.len()), (10, 10));
 }
 
+/// What only the host can choose is chosen from the same logits: with probabilities to report, a text
+/// is the one without; with a bias, the banned token never comes, and afterwards the device chooses
+/// again.
+pub fn hosted(bench: &Bench<'_>, seed: u64) {
+    let (model, [prompt, _]) = (model(seed), prompts(seed));
+    let mut engine = bench.engine(&model, CONTEXT);
+    let mut write = |sampler: SamplerOptions, extras: &Extras| {
+        let extras = extras.clone();
+        let options = GenerateOptions { max_tokens: 24, sampler, extras, stop: Vec::new() };
+        let mut told = Vec::new();
+        let mut text = sequence(sampler);
+        let done = generate(&mut engine, &mut text, &prompt, &options, |_, chosen| {
+            told.push(chosen.clone());
+            ControlFlow::Continue(())
+        });
+        assert!(done.unwrap().tokens.iter().eq(told.iter().map(|chosen| &chosen.token)));
+        told
+    };
+    let tokens = |told: &[Chosen]| told.iter().map(|chosen| chosen.token).collect::<Vec<_>>();
+    for options in [GREEDY, DRAWN] {
+        let plain = write(options, &Extras::default());
+        assert!(plain.iter().all(|chosen| chosen.logprobs.is_none()));
+        let told = write(options, &Extras { logprobs: Some(3), ..Extras::default() });
+        assert_eq!(tokens(&told), tokens(&plain), "{options:?}");
+        for Chosen { token, logprobs } in &told {
+            let odds = logprobs.as_ref().unwrap();
+            assert_eq!((odds.chosen.token, odds.top.len()), (*token, 3));
+            assert!(odds.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+            assert!(odds.chosen.logprob <= odds.top[0].logprob && odds.top[0].logprob <= 0.0);
+            assert!(options != GREEDY || odds.top[0].token == *token);
+        }
+        let banned = plain[0].token;
+        let bias = [(banned, -1000.0)].into();
+        let without = write(options, &Extras { bias, ..Extras::default() });
+        assert!(without.iter().all(|chosen| chosen.token != banned), "{options:?}");
+        assert_eq!(write(options, &Extras::default()), plain, "{options:?}");
+    }
+}
+
 const ON_THE_CPU: [Bench<'static>; 3] = [
     Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36 },
     Bench { device: &CpuDevice, kv: KvFormat::F32, slots: 36 },
@@ -283,6 +329,11 @@ fn a_fork_leaves_the_other_untouched_and_a_snapshot_is_what_was() {
 #[test]
 fn rows_of_several_sequences_are_what_each_is_alone() {
     ON_THE_CPU.iter().for_each(|bench| stepped(bench, rand::random()));
+}
+
+#[test]
+fn what_the_host_chooses_is_what_the_device_would_but_for_what_was_asked() {
+    ON_THE_CPU.iter().for_each(|bench| hosted(bench, rand::random()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::backend::{Counters, Device, LogitRows};
 use super::engine::{CONTEXT_DEFAULT, Engine, EngineStats, LoadOptions, Rows};
 use super::error::SessionError;
+use super::extras::Extras;
 use super::model::Model;
 use super::sampler::SamplerOptions;
 use super::sequence::Sequence;
@@ -77,7 +78,7 @@ impl Session {
     /// If an option is out of range.
     pub fn reset_with(&mut self, options: SamplerOptions) -> Result<(), SessionError> {
         self.sequence.clear();
-        Ok(self.sequence.set_sampler(options)?)
+        Ok(self.sequence.set_sampler(options, &Extras::default())?)
     }
 
     /// As [`Engine::settle_all`].

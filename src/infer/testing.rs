@@ -175,6 +175,7 @@ pub fn model(
         total_size: offset,
         eos_token_ids: Vec::new(),
         tokenizer: None,
+        chat: None,
     };
     let reader = Arc::new(reader);
     let weights = WeightReader::new(reader.clone(), runtime().handle().clone());

@@ -86,6 +86,11 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The token that is exactly this text, special ones included.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     pub fn is_eos(&self, id: u32) -> bool {
         self.eos.contains(&id)
     }

@@ -5,16 +5,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::api_text::{GenerateEvent, GenerateRequest, TokenOdds};
 use super::copies::Copies;
-use super::engine::EngineError;
 use super::healing::HealStatus;
 use super::resolve::Standing;
 use super::trust::Untrusted;
-use doppler_infer::generate::StopReason;
-use doppler_infer::sampler::SamplerOptions;
-use doppler_mesh::{
-    Away, Bootstrap, BootstrapState, Load, Path, Progress, Reach, Reachability, Source,
-};
+use doppler_mesh::{Away, Bootstrap, BootstrapState, Load, Path, Reach, Reachability, Source};
 use doppler_store::signature::PublicKey;
 use doppler_store::{ByteRange, Replicas, ShardId};
 
@@ -634,98 +630,8 @@ pub struct FsckSummary {
     pub seconds: f64,
 }
 
-/// `POST /v1/generate`; answered by [`GenerateEvent`]s, one JSON object a line.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct GenerateRequest {
-    /// Id, unambiguous start of an id, or name.
-    pub model: String,
-    pub prompt: String,
-    pub tokens: usize,
-    #[serde(default)]
-    pub temperature: f32,
-    #[serde(default = "one")]
-    pub top_p: f32,
-    #[serde(default)]
-    pub top_k: usize,
-    #[serde(default = "one")]
-    pub repetition_penalty: f32,
-    #[serde(default)]
-    pub seed: u64,
-    /// Tokens of context to make room for. Prompt plus `tokens` if absent.
-    #[serde(default)]
-    pub context: Option<usize>,
-    /// Publishers to trust from now on.
-    #[serde(default)]
-    pub trust: Vec<PublicKey>,
-    /// Whether a person can be asked. Then an unknown publisher is refused instead of trusted on
-    /// first use.
-    #[serde(default)]
-    pub can_ask: bool,
-    /// Whether to report the progress of loading ([`GenerateEvent::Loading`]).
-    #[serde(default)]
-    pub progress: bool,
-}
-
-impl GenerateRequest {
-    pub fn sampler(&self) -> SamplerOptions {
-        SamplerOptions {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            ..SamplerOptions::default()
-        }
-    }
-}
-
 const fn yes() -> bool {
     true
-}
-
-fn one() -> f32 {
-    1.0
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum GenerateEvent {
-    /// How much of what the model needs before its first token has arrived.
-    Loading(Progress),
-    /// The model is ready, and the prompt is being processed.
-    Start {
-        prompt_tokens: usize,
-        backend: String,
-    },
-    Token {
-        id: u32,
-        text: String,
-        traffic: Traffic,
-    },
-    End {
-        tokens: usize,
-        text: String,
-        stop: StopReason,
-        seconds: f64,
-        tok_s: f64,
-        /// Elements of keys and values that did not fit the cache's format and were clamped.
-        #[serde(default)]
-        clamped: u64,
-        traffic: Traffic,
-    },
-    Error {
-        /// As in [`ApiError`].
-        #[serde(default)]
-        label: String,
-        message: String,
-    },
-}
-
-impl GenerateEvent {
-    pub(super) fn of_error(error: &EngineError) -> Self {
-        let message = error.to_string().lines().collect::<Vec<_>>().join("; ");
-        Self::Error { label: error.label().to_owned(), message }
-    }
 }
 
 /// The body of every answer that is not 200.

@@ -8,6 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_measure::*;
+pub use super::args_text::*;
 use super::memory;
 use super::size::{ByteRate, ByteSize, ReplicaBudget};
 use super::trust::TrustPolicy;
@@ -66,6 +67,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Generate text with a model: a directory, or a model of the swarm
     Run(RunArgs),
+    /// Talk with a model, turn by turn; see /help there
+    Chat(ChatArgs),
     /// Compare a model's logits and greedy text with a reference
     Check(CheckArgs),
     /// Measure a model's perplexity on a text
@@ -506,48 +509,6 @@ impl ModelArgs {
     }
 }
 
-/// How the next token is chosen.
-#[derive(Debug, Clone, Args)]
-pub struct SamplingArgs {
-    /// Randomness of the choice; 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Choose among the likeliest tokens that together have this probability; 1 keeps all
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Choose among this many of the likeliest tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
-    /// Makes tokens that have appeared less likely if above 1; 1 changes nothing
-    #[arg(long, default_value_t = 1.0)]
-    pub repetition_penalty: f32,
-    /// Seed of the random choice; the same seed gives the same text
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-}
-
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The text to continue
-    #[arg(short, long, allow_hyphen_values = true)]
-    pub prompt: String,
-    /// How many tokens to generate at most
-    #[arg(short = 'n', long, default_value_t = 128)]
-    pub tokens: usize,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// Join this swarm for the run instead of asking the node that runs on --data
-    #[arg(long, value_name = "NAME")]
-    pub swarm: Option<String>,
-    #[command(flatten)]
-    pub network: NetworkArgs,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     #[command(flatten)]
@@ -628,7 +589,7 @@ mod tests {
                 let name = arg.get_id();
                 let hidden = command.is_hide_set() || ["help", "version"].contains(&name.as_str());
                 assert!(hidden || arg.get_help().is_some(), "{path}: {name} has no help");
-                if ["prompt", "note"].contains(&name.as_str()) {
+                if ["prompt", "note", "system", "stop"].contains(&name.as_str()) {
                     assert!(arg.is_allow_hyphen_values_set(), "{path}: {name} refuses \"- x\"");
                 }
             }
@@ -647,7 +608,16 @@ mod tests {
         let Command::Run(run) = RawArgs::try_parse_from(args).unwrap().command else {
             panic!("not run")
         };
-        assert_eq!((run.prompt.as_str(), run.tokens), ("- milk", 3));
+        assert_eq!((run.prompt.as_deref(), run.tokens), (Some("- milk"), 3));
+        let refused = |words: &[&str]| {
+            let args = ["doppler-node", "run", "m"].iter().chain(words);
+            RawArgs::try_parse_from(args).is_err()
+        };
+        assert!(refused(&[]), "no prompt");
+        assert!(refused(&["-p", "x", "--prompt-file", "f"]), "two prompts");
+        assert!(refused(&["-p", "x", "--system", "s"]), "--system without --chat");
+        assert!(refused(&["-p", "x", "--logit-bias", "7"]), "no bias");
+        assert!(!refused(&["--prompt-file", "-", "--chat", "--system", "- s"]));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub const FAILURES: &[Failure] = &[
     failure("prompt_too_long", 400, 2),
     failure("token", 400, 2),
     failure("text", 400, 2),
+    failure("stop", 400, 2),
+    failure("conversation", 400, 2),
     failure("batch", 400, 2),
     failure("context_full", 400, 2),
     failure("nothing_to_score", 400, 2),
@@ -64,6 +66,8 @@ pub const FAILURES: &[Failure] = &[
     // The model is not one that can be run.
     failure("no_tokenizer", 422, 7),
     failure("tokenizer", 422, 7),
+    failure("no_template", 422, 7),
+    failure("template", 422, 7),
     failure("model", 422, 7),
     failure("unsupported", 422, 7),
     failure("not_finite", 422, 7),

@@ -2,14 +2,16 @@
 
 use std::ops::ControlFlow;
 
+use super::api::TokenOdds;
 use super::args::BackendChoice;
 use super::config;
-use super::engine::EngineError;
+use super::engine::{Asked, EngineError};
 use doppler_infer::backend::{BackendError, Device};
 use doppler_infer::cpu::CpuDevice;
 use doppler_infer::engine::Engine;
 use doppler_infer::error::SessionError;
-use doppler_infer::generate::StopReason;
+use doppler_infer::extras::{Logprob, Logprobs};
+use doppler_infer::generate::{Chosen, StopReason};
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
 use doppler_infer::model::Model;
 use doppler_infer::request::Request;
@@ -83,51 +85,101 @@ pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, En
 /// A finished generation.
 pub struct Done {
     pub tokens: Vec<u32>,
+    /// All of it, without the stop text.
     pub text: String,
+    /// Its end, which was held back when its tokens came: it could have become a stop text, or is
+    /// part of a character.
+    pub rest: String,
     pub reason: StopReason,
+    /// The stop text that ended it.
+    pub stop_text: Option<String>,
+    /// Tokens of the prompt whose keys and values the sequence had.
+    pub reused: usize,
+    pub logprobs: Vec<TokenOdds>,
     pub tok_s: f64,
     /// Elements of keys and values that did not fit the cache's format and were clamped.
     pub clamped: u64,
 }
 
-/// Generates text that continues the sequence. `each` receives every token with the text that it
-/// completes (empty if a character is still incomplete), and returns false to stop.
+/// A token, and the text that it completes.
+pub struct Piece<'a> {
+    pub id: u32,
+    /// Empty while a character or a stop text may still be going on.
+    pub text: &'a str,
+    pub logprobs: Option<&'a TokenOdds>,
+}
+
+/// Rewinds the sequence to what it and the prompt begin with, and returns the rest of the prompt, at
+/// least its last token.
+fn resume<'a>(sequence: &mut Sequence, prompt: &'a [u32]) -> &'a [u32] {
+    let alike = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let alike = alike.min(prompt.len().saturating_sub(1));
+    sequence.rewind(sequence.len() - alike);
+    &prompt[alike..]
+}
+
+/// Generates the text that follows the prompt. The sequence goes on from what it and the prompt begin
+/// with. `each` receives every token with its text, and returns false to stop.
 pub fn generate(
     engine: &mut Engine,
     sequence: &mut Sequence,
     tokenizer: &Tokenizer,
-    request: &Request,
-    mut each: impl FnMut(&Engine, u32, &str) -> bool,
+    asked: &Asked,
+    mut each: impl FnMut(&Engine, Piece<'_>) -> bool,
 ) -> Result<Done, EngineError> {
-    let Request { prompt, options, .. } = request;
+    let Request { prompt, options, .. } = &asked.request;
+    let rest_of_prompt = resume(sequence, prompt);
     let mut stream = tokenizer.stream(prompt);
-    let mut text = String::new();
+    let mut watch = asked.stops.watch();
+    let (mut text, mut logprobs) = (String::new(), Vec::new());
     let mut broken = None;
-    let generated =
-        doppler_infer::generate::generate(engine, sequence, prompt, options, |engine, token| {
-            let piece = match stream.push(token) {
-                Ok(piece) => piece,
-                Err(error) => {
-                    broken = Some(error);
-                    return ControlFlow::Break(());
-                }
-            };
-            text.push_str(&piece);
-            if each(engine, token, &piece) {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
+    let on_token = |engine: &Engine, chosen: &Chosen| {
+        let piece = match stream.push(chosen.token) {
+            Ok(piece) => watch.push(&piece),
+            Err(error) => {
+                broken = Some(error);
+                return ControlFlow::Break(());
             }
-        })?;
+        };
+        text.push_str(&piece);
+        let odds = chosen.logprobs.as_ref().map(|odds| token_odds(tokenizer, odds));
+        let piece = Piece { id: chosen.token, text: &piece, logprobs: odds.as_ref() };
+        let goes_on = each(engine, piece);
+        logprobs.extend(odds);
+        if goes_on && watch.found().is_none() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    };
+    let generated =
+        doppler_infer::generate::generate(engine, sequence, rest_of_prompt, options, on_token)?;
     if let Some(error) = broken {
         return Err(error.into());
     }
-    text.push_str(&stream.finish()?);
+    let mut rest = watch.push(&stream.finish()?);
+    let stop_text = watch.found().map(str::to_owned);
+    rest.push_str(&watch.finish());
+    text.push_str(&rest);
+    let reason = if stop_text.is_some() { StopReason::StopString } else { generated.reason };
     Ok(Done {
         tok_s: generated.decode_tok_s(),
         clamped: generated.clamped,
         tokens: generated.tokens,
-        reason: generated.reason,
+        reused: prompt.len() - rest_of_prompt.len(),
+        reason,
         text,
+        rest,
+        stop_text,
+        logprobs,
     })
+}
+
+/// Probabilities with the tokens' texts.
+fn token_odds(tokenizer: &Tokenizer, odds: &Logprobs) -> TokenOdds {
+    let one = |odds: &Logprob, top| {
+        let text = tokenizer.decode(&[odds.token]).unwrap_or_default();
+        TokenOdds { id: odds.token, text, logprob: odds.logprob, top }
+    };
+    one(&odds.chosen, odds.top.iter().map(|odds| one(odds, Vec::new())).collect())
 }

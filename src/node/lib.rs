@@ -6,8 +6,10 @@
 mod address_book;
 mod allocator;
 pub mod api;
+mod api_text;
 pub mod args;
 mod args_measure;
+mod args_text;
 mod catalog;
 pub mod client;
 mod commands;
@@ -109,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => commands::convert(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Run(args) => commands::run(&args),
+        Command::Chat(args) => commands::chat(&args),
         Command::Check(args) => commands::check(&args),
         Command::Perplexity(args) => commands::perplexity(&args),
         Command::Synth(args) => commands::synth(&args),

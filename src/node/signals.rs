@@ -1,6 +1,7 @@
 //! Signals that end a command: Ctrl-C, SIGTERM and a terminal that closes (SIGHUP).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -94,6 +95,29 @@ pub fn remove_when_ended(
     };
     let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
     thread.map(drop).context("cannot start a thread")
+}
+
+/// From now on, Ctrl-C sets the flag instead of ending the process. If the flag is still set, because
+/// whatever should look at it does not, it ends the process.
+pub fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let set = flag.clone();
+    let wait = move || {
+        runtime.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if set.swap(true, Ordering::SeqCst) {
+                    std::process::exit(130);
+                }
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("interrupts".to_owned()).spawn(wait);
+    thread.context("cannot start a thread")?;
+    Ok(flag)
 }
 
 #[cfg(all(test, unix))]

@@ -5,6 +5,7 @@
 //! Invariant: every byte that a tier returns was verified against its BLAKE3
 //! root when it entered.
 
+pub mod chat;
 pub mod dir;
 pub mod disk;
 pub mod dtype;

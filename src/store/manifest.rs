@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::chat::ChatTemplates;
 use super::manifest_check::check;
 pub use super::manifest_read::read_eos;
 use super::{ByteRange, DType, ModelId, ShardId};
@@ -335,6 +336,8 @@ pub struct ManifestBody {
     pub total_size: u64,
     pub eos_token_ids: Vec<u32>,
     pub tokenizer: Option<TokenizerEntry>,
+    /// Absent from the file if the model has none.
+    pub chat: Option<ChatTemplates>,
 }
 
 /// One tensor of an expert.

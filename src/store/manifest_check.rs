@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use super::chat::ChatTemplates;
 use super::manifest::{ManifestBody, ManifestError, Shard, TensorEntry};
 use super::verified::OBJECT_BYTES_MAX;
 
@@ -33,6 +34,9 @@ pub fn check(body: &ManifestBody) -> Result<(), ManifestError> {
         if let Some(problem) = problem {
             return Err(ManifestError::Field { field: "tokenizer", problem });
         }
+    }
+    if let Some(problem) = body.chat.as_ref().and_then(ChatTemplates::problem) {
+        return Err(ManifestError::Field { field: "chatTemplates", problem });
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::Value;
 
+use super::chat::ChatTemplates;
 use super::manifest::{
     Architecture, HashAlgorithm, MANIFEST_BYTES_MAX, Manifest, ManifestBody, ManifestError,
     MoeConfig, Role, Shard, ShardHash, Span, TensorEntry, Tensors, TokenizerEntry,
@@ -52,6 +53,8 @@ struct Raw {
     eos_token_id: Value,
     #[serde(default)]
     tokenizer: Value,
+    #[serde(default)]
+    chat_templates: Option<ChatTemplates>,
 }
 
 #[derive(Deserialize)]
@@ -199,6 +202,7 @@ fn read_body(raw: Raw, tensors_file: Option<&[u8]>) -> Result<ManifestBody, Mani
         total_size: raw.total_size.unwrap_or(total),
         eos_token_ids: read_eos(&raw.eos_token_id)?,
         tokenizer: read_tokenizer(&raw.tokenizer)?,
+        chat: raw.chat_templates,
     })
 }
 

@@ -29,6 +29,10 @@ pub fn to_json_bytes(body: &ManifestBody) -> Vec<u8> {
     field("totalSize", &body.total_size.to_string());
     field("eos_token_id", &compact(&body.eos_token_ids));
     field("tokenizer", &compact(&tokenizer(body)));
+    // Only where there are any: the ids of other models stay what they are.
+    if let Some(chat) = &body.chat {
+        field("chatTemplates", &compact(chat));
+    }
     let shards = body.shards.iter().map(shard).collect::<Vec<_>>();
     field("shards", &lines('[', ']', &shards));
     let tensors = body.tensors.iter();

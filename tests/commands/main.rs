@@ -6,6 +6,7 @@ mod common;
 
 mod bench;
 mod catalogue_cli;
+mod chat_cli;
 mod cli;
 #[cfg(unix)]
 mod crash;

@@ -23,6 +23,14 @@ pub struct Said {
 }
 
 impl Said {
+    pub fn of(output: std::process::Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The last line of standard output as JSON.
     pub fn json(&self) -> Value {
         let line = self.out.lines().last().unwrap_or_default();
@@ -59,12 +67,7 @@ pub fn command() -> Command {
 
 /// Runs `doppler-node ARGS` to its end.
 pub fn run<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Said {
-    let output = command().args(args).output().unwrap();
-    Said {
-        code: output.status.code(),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Said::of(command().args(args).output().unwrap())
 }
 
 /// Whether this process ignores SIGHUP, as under `nohup`. Its children inherit that, and then

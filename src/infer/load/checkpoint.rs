@@ -16,6 +16,7 @@ use super::rdrr::Rdrr;
 use super::{LoadError, Result};
 use crate::graph::Weight;
 use crate::source::Source;
+use doppler_store::chat::ChatTemplates;
 use doppler_store::{DType, Manifest, RangeReader};
 
 /// How a tensor is stored in its container.
@@ -81,6 +82,11 @@ pub trait Checkpoint {
 
     /// `tokenizer.json`, or an equivalent. `None` if there is none.
     fn tokenizer(&self) -> Result<Option<Vec<u8>>>;
+
+    /// The templates that turn a conversation into a prompt. `None` if there are none.
+    fn chat_templates(&self) -> Result<Option<ChatTemplates>> {
+        Ok(None)
+    }
 
     /// The sorted names of all tensors, including those that cannot be read.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;

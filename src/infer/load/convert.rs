@@ -3,7 +3,7 @@
 //!
 //! It stores what the model's graph needs, by name and shape. A tensor that is missing, misshapen
 //! or not understood stops the conversion before anything is written; so does a tokenizer that
-//! cannot be used. A weight that is not finite stops it when it is read. The same input gives the
+//! cannot be used. A chat template comes along as it is. A weight that is not finite stops it when it is read. The same input gives the
 //! same bytes.
 
 use std::collections::{HashMap, HashSet};
@@ -75,6 +75,7 @@ pub fn convert(
     };
     let mut body = body(eos, config, &model, quantization, model_id)?;
     body.quantization = kept.unwrap_or(body.quantization);
+    body.chat = checkpoint.chat_templates()?;
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 
@@ -277,6 +278,7 @@ pub(super) fn body(
         total_size: 0,
         eos_token_ids,
         tokenizer: None,
+        chat: None,
     })
 }
 

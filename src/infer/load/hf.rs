@@ -17,7 +17,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
-use super::{LoadError, Result, io_error, missing};
+use super::{LoadError, Result, chat, io_error, missing};
+use doppler_store::chat::ChatTemplates;
 use doppler_store::manifest::read_eos;
 use doppler_store::{DType, regular};
 
@@ -165,6 +166,10 @@ impl Checkpoint for HuggingFace {
         if path.exists() { read_bounded(&path, JSON_BYTES_MAX).map(Some) } else { Ok(None) }
     }
 
+    fn chat_templates(&self) -> Result<Option<ChatTemplates>> {
+        chat::read(&self.dir)
+    }
+
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         Box::new(self.tensors.keys().map(String::as_str))
     }
@@ -302,7 +307,7 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_json(path: &Path, limit: u64) -> Result<Value> {
+pub(super) fn read_json(path: &Path, limit: u64) -> Result<Value> {
     let bytes = read_bounded(path, limit)?;
     serde_json::from_slice(&bytes).map_err(|e| LoadError::File {
         file: path.display().to_string(),

@@ -70,6 +70,8 @@ pub struct Summary {
     /// Tensors of role `expert` that hold all of a layer's experts.
     pub fused_expert_tensors: u64,
     pub tokenizer: Option<String>,
+    /// Names of its chat templates.
+    pub chat_templates: Vec<String>,
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -113,6 +115,11 @@ pub fn inspect(manifest: &Manifest) -> Summary {
         experts: experts(manifest),
         fused_expert_tensors: fused,
         tokenizer: manifest.tokenizer.as_ref().map(|tokenizer| tokenizer.file.clone()),
+        chat_templates: manifest
+            .chat
+            .iter()
+            .flat_map(|chat| chat.templates.keys().cloned())
+            .collect(),
         eos_token_ids: manifest.eos_token_ids.clone(),
     }
 }
@@ -194,6 +201,9 @@ impl fmt::Display for Summary {
         )?;
         let tokenizer = self.tokenizer.as_deref().unwrap_or("none");
         writeln!(f, "tokenizer  {tokenizer}, end of text {:?}", self.eos_token_ids)?;
+        if !self.chat_templates.is_empty() {
+            writeln!(f, "chat       template {}", self.chat_templates.join(", "))?;
+        }
         for (title, sums) in [("role", &self.roles), ("type", &self.dtypes)] {
             writeln!(f, "\n{title:<12} {:>8} {:>12}", "tensors", "size")?;
             for (name, sum) in sums {

@@ -7,6 +7,7 @@
 //! Invariant: an output directory appears complete or not at all.
 
 mod arch;
+mod chat;
 mod checkpoint;
 mod convert;
 mod describe;

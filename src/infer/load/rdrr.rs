@@ -14,6 +14,7 @@ use super::hf::{JSON_BYTES_MAX, read_bounded};
 use super::{LoadError, Result, io_error};
 use crate::graph::Weight;
 use crate::source::Source;
+use doppler_store::chat::ChatTemplates;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::{Manifest, RangeReader, ShardId, regular};
 use std::collections::BTreeMap;
@@ -84,6 +85,10 @@ impl Checkpoint for Rdrr {
             return Err(LoadError::File { file: path.display().to_string(), problem });
         }
         Ok(Some(bytes))
+    }
+
+    fn chat_templates(&self) -> Result<Option<ChatTemplates>> {
+        Ok(self.manifest.chat.clone())
     }
 
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {

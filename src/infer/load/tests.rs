@@ -592,6 +592,34 @@ fn a_tokenizer_is_stored_without_its_limits_and_refused_if_it_cannot_be_used() {
     }
 }
 
+/// A model fetched from elsewhere has its template: it is in the manifest. Models without one keep
+/// their id, because nothing is written.
+#[test]
+fn a_chat_template_travels_in_the_manifest_and_none_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hf, ..) = small_checkpoint(dir.path(), false);
+    let (plain, _) = to_memory(&hf, Quantization::Bf16).unwrap();
+    assert!(plain.chat.is_none());
+    assert!(!String::from_utf8(plain.to_json_bytes()).unwrap().contains("chatTemplates"));
+    fs::write(hf.join("chat_template.jinja"), "{{ bos_token }}{{ messages }}").unwrap();
+    fs::write(hf.join("tokenizer_config.json"), r#"{ "bos_token": "<s>" }"#).unwrap();
+    let out = dir.path().join("out");
+    let with = to_dir(&hf, Quantization::Bf16, SHARD_BYTES_DEFAULT, &out).unwrap();
+    assert_ne!(with.model_id_hash(), plain.model_id_hash());
+    let read = Manifest::read_dir(&out).unwrap();
+    assert_eq!(read.model_id_hash(), with.model_id_hash());
+    let chat = read.chat.as_ref().unwrap();
+    assert_eq!(chat.templates["default"], "{{ bos_token }}{{ messages }}");
+    assert_eq!(chat.tokens["bos_token"], "<s>");
+    // Converted again, from RDRR.
+    let (again, _) = to_memory(&out, Quantization::Keep).unwrap();
+    assert_eq!(again.chat, read.chat);
+    fs::write(hf.join("tokenizer_config.json"), r#"{ "chat_template": 3 }"#).unwrap();
+    fs::remove_file(hf.join("chat_template.jinja")).unwrap();
+    let error = to_memory(&hf, Quantization::Bf16).map(|_| ()).unwrap_err().to_string();
+    has(&error, &["tokenizer_config.json", "chat_template"]);
+}
+
 #[test]
 fn a_git_lfs_pointer_is_named_as_one() {
     let pointer = "version https://git-lfs.github.com/spec/v1\n\

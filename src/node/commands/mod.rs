@@ -4,6 +4,7 @@
 mod bench;
 mod bench_mesh;
 mod bench_store;
+mod chat;
 mod control;
 mod convert;
 mod exercise;
@@ -16,10 +17,12 @@ mod run;
 mod storage;
 mod swarm_key;
 mod synth;
+mod text_args;
 mod trace;
 mod trust;
 
 pub use bench::bench;
+pub use chat::chat;
 pub use control::{ls, peers, publish, status};
 pub use convert::{convert, note_restored};
 pub use exercise::exercise;

@@ -7,19 +7,20 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::print_json;
+use super::text_args;
 use super::trust::{asking, can_ask};
-use crate::api::{GenerateEvent, GenerateRequest, Hits, Traffic};
+use crate::api::{GenerateEvent, GenerateRequest, Hits, TokenOdds, Traffic};
 use crate::args::{BudgetArgs, RunArgs};
 use crate::client::{Answered, Client};
 use crate::config::{Config, data_dir};
+use crate::engine::Asked;
 use crate::output::{self, note};
 use crate::service::Service;
 use crate::size::{ByteSize, count};
 use crate::source::{ModelArgument, Opened};
 use crate::store_access::StoreAccess;
 use crate::{engine, generation, held, progress, source};
-use doppler_infer::generate::{GenerateOptions, StopReason};
-use doppler_infer::request::Request;
+use doppler_infer::generate::StopReason;
 use doppler_store::signature::PublicKey;
 
 /// What `--json` prints.
@@ -29,6 +30,11 @@ struct Answer {
     tokens: Vec<u32>,
     prompt_tokens: usize,
     stop: StopReason,
+    /// The stop text that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_text: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logprobs: Vec<TokenOdds>,
     tok_s: f64,
     seconds: f64,
     backend: String,
@@ -39,18 +45,25 @@ struct Answer {
     traffic: Option<Traffic>,
 }
 
+/// The arguments, and the request that they make.
+struct Run<'a> {
+    args: &'a RunArgs,
+    request: GenerateRequest,
+}
+
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
-    engine::check_request(&request(args))?;
+    let run = Run { args, request: text_args::run_request(args)? };
+    engine::check_request(&run.request)?;
     let started = Instant::now();
     let answer = match source::place(&args.model, args.swarm.is_some())? {
         ModelArgument::Directory => {
-            run_local(args, started, &source::open_path(&args.model.model, args.model.quantize)?)?
+            run.here(started, &source::open_path(&args.model.model, args.model.quantize)?)?
         }
         ModelArgument::Named if args.swarm.is_some() => {
             check_policy(args)?;
-            asking(|trust| run_in_swarm(args, trust))?
+            asking(|trust| run.in_swarm(trust))?
         }
-        ModelArgument::Named => run_named(args, started)?,
+        ModelArgument::Named => run.named(started)?,
     };
     if args.json {
         return print_json(&answer);
@@ -60,13 +73,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let tokens = count(answer.tokens.len(), "token");
     note!("{tokens} at {:.1} tokens/s on {}", answer.tok_s, answer.backend);
-    if answer.stop == StopReason::ContextFull {
-        note!(
-            "stopped because the context of {} tokens is full (--context makes room for more, \
-             up to what the model was made for)",
-            (answer.prompt_tokens + answer.tokens.len()).saturating_sub(1)
-        );
-    }
+    note!("{}", stopped(&answer));
     let Hits { vram, ram, disk, peer } = answer.hits;
     if vram + ram + disk + peer > 0 {
         note!("experts from vram {vram}, ram {ram}, disk {disk}, peers {peer}");
@@ -83,6 +90,23 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Why the text ends where it does, and what makes it longer.
+fn stopped(answer: &Answer) -> String {
+    let used = (answer.prompt_tokens + answer.tokens.len()).saturating_sub(1);
+    match (answer.stop, &answer.stop_text) {
+        (StopReason::StopToken, _) => "stopped where the model ended its text".to_owned(),
+        (StopReason::StopString, text) => {
+            format!("stopped before {:?}", text.as_deref().unwrap_or_default())
+        }
+        (StopReason::MaxTokens, _) => "stopped after as many tokens as -n allows".to_owned(),
+        (StopReason::ContextFull, _) => format!(
+            "stopped because the context of {used} tokens is full (--context makes room for more, \
+             up to what the model was made for)"
+        ),
+        (StopReason::Cancelled, _) => "stopped because nobody reads on".to_owned(),
+    }
+}
+
 fn check_policy(args: &RunArgs) -> anyhow::Result<()> {
     ensure!(
         args.model.policy.is_none(),
@@ -91,135 +115,128 @@ fn check_policy(args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the node that runs on the data directory. If there is none, takes the model from its store.
-fn run_named(args: &RunArgs, started: Instant) -> anyhow::Result<Answer> {
-    let data = data_dir(&args.model.data)?;
-    let text = &*args.model.name();
-    let missing = || source::not_a_directory(text);
-    match StoreAccess::open(&data).with_context(missing)? {
-        StoreAccess::Node(client) => {
-            check_policy(args)?;
-            asking(|trust| run_on_node(args, &client, trust))
-        }
-        here => {
-            let held = held::open_in(here, &data, text).with_context(|| {
-                let (missing, data) = (missing(), data.display());
-                format!("no node runs on {data} (or name a swarm with --swarm); {missing}")
-            })?;
-            run_local(args, started, &source::open_held(held)?)
+impl Run<'_> {
+    /// Asks the node that runs on the data directory. If there is none, takes the model from its
+    /// store.
+    fn named(&self, started: Instant) -> anyhow::Result<Answer> {
+        let model = &self.args.model;
+        let data = data_dir(&model.data)?;
+        let text = &*model.name();
+        let missing = || source::not_a_directory(text);
+        match StoreAccess::open(&data).with_context(missing)? {
+            StoreAccess::Node(client) => {
+                check_policy(self.args)?;
+                asking(|trust| self.on_node(&client, trust))
+            }
+            here => {
+                let held = held::open_in(here, &data, text).with_context(|| {
+                    let (missing, data) = (missing(), data.display());
+                    format!("no node runs on {data} (or name a swarm with --swarm); {missing}")
+                })?;
+                self.here(started, &source::open_held(held)?)
+            }
         }
     }
-}
 
-fn run_on_node(args: &RunArgs, client: &Client, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
-    let mut listener = Listener::new(args);
-    let heard = client.generate(&swarm_request(args, trust), |event| listener.hear(event));
-    listener.waiting.finish_and_clear();
-    heard?;
-    listener.answer()
-}
+    fn on_node(&self, client: &Client, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
+        let mut listener = Listener::new(self);
+        let heard = client.generate(&self.swarm_request(trust), |event| listener.hear(event));
+        listener.waiting.finish_and_clear();
+        heard?;
+        listener.answer()
+    }
 
-fn run_local(args: &RunArgs, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
-    let tokenizer = opened.tokenizer()?;
-    let prompt = generation::encode_prompt(tokenizer, &args.prompt)?;
-    let options = GenerateOptions {
-        max_tokens: args.tokens,
-        stop: opened.model.manifest.eos_token_ids.clone(),
-        sampler: request(args).sampler(),
-    };
-    // A wrong request is refused before anything is loaded.
-    let request = Request::check(&opened.model.graph, prompt, options, args.model.context)?;
-    let mut session = opened.session(&args.model, args.model.slots(), Some(request.context))?;
-    echo_prompt(args);
-    let (engine, sequence) = session.parts();
-    let done = generation::generate(engine, sequence, tokenizer, &request, |_, _, text| {
-        args.json || echo(text)
-    })?;
-    let hits = session.stats().pager.hits;
-    Ok(Answer {
-        prompt_tokens: request.prompt.len(),
-        tokens: done.tokens,
-        text: done.text,
-        stop: done.reason,
-        tok_s: done.tok_s,
-        seconds: started.elapsed().as_secs_f64(),
-        backend: session.describe(),
-        hits: Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer },
-        clamped: done.clamped,
-        traffic: None,
-    })
-}
+    fn here(&self, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
+        let tokenizer = opened.tokenizer()?;
+        // A wrong request is refused before anything is loaded.
+        let asked = Asked::check(&opened.model, tokenizer, &self.request)?;
+        let (model, context) = (&self.args.model, asked.request.context);
+        let mut session = opened.session(model, model.slots(), Some(context))?;
+        self.echo_prompt();
+        let (engine, sequence) = session.parts();
+        let done = generation::generate(engine, sequence, tokenizer, &asked, |_, piece| {
+            self.args.json || echo(piece.text)
+        })?;
+        self.echo_rest(&done.rest);
+        let hits = session.stats().pager.hits;
+        Ok(Answer {
+            prompt_tokens: asked.request.prompt.len(),
+            tokens: done.tokens,
+            text: done.text,
+            stop: done.reason,
+            stop_text: done.stop_text,
+            logprobs: done.logprobs,
+            tok_s: done.tok_s,
+            seconds: started.elapsed().as_secs_f64(),
+            backend: session.describe(),
+            hits: Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer },
+            clamped: done.clamped,
+            traffic: None,
+        })
+    }
 
-/// Joins the swarm for this run only.
-fn run_in_swarm(args: &RunArgs, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
-    let swarm = args.swarm.as_deref().context("--swarm is missing")?;
-    let defaults = BudgetArgs::default();
-    let budget = BudgetArgs {
-        vram_budget: args.model.vram_budget.unwrap_or(defaults.vram_budget),
-        ..defaults
-    };
-    let control = ([127, 0, 0, 1], 0).into();
-    let config = Config::resolve(
-        swarm,
-        &args.network,
-        &args.model.data,
-        &budget,
-        args.model.backend,
-        control,
-    )?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let answer = runtime.block_on(async {
-        let service = Service::start(config, |_| ()).await?;
-        let answer = async {
-            let mut listener = Listener::new(args);
-            service.meet().await;
-            let events = service.generate(swarm_request(args, trust)).await;
-            if events.is_err() {
-                listener.waiting.finish_and_clear();
-            }
-            let mut events = events?;
-            while let Some(event) = events.recv().await {
-                if !listener.hear(event) {
-                    break;
+    /// Joins the swarm for this run only.
+    fn in_swarm(&self, trust: Vec<PublicKey>) -> anyhow::Result<Answer> {
+        let args = self.args;
+        let swarm = args.swarm.as_deref().context("--swarm is missing")?;
+        let defaults = BudgetArgs::default();
+        let budget = BudgetArgs {
+            vram_budget: args.model.vram_budget.unwrap_or(defaults.vram_budget),
+            ..defaults
+        };
+        let control = ([127, 0, 0, 1], 0).into();
+        let config = Config::resolve(
+            swarm,
+            &args.network.network,
+            &args.model.data,
+            &budget,
+            args.model.backend,
+            control,
+        )?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let answer = runtime.block_on(async {
+            let service = Service::start(config, |_| ()).await?;
+            let answer = async {
+                let mut listener = Listener::new(self);
+                service.meet().await;
+                let events = service.generate(self.swarm_request(trust)).await;
+                if events.is_err() {
+                    listener.waiting.finish_and_clear();
                 }
+                let mut events = events?;
+                while let Some(event) = events.recv().await {
+                    if !listener.hear(event) {
+                        break;
+                    }
+                }
+                listener.answer()
             }
-            listener.answer()
-        }
-        .await;
-        service.stop().await;
+            .await;
+            service.stop().await;
+            answer
+        });
+        // Ctrl-C or an error may leave a read waiting for a peer; it is not worth waiting for.
+        runtime.shutdown_timeout(Duration::from_secs(1));
         answer
-    });
-    // Ctrl-C or an error may leave a read waiting for a peer; it is not worth waiting for.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    answer
-}
-
-fn request(args: &RunArgs) -> GenerateRequest {
-    GenerateRequest {
-        model: args.model.name().into_owned(),
-        prompt: args.prompt.clone(),
-        tokens: args.tokens,
-        temperature: args.sampling.temperature,
-        top_p: args.sampling.top_p,
-        top_k: args.sampling.top_k,
-        repetition_penalty: args.sampling.repetition_penalty,
-        seed: args.sampling.seed,
-        context: args.model.context,
-        trust: Vec::new(),
-        can_ask: false,
-        progress: false,
     }
-}
 
-/// The request for a model of the swarm.
-fn swarm_request(args: &RunArgs, answered: Vec<PublicKey>) -> GenerateRequest {
-    let trust = args.network.trust.iter().copied().chain(answered).collect();
-    GenerateRequest { trust, can_ask: can_ask(), progress: true, ..request(args) }
-}
+    /// The request for a model of the swarm.
+    fn swarm_request(&self, answered: Vec<PublicKey>) -> GenerateRequest {
+        let trust = self.args.network.network.trust.iter().copied().chain(answered).collect();
+        GenerateRequest { trust, can_ask: can_ask(), progress: true, ..self.request.clone() }
+    }
 
-fn echo_prompt(args: &RunArgs) {
-    if !args.json {
-        echo(&args.prompt);
+    /// A plain prompt is the beginning of the text. A message is not.
+    fn echo_prompt(&self) {
+        if !self.args.json && self.request.chat.is_none() {
+            echo(&self.request.prompt);
+        }
+    }
+
+    fn echo_rest(&self, rest: &str) {
+        if !self.args.json {
+            echo(rest);
+        }
     }
 }
 
@@ -230,8 +247,9 @@ fn echo(text: &str) -> bool {
 
 /// Collects a generation's events, and prints text as it arrives unless quiet.
 struct Listener<'a> {
-    args: &'a RunArgs,
+    run: &'a Run<'a>,
     tokens: Vec<u32>,
+    logprobs: Vec<TokenOdds>,
     prompt_tokens: usize,
     backend: String,
     end: Option<GenerateEvent>,
@@ -240,11 +258,12 @@ struct Listener<'a> {
 }
 
 impl<'a> Listener<'a> {
-    fn new(args: &'a RunArgs) -> Self {
+    fn new(run: &'a Run<'a>) -> Self {
         let waiting = progress::spinner("the node is finding and loading the model");
         Self {
-            args,
+            run,
             tokens: Vec::new(),
+            logprobs: Vec::new(),
             prompt_tokens: 0,
             backend: String::new(),
             end: None,
@@ -263,14 +282,18 @@ impl<'a> Listener<'a> {
             GenerateEvent::Start { prompt_tokens, backend } => {
                 self.prompt_tokens = prompt_tokens;
                 self.backend = backend;
-                echo_prompt(self.args);
+                self.run.echo_prompt();
                 true
             }
-            GenerateEvent::Token { id, text, .. } => {
+            GenerateEvent::Token { id, text, logprobs, .. } => {
                 self.tokens.push(id);
-                self.args.json || echo(&text)
+                self.logprobs.extend(logprobs);
+                self.run.args.json || echo(&text)
             }
             end => {
+                if let GenerateEvent::End { rest, .. } = &end {
+                    self.run.echo_rest(rest);
+                }
                 self.end = Some(end);
                 false
             }
@@ -279,20 +302,29 @@ impl<'a> Listener<'a> {
 
     fn answer(self) -> anyhow::Result<Answer> {
         match self.end {
-            Some(GenerateEvent::End { text, stop, seconds, tok_s, clamped, traffic, .. }) => {
-                Ok(Answer {
-                    text,
-                    tokens: self.tokens,
-                    prompt_tokens: self.prompt_tokens,
-                    stop,
-                    tok_s,
-                    seconds,
-                    backend: self.backend,
-                    hits: traffic.hits,
-                    clamped,
-                    traffic: Some(traffic),
-                })
-            }
+            Some(GenerateEvent::End {
+                text,
+                stop,
+                stop_text,
+                seconds,
+                tok_s,
+                clamped,
+                traffic,
+                ..
+            }) => Ok(Answer {
+                text,
+                tokens: self.tokens,
+                prompt_tokens: self.prompt_tokens,
+                stop,
+                stop_text,
+                logprobs: self.logprobs,
+                tok_s,
+                seconds,
+                backend: self.backend,
+                hits: traffic.hits,
+                clamped,
+                traffic: Some(traffic),
+            }),
             Some(GenerateEvent::Error { label, message }) => {
                 Err(Answered { label, message }.into())
             }

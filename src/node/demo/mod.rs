@@ -100,15 +100,8 @@ fn request(args: &DemoArgs, model: String) -> GenerateRequest {
         model,
         prompt: args.prompt.clone(),
         tokens: args.tokens,
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        repetition_penalty: 1.0,
-        seed: 0,
         context: Some(args.tokens + CONTEXT_PROMPT),
-        trust: Vec::new(),
-        can_ask: false,
-        progress: false,
+        ..GenerateRequest::default()
     }
 }
 
@@ -265,7 +258,7 @@ fn generate(
             GenerateEvent::Start { prompt_tokens, backend } => {
                 view.stage(format!("generating on {backend} after {prompt_tokens} prompt tokens"));
             }
-            GenerateEvent::Token { id, text, traffic } => {
+            GenerateEvent::Token { id, text, traffic, .. } => {
                 let since = first.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
                 let tok_s = if since > 0.0 { tokens.len() as f64 / since } else { 0.0 };
                 tokens.push(id);

@@ -6,6 +6,8 @@ use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
 use doppler_infer::model::ModelError;
 use doppler_infer::sampler::SamplerError;
+use doppler_infer::stops::StopError;
+use doppler_infer::template::TemplateError;
 use doppler_infer::tokenizer::TokenizerError;
 use doppler_store::ModelId;
 
@@ -16,6 +18,13 @@ use super::queue::QUEUE_MAX;
 pub enum EngineError {
     #[error("tokens: ask for at least one")]
     NoTokens,
+    #[error("a request has either a prompt or a conversation, not both")]
+    TwoPrompts,
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The conversation cannot be made a prompt.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error("model {0} comes without a tokenizer")]
     NoTokenizer(ModelId),
     /// The model's tokenizer cannot be used.
@@ -51,6 +60,14 @@ impl EngineError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::NoTokens => "no_tokens",
+            Self::TwoPrompts
+            | Self::Template(TemplateError::Conversation(_) | TemplateError::Refused(_)) => {
+                "conversation"
+            }
+            Self::Template(TemplateError::TooLong(_)) => "prompt_too_long",
+            Self::Template(TemplateError::Missing) => "no_template",
+            Self::Template(_) => "template",
+            Self::Stop(_) => "stop",
             Self::NoTokenizer(_) => "no_tokenizer",
             Self::Tokenizer { .. } => "tokenizer",
             Self::Text(_) => "text",

@@ -1,10 +1,11 @@
 //! The engine of a node: requests are checked against their model, wait in a bounded queue, and run
 //! one after another on a thread that owns the device.
 //!
-//! `models` keeps graphs and tokenizers and checks requests, `queue` holds waiting requests,
+//! `models` keeps graphs and tokenizers, `asked` checks requests, `queue` holds waiting requests,
 //! `worker` is the thread. An impossible request is refused before anything is touched. Only a lost
 //! device unloads a model.
 
+mod asked;
 mod error;
 mod models;
 mod queue;
@@ -16,8 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use asked::{Asked, check_request};
 pub use error::EngineError;
-pub use models::{Job, Opened, check_request};
+pub use models::{Job, Opened};
 
 use super::api::{GenerateEvent, Traffic};
 use super::args::BackendChoice;

@@ -7,15 +7,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use doppler_infer::generate::GenerateOptions;
 use doppler_infer::model::Model;
 use doppler_infer::reader::WeightReader;
-use doppler_infer::request::Request;
-use doppler_infer::sampler::Sampler;
 use doppler_infer::tokenizer::Tokenizer;
 use doppler_store::ModelId;
 use doppler_store::manifest::Manifest;
 
+use super::asked::Asked;
 use super::error::EngineError;
 use crate::api::GenerateRequest;
 
@@ -32,7 +30,9 @@ pub struct Opened {
 /// A request that fits its model.
 pub struct Job {
     pub opened: Arc<Opened>,
-    pub request: Request,
+    pub asked: Asked,
+    /// As in [`GenerateRequest`].
+    pub resume: bool,
 }
 
 /// Models by id, with the most recently used one at the end.
@@ -83,29 +83,13 @@ impl Models {
     }
 }
 
-/// Refuses what is wrong with a request for any model.
-pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
-    if request.tokens == 0 {
-        return Err(EngineError::NoTokens);
-    }
-    Sampler::new(request.sampler())?;
-    Ok(())
-}
-
 impl Job {
     /// Turns a request into tokens that fit the model.
     ///
     /// # Errors
     /// If the model cannot do what is asked.
     pub fn check(opened: Arc<Opened>, request: &GenerateRequest) -> Result<Self, EngineError> {
-        check_request(request)?;
-        let prompt = opened.tokenizer.encode(&request.prompt)?;
-        let options = GenerateOptions {
-            max_tokens: request.tokens,
-            stop: opened.model.manifest.eos_token_ids.clone(),
-            sampler: request.sampler(),
-        };
-        let request = Request::check(&opened.model.graph, prompt, options, request.context)?;
-        Ok(Self { opened, request })
+        let asked = Asked::check(&opened.model, &opened.tokenizer, request)?;
+        Ok(Self { opened, asked, resume: request.resume })
     }
 }

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
+use doppler_infer::generate::StopReason;
 use doppler_infer::reader::WeightReader;
+use doppler_infer::template::Conversation;
+use doppler_store::chat::ChatTemplates;
 use doppler_store::dir::{DirReader, DirShard};
+use doppler_store::manifest::ManifestBody;
 use doppler_store::{Manifest, ModelId};
 use tempfile::TempDir;
 
 use super::*;
-use crate::api::GenerateRequest;
+use crate::api::{GenerateRequest, TokenOdds};
 use crate::embedded;
 
 /// An engine on the CPU, and the embedded model in a directory.
@@ -21,12 +25,18 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    bench_with(None)
+}
+
+/// As [`bench`], with this chat template.
+fn bench_with(chat: Option<ChatTemplates>) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     embedded::extract(dir.path()).unwrap();
     let backend = BackendChoice::Cpu;
     let options = EngineOptions { backend, vram_budget: 1 << 30, host_budget: 0 };
     let engine = Engine::start(options, Traffic::default).unwrap();
     let manifest = Manifest::parse(embedded::manifest()).unwrap();
+    let manifest = Manifest::new(ManifestBody { chat, ..ManifestBody::clone(&manifest) }).unwrap();
     let shards = manifest.shards.iter().map(|shard| DirShard {
         shard: shard.id().unwrap(),
         path: dir.path().join(&shard.filename),
@@ -45,14 +55,41 @@ fn request(prompt: &str) -> GenerateRequest {
     serde_json::from_value(text).unwrap()
 }
 
+/// The end of an answer.
+struct End {
+    text: String,
+    stop: StopReason,
+    stop_text: Option<String>,
+    reused: usize,
+    odds: Vec<TokenOdds>,
+}
+
+fn hello() -> Conversation {
+    Conversation { messages: vec![Conversation::message("user", "Hello")], ..Default::default() }
+}
+
 impl Bench {
     /// The answer's text, or the label of its failure.
     async fn ask(&self, request: &GenerateRequest) -> Result<String, &'static str> {
+        Ok(self.end(request).await?.text)
+    }
+
+    /// How the answer ended.
+    async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
         let job = Job::check(self.opened.clone(), request).map_err(|error| error.label())?;
         let mut events = self.engine.submit(job).map_err(|error| error.label())?;
+        let mut pieces = String::new();
+        let mut odds = Vec::new();
         while let Some(event) = events.recv().await {
             match event {
-                GenerateEvent::End { text, .. } => return Ok(text),
+                GenerateEvent::Token { text, logprobs, .. } => {
+                    pieces += &text;
+                    odds.extend(logprobs);
+                }
+                GenerateEvent::End { text, rest, stop, stop_text, reused, .. } => {
+                    assert_eq!(pieces + &rest, text, "what was given out is the text");
+                    return Ok(End { text, stop, stop_text, reused, odds });
+                }
                 GenerateEvent::Error { label, .. } => {
                     return Err(crate::failures::of_label(&label).label);
                 }
@@ -77,6 +114,15 @@ async fn after_each_kind_of_bad_request_the_next_good_one_answers_without_loadin
         ("sampling", GenerateRequest { top_p: f32::NAN, ..good.clone() }),
         ("sampling", GenerateRequest { temperature: -1.0, ..good.clone() }),
         ("sampling", GenerateRequest { repetition_penalty: 0.0, ..good.clone() }),
+        ("sampling", GenerateRequest { min_p: 1.5, ..good.clone() }),
+        ("sampling", GenerateRequest { logprobs: Some(21), ..good.clone() }),
+        ("sampling", GenerateRequest { logit_bias: vec![(1, f32::NAN)], ..good.clone() }),
+        ("token", GenerateRequest { logit_bias: vec![(4096, 1.0)], ..good.clone() }),
+        ("stop", GenerateRequest { stop: vec![String::new()], ..good.clone() }),
+        ("stop", GenerateRequest { stop: vec!["x".into(); 17], ..good.clone() }),
+        ("conversation", GenerateRequest { chat: Some(hello()), ..good.clone() }),
+        ("conversation", GenerateRequest { chat: Some(Conversation::default()), ..request("") }),
+        ("no_template", GenerateRequest { chat: Some(hello()), ..request("") }),
         ("context", GenerateRequest { context: Some(0), ..good.clone() }),
         ("context", GenerateRequest { context: Some(context_max + 1), ..good.clone() }),
         ("prompt_too_long", GenerateRequest { context: Some(2), ..good.clone() }),
@@ -92,11 +138,94 @@ async fn after_each_kind_of_bad_request_the_next_good_one_answers_without_loadin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_ends_for_each_of_its_reasons_and_says_which() {
+    let bench = bench();
+    let all = GenerateRequest { tokens: 24, ..request("Once upon a time") };
+    let whole = bench.end(&all).await.unwrap();
+    assert_eq!((whole.stop, &whole.stop_text), (StopReason::MaxTokens, &None));
+    // A text across several tokens, which begins within one.
+    let at = whole.text.len() / 2;
+    let stop = whole.text[at..at + 9].to_owned();
+    let first = whole.text.find(&stop).unwrap();
+    let stopping =
+        GenerateRequest { stop: vec!["no such text".into(), stop.clone()], ..all.clone() };
+    let ended = bench.end(&stopping).await.unwrap();
+    assert_eq!((ended.stop, ended.stop_text), (StopReason::StopString, Some(stop)));
+    assert_eq!(ended.text, whole.text[..first]);
+    // What began like a stop text and was none is given out at the end.
+    let begun = format!("{}\u{1f433}", &whole.text[whole.text.len() - 4..]);
+    let none = bench.end(&GenerateRequest { stop: vec![begun], ..all.clone() }).await.unwrap();
+    assert_eq!((none.stop, none.text), (StopReason::MaxTokens, whole.text.clone()));
+    let full = bench.end(&GenerateRequest { context: Some(12), ..all.clone() }).await.unwrap();
+    assert_eq!(full.stop, StopReason::ContextFull);
+    let told = bench.end(&GenerateRequest { logprobs: Some(2), ..all.clone() }).await.unwrap();
+    assert_eq!((told.text, told.odds.len()), (whole.text, 24));
+    let likeliest = |odds: &TokenOdds| odds.top.len() == 2 && odds.top[0].id == odds.id;
+    assert!(told.odds.iter().all(likeliest), "greedy takes the likeliest");
+    // The end of the text made certain.
+    let eos = bench.opened.model.manifest.eos_token_ids[0];
+    let certain = GenerateRequest { logit_bias: vec![(eos, 1000.0)], ..all };
+    let ended = bench.end(&certain).await.unwrap();
+    assert_eq!((ended.stop, ended.text.as_str()), (StopReason::StopToken, ""));
+    bench.engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_goes_on_from_the_keys_and_values_of_the_turn_before() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    let bench = bench_with(Some(ChatTemplates::one(source)));
+    let say = |chat: Conversation, resume| GenerateRequest {
+        model: "embedded".into(),
+        tokens: 8,
+        chat: Some(chat),
+        resume,
+        ..GenerateRequest::default()
+    };
+    let first = bench.end(&say(hello(), true)).await.unwrap();
+    let plain = bench.end(&say(hello(), false)).await.unwrap();
+    assert_eq!((first.reused, plain.reused), (0, 0));
+    assert_eq!(first.text, plain.text);
+    // The prompt is the template's.
+    let raw = bench.ask(&GenerateRequest { tokens: 8, ..request("user: Hello\nassistant:") }).await;
+    assert_eq!(raw.as_ref(), Ok(&first.text));
+    let mut longer = hello();
+    longer.messages.push(Conversation::message("assistant", &first.text));
+    longer.messages.push(Conversation::message("user", "And then?"));
+    let fresh = bench.end(&say(longer.clone(), true)).await.unwrap();
+    assert_eq!(fresh.reused, 0, "the request in between dropped what was kept");
+    bench.end(&say(hello(), true)).await.unwrap();
+    let again = bench.end(&say(longer.clone(), true)).await.unwrap();
+    assert!(again.reused > 3, "{}", again.reused);
+    assert_eq!(again.text, fresh.text);
+    // Another text begins alike only where it does.
+    let other = Conversation { messages: longer.messages[2..].to_vec(), ..Default::default() };
+    let other = bench.end(&say(other, true)).await.unwrap();
+    assert!(other.reused < again.reused);
+    assert_eq!(bench.engine.loads(), 1);
+    bench.engine.stop().await;
+}
+
+/// The token that ends a turn is often not the one that ends a text.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversations_turn_ends_with_the_templates_end_token() {
+    let mut chat = ChatTemplates::one("{{ messages[0].content }}");
+    let word = |bench: &Bench| bench.opened.tokenizer.encode_bare("a").unwrap();
+    chat.tokens.insert("eos_token".into(), "a".into());
+    let bench = bench_with(Some(chat));
+    let [end] = word(&bench)[..] else { panic!("not one token") };
+    let certain = GenerateRequest { logit_bias: vec![(end, 1000.0)], ..request("Hello") };
+    let said = GenerateRequest { prompt: String::new(), chat: Some(hello()), ..certain.clone() };
+    assert_eq!(bench.end(&certain).await.unwrap().stop, StopReason::MaxTokens);
+    assert_eq!(bench.end(&said).await.unwrap().stop, StopReason::StopToken);
+    bench.engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_many_tokens_as_can_be_asked_for_end_with_the_context() {
     let bench = bench();
     let all = GenerateRequest { tokens: usize::MAX, context: Some(12), ..request("Once upon") };
     let job = Job::check(bench.opened.clone(), &all).unwrap();
-    assert_eq!(job.request.context, 12);
+    assert_eq!(job.asked.request.context, 12);
     assert!(bench.ask(&all).await.is_ok());
     bench.engine.stop().await;
 }

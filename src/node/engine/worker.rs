@@ -19,12 +19,16 @@ use super::models::Job;
 use super::queue::Queued;
 use super::{EngineOptions, Shown};
 use crate::api::{GenerateEvent, Hits, Traffic};
-use crate::{generation, memory};
+use crate::generation::{self, Piece};
+use crate::memory;
 
 /// A model in memory, kept for the next request.
 struct Loaded {
     model: ModelId,
     engine: Engine,
+    /// The last sequence, if its request asked to keep it for the next. Any other request drops it,
+    /// so it never takes room that one needs.
+    kept: Option<Sequence>,
 }
 
 /// The thread's own state.
@@ -59,10 +63,17 @@ impl<T: Fn() -> Traffic> Worker<T> {
         events: &mpsc::Sender<GenerateEvent>,
     ) -> Result<(), EngineError> {
         let began = (self.traffic)();
-        let request = &job.request;
-        let mut sequence = Sequence::new(request.options.sampler, request.context)?;
-        self.load(job, &sequence)?;
-        let Self { loaded: Some(Loaded { engine, .. }), traffic, .. } = self else {
+        let request = &job.asked.request;
+        let fresh = || Sequence::new(request.options.sampler, request.context);
+        let kept = self.loaded.as_mut().and_then(|loaded| loaded.kept.take());
+        let kept = kept.filter(|_| job.resume && self.has(job.opened.id));
+        let mut sequence = kept.map_or_else(fresh, Ok)?;
+        sequence.set_limit(request.context);
+        if self.load(job, &sequence)? {
+            // Its keys and values went with the engine that held them.
+            sequence = fresh()?;
+        }
+        let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, .. } = self else {
             return Ok(());
         };
         let hits_before = hits(engine);
@@ -72,47 +83,54 @@ impl<T: Fn() -> Traffic> Worker<T> {
             traffic
         };
         let backend = engine.describe();
-        let prompt_tokens = job.request.prompt.len();
+        let prompt_tokens = request.prompt.len();
         let _ = events.blocking_send(GenerateEvent::Start { prompt_tokens, backend });
         let started = Instant::now();
         let done = generation::generate(
             engine,
             &mut sequence,
             &job.opened.tokenizer,
-            request,
-            |engine, id, text| {
+            &job.asked,
+            |engine, Piece { id, text, logprobs }| {
+                let (text, logprobs) = (text.to_owned(), logprobs.cloned());
                 let traffic = traffic(engine);
-                events
-                    .blocking_send(GenerateEvent::Token { id, text: text.to_owned(), traffic })
-                    .is_ok()
+                events.blocking_send(GenerateEvent::Token { id, text, logprobs, traffic }).is_ok()
             },
         )?;
         let traffic = traffic(engine);
         let _ = events.blocking_send(GenerateEvent::End {
             tokens: done.tokens.len(),
             text: done.text,
+            rest: done.rest,
             stop: done.reason,
+            stop_text: done.stop_text,
+            reused: done.reused,
             seconds: started.elapsed().as_secs_f64(),
             tok_s: done.tok_s,
             clamped: done.clamped,
             traffic,
         });
+        *kept = Some(sequence).filter(|_| job.resume);
         Ok(())
+    }
+
+    fn has(&self, model: ModelId) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.model == model)
     }
 
     /// Loads the job's model, with room for its sequence. The device is opened first, so that a
     /// failure to open it costs nothing. Then the previous model is dropped, because the budget is
     /// for one at a time. The same model is loaded again only if its expert slots must make room
-    /// for a longer context.
-    fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<(), EngineError> {
-        let room = job.request.room();
+    /// for a longer context. Returns whether anything was loaded.
+    fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<bool, EngineError> {
+        let room = job.asked.request.room();
         if let Some(loaded) = self.loaded.as_mut().filter(|have| have.model == job.opened.id) {
             match loaded.engine.reserve(sequence, room) {
                 Err(
                     SessionError::Room { .. }
                     | SessionError::Backend(BackendError::OutOfMemory { .. }),
                 ) => {}
-                reserved => return Ok(reserved?),
+                reserved => return Ok(reserved.map(|()| false)?),
             }
         }
         let device = generation::device_for(self.options.backend, &job.opened.model)?;
@@ -129,13 +147,13 @@ impl<T: Fn() -> Traffic> Worker<T> {
         };
         let engine = Engine::load(&job.opened.model, device.as_ref(), &options)?;
         let (name, backend) = (job.opened.model.manifest.model_id.clone(), engine.describe());
-        self.loaded = Some(Loaded { model: job.opened.id, engine });
+        self.loaded = Some(Loaded { model: job.opened.id, engine, kept: None });
         self.show(|shown| {
             shown.loaded = Some(name);
             shown.backend = backend;
             shown.loads += 1;
         });
-        Ok(())
+        Ok(true)
     }
 
     fn show(&self, change: impl FnOnce(&mut Shown)) {

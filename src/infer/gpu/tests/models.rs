@@ -13,7 +13,7 @@ use crate::gpu::Reduction;
 use crate::load::{Quantization, SHARD_BYTES_DEFAULT};
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerOptions};
-use crate::sequence_tests::{Bench, forked, interleaved, rewound, stepped};
+use crate::sequence_tests::{Bench, forked, hosted, interleaved, rewound, stepped};
 use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing::{self, Wanted, checkpoint};
@@ -277,6 +277,7 @@ fn sequences_of_one_engine_are_what_each_is_alone() {
         let Some(device) = device(reduction) else { return };
         let paged = Bench { device: &device, kv, slots: 10 };
         interleaved(&paged, rand::random());
+        hosted(&paged, rand::random());
         stepped(&paged, rand::random());
         if reduction == Reduction::Group {
             let whole = Bench { slots: 36, ..paged };

@@ -124,6 +124,7 @@ fn options(random: &mut Random, vocab: usize) -> SamplerOptions {
         repetition_penalty: [1.0, 1.1, 1.7, 0.3, 1e-42, 3e38][random.below(6)],
         repetition_window: [0, 1, 2, 3, 64, 256][random.below(6)],
         seed: random.next(),
+        ..SamplerOptions::default()
     }
 }
 
@@ -279,6 +280,7 @@ fn a_halted_step_leaves_no_trace_and_a_plan_can_be_restored() {
             repetition_penalty: 1.4,
             repetition_window: 5,
             seed: random.next(),
+            ..SamplerOptions::default()
         };
         let mut sampler = Sampler::new(options).unwrap();
         let logits = random.floats(vocab);
