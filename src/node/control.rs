@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -39,6 +39,9 @@ use super::leaving::LeaveRequest;
 use super::service::Service;
 use super::work;
 use doppler_store::{Collected, regular};
+
+/// The longest request for text: a prompt, however its characters are escaped, within reason.
+const GENERATE_BYTES_MAX: usize = 32 << 20;
 
 /// A running API server; `stop` ends it and removes `control.json`.
 pub struct ControlServer {
@@ -75,7 +78,7 @@ impl ControlServer {
             .route("/v1/leave", post(leave))
             .route("/v1/peers", get(peers))
             .route("/v1/publish", post(publish))
-            .route("/v1/generate", post(generate))
+            .route("/v1/generate", post(generate).layer(DefaultBodyLimit::max(GENERATE_BYTES_MAX)))
             .route("/v1/store/pin", post(pin))
             .route("/v1/store/unpin", post(unpin))
             .route("/v1/store/rm", post(remove))

@@ -20,6 +20,7 @@ use super::{LoadError, Result, describe, tied, tokenizer};
 use crate::families::{self, Described};
 use crate::graph::{Graph, Moe, Weight, WeightRole};
 use crate::quant::{dequantize, first_not_finite, quantize};
+use crate::template;
 use doppler_store::manifest::{
     HashAlgorithm, ManifestBody, Role, Shard, ShardHash, Span, TensorEntry, Tensors, TokenizerEntry,
 };
@@ -76,6 +77,9 @@ pub fn convert(
     let mut body = body(eos, config, &model, quantization, model_id)?;
     body.quantization = kept.unwrap_or(body.quantization);
     body.chat = checkpoint.chat_templates()?;
+    if let Some(Err(problem)) = body.chat.as_ref().map(template::check) {
+        tracing::warn!("{problem}: the model can be run, but not chatted with");
+    }
     // The plan must be a valid manifest before it is carried out.
     Manifest::new(with_tensors(body.clone(), &plan, planned_shards(&plan), None)?)?;
 

@@ -136,6 +136,8 @@ impl Chat {
         let answered = self.talker.answer(&request, &mut |piece| {
             output::piece(piece) && !interrupted.load(Ordering::SeqCst)
         });
+        // From here on, Ctrl-C has nothing to stop.
+        self.interrupted.store(false, Ordering::SeqCst);
         match answered {
             Ok(turn) => {
                 self.conversation.messages.push(Conversation::message("assistant", &turn.text));
