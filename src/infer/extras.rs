@@ -39,7 +39,8 @@ impl Extras {
             return fail("the number of logit biases", bias.len() as f32, "at most 1024");
         }
         // NaN is out of range, too.
-        if let Some((_, bias)) = bias.iter().find(|(_, bias)| !(bias.abs() <= BIAS_MAX)) {
+        let good = |bias: f32| (-BIAS_MAX..=BIAS_MAX).contains(&bias);
+        if let Some((_, bias)) = bias.iter().find(|(_, bias)| !good(*bias)) {
             return fail("a logit bias", *bias, "-1000 to 1000");
         }
         match logprobs {

@@ -66,7 +66,7 @@ pub enum Command {
     /// Show what an RDRR model or manifest contains
     Inspect(InspectArgs),
     /// Generate text with a model: a directory, or a model of the swarm
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Talk with a model, turn by turn; see /help there
     Chat(ChatArgs),
     /// Compare a model's logits and greedy text with a reference
