@@ -1,11 +1,13 @@
 //! A GGUF file, or one in several parts, as a checkpoint.
 //!
 //! Owns reading the header (`header`), ggml's types (`types`, `blocks`), the config (`keys`,
-//! `config`), where a graph's weights are (`names`), and the vocabulary (`vocabulary`, `words`).
+//! `config`), where a graph's weights are (`names`), the vocabulary (`vocabulary`, `words`) and the
+//! chat templates (`chat`).
 //! Refuses by name what it does not understand, when the file is opened. No file is mapped: a read
 //! copies. Invariant: reading rounds no weight.
 
 mod blocks;
+mod chat;
 mod config;
 pub mod header;
 mod keys;
@@ -34,6 +36,7 @@ use super::checkpoint::{Checkpoint, Form, Stored};
 use super::{LoadError, Result, io_error, missing};
 use crate::graph::Weight;
 use crate::source::Source;
+use doppler_store::chat::ChatTemplates;
 use doppler_store::regular;
 
 /// The most parts of one model.
@@ -283,6 +286,10 @@ impl Checkpoint for Gguf {
     fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
         let Some(vocabulary) = self.vocabulary()? else { return Ok(None) };
         vocabulary.tokenizer().map(Some).map_err(|problem| self.fail(problem))
+    }
+
+    fn chat_templates(&self) -> Result<Option<ChatTemplates>> {
+        chat::templates(&self.metadata).map_err(|problem| self.fail(problem))
     }
 
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
