@@ -4,7 +4,8 @@
 //! A node that loses its connection to a peer, or waits in vain for its next heartbeat, says so
 //! once (a doubt). If the peer is alive, it speaks as soon as it hears the doubt. If it does not,
 //! every node that heard the doubt considers it missing. Without a doubt, a lost connection
-//! followed by silence means the same. Invariant: a peer that was never disconnected, doubted or
+//! followed by silence means the same. A peer that has answered the doubt of its lost connection
+//! is alive without it: only its silence causes another. Invariant: a peer that was never disconnected, doubted or
 //! overdue, or has spoken since, is not missing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +15,17 @@ use doppler_ids::PeerId;
 
 use super::limits::{DOUBT_AFTER, DOUBT_FOR, DOUBTS_MAX, MISSING_AFTER, PEERS_REMEMBERED_MAX};
 
+/// A lost connection.
+struct Lost {
+    since: Instant,
+    /// The peer has answered a doubt since then.
+    has_answered: bool,
+}
+
 /// When each peer was disconnected, and when it was first doubted.
 #[derive(Default)]
 pub(super) struct Absence {
-    gone: BTreeMap<PeerId, Instant>,
+    gone: BTreeMap<PeerId, Lost>,
     doubted: BTreeMap<PeerId, Instant>,
 }
 
@@ -32,7 +40,7 @@ impl Absence {
         self.gone.retain(|peer, _| !after.contains(peer));
         for gone in before.difference(after) {
             if self.gone.len() < PEERS_REMEMBERED_MAX {
-                self.gone.insert(*gone, now);
+                self.gone.insert(*gone, Lost { since: now, has_answered: false });
             }
         }
     }
@@ -49,13 +57,18 @@ impl Absence {
 
     /// A peer said something new.
     pub(super) fn spoke(&mut self, peer: PeerId) {
-        self.doubted.remove(&peer);
+        if self.doubted.remove(&peer).is_some()
+            && let Some(lost) = self.gone.get_mut(&peer)
+        {
+            lost.has_answered = true;
+        }
     }
 
     /// The peers whose doubt this node should publish now: those that are lost, and those whose
     /// next word is `overdue`. They count as doubted from now on.
     pub(super) fn take_doubts(&mut self, now: Instant, overdue: Vec<PeerId>) -> Vec<PeerId> {
-        let lost = self.gone.iter().filter(|(_, since)| now >= **since + DOUBT_AFTER);
+        let is_due = |lost: &Lost| !lost.has_answered && now >= lost.since + DOUBT_AFTER;
+        let lost = self.gone.iter().filter(|(_, lost)| is_due(lost));
         let all: BTreeSet<PeerId> = lost.map(|(peer, _)| *peer).chain(overdue).collect();
         let due = all.into_iter().filter(|peer| !self.doubted.contains_key(peer));
         let due: Vec<PeerId> = due.take(DOUBTS_MAX).collect();
@@ -80,7 +93,7 @@ impl Absence {
     /// and silent. `silent_at` is the time at which its next message is overdue.
     pub(super) fn is_missing(&self, now: Instant, peer: PeerId, silent_at: Instant) -> bool {
         let doubted = self.doubted.get(&peer).is_some_and(|since| now >= *since + DOUBT_FOR);
-        let gone = self.gone.get(&peer).is_some_and(|since| now >= *since + MISSING_AFTER);
+        let gone = self.gone.get(&peer).is_some_and(|lost| now >= lost.since + MISSING_AFTER);
         doubted || gone && now >= silent_at
     }
 }
@@ -138,5 +151,26 @@ mod tests {
         let never_met = PeerId::from_seed([3; 32]);
         assert!(absence.take_doubts(doubted, vec![never_met]).contains(&never_met));
         assert!(absence.is_missing(doubted + DOUBT_FOR, never_met, far));
+    }
+    #[test]
+    fn who_lives_without_a_connection_is_doubted_once_and_again_when_it_is_silent() {
+        let now = Instant::now();
+        let (one, other) = peers();
+        let mut absence = Absence::default();
+        absence.update(now, &BTreeSet::from([one, other]), &BTreeSet::from([one]));
+        let second = |n| now + Duration::from_secs(n);
+        absence.spoke(other);
+        assert_eq!(absence.take_doubts(second(1), vec![]), [other], "nobody had asked it");
+        for n in 2..60 {
+            absence.spoke(other);
+            assert_eq!(absence.take_doubts(second(n), vec![]), [], "it has answered");
+        }
+        assert_eq!(absence.take_doubts(second(60), vec![other]), [other]);
+        assert!(absence.is_missing(second(63), other, second(99)));
+        // It is connected and lost again.
+        absence.spoke(other);
+        absence.update(second(64), &BTreeSet::from([one]), &BTreeSet::from([one, other]));
+        absence.update(second(65), &BTreeSet::from([one, other]), &BTreeSet::from([one]));
+        assert_eq!(absence.take_doubts(second(66), vec![]), [other]);
     }
 }

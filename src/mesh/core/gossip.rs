@@ -88,9 +88,9 @@ impl Schedule {
         self.beat
     }
 
-    /// This node is doubted, so it says at once that it is there.
-    pub(super) fn beat_now(&mut self, now: Instant) {
-        self.beat_at = now;
+    /// This node is doubted, so it says that it is there by then.
+    pub(super) fn beat_by(&mut self, at: Instant) {
+        self.beat_at = self.beat_at.min(at);
     }
 
     /// Call when something changed. It is due after `settle`, counted from the first such change.
@@ -380,7 +380,7 @@ mod tests {
         // A doubted node says so at once, even while it pauses.
         schedule.said(last, 64);
         schedule.change(last, Due::Holdings);
-        schedule.beat_now(last);
+        schedule.beat_by(last);
         assert_eq!((schedule.due(last), schedule.due(last)), (Some(Due::Heartbeat), None));
     }
 

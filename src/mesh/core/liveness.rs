@@ -6,7 +6,7 @@
 //! connected to it: the indirect probe. Only the peer's own signed word ends a doubt.
 //!
 //! Invariants: nobody is called dead on the word of others alone, because whoever lives has
-//! [`super::limits::DOUBT_FOR`] to speak; a node that has lost all its peers, or slept, doubts
+//! [`super::limits::DOUBT_FOR`] to speak, and answers every doubt in that time; a node that has lost all its peers, or slept, doubts
 //! nobody; after its goodbye a node says nothing.
 
 use std::time::Instant;
@@ -15,7 +15,7 @@ use doppler_ids::PeerId;
 use tracing::debug;
 
 use super::gossip::Due;
-use super::limits::{BEAT_GRACE, REFUTE_EVERY, WITNESSES};
+use super::limits::{BEAT_GRACE, DOUBT_AFTER, REFUTE_EVERY, WITNESSES};
 use super::{Action, Core, Sight};
 use crate::wire::{Envelope, Stamp};
 
@@ -32,17 +32,28 @@ impl Core {
             self.counts.bad_messages += 1;
             return false;
         };
-        if peer != self.config.own {
-            if self.membership.knows(peer) && self.absence.doubt(now, peer) {
-                self.witness(now, author, peer, out);
-            }
-        } else if self.refuted.is_none_or(|at| now >= at + REFUTE_EVERY) {
-            self.refuted = Some(now);
-            // At once, even in a pause; then what it holds, for those that have dropped it.
-            self.schedule.beat_now(now);
-            self.schedule.change(now, Due::Holdings);
+        if peer == self.config.own {
+            self.refute(now);
+            return true;
+        }
+        // Its answer may overtake the doubt; whoever has just spoken is not asked again.
+        let has_spoken = self.membership.heard(peer).is_some_and(|at| now < at + DOUBT_AFTER);
+        if !has_spoken && self.membership.knows(peer) && self.absence.doubt(now, peer) {
+            self.witness(now, author, peer, out);
         }
         true
+    }
+
+    /// This node is doubted, so it speaks: at once, even in a pause, or if it has just done so, as
+    /// soon as it may again. Somebody may have heard its last answer before this doubt.
+    fn refute(&mut self, now: Instant) {
+        let at = self.refuted.map_or(now, |last| now.max(last + REFUTE_EVERY));
+        if self.refuted.is_none_or(|last| last <= now) {
+            self.refuted = Some(at);
+            self.schedule.beat_by(at);
+            // Then what it holds, for those that have dropped it.
+            self.schedule.change(at, Due::Holdings);
+        }
     }
 
     /// Dials a doubted peer if this node is among those that do so for the others: the best placed

@@ -396,7 +396,8 @@ fn two_others_dial_a_doubted_peer_for_all() {
         let data = Envelope::Doubt(id(5).to_bytes()).encode();
         Event::Gossip { message, topic, author, data }
     };
-    let now = world.now;
+    // It has not spoken since.
+    let now = world.now + limits::DOUBT_AFTER;
     let mut dials = |message| {
         let others = world.cores.iter_mut().enumerate().filter(|(node, _)| ![4, 5].contains(node));
         let dials = others.flat_map(|(_, core)| core.on(now, doubt(message), &Blind));
@@ -423,4 +424,28 @@ fn a_goodbye_is_believed_at_once_and_a_later_run_after_it() {
     world.tell_contacts(3);
     world.run_for(SECOND);
     assert_eq!(known(&world), 4);
+}
+
+#[test]
+fn every_doubt_is_answered_and_one_that_its_answer_has_overtaken_counts_for_nothing() {
+    let mut world = all_met(3);
+    let doubt = |world: &mut World, of: usize, at: usize| {
+        let (topic, author) = ("t".to_owned(), id(2));
+        let data = Envelope::Doubt(id(of).to_bytes()).encode();
+        world.tell(at, Event::Gossip { message: 0, topic, author, data });
+    };
+    let beats = |world: &World| world.cores[1].membership.heard(id(0));
+    for pause in [0, 400, 700, 1300, 20] {
+        world.run_for(Duration::from_millis(pause));
+        doubt(&mut world, 0, 0);
+        let (now, before) = (world.now, beats(&world));
+        let limit = now + limits::REFUTE_EVERY + 2 * LATENCY;
+        assert!(world.run_until(limit, |world| beats(world) > before.max(Some(now))), "{pause}");
+        // The other hears the doubt after the answer.
+        doubt(&mut world, 0, 1);
+        for _ in 0..60 {
+            world.run_for(SECOND / 10);
+            assert!(!world.cores[1].is_missing(world.now, id(0)), "after {pause} ms");
+        }
+    }
 }

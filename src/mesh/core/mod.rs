@@ -312,7 +312,7 @@ pub struct Core {
     crowd: Crowd,
     numbers: Numbers,
     absence: Absence,
-    /// When this node last answered a doubt of itself.
+    /// When this node last answered a doubt of itself, or will answer one.
     refuted: Option<Instant>,
     /// Since when this node has been awake: peers' words before it may have passed it by.
     awake: Instant,
