@@ -105,6 +105,15 @@ pub fn files(data: &[u8]) {
     }
 }
 
+/// A GGUF file: header, config and vocabulary. What is accepted describes a model or is refused by
+/// its family.
+pub fn gguf(data: &[u8]) {
+    match doppler_infer::load::probe_gguf(data) {
+        Ok(config) => drop(doppler_infer::families::read(&config)),
+        Err(problem) => assert_eq!(problem.lines().count(), 1, "{problem}"),
+    }
+}
+
 /// What a peer sends before a private swarm admits it. The first byte chooses the peer's side, and
 /// whether the rest is everything that it sends or is XORed over the messages of a member.
 pub fn handshake(data: &[u8]) {

@@ -39,6 +39,7 @@ pub use arch::Arch;
 pub use checkpoint::{Checkpoint, Form, Restored, Stored, open, restored};
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use dir_sink::DirSink;
+pub use gguf::probe as probe_gguf;
 pub use mixture::{Quantization, UnknownQuantization};
 pub use routing::Routing;
 pub use sink::{MemorySink, ShardSink};

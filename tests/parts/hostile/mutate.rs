@@ -102,6 +102,22 @@ fn manifests() {
 }
 
 #[test]
+fn gguf_files() {
+    let root = doppler_testing::root().join("tests/data/gguf");
+    let samples =
+        ["v2", "mixtral"].map(|name| fs::read(root.join(name).join("model.gguf")).unwrap());
+    for sample in &samples {
+        doppler_infer::load::probe_gguf(sample).unwrap();
+    }
+    // Mutations hit the header only, which ends where the weights begin.
+    let headers = samples.map(|sample| sample[..10 << 10].to_vec());
+    run("gguf", &headers, 3_000, |head| {
+        // Weights of no meaning follow, so that tensors lie within the file.
+        entries::gguf(&[head, &[0; 128 << 10]].concat());
+    });
+}
+
+#[test]
 fn requests() {
     let request = |start, end, priority| {
         let range = ByteRange::new(start, end).unwrap();

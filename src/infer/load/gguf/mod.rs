@@ -183,6 +183,29 @@ impl Gguf {
     }
 }
 
+/// Reads everything but weights from a file's bytes: header, config, vocabulary. Returns the config.
+/// For tests and fuzzing.
+///
+/// # Errors
+/// As [`Gguf::open`], without the file's name.
+pub fn probe(bytes: &[u8]) -> std::result::Result<Json, String> {
+    let Header { metadata, tensors } = header::read(bytes, bytes.len() as u64)?;
+    let architecture = config::architecture(metadata.get("general.architecture"))?;
+    let table = tensors.get("token_embd.weight").ok_or("token_embd.weight is missing")?;
+    let facts = Facts {
+        vocab: table.shape.iter().rev().skip(1).product(),
+        tied: !tensors.contains_key("output.weight"),
+        biased: tensors.contains_key("blk.0.attn_q.bias"),
+        divisors: None,
+    };
+    let config = config::config(architecture, &Keys::new(&metadata, architecture.name), &facts)?;
+    if let Some(vocabulary) = Vocabulary::new(&metadata, facts.vocab)? {
+        vocabulary.ends()?;
+        vocabulary.tokenizer()?;
+    }
+    Ok(config)
+}
+
 /// How a tensor is read.
 fn form(info: &TensorInfo) -> Form {
     match info.ggml.held() {
