@@ -58,10 +58,11 @@ impl World {
         let models = this.registered.iter().map(|model| &self.models[*model]);
         let shards =
             models.flat_map(|model| model.objects.iter().copied().chain([model.id.manifest()]));
+        let mut lens = core.lens(now, since);
         let kept = |shard: ShardId| Kept {
             is_here: this.disk.is_whole(shard),
             is_replica: this.disk.is_replica(shard),
-            ..core.kept(now, (shard, self.size(shard)), self.replicas, since)
+            ..lens.kept((shard, self.size(shard)), self.replicas)
         };
         shards.map(kept).collect()
     }

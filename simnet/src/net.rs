@@ -298,7 +298,7 @@ impl World {
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
         if !disorder {
             let at = self.now + delay;
-            if message.is_wanted(to, self.nodes[to].boot, at) {
+            if message.is_wanted(to, self.boots[to], at) {
                 let message = Rc::clone(message);
                 self.queue.push(at, Next::Gossip { to, from, message, is_replay: false });
             }

@@ -1,7 +1,7 @@
 //! What nodes do of their own accord: read what tokens need, learn models, pull all of one, mend
 //! what their disk lost; and how the swarm is furnished at the start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use doppler_ids::{ByteRange, ModelId, PeerId, ShardId};
 use doppler_mesh::core::{Event, ReadId};
@@ -32,8 +32,12 @@ const PROBES: usize = 8;
 const WORK_MAX: usize = 32;
 /// Objects that a pull fetches at a time.
 const AT_ONCE: usize = 4;
-/// How often a node of a crowd looks at what it lacks.
-const CROWD_LOOK: u64 = 10 * SECOND;
+/// How often a node looks that has nothing to do, as the running node does (`node::healing`); and the
+/// largest swarm in which it looks each second in any case.
+const IDLE_LOOK: u64 = 30 * SECOND;
+const FEW: usize = 255;
+/// Nodes that start in a second, at most.
+const STARTS: u64 = 50;
 /// Messages that a flooder says a second.
 const FLOOD: u64 = 100;
 const MIB: u64 = 1 << 20;
@@ -92,12 +96,13 @@ impl World {
             let publisher = if is_crowd { number } else { number % KEEPERS };
             self.models.push(Model { id, signed, objects, publisher });
         }
+        let placed = if scenario.is_placed() { self.placement() } else { BTreeMap::new() };
         for index in 0..self.options.nodes {
-            self.furnish_node(index);
+            self.furnish_node(index, &placed);
         }
     }
 
-    fn furnish_node(&mut self, index: usize) {
+    fn furnish_node(&mut self, index: usize, placed: &BTreeMap<ShardId, u64>) {
         let (seed, scenario) = (self.options.seed, self.options.scenario);
         let mut rng = Rng::fork(seed, "node", index as u64);
         let id = PeerId::from_seed(bytes(seed, 2 << 32 | index as u64));
@@ -114,7 +119,9 @@ impl World {
         let share = rng.below(70);
         for (shard, object) in &self.objects {
             let starts_here = match scenario {
-                _ if is_placed => self.is_placed(*shard, index),
+                _ if is_placed => {
+                    placed.get(shard).is_none_or(|first| self.order(*shard, index) <= *first)
+                }
                 Scenario::Crowd => self.is_furnished(*shard, index, rng.percent(5)),
                 // Only what healing copies stands between a drain and a loss.
                 Scenario::ColdStart | Scenario::Drain => is_keeper,
@@ -132,7 +139,7 @@ impl World {
         }
         let hides = matches!(scenario, Scenario::Mixed | Scenario::Partition);
         self.by_peer.insert(id, index);
-        let latest = if is_cold { 20 } else { 3 };
+        let latest = if is_cold { 20 } else { 3 }.max(self.options.nodes as u64 / STARTS);
         let starts = if is_keeper { 0 } else { rng.below(latest * SECOND) };
         let starts = if is_crowd { self.joins_at(index) } else { starts };
         let (up, down) = (rng.between(10, 125) * 1_000_000, rng.between(10, 125) * 1_000_000);
@@ -146,7 +153,7 @@ impl World {
             epoch: 0,
             armed: u64::MAX,
             replies: Replies::default(),
-            reads: std::collections::BTreeMap::new(),
+            reads: BTreeMap::new(),
             dropped: BTreeSet::new(),
             next_read: 1,
             disk,
@@ -164,24 +171,35 @@ impl World {
             sending: None,
             down_free: 0,
             contacts: BTreeSet::new(),
-            refused: std::collections::BTreeMap::new(),
+            refused: BTreeMap::new(),
             address: address_of(index),
             skew_ms: 0,
-            lies: std::collections::BTreeMap::new(),
+            lies: BTreeMap::new(),
             down_by: BTreeSet::new(),
             was_dishonest: false,
         });
         self.queue.push(starts, Next::Boot { node: index });
     }
 
-    /// Whether an object, or a manifest, lies on a node before the killing: everybody has the
-    /// manifest, and each object is on as many nodes as it should be.
-    fn is_placed(&self, shard: ShardId, index: usize) -> bool {
+    /// A node's place among those that may hold an object before the killing.
+    fn order(&self, shard: ShardId, node: usize) -> u64 {
         let mut first = [0; 8];
         first.copy_from_slice(&shard.as_bytes()[..8]);
-        let order = |node: usize| mix(u64::from_le_bytes(first) ^ mix(node as u64));
-        let before = (0..self.options.nodes).filter(|node| order(*node) < order(index)).count();
-        before < self.replicas.min || self.models.iter().any(|model| model.id.manifest() == shard)
+        mix(u64::from_le_bytes(first) ^ mix(node as u64))
+    }
+
+    /// Where each object lies before the killing: on as many nodes as it should be, up to this place in
+    /// its order. The manifest is everywhere, and not named.
+    fn placement(&self) -> BTreeMap<ShardId, u64> {
+        let objects = self.models.iter().flat_map(|model| model.objects.iter().copied());
+        let last = |shard: ShardId| {
+            let nodes = 0..self.options.nodes;
+            let mut order: Vec<u64> = nodes.map(|node| self.order(shard, node)).collect();
+            order.sort_unstable();
+            let last = self.replicas.min.min(order.len()).saturating_sub(1);
+            (shard, order.get(last).copied().unwrap_or(0))
+        };
+        objects.map(last).collect()
     }
 
     /// Whether an object, or a manifest, lies on a node of a crowd at the start: everybody has the
@@ -232,7 +250,7 @@ impl World {
         this.next_read += 1;
         let ReadRequest { shard, range, priority, .. } = request;
         let is_token = priority == Priority::Token;
-        let parts = std::collections::BTreeMap::new();
+        let parts = BTreeMap::new();
         let reading = Reading { shard, range, purpose, is_token, began: self.now, parts };
         this.reads.insert(read, reading);
         self.stats.reads += 1;
@@ -301,7 +319,9 @@ impl World {
     pub(crate) fn look(&mut self, node: usize) {
         let boot = self.nodes[node].boot;
         let is_crowd = self.options.scenario == Scenario::Crowd;
-        let every = if is_crowd { CROWD_LOOK } else { SECOND };
+        let is_idle = is_crowd || self.options.scenario == Scenario::Quiet;
+        let is_large = self.nodes.len() > FEW;
+        let every = if is_idle && is_large { IDLE_LOOK } else { SECOND };
         self.queue.push(self.now + every, Next::Look { node, boot });
         self.parts_changed(node);
         self.register_held(node);

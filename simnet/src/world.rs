@@ -56,6 +56,8 @@ pub struct World {
     pub(crate) now: u64,
     pub(crate) queue: Queue,
     pub(crate) nodes: Vec<Node>,
+    /// The life of each node, beside it: looked up with each copy of each message.
+    pub(crate) boots: Vec<u32>,
     pub(crate) by_peer: BTreeMap<PeerId, usize>,
     pub(crate) links: BTreeMap<(usize, usize), Link>,
     pub(crate) gossip: Gossip,
@@ -130,6 +132,7 @@ impl World {
             now: 0,
             queue: Queue::default(),
             nodes: Vec::new(),
+            boots: Vec::new(),
             by_peer: BTreeMap::new(),
             links: BTreeMap::new(),
             gossip: Gossip::new(options.seed, options.nodes),
@@ -157,6 +160,7 @@ impl World {
             surplus: BTreeMap::new(),
         };
         world.furnish();
+        world.boots = vec![0; world.nodes.len()];
         for (index, fault) in world.faults.iter().enumerate() {
             world.queue.push(fault.from, Next::FaultBegins { fault: index });
             world.queue.push(fault.until, Next::FaultEnds { fault: index });
@@ -361,6 +365,7 @@ impl World {
         let (own, topic) = (this.id, TOPIC.to_owned());
         let timing = Timing::default();
         this.boot += 1;
+        self.boots[node] = this.boot;
         let run = u64::from(this.boot);
         let config = Config { own, run, epoch, topic, timing, find_timeout: FIND_TIMEOUT };
         this.core = Some(Core::new(config, now));

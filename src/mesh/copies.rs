@@ -27,9 +27,9 @@ impl MeshHandle {
         let mut all = Vec::with_capacity(objects.len());
         for some in objects.chunks(LOOKED_UP_AT_ONCE) {
             self.shared().look(|core, _| {
-                let now = Instant::now();
+                let mut lens = core.lens(Instant::now(), since);
                 let kept = |(shard, size, replicas): &(ShardId, u64, Replicas)| {
-                    core.kept(now, (*shard, *size), *replicas, since)
+                    lens.kept((*shard, *size), *replicas)
                 };
                 all.extend(some.iter().map(kept));
             });

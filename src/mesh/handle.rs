@@ -183,7 +183,7 @@ impl Mesh {
         let actor = Actor {
             shared: shared.clone(),
             serve,
-            look_every: options.timing.upkeep(),
+            look_every: options.timing.upkeep(1),
             cancel: cancel.clone(),
         };
         let tasks = vec![

@@ -8,55 +8,67 @@
 //! Invariants: an author counts once in a window, however much it says, and for no more than a
 //! lease's worth; the table is bounded.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use doppler_ids::PeerId;
 
-use super::limits::{CROWD_SAMPLES_MAX, CROWD_SHARE, CROWD_WINDOW};
+use super::limits::{BEAT_SHARE, CROWD_SAMPLES_MAX, CROWD_WINDOW, Timing};
+use super::peers::PeerMap;
+
+/// Messages of its run that a newcomer says before it knows the swarm's pace.
+const NEWCOMER_WORDS: u64 = 3;
+/// From this many members on, a promise depends on their number.
+const PACED: usize = 40;
 
 pub(super) struct Crowd {
     window_ends: Instant,
-    /// What each author of this window promised, and what those of the last one did together.
-    promises: BTreeMap<PeerId, Duration>,
+    /// What each author of this window promised, and whether it is no newcomer; and what those of the
+    /// last window promised together.
+    promises: PeerMap<(Duration, bool)>,
     last: Option<Duration>,
 }
 
 impl Crowd {
     pub(super) fn new(now: Instant) -> Self {
-        Self { window_ends: now + CROWD_WINDOW, promises: BTreeMap::new(), last: None }
+        Self { window_ends: now + CROWD_WINDOW, promises: PeerMap::default(), last: None }
     }
 
     pub(super) fn len(&self) -> usize {
         self.promises.len()
     }
 
-    /// A peer has spoken, and promised to speak again within `next`.
-    pub(super) fn hear(&mut self, now: Instant, peer: PeerId, next: Duration) {
+    /// A peer has spoken, and promised to speak again within `next`. `words`: how many messages of its
+    /// run it has said, this one included.
+    pub(super) fn hear(&mut self, now: Instant, peer: PeerId, next: Duration, words: u64) {
         if now >= self.window_ends {
             // If whole windows passed in silence, nobody spoke in the last one.
             let is_next = now < self.window_ends + CROWD_WINDOW;
-            let sum = self.promises.values().sum();
+            let sum = self.promises.values().map(|(next, _)| *next).sum();
             self.last = Some(if is_next { sum } else { Duration::ZERO });
             self.promises.clear();
             self.window_ends = now + CROWD_WINDOW;
         }
-        if self.promises.len() < CROWD_SAMPLES_MAX || self.promises.contains_key(&peer) {
-            self.promises.insert(peer, next);
+        let promise = (next, words > NEWCOMER_WORDS);
+        if let Some(known) = self.promises.get_mut(&peer) {
+            *known = promise;
+        } else if self.promises.len() < CROWD_SAMPLES_MAX {
+            self.promises.insert(peer, promise);
         }
     }
 
     /// The number of members that the promises stand for. A newcomer believes what the others say
-    /// about the pace until it has listened for a window.
+    /// about the pace until it has listened for a window; but not what other newcomers say, who
+    /// know no more than it does.
     pub(super) fn size(&self) -> usize {
         let millis = match self.last {
             Some(last) => last.as_millis() / CROWD_WINDOW.as_millis(),
             None => {
-                let mut promises: Vec<Duration> = self.promises.values().copied().collect();
+                let promises = self.promises.values().filter(|(_, is_settled)| *is_settled);
+                let mut promises: Vec<Duration> = promises.map(|(next, _)| *next).collect();
                 promises.sort_unstable();
                 let median = promises.get(promises.len() / 2).copied().unwrap_or_default();
-                let is_crowd = median > CROWD_WINDOW;
-                if is_crowd { median.as_millis() / CROWD_SHARE.as_millis() } else { 0 }
+                let is_paced = median >= Timing::default().beat(PACED);
+                if is_paced { median.as_millis() / BEAT_SHARE.as_millis() } else { 0 }
             }
         };
         usize::try_from(millis).unwrap_or(usize::MAX)
@@ -65,7 +77,6 @@ impl Crowd {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits::Timing;
     use super::*;
 
     fn peer(number: u32) -> PeerId {
@@ -77,12 +88,19 @@ mod tests {
     #[test]
     fn a_crowd_is_as_large_as_its_members_promises_say() {
         let start = Instant::now();
-        let round = Timing::default().round(3000);
+        let beat = Timing::default().beat(3000);
         let mut crowd = Crowd::new(start);
-        // Each of 3,000 members speaks once a round; here those of three windows.
-        let each = round / 3000;
+        // Each of 3,000 members speaks once in this time; here those of three windows. Most of the
+        // others that are heard at first are newcomers, too.
+        let each = beat / 3000;
         for number in 0..(3 * CROWD_WINDOW.as_millis() / each.as_millis()) as u32 {
-            crowd.hear(start + each * number, peer(number), round);
+            crowd.hear(start + each * number, peer(number), beat, 9);
+            if number < 10 {
+                for newcomer in 0..3 {
+                    let newcomer = peer(100_000 + 3 * number + newcomer);
+                    crowd.hear(start + each * number, newcomer, Duration::from_secs(3), 2);
+                }
+            }
             if number == 10 {
                 assert_eq!(crowd.size(), 3000, "a newcomer is told the pace");
             }
@@ -92,9 +110,14 @@ mod tests {
         // One that talks all the time counts once.
         let later = start + 4 * CROWD_WINDOW;
         for number in 0..2000 {
-            crowd.hear(later + Duration::from_millis(number), peer(1), Duration::from_secs(3600));
+            crowd.hear(
+                later + Duration::from_millis(number),
+                peer(1),
+                Duration::from_secs(3600),
+                9,
+            );
         }
-        crowd.hear(later + CROWD_WINDOW, peer(2), round);
+        crowd.hear(later + CROWD_WINDOW, peer(2), beat, 9);
         assert!(crowd.size() <= 120, "{}", crowd.size());
     }
 
@@ -103,7 +126,7 @@ mod tests {
         let now = Instant::now();
         let mut crowd = Crowd::new(now);
         for number in 0..CROWD_SAMPLES_MAX as u32 + 50 {
-            crowd.hear(now, peer(number), Duration::from_secs(1));
+            crowd.hear(now, peer(number), Duration::from_secs(1), 9);
         }
         assert_eq!(crowd.len(), CROWD_SAMPLES_MAX);
     }

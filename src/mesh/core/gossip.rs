@@ -5,7 +5,6 @@
 //! `announce_every`; between two messages of this node there is at most the pause that it
 //! promised in the first; no author gets more messages accepted than the window allows.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use doppler_ids::{Address, PeerId};
@@ -14,6 +13,7 @@ use super::limits::{
     CROWD, CROWD_CHANGES, GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW,
     HOLDINGS_BYTES_TARGET, PEERS_REMEMBERED_MAX, Timing,
 };
+use super::peers::PeerMap;
 use crate::wire::{
     ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings, Stamp,
 };
@@ -72,10 +72,13 @@ impl Schedule {
         }
     }
 
-    /// Sets the pace of a swarm of so many members.
-    pub(super) fn set_pace(&mut self, members: usize) {
+    /// Sets the pace of a swarm of so many members. What was promised at a faster one is kept, and what
+    /// was planned at a slower one comes sooner.
+    pub(super) fn set_pace(&mut self, now: Instant, members: usize) {
         self.beat = self.timing.beat(members);
         self.every = self.timing.round(members);
+        self.beat_at = self.beat_at.min(now + self.beat);
+        self.round = self.round.min(now + self.every);
         self.rest = if members > CROWD { self.every / CROWD_CHANGES } else { Duration::ZERO };
     }
 
@@ -137,12 +140,12 @@ impl Schedule {
 /// Counts messages per author over a window.
 pub(super) struct Inbox {
     window_ends: Instant,
-    counts: BTreeMap<PeerId, u32>,
+    counts: PeerMap<u32>,
 }
 
 impl Inbox {
     pub(super) fn new(now: Instant) -> Self {
-        Self { window_ends: now + GOSSIP_WINDOW, counts: BTreeMap::new() }
+        Self { window_ends: now + GOSSIP_WINDOW, counts: PeerMap::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(schedule.due(schedule.next()), Some(Due::Everything));
         let said = start + timing.settle;
         assert_eq!(schedule.due(said), None);
-        schedule.set_pace(100);
+        schedule.set_pace(said, 100);
         assert_eq!(schedule.due(schedule.next()), Some(Due::Heartbeat));
         assert_eq!(schedule.next(), said + timing.announce_every);
         assert_eq!(schedule.due(schedule.next()), Some(Due::Holdings));
@@ -298,7 +301,7 @@ mod tests {
         let timing = Timing::default();
         let said_by_all = |members: usize| {
             let mut schedule = Schedule::new(timing, start);
-            schedule.set_pace(members);
+            schedule.set_pace(start, members);
             let (mut now, mut said) = (start, 0);
             while now < start + Duration::from_secs(36_000) {
                 // Its holdings change all the time.
@@ -366,7 +369,7 @@ mod tests {
         let timing = Timing::default();
         let mut schedule = Schedule::new(timing, start);
         let beat = timing.beat(10);
-        schedule.set_pace(10);
+        schedule.set_pace(start, 10);
         let (mut last, mut said) = (start, Vec::new());
         while last < start + 3 * timing.announce_every {
             let now = schedule.next();

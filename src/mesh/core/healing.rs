@@ -33,7 +33,6 @@ use super::limits::{
 use super::planted::{self, Plant};
 use super::reads::Reading;
 use doppler_store::Replicas;
-use doppler_store::groups::Chunks;
 
 /// An object whose copies are counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -409,31 +408,7 @@ impl Core {
         replicas: Replicas,
         since: Option<Instant>,
     ) -> Kept {
-        let spoke = |peer: PeerId| {
-            since.is_none_or(|since| self.membership.told(peer).is_some_and(|at| at > since))
-        };
-        let stays = |peer: PeerId| peer != self.config.own && self.stays(now, peer) && spoke(peer);
-        let all = self.membership.holders(now, shard).into_iter();
-        let all: Vec<PeerId> =
-            all.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect();
-        let leaves = |peer: &&PeerId| self.membership.is_leaving(**peer) && self.lives(now, **peer);
-        let leaving = all.iter().filter(leaves).count();
-        let holders: Vec<PeerId> = all.into_iter().filter(|peer| stays(*peer)).collect();
-        let is_pinned_elsewhere = self.membership.is_pinned(now, shard, &holders);
-        let is_here = self.whole.contains(&shard);
-        let heat = self.membership.heat(now, shard) + usize::from(self.heat.is_hot(now, shard));
-        Kept {
-            shard,
-            size,
-            replicas,
-            holders,
-            leaving,
-            helpers: None,
-            heat,
-            is_pinned_elsewhere,
-            is_here,
-            is_replica: false,
-        }
+        self.lens(now, since).kept((shard, size), replicas)
     }
 
     /// Call when this node copies objects of these models, and of no others.
@@ -484,7 +459,7 @@ impl Core {
     }
 
     /// Whether a peer is neither missing nor shunned.
-    fn lives(&self, now: Instant, peer: PeerId) -> bool {
+    pub(super) fn lives(&self, now: Instant, peer: PeerId) -> bool {
         !self.reputation.is_shunned(now, peer) && !self.is_missing(now, peer)
     }
 }

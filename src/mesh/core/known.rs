@@ -20,6 +20,7 @@ use super::limits::{
     DIAL_AGAIN, DIAL_FAR_MAX, DIAL_NEAR_MAX, DIAL_RETRY_FIRST, DIALS_AT_ONCE, HEARD_TURNS,
     KNOWN_ADDRESSES_MAX, KNOWN_HEARD_MAX, KNOWN_PEERS_MAX, NEAR_MAX, STEADY, STRANGER_AFTER,
 };
+use super::peers::PeerMap;
 
 /// How a peer became known, in ascending order of value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +90,11 @@ impl Entry {
         all
     }
 
+    /// Whether it is away and worth no more than one from this source.
+    fn may_give_way(&self, source: Source) -> bool {
+        self.connected.is_none() && (self.is_stranger || self.source <= source)
+    }
+
     /// Its pauses begin anew. A peer that causes this again and again gets at most one dial per
     /// [`DIAL_RETRY_FIRST`].
     fn start_over(&mut self, from: Instant) {
@@ -107,16 +113,18 @@ pub(super) struct Known {
     own: PeerId,
     /// The connected peers, with or without an entry.
     connected: BTreeSet<PeerId>,
-    peers: BTreeMap<PeerId, Entry>,
+    peers: PeerMap<Box<Entry>>,
     /// How many of them are only heard of, and when the next of those may give way.
     heard: usize,
     next_turn: Option<Instant>,
+    /// Who gives way to one that is only heard of, the next one last, as of a look at all.
+    turns: Vec<(Instant, PeerId)>,
 }
 
 impl Known {
     pub(super) fn new(own: PeerId) -> Self {
-        let (connected, peers) = (BTreeSet::new(), BTreeMap::new());
-        Self { own, connected, peers, heard: 0, next_turn: None }
+        let (connected, peers) = (BTreeSet::new(), PeerMap::default());
+        Self { own, connected, peers, heard: 0, next_turn: None, turns: Vec::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -313,8 +321,8 @@ impl Known {
             let lists = [&entry.reached, &entry.found, &entry.said];
             entry.connected.is_none() && lists.iter().any(|list| !list.is_empty())
         });
-        let mut away: Vec<(&PeerId, &Entry)> = away.collect();
-        away.sort_by_key(|(_, entry)| entry.usefulness());
+        let mut away: Vec<(&PeerId, &Entry)> = away.map(|(peer, entry)| (peer, &**entry)).collect();
+        away.sort_unstable_by_key(|(peer, entry)| (entry.usefulness(), **peer));
         let mut ranks = [0, 0];
         let at = |(peer, entry): (&PeerId, &Entry)| {
             let rank = &mut ranks[usize::from(entry.is_alive(now))];
@@ -332,14 +340,13 @@ impl Known {
         if peer == self.own {
             return None;
         }
-        if !self.peers.contains_key(&peer) && !self.make_room(now, source) {
+        let is_new = !self.peers.contains_key(&peer);
+        if is_new && !self.make_room(now, source) {
             return None;
         }
-        let connected = self.connected.contains(&peer).then_some(now);
-        if source == Source::Heard && !self.peers.contains_key(&peer) {
-            self.heard += 1;
-        }
-        let entry = self.peers.entry(peer).or_insert_with(|| Entry {
+        let connected = if is_new && self.connected.contains(&peer) { Some(now) } else { None };
+        self.heard += usize::from(is_new && source == Source::Heard);
+        let new = || Entry {
             source,
             reached: Vec::new(),
             found: Vec::new(),
@@ -353,7 +360,8 @@ impl Known {
             dialled: None,
             dials: 0,
             failure: None,
-        });
+        };
+        let entry = self.peers.entry(peer).or_insert_with(|| Box::new(new()));
         self.heard -= usize::from(entry.source == Source::Heard && source > Source::Heard);
         entry.source = entry.source.max(source);
         Some(entry)
@@ -374,16 +382,34 @@ impl Known {
         if is_heard {
             self.next_turn = Some(now + HEARD_TURNS);
         }
-        let away = self.peers.iter().filter(|(_, entry)| {
-            entry.connected.is_none() && (entry.is_stranger || entry.source <= source)
-        });
-        let Some((least, entry)) = away.max_by_key(|(_, entry)| entry.usefulness()) else {
-            return false;
-        };
-        let least = *least;
+        let least = if is_heard { self.least_heard() } else { self.least_useful(source) };
+        let Some(entry) = least.and_then(|least| self.peers.remove(&least)) else { return false };
         self.heard -= usize::from(entry.source == Source::Heard);
-        self.peers.remove(&least);
         true
+    }
+
+    /// The least useful of the peers that are away and are worth no more than one from this source.
+    fn least_useful(&self, source: Source) -> Option<PeerId> {
+        let away = self.peers.iter().filter(|(_, entry)| entry.may_give_way(source));
+        let least = away.max_by_key(|(peer, entry)| (entry.usefulness(), **peer));
+        least.map(|(peer, _)| *peer)
+    }
+
+    /// The same for one that was only heard of. They are put in order once for many that give way: in a
+    /// large swarm somebody does all the time.
+    fn least_heard(&mut self) -> Option<PeerId> {
+        while let Some((seen, peer)) = self.turns.pop() {
+            let entry = self.peers.get(&peer).filter(|entry| entry.may_give_way(Source::Heard));
+            // Whoever was heard since then has a later turn.
+            if entry.is_some_and(|entry| entry.seen == seen) {
+                return Some(peer);
+            }
+        }
+        let away = self.peers.iter().filter(|(_, entry)| entry.may_give_way(Source::Heard));
+        let mut away: Vec<(&PeerId, &Entry)> = away.map(|(peer, entry)| (peer, &**entry)).collect();
+        away.sort_unstable_by_key(|(peer, entry)| (entry.usefulness(), **peer));
+        self.turns.extend(away.into_iter().map(|(peer, entry)| (entry.seen, *peer)));
+        self.turns.pop().map(|(_, peer)| peer)
     }
 }
 

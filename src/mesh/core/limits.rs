@@ -30,9 +30,12 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How often leases and dials are checked: a few times per lease.
-    pub(crate) fn upkeep(&self) -> Duration {
-        self.lease.min(self.announce_every) / 8
+    /// How often leases, dials and promises are checked: a few times per lease, and in a crowd, where
+    /// everything takes longer, a few times per heartbeat.
+    pub(crate) fn upkeep(&self, members: usize) -> Duration {
+        let few = self.lease.min(self.announce_every) / 8;
+        let share = if members > CROWD { self.beat(members) / 16 } else { Duration::ZERO };
+        few.max(share.min(UPKEEP_MAX))
     }
 
     /// How often a node of a swarm of so many members announces everything again. In a crowd, all
@@ -198,6 +201,8 @@ pub(crate) const BEAT_GRACE: Duration = Duration::from_millis(1500);
 pub(crate) const CROWD: usize = MEMBERS_MAX - 1;
 /// In a crowd, a node whose holdings change says so at most this many times a round.
 pub(crate) const CROWD_CHANGES: u32 = 8;
+/// The longest time between two looks of a crowd's member at leases, dials and promises.
+pub(crate) const UPKEEP_MAX: Duration = Duration::from_secs(10);
 /// The window over which a crowd's size is estimated, and the authors counted in it.
 pub(crate) const CROWD_WINDOW: Duration = Duration::from_secs(30);
 pub(crate) const CROWD_SAMPLES_MAX: usize = 1024;

@@ -22,6 +22,7 @@ use super::limits::{
     FORGOTTEN_FOR, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX,
     MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, VIEW_LOOK, VIEW_TURNS,
 };
+use super::peers::PeerMap;
 use super::planted::{self, Plant};
 use crate::wire::{BITMAP_BYTES_MAX, Holdings, ModelHoldings, Stamp};
 use doppler_store::groups::Chunks;
@@ -39,8 +40,9 @@ pub(super) enum Heard {
     Full,
 }
 
+/// What a peer says that it holds of a model.
 #[derive(Default, PartialEq, Eq)]
-struct Held {
+pub(super) struct Held {
     /// It copies objects of the model that too few hold.
     helps: bool,
     /// Everything that it holds of the model is pinned there.
@@ -59,7 +61,25 @@ impl Held {
         !self.parts.is_empty() || self.objects.iter().any(|byte| *byte != 0)
     }
 
-    fn chunks(&self, bit: usize) -> Chunks {
+    /// Everything that it holds of the model is pinned there.
+    pub(super) const fn pins(&self) -> bool {
+        self.pins
+    }
+
+    pub(super) const fn has_manifest(&self) -> bool {
+        self.manifest
+    }
+
+    pub(super) fn has_whole(&self, bit: usize) -> bool {
+        has_bit(&self.objects, bit)
+    }
+
+    /// Whether it keeps reading an object from others.
+    pub(super) fn is_hot(&self, bit: usize) -> bool {
+        !self.hot.is_empty() && u32::try_from(bit).is_ok_and(|bit| self.hot.contains(&bit))
+    }
+
+    pub(super) fn chunks(&self, bit: usize) -> Chunks {
         if has_bit(&self.objects, bit) {
             return Chunks::ALL;
         }
@@ -86,7 +106,8 @@ struct Member {
     room: u64,
     /// It is about to leave the swarm.
     is_leaving: bool,
-    models: BTreeMap<ModelId, Entry>,
+    /// Boxed, because an ordered map has room for eleven.
+    models: BTreeMap<ModelId, Box<Entry>>,
 }
 
 impl Member {
@@ -109,7 +130,7 @@ impl Member {
     }
 
     /// Removes the entry whose lease ends first.
-    fn take_first(&mut self) -> Option<(ModelId, Entry)> {
+    fn take_first(&mut self) -> Option<(ModelId, Box<Entry>)> {
         let first = self.models.iter().min_by_key(|(_, entry)| entry.until);
         let first = first.map(|(model, _)| *model)?;
         self.models.remove(&first).map(|entry| (first, entry))
@@ -125,14 +146,16 @@ struct Forgotten {
 /// Peers' holdings and the lists that give them meaning.
 #[derive(Default)]
 pub(super) struct Membership {
-    members: BTreeMap<PeerId, Member>,
-    forgotten: BTreeMap<PeerId, Forgotten>,
+    members: PeerMap<Member>,
+    forgotten: PeerMap<Forgotten>,
     /// Which members have an entry for a model.
     by_model: BTreeMap<ModelId, BTreeSet<PeerId>>,
     /// Entries of all members.
     entries: usize,
     /// No lease ends before this, if any runs.
     soonest: Option<Instant>,
+    /// Members that share no model, those that were silent for longest last, as of a look at all.
+    turns: Vec<(Instant, PeerId)>,
     /// Nobody who shares no model gives way before this to another of that kind.
     next_turn: Option<Instant>,
     /// All members share a model, as of a look that is not repeated before this.
@@ -185,7 +208,7 @@ impl Membership {
             changed |= old.is_none_or(|old| old.until <= now || old.held != held);
             self.entries -= usize::from(old.is_some());
             let gone = member.make_room(model, held.objects.len(), held.parts.len());
-            member.models.insert(model, Entry { held, until });
+            member.models.insert(model, Box::new(Entry { held, until }));
             self.entries += 1;
             self.by_model.entry(model).or_default().insert(peer);
             self.entries -= gone.len();
@@ -206,19 +229,38 @@ impl Membership {
         if is_shut(self.all_share_until) || !shares && is_shut(self.next_turn) {
             return false;
         }
-        let others = self.members.iter().filter(|(_, m)| !m.models.keys().any(is_shared));
-        let Some((oldest, member)) = others.min_by_key(|(_, member)| member.told) else {
+        let Some((told, oldest, stamp)) = self.oldest_stranger() else {
             self.all_share_until = Some(now + VIEW_LOOK);
             return false;
         };
-        if !shares && now < member.told + VIEW_TURNS {
-            self.next_turn = Some(member.told + VIEW_TURNS);
+        if !shares && now < told + VIEW_TURNS {
+            self.next_turn = Some(told + VIEW_TURNS);
             return false;
         }
-        let (oldest, stamp) = (*oldest, member.stamp);
         self.drop_member(oldest);
         self.remember(now, oldest, stamp);
         true
+    }
+
+    /// Of the members that share no model with this node, the one that was silent for longest: when it
+    /// last said what it holds, and its last stamp. They are put in order once for many that give way.
+    fn oldest_stranger(&mut self) -> Option<(Instant, PeerId, Stamp)> {
+        let Self { members, lists, turns, .. } = self;
+        let is_stranger = |member: &Member| !member.models.keys().any(|m| lists.contains_key(m));
+        // Whoever has spoken since then has a later turn.
+        let is_due = |(told, peer): &(Instant, PeerId)| {
+            members.get(peer).is_some_and(|member| member.told == *told && is_stranger(member))
+        };
+        while turns.last().is_some_and(|turn| !is_due(turn)) {
+            turns.pop();
+        }
+        if turns.is_empty() {
+            let strangers = members.iter().filter(|(_, member)| is_stranger(member));
+            turns.extend(strangers.map(|(peer, member)| (member.told, *peer)));
+            turns.sort_unstable_by(|one, other| other.cmp(one));
+        }
+        let (told, peer) = *turns.last()?;
+        members.get(&peer).map(|member| (told, peer, member.stamp))
     }
 
     /// Removes a member and all that it holds. True if it was there.
@@ -293,7 +335,8 @@ impl Membership {
     /// Beyond the bound over all peers, one model of the peer that names the most is forgotten.
     fn shed(&mut self) {
         while self.entries > HOLDINGS_MAX {
-            let most = self.members.iter_mut().max_by_key(|(_, member)| member.models.len());
+            let most = self.members.iter_mut();
+            let most = most.max_by_key(|(peer, member)| (member.models.len(), **peer));
             let Some((peer, (model, _))) =
                 most.and_then(|(peer, member)| Some((*peer, member.take_first()?)))
             else {
@@ -382,14 +425,9 @@ impl Membership {
         found.into_iter().collect()
     }
 
-    /// The number of peers with a running lease that keep reading an object from others.
-    pub(super) fn heat(&self, now: Instant, shard: ShardId) -> usize {
-        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
-        let reads = |(model, bit): &(ModelId, usize)| {
-            let bit = u32::try_from(*bit).unwrap_or(u32::MAX);
-            self.entries_of(now, *model).filter(|(_, held)| held.hot.contains(&bit)).count()
-        };
-        places.iter().map(reads).max().unwrap_or(0)
+    /// The registered models whose lists name an object, and its bit in each.
+    pub(super) fn places(&self, shard: ShardId) -> &[(ModelId, usize)] {
+        self.places.get(&shard).map_or(&[][..], Vec::as_slice)
     }
 
     /// An object's place in a model's list.
@@ -398,8 +436,12 @@ impl Membership {
         places.iter().find(|(other, _)| *other == model).map(|(_, bit)| *bit)
     }
 
-    /// What peers with a running lease said of a model.
-    fn entries_of(&self, now: Instant, model: ModelId) -> impl Iterator<Item = (PeerId, &Held)> {
+    /// What peers with a running lease said of a model, in the order of their ids.
+    pub(super) fn entries_of(
+        &self,
+        now: Instant,
+        model: ModelId,
+    ) -> impl Iterator<Item = (PeerId, &Held)> {
         let peers = self.by_model.get(&model).into_iter().flatten();
         peers.filter_map(move |peer| {
             let entry = self.members.get(peer)?.models.get(&model)?;
@@ -423,9 +465,8 @@ impl Membership {
     /// [`Self::holders_of_model`] counts it.
     pub(super) fn holds_of(&self, now: Instant, model: ModelId, peer: PeerId) -> bool {
         let entry = self.members.get(&peer).and_then(|member| member.models.get(&model));
-        let Some(Entry { held, .. }) = entry.filter(|entry| entry.until > now) else {
-            return false;
-        };
+        let Some(entry) = entry.filter(|entry| entry.until > now) else { return false };
+        let held = &entry.held;
         held.has_objects()
             && self.lists.get(&model).is_none_or(|list| {
                 let has = |bit: usize| !held.chunks(bit).is_none();
@@ -454,7 +495,8 @@ impl Membership {
         let Some(member) = self.members.get(&peer) else { return 0 };
         let running = member.models.values().filter(|entry| entry.until > now);
         running
-            .map(|Entry { held, .. }| {
+            .map(|entry| {
+                let held = &entry.held;
                 let bits: u64 = held.objects.iter().map(|byte| u64::from(byte.count_ones())).sum();
                 bits + u64::from(held.manifest)
             })
@@ -488,7 +530,10 @@ impl Membership {
             })
         };
         let offers = self.members.iter().filter(|(_, member)| member.room > 0 && runs(member));
-        offers.map(|(peer, member)| (*peer, member.room)).collect()
+        let mut offers: Vec<(PeerId, u64)> =
+            offers.map(|(peer, member)| (*peer, member.room)).collect();
+        offers.sort_unstable();
+        offers
     }
 
     /// Peers with a running lease that copy objects of a model that too few hold.
@@ -499,23 +544,6 @@ impl Membership {
             entry.is_some_and(|entry| entry.until > now && entry.held.helps)
         };
         peers.filter(helps).collect()
-    }
-
-    /// Whether one of these peers, with a running lease, holds an object whole and pins it.
-    pub(super) fn is_pinned(&self, now: Instant, shard: ShardId, by: &[PeerId]) -> bool {
-        let model = ModelId::from(*shard.as_bytes());
-        let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
-        let pinned = |member: &Member| {
-            let pinning = |model: &ModelId| {
-                let entry = member.models.get(model).filter(|entry| entry.until > now);
-                entry.map(|entry| &entry.held).filter(|held| held.pins)
-            };
-            pinning(&model).is_some_and(|held| held.manifest)
-                || places.iter().any(|(model, bit)| {
-                    pinning(model).is_some_and(|held| has_bit(&held.objects, *bit))
-                })
-        };
-        by.iter().filter_map(|peer| self.members.get(peer)).any(pinned)
     }
 
     pub(super) fn is_leaving(&self, peer: PeerId) -> bool {
@@ -603,6 +631,7 @@ impl Membership {
         // What is forgotten for good is looked at with the rest.
         next = next.into_iter().chain(forgotten.values().map(|last| last.until)).min();
         self.soonest = next;
+        gone.sort_unstable();
         for (peer, stamp) in gone {
             self.remember(now, peer, stamp);
         }

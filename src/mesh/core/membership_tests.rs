@@ -44,6 +44,22 @@ fn whole(members: &Membership, now: Instant, shard: ShardId) -> Vec<PeerId> {
     holders.filter(|(_, chunks)| *chunks == Chunks::ALL).map(|(peer, _)| peer).collect()
 }
 
+fn heat_of(members: &Membership, now: Instant, shard: ShardId) -> usize {
+    let heat = |(model, bit): &(ModelId, usize)| {
+        members.entries_of(now, *model).filter(|(_, held)| held.is_hot(*bit)).count()
+    };
+    members.places(shard).iter().map(heat).max().unwrap_or(0)
+}
+
+fn is_pinned_by(members: &Membership, now: Instant, shard: ShardId, by: &[PeerId]) -> bool {
+    let pins = |model, has: &dyn Fn(&Held) -> bool| {
+        let mut entries = members.entries_of(now, model);
+        entries.any(|(peer, held)| by.contains(&peer) && held.pins() && has(held))
+    };
+    pins(ModelId::from(*shard.as_bytes()), &Held::has_manifest)
+        || members.places(shard).iter().any(|(model, bit)| pins(*model, &|h| h.has_whole(*bit)))
+}
+
 #[test]
 fn parts_of_objects_are_told_apart_from_whole_ones() {
     let (now, model) = (Instant::now(), ModelId::of(b"m"));
@@ -87,7 +103,7 @@ fn an_object_is_as_hot_as_there_are_peers_that_keep_reading_it() {
         said.models[0].hot = hot;
         members.hear(now, peer(index as u8 + 1), said);
     }
-    let heat = |now| objects.iter().map(|id| members.heat(now, *id)).collect::<Vec<_>>();
+    let heat = |now| objects.iter().map(|id| heat_of(&members, now, *id)).collect::<Vec<_>>();
     assert_eq!(heat(now), [1, 2, 0]);
     assert_eq!(heat(now + LEASE), [0, 0, 0]);
     assert_eq!(
@@ -389,7 +405,7 @@ fn an_object_is_pinned_where_all_that_is_held_of_its_model_is() {
     pins.models[0].pins = true;
     members.hear(now, peer(1), pins);
     members.hear(now, peer(2), says(1, model, true, &[0b11]));
-    let is_pinned = |at, shard, by: &[PeerId]| members.is_pinned(at, shard, by);
+    let is_pinned = |at, shard, by: &[PeerId]| is_pinned_by(&members, at, shard, by);
     assert!(is_pinned(now, objects[0], &[peer(1), peer(2)]));
     assert!(is_pinned(now, model.manifest(), &[peer(1)]));
     assert!(!is_pinned(now, objects[1], &[peer(1), peer(2)]), "only cached");

@@ -20,6 +20,7 @@ mod gossip;
 mod healing;
 mod heat;
 mod known;
+mod lens;
 pub mod limits;
 mod links;
 mod liveness;
@@ -27,6 +28,7 @@ mod liveness;
 mod meeting_tests;
 mod membership;
 mod meter;
+mod peers;
 pub mod planted;
 mod pull;
 mod reads;
@@ -61,6 +63,7 @@ pub use healing::{HealAction, HealOptions, HealView, Healing, Kept};
 use heat::Heat;
 use known::Known;
 pub use known::{Away, Source};
+pub use lens::Lens;
 use limits::{
     ANNOUNCEMENTS_PER_TURN, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing,
 };
@@ -326,6 +329,8 @@ pub struct Core {
     known: Known,
     twins: Twins,
     contacts: BTreeMap<PeerId, Contact>,
+    /// How many of them take part in the swarm's topic.
+    listeners: usize,
     addresses: Vec<Address>,
     whole: BTreeSet<ShardId>,
     parts: BTreeMap<ShardId, Chunks>,
@@ -366,13 +371,14 @@ impl Core {
             known: Known::new(config.own),
             twins: Twins::default(),
             contacts: BTreeMap::new(),
+            listeners: 0,
             addresses: Vec::new(),
             whole: BTreeSet::new(),
             parts: BTreeMap::new(),
             reads: BTreeMap::new(),
             counts: Counts::default(),
             traffic: BTreeMap::new(),
-            upkeep: now + config.timing.upkeep(),
+            upkeep: now + config.timing.upkeep(1),
             forget_at: now,
             dial_at: now,
             dialled_at: None,
@@ -552,7 +558,7 @@ impl Core {
         let listened = |peer: &PeerId| self.contacts.get(peer).is_some_and(|old| old.listens);
         // Where more are than one connects to, a newcomer waits for the others' rounds: what each of
         // them says to it, all others hear once more.
-        let was_alone = !self.contacts.values().any(|old| old.listens);
+        let was_alone = self.listeners == 0;
         if (was_alone || self.size() <= limits::DIAL_TARGET)
             && contacts.iter().any(|(peer, contact)| contact.listens && !listened(peer))
         {
@@ -570,8 +576,13 @@ impl Core {
         }
         let connected = |contacts: &BTreeMap<PeerId, Contact>| contacts.keys().copied().collect();
         self.absence.update(now, &connected(&self.contacts), &connected(&contacts));
+        if self.contacts.keys().any(|peer| !contacts.contains_key(peer)) {
+            // Whoever was lost is doubted in time.
+            self.upkeep = self.upkeep.min(now + limits::DOUBT_AFTER);
+        }
         self.known.contacts(now, &contacts);
         self.dial_soon(now);
+        self.listeners = contacts.values().filter(|contact| contact.listens).count();
         self.contacts = contacts;
         self.settle(now, true, sight, out);
         out.push(Action::Changed);
@@ -601,7 +612,7 @@ impl Core {
             Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
             Ok(Envelope::Doubt(peer)) => self.on_doubt(now, author, &peer, out),
             Ok(Envelope::Heartbeat { stamp, next }) => {
-                self.crowd.hear(now, author, next);
+                self.crowd.hear(now, author, next, stamp.sequence);
                 if self.membership.beat(now, author, stamp, next) {
                     self.absence.spoke(author);
                 }
@@ -638,7 +649,7 @@ impl Core {
             self.counts.ignored_messages += 1;
             return true;
         }
-        self.crowd.hear(now, author, holdings.next);
+        self.crowd.hear(now, author, holdings.next, holdings.stamp.sequence);
         let texts = holdings.addresses.iter();
         let addresses: Vec<Address> = texts.filter_map(|text| text.parse().ok()).collect();
         let (until, said) = (now + holdings.lease, (holdings.run, holdings.stamp));
@@ -681,8 +692,7 @@ impl Core {
 
     /// Connections to members that this node opens in advance.
     fn room(&self) -> usize {
-        let members = self.contacts.values().filter(|contact| contact.listens).count();
-        limits::DIAL_TARGET.saturating_sub(members)
+        limits::DIAL_TARGET.saturating_sub(self.listeners)
     }
 
     /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
@@ -696,6 +706,10 @@ impl Core {
     }
 
     fn on_time(&mut self, now: Instant, sight: &dyn Sight, out: &mut Vec<Action>) {
+        // A newcomer has heard from others at which pace they speak.
+        if self.schedule.next() <= now {
+            self.schedule.set_pace(now, self.size());
+        }
         if let Some(due) = self.schedule.due(now) {
             let (said, more) = self.say(now, due, out);
             self.schedule.said(now, said);
@@ -709,12 +723,12 @@ impl Core {
         let mut stirred = false;
         if self.upkeep <= now {
             self.look_for_the_silent(now, out);
-            self.upkeep = now + self.config.timing.upkeep();
+            self.upkeep = now + self.config.timing.upkeep(self.size());
             stirred = self.membership.expire(now);
             let Self { absence, membership, .. } = self;
             absence.retain(|peer| membership.knows(peer));
             self.twins.expire(now);
-            self.schedule.set_pace(self.size());
+            self.schedule.set_pace(now, self.size());
             if self.forget_at <= now {
                 self.forget_at = now + self.lease() / 16;
                 self.forget(now, self.lease(), None, out);

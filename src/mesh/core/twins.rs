@@ -19,6 +19,7 @@ use doppler_ids::PeerId;
 use super::limits::{
     MEMBERS_MAX, TWIN_AGAIN, TWIN_FOR, TWIN_LATE, TWIN_PAUSE, TWIN_TELL, TWIN_WORDS, TWINS_MAX,
 };
+use super::peers::PeerMap;
 use crate::wire::Stamp;
 
 /// Two nodes with one identity.
@@ -62,7 +63,7 @@ struct Seen {
 /// What is known of such identities.
 #[derive(Default)]
 pub(super) struct Twins {
-    runs: BTreeMap<PeerId, Runs>,
+    runs: PeerMap<Box<Runs>>,
     seen: BTreeMap<PeerId, Seen>,
 }
 
@@ -88,9 +89,6 @@ impl Twins {
         if run == 0 {
             return None;
         }
-        if !self.runs.contains_key(&peer) && self.runs.len() >= MEMBERS_MAX {
-            return None;
-        }
         // The place of a run is where it was first heard: most messages are of a known one.
         if let Some(runs) = self.runs.get_mut(&peer)
             && (runs.latest.run, runs.latest.stamp.epoch) == (run, stamp.epoch)
@@ -99,11 +97,14 @@ impl Twins {
             runs.latest.stamp = runs.latest.stamp.max(stamp);
             return None;
         }
+        if self.runs.len() >= MEMBERS_MAX && !self.runs.contains_key(&peer) {
+            return None;
+        }
         let this = Run { run, stamp, place: place() };
         let Some(runs) = self.runs.get_mut(&peer) else {
             let runs =
                 Runs { latest: this, since: now, before: None, words: 0, word_at: now, spoke: now };
-            self.runs.insert(peer, runs);
+            self.runs.insert(peer, Box::new(runs));
             return None;
         };
         let is_twin = if stamp.epoch > runs.latest.stamp.epoch {
