@@ -9,14 +9,17 @@ use serde::Serialize;
 use crate::check::Violation;
 use crate::gossip::Traffic;
 use crate::options::{Options, SECOND, Scenario};
+use crate::work::{FEW, STARTS};
 use crate::world::World;
 
 /// How long a run with killed nodes lasts: its last 200 s are the liveness phase, and nodes die in the
 /// middle of what comes before.
 const KILL_SECONDS: u64 = 260;
-/// A quiet swarm: when nodes have met, for how long its traffic is counted, how many models are then
-/// published, how far apart, and how long after the last of them it is looked at.
+/// A quiet swarm: when nodes have met after the last has started, and in a crowd what they need besides
+/// to find its pace; for how long its traffic is counted, how many models are then published, how far
+/// apart, and how long after the last of them it is looked at.
 const MEET: u64 = 60 * SECOND;
+const PACE: u64 = 90 * SECOND;
 const COUNT: u64 = 60 * SECOND;
 const PUBLISHED: u64 = 10;
 const APART: u64 = SECOND;
@@ -124,16 +127,18 @@ pub struct Quiet {
 
 /// Runs a quiet swarm; models are published by nodes spread over it.
 pub fn quiet(seed: u64, nodes: usize) -> Quiet {
-    let end = MEET + COUNT + PUBLISHED * APART + HEAR;
+    let pace = if nodes > FEW { PACE } else { 0 };
+    let met = MEET + nodes as u64 / STARTS * SECOND + pace;
+    let end = met + COUNT + PUBLISHED * APART + HEAR;
     let options =
         Options { nodes, seconds: end / SECOND + 1, ..Options::new(seed, Scenario::Quiet) };
     let mut world = World::new(&options);
-    world.run_until(MEET);
+    world.run_until(met);
     let sent = |world: &World| -> Vec<Traffic> {
         (0..nodes).map(|node| world.gossip.sent(node)).collect()
     };
     let before = sent(&world);
-    world.run_until(MEET + COUNT);
+    world.run_until(met + COUNT);
     let after = sent(&world);
     let each = before.iter().zip(&after).map(|(before, after)| after.bytes - before.bytes);
     let most = each.clone().max().unwrap_or(0);
@@ -143,7 +148,7 @@ pub fn quiet(seed: u64, nodes: usize) -> Quiet {
     let mut delays = Vec::new();
     let mut published = Vec::new();
     for number in 0..PUBLISHED {
-        world.run_until(MEET + COUNT + number * APART);
+        world.run_until(met + COUNT + number * APART);
         let node = number as usize * nodes / PUBLISHED as usize;
         published.push((world.publish_news(node, number), world.now));
     }

@@ -189,7 +189,7 @@ fn news_are_fast() {
 
 /// What a node hears, says and remembers does not grow with the swarm.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute or two"]
 fn a_node_of_a_thousand_hears_no_more_than_one_of_a_few() {
     let (few, many) = (crowd(100, 1.0), crowd(1000, 3.0));
     assert!(many.heard <= 1.3 * few.heard, "{} messages a second, {}", few.heard, many.heard);

@@ -35,9 +35,9 @@ const AT_ONCE: usize = 4;
 /// How often a node looks that has nothing to do, as the running node does (`node::healing`); and the
 /// largest swarm in which it looks each second in any case.
 const IDLE_LOOK: u64 = 30 * SECOND;
-const FEW: usize = 255;
+pub const FEW: usize = 255;
 /// Nodes that start in a second, at most.
-const STARTS: u64 = 50;
+pub const STARTS: u64 = 50;
 /// Messages that a flooder says a second.
 const FLOOD: u64 = 100;
 const MIB: u64 = 1 << 20;
