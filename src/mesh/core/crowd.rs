@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use doppler_ids::PeerId;
 
+use super::Core;
 use super::limits::{BEAT_SHARE, CROWD_SAMPLES_MAX, CROWD_WINDOW, Timing};
 use super::peers::PeerMap;
 
@@ -72,6 +73,18 @@ impl Crowd {
             }
         };
         usize::try_from(millis).unwrap_or(usize::MAX)
+    }
+}
+
+impl Core {
+    /// The number of members, exact up to [`super::limits::CROWD`].
+    pub fn size(&self) -> usize {
+        self.crowd.size().max(self.membership.len() + 1)
+    }
+
+    /// How long others believe what this node holds.
+    pub(super) fn lease(&self) -> Duration {
+        self.config.timing.lease_in(self.size())
     }
 }
 

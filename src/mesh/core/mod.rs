@@ -680,16 +680,6 @@ impl Core {
         true
     }
 
-    /// The number of members, exact up to [`limits::CROWD`].
-    pub fn size(&self) -> usize {
-        self.crowd.size().max(self.membership.len() + 1)
-    }
-
-    /// How long others believe what this node holds.
-    fn lease(&self) -> Duration {
-        self.config.timing.lease_in(self.size())
-    }
-
     /// Connections to members that this node opens in advance.
     fn room(&self) -> usize {
         limits::DIAL_TARGET.saturating_sub(self.listeners)
