@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/doppler-node/target}"
 printf '\n== sweeps\n'
 export DOPPLER_REQUIRE_GPU=1 DOPPLER_REQUIRE_FAKETIME=1 DOPPLER_REQUIRE_WEB=1
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --release --workspace --locked --no-fail-fast --run-ignored only
+    cargo nextest run --profile nightly --release --workspace --locked --no-fail-fast --run-ignored only
 else
     cargo test --release --workspace --locked --no-fail-fast -- --ignored
 fi
