@@ -5,6 +5,7 @@
 //!for kv in f32 f16
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/softcap.wgsl
 //!include shared/blocks.wgsl
 //!include shared/kv_{kv}.wgsl
 
@@ -53,7 +54,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             for (var i = 0u; i < quads; i++) {
                 sum += dot(query[i], key_quad(at + i));
             }
-            score = sum * params.scale;
+            score = softcapped(sum * params.scale, params.softcap);
         }
         scores[local] = score;
         workgroupBarrier();

@@ -8,6 +8,7 @@
 //!for shape in 8x64 16x64
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/softcap.wgsl
 //!include shared/blocks.wgsl
 //!include shared/coop_{shape}.wgsl
 
@@ -120,7 +121,8 @@ fn seen(start: u32, i: u32, local: u32) -> f32 {
     let p = (local % PARTS) * EACH + i;
     let position = start + p;
     let visible = position <= at && (params.window == 0u || position + params.window > at);
-    return select(LEAST, scores[(local / PARTS) * SCORE_STRIDE + p] * scale, visible);
+    let score = scores[(local / PARTS) * SCORE_STRIDE + p] * scale;
+    return select(LEAST, softcapped(score, params.softcap), visible);
 }
 
 fn finish(sums: Outputs, block: u32, local: u32) {

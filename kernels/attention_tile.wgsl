@@ -5,6 +5,7 @@
 //!for kv in f32 f16
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
+//!include shared/softcap.wgsl
 //!include shared/blocks.wgsl
 //!include shared/kv_{kv}_quads.wgsl
 
@@ -152,7 +153,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (i == 1u) { s = s1; }
             if (i == 2u) { s = s2; }
             if (i == 3u) { s = s3; }
-            scores[(part * 4u + i) * 8u + lane] = select(vec4<f32>(LEAST), s * params.scale, visible);
+            s *= params.scale;
+            if (params.softcap > 0.0) {
+                s = vec4<f32>(softcapped(s.x, params.softcap), softcapped(s.y, params.softcap),
+                    softcapped(s.z, params.softcap), softcapped(s.w, params.softcap));
+            }
+            scores[(part * 4u + i) * 8u + lane] = select(vec4<f32>(LEAST), s, visible);
         }
         workgroupBarrier();
         // Two invocations a query, 16 positions each.

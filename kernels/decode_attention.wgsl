@@ -9,6 +9,7 @@
 //!include shared/step.wgsl
 //!include shared/splits.wgsl
 //!include shared/blocks.wgsl
+//!include shared/softcap.wgsl
 //!include shared/team_{team}.wgsl
 
 struct Params {
@@ -24,6 +25,8 @@ struct Params {
     normed: u32,
     eps: f32,
     scale: f32,
+    // Scores are capped to it; 0 for no cap.
+    softcap: f32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -264,6 +267,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
         }
         let there = start + lane < end;
+        score = softcapped(score, params.softcap);
         let highest = max(most, max32(select(LEAST, score, there), local));
         let weight = select(0.0, exp(score - highest), there);
         let less = exp(most - highest);

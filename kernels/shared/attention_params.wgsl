@@ -9,6 +9,8 @@ struct Params {
     // Positions that a token sees, including its own; 0 for all.
     window: u32,
     scale: f32,
+    // Scores are capped to it; 0 for no cap.
+    softcap: f32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;

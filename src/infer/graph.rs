@@ -200,8 +200,16 @@ pub enum Op {
     KvWrite { kv: KvId, k: Buf, v: Buf },
     /// Causal grouped-query attention of `q [T, heads * head_dim]` over the cache, including the
     /// batch's own positions: `softmax(scale * q.k) v`. With `window = w` a token sees the last `w`
-    /// positions, including its own.
-    Attention { kv: KvId, q: Buf, out: Buf, heads: usize, scale: f32, window: Option<usize> },
+    /// positions, including its own. With `softcap = c` a score `s` is `c tanh(s / c)`.
+    Attention {
+        kv: KvId,
+        q: Buf,
+        out: Buf,
+        heads: usize,
+        scale: f32,
+        window: Option<usize>,
+        softcap: Option<f32>,
+    },
     /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
     /// `x += y`.
@@ -214,8 +222,9 @@ pub enum Op {
     /// choice `j = 0..top_k`, in whatever order the experts ran, so that paging never changes a bit
     /// of the result.
     Experts { moe: MoeId, x: Buf, out: Buf },
-    /// The logits `[wanted rows, vocab]` of the rows the step asked for.
-    Logits { x: Buf, weight: WeightId },
+    /// The logits `[wanted rows, vocab]` of the rows the step asked for. With `softcap = c` a logit
+    /// `l` is `c tanh(l / c)`.
+    Logits { x: Buf, weight: WeightId, softcap: Option<f32> },
 }
 
 impl Op {

@@ -1,13 +1,14 @@
 //! Causal grouped-query attention over the cache: `softmax(scale * q.k) v`.
 //!
 //! Query head `h` reads key/value head `h / (heads / kv_heads)`. With a window `w` a token sees the
-//! last `w` positions, including its own.
+//! last `w` positions, including its own. Scores may be capped (`softcap`).
 
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::kv_write::Cache;
 use super::simd;
+use super::softcap::softcap;
 
 /// The parameters that are the same for a whole batch.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,7 @@ pub struct Attention {
     pub heads: usize,
     pub scale: f32,
     pub window: Option<usize>,
+    pub softcap: Option<f32>,
     /// The first token's position.
     pub position: usize,
 }
@@ -30,7 +32,7 @@ pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, o
         let start = params.window.map_or(0, |window| end.saturating_sub(window));
         let keys = cache.head(&cache.k, blocks, head / group, start..end);
         let values = cache.head(&cache.v, blocks, head / group, start..end);
-        attend(q, keys, values, params.scale, scores, out);
+        attend(q, keys, values, params, scores, out);
     };
     let tokens = q.len() / (params.heads * head_dim);
     let work = params.heads * tokens * (params.position + tokens) * head_dim;
@@ -51,14 +53,17 @@ fn attend<'a>(
     q: &[f32],
     keys: impl Iterator<Item = &'a [f32]>,
     values: impl Iterator<Item = &'a [f32]>,
-    scale: f32,
+    params: &Attention,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let arch = Arch::new();
+    let (arch, scale) = (Arch::new(), params.scale);
     scores.clear();
     for keys in keys {
         scores.extend(keys.chunks_exact(q.len()).map(|key| scale * simd::dot(arch, q, key)));
+    }
+    if let Some(cap) = params.softcap {
+        softcap(scores, cap);
     }
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;

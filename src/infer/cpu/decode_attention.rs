@@ -52,6 +52,7 @@ pub struct Attention {
     pub window: Option<usize>,
     pub splits_max: usize,
     pub scale: f32,
+    pub softcap: Option<f32>,
 }
 
 /// Norm weights for the heads of queries and of keys.
@@ -101,6 +102,11 @@ impl Attention {
         out
     }
 
+    /// A score as it is weighed.
+    pub fn capped(&self, score: f64) -> f64 {
+        self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
     /// Each head's normalised and rotated query times the scale, `[heads, head_dim]`.
     pub fn queries(
         &self,
@@ -136,7 +142,7 @@ impl Attention {
             for split in 0..splits.count {
                 let score = |p| {
                     let pairs = query.iter().zip(&keys[of(p)]);
-                    pairs.map(|(q, k)| q * k.to_f64()).sum::<f64>()
+                    self.capped(pairs.map(|(q, k)| q * k.to_f64()).sum())
                 };
                 let scores: Vec<f64> = splits.range(split).map(score).collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -57,6 +57,7 @@ pub mod sample_ranks;
 pub mod sample_top_k;
 pub mod sample_top_p;
 mod simd;
+pub mod softcap;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unpack;
@@ -287,9 +288,10 @@ impl CpuBackend {
                 self.caches[usize::from(kv.0)] = cache;
                 Ok(())
             }
-            Op::Attention { kv, q, out, heads, scale, window } => {
+            Op::Attention { kv, q, out, heads, scale, window, softcap } => {
                 self.with_out(out, |this, out| {
-                    let params = Attention { heads, scale, window, position: this.position };
+                    let position = this.position;
+                    let params = Attention { heads, scale, window, softcap, position };
                     attention::attention(
                         this.rows(q),
                         &this.caches[usize::from(kv.0)],
@@ -326,11 +328,11 @@ impl CpuBackend {
             Op::Experts { .. } => {
                 Err(BackendError::Unsupported("an Experts op inside a plain run".into()))
             }
-            Op::Logits { x, weight } => self.project_logits(x, weight),
+            Op::Logits { x, weight, softcap } => self.project_logits(x, weight, softcap),
         }
     }
 
-    fn project_logits(&mut self, x: Buf, weight: WeightId) -> Result<()> {
+    fn project_logits(&mut self, x: Buf, weight: WeightId, softcap: Option<f32>) -> Result<()> {
         let width = self.graph.width(x);
         let first = match self.wanted {
             LogitRows::None => return Ok(()),
@@ -341,6 +343,9 @@ impl CpuBackend {
         let matrix = self.matrix(weight)?;
         logits.resize((self.tokens.len() - first) * matrix.rows, 0.0);
         linear::linear(&self.rows(x)[first * width..], matrix, None, &mut logits);
+        if let Some(cap) = softcap {
+            softcap::softcap(&mut logits, cap);
+        }
         self.logits = logits;
         Ok(())
     }

@@ -149,8 +149,8 @@ fn rope_turns_pairs_half_a_head_apart() {
 #[test]
 fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window() {
     let mut rng = rng();
-    for (heads, kv_heads, head_dim, window) in
-        [(4, 2, 10, None), (6, 2, 17, Some(5)), (3, 1, 64, Some(1))]
+    for (heads, kv_heads, head_dim, window, softcap) in
+        [(4, 2, 10, None, None), (6, 2, 17, Some(5), Some(0.4)), (3, 1, 64, Some(1), None)]
     {
         // The batch's own positions are in two blocks, which are out of order.
         let (old, tokens, blocks) = (61, 6, [2, 0]);
@@ -161,7 +161,7 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
         kv_write(&k[old * width..], &v[old * width..], old, &blocks, &mut cache);
         let q = random(&mut rng, tokens * heads * head_dim);
         let mut out = vec![f32::NAN; q.len()];
-        let params = Attention { heads, scale: 0.3, window, position: old };
+        let params = Attention { heads, scale: 0.3, window, softcap, position: old };
         attention(&q, &cache, &blocks, &params, &mut out);
 
         let mut want = Vec::new();
@@ -172,7 +172,9 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
                 |of: &[f32], p: usize, d: usize| f64::from(of[p * width + kv_head * head_dim + d]);
             let score = |p: usize| {
                 let dot: f64 = (0..head_dim).map(|d| f64::from(q[d]) * at(&k, p, d)).sum();
-                (0.3 * dot).exp()
+                let cap = softcap.map_or(f64::INFINITY, f64::from);
+                let score = 0.3 * dot;
+                if cap.is_finite() { cap * (score / cap).tanh() } else { score }.exp()
             };
             let scores: Vec<(usize, f64)> = (start..=position).map(|p| (p, score(p))).collect();
             let sum: f64 = scores.iter().map(|(_, s)| s).sum();

@@ -37,6 +37,8 @@ pub struct Attention {
     pub rope: Option<RopeId>,
     /// How many positions a token sees, including its own; `None` means all.
     pub window: Option<usize>,
+    /// The cap of scores.
+    pub softcap: Option<f32>,
     /// Whether the projections of queries, keys and values have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -59,6 +61,7 @@ impl Attention {
             scale: (head_dim as f32).powf(-0.5),
             rope: Some(rope),
             window,
+            softcap: None,
             qkv_bias: false,
             out_bias: false,
             norm: QueryKeyNorm::None,
@@ -220,7 +223,7 @@ impl Builder {
 
     /// Attention: projections, rope, cache, attention, output projection.
     pub fn attention(&mut self, x: Buf, of: &Attention) -> Buf {
-        let &Attention { heads, kv_heads, head_dim, scale, window, .. } = of;
+        let &Attention { heads, kv_heads, head_dim, scale, window, softcap, .. } = of;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let mut first = 0;
         let mut project = |buffer, module, role, width| {
@@ -252,7 +255,7 @@ impl Builder {
         self.graph.kv.push(Kv { kv_heads, head_dim });
         self.graph.ops.push(Op::KvWrite { kv, k, v });
         let out = self.buffer("attended", q_width);
-        self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+        self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
         let delta = self.buffer("delta", self.graph.width(x));
         let role = WeightRole::AttentionOutput;
         let back = Module { name: "self_attn.o_proj", role, bias: of.out_bias, part: None };
@@ -325,11 +328,27 @@ impl Builder {
     /// The final norm and the logits, computed with the embedding table if `tied`, otherwise with
     /// `lm_head.weight`.
     pub fn finish(self, x: Buf, eps: f32, tied: bool) -> Described {
-        self.finish_scaled(x, eps, tied, 1.0)
+        self.close(x, eps, tied, 1.0, None)
     }
 
     /// As [`Self::finish`], with logits times a factor, which the final norm applies.
-    pub fn finish_scaled(mut self, x: Buf, eps: f32, tied: bool, factor: f32) -> Described {
+    pub fn finish_scaled(self, x: Buf, eps: f32, tied: bool, factor: f32) -> Described {
+        self.close(x, eps, tied, factor, None)
+    }
+
+    /// As [`Self::finish`], with a cap of the logits.
+    pub fn finish_capped(self, x: Buf, eps: f32, tied: bool, softcap: Option<f32>) -> Described {
+        self.close(x, eps, tied, 1.0, softcap)
+    }
+
+    fn close(
+        mut self,
+        x: Buf,
+        eps: f32,
+        tied: bool,
+        factor: f32,
+        softcap: Option<f32>,
+    ) -> Described {
         self.layer = None;
         let normed = self.norm(x, "norm", eps);
         if factor != 1.0
@@ -345,7 +364,7 @@ impl Builder {
                 self.weight(name, WeightRole::Head, rows, cols, Source::Itself)
             }
         };
-        self.graph.ops.push(Op::Logits { x: normed, weight });
+        self.graph.ops.push(Op::Logits { x: normed, weight, softcap });
         let ropes = self.ropes.into_iter().map(|(spec, _)| spec).collect();
         Described { graph: self.graph, ropes }
     }

@@ -65,6 +65,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
             "_experts_implementation",
             "_flash_attn_2_enabled",
             "attn_implementation",
+            "cache_implementation",
             "chunk_size_feed_forward",
             "pretraining_tp",
             "use_cache",

@@ -25,6 +25,7 @@ macro_rules! families {
 }
 
 families! {
+    gemma2,
     gemma3,
     granite,
     llama,

@@ -87,7 +87,7 @@ fn well_formed(graph: &Graph) {
             Op::Experts { moe, x, out } => {
                 assert_eq!([width(x), width(out)], [graph.moe_spec(moe).hidden; 2]);
             }
-            Op::Logits { x, weight } => assert_eq!(shape(weight), (graph.vocab, width(x))),
+            Op::Logits { x, weight, .. } => assert_eq!(shape(weight), (graph.vocab, width(x))),
         }
     }
 }

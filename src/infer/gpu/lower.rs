@@ -190,10 +190,13 @@ impl<'a> Lower<'a> {
                 expect(self.width(out) == self.graph.weight_spec(weight).rows, op)?;
                 return self.linear(x, weight, bias, result, result_stride, Rows::Tokens);
             }
-            Op::Logits { x, weight } => {
+            Op::Logits { x, weight, softcap } => {
                 expect(self.graph.weight_spec(weight).rows == self.graph.vocab, op)?;
                 let result = Place::Logits;
-                return self.linear(x, weight, None, result, self.graph.vocab, Rows::Logits);
+                let mut dispatches =
+                    self.linear(x, weight, None, result, self.graph.vocab, Rows::Logits)?;
+                dispatches.extend(self.softcap(softcap)?);
+                return Ok(dispatches);
             }
             Op::RmsNorm { x, weight, out, eps } => self.rms_norm(op, x, weight, out, eps)?,
             Op::Rope { x, heads, head_dim, rope } => {
@@ -223,7 +226,7 @@ impl<'a> Lower<'a> {
                 let kernel = format!("kv_write_{}", self.kv.name());
                 recipe(&kernel, &params, &storage, Rows::Tokens, (width / 2, 64))
             }
-            Op::Attention { kv, q, out, heads, scale, window } => {
+            Op::Attention { kv, q, out, heads, scale, window, softcap } => {
                 let shape = self.graph.kv_spec(kv);
                 let head_dim = shape.head_dim;
                 check_head_dim(head_dim)?;
@@ -238,8 +241,9 @@ impl<'a> Lower<'a> {
                     result_stride: word(stride(width))?,
                     window: word(window.unwrap_or(0))?,
                     scale,
+                    softcap: softcap.unwrap_or(0.0),
                 };
-                expect(window != Some(0), op)?;
+                expect(window != Some(0) && softcap != Some(0.0), op)?;
                 let (q, out) = (Place::Activation(q), Place::Activation(out));
                 let storage = [q, Place::Keys(kv), Place::Values(kv), out, Place::BlockTable];
                 let kernel = format!("attention_{}", self.kv.name());
@@ -372,6 +376,14 @@ impl<'a> Lower<'a> {
             dispatches.extend(many);
         }
         Ok(dispatches)
+    }
+
+    /// The cap of the logits, if there is one.
+    pub fn softcap(&self, cap: Option<f32>) -> Result<Option<Recipe>> {
+        let Some(cap) = cap else { return Ok(None) };
+        let params = params::Softcap { width: word(self.graph.vocab)?, cap };
+        let items = (self.graph.vocab, 64);
+        Ok(Some(recipe("softcap", &params, &[Place::Logits], Rows::Logits, items)))
     }
 
     fn rms_norm(

@@ -85,7 +85,7 @@ fn logits_of_many_rows_match_their_twin_in_pieces() {
         let mut graph = Graph { vocab: rows, ..Graph::default() };
         let x = graph.buffer("x", cols);
         let weight = graph.weight("w", rows, cols);
-        graph.ops.push(Op::Logits { x, weight });
+        graph.ops.push(Op::Logits { x, weight, softcap: None });
         let mut gpu = backend(&device, &graph, CAPACITY, &[(weight, spec, &bytes)]);
         gpu.limit(u64::MAX, 23);
         let input = random.floats(tokens * cols);
@@ -171,17 +171,17 @@ fn pairs_are_grouped_by_expert_as_their_twin_does() {
 fn attention_over_many_tokens_matches_its_twin() {
     let mut random = Random::new("attention batch");
     let cases = [
-        (4, 2, 16, None),
-        (3, 3, 32, Some(7)),
-        (6, 2, 64, Some(70)),
-        (8, 1, 128, None),
-        (7, 1, 36, Some(33)),
-        (2, 2, 100, None),
-        (2, 1, 256, None),
+        (4, 2, 16, None, None),
+        (3, 3, 32, Some(7), Some(2.5)),
+        (6, 2, 64, Some(70), None),
+        (8, 1, 128, None, Some(30.0)),
+        (7, 1, 36, Some(33), Some(0.5)),
+        (2, 2, 100, None, None),
+        (2, 1, 256, None, Some(5.0)),
     ];
     for reduction in BOTH {
         let Some(device) = device(reduction) else { return };
-        for ((heads, kv_heads, head_dim, window), format) in
+        for ((heads, kv_heads, head_dim, window, softcap), format) in
             cases.into_iter().flat_map(|case| [(case, KvFormat::F32), (case, KvFormat::F16)])
         {
             let scale = 1.3 / (head_dim as f32).sqrt();
@@ -192,7 +192,7 @@ fn attention_over_many_tokens_matches_its_twin() {
             let (k, v) = (graph.buffer("k", narrow), graph.buffer("v", narrow));
             let kv = KvId(0);
             graph.ops.push(Op::KvWrite { kv, k, v });
-            graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+            graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
             let capacity = Capacity { kv: format, ..CAPACITY };
             let mut gpu = backend(&device, &graph, capacity, &[]);
             let blocks: Vec<u32> = (0..kv::blocks(capacity.context) as u32).rev().collect();
@@ -215,12 +215,12 @@ fn attention_over_many_tokens_matches_its_twin() {
                 }
                 kv_write(&ks, &vs, position, &blocks, &mut cache);
                 let mut want = vec![0.0; qs.len()];
-                let params = Attention { heads, scale, window, position };
+                let params = Attention { heads, scale, window, softcap, position };
                 attention_tile(&qs, &cache, &blocks, &params, &mut want);
                 let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
                 let what = format!(
-                    "{heads}/{kv_heads}x{head_dim} {window:?} {format:?} T={tokens} at {position}"
+                    "{heads}/{kv_heads}x{head_dim} {window:?} {softcap:?} {format:?} T={tokens} at {position}"
                 );
                 assert_close(&got, &want, tolerance, &what);
                 position += tokens;

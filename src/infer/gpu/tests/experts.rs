@@ -49,7 +49,7 @@ impl TinyMoe {
             Op::Linear { x, weight: router, bias: None, out: scores },
             Op::Route { moe, logits: scores, scoring: Scoring::Softmax { renormalise: true } },
             Op::Experts { moe, x, out: delta },
-            Op::Logits { x: delta, weight: head },
+            Op::Logits { x: delta, weight: head, softcap: None },
         ];
         let weights = [(table, VOCAB), (router, EXPERTS), (head, VOCAB)]
             .map(|(id, rows)| {

@@ -179,14 +179,14 @@ fn attention_and_its_cache_match_their_twins() {
     let mut random = Random::new("attention");
     let Some(device) = device(Reduction::Lane) else { return };
     let cases = [
-        (4, 2, 16, None),
-        (3, 3, 32, Some(7)),
-        (6, 2, 64, Some(70)),
-        (2, 1, 128, None),
-        (5, 1, 36, None),
-        (2, 1, 256, None),
+        (4, 2, 16, None, None),
+        (3, 3, 32, Some(7), Some(2.5)),
+        (6, 2, 64, Some(70), None),
+        (2, 1, 128, None, Some(30.0)),
+        (5, 1, 36, None, Some(0.5)),
+        (2, 1, 256, None, None),
     ];
-    for ((heads, kv_heads, head_dim, window), format) in
+    for ((heads, kv_heads, head_dim, window, softcap), format) in
         cases.into_iter().flat_map(|case| [(case, KvFormat::F32), (case, KvFormat::F16)])
     {
         let capacity = Capacity { kv: format, ..CAPACITY };
@@ -198,7 +198,7 @@ fn attention_and_its_cache_match_their_twins() {
             (graph.buffer("k", kv_heads * head_dim), graph.buffer("v", kv_heads * head_dim));
         let kv = KvId(0);
         graph.ops.push(Op::KvWrite { kv, k, v });
-        graph.ops.push(Op::Attention { kv, q, out, heads, scale, window });
+        graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
         let mut gpu = backend(&device, &graph, capacity, &[]);
         let blocks = [2, 0, 3, 1];
         gpu.set_blocks(&blocks);
@@ -216,12 +216,12 @@ fn attention_and_its_cache_match_their_twins() {
             }
             kv_write(&ks, &vs, position, &blocks, &mut cache);
             let mut want = vec![0.0; qs.len()];
-            let params = Attention { heads, scale, window, position };
+            let params = Attention { heads, scale, window, softcap, position };
             attention(&qs, &cache, &blocks, &params, &mut want);
             let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
             let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
             let what = format!(
-                "{heads}/{kv_heads}x{head_dim} {window:?} {format:?} T={tokens} at {position}"
+                "{heads}/{kv_heads}x{head_dim} {window:?} {softcap:?} {format:?} T={tokens} at {position}"
             );
             assert_close(&got, &want, 5e-6, &what);
             position += tokens;

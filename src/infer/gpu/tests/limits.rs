@@ -25,7 +25,7 @@ fn a_weight_beyond_a_binding_is_split_into_row_ranges() {
         let x = graph.buffer("x", cols);
         let weight = graph.weight("tied", rows, cols);
         graph.ops.push(Op::Embed { table: weight, out: x, scale: 1.0 });
-        graph.ops.push(Op::Logits { x, weight });
+        graph.ops.push(Op::Logits { x, weight, softcap: None });
         let capacity = Capacity { batch: 5, context: 5, kv: KvFormat::F32 };
         let mut gpu = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
         // 13 rows a range, 2 rows of logits at a time.
@@ -159,12 +159,14 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     refused(gpu.begin(&step(&[1], 0)), "reads the buffer it writes");
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });
     let kv = crate::graph::KvId(0);
-    graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
+    graph.ops[1] =
+        Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None, softcap: None };
     // Reported in words, before a weight is loaded.
     let made = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).map(drop);
     refused(made, "attention heads of 6 elements (a GPU takes multiples of 4");
     graph.kv[0].head_dim = 8;
-    graph.ops[1] = Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None };
+    graph.ops[1] =
+        Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None, softcap: None };
     let mut gpu = backend(&device, &graph, capacity, &weights);
     refused(gpu.begin(&step(&[1], 0)), "attention of these sizes");
     let matrix = |dtype, offset| MatrixSpec { dtype, rows: 32, cols: 32, offset };

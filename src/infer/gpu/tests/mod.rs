@@ -14,6 +14,7 @@ mod limits;
 mod models;
 mod odd;
 mod sample;
+mod softcap;
 mod token;
 
 use std::sync::{Arc, OnceLock};

@@ -38,6 +38,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "qwen2", family: qwen2, ..PLAIN },
     Architecture { name: "qwen3", family: qwen3, ..PLAIN },
     Architecture { name: "qwen3moe", family: qwen3_moe, ..PLAIN },
+    Architecture { name: "gemma2", baked_norms: true, sandwich: true, family: gemma2, ..PLAIN },
     Architecture { name: "gemma3", baked_norms: true, sandwich: true, family: gemma3, ..PLAIN },
     Architecture { name: "phi3", family: phi3, ..PLAIN },
 ];
@@ -231,6 +232,26 @@ fn qwen3_moe(keys: &Keys<'_>, _: &Facts) -> Result<Map<String, Json>> {
         "num_experts": keys.needed("expert_count")?,
         "num_experts_per_tok": keys.needed("expert_used_count")?,
         "norm_topk_prob": true,
+    })))
+}
+
+/// Every second layer sees all positions. Scores are scaled by a head's width, or in the 27B model by
+/// the state's width over the number of heads (`LLM_ARCH_GEMMA2` in `llama_model::load_hparams`).
+fn gemma2(keys: &Keys<'_>, _: &Facts) -> Result<Map<String, Json>> {
+    whole_heads(keys)?;
+    let (hidden, heads) = (keys.needed("embedding_length")?, keys.needed("attention.head_count")?);
+    let scalar = match keys.needed("block_count")? {
+        46 => hidden / heads,
+        _ => head_dim(keys)?,
+    };
+    Ok(entries(json!({
+        "architectures": ["Gemma2ForCausalLM"],
+        "intermediate_size": keys.needed("feed_forward_length")?,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": keys.number("attention.sliding_window")?.unwrap_or(4096),
+        "attn_logit_softcapping": keys.float("attn_logit_softcapping")?.unwrap_or(50.0),
+        "final_logit_softcapping": keys.float("final_logit_softcapping")?.unwrap_or(30.0),
     })))
 }
 

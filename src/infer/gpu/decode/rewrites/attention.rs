@@ -39,6 +39,7 @@ pub(super) struct Attention {
     pub head_dim: usize,
     pub scale: f32,
     pub window: Option<usize>,
+    pub softcap: Option<f32>,
     pub out: Buf,
 }
 
@@ -82,7 +83,9 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         _ => return None,
     };
     let &Op::KvWrite { kv, k: k_from, v: v_from } = ops.next()? else { return None };
-    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window } = ops.next()? else {
+    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window, softcap } =
+        ops.next()?
+    else {
         return None;
     };
     let cache = graph.kv_spec(kv);
@@ -100,6 +103,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         && heads == shared_by * kv_heads
         && shared_by > 0
         && window != Some(0)
+        && softcap != Some(0.0)
         && graph.width(v) == kv_heads * head_dim
         && graph.width(out) == heads * head_dim
         && rows
@@ -117,6 +121,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         head_dim,
         scale,
         window,
+        softcap,
         out,
     })
 }
@@ -156,6 +161,7 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
         normed: u32::from(found.head_norms.is_some()),
         eps,
         scale,
+        softcap: found.softcap.unwrap_or(0.0),
     };
     let [q_norm, k_norm] = norms;
     let (keys, values, rope_table) = (Place::Keys(kv), Place::Values(kv), Place::RopeTable(rope));

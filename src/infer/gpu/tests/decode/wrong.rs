@@ -20,6 +20,7 @@ enum Of {
     ExpertGateUp,
     ExpertDown,
     Attention,
+    Capped,
     Combine,
 }
 
@@ -42,6 +43,11 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
             layer.loud = false;
             attention(alone, team, random, &layer, 200)
         }
+        Of::Capped => {
+            let mut layer = layer((7, 1, 72, 36), false, None, 3);
+            layer.shape.softcap = Some(5.0);
+            attention(alone, team, random, &layer, 100)
+        }
         Of::Combine => {
             let shape = layer((3, 1, 80, 4), false, None, 64).shape;
             combine(alone, random, &shape, 2100)
@@ -51,7 +57,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 44] = [
+const MISTAKES: [(Of, Change); 48] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -94,6 +100,10 @@ const MISTAKES: [(Of, Change); 44] = [
     (Of::Attention, ("row_offset(number + 1u)", "row_offset(number)")),
     (Of::Attention, ("cache_blocks.at[number] - number", "number - number")),
     (Of::Attention, ("next = blocks_of(start + TILE)", "next = blocks_of(0u)")),
+    (Of::Capped, ("score = softcapped(score, params.softcap)", "score = score + 0.0")),
+    (Of::Capped, ("tanh(clamp(t, -15.0, 15.0))", "clamp(t, -1.0, 1.0)")),
+    (Of::Capped, ("(0.33333334 - s", "(3.0 - s")),
+    (Of::Capped, ("let t = x / cap;", "let t = x / (1.1 * cap);")),
     (Of::Combine, ("part.y * factor", "part.y")),
     (Of::Combine, ("parts[first + 3u * step] * factor.w", "parts[first + 2u * step] * factor.w")),
 ];
