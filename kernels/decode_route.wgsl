@@ -6,6 +6,7 @@
 // kernels find no slots.
 // Grid: one workgroup. At most 1024 experts.
 //!include shared/step.wgsl
+//!include shared/scored.wgsl
 
 struct Params {
     experts: u32,
@@ -27,6 +28,12 @@ struct Params {
     // many of the class it took.
     taker_at: u32,
     taken_at: u32,
+    // 1 for sigmoids, 0 for the softmax.
+    sigmoid: u32,
+    // 1 to choose with the bias.
+    biased: u32,
+    // The factor of all weights.
+    scale: f32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -41,12 +48,14 @@ struct Params {
 @group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
 // By choice: (place in host memory, slot), or EMPTY.
 @group(1) @binding(6) var<storage, read_write> fetches: array<vec2<u32>>;
+@group(1) @binding(7) var<storage, read> bias: array<f32>;
 
 const EMPTY: u32 = 0xffffffffu;
 
 // Below every logit.
 const NONE: f32 = -3.4e38;
 
+// Logits, or scores plus bias.
 var<workgroup> scores: array<vec4<f32>, 256>;
 var<workgroup> ids: array<u32, 64>;
 var<workgroup> slots: array<u32, 64>;
@@ -106,7 +115,30 @@ fn main(@builtin(local_invocation_index) local: u32) {
     if (bad) {
         atomicStore(&non_finite, 1u);
     }
-    // An expert's place is the number of experts before it, in order of descending logit, then
+    var highest = NONE;
+    // The sum of a softmax over all experts.
+    var all = 1.0;
+    if (params.biased == 1u) {
+        if (params.sigmoid == 0u) {
+            for (var q = 0u; q < quads; q++) {
+                let l = scores[q];
+                highest = max(highest, max(max(l.x, l.y), max(l.z, l.w)));
+            }
+            all = 0.0;
+            for (var q = 0u; q < quads; q++) {
+                let e = exp(scores[q] - vec4<f32>(highest));
+                all += e.x + e.y + e.z + e.w;
+            }
+        }
+        workgroupBarrier();
+        for (var e = local; e < experts; e += 256u) {
+            let score = scored(scores[e / 4u][e % 4u], highest, params.sigmoid) / all + bias[e];
+            let bits = bitcast<u32>(score) & 0x7fffffffu;
+            scores[e / 4u][e % 4u] = select(score, -3.0e38, bits > 0x7f800000u);
+        }
+        workgroupBarrier();
+    }
+    // An expert's place is the number of experts before it, in order of descending score, then
     // ascending id. With few experts, several invocations count for each.
     let sharing = clamp(256u / experts, 1u, quads);
     let each = (quads + sharing - 1u) / sharing;
@@ -143,19 +175,24 @@ fn main(@builtin(local_invocation_index) local: u32) {
     let fetched = atomicLoad(&absent) == 0u && (taker == 0u || taker == next) && taken + misses <= free;
     let miss = misses > 0u && !fetched;
     if (local < top_k) {
-        let highest = scores[ids[0] / 4u][ids[0] % 4u];
+        if (params.biased == 0u) {
+            highest = scores[ids[0] / 4u][ids[0] % 4u];
+        }
         var total = 0.0;
         if (params.renormalise == 1u) {
             for (var j = 0u; j < top_k; j++) {
-                total += exp(scores[ids[j] / 4u][ids[j] % 4u] - highest);
+                total += scored(logits[ids[j]], highest, params.sigmoid);
             }
+            total += select(0.0, 1e-20, params.sigmoid == 1u);
+        } else if (params.biased == 1u || params.sigmoid == 1u) {
+            total = all;
         } else {
             for (var q = 0u; q < quads; q++) {
                 let e = exp(scores[q] - vec4<f32>(highest));
                 total += e.x + e.y + e.z + e.w;
             }
         }
-        let weight = exp(scores[ids[local] / 4u][ids[local] % 4u] - highest) / total;
+        let weight = scored(logits[ids[local]], highest, params.sigmoid) / total * params.scale;
         state[params.ids_at + local] = ids[local];
         var slot = slots[local];
         var fetch = vec2<u32>(EMPTY, 0u);

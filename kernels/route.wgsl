@@ -1,20 +1,29 @@
 // Chooses top_k experts per token, in order of descending logit, then ascending id. The weights are
-// the softmax over all experts, renormalised over the chosen ones if asked. If a logit is not
+// the softmax over all experts or the sigmoid of each logit, renormalised over the chosen ones if
+// asked. With a bias, the order is that of softmax or sigmoid plus bias; weights do not contain it. If a logit is not
 // finite the weights are NaN, so that it shows in the model's output.
 // Grid: one token per invocation.
 //!include shared/step.wgsl
+//!include shared/scored.wgsl
 
 struct Params {
     experts: u32,
     top_k: u32,
     stride: u32,
     renormalise: u32,
+    // 1 for sigmoids, 0 for the softmax.
+    sigmoid: u32,
+    // 1 to choose with the bias.
+    biased: u32,
+    // The factor of all weights.
+    scale: f32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> logits: array<f32>;
 @group(1) @binding(1) var<storage, read_write> ids: array<u32>;
 @group(1) @binding(2) var<storage, read_write> routing_weights: array<f32>;
+@group(1) @binding(3) var<storage, read> bias: array<f32>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
@@ -29,7 +38,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let top_k = min(params.top_k, arrayLength(&ids));
     let row = token * params.stride;
     let to = token * params.top_k;
-    var highest = 0.0;
+    var highest = -3.0e38;
+    for (var e = 0u; e < experts; e++) {
+        highest = max(highest, logits[row + e]);
+    }
+    // The sum of a softmax over all experts.
+    var all = 1.0;
+    if (params.sigmoid == 0u && (params.renormalise == 0u || params.biased == 1u)) {
+        all = 0.0;
+        for (var e = 0u; e < experts; e++) {
+            all += exp(logits[row + e] - highest);
+        }
+    }
     var last = 0.0;
     var last_id = 0u;
     var chosen = 0.0;
@@ -40,7 +60,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         var best_id = j;
         var found = false;
         for (var e = 0u; e < experts; e++) {
-            let l = logits[row + e];
+            var l = logits[row + e];
+            if (params.biased == 1u) {
+                l = scored(l, highest, params.sigmoid) / all + bias[e];
+            }
             let after = j == 0u || l < last || (l == last && e > last_id);
             if (after && (!found || l > best)) {
                 best = l;
@@ -48,22 +71,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
                 found = true;
             }
         }
-        if (j == 0u) {
-            highest = best;
-        }
         last = best;
         last_id = best_id;
         ids[to + j] = best_id;
-        let weight = exp(best - highest);
+        let weight = scored(logits[row + best_id], highest, params.sigmoid);
         routing_weights[to + j] = weight;
         chosen += weight;
     }
-    var total = chosen;
-    if (params.renormalise == 0u) {
-        total = 0.0;
-        for (var e = 0u; e < experts; e++) {
-            total += exp(logits[row + e] - highest);
-        }
+    var total = all;
+    if (params.renormalise == 1u) {
+        total = chosen + select(0.0, 1e-20, params.sigmoid == 1u);
     }
     // The bits of a logit that is not finite.
     var non_finite = 0u;
@@ -75,6 +92,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         total = bitcast<f32>(non_finite | 0x7fc00000u);
     }
     for (var j = 0u; j < top_k; j++) {
-        routing_weights[to + j] = routing_weights[to + j] / total;
+        routing_weights[to + j] = routing_weights[to + j] / total * params.scale;
     }
 }

@@ -176,11 +176,14 @@ pub enum Activation {
 }
 
 /// How router logits become the weights of the chosen experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scoring {
     /// Softmax over all experts; the chosen top-k are renormalised to sum to 1 if asked. (Mixtral;
     /// Qwen3-MoE with `norm_topk_prob`.) Ties go to the lower expert id.
     Softmax { renormalise: bool },
+    /// The sigmoid of each expert's own logit; those of the chosen top-k are divided by their sum
+    /// if asked, then multiplied by `scale`. (GLM-4.5, MiniMax-M2.)
+    Sigmoid { renormalise: bool, scale: f32 },
 }
 
 /// One operation. Shapes use `T` for the batch's tokens.
@@ -214,10 +217,13 @@ pub enum Op {
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
     /// `x += y`.
     Add { x: Buf, y: Buf },
+    /// `x += sigmoid(gate) * y`, with one gate `[T, 1]` for each row.
+    AddGated { x: Buf, y: Buf, gate: Buf },
     /// Chooses `top_k` experts per token from `logits [T, experts]`. The backend keeps the ids and
     /// the routing weights for the next `Experts` op of the same layer. Choices are in order of
-    /// descending logit, then ascending id.
-    Route { moe: MoeId, logits: Buf, scoring: Scoring },
+    /// descending logit, then ascending id. With a bias `[experts]`, they are in order of the
+    /// softmax or the sigmoid plus the bias instead; it does not change an expert's weight.
+    Route { moe: MoeId, logits: Buf, scoring: Scoring, bias: Option<WeightId> },
     /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, summed in the order of
     /// choice `j = 0..top_k`, in whatever order the experts ran, so that paging never changes a bit
     /// of the result.
@@ -231,17 +237,18 @@ impl Op {
     /// The activations that it reads, including one that it changes in place.
     pub fn reads(&self) -> impl Iterator<Item = Buf> {
         let reads = match *self {
-            Self::Embed { .. } => [None, None],
+            Self::Embed { .. } => [None; 3],
             Self::RmsNorm { x, .. }
             | Self::Linear { x, .. }
             | Self::Rope { x, .. }
             | Self::Experts { x, .. }
-            | Self::Logits { x, .. } => [Some(x), None],
-            Self::KvWrite { k, v, .. } => [Some(k), Some(v)],
-            Self::Attention { q, .. } => [Some(q), None],
-            Self::Gated { gate, up, .. } => [Some(gate), Some(up)],
-            Self::Add { x, y } => [Some(x), Some(y)],
-            Self::Route { logits, .. } => [Some(logits), None],
+            | Self::Logits { x, .. } => [Some(x), None, None],
+            Self::KvWrite { k, v, .. } => [Some(k), Some(v), None],
+            Self::Attention { q, .. } => [Some(q), None, None],
+            Self::Gated { gate, up, .. } => [Some(gate), Some(up), None],
+            Self::Add { x, y } => [Some(x), Some(y), None],
+            Self::AddGated { x, y, gate } => [Some(x), Some(y), Some(gate)],
+            Self::Route { logits, .. } => [Some(logits), None, None],
         };
         reads.into_iter().flatten()
     }
@@ -255,7 +262,7 @@ impl Op {
             | Self::Attention { out, .. }
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),
-            Self::Rope { x, .. } | Self::Add { x, .. } => Some(x),
+            Self::Rope { x, .. } | Self::Add { x, .. } | Self::AddGated { x, .. } => Some(x),
             Self::KvWrite { .. } | Self::Route { .. } | Self::Logits { .. } => None,
         }
     }

@@ -199,7 +199,7 @@ fn experts(layout: &ExpertLayout, top_k: usize, activation: Activation, copies: 
         graph.moe.push(Moe { layer, top_k, hidden, ff, activation, experts });
         let moe = MoeId(layer as u16);
         let scoring = Scoring::Softmax { renormalise: true };
-        graph.ops.push(Op::Route { moe, logits, scoring });
+        graph.ops.push(Op::Route { moe, logits, scoring, bias: None });
         graph.ops.push(Op::Experts { moe, x, out });
     }
     graph

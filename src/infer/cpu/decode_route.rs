@@ -28,12 +28,18 @@ pub struct Choice {
     pub fetches: Vec<Option<(u32, u32)>>,
 }
 
-/// Chooses `top_k` experts by `logits` (`[experts]`) and looks up their slots. Experts without a
+/// Chooses `top_k` experts by `logits` and perhaps `bias` (`[experts]` each) and looks up their slots. Experts without a
 /// slot take free slots in the order of choice, if they can be fetched and there are enough free
 /// slots.
-pub fn decode_route(logits: &[f32], top_k: usize, scoring: Scoring, of: &Places<'_>) -> Choice {
+pub fn decode_route(
+    logits: &[f32],
+    bias: Option<&[f32]>,
+    top_k: usize,
+    scoring: Scoring,
+    of: &Places<'_>,
+) -> Choice {
     let (mut ids, mut weights) = (vec![0; top_k], vec![0.0; top_k]);
-    route(logits, logits.len(), scoring, &mut ids, &mut weights, top_k);
+    route(logits, bias, logits.len(), scoring, &mut ids, &mut weights, top_k);
     let mut fetches = vec![None; top_k];
     let mut free = of.free.iter().skip(of.taken);
     let mut slots = Vec::with_capacity(top_k);

@@ -5,6 +5,7 @@
 //! a bit of the result.
 
 pub mod add;
+pub mod add_gated;
 pub mod attention;
 pub mod attention_coop;
 pub mod attention_tile;
@@ -255,6 +256,7 @@ impl CpuBackend {
         result
     }
 
+    // Long: one arm an op.
     fn op(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Embed { table, out, scale } => self.with_out(out, |this, out| {
@@ -318,10 +320,15 @@ impl CpuBackend {
                 add::add(x, this.rows(y));
                 Ok(())
             }),
-            Op::Route { moe, logits, scoring } => {
-                let moe = self.graph.moe_spec(moe);
+            Op::AddGated { x, y, gate } => self.with_out(x, |this, x| {
+                add_gated::add_gated(x, this.rows(y), this.rows(gate));
+                Ok(())
+            }),
+            Op::Route { moe, logits, scoring, bias } => {
                 let mut pairs = mem::take(&mut self.pairs);
-                pairs.route(self.rows(logits), moe, scoring);
+                let bias = bias.map(|id| self.weight(id)).transpose()?;
+                let bias = bias.map(|weight| weight.vector.as_slice());
+                pairs.route(self.rows(logits), bias, self.graph.moe_spec(moe), scoring);
                 self.pairs = pairs;
                 Ok(())
             }

@@ -69,13 +69,14 @@ pub struct Pairs {
 
 impl Pairs {
     /// Chooses experts for each token and marks all pairs as not run.
-    pub fn route(&mut self, logits: &[f32], moe: &Moe, scoring: Scoring) {
+    pub fn route(&mut self, logits: &[f32], bias: Option<&[f32]>, moe: &Moe, scoring: Scoring) {
         let experts = moe.experts.len();
         let pairs = logits.len() / experts * moe.top_k;
         self.top_k = moe.top_k;
         self.ids.resize(pairs, 0);
         self.weights.resize(pairs, 0.0);
-        route(logits, experts, scoring, &mut self.ids, &mut self.weights, moe.top_k);
+        let (ids, weights) = (&mut self.ids, &mut self.weights);
+        route(logits, bias, experts, scoring, ids, weights, moe.top_k);
         self.results.resize(pairs * moe.hidden, 0.0);
         self.done.clear();
         self.done.resize(pairs, false);

@@ -1,47 +1,90 @@
 //! Router: from a token's logits to its experts and their weights.
 //!
-//! Choices are in order of descending logit, then ascending expert id. If a logit is not finite,
+//! Choices are in order of descending logit, or of the score plus a bias, then ascending expert id. If a logit is not finite,
 //! the weights are NaN, so that it shows in the model's output.
 
 use crate::graph::Scoring;
 
-/// `logits` is `[T, experts]`; `ids` and `weights` are `[T, top_k]`, `top_k <= experts`.
+/// `logits` is `[T, experts]`, `bias` `[experts]`; `ids` and `weights` are `[T, top_k]`, `top_k <=
+/// experts`.
 pub fn route(
     logits: &[f32],
+    bias: Option<&[f32]>,
     experts: usize,
     scoring: Scoring,
     ids: &mut [u32],
     weights: &mut [f32],
     top_k: usize,
 ) {
-    let Scoring::Softmax { renormalise } = scoring;
     let mut order: Vec<u32> = Vec::with_capacity(experts);
+    let mut keys: Vec<f32> = Vec::with_capacity(experts);
     let choices = ids.chunks_exact_mut(top_k).zip(weights.chunks_exact_mut(top_k));
     for (logits, (ids, weights)) in logits.chunks_exact(experts).zip(choices) {
+        keys.clear();
+        match bias {
+            None => keys.extend(logits.iter().map(|logit| rank(*logit))),
+            Some(bias) => {
+                let score = Score::new(logits, scoring);
+                let key = |(l, bias): (&f32, &f32)| rank(score.of(rank(*l)) / score.total + bias);
+                keys.extend(logits.iter().zip(bias).map(key));
+            }
+        }
         order.clear();
         order.extend(0..experts as u32);
-        let better = |a: &u32, b: &u32| {
-            rank(logits[*b as usize]).total_cmp(&rank(logits[*a as usize])).then(a.cmp(b))
-        };
+        let better =
+            |a: &u32, b: &u32| keys[*b as usize].total_cmp(&keys[*a as usize]).then(a.cmp(b));
         if top_k < experts {
             order.select_nth_unstable_by(top_k, better);
         }
         order[..top_k].sort_unstable_by(better);
         ids.copy_from_slice(&order[..top_k]);
-        let max = logits[ids[0] as usize];
-        for (weight, id) in weights.iter_mut().zip(&*ids) {
-            *weight = (logits[*id as usize] - max).exp();
-        }
-        let sum: f32 = match renormalise {
-            true => weights.iter().sum(),
-            false => logits.iter().map(|logit| (logit - max).exp()).sum(),
-        };
-        let sum = if logits.iter().all(|logit| logit.is_finite()) { sum } else { f32::NAN };
-        weights.iter_mut().for_each(|weight| *weight /= sum);
+        weigh(logits, scoring, ids, weights);
     }
 }
 
-/// The value by which a logit is ordered: the two zeros tie, and NaN comes last.
+/// The routing weights of the chosen experts.
+fn weigh(logits: &[f32], scoring: Scoring, ids: &[u32], weights: &mut [f32]) {
+    let score = Score::new(logits, scoring);
+    for (weight, id) in weights.iter_mut().zip(ids) {
+        *weight = score.of(logits[*id as usize]);
+    }
+    let chosen: f32 = weights.iter().sum();
+    let (sum, scale) = match scoring {
+        Scoring::Softmax { renormalise: true } => (chosen, 1.0),
+        Scoring::Softmax { renormalise: false } => (score.total, 1.0),
+        // Transformers adds the same to the sum.
+        Scoring::Sigmoid { renormalise: true, scale } => (chosen + 1e-20, scale),
+        Scoring::Sigmoid { renormalise: false, scale } => (1.0, scale),
+    };
+    let sum = if logits.iter().all(|logit| logit.is_finite()) { sum } else { f32::NAN };
+    weights.iter_mut().for_each(|weight| *weight = *weight / sum * scale);
+}
+
+/// A token's scores before they are divided by a total.
+struct Score {
+    sigmoid: bool,
+    max: f32,
+    /// Of all scores of a softmax; 1 for sigmoids.
+    total: f32,
+}
+
+impl Score {
+    fn new(logits: &[f32], scoring: Scoring) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sigmoid = matches!(scoring, Scoring::Sigmoid { .. });
+        let mut score = Self { sigmoid, max, total: 1.0 };
+        if !sigmoid {
+            score.total = logits.iter().map(|logit| score.of(rank(*logit))).sum();
+        }
+        score
+    }
+
+    fn of(&self, logit: f32) -> f32 {
+        if self.sigmoid { 1.0 / (1.0 + (-logit).exp()) } else { (logit - self.max).exp() }
+    }
+}
+
+/// The value by which a logit or a score is ordered: the two zeros tie, and NaN comes last.
 fn rank(logit: f32) -> f32 {
     // Adding zero turns -0 into 0.
     if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
@@ -55,12 +98,40 @@ mod tests {
     fn zeros_tie_and_what_is_no_number_comes_last() {
         let (mut ids, mut weights) = ([9; 3], [0.0; 3]);
         let scoring = Scoring::Softmax { renormalise: true };
-        route(&[f32::NAN, -0.0, 0.0, -1.0], 4, scoring, &mut ids, &mut weights, 3);
+        route(&[f32::NAN, -0.0, 0.0, -1.0], None, 4, scoring, &mut ids, &mut weights, 3);
         assert_eq!(ids, [1, 2, 3]);
         assert!(weights.iter().all(|weight| weight.is_nan()));
         let scoring = Scoring::Softmax { renormalise: false };
-        route(&[1.0, f32::NEG_INFINITY, 0.0], 3, scoring, &mut ids[..2], &mut weights[..2], 2);
+        route(
+            &[1.0, f32::NEG_INFINITY, 0.0],
+            None,
+            3,
+            scoring,
+            &mut ids[..2],
+            &mut weights[..2],
+            2,
+        );
         assert_eq!(ids[..2], [0, 2]);
         assert!(weights[..2].iter().all(|weight| weight.is_nan()));
+    }
+
+    #[test]
+    fn a_bias_chooses_but_does_not_weigh() {
+        let (mut ids, mut weights) = ([9; 2], [0.0; 2]);
+        let (logits, bias) = ([0.0, 2.0, -1.0, 1.0], [0.0, 0.0, 1.0, -0.5]);
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let scoring = Scoring::Sigmoid { renormalise: true, scale: 2.5 };
+        route(&logits, Some(&bias), 4, scoring, &mut ids, &mut weights, 2);
+        assert_eq!(ids, [2, 1]);
+        let (a, b) = (sigmoid(-1.0), sigmoid(2.0));
+        assert!((weights[0] - 2.5 * a / (a + b)).abs() < 1e-6, "{weights:?}");
+        let scoring = Scoring::Sigmoid { renormalise: false, scale: 1.0 };
+        route(&logits, None, 4, scoring, &mut ids, &mut weights, 2);
+        assert_eq!((ids, weights), ([1, 3], [sigmoid(2.0), sigmoid(1.0)]));
+        // Of the softmax: 0.087, 0.644, 0.032, 0.237.
+        let scoring = Scoring::Softmax { renormalise: true };
+        route(&logits, Some(&[0.5, 0.0, 0.0, 0.3]), 4, scoring, &mut ids, &mut weights, 2);
+        assert_eq!(ids, [1, 0]);
+        assert!((weights[0] - 1.0 / (1.0 + (-2.0_f32).exp())).abs() < 1e-6, "{weights:?}");
     }
 }

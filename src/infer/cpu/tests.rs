@@ -225,7 +225,7 @@ fn route_takes_the_highest_logits_and_breaks_ties_by_number() {
         for renormalise in [true, false] {
             let (mut ids, mut weights) = (vec![0; 5 * top_k], vec![0.0; 5 * top_k]);
             let scoring = Scoring::Softmax { renormalise };
-            route::route(&logits, experts, scoring, &mut ids, &mut weights, top_k);
+            route::route(&logits, None, experts, scoring, &mut ids, &mut weights, top_k);
             for (t, row) in logits.chunks(experts).enumerate() {
                 let mut order: Vec<usize> = (0..experts).collect();
                 order.sort_by(|a, b| row[*b].total_cmp(&row[*a])); // stable: ties by id

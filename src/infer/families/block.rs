@@ -45,6 +45,9 @@ pub struct Attention {
     pub out_bias: bool,
     /// How queries and keys are normalised before the rotation.
     pub norm: QueryKeyNorm,
+    /// Whether the checkpoint's queries and keys are laid out for rotation of neighbouring elements.
+    /// Needs modules of their own, whole heads that rotate, no biases and no norms.
+    pub interleaved: bool,
     /// The module whose rows are the projections of queries, keys and values, in this order. `None`
     /// if each has its own module.
     pub packed: Option<&'static str>,
@@ -65,6 +68,7 @@ impl Attention {
             qkv_bias: false,
             out_bias: false,
             norm: QueryKeyNorm::None,
+            interleaved: false,
             packed: None,
         }
     }
@@ -83,6 +87,8 @@ pub enum QueryKeyNorm {
 /// `down(act(gate(x)) * up(x))`.
 #[derive(Debug, Clone, Copy)]
 pub struct FeedForward {
+    /// The module within the layer.
+    pub module: &'static str,
     /// The inner width.
     pub width: usize,
     pub activation: Activation,
@@ -95,7 +101,7 @@ pub struct FeedForward {
 impl FeedForward {
     /// Without biases, with gate and up in separate modules.
     pub const fn plain(width: usize, activation: Activation) -> Self {
-        Self { width, activation, bias: false, packed: Packed::Apart }
+        Self { module: "mlp", width, activation, bias: false, packed: Packed::Apart }
     }
 }
 
@@ -129,11 +135,21 @@ pub struct Experts {
     pub ff: usize,
     pub activation: Activation,
     pub scoring: Scoring,
+    /// The tensor within the layer that is added to scores for the choice alone.
+    pub bias: Option<&'static str>,
+}
+
+/// A feed-forward for every token beside the experts.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared {
+    pub feed_forward: FeedForward,
+    /// The module whose single output gates it, through a sigmoid. `None` if it is added as it is.
+    pub gate: Option<&'static str>,
 }
 
 /// A projection: its module, and which part of it, if it is packed.
-struct Module {
-    name: &'static str,
+struct Module<'a> {
+    name: &'a str,
     role: WeightRole,
     bias: bool,
     part: Option<(&'static str, Take)>,
@@ -197,6 +213,34 @@ impl Builder {
         self.graph.ops.push(Op::Add { x, y: delta });
     }
 
+    /// `x += experts(y) + shared(y)` with `y = rms_norm(x)`.
+    ///
+    /// The norm, the router and the choice of experts follow one another, so that the next layer's
+    /// choice can be guessed (`walk`).
+    pub fn residual_experts(
+        &mut self,
+        x: Buf,
+        (norm, eps): (&str, f32),
+        experts: &Experts,
+        shared: Option<&Shared>,
+    ) {
+        let normed = self.norm(x, norm, eps);
+        let delta = self.experts(normed, experts);
+        self.graph.ops.push(Op::Add { x, y: delta });
+        let Some(Shared { feed_forward, gate }) = shared else { return };
+        let delta = self.feed_forward(normed, feed_forward);
+        let sum = match gate {
+            None => Op::Add { x, y: delta },
+            Some(name) => {
+                let gate = self.buffer("shared_gate", 1);
+                let role = WeightRole::Other;
+                self.linear(normed, gate, &Module { name, role, bias: false, part: None });
+                Op::AddGated { x, y: delta, gate }
+            }
+        };
+        self.graph.ops.push(sum);
+    }
+
     /// `x += rms_norm(block(y))`, where `y` is `x`, or `rms_norm(x)` with the norm `before`: a
     /// sub-block whose result is normalised.
     pub fn residual_normed(
@@ -236,6 +280,14 @@ impl Builder {
         let q = project("q", "self_attn.q_proj", WeightRole::Query, q_width);
         let k = project("k", "self_attn.k_proj", WeightRole::Key, kv_width);
         let v = project("v", "self_attn.v_proj", WeightRole::Value, kv_width);
+        if of.interleaved {
+            for role in [WeightRole::Query, WeightRole::Key] {
+                let of_layer = |w: &&mut Weight| w.layer == self.layer && w.role == role;
+                let weight = self.graph.weights.iter_mut().find(of_layer);
+                let weight = weight.expect("the projection was just added");
+                weight.source = std::mem::take(&mut weight.source).permute(head_dim / 2, 2);
+            }
+        }
         for (x, norm, heads) in [(q, "self_attn.q_norm", heads), (k, "self_attn.k_norm", kv_heads)]
         {
             let normed = match of.norm {
@@ -275,13 +327,14 @@ impl Builder {
             }
         };
         for (number, out, name, role) in
-            [(0, gate, "mlp.gate_proj", WeightRole::Gate), (1, up, "mlp.up_proj", WeightRole::Up)]
+            [(0, gate, "gate_proj", WeightRole::Gate), (1, up, "up_proj", WeightRole::Up)]
         {
+            let name = &format!("{}.{name}", of.module);
             self.linear(x, out, &Module { name, role, bias, part: half(number) });
         }
         self.graph.ops.push(Op::Gated { gate, up, out: gate, activation: of.activation });
         let delta = self.buffer("delta", self.graph.width(x));
-        let name = "mlp.down_proj";
+        let name = &format!("{}.down_proj", of.module);
         self.linear(gate, delta, &Module { name, role: WeightRole::Down, bias, part: None });
         delta
     }
@@ -320,7 +373,11 @@ impl Builder {
         let layer = self.layer.expect("experts are in a layer");
         self.graph.moe.push(Moe { layer, top_k, hidden, ff, activation, experts });
         let out = self.buffer("delta", hidden);
-        self.graph.ops.push(Op::Route { moe, logits, scoring });
+        let bias = of.bias.map(|name| {
+            let name = self.name(name);
+            self.weight(name, WeightRole::Bias, 1, of.experts, Source::Itself)
+        });
+        self.graph.ops.push(Op::Route { moe, logits, scoring, bias });
         self.graph.ops.push(Op::Experts { moe, x, out });
         out
     }
@@ -370,7 +427,7 @@ impl Builder {
     }
 
     /// `out = x . MODULE.weight^T (+ MODULE.bias)`.
-    fn linear(&mut self, x: Buf, out: Buf, module: &Module) {
+    fn linear(&mut self, x: Buf, out: Buf, module: &Module<'_>) {
         let &Module { name, role, bias, part } = module;
         let (rows, cols) = (self.graph.width(out), self.graph.width(x));
         // A part of a bias is some columns of its single row.

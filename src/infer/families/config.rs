@@ -114,6 +114,28 @@ impl<'a> Config<'a> {
         self.optional(key, max)?.ok_or(FamilyError::Missing { key })
     }
 
+    /// A whole number in `0..=max`.
+    pub fn count(
+        &self,
+        key: &'static str,
+        default: usize,
+        max: usize,
+    ) -> Result<usize, FamilyError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        number
+            .filter(|n| *n <= max)
+            .ok_or_else(|| bad(key, value, format!("a whole number in 0..={max}")))
+    }
+
+    /// Refuses a key unless it is absent or has the only value that is computed here.
+    pub fn only(&self, key: &'static str, want: &Value) -> Result<(), FamilyError> {
+        match self.get(key).filter(|value| *value != want) {
+            None => Ok(()),
+            Some(value) => Err(self.unsupported(key, value, &want.to_string())),
+        }
+    }
+
     pub fn flag(&self, key: &'static str, default: bool) -> Result<bool, FamilyError> {
         match self.get(key) {
             None => Ok(default),

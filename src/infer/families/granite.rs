@@ -29,6 +29,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let scale = multiplier("attention_multiplier")? as f32;
     let experts = with_experts.then(|| experts(config)).transpose()?;
     let feed_forward = FeedForward {
+        module: "mlp",
         width: config.intermediate()?,
         activation: config.activation()?,
         bias: !with_experts && config.flag("mlp_bias", false)?,
@@ -73,6 +74,7 @@ fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
         ff: config.intermediate()?,
         activation: config.activation()?,
         scoring: Scoring::Softmax { renormalise: true },
+        bias: None,
     })
 }
 

@@ -26,6 +26,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let bias = |key| if mistral { Ok(false) } else { config.flag(key, false) };
     let attention_bias = bias("attention_bias")?;
     let feed_forward = FeedForward {
+        module: "mlp",
         width: config.intermediate()?,
         activation: config.activation()?,
         bias: bias("mlp_bias")?,

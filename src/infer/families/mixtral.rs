@@ -34,6 +34,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         ff: config.intermediate()?,
         activation: config.activation()?,
         scoring: Scoring::Softmax { renormalise: true },
+        bias: None,
     };
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;

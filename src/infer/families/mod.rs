@@ -25,15 +25,19 @@ macro_rules! families {
 }
 
 families! {
+    ernie4_5_moe,
     gemma2,
     gemma3,
+    glm4_moe,
     granite,
     llama,
+    minimax_m2,
     mixtral,
     olmo3,
     olmoe,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_moe,
     smollm3,

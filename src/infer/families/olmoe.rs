@@ -32,6 +32,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         ff: config.intermediate()?,
         activation: config.activation()?,
         scoring: Scoring::Softmax { renormalise: config.flag("norm_topk_prob", false)? },
+        bias: None,
     };
     let tied = config.flag("tie_word_embeddings", false)?;
 

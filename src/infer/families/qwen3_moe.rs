@@ -81,5 +81,6 @@ fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
         ff: config.required("moe_intermediate_size", DIMENSION_MAX)?,
         activation: config.activation()?,
         scoring: Scoring::Softmax { renormalise },
+        bias: None,
     })
 }

@@ -29,6 +29,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     config.skip(&["layer_types"]);
     let bias = config.flag("attention_bias", false)?;
     let feed_forward = FeedForward {
+        module: "mlp",
         width: config.intermediate()?,
         activation: config.activation()?,
         bias: config.flag("mlp_bias", false)?,

@@ -81,8 +81,11 @@ fn well_formed(graph: &Graph) {
                 assert_eq!([width(up), width(out)], [width(gate); 2])
             }
             Op::Add { x, y } => assert_eq!(width(x), width(y)),
-            Op::Route { moe, logits, .. } => {
-                assert_eq!(width(logits), graph.moe_spec(moe).experts.len());
+            Op::AddGated { x, y, gate } => assert_eq!((width(x), width(gate)), (width(y), 1)),
+            Op::Route { moe, logits, bias, .. } => {
+                let experts = graph.moe_spec(moe).experts.len();
+                assert_eq!(width(logits), experts);
+                assert!(bias.is_none_or(|bias| shape(bias) == (1, experts)));
             }
             Op::Experts { moe, x, out } => {
                 assert_eq!([width(x), width(out)], [graph.moe_spec(moe).hidden; 2]);

@@ -262,20 +262,33 @@ impl<'a> Lower<'a> {
                 let storage = [Place::Activation(y), Place::Activation(x)];
                 recipe("add", &params, &storage, Rows::Tokens, (quads, 64))
             }
-            Op::Route { moe, logits, scoring } => {
+            Op::AddGated { x, y, gate } => {
+                let quads = stride(self.width(x)) / 4;
+                let apart = x != y && gate != x && gate != y;
+                expect(apart && self.width(x) == self.width(y) && self.width(gate) == 1, op)?;
+                let gate_stride = word(stride(self.width(gate)))?;
+                let params = params::AddGated { stride: word(quads)?, gate_stride };
+                let storage = [y, gate, x].map(Place::Activation);
+                recipe("add_gated", &params, &storage, Rows::Tokens, (quads, 64))
+            }
+            Op::Route { moe, logits, scoring, bias } => {
                 let spec = self.graph.moe_spec(moe);
                 let experts = spec.experts.len();
                 expect(self.width(logits) == experts, op)?;
                 expect((1..=experts).contains(&spec.top_k), op)?;
-                let Scoring::Softmax { renormalise } = scoring;
+                let scoring = ScoringWords::of(scoring);
+                let biases = self.selection(bias, experts)?;
                 let params = params::Route {
                     experts: word(experts)?,
                     top_k: word(spec.top_k)?,
                     stride: word(stride(experts))?,
-                    renormalise: u32::from(renormalise),
+                    renormalise: scoring.renormalise,
+                    sigmoid: scoring.sigmoid,
+                    biased: u32::from(bias.is_some()),
+                    scale: scoring.scale,
                 };
                 let logits = Place::Activation(logits);
-                let storage = [logits, Place::Ids(moe), Place::RoutingWeights(moe)];
+                let storage = [logits, Place::Ids(moe), Place::RoutingWeights(moe), biases];
                 let route = recipe("route", &params, &storage, Rows::Tokens, (1, 64));
                 let group = self.group(moe, spec)?;
                 return Ok([route].into_iter().chain(group).collect());
@@ -376,6 +389,17 @@ impl<'a> Lower<'a> {
             dispatches.extend(many);
         }
         Ok(dispatches)
+    }
+
+    /// What the choice of experts adds to their scores.
+    pub fn selection(&self, bias: Option<WeightId>, experts: usize) -> Result<Place> {
+        let Some(id) = bias else { return Ok(Place::Empty) };
+        match self.graph.weight_spec(id).cols == experts {
+            true => self.vector(id),
+            false => {
+                Err(refused(format!("a selection bias that does not have {experts} elements")))
+            }
+        }
     }
 
     /// The cap of the logits, if there is one.
@@ -528,6 +552,26 @@ impl<'a> Lower<'a> {
     }
 }
 
+/// A scoring as the routing kernels read it.
+pub(super) struct ScoringWords {
+    pub renormalise: u32,
+    pub sigmoid: u32,
+    pub scale: f32,
+}
+
+impl ScoringWords {
+    pub const fn of(scoring: Scoring) -> Self {
+        match scoring {
+            Scoring::Softmax { renormalise } => {
+                Self { renormalise: renormalise as u32, sigmoid: 0, scale: 1.0 }
+            }
+            Scoring::Sigmoid { renormalise, scale } => {
+                Self { renormalise: renormalise as u32, sigmoid: 1, scale }
+            }
+        }
+    }
+}
+
 pub(super) const fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
@@ -577,6 +621,7 @@ const fn name(op: &Op) -> &'static str {
         Op::Attention { .. } => "attention",
         Op::Gated { .. } => "a gated activation",
         Op::Add { .. } => "a sum",
+        Op::AddGated { .. } => "a gated sum",
         Op::Route { .. } => "a router",
         Op::Experts { .. } => "experts",
         Op::Logits { .. } => "logits",

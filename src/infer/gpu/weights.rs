@@ -136,7 +136,9 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     for op in &graph.ops {
         match op {
             Op::RmsNorm { weight, .. } => vector[weight.0 as usize] = true,
-            Op::Linear { bias: Some(bias), .. } => vector[bias.0 as usize] = true,
+            Op::Linear { bias: Some(bias), .. } | Op::Route { bias: Some(bias), .. } => {
+                vector[bias.0 as usize] = true
+            }
             _ => {}
         }
     }

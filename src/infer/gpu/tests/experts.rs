@@ -47,7 +47,12 @@ impl TinyMoe {
         graph.ops = vec![
             Op::Embed { table, out: x, scale: 9.0 },
             Op::Linear { x, weight: router, bias: None, out: scores },
-            Op::Route { moe, logits: scores, scoring: Scoring::Softmax { renormalise: true } },
+            Op::Route {
+                moe,
+                logits: scores,
+                scoring: Scoring::Softmax { renormalise: true },
+                bias: None,
+            },
             Op::Experts { moe, x, out: delta },
             Op::Logits { x: delta, weight: head, softcap: None },
         ];

@@ -37,14 +37,24 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let taker = [0, position + 1, position + 2][random.below(3)];
         let renormalise = random.below(2) == 1;
         let mut logits = random.floats(experts);
+        let biased = random.below(2) == 1;
+        if biased {
+            // Far enough apart that rounding does not change the order.
+            logits.iter_mut().for_each(|logit| *logit = (*logit * 16.0).round() / 16.0);
+        }
+        let biases: Vec<f32> = (0..experts).map(|_| random.below(3) as f32).collect();
         let odd = round % 6 == 5;
         if odd {
             logits[random.below(experts)] = f32::NAN;
         }
         let takes = taker != position + 2;
         let places = Places { slots: &slots, spill: &spill, free: &free, taken, takes };
-        let scoring = Scoring::Softmax { renormalise };
-        let want = decode_route(&logits, top_k, scoring, &places);
+        let scoring = match random.below(2) {
+            0 => Scoring::Softmax { renormalise },
+            _ => Scoring::Sigmoid { renormalise, scale: 2.5 },
+        };
+        let added = biased.then_some(&biases[..]);
+        let want = decode_route(&logits, added, top_k, scoring, &places);
 
         let words = |of: &[Option<u32>]| of.iter().map(|w| w.unwrap_or(EMPTY)).collect::<Vec<_>>();
         let mut table = [words(&slots), words(&spill), vec![free.len() as u32]].concat();
@@ -66,6 +76,9 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             free_at,
             taker_at: 30,
             taken_at: 31,
+            sigmoid: u32::from(matches!(scoring, Scoring::Sigmoid { .. })),
+            biased: u32::from(biased),
+            scale: if matches!(scoring, Scoring::Sigmoid { .. }) { 2.5 } else { 1.0 },
         };
         let buffers = [
             logits.iter().map(|l| l.to_bits()).collect(),
@@ -75,9 +88,10 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             vec![9; 2 * top_k],
             vec![9; 24],
             vec![9; 2 * top_k],
+            biases.iter().map(|bias| bias.to_bits()).collect(),
         ];
         let got = alone.run("decode_route", position as usize, &params, &buffers, (1, 1));
-        let [_, _, _, state, routed, aside, fetches] = got.try_into().unwrap();
+        let [_, _, _, state, routed, aside, fetches, _] = got.try_into().unwrap();
         assert_eq!(state[4..4 + top_k], want.ids);
         let weights: Vec<f32> = routed.chunks(2).map(|pair| f32::from_bits(pair[1])).collect();
         if odd {

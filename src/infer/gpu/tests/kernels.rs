@@ -19,7 +19,7 @@ use crate::cpu::{
 };
 use crate::gpu::Reduction;
 use crate::graph::{
-    Activation, ExpertTensors, Graph, Kv, KvId, Moe, MoeId, Op, Rope, RopeId, Scoring,
+    Activation, ExpertTensors, Graph, Kv, KvId, MatrixSpec, Moe, MoeId, Op, Rope, RopeId, Scoring,
 };
 use doppler_store::DType;
 
@@ -307,9 +307,18 @@ fn gated_and_add_match_their_twins_in_every_place() {
 fn route_matches_its_twin_and_breaks_ties_by_id() {
     let mut random = Random::new("route");
     let Some(device) = device(Reduction::Lane) else { return };
-    for (experts, top_k, renormalise) in [(8, 2, true), (61, 8, false), (5, 5, true), (1, 1, true)]
-    {
-        let scoring = Scoring::Softmax { renormalise };
+    let softmax = |renormalise| Scoring::Softmax { renormalise };
+    let sigmoid = |renormalise, scale| Scoring::Sigmoid { renormalise, scale };
+    for (experts, top_k, scoring, biased) in [
+        (8, 2, softmax(true), false),
+        (61, 8, softmax(false), false),
+        (5, 5, softmax(true), false),
+        (1, 1, softmax(true), false),
+        (61, 8, sigmoid(true, 2.5), true),
+        (9, 3, sigmoid(false, 1.0), false),
+        (64, 6, softmax(true), true),
+        (13, 4, softmax(false), true),
+    ] {
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         let x = graph.buffer("x", 32);
         let logits = graph.buffer("logits", experts);
@@ -323,16 +332,23 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
                 .map(|_| ExpertTensors { gate: "g".into(), up: "u".into(), down: "d".into() })
                 .collect(),
         });
-        graph.ops.push(Op::Route { moe: MoeId(0), logits, scoring });
+        // Far enough apart that rounding does not change the order.
+        let biases: Vec<f32> = (0..experts).map(|_| random.below(3) as f32).collect();
+        let bias = biased.then(|| graph.weight("bias", 1, experts));
+        graph.ops.push(Op::Route { moe: MoeId(0), logits, scoring, bias });
         graph.ops.push(Op::Experts { moe: MoeId(0), x, out: x });
-        let mut gpu = backend(&device, &graph, CAPACITY, &[]);
+        let spec = MatrixSpec { dtype: DType::F32, rows: 1, cols: experts, offset: 0 };
+        let bytes: &[u8] = bytemuck::cast_slice(&biases);
+        let weights: Vec<_> = bias.iter().map(|id| (*id, spec, bytes)).collect();
+        let mut gpu = backend(&device, &graph, CAPACITY, &weights);
         for tokens in [1, 5] {
             let mut values = random.floats(tokens * experts);
             // Coarse values tie often. (There is no -0: the twin's total order puts it below 0.)
             values.iter_mut().for_each(|v| *v = (*v * 4.0).round() + 0.0);
             let mut ids = vec![0; tokens * top_k];
             let mut weights = vec![0.0; tokens * top_k];
-            route(&values, experts, scoring, &mut ids, &mut weights, top_k);
+            let added = biased.then_some(&biases[..]);
+            route(&values, added, experts, scoring, &mut ids, &mut weights, top_k);
             let zeros = vec![0; tokens];
             let step = crate::backend::Step {
                 tokens: &zeros,

@@ -3,6 +3,7 @@
 //! Without an adapter, a test prints why it is skipped and passes, unless `DOPPLER_REQUIRE_GPU=1`.
 //! Data is random; `DOPPLER_TEST_SEED` repeats a run.
 
+mod add_gated;
 mod alone;
 mod batch;
 mod decode;

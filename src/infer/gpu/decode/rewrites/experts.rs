@@ -15,9 +15,9 @@ use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::experts::{Home, SlotShape};
-use crate::gpu::lower::{Place, Recipe, activation_code, recipe_grid, word};
+use crate::gpu::lower::{Place, Recipe, ScoringWords, activation_code, recipe_grid, word};
 use crate::gpu::pipelines::Reduction;
-use crate::graph::{Buf, MoeId, Op, Scoring};
+use crate::graph::{Buf, MoeId, Op, Scoring, WeightId};
 
 /// kernels/decode_route.wgsl
 const EXPERTS_MAX: usize = 1024;
@@ -32,6 +32,7 @@ pub(in crate::gpu::decode) struct Routing {
     pub moe: MoeId,
     pub(super) logits: Buf,
     pub(super) scoring: Scoring,
+    pub(super) bias: Option<WeightId>,
 }
 
 /// Where the kernels find a layer's experts, if they support the layer.
@@ -47,12 +48,12 @@ fn home<'a>(fuse: &Fuse<'a>, moe: MoeId) -> Option<&'a Home> {
 
 pub(super) fn route(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
-    let Op::Route { moe, logits, scoring } = graph.ops[at] else { return Ok(None) };
+    let Op::Route { moe, logits, scoring, bias } = graph.ops[at] else { return Ok(None) };
     if home(fuse, moe).is_none() || graph.width(logits) != graph.moe_spec(moe).experts.len() {
         return Ok(None);
     }
     let mut group = Rewritten::new(1, Vec::new(), &[(logits, Form::Plain)], &[]).lasting();
-    group.routing = Some(Routing { moe, logits, scoring });
+    group.routing = Some(Routing { moe, logits, scoring, bias });
     Ok(Some(group))
 }
 
@@ -123,7 +124,7 @@ impl Fuse<'_> {
         routing: &Routing,
         kept: &[Aside<Place>],
     ) -> Result<Vec<Recipe>> {
-        let Routing { moe, logits, scoring: Scoring::Softmax { renormalise } } = *routing;
+        let Routing { moe, logits, scoring, bias } = *routing;
         if self.by_rows(moe) {
             return rows::route(self, routing, kept);
         }
@@ -136,10 +137,11 @@ impl Fuse<'_> {
             Some((first, more)) if matches!(first.of, Place::Activation(_)) => (Some(first), more),
             _ => (None, kept),
         };
+        let scoring = ScoringWords::of(scoring);
         let params = params::Route {
             experts: word(spec.experts.len())?,
             top_k: word(spec.top_k)?,
-            renormalise: u32::from(renormalise),
+            renormalise: scoring.renormalise,
             table_at: word(layout.row(moe))?,
             ids_at: word(layout.ids_at[usize::from(moe.0)])?,
             halt: u32::from(moe.0) + 1,
@@ -148,6 +150,9 @@ impl Fuse<'_> {
             free_at: word(layout.offer_at(class))?,
             taker_at: word(layout.taker_at)?,
             taken_at: word(layout.taker_at + 1 + usize::from(class))?,
+            sigmoid: scoring.sigmoid,
+            biased: u32::from(bias.is_some()),
+            scale: scoring.scale,
         };
         let x = first.map_or(Place::Activation(logits), |first| first.of);
         let storage = [
@@ -158,6 +163,7 @@ impl Fuse<'_> {
             Place::Routed,
             Place::Aside,
             Place::Fetches,
+            self.lower.selection(bias, spec.experts.len())?,
         ];
         let mut recipes =
             vec![recipe_grid("decode_route", &params, &storage, Rows::Tokens, Grid::One)];

@@ -19,8 +19,8 @@ pub(super) fn route(
     routing: &Routing,
     kept: &[Aside<Place>],
 ) -> Result<Vec<Recipe>> {
-    let Routing { moe, logits, scoring } = *routing;
-    let mut recipes = fuse.one_row(&Op::Route { moe, logits, scoring })?;
+    let Routing { moe, logits, scoring, bias } = *routing;
+    let mut recipes = fuse.one_row(&Op::Route { moe, logits, scoring, bias })?;
     let params = params::Seek {
         top_k: word(fuse.lower.graph.moe_spec(moe).top_k)?,
         table_at: word(fuse.layout.row(moe))?,
