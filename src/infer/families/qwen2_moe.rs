@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn missing_widths_are_named() {
-        for key in ["shared_expert_intermediate_size", "moe_intermediate_size", "num_experts_per_tok"]
+        for key in
+            ["shared_expert_intermediate_size", "moe_intermediate_size", "num_experts_per_tok"]
         {
             let mut config = config();
             config[key] = Value::Null;
