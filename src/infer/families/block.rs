@@ -98,6 +98,43 @@ pub struct FeedForward {
     pub packed: Packed,
 }
 
+impl Experts {
+    /// Experts named as in most families: `mlp.gate` chooses, without a bias, among
+    /// `mlp.experts.N.{gate,up,down}_proj`.
+    pub const fn plain(
+        experts: usize,
+        top_k: usize,
+        ff: usize,
+        activation: Activation,
+        scoring: Scoring,
+    ) -> Self {
+        Self {
+            module: "mlp",
+            router: "gate",
+            stacks: STACKS,
+            gate: "gate_proj",
+            up: "up_proj",
+            down: "down_proj",
+            experts,
+            top_k,
+            ff,
+            activation,
+            scoring,
+            bias: None,
+        }
+    }
+}
+
+impl Shared {
+    /// Shared experts as one feed-forward, `mlp.shared_experts`, whose result is added as it is.
+    /// `None` without any.
+    pub fn plain(width: usize, activation: Activation) -> Option<Self> {
+        let plain = FeedForward::plain(width, activation);
+        let feed_forward = FeedForward { module: "mlp.shared_experts", ..plain };
+        (width > 0).then_some(Self { feed_forward, gate: None })
+    }
+}
+
 impl FeedForward {
     /// Without biases, with gate and up in separate modules.
     pub const fn plain(width: usize, activation: Activation) -> Self {
@@ -156,7 +193,7 @@ struct Module<'a> {
 }
 
 /// How Transformers 5 stacks a layer's experts.
-pub const STACKS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
+const STACKS: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
 
 impl Builder {
     pub fn new(shape: &Shape) -> Self {

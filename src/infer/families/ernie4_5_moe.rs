@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::block::{Attention, Builder, Experts, FeedForward, STACKS, Shared};
+use super::block::{Attention, Builder, Experts, FeedForward, Shared};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim, bad};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -66,24 +66,13 @@ fn experts(config: &Config<'_>) -> Result<(Experts, Option<Shared>), FamilyError
     }
     let count = config.required("moe_num_experts", COUNT_MAX)?;
     let ff = config.required("moe_intermediate_size", DIMENSION_MAX)?;
+    let top_k = config.required("moe_k", count)?;
     let experts = Experts {
-        module: "mlp",
-        router: "gate",
-        stacks: STACKS,
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.required("moe_k", count)?,
-        ff,
-        activation,
-        scoring: Scoring::Softmax { renormalise: true },
         bias: Some("mlp.moe_statics.e_score_correction_bias"),
+        ..Experts::plain(count, top_k, ff, activation, Scoring::Softmax { renormalise: true })
     };
     let width = ff * config.count("moe_num_shared_experts", 2, COUNT_MAX)?;
-    let plain = FeedForward::plain(width, activation);
-    let feed_forward = FeedForward { module: "mlp.shared_experts", ..plain };
-    Ok((experts, (width > 0).then_some(Shared { feed_forward, gate: None })))
+    Ok((experts, Shared::plain(width, activation)))
 }
 
 #[cfg(test)]

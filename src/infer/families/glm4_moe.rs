@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm, STACKS, Shared};
+use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm, Shared};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -65,24 +65,13 @@ fn experts(config: &Config<'_>) -> Result<(Experts, Option<Shared>), FamilyError
         renormalise: config.flag("norm_topk_prob", true)?,
         scale: config.positive("routed_scaling_factor", 1.0)? as f32,
     };
+    let top_k = config.required("num_experts_per_tok", count)?;
     let experts = Experts {
-        module: "mlp",
-        router: "gate",
-        stacks: STACKS,
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.required("num_experts_per_tok", count)?,
-        ff,
-        activation,
-        scoring,
         bias: Some("mlp.gate.e_score_correction_bias"),
+        ..Experts::plain(count, top_k, ff, activation, scoring)
     };
     let width = ff * config.count("n_shared_experts", 1, COUNT_MAX)?;
-    let plain = FeedForward::plain(width, activation);
-    let feed_forward = FeedForward { module: "mlp.shared_experts", ..plain };
-    Ok((experts, (width > 0).then_some(Shared { feed_forward, gate: None })))
+    Ok((experts, Shared::plain(width, activation)))
 }
 
 #[cfg(test)]

@@ -62,19 +62,14 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
 /// The softmax over the chosen experts' logits is that over all, renormalised.
 fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
     let count = config.optional("num_local_experts", COUNT_MAX)?.unwrap_or(8);
+    let top_k = config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count);
+    let (ff, activation) = (config.intermediate()?, config.activation()?);
+    let scoring = Scoring::Softmax { renormalise: true };
     Ok(Experts {
         module: "block_sparse_moe",
         router: "router.layer",
         stacks: ["block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"],
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count),
-        ff: config.intermediate()?,
-        activation: config.activation()?,
-        scoring: Scoring::Softmax { renormalise: true },
-        bias: None,
+        ..Experts::plain(count, top_k, ff, activation, scoring)
     })
 }
 

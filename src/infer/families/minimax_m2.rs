@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::block::{Attention, Builder, Experts, QueryKeyNorm, STACKS};
+use super::block::{Attention, Builder, Experts, QueryKeyNorm};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim, bad};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -45,19 +45,16 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         Some(count) => count,
         None => config.required("num_experts", COUNT_MAX)?,
     };
+    let top_k = config.required("num_experts_per_tok", count)?;
+    let (ff, activation) = (config.intermediate()?, config.activation()?);
+    let scoring = Scoring::Sigmoid { renormalise: true, scale: 1.0 };
     let experts = Experts {
         module: "block_sparse_moe",
-        router: "gate",
-        stacks: STACKS,
         gate: "w1",
         up: "w3",
         down: "w2",
-        experts: count,
-        top_k: config.required("num_experts_per_tok", count)?,
-        ff: config.intermediate()?,
-        activation: config.activation()?,
-        scoring: Scoring::Sigmoid { renormalise: true, scale: 1.0 },
         bias: Some("block_sparse_moe.e_score_correction_bias"),
+        ..Experts::plain(count, top_k, ff, activation, scoring)
     };
     let tied = config.flag("tie_word_embeddings", false)?;
 

@@ -1,7 +1,7 @@
 //! Mixtral: every layer's feed-forward is a mixture of experts, with a softmax over all of them and
 //! the top ones renormalised to sum to 1.
 
-use super::block::{Attention, Builder, Experts, STACKS};
+use super::block::{Attention, Builder, Experts};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -22,20 +22,11 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         Some(count) => count,
         None => config.optional("num_experts", COUNT_MAX)?.unwrap_or(8),
     };
-    let experts = Experts {
-        module: "block_sparse_moe",
-        router: "gate",
-        stacks: STACKS,
-        gate: "w1",
-        up: "w3",
-        down: "w2",
-        experts: count,
-        top_k: config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count),
-        ff: config.intermediate()?,
-        activation: config.activation()?,
-        scoring: Scoring::Softmax { renormalise: true },
-        bias: None,
-    };
+    let top_k = config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count);
+    let (ff, activation) = (config.intermediate()?, config.activation()?);
+    let scoring = Scoring::Softmax { renormalise: true };
+    let plain = Experts::plain(count, top_k, ff, activation, scoring);
+    let experts = Experts { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2", ..plain };
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;
     let tied = config.flag("tie_word_embeddings", false)?;

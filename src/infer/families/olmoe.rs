@@ -1,6 +1,6 @@
 //! OLMoE: experts in every layer; a norm of all query heads together and one of all key heads.
 
-use super::block::{Attention, Builder, Experts, QueryKeyNorm, STACKS};
+use super::block::{Attention, Builder, Experts, QueryKeyNorm};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -20,20 +20,13 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         Some(count) => count,
         None => config.optional("num_local_experts", COUNT_MAX)?.unwrap_or(64),
     };
-    let experts = Experts {
-        module: "mlp",
-        router: "gate",
-        stacks: STACKS,
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.optional("num_experts_per_tok", count)?.unwrap_or(8),
-        ff: config.intermediate()?,
-        activation: config.activation()?,
-        scoring: Scoring::Softmax { renormalise: config.flag("norm_topk_prob", false)? },
-        bias: None,
-    };
+    let experts = Experts::plain(
+        count,
+        config.optional("num_experts_per_tok", count)?.unwrap_or(8),
+        config.intermediate()?,
+        config.activation()?,
+        Scoring::Softmax { renormalise: config.flag("norm_topk_prob", false)? },
+    );
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);

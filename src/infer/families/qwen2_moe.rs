@@ -1,11 +1,10 @@
 //! Qwen2-MoE and Qwen1.5-MoE: Qwen2 with experts, and beside them a feed-forward for every token whose
 //! result is gated by a sigmoid.
 
-use super::block::{Attention, Builder, Experts, FeedForward, STACKS, Shared};
+use super::block::{Attention, Builder, Experts, FeedForward, Shared};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{Described, Family, windows};
-use crate::graph::Scoring;
+use super::{Described, Family, qwen3_moe, windows};
 
 pub const FAMILY: Family = Family {
     name: "qwen2_moe",
@@ -47,24 +46,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
 
 fn experts(config: &Config<'_>) -> Result<(Experts, Shared), FamilyError> {
     let activation = config.activation()?;
-    let count = match config.optional("num_experts", COUNT_MAX)? {
-        Some(count) => count,
-        None => config.required("num_local_experts", COUNT_MAX)?,
-    };
-    let experts = Experts {
-        module: "mlp",
-        router: "gate",
-        stacks: STACKS,
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.required("num_experts_per_tok", count)?,
-        ff: config.required("moe_intermediate_size", DIMENSION_MAX)?,
-        activation,
-        scoring: Scoring::Softmax { renormalise: config.flag("norm_topk_prob", false)? },
-        bias: None,
-    };
+    let experts = qwen3_moe::experts(config)?;
     let width = config.required("shared_expert_intermediate_size", DIMENSION_MAX)?;
     let feed_forward =
         FeedForward { module: "mlp.shared_expert", ..FeedForward::plain(width, activation) };

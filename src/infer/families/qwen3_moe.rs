@@ -1,7 +1,7 @@
 //! Qwen3-MoE: Qwen3's attention, with experts in every `decoder_sparse_step`-th layer that
 //! `mlp_only_layers` does not list, and a dense feed-forward in the others.
 
-use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm, STACKS};
+use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -62,25 +62,19 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     Ok(d.finish(x, eps, tied))
 }
 
-fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
+/// Qwen2-MoE names its experts alike.
+pub(super) fn experts(config: &Config<'_>) -> Result<Experts, FamilyError> {
     let count = match config.optional("num_experts", COUNT_MAX)? {
         Some(count) => count,
         None => config.required("num_local_experts", COUNT_MAX)?,
     };
-    // The default of `Qwen3MoeConfig` is false.
+    // The default of both configs is false.
     let renormalise = config.flag("norm_topk_prob", false)?;
-    Ok(Experts {
-        module: "mlp",
-        router: "gate",
-        stacks: STACKS,
-        gate: "gate_proj",
-        up: "up_proj",
-        down: "down_proj",
-        experts: count,
-        top_k: config.required("num_experts_per_tok", count)?,
-        ff: config.required("moe_intermediate_size", DIMENSION_MAX)?,
-        activation: config.activation()?,
-        scoring: Scoring::Softmax { renormalise },
-        bias: None,
-    })
+    Ok(Experts::plain(
+        count,
+        config.required("num_experts_per_tok", count)?,
+        config.required("moe_intermediate_size", DIMENSION_MAX)?,
+        config.activation()?,
+        Scoring::Softmax { renormalise },
+    ))
 }
