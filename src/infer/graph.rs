@@ -166,13 +166,19 @@ impl Moe {
     }
 }
 
-/// The gate's activation in a gated feed-forward: `act(gate) * up`.
+/// The activation of a feed-forward, of its gate if it has one: `act(gate) * up`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// `x * Phi(x)`, with the error function itself.
+    Gelu,
+    /// `max(x, 0)^2`
+    SquaredRelu,
+    /// `tanh(x)`
+    Tanh,
 }
 
 /// How router logits become the weights of the chosen experts.
@@ -195,6 +201,9 @@ pub enum Op {
     /// elements (`group` = `weight.cols`): the whole row, or each head of it.
     /// `x` and `out` may be the same buffer.
     RmsNorm { x: Buf, weight: WeightId, out: Buf, eps: f32 },
+    /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight (+ bias)` over whole rows (Ba, Kiros and
+    /// Hinton, 2016). `x` and `out` may be the same buffer.
+    LayerNorm { x: Buf, weight: WeightId, bias: Option<WeightId>, out: Buf, eps: f32 },
     /// `out[T, rows] = x[T, cols] . weight^T (+ bias)`.
     Linear { x: Buf, weight: WeightId, bias: Option<WeightId>, out: Buf },
     /// Rotates each of `heads` heads of `head_dim` in place by its token's position.
@@ -215,6 +224,8 @@ pub enum Op {
     },
     /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
+    /// `x = act(x)`, element by element.
+    Activate { x: Buf, activation: Activation },
     /// `x += y`.
     Add { x: Buf, y: Buf },
     /// `x += sigmoid(gate) * y`, with one gate `[T, 1]` for each row.
@@ -239,7 +250,9 @@ impl Op {
         let reads = match *self {
             Self::Embed { .. } => [None; 3],
             Self::RmsNorm { x, .. }
+            | Self::LayerNorm { x, .. }
             | Self::Linear { x, .. }
+            | Self::Activate { x, .. }
             | Self::Rope { x, .. }
             | Self::Experts { x, .. }
             | Self::Logits { x, .. } => [Some(x), None, None],
@@ -258,11 +271,15 @@ impl Op {
         match *self {
             Self::Embed { out, .. }
             | Self::RmsNorm { out, .. }
+            | Self::LayerNorm { out, .. }
             | Self::Linear { out, .. }
             | Self::Attention { out, .. }
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),
-            Self::Rope { x, .. } | Self::Add { x, .. } | Self::AddGated { x, .. } => Some(x),
+            Self::Rope { x, .. }
+            | Self::Activate { x, .. }
+            | Self::Add { x, .. }
+            | Self::AddGated { x, .. } => Some(x),
             Self::KvWrite { .. } | Self::Route { .. } | Self::Logits { .. } => None,
         }
     }

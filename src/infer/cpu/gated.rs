@@ -32,5 +32,8 @@ pub fn activate(x: f32, activation: Activation) -> f32 {
                 * (x + 0.044_715 * x * x * x);
             0.5 * x * (1.0 + inner.tanh())
         }
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::SquaredRelu => x.max(0.0) * x,
+        Activation::Tanh => x.tanh(),
     }
 }

@@ -4,6 +4,7 @@
 //! product is computed in the same way in any thread, wave or slot, so paging experts never changes
 //! a bit of the result.
 
+pub mod activate;
 pub mod add;
 pub mod add_gated;
 pub mod attention;
@@ -18,6 +19,7 @@ pub mod decode_expert_down;
 pub mod decode_expert_gate_up;
 pub mod decode_fetch;
 pub mod decode_gate_up;
+pub mod decode_layer_norm;
 pub mod decode_linear;
 pub mod decode_norm;
 pub mod decode_pack;
@@ -40,6 +42,7 @@ pub mod halves;
 pub(crate) mod k_dot;
 pub mod kv_write;
 pub(crate) mod lanes;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_coop;
 pub mod linear_tile;
@@ -268,6 +271,19 @@ impl CpuBackend {
                     rows.copy_from_slice(this.rows(x));
                 }
                 rms_norm::rms_norm(rows, &this.weight(weight)?.vector, eps);
+                Ok(())
+            }),
+            Op::LayerNorm { x, weight, bias, out, eps } => self.with_out(out, |this, rows| {
+                if x != out {
+                    rows.copy_from_slice(this.rows(x));
+                }
+                let bias = bias.map(|id| this.weight(id)).transpose()?;
+                let bias = bias.map(|weight| weight.vector.as_slice());
+                layer_norm::layer_norm(rows, &this.weight(weight)?.vector, bias, eps);
+                Ok(())
+            }),
+            Op::Activate { x, activation } => self.with_out(x, |_, x| {
+                activate::activate(x, activation);
                 Ok(())
             }),
             Op::Linear { x, weight, bias, out } => self.with_out(out, |this, out| {

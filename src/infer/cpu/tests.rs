@@ -187,6 +187,14 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
     }
 }
 
+const ALL_ACTIVATIONS: [Activation; 5] = [
+    Activation::Silu,
+    Activation::GeluTanh,
+    Activation::Gelu,
+    Activation::SquaredRelu,
+    Activation::Tanh,
+];
+
 fn activated(x: f64, activation: Activation) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
@@ -194,13 +202,16 @@ fn activated(x: f64, activation: Activation) -> f64 {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + inner.tanh())
         }
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / 2.0f64.sqrt())),
+        Activation::SquaredRelu => x.max(0.0).powi(2),
+        Activation::Tanh => x.tanh(),
     }
 }
 
 #[test]
 fn gated_and_add_work_element_by_element() {
     let mut rng = rng();
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in ALL_ACTIVATIONS {
         let (gate, up) = (random(&mut rng, 77), random(&mut rng, 77));
         let pairs = gate.iter().zip(&up);
         let want: Vec<f64> = pairs

@@ -14,6 +14,10 @@ use crate::graph::{
 };
 use crate::source::{Source, Take};
 
+mod ungated;
+
+pub use ungated::Ungated;
+
 /// A decoder under construction.
 pub struct Builder {
     graph: Graph,
@@ -23,6 +27,8 @@ pub struct Builder {
     layer: Option<usize>,
     /// Norms are stored as the difference from 1.
     has_offset_norms: bool,
+    /// Norms of states are layer norms with a bias.
+    has_layer_norms: bool,
 }
 
 /// Grouped-query attention in one layer.
@@ -199,7 +205,14 @@ impl Builder {
     pub fn new(shape: &Shape) -> Self {
         let &Shape { layers, vocab, context_max, .. } = shape;
         let graph = Graph { vocab, context_max, layers, ..Graph::default() };
-        Self { graph, ropes: Vec::new(), table: None, layer: None, has_offset_norms: false }
+        Self {
+            graph,
+            ropes: Vec::new(),
+            table: None,
+            layer: None,
+            has_offset_norms: false,
+            has_layer_norms: false,
+        }
     }
 
     /// The checkpoint's norms are all stored as the difference from 1 (Gemma).
@@ -293,10 +306,14 @@ impl Builder {
         self.graph.ops.push(Op::Add { x, y: normed });
     }
 
-    /// `rms_norm(x)` with the vector `NAME.weight`.
+    /// `rms_norm(x)` with the vector `NAME.weight`, or a layer norm.
     pub fn norm(&mut self, x: Buf, name: &str, eps: f32) -> Buf {
         let width = self.graph.width(x);
         let out = self.buffer("normed", width);
+        if self.has_layer_norms {
+            self.layer_norm(x, name, eps, out);
+            return out;
+        }
         let weight = self.norm_weight(name, width);
         self.graph.ops.push(Op::RmsNorm { x, weight, out, eps });
         out

@@ -173,8 +173,10 @@ impl<'a> Config<'a> {
             None => Ok(default),
             Some(value) => match value.as_str() {
                 Some("silu" | "swish") => Ok(Activation::Silu),
-                Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
-                _ => Err(self.unsupported(key, value, "silu, gelu_pytorch_tanh")),
+                Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+                Some("gelu") => Ok(Activation::Gelu),
+                Some("relu2") => Ok(Activation::SquaredRelu),
+                _ => Err(self.unsupported(key, value, "silu, gelu, gelu_pytorch_tanh, relu2")),
             },
         }
     }

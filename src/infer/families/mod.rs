@@ -33,6 +33,7 @@ families! {
     llama,
     minimax_m2,
     mixtral,
+    nemotron,
     olmo3,
     olmoe,
     phi3,
@@ -41,6 +42,7 @@ families! {
     qwen3,
     qwen3_moe,
     smollm3,
+    starcoder2,
 }
 
 /// A family: its name, the architectures that it reads, and its reader.

@@ -61,6 +61,11 @@ fn well_formed(graph: &Graph) {
                 assert_eq!(width(x), width(out));
                 assert_eq!((shape(weight).0, width(x) % shape(weight).1), (1, 0));
             }
+            Op::LayerNorm { x, weight, bias, out, .. } => {
+                assert_eq!([width(out), shape(weight).1], [width(x); 2]);
+                assert!(bias.is_none_or(|bias| shape(bias) == (1, width(x))));
+            }
+            Op::Activate { x, .. } => assert!(width(x) > 0),
             Op::Linear { x, weight, bias, out } => {
                 assert_eq!(shape(weight), (width(out), width(x)));
                 assert!(bias.is_none_or(|bias| shape(bias) == (1, width(out))));

@@ -149,7 +149,7 @@ impl<'a> Lower<'a> {
     }
 
     /// The suffix of reducing kernels, and the rows that one of their workgroups sums.
-    const fn reduction(&self) -> (&'static str, u32) {
+    pub const fn reduction(&self) -> (&'static str, u32) {
         (self.reduction.name(), self.reduction.rows_per_workgroup())
     }
 
@@ -199,6 +199,10 @@ impl<'a> Lower<'a> {
                 return Ok(dispatches);
             }
             Op::RmsNorm { x, weight, out, eps } => self.rms_norm(op, x, weight, out, eps)?,
+            Op::LayerNorm { x, weight, bias, out, eps } => {
+                self.layer_norm(op, x, (weight, bias), out, eps)?
+            }
+            Op::Activate { x, activation } => self.activate(x, activation)?,
             Op::Rope { x, heads, head_dim, rope } => {
                 let pairs = self.graph.rope_spec(rope).inv_freq.len();
                 expect(2 * pairs <= head_dim && heads * head_dim == self.width(x), op)?;
@@ -576,6 +580,9 @@ pub(super) const fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+        Activation::SquaredRelu => 3,
+        Activation::Tanh => 4,
     }
 }
 
@@ -606,7 +613,7 @@ pub(super) fn mixed_experts(gate: DType, up: DType) -> BackendError {
     ))
 }
 
-fn expect(holds: bool, op: &Op) -> Result<()> {
+pub(super) fn expect(holds: bool, op: &Op) -> Result<()> {
     if holds { Ok(()) } else { Err(refused(format!("{} of these sizes", name(op)))) }
 }
 
@@ -614,7 +621,8 @@ fn expect(holds: bool, op: &Op) -> Result<()> {
 const fn name(op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "an embedding",
-        Op::RmsNorm { .. } => "a norm",
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => "a norm",
+        Op::Activate { .. } => "an activation",
         Op::Linear { .. } => "a matrix product",
         Op::Rope { .. } => "a rotary position embedding",
         Op::KvWrite { .. } => "a write to the attention cache",

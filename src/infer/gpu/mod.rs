@@ -13,6 +13,7 @@ mod cooperative;
 mod decode;
 mod device;
 mod dispatch;
+mod encoder;
 mod executor;
 mod experts;
 mod hush;

@@ -136,6 +136,10 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     for op in &graph.ops {
         match op {
             Op::RmsNorm { weight, .. } => vector[weight.0 as usize] = true,
+            Op::LayerNorm { weight, bias, .. } => {
+                vector[weight.0 as usize] = true;
+                bias.iter().for_each(|bias| vector[bias.0 as usize] = true);
+            }
             Op::Linear { bias: Some(bias), .. } | Op::Route { bias: Some(bias), .. } => {
                 vector[bias.0 as usize] = true
             }

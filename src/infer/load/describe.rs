@@ -48,13 +48,14 @@ pub fn inference(model: &Described) -> Value {
     let windows = windows(graph);
     let ops = || graph.ops.iter();
     let eps = ops().find_map(|op| match op {
-        Op::RmsNorm { eps, .. } => Some(shortest(*eps)),
+        Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => Some(shortest(*eps)),
         _ => None,
     });
     let dense = ops().find_map(|op| match op {
-        Op::Gated { activation, .. } => Some(*activation),
+        Op::Gated { activation, .. } | Op::Activate { activation, .. } => Some(*activation),
         _ => None,
     });
+    let gated = ops().any(|op| matches!(op, Op::Gated { .. })) || !graph.moe.is_empty();
     let activation = dense.or_else(|| graph.moe.first().map(|moe| moe.activation));
     let biased = |op: &Op| {
         matches!(op, Op::Linear { weight, bias: Some(_), .. }
@@ -81,10 +82,12 @@ pub fn inference(model: &Described) -> Value {
         },
         "ffn": {
             "activation": match activation {
-                Some(Activation::GeluTanh) => "gelu",
+                Some(Activation::GeluTanh | Activation::Gelu) => "gelu",
+                Some(Activation::SquaredRelu) => "relu2",
+                Some(Activation::Tanh) => "tanh",
                 Some(Activation::Silu) | None => "silu",
             },
-            "gatedActivation": true,
+            "gatedActivation": gated,
         },
         "rope": rope(model),
         "output": {

@@ -7,6 +7,7 @@ mod add_gated;
 mod alone;
 mod batch;
 mod decode;
+mod encoder;
 mod experts;
 mod fetch;
 mod finite;

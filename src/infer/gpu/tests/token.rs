@@ -137,6 +137,30 @@ fn a_dense_layer_is_eight_dispatches_biased_or_not() {
 }
 
 #[test]
+fn a_layer_without_gate_is_ten_dispatches() {
+    let graph = graph(json!({
+        "architectures": ["NemotronForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "vocab_size": 50, "max_position_embeddings": 64, "hidden_act": "relu2",
+    }));
+    let TokenSteps { steps, .. } = lowered(&graph);
+    let layer = [
+        "decode_layer_norm_group",
+        "decode_linear_f32_group",
+        "decode_attention_group",
+        "decode_combine",
+        "decode_linear_f32_group",
+        "decode_layer_norm_group",
+        "decode_linear_f32_group",
+        "activate",
+        "decode_pack",
+        "decode_linear_f32_group",
+    ];
+    assert_eq!(kernels(&steps[1..11]), layer);
+    assert_eq!(steps.len(), 1 + 2 * 10 + 2);
+}
+
+#[test]
 fn a_layer_of_experts_is_ten_dispatches_and_eleven_where_it_fetches() {
     let graph = mixture();
     let TokenSteps { steps, layers, tail } = lowered(&graph);

@@ -171,6 +171,9 @@ pub fn weight_bytes_a_token(model: &Model) -> u64 {
     let bytes = model.graph.ops.iter().map(|op| match op {
         Op::Embed { table, .. } => weight(*table).dtype.row_bytes(weight(*table).cols),
         Op::RmsNorm { weight: id, .. } | Op::Logits { weight: id, .. } => weight(*id).bytes(),
+        Op::LayerNorm { weight: id, bias, .. } => {
+            weight(*id).bytes() + bias.map_or(0, |bias| weight(bias).bytes())
+        }
         Op::Linear { weight: id, bias, .. } => {
             weight(*id).bytes() + bias.map_or(0, |bias| weight(bias).bytes())
         }

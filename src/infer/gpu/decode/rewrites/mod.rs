@@ -7,6 +7,7 @@
 mod attention;
 mod experts;
 mod gate_up;
+mod layer_norm;
 mod norm;
 mod product;
 mod rows;
@@ -36,6 +37,7 @@ pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
             product::product,
             product::logits,
             norm::norm,
+            layer_norm::layer_norm,
             experts::route,
             experts::experts,
         ],

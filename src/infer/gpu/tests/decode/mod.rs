@@ -178,6 +178,9 @@ fn gated_slack((gate, gate_off): (f64, f64), (up, up_off): (f64, f64), of: Activ
             let inner = 0.8 * (gate.abs() + 0.0448 * gate.abs().powi(3));
             16.0 + 4.0 * inner.min(15.0)
         }
+        Activation::Gelu | Activation::SquaredRelu | Activation::Tanh => {
+            unreachable!("no family gates with {of:?}")
+        }
     };
     let act_off = 1.13 * gate_off + own * EPS * gate.abs();
     // Values that f32 may flush to zero.
@@ -210,6 +213,58 @@ fn norm(alone: &Alone<'_>, team: &str, random: &mut Random, cols: usize, eps: f3
     let slack: Vec<f64> =
         (0..cols).map(|i| roundings * EPS * f64::from(twin.plain(i).abs())).collect();
     compare_packed(&got[2], &want, &slack, &format!("{cols} columns, {team}"))
+}
+
+/// As [`norm`], for a layer norm of states far from 0, with a bias or without.
+fn layer_norm(
+    alone: &Alone<'_>,
+    team: &str,
+    random: &mut Random,
+    (cols, biased): (usize, bool),
+    eps: f32,
+) -> Check {
+    let quads = cols.next_multiple_of(4);
+    let (mut x, weight, bias) = (random.floats(quads), random.floats(quads), random.floats(quads));
+    x.iter_mut().for_each(|x| *x += 3.0);
+    let mut want = vec![0; packed_words(cols)];
+    let twin = crate::cpu::decode_layer_norm::decode_layer_norm;
+    twin(&x[..cols], &weight[..cols], biased.then_some(&bias[..cols]), eps, &mut want);
+    let (cols_word, has_bias) = (cols as u32, u32::from(biased));
+    let p = params::LayerNorm { cols: cols_word, pieces: pieces(cols) as u32, eps, has_bias };
+    let buffers = [words(&x), words(&weight), words(&bias), vec![0x7fc0_0000; want.len()]];
+    let grid = (pieces(cols).div_ceil(32) as u32, 1);
+    let got = alone.run(&format!("decode_layer_norm_{team}"), 0, &p, &buffers, grid);
+    // Each of the sums' roundings moves the mean by a part of its magnitude; the differences from
+    // it are divided by their deviation, which is at least the root of the epsilon.
+    let sums = (cols.div_ceil(1024) + 4 + TEAM + TEAMS) as f64;
+    let mean = x[..cols].iter().map(|x| f64::from(*x)).sum::<f64>() / cols as f64;
+    let around: f64 = x[..cols].iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
+    let factor = 1.0 / (around / cols as f64 + f64::from(eps)).sqrt();
+    let moved = (sums + 2.0) * EPS * 4.0 * factor;
+    let slack: Vec<f64> = (0..cols)
+        .map(|i| {
+            let normed = (f64::from(x[i]) - mean) * factor;
+            let off = moved + (0.5 * sums + 8.0) * EPS * (normed.abs() + moved);
+            let added = if biased { f64::from(bias[i].abs()) } else { 0.0 };
+            let weight = f64::from(weight[i].abs());
+            off * weight + 2.0 * EPS * (normed.abs() * weight + added)
+        })
+        .collect();
+    compare_packed(&got[3], &want, &slack, &format!("{cols} columns, {team}"))
+}
+
+#[test]
+fn a_layer_norm_matches_its_twin_over_several_workgroups() {
+    let mut random = Random::new("decode_layer_norm");
+    let Some(device) = super::device(Reduction::Group) else { return };
+    let alone = Alone::new(&device);
+    for team in alone.teams() {
+        for (i, cols) in [1, 7, 63, 64, 100, 1000, 1024, 1025, 2050, 4099].into_iter().enumerate() {
+            for eps in [1e-5, 0.3] {
+                layer_norm(&alone, team, &mut random, (cols, i % 2 == 0), eps).unwrap();
+            }
+        }
+    }
 }
 
 #[test]
