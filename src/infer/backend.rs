@@ -190,6 +190,10 @@ pub trait Backend: Ops + Send {
     /// are 0, 1, 2 and so on.
     fn set_blocks(&mut self, blocks: &[u32]);
 
+    /// Chooses between the ropes of short and of long sequences, for what is queued from now on. Call
+    /// when no step is in flight. Initially they are those of short ones.
+    fn set_stretched(&mut self, long: bool) -> Result<()>;
+
     /// How many elements of keys and values did not fit the cache's format and were clamped, in
     /// what was run before the last report.
     fn clamped(&self) -> u64;

@@ -3,7 +3,7 @@
 //!
 //! Reference file (safetensors): `input_ids [n]` and `greedy [m]` in I64 or I32,
 //! `logits [n, vocab]` in F32; a leading dimension of 1 is accepted. `greedy`
-//! continues the first [`GREEDY_PROMPT`] input ids.
+//! continues the first [`GREEDY_PROMPT`] input ids, or as many as `greedy_prefix [1]` says.
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::error::SessionError;
 use super::sampler::greedy;
 use super::session::Session;
 
-/// How many of the input ids the reference's greedy continuation starts from.
+/// How many of the input ids the reference's greedy continuation starts from, unless it says so.
 pub const GREEDY_PROMPT: usize = 8;
 
 /// The largest `rel` that passes, with bf16 weights and f32 arithmetic in another order.
@@ -41,8 +41,9 @@ pub struct Expected {
     /// `[input_ids, vocab]`
     pub logits: Vec<f32>,
     pub vocab: usize,
-    /// The greedy continuation of the first [`GREEDY_PROMPT`] input ids.
+    /// The greedy continuation of the first `prefix` input ids.
     pub greedy: Vec<u32>,
+    pub prefix: usize,
 }
 
 /// How close a model came. Keys as `check --json` prints them.
@@ -71,14 +72,14 @@ impl CheckReport {
 impl Expected {
     /// Positions that a session must hold to be compared with this.
     pub fn positions(&self) -> usize {
-        self.input_ids.len().max(GREEDY_PROMPT + self.greedy.len())
+        self.input_ids.len().max(self.prefix + self.greedy.len())
     }
 
     pub fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
         let file =
             SafeTensors::deserialize(bytes).map_err(|e| CheckError::Format(e.to_string()))?;
-        let (_, input_ids) = ids(&file, "input_ids")?;
-        let (_, greedy) = ids(&file, "greedy")?;
+        let input_ids = ids(&file, "input_ids")?;
+        let greedy = ids(&file, "greedy")?;
         let name = "logits";
         let tensor = file.tensor(name).map_err(|_| CheckError::Missing(name))?;
         let wrong = |problem: String| CheckError::Tensor { name, problem };
@@ -87,28 +88,29 @@ impl Expected {
             [rows, vocab] if rows == input_ids.len() && vocab > 0 => vocab,
             _ => return Err(wrong(format!("shape {shape:?} is not [{}, vocab]", input_ids.len()))),
         };
-        if tensor.dtype() != Dtype::F32 {
-            return Err(wrong(format!("type {:?} is not F32", tensor.dtype())));
-        }
-        let (words, _) = tensor.data().as_chunks::<4>();
-        let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-        if let Some(odd) = logits.iter().find(|logit| !logit.is_finite()) {
-            return Err(wrong(format!("it contains {odd}, which is not finite")));
-        }
+        let logits = floats(&file, name)?;
         if input_ids.is_empty() {
             return Err(CheckError::Tensor { name: "input_ids", problem: "it is empty".into() });
         }
-        Ok(Self { input_ids, logits, vocab, greedy })
+        let prefix = match file.tensor("greedy_prefix") {
+            Err(_) => GREEDY_PROMPT,
+            Ok(_) => ids(&file, "greedy_prefix")?.first().map_or(0, |count| *count as usize),
+        };
+        if prefix == 0 {
+            let problem = "it is not a number above 0".into();
+            return Err(CheckError::Tensor { name: "greedy_prefix", problem });
+        }
+        Ok(Self { input_ids, logits, vocab, greedy, prefix })
     }
 }
 
 /// A list of token ids.
-fn ids(file: &SafeTensors<'_>, name: &'static str) -> Result<(usize, Vec<u32>), CheckError> {
+pub(super) fn ids(file: &SafeTensors<'_>, name: &'static str) -> Result<Vec<u32>, CheckError> {
     let tensor = file.tensor(name).map_err(|_| CheckError::Missing(name))?;
     let wrong = |problem: String| CheckError::Tensor { name, problem };
-    let [len] = *strip(tensor.shape()) else {
+    if strip(tensor.shape()).len() != 1 {
         return Err(wrong(format!("shape {:?} is not a list", tensor.shape())));
-    };
+    }
     let wide: Vec<i64> = match tensor.dtype() {
         Dtype::I64 => {
             tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
@@ -122,7 +124,22 @@ fn ids(file: &SafeTensors<'_>, name: &'static str) -> Result<(usize, Vec<u32>), 
     let narrow = wide
         .iter()
         .map(|id| u32::try_from(*id).map_err(|_| wrong(format!("{id} is not a token id"))));
-    Ok((len, narrow.collect::<Result<_, _>>()?))
+    narrow.collect()
+}
+
+/// The finite numbers of a tensor.
+pub(super) fn floats(file: &SafeTensors<'_>, name: &'static str) -> Result<Vec<f32>, CheckError> {
+    let tensor = file.tensor(name).map_err(|_| CheckError::Missing(name))?;
+    let wrong = |problem: String| CheckError::Tensor { name, problem };
+    if tensor.dtype() != Dtype::F32 {
+        return Err(wrong(format!("type {:?} is not F32", tensor.dtype())));
+    }
+    let (words, _) = tensor.data().as_chunks::<4>();
+    let numbers: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    match numbers.iter().find(|number| !number.is_finite()) {
+        Some(odd) => Err(wrong(format!("it contains {odd}, which is not finite"))),
+        None => Ok(numbers),
+    }
 }
 
 /// The shape without a leading batch dimension of 1.
@@ -141,6 +158,7 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, 
     let vocab = expected.vocab;
     let clamped = session.engine().clamped();
     session.reset();
+    session.expect(expected.input_ids.len());
     let mut max_abs: f64 = 0.0;
     let mut agreeing = 0_usize;
     let mut reference = expected.logits.chunks_exact(vocab);
@@ -168,7 +186,7 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<CheckReport, 
 /// Whether greedy decoding reproduces the reference's continuation.
 fn continues(session: &mut Session, expected: &Expected) -> Result<bool, SessionError> {
     session.reset();
-    let prompt = &expected.input_ids[..GREEDY_PROMPT.min(expected.input_ids.len())];
+    let prompt = &expected.input_ids[..expected.prefix.min(expected.input_ids.len())];
     let mut logits = session.prefill(prompt)?;
     for (i, token) in expected.greedy.iter().enumerate() {
         if greedy(&logits) != *token {
@@ -182,7 +200,7 @@ fn continues(session: &mut Session, expected: &Expected) -> Result<bool, Session
 }
 
 /// Population standard deviation.
-fn deviation(values: &[f32]) -> f64 {
+pub(super) fn deviation(values: &[f32]) -> f64 {
     let count = values.len() as f64;
     let mean = values.iter().copied().map(f64::from).sum::<f64>() / count;
     let squares = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>();

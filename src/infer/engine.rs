@@ -8,6 +8,10 @@
 //! Where the device chooses tokens by itself, several tokens of one sequence may be in flight
 //! ([`Engine::next`]). Any other call to the engine drops them first.
 
+mod stretch;
+
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::backend::{
@@ -15,7 +19,7 @@ use super::backend::{
     Want,
 };
 use super::error::SessionError;
-use super::graph::{MoeId, WeightId};
+use super::graph::{Graph, MoeId, WeightId};
 use super::kv::{self, BLOCK, Pool};
 use super::model::Model;
 use super::odds::REFUSED;
@@ -25,6 +29,7 @@ use super::sequence::Sequence;
 use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
 use doppler_store::PolicyKind;
+pub use stretch::Formed;
 
 /// Sizes chosen when a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +106,12 @@ pub struct Engine {
     pool: Pool,
     batch: usize,
     vocab: usize,
+    /// The elements of a row of a step's result: the vocabulary's, or those of states.
+    width: usize,
+    /// What the model is made of.
+    graph: Arc<Graph>,
+    /// The length beyond which a sequence's keys have another form.
+    stretches_from: Option<usize>,
     /// The longest context that the model was made for.
     context_max: usize,
     plan: SlotPlan,
@@ -159,6 +170,9 @@ impl Engine {
             pool,
             batch: capacity.batch,
             vocab: model.graph.vocab,
+            width: model.graph.result_width(),
+            graph: model.graph.clone(),
+            stretches_from: model.graph.stretches_from(),
             context_max: max,
             loaded_bytes: trunk_bytes - backend.fixed_bytes() + plan.bytes,
             budget: match options.slots {
@@ -207,6 +221,7 @@ impl Engine {
         logits: LogitRows,
     ) -> Result<Vec<f32>, SessionError> {
         let position = sequence.len();
+        self.stretch(sequence, position, position + tokens.len())?;
         if tokens.len() == 1 {
             self.make_room();
         }
@@ -217,8 +232,8 @@ impl Engine {
             LogitRows::None => Vec::new(),
             LogitRows::Last | LogitRows::All => self.backend.logits()?,
         };
-        let first = position + tokens.len() - logits.len() / self.vocab;
-        let logits = finite(logits, first, self.vocab)?;
+        let first = position + tokens.len() - logits.len() / self.width;
+        let logits = finite(logits, first, self.width)?;
         sequence.feed(tokens);
         self.tell_clamped();
         Ok(logits)
@@ -233,6 +248,9 @@ impl Engine {
         token: u32,
         more: usize,
     ) -> Result<u32, SessionError> {
+        if self.graph.embeds() {
+            return Err(SessionError::NotText);
+        }
         self.check(sequence, &[token])?;
         let same = self.flight.sequence == sequence.number();
         if !same || self.flight.expected.take() != Some(token) {
@@ -256,6 +274,7 @@ impl Engine {
     ) -> Result<u32, SessionError> {
         let position = sequence.len() - 1;
         if self.flight.ahead == 0 {
+            self.stretch(sequence, position, position + 1)?;
             sequence.sampler.rewind(sequence.len());
             // What kernels do not know is chosen here, from the logits.
             let plain = sequence.sampler.is_plain();
@@ -267,10 +286,15 @@ impl Engine {
             self.make_room();
             self.flight.sequence = sequence.number();
         }
+        // Tokens queued ahead have the form of the first.
+        sequence.formed.count = position + 1;
         let room = sequence.limit() - position;
         let most = if self.halting { 1 } else { more.clamp(1, room) };
         while self.flight.ahead < most && self.backend.room() > 0 {
             let at = position + self.flight.ahead;
+            if self.flight.ahead > 0 && self.wants_other_form(sequence, at + 1) {
+                break;
+            }
             if !self.fits(sequence, at, at + 1) {
                 // One token is in flight; its result matters more than queueing another behind it.
                 if self.flight.ahead > 0 {
@@ -308,6 +332,7 @@ impl Engine {
         self.check(sequence, &[token])?;
         self.land()?;
         let position = sequence.len();
+        self.stretch(sequence, position, position + 1)?;
         self.prepare(sequence, position, position + 1)?;
         Ok(self.backend.profile(token, position)?)
     }
@@ -325,6 +350,7 @@ impl Engine {
         let mut logits = Vec::new();
         let batches = tokens.chunks(self.batch);
         let last = batches.len().saturating_sub(1);
+        sequence.expect(sequence.len() + tokens.len());
         for (i, batch) in batches.enumerate() {
             let rows = if i == last { LogitRows::Last } else { LogitRows::None };
             let mut rows = [Rows { sequence: &mut *sequence, tokens: batch, logits: rows }];
@@ -332,10 +358,12 @@ impl Engine {
                 Ok(mut all) => logits = all.pop().unwrap_or_default(),
                 Err(error) => {
                     sequence.unfeed(i * self.batch);
+                    sequence.expect(0);
                     return Err(error);
                 }
             }
         }
+        sequence.expect(0);
         Ok(logits)
     }
 
@@ -350,7 +378,10 @@ impl Engine {
         if tokens.len() > context.saturating_sub(position) {
             return Err(SessionError::Full { position, context, tokens: tokens.len() });
         }
-        match tokens.iter().find(|token| **token as usize >= self.vocab) {
+        if position > 0 && !self.graph.causal() {
+            return Err(SessionError::Whole);
+        }
+        match tokens.iter().find(|token| !self.graph.admits(**token)) {
             Some(token) => Err(SessionError::Token { token: *token, vocab: self.vocab }),
             None => Ok(()),
         }
@@ -586,6 +617,11 @@ impl Engine {
     /// The most tokens of a step.
     pub const fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Whether a text can be run in several steps.
+    pub fn causal(&self) -> bool {
+        self.graph.causal()
     }
 
     pub const fn vocab(&self) -> usize {

@@ -35,6 +35,10 @@ pub enum SessionError {
     Token { token: u32, vocab: usize },
     #[error("the prompt is empty: give the model something to continue")]
     EmptyPrompt,
+    #[error("this is an embedding model, which makes no text: use doppler-node embed")]
+    NotText,
+    #[error("this model sees a text as a whole: run it in one step")]
+    Whole,
     #[error("perplexity needs at least two tokens: one to predict, and one before it")]
     NothingToScore,
     #[error(
@@ -68,6 +72,8 @@ impl SessionError {
             Self::Foreign => "foreign_sequence",
             Self::Token { .. } => "token",
             Self::EmptyPrompt => "empty_prompt",
+            Self::NotText => "not_text",
+            Self::Whole => "whole",
             Self::NothingToScore => "nothing_to_score",
             Self::Prompt { .. } => "prompt_too_long",
             Self::Sampler(_) => "sampling",

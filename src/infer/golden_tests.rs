@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::backend::{KvFormat, LogitRows};
+use super::backend::{Device, KvFormat, LogitRows};
 use super::check::{Expected, check};
+use super::check_states::{ExpectedStates, check_states};
 use super::cpu::CpuDevice;
-use super::engine::LoadOptions;
+use super::embedding::load_options;
+use super::engine::{Engine, LoadOptions};
 use super::error::SessionError;
 use super::families;
 use super::load::{Quantization, SHARD_BYTES_DEFAULT};
@@ -14,19 +16,26 @@ use super::model::Model;
 use super::perplexity::{PerplexityOptions, perplexity};
 use super::session::Session;
 use super::slots::SlotBudget;
-use super::testing::{converted, gguf_references, keeps_in_half_precision, references};
+use super::testing::{
+    converted, embedding_references, gguf_references, keeps_in_half_precision, references,
+};
 use super::tokenizer::Tokenizer;
 use doppler_testing::shared;
 
 fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
+    for file in ["expected.safetensors", "expected-long.safetensors"] {
+        let Ok(expected) = std::fs::read(dir.join(file)) else { continue };
+        agrees_with(dir, &Expected::parse(&expected).unwrap(), model, batch, slots);
+    }
+}
+
+fn agrees_with(dir: &Path, expected: &Expected, model: &Model, batch: usize, slots: SlotBudget) {
     let name = dir.display();
-    let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
-    let expected = Expected::parse(&expected).unwrap();
     let half = usize::from(keeps_in_half_precision(dir));
     for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + half) {
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();
-        let report = check(&mut session, &expected).unwrap();
+        let report = check(&mut session, expected).unwrap();
         println!("{name}, batch {batch}, {slots:?}, {kv:?}: {report:?}");
         assert!(report.passes(crate::check::REL_MAX), "{name}, {batch}, {kv:?}: {report:?}");
     }
@@ -54,6 +63,29 @@ fn references_with_experts_agree() {
     references(true).iter().for_each(|dir| run(dir, dir));
 }
 
+/// States and embeddings, also of a text that ends in padding.
+#[test]
+fn embedding_references_agree() {
+    let found = embedding_references();
+    assert!(found.len() >= 3, "{found:?}");
+    found.iter().for_each(|dir| embeds(dir, &CpuDevice));
+}
+
+/// Compares every reference of an embedding model on a device.
+pub(super) fn embeds(dir: &Path, device: &dyn Device) {
+    let model = converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
+    for file in ["expected.safetensors", "expected-padded.safetensors"] {
+        let Ok(bytes) = std::fs::read(dir.join(file)) else { continue };
+        let expected = ExpectedStates::parse(&bytes).unwrap().expect("states");
+        let options = load_options(&model, expected.tokens.len());
+        let mut engine = Engine::load(&model, device, &options).unwrap();
+        let report = check_states(&mut engine, &model, &expected).unwrap();
+        println!("{}/{file} on {}: {report:?}", dir.display(), engine.describe());
+        assert!(report.passes(crate::check::REL_MAX), "{}: {report:?}", dir.display());
+        assert!(report.cosine >= 0.999_99, "{report:?}");
+    }
+}
+
 /// Every type and every architecture that a GGUF file may have.
 #[test]
 fn gguf_references_agree() {
@@ -67,7 +99,7 @@ fn every_family_has_a_reference() {
     if shared("goldens").is_none() {
         return;
     }
-    let dirs = [references(false), references(true)].concat();
+    let dirs = [references(false), references(true), embedding_references()].concat();
     let configs = dirs.iter().map(|dir| std::fs::read(dir.join("config.json")).unwrap());
     let have: BTreeSet<String> = configs
         .map(|config| serde_json::from_slice::<serde_json::Value>(&config).unwrap())

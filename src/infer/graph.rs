@@ -99,6 +99,27 @@ pub struct Rope {
     /// `rotary_dim / 2` inverse frequencies, scaling already applied.
     pub inv_freq: Vec<f32>,
     pub attention_factor: f32,
+    /// The frequencies of long sequences, if they differ.
+    pub long: Option<LongRope>,
+}
+
+/// Frequencies for all positions of a sequence that is longer than the original context.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// As many as the short ones.
+    pub inv_freq: Vec<f32>,
+    /// The original context, in tokens.
+    pub from: usize,
+}
+
+impl Rope {
+    /// The form for long sequences, or for others. Without a form of its own, the same.
+    pub fn form(&self, long: bool) -> &[f32] {
+        match &self.long {
+            Some(other) if long => &other.inv_freq,
+            _ => &self.inv_freq,
+        }
+    }
 }
 
 /// One attention layer's cache: keys and values of `kv_heads * head_dim` a token.
@@ -192,11 +213,38 @@ pub enum Scoring {
     Sigmoid { renormalise: bool, scale: f32 },
 }
 
+/// The bits of a token that is fed to a model above its id: its segment, for encoders that tell two
+/// parts of a text apart.
+const SEGMENT_SHIFT: u32 = 24;
+
+/// A token and its segment as one word.
+pub const fn fed(token: u32, segment: u32) -> u32 {
+    token | segment << SEGMENT_SHIFT
+}
+
+/// The token's id. Vocabularies are far smaller than its range.
+pub const fn token_of(fed: u32) -> u32 {
+    fed & ((1 << SEGMENT_SHIFT) - 1)
+}
+
+pub const fn segment_of(fed: u32) -> u32 {
+    fed >> SEGMENT_SHIFT
+}
+
+/// Which row of a table belongs to a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    Position,
+    Segment,
+}
+
 /// One operation. Shapes use `T` for the batch's tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// `out[T, cols] = table[token] * scale`; `table` is `[vocab, cols]`.
     Embed { table: WeightId, out: Buf, scale: f32 },
+    /// `x[T, cols] += table[row]`, with the row of each token's position or segment.
+    EmbedMore { by: Lookup, table: WeightId, x: Buf },
     /// `out = x / sqrt(mean(x^2) + eps) * weight` over each `group` consecutive
     /// elements (`group` = `weight.cols`): the whole row, or each head of it.
     /// `x` and `out` may be the same buffer.
@@ -212,7 +260,8 @@ pub enum Op {
     KvWrite { kv: KvId, k: Buf, v: Buf },
     /// Causal grouped-query attention of `q [T, heads * head_dim]` over the cache, including the
     /// batch's own positions: `softmax(scale * q.k) v`. With `window = w` a token sees the last `w`
-    /// positions, including its own. With `softcap = c` a score `s` is `c tanh(s / c)`.
+    /// positions, including its own. With `softcap = c` a score `s` is `c tanh(s / c)`. Unless
+    /// `causal`, a token also sees those after it in the batch, with a window `w` the next `w - 1`.
     Attention {
         kv: KvId,
         q: Buf,
@@ -221,6 +270,7 @@ pub enum Op {
         scale: f32,
         window: Option<usize>,
         softcap: Option<f32>,
+        causal: bool,
     },
     /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
@@ -242,6 +292,8 @@ pub enum Op {
     /// The logits `[wanted rows, vocab]` of the rows the step asked for. With `softcap = c` a logit
     /// `l` is `c tanh(l / c)`.
     Logits { x: Buf, weight: WeightId, softcap: Option<f32> },
+    /// The states `x` themselves of the rows the step asked for, instead of logits.
+    States { x: Buf },
 }
 
 impl Op {
@@ -255,6 +307,8 @@ impl Op {
             | Self::Activate { x, .. }
             | Self::Rope { x, .. }
             | Self::Experts { x, .. }
+            | Self::EmbedMore { x, .. }
+            | Self::States { x }
             | Self::Logits { x, .. } => [Some(x), None, None],
             Self::KvWrite { k, v, .. } => [Some(k), Some(v), None],
             Self::Attention { q, .. } => [Some(q), None, None],
@@ -277,10 +331,14 @@ impl Op {
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),
             Self::Rope { x, .. }
+            | Self::EmbedMore { x, .. }
             | Self::Activate { x, .. }
             | Self::Add { x, .. }
             | Self::AddGated { x, .. } => Some(x),
-            Self::KvWrite { .. } | Self::Route { .. } | Self::Logits { .. } => None,
+            Self::KvWrite { .. }
+            | Self::Route { .. }
+            | Self::Logits { .. }
+            | Self::States { .. } => None,
         }
     }
 }
@@ -346,6 +404,45 @@ impl Graph {
             _ => None,
         });
         self.ops.iter().any(|op| matches!(op, Op::Logits { weight, .. } if Some(*weight) == table))
+    }
+
+    /// Whether a step's result is states, for embeddings, instead of logits.
+    pub fn embeds(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::States { .. }))
+    }
+
+    /// Elements of a row of a step's result: as many as the vocabulary has tokens, or the states
+    /// are wide.
+    pub fn result_width(&self) -> usize {
+        let states = self.ops.iter().find_map(|op| match op {
+            Op::States { x } => Some(self.width(*x)),
+            _ => None,
+        });
+        states.unwrap_or(self.vocab)
+    }
+
+    /// Whether no token sees those after it, so that a text can be run in several steps.
+    pub fn causal(&self) -> bool {
+        !self.ops.iter().any(|op| matches!(op, Op::Attention { causal: false, .. }))
+    }
+
+    /// The length beyond which a sequence's keys have another form, in tokens.
+    pub fn stretches_from(&self) -> Option<usize> {
+        self.ropes.iter().find_map(|rope| rope.long.as_ref()).map(|long| long.from)
+    }
+
+    /// Segments that tokens may have.
+    pub fn segments(&self) -> usize {
+        let rows = self.ops.iter().find_map(|op| match op {
+            Op::EmbedMore { by: Lookup::Segment, table, .. } => Some(self.weight_spec(*table).rows),
+            _ => None,
+        });
+        rows.unwrap_or(1)
+    }
+
+    /// Whether the model knows this token and its segment.
+    pub fn admits(&self, fed: u32) -> bool {
+        (token_of(fed) as usize) < self.vocab && (segment_of(fed) as usize) < self.segments()
     }
 
     /// Experts that a single token uses, over all layers.

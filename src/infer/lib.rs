@@ -6,7 +6,9 @@
 mod ahead;
 pub mod backend;
 pub mod check;
+pub mod check_states;
 pub mod cpu;
+pub mod embedding;
 pub mod engine;
 pub mod error;
 pub mod extras;
@@ -42,6 +44,8 @@ mod walk;
 mod golden_tests;
 #[cfg(test)]
 mod paging_tests;
+#[cfg(test)]
+mod real_embeddings_tests;
 #[cfg(test)]
 mod real_weights_tests;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::backend::{BackendError, Device};
-use super::families::{self, FamilyError};
+use super::families::{self, FamilyError, Spec};
 use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
 use super::quant::{QuantizeError, first_not_finite};
 use super::reader::{ShardRange, WeightReader};
@@ -72,6 +72,8 @@ pub struct MoeLayer {
 pub struct Model {
     pub manifest: Arc<Manifest>,
     pub graph: Arc<Graph>,
+    /// How its states become embeddings. `None` for a model that makes text.
+    pub embedding: Option<Arc<Spec>>,
     /// One per graph weight.
     pub trunk: Vec<TrunkTensor>,
     /// One per graph MoE layer.
@@ -111,7 +113,8 @@ impl Model {
         if manifest.config.is_null() {
             return Err(ModelError::NoConfig);
         }
-        let graph = families::read(&manifest.config)?.graph;
+        let described = families::read(&manifest.config)?;
+        let (graph, embedding) = (described.graph, described.embedding.map(Arc::new));
         let trunk = graph.weights.iter().map(|weight| {
             let tensor = find(&manifest, weight)?;
             let pieces = tensor.spans.iter().map(|span| {
@@ -127,7 +130,8 @@ impl Model {
         let trunk = trunk.collect::<Result<_, ModelError>>()?;
         let moe = graph.moe.iter().map(|moe| layer(&manifest, moe));
         let moe = moe.collect::<Result<_, ModelError>>()?;
-        Ok(Self { manifest: Arc::new(manifest), graph: Arc::new(graph), trunk, moe, reader })
+        let (manifest, graph) = (Arc::new(manifest), Arc::new(graph));
+        Ok(Self { manifest, graph, embedding, trunk, moe, reader })
     }
 
     /// Whether this device can run the model. The error is for people. Reads nothing.

@@ -33,6 +33,9 @@ impl Request {
         limit: Option<usize>,
     ) -> Result<Self, SessionError> {
         Sampler::with(options.sampler, options.extras.clone())?;
+        if graph.embeds() {
+            return Err(SessionError::NotText);
+        }
         let max = graph.context_max;
         let limit = limit.unwrap_or(max);
         if limit == 0 || limit > max {

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::engine::Formed;
 use super::extras::{Extras, Logprobs};
 use super::kv::Table;
 use super::sampler::{Sampler, SamplerError, SamplerOptions};
@@ -26,6 +27,7 @@ pub struct Sequence {
     tokens: Vec<u32>,
     pub(super) table: Table,
     pub(super) sampler: Sampler,
+    pub(super) formed: Formed,
     /// Positions that it may use.
     limit: usize,
 }
@@ -41,7 +43,14 @@ impl Sequence {
     /// If an option is out of range.
     pub fn new(options: SamplerOptions, limit: usize) -> Result<Self, SamplerError> {
         let sampler = Sampler::new(options)?;
-        Ok(Self { number: number(), tokens: Vec::new(), table: Table::default(), sampler, limit })
+        Ok(Self {
+            number: number(),
+            tokens: Vec::new(),
+            table: Table::default(),
+            sampler,
+            formed: Formed::default(),
+            limit,
+        })
     }
 
     /// Identifies this sequence. Changes when it is rewound.
@@ -70,6 +79,12 @@ impl Sequence {
     /// Sets how many positions it may use.
     pub const fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
+    }
+
+    /// Says how long the sequence will soon be, so that keys have the form of that length from the start
+    /// where it matters. It holds until the sequence is rewound, or longer.
+    pub const fn expect(&mut self, len: usize) {
+        self.formed.expected = len;
     }
 
     /// Continues with other sampling options. What was drawn so far counts as fed.
@@ -103,6 +118,7 @@ impl Sequence {
     /// choices.
     pub(super) fn unfeed(&mut self, count: usize) {
         self.tokens.truncate(self.tokens.len().saturating_sub(count));
+        self.formed.truncate(self.tokens.len());
     }
 
     /// The token that the sampler chooses from the logits of the last token. The caller feeds it
@@ -126,6 +142,8 @@ impl Sequence {
         self.tokens.truncate(keep);
         self.sampler.rewind(keep);
         self.table.truncate(keep);
+        self.formed.truncate(keep);
+        self.formed.expected = 0;
         self.number = number();
     }
 
@@ -142,6 +160,7 @@ impl Sequence {
             tokens: self.tokens.clone(),
             table: self.table.clone(),
             sampler: self.sampler.clone(),
+            formed: self.formed,
             limit: self.limit,
         }
     }

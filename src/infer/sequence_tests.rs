@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 use super::backend::{Device, KvFormat, LogitRows};
-use super::check::{Expected, check};
+use super::check::{Expected, GREEDY_PROMPT, check};
 use super::cpu::CpuDevice;
 use super::engine::{Engine, LoadOptions, Rows};
 use super::error::SessionError;
@@ -390,7 +390,7 @@ fn a_value_that_no_f16_holds_is_counted_where_the_cache_has_f16() {
     // A check reports it, however close the logits are.
     let (input_ids, greedy) = (vec![1, 2, 3], Vec::new());
     let logits = load(KvFormat::F32).step(&input_ids, LogitRows::All).unwrap();
-    let expected = Expected { input_ids, logits, vocab: 16, greedy };
+    let expected = Expected { input_ids, logits, vocab: 16, greedy, prefix: GREEDY_PROMPT };
     let [exact, halved] =
         [KvFormat::F32, KvFormat::F16].map(|kv| check(&mut load(kv), &expected).unwrap());
     assert!(exact.passes(0.0) && exact.clamped == 0, "{exact:?}");

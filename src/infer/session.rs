@@ -67,6 +67,11 @@ impl Session {
         self.engine.profile(&mut self.sequence, token)
     }
 
+    /// As [`Sequence::expect`].
+    pub const fn expect(&mut self, len: usize) {
+        self.sequence.expect(len);
+    }
+
     /// Forgets the sequence. Experts stay resident.
     pub fn reset(&mut self) {
         self.sequence.clear();

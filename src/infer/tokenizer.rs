@@ -57,6 +57,27 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// As [`Self::encode`], with at most this many tokens: the text loses its end, the special tokens
+    /// stay. Also returns how many tokens were lost.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        most: usize,
+    ) -> Result<(Vec<u32>, usize), TokenizerError> {
+        let ids = self.encode(text)?;
+        if ids.len() <= most {
+            return Ok((ids, 0));
+        }
+        let wrong = |error: tokenizers::Error| TokenizerError::Encode(line(&error));
+        let mut bare = self.inner.encode(text, false).map_err(wrong)?;
+        let special = ids.len() - bare.len().min(ids.len());
+        let cut = ids.len() - most;
+        let kept = most.saturating_sub(special);
+        bare.truncate(kept, 0, tokenizers::TruncationDirection::Right);
+        let whole = self.inner.post_process(bare, None, true).map_err(wrong)?;
+        Ok((whole.get_ids().to_vec(), cut))
+    }
+
     /// The special tokens that the tokenizer puts before every text. For most models this is the
     /// beginning-of-sequence token or nothing.
     pub fn prefix(&self) -> Result<Vec<u32>, TokenizerError> {

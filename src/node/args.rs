@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use super::args_embed::*;
 pub use super::args_measure::*;
 pub use super::args_text::*;
 use super::memory;
@@ -69,7 +70,9 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Talk with a model, turn by turn; see /help there
     Chat(ChatArgs),
-    /// Compare a model's logits and greedy text with a reference
+    /// Turn texts into vectors with an embedding model
+    Embed(EmbedArgs),
+    /// Compare a model's logits and greedy text, or its states and embeddings, with a reference
     Check(CheckArgs),
     /// Measure a model's perplexity on a text
     Perplexity(PerplexityArgs),
@@ -513,7 +516,8 @@ impl ModelArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The reference, a safetensors file with `input_ids`, `logits` and `greedy`
+    /// The reference, a safetensors file with `input_ids`, `logits` and `greedy`; of an embedding model
+    /// with `input_ids`, `last_hidden_state` and `embedding`
     #[arg(long, value_name = "FILE")]
     pub expected: PathBuf,
     /// The largest difference allowed, as a fraction of the reference logits' standard deviation

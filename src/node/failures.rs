@@ -48,6 +48,8 @@ pub const FAILURES: &[Failure] = &[
     failure("batch", 400, 2),
     failure("context_full", 400, 2),
     failure("nothing_to_score", 400, 2),
+    failure("not_text", 400, 2),
+    failure("whole", 400, 2),
     // It is not here, or did not arrive.
     failure("not_found", 404, 3),
     failure("not_held", 404, 3),

@@ -8,6 +8,7 @@ mod allocator;
 pub mod api;
 mod api_text;
 pub mod args;
+mod args_embed;
 mod args_measure;
 mod args_text;
 mod catalog;
@@ -112,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect(&args),
         Command::Run(args) => commands::run(&args),
         Command::Chat(args) => commands::chat(&args),
+        Command::Embed(args) => commands::embed(&args),
         Command::Check(args) => commands::check(&args),
         Command::Perplexity(args) => commands::perplexity(&args),
         Command::Synth(args) => commands::synth(&args),

@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod crowd;
 mod demo;
+mod embed_cli;
 mod goldens;
 mod heal;
 mod meeting;

@@ -1,7 +1,8 @@
 //! Causal grouped-query attention over the cache: `softmax(scale * q.k) v`.
 //!
 //! Query head `h` reads key/value head `h / (heads / kv_heads)`. With a window `w` a token sees the
-//! last `w` positions, including its own. Scores may be capped (`softcap`).
+//! last `w` positions, including its own. Scores may be capped (`softcap`). Unless causal, a token
+//! also sees the batch's later ones, with a window the next `w - 1`.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -17,6 +18,7 @@ pub struct Attention {
     pub scale: f32,
     pub window: Option<usize>,
     pub softcap: Option<f32>,
+    pub causal: bool,
     /// The first token's position.
     pub position: usize,
 }
@@ -26,15 +28,21 @@ pub struct Attention {
 pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, out: &mut [f32]) {
     let head_dim = cache.head_dim;
     let group = params.heads / cache.kv_heads;
+    let tokens = q.len() / (params.heads * head_dim);
     let one = |scores: &mut Vec<f32>, (i, (q, out)): (usize, (&[f32], &mut [f32]))| {
         let (token, head) = (i / params.heads, i % params.heads);
-        let end = params.position + token + 1;
-        let start = params.window.map_or(0, |window| end.saturating_sub(window));
+        let seen = params.position + token + 1;
+        let start = params.window.map_or(0, |window| seen.saturating_sub(window));
+        let last = params.position + tokens;
+        let end = match (params.causal, params.window) {
+            (true, _) => seen,
+            (false, None) => last,
+            (false, Some(window)) => last.min((seen - 1).saturating_add(window)),
+        };
         let keys = cache.head(&cache.k, blocks, head / group, start..end);
         let values = cache.head(&cache.v, blocks, head / group, start..end);
         attend(q, keys, values, params, scores, out);
     };
-    let tokens = q.len() / (params.heads * head_dim);
     let work = params.heads * tokens * (params.position + tokens) * head_dim;
     if work < 1 << 14 {
         let mut scores = Vec::new();

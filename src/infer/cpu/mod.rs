@@ -62,6 +62,7 @@ pub mod sample_top_k;
 pub mod sample_top_p;
 mod simd;
 pub mod softcap;
+pub mod states;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unpack;
@@ -83,7 +84,9 @@ use super::backend::{
     Backend, BackendError, Bandwidth, Capacity, Counters, Device, Fed, LogitRows, Ops, Progress,
     Result, Slot, SlotClass, Step, Want,
 };
-use super::graph::{Buf, ExpertLayout, Graph, MatrixSpec, MoeId, Op, WeightId};
+use super::graph::{
+    Buf, ExpertLayout, Graph, Lookup, MatrixSpec, MoeId, Op, WeightId, segment_of, token_of,
+};
 use super::kv::{self, BlockCopy};
 use super::walk::Walk;
 
@@ -122,6 +125,8 @@ pub struct CpuBackend {
     caches: Vec<Cache>,
     /// The blocks of the sequence that steps.
     blocks: Vec<u32>,
+    /// Whether ropes have the form for long sequences.
+    stretched: bool,
     clamped: u64,
     walk: Walk,
     slots: Vec<SlotBytes>,
@@ -147,6 +152,7 @@ impl CpuBackend {
             weights: graph.weights.iter().map(|_| None).collect(),
             caches: graph.kv.iter().map(cache).collect(),
             blocks: (0..count as u32).collect(),
+            stretched: false,
             clamped: 0,
             walk: Walk::new(&graph),
             slots: Vec::new(),
@@ -263,7 +269,16 @@ impl CpuBackend {
     fn op(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Embed { table, out, scale } => self.with_out(out, |this, out| {
-                embed::embed(&this.tokens, this.matrix(table)?, scale, out);
+                let ids: Vec<u32> = this.tokens.iter().map(|fed| token_of(*fed)).collect();
+                embed::embed(&ids, this.matrix(table)?, scale, out);
+                Ok(())
+            }),
+            Op::EmbedMore { by, table, x } => self.with_out(x, |this, x| {
+                let rows: Vec<u32> = match by {
+                    Lookup::Position => (this.position as u32..).take(this.tokens.len()).collect(),
+                    Lookup::Segment => this.tokens.iter().map(|fed| segment_of(*fed)).collect(),
+                };
+                embed::embed_more(&rows, this.matrix(table)?, x);
                 Ok(())
             }),
             Op::RmsNorm { x, weight, out, eps } => self.with_out(out, |this, rows| {
@@ -306,10 +321,10 @@ impl CpuBackend {
                 self.caches[usize::from(kv.0)] = cache;
                 Ok(())
             }
-            Op::Attention { kv, q, out, heads, scale, window, softcap } => {
+            Op::Attention { kv, q, out, heads, scale, window, softcap, causal } => {
                 self.with_out(out, |this, out| {
                     let position = this.position;
-                    let params = Attention { heads, scale, window, softcap, position };
+                    let params = Attention { heads, scale, window, softcap, causal, position };
                     attention::attention(
                         this.rows(q),
                         &this.caches[usize::from(kv.0)],
@@ -352,16 +367,28 @@ impl CpuBackend {
                 Err(BackendError::Unsupported("an Experts op inside a plain run".into()))
             }
             Op::Logits { x, weight, softcap } => self.project_logits(x, weight, softcap),
+            Op::States { x } => {
+                let Some(first) = self.first_wanted() else { return Ok(()) };
+                let mut result = mem::take(&mut self.logits);
+                states::states(self.rows(x), self.graph.width(x), first, &mut result);
+                self.logits = result;
+                Ok(())
+            }
+        }
+    }
+
+    /// The first row of the result. `None` if nothing is wanted.
+    const fn first_wanted(&self) -> Option<usize> {
+        match self.wanted {
+            LogitRows::None => None,
+            LogitRows::Last => Some(self.tokens.len() - 1),
+            LogitRows::All => Some(0),
         }
     }
 
     fn project_logits(&mut self, x: Buf, weight: WeightId, softcap: Option<f32>) -> Result<()> {
         let width = self.graph.width(x);
-        let first = match self.wanted {
-            LogitRows::None => return Ok(()),
-            LogitRows::Last => self.tokens.len() - 1,
-            LogitRows::All => 0,
-        };
+        let Some(first) = self.first_wanted() else { return Ok(()) };
         let mut logits = mem::take(&mut self.logits);
         let matrix = self.matrix(weight)?;
         logits.resize((self.tokens.len() - first) * matrix.rows, 0.0);
@@ -451,6 +478,11 @@ impl Backend for CpuBackend {
         blocks.clone_into(&mut self.blocks);
     }
 
+    fn set_stretched(&mut self, long: bool) -> Result<()> {
+        self.stretched = long;
+        Ok(())
+    }
+
     fn clamped(&self) -> u64 {
         self.clamped
     }
@@ -505,7 +537,7 @@ impl Ops for CpuBackend {
                 step.position, self.capacity.batch
             )));
         }
-        if let Some(token) = step.tokens.iter().find(|token| **token as usize >= self.graph.vocab) {
+        if let Some(token) = step.tokens.iter().find(|token| !self.graph.admits(**token)) {
             let vocab = self.graph.vocab;
             return Err(BackendError::Unsupported(format!(
                 "token {token} of a {vocab} vocabulary"
@@ -516,7 +548,8 @@ impl Ops for CpuBackend {
         self.wanted = step.logits;
         self.logits.clear();
         let ropes = self.graph.ropes.iter();
-        self.angles = ropes.map(|rope| Angles::new(rope, step.position, tokens)).collect();
+        let long = self.stretched;
+        self.angles = ropes.map(|rope| Angles::new(rope, long, step.position, tokens)).collect();
         Ok(())
     }
 

@@ -13,10 +13,11 @@ pub struct Angles {
 }
 
 impl Angles {
-    pub fn new(rope: &Rope, position: usize, tokens: usize) -> Self {
+    /// `long` is the form for long sequences.
+    pub fn new(rope: &Rope, long: bool, position: usize, tokens: usize) -> Self {
         let mut angles = Self::default();
         for p in position..position + tokens {
-            for freq in &rope.inv_freq {
+            for freq in rope.form(long) {
                 let (sin, cos) = (p as f32 * freq).sin_cos();
                 angles.cos.push(cos * rope.attention_factor);
                 angles.sin.push(sin * rope.attention_factor);

@@ -127,7 +127,7 @@ fn rms_norm_normalises_each_group() {
 fn rope_turns_pairs_half_a_head_apart() {
     let mut rng = rng();
     let (heads, head_dim, half, position, tokens) = (3, 14, 5, 37, 4);
-    let spec = Rope { inv_freq: random(&mut rng, half), attention_factor: 1.25 };
+    let spec = Rope { inv_freq: random(&mut rng, half), attention_factor: 1.25, long: None };
     let mut x = random(&mut rng, tokens * heads * head_dim);
     let mut want: Vec<f64> = x.iter().copied().map(f64::from).collect();
     for (t, row) in want.chunks_mut(heads * head_dim).enumerate() {
@@ -141,7 +141,7 @@ fn rope_turns_pairs_half_a_head_apart() {
             }
         }
     }
-    let angles = rope::Angles::new(&spec, position, tokens);
+    let angles = rope::Angles::new(&spec, false, position, tokens);
     rope::rope(&mut x, heads, head_dim, half, &angles);
     assert_close(&x, &want);
 }
@@ -161,7 +161,7 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
         kv_write(&k[old * width..], &v[old * width..], old, &blocks, &mut cache);
         let q = random(&mut rng, tokens * heads * head_dim);
         let mut out = vec![f32::NAN; q.len()];
-        let params = Attention { heads, scale: 0.3, window, softcap, position: old };
+        let params = Attention { heads, scale: 0.3, window, softcap, causal: true, position: old };
         attention(&q, &cache, &blocks, &params, &mut out);
 
         let mut want = Vec::new();

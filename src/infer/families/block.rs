@@ -14,8 +14,10 @@ use crate::graph::{
 };
 use crate::source::{Source, Take};
 
+mod encoder;
 mod ungated;
 
+pub use encoder::EncoderLayer;
 pub use ungated::Ungated;
 
 /// A decoder under construction.
@@ -29,6 +31,8 @@ pub struct Builder {
     has_offset_norms: bool,
     /// Norms of states are layer norms with a bias.
     has_layer_norms: bool,
+    /// The module that may contain an encoder, whose weights have names of their own.
+    root: Option<&'static str>,
 }
 
 /// Grouped-query attention in one layer.
@@ -45,6 +49,8 @@ pub struct Attention {
     pub window: Option<usize>,
     /// The cap of scores.
     pub softcap: Option<f32>,
+    /// Whether a token does not see those after it.
+    pub causal: bool,
     /// Whether the projections of queries, keys and values have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -71,6 +77,7 @@ impl Attention {
             rope: Some(rope),
             window,
             softcap: None,
+            causal: true,
             qkv_bias: false,
             out_bias: false,
             norm: QueryKeyNorm::None,
@@ -212,6 +219,7 @@ impl Builder {
             layer: None,
             has_offset_norms: false,
             has_layer_norms: false,
+            root: None,
         }
     }
 
@@ -321,7 +329,7 @@ impl Builder {
 
     /// Attention: projections, rope, cache, attention, output projection.
     pub fn attention(&mut self, x: Buf, of: &Attention) -> Buf {
-        let &Attention { heads, kv_heads, head_dim, scale, window, softcap, .. } = of;
+        let &Attention { heads, kv_heads, head_dim, scale, window, softcap, causal, .. } = of;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let mut first = 0;
         let mut project = |buffer, module, role, width| {
@@ -361,7 +369,7 @@ impl Builder {
         self.graph.kv.push(Kv { kv_heads, head_dim });
         self.graph.ops.push(Op::KvWrite { kv, k, v });
         let out = self.buffer("attended", q_width);
-        self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
+        self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap, causal });
         let delta = self.buffer("delta", self.graph.width(x));
         let role = WeightRole::AttentionOutput;
         let back = Module { name: "self_attn.o_proj", role, bias: of.out_bias, part: None };
@@ -477,7 +485,7 @@ impl Builder {
         };
         self.graph.ops.push(Op::Logits { x: normed, weight, softcap });
         let ropes = self.ropes.into_iter().map(|(spec, _)| spec).collect();
-        Described { graph: self.graph, ropes }
+        Described { graph: self.graph, ropes, embedding: None }
     }
 
     /// `out = x . MODULE.weight^T (+ MODULE.bias)`.
@@ -491,12 +499,15 @@ impl Builder {
             })
         };
         let whole = source(self, "weight");
-        let from = whole.map_or(Source::Itself, |(source, take)| source.rows(take));
-        let weight = self.weight(self.name(&format!("{name}.weight")), role, rows, cols, from);
+        let tensor = self.name(&format!("{name}.weight"));
+        let itself = |tensor: &str| self.rooted_source(tensor);
+        let from = whole.map_or_else(|| itself(&tensor), |(source, take)| source.rows(take));
+        let weight = self.weight(tensor, role, rows, cols, from);
         let bias = bias.then(|| {
             let whole = source(self, "bias");
-            let from = whole.map_or(Source::Itself, |(source, take)| source.cols(take));
             let name = self.name(&format!("{name}.bias"));
+            let itself = || self.rooted_source(&name);
+            let from = whole.map_or_else(itself, |(source, take)| source.cols(take));
             self.weight(name, WeightRole::Bias, 1, rows, from)
         });
         self.graph.ops.push(Op::Linear { x, weight, bias, out });
@@ -507,16 +518,18 @@ impl Builder {
         let name = self.name(&format!("{name}.weight"));
         let source = match self.has_offset_norms {
             true => Source::Itself.add_one(),
-            false => Source::Itself,
+            false => self.rooted_source(&name),
         };
         self.weight(name, WeightRole::Norm, 1, width, source)
     }
 
     /// A tensor's name within the current layer.
     fn name(&self, rest: &str) -> String {
-        match self.layer {
-            Some(layer) => format!("model.layers.{layer}.{rest}"),
-            None => format!("model.{rest}"),
+        match (self.root, self.layer) {
+            (None, Some(layer)) => format!("model.layers.{layer}.{rest}"),
+            (None, None) => format!("model.{rest}"),
+            (Some(_), Some(layer)) => format!("encoder.layer.{layer}.{rest}"),
+            (Some(_), None) => rest.to_owned(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Gemma 3, text: norms before and after each sub-block, stored as the difference from 1; a norm
 //! of each query and key head; five sliding layers with a rope of their own to each full one.
+//! EmbeddingGemma is the same, but each token sees the whole text.
 
 use super::block::{Attention, Builder, FeedForward, QueryKeyNorm};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
@@ -9,7 +10,7 @@ use crate::graph::Activation;
 
 pub const FAMILY: Family = Family {
     name: "gemma3",
-    architectures: &["Gemma3ForCausalLM"],
+    architectures: &["Gemma3ForCausalLM", "Gemma3TextModel"],
     model_types: &["gemma3_text"],
     read,
 };
@@ -21,15 +22,17 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let local_theta = config.positive("rope_local_base_freq", 10_000.0)?;
     let ropes = RopeSpec::by_layer_type(config, 1_000_000.0, Some(local_theta), shape.context_max)?;
     let window = config.optional("sliding_window", usize::MAX)?.unwrap_or(4096);
+    config.refuse(&["attn_logit_softcapping", "final_logit_softcapping"])?;
+    let causal = match config.architecture()? {
+        "Gemma3TextModel" => !config.flag("use_bidirectional_attention", false)?,
+        _ => config.refuse(&["use_bidirectional_attention"]).map(|()| true)?,
+    };
+    // `Gemma3TextConfig` divides the window between both sides.
+    let window = if causal { window } else { window / 2 + 1 };
     // Published configs say `sliding_window_pattern`; Transformers writes it with an underscore.
     let published = config.optional("sliding_window_pattern", COUNT_MAX)?;
     let pattern = config.optional("_sliding_window_pattern", COUNT_MAX)?.or(published);
     let windows = windows::alternating(config, shape.layers, window, pattern.unwrap_or(6))?;
-    config.refuse(&[
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "use_bidirectional_attention",
-    ])?;
     let scale = config.positive("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32;
     let bias = config.flag("attention_bias", false)?;
     let activation = config.activation_of("hidden_activation", Activation::GeluTanh)?;
@@ -45,6 +48,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
         let rope = if window.is_some() { sliding } else { full };
         let attention = Attention {
             scale,
+            causal,
             qkv_bias: bias,
             out_bias: bias,
             norm: QueryKeyNorm::Heads(eps),

@@ -9,12 +9,14 @@ mod block;
 mod config;
 mod harmless;
 mod rope;
+mod sentence;
 mod windows;
 
 use super::graph::Graph;
 use config::Config;
 pub use config::{COUNT_MAX, FamilyError};
 pub use rope::{RopeScaling, RopeSpec};
+pub use sentence::{Dense, KEY as SENTENCE_KEY, Pooling, Spec};
 
 /// Declares each family's module, and makes a list of them.
 macro_rules! families {
@@ -25,6 +27,7 @@ macro_rules! families {
 }
 
 families! {
+    bert,
     ernie4_5_moe,
     gemma2,
     gemma3,
@@ -61,6 +64,8 @@ pub struct Described {
     pub graph: Graph,
     /// The parameters of each of the graph's ropes.
     pub ropes: Vec<RopeSpec>,
+    /// How its states become embeddings. `None` for a model that makes text.
+    pub embedding: Option<Spec>,
 }
 
 /// The architectures that can be run, as `architectures` spells them.
@@ -75,9 +80,13 @@ pub fn known() -> Vec<&'static str> {
 /// or neither read by the family nor known to be harmless.
 pub fn read(config: &serde_json::Value) -> Result<Described, FamilyError> {
     let (family, config) = family(config)?;
-    let described = (family.read)(&config)?;
+    let embedding = sentence::spec(&config, config.architecture()?)?;
+    let mut described = (family.read)(&config)?;
     config.all_read()?;
-    Ok(described)
+    if let Some(spec) = &embedding {
+        sentence::apply(&mut described.graph, spec);
+    }
+    Ok(Described { embedding, ..described })
 }
 
 /// The name of the family that reads this config: `llama`, `qwen3_moe` and so on.

@@ -1,6 +1,5 @@
 //! Phi-3, Phi-3.5 and Phi-4-mini: Llama, but with queries, keys and values in one tensor, and gate
-//! and up in another. In Phi-4-mini a part of each head rotates. Their long-context rope is refused
-//! by name.
+//! and up in another. In Phi-4-mini a part of each head rotates.
 
 use super::block::{Attention, Builder, FeedForward, Packed};
 use super::config::{Config, FamilyError, HeadDim};
@@ -13,9 +12,10 @@ pub const FAMILY: Family =
 fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Divided)?;
     let eps = config.rms_eps(1e-5)?;
-    let (rope, partial) = RopeSpec::partial(config, 10_000.0, shape.context_max)?;
+    let (rope, partial) = RopeSpec::perhaps_long(config, 10_000.0, shape.context_max)?;
     let rotary_dim = config.rotary_dim(shape.head_dim, partial)?;
-    // The length from which longrope uses its long factors. Longrope itself is refused.
+    rope.fits(rotary_dim)?;
+    // The length from which longrope uses its long factors; without longrope it means nothing.
     config.skip(&["original_max_position_embeddings"]);
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;
@@ -72,13 +72,36 @@ mod tests {
         };
         let part = with("partial_rotary_factor", json!(0.75)).unwrap().graph;
         assert_eq!((graph.ropes[0].inv_freq.len(), part.ropes[0].inv_freq.len()), (4, 3));
-        let longrope = json!({ "type": "longrope", "short_factor": [1.0] });
         for (key, value) in [
-            ("rope_scaling", longrope),
             ("partial_rotary_factor", json!(0.4)),
             ("partial_rotary_factor", json!(1.5)),
         ] {
             assert!(with(key, value).unwrap_err().to_string().contains(key));
         }
+    }
+
+    #[test]
+    fn longrope_has_a_factor_for_each_pair_and_an_original_context() {
+        let mut config = json!({
+            "architectures": ["Phi3ForCausalLM"], "hidden_size": 32, "intermediate_size": 40,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50,
+            "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+            "rope_scaling": { "type": "longrope", "short_factor": [1.0, 1.0, 2.0, 2.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0] },
+        });
+        let rope = read(&config).unwrap().graph.ropes.remove(0);
+        let long = rope.long.unwrap();
+        assert_eq!(long.from, 32);
+        assert_eq!((rope.inv_freq[0], long.inv_freq[0]), (1.0, 1.0));
+        assert_eq!((rope.inv_freq[2], long.inv_freq[2]), (0.005, 0.0025));
+        // sqrt(1 + ln 4 / ln 32)
+        assert!((rope.attention_factor - 1.183_216).abs() < 1e-6, "{}", rope.attention_factor);
+        for (key, list) in [("short_factor", json!([1.0])), ("long_factor", json!([1.0, 2.0, 3.0]))] {
+            let mut odd = config.clone();
+            odd["rope_scaling"][key] = list;
+            assert!(read(&odd).unwrap_err().to_string().contains(key));
+        }
+        config["rope_scaling"]["long_factor"] = json!([1.0, -2.0, 4.0, 8.0]);
+        assert!(read(&config).unwrap_err().to_string().contains("long_factor"));
     }
 }

@@ -6,8 +6,12 @@ use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
 
-pub const FAMILY: Family =
-    Family { name: "qwen3", architectures: &["Qwen3ForCausalLM"], model_types: &["qwen3"], read };
+pub const FAMILY: Family = Family {
+    name: "qwen3",
+    architectures: &["Qwen3ForCausalLM", "Qwen3Model"],
+    model_types: &["qwen3"],
+    read,
+};
 
 fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let shape = config.shape(HeadDim::Is(128))?;

@@ -1,7 +1,8 @@
 //! Rotary embedding parameters: from both config forms to inverse frequencies.
 //!
 //! Forms: `default`, `linear` (frequencies divided by a factor), `llama3` (NTK by parts, Llama 3.1)
-//! and `yarn`, and a list of `divisors`, which only GGUF files have. Every other `rope_type` is refused by name. Families whose sliding layers rotate
+//! `longrope` (two lists, by the sequence's length), `yarn`, and a list of `divisors`, which only GGUF files
+//! have. Every other `rope_type` is refused by name. Families whose sliding layers rotate
 //! differently have two specs ([`RopeSpec::by_layer_type`]).
 //! Formulas: Transformers, `modeling_rope_utils.py`.
 
@@ -12,8 +13,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::config::{Config, FamilyError, bad};
-use crate::graph::Rope;
+use super::config::{COUNT_MAX, Config, FamilyError, bad};
+use crate::graph::{LongRope, Rope};
 
 /// By how much a position rotates each pair of a head.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +55,17 @@ pub enum RopeScaling {
         /// The factor of sines and cosines.
         attention_factor: f64,
     },
+    /// Divides the frequency of each pair by a number of its own, of which there are two lists: one
+    /// for sequences within the original context, one for longer ones. (Ding et al., "LongRoPE",
+    /// arXiv 2402.13753; Phi-3.)
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        /// Tokens.
+        original_context: usize,
+        /// The factor of sines and cosines.
+        attention_factor: f64,
+    },
     /// Divides the frequency of each pair by a number of its own. GGUF files of Llama 3.1 have
     /// such a list instead of the parameters behind it.
     Divisors(Vec<f64>),
@@ -82,13 +94,33 @@ impl RopeSpec {
         default_theta: f64,
         context_max: usize,
     ) -> Result<(Self, f64), FamilyError> {
+        Self::forms(config, default_theta, context_max, false)
+    }
+
+    /// As [`Self::partial`], for families whose ropes may change with the sequence's length. The
+    /// caller compares their factors with the heads ([`Self::fits`]).
+    pub fn perhaps_long(
+        config: &Config<'_>,
+        default_theta: f64,
+        context_max: usize,
+    ) -> Result<(Self, f64), FamilyError> {
+        Self::forms(config, default_theta, context_max, true)
+    }
+
+    fn forms(
+        config: &Config<'_>,
+        default_theta: f64,
+        context_max: usize,
+        may_be_long: bool,
+    ) -> Result<(Self, f64), FamilyError> {
         let theta = config.positive("rope_theta", default_theta)?;
         let partial = config.positive("partial_rotary_factor", 1.0)?;
         let read = |key: &'static str| {
             let map = config.get(key).map(|value| flat(key, value)).transpose()?;
             // An empty set of parameters counts as absent.
             let Some(map) = map.filter(|map| !map.is_empty()) else { return Ok(None) };
-            Keys::new(config, key, map).spec(theta, partial, context_max).map(Some)
+            let keys = Keys { may_be_long, ..Keys::new(config, key, map) };
+            keys.spec(theta, partial, context_max).map(Some)
         };
         match (read("rope_scaling")?, read("rope_parameters")?) {
             (None, None) => Ok((Self { theta, scaling: RopeScaling::None }, partial)),
@@ -149,15 +181,41 @@ impl RopeSpec {
         Ok(LayerRopes { full, sliding })
     }
 
+    /// Refuses lists of factors that do not have one for each pair of `rotary_dim` elements.
+    pub fn fits(&self, rotary_dim: usize) -> Result<(), FamilyError> {
+        let RopeScaling::LongRope { short, long, .. } = &self.scaling else { return Ok(()) };
+        match [("short_factor", short), ("long_factor", long)]
+            .into_iter()
+            .find(|(_, list)| list.len() != rotary_dim / 2)
+        {
+            None => Ok(()),
+            Some((key, list)) => Err(FamilyError::Bad {
+                key: key.into(),
+                value: format!("a list of {}", list.len()),
+                want: format!("a number for each of {} rotated pairs", rotary_dim / 2),
+            }),
+        }
+    }
+
     /// Inverse frequencies of a head of which `head_dim` elements rotate:
     /// `theta^(-2i / head_dim)`, scaled.
     pub fn rope(&self, head_dim: usize) -> Rope {
-        let inv_freq = (0..head_dim / 2).map(|i| self.inv_freq(i, head_dim) as f32).collect();
+        let pairs = || 0..head_dim / 2;
+        let inv_freq = pairs().map(|i| self.inv_freq(i, head_dim) as f32).collect();
         let attention_factor = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. }
+            | RopeScaling::LongRope { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         };
-        Rope { inv_freq, attention_factor }
+        let long = match &self.scaling {
+            RopeScaling::LongRope { long, original_context, .. } => {
+                let freq = |i: usize| self.theta.powf(-((2 * i) as f64 / head_dim as f64));
+                let inv_freq = pairs().map(|i| (freq(i) / long[i]) as f32).collect();
+                Some(LongRope { inv_freq, from: *original_context })
+            }
+            _ => None,
+        };
+        Rope { inv_freq, attention_factor, long }
     }
 
     /// How far pair `i` of a head turns from one position to the next, in radians.
@@ -167,6 +225,7 @@ impl RopeSpec {
             RopeScaling::None => freq,
             // As many as there are pairs.
             RopeScaling::Divisors(ref divisors) => freq / divisors[i],
+            RopeScaling::LongRope { ref short, .. } => freq / short[i],
             RopeScaling::Linear { factor } => freq / factor,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let wavelength = 2.0 * PI / freq;
@@ -223,6 +282,7 @@ impl RopeScaling {
             Self::Linear { .. } => Some("linear"),
             Self::Llama3 { .. } => Some("llama3"),
             Self::Yarn { .. } => Some("yarn"),
+            Self::LongRope { .. } => Some("longrope"),
             Self::Divisors(_) => Some("divisors"),
         }
     }
@@ -230,7 +290,7 @@ impl RopeScaling {
     /// The factor by which the context is extended.
     pub const fn factor(&self) -> f64 {
         match *self {
-            Self::None | Self::Divisors(_) => 1.0,
+            Self::None | Self::Divisors(_) | Self::LongRope { .. } => 1.0,
             Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. } => {
                 factor
             }
@@ -258,12 +318,14 @@ struct Keys<'a> {
     config: &'a Config<'a>,
     key: &'static str,
     map: &'a Map<String, Value>,
+    /// Whether the family knows longrope.
+    may_be_long: bool,
     read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Keys<'a> {
     fn new(config: &'a Config<'a>, key: &'static str, map: &'a Map<String, Value>) -> Self {
-        Self { config, key, map, read: RefCell::default() }
+        Self { config, key, map, may_be_long: false, read: RefCell::default() }
     }
 
     /// Interprets the keys, given `rope_theta` and `partial_rotary_factor` from outside of them.
@@ -323,6 +385,7 @@ impl<'a> Keys<'a> {
             }
             "yarn" => self.yarn(context_max),
             "divisors" => self.divisors(),
+            "longrope" | "su" if self.may_be_long => self.longrope(context_max),
             other => {
                 let key = format!("{}.rope_type", self.key);
                 Err(self.config.unsupported(&key, &other.into(), "default, linear, llama3, yarn"))
@@ -344,6 +407,34 @@ impl<'a> Keys<'a> {
             bad(&key, list, "a number above 0 for each pair of head_dim, which must be given")
         })?;
         Ok(RopeScaling::Divisors(numbers))
+    }
+
+    /// Longrope as `_compute_longrope_parameters` has it: the factor by which the context is extended
+    /// is that of the two contexts. [`RopeSpec::fits`] compares the lists with the heads.
+    fn longrope(&self, context_max: usize) -> Result<RopeScaling, FamilyError> {
+        let list = |name: &'static str| {
+            let value = self.get(name).unwrap_or(&Value::Null);
+            let number = |value: &Value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+            let numbers = value.as_array().filter(|list| list.len() <= COUNT_MAX);
+            let numbers = numbers.and_then(|list| list.iter().map(number).collect());
+            let key = format!("{}.{name}", self.key);
+            numbers.ok_or_else(|| bad(&key, value, "a number above 0 for each rotated pair"))
+        };
+        let (short, long) = (list("short_factor")?, list("long_factor")?);
+        let outside = self.config.optional("original_max_position_embeddings", 1 << 26)?;
+        let inside = self.number("original_max_position_embeddings")?.map(|n| n as usize);
+        let given = self.number("factor")?;
+        let original_context = inside.or(outside).unwrap_or(context_max);
+        let factor = match inside.or(outside) {
+            Some(original) => context_max as f64 / original as f64,
+            None => given.unwrap_or(1.0),
+        };
+        let scale = || match factor <= 1.0 {
+            true => 1.0,
+            false => (1.0 + factor.ln() / (original_context as f64).ln()).sqrt(),
+        };
+        let attention_factor = self.number("attention_factor")?.unwrap_or_else(scale);
+        Ok(RopeScaling::LongRope { short, long, original_context, attention_factor })
     }
 
     /// YaRN with the defaults of `_compute_yarn_parameters`.

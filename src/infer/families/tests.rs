@@ -23,7 +23,7 @@ fn with(mut config: Value, changes: Value) -> Value {
 }
 
 fn rope(config: &Value) -> RopeSpec {
-    let Described { graph, ropes } = read(config).unwrap();
+    let Described { graph, ropes, .. } = read(config).unwrap();
     assert_eq!((graph.ropes.len(), ropes.len()), (1, 1));
     ropes.into_iter().next().unwrap()
 }
@@ -65,7 +65,8 @@ fn well_formed(graph: &Graph) {
                 assert_eq!([width(out), shape(weight).1], [width(x); 2]);
                 assert!(bias.is_none_or(|bias| shape(bias) == (1, width(x))));
             }
-            Op::Activate { x, .. } => assert!(width(x) > 0),
+            Op::Activate { x, .. } | Op::States { x } => assert!(width(x) > 0),
+            Op::EmbedMore { table, x, .. } => assert_eq!(shape(table).1, width(x)),
             Op::Linear { x, weight, bias, out } => {
                 assert_eq!(shape(weight), (width(out), width(x)));
                 assert!(bias.is_none_or(|bias| shape(bias) == (1, width(out))));
@@ -510,7 +511,7 @@ fn layers_may_differ_in_ropes_windows_widths_biases_and_norms() {
         let ff = FeedForward::plain(40 + 8 * layer, Activation::Silu);
         b.residual(x, "post_attention_layernorm", 1e-5, |b, x| b.feed_forward(x, &ff));
     }
-    let Described { graph, ropes } = b.finish(x, 1e-5, true);
+    let Described { graph, ropes, .. } = b.finish(x, 1e-5, true);
     well_formed(&graph);
     assert_eq!(ropes, [local, global]);
     assert_eq!(graph.kv[1], Kv { kv_heads: 1, head_dim: 16 });

@@ -34,7 +34,7 @@ pub(super) const fn stride(width: usize) -> usize {
 
 /// Rows of logits in memory at a time.
 fn logit_rows(graph: &Graph, batch: usize) -> usize {
-    let row_bytes = graph.vocab.max(1).saturating_mul(4);
+    let row_bytes = graph.result_width().max(1).saturating_mul(4);
     (LOGITS_BYTES_MAX / row_bytes).clamp(1, batch.max(1))
 }
 
@@ -71,7 +71,7 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
         Place::PairTiles => {
             most(&|moe| Some((pairs(moe)?.div_ceil(PAIR_TILE) + moe.experts.len()) * 4))
         }
-        Place::Logits => logit_rows(graph, batch).checked_mul(graph.vocab),
+        Place::Logits => logit_rows(graph, batch).checked_mul(graph.result_width()),
         Place::Empty => Some(4),
         Place::Halves
         | Place::Scales
@@ -93,10 +93,10 @@ pub(super) struct KvCache {
 }
 
 /// (cos, sin) by position and pair. Angles are in f32, as in the reference implementations.
-fn rope_table(rope: &Rope, context: usize) -> Vec<f32> {
+fn rope_table(rope: &Rope, long: bool, context: usize) -> Vec<f32> {
     let mut table = Vec::with_capacity(context * rope.inv_freq.len() * 2);
     for position in 0..context {
-        for freq in &rope.inv_freq {
+        for freq in rope.form(long) {
             let (sin, cos) = (position as f32 * freq).sin_cos();
             table.push(cos * rope.attention_factor);
             table.push(sin * rope.attention_factor);
@@ -120,8 +120,11 @@ pub(super) struct Buffers {
     kv: Vec<KvCache>,
     /// How many elements were clamped in the caches, and the blocks of the sequence that steps.
     pub blocks: wgpu::Buffer,
-    /// (cos, sin) by position and pair.
+    /// (cos, sin) by position and pair, in the form that is in use.
     ropes: Vec<wgpu::Buffer>,
+    /// The forms for short and for long sequences of ropes that have both.
+    forms: Vec<Option<[wgpu::Buffer; 2]>>,
+    stretched: bool,
     pub routing: Vec<Routing>,
     /// The gated inner activations of each (token, choice) pair. Shared by the MoE layers.
     pub pair_inner: wgpu::Buffer,
@@ -173,12 +176,21 @@ impl Buffers {
                 })
             })
             .collect::<Result<_>>()?;
-        let mut ropes = Vec::new();
+        let (mut ropes, mut forms) = (Vec::new(), Vec::new());
         for (i, rope) in (0..).zip(&graph.ropes) {
             let what = format!("rope table for {context} positions");
             let buffer = make(&what, size(Place::RopeTable(RopeId(i))), STORAGE)?;
-            device.write(&buffer, 0, bytemuck::cast_slice(&rope_table(rope, context)));
+            device.write(&buffer, 0, bytemuck::cast_slice(&rope_table(rope, false, context)));
             ropes.push(buffer);
+            let mut form = |long| {
+                let buffer = make(&what, size(Place::RopeTable(RopeId(i))), STORAGE)?;
+                device.write(&buffer, 0, bytemuck::cast_slice(&rope_table(rope, long, context)));
+                Ok::<_, BackendError>(buffer)
+            };
+            forms.push(match rope.long {
+                Some(_) => Some([form(false)?, form(true)?]),
+                None => None,
+            });
         }
         let blocks = make("the table of cache blocks", size(Place::BlockTable), STORAGE)?;
         let identity: Vec<u32> = (0..kv::blocks(context) as u32).collect();
@@ -211,6 +223,8 @@ impl Buffers {
             kv,
             blocks,
             ropes,
+            forms,
+            stretched: false,
             routing,
             pair_inner: make("expert activations", inner, STORAGE)?,
             pair_outputs: make("expert outputs", size(Place::PairOutputs), STORAGE)?,
@@ -251,14 +265,36 @@ impl Buffers {
             // The old buffers are freed before the next layer's are made.
             device.flush()?;
         }
-        for (rope, of) in graph.ropes.iter().zip(&mut self.ropes) {
+        let stretched = self.stretched;
+        for ((rope, of), forms) in graph.ropes.iter().zip(&mut self.ropes).zip(&mut self.forms) {
             let what = format!("rope table for {context} positions");
-            let table = rope_table(rope, context);
-            let new = device.buffer(&what, table.len() as u64 * 4, STORAGE)?;
-            device.write(&new, 0, bytemuck::cast_slice(&table));
-            self.bytes = self.bytes + new.size() - of.size();
-            *of = new;
+            let forms = forms.iter_mut().flatten().zip([false, true]);
+            for (of, long) in [(of, stretched)].into_iter().chain(forms) {
+                let table = rope_table(rope, long, context);
+                let new = device.buffer(&what, table.len() as u64 * 4, STORAGE)?;
+                device.write(&new, 0, bytemuck::cast_slice(&table));
+                self.bytes = self.bytes + new.size() - of.size();
+                *of = new;
+            }
         }
+        Ok(())
+    }
+
+    /// Puts ropes into the form for long sequences, or for others, after everything submitted so far.
+    pub fn stretch(&mut self, device: &GpuDevice, long: bool) -> Result<()> {
+        if self.stretched == long {
+            return Ok(());
+        }
+        let label = Some("ropes change their form");
+        let mut encoder =
+            device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        for (to, forms) in self.ropes.iter().zip(&self.forms) {
+            let Some(forms) = forms else { continue };
+            let from = &forms[usize::from(long)];
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, Some(from.size()));
+        }
+        device.submit(encoder)?;
+        self.stretched = long;
         Ok(())
     }
 

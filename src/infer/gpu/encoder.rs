@@ -1,12 +1,15 @@
-//! Recipes of ops that decoders with RMS norms and gates do not have: layer norms, and activations
-//! without a gate.
+//! Recipes of ops that decoders with RMS norms and gates do not have: layer norms, activations
+//! without a gate, embeddings of positions and segments, and states as a result.
 
 use super::buffers::stride;
 use super::dispatch::Rows;
 use super::lower::{Lower, Place, Recipe, activation_code, expect, recipe, word};
 use super::params;
 use crate::backend::Result;
-use crate::graph::{Activation, Buf, Op, WeightId};
+use crate::graph::{Activation, Buf, Lookup, Op, WeightId};
+
+/// Which row of a table the kernel takes: the token's. Others are added.
+pub(super) const BY_TOKEN: u32 = 0;
 
 impl Lower<'_> {
     pub(super) fn layer_norm(
@@ -49,5 +52,25 @@ impl Lower<'_> {
             activation: activation_code(activation),
         };
         Ok(recipe("activate", &params, &[Place::Activation(x)], Rows::Tokens, (width, 64)))
+    }
+
+    pub(super) fn embed_more(
+        &mut self,
+        by: Lookup,
+        table: WeightId,
+        x: Buf,
+    ) -> Result<Vec<Recipe>> {
+        let by = match by {
+            Lookup::Position => 1,
+            Lookup::Segment => 2,
+        };
+        self.embed(table, x, (by, 1.0))
+    }
+
+    pub(super) fn states(&self, x: Buf) -> Result<Recipe> {
+        let width = self.width(x);
+        let params = params::States { width: word(width)?, stride: word(stride(width))? };
+        let storage = [Place::Activation(x), Place::Logits];
+        Ok(recipe("states", &params, &storage, Rows::Logits, (width, 64)))
     }
 }

@@ -232,8 +232,9 @@ impl GpuBackend {
                     routing.readback.copy(&self.device, &mut encoder, &routing.ids, bytes)?;
                     chosen.get_or_insert_with(Vec::new).push((moe, bytes));
                 }
-                Op::Logits { .. } => {
-                    let bytes = u64::from(params.logit_rows) * self.graph.vocab as u64 * 4;
+                Op::Logits { .. } | Op::States { .. } => {
+                    let width = self.graph.result_width() as u64;
+                    let bytes = u64::from(params.logit_rows) * width * 4;
                     let Buffers { logits: from, blocks, logits_readback, .. } = &mut self.buffers;
                     logits_readback.copy_with(&self.device, &mut encoder, from, bytes, blocks)?;
                     logit_bytes = Some(bytes);
@@ -293,7 +294,7 @@ impl GpuBackend {
             let position = step.position;
             return refuse(format!("{count} tokens at {position} in a context of {context}"));
         }
-        match step.tokens.iter().find(|token| **token as usize >= self.graph.vocab) {
+        match step.tokens.iter().find(|token| !self.graph.admits(**token)) {
             Some(token) => refuse(format!("token {token} of a vocabulary of {}", self.graph.vocab)),
             None => Ok(()),
         }
@@ -417,6 +418,11 @@ impl Backend for GpuBackend {
 
     fn brings(&self) -> bool {
         self.spill.is_some() && self.decode.is_some()
+    }
+
+    fn set_stretched(&mut self, long: bool) -> Result<()> {
+        self.submit()?;
+        self.buffers.stretch(&self.device, long)
     }
 
     fn offer(&mut self, free: &[Slot]) {
@@ -561,7 +567,7 @@ impl Ops for GpuBackend {
     fn run(&mut self, ops: Range<usize>) -> Result<()> {
         for op in ops {
             match self.graph.ops.get(op) {
-                Some(Op::Logits { .. }) => self.run_logits(op)?,
+                Some(Op::Logits { .. } | Op::States { .. }) => self.run_logits(op)?,
                 Some(Op::Experts { .. }) | None => {
                     return Err(BackendError::Unsupported(format!("running op {op} by itself")));
                 }

@@ -11,6 +11,7 @@ use super::batch::{ExpertProducts, LinearBatch};
 use super::buffers::stride;
 use super::cooperative::Cooperative;
 use super::dispatch::{Grid, Rows};
+use super::encoder::BY_TOKEN;
 use super::experts::SlotShape;
 use super::kernels::Kernel;
 use super::params::{self, Params};
@@ -183,7 +184,9 @@ impl<'a> Lower<'a> {
             self.halved = None;
         }
         let one = match *op {
-            Op::Embed { table, out, scale } => return self.embed(table, out, scale),
+            Op::Embed { table, out, scale } => return self.embed(table, out, (BY_TOKEN, scale)),
+            Op::EmbedMore { by, table, x } => return self.embed_more(by, table, x),
+            Op::States { x } => self.states(x)?,
             Op::Linear { x, weight, bias, out } => {
                 let result = Place::Activation(out);
                 let result_stride = stride(self.width(out));
@@ -230,7 +233,7 @@ impl<'a> Lower<'a> {
                 let kernel = format!("kv_write_{}", self.kv.name());
                 recipe(&kernel, &params, &storage, Rows::Tokens, (width / 2, 64))
             }
-            Op::Attention { kv, q, out, heads, scale, window, softcap } => {
+            Op::Attention { kv, q, out, heads, scale, window, softcap, causal } => {
                 let shape = self.graph.kv_spec(kv);
                 let head_dim = shape.head_dim;
                 check_head_dim(head_dim)?;
@@ -246,13 +249,23 @@ impl<'a> Lower<'a> {
                     window: word(window.unwrap_or(0))?,
                     scale,
                     softcap: softcap.unwrap_or(0.0),
+                    ahead: match (causal, window) {
+                        (true, _) => 0,
+                        (false, None) => u32::MAX,
+                        (false, Some(window)) => word(window)?.saturating_sub(1),
+                    },
                 };
                 expect(window != Some(0) && softcap != Some(0.0), op)?;
                 let (q, out) = (Place::Activation(q), Place::Activation(out));
                 let storage = [q, Place::Keys(kv), Place::Values(kv), out, Place::BlockTable];
                 let kernel = format!("attention_{}", self.kv.name());
                 let mut single = recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1));
-                let Some((many, from)) = self.attention_batch(&params, &storage)? else {
+                // The kernels for many tokens know no later ones.
+                let many = match causal {
+                    true => self.attention_batch(&params, &storage)?,
+                    false => None,
+                };
+                let Some((many, from)) = many else {
                     return Ok(vec![single]);
                 };
                 single.when = 1..=from - 1;
@@ -314,7 +327,13 @@ impl<'a> Lower<'a> {
         Ok(vec![one])
     }
 
-    pub fn embed(&mut self, table: WeightId, out: Buf, scale: f32) -> Result<Vec<Recipe>> {
+    /// Rows of a table by token (and a factor), or `by` something else and added.
+    pub fn embed(
+        &mut self,
+        table: WeightId,
+        out: Buf,
+        (by, scale): (u32, f32),
+    ) -> Result<Vec<Recipe>> {
         let quads = stride(self.width(out)) / 4;
         let result = Place::Activation(out);
         let mut dispatches = Vec::new();
@@ -329,6 +348,7 @@ impl<'a> Lower<'a> {
                 cols: word(range.packed.cols)?,
                 stride: word(quads)?,
                 scale,
+                by,
             };
             let kernel = format!("embed_{}", range.packed.dtype.file_name());
             let storage = [Place::Tokens, range.place(table, index), result];
@@ -620,7 +640,8 @@ pub(super) fn expect(holds: bool, op: &Op) -> Result<()> {
 /// The name of an op in an error.
 const fn name(op: &Op) -> &'static str {
     match op {
-        Op::Embed { .. } => "an embedding",
+        Op::Embed { .. } | Op::EmbedMore { .. } => "an embedding",
+        Op::States { .. } => "states",
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => "a norm",
         Op::Activate { .. } => "an activation",
         Op::Linear { .. } => "a matrix product",

@@ -31,6 +31,8 @@ mod spill;
 mod supports;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::device as test_device;
 mod timing;
 mod trusted;
 mod weights;

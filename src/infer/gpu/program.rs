@@ -243,8 +243,14 @@ impl Program {
     /// the model.
     pub fn new(model: &Model, options: &ProgramOptions) -> Result<Self, ProgramError> {
         let most = options.binding_bytes_max;
+        if model.graph.embeds() {
+            let what = "embeddings in a page".to_owned();
+            return Err(BackendError::Unsupported(what).into());
+        }
         bounded("binding", most, BINDING_BYTES_MIN, u64::from(u32::MAX))?;
+        // A page does not run a sequence again in another form.
         let longest = model.graph.context_max.min(CONTEXT_MAX);
+        let longest = model.graph.stretches_from().unwrap_or(longest).min(longest);
         let context = options.context.unwrap_or(CONTEXT_DEFAULT.min(longest));
         bounded("context", context as u64, 1, longest as u64)?;
         let batch = BATCH_MAX.min(context);

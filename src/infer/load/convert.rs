@@ -165,7 +165,9 @@ fn refuse_strangers(
     let tied = graph.tied();
     let harmless = |name: &str| {
         // The first is computed from the config, the second a copy of the tied embedding.
-        name.ends_with(".rotary_emb.inv_freq") || tied && name == tied::HEAD
+        name.ends_with(".rotary_emb.inv_freq")
+            || tied && name == tied::HEAD
+            || graph.embeds() && beside_states(name)
     };
     match checkpoint.names().find(|name| !known.contains(name) && !harmless(name)) {
         None => Ok(()),
@@ -175,6 +177,15 @@ fn refuse_strangers(
             Err(LoadError::Tensor { tensor: name.to_owned(), problem })
         }
     }
+}
+
+/// Whether a tensor of an embedding model does not lead to its states: heads for other tasks, and the
+/// numbers of positions.
+fn beside_states(name: &str) -> bool {
+    let name = name.strip_prefix("bert.").unwrap_or(name);
+    let heads = ["pooler.", "cls.", "classifier."];
+    heads.iter().any(|head| name.starts_with(head))
+        || [tied::HEAD, "embeddings.position_ids"].contains(&name)
 }
 
 /// A tensor's shape and type before quantization.

@@ -70,7 +70,7 @@ pub fn inference(model: &Described) -> Value {
             "slidingWindow": windows.iter().flatten().next(),
             // Norms of heads work in place; norms of states do not.
             "queryKeyNorm": ops().any(|op| matches!(op, Op::RmsNorm { x, out, .. } if x == out)),
-            "causal": true,
+            "causal": graph.causal(),
             "attentionBias": ops().any(biased),
         },
         "normalization": {

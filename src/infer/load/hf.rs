@@ -17,7 +17,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
-use super::{LoadError, Result, chat, io_error, missing};
+use super::{LoadError, Result, chat, io_error, missing, sentence};
+use crate::families::SENTENCE_KEY;
 use doppler_store::chat::ChatTemplates;
 use doppler_store::manifest::read_eos;
 use doppler_store::{DType, regular};
@@ -47,7 +48,7 @@ struct WeightFile {
 /// An opened directory whose headers were checked.
 pub struct HuggingFace {
     dir: PathBuf,
-    /// `config.json`, unchanged.
+    /// `config.json`, unchanged but for what sentence-transformers' files say.
     config: Value,
     /// `generation_config.json`, `Null` if absent.
     generation_config: Value,
@@ -88,7 +89,22 @@ impl HuggingFace {
                     .into(),
             });
         }
+        checkpoint.add_sentence_files()?;
         Ok(checkpoint)
+    }
+
+    /// Adds the files of sentence-transformers, if there are any: to the config, and the tensors of
+    /// dense heads.
+    fn add_sentence_files(&mut self) -> Result<()> {
+        let Some(found) = sentence::read(&self.dir)? else { return Ok(()) };
+        for (module, file) in found.dense {
+            let tensors = self.add_file(file)?.into_iter();
+            self.tensors.extend(tensors.map(|(name, tensor)| (format!("{module}.{name}"), tensor)));
+        }
+        if let Some(config) = self.config.as_object_mut() {
+            config.insert(SENTENCE_KEY.to_owned(), found.config);
+        }
+        Ok(())
     }
 
     fn open_indexed(&mut self, index: &Path) -> Result<()> {

@@ -24,6 +24,7 @@ mod recipe;
 #[cfg(test)]
 mod recipe_tests;
 mod routing;
+mod sentence;
 mod sink;
 mod synth;
 #[cfg(test)]

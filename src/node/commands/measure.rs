@@ -8,8 +8,11 @@ use serde::Serialize;
 use super::print_json;
 use crate::args::{CheckArgs, KvChoice, ModelArgs, PerplexityArgs};
 use crate::output::outln;
-use crate::{progress, source};
+use crate::{generation, progress, source};
 use doppler_infer::check::{CheckReport, Expected, check as compare};
+use doppler_infer::check_states::{COSINE_MIN, ExpectedStates, check_states};
+use doppler_infer::embedding::load_options;
+use doppler_infer::engine::{Engine, LoadOptions};
 use doppler_infer::perplexity::{PerplexityOptions, perplexity as measure};
 use doppler_infer::tokenizer::Tokenizer;
 
@@ -27,8 +30,12 @@ struct Checked {
 const PERPLEXITY_WINDOW: usize = 512;
 
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let expected = Expected::parse(&read(&args.expected)?)
-        .with_context(|| args.expected.display().to_string())?;
+    let bytes = read(&args.expected)?;
+    let named = || args.expected.display().to_string();
+    if let Some(expected) = ExpectedStates::parse(&bytes).with_context(named)? {
+        return check_embeddings(args, &expected);
+    }
+    let expected = Expected::parse(&bytes).with_context(named)?;
     let opened = source::open(&args.model)?;
     let context = args.model.context.unwrap_or_else(|| expected.positions());
     let with = |kv| {
@@ -74,6 +81,32 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
             report.greedy_match
         );
     }
+    Ok(())
+}
+
+/// As `check`, for an embedding model. Its texts are short and their caches never rounded.
+fn check_embeddings(args: &CheckArgs, expected: &ExpectedStates) -> anyhow::Result<()> {
+    let opened = source::open(&args.model)?;
+    let device = generation::device_for(args.model.backend, &opened.model)?;
+    let options = load_options(&opened.model, expected.tokens.len());
+    let options = LoadOptions { slots: args.model.slots(), ..options };
+    let mut engine = Engine::load(&opened.model, device.as_ref(), &options)?;
+    let report = check_states(&mut engine, &opened.model, expected)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        outln!("on {}", engine.describe());
+        outln!("  max_abs       {:.3e}", report.max_abs);
+        outln!("  rel           {:.3e}   (max_abs / std of the reference)", report.rel);
+        outln!("  cosine        {:.8}", report.cosine);
+    }
+    ensure!(
+        report.passes(args.tolerance),
+        "outside tolerance: rel {:.3e} (at most {:.0e}), cosine {:.6} (at least {COSINE_MIN})",
+        report.rel,
+        args.tolerance,
+        report.cosine
+    );
     Ok(())
 }
 

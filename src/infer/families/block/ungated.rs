@@ -28,7 +28,8 @@ impl Builder {
         let width = self.graph.width(x);
         let weight = self.norm_weight(name, width);
         let name = self.name(&format!("{name}.bias"));
-        let bias = self.weight(name, WeightRole::Bias, 1, width, crate::source::Source::Itself);
+        let source = self.rooted_source(&name);
+        let bias = self.weight(name, WeightRole::Bias, 1, width, source);
         self.graph.ops.push(Op::LayerNorm { x, weight, bias: Some(bias), out, eps });
     }
 

@@ -192,7 +192,16 @@ fn attention_over_many_tokens_matches_its_twin() {
             let (k, v) = (graph.buffer("k", narrow), graph.buffer("v", narrow));
             let kv = KvId(0);
             graph.ops.push(Op::KvWrite { kv, k, v });
-            graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
+            graph.ops.push(Op::Attention {
+                kv,
+                q,
+                out,
+                heads,
+                scale,
+                window,
+                softcap,
+                causal: true,
+            });
             let capacity = Capacity { kv: format, ..CAPACITY };
             let mut gpu = backend(&device, &graph, capacity, &[]);
             let blocks: Vec<u32> = (0..kv::blocks(capacity.context) as u32).rev().collect();
@@ -215,7 +224,7 @@ fn attention_over_many_tokens_matches_its_twin() {
                 }
                 kv_write(&ks, &vs, position, &blocks, &mut cache);
                 let mut want = vec![0.0; qs.len()];
-                let params = Attention { heads, scale, window, softcap, position };
+                let params = Attention { heads, scale, window, softcap, causal: true, position };
                 attention_tile(&qs, &cache, &blocks, &params, &mut want);
                 let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);

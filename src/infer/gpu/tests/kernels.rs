@@ -157,7 +157,7 @@ fn rope_matches_its_twin_at_far_positions_and_for_part_of_a_head() {
     let Some(device) = device(Reduction::Lane) else { return };
     for (heads, head_dim, half) in [(3, 16, 8), (1, 128, 64), (5, 32, 8)] {
         let inv_freq = (0..half).map(|i| 1e4f32.powf(-(i as f32) / half as f32)).collect();
-        let turning = Rope { inv_freq, attention_factor: 1.1 };
+        let turning = Rope { inv_freq, attention_factor: 1.1, long: None };
         let mut graph = Graph { vocab: 1, ropes: vec![turning.clone()], ..Graph::default() };
         let x = graph.buffer("x", heads * head_dim);
         graph.ops.push(Op::Rope { x, heads, head_dim, rope: RopeId(0) });
@@ -166,7 +166,7 @@ fn rope_matches_its_twin_at_far_positions_and_for_part_of_a_head() {
         for (tokens, position) in [(1, 0), (5, 3), (5, 4995)] {
             let input = random.floats(tokens * heads * head_dim);
             let mut want = input.clone();
-            let angles = Angles::new(&turning, position, tokens);
+            let angles = Angles::new(&turning, false, position, tokens);
             rope(&mut want, heads, head_dim, half, &angles);
             let got = run(&mut gpu, &graph, tokens, position, &[(x, &input)], x);
             assert_close(&got, &want, 1e-6, &format!("{heads}x{head_dim}/{half} at {position}"));
@@ -198,7 +198,7 @@ fn attention_and_its_cache_match_their_twins() {
             (graph.buffer("k", kv_heads * head_dim), graph.buffer("v", kv_heads * head_dim));
         let kv = KvId(0);
         graph.ops.push(Op::KvWrite { kv, k, v });
-        graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap });
+        graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap, causal: true });
         let mut gpu = backend(&device, &graph, capacity, &[]);
         let blocks = [2, 0, 3, 1];
         gpu.set_blocks(&blocks);
@@ -216,7 +216,7 @@ fn attention_and_its_cache_match_their_twins() {
             }
             kv_write(&ks, &vs, position, &blocks, &mut cache);
             let mut want = vec![0.0; qs.len()];
-            let params = Attention { heads, scale, window, softcap, position };
+            let params = Attention { heads, scale, window, softcap, causal: true, position };
             attention(&qs, &cache, &blocks, &params, &mut want);
             let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
             let got = run(&mut gpu, &graph, tokens, position, &inputs, out);

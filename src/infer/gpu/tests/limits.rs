@@ -159,14 +159,30 @@ fn what_no_kernel_does_is_refused_and_names_itself() {
     refused(gpu.begin(&step(&[1], 0)), "reads the buffer it writes");
     graph.kv.push(Kv { kv_heads: 2, head_dim: 6 });
     let kv = crate::graph::KvId(0);
-    graph.ops[1] =
-        Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None, softcap: None };
+    graph.ops[1] = Op::Attention {
+        kv,
+        q: x,
+        out: y,
+        heads: 4,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        causal: true,
+    };
     // Reported in words, before a weight is loaded.
     let made = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).map(drop);
     refused(made, "attention heads of 6 elements (a GPU takes multiples of 4");
     graph.kv[0].head_dim = 8;
-    graph.ops[1] =
-        Op::Attention { kv, q: x, out: y, heads: 4, scale: 1.0, window: None, softcap: None };
+    graph.ops[1] = Op::Attention {
+        kv,
+        q: x,
+        out: y,
+        heads: 4,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        causal: true,
+    };
     let mut gpu = backend(&device, &graph, capacity, &weights);
     refused(gpu.begin(&step(&[1], 0)), "attention of these sizes");
     let matrix = |dtype, offset| MatrixSpec { dtype, rows: 32, cols: 32, offset };

@@ -99,7 +99,7 @@ impl Random {
 }
 
 /// The test adapter, opened once for each way of summing. Without one, `None`, which is printed.
-pub(in crate::gpu) fn device(reduction: Reduction) -> Option<GpuDevice> {
+pub(crate) fn device(reduction: Reduction) -> Option<GpuDevice> {
     static DEVICES: [OnceLock<Option<GpuDevice>>; 2] = [OnceLock::new(), OnceLock::new()];
     let made = DEVICES[usize::from(reduction == Reduction::Group)].get_or_init(|| {
         let open = |choice| GpuDevice::open_with(choice, Some(reduction));

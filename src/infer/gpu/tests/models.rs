@@ -23,9 +23,14 @@ use doppler_testing::shared;
 use serde_json::json;
 
 fn golden(dir: &Path, source: &Path) {
+    for file in ["expected.safetensors", "expected-long.safetensors"] {
+        let Ok(expected) = std::fs::read(dir.join(file)) else { continue };
+        golden_of(dir, source, &Expected::parse(&expected).unwrap());
+    }
+}
+
+fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
     let name = dir.display();
-    let expected = std::fs::read(dir.join("expected.safetensors")).unwrap();
-    let expected = Expected::parse(&expected).unwrap();
     let model = testing::converted(source, Quantization::Keep, SHARD_BYTES_DEFAULT);
     for (reduction, batch, kv) in [
         (Reduction::Lane, 64, KvFormat::F16),
@@ -45,7 +50,7 @@ fn golden(dir: &Path, source: &Path) {
             }
             Err(error) => panic!("{name}: {error}"),
         };
-        let report = check(&mut session, &expected).unwrap();
+        let report = check(&mut session, expected).unwrap();
         println!("{name}, {reduction:?}, batch {batch}, {kv:?}: {report:?}");
         assert!(report.passes(REL_MAX), "{name}, {reduction:?}: {report:?}");
     }
@@ -59,6 +64,15 @@ fn dense_references_agree() {
 #[test]
 fn references_with_experts_agree() {
     testing::references(true).iter().for_each(|dir| golden(dir, dir));
+}
+
+#[test]
+fn embedding_references_agree() {
+    for reduction in BOTH {
+        let Some(device) = device(reduction) else { return };
+        let dirs = testing::embedding_references();
+        dirs.iter().for_each(|dir| crate::golden_tests::embeds(dir, &device));
+    }
 }
 
 #[test]

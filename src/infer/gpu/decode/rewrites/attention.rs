@@ -83,7 +83,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         _ => return None,
     };
     let &Op::KvWrite { kv, k: k_from, v: v_from } = ops.next()? else { return None };
-    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window, softcap } =
+    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window, softcap, causal } =
         ops.next()?
     else {
         return None;
@@ -97,7 +97,8 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
     let biases = [wq.1, wk.1, wv.1].iter().flatten().count();
     let rows = [(wq, heads), (wk, kv_heads), (wv, kv_heads)];
     let rows = rows.iter().all(|((id, _), n)| graph.weight_spec(*id).rows == n * head_dim);
-    let fits = head_dim.is_multiple_of(8)
+    let fits = causal
+        && head_dim.is_multiple_of(8)
         && head_dim <= HEAD_DIM_MAX
         && 2 * graph.rope_spec(rope).inv_freq.len() <= head_dim
         && heads == shared_by * kv_heads
