@@ -38,6 +38,17 @@ else
     echo "skipped: npm is not installed; the page's tests will say so"
 fi
 
+step "the APIs' official clients"
+if command -v npm >/dev/null && python3 -c 'import ensurepip' 2>/dev/null; then
+    npm ci --prefix tests/clients --no-audit --no-fund
+    [ -x tests/clients/.venv/bin/python ] || python3 -m venv tests/clients/.venv
+    tests/clients/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        -r tests/clients/requirements.txt
+    export DOPPLER_REQUIRE_CLIENTS=1
+else
+    echo "skipped: npm, or python3 with venv, is not installed; the clients' tests will say so"
+fi
+
 step "formatting"
 cargo fmt --all --check
 # Families and formats are declared by macros, behind which cargo fmt does not look.

@@ -25,7 +25,7 @@ pub struct ControlFile {
     pub pid: u32,
 }
 
-/// `GET /v1/status`
+/// `GET /control/v1/status`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     pub peer_id: String,
@@ -343,6 +343,13 @@ pub struct Hits {
 }
 
 impl Hits {
+    pub const fn add(&mut self, more: Self) {
+        self.vram += more.vram;
+        self.ram += more.ram;
+        self.disk += more.disk;
+        self.peer += more.peer;
+    }
+
     /// The difference from `earlier`, a previous reading.
     pub const fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -394,7 +401,7 @@ pub struct Signer {
     pub trust: Standing,
 }
 
-/// An entry of `GET /v1/models`.
+/// An entry of `GET /control/v1/models`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
@@ -425,7 +432,7 @@ pub struct ModelInfo {
     pub signers: Vec<Signer>,
 }
 
-/// An entry of `GET /v1/peers`: a connected peer.
+/// An entry of `GET /control/v1/peers`: a connected peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Peer {
     pub id: String,
@@ -448,7 +455,29 @@ pub struct Peer {
     pub shards_held: u64,
 }
 
-/// `POST /v1/publish`
+/// `GET /control/v1/ps`: what the engine does.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Ps {
+    pub loaded: Vec<LoadedInfo>,
+    /// Generations that wait for their turn.
+    pub waiting: usize,
+}
+
+/// A loaded model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoadedInfo {
+    pub name: String,
+    pub id: String,
+    pub backend: String,
+    /// Seconds since its last request ended; absent while one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<f64>,
+    /// Seconds until it is unloaded if nobody asks for it; absent while one runs, and if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unload_s: Option<f64>,
+}
+
+/// `POST /control/v1/publish`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PublishRequest {
     #[serde(with = "path_bytes")]
@@ -476,7 +505,7 @@ pub struct PublishReply {
     pub bytes_copied: u64,
 }
 
-/// `POST /v1/models/resolve`: which model a text means, and whether it may be used; answered by
+/// `POST /control/v1/models/resolve`: which model a text means, and whether it may be used; answered by
 /// a [`ModelInfo`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ResolveRequest {
@@ -522,7 +551,7 @@ mod path_bytes {
     }
 }
 
-/// `POST /v1/store/pin`, `unpin` and `rm`
+/// `POST /control/v1/store/pin`, `unpin` and `rm`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TargetRequest {
     /// A model's name, id or unambiguous start of it, or an object's.
@@ -563,7 +592,7 @@ pub struct TargetReply {
     pub last_copies: usize,
 }
 
-/// `POST /v1/store/gc`; answered by [`doppler_store::Collected`].
+/// `POST /control/v1/store/gc`; answered by [`doppler_store::Collected`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct GcRequest {
     /// Bytes that may stay stored. The node's own budget if absent.
@@ -575,7 +604,7 @@ pub struct GcRequest {
     pub last_copy: bool,
 }
 
-/// `POST /v1/store/fsck`; answered by [`FsckEvent`]s, one JSON object a line.
+/// `POST /control/v1/store/fsck`; answered by [`FsckEvent`]s, one JSON object a line.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FsckRequest {
     #[serde(default)]

@@ -11,12 +11,15 @@ use doppler_infer::template::Conversation;
 use doppler_mesh::Progress;
 use doppler_store::signature::PublicKey;
 
-/// `POST /v1/generate`; answered by [`GenerateEvent`]s, one JSON object a line.
+/// `POST /control/v1/generate`; answered by [`GenerateEvent`]s, one JSON object a line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GenerateRequest {
     /// Id, unambiguous start of an id, or name.
     pub model: String,
     pub prompt: String,
+    /// A prompt that is tokens already, in place of a text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompt_ids: Vec<u32>,
     pub tokens: usize,
     #[serde(default)]
     pub temperature: f32,
@@ -49,6 +52,10 @@ pub struct GenerateRequest {
     /// A conversation, in place of a prompt. The model's chat template makes the prompt of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<Conversation>,
+    /// With `chat`: how the answer begins. The model goes on from there, and the answer's events do
+    /// not repeat it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub begin: String,
     /// Keep the keys and values of this request for the next, and use those of the one before as
     /// far as the prompts begin alike.
     #[serde(default)]
@@ -74,6 +81,7 @@ impl Default for GenerateRequest {
         Self {
             model: String::new(),
             prompt: String::new(),
+            prompt_ids: Vec::new(),
             tokens: 0,
             temperature: 0.0,
             top_p: 1.0,
@@ -88,6 +96,7 @@ impl Default for GenerateRequest {
             logprobs: None,
             stop: Vec::new(),
             chat: None,
+            begin: String::new(),
             resume: false,
             context: None,
             trust: Vec::new(),

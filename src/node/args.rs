@@ -11,7 +11,7 @@ pub use super::args_embed::*;
 pub use super::args_measure::*;
 pub use super::args_text::*;
 use super::memory;
-use super::size::{ByteRate, ByteSize, ReplicaBudget};
+use super::size::{ByteRate, ByteSize, KeepAlive, ReplicaBudget};
 use super::trust::TrustPolicy;
 use doppler_infer::load::Quantization;
 use doppler_infer::slots::SlotBudget;
@@ -37,6 +37,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Join a swarm and stay: keep, fetch and serve shards, and answer the commands below
     Join(JoinArgs),
+    /// Serve models to programs over the OpenAI and Anthropic APIs, without a swarm
+    Serve(ServeArgs),
     /// Leave the swarm: the running node ends, with --drain once others hold what it holds
     Leave(LeaveArgs),
     /// Make the key of a private swarm
@@ -47,6 +49,8 @@ pub enum Command {
     Ls(LsArgs),
     /// Show the running node's page, addresses, tiers and traffic
     Status(ControlArgs),
+    /// Show the model that the running node has loaded, and how many requests wait
+    Ps(ControlArgs),
     /// Show the peers that the running node is connected to
     Peers(ControlArgs),
     /// Keep a model or an object from being evicted
@@ -183,6 +187,27 @@ pub struct NetworkArgs {
     pub find_timeout: f64,
 }
 
+impl NetworkArgs {
+    /// Of a node that meets nobody.
+    pub fn for_nobody() -> Self {
+        Self {
+            bootstrap: Vec::new(),
+            listen: Vec::new(),
+            external_address: Vec::new(),
+            swarm_key: None,
+            tls_ca: None,
+            relay: RelayChoice::Off,
+            no_upnp: true,
+            no_mdns: true,
+            upload_limit: None,
+            download_limit: None,
+            trust: Vec::new(),
+            trust_policy: TrustPolicy::default(),
+            find_timeout: 20.0,
+        }
+    }
+}
+
 /// What a node does with relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum RelayChoice {
@@ -230,10 +255,64 @@ pub struct JoinArgs {
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
-    /// Loopback address and port of the page, the gateway and the control API; with port 0 the
-    /// port of the last run, if it is free
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    /// Address and port of the APIs, the page, the gateway and the control API; with port 0 the
+    /// port of the last run, if it is free. An address that is not loopback needs --api-key, and
+    /// only the APIs answer other machines
+    #[arg(
+        long = "http",
+        visible_alias = "control",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:0"
+    )]
     pub control: SocketAddr,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// How long a model stays loaded after its last request: 30s, 5m, 2h or forever
+    #[arg(long, value_name = "DURATION", default_value = "forever")]
+    pub keep_alive: KeepAlive,
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who may use the APIs under /v1.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "API")]
+pub struct ApiArgs {
+    /// Key that each request to the APIs must show, as a bearer token or as x-api-key
+    #[arg(long, value_name = "KEY", env = "DOPPLER_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Origin whose pages may use the APIs from a browser, like https://app.example (repeatable);
+    /// pages of this machine always may
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A GGUF file, an RDRR or Hugging Face directory, or the name of a model in the store at
+    /// --data; without it every model of the store is served
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    /// What to compute on
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: BackendChoice,
+    /// Address and port to serve at; one that is not loopback needs --api-key
+    #[arg(
+        long,
+        visible_alias = "control",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:3677"
+    )]
+    pub http: SocketAddr,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// How long a model stays loaded after its last request: 30s, 5m, 2h or forever
+    #[arg(long, value_name = "DURATION", default_value = "forever")]
+    pub keep_alive: KeepAlive,
     /// Print events as JSON, one per line
     #[arg(long)]
     pub json: bool,

@@ -80,6 +80,11 @@ impl Client {
         Ok(Some(Self { agent, base, token: control.token, answer_max: ANSWER_MAX }))
     }
 
+    /// `http://HOST:PORT` of the node.
+    pub fn address(&self) -> &str {
+        &self.base
+    }
+
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let response = self
             .agent
@@ -109,7 +114,7 @@ impl Client {
         request: &GenerateRequest,
         each: impl FnMut(GenerateEvent) -> bool,
     ) -> anyhow::Result<()> {
-        self.stream("/v1/generate", request, each)
+        self.stream("/control/v1/generate", request, each)
     }
 
     /// Posts work that reports its progress, which `each` receives.
@@ -220,7 +225,7 @@ mod tests {
         std::fs::write(control_file(dir.path()), serde_json::to_vec(&control).unwrap()).unwrap();
         let mut client = Client::open(dir.path()).unwrap();
         client.answer_max = Duration::from_millis(50);
-        let error = client.get::<serde_json::Value>("/v1/status").unwrap_err().to_string();
+        let error = client.get::<serde_json::Value>("/control/v1/status").unwrap_err().to_string();
         assert!(error.contains("does not answer"), "{error}");
     }
 

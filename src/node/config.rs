@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use super::args::{BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs};
+use super::args::{ApiArgs, BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs, ServeArgs};
 use super::size::{ByteSize, ReplicaBudget};
 use super::trust::TrustPolicy;
 use doppler_mesh::{LIMIT_MIN, RelayMode};
@@ -64,8 +64,52 @@ pub struct Config {
     /// Bytes of such copies a second.
     pub replica_rate: Option<u64>,
     pub backend: BackendChoice,
+    /// How long a model stays loaded after its last request. `None`: as long as the node runs.
+    pub keep_alive: Option<Duration>,
+    /// The HTTP port.
     pub control: SocketAddr,
+    /// Who may use `/v1` there.
+    pub api: ApiOptions,
+    /// The node meets nobody and listens for nobody.
+    pub alone: bool,
 }
+
+/// Who may use the APIs under `/v1`.
+#[derive(Debug, Clone, Default)]
+pub struct ApiOptions {
+    /// The key that every request must show.
+    pub key: Option<String>,
+    /// Origins whose pages may ask, besides those of this machine.
+    pub cors: Vec<String>,
+}
+
+impl ApiOptions {
+    /// # Errors
+    /// If a key cannot be a header's value, or an origin is none.
+    fn of(args: &ApiArgs) -> anyhow::Result<Self> {
+        if let Some(key) = &args.api_key {
+            let plain = |c: char| c.is_ascii_graphic();
+            ensure!(
+                (1..=KEY_BYTES_MAX).contains(&key.len()) && key.chars().all(plain),
+                "--api-key: a key is 1 to {KEY_BYTES_MAX} visible ASCII characters"
+            );
+        }
+        for origin in &args.cors {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            ensure!(
+                host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ', '*'])),
+                "--cors {origin}: an origin is written like https://app.example or \
+                 http://localhost:3000"
+            );
+        }
+        Ok(Self { key: args.api_key.clone(), cors: args.cors.clone() })
+    }
+}
+
+/// The longest API key.
+const KEY_BYTES_MAX: usize = 512;
+/// The swarm's name of a node without one.
+const ALONE: &str = "alone";
 
 impl Config {
     pub fn for_join(args: &JoinArgs) -> anyhow::Result<Self> {
@@ -91,7 +135,19 @@ impl Config {
         );
         let replica_rate = args.replica_rate.map(|rate| rate.0);
         check_limit("--replica-rate", replica_rate)?;
-        Ok(Self { replica_budget, replica_rate, ..config })
+        let (api, keep_alive) = (ApiOptions::of(&args.api)?, args.keep_alive.0);
+        check_address(config.control, &api)?;
+        Ok(Self { replica_budget, replica_rate, api, keep_alive, ..config })
+    }
+
+    /// What a node without a swarm needs.
+    pub fn for_serve(args: &ServeArgs) -> anyhow::Result<Self> {
+        let network = NetworkArgs::for_nobody();
+        let (data, budget) = (&args.data, &args.budget);
+        let config = Self::resolve(ALONE, &network, data, budget, args.backend, args.http)?;
+        let (api, keep_alive) = (ApiOptions::of(&args.api)?, args.keep_alive.0);
+        check_address(config.control, &api)?;
+        Ok(Self { api, keep_alive, alone: true, listen: Vec::new(), ..config })
     }
 
     /// What a node needs that keeps no copies for others. The error names the wrong argument.
@@ -108,10 +164,6 @@ impl Config {
                 && swarm.len() <= SWARM_NAME_MAX
                 && swarm.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)),
             "--swarm {swarm:?}: a name is 1 to {SWARM_NAME_MAX} letters, digits, '-', '_' or '.'"
-        );
-        ensure!(
-            control.ip().is_loopback(),
-            "--control {control}: the control API listens on loopback only"
         );
         ensure!(
             network.find_timeout.is_finite()
@@ -149,9 +201,22 @@ impl Config {
             replica_budget: 0,
             replica_rate: None,
             backend,
+            keep_alive: None,
             control,
+            api: ApiOptions::default(),
+            alone: false,
         })
     }
+}
+
+/// Other machines need a key.
+fn check_address(http: SocketAddr, api: &ApiOptions) -> anyhow::Result<()> {
+    ensure!(
+        http.ip().is_loopback() || api.key.is_some(),
+        "--http {http}: other machines could ask; set --api-key (or DOPPLER_API_KEY), or use a \
+         loopback address"
+    );
+    Ok(())
 }
 
 /// Checks a limit in bytes a second, which the flag set.
@@ -242,7 +307,10 @@ mod tests {
         for (extra, named) in [
             (vec!["no spaces"], "--swarm"),
             (vec![""], "--swarm"),
-            (vec!["lab", "--control", "0.0.0.0:80"], "--control"),
+            (vec!["lab", "--control", "0.0.0.0:80"], "--http 0.0.0.0:80: other machines could ask"),
+            (vec!["lab", "--api-key", "a b"], "--api-key"),
+            (vec!["lab", "--cors", "app.example"], "--cors app.example"),
+            (vec!["lab", "--cors", "*"], "--cors *"),
             (vec!["lab", "--find-timeout", "0"], "--find-timeout"),
             (vec!["lab", "--upload-limit", "10KB/s"], "--upload-limit"),
             (vec!["lab", "--download-limit", "0"], "--download-limit"),

@@ -1,8 +1,8 @@
 //! The control API: HTTP on loopback, JSON in and out, a bearer token from `control.json`.
 //!
 //! Refuses requests without the token, so that neither another user of the machine nor a web page
-//! can control the node. The gateway and the page (`gateway`), which only read, share its port and
-//! need none.
+//! can control the node. The gateway and the page (`gateway`), which only read, and the APIs under
+//! `/v1` (`http::api`) share its port and need none.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::{
     ApiError, ControlFile, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
-    PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
+    Ps, PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::{Answered, control_file};
 use super::copies::{CopiesRequest, ModelCopies};
 use super::failures;
 use super::gateway;
-use super::http::{self, IsOwner, Pressure, Server};
+use super::http::{self, IsOwner, Pressure, Remote, Server};
 use super::identity::write_private;
 use super::leaving::LeaveRequest;
 use super::service::Service;
@@ -71,21 +71,26 @@ impl ControlServer {
         });
         let pressure = Pressure::default();
         let routes = Router::new()
-            .route("/v1/status", get(status))
-            .route("/v1/models", get(models))
-            .route("/v1/models/resolve", post(resolve))
-            .route("/v1/models/copies", post(copies))
-            .route("/v1/leave", post(leave))
-            .route("/v1/peers", get(peers))
-            .route("/v1/publish", post(publish))
-            .route("/v1/generate", post(generate).layer(DefaultBodyLimit::max(GENERATE_BYTES_MAX)))
-            .route("/v1/store/pin", post(pin))
-            .route("/v1/store/unpin", post(unpin))
-            .route("/v1/store/rm", post(remove))
-            .route("/v1/store/gc", post(gc))
-            .route("/v1/store/fsck", post(fsck))
+            .route("/control/v1/status", get(status))
+            .route("/control/v1/ps", get(ps))
+            .route("/control/v1/models", get(models))
+            .route("/control/v1/models/resolve", post(resolve))
+            .route("/control/v1/models/copies", post(copies))
+            .route("/control/v1/leave", post(leave))
+            .route("/control/v1/peers", get(peers))
+            .route("/control/v1/publish", post(publish))
+            .route(
+                "/control/v1/generate",
+                post(generate).layer(DefaultBodyLimit::max(GENERATE_BYTES_MAX)),
+            )
+            .route("/control/v1/store/pin", post(pin))
+            .route("/control/v1/store/unpin", post(unpin))
+            .route("/control/v1/store/rm", post(remove))
+            .route("/control/v1/store/gc", post(gc))
+            .route("/control/v1/store/fsck", post(fsck))
             .with_state(Arc::clone(&service))
             .route_layer(middleware::from_fn_with_state(Arc::clone(&is_owner), authorise))
+            .merge(http::api::routes(Arc::clone(&service), Arc::clone(&is_owner)))
             .merge(gateway::routes(service, pressure.clone()));
         let stop = CancellationToken::new();
         let server = Server::new(routes, is_owner, pressure);
@@ -129,7 +134,11 @@ fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
 }
 
 async fn authorise(State(is_owner): State<IsOwner>, request: Request, next: Next) -> Response {
-    if is_owner(request.headers()) {
+    if !Remote::is_here(&request) {
+        let error = "other machines may use /v1 only".to_owned();
+        let error = ApiError { error, label: "forbidden".to_owned(), untrusted: None };
+        Refusal(StatusCode::FORBIDDEN, error).into_response()
+    } else if is_owner(request.headers()) {
         next.run(request).await
     } else {
         let error = "the token of control.json is missing or wrong".to_owned();
@@ -163,6 +172,10 @@ impl From<anyhow::Error> for Refusal {
 
 async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     Json(service.status().await)
+}
+
+async fn ps(State(service): State<Arc<Service>>) -> Json<Ps> {
+    Json(service.ps())
 }
 
 async fn models(State(service): State<Arc<Service>>) -> Json<Vec<ModelInfo>> {

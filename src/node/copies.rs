@@ -31,7 +31,7 @@ pub struct Copies {
     pub left_s: Option<f64>,
 }
 
-/// `POST /v1/models/copies`; answered by [`ModelCopies`].
+/// `POST /control/v1/models/copies`; answered by [`ModelCopies`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CopiesRequest {
     /// A model's name, id or unambiguous start of it.

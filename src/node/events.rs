@@ -15,6 +15,15 @@ pub enum NodeEvent {
         addresses: Vec<String>,
         control: String,
     },
+    /// A node without a swarm answers.
+    Serving {
+        /// Of its HTTP port.
+        address: String,
+        /// The model that it was given.
+        model: Option<String>,
+        /// Whether a request must show a key.
+        key: bool,
+    },
     /// A model was learned from the swarm and its manifest checked.
     Model {
         id: String,
@@ -43,6 +52,13 @@ impl std::fmt::Display for NodeEvent {
                     writeln!(f, "  listening on {address}")?;
                 }
                 write!(f, "  open http://{control} in a browser on this machine   (Ctrl-C stops)")
+            }
+            Self::Serving { address, model, key } => {
+                let model = model.as_deref().unwrap_or("the models of this node");
+                let key = if *key { ", for who shows the API key" } else { "" };
+                writeln!(f, "serving {model}{key}   (Ctrl-C stops)")?;
+                writeln!(f, "  OpenAI     http://{address}/v1")?;
+                write!(f, "  Anthropic  http://{address}")
             }
             Self::Model { id, name, bytes, publisher } => {
                 let id = id.get(..10).unwrap_or(id);

@@ -1,7 +1,7 @@
 //! How each failure is reported: one HTTP status and one exit code for each label.
 //!
 //! The labels come from the errors of the components (`EngineError`, `SessionError`,
-//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`). docs/errors.md contains the same table;
+//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`, `Unresolved`) and of `http::api`. docs/errors.md contains the same table;
 //! a test compares them.
 
 use std::io;
@@ -12,6 +12,7 @@ use doppler_store::{ReadError, StoreError};
 
 use super::client::Answered;
 use super::engine::EngineError;
+use super::resolve::Unresolved;
 use super::trust::Untrusted;
 
 /// How a failure is reported.
@@ -45,23 +46,30 @@ pub const FAILURES: &[Failure] = &[
     failure("text", 400, 2),
     failure("stop", 400, 2),
     failure("conversation", 400, 2),
+    failure("field", 400, 2),
+    failure("too_large", 413, 2),
+    failure("ambiguous", 400, 2),
     failure("batch", 400, 2),
     failure("context_full", 400, 2),
     failure("nothing_to_score", 400, 2),
     failure("not_text", 400, 2),
     failure("whole", 400, 2),
     // It is not here, or did not arrive.
+    failure("unknown_model", 404, 3),
+    failure("no_route", 404, 3),
+    failure("method", 405, 2),
     failure("not_found", 404, 3),
     failure("not_held", 404, 3),
     failure("deadline", 504, 3),
     failure("untrusted", 403, 4),
     failure("unauthorized", 401, 4),
+    failure("forbidden", 403, 4),
     // There is no room.
     failure("budget", 507, 5),
     failure("out_of_memory", 507, 5),
     failure("disk_full", 507, 5),
     // Later.
-    failure("busy", 503, 6),
+    failure("busy", 429, 6),
     failure("overloaded", 503, 6),
     failure("stopping", 503, 6),
     failure("locked", 503, 6),
@@ -105,6 +113,7 @@ pub fn of(error: &anyhow::Error) -> Failure {
             .or_else(|| cause.downcast_ref::<BackendError>().map(BackendError::label))
             .or_else(|| cause.downcast_ref::<ReadError>().map(ReadError::label))
             .or_else(|| cause.downcast_ref::<StoreError>().map(StoreError::label))
+            .or_else(|| cause.downcast_ref::<Unresolved>().map(Unresolved::label))
             .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
             .or_else(|| {
                 cause.downcast_ref::<io::Error>().filter(|e| is_full(e)).map(|_| "disk_full")

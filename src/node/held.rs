@@ -79,7 +79,7 @@ fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {
     match access {
         StoreAccess::Node(client) => asking(|trust| {
             let request = ResolveRequest { model: text.to_owned(), trust, can_ask: can_ask() };
-            let model: ModelInfo = client.post("/v1/models/resolve", &request)?;
+            let model: ModelInfo = client.post("/control/v1/models/resolve", &request)?;
             Ok(model.id.parse()?)
         }),
         StoreAccess::Here { disk, runtime, data } => {

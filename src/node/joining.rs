@@ -41,7 +41,9 @@ pub async fn join(
     let book = AddressBook::load(&address_book::file(&config.data));
     let mut options = options(config, seed)?;
     options.swarm_key.clone_from(&key);
-    options.known = book.addresses();
+    if !config.alone {
+        options.known = book.addresses();
+    }
     options.listen = ports.apply(&listen);
     let expects_peers = !options.bootstrap.is_empty() || !options.known.is_empty();
     let mesh = match Mesh::start(options.clone(), Arc::clone(&serve)).await {
@@ -53,7 +55,8 @@ pub async fn join(
         }
         started => started?,
     };
-    if ports.note(&listen, &mesh.listen_addrs())
+    if !config.alone
+        && ports.note(&listen, &mesh.listen_addrs())
         && let Err(error) = ports.save(&file)
     {
         tracing::warn!("the ports are not kept: {error:#}");
@@ -94,7 +97,7 @@ fn options(config: &Config, seed: [u8; 32]) -> anyhow::Result<MeshOptions> {
     options.bootstrap = addresses("--bootstrap", &config.bootstrap)?;
     options.mdns = config.mdns;
     options.relay = config.relay;
-    options.ask_reach = true;
+    options.ask_reach = !config.alone;
     options.upnp = config.upnp;
     options.find_timeout = config.find_timeout;
     options.upload_limit = config.upload_limit;

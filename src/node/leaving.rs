@@ -28,7 +28,7 @@ const NOBODY_FOR: Duration = Duration::from_secs(3);
 /// Events that a slow listener may lag behind.
 const EVENTS_MAX: usize = 64;
 
-/// `POST /v1/leave`; answered by [`LeaveEvent`]s, one JSON object a line. The answer ends when the
+/// `POST /control/v1/leave`; answered by [`LeaveEvent`]s, one JSON object a line. The answer ends when the
 /// process does.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LeaveRequest {

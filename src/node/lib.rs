@@ -26,6 +26,7 @@ mod epoch;
 mod events;
 mod failures;
 mod gateway;
+mod generating;
 mod generation;
 mod healing;
 mod held;
@@ -97,11 +98,13 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Join(args) => commands::join(&args),
+        Command::Serve(args) => commands::serve(&args),
         Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Leave(args) => commands::leave(&args),
         Command::Status(args) => commands::status(&args),
+        Command::Ps(args) => commands::ps(&args),
         Command::Peers(args) => commands::peers(&args),
         Command::Pin(args) => commands::pin(&args),
         Command::Unpin(args) => commands::unpin(&args),

@@ -113,13 +113,13 @@ impl Service {
         let mut changed = self.catalog.changes();
         loop {
             changed.mark_unchanged();
-            let unknown = match resolve(text, &self.candidates()?) {
+            let (text, near) = match resolve(text, &self.candidates()?) {
                 Ok(model) => {
                     let manifest = self.wanted_by_id(model, text, trust, can_ask).await?;
                     self.keep(model);
                     return Ok((model, manifest));
                 }
-                Err(unknown @ Unresolved::Unknown { .. }) => unknown,
+                Err(Unresolved::Unknown { text, near, .. }) => (text, near),
                 Err(ambiguous) => return Err(ambiguous.into()),
             };
             let until = self.settled_at().min(asked + patience);
@@ -127,7 +127,8 @@ impl Service {
             if left.is_zero() {
                 let peers = count(self.mesh.peers().len(), "connected peer");
                 let swarm = &self.config().swarm;
-                bail!("{unknown} (doppler-node ls lists the models of swarm {swarm}; {peers})");
+                let hint = format!(" (doppler-node ls lists the models of swarm {swarm}; {peers})");
+                return Err(Unresolved::Unknown { text, near, hint }.into());
             }
             if let Ok(Err(_)) = timeout(left, changed.changed()).await {
                 bail!("the node is stopping");

@@ -66,11 +66,13 @@ pub struct Candidate {
 /// Why a text does not identify a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
-    #[error("no model {text:?} is known here{}", did_you_mean(near))]
+    #[error("no model {text:?} is known here{}{hint}", did_you_mean(near))]
     Unknown {
         text: String,
         /// Names that look like it.
         near: Vec<String>,
+        /// What to do about it, with a space before it; may be empty.
+        hint: String,
     },
     #[error("{text:?} is more than one model; give the id: {}", List(of))]
     Ambiguous {
@@ -78,6 +80,16 @@ pub enum Unresolved {
         /// Each id with its name and publisher.
         of: Vec<String>,
     },
+}
+
+impl Unresolved {
+    /// A stable name for the table of failures.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "unknown_model",
+            Self::Ambiguous { .. } => "ambiguous",
+        }
+    }
 }
 
 /// `; did you mean A, B?`, or nothing.
@@ -131,7 +143,11 @@ pub fn resolve(text: &str, models: &[Candidate]) -> Result<ModelId, Unresolved> 
     if is_whole_id(&lower) {
         return match models.iter().find(|model| id(model)) {
             Some(model) => Ok(model.id),
-            None => Err(Unresolved::Unknown { text: text.to_owned(), near: Vec::new() }),
+            None => Err(Unresolved::Unknown {
+                text: text.to_owned(),
+                near: Vec::new(),
+                hint: String::new(),
+            }),
         };
     }
     for (standing, matches) in steps {
@@ -161,7 +177,8 @@ pub fn is_whole_id(lower: &str) -> bool {
 }
 
 fn unknown(text: &str, lower: &str, models: &[Candidate]) -> Unresolved {
-    Unresolved::Unknown { text: text.to_owned(), near: near(lower, models) }
+    let near = near(lower, models);
+    Unresolved::Unknown { text: text.to_owned(), near, hint: String::new() }
 }
 
 /// A model with the names that matched, and the publishers that gave them.

@@ -15,15 +15,16 @@ use tokio_util::sync::CancellationToken;
 use super::address_book::{self, AddressBook};
 use super::allocator;
 use super::api::{
-    AwayPeer, BootstrapStatus, FsckEvent, FsckRequest, GcRequest, GenerateEvent, GenerateRequest,
-    ModelInfo, NodeInfo, Peer, PublishReply, PublishRequest, ReachStatus, Signer, Status,
-    StoreStatus, TargetReply, TargetRequest, TierUse, Traffic, Via,
+    AwayPeer, BootstrapStatus, FsckEvent, FsckRequest, GcRequest, ModelInfo, NodeInfo, Peer,
+    PublishReply, PublishRequest, ReachStatus, Signer, Status, StoreStatus, TargetReply,
+    TargetRequest, TierUse, Traffic, Via,
 };
 use super::catalog::{Catalog, Known, shard_ids, sizes};
 use super::config::Config;
 use super::declined::Declined;
-use super::engine::{Engine, EngineError, EngineOptions, Job, Opened, check_request};
+use super::engine::{Engine, EngineOptions};
 use super::events::NodeEvent;
+use super::generating::Locals;
 use super::healing::Healer;
 use super::identity;
 use super::joining::{self, Joined};
@@ -32,8 +33,7 @@ use super::resolve::{Standing, resolve};
 use super::storage::{self, StoredModel, Target};
 use super::trust::{self, How, TrustStore};
 use super::work::Report;
-use super::{healing, last_copy, learning, loading, pins};
-use doppler_infer::reader::WeightReader;
+use super::{healing, last_copy, learning, pins};
 use doppler_mesh::{MeshHandle, Meter, PROTOCOL_VERSION, PeerInfo, topic};
 use doppler_store::disk::{Collected, DiskOptions, DiskTier, ImportMethod};
 use doppler_store::ladder::{Ladder, LadderOptions};
@@ -73,7 +73,9 @@ pub struct Service {
     pub(super) healer: Healer,
     /// Cancelled once the owner has asked this node to leave, and it may go.
     pub(super) leave: CancellationToken,
-    engine: Engine,
+    pub(super) engine: Engine,
+    /// Models of this disk that `serve` was given.
+    pub(super) locals: Locals,
     /// Held while the store is checked, so that only one check runs at a time.
     checking: Arc<Semaphore>,
     pub(super) stopping: CancellationToken,
@@ -116,6 +118,7 @@ impl Service {
             backend: config.backend,
             vram_budget: config.vram_budget,
             host_budget: config.ram_budget,
+            keep_alive: config.keep_alive,
         };
         let engine = Engine::start(options, traffic)?;
         let service = Arc::new(Self {
@@ -134,6 +137,7 @@ impl Service {
             healer: Healer::new(config.replica_budget, config.replica_rate),
             leave: CancellationToken::new(),
             engine,
+            locals: Locals::default(),
             checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
             remembering: Mutex::default(),
@@ -202,6 +206,7 @@ impl Service {
         let disk = self.disk.stats();
         let ladder = self.ladder.stats();
         let twins = self.mesh.twins();
+        let engine = self.engine.shown();
         Status {
             peer_id: self.peer_id(),
             publisher: self.publisher().to_string(),
@@ -218,12 +223,12 @@ impl Service {
             gateway_token: self.gateway_token(),
             refused_peers: self.mesh.stats().counts.refused_peers,
             data: self.config.data.to_string_lossy().into_owned(),
-            backend: self.engine.describe(),
+            backend: engine.backend,
             uptime_s: self.started.elapsed().as_secs_f64(),
             peers: self.mesh.peers().len(),
             models: self.catalog.len(),
-            loaded: self.engine.loaded(),
-            loads: self.engine.loads(),
+            loaded: engine.loaded.map(|model| model.name),
+            loads: engine.loads,
             vram_budget: self.config.vram_budget,
             ram: TierUse { used: ladder.ram_used_bytes, budget: self.config.ram_budget },
             disk: TierUse { used: disk.used_bytes, budget: self.config.disk_budget },
@@ -485,48 +490,6 @@ impl Service {
             report(meter.note(Instant::now(), done));
         }
         Ok(copied)
-    }
-
-    /// Generates; the events arrive on the returned channel, an error as the last of them.
-    ///
-    /// # Errors
-    /// A request that the model cannot do is refused before it waits for the engine.
-    pub async fn generate(
-        &self,
-        request: GenerateRequest,
-    ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
-        check_request(&request)?;
-        let (model, manifest) =
-            self.wanted(&request.model, &request.trust, request.can_ask).await?;
-        let opened = self.opened(model, manifest.clone()).await?;
-        let missing = match request.progress {
-            true => loading::resident_missing(&self.disk, &manifest).await,
-            false => 0,
-        };
-        // Long prompts take a while to tokenize.
-        let check = tokio::task::spawn_blocking(move || Job::check(opened, &request));
-        let events = self.engine.submit(check.await??)?;
-        Ok(match missing {
-            0 => events,
-            missing => loading::follow(self.mesh.clone(), missing, events),
-        })
-    }
-
-    /// A model's graph and tokenizer, kept by the engine from one request to the next.
-    async fn opened(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<Arc<Opened>> {
-        if let Some(opened) = self.engine.models().get(model) {
-            return Ok(opened);
-        }
-        let tokenizer = manifest.tokenizer.as_ref();
-        let (id, size) = tokenizer
-            .and_then(|tokenizer| tokenizer.id.zip(tokenizer.size))
-            .ok_or(EngineError::NoTokenizer(model))?;
-        let tokenizer = self.whole(id, size).await?;
-        let runtime = tokio::runtime::Handle::current();
-        let reader = WeightReader::new(Arc::new(self.ladder.clone()), runtime);
-        let models = self.engine.models().clone();
-        let open = move || models.open(model, Manifest::clone(&manifest), &tokenizer, reader);
-        Ok(tokio::task::spawn_blocking(open).await??)
     }
 
     /// Protects a model or an object from eviction. First fetches what is missing, if asked to.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -116,6 +117,37 @@ impl FromStr for ReplicaBudget {
     }
 }
 
+/// How long something stays: seconds, minutes or hours, or for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive(pub Option<Duration>);
+
+/// The longest that is meant: a year.
+const KEEP_MAX_S: u64 = 365 * 86_400;
+
+impl FromStr for KeepAlive {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "forever" {
+            return Ok(Self(None));
+        }
+        let bad = || format!("{text:?} is not a duration (write 30s, 5m, 2h or forever)");
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit_at);
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "" if number == "0" => 1,
+            _ => return Err(bad()),
+        };
+        let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds));
+        let seconds = seconds.filter(|seconds| *seconds <= KEEP_MAX_S).ok_or_else(bad)?;
+        Ok(Self(Some(Duration::from_secs(seconds))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +179,18 @@ mod tests {
         }
         for text in ["", "/s", "10Mbit/s", "10MB/m", "-1MB/s", "10", "10/s"] {
             assert!(text.parse::<ByteRate>().unwrap_err().contains("not a rate"), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_have_a_unit_or_never_end() {
+        let seconds = |text: &str| text.parse::<KeepAlive>().map(|KeepAlive(time)| time);
+        for (text, want) in [("30s", 30), ("5m", 300), ("2h", 7200), ("0", 0), ("0s", 0)] {
+            assert_eq!(seconds(text), Ok(Some(Duration::from_secs(want))), "{text}");
+        }
+        assert_eq!(seconds("forever"), Ok(None));
+        for text in ["", "5", "s", "-1s", "1.5h", "5 minutes", "99999999h"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

@@ -56,8 +56,7 @@ pub enum ModelArgument {
 /// If it could be both: a directory here, and a different model that the running node knows.
 pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> {
     let (path, text) = (args.model.as_path(), &*args.name());
-    let parts: Vec<Component<'_>> = path.components().collect();
-    if !matches!(parts[..], [Component::Normal(_)]) || text.contains(['/', MAIN_SEPARATOR]) {
+    if has_separator(path) {
         return Ok(ModelArgument::Directory);
     }
     if !path.exists() {
@@ -67,7 +66,8 @@ pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> 
         note!("{text} is taken for a model of the swarm; the directory here is ./{text}");
         return Ok(ModelArgument::Named);
     }
-    let known = running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/v1/models").ok());
+    let known =
+        running(args).and_then(|node| node.get::<Vec<ModelInfo>>("/control/v1/models").ok());
     let known = known.unwrap_or_default();
     let manifest = regular::read(&path.join("manifest.json")).map(|bytes| ModelId::of(&bytes));
     let is_model = manifest.is_ok() || path.join("config.json").is_file() || path.is_file();
@@ -83,6 +83,21 @@ pub fn place(args: &ModelArgs, in_swarm: bool) -> anyhow::Result<ModelArgument> 
             model.id
         ),
     }
+}
+
+/// Whether it can only be a path.
+fn has_separator(path: &Path) -> bool {
+    let parts: Vec<Component<'_>> = path.components().collect();
+    !matches!(parts[..], [Component::Normal(_)])
+        || path.to_string_lossy().contains(['/', MAIN_SEPARATOR])
+}
+
+/// Whether it is a path, for a node that knows no swarm: what has a separator, a file, or a model's
+/// directory.
+pub fn is_path(path: &Path) -> bool {
+    has_separator(path)
+        || path.is_file()
+        || ["manifest.json", "config.json"].iter().any(|file| path.join(file).is_file())
 }
 
 /// The node that runs on the data directory, if one does.
@@ -123,6 +138,15 @@ pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
 /// As `open`. Anything that is not an RDRR directory, or is requested in another type, is converted
 /// in memory.
 pub fn open_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Opened> {
+    let (manifest, tokenizer, reader) = read_path(path, quantize)?;
+    opened(manifest, tokenizer, reader)
+}
+
+/// A model's manifest, tokenizer and weights.
+type Parts = (Manifest, Option<Tokenizer>, Arc<dyn RangeReader>);
+
+/// The parts of a model at a path, as [`open_path`] takes it.
+pub fn read_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Parts> {
     let checkpoint = load::open(path)?;
     let (manifest, reader) = match checkpoint.manifest().filter(|_| quantize.is_none()) {
         Some(manifest) => (manifest.clone(), checkpoint.shards()?),
@@ -132,7 +156,7 @@ pub fn open_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<
         let tokenizer = Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone());
         tokenizer.with_context(|| path.display().to_string())
     });
-    opened(manifest, tokenizer.transpose()?, reader)
+    Ok((manifest, tokenizer.transpose()?, reader))
 }
 
 fn converted(

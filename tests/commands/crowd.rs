@@ -45,7 +45,7 @@ fn silent_connections_keep_nobody_out() {
         (0..CROWD).map(connect).collect()
     };
     // Nothing at all, headers without an end, a body that never comes.
-    let body = "POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n";
+    let body = "POST /control/v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n";
     let name = "tiny-mixtral-q4_k_m";
     for said in ["", "GET / HTTP/1.1\r\nHost: localhost\r\nX: ", body] {
         let silent = crowd(said);

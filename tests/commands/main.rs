@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
 mod bench;
 mod catalogue_cli;
 mod chat_cli;

@@ -299,7 +299,7 @@ fn long_work_says_how_far_it_has_come_and_a_pipe_hears_only_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let holder = Node::start(&dir.path().join("a"), "far", &[], &[]);
     let request = serde_json::json!({ "dir": model(), "shards": null, "progress": true });
-    let told = post(&holder, "/v1/publish", &request);
+    let told = post(&holder, "/control/v1/publish", &request);
     let (end, progress) = told.split_last().unwrap();
     assert_eq!(
         (end["event"].as_str(), end["reply"]["shards_stored"].as_u64()),
@@ -314,7 +314,7 @@ fn long_work_says_how_far_it_has_come_and_a_pipe_hears_only_the_end() {
     let mut node = Node::start(&dir.path().join("b"), "far", &[&holder.address], &slow);
     node.event("model");
     let request = serde_json::json!({ "target": NAME, "fetch": true, "progress": true });
-    let told = post(&node, "/v1/store/pin", &request);
+    let told = post(&node, "/control/v1/store/pin", &request);
     let (end, progress) = told.split_last().unwrap();
     assert_eq!((end["event"].as_str(), end["reply"]["missing"].as_u64()), (Some("done"), Some(0)));
     let done: Vec<u64> = progress.iter().map(|one| one["done"].as_u64().unwrap()).collect();
@@ -333,7 +333,7 @@ fn long_work_says_how_far_it_has_come_and_a_pipe_hears_only_the_end() {
     let said = third.ask(&["pin", NAME, "--fetch"]).ok();
     assert!(said.out.starts_with("pinned ") && said.err.is_empty(), "{}{}", said.out, said.err);
     let absent = serde_json::json!({ "target": "no-such-model", "fetch": true, "progress": true });
-    let told = post(&third, "/v1/store/pin", &absent);
+    let told = post(&third, "/control/v1/store/pin", &absent);
     assert_eq!(told.len(), 1);
     assert_eq!(told[0]["event"], "failed");
     assert!(told[0]["error"].as_str().unwrap().contains("no-such-model"), "{}", told[0]);
@@ -346,7 +346,7 @@ fn long_work_says_how_far_it_has_come_and_a_pipe_hears_only_the_end() {
     let request = serde_json::json!({
         "model": NAME, "prompt": "Call me", "tokens": 2, "progress": true
     });
-    let told = post(&fourth, "/v1/generate", &request);
+    let told = post(&fourth, "/control/v1/generate", &request);
     let kinds: Vec<&str> = told.iter().map(|one| one["event"].as_str().unwrap()).collect();
     let starts = kinds.iter().position(|kind| *kind == "start").unwrap();
     assert!(starts > 1 && kinds[..starts].iter().all(|kind| *kind == "loading"), "{kinds:?}");

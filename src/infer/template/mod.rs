@@ -136,7 +136,7 @@ pub fn render(
 ) -> Result<String, TemplateError> {
     let chat = chat.ok_or(TemplateError::Missing)?;
     conversation.check()?;
-    let (name, source) = choose(chat, conversation)?;
+    let (name, source) = choose(chat, !conversation.tools.is_empty())?;
     // A thread of its own, because a template can nest values deeper than an ordinary stack allows
     // them to be dropped.
     let work = || render_here(chat, name, source, conversation, now);
@@ -152,13 +152,15 @@ pub fn render(
     }
 }
 
+/// The source of the template for conversations with tools, or without. `None` if there is none.
+pub fn source(chat: &ChatTemplates, with_tools: bool) -> Option<&str> {
+    choose(chat, with_tools).ok().map(|(_, source)| source)
+}
+
 /// The template that a conversation wants: the one for tools, the default, or the only one.
-fn choose<'a>(
-    chat: &'a ChatTemplates,
-    conversation: &Conversation,
-) -> Result<(&'a str, &'a str), TemplateError> {
+fn choose(chat: &ChatTemplates, with_tools: bool) -> Result<(&str, &str), TemplateError> {
     let named = |name: &str| chat.templates.get_key_value(name);
-    let tools = named(WITH_TOOLS).filter(|_| !conversation.tools.is_empty());
+    let tools = named(WITH_TOOLS).filter(|_| with_tools);
     let only = || chat.templates.iter().next().filter(|_| chat.templates.len() == 1);
     let found = tools.or_else(|| named(DEFAULT)).or_else(only);
     found.map(|(name, source)| (name.as_str(), source.as_str())).ok_or_else(|| {

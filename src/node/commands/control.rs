@@ -32,7 +32,7 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let storing = progress::spinner("the node is verifying and storing the shards");
     let replicas = args.replicas;
     let request = PublishRequest { dir, shards, replicas, progress: true };
-    let reply = client.work("/v1/publish", &request, |progress| {
+    let reply = client.work("/control/v1/publish", &request, |progress| {
         storing.set_message(progress::describe("storing", progress));
     });
     storing.finish_and_clear();
@@ -102,7 +102,7 @@ pub fn ls(args: &LsArgs) -> anyhow::Result<()> {
     if let Some(model) = model {
         return objects(args, model);
     }
-    let models: Vec<ModelInfo> = connect(args)?.get("/v1/models")?;
+    let models: Vec<ModelInfo> = connect(args)?.get("/control/v1/models")?;
     if args.json {
         return print_json(&models);
     }
@@ -174,7 +174,8 @@ fn copies(model: &ModelInfo) -> String {
 /// Lists the objects of one model.
 fn objects(args: &ControlArgs, model: &str) -> anyhow::Result<()> {
     let request = CopiesRequest { model: model.to_owned() };
-    let ModelCopies { model, objects } = connect(args)?.post("/v1/models/copies", &request)?;
+    let ModelCopies { model, objects } =
+        connect(args)?.post("/control/v1/models/copies", &request)?;
     if args.json {
         return print_json(&ModelCopies { model, objects });
     }
@@ -208,7 +209,7 @@ fn lacking(model: &ModelInfo) -> String {
 }
 
 pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
-    let status: Status = connect(args)?.get("/v1/status")?;
+    let status: Status = connect(args)?.get("/control/v1/status")?;
     if args.json {
         return print_json(&status);
     }
@@ -299,8 +300,8 @@ fn healing(status: &HealStatus) -> Vec<(&'static str, String)> {
 
 pub fn peers(args: &ControlArgs) -> anyhow::Result<()> {
     let client = connect(args)?;
-    let peers: Vec<Peer> = client.get("/v1/peers")?;
-    let status: Status = client.get("/v1/status")?;
+    let peers: Vec<Peer> = client.get("/control/v1/peers")?;
+    let status: Status = client.get("/control/v1/status")?;
     // On standard error, because the table, and the JSON for scripts, list only connected peers.
     let problems = status.bootstrap.iter().filter_map(BootstrapStatus::problem);
     for problem in problems {

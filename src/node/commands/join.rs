@@ -15,14 +15,38 @@ use crate::{memory, panics, signals};
 /// How long an orderly stop may take if a part of the node has failed.
 const STOP_BROKEN_MAX: Duration = Duration::from_secs(10);
 
+/// Where a node answers over HTTP.
+pub struct Listen {
+    pub address: String,
+    /// Whether its APIs ask for a key.
+    pub has_key: bool,
+}
+
 pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let config = Config::for_join(args)?;
     memory::use_small_pages(true);
+    stay(config, args.json, async |service: &Service, listen: Listen| {
+        Ok(NodeEvent::Ready {
+            peer_id: service.peer_id(),
+            swarm: service.config().swarm.clone(),
+            addresses: service.addresses(),
+            control: listen.address,
+        })
+    })
+}
+
+/// Runs a node until it is told to stop. `ready` does what is left to do once it answers, and says
+/// so.
+pub fn stay(
+    config: Config,
+    json: bool,
+    ready: impl AsyncFnOnce(&Service, Listen) -> anyhow::Result<NodeEvent>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let served = runtime.block_on(serve(config, args.json));
+    let served = runtime.block_on(serve(config, json, ready));
     if served.is_err() {
         // A failed part may have left work that never ends.
         runtime.shutdown_timeout(STOP_BROKEN_MAX);
@@ -30,26 +54,33 @@ pub fn join(args: &JoinArgs) -> anyhow::Result<()> {
     served
 }
 
-async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    json: bool,
+    ready: impl AsyncFnOnce(&Service, Listen) -> anyhow::Result<NodeEvent>,
+) -> anyhow::Result<()> {
     // Installed before anything slow, so that a signal during start-up is not lost.
     let stop = signals::ending()?;
     let panicked = panics::first();
     let listen = config.control;
-    let data = config.data.clone();
+    let (data, has_key) = (config.data.clone(), config.api.key.is_some());
     let service = Service::start(config, move |event| event.print(json)).await?;
     let control = ControlServer::start(listen, &data, Arc::clone(&service)).await?;
-    NodeEvent::Ready {
-        peer_id: service.peer_id(),
-        swarm: service.config().swarm.clone(),
-        addresses: service.addresses(),
-        control: control.address.to_string(),
-    }
-    .print(json);
+    let listen = Listen { address: control.address.to_string(), has_key };
+    let began = async {
+        ready(&service, listen).await?.print(json);
+        std::future::pending::<anyhow::Result<()>>().await
+    };
 
+    let mut failed = None;
     let broken = tokio::select! {
         _ = stop => None,
         () = service.leave.cancelled() => None,
         what = panicked => Some(what),
+        began = began => {
+            failed = began.err();
+            None
+        }
     };
     let stopping = async {
         control.stop().await;
@@ -57,6 +88,9 @@ async fn serve(config: Config, json: bool) -> anyhow::Result<()> {
     };
     let Some(what) = broken else {
         stopping.await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         NodeEvent::Stopped.print(json);
         return Ok(());
     };

@@ -18,7 +18,7 @@ pub fn leave(args: &LeaveArgs) -> anyhow::Result<()> {
     let waiting = (!args.control.json).then(|| progress::spinner("leaving"));
     let mut left = None;
     let mut failed = None;
-    let ended = client.stream("/v1/leave", &LeaveRequest { drain: args.drain }, |event| {
+    let ended = client.stream("/control/v1/leave", &LeaveRequest { drain: args.drain }, |event| {
         if args.control.json {
             // A closed standard output does not matter, because the exit code gives the result.
             let _ = print_json(&event);

@@ -50,7 +50,7 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
                 progress: true,
                 ..request(&args.target)
             };
-            let reply = client.work("/v1/store/pin", &request, |progress| {
+            let reply = client.work("/control/v1/store/pin", &request, |progress| {
                 fetching.set_message(progress::describe("fetching", progress));
             });
             fetching.finish_and_clear();
@@ -68,7 +68,9 @@ pub fn pin(args: &PinArgs) -> anyhow::Result<()> {
 
 pub fn unpin(args: &UnpinArgs) -> anyhow::Result<()> {
     let reply = match access(&args.control)? {
-        StoreAccess::Node(client) => client.post("/v1/store/unpin", &request(&args.target))?,
+        StoreAccess::Node(client) => {
+            client.post("/control/v1/store/unpin", &request(&args.target))?
+        }
         StoreAccess::Here { disk, runtime, data } => runtime.block_on(async {
             pins::unpin(&disk, &resolve(&disk, &data, &args.target).await?).await
         })?,
@@ -81,7 +83,7 @@ pub fn rm(args: &RmArgs) -> anyhow::Result<()> {
         StoreAccess::Node(client) => {
             let (force, last_copy) = (args.force, args.last_copy);
             client.post(
-                "/v1/store/rm",
+                "/control/v1/store/rm",
                 &TargetRequest { force, last_copy, ..request(&args.target) },
             )?
         }
@@ -159,7 +161,7 @@ pub fn gc(args: &GcArgs) -> anyhow::Result<()> {
     let budget = args.disk_budget.map(|size| size.0);
     let done: Collected = match access(&args.control)? {
         StoreAccess::Node(client) => client.post(
-            "/v1/store/gc",
+            "/control/v1/store/gc",
             &GcRequest { budget, dry_run: args.dry_run, last_copy: args.last_copy },
         )?,
         StoreAccess::Here { disk, runtime, .. } => {
@@ -227,7 +229,7 @@ pub fn fsck(args: &FsckArgs) -> anyhow::Result<()> {
     match access(&args.control)? {
         StoreAccess::Node(client) => {
             let request = FsckRequest { repair: args.repair };
-            client.stream("/v1/store/fsck", &request, |event| listener.hear(event))?;
+            client.stream("/control/v1/store/fsck", &request, |event| listener.hear(event))?;
         }
         StoreAccess::Here { disk, runtime, .. } => {
             ensure!(

@@ -94,7 +94,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let Ok(healed) = watching.join() else { bail!("the survivors could not be watched") };
     let healed = healed?;
     let alive = seeders.iter().chain([&asker]).filter_map(|node| node.client().ok());
-    let statuses = alive.filter_map(|node| node.get::<crate::api::Status>("/v1/status").ok());
+    let statuses =
+        alive.filter_map(|node| node.get::<crate::api::Status>("/control/v1/status").ok());
     let copied_bytes = statuses.map(|status| status.healing.copied_bytes).sum();
     view.stage("the same text on one node that holds everything");
     drop((seeders, asker));
@@ -154,7 +155,7 @@ fn start(
             replicas: REPLICAS,
             progress: false,
         };
-        let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
+        let reply: PublishReply = node.client()?.post("/control/v1/publish", &request)?;
         model = reply.model;
         seeders.push(node);
     }
@@ -168,7 +169,7 @@ fn shards_of(seeder: usize, shards: usize) -> Vec<usize> {
 }
 
 fn copies(node: &Client, model: &str) -> anyhow::Result<ModelCopies> {
-    node.post("/v1/models/copies", &CopiesRequest { model: model.to_owned() })
+    node.post("/control/v1/models/copies", &CopiesRequest { model: model.to_owned() })
 }
 
 /// Whether a node knows the model, its target, and enough holders of each object.

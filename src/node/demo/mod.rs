@@ -218,7 +218,7 @@ fn start(
             replicas: Replicas::DEFAULT,
             progress: false,
         };
-        let reply: PublishReply = node.client()?.post("/v1/publish", &request)?;
+        let reply: PublishReply = node.client()?.post("/control/v1/publish", &request)?;
         model = reply.model;
         seeders.push(node);
     }

@@ -39,14 +39,37 @@ pub fn check_request(request: &GenerateRequest) -> Result<(), EngineError> {
     Stops::new(&request.stop)?;
     if let Some(conversation) = &request.chat {
         conversation.check()?;
-        if !request.prompt.is_empty() {
+        if !request.prompt.is_empty() || !request.prompt_ids.is_empty() {
             return Err(EngineError::TwoPrompts);
         }
+    } else if !request.prompt.is_empty() && !request.prompt_ids.is_empty() {
+        return Err(EngineError::TwoPrompts);
     }
     Ok(())
 }
 
 impl Asked {
+    /// The prompt's tokens, however many they are.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized, or the template refuses the conversation.
+    pub fn prompt(
+        model: &Model,
+        tokenizer: &Tokenizer,
+        request: &GenerateRequest,
+    ) -> Result<Vec<u32>, EngineError> {
+        let Some(conversation) = &request.chat else {
+            return match request.prompt_ids.is_empty() {
+                true => Ok(tokenizer.encode(&request.prompt)?),
+                false => Ok(request.prompt_ids.clone()),
+            };
+        };
+        let chat = model.manifest.chat.as_ref();
+        let mut text = template::render(chat, conversation, SystemTime::now())?;
+        text.push_str(&request.begin);
+        Ok(tokenizer.encode_bare(&text)?)
+    }
+
     /// # Errors
     /// If the model cannot do what is asked.
     pub fn check(
@@ -55,17 +78,13 @@ impl Asked {
         request: &GenerateRequest,
     ) -> Result<Self, EngineError> {
         check_request(request)?;
-        let chat = model.manifest.chat.as_ref();
+        let prompt = Self::prompt(model, tokenizer, request)?;
         let mut stop = model.manifest.eos_token_ids.clone();
-        let prompt = match &request.chat {
-            None => tokenizer.encode(&request.prompt)?,
-            Some(conversation) => {
-                let text = template::render(chat, conversation, SystemTime::now())?;
-                let end = chat.and_then(|chat| chat.tokens.get(END_OF_TURN));
-                stop.extend(end.and_then(|end| tokenizer.id_of(end)));
-                tokenizer.encode_bare(&text)?
-            }
-        };
+        if request.chat.is_some() {
+            let chat = model.manifest.chat.as_ref();
+            let end = chat.and_then(|chat| chat.tokens.get(END_OF_TURN));
+            stop.extend(end.and_then(|end| tokenizer.id_of(end)));
+        }
         let options = GenerateOptions {
             max_tokens: request.tokens,
             stop,

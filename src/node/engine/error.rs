@@ -18,7 +18,7 @@ use super::queue::QUEUE_MAX;
 pub enum EngineError {
     #[error("tokens: ask for at least one")]
     NoTokens,
-    #[error("a request has either a prompt or a conversation, not both")]
+    #[error("a request has one prompt: a text, tokens or a conversation")]
     TwoPrompts,
     #[error(transparent)]
     Stop(#[from] StopError),

@@ -1,5 +1,5 @@
-//! The engine of a node: requests are checked against their model, wait in a bounded queue, and run
-//! one after another on a thread that owns the device.
+//! The engine of a node: requests are checked against their model, wait in a bounded and fair queue,
+//! and run one after another on a thread that owns the device.
 //!
 //! `models` keeps graphs and tokenizers, `asked` checks requests, `queue` holds waiting requests,
 //! `worker` is the thread. An impossible request is refused before anything is touched. Only a lost
@@ -14,6 +14,7 @@ mod tests;
 mod worker;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,11 +22,13 @@ pub use asked::{Asked, check_request};
 pub use error::EngineError;
 pub use models::{Job, Opened};
 
-use super::api::{GenerateEvent, Traffic};
+use super::api::{GenerateEvent, Hits, Traffic};
 use super::args::BackendChoice;
 use super::generation;
+use doppler_store::ModelId;
 use models::Models;
 use queue::Queue;
+pub use queue::{Lane, QUEUE_MAX};
 use worker::Worker;
 
 /// What an engine may use.
@@ -36,22 +39,49 @@ pub struct EngineOptions {
     pub vram_budget: u64,
     /// Bytes of main memory for experts that lost their slots on a GPU.
     pub host_budget: u64,
+    /// How long a model stays loaded after its last request. `None`: as long as the node runs.
+    pub keep_alive: Option<Duration>,
 }
 
 /// A handle on the engine's thread.
 pub struct Engine {
     models: Models,
-    queue: Queue,
+    queue: Queue<Job>,
     ended: Mutex<Option<oneshot::Receiver<()>>>,
     shown: Arc<Mutex<Shown>>,
 }
 
-/// What `status` shows of the engine.
+/// What `status`, `ps` and the metrics show of the engine.
 #[derive(Debug, Clone, Default)]
-struct Shown {
-    backend: String,
-    loaded: Option<String>,
-    loads: u64,
+pub struct Shown {
+    pub backend: String,
+    pub loaded: Option<LoadedModel>,
+    pub loads: u64,
+    /// Since the node started.
+    pub counts: Counts,
+}
+
+/// The loaded model.
+#[derive(Debug, Clone)]
+pub struct LoadedModel {
+    pub id: ModelId,
+    pub name: String,
+    /// When its last request ended; `None` while one runs.
+    pub idle_since: Option<Instant>,
+}
+
+/// Requests and tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Generations that ended, and those among them that failed or that nobody listened to.
+    pub ended: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub prompt_tokens: u64,
+    /// Those of them whose keys and values were there already.
+    pub reused_tokens: u64,
+    pub generated_tokens: u64,
+    pub hits: Hits,
 }
 
 impl Engine {
@@ -63,17 +93,17 @@ impl Engine {
         options: EngineOptions,
         traffic: impl Fn() -> Traffic + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (queue, jobs) = Queue::new();
+        let queue = Queue::new();
         let (end, ended) = oneshot::channel();
         let shown = Arc::new(Mutex::new(Shown {
             backend: generation::describe_choice(options.backend).to_owned(),
             ..Shown::default()
         }));
-        let worker = Worker::new(options, traffic, shown.clone());
+        let worker = Worker::new(options, traffic, shown.clone(), queue.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
-                worker.work(jobs);
+                worker.work();
                 let _ = end.send(());
             })
             .map_err(EngineError::Thread)?;
@@ -85,29 +115,25 @@ impl Engine {
         &self.models
     }
 
-    /// Queues a checked request. Its events arrive on the returned channel.
+    /// Queues a checked request's jobs, one for each choice, in its lane. Their events arrive on the
+    /// returned channels.
     ///
     /// # Errors
     /// If too many requests are waiting, or the node is stopping.
-    pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<GenerateEvent>, EngineError> {
-        self.queue.submit(job)
+    pub fn submit(
+        &self,
+        lane: Lane,
+        jobs: Vec<Job>,
+    ) -> Result<Vec<mpsc::Receiver<GenerateEvent>>, EngineError> {
+        self.queue.submit(lane, jobs)
     }
 
-    pub fn describe(&self) -> String {
-        self.shown().backend
+    /// Requests that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
-    /// The loaded model's name.
-    pub fn loaded(&self) -> Option<String> {
-        self.shown().loaded
-    }
-
-    /// How often a model was loaded.
-    pub fn loads(&self) -> u64 {
-        self.shown().loads
-    }
-
-    fn shown(&self) -> Shown {
+    pub fn shown(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

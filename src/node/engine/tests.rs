@@ -33,7 +33,7 @@ fn bench_with(chat: Option<ChatTemplates>) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     embedded::extract(dir.path()).unwrap();
     let backend = BackendChoice::Cpu;
-    let options = EngineOptions { backend, vram_budget: 1 << 30, host_budget: 0 };
+    let options = EngineOptions { backend, vram_budget: 1 << 30, host_budget: 0, keep_alive: None };
     let engine = Engine::start(options, Traffic::default).unwrap();
     let manifest = Manifest::parse(embedded::manifest()).unwrap();
     let manifest = Manifest::new(ManifestBody { chat, ..ManifestBody::clone(&manifest) }).unwrap();
@@ -77,7 +77,9 @@ impl Bench {
     /// How the answer ended.
     async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
         let job = Job::check(self.opened.clone(), request).map_err(|error| error.label())?;
-        let mut events = self.engine.submit(job).map_err(|error| error.label())?;
+        let mut events =
+            self.engine.submit(Lane::own(), vec![job]).map_err(|error| error.label())?;
+        let mut events = events.remove(0);
         let mut pieces = String::new();
         let mut odds = Vec::new();
         while let Some(event) = events.recv().await {
@@ -106,7 +108,7 @@ async fn after_each_kind_of_bad_request_the_next_good_one_answers_without_loadin
     let good = request("Once upon a time");
     let context_max = bench.opened.model.graph.context_max;
     let text = bench.ask(&good).await.unwrap();
-    assert_eq!(bench.engine.loads(), 1);
+    assert_eq!(bench.engine.shown().loads, 1);
     let bad = [
         ("no_tokens", GenerateRequest { tokens: 0, ..good.clone() }),
         ("empty_prompt", request("")),
@@ -132,7 +134,7 @@ async fn after_each_kind_of_bad_request_the_next_good_one_answers_without_loadin
         assert_eq!(bench.ask(&request).await, Err(label), "{request:?}");
         assert_eq!(bench.ask(&good).await.as_ref(), Ok(&text), "after {label}");
     }
-    assert_eq!(bench.engine.loads(), 1);
+    assert_eq!(bench.engine.shown().loads, 1);
     bench.engine.stop().await;
     assert_eq!(bench.ask(&good).await, Err("stopping"));
 }
@@ -201,7 +203,7 @@ async fn a_conversation_goes_on_from_the_keys_and_values_of_the_turn_before() {
     let other = Conversation { messages: longer.messages[2..].to_vec(), ..Default::default() };
     let other = bench.end(&say(other, true)).await.unwrap();
     assert!(other.reused < again.reused);
-    assert_eq!(bench.engine.loads(), 1);
+    assert_eq!(bench.engine.shown().loads, 1);
     bench.engine.stop().await;
 }
 
@@ -238,7 +240,7 @@ async fn a_longer_context_than_the_first_requests_needs_no_reload() {
     let first = bench.ask(&short).await.unwrap();
     let text = bench.ask(&long).await.unwrap();
     assert_eq!(bench.ask(&short).await, Ok(first));
-    assert_eq!(bench.engine.loads(), 1);
+    assert_eq!(bench.engine.shown().loads, 1);
     bench.engine.stop().await;
     // The text is the same as on an engine that had the room from the start.
     let bench = self::bench();
@@ -279,4 +281,43 @@ async fn a_model_is_opened_once() {
     assert!(Arc::ptr_eq(&again, &bench.opened));
     assert!(bench.engine.models().get(ModelId::of(b"another")).is_none());
     bench.engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_begun_goes_on_as_from_the_same_tokens() {
+    let bench = bench_with(Some(ChatTemplates::one("{{ messages[0].content }}")));
+    let messages = vec![Conversation::message("user", "Once upon")];
+    let chat = Some(Conversation { messages, ..Conversation::default() });
+    let begun = GenerateRequest { chat, begin: " a time".into(), ..request("") };
+    let ids = bench.opened.tokenizer.encode_bare("Once upon a time").unwrap();
+    let same = GenerateRequest { prompt_ids: ids, ..request("") };
+    let text = bench.ask(&begun).await.unwrap();
+    assert_eq!(bench.ask(&same).await.as_ref(), Ok(&text));
+    assert_ne!(bench.ask(&GenerateRequest { begin: String::new(), ..begun }).await, Ok(text));
+    let both = GenerateRequest { prompt: "x".into(), ..same };
+    assert_eq!(bench.ask(&both).await, Err("conversation"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn choices_are_queued_together_and_each_is_answered() {
+    let bench = bench();
+    let job = |seed| {
+        let request = GenerateRequest { seed, temperature: 1.0, ..request("Once upon a time") };
+        Job::check(bench.opened.clone(), &request).unwrap()
+    };
+    let channels = bench.engine.submit(Lane::own(), vec![job(1), job(2), job(1)]).unwrap();
+    let mut texts = Vec::new();
+    for mut events in channels {
+        while let Some(event) = events.recv().await {
+            if let GenerateEvent::End { text, .. } = event {
+                texts.push(text);
+            }
+        }
+    }
+    assert_eq!((texts.len(), &texts[0]), (3, &texts[2]));
+    // What is counted after an answer is counted once the thread has ended.
+    bench.engine.stop().await;
+    let shown = bench.engine.shown();
+    assert_eq!((shown.counts.ended, shown.counts.failed, shown.counts.generated_tokens), (3, 0, 9));
+    assert!(shown.loaded.unwrap().idle_since.is_some());
 }

@@ -1,7 +1,9 @@
 //! The engine's thread, which loads one model at a time and runs one job after another.
 //!
 //! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at
-//! its next token. A failure leaves the loaded model unchanged, unless the device was lost.
+//! its next token, and so does the running one when the node stops. A failure leaves the loaded
+//! model unchanged, unless the device was lost. A model that nobody asks for is dropped after
+//! `keep_alive`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -16,8 +18,8 @@ use tokio::sync::mpsc;
 
 use super::error::EngineError;
 use super::models::Job;
-use super::queue::Queued;
-use super::{EngineOptions, Shown};
+use super::queue::{Queue, Taken};
+use super::{EngineOptions, LoadedModel, Shown};
 use crate::api::{GenerateEvent, Hits, Traffic};
 use crate::generation::{self, Piece};
 use crate::memory;
@@ -37,24 +39,53 @@ pub(super) struct Worker<T> {
     traffic: T,
     loaded: Option<Loaded>,
     shown: Arc<Mutex<Shown>>,
+    queue: Queue<Job>,
 }
 
 impl<T: Fn() -> Traffic> Worker<T> {
-    pub const fn new(options: EngineOptions, traffic: T, shown: Arc<Mutex<Shown>>) -> Self {
-        Self { options, traffic, loaded: None, shown }
+    pub const fn new(
+        options: EngineOptions,
+        traffic: T,
+        shown: Arc<Mutex<Shown>>,
+        queue: Queue<Job>,
+    ) -> Self {
+        Self { options, traffic, loaded: None, shown, queue }
     }
 
-    /// Runs jobs until the queue is closed and empty.
-    pub fn work(mut self, mut jobs: mpsc::Receiver<Queued>) {
-        while let Some((job, events)) = jobs.blocking_recv() {
-            if let Err(error) = self.generate(&job, &events) {
+    /// Runs jobs until the queue is closed.
+    pub fn work(mut self) {
+        loop {
+            let idle = self.loaded.as_ref().and(self.options.keep_alive);
+            let deadline = idle.and_then(|time| Instant::now().checked_add(time));
+            let (job, events) = match self.queue.take(deadline) {
+                Taken::Job(queued) => *queued,
+                Taken::Nothing => {
+                    self.unload();
+                    continue;
+                }
+                Taken::Closed => return,
+            };
+            let done = self.generate(&job, &events);
+            self.show(|shown| {
+                shown.counts.ended += 1;
+                shown.counts.failed += u64::from(done.is_err());
+                shown.counts.cancelled += u64::from(done.is_ok() && events.is_closed());
+                if let Some(loaded) = &mut shown.loaded {
+                    loaded.idle_since = Some(Instant::now());
+                }
+            });
+            if let Err(error) = done {
                 if error.is_lost() {
-                    self.loaded = None;
-                    self.show(|shown| shown.loaded = None);
+                    self.unload();
                 }
                 let _ = events.blocking_send(GenerateEvent::of_error(&error));
             }
         }
+    }
+
+    fn unload(&mut self) {
+        self.loaded = None;
+        self.show(|shown| shown.loaded = None);
     }
 
     fn generate(
@@ -73,7 +104,12 @@ impl<T: Fn() -> Traffic> Worker<T> {
             // Its keys and values went with the engine that held them.
             sequence = fresh()?;
         }
-        let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, .. } = self else {
+        self.show(|shown| {
+            if let Some(loaded) = &mut shown.loaded {
+                loaded.idle_since = None;
+            }
+        });
+        let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, queue, .. } = self else {
             return Ok(());
         };
         let hits_before = hits(engine);
@@ -94,11 +130,14 @@ impl<T: Fn() -> Traffic> Worker<T> {
             |engine, Piece { id, text, logprobs }| {
                 let (text, logprobs) = (text.to_owned(), logprobs.cloned());
                 let traffic = traffic(engine);
-                events.blocking_send(GenerateEvent::Token { id, text, logprobs, traffic }).is_ok()
+                let token = GenerateEvent::Token { id, text, logprobs, traffic };
+                events.blocking_send(token).is_ok() && !queue.is_closed()
             },
         )?;
         let traffic = traffic(engine);
-        let _ = events.blocking_send(GenerateEvent::End {
+        let hits = traffic.hits;
+        let (generated, reused) = (done.tokens.len() as u64, done.reused as u64);
+        let end = GenerateEvent::End {
             tokens: done.tokens.len(),
             text: done.text,
             rest: done.rest,
@@ -109,8 +148,16 @@ impl<T: Fn() -> Traffic> Worker<T> {
             tok_s: done.tok_s,
             clamped: done.clamped,
             traffic,
-        });
+        };
         *kept = Some(sequence).filter(|_| job.resume);
+        self.show(|shown| {
+            let counts = &mut shown.counts;
+            counts.prompt_tokens += prompt_tokens as u64;
+            counts.reused_tokens += reused;
+            counts.generated_tokens += generated;
+            counts.hits.add(hits);
+        });
+        let _ = events.blocking_send(end);
         Ok(())
     }
 
@@ -137,8 +184,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         // A model that the device cannot run is refused before the previous one is dropped.
         job.opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
-        self.loaded = None;
-        self.show(|shown| shown.loaded = None);
+        self.unload();
         let options = LoadOptions {
             context: Some(room),
             slots: SlotBudget::Device(self.options.vram_budget),
@@ -147,9 +193,10 @@ impl<T: Fn() -> Traffic> Worker<T> {
         };
         let engine = Engine::load(&job.opened.model, device.as_ref(), &options)?;
         let (name, backend) = (job.opened.model.manifest.model_id.clone(), engine.describe());
-        self.loaded = Some(Loaded { model: job.opened.id, engine, kept: None });
+        let id = job.opened.id;
+        self.loaded = Some(Loaded { model: id, engine, kept: None });
         self.show(|shown| {
-            shown.loaded = Some(name);
+            shown.loaded = Some(LoadedModel { id, name, idle_since: None });
             shown.backend = backend;
             shown.loads += 1;
         });

@@ -1,6 +1,6 @@
 //! Who may use the gateway: the pure rule, and the middleware that applies it.
 //!
-//! In an open swarm the gateway has no token, because it serves only what any peer can get. But a
+//! It answers this machine only, wherever the port listens. In an open swarm the gateway has no token, because it serves only what any peer can get. But a
 //! web page from elsewhere must not learn through the user's browser what this node holds, so:
 //! - the host asked for must be a loopback address or `localhost` (a foreign name that
 //!   resolves to loopback is DNS rebinding);
@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::http::{self, Refused};
+use crate::http::{self, Refused, Remote};
 
 /// Methods and headers that a page of this machine may use across origins.
 const ALLOW_METHODS: &str = "GET, HEAD, POST";
@@ -21,7 +21,7 @@ const ALLOW_HEADERS: &str = "accept, authorization, range, if-match, if-none-mat
 const EXPOSE_HEADERS: &str = "accept-ranges, content-length, content-range, etag, x-doppler-size";
 
 /// Whether a `host[:port]` names this machine whatever a DNS server says.
-fn is_loopback(authority: &str) -> bool {
+pub fn is_loopback(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or("", |(host, _)| host),
         None => authority.split_once(':').map_or(authority, |(host, _)| host),
@@ -31,7 +31,7 @@ fn is_loopback(authority: &str) -> bool {
 }
 
 /// Whether an `Origin` is a page of this machine.
-fn is_own_page(origin: &str) -> bool {
+pub fn is_own_page(origin: &str) -> bool {
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     authority.is_some_and(|authority| !authority.contains(['/', '@']) && is_loopback(authority))
 }
@@ -65,6 +65,10 @@ fn admit(
 
 /// Applies the rules, and tells browsers who may read the answer.
 pub async fn guard(request: Request, next: Next) -> Response {
+    if !Remote::is_here(&request) {
+        let error = "other machines may use /v1 only".to_owned();
+        return Refused::new(StatusCode::FORBIDDEN, "forbidden", error).into_response();
+    }
     let page = super::page::is_page(request.uri().path());
     let origin = match admit(http::named(&request), request.headers(), page) {
         Ok(origin) => origin,

@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 
 use self::conditions::conditional;
 use self::embedded::WithEmbedded;
+pub use self::guard::{is_loopback, is_own_page};
 use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};

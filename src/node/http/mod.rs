@@ -1,9 +1,10 @@
 //! The node's HTTP port: which connections it accepts, how long it waits for them, and which give
-//! way when it is crowded. The requests themselves belong to the control API and the gateway.
+//! way when it is crowded. The requests themselves belong to `api`, the control API and the gateway.
 //!
 //! Invariant: a silent connection never keeps another out, a slow reader does so for
 //! `STALL_PRESSED_MAX` at most, and the node's owner is served however many others send requests.
 
+pub mod api;
 mod host;
 mod impatient;
 mod refused;
@@ -13,4 +14,4 @@ mod server;
 pub use host::named;
 pub use impatient::Pressure;
 pub use refused::Refused;
-pub use server::{IsOwner, Server, listen};
+pub use server::{IsOwner, Remote, Server, listen};

@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -58,6 +58,17 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// The address that a request comes from, as its extension.
+#[derive(Debug, Clone, Copy)]
+pub struct Remote(pub IpAddr);
+
+impl Remote {
+    /// Whether a request comes from this machine. One without an address does not.
+    pub fn is_here<B>(request: &Request<B>) -> bool {
+        request.extensions().get::<Self>().is_some_and(|from| from.0.is_loopback())
+    }
+}
+
 /// Recognises the owner's requests.
 pub type IsOwner = Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>;
 
@@ -88,7 +99,9 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream, &stopping),
+                Ok((stream, from)) => {
+                    self.admit(stream, Remote(from.ip().to_canonical()), &stopping)
+                }
                 // It was gone before it was accepted.
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
@@ -102,7 +115,7 @@ impl Server {
         }
     }
 
-    fn admit(&self, stream: TcpStream, stopping: &CancellationToken) {
+    fn admit(&self, stream: TcpStream, from: Remote, stopping: &CancellationToken) {
         let close = CancellationToken::new();
         let (id, gone) = self.seats().enter(close.clone());
         if let Some(gone) = gone {
@@ -112,7 +125,7 @@ impl Server {
         let stopping = stopping.clone();
         tokio::spawn(async move {
             let stream = TokioIo::new(Impatient::new(stream, connection.server.pressure.clone()));
-            let service = service_fn(|request| connection.server.serve(id, request));
+            let service = service_fn(|request| connection.server.serve(id, from, request));
             let mut serving = pin!(
                 http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -135,7 +148,13 @@ impl Server {
         });
     }
 
-    async fn serve(&self, id: Id, request: Request<Incoming>) -> Result<Response, Infallible> {
+    async fn serve(
+        &self,
+        id: Id,
+        from: Remote,
+        mut request: Request<Incoming>,
+    ) -> Result<Response, Infallible> {
+        request.extensions_mut().insert(from);
         if let Err(refused) = host::check(&request) {
             return Ok(closing(refused.into_response()));
         }

@@ -1,0 +1,33 @@
+//! `ps`: the loaded model of the running node.
+
+use super::print_json;
+use crate::api::Ps;
+use crate::args::ControlArgs;
+use crate::client::Client;
+use crate::config::data_dir;
+use crate::output::outln;
+use crate::progress;
+use crate::size::count;
+
+pub fn ps(args: &ControlArgs) -> anyhow::Result<()> {
+    let ps: Ps = Client::open(&data_dir(&args.data)?)?.get("/control/v1/ps")?;
+    if args.json {
+        return print_json(&ps);
+    }
+    if ps.loaded.is_empty() {
+        outln!("no model is loaded (the first request loads one)");
+    }
+    for model in &ps.loaded {
+        let state = match (model.idle_s, model.unload_s) {
+            (None, _) => "answers".to_owned(),
+            (Some(_), Some(left)) => format!("idle, unloaded in {}", progress::time(left)),
+            (Some(idle), None) => format!("idle for {}", progress::time(idle)),
+        };
+        let id = model.id.get(..10).unwrap_or(&model.id);
+        outln!("{}  {id}  on {}  {state}", model.name, model.backend);
+    }
+    if ps.waiting > 0 {
+        outln!("{} waiting", count(ps.waiting, "request"));
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! Requests for text: which model answers, and the way of a request to the engine.
+//!
+//! A model is one that the node knows, or one of this disk that `serve` was given. The latter has no
+//! publisher and is never announced.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+use super::api::{GenerateEvent, GenerateRequest, LoadedInfo, Ps};
+use super::engine::{EngineError, Job, Lane, Opened, check_request};
+use super::loading;
+use super::service::Service;
+use super::source;
+use doppler_infer::model::Model;
+use doppler_infer::reader::WeightReader;
+use doppler_store::ModelId;
+use doppler_store::manifest::Manifest;
+use doppler_store::signature::PublicKey;
+
+/// A model that may be asked.
+#[derive(Clone)]
+pub struct Ready {
+    pub opened: Arc<Opened>,
+    /// Of a model whose weights may have to come from peers.
+    fetched: Option<Arc<Manifest>>,
+}
+
+/// Models of this disk, by their names.
+#[derive(Default)]
+pub struct Locals(Mutex<Vec<(Vec<String>, Ready)>>);
+
+impl Locals {
+    fn get(&self, text: &str) -> Option<Ready> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let means = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case(text));
+        all.iter().find(|(names, _)| means(names)).map(|(_, ready)| ready.clone())
+    }
+
+    /// Their names and ids.
+    pub fn list(&self) -> Vec<(String, ModelId)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |(_, ready): &(Vec<String>, Ready)| {
+            (ready.opened.model.manifest.model_id.clone(), ready.opened.id)
+        };
+        all.iter().map(name).collect()
+    }
+}
+
+impl Service {
+    /// Opens a model of this disk: a directory, or a file that is converted in memory. Returns its
+    /// name.
+    ///
+    /// # Errors
+    /// If it is no model, or comes without a tokenizer.
+    pub async fn add_local(&self, path: &Path) -> anyhow::Result<String> {
+        let (runtime, path) = (tokio::runtime::Handle::current(), path.to_owned());
+        let open = move || -> anyhow::Result<_> {
+            let (manifest, tokenizer, reader) = source::read_path(&path, None)?;
+            let id = manifest.model_id_hash();
+            let tokenizer = tokenizer.ok_or(EngineError::NoTokenizer(id))?;
+            let name = manifest.model_id.clone();
+            let mut names = vec![name.clone(), id.to_string()];
+            for part in [path.file_name(), path.file_stem()].into_iter().flatten() {
+                names.push(part.to_string_lossy().into_owned());
+            }
+            let model = Model::open(manifest, WeightReader::new(reader, runtime))
+                .with_context(|| path.display().to_string())?;
+            let opened = Arc::new(Opened { id, model, tokenizer });
+            Ok((name, names, Ready { opened, fetched: None }))
+        };
+        let (name, names, ready) = tokio::task::spawn_blocking(open).await??;
+        self.locals.0.lock().unwrap_or_else(PoisonError::into_inner).push((names, ready));
+        Ok(name)
+    }
+
+    /// The model that `text` means, opened.
+    ///
+    /// # Errors
+    /// As [`wanted`](Self::wanted), or if it cannot run.
+    pub async fn ready(
+        &self,
+        text: &str,
+        trust: &[PublicKey],
+        can_ask: bool,
+    ) -> anyhow::Result<Ready> {
+        if let Some(local) = self.locals.get(text) {
+            return Ok(local);
+        }
+        let (model, manifest) = self.wanted(text, trust, can_ask).await?;
+        let opened = self.opened(model, manifest.clone()).await?;
+        Ok(Ready { opened, fetched: Some(manifest) })
+    }
+
+    /// Queues requests to one model, all of them or none, in one lane.
+    ///
+    /// # Errors
+    /// A request that the model cannot do is refused before it waits for the engine.
+    pub async fn submit(
+        &self,
+        ready: &Ready,
+        lane: Lane,
+        requests: Vec<GenerateRequest>,
+    ) -> anyhow::Result<Vec<mpsc::Receiver<GenerateEvent>>> {
+        let opened = ready.opened.clone();
+        // Long prompts take a while to tokenize.
+        let check = tokio::task::spawn_blocking(move || {
+            let job = |request| Job::check(opened.clone(), request);
+            requests.iter().map(job).collect::<Result<Vec<_>, _>>()
+        });
+        Ok(self.engine.submit(lane, check.await??)?)
+    }
+
+    /// Generates; the events arrive on the returned channel, an error as the last of them.
+    ///
+    /// # Errors
+    /// A request that the model cannot do is refused before it waits for the engine.
+    pub async fn generate(
+        &self,
+        request: GenerateRequest,
+    ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
+        check_request(&request)?;
+        let ready = self.ready(&request.model, &request.trust, request.can_ask).await?;
+        let missing = match &ready.fetched {
+            Some(manifest) if request.progress => {
+                loading::resident_missing(&self.disk, manifest).await
+            }
+            _ => 0,
+        };
+        let events = self.submit(&ready, Lane::own(), vec![request]).await?;
+        let events = events.into_iter().next().context("the engine took no request")?;
+        Ok(match missing {
+            0 => events,
+            missing => loading::follow(self.mesh.clone(), missing, events),
+        })
+    }
+
+    /// What the engine has loaded, and who waits.
+    pub fn ps(&self) -> Ps {
+        let engine = self.engine.shown();
+        let backend = engine.backend;
+        let loaded = engine.loaded.map(|model| {
+            let idle = model.idle_since.map(|since| since.elapsed());
+            let stays = idle.zip(self.config().keep_alive);
+            LoadedInfo {
+                name: model.name,
+                id: model.id.to_string(),
+                backend,
+                idle_s: idle.map(|idle| idle.as_secs_f64()),
+                unload_s: stays.map(|(idle, stay)| stay.saturating_sub(idle).as_secs_f64()),
+            }
+        });
+        Ps { loaded: loaded.into_iter().collect(), waiting: self.engine.waiting() }
+    }
+
+    /// A model's graph and tokenizer, kept by the engine from one request to the next.
+    async fn opened(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<Arc<Opened>> {
+        if let Some(opened) = self.engine.models().get(model) {
+            return Ok(opened);
+        }
+        let tokenizer = manifest.tokenizer.as_ref();
+        let (id, size) = tokenizer
+            .and_then(|tokenizer| tokenizer.id.zip(tokenizer.size))
+            .ok_or(EngineError::NoTokenizer(model))?;
+        let tokenizer = self.whole(id, size).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let reader = WeightReader::new(Arc::new(self.ladder.clone()), runtime);
+        let models = self.engine.models().clone();
+        let open = move || models.open(model, Manifest::clone(&manifest), &tokenizer, reader);
+        Ok(tokio::task::spawn_blocking(open).await??)
+    }
+}

@@ -1,0 +1,116 @@
+//! The tools that a request offers, and whether the model must call one. Pure.
+
+use serde_json::{Value, json};
+
+use super::answer::Reading;
+use super::failed::Failed;
+use super::tools::{Parser, Syntax};
+use crate::engine::Opened;
+use doppler_infer::template;
+
+/// Whether a tool is called.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The model decides.
+    #[default]
+    Auto,
+    Never,
+    /// It calls one.
+    Any,
+    /// It calls this one.
+    This(String),
+}
+
+/// Tools as templates take them (OpenAI's form), and how they are used.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Offer {
+    pub tools: Vec<Value>,
+    pub choice: Choice,
+    /// At most one call in an answer.
+    pub one_call: bool,
+}
+
+/// A function as templates take it.
+pub fn function(name: &str, description: Option<&str>, parameters: Option<&Value>) -> Value {
+    let parameters = parameters.filter(|value| value.is_object()).cloned();
+    let parameters = parameters.unwrap_or_else(|| json!({ "type": "object", "properties": {} }));
+    let description = description.unwrap_or_default();
+    json!({
+        "type": "function",
+        "function": { "name": name, "description": description, "parameters": parameters },
+    })
+}
+
+impl Offer {
+    pub fn names(&self) -> Vec<String> {
+        let name = |tool: &Value| tool["function"]["name"].as_str().map(str::to_owned);
+        self.tools.iter().filter_map(name).collect()
+    }
+
+    /// Checks the choice against the tools, and drops tools that may not be called.
+    ///
+    /// # Errors
+    /// If a call is demanded of a tool that is not offered.
+    pub fn checked(mut self) -> Result<Self, Failed> {
+        let names = self.names();
+        match &self.choice {
+            Choice::This(name) if !names.contains(name) => {
+                return Err(Failed::field("tool_choice", format!("no tool is named {name:?}")));
+            }
+            Choice::Any if names.is_empty() => {
+                return Err(Failed::field("tool_choice", "no tools are offered"));
+            }
+            Choice::Never => self.tools.clear(),
+            _ => {}
+        }
+        Ok(self)
+    }
+
+    /// How an answer of this model is read: the calls in it are found, and one that must be a call
+    /// is begun.
+    ///
+    /// # Errors
+    /// If tools are offered to a model whose template does not teach them, or in an unknown way.
+    pub fn reading(&self, opened: &Opened) -> Result<Reading, Failed> {
+        if self.tools.is_empty() {
+            return Ok(Reading::default());
+        }
+        let chat = opened.model.manifest.chat.as_ref();
+        let source = chat.and_then(|chat| template::source(chat, true));
+        let Some(syntax) = source.and_then(Syntax::of) else {
+            return Err(Failed::field(
+                "tools",
+                "this model's chat template offers no tools, or in a way that is not known here",
+            ));
+        };
+        let names = self.names();
+        let begin = match (&self.choice, &names[..]) {
+            (Choice::Auto | Choice::Never, _) => String::new(),
+            (Choice::This(name), _) => syntax.begin(Some(name)),
+            (Choice::Any, [only]) => syntax.begin(Some(only)),
+            (Choice::Any, _) => syntax.begin(None),
+        };
+        let tokenizer = &opened.tokenizer;
+        let is_special = |id| tokenizer.decode(&[id]).is_ok_and(|text| text.is_empty());
+        let markers = Syntax::markers(|text| tokenizer.id_of(text), is_special);
+        let parser = Some(Parser::new(syntax, names));
+        Ok(Reading { parser, begin, markers, one_call: self.one_call })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demanded_tool_must_be_offered() {
+        let offer =
+            |choice| Offer { tools: vec![function("f", None, None)], choice, one_call: false };
+        assert_eq!(offer(Choice::Never).checked().unwrap().tools, [] as [Value; 0]);
+        assert_eq!(offer(Choice::This("f".into())).checked().unwrap().names(), ["f"]);
+        let failed = offer(Choice::This("g".into())).checked().unwrap_err();
+        assert_eq!(failed.param.as_deref(), Some("tool_choice"));
+        let none = Offer { choice: Choice::Any, ..Offer::default() };
+        assert!(none.checked().is_err());
+    }
+}
