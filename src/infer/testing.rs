@@ -214,8 +214,15 @@ pub fn keeps_in_half_precision(dir: &Path) -> bool {
 /// checkpoints that are refused as unsupported are left out.
 pub fn references(with_experts: bool) -> Vec<PathBuf> {
     let wanted = |dir: &PathBuf| {
-        let config = std::fs::read(dir.join("config.json")).unwrap();
-        match families::read(&serde_json::from_slice(&config).unwrap()) {
+        let checkpoint = load::open(dir).unwrap_or_else(|error| panic!("{error}"));
+        // Packed ones are in a list of their own.
+        if checkpoint.quantization().is_some() {
+            return false;
+        }
+        // A model that embeds with files beside it is a text model by itself.
+        let mut config = checkpoint.config().clone();
+        config.as_object_mut().expect("an object").remove(families::SENTENCE_KEY);
+        match families::read(&config) {
             Ok(program) => {
                 program.embedding.is_none() && program.graph.moe.is_empty() != with_experts
             }
@@ -240,6 +247,26 @@ pub fn embedding_references() -> Vec<PathBuf> {
         read.is_ok_and(|program| program.embedding.is_some())
     };
     doppler_testing::references().into_iter().filter(wanted).collect()
+}
+
+/// The reference checkpoints whose matrices are packed, of known families.
+pub fn packed_references() -> Vec<PathBuf> {
+    let packed = |dir: &PathBuf| {
+        let checkpoint = load::open(dir).unwrap_or_else(|error| panic!("{error}"));
+        match families::read(checkpoint.config()) {
+            _ if checkpoint.quantization().is_none() => false,
+            Ok(_) => true,
+            Err(FamilyError::UnknownArchitecture { name, .. }) => {
+                println!("left out: {}: {name}", dir.display());
+                false
+            }
+            Err(error) => panic!("{}: {error}", dir.display()),
+        }
+    };
+    let all = doppler_testing::references().into_iter();
+    all.filter(|dir| dir.parent().is_some_and(|dir| dir.ends_with("formats")))
+        .filter(packed)
+        .collect()
 }
 
 /// The directories of GGUF files with reference outputs. Left out are big-endian files and

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::gguf::Gguf;
-use super::hf::HuggingFace;
+use super::packed;
 use super::rdrr::Rdrr;
 use super::{LoadError, Result};
 use crate::graph::Weight;
@@ -162,7 +162,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
         return Ok(Box::new(Rdrr::open(path)?));
     }
     if path.join("config.json").is_file() {
-        return Ok(Box::new(HuggingFace::open(path)?));
+        return packed::open(path);
     }
     fail(
         "not a model: it has neither manifest.json (RDRR) nor config.json (Hugging Face); a GGUF file is \

@@ -7,6 +7,7 @@
 //! Format: <https://huggingface.co/docs/safetensors> (8-byte little-endian header
 //! length, JSON header, data).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -17,8 +18,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
-use super::{LoadError, Result, chat, io_error, missing, sentence};
+use super::{LoadError, Result, chat, io_error, missing, nested, sentence, stacks};
 use crate::families::SENTENCE_KEY;
+use crate::graph::Weight;
+use crate::source::Source;
 use doppler_store::chat::ChatTemplates;
 use doppler_store::manifest::read_eos;
 use doppler_store::{DType, regular};
@@ -32,11 +35,12 @@ pub(super) const JSON_BYTES_MAX: u64 = 64 << 20;
 /// The most weight files of a checkpoint.
 const FILES_MAX: usize = 4096;
 
-/// A tensor, and where its bytes begin.
+/// A tensor, and where its bytes are.
 struct Tensor {
     file: usize,
     /// Bytes from the start of the file.
     start: u64,
+    bytes: u64,
     stored: Stored,
 }
 
@@ -48,7 +52,7 @@ struct WeightFile {
 /// An opened directory whose headers were checked.
 pub struct HuggingFace {
     dir: PathBuf,
-    /// `config.json`, unchanged but for what sentence-transformers' files say.
+    /// `config.json`, or the text model's part of it, with what sentence-transformers' files say.
     config: Value,
     /// `generation_config.json`, `Null` if absent.
     generation_config: Value,
@@ -88,6 +92,12 @@ impl HuggingFace {
                 problem: "neither model.safetensors nor model.safetensors.index.json is here"
                     .into(),
             });
+        }
+        if let Some(text) = nested::text(&checkpoint.config) {
+            checkpoint.config = text;
+            let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
+            let renamed = |(name, tensor): (String, _)| Some((nested::rename(&name)?, tensor));
+            checkpoint.tensors = tensors.filter_map(renamed).collect();
         }
         checkpoint.add_sentence_files()?;
         Ok(checkpoint)
@@ -156,6 +166,24 @@ impl HuggingFace {
     }
 }
 
+impl HuggingFace {
+    /// The bytes of a tensor of any type, from byte `offset` of it on. They must be within it.
+    pub(super) fn read_bytes(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let Some(tensor) = self.tensors.get(name) else { return Err(missing(self, name)) };
+        debug_assert!(offset + out.len() as u64 <= tensor.bytes, "{name} ends before");
+        let weights = &self.files[tensor.file];
+        let io = io_error(&weights.path);
+        let mut file = weights.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(tensor.start + offset)).map_err(&io)?;
+        file.read_exact(out).map_err(io)
+    }
+
+    /// Bytes that a tensor takes in its file. `None` if there is no such tensor.
+    pub(super) fn bytes(&self, name: &str) -> Option<u64> {
+        self.tensors.get(name).map(|tensor| tensor.bytes)
+    }
+}
+
 impl Checkpoint for HuggingFace {
     fn place(&self) -> String {
         self.dir.display().to_string()
@@ -194,15 +222,15 @@ impl Checkpoint for HuggingFace {
         self.tensors.get(name).map(|tensor| &tensor.stored)
     }
 
+    fn source<'a>(&self, weight: &'a Weight) -> Cow<'a, Source> {
+        stacks::source(self, weight)
+    }
+
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {
         let Some(tensor) = self.tensors.get(name) else { return Err(missing(self, name)) };
         let (_, cols) = tensor.stored.rows_cols();
         let row = tensor.stored.dtype().map_or(0, |dtype| dtype.row_bytes(cols as usize) as u64);
-        let weights = &self.files[tensor.file];
-        let io = io_error(&weights.path);
-        let mut file = weights.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(tensor.start + first * row)).map_err(&io)?;
-        file.read_exact(out).map_err(io)
+        self.read_bytes(name, first * row, out)
     }
 }
 
@@ -262,27 +290,35 @@ fn check_entry(
             "truncated: it ends at byte {end} of the data, and the file has {data_size}"
         ));
     }
-    let dtype = match entry.dtype.as_str() {
-        "F32" => DType::F32,
-        "F16" => DType::F16,
-        "BF16" => DType::Bf16,
-        other => {
-            let form = Form::Unreadable(other.to_owned());
-            return Ok(Tensor { file, start, stored: Stored { shape: entry.shape, form } });
-        }
+    let (size, form) = match entry.dtype.as_str() {
+        "F32" => (4, Form::Blocks(DType::F32)),
+        "F16" => (2, Form::Blocks(DType::F16)),
+        "BF16" => (2, Form::Blocks(DType::Bf16)),
+        other => (element_bytes(other), Form::Unreadable(other.to_owned())),
     };
     let elements = entry.shape.iter().try_fold(1_u64, |n, &dim| n.checked_mul(dim));
-    let bytes = elements.and_then(|n| n.checked_mul(dtype.block_bytes() as u64));
-    if bytes != Some(end - start) {
+    let bytes = elements.and_then(|n| n.checked_mul(size));
+    if size > 0 && bytes != Some(end - start) {
         return Err(format!(
-            "{} bytes, but {dtype} of shape {:?} takes {}",
+            "{} bytes, but {} of shape {:?} takes {}",
             end - start,
+            entry.dtype,
             entry.shape,
             bytes.map_or("more than fits".into(), |b| b.to_string()),
         ));
     }
-    let stored = Stored { shape: entry.shape, form: Form::Blocks(dtype) };
-    Ok(Tensor { file, start: data + start, stored })
+    let stored = Stored { shape: entry.shape, form };
+    Ok(Tensor { file, start: data + start, bytes: end - start, stored })
+}
+
+/// Bytes of an element of a type that only packed weights have; 0 if it is not known.
+fn element_bytes(dtype: &str) -> u64 {
+    match dtype {
+        "I8" | "U8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,
+        "I32" | "U32" => 4,
+        "I64" => 8,
+        _ => 0,
+    }
 }
 
 /// A file name that stays in its directory.

@@ -1,6 +1,6 @@
 //! From files to weights: checkpoints in, RDRR out, and back in.
 //!
-//! Owns the containers (`checkpoint`: `hf`, `rdrr`, `gguf`), making weights from stored tensors (`recipe`),
+//! Owns the containers (`checkpoint`: `hf`, `packed`, `rdrr`, `gguf`), making weights from stored tensors (`recipe`),
 //! choosing types (`mixture`), placing tensors (`layout`), writing shards (`convert`, `sink`,
 //! `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summarising manifests
 //! (`inspect`). Refuses by name whatever it does not understand, before a byte is written.
@@ -17,6 +17,8 @@ mod hf;
 pub mod inspect;
 mod layout;
 mod mixture;
+mod nested;
+mod packed;
 #[cfg(test)]
 mod quality_tests;
 mod rdrr;
@@ -26,6 +28,7 @@ mod recipe_tests;
 mod routing;
 mod sentence;
 mod sink;
+mod stacks;
 mod synth;
 #[cfg(test)]
 mod tests;
