@@ -164,9 +164,11 @@ fn refuse_strangers(
 ) -> Result<()> {
     let tied = graph.tied();
     let harmless = |name: &str| {
-        // The first is computed from the config, the second a copy of the tied embedding.
+        // The first is computed from the config, the second a copy of the tied embedding. AutoGPTQ
+        // gives every module a bias.
         name.ends_with(".rotary_emb.inv_freq")
             || tied && name == tied::HEAD
+            || name.ends_with(".bias") && is_zero(checkpoint, name)
             || graph.embeds() && beside_states(name)
     };
     match checkpoint.names().find(|name| !known.contains(name) && !harmless(name)) {
@@ -186,6 +188,20 @@ fn beside_states(name: &str) -> bool {
     let heads = ["pooler.", "cls.", "classifier."];
     heads.iter().any(|head| name.starts_with(head))
         || [tied::HEAD, "embeddings.position_ids"].contains(&name)
+}
+
+/// Whether a vector is nothing but zeros.
+fn is_zero(checkpoint: &dyn Checkpoint, name: &str) -> bool {
+    let Some(stored) = checkpoint.find(name) else { return false };
+    let (rows, cols) = stored.rows_cols();
+    let Some(dtype) = stored.dtype().filter(|_| rows == 1 && cols <= 1 << 20) else { return false };
+    let (mut bytes, mut values) =
+        (vec![0; dtype.row_bytes(cols as usize)], vec![0.0; cols as usize]);
+    if checkpoint.read(name, 0, &mut bytes).is_err() {
+        return false;
+    }
+    dequantize(dtype, &bytes, cols as usize, &mut values);
+    values.iter().all(|value| *value == 0.0)
 }
 
 /// A tensor's shape and type before quantization.

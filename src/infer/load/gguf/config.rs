@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::derived;
 use super::header::Value;
 use super::keys::Keys;
 
@@ -41,6 +42,16 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "gemma2", baked_norms: true, sandwich: true, family: gemma2, ..PLAIN },
     Architecture { name: "gemma3", baked_norms: true, sandwich: true, family: gemma3, ..PLAIN },
     Architecture { name: "phi3", family: phi3, ..PLAIN },
+    Architecture { name: "smollm3", interleaved: true, family: derived::smollm3, ..PLAIN },
+    Architecture { name: "granite", interleaved: true, family: derived::granite, ..PLAIN },
+    Architecture { name: "granitemoe", interleaved: true, family: derived::granite_moe, ..PLAIN },
+    Architecture { name: "qwen2moe", family: derived::qwen2_moe, ..PLAIN },
+    Architecture { name: "olmoe", family: derived::olmoe, ..PLAIN },
+    // Its one norm per sub-block has the name that it has where there are two.
+    Architecture { name: "glm4moe", sandwich: true, family: derived::glm4_moe, ..PLAIN },
+    // Neighbouring elements rotate in Hugging Face's checkpoints, too.
+    Architecture { name: "ernie4_5-moe", family: derived::ernie4_5_moe, ..PLAIN },
+    Architecture { name: "minimax-m2", family: derived::minimax_m2, ..PLAIN },
 ];
 
 /// What the tensors say.
@@ -51,6 +62,8 @@ pub struct Facts {
     pub tied: bool,
     /// Queries have a bias.
     pub biased: bool,
+    /// Queries have a norm.
+    pub normed: bool,
     /// `rope_freqs.weight`: what each frequency is divided by.
     pub divisors: Option<Vec<f32>>,
 }
@@ -152,7 +165,7 @@ fn scaling(keys: &Keys<'_>, facts: &Facts) -> Result<Option<Json>> {
 }
 
 /// An architecture without partial rotation.
-fn whole_heads(keys: &Keys<'_>) -> Result<()> {
+pub fn whole_heads(keys: &Keys<'_>) -> Result<()> {
     let (rotated, width) = (keys.number("rope.dimension_count")?, head_dim(keys)?);
     match rotated.is_none_or(|rotated| rotated == width) {
         true => Ok(()),
@@ -161,7 +174,7 @@ fn whole_heads(keys: &Keys<'_>) -> Result<()> {
 }
 
 /// The entries of an object.
-fn entries(value: Json) -> Map<String, Json> {
+pub fn entries(value: Json) -> Map<String, Json> {
     match value {
         Json::Object(map) => map,
         _ => Map::new(),

@@ -63,6 +63,23 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.bad(key, value, "a whole number above 0"))
     }
 
+    /// A whole number, 0 if it is absent.
+    pub fn count(&self, key: &str) -> Result<u64> {
+        match self.get(key) {
+            None => Ok(0),
+            Some(Value::Integer(value)) if (0..=1 << 20).contains(value) => Ok(*value as u64),
+            Some(value) => Err(self.bad(key, value, "a whole number")),
+        }
+    }
+
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(value) => Err(self.bad(key, value, "true or false")),
+        }
+    }
+
     pub fn needed(&self, key: &str) -> Result<u64> {
         self.number(key)?.ok_or_else(|| format!("{}.{key} is missing", self.architecture))
     }

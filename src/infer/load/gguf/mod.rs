@@ -9,6 +9,7 @@
 mod blocks;
 mod chat;
 mod config;
+mod derived;
 pub mod header;
 mod keys;
 mod names;
@@ -17,6 +18,8 @@ mod tests;
 mod types;
 mod vocabulary;
 mod words;
+#[cfg(test)]
+mod written_tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -127,6 +130,7 @@ impl Gguf {
             vocab: table.stored.rows_cols().0,
             tied: !self.tensors.contains_key("output.weight"),
             biased: self.tensors.contains_key("blk.0.attn_q.bias"),
+            normed: self.tensors.contains_key("blk.0.attn_q_norm.weight"),
             divisors,
         };
         let keys = Keys::new(&self.metadata, self.architecture.name);
@@ -196,6 +200,7 @@ pub fn probe(bytes: &[u8]) -> std::result::Result<Json, String> {
         vocab: table.shape.iter().rev().skip(1).product(),
         tied: !tensors.contains_key("output.weight"),
         biased: tensors.contains_key("blk.0.attn_q.bias"),
+        normed: tensors.contains_key("blk.0.attn_q_norm.weight"),
         divisors: None,
     };
     let config = config::config(architecture, &Keys::new(&metadata, architecture.name), &facts)?;

@@ -85,7 +85,15 @@ const MODULES: &[(&str, &str)] = &[
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
     ("block_sparse_moe.gate", "ffn_gate_inp"),
+    ("block_sparse_moe.router.layer", "ffn_gate_inp"),
     ("input_layernorm", "attn_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
@@ -102,6 +110,9 @@ fn name(of: &Architecture, name: &str) -> String {
     let parts = || {
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let (module, kind) = rest.rsplit_once('.')?;
+        if kind == "e_score_correction_bias" {
+            return Some(format!("blk.{layer}.exp_probs_b.bias"));
+        }
         let module = match module {
             "post_attention_layernorm" if of.sandwich => "post_attention_norm",
             "post_attention_layernorm" => "ffn_norm",

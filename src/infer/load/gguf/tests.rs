@@ -15,7 +15,7 @@ use crate::tokenizer::Tokenizer;
 use doppler_testing::{gguf_references, root, shared};
 
 /// A metadata value to write. Only what the tests need.
-enum Meta {
+pub enum Meta {
     U32(u32),
     U16(u16),
     F32(f32),
@@ -54,11 +54,11 @@ impl Meta {
 }
 
 /// A tensor to write: name, shape with the innermost dimension first, type, bytes.
-type Tensor = (&'static str, Vec<u64>, u32, Vec<u8>);
+pub type Tensor = (&'static str, Vec<u64>, u32, Vec<u8>);
 
-struct File {
-    metadata: Vec<(&'static str, Meta)>,
-    tensors: Vec<Tensor>,
+pub struct File {
+    pub metadata: Vec<(&'static str, Meta)>,
+    pub tensors: Vec<Tensor>,
 }
 
 impl File {
@@ -85,7 +85,7 @@ impl File {
         out
     }
 
-    fn write(&self, path: &Path) {
+    pub fn write(&self, path: &Path) {
         std::fs::write(path, self.bytes()).unwrap();
     }
 

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
+use super::super::tests::to_memory;
 use super::super::{Checkpoint, Quantization, open, restored};
 use super::float::{e2m1, e4m3, e8m0};
+use crate::backend::KvFormat;
 use crate::check::{Expected, check};
 use crate::cpu::CpuDevice;
 use crate::engine::LoadOptions;
@@ -16,7 +18,7 @@ use crate::quant::dequantize;
 use crate::session::Session;
 use crate::testing::{converted, packed_references};
 use doppler_store::DType;
-use doppler_testing::root;
+use doppler_testing::{root, shared};
 
 /// How far logits may be from those of the exactly dequantised weights.
 const DIFFERENCE_MAX: f64 = 1e-4;
@@ -123,7 +125,8 @@ fn packed_references_agree() {
         let expected = fs::read(dir.join("expected.safetensors")).unwrap();
         let expected = Expected::parse(&expected).unwrap();
         for batch in [64, 1] {
-            let options = LoadOptions { context: Some(96), batch, ..LoadOptions::default() };
+            let (context, kv) = (Some(96), KvFormat::F32);
+            let options = LoadOptions { context, batch, kv, ..LoadOptions::default() };
             let mut session = Session::new(&model, &CpuDevice, &options).unwrap();
             let report = check(&mut session, &expected).unwrap();
             let held = restored(open(&dir).unwrap().as_ref());
@@ -186,6 +189,27 @@ fn write_file(path: &Path, tensors: &[Tensor]) {
     file.extend_from_slice(header.as_bytes());
     file.extend_from_slice(&data);
     fs::write(path, file).unwrap();
+}
+
+/// AutoGPTQ gives modules that have no bias one of zeros.
+#[test]
+fn a_bias_that_nothing_reads_must_be_zero() {
+    let Some(from) = shared("formats/gptq-int8-g64") else { return };
+    let all = read_file(&fs::read(from.join("model.safetensors")).unwrap());
+    for (value, accepted) in [(0_u8, true), (0x3c, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+        let name = "model.layers.0.mlp.up_proj.bias".to_owned();
+        let bias = (name, "F16".to_owned(), vec![128], [0, value].repeat(128));
+        let tensors = [&all[..], &[bias]].concat();
+        write_file(&dir.path().join("model.safetensors"), &tensors);
+        let converted = to_memory(dir.path(), Quantization::Keep);
+        let problem = converted.err().map(|error| error.to_string());
+        assert_eq!(problem.is_none(), accepted, "{problem:?}");
+        let names_it =
+            |line: &String| line.contains("up_proj.bias") && line.contains("not part of");
+        assert!(problem.as_ref().is_none_or(names_it), "{problem:?}");
+    }
 }
 
 /// Changes one tensor, or removes it.
