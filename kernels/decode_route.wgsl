@@ -7,6 +7,7 @@
 // Grid: one workgroup. At most 1024 experts.
 //!include shared/step.wgsl
 //!include shared/scored.wgsl
+//!include shared/groups.wgsl
 
 struct Params {
     experts: u32,
@@ -34,6 +35,9 @@ struct Params {
     biased: u32,
     // The factor of all weights.
     scale: f32,
+    // Groups of experts, and how many of them may be chosen from; with a bias.
+    groups: u32,
+    kept: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -62,6 +66,8 @@ var<workgroup> slots: array<u32, 64>;
 // By expert: its slot, and how many experts come before it.
 var<workgroup> slot_of: array<u32, 1024>;
 var<workgroup> places: array<atomic<u32>, 1024>;
+// By group, the sum of its two best scores.
+var<workgroup> sums: array<f32, 32>;
 var<workgroup> missing: atomic<u32>;
 // How many of the missing are not in host memory, either.
 var<workgroup> absent: atomic<u32>;
@@ -137,6 +143,29 @@ fn main(@builtin(local_invocation_index) local: u32) {
             scores[e / 4u][e % 4u] = select(score, -3.0e38, bits > 0x7f800000u);
         }
         workgroupBarrier();
+        if (params.groups > 1u) {
+            let groups = min(params.groups, 32u);
+            let each = experts / groups;
+            if (local < groups) {
+                var best = NO_SCORES;
+                for (var e = local * each; e < (local + 1u) * each; e++) {
+                    best = best_two(best, scores[e / 4u][e % 4u]);
+                }
+                sums[local] = best.x + best.y;
+            }
+            workgroupBarrier();
+            for (var e = local; e < experts; e += 256u) {
+                let g = e / each;
+                var before = 0u;
+                for (var h = 0u; h < groups; h++) {
+                    before += u32(sums[h] > sums[g] || (sums[h] == sums[g] && h < g));
+                }
+                if (before >= params.kept) {
+                    scores[e / 4u][e % 4u] = 0.0;
+                }
+            }
+            workgroupBarrier();
+        }
     }
     // An expert's place is the number of experts before it, in order of descending score, then
     // ascending id. With few experts, several invocations count for each.

@@ -5,6 +5,7 @@
 // Grid: one token per invocation.
 //!include shared/step.wgsl
 //!include shared/scored.wgsl
+//!include shared/groups.wgsl
 
 struct Params {
     experts: u32,
@@ -17,6 +18,9 @@ struct Params {
     biased: u32,
     // The factor of all weights.
     scale: f32,
+    // Groups of experts, and how many of them may be chosen from; with a bias.
+    groups: u32,
+    kept: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -50,6 +54,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             all += exp(logits[row + e] - highest);
         }
     }
+    // By group, whether its experts may be chosen.
+    var open = 0xffffffffu;
+    let each = experts / max(params.groups, 1u);
+    if (params.groups > 1u) {
+        open = 0u;
+        var sums: array<f32, 32>;
+        let groups = min(params.groups, 32u);
+        for (var g = 0u; g < groups; g++) {
+            var best = NO_SCORES;
+            for (var e = g * each; e < (g + 1u) * each; e++) {
+                best = best_two(best, scored(logits[row + e], highest, 1u) + bias[e]);
+            }
+            sums[g] = best.x + best.y;
+        }
+        for (var g = 0u; g < groups; g++) {
+            var before = 0u;
+            for (var h = 0u; h < groups; h++) {
+                before += u32(sums[h] > sums[g] || (sums[h] == sums[g] && h < g));
+            }
+            open |= u32(before < params.kept) << g;
+        }
+    }
     var last = 0.0;
     var last_id = 0u;
     var chosen = 0.0;
@@ -63,6 +89,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             var l = logits[row + e];
             if (params.biased == 1u) {
                 l = scored(l, highest, params.sigmoid) / all + bias[e];
+                if (params.groups > 1u && ((open >> (e / each)) & 1u) == 0u) {
+                    l = 0.0;
+                }
             }
             let after = j == 0u || l < last || (l == last && e > last_id);
             if (after && (!found || l > best)) {

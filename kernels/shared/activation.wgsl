@@ -1,6 +1,9 @@
 // The activation of a feed-forward, or of its gate: 0 is SiLU, 1 the tanh approximation of GELU,
-// 2 GELU, 3 the square of ReLU, 4 tanh.
+// 2 GELU, 3 the square of ReLU, 4 tanh, 5 the sigmoid.
 fn activate(value: f32, kind: u32) -> f32 {
+    if (kind == 5u) {
+        return 1.0 / (1.0 + exp(-value));
+    }
     if (kind == 0u) {
         return value / (1.0 + exp(-value));
     }

@@ -194,6 +194,19 @@ pub trait Backend: Ops + Send {
     /// when no step is in flight. Initially they are those of short ones.
     fn set_stretched(&mut self, long: bool) -> Result<()>;
 
+    /// Device bytes of one sequence's recurrent states over all layers. 0 if there are none.
+    fn state_bytes(&self) -> u64;
+
+    /// Makes room for the recurrent states of this many sequences; at first there is room for one.
+    /// Keeps their contents. Call when no step is in flight.
+    fn grow_states(&mut self, count: usize) -> Result<()>;
+
+    /// Copies the states of one sequence to another's place, after everything queued so far.
+    fn copy_state(&mut self, copy: BlockCopy) -> Result<()>;
+
+    /// Sets where the states of the sequence that steps next are. At first that is 0.
+    fn set_state(&mut self, slot: u32);
+
     /// How many elements of keys and values did not fit the cache's format and were clamped, in
     /// what was run before the last report.
     fn clamped(&self) -> u64;

@@ -104,6 +104,8 @@ pub struct Engine {
     backend: Box<dyn Backend>,
     pager: Pager,
     pool: Pool,
+    /// Places for the recurrent states of sequences. Empty if the model has none.
+    states: Pool,
     batch: usize,
     vocab: usize,
     /// The elements of a row of a step's result: the vocabulary's, or those of states.
@@ -165,9 +167,12 @@ impl Engine {
         }
         let mut pool = Pool::default();
         pool.grow(kv::blocks(context));
+        let mut states = Pool::default();
+        states.grow(usize::from(!model.graph.states.is_empty()));
         Ok(Self {
             pager: Pager::new(model, &plan, options.policy),
             pool,
+            states,
             batch: capacity.batch,
             vocab: model.graph.vocab,
             width: model.graph.result_width(),
@@ -222,6 +227,7 @@ impl Engine {
     ) -> Result<Vec<f32>, SessionError> {
         let position = sequence.len();
         self.stretch(sequence, position, position + tokens.len())?;
+        self.recall(sequence, position)?;
         if tokens.len() == 1 {
             self.make_room();
         }
@@ -275,6 +281,7 @@ impl Engine {
         let position = sequence.len() - 1;
         if self.flight.ahead == 0 {
             self.stretch(sequence, position, position + 1)?;
+            self.recall(sequence, position)?;
             sequence.sampler.rewind(sequence.len());
             // What kernels do not know is chosen here, from the logits.
             let plain = sequence.sampler.is_plain();
@@ -292,7 +299,8 @@ impl Engine {
         let most = if self.halting { 1 } else { more.clamp(1, room) };
         while self.flight.ahead < most && self.backend.room() > 0 {
             let at = position + self.flight.ahead;
-            if self.flight.ahead > 0 && self.wants_other_form(sequence, at + 1) {
+            let other_form = self.wants_other_form(sequence, at + 1);
+            if self.flight.ahead > 0 && (other_form || !self.has_state_for(sequence)) {
                 break;
             }
             if !self.fits(sequence, at, at + 1) {
@@ -333,6 +341,7 @@ impl Engine {
         self.land()?;
         let position = sequence.len();
         self.stretch(sequence, position, position + 1)?;
+        self.recall(sequence, position)?;
         self.prepare(sequence, position, position + 1)?;
         Ok(self.backend.profile(token, position)?)
     }
@@ -448,6 +457,83 @@ impl Engine {
             self.backend.copy_block(copy)?;
         }
         self.backend.set_blocks(sequence.table.indices());
+        self.prepare_state(sequence, start, end)
+    }
+
+    /// Gives the sequence a place for the recurrent state after `end` tokens, which is computed from
+    /// the one after `start`.
+    fn prepare_state(
+        &mut self,
+        sequence: &mut Sequence,
+        start: usize,
+        end: usize,
+    ) -> Result<(), SessionError> {
+        let count = self.states.count();
+        if count == 0 {
+            return Ok(());
+        }
+        if !self.has_state_for(sequence) {
+            let (held, bytes) =
+                (self.loaded_bytes + self.backend.fixed_bytes(), self.backend.state_bytes());
+            if held.saturating_add(bytes) > self.budget {
+                return Err(SessionError::States { bytes, budget: self.budget });
+            }
+            self.backend.grow_states(count + 1)?;
+            self.states.grow(count + 1);
+        }
+        let Some(copy) = sequence.state.prepare(&self.states, start, end) else {
+            let what = "the recurrent states of a sequence".into();
+            return Err(
+                BackendError::OutOfMemory { what, bytes: self.backend.state_bytes() }.into()
+            );
+        };
+        if let Some(copy) = copy {
+            self.backend.copy_state(copy)?;
+        }
+        self.backend.set_state(sequence.state.index());
+        Ok(())
+    }
+
+    /// Whether a step of this sequence needs no more room for recurrent states.
+    fn has_state_for(&self, sequence: &Sequence) -> bool {
+        self.states.count() == 0 || !sequence.state.wants() || self.states.free() > 0
+    }
+
+    /// Computes the recurrent state after the sequence's first `len` tokens, unless it is known.
+    /// Runs the tokens again from the longest beginning whose state is known. Call when no token is
+    /// in flight.
+    fn recall(&mut self, sequence: &mut Sequence, len: usize) -> Result<(), SessionError> {
+        if self.states.count() == 0 {
+            return Ok(());
+        }
+        loop {
+            let known = sequence.state.known(len);
+            if known == len {
+                return Ok(());
+            }
+            let end = len.min(known + self.batch);
+            let again = self.run_again(sequence, known, end);
+            if again.is_err() {
+                sequence.state.truncate(known);
+                return again;
+            }
+        }
+    }
+
+    /// Runs tokens `start..end` of a sequence once more.
+    fn run_again(
+        &mut self,
+        sequence: &mut Sequence,
+        start: usize,
+        end: usize,
+    ) -> Result<(), SessionError> {
+        if end - start == 1 {
+            self.make_room();
+        }
+        self.prepare(sequence, start, end)?;
+        let tokens = &sequence.tokens()[start..end];
+        self.backend.queue(Fed::Tokens(tokens), start, Want::Logits(LogitRows::None))?;
+        self.finish(end - start)?;
         Ok(())
     }
 

@@ -23,6 +23,11 @@ pub enum SessionError {
          the budget of {budget} bytes leaves"
     )]
     Room { positions: usize, bytes: u64, budget: u64 },
+    #[error(
+        "no room for another sequence: its recurrent states take {bytes} bytes, more than the \
+         budget of {budget} bytes leaves"
+    )]
+    States { bytes: u64, budget: u64 },
     #[error("a context of {context} tokens is out of range: this model was made for 1..={max}")]
     Context { context: usize, max: usize },
     #[error("the context is full: {position} of {context} positions used, {tokens} more asked for")]
@@ -65,7 +70,7 @@ impl SessionError {
         match self {
             Self::Backend(error) => error.label(),
             Self::Read(error) => error.label(),
-            Self::BudgetTooSmall { .. } | Self::Room { .. } => "budget",
+            Self::BudgetTooSmall { .. } | Self::Room { .. } | Self::States { .. } => "budget",
             Self::Context { .. } => "context",
             Self::Full { .. } => "context_full",
             Self::Batch { .. } => "batch",

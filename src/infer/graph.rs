@@ -28,6 +28,10 @@ pub struct KvId(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MoeId(pub u16);
 
+/// Index into [`Graph::states`]: the recurrent state of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateId(pub u16);
+
 /// An activation buffer: `width` f32 for each token of the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Buffer {
@@ -64,6 +68,8 @@ pub enum WeightRole {
     Value,
     /// The projection back from attention.
     AttentionOutput,
+    /// A matrix that adapters do not know under this name, or not in this layout.
+    Projection,
     /// The three matrices of a gated feed-forward, dense or of an expert.
     Gate,
     Up,
@@ -86,7 +92,7 @@ impl WeightRole {
             Self::Down => Some("down_proj"),
             Self::Head => Some("lm_head"),
             Self::Embedding => Some("embed_tokens"),
-            Self::Norm | Self::Bias | Self::Router | Self::Other => None,
+            Self::Norm | Self::Bias | Self::Router | Self::Projection | Self::Other => None,
         }
     }
 }
@@ -127,6 +133,13 @@ impl Rope {
 pub struct Kv {
     pub kv_heads: usize,
     pub head_dim: usize,
+}
+
+/// One layer's recurrent state: what a token passes on to the next one, whatever the position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// f32 elements.
+    pub width: usize,
 }
 
 /// A tensor's name in the manifest, and how it is made from a checkpoint's tensors.
@@ -200,6 +213,48 @@ pub enum Activation {
     SquaredRelu,
     /// `tanh(x)`
     Tanh,
+    /// `1 / (1 + exp(-x))`
+    Sigmoid,
+}
+
+/// What a short convolution reads and what becomes of its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConvForm {
+    /// Rows of three parts `b`, `c`, `x`: `c * conv(b * x)`. (LFM2.)
+    Gated,
+    /// `silu(conv(x))`. (Gated delta nets.)
+    Silu,
+}
+
+/// The heads of a gated delta net. Those of keys and queries are shared by `heads / key_heads`
+/// neighbouring ones of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaShape {
+    pub key_heads: usize,
+    pub heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+}
+
+impl DeltaShape {
+    /// The width of queries, keys and values together.
+    pub const fn x_width(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+    }
+
+    /// f32 elements of its state.
+    pub const fn state_width(&self) -> usize {
+        self.heads * self.key_dim * self.value_dim
+    }
+}
+
+/// Where a part of each head lies in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Of the first head.
+    pub start: usize,
+    /// From one head to the next; 0 if all heads read the same.
+    pub stride: usize,
 }
 
 /// How router logits become the weights of the chosen experts.
@@ -211,6 +266,10 @@ pub enum Scoring {
     /// The sigmoid of each expert's own logit; those of the chosen top-k are divided by their sum
     /// if asked, then multiplied by `scale`. (GLM-4.5, MiniMax-M2.)
     Sigmoid { renormalise: bool, scale: f32 },
+    /// As [`Self::Sigmoid`] with a bias, among the experts of the `kept` best of `groups` groups of
+    /// neighbours: those whose two best scores plus bias have the largest sums. The others' scores
+    /// count as 0. (DeepSeek-V3; as in Transformers.)
+    Grouped { renormalise: bool, scale: f32, groups: u32, kept: u32 },
 }
 
 /// The bits of a token that is fed to a model above its id: its segment, for encoders that tell two
@@ -272,6 +331,25 @@ pub enum Op {
         softcap: Option<f32>,
         causal: bool,
     },
+    /// A causal convolution of each channel with its own filter: `sum_j filter[c, j] *
+    /// input[t - taps + 1 + j, c]`, `taps = filter.cols / width(out)`. What lies before the batch is
+    /// in the state, `[taps - 1, channels]`, and zero before the sequence.
+    Conv { state: StateId, x: Buf, filter: WeightId, out: Buf, form: ConvForm },
+    /// A gated delta net (Yang et al., arXiv 2412.06464) over `x`: queries, keys and values. For each
+    /// value head and token, with the state `S`: `S *= exp(g)`, `S += k (beta (v - k S))`, `out = q
+    /// S`, where `g = -exp(decay) softplus(a + shift)`, `beta = sigmoid(b)`, `gates` holds `b` and
+    /// `a` of all heads, `k` has unit length and `q` the length `1 / sqrt(key_dim)`.
+    Delta {
+        state: StateId,
+        x: Buf,
+        gates: Buf,
+        decays: WeightId,
+        shifts: WeightId,
+        out: Buf,
+        shape: DeltaShape,
+    },
+    /// Copies `width` elements of each of `heads` heads from `x` to `out`, whose other elements stay.
+    Heads { x: Buf, from: Heads, out: Buf, to: Heads, heads: usize, width: usize },
     /// `out = act(gate) * up`, element by element. `out` may be `gate` or `up`.
     Gated { gate: Buf, up: Buf, out: Buf, activation: Activation },
     /// `x = act(x)`, element by element.
@@ -306,6 +384,7 @@ impl Op {
             | Self::Linear { x, .. }
             | Self::Activate { x, .. }
             | Self::Rope { x, .. }
+            | Self::Conv { x, .. }
             | Self::Experts { x, .. }
             | Self::EmbedMore { x, .. }
             | Self::States { x }
@@ -314,6 +393,8 @@ impl Op {
             Self::Attention { q, .. } => [Some(q), None, None],
             Self::Gated { gate, up, .. } => [Some(gate), Some(up), None],
             Self::Add { x, y } => [Some(x), Some(y), None],
+            Self::Heads { x, out, .. } => [Some(x), Some(out), None],
+            Self::Delta { x, gates, .. } => [Some(x), Some(gates), None],
             Self::AddGated { x, y, gate } => [Some(x), Some(y), Some(gate)],
             Self::Route { logits, .. } => [Some(logits), None, None],
         };
@@ -328,6 +409,9 @@ impl Op {
             | Self::LayerNorm { out, .. }
             | Self::Linear { out, .. }
             | Self::Attention { out, .. }
+            | Self::Conv { out, .. }
+            | Self::Heads { out, .. }
+            | Self::Delta { out, .. }
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),
             Self::Rope { x, .. }
@@ -343,6 +427,13 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Whether it changes what outlives the step: a cache or a state.
+    pub const fn lasts(&self) -> bool {
+        matches!(self, Self::KvWrite { .. } | Self::Conv { .. } | Self::Delta { .. })
+    }
+}
+
 /// One step of a model, for any backend.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Graph {
@@ -350,6 +441,7 @@ pub struct Graph {
     pub weights: Vec<Weight>,
     pub ropes: Vec<Rope>,
     pub kv: Vec<Kv>,
+    pub states: Vec<State>,
     pub moe: Vec<Moe>,
     pub ops: Vec<Op>,
     pub vocab: usize,
@@ -465,6 +557,10 @@ impl Graph {
 
     pub fn kv_spec(&self, id: KvId) -> Kv {
         self.kv[usize::from(id.0)]
+    }
+
+    pub fn state_spec(&self, id: StateId) -> State {
+        self.states[usize::from(id.0)]
     }
 
     pub fn rope_spec(&self, id: RopeId) -> &Rope {

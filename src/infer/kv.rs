@@ -49,7 +49,18 @@ pub struct Pool {
 
 /// One block, held by every clone.
 #[derive(Debug, Clone)]
-struct Block(Arc<Held>);
+pub(super) struct Block(Arc<Held>);
+
+impl Block {
+    pub fn index(&self) -> u32 {
+        self.0.index
+    }
+
+    /// Whether somebody else holds it, too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
 
 #[derive(Debug)]
 struct Held {
@@ -83,7 +94,7 @@ impl Pool {
     }
 
     /// A block, if one is free.
-    fn take(&self) -> Option<Block> {
+    pub(super) fn take(&self) -> Option<Block> {
         let index = lock(&self.free).indices.pop()?;
         Some(Block(Arc::new(Held { index, free: self.free.clone() })))
     }

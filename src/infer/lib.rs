@@ -25,6 +25,7 @@ pub mod pager;
 pub mod perplexity;
 pub mod quant;
 pub mod reader;
+pub mod recurrent;
 pub mod request;
 pub mod residency;
 pub mod sampler;

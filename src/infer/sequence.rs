@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::engine::Formed;
 use super::extras::{Extras, Logprobs};
 use super::kv::Table;
+use super::recurrent::State;
 use super::sampler::{Sampler, SamplerError, SamplerOptions};
 
 /// Numbers the sequences, so that an engine knows whose tokens are in flight.
@@ -26,6 +27,7 @@ pub struct Sequence {
     /// The tokens whose keys and values the blocks hold.
     tokens: Vec<u32>,
     pub(super) table: Table,
+    pub(super) state: State,
     pub(super) sampler: Sampler,
     pub(super) formed: Formed,
     /// Positions that it may use.
@@ -47,6 +49,7 @@ impl Sequence {
             number: number(),
             tokens: Vec::new(),
             table: Table::default(),
+            state: State::default(),
             sampler,
             formed: Formed::default(),
             limit,
@@ -144,6 +147,7 @@ impl Sequence {
         self.table.truncate(keep);
         self.formed.truncate(keep);
         self.formed.expected = 0;
+        self.state.truncate(keep);
         self.number = number();
     }
 
@@ -159,6 +163,7 @@ impl Sequence {
             number: number(),
             tokens: self.tokens.clone(),
             table: self.table.clone(),
+            state: self.state.clone(),
             sampler: self.sampler.clone(),
             formed: self.formed,
             limit: self.limit,

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::backend::{Device, KvFormat, LogitRows};
 use super::check::{Expected, GREEDY_PROMPT, check};
@@ -43,16 +43,36 @@ const DRAWN: SamplerOptions = SamplerOptions {
     ..GREEDY
 };
 
-/// 3 layers of 12 experts, top 3.
-fn model(seed: u64) -> Model {
-    let config = json!({
-        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
-        "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCAB,
-        "max_position_embeddings": CONTEXT, "num_experts": 12, "num_experts_per_tok": 3,
-        "rms_norm_eps": 1e-6,
-    });
-    testing::random(&config, seed, |wanted| match wanted.name {
+/// 3 layers of 12 experts, top 3, each with attention.
+pub fn attending(seed: u64) -> Model {
+    small(
+        seed,
+        &json!({
+            "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+            "moe_intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCAB,
+            "max_position_embeddings": CONTEXT, "num_experts": 12, "num_experts_per_tok": 3,
+            "rms_norm_eps": 1e-6,
+        }),
+    )
+}
+
+/// 3 layers of 12 experts, top 3, after a dense one; two of them convolve.
+pub fn convolving(seed: u64) -> Model {
+    small(
+        seed,
+        &json!({
+            "architectures": ["Lfm2MoeForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+            "moe_intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT,
+            "num_experts": 12, "num_experts_per_tok": 3, "num_dense_layers": 1, "conv_L_cache": 4,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        }),
+    )
+}
+
+fn small(seed: u64, config: &Value) -> Model {
+    testing::random(config, seed, |wanted| match wanted.name {
         name if name.contains("experts") => DType::Q5_0,
         _ => DType::F32,
     })
@@ -64,6 +84,8 @@ pub struct Bench<'a> {
     pub kv: KvFormat,
     /// Expert slots, for 36 experts.
     pub slots: usize,
+    /// A model of 36 experts, from a seed.
+    pub model: fn(u64) -> Model,
 }
 
 impl Bench<'_> {
@@ -128,7 +150,7 @@ fn alone(
 
 /// Two sequences alternate token by token, in an engine that initially has room for neither.
 pub fn interleaved(bench: &Bench<'_>, seed: u64) {
-    let (model, prompts, count) = (model(seed), prompts(seed), 20);
+    let (model, prompts, count) = ((bench.model)(seed), prompts(seed), 20);
     for options in [GREEDY, DRAWN] {
         let want = prompts.each_ref().map(|p| alone(bench, &model, options, p, count));
         let mut engine = bench.engine(&model, 8);
@@ -159,7 +181,7 @@ pub fn interleaved(bench: &Bench<'_>, seed: u64) {
 
 /// Rewinds by various numbers of tokens, within a block and across its boundary, and continues.
 pub fn rewound(bench: &Bench<'_>, seed: u64) {
-    let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
+    let (model, [prompt, _], count) = ((bench.model)(seed), prompts(seed), 30);
     for options in [GREEDY, DRAWN] {
         let want = alone(bench, &model, options, &prompt, count);
         let mut engine = bench.engine(&model, 8);
@@ -188,7 +210,7 @@ pub fn rewound(bench: &Bench<'_>, seed: u64) {
 /// A fork continues independently and leaves the original untouched. A snapshot restores the
 /// earlier state.
 pub fn forked(bench: &Bench<'_>, seed: u64) {
-    let (model, [prompt, _], count) = (model(seed), prompts(seed), 30);
+    let (model, [prompt, _], count) = ((bench.model)(seed), prompts(seed), 30);
     for options in [GREEDY, DRAWN] {
         let want = alone(bench, &model, options, &prompt, count);
         let mut engine = bench.engine(&model, 8);
@@ -233,7 +255,7 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
 
 /// Rows of several sequences in one step give what each sequence gives alone.
 pub fn stepped(bench: &Bench<'_>, seed: u64) {
-    let (model, prompts) = (model(seed), prompts(seed));
+    let (model, prompts) = ((bench.model)(seed), prompts(seed));
     let single = |tokens: &[u32]| {
         let mut engine = bench.engine(&model, CONTEXT);
         let mut one = sequence(GREEDY);
@@ -270,7 +292,7 @@ pub fn stepped(bench: &Bench<'_>, seed: u64) {
 /// is the one without; with a bias, the banned token never comes, and afterwards the device chooses
 /// again.
 pub fn hosted(bench: &Bench<'_>, seed: u64) {
-    let (model, [prompt, _]) = (model(seed), prompts(seed));
+    let (model, [prompt, _]) = ((bench.model)(seed), prompts(seed));
     let mut engine = bench.engine(&model, CONTEXT);
     let mut write = |sampler: SamplerOptions, extras: &Extras| {
         let extras = extras.clone();
@@ -305,10 +327,12 @@ pub fn hosted(bench: &Bench<'_>, seed: u64) {
     }
 }
 
-const ON_THE_CPU: [Bench<'static>; 3] = [
-    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36 },
-    Bench { device: &CpuDevice, kv: KvFormat::F32, slots: 36 },
-    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 10 },
+const ON_THE_CPU: [Bench<'static>; 5] = [
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36, model: attending },
+    Bench { device: &CpuDevice, kv: KvFormat::F32, slots: 36, model: attending },
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 10, model: attending },
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36, model: convolving },
+    Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 10, model: convolving },
 ];
 
 #[test]
@@ -338,7 +362,7 @@ fn what_the_host_chooses_is_what_the_device_would_but_for_what_was_asked() {
 
 #[test]
 fn what_the_budget_has_no_room_for_is_refused_and_what_there_was_goes_on() {
-    let model = model(1);
+    let model = attending(1);
     let load = |slots| {
         let options = LoadOptions { context: Some(8), batch: 32, slots, ..LoadOptions::default() };
         Engine::load(&model, &CpuDevice, &options).unwrap()
@@ -359,6 +383,37 @@ fn what_the_budget_has_no_room_for_is_refused_and_what_there_was_goes_on() {
     // The blocks of a dropped sequence go to another.
     drop(sequence);
     engine.prefill(&mut self::sequence(GREEDY), &[1; 60]).unwrap();
+}
+
+/// As before, for the states of a layer with a recurrence, of which each sequence has its own.
+#[test]
+fn a_sequence_too_many_for_the_states_is_refused_and_the_first_goes_on() {
+    let model = convolving(1);
+    let load = |slots| {
+        let options = LoadOptions { context: Some(200), batch: 32, slots, ..LoadOptions::default() };
+        Engine::load(&model, &CpuDevice, &options).unwrap()
+    };
+    let stats = load(SlotBudget::All).stats();
+    let mut engine = load(SlotBudget::Device(stats.trunk_bytes + stats.slot_bytes));
+    let mut first = sequence(GREEDY);
+    engine.prefill(&mut first, &[1; 20]).unwrap();
+    let mut fork = first.fork();
+    for other in [&mut sequence(GREEDY), &mut fork] {
+        let error = engine.prefill(other, &[1; 3]).unwrap_err();
+        assert!(matches!(error, SessionError::States { .. }), "{error}");
+        assert_eq!(error.label(), "budget");
+    }
+    assert_eq!(fork.len(), 20);
+    drop(fork);
+    engine.prefill(&mut first, &[1; 20]).unwrap();
+    // The place of a dropped sequence, or of one that forgot everything, goes to another.
+    first.clear();
+    engine.prefill(&mut sequence(GREEDY), &[1; 20]).unwrap();
+    let mut plenty = load(SlotBudget::All);
+    let mut all: Vec<Sequence> = (0..3).map(|_| sequence(GREEDY)).collect();
+    all.iter_mut().for_each(|text| drop(plenty.prefill(text, &[1; 20]).unwrap()));
+    let more = plenty.stats().trunk_bytes - stats.trunk_bytes;
+    assert!(more > 0 && more.is_multiple_of(2), "the states of two sequences: {more}");
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub enum Source {
     Transpose(Box<Source>),
     /// Rows in the order `[.., outer, inner]` are reordered to `[.., inner, outer]`.
     Permute { of: Box<Source>, outer: usize, inner: usize },
+    /// All rows of another source in one row.
+    Flat(Box<Source>),
     /// Each value plus one, as F32. For norms that are stored as the difference from 1.
     AddOne(Box<Source>),
     /// Each value times a factor, as F32.
@@ -70,6 +72,10 @@ impl Source {
         Self::Permute { of: Box::new(self), outer, inner }
     }
 
+    pub fn flat(self) -> Self {
+        Self::Flat(Box::new(self))
+    }
+
     pub fn add_one(self) -> Self {
         Self::AddOne(Box::new(self))
     }
@@ -90,6 +96,7 @@ impl Source {
             Self::Rows { of, .. }
             | Self::Cols { of, .. }
             | Self::Transpose(of)
+            | Self::Flat(of)
             | Self::Permute { of, .. }
             | Self::AddOne(of)
             | Self::Times(of, _) => of.names(own, each),

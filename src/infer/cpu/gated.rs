@@ -25,6 +25,7 @@ pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
 pub fn activate(x: f32, activation: Activation) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         // The tanh approximation (Hendrycks and Gimpel, 2016); the constant is sqrt(2 / pi).
         Activation::GeluTanh => {
             let inner = std::f32::consts::FRAC_2_SQRT_PI

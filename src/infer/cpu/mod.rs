@@ -11,6 +11,7 @@ pub mod attention;
 pub mod attention_coop;
 pub mod attention_tile;
 mod bandwidth;
+pub mod conv;
 pub mod copy;
 pub mod decode_aside;
 pub mod decode_attention;
@@ -26,6 +27,7 @@ pub mod decode_pack;
 pub mod decode_route;
 pub mod decode_seek;
 pub mod decode_unpack;
+pub mod delta;
 pub mod embed;
 pub mod expert_down;
 pub mod expert_down_coop;
@@ -39,6 +41,7 @@ pub mod gated;
 mod gemm;
 pub mod halve;
 pub mod halves;
+pub mod heads;
 pub(crate) mod k_dot;
 pub mod kv_write;
 pub(crate) mod lanes;
@@ -49,6 +52,7 @@ pub mod linear_tile;
 pub mod matrix;
 mod moe;
 pub mod pack;
+mod recurrent;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;
@@ -78,6 +82,7 @@ use kv_write::Cache;
 use linear::Product;
 use matrix::Matrix;
 use moe::{Pairs, SlotBytes};
+use recurrent::Recurrent;
 use rope::Angles;
 
 use super::backend::{
@@ -123,6 +128,7 @@ pub struct CpuBackend {
     buffers: Vec<Vec<f32>>,
     weights: Vec<Option<Weight>>,
     caches: Vec<Cache>,
+    recurrent: Recurrent,
     /// The blocks of the sequence that steps.
     blocks: Vec<u32>,
     /// Whether ropes have the form for long sequences.
@@ -151,6 +157,7 @@ impl CpuBackend {
             buffers: graph.buffers.iter().map(|b| vec![0.0; b.width * capacity.batch]).collect(),
             weights: graph.weights.iter().map(|_| None).collect(),
             caches: graph.kv.iter().map(cache).collect(),
+            recurrent: Recurrent::new(&graph),
             blocks: (0..count as u32).collect(),
             stretched: false,
             clamped: 0,
@@ -335,6 +342,35 @@ impl CpuBackend {
                     Ok(())
                 })
             }
+            Op::Conv { state, x, filter, out, form } => {
+                let mut states = mem::take(&mut self.recurrent);
+                let done = self.with_out(out, |this, out| {
+                    let filter = &this.weight(filter)?.vector;
+                    let (before, after) = states.step(state, this.position, this.tokens.len());
+                    conv::conv(this.rows(x), filter, form, before, after, this.graph.width(x), out);
+                    Ok(())
+                });
+                self.recurrent = states;
+                done
+            }
+            Op::Delta { state, x, gates, decays, shifts, out, ref shape } => {
+                let mut states = mem::take(&mut self.recurrent);
+                let done = self.with_out(out, |this, out| {
+                    let (decays, shifts) = (this.weight(decays)?, this.weight(shifts)?);
+                    let weights = (&decays.vector[..], &shifts.vector[..]);
+                    let (before, after) = states.step(state, this.position, this.tokens.len());
+                    after.copy_from_slice(&before);
+                    delta::delta(this.rows(x), this.rows(gates), weights, shape, after, out);
+                    Ok(())
+                });
+                self.recurrent = states;
+                done
+            }
+            Op::Heads { x, from, out, to, heads, width } => self.with_out(out, |this, rows| {
+                let widths = (this.graph.width(x), this.graph.width(out));
+                heads::heads((this.rows(x), from), (rows, to), widths, heads, width);
+                Ok(())
+            }),
             Op::Gated { gate, up, out, activation } => {
                 // Works in place on a copy of the gate in `out`. If `out` is `up`, `up` is copied
                 // first.
@@ -343,7 +379,8 @@ impl CpuBackend {
                     if out != gate {
                         rows.copy_from_slice(this.rows(gate));
                     }
-                    gated::gated(rows, up_rows.as_deref().unwrap_or(this.rows(up)), activation);
+                    let up = up_rows.as_deref().unwrap_or_else(|| this.rows(up));
+                    gated::gated(rows, up, activation);
                     Ok(())
                 })
             }
@@ -432,7 +469,7 @@ impl Backend for CpuBackend {
     fn fixed_bytes(&self) -> u64 {
         let buffers: usize = self.buffers.iter().map(Vec::len).sum();
         let caches: usize = self.caches.iter().map(|cache| cache.k.len() + cache.v.len()).sum();
-        ((buffers + caches) * size_of::<f32>()) as u64
+        ((buffers + caches) * size_of::<f32>()) as u64 + self.recurrent.bytes()
     }
 
     fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
@@ -481,6 +518,24 @@ impl Backend for CpuBackend {
     fn set_stretched(&mut self, long: bool) -> Result<()> {
         self.stretched = long;
         Ok(())
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.recurrent.slot_bytes()
+    }
+
+    fn grow_states(&mut self, count: usize) -> Result<()> {
+        self.recurrent.grow(count);
+        Ok(())
+    }
+
+    fn copy_state(&mut self, copy: BlockCopy) -> Result<()> {
+        self.recurrent.copy(copy.from as usize, copy.to as usize);
+        Ok(())
+    }
+
+    fn set_state(&mut self, slot: u32) {
+        self.recurrent.slot = slot as usize;
     }
 
     fn clamped(&self) -> u64 {

@@ -29,6 +29,9 @@ pub fn route(
                 keys.extend(logits.iter().zip(bias).map(key));
             }
         }
+        if let Scoring::Grouped { groups, kept, .. } = scoring {
+            limit(&mut keys, groups as usize, kept as usize);
+        }
         order.clear();
         order.extend(0..experts as u32);
         let better =
@@ -39,6 +42,25 @@ pub fn route(
         order[..top_k].sort_unstable_by(better);
         ids.copy_from_slice(&order[..top_k]);
         weigh(logits, scoring, ids, weights);
+    }
+}
+
+/// Sets the keys of all but the `kept` best of `groups` groups of neighbours to 0. A group is as good
+/// as the sum of its two best keys; of equals, the first is better.
+fn limit(keys: &mut [f32], groups: usize, kept: usize) {
+    let each = keys.len() / groups;
+    let sum = |keys: &[f32]| {
+        let mut best = [f32::NEG_INFINITY; 2];
+        for key in keys {
+            best = [best[0].max(*key), best[1].max(best[0].min(*key))];
+        }
+        best[0] + best[1]
+    };
+    let sums: Vec<f32> = keys.chunks_exact(each).map(sum).collect();
+    let mut order: Vec<usize> = (0..groups).collect();
+    order.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]).then(a.cmp(b)));
+    for group in &order[kept..] {
+        keys[group * each..][..each].fill(0.0);
     }
 }
 
@@ -53,8 +75,10 @@ fn weigh(logits: &[f32], scoring: Scoring, ids: &[u32], weights: &mut [f32]) {
         Scoring::Softmax { renormalise: true } => (chosen, 1.0),
         Scoring::Softmax { renormalise: false } => (score.total, 1.0),
         // Transformers adds the same to the sum.
-        Scoring::Sigmoid { renormalise: true, scale } => (chosen + 1e-20, scale),
-        Scoring::Sigmoid { renormalise: false, scale } => (1.0, scale),
+        Scoring::Sigmoid { renormalise: true, scale }
+        | Scoring::Grouped { renormalise: true, scale, .. } => (chosen + 1e-20, scale),
+        Scoring::Sigmoid { renormalise: false, scale }
+        | Scoring::Grouped { renormalise: false, scale, .. } => (1.0, scale),
     };
     let sum = if logits.iter().all(|logit| logit.is_finite()) { sum } else { f32::NAN };
     weights.iter_mut().for_each(|weight| *weight = *weight / sum * scale);
@@ -71,7 +95,7 @@ struct Score {
 impl Score {
     fn new(logits: &[f32], scoring: Scoring) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sigmoid = matches!(scoring, Scoring::Sigmoid { .. });
+        let sigmoid = !matches!(scoring, Scoring::Softmax { .. });
         let mut score = Self { sigmoid, max, total: 1.0 };
         if !sigmoid {
             score.total = logits.iter().map(|logit| score.of(rank(*logit))).sum();
@@ -113,6 +137,30 @@ mod tests {
         );
         assert_eq!(ids[..2], [0, 2]);
         assert!(weights[..2].iter().all(|weight| weight.is_nan()));
+    }
+
+    #[test]
+    fn only_the_best_groups_are_chosen_from() {
+        let logit = |score: f32| (score / (1.0 - score)).ln();
+        // Sums of the two best, with the bias: 1.1, 1.3, 0.9, 1.15.
+        let scores = [0.9, 0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.1, 0.0001, 0.3, 0.3, 0.4];
+        let bias = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.45];
+        let logits = scores.map(logit);
+        let chosen = |groups, kept, top_k| {
+            let (mut ids, mut weights) = (vec![9; top_k], vec![0.0; top_k]);
+            let scoring = Scoring::Grouped { renormalise: false, scale: 1.0, groups, kept };
+            route(&logits, Some(&bias), 12, scoring, &mut ids, &mut weights, top_k);
+            for (id, weight) in ids.iter().zip(weights) {
+                assert!((weight - scores[*id as usize]).abs() < 1e-5);
+            }
+            ids
+        };
+        assert_eq!(chosen(4, 2, 2), [11, 5]);
+        assert_eq!(chosen(4, 1, 3), [5, 4, 3]);
+        assert_eq!(chosen(4, 4, 3), [0, 11, 6]);
+        // What is left when all of the best group are chosen scores 0, in order of its number.
+        assert_eq!(chosen(4, 1, 4), [5, 4, 3, 0]);
+        assert_eq!(chosen(2, 1, 2), [11, 6]);
     }
 
     #[test]

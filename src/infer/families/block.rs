@@ -15,9 +15,13 @@ use crate::graph::{
 use crate::source::{Source, Take};
 
 mod encoder;
+mod latent;
+mod recurrent;
 mod ungated;
 
 pub use encoder::EncoderLayer;
+pub use latent::Latent;
+pub use recurrent::DeltaNet;
 pub use ungated::Ungated;
 
 /// A decoder under construction.
@@ -33,6 +37,8 @@ pub struct Builder {
     has_layer_norms: bool,
     /// The module that may contain an encoder, whose weights have names of their own.
     root: Option<&'static str>,
+    /// The module of the norm before the logits.
+    last_norm: &'static str,
 }
 
 /// Grouped-query attention in one layer.
@@ -63,6 +69,11 @@ pub struct Attention {
     /// The module whose rows are the projections of queries, keys and values, in this order. `None`
     /// if each has its own module.
     pub packed: Option<&'static str>,
+    /// Whether the projection of queries also has a gate of each head, behind its query, whose sigmoid
+    /// multiplies the output. Needs modules of their own and no biases.
+    pub gated: bool,
+    /// The modules of the norms of queries and keys, and of the output projection.
+    pub names: [&'static str; 3],
 }
 
 impl Attention {
@@ -83,6 +94,8 @@ impl Attention {
             norm: QueryKeyNorm::None,
             interleaved: false,
             packed: None,
+            gated: false,
+            names: ["self_attn.q_norm", "self_attn.k_norm", "self_attn.o_proj"],
         }
     }
 }
@@ -109,6 +122,8 @@ pub struct FeedForward {
     pub bias: bool,
     /// How gate and up are stored.
     pub packed: Packed,
+    /// The names of gate, up and down.
+    pub names: [&'static str; 3],
 }
 
 impl Experts {
@@ -151,7 +166,8 @@ impl Shared {
 impl FeedForward {
     /// Without biases, with gate and up in separate modules.
     pub const fn plain(width: usize, activation: Activation) -> Self {
-        Self { module: "mlp", width, activation, bias: false, packed: Packed::Apart }
+        let (packed, names) = (Packed::Apart, ["gate_proj", "up_proj", "down_proj"]);
+        Self { module: "mlp", width, activation, bias: false, packed, names }
     }
 }
 
@@ -220,12 +236,19 @@ impl Builder {
             has_offset_norms: false,
             has_layer_norms: false,
             root: None,
+            last_norm: "norm",
         }
     }
 
     /// The checkpoint's norms are all stored as the difference from 1 (Gemma).
     pub const fn offset_norms(mut self) -> Self {
         self.has_offset_norms = true;
+        self
+    }
+
+    /// The norm before the logits has another name than `norm`.
+    pub const fn last_norm(mut self, name: &'static str) -> Self {
+        self.last_norm = name;
         self
     }
 
@@ -350,8 +373,8 @@ impl Builder {
                 weight.source = std::mem::take(&mut weight.source).permute(head_dim / 2, 2);
             }
         }
-        for (x, norm, heads) in [(q, "self_attn.q_norm", heads), (k, "self_attn.k_norm", kv_heads)]
-        {
+        let [q_norm, k_norm, back] = of.names;
+        for (x, norm, heads) in [(q, q_norm, heads), (k, k_norm, kv_heads)] {
             let normed = match of.norm {
                 QueryKeyNorm::None => None,
                 QueryKeyNorm::Heads(eps) => Some((head_dim, eps)),
@@ -370,9 +393,12 @@ impl Builder {
         self.graph.ops.push(Op::KvWrite { kv, k, v });
         let out = self.buffer("attended", q_width);
         self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap, causal });
+        if of.gated {
+            self.gate_heads(x, out, heads, head_dim);
+        }
         let delta = self.buffer("delta", self.graph.width(x));
         let role = WeightRole::AttentionOutput;
-        let back = Module { name: "self_attn.o_proj", role, bias: of.out_bias, part: None };
+        let back = Module { name: back, role, bias: of.out_bias, part: None };
         self.linear(out, delta, &back);
         delta
     }
@@ -389,14 +415,14 @@ impl Builder {
             }
         };
         for (number, out, name, role) in
-            [(0, gate, "gate_proj", WeightRole::Gate), (1, up, "up_proj", WeightRole::Up)]
+            [(0, gate, of.names[0], WeightRole::Gate), (1, up, of.names[1], WeightRole::Up)]
         {
             let name = &format!("{}.{name}", of.module);
             self.linear(x, out, &Module { name, role, bias, part: half(number) });
         }
         self.graph.ops.push(Op::Gated { gate, up, out: gate, activation: of.activation });
         let delta = self.buffer("delta", self.graph.width(x));
-        let name = &format!("{}.down_proj", of.module);
+        let name = &format!("{}.{}", of.module, of.names[2]);
         self.linear(gate, delta, &Module { name, role: WeightRole::Down, bias, part: None });
         delta
     }
@@ -469,7 +495,7 @@ impl Builder {
         softcap: Option<f32>,
     ) -> Described {
         self.layer = None;
-        let normed = self.norm(x, "norm", eps);
+        let normed = self.norm(x, self.last_norm, eps);
         if factor != 1.0
             && let Some(norm) = self.graph.weights.last_mut()
         {

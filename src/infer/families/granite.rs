@@ -4,7 +4,7 @@
 //! `x / residual_multiplier`: the embeddings are divided by it and the norms' epsilons by its
 //! square, which changes no norm's result. `logits_scaling` divides the final norm's vector.
 
-use super::block::{Attention, Builder, Experts, FeedForward, Packed};
+use super::block::{Attention, Builder, Experts, FeedForward};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family};
@@ -28,13 +28,9 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let eps = (config.positive("rms_norm_eps", 1e-6)? / (residual * residual)) as f32;
     let scale = multiplier("attention_multiplier")? as f32;
     let experts = with_experts.then(|| experts(config)).transpose()?;
-    let feed_forward = FeedForward {
-        module: "mlp",
-        width: config.intermediate()?,
-        activation: config.activation()?,
-        bias: !with_experts && config.flag("mlp_bias", false)?,
-        packed: Packed::Apart,
-    };
+    let bias = !with_experts && config.flag("mlp_bias", false)?;
+    let plain = FeedForward::plain(config.intermediate()?, config.activation()?);
+    let feed_forward = FeedForward { bias, ..plain };
     let embedding = multiplier("embedding_multiplier")? / residual;
     let logits = multiplier("logits_scaling")?.recip();
     let tied = config.flag("tie_word_embeddings", false)?;

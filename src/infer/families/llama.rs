@@ -2,7 +2,7 @@
 //!
 //! A dense pre-norm decoder. `attention_bias` and `mlp_bias` are supported.
 
-use super::block::{Attention, Builder, FeedForward, Packed};
+use super::block::{Attention, Builder, FeedForward};
 use super::config::{Config, FamilyError, HeadDim};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -25,13 +25,8 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     // Mistral's layers have no biases, and its config class has no such keys.
     let bias = |key| if mistral { Ok(false) } else { config.flag(key, false) };
     let attention_bias = bias("attention_bias")?;
-    let feed_forward = FeedForward {
-        module: "mlp",
-        width: config.intermediate()?,
-        activation: config.activation()?,
-        bias: bias("mlp_bias")?,
-        packed: Packed::Apart,
-    };
+    let plain = FeedForward::plain(config.intermediate()?, config.activation()?);
+    let feed_forward = FeedForward { bias: bias("mlp_bias")?, ..plain };
     let windows = match mistral {
         false => vec![None; shape.layers],
         true => {

@@ -28,11 +28,13 @@ macro_rules! families {
 
 families! {
     bert,
+    deepseek,
     ernie4_5_moe,
     gemma2,
     gemma3,
     glm4_moe,
     granite,
+    lfm2,
     llama,
     minimax_m2,
     mixtral,
@@ -44,6 +46,7 @@ families! {
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    qwen3_next,
     smollm3,
     starcoder2,
 }

@@ -346,6 +346,8 @@ impl<'a> Keys<'a> {
                 want: "more than 1, for yarn".into(),
             });
         }
+        // The positions of a text are the same on all axes.
+        self.read.borrow_mut().extend(["mrope_section", "mrope_interleaved"]);
         let read = self.read.borrow();
         let left =
             |(key, value): &(&String, &Value)| !value.is_null() && !read.contains(key.as_str());

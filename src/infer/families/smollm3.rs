@@ -1,6 +1,6 @@
 //! SmolLM3: a dense decoder in which some layers have no rotary embedding.
 
-use super::block::{Attention, Builder, FeedForward, Packed};
+use super::block::{Attention, Builder, FeedForward};
 use super::config::{COUNT_MAX, Config, FamilyError, HeadDim, bad};
 use super::rope::RopeSpec;
 use super::{Described, Family, windows};
@@ -28,13 +28,8 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     };
     config.skip(&["layer_types"]);
     let bias = config.flag("attention_bias", false)?;
-    let feed_forward = FeedForward {
-        module: "mlp",
-        width: config.intermediate()?,
-        activation: config.activation()?,
-        bias: config.flag("mlp_bias", false)?,
-        packed: Packed::Apart,
-    };
+    let plain = FeedForward::plain(config.intermediate()?, config.activation()?);
+    let feed_forward = FeedForward { bias: config.flag("mlp_bias", false)?, ..plain };
     let tied = config.flag("tie_word_embeddings", true)?;
 
     let mut d = Builder::new(&shape);

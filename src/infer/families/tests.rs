@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Described, FamilyError, RopeScaling, RopeSpec, name, read};
-use crate::graph::{Activation, Graph, Kv, Op, Rope, Scoring, WeightRole};
+use crate::graph::{Activation, ConvForm, Graph, Kv, Op, Rope, Scoring, WeightRole};
 use crate::source::Source;
 
 fn llama() -> Value {
@@ -82,6 +82,22 @@ fn well_formed(graph: &Graph) {
             Op::Attention { kv, q, out, heads, .. } => {
                 assert_eq!([width(q), width(out)], [heads * graph.kv_spec(kv).head_dim; 2]);
                 assert_eq!(heads % graph.kv_spec(kv).kv_heads, 0);
+            }
+            Op::Conv { state, x, filter, out, form } => {
+                let parts = if form == ConvForm::Gated { 3 } else { 1 };
+                assert_eq!(width(x), parts * width(out));
+                assert_eq!(shape(filter), (1, graph.state_spec(state).width + width(out)));
+            }
+            Op::Delta { state, x, gates, decays, shifts, out, shape: of } => {
+                assert_eq!([width(x), width(gates)], [of.x_width(), 2 * of.heads]);
+                assert_eq!(width(out), of.heads * of.value_dim);
+                assert_eq!([shape(decays), shape(shifts)], [(1, of.heads); 2]);
+                assert_eq!(graph.state_spec(state).width, of.state_width());
+            }
+            Op::Heads { x, from, out, to, heads, width: copied } => {
+                for (of, buf) in [(from, x), (to, out)] {
+                    assert!(of.start + (heads - 1) * of.stride + copied <= width(buf));
+                }
             }
             Op::Gated { gate, up, out, .. } => {
                 assert_eq!([width(up), width(out)], [width(gate); 2])

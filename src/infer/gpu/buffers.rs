@@ -11,10 +11,12 @@ use super::device::GpuDevice;
 use super::lower::Place;
 use super::params::Step;
 use super::readback::Readback;
+use super::recurrent::Recurrent;
 use super::repack::UNIT;
 use crate::backend::{BackendError, Capacity, KvFormat, Result};
 use crate::graph::{Buf, Graph, KvId, Moe, MoeId, Rope, RopeId};
 use crate::kv::{self, BLOCK};
+use crate::recurrent::RING;
 
 /// Pairs of one tile, shared/pairs.wgsl.
 pub(super) const PAIR_TILE: usize = 64;
@@ -58,6 +60,8 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
             };
             words.checked_mul(kv::blocks(context))?.checked_mul(BLOCK)
         }
+        Place::Recurrent(state) => graph.state_spec(state).width.checked_mul(RING),
+        Place::RecurrentSlot => Some(4),
         // One word before for the count, and two words behind that kernels may read
         // (kernels/shared/blocks.wgsl).
         Place::BlockTable => Some(kv::blocks(graph.context_max.max(context)) + 3),
@@ -118,6 +122,7 @@ pub(super) struct Buffers {
     pub tokens: wgpu::Buffer,
     activations: Vec<wgpu::Buffer>,
     kv: Vec<KvCache>,
+    pub recurrent: Recurrent,
     /// How many elements were clamped in the caches, and the blocks of the sequence that steps.
     pub blocks: wgpu::Buffer,
     /// (cos, sin) by position and pair, in the form that is in use.
@@ -176,6 +181,7 @@ impl Buffers {
                 })
             })
             .collect::<Result<_>>()?;
+        let recurrent = Recurrent::new(device, graph)?;
         let (mut ropes, mut forms) = (Vec::new(), Vec::new());
         for (i, rope) in (0..).zip(&graph.ropes) {
             let what = format!("rope table for {context} positions");
@@ -236,7 +242,8 @@ impl Buffers {
             logits,
             logit_rows,
             empty: make("no bias", size(Place::Empty), STORAGE)?,
-            bytes: total,
+            bytes: total + recurrent.bytes(),
+            recurrent,
         })
     }
 

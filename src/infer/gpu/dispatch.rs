@@ -41,6 +41,11 @@ impl Grid {
         Self::Tiles { per_row: 1, tile, spare: 0, y }
     }
 
+    /// So many workgroups, whatever the number of rows.
+    pub const fn fixed(count: u32) -> Self {
+        Self::Tiles { per_row: 0, tile: 1, spare: count, y: 1 }
+    }
+
     /// Workgroups in x and y for this many rows. `None` if there are more than `most` in one of
     /// them, or the items cannot be numbered by u32.
     fn workgroups(self, rows: u32, most: u32) -> Option<(u32, u32)> {

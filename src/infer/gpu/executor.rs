@@ -403,6 +403,26 @@ impl Backend for GpuBackend {
         blocks.clone_into(&mut self.blocks);
     }
 
+    fn state_bytes(&self) -> u64 {
+        self.buffers.recurrent.slot_bytes(&self.graph)
+    }
+
+    fn grow_states(&mut self, count: usize) -> Result<()> {
+        self.plan = None;
+        let before = self.buffers.recurrent.bytes();
+        let grown = self.buffers.recurrent.grow(&self.device, &self.graph, count);
+        self.buffers.bytes = self.buffers.bytes - before + self.buffers.recurrent.bytes();
+        grown
+    }
+
+    fn copy_state(&mut self, copy: BlockCopy) -> Result<()> {
+        self.buffers.recurrent.copy(&self.device, &self.graph, copy)
+    }
+
+    fn set_state(&mut self, slot: u32) {
+        self.buffers.recurrent.set(&self.device, slot);
+    }
+
     fn clamped(&self) -> u64 {
         self.clamped
     }

@@ -18,7 +18,9 @@ use super::params::{self, Params};
 use super::pipelines::Reduction;
 use super::weights::{RowRangeShape, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
-use crate::graph::{Activation, Buf, Graph, KvId, MoeId, Op, RopeId, Scoring, WeightId};
+use crate::graph::{
+    Activation, Buf, Graph, Heads, KvId, MoeId, Op, RopeId, Scoring, StateId, WeightId,
+};
 use doppler_store::DType;
 
 /// The widest head that the attention kernel supports.
@@ -32,6 +34,10 @@ pub(super) enum Place {
     Activation(Buf),
     Keys(KvId),
     Values(KvId),
+    /// A layer's recurrent states, of each sequence the last few.
+    Recurrent(StateId),
+    /// Which of the sequences steps.
+    RecurrentSlot,
     /// How many elements were clamped in the caches, and the blocks of the sequence that steps.
     BlockTable,
     /// A rope's table.
@@ -271,6 +277,29 @@ impl<'a> Lower<'a> {
                 single.when = 1..=from - 1;
                 return Ok(vec![single, many]);
             }
+            Op::Conv { state, x, filter, out, form } => {
+                self.conv(op, state, (x, filter, out), form)?
+            }
+            Op::Delta { .. } => self.delta(op)?,
+            Op::Heads { x, from, out, to, heads, width } => {
+                let fits = |of: Heads, buf| {
+                    heads > 0 && of.start + (heads - 1) * of.stride + width <= self.width(buf)
+                };
+                expect(x != out && width > 0 && fits(from, x) && fits(to, out), op)?;
+                expect(to.stride >= width || heads == 1, op)?;
+                let params = params::Heads {
+                    heads: word(heads)?,
+                    width: word(width)?,
+                    source_row: word(stride(self.width(x)))?,
+                    result_row: word(stride(self.width(out)))?,
+                    source_start: word(from.start)?,
+                    source_stride: word(from.stride)?,
+                    result_start: word(to.start)?,
+                    result_stride: word(to.stride)?,
+                };
+                let storage = [x, out].map(Place::Activation);
+                recipe("heads", &params, &storage, Rows::Tokens, (heads * width, 64))
+            }
             Op::Gated { gate, up, out, activation } => self.gated(op, gate, up, out, activation)?,
             Op::Add { x, y } => {
                 let quads = stride(self.width(x)) / 4;
@@ -303,7 +332,10 @@ impl<'a> Lower<'a> {
                     sigmoid: scoring.sigmoid,
                     biased: u32::from(bias.is_some()),
                     scale: scoring.scale,
+                    groups: scoring.groups,
+                    kept: scoring.kept,
                 };
+                expect(scoring.holds(experts, bias), op)?;
                 let logits = Place::Activation(logits);
                 let storage = [logits, Place::Ids(moe), Place::RoutingWeights(moe), biases];
                 let route = recipe("route", &params, &storage, Rows::Tokens, (1, 64));
@@ -581,18 +613,38 @@ pub(super) struct ScoringWords {
     pub renormalise: u32,
     pub sigmoid: u32,
     pub scale: f32,
+    /// 1 without groups.
+    pub groups: u32,
+    pub kept: u32,
 }
+
+/// The most groups of experts (kernels/shared/groups.wgsl).
+const GROUPS_MAX: u32 = 32;
 
 impl ScoringWords {
     pub const fn of(scoring: Scoring) -> Self {
-        match scoring {
-            Scoring::Softmax { renormalise } => {
-                Self { renormalise: renormalise as u32, sigmoid: 0, scale: 1.0 }
-            }
-            Scoring::Sigmoid { renormalise, scale } => {
-                Self { renormalise: renormalise as u32, sigmoid: 1, scale }
-            }
-        }
+        let (sigmoid, scale, groups, kept) = match scoring {
+            Scoring::Softmax { .. } => (0, 1.0, 1, 1),
+            Scoring::Sigmoid { scale, .. } => (1, scale, 1, 1),
+            Scoring::Grouped { scale, groups, kept, .. } => (1, scale, groups, kept),
+        };
+        let renormalise = match scoring {
+            Scoring::Softmax { renormalise }
+            | Scoring::Sigmoid { renormalise, .. }
+            | Scoring::Grouped { renormalise, .. } => renormalise as u32,
+        };
+        Self { renormalise, sigmoid, scale, groups, kept }
+    }
+
+    /// Whether the kernels can choose among so many experts in these groups. Groups need a bias.
+    pub fn holds(&self, experts: usize, bias: Option<WeightId>) -> bool {
+        let Self { groups, kept, .. } = *self;
+        groups == 1
+            || bias.is_some()
+                && (1..=groups).contains(&kept)
+                && groups <= GROUPS_MAX
+                && experts.is_multiple_of(groups as usize)
+                && experts / groups as usize > 1
     }
 }
 
@@ -603,6 +655,7 @@ pub(super) const fn activation_code(activation: Activation) -> u32 {
         Activation::Gelu => 2,
         Activation::SquaredRelu => 3,
         Activation::Tanh => 4,
+        Activation::Sigmoid => 5,
     }
 }
 
@@ -648,6 +701,9 @@ const fn name(op: &Op) -> &'static str {
         Op::Rope { .. } => "a rotary position embedding",
         Op::KvWrite { .. } => "a write to the attention cache",
         Op::Attention { .. } => "attention",
+        Op::Conv { .. } => "a short convolution",
+        Op::Delta { .. } => "a delta net",
+        Op::Heads { .. } => "a copy of parts of heads",
         Op::Gated { .. } => "a gated activation",
         Op::Add { .. } => "a sum",
         Op::AddGated { .. } => "a gated sum",

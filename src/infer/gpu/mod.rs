@@ -25,6 +25,7 @@ mod pipelines;
 mod plan;
 mod program;
 mod readback;
+mod recurrent;
 mod repack;
 mod sample;
 mod spill;

@@ -206,6 +206,8 @@ impl Parts<'_> {
             Place::Activation(buf) => buffers.activation(buf),
             Place::Keys(kv) => &buffers.kv(kv).keys,
             Place::Values(kv) => &buffers.kv(kv).values,
+            Place::Recurrent(state) => buffers.recurrent.of(state),
+            Place::RecurrentSlot => buffers.recurrent.slot(),
             Place::BlockTable => &buffers.blocks,
             Place::RopeTable(rope) => buffers.rope(rope),
             Place::Ids(moe) => &buffers.routing(moe).ids,

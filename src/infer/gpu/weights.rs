@@ -135,6 +135,12 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     let mut vector = vec![false; graph.weights.len()];
     for op in &graph.ops {
         match op {
+            Op::Conv { filter, .. } => vector[filter.0 as usize] = true,
+            Op::Delta { decays, shifts, .. } => {
+                for id in [decays, shifts] {
+                    vector[id.0 as usize] = true;
+                }
+            }
             Op::RmsNorm { weight, .. } => vector[weight.0 as usize] = true,
             Op::LayerNorm { weight, bias, .. } => {
                 vector[weight.0 as usize] = true;

@@ -265,6 +265,7 @@ const fn role(role: WeightRole) -> Role {
         | WeightRole::Key
         | WeightRole::Value
         | WeightRole::AttentionOutput
+        | WeightRole::Projection
         | WeightRole::Gate
         | WeightRole::Up
         | WeightRole::Down => Role::Matmul,
@@ -282,7 +283,9 @@ const fn kind(role: WeightRole, tied: bool) -> Kind {
         WeightRole::Value => Kind::AttentionValue,
         WeightRole::AttentionOutput => Kind::AttentionOutput,
         WeightRole::Down => Kind::FeedForwardDown,
-        WeightRole::Query | WeightRole::Gate | WeightRole::Up => Kind::Matrix,
+        WeightRole::Query | WeightRole::Gate | WeightRole::Up | WeightRole::Projection => {
+            Kind::Matrix
+        }
         WeightRole::Norm | WeightRole::Bias | WeightRole::Router | WeightRole::Other => Kind::Kept,
     }
 }

@@ -52,6 +52,8 @@ pub fn inference(model: &Described) -> Value {
         _ => None,
     });
     let dense = ops().find_map(|op| match op {
+        // The sigmoid gates the output of an attention.
+        Op::Gated { activation: Activation::Sigmoid, .. } => None,
         Op::Gated { activation, .. } | Op::Activate { activation, .. } => Some(*activation),
         _ => None,
     });
@@ -85,7 +87,7 @@ pub fn inference(model: &Described) -> Value {
                 Some(Activation::GeluTanh | Activation::Gelu) => "gelu",
                 Some(Activation::SquaredRelu) => "relu2",
                 Some(Activation::Tanh) => "tanh",
-                Some(Activation::Silu) | None => "silu",
+                Some(Activation::Silu | Activation::Sigmoid) | None => "silu",
             },
             "gatedActivation": gated,
         },

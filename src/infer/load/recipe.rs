@@ -34,6 +34,8 @@ enum Node {
     Transpose(Box<Resolved>),
     /// The source, outer and inner.
     Permute(Box<Resolved>, u64, u64),
+    /// Whole rows one after another, in one row.
+    Flat(Box<Resolved>),
     AddOne(Box<Resolved>),
     Times(Box<Resolved>, f32),
 }
@@ -83,6 +85,7 @@ impl Resolved {
             | Node::Cols(of, _)
             | Node::Transpose(of)
             | Node::Permute(of, ..)
+            | Node::Flat(of)
             | Node::AddOne(of)
             | Node::Times(of, _) => of.names(each),
         }
@@ -140,6 +143,8 @@ impl Resolved {
                 }
                 Ok(())
             }
+            // The only row.
+            Node::Flat(of) => of.read(checkpoint, 0, out),
             Node::AddOne(of) => self.computed(checkpoint, of, first, out, |value| value + 1.0),
             Node::Times(of, factor) => {
                 self.computed(checkpoint, of, first, out, |value| value * factor)
@@ -266,6 +271,14 @@ impl Resolver<'_> {
                 }
                 Ok(Resolved { node: Node::Permute(Box::new(of), outer, inner), rows, cols, dtype })
             }
+            Source::Flat(of) => {
+                let of = self.resolve(of)?;
+                let (cols, dtype) = (of.rows * of.cols, of.dtype);
+                if !of.cols.is_multiple_of(dtype.block_len() as u64) {
+                    return Err(self.fail(format!("rows of {dtype} cannot be joined")));
+                }
+                Ok(Resolved { node: Node::Flat(Box::new(of)), rows: 1, cols, dtype })
+            }
             Source::AddOne(of) => {
                 let of = self.resolve(of)?;
                 let (rows, cols) = (of.rows, of.cols);
@@ -313,6 +326,7 @@ impl Resolver<'_> {
             | Source::Cols { of, .. }
             | Source::Transpose(of)
             | Source::Permute { of, .. }
+            | Source::Flat(of)
             | Source::AddOne(of)
             | Source::Times(of, _) => self.is_there(of),
         }

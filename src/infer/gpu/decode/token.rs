@@ -201,7 +201,7 @@ impl Fuse<'_> {
         let reads: Vec<Value> = op.reads().map(plain).collect();
         let writes: Vec<Value> = op.writes().map(plain).into_iter().collect();
         let mut group = Rewritten::new(1, recipes, &reads, &writes);
-        group.flow.lasts = matches!(op, Op::KvWrite { .. });
+        group.flow.lasts = op.lasts();
         Ok(Some(group))
     }
 }

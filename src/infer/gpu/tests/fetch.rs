@@ -38,7 +38,10 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let renormalise = random.below(2) == 1;
         let mut logits = random.floats(experts);
         let biased = random.below(2) == 1;
-        if biased {
+        let groups = 2 + random.below(6);
+        let grouped = biased && experts.is_multiple_of(groups) && experts / groups > 1;
+        // Sums of two of them would tie but for rounding.
+        if biased && !grouped {
             // Far enough apart that rounding does not change the order.
             logits.iter_mut().for_each(|logit| *logit = (*logit * 16.0).round() / 16.0);
         }
@@ -49,7 +52,12 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         }
         let takes = taker != position + 2;
         let places = Places { slots: &slots, spill: &spill, free: &free, taken, takes };
+        let kept = 1 + random.below(groups);
         let scoring = match random.below(2) {
+            _ if grouped => {
+                let (groups, kept) = (groups as u32, kept as u32);
+                Scoring::Grouped { renormalise, scale: 2.5, groups, kept }
+            }
             0 => Scoring::Softmax { renormalise },
             _ => Scoring::Sigmoid { renormalise, scale: 2.5 },
         };
@@ -76,9 +84,11 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             free_at,
             taker_at: 30,
             taken_at: 31,
-            sigmoid: u32::from(matches!(scoring, Scoring::Sigmoid { .. })),
+            sigmoid: u32::from(!matches!(scoring, Scoring::Softmax { .. })),
             biased: u32::from(biased),
-            scale: if matches!(scoring, Scoring::Sigmoid { .. }) { 2.5 } else { 1.0 },
+            scale: if matches!(scoring, Scoring::Softmax { .. }) { 1.0 } else { 2.5 },
+            groups: if grouped { groups as u32 } else { 1 },
+            kept: kept as u32,
         };
         let buffers = [
             logits.iter().map(|l| l.to_bits()).collect(),

@@ -15,6 +15,7 @@ mod kernels;
 mod limits;
 mod models;
 mod odd;
+mod recurrent;
 mod sample;
 mod softcap;
 mod token;

@@ -13,7 +13,8 @@ use crate::gpu::Reduction;
 use crate::load::{Quantization, SHARD_BYTES_DEFAULT};
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerOptions};
-use crate::sequence_tests::{Bench, forked, hosted, interleaved, rewound, stepped};
+use crate::sequence_tests::{Bench, attending, convolving};
+use crate::sequence_tests::{forked, hosted, interleaved, rewound, stepped};
 use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing::{self, Wanted, checkpoint};
@@ -289,7 +290,7 @@ fn fused_tokens_of_a_qwen3_moe_agree_with_the_cpu_and_are_chosen_ahead() {
 fn sequences_of_one_engine_are_what_each_is_alone() {
     for (reduction, kv) in [(Reduction::Lane, KvFormat::F32), (Reduction::Group, KvFormat::F16)] {
         let Some(device) = device(reduction) else { return };
-        let paged = Bench { device: &device, kv, slots: 10 };
+        let paged = Bench { device: &device, kv, slots: 10, model: attending };
         interleaved(&paged, rand::random());
         hosted(&paged, rand::random());
         stepped(&paged, rand::random());
@@ -298,6 +299,26 @@ fn sequences_of_one_engine_are_what_each_is_alone() {
             interleaved(&whole, rand::random());
             rewound(&whole, rand::random());
             forked(&whole, rand::random());
+        }
+    }
+}
+
+/// The same where layers pass a state from token to token.
+#[test]
+fn sequences_with_recurrent_states_are_what_each_is_alone() {
+    for (reduction, kv) in [(Reduction::Lane, KvFormat::F32), (Reduction::Group, KvFormat::F16)] {
+        let Some(device) = device(reduction) else { return };
+        let paged = Bench { device: &device, kv, slots: 10, model: convolving };
+        interleaved(&paged, rand::random());
+        stepped(&paged, rand::random());
+        if reduction == Reduction::Group {
+            let whole = Bench { slots: 36, ..paged };
+            interleaved(&whole, rand::random());
+            // Going far back computes tokens again as a prompt, which is another numeric class. So
+            // the texts are always the same.
+            rewound(&whole, 5);
+            rewound(&paged, 6);
+            forked(&whole, 7);
         }
     }
 }

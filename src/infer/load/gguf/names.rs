@@ -65,6 +65,7 @@ fn rewrite(of: &Architecture, source: &Source, own: &str) -> Source {
         Source::Permute { of, outer, inner: within } => {
             Source::Permute { of: inner(of), outer: *outer, inner: *within }
         }
+        Source::Flat(of) => Source::Flat(inner(of)),
         Source::AddOne(of) => Source::AddOne(inner(of)),
         Source::Times(of, factor) => Source::Times(inner(of), *factor),
         Source::FirstOf(sources) => Source::FirstOf(list(sources)),

@@ -15,7 +15,7 @@ use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::experts::{Home, SlotShape};
-use crate::gpu::lower::{Place, Recipe, ScoringWords, activation_code, recipe_grid, word};
+use crate::gpu::lower::{Place, Recipe, ScoringWords, activation_code, recipe_grid, refused, word};
 use crate::gpu::pipelines::Reduction;
 use crate::graph::{Buf, MoeId, Op, Scoring, WeightId};
 
@@ -153,7 +153,12 @@ impl Fuse<'_> {
             sigmoid: scoring.sigmoid,
             biased: u32::from(bias.is_some()),
             scale: scoring.scale,
+            groups: scoring.groups,
+            kept: scoring.kept,
         };
+        if !scoring.holds(spec.experts.len(), bias) {
+            return Err(refused("experts in such groups".into()));
+        }
         let x = first.map_or(Place::Activation(logits), |first| first.of);
         let storage = [
             Place::Activation(logits),
