@@ -41,6 +41,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (params.window > 0u && seen > params.window) {
         first = seen - params.window;
     }
+    if (params.chunk > 0u) {
+        first = max(first, (seen - 1u) / params.chunk * params.chunk);
+    }
     var highest = LEAST;
     var total = 0.0;
     // Dimensions local, local + 64, local + 128, local + 192.

@@ -13,6 +13,9 @@ struct Params {
     softcap: f32,
     // How many positions after its own a token sees, within the step.
     ahead: u32,
+    // A token sees only positions from the last multiple of it on; 0 for no such limit. Only
+    // attention.wgsl knows it.
+    chunk: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;

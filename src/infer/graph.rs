@@ -335,6 +335,13 @@ pub enum Op {
     /// input[t - taps + 1 + j, c]`, `taps = filter.cols / width(out)`. What lies before the batch is
     /// in the state, `[taps - 1, channels]`, and zero before the sequence.
     Conv { state: StateId, x: Buf, filter: WeightId, out: Buf, form: ConvForm },
+    /// As [`Self::Attention`] without a window or a cap; a token sees the positions of its own chunk
+    /// alone, from the last multiple of `chunk` on.
+    AttendChunk { kv: KvId, q: Buf, out: Buf, heads: usize, scale: f32, chunk: usize },
+    /// `x *= 1 + scale * ln(1 + floor((position + 1) / each))`.
+    Temper { x: Buf, each: usize, scale: f32 },
+    /// `out = x * sigmoid(the largest logit)`, row by row.
+    WeighInput { x: Buf, logits: Buf, out: Buf },
     /// A gated delta net (Yang et al., arXiv 2412.06464) over `x`: queries, keys and values. For each
     /// value head and token, with the state `S`: `S *= exp(g)`, `S += k (beta (v - k S))`, `out = q
     /// S`, where `g = -exp(decay) softplus(a + shift)`, `beta = sigmoid(b)`, `gates` holds `b` and
@@ -395,6 +402,9 @@ impl Op {
             Self::Add { x, y } => [Some(x), Some(y), None],
             Self::Heads { x, out, .. } => [Some(x), Some(out), None],
             Self::Delta { x, gates, .. } => [Some(x), Some(gates), None],
+            Self::AttendChunk { q, .. } => [Some(q), None, None],
+            Self::Temper { x, .. } => [Some(x), None, None],
+            Self::WeighInput { x, logits, .. } => [Some(x), Some(logits), None],
             Self::AddGated { x, y, gate } => [Some(x), Some(y), Some(gate)],
             Self::Route { logits, .. } => [Some(logits), None, None],
         };
@@ -412,6 +422,9 @@ impl Op {
             | Self::Conv { out, .. }
             | Self::Heads { out, .. }
             | Self::Delta { out, .. }
+            | Self::AttendChunk { out, .. }
+            | Self::Temper { x: out, .. }
+            | Self::WeighInput { out, .. }
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),
             Self::Rope { x, .. }

@@ -31,6 +31,8 @@ pub enum Source {
     AddOne(Box<Source>),
     /// Each value times a factor, as F32.
     Times(Box<Source>, f32),
+    /// A one for each column. Nothing is stored.
+    Ones,
     /// The first of these whose stored tensors all exist. For architectures whose checkpoints come
     /// in several forms.
     FirstOf(Vec<Source>),
@@ -88,6 +90,7 @@ impl Source {
     /// `own` is the weight's own name.
     pub fn names<'a>(&'a self, own: &'a str, each: &mut dyn FnMut(&'a str)) {
         match self {
+            Self::Ones => {}
             Self::Itself => each(own),
             Self::Stored(name) => each(name),
             Self::Concatenate(parts) | Self::FirstOf(parts) => {

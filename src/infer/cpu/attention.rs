@@ -17,6 +17,8 @@ pub struct Attention {
     pub heads: usize,
     pub scale: f32,
     pub window: Option<usize>,
+    /// A token sees only positions from the last multiple of it on.
+    pub chunk: Option<usize>,
     pub softcap: Option<f32>,
     pub causal: bool,
     /// The first token's position.
@@ -33,6 +35,7 @@ pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, o
         let (token, head) = (i / params.heads, i % params.heads);
         let seen = params.position + token + 1;
         let start = params.window.map_or(0, |window| seen.saturating_sub(window));
+        let start = params.chunk.map_or(start, |chunk| start.max((seen - 1) / chunk * chunk));
         let last = params.position + tokens;
         let end = match (params.causal, params.window) {
             (true, _) => seen,

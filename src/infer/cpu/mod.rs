@@ -65,6 +65,8 @@ pub mod sample_ranks;
 pub mod sample_top_k;
 pub mod sample_top_p;
 mod simd;
+pub mod temper;
+pub mod weigh_input;
 pub mod softcap;
 pub mod states;
 #[cfg(test)]
@@ -331,7 +333,9 @@ impl CpuBackend {
             Op::Attention { kv, q, out, heads, scale, window, softcap, causal } => {
                 self.with_out(out, |this, out| {
                     let position = this.position;
-                    let params = Attention { heads, scale, window, softcap, causal, position };
+                    let chunk = None;
+                    let params =
+                        Attention { heads, scale, window, chunk, softcap, causal, position };
                     attention::attention(
                         this.rows(q),
                         &this.caches[usize::from(kv.0)],
@@ -353,6 +357,23 @@ impl CpuBackend {
                 self.recurrent = states;
                 done
             }
+            Op::AttendChunk { kv, q, out, heads, scale, chunk } => self.with_out(out, |this, out| {
+                let (position, chunk) = (this.position, Some(chunk));
+                let (window, softcap, causal) = (None, None, true);
+                let params = Attention { heads, scale, window, chunk, softcap, causal, position };
+                let cache = &this.caches[usize::from(kv.0)];
+                attention::attention(this.rows(q), cache, &this.blocks, &params, out);
+                Ok(())
+            }),
+            Op::Temper { x, each, scale } => self.with_out(x, |this, rows| {
+                temper::temper(rows, this.graph.width(x), this.position, each, scale);
+                Ok(())
+            }),
+            Op::WeighInput { x, logits, out } => self.with_out(out, |this, out| {
+                let count = this.graph.width(logits);
+                weigh_input::weigh_input(this.rows(x), this.rows(logits), count, out);
+                Ok(())
+            }),
             Op::Delta { state, x, gates, decays, shifts, out, ref shape } => {
                 let mut states = mem::take(&mut self.recurrent);
                 let done = self.with_out(out, |this, out| {

@@ -161,7 +161,8 @@ fn attention_sees_the_cache_up_to_each_token_and_no_further_back_than_its_window
         kv_write(&k[old * width..], &v[old * width..], old, &blocks, &mut cache);
         let q = random(&mut rng, tokens * heads * head_dim);
         let mut out = vec![f32::NAN; q.len()];
-        let params = Attention { heads, scale: 0.3, window, softcap, causal: true, position: old };
+        let (scale, chunk, causal, position) = (0.3, None, true, old);
+        let params = Attention { heads, scale, window, chunk, softcap, causal, position };
         attention(&q, &cache, &blocks, &params, &mut out);
 
         let mut want = Vec::new();

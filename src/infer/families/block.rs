@@ -16,11 +16,13 @@ use crate::source::{Source, Take};
 
 mod encoder;
 mod latent;
+mod llama4;
 mod recurrent;
 mod ungated;
 
 pub use encoder::EncoderLayer;
 pub use latent::Latent;
+pub use llama4::Llama4Attention;
 pub use recurrent::DeltaNet;
 pub use ungated::Ungated;
 

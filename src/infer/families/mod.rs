@@ -36,6 +36,7 @@ families! {
     granite,
     lfm2,
     llama,
+    llama4,
     minimax_m2,
     mixtral,
     nemotron,

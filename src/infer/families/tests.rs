@@ -88,6 +88,12 @@ fn well_formed(graph: &Graph) {
                 assert_eq!(width(x), parts * width(out));
                 assert_eq!(shape(filter), (1, graph.state_spec(state).width + width(out)));
             }
+            Op::AttendChunk { kv, q, out, heads, .. } => {
+                assert_eq!([width(q), width(out)], [heads * graph.kv_spec(kv).head_dim; 2]);
+                assert_eq!(heads % graph.kv_spec(kv).kv_heads, 0);
+            }
+            Op::Temper { each, .. } => assert!(each > 0),
+            Op::WeighInput { x, out, .. } => assert_eq!(width(x), width(out)),
             Op::Delta { state, x, gates, decays, shifts, out, shape: of } => {
                 assert_eq!([width(x), width(gates)], [of.x_width(), 2 * of.heads]);
                 assert_eq!(width(out), of.heads * of.value_dim);

@@ -260,6 +260,7 @@ impl<'a> Lower<'a> {
                         (false, None) => u32::MAX,
                         (false, Some(window)) => word(window)?.saturating_sub(1),
                     },
+                    chunk: 0,
                 };
                 expect(window != Some(0) && softcap != Some(0.0), op)?;
                 let (q, out) = (Place::Activation(q), Place::Activation(out));
@@ -279,6 +280,48 @@ impl<'a> Lower<'a> {
             }
             Op::Conv { state, x, filter, out, form } => {
                 self.conv(op, state, (x, filter, out), form)?
+            }
+            Op::AttendChunk { kv, q, out, heads, scale, chunk } => {
+                let shape = self.graph.kv_spec(kv);
+                check_head_dim(shape.head_dim)?;
+                let width = heads * shape.head_dim;
+                expect(shape.kv_heads > 0 && heads % shape.kv_heads == 0 && chunk > 0, op)?;
+                expect(self.width(q) == width && self.width(out) == width, op)?;
+                let params = params::Attention {
+                    heads: word(heads)?,
+                    kv_heads: word(shape.kv_heads)?,
+                    head_dim: word(shape.head_dim)?,
+                    q_stride: word(stride(width))?,
+                    result_stride: word(stride(width))?,
+                    window: 0,
+                    scale,
+                    softcap: 0.0,
+                    ahead: 0,
+                    chunk: word(chunk)?,
+                };
+                let (q, out) = (Place::Activation(q), Place::Activation(out));
+                let storage = [q, Place::Keys(kv), Place::Values(kv), out, Place::BlockTable];
+                let kernel = format!("attention_{}", self.kv.name());
+                recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
+            }
+            Op::Temper { x, each, scale } => {
+                expect(each > 0, op)?;
+                let width = self.width(x);
+                let (of, each) = (word(stride(width))?, word(each)?);
+                let params = params::Temper { width: word(width)?, stride: of, each, scale };
+                recipe("temper", &params, &[Place::Activation(x)], Rows::Tokens, (width, 64))
+            }
+            Op::WeighInput { x, logits, out } => {
+                let width = self.width(x);
+                expect(self.width(out) == width && ![x, logits].contains(&out), op)?;
+                let params = params::WeighInput {
+                    width: word(width)?,
+                    stride: word(stride(width))?,
+                    logits: word(self.width(logits))?,
+                    logits_stride: word(stride(self.width(logits)))?,
+                };
+                let storage = [x, logits, out].map(Place::Activation);
+                recipe("weigh_input", &params, &storage, Rows::Tokens, (width, 64))
             }
             Op::Delta { .. } => self.delta(op)?,
             Op::Heads { x, from, out, to, heads, width } => {
@@ -702,6 +745,9 @@ const fn name(op: &Op) -> &'static str {
         Op::KvWrite { .. } => "a write to the attention cache",
         Op::Attention { .. } => "attention",
         Op::Conv { .. } => "a short convolution",
+        Op::AttendChunk { .. } => "attention within chunks",
+        Op::Temper { .. } => "queries that grow with their position",
+        Op::WeighInput { .. } => "an expert's weighed input",
         Op::Delta { .. } => "a delta net",
         Op::Heads { .. } => "a copy of parts of heads",
         Op::Gated { .. } => "a gated activation",

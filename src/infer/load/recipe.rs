@@ -36,6 +36,7 @@ enum Node {
     Permute(Box<Resolved>, u64, u64),
     /// Whole rows one after another, in one row.
     Flat(Box<Resolved>),
+    Ones,
     AddOne(Box<Resolved>),
     Times(Box<Resolved>, f32),
 }
@@ -80,6 +81,7 @@ impl Resolved {
     pub fn names<'a>(&'a self, each: &mut dyn FnMut(&'a str)) {
         match &self.node {
             Node::Stored(name, _) => each(name),
+            Node::Ones => {}
             Node::Concatenate(parts) => parts.iter().for_each(|part| part.names(each)),
             Node::Rows(of, _)
             | Node::Cols(of, _)
@@ -141,6 +143,10 @@ impl Resolved {
                     let (start, within) = (number / block * block, number % block);
                     of.read(checkpoint, start + within % outer * inner + within / outer, out)?;
                 }
+                Ok(())
+            }
+            Node::Ones => {
+                out.as_chunks_mut::<4>().0.fill(1_f32.to_le_bytes());
                 Ok(())
             }
             // The only row.
@@ -215,6 +221,10 @@ impl Resolver<'_> {
 
     fn resolve(&self, source: &Source) -> Result<Resolved> {
         match source {
+            Source::Ones => {
+                let cols = self.weight.cols as u64;
+                Ok(Resolved { node: Node::Ones, rows: 1, cols, dtype: DType::F32 })
+            }
             Source::Itself => self.stored(&self.weight.tensor),
             Source::Stored(name) => self.stored(name),
             Source::Rows { of, take } => {
@@ -318,6 +328,7 @@ impl Resolver<'_> {
     /// Whether all stored tensors of a source exist.
     fn is_there(&self, source: &Source) -> bool {
         match source {
+            Source::Ones => true,
             Source::Itself => self.checkpoint.find(&self.weight.tensor).is_some(),
             Source::Stored(name) => self.checkpoint.find(name).is_some(),
             Source::Concatenate(parts) => parts.iter().all(|part| self.is_there(part)),

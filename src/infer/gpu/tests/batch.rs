@@ -224,7 +224,8 @@ fn attention_over_many_tokens_matches_its_twin() {
                 }
                 kv_write(&ks, &vs, position, &blocks, &mut cache);
                 let mut want = vec![0.0; qs.len()];
-                let params = Attention { heads, scale, window, softcap, causal: true, position };
+                let (chunk, causal) = (None, true);
+                let params = Attention { heads, scale, window, chunk, softcap, causal, position };
                 attention_tile(&qs, &cache, &blocks, &params, &mut want);
                 let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);

@@ -216,7 +216,8 @@ fn attention_and_its_cache_match_their_twins() {
             }
             kv_write(&ks, &vs, position, &blocks, &mut cache);
             let mut want = vec![0.0; qs.len()];
-            let params = Attention { heads, scale, window, softcap, causal: true, position };
+            let (chunk, causal) = (None, true);
+            let params = Attention { heads, scale, window, chunk, softcap, causal, position };
             attention(&qs, &cache, &blocks, &params, &mut want);
             let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
             let got = run(&mut gpu, &graph, tokens, position, &inputs, out);

@@ -13,6 +13,7 @@ mod fetch;
 mod finite;
 mod kernels;
 mod limits;
+mod llama4;
 mod models;
 mod odd;
 mod recurrent;

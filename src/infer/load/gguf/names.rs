@@ -55,6 +55,7 @@ fn rewrite(of: &Architecture, source: &Source, own: &str) -> Source {
     let inner = |source: &Source| Box::new(rewrite(of, source, own));
     let list = |sources: &[Source]| sources.iter().map(|source| rewrite(of, source, own)).collect();
     match source {
+        Source::Ones => Source::Ones,
         Source::Itself => Source::Stored(name(of, own)),
         Source::Stored(stored) => Source::Stored(name(of, stored)),
         Source::AddOne(source) if of.baked_norms => rewrite(of, source, own),
