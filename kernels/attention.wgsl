@@ -1,6 +1,6 @@
 // Grouped-query attention over the cache, causal or with some later tokens of the step, with a running softmax: 64 positions at a time;
 // each invocation computes one score, then sums its dimensions. head_dim is a multiple of 4, at
-// most 256.
+// most 512.
 // Grid: one workgroup for each (token, head).
 //!for kv in f32 f16
 //!include shared/step.wgsl
@@ -12,7 +12,7 @@
 @group(1) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(1) @binding(3) var<storage, read_write> result: array<f32>;
 
-var<workgroup> query: array<vec4<f32>, 64>;
+var<workgroup> query: array<vec4<f32>, 128>;
 var<workgroup> scores: array<f32, 64>;
 
 const LEAST: f32 = -3.0e38;
@@ -29,8 +29,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let kv_head = head / (params.heads / params.kv_heads);
     let quads = params.head_dim / 4u;
     let kv_stride = params.kv_heads * params.head_dim;
-    if (local < quads) {
-        query[local] = q[(token * params.q_stride + head * params.head_dim) / 4u + local];
+    for (var i = local; i < quads; i += 64u) {
+        query[i] = q[(token * params.q_stride + head * params.head_dim) / 4u + i];
     }
     workgroupBarrier();
 
@@ -48,6 +48,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     var total = 0.0;
     // Dimensions local, local + 64, local + 128, local + 192.
     var sums = vec4<f32>(0.0);
+    // Those from 256 on.
+    var more = vec4<f32>(0.0);
     for (var start = first; start < end; start += 64u) {
         let count = min(64u, end - start);
         let span = span_at(start);
@@ -73,6 +75,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         highest = tile;
         total *= shrink;
         sums *= shrink;
+        more *= shrink;
         for (var j = 0u; j < count; j++) {
             let at = row_of(span, start + j) * kv_stride + kv_head * params.head_dim + local;
             let weight = scores[j];
@@ -89,6 +92,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
             if (local + 192u < params.head_dim) {
                 sums.w += weight * value_at(at + 192u);
             }
+            if (params.head_dim > 256u) {
+                for (var i = 0u; i < 4u; i++) {
+                    if (local + (i + 4u) * 64u < params.head_dim) {
+                        more[i] += weight * value_at(at + (i + 4u) * 64u);
+                    }
+                }
+            }
         }
         workgroupBarrier();
     }
@@ -97,6 +107,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         let d = local + i * 64u;
         if (d < params.head_dim) {
             result[to + d] = sums[i] / total;
+        }
+        if (d + 256u < params.head_dim) {
+            result[to + d + 256u] = more[i] / total;
         }
     }
 }

@@ -31,7 +31,7 @@ struct Params {
     taken_at: u32,
     // 1 for sigmoids, 0 for the softmax.
     sigmoid: u32,
-    // 1 to choose with the bias.
+    // 1 to choose with the bias; 2 if it is a factor of each expert's weight instead.
     biased: u32,
     // The factor of all weights.
     scale: f32,
@@ -204,7 +204,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
     let fetched = atomicLoad(&absent) == 0u && (taker == 0u || taker == next) && taken + misses <= free;
     let miss = misses > 0u && !fetched;
     if (local < top_k) {
-        if (params.biased == 0u) {
+        if (params.biased != 1u) {
             highest = scores[ids[0] / 4u][ids[0] % 4u];
         }
         var total = 0.0;
@@ -221,7 +221,10 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 total += e.x + e.y + e.z + e.w;
             }
         }
-        let weight = scored(logits[ids[local]], highest, params.sigmoid) / total * params.scale;
+        var weight = scored(logits[ids[local]], highest, params.sigmoid) / total * params.scale;
+        if (params.biased == 2u) {
+            weight *= bias[ids[local]];
+        }
         state[params.ids_at + local] = ids[local];
         var slot = slots[local];
         var fetch = vec2<u32>(EMPTY, 0u);

@@ -14,7 +14,7 @@ struct Params {
     renormalise: u32,
     // 1 for sigmoids, 0 for the softmax.
     sigmoid: u32,
-    // 1 to choose with the bias.
+    // 1 to choose with the bias; 2 if it is a factor of each expert's weight instead.
     biased: u32,
     // The factor of all weights.
     scale: f32,
@@ -121,6 +121,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         total = bitcast<f32>(non_finite | 0x7fc00000u);
     }
     for (var j = 0u; j < top_k; j++) {
-        routing_weights[to + j] = routing_weights[to + j] / total * params.scale;
+        var weight = routing_weights[to + j] / total * params.scale;
+        if (params.biased == 2u) {
+            weight *= bias[ids[to + j]];
+        }
+        routing_weights[to + j] = weight;
     }
 }

@@ -266,6 +266,9 @@ pub enum Scoring {
     /// The sigmoid of each expert's own logit; those of the chosen top-k are divided by their sum
     /// if asked, then multiplied by `scale`. (GLM-4.5, MiniMax-M2.)
     Sigmoid { renormalise: bool, scale: f32 },
+    /// As [`Self::Softmax`], renormalised; each weight is then multiplied by its expert's factor, which
+    /// stands in the place of the bias and does not choose. (Gemma 4.)
+    Scaled,
     /// As [`Self::Sigmoid`] with a bias, among the experts of the `kept` best of `groups` groups of
     /// neighbours: those whose two best scores plus bias have the largest sums. The others' scores
     /// count as 0. (DeepSeek-V3; as in Transformers.)
@@ -342,6 +345,8 @@ pub enum Op {
     Temper { x: Buf, each: usize, scale: f32 },
     /// `out = x * sigmoid(the largest logit)`, row by row.
     WeighInput { x: Buf, logits: Buf, out: Buf },
+    /// `x *= weight`, a single element.
+    Scale { x: Buf, weight: WeightId },
     /// A gated delta net (Yang et al., arXiv 2412.06464) over `x`: queries, keys and values. For each
     /// value head and token, with the state `S`: `S *= exp(g)`, `S += k (beta (v - k S))`, `out = q
     /// S`, where `g = -exp(decay) softplus(a + shift)`, `beta = sigmoid(b)`, `gates` holds `b` and
@@ -403,7 +408,7 @@ impl Op {
             Self::Heads { x, out, .. } => [Some(x), Some(out), None],
             Self::Delta { x, gates, .. } => [Some(x), Some(gates), None],
             Self::AttendChunk { q, .. } => [Some(q), None, None],
-            Self::Temper { x, .. } => [Some(x), None, None],
+            Self::Temper { x, .. } | Self::Scale { x, .. } => [Some(x), None, None],
             Self::WeighInput { x, logits, .. } => [Some(x), Some(logits), None],
             Self::AddGated { x, y, gate } => [Some(x), Some(y), Some(gate)],
             Self::Route { logits, .. } => [Some(logits), None, None],
@@ -424,6 +429,7 @@ impl Op {
             | Self::Delta { out, .. }
             | Self::AttendChunk { out, .. }
             | Self::Temper { x: out, .. }
+            | Self::Scale { x: out, .. }
             | Self::WeighInput { out, .. }
             | Self::Gated { out, .. }
             | Self::Experts { out, .. } => Some(out),

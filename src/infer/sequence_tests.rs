@@ -390,7 +390,8 @@ fn what_the_budget_has_no_room_for_is_refused_and_what_there_was_goes_on() {
 fn a_sequence_too_many_for_the_states_is_refused_and_the_first_goes_on() {
     let model = convolving(1);
     let load = |slots| {
-        let options = LoadOptions { context: Some(200), batch: 32, slots, ..LoadOptions::default() };
+        let options =
+            LoadOptions { context: Some(200), batch: 32, slots, ..LoadOptions::default() };
         Engine::load(&model, &CpuDevice, &options).unwrap()
     };
     let stats = load(SlotBudget::All).stats();

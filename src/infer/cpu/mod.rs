@@ -64,14 +64,15 @@ pub mod sample_keys;
 pub mod sample_ranks;
 pub mod sample_top_k;
 pub mod sample_top_p;
+pub mod scale;
 mod simd;
-pub mod temper;
-pub mod weigh_input;
 pub mod softcap;
 pub mod states;
+pub mod temper;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unpack;
+pub mod weigh_input;
 pub(crate) mod wide;
 
 use std::mem;
@@ -357,12 +358,19 @@ impl CpuBackend {
                 self.recurrent = states;
                 done
             }
-            Op::AttendChunk { kv, q, out, heads, scale, chunk } => self.with_out(out, |this, out| {
-                let (position, chunk) = (this.position, Some(chunk));
-                let (window, softcap, causal) = (None, None, true);
-                let params = Attention { heads, scale, window, chunk, softcap, causal, position };
-                let cache = &this.caches[usize::from(kv.0)];
-                attention::attention(this.rows(q), cache, &this.blocks, &params, out);
+            Op::AttendChunk { kv, q, out, heads, scale, chunk } => {
+                self.with_out(out, |this, out| {
+                    let (position, chunk) = (this.position, Some(chunk));
+                    let (window, softcap, causal) = (None, None, true);
+                    let params =
+                        Attention { heads, scale, window, chunk, softcap, causal, position };
+                    let cache = &this.caches[usize::from(kv.0)];
+                    attention::attention(this.rows(q), cache, &this.blocks, &params, out);
+                    Ok(())
+                })
+            }
+            Op::Scale { x, weight } => self.with_out(x, |this, rows| {
+                scale::scale(rows, this.weight(weight)?.vector[0]);
                 Ok(())
             }),
             Op::Temper { x, each, scale } => self.with_out(x, |this, rows| {

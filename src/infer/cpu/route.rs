@@ -22,12 +22,12 @@ pub fn route(
     for (logits, (ids, weights)) in logits.chunks_exact(experts).zip(choices) {
         keys.clear();
         match bias {
-            None => keys.extend(logits.iter().map(|logit| rank(*logit))),
-            Some(bias) => {
+            Some(bias) if scoring != Scoring::Scaled => {
                 let score = Score::new(logits, scoring);
                 let key = |(l, bias): (&f32, &f32)| rank(score.of(rank(*l)) / score.total + bias);
                 keys.extend(logits.iter().zip(bias).map(key));
             }
+            _ => keys.extend(logits.iter().map(|logit| rank(*logit))),
         }
         if let Scoring::Grouped { groups, kept, .. } = scoring {
             limit(&mut keys, groups as usize, kept as usize);
@@ -42,6 +42,10 @@ pub fn route(
         order[..top_k].sort_unstable_by(better);
         ids.copy_from_slice(&order[..top_k]);
         weigh(logits, scoring, ids, weights);
+        if let (Some(factors), Scoring::Scaled) = (bias, scoring) {
+            let factor = |id: &u32| factors[*id as usize];
+            weights.iter_mut().zip(&*ids).for_each(|(weight, id)| *weight *= factor(id));
+        }
     }
 }
 
@@ -72,7 +76,7 @@ fn weigh(logits: &[f32], scoring: Scoring, ids: &[u32], weights: &mut [f32]) {
     }
     let chosen: f32 = weights.iter().sum();
     let (sum, scale) = match scoring {
-        Scoring::Softmax { renormalise: true } => (chosen, 1.0),
+        Scoring::Softmax { renormalise: true } | Scoring::Scaled => (chosen, 1.0),
         Scoring::Softmax { renormalise: false } => (score.total, 1.0),
         // Transformers adds the same to the sum.
         Scoring::Sigmoid { renormalise: true, scale }
@@ -95,7 +99,7 @@ struct Score {
 impl Score {
     fn new(logits: &[f32], scoring: Scoring) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sigmoid = !matches!(scoring, Scoring::Softmax { .. });
+        let sigmoid = !matches!(scoring, Scoring::Softmax { .. } | Scoring::Scaled);
         let mut score = Self { sigmoid, max, total: 1.0 };
         if !sigmoid {
             score.total = logits.iter().map(|logit| score.of(rank(*logit))).sum();
@@ -137,6 +141,14 @@ mod tests {
         );
         assert_eq!(ids[..2], [0, 2]);
         assert!(weights[..2].iter().all(|weight| weight.is_nan()));
+    }
+
+    #[test]
+    fn a_factor_weighs_and_does_not_choose() {
+        let (mut ids, mut weights) = ([9; 2], [0.0; 2]);
+        let factors = [100.0, 2.0, 1.0, 4.0];
+        route(&[0.0, 2.0, 1.0, 2.0], Some(&factors), 4, Scoring::Scaled, &mut ids, &mut weights, 2);
+        assert_eq!((ids, weights), ([1, 3], [1.0, 2.0]));
     }
 
     #[test]

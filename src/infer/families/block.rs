@@ -15,12 +15,14 @@ use crate::graph::{
 use crate::source::{Source, Take};
 
 mod encoder;
+mod gemma4;
 mod latent;
 mod llama4;
 mod recurrent;
 mod ungated;
 
 pub use encoder::EncoderLayer;
+pub use gemma4::Gemma4Attention;
 pub use latent::Latent;
 pub use llama4::Llama4Attention;
 pub use recurrent::DeltaNet;

@@ -32,6 +32,7 @@ families! {
     ernie4_5_moe,
     gemma2,
     gemma3,
+    gemma4,
     glm4_moe,
     granite,
     lfm2,

@@ -66,6 +66,12 @@ pub enum RopeScaling {
         /// The factor of sines and cosines.
         attention_factor: f64,
     },
+    /// Rotates the first `part` of the pairs, with the frequencies that they have in a whole head,
+    /// divided by `factor`; the others stay. (Gemma 4.)
+    Proportional {
+        part: f64,
+        factor: f64,
+    },
     /// Divides the frequency of each pair by a number of its own. GGUF files of Llama 3.1 have
     /// such a list instead of the parameters behind it.
     Divisors(Vec<f64>),
@@ -227,6 +233,11 @@ impl RopeSpec {
             RopeScaling::Divisors(ref divisors) => freq / divisors[i],
             RopeScaling::LongRope { ref short, .. } => freq / short[i],
             RopeScaling::Linear { factor } => freq / factor,
+            RopeScaling::Proportional { part, factor } => {
+                // As Transformers: rounded down.
+                let turning = (part * head_dim as f64 / 2.0) as usize;
+                if i < turning { freq / factor } else { 0.0 }
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let wavelength = 2.0 * PI / freq;
                 if wavelength < original_context / high_freq_factor {
@@ -283,6 +294,7 @@ impl RopeScaling {
             Self::Llama3 { .. } => Some("llama3"),
             Self::Yarn { .. } => Some("yarn"),
             Self::LongRope { .. } => Some("longrope"),
+            Self::Proportional { .. } => Some("proportional"),
             Self::Divisors(_) => Some("divisors"),
         }
     }
@@ -291,9 +303,10 @@ impl RopeScaling {
     pub const fn factor(&self) -> f64 {
         match *self {
             Self::None | Self::Divisors(_) | Self::LongRope { .. } => 1.0,
-            Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. } => {
-                factor
-            }
+            Self::Linear { factor }
+            | Self::Llama3 { factor, .. }
+            | Self::Yarn { factor, .. }
+            | Self::Proportional { factor, .. } => factor,
         }
     }
 }
@@ -336,9 +349,19 @@ impl<'a> Keys<'a> {
         partial: f64,
         context_max: usize,
     ) -> Result<(RopeSpec, f64), FamilyError> {
-        let partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
+        let mut partial = self.number("partial_rotary_factor")?.unwrap_or(partial);
         let theta = self.number("rope_theta")?.unwrap_or(theta);
-        let spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
+        let mut spec = RopeSpec { theta, scaling: self.scaling(context_max)? };
+        if let RopeScaling::Proportional { part, .. } = &mut spec.scaling {
+            *part = std::mem::replace(&mut partial, 1.0);
+            if *part > 1.0 {
+                return Err(FamilyError::Bad {
+                    key: format!("{}.partial_rotary_factor", self.key),
+                    value: part.to_string(),
+                    want: "a number up to 1".into(),
+                });
+            }
+        }
         if matches!(spec.scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
             return Err(FamilyError::Bad {
                 key: "rope_theta".into(),
@@ -384,6 +407,10 @@ impl<'a> Keys<'a> {
                     high_freq_factor,
                     original_context: original.unwrap_or(context_max as f64),
                 })
+            }
+            "proportional" => {
+                let factor = self.number("factor")?.unwrap_or(1.0);
+                Ok(RopeScaling::Proportional { part: 1.0, factor })
             }
             "yarn" => self.yarn(context_max),
             "divisors" => self.divisors(),

@@ -92,6 +92,7 @@ fn well_formed(graph: &Graph) {
                 assert_eq!([width(q), width(out)], [heads * graph.kv_spec(kv).head_dim; 2]);
                 assert_eq!(heads % graph.kv_spec(kv).kv_heads, 0);
             }
+            Op::Scale { weight, .. } => assert_eq!(shape(weight), (1, 1)),
             Op::Temper { each, .. } => assert!(each > 0),
             Op::WeighInput { x, out, .. } => assert_eq!(width(x), width(out)),
             Op::Delta { state, x, gates, decays, shifts, out, shape: of } => {

@@ -24,7 +24,7 @@ use crate::graph::{
 use doppler_store::DType;
 
 /// The widest head that the attention kernel supports.
-pub(super) const HEAD_DIM_MAX: usize = 256;
+pub(super) const HEAD_DIM_MAX: usize = 512;
 
 /// A buffer that dispatches bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -304,6 +304,13 @@ impl<'a> Lower<'a> {
                 let kernel = format!("attention_{}", self.kv.name());
                 recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
             }
+            Op::Scale { x, weight } => {
+                expect(self.graph.weight_spec(weight).cols == 1, op)?;
+                let all = stride(self.width(x));
+                let params = params::Scale { stride: word(all)? };
+                let storage = [self.vector(weight)?, Place::Activation(x)];
+                recipe("scale", &params, &storage, Rows::Tokens, (all, 64))
+            }
             Op::Temper { x, each, scale } => {
                 expect(each > 0, op)?;
                 let width = self.width(x);
@@ -373,7 +380,7 @@ impl<'a> Lower<'a> {
                     stride: word(stride(experts))?,
                     renormalise: scoring.renormalise,
                     sigmoid: scoring.sigmoid,
-                    biased: u32::from(bias.is_some()),
+                    biased: scoring.biased(bias),
                     scale: scoring.scale,
                     groups: scoring.groups,
                     kept: scoring.kept,
@@ -659,6 +666,8 @@ pub(super) struct ScoringWords {
     /// 1 without groups.
     pub groups: u32,
     pub kept: u32,
+    /// Whether what stands in the place of the bias is a factor of the weights.
+    factors: bool,
 }
 
 /// The most groups of experts (kernels/shared/groups.wgsl).
@@ -667,7 +676,7 @@ const GROUPS_MAX: u32 = 32;
 impl ScoringWords {
     pub const fn of(scoring: Scoring) -> Self {
         let (sigmoid, scale, groups, kept) = match scoring {
-            Scoring::Softmax { .. } => (0, 1.0, 1, 1),
+            Scoring::Softmax { .. } | Scoring::Scaled => (0, 1.0, 1, 1),
             Scoring::Sigmoid { scale, .. } => (1, scale, 1, 1),
             Scoring::Grouped { scale, groups, kept, .. } => (1, scale, groups, kept),
         };
@@ -675,8 +684,15 @@ impl ScoringWords {
             Scoring::Softmax { renormalise }
             | Scoring::Sigmoid { renormalise, .. }
             | Scoring::Grouped { renormalise, .. } => renormalise as u32,
+            Scoring::Scaled => 1,
         };
-        Self { renormalise, sigmoid, scale, groups, kept }
+        let factors = matches!(scoring, Scoring::Scaled);
+        Self { renormalise, sigmoid, scale, groups, kept, factors }
+    }
+
+    /// What the kernels are told of the bias: 0 without one, 1 if it chooses, 2 for factors.
+    pub fn biased(&self, bias: Option<WeightId>) -> u32 {
+        u32::from(bias.is_some()) + u32::from(bias.is_some() && self.factors)
     }
 
     /// Whether the kernels can choose among so many experts in these groups. Groups need a bias.
@@ -746,6 +762,7 @@ const fn name(op: &Op) -> &'static str {
         Op::Attention { .. } => "attention",
         Op::Conv { .. } => "a short convolution",
         Op::AttendChunk { .. } => "attention within chunks",
+        Op::Scale { .. } => "a layer's factor",
         Op::Temper { .. } => "queries that grow with their position",
         Op::WeighInput { .. } => "an expert's weighed input",
         Op::Delta { .. } => "a delta net",

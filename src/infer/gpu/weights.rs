@@ -135,6 +135,7 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     let mut vector = vec![false; graph.weights.len()];
     for op in &graph.ops {
         match op {
+            Op::Scale { weight, .. } => vector[weight.0 as usize] = true,
             Op::Conv { filter, .. } => vector[filter.0 as usize] = true,
             Op::Delta { decays, shifts, .. } => {
                 for id in [decays, shifts] {

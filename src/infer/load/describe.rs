@@ -14,7 +14,9 @@ use doppler_store::manifest::{Architecture, MoeConfig};
 /// one.
 pub fn architecture(graph: &Graph, config: &Value) -> Architecture {
     let attention = graph.ops.iter().find_map(|op| match op {
-        Op::Attention { kv, heads, .. } | Op::AttendChunk { kv, heads, .. } => Some((*heads as u64, graph.kv_spec(*kv))),
+        Op::Attention { kv, heads, .. } | Op::AttendChunk { kv, heads, .. } => {
+            Some((*heads as u64, graph.kv_spec(*kv)))
+        }
         _ => None,
     });
     let hidden = graph.ops.iter().find_map(|op| match op {

@@ -221,10 +221,7 @@ impl Resolver<'_> {
 
     fn resolve(&self, source: &Source) -> Result<Resolved> {
         match source {
-            Source::Ones => {
-                let cols = self.weight.cols as u64;
-                Ok(Resolved { node: Node::Ones, rows: 1, cols, dtype: DType::F32 })
-            }
+            Source::Ones => Ok(self.ones()),
             Source::Itself => self.stored(&self.weight.tensor),
             Source::Stored(name) => self.stored(name),
             Source::Rows { of, take } => {
@@ -281,14 +278,7 @@ impl Resolver<'_> {
                 }
                 Ok(Resolved { node: Node::Permute(Box::new(of), outer, inner), rows, cols, dtype })
             }
-            Source::Flat(of) => {
-                let of = self.resolve(of)?;
-                let (cols, dtype) = (of.rows * of.cols, of.dtype);
-                if !of.cols.is_multiple_of(dtype.block_len() as u64) {
-                    return Err(self.fail(format!("rows of {dtype} cannot be joined")));
-                }
-                Ok(Resolved { node: Node::Flat(Box::new(of)), rows: 1, cols, dtype })
-            }
+            Source::Flat(of) => self.flat(self.resolve(of)?),
             Source::AddOne(of) => {
                 let of = self.resolve(of)?;
                 let (rows, cols) = (of.rows, of.cols);
@@ -307,6 +297,19 @@ impl Resolver<'_> {
                 }
             }
         }
+    }
+
+    fn ones(&self) -> Resolved {
+        let cols = self.weight.cols as u64;
+        Resolved { node: Node::Ones, rows: 1, cols, dtype: DType::F32 }
+    }
+
+    fn flat(&self, of: Resolved) -> Result<Resolved> {
+        let (cols, dtype) = (of.rows * of.cols, of.dtype);
+        if !of.cols.is_multiple_of(dtype.block_len() as u64) {
+            return Err(self.fail(format!("rows of {dtype} cannot be joined")));
+        }
+        Ok(Resolved { node: Node::Flat(Box::new(of)), rows: 1, cols, dtype })
     }
 
     fn stored(&self, name: &str) -> Result<Resolved> {

@@ -118,6 +118,13 @@ fn gives(source: Source, rows: usize, cols: usize, expected: impl Fn(usize, usiz
 }
 
 #[test]
+fn rows_are_joined_to_one_and_ones_need_no_tensor() {
+    let joined = Source::stored("w").rows(2..5).flat();
+    gives(joined, 1, 30, |_, col| at(2 + col / 10, col % 10));
+    gives(Source::Ones, 1, 7, |_, _| 1.0);
+}
+
+#[test]
 fn slices_of_a_stack_are_rows_and_columns_of_one_tall_matrix() {
     let w = || Source::stored("w");
     gives(w().rows(6..12), 6, 10, |row, col| at(row + 6, col));

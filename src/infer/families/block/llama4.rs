@@ -58,7 +58,16 @@ impl Builder {
                 }
                 self.graph.ops.push(Op::KvWrite { kv, k, v });
                 let (window, softcap, causal) = (None, None, true);
-                self.graph.ops.push(Op::Attention { kv, q, out, heads, scale, window, softcap, causal });
+                self.graph.ops.push(Op::Attention {
+                    kv,
+                    q,
+                    out,
+                    heads,
+                    scale,
+                    window,
+                    softcap,
+                    causal,
+                });
             }
         }
         let delta = self.buffer("delta", self.graph.width(x));
@@ -69,7 +78,7 @@ impl Builder {
     }
 
     /// A norm's vector of ones, for all layers.
-    fn ones(&mut self, width: usize) -> WeightId {
+    pub(super) fn ones(&mut self, width: usize) -> WeightId {
         let (tensor, layer) = (format!("model.ones_{width}"), None);
         let (role, source) = (WeightRole::Norm, Source::Ones);
         self.graph.add_weight(Weight { tensor, rows: 1, cols: width, role, layer, source })
@@ -90,7 +99,8 @@ impl Builder {
         self.graph.ops[at] = Op::Experts { moe, x: weighed, out };
         self.graph.ops.insert(at, Op::WeighInput { x, logits, out: weighed });
         let names = ["gate_up_proj", "down_proj"];
-        let [gates_ups, downs] = names.map(|name| self.name(&format!("feed_forward.experts.{name}")));
+        let [gates_ups, downs] =
+            names.map(|name| self.name(&format!("feed_forward.experts.{name}")));
         let moe = &mut self.graph.moe[usize::from(moe.0)];
         let (ff, hidden) = (moe.ff, moe.hidden);
         for (e, expert) in moe.experts.iter_mut().enumerate() {

@@ -195,7 +195,8 @@ fn attention_to_later_tokens_matches_its_twin_with_and_without_windows() {
             let [keys, values] = [(); 2].map(|()| random.floats(tokens * kv_heads * head_dim));
             let mut cache = Cache::new(kv_heads, head_dim, 2, KvFormat::F32);
             kv_write(&keys, &values, 0, &[0, 1], &mut cache);
-            let params = Attention { heads, scale, window, softcap, causal, position: 0 };
+            let params =
+                Attention { heads, scale, window, chunk: None, softcap, causal, position: 0 };
             let mut want = vec![0.0; queries.len()];
             attention(&queries, &cache, &[0, 1], &params, &mut want);
             let inputs = [(q, &queries[..]), (k, &keys[..]), (v, &values[..])];
@@ -215,8 +216,15 @@ fn a_token_sees_those_behind_and_before_it_within_the_window() {
     kv_write(&k, &v, 0, &[0], &mut cache);
     for window in [None, Some(3)] {
         let softcap = None;
-        let params =
-            Attention { heads: 1, scale: 0.7, window, softcap, causal: false, position: 0 };
+        let params = Attention {
+            heads: 1,
+            scale: 0.7,
+            window,
+            chunk: None,
+            softcap,
+            causal: false,
+            position: 0,
+        };
         let mut got = vec![0.0; tokens * width];
         attention(&q, &cache, &[0], &params, &mut got);
         for token in 0..tokens {

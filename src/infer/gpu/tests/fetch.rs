@@ -58,9 +58,11 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
                 let (groups, kept) = (groups as u32, kept as u32);
                 Scoring::Grouped { renormalise, scale: 2.5, groups, kept }
             }
+            0 if biased && renormalise => Scoring::Scaled,
             0 => Scoring::Softmax { renormalise },
             _ => Scoring::Sigmoid { renormalise, scale: 2.5 },
         };
+        let softmax = matches!(scoring, Scoring::Softmax { .. } | Scoring::Scaled);
         let added = biased.then_some(&biases[..]);
         let want = decode_route(&logits, added, top_k, scoring, &places);
 
@@ -84,9 +86,9 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             free_at,
             taker_at: 30,
             taken_at: 31,
-            sigmoid: u32::from(!matches!(scoring, Scoring::Softmax { .. })),
-            biased: u32::from(biased),
-            scale: if matches!(scoring, Scoring::Softmax { .. }) { 1.0 } else { 2.5 },
+            sigmoid: u32::from(!softmax),
+            biased: if scoring == Scoring::Scaled { 2 } else { u32::from(biased) },
+            scale: if softmax { 1.0 } else { 2.5 },
             groups: if grouped { groups as u32 } else { 1 },
             kept: kept as u32,
         };

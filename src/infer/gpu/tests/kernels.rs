@@ -185,6 +185,8 @@ fn attention_and_its_cache_match_their_twins() {
         (2, 1, 128, None, Some(30.0)),
         (5, 1, 36, None, Some(0.5)),
         (2, 1, 256, None, None),
+        (4, 2, 512, None, None),
+        (2, 2, 316, Some(40), None),
     ];
     for ((heads, kv_heads, head_dim, window, softcap), format) in
         cases.into_iter().flat_map(|case| [(case, KvFormat::F32), (case, KvFormat::F16)])
@@ -304,6 +306,7 @@ fn gated_and_add_match_their_twins_in_every_place() {
     }
 }
 
+// Long: the same checks for each kind of routing.
 #[test]
 fn route_matches_its_twin_and_breaks_ties_by_id() {
     let mut random = Random::new("route");
@@ -320,6 +323,7 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
         (9, 3, sigmoid(false, 1.0), false),
         (64, 6, softmax(true), true),
         (13, 4, softmax(false), true),
+        (13, 4, Scoring::Scaled, true),
         (12, 3, grouped(4, 2), true),
         (64, 8, grouped(8, 4), true),
         (64, 8, grouped(32, 4), true),

@@ -1,6 +1,7 @@
 //! Llama 4's own ops, compared with their twins: attention within chunks, queries that grow with their
 //! position, an expert's weighed input.
 
+use super::recurrent::vector;
 use super::{BOTH, Random, assert_close, backend, device, run};
 use crate::backend::{Capacity, KvFormat};
 use crate::cpu::attention::{Attention, attention};
@@ -19,7 +20,8 @@ fn a_token_sees_its_own_chunk() {
         for chunk in [1, 7, 64, 70, 500] {
             let mut graph = Graph { vocab: 1, context_max: 192, ..Graph::default() };
             graph.kv.push(Kv { kv_heads, head_dim });
-            let (q, out) = (graph.buffer("q", heads * head_dim), graph.buffer("out", heads * head_dim));
+            let (q, out) =
+                (graph.buffer("q", heads * head_dim), graph.buffer("out", heads * head_dim));
             let [k, v] = ["k", "v"].map(|name| graph.buffer(name, kv_heads * head_dim));
             graph.ops.push(Op::KvWrite { kv, k, v });
             graph.ops.push(Op::AttendChunk { kv, q, out, heads, scale, chunk });
@@ -43,6 +45,23 @@ fn a_token_sees_its_own_chunk() {
             }
         }
     }
+}
+
+#[test]
+fn a_row_is_scaled() {
+    let mut random = Random::new("scale");
+    let Some(device) = device(Reduction::Lane) else { return };
+    let mut graph = Graph { vocab: 1, ..Graph::default() };
+    let (x, weight) = (graph.buffer("x", 77), graph.weight("scale", 1, 1));
+    graph.ops.push(Op::Scale { x, weight });
+    let (spec, bytes) = vector(&[-1.75]);
+    let capacity = Capacity { batch: 3, context: 3, kv: KvFormat::F32 };
+    let mut gpu = backend(&device, &graph, capacity, &[(weight, spec, &bytes)]);
+    let xs = random.floats(3 * 77);
+    let mut want = xs.clone();
+    crate::cpu::scale::scale(&mut want, -1.75);
+    let got = run(&mut gpu, &graph, 3, 0, &[(x, &xs)], x);
+    assert_close(&got, &want, 1e-7, "three rows");
 }
 
 #[test]

@@ -323,6 +323,35 @@ fn sequences_with_recurrent_states_are_what_each_is_alone() {
     }
 }
 
+/// Ops that no rewrite matches run in the token's own submission.
+#[test]
+fn a_token_is_one_submission_whatever_its_layers_are() {
+    let Some(device) = device(Reduction::Group) else { return };
+    let names =
+        ["lfm2", "lfm2-moe", "deepseek-v3", "qwen3.5", "qwen3-next", "llama4", "gemma4-moe"];
+    let all = [testing::references(false), testing::references(true)].concat();
+    for dir in all.iter().filter(|dir| names.iter().any(|name| dir.ends_with(name))) {
+        let model = testing::converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
+        let mut session = session(&model, &device, SlotBudget::All);
+        session.settle_all().unwrap();
+        let mut submissions = |count: usize| {
+            let greedy = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+            session.reset_with(greedy).unwrap();
+            let before = session.counters().submissions;
+            session.prefill(&[1, 2, 3, 4, 5]).unwrap();
+            let mut token = 6;
+            for left in (1..=count).rev() {
+                token = session.next(token, left).unwrap();
+            }
+            session.counters().submissions - before
+        };
+        // The first run makes the plan.
+        submissions(1);
+        let (one, eight) = (submissions(1), submissions(8));
+        assert_eq!(eight - one, 7, "{}", dir.display());
+    }
+}
+
 /// 3 layers of 12 experts, top 3, in two classes of slots.
 fn small(random: &mut Random) -> Model {
     let config = json!({

@@ -170,7 +170,11 @@ pub fn weight_bytes_a_token(model: &Model) -> u64 {
     let weight = |id: WeightId| &model.trunk[id.0 as usize].spec;
     let bytes = model.graph.ops.iter().map(|op| match op {
         Op::Embed { table, .. } => weight(*table).dtype.row_bytes(weight(*table).cols),
-        Op::RmsNorm { weight: id, .. } | Op::Logits { weight: id, .. } => weight(*id).bytes(),
+        Op::RmsNorm { weight: id, .. }
+        | Op::Logits { weight: id, .. }
+        | Op::Scale { weight: id, .. }
+        | Op::Conv { filter: id, .. } => weight(*id).bytes(),
+        Op::Delta { decays, shifts, .. } => weight(*decays).bytes() + weight(*shifts).bytes(),
         Op::LayerNorm { weight: id, bias, .. } => {
             weight(*id).bytes() + bias.map_or(0, |bias| weight(bias).bytes())
         }

@@ -151,7 +151,7 @@ impl Fuse<'_> {
             taker_at: word(layout.taker_at)?,
             taken_at: word(layout.taker_at + 1 + usize::from(class))?,
             sigmoid: scoring.sigmoid,
-            biased: u32::from(bias.is_some()),
+            biased: scoring.biased(bias),
             scale: scoring.scale,
             groups: scoring.groups,
             kept: scoring.kept,
