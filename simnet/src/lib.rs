@@ -1,10 +1,12 @@
 //! A swarm in one process under virtual time: the very core that a node's mesh runs, and the
 //! store's policies, against a network, disks and peers that do what they should not.
 //!
-//! Refuses, but for [`level2`]: clocks, threads, sockets, payloads. Bytes are counted and either right
-//! or wrong. Invariant: the same options give the same schedule, on any machine.
+//! Refuses, but for [`level2`]: clocks, sockets, payloads. Bytes are counted and either right or wrong.
+//! Invariant: the same options give the same schedule, on any machine and any number of threads.
 
+mod batch;
 mod check;
+mod crew;
 mod crowd;
 mod disk;
 mod faults;

@@ -31,7 +31,7 @@ struct Args {
     /// Only these faults of the plan, by number, or `none`
     #[arg(long)]
     faults: Option<String>,
-    /// Seeds run at once; as many as there are processors if absent
+    /// Threads; as many as there are processors if absent. The schedules do not depend on it
     #[arg(long)]
     jobs: Option<usize>,
     /// Prints each seed's schedule hash and faults
@@ -64,13 +64,15 @@ fn run_all(args: &Args) -> Result<Vec<(Options, Outcome)>, String> {
         .collect::<Result<_, _>>()?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.unwrap_or(processors).clamp(1, 64);
+    // What is left of the processors helps those few that run.
+    let threads = (jobs / options.len().max(1)).max(1);
     let (next, done) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(options) = options.get(next.fetch_add(1, Ordering::Relaxed) as usize)
                 {
-                    let outcome = World::run(options, None);
+                    let outcome = World::run_with(options, threads);
                     let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
                     done.push((options.clone(), outcome));
                 }

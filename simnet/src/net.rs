@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
@@ -36,6 +37,9 @@ const UPGRADE: u64 = 2 * SECOND;
 /// The topic of the simulated swarm.
 pub const TOPIC: &str = "simnet";
 
+/// No packet takes less than this.
+pub const LATENCY_MIN: u64 = MS / 5;
+
 const fn pair(one: usize, other: usize) -> (usize, usize) {
     if one < other { (one, other) } else { (other, one) }
 }
@@ -44,7 +48,7 @@ const fn pair(one: usize, other: usize) -> (usize, usize) {
 pub const fn latency(seed: u64, nodes: usize, one: usize, other: usize) -> u64 {
     let (low, high) = pair(one, other);
     let place = (low * nodes + high) as u64;
-    MS / 5 + mix(seed ^ mix(place)) % (30 * MS)
+    LATENCY_MIN + mix(seed ^ mix(place)) % (30 * MS)
 }
 
 /// Up to so many nodes, all are given the same ones to begin with.
@@ -285,9 +289,9 @@ impl World {
         self.numbers += 1;
         let this = &self.nodes[node];
         let (author, now) = ((this.id, node), self.now);
-        let message = Rc::new(Message::new(self.numbers, author, data, self.nodes.len()));
+        let message = Rc::new(Message::new(self.numbers, author, data.into(), self.nodes.len()));
         message.hear(node, this.boot, now);
-        for to in self.gossip.publish(now, node, message.data.len()) {
+        for to in self.gossip.publish(now, node, message.len()) {
             self.send(node, to, &message, 0);
         }
     }
@@ -333,16 +337,17 @@ impl World {
             return;
         }
         self.stats.messages += 1;
-        let event = Event::Gossip {
-            message: message.id,
-            topic: TOPIC.to_owned(),
-            author: message.author,
-            data: message.data.clone(),
-        };
+        let event = self.gossip_event(&message);
         // Whoever has forgotten a message passes it on once more, but not for ever.
         self.hearing = Some((message, from)).filter(|_| !is_replay);
         self.tell(to, event);
         self.hearing = None;
+    }
+
+    /// What a core is told of a message.
+    pub(crate) fn gossip_event(&self, message: &Message) -> Event {
+        let (topic, word) = (Arc::clone(&self.topic), message.word.clone());
+        Event::Gossip { message: message.id, topic, author: message.author, word }
     }
 
     /// The core found the message that it was just told sound: it is passed on.
@@ -354,12 +359,12 @@ impl World {
         let has = |other: usize| {
             message.heard_at(other).is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
         };
-        for to in self.gossip.forward(now, node, (from, author), message.data.len(), has) {
+        for to in self.gossip.forward(now, node, (from, author), message.len(), has) {
             self.send(node, to, &message, 0);
         }
         for (to, wait) in self.gossip.offered(node) {
             if message.heard_at(to).is_none() {
-                self.gossip.answer(node, to, message.data.len());
+                self.gossip.answer(node, to, message.len());
                 // The offer, and the request.
                 self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));
             }

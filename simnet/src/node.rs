@@ -84,7 +84,7 @@ pub struct Node {
     pub id: PeerId,
     pub rng: Rng,
     /// `None` while it is down.
-    pub core: Option<Core>,
+    pub core: Option<Box<Core>>,
     /// Counts its lives.
     pub boot: u32,
     /// The number of its last run, as its disk has it.

@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use std::rc::Rc;
 
 use doppler_ids::PeerId;
-use doppler_mesh::core::{FailureKind, ReadId, RequestId};
+use doppler_mesh::core::{FailureKind, ReadId, RequestId, Word};
 
 use crate::transfer::Upload;
 
@@ -21,7 +21,7 @@ pub struct Message {
     pub author: PeerId,
     /// The author's number.
     pub from: usize,
-    pub data: Vec<u8>,
+    pub word: Word,
     /// By node.
     pub heard: RefCell<Vec<Heard>>,
 }
@@ -37,9 +37,14 @@ pub struct Heard {
 }
 
 impl Message {
-    pub fn new(id: u64, (author, from): (PeerId, usize), data: Vec<u8>, nodes: usize) -> Self {
+    pub fn new(id: u64, (author, from): (PeerId, usize), word: Word, nodes: usize) -> Self {
         let heard = RefCell::new(vec![Heard { boot: 0, due: u64::MAX, at: u64::MAX }; nodes]);
-        Self { id, author, from, data, heard }
+        Self { id, author, from, word, heard }
+    }
+
+    /// The bytes of what it says.
+    pub fn len(&self) -> usize {
+        self.word.bytes().len()
     }
 
     /// Whether a node heard it in this life of its.
@@ -247,6 +252,12 @@ impl Queue {
     /// When the next thing happens.
     pub fn next_at(&self) -> Option<u64> {
         self.heap.peek().map(|entry| entry.at)
+    }
+
+    /// What happens next, and when.
+    pub fn peek(&self) -> Option<(u64, &Next)> {
+        let Entry { at, place, .. } = self.heap.peek()?;
+        self.kept[*place].as_ref().map(|next| (*at, next))
     }
 
     pub fn pop(&mut self) -> Option<(u64, Next)> {

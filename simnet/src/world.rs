@@ -4,7 +4,9 @@
 //! the same options give the same schedule.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use doppler_ids::{ModelId, PeerId, ShardId};
@@ -13,6 +15,7 @@ use doppler_mesh::core::{Action, Config, Core, Event, FailureKind, Replicas};
 use doppler_store::signature::SignedModel;
 
 use crate::check::{Schedule, Stats, Violation};
+use crate::crew::Crew;
 use crate::crowd::News;
 use crate::faults::{self, Fault, Kind, Lie};
 use crate::gossip::Gossip;
@@ -66,6 +69,7 @@ pub struct World {
     faults: Vec<Fault>,
     /// Faults in force, by their number.
     pub(crate) active: BTreeMap<usize, Fault>,
+    pub(crate) topic: Arc<str>,
     /// The message that a core is being told, and who sent it.
     pub(crate) hearing: Option<(Rc<Message>, usize)>,
     /// Requests that have just ended, while the core is told.
@@ -85,6 +89,8 @@ pub struct World {
     /// Since when an object has too few copies, and a node one too many, without a break.
     pub(crate) lacking: BTreeMap<ShardId, u64>,
     pub(crate) surplus: BTreeMap<(usize, ShardId), u64>,
+    /// Empty: room for what a core says.
+    scratch: Vec<Action>,
 }
 
 /// Wall-clock milliseconds at the start.
@@ -100,11 +106,42 @@ impl World {
         planted::plant(plant);
         let mut world = Self::new(options);
         world.run_until(options.end());
+        world.finish()
+    }
+
+    /// The same with so many threads. What comes of it does not depend on their number.
+    pub fn run_with(options: &Options, threads: usize) -> Outcome {
+        let mut world = Self::new(options);
+        world.run_until_with(options.end(), threads);
+        world.finish()
+    }
+
+    fn finish(mut self) -> Outcome {
+        let world = &mut self;
         if world.violation.is_none() {
             world.check_end();
         }
         planted::plant(None);
-        world.outcome()
+        self.outcome()
+    }
+
+    /// [`Self::run_until`] with so many threads.
+    pub(crate) fn run_until_with(&mut self, end: u64, threads: usize) {
+        if threads < 2 || !self.is_calm() {
+            return self.run_until(end);
+        }
+        let crew = Crew::new();
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|| crew.help());
+            }
+            // Helpers are sent home whatever happens.
+            let result = catch_unwind(AssertUnwindSafe(|| self.run_batches(end, &crew)));
+            crew.end();
+            if let Err(panic) = result {
+                resume_unwind(panic);
+            }
+        });
     }
 
     /// Everything up to a time, or to the first violation.
@@ -140,6 +177,7 @@ impl World {
             objects: BTreeMap::new(),
             faults: faults::plan(options),
             active: BTreeMap::new(),
+            topic: TOPIC.into(),
             hearing: None,
             ended: BTreeMap::new(),
             numbers: 0,
@@ -158,6 +196,7 @@ impl World {
             token_times: Vec::new(),
             lacking: BTreeMap::new(),
             surplus: BTreeMap::new(),
+            scratch: Vec::new(),
         };
         world.furnish();
         world.boots = vec![0; world.nodes.len()];
@@ -190,9 +229,16 @@ impl World {
         let at = self.instant(self.now);
         let this = &mut self.nodes[node];
         let Some(core) = this.core.as_mut() else { return };
-        let actions = core.on(at, event, &this.replies);
+        let mut actions = std::mem::take(&mut self.scratch);
+        core.on_into(at, event, &this.replies, &mut actions);
+        self.told(node, &mut actions);
+        self.scratch = actions;
+    }
+
+    /// Does what a node's core has said. Leaves `actions` empty.
+    pub(crate) fn told(&mut self, node: usize, actions: &mut Vec<Action>) {
         self.schedule.fold(actions.len() as u64);
-        for action in actions {
+        for action in actions.drain(..) {
             self.perform(node, action);
         }
         let this = &mut self.nodes[node];
@@ -295,7 +341,7 @@ impl World {
         }
     }
 
-    fn step(&mut self, next: Next) {
+    pub(crate) fn step(&mut self, next: Next) {
         if self.is_stale(&next) {
             return;
         }
@@ -368,7 +414,7 @@ impl World {
         self.boots[node] = this.boot;
         let run = u64::from(this.boot);
         let config = Config { own, run, epoch, topic, timing, find_timeout: FIND_TIMEOUT };
-        this.core = Some(Core::new(config, now));
+        this.core = Some(Box::new(Core::new(config, now)));
         (this.armed, this.down_free) = (u64::MAX, 0);
         this.registered.clear();
         (this.leaves_since, this.down_since) = (None, None);

@@ -140,8 +140,9 @@ impl Shared {
 
     /// Tells the core of a gossip message, and accepts or rejects it as the core decides.
     pub(super) fn hear(&self, mut message: Message) {
-        let (topic, data) = (message.topic.clone(), std::mem::take(&mut message.data));
-        let event = Event::Gossip { message: 0, topic, author: message.author, data };
+        let data = std::mem::take(&mut message.data);
+        let (topic, word) = (message.topic.as_str().into(), data.into());
+        let event = Event::Gossip { message: 0, topic, author: message.author, word };
         let refused = self.act(self.lock(), event, Some((0, &message)));
         debug_assert!(refused.is_ok(), "only publications and registrations are refused");
     }

@@ -79,13 +79,15 @@ impl Announcements {
         self.trusted = trusted;
     }
 
-    /// Adds an announcement. `holding` says which peers hold a model.
-    pub(super) fn learn(
+    /// Adds an announcement if `verify` finds it signed by its publisher, which is asked only if it is not
+    /// known. `holding` says which peers hold a model.
+    pub(super) fn learn_if(
         &mut self,
         now: Instant,
-        signed: SignedModel,
+        signed: &SignedModel,
         source: Origin,
         holding: Holding,
+        verify: &dyn Fn() -> Result<(), SignatureError>,
     ) -> Learned {
         let key = (signed.model, signed.publisher);
         let (own, kept) = (source == Origin::Own, source == Origin::Kept);
@@ -94,7 +96,7 @@ impl Announcements {
             Origin::Own | Origin::Kept => None,
         };
         if let Some(known) = self.known.get_mut(&key)
-            && known.signed == signed
+            && known.signed == *signed
         {
             (known.own, known.kept) = (known.own || own, known.kept || kept);
             known.heard = now;
@@ -103,7 +105,7 @@ impl Announcements {
             }
             return Learned::Known;
         }
-        if let Err(error) = signed.verify() {
+        if let Err(error) = verify() {
             return Learned::Bad(error);
         }
         // A publisher's new name or number of copies replaces the old one. What it signed earlier
@@ -124,6 +126,7 @@ impl Announcements {
             return Learned::Full;
         }
         let said = from.is_some().then_some(now);
+        let signed = signed.clone();
         self.known.insert(key, Known { signed, own, kept, from, heard: now, said, owed: false });
         Learned::New
     }

@@ -8,6 +8,18 @@ const ANYBODY: Holding = &|_, _| true;
 const QUIET: Duration = Duration::from_secs(10);
 const ALL: usize = usize::MAX;
 
+impl Announcements {
+    fn learn(
+        &mut self,
+        now: Instant,
+        signed: SignedModel,
+        source: Origin,
+        holding: Holding,
+    ) -> Learned {
+        self.learn_if(now, &signed, source, holding, &|| signed.verify())
+    }
+}
+
 fn peer(byte: u8) -> PeerId {
     PeerId::from_seed([byte; 32])
 }

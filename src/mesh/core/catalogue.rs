@@ -6,13 +6,13 @@
 use std::time::{Duration, Instant};
 
 use doppler_ids::{ModelId, PeerId, ShardId};
-use doppler_store::signature::SignedModel;
+use doppler_store::signature::{SignatureError, SignedModel};
 use tracing::debug;
 
 use super::announcements::{Learned, Origin};
 use super::gossip::Due;
 use super::limits::CROWD;
-use super::{Action, Core, Sight};
+use super::{Action, Core, Sight, Word};
 use crate::wire::Envelope;
 
 impl Core {
@@ -20,11 +20,12 @@ impl Core {
         &mut self,
         now: Instant,
         author: PeerId,
-        signed: SignedModel,
+        (signed, word): (&SignedModel, &Word),
         out: &mut Vec<Action>,
     ) -> bool {
-        match self.learn(now, &signed, Origin::Peer(author)) {
+        match self.learn(now, signed, Origin::Peer(author), &|| word.verify(signed)) {
             Learned::New => {
+                let signed = signed.clone();
                 out.extend([Action::Learned { signed, is_own: false }, Action::Changed]);
                 true
             }
@@ -43,7 +44,7 @@ impl Core {
         source: Origin,
         out: &mut Vec<Action>,
     ) {
-        match self.learn(now, &signed, source) {
+        match self.learn(now, &signed, source, &|| signed.verify()) {
             Learned::Bad(error) => out.push(Action::Refuse(error.into())),
             Learned::New => {
                 // A model's news does not wait for what else has changed.
@@ -110,12 +111,19 @@ impl Core {
     }
 
     /// Adds an announcement; a model's holders protect it from being pushed out.
-    fn learn(&mut self, now: Instant, signed: &SignedModel, source: Origin) -> Learned {
+    fn learn(
+        &mut self,
+        now: Instant,
+        signed: &SignedModel,
+        source: Origin,
+        verify: &dyn Fn() -> Result<(), SignatureError>,
+    ) -> Learned {
         let Self { announcements, membership, .. } = self;
-        let learned = announcements.learn(now, signed.clone(), source, &|model, peer| match peer {
+        let holding = |model: ModelId, peer: Option<PeerId>| match peer {
             Some(peer) => membership.holds_of(now, model, peer),
             None => membership.holders_of_model(now, model).next().is_some(),
-        });
+        };
+        let learned = announcements.learn_if(now, signed, source, &holding, verify);
         match learned {
             Learned::Bad(_) => self.counts.bad_signatures += 1,
             Learned::Full => self.counts.ignored_messages += 1,

@@ -117,6 +117,8 @@ pub(super) struct Known {
     /// How many of them are only heard of, and when the next of those may give way.
     heard: usize,
     next_turn: Option<Instant>,
+    /// Until when all that are away say that they are alive, as of a look at all; unknown if absent.
+    none_lost_until: Option<Instant>,
     /// Who gives way to one that is only heard of, the next one last, as of a look at all.
     turns: Vec<(Instant, PeerId)>,
 }
@@ -124,7 +126,15 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(own: PeerId) -> Self {
         let (connected, peers) = (BTreeSet::new(), PeerMap::default());
-        Self { own, connected, peers, heard: 0, next_turn: None, turns: Vec::new() }
+        Self {
+            own,
+            connected,
+            peers,
+            heard: 0,
+            next_turn: None,
+            none_lost_until: None,
+            turns: Vec::new(),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -157,6 +167,7 @@ impl Known {
         }
         list.truncate(KNOWN_ADDRESSES_MAX);
         entry.start_over(now);
+        self.none_lost_until = None;
     }
 
     /// A peer's own message says where it listens; it is believed until `until`. True if that is
@@ -165,9 +176,10 @@ impl Known {
         &mut self,
         now: Instant,
         peer: PeerId,
-        addresses: Vec<Address>,
+        addresses: impl AsRef<[Address]>,
         until: Instant,
     ) -> bool {
+        let addresses = addresses.as_ref();
         // A page listens nowhere, so it is not looked for.
         if addresses.is_empty() && !self.peers.contains_key(&peer) {
             return false;
@@ -175,21 +187,24 @@ impl Known {
         let Some(entry) = self.entry(now, peer, Source::Heard) else { return false };
         let was_away = !entry.is_alive(now);
         let moved = addresses.iter().any(|address| !entry.said.contains(address));
-        entry.said = addresses;
-        entry.said.truncate(KNOWN_ADDRESSES_MAX);
+        let said = &addresses[..addresses.len().min(KNOWN_ADDRESSES_MAX)];
+        if entry.said != said {
+            entry.said = said.to_vec();
+        }
         entry.alive_until = Some(until);
         entry.is_stranger = false;
         entry.seen = now;
         if was_away || moved {
             entry.start_over(now);
         }
+        self.none_lost_until = self.none_lost_until.map(|none| none.min(until));
         was_away || moved
     }
 
     /// Sets the connected peers. A peer that has gone is dialled again at once, unless its
     /// connections do not last.
     pub(super) fn contacts(&mut self, now: Instant, contacts: &BTreeMap<PeerId, Contact>) {
-        self.connected = contacts.keys().copied().collect();
+        let before = std::mem::replace(&mut self.connected, contacts.keys().copied().collect());
         for (peer, contact) in contacts {
             // A peer that cannot be dialled is not remembered.
             if contact.reached.is_empty() && !self.peers.contains_key(peer) {
@@ -205,8 +220,11 @@ impl Known {
             entry.is_stranger &= !contact.listens;
             (entry.seen, entry.failure) = (now, None);
         }
-        let (own, peers) = (self.own, self.peers.iter_mut());
-        for (peer, entry) in peers.filter(|(peer, _)| !contacts.contains_key(*peer)) {
+        self.none_lost_until = None;
+        let own = self.own;
+        // Whoever has an entry that says it is connected was so before.
+        for peer in before.iter().filter(|peer| !contacts.contains_key(*peer)) {
+            let Some(entry) = self.peers.get_mut(peer) else { continue };
             let Some(since) = entry.connected.take() else { continue };
             let stayed = now.saturating_duration_since(since);
             entry.is_stranger |= !entry.took_part && stayed >= STRANGER_AFTER;
@@ -225,6 +243,7 @@ impl Known {
             entry.is_stranger |= is_stranger;
             entry.failure = Some(reason);
         }
+        self.none_lost_until = None;
     }
 
     /// Call when a peer is to be dialled for the others, because they doubt that it is alive.
@@ -287,8 +306,16 @@ impl Known {
     }
 
     /// Whether any peer is away that does not say itself that it is alive.
-    pub(super) fn has_lost(&self, now: Instant) -> bool {
-        self.peers.values().any(|entry| entry.connected.is_none() && !entry.is_alive(now))
+    pub(super) fn has_lost(&mut self, now: Instant) -> bool {
+        if self.none_lost_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        let away = self.peers.values().filter(|entry| entry.connected.is_none());
+        // The end of each one's lease, unless somebody has none that runs.
+        let ends = away.map(|entry| entry.alive_until.filter(|_| entry.is_alive(now)));
+        let first = ends.collect::<Option<BTreeSet<Instant>>>().map(|ends| ends.first().copied());
+        self.none_lost_until = first.map(|first| first.unwrap_or(now + DIAL_FAR_MAX));
+        self.none_lost_until.is_none()
     }
 
     /// When a peer is to be dialled next, after `now`.
@@ -340,28 +367,29 @@ impl Known {
         if peer == self.own {
             return None;
         }
-        let is_new = !self.peers.contains_key(&peer);
-        if is_new && !self.make_room(now, source) {
-            return None;
+        if !self.peers.contains_key(&peer) {
+            if !self.make_room(now, source) {
+                return None;
+            }
+            self.heard += usize::from(source == Source::Heard);
+            let entry = Entry {
+                source,
+                reached: Vec::new(),
+                found: Vec::new(),
+                said: Vec::new(),
+                alive_until: None,
+                seen: now,
+                connected: self.connected.contains(&peer).then_some(now),
+                took_part: false,
+                is_stranger: false,
+                from: now,
+                dialled: None,
+                dials: 0,
+                failure: None,
+            };
+            self.peers.insert(peer, Box::new(entry));
         }
-        let connected = if is_new && self.connected.contains(&peer) { Some(now) } else { None };
-        self.heard += usize::from(is_new && source == Source::Heard);
-        let new = || Entry {
-            source,
-            reached: Vec::new(),
-            found: Vec::new(),
-            said: Vec::new(),
-            alive_until: None,
-            seen: now,
-            connected,
-            took_part: false,
-            is_stranger: false,
-            from: now,
-            dialled: None,
-            dials: 0,
-            failure: None,
-        };
-        let entry = self.peers.entry(peer).or_insert_with(|| Box::new(new()));
+        let entry = self.peers.get_mut(&peer)?;
         self.heard -= usize::from(entry.source == Source::Heard && source > Source::Heard);
         entry.source = entry.source.max(source);
         Some(entry)

@@ -168,8 +168,8 @@ impl World {
             }
         }
         for node in reached.into_iter().filter(|node| *node != author) {
-            let (topic, data) = ("t".to_owned(), data.to_vec());
-            let event = Event::Gossip { message: 0, topic, author: id(author), data };
+            let (topic, word) = ("t".into(), data.to_vec().into());
+            let event = Event::Gossip { message: 0, topic, author: id(author), word };
             self.at(self.now + LATENCY, node, Next::Tell(event));
         }
     }
@@ -392,9 +392,9 @@ fn two_others_dial_a_doubted_peer_for_all() {
         world.tell_contacts(other);
     }
     let doubt = |message| {
-        let (topic, author) = ("t".to_owned(), id(4));
+        let (topic, author) = ("t".into(), id(4));
         let data = Envelope::Doubt(id(5).to_bytes()).encode();
-        Event::Gossip { message, topic, author, data }
+        Event::Gossip { message, topic, author, word: data.into() }
     };
     // It has not spoken since.
     let now = world.now + limits::DOUBT_AFTER;
@@ -430,9 +430,9 @@ fn a_goodbye_is_believed_at_once_and_a_later_run_after_it() {
 fn every_doubt_is_answered_and_one_that_its_answer_has_overtaken_counts_for_nothing() {
     let mut world = all_met(3);
     let doubt = |world: &mut World, of: usize, at: usize| {
-        let (topic, author) = ("t".to_owned(), id(2));
+        let (topic, author) = ("t".into(), id(2));
         let data = Envelope::Doubt(id(of).to_bytes()).encode();
-        world.tell(at, Event::Gossip { message: 0, topic, author, data });
+        world.tell(at, Event::Gossip { message: 0, topic, author, word: data.into() });
     };
     let beats = |world: &World| world.cores[1].membership.heard(id(0));
     for pause in [0, 400, 700, 1300, 20] {

@@ -12,6 +12,7 @@
 //! resolved when somebody asks, so registering later needs no second message.
 //! Invariant: what a lease no longer covers is never reported.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,33 @@ pub(super) struct Held {
     hot: BTreeSet<u32>,
 }
 
+impl From<&ModelHoldings> for Held {
+    fn from(said: &ModelHoldings) -> Self {
+        let parts = said.parts.iter().filter(|part| !part.chunks.is_none());
+        Self {
+            helps: said.helps,
+            pins: said.pins,
+            manifest: said.manifest,
+            objects: said.objects.clone(),
+            parts: parts.map(|part| (part.object, part.chunks)).collect(),
+            hot: said.hot.iter().copied().collect(),
+        }
+    }
+}
+
 impl Held {
+    /// Whether a message says just this. Parts and hot objects may be named in any order, and twice.
+    fn is(&self, said: &ModelHoldings) -> bool {
+        let is_plain = said.parts.is_empty() && said.hot.is_empty();
+        if !is_plain {
+            return *self == Self::from(said);
+        }
+        (self.helps, self.pins, self.manifest) == (said.helps, said.pins, said.manifest)
+            && self.parts.is_empty()
+            && self.hot.is_empty()
+            && self.objects == said.objects
+    }
+
     /// Whether anything of the model itself is held. The manifest does not count.
     fn has_objects(&self) -> bool {
         !self.parts.is_empty() || self.objects.iter().any(|byte| *byte != 0)
@@ -167,10 +194,16 @@ pub(super) struct Membership {
 
 impl Membership {
     /// Adds what `peer`, the author, says it holds.
-    pub(super) fn hear(&mut self, now: Instant, peer: PeerId, holdings: Holdings) -> Heard {
+    pub(super) fn hear(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        holdings: impl Borrow<Holdings>,
+    ) -> Heard {
+        let holdings = holdings.borrow();
         if !self.members.contains_key(&peer) && self.members.len() >= MEMBERS_MAX {
             self.expire(now);
-            if self.members.len() >= MEMBERS_MAX && !self.give_way(now, &holdings) {
+            if self.members.len() >= MEMBERS_MAX && !self.give_way(now, holdings) {
                 return Heard::Full;
             }
         }
@@ -198,15 +231,19 @@ impl Membership {
         let until = now + lease;
         member.until = until;
         self.soonest = Some(self.soonest.map_or(until, |soonest| soonest.min(until)));
-        for ModelHoldings { model, manifest, objects, parts, helps, pins, hot } in holdings.models {
-            let parts = parts.into_iter().filter(|part| !part.chunks.is_none());
-            let parts = parts.map(|part| (part.object, part.chunks)).collect();
-            let hot = hot.into_iter().collect();
-            let held = Held { helps, pins, manifest, objects, parts, hot };
+        for said in &holdings.models {
             let Some(member) = self.members.get_mut(&peer) else { break };
-            let old = member.models.get(&model);
-            changed |= old.is_none_or(|old| old.until <= now || old.held != held);
-            self.entries -= usize::from(old.is_some());
+            let model = said.model;
+            let old = member.models.get_mut(&model);
+            // Mostly nothing is new.
+            if let Some(old) = old.filter(|old| old.held.is(said)) {
+                changed |= old.until <= now;
+                old.until = until;
+                continue;
+            }
+            changed = true;
+            let held = Held::from(said);
+            self.entries -= usize::from(member.models.contains_key(&model));
             let gone = member.make_room(model, held.objects.len(), held.parts.len());
             member.models.insert(model, Box::new(Entry { held, until }));
             self.entries += 1;

@@ -37,9 +37,11 @@ mod scheduler;
 #[cfg(test)]
 mod tests;
 mod twins;
+mod word;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use doppler_ids::{Address, ModelId, PeerId, ShardId, Transport};
@@ -77,6 +79,7 @@ pub use scheduler::Ask;
 use scheduler::Scheduler;
 pub use twins::Twin;
 use twins::Twins;
+pub use word::Word;
 
 /// Identifies a read. Chosen by the caller that begins it, never used twice.
 pub type ReadId = u64;
@@ -119,7 +122,7 @@ pub enum Event {
     /// The connected peers, all of them.
     Contacts(BTreeMap<PeerId, Contact>),
     /// A gossip message whose author's signature was checked.
-    Gossip { message: MessageId, topic: String, author: PeerId, data: Vec<u8> },
+    Gossip { message: MessageId, topic: Arc<str>, author: PeerId, word: Word },
     /// A private swarm's gate refused a peer, or a peer's gate refused this node.
     KeptOut { peer: PeerId, is_guilty: bool },
     /// The last run or the local network says that a peer is at these addresses.
@@ -390,11 +393,22 @@ impl Core {
     /// Handles an event. Returns the actions to perform, in this order.
     pub fn on(&mut self, now: Instant, event: Event, sight: &dyn Sight) -> Vec<Action> {
         let mut out = Vec::new();
-        let out = &mut out;
+        self.on_into(now, event, sight, &mut out);
+        out
+    }
+
+    /// The same, but puts the actions behind those that are in `out`.
+    pub fn on_into(
+        &mut self,
+        now: Instant,
+        event: Event,
+        sight: &dyn Sight,
+        out: &mut Vec<Action>,
+    ) {
         match event {
             Event::Contacts(contacts) => self.on_contacts(now, contacts, sight, out),
-            Event::Gossip { message, topic, author, data } => {
-                self.on_gossip(now, (message, &topic, author), &data, sight, out);
+            Event::Gossip { message, topic, author, word } => {
+                self.on_gossip(now, (message, &topic, author), &word, sight, out);
             }
             Event::KeptOut { peer, is_guilty } => {
                 self.counts.refused_peers += 1;
@@ -459,7 +473,6 @@ impl Core {
             Event::Stop => self.on_stop(out),
             Event::Time => self.on_time(now, sight, out),
         }
-        std::mem::take(out)
     }
 
     /// When [`Event::Time`] is due, if nothing happens before.
@@ -592,26 +605,31 @@ impl Core {
         &mut self,
         now: Instant,
         (message, topic, author): (MessageId, &str, PeerId),
-        data: &[u8],
+        word: &Word,
         sight: &dyn Sight,
         out: &mut Vec<Action>,
     ) {
-        if topic != self.config.topic || !self.inbox.admit(now, author) {
+        if *topic != *self.config.topic || !self.inbox.admit(now, author) {
             self.counts.ignored_messages += 1;
             out.push(Action::Changed);
             return;
         }
-        let is_sound = match Envelope::decode(data) {
+        let is_sound = match word.envelope() {
             Err(error) => {
                 debug!(%author, %error, "malformed gossip");
                 self.counts.bad_messages += 1;
                 false
             }
             Ok(Envelope::Unknown) => true,
-            Ok(Envelope::Announcement(signed)) => self.on_announcement(now, author, signed, out),
-            Ok(Envelope::Holdings(holdings)) => self.on_holdings(now, author, holdings, sight, out),
-            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, author, &peer, out),
+            Ok(Envelope::Announcement(signed)) => {
+                self.on_announcement(now, author, (signed, word), out)
+            }
+            Ok(Envelope::Holdings(holdings)) => {
+                self.on_holdings(now, author, (holdings, word.addresses()), sight, out)
+            }
+            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, author, peer, out),
             Ok(Envelope::Heartbeat { stamp, next }) => {
+                let (stamp, next) = (*stamp, *next);
                 self.crowd.hear(now, author, next, stamp.sequence);
                 if self.membership.beat(now, author, stamp, next) {
                     self.absence.spoke(author);
@@ -619,7 +637,7 @@ impl Core {
                 true
             }
             Ok(Envelope::Goodbye(stamp)) => {
-                self.on_goodbye(now, author, stamp, sight, out);
+                self.on_goodbye(now, author, *stamp, sight, out);
                 true
             }
         };
@@ -633,7 +651,7 @@ impl Core {
         &mut self,
         now: Instant,
         author: PeerId,
-        holdings: Holdings,
+        (holdings, addresses): (&Holdings, &[Address]),
         sight: &dyn Sight,
         out: &mut Vec<Action>,
     ) -> bool {
@@ -650,8 +668,6 @@ impl Core {
             return true;
         }
         self.crowd.hear(now, author, holdings.next, holdings.stamp.sequence);
-        let texts = holdings.addresses.iter();
-        let addresses: Vec<Address> = texts.filter_map(|text| text.parse().ok()).collect();
         let (until, said) = (now + holdings.lease, (holdings.run, holdings.stamp));
         let place = || {
             let place = addresses.first().map(|address| address.without_peer().to_string());

@@ -2,6 +2,7 @@
 //! same actions. Peers have rates, fall silent, send wrong bytes, and go away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use doppler_ids::{ByteRange, ModelId, PeerId, ShardId};
@@ -239,8 +240,8 @@ impl World {
                 let others: Vec<usize> =
                     self.links.iter().filter(|(from, _)| *from == node).map(|l| l.1).collect();
                 for other in others {
-                    let (topic, data) = ("t".to_owned(), data.clone());
-                    let event = Event::Gossip { message: self.sequence, topic, author, data };
+                    let (topic, word) = ("t".into(), data.clone().into());
+                    let event = Event::Gossip { message: self.sequence, topic, author, word };
                     self.at(now + LATENCY, other, Next::Tell(event));
                 }
             }
@@ -606,8 +607,8 @@ fn a_lost_peer_counts_for_those_that_hear_it_and_speaks_at_once_when_it_is_doubt
     // Node 0 hears of it and speaks at once, but not for each doubt.
     let doubt = || {
         let data = Envelope::Doubt(PeerId::from_seed([1; 32]).to_bytes()).encode();
-        let (topic, author) = ("t".to_owned(), PeerId::from_seed([2; 32]));
-        Event::Gossip { message: 1, topic, author, data }
+        let (topic, author) = ("t".into(), PeerId::from_seed([2; 32]));
+        Event::Gossip { message: 1, topic, author, word: data.into() }
     };
     world.run_for(Duration::from_millis(300));
     world.tell(0, doubt());
@@ -624,17 +625,17 @@ fn an_old_message_does_not_bring_a_dead_peer_back() {
     world.hold(0, &model, &model.objects);
     world.register(1, &model);
     world.run_for(Duration::from_secs(2));
-    let (author, topic) = (world.nodes[0].id, "t".to_owned());
+    let (author, topic) = (world.nodes[0].id, Arc::from("t"));
     let said = world.said[0].clone();
     world.disconnect(0, 1);
     // A partition: what node 0 says does not come through, and its lease ends.
     world.run_for(Timing::default().lease + Duration::from_secs(3));
     assert_eq!(world.nodes[1].core.load().leases, 0);
-    let replay = |topic: &String| Event::Gossip {
+    let replay = |topic: &Arc<str>| Event::Gossip {
         message: 1,
         topic: topic.clone(),
         author,
-        data: said.clone(),
+        word: said.clone().into(),
     };
     world.tell(1, replay(&topic));
     assert_eq!(world.nodes[1].core.load().leases, 0, "said before");
