@@ -66,8 +66,11 @@ impl Crowd {
             None => {
                 let promises = self.promises.values().filter(|(_, is_settled)| *is_settled);
                 let mut promises: Vec<Duration> = promises.map(|(next, _)| *next).collect();
-                promises.sort_unstable();
-                let median = promises.get(promises.len() / 2).copied().unwrap_or_default();
+                let half = promises.len() / 2;
+                let median = match promises.is_empty() {
+                    true => Duration::ZERO,
+                    false => *promises.select_nth_unstable(half).1,
+                };
                 let is_paced = median >= Timing::default().beat(PACED);
                 if is_paced { median.as_millis() / BEAT_SHARE.as_millis() } else { 0 }
             }

@@ -211,7 +211,7 @@ impl Known {
                 continue;
             }
             let Some(entry) = self.entry(now, *peer, Source::Met) else { continue };
-            if !contact.reached.is_empty() {
+            if !contact.reached.is_empty() && entry.reached != contact.reached {
                 entry.reached.clone_from(&contact.reached);
                 entry.reached.truncate(KNOWN_ADDRESSES_MAX);
             }
