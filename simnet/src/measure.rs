@@ -125,20 +125,20 @@ pub struct Quiet {
     pub violation: Option<String>,
 }
 
-/// Runs a quiet swarm; models are published by nodes spread over it.
-pub fn quiet(seed: u64, nodes: usize) -> Quiet {
+/// Runs a quiet swarm on so many threads; models are published by nodes spread over it.
+pub fn quiet(seed: u64, nodes: usize, threads: usize) -> Quiet {
     let pace = if nodes > FEW { PACE } else { 0 };
     let met = MEET + nodes as u64 / STARTS * SECOND + pace;
     let end = met + COUNT + PUBLISHED * APART + HEAR;
     let options =
         Options { nodes, seconds: end / SECOND + 1, ..Options::new(seed, Scenario::Quiet) };
     let mut world = World::new(&options);
-    world.run_until(met);
+    world.run_until_with(met, threads);
     let sent = |world: &World| -> Vec<Traffic> {
         (0..nodes).map(|node| world.gossip.sent(node)).collect()
     };
     let before = sent(&world);
-    world.run_until(met + COUNT);
+    world.run_until_with(met + COUNT, threads);
     let after = sent(&world);
     let each = before.iter().zip(&after).map(|(before, after)| after.bytes - before.bytes);
     let most = each.clone().max().unwrap_or(0);
@@ -148,11 +148,11 @@ pub fn quiet(seed: u64, nodes: usize) -> Quiet {
     let mut delays = Vec::new();
     let mut published = Vec::new();
     for number in 0..PUBLISHED {
-        world.run_until(met + COUNT + number * APART);
+        world.run_until_with(met + COUNT + number * APART, threads);
         let node = number as usize * nodes / PUBLISHED as usize;
         published.push((world.publish_news(node, number), world.now));
     }
-    world.run_until(end);
+    world.run_until_with(end, threads);
     for (model, at) in published {
         let times = world.watched.remove(&model).unwrap_or_default();
         delays.extend(times.into_iter().map(|time| seconds(time - at)));
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_quiet_swarm_costs_little_and_hears_news_within_a_second() {
-        let quiet = quiet(1, 10);
+        let quiet = quiet(1, 10, 1);
         println!("{quiet:?}");
         assert_eq!(quiet.violation, None);
         assert_eq!(quiet.learned_percent, 100.0);

@@ -187,6 +187,22 @@ fn news_are_fast() {
     crowd(100, 1.0);
 }
 
+/// Threads only share the work: batches and helpers change nothing of what happens.
+#[test]
+fn any_number_of_threads_gives_the_same_schedule() {
+    for scenario in [Scenario::Crowd, Scenario::Quiet, Scenario::Mixed] {
+        let options = Options { nodes: 40, seconds: 300, ..Options::new(3, scenario) };
+        let alone = run(&options);
+        assert!(alone.stats.messages > 1000, "{:?}", alone.stats);
+        for threads in [2, 3] {
+            let shared = World::run_with(&options, threads);
+            assert_eq!(shared.violation, None);
+            assert_eq!((shared.schedule, shared.stats), (alone.schedule, alone.stats));
+            assert_eq!(shared.news, alone.news);
+        }
+    }
+}
+
 /// What a node hears, says and remembers does not grow with the swarm.
 #[test]
 #[ignore = "takes a minute or two"]

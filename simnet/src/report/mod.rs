@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub struct ReportOptions {
     /// A quiet swarm of 10,000 nodes, too
     #[arg(long)]
     pub large: bool,
-    /// Runs made at once; as many as there are processors if absent
+    /// Threads; as many as there are processors if absent. The figures do not depend on it
     #[arg(long)]
     pub jobs: Option<usize>,
 }
@@ -87,11 +88,16 @@ enum Done {
 }
 
 impl Job {
-    fn run(self) -> Done {
+    /// Whether it is made alone, on all threads.
+    const fn is_large(self) -> bool {
+        matches!(self, Self::Quiet { nodes, .. } if nodes >= ONE_SEED)
+    }
+
+    fn run(self, threads: usize) -> Done {
         match self {
             Self::Kill { seed, killed, is_busy: true } => Done::Busy(killing(seed, killed, true)),
             Self::Kill { seed, killed, .. } => Done::Killed(killing(seed, killed, false)),
-            Self::Quiet { seed, nodes } => Done::Quiet(quiet(seed, nodes)),
+            Self::Quiet { seed, nodes } => Done::Quiet(quiet(seed, nodes, threads)),
         }
     }
 }
@@ -132,15 +138,23 @@ impl ReportOptions {
         let jobs = self.jobs();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.jobs.unwrap_or(processors).clamp(1, 64);
-        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let done = Mutex::new(Vec::new());
+        let make = |job: Job, threads: usize| {
+            let started = Instant::now();
+            let result = job.run(threads);
+            let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
+            done.push(result);
+            let took = started.elapsed().as_secs_f64();
+            told(&format!("{}/{}: {job:?}, {took:.1} s", done.len(), jobs.len()));
+        };
+        let (large, small): (Vec<Job>, Vec<Job>) = jobs.iter().partition(|job| job.is_large());
+        large.into_iter().for_each(|job| make(job, threads));
+        let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = job.run();
-                        let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
-                        done.push(result);
-                        told(&format!("{}/{}: {job:?}", done.len(), jobs.len()));
+                    while let Some(job) = small.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        make(*job, 1);
                     }
                 });
             }
