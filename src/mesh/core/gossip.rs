@@ -11,7 +11,7 @@ use doppler_ids::{Address, PeerId};
 
 use super::limits::{
     CROWD, CROWD_CHANGES, GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW,
-    HOLDINGS_BYTES_TARGET, PEERS_REMEMBERED_MAX, Timing,
+    HOLDINGS_BYTES_TARGET, LISTENER_REST, LISTENERS_FEW, PEERS_REMEMBERED_MAX, Timing,
 };
 use super::peers::PeerMap;
 use crate::wire::{
@@ -46,6 +46,8 @@ pub(super) struct Schedule {
     changed: Option<(Instant, Due)>,
     /// Nothing is announced before this, whatever changes. The last announcement sets the pace.
     quiet_until: Instant,
+    /// When something was last announced.
+    said_at: Option<Instant>,
     /// The pause after which this node says at least that it is there, and when that is.
     beat: Duration,
     beat_at: Instant,
@@ -64,6 +66,7 @@ impl Schedule {
             round,
             changed: None,
             quiet_until: now,
+            said_at: None,
             beat,
             beat_at: now + beat,
             every: timing.announce_every,
@@ -98,9 +101,18 @@ impl Schedule {
 
     /// Call when something changed. It is due after `settle`, counted from the first such change.
     pub(super) fn change(&mut self, now: Instant, what: Due) {
-        let (at, due) = self.changed.unwrap_or((now + self.timing.settle, what));
+        let settled = now + self.timing.settle;
+        let (at, due) = self.changed.map_or((settled, what), |(at, due)| (at.min(settled), due));
         let rest = if what == Due::Holdings { self.rest_until } else { now };
         self.changed = Some((at.max(self.quiet_until).max(rest), due.max(what)));
+    }
+
+    /// Call when somebody listens who did not, beside so many others. Everything is due, but to many not at
+    /// once.
+    pub(super) fn meet(&mut self, now: Instant, listeners: usize) {
+        let said_at = self.said_at.filter(|_| listeners >= LISTENERS_FEW);
+        let rested = said_at.map_or(now, |said_at| now.max(said_at + LISTENER_REST));
+        self.change(rested, Due::Everything);
     }
 
     /// Call when this many messages were sent. A proportional pause keeps this node's rate well
@@ -108,6 +120,7 @@ impl Schedule {
     pub(super) fn said(&mut self, now: Instant, messages: usize) {
         let pause = GOSSIP_PAUSE.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
         self.quiet_until = now + pause;
+        self.said_at = Some(now);
     }
 
     /// Call when holdings were announced: in a crowd, the next change waits.
@@ -293,6 +306,33 @@ mod tests {
         assert_eq!(schedule.due(schedule.next()), Some(Due::Heartbeat));
         assert_eq!(schedule.next(), said + timing.announce_every);
         assert_eq!(schedule.due(schedule.next()), Some(Due::Holdings));
+    }
+
+    #[test]
+    fn one_that_meets_many_says_everything_once_a_second_and_to_a_few_at_once() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let said_within_two_seconds = |first: usize| {
+            let mut schedule = Schedule::new(timing, start);
+            // It meets somebody every tenth of a second.
+            let meetings = (0..20).map(|tenth| start + Duration::from_millis(100 * tenth as u64));
+            let mut said = 0;
+            for (number, now) in meetings.enumerate() {
+                if schedule.next() <= now && schedule.due(now) == Some(Due::Everything) {
+                    schedule.said(now, 1);
+                    said += 1;
+                }
+                schedule.meet(now, first + number);
+            }
+            said
+        };
+        assert_eq!(said_within_two_seconds(LISTENERS_FEW), 2);
+        let mut schedule = Schedule::new(timing, start);
+        schedule.said(start, 1);
+        schedule.meet(start, LISTENERS_FEW);
+        assert_eq!(schedule.next(), start + LISTENER_REST + timing.settle);
+        schedule.meet(start + timing.settle, LISTENERS_FEW - 1);
+        assert_eq!(schedule.next(), start + 2 * timing.settle, "what may come sooner does");
     }
 
     #[test]

@@ -121,6 +121,10 @@ pub(crate) const DIAL_FAR_MAX: Duration = Duration::from_secs(600);
 /// such rounds, in which the reports of many peers are collected.
 pub(crate) const DIALS_AT_ONCE: usize = 32;
 pub(crate) const DIAL_SETTLE: Duration = Duration::from_millis(100);
+/// Whoever has this many listeners announces everything to a further one no sooner than this after its last
+/// words: one that dials many hears from others meanwhile how many there are, and says it once to all.
+pub(crate) const LISTENERS_FEW: usize = 4;
+pub(crate) const LISTENER_REST: Duration = Duration::from_secs(1);
 /// A peer that was lost is dialled again within this.
 pub(crate) const DIAL_AGAIN: Duration = Duration::from_millis(250);
 /// A connection that lasted for less does not count, and the pauses continue to grow.

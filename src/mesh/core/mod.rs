@@ -575,7 +575,7 @@ impl Core {
         if (was_alone || self.size() <= limits::DIAL_TARGET)
             && contacts.iter().any(|(peer, contact)| contact.listens && !listened(peer))
         {
-            self.schedule.change(now, Due::Everything);
+            self.schedule.meet(now, self.listeners);
         }
         // Who went away, or to whom another way leads now, which is to be measured afresh.
         for (peer, old) in &self.contacts {
