@@ -16,6 +16,7 @@ mod bucket;
 mod catalogue;
 mod census;
 mod crowd;
+mod dialling;
 mod gossip;
 mod healing;
 mod heat;
@@ -696,11 +697,6 @@ impl Core {
         true
     }
 
-    /// Connections to members that this node opens in advance.
-    fn room(&self) -> usize {
-        limits::DIAL_TARGET.saturating_sub(self.listeners)
-    }
-
     /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
     /// notice it.
     fn on_twin(&mut self, now: Instant, twin: Twin, out: &mut Vec<Action>) {
@@ -854,38 +850,6 @@ impl Core {
         }
         self.addresses = addresses;
         self.schedule.change(now, Due::Holdings);
-    }
-
-    /// Peers may have to be dialled: looks as soon as the last round allows.
-    fn dial_soon(&mut self, now: Instant) {
-        let earliest = self.dialled_at.map_or(now, |at| now.max(at + limits::DIAL_SETTLE));
-        self.dial_at = self.dial_at.min(earliest);
-    }
-
-    /// Dials known peers whose turn it is, up to a number of connections ahead of need.
-    fn dial_known(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let room = self.room();
-        self.dialled_at = Some(now);
-        if room == 0 && !self.known.has_lost(now) {
-            self.dial_at = self.upkeep.max(now + limits::DIAL_SETTLE);
-            return;
-        }
-        let Self { known, reputation, .. } = self;
-        let due = known.due(now, room, |peer| !reputation.is_banned(now, peer));
-        out.extend(due.into_iter().map(|(peer, addresses)| Action::Dial { peer, addresses }));
-        let next = self.known.next(now).unwrap_or(self.upkeep);
-        self.dial_at = next.max(now + limits::DIAL_SETTLE);
-    }
-
-    /// Dials those of `wanted` that are due. Each dial delays the next one.
-    fn dial(&mut self, now: Instant, wanted: Vec<PeerId>, out: &mut Vec<Action>) {
-        for peer in wanted {
-            if self.contacts.contains_key(&peer) || self.reputation.is_banned(now, peer) {
-                continue;
-            }
-            let addresses = self.known.take(now, peer);
-            out.extend(addresses.map(|addresses| Action::Dial { peer, addresses }));
-        }
     }
 
     /// Records conduct. Returns the end of a ban, if there is a new one.
