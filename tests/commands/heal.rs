@@ -66,8 +66,11 @@ fn three_of_ten_nodes_killed_in_mid_generation_lose_nothing() {
         (outcome["detect_s"].as_f64().unwrap(), outcome["heal_s"].as_f64().unwrap());
     assert!(detect > 0.0 && detect <= DETECTED_MAX, "noticed after {detect} s");
     assert!(heal >= detect && heal <= HEALED_MAX, "healed after {heal} s");
-    // Each of them held four or five shards of a mebibyte.
-    assert!(outcome["copied_bytes"].as_u64().unwrap() >= 8 << 20, "too little was copied");
+    let bytes = |name: &str| outcome[name].as_u64().unwrap();
+    let (copied, least) = (bytes("copied_bytes"), bytes("least_bytes"));
+    // Each of them held four or five shards of a mebibyte. The asker's cache may spare a copy, and may take one.
+    let enough = least * 3 / 4;
+    assert!(least >= 4 << 20 && copied >= enough, "{copied} bytes copied, {least} were missing");
 }
 
 #[test]

@@ -47,8 +47,9 @@ struct Outcome<'a> {
     detect_s: f64,
     heal_s: f64,
     identical: bool,
-    /// Bytes that the survivors copied.
+    /// Bytes that the survivors copied after the kill, and the bytes of copies that were missing then.
     copied_bytes: u64,
+    least_bytes: u64,
     tokens: usize,
     text: &'a str,
     seconds: f64,
@@ -60,6 +61,8 @@ struct Healed {
     lost: usize,
     detect_s: f64,
     heal_s: f64,
+    /// Peer ids of those that were killed.
+    dead: Vec<String>,
 }
 
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
@@ -81,11 +84,15 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     }
 
     let request = request(args, model.clone());
-    let mut watching = None;
+    let (mut watching, mut before) = (None, None);
     let remote = generate(&asker, &request, &mut view, &mut |traffic, view| {
         let dead = victims(&mut seeders, traffic, KILLED, view)?;
         let alive = seeders.iter().filter(|node| !dead.contains(&node.peer_id)).chain([&asker]);
-        let clients = alive.map(NodeProcess::client).collect::<anyhow::Result<_>>()?;
+        let clients: Vec<Client> = alive.map(NodeProcess::client).collect::<anyhow::Result<_>>()?;
+        // While the nodes were started one after another, some of them copied for those to come.
+        let copied = copied_bytes(&clients)?;
+        let least = missing_bytes(&copies(&asker.client()?, &model)?, &dead);
+        before = Some((copied, least));
         watching = Some(watch(clients, model.clone(), dead));
         Ok(())
     })?;
@@ -93,17 +100,17 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let watching: JoinHandle<anyhow::Result<Healed>> = watching.context("nobody was killed")?;
     let Ok(healed) = watching.join() else { bail!("the survivors could not be watched") };
     let healed = healed?;
-    let alive = seeders.iter().chain([&asker]).filter_map(|node| node.client().ok());
-    let statuses =
-        alive.filter_map(|node| node.get::<crate::api::Status>("/control/v1/status").ok());
-    let copied_bytes = statuses.map(|status| status.healing.copied_bytes).sum();
+    let alive = seeders.iter().filter(|node| !healed.dead.contains(&node.peer_id)).chain([&asker]);
+    let alive: Vec<Client> = alive.map(NodeProcess::client).collect::<anyhow::Result<_>>()?;
+    let (copied_before, least_bytes) = before.context("nobody was killed")?;
+    let copied_bytes = copied_bytes(&alive)?.saturating_sub(copied_before);
     view.stage("the same text on one node that holds everything");
     drop((seeders, asker));
     let local = reference::generate(&model_dir, &request)?;
     view.finish();
 
     let identical = local.text == remote.text && local.tokens == remote.tokens;
-    let Healed { shards, lost, detect_s, heal_s } = healed;
+    let Healed { shards, lost, detect_s, heal_s, .. } = healed;
     let outcome = Outcome {
         nodes: SEEDERS + 1,
         killed: KILLED,
@@ -113,6 +120,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         heal_s,
         identical,
         copied_bytes,
+        least_bytes,
         tokens: remote.tokens.len(),
         text: &remote.text,
         seconds: began.elapsed().as_secs_f64(),
@@ -128,12 +136,29 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Bytes that these nodes have copied since each started.
+fn copied_bytes(nodes: &[Client]) -> anyhow::Result<u64> {
+    let statuses = nodes.iter().map(|node| node.get::<crate::api::Status>("/control/v1/status"));
+    statuses.map(|status| Ok(status?.healing.copied_bytes)).sum()
+}
+
+/// Bytes of the copies that are missing without the dead.
+fn missing_bytes(seen: &ModelCopies, dead: &[String]) -> u64 {
+    let missing = seen.objects.iter().map(|object| {
+        let live = object.holders.iter().filter(|holder| !dead.contains(holder)).count();
+        REPLICAS.min.saturating_sub(live) as u64 * object.size
+    });
+    missing.sum()
+}
+
 fn describe(outcome: &Outcome<'_>) -> String {
     let Outcome { nodes, killed, shards, lost, detect_s, heal_s, identical, .. } = outcome;
     let same = if *identical { "identical" } else { "NOT identical" };
     format!(
         "{killed} of {nodes} nodes killed; {shards} shards, {lost} lost; noticed in {detect_s:.1} s, \
-         healed in {heal_s:.1} s; text {same}"
+         healed in {heal_s:.1} s; {:.1} MB copied of {:.1} at least; text {same}",
+        outcome.copied_bytes as f64 / 1e6,
+        outcome.least_bytes as f64 / 1e6,
     )
 }
 
@@ -201,7 +226,7 @@ fn watch(
                     let first = seen.first().context("nobody is left")?;
                     let lost = objects().filter(|object| object.copies == 0).count();
                     let shards = first.model.shards;
-                    return Ok(Healed { shards, lost, detect_s, heal_s: since });
+                    return Ok(Healed { shards, lost, detect_s, heal_s: since, dead });
                 }
             }
             if killed_at.elapsed() > HEALED_MAX {
