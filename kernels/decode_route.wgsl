@@ -29,11 +29,11 @@ struct Params {
     // many of the class it took.
     taker_at: u32,
     taken_at: u32,
-    // 1 for sigmoids, 0 for the softmax.
+    // 1 for sigmoids, 0 for the softmax, 2 for a softmax of each choice among those close to it.
     sigmoid: u32,
     // 1 to choose with the bias; 2 if it is a factor of each expert's weight instead.
     biased: u32,
-    // The factor of all weights.
+    // The factor of all weights; with 2, how far from a choice others may be.
     scale: f32,
     // Groups of experts, and how many of them may be chosen from; with a bias.
     groups: u32,
@@ -213,7 +213,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 total += scored(logits[ids[j]], highest, params.sigmoid);
             }
             total += select(0.0, 1e-20, params.sigmoid == 1u);
-        } else if (params.biased == 1u || params.sigmoid == 1u) {
+        } else if (params.biased == 1u || params.sigmoid != 0u) {
             total = all;
         } else {
             for (var q = 0u; q < quads; q++) {
@@ -224,6 +224,16 @@ fn main(@builtin(local_invocation_index) local: u32) {
         var weight = scored(logits[ids[local]], highest, params.sigmoid) / total * params.scale;
         if (params.biased == 2u) {
             weight *= bias[ids[local]];
+        }
+        if (params.sigmoid == 2u) {
+            let top = logits[ids[local]];
+            var close = 0.0;
+            for (var e = 0u; e < experts; e++) {
+                let l = logits[e];
+                let far = top - l > params.scale * max(abs(l), top);
+                close += select(0.0, exp(l - top), atomicLoad(&places[e]) >= local && !far);
+            }
+            weight = 1.0 / close;
         }
         state[params.ids_at + local] = ids[local];
         var slot = slots[local];

@@ -12,11 +12,11 @@ struct Params {
     top_k: u32,
     stride: u32,
     renormalise: u32,
-    // 1 for sigmoids, 0 for the softmax.
+    // 1 for sigmoids, 0 for the softmax, 2 for a softmax of each choice among those close to it.
     sigmoid: u32,
     // 1 to choose with the bias; 2 if it is a factor of each expert's weight instead.
     biased: u32,
-    // The factor of all weights.
+    // The factor of all weights; with 2, how far from a choice others may be.
     scale: f32,
     // Groups of experts, and how many of them may be chosen from; with a bias.
     groups: u32,
@@ -100,10 +100,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
                 found = true;
             }
         }
+        // Among the experts that are left and close to this one.
+        var close = 0.0;
+        if (params.sigmoid == 2u) {
+            let top = logits[row + best_id];
+            for (var e = 0u; e < experts; e++) {
+                let l = logits[row + e];
+                let left = j == 0u || l < last || (l == last && e > last_id);
+                let far = top - l > params.scale * max(abs(l), top);
+                close += select(0.0, exp(l - top), left && !far);
+            }
+        }
         last = best;
         last_id = best_id;
         ids[to + j] = best_id;
-        let weight = scored(logits[row + best_id], highest, params.sigmoid);
+        var weight = scored(logits[row + best_id], highest, params.sigmoid);
+        if (params.sigmoid == 2u) {
+            weight = 1.0 / close;
+        }
         routing_weights[to + j] = weight;
         chosen += weight;
     }
@@ -121,7 +135,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
         total = bitcast<f32>(non_finite | 0x7fc00000u);
     }
     for (var j = 0u; j < top_k; j++) {
-        var weight = routing_weights[to + j] / total * params.scale;
+        var weight = routing_weights[to + j] / total * select(params.scale, 1.0, params.sigmoid == 2u);
         if (params.biased == 2u) {
             weight *= bias[ids[to + j]];
         }

@@ -273,6 +273,10 @@ pub enum Scoring {
     /// neighbours: those whose two best scores plus bias have the largest sums. The others' scores
     /// count as 0. (DeepSeek-V3; as in Transformers.)
     Grouped { renormalise: bool, scale: f32, groups: u32, kept: u32 },
+    /// Each choice by its own softmax, over the experts not chosen before that are close to it:
+    /// `best - l <= 2 jitter max(|l|, best)`. Nothing is renormalised. (SparseMixer, Liu et al.,
+    /// arXiv 2310.00811; Phi-3.5-MoE.) Without a bias.
+    Mixer { jitter: f32 },
 }
 
 /// The bits of a token that is fed to a model above its id: its segment, for encoders that tell two

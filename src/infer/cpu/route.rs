@@ -68,8 +68,23 @@ fn limit(keys: &mut [f32], groups: usize, kept: usize) {
     }
 }
 
+/// As [`weigh`], for [`Scoring::Mixer`].
+fn mix(logits: &[f32], jitter: f32, ids: &[u32], weights: &mut [f32]) {
+    let sound = logits.iter().all(|logit| logit.is_finite());
+    for (choice, weight) in weights.iter_mut().enumerate() {
+        let best = logits[ids[choice] as usize];
+        let others = (0..).zip(logits).filter(|(id, _)| !ids[..choice].contains(id));
+        let close = |l: f32| best - l <= 2.0 * jitter * l.abs().max(best);
+        let sum: f32 = others.filter(|(_, l)| close(**l)).map(|(_, l)| (l - best).exp()).sum();
+        *weight = if sound { 1.0 / sum } else { f32::NAN };
+    }
+}
+
 /// The routing weights of the chosen experts.
 fn weigh(logits: &[f32], scoring: Scoring, ids: &[u32], weights: &mut [f32]) {
+    if let Scoring::Mixer { jitter } = scoring {
+        return mix(logits, jitter, ids, weights);
+    }
     let score = Score::new(logits, scoring);
     for (weight, id) in weights.iter_mut().zip(ids) {
         *weight = score.of(logits[*id as usize]);
@@ -83,6 +98,7 @@ fn weigh(logits: &[f32], scoring: Scoring, ids: &[u32], weights: &mut [f32]) {
         | Scoring::Grouped { renormalise: true, scale, .. } => (chosen + 1e-20, scale),
         Scoring::Sigmoid { renormalise: false, scale }
         | Scoring::Grouped { renormalise: false, scale, .. } => (1.0, scale),
+        Scoring::Mixer { .. } => (1.0, 1.0),
     };
     let sum = if logits.iter().all(|logit| logit.is_finite()) { sum } else { f32::NAN };
     weights.iter_mut().for_each(|weight| *weight = *weight / sum * scale);
@@ -173,6 +189,19 @@ mod tests {
         // What is left when all of the best group are chosen scores 0, in order of its number.
         assert_eq!(chosen(4, 1, 4), [5, 4, 3, 0]);
         assert_eq!(chosen(2, 1, 2), [11, 6]);
+    }
+
+    #[test]
+    fn a_mixer_weighs_each_choice_among_those_close_to_it() {
+        let (mut ids, mut weights) = ([9; 2], [0.0; 2]);
+        let scoring = Scoring::Mixer { jitter: 0.01 };
+        route(&[2.0, 1.99, 0.5, 1.97], None, 4, scoring, &mut ids, &mut weights, 2);
+        assert_eq!(ids, [0, 1]);
+        let first = 1.0 / (1.0 + (-0.01_f32).exp() + (-0.03_f32).exp());
+        let second = 1.0 / (1.0 + (-0.02_f32).exp());
+        assert!((weights[0] - first).abs() < 1e-6 && (weights[1] - second).abs() < 1e-6);
+        route(&[-0.5, 3.0, 1.0, -4.0], None, 4, scoring, &mut ids, &mut weights, 2);
+        assert_eq!((ids, weights), ([1, 2], [1.0, 1.0]));
     }
 
     #[test]

@@ -44,6 +44,7 @@ families! {
     olmo3,
     olmoe,
     phi3,
+    phimoe,
     qwen2,
     qwen2_moe,
     qwen3,

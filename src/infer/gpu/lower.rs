@@ -679,12 +679,14 @@ impl ScoringWords {
             Scoring::Softmax { .. } | Scoring::Scaled => (0, 1.0, 1, 1),
             Scoring::Sigmoid { scale, .. } => (1, scale, 1, 1),
             Scoring::Grouped { scale, groups, kept, .. } => (1, scale, groups, kept),
+            Scoring::Mixer { jitter } => (2, 2.0 * jitter, 1, 1),
         };
         let renormalise = match scoring {
             Scoring::Softmax { renormalise }
             | Scoring::Sigmoid { renormalise, .. }
             | Scoring::Grouped { renormalise, .. } => renormalise as u32,
             Scoring::Scaled => 1,
+            Scoring::Mixer { .. } => 0,
         };
         let factors = matches!(scoring, Scoring::Scaled);
         Self { renormalise, sigmoid, scale, groups, kept, factors }

@@ -8,6 +8,7 @@ use crate::cpu::decode_route::{Places, decode_route};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params::{Fetch, Route};
 use crate::gpu::experts::EMPTY;
+use crate::gpu::lower::ScoringWords;
 use crate::graph::Scoring;
 
 // Long: it builds a layer's tables and judges each of the kernel's seven buffers.
@@ -53,16 +54,16 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let takes = taker != position + 2;
         let places = Places { slots: &slots, spill: &spill, free: &free, taken, takes };
         let kept = 1 + random.below(groups);
-        let scoring = match random.below(2) {
+        let scoring = match random.below(3) {
             _ if grouped => {
                 let (groups, kept) = (groups as u32, kept as u32);
                 Scoring::Grouped { renormalise, scale: 2.5, groups, kept }
             }
             0 if biased && renormalise => Scoring::Scaled,
             0 => Scoring::Softmax { renormalise },
+            1 if !biased => Scoring::Mixer { jitter: 0.1 },
             _ => Scoring::Sigmoid { renormalise, scale: 2.5 },
         };
-        let softmax = matches!(scoring, Scoring::Softmax { .. } | Scoring::Scaled);
         let added = biased.then_some(&biases[..]);
         let want = decode_route(&logits, added, top_k, scoring, &places);
 
@@ -77,7 +78,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
         let params = Route {
             experts: experts as u32,
             top_k: top_k as u32,
-            renormalise: u32::from(renormalise),
+            renormalise: ScoringWords::of(scoring).renormalise,
             table_at,
             ids_at: 4,
             halt,
@@ -86,9 +87,9 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             free_at,
             taker_at: 30,
             taken_at: 31,
-            sigmoid: u32::from(!softmax),
+            sigmoid: ScoringWords::of(scoring).sigmoid,
             biased: if scoring == Scoring::Scaled { 2 } else { u32::from(biased) },
-            scale: if softmax { 1.0 } else { 2.5 },
+            scale: ScoringWords::of(scoring).scale,
             groups: if grouped { groups as u32 } else { 1 },
             kept: kept as u32,
         };

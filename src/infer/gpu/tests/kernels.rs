@@ -328,6 +328,8 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
         (64, 8, grouped(8, 4), true),
         (64, 8, grouped(32, 4), true),
         (6, 6, grouped(3, 1), true),
+        (8, 2, Scoring::Mixer { jitter: 0.2 }, false),
+        (37, 2, Scoring::Mixer { jitter: 0.01 }, false),
     ] {
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         let x = graph.buffer("x", 32);
