@@ -48,6 +48,8 @@ pub const FAILURES: &[Failure] = &[
     failure("conversation", 400, 2),
     failure("field", 400, 2),
     failure("too_large", 413, 2),
+    failure("not_embedding", 400, 2),
+    failure("texts", 400, 2),
     failure("ambiguous", 400, 2),
     failure("batch", 400, 2),
     failure("context_full", 400, 2),

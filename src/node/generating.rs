@@ -10,10 +10,11 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use super::api::{GenerateEvent, GenerateRequest, LoadedInfo, Ps};
-use super::engine::{EngineError, Job, Lane, Opened, check_request};
+use super::engine::{self, EngineError, Job, Lane, Opened, check_request};
 use super::loading;
 use super::service::Service;
 use super::source;
+use doppler_infer::embedding::Embedded;
 use doppler_infer::model::Model;
 use doppler_infer::reader::WeightReader;
 use doppler_store::ModelId;
@@ -135,6 +136,23 @@ impl Service {
             0 => events,
             missing => loading::follow(self.mesh.clone(), missing, events),
         })
+    }
+
+    /// The embeddings of texts, in order.
+    ///
+    /// # Errors
+    /// If the model does not embed, a text is wrong, too many requests wait, or the device fails.
+    pub async fn embed(
+        &self,
+        ready: &Ready,
+        lane: Lane,
+        texts: Vec<String>,
+        prompt_name: Option<String>,
+    ) -> anyhow::Result<Vec<Embedded>> {
+        let opened = ready.opened.clone();
+        let prepare = move || engine::prepare(&opened, &texts, prompt_name.as_deref());
+        let prepared = tokio::task::spawn_blocking(prepare).await??;
+        Ok(self.engine.embed(lane, ready.opened.clone(), prepared)?.wait().await?)
     }
 
     /// What the engine has loaded, and who waits.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::common::{Node, PATIENCE, command, model, root, run, scripted};
+use crate::embed_cli;
 
 /// A `serve` process; killed by its pid when dropped.
 struct Server {
@@ -461,6 +462,43 @@ fn a_node_of_a_swarm_serves_what_it_knows_and_ps_shows_it() {
     assert_eq!(said["choices"][0]["message"]["content"], "Hello, wörld!");
     drop(server);
     run(second.iter().chain(&["none-of-it"])).fails(&["none-of-it", "name a model"]);
+}
+
+#[test]
+fn texts_are_embedded_as_the_command_does_and_each_kind_of_model_does_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bert");
+    std::fs::create_dir(&path).unwrap();
+    embed_cli::model(&path, "mean_tokens");
+    let path = path.to_str().unwrap();
+    let texts = ["W9 w10 w11", "w12"];
+    let words =
+        ["embed", path, "--json", "--backend", "cpu", "--text", texts[0], "--text", texts[1]];
+    let told = run(words).ok().json();
+    let server = Server::start(path, &dir.path().join("data"), &["--api-key", "sesame"]);
+    let ask = |body: Value| {
+        let key = "x-api-key: sesame\r\n";
+        ask(&server.address, "POST", "/v1/embeddings", key, &body.to_string())
+    };
+    // The second text is longer than what the model was loaded for.
+    for input in [json!(texts[1]), json!(texts)] {
+        let said = ask(json!({ "model": server.model, "input": input })).ok();
+        let last = said["data"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["embedding"], told["embeddings"][1]);
+    }
+    let said = ask(json!({ "model": server.model, "input": texts })).ok();
+    assert_eq!(said["data"][0]["embedding"], told["embeddings"][0]);
+    assert_eq!(said["usage"]["prompt_tokens"], 8);
+    let long = ask(json!({ "model": server.model, "input": "w3 ".repeat(15) })).json();
+    assert_eq!(long["error"]["code"], "context_length_exceeded");
+    let text = json!({ "model": server.model, "prompt": "w1" }).to_string();
+    let key = "x-api-key: sesame\r\n";
+    let said = self::ask(&server.address, "POST", "/v1/completions", key, &text);
+    assert_eq!((said.status, &said.json()["error"]["code"]), (400, &"not_text".into()));
+    let python = root().join("tests/clients/.venv/bin/python");
+    if have(&python) {
+        client(python.to_str().unwrap(), "embeddings.py", &server);
+    }
 }
 
 /// Runs a script of `tests/clients` against a server of the scripted model.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::common;
 
 /// A BERT of random weights with a tokenizer of words `w0` to `w319`, and these modules' configs.
-fn model(dir: &Path, pooling: &str) {
+pub fn model(dir: &Path, pooling: &str) {
     let golden = common::golden("bert");
     for file in ["config.json", "model.safetensors"] {
         fs::copy(golden.join(file), dir.join(file)).unwrap();

@@ -3,6 +3,7 @@
 //! `failures` maps a label to its HTTP status and exit code.
 
 use doppler_infer::backend::BackendError;
+use doppler_infer::embedding::EmbedError;
 use doppler_infer::error::SessionError;
 use doppler_infer::model::ModelError;
 use doppler_infer::sampler::SamplerError;
@@ -41,6 +42,9 @@ pub enum EngineError {
     Device(#[from] BackendError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The texts cannot be embedded.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
     #[error("{QUEUE_MAX} requests are already waiting: try again later")]
     Busy,
     #[error("the node is stopping")]
@@ -74,6 +78,10 @@ impl EngineError {
             Self::Model { .. } => "model",
             Self::Device(error) => error.label(),
             Self::Session(error) => error.label(),
+            Self::Embed(EmbedError::NotEmbedding(_)) => "not_embedding",
+            Self::Embed(EmbedError::Session(error)) => error.label(),
+            Self::Embed(EmbedError::Tokenizer(_)) => "text",
+            Self::Embed(_) => "texts",
             Self::Busy => "busy",
             Self::Stopping => "stopping",
             Self::Thread(_) => "thread",

@@ -6,6 +6,7 @@
 //! device unloads a model.
 
 mod asked;
+mod embedding;
 mod error;
 mod models;
 mod queue;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 pub use asked::{Asked, check_request};
+pub use embedding::prepare;
 pub use error::EngineError;
 pub use models::{Job, Opened};
 
@@ -29,7 +31,7 @@ use doppler_store::ModelId;
 use models::Models;
 use queue::Queue;
 pub use queue::{Lane, QUEUE_MAX};
-use worker::Worker;
+use worker::{Work, Worker};
 
 /// What an engine may use.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +48,7 @@ pub struct EngineOptions {
 /// A handle on the engine's thread.
 pub struct Engine {
     models: Models,
-    queue: Queue<Job>,
+    queue: Queue<Work>,
     ended: Mutex<Option<oneshot::Receiver<()>>>,
     shown: Arc<Mutex<Shown>>,
 }
@@ -125,7 +127,7 @@ impl Engine {
         lane: Lane,
         jobs: Vec<Job>,
     ) -> Result<Vec<mpsc::Receiver<GenerateEvent>>, EngineError> {
-        self.queue.submit(lane, jobs)
+        self.queue.submit(lane, jobs.into_iter().map(Work::Text).collect())
     }
 
     /// Requests that wait for their turn.

@@ -16,13 +16,20 @@ use doppler_infer::slots::SlotBudget;
 use doppler_store::ModelId;
 use tokio::sync::mpsc;
 
+use super::embedding::EmbedJob;
 use super::error::EngineError;
-use super::models::Job;
+use super::models::{Job, Opened};
 use super::queue::{Queue, Taken};
 use super::{EngineOptions, LoadedModel, Shown};
 use crate::api::{GenerateEvent, Hits, Traffic};
 use crate::generation::{self, Piece};
 use crate::memory;
+
+/// What the thread is asked for.
+pub enum Work {
+    Text(Job),
+    Vectors(EmbedJob),
+}
 
 /// A model in memory, kept for the next request.
 struct Loaded {
@@ -31,6 +38,8 @@ struct Loaded {
     /// The last sequence, if its request asked to keep it for the next. Any other request drops it,
     /// so it never takes room that one needs.
     kept: Option<Sequence>,
+    /// Of an embedding model: the longest text, in tokens, for which it was loaded.
+    embeds: Option<usize>,
 }
 
 /// The thread's own state.
@@ -39,7 +48,7 @@ pub(super) struct Worker<T> {
     traffic: T,
     loaded: Option<Loaded>,
     shown: Arc<Mutex<Shown>>,
-    queue: Queue<Job>,
+    queue: Queue<Work>,
 }
 
 impl<T: Fn() -> Traffic> Worker<T> {
@@ -47,7 +56,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         options: EngineOptions,
         traffic: T,
         shown: Arc<Mutex<Shown>>,
-        queue: Queue<Job>,
+        queue: Queue<Work>,
     ) -> Self {
         Self { options, traffic, loaded: None, shown, queue }
     }
@@ -65,15 +74,21 @@ impl<T: Fn() -> Traffic> Worker<T> {
                 }
                 Taken::Closed => return,
             };
-            let done = self.generate(&job, &events);
-            self.show(|shown| {
-                shown.counts.ended += 1;
-                shown.counts.failed += u64::from(done.is_err());
-                shown.counts.cancelled += u64::from(done.is_ok() && events.is_closed());
-                if let Some(loaded) = &mut shown.loaded {
-                    loaded.idle_since = Some(Instant::now());
+            let done = match job {
+                Work::Text(job) => self.generate(&job, &events),
+                Work::Vectors(job) => {
+                    let done = self.embed(&job);
+                    let told = done.as_ref().map(|_| ()).map_err(EngineError::is_lost);
+                    // Whoever asked may have gone.
+                    let _ = job.reply.send(done);
+                    self.count(told.is_err(), events.is_closed());
+                    if told == Err(true) {
+                        self.unload();
+                    }
+                    continue;
                 }
-            });
+            };
+            self.count(done.is_err(), events.is_closed());
             if let Err(error) = done {
                 if error.is_lost() {
                     self.unload();
@@ -81,6 +96,18 @@ impl<T: Fn() -> Traffic> Worker<T> {
                 let _ = events.blocking_send(GenerateEvent::of_error(&error));
             }
         }
+    }
+
+    /// Counts a request that has ended.
+    fn count(&self, failed: bool, cancelled: bool) {
+        self.show(|shown| {
+            shown.counts.ended += 1;
+            shown.counts.failed += u64::from(failed);
+            shown.counts.cancelled += u64::from(cancelled && !failed);
+            if let Some(loaded) = &mut shown.loaded {
+                loaded.idle_since = Some(Instant::now());
+            }
+        });
     }
 
     fn unload(&mut self) {
@@ -104,11 +131,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             // Its keys and values went with the engine that held them.
             sequence = fresh()?;
         }
-        self.show(|shown| {
-            if let Some(loaded) = &mut shown.loaded {
-                loaded.idle_since = None;
-            }
-        });
+        self.begin();
         let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, queue, .. } = self else {
             return Ok(());
         };
@@ -180,27 +203,54 @@ impl<T: Fn() -> Traffic> Worker<T> {
                 reserved => return Ok(reserved.map(|()| false)?),
             }
         }
-        let device = generation::device_for(self.options.backend, &job.opened.model)?;
+        let options = LoadOptions { context: Some(room), ..LoadOptions::default() };
+        self.replace(&job.opened, options, None)?;
+        Ok(true)
+    }
+
+    /// Loads a model in place of the one that is loaded, within the budgets.
+    pub(super) fn replace(
+        &mut self,
+        opened: &Opened,
+        options: LoadOptions,
+        embeds: Option<usize>,
+    ) -> Result<(), EngineError> {
+        let device = generation::device_for(self.options.backend, &opened.model)?;
         // A model that the device cannot run is refused before the previous one is dropped.
-        job.opened.model.runs_on(device.as_ref())?;
+        opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
         self.unload();
         let options = LoadOptions {
-            context: Some(room),
             slots: SlotBudget::Device(self.options.vram_budget),
             host_bytes: self.options.host_budget,
-            ..LoadOptions::default()
+            ..options
         };
-        let engine = Engine::load(&job.opened.model, device.as_ref(), &options)?;
-        let (name, backend) = (job.opened.model.manifest.model_id.clone(), engine.describe());
-        let id = job.opened.id;
-        self.loaded = Some(Loaded { model: id, engine, kept: None });
+        let engine = Engine::load(&opened.model, device.as_ref(), &options)?;
+        let (name, backend) = (opened.model.manifest.model_id.clone(), engine.describe());
+        let id = opened.id;
+        self.loaded = Some(Loaded { model: id, engine, kept: None, embeds });
         self.show(|shown| {
             shown.loaded = Some(LoadedModel { id, name, idle_since: None });
             shown.backend = backend;
             shown.loads += 1;
         });
-        Ok(true)
+        Ok(())
+    }
+
+    /// Whether this model is loaded for texts of as many tokens.
+    pub(super) fn embeds(&self, model: ModelId, longest: usize) -> bool {
+        let loaded = self.loaded.as_ref().filter(|loaded| loaded.model == model);
+        loaded.and_then(|loaded| loaded.embeds).is_some_and(|tokens| longest <= tokens)
+    }
+
+    /// The loaded engine, which answers from now on.
+    pub(super) fn begin(&mut self) -> Option<&mut Engine> {
+        self.show(|shown| {
+            if let Some(loaded) = &mut shown.loaded {
+                loaded.idle_since = None;
+            }
+        });
+        self.loaded.as_mut().map(|loaded| &mut loaded.engine)
     }
 
     fn show(&self, change: impl FnOnce(&mut Shown)) {

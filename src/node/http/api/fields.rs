@@ -64,9 +64,10 @@ pub fn check(fields: &[Field], body: &Map<String, Value>) -> Result<(), Failed> 
 
 /// Every route with fields, for the documentation.
 #[cfg(test)]
-pub const ROUTES: [(&str, &[Field]); 5] = [
+pub const ROUTES: [(&str, &[Field]); 6] = [
     ("POST /v1/chat/completions", super::openai::CHAT),
     ("POST /v1/completions", super::openai::COMPLETIONS),
+    ("POST /v1/embeddings", super::embeddings::FIELDS),
     ("POST /v1/responses", super::responses::FIELDS),
     ("POST /v1/messages", super::anthropic::MESSAGES),
     ("POST /v1/messages/count_tokens", super::anthropic::COUNT),

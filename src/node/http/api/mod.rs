@@ -10,6 +10,7 @@ mod access;
 mod answer;
 mod anthropic;
 mod body;
+mod embeddings;
 mod failed;
 mod fields;
 mod metrics;
@@ -34,6 +35,7 @@ use self::access::Access;
 use self::answer::{Finish, Reading, Usage, Whole};
 use self::anthropic::{Message, MessageStream};
 use self::body::Object;
+use self::embeddings::Embed;
 use self::failed::{Failed, Form};
 use self::fields::Field;
 use self::offer::Offer;
@@ -65,6 +67,7 @@ pub fn routes(service: Arc<Service>, is_owner: IsOwner) -> Router {
         .route("/v1/models/{*name}", get(models::one))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
+        .route("/v1/embeddings", post(embed))
         .route("/v1/responses", post(respond))
         .route("/v1/messages", post(message))
         .route("/v1/messages/count_tokens", post(count_tokens))
@@ -248,4 +251,17 @@ async fn count_tokens(State(api): State<Api>, request: Request) -> Response {
         Ok(Json(serde_json::json!({ "input_tokens": prompt.len() })).into_response())
     };
     answer.await.unwrap_or_else(|failed: Failed| failed.response(Form::Anthropic))
+}
+
+async fn embed(State(api): State<Api>, request: Request) -> Response {
+    let answer = async {
+        let mut asked = Embed::read(&read(request, embeddings::FIELDS).await?)?;
+        let ready = api.ready(&asked.model).await?;
+        let (texts, prompt_name) = (std::mem::take(&mut asked.texts), asked.prompt_name.take());
+        let vectors = api.service.embed(&ready, asked.lane, texts, prompt_name).await;
+        let vectors = vectors.map_err(|error| Failed::of(&error))?;
+        let model = &ready.opened.model.manifest.model_id;
+        Ok(Json(asked.answer(model, &vectors)?).into_response())
+    };
+    answer.await.unwrap_or_else(|failed: Failed| failed.response(Form::OpenAi))
 }
