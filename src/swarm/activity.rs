@@ -1,8 +1,11 @@
-//! When streams with each peer last moved bytes.
+//! Which connected peers are alive, whatever their pings say.
 //!
 //! A ping waits behind what is being sent. On a slow line it may be late by more than its time-out
-//! while everything is well, so a peer counts as silent only if its streams are still, too. Bytes
-//! that were written prove less than bytes that came: the system takes some for a dead peer.
+//! while everything is well, so a peer counts as silent only if nothing else says that it is alive.
+//! Bytes that came over the connection prove it: of streams, or gossip, because a peer that only
+//! receives a long answer sends heartbeats. Bytes that were written prove less, because the system
+//! takes some for a dead peer. So do the peer's own messages that others passed on: it lives, but
+//! this connection may be broken; or other connections fill the line, and its turn will come.
 //!
 //! Invariant: an entry is that of a connected peer, or one of at most [`ENTRIES_MAX`].
 
@@ -12,22 +15,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::PeerId;
+use crate::options::{PING_INTERVAL, PING_TIMEOUT, PINGS_LOST_MAX};
 
 /// Entries beyond which those that no stream uses are dropped: a stream may outlive its peer.
 const ENTRIES_MAX: usize = 1024;
 
-/// When bytes of streams came from a peer last, and when some were written to it.
+/// How long a sign of life counts: a ping and its time-out.
+const LATE: Duration = Duration::from_secs(PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs());
+
+/// When bytes of streams or of gossip came from a peer last, when some were written to it, and when
+/// others passed its messages on.
 pub(crate) struct Activity {
     epoch: Instant,
     read_ms: AtomicU64,
+    gossip_ms: AtomicU64,
     wrote_ms: AtomicU64,
+    heard_ms: AtomicU64,
 }
 
 impl Activity {
     fn new() -> Self {
         // Zero stands for never.
         let epoch = Instant::now() - Duration::from_millis(1);
-        Self { epoch, read_ms: AtomicU64::new(0), wrote_ms: AtomicU64::new(0) }
+        let never = || AtomicU64::new(0);
+        Self { epoch, read_ms: never(), gossip_ms: never(), wrote_ms: never(), heard_ms: never() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -42,20 +53,33 @@ impl Activity {
         self.wrote_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
+    /// Gossip came from it, whoever wrote it.
+    pub(crate) fn gossiped(&self) {
+        self.gossip_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// A message of its own came, whoever passed it on.
+    pub(crate) fn heard(&self) {
+        self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
     fn is_recent(&self, time: &AtomicU64, within: Duration) -> bool {
         let at = time.load(Ordering::Relaxed);
         let age = Duration::from_millis(self.now_ms().saturating_sub(at));
         at > 0 && age <= within
     }
 
-    /// Whether bytes came within this time.
+    /// Whether bytes of its streams came within this time.
     pub(crate) fn has_read(&self, within: Duration) -> bool {
         self.is_recent(&self.read_ms, within)
     }
 
-    /// Whether bytes were written within this time.
-    pub(crate) fn has_written(&self, within: Duration) -> bool {
-        self.is_recent(&self.wrote_ms, within)
+    /// Whether the peer is alive although so many pings in a row failed.
+    pub(crate) fn is_alive(&self, pings_lost: u32) -> bool {
+        let is_recent = |time| self.is_recent(time, LATE);
+        let came = is_recent(&self.read_ms) || is_recent(&self.gossip_ms);
+        let may_be = is_recent(&self.wrote_ms) || is_recent(&self.heard_ms);
+        came || may_be && pings_lost <= PINGS_LOST_MAX
     }
 }
 
@@ -83,17 +107,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_is_active_for_a_while_after_its_bytes() {
+    fn a_peer_is_alive_for_a_while_after_its_bytes() {
         let all = Activities::default();
         let peer = PeerId::from_seed([1; 32]);
-        let activity = all.of(peer);
-        let long = Duration::from_secs(1000);
-        assert!(!activity.has_read(long) && !activity.has_written(long));
-        activity.read();
-        assert!(all.of(peer).has_read(long) && !activity.has_written(long));
-        activity.wrote();
-        assert!(activity.has_written(long));
-        all.forget(peer);
-        assert!(!all.of(peer).has_read(long), "another connection");
+        for sign in [Activity::read, Activity::gossiped] {
+            assert!(!all.of(peer).is_alive(1));
+            sign(&all.of(peer));
+            assert!(all.of(peer).is_alive(1) && all.of(peer).is_alive(1000));
+            all.forget(peer);
+        }
+        assert!(!all.of(peer).is_alive(1), "another connection");
+    }
+
+    #[test]
+    fn what_was_written_and_what_others_pass_on_excuse_a_few_lost_pings() {
+        for sign in [Activity::wrote, Activity::heard] {
+            let activity = Activity::new();
+            sign(&activity);
+            assert!(activity.is_alive(PINGS_LOST_MAX) && !activity.is_alive(PINGS_LOST_MAX + 1));
+        }
+    }
+
+    #[test]
+    fn a_sign_of_life_is_forgotten() {
+        let mut activity = Activity::new();
+        for sign in [Activity::read, Activity::gossiped, Activity::wrote, Activity::heard] {
+            sign(&activity);
+        }
+        activity.epoch -= LATE;
+        assert!(activity.is_alive(1), "just not");
+        activity.epoch -= Duration::from_millis(1500);
+        assert!(!activity.is_alive(1));
     }
 }

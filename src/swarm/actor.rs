@@ -28,9 +28,8 @@ use crate::nat::Nat;
 use crate::options::{
     AGENT_BYTES_MAX, BANS_MAX, BOOTSTRAP_MAX, BOOTSTRAP_PATIENCE, DIALS_WAITING_MAX, EXTERNAL_MAX,
     FOREIGN_BAN, GOSSIP_BYTES_MAX, HEAD_START, IDLE_CONNECTION, KEY_BAN, LINGER,
-    NEGOTIATING_STREAMS_MAX, OUTBOX, Options, PEER_ADDRESSES_MAX, PING_INTERVAL, PING_TIMEOUT,
-    PINGS_LOST_MAX, REASON_BYTES_MAX, REDIAL, REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE,
-    RUNS_EVERY, TICK,
+    NEGOTIATING_STREAMS_MAX, OUTBOX, Options, PEER_ADDRESSES_MAX, REASON_BYTES_MAX, REDIAL,
+    REFUSAL_LOG_EVERY, REFUSAL_QUEUE, RELAYED_GRACE, RUNS_EVERY, TICK,
 };
 use crate::outbox::Outbox;
 use crate::paths::{Path, Paths};
@@ -443,8 +442,8 @@ impl Actor {
                 self.paths.closed(peer, connection_id);
                 self.runs.closed(peer, connection_id);
                 self.pings_lost.remove(&connection_id);
+                debug!(%peer, ?cause, others = num_established, "a connection closed");
                 if num_established == 0 {
-                    debug!(%peer, ?cause, "disconnected");
                     self.peers.remove(&peer);
                     self.outputs.activities.forget(peer);
                 } else {
@@ -607,10 +606,17 @@ impl Actor {
             }) => {
                 // Strict validation has already refused messages without an author.
                 let Some(author) = message.source else { return };
+                let (author, forwarder) =
+                    (convert::peer(author), convert::peer(propagation_source));
+                // What came over a connection proves more than an answer that is late.
+                self.outputs.activities.of(forwarder).gossiped();
+                if self.peers.contains_key(&author) {
+                    self.outputs.activities.of(author).heard();
+                }
                 let message = Message {
                     topic: message.topic.into_string(),
-                    author: convert::peer(author),
-                    forwarder: convert::peer(propagation_source),
+                    author,
+                    forwarder,
                     data: message.data,
                     id: message_id,
                 };
@@ -676,8 +682,8 @@ impl Actor {
         }
     }
 
-    /// Closes the connection to a silent peer. One whose streams move is not silent: its answer
-    /// waits behind them. Of two connections the other one may be the one that moves.
+    /// Closes the connection to a silent peer. One that is alive is not silent: its answer waits
+    /// behind other bytes. Of two connections the other one may be the one that moves.
     fn on_ping(&mut self, event: ping::Event) {
         let Err(error) = event.result else {
             self.pings_lost.remove(&event.connection);
@@ -687,14 +693,11 @@ impl Actor {
         let activity = self.outputs.activities.of(peer);
         let lost = self.pings_lost.entry(event.connection).or_insert(0);
         *lost += 1;
-        let late = PING_INTERVAL + PING_TIMEOUT;
-        let moves =
-            activity.has_read(late) || *lost <= PINGS_LOST_MAX && activity.has_written(late);
-        if moves && self.paths.is_only(peer) {
-            debug!(%peer, %error, "a late answer; its streams move");
+        if activity.is_alive(*lost) && self.paths.is_only(peer) {
+            debug!(%peer, %error, "a late answer of a peer that is alive");
             return;
         }
-        debug!(%peer, %error, "silent peer; closing its connection");
+        debug!(%peer, %error, lost = *lost, "silent peer; closing its connection");
         self.swarm.close_connection(event.connection);
     }
 

@@ -1,8 +1,8 @@
-//! Several nodes fetch from one behind a line of 64 KiB a second: all of them are late, none fails.
-//! Needs root, iproute2 and its `tc`.
+//! Nodes fetch from one behind a slow line: they are late, none fails, and none loses the
+//! connection. Needs root, iproute2 and its `tc`.
 
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::common::netns::Namespace;
 use crate::common::{Node, model};
@@ -17,25 +17,29 @@ fn run(namespace: &Namespace, node: &Node) -> Child {
     run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Three runs at once. `shape` makes the line slow, `extra` is for the node that holds the model.
-fn three_runs(purpose: &str, shape: bool, extra: &[&str]) {
-    let name = |side: &str| format!("{purpose}-{side}");
-    let (Some(left), Some(right)) = (Namespace::create(&name("a")), Namespace::create(&name("b")))
-    else {
-        return;
-    };
+/// A namespace for the holder, one for the readers, and the line between them, of so many bits a
+/// second (as `tc` writes it) in the readers' direction. `None` if it cannot be made here.
+fn two_ends(purpose: &str, rate: Option<&str>) -> Option<(Namespace, Namespace)> {
+    let left = Namespace::create(&format!("{purpose}-a"))?;
+    let right = Namespace::create(&format!("{purpose}-b"))?;
     left.ip(&format!("link add lan type veth peer name lan netns {}", right.name()));
     left.ip(&format!("addr add {HOLDER}/24 dev lan"));
     right.ip(&format!("addr add {READERS}/24 dev lan"));
     left.ip("link set lan up");
     right.ip("link set lan up");
-    if shape {
-        let line = "qdisc add dev lan root tbf rate 512kbit burst 16kb limit 128kb";
+    if let Some(rate) = rate {
+        let line = format!("qdisc add dev lan root tbf rate {rate} burst 16kb limit 128kb");
         if !left.program("tc").args(line.split(' ')).status().is_ok_and(|status| status.success()) {
             eprintln!("skipped: tc does not shape here");
-            return;
+            return None;
         }
     }
+    Some((left, right))
+}
+
+/// Three runs at once. `rate` makes the line slow, `extra` is for the node that holds the model.
+fn three_runs(purpose: &str, rate: Option<&str>, extra: &[&str]) {
+    let Some((left, right)) = two_ends(purpose, rate) else { return };
     let dir = tempfile::tempdir().unwrap();
     let holder = left.join(&dir.path().join("holder"), HOLDER, &[&["--no-mdns"], extra].concat());
     let mut publish = left.command();
@@ -59,11 +63,45 @@ fn three_runs(purpose: &str, shape: bool, extra: &[&str]) {
 #[test]
 #[ignore = "takes six minutes"]
 fn three_runs_behind_a_slow_line_all_end() {
-    three_runs("line", true, &[]);
+    three_runs("line", Some("512kbit"), &[]);
 }
 
 #[test]
 #[ignore = "takes six minutes"]
 fn three_runs_from_a_node_that_limits_its_uploads_all_end() {
-    three_runs("upload", false, &["--upload-limit", "64KiB/s"]);
+    three_runs("upload", None, &["--upload-limit", "64KiB/s"]);
+}
+
+/// A holder's pings wait behind what it sends, and a reader of a long answer asks for nothing.
+#[test]
+#[ignore = "takes two minutes and a half"]
+fn a_line_that_is_full_for_minutes_keeps_its_connection() {
+    let Some((left, right)) = two_ends("full", Some("96kbit")) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let holder = left.join(&dir.path().join("holder"), HOLDER, &["--no-mdns"]);
+    let mut publish = left.command();
+    publish.arg("publish").arg(model()).arg("--data").arg(&holder.data);
+    assert!(publish.output().unwrap().status.success());
+    let extra = ["--no-mdns", "--bootstrap", &holder.address];
+    let mut reader = right.join(&dir.path().join("reader"), READERS, &extra);
+    assert_eq!(reader.event("model")["name"], NAME);
+    let pin = || {
+        let mut pin = right.command();
+        pin.args(["pin", NAME, "--fetch", "--data"]).arg(&reader.data);
+        pin.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let (started, mut pinning) = (Instant::now(), pin());
+    while started.elapsed() < Duration::from_secs(150) {
+        let mut peers = left.command();
+        let peers = peers.args(["peers", "--json", "--data"]).arg(&holder.data).output().unwrap();
+        let peers = String::from_utf8_lossy(&peers.stdout).into_owned();
+        let after = started.elapsed().as_secs_f64();
+        assert!(peers.contains(&reader.peer_id), "lost after {after:.0} s: {peers}");
+        // At so few bytes a second it may give up. The line is to stay full.
+        if pinning.try_wait().unwrap().is_some() {
+            pinning = pin();
+        }
+    }
+    let _ = pinning.kill();
+    pinning.wait().unwrap();
 }
