@@ -71,7 +71,6 @@ use output::{Ended, Log, colours, note};
 /// line. Exit codes: 0 for success, 2 for wrong usage (clap's), otherwise that of the failure
 /// (`failures`). If the reader of standard output goes away, the command ends quietly.
 pub fn main() -> ExitCode {
-    allocator::set_up();
     doppler_mesh::install_crypto();
     let args = match RawArgs::try_parse() {
         Ok(args) => args,

@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::address_book::{self, AddressBook};
-use super::allocator;
 use super::api::{
     AwayPeer, BootstrapStatus, FsckEvent, FsckRequest, GcRequest, ModelInfo, NodeInfo, Peer,
     PublishReply, PublishRequest, ReachStatus, Signer, Status, StoreStatus, TargetReply,
@@ -147,7 +146,6 @@ impl Service {
         service.restore_kept().await;
         tokio::spawn(learning::learn(service.clone(), report));
         tokio::spawn(healing::heal(service.clone()));
-        tokio::spawn(allocator::stay_small(service.stopping.clone()));
         let remembering = tokio::spawn(remember(service.clone(), book));
         *service.remembering.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembering);
         Ok(service)
