@@ -72,10 +72,9 @@ mod tests {
         };
         let part = with("partial_rotary_factor", json!(0.75)).unwrap().graph;
         assert_eq!((graph.ropes[0].inv_freq.len(), part.ropes[0].inv_freq.len()), (4, 3));
-        for (key, value) in [
-            ("partial_rotary_factor", json!(0.4)),
-            ("partial_rotary_factor", json!(1.5)),
-        ] {
+        for (key, value) in
+            [("partial_rotary_factor", json!(0.4)), ("partial_rotary_factor", json!(1.5))]
+        {
             assert!(with(key, value).unwrap_err().to_string().contains(key));
         }
     }
@@ -96,7 +95,8 @@ mod tests {
         assert_eq!((rope.inv_freq[2], long.inv_freq[2]), (0.005, 0.0025));
         // sqrt(1 + ln 4 / ln 32)
         assert!((rope.attention_factor - 1.183_216).abs() < 1e-6, "{}", rope.attention_factor);
-        for (key, list) in [("short_factor", json!([1.0])), ("long_factor", json!([1.0, 2.0, 3.0]))] {
+        for (key, list) in [("short_factor", json!([1.0])), ("long_factor", json!([1.0, 2.0, 3.0]))]
+        {
             let mut odd = config.clone();
             odd["rope_scaling"][key] = list;
             assert!(read(&odd).unwrap_err().to_string().contains(key));
