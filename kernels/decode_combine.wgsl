@@ -1,78 +1,8 @@
 // Combines the splits of decode_attention, packed for the product that follows.
 // Grid: one workgroup per 64 elements of [heads, head_dim].
-//!include shared/step.wgsl
-//!include shared/splits.wgsl
-//!include shared/pack.wgsl
+//!include shared/combine.wgsl
 
-struct Params {
-    heads: u32,
-    head_dim: u32,
-    window: u32,
-    splits_max: u32,
-    // Pieces of the packed vector.
-    pieces: u32,
-}
-
-@group(0) @binding(1) var<uniform> params: Params;
-@group(1) @binding(0) var<storage, read> partial: array<vec4<f32>>;
-@group(1) @binding(1) var<storage, read_write> packed: array<u32>;
-
-const LEAST: f32 = -3.0e38;
-
-// By group of splits and vec4 of the elements: values, (highest score, sum of weights).
-var<workgroup> parts: array<vec4<f32>, 256>;
-var<workgroup> weights: array<vec2<f32>, 256>;
-var<workgroup> outs: array<vec4<f32>, 16>;
-
-// Merges parts `first`, `first + step`, `first + 2 step` and `first + 3 step` into the first.
-fn merge(first: u32, step: u32) {
-    let w = array<vec2<f32>, 4>(weights[first], weights[first + step], weights[first + 2u * step], weights[first + 3u * step]);
-    let most = max(max(w[0].x, w[1].x), max(w[2].x, w[3].x));
-    let factor = exp(vec4<f32>(w[0].x, w[1].x, w[2].x, w[3].x) - vec4<f32>(most));
-    parts[first] = parts[first] * factor.x + parts[first + step] * factor.y
-        + parts[first + 2u * step] * factor.z + parts[first + 3u * step] * factor.w;
-    weights[first] = vec2<f32>(most, dot(vec4<f32>(w[0].y, w[1].y, w[2].y, w[3].y), factor));
-}
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let splits = splits_of(params.window, params.splits_max);
-    let count = min(splits.count, arrayLength(&partial));
-    let element = group.x * 64u + local % 16u * 4u;
-    let head = element / params.head_dim;
-    let stride = params.head_dim / 4u + 1u;
-    // Every sixteenth split, as a running softmax.
-    var most = LEAST;
-    var total = 0.0;
-    var value = vec4<f32>(0.0);
-    if (head < params.heads) {
-        for (var s = local / 16u; s < count; s += 16u) {
-            let at = (head * count + s) * stride;
-            let part = partial[at + params.head_dim / 4u].xy;
-            let v = partial[at + element % params.head_dim / 4u];
-            let highest = max(most, part.x);
-            let less = exp(most - highest);
-            let factor = exp(part.x - highest);
-            most = highest;
-            total = total * less + part.y * factor;
-            value = value * less + v * factor;
-        }
-    }
-    parts[local] = value;
-    weights[local] = vec2<f32>(most, total);
-    workgroupBarrier();
-    if (local < 64u) {
-        merge(local, 64u);
-    }
-    workgroupBarrier();
-    if (local < 16u) {
-        merge(local, 16u);
-        outs[local] = select(vec4<f32>(0.0), parts[local] / weights[local].y, head < params.heads);
-    }
-    workgroupBarrier();
-    if (local < 16u) {
-        let i = local & 12u;
-        pack16(0u, params.pieces, group.x * 4u + local / 4u,
-            array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]), local & 3u);
-    }
+// What a softmax begins with: its highest score, and the sum of weights.
+fn begun(head: u32) -> vec2<f32> {
+    return vec2<f32>(LEAST, 0.0);
 }

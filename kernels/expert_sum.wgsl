@@ -1,16 +1,8 @@
 // out[t] = sum over choices j = 0 .. top_k, in that order, of routing weight * outputs[t, j].
 // Grid: one element per invocation.
 //!include shared/step.wgsl
+//!include shared/expert_sum_params.wgsl
 
-struct Params {
-    cols: u32,
-    top_k: u32,
-    // f32s from one pair to the next in `outputs`, and from one row to the next in `result`.
-    pair_stride: u32,
-    result_stride: u32,
-}
-
-@group(0) @binding(1) var<uniform> params: Params;
 @group(1) @binding(0) var<storage, read> outputs: array<f32>;
 @group(1) @binding(1) var<storage, read> routing_weights: array<f32>;
 @group(1) @binding(2) var<storage, read_write> result: array<f32>;

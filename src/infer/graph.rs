@@ -176,8 +176,18 @@ pub struct Moe {
     /// The experts' inner width.
     pub ff: usize,
     pub activation: Activation,
+    pub biases: Option<ExpertBiases>,
     /// One entry per expert.
     pub experts: Vec<ExpertTensors>,
+}
+
+/// The biases of a layer's experts. They are in the trunk, so an expert's bytes are its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertBiases {
+    /// A vector of `[experts, ff, 2]`: each row's gate and up.
+    pub gate_up: WeightId,
+    /// A vector of `[experts, hidden]`.
+    pub down: WeightId,
 }
 
 impl Moe {
@@ -215,6 +225,9 @@ pub enum Activation {
     Tanh,
     /// `1 / (1 + exp(-x))`
     Sigmoid,
+    /// Of experts with biases alone, and of gate and up together: with the gate at most 7 and the up
+    /// in -7 .. 7, `gate * sigmoid(1.702 gate) * (up + 1)`. (gpt-oss.)
+    Clamped,
 }
 
 /// What a short convolution reads and what becomes of its sums.
@@ -345,6 +358,17 @@ pub enum Op {
     /// As [`Self::Attention`] without a window or a cap; a token sees the positions of its own chunk
     /// alone, from the last multiple of `chunk` on.
     AttendChunk { kv: KvId, q: Buf, out: Buf, heads: usize, scale: f32, chunk: usize },
+    /// As [`Self::Attention`], causal and without a cap; each head's softmax also has the score
+    /// `sinks[head]`, which belongs to no position and has no value.
+    AttendSinks {
+        kv: KvId,
+        q: Buf,
+        out: Buf,
+        heads: usize,
+        scale: f32,
+        window: Option<usize>,
+        sinks: WeightId,
+    },
     /// `x *= 1 + scale * ln(1 + floor((position + 1) / each))`.
     Temper { x: Buf, each: usize, scale: f32 },
     /// `out = x * sigmoid(the largest logit)`, row by row.
@@ -379,7 +403,8 @@ pub enum Op {
     /// descending logit, then ascending id. With a bias `[experts]`, they are in order of the
     /// softmax or the sigmoid plus the bias instead; it does not change an expert's weight.
     Route { moe: MoeId, logits: Buf, scoring: Scoring, bias: Option<WeightId> },
-    /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, summed in the order of
+    /// `out[T, hidden] = sum_j weight_j * down_j(act(gate_j(x)) * up_j(x))`, with the biases of
+    /// [`Moe::biases`] added to each product, summed in the order of
     /// choice `j = 0..top_k`, in whatever order the experts ran, so that paging never changes a bit
     /// of the result.
     Experts { moe: MoeId, x: Buf, out: Buf },
@@ -411,7 +436,7 @@ impl Op {
             Self::Add { x, y } => [Some(x), Some(y), None],
             Self::Heads { x, out, .. } => [Some(x), Some(out), None],
             Self::Delta { x, gates, .. } => [Some(x), Some(gates), None],
-            Self::AttendChunk { q, .. } => [Some(q), None, None],
+            Self::AttendChunk { q, .. } | Self::AttendSinks { q, .. } => [Some(q), None, None],
             Self::Temper { x, .. } | Self::Scale { x, .. } => [Some(x), None, None],
             Self::WeighInput { x, logits, .. } => [Some(x), Some(logits), None],
             Self::AddGated { x, y, gate } => [Some(x), Some(y), Some(gate)],
@@ -432,6 +457,7 @@ impl Op {
             | Self::Heads { out, .. }
             | Self::Delta { out, .. }
             | Self::AttendChunk { out, .. }
+            | Self::AttendSinks { out, .. }
             | Self::Temper { x: out, .. }
             | Self::Scale { x: out, .. }
             | Self::WeighInput { out, .. }

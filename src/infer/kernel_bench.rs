@@ -196,7 +196,8 @@ fn experts(layout: &ExpertLayout, top_k: usize, activation: Activation, copies: 
     for layer in 0..copies {
         let none = || ExpertTensors { gate: "".into(), up: "".into(), down: "".into() };
         let experts = (0..top_k).map(|_| none()).collect();
-        graph.moe.push(Moe { layer, top_k, hidden, ff, activation, experts });
+        let biases = None;
+        graph.moe.push(Moe { layer, top_k, hidden, ff, activation, biases, experts });
         let moe = MoeId(layer as u16);
         let scoring = Scoring::Softmax { renormalise: true };
         graph.ops.push(Op::Route { moe, logits, scoring, bias: None });

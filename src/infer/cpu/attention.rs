@@ -28,6 +28,18 @@ pub struct Attention {
 /// `q` and `out` are `[T, heads * head_dim]`. The cache already holds the batch's positions, in
 /// `blocks`.
 pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, out: &mut [f32]) {
+    with_sinks(q, cache, blocks, params, None, out);
+}
+
+/// The same, perhaps with one more score a head, which belongs to no position.
+pub(super) fn with_sinks(
+    q: &[f32],
+    cache: &Cache,
+    blocks: &[u32],
+    params: &Attention,
+    sinks: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let head_dim = cache.head_dim;
     let group = params.heads / cache.kv_heads;
     let tokens = q.len() / (params.heads * head_dim);
@@ -44,7 +56,7 @@ pub fn attention(q: &[f32], cache: &Cache, blocks: &[u32], params: &Attention, o
         };
         let keys = cache.head(&cache.k, blocks, head / group, start..end);
         let values = cache.head(&cache.v, blocks, head / group, start..end);
-        attend(q, keys, values, params, scores, out);
+        attend(q, keys, values, (params, sinks.map(|sinks| sinks[head])), scores, out);
     };
     let work = params.heads * tokens * (params.position + tokens) * head_dim;
     if work < 1 << 14 {
@@ -64,7 +76,7 @@ fn attend<'a>(
     q: &[f32],
     keys: impl Iterator<Item = &'a [f32]>,
     values: impl Iterator<Item = &'a [f32]>,
-    params: &Attention,
+    (params, sink): (&Attention, Option<f32>),
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
@@ -76,8 +88,8 @@ fn attend<'a>(
     if let Some(cap) = params.softcap {
         softcap(scores, cap);
     }
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
+    let max = scores.iter().copied().fold(sink.unwrap_or(f32::NEG_INFINITY), f32::max);
+    let mut sum = sink.map_or(0.0, |sink| (sink - max).exp());
     for score in scores.iter_mut() {
         *score = (*score - max).exp();
         sum += *score;

@@ -11,7 +11,7 @@ const TASK: usize = 1 << 13;
 pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
     let part = |(gate, up): (&mut [f32], &[f32])| {
         for (gate, up) in gate.iter_mut().zip(up) {
-            *gate = activate(*gate, activation) * up;
+            *gate = joined(*gate, *up, activation);
         }
     };
     if gate.len() < 2 * TASK {
@@ -20,6 +20,19 @@ pub fn gated(gate: &mut [f32], up: &[f32], activation: Activation) {
         gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(part);
     }
 }
+
+/// `act(gate) * up` of one element.
+#[inline]
+pub fn joined(gate: f32, up: f32, activation: Activation) -> f32 {
+    let act = activate(gate, activation);
+    match activation {
+        Activation::Clamped => act * (up.clamp(-CLAMP, CLAMP) + 1.0),
+        _ => act * up,
+    }
+}
+
+/// The limit of [`Activation::Clamped`].
+const CLAMP: f32 = 7.0;
 
 #[inline]
 pub fn activate(x: f32, activation: Activation) -> f32 {
@@ -36,5 +49,10 @@ pub fn activate(x: f32, activation: Activation) -> f32 {
         Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
         Activation::SquaredRelu => x.max(0.0) * x,
         Activation::Tanh => x.tanh(),
+        Activation::Clamped => {
+            // Not `min`, which drops a NaN.
+            let x = if x > CLAMP { CLAMP } else { x };
+            x / (1.0 + (-1.702 * x).exp())
+        }
     }
 }

@@ -9,6 +9,8 @@ pub mod add;
 pub mod add_gated;
 pub mod attention;
 pub mod attention_coop;
+pub mod attention_sinks;
+pub mod attention_sinks_tile;
 pub mod attention_tile;
 mod bandwidth;
 pub mod conv;
@@ -16,8 +18,11 @@ pub mod copy;
 pub mod decode_aside;
 pub mod decode_attention;
 pub mod decode_combine;
+pub mod decode_combine_sinks;
 pub mod decode_expert_down;
+pub mod decode_expert_down_biased;
 pub mod decode_expert_gate_up;
+pub mod decode_expert_gate_up_biased;
 pub mod decode_fetch;
 pub mod decode_gate_up;
 pub mod decode_layer_norm;
@@ -33,10 +38,13 @@ pub mod expert_down;
 pub mod expert_down_coop;
 pub mod expert_down_tile;
 pub mod expert_gate_up;
+pub mod expert_gate_up_biased;
+pub mod expert_gate_up_biased_tile;
 pub mod expert_gate_up_coop;
 pub mod expert_gate_up_tile;
 pub mod expert_group;
 pub mod expert_sum;
+pub mod expert_sum_biased;
 pub mod gated;
 mod gemm;
 pub mod halve;
@@ -369,6 +377,17 @@ impl CpuBackend {
                     Ok(())
                 })
             }
+            Op::AttendSinks { kv, q, out, heads, scale, window, sinks } => {
+                self.with_out(out, |this, out| {
+                    let (position, chunk, softcap, causal) = (this.position, None, None, true);
+                    let params =
+                        Attention { heads, scale, window, chunk, softcap, causal, position };
+                    let (cache, sinks) = (&this.caches[usize::from(kv.0)], this.weight(sinks)?);
+                    let (q, sinks) = (this.rows(q), &sinks.vector[..]);
+                    attention_sinks::attention_sinks(q, cache, &this.blocks, &params, sinks, out);
+                    Ok(())
+                })
+            }
             Op::Scale { x, weight } => self.with_out(x, |this, rows| {
                 scale::scale(rows, this.weight(weight)?.vector[0]);
                 Ok(())
@@ -665,16 +684,27 @@ impl Ops for CpuBackend {
         // Gate and up, then down.
         self.counted(2, |this| {
             let mut pairs = mem::take(&mut this.pairs);
-            pairs.run(this.rows(x), graph.moe_spec(moe), &this.slots, slots);
+            let spec = graph.moe_spec(moe);
+            let biases = spec.biases.map(|biases| this.weight(biases.gate_up)).transpose();
+            let run = biases.map(|biases| {
+                let biases = biases.map(|weight| &weight.vector[..]);
+                pairs.run(this.rows(x), spec, biases, &this.slots, slots);
+            });
             this.pairs = pairs;
-            Ok(())
+            run
         })
     }
 
     fn finish_experts(&mut self, op: usize) -> Result<()> {
-        let Op::Experts { out, .. } = self.graph.ops[op] else {
+        let Op::Experts { moe, out, .. } = self.graph.ops[op] else {
             return Err(BackendError::Unsupported(format!("op {op} is not an Experts op")));
         };
-        self.counted(1, |this| this.with_out(out, |this, out| this.pairs.finish(out)))
+        self.counted(1, |this| {
+            this.with_out(out, |this, out| {
+                let biases = this.graph.moe_spec(moe).biases;
+                let biases = biases.map(|biases| this.weight(biases.down)).transpose()?;
+                this.pairs.finish(biases.map(|weight| &weight.vector[..]), out)
+            })
+        })
     }
 }

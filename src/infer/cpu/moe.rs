@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use super::expert_down::expert_down;
 use super::expert_gate_up::expert_gate_up;
+use super::expert_gate_up_biased::expert_gate_up_biased;
 use super::expert_sum::expert_sum;
+use super::expert_sum_biased::expert_sum_biased;
 use super::route::route;
 use crate::backend::{BackendError, Result, Slot, SlotClass};
 use crate::graph::{ExpertLayout, Moe, Scoring};
@@ -86,8 +88,15 @@ impl Pairs {
         &self.ids
     }
 
-    /// Runs the waiting pairs whose expert has a slot.
-    pub fn run(&mut self, x: &[f32], moe: &Moe, classes: &[SlotBytes], slots: &[Option<Slot>]) {
+    /// Runs the waiting pairs whose expert has a slot. `biases` are those of gates and ups.
+    pub fn run(
+        &mut self,
+        x: &[f32],
+        moe: &Moe,
+        biases: Option<&[f32]>,
+        classes: &[SlotBytes],
+        slots: &[Option<Slot>],
+    ) {
         // Gather: the waiting pairs of each expert present, in pair order.
         let mut work: Vec<(Slot, Vec<usize>)> = Vec::new();
         let mut place: Vec<Option<usize>> = vec![None; slots.len()];
@@ -108,7 +117,15 @@ impl Pairs {
                 let token = pair / moe.top_k;
                 gathered.extend_from_slice(&x[token * moe.hidden..(token + 1) * moe.hidden]);
             }
-            let inner = expert_gate_up(&gathered, &class.layout, bytes, moe.activation);
+            let (layout, activation) = (&class.layout, moe.activation);
+            let inner = match biases {
+                None => expert_gate_up(&gathered, layout, bytes, activation),
+                Some(biases) => {
+                    let id = self.ids[pairs[0]] as usize;
+                    let biases = &biases[2 * moe.ff * id..2 * moe.ff * (id + 1)];
+                    expert_gate_up_biased(&gathered, layout, bytes, biases, activation)
+                }
+            };
             expert_down(&inner, &class.layout, bytes)
         };
         let pairs: usize = work.iter().map(|(_, pairs)| pairs.len()).sum();
@@ -125,13 +142,17 @@ impl Pairs {
         }
     }
 
-    /// Sums the results into `out [T, hidden]`.
-    pub fn finish(&self, out: &mut [f32]) -> Result<()> {
+    /// Sums the results into `out [T, hidden]`. `biases` are those of the down projections.
+    pub fn finish(&self, biases: Option<&[f32]>, out: &mut [f32]) -> Result<()> {
         if let Some(pair) = self.done.iter().position(|done| !done) {
             let expert = self.ids[pair];
             return Err(BackendError::Unsupported(format!("a sum before expert {expert} had run")));
         }
-        expert_sum(&self.results, &self.weights, self.top_k, out);
+        let Self { results, weights, ids, top_k, .. } = self;
+        match biases {
+            None => expert_sum(results, weights, *top_k, out),
+            Some(biases) => expert_sum_biased(results, weights, ids, biases, *top_k, out),
+        }
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use crate::source::{Source, Take};
 
 mod encoder;
 mod gemma4;
+mod gpt_oss;
 mod latent;
 mod llama4;
 mod recurrent;
@@ -463,7 +464,8 @@ impl Builder {
         let experts = list.collect();
         let moe = MoeId(u16::try_from(self.graph.moe.len()).expect("layers are bounded"));
         let layer = self.layer.expect("experts are in a layer");
-        self.graph.moe.push(Moe { layer, top_k, hidden, ff, activation, experts });
+        let biases = None;
+        self.graph.moe.push(Moe { layer, top_k, hidden, ff, activation, biases, experts });
         let out = self.buffer("delta", hidden);
         let bias = of.bias.map(|name| {
             let name = self.name(name);

@@ -34,6 +34,7 @@ families! {
     gemma3,
     gemma4,
     glm4_moe,
+    gpt_oss,
     granite,
     lfm2,
     llama,

@@ -47,6 +47,7 @@ fn tensors(graph: &Graph) -> Vec<&str> {
     graph.weights.iter().map(|weight| weight.tensor.as_str()).collect()
 }
 
+// Long: one arm an op.
 /// Every op's shapes agree with its buffers and weights.
 fn well_formed(graph: &Graph) {
     let width = |buf| graph.width(buf);
@@ -92,6 +93,10 @@ fn well_formed(graph: &Graph) {
                 assert_eq!([width(q), width(out)], [heads * graph.kv_spec(kv).head_dim; 2]);
                 assert_eq!(heads % graph.kv_spec(kv).kv_heads, 0);
             }
+            Op::AttendSinks { kv, q, out, heads, sinks, .. } => {
+                assert_eq!([width(q), width(out)], [heads * graph.kv_spec(kv).head_dim; 2]);
+                assert_eq!(shape(sinks), (1, heads));
+            }
             Op::Scale { weight, .. } => assert_eq!(shape(weight), (1, 1)),
             Op::Temper { each, .. } => assert!(each > 0),
             Op::WeighInput { x, out, .. } => assert_eq!(width(x), width(out)),
@@ -117,7 +122,13 @@ fn well_formed(graph: &Graph) {
                 assert!(bias.is_none_or(|bias| shape(bias) == (1, experts)));
             }
             Op::Experts { moe, x, out } => {
-                assert_eq!([width(x), width(out)], [graph.moe_spec(moe).hidden; 2]);
+                let spec = graph.moe_spec(moe);
+                assert_eq!([width(x), width(out)], [spec.hidden; 2]);
+                if let Some(biases) = spec.biases {
+                    let count = spec.experts.len();
+                    assert_eq!(shape(biases.gate_up), (1, 2 * spec.ff * count));
+                    assert_eq!(shape(biases.down), (1, spec.hidden * count));
+                }
             }
             Op::Logits { x, weight, .. } => assert_eq!(shape(weight), (graph.vocab, width(x))),
         }

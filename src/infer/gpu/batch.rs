@@ -57,6 +57,8 @@ pub(super) struct ExpertProducts<'a> {
     pub outer: DType,
     pub gate_up: params::ExpertGateUp,
     pub down: params::ExpertDown,
+    /// Of gates and ups.
+    pub biases: Option<Place>,
     pub weights: Place,
     pub table: Place,
 }
@@ -129,19 +131,30 @@ impl Lower<'_> {
             tiled.when = COOPERATIVE_MIN..=u32::MAX;
             return Ok(Some((tiled, COOPERATIVE_MIN)));
         }
+        Ok(self.attention_tiles(params, storage, ""))
+    }
+
+    /// The same in tiles of f32. `variant` follows the kernel's name.
+    pub fn attention_tiles(
+        &self,
+        params: &params::Attention,
+        storage: &[Place],
+        variant: &str,
+    ) -> Option<(Recipe, u32)> {
         if params.head_dim > TILED_HEAD_DIM_MAX {
-            return Ok(None);
+            return None;
         }
         // On a software adapter a whole tile costs as much as four single tokens.
         let from = match self.reduction {
             Reduction::Lane => 4,
             Reduction::Group => tiled_min(Reduction::Group),
         };
-        let kernel = format!("attention_tile_{}", kv.name());
+        let per_row = params.heads / params.kv_heads;
+        let kernel = format!("attention{variant}_tile_{}", self.kv.name());
         let grid = Grid::Tiles { per_row, tile: QUERIES, spare: 0, y: params.kv_heads };
         let mut tiled = recipe_grid(&kernel, params, storage, Rows::Tokens, grid);
         tiled.when = from..=u32::MAX;
-        Ok(Some((tiled, from)))
+        Some((tiled, from))
     }
 
     /// The least number of tokens at which a layer's pairs are grouped by expert: enough pairs for
@@ -175,9 +188,11 @@ impl Lower<'_> {
         &mut self,
         experts: &ExpertProducts<'_>,
     ) -> Result<Option<(Vec<Recipe>, u32)>> {
-        let ExpertProducts { spec, x, inner, outer, ref gate_up, ref down, weights, table } =
-            *experts;
-        let (first, second) = (self.cooperative_for(inner), self.cooperative_for(outer));
+        let ExpertProducts { spec, x, inner, outer, biases, weights, table, .. } = *experts;
+        let ExpertProducts { gate_up, down, .. } = experts;
+        // The kernel on cooperative matrices adds no biases.
+        let first = self.cooperative_for(inner).filter(|_| biases.is_none());
+        let second = self.cooperative_for(outer);
         let from = self.grouped_min(spec, first.is_some() && second.is_some());
         let Some(from) = from else { return Ok(None) };
         let per_token = word(spec.top_k)?;
@@ -195,8 +210,10 @@ impl Lower<'_> {
             let grid = grid(gate_up.rows.div_ceil(kind.side() / 2));
             dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
         } else {
-            let kernel = format!("expert_gate_up_tile_{format}");
-            let storage = [source, weights, order, tiles, table, pairs];
+            let biased = if biases.is_some() { "biased_" } else { "" };
+            let kernel = format!("expert_gate_up_{biased}tile_{format}");
+            let mut storage = vec![source, weights, order, tiles, table, pairs];
+            storage.extend(biases);
             let grid = grid(gate_up.rows.div_ceil(TILE / 2));
             dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
         }

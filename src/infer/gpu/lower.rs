@@ -304,6 +304,7 @@ impl<'a> Lower<'a> {
                 let kernel = format!("attention_{}", self.kv.name());
                 recipe(&kernel, &params, &storage, Rows::Tokens, (heads, 1))
             }
+            Op::AttendSinks { .. } => return self.attend_sinks(op),
             Op::Scale { x, weight } => {
                 expect(self.graph.weight_spec(weight).cols == 1, op)?;
                 let all = stride(self.width(x));
@@ -401,9 +402,17 @@ impl<'a> Lower<'a> {
                     pair_stride: word(stride(spec.hidden))?,
                     result_stride: word(stride(spec.hidden))?,
                 };
-                let out = Place::Activation(out);
-                let storage = [Place::PairOutputs, Place::RoutingWeights(moe), out];
-                recipe("expert_sum", &params, &storage, Rows::Tokens, (spec.hidden, 64))
+                let (out, weights) = (Place::Activation(out), Place::RoutingWeights(moe));
+                let storage = [Place::PairOutputs, weights, out];
+                let items = (spec.hidden, 64);
+                match spec.biases {
+                    None => recipe("expert_sum", &params, &storage, Rows::Tokens, items),
+                    Some(biases) => {
+                        let biases = self.biases(biases.down, spec.experts.len() * spec.hidden)?;
+                        let storage = [&storage[..], &[Place::Ids(moe), biases]].concat();
+                        recipe("expert_sum_biased", &params, &storage, Rows::Tokens, items)
+                    }
+                }
             }
         };
         Ok(vec![one])
@@ -622,8 +631,13 @@ impl<'a> Lower<'a> {
             result_stride: word(stride(spec.ff))?,
             activation: activation_code(spec.activation),
         };
-        let kernel = format!("expert_gate_up_{}_{reduce}", gate.dtype.file_name());
-        let storage = [Place::Activation(x), weights, ids, table, inner];
+        let biases =
+            spec.biases.map(|of| self.biases(of.gate_up, 2 * spec.ff * spec.experts.len()));
+        let biases = biases.transpose()?;
+        let biased = if biases.is_some() { "biased_" } else { "" };
+        let kernel = format!("expert_gate_up_{biased}{}_{reduce}", gate.dtype.file_name());
+        let mut storage = vec![Place::Activation(x), weights, ids, table, inner];
+        storage.extend(biases);
         let items = (spec.ff * spec.top_k, per_workgroup);
         let first = recipe(&kernel, &gate_up, &storage, Rows::Tokens, items);
         let down_params = params::ExpertDown {
@@ -647,6 +661,7 @@ impl<'a> Lower<'a> {
             outer: down.dtype,
             gate_up,
             down: down_params,
+            biases,
             weights,
             table,
         };
@@ -717,6 +732,8 @@ pub(super) const fn activation_code(activation: Activation) -> u32 {
         Activation::SquaredRelu => 3,
         Activation::Tanh => 4,
         Activation::Sigmoid => 5,
+        // Only with biases (biased.rs).
+        Activation::Clamped => 6,
     }
 }
 
@@ -726,10 +743,11 @@ pub(super) fn refused(what: String) -> BackendError {
 
 /// Refuses what can be recognised from the graph alone, before any weight is loaded.
 pub(super) fn check(graph: &Graph) -> Result<()> {
+    super::biased::check(graph)?;
     graph.kv.iter().try_for_each(|kv| check_head_dim(kv.head_dim))
 }
 
-fn check_head_dim(head_dim: usize) -> Result<()> {
+pub(super) fn check_head_dim(head_dim: usize) -> Result<()> {
     if head_dim.is_multiple_of(4) && head_dim <= HEAD_DIM_MAX {
         return Ok(());
     }
@@ -764,6 +782,7 @@ const fn name(op: &Op) -> &'static str {
         Op::Attention { .. } => "attention",
         Op::Conv { .. } => "a short convolution",
         Op::AttendChunk { .. } => "attention within chunks",
+        Op::AttendSinks { .. } => "attention with sinks",
         Op::Scale { .. } => "a layer's factor",
         Op::Temper { .. } => "queries that grow with their position",
         Op::WeighInput { .. } => "an expert's weighed input",

@@ -8,6 +8,7 @@
 //! matrices of f16 for a prompt's. Timestamps are requested only for measuring.
 
 mod batch;
+mod biased;
 mod buffers;
 mod cooperative;
 mod decode;

@@ -15,7 +15,11 @@ pub(super) fn check(graph: &Graph, experts: &[ExpertLayout]) -> Result<()> {
         Err(BackendError::Unsupported(what))
     };
     for op in &graph.ops {
-        let (Op::Attention { kv, .. } | Op::AttendChunk { kv, .. }) = op else { continue };
+        let (Op::Attention { kv, .. } | Op::AttendChunk { kv, .. } | Op::AttendSinks { kv, .. }) =
+            op
+        else {
+            continue;
+        };
         let head_dim = graph.kv_spec(*kv).head_dim;
         if !head_dim.is_multiple_of(4) || head_dim > HEAD_DIM_MAX {
             return refuse(format!(

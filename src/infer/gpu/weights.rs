@@ -135,7 +135,9 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
     let mut vector = vec![false; graph.weights.len()];
     for op in &graph.ops {
         match op {
-            Op::Scale { weight, .. } => vector[weight.0 as usize] = true,
+            Op::Scale { weight, .. } | Op::AttendSinks { sinks: weight, .. } => {
+                vector[weight.0 as usize] = true
+            }
             Op::Conv { filter, .. } => vector[filter.0 as usize] = true,
             Op::Delta { decays, shifts, .. } => {
                 for id in [decays, shifts] {
@@ -152,6 +154,10 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
             }
             _ => {}
         }
+    }
+    for biases in graph.moe.iter().filter_map(|moe| moe.biases) {
+        vector[biases.gate_up.0 as usize] = true;
+        vector[biases.down.0 as usize] = true;
     }
     vector
 }

@@ -14,9 +14,9 @@ use doppler_store::manifest::{Architecture, MoeConfig};
 /// one.
 pub fn architecture(graph: &Graph, config: &Value) -> Architecture {
     let attention = graph.ops.iter().find_map(|op| match op {
-        Op::Attention { kv, heads, .. } | Op::AttendChunk { kv, heads, .. } => {
-            Some((*heads as u64, graph.kv_spec(*kv)))
-        }
+        Op::Attention { kv, heads, .. }
+        | Op::AttendChunk { kv, heads, .. }
+        | Op::AttendSinks { kv, heads, .. } => Some((*heads as u64, graph.kv_spec(*kv))),
         _ => None,
     });
     let hidden = graph.ops.iter().find_map(|op| match op {
@@ -89,7 +89,7 @@ pub fn inference(model: &Described) -> Value {
                 Some(Activation::GeluTanh | Activation::Gelu) => "gelu",
                 Some(Activation::SquaredRelu) => "relu2",
                 Some(Activation::Tanh) => "tanh",
-                Some(Activation::Silu | Activation::Sigmoid) | None => "silu",
+                Some(Activation::Silu | Activation::Sigmoid | Activation::Clamped) | None => "silu",
             },
             "gatedActivation": gated,
         },
@@ -121,7 +121,7 @@ fn rope(model: &Described) -> Value {
 /// The window of each attention layer.
 fn windows(graph: &Graph) -> Vec<Option<usize>> {
     let windows = graph.ops.iter().filter_map(|op| match op {
-        Op::Attention { window, .. } => Some(*window),
+        Op::Attention { window, .. } | Op::AttendSinks { window, .. } => Some(*window),
         _ => None,
     });
     windows.collect()

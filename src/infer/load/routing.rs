@@ -129,7 +129,7 @@ impl Shaper {
             // / sqrt(context), `h` being 1 / sqrt(1.25) where it is not constant.
             let wanted = EMBEDDING_STD * (fit.slow / (1.0 - fit.slow)).sqrt();
             let attended = graph.ops.iter().find_map(|op| match op {
-                Op::Attention { q, .. } => Some(graph.width(*q)),
+                Op::Attention { q, .. } | Op::AttendSinks { q, .. } => Some(graph.width(*q)),
                 _ => None,
             });
             let width = attended.unwrap_or(hidden) as f64;

@@ -248,7 +248,7 @@ def mxfp4(name, experts, rows, groups):
         "a.down_proj_scales": ("U8", [experts, rows, groups], bytes(flat(s))),
     }
     config = {"quantization_config": {"quant_method": "mxfp4"}}
-    write(name, config, tensors, {"a.down_proj": ([experts, rows, cols], w)})
+    write(name, config, tensors, {"a.down_proj_blocks": ([experts, rows, cols], w)})
 
 
 gptq("gptq-v1", 24, 64, 4, 32, None, False)

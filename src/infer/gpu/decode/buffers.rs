@@ -25,7 +25,9 @@ const STORAGE: BufferUsages =
 pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> Option<usize> {
     let attentions = || {
         graph.ops.iter().filter_map(|op| match *op {
-            Op::Attention { kv, heads, .. } => Some((heads, graph.kv_spec(kv))),
+            Op::Attention { kv, heads, .. } | Op::AttendSinks { kv, heads, .. } => {
+                Some((heads, graph.kv_spec(kv)))
+            }
             _ => None,
         })
     };

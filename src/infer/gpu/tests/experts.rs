@@ -41,6 +41,7 @@ impl TinyMoe {
             hidden,
             ff,
             activation: Activation::Silu,
+            biases: None,
             experts: (0..EXPERTS).map(|_| expert()).collect(),
         });
         let moe = MoeId(0);

@@ -340,6 +340,7 @@ fn route_matches_its_twin_and_breaks_ties_by_id() {
             hidden: 32,
             ff: 32,
             activation: Activation::Silu,
+            biases: None,
             experts: (0..experts)
                 .map(|_| ExpertTensors { gate: "g".into(), up: "u".into(), down: "d".into() })
                 .collect(),

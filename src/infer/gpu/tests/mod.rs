@@ -11,6 +11,7 @@ mod encoder;
 mod experts;
 mod fetch;
 mod finite;
+mod gpt_oss;
 mod kernels;
 mod limits;
 mod llama4;

@@ -40,7 +40,7 @@ fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
     ] {
         let Some(device) = device(reduction) else { return };
         let slots = SlotBudget::All;
-        let kv = if testing::keeps_in_half_precision(dir) { kv } else { KvFormat::F32 };
+        let kv = if crate::golden_tests::holds_in_half_precision(dir) { kv } else { KvFormat::F32 };
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = match Session::new(&model, &device, &options) {
             Ok(session) => session,
@@ -107,7 +107,7 @@ fn q8_0(wanted: &Wanted<'_>) -> DType {
     if mixture(wanted) == DType::Bf16 { DType::Bf16 } else { DType::Q8_0 }
 }
 
-const PROMPT: usize = 13;
+pub(super) const PROMPT: usize = 13;
 
 fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
     let kv = KvFormat::F32;
@@ -117,7 +117,7 @@ fn session(model: &Model, device: &dyn Device, slots: SlotBudget) -> Session {
 }
 
 /// All logits of a prefill and some single tokens.
-fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
+pub(super) fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
     session.reset();
     let (prompt, rest) = tokens.split_at(PROMPT);
     let mut logits = session.step(prompt, LogitRows::All).unwrap();
@@ -327,8 +327,16 @@ fn sequences_with_recurrent_states_are_what_each_is_alone() {
 #[test]
 fn a_token_is_one_submission_whatever_its_layers_are() {
     let Some(device) = device(Reduction::Group) else { return };
-    let names =
-        ["lfm2", "lfm2-moe", "deepseek-v3", "qwen3.5", "qwen3-next", "llama4", "gemma4-moe"];
+    let names = [
+        "lfm2",
+        "lfm2-moe",
+        "deepseek-v3",
+        "qwen3.5",
+        "qwen3-next",
+        "llama4",
+        "gemma4-moe",
+        "gpt-oss",
+    ];
     let all = [testing::references(false), testing::references(true)].concat();
     for dir in all.iter().filter(|dir| names.iter().any(|name| dir.ends_with(name))) {
         let model = testing::converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);

@@ -1,5 +1,7 @@
 //! MXFP4 as gpt-oss is published: `NAME_blocks [.., rows, blocks, 16]` in U8 holds pairs of e2m1,
 //! the even column low, and `NAME_scales [.., rows, blocks]` an E8M0 scale for 32 columns.
+//! They are shown as one tensor `NAME_blocks [.., rows, cols]`, because without this format `NAME` is
+//! stored transposed.
 
 use super::float::{Floats, Numbers, e2m1, e8m0};
 use super::parts::{self, Parts};
@@ -35,7 +37,7 @@ pub fn find(files: &HuggingFace) -> Result<(String, Found)> {
         let mxfp4 = Mxfp4 { name: name.clone(), groups: *groups };
         let dims = [outer, &[cols]].concat();
         let (stored, matrix) = Floats::new("MXFP4".into(), dims, GROUP, mxfp4);
-        found.add(name.clone(), stored, [blocks, format!("{name}_scales")], matrix);
+        found.add(blocks.clone(), stored, [blocks, format!("{name}_scales")], matrix);
     }
     Ok(("MXFP4".to_owned(), found))
 }

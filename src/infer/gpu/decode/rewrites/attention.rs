@@ -40,6 +40,8 @@ pub(super) struct Attention {
     pub scale: f32,
     pub window: Option<usize>,
     pub softcap: Option<f32>,
+    /// One more score for each head.
+    pub sinks: Option<WeightId>,
     pub out: Buf,
 }
 
@@ -83,10 +85,14 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         _ => return None,
     };
     let &Op::KvWrite { kv, k: k_from, v: v_from } = ops.next()? else { return None };
-    let &Op::Attention { kv: of, q: q_from, out, heads: all, scale, window, softcap, causal } =
-        ops.next()?
-    else {
-        return None;
+    let (of, q_from, out, all, scale, window, softcap, causal, sinks) = match *ops.next()? {
+        Op::Attention { kv, q, out, heads, scale, window, softcap, causal } => {
+            (kv, q, out, heads, scale, window, softcap, causal, None)
+        }
+        Op::AttendSinks { kv, q, out, heads, scale, window, sinks } => {
+            (kv, q, out, heads, scale, window, None, true, Some(sinks))
+        }
+        _ => return None,
     };
     let cache = graph.kv_spec(kv);
     let same = (k_from, v_from, q_from, of, all) == (k, v, q, kv, heads)
@@ -123,6 +129,7 @@ pub(super) fn matched(graph: &Graph, at: usize) -> Option<Attention> {
         scale,
         window,
         softcap,
+        sinks,
         out,
     })
 }
@@ -172,12 +179,16 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
     let grid = Grid::Splits { each, window, most: SPLITS_MAX };
     recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));
 
+    let lower = &fuse.lower;
     let width = heads * head_dim;
     let (pieces, splits_max) = (word(pieces(width))?, SPLITS_MAX);
     let combine = params::Combine { heads: wide, head_dim: dim, window, splits_max, pieces };
     let groups = workgroups_of(width.div_ceil(64));
-    let storage = [Place::Partial, Place::Packed(out)];
-    recipes.push(recipe_grid("decode_combine", &combine, &storage, Rows::Tokens, groups));
+    let sinks = found.sinks.map(|sinks| lower.biases(sinks, heads)).transpose()?;
+    let kernel = if sinks.is_some() { "decode_combine_sinks" } else { "decode_combine" };
+    let mut storage = vec![Place::Partial, Place::Packed(out)];
+    storage.extend(sinks);
+    recipes.push(recipe_grid(kernel, &combine, &storage, Rows::Tokens, groups));
     let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(found.ops, recipes, &reads, &writes).lasting()))
 }

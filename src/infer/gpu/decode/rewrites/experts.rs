@@ -191,6 +191,14 @@ impl Fuse<'_> {
             (home.shape.gate, home.shape.up, home.shape.down);
         let slot_stride = word(home.shape.stride / 16)?;
         let inner = pieces(spec.ff);
+        let ids_at = word(self.layout.ids_at[usize::from(moe.0)])?;
+        let count = spec.experts.len();
+        let vectors = spec.biases.map(|of| {
+            let gate_up = self.lower.biases(of.gate_up, 2 * spec.ff * count)?;
+            Ok([gate_up, self.lower.biases(of.down, spec.hidden * count)?])
+        });
+        let vectors = vectors.transpose()?;
+        let biased = if vectors.is_some() { "biased_" } else { "" };
         let first = params::ExpertGateUp {
             gate: Pieces::of(&gate, gate_at),
             up: Pieces::of(&up, up_at),
@@ -198,12 +206,14 @@ impl Fuse<'_> {
             pieces: word(inner)?,
             activation: activation_code(spec.activation),
             slot_stride,
+            ids_at,
             ..params::ExpertGateUp::default()
         };
         let slots = Place::Slots(home.chunk);
-        let storage = [Place::Packed(x), slots, Place::Routed, Place::PackedInner];
+        let mut storage = vec![Place::Packed(x), slots, Place::Routed, Place::PackedInner];
+        storage.extend(vectors.iter().flat_map(|[gate_up, _]| [Place::State, *gate_up]));
         let groups = workgroups_of(inner * 2 * spec.top_k);
-        let kernel = format!("decode_expert_gate_up_{}", gate.dtype.file_name());
+        let kernel = format!("decode_expert_gate_up_{biased}{}", gate.dtype.file_name());
         let first = self.in_teams(&kernel, &first, &storage, groups);
         let second = params::ExpertDown {
             down: Pieces::of(&down, down_at),
@@ -212,11 +222,13 @@ impl Fuse<'_> {
             slot_stride,
             split: word((8 / spec.top_k).max(1))?,
             adds: u32::from(adds),
+            ids_at,
             ..params::ExpertDown::default()
         };
         let result = Place::Activation(result);
-        let storage = [Place::PackedInner, slots, Place::Routed, result];
-        let kernel = format!("decode_expert_down_{}", down.dtype.file_name());
+        let mut storage = vec![Place::PackedInner, slots, Place::Routed, result];
+        storage.extend(vectors.iter().flat_map(|[_, down]| [Place::State, *down]));
+        let kernel = format!("decode_expert_down_{biased}{}", down.dtype.file_name());
         let groups = workgroups_of(spec.hidden.div_ceil(2));
         Ok([first, self.in_teams(&kernel, &second, &storage, groups)])
     }

@@ -5,6 +5,7 @@ use half::f16;
 use super::{Check, EPS, HALF_LEAST, TEAM, compare, compare_packed, floats, halves, words};
 use crate::cpu::decode_attention::{Attention, Caches, HeadNorms, Splits, decode_attention};
 use crate::cpu::decode_combine::decode_combine;
+use crate::cpu::decode_combine_sinks::decode_combine_sinks;
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
@@ -293,6 +294,7 @@ pub(super) fn combine(
     random: &mut Random,
     shape: &Attention,
     position: usize,
+    sunk: bool,
 ) -> Check {
     let Attention { heads, head_dim: dim, window, splits_max, .. } = *shape;
     let count = Splits::of(position, window, splits_max).count;
@@ -305,7 +307,12 @@ pub(super) fn combine(
     }
     let width = heads * dim;
     let mut want = vec![0; packed_words(width)];
-    decode_combine(shape, position, &partial[..heads * count * (dim + 4)], &mut want);
+    let parts = &partial[..heads * count * (dim + 4)];
+    let sinks: Vec<f32> = (0..heads).map(|_| 9.0 + 3.0 * random.float()).collect();
+    match sunk {
+        false => decode_combine(shape, position, parts, &mut want),
+        true => decode_combine_sinks(shape, position, parts, &sinks, &mut want),
+    }
     let p = params::Combine {
         heads: heads as u32,
         head_dim: dim as u32,
@@ -313,21 +320,27 @@ pub(super) fn combine(
         splits_max: splits_max as u32,
         pieces: pieces(width) as u32,
     };
-    let buffers = [words(&partial), vec![0x7fc0_0000; want.len()]];
+    let mut buffers = vec![words(&partial), vec![0x7fc0_0000; want.len()]];
+    buffers.extend(sunk.then(|| words(&sinks)));
     let grid = (width.div_ceil(64) as u32, 1);
-    let got = alone.run("decode_combine", position, &p, &buffers, grid);
+    let name = if sunk { "decode_combine_sinks" } else { "decode_combine" };
+    let got = alone.run(name, position, &p, &buffers, grid);
     // A split's weight passes an exponential at each step (off by 3 + 2 |x| units, its argument by one), a product and a sum;
     // the sums of four are two steps more. Then the division.
     let roundings = 7.0 * (count.div_ceil(16) + 2) as f64 + 2.5;
     let mut slack = Vec::new();
-    for head in partial.chunks_exact(count * (dim + 4)).take(heads) {
+    for (head, sink) in partial.chunks_exact(count * (dim + 4)).take(heads).zip(sinks) {
+        let sink = if sunk { sink } else { f32::NEG_INFINITY };
         let parts = || head.chunks_exact(dim + 4);
-        let most = parts().fold(f32::NEG_INFINITY, |most, part| most.max(part[dim]));
+        let most = parts().fold(sink, |most, part| most.max(part[dim]));
         let weigh = |part: &[f32]| {
             let below = f64::from(most) - f64::from(part[dim]);
             ((-below).exp(), (roundings + 3.0 * below) * EPS)
         };
         let total: f64 = parts().map(|part| weigh(part).0 * f64::from(part[dim + 1])).sum();
+        let below = f64::from(most) - f64::from(sink);
+        let alone = if sunk { (-below).exp() } else { 0.0 };
+        let total = total + alone;
         for i in 0..dim {
             let value: f64 = parts().map(|part| weigh(part).0 * f64::from(part[i])).sum();
             let off = parts().map(|part| {
@@ -335,7 +348,8 @@ pub(super) fn combine(
                 let of_total = (value / total).abs() * f64::from(part[dim + 1]);
                 weight * off * (f64::from(part[i].abs()) + of_total)
             });
-            slack.push(off.sum::<f64>() / total);
+            let sink_off = if sunk { alone * (roundings + 3.0 * below) * EPS } else { 0.0 };
+            slack.push((off.sum::<f64>() + sink_off * (value / total).abs()) / total);
         }
     }
     compare_packed(&got[1], &want, &slack, &format!("{shape:?} at {position}"))
@@ -351,7 +365,9 @@ fn splits_are_put_together_as_their_twin_does() {
     {
         let shape = layer((heads, 1, head_dim, 4), false, window, splits_max).shape;
         for position in POSITIONS.into_iter().chain([511, 512, 2047, 5000]) {
-            combine(&alone, &mut random, &shape, position).unwrap();
+            for sunk in [false, true] {
+                combine(&alone, &mut random, &shape, position, sunk).unwrap();
+            }
         }
     }
 }

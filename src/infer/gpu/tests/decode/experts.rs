@@ -4,12 +4,15 @@ use super::{
     Check, EPS, compare, compare_packed, floats, gated_slack, packed_vector, slacks, words,
 };
 use crate::cpu::decode_expert_down::decode_expert_down;
+use crate::cpu::decode_expert_down_biased::decode_expert_down_biased;
 use crate::cpu::decode_expert_gate_up::decode_expert_gate_up;
+use crate::cpu::decode_expert_gate_up_biased::decode_expert_gate_up_biased;
 use crate::cpu::matrix::Matrix;
 use crate::cpu::pack::{Packed, packed_words, pieces, products};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
 use crate::gpu::experts::{EMPTY, SlotShape};
+use crate::gpu::lower::activation_code;
 use crate::gpu::tests::alone::Alone;
 use crate::gpu::tests::{Random, device};
 use crate::graph::{Activation, ExpertLayout};
@@ -85,12 +88,20 @@ fn routed(of: &[Option<(usize, f32)>]) -> Vec<u32> {
         .collect()
 }
 
+/// Experts of the layer, some of which are chosen, and where the state lists those.
+const IDS: usize = 9;
+const IDS_AT: usize = 5;
+
+fn state(ids: &[u32]) -> Vec<u32> {
+    [&[u32::MAX; IDS_AT], ids].concat()
+}
+
 pub(super) fn gate_up(
     alone: &Alone<'_>,
     team: &str,
     random: &mut Random,
     case: &Experts,
-    activation: Activation,
+    (activation, biased): (Activation, bool),
 ) -> Check {
     let Experts { inner, hidden, ff, top_k, .. } = *case;
     let slots = Slots::new(random, top_k + 2, case);
@@ -102,19 +113,31 @@ pub(super) fn gate_up(
     let vector = packed_words(ff);
     let before: Vec<u32> = (0..top_k * vector).map(|_| random.next() as u32).collect();
     let mut want = before.clone();
-    decode_expert_gate_up(&x, &slots.stored(), &slots.layout, &choices, activation, &mut want);
+    let (stored, layout) = (slots.stored(), &slots.layout);
+    let ids: Vec<u32> = (0..top_k).map(|_| random.below(IDS) as u32).collect();
+    let biases: Vec<f32> = (0..IDS * 2 * ff).map(|_| 9.0 * random.float()).collect();
+    if biased {
+        let of = (&ids[..], &biases[..]);
+        decode_expert_gate_up_biased(&x, &stored, layout, &choices, of, activation, &mut want);
+    } else {
+        decode_expert_gate_up(&x, &stored, layout, &choices, activation, &mut want);
+    }
     let SlotShape { gate, up, stride, .. } = slots.shape;
     let p = params::ExpertGateUp {
         gate: params::Pieces::of(&gate.0, gate.1),
         up: params::Pieces::of(&up.0, up.1),
         rows: ff as u32,
         pieces: pieces(ff) as u32,
-        activation: u32::from(activation == Activation::GeluTanh),
+        activation: activation_code(activation),
         slot_stride: (stride / 16) as u32,
+        ids_at: IDS_AT as u32,
         ..params::ExpertGateUp::default()
     };
-    let name = format!("decode_expert_gate_up_{}_{team}", inner.file_name());
-    let buffers = [x, slots.words, routed(&choices), before];
+    let kernel = if biased { "decode_expert_gate_up_biased" } else { "decode_expert_gate_up" };
+    let name = format!("{kernel}_{}_{team}", inner.file_name());
+    let mut buffers = vec![x, slots.words, routed(&choices), before];
+    buffers.extend(biased.then(|| state(&ids)));
+    buffers.extend(biased.then(|| words(&biases)));
     let grid = (pieces(ff) as u32, 2 * top_k as u32);
     let got = alone.run(&name, 0, &p, &buffers, grid);
     for (i, choice) in choices.iter().enumerate() {
@@ -130,8 +153,19 @@ pub(super) fn gate_up(
         let specs = [slots.layout.gate, slots.layout.up];
         let of = specs.map(|spec| products(Packed::new(x), Matrix::new(&spec, stored)));
         let off = specs.map(|spec| slacks(x, &spec, stored, 32, 0));
-        let slack =
-            |i: usize| gated_slack((of[0][i], off[0][i]), (of[1][i], off[1][i]), activation);
+        let slack = |row: usize| {
+            let [mut gate, mut up] = [0, 1].map(|part| (of[part][row], off[part][row]));
+            if biased {
+                for (part, (sum, off)) in [&mut gate, &mut up].into_iter().enumerate() {
+                    *sum += f64::from(biases[2 * (ids[i] as usize * ff + row) + part]);
+                    *off += EPS * sum.abs();
+                }
+            }
+            if activation == Activation::Clamped {
+                up = (up.0 + 1.0, up.1 + EPS * (up.0 + 1.0).abs());
+            }
+            gated_slack(gate, up, activation)
+        };
         compare_packed(got, want, &(0..ff).map(slack).collect::<Vec<_>>(), &what)?;
     }
     Ok(())
@@ -142,8 +176,8 @@ pub(super) fn down(
     team: &str,
     random: &mut Random,
     case: &Experts,
-    halted: bool,
-    adds: bool,
+    (halted, adds): (bool, bool),
+    biased: bool,
 ) -> Check {
     let Experts { outer, hidden, ff, top_k, .. } = *case;
     let slots = Slots::new(random, top_k + 2, case);
@@ -153,7 +187,15 @@ pub(super) fn down(
     let mut want = before.clone();
     let layout = &slots.layout;
     let stored = slots.stored();
-    decode_expert_down(&x.concat(), &stored, layout, &choices, adds, &mut want[..hidden]);
+    let ids: Vec<u32> = (0..top_k).map(|_| random.below(IDS) as u32).collect();
+    let biases: Vec<f32> = (0..IDS * hidden).map(|_| 3.0 * random.float()).collect();
+    let result = &mut want[..hidden];
+    if biased {
+        let of = (&ids[..], &biases[..]);
+        decode_expert_down_biased(&x.concat(), &stored, layout, &choices, of, adds, result);
+    } else {
+        decode_expert_down(&x.concat(), &stored, layout, &choices, adds, result);
+    }
     let split = (8 / top_k).max(1);
     let mut slack = vec![0.0; hidden + 3];
     for (x, (slot, weight)) in x.iter().zip(choices.iter().flatten()) {
@@ -163,6 +205,16 @@ pub(super) fn down(
         slack.iter_mut().zip(product).for_each(|(sum, off)| *sum += f64::from(weight.abs()) * off);
     }
     slack[..hidden].iter_mut().zip(&before).for_each(|(off, x)| *off += EPS * f64::from(x.abs()));
+    if biased && !halted {
+        // Each is multiplied and added, then the choices' sums are added to them.
+        let roundings = (2 + top_k + super::TEAMS) as f64;
+        for (id, (_, weight)) in ids.iter().zip(choices.iter().flatten()) {
+            let biases = &biases[*id as usize * hidden..][..hidden];
+            slack.iter_mut().zip(biases).for_each(|(off, bias)| {
+                *off += roundings * EPS * f64::from((weight * bias).abs());
+            });
+        }
+    }
     let SlotShape { down, stride, .. } = slots.shape;
     let p = params::ExpertDown {
         down: params::Pieces::of(&down.0, down.1),
@@ -171,10 +223,14 @@ pub(super) fn down(
         slot_stride: (stride / 16) as u32,
         split: split as u32,
         adds: u32::from(adds),
+        ids_at: IDS_AT as u32,
         ..params::ExpertDown::default()
     };
-    let name = format!("decode_expert_down_{}_{team}", outer.file_name());
-    let buffers = [x.concat(), slots.words, routed(&choices), words(&before)];
+    let kernel = if biased { "decode_expert_down_biased" } else { "decode_expert_down" };
+    let name = format!("{kernel}_{}_{team}", outer.file_name());
+    let mut buffers = vec![x.concat(), slots.words, routed(&choices), words(&before)];
+    buffers.extend(biased.then(|| state(&ids)));
+    buffers.extend(biased.then(|| words(&biases)));
     let got = alone.run(&name, 0, &p, &buffers, super::folded(hidden.div_ceil(2)));
     let what = format!("{name} {case:?}, halted: {halted}");
     compare(&floats(&got[3]), &want, &slack, &what)
@@ -204,7 +260,9 @@ fn the_first_half_of_experts_matches_its_twin_in_every_format() {
     for team in alone.teams() {
         for (i, case) in layers().enumerate() {
             let activation = [Activation::Silu, Activation::GeluTanh][i / 4 % 2];
-            gate_up(&alone, team, &mut random, &case, activation).unwrap();
+            gate_up(&alone, team, &mut random, &case, (activation, false)).unwrap();
+            let activation = [Activation::Clamped, Activation::Silu][i / 4 % 2];
+            gate_up(&alone, team, &mut random, &case, (activation, true)).unwrap();
         }
     }
 }
@@ -218,7 +276,8 @@ fn the_second_half_of_experts_matches_its_twin_in_every_format_and_a_halted_step
         for case in layers() {
             for halted in [false, true] {
                 for adds in [false, true] {
-                    down(&alone, team, &mut random, &case, halted, adds).unwrap();
+                    down(&alone, team, &mut random, &case, (halted, adds), false).unwrap();
+                    down(&alone, team, &mut random, &case, (halted, adds), true).unwrap();
                 }
             }
         }

@@ -173,6 +173,7 @@ fn gated_slack((gate, gate_off): (f64, f64), (up, up_off): (f64, f64), of: Activ
     let own = match of {
         // exp is off by 3 + 2 |x| units, and the division by 2.5.
         Activation::Silu => 9.0 + 2.0 * gate.abs(),
+        Activation::Clamped => 10.0 + 2.0 * 1.702 * gate.abs(),
         Activation::Sigmoid => unreachable!("it gates attention, not a feed-forward"),
         // tanh is sinh over cosh, which have the errors of exp; half of 1 + tanh is multiplied.
         Activation::GeluTanh => {

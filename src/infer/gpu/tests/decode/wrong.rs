@@ -20,9 +20,12 @@ enum Of {
     GateUp,
     ExpertGateUp,
     ExpertDown,
+    BiasedGateUp,
+    BiasedDown,
     Attention,
     Capped,
     Combine,
+    Sinks,
 }
 
 fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
@@ -38,8 +41,14 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
             linear(alone, team, random, &case)
         }
         Of::GateUp => gate_up(alone, team, random, (DType::Q5_0, 77, 96), Activation::GeluTanh),
-        Of::ExpertGateUp => expert_gate_up(alone, team, random, &experts, Activation::Silu),
-        Of::ExpertDown => down(alone, team, random, &experts, false, true),
+        Of::ExpertGateUp => {
+            expert_gate_up(alone, team, random, &experts, (Activation::Silu, false))
+        }
+        Of::ExpertDown => down(alone, team, random, &experts, (false, true), false),
+        Of::BiasedGateUp => {
+            expert_gate_up(alone, team, random, &experts, (Activation::Clamped, true))
+        }
+        Of::BiasedDown => down(alone, team, random, &experts, (false, true), true),
         Of::Attention => {
             let mut layer = layer((14, 2, 136, 60), true, Some(90), 2);
             layer.loud = false;
@@ -50,16 +59,16 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
             layer.shape.softcap = Some(5.0);
             attention(alone, team, random, &layer, 100)
         }
-        Of::Combine => {
+        Of::Combine | Of::Sinks => {
             let shape = layer((3, 1, 80, 4), false, None, 64).shape;
-            combine(alone, random, &shape, 2100)
+            combine(alone, random, &shape, 2100, of == Of::Sinks)
         }
     }
 }
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 53] = [
+const MISTAKES: [(Of, Change); 62] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -88,7 +97,7 @@ const MISTAKES: [(Of, Change); 53] = [
     (Of::Linear(DType::F16), ("dot(first, bitcast<vec4<f32>>(a.high))", "dot(first, first)")),
     (Of::Linear(DType::Bf16), ("vec4<f32>(a.xz, b.xz)", "vec4<f32>(a.xy, b.xz)")),
     (Of::Linear(DType::F32), ("m.row_blocks * 8u + i]", "m.row_blocks * 8u + (i ^ 1u)]")),
-    (Of::GateUp, ("* up_second", "* up_first")),
+    (Of::GateUp, ("joined(gate_second, up_second", "joined(gate_second, up_first")),
     (Of::GateUp, ("0.7978845608", "0.78")),
     (Of::GateUp, ("row + 8u < rows", "row + 9u < rows")),
     (Of::ExpertGateUp, ("let up = in_slot(params.up", "let up = in_slot(params.gate")),
@@ -111,6 +120,15 @@ const MISTAKES: [(Of, Change); 53] = [
     (Of::Capped, ("tanh(clamp(t, -15.0, 15.0))", "clamp(t, -1.0, 1.0)")),
     (Of::Capped, ("(0.33333334 - s", "(3.0 - s")),
     (Of::Capped, ("let t = x / cap;", "let t = x / (1.1 * cap);")),
+    (Of::BiasedGateUp, ("biases[expert * params.rows", "biases[params.rows")),
+    (Of::BiasedGateUp, ("state[params.ids_at + choice]", "state[params.ids_at]")),
+    (Of::BiasedGateUp, ("up + bias.y", "up + bias.x")),
+    (Of::BiasedGateUp, ("(within + 1.0)", "within")),
+    (Of::BiasedGateUp, ("-1.702 * low", "-1.7 * low")),
+    (Of::BiasedGateUp, ("select(g, 7.0, g > 7.0)", "g")),
+    (Of::BiasedDown, ("biases[at + b]", "biases[at + a]")),
+    (Of::Sinks, ("sinks[head], 1.0", "sinks[head], 0.0")),
+    (Of::Sinks, ("sinks[head]", "sinks[0]")),
     (Of::Combine, ("part.y * factor", "part.y")),
     (Of::Combine, ("parts[first + 3u * step] * factor.w", "parts[first + 2u * step] * factor.w")),
 ];
