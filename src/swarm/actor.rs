@@ -603,27 +603,7 @@ impl Actor {
                 propagation_source,
                 message_id,
                 message,
-            }) => {
-                // Strict validation has already refused messages without an author.
-                let Some(author) = message.source else { return };
-                let (author, forwarder) =
-                    (convert::peer(author), convert::peer(propagation_source));
-                // What came over a connection proves more than an answer that is late.
-                self.outputs.activities.of(forwarder).gossiped();
-                if self.peers.contains_key(&author) {
-                    self.outputs.activities.of(author).heard();
-                }
-                let message = Message {
-                    topic: message.topic.into_string(),
-                    author,
-                    forwarder,
-                    data: message.data,
-                    id: message_id,
-                };
-                if self.outputs.messages.try_send(message).is_err() {
-                    self.outputs.drops.messages.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+            }) => self.on_message(convert::peer(propagation_source), message_id, message),
             BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, topic, .. }) => {
                 if let Some(peer) = self.peers.get_mut(&convert::peer(peer_id)) {
                     peer.topics.insert(topic.into_string());
@@ -679,6 +659,26 @@ impl Actor {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn on_message(
+        &mut self,
+        forwarder: PeerId,
+        id: gossipsub::MessageId,
+        message: gossipsub::Message,
+    ) {
+        // Strict validation has already refused messages without an author.
+        let Some(author) = message.source.map(convert::peer) else { return };
+        // What came over a connection proves more than an answer that is late.
+        self.outputs.activities.of(forwarder).gossiped();
+        if self.peers.contains_key(&author) {
+            self.outputs.activities.of(author).heard();
+        }
+        let topic = message.topic.into_string();
+        let message = Message { topic, author, forwarder, data: message.data, id };
+        if self.outputs.messages.try_send(message).is_err() {
+            self.outputs.drops.messages.fetch_add(1, Ordering::Relaxed);
         }
     }
 
