@@ -38,8 +38,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let feed_forward = FeedForward::plain(config.intermediate()?, config.activation()?);
     let dense = config.count("first_k_dense_replace", if third { 3 } else { 0 }, COUNT_MAX)?;
     let (experts, shared) = experts(config, third)?;
-    // The tensors of layers that predict further tokens would be refused by name.
-    config.skip(&["num_nextn_predict_layers", "seq_aux", "aux_loss_alpha"]);
+    config.skip(&["seq_aux", "aux_loss_alpha"]);
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);

@@ -32,8 +32,6 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let feed_forward = FeedForward::plain(config.intermediate()?, config.activation()?);
     let dense = config.count("first_k_dense_replace", 1, COUNT_MAX)?;
     let (experts, shared) = experts(config)?;
-    // Its tensors would be refused by name.
-    config.skip(&["num_nextn_predict_layers"]);
     let tied = config.flag("tie_word_embeddings", false)?;
 
     let mut d = Builder::new(&shape);

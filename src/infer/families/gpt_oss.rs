@@ -33,8 +33,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     // What `rope_scaling` says, too.
     config.skip(&["initial_context_length"]);
     let scoring = Scoring::Softmax { renormalise: true };
-    let plain =
-        Experts::plain(count, top_k, config.intermediate()?, Activation::Clamped, scoring);
+    let plain = Experts::plain(count, top_k, config.intermediate()?, Activation::Clamped, scoring);
     let experts = Experts { router: "router", ..plain };
     let tied = config.flag("tie_word_embeddings", false)?;
 

@@ -29,6 +29,17 @@ const ALWAYS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "counts the modules that predict further tokens, which are left out (load/further.rs)",
+        &[
+            "mtp_num_hidden_layers",
+            "mtp_transformer_layers",
+            "mtp_use_dedicated_embeddings",
+            "num_mtp_modules",
+            "num_nextn_predict_layers",
+            "use_mtp",
+        ],
+    ),
+    (
         "a token id, used by the tokenizer or to end generation",
         &[
             "bos_token_id",

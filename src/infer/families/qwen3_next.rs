@@ -34,8 +34,6 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     config.only("attention_bias", &json!(false))?;
     config.only("attn_output_gate", &json!(true))?;
     config.only("mamba_ssm_dtype", &json!("float32"))?;
-    // The tensors of layers that predict further tokens would be refused by name.
-    config.skip(&["mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"]);
     let delta = DeltaNet { packed: is_next, ..delta(config, eps)? };
     let attends = attends(config, shape.layers)?;
     let step = config.optional("decoder_sparse_step", COUNT_MAX)?.unwrap_or(1);

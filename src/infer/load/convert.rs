@@ -16,7 +16,7 @@ use super::layout::{EXPERT_ALIGN, Item, Plan, place};
 use super::mixture::{Kind, Mixture, Quantization};
 use super::recipe::Resolved;
 use super::sink::ShardSink;
-use super::{LoadError, Result, describe, tied, tokenizer};
+use super::{LoadError, Result, describe, further, tied, tokenizer};
 use crate::families::{self, Described};
 use crate::graph::{Graph, Moe, Weight, WeightRole};
 use crate::quant::{dequantize, first_not_finite, quantize};
@@ -170,6 +170,7 @@ fn refuse_strangers(
             || tied && name == tied::HEAD
             || name.ends_with(".bias") && is_zero(checkpoint, name)
             || graph.embeds() && beside_states(name)
+            || further::is_further(checkpoint.config(), name)
     };
     match checkpoint.names().find(|name| !known.contains(name) && !harmless(name)) {
         None => Ok(()),

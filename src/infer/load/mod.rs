@@ -12,6 +12,7 @@ mod checkpoint;
 mod convert;
 mod describe;
 mod dir_sink;
+mod further;
 mod gguf;
 mod hf;
 pub mod inspect;

@@ -470,9 +470,10 @@ fn harmless_extras_are_left_out() {
     tensors.insert("lm_head.weight".into(), table);
     let inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq";
     tensors.insert(inv_freq.into(), (vec![8], vec![0; 16]));
+    tensors.insert("mtp.fc.weight".into(), (vec![2, 4], vec![1; 16]));
     write_checkpoint(&dir.path().join("hf"), &config, &tensors, false);
     let (manifest, _) = to_memory(&dir.path().join("hf"), Quantization::Q4KM).unwrap();
-    assert_eq!(manifest.tensors.len(), tensors.len() - 2);
+    assert_eq!(manifest.tensors.len(), tensors.len() - 3);
     let table = manifest.tensors.get("model.embed_tokens.weight").unwrap();
     assert_eq!((&table.role, table.dtype), (&Role::Embedding, DType::Q8_0), "Q6_K of 64 columns");
 }
