@@ -352,6 +352,12 @@ fn a_key_and_named_origins_decide_who_asks() {
 fn whoever_goes_stops_the_generation_and_a_full_queue_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::scripted(dir.path(), &["--keep-alive", "0s"]);
+    // Whoever got the whole answer may go at once.
+    let short = json!({ "model": server.model, "prompt": "x", "max_tokens": 2 }).to_string();
+    for _ in 0..8 {
+        ask(&server.address, "POST", "/v1/completions", "", &short).ok();
+    }
+    server.until("doppler_generations_total{end=\"done\"}", 8.0);
     // It says "la " until the context is full.
     let endless =
         json!({ "model": server.model, "prompt": "x", "max_tokens": 16_000, "stream": true });

@@ -79,16 +79,15 @@ impl<T: Fn() -> Traffic> Worker<T> {
                 Work::Vectors(job) => {
                     let done = self.embed(&job);
                     let told = done.as_ref().map(|_| ()).map_err(EngineError::is_lost);
-                    // Whoever asked may have gone.
-                    let _ = job.reply.send(done);
-                    self.count(told.is_err(), events.is_closed());
+                    let gone = job.reply.send(done).is_err();
+                    self.count(told.is_err(), gone);
                     if told == Err(true) {
                         self.unload();
                     }
                     continue;
                 }
             };
-            self.count(done.is_err(), events.is_closed());
+            self.count(done.is_err(), done.as_ref().is_ok_and(|told| !told));
             if let Err(error) = done {
                 if error.is_lost() {
                     self.unload();
@@ -115,11 +114,12 @@ impl<T: Fn() -> Traffic> Worker<T> {
         self.show(|shown| shown.loaded = None);
     }
 
+    /// Whether whoever asked was still there when it ended.
     fn generate(
         &mut self,
         job: &Job,
         events: &mpsc::Sender<GenerateEvent>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let began = (self.traffic)();
         let request = &job.asked.request;
         let fresh = || Sequence::new(request.options.sampler, request.context);
@@ -133,7 +133,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         }
         self.begin();
         let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, queue, .. } = self else {
-            return Ok(());
+            return Ok(true);
         };
         let hits_before = hits(engine);
         let traffic = |engine: &Engine| {
@@ -180,8 +180,8 @@ impl<T: Fn() -> Traffic> Worker<T> {
             counts.generated_tokens += generated;
             counts.hits.add(hits);
         });
-        let _ = events.blocking_send(end);
-        Ok(())
+        // Whoever was told how it ended may go before it is counted.
+        Ok(events.blocking_send(end).is_ok())
     }
 
     fn has(&self, model: ModelId) -> bool {
