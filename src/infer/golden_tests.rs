@@ -22,11 +22,6 @@ use super::testing::{
 use super::tokenizer::Tokenizer;
 use doppler_testing::shared;
 
-/// As [`keeps_in_half_precision`], and without gpt-oss, whose keys YaRN stretches (1.1e-3).
-pub(super) fn holds_in_half_precision(dir: &Path) -> bool {
-    keeps_in_half_precision(dir) && !dir.ends_with("gpt-oss")
-}
-
 fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
     for file in ["expected.safetensors", "expected-long.safetensors"] {
         let Ok(expected) = std::fs::read(dir.join(file)) else { continue };
@@ -36,7 +31,7 @@ fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
 
 fn agrees_with(dir: &Path, expected: &Expected, model: &Model, batch: usize, slots: SlotBudget) {
     let name = dir.display();
-    let half = usize::from(holds_in_half_precision(dir));
+    let half = usize::from(keeps_in_half_precision(dir));
     for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + half) {
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();

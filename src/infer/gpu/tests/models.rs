@@ -40,7 +40,7 @@ fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
     ] {
         let Some(device) = device(reduction) else { return };
         let slots = SlotBudget::All;
-        let kv = if crate::golden_tests::holds_in_half_precision(dir) { kv } else { KvFormat::F32 };
+        let kv = if testing::keeps_in_half_precision(dir) { kv } else { KvFormat::F32 };
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = match Session::new(&model, &device, &options) {
             Ok(session) => session,
