@@ -156,6 +156,11 @@ impl Experts {
             bias: None,
         }
     }
+
+    /// As Mixtral names its own, within `block_sparse_moe`.
+    pub const fn block_sparse(self) -> Self {
+        Self { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2", ..self }
+    }
 }
 
 impl Shared {

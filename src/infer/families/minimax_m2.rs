@@ -49,12 +49,8 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let (ff, activation) = (config.intermediate()?, config.activation()?);
     let scoring = Scoring::Sigmoid { renormalise: true, scale: 1.0 };
     let experts = Experts {
-        module: "block_sparse_moe",
-        gate: "w1",
-        up: "w3",
-        down: "w2",
         bias: Some("block_sparse_moe.e_score_correction_bias"),
-        ..Experts::plain(count, top_k, ff, activation, scoring)
+        ..Experts::plain(count, top_k, ff, activation, scoring).block_sparse()
     };
     let tied = config.flag("tie_word_embeddings", false)?;
 

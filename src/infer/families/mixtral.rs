@@ -25,8 +25,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let top_k = config.optional("num_experts_per_tok", count)?.unwrap_or(2).min(count);
     let (ff, activation) = (config.intermediate()?, config.activation()?);
     let scoring = Scoring::Softmax { renormalise: true };
-    let plain = Experts::plain(count, top_k, ff, activation, scoring);
-    let experts = Experts { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2", ..plain };
+    let experts = Experts::plain(count, top_k, ff, activation, scoring).block_sparse();
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;
     let tied = config.flag("tie_word_embeddings", false)?;

@@ -28,8 +28,7 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let jitter = config.positive("router_jitter_noise", 0.01)? as f32;
     let (ff, activation) = (config.intermediate()?, config.activation()?);
     let scoring = Scoring::Mixer { jitter };
-    let plain = Experts::plain(count, top_k, ff, activation, scoring);
-    let experts = Experts { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2", ..plain };
+    let experts = Experts::plain(count, top_k, ff, activation, scoring).block_sparse();
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;
     let bias = config.flag("attention_bias", false)?;
