@@ -7,7 +7,7 @@ use super::super::failed::Form;
 use super::super::sse;
 use super::super::submit::{Writer, call_id, total};
 use super::super::tools::Call;
-use super::{FINGERPRINT, Header, finish_reason, usage};
+use super::{Header, finish_reason, usage};
 use crate::api::TokenOdds;
 
 /// The bytes of a token; `None` if they are no whole character.
@@ -49,16 +49,13 @@ pub fn chat_whole(header: &Header, with_odds: bool, answers: &[(Whole, Finish, U
             "finish_reason": finish_reason(finish),
         })
     });
-    json!({
-        "id": header.id,
-        "object": "chat.completion",
-        "created": header.created,
-        "model": header.model,
-        "choices": choices.collect::<Value>(),
-        "usage": usage(total(answers.iter().map(|(.., usage)| *usage))),
-        "system_fingerprint": FINGERPRINT,
-    })
+    let mut whole = header.body("chat.completion", choices.collect());
+    whole["usage"] = usage(total(answers.iter().map(|(.., usage)| *usage)));
+    whole
 }
+
+/// What a part of a stream is called.
+const CHUNK: &str = "chat.completion.chunk";
 
 /// Writes an answer as chunks.
 pub struct ChatStream {
@@ -77,18 +74,7 @@ impl ChatStream {
     }
 
     fn chunk(&self, choices: Value) -> String {
-        let mut chunk = json!({
-            "id": self.header.id,
-            "object": "chat.completion.chunk",
-            "created": self.header.created,
-            "model": self.header.model,
-            "choices": choices,
-            "system_fingerprint": FINGERPRINT,
-        });
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        sse::data(&chunk)
+        self.header.chunk(CHUNK, choices, self.include_usage)
     }
 
     fn delta(&self, index: usize, delta: Value, odds: &[TokenOdds]) -> String {
@@ -154,20 +140,8 @@ impl Writer for ChatStream {
         if self.failed {
             return String::new();
         }
-        let mut text = String::new();
-        if self.include_usage {
-            let mut chunk = json!({
-                "id": self.header.id,
-                "object": "chat.completion.chunk",
-                "created": self.header.created,
-                "model": self.header.model,
-                "choices": [],
-                "system_fingerprint": FINGERPRINT,
-            });
-            chunk["usage"] = usage(total(self.usages.drain(..)));
-            text += &sse::data(&chunk);
-        }
-        text + sse::DONE
+        let used = self.include_usage.then(|| total(self.usages.drain(..)));
+        self.header.done(CHUNK, used)
     }
 }
 

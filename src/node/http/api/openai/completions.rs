@@ -10,7 +10,7 @@ use super::super::fields::Use::{Only, Refused, Taken};
 use super::super::sse;
 use super::super::submit::Writer;
 use super::sampling::{lane, sampled};
-use super::{CHOICES_MAX, FINGERPRINT, Header, finish_reason, usage};
+use super::{CHOICES_MAX, Header, finish_reason, usage};
 use crate::api::{GenerateRequest, TokenOdds};
 use crate::engine::Lane;
 
@@ -152,16 +152,8 @@ fn total(choices: usize, usages: &[Usage]) -> Usage {
     })
 }
 
-fn body(header: &Header, choices: Value) -> Value {
-    json!({
-        "id": header.id,
-        "object": "text_completion",
-        "created": header.created,
-        "model": header.model,
-        "choices": choices,
-        "system_fingerprint": FINGERPRINT,
-    })
-}
+/// What an answer and a part of a stream are called.
+const OBJECT: &str = "text_completion";
 
 /// All of an answer. `choices` share a prompt.
 pub fn completion_whole(
@@ -179,7 +171,7 @@ pub fn completion_whole(
             "finish_reason": finish_reason(finish),
         })
     });
-    let mut whole = body(header, answers.collect());
+    let mut whole = header.body(OBJECT, answers.collect());
     whole["usage"] = usage(total(choices, &usages));
     whole
 }
@@ -203,14 +195,8 @@ impl CompletionStream {
 
     fn chunk(&self, index: usize, text: &str, odds: &[TokenOdds], finish: Option<&str>) -> String {
         let logprobs = (!odds.is_empty()).then(|| logprobs(odds, self.answers[index].0));
-        let mut chunk = body(
-            &self.header,
-            json!([{ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish }]),
-        );
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        sse::data(&chunk)
+        let choice = json!([{ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish }]);
+        self.header.chunk(OBJECT, choice, self.include_usage)
     }
 
     fn parts(&mut self, index: usize, parts: Vec<Part>) -> String {
@@ -247,14 +233,11 @@ impl Writer for CompletionStream {
         if self.failed {
             return String::new();
         }
-        let mut said = String::new();
-        if self.include_usage {
+        let used = self.include_usage.then(|| {
             let usages: Vec<_> = self.answers.iter().map(|(_, usage)| *usage).collect();
-            let mut chunk = body(&self.header, json!([]));
-            chunk["usage"] = usage(total(self.choices, &usages));
-            said += &sse::data(&chunk);
-        }
-        said + sse::DONE
+            total(self.choices, &usages)
+        });
+        self.header.done(OBJECT, used)
     }
 }
 

@@ -17,6 +17,7 @@ pub use sampling::{lane, sampled};
 use serde_json::{Value, json};
 
 use super::answer::{Finish, Usage};
+use super::sse;
 
 /// What answers have in common.
 #[derive(Debug, Clone)]
@@ -26,8 +27,41 @@ pub struct Header {
     pub model: String,
 }
 
+impl Header {
+    /// An answer, or a part of one, of the kind that OpenAI calls `object`.
+    fn body(&self, object: &str, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "system_fingerprint": FINGERPRINT,
+        })
+    }
+
+    /// A part of a stream, whose last part may have the `usage`.
+    fn chunk(&self, object: &str, choices: Value, include_usage: bool) -> String {
+        let mut chunk = self.body(object, choices);
+        if include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        sse::data(&chunk)
+    }
+
+    /// How a stream ends, after a part with the usage if that was asked for.
+    fn done(&self, object: &str, used: Option<Usage>) -> String {
+        let used = used.map(|used| {
+            let mut chunk = self.body(object, json!([]));
+            chunk["usage"] = usage(used);
+            sse::data(&chunk)
+        });
+        used.unwrap_or_default() + sse::DONE
+    }
+}
+
 /// What made the answer: it changes if a seed may give another text.
-pub const FINGERPRINT: &str = concat!("doppler-node-", env!("CARGO_PKG_VERSION"));
+const FINGERPRINT: &str = concat!("doppler-node-", env!("CARGO_PKG_VERSION"));
 
 /// The most choices of a request.
 pub const CHOICES_MAX: usize = 16;
