@@ -61,7 +61,11 @@ fn a_sink_takes_its_part_of_each_head() {
                 attention_sinks_tile(&qs, &cache, &blocks, &params, &sunk, &mut want);
                 let mut without = vec![0.0; qs.len()];
                 attention(&qs, &cache, &blocks, &params, &mut without);
-                assert!(want.iter().zip(&without).all(|(a, b)| a.abs() < b.abs() || *b == 0.0));
+                // Whole heads, because single values that nearly cancel keep only rounding.
+                let length = |head: &[f32]| head.iter().map(|x| f64::from(x * x)).sum::<f64>();
+                for (head, plain) in want.chunks(head_dim).zip(without.chunks(head_dim)) {
+                    assert!(length(head) < length(plain), "a sink takes weight from every head");
+                }
                 let inputs = [(q, &qs[..]), (k, &ks[..]), (v, &vs[..])];
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
                 let what = format!("{reduction:?} {head_dim}: {tokens} at {position}");
