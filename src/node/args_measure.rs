@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
 use super::args::{BackendChoice, BenchStoreArgs, ModelArgs};
 use super::size::ByteSize;
+use doppler_infer::load::Arch;
 use doppler_infer::trace::ReplayPolicy;
 use doppler_store::PolicyKind;
 
 #[derive(Debug, Args)]
 pub struct SynthArgs {
-    /// The shape: llama-3.2-1b, llama-3.1-8b, qwen3-30b-a3b or mixtral-8x7b
-    #[arg(long, value_name = "NAME")]
+    /// The shape of the model
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Arch::ALL.map(Arch::name)))]
     pub arch: String,
     /// How many layers to write [default: all]
     #[arg(long, value_name = "N")]

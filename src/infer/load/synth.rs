@@ -223,9 +223,23 @@ mod tests {
             ("num_experts", 6),
             ("num_experts_per_tok", 2),
             ("vocab_size", 300),
+            ("num_local_experts", 8),
+            ("shared_expert_intermediate_size", 256),
+            ("full_attention_interval", 2),
+            ("first_k_dense_replace", 1),
+            ("n_routed_experts", 16),
+            ("q_lora_rank", 256),
         ] {
             if config.get(key).is_some() {
                 config[key] = json!(value);
+            }
+        }
+        if config.get("kv_lora_rank").is_some() {
+            config["num_key_value_heads"] = config["num_attention_heads"].clone();
+        }
+        if config["rope_scaling"].get("short_factor").is_some() {
+            for list in ["short_factor", "long_factor"] {
+                config["rope_scaling"][list] = json!([1.0; 32].to_vec());
             }
         }
         SynthOptions {
