@@ -29,6 +29,8 @@ macro_rules! formats {
                 Q5_0 q5_0 "Q5_0" "Q5_0" 32 22,
                 /// f16 d, f16 m, 16 B of nibbles.
                 Q4_1 q4_1 "Q4_1" "Q4_1" 32 20,
+                /// An exponent of two, 16 B of nibbles, each a floating point number (e2m1).
+                Mxfp4 mxfp4 "MXFP4" "MXFP4" 32 17,
             }
         }
     };

@@ -126,14 +126,11 @@ mod tests {
     use crate::graph::MatrixSpec;
     use crate::quant::{dequantize, layout, quantize};
 
-    /// Sets the f16 scales of each block. With random bytes some would be infinite.
+    /// Sets the scales of each block. With random bytes some would be infinite.
     fn set_scales(dtype: DType, bytes: &mut [u8], scale: f32) {
-        let at = layout(dtype).halves;
+        let scales = layout(dtype).scales;
         for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-            for at in at {
-                let half = half::f16::from_f32(scale).to_le_bytes();
-                block[*at..at + 2].copy_from_slice(&half);
-            }
+            scales.write(block, &[scale; 2], 0);
         }
     }
 

@@ -1,14 +1,15 @@
 //! Whether stored weights are finite, without unpacking them.
 //!
 //! For plain formats each value is checked; for blocks only the scales, because integers times a
-//! finite scale are finite. This runs wherever weights enter (conversion, loading, filling an
+//! finite f16 are finite. Blocks whose scale is a power of two so large that it may overflow are
+//! unpacked. This runs wherever weights enter (conversion, loading, filling an
 //! expert's slot), so it is one pass over plain formats and reads a few bytes per block of the
 //! others.
 
 use doppler_store::DType;
 use half::{bf16, f16};
 
-use super::{QuantizeError, layout};
+use super::{QuantizeError, Scales, dequantize, layout};
 
 /// Values checked together, so that the loop is vectorised.
 const TOGETHER: usize = 64;
@@ -23,18 +24,36 @@ pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usiz
         blocked => {
             let blocks = bytes.chunks_exact(dtype.block_bytes());
             let of_row = cols.div_ceil(dtype.block_len());
-            let scales = layout(blocked).halves;
-            let found = blocks.enumerate().find_map(|(number, block)| {
-                let scale = |at: &usize| u16::from_le_bytes([block[*at], block[at + 1]]);
-                let bad = scales.iter().map(scale).find(|bits| bits & 0x7c00 == 0x7c00)?;
-                Some((number, f16::from_bits(bad).to_f32()))
-            });
+            let scales = layout(blocked).scales;
+            let found = blocks
+                .enumerate()
+                .find_map(|(number, block)| Some((number, bad_scale(blocked, scales, block)?)));
             let (block, value) = found?;
             let (row, column) = (block / of_row, block % of_row * dtype.block_len());
             return Some((row, QuantizeError::NotFinite { column, value }));
         }
     };
     Some((index / cols, QuantizeError::NotFinite { column: index % cols, value }))
+}
+
+/// The largest exponent of a scale that no level brings beyond f32: `6 * 2^125` is finite.
+const EXPONENT_SAFE: u8 = 252;
+
+/// A scale of a block that is not finite, or a weight that it makes infinite.
+fn bad_scale(dtype: DType, scales: Scales, block: &[u8]) -> Option<f32> {
+    match scales {
+        Scales::Halves(places) => {
+            let scale = |at: &usize| u16::from_le_bytes([block[*at], block[at + 1]]);
+            let bad = places.iter().map(scale).find(|bits| bits & 0x7c00 == 0x7c00);
+            bad.map(|bits| f16::from_bits(bits).to_f32())
+        }
+        Scales::Exponent(at) if block[at] <= EXPONENT_SAFE => None,
+        Scales::Exponent(_) => {
+            let mut weights = vec![0.0; dtype.block_len()];
+            dequantize(dtype, block, dtype.block_len(), &mut weights);
+            weights.into_iter().find(|weight| !weight.is_finite())
+        }
+    }
 }
 
 /// The first value that is not finite, and its index.
@@ -69,7 +88,12 @@ mod tests {
             let (row_bytes, block) = (dtype.row_bytes(cols), dtype.block_bytes());
             let number = 300 / dtype.block_len();
             let at = row_bytes + number * block;
-            let places = if dtype.is_quantised() { layout(dtype).halves } else { &[0] };
+            let places = match layout(dtype).scales {
+                Scales::Halves(places) if dtype.is_quantised() => places,
+                Scales::Halves(_) => &[0],
+                // See the test below.
+                Scales::Exponent(_) => &[],
+            };
             for place in places {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                     let mut bytes = bytes.clone();
@@ -87,6 +111,27 @@ mod tests {
                     assert!(!value.is_finite());
                 }
             }
+        }
+    }
+
+    /// What counts is whether a weight is infinite, however large its scale.
+    #[test]
+    fn a_power_of_two_is_bad_where_it_makes_a_weight_infinite() {
+        let mut bytes = vec![0; DType::Mxfp4.row_bytes(128)];
+        for (exponent, level, fine) in [
+            (252, 7, true),
+            (253, 5, true),
+            (253, 6, false),
+            (254, 3, true),
+            (254, 0x0c, false),
+            (255, 0, false),
+        ] {
+            (bytes[34], bytes[34 + 5]) = (exponent, level);
+            let found = first_not_finite(DType::Mxfp4, 64, &bytes);
+            assert_eq!(found.is_none(), fine, "2^{exponent} * {level}: {found:?}");
+            let Some((row, error)) = found else { continue };
+            let QuantizeError::NotFinite { column, value } = error else { panic!() };
+            assert_eq!((row, column, value.is_finite()), (1, 0, false));
         }
     }
 }

@@ -13,10 +13,12 @@ mod finite;
 mod fit;
 mod plain;
 pub mod planes;
+mod scales;
 #[cfg(test)]
 mod tests;
 
 pub use finite::first_not_finite;
+pub use scales::Scales;
 
 use std::ops::Range;
 
@@ -38,10 +40,11 @@ pub struct Layout {
     pub group: usize,
     /// The integers as which weights are stored. In formats with a minimum they begin at 0.
     pub levels: Range<i32>,
-    /// The bytes that hold these integers.
+    /// What the levels stand for, if not for themselves.
+    pub values: &'static [f32],
+    /// The bytes that hold the levels.
     pub quants: Range<usize>,
-    /// Where the f16 numbers are, the scale first.
-    pub halves: &'static [usize],
+    pub scales: Scales,
     /// The largest magnitude that the format accepts.
     pub max: f32,
     /// The largest root mean square error of normally distributed weights, in standard deviations.
@@ -53,8 +56,8 @@ pub struct Layout {
 impl Layout {
     /// The layout of a type that stores each weight by itself.
     const fn plain(max: f32) -> Self {
-        let (levels, quants) = (0..0, 0..0);
-        Self { group: 1, levels, quants, halves: &[], max, error: 0.01, narrow: None }
+        let (levels, values, quants, scales) = (0..0, &[], 0..0, Scales::Halves(&[]));
+        Self { group: 1, levels, values, quants, scales, max, error: 0.01, narrow: None }
     }
 }
 
@@ -74,7 +77,7 @@ pub trait Format<const LEN: usize, const BYTES: usize> {
     /// The planes of a matrix on a device, one after the other, widest first.
     fn planes() -> Vec<Plane>;
 
-    /// Numbers for `LAYOUT.halves` that, with random bits everywhere else, give weights of mean
+    /// Numbers for `LAYOUT.scales` that, with random bits everywhere else, give weights of mean
     /// about 0 and this standard deviation.
     fn random(std: f32) -> Vec<f32>;
 
@@ -150,7 +153,7 @@ pub fn layout(dtype: DType) -> Layout {
     visit(dtype, Of)
 }
 
-/// Numbers for a block's `halves` with which random bits give weights of this standard deviation.
+/// Numbers for a block's `scales` with which random bits give weights of this standard deviation.
 pub fn random(dtype: DType, std: f32) -> Vec<f32> {
     struct Of(f32);
     impl Visit for Of {

@@ -3,7 +3,7 @@
 
 use super::fit::{affine_levels, fit_affine, importance, scale_f16};
 use super::planes::{Plane, copy_pair, nibbles_pair};
-use super::{Format, Layout, spread};
+use super::{Format, Layout, Scales, spread};
 use crate::cpu::unpack::half_at;
 
 pub struct Q4_1;
@@ -12,8 +12,9 @@ impl Format<32, 20> for Q4_1 {
     const LAYOUT: Layout = Layout {
         group: 32,
         levels: 0..16,
+        values: &[],
         quants: 4..20,
-        halves: &[0, 2],
+        scales: Scales::Halves(&[0, 2]),
         // `m` is a weight itself.
         max: 65_504.0,
         error: 0.085,

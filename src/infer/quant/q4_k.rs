@@ -3,7 +3,7 @@
 
 use super::affine::{Affine, GROUP, fit, header, random, scales_mins, unpack};
 use super::planes::{Plane, copy};
-use super::{Format, Layout, MAGNITUDE_MAX};
+use super::{Format, Layout, MAGNITUDE_MAX, Scales};
 use crate::cpu::k_dot::{Beside, Folded};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::wide::Wide;
@@ -15,8 +15,9 @@ impl Format<256, 144> for Q4K {
     const LAYOUT: Layout = Layout {
         group: GROUP,
         levels: 0..16,
+        values: &[],
         quants: 16..144,
-        halves: &[0, 2],
+        scales: Scales::Halves(&[0, 2]),
         max: MAGNITUDE_MAX,
         error: 0.082,
         narrow: Some(DType::Q5_0),

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::fit::{fit_symmetric, importance, scale_f16, symmetric_levels};
 use super::planes::{Plane, copy_pair, fifths_pair, nibbles_pair};
-use super::{Format, Layout, MAGNITUDE_MAX, spread};
+use super::{Format, Layout, MAGNITUDE_MAX, Scales, spread};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::row_dot::products;
 use crate::cpu::unpack::half_at;
@@ -17,8 +17,9 @@ impl Format<32, 22> for Q5_0 {
     const LAYOUT: Layout = Layout {
         group: 32,
         levels: -16..16,
+        values: &[],
         quants: 2..22,
-        halves: &[0],
+        scales: Scales::Halves(&[0]),
         max: MAGNITUDE_MAX,
         error: 0.046,
         narrow: None,

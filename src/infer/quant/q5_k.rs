@@ -4,7 +4,7 @@
 
 use super::affine::{Affine, GROUP, fit, header, random, unpack};
 use super::planes::{HALF, Move, Plane, copy, word};
-use super::{Format, Layout, MAGNITUDE_MAX};
+use super::{Format, Layout, MAGNITUDE_MAX, Scales};
 use crate::cpu::k_dot::{Beside, Folded};
 use crate::cpu::wide::Wide;
 use doppler_store::DType;
@@ -15,8 +15,9 @@ impl Format<256, 176> for Q5K {
     const LAYOUT: Layout = Layout {
         group: GROUP,
         levels: 0..32,
+        values: &[],
         quants: 16..176,
-        halves: &[0, 2],
+        scales: Scales::Halves(&[0, 2]),
         max: MAGNITUDE_MAX,
         error: 0.042,
         narrow: Some(DType::Q5_0),

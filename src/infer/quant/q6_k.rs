@@ -6,7 +6,7 @@ use half::f16;
 
 use super::fit::{fit_symmetric, importance, scale_f16, sum, symmetric_levels};
 use super::planes::{HALF, Move, Plane, copy, word};
-use super::{Format, Layout, MAGNITUDE_MAX, spread};
+use super::{Format, Layout, MAGNITUDE_MAX, Scales, spread};
 use crate::cpu::k_dot::{Beside, Folded};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::row_dot::eights;
@@ -35,8 +35,9 @@ impl Format<256, 210> for Q6K {
     const LAYOUT: Layout = Layout {
         group: GROUP,
         levels: -32..32,
+        values: &[],
         quants: 0..SCALES,
-        halves: &[D],
+        scales: Scales::Halves(&[D]),
         max: MAGNITUDE_MAX,
         error: 0.020,
         narrow: Some(DType::Q8_0),

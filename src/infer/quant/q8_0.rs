@@ -4,7 +4,7 @@ use half::f16;
 
 use super::fit::{round, scale_f16};
 use super::planes::{Plane, bytes_pair, copy_pair};
-use super::{Format, Layout, MAGNITUDE_MAX, spread};
+use super::{Format, Layout, MAGNITUDE_MAX, Scales, spread};
 use crate::cpu::lanes::Lanes;
 use crate::cpu::row_dot::products;
 use crate::cpu::unpack::half_at;
@@ -15,8 +15,9 @@ impl Format<32, 34> for Q8_0 {
     const LAYOUT: Layout = Layout {
         group: 32,
         levels: -127..128,
+        values: &[],
         quants: 2..34,
-        halves: &[0],
+        scales: Scales::Halves(&[0]),
         max: MAGNITUDE_MAX,
         error: 0.006,
         narrow: None,

@@ -148,12 +148,17 @@ fn what_a_block_can_hold_exactly_comes_back_exactly() {
         let cols = dtype.block_len();
         // Levels times a power of two; every group uses its full range. Formats with a minimum can
         // store any range; this one begins below zero.
-        let Range { start, end } = layout(dtype).levels;
+        let Layout { levels: Range { start, end }, values, .. } = layout(dtype);
         let (low, high) = if start < 0 { (start, end) } else { (-3, end - 3) };
+        let mut all: Vec<f32> = (low..high).map(|level| level as f32).collect();
+        if !values.is_empty() {
+            all = values.to_vec();
+            all.sort_by(f32::total_cmp);
+        }
         let mut row: Vec<f32> =
-            (0..cols).map(|_| rng.random_range(low..high) as f32 / 64.0).collect();
+            (0..cols).map(|_| all[rng.random_range(0..all.len())] / 64.0).collect();
         for group in row.chunks_mut(16) {
-            (group[0], group[1]) = (low as f32 / 64.0, (high - 1) as f32 / 64.0);
+            (group[0], group[1]) = (all[0] / 64.0, all[all.len() - 1] / 64.0);
         }
         let error = rmse(&row, &round_trip(dtype, &row));
         let tolerance = if matches!(dtype, DType::Q8_0) { 0.002 } else { 1e-4 };
@@ -163,8 +168,21 @@ fn what_a_block_can_hold_exactly_comes_back_exactly() {
 
 /// Plain rounding between the smallest and the largest weight of each group, with the group's scale
 /// and min in full f32. A search must beat it although it stores them in six or eight bits.
+/// Floating point levels have the power of two that the standard gives them: the largest weight's.
 fn naive(dtype: DType, row: &[f32]) -> Vec<f32> {
-    let Layout { group, levels, .. } = layout(dtype);
+    let Layout { group, levels, values, .. } = layout(dtype);
+    if !values.is_empty() {
+        let rounded = row.chunks(group).flat_map(|x| {
+            let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+            let step = (peak.log2().floor() - 2.0).exp2();
+            x.iter().map(move |x| {
+                let near =
+                    |a: &&f32, b: &&f32| (*a * step - x).abs().total_cmp(&(*b * step - x).abs());
+                values.iter().min_by(near).unwrap() * step
+            })
+        });
+        return rounded.collect();
+    }
     let (top, symmetric) = ((levels.end - 1) as f32, levels.start < 0);
     let mut out = Vec::new();
     for x in row.chunks(group) {
@@ -203,7 +221,10 @@ fn odd_widths_are_padded_and_the_same_as_alone() {
             let row = gaussian(&mut rng, cols, 0.1);
             let out = round_trip(dtype, &row);
             let error = rmse(&row, &out);
-            assert!(error < 0.012, "{dtype} x {cols}: {error}");
+            // A few floating point levels are far apart for the few weights of a narrow row.
+            let size = rmse(&row, &vec![0.0; cols]);
+            let bound = if layout(dtype).values.is_empty() { 0.012 } else { 0.25 * size };
+            assert!(error < bound, "{dtype} x {cols}: {error}");
             let mut bytes = Vec::new();
             quantize(dtype, &row, &mut bytes).unwrap();
             let mut wide = row.clone();
@@ -220,10 +241,12 @@ fn zeros_constants_and_outliers_come_back() {
     let mut rng = rng();
     for dtype in blocked() {
         assert!(round_trip(dtype, &[0.0; 300]).iter().all(|&x| x == 0.0), "{dtype}");
-        let max = layout(dtype).max;
+        let Layout { max, values, error, .. } = layout(dtype);
+        // Among powers of two times 1 and 1.5, the nearest is up to a fifth away.
+        let off = if values.is_empty() { 0.01 } else { 0.2 };
         for value in [1.0, -1.0, 0.03, -0.03, 700.0, 1e-4, max, -max] {
             for x in round_trip(dtype, &[value; 256]) {
-                assert!((x - value).abs() <= 0.01 * value.abs(), "{dtype}: {value} became {x}");
+                assert!((x - value).abs() <= off * value.abs(), "{dtype}: {value} became {x}");
             }
         }
         let mut row = gaussian(&mut rng, 512, 0.02);
@@ -232,7 +255,10 @@ fn zeros_constants_and_outliers_come_back() {
         let out = round_trip(dtype, &row);
         assert!((out[at] + 1000.0).abs() < 40.0, "{dtype}: {} at {at}", out[at]);
         let rest = rmse(&row[256..], &out[256..]) / 0.02;
-        assert!(rest < 0.1, "{dtype}: an outlier stays in its block: {rest}");
+        assert!(
+            rest < f64::max(0.1, 1.5 * error),
+            "{dtype}: an outlier stays in its block: {rest}"
+        );
         // So small that no f16 scale exists: the result must be close to zero.
         assert!(round_trip(dtype, &[1e-12, -1e-12, 3e-13]).iter().all(|x| x.abs() < 1e-6));
     }
@@ -272,7 +298,7 @@ fn any_bytes_are_weights_without_a_panic() {
 fn a_blocks_scales_and_levels_lie_where_its_layout_says() {
     let mut rng = rng();
     for dtype in blocked() {
-        let Layout { halves, quants, group, levels, narrow, .. } = layout(dtype);
+        let Layout { scales, quants, group, levels, narrow, .. } = layout(dtype);
         let len = dtype.block_len();
         let read = |block: &[u8]| {
             let mut out = vec![0.0; len];
@@ -281,11 +307,9 @@ fn a_blocks_scales_and_levels_lie_where_its_layout_says() {
         };
         let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| rng.random()).collect();
         let set = |block: &mut [u8], scale: f32| {
-            for (at, number) in halves.iter().zip(super::random(dtype, scale)) {
-                block[*at..at + 2].copy_from_slice(&f16::from_f32(number).to_le_bytes());
-            }
+            scales.write(block, &super::random(dtype, scale), 0);
         };
-        // Doubling all scales doubles all weights; f16 rounds both alike.
+        // Doubling all scales doubles all weights; both are rounded alike.
         set(&mut block, 0.25);
         let once = read(&block);
         set(&mut block, 0.5);

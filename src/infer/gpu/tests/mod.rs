@@ -28,7 +28,7 @@ use super::executor::GpuBackend;
 use super::{AdapterChoice, GpuDevice, Reduction};
 use crate::backend::{Backend, Capacity, LogitRows, Ops, Step};
 use crate::graph::{Buf, Graph, MatrixSpec, WeightId};
-use crate::quant;
+use crate::quant::{self, Scales};
 use doppler_store::DType;
 
 /// SplitMix64 (Steele, Lea and Flood, 2014), seeded afresh in each run.
@@ -87,13 +87,22 @@ impl Random {
     /// each three rows, one has subnormal scales, one has scales of any size, one has similar
     /// scales.
     pub fn blocks(&mut self, dtype: DType, rows: usize, cols: usize) -> (MatrixSpec, Vec<u8>) {
-        let scales = quant::layout(dtype).halves;
+        let scales = quant::layout(dtype).scales;
         let mut bytes = self.bytes(rows * dtype.row_bytes(cols));
         for (row, blocks) in bytes.chunks_exact_mut(dtype.row_bytes(cols)).enumerate() {
             for block in blocks.chunks_exact_mut(dtype.block_bytes()) {
-                for at in scales {
-                    let (mask, high) = [(0x83, 0), (0xab, 0), (0x83, 0x28)][row % 3];
-                    block[at + 1] = (self.next() as u8 & mask) | high;
+                match scales {
+                    Scales::Halves(places) => {
+                        for at in places {
+                            let (mask, high) = [(0x83, 0), (0xab, 0), (0x83, 0x28)][row % 3];
+                            block[at + 1] = (self.next() as u8 & mask) | high;
+                        }
+                    }
+                    // The powers of two that f16 has there.
+                    Scales::Exponent(at) => {
+                        let (least, count) = [(103, 10), (103, 20), (122, 1)][row % 3];
+                        block[at] = least + self.below(count) as u8;
+                    }
                 }
             }
         }

@@ -81,6 +81,19 @@ fn gguf_references_agree() {
     testing::gguf_references().iter().for_each(|dir| golden(dir, &dir.join("model.gguf")));
 }
 
+/// What is stored as packed on the device, too.
+#[test]
+fn packed_references_in_mxfp4_agree() {
+    let mut seen = 0;
+    for dir in testing::packed_references() {
+        if ["gpt-oss-mxfp4", "mlx-mxfp4"].iter().any(|name| dir.ends_with(name)) {
+            golden(&dir, &dir);
+            seen += 1;
+        }
+    }
+    assert!(seen == 2 || shared("formats").is_none());
+}
+
 /// A tensor's format.
 type Mixture = fn(&Wanted<'_>) -> DType;
 

@@ -2,8 +2,8 @@
 //! its value.
 //!
 //! Where a table format has the same groups and enough levels, the block stays quantised: Q4_0 is
-//! Q4_1 with a minimum of -8 scales, IQ4_NL and MXFP4 look their 16 values up in a table of small
-//! integers (Q8_0), Q3_K has the groups of Q6_K. The others are computed in F32 in ggml's order.
+//! Q4_1 with a minimum of -8 scales, IQ4_NL looks its 16 values up in a table of small integers
+//! (Q8_0), Q3_K has the groups of Q6_K. The others are computed in F32 in ggml's order.
 //! Layouts: `ggml-common.h`; formulas: `dequantize_row_*` in `ggml-quants.c`.
 
 use half::f16;
@@ -16,8 +16,6 @@ pub type Convert = fn(&[u8], &mut [u8]) -> Result<(), String>;
 
 /// The values of IQ4_NL and IQ4_XS (`kvalues_iq4nl`).
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-/// Twice the values of FP4 e2m1 (`kvalues_mxfp4`).
-const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
@@ -46,37 +44,6 @@ pub fn iq4_nl(block: &[u8], out: &mut [u8]) -> Result<(), String> {
     for (i, out) in out[2..].iter_mut().enumerate() {
         *out = IQ4[usize::from(nibble(&block[2..], i))].cast_unsigned();
     }
-    Ok(())
-}
-
-/// The exponents of two that f16 has, subnormal ones included.
-const F16_EXPONENTS: std::ops::RangeInclusive<i32> = -24..=15;
-
-/// An exponent byte, 16 B of nibbles; `2^(e - 128) * FP4[q]`.
-///
-/// A scale beyond f16's range moves into the integers as far as these allow.
-pub fn mxfp4(block: &[u8], out: &mut [u8]) -> Result<(), String> {
-    let exponent = i32::from(block[0]) - 128;
-    let levels: [i8; 32] = std::array::from_fn(|i| FP4[usize::from(nibble(&block[1..], i))]);
-    let within = exponent.clamp(*F16_EXPONENTS.start(), *F16_EXPONENTS.end());
-    let moved = exponent - within;
-    for (out, level) in out[2..].iter_mut().zip(levels) {
-        let level = i32::from(level);
-        let scaled = match moved {
-            0 => Some(level),
-            1..=4 => Some(level << moved),
-            -4..=-1 if level % (1 << -moved) == 0 => Some(level >> -moved),
-            _ if level == 0 => Some(0),
-            _ => None,
-        };
-        let scaled = scaled.and_then(|level| i8::try_from(level).ok());
-        *out = scaled
-            .ok_or_else(|| {
-                format!("its scale 2^{} has no exact half-precision form", exponent + 1)
-            })?
-            .cast_unsigned();
-    }
-    out[..2].copy_from_slice(&f16::from_f32((within as f32).exp2()).to_le_bytes());
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! ggml's tensor types: how many weights and bytes a block has, and how each is held here.
 //!
-//! A type of the format table is held bit for bit. Of the others, four are held exactly in another
+//! A type of the format table is held bit for bit. Of the others, three are held exactly in another
 //! block format (a block of Q3_K is one of Q6_K with fewer levels, and so on), and three as F32,
 //! because no block format here has their groups. So reading a GGUF file never rounds a weight.
 //! Types that cannot be decoded are refused by name. Numbers and geometry: `ggml.h`,
@@ -59,10 +59,10 @@ const READABLE: [Row; 16] = [
     same(12, "Q4_K", 256, 144, DType::Q4K),
     same(13, "Q5_K", 256, 176, DType::Q5K),
     same(14, "Q6_K", 256, 210, DType::Q6K),
+    same(39, "MXFP4", 32, 17, DType::Mxfp4),
     other(2, "Q4_0", (32, 18), DType::Q4_1, blocks::q4_0),
     other(11, "Q3_K", (256, 110), DType::Q6K, blocks::q3_k),
     other(20, "IQ4_NL", (32, 18), DType::Q8_0, blocks::iq4_nl),
-    other(39, "MXFP4", (32, 17), DType::Q8_0, blocks::mxfp4),
     other(7, "Q5_1", (32, 24), DType::F32, blocks::q5_1),
     other(10, "Q2_K", (256, 84), DType::F32, blocks::q2_k),
     other(23, "IQ4_XS", (256, 136), DType::F32, blocks::iq4_xs),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::affine::{Affine, Levels, Shape, Unpack};
 use super::float::{Floats, Numbers, e2m1, e4m3, e8m0};
+use super::mxfp4::Pairs;
 use super::parts::{self, PLAIN, Parts};
 use super::{Described, Found, wrong};
 use crate::load::Result;
@@ -108,6 +109,13 @@ fn one(files: &HuggingFace, module: &str, scheme: Scheme, found: &mut Found) -> 
     let types = if mode == Mode::Affine { PLAIN } else { &["U8"] };
     let scale_type = parts::expect_part(files, &name("scales"), types, &shape(cols / group))?;
     let module = module.to_owned();
+    if mode == Mode::Mxfp4 {
+        let groups = cols / group;
+        let pairs = Pairs { pairs: name("weight"), scales: name("scales"), groups };
+        let stored = Pairs::stored(shape(cols));
+        found.add(name("weight"), stored, ["weight", "scales"].map(name), pairs);
+        return Ok(());
+    }
     if mode != Mode::Affine {
         let what = format!("MLX {}", format!("{mode:?}").to_uppercase());
         let packed = Packed { module: module.clone(), mode, words, groups: cols / group };

@@ -4,7 +4,7 @@
 //! `MODULE.qweight`, `MODULE.scales` and so on. Each method has a file (`awq`, `compressed`,
 //! `fp8`, `gptq`, `mlx`, `mxfp4`); it finds its matrices and checks all shapes and types before
 //! anything is allocated. Integer levels stay integers in Q8_0 or Q4_1 where these hold them
-//! exactly (`affine`); anything else is computed in F32. Refuses other methods by name. Invariant:
+//! exactly (`affine`), and MXFP4 is MXFP4; anything else is computed in F32. Refuses other methods by name. Invariant:
 //! reading rounds no weight to fewer bits than F32 has.
 
 mod affine;

@@ -2,20 +2,33 @@
 //! the even column low, and `NAME_scales [.., rows, blocks]` an E8M0 scale for 32 columns.
 //! They are shown as one tensor `NAME_blocks [.., rows, cols]`, because without this format `NAME` is
 //! stored transposed.
+//!
+//! Owns also how such pairs become the table's blocks, which hold columns `i` and `i + 16` in a byte.
 
-use super::float::{Floats, Numbers, e2m1, e8m0};
 use super::parts::{self, Parts};
-use super::{Found, wrong};
+use super::{Found, Matrix, wrong};
 use crate::load::Result;
+use crate::load::checkpoint::{Form, Stored};
 use crate::load::hf::HuggingFace;
+use doppler_store::DType;
 
 /// Columns that share a scale, and the bytes that hold them.
 const GROUP: u64 = 32;
 const BYTES: u64 = 16;
 
-struct Mxfp4 {
-    name: String,
-    groups: u64,
+/// A matrix whose pairs of neighbours are in one tensor and its scales in another.
+pub struct Pairs {
+    pub pairs: String,
+    pub scales: String,
+    /// Blocks of a row.
+    pub groups: u64,
+}
+
+impl Pairs {
+    /// The tensor that is shown, of this shape. Its rows are the table's blocks, bit for bit.
+    pub const fn stored(shape: Vec<u64>) -> Stored {
+        Stored { shape, form: Form::Blocks(DType::Mxfp4) }
+    }
 }
 
 pub fn find(files: &HuggingFace) -> Result<(String, Found)> {
@@ -34,23 +47,28 @@ pub fn find(files: &HuggingFace) -> Result<(String, Found)> {
         let Some(cols) = groups.checked_mul(GROUP).filter(|cols| *cols > 0) else {
             return Err(wrong(&blocks, "it has no columns"));
         };
-        let mxfp4 = Mxfp4 { name: name.clone(), groups: *groups };
-        let dims = [outer, &[cols]].concat();
-        let (stored, matrix) = Floats::new("MXFP4".into(), dims, GROUP, mxfp4);
-        found.add(blocks.clone(), stored, [blocks, format!("{name}_scales")], matrix);
+        let scales = format!("{name}_scales");
+        let from = [blocks.clone(), scales.clone()];
+        let pairs = Pairs { pairs: blocks.clone(), scales, groups: *groups };
+        found.add(blocks, Pairs::stored([outer, &[cols]].concat()), from, pairs);
     }
     Ok(("MXFP4".to_owned(), found))
 }
 
-impl Numbers for Mxfp4 {
-    fn numbers(&self, parts: &Parts<'_>, first: u64, count: u64) -> Result<Vec<f32>> {
-        let name = format!("{}_blocks", self.name);
-        let pairs = parts.rows(&name, BYTES * self.groups, first, count)?;
-        Ok(pairs.into_iter().flat_map(|pair| [e2m1(pair), e2m1(pair >> 4)]).collect())
-    }
-
-    fn scales(&self, parts: &Parts<'_>, first: u64, count: u64) -> Result<Vec<f32>> {
-        let scales = parts.rows(&format!("{}_scales", self.name), self.groups, first, count)?;
-        Ok(scales.into_iter().map(e8m0).collect())
+impl Matrix for Pairs {
+    fn read(&self, parts: &Parts<'_>, first: u64, out: &mut [u8]) -> Result<()> {
+        let block = DType::Mxfp4.block_bytes();
+        let count = (out.len() / block) as u64 / self.groups;
+        let pairs = parts.rows(&self.pairs, BYTES * self.groups, first, count)?;
+        let scales = parts.rows(&self.scales, self.groups, first, count)?;
+        let blocks = out.chunks_exact_mut(block).zip(pairs.as_chunks::<16>().0);
+        for ((out, pairs), scale) in blocks.zip(scales) {
+            let nibble = |column: usize| pairs[column / 2] >> (4 * (column % 2)) & 15;
+            out[0] = scale;
+            for (i, out) in out[1..].iter_mut().enumerate() {
+                *out = nibble(i) | nibble(i + 16) << 4;
+            }
+        }
+        Ok(())
     }
 }

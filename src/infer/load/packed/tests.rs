@@ -100,6 +100,8 @@ fn unpacked_weights_are_those_that_were_packed() {
         ("mlx b3g32.weight", DType::Q4_1),
         ("mlx b5g64.weight", DType::F32),
         ("mlx-f32 b4g64.weight", DType::F32),
+        ("mlx-mxfp4 a.weight", DType::Mxfp4),
+        ("mxfp4 a.down_proj_blocks", DType::Mxfp4),
     ] {
         assert!(held.contains(&format!("{what} {dtype}")), "{what} should be {dtype}");
     }
