@@ -23,6 +23,9 @@ pub struct Architecture {
     pub baked_norms: bool,
     /// There are norms after each sub-block, too.
     pub sandwich: bool,
+    /// YaRN's ramp begins and ends between frequencies. llama.cpp rounds its ends for every
+    /// architecture; the makers' code, with which the model was trained, does not.
+    pub yarn_between: bool,
     family: fn(&Keys<'_>, &Facts) -> Result<Map<String, Json>>,
 }
 
@@ -31,6 +34,7 @@ const PLAIN: Architecture = Architecture {
     interleaved: false,
     baked_norms: false,
     sandwich: false,
+    yarn_between: false,
     family: |_, _| Ok(Map::new()),
 };
 
@@ -47,11 +51,18 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "granitemoe", interleaved: true, family: derived::granite_moe, ..PLAIN },
     Architecture { name: "qwen2moe", family: derived::qwen2_moe, ..PLAIN },
     Architecture { name: "olmoe", family: derived::olmoe, ..PLAIN },
-    // Its one norm per sub-block has the name that it has where there are two.
+    // Its one norm per sub-block has the name that it has where there are two; so in gpt-oss.
     Architecture { name: "glm4moe", sandwich: true, family: derived::glm4_moe, ..PLAIN },
     // Neighbouring elements rotate in Hugging Face's checkpoints, too.
     Architecture { name: "ernie4_5-moe", family: derived::ernie4_5_moe, ..PLAIN },
     Architecture { name: "minimax-m2", family: derived::minimax_m2, ..PLAIN },
+    Architecture {
+        name: "gpt-oss",
+        sandwich: true,
+        yarn_between: true,
+        family: derived::gpt_oss,
+        ..PLAIN
+    },
 ];
 
 /// What the tensors say.
@@ -118,7 +129,10 @@ pub fn config(of: &Architecture, keys: &Keys<'_>, facts: &Facts) -> Result<Json>
     let own = (of.family)(keys, facts)?;
     let map = config.as_object_mut().expect("an object");
     map.extend(own);
-    if let Some(scaling) = scaling(keys, facts)? {
+    if let Some(mut scaling) = scaling(keys, facts)? {
+        if of.yarn_between {
+            scaling["truncate"] = false.into();
+        }
         map.insert("rope_scaling".into(), scaling);
     }
     keys.all_read()?;

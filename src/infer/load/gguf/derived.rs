@@ -114,6 +114,24 @@ pub fn minimax_m2(keys: &Keys<'_>, _: &Facts) -> Result<Map<String, Json>> {
     })))
 }
 
+/// Every second layer sees all positions (`LLM_ARCH_OPENAI_MOE` in `llama_model::load_hparams`).
+pub fn gpt_oss(keys: &Keys<'_>, facts: &Facts) -> Result<Map<String, Json>> {
+    whole_heads(keys)?;
+    // Softmax of the chosen ones (`LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT`).
+    keys.only("expert_gating_func", &Value::Integer(3))?;
+    let (count, used) = experts(keys)?;
+    let dense = keys.number("feed_forward_length")?;
+    let width = keys.number("expert_feed_forward_length")?.or(dense);
+    Ok(entries(json!({
+        "architectures": ["GptOssForCausalLM"],
+        "intermediate_size": width.ok_or("expert_feed_forward_length is missing")?,
+        "attention_bias": facts.biased,
+        "sliding_window": keys.needed("attention.sliding_window")?,
+        "num_local_experts": count,
+        "num_experts_per_tok": used,
+    })))
+}
+
 /// Granite 3, dense.
 pub fn granite(keys: &Keys<'_>, facts: &Facts) -> Result<Map<String, Json>> {
     let mut config = multipliers(keys)?;

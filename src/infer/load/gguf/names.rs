@@ -14,6 +14,9 @@ pub fn source(of: &Architecture, head_dim: u64, weight: &Weight) -> Source {
     if let Some((layer, number)) = expert(&weight.tensor) {
         return expert_source(weight, layer, number);
     }
+    if let Some(source) = expert_biases(&weight.tensor) {
+        return source;
+    }
     let source = rewrite(of, &weight.source, &weight.tensor);
     if !of.interleaved {
         return source;
@@ -49,6 +52,20 @@ fn expert_source(weight: &Weight, layer: &str, number: usize) -> Source {
         stack.rows(first..first + weight.rows),
         Source::stored(format!("blk.{layer}.ffn_{part}.{number}.weight")),
     ])
+}
+
+/// The biases of all experts of a layer in one row. Those of gates and ups are apart in the file and
+/// take turns in the row.
+fn expert_biases(name: &str) -> Option<Source> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let row = |part: &str| Source::stored(format!("blk.{layer}.ffn_{part}_exps.bias")).flat();
+    match rest {
+        "mlp.experts.down_proj_bias" => Some(row("down")),
+        "mlp.experts.gate_up_proj_bias" => {
+            Some(Source::Concatenate(vec![row("gate"), row("up")]).transpose().flat())
+        }
+        _ => None,
+    }
 }
 
 fn rewrite(of: &Architecture, source: &Source, own: &str) -> Source {
@@ -87,6 +104,7 @@ const MODULES: &[(&str, &str)] = &[
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate_up_proj", "ffn_up"),
     ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.router", "ffn_gate_inp"),
     ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
@@ -114,6 +132,9 @@ fn name(of: &Architecture, name: &str) -> String {
         let (module, kind) = rest.rsplit_once('.')?;
         if kind == "e_score_correction_bias" {
             return Some(format!("blk.{layer}.exp_probs_b.bias"));
+        }
+        if kind == "sinks" {
+            return Some(format!("blk.{layer}.attn_sinks.weight"));
         }
         let module = match module {
             "post_attention_layernorm" if of.sandwich => "post_attention_norm",

@@ -34,6 +34,8 @@ struct Written {
     keys: KeysOf,
     /// Numbers that the config does not say.
     fixed: &'static [(&'static str, u32)],
+    /// Its rope is scaled.
+    yarn: bool,
 }
 
 const PLAIN: Written = Written {
@@ -43,6 +45,20 @@ const PLAIN: Written = Written {
     post_attention_norm: false,
     keys: &[],
     fixed: &[],
+    yarn: false,
+};
+
+const GPT_OSS: Written = Written {
+    architecture: "gpt-oss",
+    post_attention_norm: true,
+    keys: &[
+        ("expert_count", "num_local_experts"),
+        ("expert_used_count", "num_experts_per_tok"),
+        ("expert_feed_forward_length", "intermediate_size"),
+        ("attention.sliding_window", "sliding_window"),
+    ],
+    yarn: true,
+    ..PLAIN
 };
 
 const GRANITE: KeysOf = &[
@@ -127,6 +143,8 @@ const WRITTEN: &[Written] = &[
         keys: GRANITE,
         ..PLAIN
     },
+    Written { reference: "gpt-oss", ..GPT_OSS },
+    Written { reference: "gpt-oss-odd", ..GPT_OSS },
     Written { reference: "smollm3", architecture: "smollm3", permuted: true, ..PLAIN },
     Written { reference: "phi3", architecture: "phi3", ..PLAIN },
     Written {
@@ -158,6 +176,8 @@ const PARTS: &[(&str, &str)] = &[
     ("mlp.gate.", "ffn_gate_inp."),
     ("block_sparse_moe.gate.", "ffn_gate_inp."),
     ("block_sparse_moe.router.layer.", "ffn_gate_inp."),
+    ("mlp.router.", "ffn_gate_inp."),
+    ("self_attn.sinks", "attn_sinks.weight"),
 ];
 
 /// The matrices of experts, shared ones included, under all their names.
@@ -223,6 +243,12 @@ fn tensors(of: &Written, checkpoint: &dyn Checkpoint, head_dim: usize) -> BTreeM
             out.insert(own("ffn_down_exps.weight"), (shape, data));
             continue;
         }
+        if let Some(kind) = part.strip_prefix("mlp.experts.").filter(|kind| !kind.contains('.')) {
+            for (kind, values) in by_turns(kind, shape, data) {
+                out.insert(own(&kind), values);
+            }
+            continue;
+        }
         let matrix = |name: &str| MATRICES.iter().find(|(known, _)| *known == name).unwrap().1;
         if let Some((_, rest)) = part.split_once(".experts.") {
             let mut words = rest.split('.');
@@ -262,6 +288,28 @@ fn tensors(of: &Written, checkpoint: &dyn Checkpoint, head_dim: usize) -> BTreeM
         out.insert(name, (shape, experts.into_values().flat_map(|(_, data)| data).collect()));
     }
     out
+}
+
+/// gpt-oss's stacks: matrices are transposed, and gates and ups, which take turns, come apart.
+fn by_turns(kind: &str, shape: Vec<u64>, data: Vec<f32>) -> Vec<(String, Values)> {
+    let end = if kind.ends_with("_bias") { "bias" } else { "weight" };
+    let experts = shape[0] as usize;
+    let rows = *shape.last().unwrap() as usize;
+    let cols = data.len() / experts / rows;
+    let named = |part: &str, start: usize, step: usize| {
+        let each = data.chunks_exact(rows * cols).flat_map(move |expert| {
+            (start..rows)
+                .step_by(step)
+                .flat_map(move |row| (0..cols).map(move |c| expert[c * rows + row]))
+        });
+        let mut dims = vec![shape[0], (rows / step) as u64];
+        dims.extend((end == "weight").then_some(cols as u64));
+        (format!("ffn_{part}_exps.{end}"), (dims, each.collect()))
+    };
+    match kind.starts_with("gate_up") {
+        true => vec![named("gate", 0, 2), named("up", 1, 2)],
+        false => vec![named("down", 0, 1)],
+    }
 }
 
 /// Rows of heads, halves interleaved (`LlamaModel.permute`).
@@ -309,6 +357,14 @@ fn metadata(of: &Written, config: &Json, graph: &crate::graph::Graph) -> Vec<(&'
         };
         out.push((key(name), value));
     }
+    if of.yarn {
+        let rope = &config["rope_parameters"];
+        let original = rope["original_max_position_embeddings"].as_u64().unwrap() as u32;
+        let factor = rope["factor"].as_f64().unwrap() as f32;
+        out.push((key("rope.scaling.type"), Meta::Text("yarn")));
+        out.push((key("rope.scaling.factor"), Meta::F32(factor)));
+        out.push((key("rope.scaling.original_context_length"), Meta::U32(original)));
+    }
     out.extend(of.fixed.iter().map(|(name, value)| (key(name), Meta::U32(*value))));
     out
 }
@@ -324,7 +380,7 @@ fn files_written_from_references_agree_with_them() {
         let graph = families::read(checkpoint.config()).unwrap().graph;
         let tensors = tensors(of, checkpoint.as_ref(), graph.kv[0].head_dim);
         let list = tensors.into_iter().map(|(name, (mut shape, data))| {
-            let vector = shape.len() == 1;
+            let vector = shape.len() == 1 || name.ends_with(".bias");
             shape.reverse();
             let bytes: Vec<u8> = match vector {
                 true => data.iter().flat_map(|v| v.to_le_bytes()).collect(),
