@@ -74,7 +74,12 @@ pub fn shapes(model: &Model) -> Vec<(Shape, usize)> {
             Op::Experts { moe, .. } => {
                 let spec = model.graph.moe_spec(moe);
                 let layout = model.moe[usize::from(moe.0)].layout;
-                Shape::Experts { layout, top_k: spec.top_k, activation: spec.activation }
+                // A clamped gate needs biases, which are not timed; the weights are the same.
+                let activation = match spec.activation {
+                    Activation::Clamped => Activation::Silu,
+                    other => other,
+                };
+                Shape::Experts { layout, top_k: spec.top_k, activation }
             }
             _ => continue,
         };

@@ -474,6 +474,7 @@ fn quantizations() -> impl TypedValueParser<Value = Quantization> {
     let value = |of: Quantization| {
         let bits = match of {
             Quantization::Q4KM => "mostly 4 bits: about 4.9 bits per weight".to_owned(),
+            Quantization::Mxfp4Moe => "experts 4.25 bits per weight, other matrices 8.5".to_owned(),
             Quantization::Blocks(dtype) => {
                 let bits = 8.0 * dtype.block_bytes() as f64 / dtype.block_len() as f64;
                 format!("{bits} bits per weight")

@@ -96,7 +96,7 @@ pub struct KernelArgs {
     /// Directory of the model whose shapes to take; its weights are not read
     #[arg(required_unless_present = "arch", conflicts_with = "arch")]
     pub model: Option<PathBuf>,
-    /// Take the shapes of a well-known model in Q4_K_M instead: one that `synth` knows
+    /// Take the shapes of a well-known model instead: one that `synth` knows
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
     /// What to compute on

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use super::LoadError;
+use super::{LoadError, Quantization};
 
 /// A model whose shape is known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +22,11 @@ pub enum Arch {
     PhiMiniMoe,
     DeepSeekV3,
     KimiK2,
+    GptOss20B,
 }
 
 impl Arch {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Llama32_1B,
         Self::Llama31_8B,
         Self::Phi35Mini,
@@ -37,6 +38,7 @@ impl Arch {
         Self::PhiMiniMoe,
         Self::DeepSeekV3,
         Self::KimiK2,
+        Self::GptOss20B,
     ];
 
     /// The name on the command line.
@@ -53,6 +55,16 @@ impl Arch {
             Self::PhiMiniMoe => "phi-mini-moe",
             Self::DeepSeekV3 => "deepseek-v3",
             Self::KimiK2 => "kimi-k2",
+            Self::GptOss20B => "gpt-oss-20b",
+        }
+    }
+
+    /// How its weights are stored: gpt-oss's experts as published, of other models the usual
+    /// mixture.
+    pub const fn quantization(self) -> Quantization {
+        match self {
+            Self::GptOss20B => Quantization::Mxfp4Moe,
+            _ => Quantization::Q4KM,
         }
     }
 
@@ -76,6 +88,7 @@ impl Arch {
             Self::PhiMiniMoe => phi_mini_moe(),
             Self::DeepSeekV3 => deepseek_v3(),
             Self::KimiK2 => kimi_k2(),
+            Self::GptOss20B => gpt_oss_20b(),
             Self::Qwen3_30BA3B => json!({
                 "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
                 "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
@@ -236,5 +249,22 @@ fn yarn(factor: f64, beta_fast: u32, beta_slow: u32) -> Value {
     json!({
         "type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
         "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096,
+    })
+}
+
+fn gpt_oss_20b() -> Value {
+    // The types of its layers follow from their number.
+    json!({
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_act": "silu",
+        "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201088,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 150000.0,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 4096, "truncate": false,
+        },
+        "sliding_window": 128, "swiglu_limit": 7.0, "attention_bias": true,
+        "tie_word_embeddings": false,
     })
 }

@@ -222,7 +222,12 @@ pub(super) fn plan(
     let item = |weight: &Weight, role: Role, group: String| {
         let (shape, from) = source(weight)?;
         let name = weight.tensor.clone();
-        let dtype = mixture.dtype(kind(weight.role, tied), weight.layer, from, weight.cols as u64);
+        let kind = match (kind(weight.role, tied), &role) {
+            (Kind::FeedForwardDown, Role::Expert) => Kind::ExpertDown,
+            (Kind::Matrix, Role::Expert) => Kind::Expert,
+            (kind, _) => kind,
+        };
+        let dtype = mixture.dtype(kind, weight.layer, from, weight.cols as u64);
         if from.is_quantised() && dtype != from {
             let problem = format!(
                 "it is {from} already, and making {dtype} of it would lose more; \

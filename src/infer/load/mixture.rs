@@ -2,7 +2,8 @@
 //!
 //! `Q4KM` is llama.cpp's Q4_K_M mixture (`llama-quant.cpp`): most matrices are Q4_K, the most
 //! sensitive ones Q6_K, with its rules for models of eight experts. Vectors (norms, biases) and
-//! routers are never quantized. BF16 is never narrowed to F16, and a row is never padded to a
+//! routers are never quantized. `Mxfp4Moe` is llama.cpp's MXFP4_MOE, which is gpt-oss with its
+//! other matrices in Q8_0. BF16 is never narrowed to F16, and a row is never padded to a
 //! block: rows that are not a whole number of blocks fall back to a type whose blocks fit.
 
 use std::fmt;
@@ -22,6 +23,8 @@ pub enum Quantization {
     Blocks(DType),
     /// Four and a half to six and a half bits: the Q4_K_M mixture.
     Q4KM,
+    /// Experts in MXFP4, other matrices in Q8_0.
+    Mxfp4Moe,
 }
 
 /// A name that is not a quantization.
@@ -38,11 +41,11 @@ impl fmt::Display for UnknownQuantization {
 impl std::error::Error for UnknownQuantization {}
 
 impl Quantization {
-    /// All of them: the mixture first, then the block formats of the table.
+    /// All of them: the mixtures first, then the block formats of the table.
     pub fn all() -> impl Iterator<Item = Self> {
         let blocks = DType::ALL.into_iter().filter(|dtype| dtype.is_quantised());
         let plain = [Self::Bf16, Self::Keep];
-        [Self::Q4KM].into_iter().chain(blocks.map(Self::Blocks)).chain(plain)
+        [Self::Q4KM, Self::Mxfp4Moe].into_iter().chain(blocks.map(Self::Blocks)).chain(plain)
     }
 
     /// The name on the command line.
@@ -52,6 +55,7 @@ impl Quantization {
             Self::Bf16 => "bf16",
             Self::Blocks(dtype) => dtype.file_name(),
             Self::Q4KM => "q4_k_m",
+            Self::Mxfp4Moe => "mxfp4_moe",
         }
     }
 
@@ -62,6 +66,7 @@ impl Quantization {
             Self::Bf16 => "BF16",
             Self::Blocks(dtype) => dtype.name(),
             Self::Q4KM => "Q4_K_M",
+            Self::Mxfp4Moe => "MXFP4_MOE",
         }
     }
 }
@@ -92,6 +97,9 @@ pub enum Kind {
     AttentionValue,
     AttentionOutput,
     FeedForwardDown,
+    ExpertDown,
+    /// The gate or the up of an expert.
+    Expert,
     /// A norm, a bias or a router, which is kept unchanged.
     Kept,
     /// Every other matrix.
@@ -116,6 +124,8 @@ impl Mixture {
             (Quantization::Bf16, _) => return source,
             (Quantization::Blocks(dtype), _) => dtype,
             (Quantization::Q4KM, kind) => self.q4_k_m(kind, layer),
+            (Quantization::Mxfp4Moe, Kind::Expert | Kind::ExpertDown) => DType::Mxfp4,
+            (Quantization::Mxfp4Moe, _) => DType::Q8_0,
         };
         fitting(wanted, source, cols)
     }
@@ -127,7 +137,7 @@ impl Mixture {
             Kind::Output => DType::Q6K,
             Kind::AttentionKey | Kind::AttentionValue if eight => DType::Q8_0,
             Kind::AttentionOutput if eight => DType::Q5K,
-            Kind::AttentionValue | Kind::FeedForwardDown if more => DType::Q6K,
+            Kind::AttentionValue | Kind::FeedForwardDown | Kind::ExpertDown if more => DType::Q6K,
             _ => DType::Q4K,
         }
     }
@@ -193,6 +203,17 @@ mod tests {
         assert_eq!(at(Kind::Output, 64), DType::Q8_0);
         assert_eq!(at(Kind::Output, 48), DType::Bf16);
         assert_eq!(at(Kind::Matrix, 33), DType::Bf16);
+    }
+
+    #[test]
+    fn experts_alone_become_mxfp4_in_its_mixture() {
+        let mixture = Mixture { quantization: Quantization::Mxfp4Moe, layers: 24, experts: 32 };
+        let at = |kind| mixture.dtype(kind, Some(3), DType::Bf16, 2880);
+        assert_eq!([Kind::Expert, Kind::ExpertDown].map(at), [DType::Mxfp4; 2]);
+        let others = [Kind::Matrix, Kind::Output, Kind::AttentionKey, Kind::FeedForwardDown];
+        assert_eq!(others.map(at), [DType::Q8_0; 4]);
+        assert_eq!(at(Kind::Kept), DType::Bf16);
+        assert_eq!("MXFP4_MOE".parse(), Ok(Quantization::Mxfp4Moe));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn session(source: &std::path::Path, quantization: Quantization, context: usize)
 }
 
 #[test]
-fn q4_k_m_costs_the_trained_models_at_most_three_percent_of_perplexity() {
+fn four_bits_cost_the_trained_models_a_few_percent_of_perplexity() {
     /// Enough text for a stable ratio, little enough for a test.
     const TOKENS: usize = 6000;
     let Some(text) = shared("text/heldout.txt") else { return };
@@ -42,9 +42,12 @@ fn q4_k_m_costs_the_trained_models_at_most_three_percent_of_perplexity() {
             perplexity(&mut session, tokens, &options, |_| {}).unwrap().perplexity
         };
         let plain = measure(Quantization::Bf16);
-        for (quantization, bound) in
-            [(Quantization::Blocks(DType::Q8_0), 1.003), (Quantization::Q4KM, 1.03)]
-        {
+        for (quantization, bound) in [
+            (Quantization::Blocks(DType::Q8_0), 1.003),
+            (Quantization::Q4KM, 1.03),
+            (Quantization::Blocks(DType::Mxfp4), 1.06),
+            (Quantization::Mxfp4Moe, 1.06),
+        ] {
             let quantized = measure(quantization);
             let ratio = quantized / plain;
             println!("{model}: bf16 {plain:.3}, {quantization} {quantized:.3}, x {ratio:.4}");

@@ -4,7 +4,6 @@
 //! scale is set so that its weights have standard deviation [`WEIGHT_STD`] and mean near 0, and
 //! norms are 1, so activations stay finite. The same options and seed give the same bytes.
 
-use half::f16;
 use rand::rngs::StdRng as Stream;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -50,13 +49,13 @@ pub struct SynthOptions {
 }
 
 impl SynthOptions {
-    /// A whole model of this shape in Q4_K_M, routed evenly.
+    /// A whole model of this shape, stored as its architecture usually is and routed evenly.
     pub fn new(arch: Arch) -> Self {
         Self {
             config: arch.config(),
             layers: None,
-            name: format!("synth-{}-q4_k_m", arch.name()),
-            quantization: Quantization::Q4KM,
+            name: format!("synth-{}-{}", arch.name(), arch.quantization()),
+            quantization: arch.quantization(),
             shard_bytes: SHARD_BYTES_DEFAULT,
             seed: 0,
             routing: None,
@@ -185,13 +184,13 @@ fn fill(dtype: DType, role: &Role, std: f32, rng: &mut Stream, bytes: &mut [u8])
         return;
     }
     rng.fill_bytes(bytes);
-    let at = layout(dtype).halves;
-    let numbers = quant::random(dtype, WEIGHT_STD);
+    let scales = layout(dtype).scales;
     let gain = std / WEIGHT_STD;
+    let numbers: Vec<f32> =
+        quant::random(dtype, WEIGHT_STD).into_iter().map(|number| number * gain).collect();
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-        for (at, number) in at.iter().zip(&numbers) {
-            block[*at..at + 2].copy_from_slice(&f16::from_f32(number * gain).to_le_bytes());
-        }
+        let draw = block[0];
+        scales.write(block, &numbers, draw);
     }
 }
 
@@ -246,7 +245,6 @@ mod tests {
             config,
             layers: Some(2),
             name: arch.name().into(),
-            quantization: Quantization::Q4KM,
             seed: rand::random(),
             ..SynthOptions::new(arch)
         }

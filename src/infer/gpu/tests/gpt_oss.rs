@@ -114,12 +114,21 @@ fn experts_with_biases_match_the_cpu_and_waves_change_no_bit() {
     }
 }
 
-/// Single tokens over a half-precision cache: on the fused kernels, with experts resident, paged, and
-/// fetched from host memory; and on a software adapter's.
 #[test]
 fn single_tokens_agree_with_the_cpu_and_paging_changes_no_bit() {
+    single_tokens(Quantization::Keep);
+}
+
+#[test]
+fn single_tokens_in_mxfp4_agree_with_the_cpu_and_paging_changes_no_bit() {
+    single_tokens(Quantization::Mxfp4Moe);
+}
+
+/// Single tokens over a half-precision cache: on the fused kernels, with experts resident, paged, and
+/// fetched from host memory; and on a software adapter's.
+fn single_tokens(quantization: Quantization) {
     let dir = root().join("tests/data/goldens/gpt-oss");
-    let model = converted(&dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
+    let model = converted(&dir, quantization, SHARD_BYTES_DEFAULT);
     // Always the same, because with others two experts may nearly tie.
     let tokens: Vec<u32> = (0..PROMPT as u32 + 20).map(|i| (37 * i + 11) % 320).collect();
     let make = |device: &dyn Device, slots, host_bytes| {
