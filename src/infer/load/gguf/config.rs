@@ -56,6 +56,7 @@ const ARCHITECTURES: &[Architecture] = &[
     // Neighbouring elements rotate in Hugging Face's checkpoints, too.
     Architecture { name: "ernie4_5-moe", family: derived::ernie4_5_moe, ..PLAIN },
     Architecture { name: "minimax-m2", family: derived::minimax_m2, ..PLAIN },
+    Architecture { name: "olmo2", sandwich: true, family: derived::olmo2, ..PLAIN },
     Architecture {
         name: "gpt-oss",
         sandwich: true,
@@ -171,6 +172,10 @@ fn scaling(keys: &Keys<'_>, facts: &Facts) -> Result<Option<Json>> {
             let mut yarn = json!({ "rope_type": "yarn", "factor": needed()? });
             if let Some(original) = original {
                 yarn["original_max_position_embeddings"] = original.into();
+            }
+            // Converters write the makers' whole factor.
+            if let Some(factor) = keys.float("rope.scaling.attn_factor")? {
+                yarn["attention_factor"] = factor.into();
             }
             Ok(Some(yarn))
         }

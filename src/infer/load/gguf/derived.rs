@@ -132,6 +132,33 @@ pub fn gpt_oss(keys: &Keys<'_>, facts: &Facts) -> Result<Map<String, Json>> {
     })))
 }
 
+/// OLMo 2, or OLMo 3 if there is a window: then every fourth layer sees all positions, and only the
+/// rope of these is scaled (`LLM_ARCH_OLMO2` in `llama_model::load_hparams`). Without a window, OLMo 3
+/// is OLMo 2.
+pub fn olmo2(keys: &Keys<'_>, facts: &Facts) -> Result<Map<String, Json>> {
+    whole_heads(keys)?;
+    let layers = keys.needed("block_count")?;
+    let window = keys.number("attention.sliding_window")?;
+    let sliding: Vec<bool> = match keys.get("attention.sliding_window_pattern") {
+        None => (1..=layers).map(|layer| window.is_some() && !layer.is_multiple_of(4)).collect(),
+        Some(Value::Bools(list)) if list.len() as u64 == layers => list.clone(),
+        Some(other) => {
+            let kind = other.kind();
+            return Err(format!(
+                "olmo2.attention.sliding_window_pattern is {kind}, expected one for each of {layers} layers"
+            ));
+        }
+    };
+    let name = |sliding: &bool| if *sliding { "sliding_attention" } else { "full_attention" };
+    Ok(entries(json!({
+        "architectures": ["Olmo3ForCausalLM"],
+        "intermediate_size": keys.needed("feed_forward_length")?,
+        "attention_bias": facts.biased,
+        "sliding_window": window,
+        "layer_types": sliding.iter().map(name).collect::<Vec<_>>(),
+    })))
+}
+
 /// Granite 3, dense.
 pub fn granite(keys: &Keys<'_>, facts: &Facts) -> Result<Map<String, Json>> {
     let mut config = multipliers(keys)?;

@@ -438,3 +438,40 @@ fn headers_keep_their_values() {
     assert_eq!(metadata["llama.block_count"], Value::Integer(1));
     assert_eq!(tensors["token_embd.weight"].shape, [3, 32]);
 }
+
+/// A byte-level vocabulary of this kind, with a token for each merge, for a table of as many rows.
+fn merged(pre: &'static str, merges: &[&str]) -> File {
+    let mut tokens: Vec<String> = words::byte_symbols().map(String::from).into();
+    tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let kinds = vec![1; tokens.len()];
+    let rows = tokens.len() as u64;
+    let mut file = llama(("token_embd.weight", vec![32, rows], 0, vec![0; 128 * rows as usize]));
+    file.set("tokenizer.ggml.model", Meta::Text("gpt2"));
+    file.set("tokenizer.ggml.pre", Meta::Text(pre));
+    file.set("tokenizer.ggml.tokens", Meta::Texts(tokens));
+    file.set("tokenizer.ggml.token_type", Meta::Kinds(kinds));
+    file.set(
+        "tokenizer.ggml.merges",
+        Meta::Texts(merges.iter().map(|m| (*m).to_owned()).collect()),
+    );
+    file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
+    file
+}
+
+/// Nothing merges across words: digits come in threes, and in one kind a capital begins a word.
+#[test]
+fn kinds_of_vocabularies_cut_words_where_their_makers_do() {
+    let merges = ["1 2", "3 4", "12 34", "a B", "b a"];
+    for (pre, text, want) in [
+        ("glm4", "1234", vec!["12", "3", "4"]),
+        ("glm4", "baBb", vec!["b", "aB", "b"]),
+        ("minimax-m2", "1234", vec!["12", "3", "4"]),
+        ("minimax-m2", "baBb", vec!["ba", "B", "b"]),
+        ("qwen2", "1234", vec!["1", "2", "3", "4"]),
+    ] {
+        let tokenizer = tokenizer(&merged(pre, &merges)).unwrap();
+        let ids = tokenizer.encode(text).unwrap();
+        let pieces: Vec<String> = ids.iter().map(|id| tokenizer.decode(&[*id]).unwrap()).collect();
+        assert_eq!(pieces, want, "{pre}");
+    }
+}

@@ -35,7 +35,7 @@ const WORDS: &[Words] = &[
         begins: true,
         ..PLAIN
     },
-    Words { kinds: &["smaug-bpe", "dbrx"], patterns: &[LLAMA3], ..PLAIN },
+    Words { kinds: &["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"], patterns: &[LLAMA3], ..PLAIN },
     Words { kinds: &["qwen2", "deepseek-r1-qwen"], patterns: &[QWEN2], composed: true, ..PLAIN },
     Words {
         kinds: &["smollm", "starcoder", "refact", "command-r"],
@@ -43,7 +43,7 @@ const WORDS: &[Words] = &[
         ..PLAIN
     },
     Words { kinds: &["gpt-2", "phi-2", "olmo", "mpt"], patterns: &[GPT2], ..PLAIN },
-    Words { kinds: &["gpt-4o"], patterns: &[O200K], ..PLAIN },
+    Words { kinds: &["gpt-4o", "minimax-m2"], patterns: &[O200K], ..PLAIN },
     Words { kinds: &["tekken"], patterns: &[TEKKEN], whole_words: true, begins: true, ..PLAIN },
 ];
 

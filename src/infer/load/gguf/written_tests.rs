@@ -143,6 +143,14 @@ const WRITTEN: &[Written] = &[
         keys: GRANITE,
         ..PLAIN
     },
+    Written {
+        reference: "olmo3",
+        architecture: "olmo2",
+        post_attention_norm: true,
+        keys: &[("attention.sliding_window", "sliding_window")],
+        yarn: true,
+        ..PLAIN
+    },
     Written { reference: "gpt-oss", ..GPT_OSS },
     Written { reference: "gpt-oss-odd", ..GPT_OSS },
     Written { reference: "smollm3", architecture: "smollm3", permuted: true, ..PLAIN },
@@ -165,6 +173,7 @@ const PARTS: &[(&str, &str)] = &[
     ("self_attn.qkv_proj.", "attn_qkv."),
     ("self_attn.q_norm.", "attn_q_norm."),
     ("self_attn.k_norm.", "attn_k_norm."),
+    ("post_feedforward_layernorm.", "post_ffw_norm."),
     ("mlp.gate_up_proj.", "ffn_up."),
     ("mlp.gate_proj.", "ffn_gate."),
     ("mlp.up_proj.", "ffn_up."),
@@ -244,9 +253,7 @@ fn tensors(of: &Written, checkpoint: &dyn Checkpoint, head_dim: usize) -> BTreeM
             continue;
         }
         if let Some(kind) = part.strip_prefix("mlp.experts.").filter(|kind| !kind.contains('.')) {
-            for (kind, values) in by_turns(kind, shape, data) {
-                out.insert(own(&kind), values);
-            }
+            out.extend(by_turns(kind, shape, data).into_iter().map(|(kind, of)| (own(&kind), of)));
             continue;
         }
         let matrix = |name: &str| MATRICES.iter().find(|(known, _)| *known == name).unwrap().1;
@@ -325,8 +332,9 @@ fn neighbours(data: &[f32], cols: usize, head_dim: usize) -> Vec<f32> {
 fn metadata(of: &Written, config: &Json, graph: &crate::graph::Graph) -> Vec<(&'static str, Meta)> {
     let key = |key: &str| -> &'static str { format!("{}.{key}", of.architecture).leak() };
     let number = |name: &str| config[name].as_u64().map(|n| Meta::U32(n as u32));
-    let rope = &config["rope_parameters"]["rope_theta"];
-    let theta = config["rope_theta"].as_f64().or(rope.as_f64()).unwrap() as f32;
+    let ropes = &config["rope_parameters"];
+    let rope = ropes.get("full_attention").unwrap_or(ropes)["rope_theta"].as_f64();
+    let theta = config["rope_theta"].as_f64().or(rope).unwrap() as f32;
     let mut out = vec![
         ("general.architecture", Meta::Text(of.architecture)),
         (key("rope.freq_base"), Meta::F32(theta)),
@@ -358,12 +366,16 @@ fn metadata(of: &Written, config: &Json, graph: &crate::graph::Graph) -> Vec<(&'
         out.push((key(name), value));
     }
     if of.yarn {
-        let rope = &config["rope_parameters"];
+        let ropes = &config["rope_parameters"];
+        let rope = ropes.get("full_attention").unwrap_or(ropes);
         let original = rope["original_max_position_embeddings"].as_u64().unwrap() as u32;
         let factor = rope["factor"].as_f64().unwrap() as f32;
         out.push((key("rope.scaling.type"), Meta::Text("yarn")));
         out.push((key("rope.scaling.factor"), Meta::F32(factor)));
         out.push((key("rope.scaling.original_context_length"), Meta::U32(original)));
+        if let Some(factor) = rope["attention_factor"].as_f64() {
+            out.push((key("rope.scaling.attn_factor"), Meta::F32(factor as f32)));
+        }
     }
     out.extend(of.fixed.iter().map(|(name, value)| (key(name), Meta::U32(*value))));
     out
