@@ -68,7 +68,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 62] = [
+const MISTAKES: [(Of, Change); 65] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -94,6 +94,9 @@ const MISTAKES: [(Of, Change); 62] = [
     (Of::Linear(DType::Q6K), ("vec4<u32>(0u, 2u, 4u, 6u)", "vec4<u32>(0u, 2u, 4u, 4u)")),
     (Of::Linear(DType::Q8_0), ("half_bits(d >> 16u) * p.y", "half_bits(d & 0xffffu) * p.y")),
     (Of::Linear(DType::Q5_0), ("16.0 * a.sums.w", "16.0 * a.sums.z")),
+    (Of::Linear(DType::Mxfp4), ("(more >> vec4<u32>(1u))", "more")),
+    (Of::Linear(DType::Mxfp4), ("(low + FP4_SEVENS) & w", "w")),
+    (Of::Linear(DType::Mxfp4), ("(e >> 8u) & 0xffu", "e & 0xffu")),
     (Of::Linear(DType::F16), ("dot(first, bitcast<vec4<f32>>(a.high))", "dot(first, first)")),
     (Of::Linear(DType::Bf16), ("vec4<f32>(a.xz, b.xz)", "vec4<f32>(a.xy, b.xz)")),
     (Of::Linear(DType::F32), ("m.row_blocks * 8u + i]", "m.row_blocks * 8u + (i ^ 1u)]")),
