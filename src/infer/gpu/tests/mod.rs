@@ -96,6 +96,8 @@ impl Random {
                         for at in places {
                             let (mask, high) = [(0x83, 0), (0xab, 0), (0x83, 0x28)][row % 3];
                             block[at + 1] = (self.next() as u8 & mask) | high;
+                            // Zero would say nothing about subnormal scales.
+                            block[*at] |= 1;
                         }
                     }
                     // The powers of two that f16 has there.

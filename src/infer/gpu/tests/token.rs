@@ -215,6 +215,32 @@ fn matrices_that_no_binding_holds_are_products_of_their_pieces() {
 }
 
 #[test]
+fn a_norm_behind_a_block_is_added_in_one_dispatch() {
+    let graph = graph(json!({
+        "architectures": ["Gemma2ForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "vocab_size": 50, "query_pre_attn_scalar": 16, "sliding_window": 8,
+        "max_position_embeddings": 64,
+    }));
+    let TokenSteps { steps, .. } = lowered(&graph);
+    let names = kernels(&steps);
+    let layer = [
+        "decode_norm_group",
+        "decode_linear_f32_group",
+        "decode_attention_group",
+        "decode_combine",
+        "decode_linear_f32_group",
+        "decode_norm_add_group",
+        "decode_norm_group",
+        "decode_gate_up_f32_group",
+        "decode_linear_f32_group",
+        "decode_norm_add_group",
+    ];
+    assert_eq!(names[1..11], layer);
+    assert_eq!(steps.len(), 1 + 3 * 10 + 2 + 1, "{names:?}");
+}
+
+#[test]
 fn without_any_op_or_with_one_more_there_is_still_a_token() {
     let whole = mixture();
     let count = lowered(&whole).steps.len();

@@ -9,6 +9,7 @@ mod experts;
 mod gate_up;
 mod layer_norm;
 mod norm;
+mod norm_add;
 mod product;
 mod rows;
 
@@ -36,6 +37,7 @@ pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
             product::added,
             product::product,
             product::logits,
+            norm_add::norm_add,
             norm::norm,
             layer_norm::layer_norm,
             experts::route,

@@ -9,6 +9,7 @@
 mod attention;
 mod experts;
 mod forms;
+mod norm_add;
 mod products;
 mod wrong;
 

@@ -3,6 +3,7 @@
 
 use super::attention::{attention, combine, layer};
 use super::experts::{Experts, down, gate_up as expert_gate_up};
+use super::norm_add::norm_add;
 use super::products::{Linear, gate_up, linear};
 use super::{Check, layer_norm, norm};
 use crate::gpu::Reduction;
@@ -15,6 +16,7 @@ use doppler_store::DType;
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Of {
     Norm,
+    NormAdd,
     LayerNorm,
     Linear(DType),
     GateUp,
@@ -33,6 +35,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
     let experts = Experts { inner: DType::Q6K, outer: DType::Q4K, hidden: 300, ff: 70, top_k: 3 };
     match of {
         Of::Norm => norm(alone, team, random, 1025, 0.3),
+        Of::NormAdd => norm_add(alone, team, random, 1025, 0.3),
         Of::LayerNorm => layer_norm(alone, team, random, (1025, true), 0.3),
         Of::Linear(dtype) => {
             let of = [(dtype, 19), (dtype, 9), (dtype, 5)];
@@ -68,7 +71,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 65] = [
+const MISTAKES: [(Of, Change); 69] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -77,6 +80,10 @@ const MISTAKES: [(Of, Change); 65] = [
     (Of::Norm, ("(q + vec4<i32>(128))", "q")),
     (Of::Norm, ("f32(sum.x + sum.y", "f32(sum.x + sum.x")),
     (Of::Norm, ("most / 32512.0", "most / 32513.0")),
+    (Of::NormAdd, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
+    (Of::NormAdd, ("+ params.eps", "+ 0.999 * params.eps")),
+    (Of::NormAdd, ("before + normed", "normed")),
+    (Of::NormAdd, ("select(vec4<f32>(0.0), y[i], inside(i))", "y[i]")),
     (Of::LayerNorm, ("x[i] - mean, inside(i)", "x[i], inside(i)")),
     (Of::LayerNorm, ("out += bias[quad]", "out += 0.9 * bias[quad]")),
     (Of::LayerNorm, ("(x[quad] - mean)", "(x[quad] - 0.99 * mean)")),
