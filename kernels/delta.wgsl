@@ -2,8 +2,10 @@
 //   S *= exp(g); S += k (beta (v - k S)); result = q S
 // with q and k of unit length, q scaled, g = -exp(decay) softplus(a + shift), beta = sigmoid(b).
 // (Yang et al., arXiv 2412.06464.) A key head is at most 256 elements wide.
-// Grid: one column of a value head's state per invocation, for all tokens.
+// Grid: columns of the value heads' states, for all tokens (shared/delta_{by}.wgsl).
+//!for by in lane group
 //!include shared/step.wgsl
+//!include shared/delta_{by}.wgsl
 
 struct Params {
     // Heads of queries and keys, and of values.
@@ -39,62 +41,4 @@ fn entry(tokens: u32) -> u32 {
 // ln(1 + exp(v)), without overflow.
 fn softplus(v: f32) -> f32 {
     return max(v, 0.0) + log(1.0 + exp(-abs(v)));
-}
-
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
-        @builtin(local_invocation_index) local: u32) {
-    let column = flat(group, grid) * 64u + local;
-    if (column >= params.heads * params.value_dim) {
-        return;
-    }
-    let head = column / params.value_dim;
-    let key_dim = min(params.key_dim, 256u);
-    let key_head = head / (params.heads / params.key_heads);
-    let keys_at = params.key_heads * key_dim;
-    let at = head * key_dim * params.value_dim + column % params.value_dim;
-    var s: array<f32, 256>;
-    if (now.position > 0u) {
-        let first = entry(now.position) + at;
-        for (var i = 0u; i < key_dim; i++) {
-            s[i] = states[first + i * params.value_dim];
-        }
-    }
-    for (var t = 0u; t < now.tokens; t++) {
-        let row = t * params.x_stride;
-        let q_at = row + key_head * key_dim;
-        let k_at = q_at + keys_at;
-        var qq = 0.0;
-        var kk = 0.0;
-        for (var i = 0u; i < key_dim; i++) {
-            let q = x[q_at + i];
-            let k = x[k_at + i];
-            qq += q * q;
-            kk += k * k;
-        }
-        let q_factor = 1.0 / (sqrt(qq + 1e-6) * sqrt(f32(key_dim)));
-        let k_factor = 1.0 / sqrt(kk + 1e-6);
-        let gate = t * params.gates_stride + head;
-        let beta = 1.0 / (1.0 + exp(-gates[gate]));
-        let a = gates[gate + params.heads] + shifts[head];
-        let decay = exp(-exp(decays[head]) * softplus(a));
-        var known = 0.0;
-        for (var i = 0u; i < key_dim; i++) {
-            let kept = s[i] * decay;
-            s[i] = kept;
-            known += kept * (x[k_at + i] * k_factor);
-        }
-        let change = (x[row + 2u * keys_at + column] - known) * beta;
-        var sum = 0.0;
-        for (var i = 0u; i < key_dim; i++) {
-            let next = s[i] + x[k_at + i] * k_factor * change;
-            s[i] = next;
-            sum += next * (x[q_at + i] * q_factor);
-        }
-        result[t * params.result_stride + column] = sum;
-    }
-    let to = entry(now.position + now.tokens) + at;
-    for (var i = 0u; i < key_dim; i++) {
-        states[to + i * params.value_dim] = s[i];
-    }
 }

@@ -8,6 +8,7 @@ use super::device::GpuDevice;
 use super::dispatch::{Grid, Rows};
 use super::lower::{Lower, Place, Recipe, expect, recipe_grid, refused, word};
 use super::params;
+use super::pipelines::Reduction;
 use crate::backend::{BackendError, Result};
 use crate::graph::{Buf, ConvForm, DeltaShape, Graph, Op, StateId, WeightId};
 use crate::kv::BlockCopy;
@@ -182,7 +183,12 @@ impl Lower<'_> {
             Place::Recurrent(state),
             Place::Activation(out),
         ];
-        let grid = Grid::fixed(word(all.div_ceil(64))?);
-        Ok(recipe_grid("delta", &params, &storage, Rows::Tokens, grid))
+        let workgroups = match self.reduction {
+            Reduction::Lane => all.div_ceil(64),
+            Reduction::Group => heads * value_dim.div_ceil(8),
+        };
+        let kernel = format!("delta_{}", self.reduction.name());
+        let grid = Grid::fixed(word(workgroups)?);
+        Ok(recipe_grid(&kernel, &params, &storage, Rows::Tokens, grid))
     }
 }

@@ -1,6 +1,6 @@
 //! Ops that change recurrent states, compared with their twins over steps of several sizes.
 
-use super::{Random, assert_close, backend, device, run};
+use super::{BOTH, Random, assert_close, backend, device, run};
 use crate::backend::{Backend, Capacity, KvFormat};
 use crate::cpu::conv::conv;
 use crate::cpu::delta::delta;
@@ -72,10 +72,11 @@ fn convolutions_match_their_twin_step_after_step() {
 #[test]
 fn delta_nets_match_their_twin_step_after_step() {
     let mut random = Random::new("delta");
-    let Some(device) = device(Reduction::Lane) else { return };
-    for (key_heads, heads, key_dim, value_dim) in
-        [(2, 4, 16, 16), (1, 3, 5, 7), (3, 3, 33, 4), (1, 1, 256, 65)]
+    let shapes = [(2, 4, 16, 16), (1, 3, 5, 7), (3, 3, 33, 4), (1, 1, 256, 65)];
+    for (reduction, (key_heads, heads, key_dim, value_dim)) in
+        BOTH.into_iter().flat_map(|by| shapes.map(|shape| (by, shape)))
     {
+        let Some(device) = device(reduction) else { return };
         let shape = DeltaShape { key_heads, heads, key_dim, value_dim };
         let mut graph = Graph { vocab: 1, ..Graph::default() };
         graph.states.push(State { width: shape.state_width() });
@@ -104,7 +105,12 @@ fn delta_nets_match_their_twin_step_after_step() {
             // A token that runs twice reads the same state.
             for _ in 0..if tokens % RING == 0 { 1 } else { 2 } {
                 let got = run(&mut gpu, &graph, tokens, position, &inputs, out);
-                assert_close(&got, &want, 2e-5, &format!("{shape:?}: {tokens} at {position}"));
+                assert_close(
+                    &got,
+                    &want,
+                    2e-5,
+                    &format!("{reduction:?}, {shape:?}: {tokens} at {position}"),
+                );
             }
             position += tokens;
         }
