@@ -66,9 +66,9 @@ pub enum Command {
     Gc(GcArgs),
     /// Check every stored byte against its hash
     Fsck(FsckArgs),
-    /// Convert a Hugging Face checkpoint (safetensors) to RDRR
+    /// Convert a checkpoint (safetensors, GGUF) to RDRR or GGUF
     Convert(ConvertArgs),
-    /// Show what an RDRR model or manifest contains
+    /// Show what an RDRR model, a manifest or a GGUF file contains
     Inspect(InspectArgs),
     /// Generate text with a model: a directory, or a model of the swarm
     Run(Box<RunArgs>),
@@ -297,6 +297,9 @@ pub struct ServeArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// A LoRA adapter of this disk, which requests name with the model, as BASE+ADAPTER (repeatable)
+    #[arg(long = "adapter", value_name = "PATH")]
+    pub adapters: Vec<PathBuf>,
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
@@ -353,13 +356,17 @@ pub struct LeaveArgs {
 
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// The RDRR model's directory (manifest.json and its shards), or a GGUF file, which is converted
-    /// first
+    /// The RDRR model's directory (manifest.json and its shards), or a GGUF file or a LoRA adapter,
+    /// which are converted first
     #[arg(value_name = "MODEL")]
     pub dir: PathBuf,
     /// Numbers of the shards to store, for example `0,2-5` [default: all]
     #[arg(long, value_name = "LIST")]
     pub shards: Option<String>,
+    /// Of an adapter: the model that it is for, by its name or id [default: the known model with the
+    /// name that the adapter states]
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
     /// How many nodes should hold each of its objects: at least MIN (1 or more), at most MAX (up to
     /// 64). If fewer do, others copy it
     #[arg(long, value_name = "MIN:MAX", default_value_t)]
@@ -494,9 +501,12 @@ pub struct ConvertArgs {
     /// *.safetensors, tokenizer.json
     #[arg(value_name = "CHECKPOINT")]
     pub source: PathBuf,
-    /// Directory to write the model to: a new or an empty one
-    #[arg(long, value_name = "DIR")]
+    /// Directory to write the model to: a new or an empty one; with `--to gguf`, a new file
+    #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t)]
+    pub to: Container,
     /// How to store the weights [default: q4_k_m, or as they are if they are quantised already]
     #[arg(long, value_name = "FORMAT", value_parser = quantizations())]
     pub quantize: Option<Quantization>,
@@ -508,9 +518,19 @@ pub struct ConvertArgs {
     pub json: bool,
 }
 
+/// What `convert` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Container {
+    /// A directory of shards, as this program runs and publishes it
+    #[default]
+    Rdrr,
+    /// A file for llama.cpp: of Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 2 and 3
+    Gguf,
+}
+
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// An RDRR directory or a manifest file
+    /// An RDRR directory, a manifest file or a GGUF file
     pub path: PathBuf,
     /// Print JSON
     #[arg(long)]

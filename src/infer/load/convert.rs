@@ -280,7 +280,7 @@ const fn role(role: WeightRole) -> Role {
 }
 
 /// What the stored type depends on. `tied` means that the embedding is also the output matrix.
-const fn kind(role: WeightRole, tied: bool) -> Kind {
+pub(super) const fn kind(role: WeightRole, tied: bool) -> Kind {
     match role {
         WeightRole::Embedding if tied => Kind::Output,
         WeightRole::Embedding => Kind::Embedding,
@@ -388,9 +388,19 @@ fn store_tensor(
     source: &Resolved,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let (rows, cols) = tensor.rows_cols();
+    store_rows(checkpoint, (name, tensor.dtype), source, out)
+}
+
+/// Passes the rows of a source to `out` as this type, some at a time.
+pub(super) fn store_rows(
+    checkpoint: &dyn Checkpoint,
+    (name, dtype): (&str, DType),
+    source: &Resolved,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (rows, cols) = (source.rows, source.cols);
     let row_in = source.row_bytes() as u64;
-    let row_out = tensor.size / rows;
+    let row_out = dtype.row_bytes(cols as usize) as u64;
     let step = (CHUNK_BYTES / row_in.max(row_out)).clamp(1, rows);
     let mut read = vec![0; (step * row_in) as usize];
     let mut stored = vec![0; (step * row_out) as usize];
@@ -404,14 +414,14 @@ fn store_tensor(
             row: first + row as u64,
             source,
         };
-        if source.dtype == tensor.dtype {
-            if let Some(found) = first_not_finite(tensor.dtype, cols as usize, read) {
+        if source.dtype == dtype {
+            if let Some(found) = first_not_finite(dtype, cols as usize, read) {
                 return Err(fail(found));
             }
             out(read)?;
         } else {
             let stored = &mut stored[..(count * row_out) as usize];
-            let types = (source.dtype, tensor.dtype);
+            let types = (source.dtype, dtype);
             requantize(types, cols as usize, read, stored).map_err(fail)?;
             out(stored)?;
         }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
-use super::{LoadError, Result, chat, io_error, missing, nested, sentence, stacks};
+use super::{LoadError, Result, chat, io_error, missing, nested, sentence, sentencepiece, stacks};
 use crate::families::SENTENCE_KEY;
 use crate::graph::Weight;
 use crate::source::Source;
@@ -207,7 +207,10 @@ impl Checkpoint for HuggingFace {
 
     fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
         let path = self.dir.join("tokenizer.json");
-        if path.exists() { read_bounded(&path, JSON_BYTES_MAX).map(Some) } else { Ok(None) }
+        match path.exists() {
+            true => read_bounded(&path, JSON_BYTES_MAX).map(Some),
+            false => sentencepiece::tokenizer(&self.dir),
+        }
     }
 
     fn chat_templates(&self) -> Result<Option<ChatTemplates>> {
@@ -322,7 +325,7 @@ fn element_bytes(dtype: &str) -> u64 {
 }
 
 /// A file name that stays in its directory.
-fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
         && !name.contains(['\\', '\0', ':'])
@@ -341,6 +344,37 @@ fn lfs_pointer(bytes: &[u8]) -> Option<String> {
     let size = text.lines().find_map(|line| line.strip_prefix("size "));
     let size = size.map_or(String::new(), |size| format!(" of {size} bytes"));
     Some(format!("a Git LFS pointer, not the file itself{size}; fetch it with: git lfs pull"))
+}
+
+/// The largest file of weights that is read as a whole.
+const WHOLE_BYTES_MAX: u64 = 2 << 30;
+
+/// The tensors of one safetensors file, without a config.
+pub(crate) fn open_safetensors(path: &Path) -> Result<impl Checkpoint + use<>> {
+    let mut opened = HuggingFace {
+        dir: path.to_owned(),
+        config: Value::Null,
+        generation_config: Value::Null,
+        files: Vec::new(),
+        tensors: BTreeMap::new(),
+    };
+    opened.tensors = opened.add_file(path.to_owned())?;
+    Ok(opened)
+}
+
+/// A JSON file of the size of a config.
+pub(crate) fn read_small_json(path: &Path) -> Result<Value> {
+    read_json(path, CONFIG_BYTES_MAX)
+}
+
+/// A JSON file that may have weights in it.
+pub(crate) fn read_big_json(path: &Path) -> Result<Value> {
+    read_json(path, 4 * JSON_BYTES_MAX)
+}
+
+/// A file's bytes.
+pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    read_bounded(path, WHOLE_BYTES_MAX)
 }
 
 pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {

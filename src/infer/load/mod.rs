@@ -28,6 +28,7 @@ mod recipe;
 mod recipe_tests;
 mod routing;
 mod sentence;
+mod sentencepiece;
 mod sink;
 mod stacks;
 mod synth;
@@ -44,7 +45,13 @@ pub use arch::Arch;
 pub use checkpoint::{Checkpoint, Form, Restored, Stored, open, restored};
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use dir_sink::DirSink;
+pub use gguf::inspect::{GgufSummary, inspect_gguf};
 pub use gguf::probe as probe_gguf;
+#[cfg(test)]
+pub(crate) use gguf::write::{Meta, header_bytes};
+pub use gguf::write::{Written, to_gguf};
+pub(crate) use gguf::{AdapterFile, open_adapter as open_gguf_adapter, source as gguf_source};
+pub(crate) use hf::{is_plain, open_safetensors, read_big_json, read_small_json, read_whole};
 pub use mixture::{Quantization, UnknownQuantization};
 pub use routing::Routing;
 pub use sink::{MemorySink, ShardSink};
@@ -81,6 +88,9 @@ pub enum LoadError {
 }
 
 pub type Result<T> = std::result::Result<T, LoadError>;
+
+/// What a checkpoint's tensor or module is called in its text model. `None` if it belongs to a tower.
+pub(crate) use nested::rename as text_model_name;
 
 /// The error for a tensor that the graph reads but the checkpoint does not have.
 fn missing(checkpoint: &dyn Checkpoint, name: &str) -> LoadError {

@@ -1,18 +1,22 @@
-//! `convert`: a checkpoint to an RDRR directory.
+//! `convert`: a checkpoint to an RDRR directory, or to a GGUF file.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::print_json;
-use crate::args::ConvertArgs;
+use crate::args::{Container, ConvertArgs};
 use crate::output::{note, outln};
 use crate::progress::ConvertBar;
 use crate::signals;
 use crate::size::{ByteSize, count};
 use doppler_infer::load::{
-    Checkpoint, DirSink, Progress, Quantization, convert as run_conversion, open, restored,
+    Checkpoint, DirSink, Progress, Quantization, Written, convert as run_conversion, open,
+    restored, to_gguf,
 };
 use doppler_store::Manifest;
 
@@ -32,6 +36,9 @@ struct Converted<'a> {
 }
 
 pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
+    if args.to == Container::Gguf {
+        return gguf(args);
+    }
     let started = Instant::now();
     let manifest = into_dir(&args.source, &args.out, args.quantize, args.shard_size)?;
     let converted = Converted {
@@ -64,6 +71,76 @@ pub fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `--json` prints of a GGUF file.
+#[derive(Serialize)]
+struct WrittenFile<'a> {
+    architecture: &'static str,
+    out: &'a str,
+    tensors: usize,
+    bytes: u64,
+    tokenizer: bool,
+    seconds: f64,
+}
+
+/// Writes a GGUF file beside its place, and moves it there once it is complete.
+fn gguf(args: &ConvertArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let out = &args.out;
+    ensure!(!out.exists(), "{} exists: choose another output", out.display());
+    let checkpoint = open(&args.source)?;
+    note_restored(checkpoint.as_ref());
+    let quantization = quantization(checkpoint.as_ref(), args.quantize);
+    let name = out.file_name().context("--out names no file")?.to_string_lossy();
+    let unfinished = out.with_file_name(format!(".{name}.partial-{}", std::process::id()));
+    let failed = || format!("cannot write {}", out.display());
+    // Once it has been moved there is nothing to remove.
+    let _removed = Removed(unfinished.clone());
+    let mut file = BufWriter::new(File::create_new(&unfinished).with_context(failed)?);
+    let at_end = Removed(unfinished.clone());
+    signals::remove_when_ended(unfinished.clone(), move || drop(at_end))?;
+    let bar = ConvertBar::new("converting");
+    let mut show = |progress: Progress<'_>| bar.show(progress);
+    let written = to_gguf(checkpoint.as_ref(), quantization, &mut file, &mut show)?;
+    file.into_inner()?.sync_all().with_context(failed)?;
+    std::fs::rename(&unfinished, out).with_context(failed)?;
+    bar.finish();
+    let Written { architecture, tensors, bytes, has_tokenizer } = written;
+    if args.json {
+        return print_json(&WrittenFile {
+            architecture,
+            out: &out.to_string_lossy(),
+            tensors,
+            bytes,
+            tokenizer: has_tokenizer,
+            seconds: started.elapsed().as_secs_f64(),
+        });
+    }
+    outln!("{} -> {}", args.source.display(), out.display());
+    outln!("  {architecture}, {} in {}", ByteSize(bytes), count(tensors, "tensor"));
+    if !has_tokenizer {
+        outln!("  no tokenizer: {} has none, so llama.cpp cannot run it", args.source.display());
+    }
+    Ok(())
+}
+
+/// A file that is removed when this is dropped.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // What cannot be removed is left; the error that is being reported says more.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// How the weights are stored unless something else is asked for.
+fn quantization(checkpoint: &dyn Checkpoint, asked: Option<Quantization>) -> Quantization {
+    asked.unwrap_or(match checkpoint.quantization() {
+        Some(_) => Quantization::Keep,
+        None => Quantization::Q4KM,
+    })
+}
+
 /// Converts a checkpoint into a directory, which is removed if a signal ends the process meanwhile.
 pub fn into_dir(
     source: &Path,
@@ -78,10 +155,7 @@ pub fn into_dir(
     let checkpoint = open(source)?;
     let checkpoint = checkpoint.as_ref();
     note_restored(checkpoint);
-    let quantization = quantize.unwrap_or(match checkpoint.quantization() {
-        Some(_) => Quantization::Keep,
-        None => Quantization::Q4KM,
-    });
+    let quantization = quantization(checkpoint, quantize);
     let manifest = run_conversion(checkpoint, quantization, shard_size.0, &mut sink, &mut show)?;
     bar.finish();
     Ok(manifest)

@@ -6,11 +6,13 @@
 //! Refuses by name what it does not understand, when the file is opened. No file is mapped: a read
 //! copies. Invariant: reading rounds no weight.
 
+mod adapter;
 mod blocks;
 mod chat;
 mod config;
 mod derived;
 pub mod header;
+pub mod inspect;
 mod keys;
 mod names;
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod tests;
 mod types;
 mod vocabulary;
 mod words;
+pub mod write;
 #[cfg(test)]
 mod written_tests;
 
@@ -30,6 +33,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value as Json;
 
+pub(crate) use self::adapter::{AdapterFile, open_adapter};
 use self::config::{Architecture, Facts};
 use self::header::{Header, TensorInfo, Value};
 use self::keys::Keys;
@@ -80,6 +84,9 @@ impl Gguf {
         let fail = |problem: String| LoadError::File { file: path.display().to_string(), problem };
         let mut parts = vec![(part, header.tensors)];
         let metadata = header.metadata;
+        if adapter::is(&metadata) {
+            return Err(fail("an adapter, not a model: give it with --adapter".into()));
+        }
         for path in other_parts(path, &metadata).map_err(fail)? {
             let (part, header) = open_part(&path)?;
             let problem = unlike(&metadata, &header.metadata, parts.len());
@@ -185,6 +192,34 @@ impl Gguf {
         file.seek(SeekFrom::Start(start)).map_err(&io)?;
         file.read_exact(out).map_err(io)
     }
+}
+
+/// A vocabulary of the kind "llama" as a `tokenizer.json`.
+///
+/// # Errors
+/// As for a file with this metadata.
+pub(super) fn sentence_piece(
+    metadata: &BTreeMap<String, Value>,
+) -> std::result::Result<Vec<u8>, String> {
+    let tokens = match metadata.get("tokenizer.ggml.tokens") {
+        Some(Value::Strings(tokens)) => tokens.len() as u64,
+        _ => 0,
+    };
+    let vocabulary = Vocabulary::new(metadata, tokens)?.ok_or("it has no tokens")?;
+    vocabulary.tokenizer()
+}
+
+/// How a weight is made from the tensors of a file of this architecture, in heads of `head_dim`.
+///
+/// # Errors
+/// If the architecture is unknown.
+pub(crate) fn source(
+    architecture: &str,
+    head_dim: u64,
+    weight: &Weight,
+) -> std::result::Result<Source, String> {
+    let of = config::architecture(Some(&Value::String(architecture.to_owned())))?;
+    Ok(names::source(of, head_dim, weight))
 }
 
 /// Reads everything but weights from a file's bytes: header, config, vocabulary. Returns the config.

@@ -120,7 +120,7 @@ const MODULES: &[(&str, &str)] = &[
 ];
 
 /// llama.cpp's name of a tensor. A name that it does not have stays, and is then missing.
-fn name(of: &Architecture, name: &str) -> String {
+pub fn name(of: &Architecture, name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".into(),
         "model.norm.weight" => return "output_norm.weight".into(),

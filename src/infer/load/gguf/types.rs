@@ -134,6 +134,12 @@ impl GgmlType {
         })
     }
 
+    /// The number of the type whose blocks are exactly those of a type here. `None` if there is none.
+    pub fn number_of(dtype: DType) -> Option<u32> {
+        let same = |row: &&Row| matches!(row.held, Held::Same(held) if held == dtype);
+        READABLE.iter().find(same).map(|row| row.number)
+    }
+
     /// Weights and bytes of a block.
     pub const fn block(self) -> (u64, u64) {
         let row = &READABLE[self.0];

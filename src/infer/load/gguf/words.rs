@@ -18,7 +18,8 @@ pub struct Words {
     pub composed: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -46,6 +47,14 @@ const WORDS: &[Words] = &[
     Words { kinds: &["gpt-4o", "minimax-m2"], patterns: &[O200K], ..PLAIN },
     Words { kinds: &["tekken"], patterns: &[TEKKEN], whole_words: true, begins: true, ..PLAIN },
 ];
+
+/// The `tokenizer.ggml.pre` that cuts text with these patterns. `None` if llama.cpp has none.
+pub fn kind(patterns: &[&str], whole_words: bool, composed: bool) -> Option<&'static str> {
+    let same = |words: &&Words| {
+        words.patterns == patterns && words.whole_words == whole_words && words.composed == composed
+    };
+    WORDS.iter().find(same).map(|words| words.kinds[0])
+}
 
 /// How text is cut for this `tokenizer.ggml.pre`.
 ///
