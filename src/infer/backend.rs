@@ -168,6 +168,11 @@ pub trait Backend: Ops + Send {
     /// Gives trunk weight `id` its stored bytes (`spec.offset` is 0; shape checked by the caller).
     fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()>;
 
+    /// Takes a graph that begins with the same buffers and weights in place of the present one: more
+    /// of both may follow, and ops may lie between. Weights that both have stay loaded; those that
+    /// only the present one has are freed. Call when no step is in flight.
+    fn adapt(&mut self, graph: std::sync::Arc<Graph>) -> Result<()>;
+
     /// `class_of`: the class of each MoE layer's experts.
     fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()>;
 

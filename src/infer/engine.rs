@@ -8,6 +8,7 @@
 //! Where the device chooses tokens by itself, several tokens of one sequence may be in flight
 //! ([`Engine::next`]). Any other call to the engine drops them first.
 
+mod adapters;
 mod recall;
 mod stretch;
 
@@ -29,6 +30,7 @@ use super::reader::Run;
 use super::sequence::Sequence;
 use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
+use adapters::Adapters;
 use doppler_store::PolicyKind;
 pub use stretch::Formed;
 
@@ -111,8 +113,11 @@ pub struct Engine {
     vocab: usize,
     /// The elements of a row of a step's result: the vocabulary's, or those of states.
     width: usize,
-    /// What the model is made of.
+    /// What is computed: the model, with the adapters that are attached.
     graph: Arc<Graph>,
+    /// The model without adapters.
+    base: Arc<Graph>,
+    adapters: Adapters,
     /// The length beyond which a sequence's keys have another form.
     stretches_from: Option<usize>,
     /// The longest context that the model was made for.
@@ -178,6 +183,8 @@ impl Engine {
             vocab: model.graph.vocab,
             width: model.graph.result_width(),
             graph: model.graph.clone(),
+            base: model.graph.clone(),
+            adapters: Adapters::default(),
             stretches_from: model.graph.stretches_from(),
             context_max: max,
             loaded_bytes: trunk_bytes - backend.fixed_bytes() + plan.bytes,

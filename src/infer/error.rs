@@ -1,6 +1,7 @@
 //! Why a session could not be made or a step could not be run: one error for the session, its pager
 //! and its slots.
 
+use super::adapter::AdapterError;
 use super::backend::BackendError;
 use super::model::NotFinite;
 use super::sampler::SamplerError;
@@ -54,6 +55,8 @@ pub enum SessionError {
     #[error(transparent)]
     Sampler(#[from] SamplerError),
     #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
     Weight(#[from] NotFinite),
     #[error(
         "the model's output at position {position} is not finite: its weights, or the \
@@ -70,6 +73,7 @@ impl SessionError {
         match self {
             Self::Backend(error) => error.label(),
             Self::Read(error) => error.label(),
+            Self::Adapter(error) => error.label(),
             Self::BudgetTooSmall { .. } | Self::Room { .. } | Self::States { .. } => "budget",
             Self::Context { .. } => "context",
             Self::Full { .. } => "context_full",

@@ -477,6 +477,21 @@ impl Op {
 }
 
 impl Op {
+    /// How many of the first ops are products of the same input with results of their own.
+    pub fn products_of_one_input(ops: &[Self]) -> usize {
+        let mut outs: Vec<Buf> = Vec::new();
+        let mut input = None;
+        for op in ops {
+            let Self::Linear { x, out, .. } = op else { break };
+            let x = *input.get_or_insert(*x) == *x;
+            if !x || input == Some(*out) || outs.contains(out) {
+                break;
+            }
+            outs.push(*out);
+        }
+        outs.len()
+    }
+
     /// Whether it changes what outlives the step: a cache or a state.
     pub const fn lasts(&self) -> bool {
         matches!(self, Self::KvWrite { .. } | Self::Conv { .. } | Self::Delta { .. })

@@ -3,6 +3,7 @@
 //!
 //! Knows `store`. Never the mesh: bytes come through `store::RangeReader`.
 
+pub mod adapter;
 mod ahead;
 pub mod backend;
 pub mod check;

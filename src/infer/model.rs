@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::adapter;
 use super::backend::{BackendError, Device};
 use super::families::{self, FamilyError, Spec};
 use super::graph::{ExpertLayout, Graph, MatrixSpec, Moe, Weight};
@@ -27,6 +28,8 @@ pub enum ModelError {
     Family(#[from] FamilyError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error("an adapter, not a model: run its base with --adapter NAME, or ask for BASE+NAME")]
+    Adapter,
     #[error("the manifest carries no config.json of the model: convert it again")]
     NoConfig,
     #[error("the manifest has no tensor {name:?}, which the config calls for")]
@@ -110,6 +113,9 @@ impl Model {
 
     /// Matches the manifest's tensors to the graph of its config.
     pub fn open(manifest: Manifest, reader: WeightReader) -> Result<Self, ModelError> {
+        if adapter::is_adapter(&manifest) {
+            return Err(ModelError::Adapter);
+        }
         if manifest.config.is_null() {
             return Err(ModelError::NoConfig);
         }

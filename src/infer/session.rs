@@ -1,5 +1,6 @@
 //! An engine with a single sequence: for checks, measurements and local runs.
 
+use super::adapter::Attached;
 use super::backend::{Counters, Device, LogitRows};
 use super::engine::{CONTEXT_DEFAULT, Engine, EngineStats, LoadOptions, Rows};
 use super::error::SessionError;
@@ -84,6 +85,11 @@ impl Session {
     pub fn reset_with(&mut self, options: SamplerOptions) -> Result<(), SessionError> {
         self.sequence.clear();
         Ok(self.sequence.set_sampler(options, &Extras::default())?)
+    }
+
+    /// As [`Engine::adapt`].
+    pub fn adapt(&mut self, set: &[Attached]) -> Result<(), SessionError> {
+        self.engine.adapt(set)
     }
 
     /// As [`Engine::settle_all`].

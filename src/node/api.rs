@@ -424,6 +424,9 @@ pub struct ModelInfo {
     /// The copies of its shards and other files. Absent while its manifest is not here.
     #[serde(default)]
     pub copies: Option<Copies>,
+    /// Of an adapter: the id of the model that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// False until the manifest itself has arrived. A stranger's large manifest is fetched when the
     /// model is used.
     pub manifest: bool,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adapters::AskedAdapter;
 use super::api::Traffic;
 use super::engine::EngineError;
 use doppler_infer::extras::Extras;
@@ -16,6 +17,9 @@ use doppler_store::signature::PublicKey;
 pub struct GenerateRequest {
     /// Id, unambiguous start of an id, or name.
     pub model: String,
+    /// LoRA adapters to attach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AskedAdapter>,
     pub prompt: String,
     /// A prompt that is tokens already, in place of a text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,6 +84,7 @@ impl Default for GenerateRequest {
     fn default() -> Self {
         Self {
             model: String::new(),
+            adapters: Vec::new(),
             prompt: String::new(),
             prompt_ids: Vec::new(),
             tokens: 0,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::adapters::weighed;
 use super::args::{ModelArgs, NetworkArgs};
 use doppler_store::signature::PublicKey;
 
@@ -61,10 +62,37 @@ pub enum Thinking {
     Off,
 }
 
+/// An adapter and its weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterArg {
+    /// A name, an id or a path.
+    pub adapter: String,
+    pub weight: f32,
+}
+
+/// Reads `ADAPTER[:WEIGHT]`.
+fn adapter(text: &str) -> Result<AdapterArg, String> {
+    let (adapter, weight) = weighed(text);
+    if adapter.is_empty() {
+        return Err("expected NAME, a path, or either with :WEIGHT".into());
+    }
+    Ok(AdapterArg { adapter: adapter.to_owned(), weight })
+}
+
+#[derive(Debug, Args)]
+pub struct AdapterArgs {
+    /// A LoRA adapter to attach, with its weight [default: 1] (repeatable): a PEFT directory, a
+    /// manifest of Doppler's (*.json), a GGUF file, or the name of a published one
+    #[arg(long = "adapter", value_name = "NAME|PATH[:WEIGHT]", value_parser = adapter)]
+    pub adapters: Vec<AdapterArg>,
+}
+
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// The text to continue; with --chat, what is said to the model
     #[arg(
         short,
@@ -129,6 +157,8 @@ pub struct RunNetworkArgs {
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// What the model is told first: who it is, how to answer
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,

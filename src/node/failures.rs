@@ -6,6 +6,7 @@
 
 use std::io;
 
+use doppler_infer::adapter::AdapterError;
 use doppler_infer::backend::BackendError;
 use doppler_infer::error::SessionError;
 use doppler_store::{ReadError, StoreError};
@@ -82,6 +83,7 @@ pub const FAILURES: &[Failure] = &[
     failure("template", 422, 7),
     failure("model", 422, 7),
     failure("unsupported", 422, 7),
+    failure("adapter", 422, 7),
     failure("not_finite", 422, 7),
     failure("corrupt", 502, 7),
     failure("mismatch", 422, 7),
@@ -111,6 +113,7 @@ pub fn of(error: &anyhow::Error) -> Failure {
     let label = error.chain().find_map(|cause| {
         let engine = cause.downcast_ref::<EngineError>().map(EngineError::label);
         engine
+            .or_else(|| cause.downcast_ref::<AdapterError>().map(AdapterError::label))
             .or_else(|| cause.downcast_ref::<SessionError>().map(SessionError::label))
             .or_else(|| cause.downcast_ref::<BackendError>().map(BackendError::label))
             .or_else(|| cause.downcast_ref::<ReadError>().map(ReadError::label))

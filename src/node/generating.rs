@@ -14,8 +14,9 @@ use super::engine::{self, EngineError, Job, Lane, Opened, check_request};
 use super::loading;
 use super::service::Service;
 use super::source;
+use doppler_infer::adapter::{self, Attached};
 use doppler_infer::embedding::Embedded;
-use doppler_infer::model::Model;
+use doppler_infer::model::{Model, ModelError};
 use doppler_infer::reader::WeightReader;
 use doppler_store::ModelId;
 use doppler_store::manifest::Manifest;
@@ -27,6 +28,7 @@ pub struct Ready {
     pub opened: Arc<Opened>,
     /// Of a model whose weights may have to come from peers.
     fetched: Option<Arc<Manifest>>,
+    adapters: Vec<Attached>,
 }
 
 /// Models of this disk, by their names.
@@ -38,6 +40,11 @@ impl Locals {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let means = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case(text));
         all.iter().find(|(names, _)| means(names)).map(|(_, ready)| ready.clone())
+    }
+
+    /// Whether one has this name.
+    pub fn has(&self, text: &str) -> bool {
+        self.get(text).is_some()
     }
 
     /// Their names and ids.
@@ -70,14 +77,14 @@ impl Service {
             let model = Model::open(manifest, WeightReader::new(reader, runtime))
                 .with_context(|| path.display().to_string())?;
             let opened = Arc::new(Opened { id, model, tokenizer });
-            Ok((name, names, Ready { opened, fetched: None }))
+            Ok((name, names, Ready { opened, fetched: None, adapters: Vec::new() }))
         };
         let (name, names, ready) = tokio::task::spawn_blocking(open).await??;
         self.locals.0.lock().unwrap_or_else(PoisonError::into_inner).push((names, ready));
         Ok(name)
     }
 
-    /// The model that `text` means, opened.
+    /// The model that `text` means, with the adapters that it names, opened.
     ///
     /// # Errors
     /// As [`wanted`](Self::wanted), or if it cannot run.
@@ -87,12 +94,19 @@ impl Service {
         trust: &[PublicKey],
         can_ask: bool,
     ) -> anyhow::Result<Ready> {
+        let (base, asked) = self.with_adapters(text)?;
+        let mut ready = self.base(base, trust, can_ask).await?;
+        ready.adapters = self.attached(&asked, false, trust, can_ask).await?;
+        Ok(ready)
+    }
+
+    async fn base(&self, text: &str, trust: &[PublicKey], can_ask: bool) -> anyhow::Result<Ready> {
         if let Some(local) = self.locals.get(text) {
             return Ok(local);
         }
         let (model, manifest) = self.wanted(text, trust, can_ask).await?;
         let opened = self.opened(model, manifest.clone()).await?;
-        Ok(Ready { opened, fetched: Some(manifest) })
+        Ok(Ready { opened, fetched: Some(manifest), adapters: Vec::new() })
     }
 
     /// Queues requests to one model, all of them or none, in one lane.
@@ -105,10 +119,10 @@ impl Service {
         lane: Lane,
         requests: Vec<GenerateRequest>,
     ) -> anyhow::Result<Vec<mpsc::Receiver<GenerateEvent>>> {
-        let opened = ready.opened.clone();
+        let (opened, adapters) = (ready.opened.clone(), ready.adapters.clone());
         // Long prompts take a while to tokenize.
         let check = tokio::task::spawn_blocking(move || {
-            let job = |request| Job::check(opened.clone(), request);
+            let job = |request| Job::check(opened.clone(), adapters.clone(), request);
             requests.iter().map(job).collect::<Result<Vec<_>, _>>()
         });
         Ok(self.engine.submit(lane, check.await??)?)
@@ -123,7 +137,11 @@ impl Service {
         request: GenerateRequest,
     ) -> anyhow::Result<mpsc::Receiver<GenerateEvent>> {
         check_request(&request)?;
-        let ready = self.ready(&request.model, &request.trust, request.can_ask).await?;
+        let (trust, can_ask) = (&request.trust, request.can_ask);
+        let mut ready = self.ready(&request.model, trust, can_ask).await?;
+        let more = self.attached(&request.adapters, true, trust, can_ask).await?;
+        ready.adapters.extend(more);
+        adapter::check_set(&ready.adapters)?;
         let missing = match &ready.fetched {
             Some(manifest) if request.progress => {
                 loading::resident_missing(&self.disk, manifest).await
@@ -152,7 +170,8 @@ impl Service {
         let opened = ready.opened.clone();
         let prepare = move || engine::prepare(&opened, &texts, prompt_name.as_deref());
         let prepared = tokio::task::spawn_blocking(prepare).await??;
-        Ok(self.engine.embed(lane, ready.opened.clone(), prepared)?.wait().await?)
+        let (opened, adapters) = (ready.opened.clone(), ready.adapters.clone());
+        Ok(self.engine.embed(lane, opened, adapters, prepared)?.wait().await?)
     }
 
     /// What the engine has loaded, and who waits.
@@ -177,6 +196,9 @@ impl Service {
     async fn opened(&self, model: ModelId, manifest: Arc<Manifest>) -> anyhow::Result<Arc<Opened>> {
         if let Some(opened) = self.engine.models().get(model) {
             return Ok(opened);
+        }
+        if adapter::is_adapter(&manifest) {
+            return Err(EngineError::Model { model, source: Box::new(ModelError::Adapter) }.into());
         }
         let tokenizer = manifest.tokenizer.as_ref();
         let (id, size) = tokenizer

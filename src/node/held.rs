@@ -15,7 +15,8 @@ use super::commands::{asking, can_ask};
 use super::size::ByteSize;
 use super::store_access::StoreAccess;
 use super::trust::{TrustPolicy, TrustStore};
-use super::{kept, storage};
+use super::{adapters, kept, storage};
+use doppler_infer::adapter::Adapter;
 use doppler_store::dir::{DirReader, DirShard};
 use doppler_store::disk::object_path;
 use doppler_store::manifest::Manifest;
@@ -73,6 +74,15 @@ pub fn open_in(access: StoreAccess, data: &Path, text: &str) -> anyhow::Result<H
     });
     let reader = DirReader::new(shards.collect::<anyhow::Result<Vec<_>>>()?);
     Ok(Held { manifest, tokenizer, reader: Arc::new(reader) })
+}
+
+/// Opens the adapter that `text` means in the store at `data`.
+///
+/// # Errors
+/// As [`open`], or if it is no adapter.
+pub fn adapter(data: &Path, text: &str) -> anyhow::Result<Adapter> {
+    let held = open(data, text)?;
+    adapters::stored(&held.manifest, |shard| proved(data, shard))
 }
 
 fn find(access: StoreAccess, text: &str) -> anyhow::Result<ModelId> {

@@ -3,6 +3,7 @@
 // What prints is `output`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod adapters;
 mod address_book;
 mod allocator;
 pub mod api;

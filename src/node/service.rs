@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::adapters::{self, Adapters};
 use super::address_book::{self, AddressBook};
 use super::api::{
     AwayPeer, BootstrapStatus, FsckEvent, FsckRequest, GcRequest, ModelInfo, NodeInfo, Peer,
@@ -75,6 +76,8 @@ pub struct Service {
     pub(super) engine: Engine,
     /// Models of this disk that `serve` was given.
     pub(super) locals: Locals,
+    /// Adapters that are open.
+    pub(super) adapters: Adapters,
     /// Held while the store is checked, so that only one check runs at a time.
     checking: Arc<Semaphore>,
     pub(super) stopping: CancellationToken,
@@ -137,6 +140,7 @@ impl Service {
             leave: CancellationToken::new(),
             engine,
             locals: Locals::default(),
+            adapters: Adapters::default(),
             checking: Arc::new(Semaphore::new(1)),
             stopping: CancellationToken::new(),
             remembering: Mutex::default(),
@@ -380,6 +384,7 @@ impl Service {
             shards_here: here,
             shards_reachable: reachable,
             copies: self.copies_of(id, known),
+            base: known.manifest.as_ref().and_then(|manifest| adapters::base_of(manifest)),
             manifest: known.manifest.is_some(),
             signers,
         }

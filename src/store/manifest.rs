@@ -167,6 +167,8 @@ pub enum Role {
     Router,
     Expert,
     Vision,
+    /// One of the two matrices by which an adapter changes a matrix of its base.
+    Adapter,
     Other,
     Unknown(String),
 }
@@ -181,6 +183,7 @@ impl Role {
             "router" => Self::Router,
             "expert" => Self::Expert,
             "vision" => Self::Vision,
+            "adapter" => Self::Adapter,
             "other" => Self::Other,
             other => Self::Unknown(other.to_owned()),
         }
@@ -196,6 +199,7 @@ impl Role {
             Self::Router => "router",
             Self::Expert => "expert",
             Self::Vision => "vision",
+            Self::Adapter => "adapter",
             Self::Other => "other",
             Self::Unknown(name) => name,
         }

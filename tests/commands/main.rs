@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod adapter_cli;
 mod api;
 mod bench;
 mod catalogue_cli;

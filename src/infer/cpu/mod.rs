@@ -242,7 +242,7 @@ impl CpuBackend {
 
     fn ops(&mut self, mut ops: &[Op]) -> Result<()> {
         while let Some(op) = ops.first() {
-            let together = linears_together(ops);
+            let together = Op::products_of_one_input(ops);
             match together {
                 0 | 1 => self.op(op)?,
                 _ => self.linears(&ops[..together])?,
@@ -487,21 +487,6 @@ impl CpuBackend {
     }
 }
 
-/// How many of the first ops are linear ops with the same input and distinct outputs.
-fn linears_together(ops: &[Op]) -> usize {
-    let mut outs: Vec<Buf> = Vec::new();
-    let mut input = None;
-    for op in ops {
-        let Op::Linear { x, out, .. } = op else { break };
-        let x = *input.get_or_insert(*x) == *x;
-        if !x || input == Some(*out) || outs.contains(out) {
-            break;
-        }
-        outs.push(*out);
-    }
-    outs.len()
-}
-
 impl Backend for CpuBackend {
     fn describe(&self) -> String {
         format!("cpu ({} threads, {})", rayon::current_num_threads(), simd::name())
@@ -530,6 +515,18 @@ impl Backend for CpuBackend {
         self.counters.uploaded_bytes += bytes.len() as u64;
         let weight = Weight { spec: *spec, bytes: bytes.to_vec(), vector };
         self.weights[id.0 as usize] = Some(weight);
+        Ok(())
+    }
+
+    fn adapt(&mut self, graph: Arc<Graph>) -> Result<()> {
+        let batch = self.capacity.batch;
+        let kept = self.buffers.len().min(graph.buffers.len());
+        self.buffers.truncate(kept);
+        let more = graph.buffers[kept..].iter().map(|buffer| vec![0.0; buffer.width * batch]);
+        self.buffers.extend(more);
+        self.weights.resize_with(graph.weights.len(), || None);
+        self.walk = Walk::new(&graph);
+        self.graph = graph;
         Ok(())
     }
 

@@ -247,6 +247,35 @@ impl Buffers {
         })
     }
 
+    /// Makes the activations fit another graph that begins with the same ones.
+    pub fn adapt(&mut self, device: &GpuDevice, graph: &Graph, capacity: Capacity) -> Result<()> {
+        let count = graph.buffers.len();
+        let words = |place| {
+            elements(graph, capacity, place).and_then(|n| n.checked_mul(4)).ok_or_else(|| {
+                let what = "activations of adapters".to_owned();
+                BackendError::OutOfMemory { what, bytes: u64::MAX }
+            })
+        };
+        for gone in self.activations.drain(count.min(self.activations.len())..) {
+            self.bytes -= gone.size();
+        }
+        for i in self.activations.len()..count {
+            let bytes = words(Place::Activation(Buf(i as u16)))?;
+            let buffer = device.buffer("activations of adapters", bytes as u64, STORAGE)?;
+            self.bytes += buffer.size();
+            self.activations.push(buffer);
+        }
+        let widest = graph.buffers.iter().map(|b| stride(b.width)).max().unwrap_or(0);
+        // Half a word per element.
+        let halves = (capacity.batch * widest).div_ceil(2) as u64 * 4;
+        if device.pipelines().cooperative.is_some() && self.halves.size() < halves {
+            let buffer = device.buffer("halved activations", halves, STORAGE)?;
+            self.bytes = self.bytes + buffer.size() - self.halves.size();
+            self.halves = buffer;
+        }
+        Ok(())
+    }
+
     /// Makes room for the context of `capacity`, layer by layer. The caches' contents are kept.
     pub fn grow(&mut self, device: &GpuDevice, graph: &Graph, capacity: Capacity) -> Result<()> {
         let context = capacity.context;

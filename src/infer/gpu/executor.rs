@@ -336,6 +336,23 @@ impl Backend for GpuBackend {
         Ok(())
     }
 
+    fn adapt(&mut self, graph: Arc<Graph>) -> Result<()> {
+        self.queued.clear();
+        self.plan = None;
+        let Self { device, buffers, decode, .. } = self;
+        buffers.adapt(device, &graph, self.capacity)?;
+        if let Some(decode) = decode {
+            let before = decode.buffers.bytes;
+            decode.buffers.adapt(device, &graph)?;
+            buffers.bytes = buffers.bytes - before + decode.buffers.bytes;
+        }
+        self.weights.resize_with(graph.weights.len(), || None);
+        self.vectors = weights::vectors(&graph);
+        self.walk = Walk::new(&graph);
+        self.graph = graph;
+        Ok(())
+    }
+
     fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()> {
         self.plan = None;
         self.spill = None;

@@ -32,7 +32,7 @@ mod sample;
 mod spill;
 mod supports;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 pub(crate) use tests::device as test_device;
 mod timing;

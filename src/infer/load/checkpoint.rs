@@ -164,6 +164,9 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     if path.join("config.json").is_file() {
         return packed::open(path);
     }
+    if path.join("adapter_config.json").is_file() {
+        return fail("an adapter of PEFT, not a model: give it with --adapter");
+    }
     fail(
         "not a model: it has neither manifest.json (RDRR) nor config.json (Hugging Face); a GGUF file is \
          given by its own name",

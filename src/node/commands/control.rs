@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::print_json;
 use crate::api::{
@@ -15,8 +15,12 @@ use crate::copies::{Copies, CopiesRequest, ModelCopies};
 use crate::healing::HealStatus;
 use crate::output::{note, outln};
 use crate::progress;
+use crate::resolve::{Candidate, resolve};
+use crate::signals;
 use crate::size::{ByteSize, count};
-use doppler_infer::load::SHARD_BYTES_DEFAULT;
+use doppler_infer::adapter;
+use doppler_infer::load::{DirSink, SHARD_BYTES_DEFAULT};
+use doppler_store::ModelId;
 
 fn connect(args: &ControlArgs) -> anyhow::Result<Client> {
     Client::open(&data_dir(&args.data)?)
@@ -27,7 +31,16 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         .with_context(|| format!("{} is not a usable path", args.dir.display()))?;
     let shards = args.shards.as_deref().map(shard_list).transpose()?;
     let client = connect(&args.control)?;
-    let converted = dir.is_file().then(|| Converted::new(&dir, args)).transpose()?;
+    let is_stored = dir.join("manifest.json").is_file();
+    let converted = match adapter::is_here(&dir) {
+        true if !is_stored => Some(Converted::adapter(&dir, args, &client)?),
+        false if dir.is_file() => Some(Converted::new(&dir, args)?),
+        _ => None,
+    };
+    ensure!(
+        args.base.is_none() || converted.as_ref().is_some_and(|converted| converted.is_adapter),
+        "--base is for adapters that are converted"
+    );
     let dir = converted.as_ref().map_or(dir, |converted| converted.dir.clone());
     let storing = progress::spinner("the node is verifying and storing the shards");
     let replicas = args.replicas;
@@ -51,19 +64,49 @@ pub fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A file's model, converted into the data directory, so that the node can take its shards over
+/// A file's model or an adapter, converted into the data directory, so that the node can take its shards over
 /// without a copy. Removes what is left of it when dropped.
 struct Converted {
     dir: PathBuf,
+    is_adapter: bool,
 }
 
 impl Converted {
     fn new(file: &Path, args: &PublishArgs) -> anyhow::Result<Self> {
-        let home = data_dir(&args.control.data)?;
-        let dir = home.join(format!(".publish-{}", std::process::id()));
+        let dir = Self::dir(args)?;
         super::convert::into_dir(file, &dir, None, ByteSize(SHARD_BYTES_DEFAULT))?;
-        Ok(Self { dir })
+        Ok(Self { dir, is_adapter: false })
     }
+
+    fn adapter(path: &Path, args: &PublishArgs, client: &Client) -> anyhow::Result<Self> {
+        let adapter = adapter::open(path)?;
+        // Of a name like ORGANISATION/MODEL, the model.
+        let stated = adapter.base.rsplit('/').next().unwrap_or_default().to_owned();
+        let text = args.base.clone().unwrap_or(stated);
+        let known = (!text.is_empty()).then(|| base_id(client, &text));
+        let hint = "say with --base which model the adapter is for, by its name or id";
+        let base = known.context(hint)?.context(hint)?;
+        let dir = Self::dir(args)?;
+        let mut sink = DirSink::new(&dir)?;
+        signals::remove_when_ended(sink.unfinished().to_owned(), || ())?;
+        adapter::store(&adapter, base, &mut sink)?;
+        Ok(Self { dir, is_adapter: true })
+    }
+
+    fn dir(args: &PublishArgs) -> anyhow::Result<PathBuf> {
+        let home = data_dir(&args.control.data)?;
+        Ok(home.join(format!(".publish-{}", std::process::id())))
+    }
+}
+
+/// The id of a model that the node knows.
+fn base_id(client: &Client, text: &str) -> anyhow::Result<ModelId> {
+    let models: Vec<ModelInfo> = client.get("/control/v1/models")?;
+    let candidates = models.iter().map(|model| {
+        let (name, publisher) = (model.name.clone(), String::new());
+        Ok(Candidate { id: model.id.parse()?, name, publisher, standing: model.trust })
+    });
+    Ok(resolve(text, &candidates.collect::<anyhow::Result<Vec<_>>>()?)?)
 }
 
 impl Drop for Converted {
@@ -375,6 +418,7 @@ mod tests {
             shards_here: 0,
             shards_reachable: 11,
             copies: Some(Copies { fewest: 2, most: 4, lacking: 3, lacking_bytes: 9, left_s: None }),
+            base: None,
             manifest: true,
             signers,
         };

@@ -19,7 +19,7 @@ use crate::service::Service;
 use crate::size::{ByteSize, count};
 use crate::source::{ModelArgument, Opened};
 use crate::store_access::StoreAccess;
-use crate::{engine, generation, held, progress, source};
+use crate::{adapters, engine, generation, held, progress, source};
 use doppler_infer::generate::StopReason;
 use doppler_store::signature::PublicKey;
 
@@ -148,10 +148,12 @@ impl Run<'_> {
 
     fn here(&self, started: Instant, opened: &Opened) -> anyhow::Result<Answer> {
         let tokenizer = opened.tokenizer()?;
+        let adapters = adapters::open(&self.args.adapters.adapters, &self.args.model.data)?;
         // A wrong request is refused before anything is loaded.
         let asked = Asked::check(&opened.model, tokenizer, &self.request)?;
         let (model, context) = (&self.args.model, asked.request.context);
         let mut session = opened.session(model, model.slots(), Some(context))?;
+        session.adapt(&adapters)?;
         self.echo_prompt();
         let (engine, sequence) = session.parts();
         let done = generation::generate(engine, sequence, tokenizer, &asked, |_, piece| {

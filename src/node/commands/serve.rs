@@ -16,8 +16,12 @@ pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::for_serve(args)?;
     let data = config.data.clone();
     memory::use_small_pages(true);
-    let model = args.model.clone();
+    let (model, adapters) = (args.model.clone(), args.adapters.clone());
     stay(config, args.json, async move |service: &Service, listen: Listen| {
+        for path in &adapters {
+            let text = || path.display().to_string();
+            service.add_adapter(path).await.with_context(text)?;
+        }
         let served = match &model {
             Some(model) => Some(find(service, model).await?),
             None => None,

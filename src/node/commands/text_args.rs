@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
+use crate::adapters;
 use crate::api::GenerateRequest;
 use crate::args::{ModelArgs, RunArgs, SamplingArgs, Thinking};
 use doppler_infer::template::Conversation;
@@ -27,9 +28,10 @@ pub fn run_request(args: &RunArgs) -> anyhow::Result<GenerateRequest> {
         (None, Some(file)) => read_file(file)?,
         (None, None) => String::new(),
     };
-    let tokens = args.tokens;
+    let (tokens, logprobs) = (args.tokens, args.logprobs);
+    let adapters = adapters::asked(&args.adapters.adapters)?;
     let request =
-        GenerateRequest { tokens, logprobs: args.logprobs, ..request(&args.model, &args.sampling) };
+        GenerateRequest { tokens, logprobs, adapters, ..request(&args.model, &args.sampling) };
     if !args.turn.chat {
         return Ok(GenerateRequest { prompt, ..request });
     }

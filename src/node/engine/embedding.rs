@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use doppler_infer::adapter::Attached;
 use doppler_infer::embedding::{self, Asked, Embedded, Prepared};
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,6 +17,7 @@ use crate::api::{GenerateEvent, Traffic};
 /// Texts to embed, with which nothing is wrong.
 pub struct EmbedJob {
     pub(super) opened: Arc<Opened>,
+    pub(super) adapters: Vec<Attached>,
     pub(super) prepared: Prepared,
     pub(super) reply: oneshot::Sender<Result<Vec<Embedded>, EngineError>>,
 }
@@ -48,10 +50,11 @@ impl Engine {
         &self,
         lane: Lane,
         opened: Arc<Opened>,
+        adapters: Vec<Attached>,
         prepared: Prepared,
     ) -> Result<Embedding, EngineError> {
         let (reply, answer) = oneshot::channel();
-        let job = Work::Vectors(EmbedJob { opened, prepared, reply });
+        let job = Work::Vectors(EmbedJob { opened, adapters, prepared, reply });
         let mut listeners = self.queue.submit(lane, vec![job])?;
         let events = listeners.pop().ok_or(EngineError::Stopping)?;
         Ok(Embedding { events, answer })
@@ -78,6 +81,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             self.replace(&job.opened, options, Some(longest))?;
         }
         let engine = self.begin().ok_or(EngineError::Stopping)?;
+        engine.adapt(&job.adapters)?;
         Ok(embedding::run(engine, model, &job.prepared)?)
     }
 }

@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use doppler_infer::adapter::Attached;
 use doppler_infer::model::Model;
 use doppler_infer::reader::WeightReader;
 use doppler_infer::tokenizer::Tokenizer;
@@ -30,6 +31,8 @@ pub struct Opened {
 /// A request that fits its model.
 pub struct Job {
     pub opened: Arc<Opened>,
+    /// Attached while it runs.
+    pub adapters: Vec<Attached>,
     pub asked: Asked,
     /// As in [`GenerateRequest`].
     pub resume: bool,
@@ -88,8 +91,12 @@ impl Job {
     ///
     /// # Errors
     /// If the model cannot do what is asked.
-    pub fn check(opened: Arc<Opened>, request: &GenerateRequest) -> Result<Self, EngineError> {
+    pub fn check(
+        opened: Arc<Opened>,
+        adapters: Vec<Attached>,
+        request: &GenerateRequest,
+    ) -> Result<Self, EngineError> {
         let asked = Asked::check(&opened.model, &opened.tokenizer, request)?;
-        Ok(Self { opened, asked, resume: request.resume })
+        Ok(Self { opened, adapters, asked, resume: request.resume })
     }
 }

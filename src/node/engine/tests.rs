@@ -76,7 +76,8 @@ impl Bench {
 
     /// How the answer ended.
     async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
-        let job = Job::check(self.opened.clone(), request).map_err(|error| error.label())?;
+        let job =
+            Job::check(self.opened.clone(), Vec::new(), request).map_err(|error| error.label())?;
         let mut events =
             self.engine.submit(Lane::own(), vec![job]).map_err(|error| error.label())?;
         let mut events = events.remove(0);
@@ -226,7 +227,7 @@ async fn a_conversations_turn_ends_with_the_templates_end_token() {
 async fn as_many_tokens_as_can_be_asked_for_end_with_the_context() {
     let bench = bench();
     let all = GenerateRequest { tokens: usize::MAX, context: Some(12), ..request("Once upon") };
-    let job = Job::check(bench.opened.clone(), &all).unwrap();
+    let job = Job::check(bench.opened.clone(), Vec::new(), &all).unwrap();
     assert_eq!(job.asked.request.context, 12);
     assert!(bench.ask(&all).await.is_ok());
     bench.engine.stop().await;
@@ -303,7 +304,7 @@ async fn choices_are_queued_together_and_each_is_answered() {
     let bench = bench();
     let job = |seed| {
         let request = GenerateRequest { seed, temperature: 1.0, ..request("Once upon a time") };
-        Job::check(bench.opened.clone(), &request).unwrap()
+        Job::check(bench.opened.clone(), Vec::new(), &request).unwrap()
     };
     let channels = bench.engine.submit(Lane::own(), vec![job(1), job(2), job(1)]).unwrap();
     let mut texts = Vec::new();

@@ -135,6 +135,11 @@ impl<T: Fn() -> Traffic> Worker<T> {
         let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, queue, .. } = self else {
             return Ok(true);
         };
+        engine.adapt(&job.adapters)?;
+        if !engine.has_keys_of(&sequence) {
+            // Nothing of it can be used.
+            sequence.clear();
+        }
         let hits_before = hits(engine);
         let traffic = |engine: &Engine| {
             let mut traffic = traffic().since(&began);

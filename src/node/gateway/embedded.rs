@@ -67,6 +67,7 @@ pub fn info() -> Option<ModelInfo> {
         shards_here: shards,
         shards_reachable: shards,
         copies: None,
+        base: None,
         manifest: true,
         signers: Vec::new(),
     })

@@ -115,6 +115,26 @@ impl DecodeBuffers {
         Ok(Self { made, layout, table, bytes })
     }
 
+    /// Makes the buffers whose sizes follow from a graph's activations fit another graph with the
+    /// same experts.
+    pub fn adapt(&mut self, device: &GpuDevice, graph: &Graph) -> Result<()> {
+        let packed = (0..).map(|i| Place::Packed(Buf(i))).take(graph.buffers.len());
+        let wanted: Vec<Place> = packed.chain([Place::Aside]).collect();
+        let fits = |place: &Place| !matches!(place, Place::Packed(_)) || wanted.contains(place);
+        self.made.retain(|place, _| fits(place));
+        for place in wanted {
+            let bytes = elements(graph, &self.layout, place).unwrap_or(0) as u64 * 4;
+            let have = self.made.get(&place).map_or(0, wgpu::Buffer::size);
+            // Buffers are a little larger than what they are made for, at most by 16 bytes.
+            if have < bytes || have > bytes + 16 {
+                let buffer = device.buffer("packed activations", bytes, STORAGE)?;
+                self.made.insert(place, buffer);
+            }
+        }
+        self.bytes = self.made.values().map(wgpu::Buffer::size).sum();
+        Ok(())
+    }
+
     /// The buffer of a place that belongs to this path.
     pub fn get(&self, place: Place) -> Option<&wgpu::Buffer> {
         self.made.get(&place)

@@ -3,6 +3,7 @@
 //! Without an adapter, a test prints why it is skipped and passes, unless `DOPPLER_REQUIRE_GPU=1`.
 //! Data is random; `DOPPLER_TEST_SEED` repeats a run.
 
+mod adapters;
 mod add_gated;
 mod alone;
 mod batch;
@@ -20,7 +21,7 @@ mod odd;
 mod recurrent;
 mod sample;
 mod softcap;
-mod token;
+pub(crate) mod token;
 
 use std::sync::{Arc, OnceLock};
 

@@ -16,6 +16,7 @@ use doppler_infer::generate::StopReason;
 use doppler_infer::template::Conversation;
 
 use super::text_args;
+use crate::adapters;
 use crate::api::GenerateRequest;
 use crate::args::ChatArgs;
 use crate::engine;
@@ -39,6 +40,7 @@ pub fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         tokens: args.tokens.unwrap_or(usize::MAX),
         trust: args.trust.clone(),
         resume: true,
+        adapters: adapters::asked(&args.adapters.adapters)?,
         ..text_args::request(&args.model, &args.sampling)
     };
     engine::check_request(&request)?;

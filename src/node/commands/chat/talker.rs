@@ -12,7 +12,7 @@ use crate::config::data_dir;
 use crate::engine::{Asked, EngineError};
 use crate::source::{self, ModelArgument, Opened};
 use crate::store_access::StoreAccess;
-use crate::{generation, held, progress};
+use crate::{adapters, generation, held, progress};
 use doppler_infer::generate::StopReason;
 use doppler_infer::session::Session;
 use doppler_infer::template::{self, TemplateError};
@@ -67,12 +67,14 @@ impl Talker {
 
     fn here(args: &ChatArgs, opened: Opened) -> anyhow::Result<Self> {
         opened.tokenizer()?;
+        let adapters = adapters::open(&args.adapters.adapters, &args.model.data)?;
         // Before anything is loaded.
         let chat = opened.model.manifest.chat.as_ref();
         let chat = chat.ok_or(EngineError::Template(TemplateError::Missing))?;
         template::check(chat).map_err(EngineError::Template)?;
         let context = args.model.context;
         let mut session = opened.session(&args.model, args.model.slots(), context)?;
+        session.adapt(&adapters)?;
         // The caches grow with the conversation.
         let most = context.unwrap_or(opened.model.graph.context_max);
         session.parts().1.set_limit(most);

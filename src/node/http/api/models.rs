@@ -31,8 +31,16 @@ fn entry(name: &str, id: &str, owner: &str) -> Value {
 /// Every model under a text that means it: its name, or its id if others have the name, too.
 fn entries(service: &Service) -> Vec<Value> {
     let local = service.locals.list().into_iter();
-    let local = local.map(|(name, id)| (name, id.to_string(), "local".to_owned()));
-    let known = service.models().into_iter().filter(|model| model.manifest);
+    let adapters = service.adapters.names();
+    let local = local.flat_map(|(name, id)| {
+        // With each of the adapters that `serve` was given, too.
+        let with = adapters.iter().map(|adapter| format!("{name}+{adapter}"));
+        let names: Vec<String> = std::iter::once(name.clone()).chain(with).collect();
+        names.into_iter().map(move |name| (name, id.to_string(), "local".to_owned()))
+    });
+    // An adapter alone cannot be asked.
+    let known = service.models().into_iter();
+    let known = known.filter(|model| model.manifest && model.base.is_none());
     let known = known.map(|model| {
         let owner = model.publishers.into_iter().next().unwrap_or_default();
         (model.name, model.id, owner)
