@@ -12,6 +12,7 @@ use super::engine::{Engine, LoadOptions};
 use super::error::SessionError;
 use super::families;
 use super::load::{Quantization, SHARD_BYTES_DEFAULT};
+use super::measured;
 use super::model::Model;
 use super::perplexity::{PerplexityOptions, perplexity};
 use super::session::Session;
@@ -22,32 +23,46 @@ use super::testing::{
 use super::tokenizer::Tokenizer;
 use doppler_testing::shared;
 
-fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) {
+/// Returns the largest error with a cache in f32.
+fn agrees(dir: &Path, model: &Model, batch: usize, slots: SlotBudget) -> f64 {
+    let mut largest: f64 = 0.0;
     for file in ["expected.safetensors", "expected-long.safetensors"] {
         let Ok(expected) = std::fs::read(dir.join(file)) else { continue };
-        agrees_with(dir, &Expected::parse(&expected).unwrap(), model, batch, slots);
+        let expected = Expected::parse(&expected).unwrap();
+        largest = largest.max(agrees_with(dir, &expected, model, batch, slots));
     }
+    largest
 }
 
-fn agrees_with(dir: &Path, expected: &Expected, model: &Model, batch: usize, slots: SlotBudget) {
+fn agrees_with(
+    dir: &Path,
+    expected: &Expected,
+    model: &Model,
+    batch: usize,
+    slots: SlotBudget,
+) -> f64 {
     let name = dir.display();
     let half = usize::from(keeps_in_half_precision(dir));
+    let mut largest: f64 = 0.0;
     for kv in [KvFormat::F32, KvFormat::F16].into_iter().take(1 + half) {
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
         let mut session = Session::new(model, &CpuDevice, &options).unwrap();
         let report = check(&mut session, expected).unwrap();
         println!("{name}, batch {batch}, {slots:?}, {kv:?}: {report:?}");
         assert!(report.passes(crate::check::REL_MAX), "{name}, {batch}, {kv:?}: {report:?}");
+        if kv == KvFormat::F32 {
+            largest = largest.max(report.rel);
+        }
     }
+    largest
 }
 
 /// The checkpoint's weights unchanged, in batches of several sizes, and in shards so small that
 /// tensors and experts cross their boundaries.
 fn run(dir: &Path, source: &Path) {
     let plain = converted(source, Quantization::Keep, SHARD_BYTES_DEFAULT);
-    for batch in [64, 7, 1] {
-        agrees(dir, &plain, batch, SlotBudget::All);
-    }
+    let errors = [64, 7, 1].map(|batch| agrees(dir, &plain, batch, SlotBudget::All));
+    measured::note(dir, source, "CPU", errors.into_iter().fold(0.0, f64::max));
     let small = converted(source, Quantization::Keep, 8192);
     agrees(dir, &small, 64, SlotBudget::All);
     agrees(dir, &small, 5, SlotBudget::Experts(small.graph.experts_per_token()));
@@ -71,9 +86,18 @@ fn embedding_references_agree() {
     found.iter().for_each(|dir| embeds(dir, &CpuDevice));
 }
 
+/// The device's name in the record: the CPU, or a GPU without its driver and versions.
+pub(super) fn device_name(described: &str) -> String {
+    match described.starts_with("cpu ") {
+        true => "CPU".to_owned(),
+        false => described.split(" (").next().unwrap_or_default().to_owned(),
+    }
+}
+
 /// Compares every reference of an embedding model on a device.
 pub(super) fn embeds(dir: &Path, device: &dyn Device) {
     let model = converted(dir, Quantization::Keep, SHARD_BYTES_DEFAULT);
+    let (mut largest, mut on): (f64, _) = (0.0, String::new());
     for file in ["expected.safetensors", "expected-padded.safetensors"] {
         let Ok(bytes) = std::fs::read(dir.join(file)) else { continue };
         let expected = ExpectedStates::parse(&bytes).unwrap().expect("states");
@@ -83,7 +107,10 @@ pub(super) fn embeds(dir: &Path, device: &dyn Device) {
         println!("{}/{file} on {}: {report:?}", dir.display(), engine.describe());
         assert!(report.passes(crate::check::REL_MAX), "{}: {report:?}", dir.display());
         assert!(report.cosine >= 0.999_99, "{report:?}");
+        largest = largest.max(report.rel);
+        on = device_name(&engine.describe());
     }
+    measured::note(dir, dir, &on, largest);
 }
 
 /// Every type and every architecture that a GGUF file may have.

@@ -45,6 +45,8 @@ mod walk;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod measured;
+#[cfg(test)]
 mod paging_tests;
 #[cfg(test)]
 mod real_embeddings_tests;

@@ -80,6 +80,12 @@ pub fn known() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|family| family.architectures.iter().copied()).collect()
 }
 
+/// The names of the families.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|family| family.name)
+}
+
 /// Describes the model of a checkpoint's `config.json`: the op list of one step.
 ///
 /// # Errors

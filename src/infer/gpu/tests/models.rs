@@ -24,13 +24,19 @@ use doppler_testing::shared;
 use serde_json::json;
 
 fn golden(dir: &Path, source: &Path) {
+    let mut errors = Vec::new();
     for file in ["expected.safetensors", "expected-long.safetensors"] {
         let Ok(expected) = std::fs::read(dir.join(file)) else { continue };
-        golden_of(dir, source, &Expected::parse(&expected).unwrap());
+        errors.extend(golden_of(dir, source, &Expected::parse(&expected).unwrap()));
     }
+    let Some((on, _)) = errors.first().cloned() else { return };
+    let largest = errors.into_iter().map(|(_, error)| error).fold(0.0, f64::max);
+    crate::measured::note(dir, source, &on, largest);
 }
 
-fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
+/// The device, and the error with a cache in f32, if there is one.
+fn golden_of(dir: &Path, source: &Path, expected: &Expected) -> Option<(String, f64)> {
+    let mut found = None;
     let name = dir.display();
     let model = testing::converted(source, Quantization::Keep, SHARD_BYTES_DEFAULT);
     for (reduction, batch, kv) in [
@@ -38,7 +44,7 @@ fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
         (Reduction::Lane, 7, KvFormat::F32),
         (Reduction::Group, 64, KvFormat::F16),
     ] {
-        let Some(device) = device(reduction) else { return };
+        let device = device(reduction)?;
         let slots = SlotBudget::All;
         let kv = if testing::keeps_in_half_precision(dir) { kv } else { KvFormat::F32 };
         let options = LoadOptions { context: Some(96), batch, slots, kv, ..LoadOptions::default() };
@@ -47,14 +53,19 @@ fn golden_of(dir: &Path, source: &Path, expected: &Expected) {
             // Its experts' gates and ups are of different types, which no GPU kernel reads.
             Err(error) if dir.ends_with("qwen3moe") || dir.ends_with("gguf-qwen3moe") => {
                 assert!(error.to_string().contains("gate matrices are Q8_0"), "{error}");
-                return;
+                return None;
             }
             Err(error) => panic!("{name}: {error}"),
         };
         let report = check(&mut session, expected).unwrap();
         println!("{name}, {reduction:?}, batch {batch}, {kv:?}: {report:?}");
         assert!(report.passes(REL_MAX), "{name}, {reduction:?}: {report:?}");
+        if kv == KvFormat::F32 {
+            let on = crate::golden_tests::device_name(&session.describe());
+            found = Some((on, report.rel));
+        }
     }
+    found
 }
 
 #[test]

@@ -105,6 +105,15 @@ fn lowered(graph: &Graph) -> TokenSteps<Recipe, Place> {
     token(graph, KvFormat::F16, 1 << 30, DType::F32, false).unwrap()
 }
 
+/// Dispatches of a token as one submission. `None` if the graph runs op by op.
+pub(crate) fn dispatches(graph: &Graph) -> Option<usize> {
+    if graph.embeds() {
+        return None;
+    }
+    let token = token(graph, KvFormat::F16, 1 << 30, DType::F32, false);
+    token.map(|TokenSteps { steps, .. }| steps.len())
+}
+
 /// The kernels in order.
 fn kernels(steps: &[Recipe]) -> Vec<&str> {
     steps.iter().map(|recipe| recipe.kernel.as_str()).collect()

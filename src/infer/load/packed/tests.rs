@@ -126,6 +126,7 @@ fn packed_references_agree() {
         let model = converted(&dir, Quantization::Keep, 8192);
         let expected = fs::read(dir.join("expected.safetensors")).unwrap();
         let expected = Expected::parse(&expected).unwrap();
+        let mut largest: f64 = 0.0;
         for batch in [64, 1] {
             let (context, kv) = (Some(96), KvFormat::F32);
             let options = LoadOptions { context, batch, kv, ..LoadOptions::default() };
@@ -135,7 +136,9 @@ fn packed_references_agree() {
             println!("{}, batch {batch}: {report:?} {held:?}", dir.display());
             assert!(report.passes(crate::check::REL_MAX), "{}: {report:?}", dir.display());
             assert!(report.max_abs <= DIFFERENCE_MAX, "{}: {report:?}", dir.display());
+            largest = largest.max(report.rel);
         }
+        crate::measured::note(&dir, &dir, "CPU", largest);
     }
 }
 
