@@ -64,6 +64,9 @@ struct Relay {
     rng: Rng,
     peers: Vec<Peer>,
     mesh: Vec<usize>,
+    /// Those of the peers that are in nobody's mesh; and to whom this node is such a peer.
+    outsiders: BTreeSet<usize>,
+    shown: Vec<usize>,
     /// Until when a peer is not grafted.
     backoff: BTreeMap<usize, u64>,
     beat: u64,
@@ -75,8 +78,6 @@ struct Relay {
 /// Every node's part in passing gossip on.
 pub struct Gossip {
     relays: Vec<Relay>,
-    /// Nodes that are connected and in nobody's mesh.
-    outsiders: BTreeSet<usize>,
 }
 
 /// Bytes of a message with so many bytes of data, once sent.
@@ -95,12 +96,14 @@ impl Gossip {
             rng: Rng::fork(seed, "gossip", node as u64),
             peers: Vec::new(),
             mesh: Vec::new(),
+            outsiders: BTreeSet::new(),
+            shown: Vec::new(),
             backoff: BTreeMap::new(),
             beat: 0,
             offers_until: 0,
             sent: Traffic::default(),
         };
-        Self { relays: (0..nodes).map(relay).collect(), outsiders: BTreeSet::new() }
+        Self { relays: (0..nodes).map(relay).collect() }
     }
 
     pub fn sent(&self, node: usize) -> Traffic {
@@ -136,13 +139,22 @@ impl Gossip {
         self.look(listener);
     }
 
-    /// A node's mesh may have changed.
+    /// A node's mesh or peers may have changed.
     fn look(&mut self, node: usize) {
-        let relay = &self.relays[node];
-        if relay.mesh.is_empty() && !relay.peers.is_empty() {
-            self.outsiders.insert(node);
-        } else {
-            self.outsiders.remove(&node);
+        let relay = &mut self.relays[node];
+        let is_outside = relay.mesh.is_empty() && !relay.peers.is_empty();
+        if !is_outside && relay.shown.is_empty() {
+            return;
+        }
+        for peer in std::mem::take(&mut relay.shown) {
+            self.relays[peer].outsiders.remove(&node);
+        }
+        if is_outside {
+            let peers: Vec<usize> = self.relays[node].peers.iter().map(|peer| peer.node).collect();
+            for peer in &peers {
+                self.relays[*peer].outsiders.insert(node);
+            }
+            self.relays[node].shown = peers;
         }
     }
 
@@ -253,19 +265,17 @@ impl Gossip {
     /// Those of a node's peers that are in nobody's mesh, if they are offered the id of a message that it
     /// has now, and how long from now.
     pub fn offered(&mut self, node: usize) -> Vec<(usize, u64)> {
-        if self.outsiders.is_empty() {
+        if self.relays[node].outsiders.is_empty() {
             return Vec::new();
         }
         let (outside, lazy) = self.lazy(node);
-        let relays = &mut self.relays;
-        let near = |other: &usize| relays[*other].peers.iter().any(|peer| peer.node == node);
-        let near: Vec<usize> = self.outsiders.iter().copied().filter(near).collect();
+        let relay = &mut self.relays[node];
         let mut offered = Vec::new();
-        for other in near {
-            let rng = &mut relays[node].rng;
+        for other in &relay.outsiders {
+            let rng = &mut relay.rng;
             let first = rng.below(HEARTBEAT);
             let beat = (0..OFFERS).find(|_| rng.below(outside) < lazy);
-            offered.extend(beat.map(|beat| (other, first + beat * HEARTBEAT)));
+            offered.extend(beat.map(|beat| (*other, first + beat * HEARTBEAT)));
         }
         offered
     }

@@ -59,6 +59,14 @@ pub struct Killing {
     pub violation: Option<String>,
 }
 
+impl Killing {
+    /// How long healing may take: a quarter longer than the least at the survivors' joint bandwidth, beside
+    /// what noticing took and 5 s.
+    pub fn allowed_s(&self) -> f64 {
+        1.25 * self.least_s + self.detect_s + 5.0
+    }
+}
+
 /// How long reads took.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Reads {

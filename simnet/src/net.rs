@@ -30,8 +30,9 @@ const PING: u64 = 10 * SECOND;
 /// Waits between dials of a node that one was given.
 const REDIAL_FIRST: u64 = 250 * MS;
 const REDIAL_MAX: u64 = 15 * SECOND;
-/// How often a connected one is looked at.
+/// How often a connected one is looked at, and in a large swarm.
 const REDIAL_LOOK: u64 = 2 * SECOND;
+const REDIAL_LOOK_LARGE: u64 = 30 * SECOND;
 /// When a relayed connection to a node that is not behind a NAT has become a direct one.
 const UPGRADE: u64 = 2 * SECOND;
 /// The topic of the simulated swarm.
@@ -260,7 +261,7 @@ impl World {
             self.dial(node, to);
         }
         let (next, after) = if connected {
-            (REDIAL_LOOK, REDIAL_FIRST)
+            (if self.nodes.len() > FEW { REDIAL_LOOK_LARGE } else { REDIAL_LOOK }, REDIAL_FIRST)
         } else {
             (wait, (wait * 2).min(REDIAL_MAX))
         };
@@ -297,6 +298,10 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: usize, message: &Rc<Message>, wait: u64) {
+        // Most copies come too late to be taken.
+        if self.active.is_empty() && message.is_heard(to, self.boots[to]) {
+            return;
+        }
         let Some(mut delay) = self.delay(from, to) else { return };
         delay += wait;
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);

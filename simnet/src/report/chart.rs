@@ -226,11 +226,16 @@ impl Chart {
             for (x, value) in points {
                 self.spread(out, x, value, y);
                 let text = if is_below { y(value.least) + 14.0 } else { y(value.most) - 6.0 };
+                // What has no room below stands beside its point, not on the axis.
+                let is_low = text > HEIGHT - BOTTOM;
+                let (left, text) =
+                    if is_low { (x + 6.0, HEIGHT - BOTTOM - 3.0) } else { (x, text) };
+                let anchor = if is_low { "start" } else { "middle" };
                 let _ = writeln!(
                     out,
                     "<circle class=\"s{index}\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"3\">\
                      <title>{}: {}</title></circle>\
-                     <text class=\"value\" x=\"{x:.1}\" y=\"{text:.1}\" text-anchor=\"middle\">{}</text>",
+                     <text class=\"value\" x=\"{left:.1}\" y=\"{text:.1}\" text-anchor=\"{anchor}\">{}</text>",
                     y(value.at),
                     escaped(&series.name),
                     number(value.at),
@@ -317,5 +322,28 @@ mod tests {
         assert_eq!(svg.matches("<rect").count(), 4);
         assert!(svg.contains("&lt;c&gt;") && !svg.contains("<c>") && svg.contains("bound"));
         assert_eq!(Chart { form: Form::Lines, ..chart }.svg().matches("<circle").count(), 4);
+    }
+
+    #[test]
+    fn no_value_of_a_line_stands_on_the_axis() {
+        let series = |name: &str, at: f64| Series {
+            name: name.into(),
+            values: vec![Value::of([at].into_iter())],
+        };
+        let chart = Chart {
+            form: Form::Lines,
+            y: "seconds".into(),
+            x: "nodes".into(),
+            places: vec!["10".into()],
+            series: vec![series("half", 0.003), series("most", 0.9)],
+            limit: None,
+        };
+        let svg = chart.svg();
+        let low = svg.lines().find(|line| line.ends_with(">0.003</text>")).unwrap();
+        let at = |key: &str| -> f64 {
+            let text = low.rsplit_once("<text").unwrap().1;
+            text.split_once(key).unwrap().1.split('"').next().unwrap().parse().unwrap()
+        };
+        assert!(at(" y=\"") < HEIGHT - BOTTOM && at(" x=\"") > chart.x(0), "{low}");
     }
 }

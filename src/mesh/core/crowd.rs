@@ -21,9 +21,14 @@ const NEWCOMER_WORDS: u64 = 3;
 /// From this many members on, a promise depends on their number.
 const PACED: usize = 40;
 
+/// The shortest promise that depends on the number of members.
+fn paced() -> Duration {
+    Timing::default().beat(PACED)
+}
+
 pub(super) struct Crowd {
     window_ends: Instant,
-    /// What each author of this window promised, and whether it is no newcomer; and what those of the
+    /// What each author of this window promised, and whether it knows the pace; and what those of the
     /// last window promised together.
     promises: PeerMap<(Duration, bool)>,
     last: Option<Duration>,
@@ -49,7 +54,8 @@ impl Crowd {
             self.promises.clear();
             self.window_ends = now + CROWD_WINDOW;
         }
-        let promise = (next, words > NEWCOMER_WORDS);
+        // Whoever promises what only a larger swarm asks for has heard of it.
+        let promise = (next, words > NEWCOMER_WORDS || next >= paced());
         if let Some(known) = self.promises.get_mut(&peer) {
             *known = promise;
         } else if self.promises.len() < CROWD_SAMPLES_MAX {
@@ -58,21 +64,20 @@ impl Crowd {
     }
 
     /// The number of members that the promises stand for. A newcomer believes what the others say
-    /// about the pace until it has listened for a window; but not what other newcomers say, who
-    /// know no more than it does.
+    /// about the pace until it has listened for a window; but not what other newcomers say that have
+    /// not heard of it either.
     pub(super) fn size(&self) -> usize {
         let millis = match self.last {
             Some(last) => last.as_millis() / CROWD_WINDOW.as_millis(),
             None => {
-                let promises = self.promises.values().filter(|(_, is_settled)| *is_settled);
+                let promises = self.promises.values().filter(|(_, is_told)| *is_told);
                 let mut promises: Vec<Duration> = promises.map(|(next, _)| *next).collect();
                 let half = promises.len() / 2;
                 let median = match promises.is_empty() {
                     true => Duration::ZERO,
                     false => *promises.select_nth_unstable(half).1,
                 };
-                let is_paced = median >= Timing::default().beat(PACED);
-                if is_paced { median.as_millis() / BEAT_SHARE.as_millis() } else { 0 }
+                if median >= paced() { median.as_millis() / BEAT_SHARE.as_millis() } else { 0 }
             }
         };
         usize::try_from(millis).unwrap_or(usize::MAX)
@@ -135,6 +140,19 @@ mod tests {
         }
         crowd.hear(later + CROWD_WINDOW, peer(2), beat, 9);
         assert!(crowd.size() <= 120, "{}", crowd.size());
+    }
+
+    #[test]
+    fn a_newcomer_that_was_told_the_pace_passes_it_on() {
+        let now = Instant::now();
+        let beat = Timing::default().beat(3000);
+        let mut crowd = Crowd::new(now);
+        // In a crowd nobody speaks often: most have said one word.
+        for number in 0..3 {
+            crowd.hear(now, peer(number), beat, 1);
+            crowd.hear(now, peer(100 + number), Duration::from_millis(3343), 1);
+        }
+        assert_eq!(crowd.size(), 3000);
     }
 
     #[test]

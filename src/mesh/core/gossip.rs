@@ -35,7 +35,9 @@ pub(super) enum Due {
     /// Holdings, and models that nobody announced recently: in rounds of anti-entropy, and when
     /// holdings have changed.
     Holdings,
-    /// Everything at once: a new peer listens, or a model was published.
+    /// Everything at once: a peer listens that did not.
+    Meeting,
+    /// Everything at once: a model was published or registered.
     Everything,
 }
 
@@ -48,6 +50,9 @@ pub(super) struct Schedule {
     quiet_until: Instant,
     /// When something was last announced.
     said_at: Option<Instant>,
+    /// Since this node was last alone, somebody has listened to holdings; and to some at a crowd's pace.
+    was_heard: bool,
+    is_told: bool,
     /// The pause after which this node says at least that it is there, and when that is.
     beat: Duration,
     beat_at: Instant,
@@ -67,6 +72,8 @@ impl Schedule {
             changed: None,
             quiet_until: now,
             said_at: None,
+            was_heard: false,
+            is_told: false,
             beat,
             beat_at: now + beat,
             every: timing.announce_every,
@@ -83,6 +90,14 @@ impl Schedule {
         self.beat_at = self.beat_at.min(now + self.beat);
         self.round = self.round.min(now + self.every);
         self.rest = if members > CROWD { self.every / CROWD_CHANGES } else { Duration::ZERO };
+        // Gossip takes what a crowd was told to all of it, those that were met since then, too. What was told
+        // before the pace was known is told once more, when the next word was promised.
+        if members > CROWD && self.was_heard {
+            self.changed = self.changed.filter(|(_, due)| *due != Due::Meeting);
+            if !self.is_told {
+                self.round = self.round.min(self.beat_at);
+            }
+        }
     }
 
     /// Whether a message may be sent that cannot wait for changes to settle.
@@ -108,11 +123,15 @@ impl Schedule {
     }
 
     /// Call when somebody listens who did not, beside so many others. Everything is due, but to many not at
-    /// once.
+    /// once; and of what was due before anybody listened, nothing sooner: the first that speaks to a newcomer
+    /// tells it the pace.
     pub(super) fn meet(&mut self, now: Instant, listeners: usize) {
+        if listeners == 0 {
+            (self.was_heard, self.is_told, self.changed) = (false, false, None);
+        }
         let said_at = self.said_at.filter(|_| listeners >= LISTENERS_FEW);
         let rested = said_at.map_or(now, |said_at| now.max(said_at + LISTENER_REST));
-        self.change(rested, Due::Everything);
+        self.change(rested, Due::Meeting);
     }
 
     /// Call when this many messages were sent. A proportional pause keeps this node's rate well
@@ -123,9 +142,11 @@ impl Schedule {
         self.said_at = Some(now);
     }
 
-    /// Call when holdings were announced: in a crowd, the next change waits.
-    pub(super) fn said_holdings(&mut self, now: Instant) {
+    /// Call when holdings were announced to so many listeners: in a crowd, the next change waits.
+    pub(super) fn said_holdings(&mut self, now: Instant, listeners: usize) {
         self.rest_until = now + self.rest;
+        self.was_heard |= listeners > 0;
+        self.is_told |= listeners > 0 && !self.rest.is_zero();
     }
 
     /// When `due` should be asked next.
@@ -318,7 +339,7 @@ mod tests {
             let meetings = (0..20).map(|tenth| start + Duration::from_millis(100 * tenth as u64));
             let mut said = 0;
             for (number, now) in meetings.enumerate() {
-                if schedule.next() <= now && schedule.due(now) == Some(Due::Everything) {
+                if schedule.next() <= now && schedule.due(now) == Some(Due::Meeting) {
                     schedule.said(now, 1);
                     said += 1;
                 }
@@ -333,6 +354,41 @@ mod tests {
         assert_eq!(schedule.next(), start + LISTENER_REST + timing.settle);
         schedule.meet(start + timing.settle, LISTENERS_FEW - 1);
         assert_eq!(schedule.next(), start + 2 * timing.settle, "what may come sooner does");
+    }
+
+    #[test]
+    fn a_newcomer_tells_a_crowd_once_what_it_holds() {
+        let start = Instant::now();
+        let timing = Timing::default();
+        let at = |ms| start + Duration::from_millis(ms);
+        // It starts, meets four one after another, and hears from them how many there are; or it is too late
+        // for its first words when it hears that, and says so again.
+        let said = |paced_at: u64, members: usize| -> Vec<u64> {
+            let mut schedule = Schedule::new(timing, start);
+            schedule.change(start, Due::Everything);
+            let mut said = Vec::new();
+            for ms in 0..5000u64 {
+                if [100, 150, 400, 900].contains(&ms) {
+                    let listeners = [100, 150, 400, 900].iter().filter(|at| **at < ms).count();
+                    schedule.meet(at(ms), listeners);
+                }
+                if schedule.next() > at(ms) {
+                    continue;
+                }
+                schedule.set_pace(at(ms), if ms < paced_at { 5 } else { members });
+                if schedule.due(at(ms)).is_some_and(|due| due > Due::Heartbeat) {
+                    schedule.said(at(ms), 1);
+                    schedule.said_holdings(at(ms), usize::from(ms >= 100));
+                    said.push(ms);
+                }
+            }
+            said
+        };
+        assert_eq!(said(0, 1000), [300], "not before somebody listens");
+        // The first whole millisecond after.
+        let promised = 300 + timing.beat(5).as_millis() as u64 + 1;
+        assert_eq!(said(500, 1000), [300, promised]);
+        assert_eq!(said(0, 10), [300, 600, 1100], "in a small swarm each is told");
     }
 
     #[test]
@@ -351,7 +407,7 @@ mod tests {
                     said += 1;
                     schedule.said(now, 1);
                     if due > Due::Heartbeat {
-                        schedule.said_holdings(now);
+                        schedule.said_holdings(now, 9);
                     }
                 }
             }

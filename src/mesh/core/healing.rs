@@ -382,7 +382,9 @@ impl Healing {
         let patience = HEAL_PATIENCE + Duration::from_millis(kept.size * 1000 / HEAL_PACE_MIN);
         let late = usize::try_from(waited.as_millis() / patience.as_millis().max(1));
         let late = if kept.lacks() { late.unwrap_or(usize::MAX) } else { 0 };
-        let wanted = kept.wanted().saturating_sub(kept.copies()).saturating_add(late);
+        // What is hot gets its further copies once nothing is lacking and it has stayed hot.
+        let wanted = if kept.lacks() { kept.replicas.min } else { kept.wanted() };
+        let wanted = wanted.saturating_sub(kept.copies()).saturating_add(late);
         let weight = weight(own, shard);
         let better = volunteers.iter().filter(|(peer, room)| {
             *room >= kept.size

@@ -358,6 +358,28 @@ fn hot_objects_get_more_copies_up_to_the_maximum_and_keep_them_without_flapping(
 }
 
 #[test]
+fn what_is_hot_and_lacking_is_healed_with_no_copy_more_than_it_must_have() {
+    let mut swarm = Swarm::new(7, 4, 5);
+    let mut healers: Vec<Healing> = (0..7).map(|node| healer(node, 1000 * SIZE)).collect();
+    swarm.holders = (0..20).map(|index| (shard(index), vec![index as usize % 7])).collect();
+    swarm.heat = swarm.holders.keys().map(|shard| (*shard, 3)).collect();
+    // Nobody hears of a copy before all have decided.
+    let begun = swarm.run(&mut healers, 6);
+    swarm.done(&mut healers, &begun);
+    assert!(swarm.holders.values().all(|holders| holders.len() <= 4), "{:?}", swarm.holders);
+    for _ in 0..12 {
+        let begun = swarm.run(&mut healers, 1);
+        swarm.done(&mut healers, &begun);
+    }
+    assert!(swarm.holders.values().all(|holders| holders.len() == 4), "{:?}", swarm.holders);
+    for _ in 0..30 {
+        let begun = swarm.run(&mut healers, 1);
+        swarm.done(&mut healers, &begun);
+    }
+    assert!(swarm.holders.values().all(|holders| holders.len() == 5), "it has stayed hot");
+}
+
+#[test]
 fn a_lack_drives_out_copies_that_only_heat_had_made_and_nothing_else() {
     let mut swarm = Swarm::new(3, 2, 3);
     swarm.room = 0;

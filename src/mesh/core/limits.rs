@@ -206,7 +206,7 @@ pub(crate) const CROWD: usize = MEMBERS_MAX - 1;
 /// In a crowd, a node whose holdings change says so at most this many times a round.
 pub(crate) const CROWD_CHANGES: u32 = 8;
 /// The longest time between two looks of a crowd's member at leases, dials and promises.
-pub(crate) const UPKEEP_MAX: Duration = Duration::from_secs(10);
+pub(crate) const UPKEEP_MAX: Duration = Duration::from_secs(30);
 /// The window over which a crowd's size is estimated, and the authors counted in it.
 pub(crate) const CROWD_WINDOW: Duration = Duration::from_secs(30);
 pub(crate) const CROWD_SAMPLES_MAX: usize = 1024;

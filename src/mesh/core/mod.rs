@@ -674,10 +674,13 @@ impl Core {
             let place = addresses.first().map(|address| address.without_peer().to_string());
             place.unwrap_or_default()
         };
-        if let Some(twin) = self.twins.hear(now, author, said, &place) {
+        let heard = self.membership.hear(now, author, holdings);
+        // Of those that are not remembered, runs are not told apart.
+        if heard != Heard::Full
+            && let Some(twin) = self.twins.hear(now, author, said, &place)
+        {
             self.on_twin(now, twin, out);
         }
-        let heard = self.membership.hear(now, author, holdings);
         if matches!(heard, Heard::Changed | Heard::Renewed) {
             self.absence.spoke(author);
         }
@@ -716,7 +719,7 @@ impl Core {
             let (said, more) = self.say(now, due, out);
             self.schedule.said(now, said);
             if due > Due::Heartbeat {
-                self.schedule.said_holdings(now);
+                self.schedule.said_holdings(now, self.listeners);
             }
             if more {
                 self.schedule.change(now, Due::Holdings);
@@ -757,7 +760,7 @@ impl Core {
             out.push(Action::Publish(Envelope::Heartbeat { stamp, next }.encode()));
             return (1, false);
         }
-        if due == Due::Everything && self.size() <= limits::CROWD {
+        if due >= Due::Meeting && self.size() <= limits::CROWD {
             self.announcements.owe_all();
         }
         let models = u32::try_from(self.announcements.len()).unwrap_or(u32::MAX);
