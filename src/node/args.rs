@@ -66,6 +66,8 @@ pub enum Command {
     Gc(GcArgs),
     /// Check every stored byte against its hash
     Fsck(FsckArgs),
+    /// Fetch a model from the Hugging Face Hub, convert it while it arrives, and keep it
+    Pull(PullArgs),
     /// Convert a checkpoint (safetensors, GGUF) to RDRR or GGUF
     Convert(ConvertArgs),
     /// Show what an RDRR model, a manifest or a GGUF file contains
@@ -290,8 +292,8 @@ pub struct ApiArgs {
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A GGUF file, an RDRR or Hugging Face directory, or the name of a model in the store at
-    /// --data; without it every model of the store is served
+    /// A GGUF file, an RDRR or Hugging Face directory, the name of a model in the store at --data, or
+    /// hf:ORG/MODEL as `pull` takes it; without it every model of the store is served
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
@@ -367,6 +369,23 @@ pub struct PublishArgs {
     /// name that the adapter states]
     #[arg(long, value_name = "MODEL")]
     pub base: Option<String>,
+    /// How many nodes should hold each of its objects: at least MIN (1 or more), at most MAX (up to
+    /// 64). If fewer do, others copy it
+    #[arg(long, value_name = "MIN:MAX", default_value_t)]
+    pub replicas: Replicas,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Its safetensors, or the only GGUF model of the repository; :FILE.gguf or :QUANT, like
+    /// :Q4_K_M, chooses one of several; @REVISION takes a branch, tag or commit instead of main
+    #[arg(value_name = "hf:ORG/MODEL")]
+    pub model: String,
+    /// How to store the weights [default: q4_k_m, or as they are if they are quantised already]
+    #[arg(long, value_name = "FORMAT", value_parser = quantizations())]
+    pub quantize: Option<Quantization>,
     /// How many nodes should hold each of its objects: at least MIN (1 or more), at most MAX (up to
     /// 64). If fewer do, others copy it
     #[arg(long, value_name = "MIN:MAX", default_value_t)]
@@ -560,8 +579,9 @@ pub enum KvChoice {
 /// Which model, and what to run it on.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// An RDRR directory, a Hugging Face directory or a GGUF file (converted in memory), or the name
-    /// or id of a model that the node at --data knows. Write ./NAME for what is here if both exist
+    /// An RDRR directory, a Hugging Face directory or a GGUF file (converted in memory), the name or id
+    /// of a model that the node at --data knows, or hf:ORG/MODEL as `pull` takes it. Write ./NAME for
+    /// what is here if both exist
     pub model: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,

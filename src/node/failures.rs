@@ -1,7 +1,7 @@
 //! How each failure is reported: one HTTP status and one exit code for each label.
 //!
 //! The labels come from the errors of the components (`EngineError`, `SessionError`,
-//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`, `Unresolved`) and of `http::api`. docs/errors.md contains the same table;
+//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`, `Unresolved`, `HubError`) and of `http::api`. docs/errors.md contains the same table;
 //! a test compares them.
 
 use std::io;
@@ -13,6 +13,7 @@ use doppler_store::{ReadError, StoreError};
 
 use super::client::Answered;
 use super::engine::EngineError;
+use super::hub::HubError;
 use super::resolve::Unresolved;
 use super::trust::Untrusted;
 
@@ -57,6 +58,8 @@ pub const FAILURES: &[Failure] = &[
     failure("nothing_to_score", 400, 2),
     failure("not_text", 400, 2),
     failure("whole", 400, 2),
+    failure("hub_name", 400, 2),
+    failure("hub_choice", 400, 2),
     // It is not here, or did not arrive.
     failure("unknown_model", 404, 3),
     failure("no_route", 404, 3),
@@ -64,6 +67,10 @@ pub const FAILURES: &[Failure] = &[
     failure("not_found", 404, 3),
     failure("not_held", 404, 3),
     failure("deadline", 504, 3),
+    failure("hub_missing", 404, 3),
+    failure("hub_offline", 504, 3),
+    failure("hub_answer", 502, 3),
+    failure("hub_access", 403, 4),
     failure("untrusted", 403, 4),
     failure("unauthorized", 401, 4),
     failure("forbidden", 403, 4),
@@ -86,6 +93,7 @@ pub const FAILURES: &[Failure] = &[
     failure("adapter", 422, 7),
     failure("not_finite", 422, 7),
     failure("corrupt", 502, 7),
+    failure("hub_mismatch", 502, 7),
     failure("mismatch", 422, 7),
     failure("out_of_range", 422, 7),
     // This machine cannot do it.
@@ -119,6 +127,7 @@ pub fn of(error: &anyhow::Error) -> Failure {
             .or_else(|| cause.downcast_ref::<ReadError>().map(ReadError::label))
             .or_else(|| cause.downcast_ref::<StoreError>().map(StoreError::label))
             .or_else(|| cause.downcast_ref::<Unresolved>().map(Unresolved::label))
+            .or_else(|| cause.downcast_ref::<HubError>().map(HubError::label))
             .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
             .or_else(|| {
                 cause.downcast_ref::<io::Error>().filter(|e| is_full(e)).map(|_| "disk_full")

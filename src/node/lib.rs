@@ -32,6 +32,7 @@ mod generation;
 mod healing;
 mod held;
 mod http;
+mod hub;
 mod identity;
 mod joining;
 mod kept;
@@ -98,7 +99,9 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Join(args) => commands::join(&args),
-        Command::Serve(args) => commands::serve(&args),
+        Command::Serve(mut args) => {
+            commands::serve_from_hub(&mut args).and_then(|()| commands::serve(&args))
+        }
         Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
@@ -114,11 +117,22 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => commands::fsck(&args),
         Command::Convert(args) => commands::convert(&args),
         Command::Inspect(args) => commands::inspect(&args),
-        Command::Run(args) => commands::run(&args),
-        Command::Chat(args) => commands::chat(&args),
-        Command::Embed(args) => commands::embed(&args),
-        Command::Check(args) => commands::check(&args),
-        Command::Perplexity(args) => commands::perplexity(&args),
+        Command::Pull(args) => commands::pull(&args),
+        Command::Run(mut args) => {
+            commands::from_hub(&mut args.model).and_then(|()| commands::run(&args))
+        }
+        Command::Chat(mut args) => {
+            commands::from_hub(&mut args.model).and_then(|()| commands::chat(&args))
+        }
+        Command::Embed(mut args) => {
+            commands::from_hub(&mut args.model).and_then(|()| commands::embed(&args))
+        }
+        Command::Check(mut args) => {
+            commands::from_hub(&mut args.model).and_then(|()| commands::check(&args))
+        }
+        Command::Perplexity(mut args) => {
+            commands::from_hub(&mut args.model).and_then(|()| commands::perplexity(&args))
+        }
         Command::Synth(args) => commands::synth(&args),
         Command::Bench(command) => commands::bench(&command),
         Command::Trace(command) => commands::trace(&command),

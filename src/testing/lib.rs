@@ -1,5 +1,7 @@
 //! Where tests find their data.
 
+pub mod hub;
+
 use std::path::PathBuf;
 
 /// The repository: the nearest directory above the tested package that has a `Cargo.lock`.

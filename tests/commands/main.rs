@@ -17,6 +17,7 @@ mod demo;
 mod embed_cli;
 mod goldens;
 mod heal;
+mod hub_cli;
 mod meeting;
 mod output;
 mod pins_cli;

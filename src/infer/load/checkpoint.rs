@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::files::{Files, OnDisk};
 use super::gguf::Gguf;
 use super::packed;
 use super::rdrr::Rdrr;
@@ -103,6 +104,12 @@ pub trait Checkpoint {
     /// tensor must have these rows.
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()>;
 
+    /// Each of these tensors will be read, in this order, and then released.
+    fn expect(&self, _names: &[&str]) {}
+
+    /// A tensor is not needed any more: what was made of it is durable.
+    fn release(&self, _name: &str) {}
+
     /// The manifest, if this model was made by `convert`. Its tensors are the graph's weights:
     /// their source recipes have been carried out.
     fn manifest(&self) -> Option<&Manifest> {
@@ -146,6 +153,14 @@ pub fn restored(checkpoint: &dyn Checkpoint) -> Vec<Restored> {
 /// # Errors
 /// If there is none of the known containers, or it is damaged.
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+    open_with(path, Arc::new(OnDisk))
+}
+
+/// As [`open`], with weight files that are read through `files`.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, files: Arc<dyn Files>) -> Result<Box<dyn Checkpoint>> {
     let fail = |problem: &str| {
         Err(LoadError::File { file: path.display().to_string(), problem: problem.to_owned() })
     };
@@ -154,7 +169,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
     }
     if path.is_file() {
         return match path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
-            true => Ok(Box::new(Gguf::open(path)?)),
+            true => Ok(Box::new(Gguf::open(path, files)?)),
             false => fail("not a model: of single files only *.gguf are read"),
         };
     }
@@ -162,7 +177,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
         return Ok(Box::new(Rdrr::open(path)?));
     }
     if path.join("config.json").is_file() {
-        return packed::open(path);
+        return packed::open(path, files);
     }
     if path.join("adapter_config.json").is_file() {
         return fail("an adapter of PEFT, not a model: give it with --adapter");

@@ -6,7 +6,7 @@
 //! cannot be used. A chat template comes along as it is. A weight that is not finite stops it when it is read. The same input gives the
 //! same bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -352,7 +352,8 @@ fn next_shard(before: &[Shard], size: u64, hash: ShardHash) -> Shard {
     Shard { index, filename: format!("shard_{index:05}.bin"), size, hash, offset }
 }
 
-/// Carries out the plan: reads, quantizes, and fills shard after shard.
+/// Carries out the plan: reads, quantizes, and fills shard after shard. What an interrupted run has
+/// finished is not made again.
 fn store(
     sources: &Sources<'_>,
     plan: &Plan,
@@ -363,21 +364,87 @@ fn store(
     for (name, tensor) in &plan.tensors {
         tensors.push((name, tensor, sources.of(name)?));
     }
+    sink.begin(plan.shards.iter().sum())?;
     let size = |source: &Resolved| source.rows * source.row_bytes() as u64;
     let total = tensors.iter().map(|(_, _, source)| size(source)).sum();
+    let mut uses = Uses::new(sources.checkpoint, tensors.iter().map(|(_, _, source)| *source));
     let mut done = 0;
     let mut writer = Writer::new(&plan.shards, sink);
     for (name, tensor, source) in tensors {
         progress(Progress { tensor: name, done, total });
-        let mut place = SpansLeft { spans: &tensor.spans, filled: 0 };
-        store_tensor(sources.checkpoint, name, tensor, source, &mut |bytes| {
-            writer.append(&mut place, bytes)
-        })?;
+        let last = tensor.spans.last().map_or(0, |span| span.shard as usize);
+        if last >= writer.shards.len() {
+            let mut place = SpansLeft { spans: &tensor.spans, filled: 0 };
+            store_tensor(sources.checkpoint, name, tensor, source, &mut |bytes| {
+                writer.append(&mut place, bytes)
+            })?;
+        }
+        uses.done(source, last);
+        uses.release(writer.shards.len());
         done += size(source);
     }
-    writer.close()?;
+    writer.finish()?;
+    uses.release(writer.shards.len());
     progress(Progress { tensor: "", done, total });
     Ok(writer.shards)
+}
+
+/// The stored tensors that weights are still to be made of. A tensor is released when the last shard
+/// that has anything of it has been given to the sink.
+struct Uses<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    /// Weights that are still to be made of it, and the last shard with anything of it.
+    left: HashMap<&'a str, (usize, usize)>,
+    /// Tensors of which everything is made, by that shard.
+    made: BTreeMap<usize, Vec<&'a str>>,
+}
+
+impl<'a> Uses<'a> {
+    /// `sources` are in the order of their weights.
+    fn new(checkpoint: &'a dyn Checkpoint, sources: impl Iterator<Item = &'a Resolved>) -> Self {
+        let mut left: HashMap<&str, (usize, usize)> = HashMap::new();
+        let mut order = Vec::new();
+        for source in sources {
+            for name in names(source) {
+                let entry = left.entry(name).or_insert_with(|| {
+                    order.push(name);
+                    (0, 0)
+                });
+                entry.0 += 1;
+            }
+        }
+        checkpoint.expect(&order);
+        Self { checkpoint, left, made: BTreeMap::new() }
+    }
+
+    /// A weight is made, and its last bytes are in this shard.
+    fn done(&mut self, source: &'a Resolved, shard: usize) {
+        for name in names(source) {
+            let Some((left, last)) = self.left.get_mut(name) else { continue };
+            *left -= 1;
+            *last = shard.max(*last);
+            if *left == 0 {
+                self.made.entry(*last).or_default().push(name);
+            }
+        }
+    }
+
+    /// So many shards have been given to the sink.
+    fn release(&mut self, shards: usize) {
+        let later = self.made.split_off(&shards);
+        for name in std::mem::replace(&mut self.made, later).into_values().flatten() {
+            self.checkpoint.release(name);
+        }
+    }
+}
+
+/// The stored tensors that a weight is made of, each once.
+fn names(source: &Resolved) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    source.names(&mut |name| {
+        names.insert(name);
+    });
+    names
 }
 
 /// Passes a tensor's stored bytes to `out`, some rows at a time.
@@ -468,8 +535,17 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
+    /// Goes on behind what the sink has already.
     pub fn new(sizes: &'a [u64], sink: &'a mut dyn ShardSink) -> Self {
-        Self { sizes, shards: Vec::new(), buffer: Vec::new(), sink }
+        let mut shards = Vec::new();
+        for ((id, size), planned) in sink.finished().into_iter().zip(sizes) {
+            if size != *planned {
+                break;
+            }
+            let hash = ShardHash { algorithm: HashAlgorithm::Blake3, bytes: *id.as_bytes() };
+            shards.push(next_shard(&shards, size, hash));
+        }
+        Self { sizes, shards, buffer: Vec::new(), sink }
     }
 
     pub fn append(&mut self, place: &mut SpansLeft<'_>, mut bytes: &[u8]) -> Result<()> {
@@ -477,11 +553,14 @@ impl<'a> Writer<'a> {
             if self.shards.len() < span.shard as usize {
                 self.close()?;
             }
-            // Pads with zeros between the last tensor and this one.
-            self.buffer.resize((span.offset + place.filled) as usize, 0);
             let left = usize::try_from(span.size - place.filled).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(left.min(bytes.len()));
-            self.buffer.extend_from_slice(now);
+            // Otherwise an interrupted run has finished this shard.
+            if self.shards.len() == span.shard as usize {
+                // Pads with zeros between the last tensor and this one.
+                self.buffer.resize((span.offset + place.filled) as usize, 0);
+                self.buffer.extend_from_slice(now);
+            }
             place.filled += now.len() as u64;
             if place.filled == span.size {
                 *place = SpansLeft { spans: rest, filled: 0 };
@@ -489,6 +568,11 @@ impl<'a> Writer<'a> {
             bytes = later;
         }
         Ok(())
+    }
+
+    /// Passes on the last shard.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.shards.len() < self.sizes.len() { self.close() } else { Ok(()) }
     }
 
     /// Passes on the shard being filled.

@@ -9,15 +9,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{Checkpoint, Form, Stored};
+use super::files::{Files, FromStart, OnDisk, ReadAt, Stretch};
 use super::{LoadError, Result, chat, io_error, missing, nested, sentence, sentencepiece, stacks};
 use crate::families::SENTENCE_KEY;
 use crate::graph::Weight;
@@ -46,7 +46,7 @@ struct Tensor {
 
 struct WeightFile {
     path: PathBuf,
-    file: Mutex<File>,
+    file: Box<dyn ReadAt>,
 }
 
 /// An opened directory whose headers were checked.
@@ -56,6 +56,7 @@ pub struct HuggingFace {
     config: Value,
     /// `generation_config.json`, `Null` if absent.
     generation_config: Value,
+    opener: Arc<dyn Files>,
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -68,7 +69,7 @@ struct Entry {
 }
 
 impl HuggingFace {
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path, opener: Arc<dyn Files>) -> Result<Self> {
         let generation = dir.join("generation_config.json");
         let mut checkpoint = Self {
             dir: dir.to_owned(),
@@ -77,6 +78,7 @@ impl HuggingFace {
                 true => read_json(&generation, CONFIG_BYTES_MAX)?,
                 false => Value::Null,
             },
+            opener,
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
@@ -157,11 +159,10 @@ impl HuggingFace {
     /// Opens a weight file and reads its header.
     fn add_file(&mut self, path: PathBuf) -> Result<BTreeMap<String, Tensor>> {
         let io = io_error(&path);
-        let mut file = regular::open(&path).map_err(&io)?;
-        let size = file.metadata().map_err(&io)?.len();
-        let entries = read_header(&mut file, size, self.files.len())
+        let file = self.opener.open(&path).map_err(io)?;
+        let entries = read_header(FromStart::new(&*file), file.size(), self.files.len())
             .map_err(|problem| LoadError::File { file: path.display().to_string(), problem })?;
-        self.files.push(WeightFile { path, file: Mutex::new(file) });
+        self.files.push(WeightFile { path, file });
         Ok(entries)
     }
 }
@@ -172,10 +173,15 @@ impl HuggingFace {
         let Some(tensor) = self.tensors.get(name) else { return Err(missing(self, name)) };
         debug_assert!(offset + out.len() as u64 <= tensor.bytes, "{name} ends before");
         let weights = &self.files[tensor.file];
-        let io = io_error(&weights.path);
-        let mut file = weights.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(tensor.start + offset)).map_err(&io)?;
-        file.read_exact(out).map_err(io)
+        let read = weights.file.read_at(tensor.start + offset, out);
+        read.map_err(io_error(&weights.path))
+    }
+
+    /// Where a tensor's bytes are.
+    fn stretch(&self, name: &str) -> Option<Stretch<'_>> {
+        let tensor = self.tensors.get(name)?;
+        let path = &self.files[tensor.file].path;
+        Some(Stretch { path, start: tensor.start, bytes: tensor.bytes })
     }
 
     /// Bytes that a tensor takes in its file. `None` if there is no such tensor.
@@ -229,6 +235,17 @@ impl Checkpoint for HuggingFace {
         stacks::source(self, weight)
     }
 
+    fn expect(&self, names: &[&str]) {
+        let order: Vec<_> = names.iter().filter_map(|name| self.stretch(name)).collect();
+        self.opener.expect(&order);
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(stretch) = self.stretch(name) {
+            self.opener.release(stretch);
+        }
+    }
+
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {
         let Some(tensor) = self.tensors.get(name) else { return Err(missing(self, name)) };
         let (_, cols) = tensor.stored.rows_cols();
@@ -239,7 +256,7 @@ impl Checkpoint for HuggingFace {
 
 /// Reads and checks a header against the file's size.
 fn read_header(
-    file: &mut File,
+    mut file: impl Read,
     size: u64,
     index: usize,
 ) -> std::result::Result<BTreeMap<String, Tensor>, String> {
@@ -247,7 +264,8 @@ fn read_header(
     file.read_exact(&mut length).map_err(|_| format!("truncated: only {size} bytes"))?;
     if length == LFS_POINTER[..8] {
         let mut pointer = length.to_vec();
-        file.take(LFS_POINTER_BYTES_MAX).read_to_end(&mut pointer).map_err(|e| e.to_string())?;
+        let mut rest = file.by_ref().take(LFS_POINTER_BYTES_MAX);
+        rest.read_to_end(&mut pointer).map_err(|e| e.to_string())?;
         if let Some(problem) = lfs_pointer(&pointer) {
             return Err(problem);
         }
@@ -355,6 +373,7 @@ pub(crate) fn open_safetensors(path: &Path) -> Result<impl Checkpoint + use<>> {
         dir: path.to_owned(),
         config: Value::Null,
         generation_config: Value::Null,
+        opener: Arc::new(OnDisk),
         files: Vec::new(),
         tensors: BTreeMap::new(),
     };

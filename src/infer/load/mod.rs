@@ -1,6 +1,6 @@
 //! From files to weights: checkpoints in, RDRR out, and back in.
 //!
-//! Owns the containers (`checkpoint`: `hf`, `packed`, `rdrr`, `gguf`), making weights from stored tensors (`recipe`),
+//! Owns the containers (`checkpoint`: `hf`, `packed`, `rdrr`, `gguf`), how their files are read (`files`), making weights from stored tensors (`recipe`),
 //! choosing types (`mixture`), placing tensors (`layout`), writing shards (`convert`, `sink`,
 //! `dir_sink`), models of random weights (`arch`, `synth`, `routing`) and summarising manifests
 //! (`inspect`). Refuses by name whatever it does not understand, before a byte is written.
@@ -12,6 +12,7 @@ mod checkpoint;
 mod convert;
 mod describe;
 mod dir_sink;
+pub mod files;
 mod further;
 mod gguf;
 mod hf;
@@ -26,6 +27,8 @@ mod rdrr;
 mod recipe;
 #[cfg(test)]
 mod recipe_tests;
+#[cfg(test)]
+mod resume_tests;
 mod routing;
 mod sentence;
 mod sentencepiece;
@@ -42,7 +45,7 @@ use super::quant::QuantizeError;
 use doppler_store::ManifestError;
 
 pub use arch::Arch;
-pub use checkpoint::{Checkpoint, Form, Restored, Stored, open, restored};
+pub use checkpoint::{Checkpoint, Form, Restored, Stored, open, open_with, restored};
 pub use convert::{Progress, SHARD_BYTES_DEFAULT, convert};
 pub use dir_sink::DirSink;
 pub use gguf::inspect::{GgufSummary, inspect_gguf};

@@ -11,8 +11,22 @@ use futures::future::BoxFuture;
 use super::Result;
 use doppler_store::{Found, RangeReader, ReadError, ReadRequest, ShardId, Tier};
 
-/// Receives shards in order, then the files beside them, then the manifest.
+/// Receives shards in order (those after [`ShardSink::finished`]), then the files beside them, then the manifest.
 pub trait ShardSink {
+    /// The first call: receives the bytes of all shards together, before anything is read for them.
+    ///
+    /// # Errors
+    /// If there is no room for them.
+    fn begin(&mut self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// The first shards that an interrupted run of the same conversion has given already, in order:
+    /// ids and sizes in bytes.
+    fn finished(&self) -> Vec<(ShardId, u64)> {
+        Vec::new()
+    }
+
     /// Receives a finished shard. `id` is the hash of `bytes`.
     fn shard(&mut self, filename: &str, id: ShardId, bytes: Vec<u8>) -> Result<()>;
 

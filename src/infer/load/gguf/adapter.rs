@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value as Json;
 
 use super::header::Value;
 use super::{Gguf, Tensor, config, form, open_part};
 use crate::load::checkpoint::{Checkpoint, Stored};
+use crate::load::files::OnDisk;
 use crate::load::{LoadError, Result};
 
 /// An opened adapter.
@@ -33,7 +35,7 @@ pub(super) fn is(metadata: &BTreeMap<String, Value>) -> bool {
 /// # Errors
 /// If the file is none, or of another type than LoRA.
 pub(crate) fn open_adapter(path: &Path) -> Result<AdapterFile> {
-    let (part, header) = open_part(path)?;
+    let (part, header) = open_part(path, &OnDisk)?;
     let fail = |problem: String| LoadError::File { file: path.display().to_string(), problem };
     let metadata = header.metadata;
     if !is(&metadata) {
@@ -67,6 +69,7 @@ pub(crate) fn open_adapter(path: &Path) -> Result<AdapterFile> {
     });
     let checkpoint = Gguf {
         path: path.to_owned(),
+        opener: Arc::new(OnDisk),
         tensors: tensors.collect(),
         metadata,
         architecture,

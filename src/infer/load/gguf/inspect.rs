@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::header::Value;
 use super::{open_part, types};
 use crate::load::Result;
+use crate::load::files::OnDisk;
 use crate::load::inspect::Sum;
 
 /// A summary of a file. Sizes are in bytes.
@@ -47,7 +48,7 @@ pub struct GgufSummary {
 /// # Errors
 /// If it is not a GGUF file, or is damaged.
 pub fn inspect_gguf(path: &Path) -> Result<GgufSummary> {
-    let (part, header) = open_part(path)?;
+    let (part, header) = open_part(path, &OnDisk)?;
     drop(part);
     let metadata = header.metadata;
     let text = |key: &str| match metadata.get(key) {

@@ -26,10 +26,9 @@ mod written_tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde_json::Value as Json;
 
@@ -40,11 +39,11 @@ use self::keys::Keys;
 use self::types::Held;
 use self::vocabulary::Vocabulary;
 use super::checkpoint::{Checkpoint, Form, Stored};
+use super::files::{Files, FromStart, ReadAt, Stretch};
 use super::{LoadError, Result, io_error, missing};
 use crate::graph::Weight;
 use crate::source::Source;
 use doppler_store::chat::ChatTemplates;
-use doppler_store::regular;
 
 /// The most parts of one model.
 const PARTS_MAX: u64 = 1024;
@@ -53,7 +52,7 @@ const DIVISORS: &str = "rope_freqs.weight";
 
 struct Part {
     path: PathBuf,
-    file: Mutex<File>,
+    file: Box<dyn ReadAt>,
 }
 
 /// A tensor: the part that has it, its place there, and how it is read.
@@ -66,6 +65,7 @@ struct Tensor {
 /// An opened file whose header was checked.
 pub struct Gguf {
     path: PathBuf,
+    opener: Arc<dyn Files>,
     metadata: BTreeMap<String, Value>,
     architecture: &'static Architecture,
     head_dim: u64,
@@ -79,8 +79,8 @@ impl Gguf {
     ///
     /// # Errors
     /// One line that names the file and what is wrong with it.
-    pub fn open(path: &Path) -> Result<Self> {
-        let (part, header) = open_part(path)?;
+    pub fn open(path: &Path, opener: Arc<dyn Files>) -> Result<Self> {
+        let (part, header) = open_part(path, &*opener)?;
         let fail = |problem: String| LoadError::File { file: path.display().to_string(), problem };
         let mut parts = vec![(part, header.tensors)];
         let metadata = header.metadata;
@@ -88,7 +88,7 @@ impl Gguf {
             return Err(fail("an adapter, not a model: give it with --adapter".into()));
         }
         for path in other_parts(path, &metadata).map_err(fail)? {
-            let (part, header) = open_part(&path)?;
+            let (part, header) = open_part(&path, &*opener)?;
             let problem = unlike(&metadata, &header.metadata, parts.len());
             if let Some(problem) = problem {
                 return Err(LoadError::File { file: path.display().to_string(), problem });
@@ -115,6 +115,7 @@ impl Gguf {
             config::architecture(metadata.get("general.architecture")).map_err(fail)?;
         let mut opened = Self {
             path: path.to_owned(),
+            opener,
             metadata,
             architecture,
             head_dim: 0,
@@ -186,11 +187,16 @@ impl Gguf {
     /// The bytes of some rows as the file has them.
     fn raw(&self, tensor: &Tensor, first: u64, out: &mut [u8]) -> Result<()> {
         let part = &self.parts[tensor.part];
-        let io = io_error(&part.path);
-        let mut file = part.file.lock().unwrap_or_else(PoisonError::into_inner);
         let start = tensor.info.start + first * raw_row_bytes(&tensor.info);
-        file.seek(SeekFrom::Start(start)).map_err(&io)?;
-        file.read_exact(out).map_err(io)
+        part.file.read_at(start, out).map_err(io_error(&part.path))
+    }
+
+    /// Where a tensor's bytes are.
+    fn stretch(&self, name: &str) -> Option<Stretch<'_>> {
+        let tensor = self.tensors.get(name)?;
+        let path = &self.parts[tensor.part].path;
+        let bytes = tensor.stored.rows_cols().0 * raw_row_bytes(&tensor.info);
+        Some(Stretch { path, start: tensor.info.start, bytes })
     }
 }
 
@@ -259,13 +265,11 @@ fn raw_row_bytes(info: &TensorInfo) -> u64 {
     info.shape.last().map_or(0, |cols| cols / len * bytes)
 }
 
-fn open_part(path: &Path) -> Result<(Part, Header)> {
-    let io = io_error(path);
-    let file = regular::open(path).map_err(&io)?;
-    let size = file.metadata().map_err(&io)?.len();
-    let header = header::read(BufReader::new(&file), size)
+fn open_part(path: &Path, files: &dyn Files) -> Result<(Part, Header)> {
+    let file = files.open(path).map_err(io_error(path))?;
+    let header = header::read(BufReader::new(FromStart::new(&*file)), file.size())
         .map_err(|problem| LoadError::File { file: path.display().to_string(), problem })?;
-    Ok((Part { path: path.to_owned(), file: Mutex::new(file) }, header))
+    Ok((Part { path: path.to_owned(), file }, header))
 }
 
 /// The paths of the parts after the first: `NAME-00002-of-00003.gguf` and so on.
@@ -365,6 +369,17 @@ impl Checkpoint for Gguf {
 
     fn source<'a>(&self, weight: &'a Weight) -> Cow<'a, Source> {
         Cow::Owned(names::source(self.architecture, self.head_dim, weight))
+    }
+
+    fn expect(&self, names: &[&str]) {
+        let order: Vec<_> = names.iter().filter_map(|name| self.stretch(name)).collect();
+        self.opener.expect(&order);
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(stretch) = self.stretch(name) {
+            self.opener.release(stretch);
+        }
     }
 
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::header::{self, Header};
 use super::types::GgmlType;
 use super::*;
+use crate::load::files::OnDisk;
 use crate::load::open;
 use crate::quant::dequantize;
 use crate::tokenizer::Tokenizer;
@@ -98,7 +99,7 @@ impl File {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         self.write(&path);
-        Gguf::open(&path)
+        Gguf::open(&path, Arc::new(OnDisk))
     }
 }
 
@@ -154,7 +155,7 @@ fn every_type_has_the_reference_implementations_weights() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         opened.write(&path);
-        let opened = Gguf::open(&path).unwrap();
+        let opened = Gguf::open(&path, Arc::new(OnDisk)).unwrap();
         let stored = opened.find("token_embd.weight").unwrap();
         let dtype = stored.dtype().unwrap();
         let row = dtype.row_bytes(cols);
@@ -304,21 +305,22 @@ fn parts_are_read_as_one_model_and_a_wrong_one_is_named() {
     let mut second = File { metadata: Vec::new(), tensors: vec![norm] };
     split(&mut second, 1);
     first.write(&path(1));
-    let missing = line(Gguf::open(&path(1)).err().unwrap());
+    let missing = line(Gguf::open(&path(1), Arc::new(OnDisk)).err().unwrap());
     assert!(missing.contains("big-00002-of-00002.gguf"), "{missing}");
     second.write(&path(2));
-    let opened = Gguf::open(&path(1)).unwrap();
+    let opened = Gguf::open(&path(1), Arc::new(OnDisk)).unwrap();
     assert_eq!((opened.name(), opened.names().count()), ("big".to_owned(), 2));
     let mut read = vec![0; 128];
     opened.read("output_norm.weight", 0, &mut read).unwrap();
     assert_eq!(read, values);
-    let other = line(Gguf::open(&path(2)).err().unwrap());
+    let other = line(Gguf::open(&path(2), Arc::new(OnDisk)).err().unwrap());
     assert!(other.contains("open the first: big-00001-of-00002.gguf"), "{other}");
     split(&mut second, 0);
     second.write(&path(2));
-    assert!(line(Gguf::open(&path(1)).err().unwrap()).contains("not part 2"));
+    assert!(line(Gguf::open(&path(1), Arc::new(OnDisk)).err().unwrap()).contains("not part 2"));
     std::fs::rename(path(1), dir.path().join("renamed.gguf")).unwrap();
-    let renamed = line(Gguf::open(&dir.path().join("renamed.gguf")).err().unwrap());
+    let renamed =
+        line(Gguf::open(&dir.path().join("renamed.gguf"), Arc::new(OnDisk)).err().unwrap());
     assert!(renamed.contains("must be called NAME-00001-of-00002.gguf"), "{renamed}");
 }
 

@@ -22,11 +22,13 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use self::parts::Parts;
 use super::checkpoint::{Checkpoint, Form, Stored};
+use super::files::Files;
 use super::hf::HuggingFace;
 use super::{LoadError, Result, missing, stacks};
 use crate::graph::Weight;
@@ -48,6 +50,8 @@ struct Found {
     matrices: BTreeMap<String, (Stored, Box<dyn Matrix>)>,
     /// The stored tensors that these are made of, or that say nothing about weights.
     used: BTreeSet<String>,
+    /// By matrix, the stored tensors that it is made of.
+    parts: BTreeMap<String, Vec<String>>,
 }
 
 impl Found {
@@ -59,7 +63,9 @@ impl Found {
         from: impl IntoIterator<Item = String>,
         matrix: impl Matrix + 'static,
     ) {
-        self.used.extend(from);
+        let from: Vec<String> = from.into_iter().collect();
+        self.used.extend(from.iter().cloned());
+        self.parts.insert(name.clone(), from);
         self.matrices.insert(name, (stored, Box::new(matrix)));
     }
 }
@@ -72,6 +78,7 @@ struct Packed {
     /// What the quantisation is called.
     method: String,
     matrices: BTreeMap<String, (Stored, Box<dyn Matrix>)>,
+    parts: BTreeMap<String, Vec<String>>,
     /// The sorted names of everything that can be read.
     names: Vec<String>,
     cache: parts::Cache,
@@ -81,8 +88,8 @@ struct Packed {
 ///
 /// # Errors
 /// If it is damaged, or its weights are quantised in a way that is not understood.
-pub fn open(dir: &Path) -> Result<Box<dyn Checkpoint>> {
-    let files = HuggingFace::open(dir)?;
+pub fn open(dir: &Path, opener: Arc<dyn Files>) -> Result<Box<dyn Checkpoint>> {
+    let files = HuggingFace::open(dir, opener)?;
     let described: Vec<(&str, &Value)> = KEYS
         .into_iter()
         .filter_map(|key| files.config().get(key).map(|value| (key, value)))
@@ -101,7 +108,7 @@ pub fn open(dir: &Path) -> Result<Box<dyn Checkpoint>> {
     if let Some(map) = config.as_object_mut() {
         KEYS.iter().for_each(|key| drop(map.remove(*key)));
     }
-    let Found { matrices, used } = found;
+    let Found { matrices, used, parts } = found;
     let plain = files.names().filter(|name| !used.contains(*name)).map(str::to_owned);
     let mut names: Vec<String> = plain.chain(matrices.keys().cloned()).collect();
     names.sort_unstable();
@@ -109,7 +116,8 @@ pub fn open(dir: &Path) -> Result<Box<dyn Checkpoint>> {
         let problem = "it is stored both packed and plain".to_owned();
         return Err(LoadError::Tensor { tensor: twice[0].clone(), problem });
     }
-    let packed = Packed { files, config, method, matrices, names, cache: parts::Cache::default() };
+    let cache = parts::Cache::default();
+    let packed = Packed { files, config, method, matrices, parts, names, cache };
     packed.refuse_leftovers()?;
     Ok(Box::new(packed))
 }
@@ -257,6 +265,24 @@ impl Checkpoint for Packed {
 
     fn source<'a>(&self, weight: &'a Weight) -> Cow<'a, Source> {
         stacks::source(self, weight)
+    }
+
+    /// Parts may belong to several matrices, so they are expected, but never released.
+    fn expect(&self, names: &[&str]) {
+        let mut stored: Vec<&str> = Vec::new();
+        for name in names {
+            match self.parts.get(*name) {
+                Some(parts) => stored.extend(parts.iter().map(String::as_str)),
+                None => stored.push(name),
+            }
+        }
+        self.files.expect(&stored);
+    }
+
+    fn release(&self, name: &str) {
+        if !self.parts.contains_key(name) {
+            self.files.release(name);
+        }
     }
 
     fn read(&self, name: &str, first: u64, out: &mut [u8]) -> Result<()> {
