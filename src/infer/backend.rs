@@ -82,6 +82,18 @@ pub struct Step<'a> {
     pub logits: LogitRows,
 }
 
+/// One sequence's part in a step of several: a token at its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    pub token: u32,
+    /// The token's position; the sequence's blocks hold `0..position`.
+    pub position: usize,
+    /// As in [`Backend::set_blocks`].
+    pub blocks: &'a [u32],
+    /// As in [`Backend::set_state`].
+    pub state: u32,
+}
+
 /// Why a device could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -257,6 +269,17 @@ pub trait Backend: Ops + Send {
     /// when no token is in flight, before one is queued or resumed.
     fn offer(&mut self, free: &[Slot]) {
         let _ = free;
+    }
+
+    /// The most rows of a step of several sequences. 1: it runs them one after another.
+    fn rows_max(&self) -> usize {
+        1
+    }
+
+    /// Queues a step of several sequences, all of whose rows get logits. A row's result does not
+    /// depend on the others: it is that of a step of its own. Call when no step is in flight.
+    fn queue_rows(&mut self, rows: &[Row<'_>]) -> Result<()> {
+        Err(BackendError::Unsupported(format!("a step of {} sequences", rows.len())))
     }
 
     /// Queues a step at `position`. The caches hold every position before it.

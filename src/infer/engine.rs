@@ -9,6 +9,7 @@
 //! ([`Engine::next`]). Any other call to the engine drops them first.
 
 mod adapters;
+mod many;
 mod recall;
 mod stretch;
 
@@ -32,6 +33,7 @@ use super::slots::{SlotBudget, SlotPlan, settle, trunk_bytes};
 use super::trace::Trace;
 use adapters::Adapters;
 use doppler_store::PolicyKind;
+pub use many::Next;
 pub use stretch::Formed;
 
 /// Sizes chosen when a model is loaded.
@@ -454,6 +456,18 @@ impl Engine {
         start: usize,
         end: usize,
     ) -> Result<(), SessionError> {
+        self.give_blocks(sequence, start, end)?;
+        self.backend.set_blocks(sequence.table.indices());
+        self.prepare_state(sequence, start, end)
+    }
+
+    /// Gives the sequence blocks that it may write at these positions.
+    fn give_blocks(
+        &mut self,
+        sequence: &mut Sequence,
+        start: usize,
+        end: usize,
+    ) -> Result<(), SessionError> {
         if !self.fits(sequence, start, end) {
             self.grow(sequence, start, end)?;
         }
@@ -464,8 +478,7 @@ impl Engine {
         for copy in copies {
             self.backend.copy_block(copy)?;
         }
-        self.backend.set_blocks(sequence.table.indices());
-        self.prepare_state(sequence, start, end)
+        Ok(())
     }
 
     /// Call when no token is in flight. Empties slots for the experts that the next token will
@@ -619,6 +632,17 @@ impl Engine {
     /// Ends recording and returns what was recorded.
     pub fn take_trace(&mut self) -> Option<Trace> {
         self.pager.take_trace()
+    }
+
+    /// Device bytes of a block of the caches, over all layers.
+    pub fn block_bytes(&self) -> u64 {
+        self.backend.block_bytes()
+    }
+
+    /// Whether going back to any beginning of a sequence costs nothing. Where it doesn't, its tokens
+    /// run again.
+    pub const fn goes_back(&self) -> bool {
+        self.states.count() == 0
     }
 
     /// Positions that the caches can hold now, over all sequences.

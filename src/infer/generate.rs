@@ -1,5 +1,8 @@
 //! Prompt in, tokens out: prefill, then one step per token until something ends the generation.
 //!
+//! A [`Generation`] is driven step by step, so that several can take turns on one engine;
+//! [`generate`] drives a single one.
+//!
 //! Knows tokens only; text is the tokenizer's business. The last generated token is not fed back,
 //! so the sequence ends with the token before it.
 
@@ -8,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::Engine;
+use super::backend::LogitRows;
+use super::engine::{Engine, Next, Rows};
 use super::error::SessionError;
 use super::extras::{Extras, Logprobs};
 use super::sampler::SamplerOptions;
@@ -75,6 +79,159 @@ impl Generated {
 /// Positions after the prompt for which room is made at the start. More room is made when needed.
 pub(super) const ROOM: usize = 4096;
 
+/// A prompt's last step has at least this many tokens if the prompt has, so that the sizes of the
+/// steps before it do not decide which kernels it runs on.
+const TAIL_MIN: usize = 32;
+
+/// A generation in progress: how much of its prompt has run, and what was generated.
+#[derive(Debug)]
+pub struct Generation {
+    prompt: Vec<u32>,
+    /// Tokens of the prompt that have run.
+    fed: usize,
+    max_tokens: usize,
+    stop: Vec<u32>,
+    /// Positions that the sequence may use.
+    context: usize,
+    tokens: Vec<u32>,
+    /// The token that was chosen and not yet taken.
+    next: Option<u32>,
+    clamped: u64,
+    started: Instant,
+    first: Option<Instant>,
+}
+
+impl Generation {
+    /// Prepares a sequence for a prompt that is appended to it. Runs nothing.
+    ///
+    /// # Errors
+    /// If the prompt is empty or does not fit, or an option is out of range.
+    pub fn begin(
+        engine: &Engine,
+        sequence: &mut Sequence,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Self, SessionError> {
+        if prompt.is_empty() {
+            return Err(SessionError::EmptyPrompt);
+        }
+        let (position, context) = (sequence.len(), sequence.limit().min(engine.context_max()));
+        if prompt.len() > context.saturating_sub(position) {
+            return Err(SessionError::Full { position, context, tokens: prompt.len() });
+        }
+        sequence.set_sampler(options.sampler, &options.extras)?;
+        Ok(Self {
+            prompt: prompt.to_vec(),
+            fed: 0,
+            max_tokens: options.max_tokens,
+            stop: options.stop.clone(),
+            context,
+            tokens: Vec::new(),
+            next: None,
+            clamped: engine.clamped(),
+            started: Instant::now(),
+            first: None,
+        })
+    }
+
+    /// Positions that the generation will probably use.
+    pub fn room(&self, sequence: &Sequence) -> usize {
+        let left = self.prompt.len() - self.fed + self.max_tokens.min(ROOM);
+        (sequence.len() + left).min(self.context)
+    }
+
+    /// Tokens of the prompt that have not run.
+    pub const fn prompt_left(&self) -> usize {
+        self.prompt.len() - self.fed
+    }
+
+    /// Runs at most `most` tokens of the prompt, and chooses the first token after its last one.
+    /// Returns how many were run.
+    ///
+    /// # Errors
+    /// If the step fails. The sequence is then where it was before the prompt.
+    pub fn feed(
+        &mut self,
+        engine: &mut Engine,
+        sequence: &mut Sequence,
+        most: usize,
+    ) -> Result<usize, SessionError> {
+        let left = self.prompt_left();
+        let most = most.clamp(1, engine.batch());
+        let count = match left {
+            0 => return Ok(0),
+            left if left <= most => left,
+            left if most >= 2 * TAIL_MIN && left - most < TAIL_MIN => left - TAIL_MIN,
+            _ => most,
+        };
+        let last = count == left;
+        sequence.expect(sequence.len() + left);
+        let logits = if last { LogitRows::Last } else { LogitRows::None };
+        let tokens = &self.prompt[self.fed..self.fed + count];
+        let step = engine.step(&mut [Rows { sequence: &mut *sequence, tokens, logits }]);
+        let step = step.inspect_err(|_| sequence.unfeed(self.fed));
+        if last || step.is_err() {
+            sequence.expect(0);
+        }
+        let logits = step?.pop().unwrap_or_default();
+        self.fed += count;
+        if last && self.max_tokens > 0 {
+            self.next = Some(sequence.choose(&logits));
+            self.first = Some(Instant::now());
+        }
+        Ok(count)
+    }
+
+    /// The token that was chosen, or why there is none. Call once after the whole prompt has run,
+    /// and once after each [`chose`](Self::chose).
+    pub fn take(&mut self, sequence: &mut Sequence) -> ControlFlow<StopReason, Chosen> {
+        let Some(token) = self.next.take() else {
+            return ControlFlow::Break(StopReason::MaxTokens);
+        };
+        if self.stop.contains(&token) {
+            return ControlFlow::Break(StopReason::StopToken);
+        }
+        self.tokens.push(token);
+        ControlFlow::Continue(Chosen { token, logprobs: sequence.take_logprobs() })
+    }
+
+    /// Why the token just taken is the last one, if it is.
+    pub const fn over(&self, sequence: &Sequence) -> Option<StopReason> {
+        if self.tokens.len() >= self.max_tokens {
+            Some(StopReason::MaxTokens)
+        } else if sequence.len() >= self.context {
+            Some(StopReason::ContextFull)
+        } else {
+            None
+        }
+    }
+
+    /// The step after the token just taken: which token runs, and how many may follow it.
+    pub fn step<'a>(&self, sequence: &'a mut Sequence) -> Next<'a> {
+        let token = self.tokens.last().copied().unwrap_or_default();
+        Next { sequence, token, more: self.max_tokens - self.tokens.len() }
+    }
+
+    /// Takes what such a step chose.
+    pub const fn chose(&mut self, token: u32) {
+        self.next = Some(token);
+    }
+
+    /// Sums it up.
+    pub fn end(self, engine: &Engine, reason: StopReason) -> Generated {
+        let ended = Instant::now();
+        let first = self.first.unwrap_or(ended);
+        Generated {
+            tokens: self.tokens,
+            reason,
+            prompt_tokens: self.prompt.len(),
+            prefill: first - self.started,
+            decode: ended - first,
+            clamped: engine.clamped() - self.clamped,
+        }
+    }
+}
+
 /// Appends `prompt` to the sequence and generates what follows it. Calls `on_token` for each token
 /// as it is chosen, with the engine (for its counters).
 pub fn generate(
@@ -84,55 +241,24 @@ pub fn generate(
     options: &GenerateOptions,
     mut on_token: impl FnMut(&Engine, &Chosen) -> ControlFlow<()>,
 ) -> Result<Generated, SessionError> {
-    if prompt.is_empty() {
-        return Err(SessionError::EmptyPrompt);
+    let mut generation = Generation::begin(engine, sequence, prompt, options)?;
+    engine.reserve(sequence, generation.room(sequence))?;
+    while generation.prompt_left() > 0 {
+        generation.feed(engine, sequence, engine.batch())?;
     }
-    let (position, context) = (sequence.len(), sequence.limit().min(engine.context_max()));
-    if prompt.len() > context.saturating_sub(position) {
-        return Err(SessionError::Full { position, context, tokens: prompt.len() });
-    }
-    sequence.set_sampler(options.sampler, &options.extras)?;
-    let room = position + prompt.len() + options.max_tokens.min(ROOM);
-    engine.reserve(sequence, room.min(context))?;
-    let clamped = engine.clamped();
-    let started = Instant::now();
-    let mut tokens = Vec::new();
-    let mut first = None;
-    let logits = engine.prefill(sequence, prompt)?;
-    let mut next = None;
     let reason = loop {
-        if tokens.len() >= options.max_tokens {
-            break StopReason::MaxTokens;
-        }
-        let token = match next {
-            Some(token) => token,
-            None => sequence.choose(&logits),
+        let chosen = match generation.take(sequence) {
+            ControlFlow::Break(reason) => break reason,
+            ControlFlow::Continue(chosen) => chosen,
         };
-        first.get_or_insert_with(Instant::now);
-        if options.stop.contains(&token) {
-            break StopReason::StopToken;
-        }
-        tokens.push(token);
-        let chosen = Chosen { token, logprobs: sequence.take_logprobs() };
         if on_token(engine, &chosen).is_break() {
             break StopReason::Cancelled;
         }
-        if tokens.len() == options.max_tokens {
-            break StopReason::MaxTokens;
+        if let Some(reason) = generation.over(sequence) {
+            break reason;
         }
-        if sequence.len() == context {
-            break StopReason::ContextFull;
-        }
-        next = Some(engine.next(sequence, token, options.max_tokens - tokens.len())?);
+        let Next { sequence, token, more } = generation.step(sequence);
+        generation.chose(engine.next(sequence, token, more)?);
     };
-    let ended = Instant::now();
-    let first = first.unwrap_or(ended);
-    Ok(Generated {
-        tokens,
-        reason,
-        prompt_tokens: prompt.len(),
-        prefill: first - started,
-        decode: ended - first,
-        clamped: engine.clamped() - clamped,
-    })
+    Ok(generation.end(engine, reason))
 }

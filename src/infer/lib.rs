@@ -47,6 +47,8 @@ mod golden_tests;
 #[cfg(test)]
 mod measured;
 #[cfg(test)]
+mod many_tests;
+#[cfg(test)]
 mod paging_tests;
 #[cfg(test)]
 mod real_embeddings_tests;

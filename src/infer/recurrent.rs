@@ -40,6 +40,15 @@ impl State {
         self.place.as_ref().is_none_or(Block::is_shared)
     }
 
+    /// Takes a place for a sequence that has none. False if none is free.
+    pub fn claim(&mut self, pool: &Pool) -> bool {
+        if self.place.is_none() {
+            self.known.clear();
+            self.place = pool.take();
+        }
+        self.place.is_some()
+    }
+
     /// Makes room to write the state after `end` tokens, computed from the one after `start`, which
     /// is known. Returns the copy to make on the device first, if any. `None`, with nothing changed,
     /// if no place is free.

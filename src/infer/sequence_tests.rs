@@ -22,9 +22,9 @@ use super::slots::SlotBudget;
 use super::testing;
 use doppler_store::DType;
 
-const VOCAB: u32 = 131;
-const CONTEXT: usize = 400;
-const GREEDY: SamplerOptions = SamplerOptions {
+pub const VOCAB: u32 = 131;
+pub const CONTEXT: usize = 400;
+pub const GREEDY: SamplerOptions = SamplerOptions {
     temperature: 0.0,
     top_k: 0,
     top_p: 1.0,
@@ -35,7 +35,7 @@ const GREEDY: SamplerOptions = SamplerOptions {
     repetition_window: 64,
     seed: 0,
 };
-const DRAWN: SamplerOptions = SamplerOptions {
+pub const DRAWN: SamplerOptions = SamplerOptions {
     temperature: 0.9,
     repetition_penalty: 1.2,
     repetition_window: 5,
@@ -89,7 +89,7 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn engine(&self, model: &Model, context: usize) -> Engine {
+    pub fn engine(&self, model: &Model, context: usize) -> Engine {
         let slots = SlotBudget::Experts(self.slots);
         let (context, kv) = (Some(context), self.kv);
         let options = LoadOptions { context, batch: 32, slots, kv, ..LoadOptions::default() };
@@ -327,7 +327,7 @@ pub fn hosted(bench: &Bench<'_>, seed: u64) {
     }
 }
 
-const ON_THE_CPU: [Bench<'static>; 5] = [
+pub const ON_THE_CPU: [Bench<'static>; 5] = [
     Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 36, model: attending },
     Bench { device: &CpuDevice, kv: KvFormat::F32, slots: 36, model: attending },
     Bench { device: &CpuDevice, kv: KvFormat::F16, slots: 10, model: attending },

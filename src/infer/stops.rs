@@ -41,7 +41,7 @@ impl Stops {
     }
 
     /// Starts looking for them in a text.
-    pub fn watch(&self) -> Watch<'_> {
+    pub fn watch(&self) -> Watch {
         let begun = self.0.iter().map(|text| Begun::new(text)).collect();
         Watch { begun, held: String::new(), found: None }
     }
@@ -49,15 +49,15 @@ impl Stops {
 
 /// A text, and how much of it the end of the stream is (Knuth, Morris and Pratt, 1977).
 #[derive(Debug)]
-struct Begun<'a> {
-    text: &'a str,
+struct Begun {
+    text: String,
     /// For each prefix, the length of its longest proper suffix that is a prefix, too.
     shorter: Vec<usize>,
     matched: usize,
 }
 
-impl<'a> Begun<'a> {
-    fn new(text: &'a str) -> Self {
+impl Begun {
+    fn new(text: &str) -> Self {
         let bytes = text.as_bytes();
         let mut shorter = vec![0; bytes.len()];
         for at in 1..bytes.len() {
@@ -67,7 +67,7 @@ impl<'a> Begun<'a> {
             }
             shorter[at] = length + usize::from(bytes[at] == bytes[length]);
         }
-        Self { text, shorter, matched: 0 }
+        Self { text: text.to_owned(), shorter, matched: 0 }
     }
 
     /// Takes the next byte. True if the text is complete.
@@ -83,14 +83,14 @@ impl<'a> Begun<'a> {
 
 /// Looks for the texts in a stream.
 #[derive(Debug)]
-pub struct Watch<'a> {
-    begun: Vec<Begun<'a>>,
+pub struct Watch {
+    begun: Vec<Begun>,
     /// What may be the start of one of them.
     held: String,
-    found: Option<&'a str>,
+    found: Option<String>,
 }
 
-impl<'a> Watch<'a> {
+impl Watch {
     /// Takes the next characters, and returns what can be given out.
     pub fn push(&mut self, text: &str) -> String {
         if self.begun.is_empty() {
@@ -103,10 +103,10 @@ impl<'a> Watch<'a> {
         self.held.push_str(text);
         for (at, byte) in text.bytes().enumerate() {
             let complete =
-                self.begun.iter_mut().filter_map(|one| one.take(byte).then_some(one.text));
+                self.begun.iter_mut().filter_map(|one| one.take(byte).then_some(&*one.text));
             if let Some(found) = complete.max_by_key(|text| text.len()) {
-                self.found = Some(found);
                 self.held.truncate(before + at + 1 - found.len());
+                self.found = Some(found.to_owned());
                 return std::mem::take(&mut self.held);
             }
         }
@@ -117,8 +117,8 @@ impl<'a> Watch<'a> {
     }
 
     /// The text that was found.
-    pub const fn found(&self) -> Option<&'a str> {
-        self.found
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// What is still held back: the stream ended, so it did not become one of the texts.
@@ -142,7 +142,8 @@ mod tests {
     fn watched<'a>(stops: &'a Stops, pieces: &[&str]) -> (Vec<String>, Option<&'a str>) {
         let mut watch = stops.watch();
         let mut out: Vec<String> = pieces.iter().map(|piece| watch.push(piece)).collect();
-        let found = watch.found();
+        let found = watch.found().map(str::to_owned);
+        let found = stops.0.iter().map(|text| &**text).find(|text| found.as_deref() == Some(text));
         out.push(watch.finish());
         (out, found)
     }

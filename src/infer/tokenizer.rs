@@ -3,6 +3,8 @@
 //! Owns the end-of-text ids and streaming. Text is emitted only in whole characters, and is exactly
 //! what the whole sequence would decode to.
 
+use std::ops::Deref;
+
 /// The longest prompt, in bytes. A model's context is far smaller.
 pub const PROMPT_BYTES_MAX: usize = 16 << 20;
 
@@ -122,10 +124,8 @@ impl Tokenizer {
 
     /// A stream of text, token by token, that continues `context` (a prompt's tokens, whose text it
     /// does not repeat).
-    pub fn stream(&self, context: &[u32]) -> TextStream<'_> {
-        let keep = context.len().min(HELD_TOKENS_MAX);
-        let window = context[context.len() - keep..].to_vec();
-        TextStream { tokenizer: self, window, given: keep }
+    pub fn stream(&self, context: &[u32]) -> TextStream<&Self> {
+        TextStream::new(self, context)
     }
 }
 
@@ -135,15 +135,22 @@ impl Tokenizer {
 /// character. So each step decodes a short window twice, without and with the new token, and emits
 /// the difference. Ids that the tokenizer does not know (padding of the vocabulary) have no text.
 #[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream<T> {
+    tokenizer: T,
     /// The last tokens whose text was emitted, then those still held back.
     window: Vec<u32>,
     /// How many tokens of the window were emitted.
     given: usize,
 }
 
-impl TextStream<'_> {
+impl<T: Deref<Target = Tokenizer>> TextStream<T> {
+    /// A stream that continues `context`, as [`Tokenizer::stream`].
+    pub fn new(tokenizer: T, context: &[u32]) -> Self {
+        let keep = context.len().min(HELD_TOKENS_MAX);
+        let window = context[context.len() - keep..].to_vec();
+        Self { tokenizer, window, given: keep }
+    }
+
     /// The text that this token completes, possibly empty.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.window.push(id);

@@ -1,6 +1,6 @@
 //! Connects text and the engine's tokens: opens devices by name, takes prompts, and produces text.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 
 use super::api::TokenOdds;
 use super::args::BackendChoice;
@@ -11,12 +11,13 @@ use doppler_infer::cpu::CpuDevice;
 use doppler_infer::engine::Engine;
 use doppler_infer::error::SessionError;
 use doppler_infer::extras::{Logprob, Logprobs};
-use doppler_infer::generate::{Chosen, StopReason};
+use doppler_infer::generate::{Chosen, Generated, StopReason};
 use doppler_infer::gpu::{AdapterChoice, GpuDevice};
 use doppler_infer::model::Model;
 use doppler_infer::request::Request;
 use doppler_infer::sequence::Sequence;
-use doppler_infer::tokenizer::Tokenizer;
+use doppler_infer::stops::Watch;
+use doppler_infer::tokenizer::{TextStream, Tokenizer, TokenizerError};
 
 /// Opens the chosen device. `Auto` never picks a software GPU, because the CPU backend is ten times
 /// faster.
@@ -102,20 +103,71 @@ pub struct Done {
 }
 
 /// A token, and the text that it completes.
-pub struct Piece<'a> {
+pub struct Piece {
     pub id: u32,
     /// Empty while a character or a stop text may still be going on.
-    pub text: &'a str,
-    pub logprobs: Option<&'a TokenOdds>,
+    pub text: String,
+    pub logprobs: Option<TokenOdds>,
 }
 
 /// Rewinds the sequence to what it and the prompt begin with, and returns the rest of the prompt, at
 /// least its last token.
-fn resume<'a>(sequence: &mut Sequence, prompt: &'a [u32]) -> &'a [u32] {
+pub fn resume<'a>(sequence: &mut Sequence, prompt: &'a [u32]) -> &'a [u32] {
     let alike = sequence.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
     let alike = alike.min(prompt.len().saturating_sub(1));
     sequence.rewind(sequence.len() - alike);
     &prompt[alike..]
+}
+
+/// The text of an answer as its tokens come.
+pub struct Writing<T> {
+    tokenizer: T,
+    stream: TextStream<T>,
+    watch: Watch,
+    text: String,
+}
+
+impl<T: Deref<Target = Tokenizer> + Clone> Writing<T> {
+    pub fn new(tokenizer: T, asked: &Asked) -> Self {
+        let stream = TextStream::new(tokenizer.clone(), &asked.request.prompt);
+        Self { tokenizer, stream, watch: asked.stops.watch(), text: String::new() }
+    }
+
+    /// # Errors
+    /// If the token cannot be decoded.
+    pub fn push(&mut self, chosen: &Chosen) -> Result<Piece, TokenizerError> {
+        let text = self.watch.push(&self.stream.push(chosen.token)?);
+        self.text.push_str(&text);
+        let logprobs = chosen.logprobs.as_ref().map(|odds| token_odds(&self.tokenizer, odds));
+        Ok(Piece { id: chosen.token, text, logprobs })
+    }
+
+    /// Whether a stop text was found, which ends the answer.
+    pub fn is_over(&self) -> bool {
+        self.watch.found().is_some()
+    }
+
+    /// # Errors
+    /// If what is still held back cannot be decoded.
+    pub fn end(self, generated: Generated, reused: usize) -> Result<Done, TokenizerError> {
+        let Self { stream, mut watch, mut text, .. } = self;
+        let mut rest = watch.push(&stream.finish()?);
+        let stop_text = watch.found().map(str::to_owned);
+        rest.push_str(&watch.finish());
+        text.push_str(&rest);
+        let reason = if stop_text.is_some() { StopReason::StopString } else { generated.reason };
+        Ok(Done {
+            tok_s: generated.decode_tok_s(),
+            clamped: generated.clamped,
+            tokens: generated.tokens,
+            reused,
+            reason,
+            text,
+            rest,
+            stop_text,
+            logprobs: Vec::new(),
+        })
+    }
 }
 
 /// Generates the text that follows the prompt. The sequence goes on from what it and the prompt begin
@@ -125,28 +177,24 @@ pub fn generate(
     sequence: &mut Sequence,
     tokenizer: &Tokenizer,
     asked: &Asked,
-    mut each: impl FnMut(&Engine, Piece<'_>) -> bool,
+    mut each: impl FnMut(&Engine, &Piece) -> bool,
 ) -> Result<Done, EngineError> {
     let Request { prompt, options, .. } = &asked.request;
     let rest_of_prompt = resume(sequence, prompt);
-    let mut stream = tokenizer.stream(prompt);
-    let mut watch = asked.stops.watch();
-    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    let mut writing = Writing::new(tokenizer, asked);
+    let mut logprobs = Vec::new();
     let mut broken = None;
     let on_token = |engine: &Engine, chosen: &Chosen| {
-        let piece = match stream.push(chosen.token) {
-            Ok(piece) => watch.push(&piece),
+        let piece = match writing.push(chosen) {
+            Ok(piece) => piece,
             Err(error) => {
                 broken = Some(error);
                 return ControlFlow::Break(());
             }
         };
-        text.push_str(&piece);
-        let odds = chosen.logprobs.as_ref().map(|odds| token_odds(tokenizer, odds));
-        let piece = Piece { id: chosen.token, text: &piece, logprobs: odds.as_ref() };
-        let goes_on = each(engine, piece);
-        logprobs.extend(odds);
-        if goes_on && watch.found().is_none() {
+        let goes_on = each(engine, &piece);
+        logprobs.extend(piece.logprobs);
+        if goes_on && !writing.is_over() {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -157,22 +205,8 @@ pub fn generate(
     if let Some(error) = broken {
         return Err(error.into());
     }
-    let mut rest = watch.push(&stream.finish()?);
-    let stop_text = watch.found().map(str::to_owned);
-    rest.push_str(&watch.finish());
-    text.push_str(&rest);
-    let reason = if stop_text.is_some() { StopReason::StopString } else { generated.reason };
-    Ok(Done {
-        tok_s: generated.decode_tok_s(),
-        clamped: generated.clamped,
-        tokens: generated.tokens,
-        reused: prompt.len() - rest_of_prompt.len(),
-        reason,
-        text,
-        rest,
-        stop_text,
-        logprobs,
-    })
+    let done = writing.end(generated, prompt.len() - rest_of_prompt.len())?;
+    Ok(Done { logprobs, ..done })
 }
 
 /// Probabilities with the tokens' texts.

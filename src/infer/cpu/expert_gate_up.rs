@@ -5,12 +5,14 @@ use super::linear::{Product, linears};
 use super::matrix::Matrix;
 use crate::graph::{Activation, ExpertLayout};
 
-/// `x` is `[n, hidden]`, the tokens that chose this expert; returns `[n, ff]`.
+/// `x` is `[n, hidden]`, the tokens that chose this expert; returns `[n, ff]`. `singles` as in
+/// `linears`.
 pub fn expert_gate_up(
     x: &[f32],
     layout: &ExpertLayout,
     expert: &[u8],
     activation: Activation,
+    singles: bool,
 ) -> Vec<f32> {
     let tokens = x.len() / layout.gate.cols;
     let mut gate = vec![0.0; tokens * layout.gate.rows];
@@ -19,7 +21,7 @@ pub fn expert_gate_up(
         Product { weight: Matrix::new(&layout.gate, expert), bias: None, out: &mut gate },
         Product { weight: Matrix::new(&layout.up, expert), bias: None, out: &mut up },
     ];
-    linears(x, layout.gate.cols, products);
+    linears(x, layout.gate.cols, products, singles);
     gated(&mut gate, &up, activation);
     gate
 }

@@ -12,6 +12,7 @@ pub fn expert_gate_up_biased(
     expert: &[u8],
     biases: &[f32],
     activation: Activation,
+    singles: bool,
 ) -> Vec<f32> {
     let tokens = x.len() / layout.gate.cols;
     let mut gate = vec![0.0; tokens * layout.gate.rows];
@@ -20,7 +21,7 @@ pub fn expert_gate_up_biased(
         Product { weight: Matrix::new(&layout.gate, expert), bias: None, out: &mut gate },
         Product { weight: Matrix::new(&layout.up, expert), bias: None, out: &mut up },
     ];
-    linears(x, layout.gate.cols, products);
+    linears(x, layout.gate.cols, products, singles);
     let biases = biases.as_chunks::<2>().0.iter().cycle();
     for ((gate, up), bias) in gate.iter_mut().zip(&up).zip(biases) {
         *gate = joined(*gate + bias[0], up + bias[1], activation);

@@ -8,6 +8,7 @@
 //! ahead.
 
 use super::matrix::Matrix;
+use super::row_dot::Input;
 use super::wide::{self, Wide};
 use crate::quant::{Format, Visit, visit};
 use doppler_store::DType;
@@ -113,12 +114,13 @@ impl wide::Kernel for Fill<'_> {
     }
 }
 
-/// `out[i] = weight[first + i] . x`, for the types named above.
+/// `outs[t][i] = weight[first + i] . x[t]`, for the types named above.
 pub struct KDots<'a> {
-    pub input: &'a Folded,
+    pub inputs: &'a [Input],
     pub weight: Matrix<'a>,
     pub first: usize,
-    pub out: &'a mut [f32],
+    /// One for each input, all of the same length.
+    pub outs: Vec<&'a mut [f32]>,
 }
 
 impl wide::Kernel for KDots<'_> {
@@ -137,9 +139,12 @@ impl<W: Wide> Visit for On<'_, W> {
 
     #[inline(always)]
     fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
-        let Self(w, KDots { input, weight, first, out }) = self;
-        for (row, out) in (first..).zip(out) {
-            *out = F::wide_dot(w, weight.row(row), input);
+        let Self(w, KDots { inputs, weight, first, mut outs }) = self;
+        for i in 0..outs.first().map_or(0, |out| out.len()) {
+            let row = weight.row(first + i);
+            for (input, out) in inputs.iter().zip(&mut outs) {
+                out[i] = F::wide_dot(w, row, &input.folded);
+            }
         }
     }
 }

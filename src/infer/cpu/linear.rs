@@ -1,6 +1,8 @@
 //! `out[T, rows] = x[T, cols] . weight^T (+ bias)`.
 //!
-//! A few tokens: row by row (`row_dot`). More: tiles of rows and tokens (`gemm`).
+//! A few tokens of a prompt, and those of several sequences: row by row (`row_dot`). More: tiles of
+//! rows and tokens (`gemm`), which round differently. So which of them is used never depends on what
+//! else is in a step of several sequences.
 
 use rayon::prelude::*;
 
@@ -10,8 +12,8 @@ use super::row_dot::{Input, RowDots};
 
 /// Below this many multiplications, waking another thread costs more than it saves.
 const SERIAL_MAX: usize = 1 << 18;
-/// Up to this many tokens are computed one by one.
-const SINGLES_MAX: usize = 3;
+/// Up to this many tokens of one sequence are computed as single ones.
+pub const SINGLES_MAX: usize = 3;
 /// Tasks per thread, so that a late thread takes fewer.
 const TASKS_A_THREAD: usize = 4;
 
@@ -24,17 +26,17 @@ pub struct Product<'a> {
 
 /// `x` is `[T, weight.cols]`, `out` `[T, weight.rows]`, `bias` `[weight.rows]`.
 pub fn linear(x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-    linears(x, weight.cols, &mut [Product { weight, bias, out }]);
+    let singles = x.len() / weight.cols <= SINGLES_MAX;
+    linears(x, weight.cols, &mut [Product { weight, bias, out }], singles);
 }
 
-/// Several products with the same `x [T, cols]`, which is prepared once.
-pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
-    let tokens = x.len() / cols;
-    if tokens <= SINGLES_MAX {
-        for (t, x) in x.chunks_exact(cols).enumerate() {
-            let types = products.iter().map(|product| product.weight.dtype);
-            matvecs(&Input::new(x, types), products, t);
-        }
+/// Several products with the same `x [T, cols]`, which is prepared once. With `singles`, each token's
+/// results are the bits of a product of it alone.
+pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>], singles: bool) {
+    if singles {
+        let input = |x| Input::new(x, products.iter().map(|product| product.weight.dtype));
+        let inputs: Vec<Input> = x.chunks_exact(cols).map(input).collect();
+        matvecs(&inputs, products);
     } else {
         let panels = Panels::new(x, cols);
         for product in &mut *products {
@@ -51,20 +53,22 @@ pub fn linears(x: &[f32], cols: usize, products: &mut [Product<'_>]) {
     }
 }
 
-/// Token `t` of all products, in one parallel region. Each row's sum is computed in the same way in
-/// whatever task.
-fn matvecs(input: &Input, products: &mut [Product<'_>], t: usize) {
+/// All products, in one parallel region. Each row's sum is computed in the same way in whatever task
+/// and beside whatever other tokens; a row is read once for all of them.
+fn matvecs(inputs: &[Input], products: &mut [Product<'_>]) {
     let work: usize = products.iter().map(|p| p.weight.rows * p.weight.cols).sum();
     let threads = rayon::current_num_threads();
-    let parallel = threads > 1 && work >= SERIAL_MAX;
+    let parallel = threads > 1 && work * inputs.len() >= SERIAL_MAX;
     let mut tasks = Vec::with_capacity(threads * TASKS_A_THREAD + products.len());
     let share = if parallel { work / (threads * TASKS_A_THREAD) } else { work };
     for Product { weight, out, .. } in products {
         let weight = *weight;
         let rows = (share / weight.cols).max(8);
-        let out = &mut out[t * weight.rows..(t + 1) * weight.rows];
-        for (i, out) in out.chunks_mut(rows).enumerate() {
-            tasks.push(RowDots { input, weight, first: i * rows, out });
+        let mut outs: Vec<_> =
+            out.chunks_exact_mut(weight.rows).map(|out| out.chunks_mut(rows)).collect();
+        for first in (0..weight.rows).step_by(rows) {
+            let outs = outs.iter_mut().filter_map(Iterator::next).collect();
+            tasks.push(RowDots { inputs, weight, first, outs });
         }
     }
     if parallel {

@@ -61,6 +61,7 @@ pub mod linear_tile;
 pub mod matrix;
 mod moe;
 pub mod pack;
+mod parts;
 mod recurrent;
 pub mod rms_norm;
 pub mod rope;
@@ -94,15 +95,17 @@ use kv_write::Cache;
 use linear::Product;
 use matrix::Matrix;
 use moe::{Pairs, SlotBytes};
+use parts::Part;
+use rayon::prelude::*;
 use recurrent::Recurrent;
 use rope::Angles;
 
 use super::backend::{
     Backend, BackendError, Bandwidth, Capacity, Counters, Device, Fed, LogitRows, Ops, Progress,
-    Result, Slot, SlotClass, Step, Want,
+    Result, Row, Slot, SlotClass, Step, Want,
 };
 use super::graph::{
-    Buf, ExpertLayout, Graph, Lookup, MatrixSpec, MoeId, Op, WeightId, segment_of, token_of,
+    Buf, ExpertLayout, Graph, KvId, Lookup, MatrixSpec, MoeId, Op, WeightId, segment_of, token_of,
 };
 use super::kv::{self, BlockCopy};
 use super::walk::Walk;
@@ -110,6 +113,8 @@ use super::walk::Walk;
 /// Below this many multiplications between two decisions of the host, ops run on the calling
 /// thread. Otherwise they are moved to the thread pool first.
 const POOL_MIN: usize = 1 << 21;
+/// Below this many multiplications of queries and keys, sequences attend one after another.
+const ATTEND_MIN: usize = 1 << 17;
 
 /// Makes [`CpuBackend`]s. They use the threads of rayon's current pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -141,16 +146,16 @@ pub struct CpuBackend {
     weights: Vec<Option<Weight>>,
     caches: Vec<Cache>,
     recurrent: Recurrent,
-    /// The blocks of the sequence that steps.
+    /// The blocks of the sequence that steps next.
     blocks: Vec<u32>,
     /// Whether ropes have the form for long sequences.
     stretched: bool,
     clamped: u64,
     walk: Walk,
     slots: Vec<SlotBytes>,
-    /// The current step's tokens and first position.
+    /// The current step's tokens, and whose they are.
     tokens: Vec<u32>,
-    position: usize,
+    parts: Vec<Part>,
     wanted: LogitRows,
     /// One per graph rope, for the current step's positions.
     angles: Vec<Angles>,
@@ -176,7 +181,7 @@ impl CpuBackend {
             walk: Walk::new(&graph),
             slots: Vec::new(),
             tokens: Vec::new(),
-            position: 0,
+            parts: Vec::new(),
             wanted: LogitRows::None,
             angles: Vec::new(),
             pairs: Pairs::default(),
@@ -185,6 +190,29 @@ impl CpuBackend {
             graph,
             capacity,
         }
+    }
+
+    /// Begins a step of these tokens.
+    fn begin_parts(&mut self, tokens: Vec<u32>, parts: Vec<Part>, wanted: LogitRows) -> Result<()> {
+        let (count, batch) = (tokens.len(), self.capacity.batch);
+        let off = parts.iter().find(|part| part.end() > part.blocks.len() * kv::BLOCK);
+        if !(1..=batch).contains(&count) || off.is_some() {
+            let (at, blocks) = off.map_or((0, 0), |part| (part.position, part.blocks.len()));
+            return Err(BackendError::Unsupported(format!(
+                "a step of {count} tokens (batch {batch}), or position {at} in {blocks} blocks"
+            )));
+        }
+        if let Some(token) = tokens.iter().find(|token| !self.graph.admits(**token)) {
+            let vocab = self.graph.vocab;
+            return Err(BackendError::Unsupported(format!(
+                "token {token} of a {vocab} vocabulary"
+            )));
+        }
+        (self.tokens, self.parts, self.wanted) = (tokens, parts, wanted);
+        self.logits.clear();
+        let angles = |rope| Angles::new(rope, self.stretched, self.positions());
+        self.angles = self.graph.ropes.iter().map(angles).collect();
+        Ok(())
     }
 
     /// Runs this many ops by calling `work`, and counts them.
@@ -274,7 +302,7 @@ impl CpuBackend {
                     out: &mut buffer[..tokens * self.graph.width(*out)],
                 });
             }
-            linear::linears(self.rows(x), self.graph.width(x), &mut products);
+            linear::linears(self.rows(x), self.graph.width(x), &mut products, self.singles());
             Ok(())
         };
         let result = run();
@@ -294,7 +322,7 @@ impl CpuBackend {
             }),
             Op::EmbedMore { by, table, x } => self.with_out(x, |this, x| {
                 let rows: Vec<u32> = match by {
-                    Lookup::Position => (this.position as u32..).take(this.tokens.len()).collect(),
+                    Lookup::Position => this.positions().map(|at| at as u32).collect(),
                     Lookup::Segment => this.tokens.iter().map(|fed| segment_of(*fed)).collect(),
                 };
                 embed::embed_more(&rows, this.matrix(table)?, x);
@@ -323,7 +351,8 @@ impl CpuBackend {
             Op::Linear { x, weight, bias, out } => self.with_out(out, |this, out| {
                 let bias = bias.map(|id| this.weight(id)).transpose()?;
                 let bias = bias.map(|weight| weight.vector.as_slice());
-                linear::linear(this.rows(x), this.matrix(weight)?, bias, out);
+                let products = &mut [Product { weight: this.matrix(weight)?, bias, out }];
+                linear::linears(this.rows(x), this.graph.width(x), products, this.singles());
                 Ok(())
             }),
             Op::Rope { x, heads, head_dim, rope } => self.with_out(x, |this, x| {
@@ -334,25 +363,21 @@ impl CpuBackend {
             }),
             Op::KvWrite { kv, k, v } => {
                 let mut cache = mem::take(&mut self.caches[usize::from(kv.0)]);
-                let (k, v) = (self.rows(k), self.rows(v));
-                let clamped = kv_write::kv_write(k, v, self.position, &self.blocks, &mut cache);
-                self.clamped += clamped;
+                let (width, ks, vs) = (self.graph.width(k), self.rows(k), self.rows(v));
+                let write = |part: &Part| {
+                    let (k, v) = (&ks[part.of(width)], &vs[part.of(width)]);
+                    kv_write::kv_write(k, v, part.position, &part.blocks, &mut cache)
+                };
+                self.clamped += self.parts.iter().map(write).sum::<u64>();
                 self.caches[usize::from(kv.0)] = cache;
                 Ok(())
             }
             Op::Attention { kv, q, out, heads, scale, window, softcap, causal } => {
                 self.with_out(out, |this, out| {
-                    let position = this.position;
-                    let chunk = None;
+                    let (chunk, position) = (None, 0);
                     let params =
                         Attention { heads, scale, window, chunk, softcap, causal, position };
-                    attention::attention(
-                        this.rows(q),
-                        &this.caches[usize::from(kv.0)],
-                        &this.blocks,
-                        &params,
-                        out,
-                    );
+                    this.attend(kv, q, &params, None, out);
                     Ok(())
                 })
             }
@@ -360,8 +385,13 @@ impl CpuBackend {
                 let mut states = mem::take(&mut self.recurrent);
                 let done = self.with_out(out, |this, out| {
                     let filter = &this.weight(filter)?.vector;
-                    let (before, after) = states.step(state, this.position, this.tokens.len());
-                    conv::conv(this.rows(x), filter, form, before, after, this.graph.width(x), out);
+                    let (xs, from) = (this.rows(x), this.graph.width(x));
+                    let to = out.len() / this.tokens.len();
+                    for part in &this.parts {
+                        let (before, after) = states.step(state, part);
+                        let (x, out) = (&xs[part.of(from)], &mut out[part.of(to)]);
+                        conv::conv(x, filter, form, before, after, from, out);
+                    }
                     Ok(())
                 });
                 self.recurrent = states;
@@ -369,23 +399,20 @@ impl CpuBackend {
             }
             Op::AttendChunk { kv, q, out, heads, scale, chunk } => {
                 self.with_out(out, |this, out| {
-                    let (position, chunk) = (this.position, Some(chunk));
+                    let (position, chunk) = (0, Some(chunk));
                     let (window, softcap, causal) = (None, None, true);
                     let params =
                         Attention { heads, scale, window, chunk, softcap, causal, position };
-                    let cache = &this.caches[usize::from(kv.0)];
-                    attention::attention(this.rows(q), cache, &this.blocks, &params, out);
+                    this.attend(kv, q, &params, None, out);
                     Ok(())
                 })
             }
             Op::AttendSinks { kv, q, out, heads, scale, window, sinks } => {
                 self.with_out(out, |this, out| {
-                    let (position, chunk, softcap, causal) = (this.position, None, None, true);
+                    let (position, chunk, softcap, causal) = (0, None, None, true);
                     let params =
                         Attention { heads, scale, window, chunk, softcap, causal, position };
-                    let (cache, sinks) = (&this.caches[usize::from(kv.0)], this.weight(sinks)?);
-                    let (q, sinks) = (this.rows(q), &sinks.vector[..]);
-                    attention_sinks::attention_sinks(q, cache, &this.blocks, &params, sinks, out);
+                    this.attend(kv, q, &params, Some(&this.weight(sinks)?.vector), out);
                     Ok(())
                 })
             }
@@ -394,7 +421,10 @@ impl CpuBackend {
                 Ok(())
             }),
             Op::Temper { x, each, scale } => self.with_out(x, |this, rows| {
-                temper::temper(rows, this.graph.width(x), this.position, each, scale);
+                let width = this.graph.width(x);
+                for part in &this.parts {
+                    temper::temper(&mut rows[part.of(width)], width, part.position, each, scale);
+                }
                 Ok(())
             }),
             Op::WeighInput { x, logits, out } => self.with_out(out, |this, out| {
@@ -407,9 +437,15 @@ impl CpuBackend {
                 let done = self.with_out(out, |this, out| {
                     let (decays, shifts) = (this.weight(decays)?, this.weight(shifts)?);
                     let weights = (&decays.vector[..], &shifts.vector[..]);
-                    let (before, after) = states.step(state, this.position, this.tokens.len());
-                    after.copy_from_slice(&before);
-                    delta::delta(this.rows(x), this.rows(gates), weights, shape, after, out);
+                    let (xs, gates) = (this.rows(x), this.rows(gates));
+                    let each = |all: usize| all / this.tokens.len();
+                    let (from, by, to) = (each(xs.len()), each(gates.len()), each(out.len()));
+                    for part in &this.parts {
+                        let (before, after) = states.step(state, part);
+                        after.copy_from_slice(&before);
+                        let (x, gates) = (&xs[part.of(from)], &gates[part.of(by)]);
+                        delta::delta(x, gates, weights, shape, after, &mut out[part.of(to)]);
+                    }
                     Ok(())
                 });
                 self.recurrent = states;
@@ -463,6 +499,43 @@ impl CpuBackend {
         }
     }
 
+    /// Whether each token's products are those of a step of its own.
+    const fn singles(&self) -> bool {
+        self.tokens.len() <= linear::SINGLES_MAX || self.parts.len() > 1
+    }
+
+    /// The positions of the step's tokens.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().flat_map(Part::positions)
+    }
+
+    /// Attention of each sequence over its own blocks.
+    fn attend(&self, kv: KvId, q: Buf, params: &Attention, sinks: Option<&[f32]>, out: &mut [f32]) {
+        let (cache, qs, from) =
+            (&self.caches[usize::from(kv.0)], self.rows(q), self.graph.width(q));
+        let one = |part: &Part, out: &mut [f32]| {
+            let params = Attention { position: part.position, ..*params };
+            let (q, blocks) = (&qs[part.of(from)], &part.blocks);
+            match sinks {
+                None => attention::attention(q, cache, blocks, &params, out),
+                Some(sinks) => {
+                    attention_sinks::attention_sinks(q, cache, blocks, &params, sinks, out);
+                }
+            }
+        };
+        let to = out.len() / self.tokens.len();
+        let work = self.parts.iter().map(Part::end).sum::<usize>() * from;
+        if self.parts.len() == 1 || work < ATTEND_MIN {
+            for part in &self.parts {
+                one(part, &mut out[part.of(to)]);
+            }
+        } else {
+            // One token each.
+            let parts = self.parts.par_iter().zip(out.par_chunks_mut(to));
+            parts.for_each(|(part, out)| one(part, out));
+        }
+    }
+
     /// The first row of the result. `None` if nothing is wanted.
     const fn first_wanted(&self) -> Option<usize> {
         match self.wanted {
@@ -478,7 +551,9 @@ impl CpuBackend {
         let mut logits = mem::take(&mut self.logits);
         let matrix = self.matrix(weight)?;
         logits.resize((self.tokens.len() - first) * matrix.rows, 0.0);
-        linear::linear(&self.rows(x)[first * width..], matrix, None, &mut logits);
+        let singles = self.tokens.len() - first <= linear::SINGLES_MAX || self.parts.len() > 1;
+        let products = &mut [Product { weight: matrix, bias: None, out: &mut logits }];
+        linear::linears(&self.rows(x)[first * width..], width, products, singles);
         if let Some(cap) = softcap {
             softcap::softcap(&mut logits, cap);
         }
@@ -592,6 +667,23 @@ impl Backend for CpuBackend {
         1
     }
 
+    fn rows_max(&self) -> usize {
+        self.capacity.batch
+    }
+
+    fn queue_rows(&mut self, rows: &[Row<'_>]) -> Result<()> {
+        let part = |(at, row): (usize, &Row<'_>)| Part {
+            rows: at..at + 1,
+            position: row.position,
+            blocks: row.blocks.to_vec(),
+            slot: row.state as usize,
+        };
+        let tokens = rows.iter().map(|row| row.token).collect();
+        self.begin_parts(tokens, rows.iter().enumerate().map(part).collect(), LogitRows::All)?;
+        self.walk.start();
+        Ok(())
+    }
+
     fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()> {
         let (Fed::Tokens(tokens), Want::Logits(logits)) = (fed, want) else {
             return Err(BackendError::Unsupported("choosing tokens on the CPU backend".into()));
@@ -630,28 +722,13 @@ impl Backend for CpuBackend {
 
 impl Ops for CpuBackend {
     fn begin(&mut self, step: &Step<'_>) -> Result<()> {
-        let (tokens, end) = (step.tokens.len(), step.position + step.tokens.len());
-        let context = self.blocks.len() * kv::BLOCK;
-        if !(1..=self.capacity.batch).contains(&tokens) || end > context {
-            return Err(BackendError::Unsupported(format!(
-                "a step of {tokens} tokens at position {} (batch {}, context {context})",
-                step.position, self.capacity.batch
-            )));
-        }
-        if let Some(token) = step.tokens.iter().find(|token| !self.graph.admits(**token)) {
-            let vocab = self.graph.vocab;
-            return Err(BackendError::Unsupported(format!(
-                "token {token} of a {vocab} vocabulary"
-            )));
-        }
-        self.tokens = step.tokens.to_vec();
-        self.position = step.position;
-        self.wanted = step.logits;
-        self.logits.clear();
-        let ropes = self.graph.ropes.iter();
-        let long = self.stretched;
-        self.angles = ropes.map(|rope| Angles::new(rope, long, step.position, tokens)).collect();
-        Ok(())
+        let part = Part {
+            rows: 0..step.tokens.len(),
+            position: step.position,
+            blocks: self.blocks.clone(),
+            slot: self.recurrent.slot,
+        };
+        self.begin_parts(step.tokens.to_vec(), vec![part], step.logits)
     }
 
     fn run(&mut self, ops: Range<usize>) -> Result<()> {
@@ -686,7 +763,7 @@ impl Ops for CpuBackend {
             let biases = spec.biases.map(|biases| this.weight(biases.gate_up)).transpose();
             let run = biases.map(|biases| {
                 let biases = biases.map(|weight| &weight.vector[..]);
-                pairs.run(this.rows(x), spec, biases, &this.slots, slots);
+                pairs.run((this.rows(x), this.singles()), spec, biases, &this.slots, slots);
             });
             this.pairs = pairs;
             run

@@ -88,10 +88,11 @@ impl Pairs {
         &self.ids
     }
 
-    /// Runs the waiting pairs whose expert has a slot. `biases` are those of gates and ups.
+    /// Runs the waiting pairs whose expert has a slot. `singles` as in `linears`; `biases` are those of
+    /// gates and ups.
     pub fn run(
         &mut self,
-        x: &[f32],
+        (x, singles): (&[f32], bool),
         moe: &Moe,
         biases: Option<&[f32]>,
         classes: &[SlotBytes],
@@ -119,14 +120,14 @@ impl Pairs {
             }
             let (layout, activation) = (&class.layout, moe.activation);
             let inner = match biases {
-                None => expert_gate_up(&gathered, layout, bytes, activation),
+                None => expert_gate_up(&gathered, layout, bytes, activation, singles),
                 Some(biases) => {
                     let id = self.ids[pairs[0]] as usize;
                     let biases = &biases[2 * moe.ff * id..2 * moe.ff * (id + 1)];
-                    expert_gate_up_biased(&gathered, layout, bytes, biases, activation)
+                    expert_gate_up_biased(&gathered, layout, bytes, biases, activation, singles)
                 }
             };
-            expert_down(&inner, &class.layout, bytes)
+            expert_down(&inner, &class.layout, bytes, singles)
         };
         let pairs: usize = work.iter().map(|(_, pairs)| pairs.len()).sum();
         let results: Vec<Vec<f32>> = if pairs * moe.hidden * moe.ff < SERIAL_MAX {

@@ -1,10 +1,11 @@
 //! The recurrent states of all layers: for each sequence's place, the last entries of each layer
 //! (`crate::recurrent`).
 
+use super::parts::Part;
 use crate::graph::{Graph, StateId};
 use crate::recurrent::RING;
 
-/// The states, and the place of the sequence that steps.
+/// The states, and the place of the sequence that steps next.
 #[derive(Default)]
 pub struct Recurrent {
     /// By layer, `[places, RING, width]`.
@@ -40,15 +41,15 @@ impl Recurrent {
         }
     }
 
-    /// A layer's state before a step of `tokens` at `position`, and where the one after it goes.
-    pub fn step(&mut self, id: StateId, position: usize, tokens: usize) -> (Vec<f32>, &mut [f32]) {
+    /// A layer's state before a part's tokens, and where the one after them goes.
+    pub fn step(&mut self, id: StateId, part: &Part) -> (Vec<f32>, &mut [f32]) {
         let (width, all) = &mut self.layers[usize::from(id.0)];
-        let at = |len: usize| (self.slot * RING + len % RING) * *width;
-        let before = match position {
+        let at = |len: usize| (part.slot * RING + len % RING) * *width;
+        let before = match part.position {
             0 => vec![0.0; *width],
-            _ => all[at(position)..][..*width].to_vec(),
+            _ => all[at(part.position)..][..*width].to_vec(),
         };
-        let after = at(position + tokens);
+        let after = at(part.end());
         (before, &mut all[after..after + *width])
     }
 }

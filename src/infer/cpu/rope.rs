@@ -4,7 +4,7 @@
 
 use crate::graph::Rope;
 
-/// Sines and cosines for a batch of consecutive positions, `[T, half]` each, multiplied by the
+/// Sines and cosines for the positions of a batch, `[T, half]` each, multiplied by the
 /// attention factor.
 #[derive(Debug, Clone, Default)]
 pub struct Angles {
@@ -14,9 +14,9 @@ pub struct Angles {
 
 impl Angles {
     /// `long` is the form for long sequences.
-    pub fn new(rope: &Rope, long: bool, position: usize, tokens: usize) -> Self {
+    pub fn new(rope: &Rope, long: bool, positions: impl Iterator<Item = usize>) -> Self {
         let mut angles = Self::default();
-        for p in position..position + tokens {
+        for p in positions {
             for freq in rope.form(long) {
                 let (sin, cos) = (p as f32 * freq).sin_cos();
                 angles.cos.push(cos * rope.attention_factor);

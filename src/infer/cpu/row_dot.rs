@@ -1,4 +1,4 @@
-//! Inner products of stored rows with one vector, without unpacking to f32 first.
+//! Inner products of stored rows with one vector or a few, without unpacking to f32 first.
 //!
 //! Formats with a sixteen-lane kernel go to `k_dot`. Others have a kernel of their own, which
 //! multiplies a block's integers with `x` directly and their sum with the scale, or are unpacked
@@ -19,7 +19,7 @@ const CHUNK: usize = 256;
 pub struct Input {
     /// Padded with zeros to whole blocks of 256.
     x: Vec<f32>,
-    folded: Folded,
+    pub(super) folded: Folded,
 }
 
 impl Input {
@@ -31,12 +31,13 @@ impl Input {
     }
 }
 
-/// `out[i] = weight[first + i] . x`.
+/// `outs[t][i] = weight[first + i] . x[t]`.
 pub struct RowDots<'a> {
-    pub input: &'a Input,
+    pub inputs: &'a [Input],
     pub weight: Matrix<'a>,
     pub first: usize,
-    pub out: &'a mut [f32],
+    /// One for each input, all of the same length.
+    pub outs: Vec<&'a mut [f32]>,
 }
 
 impl<'a> RowDots<'a> {
@@ -49,8 +50,8 @@ impl<'a> RowDots<'a> {
     }
 
     fn of_blocks(self) -> KDots<'a> {
-        let Self { input, weight, first, out } = self;
-        KDots { input: &input.folded, weight, first, out }
+        let Self { inputs, weight, first, outs } = self;
+        KDots { inputs, weight, first, outs }
     }
 }
 
@@ -70,9 +71,12 @@ impl<L: Lanes> Visit for On<'_, L> {
 
     #[inline(always)]
     fn visit<F: Format<LEN, BYTES>, const LEN: usize, const BYTES: usize>(self) {
-        let Self(l, RowDots { input, weight, first, out }) = self;
-        for (row, out) in (first..).zip(out) {
-            *out = F::dot(l, weight.row(row), &input.x);
+        let Self(l, RowDots { inputs, weight, first, mut outs }) = self;
+        for i in 0..outs.first().map_or(0, |out| out.len()) {
+            let row = weight.row(first + i);
+            for (input, out) in inputs.iter().zip(&mut outs) {
+                out[i] = F::dot(l, row, &input.x);
+            }
         }
     }
 }
@@ -171,11 +175,11 @@ mod tests {
 
     /// The rows' products on each instruction set, the widest last.
     fn on_each(matrix: Matrix<'_>, x: &[f32]) -> Vec<(&'static str, Vec<f32>)> {
-        let input = Input::new(x, [matrix.dtype].into_iter());
+        let input = [Input::new(x, [matrix.dtype].into_iter())];
         let mut all = Vec::new();
         for instructions in ["arrays", "avx2", "avx512"] {
             let mut out = vec![f32::NAN; matrix.rows];
-            let rows = RowDots { input: &input, weight: matrix, first: 0, out: &mut out };
+            let rows = RowDots { inputs: &input, weight: matrix, first: 0, outs: vec![&mut out] };
             let ran = match beside(matrix.dtype) {
                 Some(_) => wide::run_on(instructions, rows.of_blocks()),
                 None => lanes::run_on(instructions, rows),
@@ -238,14 +242,14 @@ mod tests {
     fn an_input_made_for_several_types_serves_each_as_one_made_for_it_alone() {
         let mut rng = rng();
         let x: Vec<f32> = (0..777).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let together = Input::new(&x, DType::ALL.into_iter());
+        let together = [Input::new(&x, DType::ALL.into_iter())];
         for dtype in DType::ALL {
             let bytes = stored(&mut rng, dtype, 4, 777, 0.5);
             let weight = Matrix::new(&MatrixSpec { dtype, rows: 4, cols: 777, offset: 0 }, &bytes);
-            let alone = Input::new(&x, [dtype].into_iter());
+            let alone = [Input::new(&x, [dtype].into_iter())];
             let mut outs = [[f32::NAN; 4]; 2];
-            for (input, out) in [&together, &alone].into_iter().zip(&mut outs) {
-                RowDots { input, weight, first: 0, out }.run();
+            for (inputs, out) in [&together, &alone].into_iter().zip(&mut outs) {
+                RowDots { inputs, weight, first: 0, outs: vec![out] }.run();
             }
             assert_eq!(outs[0].map(f32::to_bits), outs[1].map(f32::to_bits), "{dtype}");
         }

@@ -141,7 +141,7 @@ fn rope_turns_pairs_half_a_head_apart() {
             }
         }
     }
-    let angles = rope::Angles::new(&spec, false, position, tokens);
+    let angles = rope::Angles::new(&spec, false, position..position + tokens);
     rope::rope(&mut x, heads, head_dim, half, &angles);
     assert_close(&x, &want);
 }
@@ -272,13 +272,13 @@ fn an_expert_is_gate_up_down_and_the_sum_goes_by_choice() {
     expert.extend(down_bytes);
     let layout = ExpertLayout { gate, up, down, bytes: expert.len() };
     let x = random(&mut rng, tokens * hidden);
-    let inner = expert_gate_up::expert_gate_up(&x, &layout, &expert, Activation::Silu);
+    let inner = expert_gate_up::expert_gate_up(&x, &layout, &expert, Activation::Silu, false);
     let ups = product(&x, &up_values, hidden);
     let gates = product(&x, &gate_values, hidden);
     let want: Vec<f64> =
         gates.iter().zip(&ups).map(|(g, u)| activated(*g, Activation::Silu) * u).collect();
     assert_close(&inner, &want);
-    let out = expert_down::expert_down(&inner, &layout, &expert);
+    let out = expert_down::expert_down(&inner, &layout, &expert, false);
     assert_close(&out, &product(&inner, &down_values, ff));
 
     let (pairs, weights) =

@@ -22,13 +22,7 @@ impl Engine {
             return Ok(());
         }
         if !self.has_state_for(sequence) {
-            let (held, bytes) =
-                (self.loaded_bytes + self.backend.fixed_bytes(), self.backend.state_bytes());
-            if held.saturating_add(bytes) > self.budget {
-                return Err(SessionError::States { bytes, budget: self.budget });
-            }
-            self.backend.grow_states(count + 1)?;
-            self.states.grow(count + 1);
+            self.grow_states()?;
         }
         let Some(copy) = sequence.state.prepare(&self.states, start, end) else {
             let what = "the recurrent states of a sequence".into();
@@ -40,6 +34,29 @@ impl Engine {
             self.backend.copy_state(copy)?;
         }
         self.backend.set_state(sequence.state.index());
+        Ok(())
+    }
+
+    /// Makes room for the recurrent states of another sequence.
+    fn grow_states(&mut self) -> Result<(), SessionError> {
+        let (held, bytes) =
+            (self.loaded_bytes + self.backend.fixed_bytes(), self.backend.state_bytes());
+        if held.saturating_add(bytes) > self.budget {
+            return Err(SessionError::States { bytes, budget: self.budget });
+        }
+        let count = self.states.count() + 1;
+        self.backend.grow_states(count)?;
+        self.states.grow(count);
+        Ok(())
+    }
+
+    /// Gives a sequence that has no place for its states one, so that no other takes it. Call when
+    /// no token is in flight.
+    pub(super) fn claim_state(&mut self, sequence: &mut Sequence) -> Result<(), SessionError> {
+        if self.states.count() > 0 && !sequence.state.claim(&self.states) {
+            self.grow_states()?;
+            sequence.state.claim(&self.states);
+        }
         Ok(())
     }
 

@@ -42,7 +42,7 @@ impl Engine {
         other || sequence.formed.adapters != self.adapters()
     }
 
-    fn long_form(&self, sequence: &Sequence, end: usize) -> Option<bool> {
+    pub(super) fn long_form(&self, sequence: &Sequence, end: usize) -> Option<bool> {
         let from = self.stretches_from?;
         Some(end.max(sequence.formed.expected) > from)
     }

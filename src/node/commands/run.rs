@@ -157,7 +157,7 @@ impl Run<'_> {
         self.echo_prompt();
         let (engine, sequence) = session.parts();
         let done = generation::generate(engine, sequence, tokenizer, &asked, |_, piece| {
-            self.args.json || echo(piece.text)
+            self.args.json || echo(&piece.text)
         })?;
         self.echo_rest(&done.rest);
         let hits = session.stats().pager.hits;

@@ -166,7 +166,7 @@ fn rope_matches_its_twin_at_far_positions_and_for_part_of_a_head() {
         for (tokens, position) in [(1, 0), (5, 3), (5, 4995)] {
             let input = random.floats(tokens * heads * head_dim);
             let mut want = input.clone();
-            let angles = Angles::new(&turning, false, position, tokens);
+            let angles = Angles::new(&turning, false, position..position + tokens);
             rope(&mut want, heads, head_dim, half, &angles);
             let got = run(&mut gpu, &graph, tokens, position, &[(x, &input)], x);
             assert_close(&got, &want, 1e-6, &format!("{heads}x{head_dim}/{half} at {position}"));

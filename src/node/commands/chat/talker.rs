@@ -108,8 +108,9 @@ impl Here {
         let tokenizer = self.opened.tokenizer()?;
         let asked = Asked::check(&self.opened.model, tokenizer, request)?;
         let (engine, sequence) = self.session.parts();
-        let done =
-            generation::generate(engine, sequence, tokenizer, &asked, |_, piece| each(piece.text))?;
+        let done = generation::generate(engine, sequence, tokenizer, &asked, |_, piece| {
+            each(&piece.text)
+        })?;
         each(&done.rest);
         tracing::debug!(reused = done.reused, prompt = asked.request.prompt.len(), "a turn");
         let (tokens, stop) = (done.tokens.len(), done.reason);
