@@ -50,6 +50,17 @@ pub enum BenchCommand {
         #[command(flatten)]
         args: BenchArgs,
     },
+    /// Decoding several sequences side by side: all their tokens a second, for each number of them
+    Streams {
+        #[command(flatten)]
+        args: BenchArgs,
+        /// How many tokens of each sequence to decode in a run
+        #[arg(short = 'n', long, default_value_t = 64)]
+        tokens: usize,
+        /// Numbers of sequences
+        #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8,16")]
+        streams: Vec<usize>,
+    },
     /// Decoding with fewer slots than experts, against all of them resident
     Paging {
         #[command(flatten)]

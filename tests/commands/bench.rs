@@ -66,6 +66,23 @@ fn hits(pager: &Value) -> f64 {
 }
 
 #[test]
+fn streams_are_timed_for_each_number_of_them() {
+    let model = model();
+    for backend in backends() {
+        let common = ["--backend", backend, "--runs", "2", "--prompts", "2"];
+        let streams = ["bench", "streams", text(&model), "--prompt-tokens", "5", "-n", "3"];
+        let said = json(&[&streams[..], &["--streams", "1,3"], &common].concat());
+        assert_eq!(number(&said, "/tokens"), 3.0);
+        for (at, count) in [(0, 1.0), (1, 3.0)] {
+            assert_eq!(number(&said, &format!("/streams/{at}/count")), count);
+            summary(&said, &format!("/streams/{at}/tok_s"), 2);
+            summary(&said, &format!("/streams/{at}/of_first"), 2);
+        }
+        assert_eq!(number(&said, "/streams/0/of_first/median"), 1.0);
+    }
+}
+
+#[test]
 fn decode_and_prefill_say_what_they_measured() {
     let model = model();
     for backend in backends() {

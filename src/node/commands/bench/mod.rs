@@ -10,6 +10,7 @@ mod paging;
 mod sample;
 mod speed;
 mod stats;
+mod streams;
 
 use anyhow::ensure;
 use serde::Serialize;
@@ -32,6 +33,10 @@ pub fn bench(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Paging { args, tokens, slots, policies } => {
             ensure!(*tokens > 0, "--tokens must be at least 1");
             paging::paging(args, *tokens, *slots, policies)
+        }
+        BenchCommand::Streams { args, tokens, streams } => {
+            ensure!(*tokens > 0, "--tokens must be at least 1");
+            streams::streams(args, *tokens, streams)
         }
         BenchCommand::Kernels(args) => kernels::kernels(args),
         BenchCommand::Store(args) => super::bench_store::bench_store(args),

@@ -1,0 +1,136 @@
+//! `bench streams`: tokens a second of several sequences together, stepped side by side.
+//!
+//! Each number of sequences runs in every round, so that other load on the machine affects all
+//! numbers alike. Prompts are not measured.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use anyhow::ensure;
+use serde::Serialize;
+
+use super::machine::{Machine, peak_rss_bytes};
+use super::stats::Summary;
+use super::{Runs, record_file, report};
+use crate::args::BenchArgs;
+use crate::{generation, source};
+use doppler_infer::engine::{Engine, Next};
+use doppler_infer::sampler::SamplerOptions;
+use doppler_infer::sequence::Sequence;
+
+/// The most sequences of a measurement.
+const STREAMS_MAX: usize = 256;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Record {
+    what: &'static str,
+    machine: Machine,
+    model: String,
+    quantization: String,
+    prompt_tokens: usize,
+    /// Tokens of each sequence that are measured in each run.
+    tokens: usize,
+    runs: usize,
+    streams: Vec<Streams>,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// One number of sequences.
+#[derive(Serialize)]
+struct Streams {
+    count: usize,
+    /// Tokens a second of all of them.
+    tok_s: Summary,
+    /// As a multiple of the first number's, run by run.
+    of_first: Summary,
+}
+
+/// Seconds for so many tokens of each of `count` sequences, whose prompts have run.
+fn time(
+    engine: &mut Engine,
+    runs: &Runs,
+    count: usize,
+    prompt_tokens: usize,
+    tokens: usize,
+) -> anyhow::Result<f64> {
+    let mut sequences = Vec::with_capacity(count);
+    let mut next = Vec::with_capacity(count);
+    for number in 0..count {
+        let mut sequence = Sequence::new(SamplerOptions::default(), runs.context)?;
+        let passage = runs.passage(number);
+        engine.claim(&mut sequence, prompt_tokens + tokens)?;
+        let logits = engine.prefill(&mut sequence, &passage[..prompt_tokens])?;
+        next.push(sequence.choose(&logits));
+        sequences.push(sequence);
+    }
+    let started = Instant::now();
+    for done in 0..tokens {
+        let row = |(sequence, token)| Next { sequence, token, more: tokens - done };
+        let mut rows: Vec<Next<'_>> =
+            sequences.iter_mut().zip(next.iter().copied()).map(row).collect();
+        next = engine.next_of_each(&mut rows).into_iter().collect::<Result<_, _>>()?;
+    }
+    Ok(started.elapsed().as_secs_f64())
+}
+
+pub fn streams(args: &BenchArgs, tokens: usize, counts: &[usize]) -> anyhow::Result<()> {
+    let good = |count: &usize| (1..=STREAMS_MAX).contains(count);
+    ensure!(!counts.is_empty() && counts.iter().all(good), "--streams must be 1 to {STREAMS_MAX}");
+    let opened = source::open(&args.model)?;
+    let runs = Runs::new(args, &opened, tokens)?;
+    let prompt_tokens = args.prompts.prompt_tokens;
+    let file = record_file(args.record.as_deref())?;
+    let device = generation::device(args.model.backend)?;
+    let (slots, policy) = (args.model.slots(), args.model.policy());
+    let mut session =
+        opened.session_on(device.as_ref(), &args.model, slots, policy, Some(runs.context))?;
+    let (engine, _) = session.parts();
+    // Unmeasured: loads the experts and makes room.
+    for count in counts {
+        time(engine, &runs, *count, prompt_tokens, tokens.min(8))?;
+    }
+    let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); counts.len()];
+    for _ in 0..args.runs {
+        for (count, seconds) in counts.iter().zip(&mut seconds) {
+            seconds.push(time(engine, &runs, *count, prompt_tokens, tokens)?);
+        }
+    }
+    let rate = |count: usize, seconds: f64| (count * tokens) as f64 / seconds.max(1e-9);
+    let streams = counts.iter().zip(&seconds).map(|(count, all)| {
+        let of_first = all.iter().zip(&seconds[0]);
+        let of_first = of_first.map(|(all, first)| rate(*count, *all) / rate(counts[0], *first));
+        Streams {
+            count: *count,
+            tok_s: Summary::of(all.iter().map(|seconds| rate(*count, *seconds)).collect()),
+            of_first: Summary::of(of_first.collect()),
+        }
+    });
+    let record = Record {
+        what: "streams",
+        model: opened.model.manifest.model_id.clone(),
+        quantization: opened.model.manifest.quantization.clone(),
+        prompt_tokens,
+        tokens,
+        runs: args.runs,
+        streams: streams.collect(),
+        peak_rss_bytes: peak_rss_bytes(),
+        machine: Machine::new(session.describe()),
+    };
+    let title = format!("streams, {}", record.model);
+    report(args.json, file, &record, &title, &record.machine, &text(&record))
+}
+
+fn text(record: &Record) -> String {
+    let Record { model, tokens, runs, prompt_tokens, .. } = record;
+    let mut text = format!(
+        "streams: {model}, median of {runs} runs of {tokens} tokens after prompts of {prompt_tokens}\n"
+    );
+    let (count, all, each) = ("streams", "tok/s", "each");
+    let _ = writeln!(text, "  {count:>7} {all:>10} {each:>9} {:>9}", "of first");
+    for Streams { count, tok_s, of_first } in &record.streams {
+        let (all, each) = (tok_s.median, tok_s.median / *count as f64);
+        let _ = writeln!(text, "  {count:>7} {all:>10.1} {each:>9.1} {:>8.2}x", of_first.median);
+    }
+    text
+}
