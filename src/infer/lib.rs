@@ -45,9 +45,9 @@ mod walk;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
-mod measured;
-#[cfg(test)]
 mod many_tests;
+#[cfg(test)]
+mod measured;
 #[cfg(test)]
 mod paging_tests;
 #[cfg(test)]

@@ -462,7 +462,10 @@ pub struct Peer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Ps {
     pub loaded: Vec<LoadedInfo>,
-    /// Generations that wait for their turn.
+    /// Generations that run now.
+    #[serde(default)]
+    pub running: usize,
+    /// Generations that wait until one of them ends.
     pub waiting: usize,
 }
 

@@ -177,7 +177,7 @@ impl Service {
     /// What the engine has loaded, and who waits.
     pub fn ps(&self) -> Ps {
         let engine = self.engine.shown();
-        let backend = engine.backend;
+        let (backend, running) = (engine.backend, engine.running);
         let loaded = engine.loaded.map(|model| {
             let idle = model.idle_since.map(|since| since.elapsed());
             let stays = idle.zip(self.config().keep_alive);
@@ -189,7 +189,7 @@ impl Service {
                 unload_s: stays.map(|(idle, stay)| stay.saturating_sub(idle).as_secs_f64()),
             }
         });
-        Ps { loaded: loaded.into_iter().collect(), waiting: self.engine.waiting() }
+        Ps { loaded: loaded.into_iter().collect(), running, waiting: self.engine.waiting() }
     }
 
     /// A model's graph and tokenizer, kept by the engine from one request to the next.

@@ -19,7 +19,10 @@ pub fn ps(args: &ControlArgs) -> anyhow::Result<()> {
     }
     for model in &ps.loaded {
         let state = match (model.idle_s, model.unload_s) {
-            (None, _) => "answers".to_owned(),
+            (None, _) => match ps.running {
+                0 | 1 => "answers".to_owned(),
+                running => format!("answers {running} requests"),
+            },
             (Some(_), Some(left)) => format!("idle, unloaded in {}", progress::time(left)),
             (Some(idle), None) => format!("idle for {}", progress::time(idle)),
         };

@@ -80,7 +80,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             let options = embedding::load_options(model, longest);
             self.replace(&job.opened, options, Some(longest))?;
         }
-        let engine = self.begin().ok_or(EngineError::Stopping)?;
+        let engine = self.answers().ok_or(EngineError::Stopping)?;
         engine.adapt(&job.adapters)?;
         Ok(embedding::run(engine, model, &job.prepared)?)
     }

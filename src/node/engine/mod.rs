@@ -1,15 +1,21 @@
 //! The engine of a node: requests are checked against their model, wait in a bounded and fair queue,
-//! and run one after another on a thread that owns the device.
+//! and run side by side on a thread that owns the device.
 //!
 //! `models` keeps graphs and tokenizers, `asked` checks requests, `queue` holds waiting requests,
-//! `worker` is the thread. An impossible request is refused before anything is touched. Only a lost
-//! device unloads a model.
+//! `worker` is the thread, `running` one generation on it, `schedule` says whose turn it is,
+//! `kept` what prompts go on from. An impossible request is refused before anything is touched. Only
+//! a lost device unloads a model.
 
 mod asked;
 mod embedding;
 mod error;
+mod kept;
+#[cfg(test)]
+mod many_tests;
 mod models;
 mod queue;
+mod running;
+mod schedule;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -31,6 +37,7 @@ use doppler_store::ModelId;
 use models::Models;
 use queue::Queue;
 pub use queue::{Lane, QUEUE_MAX};
+pub use schedule::RUNNING_MAX;
 use worker::{Work, Worker};
 
 /// What an engine may use.
@@ -59,6 +66,10 @@ pub struct Shown {
     pub backend: String,
     pub loaded: Option<LoadedModel>,
     pub loads: u64,
+    /// Generations that run now.
+    pub running: usize,
+    /// Whether a request was taken from the queue and waits until those that run make room.
+    pub held: bool,
     /// Since the node started.
     pub counts: Counts,
 }
@@ -68,7 +79,7 @@ pub struct Shown {
 pub struct LoadedModel {
     pub id: ModelId,
     pub name: String,
-    /// When its last request ended; `None` while one runs.
+    /// When its last request ended; `None` while any runs.
     pub idle_since: Option<Instant>,
 }
 
@@ -132,14 +143,14 @@ impl Engine {
 
     /// Requests that wait for their turn.
     pub fn waiting(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + usize::from(self.shown().held)
     }
 
     pub fn shown(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Accepts no more requests, and waits for the current token of the running one.
+    /// Accepts no more requests, and waits for the current step of those that run.
     pub async fn stop(&self) {
         self.queue.close();
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

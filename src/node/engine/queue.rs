@@ -1,9 +1,9 @@
-//! The engine's queue: jobs wait here while another one runs.
+//! The engine's queue: jobs wait here while as many as can run.
 //!
 //! Bounded: a full queue refuses at once, and a job whose listener has gone no longer takes a place.
 //! Fair: the jobs of one lane (the choices of one request, or the requests of one user) take turns
 //! with those of other lanes, so a lane that asks for much delays others by one job at a time.
-//! Closed when the node stops: the running job then ends at its next token, and those that wait are
+//! Closed when the node stops: running jobs then end at their next tokens, and those that wait are
 //! refused.
 
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use crate::api::GenerateEvent;
 
 /// The most waiting requests.
 pub const QUEUE_MAX: usize = 64;
-/// How many events a slow listener may lag behind before the engine waits for it.
+/// How many events a slow listener may lag behind before its generation pauses.
 const EVENTS_MAX: usize = 4096;
 
 /// A job and where its events go.
@@ -120,6 +120,16 @@ impl<J> Queue<J> {
         lane: Lane,
         jobs: Vec<J>,
     ) -> Result<Vec<mpsc::Receiver<GenerateEvent>>, EngineError> {
+        self.submit_to(lane, jobs, EVENTS_MAX)
+    }
+
+    /// The same, to listeners who may lag behind by so many events.
+    pub(super) fn submit_to(
+        &self,
+        lane: Lane,
+        jobs: Vec<J>,
+        events_max: usize,
+    ) -> Result<Vec<mpsc::Receiver<GenerateEvent>>, EngineError> {
         let mut state = self.state();
         if state.closed {
             return Err(EngineError::Stopping);
@@ -129,7 +139,7 @@ impl<J> Queue<J> {
             return Err(EngineError::Busy);
         }
         let listeners = jobs.into_iter().map(|job| {
-            let (sender, events) = mpsc::channel(EVENTS_MAX);
+            let (sender, events) = mpsc::channel(events_max);
             let turn = state.turn_of(lane);
             state.waiting.push_back(Waiting { lane, turn, queued: (job, sender) });
             events
@@ -138,6 +148,20 @@ impl<J> Queue<J> {
         drop(state);
         self.shared.changed.notify_all();
         Ok(listeners)
+    }
+
+    /// The job whose turn it is, if any waits.
+    pub fn next(&self) -> Option<Queued<J>> {
+        self.state().take()
+    }
+
+    /// Waits until something is queued or the queue is closed, or for so long.
+    pub fn doze(&self, time: Duration) {
+        let state = self.state();
+        if !state.closed {
+            let changed = self.shared.changed.wait_timeout(state, time);
+            drop(changed.unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Waits for a job, until `deadline` if there is one.

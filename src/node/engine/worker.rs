@@ -1,16 +1,20 @@
-//! The engine's thread, which loads one model at a time and runs one job after another.
+//! The engine's thread, which loads one model at a time and runs jobs side by side, turn by turn.
 //!
-//! Owns the loaded model; nothing else touches the device. A job whose listener has gone stops at
-//! its next token, and so does the running one when the node stops. A failure leaves the loaded
-//! model unchanged, unless the device was lost. A model that nobody asks for is dropped after
-//! `keep_alive`.
+//! Owns the loaded model; nothing else touches the device. `schedule` decides whose turn it is. A
+//! job whose listener has gone ends before its next step, also within its prompt, and so do all when
+//! the node stops. A failure ends its own job and leaves the loaded model unchanged, unless the
+//! device was lost. A model that nobody asks for is dropped after `keep_alive`.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use doppler_infer::adapter::{Attached, SetId};
 use doppler_infer::backend::BackendError;
-use doppler_infer::engine::{Engine, LoadOptions};
+use doppler_infer::engine::{Engine, LoadOptions, Next};
 use doppler_infer::error::SessionError;
+use doppler_infer::generate::StopReason;
+use doppler_infer::kv::BLOCK;
 use doppler_infer::sequence::Sequence;
 use doppler_infer::slots::SlotBudget;
 use doppler_store::ModelId;
@@ -18,11 +22,14 @@ use tokio::sync::mpsc;
 
 use super::embedding::EmbedJob;
 use super::error::EngineError;
+use super::kept::{Kept, alike};
 use super::models::{Job, Opened};
-use super::queue::{Queue, Taken};
+use super::queue::{Queue, Queued, Taken};
+use super::running::{self, Running};
+use super::schedule::{Id, Schedule};
 use super::{EngineOptions, LoadedModel, Shown};
 use crate::api::{GenerateEvent, Hits, Traffic};
-use crate::generation::{self, Piece};
+use crate::generation;
 use crate::memory;
 
 /// What the thread is asked for.
@@ -35,9 +42,11 @@ pub enum Work {
 struct Loaded {
     model: ModelId,
     engine: Engine,
-    /// The last sequence, if its request asked to keep it for the next. Any other request drops it,
-    /// so it never takes room that one needs.
-    kept: Option<Sequence>,
+    /// Sequences of requests that asked to keep them. They are dropped before room is refused to
+    /// anyone.
+    kept: Kept<Sequence>,
+    /// Hits that were counted.
+    counted: Hits,
     /// Of an embedding model: the longest text, in tokens, for which it was loaded.
     embeds: Option<usize>,
 }
@@ -49,61 +58,278 @@ pub(super) struct Worker<T> {
     loaded: Option<Loaded>,
     shown: Arc<Mutex<Shown>>,
     queue: Queue<Work>,
+    schedule: Schedule,
+    running: BTreeMap<Id, Running>,
+    /// A job whose turn it is, and that waits until those that run have ended: it needs another
+    /// model, other adapters, or more room. Nobody overtakes it.
+    held: Option<Queued<Work>>,
 }
 
+/// The kept sequences' part of the device's budget: one in so many.
+const KEPT_SHARE: u64 = 4;
+/// A prompt changes to another generation's sequence if that has at least this many tokens more.
+const CATCH_UP_MIN: usize = 16;
+
+/// How often listeners that lag behind are looked at while nothing else is to do.
+const LOOK: Duration = Duration::from_millis(20);
+
 impl<T: Fn() -> Traffic> Worker<T> {
-    pub const fn new(
+    pub fn new(
         options: EngineOptions,
         traffic: T,
         shown: Arc<Mutex<Shown>>,
         queue: Queue<Work>,
     ) -> Self {
-        Self { options, traffic, loaded: None, shown, queue }
+        let (schedule, running) = (Schedule::default(), BTreeMap::new());
+        Self { options, traffic, loaded: None, shown, queue, schedule, running, held: None }
     }
 
     /// Runs jobs until the queue is closed.
     pub fn work(mut self) {
         loop {
-            let idle = self.loaded.as_ref().and(self.options.keep_alive);
-            let deadline = idle.and_then(|time| Instant::now().checked_add(time));
-            let (job, events) = match self.queue.take(deadline) {
-                Taken::Job(queued) => *queued,
-                Taken::Nothing => {
+            if self.running.is_empty() && self.held.is_none() {
+                let idle = self.loaded.as_ref().and(self.options.keep_alive);
+                let deadline = idle.and_then(|time| Instant::now().checked_add(time));
+                match self.queue.take(deadline) {
+                    Taken::Job(queued) => self.held = Some(*queued),
+                    Taken::Nothing => self.unload(),
+                    Taken::Closed => return,
+                }
+            }
+            self.admit();
+            self.turn();
+        }
+    }
+
+    /// Begins waiting jobs while there is room for them.
+    pub fn admit(&mut self) {
+        while self.schedule.has_room() && !self.queue.is_closed() {
+            let Some(queued) = self.held.take().or_else(|| self.queue.next()) else { break };
+            if queued.1.is_closed() {
+                continue;
+            }
+            self.held = self.begin(queued);
+            if self.held.is_some() {
+                break;
+            }
+        }
+        let (running, held) = (self.running.len(), self.held.is_some());
+        self.show(|shown| (shown.running, shown.held) = (running, held));
+    }
+
+    /// Begins a job. Returns it if it must wait until those that run have ended.
+    fn begin(&mut self, (job, events): Queued<Work>) -> Option<Queued<Work>> {
+        match job {
+            Work::Vectors(job) if !self.running.is_empty() => {
+                return Some((Work::Vectors(job), events));
+            }
+            Work::Vectors(job) => {
+                let done = self.embed(&job);
+                let told = done.as_ref().map(|_| ()).map_err(EngineError::is_lost);
+                let gone = job.reply.send(done).is_err();
+                self.count(told.is_err(), gone);
+                if told == Err(true) {
                     self.unload();
-                    continue;
                 }
-                Taken::Closed => return,
-            };
-            let done = match job {
-                Work::Text(job) => self.generate(&job, &events),
-                Work::Vectors(job) => {
-                    let done = self.embed(&job);
-                    let told = done.as_ref().map(|_| ()).map_err(EngineError::is_lost);
-                    let gone = job.reply.send(done).is_err();
-                    self.count(told.is_err(), gone);
-                    if told == Err(true) {
-                        self.unload();
-                    }
-                    continue;
+            }
+            Work::Text(job) => match self.sequence(&job) {
+                Ok(None) => return Some((Work::Text(job), events)),
+                Ok(Some((sequence, began))) => self.run(job, events, sequence, began),
+                Err(error) => {
+                    let _ = events.try_send(GenerateEvent::of_error(&error));
+                    self.failed(&error);
                 }
-            };
-            self.count(done.is_err(), done.as_ref().is_ok_and(|told| !told));
-            if let Err(error) = done {
-                if error.is_lost() {
-                    self.unload();
-                }
-                let _ = events.blocking_send(GenerateEvent::of_error(&error));
+            },
+        }
+        None
+    }
+
+    fn run(
+        &mut self,
+        job: Job,
+        events: mpsc::Sender<GenerateEvent>,
+        sequence: Sequence,
+        began: Traffic,
+    ) {
+        let Some(engine) = self.answers() else { return };
+        let listener = events.clone();
+        match Running::begin(job, events, engine, sequence, began) {
+            Ok(running) => {
+                let id = self.schedule.begin();
+                self.running.insert(id, running);
+            }
+            Err(error) => {
+                let _ = listener.try_send(GenerateEvent::of_error(&error));
+                self.failed(&error);
             }
         }
     }
 
+    /// Gives those whose turn it is a token or a part of their prompt. Ends those that are to end.
+    pub fn turn(&mut self) {
+        let closed = self.queue.is_closed();
+        let gone = self.running.iter().filter(|(_, one)| closed || one.is_gone());
+        for id in gone.map(|(id, _)| *id).collect::<Vec<Id>>() {
+            self.end(id, Ok(StopReason::Cancelled));
+        }
+        if closed && let Some((_, events)) = self.held.take() {
+            let _ = events.try_send(GenerateEvent::of_error(&EngineError::Stopping));
+        }
+        self.running.iter().for_each(|(id, one)| self.schedule.pause(*id, one.lags()));
+        let turn = self.schedule.turn();
+        if turn.is_empty() && !self.running.is_empty() {
+            self.queue.doze(LOOK);
+        }
+        if !turn.tokens.is_empty() {
+            self.tokens(&turn.tokens);
+        }
+        if let Some((id, most)) = turn.prompt {
+            self.prompt(id, most);
+        }
+    }
+
+    /// The next token of each of these.
+    fn tokens(&mut self, ids: &[Id]) {
+        let Some(loaded) = &mut self.loaded else { return };
+        let turns = self.running.iter_mut().filter(|(id, _)| ids.contains(id));
+        let (ids, mut steps): (Vec<Id>, Vec<Next<'_>>) =
+            turns.map(|(id, running)| (*id, running.step())).unzip();
+        let chosen = loaded.engine.next_of_each(&mut steps);
+        for (id, chosen) in ids.into_iter().zip(chosen) {
+            match chosen {
+                Ok(token) => {
+                    if let Some(running) = self.running.get_mut(&id) {
+                        running.chose(token);
+                    }
+                    self.tell(id);
+                }
+                // Kept sequences give their room up first: it goes on in its next turn.
+                Err(error) if is_room(&error) && self.drops_kept() => {}
+                Err(error) if is_room(&error) && self.running.len() > 1 => {
+                    if let Some(ends) = self.schedule.starve(id) {
+                        self.end(ends, Err(error.into()));
+                    }
+                }
+                Err(error) => self.end(id, Err(error.into())),
+            }
+        }
+    }
+
+    /// Drops a kept sequence, if there is one.
+    fn drops_kept(&mut self) -> bool {
+        self.loaded.as_mut().is_some_and(|loaded| loaded.kept.drop_one())
+    }
+
+    /// A part of a prompt.
+    fn prompt(&mut self, id: Id, most: usize) {
+        // The step before may have ended it.
+        self.catch_up(id);
+        let (Some(loaded), Some(running)) = (&mut self.loaded, self.running.get_mut(&id)) else {
+            return;
+        };
+        let started = Instant::now();
+        match running.feed(&mut loaded.engine, most) {
+            Ok(tokens) => {
+                let writes = running.writes();
+                self.schedule.fed(id, tokens, started.elapsed().as_secs_f64(), !writes);
+                if writes {
+                    self.tell(id);
+                }
+            }
+            Err(error) => self.end(id, Err(error)),
+        }
+    }
+
+    /// Lets a prompt go on from another generation that began in the same way and has come further:
+    /// what several have in common is computed by one of them.
+    fn catch_up(&mut self, id: Id) {
+        let Some(loaded) = self.loaded.as_mut().filter(|loaded| loaded.engine.goes_back()) else {
+            return;
+        };
+        let Some(mine) = self.running.get(&id) else { return };
+        let Some(prompt) = mine.shares() else { return };
+        let others = self.running.iter().filter(|(other, _)| **other != id);
+        let ahead = others.map(|(_, other)| (alike(other.tokens(), prompt), other));
+        let Some((count, other)) = ahead.max_by_key(|(count, _)| *count) else { return };
+        if count < mine.tokens().len() + CATCH_UP_MIN {
+            return;
+        }
+        let fork = other.fork(count);
+        if let Some(running) = self.running.get_mut(&id) {
+            running.take_over(&mut loaded.engine, fork);
+        }
+    }
+
+    /// Tells a generation's listener the token that was chosen.
+    fn tell(&mut self, id: Id) {
+        let (Some(loaded), Some(running)) = (&self.loaded, self.running.get_mut(&id)) else {
+            return;
+        };
+        match running.tell(&loaded.engine, &self.traffic) {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.end(id, Ok(reason)),
+            Err(error) => self.end(id, Err(error)),
+        }
+    }
+
+    /// Ends a generation, and with a lost device all of them.
+    fn end(&mut self, id: Id, why: Result<StopReason, EngineError>) {
+        let Some(running) = self.running.remove(&id) else { return };
+        self.schedule.end(id);
+        let now = (self.traffic)();
+        let engine = self.loaded.as_ref().map(|loaded| &loaded.engine);
+        let (mut ended, error) = running.end(engine, why, now);
+        let budget = self.options.vram_budget;
+        let hits = self.loaded.as_mut().map(|loaded| {
+            if let Some(sequence) = ended.kept.take() {
+                let most = budget / KEPT_SHARE / loaded.engine.block_bytes().max(1);
+                loaded.kept.keep(sequence, most as usize * BLOCK);
+            }
+            let now = running::hits(&loaded.engine);
+            now.since(&std::mem::replace(&mut loaded.counted, now))
+        });
+        let running = self.running.len();
+        self.show(|shown| {
+            shown.running = running;
+            let counts = &mut shown.counts;
+            counts.prompt_tokens += ended.prompt_tokens;
+            counts.reused_tokens += ended.reused_tokens;
+            counts.generated_tokens += ended.generated_tokens;
+            counts.hits.add(hits.unwrap_or_default());
+        });
+        // Whoever was told how it ended may go before it is counted.
+        let told = ended.tell();
+        match error {
+            None => self.count(false, !told),
+            Some(error) => self.failed(&error),
+        }
+    }
+
+    /// Counts a request that has failed. A lost device fails all that run on it.
+    fn failed(&mut self, error: &EngineError) {
+        self.count(true, false);
+        if !error.is_lost() {
+            return;
+        }
+        let others: Vec<Id> = self.running.keys().copied().collect();
+        for (id, message) in others.into_iter().map(|id| (id, error.to_string())) {
+            let Some(running) = self.running.remove(&id) else { continue };
+            self.schedule.end(id);
+            let lost = EngineError::Device(BackendError::Lost(message));
+            running.end(None, Err(lost), (self.traffic)()).0.tell();
+            self.count(true, false);
+        }
+        self.unload();
+    }
+
     /// Counts a request that has ended.
     fn count(&self, failed: bool, cancelled: bool) {
+        let idle = self.running.is_empty();
         self.show(|shown| {
             shown.counts.ended += 1;
             shown.counts.failed += u64::from(failed);
             shown.counts.cancelled += u64::from(cancelled && !failed);
-            if let Some(loaded) = &mut shown.loaded {
+            if let Some(loaded) = shown.loaded.as_mut().filter(|_| idle) {
                 loaded.idle_since = Some(Instant::now());
             }
         });
@@ -114,103 +340,56 @@ impl<T: Fn() -> Traffic> Worker<T> {
         self.show(|shown| shown.loaded = None);
     }
 
-    /// Whether whoever asked was still there when it ended.
-    fn generate(
-        &mut self,
-        job: &Job,
-        events: &mpsc::Sender<GenerateEvent>,
-    ) -> Result<bool, EngineError> {
-        let began = (self.traffic)();
+    /// Whether a model is loaded, with exactly these adapters.
+    fn has(&self, model: ModelId, adapters: &[Attached]) -> bool {
+        let loaded = self.loaded.as_ref().filter(|loaded| loaded.model == model);
+        loaded.is_some_and(|loaded| loaded.engine.adapters() == SetId::of(adapters))
+    }
+
+    /// A sequence for a job, with room on the engine, and the node's counters before anything was
+    /// loaded for it. `None` if the job must wait for those that run: it needs another model or
+    /// other adapters, or there is no room beside them.
+    ///
+    /// A device is opened before the previous model is dropped, so that a failure to open it costs
+    /// nothing; the budget is for one model at a time. The same model is loaded again only if its
+    /// expert slots must make room for a longer context.
+    fn sequence(&mut self, job: &Job) -> Result<Option<(Sequence, Traffic)>, EngineError> {
+        let (alone, began) = (self.running.is_empty(), (self.traffic)());
         let request = &job.asked.request;
+        let (model, room) = (job.opened.id, request.room());
+        if !alone && !self.has(model, &job.adapters) {
+            return Ok(None);
+        }
         let fresh = || Sequence::new(request.options.sampler, request.context);
-        let kept = self.loaded.as_mut().and_then(|loaded| loaded.kept.take());
-        let kept = kept.filter(|_| job.resume && self.has(job.opened.id));
-        let mut sequence = kept.map_or_else(fresh, Ok)?;
-        sequence.set_limit(request.context);
-        if self.load(job, &sequence)? {
-            // Its keys and values went with the engine that held them.
-            sequence = fresh()?;
-        }
-        self.begin();
-        let Self { loaded: Some(Loaded { engine, kept, .. }), traffic, queue, .. } = self else {
-            return Ok(true);
-        };
-        engine.adapt(&job.adapters)?;
-        if !engine.has_keys_of(&sequence) {
-            // Nothing of it can be used.
-            sequence.clear();
-        }
-        let hits_before = hits(engine);
-        let traffic = |engine: &Engine| {
-            let mut traffic = traffic().since(&began);
-            traffic.hits = hits(engine).since(&hits_before);
-            traffic
-        };
-        let backend = engine.describe();
-        let prompt_tokens = request.prompt.len();
-        let _ = events.blocking_send(GenerateEvent::Start { prompt_tokens, backend });
-        let started = Instant::now();
-        let done = generation::generate(
-            engine,
-            &mut sequence,
-            &job.opened.tokenizer,
-            &job.asked,
-            |engine, Piece { id, text, logprobs }| {
-                let (text, logprobs) = (text.to_owned(), logprobs.cloned());
-                let traffic = traffic(engine);
-                let token = GenerateEvent::Token { id, text, logprobs, traffic };
-                events.blocking_send(token).is_ok() && !queue.is_closed()
-            },
-        )?;
-        let traffic = traffic(engine);
-        let hits = traffic.hits;
-        let (generated, reused) = (done.tokens.len() as u64, done.reused as u64);
-        let end = GenerateEvent::End {
-            tokens: done.tokens.len(),
-            text: done.text,
-            rest: done.rest,
-            stop: done.reason,
-            stop_text: done.stop_text,
-            reused: done.reused,
-            seconds: started.elapsed().as_secs_f64(),
-            tok_s: done.tok_s,
-            clamped: done.clamped,
-            traffic,
-        };
-        *kept = Some(sequence).filter(|_| job.resume);
-        self.show(|shown| {
-            let counts = &mut shown.counts;
-            counts.prompt_tokens += prompt_tokens as u64;
-            counts.reused_tokens += reused;
-            counts.generated_tokens += generated;
-            counts.hits.add(hits);
-        });
-        // Whoever was told how it ended may go before it is counted.
-        Ok(events.blocking_send(end).is_ok())
-    }
-
-    fn has(&self, model: ModelId) -> bool {
-        self.loaded.as_ref().is_some_and(|loaded| loaded.model == model)
-    }
-
-    /// Loads the job's model, with room for its sequence. The device is opened first, so that a
-    /// failure to open it costs nothing. Then the previous model is dropped, because the budget is
-    /// for one at a time. The same model is loaded again only if its expert slots must make room
-    /// for a longer context. Returns whether anything was loaded.
-    fn load(&mut self, job: &Job, sequence: &Sequence) -> Result<bool, EngineError> {
-        let room = job.asked.request.room();
-        if let Some(loaded) = self.loaded.as_mut().filter(|have| have.model == job.opened.id) {
-            match loaded.engine.reserve(sequence, room) {
-                Err(
-                    SessionError::Room { .. }
-                    | SessionError::Backend(BackendError::OutOfMemory { .. }),
-                ) => {}
-                reserved => return Ok(reserved.map(|()| false)?),
+        if let Some(loaded) = self.loaded.as_mut().filter(|loaded| loaded.model == model) {
+            let Loaded { engine, kept, .. } = loaded;
+            engine.adapt(&job.adapters)?;
+            let whole = !engine.goes_back();
+            let known = kept.longest(&request.prompt, whole);
+            let known = known.filter(|known| job.resume && engine.has_keys_of(known));
+            let mut sequence = known.map_or_else(fresh, |known| Ok(known.fork()))?;
+            sequence.set_limit(request.context);
+            generation::resume(&mut sequence, &request.prompt);
+            loop {
+                match engine.claim(&mut sequence, room) {
+                    Ok(()) => return Ok(Some((sequence, began))),
+                    // Room that nobody needs now goes first.
+                    Err(error) if is_room(&error) && kept.drop_one() => {}
+                    Err(error) if is_room(&error) && !alone => return Ok(None),
+                    Err(error) if is_room(&error) => break,
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         let options = LoadOptions { context: Some(room), ..LoadOptions::default() };
         self.replace(&job.opened, options, None)?;
-        Ok(true)
+        // Its keys and values went with the engine that held them.
+        let mut sequence = fresh()?;
+        if let Some(loaded) = &mut self.loaded {
+            loaded.engine.adapt(&job.adapters)?;
+            loaded.engine.claim(&mut sequence, room)?;
+        }
+        Ok(Some((sequence, began)))
     }
 
     /// Loads a model in place of the one that is loaded, within the budgets.
@@ -233,7 +412,13 @@ impl<T: Fn() -> Traffic> Worker<T> {
         let engine = Engine::load(&opened.model, device.as_ref(), &options)?;
         let (name, backend) = (opened.model.manifest.model_id.clone(), engine.describe());
         let id = opened.id;
-        self.loaded = Some(Loaded { model: id, engine, kept: None, embeds });
+        self.loaded = Some(Loaded {
+            model: id,
+            engine,
+            kept: Kept::default(),
+            counted: Hits::default(),
+            embeds,
+        });
         self.show(|shown| {
             shown.loaded = Some(LoadedModel { id, name, idle_since: None });
             shown.backend = backend;
@@ -249,7 +434,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 
     /// The loaded engine, which answers from now on.
-    pub(super) fn begin(&mut self) -> Option<&mut Engine> {
+    pub(super) fn answers(&mut self) -> Option<&mut Engine> {
         self.show(|shown| {
             if let Some(loaded) = &mut shown.loaded {
                 loaded.idle_since = None;
@@ -263,7 +448,12 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 }
 
-fn hits(engine: &Engine) -> Hits {
-    let hits = engine.stats().pager.hits;
-    Hits { vram: hits.vram, ram: hits.ram, disk: hits.disk, peer: hits.peer }
+/// Whether a step failed for want of room, which others may make when they end.
+const fn is_room(error: &SessionError) -> bool {
+    matches!(
+        error,
+        SessionError::Room { .. }
+            | SessionError::States { .. }
+            | SessionError::Backend(BackendError::OutOfMemory { .. })
+    )
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::api::Status;
-use crate::engine::{QUEUE_MAX, Shown};
+use crate::engine::{QUEUE_MAX, RUNNING_MAX, Shown};
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -60,9 +60,10 @@ fn of_engine(text: &mut String, engine: &Shown, waiting: usize) {
     let queue = ("queue_length", "gauge", "Generations that wait for their turn.");
     metric(text, queue, &[("", waiting as f64)]);
     metric(text, ("queue_max", "gauge", "The most that may wait."), &[("", QUEUE_MAX as f64)]);
-    let runs = engine.loaded.as_ref().is_some_and(|model| model.idle_since.is_none());
-    let generating = ("generating", "gauge", "1 while a generation runs.");
-    metric(text, generating, &[("", if runs { 1.0 } else { 0.0 })]);
+    let generating = ("generating", "gauge", "Generations that run.");
+    metric(text, generating, &[("", engine.running as f64)]);
+    let most = ("generating_max", "gauge", "The most that may run at once.");
+    metric(text, most, &[("", RUNNING_MAX as f64)]);
     let loads = ("model_loads_total", "counter", "How often a model was loaded.");
     metric(text, loads, &[("", n(engine.loads))]);
     if let Some(model) = &engine.loaded {
@@ -120,13 +121,14 @@ mod tests {
         let counts =
             Counts { ended: 7, failed: 1, cancelled: 2, generated_tokens: 9, ..Counts::default() };
         let mut said = String::new();
-        of_engine(&mut said, &Shown { counts, ..Shown::default() }, 3);
+        of_engine(&mut said, &Shown { counts, running: 5, ..Shown::default() }, 3);
         for line in [
             "# TYPE doppler_generations_total counter",
             "doppler_generations_total{end=\"done\"} 4",
             "doppler_generations_total{end=\"cancelled\"} 2",
             "doppler_tokens_total{kind=\"generated\"} 9",
             "doppler_queue_length 3",
+            "doppler_generating 5",
         ] {
             assert!(said.lines().any(|have| have == line), "{line}\n{said}");
         }
