@@ -298,7 +298,7 @@ impl Engine {
             if !plain || !self.backend.choose(&sequence.sampler)? {
                 sequence.unfeed(1);
                 let logits = self.run(sequence, &[token], LogitRows::Last)?;
-                return Ok(sequence.choose(&logits));
+                return sequence.try_choose(&logits);
             }
             self.make_room();
             self.flight.sequence = sequence.number();

@@ -54,6 +54,8 @@ pub enum SessionError {
     Prompt { tokens: usize, context: usize },
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    #[error("the answer cannot be held to its form any longer: {0}")]
+    Grammar(String),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     #[error(transparent)]
@@ -86,6 +88,7 @@ impl SessionError {
             Self::NothingToScore => "nothing_to_score",
             Self::Prompt { .. } => "prompt_too_long",
             Self::Sampler(_) => "sampling",
+            Self::Grammar(_) => "grammar",
             Self::Weight(_) | Self::Output { .. } | Self::Perplexity { .. } => "not_finite",
         }
     }

@@ -1,5 +1,5 @@
 //! What a choice of a token takes besides a device's sampling: logit biases, presence and frequency
-//! penalties, and the probabilities to report.
+//! penalties, the form of the text, and the probabilities to report.
 //!
 //! Only the host does these. They are f32 sums in a fixed order, so the choice is still the same on
 //! every machine. Reported probabilities are those of the model: before any bias, penalty and
@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::grammar::Grammar;
 use super::odds::Recipe;
 use super::sampler::{SamplerError, SamplerOptions};
 
@@ -27,13 +28,15 @@ pub struct Extras {
     pub bias: Arc<[(u32, f32)]>,
     /// Report the probability of each chosen token and of this many of the likeliest.
     pub logprobs: Option<usize>,
+    /// What the text must look like. Tokens that do not fit are never chosen.
+    pub grammar: Option<Grammar>,
 }
 
 impl Extras {
     /// # Errors
     /// If there are too many, or a bias is out of range.
     pub fn check(&self) -> Result<(), SamplerError> {
-        let Self { bias, logprobs } = self;
+        let Self { bias, logprobs, .. } = self;
         let fail = |name, value, want| Err(SamplerError { name, value, want });
         if bias.len() > BIASES_MAX {
             return fail("the number of logit biases", bias.len() as f32, "at most 1024");
@@ -121,7 +124,7 @@ mod tests {
     use crate::sampler::Sampler;
 
     fn with(options: SamplerOptions, bias: &[(u32, f32)]) -> Sampler {
-        Sampler::with(options, Extras { bias: bias.into(), logprobs: None }).unwrap()
+        Sampler::with(options, Extras { bias: bias.into(), ..Extras::default() }).unwrap()
     }
 
     const LOGITS: [f32; 5] = [1.0, 0.9, 0.5, -0.2, -3.0];
@@ -203,7 +206,7 @@ mod tests {
         assert!(Logprobs::of(&logits, 0, 0).top.is_empty());
         assert_eq!(Logprobs::of(&logits, 0, 20).top.len(), 3);
         // A bias changes the choice, not what is told of it.
-        let extras = Extras { bias: [(2, 9.0)].into(), logprobs: Some(1) };
+        let extras = Extras { bias: [(2, 9.0)].into(), logprobs: Some(1), ..Extras::default() };
         let mut sampler = Sampler::with(SamplerOptions::default(), extras).unwrap();
         assert_eq!(sampler.sample(&logits), 2);
         assert_eq!(sampler.take_logprobs(), Some(Logprobs::of(&logits, 2, 1)));
@@ -214,7 +217,7 @@ mod tests {
     fn what_is_out_of_range_is_refused_by_name() {
         let base = SamplerOptions::default();
         let name = |options, extras| Sampler::with(options, extras).unwrap_err().name;
-        let bias = |bias: &[(u32, f32)]| Extras { bias: bias.into(), logprobs: None };
+        let bias = |bias: &[(u32, f32)]| Extras { bias: bias.into(), ..Extras::default() };
         assert_eq!(name(base, bias(&[(1, f32::NAN)])), "a logit bias");
         assert_eq!(name(base, bias(&[(1, 1001.0)])), "a logit bias");
         assert_eq!(name(base, bias(&[(1, 1.0); 1025])), "the number of logit biases");
@@ -241,7 +244,7 @@ mod tests {
         assert!(!plain(SamplerOptions { presence_penalty: 0.1, ..base }));
         assert!(!plain(SamplerOptions { frequency_penalty: -0.1, ..base }));
         let with = |extras| Sampler::with(base, extras).unwrap().is_plain();
-        assert!(!with(Extras { bias: [(0, 1.0)].into(), logprobs: None }));
+        assert!(!with(Extras { bias: [(0, 1.0)].into(), ..Extras::default() }));
         assert!(!with(Extras { logprobs: Some(0), ..Extras::default() }));
     }
 }

@@ -43,6 +43,8 @@ pub struct Chosen {
 pub enum StopReason {
     /// The model chose one of the stop tokens.
     StopToken,
+    /// The text has the form that it is held to, and nothing can follow.
+    Complete,
     /// The text contains one of the stop texts. Only who knows the text sees this.
     StopString,
     MaxTokens,
@@ -176,7 +178,7 @@ impl Generation {
         let logits = step?.pop().unwrap_or_default();
         self.fed += count;
         if last && self.max_tokens > 0 {
-            self.next = Some(sequence.choose(&logits));
+            self.next = Some(sequence.try_choose(&logits)?);
             self.first = Some(Instant::now());
         }
         Ok(count)
@@ -196,8 +198,10 @@ impl Generation {
     }
 
     /// Why the token just taken is the last one, if it is.
-    pub const fn over(&self, sequence: &Sequence) -> Option<StopReason> {
-        if self.tokens.len() >= self.max_tokens {
+    pub fn over(&self, sequence: &Sequence) -> Option<StopReason> {
+        if sequence.is_complete() {
+            Some(StopReason::Complete)
+        } else if self.tokens.len() >= self.max_tokens {
             Some(StopReason::MaxTokens)
         } else if sequence.len() >= self.context {
             Some(StopReason::ContextFull)

@@ -16,6 +16,7 @@ pub mod extras;
 pub mod families;
 pub mod generate;
 pub mod gpu;
+pub mod grammar;
 pub mod graph;
 pub mod kernel_bench;
 pub mod kv;

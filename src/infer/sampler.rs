@@ -14,6 +14,7 @@ use super::cpu::sample_ranks::{Bins, sample_ranks};
 use super::cpu::sample_top_k::sample_top_k;
 use super::cpu::sample_top_p::sample_top_p;
 use super::extras::{Extras, Logprobs, PENALTY_MAX};
+use super::grammar::{Held, Progress};
 use super::odds::{NEVER, Recipe, key, random, weight};
 
 /// How tokens are chosen.
@@ -69,6 +70,8 @@ pub struct SamplerError {
 pub struct Sampler {
     options: SamplerOptions,
     extras: Extras,
+    /// The text from the first choice on, if it is held to a form.
+    held: Option<Held>,
     recipe: Recipe,
     /// The least weight that min-p keeps; 0 keeps all.
     weight_min: u32,
@@ -128,6 +131,7 @@ impl Sampler {
         let weight_min = if recipe.greedy { 0 } else { weight_min };
         Ok(Self {
             options,
+            held: extras.grammar.clone().map(Held::new),
             extras,
             recipe,
             weight_min,
@@ -148,7 +152,10 @@ impl Sampler {
     /// Whether logits change in ways that kernels do not know.
     fn adjusts(&self) -> bool {
         let SamplerOptions { presence_penalty, frequency_penalty, .. } = self.options;
-        !self.extras.bias.is_empty() || presence_penalty != 0.0 || frequency_penalty != 0.0
+        self.held.is_some()
+            || !self.extras.bias.is_empty()
+            || presence_penalty != 0.0
+            || frequency_penalty != 0.0
     }
 
     /// The probabilities at the last choice, if they were asked for and not yet taken.
@@ -160,6 +167,14 @@ impl Sampler {
     pub fn accept(&mut self, token: u32) {
         self.pending = 0;
         self.accepted.push(token);
+        if let (Some(_), Some(held)) = (self.first, &mut self.held) {
+            held.take(token);
+        }
+    }
+
+    /// How far the text has come, if it is held to a form.
+    pub fn progress(&self) -> Option<Progress> {
+        self.held.as_ref().map(Held::progress)
     }
 
     /// The accepted token number `index`, counted from 0.
@@ -171,6 +186,9 @@ impl Sampler {
     pub fn rewind(&mut self, count: usize) {
         self.accepted.truncate(count);
         self.pending = 0;
+        if let (Some(first), Some(held)) = (self.first, &mut self.held) {
+            held.rewind(self.accepted.len().saturating_sub(first));
+        }
         self.first = self.first.filter(|first| *first <= self.accepted.len());
     }
 
@@ -193,7 +211,7 @@ impl Sampler {
         let draws = self.draws();
         self.first.get_or_insert(self.accepted.len());
         let adjusts = self.adjusts();
-        let Self { recipe, accepted, scratch, .. } = self;
+        let Self { recipe, accepted, scratch, held, .. } = self;
         let Scratch { adjusted, ranks, bins, parts } = scratch;
         ranks.resize(logits.len(), 0);
         if adjusts {
@@ -201,6 +219,9 @@ impl Sampler {
             adjusted.extend_from_slice(logits);
             let recent = last(accepted, self.options.repetition_window);
             self.extras.adjust(adjusted, recent, &self.options, recipe);
+            if let Some(held) = held {
+                held.mask(adjusted);
+            }
             sample_keys(adjusted, std::iter::empty(), recipe, ranks);
         } else {
             let recent = last(accepted, recipe.window).iter().copied();

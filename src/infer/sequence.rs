@@ -7,7 +7,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::engine::Formed;
+use super::error::SessionError;
 use super::extras::{Extras, Logprobs};
+use super::grammar::Progress;
 use super::kv::Table;
 use super::recurrent::State;
 use super::sampler::{Sampler, SamplerError, SamplerOptions};
@@ -136,6 +138,23 @@ impl Sequence {
     /// The probabilities at the last choice, if they were asked for and not yet taken.
     pub fn take_logprobs(&mut self) -> Option<Logprobs> {
         self.sampler.take_logprobs()
+    }
+
+    /// As [`Self::choose`].
+    ///
+    /// # Errors
+    /// If the text is held to a form, and it cannot be told any more what may come next.
+    pub fn try_choose(&mut self, logits: &[f32]) -> Result<u32, SessionError> {
+        let token = self.choose(logits);
+        match self.sampler.progress() {
+            Some(Progress::Failed(why)) => Err(SessionError::Grammar(why)),
+            _ => Ok(token),
+        }
+    }
+
+    /// Whether the text has the form that it is held to and nothing can follow the token just chosen.
+    pub fn is_complete(&self) -> bool {
+        self.sampler.progress() == Some(Progress::Complete)
     }
 
     /// Forgets the last `count` tokens (or all, if there are fewer), with their positions and

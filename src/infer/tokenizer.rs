@@ -4,6 +4,9 @@
 //! what the whole sequence would decode to.
 
 use std::ops::Deref;
+use std::sync::Arc;
+
+use super::grammar::{Constraint, Grammar, GrammarError, Grammars};
 
 /// The longest prompt, in bytes. A model's context is far smaller.
 pub const PROMPT_BYTES_MAX: usize = 16 << 20;
@@ -30,6 +33,8 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     eos: Vec<u32>,
+    /// What answers are held to, compiled for it.
+    grammars: Arc<Grammars>,
 }
 
 fn line(error: &dyn std::fmt::Display) -> String {
@@ -46,7 +51,7 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unusable)?;
         inner.with_truncation(None).map_err(unusable)?;
         inner.with_padding(None);
-        Ok(Self { inner, eos })
+        Ok(Self { inner, eos, grammars: Arc::default() })
     }
 
     /// Ids of the text, including special tokens that the tokenizer puts around it.
@@ -112,6 +117,24 @@ impl Tokenizer {
     /// The token that is exactly this text, special ones included.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The constraint, compiled for texts that one of `ends` may end.
+    ///
+    /// # Errors
+    /// If it is out of bounds, wrong or not understood, or this tokenizer's tokens have no bytes of
+    /// their own.
+    pub fn grammar(&self, constraint: &Constraint, ends: &[u32]) -> Result<Grammar, GrammarError> {
+        self.grammars.compile(self, constraint, ends)
+    }
+
+    #[cfg(test)]
+    pub(super) fn grammars(&self) -> &Grammars {
+        &self.grammars
+    }
+
+    pub(super) const fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
     }
 
     pub fn is_eos(&self, id: u32) -> bool {
@@ -182,7 +205,7 @@ impl<T: Deref<Target = Tokenizer>> TextStream<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
     use serde_json::json;
@@ -190,7 +213,7 @@ mod tests {
     use super::*;
 
     /// One token per byte, spelled as GPT-2 does, and one special token; no merges.
-    fn bytes_tokenizer() -> Tokenizer {
+    pub(crate) fn bytes_tokenizer() -> Tokenizer {
         let spelled: Vec<u32> = (33..=126).chain(161..=172).chain(174..=255).collect();
         let mut vocab = serde_json::Map::new();
         let mut next = 256;
@@ -216,7 +239,7 @@ mod tests {
     }
 
     /// SentencePiece's form: `<0xNN>` for bytes, U+2581 for a space, a stripped first space.
-    fn fallback_tokenizer() -> Tokenizer {
+    pub(crate) fn fallback_tokenizer() -> Tokenizer {
         let mut vocab = serde_json::Map::new();
         for byte in 0..256 {
             vocab.insert(format!("<0x{byte:02X}>"), json!(byte));

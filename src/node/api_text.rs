@@ -7,6 +7,7 @@ use super::api::Traffic;
 use super::engine::EngineError;
 use doppler_infer::extras::Extras;
 use doppler_infer::generate::StopReason;
+use doppler_infer::grammar::Constraint;
 use doppler_infer::sampler::SamplerOptions;
 use doppler_infer::template::Conversation;
 use doppler_mesh::Progress;
@@ -60,6 +61,9 @@ pub struct GenerateRequest {
     /// not repeat it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub begin: String,
+    /// What the answer must look like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
     /// Keep the keys and values of this request for the next, and use those of the one before as
     /// far as the prompts begin alike.
     #[serde(default)]
@@ -102,6 +106,7 @@ impl Default for GenerateRequest {
             stop: Vec::new(),
             chat: None,
             begin: String::new(),
+            constraint: None,
             resume: false,
             context: None,
             trust: Vec::new(),
@@ -128,8 +133,10 @@ impl GenerateRequest {
         }
     }
 
+    /// Without the form of the answer, which is compiled for a model.
     pub fn extras(&self) -> Extras {
-        Extras { bias: self.logit_bias.as_slice().into(), logprobs: self.logprobs }
+        let bias = self.logit_bias.as_slice().into();
+        Extras { bias, logprobs: self.logprobs, grammar: None }
     }
 }
 

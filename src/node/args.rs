@@ -41,6 +41,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Leave the swarm: the running node ends, with --drain once others hold what it holds
     Leave(LeaveArgs),
+    /// Print a string by which others `join` the running node's swarm. A private swarm's is a secret
+    Invite(ControlArgs),
     /// Make the key of a private swarm
     SwarmKey(SwarmKeyArgs),
     /// Sign an RDRR model, store its shards in the running node, and announce it
@@ -87,6 +89,13 @@ pub enum Command {
     /// Measure the speed of a model, of the store or of transfers
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Show what holds for a command's options, and whether it comes from config.toml, the environment
+    /// or nowhere
+    Config(ConfigArgs),
+    /// Print the script by which a shell completes this program's words
+    Completions(CompletionsArgs),
+    /// Write a manual page for each command to a directory
+    Man(ManArgs),
     /// Record which experts a run asks for, and try eviction policies on the record
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -237,9 +246,12 @@ impl From<RelayChoice> for RelayMode {
 
 #[derive(Debug, Args)]
 pub struct JoinArgs {
+    /// An invitation, which `invite` prints on a node of the swarm; - reads it from standard input
+    #[arg(value_name = "INVITE", conflicts_with_all = ["swarm", "swarm_key"])]
+    pub invite: Option<String>,
     /// The swarm's name; nodes that use the same name share models
-    #[arg(long, value_name = "NAME")]
-    pub swarm: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "invite")]
+    pub swarm: Option<String>,
     #[command(flatten)]
     pub network: NetworkArgs,
     #[command(flatten)]
@@ -259,14 +271,10 @@ pub struct JoinArgs {
     pub backend: BackendChoice,
     /// Address and port of the APIs, the page, the gateway and the control API; with port 0 the
     /// port of the last run, if it is free. An address that is not loopback needs --api-key, and
-    /// only the APIs answer other machines
-    #[arg(
-        long = "http",
-        visible_alias = "control",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:0"
-    )]
-    pub control: SocketAddr,
+    /// only the APIs answer other machines [default: 127.0.0.1 and the port of the last run, else
+    /// 3677, else any that is free]
+    #[arg(long = "http", visible_alias = "control", value_name = "ADDRESS")]
+    pub control: Option<SocketAddr>,
     #[command(flatten)]
     pub api: ApiArgs,
     /// How long a model stays loaded after its last request: 30s, 5m, 2h or forever
@@ -321,6 +329,28 @@ pub struct ServeArgs {
     /// Print events as JSON, one per line
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The command, for example join or serve
+    #[arg(default_value = "join")]
+    pub command: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The directory, which must exist
+    pub dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

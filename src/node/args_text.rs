@@ -120,11 +120,28 @@ pub struct RunArgs {
     #[arg(long, value_name = "TOKENS", requires = "json")]
     pub logprobs: Option<usize>,
     #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
     pub turn: TurnArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub network: RunNetworkArgs,
+}
+
+/// What the text must look like.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Form of the text")]
+pub struct FormArgs {
+    /// File with a JSON schema that the text must fit; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["grammar", "regex"])]
+    pub json_schema: Option<PathBuf>,
+    /// File with a grammar that the text must fit, in llguidance's form of Lark; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "regex")]
+    pub grammar: Option<PathBuf>,
+    /// Regular expression that the whole text must match
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    pub regex: Option<String>,
 }
 
 /// One turn of a conversation.

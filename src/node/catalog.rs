@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -19,6 +20,8 @@ pub struct Known {
     /// Its announcements, one per publisher.
     pub signed: Vec<SignedModel>,
     pub manifest: Option<Arc<Manifest>>,
+    /// Since when this run of the node knows it.
+    pub since: Option<SystemTime>,
 }
 
 impl Known {
@@ -67,6 +70,7 @@ impl Catalog {
             let known = models.entry(model).or_default();
             changed |= known.signed != signed;
             known.signed = signed;
+            known.since.get_or_insert_with(SystemTime::now);
         }
         let mut orphans: HashSet<ShardId> =
             gone.iter().flat_map(|(id, known)| known.names(*id)).collect();

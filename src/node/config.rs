@@ -1,12 +1,14 @@
 //! What the user asked for, validated and resolved once: everything that a node needs to start.
 
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
 use super::args::{ApiArgs, BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs, ServeArgs};
+use super::invite::{INVITE_CHARS_MAX, Invite};
 use super::size::{ByteSize, ReplicaBudget};
 use super::trust::TrustPolicy;
 use doppler_mesh::{LIMIT_MIN, RelayMode};
@@ -68,6 +70,8 @@ pub struct Config {
     pub keep_alive: Option<Duration>,
     /// The HTTP port.
     pub control: SocketAddr,
+    /// With port 0: take the usual port if the last one is not known.
+    pub usual_port: bool,
     /// Who may use `/v1` there.
     pub api: ApiOptions,
     /// The node meets nobody and listens for nobody.
@@ -108,18 +112,27 @@ impl ApiOptions {
 
 /// The longest API key.
 const KEY_BYTES_MAX: usize = 512;
+/// Where a node answers over HTTP that is not told where.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// The swarm's name of a node without one.
 const ALONE: &str = "alone";
 
 impl Config {
     pub fn for_join(args: &JoinArgs) -> anyhow::Result<Self> {
+        let invite = args.invite.as_deref().map(invitation).transpose()?;
+        let mut network = args.network.clone();
+        if let Some(invite) = &invite {
+            network.bootstrap.extend(invite.addresses.iter().cloned());
+            network.swarm_key = invite.keep_key(&data_dir(&args.data)?)?;
+        }
+        let swarm = invite.as_ref().map(|invite| &invite.swarm).or(args.swarm.as_ref());
         let config = Self::resolve(
-            &args.swarm,
-            &args.network,
+            swarm.map_or("", String::as_str),
+            &network,
             &args.data,
             &args.budget,
             args.backend,
-            args.control,
+            args.control.unwrap_or(ANY_PORT),
         )?;
         let disk = config.disk_budget;
         let replica_budget = match args.replica_budget {
@@ -137,7 +150,8 @@ impl Config {
         check_limit("--replica-rate", replica_rate)?;
         let (api, keep_alive) = (ApiOptions::of(&args.api)?, args.keep_alive.0);
         check_address(config.control, &api)?;
-        Ok(Self { replica_budget, replica_rate, api, keep_alive, ..config })
+        let usual_port = args.control.is_none();
+        Ok(Self { replica_budget, replica_rate, api, keep_alive, usual_port, ..config })
     }
 
     /// What a node without a swarm needs.
@@ -203,10 +217,22 @@ impl Config {
             backend,
             keep_alive: None,
             control,
+            usual_port: false,
             api: ApiOptions::default(),
             alone: false,
         })
     }
+}
+
+/// An invitation that was given, or is read from standard input.
+fn invitation(text: &str) -> anyhow::Result<Invite> {
+    if text != "-" {
+        return Invite::parse(text);
+    }
+    let mut text = String::new();
+    let most = INVITE_CHARS_MAX as u64 + 64;
+    std::io::stdin().take(most).read_to_string(&mut text).context("cannot read standard input")?;
+    Invite::parse(&text)
 }
 
 /// Other machines need a key.
@@ -245,6 +271,21 @@ pub fn data_dir(args: &DataArgs) -> anyhow::Result<PathBuf> {
         }
     };
     Ok(base.join("doppler-node"))
+}
+
+/// The platform's directory for what a user configures. `None` if there is none.
+pub fn config_dir() -> Option<PathBuf> {
+    let base = if cfg!(target_os = "macos") {
+        home().ok()?.join("Library/Application Support")
+    } else if cfg!(windows) {
+        std::env::var_os("APPDATA").map(PathBuf::from)?
+    } else {
+        match std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from) {
+            Some(dir) if dir.is_absolute() => dir,
+            _ => home().ok()?.join(".config"),
+        }
+    };
+    Some(base.join("doppler-node"))
 }
 
 /// The platform's directory for data that can be recreated. `None` if there is none.

@@ -35,13 +35,18 @@ use super::failures;
 use super::gateway;
 use super::http::{self, IsOwner, Pressure, Remote, Server};
 use super::identity::write_private;
+use super::invite::Invite;
 use super::leaving::LeaveRequest;
 use super::service::Service;
+use super::swarm_key;
 use super::work;
 use doppler_store::{Collected, regular};
 
 /// The longest request for text: a prompt, however its characters are escaped, within reason.
 const GENERATE_BYTES_MAX: usize = 32 << 20;
+
+/// The port at which `serve`, and `join` if it is free, answer unless they are told another.
+const USUAL_PORT: u16 = 3677;
 
 /// A running API server; `stop` ends it and removes `control.json`.
 pub struct ControlServer {
@@ -57,7 +62,8 @@ impl ControlServer {
         data: &Path,
         service: Arc<Service>,
     ) -> anyhow::Result<Self> {
-        let listener = bind(listen, data)?;
+        let usual = service.config().usual_port.then_some(USUAL_PORT);
+        let listener = bind(listen, usual, data)?;
         let address = listener.local_addr().context("the control API has no address")?;
         service.answers_at(address);
         let mut secret = [0; 16];
@@ -72,6 +78,7 @@ impl ControlServer {
         let pressure = Pressure::default();
         let routes = Router::new()
             .route("/control/v1/status", get(status))
+            .route("/control/v1/invite", get(invite))
             .route("/control/v1/ps", get(ps))
             .route("/control/v1/models", get(models))
             .route("/control/v1/models/resolve", post(resolve))
@@ -110,12 +117,16 @@ impl ControlServer {
     }
 }
 
-/// Binds `listen`. With port 0 the port that was used last, if it is free: a page's storage
-/// belongs to its address, port included, so the address should outlive a restart.
-fn bind(listen: SocketAddr, data: &Path) -> anyhow::Result<TcpListener> {
+/// Binds `listen`. With port 0 the port that was used last, else the usual one if there is one, if it
+/// is free: a page's storage belongs to its address, port included, so the address should outlive a
+/// restart.
+fn bind(listen: SocketAddr, usual: Option<u16>, data: &Path) -> anyhow::Result<TcpListener> {
     let file = data.join("http.port");
     let last = regular::read_text(&file).ok().and_then(|text| text.trim().parse().ok());
-    let again = last.filter(|_| listen.port() == 0).map(|port| SocketAddr::new(listen.ip(), port));
+    let again = last
+        .or(usual)
+        .filter(|_| listen.port() == 0)
+        .map(|port| SocketAddr::new(listen.ip(), port));
     let listener = match again {
         Some(again) => http::listen(again).ok(),
         None => None,
@@ -168,6 +179,12 @@ impl From<anyhow::Error> for Refusal {
 
 async fn status(State(service): State<Arc<Service>>) -> Json<Status> {
     Json(service.status().await)
+}
+
+async fn invite(State(service): State<Arc<Service>>) -> Result<Json<Invite>, Refusal> {
+    let config = service.config();
+    let key = config.swarm_key.as_deref().map(swarm_key::digits).transpose()?;
+    Ok(Json(Invite::new(&config.swarm, &service.addresses(), key)))
 }
 
 async fn ps(State(service): State<Arc<Service>>) -> Json<Ps> {
@@ -287,15 +304,32 @@ mod tests {
     async fn the_port_is_the_last_one_unless_it_is_taken_or_another_is_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let first = bind(any, dir.path()).unwrap();
+        let first = bind(any, None, dir.path()).unwrap();
         let address = first.local_addr().unwrap();
-        let second = bind(any, dir.path()).unwrap();
+        let second = bind(any, None, dir.path()).unwrap();
         let other = second.local_addr().unwrap();
         assert_ne!(address, other, "the first one is taken");
         drop(second);
-        assert_eq!(bind(any, dir.path()).unwrap().local_addr().unwrap(), other);
-        assert!(bind(address, dir.path()).is_err(), "a port that is named is meant");
+        assert_eq!(bind(any, None, dir.path()).unwrap().local_addr().unwrap(), other);
+        assert!(bind(address, None, dir.path()).is_err(), "a port that is named is meant");
         std::fs::write(dir.path().join("http.port"), "no port").unwrap();
-        assert!(bind(any, dir.path()).is_ok());
+        assert!(bind(any, None, dir.path()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_port_is_the_last_one_else_the_usual_one_else_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let usual = bind(any, None, dir.path()).unwrap();
+        let usual_port = usual.local_addr().unwrap().port();
+        let forget = || std::fs::remove_file(dir.path().join("http.port")).unwrap();
+        forget();
+        let port = |usual| bind(any, usual, dir.path()).unwrap().local_addr().unwrap().port();
+        let other = port(Some(usual_port));
+        assert_ne!(other, usual_port, "it is taken");
+        drop(usual);
+        assert_eq!(port(Some(usual_port)), other, "the last one comes first");
+        forget();
+        assert_eq!(port(Some(usual_port)), usual_port);
     }
 }

@@ -15,6 +15,12 @@ pub enum NodeEvent {
         addresses: Vec<String>,
         control: String,
     },
+    /// A node without a swarm answers, but its model is still read from its file.
+    Reading {
+        /// Of its HTTP port.
+        address: String,
+        model: String,
+    },
     /// A node without a swarm answers.
     Serving {
         /// Of its HTTP port.
@@ -52,6 +58,9 @@ impl std::fmt::Display for NodeEvent {
                     writeln!(f, "  listening on {address}")?;
                 }
                 write!(f, "  open http://{control} in a browser on this machine   (Ctrl-C stops)")
+            }
+            Self::Reading { address, model } => {
+                write!(f, "reading {model}; http://{address}/health tells how far it is")
             }
             Self::Serving { address, model, key } => {
                 let model = model.as_deref().unwrap_or("the models of this node");

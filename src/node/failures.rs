@@ -14,6 +14,7 @@ use doppler_store::{ReadError, StoreError};
 use super::client::Answered;
 use super::engine::EngineError;
 use super::hub::HubError;
+use super::opening::NotReady;
 use super::resolve::Unresolved;
 use super::trust::Untrusted;
 
@@ -47,6 +48,7 @@ pub const FAILURES: &[Failure] = &[
     failure("token", 400, 2),
     failure("text", 400, 2),
     failure("stop", 400, 2),
+    failure("grammar", 400, 2),
     failure("conversation", 400, 2),
     failure("field", 400, 2),
     failure("too_large", 413, 2),
@@ -82,6 +84,7 @@ pub const FAILURES: &[Failure] = &[
     failure("busy", 429, 6),
     failure("overloaded", 503, 6),
     failure("stopping", 503, 6),
+    failure("loading", 503, 6),
     failure("locked", 503, 6),
     // The model is not one that can be run.
     failure("no_tokenizer", 422, 7),
@@ -128,6 +131,7 @@ pub fn of(error: &anyhow::Error) -> Failure {
             .or_else(|| cause.downcast_ref::<StoreError>().map(StoreError::label))
             .or_else(|| cause.downcast_ref::<Unresolved>().map(Unresolved::label))
             .or_else(|| cause.downcast_ref::<HubError>().map(HubError::label))
+            .or_else(|| cause.downcast_ref::<NotReady>().map(|_| "loading"))
             .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
             .or_else(|| {
                 cause.downcast_ref::<io::Error>().filter(|e| is_full(e)).map(|_| "disk_full")

@@ -5,13 +5,17 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use tokio::sync::mpsc;
 
 use super::api::{GenerateEvent, GenerateRequest, LoadedInfo, Ps};
 use super::engine::{self, EngineError, Job, Lane, Opened, check_request};
+use super::failures;
+use super::kept;
 use super::loading;
+use super::opening::{Opening, Openings};
 use super::service::Service;
 use super::source;
 use doppler_infer::adapter::{self, Attached};
@@ -33,13 +37,20 @@ pub struct Ready {
 
 /// Models of this disk, by their names.
 #[derive(Default)]
-pub struct Locals(Mutex<Vec<(Vec<String>, Ready)>>);
+pub struct Locals(Mutex<Vec<Local>>, pub Openings);
+
+struct Local {
+    names: Vec<String>,
+    ready: Ready,
+    /// When its file was written.
+    written: Option<SystemTime>,
+}
 
 impl Locals {
     fn get(&self, text: &str) -> Option<Ready> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let means = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case(text));
-        all.iter().find(|(names, _)| means(names)).map(|(_, ready)| ready.clone())
+        let means = |one: &&Local| one.names.iter().any(|name| name.eq_ignore_ascii_case(text));
+        all.iter().find(means).map(|one| one.ready.clone())
     }
 
     /// Whether one has this name.
@@ -47,13 +58,14 @@ impl Locals {
         self.get(text).is_some()
     }
 
-    /// Their names and ids.
-    pub fn list(&self) -> Vec<(String, ModelId)> {
+    /// Their names and ids, and when their files were written.
+    pub fn list(&self) -> Vec<(String, ModelId, Option<SystemTime>)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = |(_, ready): &(Vec<String>, Ready)| {
-            (ready.opened.model.manifest.model_id.clone(), ready.opened.id)
+        let entry = |one: &Local| {
+            let opened = &one.ready.opened;
+            (opened.model.manifest.model_id.clone(), opened.id, one.written)
         };
-        all.iter().map(name).collect()
+        all.iter().map(entry).collect()
     }
 }
 
@@ -65,22 +77,29 @@ impl Service {
     /// If it is no model, or comes without a tokenizer.
     pub async fn add_local(&self, path: &Path) -> anyhow::Result<String> {
         let (runtime, path) = (tokio::runtime::Handle::current(), path.to_owned());
+        let parts = [path.file_name(), path.file_stem()].into_iter().flatten();
+        let mut files: Vec<String> =
+            parts.map(|part| part.to_string_lossy().into_owned()).collect();
+        files.push(path.display().to_string());
+        // It ends with this function, whatever comes of it.
+        let entry = self.locals.1.begin(files.clone());
+        let opening = entry.opening.clone();
         let open = move || -> anyhow::Result<_> {
-            let (manifest, tokenizer, reader) = source::read_path(&path, None)?;
+            let show = |done, total| opening.show(done, total);
+            let (manifest, tokenizer, reader) = source::read_path(&path, None, show)?;
             let id = manifest.model_id_hash();
             let tokenizer = tokenizer.ok_or(EngineError::NoTokenizer(id))?;
             let name = manifest.model_id.clone();
-            let mut names = vec![name.clone(), id.to_string()];
-            for part in [path.file_name(), path.file_stem()].into_iter().flatten() {
-                names.push(part.to_string_lossy().into_owned());
-            }
+            files.extend([name.clone(), id.to_string()]);
+            let written = std::fs::metadata(&path).and_then(|file| file.modified()).ok();
             let model = Model::open(manifest, WeightReader::new(reader, runtime))
                 .with_context(|| path.display().to_string())?;
             let opened = Arc::new(Opened { id, model, tokenizer });
-            Ok((name, names, Ready { opened, fetched: None, adapters: Vec::new() }))
+            let ready = Ready { opened, fetched: None, adapters: Vec::new() };
+            Ok((name, Local { names: files, ready, written }))
         };
-        let (name, names, ready) = tokio::task::spawn_blocking(open).await??;
-        self.locals.0.lock().unwrap_or_else(PoisonError::into_inner).push((names, ready));
+        let (name, local) = tokio::task::spawn_blocking(open).await??;
+        self.locals.0.lock().unwrap_or_else(PoisonError::into_inner).push(local);
         Ok(name)
     }
 
@@ -104,7 +123,12 @@ impl Service {
         if let Some(local) = self.locals.get(text) {
             return Ok(local);
         }
-        let (model, manifest) = self.wanted(text, trust, can_ask).await?;
+        let wanted = self.wanted(text, trust, can_ask).await;
+        let (model, manifest) = wanted.map_err(|error| {
+            let is_unknown = failures::of(&error).label == "unknown_model";
+            let not_ready = is_unknown.then(|| self.locals.1.not_ready(text)).flatten();
+            not_ready.map_or(error, anyhow::Error::from)
+        })?;
         let opened = self.opened(model, manifest.clone()).await?;
         Ok(Ready { opened, fetched: Some(manifest), adapters: Vec::new() })
     }
@@ -172,6 +196,18 @@ impl Service {
         let prepared = tokio::task::spawn_blocking(prepare).await??;
         let (opened, adapters) = (ready.opened.clone(), ready.adapters.clone());
         Ok(self.engine.embed(lane, opened, adapters, prepared)?.wait().await?)
+    }
+
+    /// Since when this node knows a model, over restarts if it keeps the model.
+    pub fn known_since(&self, model: ModelId) -> Option<SystemTime> {
+        let now = self.catalog.get(model).and_then(|known| known.since);
+        let kept = kept::since(&self.config().data, model);
+        now.into_iter().chain(kept).min()
+    }
+
+    /// A model of this disk that is still being read.
+    pub fn opening(&self) -> Option<Arc<Opening>> {
+        self.locals.1.find("")
     }
 
     /// What the engine has loaded, and who waits.

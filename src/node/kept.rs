@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 
@@ -28,6 +28,11 @@ pub const GRACE: Duration = Duration::from_secs(120);
 
 fn dir(data: &Path) -> PathBuf {
     data.join("kept")
+}
+
+/// When the model's announcements were kept.
+pub fn since(data: &Path, model: ModelId) -> Option<SystemTime> {
+    std::fs::metadata(file(data, model)).and_then(|file| file.modified()).ok()
 }
 
 fn file(data: &Path, model: ModelId) -> PathBuf {

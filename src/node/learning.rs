@@ -117,7 +117,7 @@ impl Service {
 
     /// Every known model, as `Manifests` sees it.
     fn manifest_candidates(&self, trust: &trust::Known) -> Vec<Candidate> {
-        let candidate = |(model, Known { mut signed, manifest }): (ModelId, Known)| {
+        let candidate = |(model, Known { mut signed, manifest, .. }): (ModelId, Known)| {
             signed.sort_by_key(|one| self.standing(one.publisher, trust));
             let best = signed.first().map(|one| self.standing(one.publisher, trust));
             let class = match best {

@@ -34,6 +34,7 @@ mod held;
 mod http;
 mod hub;
 mod identity;
+mod invite;
 mod joining;
 mod kept;
 mod last_copy;
@@ -43,6 +44,7 @@ mod loading;
 mod lookup;
 mod manifests;
 mod memory;
+mod opening;
 mod output;
 mod panics;
 mod pins;
@@ -53,6 +55,7 @@ mod pulling;
 mod reference;
 mod resolve;
 mod service;
+mod settings;
 mod signals;
 mod size;
 mod source;
@@ -63,20 +66,22 @@ mod targets;
 mod trust;
 mod work;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{Command, RawArgs};
 use clap::Parser;
 use output::{Ended, Log, colours, note};
+use settings::Settings;
 
 /// The binary's entry point: parses the command line, runs the command, and prints an error as one
 /// line. Exit codes: 0 for success, 2 for wrong usage (clap's), otherwise that of the failure
 /// (`failures`). If the reader of standard output goes away, the command ends quietly.
 pub fn main() -> ExitCode {
     doppler_mesh::install_crypto();
-    let args = match RawArgs::try_parse() {
+    let args = match arguments() {
         Ok(args) => args,
-        Err(usage) => return explain(&usage),
+        Err(code) => return code,
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
     let filter = match filter {
@@ -102,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Serve(mut args) => {
             commands::serve_from_hub(&mut args).and_then(|()| commands::serve(&args))
         }
+        Command::Invite(args) => commands::invite(&args),
         Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),
@@ -135,10 +141,38 @@ pub fn main() -> ExitCode {
         }
         Command::Synth(args) => commands::synth(&args),
         Command::Bench(command) => commands::bench(&command),
+        Command::Config(args) => commands::config(&args),
+        Command::Completions(args) => commands::completions(&args),
+        Command::Man(args) => commands::man(&args),
         Command::Trace(command) => commands::trace(&command),
         Command::StoreExercise(args) => commands::exercise(&args),
     };
     end(done)
+}
+
+/// What was asked for, on the command line, in the environment and in config.toml. Otherwise says what is
+/// wrong, or gives help.
+fn arguments() -> Result<RawArgs, ExitCode> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let settings = match Settings::load() {
+        Ok(settings) => settings,
+        Err(error) => match RawArgs::try_parse_from(&words) {
+            // Help is there in any case.
+            Err(usage) if !usage.use_stderr() => return Err(explain(&usage)),
+            _ => {
+                note!("error: {}", one_line(&error));
+                return Err(ExitCode::from(2));
+            }
+        },
+    };
+    let completed = settings.complete(&words);
+    RawArgs::try_parse_from(&completed).map_err(|usage| {
+        let shown = explain(&usage);
+        if usage.use_stderr() && completed != words {
+            note!("options also come from {}", settings.path().display());
+        }
+        shown
+    })
 }
 
 /// Reports what failed, if anything did: the command, or writing to standard output.

@@ -56,7 +56,13 @@ pub struct ConvertBar(ProgressBar);
 
 impl ConvertBar {
     pub fn new(what: &'static str) -> Self {
-        Self(bar(0, what))
+        let bar = bar(0, what);
+        let style = ProgressStyle::with_template(
+            "{spinner:.cyan} {prefix} {bar:24.cyan/dim} {binary_bytes} of {binary_total_bytes}, \
+             {binary_bytes_per_sec}, {eta} left  {msg}",
+        );
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(bar)
     }
 
     pub fn show(&self, progress: Progress<'_>) {

@@ -138,19 +138,24 @@ pub fn open_arch(arch: Arch) -> anyhow::Result<Opened> {
 /// As `open`. Anything that is not an RDRR directory, or is requested in another type, is converted
 /// in memory.
 pub fn open_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Opened> {
-    let (manifest, tokenizer, reader) = read_path(path, quantize)?;
+    let (manifest, tokenizer, reader) = read_path(path, quantize, |_, _| {})?;
     opened(manifest, tokenizer, reader)
 }
 
 /// A model's manifest, tokenizer and weights.
 type Parts = (Manifest, Option<Tokenizer>, Arc<dyn RangeReader>);
 
-/// The parts of a model at a path, as [`open_path`] takes it.
-pub fn read_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<Parts> {
+/// The parts of a model at a path, as [`open_path`] takes it. `show` is told how many of the bytes to
+/// convert are done.
+pub fn read_path(
+    path: &Path,
+    quantize: Option<Quantization>,
+    show: impl FnMut(u64, u64),
+) -> anyhow::Result<Parts> {
     let checkpoint = load::open(path)?;
     let (manifest, reader) = match checkpoint.manifest().filter(|_| quantize.is_none()) {
         Some(manifest) => (manifest.clone(), checkpoint.shards()?),
-        None => converted(checkpoint.as_ref(), quantize)?,
+        None => converted(checkpoint.as_ref(), quantize, show)?,
     };
     let tokenizer = checkpoint.tokenizer()?.map(|bytes| {
         let tokenizer = Tokenizer::from_bytes(&bytes, manifest.eos_token_ids.clone());
@@ -162,13 +167,17 @@ pub fn read_path(path: &Path, quantize: Option<Quantization>) -> anyhow::Result<
 fn converted(
     checkpoint: &dyn Checkpoint,
     quantize: Option<Quantization>,
+    mut show: impl FnMut(u64, u64),
 ) -> anyhow::Result<(Manifest, Arc<dyn RangeReader>)> {
     let quantization = quantize.unwrap_or(Quantization::Keep);
     note_restored(checkpoint);
     let mut sink = MemorySink::default();
     let bar = ConvertBar::new("converting in memory");
-    let mut show = |progress: Progress<'_>| bar.show(progress);
-    let manifest = convert(checkpoint, quantization, SHARD_BYTES_DEFAULT, &mut sink, &mut show)?;
+    let mut each = |progress: Progress<'_>| {
+        show(progress.done, progress.total);
+        bar.show(progress);
+    };
+    let manifest = convert(checkpoint, quantization, SHARD_BYTES_DEFAULT, &mut sink, &mut each)?;
     bar.finish();
     Ok((manifest, Arc::new(sink)))
 }

@@ -44,6 +44,15 @@ pub fn read(path: &Path) -> anyhow::Result<SwarmKey> {
     Ok(SwarmKey::from_bytes(*key.as_bytes()))
 }
 
+/// A key's digits.
+///
+/// # Errors
+/// As [`read`].
+pub fn digits(path: &Path) -> anyhow::Result<String> {
+    let key = read(path)?;
+    Ok(blake3::Hash::from_bytes(*key.as_bytes()).to_hex().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,9 +48,24 @@ async function chats() {
     await assert.rejects(chat.create({ model: "none", messages }), OpenAI.NotFoundError);
     await assert.rejects(openai("wrong").models.list(), OpenAI.AuthenticationError);
     await assert.rejects(
-        chat.create({ model, messages, response_format: { type: "json_object" } }),
-        (error) => error instanceof OpenAI.BadRequestError && error.param === "response_format",
+        chat.create({ model, messages, response_format: { type: "xml" } }),
+        (error) => error instanceof OpenAI.BadRequestError && error.param === "response_format.type",
     );
+    const digit = { type: "integer", minimum: 1, maximum: 9 };
+    const schema = {
+        type: "object",
+        properties: { a: digit },
+        required: ["a"],
+        additionalProperties: false,
+    };
+    const form = { type: "json_schema", json_schema: { name: "n", strict: true, schema } };
+    const held = await chat.create({ model, messages, response_format: form });
+    assert.equal(typeof JSON.parse(held.choices[0].message.content).a, "number");
+    const format = { type: "json_schema", name: "n", strict: true, schema };
+    const response = await openai().responses.create({
+        model, input: "Hi", store: false, text: { format },
+    });
+    assert.equal(typeof JSON.parse(response.output_text).a, "number");
 }
 
 async function claude() {

@@ -3,6 +3,7 @@
 Arguments: HOST:PORT and the model's name. The node's key is "sesame".
 """
 
+import json
 import sys
 
 import anthropic
@@ -76,13 +77,83 @@ def openai_errors():
     chat = client.chat.completions
     error = raises(openai.NotFoundError, lambda: chat.create(model="none", messages=HI))
     assert error.code == "model_not_found" and error.request_id
-    wrong = {"type": "json_object"}
+    wrong = {"type": "xml"}
     act = lambda: chat.create(model=MODEL, messages=HI, response_format=wrong)
-    assert raises(openai.BadRequestError, act).param == "response_format"
+    assert raises(openai.BadRequestError, act).param == "response_format.type"
+    form = json_schema({"type": "array", "items": {"type": "colour"}})
+    act = lambda: chat.create(model=MODEL, messages=HI, response_format=form)
+    error = raises(openai.BadRequestError, act)
+    assert error.code == "grammar" and "at /items: " in error.message, error
     act = lambda: chat.create(model=MODEL, messages=HI, extra_body={"unknown": 1})
     assert raises(openai.BadRequestError, act).param == "unknown"
     act = lambda: openai_client("wrong").models.list()
     assert raises(openai.AuthenticationError, act).code == "invalid_api_key"
+
+
+# The scripted model would say "Hello": it is held to what it would never say.
+DIGIT = {"type": "integer", "minimum": 1, "maximum": 9}
+FORM = {
+    "type": "object",
+    "properties": {"a": DIGIT, "b": {"type": "array", "items": DIGIT, "minItems": 2, "maxItems": 2}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+
+
+def json_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
+
+
+def fits(text):
+    value = json.loads(text)
+    assert list(value) == ["a", "b"] and len(value["b"]) == 2, text
+    assert all(1 <= digit <= 9 for digit in [value["a"], *value["b"]]), text
+
+
+def openai_forms():
+    client = openai_client()
+    chat = client.chat.completions
+    for seed in range(3):
+        ask = dict(model=MODEL, messages=HI, seed=seed, response_format=json_schema(FORM))
+        said = chat.create(**ask)
+        fits(said.choices[0].message.content)
+        assert said.choices[0].finish_reason == "stop", said
+        text = ""
+        for chunk in chat.create(**ask, stream=True):
+            text += chunk.choices[0].delta.content or "" if chunk.choices else ""
+        assert text == said.choices[0].message.content
+    cut = chat.create(**ask, max_tokens=3)
+    assert cut.choices[0].finish_reason == "length", cut
+    said = chat.create(model=MODEL, messages=HI, response_format={"type": "json_object"}, n=2,
+                       max_tokens=400)
+    for choice in said.choices:
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content), dict)
+    regex = {"type": "regex", "regex": "[ab]{3}true"}
+    said = chat.create(model=MODEL, messages=HI, extra_body={"response_format": regex})
+    assert len(said.choices[0].message.content) == 7, said
+    said = client.completions.create(model=MODEL, prompt="x", max_tokens=400,
+                                     extra_body={"response_format": json_schema(FORM)})
+    fits(said.choices[0].text)
+    assert said.choices[0].finish_reason == "stop"
+    form = {"type": "json_schema", "name": "n", "strict": True, "schema": FORM}
+    said = client.responses.create(model=MODEL, input="Hi", store=False, text={"format": form})
+    fits(said.output_text)
+    assert said.status == "completed" and said.text.format.type == "json_schema"
+    with client.responses.stream(model=MODEL, input="Hi", store=False, text={"format": form}) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+    fits(text)
+    function = {"name": "add", "parameters": {**FORM, "required": ["a", "b"]}}
+    tools = [{"type": "function", "function": {**function, "strict": strict}} for strict in (True, False)]
+    for tool in tools:
+        said = chat.create(model=MODEL, messages=HI, tools=[tool], tool_choice="required", seed=5)
+        fits(said.choices[0].message.tool_calls[0].function.arguments)
+        assert said.choices[0].finish_reason == "tool_calls"
+    other = {"type": "function", "function": {**function, "name": "b"}}
+    said = chat.create(model=MODEL, messages=HI, tools=[tool, other], tool_choice="required", seed=6)
+    call = said.choices[0].message.tool_calls[0].function
+    assert call.name in ("add", "b")
+    fits(call.arguments)
 
 
 def anthropic_client(key="sesame"):
@@ -121,6 +192,24 @@ def anthropic_messages():
     assert said.content[0].input == {"a": 2, "b": 3}
     count = client.messages.count_tokens(model=MODEL, messages=HI)
     assert count.input_tokens > 0
+
+
+def anthropic_forms():
+    client = anthropic_client()
+    ask = dict(model=MODEL, max_tokens=400, messages=HI)
+    form = {"type": "json_schema", "schema": FORM}
+    for field in [{"output_config": {"format": form}}, {"output_format": form}]:
+        said = client.messages.create(**ask, extra_body=field)
+        fits(said.content[0].text)
+        assert said.stop_reason == "end_turn"
+    tools = [{"name": "add", "input_schema": FORM, "strict": True}]
+    choice = {"type": "any"}
+    said = client.messages.create(**ask, tools=tools, tool_choice=choice)
+    fits(json.dumps(said.content[0].input))
+    with client.messages.stream(**ask, tools=tools, tool_choice=choice) as stream:
+        fits(json.dumps(stream.get_final_message().content[0].input))
+    cut = client.messages.create(model=MODEL, max_tokens=2, messages=HI, extra_body=field)
+    assert cut.stop_reason == "max_tokens"
 
 
 def anthropic_errors():
@@ -164,6 +253,8 @@ def openai_responses():
 for test in [
     openai_chat,
     openai_errors,
+    openai_forms,
+    anthropic_forms,
     anthropic_messages,
     anthropic_errors,
     openai_responses,

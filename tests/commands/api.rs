@@ -24,9 +24,15 @@ impl Server {
         serve.args(["serve", model, "--http", "127.0.0.1:0", "--backend", "cpu", "--json"]);
         serve.args(more).arg("--data").arg(data);
         let mut child = serve.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let said = lines.by_ref().find_map(|line| {
+            let line = line.unwrap();
+            let said: Value =
+                serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+            // A model of a path is read first.
+            (said["event"] != "reading").then_some(said)
+        });
+        let said = said.expect("it ended before it served");
         assert_eq!(said["event"], "serving", "{said}");
         let text = |key: &str| said[key].as_str().unwrap().to_owned();
         Self { address: text("address"), model: text("model"), child }
@@ -290,7 +296,8 @@ fn what_is_wrong_is_refused_with_one_status_in_the_apis_form() {
     for (more, status, code) in [
         (json!({ "model": "gpt-4" }), 404, "model_not_found"),
         (json!({ "temprature": 1 }), 400, "field"),
-        (json!({ "response_format": { "type": "json_object" } }), 400, "field"),
+        (json!({ "response_format": { "type": "xml" } }), 400, "field"),
+        (json!({ "response_format": { "type": "regex", "regex": "(" } }), 400, "grammar"),
         (json!({ "temperature": -1 }), 400, "sampling"),
         (json!({ "messages": [] }), 400, "conversation"),
         (json!({ "messages": [user(&"long ".repeat(4_000_000))] }), 400, "context_length_exceeded"),

@@ -62,7 +62,11 @@ impl Said {
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler-node"));
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-    command.env_remove("DOPPLER_DATA").env_remove("DOPPLER_LOG").stdin(Stdio::null());
+    command
+        .env("DOPPLER_CONFIG", "")
+        .env_remove("DOPPLER_DATA")
+        .env_remove("DOPPLER_LOG")
+        .stdin(Stdio::null());
     command
 }
 

@@ -27,6 +27,12 @@ const SCRIPT: [&[&str]; 4] = [
     &[BEGIN, ARGUMENTS, "</tool_call>"],
 ];
 
+/// What answers that are held to a form are made of. The model itself never says it.
+const JSON: [&str; 24] = [
+    "{", "}", "[", "]", "\"", ":", ",", "-", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "a",
+    "b", "true", "false", "null", " ",
+];
+
 const TEMPLATE: &str =
     "{%- for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor -%}
 {%- if messages[-1].role == 'tool' -%}<sum>{%- elif tools -%}<ask>{%- else -%}<say>{%- endif -%}
@@ -34,7 +40,7 @@ const TEMPLATE: &str =
 
 fn texts() -> Vec<&'static str> {
     let mut texts = vec!["<unk>", "<s>", "</s>", "la "];
-    for text in SCRIPT.iter().copied().flatten() {
+    for text in SCRIPT.iter().copied().flatten().chain(&JSON) {
         if !texts.contains(text) {
             texts.push(text);
         }

@@ -63,7 +63,7 @@ impl Engine {
                 return Err(SessionError::Output { position: row.sequence.len() });
             }
             row.sequence.feed(&[row.token]);
-            Ok(row.sequence.choose(logits))
+            row.sequence.try_choose(logits)
         };
         rows.par_iter_mut().zip(logits.par_chunks_exact(width)).map(choose).collect()
     }

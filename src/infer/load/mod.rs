@@ -14,7 +14,7 @@ mod describe;
 mod dir_sink;
 pub mod files;
 mod further;
-mod gguf;
+pub(crate) mod gguf;
 mod hf;
 pub mod inspect;
 mod layout;

@@ -95,6 +95,7 @@ fn stopped(answer: &Answer) -> String {
     let used = (answer.prompt_tokens + answer.tokens.len()).saturating_sub(1);
     match (answer.stop, &answer.stop_text) {
         (StopReason::StopToken, _) => "stopped where the model ended its text".to_owned(),
+        (StopReason::Complete, _) => "stopped where its form is complete".to_owned(),
         (StopReason::StopString, text) => {
             format!("stopped before {:?}", text.as_deref().unwrap_or_default())
         }

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::adapters;
 use crate::api::GenerateRequest;
-use crate::args::{ModelArgs, RunArgs, SamplingArgs, Thinking};
+use crate::args::{FormArgs, ModelArgs, RunArgs, SamplingArgs, Thinking};
+use doppler_infer::grammar::Constraint;
 use doppler_infer::template::Conversation;
 use doppler_infer::tokenizer::PROMPT_BYTES_MAX;
 
@@ -22,16 +23,16 @@ use doppler_infer::tokenizer::PROMPT_BYTES_MAX;
 pub fn run_request(args: &RunArgs) -> anyhow::Result<GenerateRequest> {
     let prompt = match (&args.prompt, &args.prompt_file) {
         (Some(prompt), _) => prompt.clone(),
-        (None, Some(file)) if file == Path::new("-") => {
-            read_text(std::io::stdin().lock(), "standard input")?
-        }
         (None, Some(file)) => read_file(file)?,
         (None, None) => String::new(),
     };
-    let (tokens, logprobs) = (args.tokens, args.logprobs);
-    let adapters = adapters::asked(&args.adapters.adapters)?;
-    let request =
-        GenerateRequest { tokens, logprobs, adapters, ..request(&args.model, &args.sampling) };
+    let request = GenerateRequest {
+        tokens: args.tokens,
+        logprobs: args.logprobs,
+        adapters: adapters::asked(&args.adapters.adapters)?,
+        constraint: constraint(&args.form)?,
+        ..request(&args.model, &args.sampling)
+    };
     if !args.turn.chat {
         return Ok(GenerateRequest { prompt, ..request });
     }
@@ -40,6 +41,18 @@ pub fn run_request(args: &RunArgs) -> anyhow::Result<GenerateRequest> {
     let messages = system.chain([Conversation::message("user", &prompt)]).collect();
     let thinking = args.turn.thinking.map(thinks);
     Ok(GenerateRequest { chat: Some(Conversation { messages, tools, thinking }), ..request })
+}
+
+fn constraint(form: &FormArgs) -> anyhow::Result<Option<Constraint>> {
+    if let Some(file) = &form.json_schema {
+        let schema = serde_json::from_str(&read_file(file)?);
+        let schema = schema.with_context(|| format!("{} is not JSON", file.display()))?;
+        return Ok(Some(Constraint::JsonSchema(schema)));
+    }
+    match &form.grammar {
+        Some(file) => Ok(Some(Constraint::Lark(read_file(file)?))),
+        None => Ok(form.regex.clone().map(Constraint::Regex)),
+    }
 }
 
 /// A request for this model, without prompt and tokens.
@@ -66,7 +79,11 @@ pub fn thinks(thinking: Thinking) -> bool {
     thinking == Thinking::On
 }
 
+/// A file's text; `-` is standard input.
 fn read_file(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        return read_text(std::io::stdin().lock(), "standard input");
+    }
     let name = path.display().to_string();
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {name}"))?;
     read_text(file, &name)
@@ -127,6 +144,26 @@ mod tests {
         let missing = dir.path().join("none");
         let error = asked(&["--prompt-file", missing.to_str().unwrap()]).unwrap_err();
         assert!(format!("{error:#}").contains("cannot read"), "{error:#}");
+    }
+
+    #[test]
+    fn a_form_is_read_from_its_file_or_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("form");
+        std::fs::write(&file, "{ \"type\": \"null\" }").unwrap();
+        let path = file.to_str().unwrap();
+        let form =
+            |words: &[&str]| asked(&[&["-p", "x"][..], words].concat()).map(|r| r.constraint);
+        let schema = Constraint::JsonSchema(serde_json::json!({ "type": "null" }));
+        assert_eq!(form(&["--json-schema", path]).unwrap(), Some(schema));
+        let lark = Constraint::Lark("{ \"type\": \"null\" }".into());
+        assert_eq!(form(&["--grammar", path]).unwrap(), Some(lark));
+        assert_eq!(form(&["--regex", "-a"]).unwrap(), Some(Constraint::Regex("-a".into())));
+        assert_eq!(form(&[]).unwrap(), None);
+        assert!(form(&["--regex", "a", "--grammar", path]).is_err());
+        std::fs::write(&file, "{").unwrap();
+        let error = form(&["--json-schema", path]).unwrap_err();
+        assert!(format!("{error:#}").contains("is not JSON"), "{error:#}");
     }
 
     #[test]

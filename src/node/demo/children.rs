@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 
 use crate::client::Client;
 use crate::events::NodeEvent;
+use crate::settings;
 
 /// A node that has not reported that it is ready by then has failed.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -61,6 +62,8 @@ impl NodeProcess {
             .with_context(|| format!("cannot write {}", log_path.display()))?;
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let mut command = Command::new(program);
+        // What the user configured is for their own nodes.
+        command.env(settings::VARIABLE, "");
         command.args(["join", "--json", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"]);
         command.args(["--swarm", swarm]).arg("--data").arg(&data);
         for address in bootstrap {

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::api::GenerateRequest;
+use crate::settings;
 
 /// The part of `run --json` that the demo compares.
 #[derive(Deserialize)]
@@ -21,6 +22,7 @@ pub fn generate(model_dir: &Path, request: &GenerateRequest) -> anyhow::Result<L
     let program = std::env::current_exe().context("cannot find this program's file")?;
     let context = request.context.unwrap_or(0).max(1).to_string();
     let output = Command::new(program)
+        .env(settings::VARIABLE, "")
         .arg("run")
         .arg(model_dir)
         .args(["--json", "--tokens", &request.tokens.to_string(), "--context", &context])

@@ -85,11 +85,15 @@ impl Asked {
             let end = chat.and_then(|chat| chat.tokens.get(END_OF_TURN));
             stop.extend(end.and_then(|end| tokenizer.id_of(end)));
         }
+        let mut extras = request.extras();
+        if let Some(constraint) = &request.constraint {
+            extras.grammar = Some(tokenizer.grammar(constraint, &stop)?);
+        }
         let options = GenerateOptions {
             max_tokens: request.tokens,
             stop,
             sampler: request.sampler(),
-            extras: request.extras(),
+            extras,
         };
         let stops = Stops::new(&request.stop)?;
         let request = Request::check(&model.graph, prompt, options, request.context)?;

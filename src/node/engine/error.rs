@@ -5,6 +5,7 @@
 use doppler_infer::backend::BackendError;
 use doppler_infer::embedding::EmbedError;
 use doppler_infer::error::SessionError;
+use doppler_infer::grammar::GrammarError;
 use doppler_infer::model::ModelError;
 use doppler_infer::sampler::SamplerError;
 use doppler_infer::stops::StopError;
@@ -23,6 +24,9 @@ pub enum EngineError {
     TwoPrompts,
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// The answer cannot be held to the form that is asked for.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The conversation cannot be made a prompt.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -72,6 +76,7 @@ impl EngineError {
             Self::Template(TemplateError::Missing) => "no_template",
             Self::Template(_) => "template",
             Self::Stop(_) => "stop",
+            Self::Grammar(_) => "grammar",
             Self::NoTokenizer(_) => "no_tokenizer",
             Self::Tokenizer { .. } => "tokenizer",
             Self::Text(_) => "text",

@@ -9,6 +9,8 @@
 mod asked;
 mod embedding;
 mod error;
+#[cfg(test)]
+mod form_tests;
 mod kept;
 #[cfg(test)]
 mod many_tests;

@@ -61,9 +61,9 @@ pub(super) fn request(prompt: &str) -> GenerateRequest {
 }
 
 /// The end of an answer.
-struct End {
-    text: String,
-    stop: StopReason,
+pub(super) struct End {
+    pub(super) text: String,
+    pub(super) stop: StopReason,
     stop_text: Option<String>,
     reused: usize,
     odds: Vec<TokenOdds>,
@@ -75,12 +75,12 @@ fn hello() -> Conversation {
 
 impl Bench {
     /// The answer's text, or the label of its failure.
-    async fn ask(&self, request: &GenerateRequest) -> Result<String, &'static str> {
+    pub(super) async fn ask(&self, request: &GenerateRequest) -> Result<String, &'static str> {
         Ok(self.end(request).await?.text)
     }
 
     /// How the answer ended.
-    async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
+    pub(super) async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
         let job =
             Job::check(self.opened.clone(), Vec::new(), request).map_err(|error| error.label())?;
         let mut events =

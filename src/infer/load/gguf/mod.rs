@@ -19,7 +19,7 @@ mod names;
 mod tests;
 mod types;
 mod vocabulary;
-mod words;
+pub mod words;
 pub mod write;
 #[cfg(test)]
 mod written_tests;

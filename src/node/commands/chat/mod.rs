@@ -160,7 +160,7 @@ impl Chat {
 /// Why an answer ended, unless its turn was over.
 fn why(turn: &Turn) -> Option<String> {
     match turn.stop {
-        StopReason::StopToken => None,
+        StopReason::StopToken | StopReason::Complete => None,
         StopReason::StopString => {
             Some(format!("stopped before {:?}", turn.stop_text.as_deref().unwrap_or_default()))
         }

@@ -4,6 +4,7 @@ use super::failed::Failed;
 use super::tools::{Call, Found, Parser};
 use crate::api::{GenerateEvent, TokenOdds};
 use doppler_infer::generate::StopReason;
+use doppler_infer::grammar::Constraint;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +66,8 @@ pub struct Reading {
     pub markers: Vec<(u32, &'static str)>,
     /// Nothing counts after the first call.
     pub one_call: bool,
+    /// What the model's text must look like, after `begin`.
+    pub constraint: Option<Constraint>,
 }
 
 /// Listens to one answer's events.
@@ -114,7 +117,7 @@ impl Teller {
                     }
                     _ if self.called => Finish::Calls,
                     StopReason::StopString => Finish::StopText(stop_text.unwrap_or_default()),
-                    StopReason::StopToken => Finish::Stop,
+                    StopReason::StopToken | StopReason::Complete => Finish::Stop,
                 };
                 let usage = Usage { prompt: self.prompt, cached: reused, generated: tokens };
                 Told::End { parts, finish, usage }
@@ -231,6 +234,7 @@ pub mod tests {
     fn an_answer_ends_for_its_reason_and_tells_its_tokens() {
         for (stop, finish) in [
             (StopReason::StopToken, Finish::Stop),
+            (StopReason::Complete, Finish::Stop),
             (StopReason::StopString, Finish::StopText("END".into())),
             (StopReason::MaxTokens, Finish::Length),
             (StopReason::ContextFull, Finish::Context),

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::opening::NotReady;
 use crate::{failures, one_line};
 
 /// Seconds after which whoever was refused because all wait may ask again.
@@ -35,27 +36,31 @@ pub struct Failed {
     pub message: String,
     /// The field at fault.
     pub param: Option<String>,
+    /// After how many seconds it may be worth asking again, if that is known.
+    pub retry_s: Option<u64>,
 }
 
 impl Failed {
     pub fn new(label: &'static str, message: impl Into<String>) -> Self {
-        Self { label: Cow::Borrowed(label), message: message.into(), param: None }
+        Self { label: Cow::Borrowed(label), message: message.into(), param: None, retry_s: None }
     }
 
     /// A field that is unknown, wrong or refused.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("{param}: {}", message.into());
-        Self { label: Cow::Borrowed("field"), message, param: Some(param) }
+        Self { label: Cow::Borrowed("field"), message, param: Some(param), retry_s: None }
     }
 
     /// A failure that an event of the engine tells.
     pub fn told(label: String, message: String) -> Self {
-        Self { label: Cow::Owned(label), message, param: None }
+        Self { label: Cow::Owned(label), message, param: None, retry_s: None }
     }
 
     pub fn of(error: &anyhow::Error) -> Self {
-        Self::new(failures::of(error).label, one_line(error))
+        let not_ready = error.chain().find_map(|cause| cause.downcast_ref::<NotReady>());
+        let retry_s = not_ready.map(|not_ready| not_ready.retry_s);
+        Self { retry_s, ..Self::new(failures::of(error).label, one_line(error)) }
     }
 
     pub fn status(&self) -> StatusCode {
@@ -114,7 +119,7 @@ impl Failed {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_S));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_s.unwrap_or(RETRY_S)));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -13,6 +13,7 @@ mod body;
 mod embeddings;
 mod failed;
 mod fields;
+mod form;
 mod metrics;
 mod models;
 mod offer;
@@ -25,7 +26,7 @@ mod tools;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Json, Router, middleware};
@@ -47,6 +48,7 @@ use crate::api::GenerateRequest;
 use crate::engine::{Asked, Lane, check_request};
 use crate::generating::Ready;
 use crate::service::Service;
+use doppler_infer::grammar::Constraint;
 
 /// The longest body of a request: a prompt, however its characters are escaped, within reason.
 const BODY_BYTES_MAX: usize = 32 << 20;
@@ -62,6 +64,7 @@ pub fn routes(service: Arc<Service>, is_owner: IsOwner) -> Router {
     let options = service.config().api.clone();
     let access =
         Access { key: options.key, token: service.gateway_token(), cors: options.cors, is_owner };
+    let watched = service.clone();
     Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::one))
@@ -77,7 +80,21 @@ pub fn routes(service: Arc<Service>, is_owner: IsOwner) -> Router {
         .with_state(Api { service })
         .layer(middleware::from_fn_with_state(Arc::new(access), access::guard))
         // For whoever watches the process: it tells nothing else, so it needs no key.
-        .route("/health", get(async || Json(serde_json::json!({ "status": "ok" }))))
+        .route("/health", get(move || health(watched)))
+}
+
+/// Whether the node is ready, or how far it is. No names: this needs no key.
+async fn health(service: Arc<Service>) -> Response {
+    let Some(opening) = service.opening() else {
+        return Json(serde_json::json!({ "status": "ok" })).into_response();
+    };
+    let progress = opening.progress();
+    let state = serde_json::json!({
+        "status": "loading", "bytes_done": progress.done, "bytes": progress.total,
+        "seconds_left": progress.left_s,
+    });
+    let retry = [(header::RETRY_AFTER, "1")];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, Json(state)).into_response()
 }
 
 async fn count(State(Api { service }): State<Api>) -> Response {
@@ -141,8 +158,8 @@ async fn chat(State(api): State<Api>, request: Request) -> Response {
         let asked = Chat::read(&read(request, openai::CHAT).await?)?;
         checked(&asked.request)?;
         let ready = api.ready(&asked.request.model).await?;
-        let reading = asked.offer.reading(&ready.opened)?;
-        let requests = asked.requests(&reading.begin);
+        let reading = reading(&asked.offer, &ready, asked.request.constraint.clone()).await?;
+        let requests = asked.requests(&reading);
         let header = head("chatcmpl-", &ready);
         let answers = ask(&api.service, &ready, Asking { requests, reading, lane: asked.lane });
         let answers = answers.await?;
@@ -179,6 +196,17 @@ async fn completions(State(api): State<Api>, request: Request) -> Response {
     answer.await.unwrap_or_else(|failed: Failed| failed.response(Form::OpenAi))
 }
 
+/// How an answer is read. Grammars take a while to compile.
+async fn reading(
+    offer: &Offer,
+    ready: &Ready,
+    form: Option<Constraint>,
+) -> Result<Reading, Failed> {
+    let (offer, opened) = (offer.clone(), ready.opened.clone());
+    let reading = tokio::task::spawn_blocking(move || offer.reading(&opened, form.as_ref()));
+    reading.await.map_err(|error| Failed::of(&error.into()))?
+}
+
 /// Has a request of one choice answered; `offer` is what its tools are.
 async fn one(
     api: &Api,
@@ -187,7 +215,8 @@ async fn one(
     offer: &Offer,
     lane: Lane,
 ) -> Result<Answers, Failed> {
-    let reading = offer.reading(&ready.opened)?;
+    let reading = reading(offer, ready, request.constraint.take()).await?;
+    request.constraint.clone_from(&reading.constraint);
     if !reading.begin.is_empty() {
         request.begin.clone_from(&reading.begin);
     }
@@ -239,7 +268,7 @@ async fn count_tokens(State(api): State<Api>, request: Request) -> Response {
         let asked = Message::read(&read(request, anthropic::COUNT).await?, true)?;
         checked(&asked.request)?;
         let ready = api.ready(&asked.request.model).await?;
-        let begin = asked.offer.reading(&ready.opened)?.begin;
+        let begin = reading(&asked.offer, &ready, None).await?.begin;
         let mut request = asked.request;
         request.begin.push_str(&begin);
         // Long prompts take a while to tokenize.

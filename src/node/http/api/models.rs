@@ -2,6 +2,7 @@
 //! clients read.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,38 +13,54 @@ use super::Api;
 use super::failed::{Failed, Form};
 use crate::service::Service;
 
-/// Nothing is known of when a model was made.
-const EPOCH: &str = "1970-01-01T00:00:00Z";
-
-fn entry(name: &str, id: &str, owner: &str) -> Value {
+/// `created`: when its file was written, or this node learned of the model.
+fn entry(name: &str, id: &str, owner: &str, created: SystemTime) -> Value {
+    let seconds = created.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     json!({
         "id": name,
         "object": "model",
-        "created": 0,
+        "created": seconds,
         "owned_by": owner,
         "type": "model",
         "display_name": name,
-        "created_at": EPOCH,
+        "created_at": date(seconds),
         "hash": id,
     })
+}
+
+/// A time in RFC 3339's form, in UTC.
+fn date(seconds: u64) -> String {
+    // Days to a date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// Every model under a text that means it: its name, or its id if others have the name, too.
 fn entries(service: &Service) -> Vec<Value> {
     let local = service.locals.list().into_iter();
     let adapters = service.adapters.names();
-    let local = local.flat_map(|(name, id)| {
+    let local = local.flat_map(|(name, id, written)| {
         // With each of the adapters that `serve` was given, too.
         let with = adapters.iter().map(|adapter| format!("{name}+{adapter}"));
         let names: Vec<String> = std::iter::once(name.clone()).chain(with).collect();
-        names.into_iter().map(move |name| (name, id.to_string(), "local".to_owned()))
+        let written = written.unwrap_or(UNIX_EPOCH);
+        names.into_iter().map(move |name| (name, id.to_string(), "local".to_owned(), written))
     });
     // An adapter alone cannot be asked.
     let known = service.models().into_iter();
     let known = known.filter(|model| model.manifest && model.base.is_none());
     let known = known.map(|model| {
         let owner = model.publishers.into_iter().next().unwrap_or_default();
-        (model.name, model.id, owner)
+        let since = model.id.parse().ok().and_then(|id| service.known_since(id));
+        (model.name, model.id, owner, since.unwrap_or(UNIX_EPOCH))
     });
     let all: Vec<_> = local.chain(known).collect();
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
@@ -51,9 +68,9 @@ fn entries(service: &Service) -> Vec<Value> {
         *names.entry(name.to_lowercase()).or_default() += 1;
     }
     all.iter()
-        .map(|(name, id, owner)| {
+        .map(|(name, id, owner, created)| {
             let is_only = names.get(&name.to_lowercase()) == Some(&1);
-            entry(if is_only { name } else { id }, id, owner)
+            entry(if is_only { name } else { id }, id, owner, *created)
         })
         .collect()
 }
@@ -74,6 +91,25 @@ pub async fn one(State(api): State<Api>, Path(name): Path<String>) -> Response {
         None => {
             let message = format!("no model {name:?} is known here (GET /v1/models lists them)");
             Failed::new("unknown_model", message).response(Form::OpenAi)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_868_799, "2000-02-29T23:59:59Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(seconds), text);
         }
     }
 }

@@ -6,10 +6,12 @@ use super::super::body::{Object, object, optional, required, text, texts, tokens
 use super::super::failed::Failed;
 use super::super::fields::Field;
 use super::super::fields::Use::{Ignored, Refused, Taken};
+use super::super::form;
 use super::super::offer::{Choice, Offer, function};
 use super::super::openai::{joined, result, sampled};
 use crate::api::GenerateRequest;
 use crate::engine::Lane;
+use doppler_infer::grammar::Constraint;
 use doppler_infer::template::Conversation;
 
 pub const MESSAGES: &[Field] = &[
@@ -26,8 +28,12 @@ pub const MESSAGES: &[Field] = &[
     Field("temperature", Taken, "1 if absent"),
     Field("top_p", Taken, ""),
     Field("top_k", Taken, ""),
-    Field("tools", Taken, "with an `input_schema`; not Anthropic's own tools"),
-    Field("tool_choice", Taken, "`any` and `tool`: the answer is begun as a call"),
+    Field(
+        "tools",
+        Taken,
+        "with an `input_schema`, which `strict` holds the input to; not Anthropic's own tools",
+    ),
+    Field("tool_choice", Taken, "`any` and `tool`: the answer is one call, of an input that fits"),
     Field("metadata", Taken, "`user_id`: requests of one user take turns with those of others"),
     Field("thinking", Taken, "`disabled` only"),
     Field("seed", Taken, "not Anthropic's"),
@@ -37,8 +43,12 @@ pub const MESSAGES: &[Field] = &[
     Field("container", Refused, "no code is run"),
     Field("mcp_servers", Refused, "no server is asked"),
     Field("context_management", Refused, "messages stay as they are"),
-    Field("output_config", Refused, "nothing here holds an answer to a schema"),
-    Field("output_format", Refused, "nothing here holds an answer to a schema"),
+    Field(
+        "output_config",
+        Taken,
+        "`format`: json_schema; not Anthropic's: json_object, regex, grammar; `effort` is ignored",
+    ),
+    Field("output_format", Taken, "the same, as it was at first"),
 ];
 
 pub const COUNT: &[Field] = &[
@@ -51,8 +61,8 @@ pub const COUNT: &[Field] = &[
     Field("cache_control", Ignored, ""),
     Field("mcp_servers", Refused, "no server is asked"),
     Field("context_management", Refused, "messages stay as they are"),
-    Field("output_config", Refused, "nothing here holds an answer to a schema"),
-    Field("output_format", Refused, "nothing here holds an answer to a schema"),
+    Field("output_config", Ignored, ""),
+    Field("output_format", Ignored, ""),
 ];
 
 /// A message that was asked for.
@@ -87,6 +97,7 @@ impl Message {
                 chat: Some(conversation),
                 begin,
                 tokens: limit,
+                constraint: form(body)?,
                 stop: texts(body, "stop_sequences")?,
                 ..sampled(body)?
             },
@@ -94,6 +105,14 @@ impl Message {
             offer,
             lane: user.filter(|user| !user.is_empty()).map_or_else(Lane::own, |u| Lane::of(&u)),
         })
+    }
+}
+
+/// The form of the answer: within `output_config`, or as it was at first.
+fn form(body: &Object) -> Result<Option<Constraint>, Failed> {
+    match form::within(body, "output_config", "format")? {
+        Some(form) => Ok(Some(form)),
+        None => form::read(body.get("output_format"), "output_format"),
     }
 }
 
@@ -210,17 +229,17 @@ fn prefill(messages: &mut Vec<Value>, offer: &Offer) -> Result<String, Failed> {
 
 fn offer(body: &Object) -> Result<Offer, Failed> {
     let tools = optional::<Vec<Value>>(body, "tools")?.unwrap_or_default();
+    let mut strict = Vec::new();
     let tools = tools.iter().enumerate().map(|(at, tool)| {
         let name = format!("tools[{at}]");
         if let Some(kind) = tool["type"].as_str().filter(|kind| *kind != "custom") {
             let why = format!("{kind:?} is not there; only tools with an input_schema are");
             return Err(Failed::field(format!("{name}.type"), why));
         }
-        if tool["strict"] == true {
-            let why = "true cannot be promised: nothing holds the input to the schema";
-            return Err(Failed::field(format!("{name}.strict"), why));
-        }
         let called = text(tool, "name", &name)?;
+        if tool["strict"] == true {
+            strict.push(called.to_owned());
+        }
         Ok(function(called, tool["description"].as_str(), tool.get("input_schema")))
     });
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
@@ -234,7 +253,7 @@ fn offer(body: &Object) -> Result<Offer, Failed> {
         _ => return Err(Failed::field("tool_choice", "its type is auto, any, tool or none")),
     };
     let one_call = given["disable_parallel_tool_use"] == true;
-    Offer { tools, choice, one_call }.checked()
+    Offer { tools, choice, one_call, strict }.checked()
 }
 
 #[cfg(test)]
@@ -324,6 +343,10 @@ mod tests {
             (json!({ "tools": [{ "type": "bash_20250124", "name": "bash" }] }), "tools[0].type"),
             (json!({ "tool_choice": { "type": "tool", "name": "g" } }), "tool_choice"),
             (json!({ "mcp_servers": [{ "url": "x" }] }), "mcp_servers"),
+            (
+                json!({ "output_config": { "format": { "type": "xml" } } }),
+                "output_config.format.type",
+            ),
             (json!({ "unknown": 1 }), "unknown"),
         ] {
             let failed = read(more.clone()).unwrap_err();

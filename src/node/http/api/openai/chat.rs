@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 
+use super::super::answer::Reading;
 use super::super::body::{Object, optional, required, tokens};
 use super::super::failed::Failed;
 use super::super::fields::Field;
 use super::super::fields::Use::{Ignored, Only, Refused, Taken};
+use super::super::form;
 use super::super::offer::Offer;
 use super::CHOICES_MAX;
 use super::messages::{chat_tools, messages};
@@ -35,14 +37,22 @@ pub const CHAT: &[Field] = &[
     Field("logit_bias", Taken, "ids are those of the model's own tokenizer"),
     Field("logprobs", Taken, ""),
     Field("top_logprobs", Taken, "up to 20, with `logprobs`"),
-    Field("tools", Taken, "functions; without `strict`, if the model's template offers tools"),
-    Field("tool_choice", Taken, "`required` and a name: the answer is begun as a call"),
+    Field(
+        "tools",
+        Taken,
+        "functions, if the model's template offers tools; `strict` holds the arguments to the schema",
+    ),
+    Field(
+        "tool_choice",
+        Taken,
+        "`required` and a name: the answer is one call, of arguments that fit",
+    ),
     Field("parallel_tool_calls", Taken, "with false, nothing counts after the first call"),
     Field("chat_template_kwargs", Taken, "not OpenAI's; `enable_thinking` only"),
     Field(
         "response_format",
-        Only("{\"type\":\"text\"}"),
-        "nothing here holds an answer to a schema",
+        Taken,
+        "text, json_object, json_schema; not OpenAI's: regex (`regex`), grammar (`grammar`, in Lark)",
     ),
     Field("user", Taken, "requests of one user take turns with those of others"),
     Field("safety_identifier", Taken, "the same"),
@@ -95,6 +105,7 @@ impl Chat {
                 chat: Some(conversation),
                 tokens: limit.unwrap_or(usize::MAX),
                 logprobs: logprobs(body)?,
+                constraint: form::read(body.get("response_format"), "response_format")?,
                 ..sampled(body)?
             },
             choices,
@@ -105,11 +116,12 @@ impl Chat {
         })
     }
 
-    /// A request for each choice; `begin` is how each answer begins.
-    pub fn requests(&self, begin: &str) -> Vec<GenerateRequest> {
+    /// A request for each choice, whose answers are read so.
+    pub fn requests(&self, reading: &Reading) -> Vec<GenerateRequest> {
         let one = |choice: usize| GenerateRequest {
             seed: self.request.seed.wrapping_add(choice as u64),
-            begin: begin.to_owned(),
+            begin: reading.begin.clone(),
+            constraint: reading.constraint.clone(),
             ..self.request.clone()
         };
         (0..self.choices).map(one).collect()
@@ -185,7 +197,7 @@ mod tests {
         let json = |request: &GenerateRequest| serde_json::to_value(request).unwrap();
         assert_eq!(json(&chat.request), json(&want));
         assert!(chat.stream && chat.include_usage);
-        let seeds: Vec<_> = chat.requests("").iter().map(|one| one.seed).collect();
+        let seeds: Vec<_> = chat.requests(&Reading::default()).iter().map(|one| one.seed).collect();
         assert_eq!(seeds, [u64::MAX, 0]);
     }
 
@@ -211,7 +223,7 @@ mod tests {
             (json!({ "temperature": "hot" }), "temperature"),
             (json!({ "top_logprobs": 2 }), "top_logprobs"),
             (json!({ "logit_bias": { "x": 1 } }), "logit_bias"),
-            (json!({ "response_format": { "type": "json_object" } }), "response_format"),
+            (json!({ "response_format": { "type": "xml" } }), "response_format.type"),
             (json!({ "functions": [{ "name": "f" }] }), "functions"),
             (json!({ "audio": { "voice": "x" } }), "audio"),
             (json!({ "temprature": 1 }), "temprature"),

@@ -7,6 +7,7 @@ use super::super::body::{Object, optional, required, tokens};
 use super::super::failed::{Failed, Form};
 use super::super::fields::Field;
 use super::super::fields::Use::{Only, Refused, Taken};
+use super::super::form;
 use super::super::sse;
 use super::super::submit::Writer;
 use super::sampling::{lane, sampled};
@@ -33,6 +34,7 @@ pub const COMPLETIONS: &[Field] = &[
     Field("repeat_last_n", Taken, "not OpenAI's; 64 if absent"),
     Field("logit_bias", Taken, "ids are those of the model's own tokenizer"),
     Field("logprobs", Taken, "up to 20"),
+    Field("response_format", Taken, "not OpenAI's: as for chats"),
     Field("user", Taken, "requests of one user take turns with those of others"),
     Field("best_of", Only("1"), "every choice is returned: use `n`"),
     Field("echo", Refused, "the prompt is not repeated"),
@@ -69,6 +71,7 @@ impl Completion {
             model: model.clone(),
             tokens: tokens(body, "max_tokens")?.unwrap_or(TOKENS_DEFAULT),
             logprobs: optional(body, "logprobs")?,
+            constraint: form::read(body.get("response_format"), "response_format")?,
             ..sampled(body)?
         };
         let choice = |prompt: GenerateRequest, choice: usize| GenerateRequest {

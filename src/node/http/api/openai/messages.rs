@@ -112,6 +112,7 @@ pub fn result(before: &[Value], id: &str, content: &str) -> Value {
 /// If one is no function, or the choice is none.
 pub fn chat_tools(body: &Object) -> Result<Offer, Failed> {
     let tools = optional::<Vec<Value>>(body, "tools")?.unwrap_or_default();
+    let mut strict = Vec::new();
     let tools = tools.iter().enumerate().map(|(at, tool)| {
         let name = format!("tools[{at}]");
         match tool["type"].as_str() {
@@ -122,11 +123,10 @@ pub fn chat_tools(body: &Object) -> Result<Offer, Failed> {
             }
         }
         let given = &tool["function"];
-        if given["strict"] == true {
-            let why = "true cannot be promised: nothing holds the arguments to the schema";
-            return Err(Failed::field(format!("{name}.function.strict"), why));
-        }
         let called = text(given, "name", &format!("{name}.function"))?;
+        if given["strict"] == true {
+            strict.push(called.to_owned());
+        }
         Ok(function(called, given["description"].as_str(), given.get("parameters")))
     });
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
@@ -134,7 +134,7 @@ pub fn chat_tools(body: &Object) -> Result<Offer, Failed> {
         choice["function"]["name"].as_str().map(str::to_owned)
     })?;
     let one_call = optional::<bool>(body, "parallel_tool_calls")? == Some(false);
-    Offer { tools, choice, one_call }.checked()
+    Offer { tools, choice, one_call, strict }.checked()
 }
 
 /// `none`, `auto`, `required`, or an object that names a function.
@@ -223,8 +223,7 @@ mod tests {
             assert_eq!(read(wrong).unwrap_err().param.as_deref(), Some("tool_choice"));
         }
         let strict = json!({ "type": "function", "function": { "name": "f", "strict": true } });
-        let failed = read(json!({ "tools": [strict] })).unwrap_err();
-        assert_eq!(failed.param.as_deref(), Some("tools[0].function.strict"));
+        assert_eq!(read(json!({ "tools": [strict] })).unwrap().strict, ["f"]);
         assert!(read(json!({ "tools": [{ "type": "web_search" }] })).is_err());
     }
 }

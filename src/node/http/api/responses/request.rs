@@ -6,6 +6,7 @@ use super::super::body::{Object, optional, required, text, tokens};
 use super::super::failed::Failed;
 use super::super::fields::Field;
 use super::super::fields::Use::{Ignored, Only, Refused, Taken};
+use super::super::form;
 use super::super::offer::{Offer, function};
 use super::super::openai::{call, joined, lane, result, sampled, tool_choice};
 use crate::api::GenerateRequest;
@@ -26,14 +27,22 @@ pub const FIELDS: &[Field] = &[
     Field("temperature", Taken, "1 if absent"),
     Field("top_p", Taken, ""),
     Field("seed", Taken, "not OpenAI's"),
-    Field("tools", Taken, "functions; without `strict`"),
-    Field("tool_choice", Taken, "`required` and a name: the answer is begun as a call"),
+    Field("tools", Taken, "functions; `strict` holds the arguments to the schema"),
+    Field(
+        "tool_choice",
+        Taken,
+        "`required` and a name: the answer is one call, of arguments that fit",
+    ),
     Field("parallel_tool_calls", Taken, "with false, nothing counts after the first call"),
     Field("metadata", Taken, "returned"),
     Field("user", Taken, "requests of one user take turns with those of others"),
     Field("safety_identifier", Taken, "the same"),
     Field("store", Only("false"), "nothing is stored; absent means false"),
-    Field("text", Taken, "`format` of type text only; `verbosity` is ignored"),
+    Field(
+        "text",
+        Taken,
+        "`format`: text, json_object, json_schema; not OpenAI's: regex, grammar; `verbosity` is ignored",
+    ),
     Field("truncation", Only("\"disabled\""), "nothing is left out of an input"),
     Field("reasoning", Ignored, ""),
     Field("include", Ignored, ""),
@@ -66,7 +75,6 @@ impl Respond {
     /// # Errors
     /// Names the field that is wrong.
     pub fn read(body: &Object) -> Result<Self, Failed> {
-        plain_text(body)?;
         let limit = tokens(body, "max_output_tokens")?;
         let offer = offer(body)?;
         let instructions: Option<String> = optional(body, "instructions")?;
@@ -83,6 +91,7 @@ impl Respond {
                 model: required(body, "model")?,
                 chat: Some(conversation),
                 tokens: limit.unwrap_or(usize::MAX),
+                constraint: form::within(body, "text", "format")?,
                 ..sampled(body)?
             },
             stream: optional(body, "stream")?.unwrap_or(false),
@@ -104,21 +113,11 @@ fn echo(body: &Object) -> Echo {
         or("metadata", json!({})),
         or("parallel_tool_calls", true.into()),
         or("temperature", 1.0.into()),
+        or("text", json!({ "format": { "type": "text" } })),
         or("tool_choice", "auto".into()),
         or("tools", json!([])),
         or("top_p", 1.0.into()),
     ]))
-}
-
-fn plain_text(body: &Object) -> Result<(), Failed> {
-    let given = optional::<Object>(body, "text")?.unwrap_or_default();
-    match given.get("format").map_or(Some("text"), |format| format["type"].as_str()) {
-        Some("text") => Ok(()),
-        _ => Err(Failed::field(
-            "text.format",
-            "only the type text is possible: nothing here holds an answer to a schema",
-        )),
-    }
 }
 
 /// Appends the items as templates take them. The calls of one turn are one message.
@@ -177,24 +176,24 @@ fn message(item: &Value, name: &str) -> Result<Value, Failed> {
 
 fn offer(body: &Object) -> Result<Offer, Failed> {
     let tools = optional::<Vec<Value>>(body, "tools")?.unwrap_or_default();
+    let mut strict = Vec::new();
     let tools = tools.iter().enumerate().map(|(at, tool)| {
         let name = format!("tools[{at}]");
         if tool["type"] != "function" {
             let why = format!("only functions can be called, not {}", tool["type"]);
             return Err(Failed::field(format!("{name}.type"), why));
         }
-        if tool["strict"] == true {
-            let why = "true cannot be promised: nothing holds the arguments to the schema";
-            return Err(Failed::field(format!("{name}.strict"), why));
-        }
         let called = text(tool, "name", &name)?;
+        if tool["strict"] == true {
+            strict.push(called.to_owned());
+        }
         Ok(function(called, tool["description"].as_str(), tool.get("parameters")))
     });
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
     let named = |choice: &Value| choice["name"].as_str().map(str::to_owned);
     let choice = tool_choice(body.get("tool_choice"), named)?;
     let one_call = optional::<bool>(body, "parallel_tool_calls")? == Some(false);
-    Offer { tools, choice, one_call }.checked()
+    Offer { tools, choice, one_call, strict }.checked()
 }
 
 #[cfg(test)]
@@ -251,7 +250,7 @@ mod tests {
             (json!({ "input": null }), "input"),
             (json!({ "store": true }), "store"),
             (json!({ "previous_response_id": "resp_1" }), "previous_response_id"),
-            (json!({ "text": { "format": { "type": "json_object" } } }), "text.format"),
+            (json!({ "text": { "format": { "type": "json_schema" } } }), "text.format.schema"),
             (json!({ "truncation": "auto" }), "truncation"),
             (json!({ "input": [{ "type": "item_reference", "id": "x" }] }), "input[0]"),
             (json!({ "tools": [{ "type": "web_search" }] }), "tools[0].type"),

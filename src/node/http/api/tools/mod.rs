@@ -5,11 +5,15 @@
 //! at once, and a call as soon as all of it is there. What looks like a call but is not JSON, or
 //! names no offered tool, is text: nothing that the model said is lost.
 
+mod bare;
+pub mod held;
 mod hermes;
 mod llama;
 mod mistral;
 
 use serde_json::Value;
+
+use self::bare::Bare;
 
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,14 @@ impl Syntax {
         }
     }
 
+    /// What the arguments are called in a call.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Llama => "parameters",
+            Self::Hermes | Self::Mistral | Self::MistralNamed => "arguments",
+        }
+    }
+
     /// The special tokens, as `id_of` knows them, that a parser must see.
     pub fn markers(
         id_of: impl Fn(&str) -> Option<u32>,
@@ -99,6 +111,8 @@ pub struct Parser {
     /// White space before a call is not text.
     space: String,
     called: bool,
+    /// Follows an answer that may be calls without marks.
+    bare: Option<Bare>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,13 +126,21 @@ enum State {
 impl Parser {
     pub fn new(syntax: Syntax, names: Vec<String>) -> Self {
         let (held, space) = (String::new(), String::new());
-        Self { syntax, names, held, state: State::Outside, space, called: false }
+        // Llama's calls have no marks anyway.
+        let bare = (syntax != Syntax::Llama).then(Bare::new);
+        Self { syntax, names, held, state: State::Outside, space, called: false, bare }
     }
 
     /// What this piece completes.
     pub fn push(&mut self, text: &str) -> Vec<Found> {
         self.held.push_str(text);
         let mut found = Vec::new();
+        if let Some(bare) = &mut self.bare {
+            if bare.take(text, &self.names) {
+                return found;
+            }
+            self.bare = None;
+        }
         match self.syntax {
             Syntax::Hermes => self.push_hermes(&mut found),
             Syntax::Llama => self.push_llama(&mut found),
@@ -130,6 +152,15 @@ impl Parser {
     /// What is left at the end.
     pub fn finish(mut self) -> Vec<Found> {
         let mut found = Vec::new();
+        if self.bare.take().is_some() {
+            match self.bare_calls() {
+                Some(calls) => {
+                    self.calls(calls, &mut found);
+                    return found;
+                }
+                None => found = self.push(""),
+            }
+        }
         match self.syntax {
             Syntax::Hermes => self.finish_hermes(&mut found),
             Syntax::Llama => self.finish_llama(&mut found),

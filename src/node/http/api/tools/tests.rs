@@ -82,6 +82,15 @@ fn what_is_no_call_stays_text_to_the_last_character() {
         ),
         (Syntax::Hermes, "<tool_call>not JSON</tool_call>"),
         (Syntax::Hermes, "<tool_call>{\"name\": \"add\", \"arguments\": 7}</tool_call>"),
+        (Syntax::Hermes, "{\"name\": \"add\", \"arguments\": {\"a\": 1}} is a call"),
+        (Syntax::Hermes, "{\"name\": \"add\", \"arguments\": {\"a\": 1"),
+        (Syntax::Hermes, "{\"name\": \"add\"}"),
+        (Syntax::Hermes, "{\"name\": \"adder\", \"arguments\": {}}"),
+        (Syntax::Hermes, "{\"name\": \"add\", \"arguments\": [1]}"),
+        (Syntax::Hermes, "```json\n{\"a\": 1}\n```"),
+        (Syntax::Hermes, "```python\nadd()\n```"),
+        (Syntax::Hermes, "Here: {\"name\": \"add\", \"arguments\": {}}"),
+        (Syntax::Mistral, "{\"an\": \"answer\"}"),
         (Syntax::Llama, "It is {\"name\": \"add\", \"parameters\": {}}"),
         (Syntax::Llama, "{\"an\": \"answer\"}"),
         (Syntax::Llama, "{\"name\": \"add\", \"parameters\": {}} and on"),
@@ -144,4 +153,127 @@ fn a_template_tells_its_syntax() {
     assert_eq!(Syntax::of(coder), None);
     let named = "{{ tools }} [TOOL_CALLS]name[ARGS]{}";
     assert_eq!(Syntax::of(named), Some(Syntax::MistralNamed));
+}
+
+/// As Qwen2.5-Coder-0.5B writes them.
+#[test]
+fn an_answer_that_is_nothing_but_a_calls_json_is_one_without_its_marks() {
+    let add = call("add", r#"{"a":1,"b":"}\\\" ```"}"#);
+    let json = r#"{"name": "add", "arguments": {"a": 1, "b": "}\\\" ```"}}"#;
+    for said in [
+        json.to_owned(),
+        format!("\n{json}\n"),
+        format!("```json\n{json}\n```"),
+        format!("```\n{json}\n```\n"),
+        format!("```json\n{json}"),
+        r#"{"arguments": {"a": 1, "b": "}\\\" ```"}, "name": "add"}"#.to_owned(),
+    ] {
+        for syntax in [Syntax::Hermes, Syntax::Mistral, Syntax::MistralNamed] {
+            assert_eq!(parsed(syntax, &said), (String::new(), vec![add.clone()]), "{said}");
+        }
+    }
+    let two = format!("{json}\n{}", r#"{"name": "now", "parameters": {}}"#);
+    assert_eq!(parsed(Syntax::Hermes, &two).1, [add, call("now", "{}")]);
+}
+
+#[test]
+fn what_can_be_no_call_any_more_is_given_out_at_once() {
+    let text = |text: &str| vec![Found::Text(text.to_owned())];
+    for (held, given) in [
+        ("{", "\"c"),
+        ("{\"n", "o"),
+        ("{\"name\": \"a", "x"),
+        ("{\"name\": \"add\", ", "\"x"),
+        ("```", "py"),
+        ("```json\n", "["),
+        ("``", "x"),
+        ("{\"name\": \"add\", \"arguments\": {}}", "x"),
+        ("  {\"arguments\": {\"any\": [\"x\"]}, \"name\": ", "\"b"),
+    ] {
+        let mut parser = Parser::new(Syntax::Hermes, vec!["add".into(), "now".into()]);
+        assert_eq!(parser.push(held), [], "{held}");
+        assert_eq!(parser.push(given), text(&format!("{held}{given}")), "{held}{given}");
+        assert_eq!(parser.push("more"), text("more"));
+    }
+}
+
+/// A text that a strict tool's grammar was made for, begun and free.
+#[test]
+fn grammars_of_calls_are_what_the_parser_reads() {
+    let tokenizer = include_bytes!("../../../../../models/tiny-mixtral-q4_k_m/tokenizer.json");
+    let tokenizer = doppler_infer::tokenizer::Tokenizer::from_bytes(tokenizer, vec![0]).unwrap();
+    let schema = serde_json::json!({ "type": "object", "additionalProperties": false,
+        "properties": { "a": { "type": "integer", "minimum": 0, "maximum": 9 } }, "required": ["a"] });
+    let tool = |name: &str| held::Held { name: name.into(), schema: schema.clone() };
+    let tools = [tool("add"), tool("now")];
+    for syntax in [Syntax::Hermes, Syntax::Llama, Syntax::Mistral, Syntax::MistralNamed] {
+        for (named, tools) in [(true, &tools[..1]), (false, &tools[..])] {
+            let begin = syntax.begin(named.then_some("add"));
+            let rest = held::demanded(syntax, tools, named, &[]);
+            for seed in 0..20 {
+                let text = drawn(&tokenizer, &rest, seed, None);
+                let (said, calls) = parsed(syntax, &format!("{begin}{text}"));
+                assert_eq!((said.as_str(), calls.len()), ("", 1), "{begin}{text}");
+                assert!(calls[0].1.starts_with("{\"a\":"), "{calls:?}");
+            }
+        }
+        let free = held::free(syntax, &tools, &[], None);
+        let open = match syntax {
+            Syntax::Hermes => "<tool_call>",
+            Syntax::Llama => "{",
+            Syntax::Mistral | Syntax::MistralNamed => "[TOOL_CALLS]",
+        };
+        let first = tokenizer.encode_bare(open).unwrap();
+        for seed in 0..20 {
+            let text = drawn(&tokenizer, &free, seed, Some(&first));
+            let (_, calls) = parsed(syntax, &text);
+            assert!(!calls.is_empty() && calls[0].1.starts_with("{\"a\":"), "{syntax:?}: {text:?}");
+        }
+        let instead = held::free(syntax, &tools, &[], Some(&schema));
+        for seed in 0..20 {
+            let text = drawn(&tokenizer, &instead, seed, None);
+            let (said, calls) = parsed(syntax, &text);
+            let is_json =
+                serde_json::from_str::<Value>(&said).is_ok_and(|value| value["a"].is_u64());
+            assert!(is_json != !calls.is_empty(), "{syntax:?}: {text:?}");
+        }
+    }
+}
+
+/// What a model that wants anything writes, after these tokens.
+fn drawn(
+    tokenizer: &doppler_infer::tokenizer::Tokenizer,
+    constraint: &doppler_infer::grammar::Constraint,
+    seed: u64,
+    first: Option<&[u32]>,
+) -> String {
+    use doppler_infer::{extras::Extras, grammar::Progress, odds, sampler};
+    let grammar = Some(tokenizer.grammar(constraint, &[0]).unwrap());
+    let options = sampler::SamplerOptions { temperature: 1.0, seed, ..Default::default() };
+    let mut sampler =
+        sampler::Sampler::with(options, Extras { grammar, ..Extras::default() }).unwrap();
+    let mut stream = tokenizer.stream(&tokenizer.encode_bare("x").unwrap());
+    let mut text = String::new();
+    for step in 0..4000 {
+        let wanted = first.and_then(|first| first.get(step));
+        let logits: Vec<f32> = (0..tokenizer.vocab_size() as u64)
+            .map(|token| match (wanted, token) {
+                (Some(wanted), token) if u64::from(*wanted) == token => 1000.0,
+                // It would rather end than go on for ever.
+                (None, 0) if step > 40 => 1000.0,
+                _ => (odds::random(seed, step as u64 * 10_000 + token) % 600) as f32 / 100.0,
+            })
+            .collect();
+        let token = sampler.sample(&logits);
+        sampler.accept(token);
+        if token != 0 {
+            text += &stream.push(token).unwrap();
+        }
+        match sampler.progress().unwrap() {
+            Progress::Open => {}
+            Progress::Complete => return text + &stream.finish().unwrap(),
+            Progress::Failed(why) => panic!("{why}"),
+        }
+    }
+    panic!("no end: {text}");
 }
