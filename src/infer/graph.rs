@@ -409,8 +409,8 @@ pub enum Op {
     /// of the result.
     Experts { moe: MoeId, x: Buf, out: Buf },
     /// The logits `[wanted rows, vocab]` of the rows the step asked for. With `softcap = c` a logit
-    /// `l` is `c tanh(l / c)`.
-    Logits { x: Buf, weight: WeightId, softcap: Option<f32> },
+    /// `l`, its bias included, is `c tanh(l / c)`.
+    Logits { x: Buf, weight: WeightId, bias: Option<WeightId>, softcap: Option<f32> },
     /// The states `x` themselves of the rows the step asked for, instead of logits.
     States { x: Buf },
 }

@@ -488,7 +488,9 @@ impl CpuBackend {
             Op::Experts { .. } => {
                 Err(BackendError::Unsupported("an Experts op inside a plain run".into()))
             }
-            Op::Logits { x, weight, softcap } => self.project_logits(x, weight, softcap),
+            Op::Logits { x, weight, bias, softcap } => {
+                self.project_logits(x, weight, bias, softcap)
+            }
             Op::States { x } => {
                 let Some(first) = self.first_wanted() else { return Ok(()) };
                 let mut result = mem::take(&mut self.logits);
@@ -545,14 +547,22 @@ impl CpuBackend {
         }
     }
 
-    fn project_logits(&mut self, x: Buf, weight: WeightId, softcap: Option<f32>) -> Result<()> {
+    fn project_logits(
+        &mut self,
+        x: Buf,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        softcap: Option<f32>,
+    ) -> Result<()> {
         let width = self.graph.width(x);
         let Some(first) = self.first_wanted() else { return Ok(()) };
         let mut logits = mem::take(&mut self.logits);
         let matrix = self.matrix(weight)?;
         logits.resize((self.tokens.len() - first) * matrix.rows, 0.0);
+        let bias = bias.map(|id| self.weight(id)).transpose()?;
+        let bias = bias.map(|weight| weight.vector.as_slice());
         let singles = self.tokens.len() - first <= linear::SINGLES_MAX || self.parts.len() > 1;
-        let products = &mut [Product { weight: matrix, bias: None, out: &mut logits }];
+        let products = &mut [Product { weight: matrix, bias, out: &mut logits }];
         linear::linears(&self.rows(x)[first * width..], width, products, singles);
         if let Some(cap) = softcap {
             softcap::softcap(&mut logits, cap);

@@ -40,6 +40,8 @@ pub struct Builder {
     has_offset_norms: bool,
     /// Norms of states are layer norms with a bias.
     has_layer_norms: bool,
+    /// The output matrix has a bias.
+    has_head_bias: bool,
     /// The module that may contain an encoder, whose weights have names of their own.
     root: Option<&'static str>,
     /// The module of the norm before the logits.
@@ -245,6 +247,7 @@ impl Builder {
             layer: None,
             has_offset_norms: false,
             has_layer_norms: false,
+            has_head_bias: false,
             root: None,
             last_norm: "norm",
         }
@@ -512,6 +515,10 @@ impl Builder {
         {
             norm.source = std::mem::take(&mut norm.source).times(factor);
         }
+        let vocab = self.graph.vocab;
+        let bias = self.has_head_bias.then(|| {
+            self.weight("lm_head.bias".to_owned(), WeightRole::Bias, 1, vocab, Source::Itself)
+        });
         let weight = match self.table.filter(|_| tied) {
             Some(table) => table,
             None => {
@@ -520,7 +527,7 @@ impl Builder {
                 self.weight(name, WeightRole::Head, rows, cols, Source::Itself)
             }
         };
-        self.graph.ops.push(Op::Logits { x: normed, weight, softcap });
+        self.graph.ops.push(Op::Logits { x: normed, weight, bias, softcap });
         let ropes = self.ropes.into_iter().map(|(spec, _)| spec).collect();
         Described { graph: self.graph, ropes, embedding: None }
     }

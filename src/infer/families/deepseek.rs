@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::block::{Builder, Experts, FeedForward, Latent, Shared};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim, bad};
 use super::rope::{RopeScaling, RopeSpec};
-use super::{Described, Family};
+use super::{Described, Family, groups};
 use crate::graph::Scoring;
 
 pub const FAMILY: Family = Family {
@@ -16,9 +16,6 @@ pub const FAMILY: Family = Family {
     model_types: &["deepseek_v3", "deepseek_v2"],
     read,
 };
-
-/// The most groups of experts that the kernels support.
-const GROUPS_MAX: usize = 32;
 
 // The defaults are those of `DeepseekV3Config` and `DeepseekV2Config`.
 fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
@@ -120,24 +117,19 @@ fn experts(config: &Config<'_>, third: bool) -> Result<(Experts, Option<Shared>)
     config.only("scoring_func", &json!(scoring))?;
     config.only("topk_method", &json!(method))?;
     let scale = config.positive("routed_scaling_factor", 1.0)? as f32;
-    let (groups, kept) = groups(config, third, count)?;
     let renormalise = config.flag("norm_topk_prob", third)?;
-    let scoring = match (third, groups) {
-        (true, 1) => Scoring::Sigmoid { renormalise, scale },
-        (true, _) => {
-            if top_k > kept * (count / groups) {
-                let want =
-                    format!("at most the {} experts of the chosen groups", kept * (count / groups));
-                return Err(bad("num_experts_per_tok", &top_k.into(), want));
-            }
-            Scoring::Grouped { renormalise, scale, groups: groups as u32, kept: kept as u32 }
-        }
+    if !third {
+        // Groups matter to another `topk_method` only, which is refused.
+        config.skip(&["n_group", "topk_group"]);
+    }
+    let scoring = match third {
+        true => groups::scoring(config, (count, top_k), (8, 4), (renormalise, scale))?,
         // Transformers never renormalises those of V2, other implementations do.
-        (false, _) if renormalise => {
+        false if renormalise => {
             return Err(config.unsupported("norm_topk_prob", &true.into(), "false"));
         }
-        (false, _) if scale == 1.0 => Scoring::Softmax { renormalise: false },
-        (false, _) => {
+        false if scale == 1.0 => Scoring::Softmax { renormalise: false },
+        false => {
             return Err(config.unsupported("routed_scaling_factor", &f64::from(scale).into(), "1"));
         }
     };
@@ -145,31 +137,6 @@ fn experts(config: &Config<'_>, third: bool) -> Result<(Experts, Option<Shared>)
     let experts = Experts { bias, ..Experts::plain(count, top_k, ff, activation, scoring) };
     let width = ff * config.count("n_shared_experts", if third { 1 } else { 2 }, COUNT_MAX)?;
     Ok((experts, Shared::plain(width, activation)))
-}
-
-/// The number of groups of experts, and how many of them a token may choose from.
-fn groups(config: &Config<'_>, third: bool, count: usize) -> Result<(usize, usize), FamilyError> {
-    if !third {
-        // Groups matter to another `topk_method` only, which is refused.
-        config.skip(&["n_group", "topk_group"]);
-        return Ok((1, 1));
-    }
-    let groups = config.optional("n_group", GROUPS_MAX)?.unwrap_or(if config.has("n_group") {
-        1
-    } else {
-        8
-    });
-    let kept = config.optional("topk_group", groups)?.unwrap_or(if groups == 1 {
-        1
-    } else {
-        4.min(groups)
-    });
-    // The two best of each group are compared.
-    if !count.is_multiple_of(groups) || groups > 1 && count / groups < 2 {
-        let want = format!("a number of groups of at least two of the {count} experts");
-        return Err(bad("n_group", &groups.into(), want));
-    }
-    Ok((groups, kept))
 }
 
 #[cfg(test)]

@@ -6,8 +6,7 @@ use serde_json::json;
 use super::block::{Attention, Builder, Experts, FeedForward, QueryKeyNorm, Shared};
 use super::config::{COUNT_MAX, Config, DIMENSION_MAX, FamilyError, HeadDim};
 use super::rope::RopeSpec;
-use super::{Described, Family};
-use crate::graph::Scoring;
+use super::{Described, Family, groups};
 
 pub const FAMILY: Family = Family {
     name: "glm4_moe",
@@ -52,18 +51,14 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
 
 fn experts(config: &Config<'_>) -> Result<(Experts, Option<Shared>), FamilyError> {
     let activation = config.activation()?;
-    // A choice limited to groups of experts has no kernel.
-    config.only("n_group", &json!(1))?;
-    config.only("topk_group", &json!(1))?;
     config.only("topk_method", &json!("noaux_tc"))?;
     config.only("scoring_func", &json!("sigmoid"))?;
     let count = config.required("n_routed_experts", COUNT_MAX)?;
     let ff = config.required("moe_intermediate_size", DIMENSION_MAX)?;
-    let scoring = Scoring::Sigmoid {
-        renormalise: config.flag("norm_topk_prob", true)?,
-        scale: config.positive("routed_scaling_factor", 1.0)? as f32,
-    };
+    let renormalise = config.flag("norm_topk_prob", true)?;
+    let scale = config.positive("routed_scaling_factor", 1.0)? as f32;
     let top_k = config.required("num_experts_per_tok", count)?;
+    let scoring = groups::scoring(config, (count, top_k), (1, 1), (renormalise, scale))?;
     let experts = Experts {
         bias: Some("mlp.gate.e_score_correction_bias"),
         ..Experts::plain(count, top_k, ff, activation, scoring)
@@ -106,6 +101,11 @@ mod tests {
         let route =
             |op: &Op| matches!(op, Op::Route { scoring, bias: Some(_), .. } if *scoring == sigmoid);
         assert!(graph.ops.iter().any(route));
+        let mut grouped = config();
+        (grouped["n_group"], grouped["topk_group"]) = (4.into(), 2.into());
+        let limited = Scoring::Grouped { renormalise: true, scale: 2.5, groups: 4, kept: 2 };
+        let route = |op: &Op| matches!(op, Op::Route { scoring, .. } if *scoring == limited);
+        assert!(read(&grouped).unwrap().graph.ops.iter().any(route));
         let mut all = config();
         all["first_k_dense_replace"] = 0.into();
         assert_eq!(read(&all).unwrap().graph.moe.len(), 3);
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn other_routings_are_refused_by_name() {
         for (key, value) in [
-            ("n_group", json!(4)),
+            ("n_group", json!(5)),
             ("topk_group", json!(2)),
             ("scoring_func", json!("softmax")),
             ("first_k_dense_replace", json!(-1)),

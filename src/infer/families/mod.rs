@@ -7,6 +7,7 @@
 
 mod block;
 mod config;
+mod groups;
 mod harmless;
 mod rope;
 mod sentence;

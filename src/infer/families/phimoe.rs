@@ -1,5 +1,5 @@
 //! Phi-3.5-MoE: layer norms with biases, and in every layer experts of which two are chosen by
-//! SparseMixer. Published checkpoints also have a bias of the logits, which is refused by name.
+//! SparseMixer. The logits of published checkpoints have a bias.
 
 use serde_json::json;
 
@@ -32,11 +32,11 @@ fn read(config: &Config<'_>) -> Result<Described, FamilyError> {
     let window = config.optional("sliding_window", usize::MAX)?;
     let windows = windows::by_layer_types(config, shape.layers, window)?;
     let bias = config.flag("attention_bias", false)?;
-    config.only("lm_head_bias", &json!(false))?;
+    let head_bias = config.flag("lm_head_bias", false)?;
     config.skip(&["input_jitter_noise"]);
     let tied = config.flag("tie_word_embeddings", false)?;
 
-    let mut d = Builder::new(&shape).layer_norms();
+    let mut d = Builder::new(&shape).layer_norms().head_bias(head_bias);
     let rope = d.rope(&rope, shape.head_dim);
     let x = d.embed(shape.hidden, 1.0);
     for (layer, window) in windows.into_iter().enumerate() {

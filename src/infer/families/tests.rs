@@ -130,7 +130,10 @@ fn well_formed(graph: &Graph) {
                     assert_eq!(shape(biases.down), (1, spec.hidden * count));
                 }
             }
-            Op::Logits { x, weight, .. } => assert_eq!(shape(weight), (graph.vocab, width(x))),
+            Op::Logits { x, weight, bias, .. } => {
+                assert_eq!(shape(weight), (graph.vocab, width(x)));
+                assert!(bias.is_none_or(|bias| shape(bias) == (1, graph.vocab)));
+            }
         }
     }
 }

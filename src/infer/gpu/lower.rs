@@ -199,11 +199,11 @@ impl<'a> Lower<'a> {
                 expect(self.width(out) == self.graph.weight_spec(weight).rows, op)?;
                 return self.linear(x, weight, bias, result, result_stride, Rows::Tokens);
             }
-            Op::Logits { x, weight, softcap } => {
+            Op::Logits { x, weight, bias, softcap } => {
                 expect(self.graph.weight_spec(weight).rows == self.graph.vocab, op)?;
                 let result = Place::Logits;
                 let mut dispatches =
-                    self.linear(x, weight, None, result, self.graph.vocab, Rows::Logits)?;
+                    self.linear(x, weight, bias, result, self.graph.vocab, Rows::Logits)?;
                 dispatches.extend(self.softcap(softcap)?);
                 return Ok(dispatches);
             }

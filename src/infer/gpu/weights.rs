@@ -149,9 +149,9 @@ pub(super) fn vectors(graph: &Graph) -> Vec<bool> {
                 vector[weight.0 as usize] = true;
                 bias.iter().for_each(|bias| vector[bias.0 as usize] = true);
             }
-            Op::Linear { bias: Some(bias), .. } | Op::Route { bias: Some(bias), .. } => {
-                vector[bias.0 as usize] = true
-            }
+            Op::Linear { bias: Some(bias), .. }
+            | Op::Logits { bias: Some(bias), .. }
+            | Op::Route { bias: Some(bias), .. } => vector[bias.0 as usize] = true,
             _ => {}
         }
     }

@@ -23,6 +23,12 @@ impl Builder {
         self
     }
 
+    /// If asked, the logits have a bias, `lm_head.bias`.
+    pub const fn head_bias(mut self, has_head_bias: bool) -> Self {
+        self.has_head_bias = has_head_bias;
+        self
+    }
+
     /// `out = layer_norm(x)`; both may be the same buffer.
     pub fn layer_norm(&mut self, x: Buf, name: &str, eps: f32, out: Buf) {
         let width = self.graph.width(x);

@@ -85,7 +85,7 @@ fn logits_of_many_rows_match_their_twin_in_pieces() {
         let mut graph = Graph { vocab: rows, ..Graph::default() };
         let x = graph.buffer("x", cols);
         let weight = graph.weight("w", rows, cols);
-        graph.ops.push(Op::Logits { x, weight, softcap: None });
+        graph.ops.push(Op::Logits { x, weight, bias: None, softcap: None });
         let mut gpu = backend(&device, &graph, CAPACITY, &[(weight, spec, &bytes)]);
         gpu.limit(u64::MAX, 23);
         let input = random.floats(tokens * cols);

@@ -55,7 +55,7 @@ impl TinyMoe {
                 bias: None,
             },
             Op::Experts { moe, x, out: delta },
-            Op::Logits { x: delta, weight: head, softcap: None },
+            Op::Logits { x: delta, weight: head, bias: None, softcap: None },
         ];
         let weights = [(table, VOCAB), (router, EXPERTS), (head, VOCAB)]
             .map(|(id, rows)| {

@@ -25,7 +25,7 @@ fn a_weight_beyond_a_binding_is_split_into_row_ranges() {
         let x = graph.buffer("x", cols);
         let weight = graph.weight("tied", rows, cols);
         graph.ops.push(Op::Embed { table: weight, out: x, scale: 1.0 });
-        graph.ops.push(Op::Logits { x, weight, softcap: None });
+        graph.ops.push(Op::Logits { x, weight, bias: None, softcap: None });
         let capacity = Capacity { batch: 5, context: 5, kv: KvFormat::F32 };
         let mut gpu = GpuBackend::new(device.clone(), Arc::new(graph.clone()), capacity).unwrap();
         // 13 rows a range, 2 rows of logits at a time.

@@ -13,6 +13,7 @@ mod experts;
 mod fetch;
 mod finite;
 mod gpt_oss;
+mod head_bias;
 mod kernels;
 mod limits;
 mod llama4;

@@ -78,7 +78,7 @@ fn capped_logits_match_their_twin_in_pieces() {
         let mut graph = Graph { vocab: rows, ..Graph::default() };
         let x = graph.buffer("x", cols);
         let weight = graph.weight("w", rows, cols);
-        graph.ops.push(Op::Logits { x, weight, softcap: Some(cap) });
+        graph.ops.push(Op::Logits { x, weight, bias: None, softcap: Some(cap) });
         let capacity = Capacity { batch: tokens, context: tokens, kv: KvFormat::F32 };
         let mut gpu = backend(&device, &graph, capacity, &[(weight, spec, &bytes)]);
         gpu.limit(u64::MAX, 23);

@@ -56,11 +56,12 @@ pub(super) fn product(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten
 
 pub(super) fn logits(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> {
     let graph = fuse.lower.graph;
-    let Op::Logits { x, weight, softcap } = graph.ops[at] else { return Ok(None) };
+    let Op::Logits { x, weight, bias, softcap } = graph.ops[at] else { return Ok(None) };
     if graph.weight_spec(weight).rows != graph.vocab {
         return Ok(None);
     }
-    let product = LinearArgs { x, bias: None, result: Place::Logits, adds: false };
+    let bias = bias.map(|id| fuse.lower.vector(id)).transpose()?;
+    let product = LinearArgs { x, bias, result: Place::Logits, adds: false };
     let mut recipes = fuse.linear(&[weight], &product)?;
     recipes.extend(fuse.lower.softcap(softcap)?);
     Ok(Some(Rewritten::new(1, recipes, &[(x, Form::Packed)], &[])))
