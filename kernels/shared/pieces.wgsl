@@ -44,7 +44,7 @@ fn half_at(plane: u32, i: u32) -> f32 {
 
 // The activations for item `i` of a row. For packed activations: high and low bytes of the first
 // sixteen and of the second, their scales (x, y) and their sums (z, w). For plain ones: their bits,
-// in `high` and, if there are eight, `high2`.
+// in `high`, if there are eight also `high2`, and if there are sixteen all four.
 struct Acts { high: vec4<u32>, high2: vec4<u32>, low: vec4<u32>, low2: vec4<u32>, sums: vec4<f32> }
 
 fn dot16(q: vec4<u32>, high: vec4<u32>, low: vec4<u32>) -> f32 {
@@ -72,13 +72,16 @@ fn fifths(f: u32) -> array<vec4<u32>, 2> {
 
 // A format's file (kernels/formats) defines `item_FORMAT(m, row, i, acts)`: item `i` of the row
 // times its activations. The build adds `item`, which calls the function of the matrix's format,
-// and `width_of`, the number of weights of an item: 32, or those of a vec4 for plain formats. Both
+// and `width_of`, the number of weights of an item: 32, or those of a vec4 for plain formats and FP8. Both
 // are constant in a kernel made for one format.
 
-// Items of a row: pieces, or vec4s of plain weights.
+// Items of a row: pieces, or vec4s of plain weights and of FP8's.
 fn items(m: Pieces) -> u32 {
     var count = m.pieces;
     switch width_of(m) {
+        case 16u: {
+            count = m.pieces * 2u;
+        }
         case 8u: {
             count = m.row_blocks * 4u;
         }
@@ -95,6 +98,10 @@ fn acts(m: Pieces, at: u32, i: u32) -> Acts {
     let none = vec4<u32>(0u);
     let plain = at + 5u * m.pieces;
     switch width_of(m) {
+        case 16u: {
+            let first = plain + 4u * i;
+            return Acts(x[first], x[first + 1u], x[first + 2u], x[first + 3u], vec4<f32>(0.0));
+        }
         case 8u: {
             return Acts(x[plain + 2u * i], x[plain + 2u * i + 1u], none, none, vec4<f32>(0.0));
         }

@@ -31,6 +31,8 @@ macro_rules! formats {
                 Q4_1 q4_1 "Q4_1" "Q4_1" 32 20,
                 /// An exponent of two, 16 B of nibbles, each a floating point number (e2m1).
                 Mxfp4 mxfp4 "MXFP4" "MXFP4" 32 17,
+                /// f32 d, 128 B, each a floating point number (e4m3).
+                Fp8 fp8 "FP8" "FP8" 128 132,
             }
         }
     };

@@ -105,7 +105,11 @@ fn of(variant: &str) -> &'static Format {
     named.unwrap_or_else(|| panic!("formats_together! names {variant}, which is no format"))
 }
 
-/// Weights that an invocation takes at once: a piece, or for plain formats those of a vec4.
-const fn width(format: &Format) -> u32 {
-    if format.block_len > 1 { 32 } else { 16 / format.block_bytes }
+/// Weights that an invocation takes at once: a piece, or for plain formats and FP8 those of a vec4.
+fn width(format: &Format) -> u32 {
+    match format.variant {
+        "Fp8" => 16,
+        _ if format.block_len > 1 => 32,
+        _ => 16 / format.block_bytes,
+    }
 }

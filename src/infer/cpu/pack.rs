@@ -19,6 +19,7 @@
 //! | 32 p | the elements as f32, in order; zeros past the last |
 
 use super::matrix::Matrix;
+use crate::quant::meets_plain;
 use doppler_store::DType;
 
 /// Elements that share a scale.
@@ -114,13 +115,12 @@ impl<'a> Packed<'a> {
         f32::from_bits(self.words[(4 * self.pieces + piece) * 4 + second + 2])
     }
 
-    /// The elements with which weights of a format are multiplied: the rounded ones if it is
-    /// quantised, otherwise the plain ones.
+    /// The elements with which weights of a format are multiplied, plain or rounded.
     pub fn meeting(&self, dtype: DType) -> Vec<f64> {
         let rounded = |i| f64::from(self.scale(i / SIXTEEN)) * f64::from(self.whole(i));
         let plain = |i| f64::from(self.plain(i));
         let all = 0..32 * self.pieces;
-        if dtype.is_quantised() { all.map(rounded).collect() } else { all.map(plain).collect() }
+        if meets_plain(dtype) { all.map(plain).collect() } else { all.map(rounded).collect() }
     }
 }
 

@@ -228,7 +228,9 @@ pub(super) fn plan(
             (kind, _) => kind,
         };
         let dtype = mixture.dtype(kind, weight.layer, from, weight.cols as u64);
-        if from.is_quantised() && dtype != from {
+        // In these two formats makers publish originals.
+        let original = matches!(from, DType::Mxfp4 | DType::Fp8);
+        if from.is_quantised() && !original && dtype != from {
             let problem = format!(
                 "it is {from} already, and making {dtype} of it would lose more; \
                  convert the original checkpoint"

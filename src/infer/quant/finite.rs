@@ -39,6 +39,13 @@ pub fn first_not_finite(dtype: DType, cols: usize, bytes: &[u8]) -> Option<(usiz
 /// The largest exponent of a scale that no level brings beyond f32: `6 * 2^125` is finite.
 const EXPONENT_SAFE: u8 = 252;
 
+/// Whether an f32 is far from infinite, and none of the bytes after it is NaN (e4m3).
+fn is_sound(scaled: &[u8]) -> bool {
+    let (scale, bytes) = scaled.split_first_chunk().expect("a scale");
+    let nan = bytes.iter().fold(false, |any, byte| any | (byte & 0x7f == 0x7f));
+    f32::from_le_bytes(*scale).abs() < 1e35 && !nan
+}
+
 /// A scale of a block that is not finite, or a weight that it makes infinite.
 fn bad_scale(dtype: DType, scales: Scales, block: &[u8]) -> Option<f32> {
     match scales {
@@ -48,7 +55,8 @@ fn bad_scale(dtype: DType, scales: Scales, block: &[u8]) -> Option<f32> {
             bad.map(|bits| f16::from_bits(bits).to_f32())
         }
         Scales::Exponent(at) if block[at] <= EXPONENT_SAFE => None,
-        Scales::Exponent(_) => {
+        Scales::Float(at) if is_sound(&block[at..]) => None,
+        Scales::Exponent(_) | Scales::Float(_) => {
             let mut weights = vec![0.0; dtype.block_len()];
             dequantize(dtype, block, dtype.block_len(), &mut weights);
             weights.into_iter().find(|weight| !weight.is_finite())
@@ -92,7 +100,7 @@ mod tests {
                 Scales::Halves(places) if dtype.is_quantised() => places,
                 Scales::Halves(_) => &[0],
                 // See the test below.
-                Scales::Exponent(_) => &[],
+                Scales::Exponent(_) | Scales::Float(_) => &[],
             };
             for place in places {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -132,6 +140,26 @@ mod tests {
             let Some((row, error)) = found else { continue };
             let QuantizeError::NotFinite { column, value } = error else { panic!() };
             assert_eq!((row, column, value.is_finite()), (1, 0, false));
+        }
+    }
+
+    #[test]
+    fn a_number_or_a_scale_that_is_nan_is_found_among_bytes() {
+        let mut bytes = Vec::new();
+        for _ in 0..2 {
+            quantize(DType::Fp8, &[0.5; 256], &mut bytes).unwrap();
+        }
+        assert_eq!(first_not_finite(DType::Fp8, 256, &bytes), None);
+        for (at, with) in [
+            (132 * 3 + 4 + 77, vec![0xff]),
+            (132 * 3, f32::NAN.to_le_bytes().to_vec()),
+            (132 * 3, 1e37_f32.to_le_bytes().to_vec()),
+        ] {
+            let mut bytes = bytes.clone();
+            bytes[at..at + with.len()].copy_from_slice(&with);
+            let (row, error) = first_not_finite(DType::Fp8, 256, &bytes).unwrap();
+            let QuantizeError::NotFinite { column, value } = error else { panic!() };
+            assert_eq!((row, column, value.is_finite()), (1, 128, false));
         }
     }
 }

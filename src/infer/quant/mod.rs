@@ -53,6 +53,12 @@ pub struct Layout {
     pub narrow: Option<DType>,
 }
 
+/// Whether kernels multiply one token's weights of this format with activations as they are, not
+/// rounded to integers: plain formats and FP8.
+pub const fn meets_plain(dtype: DType) -> bool {
+    !dtype.is_quantised() || matches!(dtype, DType::Fp8)
+}
+
 impl Layout {
     /// The layout of a type that stores each weight by itself.
     const fn plain(max: f32) -> Self {

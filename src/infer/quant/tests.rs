@@ -152,7 +152,7 @@ fn what_a_block_can_hold_exactly_comes_back_exactly() {
         let (low, high) = if start < 0 { (start, end) } else { (-3, end - 3) };
         let mut all: Vec<f32> = (low..high).map(|level| level as f32).collect();
         if !values.is_empty() {
-            all = values.to_vec();
+            all = values.iter().copied().filter(|value| !value.is_nan()).collect();
             all.sort_by(f32::total_cmp);
         }
         let mut row: Vec<f32> =

@@ -9,6 +9,7 @@ pub(in crate::gpu) use crate::gpu::params::{
     DecodeSeek as Seek, Pieces, Segment,
 };
 use crate::gpu::repack::Packed;
+use doppler_store::DType;
 
 impl Pieces {
     /// For planes that begin at byte `offset` of the binding.
@@ -25,11 +26,11 @@ impl Pieces {
 }
 
 /// Items of one row that the invocations of a team divide among themselves (`items` in
-/// shared/pieces.wgsl): pieces, or vec4s of plain weights.
+/// shared/pieces.wgsl): pieces, or vec4s of plain weights and of FP8's.
 pub(in crate::gpu) fn items(packed: &Packed) -> usize {
-    if packed.dtype.is_quantised() {
-        pieces(packed.cols)
-    } else {
-        packed.cols.div_ceil(16 / packed.dtype.block_bytes())
+    match packed.dtype {
+        DType::Fp8 => 2 * pieces(packed.cols),
+        dtype if dtype.is_quantised() => pieces(packed.cols),
+        dtype => packed.cols.div_ceil(16 / dtype.block_bytes()),
     }
 }

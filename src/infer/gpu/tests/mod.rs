@@ -102,6 +102,10 @@ impl Random {
                             block[*at] |= 1;
                         }
                     }
+                    Scales::Float(_) => {
+                        let scale = [1e-6, self.float(), 0.01][row % 3];
+                        scales.write(block, &[scale], 0);
+                    }
                     // The powers of two that f16 has there.
                     Scales::Exponent(at) => {
                         let (least, count) = [(103, 10), (103, 20), (122, 1)][row % 3];

@@ -94,15 +94,18 @@ fn gguf_references_agree() {
 
 /// What is stored as packed on the device, too.
 #[test]
-fn packed_references_in_mxfp4_agree() {
+fn packed_references_of_stored_formats_agree() {
     let mut seen = 0;
     for dir in testing::packed_references() {
-        if ["gpt-oss-mxfp4", "mlx-mxfp4"].iter().any(|name| dir.ends_with(name)) {
+        if ["gpt-oss-mxfp4", "mlx-mxfp4", "deepseek-fp8-block", "ct-fp8-channel"]
+            .iter()
+            .any(|name| dir.ends_with(name))
+        {
             golden(&dir, &dir);
             seen += 1;
         }
     }
-    assert!(seen == 2 || shared("formats").is_none());
+    assert!(seen == 4 || shared("formats").is_none());
 }
 
 /// A tensor's format.

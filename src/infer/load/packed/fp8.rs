@@ -2,16 +2,18 @@
 //!
 //! DeepSeek's form has a scale for each block of rows and columns (`weight_scale_inv`, F32; blocks
 //! at the edges are smaller). `compressed-tensors` has one for each row or for the whole tensor
-//! (`weight_scale`). Scales of activations are not needed: activations stay as they are.
+//! (`weight_scale`). Where a scale is that of whole blocks of 128 columns, the bits are kept (the
+//! table's FP8); otherwise weights are computed in F32. Scales of activations are not needed: activations stay as they are.
 
 use serde_json::{Value, json};
 
 use super::float::{Floats, Numbers, e4m3};
 use super::parts::{self, PLAIN, Parts};
-use super::{Described, Found, wrong};
+use super::{Described, Found, Matrix, wrong};
 use crate::load::Result;
-use crate::load::checkpoint::Checkpoint;
+use crate::load::checkpoint::{Checkpoint, Form, Stored};
 use crate::load::hf::HuggingFace;
+use doppler_store::DType;
 
 struct Fp8 {
     weight: String,
@@ -114,9 +116,40 @@ fn add(
     let unused = activations.into_iter().filter(|name| files.find(name).is_some());
     let from: Vec<String> = [weight.clone(), scale.clone()].into_iter().chain(unused).collect();
     let fp8 = Fp8 { weight: weight.clone(), cols, scale, scale_type, block };
+    let whole = DType::Fp8.block_len() as u64;
+    if block.1.is_multiple_of(whole) || block.1 >= cols {
+        let stored = Stored { shape: vec![rows, cols], form: Form::Blocks(DType::Fp8) };
+        found.add(weight, stored, from, Kept(fp8));
+        return Ok(());
+    }
     let (stored, matrix) = Floats::new(what, vec![rows, cols], block.1, fp8);
     found.add(weight, stored, from, matrix);
     Ok(())
+}
+
+/// A matrix whose scales fit the table's blocks: its bits are kept.
+struct Kept(Fp8);
+
+impl Matrix for Kept {
+    fn read(&self, parts: &Parts<'_>, first: u64, out: &mut [u8]) -> Result<()> {
+        let (cols, wide) = (self.0.cols as usize, self.0.block.1.min(self.0.cols) as usize);
+        let (len, row) = (DType::Fp8.block_len(), DType::Fp8.row_bytes(cols));
+        let count = (out.len() / row) as u64;
+        let bytes = parts.rows(&self.0.weight, self.0.cols, first, count)?;
+        let scales = self.0.scales(parts, first, count)?;
+        let rows = out.chunks_exact_mut(row).zip(bytes.chunks_exact(cols));
+        for ((out, bytes), scales) in rows.zip(scales.chunks_exact(cols.div_ceil(wide))) {
+            let blocks = out.chunks_exact_mut(DType::Fp8.block_bytes()).zip(bytes.chunks(len));
+            for (number, (block, bytes)) in blocks.enumerate() {
+                let (scale, numbers) = block.split_at_mut(4);
+                scale.copy_from_slice(&scales[number * len / wide].to_le_bytes());
+                let (numbers, rest) = numbers.split_at_mut(bytes.len());
+                numbers.copy_from_slice(bytes);
+                rest.fill(0);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Numbers for Fp8 {

@@ -101,6 +101,9 @@ fn unpacked_weights_are_those_that_were_packed() {
         ("mlx b5g64.weight", DType::F32),
         ("mlx-f32 b4g64.weight", DType::F32),
         ("mlx-mxfp4 a.weight", DType::Mxfp4),
+        ("fp8-channel a.weight", DType::Fp8),
+        ("fp8-tensor a.weight", DType::Fp8),
+        ("fp8-block a.weight", DType::F32),
         ("mxfp4 a.down_proj_blocks", DType::Mxfp4),
     ] {
         assert!(held.contains(&format!("{what} {dtype}")), "{what} should be {dtype}");
@@ -140,6 +143,28 @@ fn packed_references_agree() {
         }
         crate::measured::note(&dir, &dir, "CPU", largest);
     }
+}
+
+/// MXFP4 and FP8 are how makers publish originals; other packed weights were made of one.
+#[test]
+fn originals_may_be_stored_smaller_and_what_was_made_of_one_may_not() {
+    let stored = |name: &str| -> Option<Result<Vec<DType>, String>> {
+        let dir = shared(&format!("formats/{name}"))?;
+        let made = to_memory(&dir, Quantization::Blocks(DType::Q4_1));
+        let types = |manifest: &doppler_store::Manifest| {
+            let matrix = |name: &str| name.contains("down_proj") && name.ends_with("weight");
+            let all = manifest.tensors.iter().filter(|(name, _)| matrix(name));
+            all.map(|(_, tensor)| tensor.dtype).collect()
+        };
+        Some(made.map(|(manifest, _)| types(&manifest)).map_err(|error| error.to_string()))
+    };
+    for name in ["gpt-oss-mxfp4", "ct-fp8-channel"] {
+        let Some(types) = stored(name) else { return };
+        let types = types.unwrap();
+        assert!(!types.is_empty() && types.iter().all(|of| *of == DType::Q4_1), "{types:?}");
+    }
+    let refused = stored("awq-gemm-g128").expect("beside the others").unwrap_err();
+    assert!(refused.contains("already"), "{refused}");
 }
 
 /// A tensor of a safetensors file: name, type, shape, bytes.

@@ -71,7 +71,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 69] = [
+const MISTAKES: [(Of, Change); 72] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -103,7 +103,10 @@ const MISTAKES: [(Of, Change); 69] = [
     (Of::Linear(DType::Q5_0), ("16.0 * a.sums.w", "16.0 * a.sums.z")),
     (Of::Linear(DType::Mxfp4), ("(more >> vec4<u32>(1u))", "more")),
     (Of::Linear(DType::Mxfp4), ("(low + FP4_SEVENS) & w", "w")),
-    (Of::Linear(DType::Mxfp4), ("(e >> 8u) & 0xffu", "e & 0xffu")),
+    (Of::Linear(DType::Mxfp4), ("m.blocks, at >> 2u)", "m.blocks, at >> 3u)")),
+    (Of::Linear(DType::Fp8), ("at >> 3u", "at >> 4u")),
+    (Of::Linear(DType::Fp8), ("fp8_dot(w.w, a.low2)", "fp8_dot(w.w, a.low)")),
+    (Of::Linear(DType::Fp8), ("magnitude << vec4<u32>(20u)", "magnitude << vec4<u32>(19u)")),
     (Of::Linear(DType::F16), ("dot(first, bitcast<vec4<f32>>(a.high))", "dot(first, first)")),
     (Of::Linear(DType::Bf16), ("vec4<f32>(a.xz, b.xz)", "vec4<f32>(a.xy, b.xz)")),
     (Of::Linear(DType::F32), ("m.row_blocks * 8u + i]", "m.row_blocks * 8u + (i ^ 1u)]")),
