@@ -235,7 +235,7 @@ fn grammars_of_calls_are_what_the_parser_reads() {
             let (said, calls) = parsed(syntax, &text);
             let is_json =
                 serde_json::from_str::<Value>(&said).is_ok_and(|value| value["a"].is_u64());
-            assert!(is_json != !calls.is_empty(), "{syntax:?}: {text:?}");
+            assert_eq!(is_json, calls.is_empty(), "{syntax:?}: {text:?}");
         }
     }
 }
