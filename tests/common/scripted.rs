@@ -28,9 +28,9 @@ const SCRIPT: [&[&str]; 4] = [
 ];
 
 /// What answers that are held to a form are made of. The model itself never says it.
-const JSON: [&str; 24] = [
+const JSON: [&str; 33] = [
     "{", "}", "[", "]", "\"", ":", ",", "-", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "a",
-    "b", "true", "false", "null", " ",
+    "b", "d", "e", "g", "m", "n", "r", "s", "t", "u", "true", "false", "null", " ",
 ];
 
 const TEMPLATE: &str =

@@ -145,7 +145,12 @@ impl Held {
         match act(matcher) {
             Ok(done) => Some(done),
             Err(error) => {
-                self.failed = Some(compile::one_line(&error.to_string()));
+                let why = compile::one_line(&error.to_string());
+                self.failed = Some(match why.contains("NoExtension") {
+                    // Only a vocabulary that lacks bytes leads there.
+                    true => "no token of this model's vocabulary fits next".to_owned(),
+                    false => why,
+                });
                 None
             }
         }
