@@ -42,7 +42,9 @@ impl Opening {
 
     /// What it does, in words: bytes, rate, time left.
     pub fn describe(&self) -> String {
-        progress::describe(&format!("reading {}", self.names[0]), &self.progress())
+        let (what, progress) = (format!("reading {}", self.names[0]), self.progress());
+        // Its header is read before anything is known of its bytes.
+        if progress.total == 0 { what } else { progress::describe(&what, &progress) }
     }
 }
 
@@ -112,6 +114,8 @@ mod tests {
         assert!(openings.not_ready("m").is_none());
         let entry = openings.begin(vec!["m.gguf".into(), "m".into()]);
         let other = openings.begin(vec!["other".into()]);
+        let first = openings.not_ready("m").unwrap().to_string();
+        assert_eq!(first, "the model is not ready yet: reading m.gguf; ask again in 1 s");
         entry.opening.show(1 << 20, 3 << 20);
         for name in ["M", "m.gguf", "the name in its file"] {
             let said = openings.not_ready(name).unwrap();
