@@ -14,6 +14,8 @@ pub const PROMPT_BYTES_MAX: usize = 16 << 20;
 /// Over how many tokens a character may be spread before its bytes are emitted as they are (a UTF-8
 /// character has at most four).
 const HELD_TOKENS_MAX: usize = 16;
+/// Bytes of a UTF-8 character.
+const CHARACTER_BYTES_MAX: usize = 4;
 
 /// Why text could not be tokenized, or tokens could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,7 +158,8 @@ impl Tokenizer {
 ///
 /// A token's text may depend on the one before it (a leading space) and its bytes may be part of a
 /// character. So each step decodes a short window twice, without and with the new token, and emits
-/// the difference. Ids that the tokenizer does not know (padding of the vocabulary) have no text.
+/// the difference. The window begins where a character does: some decoders replace a whole run of bytes if
+/// its first ones are missing. Ids that the tokenizer does not know (padding of the vocabulary) have no text.
 #[derive(Debug)]
 pub struct TextStream<T> {
     tokenizer: T,
@@ -164,14 +167,23 @@ pub struct TextStream<T> {
     window: Vec<u32>,
     /// How many tokens of the window were emitted.
     given: usize,
+    /// After how many tokens of the window a character ends.
+    ends: Vec<usize>,
 }
 
 impl<T: Deref<Target = Tokenizer>> TextStream<T> {
     /// A stream that continues `context`, as [`Tokenizer::stream`].
     pub fn new(tokenizer: T, context: &[u32]) -> Self {
-        let keep = context.len().min(HELD_TOKENS_MAX);
-        let window = context[context.len() - keep..].to_vec();
-        Self { tokenizer, window, given: keep }
+        // The character of which the last of them is part began a few tokens before.
+        let keeps = HELD_TOKENS_MAX..HELD_TOKENS_MAX + CHARACTER_BYTES_MAX;
+        let tail = |keep: usize| &context[context.len() - keep.min(context.len())..];
+        let is_whole = |keep: &usize| {
+            tokenizer.decode(tail(*keep)).is_ok_and(|text| !text.contains('\u{fffd}'))
+        };
+        let keep = keeps.into_iter().find(is_whole).unwrap_or(HELD_TOKENS_MAX);
+        let window = tail(keep).to_vec();
+        let given = window.len();
+        Self { tokenizer, window, given, ends: vec![given] }
     }
 
     /// The text that this token completes, possibly empty.
@@ -197,8 +209,17 @@ impl<T: Deref<Target = Tokenizer>> TextStream<T> {
             // taken back.
             None => after.chars().skip(before.chars().count()).collect(),
         };
-        let out = self.window.len();
-        self.window.drain(..out.saturating_sub(HELD_TOKENS_MAX));
+        if !after.ends_with('\u{fffd}') {
+            self.ends.push(self.window.len());
+        }
+        let most = self.window.len().saturating_sub(HELD_TOKENS_MAX);
+        let at_end = self.ends.iter().copied().filter(|end| *end <= most).max();
+        // Without characters for long there is nothing to begin with.
+        let too_long = self.window.len() > 3 * HELD_TOKENS_MAX;
+        let cut = at_end.unwrap_or(if too_long { most } else { 0 });
+        self.window.drain(..cut);
+        self.ends.retain(|end| *end > cut);
+        self.ends.iter_mut().for_each(|end| *end -= cut);
         self.given = self.window.len();
         Ok(text)
     }
@@ -347,6 +368,22 @@ pub(crate) mod tests {
         // A character that is not finished takes the bytes before it along.
         let (all, _) = streamed(&tokenizer, &[], &[256, 0xc3, 0xa9, 0xc3, 259]);
         assert!(all.starts_with("call\u{e9}") && all.ends_with('x'), "{all:?}");
+    }
+
+    /// A run of bytes that a decoder takes as one: what of it is left out must end with a character.
+    #[test]
+    fn characters_that_no_token_has_stay_whole_however_many_follow_each_other() {
+        let tokenizer = fallback_tokenizer();
+        for text in ["\u{1f433}", "\u{20ac}", "\u{e9}", "x\u{1f433}\u{e9}\u{20ac}"] {
+            let text = text.repeat(40);
+            let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+            assert_eq!(streamed(&tokenizer, &[], &ids).0, text);
+            for begun in 1..30 {
+                let (context, rest) = ids.split_at(text.ceil_char_boundary(begun));
+                let want = &text[context.len()..];
+                assert_eq!(streamed(&tokenizer, context, rest).0, want, "after {begun}");
+            }
+        }
     }
 
     /// The cases that the page's own tokenizer (web/src/engine/tokenizer.ts) must match, checked
