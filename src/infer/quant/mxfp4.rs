@@ -176,7 +176,8 @@ mod tests {
         Mxfp4::read(&block, &mut out);
         // Byte 3 holds weights 2 and 18, byte 6 weights 5 and 21; the scale is 8.
         assert_eq!((out[2], out[18], out[5], out[21]), (-48.0, 0.0, 8.0, 24.0));
-        for (exponent, smallest) in [(0, 2_f32.powi(-128)), (1, 2_f32.powi(-127)), (2, 2_f32.powi(-126))]
+        for (exponent, smallest) in
+            [(0, 2_f32.powi(-128)), (1, 2_f32.powi(-127)), (2, 2_f32.powi(-126))]
         {
             (block[0], block[1]) = (exponent, 1);
             Mxfp4::read(&block, &mut out);
