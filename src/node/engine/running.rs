@@ -203,53 +203,41 @@ impl Running {
             Ok((done, traffic(engine, now, &began)))
         });
         let is_gone = events.is_closed();
-        match done {
-            Ok((done, traffic)) => {
-                let tokens = done.tokens.len();
-                let event = GenerateEvent::End {
-                    tokens,
-                    text: done.text,
-                    rest: done.rest,
-                    stop: done.reason,
-                    stop_text: done.stop_text,
-                    reused,
-                    seconds: started.elapsed().as_secs_f64(),
-                    tok_s: done.tok_s,
-                    clamped: done.clamped,
-                    traffic,
-                };
-                let kept = job.resume.then(|| {
-                    // Room that it had and did not use goes to others.
-                    let mut sequence = sequence;
-                    sequence.rewind(0);
-                    sequence
-                });
-                let (reused_tokens, generated_tokens) = (reused as u64, tokens as u64);
-                let ended = Ended {
-                    kept,
-                    prompt_tokens,
-                    reused_tokens,
-                    generated_tokens,
-                    last,
-                    event,
-                    is_gone,
-                };
-                (ended, None)
-            }
-            Err(error) => {
-                let event = GenerateEvent::of_error(&error);
-                let (kept, prompt_tokens, reused_tokens, generated_tokens) = (None, 0, 0, 0);
-                let ended = Ended {
-                    kept,
-                    prompt_tokens,
-                    reused_tokens,
-                    generated_tokens,
-                    last,
-                    event,
-                    is_gone,
-                };
-                (ended, Some(error))
-            }
-        }
+        // What one that failed leaves.
+        let ended = |event| Ended {
+            kept: None,
+            prompt_tokens: 0,
+            reused_tokens: 0,
+            generated_tokens: 0,
+            last,
+            event,
+            is_gone,
+        };
+        let (done, traffic) = match done {
+            Ok(done) => done,
+            Err(error) => return (ended(GenerateEvent::of_error(&error)), Some(error)),
+        };
+        let tokens = done.tokens.len();
+        let event = GenerateEvent::End {
+            tokens,
+            text: done.text,
+            rest: done.rest,
+            stop: done.reason,
+            stop_text: done.stop_text,
+            reused,
+            seconds: started.elapsed().as_secs_f64(),
+            tok_s: done.tok_s,
+            clamped: done.clamped,
+            traffic,
+        };
+        let kept = job.resume.then(|| {
+            // Room that it had and did not use goes to others.
+            let mut sequence = sequence;
+            sequence.rewind(0);
+            sequence
+        });
+        let (reused_tokens, generated_tokens) = (reused as u64, tokens as u64);
+        let ended = Ended { kept, prompt_tokens, reused_tokens, generated_tokens, ..ended(event) };
+        (ended, None)
     }
 }
