@@ -2,8 +2,9 @@
 //!
 //! A ping waits behind what is being sent. On a slow line it may be late by more than its time-out
 //! while everything is well, so a peer counts as silent only if nothing else says that it is alive.
-//! Bytes that came over the connection prove it: of streams, or gossip, because a peer that only
-//! receives a long answer sends heartbeats. Bytes that were written prove less, because the system
+//! Bytes that came over the connection prove it, whatever they belong to (`counted`). Where they
+//! are counted by stream (QUIC, WebRTC) so does gossip, because a peer that only receives a long
+//! answer sends heartbeats. Bytes that were written prove less, because the system
 //! takes some for a dead peer. So do the peer's own messages that others passed on: it lives, but
 //! this connection may be broken; or other connections fill the line, and its turn will come.
 //!
@@ -23,12 +24,13 @@ const ENTRIES_MAX: usize = 1024;
 /// How long a sign of life counts: a ping and its time-out.
 const LATE: Duration = Duration::from_secs(PING_INTERVAL.as_secs() + PING_TIMEOUT.as_secs());
 
-/// When bytes of streams or of gossip came from a peer last, when some were written to it, and when
-/// others passed its messages on.
+/// When bytes came from a peer last, of streams, of gossip or of anything, when some were written to
+/// it, and when others passed its messages on.
 pub(crate) struct Activity {
     epoch: Instant,
     read_ms: AtomicU64,
     gossip_ms: AtomicU64,
+    came_ms: AtomicU64,
     wrote_ms: AtomicU64,
     heard_ms: AtomicU64,
 }
@@ -38,7 +40,14 @@ impl Activity {
         // Zero stands for never.
         let epoch = Instant::now() - Duration::from_millis(1);
         let never = || AtomicU64::new(0);
-        Self { epoch, read_ms: never(), gossip_ms: never(), wrote_ms: never(), heard_ms: never() }
+        Self {
+            epoch,
+            read_ms: never(),
+            gossip_ms: never(),
+            came_ms: never(),
+            wrote_ms: never(),
+            heard_ms: never(),
+        }
     }
 
     fn now_ms(&self) -> u64 {
@@ -47,6 +56,11 @@ impl Activity {
 
     pub(crate) fn read(&self) {
         self.read_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Bytes of anything came over a connection.
+    pub(crate) fn came(&self) {
+        self.came_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     pub(crate) fn wrote(&self) {
@@ -69,6 +83,13 @@ impl Activity {
         at > 0 && age <= within
     }
 
+    fn reset(&self) {
+        let Self { epoch: _, read_ms, gossip_ms, came_ms, wrote_ms, heard_ms } = self;
+        for time in [read_ms, gossip_ms, came_ms, wrote_ms, heard_ms] {
+            time.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Whether bytes of its streams came within this time.
     pub(crate) fn has_read(&self, within: Duration) -> bool {
         self.is_recent(&self.read_ms, within)
@@ -77,7 +98,7 @@ impl Activity {
     /// Whether the peer is alive although so many pings in a row failed.
     pub(crate) fn is_alive(&self, pings_lost: u32) -> bool {
         let is_recent = |time| self.is_recent(time, LATE);
-        let came = is_recent(&self.read_ms) || is_recent(&self.gossip_ms);
+        let came = [&self.read_ms, &self.gossip_ms, &self.came_ms].into_iter().any(is_recent);
         let may_be = is_recent(&self.wrote_ms) || is_recent(&self.heard_ms);
         came || may_be && pings_lost <= PINGS_LOST_MAX
     }
@@ -96,9 +117,14 @@ impl Activities {
         Arc::clone(all.entry(peer).or_insert_with(|| Arc::new(Activity::new())))
     }
 
-    /// The peer has gone.
+    /// The peer has gone. What still counts for it (a stream, a connection that is being made) counts
+    /// from now on.
     pub(crate) fn forget(&self, peer: PeerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get(&peer) {
+            Some(activity) if Arc::strong_count(activity) > 1 => activity.reset(),
+            _ => drop(all.remove(&peer)),
+        }
     }
 }
 
@@ -110,13 +136,25 @@ mod tests {
     fn a_peer_is_alive_for_a_while_after_its_bytes() {
         let all = Activities::default();
         let peer = PeerId::from_seed([1; 32]);
-        for sign in [Activity::read, Activity::gossiped] {
+        for sign in [Activity::read, Activity::gossiped, Activity::came] {
             assert!(!all.of(peer).is_alive(1));
             sign(&all.of(peer));
             assert!(all.of(peer).is_alive(1) && all.of(peer).is_alive(1000));
             all.forget(peer);
         }
         assert!(!all.of(peer).is_alive(1), "another connection");
+    }
+
+    #[test]
+    fn a_connection_in_the_making_counts_after_the_last_one_ended() {
+        let all = Activities::default();
+        let peer = PeerId::from_seed([1; 32]);
+        let new = all.of(peer);
+        new.came();
+        all.forget(peer);
+        assert!(!all.of(peer).is_alive(1));
+        new.came();
+        assert!(all.of(peer).is_alive(1));
     }
 
     #[test]
@@ -131,7 +169,9 @@ mod tests {
     #[test]
     fn a_sign_of_life_is_forgotten() {
         let mut activity = Activity::new();
-        for sign in [Activity::read, Activity::gossiped, Activity::wrote, Activity::heard] {
+        let signs =
+            [Activity::read, Activity::gossiped, Activity::came, Activity::wrote, Activity::heard];
+        for sign in signs {
             sign(&activity);
         }
         activity.epoch -= LATE;

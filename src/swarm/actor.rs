@@ -139,7 +139,7 @@ struct Actor {
 impl Actor {
     fn start(options: Options, outputs: Outputs) -> Result<Self, SwarmError> {
         let (refusals_in, refusals) = mpsc::channel(REFUSAL_QUEUE);
-        let mut swarm = build(&options, refusals_in.clone())?;
+        let mut swarm = build(&options, refusals_in.clone(), &outputs.activities)?;
         if options.swarm_key.is_none() {
             let behaviour = swarm.behaviour();
             for half in [&behaviour.streams, &behaviour.relayed_streams] {
@@ -786,9 +786,10 @@ fn try_publish(swarm: &mut Swarm<Behaviour>, topic: gossipsub::TopicHash, data: 
 fn build(
     options: &Options,
     refusals: mpsc::Sender<Refusal>,
+    activities: &Activities,
 ) -> Result<Swarm<Behaviour>, SwarmError> {
     let keys = keypair(options.seed);
-    let (transport, circuits) = crate::transport::build(&keys, options, refusals)?;
+    let (transport, circuits) = crate::transport::build(&keys, options, refusals, activities)?;
     let behaviour = Behaviour::new(&keys, options, circuits)?;
     let config = libp2p::swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION)

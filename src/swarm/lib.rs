@@ -14,6 +14,7 @@ mod actor;
 mod behaviour;
 mod carrier;
 mod convert;
+mod counted;
 mod dials;
 mod gate;
 mod handle;

@@ -7,24 +7,26 @@
 use std::sync::Arc;
 
 use futures::future::Either;
+use libp2p::core::ConnectedPoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::transport::{Boxed, OrTransport};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
-use libp2p::{PeerId, Transport, dns, noise, quic, relay, tcp, websocket, yamux};
+use libp2p::{PeerId, Transport, dns, noise, quic, relay, tcp, websocket};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::mpsc;
 
 use crate::SwarmError;
+use crate::activity::Activities;
 use crate::behaviour::setup;
 use crate::carrier::{Carried, Carrier};
+use crate::convert;
+use crate::counted::Counted;
 use crate::gate::{Gate, Refusal};
-use crate::options::{
-    CONNECTION_STREAMS_MAX, HANDSHAKE_TIMEOUT, Options, TLS_ROOTS_MAX, WEBSOCKET_FRAME_BYTES_MAX,
-};
+use crate::options::{HANDSHAKE_TIMEOUT, Options, TLS_ROOTS_MAX, WEBSOCKET_FRAME_BYTES_MAX};
 use crate::relay::RelayMode;
 use crate::webrtc;
 use crate::wide::Wide;
@@ -69,10 +71,11 @@ pub(crate) fn build(
     keys: &Keypair,
     options: &Options,
     refusals: mpsc::Sender<Refusal>,
+    activities: &Activities,
 ) -> Result<(Boxed<Connection>, Option<relay::client::Behaviour>), SwarmError> {
     let transports = match &options.carrier {
-        Some(carrier) => carried(keys, carrier.clone())?,
-        None => transports(keys, options)?,
+        Some(carrier) => carried(keys, carrier.clone(), activities)?,
+        None => transports(keys, options, activities)?,
     };
     let mut transports = Wide(transports).boxed();
     let mut circuits = None;
@@ -82,7 +85,7 @@ pub(crate) fn build(
         let relayed = relayed
             .upgrade(Version::V1Lazy)
             .authenticate(encryption)
-            .multiplex(multiplexing())
+            .multiplex_ext(multiplexing(activities))
             .boxed();
         // It must come first: the others would accept the first part of its addresses as their own.
         transports = either(timely(relayed), transports);
@@ -95,7 +98,11 @@ pub(crate) fn build(
     Ok((transports, circuits))
 }
 
-fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, SwarmError> {
+fn transports(
+    keys: &Keypair,
+    options: &Options,
+    activities: &Activities,
+) -> Result<Boxed<Connection>, SwarmError> {
     install_crypto();
     let encryption = noise::Config::new(keys).map_err(|error| setup("encryption", &error))?;
     // TCP dials from a new port each time, so each transport can have a socket transport of its own.
@@ -105,7 +112,7 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
     let plain = sockets()
         .upgrade(Version::V1Lazy)
         .authenticate(encryption.clone())
-        .multiplex(multiplexing())
+        .multiplex_ext(multiplexing(activities))
         .boxed();
     let quic = quic::tokio::Transport::new(quic::Config::new(keys))
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -117,20 +124,27 @@ fn transports(keys: &Keypair, options: &Options) -> Result<Boxed<Connection>, Sw
     let mut frames = websocket::Config::new(resolved);
     frames.set_max_data_size(WEBSOCKET_FRAME_BYTES_MAX);
     frames.set_tls_config(tls(&options.tls_roots)?);
-    let browsers =
-        frames.upgrade(Version::V1Lazy).authenticate(encryption).multiplex(multiplexing()).boxed();
+    let browsers = frames
+        .upgrade(Version::V1Lazy)
+        .authenticate(encryption)
+        .multiplex_ext(multiplexing(activities))
+        .boxed();
     let direct = webrtc::listener(keys, options.webrtc_certificate.as_deref())?;
     // WebSocket comes before TCP, which would accept the first part of its addresses as its own.
     Ok(either(either(timely(browsers), direct), native))
 }
 
 /// As TCP, but for the sockets.
-fn carried(keys: &Keypair, carrier: Arc<dyn Carrier>) -> Result<Boxed<Connection>, SwarmError> {
+fn carried(
+    keys: &Keypair,
+    carrier: Arc<dyn Carrier>,
+    activities: &Activities,
+) -> Result<Boxed<Connection>, SwarmError> {
     let encryption = noise::Config::new(keys).map_err(|error| setup("encryption", &error))?;
     let plain = Carried::new(carrier)
         .upgrade(Version::V1Lazy)
         .authenticate(encryption)
-        .multiplex(multiplexing())
+        .multiplex_ext(multiplexing(activities))
         .boxed();
     Ok(timely(plain))
 }
@@ -140,10 +154,12 @@ fn timely(transport: Boxed<Connection>) -> Boxed<Connection> {
     TransportTimeout::new(transport, HANDSHAKE_TIMEOUT).boxed()
 }
 
-fn multiplexing() -> yamux::Config {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(CONNECTION_STREAMS_MAX);
-    config
+/// The multiplexer of a connection to a peer, which counts what comes.
+fn multiplexing(
+    activities: &Activities,
+) -> impl FnOnce(&PeerId, &ConnectedPoint) -> Counted + Clone + use<> {
+    let activities = activities.clone();
+    move |peer, _| Counted::new(activities.of(convert::peer(*peer)))
 }
 
 fn either(first: Boxed<Connection>, second: Boxed<Connection>) -> Boxed<Connection> {
@@ -152,4 +168,66 @@ fn either(first: Boxed<Connection>, second: Boxed<Connection>) -> Boxed<Connecti
             Either::Left(connection) | Either::Right(connection) => connection,
         })
         .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    use futures::io::AsyncWriteExt;
+    use libp2p::core::transport::{DialOpts, ListenerId, PortUse, TransportEvent};
+    use libp2p::core::{Endpoint, muxing::StreamMuxerExt};
+
+    use super::*;
+
+    /// A node's transports, and what they count.
+    fn node(seed: u8) -> (Boxed<Connection>, Activities) {
+        let activities = Activities::default();
+        let mut options = Options::new([seed; 32]);
+        options.relay = RelayMode::Off;
+        let keys = Keypair::ed25519_from_bytes([seed; 32]).unwrap();
+        let (refusals, _) = mpsc::channel(1);
+        (build(&keys, &options, refusals, &activities).unwrap().0, activities)
+    }
+
+    /// What a stream left behind that nobody reads any more is a sign of life, too.
+    #[tokio::test]
+    async fn bytes_of_no_stream_are_a_sign_of_life() {
+        let ((mut listener, counted), (mut dialer, _)) = (node(1), node(2));
+        listener.listen_on(ListenerId::next(), "/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+        let mut event = async || poll_fn(|cx| Pin::new(&mut listener).poll(cx)).await;
+        let TransportEvent::NewAddress { listen_addr, .. } = event().await else { panic!() };
+        let how = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        let dial = dialer.dial(listen_addr, how).unwrap();
+        let write = async {
+            let mut muxer = dial.await.unwrap().1;
+            let mut stream = poll_fn(|cx| muxer.poll_outbound_unpin(cx)).await.unwrap();
+            let written = async {
+                stream.write_all(b"late").await.unwrap();
+                stream.flush().await.unwrap();
+                pending::<()>().await;
+            };
+            let driven = poll_fn(|cx| muxer.poll_unpin(cx));
+            tokio::select! { () = written => {}, closed = driven => panic!("{closed:?}") }
+        };
+        let read = async {
+            let TransportEvent::Incoming { upgrade, .. } = event().await else { panic!() };
+            let (peer, mut muxer) = upgrade.await.unwrap();
+            // Nobody takes the stream that the bytes belong to.
+            poll_fn(|cx| {
+                let _ = muxer.poll_unpin(cx).map(Result::unwrap);
+                match counted.of(convert::peer(peer)).is_alive(1000) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+        };
+        let both = async {
+            tokio::select! { () = write => {}, () = read => {} }
+        };
+        tokio::time::timeout(HANDSHAKE_TIMEOUT * 2, both).await.unwrap();
+    }
 }
