@@ -8,6 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use super::args_embed::*;
+pub use super::args_logs::LogsArgs;
 pub use super::args_measure::*;
 pub use super::args_text::*;
 use super::memory;
@@ -55,6 +56,8 @@ pub enum Command {
     Ps(ControlArgs),
     /// Show the peers that the running node is connected to
     Peers(ControlArgs),
+    /// Show what the node has logged, also after it has ended or crashed
+    Logs(LogsArgs),
     /// Keep a model or an object from being evicted
     Pin(PinArgs),
     /// Allow a model or an object to be evicted again, but for what another pinned model has

@@ -1,7 +1,9 @@
-//! What `join` reports on standard output: lines for people, or JSON with `--json`.
+//! What a node reports on standard output: lines for people, or JSON with `--json`. Its log keeps the
+//! same.
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::{self, Level};
 use super::output;
 use super::size::ByteSize;
 
@@ -46,6 +48,22 @@ impl NodeEvent {
         let text =
             if json { serde_json::to_string(self).unwrap_or_default() } else { self.to_string() };
         output::report(&text);
+        journal::report(Level::Info, self.logged());
+    }
+
+    /// The event as its log keeps it: on one line, without advice to whoever sits at the terminal.
+    fn logged(&self) -> String {
+        match self {
+            Self::Ready { peer_id, swarm, addresses, control } => format!(
+                "joined swarm {swarm:?} as {peer_id}; answers at http://{control}; listens on {}",
+                addresses.join(" ")
+            ),
+            Self::Serving { address, model, .. } => {
+                let model = model.as_deref().unwrap_or("the models of this node");
+                format!("serving {model} at http://{address}")
+            }
+            other => other.to_string(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod api;
 mod api_text;
 pub mod args;
 mod args_embed;
+mod args_logs;
 mod args_measure;
 mod args_text;
 mod catalog;
@@ -36,6 +37,7 @@ mod hub;
 mod identity;
 mod invite;
 mod joining;
+mod journal;
 mod kept;
 mod last_copy;
 mod learning;
@@ -44,6 +46,7 @@ mod loading;
 mod lookup;
 mod manifests;
 mod memory;
+mod notify;
 mod opening;
 mod output;
 mod panics;
@@ -73,6 +76,9 @@ use args::{Command, RawArgs};
 use clap::Parser;
 use output::{Ended, Log, colours, note};
 use settings::Settings;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The binary's entry point: parses the command line, runs the command, and prints an error as one
 /// line. Exit codes: 0 for success, 2 for wrong usage (clap's), otherwise that of the failure
@@ -83,24 +89,9 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log);
-    let filter = match filter {
-        Ok(filter) => filter,
-        Err(error) => {
-            note!("error: --log {:?}: {error}", args.log);
-            return ExitCode::from(2);
-        }
-    };
-    // A directive of the user's own for the same target overrides these.
-    let quiet = format!("{},{}", doppler_mesh::QUIET_LOGS, args.log);
-    let filter = tracing_subscriber::EnvFilter::try_new(quiet).unwrap_or(filter);
-    let coloured = colours(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(coloured)
-        .with_writer(|| Log)
-        .init();
-
+    if let Err(code) = begin_log(&args) {
+        return code;
+    }
     let done = match args.command {
         Command::Demo(args) => demo::run(&args),
         Command::Join(args) => commands::join(&args),
@@ -115,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => commands::status(&args),
         Command::Ps(args) => commands::ps(&args),
         Command::Peers(args) => commands::peers(&args),
+        Command::Logs(args) => commands::logs(&args),
         Command::Pin(args) => commands::pin(&args),
         Command::Unpin(args) => commands::unpin(&args),
         Command::Trust(command) => commands::trust(&command),
@@ -148,6 +140,25 @@ pub fn main() -> ExitCode {
         Command::StoreExercise(args) => commands::exercise(&args),
     };
     end(done)
+}
+
+/// Logs on standard error what `--log` asks for, and if this is a node also in its data directory.
+fn begin_log(args: &RawArgs) -> Result<(), ExitCode> {
+    let asked = EnvFilter::try_new(&args.log).map_err(|error| {
+        note!("error: --log {:?}: {error}", args.log);
+        ExitCode::from(2)
+    })?;
+    // A directive of the user's own for the same target overrides these.
+    let quiet = format!("{},{}", doppler_mesh::QUIET_LOGS, args.log);
+    let filter = EnvFilter::try_new(&quiet).unwrap_or(asked);
+    let coloured = colours(&std::io::stderr());
+    let shown = tracing_subscriber::fmt::layer().with_ansi(coloured).with_writer(|| Log);
+    let journal = match args.command {
+        Command::Join(_) | Command::Serve(_) => journal::layer(&quiet, doppler_mesh::QUIET_LOGS),
+        _ => None,
+    };
+    tracing_subscriber::registry().with(shown.with_filter(filter)).with(journal).init();
+    Ok(())
 }
 
 /// What was asked for, on the command line, in the environment and in config.toml. Otherwise says what is

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::journal::{self, Level};
+
 /// Crates whose panics are handled elsewhere, recognised by the paths of their sources.
 const LEFT_ALONE: [&str; 2] = ["/sled-", "/webrtc-"];
 
@@ -19,6 +21,7 @@ pub fn first() -> impl Future<Output = String> + Send + use<> {
     let sender = Arc::new(sender);
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        journal::report(Level::Error, format!("panicked: {}", describe(info)));
         if !is_left_alone(info) {
             sender.send_if_modified(|first| {
                 let is_first = first.is_none();

@@ -28,6 +28,7 @@ use super::generating::Locals;
 use super::healing::Healer;
 use super::identity;
 use super::joining::{self, Joined};
+use super::journal;
 use super::kept::Kept;
 use super::resolve::{Standing, resolve};
 use super::storage::{self, StoredModel, Target};
@@ -96,6 +97,11 @@ impl Service {
             .with_context(|| format!("cannot create {}", config.data.display()))?;
         // The disk tier takes the data directory's lock: before anything else is written there.
         let disk = open_disk(&config).await?;
+        if let Err(error) = journal::open(&config.data) {
+            tracing::warn!("{}: its log is not kept: {error}", config.data.display());
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(version, pid = std::process::id(), "the node starts");
         let seed = identity::load_or_create(&config.data)?;
         let trust = TrustStore::open(&config.data)?;
         if !config.trust.is_empty() {

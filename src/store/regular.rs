@@ -98,6 +98,19 @@ fn at_once(options: &mut OpenOptions, _: Links) -> &mut OpenOptions {
     options
 }
 
+/// Opens a regular file to append to it and to read it, and creates it for its owner alone. Follows no
+/// link.
+///
+/// # Errors
+/// As [`open`], and for a link.
+pub fn append_private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    open_own(&mut options, path)
+}
+
 /// The contents of a regular file.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ mod embed_cli;
 mod goldens;
 mod heal;
 mod hub_cli;
+mod logs_cli;
 mod meeting;
 mod output;
 mod pins_cli;

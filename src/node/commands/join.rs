@@ -9,6 +9,9 @@ use crate::args::JoinArgs;
 use crate::config::Config;
 use crate::control::ControlServer;
 use crate::events::NodeEvent;
+use crate::journal::{self, Level};
+use crate::notify;
+use crate::one_line;
 use crate::service::Service;
 use crate::{memory, panics, signals};
 
@@ -47,6 +50,10 @@ pub fn stay(
         .build()
         .context("cannot start the runtime")?;
     let served = runtime.block_on(serve(config, json, ready));
+    if let Err(error) = &served {
+        journal::report(Level::Error, one_line(error));
+    }
+    journal::flush();
     if served.is_err() {
         // A failed part may have left work that never ends.
         runtime.shutdown_timeout(STOP_BROKEN_MAX);
@@ -67,6 +74,7 @@ async fn serve(
     let service = Service::start(config, move |event| event.print(json)).await?;
     let control = ControlServer::start(listen, &data, Arc::clone(&service)).await?;
     let listen = Listen { address: control.address.to_string(), has_key };
+    notify::tell(notify::READY);
     let began = async {
         ready(&service, listen).await?.print(json);
         std::future::pending::<anyhow::Result<()>>().await
@@ -82,6 +90,7 @@ async fn serve(
             None
         }
     };
+    notify::tell(notify::STOPPING);
     let stopping = async {
         control.stop().await;
         service.stop().await;
