@@ -148,23 +148,32 @@ async fn authorise(State(is_owner): State<IsOwner>, request: Request, next: Next
     if !Remote::is_here(&request) {
         let error = "other machines may use /v1 only".to_owned();
         let error = ApiError { error, label: "forbidden".to_owned(), untrusted: None };
-        Refusal(StatusCode::FORBIDDEN, error).into_response()
+        Refusal { status: StatusCode::FORBIDDEN, error, retry_s: None }.into_response()
     } else if is_owner(request.headers()) {
         next.run(request).await
     } else {
         let error = "the token of control.json is missing or wrong".to_owned();
         let label = "unauthorized".to_owned();
         let error = ApiError { error, label, untrusted: None };
-        Refusal(StatusCode::UNAUTHORIZED, error).into_response()
+        Refusal { status: StatusCode::UNAUTHORIZED, error, retry_s: None }.into_response()
     }
 }
 
 /// An answer that is not 200.
-struct Refusal(StatusCode, ApiError);
+struct Refusal {
+    status: StatusCode,
+    error: ApiError,
+    /// After how many seconds it may be worth asking again, if that is known.
+    retry_s: Option<u64>,
+}
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
+        let mut response = (self.status, Json(self.error)).into_response();
+        if let Some(retry_s) = self.retry_s {
+            response.headers_mut().insert(header::RETRY_AFTER, retry_s.into());
+        }
+        response
     }
 }
 
@@ -173,7 +182,7 @@ impl From<anyhow::Error> for Refusal {
         let status = failures::of(&error).status;
         // The table's numbers are all statuses.
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self(status, ApiError::of(&error))
+        Self { status, error: ApiError::of(&error), retry_s: failures::retry_s(&error) }
     }
 }
 

@@ -143,6 +143,14 @@ pub fn of(error: &anyhow::Error) -> Failure {
     label.map_or(OTHER, of_label)
 }
 
+/// After how many seconds it may be worth asking again, if the failure says so.
+pub fn retry_s(error: &anyhow::Error) -> Option<u64> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<EngineError>() {
+        Some(EngineError::Busy { retry_s }) => Some(*retry_s),
+        _ => cause.downcast_ref::<NotReady>().map(|not_ready| not_ready.retry_s),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,8 +171,8 @@ mod tests {
 
     #[test]
     fn an_error_keeps_its_line_below_any_context_and_over_the_control_api() {
-        let error = anyhow::Error::new(EngineError::Busy).context("generating");
-        assert_eq!(of(&error), of_label("busy"));
+        let error = anyhow::Error::new(EngineError::Busy { retry_s: 7 }).context("generating");
+        assert_eq!((of(&error), retry_s(&error)), (of_label("busy"), Some(7)));
         let lost = SessionError::Backend(BackendError::Lost("unplugged".into()));
         assert_eq!(of(&EngineError::Session(lost).into()).label, "device_lost");
         let message = "all wait".to_owned();
@@ -173,6 +181,7 @@ mod tests {
         let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(of(&full.context("cannot write it")), of_label("disk_full"));
         assert_eq!(of(&anyhow::anyhow!("something else")), OTHER);
+        assert_eq!(retry_s(&anyhow::anyhow!("something else")), None);
         assert_eq!(of_label("of a later version"), OTHER);
     }
 }

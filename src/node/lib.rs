@@ -49,6 +49,7 @@ mod memory;
 mod notify;
 mod opening;
 mod output;
+mod pace;
 mod panics;
 mod pins;
 mod ports;

@@ -49,8 +49,11 @@ pub enum EngineError {
     /// The texts cannot be embedded.
     #[error(transparent)]
     Embed(#[from] EmbedError),
-    #[error("{QUEUE_MAX} requests are already waiting: try again later")]
-    Busy,
+    #[error("{QUEUE_MAX} requests are already waiting: try again in about {retry_s} s")]
+    Busy {
+        /// When there will probably be room.
+        retry_s: u64,
+    },
     #[error("the node is stopping")]
     Stopping,
     #[error("cannot start the engine's thread: {0}")]
@@ -87,7 +90,7 @@ impl EngineError {
             Self::Embed(EmbedError::Session(error)) => error.label(),
             Self::Embed(EmbedError::Tokenizer(_)) => "text",
             Self::Embed(_) => "texts",
-            Self::Busy => "busy",
+            Self::Busy { .. } => "busy",
             Self::Stopping => "stopping",
             Self::Thread(_) => "thread",
         }

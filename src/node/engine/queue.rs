@@ -1,6 +1,7 @@
 //! The engine's queue: jobs wait here while as many as can run.
 //!
-//! Bounded: a full queue refuses at once, and a job whose listener has gone no longer takes a place.
+//! Bounded: a full queue refuses at once, and says when there will probably be room (`pace`). A job whose
+//! listener has gone no longer takes a place.
 //! Fair: the jobs of one lane (the choices of one request, or the requests of one user) take turns
 //! with those of other lanes, so a lane that asks for much delays others by one job at a time.
 //! Closed when the node stops: running jobs then end at their next tokens, and those that wait are
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::error::EngineError;
 use crate::api::GenerateEvent;
+use crate::pace::Pace;
 
 /// The most waiting requests.
 pub const QUEUE_MAX: usize = 64;
@@ -63,6 +65,8 @@ struct State<J> {
     waiting: VecDeque<Waiting<J>>,
     /// The turn of the job that was taken last.
     turn: u64,
+    /// How fast jobs are taken while others wait.
+    pace: Pace,
     closed: bool,
 }
 
@@ -82,6 +86,9 @@ impl<J> State<J> {
 
     fn forget_gone(&mut self) {
         self.waiting.retain(|one| !one.queued.1.is_closed());
+        if self.waiting.is_empty() {
+            self.pace.nobody_waits();
+        }
     }
 
     /// The job whose turn it is; of equals the one that came first.
@@ -91,6 +98,7 @@ impl<J> State<J> {
         let at = first?.0;
         let taken = self.waiting.remove(at)?;
         self.turn = taken.turn;
+        self.pace.freed(Instant::now(), !self.waiting.is_empty());
         Some(taken.queued)
     }
 }
@@ -103,7 +111,8 @@ impl<J> Clone for Queue<J> {
 
 impl<J> Queue<J> {
     pub fn new() -> Self {
-        let state = State { waiting: VecDeque::new(), turn: 0, closed: false };
+        let state =
+            State { waiting: VecDeque::new(), turn: 0, pace: Pace::default(), closed: false };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
     }
 
@@ -135,9 +144,11 @@ impl<J> Queue<J> {
             return Err(EngineError::Stopping);
         }
         state.forget_gone();
-        if state.waiting.len() + jobs.len() > QUEUE_MAX {
-            return Err(EngineError::Busy);
+        let places = (state.waiting.len() + jobs.len()).saturating_sub(QUEUE_MAX);
+        if places > 0 {
+            return Err(EngineError::Busy { retry_s: state.pace.retry_s(Instant::now(), places) });
         }
+        state.pace.waits(Instant::now());
         let listeners = jobs.into_iter().map(|job| {
             let (sender, events) = mpsc::channel(events_max);
             let turn = state.turn_of(lane);
@@ -238,7 +249,10 @@ mod tests {
     fn a_full_queue_refuses_a_whole_request_and_listeners_that_go_make_room() {
         let queue = Queue::new();
         let mut listeners = queue.submit(Lane(1), (0..QUEUE_MAX as u32 - 1).collect()).unwrap();
-        assert!(matches!(queue.submit(Lane(2), vec![70, 71]), Err(EngineError::Busy)));
+        assert!(matches!(
+            queue.submit(Lane(2), vec![70, 71]),
+            Err(EngineError::Busy { retry_s: 1 })
+        ));
         assert_eq!(queue.len(), QUEUE_MAX - 1, "none of a request that is refused");
         listeners.drain(..5);
         assert_eq!(queue.len(), QUEUE_MAX - 6);

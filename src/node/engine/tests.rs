@@ -277,7 +277,7 @@ fn only_a_lost_device_unloads_a_model() {
     assert!(!session(BackendError::OutOfMemory { what: what.clone(), bytes: 1 }).is_lost());
     assert!(!session(BackendError::Unsupported(what)).is_lost());
     assert!(!EngineError::Session(SessionError::EmptyPrompt).is_lost());
-    assert!(!EngineError::Busy.is_lost());
+    assert!(!EngineError::Busy { retry_s: 1 }.is_lost());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,10 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::pace::RETRY_MIN_S;
 use doppler_store::BadHash;
-
-/// Seconds after which a client may retry when the port is busy.
-const RETRY_S: u64 = 1;
 
 /// An answer that is not 2xx, as JSON.
 #[derive(Debug)]
@@ -19,6 +17,8 @@ pub struct Refused {
     pub error: String,
     /// The object's size, if a range was outside it.
     pub size: Option<u64>,
+    /// Seconds after which a client may ask again, if it is told 503.
+    pub retry_s: u64,
 }
 
 #[derive(Serialize)]
@@ -31,12 +31,18 @@ struct RefusedBody<'a> {
 
 impl Refused {
     pub const fn new(status: StatusCode, code: &'static str, error: String) -> Self {
-        Self { status, code, error, size: None }
+        Self { status, code, error, size: None, retry_s: RETRY_MIN_S }
     }
 
+    /// Nothing is known of when there will be room.
     pub fn busy(why: &str) -> Self {
-        let error = format!("{why}; ask again in {RETRY_S} s");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error)
+        Self::busy_for(why, RETRY_MIN_S)
+    }
+
+    /// There will probably be room in so many seconds.
+    pub fn busy_for(why: &str, retry_s: u64) -> Self {
+        let error = format!("{why}; ask again in {retry_s} s");
+        Self { retry_s, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error) }
     }
 
     pub fn bad_id(error: &BadHash) -> Self {
@@ -51,7 +57,7 @@ impl IntoResponse for Refused {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_S));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_s));
         }
         if let Some(size) = self.size
             && let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}"))

@@ -8,6 +8,9 @@
 //! served.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use crate::pace::Pace;
 
 /// Connections at once, of all kinds.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -36,6 +39,16 @@ pub struct Seats<H> {
     connections: HashMap<Id, Connection<H>>,
     guests: usize,
     owners: usize,
+    /// Requests that wait for a seat: guests' and owners'.
+    lines: [Line; 2],
+}
+
+/// Requests that wait for a seat of one kind.
+#[derive(Default)]
+struct Line {
+    waiting: usize,
+    /// How fast seats become free while they wait.
+    pace: Pace,
 }
 
 struct Connection<H> {
@@ -47,7 +60,8 @@ struct Connection<H> {
 impl<H> Seats<H> {
     pub fn new() -> Self {
         let (silent, connections) = (BTreeMap::new(), HashMap::new());
-        Self { last: 0, silent, connections, guests: 0, owners: 0 }
+        let lines = Default::default();
+        Self { last: 0, silent, connections, guests: 0, owners: 0, lines }
     }
 
     /// Adds a newcomer. Returns the connection that gives way to it, if any.
@@ -88,6 +102,38 @@ impl<H> Seats<H> {
             connection.silent = Some(self.last);
             self.silent.insert(self.last, id);
         }
+    }
+
+    /// A request begins to wait for a seat. Call [`gives_up`](Self::gives_up) when it does not any more.
+    pub fn waits(&mut self, asker: Asker, now: Instant) {
+        let line = self.line(asker);
+        line.waiting += 1;
+        line.pace.waits(now);
+    }
+
+    /// A request waits no longer: it has a seat, or has gone.
+    pub const fn gives_up(&mut self, asker: Asker) {
+        let line = self.line(asker);
+        line.waiting -= 1;
+        if line.waiting == 0 {
+            line.pace.nobody_waits();
+        }
+    }
+
+    /// Call when a seat has become free.
+    pub fn freed(&mut self, asker: Asker, now: Instant) {
+        let line = self.line(asker);
+        line.pace.freed(now, line.waiting > 0);
+    }
+
+    /// In how many seconds all who wait now will probably have had a seat.
+    pub fn retry_s(&mut self, asker: Asker, now: Instant) -> u64 {
+        let line = self.line(asker);
+        line.pace.retry_s(now, line.waiting)
+    }
+
+    const fn line(&mut self, asker: Asker) -> &mut Line {
+        &mut self.lines[asker as usize]
     }
 
     /// Call when a connection is closed.
@@ -173,6 +219,28 @@ mod tests {
         let (id, gone) = seats.enter(8);
         assert_eq!(gone, None);
         assert!(seats.begin(id, Asker::Guest));
+    }
+
+    #[test]
+    fn whoever_finds_no_seat_is_told_when_the_line_will_be_over() {
+        let (mut seats, mut now) = (Seats::<()>::new(), Instant::now());
+        assert_eq!(seats.retry_s(Asker::Guest, now), 1);
+        for _ in 0..4 {
+            seats.waits(Asker::Guest, now);
+        }
+        for _ in 0..20 {
+            now += std::time::Duration::from_secs(3);
+            seats.freed(Asker::Guest, now);
+        }
+        assert_eq!(seats.retry_s(Asker::Guest, now), 12);
+        assert_eq!(seats.retry_s(Asker::Owner, now), 1, "a line of their own");
+        for _ in 0..3 {
+            seats.gives_up(Asker::Guest);
+        }
+        assert_eq!(seats.retry_s(Asker::Guest, now), 3);
+        seats.gives_up(Asker::Guest);
+        seats.waits(Asker::Guest, now + std::time::Duration::from_secs(1000));
+        assert_eq!(seats.retry_s(Asker::Guest, now + std::time::Duration::from_secs(1000)), 3);
     }
 
     #[test]

@@ -159,8 +159,12 @@ impl Server {
             return Ok(closing(refused.into_response()));
         }
         let asker = if (self.is_owner)(request.headers()) { Asker::Owner } else { Asker::Guest };
-        let Some(seat) = self.seat(id, asker).await else {
-            return Ok(closing(Refused::busy("too many requests at once").into_response()));
+        let seat = match self.seat(id, asker).await {
+            Ok(seat) => seat,
+            Err(retry_s) => {
+                let refused = Refused::busy_for("too many requests at once", retry_s);
+                return Ok(closing(refused.into_response()));
+            }
         };
         let mut response = self.routes.call(request).await?;
         if response.status() == StatusCode::NOT_MODIFIED {
@@ -170,16 +174,21 @@ impl Server {
         Ok(response.map(|body| Body::new(Seated { body, _seat: seat })))
     }
 
-    async fn seat(&self, id: Id, asker: Asker) -> Option<Seat> {
+    /// A seat, or after how many seconds it may be worth asking again.
+    async fn seat(&self, id: Id, asker: Asker) -> Result<Seat, u64> {
         let end = Instant::now() + SEAT_WAIT;
+        let mut in_line = None;
         loop {
             let mut freed = pin!(self.freed.notified());
             // From here on, no freed seat is missed.
             freed.as_mut().enable();
             if let Some(seat) = self.free_seat(id, asker) {
-                return Some(seat);
+                return Ok(seat);
             }
-            timeout_at(end, freed).await.ok()?;
+            in_line.get_or_insert_with(|| InLine::new(self, asker));
+            if timeout_at(end, freed).await.is_err() {
+                return Err(self.seats().retry_s(asker, Instant::now().into_std()));
+            }
         }
     }
 
@@ -224,6 +233,25 @@ impl Drop for Entered {
     }
 }
 
+/// A request that waits for a seat, until it has one or is gone.
+struct InLine<'a> {
+    server: &'a Server,
+    asker: Asker,
+}
+
+impl<'a> InLine<'a> {
+    fn new(server: &'a Server, asker: Asker) -> Self {
+        server.seats().waits(asker, Instant::now().into_std());
+        Self { server, asker }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.server.seats().gives_up(self.asker);
+    }
+}
+
 /// A request in service, until its answer has been handed over for writing.
 struct Seat {
     id: Id,
@@ -234,7 +262,10 @@ struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.server.seats().end(self.id, self.asker);
+        let mut seats = self.server.seats();
+        seats.end(self.id, self.asker);
+        seats.freed(self.asker, Instant::now().into_std());
+        drop(seats);
         self.server.freed.notify_waiters();
     }
 }

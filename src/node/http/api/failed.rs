@@ -9,11 +9,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::opening::NotReady;
+use crate::pace::RETRY_MIN_S;
 use crate::{failures, one_line};
-
-/// Seconds after which whoever was refused because all wait may ask again.
-const RETRY_S: u64 = 1;
 
 /// Whose form an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +55,7 @@ impl Failed {
     }
 
     pub fn of(error: &anyhow::Error) -> Self {
-        let not_ready = error.chain().find_map(|cause| cause.downcast_ref::<NotReady>());
-        let retry_s = not_ready.map(|not_ready| not_ready.retry_s);
+        let retry_s = failures::retry_s(error);
         Self { retry_s, ..Self::new(failures::of(error).label, one_line(error)) }
     }
 
@@ -119,7 +115,8 @@ impl Failed {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_s.unwrap_or(RETRY_S)));
+            let retry_s = self.retry_s.unwrap_or(RETRY_MIN_S);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_s));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -131,14 +128,17 @@ impl Failed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineError;
 
     #[test]
     fn a_failure_has_one_status_and_each_apis_form() {
-        let busy = Failed::new("busy", "64 requests wait");
+        let busy = Failed::of(&EngineError::Busy { retry_s: 7 }.into());
         for form in [Form::OpenAi, Form::Anthropic] {
             let response = busy.response(form);
             assert_eq!(response.status(), 429);
-            assert_eq!(response.headers()["retry-after"], "1");
+            assert_eq!(response.headers()["retry-after"], "7");
+            let stopping = Failed::new("stopping", "the node is stopping").response(form);
+            assert_eq!(stopping.headers()["retry-after"], "1", "nothing is known");
             assert_eq!(busy.body(form)["error"]["type"], "rate_limit_error");
         }
         let field = Failed::field("n", "too many");

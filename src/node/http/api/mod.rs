@@ -47,6 +47,7 @@ use super::IsOwner;
 use crate::api::GenerateRequest;
 use crate::engine::{Asked, Lane, check_request};
 use crate::generating::Ready;
+use crate::pace::{RETRY_MAX_S, RETRY_MIN_S};
 use crate::service::Service;
 use doppler_infer::grammar::Constraint;
 
@@ -93,7 +94,8 @@ async fn health(service: Arc<Service>) -> Response {
         "status": "loading", "bytes_done": progress.done, "bytes": progress.total,
         "seconds_left": progress.left_s,
     });
-    let retry = [(header::RETRY_AFTER, "1")];
+    let left_s = progress.left_s.map_or(RETRY_MIN_S, |left_s| left_s.ceil() as u64);
+    let retry = [(header::RETRY_AFTER, left_s.clamp(RETRY_MIN_S, RETRY_MAX_S).to_string())];
     (StatusCode::SERVICE_UNAVAILABLE, retry, Json(state)).into_response()
 }
 
