@@ -18,6 +18,8 @@ mod embed_cli;
 mod goldens;
 mod heal;
 mod hub_cli;
+#[cfg(unix)]
+mod install;
 mod logs_cli;
 mod meeting;
 mod output;
