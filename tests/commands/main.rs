@@ -24,6 +24,7 @@ mod logs_cli;
 mod meeting;
 mod output;
 mod pins_cli;
+mod settings_cli;
 #[cfg(target_os = "linux")]
 #[path = "../common/small.rs"]
 mod small;
