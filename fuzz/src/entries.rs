@@ -9,10 +9,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
+use doppler_infer::load;
+use doppler_infer::template::{self, Conversation};
+use doppler_infer::tokenizer::PROMPT_BYTES_MAX;
 use doppler_mesh::wire::{
     BODY_BYTES_MAX, ENVELOPE_BYTES_MAX, Envelope, FRAME_BYTES_MAX, ShardReply, ShardRequest,
 };
+use doppler_store::chat::ChatTemplates;
 use doppler_store::groups::Groups;
 use doppler_store::verified::{self, Outboard};
 use doppler_store::{ByteRange, Manifest, ShardId};
@@ -108,9 +113,59 @@ pub fn files(data: &[u8]) {
 /// A GGUF file: header, config and vocabulary. What is accepted describes a model or is refused by
 /// its family.
 pub fn gguf(data: &[u8]) {
-    match doppler_infer::load::probe_gguf(data) {
+    match load::probe_gguf(data) {
         Ok(config) => drop(doppler_infer::families::read(&config)),
         Err(problem) => assert_eq!(problem.lines().count(), 1, "{problem}"),
+    }
+}
+
+/// A checkpoint's `config.json`. What is accepted describes a model.
+pub fn config(data: &[u8]) {
+    let Ok(config) = serde_json::from_slice(data) else { return };
+    if let Err(problem) = doppler_infer::families::read(&config) {
+        let problem = problem.to_string();
+        assert_eq!(problem.lines().count(), 1, "{problem}");
+    }
+}
+
+/// The first byte chooses: the header of a safetensors file, or the index of several.
+pub fn safetensors(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else { return };
+    let problem = if choice & 1 == 0 {
+        match load::probe_safetensors(bytes) {
+            Ok(tensors) => {
+                let size = bytes.len() as u64;
+                assert!(tensors.values().all(|at| at.start <= at.end && at.end <= size));
+                return;
+            }
+            Err(problem) => problem,
+        }
+    } else {
+        match load::probe_index(bytes) {
+            Ok(files) => {
+                assert!(files.keys().all(|name| !name.contains(['/', '\\']) && name != ".."));
+                return;
+            }
+            Err(problem) => problem,
+        }
+    };
+    assert_eq!(problem.lines().count(), 1, "{problem}");
+}
+
+/// A chat template's source. Its prompt is bounded, or the refusal is one line.
+pub fn template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    let chat = ChatTemplates::one(source);
+    let said = [("system", "Be brief."), ("user", "Is 7 prime?"), ("assistant", "Yes.")];
+    let messages = said.map(|(role, content)| Conversation::message(role, content)).to_vec();
+    let conversation = Conversation { messages, ..Conversation::default() };
+    match template::render(Some(&chat), &conversation, SystemTime::UNIX_EPOCH) {
+        Ok(prompt) => assert!(prompt.len() <= PROMPT_BYTES_MAX),
+        Err(problem) => {
+            let problem = problem.to_string();
+            assert_eq!(problem.lines().count(), 1, "{problem}");
+            assert!(!problem.contains("it panicked"), "{problem}");
+        }
     }
 }
 

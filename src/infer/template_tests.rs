@@ -78,6 +78,14 @@ fn a_wrong_conversation_or_a_missing_template_is_said() {
     assert!(refused(vec![good], 513).contains("513 tools"));
 }
 
+#[test]
+fn a_tag_that_closes_where_it_opens_is_a_syntax_error() {
+    for source in ["{%}", "{{ 1 }}{%}", "{%}{% generation %}%}"] {
+        assert!(matches!(check(&ChatTemplates::one(source)), Err(TemplateError::Syntax(_))));
+        assert!(matches!(rendered(source), Err(TemplateError::Syntax(_))), "{source}");
+    }
+}
+
 /// Each would take all time or all memory, or reach outside, if it were let.
 #[test]
 fn a_hostile_template_is_one_clear_error_in_bounded_time() {

@@ -120,25 +120,11 @@ impl HuggingFace {
     }
 
     fn open_indexed(&mut self, index: &Path) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
         let bytes = read_bounded(index, JSON_BYTES_MAX)?;
         let fail = |problem: String| LoadError::File { file: index.display().to_string(), problem };
-        let parsed: Index = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (tensor, file) in &parsed.weight_map {
-            if !is_plain(file) {
-                return Err(fail(format!("{file:?} is not a plain file name")));
-            }
-            by_file.entry(file).or_default().push(tensor);
-        }
-        if by_file.is_empty() || by_file.len() > FILES_MAX {
-            return Err(fail(format!("it names {} files (1..={FILES_MAX})", by_file.len())));
-        }
+        let by_file = index_files(&bytes).map_err(fail)?;
         for (file, tensors) in by_file {
-            let path = index.with_file_name(file);
+            let path = index.with_file_name(&file);
             if !path.exists() {
                 return Err(fail(format!(
                     "it needs {file} (for {}), which is not here",
@@ -147,7 +133,7 @@ impl HuggingFace {
             }
             let mut entries = self.add_file(path)?;
             for tensor in tensors {
-                let (name, entry) = entries.remove_entry(tensor).ok_or_else(|| {
+                let (name, entry) = entries.remove_entry(&tensor).ok_or_else(|| {
                     fail(format!("it names {tensor} in {file}, which does not have it"))
                 })?;
                 self.tensors.insert(name, entry);
@@ -340,6 +326,47 @@ fn element_bytes(dtype: &str) -> u64 {
         "I64" => 8,
         _ => 0,
     }
+}
+
+/// The tensors of each file that a `model.safetensors.index.json` names: at least one file, all with
+/// names that stay in the index's directory.
+fn index_files(bytes: &[u8]) -> std::result::Result<BTreeMap<String, Vec<String>>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let mut by_file: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, file) in index.weight_map {
+        if !is_plain(&file) {
+            return Err(format!("{file:?} is not a plain file name"));
+        }
+        by_file.entry(file).or_default().push(tensor);
+    }
+    match by_file.len() {
+        1..=FILES_MAX => Ok(by_file),
+        count => Err(format!("it names {count} files (1..={FILES_MAX})")),
+    }
+}
+
+/// Reads an index of weight files. Returns the number of tensors of each file. For tests and fuzzing.
+///
+/// # Errors
+/// As opening a checkpoint, without the file's name.
+pub fn probe_index(bytes: &[u8]) -> std::result::Result<BTreeMap<String, usize>, String> {
+    Ok(index_files(bytes)?.into_iter().map(|(file, tensors)| (file, tensors.len())).collect())
+}
+
+/// Reads the header of a safetensors file from its bytes. Returns where each tensor's bytes are. For
+/// tests and fuzzing.
+///
+/// # Errors
+/// As opening a checkpoint, without the file's name.
+pub fn probe_safetensors(
+    bytes: &[u8],
+) -> std::result::Result<BTreeMap<String, std::ops::Range<u64>>, String> {
+    let tensors = read_header(bytes, bytes.len() as u64, 0)?.into_iter();
+    Ok(tensors.map(|(name, tensor)| (name, tensor.start..tensor.start + tensor.bytes)).collect())
 }
 
 /// A file name that stays in its directory.

@@ -55,6 +55,7 @@ pub(crate) use gguf::write::{Meta, header_bytes};
 pub use gguf::write::{Written, to_gguf};
 pub(crate) use gguf::{AdapterFile, open_adapter as open_gguf_adapter, source as gguf_source};
 pub(crate) use hf::{is_plain, open_safetensors, read_big_json, read_small_json, read_whole};
+pub use hf::{probe_index, probe_safetensors};
 pub use mixture::{Quantization, UnknownQuantization};
 pub use routing::Routing;
 pub use sink::{MemorySink, ShardSink};

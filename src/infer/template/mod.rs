@@ -226,8 +226,9 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, after) = rest[start..].split_at(length + 2);
+        // `{%}` opens a tag and does not close it.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, after) = rest[start..].split_at(2 + length + 2);
         out.push_str(&rest[..start]);
         let inner = &tag[2..tag.len() - 2];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());

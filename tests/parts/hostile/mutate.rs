@@ -118,6 +118,43 @@ fn gguf_files() {
 }
 
 #[test]
+fn configs() {
+    let goldens = doppler_testing::root().join("tests/data/goldens");
+    let names = ["llama3", "qwen3-moe", "gpt-oss", "deepseek-v2-lite", "gemma3", "bert"];
+    let samples = names.map(|name| fs::read(goldens.join(name).join("config.json")).unwrap());
+    for sample in &samples {
+        let config = serde_json::from_slice(sample).unwrap();
+        doppler_infer::families::read(&config).unwrap();
+    }
+    run("config", &samples, 20_000, entries::config);
+}
+
+#[test]
+fn safetensors_files_and_indices() {
+    let golden = doppler_testing::root().join("tests/data/goldens/llama3/model.safetensors");
+    let file = fs::read(golden).unwrap();
+    let tensors = doppler_infer::load::probe_safetensors(&file).unwrap();
+    // A header alone, for tensors of no bytes; mutations hit nothing else.
+    let header = tensors.values().map(|at| at.start).min().unwrap() as usize;
+    let text = r#"{"a":{"dtype":"BF16","shape":[2,0],"data_offsets":[0,0]},"b":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
+    let small = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &[0; 2]].concat();
+    assert_eq!(doppler_infer::load::probe_safetensors(&small).unwrap().len(), 2);
+    let index = br#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    assert_eq!(doppler_infer::load::probe_index(index).unwrap().len(), 2);
+    let tagged = |tag: u8, bytes: &[u8]| [&[tag], bytes].concat();
+    let samples = [tagged(0, &file[..header + 64]), tagged(0, &small), tagged(1, index)];
+    run("safetensors", &samples, 20_000, entries::safetensors);
+}
+
+#[test]
+fn templates() {
+    let dir = doppler_testing::root().join("tests/data/templates");
+    let names = ["chatml", "gemma", "llama3", "mistral", "smol"];
+    let samples = names.map(|name| fs::read(dir.join(format!("{name}.jinja"))).unwrap());
+    run("template", &samples, 1_000, entries::template);
+}
+
+#[test]
 fn requests() {
     let request = |start, end, priority| {
         let range = ByteRange::new(start, end).unwrap();

@@ -1,0 +1,8 @@
+//! Fuzzes `entries::safetensors`.
+#![no_main]
+
+#[path = "../src/entries.rs"]
+#[allow(dead_code)] // each target uses its own
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| entries::safetensors(data));
