@@ -74,4 +74,5 @@ if [ ! tests/real_embeddings.py -ot "$dir/minilm.expected.json" ]; then
     mv "$dir/minilm.expected.json.new" "$dir/minilm.expected.json"
 fi
 
-cargo test --release --locked -p doppler-infer --lib -- --ignored --nocapture real_models
+# The whole workspace, so that this is the build that ./test.sh has made.
+cargo test --release --workspace --locked --lib -- --ignored --nocapture real_models
