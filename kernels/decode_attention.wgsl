@@ -1,9 +1,14 @@
 // One token's attention, from its queries, keys and values. Queries and the new key are normalised
 // (if asked) and rotated by the position; the new key and value are written to the cache as f16.
 // Then follows, over one split of the positions and for up to four query heads of one key head, a
-// running softmax over tiles of 32 (flash decoding: Dao et al., 2023). A head's result is its
-// weighted values, the highest score and the sum of weights; decode_combine combines the splits.
-// Grid: a workgroup for each (key head, four of its query heads, split).
+// running softmax (flash decoding: Dao et al., 2023). Its result is, for each head, the weighted
+// values, the highest score and the sum of weights; decode_combine combines the splits.
+//
+// A part of the workgroup is 16 lanes, or 32 for heads of more than 128. It takes four positions at
+// a time. A lane holds eight dimensions of the four heads and of their sums, so a key is read once
+// for all four. The 16 scores are summed over the part so that each lane has one of them, and the
+// weights go back to all lanes. The parts meet only at the end.
+// Grid: a workgroup for each (key head, split, four of its query heads).
 // head_dim is a multiple of 8, at most 256.
 //!for team in subgroup group
 //!include shared/step.wgsl
@@ -11,6 +16,7 @@
 //!include shared/blocks.wgsl
 //!include shared/softcap.wgsl
 //!include shared/team_{team}.wgsl
+//!include shared/attend_{team}.wgsl
 
 struct Params {
     heads: u32,
@@ -31,7 +37,7 @@ struct Params {
 
 @group(0) @binding(1) var<uniform> params: Params;
 // Queries, keys and values one after the other.
-@group(1) @binding(0) var<storage, read> qkv: array<f32>;
+@group(1) @binding(0) var<storage, read> qkv: array<vec4<f32>>;
 @group(1) @binding(1) var<storage, read> q_norm: array<f32>;
 @group(1) @binding(2) var<storage, read> k_norm: array<f32>;
 // (cos, sin) by position and pair.
@@ -48,33 +54,48 @@ struct Blocks { clamped: atomic<u32>, at: array<u32> }
 
 const LEAST: f32 = -3.0e38;
 const HALF_MAX: f32 = 65504.0;
-// vec4s of f16s from one row of the tile to the next. One is padding to spread the banks.
-const ROW: u32 = 17u;
 
+// The four heads, and the new key: normalised but for the factors in `factors`, and rotated.
 var<workgroup> query: array<vec4<f32>, 256>;
-// The new key.
-var<workgroup> fresh: array<f32, 256>;
-// Up to 128 dimensions of the tile's keys, then of its values. Before that, the rotations of
-// this position (x, y) and the norm weights of queries and keys (z, w).
-var<workgroup> tile: array<vec4<u32>, 544>;
-var<workgroup> weights: array<f32, 128>;
-var<workgroup> shrink: array<f32, 4>;
+var<workgroup> fresh: array<vec4<f32>, 64>;
+// What the heads are multiplied with, and the key.
+var<workgroup> factors: array<f32, 5>;
+// What the parts give each other: 128 times four vec4s.
+var<workgroup> scratch: array<vec4<f32>, 512>;
+// By part and head, the highest score and the sum of weights.
+var<workgroup> marks: array<vec2<f32>, 32>;
 
-fn half_pair(a: f32, b: f32) -> u32 {
-    return pack2x16float(clamp(vec2<f32>(a, b), vec2<f32>(-HALF_MAX), vec2<f32>(HALF_MAX)));
+// Eight dimensions (a, b) of four heads.
+struct Heads {
+    a0: vec4<f32>, b0: vec4<f32>, a1: vec4<f32>, b1: vec4<f32>,
+    a2: vec4<f32>, b2: vec4<f32>, a3: vec4<f32>, b3: vec4<f32>,
+}
+
+// Eight dimensions of the keys and values at four positions.
+struct Rows {
+    k0: vec4<u32>, k1: vec4<u32>, k2: vec4<u32>, k3: vec4<u32>,
+    v0: vec4<u32>, v1: vec4<u32>, v2: vec4<u32>, v3: vec4<u32>,
+}
+
+// Where a lane's column is in the caches: `at` in a row of `stride` vec4s.
+struct Column { at: u32, stride: u32 }
+
+fn half_pair(v: vec2<f32>) -> u32 {
+    return pack2x16float(clamp(v, vec2<f32>(-HALF_MAX), vec2<f32>(HALF_MAX)));
+}
+
+fn halves(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
+    return vec4<u32>(half_pair(a.xy), half_pair(a.zw), half_pair(b.xy), half_pair(b.zw));
 }
 
 // Eight dimensions of the new key and value, in the cache's format.
 fn new_key(column: u32) -> vec4<u32> {
-    let i = 8u * column;
-    return vec4<u32>(half_pair(fresh[i], fresh[i + 1u]), half_pair(fresh[i + 2u], fresh[i + 3u]),
-        half_pair(fresh[i + 4u], fresh[i + 5u]), half_pair(fresh[i + 6u], fresh[i + 7u]));
+    return halves(fresh[2u * column] * factors[4], fresh[2u * column + 1u] * factors[4]);
 }
 
 fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
-    let i = (params.heads + params.kv_heads + kv_head) * params.head_dim + 8u * column;
-    return vec4<u32>(half_pair(qkv[i], qkv[i + 1u]), half_pair(qkv[i + 2u], qkv[i + 3u]),
-        half_pair(qkv[i + 4u], qkv[i + 5u]), half_pair(qkv[i + 6u], qkv[i + 7u]));
+    let i = (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
+    return halves(qkv[i], qkv[i + 1u]);
 }
 
 // Whether one of eight f16s has the greatest magnitude, as a clamped value has.
@@ -84,20 +105,20 @@ fn brimful(v: vec4<u32>) -> bool {
     return any(low | high);
 }
 
-// How many of eight dimensions of the new key and value must be clamped for the cache.
-fn beyond(kv_head: u32, column: u32) -> u32 {
-    let i = 8u * column;
-    let v = (params.heads + params.kv_heads + kv_head) * params.head_dim + i;
-    var count = 0u;
-    for (var j = 0u; j < 8u; j++) {
-        count += select(0u, 1u, abs(fresh[i + j]) > HALF_MAX)
-            + select(0u, 1u, abs(qkv[v + j]) > HALF_MAX);
-    }
-    return count;
+fn large(v: vec4<f32>) -> u32 {
+    let over = select(vec4<u32>(0u), vec4<u32>(1u), abs(v) > vec4<f32>(HALF_MAX));
+    return over.x + over.y + over.z + over.w;
 }
 
-// The blocks of the tile from `start`. Without a window, tiles begin at multiples of TILE, and no
-// tile lies in two blocks.
+// How many of eight dimensions of the new key and value must be clamped for the cache.
+fn beyond(kv_head: u32, column: u32) -> u32 {
+    let v = (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
+    return large(fresh[2u * column] * factors[4]) + large(fresh[2u * column + 1u] * factors[4])
+        + large(qkv[v]) + large(qkv[v + 1u]);
+}
+
+// The blocks of the positions of a turn from `start`. Without a window, turns begin at multiples of
+// their length, and no turn lies in two blocks.
 fn blocks_of(start: u32) -> Span {
     if (params.window == 0u) {
         return span_within(start);
@@ -105,109 +126,160 @@ fn blocks_of(start: u32) -> Span {
     return span_at(start);
 }
 
-// Eight dimensions of the key at `position`; zero past the end of the tile or the head.
-fn key_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
-    if (position >= end || column >= params.head_dim / 8u) {
-        return vec4<u32>(0u);
+// The rows of four positions from `first` on. What is behind the last position is not used.
+fn rows_at(span: Span, first: u32, column: Column) -> Rows {
+    let r0 = row_of(span, first) * column.stride + column.at;
+    let r1 = row_of(span, first + 1u) * column.stride + column.at;
+    let r2 = row_of(span, first + 2u) * column.stride + column.at;
+    let r3 = row_of(span, first + 3u) * column.stride + column.at;
+    return Rows(keys[r0], keys[r1], keys[r2], keys[r3], values[r0], values[r1], values[r2], values[r3]);
+}
+
+// A row as it is from the token's own position on: its own, then zeros.
+fn own_row(before: vec4<u32>, own: vec4<u32>, position: u32) -> vec4<u32> {
+    let later = select(vec4<u32>(0u), own, position == now.position);
+    return select(later, before, position < now.position);
+}
+
+fn with_own(rows: Rows, first: u32, key: vec4<u32>, value: vec4<u32>) -> Rows {
+    return Rows(own_row(rows.k0, key, first), own_row(rows.k1, key, first + 1u),
+        own_row(rows.k2, key, first + 2u), own_row(rows.k3, key, first + 3u),
+        own_row(rows.v0, value, first), own_row(rows.v1, value, first + 1u),
+        own_row(rows.v2, value, first + 2u), own_row(rows.v3, value, first + 3u));
+}
+
+// A lane's part of the scores of four heads with a key.
+fn products(key: vec4<u32>, q: Heads) -> vec4<f32> {
+    let a = vec4<f32>(unpack2x16float(key.x), unpack2x16float(key.y));
+    let b = vec4<f32>(unpack2x16float(key.z), unpack2x16float(key.w));
+    return vec4<f32>(dot(a, q.a0) + dot(b, q.b0), dot(a, q.a1) + dot(b, q.b1),
+        dot(a, q.a2) + dot(b, q.b2), dot(a, q.a3) + dot(b, q.b3));
+}
+
+fn scaled(s: Heads, by: vec4<f32>) -> Heads {
+    return Heads(s.a0 * by.x, s.b0 * by.x, s.a1 * by.y, s.b1 * by.y,
+        s.a2 * by.z, s.b2 * by.z, s.a3 * by.w, s.b3 * by.w);
+}
+
+fn added(s: Heads, value: vec4<u32>, w: vec4<f32>) -> Heads {
+    let a = vec4<f32>(unpack2x16float(value.x), unpack2x16float(value.y));
+    let b = vec4<f32>(unpack2x16float(value.z), unpack2x16float(value.w));
+    return Heads(s.a0 + a * w.x, s.b0 + b * w.x, s.a1 + a * w.y, s.b1 + b * w.y,
+        s.a2 + a * w.z, s.b2 + b * w.z, s.a3 + a * w.w, s.b3 + b * w.w);
+}
+
+// How four elements of a head are rotated: which other ones are added, and the factors of both.
+struct Turned { other: vec4<u32>, cos: vec4<f32>, sin: vec4<f32> }
+
+fn turned(at: vec4<u32>) -> Turned {
+    let pairs = vec4<u32>(params.pairs);
+    let low = at < pairs;
+    let inside = at < 2u * pairs;
+    let pair = select(vec4<u32>(0u), select(at - pairs, at, low), inside)
+        + vec4<u32>(now.position * params.pairs);
+    let r0 = rope_table[pair.x];
+    let r1 = rope_table[pair.y];
+    let r2 = rope_table[pair.z];
+    let r3 = rope_table[pair.w];
+    let sin = vec4<f32>(r0.y, r1.y, r2.y, r3.y);
+    return Turned(select(at, select(at - pairs, at + pairs, low), inside),
+        select(vec4<f32>(1.0), vec4<f32>(r0.x, r1.x, r2.x, r3.x), inside),
+        select(vec4<f32>(0.0), select(sin, -sin, low), inside));
+}
+
+fn elements(base: u32, at: vec4<u32>) -> vec4<f32> {
+    let i = vec4<u32>(base) + at;
+    return vec4<f32>(qkv[i.x / 4u][i.x % 4u], qkv[i.y / 4u][i.y % 4u], qkv[i.z / 4u][i.z % 4u], qkv[i.w / 4u][i.w % 4u]);
+}
+
+fn q_weights(at: vec4<u32>) -> vec4<f32> {
+    if (params.normed == 0u) {
+        return vec4<f32>(1.0);
     }
-    if (position == now.position) {
-        return new_key(column);
+    return vec4<f32>(q_norm[at.x], q_norm[at.y], q_norm[at.z], q_norm[at.w]);
+}
+
+fn k_weights(at: vec4<u32>) -> vec4<f32> {
+    if (params.normed == 0u) {
+        return vec4<f32>(1.0);
     }
-    return keys[(row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+    return vec4<f32>(k_norm[at.x], k_norm[at.y], k_norm[at.z], k_norm[at.w]);
 }
 
-fn value_at(span: Span, position: u32, end: u32, kv_head: u32, column: u32) -> vec4<u32> {
-    if (position >= end || column >= params.head_dim / 8u) {
-        return vec4<u32>(0u);
-    }
-    if (position == now.position) {
-        return new_value(kv_head, column);
-    }
-    return values[(row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 8u) + column];
+// The sum of squares of a head becomes what it is multiplied with.
+fn inverse_of(square: f32) -> f32 {
+    return select(1.0, inverseSqrt(square / f32(params.head_dim) + params.eps), params.normed == 1u);
 }
 
-// A pair of dimensions, rotated by the position.
-fn rotated(i: u32, a: f32, b: f32) -> vec2<f32> {
-    let rotation = bitcast<vec4<f32>>(tile[i]).xy;
-    return vec2<f32>(a * rotation.x - b * rotation.y, b * rotation.x + a * rotation.y);
+// The highest scores of a part, by head.
+fn scores_of(part: u32) -> vec4<f32> {
+    return vec4<f32>(marks[part * 4u].x, marks[part * 4u + 1u].x, marks[part * 4u + 2u].x, marks[part * 4u + 3u].x);
 }
 
-// The norm weights of a dimension of queries and of keys.
-fn weight_of(i: u32) -> vec2<f32> {
-    return bitcast<vec4<f32>>(tile[i]).zw;
-}
-
-// The reciprocal root of the mean square over the whole team, or 1 without a norm.
-fn inverse_of(square: f32, local: u32) -> f32 {
-    let sum = sum32(square, local);
-    return select(1.0, inverseSqrt(sum / f32(params.head_dim) + params.eps), params.normed == 1u);
-}
-
-@compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+// `own` is the invocation's number in its subgroup.
+fn attend(group: vec3<u32>, local: u32, own: u32) {
     let splits = splits_of(params.window, params.splits_max);
     let shared_by = params.heads / params.kv_heads;
     let fours = (shared_by + 3u) / 4u;
-    let split = group.x % splits.count;
-    let four = group.x / splits.count % fours;
-    let kv_head = group.x / splits.count / fours;
+    let four = group.x % fours;
+    let split = group.x / fours % splits.count;
+    let kv_head = group.x / fours / splits.count;
     let dim = min(params.head_dim, 256u);
+    let words = dim / 8u;
+    let begin = splits.first + split * splits.tiles_each * TILE;
+    let end = min(splits.end, begin + splits.tiles_each * TILE);
+    let owner = split + 1u == splits.count;
+
+    // Lanes of a part, this one's column of eight dimensions, and the positions of a turn.
+    let lanes = select(16u, 32u, words > 16u);
+    let column = local & (lanes - 1u);
+    let part = local / lanes;
+    let turn = 512u / lanes;
+    // A lane beyond the head reads the last column, and multiplies it with zeros.
+    let place = Column(kv_head * words + min(column, words - 1u), params.kv_heads * words);
+
+    let cached = row_of(span_within(now.position), now.position);
+    var span = blocks_of(begin);
+
+    // A team of 32 prepares a head. One past the last of this key head counts as zeros.
     let team = local / 32u;
     let lane = local & 31u;
-    // The team's head. A head past the last one of this key head counts as zeros.
     let real = 4u * four + team < shared_by;
-    let head = kv_head * shared_by + min(4u * four + team, shared_by - 1u);
-
-    // Loaded before anything waits.
-    let own = row_of(span_within(now.position), now.position);
-    var next = blocks_of(splits.first + split * splits.tiles_each * TILE);
-    let rotation = rope_table[now.position * params.pairs + local];
-    let first_weight = vec2<f32>(q_norm[local], k_norm[local]);
-    let second_weight = vec2<f32>(q_norm[local + 128u], k_norm[local + 128u]);
+    let head_at = (kv_head * shared_by + min(4u * four + team, shared_by - 1u)) * dim;
+    let key_at = (params.heads + kv_head) * dim;
     var square = 0.0;
-    for (var i = lane; i < dim; i += 32u) {
-        let v = qkv[head * dim + i];
-        square += v * v;
-    }
-    let inverse = inverse_of(square, local) * select(0.0, params.scale, real);
-    let plain = params.normed == 0u;
-    tile[local] = bitcast<vec4<u32>>(vec4<f32>(rotation, select(first_weight, vec2<f32>(1.0), plain)));
-    tile[local + 128u] = bitcast<vec4<u32>>(vec4<f32>(rotation, select(second_weight, vec2<f32>(1.0), plain)));
-    workgroupBarrier();
-    for (var i = lane; i < dim; i += 32u) {
-        query[(team * dim + i) / 4u][i % 4u] = qkv[head * dim + i] * inverse * weight_of(i).x;
-    }
-    let owner = split + 1u == splits.count;
-    if (owner) {
-        let at = (params.heads + kv_head) * dim;
-        var square = 0.0;
-        for (var i = lane; i < dim; i += 32u) {
-            square += qkv[at + i] * qkv[at + i];
+    var key_square = 0.0;
+    for (var quad = lane; quad < dim / 4u; quad += 32u) {
+        let at = vec4<u32>(4u * quad) + vec4<u32>(0u, 1u, 2u, 3u);
+        let way = turned(at);
+        let x = qkv[head_at / 4u + quad];
+        let other = elements(head_at, way.other) * q_weights(way.other);
+        var key = vec4<f32>(0.0);
+        if (owner) {
+            let x = qkv[key_at / 4u + quad];
+            let other = elements(key_at, way.other) * k_weights(way.other);
+            key_square += dot(x, x);
+            key = x * k_weights(at) * way.cos + other * way.sin;
         }
-        let inverse = inverse_of(square, local);
-        for (var i = local; i < dim; i += 128u) {
-            fresh[i] = qkv[at + i] * inverse * weight_of(i).y;
+        square += dot(x, x);
+        query[team * 64u + quad] = x * q_weights(at) * way.cos + other * way.sin;
+        if (owner && team == 0u) {
+            fresh[quad] = key;
         }
     }
-    workgroupBarrier();
-    for (var i = lane; i < params.pairs; i += 32u) {
-        let a = team * dim + i;
-        let b = a + params.pairs;
-        let pair = rotated(i, query[a / 4u][a % 4u], query[b / 4u][b % 4u]);
-        query[a / 4u][a % 4u] = pair.x;
-        query[b / 4u][b % 4u] = pair.y;
+    if (params.normed == 1u) {
+        square = sum32(square, local);
+        key_square = sum32(key_square, local);
     }
-    if (owner) {
-        for (var i = local; i < params.pairs; i += 128u) {
-            let pair = rotated(i, fresh[i], fresh[i + params.pairs]);
-            fresh[i] = pair.x;
-            fresh[i + params.pairs] = pair.y;
+    if (lane == 0u) {
+        factors[team] = inverse_of(square) * select(0.0, params.scale, real);
+        if (team == 0u) {
+            factors[4] = inverse_of(key_square);
         }
     }
     workgroupBarrier();
-    let words = dim / 8u;
     if (owner && four == 0u && local < words) {
-        let to = (own * params.kv_heads + kv_head) * words + local;
+        let to = (cached * params.kv_heads + kv_head) * words + local;
         let key = new_key(local);
         let value = new_value(kv_head, local);
         keys[to] = key;
@@ -217,109 +289,82 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
 
-    // The part of a tile that this invocation loads: a column of eight dimensions, of every eighth
-    // row.
-    let column = local % 16u;
-    let row = local / 16u;
-    // The part of the values that it sums: two dimensions of a head (x, y) and of the second next
-    // head (z, w).
-    let pair = local % 64u;
-    let first = local / 64u;
-    let chunks = (words + 15u) / 16u;
+    // What is beyond a head is multiplied with zeros.
+    let inside = select(vec4<f32>(0.0), vec4<f32>(factors[0], factors[1], factors[2], factors[3]), column < words);
+    let pair = 2u * min(column, words - 1u);
+    let q = scaled(Heads(query[pair], query[pair + 1u], query[64u + pair], query[65u + pair],
+        query[128u + pair], query[129u + pair], query[192u + pair], query[193u + pair]), inside);
     var most = LEAST;
     var total = 0.0;
-    var low = vec4<f32>(0.0);
-    var high = vec4<f32>(0.0);
-    for (var n = 0u; n < splits.tiles_each; n++) {
-        let start = splits.first + (split * splits.tiles_each + n) * TILE;
-        if (start >= splits.end) {
-            break;
+    var sums: Heads;
+    for (var start = begin; start < end; start += turn) {
+        let first = start + 4u * part;
+        var rows = rows_at(span, first, place);
+        span = blocks_of(min(start + turn, now.position));
+        // Positions from the token's own on are only in the last turn of the last split.
+        if (start + turn > now.position) {
+            let own_column = min(column, words - 1u);
+            rows = with_own(rows, first, new_key(own_column), new_value(kv_head, own_column));
         }
-        let at = start + row;
-        let end = min(splits.end, start + TILE);
-        let span = next;
-        next = blocks_of(start + TILE);
-        // The first values are in flight while the scores are computed.
-        let v0 = value_at(span, at, end, kv_head, column);
-        let v1 = value_at(span, at + 8u, end, kv_head, column);
-        let v2 = value_at(span, at + 16u, end, kv_head, column);
-        let v3 = value_at(span, at + 24u, end, kv_head, column);
-        var score = 0.0;
-        for (var c = 0u; c < chunks; c++) {
-            let which = c * 16u + column;
-            let k0 = key_at(span, at, end, kv_head, which);
-            let k1 = key_at(span, at + 8u, end, kv_head, which);
-            let k2 = key_at(span, at + 16u, end, kv_head, which);
-            let k3 = key_at(span, at + 24u, end, kv_head, which);
-            let to = row * ROW + column;
-            tile[to] = k0;
-            tile[to + 8u * ROW] = k1;
-            tile[to + 16u * ROW] = k2;
-            tile[to + 24u * ROW] = k3;
-            workgroupBarrier();
-            let columns = min(words - c * 16u, 16u);
-            let quads = (team * dim) / 4u + c * 32u;
-            for (var d = 0u; d < columns; d++) {
-                let k = tile[lane * ROW + d];
-                score += dot(vec4<f32>(unpack2x16float(k.x), unpack2x16float(k.y)), query[quads + 2u * d])
-                    + dot(vec4<f32>(unpack2x16float(k.z), unpack2x16float(k.w)), query[quads + 2u * d + 1u]);
-            }
-            workgroupBarrier();
-        }
-        let there = start + lane < end;
-        score = softcapped(score, params.softcap);
-        let highest = max(most, max32(select(LEAST, score, there), local));
+        // The lane's own score is of one head, at one of the four positions.
+        let sum = one_of_16(products(rows.k0, q), products(rows.k1, q), products(rows.k2, q),
+            products(rows.k3, q), lanes, local);
+        let score = softcapped(sum, params.softcap);
+        let there = first + (column / 4u) % 4u < end;
+        let highest = max(most, most_of_4(select(LEAST, score, there), local));
         let weight = select(0.0, exp(score - highest), there);
         let less = exp(most - highest);
-        total = total * less + sum32(weight, local);
+        total = total * less + weight;
         most = highest;
-        weights[local] = weight;
-        if (lane == 0u) {
-            shrink[team] = less;
-        }
-        for (var c = 0u; c < chunks; c++) {
-            let to = row * ROW + column;
-            if (c == 0u) {
-                tile[to] = v0;
-                tile[to + 8u * ROW] = v1;
-                tile[to + 16u * ROW] = v2;
-                tile[to + 24u * ROW] = v3;
-            } else {
-                let which = c * 16u + column;
-                tile[to] = value_at(span, at, end, kv_head, which);
-                tile[to + 8u * ROW] = value_at(span, at + 8u, end, kv_head, which);
-                tile[to + 16u * ROW] = value_at(span, at + 16u, end, kv_head, which);
-                tile[to + 24u * ROW] = value_at(span, at + 24u, end, kv_head, which);
-            }
-            workgroupBarrier();
-            var sums = select(high, low, c == 0u)
-                * vec4<f32>(vec2<f32>(shrink[first]), vec2<f32>(shrink[first + 2u]));
-            for (var j = 0u; j < TILE; j++) {
-                let v = unpack2x16float(tile[j * ROW + pair / 4u][pair % 4u]);
-                sums += vec4<f32>(v * weights[first * 32u + j], v * weights[first * 32u + 64u + j]);
-            }
-            if (c == 0u) {
-                low = sums;
-            } else {
-                high = sums;
-            }
-            workgroupBarrier();
-        }
+        let given = to_all(weight, less, local, own);
+        sums = scaled(sums, given.less);
+        sums = added(sums, rows.v0, given.w0);
+        sums = added(sums, rows.v1, given.w1);
+        sums = added(sums, rows.v2, given.w2);
+        sums = added(sums, rows.v3, given.w3);
     }
+
+    // All parts relative to the highest score of all.
+    total = sum_of_4(total, local);
+    if (column < 4u) {
+        marks[part * 4u + column] = vec2<f32>(most, total);
+    }
+    workgroupBarrier();
+    let parts = 128u / lanes;
+    var highest = vec4<f32>(LEAST);
+    for (var i = 0u; i < parts; i++) {
+        highest = max(highest, scores_of(i));
+    }
+    sums = scaled(sums, exp(scores_of(part) - highest));
     let stride = dim / 2u + 2u;
-    for (var c = 0u; c < chunks; c++) {
-        let sums = select(high, low, c == 0u);
-        let at = c * 64u + pair;
-        if (at < dim / 2u) {
-            if (4u * four + first < shared_by) {
-                partial[((kv_head * shared_by + 4u * four + first) * splits.count + split) * stride + at] = sums.xy;
+    // Of two heads at a time, a vec4 for each invocation and half of the lanes.
+    for (var two = 0u; two < 4u; two += 2u) {
+        let to = part * 4u * lanes + 2u * column;
+        scratch[to] = select(sums.a2, sums.a0, two == 0u);
+        scratch[to + 1u] = select(sums.b2, sums.b0, two == 0u);
+        scratch[to + 2u * lanes] = select(sums.a3, sums.a1, two == 0u);
+        scratch[to + 2u * lanes + 1u] = select(sums.b3, sums.b1, two == 0u);
+        workgroupBarrier();
+        let h = 4u * four + two + local / (2u * lanes);
+        let quad = local & (2u * lanes - 1u);
+        if (local < 4u * lanes && quad < dim / 4u && h < shared_by) {
+            var sum = vec4<f32>(0.0);
+            for (var i = 0u; i < parts; i++) {
+                sum += scratch[i * 4u * lanes + local];
             }
-            if (4u * four + first + 2u < shared_by) {
-                partial[((kv_head * shared_by + 4u * four + first + 2u) * splits.count + split) * stride + at] = sums.zw;
-            }
+            let at = ((kv_head * shared_by + h) * splits.count + split) * stride + 2u * quad;
+            partial[at] = sum.xy;
+            partial[at + 1u] = sum.zw;
         }
+        workgroupBarrier();
     }
-    if (lane == 0u && real) {
-        partial[(head * splits.count + split) * stride + dim / 2u] = vec2<f32>(most, total);
+    if (local < 4u && 4u * four + local < shared_by) {
+        var sum = 0.0;
+        for (var i = 0u; i < parts; i++) {
+            let mark = marks[i * 4u + local];
+            sum += mark.y * exp(mark.x - highest[local]);
+        }
+        let head = kv_head * shared_by + 4u * four + local;
+        partial[(head * splits.count + split) * stride + dim / 2u] = vec2<f32>(highest[local], sum);
     }
 }

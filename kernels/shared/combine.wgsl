@@ -14,6 +14,20 @@ var<workgroup> parts: array<vec4<f32>, 256>;
 var<workgroup> weights: array<vec2<f32>, 256>;
 var<workgroup> outs: array<vec4<f32>, 16>;
 
+// A split's (highest score, sum of weights) of a head, and four of its values.
+struct Part { weight: vec2<f32>, value: vec4<f32> }
+
+// Past the last split it is empty.
+fn part_at(head: u32, split: u32, count: u32, column: u32) -> Part {
+    let at = (head * count + min(split, count - 1u)) * (params.head_dim / 4u + 1u);
+    let weight = partial[at + params.head_dim / 4u].xy;
+    let value = partial[at + column];
+    if (split >= count) {
+        return Part(vec2<f32>(LEAST, 0.0), vec4<f32>(0.0));
+    }
+    return Part(weight, value);
+}
+
 // Merges parts `first`, `first + step`, `first + 2 step` and `first + 3 step` into the first.
 fn merge(first: u32, step: u32) {
     let w = array<vec2<f32>, 4>(weights[first], weights[first + step], weights[first + 2u * step], weights[first + 3u * step]);
@@ -30,8 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let count = min(splits.count, arrayLength(&partial));
     let element = group.x * 64u + local % 16u * 4u;
     let head = element / params.head_dim;
-    let stride = params.head_dim / 4u + 1u;
-    // Every sixteenth split, as a running softmax.
+    // Every sixteenth split, four of them at a time, as a running softmax.
     var most = LEAST;
     var total = 0.0;
     var value = vec4<f32>(0.0);
@@ -41,16 +54,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             most = before.x;
             total = before.y;
         }
-        for (var s = local / 16u; s < count; s += 16u) {
-            let at = (head * count + s) * stride;
-            let part = partial[at + params.head_dim / 4u].xy;
-            let v = partial[at + element % params.head_dim / 4u];
-            let highest = max(most, part.x);
+        let column = element % params.head_dim / 4u;
+        for (var base = local / 16u; base < count; base += 64u) {
+            let a = part_at(head, base, count, column);
+            let b = part_at(head, base + 16u, count, column);
+            let c = part_at(head, base + 32u, count, column);
+            let d = part_at(head, base + 48u, count, column);
+            let scores = vec4<f32>(a.weight.x, b.weight.x, c.weight.x, d.weight.x);
+            let highest = max(most, max(max(scores.x, scores.y), max(scores.z, scores.w)));
             let less = exp(most - highest);
-            let factor = exp(part.x - highest);
+            let factor = exp(scores - vec4<f32>(highest));
             most = highest;
-            total = total * less + part.y * factor;
-            value = value * less + v * factor;
+            total = total * less + dot(vec4<f32>(a.weight.y, b.weight.y, c.weight.y, d.weight.y), factor);
+            value = value * less + a.value * factor.x + b.value * factor.y + c.value * factor.z + d.value * factor.w;
         }
     }
     parts[local] = value;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use wgpu::BufferUsages;
 
 use super::layout::{Layout, OFFERED_MAX};
+use super::rewrites::splits_max;
 use super::token::aside_words;
 use crate::backend::{Result, Slot};
 use crate::cpu::pack::packed_words;
@@ -14,9 +15,6 @@ use crate::gpu::device::GpuDevice;
 use crate::gpu::experts::EMPTY;
 use crate::gpu::lower::Place;
 use crate::graph::{Buf, Graph, Kv, MoeId, Op};
-
-/// The most splits of one token's attention (kernels/shared/splits.wgsl).
-pub(in crate::gpu) const SPLITS_MAX: u32 = 64;
 
 const STORAGE: BufferUsages =
     BufferUsages::STORAGE.union(BufferUsages::COPY_DST).union(BufferUsages::COPY_SRC);
@@ -39,8 +37,10 @@ pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> 
             attentions().map(|of| width(of) * of.1.head_dim).max().unwrap_or(0)
         }
         Place::Partial => {
-            let words = |(heads, kv): (usize, Kv)| heads * (kv.head_dim + 4);
-            attentions().map(words).max().unwrap_or(0) * SPLITS_MAX as usize
+            let words = |(heads, kv): (usize, Kv)| {
+                heads * (kv.head_dim + 4) * splits_max(heads, kv.kv_heads)
+            };
+            attentions().map(words).max().unwrap_or(0)
         }
         Place::PackedInner => {
             graph.moe.iter().map(|moe| moe.top_k * packed_words(moe.ff)).max().unwrap_or(0)

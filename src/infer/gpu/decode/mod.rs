@@ -27,7 +27,7 @@ use wgpu::BufferUsages;
 
 use flight::{Begin, Flight, Recorded};
 
-pub(super) use buffers::{DecodeBuffers, SPLITS_MAX, elements};
+pub(super) use buffers::{DecodeBuffers, elements};
 pub(super) use layout::Layout;
 pub(super) use rewrites::{together, workgroups_of};
 pub(super) use token::{Aside, Fuse, Points, TokenSteps};

@@ -20,18 +20,23 @@ pub(super) type Change = (&'static str, &'static str);
 /// Runs single kernels on a device.
 pub(super) struct Alone<'a> {
     device: &'a GpuDevice,
-    change: Option<Change>,
+    changes: Vec<Change>,
     changed: RefCell<HashMap<String, Arc<Pipeline>>>,
 }
 
 impl<'a> Alone<'a> {
     pub fn new(device: &'a GpuDevice) -> Self {
-        Self { device, change: None, changed: RefCell::default() }
+        Self { device, changes: Vec::new(), changed: RefCell::default() }
     }
 
     /// Runs kernels in which the text is replaced everywhere.
     pub fn with(device: &'a GpuDevice, change: Change) -> Self {
-        Self { change: Some(change), ..Self::new(device) }
+        Self::with_all(device, &[change])
+    }
+
+    /// Runs kernels in which each text is replaced everywhere, one after the other.
+    pub fn with_all(device: &'a GpuDevice, changes: &[Change]) -> Self {
+        Self { changes: changes.to_vec(), ..Self::new(device) }
     }
 
     /// The variants of team sums that this device supports.
@@ -40,13 +45,16 @@ impl<'a> Alone<'a> {
     }
 
     fn pipeline(&self, name: &str) -> Arc<Pipeline> {
-        let Some((from, to)) = self.change else {
+        if self.changes.is_empty() {
             return self.device.pipelines().get(self.device, name).unwrap();
-        };
+        }
         let make = || {
             let kernel = Kernel::find(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
-            assert!(kernel.source.contains(from), "{name} does not contain {from:?}");
-            let source = kernel.source.replace(from, to);
+            let mut source = kernel.source.to_owned();
+            for (from, to) in &self.changes {
+                assert!(source.contains(from), "{name} does not contain {from:?}");
+                source = source.replace(from, to);
+            }
             let kernel = Box::leak(Box::new(Kernel { source: source.leak(), ..*kernel }));
             let make = |wgpu: &wgpu::Device| self.device.pipelines().make(wgpu, kernel);
             Arc::new(self.device.scoped(name, 0, make).unwrap())

@@ -12,7 +12,6 @@ use super::product::LinearArgs;
 use super::{Biased, Ops, workgroups_of};
 use crate::backend::{KvFormat, Result};
 use crate::cpu::pack::pieces;
-use crate::gpu::decode::SPLITS_MAX;
 use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::lower::{Place, recipe_grid, word};
 use crate::graph::{Buf, Graph, KvId, Op, RopeId, WeightId};
@@ -22,6 +21,25 @@ const HEAD_DIM_MAX: usize = 256;
 
 /// Query heads of one key head in a workgroup of decode_attention.
 const HEADS_TOGETHER: usize = 4;
+
+/// Workgroups that occupy a big GPU: two for each of 132 multiprocessors.
+const WORKGROUPS: usize = 264;
+
+/// Bounds on a layer's splits: so that long contexts are divided whatever the heads, and that
+/// decode_combine has few to read.
+const SPLITS_LEAST: usize = 4;
+const SPLITS_MOST: usize = 128;
+
+/// Workgroups of decode_attention for one split.
+fn workgroups_each(heads: usize, kv_heads: usize) -> usize {
+    kv_heads * (heads / kv_heads.max(1)).div_ceil(HEADS_TOGETHER)
+}
+
+/// The most splits of one token's attention (kernels/shared/splits.wgsl): as many as occupy the
+/// device. More would only cost, each its beginning and its part of decode_combine.
+pub(in crate::gpu::decode) fn splits_max(heads: usize, kv_heads: usize) -> usize {
+    (WORKGROUPS / workgroups_each(heads, kv_heads).max(1)).clamp(SPLITS_LEAST, SPLITS_MOST)
+}
 
 /// The ops of one attention, from the first product to the attention itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,13 +177,14 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
     };
     let [wide, wide_kv, dim] = [word(heads)?, word(kv_heads)?, word(head_dim)?];
     let window = word(found.window.unwrap_or(0))?;
+    let splits_max = word(splits_max(heads, kv_heads))?;
     let attend = params::Attention {
         heads: wide,
         kv_heads: wide_kv,
         head_dim: dim,
         pairs: word(lower.graph.rope_spec(rope).inv_freq.len())?,
         window,
-        splits_max: SPLITS_MAX,
+        splits_max,
         normed: u32::from(found.head_norms.is_some()),
         eps,
         scale,
@@ -175,13 +194,13 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
     let (keys, values, rope_table) = (Place::Keys(kv), Place::Values(kv), Place::RopeTable(rope));
     let (partial, blocks) = (Place::Partial, Place::BlockTable);
     let storage = [Place::Qkv, q_norm, k_norm, rope_table, keys, values, partial, blocks];
-    let each = wide_kv * word((heads / kv_heads).div_ceil(HEADS_TOGETHER))?;
-    let grid = Grid::Splits { each, window, most: SPLITS_MAX };
+    let each = word(workgroups_each(heads, kv_heads))?;
+    let grid = Grid::Splits { each, window, most: splits_max };
     recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));
 
     let lower = &fuse.lower;
     let width = heads * head_dim;
-    let (pieces, splits_max) = (word(pieces(width))?, SPLITS_MAX);
+    let pieces = word(pieces(width))?;
     let combine = params::Combine { heads: wide, head_dim: dim, window, splits_max, pieces };
     let groups = workgroups_of(width.div_ceil(64));
     let sinks = found.sinks.map(|sinks| lower.biases(sinks, heads)).transpose()?;
@@ -191,4 +210,16 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
     recipes.push(recipe_grid(kernel, &combine, &storage, Rows::Tokens, groups));
     let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(found.ops, recipes, &reads, &writes).lasting()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_occupy_a_device_whatever_the_heads() {
+        // Four heads or fewer a key head, eight, one; one key head; more key heads than workgroups.
+        let shapes = [(32, 8), (16, 8), (32, 4), (32, 32), (4, 1), (512, 512)];
+        assert_eq!(shapes.map(|(heads, kv)| splits_max(heads, kv)), [33, 33, 33, 8, 128, 4]);
+    }
 }

@@ -20,6 +20,7 @@ use crate::gpu::dispatch::Grid;
 use crate::gpu::pipelines::Reduction;
 use crate::graph::{Buf, Graph, Op, WeightId};
 
+pub(super) use attention::splits_max;
 pub(super) use experts::Routing;
 
 /// Rewrites the run of ops that begins at an op. `None` if it does not match.

@@ -9,7 +9,7 @@ use crate::cpu::decode_combine_sinks::decode_combine_sinks;
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::Reduction;
 use crate::gpu::decode::params;
-use crate::gpu::tests::alone::Alone;
+use crate::gpu::tests::alone::{Alone, Change};
 use crate::gpu::tests::{Random, device};
 use crate::kv::{self, BLOCK};
 
@@ -259,15 +259,12 @@ pub(super) fn attention(
 }
 
 /// Contexts around a tile's end, with more than one split and more than one tile per split.
-const POSITIONS: [usize; 8] = [0, 30, 31, 32, 99, 100, 641, 2100];
+const POSITIONS: [usize; 12] = [0, 1, 30, 31, 32, 62, 63, 64, 99, 641, 999, 2100];
 
-#[test]
-fn attention_matches_its_twin_for_every_group_and_head_size() {
-    let mut random = Random::new("decode_attention");
-    let Some(device) = device(Reduction::Group) else { return };
-    let alone = Alone::new(&device);
-    // Groups of 1, 2, 4, 7, 8 and 5; heads that are rotated in part, and wider than a tile of workgroup memory.
-    let layers = [
+/// Groups of 1, 2, 4, 7, 8 and 5; heads that are rotated in part, or not at all, of up to 16 lanes
+/// and of more.
+fn layers() -> [Layer; 12] {
+    [
         layer((4, 4, 64, 32), false, None, 64),
         layer((8, 4, 128, 64), true, None, 64),
         layer((8, 2, 80, 16), false, Some(33), 3),
@@ -277,17 +274,90 @@ fn attention_matches_its_twin_for_every_group_and_head_size() {
         layer((3, 3, 8, 4), true, Some(7), 64),
         layer((2, 1, 136, 12), false, None, 2),
         layer((7, 1, 96, 48), false, Some(1), 64),
-    ];
-    for team in alone.teams() {
-        for (i, layer) in layers.iter().enumerate() {
-            for (j, position) in POSITIONS.into_iter().enumerate() {
-                let mut layer = Layer { loud: (i + j) % 5 == 0, ..*layer };
-                layer.shape.softcap = [None, Some(5.0), Some(50.0)][(i + j) % 3];
-                attention(&alone, team, &mut random, &layer, position).unwrap();
-            }
+        layer((4, 2, 192, 96), true, Some(64), 8),
+        layer((8, 1, 120, 7), true, Some(65), 4),
+        layer((6, 3, 256, 1), false, Some(300), 3),
+    ]
+}
+
+/// Compares every layer at every position, in turns with caps on scores and loud keys.
+fn all_layers(alone: &Alone<'_>, team: &str, random: &mut Random) {
+    for (i, layer) in layers().iter().enumerate() {
+        for (j, position) in POSITIONS.into_iter().enumerate() {
+            let mut layer = Layer { loud: (i + j) % 5 == 0, ..*layer };
+            layer.shape.softcap = [None, Some(5.0), Some(50.0)][(i + j) % 3];
+            attention(alone, team, random, &layer, position).unwrap();
         }
     }
 }
+
+#[test]
+fn attention_matches_its_twin_for_every_group_and_head_size() {
+    let mut random = Random::new("decode_attention");
+    let Some(device) = device(Reduction::Group) else { return };
+    let alone = Alone::new(&device);
+    for team in alone.teams() {
+        all_layers(&alone, team, &mut random);
+    }
+}
+
+/// A small layer of any shape that the kernel takes.
+fn any_layer(random: &mut Random) -> Layer {
+    let (kv_heads, shared_by) = (1 + random.below(3), 1 + random.below(9));
+    let head_dim = 8 * (1 + random.below(32));
+    let pairs = 1 + random.below(head_dim / 2);
+    let window = (random.below(2) == 0).then(|| 1 + random.below(150));
+    let heads = (kv_heads * shared_by, kv_heads, head_dim, pairs);
+    let mut layer = layer(heads, random.below(2) == 0, window, 1 + random.below(9));
+    layer.shape.softcap = [None, Some(3.0), Some(50.0)][random.below(3)];
+    layer.loud = random.below(8) == 0;
+    layer
+}
+
+#[test]
+fn attention_of_any_shape_matches_its_twin() {
+    let mut random = Random::new("decode_attention of any shape");
+    let Some(device) = device(Reduction::Group) else { return };
+    let (alone, shuffled) = (Alone::new(&device), Alone::with_all(&device, &SHUFFLES));
+    for _ in 0..20 {
+        for (alone, team) in [(&alone, "group"), (&shuffled, "subgroup")] {
+            let (layer, position) = (any_layer(&mut random), random.below(200));
+            attention(alone, team, &mut random, &layer, position).unwrap();
+        }
+    }
+}
+
+#[test]
+fn attention_by_shuffles_matches_its_twin_where_they_are_emulated() {
+    let mut random = Random::new("decode_attention by shuffles");
+    let Some(device) = device(Reduction::Group) else { return };
+    all_layers(&Alone::with_all(&device, &SHUFFLES), "subgroup", &mut random);
+}
+
+/// Makes the shuffles of decode_attention exchanges through workgroup memory, so that its text for
+/// subgroups is tested on adapters that have none of 32.
+const SHUFFLES: [Change; 5] = [
+    (",\n        @builtin(subgroup_invocation_id) own: u32", ""),
+    ("attend(group, local, own);", "me = local;\n    attend(group, local, local & 31u);"),
+    ("subgroupShuffleXor(", "emulated_xor("),
+    ("subgroupShuffle(", "emulated_at("),
+    (
+        "const LEAST",
+        "var<private> me: u32;
+        var<workgroup> exchanged: array<f32, 128>;
+        fn emulated_at(v: f32, lane: u32) -> f32 {
+            exchanged[me] = v;
+            workgroupBarrier();
+            let got = exchanged[(me & 0xe0u) | lane];
+            workgroupBarrier();
+            return got;
+        }
+        fn emulated_xor(v: f32, mask: u32) -> f32 {
+            return emulated_at(v, (me & 31u) ^ mask);
+        }
+        const LEAST",
+    ),
+];
 
 pub(super) fn combine(
     alone: &Alone<'_>,
@@ -361,7 +431,7 @@ fn splits_are_put_together_as_their_twin_does() {
     let Some(device) = device(Reduction::Group) else { return };
     let alone = Alone::new(&device);
     for (heads, head_dim, window, splits_max) in
-        [(1, 8, None, 64), (7, 80, None, 64), (5, 136, Some(700), 64), (3, 256, None, 3)]
+        [(1, 8, None, 64), (7, 80, None, 128), (5, 136, Some(700), 64), (3, 256, None, 3)]
     {
         let shape = layer((heads, 1, head_dim, 4), false, window, splits_max).shape;
         for position in POSITIONS.into_iter().chain([511, 512, 2047, 5000]) {

@@ -63,15 +63,15 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
             attention(alone, team, random, &layer, 100)
         }
         Of::Combine | Of::Sinks => {
-            let shape = layer((3, 1, 80, 4), false, None, 64).shape;
-            combine(alone, random, &shape, 2100, of == Of::Sinks)
+            let shape = layer((3, 1, 80, 4), false, None, 100).shape;
+            combine(alone, random, &shape, 3100, of == Of::Sinks)
         }
     }
 }
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 72] = [
+const MISTAKES: [(Of, Change); 78] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -120,16 +120,20 @@ const MISTAKES: [(Of, Change); 72] = [
     (Of::ExpertDown, ("choice = team / params.split", "choice = team")),
     (Of::ExpertDown, ("params.adds == 1u) + total.y", "params.adds == 1u) + total.x")),
     (Of::Attention, ("total * less +", "total +")),
-    (Of::Attention, ("vec2<f32>(shrink[first + 2u])", "vec2<f32>(shrink[first])")),
-    (Of::Attention, ("b * rotation.x + a * rotation.y", "b * rotation.x - a * rotation.y")),
+    (Of::Attention, ("s.a2 * by.z, s.b2 * by.z", "s.a2 * by.y, s.b2 * by.z")),
+    (Of::Attention, ("select(sin, -sin, low)", "sin")),
     (Of::Attention, ("min(window, end)", "min(window + 1u, end)")),
-    (Of::Attention, ("weight_of(i).y", "weight_of(i).x")),
+    (Of::Attention, ("key = x * k_weights(at)", "key = x * q_weights(at)")),
     (Of::Attention, ("keys[to] = key", "keys[to] = value")),
-    (Of::Attention, ("sum / f32(params.head_dim)", "sum / 128.0")),
+    (Of::Attention, ("square / f32(params.head_dim)", "square / 128.0")),
     (Of::Attention, ("row_offset(number + 1u)", "row_offset(number)")),
     (Of::Attention, ("cache_blocks.at[number] - number", "number - number")),
-    (Of::Attention, ("next = blocks_of(start + TILE)", "next = blocks_of(0u)")),
-    (Of::Capped, ("score = softcapped(score, params.softcap)", "score = score + 0.0")),
+    (Of::Attention, ("span = blocks_of(min(start + turn, now.position))", "span = blocks_of(0u)")),
+    (Of::Attention, ("exp(scores_of(part) - highest)", "exp(scores_of(0u) - highest)")),
+    (Of::Attention, ("sum += mark.y * exp(", "sum += mark.y * (")),
+    (Of::Attention, ("own, position == now", "own, position + 1u == now")),
+    (Of::Attention, ("quad < dim / 4u && h", "quad + 1u < dim / 4u && h")),
+    (Of::Capped, ("score = softcapped(sum, params.softcap)", "score = sum + 0.0")),
     (Of::Capped, ("tanh(clamp(t, -15.0, 15.0))", "clamp(t, -1.0, 1.0)")),
     (Of::Capped, ("(0.33333334 - s", "(3.0 - s")),
     (Of::Capped, ("let t = x / cap;", "let t = x / (1.1 * cap);")),
@@ -142,7 +146,9 @@ const MISTAKES: [(Of, Change); 72] = [
     (Of::BiasedDown, ("biases[at + b]", "biases[at + a]")),
     (Of::Sinks, ("sinks[head], 1.0", "sinks[head], 0.0")),
     (Of::Sinks, ("sinks[head]", "sinks[0]")),
-    (Of::Combine, ("part.y * factor", "part.y")),
+    (Of::Combine, ("total * less + dot", "dot")),
+    (Of::Combine, ("d.value * factor.w", "c.value * factor.w")),
+    (Of::Combine, ("base += 64u", "base += 65u")),
     (Of::Combine, ("parts[first + 3u * step] * factor.w", "parts[first + 2u * step] * factor.w")),
 ];
 
