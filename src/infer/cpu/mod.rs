@@ -29,6 +29,7 @@ pub mod decode_layer_norm;
 pub mod decode_linear;
 pub mod decode_norm;
 pub mod decode_norm_add;
+pub mod decode_norm_add_norm;
 pub mod decode_pack;
 pub mod decode_route;
 pub mod decode_seek;

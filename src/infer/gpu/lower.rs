@@ -64,6 +64,8 @@ pub(super) enum Place {
     Table(MoeId),
     /// One token's row of an activation, packed for products (kernels/shared/pack.wgsl).
     Packed(Buf),
+    /// One token's row of an activation that a kernel could not write in place.
+    Moved(Buf),
     /// One token's queries, keys and values, one after the other.
     Qkv,
     /// The results of the splits of one token's attention.

@@ -158,6 +158,7 @@ impl Builder<'_> {
             layout: &buffers.layout,
             homes: &experts.homes(graph),
             fetches: &fetches,
+            moved: None,
         };
         let Some(TokenSteps { steps, layers, tail }) = fuse.token()? else { return Ok(None) };
         let layers = layers.into_iter().map(|Points { resume, aside, routed }| {

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use wgpu::BufferUsages;
 
 use super::layout::{Layout, OFFERED_MAX};
-use super::rewrites::splits_max;
+use super::rewrites::{moves, splits_max};
 use super::token::aside_words;
 use crate::backend::{Result, Slot};
 use crate::cpu::pack::packed_words;
+use crate::gpu::buffers::stride;
 use crate::gpu::device::GpuDevice;
 use crate::gpu::experts::EMPTY;
 use crate::gpu::lower::Place;
@@ -32,6 +33,7 @@ pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> 
     let top_k = graph.moe.iter().map(|moe| moe.top_k).max().unwrap_or(0);
     let words = match place {
         Place::Packed(buf) => packed_words(graph.width(buf)),
+        Place::Moved(buf) => stride(graph.width(buf)),
         Place::Qkv => {
             let width = |(heads, kv): (usize, Kv)| heads + 2 * kv.kv_heads;
             attentions().map(|of| width(of) * of.1.head_dim).max().unwrap_or(0)
@@ -52,6 +54,12 @@ pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> 
         _ => return None,
     };
     Some(words)
+}
+
+/// The rows that have another place.
+fn moved(graph: &Graph) -> impl Iterator<Item = Place> {
+    let bufs = (0..).map(Buf).take(graph.buffers.len());
+    bufs.filter(|buf| moves(graph, *buf)).map(Place::Moved)
 }
 
 pub(in crate::gpu) struct DecodeBuffers {
@@ -86,6 +94,7 @@ impl DecodeBuffers {
     pub fn new(device: &GpuDevice, graph: &Graph) -> Result<Self> {
         let layout = Layout::of(graph);
         let packed = (0..).map(|i| Place::Packed(Buf(i))).take(graph.buffers.len());
+        let moved = moved(graph).map(|place| (place, "moved activations"));
         let shared = [
             (Place::Qkv, "queries, keys and values"),
             (Place::Partial, "split attention"),
@@ -98,7 +107,7 @@ impl DecodeBuffers {
         ];
         let packed = packed.map(|place| (place, "packed activations"));
         let (mut made, mut bytes) = (BTreeMap::new(), 0);
-        for (place, what) in packed.chain(shared) {
+        for (place, what) in packed.chain(moved).chain(shared) {
             let words = elements(graph, &layout, place).unwrap_or(0);
             let buffer = device.buffer(what, words as u64 * 4, STORAGE)?;
             bytes += buffer.size();
@@ -119,8 +128,9 @@ impl DecodeBuffers {
     /// same experts.
     pub fn adapt(&mut self, device: &GpuDevice, graph: &Graph) -> Result<()> {
         let packed = (0..).map(|i| Place::Packed(Buf(i))).take(graph.buffers.len());
-        let wanted: Vec<Place> = packed.chain([Place::Aside]).collect();
-        let fits = |place: &Place| !matches!(place, Place::Packed(_)) || wanted.contains(place);
+        let wanted: Vec<Place> = packed.chain(moved(graph)).chain([Place::Aside]).collect();
+        let by_graph = |place: &Place| matches!(place, Place::Packed(_) | Place::Moved(_));
+        let fits = |place: &Place| !by_graph(place) || wanted.contains(place);
         self.made.retain(|place, _| fits(place));
         for place in wanted {
             let bytes = elements(graph, &self.layout, place).unwrap_or(0) as u64 * 4;

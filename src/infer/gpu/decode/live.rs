@@ -17,6 +17,8 @@ pub(in crate::gpu) enum Form {
     Plain,
     /// Packed for products (kernels/shared/pack.wgsl).
     Packed,
+    /// As plain, in a buffer of its own (`rewrites/norm_add_norm.rs`).
+    Moved,
 }
 
 /// One token's row of a buffer in one form.

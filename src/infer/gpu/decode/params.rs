@@ -5,8 +5,8 @@ pub(in crate::gpu) use crate::gpu::params::{
     DecodeAside as Aside, DecodeAttention as Attention, DecodeCombine as Combine,
     DecodeExpertDown as ExpertDown, DecodeExpertGateUp as ExpertGateUp, DecodeFetch as Fetch,
     DecodeGateUp as GateUp, DecodeLayerNorm as LayerNorm, DecodeLinear as Linear,
-    DecodeNorm as Norm, DecodeNormAdd as NormAdd, DecodePack as Pack, DecodeRoute as Route,
-    DecodeSeek as Seek, Pieces, Segment,
+    DecodeNorm as Norm, DecodeNormAdd as NormAdd, DecodeNormAddNorm as NormAddNorm,
+    DecodePack as Pack, DecodeRoute as Route, DecodeSeek as Seek, Pieces, Segment,
 };
 use crate::gpu::repack::Packed;
 use doppler_store::DType;

@@ -11,7 +11,7 @@ use super::layout::Layout;
 use super::live::{Flow, Form, Resume, Value, resumes};
 use super::params;
 use super::rewrites::{Routing, rewrites, workgroups_of};
-use crate::backend::Result;
+use crate::backend::{BackendError, Result};
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::buffers::stride;
 use crate::gpu::dispatch::Rows;
@@ -30,6 +30,8 @@ pub(in crate::gpu) struct Fuse<'a> {
     pub homes: &'a [Option<Home>],
     /// For each MoE layer, whether experts may be in host memory.
     pub fetches: &'a [bool],
+    /// The row that is at its other place at this op. None at the beginning.
+    pub moved: Option<Buf>,
 }
 
 /// Bytes that are set aside when a layer halts.
@@ -90,6 +92,7 @@ pub(super) const fn place((buf, form): Value) -> Place {
     match form {
         Form::Plain => Place::Activation(buf),
         Form::Packed => Place::Packed(buf),
+        Form::Moved => Place::Moved(buf),
     }
 }
 
@@ -97,7 +100,7 @@ pub(super) const fn place((buf, form): Value) -> Place {
 fn bytes_of(graph: &Graph, (buf, form): Value) -> usize {
     let width = graph.width(buf);
     4 * match form {
-        Form::Plain => stride(width),
+        Form::Plain | Form::Moved => stride(width),
         Form::Packed => packed_words(width),
     }
 }
@@ -210,19 +213,20 @@ impl Fuse<'_> {
 struct Forms {
     plain: Vec<bool>,
     packed: Vec<bool>,
+    moved: Vec<bool>,
 }
 
 impl Forms {
     /// A buffer that no op has written contains zeros, in plain form.
     fn new(graph: &Graph) -> Self {
         let count = graph.buffers.len();
-        Self { plain: vec![true; count], packed: vec![false; count] }
+        Self { plain: vec![true; count], packed: vec![false; count], moved: vec![false; count] }
     }
 
     fn written(&mut self, values: &[Value]) {
         for (buf, _) in values {
             let at = usize::from(buf.0);
-            (self.plain[at], self.packed[at]) = (false, false);
+            (self.plain[at], self.packed[at], self.moved[at]) = (false, false, false);
         }
         for (buf, form) in values {
             *self.there(*buf, *form) = true;
@@ -233,6 +237,7 @@ impl Forms {
         let all = match form {
             Form::Plain => &mut self.plain,
             Form::Packed => &mut self.packed,
+            Form::Moved => &mut self.moved,
         };
         &mut all[usize::from(buf.0)]
     }
@@ -245,8 +250,12 @@ impl Forms {
         let cols = graph.width(buf);
         let params = params::Pack { cols: word(cols)?, pieces: word(pieces(cols))? };
         let (kernel, other) = match form {
-            Form::Packed => ("decode_pack", Form::Plain),
-            Form::Plain => ("decode_unpack", Form::Packed),
+            Form::Packed if !self.moved[usize::from(buf.0)] => ("decode_pack", Form::Plain),
+            Form::Plain if !self.moved[usize::from(buf.0)] => ("decode_unpack", Form::Packed),
+            _ => {
+                let what = format!("buffer {} as {form:?} where it was moved", buf.0);
+                return Err(BackendError::Unsupported(what));
+            }
         };
         let storage = [place((buf, other)), place((buf, form))];
         let grid = workgroups_of(pieces(cols).div_ceil(32));

@@ -10,6 +10,7 @@ mod gate_up;
 mod layer_norm;
 mod norm;
 mod norm_add;
+mod norm_add_norm;
 mod product;
 mod rows;
 
@@ -22,6 +23,7 @@ use crate::graph::{Buf, Graph, Op, WeightId};
 
 pub(super) use attention::splits_max;
 pub(super) use experts::Routing;
+pub(super) use norm_add_norm::moves;
 
 /// Rewrites the run of ops that begins at an op. `None` if it does not match.
 pub(super) type Rewrite = fn(&mut Fuse<'_>, usize) -> Result<Option<Rewritten>>;
@@ -38,6 +40,7 @@ pub(super) const fn rewrites(reduction: Reduction) -> &'static [Rewrite] {
             product::added,
             product::product,
             product::logits,
+            norm_add_norm::norm_add_norm,
             norm_add::norm_add,
             norm::norm,
             layer_norm::layer_norm,

@@ -3,7 +3,7 @@
 
 use super::attention::{attention, combine, layer};
 use super::experts::{Experts, down, gate_up as expert_gate_up};
-use super::norm_add::norm_add;
+use super::norm_add::{norm_add, norm_add_norm};
 use super::products::{Linear, gate_up, linear};
 use super::{Check, layer_norm, norm};
 use crate::gpu::Reduction;
@@ -17,6 +17,7 @@ use doppler_store::DType;
 enum Of {
     Norm,
     NormAdd,
+    NormAddNorm,
     LayerNorm,
     Linear(DType),
     GateUp,
@@ -36,6 +37,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
     match of {
         Of::Norm => norm(alone, team, random, 1025, 0.3),
         Of::NormAdd => norm_add(alone, team, random, 1025, 0.3),
+        Of::NormAddNorm => norm_add_norm(alone, team, random, 4099, 0.3),
         Of::LayerNorm => layer_norm(alone, team, random, (1025, true), 0.3),
         Of::Linear(dtype) => {
             let of = [(dtype, 19), (dtype, 9), (dtype, 5)];
@@ -71,7 +73,7 @@ fn check(of: Of, alone: &Alone<'_>, random: &mut Random) -> Check {
 
 /// One mistake each: a sum that lacks a part, the wrong scale or bit, an index off by one, a
 /// different rounding.
-const MISTAKES: [(Of, Change); 78] = [
+const MISTAKES: [(Of, Change); 85] = [
     (Of::Norm, ("var i = 0u; i < 8u", "var i = 0u; i < 7u")),
     (Of::Norm, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::Norm, ("select(vec4<f32>(0.0), x[i], at < vec4<u32>(params.cols))", "x[i]")),
@@ -84,6 +86,13 @@ const MISTAKES: [(Of, Change); 78] = [
     (Of::NormAdd, ("+ params.eps", "+ 0.999 * params.eps")),
     (Of::NormAdd, ("before + normed", "normed")),
     (Of::NormAdd, ("select(vec4<f32>(0.0), y[i], inside(i))", "y[i]")),
+    (Of::NormAddNorm, ("i < 8u; i++", "i < 7u; i++")),
+    (Of::NormAddNorm, ("f32(params.cols) + eps", "f32(params.cols) + 0.999 * eps")),
+    (Of::NormAddNorm, ("return v.x + v.y", "return v.y")),
+    (Of::NormAddNorm, ("params.eps_after, 8u", "params.eps, 8u")),
+    (Of::NormAddNorm, ("select(mine, v, i == own)", "mine")),
+    (Of::NormAddNorm, ("select(zero, y[i], inside)", "y[i]")),
+    (Of::NormAddNorm, ("dot(s2, s2) + dot(s3, s3)", "dot(s2, s2)")),
     (Of::LayerNorm, ("x[i] - mean, inside(i)", "x[i], inside(i)")),
     (Of::LayerNorm, ("out += bias[quad]", "out += 0.9 * bias[quad]")),
     (Of::LayerNorm, ("(x[quad] - mean)", "(x[quad] - 0.99 * mean)")),
