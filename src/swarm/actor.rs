@@ -42,6 +42,9 @@ use crate::{Address, PeerId, SwarmError, Transport};
 /// The commands that callers send to the loop.
 pub(crate) enum Command {
     Publish { topic: String, data: Vec<u8> },
+    Join { topic: String },
+    Leave { topic: String },
+    Tell { topic: String, data: Vec<u8> },
     Judge { id: gossipsub::MessageId, forwarder: PeerId, sound: bool },
     Dial { peer: PeerId, addresses: Vec<Address> },
     Disconnect { peer: PeerId },
@@ -112,6 +115,8 @@ pub(crate) fn run_thread(
 struct Actor {
     swarm: Swarm<Behaviour>,
     protocol_version: String,
+    /// Those that it was started with.
+    topics: Vec<String>,
     outputs: Outputs,
     peers: BTreeMap<PeerId, Peer>,
     redial: Redial,
@@ -162,6 +167,7 @@ impl Actor {
         Ok(Self {
             swarm,
             protocol_version: options.protocol_version,
+            topics: options.topics,
             outputs,
             peers: BTreeMap::new(),
             redial: Redial::new(bootstrap, REDIAL, BOOTSTRAP_PATIENCE, Instant::now()),
@@ -221,6 +227,21 @@ impl Actor {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Publish { topic, data } => self.publish(topic, data),
+            Command::Join { topic } => {
+                let topic = gossipsub::IdentTopic::new(topic);
+                if let Err(error) = self.swarm.behaviour_mut().gossip.subscribe(&topic) {
+                    warn!(%topic, %error, "not subscribed");
+                }
+            }
+            Command::Leave { topic } => {
+                let topic = gossipsub::IdentTopic::new(topic);
+                self.swarm.behaviour_mut().gossip.unsubscribe(&topic);
+            }
+            Command::Tell { topic, data } => {
+                let hash = gossipsub::IdentTopic::new(&topic).hash();
+                // Whoever subscribes later is told anew.
+                let _was_sent = try_publish(&mut self.swarm, hash, &data);
+            }
             Command::Judge { id, forwarder, sound } => {
                 let verdict = if sound {
                     gossipsub::MessageAcceptance::Accept
@@ -370,12 +391,13 @@ impl Actor {
 
     /// Says which bootstrap addresses do not lead into the swarm, and why.
     fn review_bootstrap(&mut self, now: Instant) {
-        let peers = &self.peers;
+        let (peers, topics) = (&self.peers, &self.topics);
         // Before it has identified itself a peer had no time to say what it takes part in.
         let met = |peer: PeerId| {
             peers.get(&peer).map(|peer| Met {
                 since: peer.connected_at,
-                is_member: !peer.topics.is_empty() || peer.agent.is_none(),
+                is_member: topics.iter().any(|topic| peer.topics.contains(topic))
+                    || peer.agent.is_none(),
             })
         };
         for (address, problem) in self.redial.review(now, met) {

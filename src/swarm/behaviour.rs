@@ -1,7 +1,5 @@
 //! The protocols of every connection, in the order in which they may refuse it.
 
-use std::collections::HashSet;
-
 use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
@@ -14,9 +12,9 @@ use crate::options::{GOSSIP_BYTES_MAX, MDNS_INTERVAL, Options, PING_INTERVAL, PI
 use crate::reach::BoundedAutoNat;
 use crate::runs::agent_with_run;
 use crate::streams::PathStreams;
+use crate::topics::{self, Filter};
 
-pub(crate) type Gossip =
-    gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
+pub(crate) type Gossip = gossipsub::Behaviour<gossipsub::IdentityTransform, Filter>;
 
 /// `limits` and `bans` come first, so that they refuse a connection before any
 /// other protocol spends memory on it.
@@ -71,7 +69,7 @@ impl Behaviour {
             ping: ping::Behaviour::new(
                 ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT),
             ),
-            gossip: gossip(keypair, &options.topics)?,
+            gossip: gossip(keypair, options)?,
             mdns: mdns(false)?.into(),
             mdns6: mdns(true)?.into(),
             autonat: options.ask_reach.then(|| BoundedAutoNat::new(peer)).into(),
@@ -85,19 +83,18 @@ impl Behaviour {
 }
 
 /// Signed gossip on our topics only. Messages are forwarded only after the caller has judged them.
-fn gossip(keypair: &Keypair, topics: &[String]) -> Result<Gossip, SwarmError> {
+fn gossip(keypair: &Keypair, options: &Options) -> Result<Gossip, SwarmError> {
     let config = gossipsub::ConfigBuilder::default()
         .max_transmit_size(GOSSIP_BYTES_MAX)
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
         .build()
         .map_err(|error| setup("gossip", &error))?;
-    let topics: Vec<_> = topics.iter().map(gossipsub::IdentTopic::new).collect();
-    let allowed: HashSet<_> = topics.iter().map(gossipsub::IdentTopic::hash).collect();
+    let topics: Vec<_> = options.topics.iter().map(gossipsub::IdentTopic::new).collect();
     let mut gossip = Gossip::new_with_subscription_filter(
         gossipsub::MessageAuthenticity::Signed(keypair.clone()),
         config,
-        gossipsub::WhitelistSubscriptionFilter(allowed),
+        topics::filter(&topics, options.topic_prefix.clone()),
     )
     .map_err(|error| setup("gossip", &error))?;
     for topic in &topics {

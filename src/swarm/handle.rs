@@ -195,6 +195,21 @@ impl SwarmHandle {
         self.command(Command::Publish { topic: topic.to_owned(), data })
     }
 
+    /// Takes part in a further topic, whose name begins with `Options::topic_prefix`.
+    pub fn join(&self, topic: &str) -> Result<(), SwarmError> {
+        self.command(Command::Join { topic: topic.to_owned() })
+    }
+
+    /// Takes part in a further topic no more.
+    pub fn leave(&self, topic: &str) -> Result<(), SwarmError> {
+        self.command(Command::Leave { topic: topic.to_owned() })
+    }
+
+    /// Says something on a further topic to those that are subscribed now.
+    pub fn tell(&self, topic: &str, data: Vec<u8>) -> Result<(), SwarmError> {
+        self.command(Command::Tell { topic: topic.to_owned(), data })
+    }
+
     /// Reports whether a message is valid. If so it is forwarded, otherwise its forwarder is
     /// penalised.
     pub fn judge(&self, message: &Message, sound: bool) -> Result<(), SwarmError> {

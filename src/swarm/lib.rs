@@ -30,6 +30,7 @@ mod runs;
 mod selves;
 mod stream;
 mod streams;
+mod topics;
 mod transport;
 mod upnp;
 mod webrtc;

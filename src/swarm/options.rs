@@ -29,6 +29,8 @@ pub struct Options {
     pub protocol_version: String,
     /// Gossip topics to subscribe to; peers' other topics are ignored.
     pub topics: Vec<String>,
+    /// What the names of further topics begin with, which the node may join as it runs.
+    pub topic_prefix: Option<String>,
     /// Addresses at which others reach this node although it does not listen there: a proxy
     /// that terminates TLS (`/dns4/HOST/tcp/443/wss`), or a forwarded port.
     pub external: Vec<Address>,
@@ -68,6 +70,7 @@ impl Options {
             run: 0,
             protocol_version: String::new(),
             topics: Vec::new(),
+            topic_prefix: None,
             external: Vec::new(),
             webrtc_certificate: None,
             swarm_key: None,
@@ -149,6 +152,11 @@ pub(crate) const INCOMING_QUEUE: usize = 128;
 /// Publications kept while nobody is subscribed. The oldest is dropped first, because newer
 /// announcements replace older ones.
 pub(crate) const OUTBOX: usize = 64;
+
+/// Topics that one peer takes part in, bytes of a topic's name, and changes that it may announce at once.
+pub(crate) const TOPICS_MAX: usize = 64;
+pub(crate) const TOPIC_BYTES_MAX: usize = 128;
+pub(crate) const SUBSCRIPTIONS_MAX: usize = 128;
 
 /// How often the loop checks redials, the outbox and bans: often enough that a node
 /// joins within a heartbeat, and rarely enough to cost nothing.
