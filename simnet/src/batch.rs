@@ -1,58 +1,77 @@
-//! Large swarms on several threads: what cores are told of gossip within the time that the fastest packet
-//! takes, they are told at once (`crew`). What they say is done afterwards, in the order of time.
+//! Calm swarms are run in batches: what cores are told of gossip within the time that the fastest packet takes,
+//! they are told at once, on several threads (`crew`). What they say is done afterwards, in the order of time.
 //!
-//! Nothing that a core says reaches another within that time, so the schedule is that of one thread.
-//! Invariants: a core is told of nothing before something that is earlier; no core is told ahead of time of
-//! what it may yet be spared.
+//! Nothing that a node does reaches another within that time. Invariants: a core is told of nothing before
+//! something that is earlier; no core is told ahead of time of what it may yet be spared; a batch does not depend
+//! on the number of threads.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use doppler_mesh::core::Action;
-
-use crate::crew::{Crew, TASKS_MAX, Task};
-use crate::net::LATENCY_MIN;
+use crate::crew::{Crew, Task, Way};
+use crate::net::latency_min;
+use crate::node::Replies;
 use crate::options::Scenario;
 use crate::queue::{Message, Next};
+use crate::rng::Rng;
 use crate::world::World;
 
-/// Something that happens, and what the core said that was told of it ahead of time.
+/// The most tasks at a time.
+const TASKS_MAX: usize = 1024;
+
+/// Something that happens.
 struct Item {
     at: u64,
     next: Next,
-    said: Option<Vec<Action>>,
+    /// A core was told of it ahead of time.
+    is_told: bool,
 }
 
 /// What is kept from one batch to the next, for its room.
-#[derive(Default)]
+#[allow(clippy::vec_box)] // moved from thread to thread by pointer
 struct Batch {
     items: Vec<Item>,
-    tasks: Vec<Task>,
-    /// The items of the tasks, in their order.
-    places: Vec<usize>,
-    /// Nodes whose cores are told something.
-    told: BTreeSet<usize>,
-    /// Emptied.
-    spare: Vec<Vec<Action>>,
+    /// Those that cores are told ahead of time, in the order of the items.
+    tasks: Vec<Box<Task>>,
+    spare: Vec<Box<Task>>,
+    /// The number of this batch, and of the last in which each node was told something.
+    number: u64,
+    told: Vec<u64>,
+}
+
+impl Batch {
+    fn new(nodes: usize) -> Self {
+        Self {
+            items: Vec::new(),
+            tasks: Vec::new(),
+            spare: Vec::new(),
+            number: 0,
+            told: vec![0; nodes],
+        }
+    }
+
+    /// Notes that a node is told something in this batch. True if it was not before.
+    fn tell(&mut self, node: usize) -> bool {
+        std::mem::replace(&mut self.told[node], self.number) != self.number
+    }
 }
 
 impl World {
-    /// Whether a node is changed by nothing but what it is told, and what itself says: nobody is banned,
-    /// killed or cut off.
+    /// Whether nobody is banned or cut off: a node is changed by nothing but what it is told, what itself
+    /// says, and what concerns all and is done by itself.
     pub(crate) fn is_calm(&self) -> bool {
-        matches!(self.options.scenario, Scenario::Crowd | Scenario::Quiet)
+        matches!(self.options.scenario, Scenario::Crowd | Scenario::Models | Scenario::Quiet)
     }
 
     /// [`World::run_until`] in batches.
     pub(crate) fn run_batches(&mut self, end: u64, crew: &Crew) {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.nodes.len());
         while self.violation.is_none() && self.queue.next_at().is_some_and(|at| at <= end) {
             self.collect(end, &mut batch);
             if batch.items.is_empty() {
                 self.do_next();
                 continue;
             }
-            self.tell_all(crew, &mut batch);
+            crew.work(&mut batch.tasks);
             self.do_all(&mut batch);
         }
         if self.violation.is_none() {
@@ -60,66 +79,96 @@ impl World {
         }
     }
 
-    /// Takes what is next, up to something that may change more than one node.
+    /// Takes what is next, up to something that may concern all nodes.
     fn collect(&mut self, end: u64, batch: &mut Batch) {
         let Some(first) = self.queue.next_at() else { return };
-        let before = (first + LATENCY_MIN).min(end.saturating_add(1));
-        batch.told.clear();
+        let before = (first + latency_min(self.nodes.len())).min(end.saturating_add(1));
+        batch.number += 1;
         while batch.tasks.len() < TASKS_MAX {
             let Some((at, next)) = self.queue.peek().filter(|(at, _)| *at < before) else { break };
-            let task = match next {
+            let is_told = match next {
                 Next::Gossip { to, message, is_replay: false, .. } => {
-                    let (to, message) = (*to, Rc::clone(message));
-                    self.may_tell(to, &message) && batch.told.insert(to)
+                    let to = *to;
+                    self.may_tell(to, message) && batch.tell(to)
                 }
-                Next::Wake { node } => {
-                    batch.told.insert(*node);
+                Next::Wake { node }
+                | Next::Boot { node }
+                | Next::Bootstrap { node, .. }
+                | Next::Work { node, .. }
+                | Next::Look { node, .. } => {
+                    batch.tell(*node);
                     false
                 }
-                Next::Bootstrap { .. } => false,
+                Next::Dialled { node, to, .. } => {
+                    batch.tell(*node);
+                    batch.tell(*to);
+                    false
+                }
                 _ => break,
             };
             let Some((_, next)) = self.queue.pop() else { break };
-            if let (true, Next::Gossip { to, message, .. }) = (task, &next) {
-                batch.places.push(batch.items.len());
-                let actions = batch.spare.pop().unwrap_or_default();
-                batch.tasks.extend(self.task(*to, at, message, actions));
+            if let (true, Next::Gossip { to, from, message, .. }) = (is_told, &next) {
+                self.prepare(at, (*to, *from), message, batch);
             }
-            batch.items.push(Item { at, next, said: None });
+            batch.items.push(Item { at, next, is_told });
         }
     }
 
     /// Whether a message will be news for a node.
     fn may_tell(&self, to: usize, message: &Message) -> bool {
         let node = &self.nodes[to];
-        node.is_up() && !message.is_heard(to, node.boot)
+        node.is_up() && !message.is_heard(to, node.boot) && self.gossip.has(message.topic, to)
     }
 
-    fn task(
+    /// A node is to be told of a message.
+    fn prepare(
         &mut self,
-        node: usize,
         at: u64,
+        (node, from): (usize, usize),
         message: &Message,
-        actions: Vec<Action>,
-    ) -> Option<Task> {
-        let (at, event) = (self.instant(at), Some(self.gossip_event(message)));
-        let this = &mut self.nodes[node];
-        let core = this.core.take()?;
-        let replies = std::mem::take(&mut this.replies);
-        Some(Task { node, at, core, replies, event, actions })
+        batch: &mut Batch,
+    ) {
+        let (time, event) = (self.instant(at), Some(self.gossip_event(message)));
+        let (seed, nodes) = (self.options.seed, self.nodes.len());
+        let way = Way { from, author: message.from, bytes: message.len(), at, seed, nodes };
+        let mut task = batch.spare.pop().unwrap_or_else(|| {
+            Box::new(Task {
+                node,
+                at: time,
+                core: None,
+                replies: Replies::default(),
+                relay: Box::default(),
+                topic: None,
+                rng: Rng::default(),
+                event: None,
+                way,
+                actions: Vec::new(),
+                passed: None,
+            })
+        });
+        (task.node, task.at, task.event, task.way) = (node, time, event, way);
+        task.topic = message.topic;
+        self.exchange(&mut task);
+        batch.tasks.push(task);
     }
 
-    fn tell_all(&mut self, crew: &Crew, batch: &mut Batch) {
-        crew.work(&mut batch.tasks);
-        for (place, task) in batch.places.drain(..).zip(batch.tasks.drain(..)) {
-            let node = &mut self.nodes[task.node];
-            (node.core, node.replies) = (Some(task.core), task.replies);
-            batch.items[place].said = Some(task.actions);
-        }
+    /// Gives a task what it needs of its node, or takes it back.
+    fn exchange(&mut self, task: &mut Task) {
+        let node = &mut self.nodes[task.node];
+        std::mem::swap(&mut node.core, &mut task.core);
+        std::mem::swap(&mut node.replies, &mut task.replies);
+        std::mem::swap(&mut node.rng, &mut task.rng);
+        self.gossip.swap(task.topic, task.node, &mut task.relay);
     }
 
     fn do_all(&mut self, batch: &mut Batch) {
-        for Item { at, next, said } in batch.items.drain(..) {
+        for task in &mut batch.tasks {
+            self.exchange(task);
+        }
+        let Batch { items, tasks, spare, .. } = batch;
+        let mut tasks = tasks.drain(..);
+        for Item { at, next, is_told } in items.drain(..) {
+            let task = if is_told { tasks.next() } else { None };
             // What has just come up: a core wants to be woken.
             while self.violation.is_none() && self.queue.next_at().is_some_and(|next| next < at) {
                 self.do_next();
@@ -129,31 +178,26 @@ impl World {
             }
             self.now = at;
             self.stats.events += 1;
-            match (said, next) {
-                (Some(mut actions), Next::Gossip { to, from, message, .. }) => {
+            match (task, next) {
+                (Some(mut task), Next::Gossip { to, from, message, .. }) => {
                     self.schedule.fold(self.now);
-                    self.has_heard(to, from, message, &mut actions);
-                    batch.spare.push(actions);
+                    self.has_heard((to, from), message, &mut task);
+                    spare.push(task);
                 }
                 (_, next) => self.step(next),
             }
         }
     }
 
-    /// A node's core was told of a message, and said this.
-    fn has_heard(
-        &mut self,
-        to: usize,
-        from: usize,
-        message: Rc<Message>,
-        actions: &mut Vec<Action>,
-    ) {
+    /// A node's core was told of a message.
+    fn has_heard(&mut self, (to, from): (usize, usize), message: Rc<Message>, task: &mut Task) {
         let boot = self.nodes[to].boot;
         message.hear(to, boot, self.now);
         self.stats.messages += 1;
         self.hearing = Some((message, from));
-        self.told(to, actions);
-        self.hearing = None;
+        self.passed = task.passed.take();
+        self.told(to, &mut task.actions);
+        (self.hearing, self.passed) = (None, None);
     }
 
     fn do_next(&mut self) {

@@ -69,19 +69,16 @@ impl News {
 impl std::fmt::Display for News {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let seconds = |time: Option<f64>| time.map_or("never".to_owned(), |t| format!("{t:.2} s"));
+        write!(f, "{} nodes: ", self.nodes)?;
+        if !self.began.is_empty() {
+            let [half, most, all] = [500, 990, 1000].map(|part| seconds(self.within(part)));
+            write!(f, "news reach half in {half}, 99 % in {most}, all in {all}; ")?;
+        }
         write!(
             f,
-            "{} nodes: news reach half in {}, 99 % in {}, all in {}; a node and second: {:.2} \
-             messages heard, {:.2} sent, {:.0} bytes; at most {} members and {} peers remembered",
-            self.nodes,
-            seconds(self.within(500)),
-            seconds(self.within(990)),
-            seconds(self.within(1000)),
-            self.heard,
-            self.sent,
-            self.sent_bytes,
-            self.members,
-            self.known,
+            "a node and second: {:.2} messages heard, {:.2} sent, {:.0} bytes; at most {} members and {} \
+             peers remembered",
+            self.heard, self.sent, self.sent_bytes, self.members, self.known,
         )
     }
 }
@@ -107,10 +104,15 @@ impl World {
         }
     }
 
+    /// From now on it is counted what the swarm costs.
+    pub(crate) fn begin_to_count(&mut self) {
+        self.news.before = (self.stats, self.traffic());
+        (self.news.from, self.news.nodes) = (self.now, self.nodes.len());
+    }
+
     pub(crate) fn publish_in_crowd(&mut self, node: usize, number: u64) {
         if number == 0 {
-            self.news.before = (self.stats, self.traffic());
-            self.news.from = self.now;
+            self.begin_to_count();
         }
         let mut rng = Rng::fork(self.options.seed, "news", number + 1);
         let mut bytes = || {

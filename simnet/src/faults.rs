@@ -3,6 +3,7 @@
 //! Invariants: every fault has ended when the safety phase ends; whoever lies is not a keeper,
 //! so that every object has an honest holder.
 
+use crate::models;
 use crate::options::{MS, Options, SECOND, Scenario};
 use crate::rng::{Rng, mix};
 
@@ -168,7 +169,10 @@ const KILLED: usize = 3;
 
 /// The last of the nodes die together in the middle of the safety phase.
 fn kill(options: &Options, number: usize) -> Fault {
-    let node = options.nodes.saturating_sub(1 + number);
+    let node = match options.scenario {
+        Scenario::Models => models::mortal(options, number),
+        _ => options.nodes.saturating_sub(1 + number),
+    };
     let (from, until) = (options.safety() / 2, options.safety());
     Fault { number, from, until, kind: Kind::Die { node } }
 }
@@ -185,10 +189,11 @@ pub fn plan(options: &Options) -> Vec<Fault> {
     let is_kill = options.scenario.kills();
     let count = match options.scenario {
         Scenario::Quiet | Scenario::Crowd => 0,
+        Scenario::Models => models::mortals(options),
         _ if is_kill => KILLED,
         _ => count,
     };
     let numbers = options.faults.clone().unwrap_or_else(|| (0..count).collect());
-    let draw = if is_kill { kill } else { Fault::draw };
+    let draw = if is_kill || options.scenario == Scenario::Models { kill } else { Fault::draw };
     numbers.into_iter().map(|number| draw(options, number)).collect()
 }

@@ -11,6 +11,7 @@
 //! Invariant: a node's mesh is a subset of its peers, and if one has another in its mesh, so does the other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Index, IndexMut};
 
 use crate::options::SECOND;
 use crate::rng::Rng;
@@ -60,7 +61,9 @@ struct Peer {
     is_outbound: bool,
 }
 
-struct Relay {
+/// One node's part in a topic.
+#[derive(Default)]
+pub struct Relay {
     rng: Rng,
     peers: Vec<Peer>,
     mesh: Vec<usize>,
@@ -75,9 +78,37 @@ struct Relay {
     sent: Traffic,
 }
 
-/// Every node's part in passing gossip on.
+/// The parts of the nodes of a topic, by node.
+#[allow(clippy::vec_box)] // exchanged by pointer
+enum Relays {
+    /// Every node takes part.
+    All(Vec<Box<Relay>>),
+    /// Those take part that joined.
+    Joined(BTreeMap<usize, Box<Relay>>),
+}
+
+impl Index<usize> for Relays {
+    type Output = Box<Relay>;
+    fn index(&self, node: usize) -> &Box<Relay> {
+        match self {
+            Self::All(relays) => &relays[node],
+            Self::Joined(relays) => &relays[&node],
+        }
+    }
+}
+
+impl IndexMut<usize> for Relays {
+    fn index_mut(&mut self, node: usize) -> &mut Box<Relay> {
+        match self {
+            Self::All(relays) => &mut relays[node],
+            Self::Joined(relays) => relays.entry(node).or_default(),
+        }
+    }
+}
+
+/// Every node's part in passing on what is said on one topic.
 pub struct Gossip {
-    relays: Vec<Relay>,
+    relays: Relays,
 }
 
 /// Bytes of a message with so many bytes of data, once sent.
@@ -92,18 +123,32 @@ pub const fn is_large(data: usize) -> bool {
 
 impl Gossip {
     pub fn new(seed: u64, nodes: usize) -> Self {
-        let relay = |node: usize| Relay {
-            rng: Rng::fork(seed, "gossip", node as u64),
-            peers: Vec::new(),
-            mesh: Vec::new(),
-            outsiders: BTreeSet::new(),
-            shown: Vec::new(),
-            backoff: BTreeMap::new(),
-            beat: 0,
-            offers_until: 0,
-            sent: Traffic::default(),
-        };
-        Self { relays: (0..nodes).map(relay).collect() }
+        let relay = |node: usize| Box::new(Relay::new(Rng::fork(seed, "gossip", node as u64)));
+        Self { relays: Relays::All((0..nodes).map(relay).collect()) }
+    }
+
+    /// A topic in which nobody takes part yet.
+    pub const fn empty() -> Self {
+        Self { relays: Relays::Joined(BTreeMap::new()) }
+    }
+
+    /// A node takes part from now on.
+    pub fn join(&mut self, now: u64, node: usize, rng: Rng) {
+        *self.relays[node] = Relay { beat: now + HEARTBEAT, ..Relay::new(rng) };
+    }
+
+    /// A node takes part no more. Returns what it has sent.
+    pub fn leave(&mut self, node: usize) -> Traffic {
+        let peers: Vec<usize> = self.relays[node].peers.iter().map(|peer| peer.node).collect();
+        for peer in peers {
+            self.disconnect(node, peer);
+        }
+        match &mut self.relays {
+            Relays::All(_) => Traffic::default(),
+            Relays::Joined(relays) => {
+                relays.remove(&node).map_or_else(Traffic::default, |relay| relay.sent)
+            }
+        }
     }
 
     pub fn sent(&self, node: usize) -> Traffic {
@@ -230,8 +275,7 @@ impl Gossip {
     }
 
     fn outbound(&self, node: usize) -> usize {
-        let mesh = self.relays[node].mesh.iter();
-        mesh.filter(|peer| self.is_outbound(node, **peer)).count()
+        self.relays[node].outbound()
     }
 
     /// A mesh that has grown too large loses peers until it has its size.
@@ -255,29 +299,10 @@ impl Gossip {
         }
     }
 
-    /// Peers outside a node's mesh, and to how many of them it offers ids at a heartbeat.
-    fn lazy(&self, node: usize) -> (u64, u64) {
-        let relay = &self.relays[node];
-        let outside = relay.peers.len() - relay.mesh.len();
-        (outside as u64, outside.min(LAZY.max(outside / 4)) as u64)
-    }
-
     /// Those of a node's peers that are in nobody's mesh, if they are offered the id of a message that it
     /// has now, and how long from now.
     pub fn offered(&mut self, node: usize) -> Vec<(usize, u64)> {
-        if self.relays[node].outsiders.is_empty() {
-            return Vec::new();
-        }
-        let (outside, lazy) = self.lazy(node);
-        let relay = &mut self.relays[node];
-        let mut offered = Vec::new();
-        for other in &relay.outsiders {
-            let rng = &mut relay.rng;
-            let first = rng.below(HEARTBEAT);
-            let beat = (0..OFFERS).find(|_| rng.below(outside) < lazy);
-            offered.extend(beat.map(|beat| (*other, first + beat * HEARTBEAT)));
-        }
-        offered
+        self.relays[node].offered()
     }
 
     /// A node has asked for a message that it was offered, and gets it.
@@ -288,22 +313,11 @@ impl Gossip {
         sent.bytes += copy_bytes(data);
     }
 
-    /// The bytes that offering a message's id costs, once for each message.
-    fn offer(&mut self, now: u64, node: usize) {
-        let (_, lazy) = self.lazy(node);
-        let relay = &mut self.relays[node];
-        let until = now + OFFERS * HEARTBEAT;
-        let beats = (until - relay.offers_until.max(now)) as f64 / HEARTBEAT as f64;
-        relay.offers_until = until;
-        let frames = (beats * (lazy * (FRAME + TOPIC + 6)) as f64) as u64;
-        relay.sent.bytes += frames + OFFERS * lazy * (ID + 2);
-    }
-
     /// A node writes a message. Returns those to whom it sends it.
     pub fn publish(&mut self, now: u64, node: usize, data: usize) -> Vec<usize> {
         self.keep_up(now, node);
-        self.offer(now, node);
         let relay = &mut self.relays[node];
+        relay.offer(now);
         let count = relay.peers.len() as u64;
         relay.sent.copies += count;
         relay.sent.bytes += count * copy_bytes(data);
@@ -316,22 +330,110 @@ impl Gossip {
         &mut self,
         now: u64,
         node: usize,
-        (from, author): (usize, Option<usize>),
+        way: (usize, Option<usize>),
         data: usize,
         has: impl Fn(usize) -> bool,
     ) -> Vec<usize> {
         self.keep_up(now, node);
-        self.offer(now, node);
-        let relay = &mut self.relays[node];
-        let others = relay.mesh.iter().copied();
+        self.relays[node].forward(now, way, data, has)
+    }
+
+    /// Exchanges a node's part for another, so that the node can be seen to elsewhere.
+    pub fn swap(&mut self, node: usize, relay: &mut Box<Relay>) {
+        std::mem::swap(&mut self.relays[node], relay);
+    }
+}
+
+impl Relay {
+    fn new(rng: Rng) -> Self {
+        Self { rng, ..Self::default() }
+    }
+
+    fn outbound(&self) -> usize {
+        let is_outbound =
+            |node: &&usize| self.peers.iter().any(|peer| peer.node == **node && peer.is_outbound);
+        self.mesh.iter().filter(is_outbound).count()
+    }
+
+    /// Whether a heartbeat now would change the mesh.
+    fn is_restless(&self, now: u64) -> bool {
+        let is_free = |peer: &Peer| {
+            let node = peer.node;
+            !self.mesh.contains(&node) && self.backoff.get(&node).is_none_or(|until| *until <= now)
+        };
+        let size = self.mesh.len();
+        let lacks =
+            |may: &dyn Fn(&Peer) -> bool| self.peers.iter().any(|peer| may(peer) && is_free(peer));
+        match size {
+            ..LOW => lacks(&|_| true),
+            LOW..HIGH => self.outbound() < OUTBOUND && lacks(&|peer| peer.is_outbound),
+            _ => true,
+        }
+    }
+
+    /// The heartbeats that are due, if they change nothing for others. False if they do.
+    pub fn keep_up_alone(&mut self, now: u64) -> bool {
+        if now < self.beat {
+            return true;
+        }
+        if self.is_restless(now) {
+            return false;
+        }
+        self.backoff.retain(|_, until| *until > now);
+        self.beat += (now - self.beat) / HEARTBEAT * HEARTBEAT + HEARTBEAT;
+        true
+    }
+
+    /// Peers outside the mesh, and to how many of them it offers ids at a heartbeat.
+    fn lazy(&self) -> (u64, u64) {
+        let outside = self.peers.len() - self.mesh.len();
+        (outside as u64, outside.min(LAZY.max(outside / 4)) as u64)
+    }
+
+    /// The bytes that offering a message's id costs, once for each message.
+    fn offer(&mut self, now: u64) {
+        let (_, lazy) = self.lazy();
+        let until = now + OFFERS * HEARTBEAT;
+        let beats = (until - self.offers_until.max(now)) as f64 / HEARTBEAT as f64;
+        self.offers_until = until;
+        let frames = (beats * (lazy * (FRAME + TOPIC + 6)) as f64) as u64;
+        self.sent.bytes += frames + OFFERS * lazy * (ID + 2);
+    }
+
+    /// [`Gossip::offered`].
+    pub fn offered(&mut self) -> Vec<(usize, u64)> {
+        if self.outsiders.is_empty() {
+            return Vec::new();
+        }
+        let (outside, lazy) = self.lazy();
+        let mut offered = Vec::new();
+        for other in &self.outsiders {
+            let rng = &mut self.rng;
+            let first = rng.below(HEARTBEAT);
+            let beat = (0..OFFERS).find(|_| rng.below(outside) < lazy);
+            offered.extend(beat.map(|beat| (*other, first + beat * HEARTBEAT)));
+        }
+        offered
+    }
+
+    /// [`Gossip::forward`], once the heartbeats are done.
+    pub fn forward(
+        &mut self,
+        now: u64,
+        (from, author): (usize, Option<usize>),
+        data: usize,
+        has: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        self.offer(now);
+        let others = self.mesh.iter().copied();
         let mut others: Vec<usize> =
             others.filter(|other| *other != from && Some(*other) != author).collect();
         if is_large(data) {
-            relay.sent.bytes += others.len() as u64 * (FRAME + ID + 6);
+            self.sent.bytes += others.len() as u64 * (FRAME + ID + 6);
             others.retain(|other| !has(*other));
         }
-        relay.sent.copies += others.len() as u64;
-        relay.sent.bytes += others.len() as u64 * copy_bytes(data);
+        self.sent.copies += others.len() as u64;
+        self.sent.bytes += others.len() as u64 * copy_bytes(data);
         others
     }
 }
@@ -341,7 +443,8 @@ mod tests {
     use super::*;
 
     fn is_symmetric(gossip: &Gossip) -> bool {
-        (0..gossip.relays.len())
+        let Relays::All(relays) = &gossip.relays else { return false };
+        (0..relays.len())
             .all(|node| gossip.mesh(node).iter().all(|peer| gossip.mesh(*peer).contains(&node)))
     }
 

@@ -8,7 +8,7 @@ use doppler_mesh::core::{Event, HealAction, HealOptions, HealView, Healing, Kept
 use doppler_store::Priority;
 
 use crate::node::{Node, Purpose};
-use crate::options::SECOND;
+use crate::options::{SECOND, Scenario};
 use crate::world::World;
 
 /// What became of a swarm in which nodes died at once. Times are virtual nanoseconds.
@@ -55,13 +55,16 @@ impl World {
         let (now, this) = (self.instant(self.now), &self.nodes[node]);
         let Some(core) = &this.core else { return Vec::new() };
         let since = this.leaves_since.map(|since| self.instant(since));
-        let models = this.registered.iter().map(|model| &self.models[*model]);
-        let shards =
-            models.flat_map(|model| model.objects.iter().copied().chain([model.id.manifest()]));
+        let shards = this.registered.iter().flat_map(|number| {
+            let (model, helpers) = (&self.models[*number], self.helpers_of(node, *number));
+            let objects = model.objects.iter().copied().chain([model.id.manifest()]);
+            objects.map(move |shard| (shard, helpers.clone()))
+        });
         let mut lens = core.lens(now, since);
-        let kept = |shard: ShardId| Kept {
+        let kept = |(shard, helpers)| Kept {
             is_here: this.disk.is_whole(shard),
             is_replica: this.disk.is_replica(shard),
+            helpers,
             ..lens.kept((shard, self.size(shard)), self.replicas)
         };
         shards.map(kept).collect()
@@ -130,6 +133,11 @@ impl World {
         }
         self.nodes[node].is_gone = true;
         self.stop(node, false);
+        self.healed.died = self.now;
+        // Of very many, it is not counted.
+        if self.options.scenario == Scenario::Models {
+            return;
+        }
         let copies =
             |shard: &ShardId| self.nodes.iter().filter(|this| this.disk.is_whole(*shard)).count();
         let missing = |shard: &ShardId| match copies(shard) {
@@ -140,12 +148,12 @@ impl World {
         self.healed.least = self.objects.keys().map(missing).sum();
         self.healed.lost = self.objects.keys().filter(|shard| copies(shard) == 0).count() as u64;
         self.healed.joint = self.nodes.iter().filter(|this| this.is_up()).map(|n| n.down).sum();
-        self.healed.died = self.now;
     }
 
     /// Notes whether anybody still counts on the dead.
     pub(crate) fn note_noticed(&mut self) {
-        if self.healed.noticed > 0 || self.healed.died == 0 {
+        let is_models = self.options.scenario == Scenario::Models;
+        if self.healed.noticed > 0 || self.healed.died == 0 || is_models {
             return;
         }
         let now = self.instant(self.now);

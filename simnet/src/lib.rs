@@ -14,6 +14,7 @@ mod gossip;
 mod heal;
 pub mod level2;
 mod measure;
+mod models;
 mod net;
 mod node;
 mod options;
@@ -24,6 +25,7 @@ mod rules;
 mod shrink;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod transfer;
 mod work;
 mod world;

@@ -136,7 +136,7 @@ fn main() -> ExitCode {
         if scenario.kills() {
             println!("seed {}: {}", options.seed, outcome.healed);
         }
-        if scenario == Scenario::Crowd {
+        if matches!(scenario, Scenario::Crowd | Scenario::Models) {
             println!("seed {}: {}", options.seed, outcome.news);
         }
         let Some(violation) = &outcome.violation else { continue };

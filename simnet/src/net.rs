@@ -11,10 +11,13 @@ use std::sync::Arc;
 use doppler_mesh::Address;
 use doppler_mesh::core::{Contact, Event, FailureKind};
 
+use crate::crew::Passed;
 use crate::faults::{KEEPERS, Kind};
 use crate::options::{MS, SECOND};
 use crate::queue::{Message, Next};
 use crate::rng::{Rng, mix};
+use crate::topics::Topic;
+use crate::work::FEW as FEW_MEMBERS;
 use crate::world::World;
 
 /// A connection.
@@ -38,18 +41,29 @@ const UPGRADE: u64 = 2 * SECOND;
 /// The topic of the simulated swarm.
 pub const TOPIC: &str = "simnet";
 
-/// No packet takes less than this.
-pub const LATENCY_MIN: u64 = MS / 5;
+/// No packet takes less than this, and in a large swarm, which is spread over the world, than that.
+const LATENCY_MIN: u64 = MS / 5;
+const LATENCY_MIN_LARGE: u64 = MS;
+
+/// No packet of a swarm of so many nodes takes less than this.
+pub const fn latency_min(nodes: usize) -> u64 {
+    if nodes > FEW_MEMBERS { LATENCY_MIN_LARGE } else { LATENCY_MIN }
+}
 
 const fn pair(one: usize, other: usize) -> (usize, usize) {
     if one < other { (one, other) } else { (other, one) }
 }
 
-/// How long a packet takes at least between two nodes: 0.2 to 30.2 ms.
+/// How long a packet takes at least between two nodes: up to 30 ms more than the least.
 pub const fn latency(seed: u64, nodes: usize, one: usize, other: usize) -> u64 {
     let (low, high) = pair(one, other);
     let place = (low * nodes + high) as u64;
-    LATENCY_MIN + mix(seed ^ mix(place)) % (30 * MS)
+    latency_min(nodes) + mix(seed ^ mix(place)) % (30 * MS)
+}
+
+/// How much longer one packet takes than another on the same way.
+pub fn jitter(base: u64, rng: &mut Rng) -> u64 {
+    rng.below(base / 8 + 1)
 }
 
 /// Up to so many nodes, all are given the same ones to begin with.
@@ -86,7 +100,7 @@ impl World {
         let base = latency(self.options.seed, self.nodes.len(), from, to);
         let burst = self.in_burst(from) || self.in_burst(to);
         let rng = &mut self.nodes[from].rng;
-        let jitter = rng.below(base / 8 + 1);
+        let jitter = jitter(base, rng);
         // A lost packet is sent again after a while, often several times.
         let again = if burst && rng.percent(40) { rng.between(100 * MS, 900 * MS) } else { 0 };
         Some(base + jitter + again)
@@ -165,12 +179,27 @@ impl World {
         }
     }
 
+    /// A node joins or leaves a model's topic, and its peers hear of it.
+    pub(crate) fn on_topic(&mut self, node: usize, model: usize, joins: bool) {
+        let peers = self.nodes[node].contacts.clone();
+        if joins {
+            self.gossip.join(self.now, node, model, &peers);
+        } else {
+            self.gossip.leave(node, model);
+        }
+        for peer in peers {
+            self.tell_contacts(peer);
+        }
+    }
+
     fn tell_contacts(&mut self, node: usize) {
         let contact = |other: &usize| {
             let relay = self.link(node, *other).and_then(|link| link.relay);
             let there = &self.nodes[*other];
             let reached = if relay.is_none() { there.address.clone() } else { Vec::new() };
-            let contact = Contact { is_direct: relay.is_none(), listens: true, reached };
+            let topics = self.gossip.joined(*other).iter();
+            let topics = topics.map(|model| Arc::clone(&self.topic_names[*model])).collect();
+            let contact = Contact { is_direct: relay.is_none(), listens: true, reached, topics };
             (there.id, contact)
         };
         let contacts: BTreeMap<_, _> = self.nodes[node].contacts.iter().map(contact).collect();
@@ -286,13 +315,17 @@ impl World {
         }
     }
 
-    pub(crate) fn publish(&mut self, node: usize, data: Vec<u8>) {
+    pub(crate) fn publish(&mut self, node: usize, topic: Topic, data: Vec<u8>) {
+        if !self.gossip.has(topic, node) {
+            return;
+        }
         self.numbers += 1;
         let this = &self.nodes[node];
         let (author, now) = ((this.id, node), self.now);
-        let message = Rc::new(Message::new(self.numbers, author, data.into(), self.nodes.len()));
+        let said = (topic, data.into());
+        let message = Rc::new(Message::new(self.numbers, author, said, self.nodes.len()));
         message.hear(node, this.boot, now);
-        for to in self.gossip.publish(now, node, message.len()) {
+        for to in self.gossip.on(topic).publish(now, node, message.len()) {
             self.send(node, to, &message, 0);
         }
     }
@@ -304,14 +337,12 @@ impl World {
         }
         let Some(mut delay) = self.delay(from, to) else { return };
         delay += wait;
+        if self.active.is_empty() {
+            return self.post(from, to, message, self.now + delay);
+        }
         let disorder = self.active.values().any(|fault| fault.kind == Kind::Disorder);
         if !disorder {
-            let at = self.now + delay;
-            if message.is_wanted(to, self.boots[to], at) {
-                let message = Rc::clone(message);
-                self.queue.push(at, Next::Gossip { to, from, message, is_replay: false });
-            }
-            return;
+            return self.post(from, to, message, self.now + delay);
         }
         let rng: &mut Rng = &mut self.nodes[from].rng;
         // When the receiver's lease for it runs, and when it has long ended.
@@ -325,6 +356,14 @@ impl World {
         }
     }
 
+    /// A copy of a message is on its way, if it does not come too late to be taken.
+    fn post(&mut self, from: usize, to: usize, message: &Rc<Message>, at: u64) {
+        if message.is_wanted(to, self.boots[to], at) {
+            let message = Rc::clone(message);
+            self.queue.push(at, Next::Gossip { to, from, message, is_replay: false });
+        }
+    }
+
     pub(crate) fn on_gossip(
         &mut self,
         to: usize,
@@ -332,6 +371,9 @@ impl World {
         message: Rc<Message>,
         is_replay: bool,
     ) {
+        if !self.gossip.has(message.topic, to) {
+            return;
+        }
         let (now, node) = (self.now, &self.nodes[to]);
         // What a node has forgotten is told to it once more.
         let is_news = match is_replay {
@@ -351,27 +393,47 @@ impl World {
 
     /// What a core is told of a message.
     pub(crate) fn gossip_event(&self, message: &Message) -> Event {
-        let (topic, word) = (Arc::clone(&self.topic), message.word.clone());
+        let topic = message.topic.map_or(&self.topic, |model| &self.topic_names[model]);
+        let (topic, word) = (Arc::clone(topic), message.word.clone());
         Event::Gossip { message: message.id, topic, author: message.author, word }
     }
 
     /// The core found the message that it was just told sound: it is passed on.
     pub(crate) fn pass_on(&mut self, node: usize) {
         let Some((message, from)) = self.hearing.clone() else { return };
+        if let Some(passed) = self.passed.take() {
+            return self.pass(node, &message, passed);
+        }
         let author = Some(message.from);
         let (now, seed, nodes) = (self.now, self.options.seed, self.nodes.len());
         // Its word that it has the message has come.
         let has = |other: usize| {
             message.heard_at(other).is_some_and(|at| at + latency(seed, nodes, other, node) <= now)
         };
-        for to in self.gossip.forward(now, node, (from, author), message.len(), has) {
+        let topic = message.topic;
+        for to in self.gossip.on(topic).forward(now, node, (from, author), message.len(), has) {
             self.send(node, to, &message, 0);
         }
-        for (to, wait) in self.gossip.offered(node) {
+        for (to, wait) in self.gossip.on(topic).offered(node) {
             if message.heard_at(to).is_none() {
-                self.gossip.answer(node, to, message.len());
+                self.gossip.on(topic).answer(node, to, message.len());
                 // The offer, and the request.
                 self.send(node, to, &message, wait + 2 * latency(seed, nodes, node, to));
+            }
+        }
+    }
+
+    /// What a node passes on was worked out ahead (`crew`).
+    fn pass(&mut self, node: usize, message: &Rc<Message>, passed: Passed) {
+        let now = self.now;
+        for (to, delay) in passed.copies {
+            self.post(node, to, message, now + delay);
+        }
+        for (to, wait) in passed.offers {
+            if message.heard_at(to).is_none() {
+                self.gossip.on(message.topic).answer(node, to, message.len());
+                let trip = latency(self.options.seed, self.nodes.len(), node, to);
+                self.send(node, to, message, wait + 2 * trip);
             }
         }
     }

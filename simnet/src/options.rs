@@ -31,6 +31,8 @@ pub enum Scenario {
     KillSmall,
     /// Many nodes and models, nothing goes wrong: what gossip costs, and how fast it is.
     Crowd,
+    /// Many nodes and models, each node interested in a few; a tenth of the nodes die at once.
+    Models,
     /// Nodes leave for good, once others hold what they hold.
     Drain,
     /// One node has everything, the others begin empty and want all of it.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use doppler_ids::PeerId;
 use doppler_mesh::core::{FailureKind, ReadId, RequestId, Word};
 
+use crate::topics::Topic;
 use crate::transfer::Upload;
 
 /// Names a request of one node.
@@ -22,6 +23,7 @@ pub struct Message {
     /// The author's number.
     pub from: usize,
     pub word: Word,
+    pub topic: Topic,
     /// By node.
     pub heard: RefCell<Vec<Heard>>,
 }
@@ -37,9 +39,14 @@ pub struct Heard {
 }
 
 impl Message {
-    pub fn new(id: u64, (author, from): (PeerId, usize), word: Word, nodes: usize) -> Self {
+    pub fn new(
+        id: u64,
+        (author, from): (PeerId, usize),
+        (topic, word): (Topic, Word),
+        nodes: usize,
+    ) -> Self {
         let heard = RefCell::new(vec![Heard { boot: 0, due: u64::MAX, at: u64::MAX }; nodes]);
-        Self { id, author, from, word, heard }
+        Self { id, author, from, word, topic, heard }
     }
 
     /// The bytes of what it says.
@@ -139,13 +146,13 @@ pub enum Next {
     /// A request reaches the peer that it was sent to.
     Request {
         to: usize,
-        upload: Upload,
+        upload: Box<Upload>,
     },
     /// The disk has read what an upload needs.
     Ready {
         node: usize,
         boot: u32,
-        upload: Upload,
+        upload: Box<Upload>,
     },
     /// The uplink is free again.
     Pump {
@@ -194,6 +201,13 @@ pub enum Next {
         node: usize,
         boot: u32,
     },
+    /// A node joins or leaves a model's topic.
+    Topic {
+        node: usize,
+        boot: u32,
+        model: usize,
+        joins: bool,
+    },
     /// A node publishes a model that nobody knows.
     News {
         node: usize,
@@ -205,14 +219,21 @@ pub enum Next {
     Check,
 }
 
-/// When something is to happen, and where it is kept meanwhile. Small, because a heap moves its
-/// entries.
-#[derive(PartialEq, Eq)]
+/// Something, when it is to happen, and how many were put there before it.
+#[derive(Debug)]
 struct Entry {
     at: u64,
     sequence: u64,
-    place: usize,
+    next: Next,
 }
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Entry {}
 
 impl PartialOrd for Entry {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
@@ -226,43 +247,118 @@ impl Ord for Entry {
     }
 }
 
-/// The queue.
-#[derive(Default)]
+/// The time that a slot stands for, a millisecond or so, and how many slots there are.
+const SLOT: u64 = 1 << 20;
+const SLOTS: u64 = 1 << 10;
+
+/// The queue. What comes within the next second lies in a slot for its millisecond, in no order; only a
+/// slot that has come is put in order. So an entry costs as much among a hundred thousand as among a few.
+///
+/// Invariant: whatever is in `soon` comes before what is in the slots, and that before what is in `far`.
 pub struct Queue {
-    heap: BinaryHeap<Entry>,
-    kept: Vec<Option<Next>>,
-    free: Vec<usize>,
+    soon: BinaryHeap<Entry>,
+    slots: Vec<Vec<Entry>>,
+    far: BinaryHeap<Entry>,
+    /// The first slot that has not come, counted from time 0; and how many entries the slots have.
+    first: u64,
+    slotted: usize,
     sequence: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        let slots = (0..SLOTS).map(|_| Vec::new()).collect();
+        let (soon, far) = (BinaryHeap::new(), BinaryHeap::new());
+        Self { soon, slots, far, first: 0, slotted: 0, sequence: 0 }
+    }
 }
 
 impl Queue {
     pub fn push(&mut self, at: u64, next: Next) {
         self.sequence += 1;
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None => {
-                self.kept.push(None);
-                self.kept.len() - 1
+        let entry = Entry { at, sequence: self.sequence, next };
+        self.place(entry);
+        self.refill();
+    }
+
+    fn place(&mut self, entry: Entry) {
+        let slot = entry.at / SLOT;
+        if slot < self.first {
+            self.soon.push(entry);
+        } else if slot < self.first + SLOTS {
+            self.slots[(slot % SLOTS) as usize].push(entry);
+            self.slotted += 1;
+        } else {
+            self.far.push(entry);
+        }
+    }
+
+    /// Takes the next slot that has anything, once all before it has been taken.
+    fn refill(&mut self) {
+        while self.soon.is_empty() {
+            if self.slotted == 0 {
+                let Some(far) = self.far.peek() else { return };
+                self.first = self.first.max(far.at / SLOT);
             }
-        };
-        self.kept[place] = Some(next);
-        self.heap.push(Entry { at, sequence: self.sequence, place });
+            while self.far.peek().is_some_and(|far| far.at / SLOT < self.first + SLOTS) {
+                let Some(entry) = self.far.pop() else { break };
+                self.slots[(entry.at / SLOT % SLOTS) as usize].push(entry);
+                self.slotted += 1;
+            }
+            let slot = &mut self.slots[(self.first % SLOTS) as usize];
+            self.slotted -= slot.len();
+            self.soon.extend(slot.drain(..));
+            self.first += 1;
+        }
     }
 
     /// When the next thing happens.
     pub fn next_at(&self) -> Option<u64> {
-        self.heap.peek().map(|entry| entry.at)
+        self.soon.peek().map(|entry| entry.at)
     }
 
     /// What happens next, and when.
     pub fn peek(&self) -> Option<(u64, &Next)> {
-        let Entry { at, place, .. } = self.heap.peek()?;
-        self.kept[*place].as_ref().map(|next| (*at, next))
+        self.soon.peek().map(|entry| (entry.at, &entry.next))
     }
 
     pub fn pop(&mut self) -> Option<(u64, Next)> {
-        let Entry { at, place, .. } = self.heap.pop()?;
-        self.free.push(place);
-        self.kept[place].take().map(|next| (at, next))
+        let Entry { at, next, .. } = self.soon.pop()?;
+        self.refill();
+        Some((at, next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::SECOND;
+    use crate::rng::Rng;
+
+    #[test]
+    fn what_is_due_first_comes_first_and_of_what_is_due_at_once_what_was_put_first() {
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let (mut queue, mut known) = (Queue::default(), std::collections::BTreeMap::new());
+            let (mut now, mut number) = (0, 0);
+            for _ in 0..400 {
+                if rng.percent(55) {
+                    let wait =
+                        [0, SLOT / 3, SECOND / 2, 5 * SECOND, 3000 * SECOND][rng.below(5) as usize];
+                    let at = now + rng.below(wait + 1);
+                    queue.push(at, Next::Wake { node: number });
+                    known.insert((at, number), ());
+                    number += 1;
+                } else {
+                    assert_eq!(queue.next_at(), known.first_key_value().map(|((at, _), ())| *at));
+                    let Some((at, Next::Wake { node })) = queue.pop() else {
+                        assert!(known.is_empty());
+                        continue;
+                    };
+                    assert_eq!(known.pop_first(), Some(((at, node), ())));
+                    now = at;
+                }
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! taking one away leaves the numbers of the others as they were.
 
 /// A generator.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Rng([u64; 4]);
 
 /// SplitMix64: a number that looks unrelated to its neighbours.

@@ -152,13 +152,19 @@ impl World {
     /// Whoever is killed counts for nobody any more after ten seconds.
     fn check_dead(&mut self) {
         let Healed { died, noticed, .. } = self.healed;
-        if died > 0 && noticed == 0 && self.now >= died + DEAD_WITHIN {
+        // In a crowd, most know nothing of the dead, and leases are long.
+        let is_small = self.options.scenario != Scenario::Models;
+        if is_small && died > 0 && noticed == 0 && self.now >= died + DEAD_WITHIN {
             self.violate("dead", "after ten seconds somebody counts on the dead".to_owned());
         }
     }
 
     /// No lease is believed after its end: whoever went longer ago holds nothing.
     fn check_leases(&mut self) {
+        // In a crowd leases are longer.
+        if self.options.scenario == Scenario::Models {
+            return;
+        }
         // A last word may have been some seconds on its way; a flooder's lease may be longer.
         let longest = LEASE + 10 * SECOND;
         let down = |node: &Node| {
@@ -181,7 +187,8 @@ impl World {
     /// Once the faults have stopped every object has enough copies again, and not too many, after
     /// a while.
     fn check_copies(&mut self) {
-        if self.now < self.options.safety() || self.options.scenario == Scenario::Crowd {
+        let is_large = matches!(self.options.scenario, Scenario::Crowd | Scenario::Models);
+        if self.now < self.options.safety() || is_large {
             return;
         }
         for shard in self.objects.keys().copied().collect::<Vec<_>>() {
@@ -242,6 +249,7 @@ impl World {
         self.check_dead();
         self.check_leases();
         self.check_copies();
+        self.check_models();
         // Of very many nodes, some each time.
         let step = self.nodes.len().div_ceil(MANY);
         let first = (self.now / SECOND) as usize % step;

@@ -107,10 +107,12 @@ fn planted_bugs_are_caught() {
         let (scenario, seconds) = match plant {
             Plant::HealerChoice => (Scenario::Kill, 260),
             Plant::Drain => (Scenario::Drain, 600),
+            Plant::ModelTopics => (Scenario::Models, MODELS_SECONDS),
             _ => (Scenario::Mixed, 600),
         };
         let caught = (1..=60).find_map(|seed| {
-            let options = Options { seconds, ..Options::new(seed, scenario) };
+            let nodes = if plant == Plant::ModelTopics { 1000 } else { 10 };
+            let options = Options { nodes, seconds, ..Options::new(seed, scenario) };
             World::run(&options, Some(plant)).violation.map(|violation| (seed, violation))
         });
         let (seed, violation) = caught.unwrap_or_else(|| panic!("{plant:?} was not noticed"));
@@ -187,10 +189,26 @@ fn news_are_fast() {
     crowd(100, 1.0);
 }
 
+/// Nodes die 70 s after the first has started, and have two minutes to be made up for.
+const MODELS_SECONDS: u64 = 340;
+
+/// A thousand nodes and a hundred models, each node interested in three: those interested know who holds a model,
+/// though nobody knows most nodes, and copies that die with a tenth of the nodes are made up for.
+#[test]
+#[ignore = "takes a minute or two"]
+fn in_a_crowd_holders_are_known_to_those_interested_and_copies_are_healed() {
+    let options =
+        Options { nodes: 1000, seconds: MODELS_SECONDS, ..Options::new(1, Scenario::Models) };
+    let Outcome { violation, news, healed, .. } = World::run_with(&options, 2);
+    println!("{news}; {} bytes copied", healed.moved);
+    assert_eq!(violation, None, "{}", options.command());
+    assert!(healed.moved > 0 && news.members <= 256, "{news}");
+}
+
 /// Threads only share the work: batches and helpers change nothing of what happens.
 #[test]
 fn any_number_of_threads_gives_the_same_schedule() {
-    for scenario in [Scenario::Crowd, Scenario::Quiet, Scenario::Mixed] {
+    for scenario in [Scenario::Crowd, Scenario::Models, Scenario::Quiet, Scenario::Mixed] {
         let options = Options { nodes: 40, seconds: 300, ..Options::new(3, scenario) };
         let alone = run(&options);
         assert!(alone.stats.messages > 1000, "{:?}", alone.stats);

@@ -75,7 +75,7 @@ impl World {
         if let Some(delay) = self.delay(node, from) {
             let (next, end) = (range.start(), range.end());
             let upload = Upload { to: node, to_boot: boot, key, shard, next, end, size };
-            self.queue.push(now + delay, Next::Request { to: from, upload });
+            self.queue.push(now + delay, Next::Request { to: from, upload: Box::new(upload) });
         }
     }
 
@@ -101,7 +101,7 @@ impl World {
         });
         let wait = slow.unwrap_or(0) + self.nodes[node].rng.between(MS / 10, 5 * MS);
         let boot = self.nodes[node].boot;
-        self.queue.push(self.now + wait, Next::Ready { node, boot, upload });
+        self.queue.push(self.now + wait, Next::Ready { node, boot, upload: Box::new(upload) });
     }
 
     pub(crate) fn on_ready(&mut self, node: usize, upload: Upload) {
@@ -153,7 +153,9 @@ impl World {
             match self.delay(node, upload.to) {
                 Some(delay) => self.send_piece(node, upload, delay),
                 // Sent again and again, until the connection is found dead.
-                None => self.queue.push(self.now + RESEND, Next::Ready { node, boot, upload }),
+                None => self
+                    .queue
+                    .push(self.now + RESEND, Next::Ready { node, boot, upload: Box::new(upload) }),
             }
         }
         self.pump(node);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use doppler_ids::{ByteRange, ModelId, PeerId, ShardId};
-use doppler_mesh::core::{Event, ReadId};
+use doppler_mesh::core::{Event, Healing, ReadId};
 use doppler_mesh::wire::{Envelope, Holdings, ModelHoldings, Stamp};
 use doppler_mesh::{Pull, PullAction, PullEvent, Wanted};
 use doppler_store::PolicyKind;
@@ -15,6 +15,7 @@ use doppler_store::{Priority, ReadError, ReadRequest};
 use crate::crowd::NODES_PER_MODEL;
 use crate::disk::{Disk, Job};
 use crate::faults::{KEEPERS, Lie};
+use crate::models::{self, Interests};
 use crate::net::address_of;
 use crate::node::{Node, Purpose, Reading, Replies};
 use crate::options::{MS, SECOND, Scenario};
@@ -65,6 +66,7 @@ impl World {
         let mut rng = Rng::fork(seed, "models", 0);
         let models = match scenario {
             Scenario::Crowd => (self.options.nodes / NODES_PER_MODEL).max(1),
+            Scenario::Models => (self.options.nodes / models::NODES_PER_MODEL).max(1),
             Scenario::ColdStart => 1,
             _ if scenario.is_placed() => 1,
             _ => 2,
@@ -75,6 +77,7 @@ impl World {
             let count = match (is_large, is_small) {
                 (true, _) => MIXTRAL_OBJECTS,
                 (_, true) => EMBEDDED_OBJECTS,
+                _ if scenario == Scenario::Models => rng.between(2, 4),
                 _ => rng.between(6, 20),
             };
             let name = |index: u64| bytes(seed, (number as u64) << 20 | index);
@@ -92,10 +95,12 @@ impl World {
             self.objects.insert(id.manifest(), Object { size });
             let signed = SignedModel::sign(&bytes(seed, 1 << 32), id, "model", size);
             let Ok(signed) = signed else { continue };
-            let is_crowd = scenario == Scenario::Crowd;
+            let is_crowd = matches!(scenario, Scenario::Crowd | Scenario::Models);
             let publisher = if is_crowd { number } else { number % KEEPERS };
             self.models.push(Model { id, signed, objects, publisher });
         }
+        self.interests = Interests::new(&self.options, self.models.len());
+        self.seats = self.seats();
         let placed = if scenario.is_placed() { self.placement() } else { BTreeMap::new() };
         for index in 0..self.options.nodes {
             self.furnish_node(index, &placed);
@@ -109,7 +114,8 @@ impl World {
         let total: u64 = self.objects.values().map(|object| object.size).sum();
         let is_cold = scenario == Scenario::ColdStart;
         let (is_placed, is_crowd) = (scenario.is_placed(), scenario == Scenario::Crowd);
-        let is_still = is_placed || is_crowd;
+        let is_models = scenario == Scenario::Models;
+        let is_still = is_placed || is_crowd || is_models;
         let is_keeper = !is_still && index < if is_cold { 1 } else { KEEPERS };
         let wants_all = is_cold || is_keeper || !is_still && rng.percent(20);
         let is_small = !wants_all && !is_still && rng.percent(50);
@@ -122,15 +128,16 @@ impl World {
                 _ if is_placed => {
                     placed.get(shard).is_none_or(|first| self.order(*shard, index) <= *first)
                 }
+                Scenario::Models => self.is_seated(*shard, index),
                 Scenario::Crowd => self.is_furnished(*shard, index, rng.percent(5)),
                 // Only what healing copies stands between a drain and a loss.
                 Scenario::ColdStart | Scenario::Drain => is_keeper,
                 _ => is_keeper || rng.percent(share),
             };
-            let fits = disk.victims(object.size, &|_| true) == Some(Vec::new());
+            let fits = || disk.victims(object.size, &|_| true) == Some(Vec::new());
             if let Some(range) = ByteRange::new(0, object.size)
                 && starts_here
-                && fits
+                && fits()
             {
                 let purpose = if is_placed { Purpose::Heal } else { Purpose::Pull };
                 let (shard, size, is_pinned) = (*shard, object.size, is_keeper);
@@ -211,6 +218,26 @@ impl World {
         model.id.manifest() == shard || is_listed && model.objects.contains(&shard)
     }
 
+    /// Of each object, and manifest, the nodes on which it lies at the start if each is interested in a few
+    /// models.
+    fn seats(&self) -> BTreeMap<ShardId, BTreeSet<usize>> {
+        let mut seats = BTreeMap::new();
+        if self.options.scenario != Scenario::Models {
+            return seats;
+        }
+        for (number, model) in self.models.iter().enumerate() {
+            let interested = self.interests.of_model[number].iter().copied();
+            seats.insert(model.id.manifest(), interested.collect());
+            let holders = self.interests.holders(self.options.seed, number);
+            seats.extend(model.objects.iter().map(|shard| (*shard, holders.clone())));
+        }
+        seats
+    }
+
+    fn is_seated(&self, shard: ShardId, node: usize) -> bool {
+        self.seats.get(&shard).is_some_and(|nodes| nodes.contains(&node))
+    }
+
     pub(crate) fn size(&self, shard: ShardId) -> u64 {
         self.objects.get(&shard).map_or(1, |object| object.size)
     }
@@ -240,6 +267,7 @@ impl World {
             if this.disk.is_whole(id.manifest()) && this.registered.insert(model) {
                 let objects = self.models[model].objects.clone();
                 self.tell(node, Event::Register { model: id, objects });
+                self.help(node);
             }
         }
     }
@@ -274,6 +302,7 @@ impl World {
     pub(crate) fn work(&mut self, node: usize) {
         let is_busy = match self.options.scenario {
             Scenario::Kill | Scenario::KillSmall | Scenario::Quiet | Scenario::Crowd => return,
+            Scenario::Models => return,
             other => other == Scenario::Busy,
         };
         let boot = self.nodes[node].boot;
@@ -318,10 +347,10 @@ impl World {
     /// A node looks at what it lacks: manifests of models that it heard of, objects of a pull.
     pub(crate) fn look(&mut self, node: usize) {
         let boot = self.nodes[node].boot;
-        let is_crowd = self.options.scenario == Scenario::Crowd;
+        let is_crowd = matches!(self.options.scenario, Scenario::Crowd | Scenario::Models);
         let is_idle = is_crowd || self.options.scenario == Scenario::Quiet;
         let is_large = self.nodes.len() > FEW;
-        let every = if is_idle && is_large { IDLE_LOOK } else { SECOND };
+        let every = if is_idle && is_large && !self.is_stirred(node) { IDLE_LOOK } else { SECOND };
         self.queue.push(self.now + every, Next::Look { node, boot });
         self.parts_changed(node);
         self.register_held(node);
@@ -349,6 +378,15 @@ impl World {
             self.start_pull(node);
         }
         self.heal(node);
+    }
+
+    /// Whether a node has something to copy or drop, or a peer is lost or doubted; a crowd without deaths is
+    /// not looked at so closely.
+    fn is_stirred(&self, node: usize) -> bool {
+        let this = &self.nodes[node];
+        let is_pending = || this.healing.as_ref().is_some_and(Healing::is_pending);
+        let is_in_doubt = || this.core.as_ref().is_some_and(|core| core.is_anybody_in_doubt());
+        self.options.scenario == Scenario::Models && (is_pending() || is_in_doubt())
     }
 
     fn start_pull(&mut self, node: usize) {
@@ -529,7 +567,7 @@ impl World {
 
     /// Each node reads some of what it lacks and somebody in reach has.
     pub(crate) fn probe(&mut self) {
-        if self.options.scenario == Scenario::Crowd {
+        if matches!(self.options.scenario, Scenario::Crowd | Scenario::Models) {
             return;
         }
         let sound: Vec<ShardId> = self
@@ -606,7 +644,7 @@ impl World {
             if what == 3 {
                 data = Envelope::Doubt(self.nodes[victim].id.to_bytes()).encode();
             }
-            self.publish(node, data);
+            self.publish(node, None, data);
         }
     }
 }

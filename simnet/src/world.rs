@@ -3,7 +3,7 @@
 //! Invariants: nothing in here looks at a clock, at the order of a hash map or at an address; so
 //! the same options give the same schedule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,20 +11,21 @@ use std::time::{Duration, Instant};
 
 use doppler_ids::{ModelId, PeerId, ShardId};
 use doppler_mesh::Timing;
-use doppler_mesh::core::{Action, Config, Core, Event, FailureKind, Replicas};
+use doppler_mesh::core::{Action, Config, Core, Event, FailureKind, Replicas, model_topic};
 use doppler_store::signature::SignedModel;
 
 use crate::check::{Schedule, Stats, Violation};
-use crate::crew::Crew;
+use crate::crew::{Crew, Passed};
 use crate::crowd::News;
 use crate::faults::{self, Fault, Kind, Lie};
-use crate::gossip::Gossip;
 use crate::heal::Healed;
-use crate::net::{Link, TOPIC};
+use crate::models::Interests;
+use crate::net::{Link, TOPIC, latency_min};
 use crate::node::{Node, Reply};
 use crate::options::{MS, Options, SECOND, Scenario};
 use crate::queue::{Key, Message, Next, Queue};
 use crate::rng::Rng;
+use crate::topics::Topics;
 use doppler_mesh::core::planted::{self, Plant};
 
 /// A published model.
@@ -63,15 +64,20 @@ pub struct World {
     pub(crate) boots: Vec<u32>,
     pub(crate) by_peer: BTreeMap<PeerId, usize>,
     pub(crate) links: BTreeMap<(usize, usize), Link>,
-    pub(crate) gossip: Gossip,
+    pub(crate) gossip: Topics,
     pub(crate) models: Vec<Model>,
     pub(crate) objects: BTreeMap<ShardId, Object>,
     faults: Vec<Fault>,
     /// Faults in force, by their number.
     pub(crate) active: BTreeMap<usize, Fault>,
     pub(crate) topic: Arc<str>,
+    /// The names of the models' topics, and the models by them.
+    pub(crate) topic_names: Vec<Arc<str>>,
+    by_topic: BTreeMap<Arc<str>, usize>,
     /// The message that a core is being told, and who sent it.
     pub(crate) hearing: Option<(Rc<Message>, usize)>,
+    /// And what its node passes on of it, if that was worked out ahead.
+    pub(crate) passed: Option<Passed>,
     /// Requests that have just ended, while the core is told.
     pub(crate) ended: BTreeMap<(usize, Key), Reply>,
     /// Names things that are never named twice.
@@ -81,6 +87,9 @@ pub struct World {
     pub(crate) violation: Option<Violation>,
     pub(crate) replicas: Replicas,
     pub(crate) healed: Healed,
+    /// Who is interested in which models, and what lies where at the start for that.
+    pub(crate) interests: Interests,
+    pub(crate) seats: BTreeMap<ShardId, BTreeSet<usize>>,
     /// When nodes learned of models that are watched.
     pub(crate) watched: BTreeMap<ModelId, Vec<u64>>,
     /// When a read for a token ended, and how long it took, in the scenario `busy`.
@@ -105,7 +114,7 @@ impl World {
     pub fn run(options: &Options, plant: Option<Plant>) -> Outcome {
         planted::plant(plant);
         let mut world = Self::new(options);
-        world.run_until(options.end());
+        world.run_until_with(options.end(), 1);
         world.finish()
     }
 
@@ -127,13 +136,14 @@ impl World {
 
     /// [`Self::run_until`] with so many threads.
     pub(crate) fn run_until_with(&mut self, end: u64, threads: usize) {
-        if threads < 2 || !self.is_calm() {
+        if !self.is_calm() {
             return self.run_until(end);
         }
-        let crew = Crew::new();
+        let crew = Crew::new(threads.max(1) - 1);
         std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| crew.help());
+            for helper in 0..threads.max(1) - 1 {
+                let crew = &crew;
+                scope.spawn(move || crew.help(helper));
             }
             // Helpers are sent home whatever happens.
             let result = catch_unwind(AssertUnwindSafe(|| self.run_batches(end, &crew)));
@@ -172,13 +182,16 @@ impl World {
             boots: Vec::new(),
             by_peer: BTreeMap::new(),
             links: BTreeMap::new(),
-            gossip: Gossip::new(options.seed, options.nodes),
+            gossip: Topics::new(options.seed, options.nodes),
             models: Vec::new(),
             objects: BTreeMap::new(),
             faults: faults::plan(options),
             active: BTreeMap::new(),
             topic: TOPIC.into(),
+            topic_names: Vec::new(),
+            by_topic: BTreeMap::new(),
             hearing: None,
+            passed: None,
             ended: BTreeMap::new(),
             numbers: 0,
             stats: Stats::default(),
@@ -192,6 +205,8 @@ impl World {
             },
             healed: Healed::default(),
             news: News::default(),
+            interests: Interests::default(),
+            seats: BTreeMap::new(),
             watched: BTreeMap::new(),
             token_times: Vec::new(),
             lacking: BTreeMap::new(),
@@ -199,6 +214,10 @@ impl World {
             scratch: Vec::new(),
         };
         world.furnish();
+        let name = |model: &Model| Arc::<str>::from(model_topic(TOPIC, model.id));
+        world.topic_names = world.models.iter().map(name).collect();
+        let names = world.topic_names.iter().enumerate();
+        world.by_topic = names.map(|(model, name)| (Arc::clone(name), model)).collect();
         world.boots = vec![0; world.nodes.len()];
         for (index, fault) in world.faults.iter().enumerate() {
             world.queue.push(fault.from, Next::FaultBegins { fault: index });
@@ -257,8 +276,18 @@ impl World {
             Action::Publish(data) => {
                 self.check_word(node, &data);
                 self.schedule.fold_bytes(&data);
-                self.publish(node, data);
+                self.publish(node, None, data);
             }
+            Action::Tell { topic, data } => {
+                self.check_word(node, &data);
+                self.schedule.fold_bytes(&data);
+                let model = self.by_topic.get(&topic).copied();
+                if model.is_some() {
+                    self.publish(node, model, data);
+                }
+            }
+            Action::Join { topic, .. } => self.subscribe(node, &topic, true),
+            Action::Leave(topic) => self.subscribe(node, &topic, false),
             Action::Judge { is_sound, .. } => {
                 if is_sound {
                     self.pass_on(node);
@@ -319,6 +348,13 @@ impl World {
         }
     }
 
+    /// A node takes part in a model's topic from now on, or no more; its peers hear of it a little later.
+    fn subscribe(&mut self, node: usize, topic: &str, joins: bool) {
+        let Some(model) = self.by_topic.get(topic).copied() else { return };
+        let (at, boot) = (self.now + latency_min(self.nodes.len()), self.nodes[node].boot);
+        self.queue.push(at, Next::Topic { node, boot, model, joins });
+    }
+
     /// Whether an event belongs to a node that lives no more.
     fn is_stale(&self, next: &Next) -> bool {
         let of = |node: &usize, boot: &u32| {
@@ -335,6 +371,7 @@ impl World {
             | Next::Idle { node, boot, .. }
             | Next::Stored { node, boot, .. }
             | Next::Work { node, boot }
+            | Next::Topic { node, boot, .. }
             | Next::Look { node, boot }
             | Next::Flood { node, boot } => of(node, boot),
             _ => false,
@@ -359,8 +396,8 @@ impl World {
             Next::Gossip { to, from, message, is_replay } => {
                 self.on_gossip(to, from, message, is_replay);
             }
-            Next::Request { to, upload } => self.on_request(to, upload),
-            Next::Ready { node, upload, .. } => self.on_ready(node, upload),
+            Next::Request { to, upload } => self.on_request(to, *upload),
+            Next::Ready { node, upload, .. } => self.on_ready(node, *upload),
             Next::Pump { node, .. } => self.on_pump(node),
             Next::Chunk { node, key, end, is_wrong, .. } => {
                 self.on_chunk(node, key, end, is_wrong);
@@ -372,6 +409,7 @@ impl World {
             Next::Look { node, .. } => self.look(node),
             Next::Flood { node, .. } => self.flood(node),
             Next::News { node, number } => self.publish_in_crowd(node, number),
+            Next::Topic { node, model, joins, .. } => self.on_topic(node, model, joins),
             Next::Probe => self.probe(),
             Next::Check => {
                 self.check();

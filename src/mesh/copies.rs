@@ -43,6 +43,12 @@ impl MeshHandle {
         self.shared().look(|core, _| core.volunteers(Instant::now()))
     }
 
+    /// Whether this node hears from all that share a model with it what they hold. In a very large swarm it
+    /// does so of a bounded number of models.
+    pub fn follows(&self, model: ModelId) -> bool {
+        self.shared().look(|core, _| core.follows(model))
+    }
+
     /// The peers that copy objects of each of these models that too few hold.
     pub fn helpers(
         &self,

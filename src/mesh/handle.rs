@@ -14,7 +14,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::actor::Actor;
-use super::core::{Away, Config, Core, Counts, Event, Load, Source, Standing, Traffic, Twin};
+use super::core::{
+    Away, Config, Core, Counts, Event, Load, Source, Standing, TOPIC_PREFIX, Traffic, Twin,
+};
 use super::fetch::fetch;
 use super::limiter::Limiter;
 use super::options::{
@@ -134,6 +136,7 @@ impl Mesh {
             agent: concat!("doppler-node/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol_version: PROTOCOL_VERSION.to_owned(),
             topics: vec![topic.clone()],
+            topic_prefix: Some(TOPIC_PREFIX.to_owned()),
             external: options.external,
             webrtc_certificate: options.webrtc_certificate,
             swarm_key: options.swarm_key,

@@ -4,7 +4,7 @@
 //! never across an await. Actions are performed under it, so that they happen in the order in which
 //! they were decided, whichever threads report events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::core::{
     Action, Ask, Contact, Core, Counts, Event, Load, MessageId, ReadId, Refused, RequestId, Sight,
-    Source, Twin,
+    Source, TOPIC_PREFIX, Twin,
 };
 use super::handle::reached;
 use super::limiter::Limiter;
@@ -158,6 +158,7 @@ impl Shared {
             is_direct: peer.path.is_direct(),
             listens: peer.topics.contains(&self.topic),
             reached: reached(peer),
+            topics: model_topics(&peer.topics),
         };
         let contacts = peers.iter().map(|(id, peer)| (*id, contact(peer))).collect();
         let mut inner = self.lock();
@@ -330,6 +331,16 @@ impl Shared {
                     debug!(%error, "not published");
                 }
             }
+            Action::Tell { topic, data } => {
+                let _ = self.swarm.tell(&topic, data);
+            }
+            Action::Join { topic, model } => {
+                debug!(model = %model.short(), "joins the model's topic");
+                let _ = self.swarm.join(&topic);
+            }
+            Action::Leave(topic) => {
+                let _ = self.swarm.leave(&topic);
+            }
             Action::Judge { message: id, is_sound } => {
                 if let Some((_, message)) = message.filter(|(known, _)| *known == id) {
                     let _ = self.swarm.judge(message, is_sound);
@@ -398,6 +409,12 @@ impl Progress {
             self.proved.remove(&key);
         }
     }
+}
+
+/// The topics of models among those that a peer takes part in.
+fn model_topics(topics: &BTreeSet<String>) -> Vec<Arc<str>> {
+    let topics = topics.iter().filter(|topic| topic.starts_with(TOPIC_PREFIX));
+    topics.map(|topic| topic.as_str().into()).collect()
 }
 
 /// Describes two nodes with one identity, and what to do about it.

@@ -127,6 +127,21 @@ pub struct ModelHoldings {
     pub pins: bool,
 }
 
+impl ModelHoldings {
+    /// Says that nothing of a model is held: its author is interested in it.
+    pub const fn nothing(model: ModelId) -> Self {
+        Self {
+            model,
+            manifest: false,
+            objects: Vec::new(),
+            parts: Vec::new(),
+            helps: false,
+            hot: Vec::new(),
+            pins: false,
+        }
+    }
+}
+
 /// A partially held object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartHoldings {

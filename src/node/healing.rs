@@ -226,6 +226,12 @@ impl Service {
                     tracing::debug!(%shard, size, "no room for a copy");
                     healing.failed(now, shard);
                 }
+                // How many copies there are is not known here.
+                HealAction::Copy { shard, .. }
+                    if objects.get(&shard).is_some_and(|of| !self.mesh.follows(of.model)) =>
+                {
+                    healing.failed(now, shard);
+                }
                 HealAction::Copy { shard, size } => self.begin(copying, shard, size, &objects),
                 HealAction::Stop(shard) => {
                     if let Some(handle) = copying.handles.remove(&shard) {

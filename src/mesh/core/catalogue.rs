@@ -86,6 +86,7 @@ impl Core {
         match membership.register(model, objects, |model| announcements.is_protected(model)) {
             Ok(()) => {
                 self.schedule.change(now, Due::Everything);
+                self.stir_topics(now);
                 self.settle(now, true, sight, out);
                 out.push(Action::Changed);
             }

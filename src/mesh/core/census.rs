@@ -6,7 +6,7 @@ use super::limits::{
     ANNOUNCEMENTS_MAX, CROWD_SAMPLES_MAX, HEAT_MAX, HEDGES_MAX, HOLDINGS_MAX, KNOWN_HEARD_MAX,
     KNOWN_PEERS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX, MEMBERS_MAX,
     MODELS_MAX, PEERS_REMEMBERED_MAX, READS_MAX, REQUESTS_PER_PEER_MAX, REQUESTS_PER_READ_MAX,
-    STARTED_MAX, TWINS_MAX,
+    STARTED_MAX, TOPICS_MAX, TWINS_MAX,
 };
 
 /// How full one collection is.
@@ -45,6 +45,7 @@ impl Core {
             fill("conduct records", self.reputation.len(), PEERS_REMEMBERED_MAX),
             fill("authors counted", self.inbox.len(), PEERS_REMEMBERED_MAX),
             fill("promises counted", self.crowd.len(), CROWD_SAMPLES_MAX),
+            fill("topics of models", self.topics.len(), TOPICS_MAX),
             fill("peers with traffic", self.traffic.len(), PEERS_REMEMBERED_MAX),
             fill("reads", reads.max(self.reads.len()), READS_MAX),
             // Each may have been asked of a second peer.

@@ -82,6 +82,11 @@ impl Crowd {
         };
         usize::try_from(millis).unwrap_or(usize::MAX)
     }
+
+    /// The same as of the last whole window; 0 before there was one.
+    pub(super) fn steady_size(&self) -> usize {
+        if self.last.is_some() { self.size() } else { 0 }
+    }
 }
 
 impl Core {

@@ -35,6 +35,8 @@ pub(super) enum Due {
     /// Holdings, and models that nobody announced recently: in rounds of anti-entropy, and when
     /// holdings have changed.
     Holdings,
+    /// The same, and it does not wait: others do not know of an interest of this node.
+    Introduction,
     /// Everything at once: a peer listens that did not.
     Meeting,
     /// Everything at once: a model was published or registered.

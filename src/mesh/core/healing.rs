@@ -418,6 +418,7 @@ impl Core {
         if models != self.helped {
             self.helped = models;
             self.schedule.change(now, Due::Holdings);
+            self.stir_topics(now);
         }
     }
 
@@ -426,6 +427,7 @@ impl Core {
         if pinned != self.pinned {
             self.pinned = pinned;
             self.schedule.change(now, Due::Holdings);
+            self.stir_topics(now);
         }
     }
 

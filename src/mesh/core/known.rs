@@ -66,6 +66,8 @@ struct Entry {
     took_part: bool,
     /// It was connected, but belongs to another swarm or does not have this swarm's key.
     is_stranger: bool,
+    /// It shares a model's topic with this node.
+    is_near: bool,
     /// It is not dialled before this; when it was last dialled; and how often since its pauses
     /// began.
     from: Instant,
@@ -104,7 +106,7 @@ impl Entry {
     /// Orders the most useful first: members of this swarm, then the best source, then the latest
     /// seen.
     fn usefulness(&self) -> impl Ord + use<> {
-        (self.is_stranger, Reverse(self.source), Reverse(self.seen))
+        (self.is_stranger, Reverse(self.source), Reverse(self.is_near), Reverse(self.seen))
     }
 }
 
@@ -170,21 +172,27 @@ impl Known {
         self.none_lost_until = None;
     }
 
-    /// A peer's own message says where it listens; it is believed until `until`. True if that is
+    /// A peer's own message says where it listens; it is believed until `until`. `is_near`: it shares a
+    /// model's topic with this node, so it has priority over others that were only heard of. True if that is
     /// new.
     pub(super) fn hear(
         &mut self,
         now: Instant,
         peer: PeerId,
         addresses: impl AsRef<[Address]>,
-        until: Instant,
+        (until, is_near): (Instant, bool),
     ) -> bool {
         let addresses = addresses.as_ref();
         // A page listens nowhere, so it is not looked for.
         if addresses.is_empty() && !self.peers.contains_key(&peer) {
             return false;
         }
+        if is_near {
+            // Somebody far gives way to it at once.
+            self.next_turn = self.next_turn.filter(|_| self.peers.contains_key(&peer));
+        }
         let Some(entry) = self.entry(now, peer, Source::Heard) else { return false };
+        entry.is_near |= is_near;
         let was_away = !entry.is_alive(now);
         let moved = addresses.iter().any(|address| !entry.said.contains(address));
         let said = &addresses[..addresses.len().min(KNOWN_ADDRESSES_MAX)];
@@ -382,6 +390,7 @@ impl Known {
                 connected: self.connected.contains(&peer).then_some(now),
                 took_part: false,
                 is_stranger: false,
+                is_near: false,
                 from: now,
                 dialled: None,
                 dials: 0,

@@ -30,7 +30,8 @@ fn dials(known: &mut Known, from: Instant, time: Duration) -> BTreeMap<PeerId, V
 }
 
 fn contacts(peers: &[u16], listens: bool) -> BTreeMap<PeerId, Contact> {
-    let contact = |number| Contact { is_direct: true, listens, reached: at(number) };
+    let contact =
+        |number| Contact { is_direct: true, listens, reached: at(number), topics: Vec::new() };
     peers.iter().map(|number| (peer(*number), contact(*number))).collect()
 }
 
@@ -60,7 +61,7 @@ fn the_most_useful_are_dialled_often_and_the_others_seldom() {
     let start = Instant::now();
     let mut known = known();
     for number in 0..40 {
-        known.hear(start, peer(number), at(number), start + Duration::from_secs(35));
+        known.hear(start, peer(number), at(number), (start + Duration::from_secs(35), false));
     }
     // Peers that were connected come before those that were only heard of.
     let met: Vec<u16> = (36..40).collect();
@@ -107,8 +108,8 @@ fn who_is_alive_is_connected_only_while_there_is_room() {
     let mut known = known();
     let until = start + Duration::from_secs(35);
     for number in 0..5 {
-        assert!(known.hear(start, peer(number), at(number), until));
-        assert!(!known.hear(start, peer(number), at(number), until), "nothing new");
+        assert!(known.hear(start, peer(number), at(number), (until, false)));
+        assert!(!known.hear(start, peer(number), at(number), (until, false)), "nothing new");
     }
     let dialled = known.due(start, 2, |_| true);
     assert_eq!(dialled.len(), 2);
@@ -130,14 +131,14 @@ fn who_cannot_be_dialled_or_is_connected_is_not_looked_for() {
     let mut known = known();
     let until = start + Duration::from_secs(35);
     // A page: it says what it holds, and listens nowhere.
-    let page = Contact { is_direct: true, listens: true, reached: Vec::new() };
+    let page = Contact { is_direct: true, listens: true, reached: Vec::new(), topics: Vec::new() };
     known.contacts(start, &BTreeMap::from([(peer(1), page.clone())]));
-    known.hear(start, peer(1), Vec::new(), until);
+    known.hear(start, peer(1), Vec::new(), (until, false));
     known.contacts(start + STEADY, &BTreeMap::new());
     assert_eq!(known.report(start + STEADY), []);
     // One that dialled this node and said later where it listens.
     known.contacts(start, &BTreeMap::from([(peer(2), page)]));
-    known.hear(start, peer(2), at(2), until);
+    known.hear(start, peer(2), at(2), (until, false));
     assert_eq!((known.report(start), known.due(start, 9, |_| true)), (vec![], vec![]));
     known.contacts(start + STEADY, &BTreeMap::new());
     assert_eq!(known.report(start + STEADY).len(), 1);
@@ -159,7 +160,7 @@ fn strangers_are_dialled_seldom_and_say_why() {
     let reason = away.iter().find(|away| away.peer == peer(3)).unwrap().failure.clone();
     assert_eq!(reason.as_deref(), Some("it has no key"));
     // A peer that speaks in this swarm is not a stranger.
-    known.hear(start + hour, peer(1), at(1), start + hour);
+    known.hear(start + hour, peer(1), at(1), (start + hour, false));
     assert_eq!(known.report(start + hour)[0].peer, peer(1));
 }
 
@@ -171,7 +172,7 @@ fn the_table_is_bounded_and_who_was_met_stays() {
     known.contacts(start + STEADY, &BTreeMap::new());
     for number in 1..2 * KNOWN_PEERS_MAX as u16 {
         let now = start + STEADY + Duration::from_millis(u64::from(number));
-        known.hear(now, peer(number), at(number), now + Duration::from_secs(35));
+        known.hear(now, peer(number), at(number), (now + Duration::from_secs(35), false));
     }
     let away = known.report(start);
     assert_eq!(away.len(), 1 + KNOWN_HEARD_MAX);
@@ -191,7 +192,7 @@ fn the_table_is_bounded_and_who_was_met_stays() {
         let now = start + Duration::from_millis(round);
         let found = at(round as u16);
         known.learn(now, peer(1), Source::Found, found.clone());
-        known.hear(now, peer(1), found, now);
+        known.hear(now, peer(1), found, (now, false));
         dialled += known.due(now, 9, |_| true).len();
     }
     assert!(known.report(start)[0].addresses.len() <= KNOWN_ADDRESSES_MAX);

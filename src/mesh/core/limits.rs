@@ -55,6 +55,17 @@ impl Timing {
         third.max(share).min(self.round(members))
     }
 
+    /// How often a node says what it holds on a model's topic, if its topics have so many members.
+    pub(crate) fn topic_round(&self, members: usize) -> Duration {
+        let share = TOPIC_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+        self.announce_every.max(share.min(LEASE_MAX * 2 / 7))
+    }
+
+    /// How long it is believed what was said there. Three words may be lost.
+    pub(crate) fn topic_lease(&self, round: Duration) -> Duration {
+        self.lease.max(round * 7 / 2).min(LEASE_MAX)
+    }
+
     /// How long others believe what a node of such a swarm holds.
     pub(crate) fn lease_in(&self, members: usize) -> Duration {
         self.lease.max(self.round(members) * 7 / 2).min(LEASE_MAX)
@@ -78,6 +89,8 @@ pub(crate) const MEMBERS_MAX: usize = 256;
 pub(crate) const VIEW_TURNS: Duration = Duration::from_secs(600);
 /// How soon members are looked at again that all share a model.
 pub(crate) const VIEW_LOOK: Duration = Duration::from_secs(10);
+/// Of each model that this node is interested in, at least so many members stay, or an equal share of all.
+pub(crate) const VIEW_FAIR_MIN: usize = 8;
 pub(crate) const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// Models of which one peer is believed to hold something, and over all peers: 8 MiB at worst.
 pub(crate) const MEMBER_MODELS_MAX: usize = 1024;
@@ -205,6 +218,18 @@ pub(crate) const BEAT_GRACE: Duration = Duration::from_millis(1500);
 pub(crate) const CROWD: usize = MEMBERS_MAX - 1;
 /// In a crowd, a node whose holdings change says so at most this many times a round.
 pub(crate) const CROWD_CHANGES: u32 = 8;
+/// Topics of models that a node of a crowd is in.
+pub(crate) const TOPICS_MAX: usize = 32;
+/// The time that each member of a node's topics, all of them together, adds to the pause between two of
+/// the node's words on one of them; and how often at most it speaks there in such a pause.
+pub(crate) const TOPIC_SHARE: Duration = Duration::from_millis(400);
+pub(crate) const TOPIC_CHANGES: u32 = 8;
+/// How long a node stays in a topic at least: a read makes a model interesting for a while.
+pub(crate) const TOPIC_STAY: Duration = Duration::from_secs(60);
+/// Connections to members of a topic that a node opens in advance.
+pub(crate) const TOPIC_PEERS: usize = 4;
+/// How many of a topic dial one that is interested in its model and was not heard there.
+pub(crate) const USHERS: usize = 3;
 /// The longest time between two looks of a crowd's member at leases, dials and promises.
 pub(crate) const UPKEEP_MAX: Duration = Duration::from_secs(30);
 /// The window over which a crowd's size is estimated, and the authors counted in it.

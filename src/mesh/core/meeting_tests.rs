@@ -113,8 +113,12 @@ impl World {
     fn tell_contacts(&mut self, node: usize) {
         let others: Vec<usize> =
             self.links.iter().filter(|(from, _)| *from == node).map(|link| link.1).collect();
-        let contact =
-            |peer: usize| Contact { is_direct: true, listens: true, reached: vec![address(peer)] };
+        let contact = |peer: usize| Contact {
+            is_direct: true,
+            listens: true,
+            reached: vec![address(peer)],
+            topics: Vec::new(),
+        };
         let contacts = others.into_iter().map(|peer| (id(peer), contact(peer))).collect();
         self.tell(node, Event::Contacts(contacts));
     }

@@ -20,8 +20,8 @@ use doppler_ids::PeerId;
 
 use super::TooMany;
 use super::limits::{
-    FORGOTTEN_FOR, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX,
-    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, VIEW_LOOK, VIEW_TURNS,
+    BEAT_GRACE, FORGOTTEN_FOR, HOLDINGS_MAX, MEMBER_BYTES_MAX, MEMBER_MODELS_MAX, MEMBER_PARTS_MAX,
+    MEMBERS_MAX, MODELS_MAX, PEERS_REMEMBERED_MAX, VIEW_FAIR_MIN, VIEW_LOOK, VIEW_TURNS,
 };
 use super::peers::PeerMap;
 use super::planted::{self, Plant};
@@ -129,6 +129,8 @@ struct Member {
     told: Instant,
     until: Instant,
     next: Duration,
+    /// The same of its last word on a model's topic, and when that came.
+    near: Option<(Instant, Duration)>,
     /// Bytes that it would copy of objects that others lose.
     room: u64,
     /// It is about to leave the swarm.
@@ -138,6 +140,15 @@ struct Member {
 }
 
 impl Member {
+    /// It speaks: on a model's topic, with a promise, or on the swarm's. Whoever speaks there while its word
+    /// on the other is overdue has left that.
+    fn speaks(&mut self, now: Instant, near: Option<Duration>) {
+        match near {
+            Some(next) => self.near = Some((now, next)).filter(|_| !next.is_zero()),
+            None => self.near = self.near.filter(|(at, next)| now < *at + *next + BEAT_GRACE),
+        }
+    }
+
     /// Makes room for one model's entry by dropping those whose leases end first. Returns them.
     fn make_room(&mut self, model: ModelId, bytes: usize, parts: usize) -> Vec<ModelId> {
         self.models.remove(&model);
@@ -187,18 +198,34 @@ pub(super) struct Membership {
     next_turn: Option<Instant>,
     /// All members share a model, as of a look that is not repeated before this.
     all_share_until: Option<Instant>,
+    /// In a crowd, the models whose holders have priority; all registered ones if it is empty.
+    cared: BTreeSet<ModelId>,
+    /// No member that shares a model gives way before this to one that shares a rarer one.
+    next_fair_turn: Option<Instant>,
     lists: BTreeMap<ModelId, Vec<ShardId>>,
     /// The models' lists that contain an object, and its bit in each.
     places: BTreeMap<ShardId, Vec<(ModelId, usize)>>,
 }
 
 impl Membership {
-    /// Adds what `peer`, the author, says it holds.
+    /// Adds what `peer`, the author, says on the swarm's topic that it holds.
+    #[cfg(test)]
     pub(super) fn hear(
         &mut self,
         now: Instant,
         peer: PeerId,
         holdings: impl Borrow<Holdings>,
+    ) -> Heard {
+        self.hear_on(now, peer, holdings, false)
+    }
+
+    /// Adds what `peer`, the author, says that it holds: on a model's topic, or on the swarm's.
+    pub(super) fn hear_on(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        holdings: impl Borrow<Holdings>,
+        is_near: bool,
     ) -> Heard {
         let holdings = holdings.borrow();
         if !self.members.contains_key(&peer) && self.members.len() >= MEMBERS_MAX {
@@ -213,6 +240,7 @@ impl Membership {
             told: now,
             until: now,
             next: Duration::ZERO,
+            near: None,
             room: 0,
             is_leaving: false,
             models: BTreeMap::new(),
@@ -222,7 +250,11 @@ impl Membership {
         }
         member.stamp = holdings.stamp;
         let mut changed = member.is_leaving != holdings.is_leaving;
-        (member.heard, member.told, member.next) = (now, now, holdings.next);
+        member.speaks(now, is_near.then_some(holdings.next));
+        (member.heard, member.told) = (now, now);
+        if !is_near {
+            member.next = holdings.next;
+        }
         (member.room, member.is_leaving) = (holdings.room, holdings.is_leaving);
         let lease = match planted::is(Plant::LeaseExpiry) {
             true => Duration::from_secs(3600),
@@ -260,15 +292,16 @@ impl Membership {
     /// Makes room for a peer: of those that share no model with this node, the one that was silent
     /// for longest gives way, unless the newcomer shares none either and that one has just spoken.
     fn give_way(&mut self, now: Instant, holdings: &Holdings) -> bool {
-        let is_shared = |model: &ModelId| self.lists.contains_key(model);
-        let shares = holdings.models.iter().any(|entry| is_shared(&entry.model));
+        let shares = holdings.models.iter().any(|entry| self.is_cared_for(&entry.model));
         let is_shut = |turn: Option<Instant>| turn.is_some_and(|turn| now < turn);
-        if is_shut(self.all_share_until) || !shares && is_shut(self.next_turn) {
+        if !shares && (is_shut(self.all_share_until) || is_shut(self.next_turn)) {
             return false;
         }
-        let Some((told, oldest, stamp)) = self.oldest_stranger() else {
-            self.all_share_until = Some(now + VIEW_LOOK);
-            return false;
+        let stranger = if is_shut(self.all_share_until) { None } else { self.oldest_stranger() };
+        let Some((told, oldest, stamp)) = stranger else {
+            self.all_share_until =
+                self.all_share_until.filter(|at| now < *at).or(Some(now + VIEW_LOOK));
+            return shares && self.give_way_fairly(now, holdings);
         };
         if !shares && now < told + VIEW_TURNS {
             self.next_turn = Some(told + VIEW_TURNS);
@@ -279,11 +312,65 @@ impl Membership {
         true
     }
 
+    /// All members share a model with this node. If this peer shares one of which few are known, one gives
+    /// way that shares only models of which many are: the one that was silent for longest.
+    fn give_way_fairly(&mut self, now: Instant, holdings: &Holdings) -> bool {
+        let fair = (MEMBERS_MAX / (self.cared.len() + 1)).max(VIEW_FAIR_MIN);
+        let is_rare = |model: &ModelId| {
+            self.is_cared_for(model) && self.by_model.get(model).map_or(0, BTreeSet::len) < fair
+        };
+        let is_due = self.next_fair_turn.is_none_or(|turn| turn <= now);
+        if !is_due || !holdings.models.iter().any(|entry| is_rare(&entry.model)) {
+            return false;
+        }
+        let common = self.members.iter().filter(|(_, member)| !member.models.keys().any(is_rare));
+        let oldest = common.map(|(peer, member)| (member.told, *peer, member.stamp)).min();
+        let Some((_, oldest, stamp)) = oldest else {
+            self.next_fair_turn = Some(now + VIEW_LOOK);
+            return false;
+        };
+        self.drop_member(oldest);
+        self.remember(now, oldest, stamp);
+        true
+    }
+
+    /// Sets the models whose holders have priority; none means all that are registered.
+    pub(super) fn care_for(&mut self, models: BTreeSet<ModelId>) {
+        if models != self.cared {
+            self.cared = models;
+            self.turns.clear();
+            (self.all_share_until, self.next_fair_turn) = (None, None);
+        }
+    }
+
+    fn is_cared_for(&self, model: &ModelId) -> bool {
+        if self.cared.is_empty() {
+            self.lists.contains_key(model)
+        } else {
+            self.cared.contains(model)
+        }
+    }
+
+    /// The members that hold something of a model or help to keep it, in the order of their ids.
+    pub(super) fn sharers(&self, model: ModelId) -> impl Iterator<Item = PeerId> {
+        self.by_model.get(&model).into_iter().flatten().copied()
+    }
+
+    /// Whether a peer was heard on a model's topic, and its next word there is not overdue.
+    pub(super) fn is_near(&self, now: Instant, peer: PeerId) -> bool {
+        let near = self.members.get(&peer).and_then(|member| member.near);
+        near.is_some_and(|(at, next)| now < at + next + BEAT_GRACE)
+    }
+
     /// Of the members that share no model with this node, the one that was silent for longest: when it
     /// last said what it holds, and its last stamp. They are put in order once for many that give way.
     fn oldest_stranger(&mut self) -> Option<(Instant, PeerId, Stamp)> {
-        let Self { members, lists, turns, .. } = self;
-        let is_stranger = |member: &Member| !member.models.keys().any(|m| lists.contains_key(m));
+        let Self { members, lists, cared, turns, .. } = self;
+        let is_shared = |model: &ModelId| match cared.is_empty() {
+            true => lists.contains_key(model),
+            false => cared.contains(model),
+        };
+        let is_stranger = |member: &Member| !member.models.keys().any(is_shared);
         // Whoever has spoken since then has a later turn.
         let is_due = |(told, peer): &(Instant, PeerId)| {
             members.get(peer).is_some_and(|member| member.told == *told && is_stranger(member))
@@ -328,6 +415,7 @@ impl Membership {
         else {
             return false;
         };
+        member.speaks(now, None);
         (member.stamp, member.heard, member.next) = (stamp, now, next);
         true
     }
@@ -358,15 +446,14 @@ impl Membership {
     /// heard before `since`, when this node itself was not awake, have their time from then on.
     pub(super) fn overdue(&self, now: Instant, since: Instant, grace: Duration) -> Vec<PeerId> {
         let is_overdue =
-            |member: &Member| !member.next.is_zero() && now >= due_at(member, since) + grace;
+            |member: &Member| due_at(member, since).is_some_and(|due| now >= due + grace);
         let overdue = self.members.iter().filter(|(_, member)| is_overdue(member));
         overdue.map(|(peer, _)| *peer).collect()
     }
 
     /// When a peer's next word is due, if it is known and promised one.
     pub(super) fn due_at(&self, peer: PeerId, since: Instant) -> Option<Instant> {
-        let member = self.members.get(&peer).filter(|member| !member.next.is_zero());
-        member.map(|member| due_at(member, since))
+        self.members.get(&peer).and_then(|member| due_at(member, since))
     }
 
     /// Beyond the bound over all peers, one model of the peer that names the most is forgotten.
@@ -434,6 +521,11 @@ impl Membership {
     ) -> bool {
         let places = self.places.get(&shard).map_or(&[][..], Vec::as_slice);
         places.iter().any(|(other, _)| *other != model && with(*other))
+    }
+
+    /// A registered model's list.
+    pub(super) fn list(&self, model: ModelId) -> Option<&[ShardId]> {
+        self.lists.get(&model).map(Vec::as_slice)
     }
 
     /// The registered models and their lists.
@@ -562,9 +654,10 @@ impl Membership {
     /// others.
     pub(super) fn offers(&self, now: Instant, is_crowd: bool) -> Vec<(PeerId, u64)> {
         let runs = |member: &Member| {
-            member.models.iter().any(|(model, entry)| {
-                entry.until > now && (!is_crowd || self.lists.contains_key(model))
-            })
+            member
+                .models
+                .iter()
+                .any(|(model, entry)| entry.until > now && (!is_crowd || self.is_cared_for(model)))
         };
         let offers = self.members.iter().filter(|(_, member)| member.room > 0 && runs(member));
         let mut offers: Vec<(PeerId, u64)> =
@@ -676,8 +769,11 @@ impl Membership {
     }
 }
 
-fn due_at(member: &Member, since: Instant) -> Instant {
-    member.heard.max(since) + member.next
+/// When a member's next word is due, if it promised one: on whichever topic that is sooner.
+fn due_at(member: &Member, since: Instant) -> Option<Instant> {
+    let far = (!member.next.is_zero()).then(|| member.heard.max(since) + member.next);
+    let near = member.near.map(|(at, next)| at.max(since) + next);
+    near.into_iter().chain(far).min()
 }
 
 fn unlink(by_model: &mut BTreeMap<ModelId, BTreeSet<PeerId>>, model: ModelId, peer: PeerId) {

@@ -19,6 +19,7 @@ mod crowd;
 mod dialling;
 mod gossip;
 mod healing;
+mod hearing;
 mod heat;
 mod known;
 mod lens;
@@ -37,6 +38,7 @@ mod reputation;
 mod scheduler;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod twins;
 mod word;
 
@@ -50,9 +52,8 @@ use doppler_store::groups::Chunks;
 use doppler_store::signature::{PublicKey, SignatureError, SignedModel};
 use doppler_store::{ReadError, ReadRequest};
 use serde::{Deserialize, Serialize};
-use tracing::debug;
 
-use crate::wire::{Envelope, HOT_MAX, Holdings, ModelHoldings, PartHoldings};
+use crate::wire::{Envelope, HOT_MAX, ModelHoldings, PartHoldings};
 use absence::Absence;
 use announcements::{Announcements, Origin};
 pub use answer::{Answer, Failure, FailureKind, Proved};
@@ -70,7 +71,7 @@ pub use lens::Lens;
 use limits::{
     ANNOUNCEMENTS_PER_TURN, OWN_PARTS_MAX, PEERS_REMEMBERED_MAX, RELAYED_MANIFEST_BYTES_MAX, Timing,
 };
-use membership::{Heard, Membership, bitmap};
+use membership::{Membership, bitmap};
 pub use meter::{Meter, Progress};
 pub use pull::{Pull, PullAction, PullEvent, Wanted};
 pub use reads::RELAYED;
@@ -78,6 +79,8 @@ use reads::Reading;
 use reputation::{Conduct, Reputation};
 pub use scheduler::Ask;
 use scheduler::Scheduler;
+use topics::Topics;
+pub use topics::{TOPIC_PREFIX, model_topic};
 pub use twins::Twin;
 use twins::Twins;
 pub use word::Word;
@@ -115,6 +118,8 @@ pub struct Contact {
     pub listens: bool,
     /// Addresses at which it can be dialled again, best first; empty until they are known.
     pub reached: Vec<Address>,
+    /// The topics of models that it takes part in.
+    pub topics: Vec<Arc<str>>,
 }
 
 /// What happened.
@@ -179,12 +184,34 @@ pub enum Event {
 pub enum Action {
     /// Say this on the swarm's topic.
     Publish(Vec<u8>),
+    /// Take part in a model's topic, or stop to.
+    Join {
+        model: ModelId,
+        topic: Arc<str>,
+    },
+    Leave(Arc<str>),
+    /// Say this on a model's topic.
+    Tell {
+        topic: Arc<str>,
+        data: Vec<u8>,
+    },
     /// Pass a message on, or hold its forwarder to account.
-    Judge { message: MessageId, is_sound: bool },
+    Judge {
+        message: MessageId,
+        is_sound: bool,
+    },
     /// Connect to a peer.
-    Dial { peer: PeerId, addresses: Vec<Address> },
+    Dial {
+        peer: PeerId,
+        addresses: Vec<Address>,
+    },
     /// Disconnect a peer and refuse it until then.
-    Ban { peer: PeerId, until: Instant, shard: ShardId, detail: String },
+    Ban {
+        peer: PeerId,
+        until: Instant,
+        shard: ShardId,
+        detail: String,
+    },
     /// Tell this node's owner that two nodes use one identity, this node's or a peer's.
     Warn(Twin),
     /// Tell the nodes that are connected under this identity that there are two of them.
@@ -192,19 +219,41 @@ pub enum Action {
     /// Drop the streams kept open to a peer, which are dead.
     ForgetStreams(PeerId),
     /// Ask a peer for a range; over a relay only if that is allowed.
-    Ask { ask: Ask, may_relay: bool },
+    Ask {
+        ask: Ask,
+        may_relay: bool,
+    },
     /// Keep what a request proved, up to this byte of the object.
-    Keep { read: ReadId, request: RequestId, end: u64 },
+    Keep {
+        read: ReadId,
+        request: RequestId,
+        end: u64,
+    },
     /// End a request, but keep what it has proved.
-    Stop { read: ReadId, request: RequestId },
+    Stop {
+        read: ReadId,
+        request: RequestId,
+    },
     /// End a request and drop what it has proved.
-    Abandon { read: ReadId, request: RequestId },
+    Abandon {
+        read: ReadId,
+        request: RequestId,
+    },
     /// Drop what was kept of a request: its peer lied about the object's size.
-    Discard { read: ReadId, request: RequestId },
+    Discard {
+        read: ReadId,
+        request: RequestId,
+    },
     /// The read is over: either what was kept is its whole range, or this is the error.
-    End { read: ReadId, result: Result<(), ReadError> },
+    End {
+        read: ReadId,
+        result: Result<(), ReadError>,
+    },
     /// A model that was not known before, from this node or from a peer.
-    Learned { signed: SignedModel, is_own: bool },
+    Learned {
+        signed: SignedModel,
+        is_own: bool,
+    },
     /// Nobody holds or announces a model any more.
     Forgot(ModelId),
     /// The publication or registration is refused.
@@ -317,6 +366,7 @@ pub struct Core {
     schedule: Schedule,
     inbox: Inbox,
     crowd: Crowd,
+    topics: Topics,
     numbers: Numbers,
     absence: Absence,
     /// When this node last answered a doubt of itself, or will answer one.
@@ -363,6 +413,7 @@ impl Core {
             schedule,
             inbox: Inbox::new(now),
             crowd: Crowd::new(now),
+            topics: Topics::default(),
             numbers: Numbers::new(config.epoch),
             absence: Absence::default(),
             refuted: None,
@@ -438,17 +489,20 @@ impl Core {
             Event::Whole(whole) => {
                 self.whole = whole;
                 self.schedule.change(now, Due::Holdings);
+                self.stir_topics(now);
             }
             Event::Parts(parts) => {
                 if parts != self.parts {
                     self.parts = parts;
                     self.schedule.change(now, Due::Holdings);
+                    self.stir_topics(now);
                 }
             }
             Event::Offer(offer) => {
                 // Room alone changes with every copy, so the next round announces it.
                 if offer.is_leaving != self.offer.is_leaving {
                     self.schedule.change(now, Due::Holdings);
+                    self.stir_topics(now);
                 }
                 self.offer = offer;
             }
@@ -479,6 +533,7 @@ impl Core {
     /// When [`Event::Time`] is due, if nothing happens before.
     pub fn next_wake(&self) -> Instant {
         let wake = self.schedule.next().min(self.upkeep).min(self.dial_at);
+        let wake = self.topics.next().map_or(wake, |topics| topics.min(wake));
         self.reads_wake.map_or(wake, |reads| reads.min(wake))
     }
 
@@ -598,116 +653,9 @@ impl Core {
         self.dial_soon(now);
         self.listeners = contacts.values().filter(|contact| contact.listens).count();
         self.contacts = contacts;
+        self.topics_met(now);
         self.settle(now, true, sight, out);
         out.push(Action::Changed);
-    }
-
-    fn on_gossip(
-        &mut self,
-        now: Instant,
-        (message, topic, author): (MessageId, &str, PeerId),
-        word: &Word,
-        sight: &dyn Sight,
-        out: &mut Vec<Action>,
-    ) {
-        if *topic != *self.config.topic || !self.inbox.admit(now, author) {
-            self.counts.ignored_messages += 1;
-            out.push(Action::Changed);
-            return;
-        }
-        let is_sound = match word.envelope() {
-            Err(error) => {
-                debug!(%author, %error, "malformed gossip");
-                self.counts.bad_messages += 1;
-                false
-            }
-            Ok(Envelope::Unknown) => true,
-            Ok(Envelope::Announcement(signed)) => {
-                self.on_announcement(now, author, (signed, word), out)
-            }
-            Ok(Envelope::Holdings(holdings)) => {
-                self.on_holdings(now, author, (holdings, word.addresses()), sight, out)
-            }
-            Ok(Envelope::Doubt(peer)) => self.on_doubt(now, author, peer, out),
-            Ok(Envelope::Heartbeat { stamp, next }) => {
-                let (stamp, next) = (*stamp, *next);
-                self.crowd.hear(now, author, next, stamp.sequence);
-                if self.membership.beat(now, author, stamp, next) {
-                    self.absence.spoke(author);
-                }
-                true
-            }
-            Ok(Envelope::Goodbye(stamp)) => {
-                self.on_goodbye(now, author, *stamp, sight, out);
-                true
-            }
-        };
-        if !is_sound {
-            out.push(Action::Changed);
-        }
-        out.push(Action::Judge { message, is_sound });
-    }
-
-    fn on_holdings(
-        &mut self,
-        now: Instant,
-        author: PeerId,
-        (holdings, addresses): (&Holdings, &[Address]),
-        sight: &dyn Sight,
-        out: &mut Vec<Action>,
-    ) -> bool {
-        if holdings.peer != author.as_bytes() {
-            debug!(%author, "speaks for another peer");
-            self.counts.bad_messages += 1;
-            return false;
-        }
-        if self.reputation.is_banned(now, author) {
-            return true;
-        }
-        if self.membership.is_repeated(now, author, holdings.stamp) {
-            self.counts.ignored_messages += 1;
-            return true;
-        }
-        self.crowd.hear(now, author, holdings.next, holdings.stamp.sequence);
-        let (until, said) = (now + holdings.lease, (holdings.run, holdings.stamp));
-        let place = || {
-            let place = addresses.first().map(|address| address.without_peer().to_string());
-            place.unwrap_or_default()
-        };
-        let heard = self.membership.hear(now, author, holdings);
-        // Of those that are not remembered, runs are not told apart.
-        if heard != Heard::Full
-            && let Some(twin) = self.twins.hear(now, author, said, &place)
-        {
-            self.on_twin(now, twin, out);
-        }
-        if matches!(heard, Heard::Changed | Heard::Renewed) {
-            self.absence.spoke(author);
-        }
-        match heard {
-            Heard::Stale => return true,
-            Heard::Full => self.counts.ignored_messages += 1,
-            Heard::Changed => {
-                self.settle(now, true, sight, out);
-                out.push(Action::Changed);
-            }
-            Heard::Renewed => {}
-        }
-        // Whoever is alive and not needed now is not dialled at once.
-        if self.known.hear(now, author, addresses, until) && self.room() > 0 {
-            self.dial_soon(now);
-        }
-        true
-    }
-
-    /// Two nodes use one identity: the owner is told, and so are the two nodes, by those that
-    /// notice it.
-    fn on_twin(&mut self, now: Instant, twin: Twin, out: &mut Vec<Action>) {
-        let (peer, is_seen) = (twin.peer, twin.told_by.is_none());
-        out.extend(self.twins.note(now, twin).map(Action::Warn));
-        if is_seen && self.contacts.contains_key(&peer) && self.twins.may_tell(now, peer) {
-            out.push(Action::TellTwins(peer));
-        }
     }
 
     fn on_time(&mut self, now: Instant, sight: &dyn Sight, out: &mut Vec<Action>) {
@@ -734,12 +682,14 @@ impl Core {
             absence.retain(|peer| membership.knows(peer));
             self.twins.expire(now);
             self.schedule.set_pace(now, self.size());
+            self.mind_topics(now, out);
             if self.forget_at <= now {
                 self.forget_at = now + self.lease() / 16;
                 self.forget(now, self.lease(), None, out);
             }
             self.dial_soon(now);
         }
+        self.on_topics(now, out);
         if self.dial_at <= now {
             self.dial_known(now, out);
         }
@@ -782,7 +732,10 @@ impl Core {
         let announcements =
             models.into_iter().map(|signed| Envelope::Announcement(signed).encode());
         let mut messages: Vec<Vec<u8>> = announcements.collect();
-        let holdings = self.own_holdings(now);
+        let holdings = self.own_holdings(now, |_| true);
+        if self.listeners > 0 {
+            self.topics.named(&holdings);
+        }
         let author = Author {
             peer: self.config.own,
             run: self.config.run,
@@ -797,8 +750,8 @@ impl Core {
         (said, more)
     }
 
-    /// What this node holds, for gossip.
-    fn own_holdings(&self, now: Instant) -> Vec<ModelHoldings> {
+    /// What this node holds of some models, for gossip.
+    fn own_holdings(&self, now: Instant, of: impl Fn(ModelId) -> bool) -> Vec<ModelHoldings> {
         let (held, parts) = (&self.whole, &self.parts);
         let hottest = self.heat.hottest(now);
         let mut room = OWN_PARTS_MAX;
@@ -826,12 +779,18 @@ impl Core {
                     list.get(bit).is_some_and(|id| held.contains(id) && is_told(id))
                 }),
                 parts: told,
-                helps: self.helped.contains(model),
+                // Whoever does not hear what others hold could not count copies.
+                helps: self.helped.contains(model) && self.follows(*model),
                 hot: self.places_of(*model, &hottest),
                 pins,
             }
         };
-        self.membership.lists().map(entry).collect()
+        let lists = self.membership.lists().filter(|(model, _)| of(**model));
+        let mut said: Vec<ModelHoldings> = lists.map(entry).collect();
+        // Of these, it looks for the manifest.
+        let sought = self.topics.models().filter(|model| self.membership.list(*model).is_none());
+        said.extend(sought.filter(|model| of(*model)).map(ModelHoldings::nothing));
+        said
     }
 
     /// The places of some objects in a model's list, as many as a message may name.

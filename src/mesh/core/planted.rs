@@ -16,16 +16,19 @@ pub enum Plant {
     EpochOrder,
     /// A node leaves without checking what others hold.
     Drain,
+    /// A crowd has no topics of models.
+    ModelTopics,
 }
 
 impl Plant {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::HealerChoice,
         Self::LeaseExpiry,
         Self::HashCheck,
         Self::Picker,
         Self::EpochOrder,
         Self::Drain,
+        Self::ModelTopics,
     ];
 }
 

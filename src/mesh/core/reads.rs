@@ -33,7 +33,7 @@ struct Part {
 
 /// One read in flight.
 pub(super) struct Reading {
-    request: ReadRequest,
+    pub(super) request: ReadRequest,
     started: Instant,
     /// Since when no peer has been asked for anything.
     idle_since: Instant,
@@ -140,6 +140,7 @@ impl Core {
         if request.priority != Priority::Bulk {
             self.heat.read(now, shard);
         }
+        self.topics_read(now, shard);
         out.push(Action::Changed);
         self.settle(now, false, sight, out);
     }

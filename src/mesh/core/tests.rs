@@ -190,7 +190,8 @@ impl World {
 
     fn tell_contacts(&mut self, node: usize) {
         let others = self.links.iter().filter(|(from, _)| *from == node);
-        let contact = Contact { is_direct: true, listens: true, reached: Vec::new() };
+        let contact =
+            Contact { is_direct: true, listens: true, reached: Vec::new(), topics: Vec::new() };
         let contacts = others.map(|(_, other)| (self.nodes[*other].id, contact.clone())).collect();
         self.tell(node, Event::Contacts(contacts));
     }
@@ -258,6 +259,9 @@ impl World {
             }
             Action::ForgetStreams(_) | Action::Changed => {}
             Action::Warn(_) | Action::TellTwins(_) => panic!("nobody has a twin"),
+            Action::Join { .. } | Action::Leave(_) | Action::Tell { .. } => {
+                panic!("a small swarm has one topic")
+            }
             Action::Ask { ask, .. } => self.ask(node, ask),
             Action::Keep { read, request, end } => {
                 let (_, ask) = *self.nodes[node]

@@ -26,6 +26,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+mod crowds;
 mod hostile;
 mod relayed;
 mod transfer;
