@@ -91,6 +91,12 @@ pub struct Status {
     pub tasks: usize,
 }
 
+/// `GET /control/v1/page`: the page's address with its key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PageLink {
+    pub url: String,
+}
+
 /// `GET /node`: what a page of this machine needs to join the swarm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -421,6 +427,9 @@ pub struct ModelInfo {
     pub shards_here: usize,
     /// Shards that this node or at least one connected peer holds in full.
     pub shards_reachable: usize,
+    /// Whether it is pinned here.
+    #[serde(default)]
+    pub pinned: bool,
     /// The copies of its shards and other files. Absent while its manifest is not here.
     #[serde(default)]
     pub copies: Option<Copies>,

@@ -44,6 +44,8 @@ pub enum Command {
     Leave(LeaveArgs),
     /// Print a string by which others `join` the running node's swarm. A private swarm's is a secret
     Invite(ControlArgs),
+    /// Print the address of the running node's page, with the key that lets it change the node. A secret
+    Page(ControlArgs),
     /// Make the key of a private swarm
     SwarmKey(SwarmKeyArgs),
     /// Sign an RDRR model, store its shards in the running node, and announce it

@@ -1,10 +1,11 @@
 //! The control API: HTTP on loopback, JSON in and out, a bearer token from `control.json`.
 //!
 //! Refuses requests without the token, so that neither another user of the machine nor a web page
-//! can control the node. The gateway and the page (`gateway`), which only read, and the APIs under
+//! can control the node. The routes that the node's own page needs are open to that page, too, if it
+//! shows the page's key (`page_key`). The gateway and the page (`gateway`), which only read, and the APIs under
 //! `/v1` (`http::api`) share its port and need none.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,8 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    ApiError, ControlFile, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo, Peer,
-    Ps, PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
+    ApiError, ControlFile, FsckRequest, GcRequest, GenerateEvent, GenerateRequest, ModelInfo,
+    PageLink, Peer, Ps, PublishRequest, ResolveRequest, Status, TargetReply, TargetRequest,
 };
 use super::client::{Answered, control_file};
 use super::copies::{CopiesRequest, ModelCopies};
@@ -37,8 +38,11 @@ use super::http::{self, IsOwner, Pressure, Remote, Server};
 use super::identity::write_private;
 use super::invite::Invite;
 use super::leaving::LeaveRequest;
+use super::page_key::PageKey;
+use super::pulls::{PullRequest, PullState};
 use super::service::Service;
 use super::swarm_key;
+use super::trusting::{TrustList, TrustRequest};
 use super::work;
 use doppler_store::{Collected, regular};
 
@@ -71,32 +75,19 @@ impl ControlServer {
         let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
 
         let bearer = format!("Bearer {token}");
-        let is_owner: IsOwner = Arc::new(move |headers| {
+        let has_token: IsOwner = Arc::new(move |headers| {
             let given = headers.get(header::AUTHORIZATION);
             given.is_some_and(|given| http::is_same_secret(given.as_bytes(), bearer.as_bytes()))
         });
+        let page_key = Arc::new(PageKey::load_or_create(data)?);
+        let is_owner: IsOwner = {
+            let (has_token, page_key) = (Arc::clone(&has_token), Arc::clone(&page_key));
+            Arc::new(move |headers| has_token(headers) || page_key.opens(headers))
+        };
+        let page_link = page_key.link(&page_address(address));
         let pressure = Pressure::default();
-        let routes = Router::new()
-            .route("/control/v1/status", get(status))
-            .route("/control/v1/invite", get(invite))
-            .route("/control/v1/ps", get(ps))
-            .route("/control/v1/models", get(models))
-            .route("/control/v1/models/resolve", post(resolve))
-            .route("/control/v1/models/copies", post(copies))
-            .route("/control/v1/leave", post(leave))
-            .route("/control/v1/peers", get(peers))
-            .route("/control/v1/publish", post(publish))
-            .route(
-                "/control/v1/generate",
-                post(generate).layer(DefaultBodyLimit::max(GENERATE_BYTES_MAX)),
-            )
-            .route("/control/v1/store/pin", post(pin))
-            .route("/control/v1/store/unpin", post(unpin))
-            .route("/control/v1/store/rm", post(remove))
-            .route("/control/v1/store/gc", post(gc))
-            .route("/control/v1/store/fsck", post(fsck))
-            .with_state(Arc::clone(&service))
-            .route_layer(middleware::from_fn_with_state(Arc::clone(&is_owner), authorise))
+        let routes = command_routes(&service, has_token, page_link)
+            .merge(page_routes(&service, Arc::clone(&is_owner)))
             .merge(http::api::routes(Arc::clone(&service), Arc::clone(&is_owner)))
             .merge(gateway::routes(service, pressure.clone()));
         let stop = CancellationToken::new();
@@ -115,6 +106,53 @@ impl ControlServer {
         self.stop.cancel();
         let _ = self.task.await;
     }
+}
+
+/// Where a browser of this machine finds the page.
+fn page_address(listens: SocketAddr) -> String {
+    let port = listens.port();
+    match listens.ip() {
+        ip if !ip.is_unspecified() => format!("http://{listens}"),
+        IpAddr::V4(_) => format!("http://127.0.0.1:{port}"),
+        IpAddr::V6(_) => format!("http://[::1]:{port}"),
+    }
+}
+
+/// What only the node's commands may ask.
+fn command_routes(service: &Arc<Service>, has_token: IsOwner, page_link: String) -> Router {
+    let link = PageLink { url: page_link };
+    Router::new()
+        .route("/control/v1/invite", get(invite))
+        .route("/control/v1/page", get(async move || Json(link.clone())))
+        .route("/control/v1/models/resolve", post(resolve))
+        .route("/control/v1/leave", post(leave))
+        .route(
+            "/control/v1/generate",
+            post(generate).layer(DefaultBodyLimit::max(GENERATE_BYTES_MAX)),
+        )
+        .route("/control/v1/store/gc", post(gc))
+        .route("/control/v1/store/fsck", post(fsck))
+        .route("/control/v1/status", get(status))
+        .with_state(Arc::clone(service))
+        .route_layer(middleware::from_fn_with_state(has_token, authorise))
+}
+
+/// What the page may ask, too. Nothing of it tells a secret, stops the node, or says more of the
+/// machine than the page needs.
+fn page_routes(service: &Arc<Service>, is_owner: IsOwner) -> Router {
+    Router::new()
+        .route("/control/v1/ps", get(ps))
+        .route("/control/v1/models", get(models))
+        .route("/control/v1/models/copies", post(copies))
+        .route("/control/v1/peers", get(peers))
+        .route("/control/v1/publish", post(publish))
+        .route("/control/v1/pull", post(pull))
+        .route("/control/v1/trust", get(trusted).post(trust))
+        .route("/control/v1/store/pin", post(pin))
+        .route("/control/v1/store/unpin", post(unpin))
+        .route("/control/v1/store/rm", post(remove))
+        .with_state(Arc::clone(service))
+        .route_layer(middleware::from_fn_with_state(is_owner, authorise))
 }
 
 /// Binds `listen`. With port 0 the port that was used last, else the usual one if there is one, if it
@@ -265,6 +303,24 @@ fn lines<E: Serialize + Send + 'static>(first: Option<E>, events: mpsc::Receiver
         Ok::<_, std::io::Error>(Bytes::from(line))
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+async fn pull(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<PullRequest>,
+) -> Result<Json<PullState>, Refusal> {
+    Ok(Json(service.pull_from_hub(&request)?))
+}
+
+async fn trusted(State(service): State<Arc<Service>>) -> Result<Json<TrustList>, Refusal> {
+    Ok(Json(service.trust_list()?))
+}
+
+async fn trust(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<TrustRequest>,
+) -> Result<Json<TrustList>, Refusal> {
+    Ok(Json(service.change_trust(&request)?))
 }
 
 async fn pin(

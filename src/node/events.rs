@@ -75,7 +75,14 @@ impl std::fmt::Display for NodeEvent {
                 for address in addresses {
                     writeln!(f, "  listening on {address}")?;
                 }
-                write!(f, "  open http://{control} in a browser on this machine   (Ctrl-C stops)")
+                writeln!(
+                    f,
+                    "  open http://{control} in a browser on this machine   (Ctrl-C stops)"
+                )?;
+                write!(
+                    f,
+                    "  doppler-node page prints the address with which the page may change the node"
+                )
             }
             Self::Reading { address, model } => {
                 write!(f, "reading {model}; http://{address}/health tells how far it is")
@@ -85,7 +92,8 @@ impl std::fmt::Display for NodeEvent {
                 let key = if *key { ", for who shows the API key" } else { "" };
                 writeln!(f, "serving {model}{key}   (Ctrl-C stops)")?;
                 writeln!(f, "  OpenAI     http://{address}/v1")?;
-                write!(f, "  Anthropic  http://{address}")
+                writeln!(f, "  Anthropic  http://{address}")?;
+                write!(f, "  a page     http://{address}")
             }
             Self::Model { id, name, bytes, publisher } => {
                 let id = id.get(..10).unwrap_or(id);

@@ -1,7 +1,7 @@
 //! How each failure is reported: one HTTP status and one exit code for each label.
 //!
 //! The labels come from the errors of the components (`EngineError`, `SessionError`,
-//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`, `Unresolved`, `HubError`) and of `http::api`. docs/errors.md contains the same table;
+//! `BackendError`, `ReadError`, `StoreError`, `Untrusted`, `LastCopy`, `Unresolved`, `HubError`) and of `http::api`. docs/errors.md contains the same table;
 //! a test compares them.
 
 use std::io;
@@ -14,6 +14,7 @@ use doppler_store::{ReadError, StoreError};
 use super::client::Answered;
 use super::engine::EngineError;
 use super::hub::HubError;
+use super::last_copy::LastCopy;
 use super::opening::NotReady;
 use super::resolve::Unresolved;
 use super::trust::Untrusted;
@@ -106,6 +107,7 @@ pub const FAILURES: &[Failure] = &[
     failure("io", 500, 8),
     failure("denied", 500, 8),
     failure("refused", 422, 1),
+    failure("last_copy", 409, 1),
     failure("foreign_sequence", 500, 1),
 ];
 
@@ -133,6 +135,7 @@ pub fn of(error: &anyhow::Error) -> Failure {
             .or_else(|| cause.downcast_ref::<HubError>().map(HubError::label))
             .or_else(|| cause.downcast_ref::<NotReady>().map(|_| "loading"))
             .or_else(|| cause.downcast_ref::<Untrusted>().map(|_| "untrusted"))
+            .or_else(|| cause.downcast_ref::<LastCopy>().map(|_| "last_copy"))
             .or_else(|| {
                 cause.downcast_ref::<io::Error>().filter(|e| is_full(e)).map(|_| "disk_full")
             })

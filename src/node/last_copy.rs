@@ -4,8 +4,6 @@
 //! neither missing nor about to leave. Two owners that remove the last two copies within a second
 //! of each other are not kept from it; eviction, which nobody decides, goes by `Kept::may_go`.
 
-use anyhow::ensure;
-
 use super::service::Service;
 use super::size::ByteSize;
 use doppler_store::{Replicas, ShardId};
@@ -18,10 +16,28 @@ impl Service {
     }
 }
 
+/// A command would remove what no other peer is known to hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{what}: {count} of {} ({}) {} held by no other peer that this node knows of; \
+     give --last-copy to remove {} all the same",
+    super::size::count(*objects, "object"),
+    ByteSize(*bytes),
+    if *count == 1 { "is" } else { "are" },
+    if *count == 1 { "it" } else { "them" }
+)]
+pub struct LastCopy {
+    what: String,
+    /// Last copies, of so many objects, and their bytes.
+    count: usize,
+    objects: usize,
+    bytes: u64,
+}
+
 /// Counts the objects (with the bytes of them that are held here) that are whole nowhere else.
 ///
 /// # Errors
-/// If there are any and `allowed` is false.
+/// [`LastCopy`] if there are any and `allowed` is false.
 pub fn guard(
     what: &str,
     objects: &[(ShardId, u64)],
@@ -32,14 +48,10 @@ pub fn guard(
     let last = held.filter(|(_, is_elsewhere)| !**is_elsewhere);
     let (count, bytes) = last
         .fold((0, 0u64), |(count, sum), ((_, bytes), _)| (count + 1, sum.saturating_add(*bytes)));
-    let (are, them) = if count == 1 { ("is", "it") } else { ("are", "them") };
-    ensure!(
-        allowed || count == 0,
-        "{what}: {count} of {} ({}) {are} held by no other peer that this node knows of; \
-         give --last-copy to remove {them} all the same",
-        super::size::count(objects.len(), "object"),
-        ByteSize(bytes)
-    );
+    if count > 0 && !allowed {
+        let (what, objects) = (what.to_owned(), objects.len());
+        return Err(LastCopy { what, count, objects, bytes }.into());
+    }
     Ok(count)
 }
 

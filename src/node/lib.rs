@@ -46,15 +46,18 @@ mod loading;
 mod lookup;
 mod manifests;
 mod memory;
+mod node_state;
 mod notify;
 mod opening;
 mod output;
 mod pace;
+mod page_key;
 mod panics;
 mod pins;
 mod ports;
 mod progress;
 mod pulling;
+mod pulls;
 #[cfg(test)]
 mod reference;
 mod resolve;
@@ -68,6 +71,7 @@ mod store_access;
 mod swarm_key;
 mod targets;
 mod trust;
+mod trusting;
 mod work;
 
 use std::ffi::OsString;
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
             commands::serve_from_hub(&mut args).and_then(|()| commands::serve(&args))
         }
         Command::Invite(args) => commands::invite(&args),
+        Command::Page(args) => commands::page(&args),
         Command::SwarmKey(args) => commands::swarm_key(&args),
         Command::Publish(args) => commands::publish(&args),
         Command::Ls(args) => commands::ls(&args),

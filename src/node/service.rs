@@ -30,6 +30,7 @@ use super::identity;
 use super::joining::{self, Joined};
 use super::journal;
 use super::kept::Kept;
+use super::pulls::Pulls;
 use super::resolve::{Standing, resolve};
 use super::storage::{self, StoredModel, Target};
 use super::trust::{self, How, TrustStore};
@@ -72,6 +73,8 @@ pub struct Service {
     /// Models that were removed here.
     pub(super) declined: Declined,
     pub(super) healer: Healer,
+    /// Pulls from the Hub that the page asked for.
+    pub(super) pulls: Pulls,
     /// Cancelled once the owner has asked this node to leave, and it may go.
     pub(super) leave: CancellationToken,
     pub(super) engine: Engine,
@@ -143,6 +146,7 @@ impl Service {
             kept: Kept::new(&config.data),
             declined: Declined::load(&config.data),
             healer: Healer::new(config.replica_budget, config.replica_rate),
+            pulls: Pulls::default(),
             leave: CancellationToken::new(),
             engine,
             locals: Locals::default(),
@@ -389,6 +393,7 @@ impl Service {
             shards: shards.len(),
             shards_here: here,
             shards_reachable: reachable,
+            pinned: self.disk.is_pinned(id.manifest()),
             copies: self.copies_of(id, known),
             base: known.manifest.as_ref().and_then(|manifest| adapters::base_of(manifest)),
             manifest: known.manifest.is_some(),

@@ -417,6 +417,7 @@ mod tests {
             shards: 11,
             shards_here: 0,
             shards_reachable: 11,
+            pinned: false,
             copies: Some(Copies { fewest: 2, most: 4, lacking: 3, lacking_bytes: 9, left_s: None }),
             base: None,
             manifest: true,

@@ -66,6 +66,7 @@ pub fn info() -> Option<ModelInfo> {
         shards,
         shards_here: shards,
         shards_reachable: shards,
+        pinned: false,
         copies: None,
         base: None,
         manifest: true,

@@ -13,6 +13,7 @@ mod lock;
 mod objects;
 mod page;
 mod program;
+mod prompt;
 mod ranges;
 mod select;
 
@@ -32,7 +33,9 @@ pub use self::guard::{is_loopback, is_own_page};
 use self::lock::Lock;
 use self::objects::{Objects, Wanted};
 use super::api::{ModelInfo, NodeInfo};
+use super::copies::CopiesRequest;
 use super::http::{Pressure, Refused};
+use super::node_state::NodeState;
 use super::service::Service;
 use super::{failures, one_line};
 use doppler_store::ModelId;
@@ -47,13 +50,16 @@ pub fn routes(service: Arc<Service>, pressure: Pressure) -> Router {
     let lock = service.gateway_token().map(|token| Lock { token, peer_id: service.peer_id() });
     let runnable = Router::new()
         .route("/models/{id}/program", get(program::program))
+        .route("/models/{id}/prompt", post(prompt::prompt))
         .with_state(Arc::clone(&service))
         .route("/models/embedded", get(program::embedded_model))
         .route("/kernels", get(program::kernels))
         .route("/kernels/{hash}", get(program::kernel));
     let known = Router::new()
         .route("/models", get(models))
+        .route("/models/{id}/copies", get(copies))
         .route("/node", get(node))
+        .route("/node/state", get(node_state))
         .route("/shards/{id}/bring", post(bring))
         .with_state(Bringing { service, room: Arc::new(Semaphore::new(BRINGING_MAX)) });
     let open = assembled(objects, known.merge(runnable));
@@ -108,6 +114,24 @@ async fn models(State(Bringing { service, .. }): State<Bringing>) -> Json<Vec<Mo
 
 async fn node(State(Bringing { service, .. }): State<Bringing>) -> Json<NodeInfo> {
     Json(service.info())
+}
+
+async fn node_state(State(Bringing { service, .. }): State<Bringing>) -> Json<NodeState> {
+    Json(service.node_state())
+}
+
+/// `GET /models/{id}/copies`: who holds each object of a model.
+async fn copies(State(state): State<Bringing>, Path(id): Path<String>) -> Response {
+    let copies = id.parse::<ModelId>().map_err(|error| Refused::bad_id(&error));
+    let copies = copies.and_then(|model| {
+        let request = CopiesRequest { model: model.to_string() };
+        let missing = |error| Refused::new(StatusCode::NOT_FOUND, "not_found", one_line(&error));
+        state.service.model_copies(&request).map_err(missing)
+    });
+    match copies {
+        Ok(copies) => Json(copies).into_response(),
+        Err(refused) => refused.into_response(),
+    }
 }
 
 /// `POST /shards/{id}/bring`: the node fetches an object of a known model, so that a page can get

@@ -82,18 +82,7 @@ pub async fn program(
         let model = id.parse::<ModelId>().map_err(|error| Refused::bad_id(&error))?;
         let Query(asked) = asked.map_err(|error| bad(error.body_text()))?;
         let options = asked.options()?;
-        let manifest = match embedded::model().filter(|(embedded, _)| *embedded == model) {
-            Some((_, manifest)) => manifest,
-            None => match service.usable(model) {
-                Ok(Some(manifest)) => Manifest::clone(&manifest),
-                Ok(None) => return Err(not_found(format!("model {model} is not known here"))),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    return Err(Refused::new(StatusCode::FORBIDDEN, "untrusted", error));
-                }
-            },
-        };
-        lower(manifest, &options)
+        lower(usable(&service, model)?, &options)
     };
     match lowered.await {
         Ok(program) => {
@@ -101,6 +90,24 @@ pub async fn program(
             (again, Json(program)).into_response()
         }
         Err(refused) => refused.into_response(),
+    }
+}
+
+/// The manifest of a model that a page may run.
+///
+/// # Errors
+/// If it is not known, or nobody who is trusted signed it.
+pub fn usable(service: &Service, model: ModelId) -> Result<Manifest, Refused> {
+    if let Some((_, manifest)) = embedded::model().filter(|(embedded, _)| *embedded == model) {
+        return Ok(manifest);
+    }
+    match service.usable(model) {
+        Ok(Some(manifest)) => Ok(Manifest::clone(&manifest)),
+        Ok(None) => Err(not_found(format!("model {model} is not known here"))),
+        Err(error) => {
+            let error = format!("{error:#}");
+            Err(Refused::new(StatusCode::FORBIDDEN, "untrusted", error))
+        }
     }
 }
 

@@ -52,6 +52,7 @@ use crate::commands::note_restored;
 use crate::output::note;
 use crate::progress;
 use crate::size::ByteSize;
+use crate::work::Report;
 use doppler_infer::load::{Quantization, convert, open_with};
 use doppler_mesh::Meter;
 use doppler_store::{ModelId, Replicas};
@@ -91,11 +92,13 @@ pub struct Pulled {
     pub present: bool,
 }
 
-/// Who is asked: the Hub, and its cache on this disk.
+/// Who is asked: the Hub, and its cache on this disk; and who is told how far it is.
 struct Places {
     client: Client,
     cache: LocalCache,
     options: Options,
+    /// The terminal, if there is none.
+    report: Option<Report>,
 }
 
 impl Order<'_> {
@@ -119,9 +122,21 @@ impl Order<'_> {
 /// # Errors
 /// [`HubError`] if the Hub or the disk is at fault; the conversion's and the store's own.
 pub fn pull(order: &Order<'_>) -> anyhow::Result<Pulled> {
+    pull_for(order, None)
+}
+
+/// As [`pull`]. `report` is told how far it is, and nothing is shown.
+///
+/// # Errors
+/// As `pull`.
+pub fn pull_telling(order: &Order<'_>, report: Report) -> anyhow::Result<Pulled> {
+    pull_for(order, Some(report))
+}
+
+fn pull_for(order: &Order<'_>, report: Option<Report>) -> anyhow::Result<Pulled> {
     let client = Client::new(Settings::of_environment())?;
     let cache = LocalCache::of_environment();
-    pull_from(order, Places { client, cache, options: Options::default() })
+    pull_from(order, Places { client, cache, options: Options::default(), report })
 }
 
 fn pull_from(order: &Order<'_>, places: Places) -> anyhow::Result<Pulled> {
@@ -332,7 +347,7 @@ fn convert_arriving(
     let room = keep::room(order.data)?;
     let options = places.options;
     let weights = Weights::start(places.client, weights, (journal, &records), options)?;
-    let shown = Shown::start(order.asked.to_string(), weights.counts());
+    let shown = Shown::start(order.asked.to_string(), weights.counts(), places.report);
     let note = weights.journal();
     let beside = fetched.min(options.bounds.ahead);
     let mut sink = PullSink::new(work.out(), &records, &note, room, beside)?;
@@ -375,9 +390,13 @@ struct Shown {
 }
 
 impl Shown {
-    fn start(what: String, counts: impl Fn() -> (u64, u64) + Send + 'static) -> Self {
+    fn start(
+        what: String,
+        counts: impl Fn() -> (u64, u64) + Send + 'static,
+        report: Option<Report>,
+    ) -> Self {
         let ends = std::sync::Arc::new(AtomicBool::new(false));
-        let spinner = progress::spinner(what.clone());
+        let spinner = report.is_none().then(|| progress::spinner(what.clone()));
         let until = ends.clone();
         let show = move || {
             let (before, total) = counts();
@@ -387,10 +406,17 @@ impl Shown {
                 let mut now = meter.note(Instant::now(), done.saturating_sub(before));
                 (now.done, now.total) = (done, total);
                 let doing = if done == total { "converting" } else { "fetching" };
-                spinner.set_message(progress::describe(&format!("{doing} {what}"), &now));
+                if let Some(spinner) = &spinner {
+                    spinner.set_message(progress::describe(&format!("{doing} {what}"), &now));
+                }
+                if let Some(report) = &report {
+                    report(now);
+                }
                 std::thread::park_timeout(SHOWN_EVERY);
             }
-            spinner.finish_and_clear();
+            if let Some(spinner) = spinner {
+                spinner.finish_and_clear();
+            }
         };
         // Without a thread, nothing is shown.
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(show).ok();

@@ -31,7 +31,7 @@ fn places_at(endpoint: &str, token: Option<&str>, cache: Option<PathBuf>) -> Pla
     client.patience = Patience { first: Duration::from_millis(1), tries: 4 };
     let bounds = Bounds { piece: PIECE, run: 1, ahead: 8 * PIECE };
     let options = Options { connections: CONNECTIONS, shard_bytes: SHARD, bounds };
-    Places { client, cache: LocalCache::at(cache), options }
+    Places { client, cache: LocalCache::at(cache), options, report: None }
 }
 
 /// A Hub with one model of safetensors, one of GGUF files, and the bytes of the first one's weights.
