@@ -1,25 +1,44 @@
-// The page: starts the worker, joins the swarm, and keeps the view up to date.
+// The page: shows the node, lets people talk to its models, and makes this tab a peer. Starts the
+// parts, and keeps what they show up to date.
 
+import { askTab } from './chat/tab.ts'
+import { ChatView } from './chat/view.ts'
+import { adapterOf } from './engine/device.ts'
 import { Panel } from './engine/panel.ts'
 import { Runner } from './engine/runner.ts'
-import { Keeper, type Listed } from './keeper.ts'
+import { Keeper } from './keeper.ts'
 import { forgetKey, gatewayToken, readKey, rememberedKey, rememberKey, type SwarmKey } from './key.ts'
+import { Link } from './link.ts'
 import { WorkerClient } from './messages.ts'
+import { type KnownModel, ModelsView } from './modelsview.ts'
+import { Owner } from './owner.ts'
+import { Router } from './router.ts'
 import { type NodeInfo, Swarm, type Via } from './swarm.ts'
+import { SwarmView } from './swarmview.ts'
 import { authorise } from './token.ts'
 import { View } from './view.ts'
+import { isAway } from './words.ts'
 
-const POLL_MS = 2000
 const VIAS: Via[] = ['auto', 'gateway', 'websocket', 'webrtc']
-
-async function get<T> (path: string): Promise<T> {
-  const response = await fetch(path, { signal: AbortSignal.timeout(10_000) })
-  if (!response.ok) throw new Error(`${path}: ${response.status}`)
-  return await response.json()
-}
 
 /** A private swarm's key, and the gateway token derived from it, which the node has accepted. */
 interface Opened { key: SwarmKey, token: string }
+
+/** This tab as a peer. */
+interface Tab { swarm: Swarm | null, keeper: Keeper, runner: Runner, panel: Panel, worker: WorkerClient, slot: number, estimate: { quota: number, usage: number, persisted: boolean } }
+
+/** Does something as soon as the node can be reached. */
+async function patiently<T> (view: View, work: () => Promise<T>): Promise<T> {
+  for (;;) {
+    try {
+      return await work()
+    } catch (error) {
+      if (!isAway(error)) throw error
+      view.wait()
+      await new Promise((resolve) => setTimeout(resolve, 700))
+    }
+  }
+}
 
 /**
  * Gets the key of a private swarm from this browser's storage or from the user, never from the
@@ -56,25 +75,19 @@ function beginEpoch (slot: number): number {
   }
 }
 
-async function main (): Promise<void> {
-  const asked = new URLSearchParams(location.search).get('via') as Via
-  const via = VIAS.includes(asked) ? asked : 'auto'
-  const view = new View(via)
+/** Makes this tab a peer. Null if the browser does not let it be one. */
+async function becomePeer (node: NodeInfo, opened: Opened | null, via: Via, alone: boolean, view: View, draw: () => void): Promise<Tab | null> {
   const worker = new WorkerClient(new Worker('/worker.js', { type: 'module' }))
-  let node: NodeInfo
-  let opened: Opened | null
   let started: Awaited<ReturnType<typeof worker.ask<'start'>>>
   try {
-    opened = await open(view)
-    node = await get<NodeInfo>('/node')
     started = await worker.ask('start', { token: opened?.token ?? null })
   } catch (error) {
     view.fail(error as Error)
-    return
+    return null
   }
   let swarm: Swarm | null = null
   try {
-    swarm = await Swarm.join(node, started.key, beginEpoch(started.slot), via, worker, opened?.key ?? null)
+    if (!alone) swarm = await Swarm.join(node, started.key, beginEpoch(started.slot), via, worker, opened?.key ?? null)
   } catch (error) {
     view.fail(error as Error)
   }
@@ -85,24 +98,8 @@ async function main (): Promise<void> {
   if (swarm !== null) swarm.holdings = () => keeper.holdings()
   const runner = new Runner(worker, keeper)
   const panel = new Panel(runner)
-
-  let drawing = false
-  let reachable = true
-  const estimate = { quota: 0, usage: 0, persisted: started.persisted }
-  const draw = (): void => {
-    if (drawing) return
-    drawing = true
-    const paint = (): void => {
-      drawing = false
-      view.draw({ node, reachable, swarm, keeper, estimate, slot: started.slot })
-      panel.draw(keeper.models.values())
-    }
-    // A hidden tab gets no animation frames, but scripts still read its state.
-    if (document.hidden) setTimeout(paint, 200)
-    else requestAnimationFrame(paint)
-  }
   keeper.changed = draw
-  runner.changed = draw
+  runner.listen(draw)
   if (swarm !== null) swarm.changed = draw
   view.on({
     keep: (id) => { void keeper.keep(id) },
@@ -112,24 +109,74 @@ async function main (): Promise<void> {
   })
   // For scripts and the browser's console.
   Object.assign(globalThis, { doppler: { keeper, swarm, runner } })
-
-  // The model that comes with the node. A published model of the same id replaces it.
-  let embedded: Listed | null = null
-  for (;;) {
-    try {
-      node = await get<NodeInfo>('/node')
-      swarm?.update(node)
-      embedded ??= await get<Listed>('/models/embedded')
-      const models = await get<Listed[]>('/models')
-      const published = models.some(({ id }) => id === embedded?.id)
-      await keeper.learn(published ? models : [{ ...embedded, embedded: true }, ...models])
-      reachable = true
-    } catch {
-      reachable = false
-    }
-    Object.assign(estimate, await worker.ask('estimate', {}).catch(() => ({})))
+  void adapterOf().then(() => '', (error: Error) => error.message).then((why) => {
+    panel.why = why
     draw()
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+  })
+  return { swarm, keeper, runner, panel, worker, slot: started.slot, estimate: { quota: 0, usage: 0, persisted: started.persisted } }
+}
+
+async function main (): Promise<void> {
+  const asked = new URLSearchParams(location.search).get('via') as Via
+  const via = VIAS.includes(asked) ? asked : 'auto'
+  // First of all: it takes the key out of the address.
+  const owner = new Owner()
+  const router = new Router()
+  const view = new View(via)
+  const link = new Link(owner)
+  let tab: Tab | null = null
+  const chat = new ChatView((id, what, signal) => askTab(tab?.runner ?? null, id, what, signal), owner)
+  const swarmView = new SwarmView()
+  const modelsView = new ModelsView(owner, {
+    chat: (name) => {
+      location.hash = '#chat'
+      chat.choose(`node:${name}`)
+    },
+    soon: () => { link.soon() }
+  })
+
+  const opened = await patiently(view, async () => await open(view))
+  await patiently(view, async () => { await owner.check() })
+  let drawing = false
+  const paint = (): void => {
+    drawing = false
+    const { info, state, models, reachable } = link
+    if (info === null) return
+    const why = tab === null ? 'This browser does not let the page be a peer' : tab.panel.why ?? 'Looking for WebGPU…'
+    chat.update({ models: link.chat, tab: tab === null ? [] : [...tab.keeper.models.values()], why, away: !reachable, outdated: link.outdated })
+    swarmView.draw(info, state, tab?.swarm?.id ?? '')
+    modelsView.draw(models as KnownModel[] | null, state, info.peer_id)
+    if (tab === null) return
+    const { swarm, keeper, estimate, slot, panel } = tab
+    view.draw({ node: info, reachable, swarm, keeper, estimate, slot, listed: models !== null, alone: state?.alone === true })
+    panel.draw(keeper.models.values())
+  }
+  const draw = (): void => {
+    if (drawing) return
+    drawing = true
+    // A hidden tab gets no animation frames, but scripts still read its state.
+    if (document.hidden) setTimeout(paint, 200)
+    else requestAnimationFrame(paint)
+  }
+  router.changed = draw
+  while (!await link.ask()) {
+    view.wait()
+    await link.rest()
+  }
+  draw()
+  tab = await becomePeer(link.info as unknown as NodeInfo, opened, via, link.state?.alone === true, view, draw)
+  for (;;) {
+    const { info, models, embedded } = link
+    if (tab !== null && info !== null && models !== null && embedded !== null) {
+      tab.swarm?.update(info)
+      // The model that comes with the node. A published model of the same id replaces it.
+      const published = models.some(({ id }) => id === embedded.id)
+      await tab.keeper.learn(published ? models : [{ ...embedded, embedded: true }, ...models])
+      Object.assign(tab.estimate, await tab.worker.ask('estimate', {}).catch(() => ({})))
+    }
+    draw()
+    await link.rest()
+    await link.ask()
   }
 }
 

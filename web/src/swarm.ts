@@ -18,6 +18,7 @@ import { Gate, KeyRefused, type SwarmKey } from './key.ts'
 import { type WorkerClient, Failure } from './messages.ts'
 import { Exchange } from './stream.ts'
 import { hex, unhex } from './tree.ts'
+import { explain } from './words.ts'
 import { decodeEnvelope, decodeReply, decodeRequest, encodeGoodbye, encodeHoldings, encodeReply, encodeRequest, frameLength, isNewer, type ModelHoldings, SHARD_PROTOCOL, type Stamp, Status, STATUS_NAMES } from './wire.ts'
 
 const ANNOUNCE_MS = 10_000
@@ -43,7 +44,7 @@ export interface NodeInfo {
   /** Whether the swarm has a key. */
   private: boolean
   addresses: string[]
-  peers: Array<{ id: string, agent: string, addresses: string[], shards_held: number, score: number, bytes_in: number, bytes_out: number }>
+  peers: Array<{ id: string, agent: string, addresses: string[], via?: { way: 'direct' | 'relay' }, shards_held: number, score: number, bytes_in: number, bytes_out: number }>
 }
 
 export type Via = 'auto' | 'gateway' | 'websocket' | 'webrtc'
@@ -199,7 +200,7 @@ export class Swarm {
           await this.dial(id, this.node.addresses)
           this.lastError = ''
         } catch (error) {
-          this.lastError = (this.gate?.refused ?? error as Error).message
+          this.lastError = explain(this.gate?.refused ?? error, 'the node’s swarm address')
           // Trying again would only prolong the ban.
           if (this.gate?.refused instanceof KeyRefused) return await this.leave()
         }

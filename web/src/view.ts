@@ -1,8 +1,11 @@
-// What the page shows: plain DOM, redrawn from state. Text is only ever inserted as text.
+// What this tab does as a peer, the page's status, and the question for a private swarm's key: plain
+// DOM, redrawn from state.
 
+import { find, say } from './dom.ts'
 import type { Copies, Keeper, Model } from './keeper.ts'
 import type { SwarmKey } from './key.ts'
 import { type NodeInfo, short, type Swarm, type Via } from './swarm.ts'
+import { count, explain, left, rate, size } from './words.ts'
 
 export interface Shown {
   node: NodeInfo
@@ -11,6 +14,10 @@ export interface Shown {
   keeper: Keeper
   estimate: { quota: number, usage: number, persisted: boolean }
   slot: number
+  /** Whether the node has listed its models. */
+  listed: boolean
+  /** The node serves without a swarm. */
+  alone: boolean
 }
 
 interface Actions { keep: (id: string) => void, pause: (id: string) => void, remove: (id: string) => void, forget: () => void }
@@ -19,31 +26,14 @@ const TRANSPORTS: Record<string, string> = { websocket: 'WebSocket', webrtc: 'We
 /** The most cells drawn for one model. */
 const CELLS_MAX = 512
 
-export function size (bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
-  let unit = 0
-  while (bytes >= 1024 && unit < units.length - 1) {
-    bytes /= 1024
-    unit += 1
-  }
-  return `${unit === 0 || bytes >= 100 ? Math.round(bytes) : bytes.toFixed(1)} ${units[unit]}`
-}
-
 /** How many nodes hold each object of a model, and what is being healed. */
 function spread (copies: Copies | null | undefined): string {
   if (copies === null || copies === undefined) return ''
   const { fewest, most, lacking } = copies
-  const held = ` · on ${fewest === most ? `${fewest} ${fewest === 1 ? 'node' : 'nodes'}` : `${fewest} to ${most} nodes`}`
+  const held = ` · on ${fewest === most ? count(fewest, 'node') : `${fewest} to ${most} nodes`}`
   if (lacking === 0) return held
-  const left = copies.left_s === null ? '' : `, ${Math.ceil(copies.left_s)} s left`
-  return `${held}; too few hold ${lacking} ${lacking === 1 ? 'object' : 'objects'} (${size(copies.lacking_bytes)} to be copied${left})`
-}
-
-const find = (id: string): HTMLElement => document.getElementById(id) as HTMLElement
-
-function say (element: HTMLElement, text: string): void {
-  // Only if it changed: screen readers announce each change of a live region.
-  if (element.textContent !== text) element.textContent = text
+  const seconds = copies.left_s === null ? '' : `, ${left(copies.left_s)}`
+  return `${held}; too few hold ${count(lacking, 'object')} (${size(copies.lacking_bytes)} to be copied${seconds})`
 }
 
 function make (tag: string, className: string, text = ''): HTMLElement {
@@ -89,7 +79,7 @@ class Card {
     const complete = parts.length > 0 && whole === parts.length
     const state = complete ? 'kept' : model.working ? 'fetching' : model.error !== '' ? 'failed' : held > 0 ? 'partial' : 'absent'
     say(this.name, model.name)
-    say(this.facts, `${size(model.bytes)} · ${model.shards} shards · ${model.shards_here} on the node, ${model.shards_reachable} within reach${spread(model.copies)} · ${short(model.id)}`)
+    say(this.facts, `${size(model.bytes)} · ${count(model.shards, 'shard')} · ${model.shards_here} on the node, ${model.shards_reachable} within reach${spread(model.copies)} · ${short(model.id)}`)
     this.root.dataset.state = state
     this.root.dataset.held = String(held)
     this.bar.max = Math.max(1, total)
@@ -99,19 +89,19 @@ class Card {
     const from = parts.find((part) => part.state === 'busy')?.from ?? ''
     say(this.state, {
       kept: `Kept in this tab, verified and served to others (${size(held)})`,
-      fetching: `${percent} % · ${size(model.rate)}/s${from === '' ? '' : ` · from ${from === 'gateway' ? 'the node’s gateway' : `peer ${from}`}`}`,
+      fetching: `${percent} % · ${rate(model.rate)}${from === '' ? '' : ` · from ${from === 'gateway' ? 'the node’s gateway' : `peer ${from}`}`}`,
       partial: `${percent} % kept`,
       failed: held > 0 ? `${percent} % kept; retrying` : 'Retrying',
       absent: 'Not in this tab'
     }[state])
-    say(this.error, model.error)
+    say(this.error, model.error === '' ? '' : explain(model.error))
     this.error.hidden = model.error === ''
     this.bar.hidden = held === 0 && !model.working
     this.keep.hidden = complete || model.wanted
     this.pause.hidden = complete || !model.wanted
     this.drop.hidden = held === 0
     this.cells.hidden = parts.length === 0
-    this.cells.setAttribute('aria-label', `${whole} of ${parts.length} objects kept`)
+    this.cells.setAttribute('aria-label', `${whole} of ${count(parts.length, 'object')} kept`)
     while (this.cells.childElementCount < Math.min(parts.length, CELLS_MAX)) this.cells.append(document.createElement('i'))
     for (let i = 0; i < this.cells.childElementCount; i++) {
       const [cell, part] = [this.cells.children[i] as HTMLElement, parts[i]]
@@ -168,37 +158,45 @@ export class View {
     })
   }
 
+  /** The node does not answer, and has not yet since the page was opened. */
+  wait (): void {
+    document.body.dataset.state = 'lost'
+    say(find('status'), 'Reconnecting to the node…')
+  }
+
   fail (error: Error): void {
     document.body.dataset.state = 'failed'
     say(find('status'), 'This tab cannot be a peer')
     const box = find('failure')
     box.hidden = false
-    say(box, error.message)
+    say(box, explain(error))
   }
 
-  draw ({ node, reachable, swarm, keeper, estimate, slot }: Shown): void {
+  draw ({ node, reachable, swarm, keeper, estimate, slot, listed, alone }: Shown): void {
     const connections = swarm?.connections() ?? []
-    const state = swarm?.refused === true ? 'refused' : !reachable ? 'lost' : connections.length > 0 ? 'joined' : 'joining'
+    const state = swarm?.refused === true ? 'refused' : !reachable ? 'lost' : connections.length > 0 ? 'joined' : alone ? 'alone' : 'joining'
     document.body.dataset.state = state
     document.body.dataset.transport = connections[0]?.transport ?? ''
     say(find('status'), {
-      lost: 'The node does not answer',
+      lost: 'Reconnecting to the node…',
+      alone: 'The node serves without a swarm',
       joined: `In swarm ${node.swarm} over ${[...new Set(connections.map(({ transport }) => TRANSPORTS[transport]))].join(' and ')}`,
       joining: `Joining swarm ${node.swarm}…`,
       refused: `Refused by swarm ${node.swarm}`
     }[state])
     const trouble = find('failure')
-    trouble.hidden = state === 'joined' || (swarm?.lastError ?? '') === ''
+    // While the node is away, its swarm cannot be reached either: one message is enough.
+    trouble.hidden = ['joined', 'alone', 'lost'].includes(state) || (swarm?.lastError ?? '') === ''
     if (!trouble.hidden) say(trouble, swarm?.lastError ?? '')
     find('forget').hidden = !node.private
     const own = find('own')
     say(own, short(swarm?.id ?? '—'))
     own.title = swarm?.id ?? ''
-    say(find('tab'), slot === 0 ? '' : `tab ${slot + 1}`)
+    say(find('tab'), slot === 0 ? 'This tab' : `This tab, number ${slot + 1} of this browser`)
     say(find('received'), size(keeper.received.gateway + keeper.received.peers))
     say(find('received-from'), `${size(keeper.received.gateway)} gateway, ${size(keeper.received.peers)} peers`)
     say(find('served'), size(swarm?.sent ?? 0))
-    say(find('served-count'), `${swarm?.served ?? 0} ranges`)
+    say(find('served-count'), count(swarm?.served ?? 0, 'range'))
     say(find('refused'), String(keeper.refused))
     say(find('storage'), size(estimate.usage))
     say(find('storage-of'), `of ${size(estimate.quota)}${estimate.persisted ? ', persistent' : ''}`)
@@ -206,6 +204,7 @@ export class View {
     // The model that comes with the node gets a card once some of it is stored here.
     const models = [...keeper.models.values()].filter((model) => model.embedded !== true || model.wanted || (model.parts?.some((part) => part.held > 0) ?? false))
     find('no-models').hidden = models.length > 0
+    say(find('no-models'), listed ? 'The node knows no model that this tab could keep. Publish one on any node of the swarm: doppler-node publish DIR' : 'Asking the node for its models…')
     for (const [id, card] of this.cards) {
       if (models.some((model) => model.id === id)) continue
       card.root.remove()
@@ -231,7 +230,7 @@ export class View {
         id: peer.id,
         agent: peer.agent,
         link: transports.get(peer.id),
-        note: peer.id === swarm?.id ? 'this tab' : `${peer.shards_held} objects`
+        note: peer.id === swarm?.id ? 'this tab' : count(peer.shards_held, 'object')
       }))
     ]
     const body = find('peers')
@@ -243,7 +242,12 @@ export class View {
       const id = make('td', 'mono', short(row.id))
       id.title = row.id
       const link = row.note === 'this tab' ? '—' : row.link === undefined ? 'through the node' : TRANSPORTS[row.link]
-      line.append(id, make('td', '', row.agent || '—'), make('td', '', link), make('td', '', row.note))
+      const cell = (label: string, text: string): HTMLElement => {
+        const made = make('td', '', text)
+        made.dataset.label = label
+        return made
+      }
+      line.append(id, cell('Agent', row.agent || '—'), cell('Link from this tab', link), cell('Holds', row.note))
       return line
     }))
   }

@@ -13,6 +13,23 @@ const TEAM = 32
 /** The kernels index with 32 bits. */
 const BINDING_MAX = 0xffffffff
 
+/**
+ * The adapter on which this tab's models run.
+ * Throws what keeps them from running here.
+ */
+export async function adapterOf (): Promise<GPUAdapter> {
+  // Absent if the page is not a secure context or the browser has it switched off.
+  const gpu = (navigator as { gpu?: GPU }).gpu
+  if (gpu === undefined) {
+    throw new Failure('no_webgpu', 'this browser gives the page no WebGPU: use one that has it (Chrome and Edge do from 113 on), at the address that the node prints (localhost, not a name of the network); on Linux, Chromium may have to be started with --enable-unsafe-webgpu')
+  }
+  const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' })
+  if (adapter === null) {
+    throw new Failure('no_adapter', 'WebGPU is available, but no adapter: see chrome://gpu for the reason; the browser may have to be started with --enable-unsafe-webgpu, or with hardware acceleration on')
+  }
+  return adapter
+}
+
 export class Device {
   private fault: Failure | null = null
 
@@ -50,15 +67,7 @@ export class Device {
   }
 
   static async open (): Promise<Device> {
-    // Absent if the page is not a secure context or the browser has it switched off.
-    const gpu = (navigator as { gpu?: GPU }).gpu
-    if (gpu === undefined) {
-      throw new Failure('no_webgpu', 'this browser gives the page no WebGPU: use one that has it (Chrome and Edge do from 113 on), at the address that the node prints (localhost, not a name of the network); on Linux, Chromium may have to be started with --enable-unsafe-webgpu')
-    }
-    const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' })
-    if (adapter === null) {
-      throw new Failure('no_adapter', 'WebGPU is available, but no adapter: see chrome://gpu for the reason; the browser may have to be started with --enable-unsafe-webgpu, or with hardware acceleration on')
-    }
+    const adapter = await adapterOf()
     const { maxStorageBufferBindingSize, maxBufferSize, maxComputeWorkgroupsPerDimension } = adapter.limits
     // Teams of the kernels are 32.
     const subgroups = adapter.features.has('subgroups') && (adapter.info.subgroupMinSize ?? 0) >= TEAM

@@ -1,20 +1,15 @@
 // "Run in this tab": a prompt, the text as it is generated, and where its experts came from. Plain
-// DOM, redrawn from the runner's state; text is only ever inserted as text.
+// DOM, redrawn from the runner's state.
 
+import { find, say, tell } from '../dom.ts'
 import type { Model } from '../keeper.ts'
-import { size } from '../view.ts'
+import { count, explain, number, size } from '../words.ts'
 import type { Numbers } from './protocol.ts'
 import type { Runner } from './runner.ts'
 
 const TOKENS_MAX = 4096
 
-const find = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T
-
-function say (element: HTMLElement, text: string): void {
-  if (element.textContent !== text) element.textContent = text
-}
-
-const count = (n: number, what: string): string => `${n} ${what}${n === 1 ? '' : 's'}`
+const SLOTS_MAX = 65_536
 
 export class Panel {
   private readonly model = find<HTMLSelectElement>('run-model')
@@ -24,6 +19,10 @@ export class Panel {
   private readonly start = find<HTMLButtonElement>('run-start')
   private readonly stop = find<HTMLButtonElement>('run-stop')
   private readonly bar = find<HTMLProgressElement>('run-bar')
+  /** What is wrong with what was typed. */
+  private wrong = ''
+  /** What keeps this tab from running models; null while that is not known. */
+  why: string | null = null
 
   constructor (private readonly runner: Runner) {
     find<HTMLFormElement>('run-form').onsubmit = (event) => {
@@ -40,15 +39,21 @@ export class Panel {
   }
 
   private async run (): Promise<void> {
-    const wanted = Number.parseInt(this.slots.value, 10)
-    await this.runner.run({
-      model: this.model.value,
-      prompt: this.prompt.value,
-      tokens: Math.min(TOKENS_MAX, Math.max(1, Number.parseInt(this.tokens.value, 10) || 1)),
-      slots: Number.isNaN(wanted) ? null : wanted,
-      context: null,
-      kv: 'f16'
-    })
+    const tokens = number(this.tokens.value, 'The number of tokens', { min: 1, max: TOKENS_MAX }) ?? { wrong: 'Say how many tokens the text may have' }
+    const slots = number(this.slots.value, 'The number of expert slots', { min: 1, max: SLOTS_MAX })
+    const bad = [[this.tokens, tokens], [this.slots, slots]] as const
+    this.wrong = ''
+    for (const [field, value] of bad) {
+      const wrong = typeof value === 'object' && value !== null ? `${value.wrong}.` : ''
+      field.toggleAttribute('aria-invalid', wrong !== '')
+      if (this.wrong === '') this.wrong = wrong
+    }
+    this.fault()
+    if (typeof tokens !== 'number' || typeof slots === 'object' && slots !== null) {
+      bad.find(([field]) => field.hasAttribute('aria-invalid'))?.[0].focus()
+      return
+    }
+    await this.runner.run({ model: this.model.value, prompt: this.prompt.value, bare: false, tokens, slots, context: null, kv: 'f16' })
   }
 
   draw (models: Iterable<Model>): void {
@@ -61,7 +66,8 @@ export class Panel {
       this.model.dataset.options = text
       this.model.replaceChildren(...options.map(([id, name]) => new Option(name, id, false, id === chosen)))
     }
-    this.start.disabled = known.length === 0
+    this.start.disabled = known.length === 0 || this.why !== ''
+    tell(find('run-why'), this.why ?? '')
     this.start.hidden = runner.busy
     this.stop.hidden = !runner.busy
     find('run').dataset.state = runner.state
@@ -80,10 +86,14 @@ export class Panel {
     const { numbers } = runner
     find('run-numbers').hidden = numbers === null
     if (numbers !== null) this.numbers(numbers)
-    const error = find('run-error')
-    error.hidden = runner.error === null
-    say(error, runner.error?.message ?? '')
-    error.dataset.code = runner.error?.code ?? ''
+    this.fault()
+  }
+
+  private fault (): void {
+    const { error } = this.runner
+    const box = find('run-error')
+    tell(box, this.wrong !== '' ? this.wrong : error === null ? '' : explain(error.message))
+    box.dataset.code = error?.code ?? ''
   }
 
   private state (): string {

@@ -7,6 +7,8 @@ export interface Request {
   model: string
   base: string
   prompt: string
+  /** The prompt has its special tokens in it. */
+  bare: boolean
   /** The most tokens generated. */
   tokens: number
   slots: number | null

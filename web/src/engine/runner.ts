@@ -23,11 +23,21 @@ export class Runner {
   numbers: Numbers | null = null
   reason = ''
   error: { code: string, message: string } | null = null
-  changed: () => void = () => {}
+  private readonly listeners = new Set<() => void>()
   private port: MessagePort | null = null
   private abort = new AbortController()
 
   constructor (private readonly worker: WorkerClient, private readonly keeper: Keeper) {}
+
+  /** Calls this whenever something changes, until the returned function is called. */
+  listen (heard: () => void): () => void {
+    this.listeners.add(heard)
+    return () => { this.listeners.delete(heard) }
+  }
+
+  private changed (): void {
+    for (const heard of [...this.listeners]) heard()
+  }
 
   get busy (): boolean {
     return ['loading', 'prompt', 'running'].includes(this.state)

@@ -76,7 +76,7 @@ export function serveEngine (port: MessagePort, blake3: Blake3, store: Proved): 
       const { device, session, tokenizer } = await load(request)
       const { machine, program, pager, source } = session
       say({ kind: 'adapter', name: device.name, software: device.software })
-      const prompt = tokenizer.encode(request.prompt)
+      const prompt = tokenizer.encode(request.prompt, request.bare)
       say({ kind: 'prompt', tokens: prompt.length })
       if (prompt.length === 0) throw new Failure('empty', 'enter a prompt first')
       const stream = tokenizer.stream(prompt)

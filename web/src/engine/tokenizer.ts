@@ -124,10 +124,10 @@ export class Tokenizer {
     }
   }
 
-  /** The ids of a text, with the special tokens that belong around it. */
-  encode (text: string): number[] {
+  /** The ids of a text, with the special tokens that belong around it, unless it has them in it (`bare`). */
+  encode (text: string, bare = false): number[] {
     if (text.length > PROMPT_MAX) throw new TokenizerError(`the prompt is ${text.length} characters long, more than ${PROMPT_MAX}`)
-    const ids = [...this.before]
+    const ids = bare ? [] : [...this.before]
     for (const part of this.addedPattern === null ? [text] : isolate(text, this.addedPattern)) {
       const added = this.added.get(part)
       if (added !== undefined) {
@@ -137,7 +137,7 @@ export class Tokenizer {
       const normal = this.normalize.reduce((text, change) => change(text), part)
       for (const word of this.cuts.reduce((parts, cut) => cut(parts), [normal])) ids.push(...this.word(word))
     }
-    ids.push(...this.after)
+    if (!bare) ids.push(...this.after)
     return ids
   }
 
