@@ -1,8 +1,8 @@
-//! A model that says what it is told to: each token decides the next one, so tests can ask for
+//! Models that say what they are told to: each token decides the next one, so tests can ask for
 //! tool calls and answers that are known in advance.
 //!
-//! It is a Llama whose only layer adds nothing: the embedding of a token is a unit vector, and the
-//! head maps it to the token that follows in [`SCRIPT`].
+//! Each is a Llama whose only layer adds nothing: the embedding of a token is a unit vector, and the
+//! head maps it to the token that follows in a [`Script`].
 
 use std::path::Path;
 
@@ -18,8 +18,55 @@ const BEGIN: &str = "\n{\"name\": \"add\", \"arguments\":";
 const ARGUMENTS: &str = " {\"a\": 2, \"b\": 3}}\n";
 const CALL: &str = "\n{\"name\": \"add\", \"arguments\": {\"a\": 2, \"b\": 3}}\n";
 
-/// Each text and the ones that follow it, up to the end. What is not listed is followed by "la ",
-/// without end.
+/// What a model says.
+#[derive(Clone, Copy)]
+struct Script {
+    /// Each text and the ones that follow it, up to the end. What is not listed is followed by "la ",
+    /// without end.
+    lines: &'static [&'static [&'static str]],
+    /// Texts that it knows and does not say by itself.
+    others: &'static [&'static str],
+    template: &'static str,
+}
+
+/// For the APIs.
+const CALLS: Script = Script { lines: &SCRIPT, others: &JSON, template: TEMPLATE };
+
+/// For the page.
+const PAGE: Script = Script { lines: &PAGE_LINES, others: &[], template: PAGE_TEMPLATE };
+
+const PAGE_LINES: [&[&str]; 5] = [
+    &[
+        "<say>",
+        "## Sorting in Rust\n\n",
+        "Use **`sort_unstable`** when ",
+        "equal items may change places:\n\n",
+        "```rust\nlet mut list = vec![3, 1, 2];\n",
+        "list.sort_unstable();\n",
+        "assert_eq!(list, [1, 2, 3]);\n```\n\n",
+        "| way | order of equal items | memory |\n|---|---|---:|\n",
+        "| `sort` | kept | half of the list |\n",
+        "| `sort_unstable` | free | none |\n\n",
+        "1. It sorts *in place*.\n2. It takes n log n steps.\n\n",
+        "More in [the documentation](https://doc.rust-lang.org/std/).",
+    ],
+    &["<sum>", "<think>", "Two and three. ", "That makes five.", "</think>\n\n", "It is **5**."],
+    &[
+        "<trap>",
+        "<img src=x onerror=alert(1)> ",
+        "[click](javascript:alert(1)) ",
+        "<script>alert(1)</script>",
+    ],
+    &["<sys>", "Your wish is my command."],
+    &["<sing>", "la "],
+];
+
+const PAGE_TEMPLATE: &str =
+    "{%- for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor -%}
+{%- if messages[0].role == 'system' -%}<sys>{%- elif 'sum' in messages[-1].content -%}<sum>
+{%- elif 'trap' in messages[-1].content -%}<trap>
+{%- elif 'sing' in messages[-1].content -%}<sing>{%- else -%}<say>{%- endif -%}";
+
 const SCRIPT: [&[&str]; 4] = [
     &["<say>", "Hello", ", ", "wörld", "!"],
     &["<ask>", "Let me add.\n", "<tool_call>", CALL, "</tool_call>"],
@@ -38,9 +85,9 @@ const TEMPLATE: &str =
 {%- if messages[-1].role == 'tool' -%}<sum>{%- elif tools -%}<ask>{%- else -%}<say>{%- endif -%}
 {#- calls are written between <tool_call> and </tool_call> -#}";
 
-fn texts() -> Vec<&'static str> {
+fn texts(script: Script) -> Vec<&'static str> {
     let mut texts = vec!["<unk>", "<s>", "</s>", "la "];
-    for text in SCRIPT.iter().copied().flatten().chain(&JSON) {
+    for text in script.lines.iter().copied().flatten().chain(script.others) {
         if !texts.contains(text) {
             texts.push(text);
         }
@@ -49,21 +96,25 @@ fn texts() -> Vec<&'static str> {
 }
 
 /// The token after each.
-fn next() -> Vec<usize> {
-    let texts = texts();
+fn next(script: Script) -> Vec<usize> {
+    let texts = texts(script);
+    assert!(texts.len() <= SIZE, "{} texts", texts.len());
     let id = |text: &str| texts.iter().position(|have| *have == text).unwrap();
     let mut next = vec![id("la "); SIZE];
-    for line in SCRIPT {
+    for line in script.lines {
         for pair in line.windows(2) {
             next[id(pair[0])] = id(pair[1]);
         }
-        next[id(line[line.len() - 1])] = END;
+        // A song has no end.
+        if line[line.len() - 1] != "la " {
+            next[id(line[line.len() - 1])] = END;
+        }
     }
     next
 }
 
-fn tokenizer() -> Value {
-    let texts = texts();
+fn tokenizer(script: Script) -> Value {
+    let texts = texts(script);
     let vocab: Map<String, Value> =
         texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id.into())).collect();
     let added: Vec<Value> = texts
@@ -88,8 +139,8 @@ fn matrix(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> V
     (0..rows * columns).flat_map(|index| (at(index) as u16).to_le_bytes()).collect()
 }
 
-fn weights() -> Vec<u8> {
-    let next = next();
+fn weights(script: Script) -> Vec<u8> {
+    let next = next(script);
     let mut tensors = vec![
         (
             "model.embed_tokens.weight",
@@ -132,8 +183,17 @@ fn weights() -> Vec<u8> {
     file
 }
 
-/// Writes the model as a checkpoint.
+/// Writes the model that makes calls as a checkpoint.
 pub fn write(dir: &Path) {
+    write_script(dir, CALLS);
+}
+
+/// Writes the model that the page's tests talk to.
+pub fn write_for_page(dir: &Path) {
+    write_script(dir, PAGE);
+}
+
+fn write_script(dir: &Path, script: Script) {
     std::fs::create_dir_all(dir).unwrap();
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -143,10 +203,10 @@ pub fn write(dir: &Path) {
         "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": END,
         "torch_dtype": "bfloat16",
     });
-    let named = json!({ "chat_template": TEMPLATE, "eos_token": "</s>" });
+    let named = json!({ "chat_template": script.template, "eos_token": "</s>" });
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.join(name), bytes).unwrap();
     write("config.json", config.to_string().as_bytes());
-    write("tokenizer.json", tokenizer().to_string().as_bytes());
+    write("tokenizer.json", tokenizer(script).to_string().as_bytes());
     write("tokenizer_config.json", named.to_string().as_bytes());
-    write("model.safetensors", &weights());
+    write("model.safetensors", &weights(script));
 }

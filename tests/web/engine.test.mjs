@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process'
 import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, afterEach, before, test } from 'node:test'
-import { card, cleanUp, folder, joined, keep, Node, openBrowser, openTab, PATIENCE, proxy, worker } from './harness.mjs'
+import { byteTokenizer, card, cleanUp, folder, joined, keep, Node, openBrowser, openTab, PATIENCE, proxy, worker } from './harness.mjs'
 
 const root = new URL('../../', import.meta.url).pathname
 const embedded = join(root, 'models/tiny-mixtral-q4_k_m')
@@ -158,7 +158,7 @@ test('damage in the tab\u2019s storage is noticed and fetched again', options, a
     return changed
   }, manifest.shards.map(({ hash }) => hash))
   assert.equal(changed, manifest.shards.length)
-  await page.goto(node.url)
+  await page.goto(`${node.url}/#tab`)
   const hits = same(await run(page), native(embedded, PROMPT, FEW))
   assert.ok(hits.gateway > 0 && hits.kept > 0, JSON.stringify(hits))
 })
@@ -213,20 +213,6 @@ test('the browser’s compiler takes every portable kernel, and those for hardwa
   assert.deepEqual([numbers.submissions, numbers.dispatches, numbers.pager.hits.slot], [2, 2 * 45, numbers.pager.demands])
 })
 
-/** A byte-level tokenizer, for checkpoints that come without one. */
-function byteTokenizer () {
-  const vocab = {}
-  for (let byte = 0, next = 256; byte < 256; byte++) {
-    const itself = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
-    vocab[String.fromCodePoint(itself ? byte : next++)] = byte
-  }
-  const bytes = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true }
-  return JSON.stringify({
-    version: '1.0', truncation: null, padding: null, added_tokens: [], normalizer: null, pre_tokenizer: bytes, post_processor: null, decoder: bytes,
-    model: { type: 'BPE', dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: false, byte_fallback: false, vocab, merges: [] }
-  })
-}
-
 for (const [golden, quantize] of [['qwen3-moe', 'q8_0'], ['qwen3-moe-mixed', 'bf16'], ['llama3', 'bf16'], ['qwen3-window', 'q8_0']]) {
   test(`a published checkpoint of another family runs as well: ${golden} in ${quantize}`, options, async () => {
     const [source, dir] = [folder(), join(folder(), 'rdrr')]
@@ -251,11 +237,21 @@ test('without an adapter the page says what to do', options, async () => {
   try {
     const node = await Node.start('plain')
     const page = await openTab(node.url, { within: plain })
-    const got = await run(page)
-    assert.ok(['no_webgpu', 'no_adapter'].includes(got.error.code), JSON.stringify(got.error))
-    const said = await page.locator('#run').getByRole('alert').textContent()
-    assert.match(said, /WebGPU.*(localhost|hardware acceleration)/)
-    await page.getByRole('button', { name: 'Run in this tab' }).waitFor()
+    await page.locator('#run-why').filter({ hasText: /WebGPU.*(localhost|hardware acceleration)/ }).waitFor()
+    assert.ok(await page.getByRole('button', { name: 'Run in this tab' }).isDisabled())
+    // Nor can it be chosen in the chat.
+    assert.equal(await page.locator('#chat-model option', { hasText: NAME }).isDisabled(), true)
+    // The engine would say the same.
+    const code = await page.evaluate(async () => {
+      const { runner, keeper } = globalThis.doppler
+      const [model] = keeper.models.keys()
+      await new Promise((resolve) => {
+        runner.listen(() => { if (!runner.busy) resolve() })
+        void runner.run({ model, prompt: 'a', bare: false, tokens: 1, slots: null, context: null, kv: 'f16' })
+      })
+      return runner.error.code
+    })
+    assert.ok(['no_webgpu', 'no_adapter'].includes(code), code)
   } finally {
     await plain.close()
   }

@@ -133,7 +133,7 @@ test('an incompletely written key is replaced, and the tab joins', options, asyn
   })
   const devtools = await page.context().newCDPSession(page)
   await devtools.send('Storage.overrideQuotaForOrigin', { origin: node.url, quotaSize: 20 * MIB })
-  await page.goto(node.url)
+  await page.goto(`${node.url}/#tab`)
   await joined(page)
   await keep(page, model.name)
 })

@@ -3,7 +3,7 @@
 
 import { spawn, spawnSync } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import http from 'node:http'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
@@ -12,7 +12,7 @@ import { createInterface } from 'node:readline'
 import { pathToFileURL } from 'node:url'
 
 /** Far above what anything here takes. */
-export const PATIENCE = 120_000
+export const PATIENCE = Number(process.env.DOPPLER_PATIENCE ?? 120_000)
 export const MIB = 1024 * 1024
 
 const web = new URL('../../web/', import.meta.url).pathname
@@ -72,6 +72,20 @@ export async function randomModel (name, sizes) {
   return { dir, name, shards, bytes: offset }
 }
 
+/** A byte-level tokenizer, for checkpoints that come without one. */
+export function byteTokenizer () {
+  const vocab = {}
+  for (let byte = 0, next = 256; byte < 256; byte++) {
+    const itself = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
+    vocab[String.fromCodePoint(itself ? byte : next++)] = byte
+  }
+  const bytes = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true }
+  return JSON.stringify({
+    version: '1.0', truncation: null, padding: null, added_tokens: [], normalizer: null, pre_tokenizer: bytes, post_processor: null, decoder: bytes,
+    model: { type: 'BPE', dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: false, byte_fallback: false, vocab, merges: [] }
+  })
+}
+
 /** Creates a file with a new swarm key. */
 export function swarmKey () {
   const file = join(folder(), 'lab.key')
@@ -81,9 +95,10 @@ export function swarmKey () {
 }
 
 export class Node {
-  static async start (swarm, { bootstrap = [], listen = ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws', '/ip4/127.0.0.1/udp/0/webrtc-direct'], data = folder(), key = undefined } = {}) {
+  static async start (swarm, { bootstrap = [], listen = ['/ip4/127.0.0.1/tcp/0', '/ip4/127.0.0.1/tcp/0/ws', '/ip4/127.0.0.1/udp/0/webrtc-direct'], data = folder(), key = undefined, args: more = [] } = {}) {
     const args = ['join', '--json', '--no-mdns', '--swarm', swarm, '--backend', 'cpu', '--data', data]
     if (key !== undefined) args.push('--swarm-key', key)
+    args.push(...more)
     for (const address of listen) args.push('--listen', address)
     for (const address of bootstrap) args.push('--bootstrap', address)
     const child = spawn(binary, args, { stdio: ['ignore', 'pipe', 'inherit'] })
@@ -134,18 +149,32 @@ export class Node {
   }
 }
 
+/** A page whose files come from elsewhere does not count as one of this machine. */
+const overridden = process.env.DOPPLER_PAGE === undefined ? [] : ['--disable-features=LocalNetworkAccessChecks']
+
 let browser
 export async function openBrowser (extra = []) {
   const { chromium: driver } = require('playwright-core')
   const started = await driver.launch({
     executablePath: chromium,
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', ...extra]
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', ...overridden, ...extra]
   })
   return started
 }
 
+/** Serves the page's files from a directory instead of those in the binary, to work on it without building the node. */
+async function instead (context, dir) {
+  const files = readdirSync(dir).filter((file) => file !== 'index.html')
+  await context.route((url) => url.pathname === '/' || files.includes(url.pathname.slice(1)), async (route) => {
+    const name = new URL(route.request().url()).pathname.slice(1)
+    const response = await route.fetch().catch(() => null)
+    if (response === null) await route.abort()
+    else await route.fulfill({ response, body: readFileSync(join(dir, name === '' ? 'index.html' : name)) })
+  })
+}
+
 /** A page with storage of its own. */
-export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined } = {}) {
+export async function openTab (url, { via = 'auto', before = async () => {}, within = undefined, view = 'tab' } = {}) {
   // Keep the promise instead of the browser, so that tabs that are opened concurrently share one.
   const opened = within ?? await (browser ??= openBrowser())
   const context = await opened.newContext({ viewport: { width: 1100, height: 800 } })
@@ -154,8 +183,9 @@ export async function openTab (url, { via = 'auto', before = async () => {}, wit
   page.setDefaultTimeout(PATIENCE)
   page.on('pageerror', (error) => { console.log(`page: ${error.stack}`) })
   page.on('console', (message) => { if (message.type() === 'error') console.log(`page: ${message.text()} ${message.location().url}`) })
+  if (process.env.DOPPLER_PAGE !== undefined) await instead(context, process.env.DOPPLER_PAGE)
   await before(context, page)
-  await page.goto(`${url}/?via=${via}`)
+  await page.goto(`${url}/?via=${via}#${view}`)
   return page
 }
 

@@ -213,7 +213,7 @@ test('two tabs of one browser are two peers', options, async () => {
   const page = await openTab(node.url)
   await joined(page)
   const other = await page.context().newPage()
-  await other.goto(node.url)
+  await other.goto(`${node.url}/#tab`)
   await joined(other)
   const ids = await Promise.all([page, other].map(async (tab) => await tab.getAttribute('#own', 'title')))
   assert.notEqual(ids[0], ids[1])
