@@ -1,4 +1,4 @@
-// One token's attention, from its queries, keys and values. Queries and the new key are normalised
+// Each token's attention, from its queries, keys and values. Queries and the new key are normalised
 // (if asked) and rotated by the position; the new key and value are written to the cache as f16.
 // Then follows, over one split of the positions and for up to four query heads of one key head, a
 // running softmax (flash decoding: Dao et al., 2023). Its result is, for each head, the weighted
@@ -8,10 +8,11 @@
 // a time. A lane holds eight dimensions of the four heads and of their sums, so a key is read once
 // for all four. The 16 scores are summed over the part so that each lane has one of them, and the
 // weights go back to all lanes. The parts meet only at the end.
-// Grid: a workgroup for each (key head, split, four of its query heads).
+// Grid: in x, a workgroup for each (key head, split, four of its query heads); in y, tokens.
 // head_dim is a multiple of 8, at most 256.
+//!for step in -alone together
 //!for team in subgroup group
-//!include shared/step.wgsl
+//!include shared/{step}.wgsl
 //!include shared/splits.wgsl
 //!include shared/blocks.wgsl
 //!include shared/softcap.wgsl
@@ -36,7 +37,7 @@ struct Params {
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
-// Queries, keys and values one after the other.
+// By token: queries, keys and values one after the other.
 @group(1) @binding(0) var<storage, read> qkv: array<vec4<f32>>;
 @group(1) @binding(1) var<storage, read> q_norm: array<f32>;
 @group(1) @binding(2) var<storage, read> k_norm: array<f32>;
@@ -44,13 +45,16 @@ struct Params {
 @group(1) @binding(3) var<storage, read> rope_table: array<vec2<f32>>;
 @group(1) @binding(4) var<storage, read_write> keys: array<vec4<u32>>;
 @group(1) @binding(5) var<storage, read_write> values: array<vec4<u32>>;
-// By head and split: head_dim values, the highest score, the sum of weights, two unused.
+// By token, head and split: head_dim values, the highest score, the sum of weights, two unused.
 @group(1) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
 
-// The number of elements clamped in the cache, then the sequence's blocks.
+// The number of elements clamped in the cache, then the sequences' blocks.
 struct Blocks { clamped: atomic<u32>, at: array<u32> }
 
 @group(1) @binding(7) var<storage, read_write> cache_blocks: Blocks;
+
+// Where the token's queries begin in `qkv`, in elements.
+var<private> qkv_at: u32;
 
 const LEAST: f32 = -3.0e38;
 const HALF_MAX: f32 = 65504.0;
@@ -94,7 +98,7 @@ fn new_key(column: u32) -> vec4<u32> {
 }
 
 fn new_value(kv_head: u32, column: u32) -> vec4<u32> {
-    let i = (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
+    let i = qkv_at / 4u + (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
     return halves(qkv[i], qkv[i + 1u]);
 }
 
@@ -112,7 +116,7 @@ fn large(v: vec4<f32>) -> u32 {
 
 // How many of eight dimensions of the new key and value must be clamped for the cache.
 fn beyond(kv_head: u32, column: u32) -> u32 {
-    let v = (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
+    let v = qkv_at / 4u + (params.heads + params.kv_heads + kv_head) * (params.head_dim / 4u) + 2u * column;
     return large(fresh[2u * column] * factors[4]) + large(fresh[2u * column + 1u] * factors[4])
         + large(qkv[v]) + large(qkv[v + 1u]);
 }
@@ -218,9 +222,16 @@ fn scores_of(part: u32) -> vec4<f32> {
 
 // `own` is the invocation's number in its subgroup.
 fn attend(group: vec3<u32>, local: u32, own: u32) {
+    take_row(group.y);
+    list = list_of(group.y);
+    qkv_at = group.y * (params.heads + 2u * params.kv_heads) * params.head_dim;
     let splits = splits_of(params.window, params.splits_max);
     let shared_by = params.heads / params.kv_heads;
     let fours = (shared_by + 3u) / 4u;
+    // Another token has more splits than this one.
+    if (group.x >= splits.count * fours * params.kv_heads) {
+        return;
+    }
     let four = group.x % fours;
     let split = group.x / fours % splits.count;
     let kv_head = group.x / fours / splits.count;
@@ -245,8 +256,8 @@ fn attend(group: vec3<u32>, local: u32, own: u32) {
     let team = local / 32u;
     let lane = local & 31u;
     let real = 4u * four + team < shared_by;
-    let head_at = (kv_head * shared_by + min(4u * four + team, shared_by - 1u)) * dim;
-    let key_at = (params.heads + kv_head) * dim;
+    let head_at = qkv_at + (kv_head * shared_by + min(4u * four + team, shared_by - 1u)) * dim;
+    let key_at = qkv_at + (params.heads + kv_head) * dim;
     var square = 0.0;
     var key_square = 0.0;
     for (var quad = lane; quad < dim / 4u; quad += 32u) {
@@ -337,6 +348,7 @@ fn attend(group: vec3<u32>, local: u32, own: u32) {
     }
     sums = scaled(sums, exp(scores_of(part) - highest));
     let stride = dim / 2u + 2u;
+    let partial_at = group.y * params.heads * params.splits_max * stride;
     // Of two heads at a time, a vec4 for each invocation and half of the lanes.
     for (var two = 0u; two < 4u; two += 2u) {
         let to = part * 4u * lanes + 2u * column;
@@ -352,7 +364,7 @@ fn attend(group: vec3<u32>, local: u32, own: u32) {
             for (var i = 0u; i < parts; i++) {
                 sum += scratch[i * 4u * lanes + local];
             }
-            let at = ((kv_head * shared_by + h) * splits.count + split) * stride + 2u * quad;
+            let at = partial_at + ((kv_head * shared_by + h) * splits.count + split) * stride + 2u * quad;
             partial[at] = sum.xy;
             partial[at + 1u] = sum.zw;
         }
@@ -365,6 +377,6 @@ fn attend(group: vec3<u32>, local: u32, own: u32) {
             sum += mark.y * exp(mark.x - highest[local]);
         }
         let head = kv_head * shared_by + 4u * four + local;
-        partial[(head * splits.count + split) * stride + dim / 2u] = vec2<f32>(highest[local], sum);
+        partial[partial_at + (head * splits.count + split) * stride + dim / 2u] = vec2<f32>(highest[local], sum);
     }
 }

@@ -1,5 +1,6 @@
 // Combines the splits of decode_attention, packed for the product that follows.
-// Grid: one workgroup per 64 elements of [heads, head_dim].
+// Grid: in x, one workgroup per 64 elements of [heads, head_dim]; in y, tokens.
+//!for step in -alone together
 //!include shared/combine.wgsl
 
 // What a softmax begins with: its highest score, and the sum of weights.

@@ -1,5 +1,6 @@
 // decode_combine.wgsl with a sink for each head (attention_sinks.wgsl).
-// Grid: one workgroup per 64 elements of [heads, head_dim].
+// Grid: in x, one workgroup per 64 elements of [heads, head_dim]; in y, tokens.
+//!for step in -alone together
 //!include shared/combine.wgsl
 
 @group(1) @binding(2) var<storage, read> sinks: array<f32>;

@@ -3,10 +3,11 @@
 // teams' order, whatever slots the experts are in.
 // Grid: one workgroup per two rows.
 //!for format
+//!for step in -alone together
 //!for team in subgroup group
 //!include shared/decode_expert_down.wgsl
 
-// What the sums of rows a and b begin with.
-fn begun(a: u32, b: u32, top_k: u32) -> vec2<f32> {
+// What a token's sums of rows a and b begin with.
+fn begun(token: u32, a: u32, b: u32, top_k: u32) -> vec2<f32> {
     return vec2<f32>(0.0);
 }

@@ -26,5 +26,5 @@ struct Params {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
         @builtin(local_invocation_index) local: u32) {
-    gated_rows(params.gate, params.up, params.rows, params.activation, 0u, flat(group, grid), 0u, params.pieces, local);
+    gated_rows(params.gate, params.up, params.rows, params.activation, 0u, 0u, flat(group, grid), 0u, params.pieces, local);
 }

@@ -1,8 +1,9 @@
-// Layer norm of one token's row, packed for the products that follow.
-// Grid: one workgroup per 1024 elements. Each one sums the whole row, twice.
+// Layer norm of each token's row, packed for the products that follow.
+// Grid: in x, one workgroup per 1024 elements, each of which sums the whole row, twice; in y, tokens.
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/pack.wgsl
+//!include shared/row.wgsl
 //!include shared/team_{team}.wgsl
 
 struct Params {
@@ -45,21 +46,22 @@ fn total(value: f32, local: u32) -> f32 {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let quads = min((params.cols + 3u) / 4u, arrayLength(&x));
+    let begin = row_at(group.y, params.cols);
     let quad = group.x * 256u + local;
     var sum = 0.0;
     for (var i = local; i < quads; i += 256u) {
-        sum += dot(select(vec4<f32>(0.0), x[i], inside(i)), vec4<f32>(1.0));
+        sum += dot(select(vec4<f32>(0.0), x[begin + i], inside(i)), vec4<f32>(1.0));
     }
     let mean = total(sum, local) / f32(params.cols);
     var square = 0.0;
     for (var i = local; i < quads; i += 256u) {
-        let v = select(vec4<f32>(0.0), x[i] - mean, inside(i));
+        let v = select(vec4<f32>(0.0), x[begin + i] - mean, inside(i));
         square += dot(v, v);
     }
     let factor = inverseSqrt(total(square, local) / f32(params.cols) + params.eps);
     var out = vec4<f32>(0.0);
     if (quad < quads) {
-        out = (x[quad] - mean) * factor * weight[quad];
+        out = (x[begin + quad] - mean) * factor * weight[quad];
         if (params.has_bias == 1u) {
             out += bias[quad];
         }
@@ -69,7 +71,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     if (quad < params.pieces * 8u) {
         let i = local & 0xfcu;
-        pack16(0u, params.pieces, quad / 4u,
+        pack16(group.y * params.pieces * 13u, params.pieces, quad / 4u,
             array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]), local & 3u);
     }
 }

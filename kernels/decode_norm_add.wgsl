@@ -1,8 +1,10 @@
-// x += RMS norm of y: one token's rows, for a norm behind a block.
-// Grid: one workgroup per 1024 elements. Each one sums the squares of the whole row of y.
+// x += RMS norm of y: each token's rows, for a norm behind a block.
+// Grid: in x, one workgroup per 1024 elements, each of which sums the squares of the whole row of y;
+// in y, tokens.
 //!for team in subgroup group
 //!include shared/step.wgsl
 //!include shared/team_{team}.wgsl
+//!include shared/row.wgsl
 
 struct Params {
     cols: u32,
@@ -24,18 +26,19 @@ fn inside(i: u32) -> vec4<bool> {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let quads = min((params.cols + 3u) / 4u, arrayLength(&y));
+    let begin = row_at(group.y, params.cols);
     let quad = group.x * 256u + local;
     // Loaded before anything waits.
     var before = vec4<f32>(0.0);
     var scale = vec4<f32>(0.0);
     if (quad < quads) {
-        before = x[quad];
+        before = x[begin + quad];
         scale = weight[quad];
     }
     var own = vec4<f32>(0.0);
     var square = 0.0;
     for (var i = local; i < quads; i += 256u) {
-        let v = select(vec4<f32>(0.0), y[i], inside(i));
+        let v = select(vec4<f32>(0.0), y[begin + i], inside(i));
         square += dot(v, v);
         own = select(own, v, i == quad);
     }
@@ -50,6 +53,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if (quad < quads) {
         let normed = own * scale * inverseSqrt(total / f32(params.cols) + params.eps);
-        x[quad] = select(before, before + normed, inside(quad));
+        x[begin + quad] = select(before, before + normed, inside(quad));
     }
 }

@@ -1,11 +1,12 @@
-// Chooses one token's experts in a layer (as route.wgsl) and looks up their slots. An expert that
+// Chooses each token's experts in a layer (as route.wgsl) and looks up their slots. An expert that
 // has no slot but is in host memory will be fetched into a free slot (decode_fetch.wgsl), if there
 // are free slots for all experts that this layer misses and no other token has taken any since they
 // were offered. Otherwise the step is halted: the state says at which layer, what is needed to
 // restart the layer is saved (here the residual; decode_aside.wgsl does the rest), and later
 // kernels find no slots.
-// Grid: one workgroup. At most 1024 experts.
-//!include shared/step.wgsl
+// Grid: one workgroup for each token, in y. At most 1024 experts.
+//!for step in -alone together
+//!include shared/{step}.wgsl
 //!include shared/scored.wgsl
 //!include shared/groups.wgsl
 
@@ -38,6 +39,8 @@ struct Params {
     // Groups of experts, and how many of them may be chosen from; with a bias.
     groups: u32,
     kept: u32,
+    // Words of `state` from one token's choices to the next's.
+    state_stride: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -45,12 +48,12 @@ struct Params {
 @group(1) @binding(1) var<storage, read> slot_table: array<u32>;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
 // Word 0: 0, or the layer that halted, counted from 1. Word 2: the token that halted (its position,
-// counted from 1). Then the chosen ids.
+// counted from 1). Then the chosen ids, of each token.
 @group(1) @binding(3) var<storage, read_write> state: array<u32>;
-// By choice: (slot, routing weight).
+// By token and choice: (slot, routing weight).
 @group(1) @binding(4) var<storage, read_write> routed: array<vec2<u32>>;
 @group(1) @binding(5) var<storage, read_write> aside: array<vec4<f32>>;
-// By choice: (place in host memory, slot), or EMPTY.
+// By token and choice: (place in host memory, slot), or EMPTY.
 @group(1) @binding(6) var<storage, read_write> fetches: array<vec2<u32>>;
 @group(1) @binding(7) var<storage, read> bias: array<f32>;
 
@@ -79,12 +82,16 @@ var<workgroup> taken: u32;
 var<workgroup> free: u32;
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) local: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    take_row(group.y);
+    let logits_at = group.y * ((params.experts + 31u) / 32u) * 32u;
+    let choices_at = group.y * params.top_k;
+    let ids_at = group.y * params.state_stride + params.ids_at;
     let experts = min(params.experts, arrayLength(&logits));
     let top_k = min(params.top_k, arrayLength(&routed));
     let quads = (experts + 3u) / 4u;
     if (local == 0u) {
-        halted = state[0];
+        halted = select(0u, 1u, has_halted(state[0], params.halt));
         taker = state[params.taker_at];
         taken = state[params.taken_at];
         free = slot_table[params.free_at];
@@ -98,7 +105,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         if (e < experts) {
             // NaN is never chosen while there is a number. (Tested by its bits, because a driver
             // may optimise `l != l` to false.)
-            let l = logits[e];
+            let l = logits[logits_at + e];
             let bits = bitcast<u32>(l) & 0x7fffffffu;
             bad = bad || bits >= 0x7f800000u;
             score = select(l, -3.0e38, bits > 0x7f800000u);
@@ -113,8 +120,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
     }
     if (workgroupUniformLoad(&halted) != 0u) {
         if (local < top_k) {
-            routed[local] = vec2<u32>(EMPTY, 0u);
-            fetches[local] = vec2<u32>(EMPTY, 0u);
+            routed[choices_at + local] = vec2<u32>(EMPTY, 0u);
+            fetches[choices_at + local] = vec2<u32>(EMPTY, 0u);
         }
         return;
     }
@@ -210,7 +217,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         var total = 0.0;
         if (params.renormalise == 1u) {
             for (var j = 0u; j < top_k; j++) {
-                total += scored(logits[ids[j]], highest, params.sigmoid);
+                total += scored(logits[logits_at + ids[j]], highest, params.sigmoid);
             }
             total += select(0.0, 1e-20, params.sigmoid == 1u);
         } else if (params.biased == 1u || params.sigmoid != 0u) {
@@ -221,21 +228,21 @@ fn main(@builtin(local_invocation_index) local: u32) {
                 total += e.x + e.y + e.z + e.w;
             }
         }
-        var weight = scored(logits[ids[local]], highest, params.sigmoid) / total * params.scale;
+        var weight = scored(logits[logits_at + ids[local]], highest, params.sigmoid) / total * params.scale;
         if (params.biased == 2u) {
             weight *= bias[ids[local]];
         }
         if (params.sigmoid == 2u) {
-            let top = logits[ids[local]];
+            let top = logits[logits_at + ids[local]];
             var close = 0.0;
             for (var e = 0u; e < experts; e++) {
-                let l = logits[e];
+                let l = logits[logits_at + e];
                 let far = top - l > params.scale * max(abs(l), top);
                 close += select(0.0, exp(l - top), atomicLoad(&places[e]) >= local && !far);
             }
             weight = 1.0 / close;
         }
-        state[params.ids_at + local] = ids[local];
+        state[ids_at + local] = ids[local];
         var slot = slots[local];
         var fetch = vec2<u32>(EMPTY, 0u);
         if (slot == EMPTY && !miss) {
@@ -248,8 +255,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
             fetch = vec2<u32>(slot_table[params.spill_at + ids[local]], slot);
         }
         let bits = select(bitcast<u32>(weight), 0x7fc00000u, atomicLoad(&non_finite) != 0u);
-        routed[local] = vec2<u32>(select(slot, EMPTY, miss), bits);
-        fetches[local] = fetch;
+        routed[choices_at + local] = vec2<u32>(select(slot, EMPTY, miss), bits);
+        fetches[choices_at + local] = fetch;
     }
     if (local == 0u && misses > 0u && fetched) {
         state[params.taker_at] = next;

@@ -16,8 +16,12 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 
 //!section pieces
 // A bf16 is the upper half of an f32.
-fn item_bf16(m: Pieces, row: u32, i: u32, acts: Acts) -> f32 {
-    let w = weights[m.base + row * m.row_blocks * 4u + i];
+fn taken_bf16(m: Pieces, row: u32, i: u32) -> Taken {
+    return Taken(weights[m.base + row * m.row_blocks * 4u + i], vec4<u32>(0u), vec4<f32>(0.0));
+}
+
+fn times_bf16(t: Taken, acts: Acts) -> f32 {
+    let w = t.first;
     let even = bitcast<vec4<f32>>(w << vec4<u32>(16u));
     let odd = bitcast<vec4<f32>>(w & vec4<u32>(0xffff0000u));
     let a = bitcast<vec4<f32>>(acts.high);

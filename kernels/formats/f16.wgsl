@@ -14,8 +14,12 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 
 //!section pieces
 // Eight weights; `i` counts vec4s of the row.
-fn item_f16(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
-    let w = weights[m.base + row * m.row_blocks * 4u + i];
+fn taken_f16(m: Pieces, row: u32, i: u32) -> Taken {
+    return Taken(weights[m.base + row * m.row_blocks * 4u + i], vec4<u32>(0u), vec4<f32>(0.0));
+}
+
+fn times_f16(t: Taken, a: Acts) -> f32 {
+    let w = t.first;
     let first = vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
     let second = vec4<f32>(unpack2x16float(w.z), unpack2x16float(w.w));
     return dot(first, bitcast<vec4<f32>>(a.high)) + dot(second, bitcast<vec4<f32>>(a.high2));

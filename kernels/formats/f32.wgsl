@@ -13,6 +13,10 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
-fn item_f32(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
-    return dot(bitcast<vec4<f32>>(weights[m.base + row * m.row_blocks * 8u + i]), bitcast<vec4<f32>>(a.high));
+fn taken_f32(m: Pieces, row: u32, i: u32) -> Taken {
+    return Taken(weights[m.base + row * m.row_blocks * 8u + i], vec4<u32>(0u), vec4<f32>(0.0));
+}
+
+fn times_f32(t: Taken, a: Acts) -> f32 {
+    return dot(bitcast<vec4<f32>>(t.first), bitcast<vec4<f32>>(a.high));
 }

@@ -33,10 +33,15 @@ fn fp8_dot(word: u32, x: vec4<u32>) -> f32 {
     return dot(fp8_number(bytes), bitcast<vec4<f32>>(x));
 }
 
-fn item_fp8(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_fp8(m: Pieces, row: u32, i: u32) -> Taken {
     let at = row * m.row_blocks * 8u + i;
     let w = weights[m.base + at];
     let d = bitcast<f32>(word_at(m.base + m.blocks * 8u, at >> 3u));
+    return Taken(w, vec4<u32>(0u), vec4<f32>(d));
+}
+
+fn times_fp8(t: Taken, a: Acts) -> f32 {
+    let w = t.first;
     let sum = fp8_dot(w.x, a.high) + fp8_dot(w.y, a.high2) + fp8_dot(w.z, a.low) + fp8_dot(w.w, a.low2);
-    return d * sum;
+    return t.s.x * sum;
 }

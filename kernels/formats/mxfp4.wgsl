@@ -33,7 +33,7 @@ fn fp4_half_scale(e: u32) -> f32 {
     return bitcast<f32>((max(e, 1u) - 1u) << 23u);
 }
 
-fn item_mxfp4(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_mxfp4(m: Pieces, row: u32, i: u32) -> Taken {
     // Blocks of 32: a row has as many blocks as pieces.
     let at = row * m.row_blocks + i;
     let w = weights[m.base + at];
@@ -46,7 +46,11 @@ fn item_mxfp4(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
     let minus = (low + FP4_SEVENS) & w & vec4<u32>(0x88888888u);
     let first = fp4_negated(v & NIBBLES, (minus >> vec4<u32>(3u)) & ONES);
     let second = fp4_negated((v >> vec4<u32>(4u)) & NIBBLES, (minus >> vec4<u32>(7u)) & ONES);
-    let p = halves(first, second, a);
     let e = word_at(m.base + m.blocks, at >> 2u) >> (16u * ((at >> 1u) & 1u));
-    return fp4_half_scale(e & 0xffu) * p.x + fp4_half_scale((e >> 8u) & 0xffu) * p.y;
+    return Taken(first, second, vec4<f32>(fp4_half_scale(e & 0xffu), fp4_half_scale((e >> 8u) & 0xffu), 0.0, 0.0));
+}
+
+fn times_mxfp4(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
+    return t.s.x * p.x + t.s.y * p.y;
 }

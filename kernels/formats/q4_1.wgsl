@@ -17,14 +17,18 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
-fn item_q4_1(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q4_1(m: Pieces, row: u32, i: u32) -> Taken {
     // Blocks of 32: a row has as many blocks as pieces. A piece contains weights of both blocks of
     // its pair.
     let at = row * m.row_blocks + i;
     let w = weights[m.base + at];
-    let p = halves(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, a);
     let first = word_at(m.base + m.blocks, at & 0xfffffffeu);
     let second = word_at(m.base + m.blocks, at | 1u);
-    return half_bits(first & 0xffffu) * p.x + half_bits(first >> 16u) * a.sums.z
-        + half_bits(second & 0xffffu) * p.y + half_bits(second >> 16u) * a.sums.w;
+    return Taken(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES,
+        vec4<f32>(half_bits(first & 0xffffu), half_bits(first >> 16u), half_bits(second & 0xffffu), half_bits(second >> 16u)));
+}
+
+fn times_q4_1(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
+    return t.s.x * p.x + t.s.y * a.sums.z + t.s.z * p.y + t.s.w * a.sums.w;
 }

@@ -21,10 +21,14 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 //!section pieces
 //!include shared/k_scales.wgsl#pieces
 
-fn item_q4_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q4_k(m: Pieces, row: u32, i: u32) -> Taken {
     let b = row * m.row_blocks + (i >> 3u);
     let w = weights[m.base + b * 8u + (i & 7u)];
     let s = k_scales(weights[m.base + m.blocks * 8u + b], (i & 7u) >> 1u);
-    let d = halves(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, a);
-    return s.x * d.x + s.y * d.y - s.z * a.sums.z - s.w * a.sums.w;
+    return Taken(w & NIBBLES, (w >> vec4<u32>(4u)) & NIBBLES, s);
+}
+
+fn times_q4_k(t: Taken, a: Acts) -> f32 {
+    let d = halves(t.first, t.second, a);
+    return t.s.x * d.x + t.s.y * d.y - t.s.z * a.sums.z - t.s.w * a.sums.w;
 }

@@ -18,11 +18,16 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
-fn item_q5_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q5_0(m: Pieces, row: u32, i: u32) -> Taken {
     let at = row * m.row_blocks + i;
     let w = weights[m.base + at];
     let f = fifths(word_at(m.base + m.blocks, at));
-    let p = halves((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1], a);
     let d = word_at(m.base, m.blocks * 5u + (at >> 1u));
-    return half_bits(d & 0xffffu) * (p.x - 16.0 * a.sums.z) + half_bits(d >> 16u) * (p.y - 16.0 * a.sums.w);
+    return Taken((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1],
+        vec4<f32>(half_bits(d & 0xffffu), half_bits(d >> 16u), 0.0, 0.0));
+}
+
+fn times_q5_0(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
+    return t.s.x * (p.x - 16.0 * a.sums.z) + t.s.y * (p.y - 16.0 * a.sums.w);
 }

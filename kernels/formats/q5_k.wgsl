@@ -23,11 +23,15 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 //!section pieces
 //!include shared/k_scales.wgsl#pieces
 
-fn item_q5_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q5_k(m: Pieces, row: u32, i: u32) -> Taken {
     let b = row * m.row_blocks + (i >> 3u);
     let w = weights[m.base + b * 8u + (i & 7u)];
     let f = fifths(weights[m.base + m.blocks * 8u + b * 2u + ((i & 7u) >> 2u)][i & 3u]);
     let s = k_scales(weights[m.base + m.blocks * 10u + b], (i & 7u) >> 1u);
-    let d = halves((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1], a);
-    return s.x * d.x + s.y * d.y - s.z * a.sums.z - s.w * a.sums.w;
+    return Taken((w & NIBBLES) | f[0], ((w >> vec4<u32>(4u)) & NIBBLES) | f[1], s);
+}
+
+fn times_q5_k(t: Taken, a: Acts) -> f32 {
+    let d = halves(t.first, t.second, a);
+    return t.s.x * d.x + t.s.y * d.y - t.s.z * a.sums.z - t.s.w * a.sums.w;
 }

@@ -24,7 +24,7 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
-fn item_q6_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q6_k(m: Pieces, row: u32, i: u32) -> Taken {
     let b = row * m.row_blocks + (i >> 3u);
     let piece = i & 7u;
     let w = weights[m.base + b * 8u + piece];
@@ -36,9 +36,13 @@ fn item_q6_k(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
     let three = vec4<u32>(0x03030303u);
     let first = ((vec4<u32>(bits.x) >> shifts) & three) << vec4<u32>(4u);
     let second = ((vec4<u32>(bits.y) >> shifts) & three) << vec4<u32>(4u);
-    let p = halves((w & NIBBLES) | first, ((w >> vec4<u32>(4u)) & NIBBLES) | second, a);
     let s = vec2<f32>(f32(bitcast<i32>(scales << 24u) >> 24u), f32(bitcast<i32>(scales << 8u) >> 24u));
+    return Taken((w & NIBBLES) | first, ((w >> vec4<u32>(4u)) & NIBBLES) | second, vec4<f32>(s, d, 0.0));
+}
+
+fn times_q6_k(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
     // The weights are q - 32.
-    let t = s * (p - 32.0 * a.sums.zw);
-    return d * (t.x + t.y);
+    let sums = t.s.xy * (p - 32.0 * a.sums.zw);
+    return t.s.z * (sums.x + sums.y);
 }

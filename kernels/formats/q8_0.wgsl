@@ -17,10 +17,15 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
-fn item_q8_0(m: Pieces, row: u32, i: u32, a: Acts) -> f32 {
+fn taken_q8_0(m: Pieces, row: u32, i: u32) -> Taken {
     // Blocks of 32: a row has as many blocks as pieces.
     let at = row * m.row_blocks + i;
-    let p = halves(weights[m.base + at * 2u], weights[m.base + at * 2u + 1u], a);
     let d = word_at(m.base + m.blocks * 2u, at >> 1u);
-    return half_bits(d & 0xffffu) * p.x + half_bits(d >> 16u) * p.y;
+    return Taken(weights[m.base + at * 2u], weights[m.base + at * 2u + 1u],
+        vec4<f32>(half_bits(d & 0xffffu), half_bits(d >> 16u), 0.0, 0.0));
+}
+
+fn times_q8_0(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
+    return t.s.x * p.x + t.s.y * p.y;
 }

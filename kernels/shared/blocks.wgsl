@@ -1,15 +1,18 @@
 // Where positions are in a cache made of blocks (src/infer/kv.rs): the i-th block of the sequence
-// is cache_blocks.at[i], and each block is BLOCK_POSITIONS rows. The kernel declares
+// is cache_blocks.at[list + i], and each block is BLOCK_POSITIONS rows. The kernel declares
 // `cache_blocks`, whose list ends with two unused words.
 
 const BLOCK_POSITIONS: u32 = 64u;
+
+// Where the sequence's list begins. Not 0 only in kernels for several sequences.
+var<private> list: u32;
 
 // The blocks of a tile of at most BLOCK_POSITIONS positions: what is added to a position to get its
 // row (modulo 2^32), before `boundary` and from there on.
 struct Span { boundary: u32, first: u32, second: u32 }
 
 fn row_offset(number: u32) -> u32 {
-    return (cache_blocks.at[number] - number) * BLOCK_POSITIONS;
+    return (cache_blocks.at[list + number] - number) * BLOCK_POSITIONS;
 }
 
 fn span_at(start: u32) -> Span {

@@ -1,5 +1,5 @@
 // The body of decode_combine.wgsl and decode_combine_sinks.wgsl.
-//!include shared/step.wgsl
+//!include shared/{step}.wgsl
 //!include shared/splits.wgsl
 //!include shared/pack.wgsl
 //!include shared/decode_combine_params.wgsl
@@ -17,9 +17,12 @@ var<workgroup> outs: array<vec4<f32>, 16>;
 // A split's (highest score, sum of weights) of a head, and four of its values.
 struct Part { weight: vec2<f32>, value: vec4<f32> }
 
+// Where the token's parts begin.
+var<private> partial_at: u32;
+
 // Past the last split it is empty.
 fn part_at(head: u32, split: u32, count: u32, column: u32) -> Part {
-    let at = (head * count + min(split, count - 1u)) * (params.head_dim / 4u + 1u);
+    let at = partial_at + (head * count + min(split, count - 1u)) * (params.head_dim / 4u + 1u);
     let weight = partial[at + params.head_dim / 4u].xy;
     let value = partial[at + column];
     if (split >= count) {
@@ -40,6 +43,8 @@ fn merge(first: u32, step: u32) {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    take_row(group.y);
+    partial_at = group.y * params.heads * params.splits_max * (params.head_dim / 4u + 1u);
     let splits = splits_of(params.window, params.splits_max);
     let count = min(splits.count, arrayLength(&partial));
     let element = group.x * 64u + local % 16u * 4u;
@@ -83,7 +88,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     if (local < 16u) {
         let i = local & 12u;
-        pack16(0u, params.pieces, group.x * 4u + local / 4u,
+        pack16(group.y * params.pieces * 13u, params.pieces, group.x * 4u + local / 4u,
             array<vec4<f32>, 4>(outs[i], outs[i + 1u], outs[i + 2u], outs[i + 3u]), local & 3u);
     }
 }

@@ -9,8 +9,10 @@ struct Params {
     split: u32,
     // 1 to add to what `result` holds.
     adds: u32,
-    // Where the layer's choices begin in the state; read with biases only.
+    // Where the layer's choices begin in the state, and words from one token's to the next's; read with
+    // biases only.
     ids_at: u32,
+    state_stride: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;

@@ -4,12 +4,12 @@
 
 var<workgroup> outs: array<vec4<f32>, 4>;
 
-// Rows 16 t .. 16 t + 16 of `rows`, with zeros past the last, packed into the vector of `pieces`
+// Rows 16 t .. 16 t + 16 of `rows` times the activations at vec4 `x_at`, with zeros past the last, packed into the vector of `pieces`
 // pieces at vec4 `at`. Must be reached by the whole workgroup.
-fn gated_rows(gate: Pieces, up: Pieces, rows: u32, activation: u32, expert: u32, t: u32, at: u32, pieces: u32, local: u32) {
+fn gated_rows(gate: Pieces, up: Pieces, rows: u32, activation: u32, expert: u32, x_at: u32, t: u32, at: u32, pieces: u32, local: u32) {
     let place = local / 32u;
     let row = 16u * t + place;
-    let sums = four_rows(gate, up, min(row, rows - 1u), min(row + 8u, rows - 1u), 0u, local & 31u, 32u);
+    let sums = four_rows(gate, up, min(row, rows - 1u), min(row + 8u, rows - 1u), x_at, local & 31u, 32u);
     let gate_first = sum32(sums.x, local);
     let gate_second = sum32(sums.y, local);
     let up_first = sum32(sums.z, local);

@@ -70,10 +70,14 @@ fn fifths(f: u32) -> array<vec4<u32>, 2> {
     return array<vec4<u32>, 2>(low << vec4<u32>(4u), high << vec4<u32>(4u));
 }
 
-// A format's file (kernels/formats) defines `item_FORMAT(m, row, i, acts)`: item `i` of the row
-// times its activations. The build adds `item`, which calls the function of the matrix's format,
-// and `width_of`, the number of weights of an item: 32, or those of a vec4 for plain formats and FP8. Both
-// are constant in a kernel made for one format.
+// An item of a row, loaded and unpacked: the quants of the first sixteen and of the second, and
+// scales. For formats of which an item is a vec4: that, and a scale.
+struct Taken { first: vec4<u32>, second: vec4<u32>, s: vec4<f32> }
+
+// A format's file (kernels/formats) defines `taken_FORMAT(m, row, i)`, item `i` of the row, and
+// `times_FORMAT(taken, acts)`, an item times its activations. The build adds `item`, which does
+// both for the matrix's format, and `width_of`, the number of weights of an item: 32, or those of a
+// vec4 for plain formats and FP8. Both are constant in a kernel made for one format.
 
 // Items of a row: pieces, or vec4s of plain weights and of FP8's.
 fn items(m: Pieces) -> u32 {

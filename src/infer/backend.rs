@@ -276,9 +276,24 @@ pub trait Backend: Ops + Send {
         1
     }
 
-    /// Queues a step of several sequences, all of whose rows get logits. A row's result does not
-    /// depend on the others: it is that of a step of its own. Call when no step is in flight.
-    fn queue_rows(&mut self, rows: &[Row<'_>]) -> Result<()> {
+    /// How many steps of several sequences may be queued now: more than one only where each takes its
+    /// tokens from the step before.
+    fn rows_room(&self) -> usize {
+        1
+    }
+
+    /// From here on the device chooses the rows' tokens as these samplers would, one for each row.
+    /// Each must `follow` the token reported for its row. `false` if the device cannot choose so.
+    fn choose_rows(&mut self, samplers: &[&Sampler]) -> Result<bool> {
+        let _ = samplers;
+        Ok(false)
+    }
+
+    /// Queues a step of several sequences. A row's result does not depend on the others: it is that
+    /// of a step of its own. All rows get logits, or a choice. Call when no step is in flight, or when
+    /// one is, of the same sequences, and whose choices are this one's tokens (`taken` says so).
+    fn queue_rows(&mut self, rows: &[Row<'_>], taken: Taken, want: Want) -> Result<()> {
+        let _ = (taken, want);
         Err(BackendError::Unsupported(format!("a step of {} sequences", rows.len())))
     }
 
@@ -348,6 +363,14 @@ pub enum Fed<'a> {
     Chosen,
 }
 
+/// Where a step of several sequences takes its tokens from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    Rows,
+    /// What the device chose in the step before.
+    Chosen,
+}
+
 /// The result that a step should produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
@@ -374,6 +397,8 @@ pub struct Report {
     pub halted: Option<MoeId>,
     /// The token that the device chose, if it was asked to.
     pub token: u32,
+    /// Those that it chose for the rows of a step of several sequences, if it was asked to.
+    pub tokens: Vec<u32>,
     /// By MoE layer, the experts that this token chose, up to the layer that halted. Filled if the
     /// device looked them up by itself.
     pub experts: Vec<Vec<u32>>,

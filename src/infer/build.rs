@@ -2,11 +2,12 @@
 //!
 //! A kernel file is plain WGSL; comment lines direct its composition (build/compose.rs):
 //! - `//!for NAME in A B C`: one kernel for each choice; its name gets the suffix `_A`, in the
-//!   order of these lines, and `{NAME}` becomes `A` in the kernel's include lines. Without such a
+//!   order of these lines, and `{NAME}` becomes `A` in the kernel's text. Without such a
 //!   line there is one kernel, named after the file.
+//!   A choice `-A` stands for `A` too, but the kernel's name gets no suffix.
 //! - `//!for format`: one kernel for each weight format of the table (src/store/formats.rs).
-//!   `//!for formats`: also one for each pair of formats that occur together, and one that reads
-//!   any format.
+//!   `//!for mixture`: also one for each pair of formats that occur together. `//!for formats`: also
+//!   one that reads any format.
 //! - `//!needs coopmat f16`: the kernel uses cooperative matrices of f16. It is created only on
 //!   adapters that have them, and may use the 48 KiB of workgroup memory that such adapters offer.
 //! - `//!include PATH`: inserts the text of `kernels/PATH`, once per kernel however often it is
@@ -14,6 +15,9 @@
 //!   `//!section NAME`, up to the next such line.
 //! - `//!pieces {formats}`: inserts the `pieces` sections of the formats named, and functions that
 //!   choose among them by the matrix's format (build/formats.rs).
+//! - `//!sums {formats}`: inserts shared/rows_sums.wgsl, for each format named a function of
+//!   shared/rows_sums_of.wgsl with the format's name for `{each}`, and one that chooses among them.
+//! - `//!repeat t in COUNT` to `//!end`: the lines in between for each `{t}` from 0 to COUNT - 1.
 //! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use subgroup
 //!   operations, and is created only on adapters that have them.
 //!

@@ -93,15 +93,23 @@ pub struct Rows<'a> {
     pub logits: LogitRows,
 }
 
-/// Tokens queued on a device that chooses tokens by itself.
+/// Steps queued on a device that chooses tokens by itself.
 #[derive(Debug, Default)]
 struct Flight {
-    /// The sequence that they belong to.
-    sequence: u64,
-    /// How many there are. The oldest is at the sequence's end.
+    /// The sequences that they belong to: one, or the rows of a step.
+    sequences: Vec<u64>,
+    /// How many steps there are. The oldest is at the sequences' ends.
     ahead: usize,
-    /// The input token of the oldest.
-    expected: Option<u32>,
+    /// The input tokens of the oldest.
+    expected: Option<Vec<u32>>,
+}
+
+impl Flight {
+    /// Whether its oldest step is the next of these sequences, with these tokens.
+    fn is(&mut self, sequences: &[u64], tokens: &[u32]) -> bool {
+        let expected = self.expected.take();
+        self.sequences == sequences && expected.is_some_and(|expected| expected == tokens)
+    }
 }
 
 /// A loaded model.
@@ -268,8 +276,7 @@ impl Engine {
             return Err(SessionError::NotText);
         }
         self.check(sequence, &[token])?;
-        let same = self.flight.sequence == sequence.number();
-        if !same || self.flight.expected.take() != Some(token) {
+        if !self.flight.is(&[sequence.number()], &[token]) {
             self.land()?;
         }
         sequence.feed(&[token]);
@@ -301,7 +308,7 @@ impl Engine {
                 return sequence.try_choose(&logits);
             }
             self.make_room();
-            self.flight.sequence = sequence.number();
+            self.flight.sequences = vec![sequence.number()];
         }
         // Tokens queued ahead have the form of the first.
         sequence.formed.count = position + 1;
@@ -331,7 +338,7 @@ impl Engine {
             self.land()?;
             return Err(SessionError::Output { position });
         }
-        self.flight.expected = Some(report.token);
+        self.flight.expected = Some(vec![report.token]);
         sequence.sampler.follow(report.token);
         self.tell_clamped();
         Ok(report.token)

@@ -111,12 +111,24 @@ impl Sequence {
     /// Appends these tokens. If others were chosen in their place, those choices do not count.
     pub(super) fn feed(&mut self, tokens: &[u32]) {
         for token in tokens {
-            if self.sampler.accepted(self.tokens.len()) != Some(*token) {
-                self.sampler.rewind(self.tokens.len());
-                self.sampler.accept(*token);
-            }
+            self.expect_token(*token);
             self.tokens.push(*token);
         }
+    }
+
+    /// Prepares the sampler for a token that is fed next.
+    fn expect_token(&mut self, token: u32) {
+        if self.sampler.accepted(self.tokens.len()) != Some(token) {
+            self.sampler.rewind(self.tokens.len());
+            self.sampler.accept(token);
+        }
+    }
+
+    /// The sampler as it chooses what follows `token`, which is fed next.
+    pub(super) fn chooser(&mut self, token: u32) -> &Sampler {
+        self.expect_token(token);
+        self.sampler.rewind(self.tokens.len() + 1);
+        &self.sampler
     }
 
     /// Takes back the last `count` tokens, which were not computed after all. The sampler keeps its

@@ -37,9 +37,13 @@ pub fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
             .iter()
             .flat_map(|(kernel, picked)| {
                 choices.iter().map(move |choice| {
+                    let (choice, kernel) = match choice.strip_prefix('-') {
+                        Some(choice) => (choice, kernel.clone()),
+                        None => (choice.as_str(), format!("{kernel}_{choice}")),
+                    };
                     let mut picked = picked.clone();
-                    picked.push((format!("{{{name}}}"), choice.clone()));
-                    (format!("{kernel}_{choice}"), picked)
+                    picked.push((format!("{{{name}}}"), choice.to_owned()));
+                    (kernel, picked)
                 })
             })
             .collect();
@@ -63,6 +67,7 @@ fn choices(line: &str) -> (&str, Vec<String>) {
     match (line.trim(), line.split_once(" in ")) {
         ("format", _) => ("format", formats::each()),
         ("formats", _) => ("formats", formats::each_and_together()),
+        ("mixture", _) => ("mixture", formats::each_and_pairs()),
         (_, Some((name, choices))) => {
             (name, choices.split_whitespace().map(str::to_owned).collect())
         }
@@ -73,18 +78,30 @@ fn choices(line: &str) -> (&str, Vec<String>) {
 impl Composed {
     /// Appends the text of `file`, with each include line replaced by what it includes.
     fn append(&mut self, root: &Path, file: &str, text: &str, picked: &Picked) {
-        for line in text.lines() {
+        let fill =
+            |of: &str| picked.iter().fold(of.to_owned(), |of, (from, to)| of.replace(from, to));
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if let Some(count) = line.strip_prefix("//!repeat t in ") {
+                let count: usize = fill(count).parse().expect("a number of repetitions");
+                let body: Vec<&str> = lines.by_ref().take_while(|line| *line != "//!end").collect();
+                for t in 0..count {
+                    for line in &body {
+                        self.source.push_str(&fill(line).replace("{t}", &t.to_string()));
+                        self.source.push('\n');
+                    }
+                }
+                continue;
+            }
             let declared = line.strip_prefix("struct ").and_then(|rest| rest.split_once(' '));
             if let Some((name, _)) = declared {
                 self.structs.insert(name.to_owned(), file.to_owned());
             }
             let Some(directive) = line.strip_prefix("//!") else {
-                self.source.push_str(line);
+                self.source.push_str(&fill(line));
                 self.source.push('\n');
                 continue;
             };
-            let fill =
-                |of: &str| picked.iter().fold(of.to_owned(), |of, (from, to)| of.replace(from, to));
             match directive.trim().split_once(' ') {
                 Some(("needs", "subgroups")) => self.subgroups = true,
                 Some(("needs", "coopmat f16")) => self.cooperative = true,
@@ -92,6 +109,17 @@ impl Composed {
                 Some(("pieces", choice)) => {
                     let (sections, text) = formats::pieces(&fill(choice));
                     sections.iter().for_each(|path| self.include(root, path, picked));
+                    self.source.push_str(&text);
+                }
+                Some(("sums", choice)) => {
+                    let (each, text) = formats::sums(&fill(choice));
+                    self.include(root, "shared/rows_sums.wgsl", picked);
+                    let of = fs::read_to_string(root.join("shared/rows_sums_of.wgsl")).unwrap();
+                    for format in each {
+                        let mut picked = picked.clone();
+                        picked.push(("{each}".to_owned(), format.to_owned()));
+                        self.append(root, "shared/rows_sums_of.wgsl", &of, &picked);
+                    }
                     self.source.push_str(&text);
                 }
                 Some(("for", _)) => {}

@@ -48,10 +48,15 @@ pub fn each() -> Vec<String> {
     FORMATS.iter().map(|format| format.file.to_owned()).collect()
 }
 
-/// What `//!for formats` stands for: every format, every pair that occurs together, and "any".
-pub fn each_and_together() -> Vec<String> {
+/// What `//!for mixture` stands for: every format, and every pair that occurs together.
+pub fn each_and_pairs() -> Vec<String> {
     let pairs = TOGETHER.iter().map(|pair| pair.map(|variant| of(variant).file).join("_"));
-    each().into_iter().chain(pairs).chain([ANY.to_owned()]).collect()
+    each().into_iter().chain(pairs).collect()
+}
+
+/// What `//!for formats` stands for: those, and "any".
+pub fn each_and_together() -> Vec<String> {
+    each_and_pairs().into_iter().chain([ANY.to_owned()]).collect()
 }
 
 /// Sections to include for a choice of `each_and_together`, and WGSL that chooses among them.
@@ -62,13 +67,27 @@ pub fn pieces(choice: &str) -> (Vec<String>, String) {
     let sections = among.iter().map(|(_, format)| format!("formats/{}.wgsl#pieces", format.file));
     let width = among.iter().map(|(number, format)| (*number, format!("{}u", width(format))));
     let item = |(number, format): &(usize, &Format)| {
-        (*number, format!("item_{}(m, row, i, a)", format.file))
+        (*number, format!("times_{0}(taken_{0}(m, row, i), a)", format.file))
     };
     let mut text = String::new();
     choose(&mut text, "fn width_of(m: Pieces) -> u32", width);
     let header = "fn item(m: Pieces, row: u32, i: u32, a: Acts) -> f32";
     choose(&mut text, header, among.iter().map(item));
     (sections.collect(), text)
+}
+
+/// Of each format of a choice the name, and WGSL that chooses among their functions `sums_FORMAT`
+/// (shared/rows_sums.wgsl).
+pub fn sums(choice: &str) -> (Vec<&'static str>, String) {
+    let among = FORMATS.iter().enumerate().filter(|(_, format)| is_among(choice, format));
+    let among: Vec<(usize, &Format)> = among.collect();
+    let call = |(number, format): &(usize, &Format)| {
+        (*number, format!("sums_{}(m, n, rows, x_stride, first, step)", format.file))
+    };
+    let mut text = String::new();
+    let header = "fn sums(m: Pieces, n: Pieces, rows: vec4<u32>, x_stride: u32, first: u32, step: u32) -> Sums";
+    choose(&mut text, header, among.iter().map(call));
+    (among.iter().map(|(_, format)| format.file).collect(), text)
 }
 
 /// Writes a function whose value depends on the matrix's format. If all formats agree, it does not

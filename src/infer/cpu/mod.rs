@@ -68,6 +68,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod route;
 pub(crate) mod row_dot;
+pub mod rows_gate_up;
+pub mod rows_linear;
 pub mod sample_cut;
 pub mod sample_draw;
 pub mod sample_greedy;
@@ -103,7 +105,7 @@ use rope::Angles;
 
 use super::backend::{
     Backend, BackendError, Bandwidth, Capacity, Counters, Device, Fed, LogitRows, Ops, Progress,
-    Result, Row, Slot, SlotClass, Step, Want,
+    Result, Row, Slot, SlotClass, Step, Taken, Want,
 };
 use super::graph::{
     Buf, ExpertLayout, Graph, KvId, Lookup, MatrixSpec, MoeId, Op, WeightId, segment_of, token_of,
@@ -682,7 +684,7 @@ impl Backend for CpuBackend {
         self.capacity.batch
     }
 
-    fn queue_rows(&mut self, rows: &[Row<'_>]) -> Result<()> {
+    fn queue_rows(&mut self, rows: &[Row<'_>], _taken: Taken, _want: Want) -> Result<()> {
         let part = |(at, row): (usize, &Row<'_>)| Part {
             rows: at..at + 1,
             position: row.position,

@@ -9,7 +9,7 @@ use wgpu::BufferUsages;
 use super::decode::{self, Layout};
 use super::device::GpuDevice;
 use super::lower::Place;
-use super::params::Step;
+use super::params::Steps;
 use super::readback::Readback;
 use super::recurrent::Recurrent;
 use super::repack::UNIT;
@@ -117,7 +117,7 @@ pub(super) struct Routing {
 }
 
 pub(super) struct Buffers {
-    /// [`Step`]
+    /// [`Step`](super::params::Step), or [`Steps`] of several sequences.
     pub step: wgpu::Buffer,
     pub tokens: wgpu::Buffer,
     activations: Vec<wgpu::Buffer>,
@@ -223,7 +223,7 @@ impl Buffers {
         let logits = make("logits", size(Place::Logits), STORAGE)?;
         let logits_readback = Readback::new(device, "the logits", logits.size() + 4)?;
         Ok(Self {
-            step: make("step", Some(size_of::<Step>() / 4), UNIFORM)?,
+            step: make("step", Some(size_of::<Steps>() / 4), UNIFORM)?,
             tokens: make("tokens", size(Place::Tokens), STORAGE)?,
             activations,
             kv,

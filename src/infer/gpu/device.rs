@@ -14,7 +14,7 @@ use wgpu::{BufferUsages, DeviceType};
 use super::cooperative::Cooperative;
 use super::executor::GpuBackend;
 use super::hush;
-use super::params::{self, ARENA_SLOT, Step};
+use super::params::{self, ARENA_SLOT, Steps};
 use super::pipeline_file::PipelineFile;
 use super::pipelines::{Pipelines, Reduction};
 use super::readback::Readback;
@@ -304,7 +304,7 @@ impl GpuDevice {
             wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("parameters"),
                 layout: &self.pipelines().common,
-                entries: &[entry(0, size_of::<Step>() as u64), entry(1, ARENA_SLOT)],
+                entries: &[entry(0, size_of::<Steps>() as u64), entry(1, ARENA_SLOT)],
             })
         })
     }

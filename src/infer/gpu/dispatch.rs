@@ -30,8 +30,13 @@ pub enum Grid {
     Tiles { per_row: u32, tile: u32, spare: u32, y: u32 },
     /// One workgroup, whatever the number of rows.
     One,
-    /// For one token: `each` workgroups for every split of the positions that it sees, of which
-    /// there are at most `window` (0 means all). See kernels/shared/splits.wgsl.
+    /// In x, `each` workgroups; in y, the step's rows.
+    Rows { each: u32 },
+    /// `each` workgroups for each group of up to `most` rows.
+    Groups { each: u32, most: u32 },
+    /// In x, `each` workgroups for every split of the positions that a token sees, of which there are
+    /// at most `window` (0 means all); in y, the step's rows, of which the one with the most splits
+    /// counts. See kernels/shared/splits.wgsl.
     Splits { each: u32, window: u32, most: u32 },
 }
 
@@ -56,6 +61,11 @@ impl Grid {
                 (x <= most && y <= most).then_some((x, y))
             }
             Self::One => Some((1, 1)),
+            Self::Groups { each, most: rows_each } => {
+                let x = rows.div_ceil(rows_each).checked_mul(each)?;
+                (x <= most).then_some((x, 1))
+            }
+            Self::Rows { each } => (each <= most && rows <= most).then_some((each, rows)),
             Self::Splits { .. } => None,
         }
     }
@@ -74,11 +84,13 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The workgroups for this step. `None` if the dispatch is not used for this number of rows. An
-    /// error if no grid can hold the rows.
+    /// The workgroups for this step, whose tokens are at `positions` (where grids depend on them).
+    /// `None` if the dispatch is not used for this number of rows. An error if no grid can hold the
+    /// rows.
     pub fn workgroups(
         &self,
         step: &params::Step,
+        positions: &[u32],
         most: u32,
     ) -> std::result::Result<Option<(u32, u32)>, u32> {
         let rows = match self.rows {
@@ -89,7 +101,8 @@ impl Dispatch {
             return Ok(None);
         }
         if let Grid::Splits { each, window, most } = self.grid {
-            return Ok(Some((each * splits(step.position, window, most), 1)));
+            let splits = positions.iter().map(|position| splits(*position, window, most));
+            return Ok(Some((each * splits.max().unwrap_or(1), rows)));
         }
         self.grid.workgroups(rows, most).map(Some).ok_or(rows)
     }

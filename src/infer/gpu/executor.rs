@@ -11,7 +11,7 @@ use std::sync::Arc;
 use wgpu::BufferUsages;
 
 use super::buffers::{Buffers, KvCache, elements};
-use super::decode::{self, Decode};
+use super::decode::{self, Decode, RowBuffers, Together};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
 use super::lower::{self, Place};
@@ -22,7 +22,7 @@ use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
 use crate::backend::{
     Backend, BackendError, Capacity, Counters, Fed, KvFormat, LogitRows, Ops, Progress, Result,
-    Slot, SlotClass, Step, Want,
+    Row, Slot, SlotClass, Step, Taken, Want,
 };
 use crate::graph::{ExpertLayout, Graph, KvId, MatrixSpec, MoeId, Op, RopeId, WeightId};
 use crate::kv::{self, BLOCK, BlockCopy};
@@ -85,6 +85,12 @@ pub(super) struct GpuBackend {
     blocks: Vec<u32>,
     /// Elements clamped in the caches, as of the last report.
     pub(super) clamped: u64,
+    /// The path on which several sequences share a step, once one has been asked for.
+    pub(super) together: Option<Together>,
+    /// Whether the graph has no such path.
+    pub(super) apart: bool,
+    /// Whether there are fewer slots than experts.
+    pub(super) evicts: bool,
 }
 
 impl GpuBackend {
@@ -111,6 +117,9 @@ impl GpuBackend {
             walk: Walk::new(&graph),
             blocks: (0..kv::blocks(capacity.context) as u32).collect(),
             clamped: 0,
+            together: None,
+            apart: false,
+            evicts: false,
             device,
             graph,
             capacity,
@@ -131,24 +140,15 @@ impl GpuBackend {
         if grown && self.decode.is_some() {
             // The old plan lacks the fetches from the new areas and must not run, even if the next
             // one cannot be made.
-            self.plan = None;
+            self.forget_plan();
         }
         if self.plan.is_none() {
             if let Some(decode) = &mut self.decode {
                 decode.forget_recorded();
             }
+            self.forget_plan();
             self.gather()?;
-            let plan = Plan::new(&Parts {
-                device: &self.device,
-                graph: &self.graph,
-                buffers: &self.buffers,
-                weights: &self.weights,
-                experts: &self.experts,
-                spill: self.spill.as_ref(),
-                kv: self.capacity.kv,
-                decode: self.decode.as_ref().map(|decode| &decode.buffers),
-                batch: self.capacity.batch,
-            })?;
+            let plan = Plan::new(&self.parts(None))?;
             if plan.decode.is_none() {
                 self.decode = None;
             }
@@ -156,6 +156,30 @@ impl GpuBackend {
             self.device.pipelines().save();
         }
         Ok(())
+    }
+
+    /// Call before what plans refer to is changed.
+    fn forget_plan(&mut self) {
+        self.plan = None;
+        if let Some(together) = &mut self.together {
+            together.plan = None;
+        }
+    }
+
+    /// What a plan is made from.
+    pub(super) fn parts<'a>(&'a self, rows: Option<&'a RowBuffers>) -> Parts<'a> {
+        Parts {
+            device: &self.device,
+            graph: &self.graph,
+            buffers: &self.buffers,
+            weights: &self.weights,
+            experts: &self.experts,
+            spill: self.spill.as_ref(),
+            kv: self.capacity.kv,
+            decode: self.decode.as_ref().map(|decode| &decode.buffers),
+            batch: self.capacity.batch,
+            rows,
+        }
     }
 
     /// Moves weights that fused dispatches read together into one buffer, if a binding can hold
@@ -320,10 +344,10 @@ impl Backend for GpuBackend {
 
     fn load_weight(&mut self, id: WeightId, spec: &MatrixSpec, bytes: &[u8]) -> Result<()> {
         let index = id.0 as usize;
+        // Old contents are freed first, so that a reload needs no room for a second copy.
+        self.forget_plan();
         let name = self.graph.weight_spec(id).tensor.as_str();
         let vector = self.vectors[index];
-        // Old contents are freed first, so that a reload needs no room for a second copy.
-        self.plan = None;
         self.weights[index] = None;
         let Self { device, uploads, .. } = self;
         let loaded = if vector {
@@ -338,7 +362,8 @@ impl Backend for GpuBackend {
 
     fn adapt(&mut self, graph: Arc<Graph>) -> Result<()> {
         self.queued.clear();
-        self.plan = None;
+        self.forget_plan();
+        self.forget_together();
         let Self { device, buffers, decode, .. } = self;
         buffers.adapt(device, &graph, self.capacity)?;
         if let Some(decode) = decode {
@@ -354,9 +379,13 @@ impl Backend for GpuBackend {
     }
 
     fn alloc_slots(&mut self, classes: &[SlotClass], class_of: &[u16]) -> Result<()> {
-        self.plan = None;
+        self.forget_plan();
         self.spill = None;
         self.experts = Experts::default();
+        let layers = || class_of.iter().zip(&self.graph.moe);
+        let of = |class: usize| layers().filter(move |(of, _)| usize::from(**of) == class);
+        let wanted = |class| of(class).map(|(_, moe)| moe.experts.len()).sum::<usize>();
+        self.evicts = classes.iter().enumerate().any(|(class, slots)| slots.count < wanted(class));
         let most = self.binding_bytes_max;
         let made = Experts::alloc(&self.device, &self.graph, classes, class_of, most);
         if made.is_err() {
@@ -372,7 +401,7 @@ impl Backend for GpuBackend {
     }
 
     fn grow(&mut self, blocks: usize) -> Result<()> {
-        self.plan = None;
+        self.forget_plan();
         let capacity = Capacity { context: blocks * BLOCK, ..self.capacity };
         self.buffers.grow(&self.device, &self.graph, capacity)?;
         self.capacity = capacity;
@@ -425,7 +454,7 @@ impl Backend for GpuBackend {
     }
 
     fn grow_states(&mut self, count: usize) -> Result<()> {
-        self.plan = None;
+        self.forget_plan();
         let before = self.buffers.recurrent.bytes();
         let grown = self.buffers.recurrent.grow(&self.device, &self.graph, count);
         self.buffers.bytes = self.buffers.bytes - before + self.buffers.recurrent.bytes();
@@ -441,7 +470,7 @@ impl Backend for GpuBackend {
     }
 
     fn clamped(&self) -> u64 {
-        self.clamped
+        self.clamped + self.together.as_ref().map_or(0, |together| together.clamped)
     }
 
     fn room(&self) -> usize {
@@ -468,6 +497,7 @@ impl Backend for GpuBackend {
 
     fn queue(&mut self, fed: Fed<'_>, position: usize, want: Want) -> Result<()> {
         self.make_plan()?;
+        self.row_logits();
         match (fed, want) {
             (Fed::Tokens(&[_]) | Fed::Chosen, _) if self.decode.is_some() => {
                 self.submit_token(fed, position, want)
@@ -487,6 +517,9 @@ impl Backend for GpuBackend {
         if self.decode.as_ref().is_some_and(Decode::in_flight) {
             return Ok(Progress::Report(self.take_report()?));
         }
+        if let Some(report) = self.take_rows()? {
+            return Ok(Progress::Report(report));
+        }
         let mut walk = std::mem::take(&mut self.walk);
         let progress = walk.advance(self, guess);
         self.walk = walk;
@@ -499,15 +532,38 @@ impl Backend for GpuBackend {
     }
 
     fn resume(&mut self, moe: MoeId) -> Result<()> {
+        if self.resume_rows()? {
+            return Ok(());
+        }
         self.resume_token(moe)
     }
 
     fn give_up(&mut self) {
         self.queued.clear();
         self.drop_tokens();
+        self.drop_rows();
+    }
+
+    fn rows_max(&self) -> usize {
+        self.rows_together()
+    }
+
+    fn rows_room(&self) -> usize {
+        Self::rows_room(self)
+    }
+
+    fn choose_rows(&mut self, samplers: &[&Sampler]) -> Result<bool> {
+        self.choose_for_rows(samplers)
+    }
+
+    fn queue_rows(&mut self, rows: &[Row<'_>], taken: Taken, want: Want) -> Result<()> {
+        self.submit_rows(rows, taken, want)
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {
+        if let Some(logits) = self.row_logits() {
+            return Ok(logits);
+        }
         self.submit()?;
         let last = self.take_logits()?;
         let mut bytes = std::mem::take(&mut self.running.logits);

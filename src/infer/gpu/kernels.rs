@@ -75,7 +75,7 @@ mod tests {
     fn each_format_has_its_kernels_and_a_decode_kernel_holds_no_format_more() {
         let items = |name: &str| -> Vec<DType> {
             let kernel = Kernel::find(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
-            let has = |of: &DType| kernel.source.contains(&format!("fn item_{}(", of.file_name()));
+            let has = |of: &DType| kernel.source.contains(&format!("fn times_{}(", of.file_name()));
             DType::ALL.into_iter().filter(has).collect()
         };
         for dtype in DType::ALL {

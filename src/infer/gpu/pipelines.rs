@@ -13,7 +13,7 @@ use wgpu::{BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType
 use super::cooperative::Cooperative;
 use super::device::GpuDevice;
 use super::kernels::Kernel;
-use super::params::{ARENA_SLOT, Step};
+use super::params::{ARENA_SLOT, Steps};
 use super::pipeline_file::PipelineFile;
 use super::trusted;
 use crate::backend::{BackendError, Result};
@@ -60,10 +60,19 @@ impl Pipeline {
     /// # Panics
     /// If their number is not that of the kernel's bindings, which is a mistake of the caller.
     pub fn bind(&self, device: &GpuDevice, storage: &[&wgpu::Buffer]) -> Result<wgpu::BindGroup> {
+        self.bind_from(device, &storage.iter().map(|buffer| (*buffer, 0)).collect::<Vec<_>>())
+    }
+
+    /// The same with each buffer from a byte on, a multiple of 256.
+    pub fn bind_from(
+        &self,
+        device: &GpuDevice,
+        storage: &[(&wgpu::Buffer, u64)],
+    ) -> Result<wgpu::BindGroup> {
         let name = self.kernel.name;
         assert_eq!(storage.len(), self.kernel.storage.len(), "{name}");
-        for (buffer, declared) in storage.iter().zip(self.kernel.storage) {
-            let shared = storage.iter().filter(|other| *other == buffer).count() > 1;
+        for ((buffer, _), declared) in storage.iter().zip(self.kernel.storage) {
+            let shared = storage.iter().filter(|(other, _)| other == buffer).count() > 1;
             if declared.write && shared {
                 let what = format!("{name} that reads the buffer it writes");
                 return Err(BackendError::Unsupported(what));
@@ -72,9 +81,13 @@ impl Pipeline {
         let entries: Vec<wgpu::BindGroupEntry<'_>> = storage
             .iter()
             .zip(0..)
-            .map(|(buffer, binding)| wgpu::BindGroupEntry {
+            .map(|((buffer, offset), binding)| wgpu::BindGroupEntry {
                 binding,
-                resource: buffer.as_entire_binding(),
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer,
+                    offset: *offset,
+                    size: None,
+                }),
             })
             .collect();
         device.scoped(name, 0, |wgpu| {
@@ -127,7 +140,7 @@ impl Pipelines {
         };
         let common = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("step and parameters"),
-            entries: &[uniform(0, false, size_of::<Step>() as u64), uniform(1, true, ARENA_SLOT)],
+            entries: &[uniform(0, false, size_of::<Steps>() as u64), uniform(1, true, ARENA_SLOT)],
         });
         let keeps_halves = AtomicBool::new(false);
         let (made, kept) = (Mutex::default(), OnceLock::new());

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use wgpu::BufferUsages;
 
 use super::buffers::Buffers;
-use super::decode::{Aside, DecodeBuffers, Fuse, Points, TokenSteps};
+use super::decode::{Aside, DecodeBuffers, Fuse, Points, RowBuffers, TokenSteps};
 use super::device::GpuDevice;
 use super::dispatch::Dispatch;
-use super::experts::Experts;
+use super::experts::{Experts, SlotShape};
 use super::lower::{Lower, Place, Recipe, refused};
 use super::params::{self, ARENA_SLOT, Arena};
 use super::spill::Spill;
-use super::weights::{self, DeviceWeight};
+use super::weights::{self, DeviceWeight, WeightShape};
 use crate::backend::{BackendError, KvFormat, Result};
 use crate::graph::{Graph, MoeId, Op};
 
@@ -43,24 +43,15 @@ pub(super) struct Parts<'a> {
     pub decode: Option<&'a DecodeBuffers>,
     /// The most tokens of a step.
     pub batch: usize,
+    /// The buffers for rows of several sequences, which take the place of a token's.
+    pub rows: Option<&'a RowBuffers>,
 }
 
 impl Plan {
     pub fn new(parts: &Parts<'_>) -> Result<Self> {
-        let device = parts.device;
         let shapes = weights::shapes(parts.weights);
         let chunks = parts.experts.shapes();
-        let pipelines = device.pipelines();
-        let mut lower = Lower {
-            graph: parts.graph,
-            weights: &shapes,
-            chunks: &chunks,
-            kv: parts.kv,
-            batch: parts.batch,
-            reduction: pipelines.reduction,
-            cooperative: pipelines.cooperative,
-            halved: None,
-        };
+        let mut lower = lower(parts, &shapes, &chunks);
         let mut builder = Builder { parts, arena: Arena::default(), joined: BTreeMap::new() };
         let mut ops = Vec::with_capacity(parts.graph.ops.len());
         let mut waves = Vec::with_capacity(parts.graph.ops.len());
@@ -78,36 +69,7 @@ impl Plan {
             Some(buffers) => builder.token(buffers, lower)?,
             None => None,
         };
-        if !ARENA_SLOT.is_multiple_of(device.params_alignment()) {
-            let need = device.params_alignment();
-            return Err(BackendError::Unsupported(format!("uniform offsets aligned to {need}")));
-        }
-        let bytes = builder.arena.bytes();
-        let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
-        let size = (bytes.len() as u64).max(ARENA_SLOT);
-        let arena = device.buffer("kernel parameters", size, usage)?;
-        device.write(&arena, 0, bytes);
-        let common = device.scoped("the parameters' bind group", 0, |wgpu| {
-            let binding = wgpu::BufferBinding {
-                buffer: &arena,
-                offset: 0,
-                size: std::num::NonZeroU64::new(ARENA_SLOT),
-            };
-            wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("step and parameters"),
-                layout: &device.pipelines().common,
-                entries: &[
-                    wgpu::BindGroupEntry {
-                        binding: 0,
-                        resource: parts.buffers.step.as_entire_binding(),
-                    },
-                    wgpu::BindGroupEntry {
-                        binding: 1,
-                        resource: wgpu::BindingResource::Buffer(binding),
-                    },
-                ],
-            })
-        })?;
+        let common = common(parts, builder.arena.bytes())?;
         Ok(Self { common, ops, waves, decode })
     }
 
@@ -120,17 +82,117 @@ impl Plan {
         dispatch: &Dispatch,
         step: &params::Step,
     ) -> Result<u64> {
-        let name = dispatch.pipeline.kernel.name;
-        let grid = dispatch.workgroups(step, device.workgroups_max()).map_err(|rows| {
-            BackendError::Unsupported(format!("{name} over {rows} rows at once"))
-        })?;
-        let Some((x, y)) = grid else { return Ok(0) };
-        pass.set_pipeline(&dispatch.pipeline.pipeline);
-        pass.set_bind_group(0, &self.common, &[dispatch.params]);
-        pass.set_bind_group(1, &dispatch.storage, &[]);
-        pass.dispatch_workgroups(x, y, 1);
-        Ok(1)
+        encode(device, &self.common, pass, dispatch, (step, &[step.position]))
     }
+}
+
+fn encode(
+    device: &GpuDevice,
+    common: &wgpu::BindGroup,
+    pass: &mut wgpu::ComputePass<'_>,
+    dispatch: &Dispatch,
+    (step, positions): (&params::Step, &[u32]),
+) -> Result<u64> {
+    let name = dispatch.pipeline.kernel.name;
+    let grid = dispatch
+        .workgroups(step, positions, device.workgroups_max())
+        .map_err(|rows| BackendError::Unsupported(format!("{name} over {rows} rows at once")))?;
+    let Some((x, y)) = grid else { return Ok(0) };
+    pass.set_pipeline(&dispatch.pipeline.pipeline);
+    pass.set_bind_group(0, common, &[dispatch.params]);
+    pass.set_bind_group(1, &dispatch.storage, &[]);
+    pass.dispatch_workgroups(x, y, 1);
+    Ok(1)
+}
+
+/// A step of one token of each of several sequences, bound on a device.
+pub(super) struct RowsPlan {
+    common: wgpu::BindGroup,
+    dispatches: Vec<Dispatch>,
+}
+
+impl RowsPlan {
+    /// `None` if the graph has an op that cannot run for several sequences at once.
+    pub fn new(parts: &Parts<'_>) -> Result<Option<Self>> {
+        let (shapes, chunks) = (weights::shapes(parts.weights), parts.experts.shapes());
+        let Some(buffers) = parts.decode else { return Ok(None) };
+        let mut builder = Builder { parts, arena: Arena::default(), joined: BTreeMap::new() };
+        let mut fuse = Fuse {
+            lower: Lower { batch: 1, cooperative: None, ..lower(parts, &shapes, &chunks) },
+            team: parts.device.team(),
+            layout: &buffers.layout,
+            homes: &parts.experts.homes(parts.graph),
+            fetches: &vec![false; parts.graph.moe.len()],
+            many: true,
+            moved: None,
+        };
+        let Some(recipes) = fuse.rows()? else { return Ok(None) };
+        let dispatches = builder.bind(&recipes)?;
+        let common = common(parts, builder.arena.bytes())?;
+        Ok(Some(Self { common, dispatches }))
+    }
+
+    /// Records the step. Returns the number of dispatches.
+    pub fn encode(
+        &self,
+        device: &GpuDevice,
+        pass: &mut wgpu::ComputePass<'_>,
+        step: (&params::Step, &[u32]),
+    ) -> Result<u64> {
+        let mut count = 0;
+        for dispatch in &self.dispatches {
+            count += encode(device, &self.common, pass, dispatch, step)?;
+        }
+        Ok(count)
+    }
+}
+
+fn lower<'a>(parts: &Parts<'a>, weights: &'a [WeightShape], chunks: &'a [SlotShape]) -> Lower<'a> {
+    let pipelines = parts.device.pipelines();
+    Lower {
+        graph: parts.graph,
+        weights,
+        chunks,
+        kv: parts.kv,
+        batch: parts.batch,
+        reduction: pipelines.reduction,
+        cooperative: pipelines.cooperative,
+        halved: None,
+    }
+}
+
+/// Group 0 with the step and the parameters of a plan.
+fn common(parts: &Parts<'_>, bytes: &[u8]) -> Result<wgpu::BindGroup> {
+    let device = parts.device;
+    if !ARENA_SLOT.is_multiple_of(device.params_alignment()) {
+        let need = device.params_alignment();
+        return Err(BackendError::Unsupported(format!("uniform offsets aligned to {need}")));
+    }
+    let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
+    let size = (bytes.len() as u64).max(ARENA_SLOT);
+    let arena = device.buffer("kernel parameters", size, usage)?;
+    device.write(&arena, 0, bytes);
+    device.scoped("the parameters' bind group", 0, |wgpu| {
+        let binding = wgpu::BufferBinding {
+            buffer: &arena,
+            offset: 0,
+            size: std::num::NonZeroU64::new(ARENA_SLOT),
+        };
+        wgpu.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("step and parameters"),
+            layout: &device.pipelines().common,
+            entries: &[
+                wgpu::BindGroupEntry {
+                    binding: 0,
+                    resource: parts.buffers.step.as_entire_binding(),
+                },
+                wgpu::BindGroupEntry {
+                    binding: 1,
+                    resource: wgpu::BindingResource::Buffer(binding),
+                },
+            ],
+        })
+    })
 }
 
 /// The state while a plan is made.
@@ -158,6 +220,7 @@ impl Builder<'_> {
             layout: &buffers.layout,
             homes: &experts.homes(graph),
             fetches: &fetches,
+            many: false,
             moved: None,
         };
         let Some(TokenSteps { steps, layers, tail }) = fuse.token()? else { return Ok(None) };
@@ -202,6 +265,9 @@ impl Builder<'_> {
 impl Parts<'_> {
     fn resolve(&self, place: Place) -> Result<&wgpu::Buffer> {
         let buffers = self.buffers;
+        if let Some(buffer) = self.rows.and_then(|rows| rows.get(place)) {
+            return Ok(buffer);
+        }
         Ok(match place {
             Place::Tokens => &buffers.tokens,
             Place::Activation(buf) => buffers.activation(buf),

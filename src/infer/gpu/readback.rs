@@ -58,6 +58,18 @@ impl Readback {
         Ok(())
     }
 
+    /// Records the copy of the first `bytes` of another buffer, to byte `at` of what is read. Call after
+    /// `copy`.
+    pub fn copy_more(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        at: u64,
+        bytes: u64,
+    ) {
+        encoder.copy_buffer_to_buffer(from, 0, &self.buffer, at, Some(bytes));
+    }
+
     /// Call once the recorded copy has been submitted.
     pub fn submitted(&mut self, bytes: u64, submission: &wgpu::SubmissionIndex) {
         let (sender, mapped) = mpsc::channel();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use wgpu::BufferUsages;
 
+use super::decode::logits_stride;
 use super::device::GpuDevice;
 use super::lower::Place;
 use super::params::{self, ARENA_SLOT, Params};
@@ -37,7 +38,13 @@ pub(super) struct Links<'a> {
     pub tokens: &'a wgpu::Buffer,
     /// Written: word 0 becomes the token, for the host.
     pub chosen: &'a wgpu::Buffer,
+    /// Which row of several: its logits begin a whole number of `logits_stride`s from the start, and
+    /// its tokens a whole number of [`TOKEN_STRIDE`]s.
+    pub row: usize,
 }
+
+/// Bytes from one row's token to the next, so that each can be bound by itself.
+pub(super) const TOKEN_STRIDE: u64 = 256;
 
 /// One dispatch of a choice.
 pub(super) struct Pass {
@@ -116,6 +123,7 @@ struct Stage {
 /// A sampler's choice of a token, which can be encoded repeatedly.
 pub(super) struct SamplePlan {
     recipe: Recipe,
+    arena: wgpu::Buffer,
     common: wgpu::BindGroup,
     /// Draws made (low, high), tokens accepted, one word, the ring.
     memory: wgpu::Buffer,
@@ -135,7 +143,8 @@ impl SamplePlan {
     ) -> Result<Self> {
         let recipe = *sampler.recipe();
         let passes = passes(&recipe, vocab)?;
-        if links.logits.size() < 4 * vocab as u64 {
+        let logits_at = 4 * (links.row * logits_stride(vocab)) as u64;
+        if links.logits.size() < logits_at + 4 * vocab as u64 {
             return Err(refused(format!("logits of {} bytes for {vocab}", links.logits.size())));
         }
         let params = params(&recipe, vocab as u32);
@@ -152,15 +161,16 @@ impl SamplePlan {
         let bins = make("rank histograms", Place::SampleBins, SCRATCH)?;
         let parts = make("vocabulary chunks", Place::SampleParts, SCRATCH)?;
         let common = device.common(&arena)?;
+        let token_at = links.row as u64 * TOKEN_STRIDE;
         let resolve = |place: &Place| match place {
-            Place::Logits => Ok(links.logits),
-            Place::State => Ok(links.state),
-            Place::Tokens => Ok(links.tokens),
-            Place::Chosen => Ok(links.chosen),
-            Place::SampleMemory => Ok(&memory),
-            Place::SampleRanks => Ok(&ranks),
-            Place::SampleBins => Ok(&bins),
-            Place::SampleParts => Ok(&parts),
+            Place::Logits => Ok((links.logits, logits_at)),
+            Place::State => Ok((links.state, 0)),
+            Place::Tokens => Ok((links.tokens, token_at)),
+            Place::Chosen => Ok((links.chosen, token_at)),
+            Place::SampleMemory => Ok((&memory, 0)),
+            Place::SampleRanks => Ok((&ranks, 0)),
+            Place::SampleBins => Ok((&bins, 0)),
+            Place::SampleParts => Ok((&parts, 0)),
             other => Err(refused(format!("{other:?}"))),
         };
         let mut stages = Vec::new();
@@ -168,7 +178,7 @@ impl SamplePlan {
             let storage = storage.iter().map(resolve).collect::<Result<Vec<_>>>()?;
             stages.push(Stage::new(device, kernel, workgroups, &storage)?);
         }
-        let plan = Self { recipe, common, memory, ranks, stages };
+        let plan = Self { recipe, arena, common, memory, ranks, stages };
         plan.restore(device, sampler)?;
         Ok(plan)
     }
@@ -176,6 +186,21 @@ impl SamplePlan {
     /// Whether it has this sampler's options.
     pub fn is_for(&self, sampler: &Sampler) -> bool {
         *sampler.recipe() == self.recipe
+    }
+
+    /// From now on chooses as this sampler, from its state. `false` if that needs other kernels.
+    pub fn turn_to(&mut self, device: &GpuDevice, vocab: usize, sampler: &Sampler) -> Result<bool> {
+        let recipe = *sampler.recipe();
+        let kernels = |of: &Recipe| (of.greedy, of.top_k > 0, of.top_p > 0);
+        if kernels(&recipe) != kernels(&self.recipe) || recipe.window > WINDOW_MAX {
+            return Ok(false);
+        }
+        if recipe != self.recipe {
+            device.write(&self.arena, 0, bytemuck::bytes_of(&params(&recipe, vocab as u32)));
+            self.recipe = recipe;
+        }
+        self.restore(device, sampler)?;
+        Ok(true)
     }
 
     /// Everything submitted from now on continues from the sampler's state. Its options must be
@@ -209,6 +234,15 @@ impl SamplePlan {
         }
     }
 
+    /// Records one kernel of a choice, if there are so many.
+    pub fn encode_one(&self, kernel: usize, pass: &mut wgpu::ComputePass<'_>) {
+        let Some(stage) = self.stages.get(kernel) else { return };
+        pass.set_bind_group(0, &self.common, &[0]);
+        pass.set_pipeline(&stage.pipeline.pipeline);
+        pass.set_bind_group(1, &stage.storage, &[]);
+        pass.dispatch_workgroups(stage.workgroups, 1, 1);
+    }
+
     /// Dispatches per token.
     pub fn dispatches(&self) -> usize {
         self.stages.len()
@@ -220,12 +254,12 @@ impl Stage {
         device: &GpuDevice,
         kernel: &str,
         workgroups: u32,
-        storage: &[&wgpu::Buffer],
+        storage: &[(&wgpu::Buffer, u64)],
     ) -> Result<Self> {
         let pipeline = device.pipelines().get(device, kernel)?;
         // A mismatch is a mistake in this file.
         assert_eq!(pipeline.kernel.params, params::Sample::NAME);
-        let storage = pipeline.bind(device, storage)?;
+        let storage = pipeline.bind_from(device, storage)?;
         Ok(Self { pipeline, storage, workgroups })
     }
 }

@@ -181,19 +181,23 @@ impl<T: Fn() -> Traffic> Worker<T> {
             self.queue.doze(LOOK);
         }
         if !turn.tokens.is_empty() {
-            self.tokens(&turn.tokens);
+            self.tokens(&turn.tokens, turn.prompt.is_some());
         }
         if let Some((id, most)) = turn.prompt {
             self.prompt(id, most);
         }
     }
 
-    /// The next token of each of these.
-    fn tokens(&mut self, ids: &[Id]) {
+    /// The next token of each of these. If a prompt runs after them, nothing is queued ahead, since it
+    /// would be dropped.
+    fn tokens(&mut self, ids: &[Id], prompt: bool) {
         let Some(loaded) = &mut self.loaded else { return };
         let turns = self.running.iter_mut().filter(|(id, _)| ids.contains(id));
         let (ids, mut steps): (Vec<Id>, Vec<Next<'_>>) =
             turns.map(|(id, running)| (*id, running.step())).unzip();
+        if prompt {
+            steps.iter_mut().for_each(|step| step.more = 1);
+        }
         let chosen = loaded.engine.next_of_each(&mut steps);
         for (id, chosen) in ids.into_iter().zip(chosen) {
             match chosen {

@@ -57,7 +57,7 @@ pub(in crate::gpu) fn elements(graph: &Graph, layout: &Layout, place: Place) -> 
 }
 
 /// The rows that have another place.
-fn moved(graph: &Graph) -> impl Iterator<Item = Place> {
+pub(super) fn moved(graph: &Graph) -> impl Iterator<Item = Place> {
     let bufs = (0..).map(Buf).take(graph.buffers.len());
     bufs.filter(|buf| moves(graph, *buf)).map(Place::Moved)
 }

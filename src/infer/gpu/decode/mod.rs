@@ -19,6 +19,7 @@ mod live;
 pub(super) mod params;
 mod profile;
 mod rewrites;
+mod together;
 mod token;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use flight::{Begin, Flight, Recorded};
 pub(super) use buffers::{DecodeBuffers, elements};
 pub(super) use layout::Layout;
 pub(super) use rewrites::{together, workgroups_of};
+pub(super) use together::{RowBuffers, Together, logits_stride};
 pub(super) use token::{Aside, Fuse, Points, TokenSteps};
 
 use super::device::GpuDevice;
@@ -156,6 +158,7 @@ impl GpuBackend {
             state: decode.buffers.state(),
             tokens: &buffers.tokens,
             chosen: &decode.chosen,
+            row: 0,
         };
         decode.recorded = None;
         decode.sample = match SamplePlan::new(device, graph.vocab, links, sampler) {
@@ -245,7 +248,7 @@ impl GpuBackend {
             }
             decode.halted = Some(flight);
         }
-        Ok(Report { halted, token: words[1], experts, brought })
+        Ok(Report { halted, token: words[1], experts, brought, ..Report::default() })
     }
 
     /// Abandons the token that halted, and those in flight.

@@ -6,7 +6,8 @@ pub(in crate::gpu) use crate::gpu::params::{
     DecodeExpertDown as ExpertDown, DecodeExpertGateUp as ExpertGateUp, DecodeFetch as Fetch,
     DecodeGateUp as GateUp, DecodeLayerNorm as LayerNorm, DecodeLinear as Linear,
     DecodeNorm as Norm, DecodeNormAdd as NormAdd, DecodeNormAddNorm as NormAddNorm,
-    DecodePack as Pack, DecodeRoute as Route, DecodeSeek as Seek, Pieces, Segment,
+    DecodePack as Pack, DecodeRoute as Route, DecodeSeek as Seek, Pieces, RowsGateUp, RowsLinear,
+    Segment, Softcap,
 };
 use crate::gpu::repack::Packed;
 use doppler_store::DType;

@@ -14,7 +14,7 @@ use super::rewrites::{Routing, rewrites, workgroups_of};
 use crate::backend::{BackendError, Result};
 use crate::cpu::pack::{packed_words, pieces};
 use crate::gpu::buffers::stride;
-use crate::gpu::dispatch::Rows;
+use crate::gpu::dispatch::{Grid, Rows};
 use crate::gpu::experts::Home;
 use crate::gpu::lower::{Lower, Place, Recipe, recipe_grid, word};
 use crate::graph::{Buf, Graph, Op};
@@ -30,6 +30,8 @@ pub(in crate::gpu) struct Fuse<'a> {
     pub homes: &'a [Option<Home>],
     /// For each MoE layer, whether experts may be in host memory.
     pub fetches: &'a [bool],
+    /// Whether the step's rows are tokens of several sequences, one each.
+    pub many: bool,
     /// The row that is at its other place at this op. None at the beginning.
     pub moved: Option<Buf>,
 }
@@ -145,6 +147,33 @@ impl Fuse<'_> {
         Ok(Some(TokenSteps { steps, layers, tail }))
     }
 
+    /// The graph's step for one token of each of several sequences. `None` if it has an op that
+    /// cannot run for them together.
+    pub fn rows(&mut self) -> Result<Option<Vec<Recipe>>> {
+        let Some(groups) = self.groups()? else { return Ok(None) };
+        let mut recipes = Vec::new();
+        for group in groups {
+            recipes.extend(group.recipes);
+            if let Some(routing) = group.routing {
+                recipes.extend(self.route(&routing, &[])?);
+            }
+        }
+        Ok(Some(recipes))
+    }
+
+    /// The suffix of kernels that have a variant for tokens of several sequences.
+    pub(super) const fn together(&self) -> &'static str {
+        if self.many { "_together" } else { "" }
+    }
+
+    /// A grid of so many workgroups for each row.
+    pub(super) fn grid(&self, count: usize) -> Result<Grid> {
+        match self.many {
+            true => Ok(Grid::Rows { each: word(count)? }),
+            false => Ok(workgroups_of(count)),
+        }
+    }
+
     /// Where the values set aside for a layer are, one after another.
     fn aside(&self, resume: &Resume) -> Vec<Aside<Place>> {
         let mut end = 0;
@@ -178,7 +207,7 @@ impl Fuse<'_> {
                 return Ok(None);
             };
             for value in &group.flow.reads {
-                groups.extend(forms.bring(graph, *value)?);
+                groups.extend(forms.bring(self, *value)?);
             }
             forms.written(&group.flow.writes);
             at += group.ops;
@@ -196,16 +225,50 @@ impl Fuse<'_> {
 
     /// An op's own recipes for one row. `None` for experts, which only fused kernels can look up.
     fn plain(&mut self, op: &Op) -> Result<Option<Rewritten>> {
-        if matches!(op, Op::Route { .. } | Op::Experts { .. }) {
+        let refused = matches!(op, Op::Route { .. } | Op::Experts { .. });
+        if refused || self.many && !of_each_row(op) {
             return Ok(None);
         }
-        let recipes = self.one_row(op)?;
+        let mut recipes = self.one_row(op)?;
+        if self.many {
+            recipes.iter_mut().for_each(|recipe| recipe.when = 1..=u32::MAX);
+        }
         let plain = |buf: Buf| (buf, Form::Plain);
         let reads: Vec<Value> = op.reads().map(plain).collect();
         let writes: Vec<Value> = op.writes().map(plain).into_iter().collect();
         let mut group = Rewritten::new(1, recipes, &reads, &writes);
         group.flow.lasts = op.lasts();
         Ok(Some(group))
+    }
+}
+
+/// Whether an op does the same to each row, so that it does not matter which sequences they belong to.
+const fn of_each_row(op: &Op) -> bool {
+    match op {
+        Op::Embed { .. }
+        | Op::Linear { .. }
+        | Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::Activate { .. }
+        | Op::Scale { .. }
+        | Op::WeighInput { .. }
+        | Op::Heads { .. }
+        | Op::Gated { .. }
+        | Op::Add { .. }
+        | Op::AddGated { .. } => true,
+        // They depend on the position, on a cache or on a state.
+        Op::EmbedMore { .. }
+        | Op::States { .. }
+        | Op::Rope { .. }
+        | Op::KvWrite { .. }
+        | Op::Attention { .. }
+        | Op::AttendChunk { .. }
+        | Op::AttendSinks { .. }
+        | Op::Conv { .. }
+        | Op::Delta { .. }
+        | Op::Temper { .. } => false,
+        // Their kernels for several rows have their own rewrites.
+        Op::Logits { .. } | Op::Route { .. } | Op::Experts { .. } => false,
     }
 }
 
@@ -243,11 +306,11 @@ impl Forms {
     }
 
     /// The conversion that makes a value from its other form, unless it already exists.
-    fn bring(&mut self, graph: &Graph, (buf, form): Value) -> Result<Option<Rewritten>> {
+    fn bring(&mut self, fuse: &Fuse<'_>, (buf, form): Value) -> Result<Option<Rewritten>> {
         if std::mem::replace(self.there(buf, form), true) {
             return Ok(None);
         }
-        let cols = graph.width(buf);
+        let cols = fuse.lower.graph.width(buf);
         let params = params::Pack { cols: word(cols)?, pieces: word(pieces(cols))? };
         let (kernel, other) = match form {
             Form::Packed if !self.moved[usize::from(buf.0)] => ("decode_pack", Form::Plain),
@@ -258,7 +321,7 @@ impl Forms {
             }
         };
         let storage = [place((buf, other)), place((buf, form))];
-        let grid = workgroups_of(pieces(cols).div_ceil(32));
+        let grid = fuse.grid(pieces(cols).div_ceil(32))?;
         let recipe = recipe_grid(kernel, &params, &storage, Rows::Tokens, grid);
         Ok(Some(Rewritten::new(0, vec![recipe], &[(buf, other)], &[(buf, form)])))
     }

@@ -91,6 +91,7 @@ impl Make<'_> {
             layout: &layout,
             homes: &homes,
             fetches: &[],
+            many: false,
             moved: None,
         };
         let choice = match sample::passes(&greedy(), graph.vocab) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::gpu::GpuDevice;
 use crate::gpu::kernels::Kernel;
 use crate::gpu::lower::checked;
-use crate::gpu::params::{ARENA_SLOT, Params, Step};
+use crate::gpu::params::{ARENA_SLOT, Params, Steps};
 use crate::gpu::pipelines::Pipeline;
 use crate::gpu::readback::Readback;
 
@@ -70,6 +70,20 @@ impl<'a> Alone<'a> {
         position: usize,
         params: &impl Params,
         buffers: &[Vec<u32>],
+        grid: (u32, u32),
+    ) -> Vec<Vec<u32>> {
+        let position = position as u32;
+        let steps = Steps { tokens: 1, position, logit_rows: 1, ..Steps::default() };
+        self.run_steps(name, &steps, params, buffers, grid)
+    }
+
+    /// As `run`, for any step.
+    pub fn run_steps(
+        &self,
+        name: &str,
+        steps: &Steps,
+        params: &impl Params,
+        buffers: &[Vec<u32>],
         (x, y): (u32, u32),
     ) -> Vec<Vec<u32>> {
         let device = self.device;
@@ -85,8 +99,8 @@ impl<'a> Alone<'a> {
         // One buffer holds the step and, one slot further, the parameters.
         let slot = ARENA_SLOT as usize / 4;
         let mut words = vec![0; 2 * slot];
-        let step = Step { tokens: 1, position: position as u32, logit_start: 0, logit_rows: 1 };
-        words[..4].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&step)));
+        let step: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(steps));
+        words[..step.len()].copy_from_slice(step);
         words[slot..slot + params.len()].copy_from_slice(params);
         let arena = make("parameters", &words, uniform);
         let common = device.common(&arena).unwrap();

@@ -92,6 +92,7 @@ fn a_token_takes_free_slots_in_the_order_of_choice_or_halts() {
             scale: ScoringWords::of(scoring).scale,
             groups: if grouped { groups as u32 } else { 1 },
             kept: kept as u32,
+            state_stride: 0,
         };
         let buffers = [
             logits.iter().map(|l| l.to_bits()).collect(),

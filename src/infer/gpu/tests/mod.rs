@@ -22,6 +22,7 @@ mod odd;
 mod recurrent;
 mod sample;
 mod softcap;
+mod together;
 pub(crate) mod token;
 
 use std::sync::{Arc, OnceLock};

@@ -112,7 +112,7 @@ fn packed_references_of_stored_formats_agree() {
 type Mixture = fn(&Wanted<'_>) -> DType;
 
 /// Every format that a Q4_K_M file may contain, in its usual place. Norms and the router stay bf16.
-fn mixture(wanted: &Wanted<'_>) -> DType {
+pub(super) fn mixture(wanted: &Wanted<'_>) -> DType {
     let whole = wanted.cols.is_multiple_of(256);
     let is = |part: &str| wanted.name.contains(part);
     if wanted.rows == 1 || is("block_sparse_moe.gate") || is("mlp.gate.weight") {

@@ -44,7 +44,12 @@ impl Rig {
 
     fn plan(&self, sampler: &Sampler) -> Result<SamplePlan, crate::backend::BackendError> {
         let Self { logits, state, tokens, chosen, .. } = self;
-        SamplePlan::new(&self.device, self.vocab, Links { logits, state, tokens, chosen }, sampler)
+        SamplePlan::new(
+            &self.device,
+            self.vocab,
+            Links { logits, state, tokens, chosen, row: 0 },
+            sampler,
+        )
     }
 
     fn load(&self, logits: &[f32]) {
@@ -319,7 +324,7 @@ fn what_the_kernels_do_not_hold_is_refused() {
     let plain = Sampler::new(SamplerOptions::default()).unwrap();
     let rig = Rig::new(&device, 8);
     let Rig { logits, state, tokens, chosen, .. } = &rig;
-    let links = Links { logits, state, tokens, chosen };
+    let links = Links { logits, state, tokens, chosen, row: 0 };
     for vocab in [0, 9, 262_145] {
         assert!(SamplePlan::new(&device, vocab, links, &plain).is_err(), "{vocab}");
     }

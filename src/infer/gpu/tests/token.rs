@@ -97,6 +97,7 @@ fn token_by(
         layout: &Layout::of(graph),
         homes: &homes,
         fetches: &vec![fetches; graph.moe.len()],
+        many: false,
         moved: None,
     };
     fuse.token().unwrap()

@@ -44,16 +44,19 @@ struct Streams {
     tok_s: Summary,
     /// As a multiple of the first number's, run by run.
     of_first: Summary,
+    /// Whether each sequence wrote the same tokens as in all other steps that it shared.
+    same: bool,
 }
 
-/// Seconds for so many tokens of each of `count` sequences, whose prompts have run.
+/// Seconds for so many tokens of each of `count` sequences, whose prompts have run; and the tokens of
+/// each.
 fn time(
     engine: &mut Engine,
     runs: &Runs,
     count: usize,
     prompt_tokens: usize,
     tokens: usize,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<(f64, Vec<Vec<u32>>)> {
     let mut sequences = Vec::with_capacity(count);
     let mut next = Vec::with_capacity(count);
     for number in 0..count {
@@ -64,14 +67,16 @@ fn time(
         next.push(sequence.choose(&logits));
         sequences.push(sequence);
     }
+    let mut written = vec![Vec::with_capacity(tokens); count];
     let started = Instant::now();
     for done in 0..tokens {
         let row = |(sequence, token)| Next { sequence, token, more: tokens - done };
         let mut rows: Vec<Next<'_>> =
             sequences.iter_mut().zip(next.iter().copied()).map(row).collect();
         next = engine.next_of_each(&mut rows).into_iter().collect::<Result<_, _>>()?;
+        written.iter_mut().zip(&next).for_each(|(written, token)| written.push(*token));
     }
-    Ok(started.elapsed().as_secs_f64())
+    Ok((started.elapsed().as_secs_f64(), written))
 }
 
 pub fn streams(args: &BenchArgs, tokens: usize, counts: &[usize]) -> anyhow::Result<()> {
@@ -91,19 +96,24 @@ pub fn streams(args: &BenchArgs, tokens: usize, counts: &[usize]) -> anyhow::Res
         time(engine, &runs, *count, prompt_tokens, tokens.min(8))?;
     }
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); counts.len()];
+    let (mut same, mut known) = (vec![true; counts.len()], Vec::new());
     for _ in 0..args.runs {
-        for (count, seconds) in counts.iter().zip(&mut seconds) {
-            seconds.push(time(engine, &runs, *count, prompt_tokens, tokens)?);
+        for (i, count) in counts.iter().enumerate() {
+            let (took, written) = time(engine, &runs, *count, prompt_tokens, tokens)?;
+            seconds[i].push(took);
+            same[i] &= known.iter().zip(&written).all(|(known, written)| known == written);
+            known.extend(written.into_iter().skip(known.len()));
         }
     }
     let rate = |count: usize, seconds: f64| (count * tokens) as f64 / seconds.max(1e-9);
-    let streams = counts.iter().zip(&seconds).map(|(count, all)| {
+    let streams = counts.iter().zip(&seconds).zip(same).map(|((count, all), same)| {
         let of_first = all.iter().zip(&seconds[0]);
         let of_first = of_first.map(|(all, first)| rate(*count, *all) / rate(counts[0], *first));
         Streams {
             count: *count,
             tok_s: Summary::of(all.iter().map(|seconds| rate(*count, *seconds)).collect()),
             of_first: Summary::of(of_first.collect()),
+            same,
         }
     });
     let record = Record {
@@ -128,9 +138,11 @@ fn text(record: &Record) -> String {
     );
     let (count, all, each) = ("streams", "tok/s", "each");
     let _ = writeln!(text, "  {count:>7} {all:>10} {each:>9} {:>9}", "of first");
-    for Streams { count, tok_s, of_first } in &record.streams {
+    for Streams { count, tok_s, of_first, same } in &record.streams {
         let (all, each) = (tok_s.median, tok_s.median / *count as f64);
-        let _ = writeln!(text, "  {count:>7} {all:>10.1} {each:>9.1} {:>8.2}x", of_first.median);
+        let other = if *same { "" } else { "  other tokens" };
+        let of_first = of_first.median;
+        let _ = writeln!(text, "  {count:>7} {all:>10.1} {each:>9.1} {of_first:>8.2}x{other}");
     }
     text
 }

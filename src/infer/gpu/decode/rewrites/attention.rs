@@ -9,7 +9,7 @@ use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
 use super::product::LinearArgs;
-use super::{Biased, Ops, workgroups_of};
+use super::{Biased, Ops};
 use crate::backend::{KvFormat, Result};
 use crate::cpu::pack::pieces;
 use crate::gpu::dispatch::{Grid, Rows};
@@ -196,18 +196,20 @@ pub(super) fn attention(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritt
     let storage = [Place::Qkv, q_norm, k_norm, rope_table, keys, values, partial, blocks];
     let each = word(workgroups_each(heads, kv_heads))?;
     let grid = Grid::Splits { each, window, most: splits_max };
-    recipes.push(fuse.in_teams("decode_attention", &attend, &storage, grid));
+    let together = fuse.together();
+    recipes.push(fuse.in_teams(&format!("decode_attention{together}"), &attend, &storage, grid));
 
     let lower = &fuse.lower;
     let width = heads * head_dim;
     let pieces = word(pieces(width))?;
     let combine = params::Combine { heads: wide, head_dim: dim, window, splits_max, pieces };
-    let groups = workgroups_of(width.div_ceil(64));
+    let groups = fuse.grid(width.div_ceil(64))?;
     let sinks = found.sinks.map(|sinks| lower.biases(sinks, heads)).transpose()?;
     let kernel = if sinks.is_some() { "decode_combine_sinks" } else { "decode_combine" };
     let mut storage = vec![Place::Partial, Place::Packed(out)];
     storage.extend(sinks);
-    recipes.push(recipe_grid(kernel, &combine, &storage, Rows::Tokens, groups));
+    let kernel = format!("{kernel}{together}");
+    recipes.push(recipe_grid(&kernel, &combine, &storage, Rows::Tokens, groups));
     let (reads, writes) = ([(x, Form::Packed)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(found.ops, recipes, &reads, &writes).lasting()))
 }

@@ -155,6 +155,7 @@ impl Fuse<'_> {
             scale: scoring.scale,
             groups: scoring.groups,
             kept: scoring.kept,
+            state_stride: word(layout.state_words)?,
         };
         if !scoring.holds(spec.experts.len(), bias) {
             return Err(refused("experts in such groups".into()));
@@ -170,8 +171,9 @@ impl Fuse<'_> {
             Place::Fetches,
             self.lower.selection(bias, spec.experts.len())?,
         ];
-        let mut recipes =
-            vec![recipe_grid("decode_route", &params, &storage, Rows::Tokens, Grid::One)];
+        let kernel = format!("decode_route{}", self.together());
+        let grid = if self.many { self.grid(1)? } else { Grid::One };
+        let mut recipes = vec![recipe_grid(&kernel, &params, &storage, Rows::Tokens, grid)];
         for value in more {
             recipes.push(aside(moe, value)?);
         }
@@ -192,6 +194,7 @@ impl Fuse<'_> {
         let slot_stride = word(home.shape.stride / 16)?;
         let inner = pieces(spec.ff);
         let ids_at = word(self.layout.ids_at[usize::from(moe.0)])?;
+        let state_stride = word(self.layout.state_words)?;
         let count = spec.experts.len();
         let vectors = spec.biases.map(|of| {
             let gate_up = self.lower.biases(of.gate_up, 2 * spec.ff * count)?;
@@ -206,14 +209,17 @@ impl Fuse<'_> {
             pieces: word(inner)?,
             activation: activation_code(spec.activation),
             slot_stride,
+            top_k: word(spec.top_k)?,
             ids_at,
+            state_stride,
             ..params::ExpertGateUp::default()
         };
         let slots = Place::Slots(home.chunk);
         let mut storage = vec![Place::Packed(x), slots, Place::Routed, Place::PackedInner];
         storage.extend(vectors.iter().flat_map(|[gate_up, _]| [Place::State, *gate_up]));
-        let groups = workgroups_of(inner * 2 * spec.top_k);
-        let kernel = format!("decode_expert_gate_up_{biased}{}", gate.dtype.file_name());
+        let together = self.together();
+        let groups = self.grid(inner * 2 * spec.top_k)?;
+        let kernel = format!("decode_expert_gate_up_{biased}{}{together}", gate.dtype.file_name());
         let first = self.in_teams(&kernel, &first, &storage, groups);
         let second = params::ExpertDown {
             down: Pieces::of(&down, down_at),
@@ -223,13 +229,14 @@ impl Fuse<'_> {
             split: word((8 / spec.top_k).max(1))?,
             adds: u32::from(adds),
             ids_at,
+            state_stride,
             ..params::ExpertDown::default()
         };
         let result = Place::Activation(result);
         let mut storage = vec![Place::PackedInner, slots, Place::Routed, result];
         storage.extend(vectors.iter().flat_map(|[_, down]| [Place::State, *down]));
-        let kernel = format!("decode_expert_down_{biased}{}", down.dtype.file_name());
-        let groups = workgroups_of(spec.hidden.div_ceil(2));
+        let kernel = format!("decode_expert_down_{biased}{}{together}", down.dtype.file_name());
+        let groups = self.grid(spec.hidden.div_ceil(2))?;
         Ok([first, self.in_teams(&kernel, &second, &storage, groups)])
     }
 }

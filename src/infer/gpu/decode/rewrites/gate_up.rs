@@ -56,6 +56,9 @@ pub(super) fn gate_up(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten
     if weights != u.place(up, 0) || g.packed != u.packed {
         return Ok(None);
     }
+    if fuse.many {
+        return super::together::gate_up(fuse, &found, (g, u)).map(Some);
+    }
     let rows = g.packed.rows;
     let params = params::GateUp {
         gate: Pieces::of(&g.packed, g.at),

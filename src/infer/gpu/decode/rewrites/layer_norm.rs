@@ -3,7 +3,7 @@
 use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
-use super::{wanted, workgroups_of};
+use super::wanted;
 use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::lower::{Place, word};
@@ -25,7 +25,7 @@ pub(super) fn layer_norm(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewrit
     let bias = bias.map_or(Ok(Place::Empty), |id| fuse.lower.vector(id))?;
     let weight = fuse.lower.vector(weight)?;
     let storage = [Place::Activation(x), weight, bias, Place::Packed(out)];
-    let grid = workgroups_of(pieces(cols).div_ceil(32));
+    let grid = fuse.grid(pieces(cols).div_ceil(32))?;
     let recipe = fuse.in_teams("decode_layer_norm", &params, &storage, grid);
     let (reads, writes) = ([(x, Form::Plain)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(1, vec![recipe], &reads, &writes)))

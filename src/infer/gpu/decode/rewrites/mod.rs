@@ -13,6 +13,7 @@ mod norm_add;
 mod norm_add_norm;
 mod product;
 mod rows;
+mod together;
 
 use super::live::Form;
 use super::token::{Fuse, Rewritten};

@@ -3,7 +3,7 @@
 use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
-use super::{wanted, workgroups_of};
+use super::wanted;
 use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::lower::{Place, word};
@@ -19,7 +19,7 @@ pub(super) fn norm(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>> 
     }
     let params = params::Norm { cols: word(cols)?, pieces: word(pieces(cols))?, eps };
     let storage = [Place::Activation(x), fuse.lower.vector(weight)?, Place::Packed(out)];
-    let grid = workgroups_of(pieces(cols).div_ceil(32));
+    let grid = fuse.grid(pieces(cols).div_ceil(32))?;
     let recipe = fuse.in_teams("decode_norm", &params, &storage, grid);
     let (reads, writes) = ([(x, Form::Plain)], [(out, Form::Packed)]);
     Ok(Some(Rewritten::new(1, vec![recipe], &reads, &writes)))

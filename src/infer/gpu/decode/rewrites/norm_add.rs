@@ -4,7 +4,7 @@
 use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
-use super::{Ops, workgroups_of};
+use super::Ops;
 use crate::backend::Result;
 use crate::gpu::lower::{Place, word};
 use crate::graph::Op;
@@ -25,7 +25,7 @@ pub(super) fn norm_add(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritte
     }
     let params = params::NormAdd { cols: word(cols)?, eps };
     let storage = [Place::Activation(y), fuse.lower.vector(weight)?, Place::Activation(x)];
-    let grid = workgroups_of(cols.div_ceil(1024));
+    let grid = fuse.grid(cols.div_ceil(1024))?;
     let recipe = fuse.in_teams("decode_norm_add", &params, &storage, grid);
     let (reads, writes) = ([(y, Form::Plain), (x, Form::Plain)], [(x, Form::Plain)]);
     Ok(Some(Rewritten::new(2, vec![recipe], &reads, &writes)))

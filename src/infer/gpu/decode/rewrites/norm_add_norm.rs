@@ -8,7 +8,7 @@
 use super::super::live::Form;
 use super::super::params;
 use super::super::token::{Fuse, Rewritten};
-use super::{Ops, wanted, workgroups_of};
+use super::{Ops, wanted};
 use crate::backend::Result;
 use crate::cpu::pack::pieces;
 use crate::gpu::lower::{Place, word};
@@ -84,7 +84,7 @@ pub(super) fn norm_add_norm(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rew
         params::NormAddNorm { cols: word(cols)?, pieces: word(pieces(cols))?, eps, eps_after };
     let (weight, after) = (fuse.lower.vector(weight)?, fuse.lower.vector(after)?);
     let storage = [Place::Activation(y), weight, row(from), after, row(to), Place::Packed(out)];
-    let grid = workgroups_of(pieces(cols).div_ceil(32));
+    let grid = fuse.grid(pieces(cols).div_ceil(32))?;
     let recipe = fuse.in_teams("decode_norm_add_norm", &params, &storage, grid);
     let (reads, writes) = ([(y, Form::Plain), (x, from)], [(x, to), (out, Form::Packed)]);
     Ok(Some(Rewritten::new(ops, vec![recipe], &reads, &writes)))

@@ -63,7 +63,10 @@ pub(super) fn logits(fuse: &mut Fuse<'_>, at: usize) -> Result<Option<Rewritten>
     let bias = bias.map(|id| fuse.lower.vector(id)).transpose()?;
     let product = LinearArgs { x, bias, result: Place::Logits, adds: false };
     let mut recipes = fuse.linear(&[weight], &product)?;
-    recipes.extend(fuse.lower.softcap(softcap)?);
+    recipes.extend(match fuse.many {
+        true => super::together::softcap(graph.vocab, softcap)?,
+        false => fuse.lower.softcap(softcap)?,
+    });
     Ok(Some(Rewritten::new(1, recipes, &[(x, Form::Packed)], &[])))
 }
 
@@ -77,9 +80,9 @@ pub(super) struct LinearArgs {
 }
 
 /// A range of a matrix's rows.
-struct Part<'a> {
-    place: Place,
-    shape: &'a RowRangeShape,
+pub(super) struct Part<'a> {
+    pub place: Place,
+    pub shape: &'a RowRangeShape,
     result_at: usize,
 }
 
@@ -116,6 +119,10 @@ impl Fuse<'_> {
         }
         let together = parts.chunk_by(|a, b| a.place == b.place);
         let dispatches = together.flat_map(|parts| parts.chunks(SEGMENTS_MAX));
+        if self.many {
+            let each = dispatches.map(|parts| self.segments_together(parts, product, before));
+            return Ok(each.collect::<Result<Vec<_>>>()?.concat());
+        }
         dispatches.map(|parts| self.segments(parts, product)).collect()
     }
 
@@ -123,33 +130,13 @@ impl Fuse<'_> {
     fn segments(&self, of: &[Part<'_>], product: &LinearArgs) -> Result<Recipe> {
         let rows: usize = of.iter().map(|part| part.shape.packed.rows).sum();
         let split = split(rows, params::items(&of[0].shape.packed));
-        let each = 8 / split;
-        let mut params = params::Linear {
+        let (segments, end) = filled(of, 8 / split)?;
+        let params = params::Linear {
+            segments,
             split: word(split)?,
             has_bias: u32::from(product.bias.is_some()),
             adds: u32::from(product.adds),
-            ..params::Linear::default()
         };
-        let mut end = 0;
-        for (segment, i) in params.segments.iter_mut().zip(0..) {
-            // Unused segments end after all others.
-            let Some(Part { shape, result_at, .. }) = of.get(i) else {
-                segment.end = u32::MAX;
-                continue;
-            };
-            let m = Pieces::of(&shape.packed, shape.at);
-            end += shape.packed.rows.div_ceil(each);
-            *segment = params::Segment {
-                base: m.base,
-                blocks: m.blocks,
-                row_blocks: m.row_blocks,
-                pieces: m.pieces,
-                format: m.format,
-                rows: word(shape.packed.rows)?,
-                result_at: word(*result_at)?,
-                end: word(end)?,
-            };
-        }
         let bias = product.bias.unwrap_or(Place::Empty);
         let storage = [Place::Packed(product.x), of[0].place, bias, product.result];
         let formats = formats(of.iter().map(|part| part.shape.packed.dtype));
@@ -158,8 +145,34 @@ impl Fuse<'_> {
     }
 }
 
+/// Parts as a kernel reads them, if a workgroup sums `each` rows; and the number of workgroups.
+pub(super) fn filled(of: &[Part<'_>], each: usize) -> Result<([params::Segment; 3], usize)> {
+    let mut segments = [params::Segment::default(); SEGMENTS_MAX];
+    let mut end = 0;
+    for (segment, i) in segments.iter_mut().zip(0..) {
+        // Unused segments end after all others.
+        let Some(Part { shape, result_at, .. }) = of.get(i) else {
+            segment.end = u32::MAX;
+            continue;
+        };
+        let m = Pieces::of(&shape.packed, shape.at);
+        end += shape.packed.rows.div_ceil(each);
+        *segment = params::Segment {
+            base: m.base,
+            blocks: m.blocks,
+            row_blocks: m.row_blocks,
+            pieces: m.pieces,
+            format: m.format,
+            rows: word(shape.packed.rows)?,
+            result_at: word(*result_at)?,
+            end: word(end)?,
+        };
+    }
+    Ok((segments, end))
+}
+
 /// The variant of decode_linear: for one format, for a pair that a mixture combines, or for any.
-fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
+pub(super) fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
     let only = |among: &[DType]| of.clone().all(|dtype| among.contains(&dtype));
     let one = DType::ALL.into_iter().find(|dtype| only(&[*dtype]));
     let pair = || DType::TOGETHER.iter().find(|pair| only(&pair[..]));
@@ -171,7 +184,7 @@ fn formats(of: impl Iterator<Item = DType> + Clone) -> String {
 
 /// How many teams share a row of `items`: enough to occupy a big GPU while each team has a full
 /// round of work.
-fn split(rows: usize, items: usize) -> usize {
+pub(super) fn split(rows: usize, items: usize) -> usize {
     let mut split = 1;
     while split < 8 && rows * split < TEAMS_WANTED && items >= split * 2 * 32 {
         split *= 2;

@@ -11,6 +11,7 @@ mod experts;
 mod forms;
 mod norm_add;
 mod products;
+mod together;
 mod wrong;
 
 use half::f16;

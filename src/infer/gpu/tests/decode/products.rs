@@ -15,7 +15,7 @@ use crate::graph::{Activation, MatrixSpec};
 use doppler_store::DType;
 
 /// Planes of matrices one after the other, after some other data; and where each begins.
-fn planes(random: &mut Random, of: &[(MatrixSpec, Vec<u8>)]) -> (Vec<u32>, Vec<usize>) {
+pub(super) fn planes(random: &mut Random, of: &[(MatrixSpec, Vec<u8>)]) -> (Vec<u32>, Vec<usize>) {
     let mut planes = random.bytes(48);
     let mut begins = Vec::new();
     for (spec, stored) in of {
