@@ -225,7 +225,7 @@ fn attend(group: vec3<u32>, local: u32, own: u32) {
     take_row(group.y);
     list = list_of(group.y);
     qkv_at = group.y * (params.heads + 2u * params.kv_heads) * params.head_dim;
-    let splits = splits_of(params.window, params.splits_max);
+    let splits = splits_of(position_of(group.y), params.window, params.splits_max);
     let shared_by = params.heads / params.kv_heads;
     let fours = (shared_by + 3u) / 4u;
     // Another token has more splits than this one.

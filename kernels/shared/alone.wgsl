@@ -5,6 +5,11 @@
 fn take_row(row: u32) {
 }
 
+// The position of a row's token, the same for a whole workgroup.
+fn position_of(row: u32) -> u32 {
+    return now.position;
+}
+
 // A workgroup's row and its number within the row. A grid that is too wide for one dimension is folded
 // into y.
 fn row_and_item(group: vec3<u32>, grid: vec3<u32>) -> vec2<u32> {

@@ -45,7 +45,7 @@ fn merge(first: u32, step: u32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     take_row(group.y);
     partial_at = group.y * params.heads * params.splits_max * (params.head_dim / 4u + 1u);
-    let splits = splits_of(params.window, params.splits_max);
+    let splits = splits_of(position_of(group.y), params.window, params.splits_max);
     let count = min(splits.count, arrayLength(&partial));
     let element = group.x * 64u + local % 16u * 4u;
     let head = element / params.head_dim;

@@ -6,8 +6,8 @@ const TILE: u32 = 32u;
 
 struct Splits { first: u32, end: u32, count: u32, tiles_each: u32 }
 
-fn splits_of(window: u32, most: u32) -> Splits {
-    let end = now.position + 1u;
+fn splits_of(position: u32, window: u32, most: u32) -> Splits {
+    let end = position + 1u;
     let first = select(0u, end - min(window, end), window > 0u);
     let tiles = (end - first + TILE - 1u) / TILE;
     let each = (tiles + most - 1u) / most;

@@ -17,8 +17,14 @@ struct Now { position: u32 }
 
 var<private> now: Now;
 
+// Unlike `now`, it may decide which way a workgroup goes: browsers take no private variable for
+// uniform, and refuse barriers behind one.
+fn position_of(row: u32) -> u32 {
+    return steps.rows[row / 2u][row % 2u * 2u];
+}
+
 fn take_row(row: u32) {
-    now.position = steps.rows[row / 2u][row % 2u * 2u];
+    now.position = position_of(row);
 }
 
 // Rows are in y.
