@@ -175,8 +175,15 @@ impl Together {
 impl GpuBackend {
     /// The most rows of a step. 1 if this graph's sequences run one after another.
     pub(in crate::gpu) fn rows_together(&self) -> usize {
-        let fits = self.decode.is_some() && !self.apart && !self.evicts && self.spill.is_none();
-        if fits { ROWS_MAX.min(self.capacity.batch) } else { 1 }
+        // With experts, one random model in some eight wrote other tokens than alone. Until that is
+        // understood, their sequences take turns.
+        let has_experts = !self.graph.moe.is_empty();
+        let fits = self.decode.is_some() && !self.apart && !has_experts;
+        if fits && !self.evicts && self.spill.is_none() {
+            ROWS_MAX.min(self.capacity.batch)
+        } else {
+            1
+        }
     }
 
     /// Call when the graph changes.
