@@ -4,13 +4,13 @@
 //! A row's result has the same bits as a token of its own: norms, attention and packing compute each
 //! row as they compute one, and products keep the parts and the order of a row's sum
 //! (rewrites/together.rs). Refused are graphs with an op that depends on the position or on a state
-//! and that no rewrite matches, and models that have fewer slots than experts; their sequences run
-//! one after another.
+//! and that no rewrite matches, and for the time being models with experts (`rows_together` says
+//! why); their sequences run one after another.
 //!
-//! Each row chooses its experts. If one of them has no slot yet, the step halts at that layer; the
-//! host fills the slots that the rows miss there, and the step runs again from its beginning, which
-//! writes the same keys and values again. Since no expert ever loses its slot, it comes further each
-//! time.
+//! Experts need as many slots as there are. Each row chooses its own. If one of them has no slot yet,
+//! the step halts at that layer; the host fills the slots that the rows miss there, and the step runs
+//! again from its beginning, which writes the same keys and values again. Since no expert ever loses
+//! its slot, it comes further each time.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -61,7 +61,8 @@ fn rows_of_a_step_on_a_device_write_what_each_writes_alone() {
     }
 }
 
-/// Experts that all have slots, which are filled as the rows ask for them.
+/// Experts that all have slots, which are filled as they are asked for. They take turns at present
+/// (`rows_together`).
 #[test]
 fn rows_with_experts_write_what_each_writes_alone() {
     let Some(device) = device(Reduction::Group) else { return };
