@@ -19,6 +19,7 @@ mod commands;
 pub mod config;
 mod control;
 mod copies;
+mod dates;
 mod declined;
 mod demo;
 mod drain;

@@ -10,6 +10,8 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::dates;
+
 /// Bytes of an entry's message, and of its fields' values, together.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -115,22 +117,9 @@ fn plain(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A time in milliseconds since 1970, as RFC 3339 writes it. The date is `civil_from_days` of Howard
-/// Hinnant's "chrono-Compatible Low-Level Date Algorithms", for days since 1970.
+/// A time in milliseconds since 1970, as RFC 3339 writes it.
 fn rfc3339(ms: u64) -> String {
-    let (days, of_day) = (ms / 86_400_000, ms % 86_400_000);
-    // Eras of 400 years begin on the first of March.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march + 2) / 5 + 1;
-    let month = if march < 10 { march + 3 } else { march - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    let (hour, minute) = (of_day / 3_600_000, of_day / 60_000 % 60);
-    let (second, ms) = (of_day / 1000 % 60, of_day % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    format!("{}.{:03}Z", dates::rfc3339(ms / 1000), ms % 1000)
 }
 
 #[cfg(test)]

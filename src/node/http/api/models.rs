@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::failed::{Failed, Form};
+use crate::dates;
 use crate::service::Service;
 
 /// `created`: when its file was written, or this node learned of the model.
@@ -30,17 +31,7 @@ fn entry(name: &str, id: &str, owner: &str, created: SystemTime) -> Value {
 
 /// A time in RFC 3339's form, in UTC.
 fn date(seconds: u64) -> String {
-    // Days to a date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{}Z", dates::rfc3339(seconds))
 }
 
 /// Every model under a text that means it: its name, or its id if others have the name, too.
