@@ -200,6 +200,21 @@ pub trait Backend: Ops + Send {
     /// Device bytes of one block over all layers.
     fn block_bytes(&self) -> u64;
 
+    /// What keys and values depend on besides the model and the tokens: the kernels that compute them
+    /// and the caches' format.
+    fn class(&self) -> String;
+
+    /// Bytes of one block over all layers, as it is read and written: layer by layer its keys, then
+    /// its values.
+    fn stored_bytes(&self) -> u64;
+
+    /// The bytes of a block of every layer's cache, after everything queued so far.
+    fn read_block(&mut self, block: u32) -> Result<Vec<u8>>;
+
+    /// Sets a block of every layer's cache, before everything queued later. There are
+    /// [`Backend::stored_bytes`] bytes.
+    fn write_block(&mut self, block: u32, bytes: &[u8]) -> Result<()>;
+
     /// Copies a block of every layer's cache, after everything queued so far.
     fn copy_block(&mut self, copy: BlockCopy) -> Result<()>;
 

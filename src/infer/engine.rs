@@ -10,6 +10,7 @@
 
 mod adapters;
 mod many;
+mod prefix;
 mod recall;
 mod stretch;
 
@@ -34,6 +35,7 @@ use super::trace::Trace;
 use adapters::Adapters;
 use doppler_store::PolicyKind;
 pub use many::Next;
+pub use prefix::BlockId;
 pub use stretch::Formed;
 
 /// Sizes chosen when a model is loaded.
@@ -81,6 +83,13 @@ pub struct EngineStats {
     pub slot_bytes: u64,
     /// Device bytes of everything else: trunk, activations, KV caches.
     pub trunk_bytes: u64,
+}
+
+impl EngineStats {
+    /// Device bytes of all that is loaded.
+    pub const fn device_bytes(&self) -> u64 {
+        self.slot_bytes + self.trunk_bytes
+    }
 }
 
 /// Tokens of one sequence that run in a step.
@@ -629,6 +638,11 @@ impl Engine {
     pub fn switch_read_ahead(&mut self, ahead: bool) -> bool {
         self.read_ahead = ahead && self.backend.guesses();
         self.backend.guesses()
+    }
+
+    /// Sets the device bytes that everything together may take from now on. What is held stays.
+    pub const fn set_budget(&mut self, bytes: u64) {
+        self.budget = bytes;
     }
 
     /// From now on records into `trace` which experts each step asks for.

@@ -6,9 +6,7 @@
 //! when the last table that lists it is dropped. A shared block is never written: a table that
 //! needs to write one gets a copy first.
 //!
-//! A full block could get an id derived from the model, the numeric class, the block before it and
-//! its tokens. Nothing here depends on who else holds a block, so an index from ids to blocks can
-//! be added beside the pool.
+//! A full block has an id derived from what it was computed from (`engine/prefix.rs`).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

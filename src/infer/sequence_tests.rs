@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::backend::{Device, KvFormat, LogitRows};
 use super::check::{Expected, GREEDY_PROMPT, check};
 use super::cpu::CpuDevice;
-use super::engine::{Engine, LoadOptions, Rows};
+use super::engine::{BlockId, Engine, LoadOptions, Rows};
 use super::error::SessionError;
 use super::extras::Extras;
 use super::generate::{Chosen, GenerateOptions, generate};
@@ -20,7 +20,7 @@ use super::sequence::Sequence;
 use super::session::Session;
 use super::slots::SlotBudget;
 use super::testing;
-use doppler_store::DType;
+use doppler_store::{DType, ModelId};
 
 pub const VOCAB: u32 = 131;
 pub const CONTEXT: usize = 400;
@@ -253,6 +253,47 @@ pub fn forked(bench: &Bench<'_>, seed: u64) {
     }
 }
 
+/// A sequence made of another engine's blocks goes on as the one that they were read from.
+pub fn restored(bench: &Bench<'_>, seed: u64) {
+    let model = (bench.model)(seed);
+    let id = |bytes: &[u8]| ModelId::of(bytes);
+    let tokens: Vec<u32> = (0..3 * BLOCK as u32 + 9).map(|at| (at * 37 + at / 7) % VOCAB).collect();
+    let mut engine = bench.engine(&model, CONTEXT);
+    let mut source = sequence(GREEDY);
+    engine.prefill(&mut source, &tokens).unwrap();
+    let ids: Vec<BlockId> = engine.block_ids(id(b"m"), source.tokens()).collect();
+    assert_eq!(ids.len(), 3);
+    assert!(engine.block_ids(id(b"m"), &tokens[..3 * BLOCK - 1]).eq(ids[..2].iter().copied()));
+    // An id says which model it is of, and all the tokens before.
+    assert!(engine.block_ids(id(b"n"), &tokens).all(|other| !ids.contains(&other)));
+    let mut others = tokens.clone();
+    others[0] += 1;
+    assert!(engine.block_ids(id(b"m"), &others).all(|other| !ids.contains(&other)));
+    let blocks: Vec<Vec<u8>> = (0..3).map(|at| engine.read_block(&source, at).unwrap()).collect();
+    assert!(blocks.iter().all(|block| block.len() as u64 == engine.stored_bytes()));
+    let step = |engine: &mut Engine, sequence: &mut Sequence| {
+        let rows = Rows { sequence, tokens: &[3], logits: LogitRows::Last };
+        engine.step(&mut [rows]).unwrap()
+    };
+    let mut want = source.fork();
+    want.rewind(9);
+    let want = step(&mut engine, &mut want);
+
+    let mut engine = bench.engine(&model, 8);
+    assert!(engine.block_ids(id(b"m"), &tokens).eq(ids), "they are the same in another run");
+    // Somebody else's blocks come first on this device.
+    let mut other = sequence(GREEDY);
+    engine.prefill(&mut other, &others[..BLOCK + 3]).unwrap();
+    let mut copy = sequence(GREEDY);
+    let short = engine.append_block(&mut copy, &tokens[..BLOCK], &blocks[0][1..]);
+    assert!(short.is_err() && copy.is_empty());
+    for (tokens, block) in tokens.chunks_exact(BLOCK).zip(&blocks) {
+        engine.append_block(&mut copy, tokens, block).unwrap();
+    }
+    assert_eq!(step(&mut engine, &mut copy), want);
+    assert_eq!(copy.len(), 3 * BLOCK + 1);
+}
+
 /// Rows of several sequences in one step give what each sequence gives alone.
 pub fn stepped(bench: &Bench<'_>, seed: u64) {
     let (model, prompts) = ((bench.model)(seed), prompts(seed));
@@ -348,6 +389,15 @@ fn going_back_and_on_is_never_having_gone() {
 #[test]
 fn a_fork_leaves_the_other_untouched_and_a_snapshot_is_what_was() {
     ON_THE_CPU.iter().for_each(|bench| forked(bench, rand::random()));
+}
+
+#[test]
+fn blocks_of_another_engine_are_as_good_as_its_own() {
+    ON_THE_CPU[..3].iter().for_each(|bench| restored(bench, rand::random()));
+    // Where there is more to a sequence than keys and values, there are none.
+    let bench = &ON_THE_CPU[3];
+    let engine = bench.engine(&convolving(1), 8);
+    assert_eq!(engine.block_ids(ModelId::of(b"m"), &[1; 3 * BLOCK]).count(), 0);
 }
 
 #[test]

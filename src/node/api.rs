@@ -70,8 +70,9 @@ pub struct Status {
     pub uptime_s: f64,
     pub peers: usize,
     pub models: usize,
-    /// The model loaded for generation, if any.
-    pub loaded: Option<String>,
+    /// The loaded models; the one that answers, or did last, is the first.
+    #[serde(default)]
+    pub loaded: Vec<String>,
     /// How often a model was loaded since the node started.
     #[serde(default)]
     pub loads: u64,
@@ -484,6 +485,9 @@ pub struct LoadedInfo {
     pub name: String,
     pub id: String,
     pub backend: String,
+    /// Bytes of the device's memory that it holds.
+    #[serde(default)]
+    pub bytes: u64,
     /// Seconds since its last request ended; absent while one runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<f64>,

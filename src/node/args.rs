@@ -12,7 +12,7 @@ pub use super::args_logs::LogsArgs;
 pub use super::args_measure::*;
 pub use super::args_text::*;
 use super::memory;
-use super::size::{ByteRate, ByteSize, KeepAlive, ReplicaBudget};
+use super::size::{ByteRate, ByteSize, KeepAlive, SizeOrOff};
 use super::trust::TrustPolicy;
 use doppler_infer::load::Quantization;
 use doppler_infer::slots::SlotBudget;
@@ -266,7 +266,7 @@ pub struct JoinArgs {
     /// Disk space, of the disk budget, for copies of what too few nodes of the swarm hold; `off` for
     /// none [default: a quarter of the disk budget]
     #[arg(long, value_name = "SIZE|off")]
-    pub replica_budget: Option<ReplicaBudget>,
+    pub replica_budget: Option<SizeOrOff>,
     /// The most that is fetched for such copies, for example 10MB/s; at least 64KiB/s
     /// [default: no limit, but what a token waits for comes first]
     #[arg(long, value_name = "RATE")]
@@ -285,6 +285,10 @@ pub struct JoinArgs {
     /// How long a model stays loaded after its last request: 30s, 5m, 2h or forever
     #[arg(long, value_name = "DURATION", default_value = "forever")]
     pub keep_alive: KeepAlive,
+    /// Disk space that keys and values of earlier prompts may take, so that a prompt which begins as
+    /// one of them goes on from there, also after a restart; or off
+    #[arg(long, value_name = "SIZE|off", default_value = "1GiB")]
+    pub prefix_budget: SizeOrOff,
     /// Print events as JSON, one per line
     #[arg(long)]
     pub json: bool,
@@ -331,6 +335,10 @@ pub struct ServeArgs {
     /// How long a model stays loaded after its last request: 30s, 5m, 2h or forever
     #[arg(long, value_name = "DURATION", default_value = "forever")]
     pub keep_alive: KeepAlive,
+    /// Disk space that keys and values of earlier prompts may take, so that a prompt which begins as
+    /// one of them goes on from there, also after a restart; or off
+    #[arg(long, value_name = "SIZE|off", default_value = "1GiB")]
+    pub prefix_budget: SizeOrOff,
     /// Print events as JSON, one per line
     #[arg(long)]
     pub json: bool,

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 
 use super::args::{ApiArgs, BackendChoice, BudgetArgs, DataArgs, JoinArgs, NetworkArgs, ServeArgs};
 use super::invite::{INVITE_CHARS_MAX, Invite};
-use super::size::{ByteSize, ReplicaBudget};
+use super::size::ByteSize;
 use super::trust::TrustPolicy;
 use doppler_mesh::{LIMIT_MIN, RelayMode};
 use doppler_store::signature::PublicKey;
@@ -68,6 +68,8 @@ pub struct Config {
     pub backend: BackendChoice,
     /// How long a model stays loaded after its last request. `None`: as long as the node runs.
     pub keep_alive: Option<Duration>,
+    /// Bytes of earlier prompts' keys and values on disk. 0: none are kept.
+    pub prefix_budget: u64,
     /// The HTTP port.
     pub control: SocketAddr,
     /// With port 0: take the usual port if the last one is not known.
@@ -135,11 +137,8 @@ impl Config {
             args.control.unwrap_or(ANY_PORT),
         )?;
         let disk = config.disk_budget;
-        let replica_budget = match args.replica_budget {
-            Some(ReplicaBudget::Off) => 0,
-            Some(ReplicaBudget::Bytes(size)) => size.0,
-            None => disk / REPLICA_SHARE,
-        };
+        let replica_budget =
+            args.replica_budget.map_or(disk / REPLICA_SHARE, |budget| budget.bytes());
         ensure!(
             replica_budget <= disk,
             "--replica-budget {}: it is part of --disk-budget, {}",
@@ -151,7 +150,16 @@ impl Config {
         let (api, keep_alive) = (ApiOptions::of(&args.api)?, args.keep_alive.0);
         check_address(config.control, &api)?;
         let usual_port = args.control.is_none();
-        Ok(Self { replica_budget, replica_rate, api, keep_alive, usual_port, ..config })
+        let prefix_budget = args.prefix_budget.bytes();
+        Ok(Self {
+            replica_budget,
+            replica_rate,
+            api,
+            keep_alive,
+            prefix_budget,
+            usual_port,
+            ..config
+        })
     }
 
     /// What a node without a swarm needs.
@@ -161,7 +169,8 @@ impl Config {
         let config = Self::resolve(ALONE, &network, data, budget, args.backend, args.http)?;
         let (api, keep_alive) = (ApiOptions::of(&args.api)?, args.keep_alive.0);
         check_address(config.control, &api)?;
-        Ok(Self { api, keep_alive, alone: true, listen: Vec::new(), ..config })
+        let (prefix_budget, listen) = (args.prefix_budget.bytes(), Vec::new());
+        Ok(Self { api, keep_alive, prefix_budget, alone: true, listen, ..config })
     }
 
     /// What a node needs that keeps no copies for others. The error names the wrong argument.
@@ -216,6 +225,7 @@ impl Config {
             replica_rate: None,
             backend,
             keep_alive: None,
+            prefix_budget: 0,
             control,
             usual_port: false,
             api: ApiOptions::default(),

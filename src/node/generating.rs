@@ -213,19 +213,19 @@ impl Service {
     /// What the engine has loaded, and who waits.
     pub fn ps(&self) -> Ps {
         let engine = self.engine.shown();
-        let (backend, running) = (engine.backend, engine.running);
-        let loaded = engine.loaded.map(|model| {
+        let loaded = engine.loaded.into_iter().map(|model| {
             let idle = model.idle_since.map(|since| since.elapsed());
             let stays = idle.zip(self.config().keep_alive);
             LoadedInfo {
                 name: model.name,
                 id: model.id.to_string(),
-                backend,
+                backend: model.backend,
+                bytes: model.bytes,
                 idle_s: idle.map(|idle| idle.as_secs_f64()),
                 unload_s: stays.map(|(idle, stay)| stay.saturating_sub(idle).as_secs_f64()),
             }
         });
-        Ps { loaded: loaded.into_iter().collect(), running, waiting: self.engine.waiting() }
+        Ps { loaded: loaded.collect(), running: engine.running, waiting: self.engine.waiting() }
     }
 
     /// A model's graph and tokenizer, kept by the engine from one request to the next.

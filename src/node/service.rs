@@ -22,7 +22,7 @@ use super::api::{
 use super::catalog::{Catalog, Known, shard_ids, sizes};
 use super::config::Config;
 use super::declined::Declined;
-use super::engine::{Engine, EngineOptions};
+use super::engine::{Engine, EngineOptions, Prefixes};
 use super::events::NodeEvent;
 use super::generating::Locals;
 use super::healing::Healer;
@@ -131,7 +131,15 @@ impl Service {
             host_budget: config.ram_budget,
             keep_alive: config.keep_alive,
         };
-        let engine = Engine::start(options, traffic)?;
+        let prefixes = match config.prefix_budget {
+            0 => None,
+            budget => {
+                let dir = config.data.join("prefixes");
+                let shown = dir.display().to_string();
+                Some(Prefixes::open(dir, budget).with_context(|| format!("cannot open {shown}"))?)
+            }
+        };
+        let engine = Engine::start(options, prefixes, traffic)?;
         let service = Arc::new(Self {
             seed,
             trust,
@@ -239,7 +247,7 @@ impl Service {
             uptime_s: self.started.elapsed().as_secs_f64(),
             peers: self.mesh.peers().len(),
             models: self.catalog.len(),
-            loaded: engine.loaded.map(|model| model.name),
+            loaded: engine.loaded.into_iter().map(|model| model.name).collect(),
             loads: engine.loads,
             vram_budget: self.config.vram_budget,
             ram: TierUse { used: ladder.ram_used_bytes, budget: self.config.ram_budget },

@@ -101,12 +101,22 @@ impl FromStr for ByteRate {
 
 /// A number of bytes, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplicaBudget {
+pub enum SizeOrOff {
     Off,
     Bytes(ByteSize),
 }
 
-impl FromStr for ReplicaBudget {
+impl SizeOrOff {
+    /// How many bytes; `off` is none.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::Bytes(size) => size.0,
+        }
+    }
+}
+
+impl FromStr for SizeOrOff {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -67,7 +67,7 @@ fn a_model_published_on_two_nodes_runs_on_a_third() {
 
     let status = third.ask(&["status", "--json"]).ok().json();
     assert_eq!(status["swarm"], "pair");
-    assert_eq!(status["loaded"], "tiny-mixtral-q4_k_m");
+    assert_eq!(status["loaded"], serde_json::json!(["tiny-mixtral-q4_k_m"]));
     let page = status["page"].as_str().unwrap();
     assert!(page.starts_with("http://127.0.0.1:"), "{page}");
     let told = third.ask(&["status"]).ok().out;

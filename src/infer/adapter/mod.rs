@@ -133,6 +133,12 @@ pub struct Attached {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct SetId([u8; 32]);
 
+impl SetId {
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 impl Adapter {
     /// A checked adapter.
     ///

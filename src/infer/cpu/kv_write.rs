@@ -49,6 +49,49 @@ impl Cache {
         }
     }
 
+    /// Bytes of a block's keys, or of its values, as they are read and written: in the cache's format,
+    /// little-endian.
+    pub const fn half_bytes(&self) -> usize {
+        let size = match self.format {
+            KvFormat::F32 => size_of::<f32>(),
+            KvFormat::F16 => size_of::<f16>(),
+        };
+        self.block_len() * size
+    }
+
+    /// Appends a block's keys and values to `bytes`.
+    pub fn read(&self, block: usize, bytes: &mut Vec<u8>) {
+        let len = self.block_len();
+        for of in [&self.k, &self.v] {
+            let of = &of[block * len..(block + 1) * len];
+            match self.format {
+                KvFormat::F32 => bytes.extend(of.iter().flat_map(|x| x.to_le_bytes())),
+                // The cache holds nothing that an f16 cannot represent.
+                KvFormat::F16 => {
+                    bytes.extend(of.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()));
+                }
+            }
+        }
+    }
+
+    /// Sets a block's keys and values: twice [`Cache::half_bytes`] bytes.
+    pub fn write(&mut self, block: usize, bytes: &[u8]) {
+        let (len, half, format) = (self.block_len(), self.half_bytes(), self.format);
+        for (of, bytes) in [&mut self.k, &mut self.v].into_iter().zip(bytes.chunks_exact(half)) {
+            let of = of[block * len..(block + 1) * len].iter_mut();
+            match format {
+                KvFormat::F32 => {
+                    let all = bytes.as_chunks().0.iter();
+                    of.zip(all).for_each(|(x, bytes)| *x = f32::from_le_bytes(*bytes));
+                }
+                KvFormat::F16 => {
+                    let all = bytes.as_chunks().0.iter();
+                    of.zip(all).for_each(|(x, bytes)| *x = f16::from_le_bytes(*bytes).to_f32());
+                }
+            }
+        }
+    }
+
     /// Where a head's elements at a position begin, in keys or in values.
     pub const fn at(&self, blocks: &[u32], head: usize, position: usize) -> usize {
         let block = blocks[position / BLOCK] as usize;

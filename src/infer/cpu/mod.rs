@@ -639,6 +639,31 @@ impl Backend for CpuBackend {
         (elements * size_of::<f32>()) as u64
     }
 
+    fn class(&self) -> String {
+        // The number of threads changes no sum.
+        let format = self.caches.first().map(|cache| cache.format).unwrap_or_default();
+        format!("cpu {} {format:?}", simd::name())
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.caches.iter().map(|cache| 2 * cache.half_bytes() as u64).sum()
+    }
+
+    fn read_block(&mut self, block: u32) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.stored_bytes() as usize);
+        self.caches.iter().for_each(|cache| cache.read(block as usize, &mut bytes));
+        Ok(bytes)
+    }
+
+    fn write_block(&mut self, block: u32, mut bytes: &[u8]) -> Result<()> {
+        for cache in &mut self.caches {
+            let (of, rest) = bytes.split_at(2 * cache.half_bytes());
+            cache.write(block as usize, of);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
     fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
         let (from, to) = (copy.from as usize, copy.to as usize);
         self.caches.iter_mut().for_each(|cache| cache.copy(from, to));

@@ -14,9 +14,11 @@ use super::buffers::{Buffers, KvCache, elements};
 use super::decode::{self, Decode, RowBuffers, Together};
 use super::device::GpuDevice;
 use super::experts::{Experts, SlotShape};
+use super::kernels::KERNELS;
 use super::lower::{self, Place};
 use super::params::Step as StepParams;
 use super::plan::{Parts, Plan};
+use super::readback::Readback;
 use super::spill::Spill;
 use super::timing::PassClock;
 use super::weights::{self, DeviceWeight, Uploads};
@@ -94,6 +96,12 @@ pub(super) struct GpuBackend {
 }
 
 impl GpuBackend {
+    /// Bytes of a block of one layer's keys, or of its values.
+    fn cache_bytes(&self, kv: KvId) -> u64 {
+        let one = Capacity { context: BLOCK, ..self.capacity };
+        elements(&self.graph, one, Place::Keys(kv)).unwrap_or(0) as u64 * 4
+    }
+
     pub fn new(device: GpuDevice, graph: Arc<Graph>, capacity: Capacity) -> Result<Self> {
         lower::check(&graph)?;
         let mut buffers = Buffers::new(&device, &graph, capacity)?;
@@ -416,13 +424,57 @@ impl Backend for GpuBackend {
         8 * kv.map(words).sum::<u64>() + 4 * ropes.map(words).sum::<u64>()
     }
 
+    fn class(&self) -> String {
+        let kernels = KERNELS.iter().fold(blake3::Hasher::new(), |mut all, kernel| {
+            all.update(kernel.source.as_bytes());
+            all
+        });
+        let (device, format) = (self.device.describe(), self.capacity.kv);
+        format!("{device} {format:?} {}", kernels.finalize())
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        2 * (0..self.graph.kv.len() as u16).map(|i| self.cache_bytes(KvId(i))).sum::<u64>()
+    }
+
+    fn read_block(&mut self, block: u32) -> Result<Vec<u8>> {
+        let bytes = self.stored_bytes();
+        let mut out = Readback::new(&self.device, "a block that is read", bytes)?;
+        let label = Some("a block is read");
+        let wgpu = self.device.wgpu();
+        let mut encoder = wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        let mut at = 0;
+        for i in (0..self.graph.kv.len() as u16).map(KvId) {
+            let (bytes, KvCache { keys, values }) = (self.cache_bytes(i), self.buffers.kv(i));
+            for of in [keys, values] {
+                out.copy_part(&mut encoder, of, u64::from(block) * bytes, at, bytes);
+                at += bytes;
+            }
+        }
+        let submission = self.device.submit(encoder)?;
+        out.submitted(bytes, &submission);
+        let lost = || BackendError::Lost("a block was not read".to_owned());
+        out.take(&self.device)?.ok_or_else(lost)
+    }
+
+    fn write_block(&mut self, block: u32, mut bytes: &[u8]) -> Result<()> {
+        for i in (0..self.graph.kv.len() as u16).map(KvId) {
+            let (len, KvCache { keys, values }) = (self.cache_bytes(i), self.buffers.kv(i));
+            for of in [keys, values] {
+                let (now, rest) = bytes.split_at(len as usize);
+                self.device.write(of, u64::from(block) * len, now);
+                bytes = rest;
+            }
+        }
+        Ok(())
+    }
+
     fn copy_block(&mut self, copy: BlockCopy) -> Result<()> {
         let label = Some("a block is copied");
         let wgpu = self.device.wgpu();
         let mut encoder = wgpu.create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
-        let one = Capacity { context: BLOCK, ..self.capacity };
         let layers = (0..self.graph.kv.len() as u16).map(KvId);
-        let bytes = |i| elements(&self.graph, one, Place::Keys(i)).unwrap_or(0) as u64 * 4;
+        let bytes = |i| self.cache_bytes(i);
         // WebGPU cannot copy within a buffer.
         let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let most = layers.clone().map(bytes).max().unwrap_or(0);

@@ -70,6 +70,19 @@ impl Readback {
         encoder.copy_buffer_to_buffer(from, 0, &self.buffer, at, Some(bytes));
     }
 
+    /// Records the copy of a part of another buffer, to byte `at` of what is read. Nothing else may be in
+    /// flight.
+    pub fn copy_part(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        first: u64,
+        at: u64,
+        bytes: u64,
+    ) {
+        encoder.copy_buffer_to_buffer(from, first, &self.buffer, at, Some(bytes));
+    }
+
     /// Call once the recorded copy has been submitted.
     pub fn submitted(&mut self, bytes: u64, submission: &wgpu::SubmissionIndex) {
         let (sender, mapped) = mpsc::channel();

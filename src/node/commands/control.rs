@@ -285,7 +285,11 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<()> {
     }
     row("data", status.data);
     row("backend", status.backend);
-    row("loaded", status.loaded.unwrap_or_else(|| "nothing".to_owned()));
+    let loaded = match &status.loaded[..] {
+        [] => "nothing".to_owned(),
+        loaded => loaded.join(", "),
+    };
+    row("loaded", loaded);
     row("vram budget", ByteSize(status.vram_budget).to_string());
     for (name, tier) in [("ram", status.ram), ("disk", status.disk)] {
         row(name, format!("{} of {}", ByteSize(tier.used), ByteSize(tier.budget)));

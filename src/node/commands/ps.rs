@@ -1,4 +1,4 @@
-//! `ps`: the loaded model of the running node.
+//! `ps`: the loaded models of the running node.
 
 use super::print_json;
 use crate::api::Ps;
@@ -7,7 +7,7 @@ use crate::client::Client;
 use crate::config::data_dir;
 use crate::output::outln;
 use crate::progress;
-use crate::size::count;
+use crate::size::{ByteSize, count};
 
 pub fn ps(args: &ControlArgs) -> anyhow::Result<()> {
     let ps: Ps = Client::open(&data_dir(&args.data)?)?.get("/control/v1/ps")?;
@@ -27,7 +27,8 @@ pub fn ps(args: &ControlArgs) -> anyhow::Result<()> {
             (Some(idle), None) => format!("idle for {}", progress::time(idle)),
         };
         let id = model.id.get(..10).unwrap_or(&model.id);
-        outln!("{}  {id}  on {}  {state}", model.name, model.backend);
+        let bytes = ByteSize(model.bytes);
+        outln!("{}  {id}  {bytes} on {}  {state}", model.name, model.backend);
     }
     if ps.waiting > 0 {
         outln!("{} waiting", count(ps.waiting, "request"));

@@ -76,9 +76,10 @@ impl Embedding {
 impl<T: Fn() -> Traffic> Worker<T> {
     pub(super) fn embed(&mut self, job: &EmbedJob) -> Result<Vec<Embedded>, EngineError> {
         let (model, longest) = (&job.opened.model, job.prepared.longest());
+        self.switch(job.opened.id);
         if !self.embeds(job.opened.id, longest) {
             let options = embedding::load_options(model, longest);
-            self.replace(&job.opened, options, Some(longest))?;
+            self.load(&job.opened, options, Some(longest))?;
         }
         let engine = self.answers().ok_or(EngineError::Stopping)?;
         engine.adapt(&job.adapters)?;

@@ -58,13 +58,15 @@ impl<S: Begun> Kept<S> {
         self.0.back()
     }
 
-    /// Keeps one. `most` is how many tokens all of them may have together.
-    pub fn keep(&mut self, new: S, most: usize) {
+    /// Keeps one. `most` is how many tokens all of them may have together. Returns those that go for it.
+    pub fn keep(&mut self, new: S, most: usize) -> Vec<S> {
         self.0.retain(|kept| !new.tokens().starts_with(kept.tokens()));
         self.0.push_back(new);
+        let mut gone = Vec::new();
         while self.0.len() > KEPT_MAX || self.tokens() > most {
-            self.0.pop_front();
+            gone.extend(self.0.pop_front());
         }
+        gone
     }
 
     /// Tokens of all of them.
@@ -72,9 +74,14 @@ impl<S: Begun> Kept<S> {
         self.0.iter().map(|kept| kept.tokens().len()).sum()
     }
 
-    /// Drops the one not used for longest. False if there is none.
-    pub fn drop_one(&mut self) -> bool {
-        self.0.pop_front().is_some()
+    /// Gives up the one not used for longest.
+    pub fn drop_one(&mut self) -> Option<S> {
+        self.0.pop_front()
+    }
+
+    /// Gives up all, the one used last first.
+    pub fn drop_all(&mut self) -> Vec<S> {
+        self.0.drain(..).rev().collect()
     }
 }
 
@@ -114,14 +121,16 @@ mod tests {
         assert_eq!(kept.0, [vec![1, 2, 3]]);
         kept.keep(vec![4, 4], MANY);
         kept.longest(&[1, 2, 3, 4], false);
-        kept.keep(vec![5, 5], 5);
+        assert_eq!(kept.keep(vec![5, 5], 5), [vec![4, 4]]);
         assert_eq!(kept.0, [vec![1, 2, 3], vec![5, 5]], "4, 4 was used before");
         kept.keep(vec![6; 9], 5);
-        assert!(kept.0.is_empty() && !kept.drop_one(), "it is too long by itself");
+        assert!(kept.0.is_empty() && kept.drop_one().is_none(), "it is too long by itself");
         for number in 0..KEPT_MAX as u32 + 3 {
             kept.keep(vec![number], MANY);
         }
         assert_eq!((kept.0.len(), &kept.0[0]), (KEPT_MAX, &vec![3]));
-        assert!(kept.drop_one() && kept.0[0] == [4]);
+        assert_eq!(kept.drop_one(), Some(vec![3]));
+        let all = kept.drop_all();
+        assert_eq!((all.len(), &all[0]), (KEPT_MAX - 1, &vec![KEPT_MAX as u32 + 2]));
     }
 }

@@ -93,7 +93,7 @@ async fn many_at_once_say_what_each_says_alone() {
 /// A worker without its thread, whose turns the test takes.
 fn worker() -> (Worker<impl Fn() -> Traffic>, Queue<Work>, Arc<Mutex<Shown>>) {
     let (queue, shown) = (Queue::new(), Arc::new(Mutex::new(Shown::default())));
-    (Worker::new(OPTIONS, Traffic::default, shown.clone(), queue.clone()), queue, shown)
+    (Worker::new(OPTIONS, None, Traffic::default, shown.clone(), queue.clone()), queue, shown)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,8 @@
 //!
 //! `models` keeps graphs and tokenizers, `asked` checks requests, `queue` holds waiting requests,
 //! `worker` is the thread, `running` one generation on it, `schedule` says whose turn it is,
-//! `kept` what prompts go on from. An impossible request is refused before anything is touched. Only
+//! `kept` what prompts go on from, `shelf` other
+//! models that are loaded, `prefixes` what is on disk and `recalling` how prompts go on from it. An impossible request is refused before anything is touched. Only
 //! a lost device unloads a model.
 
 mod asked;
@@ -15,9 +16,16 @@ mod kept;
 #[cfg(test)]
 mod many_tests;
 mod models;
+#[cfg(test)]
+mod prefix_tests;
+mod prefixes;
 mod queue;
+mod recalling;
 mod running;
 mod schedule;
+#[cfg(test)]
+mod several_tests;
+mod shelf;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -37,6 +45,7 @@ use super::args::BackendChoice;
 use super::generation;
 use doppler_store::ModelId;
 use models::Models;
+pub use prefixes::Prefixes;
 use queue::Queue;
 pub use queue::{Lane, QUEUE_MAX};
 pub use schedule::RUNNING_MAX;
@@ -66,21 +75,28 @@ pub struct Engine {
 #[derive(Debug, Clone, Default)]
 pub struct Shown {
     pub backend: String,
-    pub loaded: Option<LoadedModel>,
+    /// The loaded models; the one that answers, or did last, is the first.
+    pub loaded: Vec<LoadedModel>,
     pub loads: u64,
     /// Generations that run now.
     pub running: usize,
     /// Whether a request was taken from the queue and waits until those that run make room.
     pub held: bool,
+    /// Keys and values on disk.
+    pub prefixes: prefixes::Held,
     /// Since the node started.
     pub counts: Counts,
 }
 
-/// The loaded model.
+/// A loaded model.
 #[derive(Debug, Clone)]
 pub struct LoadedModel {
     pub id: ModelId,
     pub name: String,
+    /// The device, for people.
+    pub backend: String,
+    /// Bytes of the device that it holds.
+    pub bytes: u64,
     /// When its last request ended; `None` while any runs.
     pub idle_since: Option<Instant>,
 }
@@ -100,12 +116,13 @@ pub struct Counts {
 }
 
 impl Engine {
-    /// `traffic` reads the mesh's counters.
+    /// `traffic` reads the mesh's counters. Prompts go on from `prefixes` of earlier runs.
     ///
     /// # Errors
     /// If the thread cannot be started.
     pub fn start(
         options: EngineOptions,
+        prefixes: Option<Prefixes>,
         traffic: impl Fn() -> Traffic + Send + 'static,
     ) -> Result<Self, EngineError> {
         let queue = Queue::new();
@@ -114,7 +131,7 @@ impl Engine {
             backend: generation::describe_choice(options.backend).to_owned(),
             ..Shown::default()
         }));
-        let worker = Worker::new(options, traffic, shown.clone(), queue.clone());
+        let worker = Worker::new(options, prefixes, traffic, shown.clone(), queue.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {

@@ -28,6 +28,13 @@ pub struct Opened {
     pub tokenizer: Tokenizer,
 }
 
+impl Opened {
+    /// Bytes of its weights as they are stored; the device holds about as many.
+    pub fn bytes(&self) -> u64 {
+        self.model.manifest.shards.iter().map(|shard| shard.size).sum()
+    }
+}
+
 /// A request that fits its model.
 pub struct Job {
     pub opened: Arc<Opened>,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use doppler_infer::engine::{Engine, Next};
 use doppler_infer::generate::{Generation, StopReason};
+use doppler_infer::kv::BLOCK;
 use doppler_infer::sequence::Sequence;
 use doppler_infer::tokenizer::Tokenizer;
 use tokio::sync::mpsc::{self, OwnedPermit};
@@ -147,6 +148,31 @@ impl Running {
         self.reused = sequence.len();
         self.sequence = sequence;
         Some(())
+    }
+
+    /// Goes on from blocks of the prompt, of which `at` is the first. As many as there is room for are
+    /// taken. Returns how many tokens more than before need not be computed.
+    pub fn restore(
+        &mut self,
+        engine: &mut Engine,
+        at: usize,
+        blocks: &[Vec<u8>],
+    ) -> Result<usize, EngineError> {
+        let request = &self.job.asked.request;
+        let before = self.sequence.len();
+        // What it had computed of the first block counts for nothing then.
+        self.sequence.rewind(before - at * BLOCK);
+        for (tokens, bytes) in request.prompt[at * BLOCK..].chunks_exact(BLOCK).zip(blocks) {
+            if let Err(error) = engine.append_block(&mut self.sequence, tokens, bytes) {
+                tracing::debug!("a block of a prompt is not used: {error}");
+                break;
+            }
+        }
+        engine.claim(&mut self.sequence, request.room())?;
+        let rest = &request.prompt[self.sequence.len()..];
+        self.generation = Generation::begin(engine, &mut self.sequence, rest, &request.options)?;
+        self.reused = self.sequence.len();
+        Ok(self.sequence.len().saturating_sub(before))
     }
 
     /// Whether its whole prompt has run.

@@ -18,8 +18,13 @@ const CHUNK_MIN: usize = 64;
 /// How long a chunk may take while tokens of others wait, and when nobody waits, in seconds.
 const PAUSE_S: f64 = 0.05;
 const ALONE_S: f64 = 0.5;
-/// How fast the estimate of a prompt's speed follows measurements.
+/// How fast estimates of speed follow measurements.
 const GAIN: f64 = 0.3;
+
+/// An estimate after another measurement.
+pub fn follow(before: Option<f64>, measured: f64) -> f64 {
+    before.map_or(measured, |before| before + GAIN * (measured - before))
+}
 
 /// A running generation.
 pub type Id = u64;
@@ -60,6 +65,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Tokens of prompts a second, if any have run.
+    pub const fn speed(&self) -> Option<f64> {
+        self.speed
+    }
+
     /// Whether another generation may begin.
     pub fn has_room(&self) -> bool {
         self.len() < RUNNING_MAX
@@ -99,8 +109,7 @@ impl Schedule {
 
     /// So many tokens of a prompt ran in so many seconds. `left` says whether there are more.
     pub fn fed(&mut self, id: Id, tokens: usize, seconds: f64, left: bool) {
-        let speed = tokens as f64 / seconds.max(1e-9);
-        self.speed = Some(self.speed.map_or(speed, |before| before + GAIN * (speed - before)));
+        self.speed = Some(follow(self.speed, tokens as f64 / seconds.max(1e-9)));
         self.prompts.retain(|one| *one != id);
         if left {
             self.prompts.push_back(id);

@@ -1,5 +1,6 @@
 //! A bad request costs nothing: the next good one is answered without loading again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use doppler_infer::backend::BackendError;
@@ -32,27 +33,45 @@ pub(super) struct Bench {
 }
 
 pub(super) fn bench() -> Bench {
-    bench_with(None)
+    bench_with(None, OPTIONS)
 }
 
-/// As [`bench`], with this chat template.
-fn bench_with(chat: Option<ChatTemplates>) -> Bench {
+/// As [`bench`], with this chat template and these options.
+pub(super) fn bench_with(chat: Option<ChatTemplates>, options: EngineOptions) -> Bench {
+    bench_on(chat, options, None)
+}
+
+/// As [`bench_with`], with what is on disk.
+pub(super) fn bench_on(
+    chat: Option<ChatTemplates>,
+    options: EngineOptions,
+    prefixes: Option<Prefixes>,
+) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     embedded::extract(dir.path()).unwrap();
-    let engine = Engine::start(OPTIONS, Traffic::default).unwrap();
+    let engine = Engine::start(options, prefixes, Traffic::default).unwrap();
+    let opened = open(&engine, dir.path(), ModelId::of(embedded::manifest()), chat);
+    Bench { dir, engine, opened }
+}
+
+/// Opens the embedded model under this id.
+pub(super) fn open(
+    engine: &Engine,
+    dir: &Path,
+    id: ModelId,
+    chat: Option<ChatTemplates>,
+) -> Arc<Opened> {
     let manifest = Manifest::parse(embedded::manifest()).unwrap();
     let manifest = Manifest::new(ManifestBody { chat, ..ManifestBody::clone(&manifest) }).unwrap();
     let shards = manifest.shards.iter().map(|shard| DirShard {
         shard: shard.id().unwrap(),
-        path: dir.path().join(&shard.filename),
+        path: dir.join(&shard.filename),
         size: shard.size,
     });
     let reader = Arc::new(DirReader::new(shards));
     let reader = WeightReader::new(reader, tokio::runtime::Handle::current());
-    let tokenizer = std::fs::read(dir.path().join("tokenizer.json")).unwrap();
-    let id = ModelId::of(embedded::manifest());
-    let opened = engine.models().open(id, manifest, &tokenizer, reader).unwrap();
-    Bench { dir, engine, opened }
+    let tokenizer = std::fs::read(dir.join("tokenizer.json")).unwrap();
+    engine.models().open(id, manifest, &tokenizer, reader).unwrap()
 }
 
 pub(super) fn request(prompt: &str) -> GenerateRequest {
@@ -65,7 +84,7 @@ pub(super) struct End {
     pub(super) text: String,
     pub(super) stop: StopReason,
     stop_text: Option<String>,
-    reused: usize,
+    pub(super) reused: usize,
     odds: Vec<TokenOdds>,
 }
 
@@ -81,8 +100,16 @@ impl Bench {
 
     /// How the answer ended.
     pub(super) async fn end(&self, request: &GenerateRequest) -> Result<End, &'static str> {
-        let job =
-            Job::check(self.opened.clone(), Vec::new(), request).map_err(|error| error.label())?;
+        self.end_of(&self.opened, request).await
+    }
+
+    /// How this model's answer ended.
+    pub(super) async fn end_of(
+        &self,
+        opened: &Arc<Opened>,
+        request: &GenerateRequest,
+    ) -> Result<End, &'static str> {
+        let job = Job::check(opened.clone(), Vec::new(), request).map_err(|error| error.label())?;
         let mut events =
             self.engine.submit(Lane::own(), vec![job]).map_err(|error| error.label())?;
         let mut events = events.remove(0);
@@ -181,7 +208,7 @@ async fn an_answer_ends_for_each_of_its_reasons_and_says_which() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_conversation_goes_on_from_the_keys_and_values_of_the_turn_before() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
-    let bench = bench_with(Some(ChatTemplates::one(source)));
+    let bench = bench_with(Some(ChatTemplates::one(source)), OPTIONS);
     let say = |chat: Conversation, resume| GenerateRequest {
         model: "embedded".into(),
         tokens: 8,
@@ -219,7 +246,7 @@ async fn a_conversations_turn_ends_with_the_templates_end_token() {
     let mut chat = ChatTemplates::one("{{ messages[0].content }}");
     let word = |bench: &Bench| bench.opened.tokenizer.encode_bare("a").unwrap();
     chat.tokens.insert("eos_token".into(), "a".into());
-    let bench = bench_with(Some(chat));
+    let bench = bench_with(Some(chat), OPTIONS);
     let [end] = word(&bench)[..] else { panic!("not one token") };
     let certain = GenerateRequest { logit_bias: vec![(end, 1000.0)], ..request("Hello") };
     let said = GenerateRequest { prompt: String::new(), chat: Some(hello()), ..certain.clone() };
@@ -291,7 +318,7 @@ async fn a_model_is_opened_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_begun_goes_on_as_from_the_same_tokens() {
-    let bench = bench_with(Some(ChatTemplates::one("{{ messages[0].content }}")));
+    let bench = bench_with(Some(ChatTemplates::one("{{ messages[0].content }}")), OPTIONS);
     let messages = vec![Conversation::message("user", "Once upon")];
     let chat = Some(Conversation { messages, ..Conversation::default() });
     let begun = GenerateRequest { chat, begin: " a time".into(), ..request("") };
@@ -325,5 +352,5 @@ async fn choices_are_queued_together_and_each_is_answered() {
     bench.engine.stop().await;
     let shown = bench.engine.shown();
     assert_eq!((shown.counts.ended, shown.counts.failed, shown.counts.generated_tokens), (3, 0, 9));
-    assert!(shown.loaded.unwrap().idle_since.is_some());
+    assert!(shown.loaded[0].idle_since.is_some());
 }

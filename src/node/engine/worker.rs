@@ -1,6 +1,7 @@
-//! The engine's thread, which loads one model at a time and runs jobs side by side, turn by turn.
+//! The engine's thread, which loads models and runs one model's jobs side by side, turn by turn.
 //!
-//! Owns the loaded model; nothing else touches the device. `schedule` decides whose turn it is. A
+//! Owns the loaded models; nothing else touches the device. One of them answers; `shelf` holds the
+//! others while the budget has room for all. `schedule` decides whose turn it is. A
 //! job whose listener has gone ends before its next step, also within its prompt, and so do all when
 //! the node stops. A failure ends its own job and leaves the loaded model unchanged, unless the
 //! device was lost. A model that nobody asks for is dropped after `keep_alive`.
@@ -24,9 +25,12 @@ use super::embedding::EmbedJob;
 use super::error::EngineError;
 use super::kept::{Kept, alike};
 use super::models::{Job, Opened};
+use super::prefixes::Prefixes;
 use super::queue::{Queue, Queued, Taken};
+use super::recalling::spill;
 use super::running::{self, Running};
 use super::schedule::{Id, Schedule};
+use super::shelf::{Held, Loaded, Shelf, due};
 use super::{EngineOptions, LoadedModel, Shown};
 use crate::api::{GenerateEvent, Hits, Traffic};
 use crate::generation;
@@ -38,28 +42,20 @@ pub enum Work {
     Vectors(EmbedJob),
 }
 
-/// A model in memory, kept for the next request.
-struct Loaded {
-    model: ModelId,
-    engine: Engine,
-    /// Sequences of requests that asked to keep them. They are dropped before room is refused to
-    /// anyone.
-    kept: Kept<Sequence>,
-    /// Hits that were counted.
-    counted: Hits,
-    /// Of an embedding model: the longest text, in tokens, for which it was loaded.
-    embeds: Option<usize>,
-}
-
 /// The thread's own state.
 pub(super) struct Worker<T> {
     options: EngineOptions,
     traffic: T,
-    loaded: Option<Loaded>,
+    /// Keys and values on disk.
+    pub(super) prefixes: Option<Prefixes>,
+    /// The model that answers.
+    pub(super) loaded: Option<Loaded>,
+    /// Other models that are loaded.
+    shelf: Shelf<Loaded>,
     shown: Arc<Mutex<Shown>>,
     queue: Queue<Work>,
-    schedule: Schedule,
-    running: BTreeMap<Id, Running>,
+    pub(super) schedule: Schedule,
+    pub(super) running: BTreeMap<Id, Running>,
     /// A job whose turn it is, and that waits until those that run have ended: it needs another
     /// model, other adapters, or more room. Nobody overtakes it.
     held: Option<Queued<Work>>,
@@ -76,29 +72,44 @@ const LOOK: Duration = Duration::from_millis(20);
 impl<T: Fn() -> Traffic> Worker<T> {
     pub fn new(
         options: EngineOptions,
+        prefixes: Option<Prefixes>,
         traffic: T,
         shown: Arc<Mutex<Shown>>,
         queue: Queue<Work>,
     ) -> Self {
         let (schedule, running) = (Schedule::default(), BTreeMap::new());
-        Self { options, traffic, loaded: None, shown, queue, schedule, running, held: None }
+        let (loaded, shelf) = (None, Shelf::default());
+        Self {
+            options,
+            traffic,
+            prefixes,
+            loaded,
+            shelf,
+            shown,
+            queue,
+            schedule,
+            running,
+            held: None,
+        }
     }
 
     /// Runs jobs until the queue is closed.
     pub fn work(mut self) {
         loop {
             if self.running.is_empty() && self.held.is_none() {
-                let idle = self.loaded.as_ref().and(self.options.keep_alive);
-                let deadline = idle.and_then(|time| Instant::now().checked_add(time));
-                match self.queue.take(deadline) {
+                let used = self.shelf.iter().chain(&self.loaded).map(|loaded| loaded.used);
+                match self.queue.take(due(used, self.options.keep_alive)) {
                     Taken::Job(queued) => self.held = Some(*queued),
-                    Taken::Nothing => self.unload(),
-                    Taken::Closed => return,
+                    Taken::Nothing => {}
+                    Taken::Closed => break,
                 }
             }
+            self.expire();
             self.admit();
             self.turn();
         }
+        let all = self.shelf.drop_all().into_iter().chain(self.loaded.take());
+        self.let_go(all.rev(), true);
     }
 
     /// Begins waiting jobs while there is room for them.
@@ -207,8 +218,8 @@ impl<T: Fn() -> Traffic> Worker<T> {
                     }
                     self.tell(id);
                 }
-                // Kept sequences give their room up first: it goes on in its next turn.
-                Err(error) if is_room(&error) && self.drops_kept() => {}
+                // What nobody needs now gives its room up first: it goes on in its next turn.
+                Err(error) if is_room(&error) && self.makes_room() => {}
                 Err(error) if is_room(&error) && self.running.len() > 1 => {
                     if let Some(ends) = self.schedule.starve(id) {
                         self.end(ends, Err(error.into()));
@@ -219,15 +230,37 @@ impl<T: Fn() -> Traffic> Worker<T> {
         }
     }
 
-    /// Drops a kept sequence, if there is one.
-    fn drops_kept(&mut self) -> bool {
-        self.loaded.as_mut().is_some_and(|loaded| loaded.kept.drop_one())
+    /// Drops a kept sequence or, if there is none, another model. False if there is neither.
+    fn makes_room(&mut self) -> bool {
+        let Some(loaded) = &mut self.loaded else { return false };
+        match loaded.kept.drop_one() {
+            None => self.drops_a_model(),
+            Some(kept) => {
+                spill(self.prefixes.as_ref(), loaded, &[kept], false);
+                true
+            }
+        }
+    }
+
+    /// Drops the model on the shelf that was not used for longest, if there is one. The one that
+    /// answers may use its room.
+    fn drops_a_model(&mut self) -> bool {
+        let dropped = self.shelf.drop_one();
+        let any = dropped.is_some();
+        self.let_go(dropped, false);
+        if any {
+            self.shelf_changed();
+        }
+        any
     }
 
     /// A part of a prompt.
     fn prompt(&mut self, id: Id, most: usize) {
         // The step before may have ended it.
         self.catch_up(id);
+        if self.restore(id) {
+            return;
+        }
         let (Some(loaded), Some(running)) = (&mut self.loaded, self.running.get_mut(&id)) else {
             return;
         };
@@ -277,7 +310,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 
     /// Ends a generation, and with a lost device all of them.
-    fn end(&mut self, id: Id, why: Result<StopReason, EngineError>) {
+    pub(super) fn end(&mut self, id: Id, why: Result<StopReason, EngineError>) {
         let Some(running) = self.running.remove(&id) else { return };
         self.schedule.end(id);
         let now = (self.traffic)();
@@ -287,7 +320,8 @@ impl<T: Fn() -> Traffic> Worker<T> {
         let hits = self.loaded.as_mut().map(|loaded| {
             if let Some(sequence) = ended.kept.take() {
                 let most = budget / KEPT_SHARE / loaded.engine.block_bytes().max(1);
-                loaded.kept.keep(sequence, most as usize * BLOCK);
+                let gone = loaded.kept.keep(sequence, most as usize * BLOCK);
+                spill(self.prefixes.as_ref(), loaded, &gone, false);
             }
             let now = running::hits(&loaded.engine);
             now.since(&std::mem::replace(&mut loaded.counted, now))
@@ -327,21 +361,62 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 
     /// Counts a request that has ended.
-    fn count(&self, failed: bool, cancelled: bool) {
-        let idle = self.running.is_empty();
+    fn count(&mut self, failed: bool, cancelled: bool) {
         self.show(|shown| {
             shown.counts.ended += 1;
             shown.counts.failed += u64::from(failed);
             shown.counts.cancelled += u64::from(cancelled && !failed);
-            if let Some(loaded) = shown.loaded.as_mut().filter(|_| idle) {
-                loaded.idle_since = Some(Instant::now());
-            }
         });
+        if let Some(loaded) = &mut self.loaded {
+            loaded.used = Instant::now();
+        }
+        if self.running.is_empty() {
+            self.show_loaded(false);
+        }
     }
 
+    /// Unloads every model: a lost device takes all of them along.
     fn unload(&mut self) {
         self.loaded = None;
-        self.show(|shown| shown.loaded = None);
+        self.shelf.drop_all();
+        self.show_loaded(false);
+    }
+
+    /// Unloads the models that nobody has asked for during the time that they are kept.
+    fn expire(&mut self) {
+        let Some(since) = self.options.keep_alive.and_then(|time| Instant::now().checked_sub(time))
+        else {
+            return;
+        };
+        let idle = self.running.is_empty() && self.held.is_none();
+        let mut gone = self.shelf.expire(since);
+        gone.extend(self.loaded.take_if(|loaded| idle && loaded.used <= since));
+        if !gone.is_empty() {
+            self.let_go(gone, false);
+            self.shelf_changed();
+        }
+    }
+
+    /// Makes this model the one that answers, if it is loaded.
+    pub(super) fn switch(&mut self, model: ModelId) {
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.model == model) {
+            return;
+        }
+        if let Some(loaded) = self.loaded.take() {
+            let gone = self.shelf.put(loaded);
+            self.let_go(gone, false);
+        }
+        self.loaded = self.shelf.take(model);
+        self.shelf_changed();
+    }
+
+    /// The model that answers may use what the others leave of the budget.
+    fn shelf_changed(&mut self) {
+        let left = self.options.vram_budget.saturating_sub(self.shelf.bytes());
+        if let Some(loaded) = &mut self.loaded {
+            loaded.engine.set_budget(left);
+        }
+        self.show_loaded(false);
     }
 
     /// Whether a model is loaded, with exactly these adapters.
@@ -354,9 +429,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     /// loaded for it. `None` if the job must wait for those that run: it needs another model or
     /// other adapters, or there is no room beside them.
     ///
-    /// A device is opened before the previous model is dropped, so that a failure to open it costs
-    /// nothing; the budget is for one model at a time. The same model is loaded again only if its
-    /// expert slots must make room for a longer context.
+    /// The same model is loaded again only if its expert slots must make room for a longer context.
     fn sequence(&mut self, job: &Job) -> Result<Option<(Sequence, Traffic)>, EngineError> {
         let (alone, began) = (self.running.is_empty(), (self.traffic)());
         let request = &job.asked.request;
@@ -364,6 +437,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         if !alone && !self.has(model, &job.adapters) {
             return Ok(None);
         }
+        self.switch(model);
         let fresh = || Sequence::new(request.options.sampler, request.context);
         if let Some(loaded) = self.loaded.as_mut().filter(|loaded| loaded.model == model) {
             let Loaded { engine, kept, .. } = loaded;
@@ -375,10 +449,11 @@ impl<T: Fn() -> Traffic> Worker<T> {
             sequence.set_limit(request.context);
             generation::resume(&mut sequence, &request.prompt);
             loop {
-                match engine.claim(&mut sequence, room) {
+                let Some(loaded) = &mut self.loaded else { break };
+                match loaded.engine.claim(&mut sequence, room) {
                     Ok(()) => return Ok(Some((sequence, began))),
                     // Room that nobody needs now goes first.
-                    Err(error) if is_room(&error) && kept.drop_one() => {}
+                    Err(error) if is_room(&error) && self.makes_room() => {}
                     Err(error) if is_room(&error) && !alone => return Ok(None),
                     Err(error) if is_room(&error) => break,
                     Err(error) => return Err(error.into()),
@@ -386,7 +461,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             }
         }
         let options = LoadOptions { context: Some(room), ..LoadOptions::default() };
-        self.replace(&job.opened, options, None)?;
+        self.load(&job.opened, options, None)?;
         // Its keys and values went with the engine that held them.
         let mut sequence = fresh()?;
         if let Some(loaded) = &mut self.loaded {
@@ -396,38 +471,54 @@ impl<T: Fn() -> Traffic> Worker<T> {
         Ok(Some((sequence, began)))
     }
 
-    /// Loads a model in place of the one that is loaded, within the budgets.
-    pub(super) fn replace(
+    /// Loads a model, which answers from now on. Others stay loaded if it fits beside them as a
+    /// whole; a model that must page its experts has the budget to itself.
+    ///
+    /// A device is opened before anything is dropped, so that a failure to open it costs nothing.
+    pub(super) fn load(
         &mut self,
         opened: &Opened,
         options: LoadOptions,
         embeds: Option<usize>,
     ) -> Result<(), EngineError> {
         let device = generation::device_for(self.options.backend, &opened.model)?;
-        // A model that the device cannot run is refused before the previous one is dropped.
+        // A model that the device cannot run is refused before another is dropped.
         opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
-        self.unload();
-        let options = LoadOptions {
-            slots: SlotBudget::Device(self.options.vram_budget),
-            host_bytes: self.options.host_budget,
-            ..options
+        // Its own previous form goes in any case.
+        self.switch(opened.id);
+        let budget = self.options.vram_budget;
+        let mut gone = self.shelf.make_room(budget, opened.bytes());
+        gone.extend(self.loaded.take());
+        self.let_go(gone, false);
+        let engine = loop {
+            let slots = SlotBudget::Device(budget - self.shelf.bytes().min(budget));
+            let options = LoadOptions { slots, host_bytes: self.options.host_budget, ..options };
+            match Engine::load(&opened.model, device.as_ref(), &options) {
+                Ok(engine) => break engine,
+                Err(error) if lacks_room(&error) && self.drops_a_model() => {}
+                Err(error) => {
+                    self.show_loaded(false);
+                    return Err(error.into());
+                }
+            }
         };
-        let engine = Engine::load(&opened.model, device.as_ref(), &options)?;
-        let (name, backend) = (opened.model.manifest.model_id.clone(), engine.describe());
-        let id = opened.id;
+        let backend = engine.describe();
         self.loaded = Some(Loaded {
-            model: id,
+            model: opened.id,
+            name: opened.model.manifest.model_id.clone(),
             engine,
             kept: Kept::default(),
             counted: Hits::default(),
             embeds,
+            used: Instant::now(),
+            restores: None,
         });
         self.show(|shown| {
-            shown.loaded = Some(LoadedModel { id, name, idle_since: None });
             shown.backend = backend;
             shown.loads += 1;
         });
+        self.show_loaded(false);
         Ok(())
     }
 
@@ -437,19 +528,36 @@ impl<T: Fn() -> Traffic> Worker<T> {
         loaded.and_then(|loaded| loaded.embeds).is_some_and(|tokens| longest <= tokens)
     }
 
-    /// The loaded engine, which answers from now on.
+    /// The engine that answers, from now on.
     pub(super) fn answers(&mut self) -> Option<&mut Engine> {
-        self.show(|shown| {
-            if let Some(loaded) = &mut shown.loaded {
-                loaded.idle_since = None;
-            }
-        });
+        self.show_loaded(true);
         self.loaded.as_mut().map(|loaded| &mut loaded.engine)
+    }
+
+    /// Shows which models are loaded, and whether one of them answers.
+    fn show_loaded(&self, answers: bool) {
+        let of = |loaded: &Loaded, answers: bool| LoadedModel {
+            id: loaded.model,
+            name: loaded.name.clone(),
+            backend: loaded.engine.describe(),
+            bytes: loaded.bytes(),
+            idle_since: (!answers).then_some(loaded.used),
+        };
+        let answers = answers || !self.running.is_empty();
+        let active = self.loaded.iter().map(|loaded| of(loaded, answers));
+        let loaded = active.chain(self.shelf.iter().rev().map(|one| of(one, false))).collect();
+        let prefixes = self.prefixes.as_ref().map(Prefixes::held).unwrap_or_default();
+        self.show(|shown| (shown.loaded, shown.prefixes) = (loaded, prefixes));
     }
 
     fn show(&self, change: impl FnOnce(&mut Shown)) {
         change(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// Whether a model could be loaded if others were not.
+const fn lacks_room(error: &SessionError) -> bool {
+    matches!(error, SessionError::BudgetTooSmall { .. }) || is_room(error)
 }
 
 /// Whether a step failed for want of room, which others may make when they end.

@@ -14,7 +14,7 @@ use crate::load::{Quantization, SHARD_BYTES_DEFAULT};
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::sequence_tests::{Bench, attending, convolving};
-use crate::sequence_tests::{forked, hosted, interleaved, rewound, stepped};
+use crate::sequence_tests::{forked, hosted, interleaved, restored, rewound, stepped};
 use crate::session::Session;
 use crate::slots::SlotBudget;
 use crate::testing::{self, Wanted, checkpoint};
@@ -323,6 +323,8 @@ fn sequences_of_one_engine_are_what_each_is_alone() {
     stepped(&paged, rand::random());
     rewound(&whole, rand::random());
     forked(&whole, rand::random());
+    restored(&whole, rand::random());
+    restored(&Bench { device: &plain, kv: KvFormat::F32, ..whole }, rand::random());
     interleaved(&Bench { device: &plain, kv: KvFormat::F32, ..paged }, rand::random());
 }
 

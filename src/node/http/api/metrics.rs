@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::api::Status;
-use crate::engine::{QUEUE_MAX, RUNNING_MAX, Shown};
+use crate::engine::{LoadedModel, QUEUE_MAX, RUNNING_MAX, Shown};
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -66,11 +66,16 @@ fn of_engine(text: &mut String, engine: &Shown, waiting: usize) {
     metric(text, most, &[("", RUNNING_MAX as f64)]);
     let loads = ("model_loads_total", "counter", "How often a model was loaded.");
     metric(text, loads, &[("", n(engine.loads))]);
-    if let Some(model) = &engine.loaded {
-        let (name, id) = (quoted(&model.name), &model.id);
-        let labels = format!("{{model=\"{name}\",id=\"{id}\"}}");
-        metric(text, ("model_loaded", "gauge", "The loaded model."), &[(&labels, 1.0)]);
-    }
+    let labels =
+        |model: &LoadedModel| format!("{{model=\"{}\",id=\"{}\"}}", quoted(&model.name), model.id);
+    let loaded: Vec<(String, f64)> =
+        engine.loaded.iter().map(|model| (labels(model), n(model.bytes))).collect();
+    let loaded: Vec<(&str, f64)> =
+        loaded.iter().map(|(labels, bytes)| (&labels[..], *bytes)).collect();
+    let what = "Bytes of the device that a loaded model holds.";
+    metric(text, ("model_loaded_bytes", "gauge", what), &loaded);
+    let prefixes = ("prefix_bytes", "gauge", "Bytes of earlier prompts' keys and values on disk.");
+    metric(text, prefixes, &[("", n(engine.prefixes.bytes))]);
 }
 
 fn of_node(text: &mut String, status: &Status) {
@@ -115,13 +120,27 @@ fn of_node(text: &mut String, status: &Status) {
 mod tests {
     use super::*;
     use crate::engine::Counts;
+    use doppler_store::ModelId;
 
     #[test]
     fn each_sample_follows_its_help_and_type() {
         let counts =
             Counts { ended: 7, failed: 1, cancelled: 2, generated_tokens: 9, ..Counts::default() };
         let mut said = String::new();
-        of_engine(&mut said, &Shown { counts, running: 5, ..Shown::default() }, 3);
+        let model = |name: &str| LoadedModel {
+            id: ModelId::of(name.as_bytes()),
+            name: name.to_owned(),
+            backend: "CPU".to_owned(),
+            bytes: 12,
+            idle_since: None,
+        };
+        let loaded = vec![model("a"), model("b\"")];
+        of_engine(&mut said, &Shown { counts, running: 5, loaded, ..Shown::default() }, 3);
+        let sample = |name: &str, quoted: &str| {
+            let id = ModelId::of(name.as_bytes());
+            format!("doppler_model_loaded_bytes{{model=\"{quoted}\",id=\"{id}\"}} 12")
+        };
+        let loaded = [sample("a", "a"), sample("b\"", "b\\\"")];
         for line in [
             "# TYPE doppler_generations_total counter",
             "doppler_generations_total{end=\"done\"} 4",
@@ -129,10 +148,12 @@ mod tests {
             "doppler_tokens_total{kind=\"generated\"} 9",
             "doppler_queue_length 3",
             "doppler_generating 5",
+            "doppler_prefix_bytes 0",
+            &loaded[0],
+            &loaded[1],
         ] {
             assert!(said.lines().any(|have| have == line), "{line}\n{said}");
         }
-        assert!(!said.contains("model_loaded{"));
         assert_eq!(quoted("a\"b\\c\n"), "a\\\"b\\\\c\\n");
     }
 }
