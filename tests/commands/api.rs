@@ -77,6 +77,15 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Asks it to end, and waits until it has.
+    fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -215,6 +224,34 @@ fn a_completion_is_the_text_that_run_makes_whole_and_streamed() {
     assert_eq!(said["choices"][0]["text"].as_str(), text.get(..text.find(stop).unwrap()));
     assert_eq!(said["choices"][0]["finish_reason"], "stop");
     assert_eq!(server.chat(json!({})).json()["error"]["code"], "no_template");
+}
+
+#[test]
+fn a_prompt_that_an_earlier_process_computed_is_not_computed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    let (path, data) = (model.to_str().unwrap(), dir.path());
+    let prompt = "Once upon a time there was a node. ".repeat(12);
+    let ask_for = |server: &Server| {
+        let body = json!({ "model": server.model, "prompt": prompt, "max_tokens": 8,
+                           "temperature": 0 });
+        let said = server.post("/v1/completions", &body).ok();
+        let cached = said["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        (said["choices"][0]["text"].clone(), cached.unwrap())
+    };
+    let first = Server::start(path, data, &[]);
+    let (text, cached) = ask_for(&first);
+    assert_eq!(cached, 0);
+    first.stop();
+    let second = Server::start(path, data, &[]);
+    let (again, cached) = ask_for(&second);
+    assert_eq!(again, text);
+    assert!(cached >= 64, "{cached} tokens");
+    let held = second.metric("doppler_prefix_bytes");
+    assert!(held > 0.0);
+    second.stop();
+    let none = Server::start(path, data, &["--prefix-budget", "off"]);
+    assert_eq!(ask_for(&none), (text, 0));
 }
 
 #[test]

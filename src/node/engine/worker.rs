@@ -448,8 +448,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
             let mut sequence = known.map_or_else(fresh, |known| Ok(known.fork()))?;
             sequence.set_limit(request.context);
             generation::resume(&mut sequence, &request.prompt);
-            loop {
-                let Some(loaded) = &mut self.loaded else { break };
+            while let Some(loaded) = &mut self.loaded {
                 match loaded.engine.claim(&mut sequence, room) {
                     Ok(()) => return Ok(Some((sequence, began))),
                     // Room that nobody needs now goes first.
