@@ -2,10 +2,10 @@
 //! and run side by side on a thread that owns the device.
 //!
 //! `models` keeps graphs and tokenizers, `asked` checks requests, `queue` holds waiting requests,
-//! `worker` is the thread, `running` one generation on it, `schedule` says whose turn it is,
-//! `kept` what prompts go on from, `shelf` other
-//! models that are loaded, `prefixes` what is on disk and `recalling` how prompts go on from it. An impossible request is refused before anything is touched. Only
-//! a lost device unloads a model.
+//! `worker` is the thread, `running` one generation on it, `schedule` says whose turn it is, `shelf`
+//! holds models that are loaded and wait. Prompts go on from `kept` sequences and from `prefixes` on
+//! disk. An impossible request is refused before anything is touched. Only a lost device unloads a
+//! model that is in use.
 
 mod asked;
 mod embedding;
@@ -20,7 +20,6 @@ mod models;
 mod prefix_tests;
 mod prefixes;
 mod queue;
-mod recalling;
 mod running;
 mod schedule;
 #[cfg(test)]

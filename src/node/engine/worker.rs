@@ -1,40 +1,38 @@
 //! The engine's thread, which loads models and runs one model's jobs side by side, turn by turn.
 //!
-//! Owns the loaded models; nothing else touches the device. One of them answers; `shelf` holds the
-//! others while the budget has room for all. `schedule` decides whose turn it is. A
-//! job whose listener has gone ends before its next step, also within its prompt, and so do all when
-//! the node stops. A failure ends its own job and leaves the loaded model unchanged, unless the
+//! Owns the loaded models (`loading`), one of which answers; nothing else touches the device.
+//! `schedule` decides whose turn it is, and `recalling` finds prompts on disk. A job whose listener has
+//! gone ends before its next step, also within its prompt, and so do all when the node stops. A failure ends its own job and leaves the loaded model unchanged, unless the
 //! device was lost. A model that nobody asks for is dropped after `keep_alive`.
+
+mod loading;
+mod recalling;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use doppler_infer::adapter::{Attached, SetId};
 use doppler_infer::backend::BackendError;
-use doppler_infer::engine::{Engine, LoadOptions, Next};
+use doppler_infer::engine::{LoadOptions, Next};
 use doppler_infer::error::SessionError;
 use doppler_infer::generate::StopReason;
 use doppler_infer::kv::BLOCK;
 use doppler_infer::sequence::Sequence;
-use doppler_infer::slots::SlotBudget;
-use doppler_store::ModelId;
 use tokio::sync::mpsc;
 
 use super::embedding::EmbedJob;
 use super::error::EngineError;
-use super::kept::{Kept, alike};
-use super::models::{Job, Opened};
+use super::kept::alike;
+use super::models::Job;
 use super::prefixes::Prefixes;
 use super::queue::{Queue, Queued, Taken};
-use super::recalling::spill;
 use super::running::{self, Running};
 use super::schedule::{Id, Schedule};
-use super::shelf::{Held, Loaded, Shelf, due};
-use super::{EngineOptions, LoadedModel, Shown};
-use crate::api::{GenerateEvent, Hits, Traffic};
+use super::shelf::{Loaded, Shelf, due};
+use super::{EngineOptions, Shown};
+use crate::api::{GenerateEvent, Traffic};
 use crate::generation;
-use crate::memory;
+use recalling::spill;
 
 /// What the thread is asked for.
 pub enum Work {
@@ -47,15 +45,15 @@ pub(super) struct Worker<T> {
     options: EngineOptions,
     traffic: T,
     /// Keys and values on disk.
-    pub(super) prefixes: Option<Prefixes>,
+    prefixes: Option<Prefixes>,
     /// The model that answers.
-    pub(super) loaded: Option<Loaded>,
+    loaded: Option<Loaded>,
     /// Other models that are loaded.
     shelf: Shelf<Loaded>,
     shown: Arc<Mutex<Shown>>,
     queue: Queue<Work>,
-    pub(super) schedule: Schedule,
-    pub(super) running: BTreeMap<Id, Running>,
+    schedule: Schedule,
+    running: BTreeMap<Id, Running>,
     /// A job whose turn it is, and that waits until those that run have ended: it needs another
     /// model, other adapters, or more room. Nobody overtakes it.
     held: Option<Queued<Work>>,
@@ -242,18 +240,6 @@ impl<T: Fn() -> Traffic> Worker<T> {
         }
     }
 
-    /// Drops the model on the shelf that was not used for longest, if there is one. The one that
-    /// answers may use its room.
-    fn drops_a_model(&mut self) -> bool {
-        let dropped = self.shelf.drop_one();
-        let any = dropped.is_some();
-        self.let_go(dropped, false);
-        if any {
-            self.shelf_changed();
-        }
-        any
-    }
-
     /// A part of a prompt.
     fn prompt(&mut self, id: Id, most: usize) {
         // The step before may have ended it.
@@ -310,7 +296,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     }
 
     /// Ends a generation, and with a lost device all of them.
-    pub(super) fn end(&mut self, id: Id, why: Result<StopReason, EngineError>) {
+    fn end(&mut self, id: Id, why: Result<StopReason, EngineError>) {
         let Some(running) = self.running.remove(&id) else { return };
         self.schedule.end(id);
         let now = (self.traffic)();
@@ -375,56 +361,6 @@ impl<T: Fn() -> Traffic> Worker<T> {
         }
     }
 
-    /// Unloads every model: a lost device takes all of them along.
-    fn unload(&mut self) {
-        self.loaded = None;
-        self.shelf.drop_all();
-        self.show_loaded(false);
-    }
-
-    /// Unloads the models that nobody has asked for during the time that they are kept.
-    fn expire(&mut self) {
-        let Some(since) = self.options.keep_alive.and_then(|time| Instant::now().checked_sub(time))
-        else {
-            return;
-        };
-        let idle = self.running.is_empty() && self.held.is_none();
-        let mut gone = self.shelf.expire(since);
-        gone.extend(self.loaded.take_if(|loaded| idle && loaded.used <= since));
-        if !gone.is_empty() {
-            self.let_go(gone, false);
-            self.shelf_changed();
-        }
-    }
-
-    /// Makes this model the one that answers, if it is loaded.
-    pub(super) fn switch(&mut self, model: ModelId) {
-        if self.loaded.as_ref().is_some_and(|loaded| loaded.model == model) {
-            return;
-        }
-        if let Some(loaded) = self.loaded.take() {
-            let gone = self.shelf.put(loaded);
-            self.let_go(gone, false);
-        }
-        self.loaded = self.shelf.take(model);
-        self.shelf_changed();
-    }
-
-    /// The model that answers may use what the others leave of the budget.
-    fn shelf_changed(&mut self) {
-        let left = self.options.vram_budget.saturating_sub(self.shelf.bytes());
-        if let Some(loaded) = &mut self.loaded {
-            loaded.engine.set_budget(left);
-        }
-        self.show_loaded(false);
-    }
-
-    /// Whether a model is loaded, with exactly these adapters.
-    fn has(&self, model: ModelId, adapters: &[Attached]) -> bool {
-        let loaded = self.loaded.as_ref().filter(|loaded| loaded.model == model);
-        loaded.is_some_and(|loaded| loaded.engine.adapters() == SetId::of(adapters))
-    }
-
     /// A sequence for a job, with room on the engine, and the node's counters before anything was
     /// loaded for it. `None` if the job must wait for those that run: it needs another model or
     /// other adapters, or there is no room beside them.
@@ -470,93 +406,9 @@ impl<T: Fn() -> Traffic> Worker<T> {
         Ok(Some((sequence, began)))
     }
 
-    /// Loads a model, which answers from now on. Others stay loaded if it fits beside them as a
-    /// whole; a model that must page its experts has the budget to itself.
-    ///
-    /// A device is opened before anything is dropped, so that a failure to open it costs nothing.
-    pub(super) fn load(
-        &mut self,
-        opened: &Opened,
-        options: LoadOptions,
-        embeds: Option<usize>,
-    ) -> Result<(), EngineError> {
-        let device = generation::device_for(self.options.backend, &opened.model)?;
-        // A model that the device cannot run is refused before another is dropped.
-        opened.model.runs_on(device.as_ref())?;
-        memory::use_small_pages(false);
-        // Its own previous form goes in any case.
-        self.switch(opened.id);
-        let budget = self.options.vram_budget;
-        let mut gone = self.shelf.make_room(budget, opened.bytes());
-        gone.extend(self.loaded.take());
-        self.let_go(gone, false);
-        let engine = loop {
-            let slots = SlotBudget::Device(budget - self.shelf.bytes().min(budget));
-            let options = LoadOptions { slots, host_bytes: self.options.host_budget, ..options };
-            match Engine::load(&opened.model, device.as_ref(), &options) {
-                Ok(engine) => break engine,
-                Err(error) if lacks_room(&error) && self.drops_a_model() => {}
-                Err(error) => {
-                    self.show_loaded(false);
-                    return Err(error.into());
-                }
-            }
-        };
-        let backend = engine.describe();
-        self.loaded = Some(Loaded {
-            model: opened.id,
-            name: opened.model.manifest.model_id.clone(),
-            engine,
-            kept: Kept::default(),
-            counted: Hits::default(),
-            embeds,
-            used: Instant::now(),
-            restores: None,
-        });
-        self.show(|shown| {
-            shown.backend = backend;
-            shown.loads += 1;
-        });
-        self.show_loaded(false);
-        Ok(())
-    }
-
-    /// Whether this model is loaded for texts of as many tokens.
-    pub(super) fn embeds(&self, model: ModelId, longest: usize) -> bool {
-        let loaded = self.loaded.as_ref().filter(|loaded| loaded.model == model);
-        loaded.and_then(|loaded| loaded.embeds).is_some_and(|tokens| longest <= tokens)
-    }
-
-    /// The engine that answers, from now on.
-    pub(super) fn answers(&mut self) -> Option<&mut Engine> {
-        self.show_loaded(true);
-        self.loaded.as_mut().map(|loaded| &mut loaded.engine)
-    }
-
-    /// Shows which models are loaded, and whether one of them answers.
-    fn show_loaded(&self, answers: bool) {
-        let of = |loaded: &Loaded, answers: bool| LoadedModel {
-            id: loaded.model,
-            name: loaded.name.clone(),
-            backend: loaded.engine.describe(),
-            bytes: loaded.bytes(),
-            idle_since: (!answers).then_some(loaded.used),
-        };
-        let answers = answers || !self.running.is_empty();
-        let active = self.loaded.iter().map(|loaded| of(loaded, answers));
-        let loaded = active.chain(self.shelf.iter().rev().map(|one| of(one, false))).collect();
-        let prefixes = self.prefixes.as_ref().map(Prefixes::held).unwrap_or_default();
-        self.show(|shown| (shown.loaded, shown.prefixes) = (loaded, prefixes));
-    }
-
     fn show(&self, change: impl FnOnce(&mut Shown)) {
         change(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
     }
-}
-
-/// Whether a model could be loaded if others were not.
-const fn lacks_room(error: &SessionError) -> bool {
-    matches!(error, SessionError::BudgetTooSmall { .. }) || is_room(error)
 }
 
 /// Whether a step failed for want of room, which others may make when they end.

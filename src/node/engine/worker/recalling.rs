@@ -8,11 +8,11 @@ use std::time::Instant;
 use doppler_infer::kv::BLOCK;
 use doppler_infer::sequence::Sequence;
 
-use super::prefixes::Prefixes;
-use super::schedule::{Id, follow};
-use super::shelf::Loaded;
-use super::worker::Worker;
+use super::Worker;
 use crate::api::Traffic;
+use crate::engine::prefixes::Prefixes;
+use crate::engine::schedule::{Id, follow};
+use crate::engine::shelf::Loaded;
 
 /// Blocks of a prompt that are read in one turn.
 const BLOCKS_MAX: usize = 16;
