@@ -41,6 +41,8 @@ const THROTTLED: usize = 3;
 const THROTTLED_RATE: u64 = 20_000_000;
 /// Connections made before memory is first measured.
 const CONNECTS_FIRST: usize = 200;
+/// Peers that come and go at once.
+const CONNECTS_AT_ONCE: usize = 8;
 /// How long a connection or an announcement may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -392,15 +394,20 @@ async fn connects(listen: &Address, count: usize) -> anyhow::Result<(u64, u64)> 
     let ladder = Ladder::new(LadderOptions { ram_budget: 1 << 20 }, None, None, Vec::new());
     let node = Mesh::start(options, Arc::new(ladder)).await?;
     let addresses = node.listen_addrs();
-    let mut before = 0;
-    for index in 0..CONNECTS_FIRST + count {
-        if index == CONNECTS_FIRST {
-            before = rss_bytes().unwrap_or_default();
-        }
-        let (peer, events) = SwarmHandle::spawn(bare(None, &addresses)).await?;
-        connected(&events).await?;
-        peer.shutdown().await;
-    }
+    let come_and_go = |count: usize| {
+        let one = |_| async {
+            let (peer, events) = SwarmHandle::spawn(bare(None, &addresses)).await?;
+            connected(&events).await?;
+            peer.shutdown().await;
+            anyhow::Ok(())
+        };
+        // Each mostly waits for the other end.
+        let peers = futures::stream::iter(0..count).map(one).buffer_unordered(CONNECTS_AT_ONCE);
+        peers.try_collect::<()>()
+    };
+    come_and_go(CONNECTS_FIRST).await?;
+    let before = rss_bytes().unwrap_or_default();
+    come_and_go(count).await?;
     let after = rss_bytes().unwrap_or_default();
     node.shutdown().await;
     Ok((before, after))
