@@ -39,7 +39,7 @@ use super::identity::write_private;
 use super::invite::Invite;
 use super::leaving::LeaveRequest;
 use super::page_key::PageKey;
-use super::pulls::{PullRequest, PullState};
+use super::pulls::{PullRequest, PullState, StopRequest};
 use super::service::Service;
 use super::swarm_key;
 use super::trusting::{TrustList, TrustRequest};
@@ -147,6 +147,7 @@ fn page_routes(service: &Arc<Service>, is_owner: IsOwner) -> Router {
         .route("/control/v1/peers", get(peers))
         .route("/control/v1/publish", post(publish))
         .route("/control/v1/pull", post(pull))
+        .route("/control/v1/pull/stop", post(stop_pull))
         .route("/control/v1/trust", get(trusted).post(trust))
         .route("/control/v1/store/pin", post(pin))
         .route("/control/v1/store/unpin", post(unpin))
@@ -310,6 +311,13 @@ async fn pull(
     Json(request): Json<PullRequest>,
 ) -> Result<Json<PullState>, Refusal> {
     Ok(Json(service.pull_from_hub(&request)?))
+}
+
+async fn stop_pull(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<StopRequest>,
+) -> Result<Json<PullState>, Refusal> {
+    Ok(Json(service.stop_pull(&request)?))
 }
 
 async fn trusted(State(service): State<Arc<Service>>) -> Result<Json<TrustList>, Refusal> {

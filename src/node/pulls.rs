@@ -4,11 +4,12 @@
 //!
 //! Bounds: [`PULLING_MAX`] at once, and the last [`PULLED_MAX`] that ended are remembered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::client::Answered;
 use super::hub::{self, Asked, Order, Pulled};
@@ -28,6 +29,12 @@ pub const PULLED_MAX: usize = 8;
 pub struct PullRequest {
     /// `hf:ORG/MODEL[:FILE|:QUANT]`.
     pub model: String,
+}
+
+/// `POST /control/v1/pull/stop`; answered by its [`PullState`]. It ends soon after.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StopRequest {
+    pub number: u64,
 }
 
 /// How far a pull is.
@@ -53,6 +60,8 @@ pub enum PullStage {
     Running,
     Done,
     Failed,
+    /// Somebody stopped it.
+    Stopped,
 }
 
 /// A node's pulls.
@@ -66,6 +75,8 @@ struct All {
     last: u64,
     /// The oldest first.
     list: VecDeque<PullState>,
+    /// Of those that run, by number.
+    stops: BTreeMap<u64, CancellationToken>,
 }
 
 fn lock(all: &Mutex<All>) -> MutexGuard<'_, All> {
@@ -98,7 +109,7 @@ impl Pulls {
     fn begin(
         &self,
         model: String,
-        work: impl FnOnce(Report) -> anyhow::Result<Pulled> + Send + 'static,
+        work: impl FnOnce(Report, CancellationToken) -> anyhow::Result<Pulled> + Send + 'static,
     ) -> anyhow::Result<PullState> {
         let mut all = lock(&self.all);
         let running = || all.list.iter().filter(|pull| pull.state == PullStage::Running);
@@ -126,13 +137,18 @@ impl Pulls {
             lock(&told).change(number, |pull| pull.progress = Some(progress));
         });
         let ended = Arc::clone(&self.all);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
         let run = move || {
-            let end = work(report);
-            lock(&ended).change(number, |pull| match end {
+            let end = work(report, stopped.clone());
+            let mut all = lock(&ended);
+            all.stops.remove(&number);
+            all.change(number, |pull| match end {
                 Ok(pulled) => {
                     pull.state = PullStage::Done;
                     (pull.name, pull.id) = (Some(pulled.name), Some(pulled.model));
                 }
+                Err(_) if stopped.is_cancelled() => pull.state = PullStage::Stopped,
                 Err(error) => {
                     pull.state = PullStage::Failed;
                     pull.error = Some(one_line(&error));
@@ -143,7 +159,21 @@ impl Pulls {
         let thread = std::thread::Builder::new().name("pull".to_owned());
         thread.spawn(run).context("the system gives no thread for the pull")?;
         all.list.push_back(pull.clone());
+        all.stops.insert(number, stop);
         Ok(pull)
+    }
+
+    /// Stops a pull that runs. One that has ended stays as it is.
+    ///
+    /// # Errors
+    /// If there is no pull of this number.
+    fn stop(&self, number: u64) -> anyhow::Result<PullState> {
+        let all = lock(&self.all);
+        if let Some(stop) = all.stops.get(&number) {
+            stop.cancel();
+        }
+        let pull = all.list.iter().find(|pull| pull.number == number);
+        pull.cloned().with_context(|| format!("there is no pull {number}"))
     }
 }
 
@@ -155,11 +185,19 @@ impl Service {
     pub fn pull_from_hub(&self, request: &PullRequest) -> anyhow::Result<PullState> {
         let asked = Asked::parse(request.model.trim())?;
         let data = self.config().data.clone();
-        self.pulls.begin(asked.to_string(), move |report| {
+        self.pulls.begin(asked.to_string(), move |report, stop| {
             let (quantize, replicas) = (None, Replicas::DEFAULT);
             let order = Order { asked: &asked, data: &data, quantize, replicas };
-            hub::pull_telling(&order, report)
+            hub::pull_telling(&order, report, stop)
         })
+    }
+
+    /// Stops a pull. What had come stays, and the next pull of the same model goes on from there.
+    ///
+    /// # Errors
+    /// If there is no such pull.
+    pub fn stop_pull(&self, request: &StopRequest) -> anyhow::Result<PullState> {
+        self.pulls.stop(request.number)
     }
 }
 
@@ -200,13 +238,13 @@ mod tests {
     fn a_pull_is_seen_from_its_begin_to_its_end_and_twice_the_same_is_one() {
         let pulls = Pulls::default();
         let (go, may_go) = mpsc::channel::<()>();
-        let work = move |report: Report| {
+        let work = move |report: Report, _| {
             report(Progress { done: 3, total: 9, ..Progress::default() });
             may_go.recv().unwrap();
             Ok(pulled())
         };
         let first = pulls.begin("hf:a/b".into(), work).unwrap();
-        let again = pulls.begin("hf:a/b".into(), |_| panic!("it runs already")).unwrap();
+        let again = pulls.begin("hf:a/b".into(), |_, _| panic!("it runs already")).unwrap();
         assert_eq!((first.number, again.number), (1, 1));
         let list = wait(&pulls, |list| list[0].progress.is_some());
         assert_eq!(list[0].progress.as_ref().map(|progress| progress.done), Some(3));
@@ -214,9 +252,26 @@ mod tests {
         let list = wait(&pulls, |list| list[0].state == PullStage::Done);
         assert_eq!((list[0].name.as_deref(), list[0].id.as_deref()), (Some("small"), Some("id")));
         // It can be asked for again, and what fails says why.
-        pulls.begin("hf:a/b".into(), |_| anyhow::bail!("no room")).unwrap();
+        pulls.begin("hf:a/b".into(), |_, _| anyhow::bail!("no room")).unwrap();
         let list = wait(&pulls, |list| list.len() == 2 && list[1].state == PullStage::Failed);
         assert_eq!(list[1].error.as_deref(), Some("no room"));
+    }
+
+    #[test]
+    fn one_that_is_stopped_is_told_apart_from_one_that_failed() {
+        let pulls = Pulls::default();
+        let work = |_: Report, stop: CancellationToken| {
+            while !stop.is_cancelled() {
+                std::thread::yield_now();
+            }
+            anyhow::bail!("it was stopped")
+        };
+        let number = pulls.begin("hf:a/b".into(), work).unwrap().number;
+        assert!(pulls.stop(number + 1).is_err());
+        assert_eq!(pulls.stop(number).unwrap().number, number);
+        let list = wait(&pulls, |list| list[0].state != PullStage::Running);
+        assert_eq!((list[0].state, list[0].error.as_deref()), (PullStage::Stopped, None));
+        assert_eq!(pulls.stop(number).unwrap().state, PullStage::Stopped, "it has ended");
     }
 
     #[test]
@@ -226,19 +281,19 @@ mod tests {
         for at in 0..PULLING_MAX {
             let (go, may_go) = mpsc::channel::<()>();
             ends.push(go);
-            let work = move |_: Report| {
+            let work = move |_: Report, _| {
                 may_go.recv().unwrap();
                 Ok(pulled())
             };
             pulls.begin(format!("hf:a/{at}"), work).unwrap();
         }
-        let refused = pulls.begin("hf:a/more".into(), |_| Ok(pulled())).unwrap_err();
+        let refused = pulls.begin("hf:a/more".into(), |_, _| Ok(pulled())).unwrap_err();
         assert_eq!(crate::failures::of(&refused).label, "busy");
         ends.remove(0).send(()).unwrap();
         let first = wait(&pulls, |list| list[0].state != PullStage::Running);
         assert_eq!(first.len(), PULLING_MAX);
         for at in 0..2 * PULLED_MAX {
-            pulls.begin(format!("hf:b/{at}"), |_| Ok(pulled())).unwrap();
+            pulls.begin(format!("hf:b/{at}"), |_, _| Ok(pulled())).unwrap();
             wait(&pulls, |list| list.last().unwrap().state == PullStage::Done);
         }
         let list = pulls.list();

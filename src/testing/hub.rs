@@ -47,6 +47,8 @@ pub struct Behaviour {
     pub wrong: Option<&'static str>,
     /// Bytes a second, over all connections.
     pub rate: Option<u64>,
+    /// The same for this file alone.
+    pub slow: Option<(&'static str, u64)>,
     /// The token that every request needs.
     pub token: Option<&'static str>,
 }
@@ -354,7 +356,8 @@ impl Shared {
                         return None;
                     }
                 }
-                state.behaviour.rate.filter(|_| blob.lfs)
+                let slow = state.behaviour.slow.filter(|(slow, _)| *slow == name);
+                slow.map(|(_, rate)| rate).or(state.behaviour.rate.filter(|_| blob.lfs))
             };
             let from = (at - start) as usize;
             stream.write_all(&bytes[from..from + count]).ok()?;

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use crate::common::{root, scripted};
 use doppler_infer::quant::planes;
 use doppler_store::DType;
-use doppler_testing::hub::Hub;
+use doppler_testing::hub::{Behaviour, Hub};
 
 /// The path of Chromium; the error says what is missing.
 fn tools() -> Result<PathBuf, String> {
@@ -223,6 +223,8 @@ fn the_page_talks_to_models_and_shows_and_changes_the_node() {
     let hub = Hub::start();
     let gguf = root().join("tests/data/gguf/qwen3/model.gguf");
     hub.add("lab/small", &[("small-Q8_0.gguf", gguf.as_path())], 1024);
+    hub.add("lab/slow", &[("slow-Q8_0.gguf", gguf.as_path())], 1024);
+    hub.behave(Behaviour { slow: Some(("slow-Q8_0.gguf", 16 << 10)), ..Behaviour::default() });
     let pictures = match std::env::var_os("DOPPLER_UPDATE_DOCS") {
         Some(_) => root().join("docs"),
         None => dir.path().join("pictures"),

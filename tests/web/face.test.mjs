@@ -310,7 +310,7 @@ test('a page without the key looks and does not change; no other site can', opti
   const shown = { authorization: `Bearer ${key}` }
   assert.equal(await ask('/control/v1/ps', shown, 'GET'), 200)
   assert.equal(await ask('/control/v1/ps', { ...shown, origin: node.url }, 'GET'), 200)
-  for (const path of ['pull', 'publish', 'trust', 'store/pin', 'store/unpin', 'store/rm']) {
+  for (const path of ['pull', 'pull/stop', 'publish', 'trust', 'store/pin', 'store/unpin', 'store/rm']) {
     assert.equal(await ask(`/control/v1/${path}`, {}), 401, `${path} without the key`)
     for (const foreign of [{ origin: 'https://evil.example' }, { origin: 'null' }, { origin: 'http://127.0.0.1:1' }, { 'sec-fetch-site': 'cross-site' }, { host: 'evil.example' }, { host, origin: `http://localhost:${new URL(node.url).port}` }]) {
       assert.equal(await ask(`/control/v1/${path}`, { ...shown, ...foreign }), 401, `${path} from ${JSON.stringify(foreign)}`)
@@ -365,6 +365,10 @@ test('models: pulled from the Hub, pinned, and the last copy removed only on pur
   await page.getByLabel('From the Hugging Face Hub').fill('hf:lab/small:Q8_0')
   await page.getByRole('button', { name: 'Pull', exact: true }).click()
   await page.locator('#pulls li', { hasText: 'hf:lab/small:Q8_0' }).filter({ hasText: 'here as small-Q8_0' }).waitFor()
+  await page.getByLabel('From the Hugging Face Hub').fill('hf:lab/slow:Q8_0')
+  await page.getByRole('button', { name: 'Pull', exact: true }).click()
+  await page.getByRole('button', { name: 'Stop pulling hf:lab/slow:Q8_0' }).click()
+  await page.locator('#pulls li', { hasText: 'hf:lab/slow:Q8_0' }).filter({ hasText: 'stopped; the next pull goes on' }).waitFor()
   const small = row('small-Q8_0')
   await small.getByText(/all of it here · pinned/).waitFor()
   await small.getByRole('button', { name: 'Unpin small-Q8_0' }).click()

@@ -107,11 +107,13 @@ export class ModelsView {
   }
 
   private pulls (pulls: PullState[]): void {
-    redraw(find('pulls'), pulls, () => [...pulls].reverse().map(({ model, state, progress, name, error }) => {
+    redraw(find('pulls'), pulls, () => [...pulls].reverse().map(({ number, model, state, progress, name, error }) => {
       const whole = state === 'running' && progress !== null && progress.total > 0
-      const said = state === 'done' ? `here as ${name ?? ''}` : state === 'failed' ? error ?? 'failed' : progress === null ? 'asking the Hub what it has' : progress.done === progress.total && progress.total > 0 ? `${size(progress.total)} are here; converting` : amount(progress)
+      const said = state === 'done' ? `here as ${name ?? ''}` : state === 'failed' ? error ?? 'failed' : state === 'stopped' ? 'stopped; the next pull goes on from here' : progress === null ? 'asking the Hub what it has' : progress.done === progress.total && progress.total > 0 ? `${size(progress.total)} are here; converting` : amount(progress)
       const bar = state !== 'running' ? [] : [el('progress', '', [], { 'aria-label': `Pulling ${model}`, ...whole ? { max: String(progress.total), value: String(progress.done) } : {} })]
-      return el('li', state === 'failed' ? 'failed' : '', [el('span', 'what', model), el('span', state === 'failed' ? 'error' : 'soft', said), ...bar])
+      const stop = state !== 'running' || !this.owner.may ? [] : [button('Stop', 'quiet', () => { void this.owner.ask('pull/stop', { number }).then(this.actions.soon, (problem: unknown) => { tell(find('add-error'), complaint(problem)) }) }, `Stop pulling ${model}`)]
+      for (const one of stop) one.dataset.focus = `stop ${number}`
+      return el('li', state === 'failed' ? 'failed' : '', [el('span', 'what', model), el('span', state === 'failed' ? 'error' : 'soft', said), ...bar, ...stop])
     }))
   }
 }

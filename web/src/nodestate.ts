@@ -8,7 +8,7 @@ export interface Tier { used: number, budget: number }
 
 export interface Healing { budget: number, replica_bytes: number, room: number, lacking: number, lost: number, lacking_bytes: number, under_way: number, under_way_bytes: number, copied: number, copied_bytes: number, rate: number | null, left_s: number | null, is_leaving: boolean }
 
-export interface PullState { number: number, model: string, state: 'running' | 'done' | 'failed', progress: Progress | null, name: string | null, id: string | null, error: string | null }
+export interface PullState { number: number, model: string, state: 'running' | 'done' | 'failed' | 'stopped', progress: Progress | null, name: string | null, id: string | null, error: string | null }
 
 export interface Loaded { name: string, id: string, backend: string, idle_s?: number, unload_s?: number }
 

@@ -147,6 +147,12 @@ impl Weights {
         move || shared.lock().pieces.counts()
     }
 
+    /// For whoever may stop it: it then fails with [`HubError::Stopped`].
+    pub fn stopper(&self) -> impl Fn() + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.fail(HubError::Stopped)
+    }
+
     /// What went wrong, if something did.
     pub fn failure(&self) -> Option<HubError> {
         self.shared.lock().failure.clone()

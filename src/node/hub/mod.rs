@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 pub use self::asked::{Asked, is_hub};
 pub use self::error::HubError;
@@ -99,6 +100,7 @@ struct Places {
     options: Options,
     /// The terminal, if there is none.
     report: Option<Report>,
+    stop: CancellationToken,
 }
 
 impl Order<'_> {
@@ -122,21 +124,30 @@ impl Order<'_> {
 /// # Errors
 /// [`HubError`] if the Hub or the disk is at fault; the conversion's and the store's own.
 pub fn pull(order: &Order<'_>) -> anyhow::Result<Pulled> {
-    pull_for(order, None)
+    pull_for(order, None, CancellationToken::new())
 }
 
-/// As [`pull`]. `report` is told how far it is, and nothing is shown.
+/// As [`pull`]. `report` is told how far it is, and nothing is shown. Once `stop` is cancelled it ends
+/// soon; what had come stays for the next pull.
 ///
 /// # Errors
-/// As `pull`.
-pub fn pull_telling(order: &Order<'_>, report: Report) -> anyhow::Result<Pulled> {
-    pull_for(order, Some(report))
+/// As `pull`; [`HubError::Stopped`] if it was stopped.
+pub fn pull_telling(
+    order: &Order<'_>,
+    report: Report,
+    stop: CancellationToken,
+) -> anyhow::Result<Pulled> {
+    pull_for(order, Some(report), stop)
 }
 
-fn pull_for(order: &Order<'_>, report: Option<Report>) -> anyhow::Result<Pulled> {
+fn pull_for(
+    order: &Order<'_>,
+    report: Option<Report>,
+    stop: CancellationToken,
+) -> anyhow::Result<Pulled> {
     let client = Client::new(Settings::of_environment())?;
     let cache = LocalCache::of_environment();
-    pull_from(order, Places { client, cache, options: Options::default(), report })
+    pull_from(order, Places { client, cache, options: Options::default(), report, stop })
 }
 
 fn pull_from(order: &Order<'_>, places: Places) -> anyhow::Result<Pulled> {
@@ -181,6 +192,9 @@ fn pull_from(order: &Order<'_>, places: Places) -> anyhow::Result<Pulled> {
             seconds,
             present: true,
         });
+    }
+    if places.stop.is_cancelled() {
+        return Err(HubError::Stopped.into());
     }
     let work = Work::open(order.data, &listing, &key)?;
     let made = convert_arriving(order, places, &listing, &chosen, &work);
@@ -347,7 +361,16 @@ fn convert_arriving(
     let room = keep::room(order.data)?;
     let options = places.options;
     let weights = Weights::start(places.client, weights, (journal, &records), options)?;
-    let shown = Shown::start(order.asked.to_string(), weights.counts(), places.report);
+    let stop = places.stop;
+    let stopping = weights.stopper();
+    let counts = weights.counts();
+    let counts = move || {
+        if stop.is_cancelled() {
+            stopping();
+        }
+        counts()
+    };
+    let shown = Shown::start(order.asked.to_string(), counts, places.report);
     let note = weights.journal();
     let beside = fetched.min(options.bounds.ahead);
     let mut sink = PullSink::new(work.out(), &records, &note, room, beside)?;

@@ -31,7 +31,13 @@ fn places_at(endpoint: &str, token: Option<&str>, cache: Option<PathBuf>) -> Pla
     client.patience = Patience { first: Duration::from_millis(1), tries: 4 };
     let bounds = Bounds { piece: PIECE, run: 1, ahead: 8 * PIECE };
     let options = Options { connections: CONNECTIONS, shard_bytes: SHARD, bounds };
-    Places { client, cache: LocalCache::at(cache), options, report: None }
+    Places {
+        client,
+        cache: LocalCache::at(cache),
+        options,
+        report: None,
+        stop: CancellationToken::new(),
+    }
 }
 
 /// A Hub with one model of safetensors, one of GGUF files, and the bytes of the first one's weights.
@@ -136,6 +142,35 @@ fn what_is_cut_off_goes_on_there_and_a_busy_server_is_waited_for() {
     let data = tempfile::tempdir().unwrap();
     let pulled = pull_with(data.path(), &format!("hf:{REPO}"), places(&hub, None)).unwrap();
     assert_eq!((pulled.model, hub.sent()), (expected(), size));
+}
+
+#[test]
+fn a_pull_that_is_stopped_ends_and_the_next_one_goes_on_from_there() {
+    let (hub, size) = hub();
+    // Of each connection: all of it would take a quarter of a minute.
+    hub.behave(Behaviour { rate: Some(size / 64), ..Behaviour::default() });
+    let data = tempfile::tempdir().unwrap();
+    let (text, places_of) = (format!("hf:{REPO}"), places(&hub, None));
+    let stop = places_of.stop.clone();
+    let stopped = std::thread::scope(|scope| {
+        let pull = scope.spawn(|| pull_with(data.path(), &text, places_of));
+        hub.wait_for(size / 8);
+        stop.cancel();
+        pull.join().unwrap()
+    });
+    assert_eq!(label(&stopped.unwrap_err()), "stopping");
+    assert!(hub.sent() < size, "it was stopped before the end");
+    hub.behave(Behaviour::default());
+    assert_eq!(pull_with(data.path(), &text, places(&hub, None)).unwrap().model, expected());
+    // Only pieces that were on their way come twice.
+    let twice = hub.sent() - size;
+    assert!(twice <= CONNECTIONS as u64 * PIECE, "{twice} of {size} bytes came twice");
+    // One that is stopped before it begins asks for no weights.
+    let (other, places_of) = (tempfile::tempdir().unwrap(), places(&hub, None));
+    places_of.stop.cancel();
+    let sent = hub.sent();
+    assert_eq!(label(&pull_with(other.path(), &text, places_of).unwrap_err()), "stopping");
+    assert_eq!(hub.sent(), sent);
 }
 
 #[test]
