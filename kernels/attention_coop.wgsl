@@ -1,11 +1,13 @@
 // attention.wgsl for many tokens on cooperative matrices, over an f16 cache: a workgroup multiplies
-// QUERIES queries that read one kv head with POSITIONS positions at a time. It goes through the
-// positions twice: for each query's highest score, and for the sum of values, which then never has
-// to be rescaled. Queries (scaled by row) and weights are each the sum of two f16, so that little
-// precision is lost beyond that of the cache. head_dim is a multiple of 4, at most HEAD_MAX.
+// QUERIES queries that read one kv head with POSITIONS positions at a time, a subgroup a quarter of
+// them. It goes through the positions twice: for each query's highest score, and for the sum of
+// values, which then never has to be rescaled. Queries (scaled by row, kept in registers) and
+// weights are each the sum of two f16, so that little precision is lost beyond that of the cache.
+// The next keys and values are fetched before the present ones are used. head_dim is a multiple of
+// 4, at most HEAD_MAX.
 // Grid: x by queries, y by kv head.
 //!needs coopmat f16
-//!for shape in 8x64 16x64
+//!for shape in 8 16
 //!include shared/step.wgsl
 //!include shared/attention_params.wgsl
 //!include shared/softcap.wgsl
@@ -22,7 +24,7 @@ const LEAST: f32 = -3.0e38;
 // f16.
 const WHOLE: f32 = 16384.0;
 const THREADS: u32 = 4u * LANES;
-const QUERIES: u32 = 2u * BLOCK;
+const QUERIES: u32 = 4u * BLOCK;
 const POSITIONS: u32 = 2u * BLOCK;
 const HEAD_MAX: u32 = 8u * BLOCK;
 const HEAD_QUADS: u32 = HEAD_MAX / 4u;
@@ -33,23 +35,22 @@ const SCORE_STRIDE: u32 = POSITIONS + 4u;
 // Invocations of one query, and the positions that each handles.
 const PARTS: u32 = THREADS / QUERIES;
 const EACH: u32 = POSITIONS / PARTS;
+// Positions that the workgroup fetches in one of eight turns.
+const TURN: u32 = THREADS / HEAD_QUADS;
+// Quads of a block.
+const QUADS: u32 = BLOCK / 4u;
 
-// [query][dimension] in two parts, [position][dimension] of keys or of values,
+// [query][dimension] at first, then [position][dimension] of keys, and behind them of values.
+var<workgroup> cached: array<vec4<f16>, QUERIES * STRIDE>;
 // [query][position] of scores and of weights in two parts.
-var<workgroup> queries: array<vec4<f16>, QUERIES * STRIDE>;
-var<workgroup> queries_low: array<vec4<f16>, QUERIES * STRIDE>;
-var<workgroup> cached: array<vec4<f16>, POSITIONS * STRIDE>;
 var<workgroup> scores: array<f32, QUERIES * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4<f16>, QUERIES * WEIGHT_STRIDE>;
 var<workgroup> weights_low: array<vec4<f16>, QUERIES * WEIGHT_STRIDE>;
 var<workgroup> partial: array<f32, THREADS>;
 
-// The tile: its kv head, its first query, and the end of the positions that it sees.
+// The tile: its kv head, and the end of the positions that it sees.
 var<private> kv_head: u32;
-var<private> first: u32;
 var<private> end: u32;
-// The blocks of the current positions.
-var<private> span: Span;
 // This invocation's query: its position, and the factor that restores the scale of its scores.
 var<private> at: u32;
 var<private> scale: f32;
@@ -71,49 +72,19 @@ fn query_at(row: u32, stride: u32) -> u32 {
     return (row / sharing()) * stride + head * params.head_dim;
 }
 
-// The index in the cache of the vec4 `quad` at a position.
-fn cache_at(position: u32, quad: u32) -> u32 {
-    return (row_of(span, position) * params.kv_heads + kv_head) * (params.head_dim / 4u) + quad;
+// The index in the cache of this invocation's vec4 at a position. Past the end the cache may
+// contain anything, even NaN, so the last position is taken again, with weight 0.
+fn cache_at(span: Span, position: u32, quad: u32) -> u32 {
+    let row = row_of(span, min(position, end - 1u));
+    return (row * params.kv_heads + kv_head) * (params.head_dim / 4u) + quad;
 }
 
-fn live(position: u32, quad: u32) -> bool {
-    return position < end && quad * 4u < params.head_dim;
-}
-
-// Blocks of dimensions in use.
-fn blocks() -> u32 {
-    return min((params.head_dim + BLOCK - 1u) / BLOCK, 8u);
-}
-
-// Writes the products of the tile's queries and the keys from `start` on to `scores`, and their
-// blocks to `span`. Must be reached by the whole workgroup.
-fn score(start: u32, local: u32) {
-    span = span_at(start);
-    workgroupBarrier();
-    for (var e = local; e < POSITIONS * HEAD_QUADS; e += THREADS) {
-        let position = e / HEAD_QUADS;
-        let quad = e % HEAD_QUADS;
-        var v = vec4<f16>();
-        if (live(start + position, quad)) {
-            v = keys[cache_at(start + position, quad)];
-        }
-        cached[position * STRIDE + quad] = v;
+// This invocation's quad of the query, scaled, which must be one of the tile's.
+fn query(mine: u32, rows: u32, quad: u32, factor: f32) -> vec4<f32> {
+    if (mine < rows && quad * 4u < params.head_dim) {
+        return q[query_at(mine, params.q_stride) / 4u + quad] * factor;
     }
-    workgroupBarrier();
-    let subgroup = local / LANES;
-    let row = (subgroup % 2u) * BLOCK;
-    let position = (subgroup / 2u) * BLOCK;
-    var sums: Outputs;
-    for (var block = 0u; block < blocks(); block++) {
-        let d = block * (BLOCK / 4u);
-        let a = coopLoadT<Weights>(&queries[row * STRIDE + d], STRIDE);
-        let b = coopLoad<Inputs>(&cached[position * STRIDE + d], STRIDE);
-        sums = coopMultiplyAdd(a, b, sums);
-        let low = coopLoadT<Weights>(&queries_low[row * STRIDE + d], STRIDE);
-        sums = coopMultiplyAdd(low, b, sums);
-    }
-    coopStoreT(sums, &scores[row * SCORE_STRIDE + position], SCORE_STRIDE);
-    workgroupBarrier();
+    return vec4<f32>(0.0);
 }
 
 // The score of this invocation's query at the i-th of its positions; LEAST if it does not see it.
@@ -125,44 +96,27 @@ fn seen(start: u32, i: u32, local: u32) -> f32 {
     return select(LEAST, softcapped(score, params.softcap), visible);
 }
 
-fn finish(sums: Outputs, block: u32, local: u32) {
-    let subgroup = local / LANES;
-    let from_e = subgroup * BLOCK * BLOCK;
-    workgroupBarrier();
-    coopStoreT(sums, &scores[from_e], BLOCK);
-    workgroupBarrier();
-    for (var e = local % LANES; e < BLOCK * BLOCK; e += LANES) {
-        let row = (subgroup % 2u) * BLOCK + e / BLOCK;
-        let d = (subgroup / 2u + 2u * block) * BLOCK + e % BLOCK;
-        if (first + row < now.tokens * sharing() && d < params.head_dim) {
-            var total = 0.0;
-            for (var i = 0u; i < PARTS; i++) {
-                total += partial[row * PARTS + i];
-            }
-            result[query_at(first + row, params.result_stride) + d] = scores[from_e + e] / total;
-        }
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     kv_head = group.y;
-    first = group.x * QUERIES;
+    let first = group.x * QUERIES;
     let rows = now.tokens * sharing();
-    let stop = min(now.position + (min(group.x * QUERIES + QUERIES, rows) - 1u) / sharing() + 1u,
-        arrayLength(&keys));
-    end = stop;
-    let sees = now.position + group.x * QUERIES / sharing() + 1u;
+    if (first >= rows) {
+        return;
+    }
+    end = now.position + (min(first + QUERIES, rows) - 1u) / sharing() + 1u;
+    let sees = now.position + first / sharing() + 1u;
     let begin = select(0u, sees - min(params.window, sees), params.window > 0u);
+    let subgroup = local / LANES;
+    // More than half of HEAD_MAX.
+    let wide = params.head_dim > HEAD_MAX / 2u;
 
     // The queries in f16, each scaled by a power of two to 2^14 .. 2^15, as in halve.wgsl.
     let mine = first + local / PARTS;
     at = now.position + mine / sharing();
     var largest = vec4<f32>(0.0);
-    for (var quad = local % PARTS; quad * 4u < params.head_dim; quad += PARTS) {
-        if (mine < rows) {
-            largest = max(largest, abs(q[query_at(mine, params.q_stride) / 4u + quad]));
-        }
+    for (var quad = local % PARTS; quad < HEAD_QUADS; quad += PARTS) {
+        largest = max(largest, abs(query(mine, rows, quad, 1.0)));
     }
     partial[local] = max(max(largest.x, largest.y), max(largest.z, largest.w));
     workgroupBarrier();
@@ -174,18 +128,87 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let factor = bitcast<f32>((268u - exponent) << 23u);
     scale = params.scale * bitcast<f32>((exponent - 14u) << 23u);
     for (var quad = local % PARTS; quad < HEAD_QUADS; quad += PARTS) {
-        var v = vec4<f32>(0.0);
-        if (mine < rows && quad * 4u < params.head_dim) {
-            v = q[query_at(mine, params.q_stride) / 4u + quad] * factor;
-        }
-        let high = upper(v);
-        queries[(local / PARTS) * STRIDE + quad] = vec4<f16>(high);
-        queries_low[(local / PARTS) * STRIDE + quad] = vec4<f16>(v - high);
+        cached[(local / PARTS) * STRIDE + quad] = vec4<f16>(upper(query(mine, rows, quad, factor)));
     }
+    workgroupBarrier();
+    let own = subgroup * BLOCK * STRIDE;
+//!repeat d in 8
+    let high{d} = coopLoadT<Weights>(&cached[own + {d}u * QUADS], STRIDE);
+//!end
+    workgroupBarrier();
+    for (var quad = local % PARTS; quad < HEAD_QUADS; quad += PARTS) {
+        let v = query(mine, rows, quad, factor);
+        cached[(local / PARTS) * STRIDE + quad] = vec4<f16>(v - upper(v));
+    }
+    workgroupBarrier();
+//!repeat d in 8
+    let low{d} = coopLoadT<Weights>(&cached[own + {d}u * QUADS], STRIDE);
+//!end
+
+    let score_at = subgroup * BLOCK * SCORE_STRIDE;
+    let live = (local % HEAD_QUADS) * 4u < params.head_dim;
+    let quad = min(local % HEAD_QUADS, params.head_dim / 4u - 1u);
+    let turn = local / HEAD_QUADS;
+    let to = turn * STRIDE + local % HEAD_QUADS;
+    let none = vec4<f16>();
 
     var highest = LEAST;
-    for (var start = begin; start < stop; start += POSITIONS) {
-        score(start, local);
+    var span = span_at(begin);
+//!repeat i in 8
+    var k{i} = keys[cache_at(span, begin + turn + {i}u * TURN, quad)];
+//!end
+    for (var start = begin; start < end; start += POSITIONS) {
+        workgroupBarrier();
+//!repeat i in 8
+        cached[to + {i}u * TURN * STRIDE] = select(none, k{i}, live);
+//!end
+        workgroupBarrier();
+        let next = min(start + POSITIONS, end - 1u);
+        span = span_at(next);
+//!repeat i in 8
+        k{i} = keys[cache_at(span, next + turn + {i}u * TURN, quad)];
+//!end
+        {
+            var sums0: Outputs;
+            var sums1: Outputs;
+//!repeat d in 4
+            let a{d} = coopLoad<Inputs>(&cached[{d}u * QUADS], STRIDE);
+            let b{d} = coopLoad<Inputs>(&cached[BLOCK * STRIDE + {d}u * QUADS], STRIDE);
+            sums0 = coopMultiplyAdd(high{d}, a{d}, sums0);
+            sums1 = coopMultiplyAdd(high{d}, b{d}, sums1);
+            sums0 = coopMultiplyAdd(low{d}, a{d}, sums0);
+            sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
+//!end
+            if (wide) {
+                let a4 = coopLoad<Inputs>(&cached[4u * QUADS], STRIDE);
+                let b4 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 4u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high4, a4, sums0);
+                sums1 = coopMultiplyAdd(high4, b4, sums1);
+                sums0 = coopMultiplyAdd(low4, a4, sums0);
+                sums1 = coopMultiplyAdd(low4, b4, sums1);
+                let a5 = coopLoad<Inputs>(&cached[5u * QUADS], STRIDE);
+                let b5 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 5u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high5, a5, sums0);
+                sums1 = coopMultiplyAdd(high5, b5, sums1);
+                sums0 = coopMultiplyAdd(low5, a5, sums0);
+                sums1 = coopMultiplyAdd(low5, b5, sums1);
+                let a6 = coopLoad<Inputs>(&cached[6u * QUADS], STRIDE);
+                let b6 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 6u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high6, a6, sums0);
+                sums1 = coopMultiplyAdd(high6, b6, sums1);
+                sums0 = coopMultiplyAdd(low6, a6, sums0);
+                sums1 = coopMultiplyAdd(low6, b6, sums1);
+                let a7 = coopLoad<Inputs>(&cached[7u * QUADS], STRIDE);
+                let b7 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 7u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high7, a7, sums0);
+                sums1 = coopMultiplyAdd(high7, b7, sums1);
+                sums0 = coopMultiplyAdd(low7, a7, sums0);
+                sums1 = coopMultiplyAdd(low7, b7, sums1);
+            }
+            coopStoreT(sums0, &scores[score_at], SCORE_STRIDE);
+            coopStoreT(sums1, &scores[score_at + BLOCK], SCORE_STRIDE);
+        }
+        workgroupBarrier();
         for (var i = 0u; i < EACH; i++) {
             highest = max(highest, seen(start, i, local));
         }
@@ -196,17 +219,70 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         highest = max(highest, partial[(local / PARTS) * PARTS + i]);
     }
 
-    let subgroup = local / LANES;
-    let row = (subgroup % 2u) * BLOCK;
-    // Every second block of dimensions, starting with the first or the second.
-    let d = (subgroup / 2u) * (BLOCK / 4u);
+    let weight_at = subgroup * BLOCK * WEIGHT_STRIDE;
     var total = 0.0;
-    var sums0: Outputs;
-    var sums1: Outputs;
-    var sums2: Outputs;
-    var sums3: Outputs;
-    for (var start = begin; start < stop; start += POSITIONS) {
-        score(start, local);
+//!repeat d in 8
+    var out{d}: Outputs;
+//!end
+    span = span_at(begin);
+//!repeat i in 8
+    k{i} = keys[cache_at(span, begin + turn + {i}u * TURN, quad)];
+    var v{i} = values[cache_at(span, begin + turn + {i}u * TURN, quad)];
+//!end
+    for (var start = begin; start < end; start += POSITIONS) {
+        workgroupBarrier();
+//!repeat i in 8
+        cached[to + {i}u * TURN * STRIDE] = select(none, k{i}, live);
+        cached[to + (POSITIONS + {i}u * TURN) * STRIDE] = select(none, v{i}, live);
+//!end
+        workgroupBarrier();
+        let next = min(start + POSITIONS, end - 1u);
+        span = span_at(next);
+//!repeat i in 8
+        k{i} = keys[cache_at(span, next + turn + {i}u * TURN, quad)];
+        v{i} = values[cache_at(span, next + turn + {i}u * TURN, quad)];
+//!end
+        {
+            var sums0: Outputs;
+            var sums1: Outputs;
+//!repeat d in 4
+            let a{d} = coopLoad<Inputs>(&cached[{d}u * QUADS], STRIDE);
+            let b{d} = coopLoad<Inputs>(&cached[BLOCK * STRIDE + {d}u * QUADS], STRIDE);
+            sums0 = coopMultiplyAdd(high{d}, a{d}, sums0);
+            sums1 = coopMultiplyAdd(high{d}, b{d}, sums1);
+            sums0 = coopMultiplyAdd(low{d}, a{d}, sums0);
+            sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
+//!end
+            if (wide) {
+                let a4 = coopLoad<Inputs>(&cached[4u * QUADS], STRIDE);
+                let b4 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 4u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high4, a4, sums0);
+                sums1 = coopMultiplyAdd(high4, b4, sums1);
+                sums0 = coopMultiplyAdd(low4, a4, sums0);
+                sums1 = coopMultiplyAdd(low4, b4, sums1);
+                let a5 = coopLoad<Inputs>(&cached[5u * QUADS], STRIDE);
+                let b5 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 5u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high5, a5, sums0);
+                sums1 = coopMultiplyAdd(high5, b5, sums1);
+                sums0 = coopMultiplyAdd(low5, a5, sums0);
+                sums1 = coopMultiplyAdd(low5, b5, sums1);
+                let a6 = coopLoad<Inputs>(&cached[6u * QUADS], STRIDE);
+                let b6 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 6u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high6, a6, sums0);
+                sums1 = coopMultiplyAdd(high6, b6, sums1);
+                sums0 = coopMultiplyAdd(low6, a6, sums0);
+                sums1 = coopMultiplyAdd(low6, b6, sums1);
+                let a7 = coopLoad<Inputs>(&cached[7u * QUADS], STRIDE);
+                let b7 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 7u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high7, a7, sums0);
+                sums1 = coopMultiplyAdd(high7, b7, sums1);
+                sums0 = coopMultiplyAdd(low7, a7, sums0);
+                sums1 = coopMultiplyAdd(low7, b7, sums1);
+            }
+            coopStoreT(sums0, &scores[score_at], SCORE_STRIDE);
+            coopStoreT(sums1, &scores[score_at + BLOCK], SCORE_STRIDE);
+        }
+        workgroupBarrier();
         for (var i = 0u; i < EACH; i += 4u) {
             let s = vec4<f32>(seen(start, i, local), seen(start, i + 1u, local),
                 seen(start, i + 2u, local), seen(start, i + 3u, local));
@@ -218,44 +294,50 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             weights_low[to] = vec4<f16>(weight - high);
             total += dot(weight, vec4<f32>(1.0));
         }
-        for (var e = local; e < POSITIONS * HEAD_QUADS; e += THREADS) {
-            let position = e / HEAD_QUADS;
-            let quad = e % HEAD_QUADS;
-            // Past the end the cache may contain anything, even NaN, so zeros are used instead.
-            var v = vec4<f16>();
-            if (live(start + position, quad)) {
-                v = values[cache_at(start + position, quad)];
-            }
-            cached[position * STRIDE + quad] = v;
-        }
         workgroupBarrier();
-        for (var p = 0u; p < POSITIONS; p += BLOCK) {
-            let a = coopLoadT<Weights>(&weights[row * WEIGHT_STRIDE + p / 4u], WEIGHT_STRIDE);
-            let low =
-                coopLoadT<Weights>(&weights_low[row * WEIGHT_STRIDE + p / 4u], WEIGHT_STRIDE);
-            let b0 = coopLoadT<Inputs>(&cached[p * STRIDE + d], STRIDE);
-            sums0 = coopMultiplyAdd(a, b0, sums0);
-            sums0 = coopMultiplyAdd(low, b0, sums0);
-            if (blocks() > 2u) {
-                let b1 = coopLoadT<Inputs>(&cached[p * STRIDE + d + BLOCK / 2u], STRIDE);
-                sums1 = coopMultiplyAdd(a, b1, sums1);
-                sums1 = coopMultiplyAdd(low, b1, sums1);
-            }
-            if (blocks() > 4u) {
-                let b2 = coopLoadT<Inputs>(&cached[p * STRIDE + d + BLOCK], STRIDE);
-                sums2 = coopMultiplyAdd(a, b2, sums2);
-                sums2 = coopMultiplyAdd(low, b2, sums2);
-            }
-            if (blocks() > 6u) {
-                let b3 = coopLoadT<Inputs>(&cached[p * STRIDE + d + BLOCK / 2u * 3u], STRIDE);
-                sums3 = coopMultiplyAdd(a, b3, sums3);
-                sums3 = coopMultiplyAdd(low, b3, sums3);
+//!repeat p in 2
+        {
+            let high = coopLoadT<Weights>(&weights[weight_at + {p}u * QUADS], WEIGHT_STRIDE);
+            let low = coopLoadT<Weights>(&weights_low[weight_at + {p}u * QUADS], WEIGHT_STRIDE);
+//!repeat d in 4
+            let b{d} = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + {d}u * QUADS], STRIDE);
+            out{d} = coopMultiplyAdd(high, b{d}, out{d});
+            out{d} = coopMultiplyAdd(low, b{d}, out{d});
+//!end
+            if (wide) {
+                let b4 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 4u * QUADS], STRIDE);
+                out4 = coopMultiplyAdd(high, b4, out4);
+                out4 = coopMultiplyAdd(low, b4, out4);
+                let b5 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 5u * QUADS], STRIDE);
+                out5 = coopMultiplyAdd(high, b5, out5);
+                out5 = coopMultiplyAdd(low, b5, out5);
+                let b6 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 6u * QUADS], STRIDE);
+                out6 = coopMultiplyAdd(high, b6, out6);
+                out6 = coopMultiplyAdd(low, b6, out6);
+                let b7 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 7u * QUADS], STRIDE);
+                out7 = coopMultiplyAdd(high, b7, out7);
+                out7 = coopMultiplyAdd(low, b7, out7);
             }
         }
+//!end
     }
     partial[local] = total;
-    finish(sums0, 0u, local);
-    finish(sums1, 1u, local);
-    finish(sums2, 2u, local);
-    finish(sums3, 3u, local);
+    workgroupBarrier();
+//!repeat d in 8
+    coopStoreT(out{d}, &scores[score_at], SCORE_STRIDE);
+    workgroupBarrier();
+    for (var e = local % LANES; e < BLOCK * BLOCK; e += LANES) {
+        let row = subgroup * BLOCK + e / BLOCK;
+        let d = {d}u * BLOCK + e % BLOCK;
+        if (first + row < rows && d < params.head_dim) {
+            var whole = 0.0;
+            for (var i = 0u; i < PARTS; i++) {
+                whole += partial[row * PARTS + i];
+            }
+            let source = score_at + (e / BLOCK) * SCORE_STRIDE + e % BLOCK;
+            result[query_at(first + row, params.result_stride) + d] = scores[source] / whole;
+        }
+    }
+    workgroupBarrier();
+//!end
 }

@@ -1,13 +1,14 @@
 // Sorts the step's (token, choice) pairs by expert and divides each expert's pairs into tiles of at
-// most 64. Unused tiles have count 0. The order within an expert is unspecified.
+// most `tile`. Unused tiles have count 0. The order within an expert is unspecified.
 // Grid: one workgroup.
 //!include shared/step.wgsl
-//!include shared/pairs.wgsl
 
 struct Params {
     // At most EXPERTS_MAX.
     experts: u32,
     top_k: u32,
+    // Pairs of a tile.
+    tile: u32,
 }
 
 @group(0) @binding(1) var<uniform> params: Params;
@@ -39,7 +40,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         for (var e = 0u; e < experts; e++) {
             starts[e] = at;
             let count = atomicLoad(&counts[e]);
-            at += vec2<u32>(count, (count + PAIR_TILE - 1u) / PAIR_TILE);
+            at += vec2<u32>(count, (count + params.tile - 1u) / params.tile);
         }
         used = at.y;
     }
@@ -47,9 +48,9 @@ fn main(@builtin(local_invocation_index) local: u32) {
     for (var e = local; e < experts; e += 256u) {
         let start = starts[e];
         let count = atomicLoad(&counts[e]);
-        for (var i = 0u; i * PAIR_TILE < count; i++) {
-            let done = i * PAIR_TILE;
-            tiles[start.y + i] = vec4<u32>(e, start.x + done, min(PAIR_TILE, count - done), 0u);
+        for (var i = 0u; i * params.tile < count; i++) {
+            let done = i * params.tile;
+            tiles[start.y + i] = vec4<u32>(e, start.x + done, min(params.tile, count - done), 0u);
         }
     }
     for (var i = used + local; i < arrayLength(&tiles); i += 256u) {

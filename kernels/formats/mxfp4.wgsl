@@ -21,6 +21,23 @@ fn quad(u: Unit, i: u32) -> vec4<f32> {
 }
 
 //!section pieces
+//!include formats/mxfp4.wgsl#signed
+
+fn taken_mxfp4(m: Pieces, row: u32, i: u32) -> Taken {
+    // Blocks of 32: a row has as many blocks as pieces.
+    let at = row * m.row_blocks + i;
+    let w = weights[m.base + at];
+    let quants = fp4_quants(w);
+    let e = word_at(m.base + m.blocks, at >> 2u) >> (16u * ((at >> 1u) & 1u));
+    return Taken(quants[0], quants[1], vec4<f32>(fp4_half_scale(e & 0xffu), fp4_half_scale((e >> 8u) & 0xffu), 0.0, 0.0));
+}
+
+fn times_mxfp4(t: Taken, a: Acts) -> f32 {
+    let p = halves(t.first, t.second, a);
+    return t.s.x * p.x + t.s.y * p.y;
+}
+
+//!section signed
 const FP4_ONES: vec4<u32> = vec4<u32>(0x11111111u);
 const FP4_SEVENS: vec4<u32> = vec4<u32>(0x77777777u);
 
@@ -33,10 +50,8 @@ fn fp4_half_scale(e: u32) -> f32 {
     return bitcast<f32>((max(e, 1u) - 1u) << 23u);
 }
 
-fn taken_mxfp4(m: Pieces, row: u32, i: u32) -> Taken {
-    // Blocks of 32: a row has as many blocks as pieces.
-    let at = row * m.row_blocks + i;
-    let w = weights[m.base + at];
+// Twice the numbers of a piece, as signed bytes: the first sixteen and the second.
+fn fp4_quants(w: vec4<u32>) -> array<vec4<u32>, 2> {
     // Eight nibbles at once: from 4 on a magnitude is itself, its low two bits once more, and 2 for
     // the largest.
     let low = w & FP4_SEVENS;
@@ -46,11 +61,25 @@ fn taken_mxfp4(m: Pieces, row: u32, i: u32) -> Taken {
     let minus = (low + FP4_SEVENS) & w & vec4<u32>(0x88888888u);
     let first = fp4_negated(v & NIBBLES, (minus >> vec4<u32>(3u)) & ONES);
     let second = fp4_negated((v >> vec4<u32>(4u)) & NIBBLES, (minus >> vec4<u32>(7u)) & ONES);
-    let e = word_at(m.base + m.blocks, at >> 2u) >> (16u * ((at >> 1u) & 1u));
-    return Taken(first, second, vec4<f32>(fp4_half_scale(e & 0xffu), fp4_half_scale((e >> 8u) & 0xffu), 0.0, 0.0));
+    return array<vec4<u32>, 2>(first, second);
 }
 
-fn times_mxfp4(t: Taken, a: Acts) -> f32 {
-    let p = halves(t.first, t.second, a);
-    return t.s.x * p.x + t.s.y * p.y;
+//!section coop
+//!include formats/mxfp4.wgsl#signed
+
+// The exponents of both blocks of a pair are in the low bytes of `e`.
+struct Raw { quants: vec4<u32>, e: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    let at = row * m.row_blocks + i;
+    let e = word_at(m.base + m.blocks, at >> 2u) >> (16u * ((at >> 1u) & 1u));
+    return Raw(weights[m.base + at], e);
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    return sixteen_signed(fp4_quants(r.quants)[0], fp4_half_scale(r.e & 0xffu));
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    return sixteen_signed(fp4_quants(r.quants)[1], fp4_half_scale((r.e >> 8u) & 0xffu));
 }

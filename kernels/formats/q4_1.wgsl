@@ -32,3 +32,22 @@ fn times_q4_1(t: Taken, a: Acts) -> f32 {
     let p = halves(t.first, t.second, a);
     return t.s.x * p.x + t.s.y * a.sums.z + t.s.z * p.y + t.s.w * a.sums.w;
 }
+
+//!section coop
+// Scale and minimum of the first block of a pair and of the second.
+struct Raw { quants: vec4<u32>, first: u32, second: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    let at = row * m.row_blocks + i;
+    let first = word_at(m.base + m.blocks, at & 0xfffffffeu);
+    return Raw(weights[m.base + at], first, word_at(m.base + m.blocks, at | 1u));
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    return sixteen(r.quants & NIBBLES, half_bits(r.first & 0xffffu), half_bits(r.first >> 16u));
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    let q = (r.quants >> vec4<u32>(4u)) & NIBBLES;
+    return sixteen(q, half_bits(r.second & 0xffffu), half_bits(r.second >> 16u));
+}

@@ -31,3 +31,22 @@ fn times_q5_0(t: Taken, a: Acts) -> f32 {
     let p = halves(t.first, t.second, a);
     return t.s.x * (p.x - 16.0 * a.sums.z) + t.s.y * (p.y - 16.0 * a.sums.w);
 }
+
+//!section coop
+struct Raw { quants: vec4<u32>, fifth: u32, d: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    let at = row * m.row_blocks + i;
+    let f = word_at(m.base + m.blocks, at);
+    return Raw(weights[m.base + at], f, word_at(m.base, m.blocks * 5u + (at >> 1u)));
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    let d = half_bits(r.d & 0xffffu);
+    return sixteen((r.quants & NIBBLES) | fifths(r.fifth)[0], d, -16.0 * d);
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    let d = half_bits(r.d >> 16u);
+    return sixteen(((r.quants >> vec4<u32>(4u)) & NIBBLES) | fifths(r.fifth)[1], d, -16.0 * d);
+}

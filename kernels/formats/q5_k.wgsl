@@ -35,3 +35,24 @@ fn times_q5_k(t: Taken, a: Acts) -> f32 {
     let d = halves(t.first, t.second, a);
     return t.s.x * d.x + t.s.y * d.y - t.s.z * a.sums.z - t.s.w * a.sums.w;
 }
+
+//!section coop
+//!include shared/k_scales.wgsl#pieces
+
+struct Raw { quants: vec4<u32>, head: vec4<u32>, fifth: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    let b = row * m.row_blocks + (i >> 3u);
+    let f = word_at(m.base + m.blocks * 8u, b * 8u + (i & 7u));
+    return Raw(weights[m.base + b * 8u + (i & 7u)], weights[m.base + m.blocks * 10u + b], f);
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    let s = k_scales(r.head, (i & 7u) >> 1u);
+    return sixteen((r.quants & NIBBLES) | fifths(r.fifth)[0], s.x, -s.z);
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    let s = k_scales(r.head, (i & 7u) >> 1u);
+    return sixteen(((r.quants >> vec4<u32>(4u)) & NIBBLES) | fifths(r.fifth)[1], s.y, -s.w);
+}

@@ -46,3 +46,31 @@ fn times_q6_k(t: Taken, a: Acts) -> f32 {
     let sums = t.s.xy * (p - 32.0 * a.sums.zw);
     return t.s.z * (sums.x + sums.y);
 }
+
+//!section coop
+// The second sixteen's scale is 16 bits further up in `scales`.
+struct Raw { quants: vec4<u32>, high: vec2<u32>, scales: u32, d: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    let b = row * m.row_blocks + (i >> 3u);
+    let piece = i & 7u;
+    let both = weights[m.base + m.blocks * 8u + b * 4u + (piece >> 1u)];
+    let high = select(both.xy, both.zw, (piece & 1u) == 1u);
+    let scales = word_at(m.base + m.blocks * 12u, b * 4u + (piece >> 1u)) >> (8u * (piece & 1u));
+    let d = word_at(m.base + m.blocks * 13u, b >> 1u) >> (16u * (b & 1u));
+    return Raw(weights[m.base + b * 8u + piece], high, scales, d & 0xffffu);
+}
+
+fn q6_k_half(low: vec4<u32>, bits: u32, scale: u32, d: u32) -> Sixteen {
+    let high = ((vec4<u32>(bits) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(0x03030303u)) << vec4<u32>(4u);
+    let s = half_bits(d) * f32(bitcast<i32>(scale << 24u) >> 24u);
+    return sixteen((low & NIBBLES) | high, s, -32.0 * s);
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    return q6_k_half(r.quants, r.high.x, r.scales, r.d);
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    return q6_k_half(r.quants >> vec4<u32>(4u), r.high.y, r.scales >> 16u, r.d);
+}

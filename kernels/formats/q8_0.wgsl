@@ -29,3 +29,21 @@ fn times_q8_0(t: Taken, a: Acts) -> f32 {
     let p = halves(t.first, t.second, a);
     return t.s.x * p.x + t.s.y * p.y;
 }
+
+//!section coop
+struct Raw { first: vec4<u32>, second: vec4<u32>, d: u32 }
+
+fn raw_at(m: Matrix, row: u32, i: u32) -> Raw {
+    // Blocks of 32: a row has as many blocks as pieces.
+    let at = row * m.row_blocks + i;
+    let d = word_at(m.base + m.blocks * 2u, at >> 1u);
+    return Raw(weights[m.base + at * 2u], weights[m.base + at * 2u + 1u], d);
+}
+
+fn half_0(r: Raw, i: u32) -> Sixteen {
+    return sixteen_signed(r.first, half_bits(r.d & 0xffffu));
+}
+
+fn half_1(r: Raw, i: u32) -> Sixteen {
+    return sixteen_signed(r.second, half_bits(r.d >> 16u));
+}

@@ -3,16 +3,7 @@
 // of 32 consecutive weights of a row. A format file defines `Unit`, `unit_at(matrix, row, unit)`
 // and `quad(unit, i)`, which returns weights 4i .. 4i+4 of the unit, for i < 8.
 
-struct Matrix {
-    // The first plane's first word.
-    base: u32,
-    // Blocks of the whole matrix.
-    blocks: u32,
-    // Blocks of one row.
-    row_blocks: u32,
-    // Units of one row that hold columns: ceil(cols / 32).
-    units: u32,
-}
+//!include shared/matrix_struct.wgsl
 
 // Unpacks an f16 from the low 16 bits, exactly: subnormals are kept, because the scales of
 // fine-grained formats need them. Not for infinities.

@@ -6,6 +6,7 @@
 //!   line there is one kernel, named after the file.
 //!   A choice `-A` stands for `A` too, but the kernel's name gets no suffix.
 //! - `//!for format`: one kernel for each weight format of the table (src/store/formats.rs).
+//!   `//!for quantised`: for each that comes in blocks.
 //!   `//!for mixture`: also one for each pair of formats that occur together. `//!for formats`: also
 //!   one that reads any format.
 //! - `//!needs coopmat f16`: the kernel uses cooperative matrices of f16. It is created only on
@@ -17,7 +18,8 @@
 //!   choose among them by the matrix's format (build/formats.rs).
 //! - `//!sums {formats}`: inserts shared/rows_sums.wgsl, for each format named a function of
 //!   shared/rows_sums_of.wgsl with the format's name for `{each}`, and one that chooses among them.
-//! - `//!repeat t in COUNT` to `//!end`: the lines in between for each `{t}` from 0 to COUNT - 1.
+//! - `//!repeat NAME in COUNT` to `//!end`: the lines in between for each `{NAME}` from 0 to
+//!   COUNT - 1. They may contain other repetitions, but no other directives.
 //! - `//!needs subgroups`, in the kernel's file or an included one: the kernel may use subgroup
 //!   operations, and is created only on adapters that have them.
 //!
@@ -61,8 +63,9 @@ const PARAMS_MAX: u32 = 256;
 const PORTABLE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
 /// What `//!needs coopmat f16` adds.
-const COOPERATIVE: Capabilities =
-    Capabilities::COOPERATIVE_MATRIX.union(Capabilities::SHADER_FLOAT16);
+const COOPERATIVE: Capabilities = Capabilities::COOPERATIVE_MATRIX
+    .union(Capabilities::SHADER_FLOAT16)
+    .union(Capabilities::SHADER_INT16);
 
 fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../kernels");

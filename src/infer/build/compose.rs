@@ -8,7 +8,8 @@ use std::path::Path;
 use crate::formats;
 
 /// What `//!needs coopmat f16` puts before the text.
-const COOPERATIVE_ENABLE: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+const COOPERATIVE_ENABLE: &str =
+    "enable f16;\nenable wgpu_int16;\nenable wgpu_cooperative_matrix;\n";
 
 /// One kernel's text.
 #[derive(Default)]
@@ -66,6 +67,7 @@ pub fn compose_all(root: &Path, file: &Path) -> Vec<Composed> {
 fn choices(line: &str) -> (&str, Vec<String>) {
     match (line.trim(), line.split_once(" in ")) {
         ("format", _) => ("format", formats::each()),
+        ("quantised", _) => ("quantised", formats::quantised()),
         ("formats", _) => ("formats", formats::each_and_together()),
         ("mixture", _) => ("mixture", formats::each_and_pairs()),
         (_, Some((name, choices))) => {
@@ -82,14 +84,10 @@ impl Composed {
             |of: &str| picked.iter().fold(of.to_owned(), |of, (from, to)| of.replace(from, to));
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
-            if let Some(count) = line.strip_prefix("//!repeat t in ") {
-                let count: usize = fill(count).parse().expect("a number of repetitions");
-                let body: Vec<&str> = lines.by_ref().take_while(|line| *line != "//!end").collect();
-                for t in 0..count {
-                    for line in &body {
-                        self.source.push_str(&fill(line).replace("{t}", &t.to_string()));
-                        self.source.push('\n');
-                    }
+            if let Some(repeat) = line.strip_prefix("//!repeat ") {
+                for line in repeated(&fill(repeat), &mut lines, &fill) {
+                    self.source.push_str(&line);
+                    self.source.push('\n');
                 }
                 continue;
             }
@@ -152,4 +150,29 @@ fn section_of(text: &str, name: &str) -> Option<String> {
     lines.find(|line| line.strip_prefix("//!section ").is_some_and(|of| of.trim() == name))?;
     let lines = lines.take_while(|line| !line.starts_with("//!section "));
     Some(lines.flat_map(|line| [line, "\n"]).collect())
+}
+
+/// The lines up to `//!end`, as often as `NAME in COUNT` says, each time with another number for
+/// `{NAME}`. Repetitions may contain others.
+fn repeated(
+    repeat: &str,
+    lines: &mut std::str::Lines<'_>,
+    fill: &impl Fn(&str) -> String,
+) -> Vec<String> {
+    let (name, count) = repeat.split_once(" in ").expect("//!repeat NAME in COUNT");
+    let count: usize = count.trim().parse().expect("a number of repetitions");
+    let mut body = Vec::new();
+    loop {
+        let line = lines.next().expect("an //!end for each //!repeat");
+        if line == "//!end" {
+            break;
+        }
+        match line.strip_prefix("//!repeat ") {
+            Some(inner) => body.extend(repeated(&fill(inner), lines, fill)),
+            None => body.push(fill(line)),
+        }
+    }
+    let name = format!("{{{name}}}");
+    let each = (0..count).flat_map(|n| body.iter().map(move |line| (n, line)));
+    each.map(|(n, line)| line.replace(&name, &n.to_string())).collect()
 }

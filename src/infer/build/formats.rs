@@ -48,6 +48,11 @@ pub fn each() -> Vec<String> {
     FORMATS.iter().map(|format| format.file.to_owned()).collect()
 }
 
+/// What `//!for quantised` stands for: the formats that come in blocks.
+pub fn quantised() -> Vec<String> {
+    FORMATS.iter().filter(|f| f.block_len > 1).map(|f| f.file.to_owned()).collect()
+}
+
 /// What `//!for mixture` stands for: every format, and every pair that occurs together.
 pub fn each_and_pairs() -> Vec<String> {
     let pairs = TOGETHER.iter().map(|pair| pair.map(|variant| of(variant).file).join("_"));

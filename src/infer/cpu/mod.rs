@@ -81,6 +81,7 @@ pub mod scale;
 mod simd;
 pub mod softcap;
 pub mod states;
+pub mod sum_parts;
 pub mod temper;
 #[cfg(test)]
 mod tests;

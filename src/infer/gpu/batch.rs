@@ -11,6 +11,7 @@ use super::dispatch::{Grid, Rows};
 use super::lower::{Lower, Place, Recipe, recipe, recipe_grid, word};
 use super::params;
 use super::pipelines::Reduction;
+use super::tiles::{self, ROWS, Way};
 use crate::backend::{KvFormat, Result};
 use crate::graph::{Buf, Moe, MoeId};
 use doppler_store::DType;
@@ -21,9 +22,6 @@ const TILE: u32 = 64;
 const EXPERTS_MAX: usize = 1024;
 /// The least number of rows at which cooperative matrices pay although part of them is empty.
 const COOPERATIVE_MIN: u32 = 16;
-/// Tiles of 128 tokens are better than tiles of 64 if there are enough of them to occupy the
-/// largest devices (two for each of 132 multiprocessors).
-const WIDE_TILES_MIN: u32 = 264;
 
 /// The least number of rows at which an f32 tile pays although part of it is empty. On a software
 /// adapter, about 20 single rows cost as much as a whole tile.
@@ -64,9 +62,9 @@ pub(super) struct ExpertProducts<'a> {
 }
 
 impl Lower<'_> {
-    /// The cooperative matrices to use for weights of this format, if any.
-    fn cooperative_for(&self, dtype: DType) -> Option<Cooperative> {
-        self.cooperative.filter(|_| dtype.is_quantised())
+    /// Whether products with weights of this format run on cooperative matrices.
+    fn multiplies(&self, dtype: DType) -> bool {
+        self.cooperative.is_some_and(Cooperative::multiplies) && dtype.is_quantised()
     }
 
     /// The variant for many rows, and the least number of rows at which it runs.
@@ -74,8 +72,7 @@ impl Lower<'_> {
         let LinearBatch { dtype, params, x, weights, bias, result, rows } = *product;
         let format = dtype.file_name();
         // Row ranges of logits can begin at any row, but the halved rows are those of the step.
-        let cooperative = self.cooperative_for(dtype).filter(|_| rows == Rows::Tokens);
-        let Some(kind) = cooperative else {
+        if !self.multiplies(dtype) || rows != Rows::Tokens {
             let from = tiled_min(self.reduction);
             let kernel = format!("linear_tile_{format}");
             let grid = Grid::tiles(TILE, params.rows.div_ceil(TILE));
@@ -83,25 +80,19 @@ impl Lower<'_> {
             let mut tiled = recipe_grid(&kernel, &params, &storage, rows, grid);
             tiled.when = from..=u32::MAX;
             return Ok((vec![tiled], from));
-        };
+        }
         let mut dispatches = Vec::new();
         if self.halved != Some(x) {
             self.halved = Some(x);
             let source = Place::Activation(x);
-            dispatches.push(self.halve(source, self.width(x), 1)?);
+            let mut halve = self.halve(source, self.width(x), 1)?;
+            halve.when = COOPERATIVE_MIN..=u32::MAX;
+            dispatches.push(halve);
         }
-        let down = params.rows.div_ceil(kind.side());
-        let wide = kind.wide().filter(|_| {
-            u64::from(down) * (self.batch as u64).div_ceil(128) >= u64::from(WIDE_TILES_MIN)
-        });
-        let (shape, tile) = wide.map_or((kind.narrow(), 64), |shape| (shape, 128));
-        let kernel = format!("linear_coop_{format}_{shape}");
-        let (halves, scales) = (Place::Halves, Place::Scales);
-        let storage = [halves, scales, weights, bias, result];
-        let grid = Grid::tiles(tile, down);
-        dispatches.push(recipe_grid(&kernel, &params, &storage, rows, grid));
-        for dispatch in &mut dispatches {
-            dispatch.when = COOPERATIVE_MIN..=u32::MAX;
+        for way in
+            tiles::linear(params.rows, params.weight.units, COOPERATIVE_MIN, word(self.batch)?)
+        {
+            dispatches.extend(linear_coop(product, &way));
         }
         Ok((dispatches, COOPERATIVE_MIN))
     }
@@ -123,10 +114,11 @@ impl Lower<'_> {
         let kv = self.kv;
         let per_row = params.heads / params.kv_heads;
         let cooperative = self.cooperative;
-        let halves = |kind: &Cooperative| kv == KvFormat::F16 && params.head_dim <= kind.side();
+        let halves =
+            |kind: &Cooperative| kv == KvFormat::F16 && params.head_dim <= kind.head_dim_max();
         if let Some(kind) = cooperative.filter(halves) {
-            let kernel = format!("attention_coop_{}", kind.narrow());
-            let grid = Grid::Tiles { per_row, tile: kind.side() / 4, spare: 0, y: params.kv_heads };
+            let kernel = format!("attention_coop_{}", kind.attention());
+            let grid = Grid::Tiles { per_row, tile: kind.queries(), spare: 0, y: params.kv_heads };
             let mut tiled = recipe_grid(&kernel, params, storage, Rows::Tokens, grid);
             tiled.when = COOPERATIVE_MIN..=u32::MAX;
             return Ok(Some((tiled, COOPERATIVE_MIN)));
@@ -170,16 +162,30 @@ impl Lower<'_> {
         (experts <= EXPERTS_MAX).then(|| least.max(u32::try_from(tokens).unwrap_or(u32::MAX)))
     }
 
+    /// The ways of a layer's experts for many tokens. Pairs are in tiles of the same size for all
+    /// of a layer's products, and products in f32 have one size.
+    fn expert_ways(&self, spec: &Moe) -> Option<Vec<Way>> {
+        let from = self.grouped_min(spec, self.cooperative.is_some())?;
+        let all = self.chunks.iter().all(|chunk| {
+            [chunk.gate, chunk.up, chunk.down].iter().all(|(of, _)| self.multiplies(of.dtype))
+        });
+        if all && spec.biases.is_none() {
+            return Some(tiles::experts(spec.experts.len(), spec.top_k, from));
+        }
+        Some(vec![Way { tile: PAIR_TILE as u32, parts: 1, when: from..=u32::MAX }])
+    }
+
     /// Sorts the pairs of a layer by expert.
-    pub fn group(&mut self, moe: MoeId, spec: &Moe) -> Result<Option<Recipe>> {
-        let cooperative = self.cooperative.is_some();
-        let Some(from) = self.grouped_min(spec, cooperative) else { return Ok(None) };
-        let params =
-            params::ExpertGroup { experts: word(spec.experts.len())?, top_k: word(spec.top_k)? };
+    pub fn group(&mut self, moe: MoeId, spec: &Moe) -> Result<Vec<Recipe>> {
+        let (experts, top_k) = (word(spec.experts.len())?, word(spec.top_k)?);
         let storage = [Place::Ids(moe), Place::PairOrder, Place::PairTiles];
-        let mut group = recipe_grid("expert_group", &params, &storage, Rows::Tokens, Grid::One);
-        group.when = from..=u32::MAX;
-        Ok(Some(group))
+        let recipes = self.expert_ways(spec).unwrap_or_default().into_iter().map(|way| {
+            let params = params::ExpertGroup { experts, top_k, tile: way.tile };
+            let mut group = recipe_grid("expert_group", &params, &storage, Rows::Tokens, Grid::One);
+            group.when = way.when;
+            group
+        });
+        Ok(recipes.collect())
     }
 
     /// The variants of a chunk's experts for many tokens, and the least number of tokens at which
@@ -190,49 +196,91 @@ impl Lower<'_> {
     ) -> Result<Option<(Vec<Recipe>, u32)>> {
         let ExpertProducts { spec, x, inner, outer, biases, weights, table, .. } = *experts;
         let ExpertProducts { gate_up, down, .. } = experts;
-        // The kernel on cooperative matrices adds no biases.
-        let first = self.cooperative_for(inner).filter(|_| biases.is_none());
-        let second = self.cooperative_for(outer);
-        let from = self.grouped_min(spec, first.is_some() && second.is_some());
-        let Some(from) = from else { return Ok(None) };
+        let Some(ways) = self.expert_ways(spec) else { return Ok(None) };
+        let from = ways.iter().map(|way| *way.when.start()).min().unwrap_or(u32::MAX);
         let per_token = word(spec.top_k)?;
         let spare = word(spec.experts.len())?;
-        let grid = |y| Grid::Tiles { per_row: per_token, tile: PAIR_TILE as u32, spare, y };
+        let grid = |tile, y| Grid::Tiles { per_row: per_token, tile, spare, y };
         let (order, tiles) = (Place::PairOrder, Place::PairTiles);
         let (halves, scales) = (Place::Halves, Place::Scales);
         let (source, pairs, outputs) = (Place::Activation(x), Place::PairInner, Place::PairOutputs);
         let mut dispatches = Vec::new();
+        let always = |mut recipe: Recipe| {
+            recipe.when = from..=u32::MAX;
+            recipe
+        };
         let format = inner.file_name();
-        if let Some(kind) = first {
-            dispatches.push(self.halve(source, spec.hidden, 1)?);
-            let kernel = format!("expert_gate_up_coop_{format}_{}", kind.narrow());
+        // The kernel on cooperative matrices adds no biases.
+        if self.multiplies(inner) && biases.is_none() {
+            dispatches.push(always(self.halve(source, spec.hidden, 1)?));
             let storage = [halves, scales, weights, order, tiles, table, pairs];
-            let grid = grid(gate_up.rows.div_ceil(kind.side() / 2));
-            dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
+            for way in &ways {
+                let grid = grid(way.tile, gate_up.rows.div_ceil(ROWS / 2));
+                for suffix in way.kernels() {
+                    let kernel = format!("expert_gate_up_coop_{format}_{suffix}");
+                    let mut one = recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid);
+                    one.when = way.when.clone();
+                    dispatches.push(one);
+                }
+            }
         } else {
             let biased = if biases.is_some() { "biased_" } else { "" };
             let kernel = format!("expert_gate_up_{biased}tile_{format}");
             let mut storage = vec![source, weights, order, tiles, table, pairs];
             storage.extend(biases);
-            let grid = grid(gate_up.rows.div_ceil(TILE / 2));
-            dispatches.push(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid));
+            let grid = grid(PAIR_TILE as u32, gate_up.rows.div_ceil(TILE / 2));
+            dispatches.push(always(recipe_grid(&kernel, gate_up, &storage, Rows::Tokens, grid)));
         }
         let format = outer.file_name();
-        if let Some(kind) = second {
-            dispatches.push(self.halve(pairs, spec.ff, per_token)?);
-            let kernel = format!("expert_down_coop_{format}_{}", kind.narrow());
+        if self.multiplies(outer) {
+            dispatches.push(always(self.halve(pairs, spec.ff, per_token)?));
             let storage = [halves, scales, weights, order, tiles, table, outputs];
-            let grid = grid(down.rows.div_ceil(kind.side()));
-            dispatches.push(recipe_grid(&kernel, down, &storage, Rows::Tokens, grid));
+            for way in &ways {
+                let grid = grid(way.tile, down.rows.div_ceil(ROWS));
+                for suffix in way.kernels() {
+                    let kernel = format!("expert_down_coop_{format}_{suffix}");
+                    let mut one = recipe_grid(&kernel, down, &storage, Rows::Tokens, grid);
+                    one.when = way.when.clone();
+                    dispatches.push(one);
+                }
+            }
         } else {
             let kernel = format!("expert_down_tile_{format}");
             let storage = [pairs, weights, order, tiles, table, outputs];
-            let grid = grid(down.rows.div_ceil(TILE));
-            dispatches.push(recipe_grid(&kernel, down, &storage, Rows::Tokens, grid));
-        }
-        for dispatch in &mut dispatches {
-            dispatch.when = from..=u32::MAX;
+            let grid = grid(PAIR_TILE as u32, down.rows.div_ceil(TILE));
+            dispatches.push(always(recipe_grid(&kernel, down, &storage, Rows::Tokens, grid)));
         }
         Ok(Some((dispatches, from)))
     }
+}
+
+/// A product in one of its ways. Its columns may be divided into parts, whose sums are added up.
+fn linear_coop(product: &LinearBatch, way: &Way) -> Vec<Recipe> {
+    let LinearBatch { dtype, params, weights, bias, result, rows, .. } = *product;
+    let kernel = format!("linear_coop_{}_{}", dtype.file_name(), way.suffix());
+    let (halves, scales) = (Place::Halves, Place::Scales);
+    let down = params.rows.div_ceil(ROWS);
+    let grid = Grid::tiles(way.tile, down * way.parts);
+    let mut recipes = Vec::new();
+    if way.parts == 1 {
+        let storage = [halves, scales, weights, bias, result];
+        recipes.push(recipe_grid(&kernel, &params, &storage, rows, grid));
+    } else {
+        let stride = params.rows;
+        let part = params::Linear { row_start: 0, result_stride: stride, has_bias: 0, ..params };
+        let storage = [halves, scales, weights, Place::Empty, Place::Parts];
+        recipes.push(recipe_grid(&kernel, &part, &storage, rows, grid));
+        let sum = params::SumParts {
+            row_start: params.row_start,
+            rows: params.rows,
+            parts: way.parts,
+            stride,
+            result_stride: params.result_stride,
+            has_bias: params.has_bias,
+        };
+        let storage = [Place::Parts, bias, result];
+        recipes.push(recipe("sum_parts", &sum, &storage, rows, (params.rows as usize, 64)));
+    }
+    recipes.iter_mut().for_each(|recipe| recipe.when = way.when.clone());
+    recipes
 }

@@ -13,6 +13,7 @@ use super::params::Steps;
 use super::readback::Readback;
 use super::recurrent::Recurrent;
 use super::repack::UNIT;
+use super::tiles;
 use crate::backend::{BackendError, Capacity, KvFormat, Result};
 use crate::graph::{Buf, Graph, KvId, Moe, MoeId, Rope, RopeId};
 use crate::kv::{self, BLOCK};
@@ -79,6 +80,7 @@ pub(super) fn elements(graph: &Graph, capacity: Capacity, place: Place) -> Optio
         Place::Empty => Some(4),
         Place::Halves
         | Place::Scales
+        | Place::Parts
         | Place::Vector(_)
         | Place::RowRange(..)
         | Place::Slots(_)
@@ -142,6 +144,8 @@ pub(super) struct Buffers {
     /// again.
     pub halves: wgpu::Buffer,
     pub scales: wgpu::Buffer,
+    /// Sums over parts of the columns, for the same.
+    pub parts: wgpu::Buffer,
     /// `[logit_rows, vocab]`, unpadded.
     pub logits: wgpu::Buffer,
     pub logit_rows: usize,
@@ -211,13 +215,14 @@ impl Buffers {
         let inner = size(Place::PairInner);
         let order = size(Place::PairOrder);
         let widest = graph.buffers.iter().map(|b| stride(b.width)).max().unwrap_or(0);
-        let (halves, scales) = match device.pipelines().cooperative {
+        let (halves, scales, parts) = match device.pipelines().cooperative {
             // Half a word per element of the batch's rows or of the pairs' rows.
             Some(_) => (
                 batch.checked_mul(widest).max(inner).map(|n| n.div_ceil(2)),
                 order.max(Some(batch)),
+                Some(tiles::PARTS_WORDS),
             ),
-            None => (Some(0), Some(0)),
+            None => (Some(0), Some(0), Some(0)),
         };
         let logit_rows = logit_rows(graph, batch);
         let logits = make("logits", size(Place::Logits), STORAGE)?;
@@ -238,6 +243,7 @@ impl Buffers {
             pair_tiles: make("tiles of pairs", size(Place::PairTiles), STORAGE)?,
             halves: make("halved activations", halves, STORAGE)?,
             scales: make("scales of halved activations", scales, STORAGE)?,
+            parts: make("sums over parts of the columns", parts, STORAGE)?,
             logits_readback,
             logits,
             logit_rows,

@@ -1,5 +1,6 @@
 //! Whether an adapter has the cooperative matrices for which the `*_coop` kernels are written: f16
-//! inputs and f32 sums, with a shape and a subgroup width that some kernel supports.
+//! inputs and f32 sums, with a shape and a subgroup width that some kernel supports. Attention has
+//! a form for each shape, products only for 16 x 16.
 
 use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, Features, Limits};
 
@@ -26,24 +27,36 @@ impl Cooperative {
         }
     }
 
-    /// Rows of weights in a tile (`SIDE` of shared/coop.wgsl).
-    pub const fn side(self) -> u32 {
+    /// The widest head of attention (`HEAD_MAX` of attention_coop.wgsl).
+    pub const fn head_dim_max(self) -> u32 {
         8 * self.shape().0
     }
 
-    /// The suffix of kernels with tiles of 64 tokens.
-    pub const fn narrow(self) -> &'static str {
+    /// Queries of a workgroup of attention (`QUERIES` there).
+    pub const fn queries(self) -> u32 {
+        4 * self.shape().0
+    }
+
+    /// The suffix of the kernel for attention.
+    pub const fn attention(self) -> &'static str {
         match self {
-            Self::Sixteen => "16x64",
-            Self::Eight => "8x64",
+            Self::Sixteen => "16",
+            Self::Eight => "8",
         }
     }
 
-    /// The suffix of kernels with tiles of 128 tokens, if there are any.
-    pub const fn wide(self) -> Option<&'static str> {
-        match self {
-            Self::Sixteen => Some("16x128"),
-            Self::Eight => None,
+    /// Whether products have a kernel of this shape.
+    pub const fn multiplies(self) -> bool {
+        matches!(self, Self::Sixteen)
+    }
+
+    /// Whether a kernel on cooperative matrices is of this shape.
+    pub fn runs(self, kernel: &str) -> bool {
+        let attention = kernel.starts_with("attention");
+        if attention {
+            kernel.ends_with(&format!("_{}", self.attention()))
+        } else {
+            self.multiplies()
         }
     }
 
@@ -78,7 +91,9 @@ impl Cooperative {
 
     /// The features to request from the adapter.
     pub const fn features() -> Features {
-        Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16)
+        Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            .union(Features::SHADER_F16)
+            .union(Features::SHADER_I16)
     }
 
     /// Raises the limits to request from the adapter, given what it offers.

@@ -235,10 +235,10 @@ impl GpuDevice {
         self.inner.info.device_type == DeviceType::Cpu
     }
 
-    /// Whether prompts run on cooperative matrices of f16.
+    /// Whether a prompt's products run on cooperative matrices of f16.
     #[cfg(test)]
     pub(super) fn cooperative(&self) -> bool {
-        self.pipelines().cooperative.is_some()
+        self.pipelines().cooperative.is_some_and(Cooperative::multiplies)
     }
 
     /// The most bytes of one binding.

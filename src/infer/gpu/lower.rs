@@ -51,6 +51,8 @@ pub(super) enum Place {
     PairTiles,
     Halves,
     Scales,
+    /// Sums over parts of the columns.
+    Parts,
     Logits,
     /// Stands in for an absent bias.
     Empty,
@@ -393,7 +395,7 @@ impl<'a> Lower<'a> {
                 let storage = [logits, Place::Ids(moe), Place::RoutingWeights(moe), biases];
                 let route = recipe("route", &params, &storage, Rows::Tokens, (1, 64));
                 let group = self.group(moe, spec)?;
-                return Ok([route].into_iter().chain(group).collect());
+                return Ok([vec![route], group].concat());
             }
             Op::Experts { moe, x, out } => {
                 let spec = self.graph.moe_spec(moe);

@@ -35,6 +35,7 @@ mod supports;
 pub(crate) mod tests;
 #[cfg(test)]
 pub(crate) use tests::device as test_device;
+mod tiles;
 mod timing;
 mod trusted;
 mod weights;

@@ -197,11 +197,7 @@ impl Pipelines {
 
     /// Whether the adapter supports what the kernel needs.
     pub fn takes(&self, kernel: &Kernel) -> bool {
-        let shape = |kind: Cooperative| {
-            let mut shapes = [kind.narrow()].into_iter().chain(kind.wide());
-            shapes.any(|shape| kernel.name.ends_with(shape))
-        };
-        !kernel.cooperative || self.cooperative.is_some_and(shape)
+        !kernel.cooperative || self.cooperative.is_some_and(|kind| kind.runs(kernel.name))
     }
 
     pub fn make(&self, device: &wgpu::Device, kernel: &'static Kernel) -> Pipeline {

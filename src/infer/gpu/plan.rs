@@ -285,6 +285,7 @@ impl Parts<'_> {
             Place::PairTiles => &buffers.pair_tiles,
             Place::Halves => &buffers.halves,
             Place::Scales => &buffers.scales,
+            Place::Parts => &buffers.parts,
             Place::Logits => &buffers.logits,
             Place::Empty => &buffers.empty,
             Place::Vector(id) => weights::vector(self.graph, self.weights, id)?,

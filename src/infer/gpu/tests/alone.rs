@@ -39,6 +39,10 @@ impl<'a> Alone<'a> {
         Self { changes: changes.to_vec(), ..Self::new(device) }
     }
 
+    pub fn device(&self) -> &GpuDevice {
+        self.device
+    }
+
     /// The variants of team sums that this device supports.
     pub fn teams(&self) -> &'static [&'static str] {
         if self.device.team() == "group" { &["group"] } else { &["group", "subgroup"] }

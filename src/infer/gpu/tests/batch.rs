@@ -209,7 +209,7 @@ fn attention_over_many_tokens_matches_its_twin() {
             let mut cache = Cache::new(kv_heads, head_dim, blocks.len(), format);
             // Cooperative matrices may truncate sums instead of rounding them: 2^-22 for each of
             // some 60.
-            let halves = device.cooperative() && format == KvFormat::F16;
+            let halves = device.pipelines().cooperative.is_some() && format == KvFormat::F16;
             let tolerance = if halves { 1.5e-5 } else { 5e-6 };
             let mut position = 0;
             for tokens in [33, 16, 1, 70, 31, 4] {

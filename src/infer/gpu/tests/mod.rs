@@ -7,6 +7,7 @@ mod adapters;
 mod add_gated;
 mod alone;
 mod batch;
+mod coop;
 mod decode;
 mod encoder;
 mod experts;
