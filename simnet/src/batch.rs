@@ -95,7 +95,8 @@ impl World {
                 | Next::Boot { node }
                 | Next::Bootstrap { node, .. }
                 | Next::Work { node, .. }
-                | Next::Look { node, .. } => {
+                | Next::Look { node, .. }
+                | Next::Heal { node, .. } => {
                     batch.tell(*node);
                     false
                 }

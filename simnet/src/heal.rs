@@ -1,5 +1,6 @@
-//! Healing in the simulated swarm: each node's decider looks every second, copies are reads of
-//! whole objects, and a node that is to leave for good waits until others hold what it holds.
+//! Healing in the simulated swarm: each node's decider looks every second and when a copy has ended, as the
+//! running node's does; copies are reads of whole objects, and a node that is to leave for good waits until others
+//! hold what it holds.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +9,12 @@ use doppler_mesh::core::{Event, HealAction, HealOptions, HealView, Healing, Kept
 use doppler_store::Priority;
 
 use crate::node::{Node, Purpose};
-use crate::options::{SECOND, Scenario};
+use crate::options::{MS, SECOND, Scenario};
+use crate::queue::Next;
 use crate::world::World;
+
+/// How soon after a look the next may follow because a copy has ended: `LOOK_AFTER_COPY` of `node::healing`.
+const LOOK_AFTER_COPY: u64 = 100 * MS;
 
 /// What became of a swarm in which nodes died at once. Times are virtual nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,8 +75,18 @@ impl World {
         shards.map(kept).collect()
     }
 
+    /// A copy has ended: the decider looks for the next one.
+    pub(crate) fn heal_soon(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        if !std::mem::replace(&mut this.looks_soon, true) {
+            let at = self.now.max(this.looked + LOOK_AFTER_COPY);
+            self.queue.push(at, Next::Heal { node, boot: this.boot });
+        }
+    }
+
     /// A node's decider looks at the swarm.
     pub(crate) fn heal(&mut self, node: usize) {
+        self.nodes[node].looked = self.now;
         let objects = self.kept(node);
         let (now, this) = (self.instant(self.now), &mut self.nodes[node]);
         let Some((core, healing)) = this.core.as_ref().zip(this.healing.as_mut()) else { return };

@@ -9,6 +9,9 @@ use clap::{Parser, Subcommand};
 use simnet::report::{PAGE, ReportOptions};
 use simnet::{Options, Outcome, Scenario, Stats, World, plan, shrink};
 
+/// A run of so many nodes takes long enough to say how far it is.
+const LARGE: usize = 1000;
+
 /// Runs swarms in virtual time and checks what must always hold.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -67,12 +70,19 @@ fn run_all(args: &Args) -> Result<Vec<(Options, Outcome)>, String> {
     // What is left of the processors helps those few that run.
     let threads = (jobs / options.len().max(1)).max(1);
     let (next, done) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(options) = options.get(next.fetch_add(1, Ordering::Relaxed) as usize)
                 {
-                    let outcome = World::run_with(options, threads);
+                    let told = |minute| {
+                        if options.nodes >= LARGE {
+                            let took = started.elapsed().as_secs_f64();
+                            eprintln!("seed {}: minute {minute}, {took:.1} s", options.seed);
+                        }
+                    };
+                    let outcome = World::run_telling(options, threads, told);
                     let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
                     done.push((options.clone(), outcome));
                 }

@@ -105,6 +105,9 @@ pub struct Node {
     pub wants_all: bool,
     pub pull: Option<Pull>,
     pub healing: Option<Healing>,
+    /// When its decider last looked at the swarm; it is to look again because a copy has ended.
+    pub looked: u64,
+    pub looks_soon: bool,
     /// Bytes of copies that it makes for the swarm.
     pub replica_budget: u64,
     /// Since when it wants to leave for good; and that it has.

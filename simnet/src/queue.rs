@@ -196,6 +196,11 @@ pub enum Next {
         node: usize,
         boot: u32,
     },
+    /// A copy has ended: a node looks for the next.
+    Heal {
+        node: usize,
+        boot: u32,
+    },
     /// A flooder says its piece.
     Flood {
         node: usize,

@@ -168,6 +168,8 @@ impl World {
             wants_all,
             pull: None,
             healing: None,
+            looked: 0,
+            looks_soon: false,
             replica_budget: if is_small { total / 4 } else { total },
             leaves_since: None,
             is_gone: false,
@@ -534,6 +536,9 @@ impl World {
             }
             (Purpose::Heal, Some(healing)) => healing.failed(now, shard),
             _ => {}
+        }
+        if purpose == Purpose::Heal {
+            self.heal_soon(node);
         }
     }
 

@@ -120,7 +120,16 @@ impl World {
 
     /// The same with so many threads. What comes of it does not depend on their number.
     pub fn run_with(options: &Options, threads: usize) -> Outcome {
+        Self::run_telling(options, threads, |_| {})
+    }
+
+    /// The same, and `told` hears of each virtual minute that has passed.
+    pub fn run_telling(options: &Options, threads: usize, told: impl Fn(u64)) -> Outcome {
         let mut world = Self::new(options);
+        for minute in 1..=options.seconds / 60 {
+            world.run_until_with(minute * 60 * SECOND, threads);
+            told(minute);
+        }
         world.run_until_with(options.end(), threads);
         world.finish()
     }
@@ -373,6 +382,7 @@ impl World {
             | Next::Work { node, boot }
             | Next::Topic { node, boot, .. }
             | Next::Look { node, boot }
+            | Next::Heal { node, boot }
             | Next::Flood { node, boot } => of(node, boot),
             _ => false,
         }
@@ -407,6 +417,10 @@ impl World {
             Next::Stored { node, job, .. } => self.on_stored(node, job),
             Next::Work { node, .. } => self.work(node),
             Next::Look { node, .. } => self.look(node),
+            Next::Heal { node, .. } => {
+                self.nodes[node].looks_soon = false;
+                self.heal(node);
+            }
             Next::Flood { node, .. } => self.flood(node),
             Next::News { node, number } => self.publish_in_crowd(node, number),
             Next::Topic { node, model, joins, .. } => self.on_topic(node, model, joins),
@@ -455,7 +469,7 @@ impl World {
         this.core = Some(Box::new(Core::new(config, now)));
         (this.armed, this.down_free) = (u64::MAX, 0);
         this.registered.clear();
-        (this.leaves_since, this.down_since) = (None, None);
+        (this.leaves_since, this.down_since, this.looks_soon) = (None, None, false);
         let boot = this.boot;
         let address = self.nodes[node].address.clone();
         self.tell(node, Event::Addresses(address));

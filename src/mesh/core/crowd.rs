@@ -8,13 +8,14 @@
 //! Invariants: an author counts once in a window, however much it says, and for no more than a
 //! lease's worth; the table is bounded.
 
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use doppler_ids::PeerId;
 
 use super::Core;
 use super::limits::{BEAT_SHARE, CROWD_SAMPLES_MAX, CROWD_WINDOW, Timing};
-use super::peers::PeerMap;
+use super::peers::{DigestMap, digest};
 
 /// Messages of its run that a newcomer says before it knows the swarm's pace.
 const NEWCOMER_WORDS: u64 = 3;
@@ -28,15 +29,15 @@ fn paced() -> Duration {
 
 pub(super) struct Crowd {
     window_ends: Instant,
-    /// What each author of this window promised, and whether it knows the pace; and what those of the
-    /// last window promised together.
-    promises: PeerMap<(Duration, bool)>,
-    last: Option<Duration>,
+    /// What each author of this window promised, in milliseconds, and whether it knows the pace; and what
+    /// those of the last window promised together.
+    promises: DigestMap<(u32, bool)>,
+    last: Option<u64>,
 }
 
 impl Crowd {
     pub(super) fn new(now: Instant) -> Self {
-        Self { window_ends: now + CROWD_WINDOW, promises: PeerMap::default(), last: None }
+        Self { window_ends: now + CROWD_WINDOW, promises: DigestMap::default(), last: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -49,17 +50,21 @@ impl Crowd {
         if now >= self.window_ends {
             // If whole windows passed in silence, nobody spoke in the last one.
             let is_next = now < self.window_ends + CROWD_WINDOW;
-            let sum = self.promises.values().map(|(next, _)| *next).sum();
-            self.last = Some(if is_next { sum } else { Duration::ZERO });
+            let sum = self.promises.values().map(|(next, _)| u64::from(*next)).sum();
+            self.last = Some(if is_next { sum } else { 0 });
             self.promises.clear();
             self.window_ends = now + CROWD_WINDOW;
         }
         // Whoever promises what only a larger swarm asks for has heard of it.
-        let promise = (next, words > NEWCOMER_WORDS || next >= paced());
-        if let Some(known) = self.promises.get_mut(&peer) {
-            *known = promise;
-        } else if self.promises.len() < CROWD_SAMPLES_MAX {
-            self.promises.insert(peer, promise);
+        let is_told = words > NEWCOMER_WORDS || next >= paced();
+        let promise = (u32::try_from(next.as_millis()).unwrap_or(u32::MAX), is_told);
+        let is_full = self.promises.len() >= CROWD_SAMPLES_MAX;
+        match self.promises.entry(digest(peer)) {
+            Entry::Occupied(mut known) => *known.get_mut() = promise,
+            Entry::Vacant(place) if !is_full => {
+                place.insert(promise);
+            }
+            Entry::Vacant(_) => {}
         }
     }
 
@@ -68,15 +73,16 @@ impl Crowd {
     /// not heard of it either.
     pub(super) fn size(&self) -> usize {
         let millis = match self.last {
-            Some(last) => last.as_millis() / CROWD_WINDOW.as_millis(),
+            Some(last) => u128::from(last) / CROWD_WINDOW.as_millis(),
             None => {
                 let promises = self.promises.values().filter(|(_, is_told)| *is_told);
-                let mut promises: Vec<Duration> = promises.map(|(next, _)| *next).collect();
+                let mut promises: Vec<u32> = promises.map(|(next, _)| *next).collect();
                 let half = promises.len() / 2;
                 let median = match promises.is_empty() {
-                    true => Duration::ZERO,
+                    true => 0,
                     false => *promises.select_nth_unstable(half).1,
                 };
+                let median = Duration::from_millis(median.into());
                 if median >= paced() { median.as_millis() / BEAT_SHARE.as_millis() } else { 0 }
             }
         };

@@ -31,10 +31,9 @@ impl Core {
             return;
         }
         let Self { known, reputation, .. } = self;
-        let due = known.due(now, room, |peer| !reputation.is_banned(now, peer));
+        let (due, next) = known.round(now, room, |peer| !reputation.is_banned(now, peer));
         out.extend(due.into_iter().map(|(peer, addresses)| Action::Dial { peer, addresses }));
-        let next = self.known.next(now).unwrap_or(self.upkeep);
-        self.dial_at = next.max(now + DIAL_SETTLE);
+        self.dial_at = next.unwrap_or(self.upkeep).max(now + DIAL_SETTLE);
     }
 
     /// Dials those of `wanted` that are due. Each dial delays the next one.

@@ -13,7 +13,7 @@ use super::limits::{
     CROWD, CROWD_CHANGES, GOSSIP_PAUSE, GOSSIP_PER_WINDOW_MAX, GOSSIP_WINDOW,
     HOLDINGS_BYTES_TARGET, LISTENER_REST, LISTENERS_FEW, PEERS_REMEMBERED_MAX, Timing,
 };
-use super::peers::PeerMap;
+use super::peers::{DigestMap, digest};
 use crate::wire::{
     ADDRESS_BYTES_MAX, ADDRESSES_MAX, Envelope, HOLDINGS_MODELS_MAX, Holdings, ModelHoldings, Stamp,
 };
@@ -176,12 +176,12 @@ impl Schedule {
 /// Counts messages per author over a window.
 pub(super) struct Inbox {
     window_ends: Instant,
-    counts: PeerMap<u32>,
+    counts: DigestMap<u32>,
 }
 
 impl Inbox {
     pub(super) fn new(now: Instant) -> Self {
-        Self { window_ends: now + GOSSIP_WINDOW, counts: PeerMap::default() }
+        Self { window_ends: now + GOSSIP_WINDOW, counts: DigestMap::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -194,6 +194,7 @@ impl Inbox {
             self.window_ends = now + GOSSIP_WINDOW;
             self.counts.clear();
         }
+        let author = digest(author);
         if self.counts.len() >= PEERS_REMEMBERED_MAX && !self.counts.contains_key(&author) {
             return false;
         }

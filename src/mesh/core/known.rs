@@ -9,6 +9,7 @@
 //! most useful of those that are away, nor than [`DIAL_FAR_MAX`] for the others; the table is
 //! bounded, and a peer that was connected never gives way to one that was only heard of.
 
+use std::cell::OnceCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -73,8 +74,13 @@ struct Entry {
     from: Instant,
     dialled: Option<Instant>,
     dials: u32,
+    /// The part of the last of those pauses that is left out: see [`share`].
+    share: f64,
     failure: Option<String>,
 }
+
+/// See [`Entry::usefulness`].
+type Usefulness = (bool, Reverse<Source>, Reverse<bool>, Reverse<Instant>);
 
 impl Entry {
     fn is_alive(&self, now: Instant) -> bool {
@@ -103,9 +109,32 @@ impl Entry {
         (self.from, self.dials) = (from, 0);
     }
 
+    /// When it is to be dialled.
+    fn due_at(&self, is_near: bool) -> Instant {
+        let pause = || match self.dials {
+            0 => DIAL_RETRY_FIRST,
+            dials => pause(dials, self.share, if is_near { DIAL_NEAR_MAX } else { DIAL_FAR_MAX }),
+        };
+        self.dialled.map_or(self.from, |dialled| self.from.max(dialled + pause()))
+    }
+
+    /// Whether it is away and there is an address at which it can be dialled.
+    fn may_be_dialled(&self) -> bool {
+        let lists = [&self.reached, &self.found, &self.said];
+        self.connected.is_none() && lists.iter().any(|list| !list.is_empty())
+    }
+
+    /// Notes a dial. `None` if there is no address to dial.
+    fn dial(&mut self, now: Instant, own: PeerId, peer: PeerId) -> Option<Vec<Address>> {
+        self.dialled = Some(now);
+        self.dials = self.dials.saturating_add(1);
+        self.share = share(own, peer, self.dials);
+        Some(self.addresses()).filter(|addresses| !addresses.is_empty())
+    }
+
     /// Orders the most useful first: members of this swarm, then the best source, then the latest
     /// seen.
-    fn usefulness(&self) -> impl Ord + use<> {
+    fn usefulness(&self) -> Usefulness {
         (self.is_stranger, Reverse(self.source), Reverse(self.is_near), Reverse(self.seen))
     }
 }
@@ -268,38 +297,54 @@ impl Known {
         }
     }
 
-    /// The peers to dial now, and where. Peers that are alive but not connected are dialled while
-    /// there is `room` for more connections; lost peers are dialled in any case.
-    pub(super) fn due(
+    /// The peers to dial now, and where; and when the next is to be dialled. Peers that are alive but not
+    /// connected are dialled while there is `room` for more connections; lost peers are dialled in any case.
+    pub(super) fn round(
         &mut self,
         now: Instant,
         mut room: usize,
         may: impl Fn(PeerId) -> bool,
-    ) -> Vec<(PeerId, Vec<Address>)> {
+    ) -> (Vec<(PeerId, Vec<Address>)>, Option<Instant>) {
+        let (own, ranks) = (self.own, OnceCell::new());
+        let mut all = Vec::new();
+        let mut next = None::<Instant>;
+        for (peer, entry) in self.peers.iter().filter(|(_, entry)| entry.may_be_dialled()) {
+            let at = self.due_at(now, (*peer, entry), &ranks);
+            if at <= now {
+                all.push((entry.usefulness(), *peer));
+            } else {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        }
+        all.sort_unstable();
         let mut due = Vec::new();
-        for (peer, at) in self.away(now) {
+        for (_, peer) in all {
             let Some(entry) = self.peers.get_mut(&peer) else { continue };
             let is_alive = entry.is_alive(now);
-            if at > now || is_alive && room == 0 || !may(peer) {
+            if is_alive && room == 0 || !may(peer) {
                 continue;
             }
             room -= usize::from(is_alive);
-            due.extend(dial(now, entry).map(|addresses| (peer, addresses)));
+            due.extend(entry.dial(now, own, peer).map(|addresses| (peer, addresses)));
+            if let Some(entry) = self.peers.get(&peer) {
+                let again = self.due_at(now, (peer, entry), &ranks);
+                next = Some(next.map_or(again, |next| next.min(again)));
+            }
             if due.len() >= DIALS_AT_ONCE {
                 break;
             }
         }
-        due
+        (due, next)
     }
 
     /// Where to dial a peer that is needed. `None` if its turn has not come yet.
     pub(super) fn take(&mut self, now: Instant, peer: PeerId) -> Option<Vec<Address>> {
         let own = self.own;
         let entry = self.peers.get_mut(&peer).filter(|entry| entry.connected.is_none())?;
-        if due_at(own, peer, entry, DIAL_NEAR_MAX) > now {
+        if entry.due_at(true) > now {
             return None;
         }
-        dial(now, entry)
+        entry.dial(now, own, peer)
     }
 
     /// When the first of these peers may be dialled again, after `now`.
@@ -308,8 +353,7 @@ impl Known {
         now: Instant,
         peers: impl Iterator<Item = PeerId>,
     ) -> Option<Instant> {
-        let entries = peers.filter_map(|peer| Some((peer, self.peers.get(&peer)?)));
-        let due = entries.map(|(peer, entry)| due_at(self.own, peer, entry, DIAL_NEAR_MAX));
+        let due = peers.filter_map(|peer| Some(self.peers.get(&peer)?.due_at(true)));
         due.filter(|at| *at > now).min()
     }
 
@@ -318,17 +362,13 @@ impl Known {
         if self.none_lost_until.is_some_and(|until| now < until) {
             return false;
         }
-        let away = self.peers.values().filter(|entry| entry.connected.is_none());
+        let mut away = self.peers.values().filter(|entry| entry.connected.is_none());
         // The end of each one's lease, unless somebody has none that runs.
-        let ends = away.map(|entry| entry.alive_until.filter(|_| entry.is_alive(now)));
-        let first = ends.collect::<Option<BTreeSet<Instant>>>().map(|ends| ends.first().copied());
-        self.none_lost_until = first.map(|first| first.unwrap_or(now + DIAL_FAR_MAX));
-        self.none_lost_until.is_none()
-    }
-
-    /// When a peer is to be dialled next, after `now`.
-    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        self.away(now).into_iter().map(|(_, at)| at).filter(|at| *at > now).min()
+        let first = away.try_fold(now + DIAL_FAR_MAX, |first, entry| {
+            entry.alive_until.filter(|_| entry.is_alive(now)).map(|until| first.min(until))
+        });
+        self.none_lost_until = first;
+        first.is_none()
     }
 
     /// The known peers that are away, the most useful first.
@@ -348,25 +388,44 @@ impl Known {
         told.collect()
     }
 
-    /// The peers that are away, the most useful first, and when each is to be dialled. Those that
-    /// are alive are counted separately: they are found when needed, and do not delay the lost
-    /// ones.
+    /// The peers that are away, the most useful first, and when each is to be dialled.
     fn away(&self, now: Instant) -> Vec<(PeerId, Instant)> {
-        let away = self.peers.iter().filter(|(_, entry)| {
-            let lists = [&entry.reached, &entry.found, &entry.said];
-            entry.connected.is_none() && lists.iter().any(|list| !list.is_empty())
-        });
+        let ranks = OnceCell::new();
+        let away = self.peers.iter().filter(|(_, entry)| entry.may_be_dialled());
         let mut away: Vec<(&PeerId, &Entry)> = away.map(|(peer, entry)| (peer, &**entry)).collect();
         away.sort_unstable_by_key(|(peer, entry)| (entry.usefulness(), **peer));
-        let mut ranks = [0, 0];
-        let at = |(peer, entry): (&PeerId, &Entry)| {
-            let rank = &mut ranks[usize::from(entry.is_alive(now))];
-            *rank += 1;
-            let is_near = *rank <= NEAR_MAX && !entry.is_stranger;
-            let max = if is_near { DIAL_NEAR_MAX } else { DIAL_FAR_MAX };
-            (*peer, due_at(self.own, *peer, entry, max))
-        };
+        let at =
+            |(peer, entry): (&PeerId, &Entry)| (*peer, self.due_at(now, (*peer, entry), &ranks));
         away.into_iter().map(at).collect()
+    }
+
+    /// When a peer is to be dialled. Whether it is among the most useful is worked out, once for all, if that
+    /// matters.
+    fn due_at(
+        &self,
+        now: Instant,
+        (peer, entry): (PeerId, &Entry),
+        ranks: &OnceCell<Ranks>,
+    ) -> Instant {
+        let at = entry.due_at(true);
+        if at == entry.due_at(false) {
+            return at;
+        }
+        entry.due_at(ranks.get_or_init(|| self.ranks(now)).is_near(now, peer, entry))
+    }
+
+    /// Which of the peers that are away are the most useful. Those that are alive are counted separately: they
+    /// are found when needed, and do not delay the lost ones.
+    fn ranks(&self, now: Instant) -> Ranks {
+        let mut kinds = [Vec::new(), Vec::new()];
+        for (peer, entry) in self.peers.iter().filter(|(_, entry)| entry.may_be_dialled()) {
+            kinds[usize::from(entry.is_alive(now))].push((entry.usefulness(), peer));
+        }
+        let last = kinds.map(|mut kind| {
+            let is_full = kind.len() > NEAR_MAX;
+            is_full.then(|| *kind.select_nth_unstable(NEAR_MAX - 1).1)
+        });
+        Ranks(last.map(|last| last.map(|(usefulness, peer)| (usefulness, *peer))))
     }
 
     /// A peer's entry, created if there is room. The least useful of the peers that are away gives
@@ -394,6 +453,7 @@ impl Known {
                 from: now,
                 dialled: None,
                 dials: 0,
+                share: 0.0,
                 failure: None,
             };
             self.peers.insert(peer, Box::new(entry));
@@ -450,27 +510,22 @@ impl Known {
     }
 }
 
-/// Notes a dial. `None` if there is no address to dial.
-fn dial(now: Instant, entry: &mut Entry) -> Option<Vec<Address>> {
-    entry.dialled = Some(now);
-    entry.dials = entry.dials.saturating_add(1);
-    Some(entry.addresses()).filter(|addresses| !addresses.is_empty())
-}
+/// The last of those that are among the most useful, of the lost and of the living; `None` if all are.
+struct Ranks([Option<(Usefulness, PeerId)>; 2]);
 
-fn due_at(own: PeerId, peer: PeerId, entry: &Entry, max: Duration) -> Instant {
-    let pause = match entry.dials {
-        0 => DIAL_RETRY_FIRST,
-        dials => pause(own, peer, dials, max),
-    };
-    entry.dialled.map_or(entry.from, |dialled| entry.from.max(dialled + pause))
+impl Ranks {
+    fn is_near(&self, now: Instant, peer: PeerId, entry: &Entry) -> bool {
+        let last = &self.0[usize::from(entry.is_alive(now))];
+        !entry.is_stranger && last.as_ref().is_none_or(|last| (entry.usefulness(), peer) <= *last)
+    }
 }
 
 /// The pause after a number of dials. It doubles each time, up to `max`, and is up to a quarter
 /// shorter, so that nodes that lost each other together do not dial in step.
-fn pause(own: PeerId, peer: PeerId, dials: u32, max: Duration) -> Duration {
+fn pause(dials: u32, share: f64, max: Duration) -> Duration {
     let doublings = (dials - 1).min(16);
     let whole = DIAL_RETRY_FIRST.saturating_mul(1 << doublings).min(max);
-    whole.mul_f64(1.0 - share(own, peer, dials) / 4.0)
+    whole.mul_f64(1.0 - share / 4.0)
 }
 
 /// A number from 0 to 1 that differs from one pair of peers and one dial to the next. It is not

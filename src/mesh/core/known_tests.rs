@@ -12,6 +12,21 @@ fn at(number: u16) -> Vec<Address> {
     vec![format!("/ip4/10.0.0.1/tcp/{}", number + 1).parse().unwrap()]
 }
 
+impl Known {
+    fn due(
+        &mut self,
+        now: Instant,
+        room: usize,
+        may: impl Fn(PeerId) -> bool,
+    ) -> Vec<(PeerId, Vec<Address>)> {
+        self.round(now, room, may).0
+    }
+
+    fn next(&mut self, now: Instant) -> Option<Instant> {
+        self.round(now, 0, |_| false).1
+    }
+}
+
 fn known() -> Known {
     Known::new(peer(u16::MAX))
 }
@@ -199,4 +214,56 @@ fn the_table_is_bounded_and_who_was_met_stays() {
     assert!(dialled <= 3, "{dialled} dials in a second");
     known.learn(start, peer(9), Source::Found, at(1));
     assert_eq!(known.report(start).len(), 1, "not of itself");
+}
+
+/// The same said of all peers in order: when each is dialled next by its place among the lost or the living.
+fn due_in_order(known: &Known, now: Instant) -> Vec<(PeerId, Instant)> {
+    let mut away: Vec<(&PeerId, &Box<Entry>)> =
+        known.peers.iter().filter(|(_, entry)| entry.may_be_dialled()).collect();
+    away.sort_by_key(|(peer, entry)| (entry.usefulness(), **peer));
+    let mut ranks = [0, 0];
+    let at = |(peer, entry): (&PeerId, &Box<Entry>)| {
+        let rank = &mut ranks[usize::from(entry.is_alive(now))];
+        *rank += 1;
+        (*peer, entry.due_at(*rank <= NEAR_MAX && !entry.is_stranger))
+    };
+    away.into_iter().map(at).collect()
+}
+
+#[test]
+fn the_most_useful_are_dialled_first_and_most_often_among_many() {
+    let start = Instant::now();
+    let mut known = known();
+    for number in 0..300u16 {
+        let (until, seen) = (
+            start + Duration::from_secs(100),
+            start + Duration::from_millis(7) * u32::from(number % 90),
+        );
+        match number % 3 {
+            0 => known.learn(seen, peer(number), Source::Remembered, at(number)),
+            1 => known.learn(seen, peer(number), Source::Found, at(number)),
+            _ => {
+                known.hear(seen, peer(number), at(number), (until, number % 2 == 0));
+            }
+        }
+        known.failed(peer(number), "refused".to_owned(), number % 50 == 3);
+    }
+    let mut now = start + Duration::from_secs(1);
+    let mut dialled = 0;
+    while now < start + Duration::from_secs(200) {
+        let expected = due_in_order(&known, now);
+        assert_eq!(known.away(now), expected);
+        let is_due = |(peer, at): &&(PeerId, Instant)| {
+            *at <= now && !known.peers.get(peer).is_some_and(|entry| entry.is_alive(now))
+        };
+        let due: Vec<PeerId> =
+            expected.iter().filter(is_due).map(|(peer, _)| *peer).take(DIALS_AT_ONCE).collect();
+        let (round, next) = known.round(now, 0, |_| true);
+        assert_eq!(round.into_iter().map(|(peer, _)| peer).collect::<Vec<_>>(), due);
+        let at = due_in_order(&known, now).into_iter().map(|(_, at)| at);
+        assert_eq!(next, at.filter(|at| *at > now).min());
+        dialled += due.len();
+        now += Duration::from_millis(300);
+    }
+    assert!(dialled > 1000, "{dialled}");
 }

@@ -13,6 +13,17 @@ use doppler_ids::PeerId;
 
 pub(super) type PeerMap<V> = HashMap<PeerId, V, BuildHasherDefault<PeerHasher>>;
 
+/// By [`digest`]: for what is only counted of very many peers. Such a table is a quarter as large.
+pub(super) type DigestMap<V> = HashMap<u64, V, BuildHasherDefault<PeerHasher>>;
+
+/// Stands for a peer where little depends on it: two peers of one digest are counted as one. Whoever wants the
+/// digest of another's id has to make 2^64 keys.
+pub(super) fn digest(peer: PeerId) -> u64 {
+    let mut hasher = PeerHasher::default();
+    hasher.write(peer.as_bytes());
+    hasher.finish()
+}
+
 /// Folds the bytes of a key, which is itself a hash or a public key.
 #[derive(Default)]
 pub(super) struct PeerHasher(u64);
