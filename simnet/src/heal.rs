@@ -78,15 +78,15 @@ impl World {
     /// A copy has ended: the decider looks for the next one.
     pub(crate) fn heal_soon(&mut self, node: usize) {
         let this = &mut self.nodes[node];
-        if !std::mem::replace(&mut this.looks_soon, true) {
-            let at = self.now.max(this.looked + LOOK_AFTER_COPY);
+        if !std::mem::replace(&mut this.looks.is_due, true) {
+            let at = self.now.max(this.looks.last + LOOK_AFTER_COPY);
             self.queue.push(at, Next::Heal { node, boot: this.boot });
         }
     }
 
     /// A node's decider looks at the swarm.
     pub(crate) fn heal(&mut self, node: usize) {
-        self.nodes[node].looked = self.now;
+        self.nodes[node].looks.last = self.now;
         let objects = self.kept(node);
         let (now, this) = (self.instant(self.now), &mut self.nodes[node]);
         let Some((core, healing)) = this.core.as_ref().zip(this.healing.as_mut()) else { return };

@@ -80,6 +80,13 @@ pub struct Reading {
     pub parts: BTreeMap<RequestId, Part>,
 }
 
+/// When a node's decider last looked at the swarm; and whether it is to look again because a copy has ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Looks {
+    pub last: u64,
+    pub is_due: bool,
+}
+
 pub struct Node {
     pub id: PeerId,
     pub rng: Rng,
@@ -105,9 +112,7 @@ pub struct Node {
     pub wants_all: bool,
     pub pull: Option<Pull>,
     pub healing: Option<Healing>,
-    /// When its decider last looked at the swarm; it is to look again because a copy has ended.
-    pub looked: u64,
-    pub looks_soon: bool,
+    pub looks: Looks,
     /// Bytes of copies that it makes for the swarm.
     pub replica_budget: u64,
     /// Since when it wants to leave for good; and that it has.

@@ -17,7 +17,7 @@ use crate::disk::{Disk, Job};
 use crate::faults::{KEEPERS, Lie};
 use crate::models::{self, Interests};
 use crate::net::address_of;
-use crate::node::{Node, Purpose, Reading, Replies};
+use crate::node::{Looks, Node, Purpose, Reading, Replies};
 use crate::options::{MS, SECOND, Scenario};
 use crate::queue::Next;
 use crate::rng::{Rng, mix};
@@ -114,8 +114,7 @@ impl World {
         let total: u64 = self.objects.values().map(|object| object.size).sum();
         let is_cold = scenario == Scenario::ColdStart;
         let (is_placed, is_crowd) = (scenario.is_placed(), scenario == Scenario::Crowd);
-        let is_models = scenario == Scenario::Models;
-        let is_still = is_placed || is_crowd || is_models;
+        let is_still = is_placed || is_crowd || scenario == Scenario::Models;
         let is_keeper = !is_still && index < if is_cold { 1 } else { KEEPERS };
         let wants_all = is_cold || is_keeper || !is_still && rng.percent(20);
         let is_small = !wants_all && !is_still && rng.percent(50);
@@ -168,8 +167,7 @@ impl World {
             wants_all,
             pull: None,
             healing: None,
-            looked: 0,
-            looks_soon: false,
+            looks: Looks::default(),
             replica_budget: if is_small { total / 4 } else { total },
             leaves_since: None,
             is_gone: false,

@@ -418,7 +418,7 @@ impl World {
             Next::Work { node, .. } => self.work(node),
             Next::Look { node, .. } => self.look(node),
             Next::Heal { node, .. } => {
-                self.nodes[node].looks_soon = false;
+                self.nodes[node].looks.is_due = false;
                 self.heal(node);
             }
             Next::Flood { node, .. } => self.flood(node),
@@ -469,7 +469,7 @@ impl World {
         this.core = Some(Box::new(Core::new(config, now)));
         (this.armed, this.down_free) = (u64::MAX, 0);
         this.registered.clear();
-        (this.leaves_since, this.down_since, this.looks_soon) = (None, None, false);
+        (this.leaves_since, this.down_since, this.looks.is_due) = (None, None, false);
         let boot = this.boot;
         let address = self.nodes[node].address.clone();
         self.tell(node, Event::Addresses(address));

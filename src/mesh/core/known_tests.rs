@@ -218,11 +218,12 @@ fn the_table_is_bounded_and_who_was_met_stays() {
 
 /// The same said of all peers in order: when each is dialled next by its place among the lost or the living.
 fn due_in_order(known: &Known, now: Instant) -> Vec<(PeerId, Instant)> {
-    let mut away: Vec<(&PeerId, &Box<Entry>)> =
-        known.peers.iter().filter(|(_, entry)| entry.may_be_dialled()).collect();
+    let away = known.peers.iter().map(|(peer, entry)| (peer, &**entry));
+    let mut away: Vec<(&PeerId, &Entry)> =
+        away.filter(|(_, entry)| entry.may_be_dialled()).collect();
     away.sort_by_key(|(peer, entry)| (entry.usefulness(), **peer));
     let mut ranks = [0, 0];
-    let at = |(peer, entry): (&PeerId, &Box<Entry>)| {
+    let at = |(peer, entry): (&PeerId, &Entry)| {
         let rank = &mut ranks[usize::from(entry.is_alive(now))];
         *rank += 1;
         (*peer, entry.due_at(*rank <= NEAR_MAX && !entry.is_stranger))
