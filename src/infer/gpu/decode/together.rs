@@ -4,13 +4,14 @@
 //! A row's result has the same bits as a token of its own: norms, attention and packing compute each
 //! row as they compute one, and products keep the parts and the order of a row's sum
 //! (rewrites/together.rs). Refused are graphs with an op that depends on the position or on a state
-//! and that no rewrite matches, and for the time being models with experts (`rows_together` says
-//! why); their sequences run one after another.
+//! and that no rewrite matches; their sequences run one after another.
 //!
 //! Experts need as many slots as there are. Each row chooses its own. If one of them has no slot yet,
 //! the step halts at that layer; the host fills the slots that the rows miss there, and the step runs
 //! again from its beginning, which writes the same keys and values again. Since no expert ever loses
-//! its slot, it comes further each time.
+//! its slot, it comes further each time. Whatever a step reads is written when it is submitted, the
+//! first time and again: what a step that halts leaves, and what one queued behind it leaves, is
+//! garbage.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -95,6 +96,8 @@ impl RowBuffers {
 struct Flight {
     rows: usize,
     steps: Steps,
+    /// The rows' tokens. `None`: those that the step before chose.
+    tokens: Option<[u32; ROWS_MAX]>,
     /// Which readback it writes.
     readback: usize,
     /// Whether it chooses tokens, rather than returning logits.
@@ -175,15 +178,8 @@ impl Together {
 impl GpuBackend {
     /// The most rows of a step. 1 if this graph's sequences run one after another.
     pub(in crate::gpu) fn rows_together(&self) -> usize {
-        // With experts, one random model in some eight wrote other tokens than alone. Until that is
-        // understood, their sequences take turns.
-        let has_experts = !self.graph.moe.is_empty();
-        let fits = self.decode.is_some() && !self.apart && !has_experts;
-        if fits && !self.evicts && self.spill.is_none() {
-            ROWS_MAX.min(self.capacity.batch)
-        } else {
-            1
-        }
+        let fits = self.decode.is_some() && !self.apart && !self.evicts && self.spill.is_none();
+        if fits { ROWS_MAX.min(self.capacity.batch) } else { 1 }
     }
 
     /// Call when the graph changes.
@@ -288,12 +284,12 @@ impl GpuBackend {
             return refuse("so many steps, or a choice without a sampler");
         }
         let steps = together.place(device, rows);
-        if taken == Taken::Rows {
-            let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-            let to = together.buffers.of(Place::Tokens);
-            device.write(to, 0, bytemuck::cast_slice(&tokens));
-        }
-        self.fly_rows(Flight { rows: rows.len(), steps, readback: 0, chooses })
+        let tokens = (taken == Taken::Rows).then(|| {
+            let mut tokens = [0; ROWS_MAX];
+            tokens.iter_mut().zip(rows).for_each(|(token, row)| *token = row.token);
+            tokens
+        });
+        self.fly_rows(Flight { rows: rows.len(), steps, tokens, readback: 0, chooses })
     }
 
     /// Runs the step that halted again.
@@ -313,7 +309,7 @@ impl GpuBackend {
         if let Some(decode) = decode {
             decode.buffers.table.flush(device);
         }
-        let Flight { rows, steps, chooses, .. } = flight;
+        let Flight { rows, steps, tokens, chooses, .. } = flight;
         device.write(&buffers.step, 0, bytemuck::bytes_of(&steps));
         let (count, position) = (steps.tokens, steps.position);
         let step = Step { tokens: count, position, logit_start: 0, logit_rows: count };
@@ -324,6 +320,19 @@ impl GpuBackend {
         let label = Some("rows of several sequences");
         let mut encoder =
             device.wgpu().create_command_encoder(&wgpu::CommandEncoderDescriptor { label });
+        let made = &together.buffers.made;
+        match tokens {
+            Some(tokens) => {
+                device.write(&made[&Place::Tokens], 0, bytemuck::cast_slice(&tokens[..rows]));
+            }
+            // A step that halted has changed none of them.
+            None => {
+                for row in 0..rows as u64 {
+                    let (chosen, to) = (&together.buffers.followers, &made[&Place::Tokens]);
+                    encoder.copy_buffer_to_buffer(chosen, row * TOKEN_STRIDE, to, row * 4, Some(4));
+                }
+            }
+        }
         {
             let clock = device.meter().pass();
             let timestamp_writes = clock.as_ref().map(PassClock::writes);
@@ -339,12 +348,7 @@ impl GpuBackend {
             dispatches += choosers.iter().map(|chooser| chooser.dispatches() as u64).sum::<u64>();
             device.meter().dispatched(dispatches);
         }
-        let made = &together.buffers.made;
         let (result, bytes) = if chooses {
-            for row in 0..rows as u64 {
-                let (given, to) = (&together.buffers.followers, &made[&Place::Tokens]);
-                encoder.copy_buffer_to_buffer(given, row * TOKEN_STRIDE, to, row * 4, Some(4));
-            }
             (&made[&Place::Chosen], rows as u64 * TOKEN_STRIDE)
         } else {
             (&made[&Place::Logits], (rows * logits_stride(graph.vocab)) as u64 * 4)
