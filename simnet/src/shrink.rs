@@ -25,6 +25,14 @@ pub fn shrink(from: &Options, plant: Option<Plant>, rule: &str) -> Options {
             break;
         }
     }
+    // Mostly one fault is enough. In a swarm of another size each is another fault, so this comes first.
+    for fault in faults::plan(&best) {
+        let alone = Options { faults: Some(vec![fault.number]), ..best.clone() };
+        if fails(&alone) {
+            best = alone;
+            break;
+        }
+    }
     for nodes in 3..best.nodes {
         let fewer = Options { nodes, ..best.clone() };
         if fails(&fewer) {
