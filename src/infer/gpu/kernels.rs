@@ -1,6 +1,8 @@
 //! The table of composed kernels that `src/infer/build.rs` generates: plain WGSL text, validated at
 //! build time, looked up by name and by hash.
 
+use std::sync::LazyLock;
+
 /// A storage buffer of a kernel, in group 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Storage {
@@ -26,6 +28,15 @@ pub struct Kernel {
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The BLAKE3 hash of the texts of all kernels, in the order of their names.
+pub(super) static ALL: LazyLock<blake3::Hash> = LazyLock::new(|| {
+    let mut all = blake3::Hasher::new();
+    for kernel in KERNELS {
+        all.update(kernel.source.as_bytes());
+    }
+    all.finalize()
+});
 
 impl Kernel {
     /// The kernel of that name, if there is one.
