@@ -180,30 +180,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
 //!end
             if (wide) {
-                let a4 = coopLoad<Inputs>(&cached[4u * QUADS], STRIDE);
-                let b4 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 4u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high4, a4, sums0);
-                sums1 = coopMultiplyAdd(high4, b4, sums1);
-                sums0 = coopMultiplyAdd(low4, a4, sums0);
-                sums1 = coopMultiplyAdd(low4, b4, sums1);
-                let a5 = coopLoad<Inputs>(&cached[5u * QUADS], STRIDE);
-                let b5 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 5u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high5, a5, sums0);
-                sums1 = coopMultiplyAdd(high5, b5, sums1);
-                sums0 = coopMultiplyAdd(low5, a5, sums0);
-                sums1 = coopMultiplyAdd(low5, b5, sums1);
-                let a6 = coopLoad<Inputs>(&cached[6u * QUADS], STRIDE);
-                let b6 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 6u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high6, a6, sums0);
-                sums1 = coopMultiplyAdd(high6, b6, sums1);
-                sums0 = coopMultiplyAdd(low6, a6, sums0);
-                sums1 = coopMultiplyAdd(low6, b6, sums1);
-                let a7 = coopLoad<Inputs>(&cached[7u * QUADS], STRIDE);
-                let b7 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 7u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high7, a7, sums0);
-                sums1 = coopMultiplyAdd(high7, b7, sums1);
-                sums0 = coopMultiplyAdd(low7, a7, sums0);
-                sums1 = coopMultiplyAdd(low7, b7, sums1);
+//!repeat d in 4..8
+                let a{d} = coopLoad<Inputs>(&cached[{d}u * QUADS], STRIDE);
+                let b{d} = coopLoad<Inputs>(&cached[BLOCK * STRIDE + {d}u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high{d}, a{d}, sums0);
+                sums1 = coopMultiplyAdd(high{d}, b{d}, sums1);
+                sums0 = coopMultiplyAdd(low{d}, a{d}, sums0);
+                sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
+//!end
             }
             coopStoreT(sums0, &scores[score_at], SCORE_STRIDE);
             coopStoreT(sums1, &scores[score_at + BLOCK], SCORE_STRIDE);
@@ -254,30 +238,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
 //!end
             if (wide) {
-                let a4 = coopLoad<Inputs>(&cached[4u * QUADS], STRIDE);
-                let b4 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 4u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high4, a4, sums0);
-                sums1 = coopMultiplyAdd(high4, b4, sums1);
-                sums0 = coopMultiplyAdd(low4, a4, sums0);
-                sums1 = coopMultiplyAdd(low4, b4, sums1);
-                let a5 = coopLoad<Inputs>(&cached[5u * QUADS], STRIDE);
-                let b5 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 5u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high5, a5, sums0);
-                sums1 = coopMultiplyAdd(high5, b5, sums1);
-                sums0 = coopMultiplyAdd(low5, a5, sums0);
-                sums1 = coopMultiplyAdd(low5, b5, sums1);
-                let a6 = coopLoad<Inputs>(&cached[6u * QUADS], STRIDE);
-                let b6 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 6u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high6, a6, sums0);
-                sums1 = coopMultiplyAdd(high6, b6, sums1);
-                sums0 = coopMultiplyAdd(low6, a6, sums0);
-                sums1 = coopMultiplyAdd(low6, b6, sums1);
-                let a7 = coopLoad<Inputs>(&cached[7u * QUADS], STRIDE);
-                let b7 = coopLoad<Inputs>(&cached[BLOCK * STRIDE + 7u * QUADS], STRIDE);
-                sums0 = coopMultiplyAdd(high7, a7, sums0);
-                sums1 = coopMultiplyAdd(high7, b7, sums1);
-                sums0 = coopMultiplyAdd(low7, a7, sums0);
-                sums1 = coopMultiplyAdd(low7, b7, sums1);
+//!repeat d in 4..8
+                let a{d} = coopLoad<Inputs>(&cached[{d}u * QUADS], STRIDE);
+                let b{d} = coopLoad<Inputs>(&cached[BLOCK * STRIDE + {d}u * QUADS], STRIDE);
+                sums0 = coopMultiplyAdd(high{d}, a{d}, sums0);
+                sums1 = coopMultiplyAdd(high{d}, b{d}, sums1);
+                sums0 = coopMultiplyAdd(low{d}, a{d}, sums0);
+                sums1 = coopMultiplyAdd(low{d}, b{d}, sums1);
+//!end
             }
             coopStoreT(sums0, &scores[score_at], SCORE_STRIDE);
             coopStoreT(sums1, &scores[score_at + BLOCK], SCORE_STRIDE);
@@ -305,18 +273,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             out{d} = coopMultiplyAdd(low, b{d}, out{d});
 //!end
             if (wide) {
-                let b4 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 4u * QUADS], STRIDE);
-                out4 = coopMultiplyAdd(high, b4, out4);
-                out4 = coopMultiplyAdd(low, b4, out4);
-                let b5 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 5u * QUADS], STRIDE);
-                out5 = coopMultiplyAdd(high, b5, out5);
-                out5 = coopMultiplyAdd(low, b5, out5);
-                let b6 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 6u * QUADS], STRIDE);
-                out6 = coopMultiplyAdd(high, b6, out6);
-                out6 = coopMultiplyAdd(low, b6, out6);
-                let b7 = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + 7u * QUADS], STRIDE);
-                out7 = coopMultiplyAdd(high, b7, out7);
-                out7 = coopMultiplyAdd(low, b7, out7);
+//!repeat d in 4..8
+                let b{d} = coopLoadT<Inputs>(&cached[(POSITIONS + {p}u * BLOCK) * STRIDE + {d}u * QUADS], STRIDE);
+                out{d} = coopMultiplyAdd(high, b{d}, out{d});
+                out{d} = coopMultiplyAdd(low, b{d}, out{d});
+//!end
             }
         }
 //!end

@@ -152,15 +152,17 @@ fn section_of(text: &str, name: &str) -> Option<String> {
     Some(lines.flat_map(|line| [line, "\n"]).collect())
 }
 
-/// The lines up to `//!end`, as often as `NAME in COUNT` says, each time with another number for
-/// `{NAME}`. Repetitions may contain others.
+/// The lines up to `//!end`, for each number that `NAME in COUNT` or `NAME in FIRST..END` says, in
+/// place of `{NAME}`. Repetitions may contain others.
 fn repeated(
     repeat: &str,
     lines: &mut std::str::Lines<'_>,
     fill: &impl Fn(&str) -> String,
 ) -> Vec<String> {
-    let (name, count) = repeat.split_once(" in ").expect("//!repeat NAME in COUNT");
-    let count: usize = count.trim().parse().expect("a number of repetitions");
+    let (name, range) = repeat.split_once(" in ").expect("//!repeat NAME in COUNT");
+    let number = |text: &str| text.trim().parse::<usize>().expect("a number of repetitions");
+    let (first, end) = range.split_once("..").unwrap_or(("0", range));
+    let (first, end) = (number(first), number(end));
     let mut body = Vec::new();
     loop {
         let line = lines.next().expect("an //!end for each //!repeat");
@@ -173,6 +175,6 @@ fn repeated(
         }
     }
     let name = format!("{{{name}}}");
-    let each = (0..count).flat_map(|n| body.iter().map(move |line| (n, line)));
+    let each = (first..end).flat_map(|n| body.iter().map(move |line| (n, line)));
     each.map(|(n, line)| line.replace(&name, &n.to_string())).collect()
 }
