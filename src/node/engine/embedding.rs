@@ -77,7 +77,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
     pub(super) fn embed(&mut self, job: &EmbedJob) -> Result<Vec<Embedded>, EngineError> {
         let (model, longest) = (&job.opened.model, job.prepared.longest());
         self.switch(job.opened.id);
-        if !self.embeds(job.opened.id, longest) {
+        if !self.embeds(longest) {
             let options = embedding::load_options(model, longest);
             self.load(&job.opened, options, Some(longest))?;
         }

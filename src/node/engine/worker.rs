@@ -2,8 +2,9 @@
 //!
 //! Owns the loaded models (`loading`), one of which answers; nothing else touches the device.
 //! `schedule` decides whose turn it is, and `recalling` finds prompts on disk. A job whose listener has
-//! gone ends before its next step, also within its prompt, and so do all when the node stops. A failure ends its own job and leaves the loaded model unchanged, unless the
-//! device was lost. A model that nobody asks for is dropped after `keep_alive`.
+//! gone ends before its next step, also within its prompt, and so do all when the node stops. A failure
+//! ends its own job and leaves the loaded model unchanged, unless the device was lost. A model that
+//! nobody asks for is dropped after `keep_alive`.
 
 mod loading;
 mod recalling;
@@ -375,8 +376,7 @@ impl<T: Fn() -> Traffic> Worker<T> {
         }
         self.switch(model);
         let fresh = || Sequence::new(request.options.sampler, request.context);
-        if let Some(loaded) = self.loaded.as_mut().filter(|loaded| loaded.model == model) {
-            let Loaded { engine, kept, .. } = loaded;
+        if let Some(Loaded { engine, kept, .. }) = &mut self.loaded {
             engine.adapt(&job.adapters)?;
             let whole = !engine.goes_back();
             let known = kept.longest(&request.prompt, whole);

@@ -84,8 +84,8 @@ impl<T: Fn() -> Traffic> Worker<T> {
         loaded.is_some_and(|loaded| loaded.engine.adapters() == SetId::of(adapters))
     }
 
-    /// Loads a model, which answers from now on. Others stay loaded if it fits beside them as a
-    /// whole; a model that must page its experts has the budget to itself.
+    /// Loads a model, which answers from now on; call after [`Self::switch`]. Others stay loaded if it
+    /// fits beside them as a whole; a model that must page its experts has the budget to itself.
     ///
     /// A device is opened before anything is dropped, so that a failure to open it costs nothing.
     pub(in crate::engine) fn load(
@@ -98,10 +98,9 @@ impl<T: Fn() -> Traffic> Worker<T> {
         // A model that the device cannot run is refused before another is dropped.
         opened.model.runs_on(device.as_ref())?;
         memory::use_small_pages(false);
-        // Its own previous form goes in any case.
-        self.switch(opened.id);
         let budget = self.options.vram_budget;
         let mut gone = self.shelf.make_room(budget, opened.bytes());
+        // Its own previous form goes in any case.
         gone.extend(self.loaded.take());
         self.let_go(gone, false);
         let engine = loop {
@@ -135,10 +134,10 @@ impl<T: Fn() -> Traffic> Worker<T> {
         Ok(())
     }
 
-    /// Whether this model is loaded for texts of as many tokens.
-    pub(in crate::engine) fn embeds(&self, model: ModelId, longest: usize) -> bool {
-        let loaded = self.loaded.as_ref().filter(|loaded| loaded.model == model);
-        loaded.and_then(|loaded| loaded.embeds).is_some_and(|tokens| longest <= tokens)
+    /// Whether the model that answers is loaded for texts of as many tokens.
+    pub(in crate::engine) fn embeds(&self, longest: usize) -> bool {
+        let tokens = self.loaded.as_ref().and_then(|loaded| loaded.embeds);
+        tokens.is_some_and(|tokens| longest <= tokens)
     }
 
     /// The engine that answers, from now on.
